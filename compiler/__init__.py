@@ -1,0 +1,1 @@
+"""Checked program to plan: dataflow graph, fusion, kernel IR, native code."""

@@ -1,0 +1,1 @@
+"""Text to checked program: syntax, types, dimensions, diagnostics."""

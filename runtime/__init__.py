@@ -1,0 +1,1 @@
+"""Plans and arrays to arrays: loading, buffers, threads, calls."""
