@@ -1,0 +1,263 @@
+"""Weights files: the tensors' names, dtypes and shapes, and arrays mapped from the file on demand.
+
+Reads `.safetensors` (with a bounded header parser of our own: the file may be hostile) and NumPy's
+`.npz`. Only headers are read when a file is opened; tensor bytes are mapped when asked for.
+"""
+
+import ast
+import json
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from . import dtypes
+from .dtypes import DType
+
+MAX_HEADER_BYTES = 100_000_000
+"""The largest safetensors header that is accepted. Source: the safetensors format, `MAX_HEADER_SIZE`."""
+MAX_RANK = 64
+MAX_BYTES = 1 << 62
+_NPY_HEADER_BYTES = 1 << 16
+
+_SAFETENSORS_DTYPES = {
+    "F64": "f64",
+    "F32": "f32",
+    "F16": "f16",
+    "BF16": "bf16",
+    "F8_E4M3": "f8e4m3",
+    "F8_E5M2": "f8e5m2",
+    "I64": "i64",
+    "I32": "i32",
+    "I16": "i16",
+    "I8": "i8",
+    "U8": "u8",
+    "BOOL": "bool",
+}
+_NUMPY_DTYPES = {
+    "f8": "f64",
+    "f4": "f32",
+    "f2": "f16",
+    "i8": "i64",
+    "i4": "i32",
+    "i2": "i16",
+    "i1": "i8",
+    "u1": "u8",
+    "b1": "bool",
+}
+
+
+class WeightsError(Exception):
+    """A weights file that cannot be read: missing, damaged, or of a kind that is not known."""
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One tensor of a file: what it is and, unless compressed, where its bytes lie."""
+
+    key: str
+    dtype: DType | None
+    stored_dtype: str
+    shape: tuple[int, ...]
+    offset: int | None
+    size_bytes: int
+    fortran: bool = False
+    big_endian: bool = False
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """An opened weights file: headers by key in the file's order; arrays are mapped on demand."""
+
+    path: Path
+    tensors: dict[str, TensorHeader]
+
+    def headers(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
+        """The dtype and shape of every tensor whose dtype the language knows."""
+        known = self.tensors.values()
+        return {t.key: (t.dtype, t.shape) for t in known if t.dtype is not None}
+
+    def array(self, key: str) -> np.ndarray[Any, Any]:
+        """The tensor `key` as a read-only array; mapped from the file, or read where compressed."""
+        header = self.tensors.get(key)
+        if header is None:
+            raise WeightsError(f"{self.path} has no tensor `{key}`")
+        if header.dtype is None:
+            raise WeightsError(f"`{key}` has dtype {header.stored_dtype}, which is not supported")
+        if header.offset is None:
+            return self._read_compressed(header)
+        dtype = header.dtype.numpy
+        if header.big_endian:
+            dtype = dtype.newbyteorder(">")
+        if header.size_bytes == 0:
+            return np.zeros(header.shape, header.dtype.numpy)
+        raw = np.memmap(self.path, np.uint8, "r", header.offset, (header.size_bytes,))
+        order: Any = "F" if header.fortran else "C"
+        array = np.asarray(raw).view(dtype).reshape(header.shape, order=order)
+        return self._native(array, header)
+
+    def _read_compressed(self, header: TensorHeader) -> np.ndarray[Any, Any]:
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                return self._native(np.asarray(archive[header.key]), header)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise WeightsError(f"{self.path}: `{header.key}` is damaged: {error}") from error
+
+    @staticmethod
+    def _native(array: np.ndarray[Any, Any], header: TensorHeader) -> np.ndarray[Any, Any]:
+        if header.big_endian:
+            assert header.dtype is not None
+            array = array.astype(header.dtype.numpy)
+        array.flags.writeable = False
+        return array
+
+
+def open_weights(path: str | Path) -> WeightsFile:
+    """The weights file at `path`, by its extension. Raises: WeightsError, in words for the user."""
+    path = Path(path)
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise WeightsError(f"`{path.name}` is neither .safetensors nor .npz")
+    try:
+        with path.open("rb") as file:
+            tensors = reader(file, path.stat().st_size)
+    except FileNotFoundError as error:
+        raise WeightsError(f"there is no file `{path}`") from error
+    except OSError as error:
+        raise WeightsError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError, zipfile.BadZipFile, struct.error, EOFError,
+            NotImplementedError, RuntimeError, SyntaxError, MemoryError) as error:
+        raise WeightsError(f"`{path}` is damaged: {error}") from error
+    return WeightsFile(path, {tensor.key: tensor for tensor in tensors})
+
+
+def _checked_size(key: str, shape: tuple[int, ...], itemsize: int) -> int:
+    """The bytes that `shape` takes; never a number that overflows 64 bits."""
+    if len(shape) > MAX_RANK:
+        raise ValueError(f"`{key}` has {len(shape)} dimensions")
+    size = itemsize
+    for extent in shape:
+        if type(extent) is not int or not 0 <= extent < MAX_BYTES:
+            raise ValueError(f"`{key}` has an invalid shape")
+        size *= extent
+        if size > MAX_BYTES:
+            raise ValueError(f"`{key}` has an impossible size")
+    return size
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("the header names a tensor twice")
+    return entries
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"the header holds {text}")
+
+
+def _read_safetensors(file: IO[bytes], size_bytes: int) -> list[TensorHeader]:
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise ValueError("it is shorter than a header")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER_BYTES or length > size_bytes - 8:
+        raise ValueError(f"its header claims {length} bytes")
+    text = file.read(length).decode("utf-8")
+    header = json.loads(
+        text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant
+    )
+    if not isinstance(header, dict):
+        raise ValueError("its header is not an object")
+    data_start = 8 + length
+    tensors = [
+        _safetensors_entry(key, entry, data_start, size_bytes)
+        for key, entry in header.items()
+        if key != "__metadata__"
+    ]
+    covered = 0
+    for tensor in sorted(tensors, key=lambda t: (t.offset or 0, t.size_bytes)):
+        if tensor.offset != data_start + covered:
+            raise ValueError(f"`{tensor.key}` overlaps another tensor or leaves a hole")
+        covered += tensor.size_bytes
+    if data_start + covered != size_bytes:
+        raise ValueError("its data is longer or shorter than the tensors of the header")
+    return tensors
+
+
+def _safetensors_entry(key: str, entry: Any, data_start: int, size_bytes: int) -> TensorHeader:
+    if not isinstance(entry, dict):
+        raise ValueError(f"the entry of `{key}` is not an object")
+    stored = entry.get("dtype")
+    shape = entry.get("shape")
+    offsets = entry.get("data_offsets")
+    if not isinstance(stored, str) or not isinstance(shape, list) or not isinstance(offsets, list):
+        raise ValueError(f"the entry of `{key}` lacks a dtype, a shape or offsets")
+    if len(offsets) != 2 or any(type(o) is not int for o in offsets):
+        raise ValueError(f"the offsets of `{key}` are invalid")
+    begin, end = offsets
+    if not 0 <= begin <= end <= size_bytes - data_start:
+        raise ValueError(f"the offsets of `{key}` leave the file")
+    name = _SAFETENSORS_DTYPES.get(stored)
+    dtype = dtypes.DTYPES[name] if name else None
+    size = _checked_size(key, tuple(shape), dtype.itemsize if dtype else 1)
+    if dtype is not None and size != end - begin:
+        raise ValueError(f"`{key}` takes {size} bytes and its offsets span {end - begin}")
+    return TensorHeader(key, dtype, stored, tuple(shape), data_start + begin, end - begin)
+
+
+def _read_npz(file: IO[bytes], size_bytes: int) -> list[TensorHeader]:
+    tensors = []
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            if info.filename.endswith(".npy"):
+                tensors.append(_npz_entry(archive, info, file, size_bytes))
+    return tensors
+
+
+def _npz_entry(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: IO[bytes], size_bytes: int
+) -> TensorHeader:
+    key = info.filename.removesuffix(".npy")
+    with archive.open(info) as member:
+        start, description = _npy_header(key, member)
+    stored, fortran, shape = description
+    name = _NUMPY_DTYPES.get(stored[1:])
+    dtype = dtypes.DTYPES[name] if name else None
+    size = _checked_size(key, shape, dtype.itemsize if dtype else 1)
+    if dtype is not None and start + size != info.file_size:
+        raise ValueError(f"`{key}` takes {size} bytes and {info.file_size - start} are stored")
+    offset: int | None = None
+    if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
+        file.seek(info.header_offset + 26)
+        name_length, extra_length = struct.unpack("<HH", file.read(4))
+        offset = info.header_offset + 30 + name_length + extra_length + start
+        if dtype is not None and offset + size > size_bytes:
+            raise ValueError(f"`{key}` leaves the file")
+    big_endian = stored.startswith(">")
+    return TensorHeader(key, dtype, stored, shape, offset, size, fortran, big_endian)
+
+
+def _npy_header(key: str, member: IO[bytes]) -> tuple[int, tuple[str, bool, tuple[int, ...]]]:
+    """Where the data begins and (dtype, Fortran order, shape). Source: NumPy's `npy` format."""
+    magic = member.read(8)
+    if magic[:6] != b"\x93NUMPY" or magic[6] not in (1, 2, 3):
+        raise ValueError(f"`{key}` is not an array")
+    width, code = (2, "<H") if magic[6] == 1 else (4, "<I")
+    (length,) = struct.unpack(code, member.read(width))
+    if length > _NPY_HEADER_BYTES:
+        raise ValueError(f"the header of `{key}` claims {length} bytes")
+    text = member.read(length).decode("utf-8" if magic[6] == 3 else "latin-1")
+    header = ast.literal_eval(text.strip())
+    if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
+        raise ValueError(f"the header of `{key}` is invalid")
+    stored, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
+    if not isinstance(stored, str):
+        stored = "struct"
+    if not isinstance(fortran, bool) or not isinstance(shape, tuple):
+        raise ValueError(f"the header of `{key}` is invalid")
+    return 8 + width + length, (stored, fortran, shape)
