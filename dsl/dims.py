@@ -9,7 +9,7 @@ bounds. Floor division and remainder are Python's; by zero they are 0.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias, Union
@@ -364,29 +364,22 @@ class Facts:
     def bounds(self, expr: IntLike) -> tuple[int | None, int | None]:
         """The least and greatest value that can be proved; None where there is no bound."""
         expr = as_expr(expr)
-        return self._extreme(expr, False, 0), self._extreme(expr, True, 0)
-
-    def _extreme(self, expr: Expr, upper: bool, depth: int) -> int | None:
-        """A bound by eliminating symbols with symbolic bounds first, then by intervals."""
-        plain = self._interval(expr, depth)[upper]
-        if depth > 6:
-            return plain
-        best = plain
+        low, high = self._interval(expr, 0)
         for name in sorted(expr.symbols(), reverse=True):
-            low, high = self.ranges.get(name, (0, None))
-            slope = expr.coefficient(name)
-            if slope is None or not slope.terms:
-                continue
-            sign = self._sign(slope)
-            if sign is None:
-                continue
-            end = high if (sign > 0) == upper else low
-            if end is None or as_expr(end).as_int() is not None:
-                continue
-            value = self._extreme(expr.substitute({name: end}), upper, depth + 1)
-            if value is not None and (best is None or (value < best) == upper):
-                best = value
-        return best
+            for end in self.ranges.get(name, (0, None)):
+                if end is None or as_expr(end).as_int() is not None:
+                    continue
+                slope = expr.coefficient(name)
+                sign = self._sign(slope) if slope is not None and slope.terms else None
+                if sign is None:
+                    continue
+                a, b = self.bounds(expr.substitute({name: end}))
+                is_upper = end is self.ranges[name][1]
+                if is_upper == (sign > 0):
+                    high = b if high is None or (b is not None and b < high) else high
+                else:
+                    low = a if low is None or (a is not None and a > low) else low
+        return low, high
 
     def _sign(self, expr: Expr) -> int | None:
         low, high = self._interval(expr, 0)
@@ -443,49 +436,59 @@ class Facts:
 
     def is_nonneg(self, expr: IntLike) -> bool:
         """Whether it is proved to be at least 0."""
-        expr = as_expr(expr)
-        low = self._extreme(expr, False, 0)
+        return self._prove_nonneg(as_expr(expr), 5)
+
+    def _prove_nonneg(self, expr: Expr, fuel: int) -> bool:
+        """Intervals first; then any one atom is replaced by its worst case, and again."""
+        low = self._interval(expr, 0)[0]
         if low is not None and low >= 0:
             return True
-        return self._nonneg_by_division(expr)
-
-    def _nonneg_by_division(self, expr: Expr, depth: int = 0) -> bool:
-        """Replaces k*(a // b) by its bounds: b*(a//b) lies in (a - b, a] for b > 0."""
-        if depth > 3:
+        if fuel == 0:
             return False
-        for monomial, coefficient in expr.terms:
-            for atom, power in monomial:
-                if power != 1:
-                    continue
-                if atom.kind in ("min", "max"):
-                    slope = Expr((((tuple(p for p in monomial if p[0] != atom)), coefficient),))
-                    rest = expr - Expr(((monomial, coefficient),))
-                    options = [rest + slope * arg for arg in atom.args]
-                    sign = self._sign(slope)
-                    if sign is None:
-                        continue
-                    need_all = (atom.kind == "min") == (sign > 0)
-                    results = [self._quick_nonneg(o, depth + 1) for o in options]
-                    if all(results) or (any(results) and not need_all):
-                        return True
-                if atom.kind != "//" or not self.is_positive(atom.args[1]):
-                    continue
-                a, b = atom.args
-                others = tuple(p for p in monomial if p[0] != atom)
-                slope, remainder = _divide(Expr(((others, coefficient),)), b)
-                if remainder.terms or not slope.terms:
-                    continue
-                rest = expr - Expr(((monomial, coefficient),))
-                if self._sign(slope) == -1:
-                    if self._quick_nonneg(rest + slope * a, depth + 1):
-                        return True
-                elif self._quick_nonneg(rest + slope * (a - b + 1), depth + 1):
-                    return True
+        for cases in self._worst_cases(expr):
+            if all(self._prove_nonneg(case, fuel - 1) for case in cases):
+                return True
         return False
 
-    def _quick_nonneg(self, expr: Expr, depth: int) -> bool:
-        low = self._extreme(expr, False, 1)
-        return (low is not None and low >= 0) or self._nonneg_by_division(expr, depth)
+    def _worst_cases(self, expr: Expr) -> Iterator[list[Expr]]:
+        """Lists of expressions: where all of one list are not negative, neither is `expr`."""
+        for name in sorted(expr.symbols(), reverse=True):
+            low, high = self.ranges.get(name, (0, None))
+            slope = expr.coefficient(name)
+            sign = self._sign(slope) if slope is not None and slope.terms else None
+            if sign is not None:
+                end = low if sign > 0 else high
+                if end is not None and as_expr(end).as_int() is None:
+                    yield [expr.substitute({name: end})]
+        for monomial, coefficient in expr.terms:
+            for atom, power in monomial:
+                if power != 1 or atom.kind == "sym":
+                    continue
+                slope = Expr(((tuple(p for p in monomial if p[0] != atom), coefficient),))
+                sign = self._sign(slope)
+                if sign is not None:
+                    rest = expr - Expr(((monomial, coefficient),))
+                    yield from self._worst_of_function(atom, slope, rest, sign)
+
+    def _worst_of_function(
+        self, atom: Atom, slope: Expr, rest: Expr, sign: int
+    ) -> Iterator[list[Expr]]:
+        a, b = atom.args
+        if atom.kind in ("min", "max"):
+            options = [rest + slope * arg for arg in atom.args]
+            if (atom.kind == "min") == (sign > 0):
+                yield options
+            else:
+                yield from ([option] for option in options)
+        elif atom.kind == "//" and self._sign(b - 1) == 1:
+            # a - b + 1 <= b * (a // b) <= a for b >= 1
+            scaled, remainder = _divide(slope, b)
+            if scaled.terms and not remainder.terms:
+                yield [rest + scaled * (a if sign < 0 else a - b + 1)]
+            if sign > 0 and self._interval(a, 0)[0] == 0:
+                yield [rest]
+        elif atom.kind == "%" and self._sign(b - 1) == 1:
+            yield [rest + slope * (b - 1)] if sign < 0 else [rest]
 
     def is_positive(self, expr: IntLike) -> bool:
         """Whether it is proved to be at least 1."""
