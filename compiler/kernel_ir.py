@@ -1,0 +1,237 @@
+"""Kernel IR: one kernel as loops, scalar values, loads and stores; what every backend prints.
+
+Values are pure and hash-consed by value: equal values are equal objects, and a backend computes
+each once per scope. Index values are i64. 16- and 8-bit floats are converted to f32 by loads and
+rounded by stores. Statements run in order; the outermost `parallel` indices run in any order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dtypes import I64, DType
+
+
+@dataclass(frozen=True)
+class Const:
+    """A number of a compute dtype."""
+
+    value: float | int | bool
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Index:
+    """The i64 value of an expression over loop indices and dimensions."""
+
+    expr: Expr
+
+    @property
+    def dtype(self) -> DType:
+        return I64
+
+
+@dataclass(frozen=True)
+class Load:
+    """An element of a buffer, in its compute dtype; `fill` unless every guard (bool) holds.
+
+    Indices are in bounds wherever the guards hold. Nothing is read where they do not.
+    """
+
+    buffer: str
+    indices: tuple[Value, ...]
+    stored: DType
+    guard: tuple[Value, ...] = ()
+    fill: float | int | bool = 0
+
+    @property
+    def dtype(self) -> DType:
+        return self.stored.compute
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.buffer, self.indices, self.guard))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@dataclass(frozen=True)
+class Op:
+    """A scalar function of `compiler.scalar`; `cast` converts to `dtype`, `round_to` rounds.
+
+    `round_to` (argument and result f32) rounds to the storage dtype `to` and back.
+    """
+
+    fn: str
+    args: tuple[Value, ...]
+    dtype: DType
+    to: DType | None = None
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.fn, self.args, self.dtype, self.to))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@dataclass(frozen=True)
+class Local:
+    """A scalar bound by Let or Fold."""
+
+    name: str
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A position read from data: negative counts from the end of `extent`.
+
+    One that is still out of range is noted in the status (site + 1 and the value, the first
+    wins) and becomes 0.
+    """
+
+    value: Value
+    extent: Expr
+    site: int
+
+    @property
+    def dtype(self) -> DType:
+        return I64
+
+
+Value: TypeAlias = Const | Index | Load | Op | Local | Checked
+
+
+@dataclass(frozen=True)
+class Let:
+    """Binds a scalar for the statements after it in this block."""
+
+    name: str
+    value: Value
+
+
+@dataclass(frozen=True)
+class Store:
+    """Writes one element, rounded to the buffer's dtype."""
+
+    buffer: str
+    indices: tuple[Value, ...]
+    value: Value
+
+
+@dataclass(frozen=True)
+class For:
+    """index from lo while below hi. `vector` promises that iterations are independent."""
+
+    index: str
+    lo: Expr
+    hi: Expr
+    body: tuple[Statement, ...]
+    vector: bool = False
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Binds `name` to the reduction of `value` over the nest of `loops` (index, extent).
+
+    kind is sum, prod, max, min, any, all, argmax or argmin; the arg forms bind the row-major
+    position (i64) of the first extreme; NaN counts as the extreme. Nothing gives the identity:
+    0, 1, lowest, highest, false, true. A sum or product may be reassociated. `dtype` is the
+    accumulator's.
+    """
+
+    name: str
+    kind: str
+    loops: tuple[tuple[str, Expr], ...]
+    value: Value
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Alloc:
+    """Scratch of this thread until the kernel ends, row-major, 64-byte aligned."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class If:
+    """Runs the body where the condition (bool) holds."""
+
+    condition: Value
+    body: tuple[Statement, ...]
+
+
+@dataclass(frozen=True)
+class TileProduct:
+    """The matmul micro-kernel: dst[r, c] (=|+=) sum over k of a[r, k] * panel[k, c].
+
+    r < `rows` (at most `mr`), c < `nr`, k < `depth`. Offsets are in elements from the start of
+    each buffer. `a`: row stride `a_row`, column stride `a_col`. `panel`: [depth][nr] contiguous,
+    64-byte aligned at its offset. `dst`: row stride `dst_row`, whole rows of nr are written.
+    All three buffers have the same dtype, f32 or f64.
+    """
+
+    dst: str
+    dst_offset: Expr
+    dst_row: Expr
+    a: str
+    a_offset: Expr
+    a_row: Expr
+    a_col: Expr
+    panel: str
+    panel_offset: Expr
+    rows: Expr
+    depth: Expr
+    mr: int
+    nr: int
+    accumulate: bool = False
+
+
+@dataclass(frozen=True)
+class SortRow:
+    """Sorts `count` scratch elements of `keys` in place, stably, and `order` (i64) with them.
+
+    NaN goes last, as NumPy's ascending sort puts it; first if descending. `order` is written
+    with 0, 1, ... before sorting by this statement.
+    """
+
+    keys: str
+    order: str
+    count: Expr
+    descending: bool
+
+
+Statement: TypeAlias = Let | Store | For | Fold | Alloc | If | TileProduct | SortRow
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A parameter of a kernel: contiguous, row-major; `mode` is in, out or inout."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Expr, ...]
+    mode: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel: its buffers and dimensions in ABI order, and the body of one parallel step.
+
+    The parallel indices (name, extent) run row-major as one flattened range.
+    """
+
+    name: str
+    buffers: tuple[Buffer, ...]
+    dims: tuple[str, ...]
+    parallel: tuple[tuple[str, Expr], ...]
+    body: tuple[Statement, ...]
+    label: str = field(default="", compare=False)
