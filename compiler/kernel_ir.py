@@ -173,7 +173,9 @@ class If:
 class TileProduct:
     """The matmul micro-kernel: dst[r, c] (=|+=) sum over k of a[r, k] * panel[k, c].
 
-    r < `rows` (at most `mr`), c < `nr`, k < `depth`. Offsets are in elements from the start of
+    r < `rows` (at most `mr`, which may be many register tiles: the backend cuts it into tiles that
+    fit its registers, the last one partial), c < `nr` (48: three AVX-512 vectors, or 2 x 3 AVX2
+    ones in two passes), k < `depth`. Offsets are in elements from the start of
     each buffer. `a`: row stride `a_row`, column stride `a_col`. `panel`: [depth][nr] contiguous,
     64-byte aligned at its offset. `dst`: row stride `dst_row`, whole rows of nr are written.
     All three buffers have the same dtype, f32 or f64.
