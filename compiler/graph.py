@@ -140,9 +140,27 @@ class Scatter:
     axis: int
 
 
+@dataclass(frozen=True)
+class Contract:
+    """A matrix product: operands a and panels, both f32 or f64.
+
+    `batch`, `rows`, `columns` are the result's axes; `depth` the length of the sum. Row m (flat)
+    of the matrix starts at element `base + m * row_stride` of `a` and is contiguous; `base` is
+    over the result's symbols i0, i1... of the batch axes. `panels` is
+    [batch..., ceil(columns / 48), depth, 48], zero-padded.
+    """
+
+    batch: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    depth: Expr
+    base: Expr
+    row_stride: Expr
+
+
 Primitive: TypeAlias = (
     Input | Weight | Constant | Scalar | Map | Reduce | View | Gather | Position | Concat | Scan
-    | Sort | Scatter
+    | Sort | Scatter | Contract
 )  # fmt: skip
 
 

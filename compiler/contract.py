@@ -1,0 +1,228 @@
+"""Finds matrix products: sums of a product whose factors depend on different axes.
+
+Whatever was written (`@`, index notation, a convolution), the sum over K of u * v where u alone
+varies along M, v alone along N, becomes one `Contract` of a strided matrix and packed panels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stagefuse.dsl.dims import Expr, Facts, const, floordiv, sym
+from stagefuse.dsl.dtypes import F32, F64
+
+from .graph import (
+    Builder,
+    Contract,
+    Graph,
+    Map,
+    Node,
+    Reduce,
+    Ref,
+    View,
+    flatten_index,
+    split_index,
+)
+
+PANEL = 48
+"""Columns of a packed panel: three AVX-512 vectors of f32, six of AVX2."""
+NARROW = 12
+"""Products with fewer columns than this are plain reductions: a panel would be mostly padding."""
+
+
+def rebuild(graph: Graph) -> Graph:
+    """The graph with chains of views folded into one and products found; meaning unchanged."""
+    builder = Builder(graph.facts)
+    new: dict[Ref, Ref] = {}
+    for node in graph.nodes.values():
+        operands = [new[ref] for ref in node.operands]
+        with builder.at(node.span, node.stack, node.label):
+            made = _fold_views(builder, node, operands) or _product(builder, node, operands)
+            made = made or builder.add(node.primitive, operands, node.types)
+        new.update({Ref(node.id, i): ref for i, ref in enumerate(made)})
+    builder.graph.results = tuple(new[ref] for ref in graph.results)
+    return builder.graph.live()
+
+
+def _fold_views(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...] | None:
+    """view(view(x)) is one view, where at most one of them pads or both pad with one value."""
+    outer = node.primitive
+    if not isinstance(outer, View):
+        return None
+    below = b.graph.nodes[operands[0].node]
+    inner = below.primitive
+    if not isinstance(inner, View):
+        return None
+    if inner.guard and outer.guard and inner.fill != outer.fill:
+        return None
+    at = dict(zip(inner.symbols, outer.indices, strict=True))
+    facts = b.ranges(outer.symbols, node.type.shape)
+    # A guarded map may leave the inner symbols' ranges, under which inner maps were simplified.
+    indices = tuple(facts.simplify(e.substitute(at, None)) for e in inner.indices)
+    guard = tuple(g.substitute(at, None) for g in inner.guard)
+    guards = tuple(g for g in dict.fromkeys((*outer.guard, *guard)) if not facts.is_nonneg(g))
+    fill = outer.fill if outer.guard else inner.fill
+    merged = View(outer.symbols, indices, guards, fill)
+    return b.add(merged, below.operands, node.types)
+
+
+def _axes(b: Builder, ref: Ref) -> frozenset[int]:
+    """The axes of the domain along which a factor varies."""
+    node = b.graph.nodes[ref.node]
+    if isinstance(node.primitive, View):
+        used = frozenset[str]().union(
+            *(e.symbols() for e in (*node.primitive.indices, *node.primitive.guard))
+        )
+        return frozenset(n for n, s in enumerate(node.primitive.symbols) if s in used)
+    return frozenset(n for n, d in enumerate(node.type.shape) if d.as_int() != 1)
+
+
+def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...] | None:
+    reduce = node.primitive
+    if not isinstance(reduce, Reduce) or reduce.kind != "sum" or not node.type.dtype.is_float:
+        return None
+    below = b.graph.nodes[operands[0].node]
+    if below.primitive != Map("mul") or below.type.dtype != node.type.dtype:
+        return None
+    domain = below.type.shape
+    u, v = below.operands
+    k = tuple(a for a in reduce.axes if domain[a].as_int() != 1)
+    if not k or any(domain[a].as_int() == 0 for a in k):
+        return None
+    outer = [a for a in range(len(domain)) if a not in reduce.axes]
+    last = next((a for a in reversed(outer) if domain[a].as_int() != 1), None)
+    if last is None:
+        return None
+    if last in _axes(b, u):
+        u, v = v, u
+    left, right = _axes(b, u), _axes(b, v)
+    if not (set(k) <= left & right) or last in left or last not in right:
+        return None
+    m = tuple(a for a in outer if a in left - right)
+    n = tuple(a for a in outer if a in right - left)
+    batch = tuple(a for a in outer if a in left & right)
+    if not m or not n:
+        return None
+    columns = _total(domain, n)
+    narrow = columns.as_int()
+    if narrow is not None and narrow < NARROW:
+        return None
+    dtype = F64 if node.type.dtype == F64 else F32
+    panels = _pack(b, b.cast(v, dtype), domain, batch, n, k)
+    a, base, row = _matrix(b, b.cast(u, dtype), domain, batch, m, k)
+    where = {axis: place for place, axis in enumerate(outer)}
+    primitive = Contract(
+        tuple(where[x] for x in batch),
+        tuple(where[x] for x in m),
+        tuple(where[x] for x in n),
+        _total(domain, k),
+        base.substitute({f"i{x}": sym(f"i{where[x]}") for x in batch}),
+        row,
+    )
+    type = node.type.with_dtype(dtype)
+    (product,) = b.add(primitive, (a, panels), (type,))
+    return (b.cast(product, node.type.dtype),)
+
+
+def _total(domain: Sequence[Expr], axes: Sequence[int]) -> Expr:
+    total = const(1)
+    for axis in axes:
+        total = total * domain[axis]
+    return total
+
+
+def _split(
+    position: Expr, domain: Sequence[Expr], axes: Sequence[int], facts: Facts
+) -> dict[int, Expr]:
+    parts = split_index(position, [domain[a] for a in axes], facts)
+    return dict(zip(axes, parts, strict=True))
+
+
+def _pack(
+    b: Builder,
+    v: Ref,
+    domain: Sequence[Expr],
+    batch: Sequence[int],
+    n: Sequence[int],
+    k: Sequence[int],
+) -> Ref:
+    """The columns in panels: [batch..., panels, K, PANEL], the last one padded with zeros."""
+    columns, depth = _total(domain, n), _total(domain, k)
+    count = floordiv(columns + (PANEL - 1), PANEL, b.facts)
+    shape = [*(domain[x] for x in batch), count, depth, const(PANEL)]
+    names = b.symbols(len(shape))
+    facts = b.ranges(names, shape)
+
+    def place(*at: Expr) -> list[Expr]:
+        position = at[-3] * PANEL + at[-1]
+        inside = facts.with_ranges({}) if not at else facts
+        found: dict[int, Expr] = dict(zip(batch, at, strict=False))
+        found.update(_split(position, domain, n, inside))
+        found.update(_split(at[-2], domain, k, inside))
+        return [found.get(axis, const(0)) for axis in range(len(domain))]
+
+    return _view(
+        b, v, shape, place, lambda *at: [columns - 1 - (at[-3] * PANEL + at[-1])]
+    )
+
+
+def _view(b: Builder, x: Ref, shape: Sequence[Expr], place: object, guard: object) -> Ref:
+    """A view of x, folded into x if that is one."""
+    made = b.view(x, shape, place, guard)  # type: ignore[arg-type]
+    node = b.graph.nodes[made.node]
+    folded = _fold_views(b, node, node.operands) if made != x else None
+    return folded[0] if folded else made
+
+
+def _matrix(
+    b: Builder,
+    u: Ref,
+    domain: Sequence[Expr],
+    batch: Sequence[int],
+    m: Sequence[int],
+    k: Sequence[int],
+) -> tuple[Ref, Expr, Expr]:
+    """The rows as (tensor, offset of the batch, row stride): in place if its strides allow."""
+    node = b.graph.nodes[u.node]
+    symbols = b.symbols(len(domain))
+    if isinstance(node.primitive, View) and not node.primitive.guard:
+        source, indices = node.operands[0], node.primitive.indices
+    else:
+        source, indices = u, tuple(map(sym, symbols))
+    offset = flatten_index(indices, b.type(source).shape)
+    row, column = _stride(b, offset, domain, m), _stride(b, offset, domain, k)
+    rest = offset.substitute({f"i{a}": 0 for a in (*m, *k)})
+    others = {f"i{a}" for a in range(len(domain)) if a not in batch}
+    if row is not None and column == const(1) and not rest.symbols() & others:
+        return source, rest, row
+    rows, depth = _total(domain, m), _total(domain, k)
+    shape = [*(domain[x] for x in batch), rows, depth]
+    facts = b.ranges(b.symbols(len(shape)), shape)
+
+    def place(*at: Expr) -> list[Expr]:
+        found: dict[int, Expr] = dict(zip(batch, at, strict=False))
+        found.update(_split(at[-2], domain, m, facts))
+        found.update(_split(at[-1], domain, k, facts))
+        return [found.get(axis, const(0)) for axis in range(len(domain))]
+
+    dense = _view(b, u, shape, place, None)
+    base = flatten_index([sym(f"i{x}") for x in batch], shape[: len(batch)]) * rows * depth
+    return dense, base, depth
+
+
+def _stride(
+    b: Builder, offset: Expr, domain: Sequence[Expr], axes: Sequence[int]
+) -> Expr | None:
+    """The step of the row-major position over `axes`, if the offset is linear in it."""
+    step: Expr | None = None
+    for axis in reversed(axes):
+        slope = offset.coefficient(f"i{axis}")
+        if slope is None or any(s.startswith("i") and s[1:].isdigit() for s in slope.symbols()):
+            return None
+        if step is None:
+            step, expected = slope, slope * domain[axis]
+        elif not b.facts.prove_eq(slope, expected):
+            return None
+        else:
+            expected = slope * domain[axis]
+    return step

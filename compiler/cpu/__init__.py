@@ -1,0 +1,1 @@
+"""CPU code: kernel IR to LLVM IR to object code, vector math, the thread pool."""

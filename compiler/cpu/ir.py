@@ -1,0 +1,247 @@
+"""A small writer of LLVM IR text: typed values with operators, blocks, reuse of pure values.
+
+Equal pure instructions are written once per scope: `Code` remembers the text of what it wrote,
+and a scope (a loop body, a branch) forgets on leaving what was written inside it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias, Union
+
+FLOATS = ("half", "bfloat", "float", "double")
+BITS = {
+    "half": 16, "bfloat": 16, "float": 32, "double": 64,
+    "i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64,
+}  # fmt: skip
+
+Operand: TypeAlias = Union["Value", int, float]
+
+
+def integer_of(llvm_type: str) -> str:
+    """The integer type as wide as a type."""
+    return f"i{BITS[llvm_type]}"
+
+
+def constant_text(value: float | int, llvm_type: str) -> str:
+    """How LLVM writes a constant of a type; floats are rounded to it."""
+    if llvm_type == "i1":
+        return "true" if value else "false"
+    if llvm_type not in FLOATS:
+        bits = BITS[llvm_type]
+        wrapped = int(value) & ((1 << bits) - 1)
+        return str(wrapped - (1 << bits) if wrapped >> (bits - 1) else wrapped)
+    if llvm_type == "double":
+        return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
+    if llvm_type == "float":
+        single = round_to_single(float(value))
+        return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"
+    if llvm_type == "half":
+        return f"0xH{struct.unpack('<H', struct.pack('<e', value))[0]:04X}"
+    bits = struct.unpack("<I", struct.pack("<f", round_to_single(float(value))))[0]
+    bits += 0x7FFF + (bits >> 16 & 1) if value == value else 0
+    return f"0xR{bits >> 16:04X}"
+
+
+def round_to_single(value: float) -> float:
+    """The f32 nearest to a number; beyond the range an infinity."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of LLVM: its name or constant text, its type, and the code it was written into."""
+
+    code: Code
+    text: str
+    type: str
+
+    @property
+    def is_float(self) -> bool:
+        return self.type in FLOATS
+
+    def _binary(self, other: Operand, float_op: str, int_op: str, swap: bool = False) -> Value:
+        right = self.code.operand(other, self.type)
+        a, b = (right, self) if swap else (self, right)
+        if self.is_float:
+            return self.code.pure(f"{float_op}{self.code.flags} {self.type} {a.text}, {b.text}",
+                                  self.type)  # fmt: skip
+        return self.code.pure(f"{int_op} {self.type} {a.text}, {b.text}", self.type)
+
+    def __add__(self, other: Operand) -> Value:
+        return self._binary(other, "fadd", "add")
+
+    def __radd__(self, other: Operand) -> Value:
+        return self._binary(other, "fadd", "add", swap=True)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self._binary(other, "fsub", "sub")
+
+    def __rsub__(self, other: Operand) -> Value:
+        return self._binary(other, "fsub", "sub", swap=True)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self._binary(other, "fmul", "mul")
+
+    def __rmul__(self, other: Operand) -> Value:
+        return self._binary(other, "fmul", "mul", swap=True)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self._binary(other, "fdiv", "sdiv")
+
+    def __rtruediv__(self, other: Operand) -> Value:
+        return self._binary(other, "fdiv", "sdiv", swap=True)
+
+    def __neg__(self) -> Value:
+        if self.is_float:
+            return self.code.pure(f"fneg {self.type} {self.text}", self.type)
+        return 0 - self
+
+    def __and__(self, other: Operand) -> Value:
+        return self._binary(other, "", "and")
+
+    def __or__(self, other: Operand) -> Value:
+        return self._binary(other, "", "or")
+
+    def __xor__(self, other: Operand) -> Value:
+        return self._binary(other, "", "xor")
+
+    def shl(self, other: Operand) -> Value:
+        return self._binary(other, "", "shl")
+
+    def lshr(self, other: Operand) -> Value:
+        return self._binary(other, "", "lshr")
+
+    def ashr(self, other: Operand) -> Value:
+        return self._binary(other, "", "ashr")
+
+    def compare(self, relation: str, other: Operand, unsigned: bool = False) -> Value:
+        """Relation eq ne lt le gt ge; on floats false on NaN, but for ne."""
+        right = self.code.operand(other, self.type)
+        if self.is_float:
+            word = f"fcmp {'une' if relation == 'ne' else 'o' + relation}"
+        elif relation in ("eq", "ne"):
+            word = f"icmp {relation}"
+        else:
+            word = f"icmp {'u' if unsigned or self.type == 'i1' else 's'}{relation}"
+        return self.code.pure(f"{word} {self.type} {self.text}, {right.text}", "i1")
+
+    def select(self, yes: Value, no: Operand) -> Value:
+        """This bit chooses between two values."""
+        other = self.code.operand(no, yes.type)
+        if self.text in ("true", "false"):
+            return yes if self.text == "true" else other
+        return self.code.pure(
+            f"select i1 {self.text}, {yes.type} {yes.text}, {yes.type} {other.text}", yes.type
+        )
+
+    def to(self, word: str, llvm_type: str) -> Value:
+        """A conversion instruction such as fpext, trunc, bitcast."""
+        if self.type == llvm_type:
+            return self
+        return self.code.pure(f"{word} {self.type} {self.text} to {llvm_type}", llvm_type)
+
+    def bits(self) -> Value:
+        """The bit pattern as an integer."""
+        return self.to("bitcast", integer_of(self.type))
+
+    def as_float(self, llvm_type: str) -> Value:
+        """The float with this bit pattern."""
+        return self.to("bitcast", llvm_type)
+
+    def is_nan(self) -> Value:
+        return self.code.pure(f"fcmp uno {self.type} {self.text}, {self.text}", "i1")
+
+
+class Code:
+    """The text of one function being written."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.flags = ""  # fast-math flags of arithmetic, with a leading space
+        self.block = "entry"
+        self._count = 0
+        self._labels = 0
+        self._scopes: list[dict[str, Value]] = [{}]
+
+    def fresh(self, hint: str = "v") -> str:
+        self._count += 1
+        return f"%{hint}{self._count}"
+
+    def label(self, hint: str) -> str:
+        self._labels += 1
+        return f"{hint}{self._labels}"
+
+    def line(self, text: str) -> None:
+        self.lines.append(f"  {text}")
+
+    def start(self, label: str) -> None:
+        """Begin a block."""
+        self.lines.append(f"{label}:")
+        self.block = label
+
+    def branch(self, label: str) -> None:
+        self.line(f"br label %{label}")
+
+    def branch_if(self, condition: Value, yes: str, no: str, metadata: str = "") -> None:
+        self.line(f"br i1 {condition.text}, label %{yes}, label %{no}{metadata}")
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Pure values written inside are not reused after."""
+        self._scopes.append({})
+        try:
+            yield
+        finally:
+            self._scopes.pop()
+
+    def operand(self, value: Operand, llvm_type: str) -> Value:
+        return value if isinstance(value, Value) else self.const(value, llvm_type)
+
+    def const(self, value: float | int, llvm_type: str) -> Value:
+        return Value(self, constant_text(value, llvm_type), llvm_type)
+
+    def value(self, text: str, llvm_type: str) -> Value:
+        return Value(self, text, llvm_type)
+
+    def pure(self, text: str, llvm_type: str) -> Value:
+        """The result of an instruction without effects, written once per scope."""
+        for scope in reversed(self._scopes):
+            if text in scope:
+                return scope[text]
+        result = self.emit(text, llvm_type)
+        self._scopes[-1][text] = result
+        return result
+
+    def emit(self, text: str, llvm_type: str) -> Value:
+        """The result of an instruction that must be written here."""
+        name = self.fresh()
+        self.line(f"{name} = {text}")
+        return Value(self, name, llvm_type)
+
+    def call(self, name: str, llvm_type: str, *args: Value) -> Value:
+        """A call without effects."""
+        passed = ", ".join(f"{a.type} {a.text}" for a in args)
+        return self.pure(f"call {llvm_type} @{name}({passed})", llvm_type)
+
+    def intrinsic(self, name: str, *args: Value) -> Value:
+        """`llvm.name.fNN` on arguments of one type."""
+        kind = args[0].type
+        suffix = f"f{BITS[kind]}" if kind in FLOATS else kind
+        return self.call(f"llvm.{name}.{suffix}", kind, *args)
+
+    def fma(self, a: Value, b: Operand, c: Operand) -> Value:
+        return self.intrinsic("fma", a, self.operand(b, a.type), self.operand(c, a.type))
+
+    def polynomial(self, x: Value, coefficients: Sequence[float]) -> Value:
+        """Horner's rule; the lowest coefficient comes first."""
+        total = self.const(coefficients[-1], x.type)
+        for coefficient in reversed(coefficients[:-1]):
+            total = self.fma(total, x, coefficient)
+        return total
