@@ -1,0 +1,370 @@
+"""Decides which kernel computes each node: producers are pulled into the kernels of their users.
+
+Nodes are visited from the results back. A node whose users all sit in one kernel joins it when
+the rules below allow; otherwise it becomes the root of a kernel of its own, or a second result
+of a kernel that computes it anyway. What is not a root is never stored. Every decision keeps
+its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import networkx as nx
+
+from stagefuse.dsl.dims import Expr, const, sym
+
+from .graph import (
+    Concat,
+    Constant,
+    Contract,
+    Gather,
+    Graph,
+    Indirect,
+    Input,
+    Map,
+    Node,
+    Position,
+    Reduce,
+    Ref,
+    Scalar,
+    Scan,
+    Scatter,
+    Sort,
+    View,
+    Weight,
+)
+from .scalar import FUNCTIONS
+
+Access: TypeAlias = tuple[Expr, ...] | None  # None: at positions read from data
+SOURCES = (Input, Weight, Constant)
+FREE = (View, Position, Gather, Concat)
+CHEAP_FLOPS = 2
+ROW_LIMIT = 1 << 16
+"""Elements of a whole-tensor reduction that one thread may still handle with its users."""
+
+
+@dataclass
+class Group:
+    """A kernel to be: roots are stored, members computed inside; `domain` is the loop space."""
+
+    kind: str  # pointwise, row, contract, scan, sort, scatter
+    roots: list[Ref]
+    domain: tuple[Expr, ...]
+    members: set[int] = field(default_factory=set)
+    accesses: dict[int, list[Access]] = field(default_factory=dict)
+    row_axes: tuple[int, ...] | None = None
+    anchor: int | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Why a node was fused into a kernel, or was not."""
+
+    node: int
+    fused: bool
+    reason: str
+
+
+@dataclass
+class Partition:
+    """The kernels in an order in which each comes after what it reads."""
+
+    groups: list[Group]
+    decisions: list[Decision]
+
+
+def is_free(node: Node) -> bool:
+    """Whether a node is only an index map: it is computed again wherever it is read."""
+    return isinstance(node.primitive, FREE)
+
+
+def flops(node: Node) -> int:
+    """Arithmetic per element, as the scalar table counts it."""
+    return FUNCTIONS[node.primitive.fn].flops if isinstance(node.primitive, Map) else 0
+
+
+def partition(graph: Graph) -> Partition:
+    """The kernels of a graph."""
+    return _Partitioner(graph).run()
+
+
+class _Partitioner:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.uses = graph.uses()
+        self.groups: list[Group] = []
+        self.of: dict[int, list[Group]] = {}  # the kernels that compute a node
+        self.decisions: list[Decision] = []
+        self.stored: set[Ref] = set()
+
+    def run(self) -> Partition:
+        for node in reversed(list(self.graph.nodes.values())):
+            self.of[node.id] = []
+            if not isinstance(node.primitive, SOURCES):
+                self._place(node)
+        ordered = self._ordered()
+        return Partition(ordered, self.decisions[::-1])
+
+    # Placing one node
+
+    def _place(self, node: Node) -> None:
+        refs = [Ref(node.id, i) for i in range(len(node.types))]
+        users = [u for ref in refs for u in self.uses.get(ref, [])]
+        groups: list[Group] = []
+        for user in users:
+            groups.extend(g for g in self.of[user] if g not in groups)
+        result = any(ref in self.graph.results for ref in refs)
+        demanded = any(self._must_store(user, node.id) for user in users)
+        if not groups and not result:
+            return
+        if isinstance(node.primitive, Scalar) and not result:
+            return self._join(node, groups)
+        if is_free(node) and not result and not demanded and self._free_fits(node, groups):
+            return self._join(node, groups)
+        if len(groups) == 1 and not result and not demanded:
+            reason = self._refusal(node, groups[0])
+            if reason is None:
+                self._say(node, True, self._why(node, groups[0]))
+                return self._join(node, groups)
+            self._say(node, False, reason)
+        elif groups and isinstance(node.primitive, Map | Reduce):
+            second = self._second_result(node, groups, demanded)
+            if second is not None:
+                second.roots.append(Ref(node.id))
+                self._say(node, True, "computed in this kernel and stored for the others")
+                return self._join(node, [second])
+            self._say(node, False, "several kernels or the caller need the whole of it")
+        self._root(node)
+
+    def _must_store(self, user: int, node: int) -> bool:
+        """Whether a user reads this node from memory: products do, and data-ordered kernels."""
+        primitive = self.graph.nodes[user].primitive
+        return isinstance(primitive, Contract)
+
+    def _free_fits(self, node: Node, groups: list[Group]) -> bool:
+        if isinstance(node.primitive, Concat):
+            return len(groups) == 1 and groups[0].kind in ("pointwise", "row")
+        return True
+
+    def _join(self, node: Node, groups: Sequence[Group]) -> None:
+        self.of[node.id] = list(groups)
+        for group in groups:
+            group.members.add(node.id)
+            at = group.accesses.setdefault(node.id, [])
+            if Ref(node.id) in group.roots:
+                identity = tuple(sym(f"d{i}") for i in range(len(group.domain)))
+                full = node.type.shape == group.domain
+                access = identity if full else self._row_access(node, group)
+                if access not in at:
+                    at.insert(0, access)
+            if isinstance(node.primitive, Reduce) and group.kind == "pointwise":
+                group.kind = "row"
+                group.row_axes = self._inner_axes(group, at[0])
+            if isinstance(node.primitive, Contract):
+                group.kind, group.anchor = "contract", node.id
+            else:
+                self._push(node, group)
+
+    def _row_access(self, node: Node, group: Group) -> Access:
+        existing = group.accesses[node.id]
+        return existing[0] if existing else None
+
+    def _inner_axes(self, group: Group, access: Access) -> tuple[int, ...]:
+        used = {e.as_symbol() for e in access or ()}
+        return tuple(i for i in range(len(group.domain)) if f"d{i}" not in used)
+
+    def _push(self, node: Node, group: Group) -> None:
+        """Notes where the node's operands are read."""
+        for access in group.accesses[node.id]:
+            for place, ref in enumerate(node.operands):
+                at = self._operand_access(node, place, access)
+                known = group.accesses.setdefault(ref.node, [])
+                if at not in known:
+                    known.append(at)
+
+    def _operand_access(self, node: Node, place: int, access: Access) -> Access:
+        primitive = node.primitive
+        if isinstance(primitive, Map):
+            return access
+        if access is None:
+            return None
+        if isinstance(primitive, View):
+            at = dict(zip(primitive.symbols, access, strict=True))
+            return tuple(e.substitute(at, self.graph.facts) for e in primitive.indices)
+        if isinstance(primitive, Reduce):
+            kept = iter(access)
+            rank = len(access) + len(primitive.axes)
+            return tuple(
+                sym(f"f{a}") if a in primitive.axes else next(kept) for a in range(rank)
+            )
+        if isinstance(primitive, Gather):
+            at = dict(zip(primitive.symbols, access, strict=True))
+            if place == 0:
+                return None
+            for index in primitive.indices:
+                if isinstance(index, Indirect) and index.operand == place:
+                    return tuple(e.substitute(at, self.graph.facts) for e in index.indices)
+        return None
+
+    # Rules
+
+    def _refusal(self, node: Node, group: Group) -> str | None:
+        """Why a node may not be computed inside a kernel, or None if it may."""
+        primitive = node.primitive
+        accesses = group.accesses.get(node.id, [])
+        if isinstance(primitive, Map):
+            return self._map_refusal(node, group, accesses)
+        if isinstance(primitive, Reduce):
+            return self._reduce_refusal(node, group, accesses)
+        if isinstance(primitive, Contract):
+            return self._contract_refusal(node, group, accesses)
+        return "its elements depend on each other"
+
+    def _map_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
+        cheap = self._chain_flops(node) <= CHEAP_FLOPS
+        if cheap:
+            return None
+        if group.kind in ("scan", "sort", "scatter"):
+            return None if group.kind != "scatter" else "a scatter reads it by position"
+        last = len(group.domain) - 1
+        for access in accesses:
+            if access is None:
+                return "it is read at positions that depend on data"
+            if self._once(node, group, access):
+                continue
+            symbols = frozenset[str]().union(*(e.symbols() for e in access))
+            if any(s.startswith("f") for s in symbols) or f"d{last}" in symbols:
+                return "it would be computed again for every use"
+        plain = {tuple(str(e).replace("f", "d") for e in a) for a in accesses if a is not None}
+        if len(plain) > 1:
+            return "it is read at several places"
+        return None
+
+    def _chain_flops(self, node: Node) -> int:
+        """Arithmetic of a node and of what it would pull in through other maps."""
+        total, pending = 0, [node.id]
+        while pending and total <= CHEAP_FLOPS:
+            here = self.graph.nodes[pending.pop()]
+            if isinstance(here.primitive, Reduce | Contract | Scan | Sort | Scatter):
+                return CHEAP_FLOPS + 1
+            total += flops(here)
+            if isinstance(here.primitive, Map) or is_free(here):
+                pending.extend(ref.node for ref in here.operands)
+        return total
+
+    def _once(self, node: Node, group: Group, access: tuple[Expr, ...]) -> bool:
+        """Whether each element is computed once per pass: sizes agree and axes are distinct."""
+        names = [e.as_symbol() for e in access if e != const(0)]
+        if any(n is None for n in names) or len(set(names)) != len(names):
+            return self._same_size(node, group)
+        needed = {f"d{i}" for i, d in enumerate(group.domain) if d.as_int() != 1}
+        mapped = {str(n).replace("f", "d") for n in names}
+        return needed <= mapped or any(str(n).startswith("f") for n in names)
+
+    def _same_size(self, node: Node, group: Group) -> bool:
+        return _count(node.type.shape) == _count(group.domain)
+
+    def _reduce_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
+        if group.kind not in ("pointwise", "row"):
+            return f"a {group.kind} kernel holds no row reduction"
+        if len(accesses) != 1 or accesses[0] is None:
+            return "it is read at several places"
+        names = [e.as_symbol() for e in accesses[0] if e.as_int() != 0]
+        if any(n is None or not n.startswith("d") for n in names):
+            return "it would be computed again for every use"
+        if len(set(names)) != len(names):
+            return "it is read along a diagonal"
+        if len(names) != sum(d.as_int() != 1 for d in node.type.shape):
+            return "only a part of it is read"
+        inner = self._inner_axes(group, accesses[0])
+        if group.row_axes is not None and set(inner) != set(group.row_axes):
+            return "its rows run along other axes"
+        operand = self.graph.type(node.operands[0]).shape
+        rows = [d for i, d in enumerate(group.domain) if i not in inner and d.as_int() != 1]
+        size = self.graph.facts.bounds(_count(operand))[1]
+        if not rows and (size is None or size > ROW_LIMIT):
+            return "one thread would do all of it"
+        return None
+
+    def _contract_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
+        identity = tuple(sym(f"d{i}") for i in range(len(group.domain)))
+        if group.kind != "pointwise":
+            return f"a {group.kind} kernel holds no matrix product"
+        if node.type.shape != group.domain:
+            return "its tiles are not those of the result"
+        sizes = enumerate(group.domain)
+        plain = tuple(const(0) if d.as_int() == 1 else identity[i] for i, d in sizes)
+        if any(a not in (identity, plain) for a in accesses):
+            return "it is read in another order than it is computed"
+        return None
+
+    def _why(self, node: Node, group: Group) -> str:
+        if isinstance(node.primitive, Contract):
+            return "what follows works on its tiles while they are in cache"
+        if isinstance(node.primitive, Reduce):
+            return "its row is in cache when the users need the result"
+        return "each element is used where it is computed"
+
+    def _second_result(
+        self, node: Node, groups: list[Group], demanded: bool
+    ) -> Group | None:
+        """A kernel that can store this node besides its own result, without a cycle."""
+        for group in groups:
+            if group.kind not in ("pointwise", "row") or self._refusal(node, group):
+                continue
+            accesses = group.accesses.get(node.id, [])
+            if isinstance(node.primitive, Map):
+                identity = tuple(sym(f"d{i}") for i in range(len(group.domain)))
+                if node.type.shape != group.domain or identity not in accesses:
+                    continue
+            after: set[int] = set()
+            for other in groups:
+                if other is not group:
+                    after |= {r.node for r in other.roots} | other.members
+            for start in list(after):
+                after |= nx.descendants(self.graph.topology, start)
+            if not after & {r.node for r in group.roots}:
+                return group
+        return None
+
+    def _root(self, node: Node) -> None:
+        kind = {Contract: "contract", Scan: "scan", Sort: "sort", Scatter: "scatter"}.get(
+            type(node.primitive), "pointwise"
+        )
+        domain = node.type.shape
+        roots = [Ref(node.id, i) for i in range(len(node.types))]
+        group = Group("pointwise" if kind == "contract" else kind, roots, domain)
+        self.groups.append(group)
+        if kind in ("pointwise", "contract"):
+            group.accesses[node.id] = [tuple(sym(f"d{i}") for i in range(len(domain)))]
+        else:
+            group.accesses[node.id] = [None]
+            group.anchor = node.id
+        self._join(node, [group])
+
+    def _say(self, node: Node, fused: bool, reason: str) -> None:
+        self.decisions.append(Decision(node.id, fused, reason))
+
+    def _ordered(self) -> list[Group]:
+        """Kernels sorted so that each follows the kernels whose results it reads."""
+        maker = {root: i for i, g in enumerate(self.groups) for root in g.roots}
+        order = nx.DiGraph()
+        order.add_nodes_from(range(len(self.groups)))
+        for i, group in enumerate(self.groups):
+            for member in sorted(group.members):
+                for ref in self.graph.nodes[member].operands:
+                    if ref in maker and maker[ref] != i:
+                        order.add_edge(maker[ref], i)
+        priority = {i: max(r.node for r in g.roots) for i, g in enumerate(self.groups)}
+        ranked = nx.lexicographical_topological_sort(order, key=lambda i: priority[i])
+        return [self.groups[i] for i in ranked]
+
+
+def _count(shape: Sequence[Expr]) -> Expr:
+    total = const(1)
+    for size in shape:
+        total = total * size
+    return total
