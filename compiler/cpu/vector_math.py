@@ -1,0 +1,518 @@
+"""Elementary functions as LLVM IR that the loop vectoriser can widen.
+
+Each function of `FUNCTIONS` becomes one always-inline LLVM function per type: straight-line
+arithmetic, selects and integer operations on bit patterns, no branches. The f32 forms of exp, log,
+tanh, erf and sigmoid work in f32; the others compute in f64 and round. Polynomials are Chebyshev
+fits of the function named beside them on the reduced range, computed with 300-bit arithmetic and
+rounded. Range reduction follows Cody and Waite; for sin, cos and tan of any size the argument is
+multiplied by 2/pi in pieces whose multiples of four turns of a quarter are dropped exactly (Payne
+and Hanek). pow keeps the logarithm in two doubles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+from .ir import Code, Value
+
+Function: TypeAlias = Callable[..., Value]
+Pair: TypeAlias = tuple[Value, Value]
+
+LOG2E = 1.4426950408889634
+INF = float("inf")
+NAN = float("nan")
+# Adding 1.5 * 2**mantissa_bits rounds to an integer and leaves it in the low bits of the pattern.
+MAGIC = {"float": 12582912.0, "double": 6755399441055744.0}
+MAGIC_BITS = {"float": 0x4B400000, "double": 0x4338000000000000}
+MANTISSA = {"float": 23, "double": 52}
+BIAS = {"float": 127, "double": 1023}
+# ln 2 as a part with trailing zeros, so that products with small integers are exact, and the rest.
+LN2_HIGH = {"float": 0.693145751953125, "double": 0.6931471803691238}
+LN2_LOW = {"float": 1.4286068203094173e-06, "double": 1.9082149292705877e-10}
+
+# (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2
+EXP_F32 = (
+    0.5, 0.16666576266288757, 0.041666556149721146, 0.008363178931176662, 0.0013926184037700295,
+)  # fmt: skip
+# (exp(r) - 1 - r - r^2 / 2) / r^3 on the same range
+EXP_F64 = (
+    0.16666666666666666, 0.04166666666666667, 0.008333333333333333, 0.0013888888888883748,
+    0.00019841269841266415, 2.4801587325547743e-05, 2.7557319239957097e-06, 2.75572736431103e-07,
+    2.5052078002329456e-08, 2.0914686968086876e-09, 1.6084327883952603e-10,
+)  # fmt: skip
+# (log(1 + f) - f + f^2 / 2) / f^3 on 1 + f in sqrt(1/2) .. sqrt(2)
+LOG_F32 = (
+    0.3333333432674408, -0.24999989569187164, 0.2000001072883606, -0.1666800081729889,
+    0.14286524057388306, -0.12450743466615677, 0.11037783324718475, -0.10646191984415054,
+    0.1053086444735527, -0.062015000730752945,
+)  # fmt: skip
+# (log((1 + s) / (1 - s)) - 2 s) / s^3 in z = s^2 on 0 .. (3 - 2 sqrt(2))^2
+LOG_F64 = (
+    0.6666666666666666, 0.4000000000000088, 0.28571428570803614, 0.22222222391713917,
+    0.18181795640132906, 0.15386239702814658, 0.13268773138656886, 0.13086626147840102,
+)  # fmt: skip
+# (tanh(a) - a) / a^3 in a^2 on a <= 0.625
+TANH_F32 = (
+    -0.3333333432674408, 0.13333304226398468, -0.053959257900714874, 0.02176891826093197,
+    -0.008343945257365704, 0.002292744815349579,
+)  # fmt: skip
+# erf(a) / a - 1 in a^2 on a <= 0.875
+ERF_F32 = (
+    0.12837916612625122, -0.37612634897232056, 0.11283735185861588, -0.026861706748604774,
+    0.00520704872906208, -0.0008214570698328316, 8.690368849784136e-05,
+)  # fmt: skip
+ERF_F64 = (
+    0.1283791670955126, -0.3761263890318374, 0.11283791670954353, -0.026866170644942594,
+    0.005223977623059443, -0.0008548326845690305, 0.00012055324561705379,
+    -1.492538720169797e-05, 1.6456607597388118e-06, -1.6289242608284092e-07,
+    1.4122777660357666e-08, -8.666276629203472e-10,
+)  # fmt: skip
+# log(erfc(a)) on 0.85 .. 4
+LOG_ERFC_F32 = (
+    0.00031657854560762644, -1.1302415132522583, -0.6317639350891113, -0.11019758135080338,
+    0.026533789932727814, -0.004822977818548679, 0.0006186288082972169, -5.0587914302013814e-05,
+    2.158171582777868e-06, -2.5520099811160435e-08,
+)  # fmt: skip
+# exp(a^2) erfc(a) (1 + 2 a) in t = (a - 2) / (a + 2) on a in 0.85 .. 6
+ERFCX_F64 = (
+    1.2769783815525286, -0.09276382658574607, -0.166030397615288, 0.1640512800334698,
+    -0.05422000099216006, -0.008034015085255343, 0.008722653879884988, 0.0012713390848915378,
+    -0.0014568140252295028, -0.00045434338722475834, 0.00020636833320398327,
+    0.00015107001505139365, -1.5231579708759332e-06, -3.663729408176031e-05,
+    -1.3387310730533525e-05, 4.531069003301263e-06, 4.779187268822775e-06,
+)  # fmt: skip
+# (sin(r) - r) / r^3 and (cos(r) - 1 + r^2 / 2) / r^4 in r^2 on |r| <= pi / 4
+SIN_F64 = (
+    -0.16666666666666666, 0.008333333333333331, -0.0001984126984126506, 2.7557319219335453e-06,
+    -2.5052106231157904e-08, 1.605853141458901e-10, -7.586685070091267e-13,
+)  # fmt: skip
+COS_F64 = (
+    0.041666666666666664, -0.0013888888888888887, 2.4801587301584645e-05, -2.755731922140076e-07,
+    2.0876755790363397e-09, -1.1470460773969325e-11, 4.7458652037874553e-14,
+)  # fmt: skip
+# 2/pi in pieces of 29 bits: their products with an f32 value are exact.
+TWO_OVER_PI_F32 = (
+    0.636619770899415, 1.4681663246252086e-09, 2.2760100671971816e-18, 5.8812147387730434e-27,
+    1.0346868700836215e-35, 3.7832563824127804e-45, 5.883287377678318e-54,
+)  # fmt: skip
+# floor(2/pi * 2^1216)
+TWO_OVER_PI = int(
+    "a2f9836e4e441529fc2757d1f534ddc0db6295993c439041fe5163abdebbc561b7246e3a424dd2e006492eea09d1"
+    "921cfe1deb1cb129a73ee88235f52ebb4484e99c7026b45f7e413991d639835339f49c845f8bbdf9283b1ff897ff"
+    "de05980fef2f118b5a0a6d1f6d367ecf27cb09b74f463f669e5fea2d7527bac7ebe5f17b3d0739f78a5292ea6bfb"
+    "5fb11f8d5d0856033046fc7b6bab",
+    16,
+)
+TABLE_STEP = 16  # bits between the rows of the table below
+TABLE_ROWS = 61
+PI_HALF = (1.5707963267948966, 6.123233995736766e-17)
+TWO_THIRDS = (0.6666666666666666, 3.700743415417188e-17)
+
+
+def two_over_pi_table() -> tuple[tuple[float, ...], ...]:
+    """Row j: 2/pi * 2^(16 j) modulo 4, as a sum of four doubles."""
+    rows = []
+    for row in range(TABLE_ROWS):
+        fraction = 1216 - TABLE_STEP * row
+        rest = TWO_OVER_PI & ((1 << (fraction + 2)) - 1)
+        pieces = []
+        for _ in range(4):
+            drop = max(rest.bit_length() - 53, 0)
+            top = rest >> drop
+            pieces.append(math.ldexp(top, drop - fraction))
+            rest -= top << drop
+        rows.append(tuple(pieces))
+    return tuple(rows)
+
+
+def table_text() -> str:
+    """The table as a global constant of LLVM."""
+    from .ir import constant_text
+
+    entries = [constant_text(v, "double") for row in two_over_pi_table() for v in row]
+    listed = ", ".join(f"double {e}" for e in entries)
+    return (
+        f"@sf.two_over_pi = private unnamed_addr constant [{len(entries)} x double] "
+        f"[{listed}], align 64"
+    )
+
+
+def power_of_two(c: Code, k: Value, kind: str) -> Value:
+    """2^k for an integer k in the range of normal numbers."""
+    return (k + BIAS[kind]).shl(MANTISSA[kind]).as_float(kind)
+
+
+def clamp(c: Code, x: Value, low: float, high: float) -> Value:
+    """x within limits; NaN stays."""
+    above = x.compare("gt", high).select(c.const(high, x.type), x)
+    return above.compare("lt", low).select(c.const(low, x.type), above)
+
+
+def nearest(c: Code, x: Value, scale: float) -> Pair:
+    """x * scale rounded to an integer, as float and as integer."""
+    shifted = c.fma(x, scale, MAGIC[x.type])
+    return shifted - MAGIC[x.type], shifted.bits() - MAGIC_BITS[x.type]
+
+
+def int_to_float(c: Code, k: Value, kind: str) -> Value:
+    """A small integer of the float's width, without a conversion instruction."""
+    return (k + MAGIC_BITS[kind]).as_float(kind) - MAGIC[kind]
+
+
+def copysign(c: Code, magnitude: Value, sign: Value) -> Value:
+    return c.intrinsic("copysign", magnitude, sign)
+
+
+def reduce_ln2(c: Code, x: Value) -> tuple[Value, Value]:
+    """(r, k) with x = k ln 2 + r."""
+    k, bits = nearest(c, x, LOG2E)
+    r = c.fma(-k, LN2_HIGH[x.type], x)
+    return c.fma(-k, LN2_LOW[x.type], r), bits
+
+
+def exp(c: Code, x: Value, low: Value | None = None, careful: bool = False) -> Value:
+    """e^x; of x + low if a low part is given. `careful` keeps what reducing an f32 loses."""
+    limits = (-104.0, 89.0) if x.type == "float" else (-746.0, 710.0)
+    limited = clamp(c, x, *limits)
+    r, k = reduce_ln2(c, limited)
+    if low is not None:
+        r = r + low
+    if x.type == "float":
+        tail = c.polynomial(r, EXP_F32) * (r * r)
+        if careful:
+            whole, _ = nearest(c, limited, LOG2E)
+            exact = c.fma(-whole, LN2_HIGH["float"], limited)
+            tail = tail + c.fma(-whole, LN2_LOW["float"], exact - r)
+            p = 1.0 + r
+            p = p + (((1.0 - p) + r) + tail)
+        else:
+            p = c.fma(c.polynomial(r, EXP_F32), r * r, r) + 1.0
+    else:
+        tail = c.fma(c.polynomial(r, EXP_F64), r * (r * r), (r * r) * 0.5)
+        p = (r + tail) + 1.0
+    half = k.ashr(1)
+    return (p * power_of_two(c, half, x.type)) * power_of_two(c, k - half, x.type)
+
+
+def expm1(c: Code, x: Value) -> Value:
+    if x.type == "float":
+        return in_double(expm1)(c, x)
+    r, k = reduce_ln2(c, clamp(c, x, -60.0, 710.0))
+    p = r + c.fma(c.polynomial(r, EXP_F64), r * (r * r), (r * r) * 0.5)
+    half = power_of_two(c, k - 1, x.type)  # half of 2^k, which may overflow
+    result = c.fma(p, half, half - 0.5) * 2.0
+    return absolute(c, x).compare("lt", 1e-17).select(x, result)
+
+
+def absolute(c: Code, x: Value) -> Value:
+    return c.intrinsic("fabs", x)
+
+
+def split_exponent(c: Code, x: Value) -> tuple[Value, Value]:
+    """(m, k) with x = m 2^k and m in sqrt(1/2) .. sqrt(2), for positive finite x."""
+    kind, mantissa = x.type, MANTISSA[x.type]
+    smallest = 2.0 ** (2 - (1 << (30 - mantissa if kind == "float" else 62 - mantissa)))
+    root = 0x3F3504F3 if kind == "float" else 0x3FE6A09E667F3BCD
+    tiny = x.compare("lt", smallest)
+    scaled = tiny.select(x * 2.0 ** (mantissa + 2), x)
+    bits = scaled.bits() - root
+    k = bits.ashr(mantissa) - tiny.select(
+        c.const(mantissa + 2, bits.type), c.const(0, bits.type)
+    )
+    m = ((bits & ((1 << mantissa) - 1)) + root).as_float(kind)
+    return m, int_to_float(c, k, kind)
+
+
+def log_limits(c: Code, x: Value, result: Value) -> Value:
+    """The logarithm's result with its special cases put in."""
+    special = x.compare("eq", INF).select(x, c.const(NAN, x.type))
+    special = x.compare("eq", 0.0).select(c.const(-INF, x.type), special)
+    return (x.compare("gt", 0.0) & x.compare("lt", INF)).select(result, special)
+
+
+def log_near_one(c: Code, f: Value, carry: Value | None = None, k: Value | None = None) -> Value:
+    """log(1 + f) + k ln 2 + carry for f64, with one rounding of note."""
+    s = f / (f + 2.0)
+    z = s * s
+    half = f * f * 0.5
+    low = s * c.fma(c.polynomial(z, LOG_F64), z, half)
+    if k is None:
+        return f - (half - low)
+    extra = k * LN2_LOW["double"]
+    if carry is not None:
+        extra = extra + carry
+    return c.fma(k, LN2_HIGH["double"], -((half - (low + extra)) - f))
+
+
+def log(c: Code, x: Value) -> Value:
+    m, k = split_exponent(c, x)
+    f = m - 1.0
+    if x.type == "double":
+        return log_limits(c, x, log_near_one(c, f, None, k))
+    square = f * f
+    tail = c.fma(c.polynomial(f, LOG_F32), square * f, k * LN2_LOW["float"])
+    result = c.fma(k, LN2_HIGH["float"], f + c.fma(square, -0.5, tail))
+    return log_limits(c, x, result)
+
+
+def log2(c: Code, x: Value) -> Value:
+    if x.type == "float":
+        return in_double(log2)(c, x)
+    m, k = split_exponent(c, x)
+    part = log_near_one(c, m - 1.0)
+    low = c.fma(part, 2.0355273740931033e-17, c.fma(part, LOG2E, -(part * LOG2E)))
+    return log_limits(c, x, (k + part * LOG2E) + low)
+
+
+def log1p(c: Code, x: Value) -> Value:
+    if x.type == "float":
+        return in_double(log1p)(c, x)
+    u = x + 1.0
+    lost = u.compare("ge", 2.0).select((x - u) + 1.0, x - (u - 1.0)) / u
+    m, k = split_exponent(c, u)
+    result = log_limits(c, u, log_near_one(c, m - 1.0, lost, k))
+    return absolute(c, x).compare("lt", 1e-17).select(x, result)
+
+
+def tanh(c: Code, x: Value) -> Value:
+    a = absolute(c, x)
+    if x.type == "double":
+        t = expm1(c, clamp(c, a, 0.0, 22.0) * 2.0)
+        return copysign(c, t / (t + 2.0), x)
+    z = a * a
+    small = c.fma(a * z, c.polynomial(z, TANH_F32), a)
+    e = exp(c, clamp(c, a, 0.0, 10.0) * 2.0)
+    large = 1.0 - 2.0 / (e + 1.0)
+    return copysign(c, a.compare("lt", 0.625).select(small, large), x)
+
+
+def sigmoid(c: Code, x: Value) -> Value:
+    e = exp(c, -absolute(c, x), careful=True)
+    return x.compare("ge", 0.0).select(c.const(1.0, x.type), e) / (e + 1.0)
+
+
+def erf(c: Code, x: Value) -> Value:
+    a = absolute(c, x)
+    z = a * a
+    if x.type == "float":
+        small = c.fma(c.polynomial(z, ERF_F32), a, a)
+        large = 1.0 - exp(c, c.polynomial(clamp(c, a, 0.0, 4.0), LOG_ERFC_F32))
+    else:
+        small = c.fma(c.polynomial(z, ERF_F64), a, a)
+        b = clamp(c, a, 0.0, 6.0)
+        scaled = c.polynomial((b - 2.0) / (b + 2.0), ERFCX_F64) / (b * 2.0 + 1.0)
+        large = 1.0 - exp(c, -(b * b)) * scaled
+    return copysign(c, a.compare("lt", 0.875).select(small, large), x)
+
+
+def two_sum(a: Value, b: Value) -> Pair:
+    """The rounded sum and what rounding lost."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def fast_two_sum(a: Value, b: Value) -> Pair:
+    """The same where |a| >= |b|."""
+    total = a + b
+    return total, b - (total - a)
+
+
+def two_product(c: Code, a: Value, b: Value) -> Pair:
+    product = a * b
+    return product, c.fma(a, b, -product)
+
+
+def modulo_four(c: Code, x: Value) -> Value:
+    return c.fma(c.intrinsic("rint", x * 0.25), -4.0, x)
+
+
+def quarter_turns(c: Code, x: Value) -> tuple[Value, Value, Value]:
+    """x times 2/pi modulo 4: the quadrant (integer) and the rest in two doubles."""
+    exponent = (x.bits().lshr(52) & 0x7FF) - (1023 + 52)
+    row = exponent.compare("gt", 0).select(exponent, 0).lshr(4)
+    scaled = x * (1023 - row.shl(4)).shl(52).as_float("double")
+    pieces = []
+    for column in range(4):
+        at = row.shl(2) + column
+        slot = c.pure(f"getelementptr double, ptr @sf.two_over_pi, i64 {at.text}", "ptr")
+        entry = c.pure(f"load double, ptr {slot.text}, align 8", "double")
+        pieces += [modulo_four(c, part) for part in two_product(c, scaled, entry)]
+    total, low = pieces[0], c.const(0.0, "double")
+    for piece in pieces[1:5]:
+        total, lost = two_sum(total, piece)
+        low = low + lost
+    total, low = two_sum(total, low)
+    for piece in pieces[5:7]:
+        total, lost = two_sum(total, piece)
+        low = low + lost
+    shifted = total + MAGIC["double"]
+    rest, low = two_sum(total - (shifted - MAGIC["double"]), low)
+    return shifted.bits(), rest, low
+
+
+def quarter_turns_of_f32(c: Code, x: Value) -> tuple[Value, Value]:
+    """The same for a double that holds an f32."""
+    total = c.const(0.0, "double")
+    for piece in TWO_OVER_PI_F32:
+        total = total + modulo_four(c, x * piece)
+    shifted = total + MAGIC["double"]
+    return shifted.bits(), total - (shifted - MAGIC["double"])
+
+
+def sine_and_cosine(c: Code, x: Value) -> tuple[Value, Value, Value]:
+    """Quadrant, sine and cosine of the rest, in f64, for f32 and f64."""
+    if x.type == "float":
+        quadrant, rest = quarter_turns_of_f32(c, x.to("fpext", "double"))
+        r = rest * PI_HALF[0]
+        low = c.const(0.0, "double")
+    else:
+        quadrant, rest, rest_low = quarter_turns(c, x)
+        r, low = two_product(c, rest, c.const(PI_HALF[0], "double"))
+        low = c.fma(rest_low, PI_HALF[0], c.fma(rest, PI_HALF[1], low))
+    z = r * r
+    sine = r + c.fma(r * z, c.polynomial(z, SIN_F64), low)
+    half = z * 0.5
+    near = 1.0 - half
+    tail = c.fma(z * z, c.polynomial(z, COS_F64), -(r * low))
+    return quadrant, sine, near + (((1.0 - near) - half) + tail)
+
+
+def flip_sign(x: Value, bit: Value) -> Value:
+    """x with its sign flipped where bit 1 of an integer is set."""
+    return (x.bits() ^ (bit & 2).shl(62)).as_float("double")
+
+
+def sin(c: Code, x: Value) -> Value:
+    quadrant, sine, cosine = sine_and_cosine(c, x)
+    result = flip_sign((quadrant & 1).compare("eq", 0).select(sine, cosine), quadrant)
+    return keep_tiny(c, x, result)
+
+
+def cos(c: Code, x: Value) -> Value:
+    quadrant, sine, cosine = sine_and_cosine(c, x)
+    result = flip_sign((quadrant & 1).compare("eq", 0).select(cosine, sine), quadrant + 1)
+    return result.to("fptrunc", x.type)
+
+
+def tan(c: Code, x: Value) -> Value:
+    quadrant, sine, cosine = sine_and_cosine(c, x)
+    even = (quadrant & 1).compare("eq", 0)
+    return keep_tiny(c, x, even.select(sine, -cosine) / even.select(cosine, sine))
+
+
+def keep_tiny(c: Code, x: Value, result: Value) -> Value:
+    """The result rounded to x's type, or x itself where the function is the identity."""
+    limit = 1e-5 if x.type == "float" else 1e-9
+    return absolute(c, x).compare("lt", limit).select(x, result.to("fptrunc", x.type))
+
+
+def rsqrt(c: Code, x: Value) -> Value:
+    return 1.0 / c.intrinsic("sqrt", x)
+
+
+def log_pair(c: Code, x: Value) -> Pair:
+    """log x in two doubles, for positive finite x."""
+    m, k = split_exponent(c, x)
+    f = m - 1.0
+    d, d_low = two_sum(m, c.const(1.0, "double"))
+    s = f / d
+    s_low = (c.fma(-s, d, f) - s * d_low) / d
+    z, z_low = two_product(c, s, s)
+    z_low = c.fma(s * 2.0, s_low, z_low)
+    p, p_low = two_product(c, z, c.const(TWO_THIRDS[0], "double"))
+    p_low = p_low + c.fma(z, TWO_THIRDS[1], z_low * TWO_THIRDS[0])
+    p_low = c.fma(z * z, c.polynomial(z, LOG_F64[1:]), p_low)
+    q, q_low = two_product(c, s, p)
+    q_low = q_low + c.fma(s, p_low, s_low * p)
+    near, lost = fast_two_sum(s * 2.0, q)
+    near_low = lost + (q_low + s_low * 2.0)
+    high, lost = two_sum(k * LN2_HIGH["double"], near)
+    return fast_two_sum(high, lost + c.fma(k, LN2_LOW["double"], near_low))
+
+
+def pow(c: Code, x: Value, y: Value) -> Value:
+    if x.type == "float":
+        return pow_of_f32(c, x, y)
+    a = absolute(c, x)
+    high, low = log_pair(c, a)
+    product, rest = two_product(c, high, y)
+    rest = c.fma(low, y, rest)
+    limited = clamp(c, product, -800.0, 800.0)
+    magnitude = exp(c, limited, product.compare("eq", limited).select(rest, 0.0))
+    return pow_limits(c, x, y, magnitude)
+
+
+def pow_of_f32(c: Code, x: Value, y: Value) -> Value:
+    a, b = absolute(c, x).to("fpext", "double"), y.to("fpext", "double")
+    magnitude = exp(c, log(c, a) * b)
+    return pow_limits(c, x, y, magnitude.to("fptrunc", "float"))
+
+
+def pow_limits(c: Code, x: Value, y: Value, magnitude: Value) -> Value:
+    """pow from |x|^|y| of finite arguments: zeros, infinities, signs, NaN."""
+    a, one = absolute(c, x), c.const(1.0, x.type)
+    zero, inf = c.const(0.0, x.type), c.const(INF, x.type)
+    up = y.compare("gt", 0.0)
+    to_zero = up.select(zero, inf)
+    magnitude = a.compare("eq", 0.0).select(to_zero, magnitude)
+    magnitude = a.compare("eq", INF).select(up.select(inf, zero), magnitude)
+    endless = absolute(c, y).compare("eq", INF)
+    grows = (a.compare("gt", 1.0) ^ y.compare("lt", 0.0)).select(inf, zero)
+    magnitude = endless.select(a.compare("eq", 1.0).select(one, grows), magnitude)
+    whole = c.intrinsic("trunc", y).compare("eq", y)
+    half = y * 0.5
+    odd = whole & c.intrinsic("trunc", half).compare("ne", half)
+    negative = x.bits().compare("lt", 0)
+    signed = (negative & odd).select(-magnitude, magnitude)
+    undefined = x.compare("lt", 0.0) & x.compare("gt", -INF) & (whole ^ 1)
+    nan = c.const(NAN, x.type)
+    result = (undefined | x.is_nan() | y.is_nan()).select(nan, signed)
+    return (x.compare("eq", 1.0) | y.compare("eq", 0.0)).select(one, result)
+
+
+def in_double(function: Function) -> Function:
+    """The f32 form of a function by way of f64."""
+
+    def wrapped(c: Code, x: Value) -> Value:
+        return function(c, x.to("fpext", "double")).to("fptrunc", "float")
+
+    return wrapped
+
+
+FUNCTIONS: dict[str, tuple[Function, int]] = {
+    "exp": (exp, 1), "log": (log, 1), "log2": (log2, 1), "log1p": (log1p, 1),
+    "expm1": (expm1, 1), "tanh": (tanh, 1), "erf": (erf, 1), "sigmoid": (sigmoid, 1),
+    "sin": (sin, 1), "cos": (cos, 1), "tan": (tan, 1), "rsqrt": (rsqrt, 1), "pow": (pow, 2),
+}  # fmt: skip
+SUFFIX = {"float": "f32", "double": "f64"}
+
+
+def symbol(name: str, llvm_type: str) -> str:
+    """The LLVM name of a function for a type."""
+    return f"sf.{name}.{SUFFIX[llvm_type]}"
+
+
+def definition(name: str, llvm_type: str) -> str:
+    """The LLVM text of one function."""
+    function, arity = FUNCTIONS[name]
+    code = Code()
+    args = [code.value(f"%x{i}", llvm_type) for i in range(arity)]
+    result = function(code, *args)
+    listed = ", ".join(f"{a.type} {a.text}" for a in args)
+    return "\n".join(
+        [
+            f"define internal {llvm_type} @{symbol(name, llvm_type)}({listed}) alwaysinline {{",
+            "entry:",
+            *code.lines,
+            f"  ret {llvm_type} {result.text}",
+            "}",
+        ]
+    )
+
+
+def needs_table(name: str, llvm_type: str) -> bool:
+    """Whether a function reads the table of 2/pi."""
+    return llvm_type == "double" and name in ("sin", "cos", "tan")
