@@ -172,23 +172,14 @@ def reduce_ln2(c: Code, x: Value) -> tuple[Value, Value]:
     return c.fma(-k, LN2_LOW[x.type], r), bits
 
 
-def exp(c: Code, x: Value, low: Value | None = None, careful: bool = False) -> Value:
-    """e^x; of x + low if a low part is given. `careful` keeps what reducing an f32 loses."""
+def exp(c: Code, x: Value, low: Value | None = None) -> Value:
+    """e^x; of x + low if a low part is given."""
     limits = (-104.0, 89.0) if x.type == "float" else (-746.0, 710.0)
-    limited = clamp(c, x, *limits)
-    r, k = reduce_ln2(c, limited)
+    r, k = reduce_ln2(c, clamp(c, x, *limits))
     if low is not None:
         r = r + low
     if x.type == "float":
-        tail = c.polynomial(r, EXP_F32) * (r * r)
-        if careful:
-            whole, _ = nearest(c, limited, LOG2E)
-            exact = c.fma(-whole, LN2_HIGH["float"], limited)
-            tail = tail + c.fma(-whole, LN2_LOW["float"], exact - r)
-            p = 1.0 + r
-            p = p + (((1.0 - p) + r) + tail)
-        else:
-            p = c.fma(c.polynomial(r, EXP_F32), r * r, r) + 1.0
+        p = c.fma(c.polynomial(r, EXP_F32), r * r, r) + 1.0
     else:
         tail = c.fma(c.polynomial(r, EXP_F64), r * (r * r), (r * r) * 0.5)
         p = (r + tail) + 1.0
@@ -289,8 +280,10 @@ def tanh(c: Code, x: Value) -> Value:
 
 
 def sigmoid(c: Code, x: Value) -> Value:
-    e = exp(c, -absolute(c, x), careful=True)
-    return x.compare("ge", 0.0).select(c.const(1.0, x.type), e) / (e + 1.0)
+    e = exp(c, -absolute(c, x))
+    d = e + 1.0
+    q = x.compare("ge", 0.0).select(c.const(1.0, x.type), e) / d
+    return c.fma(-q, e - (d - 1.0), q)  # makes up for most of what rounding d lost
 
 
 def erf(c: Code, x: Value) -> Value:

@@ -1,0 +1,160 @@
+"""What a compiled source file is: frozen records of its pipelines, machine code and weights.
+
+The runtime reads plans and nothing else of the compiler, so this module imports only dimension
+expressions and dtypes. `compiler.plan_file` has the file format, `compiler.plan_check` the rules
+that a plan must keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+FORMAT_VERSION = 1
+ABI_VERSION = 1  # of kernels and of `sf_run`, see StepPlan
+LEVELS = ("v3", "v4")  # x86-64 levels that objects are compiled for
+ROLES = ("input", "result", "arena", "weight", "constant")
+
+
+@dataclass(frozen=True)
+class ArgumentPlan:
+    """An input or a result: its name (None for an unnamed result), type, and its buffer."""
+
+    name: str | None
+    dtype: str
+    shape: tuple[str, ...]
+    buffer: int
+
+
+@dataclass(frozen=True)
+class DimPlan:
+    """A dimension variable with its inclusive range; the ends are expressions."""
+
+    name: str
+    low: str = "0"
+    high: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckPlan:
+    """A condition on sizes tested at each new combination: `expr` is 0, or not negative."""
+
+    expr: str
+    relation: str  # "==0" or ">=0"
+    message: str
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class BufferPlan:
+    """Memory that kernels read or write, dense and row-major.
+
+    `slot` places an arena buffer; `array` names the plan's array of a weight or a constant.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+    role: str
+    slot: int | None = None
+    array: str | None = None
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One kernel launch: `symbol` over `count` iterations, handed out `grain` at a time.
+
+    The kernel is `void symbol(ptr args, i64 begin, i64 end, ptr scratch, ptr status)`; `args`
+    holds 8-byte slots, the pointers of `buffers` in order and then the values of `dims`.
+    `scratch_bytes` is private memory of each thread.
+    """
+
+    symbol: str
+    buffers: tuple[int, ...]
+    dims: tuple[str, ...]
+    count: str
+    grain: str = "1"
+    scratch_bytes: str = "0"
+    label: str = ""
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """A place in the source that indexes with values of a tensor; kernels report its number.
+
+    `extent` is the size of the indexed axis where it is one expression.
+    """
+
+    file: str
+    line: int
+    column: int
+    text: str = ""
+    message: str = ""
+    extent: str = ""
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """An entry point: its signature, its buffers and its steps in order.
+
+    `slots` are sizes in bytes of the arena's parts; buffers that live at different times may
+    share one. Steps run one after the other.
+    """
+
+    name: str
+    doc: str
+    inputs: tuple[ArgumentPlan, ...]
+    results: tuple[ArgumentPlan, ...]
+    dims: tuple[DimPlan, ...]
+    buffers: tuple[BufferPlan, ...]
+    steps: tuple[StepPlan, ...]
+    slots: tuple[str, ...] = ()
+    checks: tuple[CheckPlan, ...] = ()
+    sites: tuple[SitePlan, ...] = ()
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled source file.
+
+    `objects` maps an instruction-set level to one ELF object with the kernels of all pipelines
+    and `sf_run`; `arrays` are weights and constants by name.
+    """
+
+    pipelines: tuple[PipelinePlan, ...]
+    objects: Mapping[str, bytes]
+    arrays: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    source: str = ""
+    source_name: str = ""
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The pipelines' names, in source order."""
+        return tuple(p.name for p in self.pipelines)
+
+
+def write(plan: Plan, path: str | Path) -> None:
+    """Write a plan file, the same bytes for the same plan; see `plan_file.write`."""
+    from . import plan_file
+
+    plan_file.write(plan, path)
+
+
+def read(path: str | Path, *, verify: bool = False) -> Plan:
+    """Read and check a plan file, mapping its arrays; see `plan_file.read`."""
+    from . import plan_file
+
+    return plan_file.read(path, verify=verify)

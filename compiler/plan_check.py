@@ -1,0 +1,212 @@
+"""The rules of a plan, checked before anything of it runs.
+
+1. Names: pipelines, inputs and dims are distinct identifiers.
+2. Types: each dtype is one of the language's; each shape, count, size and bound is a dimension
+   expression over the pipeline's dims, and every dim follows from the inputs' shapes.
+3. Buffers: each has one of the roles; an input or a result names a buffer of that role and of its
+   type, and each such buffer belongs to exactly one; an arena buffer has a slot; a weight or a
+   constant has an array of its dtype and shape.
+4. Steps: buffers and dims exist; the symbol is a plain name.
+5. Objects: ELF files of known levels.
+
+Sizes (that a buffer fits its slot, that counts are sane) depend on dims, so the runtime checks
+them for each new combination of sizes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from stagefuse.dsl import dims
+from stagefuse.dsl.dtypes import DTYPES, from_numpy
+
+from .errors import PlanError
+from .plan import LEVELS, ROLES, ArgumentPlan, BufferPlan, DimPlan, PipelinePlan, Plan
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]*\Z")
+_SYMBOL = re.compile(r"[A-Za-z_.$][\w.$]*\Z")
+_MAX_EXPRESSION = 20_000
+
+
+def check(plan: Plan) -> None:
+    """Raise PlanError unless the plan keeps all rules."""
+    if not plan.pipelines:
+        raise PlanError("the plan holds no pipeline")
+    _distinct((p.name for p in plan.pipelines), "pipeline")
+    for level, code in plan.objects.items():
+        if level not in LEVELS:
+            raise PlanError(f"object of an unknown level {level!r}")
+        if bytes(code[:4]) != b"\x7fELF":
+            raise PlanError(f"the object for level {level} is not an ELF file")
+    for pipeline in plan.pipelines:
+        _Pipeline(plan, pipeline).check()
+
+
+class _Pipeline:
+    def __init__(self, plan: Plan, pipeline: PipelinePlan) -> None:
+        self.plan, self.pipeline = plan, pipeline
+        self.dims = frozenset(d.name for d in pipeline.dims)
+        self.where = f"pipeline {pipeline.name}"
+        self.seen: set[str] = set()
+
+    def check(self) -> None:
+        pipeline = self.pipeline
+        if not _NAME.match(pipeline.name):
+            raise PlanError(f"{pipeline.name!r} is not a name of a pipeline")
+        _distinct((d.name for d in pipeline.dims), f"{self.where}: dim")
+        _distinct((i.name or "" for i in pipeline.inputs), f"{self.where}: input")
+        _distinct((r.name for r in pipeline.results if r.name), f"{self.where}: result")
+        for dim in pipeline.dims:
+            self.expression(dim.low, f"the range of {dim.name}")
+            if dim.high is not None:
+                self.expression(dim.high, f"the range of {dim.name}")
+        for number, text in enumerate(pipeline.slots):
+            self.expression(text, f"slot {number}")
+        for number, buffer in enumerate(pipeline.buffers):
+            self.buffer(number, buffer)
+        self.arguments("input", pipeline.inputs)
+        self.arguments("result", pipeline.results)
+        self.steps()
+        self.others()
+        unknown = undetermined(pipeline.inputs, pipeline.dims)
+        if unknown:
+            raise self.fault(f"no input's shape determines the dims {', '.join(unknown)}")
+
+    def fault(self, message: str) -> PlanError:
+        return PlanError(f"{self.where}: {message}")
+
+    def expression(self, text: str, what: str) -> None:
+        if text in self.seen:
+            return
+        if len(text) > _MAX_EXPRESSION:
+            raise self.fault(f"{what} is an expression of {len(text)} characters")
+        try:
+            expr = dims.parse(text)
+        except (ValueError, RecursionError) as error:
+            raise self.fault(f"{what}: {error}") from None
+        unknown = sorted(expr.symbols() - self.dims)
+        if unknown:
+            raise self.fault(f"{what} uses the unknown dim {unknown[0]!r} in {text!r}")
+        self.seen.add(text)
+
+    def type(self, dtype: str, shape: Sequence[str], what: str) -> None:
+        if dtype not in DTYPES:
+            raise self.fault(f"{what} has the unknown dtype {dtype!r}")
+        if len(shape) > 32:
+            raise self.fault(f"{what} has {len(shape)} dimensions")
+        for text in shape:
+            self.expression(text, what)
+
+    def buffer(self, number: int, buffer: BufferPlan) -> None:
+        what = f"buffer {number} ({buffer.name})"
+        self.type(buffer.dtype, buffer.shape, what)
+        if buffer.role not in ROLES:
+            raise self.fault(f"{what} has the unknown role {buffer.role!r}")
+        if (buffer.slot is not None) != (buffer.role == "arena"):
+            raise self.fault(f"{what}: a slot belongs to an arena buffer, and only to one")
+        if buffer.slot is not None and not 0 <= buffer.slot < len(self.pipeline.slots):
+            raise self.fault(f"{what} is in slot {buffer.slot} of {len(self.pipeline.slots)}")
+        if (buffer.array is not None) != (buffer.role in ("weight", "constant")):
+            raise self.fault(f"{what}: an array belongs to a weight or a constant")
+        if buffer.array is not None:
+            self.array(buffer, what)
+
+    def array(self, buffer: BufferPlan, what: str) -> None:
+        array = self.plan.arrays.get(buffer.array or "")
+        if array is None:
+            raise self.fault(f"{what} reads the array {buffer.array!r}, which the plan lacks")
+        dtype = from_numpy(array.dtype)
+        shape = tuple(dims.parse(text).as_int() for text in buffer.shape)
+        if dtype is None or dtype.name != buffer.dtype or shape != array.shape:
+            raise self.fault(
+                f"{what} is {buffer.dtype}[{', '.join(buffer.shape)}], but its array is "
+                f"{dtype or array.dtype}{list(array.shape)}"
+            )
+
+    def arguments(self, role: str, arguments: Sequence[ArgumentPlan]) -> None:
+        for argument in arguments:
+            what = f"{role} {argument.name or ''}".strip()
+            name_needed = role == "input" or argument.name is not None
+            if name_needed and not _NAME.match(argument.name or ""):
+                raise self.fault(f"{argument.name!r} is not a name of an {role}")
+            if not 0 <= argument.buffer < len(self.pipeline.buffers):
+                raise self.fault(f"{what} is buffer {argument.buffer}, which does not exist")
+            buffer = self.pipeline.buffers[argument.buffer]
+            if buffer.role != role:
+                raise self.fault(f"{what} is a buffer with the role {buffer.role!r}")
+            if (buffer.dtype, buffer.shape) != (argument.dtype, argument.shape):
+                raise self.fault(f"{what} and its buffer differ in type")
+        used = sorted(argument.buffer for argument in arguments)
+        if used != [i for i, b in enumerate(self.pipeline.buffers) if b.role == role]:
+            raise self.fault(f"{role}s and buffers with that role do not match one to one")
+
+    def steps(self) -> None:
+        for number, step in enumerate(self.pipeline.steps):
+            what = f"step {number} ({step.symbol})"
+            if not _SYMBOL.match(step.symbol):
+                raise self.fault(f"step {number}: {step.symbol!r} is not a symbol")
+            for buffer in step.buffers:
+                if not 0 <= buffer < len(self.pipeline.buffers):
+                    raise self.fault(f"{what} uses buffer {buffer}, which does not exist")
+            for dim in step.dims:
+                self.expression(dim, what)
+            for text in (step.count, step.grain, step.scratch_bytes):
+                self.expression(text, what)
+
+    def others(self) -> None:
+        for check in self.pipeline.checks:
+            self.expression(check.expr, "a check")
+            if check.relation not in ("==0", ">=0"):
+                raise self.fault(f"a check has the unknown relation {check.relation!r}")
+        for site in self.pipeline.sites:
+            if site.extent:
+                self.expression(site.extent, "a site")
+
+
+def undetermined(inputs: Sequence[ArgumentPlan], declared: Sequence[DimPlan]) -> list[str]:
+    """The dims that do not follow from the inputs' shapes by `solve_order`."""
+    known = {name for name, *_ in solve_order(inputs)}
+    return [d.name for d in declared if d.name not in known]
+
+
+def solve_order(
+    inputs: Sequence[ArgumentPlan],
+) -> list[tuple[str, int, int, dims.Expr, int]]:
+    """How dims follow from the inputs' shapes, one after the other.
+
+    Each entry is (dim, input, axis, rest, factor): the size of the axis is
+    `factor * dim + rest`, where `rest` holds only dims of earlier entries.
+    """
+    axes = [
+        (i, axis, dims.parse(text))
+        for i, argument in enumerate(inputs)
+        for axis, text in enumerate(argument.shape)
+    ]
+    axes.sort(key=lambda entry: entry[2].as_symbol() is None)
+    order: list[tuple[str, int, int, dims.Expr, int]] = []
+    known: set[str] = set()
+    progress = True
+    while progress:
+        progress = False
+        for i, axis, expr in axes:
+            free = expr.symbols() - known
+            if len(free) != 1:
+                continue
+            (name,) = free
+            slope = expr.coefficient(name)
+            factor = None if slope is None else slope.as_int()
+            if not factor:
+                continue
+            order.append((name, i, axis, expr.substitute({name: 0}), factor))
+            known.add(name)
+            progress = True
+    return order
+
+
+def _distinct(names: Iterable[str], what: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise PlanError(f"{what} {name!r} is there twice")
+        seen.add(name)

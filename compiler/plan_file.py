@@ -1,0 +1,336 @@
+"""The file format of plans: a zip with stored, aligned members, read by mapping it.
+
+    plan.json            format version, pipelines, source, hashes and sizes of the other members
+    cpu/<level>.o        machine code for an x86-64 level
+    weights.safetensors  weights and constants; each tensor's data starts at a multiple of 64
+    report.json          what the compiler decided
+
+The zip's comment holds the hash of plan.json, plan.json those of the rest. The same plan gives
+the same bytes: no times, a fixed order. A file is written under another name and then renamed, so
+a reader sees the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from stagefuse.dsl.dtypes import DTYPES, from_numpy
+
+from .errors import PlanError
+from .plan import ABI_VERSION, FORMAT_VERSION, LEVELS, PipelinePlan, Plan
+from .plan_check import check
+from .plan_json import decode, encode
+
+ALIGNMENT = 64
+PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
+_COMMENT = "stagefuse plan, sha256 of plan.json: "
+_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+_PADDING_FIELD = 0xD935  # the extra field that Android's zipalign uses
+_MAX_HEADER = 100_000_000
+
+# Names of dtypes in safetensors files.
+_SAFETENSORS = {
+    "f64": "F64", "f32": "F32", "f16": "F16", "bf16": "BF16", "f8e4m3": "F8_E4M3",
+    "f8e5m2": "F8_E5M2", "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8", "u8": "U8",
+    "bool": "BOOL",
+}  # fmt: skip
+_FROM_SAFETENSORS = {theirs: ours for ours, theirs in _SAFETENSORS.items()}
+
+
+def write(plan: Plan, path: str | Path) -> None:
+    """Write a plan file. Raises PlanError for a plan that `plan_check` refuses, OSError."""
+    check(plan)
+    target = Path(path)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            _write_members(plan, file)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.fchmod(file.fileno(), 0o666 & ~mask)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _write_members(plan: Plan, file: IO[bytes]) -> None:
+    header, tensors = _safetensors(plan.arrays)
+    report = _json(plan.report)
+    members: list[tuple[str, list[Any]]] = [
+        (f"cpu/{level}.o", [plan.objects[level]]) for level in LEVELS if level in plan.objects
+    ]
+    members += [(WEIGHTS, [header, *tensors]), (REPORT, [report])]
+    manifest = {name: _digest(chunks) for name, chunks in members}
+    manifest[WEIGHTS]["header_sha256"] = hashlib.sha256(header).hexdigest()
+    document = _json(
+        {
+            "format": FORMAT_VERSION,
+            "abi": ABI_VERSION,
+            "source_name": plan.source_name,
+            "source": plan.source,
+            "pipelines": encode(plan.pipelines),
+            "members": manifest,
+        }
+    )
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, chunks in [(PLAN, [document]), *members]:
+            _write_member(archive, file, name, chunks)
+        archive.comment = (_COMMENT + hashlib.sha256(document).hexdigest()).encode()
+
+
+def _json(value: object) -> bytes:
+    text = json.dumps(encode(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def _digest(chunks: list[Any]) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _write_member(
+    archive: zipfile.ZipFile, file: IO[bytes], name: str, chunks: list[Any]
+) -> None:
+    size = sum(len(chunk) for chunk in chunks)
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    info.create_system, info.external_attr = 3, 0o100644 << 16
+    info.file_size = size
+    large = size * 1.05 > zipfile.ZIP64_LIMIT
+    start = file.tell() + _LOCAL_HEADER.size + len(name) + (20 if large else 0) + 4
+    padding = -start % ALIGNMENT
+    info.extra = struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
+    with archive.open(info, "w", force_zip64=large) as member:
+        for chunk in chunks:
+            member.write(chunk)
+
+
+def _safetensors(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[bytes, list[Any]]:
+    """Header and data of a safetensors file whose tensors are aligned by padding tensors."""
+    header: dict[str, Any] = {}
+    chunks: list[Any] = []
+    offset = 0
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        dtype = from_numpy(array.dtype)
+        if dtype is None:
+            raise PlanError(f"the array {name!r} has the dtype {array.dtype}, which no plan holds")
+        end = offset + array.nbytes
+        header[name] = {
+            "dtype": _SAFETENSORS[dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [offset, end],
+        }
+        chunks.append(memoryview(array.reshape(-1).view(np.uint8)))
+        padding = -end % ALIGNMENT
+        if padding:
+            header[f"__padding__.{len(header)}"] = {
+                "dtype": "U8",
+                "shape": [padding],
+                "data_offsets": [end, end + padding],
+            }
+            chunks.append(bytes(padding))
+        offset = end + padding
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text, chunks
+
+
+@dataclass(frozen=True)
+class _Member:
+    offset: int
+    size: int
+
+
+def read(path: str | Path, *, verify: bool = False) -> Plan:
+    """The plan of a file; its arrays are read-only views of the mapped file.
+
+    Sizes, offsets, versions and the hashes of everything but the weights' data are checked
+    always, that one with `verify`. Raises PlanError for any file that is not a whole plan of this
+    version, OSError where the file can't be opened.
+    """
+    try:
+        with open(path, "rb") as file:
+            members, comment = _directory(file)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return _Reader(memoryview(mapped), members, comment).plan(verify)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from None
+
+
+def _directory(file: IO[bytes]) -> tuple[dict[str, _Member], bytes]:
+    """Where the members of the zip lie, none outside the file, none over another."""
+    length = os.fstat(file.fileno()).st_size
+    if length == 0:
+        raise PlanError("the file is empty")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries, comment = archive.infolist(), archive.comment
+    except (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError):
+        raise PlanError("not a plan, or a truncated one: no zip directory at its end") from None
+    except OSError:
+        raise PlanError("the zip directory is damaged") from None
+    members: dict[str, _Member] = {}
+    end_of_last = 0
+    for entry in sorted(entries, key=lambda e: e.header_offset):
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 0x1:
+            raise PlanError(f"member {entry.filename} is compressed or encrypted; plans store")
+        if entry.filename in members:
+            raise PlanError(f"member {entry.filename} is there twice")
+        offset = _data_offset(file, entry, length)
+        if entry.header_offset < end_of_last or entry.file_size != entry.compress_size:
+            raise PlanError(f"member {entry.filename} overlaps another")
+        end_of_last = offset + entry.file_size
+        if entry.file_size < 0 or end_of_last > length:
+            raise PlanError(f"member {entry.filename} ends after the end of the file")
+        members[entry.filename] = _Member(offset, entry.file_size)
+    return members, comment
+
+
+def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo, length: int) -> int:
+    if not 0 <= entry.header_offset <= length - _LOCAL_HEADER.size:
+        raise PlanError(f"member {entry.filename} starts outside the file")
+    file.seek(entry.header_offset)
+    header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    name = file.read(header[9])
+    if header[0] != b"PK\x03\x04" or name != entry.orig_filename.encode("utf-8", "replace"):
+        raise PlanError(f"the header of member {entry.filename} is damaged")
+    return int(entry.header_offset + _LOCAL_HEADER.size + header[9] + header[10])
+
+
+class _Reader:
+    def __init__(self, file: memoryview, members: dict[str, _Member], comment: bytes) -> None:
+        self.file, self.members, self.comment = file, members, comment
+
+    def plan(self, verify: bool) -> Plan:
+        document = self.document()
+        manifest = document.get("members")
+        if not isinstance(manifest, dict):
+            raise PlanError("plan.json: `members` is missing")
+        self.manifest(manifest, verify)
+        pipelines = document.get("pipelines")
+        if not isinstance(pipelines, list):
+            raise PlanError("plan.json: `pipelines` is missing")
+        objects = {
+            name[len("cpu/") : -len(".o")]: bytes(self.member(name))
+            for name in self.members
+            if name.startswith("cpu/") and name.endswith(".o")
+        }
+        plan = Plan(
+            pipelines=tuple(
+                decode(PipelinePlan, p, f"pipelines[{i}]") for i, p in enumerate(pipelines)
+            ),
+            objects=objects,
+            arrays=self.arrays(),
+            source=_text(document, "source"),
+            source_name=_text(document, "source_name"),
+            report=_load_json(self.member(REPORT), REPORT),
+        )
+        check(plan)
+        return plan
+
+    def member(self, name: str) -> memoryview:
+        if name not in self.members:
+            raise PlanError(f"not a plan, or a damaged one: it has no member {name}")
+        at = self.members[name]
+        return self.file[at.offset : at.offset + at.size]
+
+    def document(self) -> dict[str, Any]:
+        data = self.member(PLAN)
+        # The version first: a newer format may keep its hash elsewhere.
+        document = _load_json(data, PLAN)
+        for field, ours in (("format", FORMAT_VERSION), ("abi", ABI_VERSION)):
+            found = document.get(field)
+            if type(found) is not int:
+                raise PlanError(f"not a plan: plan.json has no `{field}` version")
+            if found != ours:
+                fix = "use a newer stagefuse" if found > ours else "compile it again"
+                raise PlanError(
+                    f"the plan has {field} version {found}, this stagefuse reads {ours}: {fix}"
+                )
+        expected = _COMMENT + hashlib.sha256(data).hexdigest()
+        if self.comment != expected.encode():
+            raise PlanError("plan.json is damaged: its hash is not the one in the zip's comment")
+        return document
+
+    def manifest(self, manifest: dict[str, Any], verify: bool) -> None:
+        if set(manifest) | {PLAN} != set(self.members):
+            odd = sorted((set(manifest) | {PLAN}) ^ set(self.members))
+            raise PlanError(f"the members are not those that plan.json lists: {', '.join(odd)}")
+        for name, entry in manifest.items():
+            if not isinstance(entry, dict) or entry.get("size") != self.members[name].size:
+                raise PlanError(f"member {name} does not have the size that plan.json lists")
+            if name != WEIGHTS or verify:
+                if hashlib.sha256(self.member(name)).hexdigest() != entry.get("sha256"):
+                    raise PlanError(f"member {name} is damaged: its hash differs")
+        header = _header_bytes(self.member(WEIGHTS))
+        entry = manifest[WEIGHTS]
+        if hashlib.sha256(header).hexdigest() != entry.get("header_sha256"):
+            raise PlanError(f"the header of {WEIGHTS} is damaged: its hash differs")
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        data = self.member(WEIGHTS)
+        header = _header_bytes(data)
+        body = data[len(header) :]
+        arrays: dict[str, np.ndarray[Any, Any]] = {}
+        for name, entry in _load_json(header[8:], WEIGHTS).items():
+            if not name.startswith(("__padding__", "__metadata__")):
+                arrays[name] = _array(body, name, entry)
+        return arrays
+
+
+def _header_bytes(data: memoryview) -> memoryview:
+    if len(data) < 8:
+        raise PlanError(f"{WEIGHTS} is truncated")
+    (length,) = struct.unpack("<Q", data[:8])
+    if length > min(len(data) - 8, _MAX_HEADER):
+        raise PlanError(f"the header of {WEIGHTS} is longer than the member")
+    return data[: 8 + length]
+
+
+def _array(body: memoryview, name: str, entry: Any) -> np.ndarray[Any, Any]:
+    try:
+        dtype = DTYPES[_FROM_SAFETENSORS[entry["dtype"]]].numpy
+        shape, (begin, end) = entry["shape"], entry["data_offsets"]
+        numbers = [*shape, begin, end]
+        size = dtype.itemsize
+        for extent in shape:
+            size *= extent
+        sound = all(type(n) is int and n >= 0 for n in numbers) and len(shape) <= 32
+    except (KeyError, TypeError, ValueError):
+        raise PlanError(f"{WEIGHTS}: the entry of {name!r} is damaged") from None
+    if not sound or begin > end or end > len(body) or end - begin != size or begin % ALIGNMENT:
+        raise PlanError(f"{WEIGHTS}: the data of {name!r} is not where its entry says")
+    return np.ndarray(tuple(shape), dtype, buffer=body[begin:end])
+
+
+def _load_json(data: memoryview | bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(bytes(data).decode())
+    except (ValueError, RecursionError):
+        raise PlanError(f"{name} is damaged: not JSON") from None
+    if not isinstance(value, dict):
+        raise PlanError(f"{name} is damaged: not a JSON object")
+    return value
+
+
+def _text(document: dict[str, Any], name: str) -> str:
+    value = document.get(name)
+    if not isinstance(value, str):
+        raise PlanError(f"plan.json: `{name}` is missing")
+    return value
