@@ -277,8 +277,12 @@ class _Partitioner:
             return "it would be computed again for every use"
         if len(set(names)) != len(names):
             return "it is read along a diagonal"
-        if len(names) != sum(d.as_int() != 1 for d in node.type.shape):
-            return "only a part of it is read"
+        for place, size in zip(accesses[0], node.type.shape, strict=True):
+            name = place.as_symbol()
+            if name is not None and group.domain[int(name[1:])] != size:
+                return "only a part of it is read"
+            if name is None and size.as_int() != 1:
+                return "only a part of it is read"
         inner = self._inner_axes(group, accesses[0])
         if group.row_axes is not None and set(inner) != set(group.row_axes):
             return "its rows run along other axes"

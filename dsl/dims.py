@@ -212,7 +212,25 @@ def _times(left: Monomial, right: Monomial) -> Monomial:
 
 
 def _from_terms(terms: Mapping[Monomial, int]) -> Expr:
-    return Expr(tuple(sorted((m, c) for m, c in terms.items() if c)))
+    return _join_divisions(Expr(tuple(sorted((m, c) for m, c in terms.items() if c))))
+
+
+def _join_divisions(expr: Expr) -> Expr:
+    """c * (b * (a // b) + a % b) is c * a."""
+    kinds = {atom.kind for monomial, _ in expr.terms for atom, _power in monomial}
+    if not {"//", "%"} <= kinds:
+        return expr
+    for monomial, coefficient in expr.terms:
+        for atom, power in monomial:
+            if atom.kind != "%" or power != 1:
+                continue
+            a, b = atom.args
+            others = Expr(((tuple(p for p in monomial if p[0] != atom), coefficient),))
+            whole = others * b * _expr_of(Atom("//", "", (a, b)))
+            if whole.terms and set(whole.terms) <= set(expr.terms):
+                left = tuple(t for t in expr.terms if t[0] != monomial and t not in whole.terms)
+                return Expr(left) + others * a
+    return expr
 
 
 def _expr_of(atom: Atom) -> Expr:

@@ -1,0 +1,38 @@
+"""A checked pipeline becomes a dataflow graph: each operation lowers to primitives."""
+
+from __future__ import annotations
+
+from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.program import Apply, Pipeline
+
+from .graph import Builder, Graph, Ref
+from .ops import BUILTINS
+
+
+def build_graph(pipeline: Pipeline) -> Graph:
+    """The graph of a pipeline, without operations that no result needs."""
+    builder = Builder(pipeline.facts)
+    values: dict[int, Ref] = {}
+    for apply in pipeline.body:
+        with builder.at(apply.span, apply.stack, apply.label):
+            made = _lower(builder, pipeline, apply, [values[v] for v in apply.operands])
+        values.update(zip(apply.results, made, strict=True))
+    builder.graph.results = tuple(values[v] for _, v in pipeline.results)
+    return builder.graph.live()
+
+
+def _lower(b: Builder, pipeline: Pipeline, apply: Apply, operands: list[Ref]) -> list[Ref]:
+    attributes = dict(apply.attributes)
+    types = tuple(pipeline.types[v] for v in apply.results)
+    if apply.op == "input":
+        return [b.input(attributes["name"], types[0])]
+    if apply.op == "weight":
+        return [b.weight(attributes["weights"], attributes["key"], types[0])]
+    if apply.op == "constant":
+        return [b.scalar(attributes["value"], types[0].dtype, types[0].shape)]
+    if apply.op == "dim":
+        expr = attributes["expr"]
+        assert isinstance(expr, Expr)
+        return [b.position((), (), expr)]
+    made = BUILTINS[apply.op].lower(b, operands, attributes, types)
+    return list(made)

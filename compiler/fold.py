@@ -1,0 +1,114 @@
+"""Computes while compiling what depends on weights and constants alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .graph import Builder, Constant, Contract, Graph, Node, Ref, Scalar, Weight
+from .interpret import evaluate_node
+
+GROWTH = 2
+"""A folded tensor may be this many times as large as what it is computed from."""
+
+
+def fold_constants(graph: Graph, load: Callable[[str, str], np.ndarray[Any, Any]]) -> Graph:
+    """The graph with constant tensors in place of the nodes that compute them.
+
+    Only the last node of a constant chain is stored; a broadcast is left to the kernels.
+    """
+    known = _constant_nodes(graph)
+    builder = Builder(graph.facts)
+    new: dict[Ref, Ref] = {}
+    cache: dict[Ref, np.ndarray[Any, Any]] = {}
+    wanted = {
+        ref
+        for node in graph.nodes.values()
+        if node.id not in known
+        for ref in node.operands
+    } | set(graph.results)
+    for node in graph.nodes.values():
+        with builder.at(node.span, node.stack, node.label):
+            refs = [Ref(node.id, i) for i in range(len(node.types))]
+            source = isinstance(node.primitive, Weight | Constant | Scalar)
+            if node.id in known and not source and _worth(graph, node, known):
+                if wanted & set(refs):
+                    arrays = _evaluate(graph, node, load, cache)
+                    for ref, array, type in zip(refs, arrays, node.types, strict=True):
+                        new[ref] = builder.constant(array, type.dtype)
+                    continue
+            operands = [new[ref] for ref in node.operands if ref in new]
+            if len(operands) == len(node.operands):
+                made = builder.add(node.primitive, operands, node.types)
+                new.update(zip(refs, made, strict=True))
+    builder.graph.results = tuple(new[ref] for ref in graph.results)
+    return builder.graph.live()
+
+
+def _constant_nodes(graph: Graph) -> set[int]:
+    known: set[int] = set()
+    for node in graph.nodes.values():
+        static = all(d.as_int() is not None for t in node.types for d in t.shape)
+        if isinstance(node.primitive, Weight | Constant | Scalar):
+            known.add(node.id)
+        elif node.operands and static and not isinstance(node.primitive, Contract):
+            if all(ref.node in known for ref in node.operands):
+                known.add(node.id)
+    return known
+
+
+def _size(graph: Graph, ref: Ref) -> int:
+    total = 1
+    for dim in graph.type(ref).shape:
+        total *= dim.as_int() or 0
+    return total
+
+
+def _worth(graph: Graph, node: Node, known: set[int]) -> bool:
+    """Whether the result is not much larger than the stored tensors behind it."""
+    behind: set[int] = set()
+    pending = [node.id]
+    while pending:
+        here = pending.pop()
+        if here not in behind:
+            behind.add(here)
+            pending.extend(ref.node for ref in graph.nodes[here].operands)
+    stored = sum(_size(graph, Ref(n)) for n in behind if not graph.nodes[n].operands)
+    return _size(graph, Ref(node.id)) <= max(GROWTH * stored, 64 * 1024)
+
+
+def _evaluate(
+    graph: Graph,
+    node: Node,
+    load: Callable[[str, str], np.ndarray[Any, Any]],
+    cache: dict[Ref, np.ndarray[Any, Any]],
+) -> list[np.ndarray[Any, Any]]:
+    refs = [Ref(node.id, i) for i in range(len(node.types))]
+    if all(ref in cache for ref in refs):
+        return [cache[ref] for ref in refs]
+    if isinstance(node.primitive, Weight):
+        arrays = [load(node.primitive.weights, node.primitive.key)]
+    else:
+        operands = [
+            _evaluate(graph, graph.nodes[ref.node], load, cache)[ref.result]
+            for ref in node.operands
+        ]
+        arrays = evaluate_node(graph, node, operands)
+    for ref, array in zip(refs, arrays, strict=True):
+        cache[ref] = array
+    return arrays
+
+
+def weight_arrays(graph: Graph, load: Callable[[str, str], Any]) -> Mapping[Ref, Any]:
+    """The tensors of a graph's weights and constants, by the node that stands for them."""
+    found: dict[Ref, Any] = {}
+    for node in graph.nodes.values():
+        if isinstance(node.primitive, Weight):
+            found[Ref(node.id)] = load(node.primitive.weights, node.primitive.key)
+        elif isinstance(node.primitive, Constant):
+            shape = tuple(d.as_int() or 0 for d in node.type.shape)
+            flat = np.frombuffer(node.primitive.data, node.type.dtype.numpy)
+            found[Ref(node.id)] = flat.reshape(shape)
+    return found
