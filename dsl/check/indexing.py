@@ -1,0 +1,246 @@
+"""NumPy indexing: slices, integers, None, `...` and integer tensors become one access."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..dims import Expr, Facts, const, floordiv, maximum, minimum, sym
+from ..dtypes import I64
+from ..source import Span
+from .record import Recorder
+from .report import Failed
+from .unify import dimensions
+from .values import Tensor
+
+
+@dataclass(frozen=True)
+class At:
+    """A single position."""
+
+    expr: Expr
+    span: Span
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A slice; the step is a constant."""
+
+    start: Expr | None
+    stop: Expr | None
+    step: int
+    span: Span
+
+
+@dataclass(frozen=True)
+class NewAxis:
+    span: Span
+
+
+@dataclass(frozen=True)
+class Dots:
+    span: Span
+
+
+@dataclass(frozen=True)
+class Ids:
+    """A tensor of positions."""
+
+    tensor: Tensor
+    span: Span
+
+
+Item: TypeAlias = At | Cut | NewAxis | Dots | Ids
+
+
+def index(recorder: Recorder, base: Tensor, items: Sequence[Item], span: Span) -> Tensor:
+    """`base[items]`. Raises Failed."""
+    shape = base.type.shape
+    full = _with_dots(items, len(shape), base, span)
+    extents = _extents(full, shape)
+    arrays = [item for item in full if isinstance(item, Ids)]
+    common = _broadcast_ids(recorder.facts, arrays)
+    layout = _Layout(recorder, common)
+    advanced = [n for n, item in enumerate(full) if isinstance(item, At | Ids)] if arrays else []
+    apart = bool(advanced) and advanced[-1] - advanced[0] + 1 != len(advanced)
+    if apart:
+        layout.place_common()
+    for number, (item, extent) in enumerate(zip(full, extents, strict=True)):
+        if advanced and not apart and number == advanced[0]:
+            layout.place_common()
+        layout.add(item, extent, base)
+    operands = [base, *(layout.operand(item) for item in arrays)]
+    indices = tuple(
+        ("tensor", 1 + arrays.index(entry), layout.into(entry.tensor), const(1), const(0))
+        if isinstance(entry, Ids)
+        else entry
+        for entry in layout.indices
+    )
+    return recorder.access(
+        operands, tuple(layout.shape), tuple(layout.symbols), indices, span
+    )
+
+
+def _with_dots(items: Sequence[Item], rank: int, base: Tensor, span: Span) -> list[Item]:
+    """The items with `...` written out, one per axis besides `None`."""
+    used = sum(isinstance(item, At | Cut | Ids) for item in items)
+    dots = [item for item in items if isinstance(item, Dots)]
+    if len(dots) > 1:
+        raise Failed("E0216", "`...` can stand once in an index", dots[1].span)
+    if used > rank:
+        raise Failed(
+            "E0216",
+            f"too many indices: {used} for {dimensions(rank)}",
+            span,
+            f"the value is {base.type}",
+        )
+    fill: list[Item] = [Cut(None, None, 1, span)] * (rank - used)
+    if not dots:
+        return [*items, *fill]
+    at = list(items).index(dots[0])
+    return [*items[:at], *fill, *items[at + 1 :]]
+
+
+def _extents(items: Sequence[Item], shape: tuple[Expr, ...]) -> list[Expr]:
+    axes = iter(shape)
+    return [const(1) if isinstance(item, NewAxis) else next(axes) for item in items]
+
+
+def _broadcast_ids(facts: Facts, arrays: list[Ids]) -> tuple[Expr, ...]:
+    """The common shape of the index tensors."""
+    common: list[Expr] = []
+    for item in arrays:
+        shape = list(item.tensor.type.shape)
+        while len(common) < len(shape):
+            common.insert(0, const(1))
+        for back in range(1, len(shape) + 1):
+            mine, ours = shape[-back], common[-back]
+            if ours == const(1):
+                common[-back] = mine
+            elif mine != const(1) and not facts.prove_eq(mine, ours):
+                raise Failed(
+                    "E0203",
+                    "these index tensors do not broadcast",
+                    item.span,
+                    str(item.tensor.type),
+                    [(other.span, str(other.tensor.type)) for other in arrays if other != item][:1],
+                )
+    return tuple(common)
+
+
+class _Layout:
+    """The axes of the result and the index of every axis of the base, as they are found."""
+
+    def __init__(self, recorder: Recorder, common: tuple[Expr, ...]) -> None:
+        self.recorder, self.facts, self.common = recorder, recorder.facts, common
+        self.shape: list[Expr] = []
+        self.symbols: list[str] = []
+        self.indices: list[Expr | Ids] = []
+        self.common_symbols: list[Expr] = []
+
+    def axis(self, extent: Expr) -> Expr:
+        name = f"i{len(self.symbols)}"
+        self.symbols.append(name)
+        self.shape.append(extent)
+        return sym(name)
+
+    def place_common(self) -> None:
+        """The broadcast axes of the index tensors go here."""
+        self.common_symbols = [self.axis(extent) for extent in self.common]
+
+    def add(self, item: Item, extent: Expr, base: Tensor) -> None:
+        match item:
+            case NewAxis():
+                self.axis(const(1))
+            case At():
+                self.indices.append(self._position(item, extent, base))
+            case Cut():
+                start, length = cut_bounds(self.facts, item, extent)
+                self.indices.append(start + self.axis(length) * item.step)
+            case Ids():
+                self.indices.append(item)
+
+    def _position(self, item: At, extent: Expr, base: Tensor) -> Expr:
+        at = wrapped(self.facts, item.expr, extent)
+        for gap in (at, extent - 1 - at):
+            if self.facts.is_nonneg(gap):
+                continue
+            text = f"index {item.expr} is out of bounds"
+            _, high = self.facts.bounds(gap)
+            if high is not None and high < 0:
+                label = f"the dimension has size {extent}; the value is {base.type}"
+                raise Failed("E0216", text, item.span, label)
+            message = f"{text} for a dimension of size {extent}"
+            self.recorder.check(gap, ">=0", message, item.span)
+        return at
+
+    def operand(self, item: Ids) -> Tensor:
+        tensor = item.tensor
+        if tensor.type.dtype == I64:
+            return tensor
+        wide = tensor.type.with_dtype(I64)
+        attributes = (("dtype", I64),)
+        return self.recorder.apply("cast", (tensor,), attributes, (wide,), item.span)[0]
+
+    def into(self, tensor: Tensor) -> tuple[Expr, ...]:
+        """The indices into an index tensor, aligned at the last axis."""
+        shape = tensor.type.shape
+        own = self.common_symbols[len(self.common_symbols) - len(shape) :]
+        wide = self.common[len(self.common) - len(shape) :]
+        return tuple(
+            const(0) if extent == const(1) and full != const(1) else symbol
+            for symbol, extent, full in zip(own, shape, wide, strict=True)
+        )
+
+
+def wrapped(facts: Facts, expr: Expr, extent: Expr) -> Expr:
+    """The position that an index means: a negative one counts from the end."""
+    if facts.is_nonneg(expr):
+        return expr
+    if facts.is_nonneg(-expr - 1):
+        return expr + extent
+    return expr + extent * (const(1) - _is_nonneg(facts, expr))
+
+
+def _is_nonneg(facts: Facts, expr: Expr) -> Expr:
+    """1 where the expression is at least 0, else 0."""
+    return maximum(minimum(expr + 1, 1, facts), 0, facts)
+
+
+def _clamped(facts: Facts, expr: Expr, extent: Expr, low: int, high: int) -> Expr:
+    """A slice's bound as Python clamps it, to low..extent+high. `low` is 0 or -1."""
+    top = extent + high
+
+    def from_start() -> Expr:
+        return minimum(expr, top, facts)
+
+    def from_end() -> Expr:
+        return maximum(expr + extent, low, facts)
+
+    if facts.is_nonneg(expr):
+        return from_start()
+    if facts.is_nonneg(-expr - 1):
+        return from_end()
+    positive = _is_nonneg(facts, expr)
+    return positive * from_start() + (const(1) - positive) * from_end()
+
+
+def cut_bounds(facts: Facts, cut: Cut, extent: Expr) -> tuple[Expr, Expr]:
+    """The first position and the length of a slice.
+
+    Source: Python's `slice.indices`.
+    """
+    step = cut.step
+    low, high = (0, 0) if step > 0 else (-1, -1)
+    start = const(0) if step > 0 else extent - 1
+    stop = extent if step > 0 else const(-1)
+    if cut.start is not None:
+        start = _clamped(facts, cut.start, extent, low, high)
+    if cut.stop is not None:
+        stop = _clamped(facts, cut.stop, extent, low, high)
+    span = stop - start if step > 0 else start - stop
+    steps = floordiv(span + abs(step) - 1, abs(step), facts)
+    return start, facts.simplify(maximum(steps, 0, facts))
+
+

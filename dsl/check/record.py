@@ -1,0 +1,155 @@
+"""Writing down the operations of one pipeline while its body is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..dims import Expr, Facts, const
+from ..dtypes import BOOL, F32, I64, DType
+from ..program import Apply, Check, ValueId
+from ..source import Span
+from ..types import TensorType
+from .values import Dim, Number, Scope, Space, Tensor
+
+
+class Recorder:
+    """The operations, types and call-time checks of one pipeline, in order."""
+
+    def __init__(self, facts: Facts, name: str) -> None:
+        self.facts = facts
+        self.types: dict[ValueId, TensorType] = {}
+        self.body: list[Apply] = []
+        self.checks: list[Check] = []
+        self.stack: list[Span] = []
+        self.labels: list[str] = [name]
+        self._shared: dict[tuple[Any, ...], Tensor] = {}
+
+    @contextmanager
+    def inside(self, span: Span, name: str) -> Iterator[None]:
+        """Operations recorded within belong to a function called at `span`."""
+        self.stack.append(span)
+        self.labels.append(name)
+        try:
+            yield
+        finally:
+            self.stack.pop()
+            self.labels.pop()
+
+    def apply(
+        self,
+        op: str,
+        operands: Sequence[Tensor],
+        attributes: Sequence[tuple[str, Any]],
+        types: Sequence[TensorType],
+        span: Span,
+        space: Space = (),
+    ) -> tuple[Tensor, ...]:
+        """Record one operation and return its results."""
+        results = []
+        for result_type in types:
+            value = len(self.types)
+            self.types[value] = result_type
+            results.append(Tensor(value, result_type, space))
+        self.body.append(
+            Apply(
+                op,
+                tuple(operand.id for operand in operands),
+                tuple(attributes),
+                tuple(result.id for result in results),
+                span,
+                tuple(self.stack),
+                ".".join([*self.labels, op]),
+            )
+        )
+        return tuple(results)
+
+    def _once(
+        self, key: tuple[Any, ...], op: str, attributes: Sequence[tuple[str, Any]],
+        result_type: TensorType, span: Span,
+    ) -> Tensor:
+        if key not in self._shared:
+            (self._shared[key],) = self.apply(op, (), attributes, (result_type,), span)
+        return self._shared[key]
+
+    def input(self, name: str, declared: TensorType, span: Span) -> Tensor:
+        return self.apply("input", (), (("name", name),), (declared,), span)[0]
+
+    def weight(self, scope: Scope, span: Span) -> Tensor:
+        """The tensor that has the very name of `scope`; each is recorded once."""
+        leaf = scope.leaf
+        assert leaf is not None
+        attributes = (("weights", scope.handle.name), ("key", scope.prefix))
+        key = ("weight", scope.handle.name, scope.prefix)
+        return self._once(key, "weight", attributes, leaf, span)
+
+    def number(self, value: int | float | bool, dtype: DType, span: Span) -> Tensor:
+        """A literal as a scalar of `dtype`."""
+        key = ("constant", type(value), repr(value), dtype)
+        return self._once(key, "constant", (("value", value),), TensorType(dtype, ()), span)
+
+    def dim(self, value: Dim, span: Span) -> Tensor:
+        """An integer expression as an i64 scalar, or one per position of index notation."""
+        if value.space:
+            shape = tuple(extent for _, extent in value.space)
+            attributes = (
+                ("expr", value.expr),
+                ("symbols", tuple(name for name, _ in value.space)),
+                ("shape", shape),
+            )
+            types = (TensorType(I64, shape),)
+            return self.apply("position", (), attributes, types, span, value.space)[0]
+        known = value.expr.as_int()
+        if known is not None:
+            return self.number(known, I64, span)
+        key = ("dim", value.expr)
+        return self._once(key, "dim", (("expr", value.expr),), TensorType(I64, ()), span)
+
+    def access(
+        self,
+        operands: Sequence[Tensor],
+        shape: tuple[Expr, ...],
+        symbols: tuple[str, ...],
+        indices: tuple[Any, ...],
+        span: Span,
+        space: Space = (),
+    ) -> Tensor:
+        """The elements of the first operand at `indices`, one per axis of it."""
+        text = span.source.text[span.start : span.end]
+        attributes = (
+            ("shape", shape),
+            ("symbols", symbols),
+            ("indices", indices),
+            ("site", text if len(text) <= 80 else text[:77] + "..."),
+        )
+        result = TensorType(operands[0].full_type.dtype, shape)
+        return self.apply("access", operands, attributes, (result,), span, space)[0]
+
+    def lifted(self, value: Tensor, space: Space, span: Span) -> Tensor:
+        """`value` with one leading axis per index of `space`, repeated along the new ones."""
+        if value.space == space:
+            return value
+        from ..dims import sym
+
+        names = tuple(name for name, _ in space)
+        shape = tuple(extent for _, extent in space)
+        indices = tuple(sym(name) for name, _ in value.space)
+        return self.access((value,), shape, names, indices, span, space)
+
+    def check(self, expr: Expr, relation: str, message: str, span: Span) -> None:
+        """Ask for a condition to be tested when the pipeline is called."""
+        found = Check(expr, relation, message, span)
+        if found not in self.checks:
+            self.checks.append(found)
+
+
+def default_dtype(number: Number) -> DType:
+    """The dtype of a literal that meets no other."""
+    if isinstance(number.value, bool):
+        return BOOL
+    return I64 if isinstance(number.value, int) else F32
+
+
+def zero() -> Expr:
+    return const(0)

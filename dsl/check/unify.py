@@ -1,0 +1,200 @@
+"""Dimension variables: solving declared shapes against actual ones.
+
+A declared shape is a list of expressions over variables and perhaps one `*S`. Variables stand for
+expressions over the sizes of the pipeline that is being checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from ..dims import Expr, Facts, floordiv, mod
+
+VARIABLE_PREFIX = "?"
+
+
+def variable(name: str) -> str:
+    """The symbol of a variable, which no size of a pipeline can be mistaken for."""
+    return VARIABLE_PREFIX + name
+
+
+def shown(expr: Expr) -> str:
+    """The text of an expression, variables as the user wrote them."""
+    return str(expr).replace(VARIABLE_PREFIX, "")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A declared shape: expressions around at most one `*name`."""
+
+    before: tuple[Expr, ...]
+    rest: str | None = None
+    after: tuple[Expr, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [shown(e) for e in self.before]
+        if self.rest is not None:
+            parts.append(f"*{self.rest}")
+        parts.extend(shown(e) for e in self.after)
+        return ", ".join(parts)
+
+    def fits_rank(self, rank: int) -> bool:
+        least = len(self.before) + len(self.after)
+        return rank >= least if self.rest is not None else rank == least
+
+
+class Mismatch(Exception):
+    """Two shapes that cannot agree: `declared` and `actual` say which dimensions."""
+
+    def __init__(self, message: str, notes: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.notes = notes or []
+
+
+def differ_for_some(facts: Facts, a: Expr, b: Expr) -> bool:
+    """Whether the two are known to differ for some sizes; False where that cannot be decided.
+
+    Two different polynomials in plain sizes differ somewhere; `//`, `%`, `min` and `max` may hide
+    an equality.
+    """
+    gap = facts.simplify(a - b)
+    if not gap.terms:
+        return False
+    known = gap.as_int()
+    if known is not None:
+        return True
+    low, high = facts.bounds(gap)
+    if (low is not None and low > 0) or (high is not None and high < 0):
+        return True
+    return all(atom.kind == "sym" for monomial, _ in gap.terms for atom, _ in monomial)
+
+
+@dataclass
+class Solver:
+    """The variables of one call, and what is still to be shown."""
+
+    facts: Facts
+    check: Callable[[Expr, str, str], None]
+    values: dict[str, Expr] = field(default_factory=dict)
+    rests: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+    def substituted(self, expr: Expr) -> Expr:
+        known = {variable(name): value for name, value in self.values.items()}
+        return self.facts.simplify(expr.substitute(known, self.facts))
+
+    def unknowns(self, expr: Expr) -> list[str]:
+        return sorted(
+            name[len(VARIABLE_PREFIX) :]
+            for name in expr.symbols()
+            if name.startswith(VARIABLE_PREFIX)
+            and name[len(VARIABLE_PREFIX) :] not in self.values
+        )
+
+    def pairs(
+        self, declared: Declared, actual: tuple[Expr, ...]
+    ) -> list[tuple[Expr, Expr, int]]:
+        """Declared and actual dimensions side by side; binds `*S` or compares it. Raises Mismatch."""
+        if not declared.fits_rank(len(actual)):
+            wanted = len(declared.before) + len(declared.after)
+            least = "at least " if declared.rest is not None else ""
+            raise Mismatch(f"{least}{dimensions(wanted)} expected, {len(actual)} found")
+        head, tail = len(declared.before), len(actual) - len(declared.after)
+        if declared.rest is not None:
+            self._bind_rest(declared.rest, actual[head:tail])
+        found = [(d, a, i) for i, (d, a) in enumerate(zip(declared.before, actual, strict=False))]
+        found += [
+            (d, a, tail + i)
+            for i, (d, a) in enumerate(zip(declared.after, actual[tail:], strict=True))
+        ]
+        return found
+
+    def _bind_rest(self, name: str, actual: tuple[Expr, ...]) -> None:
+        known = self.rests.setdefault(name, actual)
+        same = len(known) == len(actual) and all(
+            self.facts.prove_eq(a, b) for a, b in zip(known, actual, strict=True)
+        )
+        if not same:
+            was, now = ", ".join(map(str, known)), ", ".join(map(str, actual))
+            raise Mismatch(f"`*{name}` is [{was}] in one place and [{now}] in another")
+
+    def solve_plain(self, pairs: Iterable[tuple[Expr, Expr, int]]) -> list[tuple[Expr, Expr, int]]:
+        """Bind the dimensions that are a variable alone; returns the pairs that are left."""
+        left = []
+        for declared, actual, axis in pairs:
+            name = declared.as_symbol()
+            if name and name.startswith(VARIABLE_PREFIX):
+                plain = name[len(VARIABLE_PREFIX) :]
+                if plain not in self.values:
+                    self.values[plain] = actual
+                    continue
+            left.append((declared, actual, axis))
+        return left
+
+    def settle(self, declared: Expr, actual: Expr, axis: int) -> bool:
+        """Solve or compare one dimension; False if too much is unknown yet. Raises Mismatch."""
+        unknown = self.unknowns(declared)
+        expected = self.substituted(declared)
+        if not unknown:
+            self._require_equal(declared, expected, actual, axis)
+            return True
+        if len(unknown) > 1:
+            return False
+        symbol = variable(unknown[0])
+        slope = expected.coefficient(symbol)
+        factor = slope.as_int() if slope is not None else None
+        if slope is None or not slope.terms:
+            return False
+        rest = expected.substitute({symbol: 0}, self.facts)
+        gap = actual - rest
+        if factor is not None and abs(factor) == 1:
+            value = gap * factor
+        else:
+            remainder = mod(gap, slope, self.facts)
+            known = remainder.as_int()
+            text = f"dimension {axis} must be {shown(declared)}; it is {actual}"
+            if known:
+                raise Mismatch(text, [f"no `{unknown[0]}` gives {actual}"])
+            if known is None:
+                self.check(remainder, "==0", text)
+            value = floordiv(gap, slope, self.facts)
+        low, high = self.facts.bounds(value)
+        if high is not None and high < 0:
+            raise Mismatch(
+                f"dimension {axis} must be {shown(declared)}; it is {actual}",
+                [f"`{unknown[0]}` would be {value}, and a size is never negative"],
+            )
+        if low is None or low < 0:
+            if not self.facts.is_nonneg(value):
+                self.check(value, ">=0", f"`{unknown[0]}`, which is {value}, must not be negative")
+        self.values[unknown[0]] = value
+        return True
+
+    def _require_equal(self, declared: Expr, expected: Expr, actual: Expr, axis: int) -> None:
+        if self.facts.prove_eq(expected, actual):
+            return
+        written = shown(declared)
+        was = f"{written}, which is {expected}," if written != str(expected) else written
+        text = f"dimension {axis} must be {was} and is {actual}"
+        if differ_for_some(self.facts, expected, actual):
+            raise Mismatch(text, range_notes(self.facts, expected, actual))
+        self.check(expected - actual, "==0", text)
+
+
+def dimensions(count: int) -> str:
+    return "1 dimension" if count == 1 else f"{count} dimensions"
+
+
+def range_notes(facts: Facts, *expressions: Expr) -> list[str]:
+    """What is known of the sizes in the expressions: `T is in 1..=512`."""
+    names = sorted({name for expr in expressions for name in expr.symbols()})
+    return [f"{name} is {range_text(facts, name)}" for name in names]
+
+
+def range_text(facts: Facts, name: str) -> str:
+    low, high = facts.ranges.get(name, (0, None))
+    return f"in {low}..={high}" if high is not None else f"any size from {low}"
+
+

@@ -1,0 +1,227 @@
+"""What an expression can be while a program is checked.
+
+Only tensors exist when a pipeline runs; everything else is known while compiling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..dims import Expr
+from ..dtypes import DType
+from ..program import ValueId
+from ..signature import Builtin
+from ..types import TensorType
+
+if TYPE_CHECKING:
+    from .. import ast
+    from .modules import ModuleScope
+
+Axis: TypeAlias = tuple[str, Expr]
+"""An index of index notation: its symbol and the length of its range."""
+Space: TypeAlias = tuple[Axis, ...]
+
+
+class Value:
+    """Anything an expression evaluates to."""
+
+
+@dataclass(frozen=True)
+class Poison(Value):
+    """The value of an expression that is wrong and has been reported."""
+
+
+@dataclass(frozen=True)
+class NoneValue(Value):
+    """`None`."""
+
+
+@dataclass(frozen=True)
+class Number(Value):
+    """A literal or folded constant without a dtype of its own."""
+
+    value: int | float | bool
+
+
+@dataclass(frozen=True)
+class Dim(Value):
+    """An integer expression over dimensions and indices: i64 where it meets tensors."""
+
+    expr: Expr
+    space: Space = ()
+
+
+@dataclass(frozen=True)
+class Tensor(Value):
+    """A value of the running pipeline.
+
+    Inside index notation it has one leading axis per index of `space`, which the language does
+    not show: there it is a scalar.
+    """
+
+    id: ValueId
+    full_type: TensorType
+    space: Space = ()
+
+    @property
+    def type(self) -> TensorType:
+        """The type that the language shows."""
+        return TensorType(self.full_type.dtype, self.full_type.shape[len(self.space) :])
+
+
+@dataclass(frozen=True)
+class Text(Value):
+    value: str
+
+
+@dataclass(frozen=True)
+class DTypeValue(Value):
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Items(Value):
+    """A tuple (`bracket` "(") or a list ("["); a tuple of results may have names."""
+
+    items: tuple[Value, ...]
+    bracket: str = "("
+    names: tuple[str | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Interval(Value):
+    """`a..b`: from `start` to before `stop`."""
+
+    start: Expr
+    stop: Expr
+
+
+@dataclass(frozen=True)
+class WeightsHandle:
+    """An opened weights file as the checker sees it: headers by tensor key."""
+
+    name: str
+    path: str
+    tensors: dict[str, tuple[DType, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Scope(Value):
+    """Part of a weights file: the tensors below `prefix`, and perhaps one of that very name."""
+
+    handle: WeightsHandle
+    prefix: str
+
+    @property
+    def leaf(self) -> TensorType | None:
+        """The type of the tensor with this very name."""
+        header = self.handle.tensors.get(self.prefix)
+        if header is None:
+            return None
+        dtype, shape = header
+        from ..dims import const
+
+        return TensorType(dtype, tuple(const(n) for n in shape))
+
+    def path_of(self, name: str) -> str:
+        return f"{self.prefix}.{name}" if self.prefix else name
+
+    def children(self) -> list[str]:
+        """The names one level down, in the file's order."""
+        start = f"{self.prefix}." if self.prefix else ""
+        found: dict[str, None] = {}
+        for key in self.handle.tensors:
+            if key.startswith(start) and len(key) > len(start):
+                found[key[len(start) :].split(".")[0]] = None
+        return list(found)
+
+    def child(self, name: str) -> Scope | None:
+        path = self.path_of(name)
+        below = path + "."
+        tensors = self.handle.tensors
+        if path in tensors or any(key.startswith(below) for key in tensors):
+            return Scope(self.handle, path)
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Function(Value):
+    """An `fn` of a module."""
+
+    node: ast.Function
+    module: ModuleScope
+
+
+@dataclass(frozen=True, eq=False)
+class BuiltinFunction(Value):
+    record: Builtin
+
+
+@dataclass(frozen=True)
+class Special(Value):
+    """A function of the checker itself, such as `has`."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Module(Value):
+    name: str
+    scope: ModuleScope
+
+
+@dataclass(frozen=True)
+class Keywords:
+    """Arguments given by name, in order, with what they were in the source."""
+
+    values: dict[str, Any]
+
+
+POISON = Poison()
+NONE = NoneValue()
+
+
+def is_poison(value: Value) -> bool:
+    """Whether an error inside `value` has been reported already."""
+    if isinstance(value, Items):
+        return any(is_poison(item) for item in value.items)
+    return isinstance(value, Poison)
+
+
+def describe(value: Value) -> str:
+    """What the value is, in words for a message: `f32[B, 3]`, the number 3, a list."""
+    match value:
+        case Tensor():
+            return str(value.type)
+        case Scope():
+            leaf = value.leaf
+            return str(leaf) if leaf else f"the weights scope `{value.handle.name}`" + (
+                f" at `{value.prefix}`" if value.prefix else ""
+            )
+        case Number(value=bool() as truth):
+            return f"the constant {truth}"
+        case Number():
+            return f"the number {value.value}"
+        case Dim():
+            return f"the size {value.expr}" if not value.space else f"the index {value.expr}"
+        case Text():
+            return f'the text "{value.value}"'
+        case DTypeValue():
+            return f"the dtype {value.dtype}"
+        case Items():
+            kind = "tuple" if value.bracket == "(" else "list"
+            return f"a {kind} of {len(value.items)}"
+        case Interval():
+            return f"the range {value.start}..{value.stop}"
+        case Function():
+            return f"the function `{value.node.name}`"
+        case BuiltinFunction():
+            return f"the built-in `{value.record.name}`"
+        case Special():
+            return f"the built-in `{value.name}`"
+        case Module():
+            return f"the module `{value.name}`"
+        case NoneValue():
+            return "None"
+    return "a value that is wrong"
