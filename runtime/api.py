@@ -1,0 +1,90 @@
+"""`compile` and `load`: from a source or a plan file to a pipeline on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stagefuse.compiler import plan_file
+
+from .errors import DeviceError
+from .pipeline import Pipeline
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    pipeline: str | None = None,
+    verify: bool = False,
+) -> Pipeline:
+    """The pipeline of a plan file, ready to call; its weights are mapped, not read.
+
+    `pipeline` chooses one of several. `verify` checks the hash of the weights too.
+    A plan is machine code: load only files that you would run.
+
+    Raises PlanError, DeviceError, InputError, OSError.
+    """
+    check_device(device)
+    return Pipeline(plan_file.read(path, verify=verify), pipeline, threads=threads)
+
+
+def compile(
+    source: str | Path,
+    *,
+    target: str | None = None,
+    device: str | None = None,
+    weights: Mapping[str, Any] | None = None,
+    pipeline: str | None = None,
+    threads: int | None = None,
+) -> Pipeline:
+    """The pipeline of a `.pipe` file, or of its text, ready to call.
+
+    A string with a line break is the text itself. `weights` gives files or arrays by name
+    instead of what the source names. `pipeline` chooses one of several.
+
+    Raises CompileError, DeviceError, InputError, OSError.
+    """
+    targets = check_target(target)
+    check_device(device)
+    from stagefuse.compiler import driver
+
+    options: dict[str, Any] = {"targets": targets, "weights": weights, "pipeline": pipeline}
+    if isinstance(source, str) and "\n" in source:
+        with tempfile.TemporaryDirectory(prefix="stagefuse-") as folder:
+            file = Path(folder, "source.pipe")
+            file.write_text(source, encoding="utf-8")
+            plan = driver.compile_file(file, **options)
+    else:
+        plan = driver.compile_file(Path(source), **options)
+    return Pipeline(plan, pipeline, threads=threads)
+
+
+def check_device(device: str | None) -> None:
+    """Raise DeviceError unless this build runs plans on `device`."""
+    if device in (None, "cpu"):
+        return
+    name = str(device)
+    if name == "emulator":
+        raise DeviceError("the emulator runs GPU code, and this version makes code for CPUs only")
+    if name.partition(":")[0] in ("cuda", "gpu"):
+        raise DeviceError(
+            f"device {name!r} is not there: this version runs on CPUs only\n"
+            f'  = help: use device="cpu"'
+        )
+    raise DeviceError(f"no device is called {name!r}; there is cpu")
+
+
+def check_target(target: str | None) -> tuple[str, ...]:
+    """The targets of a comma-separated list. Raises DeviceError for one that is not there."""
+    names = tuple(t.strip() for t in (target or "cpu").split(",") if t.strip())
+    for name in names:
+        if name != "cpu":
+            raise DeviceError(
+                f"target {name!r} is not there: this version makes code for CPUs only\n"
+                f'  = help: use target="cpu"'
+            )
+    return tuple(dict.fromkeys(names)) or ("cpu",)

@@ -1,0 +1,227 @@
+"""A pipeline made ready for sizes: which addresses and counts its steps get.
+
+A `Bucket` is what one combination of sizes fixes: a template of the kernels' argument slots and
+of the step records. A `Workspace` is what one call at a time owns: the arena, scratch memory and
+the status word. `Workspace.bind` puts the two together; calls only fill in the addresses of
+inputs and results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stagefuse.compiler.plan import PipelinePlan, StepPlan
+from stagefuse.dsl import dims
+from stagefuse.dsl.dtypes import DTYPES
+
+from .errors import PlanError
+from .memory import ALIGNMENT, allocate, pointer_to
+
+_MAX = 1 << 62
+# A step record: function, argument slots, count, grain, scratch, stride of scratch, status.
+_RECORD = 7
+_FUNCTION, _ARGS, _COUNT, _GRAIN, _SCRATCH, _STRIDE, _STATUS = range(_RECORD)
+
+
+@dataclass(frozen=True)
+class ResultSpec:
+    """A result's shape, dtype and size for one combination of sizes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """What a combination of sizes fixes. Slots of the arena are offsets until bound."""
+
+    dims: dict[str, int]
+    results: tuple[ResultSpec, ...]
+    args: np.ndarray[Any, Any]
+    records: np.ndarray[Any, Any]
+    labels: tuple[StepPlan, ...]
+    arena_slots: np.ndarray[Any, Any]
+    input_slots: tuple[tuple[int, ...], ...]
+    result_slots: tuple[tuple[int, ...], ...]
+    arena_bytes: int
+    scratch_bytes: int
+
+
+class Evaluator:
+    """Values of the plan's expressions for one combination of sizes, each computed once."""
+
+    _parsed: dict[str, dims.Expr] = {}
+
+    def __init__(self, values: dict[str, int]) -> None:
+        self.values = values
+        self._known: dict[str, int] = {}
+
+    @classmethod
+    def parse(cls, text: str) -> dims.Expr:
+        """The expression, parsed once in this process."""
+        expr = cls._parsed.get(text)
+        if expr is None:
+            expr = cls._parsed[text] = dims.parse(text)
+        return expr
+
+    def __call__(self, text: str) -> int:
+        value = self._known.get(text)
+        if value is None:
+            value = self._known[text] = self.parse(text).evaluate(self.values)
+        return value
+
+    def shape(self, texts: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(self(text) for text in texts)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Preparer:
+    """Makes buckets of one pipeline: knows its weights' addresses and its kernels' ones."""
+
+    def __init__(
+        self,
+        plan: PipelinePlan,
+        functions: dict[str, int],
+        arrays: dict[str, np.ndarray[Any, Any]],
+        threads: int,
+    ) -> None:
+        self.plan, self.functions, self.threads = plan, functions, threads
+        self.arrays = arrays  # keeps the weights mapped
+        self._fixed = {
+            i: pointer_to(arrays[b.array])
+            for i, b in enumerate(plan.buffers)
+            if b.array is not None
+        }
+        self._dtypes = [DTYPES[b.dtype] for b in plan.buffers]
+
+    def prepare(self, values: dict[str, int]) -> Bucket:
+        """The bucket for values of the dims. Raises PlanError if the plan contradicts itself."""
+        evaluate = Evaluator(values)
+        offsets, arena_bytes = self._arena(evaluate)
+        args: list[int] = []
+        records: list[list[int]] = []
+        used: dict[int, list[int]] = {}
+        labels: list[StepPlan] = []
+        scratch_bytes = 0
+        for step in self.plan.steps:
+            count = evaluate(step.count)
+            if count <= 0:
+                continue
+            stride = _padded(evaluate(step.scratch_bytes))
+            if count > _MAX or not 0 <= stride < _MAX:
+                raise PlanError(f"{self.plan.name}: step {step.symbol} has an absurd size")
+            scratch_bytes = max(scratch_bytes, stride * self.threads)
+            grain = min(max(evaluate(step.grain), 1), count)
+            records.append(
+                [self.functions[step.symbol], 8 * len(args), count, grain, 0, stride, 0]
+            )
+            labels.append(step)
+            for buffer in step.buffers:
+                used.setdefault(buffer, []).append(len(args))
+                args.append(self._fixed.get(buffer, offsets.get(buffer, 0)))
+            args.extend(evaluate(dim) & 0xFFFFFFFFFFFFFFFF for dim in step.dims)
+        arena = [slot for buffer in offsets for slot in used.get(buffer, ())]
+        return Bucket(
+            values,
+            tuple(self._result(evaluate, r.buffer) for r in self.plan.results),
+            np.array(args or [0], np.uint64),
+            np.array(records, np.uint64).reshape(-1, _RECORD),
+            tuple(labels),
+            np.array(arena, np.intp),
+            tuple(tuple(used.get(i.buffer, ())) for i in self.plan.inputs),
+            tuple(tuple(used.get(r.buffer, ())) for r in self.plan.results),
+            arena_bytes,
+            _padded(scratch_bytes),
+        )
+
+    def _size(self, evaluate: Evaluator, buffer: int) -> int:
+        size = self._dtypes[buffer].itemsize
+        for extent in evaluate.shape(self.plan.buffers[buffer].shape):
+            if extent < 0:
+                raise PlanError(
+                    f"{self.plan.name}: {self.plan.buffers[buffer].name} has a negative size"
+                )
+            size *= extent
+        if size > _MAX:
+            raise PlanError(f"{self.plan.name}: a buffer is larger than memory can be")
+        return size
+
+    def _arena(self, evaluate: Evaluator) -> tuple[dict[int, int], int]:
+        """Where in the arena each of its buffers begins, and the arena's size."""
+        sizes = [evaluate(text) for text in self.plan.slots]
+        starts, total = [], 0
+        for size in sizes:
+            starts.append(total)
+            total += _padded(max(size, 0))
+        offsets = {}
+        for i, buffer in enumerate(self.plan.buffers):
+            if buffer.slot is not None:
+                if self._size(evaluate, i) > sizes[buffer.slot]:
+                    raise PlanError(
+                        f"{self.plan.name}: {buffer.name} is larger than its slot "
+                        f"for {_sizes_text(evaluate.values)}"
+                    )
+                offsets[i] = starts[buffer.slot]
+        return offsets, total
+
+    def _result(self, evaluate: Evaluator, buffer: int) -> ResultSpec:
+        shape = evaluate.shape(self.plan.buffers[buffer].shape)
+        return ResultSpec(shape, self._dtypes[buffer].numpy, self._size(evaluate, buffer))
+
+
+def _sizes_text(values: dict[str, int]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in values.items()) or "these sizes"
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A bucket in a workspace: `args` is writable, the records hold addresses into both."""
+
+    args: memoryview
+    table: np.ndarray[Any, Any]
+    records: np.ndarray[Any, Any]
+    address: int
+    count: int
+
+
+class Workspace:
+    """Memory that one call at a time owns."""
+
+    _MAX_BOUND = 256
+
+    def __init__(self) -> None:
+        self._status = np.zeros(8, np.int64)
+        self.status = memoryview(self._status)
+        self._memory = allocate(0, "intermediates")
+        self._bound: dict[Bucket, Bound] = {}
+
+    def bind(self, bucket: Bucket) -> Bound:
+        """The bucket with this workspace's addresses. Raises OutOfMemory."""
+        bound = self._bound.get(bucket)
+        if bound is not None:
+            return bound
+        needed = bucket.arena_bytes + bucket.scratch_bytes
+        if self._memory.nbytes < needed:
+            self._bound.clear()
+            self._memory = allocate(0, "intermediates")  # let go of the old one first
+            self._memory = allocate(needed, "intermediates")
+        if len(self._bound) >= self._MAX_BOUND:
+            self._bound.clear()
+        start = np.uint64(pointer_to(self._memory)) if needed else np.uint64(0)
+        table = bucket.args.copy()
+        table[bucket.arena_slots] += start
+        records = bucket.records.copy()
+        records[:, _ARGS] += np.uint64(pointer_to(table))
+        records[:, _SCRATCH] = start + np.uint64(bucket.arena_bytes)
+        records[:, _STATUS] = pointer_to(self._status)
+        address = pointer_to(records) if len(records) else 0
+        bound = Bound(memoryview(table), table, records, address, len(records))
+        self._bound[bucket] = bound
+        return bound

@@ -1,0 +1,110 @@
+"""Times of a pipeline's steps as a Chrome trace (JSON), which Perfetto and chrome://tracing open.
+
+Steps run one at a time, so a step's time includes waking the threads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import InputError
+from .memory import pointer_to
+from .prepared import Bucket, Workspace
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+_RECORD_BYTES = 56
+
+
+def write_trace(pipeline: Pipeline, path: Path, calls: int, inputs: dict[str, Any]) -> Path:
+    """Run `calls` calls step by step and write their trace."""
+    if calls < 1:
+        raise InputError(f"calls is {calls}, but at least one is needed")
+    if not inputs:
+        inputs = _invented(pipeline)
+    arrays, _ = pipeline._bind((), inputs)
+    bucket = pipeline._bucket(arrays)
+    events: list[dict[str, Any]] = [
+        {
+            "ph": "M", "pid": os.getpid(), "tid": 0, "name": "process_name",
+            "args": {"name": f"stagefuse {pipeline.signature}"},
+        },
+        {
+            "ph": "M", "pid": os.getpid(), "tid": 0, "name": "thread_name",
+            "args": {"name": f"steps, {pipeline.threads} threads"},
+        },
+    ]  # fmt: skip
+    origin = perf_counter_ns()
+    for call in range(calls):
+        events += _call(pipeline, bucket, arrays, call, origin)
+    document = {
+        "displayTimeUnit": "ns",
+        "traceEvents": events,
+        "otherData": {"sizes": bucket.dims, "threads": pipeline.threads},
+    }
+    path.write_text(json.dumps(document, default=str), encoding="utf-8")
+    return path
+
+
+def _call(
+    pipeline: Pipeline,
+    bucket: Bucket,
+    arrays: list[np.ndarray[Any, Any]],
+    call: int,
+    origin: int,
+) -> list[dict[str, Any]]:
+    results = pipeline._fresh(bucket)
+    workspace = Workspace()
+    bound = workspace.bind(bucket)
+    for values, slots in ((arrays, bucket.input_slots), (results, bucket.result_slots)):
+        for array, places in zip(values, slots, strict=True):
+            for place in places:
+                bound.args[place] = pointer_to(array)
+    times = [perf_counter_ns()]
+    for number in range(bound.count):
+        pipeline._run(bound.address + number * _RECORD_BYTES, 1, pipeline.threads)
+        times.append(perf_counter_ns())
+    pipeline._finish(workspace, bucket)
+    events = [_event(f"call {call}", times[0], times[-1], origin, {"call": call})]
+    for number, step in enumerate(bucket.labels):
+        notes = {
+            "kernel": step.symbol,
+            "iterations": int(bucket.records[number, 2]),
+            "grain": int(bucket.records[number, 3]),
+            **step.report,
+        }
+        name = step.label or step.symbol
+        events.append(_event(name, times[number], times[number + 1], origin, notes))
+    return events
+
+
+def _event(name: str, begin: int, end: int, origin: int, args: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "ph": "X", "cat": "step", "pid": os.getpid(), "tid": 0, "name": name,
+        "ts": (begin - origin) / 1e3, "dur": (end - begin) / 1e3, "args": args,
+    }  # fmt: skip
+
+
+def _invented(pipeline: Pipeline) -> dict[str, Any]:
+    """Inputs with the sizes of the latest new call, or with moderate ones in the ranges."""
+    from .pipeline import example_inputs
+    from .prepared import Evaluator
+
+    values = dict(pipeline._last or {})
+    for dim in pipeline._plan.dims:
+        if dim.name not in values:
+            evaluate = Evaluator(values)
+            try:
+                low = evaluate(dim.low)
+                high = 16 if dim.high is None else evaluate(dim.high)
+            except KeyError:
+                raise InputError("pass inputs to profile: sizes can't be invented") from None
+            values[dim.name] = max(low, min(high, 16))
+    return example_inputs(pipeline._plan, values)

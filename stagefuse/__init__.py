@@ -1,0 +1,62 @@
+"""stagefuse: a small typed language for model pipelines, and its ahead-of-time compiler.
+
+    import stagefuse as sf
+
+    pipe = sf.compile("model.pipe")
+    y = pipe(x=x)
+
+Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .dsl.diagnostics import CompileError
+    from .runtime.api import compile, load
+    from .runtime.errors import (
+        DeviceError,
+        IndexOutOfRange,
+        InputError,
+        InternalError,
+        OutOfMemory,
+        PlanError,
+    )
+    from .runtime.pipeline import Pipeline
+
+__all__ = [
+    "CompileError",
+    "DeviceError",
+    "IndexOutOfRange",
+    "InputError",
+    "InternalError",
+    "OutOfMemory",
+    "Pipeline",
+    "PlanError",
+    "compile",
+    "load",
+]
+
+_HOMES = {
+    "CompileError": "dsl.diagnostics",
+    "Pipeline": "runtime.pipeline",
+    "compile": "runtime.api",
+    "load": "runtime.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name, "runtime.errors")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
