@@ -136,7 +136,7 @@ def _safetensors(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[bytes, lis
             "shape": list(array.shape),
             "data_offsets": [offset, end],
         }
-        chunks.append(memoryview(array.reshape(-1).view(np.uint8)))
+        chunks.append(array.reshape(-1).view(np.uint8).data)
         padding = -end % ALIGNMENT
         if padding:
             header[f"__padding__.{len(header)}"] = {

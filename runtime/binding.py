@@ -32,7 +32,7 @@ class Binder:
     def arrays(self, given: Mapping[str, Any]) -> list[np.ndarray[Any, Any]]:
         """One dense, aligned array an input, in order; a copy only where it must be."""
         self._names(given)
-        return [self._array(argument, given[argument.name or ""]) for argument in self.plan.inputs]
+        return [self.array(argument, given[argument.name or ""]) for argument in self.plan.inputs]
 
     def _names(self, given: Mapping[str, Any]) -> None:
         names = [name for name, _ in self.expected]
@@ -46,7 +46,8 @@ class Binder:
         if missing:
             raise InputError(f"input {_listed(missing)} missing: {takes}")
 
-    def _array(self, argument: ArgumentPlan, value: Any) -> np.ndarray[Any, Any]:
+    def array(self, argument: ArgumentPlan, value: Any) -> np.ndarray[Any, Any]:
+        """A dense, aligned array of the argument's dtype and rank. Raises InputError."""
         name, dtype = argument.name or "", DTYPES[argument.dtype]
         if type(value) is not np.ndarray:
             value = self._as_array(name, argument, value)

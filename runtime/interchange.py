@@ -64,7 +64,7 @@ def importer(value: object) -> Importer | None:
     convert = getattr(module, "from_dlpack", None)
     if convert is None:
         return None
-    return _to_torch if root == "torch" else convert  # type: ignore[no-any-return]
+    return _to_torch if root == "torch" else convert
 
 
 def _to_torch(array: np.ndarray[Any, Any]) -> Any:

@@ -49,7 +49,7 @@ def _readable(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-class _Block(np.ndarray):  # type: ignore[type-arg]
+class _Block(np.ndarray):
     """Memory of one result; its death is the death of the last array that views it."""
 
     home: ResultPool | None = None

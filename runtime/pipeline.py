@@ -162,12 +162,8 @@ class Pipeline:
         """The bucket of a combination of shapes seen for the first time."""
         if self._code is None:
             raise InputError(f"the pipeline {self.name} is closed")
-        for (name, _), argument, array in zip(
-            self._expected, self._plan.inputs, arrays, strict=True
-        ):
-            if array.ndim != len(argument.shape):
-                self._binder.arrays({n: a for (n, _), a in zip(self._expected, arrays, strict=True)})
-                raise InternalError(f"input {name} has a wrong rank")
+        for argument, array in zip(self._plan.inputs, arrays, strict=True):
+            self._binder.array(argument, array)  # the fast path does not look at ranks
         bucket = self._preparer.prepare(self._binder.sizes(arrays))
         if len(self._buckets) >= _MAX_BUCKETS:
             self._buckets = {}
@@ -361,8 +357,8 @@ def _thread_count(threads: int | None) -> int:
     available = len(os.sched_getaffinity(0))
     if threads is None:
         return min(available, _MAX_THREADS)
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS:
-        raise InputError(f"threads is {threads!r}, but it must be a number from 1 to {_MAX_THREADS}")
+    if type(threads) is not int or not 1 <= threads <= _MAX_THREADS:
+        raise InputError(f"threads is {threads!r}, but it must be from 1 to {_MAX_THREADS}")
     return threads
 
 

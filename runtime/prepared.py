@@ -198,7 +198,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._status = np.zeros(8, np.int64)
-        self.status = memoryview(self._status)
+        self.status = self._status.data
         self._memory = allocate(0, "intermediates")
         self._bound: dict[Bucket, Bound] = {}
 
@@ -222,6 +222,6 @@ class Workspace:
         records[:, _SCRATCH] = start + np.uint64(bucket.arena_bytes)
         records[:, _STATUS] = pointer_to(self._status)
         address = pointer_to(records) if len(records) else 0
-        bound = Bound(memoryview(table), table, records, address, len(records))
+        bound = Bound(table.data, table, records, address, len(records))
         self._bound[bucket] = bound
         return bound

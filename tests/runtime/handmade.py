@@ -1,4 +1,4 @@
-"""Plans written by hand, with kernels in LLVM IR: what the runtime is tested on without a compiler."""
+"""Plans written by hand with kernels in LLVM IR, to test the runtime without a compiler."""
 
 from __future__ import annotations
 
