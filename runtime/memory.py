@@ -49,6 +49,10 @@ def _readable(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+class _Memory(np.ndarray):
+    """A class of its own: NumPy makes no array a view of what lies behind a view of these."""
+
+
 class _Block(np.ndarray):
     """Memory of one result; its death is the death of the last array that views it."""
 
@@ -78,7 +82,7 @@ class ResultPool:
             if memory is not None:
                 self._waiting_bytes -= size
         if memory is None:
-            memory = allocate(size, "a result")
+            memory = allocate(size, "a result").view(_Memory)
         block = memory.view(_Block)
         block.home, block.memory = self, memory
         return np.ndarray(shape, dtype, buffer=block)

@@ -78,7 +78,6 @@ class Pipeline:
         self._file = plan
         self.threads = _thread_count(threads)
         self._code: _Code | None = _Code(plan)
-        self._run = self._code.run
         self._binder = Binder(self._plan)
         self._preparer = Preparer(
             self._plan, self._code.addresses(self._plan), dict(plan.arrays), self.threads
@@ -158,10 +157,15 @@ class Pipeline:
                 return arrays, interchange.importer(value)
         return arrays, None
 
+    def _loaded(self) -> _Code:
+        code = self._code
+        if code is None:
+            raise InputError(f"the pipeline {self.name} is closed")
+        return code
+
     def _bucket(self, arrays: list[np.ndarray[Any, Any]]) -> Bucket:
         """The bucket of a combination of shapes seen for the first time."""
-        if self._code is None:
-            raise InputError(f"the pipeline {self.name} is closed")
+        self._loaded()
         for argument, array in zip(self._plan.inputs, arrays, strict=True):
             self._binder.array(argument, array)  # the fast path does not look at ranks
         bucket = self._preparer.prepare(self._binder.sizes(arrays))
@@ -228,13 +232,11 @@ class Pipeline:
         arrays: list[np.ndarray[Any, Any]],
         results: list[np.ndarray[Any, Any]],
     ) -> None:
+        code = self._loaded()  # the reference keeps the code while it runs
         try:
             workspace = self._free.pop()
         except IndexError:
             workspace = Workspace()
-        if self._code is None:
-            raise InputError(f"the pipeline {self.name} is closed")
-        code = self._code  # keeps the code loaded while it runs
         bound = workspace._bound.get(bucket) or workspace.bind(bucket)
         args = bound.args
         for array, slots in zip(arrays, bucket.input_slots, strict=True):
@@ -280,8 +282,7 @@ class Pipeline:
         The inputs must stay unchanged until it is done.
         """
         with self._lock:
-            if self._code is None:
-                raise InputError(f"the pipeline {self.name} is closed")
+            self._loaded()
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(4, thread_name_prefix=f"stagefuse-{self.name}")
             return self._executor.submit(self, out=out, **inputs)
@@ -330,7 +331,6 @@ class Pipeline:
         if executor is not None:
             executor.shutdown(wait=True)
         self._code = None
-        del self._run
         self._buckets, self._free = {}, []
         self._pool.clear()
 

@@ -1,0 +1,359 @@
+"""Calls: results against NumPy, every wrong argument refused, memory never shared."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stagefuse.compiler import plan_file
+from stagefuse.runtime.errors import (
+    DeviceError,
+    IndexOutOfRange,
+    InputError,
+    OutOfMemory,
+    PlanError,
+)
+from stagefuse.runtime.pipeline import Pipeline
+
+from . import handmade
+
+
+@pytest.fixture(scope="module")
+def affine() -> Iterator[Pipeline]:
+    with Pipeline(handmade.plan(), "affine") as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def lookup() -> Iterator[Pipeline]:
+    with Pipeline(handmade.plan(), "lookup") as pipeline:
+        yield pipeline
+
+
+def ramp(batch: int, width: int) -> np.ndarray[Any, Any]:
+    return np.linspace(-1, 1, batch * width, dtype=np.float32).reshape(batch, width)
+
+
+def check(pipeline: Pipeline, x: np.ndarray[Any, Any]) -> None:
+    found = pipeline(x=x)
+    y, z = handmade.expected(x)
+    np.testing.assert_array_equal(found.y, y)
+    np.testing.assert_array_equal(found.z, z)
+    assert found._fields == ("y", "z")
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (4, 9), (3, 300), (0, 3), (5, 0), (0, 0), (1, 3000)])
+def test_sizes(affine: Pipeline, shape: tuple[int, int]) -> None:
+    check(affine, ramp(*shape))
+
+
+def test_large_results_reuse_memory_but_never_live_one() -> None:
+    big = replace(handmade.affine(), checks=())
+    with Pipeline(handmade.plan(big)) as pipeline:
+        x = ramp(1, 300_000)
+        first = pipeline(x=x)
+        address, view = first.y.ctypes.data, first.z[0, :5]
+        kept = first.z.ctypes.data
+        check(pipeline, x)
+        del first
+        gc.collect()
+        second = pipeline(x=x)
+        addresses = {second.y.ctypes.data, second.z.ctypes.data, pipeline(x=x).y.ctypes.data}
+        assert address in addresses
+        assert kept not in addresses  # `view` still uses it
+        np.testing.assert_array_equal(view, handmade.expected(x)[1][0, :5])
+        assert second.y.flags.writeable and not second.y.flags.owndata
+    second.y[:] = 0  # results outlive the pipeline
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        np.asfortranarray,
+        lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+        lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
+        lambda x: np.frombuffer(b"." + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape),
+        lambda x: np.broadcast_to(x[0], x.shape),
+        lambda x: x.view(type("Mine", (np.ndarray,), {})),
+    ],
+)
+def test_any_layout(affine: Pipeline, make: Any) -> None:
+    check(affine, make(ramp(4, 9)))
+
+
+def test_read_only_inputs(affine: Pipeline) -> None:
+    x = ramp(4, 9)
+    x.flags.writeable = False
+    check(affine, x)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "input `x` missing: affine takes `x`"),
+        ({"y": ramp(1, 3)}, "no input is called `y`"),
+        ({"x": ramp(1, 3), "z": 1}, "no input is called `z`"),
+        ({"x": ramp(1, 3).astype(np.float64)}, r"dtype f64 \(float64\).*\n.*astype\(np.float32\)"),
+        ({"x": ramp(1, 3).astype(">f4")}, "foreign byte order"),
+        ({"x": ramp(1, 3)[0]}, r"1 dimension, shape \(3,\).*f32\[B, 3\*T\]\n.*`x\[None\]`"),
+        ({"x": ramp(1, 3)[None]}, "3 dimensions"),
+        ({"x": ramp(1, 4)}, "dimension 1 of `x` is 4, which `3\\*T` is for no size T"),
+        ({"x": ramp(65, 3)}, r"B is 65 by dimension 0 of `x`, but affine takes B in 0..=64"),
+        ({"x": ramp(64, 300)}, r"B\*T is at most 1000; here B = 64, T = 100\n  --> a.pipe:3:5"),
+        ({"x": [[1.0, 2.0, 3.0]]}, r"is a list.*\n.*np.asarray\(x, np.float32\)"),
+        ({"x": 3.0}, r"the number 3.0"),
+        ({"x": np.ma.masked_array(ramp(1, 3))}, "masked"),
+        ({"x": None}, "NoneType"),
+    ],
+)
+def test_wrong_inputs(affine: Pipeline, inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        affine(**inputs)
+    check(affine, ramp(2, 6))
+
+
+def test_positional_arguments_are_refused(affine: Pipeline) -> None:
+    with pytest.raises(InputError, match=r"call `affine\(x=...\)`"):
+        affine(ramp(1, 3))
+
+
+def test_near_names_are_offered(lookup: Pipeline) -> None:
+    with pytest.raises(InputError, match="write `table=`"):
+        lookup(tabel=ramp(1, 3)[0], ids=np.zeros(1, np.int64))
+
+
+def test_sizes_that_disagree_name_both() -> None:
+    both = replace(
+        handmade.lookup(),
+        inputs=tuple(replace(i, shape=("N",)) for i in handmade.lookup().inputs),
+        results=(replace(handmade.lookup().results[0], shape=("N",)),),
+        buffers=tuple(replace(b, shape=("N",)) for b in handmade.lookup().buffers),
+        steps=(replace(handmade.lookup().steps[0], count="N"),),
+        dims=handmade.lookup().dims[:1],
+    )
+    with Pipeline(handmade.plan(both)) as pipeline:
+        message = "dimension 0 of `ids` is 2.*it must be 3; N is 3 by dimension 0 of `table`"
+        with pytest.raises(InputError, match=message):
+            pipeline(table=ramp(1, 3)[0], ids=np.zeros(2, np.int64))
+
+
+def test_index_out_of_range_names_the_line(lookup: Pipeline) -> None:
+    table = ramp(1, 5)[0]
+    with pytest.raises(IndexOutOfRange) as caught:
+        lookup(table=table, ids=np.array([0, 17, 2]))
+    error = caught.value
+    assert (error.file, error.line, error.column, error.value) == ("t.pipe", 7, 5, 17)
+    assert str(error) == (
+        "an id is out of range: it is 17, the axis has size 5\n"
+        "  --> t.pipe:7:5\n   | table[ids]"
+    )
+    good = np.array([4, 0])
+    np.testing.assert_array_equal(lookup(table=table, ids=good), table[good])
+
+
+def test_out(affine: Pipeline, lookup: Pipeline) -> None:
+    x = ramp(4, 9)
+    y, z = np.empty((4, 9), np.float32), np.empty((4, 9), np.float32)
+    found = affine(x=x, out=(y, z))
+    assert found[0] is y and found[1] is z
+    np.testing.assert_array_equal(y, handmade.expected(x)[0])
+    again = affine(x=x)
+    again.y[:] = 0
+    assert affine(x=x, out=again) is again
+    np.testing.assert_array_equal(again.y, y)
+    table, ids = x[0], np.array([3, 1])
+    one = np.empty(2, np.float32)
+    assert lookup(table=table, ids=ids, out=one) is one
+    np.testing.assert_array_equal(one, table[ids])
+
+
+def test_out_of_any_layout_and_over_inputs(lookup: Pipeline) -> None:
+    table = np.arange(6, dtype=np.float32)
+    ids = np.array([5, 4, 3, 2, 1, 0])
+    wide = np.zeros(12, np.float32)
+    lookup(table=table, ids=ids, out=wide[::2])
+    np.testing.assert_array_equal(wide[::2], ids)
+    np.testing.assert_array_equal(wide[1::2], 0)
+    lookup(table=table, ids=ids, out=table)
+    np.testing.assert_array_equal(table, ids)
+
+
+def test_wrong_out(affine: Pipeline, lookup: Pipeline) -> None:
+    table, ids = ramp(1, 6)[0], np.array([1, 2])
+    locked = np.empty(2, np.float32)
+    locked.flags.writeable = False
+    for out, message in [
+        (np.empty(3, np.float32), r"out= is float32\[3\], but the result is float32\[2\]"),
+        (np.empty(2, np.float64), r"float64\[2\]"),
+        ([1.0, 2.0], "a list, not an array"),
+        (locked, "read-only"),
+        ("y", "a str"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            lookup(table=table, ids=ids, out=out)
+    x = ramp(1, 3)
+    for out, message in [
+        (x.copy(), "1 arrays, but affine has 2"),
+        ((x.copy(),), "1 arrays"),
+        ({"y": x.copy()}, "needs the results y, z"),
+        (2 * (x.copy(),), "share memory"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            affine(x=x, out=out)
+
+
+def test_results_do_not_alias(affine: Pipeline) -> None:
+    x = ramp(4, 9)
+    a, b = affine(x=x), affine(x=x)
+    for array in (a.y, a.z):
+        assert not any(np.shares_memory(array, other) for other in (x, b.y, b.z))
+
+
+def test_threads_share_a_pipeline(affine: Pipeline) -> None:
+    inputs = [ramp(b, 3 * t) for b in range(1, 5) for t in range(1, 20)]
+    barrier = threading.Barrier(6)
+
+    def work(offset: int) -> None:
+        barrier.wait()
+        for i in range(300):
+            check(affine, inputs[(i * 7 + offset) % len(inputs)])
+
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(work, i) for i in range(6)]:
+            done.result()
+
+
+def test_submit_and_map(affine: Pipeline, lookup: Pipeline) -> None:
+    inputs = [ramp(2, 3 * t) for t in range(1, 12)]
+    for x, found in zip(inputs, affine.map({"x": x} for x in inputs), strict=True):
+        np.testing.assert_array_equal(found.y, handmade.expected(x)[0])
+    future = affine.submit(x=inputs[0])
+    np.testing.assert_array_equal(future.result().z, handmade.expected(inputs[0])[1])
+    with pytest.raises(InputError):
+        affine.submit(q=1).result()
+    with pytest.raises(InputError, match="depth is 0"):
+        affine.map([], depth=0)
+    with pytest.raises(InputError, match="map takes dicts"):
+        list(affine.map([inputs[0]]))  # type: ignore[list-item]
+    table = ramp(1, 4)[0]
+    mapped = lookup.map([{"table": table, "ids": np.array([i])} for i in (1, 2, 9, 3)], depth=2)
+    assert [next(mapped)[0], next(mapped)[0]] == [table[1], table[2]]
+    with pytest.raises(IndexOutOfRange):
+        next(mapped)
+
+
+def test_map_takes_no_more_than_depth_ahead(affine: Pipeline) -> None:
+    taken: list[int] = []
+
+    def batches() -> Iterator[dict[str, Any]]:
+        for i in range(10):
+            taken.append(i)
+            yield {"x": ramp(1, 3)}
+
+    mapped = affine.map(batches(), depth=3)
+    assert taken == []
+    next(mapped)
+    assert len(taken) == 3
+
+
+def test_signature_and_report(affine: Pipeline, lookup: Pipeline) -> None:
+    assert str(affine.signature) == (
+        "affine(x: f32[B, 3*T]) -> (y: f32[B, 3*T], z: f32[B, 3*T]) where B in 0..=64"
+    )
+    assert str(lookup.signature) == (
+        "lookup(table: f32[N], ids: i64[K]) -> f32[K] where N in 1.."
+    )
+    assert [k.label for k in affine.report().kernels] == ["affine.add"] + 2 * ["affine.scale"]
+    assert "affine.add" in str(affine.report()) and "fused: no" in str(affine.report())
+
+
+@pytest.mark.parametrize("inputs", [{}, {"x": ramp(4, 9)}])
+def test_profile(affine: Pipeline, tmp_path: Path, inputs: dict[str, Any]) -> None:
+    path = affine.profile(tmp_path / "trace.json", calls=2, **inputs)
+    trace = json.loads(path.read_text())
+    names = [e["name"] for e in trace["traceEvents"] if e["ph"] == "X"]
+    assert names == 2 * [names[0], "affine.add", "affine.scale", "affine.scale"] or len(names) == 8
+    assert all(e["dur"] >= 0 and e["ts"] >= 0 for e in trace["traceEvents"] if e["ph"] == "X")
+
+
+def test_profile_of_a_new_pipeline_invents_inputs(tmp_path: Path) -> None:
+    with Pipeline(handmade.plan(), "lookup") as pipeline:
+        assert pipeline.profile(tmp_path / "t.json").exists()
+
+
+def test_closed_pipelines_refuse(tmp_path: Path) -> None:
+    path = tmp_path / "m.fused"
+    plan_file.write(handmade.plan(), path)
+    pipeline = Pipeline(plan_file.read(path), "affine")
+    x = ramp(2, 3)
+    result = pipeline(x=x)
+    pipeline.close()
+    pipeline.close()
+    np.testing.assert_array_equal(result.y, handmade.expected(x)[0])
+    for attempt in (
+        lambda: pipeline(x=x),
+        lambda: pipeline.submit(x=x),
+        lambda: pipeline.profile(tmp_path / "t"),
+    ):
+        with pytest.raises(InputError, match="closed"):
+            attempt()
+
+
+def test_choosing_a_pipeline() -> None:
+    with pytest.raises(InputError, match="several pipelines: affine, lookup"):
+        Pipeline(handmade.plan())
+    with pytest.raises(InputError, match="no pipeline is called 'x'"):
+        Pipeline(handmade.plan(), "x")
+    for threads in (0, 65, True, 1.5):
+        with pytest.raises(InputError, match="threads"):
+            Pipeline(handmade.plan(), "affine", threads=threads)  # type: ignore[arg-type]
+
+
+def test_objects_that_do_not_fit() -> None:
+    with pytest.raises(DeviceError, match="no CPU code"):
+        Pipeline(handmade.plan(objects={}), "affine")
+    with pytest.raises(PlanError, match="does not load"):
+        Pipeline(handmade.plan(objects={"v3": b"\x7fELF" + bytes(100)}), "affine")
+    missing = replace(
+        handmade.lookup(), steps=(replace(handmade.lookup().steps[0], symbol="nosuch"),)
+    )
+    with pytest.raises(PlanError, match="nosuch"):
+        Pipeline(handmade.plan(missing))
+
+
+def test_too_large_for_memory_and_too_small_slots() -> None:
+    huge = replace(handmade.affine(), slots=(f"12*B*T + {1 << 50}",))
+    with Pipeline(handmade.plan(huge)) as pipeline, pytest.raises(OutOfMemory):
+        pipeline(x=ramp(1, 3))
+    small = replace(handmade.affine(), slots=("12*B*T - 1",))
+    with Pipeline(handmade.plan(small)) as pipeline, pytest.raises(PlanError, match="its slot"):
+        pipeline(x=ramp(1, 3))
+
+
+def test_scalars() -> None:
+    argument = handmade.lookup().inputs[0]
+    scalar = replace(
+        handmade.lookup(),
+        inputs=(replace(argument, shape=()), handmade.lookup().inputs[1]),
+        buffers=(replace(handmade.lookup().buffers[0], shape=()), *handmade.lookup().buffers[1:]),
+        dims=handmade.lookup().dims[1:],
+        steps=(replace(handmade.lookup().steps[0], dims=("1",)),),
+        sites=(),
+    )
+    with Pipeline(handmade.plan(scalar)) as pipeline:
+        ids = np.zeros(2, np.int64)
+        for value in (2.5, np.float32(2.5), np.array(2.5, np.float32)):
+            np.testing.assert_array_equal(pipeline(table=value, ids=ids), [2.5, 2.5])
+        np.testing.assert_array_equal(pipeline(table=2, ids=ids), [2, 2])
+        for value in (True, "x", np.float64(1)):
+            with pytest.raises(InputError):
+                pipeline(table=value, ids=ids)
