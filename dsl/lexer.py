@@ -42,6 +42,8 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_ITEM = re.compile(r"(?:pipeline|fn|const|import|weights)\b")
+"""An item at the start of a line: no bracket reaches this far."""
 _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\", '"': '"', "'": "'", "\n": "", "r": "\r", "0": "\0"}
 
 
@@ -89,6 +91,9 @@ class Lexer:
         at_start = True
         position = 0
         while position < len(self.text):
+            if at_start and self._brackets and _ITEM.match(self.text, position):
+                self._unclosed()
+                self._brackets.clear()
             if at_start and not self._brackets:
                 here, position, blank = self._indentation(position)
                 if blank:

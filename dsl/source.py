@@ -41,7 +41,7 @@ class Source:
 class Span:
     """Characters from `start` to before `end` of a source."""
 
-    source: Source = field(repr=False, hash=False, compare=False)
+    source: Source = field(repr=False)
     start: int
     end: int
 
