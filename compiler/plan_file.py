@@ -104,9 +104,7 @@ def _digest(chunks: list[Any]) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def _write_member(
-    archive: zipfile.ZipFile, file: IO[bytes], name: str, chunks: list[Any]
-) -> None:
+def _write_member(archive: zipfile.ZipFile, file: IO[bytes], name: str, chunks: list[Any]) -> None:
     size = sum(len(chunk) for chunk in chunks)
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     info.create_system, info.external_attr = 3, 0o100644 << 16

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stagefuse.compiler import plan_file
+from stagefuse.compiler import plan_check, plan_file
 
-from .errors import DeviceError
+from .errors import DeviceError, InternalError, PlanError
 from .pipeline import Pipeline
 
 
@@ -60,6 +60,10 @@ def compile(
             plan = driver.compile_file(file, **options)
     else:
         plan = driver.compile_file(Path(source), **options)
+    try:
+        plan_check.check(plan)
+    except PlanError as error:
+        raise InternalError(f"the compiler made a plan that breaks its rules: {error}") from error
     return Pipeline(plan, pipeline, threads=threads)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import weakref
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,6 +48,8 @@ class _Code:
         self.level = usable[0]
         try:
             self._object = native.NativeObject(plan.objects[self.level])
+            # Not at exit: a daemon thread may still be running the code then.
+            weakref.finalize(self, self._object.close).atexit = False
             self.run: Callable[[int, int, int], Any] = self._object.function(
                 "sf_run", None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
             )
@@ -59,11 +62,6 @@ class _Code:
             return {s.symbol: self._object.address(s.symbol) for s in plan.steps}
         except KeyError as error:
             raise PlanError(f"the machine code of the plan lacks the kernel {error}") from None
-
-    def __del__(self) -> None:
-        loaded = getattr(self, "_object", None)
-        if loaded is not None:
-            loaded.close()
 
 
 class Pipeline:
@@ -148,9 +146,7 @@ class Pipeline:
     ) -> tuple[list[np.ndarray[Any, Any]], interchange.Importer | None]:
         if args:
             names = ", ".join(f"{name}=..." for name, _ in self._expected)
-            raise InputError(
-                f"inputs are given by name\n  = help: call `{self.name}({names})`"
-            )
+            raise InputError(f"inputs are given by name\n  = help: call `{self.name}({names})`")
         arrays = self._binder.arrays(inputs)
         for value in inputs.values():
             if interchange.is_foreign(value) and not isinstance(value, np.generic):
@@ -201,9 +197,7 @@ class Pipeline:
                 f"out= holds {len(items)} arrays, but {self.name} has "
                 f"{len(self._plan.results)} results"
             )
-        return [
-            (x, interchange.view(x, "out") if interchange.is_foreign(x) else x) for x in items
-        ]
+        return [(x, interchange.view(x, "out") if interchange.is_foreign(x) else x) for x in items]
 
     def _targets(
         self,
@@ -213,9 +207,7 @@ class Pipeline:
     ) -> list[np.ndarray[Any, Any]]:
         """Where kernels write: the caller's arrays, or others where those do not suit."""
         targets: list[np.ndarray[Any, Any]] = []
-        for number, ((owner, target), spec) in enumerate(
-            zip(given, bucket.results, strict=True)
-        ):
+        for number, ((owner, target), spec) in enumerate(zip(given, bucket.results, strict=True)):
             _check_target(owner, target, spec.shape, spec.dtype, self._plan.results[number].name)
             if any(np.may_share_memory(target, other) for _, other in given[:number]):
                 raise InputError("two arrays of out= share memory")

@@ -119,9 +119,7 @@ class Preparer:
                 raise PlanError(f"{self.plan.name}: step {step.symbol} has an absurd size")
             scratch_bytes = max(scratch_bytes, stride * self.threads)
             grain = min(max(evaluate(step.grain), 1), count)
-            records.append(
-                [self.functions[step.symbol], 8 * len(args), count, grain, 0, stride, 0]
-            )
+            records.append([self.functions[step.symbol], 8 * len(args), count, grain, 0, stride, 0])
             labels.append(step)
             for buffer in step.buffers:
                 used.setdefault(buffer, []).append(len(args))

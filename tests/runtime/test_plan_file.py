@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from stagefuse.compiler import plan_file
 from stagefuse.compiler.errors import PlanError
-from stagefuse.compiler.plan import ArgumentPlan, BufferPlan, DimPlan, PipelinePlan, Plan, StepPlan
+from stagefuse.compiler.plan import ArgumentPlan, DimPlan, Plan
 from stagefuse.dsl.dtypes import DTYPES
 
 from . import handmade
@@ -184,11 +184,3 @@ def buffer(number: int, **changes: Any) -> dict[str, Any]:
 def test_rules_of_plans(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=message):
         plan_file.write(changed(**changes), tmp_path / "model.fused")
-
-
-def test_records_are_plain_values() -> None:
-    pipeline = PipelinePlan(
-        "p", "", (), (ArgumentPlan(None, "f32", (), 0),), (), (BufferPlan("y", "f32", (), "result"),),
-        (StepPlan("k", (0,), (), "1"),),
-    )  # fmt: skip
-    assert hash(pipeline.buffers[0]) == hash(BufferPlan("y", "f32", (), "result"))

@@ -1,0 +1,76 @@
+"""The package's front: light imports, `load`, refused devices and targets, exceptions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import stagefuse as sf
+from stagefuse.compiler import plan_file
+
+from . import handmade
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, time; t = time.perf_counter(); import stagefuse; stagefuse.InputError\n"
+        "assert time.perf_counter() - t < 0.5\n"
+        "assert not {'numpy', 'lark', 'networkx', 'llvmlite'} & set(sys.modules)\n"
+        "assert 'compile' in dir(stagefuse)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_loading_imports_no_compiler(tmp_path: Path) -> None:
+    path = tmp_path / "m.fused"
+    plan_file.write(handmade.plan(), path)
+    code = (
+        f"import sys, stagefuse; stagefuse.load({str(path)!r}, pipeline='affine')\n"
+        "assert not {'lark', 'networkx', 'llvmlite', 'click', 'rich'} & set(sys.modules)\n"
+        "ours = {m for m in sys.modules if m.startswith('stagefuse.compiler.')}\n"
+        "plan = {'plan', 'plan_file', 'plan_check', 'plan_json', 'errors'}\n"
+        "assert ours == {'stagefuse.compiler.' + m for m in plan}, ours"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_load(tmp_path: Path) -> None:
+    path = tmp_path / "m.fused"
+    plan_file.write(handmade.plan(), path)
+    with sf.load(path, device="cpu", threads=1, pipeline="lookup", verify=True) as pipeline:
+        assert pipeline.threads == 1
+        found = pipeline(table=np.ones(3, np.float32), ids=np.array([2]))
+        np.testing.assert_array_equal(found, [1])
+    with pytest.raises(sf.InputError, match="several pipelines"):
+        sf.load(str(path))
+    with pytest.raises(FileNotFoundError):
+        sf.load(tmp_path / "none.fused")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda:0", "CPUs only"), ("emulator", "GPU code"), ("tpu", "no device is called 'tpu'")],
+)
+def test_devices_that_are_not_there(device: str, message: str) -> None:
+    with pytest.raises(sf.DeviceError, match=message):
+        sf.load("never-opened.fused", device=device)
+    with pytest.raises(sf.DeviceError, match="target 'h200' is not there"):
+        sf.compile("never-opened.pipe", target="cpu,h200")
+
+
+def test_exceptions_are_the_usual_kinds_too() -> None:
+    kinds = [
+        (sf.InputError, ValueError),
+        (sf.IndexOutOfRange, IndexError),
+        (sf.PlanError, ValueError),
+        (sf.DeviceError, RuntimeError),
+        (sf.OutOfMemory, MemoryError),
+        (sf.InternalError, RuntimeError),
+    ]
+    assert all(issubclass(ours, usual) for ours, usual in kinds)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        sf.nothing  # noqa: B018
