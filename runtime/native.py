@@ -138,9 +138,7 @@ def _read_sections(reader: _Reader) -> None:
         raise ObjectError("the object's section table is damaged")
     raw = [reader.unpack("<IIQQQQIIQQ", start + 64 * i) for i in range(count)]
     for _, kind, flags, _, offset, size, link, info, align, _ in raw:
-        reader.sections.append(
-            _Section("", kind, flags, offset, size, link, info, max(align, 1))
-        )
+        reader.sections.append(_Section("", kind, flags, offset, size, link, info, max(align, 1)))
     table = reader.section(names)
     for section, fields in zip(reader.sections, raw, strict=True):
         section.name = reader.text(table, fields[0])
@@ -203,9 +201,7 @@ def _read_symbols(reader: _Reader) -> list[_Symbol]:
     names = reader.section(tables[0].link)
     symbols = []
     for i in range(len(reader.contents(tables[0])) // 24):
-        name, info, _, section, value, size = reader.unpack(
-            "<IBBHQQ", tables[0].offset + 24 * i
-        )
+        name, info, _, section, value, size = reader.unpack("<IBBHQQ", tables[0].offset + 24 * i)
         if 0 < section < 0xFF00 and value + size > reader.section(section).size:
             raise ObjectError("a symbol of the object lies outside its section")
         symbols.append(_Symbol(reader.text(names, name), section, value, info >> 4 != 0))

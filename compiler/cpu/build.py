@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
 import llvmlite.binding as llvm
+
+from stagefuse.compiler.kernel_ir import Kernel
+
+from .emit import module_text
 
 LEVELS = ("v3", "v4")
 TRIPLE = "x86_64-unknown-linux-gnu"
@@ -37,3 +42,8 @@ def compile_text(text: str, level: str, speed: int = 3) -> bytes:
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return bytes(machine.emit_object(module))
+
+
+def build(kernels: Sequence[Kernel], level: str) -> bytes:
+    """The object file of kernels and the thread pool: the same bytes for the same kernels."""
+    return compile_text(module_text(kernels, level), level)

@@ -32,9 +32,7 @@ def pack_steps(steps: Iterable[tuple[int, int, int, int, int, int, int]]) -> byt
 def pool_text() -> str:
     """The module's part: globals and functions."""
     return (
-        _TEXT.replace("$STEP", STEP)
-        .replace("$MAX", str(MAX_THREADS))
-        .replace("$SPINS", str(SPINS))
+        _TEXT.replace("$STEP", STEP).replace("$MAX", str(MAX_THREADS)).replace("$SPINS", str(SPINS))
     )
 
 
@@ -317,6 +315,7 @@ end:
 define void @sf_pool_reset() nounwind {
 entry:
   store i32 0, ptr @sf.workers, align 4
+  store atomic i32 0, ptr @sf.ticket seq_cst, align 4
   store atomic i32 0, ptr @sf.sleepers seq_cst, align 4
   store atomic i32 0, ptr @sf.pending seq_cst, align 4
   store atomic i32 0, ptr @sf.waiting seq_cst, align 4

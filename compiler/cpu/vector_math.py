@@ -209,9 +209,7 @@ def split_exponent(c: Code, x: Value) -> tuple[Value, Value]:
     tiny = x.compare("lt", smallest)
     scaled = tiny.select(x * 2.0 ** (mantissa + 2), x)
     bits = scaled.bits() - root
-    k = bits.ashr(mantissa) - tiny.select(
-        c.const(mantissa + 2, bits.type), c.const(0, bits.type)
-    )
+    k = bits.ashr(mantissa) - tiny.select(c.const(mantissa + 2, bits.type), c.const(0, bits.type))
     m = ((bits & ((1 << mantissa) - 1)) + root).as_float(kind)
     return m, int_to_float(c, k, kind)
 
