@@ -134,7 +134,7 @@ def lowest(dtype: DType) -> float | int | bool:
         return False
     if dtype.is_int:
         return int(np.iinfo(dtype.numpy).min)
-    return -LARGEST["f8e4m3"] if dtype.name == "f8e4m3" else -math.inf
+    return -LARGEST[dtype.name] if dtype.bits == 8 else -math.inf
 
 
 def highest(dtype: DType) -> float | int | bool:
