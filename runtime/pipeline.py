@@ -73,13 +73,11 @@ class Pipeline:
 
     def __init__(self, plan: Plan, name: str | None = None, *, threads: int | None = None) -> None:
         self._plan = _chosen(plan, name)
-        self._file = plan
         self.threads = _thread_count(threads)
         self._code: _Code | None = _Code(plan)
         self._binder = Binder(self._plan)
-        self._preparer = Preparer(
-            self._plan, self._code.addresses(self._plan), dict(plan.arrays), self.threads
-        )
+        functions = self._code.addresses(self._plan)
+        self._preparer = Preparer(self._plan, functions, plan.arrays, self.threads)
         self._expected = self._binder.expected
         self._buckets: dict[tuple[tuple[int, ...], ...], Bucket] = {}
         self._free: list[Workspace] = []

@@ -8,6 +8,7 @@ inputs and results.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,13 +90,15 @@ class Preparer:
         self,
         plan: PipelinePlan,
         functions: dict[str, int],
-        arrays: dict[str, np.ndarray[Any, Any]],
+        arrays: Mapping[str, np.ndarray[Any, Any]],
         threads: int,
     ) -> None:
         self.plan, self.functions, self.threads = plan, functions, threads
-        self.arrays = arrays  # keeps the weights mapped
+        needed = {b.array for b in plan.buffers if b.array is not None}
+        # Kept as long as kernels may read them: what is mapped or dense already is not copied.
+        self._arrays = {name: np.require(arrays[name], None, ["C", "A"]) for name in needed}
         self._fixed = {
-            i: pointer_to(arrays[b.array])
+            i: pointer_to(self._arrays[b.array])
             for i, b in enumerate(plan.buffers)
             if b.array is not None
         }

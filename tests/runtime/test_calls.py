@@ -354,3 +354,9 @@ def test_scalars() -> None:
         for value in (True, "x", np.float64(1)):
             with pytest.raises(InputError):
                 pipeline(table=value, ids=ids)
+
+
+def test_weights_of_any_layout() -> None:
+    strided = np.array([1, 9, 2, 9, 3, 9], np.float32)[::2]
+    with Pipeline(handmade.plan(handmade.affine(), arrays={"w": strided})) as pipeline:
+        check(pipeline, ramp(2, 6))

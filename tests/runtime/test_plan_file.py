@@ -55,6 +55,15 @@ def test_members_are_stored_and_aligned(file: Path) -> None:
             assert plan_file._data_offset(raw, entry, file.stat().st_size) % 64 == 0
 
 
+def test_members_beyond_4_gigabytes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 200)
+    plan_file.write(handmade.plan(), file)
+    with zipfile.ZipFile(file) as archive, open(file, "rb") as raw:
+        for entry in archive.infolist():
+            assert plan_file._data_offset(raw, entry, file.stat().st_size) % 64 == 0
+    assert plan_file.read(file, verify=True).pipelines == handmade.plan().pipelines
+
+
 def test_every_dtype_and_empty_and_scalar_arrays(tmp_path: Path) -> None:
     arrays = {
         name: np.arange(6).reshape(2, 3).astype(dtype.numpy) for name, dtype in DTYPES.items()
