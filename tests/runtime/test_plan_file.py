@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import hashlib
+import json
 import random
 import zipfile
 from dataclasses import replace
@@ -193,3 +197,47 @@ def buffer(number: int, **changes: Any) -> dict[str, Any]:
 def test_rules_of_plans(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=message):
         plan_file.write(changed(**changes), tmp_path / "model.fused")
+
+
+def rewritten(file: Path, document: Any) -> None:
+    """The plan with another plan.json, all hashes right."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["plan.json"] = json.dumps(document).encode()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        digest = hashlib.sha256(members["plan.json"]).hexdigest()
+        archive.comment = (plan_file._COMMENT + digest).encode()
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every container with each of its keys."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value))
+    found = [(value, key) for key in keys]
+    for key in keys:
+        if isinstance(value[key], (dict, list)):
+            found += places(value[key])
+    return found
+
+
+def test_a_foreign_plan_json_is_a_plan_error_at_worst(file: Path) -> None:
+    original = handmade_document(file)
+    values = [None, -1, 10**30, 1.5, True, "", "B", "B +", "Q", [], {}, [1], "(" * 500, "9" * 5000]
+    random_ = random.Random(2)
+    for _ in range(400):
+        document = copy.deepcopy(original)
+        container, key = random_.choice(places(document))
+        if isinstance(container, dict) and random_.random() < 0.2:
+            del container[key]
+        else:
+            container[key] = random_.choice(values)
+        rewritten(file, document)
+        with contextlib.suppress(PlanError):
+            plan_file.read(file)
+        plan_file.write(handmade.plan(), file)
+
+
+def handmade_document(file: Path) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        return json.loads(archive.read("plan.json"))
