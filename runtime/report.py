@@ -42,10 +42,26 @@ class Report:
         )
 
     def __str__(self) -> str:
-        lines = [self.signature, f"x86-64-{self.level}, {len(self.kernels)} kernels"]
-        width = max((len(k.symbol) for k in self.kernels), default=0)
+        count = f"{len(self.kernels)} kernel" + ("" if len(self.kernels) == 1 else "s")
+        lines = [self.signature, f"x86-64-{self.level}, {count}"]
         for kernel in self.kernels:
-            lines.append(f"  {kernel.symbol:<{width}}  {kernel.label}  [{kernel.count}]")
-            lines += [f"  {'':<{width}}    {key}: {note}" for key, note in kernel.notes.items()]
-        lines += [f"{key}: {note}" for key, note in self.notes.items()]
+            lines += _lines_of(kernel)
+        lines += [f"{key}: {_text(note)}" for key, note in self.notes.items()]
         return "\n".join(lines)
+
+
+def _lines_of(kernel: Kernel) -> list[str]:
+    notes = dict(kernel.notes)
+    reasons = notes.pop("reasons", ())
+    lines = ["", f"{kernel.symbol}  {kernel.label}".rstrip()]
+    lines.append(f"  iterations: {kernel.count}, {kernel.grain} at a time")
+    lines += [f"  {key}: {_text(note)}" for key, note in notes.items() if note not in ("", [])]
+    for reason in reasons if isinstance(reasons, (list, tuple)) else ():
+        if isinstance(reason, dict):
+            verb = "fused" if reason.get("fused") else "not fused"
+            lines.append(f"  {reason.get('node', '')}: {verb} because {reason.get('because', '')}")
+    return lines
+
+
+def _text(note: object) -> str:
+    return ", ".join(map(str, note)) if isinstance(note, (list, tuple)) else str(note)
