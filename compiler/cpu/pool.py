@@ -56,12 +56,14 @@ declare i32 @pthread_join(i64, ptr) nounwind
 declare void @llvm.x86.sse2.pause()
 
 define internal void @sf.futex_wait(ptr %word, i32 %seen) noinline nounwind {
-  %r = call i64 (i64, ...) @syscall(i64 202, ptr %word, i64 128, i32 %seen, ptr null, ptr null, i64 0)
+  %r = call i64 (i64, ...) @syscall(
+      i64 202, ptr %word, i64 128, i32 %seen, ptr null, ptr null, i64 0)
   ret void
 }
 
 define internal void @sf.futex_wake(ptr %word) noinline nounwind {
-  %r = call i64 (i64, ...) @syscall(i64 202, ptr %word, i64 129, i64 2147483647, ptr null, ptr null, i64 0)
+  %r = call i64 (i64, ...) @syscall(
+      i64 202, ptr %word, i64 129, i64 2147483647, ptr null, ptr null, i64 0)
   ret void
 }
 

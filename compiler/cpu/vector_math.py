@@ -335,12 +335,12 @@ def quarter_turns(c: Code, x: Value) -> tuple[Value, Value, Value]:
     for piece in pieces[1:5]:
         total, lost = two_sum(total, piece)
         low = low + lost
-    total, low = two_sum(total, low)
-    for piece in pieces[5:7]:
-        total, lost = two_sum(total, piece)
-        low = low + lost
     shifted = total + MAGIC["double"]
     rest, low = two_sum(total - (shifted - MAGIC["double"]), low)
+    for piece in pieces[5:7]:
+        rest, lost = two_sum(rest, piece)
+        low = low + lost
+    rest, low = fast_two_sum(rest, low)
     return shifted.bits(), rest, low
 
 

@@ -1,0 +1,134 @@
+"""The vector math over wide ranges: error in units in the last place, and special values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stagefuse.compiler.cpu.vector_math import FUNCTIONS, two_over_pi_table
+from stagefuse.compiler.kernel_ir import Buffer, Index, Kernel, Load, Op, Store
+from stagefuse.dsl.dims import sym
+from stagefuse.dsl.dtypes import F32, F64, DType
+
+from .cpu_run import LEVELS, Compiled
+
+I = (Index(sym("i")),)  # noqa: E741
+Array = np.ndarray[Any, Any]
+
+
+def sigmoid(x: Array) -> Array:
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+
+REFERENCE: dict[str, Callable[..., Array]] = {
+    "exp": np.exp, "log": np.log, "log2": np.log2, "log1p": np.log1p, "expm1": np.expm1,
+    "tanh": np.tanh, "erf": np.vectorize(math.erf, otypes=[float]), "sigmoid": sigmoid,
+    "sin": np.sin, "cos": np.cos, "tan": np.tan, "rsqrt": lambda x: 1 / np.sqrt(x),
+}  # fmt: skip
+SPECIAL = np.array(
+    [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, 3e38, -3e38, 88.7,
+     89.0, -87.3, -103.0, -104.0, -105.0, 16777216.0, 1e22, 1e30]
+)  # fmt: skip
+
+
+def kernel(name: str, dtype: DType, arity: int = 1) -> Kernel:
+    n = sym("N")
+    loads = tuple(Load(f"x{k}", I, dtype) for k in range(arity))
+    return Kernel(
+        f"{name}.{dtype}",
+        (*(Buffer(f"x{k}", dtype, (n,), "in") for k in range(arity)),
+         Buffer("y", dtype, (n,), "out")),
+        ("N",), (("i", n),), (Store("y", I, Op(name, loads, dtype)),),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def compiled(request: Any) -> Any:
+    kernels = [kernel(n, t, arity) for n, (_, arity) in FUNCTIONS.items() for t in (F32, F64)]
+    return Compiled(kernels, request.param)
+
+
+def run(compiled: Compiled, name: str, *inputs: Array) -> Array:
+    out = np.empty_like(inputs[0])
+    kind = {4: "f32", 8: "f64"}[out.dtype.itemsize]
+    compiled(f"{name}.{kind}", [*inputs, out], {"N": out.size})
+    return out
+
+
+def worst(got: Array, want: Array) -> float:
+    """The largest error, in units in the last place of the result's type."""
+    with np.errstate(all="ignore"):
+        near = want.astype(got.dtype)
+        same = (got == near) | (np.isnan(got) & np.isnan(near))
+        step = np.spacing(np.abs(near)).astype(float)
+        gap = np.abs(got.astype(float) - want) / step
+    return float(np.max(np.where(same, 0, np.where(np.isnan(gap), np.inf, gap))))
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_f32_is_within_two_units(compiled: Compiled, name: str) -> None:
+    patterns = np.arange(0, 1 << 32, 61 * 61 * 8 + 1, dtype=np.uint64).astype(np.uint32)
+    rng = np.random.default_rng(5)
+    with np.errstate(all="ignore"):
+        x = np.concatenate(
+            [SPECIAL, patterns.view(np.float32), rng.standard_normal(100000) * 3]
+        ).astype(np.float32)
+        want = REFERENCE[name](x.astype(float))
+    assert worst(run(compiled, name, x), want) <= 2
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_f64_is_within_a_few_units(compiled: Compiled, name: str) -> None:
+    rng = np.random.default_rng(6)
+    bits = rng.integers(0, 1 << 64, 3000, dtype=np.uint64, endpoint=False)
+    more = [5e-324, -5e-324, 1e-310, 710.0, -745.0, -746.0, 1e308, 6381956970095103.0 * 2.0**797]
+    x = np.concatenate(
+        [SPECIAL, more, bits.view(float), rng.standard_normal(3000) * 3,
+         1 + rng.standard_normal(1000) * 0.01, 10.0 ** rng.uniform(-12, 0, 1000)]
+    )  # fmt: skip
+    with np.errstate(all="ignore"):
+        want = REFERENCE[name](x)
+        if name in ("sin", "cos", "tan"):  # NumPy's own are a few units off for large arguments
+            finite = np.isfinite(x)
+            want[finite] = [getattr(math, name)(v) for v in x[finite].tolist()]
+    assert worst(run(compiled, name, x), want) <= 3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["expm1", "log1p", "sin", "tan", "tanh", "erf"])
+def test_odd_functions_keep_the_sign_of_zero(compiled: Compiled, name: str, dtype: Any) -> None:
+    found = run(compiled, name, np.array([0.0, -0.0], dtype))
+    assert list(found) == [0, 0] and list(np.signbit(found)) == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_pow_of_special_values(compiled: Compiled, dtype: Any) -> None:
+    edge = [0.0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 2, -2, 3, -3, 0.5, -0.5, 1e30, -1e30, 1e-30]
+    x, y = (np.ascontiguousarray(g.ravel()) for g in np.meshgrid(*[np.array(edge, dtype)] * 2))
+    with np.errstate(all="ignore"):
+        want = np.power(x.astype(float), y.astype(float))
+        near = want.astype(dtype)
+    found = run(compiled, "pow", x, y)
+    assert worst(found, want) <= 2
+    numbers = ~np.isnan(near)
+    assert np.array_equal(np.signbit(found[numbers]), np.signbit(near[numbers]))
+
+
+def test_pow_is_accurate_near_overflow(compiled: Compiled) -> None:
+    rng = np.random.default_rng(7)
+    x = np.concatenate([np.exp(rng.standard_normal(3000) * 3), 1 + rng.random(1000)])
+    y = np.concatenate([rng.standard_normal(3000) * 50, rng.random(1000) * 900])
+    with np.errstate(all="ignore"):
+        want = np.power(x, y)
+    assert worst(run(compiled, "pow", x, y), want) <= 2
+
+
+def test_the_table_of_two_over_pi_is_a_sum_of_doubles() -> None:
+    rows = two_over_pi_table()
+    assert abs(rows[0][0] - 2 / math.pi) < 1e-15
+    assert all(0 < abs(b) < abs(a) * 2.0**-50 for row in rows for a, b in zip(row, row[1:]))
