@@ -160,11 +160,21 @@ def run(
 
 @commands.command()
 @FILE
+@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="A dimension, as B=8.")
 @WEIGHTS
 @PIPELINE
 @JSON
-def explain(file: Path, weights: tuple[str, ...], pipeline: str | None, as_json: bool) -> None:
-    """Show the kernels of FILE (.pipe or .fused): what each fuses, and why."""
+def explain(
+    file: Path,
+    sizes: tuple[str, ...],
+    weights: tuple[str, ...],
+    pipeline: str | None,
+    as_json: bool,
+) -> None:
+    """Show the kernels of FILE (.pipe or .fused): what each fuses, and why.
+
+    With sizes, also the bytes and operations of each.
+    """
     with reported(as_json):
         plan = compiled(file, weights, "cpu", pipeline)
         from dataclasses import asdict
@@ -177,8 +187,23 @@ def explain(file: Path, weights: tuple[str, ...], pipeline: str | None, as_json:
     if as_json:
         show_json(pipelines=[asdict(r) for r in reports])
         return
-    for report in reports:
-        click.echo(str(report))
+    from rich.console import Console
+
+    from . import tables
+
+    numbers = whole_numbers(sizes) if sizes else None
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    for report, entry in zip(reports, chosen, strict=True):
+        if numbers is not None:
+            require_sizes([d.name for d in entry.dims], numbers)
+        console.print(report.signature, markup=False, style="bold")
+        console.print(tables.table(report, numbers))
+        for kernel in report.kernels:
+            for reason in kernel.notes.get("reasons", ()):
+                verb = "fused because" if reason["fused"] else "not fused because"
+                console.print(
+                    f"{kernel.symbol}: {reason['node']}: {verb} {reason['because']}", markup=False
+                )
 
 
 @commands.command()
@@ -355,20 +380,31 @@ def read_inputs(options: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def example_inputs(pipe: Pipeline, options: Sequence[str]) -> dict[str, Any]:
-    """Made-up inputs with the given sizes; every dimension must be given or have one value."""
-    from stagefuse.runtime.pipeline import example_inputs as invented
-
+def whole_numbers(options: Sequence[str]) -> dict[str, int]:
+    """The --size options by name."""
     sizes: dict[str, int] = {}
     for name, text in pairs(options, "--size").items():
         if not text.isdigit():
             raise click.UsageError(f"--size {name} takes a whole number, not {text!r}")
         sizes[name] = int(text)
-    known = [name for name, _, _ in pipe.signature.ranges]
+    return sizes
+
+
+def require_sizes(known: Sequence[str], sizes: dict[str, int]) -> None:
+    """Refuse sizes that the pipeline does not have, or that are missing."""
     for name in sizes:
         if name not in known:
-            raise click.UsageError(f"no dimension is called {name!r}; there is {', '.join(known)}")
+            listed = ", ".join(known) or "none"
+            raise click.UsageError(f"no dimension is called {name!r}; there is {listed}")
     missing = [name for name in known if name not in sizes]
     if missing:
         raise click.UsageError("give " + " and ".join(f"--size {name}=N" for name in missing))
+
+
+def example_inputs(pipe: Pipeline, options: Sequence[str]) -> dict[str, Any]:
+    """Made-up inputs with the given sizes; every dimension must be given."""
+    from stagefuse.runtime.pipeline import example_inputs as invented
+
+    sizes = whole_numbers(options)
+    require_sizes([name for name, _, _ in pipe.signature.ranges], sizes)
     return invented(pipe._plan, sizes)

@@ -1,0 +1,98 @@
+"""The kernels of a pipeline as rows and as a table: what each fused, moves and computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from stagefuse.runtime.report import Kernel, Report
+
+
+@dataclass(frozen=True)
+class Row:
+    """The launches of one kernel: how many, where it comes from, and totals over the launches.
+
+    `bytes` and `flops` are what its buffers hold and what its operations count, for given sizes;
+    None without sizes.
+    """
+
+    symbol: str
+    label: str
+    launches: int
+    fused: str
+    lines: tuple[int, ...]
+    bytes: int | None
+    flops: int | None
+
+
+def rows(report: Report, sizes: Mapping[str, int] | None = None) -> list[Row]:
+    """One row a kernel, in the order of the first launch."""
+    launches: dict[str, list[Kernel]] = {}
+    for kernel in report.kernels:
+        launches.setdefault(kernel.symbol, []).append(kernel)
+    return [_row(symbol, found, sizes) for symbol, found in launches.items()]
+
+
+def _row(symbol: str, launches: list[Kernel], sizes: Mapping[str, int] | None) -> Row:
+    first = launches[0]
+    lines = {line for kernel in launches for line in kernel.notes.get("lines", ())}
+    return Row(
+        symbol,
+        first.label,
+        len(launches),
+        _counted(first.notes.get("fused", ())),
+        tuple(sorted(lines)),
+        _total(launches, "bytes", sizes),
+        _total(launches, "flops", sizes),
+    )
+
+
+def _total(
+    launches: list[Kernel], note: str, sizes: Mapping[str, int] | None
+) -> int | None:
+    from stagefuse.dsl import dims
+
+    if sizes is None or any(note not in kernel.notes for kernel in launches):
+        return None
+    known = dict(sizes)
+    return sum(dims.parse(str(kernel.notes[note])).evaluate(known) for kernel in launches)
+
+
+def _counted(names: Any) -> str:
+    """`mul add add` as `mul, 2 add`, in order of first appearance."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[str(name)] = counts.get(str(name), 0) + 1
+    return ", ".join(name if n == 1 else f"{n} {name}" for name, n in counts.items())
+
+
+def table(
+    report: Report,
+    sizes: Mapping[str, int] | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> Table:
+    """The rows as a rich table; `seconds` are times by kernel symbol, over its launches."""
+    from rich.table import Table
+
+    found = Table(box=None, pad_edge=False, header_style="bold")
+    found.add_column("kernel", no_wrap=True)
+    found.add_column("launches", justify="right")
+    found.add_column("what it fuses", overflow="fold")
+    for title in ("MB", "MFLOP") * (sizes is not None) + ("us",) * (seconds is not None):
+        found.add_column(title, justify="right", no_wrap=True)
+    for row in rows(report, sizes):
+        cells = [row.symbol, str(row.launches), row.fused or "copy"]
+        if sizes is not None:
+            cells += [_millions(row.bytes), _millions(row.flops)]
+        if seconds is not None:
+            cells.append(f"{seconds.get(row.symbol, 0.0) * 1e6:.0f}")
+        found.add_row(*cells)
+    return found
+
+
+def _millions(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.2f}"
