@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from stagefuse.dsl.check import check
 from stagefuse.dsl.diagnostics import CompileError, Diagnostic
 from stagefuse.dsl.dims import Expr, as_expr, const
 from stagefuse.dsl.program import Pipeline, Program
@@ -66,15 +65,26 @@ def compile_program(
     begin: float | None = None,
 ) -> Plan:
     """The plan of a checked program; `load` gives a weight file's tensor by name and key."""
+    from .build_graph import build_graph
+
+    chosen = [p for p in program.pipelines if only in (None, p.name)]
+    return compile_graphs([(p, build_graph(p)) for p in chosen], load, program.source)
+
+
+def compile_graphs(
+    graphs: Sequence[tuple[Pipeline, Graph]],
+    load: Callable[[str, str], np.ndarray[Any, Any]],
+    source: Source,
+) -> Plan:
+    """The plan of pipelines given as graphs; of each `Pipeline` only the signature is read."""
     from .cpu.build import LEVELS, build
 
     kernels: dict[str, Any] = {}
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-    chosen = [p for p in program.pipelines if only in (None, p.name)]
-    plans = tuple(_Planner(p, load, kernels, arrays).plan() for p in chosen)
+    plans = tuple(_Planner(p, load, kernels, arrays).plan(graph) for p, graph in graphs)
     ordered = [kernels[name] for name in sorted(kernels)]
     objects = {level: build(ordered, level) for level in LEVELS}
-    return Plan(plans, objects, arrays, program.source.text, program.source.name, {})
+    return Plan(plans, objects, arrays, source.text, source.name, {})
 
 
 class _Planner:
@@ -93,14 +103,12 @@ class _Planner:
         self.index: dict[Ref, int] = {}
         self.steps: list[StepPlan] = []
 
-    def plan(self) -> PipelinePlan:
-        from .build_graph import build_graph
+    def plan(self, graph: Graph) -> PipelinePlan:
         from .contract import rebuild
         from .fold import fold_constants, weight_arrays
         from .fuse import partition
         from .lower import Sites, lower
 
-        graph = build_graph(self.pipeline)
         graph = fold_constants(rebuild(graph), self.load)
         graph = _copy_plain_results(graph)
         self.stored = weight_arrays(graph, self.load)
@@ -320,6 +328,3 @@ def _copy_plain_results(graph: Graph) -> Graph:
         results.append(ref)
     copy.results = tuple(results)
     return copy
-
-
-__all__ = ["Source", "check", "check_file", "compile_file", "compile_program"]

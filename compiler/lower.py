@@ -642,6 +642,8 @@ class _Lowering:
     def _view(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
         view = node.primitive
         assert isinstance(view, View)
+        if self.flat:  # a single element, repeated
+            return self._value(node.operands[0], (), guard)
         here = dict(zip(view.symbols, at, strict=True))
         place = tuple(self._index(e, here) for e in view.indices)
         conditions = tuple(self._nonneg(self._index(g, here)) for g in view.guard)

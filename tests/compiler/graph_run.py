@@ -1,0 +1,45 @@
+"""Runs a graph natively and by the reference, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from stagefuse.compiler.driver import compile_graphs
+from stagefuse.compiler.graph import Builder, Graph, Input, Ref
+from stagefuse.compiler.interpret import evaluate
+from stagefuse.dsl.program import Pipeline
+from stagefuse.dsl.source import Source, Span
+from stagefuse.runtime.pipeline import Pipeline as Loaded
+
+NOWHERE = Span(Source("test.pipe", "\n"), 0, 0)
+
+
+def graph_of(builder: Builder, results: Sequence[Ref]) -> Graph:
+    builder.graph.results = tuple(results)
+    return builder.graph.live()
+
+
+def native(graph: Graph, dims: Sequence[str], threads: int | None = None) -> Loaded:
+    """The graph compiled for this machine."""
+    inputs = tuple(
+        (node.primitive.name, node.type, NOWHERE)
+        for node in graph.nodes.values()
+        if isinstance(node.primitive, Input)
+    )
+    results = tuple((f"r{i}", i) for i in range(len(graph.results)))
+    signature = Pipeline("test", "", inputs, results, {}, (), graph.facts, tuple(dims))
+    plan = compile_graphs([(signature, graph)], lambda name, key: np.zeros(0), NOWHERE.source)
+    return Loaded(plan, threads=threads)
+
+
+def both(
+    graph: Graph, feeds: Mapping[str, Any], sizes: Mapping[str, int], pipe: Loaded | None = None
+) -> list[tuple[Any, Any]]:
+    """Each result as (native, reference in float64)."""
+    pipe = pipe or native(graph, tuple(sizes))
+    found = pipe(**feeds)
+    found = list(found) if isinstance(found, tuple) else [found]
+    wanted = evaluate(graph, feeds, sizes)
+    return list(zip(found, wanted, strict=True))
