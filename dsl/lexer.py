@@ -94,7 +94,8 @@ class Lexer:
             if at_start and self._brackets and _ITEM.match(self.text, position):
                 self._unclosed()
                 self._brackets.clear()
-            if at_start and not self._brackets:
+            at_start = at_start and not self._brackets
+            if at_start:
                 here, position, blank = self._indentation(position)
                 if blank:
                     continue
