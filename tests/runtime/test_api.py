@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import stagefuse as sf
 from stagefuse.compiler import plan_file
+from stagefuse.compiler.plan import Plan
 
 from . import handmade
 
@@ -74,3 +77,38 @@ def test_exceptions_are_the_usual_kinds_too() -> None:
     assert all(issubclass(ours, usual) for ours, usual in kinds)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         sf.nothing  # noqa: B018
+
+
+def test_compile_hands_over_to_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def compile_file(path: Path, **options: Any) -> Plan:
+        seen.append((Path(path).read_text(), options))
+        return handmade.plan()
+
+    import stagefuse.compiler
+
+    driver = SimpleNamespace(compile_file=compile_file)
+    monkeypatch.setattr(stagefuse.compiler, "driver", driver, raising=False)
+    path = tmp_path / "a.pipe"
+    path.write_text("one")
+    with sf.compile(path, pipeline="affine", weights={"w": "w.npz"}, threads=1) as pipeline:
+        assert (pipeline.name, pipeline.threads) == ("affine", 1)
+    with sf.compile("pipeline p() -> f32:\n    1.0\n", pipeline="lookup") as pipeline:
+        assert pipeline.name == "lookup"
+    assert seen[0] == (
+        "one",
+        {"targets": ("cpu",), "weights": {"w": "w.npz"}, "pipeline": "affine"},
+    )
+    assert seen[1][0].startswith("pipeline p()")
+
+
+def test_a_plan_that_breaks_its_rules_is_an_internal_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import stagefuse.compiler
+
+    driver = SimpleNamespace(compile_file=lambda *_, **__: handmade.plan(arrays={}))
+    monkeypatch.setattr(stagefuse.compiler, "driver", driver, raising=False)
+    with pytest.raises(sf.InternalError, match="the array 'w'"):
+        sf.compile(tmp_path / "a.pipe")
