@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+from ..diagnostics import CODES, Diagnostic, Label, error, nearest
 from ..source import Span
+
+CODES.update(
+    {
+        "E0201": "an unknown name",
+        "E0202": "two dtypes that differ",
+        "E0203": "two shapes that do not broadcast",
+        "E0204": "a value of the wrong kind",
+        "E0205": "a tensor of another type than declared",
+        "E0206": "arguments that do not fit the parameters",
+        "E0207": "an operation that its operands do not allow",
+        "E0208": "not known while compiling",
+        "E0209": "a value that nothing uses",
+        "E0210": "a name that cannot be bound",
+        "E0211": "defined by itself",
+        "E0212": "reserved for later",
+        "E0213": "an import that fails",
+        "E0214": "weights that are not there",
+        "E0215": "index notation",
+        "E0216": "an index",
+        "E0217": "a condition of `where`",
+        "E0218": "a body without a result",
+        "E0219": "a type",
+        "E0220": "an unknown attribute",
+    }
+)
+MAX_REPORTS = 100
 
 
 class Failed(Exception):
@@ -25,31 +53,54 @@ def text_of(span: Span) -> str:
     return " ".join(span.source.text[span.start : span.end].split())
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The known name that is nearest, if one is near.
+class Reporter:
+    """The diagnostics found so far; the same place is reported once."""
 
-    Source: Damerau-Levenshtein distance, at most 1 for short names and 2 otherwise.
-    """
-    limit = 1 if len(name) < 5 else 2
-    best: tuple[int, str] | None = None
-    for candidate in sorted(set(names)):
-        if abs(len(candidate) - len(name)) > limit or candidate == name:
-            continue
-        distance = _distance(name.lower(), candidate.lower())
-        if distance <= limit and (best is None or distance < best[0]):
-            best = (distance, candidate)
-    return best[1] if best else None
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, str, int, int], Diagnostic] = {}
+        self.muted = 0
+
+    def report(self, failure: Failed, stack: Sequence[Span] = ()) -> None:
+        """Keep a failure; `stack` are the calls that led to it, outermost first."""
+        span = failure.span
+        key = (failure.code, span.source.name, span.start, span.end)
+        if self.muted or key in self.found or len(self.found) >= MAX_REPORTS:
+            return
+        notes = list(failure.notes)
+        for call in [c for c in reversed(stack) if c is not span][:4]:
+            line, column = call.source.position(call.start)
+            notes.append(f"in the call `{_short(call)}` at {call.source.name}:{line}:{column}")
+        secondary = [Label(place, text) for place, text in failure.others]
+        self.found[key] = error(
+            failure.code, failure.message, span, failure.label,
+            secondary=secondary, notes=notes, help=failure.help,
+        )
+
+    def extend(self, diagnostics: Iterable[Diagnostic]) -> None:
+        """Keep the diagnostics of another phase."""
+        for diagnostic in diagnostics:
+            span = diagnostic.primary.span
+            key = (diagnostic.code, span.source.name, span.start, span.end)
+            self.found.setdefault(key, diagnostic)
+
+    @contextmanager
+    def catching(self, stack: Sequence[Span] = ()) -> Iterator[None]:
+        """Report a failure inside and go on after the block."""
+        try:
+            yield
+        except Failed as failure:
+            self.report(failure, stack)
+
+    def ordered(self, first: str) -> tuple[Diagnostic, ...]:
+        """All of them: those of the file `first` before others, by place."""
+        return tuple(
+            sorted(self.found.values(), key=lambda d: (d.position[0] != first, d.position))
+        )
 
 
-def _distance(a: str, b: str) -> int:
-    before: list[int] = []
-    last = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        row = [i]
-        for j, y in enumerate(b, 1):
-            cost = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (x != y))
-            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
-                cost = min(cost, before[j - 2] + 1)
-            row.append(cost)
-        before, last = last, row
-    return last[-1]
+def _short(span: Span) -> str:
+    text = text_of(span)
+    return text if len(text) <= 50 else text[:47] + "..."
+
+
+__all__ = ["Failed", "Reporter", "nearest", "text_of"]

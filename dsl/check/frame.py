@@ -1,0 +1,62 @@
+"""What the names of one body stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ..dims import Expr
+from ..dtypes import DType
+from ..source import Span
+from .modules import Checker, ModuleScope
+from .record import Recorder
+from .values import Dim, DTypeValue, Space, Value
+
+if TYPE_CHECKING:
+    from .notation import Notation
+
+
+@dataclass
+class Frame:
+    """A body being evaluated: its module, its names, and the index notation around it."""
+
+    checker: Checker
+    recorder: Recorder
+    module: ModuleScope
+    locals: dict[str, Value] = field(default_factory=dict)
+    dims: dict[str, Expr] = field(default_factory=dict)
+    dtypes: dict[str, DType] = field(default_factory=dict)
+    indices: dict[str, Dim] = field(default_factory=dict)
+    space: Space = ()
+    notation: Notation | None = None
+
+    def find(self, name: str) -> Value | None:
+        """The value of a name, or None."""
+        if name in self.indices:
+            return self.indices[name]
+        if name in self.locals:
+            return self.locals[name]
+        if name in self.dims:
+            return Dim(self.dims[name])
+        if name in self.dtypes:
+            return DTypeValue(self.dtypes[name])
+        found = self.checker.value(self.module, name)
+        return found if found is not None else self.checker.builtin(name)
+
+    def names(self) -> list[str]:
+        """Every name that could be meant."""
+        return [
+            *self.indices, *self.locals, *self.dims, *self.dtypes, *self.module.items,
+            *self.checker.known_names(),
+        ]
+
+    def bind(self, name: str, value: Value, span: Span) -> None:
+        """Bind a local name. Raises Failed."""
+        self.checker.require_free(name, span)
+        self.locals[name] = value
+
+    def within(
+        self, indices: dict[str, Dim], space: Space, notation: Notation | None
+    ) -> Frame:
+        """The same names with indices in scope."""
+        return replace(self, indices=indices, space=space, notation=notation)

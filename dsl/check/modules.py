@@ -1,0 +1,240 @@
+"""Modules: the names of a source file, what they stand for, and files that import files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from .. import ast
+from ..diagnostics import Diagnostic
+from ..dims import Facts
+from ..dtypes import DTYPES, DType
+from ..signature import Builtin
+from ..source import Source, Span
+from ..weights import WeightsError
+from .record import Recorder
+from .report import Failed, Reporter, nearest
+from .values import (
+    POISON,
+    BuiltinFunction,
+    Dim,
+    DTypeValue,
+    Function,
+    Interval,
+    Items,
+    Module,
+    Number,
+    Scope,
+    Special,
+    Tensor,
+    Text,
+    Value,
+    WeightsHandle,
+    describe,
+)
+
+Headers = Mapping[str, tuple[DType, tuple[int, ...]]]
+SPECIALS = ("has", "len")
+RESERVED = ("extern", "scan", "state")
+CONSTANT_TYPES = ("int", "float", "bool", "str", "weights")
+MAX_STEPS = 200_000
+
+
+@dataclass
+class ModuleScope:
+    """The names that a source file defines."""
+
+    name: str
+    source: Source
+    items: dict[str, ast.Item] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
+    open: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Checker:
+    """What the check of one program shares: built-ins, files, reports, and how far it has come."""
+
+    builtins: Mapping[str, Builtin]
+    load_module: Callable[[str], Source | None]
+    open_weights: Callable[[str], Headers]
+    overrides: Mapping[str, str]
+    reporter: Reporter = field(default_factory=Reporter)
+    modules: dict[str, ModuleScope | None] = field(default_factory=dict)
+    importing: list[str] = field(default_factory=list)
+    weights: dict[str, str] = field(default_factory=dict)
+    active: list[ast.Fn] = field(default_factory=list)
+    called: set[int] = field(default_factory=set)
+    steps: int = 0
+    symbolic: bool = False
+
+    def step(self, span: Span) -> None:
+        """Count one statement; a program that never ends is refused."""
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise Failed(
+                "E0208", f"this program unrolls to more than {MAX_STEPS} statements", span
+            )
+
+    def is_builtin(self, name: str) -> bool:
+        record = self.builtins.get(name)
+        known = record is not None and record.user_callable
+        return known or name in DTYPES or name in SPECIALS or name in CONSTANT_TYPES[:2]
+
+    def builtin(self, name: str) -> Value | None:
+        """A name that every program knows."""
+        record = self.builtins.get(name)
+        if record is not None and record.user_callable:
+            return BuiltinFunction(record)
+        if name in DTYPES:
+            return DTypeValue(DTYPES[name])
+        return Special(name) if name in SPECIALS else None
+
+    def known_names(self) -> list[str]:
+        callable_names = [n for n, r in self.builtins.items() if r.user_callable]
+        return [*callable_names, *DTYPES, *SPECIALS]
+
+    def require_free(self, name: str, span: Span) -> None:
+        """Raises Failed for a name that a program cannot bind."""
+        if self.is_builtin(name):
+            raise Failed(
+                "E0210", f"`{name}` is built in and cannot be redefined", span,
+                help=f"choose another name, such as `{name}_`",
+            )
+
+    def enter(self, module: ast.Module, source: Source, name: str) -> ModuleScope:
+        """The scope of a parsed file; reports names that are bound twice or built in."""
+        scope = ModuleScope(name, source)
+        first: dict[str, Span] = {}
+        for item in module.items:
+            span = getattr(item, "name_span", item.span)
+            with self.reporter.catching():
+                if item.name in RESERVED:
+                    raise Failed("E0212", f"`{item.name}` is reserved for later", span)
+                self.require_free(item.name, span)
+                if item.name in first:
+                    raise Failed(
+                        "E0210", f"`{item.name}` is defined twice", span, "again here",
+                        [(first[item.name], "first here")],
+                    )
+                first[item.name] = span
+                scope.items[item.name] = item
+        for item in module.items:
+            if isinstance(item, ast.Import | ast.WeightsDecl | ast.Const):
+                if scope.items.get(item.name) is item:
+                    self.value(scope, item.name)
+        return scope
+
+    def value(self, scope: ModuleScope, name: str) -> Value | None:
+        """What a module's name stands for; None if it has no such name."""
+        item = scope.items.get(name)
+        if item is None:
+            return None
+        if name in scope.values:
+            return scope.values[name]
+        if name in scope.open:
+            raise Failed("E0211", f"the constant `{name}` is defined by itself", item.span)
+        scope.open.append(name)
+        found: Value = POISON
+        try:
+            with self.reporter.catching():
+                found = self._evaluate_item(scope, item)
+        finally:
+            scope.open.pop()
+        scope.values[name] = found
+        return found
+
+    def _evaluate_item(self, scope: ModuleScope, item: ast.Item) -> Value:
+        match item:
+            case ast.Import():
+                return self._import(item)
+            case ast.Const():
+                return self._constant(scope, item)
+            case ast.WeightsDecl():
+                return self._weights(scope, item)
+            case ast.Fn():
+                return Function(item, scope)
+        raise Failed("E0204", f"`{item.name}` is a pipeline and cannot be called", item.span,
+                     help="move what both need into an `fn`")
+
+    def _constant(self, scope: ModuleScope, item: ast.Const) -> Value:
+        from .expressions import evaluate
+        from .frame import Frame
+
+        recorder = Recorder(Facts(), item.name)
+        value = evaluate(Frame(self, recorder, scope), item.value)
+        if isinstance(value, Dim) and value.expr.as_int() is not None:
+            return value
+        if not _is_constant(value):
+            raise Failed(
+                "E0208", f"`{item.name}` must be a constant", item.value.span, describe(value)
+            )
+        return value
+
+    def _weights(self, scope: ModuleScope, item: ast.WeightsDecl) -> Value:
+        name = item.name if not scope.name else f"{scope.name}.{item.name}"
+        path = self.overrides.get(item.name)
+        if path is None:
+            path = str(PurePath(scope.source.name).parent / item.path)
+        self.weights[name] = path
+        try:
+            tensors = dict(self.open_weights(path))
+        except (WeightsError, OSError) as error:
+            raise Failed(
+                "E0214", str(error), item.path_span,
+                help=f"the path is relative to the source; `--weights {item.name}=PATH` gives "
+                "another",
+            ) from error
+        return Scope(WeightsHandle(name, path, tensors), "")
+
+    def _import(self, item: ast.Import) -> Value:
+        from ..parser import parse
+
+        if item.name in self.importing:
+            raise Failed("E0213", f"`{item.name}` imports itself", item.span)
+        if item.name not in self.modules:
+            source = self.load_module(item.name)
+            if source is None:
+                raise Failed(
+                    "E0213", f"there is no module `{item.name}`", item.span,
+                    notes=["a module is a file of the standard library or beside the source"],
+                )
+            self.importing.append(item.name)
+            try:
+                tree, problems = _parsed(parse(source))
+                self.reporter.extend(problems)
+                self.modules[item.name] = (
+                    None if tree is None else self.enter(tree, source, item.name)
+                )
+            finally:
+                self.importing.pop()
+        found = self.modules[item.name]
+        return POISON if found is None else Module(item.name, found)
+
+    def unknown(self, name: str, span: Span, names: list[str], what: str = "name") -> Failed:
+        near = nearest(name, names)
+        if name in RESERVED:
+            return Failed("E0212", f"`{name}` is reserved for later", span)
+        return Failed(
+            "E0201", f"unknown {what} `{name}`", span,
+            help=f"the nearest name is `{near}`" if near else None,
+        )
+
+
+def _parsed(result: object) -> tuple[ast.Module | None, tuple[Diagnostic, ...]]:
+    """The parser's answer as a tree, or diagnostics."""
+    if isinstance(result, ast.Module):
+        return result, ()
+    tree, problems = result  # type: ignore[misc]
+    return tree, tuple(problems)
+
+
+def _is_constant(value: Value) -> bool:
+    if isinstance(value, Items):
+        return all(_is_constant(item) for item in value.items)
+    if value is POISON:
+        return True
+    return isinstance(value, Number | Text | DTypeValue | Interval) and not isinstance(
+        value, Tensor
+    )

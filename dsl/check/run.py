@@ -1,0 +1,358 @@
+"""Checking a whole file: every pipeline, and every function that none of them calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .. import ast
+from ..diagnostics import Diagnostic
+from ..dims import Expr, Facts, as_expr, maximum, minimum, sym
+from ..dtypes import F32, I64, DType
+from ..program import Pipeline, Program, ValueId
+from ..signature import Builtin
+from ..source import Source, Span
+from ..types import TensorType
+from . import literals, statements
+from .apply import Arg
+from .calls import _Inlining
+from .declared import (
+    ConstantSpec,
+    Signature,
+    Silent,
+    TensorSpec,
+    conditions,
+    generic_classes,
+    range_ends,
+)
+from .expressions import evaluate
+from .frame import Frame
+from .modules import Checker, Headers, ModuleScope
+from .record import Recorder
+from .report import Failed
+from .unify import Declared, Solver
+from .values import NONE, Dim, Function, Items, Number, Scope, Tensor, Value, is_poison
+
+REPRESENTATIVE = {"float": F32, "int": I64, "number": F32, "any": F32}
+
+
+def check(
+    module: ast.Module,
+    source: Source,
+    *,
+    builtins: Mapping[str, Builtin],
+    load_module: Callable[[str], Source | None] = lambda name: None,
+    weights: Callable[[str], Headers] = lambda path: {},
+    overrides: Mapping[str, str] | None = None,
+) -> tuple[Program, tuple[Diagnostic, ...]]:
+    """The checked program of a syntax tree, and everything that is wrong with it.
+
+    `weights` gives the headers of the file at a path, and raises WeightsError; `overrides` are
+    paths by the name of the weights. With diagnostics, only the pipelines without errors are there.
+    """
+    checker = Checker(builtins, load_module, weights, overrides or {})
+    pipelines: list[Pipeline] = []
+    try:
+        scope = checker.enter(module, source, "")
+        for item in module.items:
+            if isinstance(item, ast.Pipeline) and scope.items.get(item.name) is item:
+                before = len(checker.reporter.found)
+                with checker.reporter.catching():
+                    found = _Entry(checker, scope, item).pipeline()
+                    if found is not None and len(checker.reporter.found) == before:
+                        pipelines.append(found)
+        for item in module.items:
+            if isinstance(item, ast.Fn) and scope.items.get(item.name) is item:
+                if id(item) not in checker.called:
+                    _check_uncalled(checker, scope, item)
+        _require_overrides(checker, module, scope)
+    except RecursionError:
+        checker.reporter.report(
+            Failed("E0211", "this program is nested too deeply", Span(source, 0, 0))
+        )
+    program = Program(source, tuple(pipelines), dict(checker.weights))
+    return program, checker.reporter.ordered(source.name)
+
+
+def _require_overrides(checker: Checker, module: ast.Module, scope: ModuleScope) -> None:
+    """Weights that are given from outside and that no declaration names."""
+    names = {item.name for item in module.items if isinstance(item, ast.WeightsDecl)}
+    for name in sorted(set(checker.overrides) - names):
+        declared = ", ".join(f"`{n}`" for n in sorted(names)) or "none"
+        checker.reporter.report(
+            Failed("E0214", f"there are no weights `{name}` in this program",
+                   Span(scope.source, 0, 0), notes=[f"it declares: {declared}"])
+        )
+
+
+class _Entry:
+    """One pipeline: its inputs and facts, then its body."""
+
+    def __init__(self, checker: Checker, scope: ModuleScope, node: ast.Pipeline) -> None:
+        self.checker, self.node = checker, node
+        self.recorder = Recorder(Facts(), node.name)
+        self.frame = Frame(checker, self.recorder, scope)
+        self.signature = Signature(self.frame, own_sizes=True)
+
+    def pipeline(self) -> Pipeline | None:
+        """The checked pipeline, or None if its result is wrong. Raises Failed."""
+        try:
+            specs = [(p, self._input_spec(p)) for p in self.node.params]
+        except Silent:
+            return None
+        dims = tuple(self.signature.variables)
+        self._require_solvable(specs)
+        facts = gather_facts(self.recorder, self.signature, self.node.where)
+        self.recorder.facts = facts
+        self.frame.dims = {name: sym(name) for name in dims}
+        inputs = []
+        for param, spec in specs:
+            declared = TensorType(_dtype(spec), spec.shape.before)
+            self.checker.require_free(param.name, param.span)
+            if param.name in self.frame.locals:
+                raise Failed("E0210", f"`{param.name}` is named twice", param.span)
+            self.frame.locals[param.name] = self.recorder.input(
+                param.name, declared, param.span
+            )
+            inputs.append((param.name, declared, param.span))
+        value = statements.body(self.frame, self.node.body, f"`{self.node.name}`")
+        if is_poison(value):
+            return None
+        results = self._results(value)
+        return Pipeline(
+            self.node.name, self.node.doc, tuple(inputs), results, self.recorder.types,
+            tuple(self.recorder.body), self.recorder.facts, dims, tuple(self.recorder.checks),
+            self.node.span,
+        )
+
+    def _input_spec(self, param: ast.Param) -> TensorSpec:
+        spec = self.signature.spec(param.type)
+        if isinstance(spec, ConstantSpec):
+            hint = {"int": "i64", "float": "f32", "bool": "bool[]"}.get(spec.kind)
+            raise Failed(
+                "E0219", "the inputs of a pipeline are tensors", param.span,
+                f"{spec.kind} is a constant of the compilation",
+                help=f"a scalar input is `{param.name}: {hint}`" if hint
+                else "declare `weights w = \"file.safetensors\"` at the top",
+            )
+        if spec.shape.rest is not None:
+            raise Failed("E0219", "the inputs of a pipeline have a fixed number of dimensions",
+                         param.type.span, help=f"write them out in place of `*{spec.shape.rest}`")
+        if param.default is not None:
+            raise Failed("E0219", "an input of a pipeline has no default", param.default.span)
+        return spec
+
+    def _require_solvable(self, specs: list[tuple[ast.Param, TensorSpec]]) -> None:
+        """Each size must follow from the shapes of the inputs."""
+        known: set[str] = set()
+        pending = [e for _, spec in specs for e in spec.shape.before]
+        while True:
+            before = len(known)
+            for expr in pending:
+                unknown = [n for n in sorted(expr.symbols()) if n not in known]
+                slope = expr.coefficient(unknown[0]) if len(unknown) == 1 else None
+                if slope is not None and slope.terms:
+                    known.add(unknown[0])
+            if len(known) == before:
+                break
+        for name, span in self.signature.variables.items():
+            if name not in known:
+                raise Failed(
+                    "E0219", f"the size `{name}` does not follow from the inputs", span,
+                    help=f"use `{name}` alone as a dimension of some input",
+                )
+
+    def _results(self, value: Value) -> tuple[tuple[str | None, ValueId], ...]:
+        """The results as declared. Raises Failed."""
+        declared = self.node.result
+        caller = _Results(self)
+        span = self.node.body[-1].span
+        if isinstance(declared, ast.TypeExpr):
+            value = caller.one_result(value, declared, span)
+        elif declared is not None:
+            value = caller.several_results(value, declared, span)
+        items = value.items if isinstance(value, Items) else (value,)
+        names = value.names if isinstance(value, Items) and value.names else (None,) * len(items)
+        found = []
+        for name, item in zip(names, items, strict=True):
+            if not isinstance(item, Tensor | Number | Dim | Scope) or (
+                isinstance(item, Scope) and item.leaf is None
+            ):
+                raise Failed("E0205", "the result of a pipeline is a tensor or a tuple of them",
+                             span)
+            tensor = literals.typed(self.recorder, item, None, span)
+            found.append((name, tensor.id))
+        return tuple(found)
+
+
+class _Results(_Inlining):
+    """Comparing the results of a pipeline with its declaration, as those of a call are."""
+
+    def __init__(self, entry: _Entry) -> None:
+        node = entry.node
+        self.caller, self.span, self.recorder = entry.frame, node.name_span, entry.recorder
+        self.checker, self.frame, self.what = entry.checker, entry.frame, f"`{node.name}`"
+        self.solver = Solver(entry.recorder.facts, self._later)
+        self.solver.values = dict(entry.frame.dims)
+        self.dtypes, self.origin = {}, {}
+        self.signature = Signature(Frame(entry.checker, entry.recorder, entry.frame.module))
+
+
+def _dtype(spec: TensorSpec) -> DType:
+    assert isinstance(spec.dtype, DType)
+    return spec.dtype
+
+
+def gather_facts(
+    recorder: Recorder, signature: Signature, where: tuple[ast.Where, ...]
+) -> Facts:
+    """Ranges and divisibility of a `where`; what else it says is checked at the call."""
+    ranges: dict[str, tuple[Expr | int, Expr | int | None]] = {
+        name: (0, None) for name in signature.variables
+    }
+    divisible: list[tuple[Expr, Expr | int]] = []
+    for clause in where:
+        with signature.frame.checker.reporter.catching():
+            try:
+                for expr, relation, text, span in conditions(signature, clause):
+                    _add_fact(ranges, divisible, expr, relation)
+                    known = expr.as_int()
+                    wrong = known is not None and (known != 0 if relation == "==0" else known < 0)
+                    if wrong:
+                        raise Failed("E0217", f"`{text}` never holds", span)
+                    if known is None:
+                        recorder.check(expr, relation, f"{text} must hold", span)
+                if isinstance(clause, ast.WhereRange):
+                    low, high = range_ends(signature, clause.range)
+                    gap = (high - low).as_int()
+                    if gap is not None and gap < 0:
+                        raise Failed("E0217", f"`{clause.name}` has an empty range",
+                                     clause.span)
+            except Silent:
+                continue
+    return Facts(ranges, tuple(divisible))
+
+
+def _add_fact(
+    ranges: dict[str, tuple[Expr | int, Expr | int | None]],
+    divisible: list[tuple[Expr, Expr | int]], expr: Expr, relation: str,
+) -> None:
+    if relation == "==0":
+        if len(expr.terms) == 1 and len(expr.terms[0][0]) == 1:
+            atom, power = expr.terms[0][0][0]
+            if atom.kind == "%" and power == 1 and abs(expr.terms[0][1]) == 1:
+                divisible.append((atom.args[0], atom.args[1]))
+        for name in sorted(expr.symbols()):
+            slope = expr.coefficient(name)
+            if slope is not None and slope.as_int() in (1, -1) and name in ranges:
+                value = (expr.substitute({name: 0})) * -(slope.as_int() or 1)
+                if ranges[name] == (0, None) and not _depends(ranges, value, name):
+                    ranges[name] = (value, value)
+                    return
+        return
+    for name in sorted(expr.symbols()):
+        slope = expr.coefficient(name)
+        factor = slope.as_int() if slope is not None else None
+        if factor not in (1, -1) or name not in ranges:
+            continue
+        rest = expr.substitute({name: 0})
+        low, high = ranges[name]
+        if factor == 1:
+            bound = -rest
+            if not _depends(ranges, bound, name):
+                ranges[name] = (_tighter(bound, low, True), high)
+                return
+        elif not _depends(ranges, rest, name):
+            ranges[name] = (low, rest if high is None else _tighter(rest, high, False))
+            return
+
+
+def _tighter(bound: Expr, known: Expr | int, is_low: bool) -> Expr | int:
+    pick = maximum if is_low else minimum
+    found = pick(bound, known, Facts())
+    if as_expr(known).as_int() == 0 and is_low and Facts().is_nonneg(bound):
+        found = bound
+    value = found.as_int()
+    return found if value is None else value
+
+
+def _depends(
+    ranges: Mapping[str, tuple[Expr | int, Expr | int | None]], bound: Expr, name: str
+) -> bool:
+    """Whether the bound leads back to the size that it is to bound."""
+    seen: set[str] = set()
+    pending = set(bound.symbols())
+    while pending:
+        symbol = pending.pop()
+        if symbol == name:
+            return True
+        if symbol in seen:
+            continue
+        seen.add(symbol)
+        for end in ranges.get(symbol, (0, None)):
+            if end is not None:
+                pending |= as_expr(end).symbols()
+    return False
+
+
+def _check_uncalled(checker: Checker, scope: ModuleScope, node: ast.Fn) -> None:
+    """Check a function that nothing calls with its declared types, as far as they tell."""
+    recorder = Recorder(Facts(), node.name)
+    caller = Frame(checker, recorder, scope)
+    signature = Signature(caller, own_sizes=True)
+    checker.symbolic = True
+    try:
+        with checker.reporter.catching():
+            for param in node.params:
+                checker.require_free(param.name, param.span)
+            signature.generics = generic_classes(node)
+            args = _stand_ins(caller, signature, node)
+            if args is None:
+                return
+            recorder.facts = gather_facts(recorder, signature, node.where)
+            for name in signature.variables:
+                recorder.facts.ranges.setdefault(name, (0, None))  # type: ignore[attr-defined]
+            call = _Inlining(caller, Function(node, scope), args, {}, node.name_span)
+            call.value()
+    except Silent:
+        pass
+    finally:
+        checker.symbolic = False
+
+
+def _stand_ins(caller: Frame, signature: Signature, node: ast.Fn) -> list[Arg] | None:
+    """An argument of the declared type for each parameter; None where there is no such thing."""
+    values: dict[str, Value] = {}
+    for param in node.params:
+        spec = None
+        if param.type.dims is None:
+            spec = signature.spec(param.type)
+        if isinstance(spec, ConstantSpec):
+            if param.default is None:
+                return None
+            values[param.name] = evaluate(caller, param.default)
+            caller.locals[param.name] = values[param.name]
+    for param in node.params:
+        if param.name in values:
+            continue
+        spec = signature.spec(param.type)
+        assert isinstance(spec, TensorSpec)
+        if isinstance(param.default, ast.NoneLit):
+            values[param.name] = NONE
+            continue
+        dtype = spec.dtype
+        if isinstance(dtype, str):
+            dtype = REPRESENTATIVE[signature.generics[dtype]]
+        values[param.name] = caller.recorder.input(
+            param.name, TensorType(dtype, _shape(signature, spec.shape)), param.span
+        )
+    return [Arg(values[p.name], p.span) for p in node.params]
+
+
+def _shape(signature: Signature, declared: Declared) -> tuple[Expr, ...]:
+    middle: tuple[Expr, ...] = ()
+    if declared.rest is not None:
+        signature.variables.setdefault(declared.rest, signature.rests[declared.rest])
+        middle = (sym(declared.rest),)
+    return (*declared.before, *middle, *declared.after)
+
+

@@ -1,0 +1,165 @@
+"""`base[...]`: weights by name or number, items of tuples, tensors by NumPy's rules."""
+
+from __future__ import annotations
+
+from .. import ast
+from ..source import Span
+from . import expressions, indexing, notation
+from .apply import size, whole
+from .frame import Frame
+from .report import Failed, nearest
+from .values import (
+    POISON,
+    Items,
+    NoneValue,
+    Poison,
+    Scope,
+    Tensor,
+    Text,
+    Value,
+    describe,
+)
+
+
+class Poisoned(Exception):
+    """Something inside is wrong and has been reported."""
+
+
+def subscript(frame: Frame, node: ast.Subscript) -> Value:
+    """The value of a subscript. Raises Failed."""
+    if frame.notation is not None and notation.mentions(node.items, frame.indices):
+        return frame.notation.access(frame, node)
+    base = expressions.evaluate(frame, node.base)
+    if isinstance(base, Poison):
+        return POISON
+    if isinstance(base, Scope):
+        found = _scope_item(frame, base, node)
+        if found is not None:
+            return found
+        base = frame.recorder.weight(base, node.base.span)
+    if isinstance(base, Items):
+        return _item(frame, base, node)
+    if not isinstance(base, Tensor):
+        raise Failed(
+            "E0216", "this value cannot be indexed", node.base.span, describe(base)
+        )
+    if base.space:
+        raise Failed("E0216", "a single element cannot be indexed", node.base.span,
+                     "inside index notation every value is a single element")
+    try:
+        items = [_index_item(frame, item) for item in node.items]
+    except Poisoned:
+        return POISON
+    return indexing.index(frame.recorder, base, items, node.span)
+
+
+def _scope_item(frame: Frame, base: Scope, node: ast.Subscript) -> Value | None:
+    """The weights below a scope, by text or number; None if its own tensor is meant."""
+    if len(node.items) == 1 and not isinstance(node.items[0], ast.Slice | ast.EllipsisLit):
+        key = node.items[0]
+        value = expressions.evaluate(frame, key)
+        if isinstance(value, Poison):
+            return POISON
+        name: str | None = None
+        if isinstance(value, Text):
+            name = value.value
+        elif whole(value) is not None:
+            name = str(whole(value))
+        if name is not None:
+            child = base.child(name)
+            if child is not None:
+                return child
+            if base.leaf is None or isinstance(value, Text):
+                raise no_weight(frame, base, name, key.span)
+    if base.leaf is None:
+        raise Failed(
+            "E0214", "a weights scope is indexed by a text or a number", node.span,
+            describe(base), notes=[holds(base)],
+        )
+    return None
+
+
+def holds(scope: Scope) -> str:
+    """What there is in a scope, for a note."""
+    names = scope.children()
+    if not names:
+        return "it holds nothing"
+    shown = ", ".join(f"`{name}`" for name in names[:8])
+    return f"it holds {shown}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def no_weight(frame: Frame, scope: Scope, name: str, span: Span) -> Failed:
+    where = f" at `{scope.prefix}`" if scope.prefix else ""
+    near = nearest(name, scope.children())
+    leaf = scope.leaf
+    notes = [f"`{scope.prefix}` is a tensor, {leaf}"] if leaf is not None else [holds(scope)]
+    if not frame.checker.weights:
+        notes = []
+    return Failed(
+        "E0214", f"the weights `{scope.handle.name}` have no `{name}`{where}", span, "",
+        notes=notes, help=f"the nearest name is `{near}`" if near else None,
+    )
+
+
+def _item(frame: Frame, base: Items, node: ast.Subscript) -> Value:
+    if len(node.items) == 1 and not isinstance(node.items[0], ast.Slice):
+        value = expressions.evaluate(frame, node.items[0])
+        if isinstance(value, Poison):
+            return POISON
+        at = whole(value)
+        if at is not None and -len(base.items) <= at < len(base.items):
+            return base.items[at]
+        if at is not None:
+            raise Failed("E0216", f"index {at} is out of bounds", node.items[0].span,
+                         describe(base))
+    raise Failed("E0216", "an item of a tuple or list is picked by one constant integer",
+                 node.span, describe(base))
+
+
+def _index_item(frame: Frame, node: ast.Expr) -> indexing.Item:
+    """One item of an index. Raises Failed, Poisoned."""
+    if isinstance(node, ast.EllipsisLit):
+        return indexing.Dots(node.span)
+    if isinstance(node, ast.Slice):
+        return _slice(frame, node)
+    value = expressions.evaluate(frame, node)
+    if isinstance(value, Poison):
+        raise Poisoned
+    if isinstance(value, NoneValue):
+        return indexing.NewAxis(node.span)
+    at = size(value)
+    if at is not None:
+        return indexing.At(at, node.span)
+    if isinstance(value, Scope) and value.leaf is not None:
+        value = frame.recorder.weight(value, node.span)
+    if isinstance(value, Tensor) and not value.space:
+        if value.type.dtype.is_int:
+            return indexing.Ids(value, node.span)
+        note = []
+        if value.type.dtype.is_bool:
+            note = ["a mask would make the size of the result depend on the data"]
+        raise Failed("E0216", "a tensor index holds integers", node.span, describe(value),
+                     notes=note,
+                     help="keep the shape: `select(mask, x, 0)`" if note else None)
+    raise Failed("E0216", "this is not an index", node.span, describe(value))
+
+
+def _slice(frame: Frame, node: ast.Slice) -> indexing.Cut:
+    ends = []
+    for part in (node.start, node.stop, node.step):
+        value = None if part is None else expressions.evaluate(frame, part)
+        if isinstance(value, Poison):
+            raise Poisoned
+        if part is None or value is None or isinstance(value, NoneValue):
+            ends.append(None)
+            continue
+        end = size(value)
+        if end is None:
+            raise Failed("E0216", "the bounds of a slice are integers over sizes", part.span,
+                         describe(value))
+        ends.append(end)
+    step = 1 if ends[2] is None else ends[2].as_int()
+    if not step:
+        assert node.step is not None
+        raise Failed("E0216", "the step of a slice is a constant other than 0", node.step.span)
+    return indexing.Cut(ends[0], ends[1], step, node.span)
