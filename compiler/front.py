@@ -1,0 +1,105 @@
+"""Reads what a source needs, the file, its imports and weights, and checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stagefuse.dsl.check.run import check
+from stagefuse.dsl.diagnostics import Diagnostic
+from stagefuse.dsl.dtypes import DType, from_numpy
+from stagefuse.dsl.parser import parse
+from stagefuse.dsl.program import Program
+from stagefuse.dsl.source import Source
+from stagefuse.dsl.weights import WeightsError, WeightsFile, open_weights
+
+from .ops import BUILTINS
+
+Loader = Callable[[str, str], "np.ndarray[Any, Any]"]
+
+
+class _Weights:
+    """The weight files of a program, opened once each; arrays given by name stand in for files."""
+
+    def __init__(self, folder: Path, given: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.arrays: dict[str, Mapping[str, Any]] = {}
+        self.paths: dict[str, str] = {}
+        self.opened: dict[str, WeightsFile] = {}
+        for name, value in given.items():
+            if isinstance(value, Mapping):
+                self.arrays[f"<{name}>"] = value
+                self.paths[name] = f"<{name}>"
+            else:
+                self.paths[name] = str(Path(value).absolute())
+
+    def file(self, path: str) -> WeightsFile:
+        if path not in self.opened:
+            self.opened[path] = open_weights(self.folder / path)
+        return self.opened[path]
+
+    def headers(self, path: str) -> Mapping[str, tuple[DType, tuple[int, ...]]]:
+        """Dtypes and shapes by key. Raises WeightsError."""
+        if path not in self.arrays:
+            return self.file(path).headers()
+        found: dict[str, tuple[DType, tuple[int, ...]]] = {}
+        for key, value in self.arrays[path].items():
+            array = np.asarray(value)
+            dtype = from_numpy(array.dtype)
+            if dtype is None:
+                raise WeightsError(f"the array `{key}` has the dtype {array.dtype}")
+            found[key] = (dtype, array.shape)
+        return found
+
+    def load(self, path: str, key: str) -> np.ndarray[Any, Any]:
+        if path in self.arrays:
+            return np.asarray(self.arrays[path][key])
+        return self.file(path).array(key)
+
+
+def check_source(
+    path: Path, weights: Mapping[str, Any]
+) -> tuple[Program, tuple[Diagnostic, ...], Loader]:
+    """The checked program, what is wrong, and the reader of its weights. Raises OSError.
+
+    `weights` gives, by the name in the source, a path or a mapping of arrays by key.
+    """
+    return check_text(_read(path, str(path)), path.parent, weights)
+
+
+def check_text(
+    source: Source, folder: Path, weights: Mapping[str, Any]
+) -> tuple[Program, tuple[Diagnostic, ...], Loader]:
+    """The same of a text; imports and weights are looked for in `folder`."""
+    files_of = _Weights(folder, weights)
+    module, problems = parse(source)
+    if problems:
+        return Program(source, ()), problems, lambda name, key: files_of.load(name, key)
+    program, found = check(
+        module, source, builtins=BUILTINS, load_module=lambda name: _module(folder, name),
+        weights=files_of.headers, overrides=files_of.paths,
+    )  # fmt: skip
+
+    def load(name: str, key: str) -> np.ndarray[Any, Any]:
+        return files_of.load(program.weights[name], key)
+
+    return program, found, load
+
+
+def _read(path: Path, name: str) -> Source:
+    return Source(name, path.read_bytes().decode("utf-8", "replace"))
+
+
+def _module(folder: Path, name: str) -> Source | None:
+    """An imported module: a file beside the source, or else one of the standard library."""
+    beside = folder / f"{name}.pipe"
+    if beside.is_file():
+        return _read(beside, str(beside))
+    standard = files("stagefuse.dsl").joinpath("std", f"{name}.pipe")
+    if standard.is_file():
+        return Source(f"std/{name}.pipe", standard.read_text("utf-8"))
+    return None
