@@ -14,7 +14,7 @@ from stagefuse.dsl.signature import OpError
 from stagefuse.dsl.types import TensorType
 
 from .pointwise import PAIR
-from .record import Args, Op, Types, broadcast_shape, difference, require, same_dtype
+from .record import Args, Op, Types, broadcast_shape, difference, require, reshape, same_dtype
 
 
 def _result_dtype(dtype: DType) -> DType:
@@ -77,7 +77,7 @@ def _lower_matmul(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) 
 
     parts = b.view(left, domain, left_index), b.view(right, domain, right_index)
     found = b.reduce("sum", b.map("mul", *parts, dtype=dtype), [len(domain) - 1], dtype)
-    return [b.reshape(found, results[0].shape)]
+    return [reshape(b, found, results[0].shape)]
 
 
 def _matmul(a: Any, b: Any) -> Any:

@@ -24,11 +24,9 @@ UNARY = (Param("x", "tensor", group="x"),)
 
 
 def _help(fn: ScalarFn, type: TensorType) -> str:
-    if "bool" in fn.accepts and not type.dtype.is_bool:
-        if fn.name in ("and", "or", "not"):
-            sign = {"and": "`&`", "or": "`|`", "not": "`~`"}[fn.name]
-            return f"compare first (`x != 0`), or use {sign} for bits"
-        return "compare first: `x != 0`"
+    if fn.accepts == scalar.BOOLS:
+        sign = {"and": "`&`", "or": "`|`", "not": "`~`"}[fn.name]
+        return f"compare first (`x != 0`), or use {sign} for bits"
     if type.dtype.is_bool:
         return "convert: `f32(x)` or `i64(x)`"
     if fn.name == "div":
@@ -257,8 +255,10 @@ def _lower_exp2(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) ->
 
 
 def _lower_log10(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
-    dtype, shape = results[0].dtype, results[0].shape
-    return [b.map("mul", b.map("log2", refs[0]), b.scalar(math.log10(2.0), dtype, shape))]
+    dtype, shape = results[0].dtype.compute, results[0].shape
+    scaled = b.map("log2", b.cast(refs[0], dtype))
+    found = b.map("mul", scaled, b.scalar(math.log10(2.0), dtype, shape))
+    return [b.cast(found, results[0].dtype)]
 
 
 def _lower_isfinite(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:

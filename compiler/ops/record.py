@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from stagefuse.compiler.graph import Builder, Ref
+from stagefuse.compiler.graph import Builder, Ref, flatten_index, split_index
 from stagefuse.dsl.dims import Expr, Facts, as_expr, const
 from stagefuse.dsl.dtypes import DType, in_class
 from stagefuse.dsl.signature import OpError, Param
@@ -156,6 +156,53 @@ def product(shape: Sequence[Expr]) -> Expr:
     for size in shape:
         total = total * size
     return total
+
+
+def reshape(b: Builder, x: Ref, shape: Sequence[Expr]) -> Ref:
+    """The same elements under another shape, each run of axes that keeps its size by itself.
+
+    Separate runs keep `(T * i0 + i1) // T` out of the index maps, which is i0 only where T > 0.
+    """
+    own = b.type(x).shape
+    if own == tuple(shape):
+        return x
+
+    def indices(*at: Expr) -> list[Expr]:
+        facts = b.ranges(b.symbols(len(shape)), shape)
+        found = [const(0)] * len(own)
+        for old, new in _runs(own, shape, b.facts):
+            position = flatten_index([at[n] for n in new], [shape[n] for n in new])
+            parts = split_index(position, [own[n] for n in old], facts)
+            for axis, index in zip(old, parts, strict=True):
+                found[axis] = index
+        return found
+
+    return b.view(x, shape, indices)
+
+
+def _runs(
+    own: Sequence[Expr], shape: Sequence[Expr], facts: Facts
+) -> list[tuple[list[int], list[int]]]:
+    """The shortest runs of axes of both shapes with equal products; axes of size 1 are in none."""
+    old = [n for n, d in enumerate(own) if d.as_int() != 1]
+    new = [n for n, d in enumerate(shape) if d.as_int() != 1]
+    runs = []
+    while old or new:
+        p, q = next(
+            (
+                (p, total - p)
+                for total in range(2, len(old) + len(new) + 1)
+                for p in range(max(1, total - len(new)), min(len(old), total - 1) + 1)
+                if facts.prove_eq(
+                    product([own[n] for n in old[:p]]),
+                    product([shape[n] for n in new[: total - p]]),
+                )
+            ),
+            (len(old), len(new)),
+        )
+        runs.append((old[:p], new[:q]))
+        old, new = old[p:], new[q:]
+    return runs
 
 
 def count_as(b: Builder, count: Expr, dtype: DType, shape: Sequence[Expr]) -> Ref:

@@ -15,7 +15,7 @@ from stagefuse.dsl.dtypes import BOOL, F32, I64, DType, from_numpy
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
-from .record import Args, Op, Types, X, axes_of, count_as, product, range_note, require
+from .record import Args, Op, Types, X, axes_of, count_as, product, range_note, require, reshape
 
 PARAMS = (X, Param("axis", "axis", None), Param("keepdims", "bool", False))
 
@@ -83,7 +83,7 @@ def _lower(kind: str) -> Callable[..., list[Ref]]:
         if kind.startswith("arg") and not axes:
             return [b.scalar(0, I64, result.shape)]
         found = _reduced(b, kind, x, axes, result.dtype)
-        return [b.reshape(found, result.shape)]
+        return [reshape(b, found, result.shape)]
 
     return lower
 
@@ -102,7 +102,7 @@ def _lower_mean(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) ->
     """In f32 or wider, so that the sum of small floats does not overflow."""
     (x,), result = refs, results[0]
     found = _mean(b, x, _axes(b, x, attrs), result.dtype.compute)
-    return [b.reshape(b.cast(found, result.dtype), result.shape)]
+    return [reshape(b, b.cast(found, result.dtype), result.shape)]
 
 
 def _lower_var(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
@@ -110,10 +110,10 @@ def _lower_var(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> 
     (x,), result = refs, results[0]
     axes, dtype = _axes(b, x, attrs), result.dtype.compute
     type = b.type(x)
-    mean = b.reshape(_mean(b, x, axes, dtype), _shape(type, axes, True))
+    mean = reshape(b, _mean(b, x, axes, dtype), _shape(type, axes, True))
     gap = b.map("sub", b.cast(x, dtype), b.broadcast(mean, type.shape))
     found = _mean(b, b.map("mul", gap, gap), axes, dtype, int(attrs.get("ddof") or 0))
-    return [b.reshape(b.cast(found, result.dtype), result.shape)]
+    return [reshape(b, b.cast(found, result.dtype), result.shape)]
 
 
 def _var_rule(args: Args, facts: Facts) -> Types:

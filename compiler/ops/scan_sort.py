@@ -14,7 +14,7 @@ from stagefuse.dsl.dtypes import I64
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
-from .record import Args, Op, Types, X, axis_of, product, range_note
+from .record import Args, Op, Types, X, axis_of, product, range_note, reshape
 
 
 def _cumsum_rule(args: Args, facts: Facts) -> Types:
@@ -37,7 +37,7 @@ def _single(axis: Any, x: TensorType, name: str) -> int:
 def _lower_cumsum(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
     x, axis = b.cast(refs[0], results[0].dtype), attrs.get("axis")
     if axis is None:
-        return [b.scan("sum", b.reshape(x, results[0].shape), 0)]
+        return [b.scan("sum", reshape(b, x, results[0].shape), 0)]
     return [b.scan("sum", x, _single(axis, results[0], "`cumsum`"))]
 
 

@@ -25,6 +25,7 @@ from .record import (
     dims,
     product,
     range_note,
+    reshape,
     same_dtype,
 )
 
@@ -90,7 +91,7 @@ def _sizes_differ(x: TensorType, shape: tuple[Expr, ...], facts: Facts) -> OpErr
 
 
 def _lower_reshape(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
-    return [b.reshape(refs[0], results[0].shape)]
+    return [reshape(b, refs[0], results[0].shape)]
 
 
 # transpose and flip
@@ -200,7 +201,7 @@ def _lower_stack(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -
     axis = attrs.get("axis", 0) % results[0].rank
     shape = results[0].shape
     flat = (*shape[:axis], const(1), *shape[axis + 1 :])
-    return [b.concat([b.reshape(ref, flat) for ref in refs], axis)]
+    return [b.concat([reshape(b, ref, flat) for ref in refs], axis)]
 
 
 def _cuts(args: Args, extent: Expr, facts: Facts) -> list[tuple[Expr, Expr]]:
