@@ -1,0 +1,225 @@
+"""The command line: what goes to stdout and stderr, and the exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stagefuse import cli, cli_exit
+
+ROOT = Path(__file__).resolve().parent.parent
+GOOD = '''"""Rows to probabilities."""
+import nn
+
+pipeline classify(x: f32[B, N]) -> (p: f32[B, N], label: i64[B])
+where N in 1..:
+    p = nn.softmax(x)
+    p, argmax(p, axis=1)
+'''
+WRONG = "pipeline p(x: f32[B, 3], y: f32[B, 4]) -> f32[B, 3]:\n    x + y\n"
+
+
+class Shell:
+    """Runs commands in this process and keeps what they print."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: Any) -> tuple[int, str, str]:
+        texts = [str(a) for a in arguments]
+        code = cli_exit.guarded(lambda: cli.run_command(texts), texts)
+        printed = self.capsys.readouterr()
+        return code, printed.out, printed.err
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.pipe"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> Path:
+    path = tmp_path / "wrong.pipe"
+    path.write_text(WRONG)
+    return path
+
+
+def test_check_says_ok_on_stdout(shell: Shell, good: Path) -> None:
+    code, out, err = shell("check", good)
+    assert (code, err) == (0, "")
+    assert out == f"{good}: classify: ok\n"
+
+
+def test_check_shows_a_diagnostic_on_stderr(shell: Shell, wrong: Path) -> None:
+    code, out, err = shell("check", wrong)
+    assert (code, out) == (1, "")
+    assert err.startswith("error[E")
+    assert f"{wrong}:2:" in err
+    assert "f32[B, 3]" in err and "f32[B, 4]" in err
+
+
+def test_check_as_json(shell: Shell, good: Path, wrong: Path) -> None:
+    code, out, _ = shell("check", good, "--json")
+    assert (code, json.loads(out)["pipelines"]) == (0, ["classify"])
+    code, out, err = shell("check", wrong, "--json")
+    found = json.loads(out)
+    assert (code, err, found["ok"]) == (1, "", False)
+    assert found["diagnostics"][0]["line"] == 2
+
+
+def test_compile_writes_the_same_bytes_twice(shell: Shell, good: Path, tmp_path: Path) -> None:
+    code, out, _ = shell("compile", good)
+    assert code == 0 and "classify: " in out
+    first = good.with_suffix(".fused").read_bytes()
+    code, out, _ = shell("compile", good, "-o", tmp_path / "again.fused", "--json")
+    found = json.loads(out)
+    assert (code, found["ok"], found["bytes"]) == (0, True, len(first))
+    assert (tmp_path / "again.fused").read_bytes() == first
+
+
+def test_compile_of_a_wrong_program_writes_nothing(shell: Shell, wrong: Path) -> None:
+    assert shell("compile", wrong)[0] == 1
+    assert not wrong.with_suffix(".fused").exists()
+
+
+@pytest.mark.parametrize("from_plan", [False, True], ids=["source", "plan"])
+def test_run_reads_and_writes_npy(
+    shell: Shell, good: Path, tmp_path: Path, from_plan: bool
+) -> None:
+    if from_plan:
+        shell("compile", good)
+        good = good.with_suffix(".fused")
+    x = np.array([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0]], np.float32)
+    np.save(tmp_path / "x.npy", x)
+    code, out, err = shell("run", good, "--input", tmp_path / "x.npy", "-o", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert "p: f32[2, 3]" in out
+    p = np.load(tmp_path / "out" / "p.npy")
+    np.testing.assert_allclose(p, np.exp(x) / np.exp(x).sum(1, keepdims=True), rtol=1e-6)
+    assert np.load(tmp_path / "out" / "label.npy").tolist() == [1, 0]
+
+
+def test_run_as_json_gives_values(shell: Shell, good: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((1, 2), np.float32))
+    code, out, _ = shell("run", good, "--input", f"x={tmp_path / 'a.npy'}", "--json")
+    results = json.loads(out)["results"]
+    assert code == 0
+    assert [r["name"] for r in results] == ["p", "label"]
+    assert results[0]["values"] == [[0.5, 0.5]]
+
+
+def test_run_refuses_a_wrong_input(shell: Shell, good: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 3)))
+    code, out, err = shell("run", good, "--input", tmp_path / "x.npy")
+    assert (code, out) == (1, "")
+    assert "f32" in err and "float64" in err
+
+
+def test_run_of_a_damaged_plan(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "bad.fused").write_bytes(b"PK\x03\x04" + bytes(100))
+    assert shell("run", tmp_path / "bad.fused")[0] == 1
+
+
+def test_explain_shows_kernels_and_reasons(shell: Shell, good: Path) -> None:
+    code, out, _ = shell("explain", good, "--size", "B=8", "--size", "N=100")
+    assert code == 0
+    assert "classify(x: f32[B, N])" in out
+    assert "fused because" in out
+    code, out, _ = shell("explain", good, "--json")
+    assert code == 0 and json.loads(out)["pipelines"][0]["kernels"]
+
+
+def test_bench_times_calls(shell: Shell, good: Path) -> None:
+    code, out, _ = shell("bench", good, "--size", "B=2", "--size", "N=3", "--calls", 3, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["calls"] == 3
+    assert 0 < found["min_s"] <= found["median_s"] <= found["max_s"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["frobnicate"],
+        ["compile"],
+        ["check", "no-such-file.pipe"],
+        ["run", "GOOD", "--input", "x="],
+        ["run", "GOOD", "--input", "x=no-such-file.npy"],
+        ["bench", "GOOD"],
+        ["bench", "GOOD", "--size", "Q=3"],
+        ["check", "GOOD", "--weights", "w"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2(shell: Shell, good: Path, arguments: list[str]) -> None:
+    code, out, err = shell(*[good if a == "GOOD" else a for a in arguments])
+    assert (code, out) == (2, "")
+    assert err
+
+
+def test_a_target_that_is_not_there_is_3(shell: Shell, good: Path) -> None:
+    code, out, err = shell("compile", good, "--target", "h200")
+    assert (code, out) == (3, "")
+    assert "h200" in err and "help" in err
+
+
+def test_missing_weights_are_a_diagnostic(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_text('weights w = "none.npz"\npipeline p(x: f32[2]) -> f32[2]:\n    x + w.b\n')
+    code, _, err = shell("check", path)
+    assert code == 1
+    assert "none.npz" in err and "--weights w=PATH" in err
+
+
+def test_weights_from_the_command_line(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_text('weights w = "none.npz"\npipeline p(x: f32[2]) -> f32[2]:\n    x + w.b\n')
+    np.savez(tmp_path / "there.npz", b=np.array([1, 2], np.float32))
+    np.save(tmp_path / "x.npy", np.array([10, 20], np.float32))
+    code, out, _ = shell(
+        "run", path, "--weights", f"w={tmp_path / 'there.npz'}", "--input", tmp_path / "x.npy"
+    )
+    assert code == 0 and "11" in out and "22" in out
+
+
+def test_our_own_fault_is_70_with_a_reproducer(
+    shell: Shell, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stagefuse.compiler import driver
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise AssertionError("an invariant")
+
+    monkeypatch.setattr(driver, "compile_file", broken)
+    code, out, err = shell("compile", good)
+    assert (code, out) == (70, "")
+    report = Path(err.strip().rsplit(" ", 1)[1])
+    text = report.read_text()
+    report.unlink()
+    assert "an invariant" in text and "pipeline classify" in text
+
+
+def test_doctor(shell: Shell) -> None:
+    code, out, _ = shell("doctor", "--json")
+    found = json.loads(out)
+    assert code == (0 if found["ok"] else 3)
+    assert {"Python", "processor", "llvmlite"} <= {f["name"] for f in found["findings"]}
+
+
+def test_it_is_a_module_and_help_is_quick() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stagefuse", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for name in ("compile", "check", "run", "explain", "bench", "doctor"):
+        assert name in done.stdout

@@ -1,0 +1,334 @@
+"""Every function of the standard library against NumPy."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import stagefuse as sf
+
+Array = np.ndarray[Any, Any]
+STD = Path(__file__).resolve().parent.parent / "dsl" / "std"
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    """Seeded normal numbers in f32."""
+    return np.random.default_rng(seed + sum(shape)).standard_normal(shape, np.float32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pipeline of one call, its inputs and weights, and what it should give."""
+
+    covers: str
+    signature: str
+    body: str
+    want: Callable[..., Any]
+    inputs: Mapping[str, Array]
+    weights: Mapping[str, Array] = field(default_factory=dict)
+    where: str = ""
+
+    @property
+    def source(self) -> str:
+        names = sorted(set(re.findall(r"\b(nn|math|image)\.", self.body)))
+        lines = [f"import {name}" for name in names]
+        if self.weights:
+            lines.append('weights w = "w.npz"')
+        where = f"\nwhere {self.where}" if self.where else ""
+        lines.append(f"pipeline p({self.signature}){where}:")
+        lines += [f"    {line}" for line in self.body.splitlines()]
+        return "\n".join(lines) + "\n"
+
+
+def wide(x: Array) -> Array:
+    """A float array in f64."""
+    return x.astype(np.float64) if x.dtype.kind == "f" else x
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def masked_softmax(x: Array, mask: Array) -> Array:
+    x, mask = np.broadcast_arrays(x, mask)
+    e = np.where(mask, np.exp(x - np.where(mask, x, -1e30).max(-1, keepdims=True)), 0)
+    total = e.sum(-1, keepdims=True)
+    return np.divide(e, total, out=np.zeros_like(e), where=total > 0)
+
+
+def erf(x: Array) -> Array:
+    from math import erf as scalar
+
+    return np.vectorize(scalar)(x)
+
+
+def attend(q: Array, k: Array, v: Array, mask: Any = None, causal: bool = False) -> Array:
+    times = q.shape[1] // k.shape[1]
+    k, v = np.repeat(k, times, 1), np.repeat(v, times, 1)
+    scores = q @ k.transpose(0, 1, 3, 2) * q.shape[-1] ** -0.5
+    keep = np.ones(scores.shape, bool) if mask is None else np.broadcast_to(mask, scores.shape)
+    if causal:
+        t, s = scores.shape[-2:]
+        keep = keep & (np.arange(s)[None, :] <= np.arange(t)[:, None] + s - t)
+    return masked_softmax(scores, keep) @ v
+
+
+def convolve(x: Array, w: Array, stride: int, padding: int, dilation: int, groups: int) -> Array:
+    """2-D, by definition."""
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    out, deep, kh, kw = w.shape
+    h = (x.shape[2] - (kh - 1) * dilation - 1) // stride + 1
+    wd = (x.shape[3] - (kw - 1) * dilation - 1) // stride + 1
+    y = np.zeros((x.shape[0], out, h, wd))
+    for o in range(out):
+        first = o // (out // groups) * deep
+        for m in range(kh):
+            for n in range(kw):
+                rows = slice(m * dilation, m * dilation + (h - 1) * stride + 1, stride)
+                columns = slice(n * dilation, n * dilation + (wd - 1) * stride + 1, stride)
+                part = x[:, first : first + deep, rows, columns]
+                y[:, o] += np.einsum("bchw,c->bhw", part, w[o, :, m, n])
+    return y
+
+
+def pooled(x: Array, size: int, stride: int, padding: int, fill: float, kind: str) -> Array:
+    edges = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    x = np.pad(x, edges, constant_values=fill)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (2, 3))
+    return getattr(np, kind)(windows[:, :, ::stride, ::stride], axis=(4, 5))
+
+
+def rope(x: Array, positions: Array) -> Array:
+    half = x.shape[-1] // 2
+    angle = positions[:, None] * 10000.0 ** (-np.arange(half) / half)
+    a, b, c, s = x[..., :half], x[..., half:], np.cos(angle), np.sin(angle)
+    return np.concatenate([a * c - b * s, b * c + a * s], -1)
+
+
+def bilinear(x: Array, height: int, width: int) -> Array:
+    def taps(have: int, want: int) -> tuple[Array, Array, Array]:
+        at = np.clip((np.arange(want) + 0.5) * have / want - 0.5, 0, have - 1)
+        low = np.floor(at).astype(int)
+        return low, np.minimum(low + 1, have - 1), at - low
+
+    (r0, r1, fr), (c0, c1, fc) = taps(x.shape[1], height), taps(x.shape[2], width)
+    fr, fc, x = fr[:, None, None], fc[:, None], x.astype(float)
+    top = x[:, r0][:, :, c0] * (1 - fc) + x[:, r0][:, :, c1] * fc
+    low = x[:, r1][:, :, c0] * (1 - fc) + x[:, r1][:, :, c1] * fc
+    return top * (1 - fr) + low * fr
+
+
+def layer_normed(x: Array, axes: Any = -1, eps: float = 1e-5) -> Array:
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps)
+
+
+X = normal(3, 7)
+MASK = np.arange(7)[None, :] < np.array([7, 3, 0])[:, None]
+Q, K, V = normal(2, 4, 5, 8), normal(2, 4, 6, 8, seed=1), normal(2, 4, 6, 3, seed=2)
+KEEP = np.arange(6)[None, :] < np.array([4, 0])[:, None]
+IMAGE = normal(2, 4, 9, 8)
+LAYER = {"l.weight": normal(7) + 1, "l.bias": normal(7, seed=3)}
+BATCH = {
+    "l.running_mean": normal(4), "l.running_var": np.abs(normal(4)) + np.float32(0.5),
+    "l.weight": normal(4, seed=1), "l.bias": normal(4, seed=2),
+}  # fmt: skip
+PIXELS = np.random.default_rng(3).integers(0, 256, (2, 11, 13, 3), np.uint8)
+
+
+def pointwise(name: str, want: Callable[[Array], Any], args: str = "") -> Case:
+    x = normal(4, 33) * np.float32(3)
+    return Case(f"nn.{name}", "x: f32[B, N]", f"nn.{name}(x{args})", want, {"x": x})
+
+
+def conv2d(weight: Array, stride: int, padding: int, dilation: int, groups: int) -> Case:
+    bias = normal(len(weight))
+    args = f"stride={stride}, padding={padding}, dilation={dilation}, groups={groups}"
+    return Case(
+        "nn.conv2d nn.convolve2d",
+        "x: f32[B, 4, H, W]",
+        f"nn.conv2d(x, w.l, {args})",
+        lambda x: convolve(x, weight, stride, padding, dilation, groups) + bias[:, None, None],
+        {"x": IMAGE},
+        {"l.weight": weight, "l.bias": bias},
+        "H in 5.., W in 5..",
+    )
+
+
+def conv1d(weight: Array, stride: int, padding: int, dilation: int, groups: int) -> Case:
+    args = f"stride={stride}, padding={padding}, dilation={dilation}, groups={groups}"
+
+    def want(x: Array) -> Array:
+        edges = ((0, 0), (0, 0), (padding, padding))
+        rows = np.pad(x, edges)[:, :, None]
+        return convolve(rows, weight[:, :, None], stride, 0, dilation, groups)[:, :, 0]
+
+    return Case(
+        "nn.conv1d nn.convolve1d", "x: f32[B, 4, T]", f"nn.conv1d(x, w.l, {args})", want,
+        {"x": normal(2, 4, 19)}, {"l.weight": weight}, "T in 9..",
+    )  # fmt: skip
+
+
+ATTEND = "q: f32[B, 4, T, 8], k: f32[B, {g}, S, 8], v: f32[B, {g}, S, 3]"
+CASES = [
+    pointwise("relu", lambda x: np.maximum(x, 0)),
+    pointwise("leaky_relu", lambda x: np.where(x > 0, x, 0.1 * x), ", slope=0.1"),
+    pointwise("gelu", lambda x: 0.5 * x * (1 + erf(x / np.sqrt(2)))),
+    pointwise("gelu_tanh", lambda x: 0.5 * x * (
+        1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))),
+    pointwise("silu", lambda x: x / (1 + np.exp(-x))),
+    pointwise("softplus", lambda x: np.log1p(np.exp(x))),
+    pointwise("elu", lambda x: np.where(x > 0, x, np.expm1(x))),
+    pointwise("hard_sigmoid", lambda x: np.clip(x / 6 + 0.5, 0, 1)),
+    pointwise("hard_swish", lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    pointwise("softmax", softmax),
+    pointwise("softmax", lambda x: softmax(x, 0), ", axis=0"),
+    pointwise("log_softmax", lambda x: np.log(softmax(x))),
+    pointwise("l2_normalize", lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)),
+    Case("nn.glu", "x: f32[B, 14]", "nn.glu(x)",
+         lambda x: x[:, :7] / (1 + np.exp(-x[:, 7:])), {"x": normal(3, 14)}),
+    Case("nn.masked_softmax", "x: f32[B, T], m: bool[B, T]", "nn.masked_softmax(x, m)",
+         lambda x, m: masked_softmax(x, m), {"x": X, "m": MASK}),
+    Case("nn.layer_norm", "x: f32[B, 7]", "nn.layer_norm(x, w.l)",
+         lambda x: layer_normed(x) * LAYER["l.weight"] + LAYER["l.bias"], {"x": X}, LAYER),
+    Case("nn.layer_norm", "x: f32[B, 7]", "nn.layer_norm(x, w.l, eps=1e-3)",
+         lambda x: layer_normed(x, eps=1e-3) * LAYER["l.weight"], {"x": X},
+         {"l.weight": LAYER["l.weight"]}),
+    Case("nn.rms_norm", "x: f32[B, 7]", "nn.rms_norm(x, w.l)",
+         lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * LAYER["l.weight"],
+         {"x": X}, LAYER),
+    Case("nn.batch_norm", "x: f32[B, 4, H, W]", "nn.batch_norm(x, w.l)",
+         lambda x: ((x - BATCH["l.running_mean"][:, None, None])
+                    / np.sqrt(BATCH["l.running_var"] + 1e-5)[:, None, None]
+                    * BATCH["l.weight"][:, None, None] + BATCH["l.bias"][:, None, None]),
+         {"x": IMAGE}, BATCH),
+    Case("nn.batch_norm1d", "x: f32[B, 4, T]", "nn.batch_norm1d(x, w.l)",
+         lambda x: ((x - BATCH["l.running_mean"][:, None])
+                    / np.sqrt(BATCH["l.running_var"] + 1e-5)[:, None]
+                    * BATCH["l.weight"][:, None] + BATCH["l.bias"][:, None]),
+         {"x": normal(2, 4, 9)}, BATCH),
+    Case("nn.group_norm", "x: f32[B, 4, H, W]", "nn.group_norm(x, w.l, groups=2)",
+         lambda x: (layer_normed(x.reshape(2, 2, 2, 9, 8), (2, 3, 4)).reshape(x.shape)
+                    * BATCH["l.weight"][:, None, None] + BATCH["l.bias"][:, None, None]),
+         {"x": IMAGE}, BATCH),
+    Case("nn.linear", "x: f32[B, T, 7]", "nn.linear(x, w.l)",
+         lambda x: x @ normal(5, 7).T + normal(5), {"x": normal(2, 3, 7)},
+         {"l.weight": normal(5, 7), "l.bias": normal(5)}),
+    Case("nn.linear", "x: f32[B, 7]", "nn.linear(x, w.l)",
+         lambda x: x @ normal(5, 7).T, {"x": X}, {"l.weight": normal(5, 7)}),
+    Case("nn.embedding", "x: i64[B, T]", "nn.embedding(x, w.l)",
+         lambda x: normal(11, 4)[x], {"x": np.array([[0, 10, 3], [-1, 2, 2]])},
+         {"l.weight": normal(11, 4)}),
+    Case("nn.split_heads", "x: f32[B, T, 12]", "nn.split_heads(x, 3)",
+         lambda x: x.reshape(2, 5, 3, 4).transpose(0, 2, 1, 3), {"x": normal(2, 5, 12)}),
+    Case("nn.merge_heads", "x: f32[B, 4, T, 8]", "nn.merge_heads(x)",
+         lambda x: x.transpose(0, 2, 1, 3).reshape(2, 5, 32), {"x": Q}),
+    Case("nn.repeat_heads", "x: f32[B, 4, T, 8]", "nn.repeat_heads(x, 3)",
+         lambda x: np.repeat(x, 3, 1), {"x": Q}),
+    Case("nn.attend", ATTEND.format(g=4), "nn.attend(q, k, v)", attend,
+         {"q": Q, "k": K, "v": V}),
+    Case("nn.attend", "q: f32[B, H, T, D], k: f32[B, H, S, D], v: f32[B, H, S, D]",
+         "nn.attend(q, k, v)", attend, {"q": Q, "k": K, "v": K}),
+    Case("nn.attend", ATTEND.format(g=4) + ", m: bool[B, S]",
+         "nn.attend(q, k, v, mask=m[:, None, None, :])",
+         lambda q, k, v, m: attend(q, k, v, m[:, None, None, :]),
+         {"q": Q, "k": K, "v": V, "m": KEEP}),
+    Case("nn.attend", ATTEND.format(g=4) + ", m: bool[B, S]",
+         "nn.attend(q, k, v, mask=m[:, None, None, :], causal=True)",
+         lambda q, k, v, m: attend(q, k, v, m[:, None, None, :], True),
+         {"q": Q, "k": K, "v": V, "m": KEEP}),
+    Case("nn.attend", ATTEND.format(g=2), "nn.attend(q, k, v, causal=True)",
+         lambda q, k, v: attend(q, k, v, causal=True),
+         {"q": Q, "k": K[:, :2].copy(), "v": V[:, :2].copy()}),
+    Case("nn.attend", ATTEND.format(g=4), "nn.attend(q, k, v, scale=1.0)",
+         lambda q, k, v: attend(q * 8**0.5, k, v), {"q": Q, "k": K, "v": V}),
+    Case("nn.rope", "x: f32[B, H, T, 8]", "nn.rope(x)", lambda x: rope(x, np.arange(5)),
+         {"x": Q}),
+    Case("nn.rope", "x: f32[B, H, T, 8], at: i64[T]", "nn.rope(x, at)", rope,
+         {"x": Q, "at": np.array([3, 9, 1, 100, 0])}),
+    conv2d(normal(6, 4, 3, 3), 1, 1, 1, 1),
+    conv2d(normal(6, 4, 3, 2), 2, 0, 1, 1),
+    conv2d(normal(6, 4, 2, 3), 1, 2, 2, 1),
+    conv2d(normal(6, 2, 3, 3), 1, 1, 1, 2),
+    conv2d(normal(4, 1, 3, 3), 2, 1, 1, 4),
+    conv1d(normal(5, 4, 3), 1, 0, 1, 1),
+    conv1d(normal(5, 4, 4), 3, 2, 2, 1),
+    conv1d(normal(4, 2, 3), 1, 1, 1, 2),
+    Case("nn.max_pool", "x: f32[B, C, H, W]", "nn.max_pool(x, 3, stride=2, padding=1)",
+         lambda x: pooled(x, 3, 2, 1, -1e30, "max"), {"x": IMAGE}, where="H in 3.., W in 3.."),
+    Case("nn.max_pool", "x: f32[B, C, H, W]", "nn.max_pool(x, 2)",
+         lambda x: pooled(x, 2, 2, 0, 0, "max"), {"x": IMAGE}, where="H in 2.., W in 2.."),
+    Case("nn.avg_pool", "x: f32[B, C, H, W]", "nn.avg_pool(x, 3, stride=2, padding=1)",
+         lambda x: pooled(x, 3, 2, 1, 0, "mean"), {"x": IMAGE}, where="H in 3.., W in 3.."),
+    Case("nn.global_avg_pool", "x: f32[B, C, H, W]", "nn.global_avg_pool(x)",
+         lambda x: x.mean((2, 3)), {"x": IMAGE}),
+    Case("nn.mean_pool", "x: f32[B, T, D], m: i64[B, T]", "nn.mean_pool(x, m)",
+         lambda x, m: (x * m[:, :, None]).sum(1) / np.maximum(m.sum(1), 1e-6)[:, None],
+         {"x": normal(3, 7, 4), "m": MASK.astype(np.int64)}),
+    Case("nn.mean_pool", "x: f32[B, T, D], m: bool[B, T]", "nn.mean_pool(x, m)",
+         lambda x, m: (x * m[:, :, None]).sum(1) / np.maximum(m.sum(1), 1e-6)[:, None],
+         {"x": normal(3, 7, 4), "m": MASK}),
+    Case("nn.cross_entropy", "x: f32[B, 7], y: i64[B]", "nn.cross_entropy(x, y)",
+         lambda x, y: -np.log(softmax(x))[np.arange(3), y].mean(),
+         {"x": X, "y": np.array([6, 0, 3])}),
+    Case("math.square", "x: f32[B, N]", "math.square(x)", lambda x: x * x, {"x": X}),
+    Case("math.reciprocal", "x: f32[B, N]", "math.reciprocal(x)", lambda x: 1 / x, {"x": X}),
+    Case("math.lerp", "x: f32[B, N], t: f32[B, N]", "math.lerp(x, x * 2.0, t)",
+         lambda x, t: x + x * t, {"x": X, "t": X}),
+    Case("math.logsumexp math.zero_where_infinite", "x: f32[B, N]", "math.logsumexp(x)",
+         lambda x: np.log(np.exp(x).sum(-1)), {"x": X}),
+    Case("math.std", "x: f32[B, N]", "math.std(x)", lambda x: x.std(-1), {"x": X}),
+    Case("math.norm", "x: f32[B, N]", "math.norm(x, axis=0)",
+         lambda x: np.linalg.norm(x, axis=0), {"x": X}),
+    Case("math.standardize", "x: f32[B, N]", "math.standardize(x)", layer_normed, {"x": X}),
+    Case("math.dot", "x: f32[N], y: f32[N]", "math.dot(x, y)", np.dot,
+         {"x": normal(37), "y": normal(37, seed=1)}),
+    Case("math.outer", "x: f32[N], y: f32[M]", "math.outer(x, y)", np.outer,
+         {"x": normal(5), "y": normal(6)}),
+    Case("math.squared_distances", "x: f32[I, K], y: f32[J, K]", "math.squared_distances(x, y)",
+         lambda x, y: ((x[:, None] - y[None]) ** 2).sum(-1), {"x": X, "y": normal(5, 7)}),
+    Case("math.distances", "x: f32[I, K], y: f32[J, K]", "math.distances(x, y)",
+         lambda x, y: np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1)),
+         {"x": X, "y": normal(5, 7)}),
+    Case("math.cosine_similarity", "x: f32[I, K], y: f32[J, K]", "math.cosine_similarity(x, y)",
+         lambda x, y: (x / np.linalg.norm(x, axis=1, keepdims=True))
+         @ (y / np.linalg.norm(y, axis=1, keepdims=True)).T, {"x": X, "y": normal(5, 7)}),
+    Case("image.to_chw", "x: u8[B, H, W, C]", "image.to_chw(x)",
+         lambda x: x.transpose(0, 3, 1, 2), {"x": PIXELS}),
+    Case("image.to_hwc", "x: u8[B, C, H, W]", "image.to_hwc(x)",
+         lambda x: x.transpose(0, 2, 3, 1), {"x": PIXELS}),
+    Case("image.normalize", "x: f32[B, 7], m: f32[7], s: f32[7]", "image.normalize(x, m, s)",
+         lambda x, m, s: (x - m) / s, {"x": X, "m": normal(7), "s": normal(7, seed=5) + 4}),
+    Case("image.resize_bilinear image.centres image.mix", "x: u8[B, H, W, 3]",
+         "image.resize_bilinear(x, 5, 7)", lambda x: bilinear(x, 5, 7), {"x": PIXELS}),
+    Case("image.resize_bilinear", "x: f32[B, 4, 9, 8]", "image.resize_bilinear(x, 10, 20)",
+         lambda x: bilinear(x, 10, 20), {"x": IMAGE}),
+    Case("image.resize_nearest", "x: u8[B, H, W, 3]", "image.resize_nearest(x, 5, 20)",
+         lambda x: x[:, ((np.arange(5) * 2 + 1) * 11) // 10][
+             :, :, ((np.arange(20) * 2 + 1) * 13) // 40], {"x": PIXELS}),
+    Case("image.center_crop", "x: u8[B, H, W, 3]", "image.center_crop(x, 6, 9)",
+         lambda x: x[:, 2:8, 2:11], {"x": PIXELS}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.covers.split()[0])
+def test_agrees_with_numpy(case: Case) -> None:
+    weights = {"w": dict(case.weights)} if case.weights else None
+    pipe = sf.compile(case.source, weights=weights)
+    found = pipe(**case.inputs)
+    with np.errstate(all="ignore"):
+        want = case.want(*(wide(x) for x in case.inputs.values()))
+    assert found.shape == np.shape(want)
+    np.testing.assert_allclose(found, want, rtol=2e-5, atol=2e-5)
+
+
+def test_every_function_is_covered() -> None:
+    covered = {name for case in CASES for name in case.covers.split()}
+    for path in sorted(STD.glob("*.pipe")):
+        names = re.findall(r"^fn (\w+)", path.read_text(), re.MULTILINE)
+        missing = [n for n in names if f"{path.stem}.{n}" not in covered]
+        assert not missing, f"{path.name}: {missing}"
