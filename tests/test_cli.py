@@ -16,7 +16,7 @@ GOOD = '''"""Rows to probabilities."""
 import nn
 
 pipeline classify(x: f32[B, N]) -> (p: f32[B, N], label: i64[B])
-where N in 1..:
+where N >= 1:
     p = nn.softmax(x)
     p, argmax(p, axis=1)
 '''
