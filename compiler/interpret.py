@@ -298,7 +298,7 @@ class _Run:
         step = index_values(p.row_stride, self.dims)
         at = base + np.arange(rows)[:, None] * step + np.arange(depth)
         wide_panels = np.moveaxis(panels, -3, -2).reshape((*batch, depth, -1))[..., :columns]
-        found = np.matmul(flat[at], wide_panels)
+        found: Array = np.matmul(flat[at], wide_panels)
         order = (*p.batch, *p.rows, *p.columns)
         return found.reshape([shape[a] for a in order]).transpose(np.argsort(order))
 

@@ -328,8 +328,8 @@ def test_scatters_combine_repeated_positions(name: str, fn: Any, dtype: DType) -
         want = list(shape)
         want[axis] = count
         updates = sample(rng, want, dtype, False)
-        expected = np.moveaxis(base.copy(), axis, 0)
-        fn.at(expected, ids, np.moveaxis(updates, axis, 0))
+        expected = np.moveaxis(scalar.wide(base).copy(), axis, 0)
+        fn.at(expected, ids, np.moveaxis(scalar.wide(updates), axis, 0))
         tensors = {"base": base, "indices": ids, "updates": updates}
         found = run(name, tensors, {"axis": axis})[0]
         expected = np.moveaxis(expected, 0, axis)
