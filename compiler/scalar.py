@@ -202,7 +202,7 @@ def _erf(x: Array) -> Array:
 
 def _sign(x: Array) -> Array:
     if np.asarray(x).dtype.kind == "u":
-        return (x != 0).astype(np.asarray(x).dtype)
+        return np.asarray(x != 0, np.asarray(x).dtype)
     return np.asarray(np.sign(x), np.asarray(x).dtype)
 
 
