@@ -222,23 +222,23 @@ class _Planner:
         last: dict[int, int] = {}
         first: dict[int, int] = {}
         for number, step in enumerate(self.steps):
-            for buffer in step.buffers:
-                last[buffer] = number
-                first.setdefault(buffer, number)
+            for used in step.buffers:
+                last[used] = number
+                first.setdefault(used, number)
         slots: list[tuple[str, int]] = []  # size and the last step of the present tenant
-        for number in sorted(first, key=lambda b: (first[b], b)):
-            buffer = self.buffers[number]
+        for index in sorted(first, key=lambda b: (first[b], b)):
+            buffer = self.buffers[index]
             if buffer.role != "arena":
                 continue
             size = str(_bytes(buffer))
             for slot, (has, until) in enumerate(slots):
-                if has == size and until < first[number]:
-                    slots[slot] = (size, last[number])
-                    self.buffers[number] = replace(buffer, slot=slot)
+                if has == size and until < first[index]:
+                    slots[slot] = (size, last[index])
+                    self.buffers[index] = replace(buffer, slot=slot)
                     break
             else:
-                self.buffers[number] = replace(buffer, slot=len(slots))
-                slots.append((size, last[number]))
+                self.buffers[index] = replace(buffer, slot=len(slots))
+                slots.append((size, last[index]))
         return tuple(size for size, _ in slots)
 
 

@@ -288,8 +288,8 @@ class _Partitioner:
             return "its rows run along other axes"
         operand = self.graph.type(node.operands[0]).shape
         rows = [d for i, d in enumerate(group.domain) if i not in inner and d.as_int() != 1]
-        size = self.graph.facts.bounds(_count(operand))[1]
-        if not rows and (size is None or size > ROW_LIMIT):
+        most = self.graph.facts.bounds(_count(operand))[1]
+        if not rows and (most is None or most > ROW_LIMIT):
             return "one thread would do all of it"
         return None
 

@@ -211,10 +211,10 @@ class Graph:
         keep: set[int] = set()
         pending = [ref.node for ref in self.results]
         while pending:
-            node = pending.pop()
-            if node not in keep:
-                keep.add(node)
-                pending.extend(ref.node for ref in self.nodes[node].operands)
+            here = pending.pop()
+            if here not in keep:
+                keep.add(here)
+                pending.extend(ref.node for ref in self.nodes[here].operands)
         graph = Graph(self.facts, results=self.results)
         for node_id, node in self.nodes.items():
             if node_id in keep or isinstance(node.primitive, Input):
@@ -233,7 +233,9 @@ class Builder:
         self._fresh = 0
 
     @contextmanager
-    def at(self, span: Span | None, stack: tuple[Span, ...] = (), label: str = "") -> Iterator[None]:
+    def at(
+        self, span: Span | None, stack: tuple[Span, ...] = (), label: str = ""
+    ) -> Iterator[None]:
         """Nodes made inside carry this place."""
         before, self._where = self._where, (span, stack, label)
         try:

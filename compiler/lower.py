@@ -481,7 +481,8 @@ class _Lowering:
         dtype = node.type.dtype.compute
         self._emit(Alloc(keys, dtype, (size,)))
         self._emit(Alloc(order, I64, (size,)))
-        here, along = tuple(map(Index, at)), (Index(sym(f"d{axis}")),)
+        here: tuple[Value, ...] = tuple(map(Index, at))
+        along: tuple[Value, ...] = (Index(sym(f"d{axis}")),)
 
         def fill() -> None:
             self._emit(Store(keys, along, self._value(node.operands[0], here, ())))
@@ -505,7 +506,7 @@ class _Lowering:
         size = self.group.domain[axis]
         parallel, at = self._other_axes(axis)
         ref = self.group.roots[0]
-        here = tuple(map(Index, at))
+        here: tuple[Value, ...] = tuple(map(Index, at))
         dtype = node.type.dtype
 
         def copy() -> None:
@@ -517,7 +518,7 @@ class _Lowering:
             name = self._name("at")
             checked = Checked(wanted, size, self.sites.number(node.span))
             self._emit(Let(name, checked))
-            place = (*here[:axis], Local(name, I64), *here[axis + 1 :])
+            place: tuple[Value, ...] = (*here[:axis], Local(name, I64), *here[axis + 1 :])
             source = (*here[:axis], Index(sym("u")), *here[axis + 1 :])
             value = self._value(updates, source, ())
             out = self._buffer(ref, "inout")
@@ -646,8 +647,8 @@ class _Lowering:
             return self._value(node.operands[0], (), guard)
         here = dict(zip(view.symbols, at, strict=True))
         place = tuple(self._index(e, here) for e in view.indices)
-        conditions = tuple(self._nonneg(self._index(g, here)) for g in view.guard)
-        conditions = tuple(c for c in conditions if c is not None)
+        tested = (self._nonneg(self._index(g, here)) for g in view.guard)
+        conditions = tuple(c for c in tested if c is not None)
         value = self._value(node.operands[0], place, (*guard, *conditions))
         if not conditions:
             return value

@@ -115,7 +115,8 @@ def render(diagnostic: Diagnostic, color: bool = False) -> str:
     labels = [primary, *diagnostic.secondary]
     width = len(str(max(label.span.line for label in labels)))
     bar = f"{blue}{' ' * width} |{reset}"
-    out = [f"{red}{diagnostic.severity}[{diagnostic.code}]{reset}{bold}: {diagnostic.message}{reset}"]
+    title = f"{red}{diagnostic.severity}[{diagnostic.code}]{reset}"
+    out = [f"{title}{bold}: {diagnostic.message}{reset}"]
     for number, (source, group) in enumerate(_by_source(primary.span.source, labels)):
         first = primary if number == 0 else group[0]
         arrow = "-->" if number == 0 else ":::"

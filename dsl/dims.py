@@ -9,7 +9,7 @@ bounds. Floor division and remainder are Python's; by zero they are 0.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias, Union
@@ -356,8 +356,10 @@ def _exact_factor(a: Expr, b: Expr) -> Expr | None:
     return quotient if not rest.terms else None
 
 
-_APPLY = {"//": floordiv, "%": mod, "min": minimum, "max": maximum}
-_EVALUATE = {
+_APPLY: dict[str, Callable[[Expr, Expr, Facts | None], Expr]] = {
+    "//": floordiv, "%": mod, "min": minimum, "max": maximum
+}  # fmt: skip
+_EVALUATE: dict[str, Callable[[int, int], int]] = {
     "//": lambda a, b: a // b if b else 0,
     "%": lambda a, b: a % b if b else 0,
     "min": min,
@@ -426,9 +428,8 @@ class Facts:
             low, high = self.ranges.get(atom.name, (0, None))
             if depth > 12:
                 return None, None
-            lo = self._interval(as_expr(low), depth + 1)[0]
-            hi = None if high is None else self._interval(as_expr(high), depth + 1)[1]
-            return lo, hi
+            top_end = None if high is None else self._interval(as_expr(high), depth + 1)[1]
+            return self._interval(as_expr(low), depth + 1)[0], top_end
         (a_lo, a_hi), (b_lo, b_hi) = (self._interval(arg, depth + 1) for arg in atom.args)
         if atom.kind == "min":
             known = [v for v in (a_hi, b_hi) if v is not None]
@@ -444,13 +445,13 @@ class Facts:
                 limit = a_hi if limit is None else min(limit, a_hi)
             return 0, limit
         if a_lo is None or a_lo < 0:
-            low = None if a_lo is None else (a_lo if b_lo == 0 else a_lo // b_lo)
+            bottom = None if a_lo is None else (a_lo if b_lo == 0 else a_lo // b_lo)
         else:
-            low = 0 if b_hi is None or b_lo == 0 else a_lo // b_hi
+            bottom = 0 if b_hi is None or b_lo == 0 else a_lo // b_hi
         top = None if a_hi is None else max(a_hi // max(b_lo, 1), 0 if b_lo == 0 else a_hi)
         if a_hi is not None and b_lo > 0:
             top = a_hi // b_lo if a_hi >= 0 else (0 if b_hi is None else a_hi // b_hi)
-        return low, top
+        return bottom, top
 
     def is_nonneg(self, expr: IntLike) -> bool:
         """Whether it is proved to be at least 0."""
@@ -577,8 +578,10 @@ class Facts:
         return False
 
 
-def _both(choose: object, a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else choose(a, b)  # type: ignore[operator,no-any-return]
+def _both(
+    choose: Callable[[int, int], int], a: int | None, b: int | None
+) -> int | None:
+    return None if a is None or b is None else choose(a, b)
 
 
 def _interval_product(
@@ -634,7 +637,8 @@ class _Reader:
             raise ValueError("a dimension expression is nested too deeply")
         total = self.product(depth)
         while self.peek() in ("+", "-"):
-            total = total + self.product(depth) if self.take() == "+" else total - self.product(depth)
+            sign = 1 if self.take() == "+" else -1
+            total = total + self.product(depth) * sign
         return total
 
     def product(self, depth: int) -> Expr:

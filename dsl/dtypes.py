@@ -61,7 +61,8 @@ class DType:
             return np.dtype(_NUMPY[self.name])
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, _ML_DTYPES[self.name]))
+        small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[self.name]))
+        return small
 
 
 _NUMPY = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .diagnostics import Diagnostic, Help, error
@@ -203,7 +203,8 @@ class Lexer:
         return Token(kind.upper(), text, start, end), end
 
     def _string(self, quote: str, start: int) -> tuple[Token | None, int]:
-        position, parts = start + len(quote), []
+        position = start + len(quote)
+        parts: list[str] = []
         while True:
             if position >= len(self.text) or (len(quote) == 1 and self.text[position] == "\n"):
                 self._problem(
@@ -268,20 +269,20 @@ class Lexer:
         return position + 1
 
 
-def layout(lines: list[Line], source: Source) -> Iterator[Token]:
-    """The tokens of lines with NEWLINE, INDENT and DEDENT; indentation is already consistent."""
-    levels = [lines[0].indent if lines else 0]
+def layout(lines: Sequence[Line]) -> Iterator[Token]:
+    """The tokens of lines with NEWLINE, INDENT and DEDENT; their indents are depths, from 0."""
+    depth = 0
+    end = 0
     for line in lines:
         start = line.tokens[0].start
-        if line.indent > levels[-1]:
-            levels.append(line.indent)
+        while depth < line.indent:
+            depth += 1
             yield Token("INDENT", "", start, start)
-        while line.indent < levels[-1]:
-            levels.pop()
-            yield Token("DEDENT", "", start, start)
+        while depth > line.indent:
+            depth -= 1
+            yield Token("DEDENT", "", end, end)
         yield from line.tokens
         end = line.tokens[-1].end
         yield Token("NEWLINE", "", end, end)
-    for _ in levels[1:]:
-        end = lines[-1].tokens[-1].end
+    for _ in range(depth):
         yield Token("DEDENT", "", end, end)

@@ -1,11 +1,13 @@
 """Text to syntax tree. The grammar is `grammar.lark`; this module recovers from errors.
 
-A statement that does not parse is reported and left out, and its neighbours are read all the
-same, so that one pass over a file finds every independent error.
+Items are parsed one by one. Where one does not parse, each of its lines is parsed alone, what is
+wrong with it is reported, and the item is parsed again without the wrong lines: two readings find
+every independent error, however many there are.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
@@ -13,48 +15,25 @@ from typing import Any
 
 import lark
 from lark import Token as LarkToken
+from lark.exceptions import UnexpectedToken
 from lark.lexer import Lexer as LarkLexer
 from lark.lexer import PatternStr
 
 from . import ast
-from .diagnostics import CompileError, Diagnostic, Help, error
-from .lexer import MAX_OPERATORS, OPERATORS, Lexer, Line, Token, layout
+from .blocks import Placed, place
+from .diagnostics import CompileError, Diagnostic, error
+from .lexer import Lexer, Line, Token, layout
 from .source import Source, Span
 from .tree import TreeBuilder
+from .wording import unexpected
 
-_FOREIGN = {
-    "return": "the last line of a body is its result: leave `return` out",
-    "def": "write `fn name(...)` or `pipeline name(...)`",
-    "class": "there are no classes; a `fn` takes `weights` for what it needs",
-    "lambda": "define a `fn` and name it",
-    "while": "loops run over constants: `for i in 0..n:`",
-    "try": "there are no exceptions in the language",
-    "with": "there are no context managers in the language",
-    "from": "write `import module`, and `module.name` for what is in it",
-    "pass": "leave the line out",
-    "let": "an assignment is `name = value`",
-    "var": "an assignment is `name = value`",
-    "break": "loops are unrolled while compiling; choose the range instead",
-    "continue": "use `if` on a constant",
-    "yield": "the last line of a body is its result",
-    "assert": "state facts in `where`",
-    "del": "a name may be bound again",
-    "raise": "there are no exceptions in the language",
-    "global": "there is no state in the language",
-}
-_RESERVED = ("extern", "scan", "state")
-_SHOWN = {
-    "NAME": "a name", "INT": "a number", "FLOAT": "a number", "STRING": "a string",
-    "NEWLINE": "the end of the line", "INDENT": "an indented block",
-    "DEDENT": "the end of the block", "REDUCE": "a reduction", "ERROR": "a statement",
-    "$END": "the end of the file", "TRUE": "`True`", "FALSE": "`False`", "NONE": "`None`",
-    "STAR": "`*`", "TIMES": "an operator", "PLUS": "an operator", "MINUS": "an operator",
-    "COMPARE": "a comparison", "TILDE": "`~`", "POWER": "`**`", "SHIFT": "a shift",
-    "BAR": "`|`", "CARET": "`^`", "AMPERSAND": "`&`", "AND": "`and`", "OR": "`or`", "NOT": "`not`",
-}  # fmt: skip
-_LEXICAL = ("E0105", "E0106", "E0107")
-"""Errors after which an item's tokens are no longer what was meant."""
-_PUNCTUATION = {kind: text for text, kind in OPERATORS.items()}
+_LOST = frozenset(("E0101", "E0104", "E0105", "E0106", "E0107"))
+"""Errors of the lexer after which the tokens of a line are no longer what was meant."""
+_OWN = frozenset(
+    ("NAME", "INT", "FLOAT", "STRING", "REDUCE", "ERROR", "NEWLINE", "INDENT", "DEDENT", "OR",
+     "AND", "NOT", "COMPARE", "BAR", "CARET", "AMPERSAND", "SHIFT", "PLUS", "MINUS", "STAR",
+     "TIMES", "TILDE", "POWER")
+)  # fmt: skip
 
 
 class _Fed(LarkLexer):
@@ -64,25 +43,19 @@ class _Fed(LarkLexer):
         pass
 
     def lex(self, data: Sequence[Token]) -> Iterator[LarkToken]:  # type: ignore[override]
+        kinds = _kinds()
         for token in data:
-            kind = _kinds().get(token.value, token.kind) if token.value else token.kind
-            if token.kind in _OWN:
-                kind = token.kind
+            kind = token.kind
+            if kind not in _OWN:
+                kind = kinds.get(token.value, kind)
             yield LarkToken(kind, token.value, start_pos=token.start, end_pos=token.end)
-
-
-_OWN = frozenset(
-    ("NAME", "INT", "FLOAT", "STRING", "REDUCE", "ERROR", "NEWLINE", "INDENT", "DEDENT", "OR",
-     "AND", "NOT", "COMPARE", "BAR", "CARET", "AMPERSAND", "SHIFT", "PLUS", "MINUS", "STAR",
-     "TIMES", "TILDE", "POWER")
-)  # fmt: skip
 
 
 @cache
 def _lark() -> lark.Lark:
     grammar = files(__package__).joinpath("grammar.lark").read_text("utf-8")
     return lark.Lark(
-        grammar, parser="lalr", lexer=_Fed, start="module", propagate_positions=True,
+        grammar, parser="lalr", lexer=_Fed, start=["module", "line"], propagate_positions=True,
         maybe_placeholders=True,
     )  # fmt: skip
 
@@ -99,18 +72,19 @@ def parse(source: Source) -> tuple[ast.Module, tuple[Diagnostic, ...]]:
     """The syntax tree of what parses, and everything that does not, in source order."""
     reader = Lexer(source)
     problems = list(reader.problems)
+    lost = _lost_lines(reader)
     items: list[ast.Item] = []
     doc = ""
     for number, lines in enumerate(_chunks(reader.lines)):
-        found, text = _item(source, lines, problems)
-        if found is not None:
-            items.append(found)
-        if number == 0:
-            doc = text
+        item = _item(source, lines, lost, problems)
+        if isinstance(item, str):
+            doc = doc if number else item
+        elif item is not None:
+            items.append(item)
     module = ast.Module(Span(source, 0, len(source.text)), doc, tuple(items))
-    unique: dict[tuple[int, str], Diagnostic] = {}
+    unique: dict[int, Diagnostic] = {}
     for problem in sorted(problems, key=lambda d: d.position):
-        unique.setdefault((problem.primary.span.start, problem.code), problem)
+        unique.setdefault(problem.primary.span.start, problem)
     return module, tuple(unique.values())
 
 
@@ -120,6 +94,17 @@ def parse_or_raise(source: Source) -> ast.Module:
     if problems:
         raise CompileError(problems)
     return module
+
+
+def _lost_lines(reader: Lexer) -> frozenset[int]:
+    """The starts of the lines that have an error of the lexer which spoils their tokens."""
+    starts = [line.tokens[0].start for line in reader.lines]
+    found = set()
+    for problem in reader.problems:
+        index = bisect_right(starts, problem.primary.span.start) - 1
+        if problem.code in _LOST and index >= 0:
+            found.add(starts[index])
+    return frozenset(found)
 
 
 def _chunks(lines: Sequence[Line]) -> Iterator[list[Line]]:
@@ -135,170 +120,76 @@ def _chunks(lines: Sequence[Line]) -> Iterator[list[Line]]:
 
 
 def _item(
-    source: Source, lines: list[Line], problems: list[Diagnostic]
-) -> tuple[ast.Item | None, str]:
-    """One item, or None; and its text if it is only a string."""
-    start, end = lines[0].tokens[0].start, lines[-1].tokens[-1].end
-    if any(p.code in _LEXICAL and start <= p.primary.span.start <= end for p in problems):
-        return None, ""
-    lines = _checked_lines(source, lines, problems)
-    for _ in range(len(lines) + 1):
-        if not lines:
-            return None, ""
-        try:
-            tree = _lark().parse(list(layout(lines, source)))  # type: ignore[arg-type]
-        except lark.exceptions.UnexpectedInput as unexpected:
-            bad = _report(source, lines, unexpected, problems)
-            if bad == 0:
-                return None, ""
-            lines = _without(lines, bad)
-            continue
-        before = len(problems)
-        built = TreeBuilder(source, problems).build(tree)
-        if len(problems) > before or not built:
-            return None, ""
-        return (None, built[0]) if isinstance(built[0], str) else (built[0], "")
-    return None, ""
-
-
-def _checked_lines(
-    source: Source, lines: list[Line], problems: list[Diagnostic]
-) -> list[Line]:
-    """Lines with consistent indentation and without statements of other languages."""
-    good: list[Line] = []
-    levels = [0]
-    for line in lines:
-        first = line.tokens[0]
-        span = Span(source, first.start, first.end)
-        opens = bool(good) and good[-1].tokens[-1].kind == "COLON"
-        if line.indent > levels[-1] and (opens or not good):
-            levels.append(line.indent)
-        elif line.indent > levels[-1]:
-            problems.append(
-                error("E0108", "unexpected indentation", span,
-                      help="only a block below a `:` and a line that starts with `|>` or a "
-                      "binary operator are indented")
-            )  # fmt: skip
-        while line.indent < levels[-1]:
-            levels.pop()
-        if line.indent > levels[-1] and good and good[-1].indent > levels[-1] and not opens:
-            problems.append(error("E0108", "this indentation matches no block above", span))
-        statement = _foreign(source, line, problems)
-        if statement is not None:
-            line = Line(levels[-1], (Token("ERROR", "", first.start, first.end),))
-            if not good:
-                return []
-        elif line.indent != levels[-1]:
-            line = Line(levels[-1], line.tokens)
-        operators = sum(t.kind in _OPERATORS for t in line.tokens)
-        if operators > MAX_OPERATORS:
-            problems.append(
-                error("E0107", f"this statement has more than {MAX_OPERATORS} operators", span,
-                      help="give a part of it a name on a line of its own")
-            )  # fmt: skip
-            line = Line(line.indent, (Token("ERROR", "", first.start, first.end),))
-            if not good:
-                return []
-        good.append(line)
-    return good
-
-
-_OPERATORS = frozenset(
-    ("PLUS", "MINUS", "STAR", "TIMES", "POWER", "TILDE", "BAR", "CARET", "AMPERSAND", "SHIFT",
-     "COMPARE", "AND", "OR", "NOT", "PIPE", "DOT", "LSQB", "LPAR", "REDUCE")
-)  # fmt: skip
-
-
-def _foreign(source: Source, line: Line, problems: list[Diagnostic]) -> str | None:
-    first, *rest = line.tokens
-    following = rest[0].kind if rest else "NEWLINE"
-    span = Span(source, first.start, first.end)
-    if first.kind != "NAME" or following in ("EQUAL", "DOT", "LPAR", "LSQB", "COMMA", "PIPE"):
-        if first.kind != "NAME" or first.value not in ("return",):
+    source: Source, lines: list[Line], lost: frozenset[int], problems: list[Diagnostic]
+) -> ast.Item | str | None:
+    """One item; a string that stands alone, as its text; None where there is nothing valid."""
+    placed = place(source, lines, problems)
+    for entry in placed:
+        if entry.line.tokens[0].start in lost:
+            entry.bad = entry.silent = True
+    tree = None if any(entry.bad for entry in placed) else _parsed(placed)
+    if tree is None:
+        for entry in placed:
+            wrong = None if entry.silent else _line_error(source, entry.line)
+            if wrong is not None:
+                problems.append(wrong)
+                entry.bad = True
+        if placed[0].bad:
             return None
-    if first.value in _RESERVED and following in ("NAME",):
-        problems.append(
-            error("E0111", f"`{first.value}` is reserved for a later version", span,
-                  help="this version has `pipeline`, `fn`, `const`, `import` and `weights`")
-        )  # fmt: skip
-        return first.value
-    if first.value in _FOREIGN and following not in ("EQUAL", "DOT", "COMMA", "PIPE"):
-        problems.append(
-            error("E0110", f"`{first.value}` is not a statement of this language", span,
-                  help=_FOREIGN[first.value])
-        )  # fmt: skip
-        return first.value
+        tree = _parsed(_without_bad(placed))
+        if tree is None:
+            first = placed[0].line.tokens[0]
+            if not any(first.start <= p.primary.span.start <= placed[-1].line.tokens[-1].end
+                       for p in problems):  # fmt: skip
+                span = Span(source, first.start, first.end)
+                problems.append(error("E0109", "this is not valid", span))
+            return None
+    before = len(problems)
+    built = TreeBuilder(source, problems).build(tree)
+    if len(problems) > before or not built:
+        return None
+    found: ast.Item | str = built[0]
+    return found
+
+
+def _parsed(placed: Sequence[Placed]) -> lark.Tree[Any] | None:
+    lines = [Line(entry.depth, entry.line.tokens) for entry in placed]
+    try:
+        return _lark().parse(list(layout(lines)), start="module")  # type: ignore[arg-type]
+    except lark.exceptions.UnexpectedInput:
+        return None
+
+
+def _line_error(source: Source, line: Line) -> Diagnostic | None:
+    """What is wrong with a line by itself."""
+    tokens = line.tokens
+    end = tokens[-1].end
+    try:
+        _lark().parse([*tokens, Token("NEWLINE", "", end, end)], start="line")  # type: ignore[arg-type]
+    except UnexpectedToken as found:
+        start = found.token.start_pos
+        ended = found.token.type in ("NEWLINE", "$END")
+        at = len(tokens) if ended else next(i for i, t in enumerate(tokens) if t.start == start)
+        return unexpected(source, tokens, at, frozenset(found.accepts or found.expected))
     return None
 
 
-def _without(lines: list[Line], bad: int) -> list[Line]:
-    """The lines with one replaced by a placeholder, together with the block below it."""
-    end = bad + 1
-    while end < len(lines) and lines[end].indent > lines[bad].indent:
-        end += 1
-    first = lines[bad].tokens[0]
-    placeholder = Line(lines[bad].indent, (Token("ERROR", "", first.start, first.end),))
-    return [*lines[:bad], placeholder, *lines[end:]]
-
-
-def _report(
-    source: Source,
-    lines: list[Line],
-    unexpected: lark.exceptions.UnexpectedInput,
-    problems: list[Diagnostic],
-) -> int:
-    """Words a syntax error; returns the number of the line that has it."""
-    token = getattr(unexpected, "token", None)
-    start = getattr(token, "start_pos", None)
-    end = getattr(token, "end_pos", None)
-    kind = getattr(token, "type", "$END")
-    if start is None:
-        start = end = lines[-1].tokens[-1].end
-    number = 0
-    for index, line in enumerate(lines):
-        if line.tokens[0].start <= start:
-            number = index
-    if kind in ("INDENT", "DEDENT") and number > 0:
-        number -= 1
-    message, help = _wording(lines, number, kind, str(token or ""), unexpected)
-    if kind in ("NEWLINE", "INDENT", "DEDENT", "$END"):
-        last = lines[number].tokens[-1]
-        span = Span(source, last.end, last.end + 1)
-    else:
-        span = Span(source, start, max(int(end or start), start + 1))
-    if not any(p.primary.span.start == span.start for p in problems):
-        problems.append(error("E0109", message, span, help=Help(help) if help else None))
-    return number
-
-
-def _wording(
-    lines: list[Line], number: int, kind: str, text: str, unexpected: Any
-) -> tuple[str, str | None]:
-    line = lines[number]
-    first = line.tokens[0]
-    accepted = set(getattr(unexpected, "accepts", None) or getattr(unexpected, "expected", ()))
-    shown = _SHOWN.get(kind) or f"`{text}`"
-    if kind in _OWN and kind not in ("NEWLINE", "INDENT", "DEDENT"):
-        shown = f"`{text}`" if text else shown
-    header = first.value in ("pipeline", "fn", "if", "elif", "else", "for", "where")
-    last = line.tokens[-1]
-    if kind in ("NEWLINE", "INDENT") and "COLON" in accepted and header:
-        return "the header of a block ends with `:`", "add `:` at the end of the line"
-    if kind == "DEDENT" or (kind == "$END" and last.kind == "COLON") or (
-        kind in ("NEWLINE", "$END") and last.kind == "COLON"
-    ):
-        return "a block has no lines", "indent the lines of the block below this one"
-    if kind == "EQUAL":
-        return "`=` cannot stand here", "an assignment is `name = value`; to compare, write `==`"
-    names = sorted({_SHOWN.get(a) or f"`{_PUNCTUATION.get(a, a.lower())}`" for a in accepted})
-    if 0 < len(names) <= 4:
-        return f"{shown} is unexpected here", f"expected {' or '.join(names)}"
-    if first.kind == "NAME" and line.indent == 0 and kind == "NAME":
-        return f"`{first.value}` starts no item", (
-            "a file holds `import`, `const`, `weights`, `fn` and `pipeline`"
-        )
-    if line.indent == 0 and number == 0 and first.value not in ("pipeline", "fn", "const"):
-        return f"{shown} is unexpected here", (
-            "a file holds `import`, `const`, `weights`, `fn` and `pipeline`"
-        )
-    return f"{shown} is unexpected here", None
+def _without_bad(placed: Sequence[Placed]) -> list[Placed]:
+    """The lines with each bad one, and the block below it, as a placeholder."""
+    kept: list[Placed] = []
+    hidden: int | None = None
+    for entry in placed:
+        if hidden is not None and entry.depth > hidden:
+            continue
+        first = entry.line.tokens[0]
+        orphan = hidden == entry.depth and first.kind in ("ELIF", "ELSE")
+        hidden = entry.depth if entry.bad or orphan else None
+        if orphan:
+            continue
+        if entry.bad:
+            if first.kind in ("ELIF", "ELSE"):
+                continue
+            line = Line(entry.line.indent, (Token("ERROR", "", first.start, first.end),))
+            entry = Placed(line, entry.depth)
+        kept.append(entry)
+    return kept

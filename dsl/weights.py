@@ -18,7 +18,7 @@ from . import dtypes
 from .dtypes import DType
 
 MAX_HEADER_BYTES = 100_000_000
-"""The largest safetensors header that is accepted. Source: the safetensors format, `MAX_HEADER_SIZE`."""
+"""The largest header that is accepted. Source: the safetensors format, `MAX_HEADER_SIZE`."""
 MAX_RANK = 64
 MAX_BYTES = 1 << 62
 _NPY_HEADER_BYTES = 1 << 16

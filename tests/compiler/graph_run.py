@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from stagefuse.compiler.driver import compile_graphs
 from stagefuse.compiler.graph import Builder, Graph, Input, Ref
 from stagefuse.compiler.interpret import evaluate

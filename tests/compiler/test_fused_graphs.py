@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.dsl.dims import Expr, Facts, const, sym
 from stagefuse.dsl.dtypes import F32, F64, I64, DType
