@@ -107,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     sentences = options.sentences.read_text(encoding="utf-8").splitlines()
     sentences = [s.strip() for s in sentences if s.strip()]
-    console = Console(width=max(120, Console().width))
+    console = Console(width=max(140, Console().width))
 
     output = HERE / "minilm.fused"
     compile_s = compiled(output)
@@ -130,7 +130,7 @@ def main() -> None:
     console.print(
         f"\n{len(report.kernels)} launches of {len(found)} kernels for {batch} sentences of up to "
         f"{tokens} tokens: {sum(r.flops or 0 for r in found) / 1e9:.2f} GFLOP, "
-        f"{sum(r.bytes or 0 for r in found) / 1e6:.1f} MB in and out of kernels",
+        f"{sum(r.bytes or 0 for r in found) / 1e6:.1f} MB of buffers read and written",
         highlight=False,
     )
     console.print(

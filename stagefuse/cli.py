@@ -198,12 +198,9 @@ def explain(
             require_sizes([d.name for d in entry.dims], numbers)
         console.print(report.signature, markup=False, style="bold")
         console.print(tables.table(report, numbers))
-        for kernel in report.kernels:
-            for reason in kernel.notes.get("reasons", ()):
-                verb = "fused because" if reason["fused"] else "not fused because"
-                console.print(
-                    f"{kernel.symbol}: {reason['node']}: {verb} {reason['because']}", markup=False
-                )
+        console.print()
+        for line in tables.reasons(report):
+            console.print(line, markup=False, soft_wrap=True)
 
 
 @commands.command()

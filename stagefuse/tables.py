@@ -70,6 +70,25 @@ def _counted(names: Any) -> str:
     return ", ".join(name if n == 1 else f"{n} {name}" for name, n in counts.items())
 
 
+def reasons(report: Report) -> list[str]:
+    """Lines of text: for each kernel what was fused into it and what was not, and why."""
+    found: list[str] = []
+    seen: set[str] = set()
+    for kernel in report.kernels:
+        if kernel.symbol in seen:
+            continue
+        seen.add(kernel.symbol)
+        grouped: dict[tuple[bool, str], list[str]] = {}
+        for reason in kernel.notes.get("reasons", ()):
+            key = (bool(reason["fused"]), str(reason["because"]))
+            grouped.setdefault(key, []).append(reason["node"])
+        found.append(f"{kernel.symbol}  {kernel.label}")
+        for (fused, because), names in grouped.items():
+            verb = "fused because" if fused else "not fused because"
+            found.append(f"    {_counted(names)}: {verb} {because}")
+    return found
+
+
 def table(
     report: Report,
     sizes: Mapping[str, int] | None = None,
@@ -80,12 +99,13 @@ def table(
 
     found = Table(box=None, pad_edge=False, header_style="bold")
     found.add_column("kernel", no_wrap=True)
+    found.add_column("computes", no_wrap=True)
     found.add_column("launches", justify="right")
     found.add_column("what it fuses", overflow="fold")
     for title in ("MB", "MFLOP") * (sizes is not None) + ("us",) * (seconds is not None):
         found.add_column(title, justify="right", no_wrap=True)
     for row in rows(report, sizes):
-        cells = [row.symbol, str(row.launches), row.fused or "copy"]
+        cells = [row.symbol, row.label.partition(".")[2], str(row.launches), row.fused or "copy"]
         if sizes is not None:
             cells += [_millions(row.bytes), _millions(row.flops)]
         if seconds is not None:
