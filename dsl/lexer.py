@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,23 +29,30 @@ CONTINUES = frozenset(
     ("PIPE", "POWER", "TIMES", "STAR", "PLUS", "MINUS", "AMPERSAND", "BAR", "CARET", "SHIFT",
      "COMPARE", "AND", "OR")
 )  # fmt: skip
+_HINTS = {
+    ";": "write one statement a line", "{": "blocks are indented, lists are `[...]`",
+    "!": "write `not`", "\u00a0": "write a plain space", "\u2212": "write `-`",
+    "\u2013": "write `-`", "\u00d7": "write `*`", "\u2192": "write `->`", "\u2264": "write `<=`",
+    "\u2265": "write `>=`", "\u2260": "write `!=`", "\u201c": "write `\"`", "\u201d": "write `\"`",
+    "\u2018": "write `'`", "\u2019": "write `'`", "\u2026": "write `...`",
+}  # fmt: skip
 BRACKETS = {")": "(", "]": "["}
 MAX_NESTING = 60
-MAX_OPERATORS = 200
-"""Operators of one statement; a tree of more could exhaust Python's stack further on."""
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\f]+)|(?P<comment>\#[^\n]*)|(?P<newline>\n)
     |(?P<name>[^\W\d]\w*)
-    |(?P<float>\d[\d_]*(?:\.(?![.])[\d_]*(?:[eE][+-]?\d+)?|[eE][+-]?\d+)|\.\d+(?:[eE][+-]?\d+)?)
-    |(?P<int>0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|\d[\d_]*)
+    |(?P<float>[0-9][0-9_]*(?:\.(?![.])[0-9_]*(?:[eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)
+        |\.[0-9]+(?:[eE][+-]?[0-9]+)?)
+    |(?P<int>0[xX][0-9a-fA-F][0-9a-fA-F_]*|0[bB][01][01_]*|0[oO][0-7][0-7_]*|[0-9][0-9_]*)
     |(?P<string>\"\"\"|\'\'\'|\"|\')
     |(?P<operator>\.\.\.|\.\.=|\.\.|\|>|->|\*\*|//|<<|>>|==|!=|<=|>=|[-+*/%@~&|^<>=,:.()\[\]])
     """,
     re.VERBOSE,
 )
-_ITEM = re.compile(r"(?:pipeline|fn|const|import|weights)\b")
+_ITEM = re.compile(r"(?:pipeline|fn|const|import|weights)[ ]+[^\W\d]")
 """An item at the start of a line: no bracket reaches this far."""
+_BLANK = re.compile(r"[ \t\f]*")
 _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\", '"': '"', "'": "'", "\n": "", "r": "\r", "0": "\0"}
 
 
@@ -73,6 +82,8 @@ class Lexer:
         self.problems: list[Diagnostic] = []
         self.lines: list[Line] = []
         self._brackets: list[Token] = []
+        self._strict = False
+        """True from a bracket that is never closed to the end of its item: lines end brackets."""
         self._read()
 
     def _span(self, start: int, end: int) -> Span:
@@ -90,10 +101,22 @@ class Lexer:
         indent = 0
         at_start = True
         position = 0
-        while position < len(self.text):
-            if at_start and self._brackets and _ITEM.match(self.text, position):
-                self._unclosed()
-                self._brackets.clear()
+        while True:
+            ended = position >= len(self.text)
+            if at_start and not ended and _ITEM.match(self.text, position):
+                lost = bool(self._brackets) and not self._strict
+                self._strict = lost
+            else:
+                lost = ended and bool(self._brackets) and not self._strict
+                self._strict = self._strict or lost
+            if lost:
+                position, at_start = self._rewind(current, indent), True
+                continue
+            if ended:
+                break
+            if at_start and self._brackets and self._strict:
+                if not self._is_inside(position, indent):
+                    self._unclosed()
             at_start = at_start and not self._brackets
             if at_start:
                 here, position, blank = self._indentation(position)
@@ -123,6 +146,32 @@ class Lexer:
         if current:
             self.lines.append(Line(indent, tuple(current)))
 
+    def _is_inside(self, position: int, indent: int) -> bool:
+        """Whether a physical line belongs to the open bracket of a line indented `indent`."""
+        match = _BLANK.match(self.text, position)
+        blank = match.end() - position if match else 0
+        rest = self.text[position + blank : position + blank + 1]
+        return blank > indent or rest in ("", "\n", "#", ")", "]")
+
+    def _rewind(self, current: list[Token], indent: int) -> int:
+        """Report a bracket that is never closed; returns where the line after its own starts.
+
+        What was read since is forgotten, and read again.
+        """
+        opened = self._brackets[0]
+        position = opened.end
+        while True:
+            end = self.text.find("\n", position)
+            position = len(self.text) if end < 0 else end + 1
+            if end < 0 or not self._is_inside(position, indent):
+                break
+        self._brackets = [opened]
+        self.problems = [p for p in self.problems if p.primary.span.start < position]
+        while current and current[-1].start >= position:
+            current.pop()
+        self._unclosed()
+        return position
+
     def _indentation(self, position: int) -> tuple[int, int, bool]:
         """The column where a line starts, the position there, and whether the line is blank."""
         start = position
@@ -143,8 +192,10 @@ class Lexer:
     def _continues(self, current: list[Token], here: int, indent: int, position: int) -> bool:
         match = _TOKEN.match(self.text, position)
         text = match.group() if match else ""
-        if text == "where":
-            return True
+        if current[0].kind in ("FN", "PIPELINE") and current[-1].kind != "COLON":
+            listed = current[-1].kind == "COMMA" and any(t.kind == "WHERE" for t in current)
+            if text in ("where", "->") or (listed and text not in KEYWORDS):
+                return True
         kind = OPERATORS.get(text) or LOGIC.get(text, "")
         return here > indent and kind in CONTINUES and current[-1].kind != "COLON"
 
@@ -186,21 +237,13 @@ class Lexer:
                 help="a name starts with a letter or `_`",
             )  # fmt: skip
             return Token("INT", "0", start, tail.end()), tail.end()
-        try:
-            float(int(text.replace("_", ""), 0)) if kind == "int" else float(text)
-        except ValueError:
-            try:
-                int(text.replace("_", "") if kind == "int" else "x", 10)
-            except ValueError:
-                self._problem("E0104", f"`{text[:40]}` is not a number", start, end)
-                return Token("INT", "0", start, end), end
-        except OverflowError:
+        if kind == "float" and math.isinf(float(text.replace("_", ""))):
+            self._problem("E0104", "this number is too large for f64", start, end)
+        elif kind == "int" and len(text) > 40:
             self._problem("E0104", "this integer is too large", start, end)
-            return Token("INT", "0", start, end), end
-        if kind == "int" and len(text) > 40:
-            self._problem("E0104", "this integer is too large", start, end)
-            return Token("INT", "0", start, end), end
-        return Token(kind.upper(), text, start, end), end
+        else:
+            return Token(kind.upper(), text, start, end), end
+        return Token("INT", "0", start, end), end
 
     def _string(self, quote: str, start: int) -> tuple[Token | None, int]:
         position = start + len(quote)
@@ -211,7 +254,10 @@ class Lexer:
                     "E0105", "this string has no end", start, position,
                     help=f"close it with `{quote}`",
                 )  # fmt: skip
-                return Token("STRING", "".join(parts), start, position), position
+                if len(quote) > 1:
+                    end = self.text.find("\n", start)
+                    position = len(self.text) if end < 0 else end
+                return Token("STRING", "", start, position), position
             if self.text.startswith(quote, position):
                 end = position + len(quote)
                 return Token("STRING", "".join(parts), start, end), end
@@ -255,18 +301,21 @@ class Lexer:
             self._problem(
                 "E0106", f"`{opened.value}` is never closed", opened.start, opened.end
             )
+            self._brackets.clear()
 
     def _unknown(self, position: int) -> int:
+        """Report characters without meaning, neighbours as one."""
         char = self.text[position]
-        if len(self.problems) < 50:
-            shown = char if char.isprintable() else f"U+{ord(char):04X}"
-            hints = {";": "one statement a line", "{": "blocks are indented, lists are `[...]`",
-                     "!": "write `not`", "?": None}  # fmt: skip
-            self._problem(
-                "E0101", f"the character `{shown}` has no meaning here", position, position + 1,
-                help=hints.get(char),
-            )  # fmt: skip
-        return position + 1
+        end = position + 1
+        while end < len(self.text) and self.text[end] == char:
+            end += 1
+        if char in "!?" or char.isascii() and char.isprintable():
+            message = f"the character `{char}` has no meaning here"
+        else:
+            name = unicodedata.name(char, "a control character").lower()
+            message = f"the character U+{ord(char):04X} ({name}) has no meaning here"
+        self._problem("E0101", message, position, end, help=_HINTS.get(char))
+        return end
 
 
 def layout(lines: Sequence[Line]) -> Iterator[Token]:

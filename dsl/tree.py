@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from lark import Token, Tree
+from lark import Token
 from lark.visitors import Transformer_NonRecursive
 
 from . import ast
@@ -12,6 +12,12 @@ from .diagnostics import Diagnostic, error
 from .source import Source, Span
 
 Children: TypeAlias = list[Any]
+
+MAX_DEPTH = 100
+"""Expressions inside expressions; more could exhaust Python's stack in the phases that follow."""
+_STATEMENTS = frozenset(
+    ("line_statement", "for_statement", "if_statement", "block", "error_statement", "module")
+)
 
 
 class _Index:
@@ -36,6 +42,8 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
     def __init__(self, owner: TreeBuilder) -> None:
         super().__init__(visit_tokens=False)
         self.owner = owner
+        self.depths: dict[int, int] = {}
+        self.kept: list[Any] = []
 
     def _call_userfunc(self, tree: Any, new_children: Any = None) -> Any:
         children = tree.children if new_children is None else new_children
@@ -43,8 +51,23 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
             span = Span(self.owner.source, 0, 0)
         else:
             span = Span(self.owner.source, tree.meta.start_pos, tree.meta.end_pos)
-        method = getattr(self, "on_" + tree.data)
-        return method(span, children)
+        found = getattr(self, "on_" + tree.data)(span, children)
+        if found is not None:
+            self._measure(span, tree.data, children, found)
+        return found
+
+    def _measure(self, span: Span, rule: str, children: Children, found: Any) -> None:
+        """Report an expression that is nested too deeply, where it first is."""
+        depth = 1 + max((self.depths.get(id(child), 0) for child in children), default=0)
+        if rule in _STATEMENTS:
+            depth = 0
+        if depth == MAX_DEPTH + 1:
+            self._problem(
+                "E0107", f"this expression is nested more than {MAX_DEPTH} deep", span,
+                "give a part of it a name on a line of its own",
+            )  # fmt: skip
+        self.depths[id(found)] = max(depth, self.depths.get(id(found), 0))
+        self.kept.append(found)
 
     def _span(self, token: Token) -> Span:
         return Span(self.owner.source, token.start_pos or 0, token.end_pos or 0)
@@ -187,6 +210,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
                         f"write `{item.name.name} in 0..n`",
                     )  # fmt: skip
                     return None
+                self._expr(item.range)
                 found.append(ast.IndexVar(item.span, item.name.name, item.range))
             else:
                 self._problem(
@@ -218,11 +242,14 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
                 "indices with ranges stand in `y[i in 0..n] = ...` and `sum[i in 0..n] ...`",
             )  # fmt: skip
             return ast.NoneLit(node.span)
+        if isinstance(node, ast.Subscript):
+            for item in node.items:
+                self._expr(item)
         result: ast.Expr = node
         return result
 
     def on_parenthesized(self, span: Span, c: Children) -> Any:
-        return c[0]
+        return self._expr(c[0])
 
     def on_name(self, span: Span, c: Children) -> Any:
         return ast.Name(span, str(c[0]))
@@ -256,7 +283,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
         return ast.ListLit(span, tuple(self._expr(x) for x in c if x is not None))
 
     def on_attribute(self, span: Span, c: Children) -> Any:
-        return ast.Attribute(span, c[0], str(c[1]), self._span(c[1]))
+        return ast.Attribute(span, self._expr(c[0]), str(c[1]), self._span(c[1]))
 
     def on_items(self, span: Span, c: Children) -> Any:
         return tuple(x for x in c if x is not None)
@@ -268,7 +295,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
         return ast.Slice(span, *(None if x is None else self._expr(x) for x in c))
 
     def on_subscript(self, span: Span, c: Children) -> Any:
-        return ast.Subscript(span, c[0], c[1])
+        return ast.Subscript(span, self._expr(c[0]), c[1])
 
     def on_call(self, span: Span, c: Children) -> Any:
         arguments = [x for x in (c[1] or ()) if x is not None]
@@ -276,6 +303,10 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
         keywords: list[ast.Keyword] = []
         for argument in arguments:
             if isinstance(argument, ast.Keyword):
+                if any(k.name == argument.name for k in keywords):
+                    self._problem(
+                        "E0109", f"the argument `{argument.name}` is given twice", argument.span
+                    )
                 keywords.append(argument)
             elif keywords:
                 self._problem(
@@ -284,7 +315,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
                 )  # fmt: skip
             else:
                 positional.append(self._expr(argument))
-        return ast.Call(span, c[0], tuple(positional), tuple(keywords))
+        return ast.Call(span, self._expr(c[0]), tuple(positional), tuple(keywords))
 
     def on_arguments(self, span: Span, c: Children) -> Any:
         return c
@@ -326,4 +357,3 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
 
 
 _COMPARISONS = frozenset(("==", "!=", "<", "<=", ">", ">="))
-_Tree: TypeAlias = Tree
