@@ -206,6 +206,17 @@ def _sign(x: Array) -> Array:
     return np.asarray(np.sign(x), np.asarray(x).dtype)
 
 
+def _maximum(a: Array, b: Array) -> Array:
+    """NumPy's, but 0 is greater than -0, as in IEEE 754-2019, section 9.6."""
+    found = np.asarray(np.maximum(a, b))
+    return np.where(a == b, np.where(np.signbit(a), b, a), found) if _is_float(found) else found
+
+
+def _minimum(a: Array, b: Array) -> Array:
+    found = np.asarray(np.minimum(a, b))
+    return np.where(a == b, np.where(np.signbit(a), a, b), found) if _is_float(found) else found
+
+
 NUMBER, FLOAT, INT, BOOLS, ANY = ("number",), ("float",), ("int",), ("bool",), ("any",)
 BITS = ("int", "bool")
 
@@ -272,9 +283,9 @@ _TABLE = (
     ScalarFn("shr", 2, INT, lambda a, n: _shift(a, n, False),
              "a shifted right, keeping the sign; only sign bits for a count out of range",
              identity=0),
-    ScalarFn("maximum", 2, ANY, np.maximum, "the greater of two; NaN if one is NaN",
+    ScalarFn("maximum", 2, ANY, _maximum, "the greater of two, 0 over -0; NaN if one is NaN",
              commutative=True, associative=True, idempotent=True),
-    ScalarFn("minimum", 2, ANY, np.minimum, "the less of two; NaN if one is NaN",
+    ScalarFn("minimum", 2, ANY, _minimum, "the less of two, -0 before 0; NaN if one is NaN",
              commutative=True, associative=True, idempotent=True),
     ScalarFn("select", 3, ANY, np.where, "a where the condition (bool) holds, else b"),
     ScalarFn("cast", 1, ANY, lambda x: x,

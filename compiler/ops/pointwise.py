@@ -294,6 +294,9 @@ def _clamp_rule(args: Args, facts: Facts) -> Types:
     return (TensorType(dtype, broadcast_shape("`clamp`", operands, facts)),)
 
 
+_MAXIMUM, _MINIMUM = FUNCTIONS["maximum"].meaning, FUNCTIONS["minimum"].meaning
+
+
 def _lower_clamp(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
     x, low, high = (b.broadcast(ref, results[0].shape) for ref in refs)
     return [b.map("minimum", b.map("maximum", x, low), high)]
@@ -340,7 +343,7 @@ _COMPOSED = (
     Op("clamp", tuple(Param(n, "tensor", group="x") for n in ("x", "lo", "hi")),
        "x, but at least lo and at most hi: `minimum(maximum(x, lo), hi)`. NaN stays.",
        _clamp_rule, _lower_clamp,
-       _quiet(lambda x, lo, hi: np.minimum(np.maximum(x, lo), hi)),
+       _quiet(lambda x, lo, hi: _MINIMUM(_MAXIMUM(x, lo), hi)),
        ("clamp(9, 0, 6)", "6"), pointwise=True, folding=_fold_clamp),
     Op("select", (Param("c", "tensor"), *PAIR),
        "a where the condition c holds, else b. Both sides are computed; a NaN on the other side"

@@ -65,7 +65,7 @@ def _topk_rule(args: Args, facts: Facts) -> Types:
         raise OpError(
             f"`topk` needs {k} of {extent} elements, which may be fewer", "k", str(k),
             [f"x is {x}" + (f"; {known}" if known else "")],
-            f"state the range of the size, such as `where {extent} in {k}..`, or pad first"
+            f"state the range of the size, such as `where {extent} in {k}..=4096`"
             if extent.as_symbol() else None,
         )  # fmt: skip
     type = TensorType(x.dtype, (*x.shape[:axis], k, *x.shape[axis + 1 :]))
