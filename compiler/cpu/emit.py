@@ -41,6 +41,7 @@ from .sort import sort_symbol, sort_text
 from .tile import TileShape, tile_text
 
 SCRATCH_ALIGN = 64
+SHORT_LOOP = 64
 LOWEST = {"f8e4m3": -448.0}
 
 
@@ -470,7 +471,8 @@ class _KernelWriter:
 
         lo, hi = self.index(s.lo), self.index(s.hi)
         ahead = list(_values_of(s.body, self.written))
-        self._loop(lo, hi, [], body, ahead, {s.index}, s.vector, innermost)
+        short = _at_most(s.hi - s.lo, SHORT_LOOP) or _at_most(s.hi, SHORT_LOOP)
+        self._loop(lo, hi, [], body, ahead, {s.index}, s.vector, innermost, short)
 
     def _loop(
         self,
@@ -482,9 +484,10 @@ class _KernelWriter:
         bound: set[str],
         parallel: bool,
         innermost: bool,
+        short: bool = False,
     ) -> list[Value]:
         """A counted loop with accumulators; checks among `ahead` that it does not change go
-        before it."""
+        before it. A `short` loop is widened once, not interleaved."""
         code = self.code
         enter, loop, after = code.label("enter"), code.label("loop"), code.label("after")
         before = code.block
@@ -506,7 +509,7 @@ class _KernelWriter:
             latch = code.block
             following = code.emit(f"add nsw i64 {i.text}, 1", "i64")
             again = code.emit(f"icmp slt i64 {following.text}, {hi.text}", "i1")
-            code.branch_if(again, loop, after, self._loop_metadata(group, innermost))
+            code.branch_if(again, loop, after, self._loop_metadata(group, innermost, short))
             phis = [
                 f"  {i.text} = phi i64 [ {lo.text}, %{entered} ], [ {following.text}, %{latch} ]"
             ]
@@ -527,13 +530,16 @@ class _KernelWriter:
             for first, result in zip(start, results, strict=True)
         ]
 
-    def _loop_metadata(self, group: str, innermost: bool) -> str:
+    def _loop_metadata(self, group: str, innermost: bool, short: bool) -> str:
         if not innermost:
             return ""
         properties = []
         if group:
             properties.append(self.module.node(f'!{{!"llvm.loop.parallel_accesses", {group}}}'))
         properties.append(self.module.node('!{!"llvm.loop.vectorize.enable", i1 true}'))
+        if short:
+            properties.append(self.module.node('!{!"llvm.loop.interleave.count", i32 1}'))
+            properties.append(self.module.node('!{!"llvm.loop.unroll.disable"}'))
         return f", !llvm.loop {self.module.loop(properties)}"
 
     def _hoist(self, ahead: Sequence[KernelValue], bound: set[str]) -> None:
@@ -754,6 +760,17 @@ class _KernelWriter:
             spot, f"  {at.text} = phi i64 [ %begin, %{before} ], [ {following.text}, %{latch} ]"
         )
         code.start(done)
+
+
+def _at_most(expr: Expr, limit: int) -> bool:
+    """Whether an expression is plainly no greater than a number."""
+    known = expr.as_int()
+    if known is not None:
+        return known <= limit
+    if len(expr.terms) == 1 and expr.terms[0][1] == 1 and len(expr.terms[0][0]) == 1:
+        atom, power = expr.terms[0][0][0]
+        return power == 1 and atom.kind == "min" and any(_at_most(a, limit) for a in atom.args)
+    return False
 
 
 def parts(value: Load | Op | Checked) -> tuple[KernelValue, ...]:
