@@ -439,9 +439,9 @@ class _Explaining:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> bool:
+    def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> None:
         if not isinstance(problem, Mismatch):
-            return False
+            return
         notes = [problem.message, *problem.notes]
         for name, value in sorted(self.inlining.solver.values.items()):
             origin = self.inlining.origin.get(name)

@@ -11,7 +11,7 @@ from ..source import Span
 from . import expressions
 from .apply import size
 from .frame import Frame
-from .report import Failed, nearest
+from .report import Failed, nearest, text_of
 from .unify import Declared, variable
 from .values import Poison, describe
 
@@ -150,7 +150,7 @@ class Signature:
             raise Silent
         found = size(value)
         if found is None:
-            raise Failed("E0219", f"`{expressions.text_of(node.span)}` is not a size", node.span,
+            raise Failed("E0219", f"`{text_of(node.span)}` is not a size", node.span,
                          describe(value))
         return found
 
@@ -178,7 +178,7 @@ Condition = tuple[Expr, str, str, Span]
 
 def conditions(signature: Signature, clause: ast.Where) -> list[Condition]:
     """What a clause of `where` asks for. Raises Failed."""
-    text = expressions.text_of(clause.span)
+    text = text_of(clause.span)
     if isinstance(clause, ast.WhereRange):
         if clause.name not in signature.variables:
             raise Failed(

@@ -6,7 +6,6 @@ import math
 
 from .. import ast
 from ..dtypes import DType
-from ..signature import OpError
 from ..types import TensorType
 from . import calls, notation, subscripts
 from .apply import Arg, apply, size

@@ -232,6 +232,10 @@ def cut_bounds(facts: Facts, cut: Cut, extent: Expr) -> tuple[Expr, Expr]:
     Source: Python's `slice.indices`.
     """
     step = cut.step
+    if step == 1 and cut.stop is None and cut.start is not None:
+        if facts.is_nonneg(-cut.start - 1):
+            length = minimum(extent, -cut.start, facts)
+            return extent - length, length
     low, high = (0, 0) if step > 0 else (-1, -1)
     start = const(0) if step > 0 else extent - 1
     stop = extent if step > 0 else const(-1)

@@ -99,7 +99,7 @@ def _too_large(numbers: Sequence[Any]) -> bool:
     if len(numbers) != 2 or any(isinstance(n, float) for n in numbers):
         return False
     base, power = numbers
-    return abs(base) > 1 and power > MAX_POWER
+    return bool(abs(base) > 1 and power > MAX_POWER)
 
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
 
 from .. import ast
-from ..diagnostics import Diagnostic
 from ..dims import Facts
 from ..dtypes import DTYPES, DType
 from ..signature import Builtin
@@ -174,9 +172,7 @@ class Checker:
 
     def _weights(self, scope: ModuleScope, item: ast.WeightsDecl) -> Value:
         name = item.name if not scope.name else f"{scope.name}.{item.name}"
-        path = self.overrides.get(item.name)
-        if path is None:
-            path = str(PurePath(scope.source.name).parent / item.path)
+        path = self.overrides.get(item.name, item.path)
         self.weights[name] = path
         try:
             tensors = dict(self.open_weights(path))
@@ -202,11 +198,9 @@ class Checker:
                 )
             self.importing.append(item.name)
             try:
-                tree, problems = _parsed(parse(source))
+                tree, problems = parse(source)
                 self.reporter.extend(problems)
-                self.modules[item.name] = (
-                    None if tree is None else self.enter(tree, source, item.name)
-                )
+                self.modules[item.name] = self.enter(tree, source, item.name)
             finally:
                 self.importing.pop()
         found = self.modules[item.name]
@@ -220,14 +214,6 @@ class Checker:
             "E0201", f"unknown {what} `{name}`", span,
             help=f"the nearest name is `{near}`" if near else None,
         )
-
-
-def _parsed(result: object) -> tuple[ast.Module | None, tuple[Diagnostic, ...]]:
-    """The parser's answer as a tree, or diagnostics."""
-    if isinstance(result, ast.Module):
-        return result, ()
-    tree, problems = result  # type: ignore[misc]
-    return tree, tuple(problems)
 
 
 def _is_constant(value: Value) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from .. import ast
 from ..dims import Expr, const, sym
 from ..dtypes import I64
+from ..signature import OpError
 from ..source import Span
 from ..types import TensorType
 from . import expressions, literals
@@ -318,7 +319,7 @@ def reduction(frame: Frame, node: ast.Reduction) -> Value:
         attributes.append((param.name, arguments[param.name]))
     try:
         (result,) = record.infer(arguments, frame.recorder.facts)
-    except expressions.OpError as error:
+    except OpError as error:
         raise Failed("E0207", error.message, node.span, error.label,
                      [(node.body.span, describe(tensor))], error.notes, error.help) from error
     return frame.recorder.apply(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .. import ast
+from ..dims import Expr
 from ..source import Span
 from . import expressions, indexing, notation
 from .apply import size, whole
@@ -145,7 +146,7 @@ def _index_item(frame: Frame, node: ast.Expr) -> indexing.Item:
 
 
 def _slice(frame: Frame, node: ast.Slice) -> indexing.Cut:
-    ends = []
+    ends: list[Expr | None] = []
     for part in (node.start, node.stop, node.step):
         value = None if part is None else expressions.evaluate(frame, part)
         if isinstance(value, Poison):

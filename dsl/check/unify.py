@@ -96,7 +96,7 @@ class Solver:
     def pairs(
         self, declared: Declared, actual: tuple[Expr, ...]
     ) -> list[tuple[Expr, Expr, int]]:
-        """Declared and actual dimensions side by side; binds `*S` or compares it. Raises Mismatch."""
+        """Declared and actual dimensions side by side; `*S` is bound. Raises Mismatch."""
         if not declared.fits_rank(len(actual)):
             wanted = len(declared.before) + len(declared.after)
             least = "at least " if declared.rest is not None else ""

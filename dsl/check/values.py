@@ -149,7 +149,7 @@ class Scope(Value):
 class Function(Value):
     """An `fn` of a module."""
 
-    node: ast.Function
+    node: ast.Fn
     module: ModuleScope
 
 
