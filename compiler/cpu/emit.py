@@ -8,6 +8,7 @@ and every buffer has its own alias scope, so LLVM's loop vectoriser needs no pro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,9 +40,11 @@ from .ir import Code, Value
 from .pool import pool_text
 from .sort import sort_symbol, sort_text
 from .tile import TileShape, tile_text
+from .values import Unique, parts, post_order
 
 SCRATCH_ALIGN = 64
 SHORT_LOOP = 64
+UNROLLED, UNROLLED_VALUES = 32, 400
 LOWEST = {"f8e4m3": -448.0}
 
 
@@ -161,7 +164,7 @@ class _Memory:
 class _Scope:
     """What is known inside a loop or branch."""
 
-    values: dict[KernelValue, Value] = field(default_factory=dict)
+    values: dict[int, Value] = field(default_factory=dict)  # by identity of the unique value
     indices: dict[str, Value] = field(default_factory=dict)
     locals: dict[str, Value] = field(default_factory=dict)
 
@@ -182,8 +185,9 @@ class _KernelWriter:
         self.written = written_buffers(kernel.body)
         self.groups: list[str] = []  # access groups of the loops around
         self.scratch = const(0)
-        self._volatile: dict[KernelValue, bool] = {}
-        self._names: dict[KernelValue, frozenset[str]] = {}
+        self._unique = Unique()
+        self._volatile: dict[int, bool] = {}
+        self._names: dict[int, frozenset[str]] = {}
 
     def text(self) -> str:
         code, kernel = self.code, self.kernel
@@ -324,6 +328,26 @@ class _KernelWriter:
 
     def value(self, value: KernelValue) -> Value:
         """A value of kernel IR, computed here unless it is known."""
+        value = self._unique(value)
+        self._is_volatile(value)
+        stack = [value]
+        while len(stack) > 1 or self._known(value) is None:
+            top = stack[-1]
+            missing = [p for p in self._needed(top) if self._known(p) is None]
+            if missing and self._known(top) is None:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            if self._known(top) is None:
+                self.scopes[-1].values[id(top)] = self._compute(top)
+            if not stack:
+                break
+        result = self._known(value)
+        assert result is not None
+        return result
+
+    def _known(self, value: KernelValue) -> Value | None:
+        """What is at hand, for a unique value."""
         if isinstance(value, Const):
             return self.code.const(value.value, scalars.REGISTER[value.dtype.compute.name])
         if isinstance(value, Index):
@@ -334,17 +358,22 @@ class _KernelWriter:
                     return scope.locals[value.name]
             raise KeyError(f"kernel {self.kernel.name} binds no value {value.name}")
         for scope in reversed(self.scopes):
-            if value in scope.values:
-                return scope.values[value]
-        result = self._compute(value)
-        self.scopes[-1].values[value] = result
-        return result
+            if id(value) in scope.values:
+                return scope.values[id(value)]
+        return None
 
-    def _compute(self, value: Load | Op | Checked) -> Value:
+    def _needed(self, value: KernelValue) -> tuple[KernelValue, ...]:
+        """What is computed before a value: not what only a guarded load may look at."""
+        if isinstance(value, Load) and value.guard:
+            return value.guard
+        return parts(value)
+
+    def _compute(self, value: KernelValue) -> Value:
         if isinstance(value, Load):
             return self._load(value)
         if isinstance(value, Checked):
             return self._checked(value, [])
+        assert isinstance(value, Op)
         args = [self.value(a) for a in value.args]
         if value.fn == "cast":
             return scalars.convert(self.code, args[0], value.args[0].dtype, value.dtype)
@@ -411,18 +440,17 @@ class _KernelWriter:
     def _forget(self) -> None:
         """Drops values that read memory which statements write."""
         for scope in self.scopes:
-            for value in [v for v in scope.values if self._is_volatile(v)]:
-                del scope.values[value]
+            for key in [k for k in scope.values if self._volatile.get(k, True)]:
+                del scope.values[key]
 
     def _is_volatile(self, value: KernelValue) -> bool:
-        if isinstance(value, Const | Index | Local):
-            return False
-        known = self._volatile.get(value)
-        if known is None:
-            known = isinstance(value, Load) and value.buffer in self.written
-            known = known or any(self._is_volatile(part) for part in parts(value))
-            self._volatile[value] = known
-        return known
+        """Whether a unique value depends on memory that the kernel writes."""
+        if id(value) not in self._volatile:
+            for part in post_order(value):
+                own = isinstance(part, Load) and part.buffer in self.written
+                inside = any(self._volatile[id(p)] for p in parts(part))
+                self._volatile[id(part)] = own or inside
+        return self._volatile[id(value)]
 
     def statement(self, s: Statement) -> None:
         if isinstance(s, Let):
@@ -462,7 +490,7 @@ class _KernelWriter:
         code.start(after)
 
     def _for(self, s: For) -> None:
-        innermost = not any(isinstance(x, For | Fold) for x in walk(s.body))
+        innermost = not any(is_loop(x) for x in walk(s.body))
 
         def body(i: Value, _: list[Value]) -> list[Value]:
             self.scopes[-1].indices[s.index] = i
@@ -543,28 +571,27 @@ class _KernelWriter:
         return f", !llvm.loop {self.module.loop(properties)}"
 
     def _hoist(self, ahead: Sequence[KernelValue], bound: set[str]) -> None:
-        """Computes the checks that a loop would repeat."""
-        done: set[KernelValue] = set()
-
-        def visit(value: KernelValue, guards: tuple[KernelValue, ...]) -> None:
-            if value in done or isinstance(value, Const | Index | Local):
-                return
-            done.add(value)
+        """Computes the checks that a loop would repeat, each under the guards around it."""
+        done: set[int] = set()
+        stack = [(self._unique(value), ()) for value in ahead]
+        checks: list[tuple[Checked, tuple[KernelValue, ...]]] = []
+        while stack:
+            value, guards = stack.pop()
+            if id(value) in done:
+                continue
+            done.add(id(value))
+            if isinstance(value, Checked):
+                checks.append((value, guards))
+            inner = guards
             if isinstance(value, Load):
-                for part in value.guard:
-                    visit(part, guards)
-                for part in value.indices:
-                    visit(part, (*guards, *value.guard))
-                return
-            for part in parts(value):
-                visit(part, guards)
-            if isinstance(value, Checked) and self._is_fixed(value, bound):
-                known = any(value in scope.values for scope in self.scopes)
-                if not known and all(self._is_fixed(g, bound) for g in guards):
-                    self.scopes[-1].values[value] = self._checked(value, guards)
-
-        for value in ahead:
-            visit(value, ())
+                inner = (*guards, *value.guard)
+                stack.extend((part, guards) for part in value.guard)
+            rest = value.indices if isinstance(value, Load) else parts(value)
+            stack.extend((part, inner) for part in rest)
+        for value, guards in reversed(checks):
+            fixed = all(self._is_fixed(v, bound) for v in (value, *guards))
+            if fixed and self._known(value) is None:
+                self.scopes[-1].values[id(value)] = self._checked(value, guards)
 
     def _is_fixed(self, value: KernelValue, bound: set[str]) -> bool:
         names = self._free(value)
@@ -576,34 +603,52 @@ class _KernelWriter:
         return names <= known
 
     def _free(self, value: KernelValue) -> frozenset[str]:
-        """Index symbols a value depends on, and locals with a % before their names."""
-        if isinstance(value, Const):
-            return frozenset()
-        if isinstance(value, Index):
-            return value.expr.symbols()
-        if isinstance(value, Local):
-            return frozenset((f"%{value.name}",))
-        if value not in self._names:
-            found: frozenset[str] = frozenset()
-            for part in parts(value):
-                found |= self._free(part)
-            if isinstance(value, Checked):
-                found |= value.extent.symbols()
-            if isinstance(value, Load):
-                for extent in self.memory[value.buffer].shape:
-                    found |= extent.symbols()
-            self._names[value] = found
-        return self._names[value]
+        """Index symbols a unique value depends on, and locals with a % before their names."""
+        if id(value) not in self._names:
+            for part in post_order(value):
+                names = frozenset().union(*(self._names[id(p)] for p in parts(part)))
+                if isinstance(part, Index):
+                    names = part.expr.symbols()
+                elif isinstance(part, Local):
+                    names = frozenset((f"%{part.name}",))
+                elif isinstance(part, Checked):
+                    names |= part.extent.symbols()
+                elif isinstance(part, Load):
+                    for extent in self.memory[part.buffer].shape:
+                        names |= extent.symbols()
+                self._names[id(part)] = names
+        return self._names[id(value)]
 
     def _fold(self, s: Fold) -> None:
         if s.kind in ("argmax", "argmin"):
             result = self._fold_position(s)
+        elif is_unrolled(s):
+            result = self._fold_unrolled(s)
         else:
             result = self._fold_nest(s, s.kind, s.dtype, lambda total, at: self._step(s, total))
         self.scopes[-1].locals[s.name] = result
 
     def _step(self, s: Fold, total: Value) -> Value:
         return combine(self.code, s.kind, total, self.value(s.value), s.dtype)
+
+    def _fold_unrolled(self, s: Fold) -> Value:
+        """A fold over a few positions, written out."""
+        code = self.code
+        total = code.const(identity(s.kind, s.dtype), scalars.REGISTER[s.dtype.name])
+        extents = [range(extent.as_int() or 0) for _, extent in s.loops]
+        for place in itertools.product(*extents):
+            with self._inner_scope():
+                for (name, _), position in zip(s.loops, place, strict=True):
+                    self.scopes[-1].indices[name] = code.const(position, "i64")
+                total = self._step(s, total)
+        return total
+
+    @contextmanager
+    def _inner_scope(self) -> Iterator[None]:
+        """A scope for other bindings in the same block: written values stay usable after."""
+        self.scopes.append(_Scope())
+        yield
+        self.scopes.pop()
 
     def _fold_nest(
         self, s: Fold, kind: str, dtype: DType, step: Callable[[Value, Value], Value]
@@ -689,7 +734,9 @@ class _KernelWriter:
     def _parallel(self, begin: Value, end: Value) -> None:
         """The range of the flattened loop. A body without loops runs along the last index."""
         kernel = self.kernel
-        flat = not any(isinstance(x, For | Fold | TileProduct) for x in walk(kernel.body))
+        flat = not any(
+            is_loop(x) or isinstance(x, TileProduct | SortRow) for x in walk(kernel.body)
+        )
         if not kernel.parallel:
             self.statements(kernel.body)
             return
@@ -762,6 +809,21 @@ class _KernelWriter:
         code.start(done)
 
 
+def is_unrolled(s: Fold) -> bool:
+    """Whether a fold is short enough to be written out, so that a loop around it can be wide."""
+    count = 1
+    for _, extent in s.loops:
+        count *= extent.as_int() if extent.as_int() is not None else UNROLLED + 1  # type: ignore
+    if count > UNROLLED or s.kind.startswith("arg"):
+        return False
+    return count * len(post_order(s.value)) <= UNROLLED_VALUES
+
+
+def is_loop(s: Statement) -> bool:
+    """Whether a statement becomes a loop of its own."""
+    return isinstance(s, For) or (isinstance(s, Fold) and not is_unrolled(s))
+
+
 def _at_most(expr: Expr, limit: int) -> bool:
     """Whether an expression is plainly no greater than a number."""
     known = expr.as_int()
@@ -771,15 +833,6 @@ def _at_most(expr: Expr, limit: int) -> bool:
         atom, power = expr.terms[0][0][0]
         return power == 1 and atom.kind == "min" and any(_at_most(a, limit) for a in atom.args)
     return False
-
-
-def parts(value: Load | Op | Checked) -> tuple[KernelValue, ...]:
-    """The values a value is made of."""
-    if isinstance(value, Load):
-        return (*value.indices, *value.guard)
-    if isinstance(value, Op):
-        return value.args
-    return (value.value,)
 
 
 def _values_of(body: Sequence[Statement], written: frozenset[str]) -> Iterator[KernelValue]:
