@@ -27,12 +27,12 @@ def _help(fn: ScalarFn, type: TensorType) -> str:
     if fn.accepts == scalar.BOOLS:
         sign = {"and": "`&`", "or": "`|`", "not": "`~`"}[fn.name]
         return f"compare first (`x != 0`), or use {sign} for bits"
-    if type.dtype.is_bool:
-        return "convert: `f32(x)` or `i64(x)`"
-    if fn.name == "div":
+    if fn.name == "div" and type.dtype.is_int:
         return "use `//` for whole numbers, or convert both sides: `f32(a) / f32(b)`"
     if fn.accepts == scalar.FLOAT:
         return "convert: `f32(x)`"
+    if type.dtype.is_bool:
+        return "convert: `f32(x)` or `i64(x)`"
     return "convert: `i64(x)`" if type.dtype.is_float else "convert it first"
 
 

@@ -28,6 +28,7 @@ class Op:
     written; `pointwise` says that it may be used element by element in index notation.
     `example` is a call of the reference and its value. `ulp` bounds the error of an
     implementation, in units in the last place of the result; sums have their own bound.
+    `demands` are conditions on the sizes that are not proved while compiling.
     """
 
     name: str
@@ -43,6 +44,11 @@ class Op:
     symbol: str | None = None
     scalar: str | None = None
     folding: Callable[..., Any] | None = None
+    demands: Callable[[Args, Facts], list[tuple[Expr, str, str]]] | None = None
+
+    def checks(self, args: Args, facts: Facts) -> list[tuple[Expr, str, str]]:
+        """What only a call can decide: an expression, "==0" or ">=0", and the message."""
+        return [] if self.demands is None else self.demands(args, facts)
 
     def infer(self, args: Args, facts: Facts) -> Types:
         """The result types. Raises OpError."""
@@ -91,8 +97,8 @@ def range_note(exprs: Sequence[Expr], facts: Facts) -> str:
     parts = []
     for name in sorted(frozenset[str]().union(*(e.symbols() for e in exprs))):
         low, high = facts.ranges.get(name, (0, None))
-        parts.append(f"{name} is {'at least ' + str(low) if high is None else ''}"
-                     f"{f'in {low}..={high}' if high is not None else ''}")
+        known = f"any size from {low}" if high is None else f"in {low}..={high}"
+        parts.append(f"{name} is {known}")
     return ", ".join(parts)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from stagefuse.compiler import interpret
 from stagefuse.compiler.graph import Builder, Ref
-from stagefuse.compiler.scalar import highest, lowest, wide
+from stagefuse.compiler.scalar import wide
 from stagefuse.dsl.dims import Expr, Facts, const
-from stagefuse.dsl.dtypes import BOOL, F32, I64, DType, from_numpy
+from stagefuse.dsl.dtypes import F32, I64, DType, from_numpy
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
@@ -63,6 +63,16 @@ def _refuse_empty(name: str, x: TensorType, axes: Sequence[int], facts: Facts) -
                 f"`{name}` of an empty axis has no answer", "x", str(x),
                 [f"dimension {axis} is {x.shape[axis]}" + (f"; {known}" if known else "")],
             )  # fmt: skip
+
+
+def _not_empty(name: str) -> Callable[[Args, Facts], list[tuple[Expr, str, str]]]:
+    def demands(args: Args, facts: Facts) -> list[tuple[Expr, str, str]]:
+        x = args["x"]
+        sizes = [x.shape[a] for a in axes_of(args.get("axis"), x.rank, f"`{name}`")]
+        message = f"`{name}` of an empty axis has no answer"
+        return [(d - 1, ">=0", message) for d in sizes if not facts.is_positive(d)]
+
+    return demands
 
 
 def _reduced(b: Builder, kind: str, x: Ref, axes: Sequence[int], dtype: DType) -> Ref:
@@ -185,15 +195,15 @@ OPS = (
     Op("argmax", PARAMS, f"The i64 position of the first greatest element; of several axes in"
        f" row-major order. {ALL} The first NaN counts as greatest; an empty axis is refused.",
        _rule("argmax", ("any",), lambda d: I64, True), _lower("argmax"), _reference("argmax"),
-       ("argmax([1, 3, 2])", "1")),
+       ("argmax([1, 3, 2])", "1"),
+       demands=_not_empty("argmax")),
     Op("argmin", PARAMS, f"The i64 position of the first least element; of several axes in"
        f" row-major order. {ALL} The first NaN counts as least; an empty axis is refused.",
        _rule("argmin", ("any",), lambda d: I64, True), _lower("argmin"), _reference("argmin"),
-       ("argmin([3, 1, 2])", "1")),
+       ("argmin([3, 1, 2])", "1"),
+       demands=_not_empty("argmin")),
     Op("var", (*PARAMS, Param("ddof", "int", 0, keyword_only=True)),
        f"The variance: the mean of (x - mean(x)) ** 2 along axes, divided by count - ddof. {ALL}"
        " Integers give f32. NaN gives NaN; of nothing it is NaN.",
        _var_rule, _lower_var, _floating(np.var), ("var([1.0, 3.0])", "1.0"), 4.0),
 )  # fmt: skip
-
-__all__ = ["BOOL", "OPS", "highest", "lowest"]

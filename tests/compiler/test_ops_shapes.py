@@ -106,6 +106,14 @@ def test_extremes_of_nothing_are_the_ends_of_the_dtype() -> None:
     assert (empty("max", BOOL), empty("min", BOOL)) == (False, True)
 
 
+def test_positions_in_axes_that_may_be_empty_are_checked_at_the_call() -> None:
+    x, facts = TensorType(F32, (sym("B"), sym("T"))), Facts({"T": (1, 9)})
+    checks = BUILTINS["argmax"].checks
+    assert checks({"x": x, "axis": 1}, facts) == []
+    ((expr, relation, message),) = checks({"x": x, "axis": None}, facts)
+    assert (expr, relation) == (sym("B") - 1, ">=0") and "empty" in message
+
+
 def test_nan_wins_extremes_and_their_positions() -> None:
     x = np.array([1, np.nan, 3, np.nan], np.float32)
     assert np.isnan(run("max", {"x": x})[0]) and np.isnan(run("min", {"x": x})[0])
