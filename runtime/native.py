@@ -30,7 +30,7 @@ MAX_SECTIONS = 4096
 MAX_ALIGN = 4096
 # The only names outside itself that generated code may use.
 EXTERNAL = frozenset(
-    "memset memcpy memmove memcmp fmod fmodf pthread_create pthread_join syscall sched_yield".split()
+    "memset memcpy memmove memcmp fmod fmodf pthread_create pthread_join syscall".split()
 )
 STUB = 16  # bytes of a jump to an external function
 _V3 = frozenset("avx avx2 bmi1 bmi2 f16c fma abm movbe xsave".split())

@@ -31,7 +31,7 @@ def target_machine(level: str) -> llvm.TargetMachine:
 def compile_text(text: str, level: str, speed: int = 3) -> bytes:
     """The object file of a module given as text."""
     machine = target_machine(level)
-    module = llvm.parse_assembly(text)
+    module = llvm.parse_assembly(text, llvm.create_context())
     module.triple = TRIPLE
     module.data_layout = str(machine.target_data)
     module.verify()

@@ -9,6 +9,7 @@ and every buffer has its own alias scope, so LLVM's loop vectoriser needs no pro
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -331,17 +332,15 @@ class _KernelWriter:
         value = self._unique(value)
         self._is_volatile(value)
         stack = [value]
-        while len(stack) > 1 or self._known(value) is None:
+        while stack:
             top = stack[-1]
-            missing = [p for p in self._needed(top) if self._known(p) is None]
-            if missing and self._known(top) is None:
-                stack.extend(missing)
+            if self._known(top) is not None:
+                stack.pop()
                 continue
-            stack.pop()
-            if self._known(top) is None:
+            missing = [p for p in self._needed(top) if self._known(p) is None]
+            stack.extend(missing)
+            if not missing:
                 self.scopes[-1].values[id(top)] = self._compute(top)
-            if not stack:
-                break
         result = self._known(value)
         assert result is not None
         return result
@@ -573,7 +572,9 @@ class _KernelWriter:
     def _hoist(self, ahead: Sequence[KernelValue], bound: set[str]) -> None:
         """Computes the checks that a loop would repeat, each under the guards around it."""
         done: set[int] = set()
-        stack = [(self._unique(value), ()) for value in ahead]
+        stack: list[tuple[KernelValue, tuple[KernelValue, ...]]] = [
+            (self._unique(value), ()) for value in ahead
+        ]
         checks: list[tuple[Checked, tuple[KernelValue, ...]]] = []
         while stack:
             value, guards = stack.pop()
@@ -811,10 +812,9 @@ class _KernelWriter:
 
 def is_unrolled(s: Fold) -> bool:
     """Whether a fold is short enough to be written out, so that a loop around it can be wide."""
-    count = 1
-    for _, extent in s.loops:
-        count *= extent.as_int() if extent.as_int() is not None else UNROLLED + 1  # type: ignore
-    if count > UNROLLED or s.kind.startswith("arg"):
+    extents = [extent.as_int() for _, extent in s.loops]
+    count = math.prod(UNROLLED + 1 if e is None else e for e in extents)
+    if None in extents or count > UNROLLED or s.kind.startswith("arg"):
         return False
     return count * len(post_order(s.value)) <= UNROLLED_VALUES
 

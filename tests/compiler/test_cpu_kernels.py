@@ -337,6 +337,23 @@ def test_sort_is_stable(compiled: Compiled, dtype: DType, descending: bool) -> N
         assert np.array_equal(y.astype(float), wide[want], equal_nan=True)
 
 
+def test_long_chains_are_written_without_recursion() -> None:
+    """Two equal chains built apart, each value used twice, are computed once."""
+
+    def chain() -> Any:
+        value: Any = Load("x", at(i), I64)
+        for k in range(3000):
+            value = op("bitxor", op("add", value, value, dtype=I64), Const(k, I64), dtype=I64)
+        return value
+
+    kernel = Kernel(
+        "chain", (Buffer("x", I64, (N,), "in"), Buffer("y", I64, (N,), "out")), ("N",),
+        (("i", N),), (Store("y", at(i), op("sub", chain(), chain(), dtype=I64)),),
+    )  # fmt: skip
+    text = module_text([kernel], "v3")
+    assert text.count(" = xor i64") in (3000, 3001)
+
+
 def test_the_same_kernels_give_the_same_bytes() -> None:
     kernels = [softmax_kernel(), gather_kernel(), tile_kernel(F32, False)]
     assert build(kernels, "v3") == build(kernels, "v3")

@@ -136,4 +136,6 @@ def test_the_argument_nearest_to_a_multiple_of_half_pi(compiled: Compiled) -> No
 def test_the_table_of_two_over_pi_is_a_sum_of_doubles() -> None:
     rows = two_over_pi_table()
     assert abs(rows[0][0] - 2 / math.pi) < 1e-15
-    assert all(0 < abs(b) < abs(a) * 2.0**-50 for row in rows for a, b in zip(row, row[1:], strict=False))
+    assert all(
+        0 < abs(b) < abs(a) * 2.0**-50 for row in rows for a, b in zip(row, row[1:], strict=False)
+    )
