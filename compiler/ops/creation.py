@@ -49,6 +49,12 @@ def check_number(value: Any, dtype: DType, param: str) -> None:
             raise OpError(f"{value} does not fit {dtype}", param, str(value))
 
 
+def rounded(value: Any, dtype: DType) -> float | int | bool:
+    """A number as the dtype has it."""
+    item: float | int | bool = scalar.convert(scalar.wide(np.asarray(value)), dtype).item()
+    return item
+
+
 def _filled(name: str, value: Any) -> tuple[Callable[..., Types], Callable[..., list[Ref]]]:
     """Rule and lowering of a constant tensor; `value` None stands for the argument."""
 
@@ -62,7 +68,8 @@ def _filled(name: str, value: Any) -> tuple[Callable[..., Types], Callable[..., 
         return (TensorType(dtype, shape),)
 
     def lower(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
-        return [b.scalar(number(attrs), results[0].dtype, results[0].shape)]
+        dtype, shape = results[0].dtype, results[0].shape
+        return [b.scalar(rounded(number(attrs), dtype), dtype, shape)]
 
     return rule, lower
 
@@ -97,7 +104,8 @@ def _lower_weight(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) 
 
 
 def _lower_constant(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
-    return [b.scalar(attrs["value"], results[0].dtype, results[0].shape)]
+    dtype, shape = results[0].dtype, results[0].shape
+    return [b.scalar(rounded(attrs["value"], dtype), dtype, shape)]
 
 
 def _position_rule(args: Args, facts: Facts) -> Types:

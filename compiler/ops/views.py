@@ -9,11 +9,10 @@ import numpy as np
 
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv
-from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
-from .creation import check_number, check_shape
+from .creation import check_number, check_shape, rounded
 from .record import (
     Args,
     Op,
@@ -298,14 +297,6 @@ def _lower_pad(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> 
 
     value = rounded(attrs.get("value", 0), type.dtype)
     return [b.view(refs[0], results[0].shape, indices, guard, value)]
-
-
-def rounded(value: Any, dtype: DType) -> float | int | bool:
-    """A number as the dtype has it."""
-    from stagefuse.compiler import scalar
-
-    item: float | int | bool = scalar.convert(scalar.wide(np.asarray(value)), dtype).item()
-    return item
 
 
 def _pad(x: Any, widths: Any, value: Any = 0) -> Any:

@@ -51,8 +51,8 @@ def edges(dtype: DType) -> np.ndarray[Any, Any]:
         info = np.iinfo(dtype.numpy)
         values = [0, 1, 2, 3, 7, 31, 64, 100, info.max, info.max - 1, info.min, info.min + 1]
         return np.array(values + [-1, -2, -7] * (info.min < 0), dtype.numpy)
-    values = [0.0, -0.0, np.inf, -np.inf, np.nan, 1, -1, 0.5, 1.5, 2.5, -2.5, 3, 1e-3, 1e-20,  # fmt: skip
-              1e-40, 100, 88.5, -104, 1e10, 3e38, 1 / 3, -7, 710, 1e-7, 2**31, -(2**63)]
+    values = [0.0, -0.0, np.inf, -np.inf, np.nan, 1, -1, 0.5, 1.5, 2.5, -2.5, 3, 1e-3, 1e-20]
+    values += [1e-40, 100, 88.5, -104, 1e10, 3e38, 1 / 3, -7, 710, 1e-7, 2**31, -(2**63)]
     return scalar.narrow(np.array(values), dtype)
 
 
