@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stagefuse.compiler import plan_check, plan_file
+from stagefuse.compiler.plan import Plan
 
-from .errors import DeviceError, InternalError, PlanError
+from .errors import DeviceError, InputError, InternalError, PlanError
 from .pipeline import Pipeline
 
 
@@ -52,19 +52,32 @@ def compile(
     check_device(device)
     from stagefuse.compiler import driver
 
-    options: dict[str, Any] = {"targets": targets, "weights": weights, "pipeline": pipeline}
     if isinstance(source, str) and "\n" in source:
-        with tempfile.TemporaryDirectory(prefix="stagefuse-") as folder:
-            file = Path(folder, "source.pipe")
-            file.write_text(source, encoding="utf-8")
-            plan = driver.compile_file(file, **options)
+        plan = _compiled_text(source, weights or {}, pipeline)
     else:
-        plan = driver.compile_file(Path(source), **options)
+        plan = driver.compile_file(
+            Path(source), targets=targets, weights=weights, pipeline=pipeline
+        )
+    if not plan.pipelines:
+        called = f" called {pipeline!r}" if pipeline else ""
+        raise InputError(f"the source has no pipeline{called}")
     try:
         plan_check.check(plan)
     except PlanError as error:
         raise InternalError(f"the compiler made a plan that breaks its rules: {error}") from error
     return Pipeline(plan, pipeline, threads=threads)
+
+
+def _compiled_text(text: str, weights: Mapping[str, Any], pipeline: str | None) -> Plan:
+    """The plan of a text; what it imports and its weights are looked for in this folder."""
+    from stagefuse.compiler import driver, front
+    from stagefuse.dsl.diagnostics import CompileError
+    from stagefuse.dsl.source import Source
+
+    program, found, load = front.check_text(Source("<text>", text), Path.cwd(), weights)
+    if found:
+        raise CompileError(found)
+    return driver.compile_program(program, load, pipeline)
 
 
 def check_device(device: str | None) -> None:
