@@ -71,6 +71,8 @@ class _Level:
     depth: int
     stray: bool = False
     last: str = ""
+    meant: int = 0
+    """Of a stray level that is shallower than its block: the block's indentation."""
 
 
 def place(source: Source, lines: Sequence[Line], problems: list[Diagnostic]) -> list[Placed]:
@@ -89,29 +91,42 @@ def place(source: Source, lines: Sequence[Line], problems: list[Diagnostic]) -> 
 
 
 def _place(
-    source: Source, line: Line, levels: list[_Level], placed: list[Placed],
+    source: Source,
+    line: Line,
+    levels: list[_Level],
+    placed: list[Placed],
     problems: list[Diagnostic],
-) -> Placed:  # fmt: skip
+) -> Placed:
     before = placed[-1] if placed else None
     first = line.tokens[0]
     span = Span(source, first.start, first.end)
+    if line.indent == levels[-1].meant and levels[-1].stray:
+        return Placed(line, levels[-1].depth)
     if line.indent > levels[-1].indent:
         if before is not None and before.opens:
             depth = levels[-1].depth + 1
             levels.append(_Level(line.indent, depth))
             if depth == MAX_BLOCKS + 1:
                 problems.append(
-                    error("E0107", f"blocks are nested more than {MAX_BLOCKS} deep", span,
-                          help="move the inner part to a `fn`")
-                )  # fmt: skip
+                    error(
+                        "E0107",
+                        f"blocks are nested more than {MAX_BLOCKS} deep",
+                        span,
+                        help="move the inner part to a `fn`",
+                    )
+                )
             return Placed(line, depth, bad=depth > MAX_BLOCKS, silent=depth > MAX_BLOCKS)
         unfinished = before is not None and _is_unfinished(before.line)
         if not unfinished:
             problems.append(
-                error("E0108", "unexpected indentation", span,
-                      help="only a block below a `:` and a line that starts with `|>` or a "
-                      "binary operator are indented")
-            )  # fmt: skip
+                error(
+                    "E0108",
+                    "unexpected indentation",
+                    span,
+                    help="only a block below a `:` and a line that starts with `|>` or a "
+                    "binary operator are indented",
+                )
+            )
         levels.append(_Level(line.indent, levels[-1].depth, True, levels[-1].last))
         return Placed(line, levels[-1].depth, bad=unfinished, silent=unfinished)
     if before is not None:
@@ -122,7 +137,7 @@ def _place(
     if line.indent != levels[-1].indent:
         if not left.stray:
             problems.append(error("E0108", "this indentation matches no block above", span))
-        levels.append(_Level(line.indent, left.depth, True, left.last))
+        levels.append(_Level(line.indent, left.depth, True, left.last, left.indent))
     elif left.stray and left is not levels[-1]:
         levels[-1].last = left.last
     depth = levels[-1].depth
@@ -142,34 +157,48 @@ def _check_block(source: Source, placed: Placed, problems: list[Diagnostic]) -> 
     last = placed.line.tokens[-1]
     if last.kind == "COLON":
         problems.append(
-            error("E0109", "a block has no lines", Span(source, last.start, last.end),
-                  help="indent the lines of the block below this one")
-        )  # fmt: skip
+            error(
+                "E0109",
+                "a block has no lines",
+                Span(source, last.start, last.end),
+                help="indent the lines of the block below this one",
+            )
+        )
     else:
         placed.silent = False
 
 
-def _check_start(
-    source: Source, placed: Placed, level: _Level, problems: list[Diagnostic]
-) -> None:
+def _check_start(source: Source, placed: Placed, level: _Level, problems: list[Diagnostic]) -> None:
     """Report a line that cannot stand where it does, judged by its first word."""
     first, *rest = placed.line.tokens
     after = rest[0].kind if rest else ""
     span = Span(source, first.start, first.end)
     wrong: Diagnostic | None = None
     if first.kind == "NAME" and _is_foreign(first.value, after):
-        wrong = error("E0110", f"`{first.value}` is not a statement of this language", span,
-                      help=FOREIGN[first.value])  # fmt: skip
+        wrong = error(
+            "E0110",
+            f"`{first.value}` is not a statement of this language",
+            span,
+            help=FOREIGN[first.value],
+        )
     elif first.kind == "NAME" and first.value in RESERVED and after == "NAME":
-        wrong = error("E0111", f"`{first.value}` is reserved for a later version", span,
-                      help="this version has `pipeline`, `fn`, `const`, `import` and `weights`")  # fmt: skip
+        wrong = error(
+            "E0111",
+            f"`{first.value}` is reserved for a later version",
+            span,
+            help="this version has `pipeline`, `fn`, `const`, `import` and `weights`",
+        )
     elif first.value == "@":
         wrong = error("E0110", "there are no decorators in this language", span)
     elif placed.depth == 0 and first.kind not in ITEMS and first.kind != "STRING":
         wrong = _no_item(first.value, first.kind, after, span)
     elif placed.depth > 0 and first.kind in ITEMS:
-        wrong = error("E0109", f"`{first.value}` stands inside a body", span,
-                      help="move it out of the body, to the start of a line")  # fmt: skip
+        wrong = error(
+            "E0109",
+            f"`{first.value}` stands inside a body",
+            span,
+            help="move it out of the body, to the start of a line",
+        )
     elif first.kind in ("ELIF", "ELSE"):
         owner = level.last.removeprefix("bad ")
         if owner not in ("IF", "ELIF"):

@@ -7,6 +7,7 @@ places with labels, notes that say why, and help that says what to do.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,20 +117,31 @@ def render(diagnostic: Diagnostic, color: bool = False) -> str:
     width = len(str(max(label.span.line for label in labels)))
     bar = f"{blue}{' ' * width} |{reset}"
     title = f"{red}{diagnostic.severity}[{diagnostic.code}]{reset}"
-    out = [f"{title}{bold}: {diagnostic.message}{reset}"]
+    out = [f"{title}{bold}: {visible(diagnostic.message)}{reset}"]
     for number, (source, group) in enumerate(_by_source(primary.span.source, labels)):
-        first = primary if number == 0 else group[0]
+        span = place_of(diagnostic) if number == 0 else group[0].span
         arrow = "-->" if number == 0 else ":::"
-        place = f"{source.name}:{first.span.line}:{first.span.column}"
-        out.append(f"{blue}{' ' * width}{arrow}{reset} {place}")
+        out.append(f"{blue}{' ' * width}{arrow}{reset} {source.name}:{span.line}:{span.column}")
         out.append(bar)
         out.extend(_lines(source, group, primary, width, (red, blue, reset)))
-    notes = [f"{blue}{' ' * width} = {reset}note: {note}" for note in diagnostic.notes]
+    notes = [f"note: {note}" for note in diagnostic.notes]
     if diagnostic.help:
-        notes.append(f"{blue}{' ' * width} = {reset}help: {diagnostic.help.text}")
-    if notes:
-        out.append(bar)
-    return "\n".join(out + notes)
+        notes.append(f"help: {diagnostic.help.text}")
+    for note in notes:
+        first, *rest = note.split("\n")
+        out.append(f"{blue}{' ' * width} = {reset}{visible(first)}")
+        out.extend(f"{' ' * (width + 9)}{visible(line)}" for line in rest)
+    return "\n".join(out)
+
+
+def place_of(diagnostic: Diagnostic) -> Span:
+    """Where the excerpt that holds the primary label starts: its first label without a gap."""
+    found = diagnostic.primary.span
+    same = [s.span for s in diagnostic.secondary if s.span.source is found.source]
+    for span in sorted(same, key=lambda span: -span.start):
+        if span.start < found.start and found.line - span.line <= 1:
+            found = span
+    return found
 
 
 def _by_source(first: Source, labels: Sequence[Label]) -> list[tuple[Source, list[Label]]]:
@@ -151,32 +163,69 @@ def _lines(
     width: int,
     paint: tuple[str, str, str],
 ) -> list[str]:
+    """The lines that have labels, each with its marks below it."""
     red, blue, reset = paint
     out: list[str] = []
-    ordered = sorted(labels, key=lambda label: (label.span.line, label.span.start))
+    lines: dict[int, list[Label]] = {}
+    for label in sorted(labels, key=lambda label: label.span.start):
+        lines.setdefault(label.span.line, []).append(label)
     before = 0
-    for label in ordered:
-        line, column = label.span.line, label.span.column
-        text = source.line(line)
-        if line != before:
-            if before and line > before + 1:
-                out.append(f"{blue}...{reset}")
-            shown = text.replace("\t", " ")
-            out.append(f"{blue}{line:>{width}} |{reset} {shown}")
-            before = line
-        length = min(label.span.end - label.span.start, len(text) - column + 1)
-        mark = ("^" if label is primary else "-") * max(1, length)
-        tint = red if label is primary else blue
-        tail = f" {label.text}" if label.text else ""
-        out.append(f"{blue}{' ' * width} |{reset} {' ' * (column - 1)}{tint}{mark}{tail}{reset}")
+    for line, group in lines.items():
+        if before and line > before + 1:
+            out.append(f"{blue}...{reset}")
+        before = line
+        text, shift, cut = _window(source.line(line), group)
+        out.append(f"{blue}{line:>{width}} |{reset} {visible(cut)}")
+        for label in group:
+            start = min(max(0, label.span.column - 1 - shift), len(text))
+            end = min(max(start, start + label.span.end - label.span.start), len(text))
+            lead = 3 if shift else 0
+            mark = ("^" if label is primary else "-") * max(1, _columns(text[start:end]))
+            tint = red if label is primary else blue
+            tail = f" {visible(label.text)}" if label.text else ""
+            pad = " " * (lead + _columns(text[:start]))
+            out.append(f"{blue}{' ' * width} |{reset} {pad}{tint}{mark}{tail}{reset}")
     return out
+
+
+MAX_COLUMNS = 160
+"""The longest part of a line that is shown."""
+
+
+def _window(text: str, labels: Sequence[Label]) -> tuple[str, int, str]:
+    """The part of a line around its labels, where it starts, and how it is shown."""
+    if len(text) <= MAX_COLUMNS:
+        return text, 0, text
+    first = min(label.span.column - 1 for label in labels)
+    shift = max(0, first - 40) if first > MAX_COLUMNS // 2 else 0
+    part = text[shift : shift + MAX_COLUMNS]
+    head = "..." if shift else ""
+    tail = "..." if shift + len(part) < len(text) else ""
+    return part, shift, head + part + tail
+
+
+def visible(text: str) -> str:
+    """The text with a sign in place of each character that a terminal would act on."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else " " if char == "\t" else "\ufffd" for char in text
+    )
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
 
 
 def render_line(diagnostic: Diagnostic) -> str:
     """The diagnostic in one line: file:line:column: error[code]: message."""
-    span = diagnostic.primary.span
+    span = place_of(diagnostic)
     place = f"{span.source.name}:{span.line}:{span.column}"
-    return f"{place}: {diagnostic.severity}[{diagnostic.code}]: {diagnostic.message}"
+    return f"{place}: {diagnostic.severity}[{diagnostic.code}]: {visible(diagnostic.message)}"
 
 
 def to_json(diagnostic: Diagnostic) -> dict[str, Any]:

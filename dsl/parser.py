@@ -52,10 +52,11 @@ class _Fed(LarkLexer):
 
 
 @cache
-def _lark() -> lark.Lark:
+def _lark(start: str = "module") -> lark.Lark:
+    """The parser of an item, or of a line alone, which only wrong programs need."""
     grammar = files(__package__).joinpath("grammar.lark").read_text("utf-8")
     return lark.Lark(
-        grammar, parser="lalr", lexer=_Fed, start=["module", "line"], propagate_positions=True,
+        grammar, parser="lalr", lexer=_Fed, start=start, propagate_positions=True,
         maybe_placeholders=True,
     )  # fmt: skip
 
@@ -63,9 +64,7 @@ def _lark() -> lark.Lark:
 @cache
 def _kinds() -> dict[str, str]:
     """The terminal that Lark named for each keyword and sign of the grammar."""
-    return {
-        t.pattern.value: t.name for t in _lark().terminals if isinstance(t.pattern, PatternStr)
-    }
+    return {t.pattern.value: t.name for t in _lark().terminals if isinstance(t.pattern, PatternStr)}
 
 
 def parse(source: Source) -> tuple[ast.Module, tuple[Diagnostic, ...]]:
@@ -155,7 +154,7 @@ def _item(
 def _parsed(placed: Sequence[Placed]) -> lark.Tree[Any] | None:
     lines = [Line(entry.depth, entry.line.tokens) for entry in placed]
     try:
-        return _lark().parse(list(layout(lines)), start="module")  # type: ignore[arg-type]
+        return _lark().parse(list(layout(lines)))
     except lark.exceptions.UnexpectedInput:
         return None
 
@@ -165,7 +164,7 @@ def _line_error(source: Source, line: Line) -> Diagnostic | None:
     tokens = line.tokens
     end = tokens[-1].end
     try:
-        _lark().parse([*tokens, Token("NEWLINE", "", end, end)], start="line")  # type: ignore[arg-type]
+        _lark("line").parse([*tokens, Token("NEWLINE", "", end, end)])
     except UnexpectedToken as found:
         start = found.token.start_pos
         ended = found.token.type in ("NEWLINE", "$END")

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 from .diagnostics import Diagnostic, Edit, Help, error
 from .lexer import CONTINUES, OPERATORS, Token
 from .source import Source, Span
 
 _SHOWN = {
-    "NAME": "a name", "INT": "a number", "FLOAT": "a number", "STRING": "a string",
-    "NEWLINE": "the end of the line", "INDENT": "an indented block",
-    "DEDENT": "the end of the block", "REDUCE": "a reduction", "ERROR": "a statement",
-    "$END": "the end of the file", "TRUE": "`True`", "FALSE": "`False`", "NONE": "`None`",
-    "STAR": "`*`", "TIMES": "an operator", "PLUS": "an operator", "MINUS": "an operator",
-    "COMPARE": "a comparison", "TILDE": "`~`", "POWER": "`**`", "SHIFT": "a shift",
-    "BAR": "`|`", "CARET": "`^`", "AMPERSAND": "`&`", "AND": "`and`", "OR": "`or`", "NOT": "`not`",
-}  # fmt: skip
+    "NAME": "a name",
+    "INT": "a number",
+    "FLOAT": "a number",
+    "STRING": "a string",
+    "NEWLINE": "the end of the line",
+    "INDENT": "an indented block",
+    "DEDENT": "the end of the block",
+    "REDUCE": "a reduction",
+    "ERROR": "a statement",
+    "$END": "the end of the file",
+    "TRUE": "`True`",
+    "FALSE": "`False`",
+    "NONE": "`None`",
+    "STAR": "`*`",
+    "TIMES": "an operator",
+    "PLUS": "an operator",
+    "MINUS": "an operator",
+    "COMPARE": "a comparison",
+    "TILDE": "`~`",
+    "POWER": "`**`",
+    "SHIFT": "a shift",
+    "BAR": "`|`",
+    "CARET": "`^`",
+    "AMPERSAND": "`&`",
+    "AND": "`and`",
+    "OR": "`or`",
+    "NOT": "`not`",
+}
 _PUNCTUATION = {kind: text for text, kind in OPERATORS.items()}
 _HEADS = frozenset(("FN", "PIPELINE", "IF", "ELIF", "ELSE", "FOR"))
 _ENDS = frozenset(("NAME", "INT", "FLOAT", "STRING", "RPAR", "RSQB", "TRUE", "FALSE", "NONE"))
@@ -30,9 +50,7 @@ def unexpected(
 ) -> Diagnostic:
     """The diagnostic for `tokens[at]`, or for the end of the line if there is no such token."""
     bad = tokens[at] if at < len(tokens) else None
-    span = (
-        Span(source, bad.start, bad.end) if bad else Span(source, tokens[-1].end, tokens[-1].end)
-    )
+    span = Span(source, bad.start, bad.end) if bad else Span(source, tokens[-1].end, tokens[-1].end)
     before = tokens[at - 1] if at > 0 else None
     after = tokens[at + 1] if at + 1 < len(tokens) else None
     if bad is None:
@@ -40,29 +58,45 @@ def unexpected(
     foreign = _foreign(source, tokens, at, bad, before, after, span)
     if foreign is not None:
         return foreign
-    message = f"`{bad.value}` is unexpected here" if bad.kind != "STRING" else (
-        "a string is unexpected here"
-    )  # fmt: skip
+    message = (
+        f"`{bad.value}` is unexpected here"
+        if bad.kind != "STRING"
+        else ("a string is unexpected here")
+    )
     return error("E0109", message, span, help=_advice(tokens, bad, before, accepted))
 
 
 def _at_end(tokens: tuple[Token, ...], span: Span, accepted: Set[str]) -> Diagnostic:
     first, last = tokens[0], tokens[-1]
     if "COLON" in accepted and first.kind in _HEADS and last.kind in _ENDS | {"ELSE"}:
-        return error("E0109", "the header of a block ends with `:`", span,
-                     help=Help("add `:` at the end of the line", Edit(span, ":", True)))  # fmt: skip
+        return error(
+            "E0109",
+            "the header of a block ends with `:`",
+            span,
+            help=Help("add `:` at the end of the line", Edit(span, ":", True)),
+        )
     if last.kind in CONTINUES:
-        return error("E0109", "the line ends in the middle of an expression", span,
-                     help=f"start the next line with `{last.value}`, indented deeper")  # fmt: skip
+        return error(
+            "E0109",
+            "the line ends in the middle of an expression",
+            span,
+            help=f"start the next line with `{last.value}`, indented deeper",
+        )
     names = _names(accepted)
-    return error("E0109", "the line ends too early", span,
-                 help=f"expected {names}" if names else None)  # fmt: skip
+    return error(
+        "E0109", "the line ends too early", span, help=f"expected {names}" if names else None
+    )
 
 
 def _foreign(
-    source: Source, tokens: tuple[Token, ...], at: int, bad: Token, before: Token | None,
-    after: Token | None, span: Span,
-) -> Diagnostic | None:  # fmt: skip
+    source: Source,
+    tokens: tuple[Token, ...],
+    at: int,
+    bad: Token,
+    before: Token | None,
+    after: Token | None,
+    span: Span,
+) -> Diagnostic | None:
     """The diagnostic for syntax that other languages have."""
     last = before.value if before else ""
     adjacent = before is not None and before.end == bad.start
@@ -74,22 +108,32 @@ def _foreign(
     if last == "lambda" or bad.value == "lambda":
         return other("there are no lambdas in this language", "define a `fn` and name it", both)
     if bad.kind == "IF":
-        return other("there is no conditional expression in this language",
-                     "write `select(condition, a, b)`, or an `if` statement on a constant")  # fmt: skip
+        return other(
+            "there is no conditional expression in this language",
+            "write `select(condition, a, b)`, or an `if` statement on a constant",
+        )
     if bad.kind == "FOR":
-        return other("there are no comprehensions in this language",
-                     "write `y[i] = ...` for a tensor, or a `for` statement over constants")  # fmt: skip
+        return other(
+            "there are no comprehensions in this language",
+            "write `y[i] = ...` for a tensor, or a `for` statement over constants",
+        )
     if bad.value == "is":
         return other("`is` is not an operator of this language", "compare with `==` or `!=`")
     if bad.kind == "IN" or (bad.kind == "NOT" and after is not None and after.kind == "IN"):
-        return other("`in` is not an operator of this language",
-                     "ranges stand in `for`, `where` and the brackets of index notation")  # fmt: skip
+        return other(
+            "`in` is not an operator of this language",
+            "ranges stand in `for`, `where` and the brackets of index notation",
+        )
     if bad.kind == "EQUAL":
-        return _equal(tokens, at, bad, before, other, both, adjacent, span)
+        return _equal(tokens, at, before, other, both, span)
     if bad.value in ("&", "|") and adjacent and last == bad.value:
         word = "and" if bad.value == "&" else "or"
-        return error("E0110", f"`{last * 2}` is not an operator of this language", both,
-                     help=Help(f"write `{word}`", Edit(both, word)))  # fmt: skip
+        return error(
+            "E0110",
+            f"`{last * 2}` is not an operator of this language",
+            both,
+            help=Help(f"write `{word}`", Edit(both, word)),
+        )
     if bad.kind in ("STAR", "POWER") and last in ("(", ","):
         return other("arguments are not unpacked in this language", "write them one by one")
     if bad.kind == "COLON" and after is not None and after.kind == "EQUAL":
@@ -101,35 +145,53 @@ def _foreign(
     if tokens[0].kind == "IMPORT" and bad.value in ("as", ".", ","):
         return other("an import is one name", "write `import name`, one a line")
     if last == ":" and tokens[0].kind in _HEADS and at > 1:
-        return error("E0109", "a block starts on the next line", span,
-                     help="put it on lines of its own, indented")  # fmt: skip
+        return error(
+            "E0109",
+            "a block starts on the next line",
+            span,
+            help="put it on lines of its own, indented",
+        )
     if tokens[0].kind == "ELSE" and bad.value == "if":
         return other("there is no `else if` in this language", "write `elif`", both)
     return None
 
 
 def _equal(
-    tokens: tuple[Token, ...], at: int, bad: Token, before: Token | None, other, both: Span,  # type: ignore[no-untyped-def]
-    adjacent: bool, span: Span,
-) -> Diagnostic:  # fmt: skip
+    tokens: tuple[Token, ...],
+    at: int,
+    before: Token | None,
+    other: Callable[[str, str | None, Span], Diagnostic],
+    both: Span,
+    span: Span,
+) -> Diagnostic:
+    adjacent = both is not span
     if before is not None and adjacent and before.kind in CONTINUES | {"TILDE"}:
         if at == 2 and tokens[0].kind == "NAME":
             name = tokens[0].value
             advice = f"write `{name} = {name} {before.value} ...`"
         else:
             advice = "write the operation out"
-        found: Diagnostic = other(
-            f"`{before.value}=` is not an operator of this language", advice, both
-        )
-        return found
+        return other(f"`{before.value}=` is not an operator of this language", advice, both)
     if tokens[0].kind in ("IF", "ELIF"):
-        return error("E0109", "`=` cannot stand in a condition", span,
-                     help=Help("to compare, write `==`", Edit(span, "==")))  # fmt: skip
+        return error(
+            "E0109",
+            "`=` cannot stand in a condition",
+            span,
+            help=Help("to compare, write `==`", Edit(span, "==")),
+        )
     if any(token.kind == "EQUAL" for token in tokens[:at]):
-        return error("E0109", "`=` cannot stand here", span,
-                     help="one assignment a line; to compare, write `==`")  # fmt: skip
-    return error("E0109", "`=` cannot stand here", span,
-                 help="an assignment is `name = value`; to compare, write `==`")  # fmt: skip
+        return error(
+            "E0109",
+            "`=` cannot stand here",
+            span,
+            help="one assignment a line; to compare, write `==`",
+        )
+    return error(
+        "E0109",
+        "`=` cannot stand here",
+        span,
+        help="an assignment is `name = value`; to compare, write `==`",
+    )
 
 
 def _advice(
@@ -137,11 +199,17 @@ def _advice(
 ) -> str | None:
     head = tokens[0].kind
     if accepted == {"COLON"} and head in ("FN", "PIPELINE") and before is not None:
-        return f"`{before.value}` needs a type, or in a function's `[...]` a class: `{before.value}: ...`"
+        name = before.value
+        return f"state a type, or in the `[...]` of a function a class: `{name}: ...`"
     if "COLON" in accepted and bad.kind in ("RPAR", "COMMA") and head in ("FN", "PIPELINE"):
         return "every parameter has a type: `x: f32[B, T]`"
-    if before is not None and before.kind in _ENDS and bad.kind in _BEGINS and (
-        "PLUS" in accepted or "NEWLINE" in accepted
+    if bad.kind == "REDUCE" and before is not None and before.kind in ("POWER", "TILDE"):
+        return "put parentheses around the reduction"
+    if (
+        before is not None
+        and before.kind in _ENDS
+        and bad.kind in _BEGINS
+        and ("PLUS" in accepted or "NEWLINE" in accepted)
     ):
         return "an operator, a `,` or a line break is missing before it"
     names = _names(accepted)

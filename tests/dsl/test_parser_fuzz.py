@@ -38,12 +38,13 @@ where B in 1..=256, T in 1..=512, T % HEADS == 0:
     y[b, o in 0..3] = sum[i, k in 0..=4] x[b, i] * w[o, i + k] + 1
     (x, [y, 1])
 '''
-FRAGMENTS = (
-    "(", ")", "[", "]", ":", "\n", "\n    ", "\n        ", "\t", " ", ",", ".", "..", "..=", "...", "=", "==",
-    "|>", "|", "->", "*", "**", "-", "not ", "and", "in ", "if ", "elif ", "else:", "for ", "where ",
-    "fn ", "pipeline ", "const ", "import ", "weights ", "sum[i] ", "sum[", "return ", "while x:",
-    "lambda ", "extern ", '"', '"""', "'", "\\", "#", "é", "\0", "\u2028", "\r", "\ufeff", "1", "1e", "0x",
-    "1.", "1_", "½", "x", "$", "{", "}", ";", "!", "\f", "\U0001f600", "None", "True",
+FRAGMENTS = tuple(
+    """( ) [ ] : , . .. ..= ... = == |> | -> * ** - + \\ # \" \"\"\" ' $ { } ; ! é ½ 1 1e 0x 1. 1_ x and
+    None True else: sum[ while\u3000x: \u2028 \ufeff \U0001f600 \0""".split()
+) + (
+    "\n", "\n    ", "\n        ", "\t", "\r", "\f", " ", "not ", "in ", "if ", "elif ", "for ",
+    "where ", "fn ", "pipeline ", "const ", "import ", "weights ", "sum[i] ", "return ", "lambda ",
+    "extern ", "\u2028",
 )  # fmt: skip
 
 
