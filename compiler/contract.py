@@ -24,8 +24,9 @@ from .graph import (
     split_index,
 )
 
-PANEL = 48
-"""Columns of a packed panel: three AVX-512 vectors of f32, six of AVX2."""
+PANELS = (48, 64, 32, 16)
+"""Columns that a packed panel may have. 48 is best, three AVX-512 vectors of f32 and six of
+AVX2, where the others do not save padding."""
 NARROW = 12
 """Products with fewer columns than this are plain reductions: a panel would be mostly padding."""
 
@@ -108,7 +109,8 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
     if narrow is not None and narrow < NARROW:
         return None
     dtype = F64 if node.type.dtype == F64 else F32
-    panels = _pack(b, b.cast(v, dtype), domain, batch, n, k)
+    width = panel_width(_total(domain, n))
+    panels = _pack(b, b.cast(v, dtype), domain, batch, n, k, width)
     a, base, row = _matrix(b, b.cast(u, dtype), domain, batch, m, k)
     where = {axis: place for place, axis in enumerate(outer)}
     primitive = Contract(
@@ -118,10 +120,19 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
         _total(domain, k),
         base.substitute({f"i{x}": sym(f"i{where[x]}") for x in batch}),
         row,
+        width,
     )
     type = node.type.with_dtype(dtype)
     (product,) = b.add(primitive, (a, panels), (type,))
     return (b.cast(product, node.type.dtype),)
+
+
+def panel_width(columns: Expr) -> int:
+    """The width that pads a number of columns least; 48 if that is not known."""
+    known = columns.as_int()
+    if known is None:
+        return PANELS[0]
+    return min(PANELS, key=lambda width: -(-known // width) * width)
 
 
 def _total(domain: Sequence[Expr], axes: Sequence[int]) -> Expr:
@@ -145,16 +156,17 @@ def _pack(
     batch: Sequence[int],
     n: Sequence[int],
     k: Sequence[int],
+    width: int,
 ) -> Ref:
-    """The columns in panels: [batch..., panels, K, PANEL], the last one padded with zeros."""
+    """The columns in panels: [batch..., panels, K, width], the last one padded with zeros."""
     columns, depth = _total(domain, n), _total(domain, k)
-    count = floordiv(columns + (PANEL - 1), PANEL, b.facts)
-    shape = [*(domain[x] for x in batch), count, depth, const(PANEL)]
+    count = floordiv(columns + (width - 1), width, b.facts)
+    shape = [*(domain[x] for x in batch), count, depth, const(width)]
     names = b.symbols(len(shape))
     facts = b.ranges(names, shape)
 
     def place(*at: Expr) -> list[Expr]:
-        position = at[-3] * PANEL + at[-1]
+        position = at[-3] * width + at[-1]
         inside = facts.with_ranges({}) if not at else facts
         found: dict[int, Expr] = dict(zip(batch, at, strict=False))
         found.update(_split(position, domain, n, inside))
@@ -162,7 +174,7 @@ def _pack(
         return [found.get(axis, const(0)) for axis in range(len(domain))]
 
     return _view(
-        b, v, shape, place, lambda *at: [columns - 1 - (at[-3] * PANEL + at[-1])]
+        b, v, shape, place, lambda *at: [columns - 1 - (at[-3] * width + at[-1])]
     )
 
 

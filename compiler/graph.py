@@ -147,7 +147,7 @@ class Contract:
     `batch`, `rows`, `columns` are the result's axes; `depth` the length of the sum. Row m (flat)
     of the matrix starts at element `base + m * row_stride` of `a` and is contiguous; `base` is
     over the result's symbols i0, i1... of the batch axes. `panels` is
-    [batch..., ceil(columns / 48), depth, 48], zero-padded.
+    [batch..., ceil(columns / panel), depth, panel], zero-padded.
     """
 
     batch: tuple[int, ...]
@@ -156,6 +156,7 @@ class Contract:
     depth: Expr
     base: Expr
     row_stride: Expr
+    panel: int = 48
 
 
 Primitive: TypeAlias = (

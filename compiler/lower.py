@@ -15,7 +15,6 @@ from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, minimum, s
 from stagefuse.dsl.dtypes import BOOL, I64, DType
 from stagefuse.dsl.source import Span
 
-from .contract import PANEL
 from .fuse import Group, flops
 from .graph import (
     Concat,
@@ -60,9 +59,10 @@ CHUNK = 4096
 """Elements of a flat pointwise kernel that one parallel step handles."""
 COLUMNS = 256
 """Adjacent columns that a column reduction keeps as accumulators in the first-level cache."""
-ROW_TILE = 36
-"""Rows of a product's scratch tile: 36 x 48 f32 are 7 KB, and 36 is 4 AVX-512 tiles of 9."""
-ROW_BLOCK = 144
+ROW_TILE = {48: 36, 64: 42, 32: 42, 16: 30}
+"""Rows of a product's scratch tile, by panel width: whole register tiles of AVX-512 and AVX2 (9
+and 4, 14 and 6, 14 and 6, 30 and 6 rows), in the first-level cache (36 x 48 f32 are 7 KB)."""
+TILES_PER_BLOCK = 4
 PANEL_GROUP = 2
 STAGE_FLOPS = 8
 """A value this dear that several passes over a row need is kept in a scratch row."""
@@ -389,41 +389,43 @@ class _Lowering:
         product = node.primitive
         assert isinstance(product, Contract)
         domain = self.group.domain
+        panel, row_tile = product.panel, ROW_TILE[product.panel]
+        block = row_tile * TILES_PER_BLOCK
         rows = _product([domain[a] for a in product.rows])
         columns = _product([domain[a] for a in product.columns])
-        panels = floordiv(columns + (PANEL - 1), PANEL, self.facts)
+        panels = floordiv(columns + (panel - 1), panel, self.facts)
         batch = self._axes(product.batch)
-        blocks = floordiv(rows + (ROW_BLOCK - 1), ROW_BLOCK, self.facts)
+        blocks = floordiv(rows + (block - 1), block, self.facts)
         groups = floordiv(panels + (PANEL_GROUP - 1), PANEL_GROUP, self.facts)
         parallel = [*batch, ("mb", blocks), ("nb", groups)]
         self._bind(parallel)
         dtype = node.type.dtype
         tile = self._name("tile")
-        self._emit(Alloc(tile, dtype, (const(ROW_TILE), const(PANEL))))
+        self._emit(Alloc(tile, dtype, (const(row_tile), const(panel))))
         a = self._buffer(node.operands[0], "in")
         packed = self._buffer(node.operands[1], "in")
         base = product.base.substitute({f"i{x}": sym(f"d{x}") for x in product.batch})
         lead = flatten_index([sym(n) for n, _ in batch], [e for _, e in batch])
-        first = sym("mb") * ROW_BLOCK
-        end = minimum(first + ROW_BLOCK, rows)
+        first = sym("mb") * block
+        end = minimum(first + block, rows)
         panel_end = minimum(sym("nb") * PANEL_GROUP + PANEL_GROUP, panels)
 
         def one_tile() -> None:
-            start = first + sym("t") * ROW_TILE
-            count = minimum(end - start, const(ROW_TILE))
+            start = first + sym("t") * row_tile
+            count = minimum(end - start, const(row_tile))
             self._emit(
                 TileProduct(
-                    tile, const(0), const(PANEL), a.name, base + start * product.row_stride,
+                    tile, const(0), const(panel), a.name, base + start * product.row_stride,
                     product.row_stride, const(1), packed.name,
-                    (lead * panels + sym("p")) * product.depth * PANEL,
-                    count, product.depth, ROW_TILE, PANEL,
+                    (lead * panels + sym("p")) * product.depth * panel,
+                    count, product.depth, row_tile, panel,
                 )
             )  # fmt: skip
-            width = minimum(columns - sym("p") * PANEL, const(PANEL))
+            width = minimum(columns - sym("p") * panel, const(panel))
             self._loop("r", const(0), count, lambda: one_row(start, width))
 
         def one_row(start: Expr, width: Expr) -> None:
-            self.facts = self.facts.with_ranges({"r": (0, ROW_TILE - 1)})
+            self.facts = self.facts.with_ranges({"r": (0, row_tile - 1)})
             self._loop("c", const(0), width, lambda: element(start), vector=True)
 
         def element(start: Expr) -> None:
@@ -431,7 +433,7 @@ class _Lowering:
             self.tile_name = tile
             row = split_index(start + sym("r"), [domain[x] for x in product.rows], self.facts)
             column = split_index(
-                sym("p") * PANEL + sym("c"), [domain[x] for x in product.columns], self.facts
+                sym("p") * panel + sym("c"), [domain[x] for x in product.columns], self.facts
             )
             at: dict[int, Expr] = {x: sym(f"d{x}") for x in product.batch}
             at.update(zip(product.rows, row, strict=True))
@@ -439,10 +441,10 @@ class _Lowering:
             self._store([at.get(x, const(0)) for x in range(len(domain))])
 
         def all_tiles() -> None:
-            self._loop("t", const(0), floordiv(end - first + (ROW_TILE - 1), ROW_TILE), one_tile)
+            self._loop("t", const(0), floordiv(end - first + (row_tile - 1), row_tile), one_tile)
 
         self._loop("p", sym("nb") * PANEL_GROUP, panel_end, all_tiles)
-        return parallel, _at_least_one(product.depth) * (PANEL_GROUP * PANEL)
+        return parallel, _at_least_one(product.depth) * (PANEL_GROUP * panel)
 
     def _other_axes(self, axis: int) -> tuple[list[tuple[str, Expr]], list[Expr]]:
         domain = self.group.domain
