@@ -18,6 +18,8 @@ from stagefuse.dsl.dtypes import BOOL, I64, DType
 from stagefuse.dsl.source import Span
 from stagefuse.dsl.types import TensorType
 
+from .scalar import convert
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -126,7 +128,10 @@ class Scan:
 
 @dataclass(frozen=True)
 class Sort:
-    """Two results: the values in stable order along `axis`, NaN last, and where they came from."""
+    """Two results: the values in stable order along `axis`, and where they came from.
+
+    NaN is greater than every number: last, or first if descending.
+    """
 
     axis: int
     descending: bool
@@ -283,8 +288,7 @@ class Builder:
         elif dtype.is_int:
             value = int(value)
         else:
-            with np.errstate(all="ignore"):
-                value = float(np.asarray(value, np.float64).astype(dtype.numpy))
+            value = float(convert(np.asarray(value, np.float64), dtype))
         return self.broadcast(self._one(Scalar(value), (), TensorType(dtype, ())), shape)
 
     def map(self, fn: str, *operands: Ref, dtype: DType | None = None) -> Ref:
