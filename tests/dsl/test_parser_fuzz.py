@@ -39,8 +39,8 @@ where B in 1..=256, T in 1..=512, T % HEADS == 0:
     (x, [y, 1])
 '''
 FRAGMENTS = tuple(
-    """( ) [ ] : , . .. ..= ... = == |> | -> * ** - + \\ # \" \"\"\" ' $ { } ; ! é ½ 1 1e 0x 1. 1_ x and
-    None True else: sum[ while\u3000x: \u2028 \ufeff \U0001f600 \0""".split()
+    """( ) [ ] : , . .. ..= ... = == |> | -> * ** - + \\ # \" \"\"\" ' $ { } ; ! é ½ 1 1e 0x 1. 1_
+    x and None True else: sum[ while \ufeff \U0001f600 \0""".split()
 ) + (
     "\n", "\n    ", "\n        ", "\t", "\r", "\f", " ", "not ", "in ", "if ", "elif ", "for ",
     "where ", "fn ", "pipeline ", "const ", "import ", "weights ", "sum[i] ", "return ", "lambda ",
