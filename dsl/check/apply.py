@@ -36,6 +36,7 @@ class Arg:
 
     value: Value
     span: Span
+    keyword: Span | None = None
 
 
 Bound = dict[str, Arg]
@@ -65,12 +66,12 @@ def bind(
             raise Failed(
                 "E0206",
                 f"{what} has no parameter `{name}`",
-                arg.span,
+                arg.keyword or arg.span,
                 notes=[f"the parameters are: {takes}"],
                 help=f"the nearest name is `{near}`" if near else None,
             )
         if name in bound:
-            raise Failed("E0206", f"`{name}` is given twice", arg.span)
+            raise Failed("E0206", f"`{name}` is given twice", arg.keyword or arg.span)
         bound[name] = arg
     missing = [name for name in required if name not in bound]
     if missing:

@@ -11,7 +11,7 @@ from . import calls, notation, subscripts
 from .apply import Arg, apply, size
 from .frame import Frame
 from .literals import own_dtype
-from .report import Failed, text_of
+from .report import Failed, nearest, text_of
 from .values import (
     NONE,
     POISON,
@@ -44,7 +44,7 @@ def evaluate(frame: Frame, node: ast.Expr) -> Value:
     try:
         return _evaluate(frame, node)
     except Failed as failure:
-        frame.checker.reporter.report(failure, frame.recorder.stack)
+        frame.checker.reporter.report(failure, frame.recorder.calls)
         return POISON
 
 
@@ -112,8 +112,10 @@ def attribute(frame: Frame, node: ast.Attribute) -> Value:
         case Module():
             found = frame.checker.value(base.scope, node.name)
             if found is None:
-                raise frame.checker.unknown(
-                    node.name, node.name_span, list(base.scope.items), f"name of `{base.name}`"
+                near = nearest(node.name, base.scope.items)
+                raise Failed(
+                    "E0201", f"`{base.name}` has no `{node.name}`", node.name_span,
+                    help=f"the nearest name is `{near}`" if near else None,
                 )
             return found
         case Items() if node.name in base.names:
@@ -136,7 +138,9 @@ def _call(frame: Frame, node: ast.Call, first: list[Arg]) -> Value:
     for keyword in node.kwargs:
         if keyword.name in keywords:
             raise Failed("E0206", f"`{keyword.name}` is given twice", keyword.span)
-        keywords[keyword.name] = Arg(evaluate(frame, keyword.value), keyword.value.span)
+        keywords[keyword.name] = Arg(
+            evaluate(frame, keyword.value), keyword.value.span, keyword.span
+        )
     return calls.call(frame, function, args, keywords, node.span, node.fn)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from .values import (
     BuiltinFunction,
     Dim,
     DTypeValue,
+    EntryPoint,
     Function,
     Interval,
     Items,
@@ -153,8 +155,7 @@ class Checker:
                 return self._weights(scope, item)
             case ast.Fn():
                 return Function(item, scope)
-        raise Failed("E0204", f"`{item.name}` is a pipeline and cannot be called", item.span,
-                     help="move what both need into an `fn`")
+        return EntryPoint(item.name)
 
     def _constant(self, scope: ModuleScope, item: ast.Const) -> Value:
         from .expressions import evaluate
@@ -206,14 +207,23 @@ class Checker:
         found = self.modules[item.name]
         return POISON if found is None else Module(item.name, found)
 
-    def unknown(self, name: str, span: Span, names: list[str], what: str = "name") -> Failed:
-        near = nearest(name, names)
+    def unknown(self, name: str, span: Span, names: list[str]) -> Failed:
         if name in RESERVED:
             return Failed("E0212", f"`{name}` is reserved for later", span)
-        return Failed(
-            "E0201", f"unknown {what} `{name}`", span,
-            help=f"the nearest name is `{near}`" if near else None,
-        )
+        near = nearest(name, names)
+        advice = f"the nearest name is `{near}`" if near else self._elsewhere(name)
+        return Failed("E0201", f"unknown name `{name}`", span, help=advice)
+
+    def _elsewhere(self, name: str) -> str | None:
+        """Where the library has the name, for help."""
+        if self.load_module(name) is not None:
+            return f"add `import {name}` at the top"
+        for module in (*self.modules, "nn", "math", "image"):
+            source = self.load_module(module)
+            if source is not None and re.search(rf"^fn {re.escape(name)}\b", source.text, re.M):
+                missing = "" if module in self.modules else f", after `import {module}`"
+                return f"`{module}` has it: `{module}.{name}`{missing}"
+        return None
 
 
 def _is_constant(value: Value) -> bool:

@@ -65,13 +65,21 @@ class Notation:
     symbols: dict[int, tuple[str, ...]] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
 
-    def declare(self, owner: Any, variables: tuple[ast.IndexVar, ...]) -> dict[str, str]:
+    def declare(
+        self, owner: Any, variables: tuple[ast.IndexVar, ...], scope: Mapping[str, str]
+    ) -> dict[str, str]:
         """New symbols for the indices of a definition or reduction. Raises Failed."""
         names: dict[str, str] = {}
         for variable in variables:
             if variable.name in names:
                 raise Failed("E0215", f"the index `{variable.name}` is named twice", variable.span)
             self.frame.checker.require_free(variable.name, variable.span)
+            others = [*(v.name for v in variables), *scope]
+            if variable.range is not None and mentions([variable.range], dict.fromkeys(others)):
+                raise Failed(
+                    "E0215", "a range cannot depend on another index", variable.range.span,
+                    help="run over the whole range, and `select(condition, value, 0)`",
+                )
             names[variable.name] = self._symbol(variable.name)
             self.indices.append(
                 Index(names[variable.name], variable.name, variable.span,
@@ -101,7 +109,7 @@ class Notation:
     def collect(self, node: Any, scope: dict[str, str]) -> None:
         """Every access below a node. Raises Failed, Poisoned."""
         if isinstance(node, ast.Reduction):
-            self.collect(node.body, {**scope, **self.declare(node, node.indices)})
+            self.collect(node.body, {**scope, **self.declare(node, node.indices, scope)})
             return
         if isinstance(node, ast.Subscript) and mentions(node.items, scope):
             self._collect_access(node, scope)
@@ -277,7 +285,7 @@ def definition(frame: Frame, node: ast.IndexDef) -> Value:
     """The tensor of `name[indices] = value`. Raises Failed."""
     notation = Notation(frame)
     try:
-        names = notation.declare(node, node.indices)
+        names = notation.declare(node, node.indices, {})
         notation.collect(node.value, names)
     except Poisoned:
         return POISON

@@ -23,8 +23,14 @@ class Recorder:
         self.body: list[Apply] = []
         self.checks: list[Check] = []
         self.stack: list[Span] = []
+        self.hidden = 0
         self.labels: list[str] = [name]
         self._shared: dict[tuple[Any, ...], Tensor] = {}
+
+    @property
+    def calls(self) -> list[Span]:
+        """The calls that led here, outermost first, as far as the program has them."""
+        return self.stack[self.hidden :]
 
     @contextmanager
     def inside(self, span: Span, name: str) -> Iterator[None]:

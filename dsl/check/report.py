@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from ..diagnostics import CODES, Diagnostic, Label, error, nearest
+from ..diagnostics import CODES, Diagnostic, Label, error
+from ..diagnostics import nearest as nearest_of
 from ..source import Span
 
 CODES.update(
@@ -51,6 +52,13 @@ class Failed(Exception):
 def text_of(span: Span) -> str:
     """The source of a span, on one line."""
     return " ".join(span.source.text[span.start : span.end].split())
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The known name that is near; one of one or two letters is near only in another case."""
+    if len(name) < 3:
+        return next((n for n in names if n != name and n.lower() == name.lower()), None)
+    return nearest_of(name, names)
 
 
 class Reporter:

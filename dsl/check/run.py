@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from .. import ast
 from ..diagnostics import Diagnostic
@@ -95,9 +96,11 @@ class _Entry:
 
     def pipeline(self) -> Pipeline | None:
         """The checked pipeline, or None if its result is wrong. Raises Failed."""
-        try:
-            specs = [(p, self._input_spec(p)) for p in self.node.params]
-        except Silent:
+        specs = []
+        for param in self.node.params:
+            with self.checker.reporter.catching(), suppress(Silent):
+                specs.append((param, self._input_spec(param)))
+        if len(specs) < len(self.node.params):
             return None
         dims = tuple(self.signature.variables)
         self._require_solvable(specs)
@@ -311,6 +314,7 @@ def _check_uncalled(checker: Checker, scope: ModuleScope, node: ast.Fn) -> None:
             recorder.facts = gather_facts(recorder, signature, node.where)
             for name in signature.variables:
                 recorder.facts.ranges.setdefault(name, (0, None))  # type: ignore[attr-defined]
+            recorder.hidden = 1
             call = _Inlining(caller, Function(node, scope), args, {}, node.name_span)
             call.value()
     except Silent:

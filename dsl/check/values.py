@@ -6,9 +6,10 @@ Only tensors exist when a pipeline runs; everything else is known while compilin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..dims import Expr
+from ..dims import Expr, const
 from ..dtypes import DType
 from ..program import ValueId
 from ..signature import Builtin
@@ -105,6 +106,16 @@ class WeightsHandle:
     path: str
     tensors: dict[str, tuple[DType, tuple[int, ...]]]
 
+    @cached_property
+    def below(self) -> dict[str, dict[str, None]]:
+        """The names one level below every prefix, in the file's order."""
+        found: dict[str, dict[str, None]] = {"": {}}
+        for key in self.tensors:
+            parts = key.split(".")
+            for depth, part in enumerate(parts):
+                found.setdefault(".".join(parts[:depth]), {})[part] = None
+        return found
+
 
 @dataclass(frozen=True)
 class Scope(Value):
@@ -120,8 +131,6 @@ class Scope(Value):
         if header is None:
             return None
         dtype, shape = header
-        from ..dims import const
-
         return TensorType(dtype, tuple(const(n) for n in shape))
 
     def path_of(self, name: str) -> str:
@@ -129,18 +138,11 @@ class Scope(Value):
 
     def children(self) -> list[str]:
         """The names one level down, in the file's order."""
-        start = f"{self.prefix}." if self.prefix else ""
-        found: dict[str, None] = {}
-        for key in self.handle.tensors:
-            if key.startswith(start) and len(key) > len(start):
-                found[key[len(start) :].split(".")[0]] = None
-        return list(found)
+        return list(self.handle.below.get(self.prefix, {}))
 
     def child(self, name: str) -> Scope | None:
         path = self.path_of(name)
-        below = path + "."
-        tensors = self.handle.tensors
-        if path in tensors or any(key.startswith(below) for key in tensors):
+        if path in self.handle.tensors or path in self.handle.below:
             return Scope(self.handle, path)
         return None
 
@@ -151,6 +153,13 @@ class Function(Value):
 
     node: ast.Fn
     module: ModuleScope
+
+
+@dataclass(frozen=True)
+class EntryPoint(Value):
+    """A pipeline of the file, which cannot be called."""
+
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +225,8 @@ def describe(value: Value) -> str:
             return f"the range {value.start}..{value.stop}"
         case Function():
             return f"the function `{value.node.name}`"
+        case EntryPoint():
+            return f"the pipeline `{value.name}`"
         case BuiltinFunction():
             return f"the built-in `{value.record.name}`"
         case Special():
