@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import networkx as nx
-
 from stagefuse.dsl.dims import Expr, Facts, IntLike, as_expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import BOOL, I64, DType
 from stagefuse.dsl.source import Span
@@ -187,13 +185,19 @@ class Node:
         return self.types[0]
 
 
+def _topology() -> Any:
+    import networkx as nx  # 70 ms, and checking a program builds no graph
+
+    return nx.DiGraph()
+
+
 @dataclass
 class Graph:
     """Nodes by id, in a topological order, with the inputs' names and the results."""
 
     facts: Facts
     nodes: dict[int, Node] = field(default_factory=dict)
-    topology: Any = field(default_factory=nx.DiGraph)
+    topology: Any = field(default_factory=_topology)
     results: tuple[Ref, ...] = ()
 
     def add(self, node: Node) -> None:
