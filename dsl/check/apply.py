@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -280,14 +281,25 @@ class _Call:
             for arg in args
             if not isinstance(arg.value, Number) and (culprit is None or arg.span != culprit.span)
         ]
+        span, label = self.span, error.label
         if culprit is not None:
-            label = error.label or describe(culprit.value)
-            return Failed(
-                "E0207", error.message, culprit.span, label, others[:2], error.notes, error.help
-            )
-        return Failed(
-            "E0207", error.message, self.span, error.label, others[:3], error.notes, error.help
-        )
+            span, label = culprit.span, error.label or describe(culprit.value)
+        advice = None if error.help is None else self._in_their_words(error.help)
+        return Failed("E0207", error.message, span, label, others[:3], error.notes, advice)
+
+    def _in_their_words(self, text: str) -> str:
+        """Help with the arguments as the user wrote them in place of parameter names."""
+        written = {
+            name: text_of(self.bound[name].span) for name in self.tensors if name in self.bound
+        }
+
+        def argument(match: re.Match[str]) -> str:
+            return written.get(match.group(), match.group())
+
+        def code(match: re.Match[str]) -> str:
+            return re.sub(r"[A-Za-z_]\w*(?![\w(=])", argument, match.group())
+
+        return re.sub(r"`[^`]*`", code, text)
 
 
 def static(param: Param, arg: Arg, owner: str) -> Any:

@@ -38,7 +38,7 @@ Headers = Mapping[str, tuple[DType, tuple[int, ...]]]
 SPECIALS = ("has", "len")
 RESERVED = ("extern", "scan", "state")
 CONSTANT_TYPES = ("int", "float", "bool", "str", "weights")
-MAX_STEPS = 200_000
+MAX_STEPS = 100_000
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..dims import Expr, Facts, const
+from ..dims import Expr, Facts
 from ..dtypes import BOOL, F32, I64, DType
 from ..program import Apply, Check, ValueId
 from ..source import Span
@@ -148,6 +148,20 @@ class Recorder:
         found = Check(expr, relation, message, span)
         if found not in self.checks:
             self.checks.append(found)
+        pair = divided(expr) if relation == "==0" else None
+        if pair is not None and pair not in self.facts.divisible:
+            self.facts = Facts(self.facts.ranges, (*self.facts.divisible, pair))
+
+
+def divided(expr: Expr) -> tuple[Expr, Expr] | None:
+    """a and b where the expression is a % b, which is to be 0."""
+    if len(expr.terms) != 1:
+        return None
+    monomial, coefficient = expr.terms[0]
+    if abs(coefficient) != 1 or len(monomial) != 1 or monomial[0][1] != 1:
+        return None
+    atom = monomial[0][0]
+    return (atom.args[0], atom.args[1]) if atom.kind == "%" else None
 
 
 def default_dtype(number: Number) -> DType:
@@ -155,7 +169,3 @@ def default_dtype(number: Number) -> DType:
     if isinstance(number.value, bool):
         return BOOL
     return I64 if isinstance(number.value, int) else F32
-
-
-def zero() -> Expr:
-    return const(0)

@@ -28,7 +28,7 @@ from .declared import (
 from .expressions import evaluate
 from .frame import Frame
 from .modules import Checker, Headers, ModuleScope
-from .record import Recorder
+from .record import Recorder, divided
 from .report import Failed
 from .unify import Declared, Solver
 from .values import NONE, Dim, Function, Items, Number, Scope, Tensor, Value, is_poison
@@ -240,10 +240,9 @@ def _add_fact(
     divisible: list[tuple[Expr, Expr | int]], expr: Expr, relation: str,
 ) -> None:
     if relation == "==0":
-        if len(expr.terms) == 1 and len(expr.terms[0][0]) == 1:
-            atom, power = expr.terms[0][0][0]
-            if atom.kind == "%" and power == 1 and abs(expr.terms[0][1]) == 1:
-                divisible.append((atom.args[0], atom.args[1]))
+        pair = divided(expr)
+        if pair is not None:
+            divisible.append(pair)
         for name in sorted(expr.symbols()):
             slope = expr.coefficient(name)
             if slope is not None and slope.as_int() in (1, -1) and name in ranges:

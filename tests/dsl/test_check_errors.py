@@ -1,0 +1,252 @@
+"""Programs that are wrong: the code, the place and the words of each diagnostic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from stagefuse.compiler.ops import BUILTINS
+from stagefuse.dsl.check import check
+from stagefuse.dsl.diagnostics import Diagnostic, render, render_all
+from stagefuse.dsl.dtypes import F32, DType
+from stagefuse.dsl.parser import parse
+from stagefuse.dsl.source import Source
+from stagefuse.dsl.weights import WeightsError
+
+STD = Path(__file__).parents[2] / "dsl" / "std"
+WEIGHTS: Mapping[str, tuple[DType, tuple[int, ...]]] = {
+    "embeddings.word_embeddings.weight": (F32, (100, 384)),
+    "embeddings.position_embeddings.weight": (F32, (512, 384)),
+    "layer.0.weight": (F32, (384,)),
+    "layer.1.weight": (F32, (384,)),
+}
+
+
+def headers(path: str) -> Mapping[str, tuple[DType, tuple[int, ...]]]:
+    if path == "missing.npz":
+        raise WeightsError("there is no file `missing.npz`")
+    return WEIGHTS
+
+
+def load(name: str) -> Source | None:
+    path = STD / f"{name}.pipe"
+    return Source(f"std/{name}.pipe", path.read_text()) if path.exists() else None
+
+
+def errors(text: str, **options: object) -> list[Diagnostic]:
+    source = Source("t.pipe", text)
+    tree, problems = parse(source)
+    assert not problems, render_all(problems)
+    _, found = check(
+        tree, source, builtins=BUILTINS, load_module=load, weights=headers, **options  # type: ignore[arg-type]
+    )
+    return list(found)
+
+
+def only(text: str) -> Diagnostic:
+    found = errors(text)
+    assert len(found) == 1, render_all(found)
+    return found[0]
+
+
+def body(lines: str, inputs: str = "x: f32[B, 4], ids: i64[N]") -> Diagnostic:
+    return only(f"pipeline p({inputs}):\n    {lines}\n")
+
+
+def test_the_example_of_the_design() -> None:
+    text = (
+        "import nn\n"
+        'weights w = "minilm.safetensors"\n'
+        "pipeline embed(ids: i64[B, T]) -> f32[B, T, 384]\n"
+        "where B in 1..=256, T in 1..=512:\n"
+        "    x = nn.embedding(ids, w.embeddings.word_embeddings)\n"
+        "        + w.embeddings.position_embeddings.weight\n"
+        "    x\n"
+    )
+    shown = render(only("\n" * 15 + text)).replace("t.pipe", "examples/minilm.pipe")
+    assert shown == """\
+error[E0203]: these two shapes do not broadcast
+  --> examples/minilm.pipe:20:9
+   |
+20 |     x = nn.embedding(ids, w.embeddings.word_embeddings)
+   |         ----------------------------------------------- f32[B, T, 384]
+21 |         + w.embeddings.position_embeddings.weight
+   |           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ f32[512, 384]
+   = note: dimension 1 is T on the left and 512 on the right; T is in 1..=512, so they differ \
+for some sizes
+   = help: take the first T rows: `w.embeddings.position_embeddings.weight[:T]`"""
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "place", "words", "advice"),
+    [
+        ("sqr(x)", "E0201", "sqr", "unknown name `sqr`", "`sqrt`"),
+        ("x + Q", "E0201", "Q", "unknown name `Q`", ""),
+        ("softmax(x)", "E0201", "softmax", "unknown name", "`nn.softmax`"),
+        ("f32(ids) + ids", "E0202", "ids", "f32 and i64", "f32(ids)"),
+        ("x + ids[0]", "E0202", "ids[0]", "f32 and i64", "`f32(ids[0])`"),
+        ("x * B", "E0202", "B", "f32 and i64", "`f32(B)`"),
+        ("u8(ids) + 300", "E0202", "300", "does not fit u8", ""),
+        ("ids + 0.5", "E0202", "0.5", "not an integer", ""),
+        ("x * True", "E0202", "True", "is a bool", ""),
+        ("x + sum(x, axis=1)", "E0203", "sum(x, axis=1)", "do not broadcast", ""),
+        ("x + y", "E0201", "y", "unknown name `y`", ""),
+        ("x + None", "E0204", "None", "must be a tensor", ""),
+        ("x + \"a\"", "E0204", "\"a\"", "must be a tensor", ""),
+        ("exp", "E0205", "exp", "the result of a pipeline", ""),
+        ("exp()", "E0206", "exp()", "needs `x`", ""),
+        ("exp(x, x)", "E0206", "x", "1 positional argument; 2 given", ""),
+        ("sum(x, axs=1)", "E0206", "axs=1", "no parameter `axs`", "`axis`"),
+        ("ids / 2", "E0207", "ids / 2", "`/` on integers", "`ids // 2`"),
+        ("B / 2", "E0207", "B / 2", "`/` on integers", "`B // 2`"),
+        ("exp(ids)", "E0207", "ids", "takes floats", "`f32(ids)`"),
+        ("1 / 0", "E0207", "0", "division by zero", ""),
+        ("reshape(x, [3, 5])", "E0207", "[3, 5]", "number of elements", ""),
+        ("sum(x, axis=5)", "E0207", "5", "axis 5 is out of range", ""),
+        ("concat(x, x)", "E0204", "x", "a list of tensors", "`[x]`"),
+        ("sum(x, axis=ids)", "E0208", "ids", "an axis", ""),
+        ("x(3)", "E0204", "x", "cannot be called", ""),
+        ("p(x)", "E0204", "p", "cannot be called", ""),
+        ("x.shape", "E0220", "shape", "no attribute `shape`", "f32[B, T]"),
+        ("x[:, 4]", "E0216", "4", "index 4 is out of bounds", ""),
+        ("x[:, -5]", "E0216", "-5", "index -5 is out of bounds", ""),
+        ("x[B]", "E0216", "B", "index B is out of bounds", ""),
+        ("x[0, 0, 0]", "E0216", "x[0, 0, 0]", "too many indices: 3 for 2 dimensions", ""),
+        ("x[x > 0]", "E0216", "x > 0", "a tensor index holds integers", "select"),
+        ("x[..., ...]", "E0216", "...", "`...` can stand once", ""),
+        ("x[::0]", "E0216", "0", "the step of a slice", ""),
+        ("x[0.5]", "E0216", "0.5", "not an index", ""),
+        ("y[b] = x[b]", "E0215", "x[b]", "1 index for 2 dimensions", ""),
+        ("y[b, i] = x[b, i] + ids[i]", "E0215", "ids[i]", "`i` has two sizes", "in 0..4"),
+        ("y[b, i] = x[b, i - 1]", "E0215", "x[b, i - 1]", "does not start at 0", "`i in a..b`"),
+        ("y[b, i in 0..5] = x[b, i]", "E0215", "x[b, i]", "leaves the bounds of `x`", ""),
+        ("y[b, i, j] = x[b, i]", "E0215", "j", "the range of `j` cannot be found", "0..N"),
+        ("y[b, b] = x[b, b]", "E0215", "b", "named twice", ""),
+        ("y[b, i] = x[b][i]", "E0215", "x[b]", "", "`x[i, j]`"),
+        ("y[b, i] = sum(x[b, i])", "E0215", "sum(x[b, i])", "cannot be applied inside", ""),
+        ("y[n] = ids[n] + ids", "E0215", "ids", "needs an index for each", ""),
+        ("y[n] = sum[k in 0..n] ids[k]", "E0215", "0..n", "another index", ""),
+        ("y[n] = ids[n, :]", "E0215", "ids[n, :]", "2 indices for 1 dimension", ""),
+        ("max = x", "E0210", "max", "built in", ""),
+        ("f32 = x", "E0210", "f32", "built in", ""),
+        ("a, b, c = x, x", "E0204", "a, b, c", "3 names need a tuple of 3", ""),
+    ],
+)  # fmt: skip
+def test_one_wrong_line(line: str, code: str, place: str, words: str, advice: str) -> None:
+    found = body(line)
+    assert (found.code, found.primary.span.text) == (code, place), render(found)
+    assert words in found.message
+    assert advice in (found.help.text if found.help else "")
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("const exp = 1", "E0210", "`exp` is built in and cannot be redefined"),
+        ("const A = 1\nconst A = 2", "E0210", "`A` is defined twice"),
+        ("const A = B\nconst B = A", "E0211", "defined by itself"),
+        ("const A = zeros([3])", "E0208", "`A` must be a constant"),
+        ("import nowhere", "E0213", "there is no module `nowhere`"),
+        ('weights w = "missing.npz"', "E0214", "there is no file"),
+        ("pipeline p(x: f32[B], x: f32[B]):\n    x", "E0210", "`x` is named twice"),
+        ("pipeline p(n: int):\n    n", "E0219", "the inputs of a pipeline are tensors"),
+        ("pipeline p(x: f32[*S]):\n    x", "E0219", "a fixed number of dimensions"),
+        ("pipeline p(x: f32[2 * A * B]):\n    x", "E0219", "`A` does not follow"),
+        ("pipeline p(x: float[3]):\n    x", "E0219", "unknown type `float`"),
+        ("pipeline p(x: f32[n]):\n    x", "E0201", "unknown size `n`"),
+        ("import nn\npipeline p(x: f32[nn]):\n    x", "E0219", "cannot be a dimension"),
+        ("fn f[E: real](x: E[N]):\n    x", "E0219", "unknown class of dtypes `real`"),
+        ("pipeline p(x: f32[B]) where C in 1..3:\n    x", "E0217", "no dimension"),
+        ("pipeline p(x: f32[B]) where B in 3..3:\n    x", "E0217", "empty range"),
+        ("pipeline p(x: f32[B]):\n    y = x", "E0218", "has no result"),
+        ("pipeline p(x: f32[B]):\n    x + 1\n    x", "E0209", "nothing uses the value"),
+        ("pipeline p(x: f32[B]) -> f32[B, 2]:\n    x", "E0205", "must be f32[B, 2]"),
+        ("pipeline p(x: f32[B, C]) -> f32[C, B]:\n    x", "E0205", "must be f32[C, B]"),
+        ("pipeline p(x: f32[B]) -> i64[B]:\n    x", "E0205", "must be i64[B]"),
+        ("pipeline p(x: f32[B]) -> (a: f32[B], b: f32[B]):\n    x", "E0205", "2 results"),
+        ("fn f(x: f32[N]):\n    f(x)", "E0211", "`f` calls itself"),
+        ("fn f(x: f32[N]):\n    x + nope", "E0201", "unknown name `nope`"),
+        ("fn f(x: f32[N], n: int):\n    x\npipeline p(x: f32[B], n: i64):\n    f(x, n)",
+         "E0208", "an integer known while compiling"),
+        ("fn f(x: f32[N], y: f32[N]):\n    x\npipeline p(x: f32[3], y: f32[5]):\n    f(x, y)",
+         "E0205", "`y` of `f` must be f32[N]"),
+        ("fn f(x: f32[N]):\n    x\npipeline p(x: f16[3]):\n    f(x)", "E0204", "must be f32[N]"),
+        ("fn f[E: float](x: E[N]):\n    x\npipeline p(x: i8[3]):\n    f(x)", "E0204", "float"),
+        ("fn f[E: any](x: E[N], y: E[N]):\n    x\npipeline p(x: i8[3], y: u8[3]):\n    f(x, y)",
+         "E0202", "i8 and u8"),
+        ("fn f(x: f32[N]) where N % 4 == 0:\n    x\npipeline p(x: f32[6]):\n    f(x)",
+         "E0217", "`f` needs `N % 4 == 0`"),
+        ("fn f(x: f32[2*N]):\n    x\npipeline p(x: f32[5]):\n    f(x)", "E0205", "f32[2*N]"),
+        ("fn f(x: f32[N + 6]):\n    x\npipeline p(x: f32[5]):\n    f(x)", "E0205", "f32[N + 6]"),
+        ("pipeline p(x: f32[B]):\n    if max(x) > 0:\n        x\n    else:\n        -x",
+         "E0208", "known while compiling"),
+        ("pipeline p(x: f32[B]):\n    for i in 0..B:\n        x = x + 1\n    x",
+         "E0208", "not known while compiling"),
+        ("pipeline p(x: f32[B]):\n    for i in 0..100000000:\n        x = x + 1\n    x",
+         "E0208", "unrolls"),
+        ("pipeline p(x: f32[B]):\n    for i in x:\n        y = i\n    x", "E0204", "a loop runs"),
+        ("pipeline p(x: f32[B]):\n    x + 9 ** 9999", "E0207", "64 bits"),
+    ],
+)  # fmt: skip
+def test_one_wrong_program(text: str, code: str, words: str) -> None:
+    found = only(text + "\n")
+    assert found.code == code, render(found)
+    assert words in found.message
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("w.layr", "E0214", "have no `layr`"),
+        ("w.layer[2]", "E0214", "have no `2` at `layer`"),
+        ("w.layer[0].weight.bias", "E0214", "have no `bias`"),
+        ("w + 1", "E0204", "must be a tensor"),
+        ("w.layer(x)", "E0204", "cannot be called"),
+        ("w[0.5]", "E0214", "by a text or a number"),
+        ("w", "E0205", "result"),
+    ],
+)
+def test_wrong_weights(line: str, code: str, words: str) -> None:
+    found = only(f'weights w = "a.npz"\npipeline p(x: f32[384]):\n    {line}\n')
+    assert found.code == code, render(found)
+    assert words in found.message
+
+
+def test_an_override_that_nothing_names() -> None:
+    text = 'weights w = "a.npz"\npipeline p(x: f32[384]):\n    x\n'
+    (found,) = errors(text, overrides={"v": "b.npz"})
+    assert found.code == "E0214" and "no weights `v`" in found.message
+
+
+def test_all_independent_errors_in_order_and_nothing_that_follows() -> None:
+    found = errors(
+        "import nn\n"
+        "const A = nope\n"
+        "fn unused(x: f32[N]) -> f32[N]:\n"
+        "    x + A + missing\n"
+        "pipeline first(x: f32[B]) -> f32[B]:\n"
+        "    y = x + undefined\n"
+        "    z = y * 2 + y\n"
+        "    for i in 0..3:\n"
+        "        z = z + exp(i, i)\n"
+        "    u[b] = z[b] + y[b]\n"
+        "    u\n"
+        "pipeline second(x: i64[B]) -> f32[B]:\n"
+        "    nn.relu(x) / 2\n"
+    )
+    assert [(d.primary.span.line, d.primary.span.text) for d in found] == [
+        (2, "nope"), (4, "missing"), (6, "undefined"), (9, "i"), (13, "nn.relu(x) / 2"),
+    ]  # fmt: skip
+
+
+def test_the_same_error_of_a_function_is_said_once_with_its_call() -> None:
+    found = only(
+        "fn f(x: f32[A], y: f32[B]) -> f32[A]:\n"
+        "    x + y\n"
+        "pipeline p(x: f32[3], y: f32[4]):\n"
+        "    f(x, y) + f(x, y)\n"
+    )
+    assert found.primary.span.line == 2
+    assert "in the call `f(x, y)` at t.pipe:4:5" in found.notes
