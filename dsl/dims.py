@@ -569,11 +569,9 @@ class Facts:
         if not rest.terms:
             return True
         for known, number in self.divisible:
-            if known == rest and not _divide(as_expr(number), by)[1].terms:
-                return True
             quotient, left = _divide(rest, known)
             if quotient.terms and not left.terms:
-                if not _divide(as_expr(number), by)[1].terms:
+                if not _divide(as_expr(number) * quotient, by)[1].terms:
                     return True
         return False
 

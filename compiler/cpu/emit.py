@@ -563,7 +563,6 @@ class _KernelWriter:
         properties = []
         if group:
             properties.append(self.module.node(f'!{{!"llvm.loop.parallel_accesses", {group}}}'))
-        properties.append(self.module.node('!{!"llvm.loop.vectorize.enable", i1 true}'))
         if short:
             properties.append(self.module.node('!{!"llvm.loop.interleave.count", i32 1}'))
             properties.append(self.module.node('!{!"llvm.loop.unroll.disable"}'))
