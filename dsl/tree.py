@@ -15,6 +15,7 @@ Children: TypeAlias = list[Any]
 
 MAX_DEPTH = 100
 """Expressions inside expressions; more could exhaust Python's stack in the phases that follow."""
+_TRANSPARENT = frozenset(("arguments", "items", "parenthesized"))
 _STATEMENTS = frozenset(
     ("line_statement", "for_statement", "if_statement", "block", "error_statement", "module")
 )
@@ -58,7 +59,8 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
 
     def _measure(self, span: Span, rule: str, children: Children, found: Any) -> None:
         """Report an expression that is nested too deeply, where it first is."""
-        depth = 1 + max((self.depths.get(id(child), 0) for child in children), default=0)
+        depth = max((self.depths.get(id(child), 0) for child in children), default=0)
+        depth += rule not in _TRANSPARENT
         if rule in _STATEMENTS:
             depth = 0
         if depth == MAX_DEPTH + 1:

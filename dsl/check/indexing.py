@@ -208,6 +208,27 @@ def _is_nonneg(facts: Facts, expr: Expr) -> Expr:
     return maximum(minimum(expr + 1, 1, facts), 0, facts)
 
 
+def is_part(facts: Facts, part: Expr, whole: Expr) -> bool:
+    """Whether part <= whole, also where one of them has a quotient.
+
+    With d >= 1, p >= 0 follows from d*p >= 0, and x - d + 1 <= d*(x // d) <= x.
+    """
+    gap = whole - part
+    if facts.is_nonneg(gap):
+        return True
+    for monomial, coefficient in gap.terms:
+        if len(monomial) == 1 and monomial[0][1] == 1 and monomial[0][0].kind == "//":
+            inner, divisor = monomial[0][0].args
+            times = divisor.as_int()
+            if times is None or times < 1:
+                continue
+            rest = gap - Expr(((monomial, coefficient),))
+            least = inner if coefficient < 0 else inner - times + 1
+            if facts.is_nonneg(rest * times + least * coefficient):
+                return True
+    return False
+
+
 def _clamped(facts: Facts, expr: Expr, extent: Expr, low: int, high: int) -> Expr:
     """A slice's bound as Python clamps it, to low..extent+high. `low` is 0 or -1."""
     top = extent + high
@@ -219,7 +240,7 @@ def _clamped(facts: Facts, expr: Expr, extent: Expr, low: int, high: int) -> Exp
         return maximum(expr + extent, low, facts)
 
     if facts.is_nonneg(expr):
-        return from_start()
+        return expr if is_part(facts, expr, top) else from_start()
     if facts.is_nonneg(-expr - 1):
         return from_end()
     positive = _is_nonneg(facts, expr)
@@ -245,6 +266,10 @@ def cut_bounds(facts: Facts, cut: Cut, extent: Expr) -> tuple[Expr, Expr]:
         stop = _clamped(facts, cut.stop, extent, low, high)
     span = stop - start if step > 0 else start - stop
     steps = floordiv(span + abs(step) - 1, abs(step), facts)
-    return start, facts.simplify(maximum(steps, 0, facts))
+    if not is_part(facts, const(0), span):
+        steps = maximum(steps, 0, facts)
+    length = facts.simplify(steps)
+    is_half = step == 1 and not facts.simplify(length - start).terms
+    return start, start if is_half else length
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..diagnostics import CODES, Diagnostic, Label, error
@@ -62,17 +62,22 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 class Reporter:
-    """The diagnostics found so far; the same place is reported once."""
+    """The diagnostics found so far; the same place is reported once.
+
+    While `doubt` is set, the failures that it holds for are not reported.
+    """
 
     def __init__(self) -> None:
         self.found: dict[tuple[str, str, int, int], Diagnostic] = {}
-        self.muted = 0
+        self.doubt: Callable[[Failed], bool] | None = None
 
     def report(self, failure: Failed, stack: Sequence[Span] = ()) -> None:
         """Keep a failure; `stack` are the calls that led to it, outermost first."""
         span = failure.span
         key = (failure.code, span.source.name, span.start, span.end)
-        if self.muted or key in self.found or len(self.found) >= MAX_REPORTS:
+        if key in self.found or len(self.found) >= MAX_REPORTS:
+            return
+        if self.doubt is not None and self.doubt(failure):
             return
         notes = list(failure.notes)
         for call in [c for c in reversed(stack) if c is not span][:4]:

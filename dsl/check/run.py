@@ -296,17 +296,33 @@ def _depends(
     return False
 
 
+_SURE = ("E0201", "E0202", "E0206", "E0209", "E0210", "E0213", "E0214", "E0218", "E0219", "E0220")
+"""Codes of what is wrong for every number of dimensions."""
+
+
+def _may_be_right(failure: Failed) -> bool:
+    """Whether a failure of a function that nothing calls might be none for the sizes of a call."""
+    notes = " ".join(failure.notes)
+    if failure.code == "E0207":
+        depends = any(words in notes for words in (" any size ", " at least ", " is in "))
+        return depends and "differ for some" not in notes
+    return failure.code == "E0208" or (failure.code == "E0203" and "may differ" in notes)
+
+
 def _check_uncalled(checker: Checker, scope: ModuleScope, node: ast.Fn) -> None:
     """Check a function that nothing calls with its declared types, as far as they tell."""
     recorder = Recorder(Facts(), node.name)
     caller = Frame(checker, recorder, scope)
     signature = Signature(caller, own_sizes=True)
     checker.symbolic = True
+    checker.reporter.doubt = _may_be_right
     try:
         with checker.reporter.catching():
             for param in node.params:
                 checker.require_free(param.name, param.span)
             signature.generics = generic_classes(node)
+            if any(isinstance(d, ast.Star) for p in node.params for d in p.type.dims or ()):
+                checker.reporter.doubt = lambda failure: failure.code not in _SURE
             args = _stand_ins(caller, signature, node)
             if args is None:
                 return
@@ -320,6 +336,7 @@ def _check_uncalled(checker: Checker, scope: ModuleScope, node: ast.Fn) -> None:
         pass
     finally:
         checker.symbolic = False
+        checker.reporter.doubt = None
 
 
 def _stand_ins(caller: Frame, signature: Signature, node: ast.Fn) -> list[Arg] | None:

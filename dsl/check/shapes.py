@@ -54,6 +54,8 @@ def _mismatch(
 
     if isinstance(left.value, Tensor):
         left_type = TensorType(left.value.type.dtype, left_shape)
+    if not differ_for_some(facts, a, b):
+        facts = Facts()
     help_text = _slice_help(facts, left, axis - rank + len(left_shape), a, b) or _slice_help(
         facts, right, axis - rank + len(right_type.shape), b, a
     )

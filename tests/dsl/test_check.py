@@ -307,3 +307,35 @@ pipeline p(x: f32[N]):
 def test_same_text_same_program() -> None:
     text = "pipeline p(x: f32[B, T]):\n    y[b] = sum[t] x[b, t] * f32(t)\n    y\n"
     assert checked(text) == checked(text)
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("x[:D // 2]", "f32[D // 2]"),
+        ("x[D // 2:]", "f32[D // 2]"),
+        ("x[:D // 2] + x[D // 2:]", "f32[D // 2]"),
+        ("x[D // 4:D // 2]", "f32[max(0, D // 2 - D // 4)]"),
+    ],
+)
+def test_halves_of_a_dimension(expression: str, expected: str) -> None:
+    assert of(expression, "x: f32[D]", " where D % 2 == 0") == expected
+
+
+def test_a_function_that_nothing_calls_is_doubted_for_no_size_it_may_have() -> None:
+    text = """
+fn glued(x: f32[*S], m: bool[*M]) -> f32[*S]:
+    a, b = split(select(m, x, 0), 2, axis=-2)
+    concat([a, b], axis=-2)
+fn halves(x: f32[D]):
+    y = reshape(x, [2, D // 2])
+    for i in 0..D:
+        y = y + 1
+    if D > 3:
+        y
+    else:
+        -y
+pipeline p(x: f32[N]):
+    x
+"""
+    assert result_types(text) == ["f32[N]"]

@@ -124,3 +124,45 @@ def test_a_program_cut_anywhere(seed: int) -> None:
 )
 def test_large_and_deep_texts(text: str) -> None:
     survives(text, limit_s=4.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" + " + x" * 99,
+        "x" + " |> exp" * 98,
+        "-" * 98 + "x",
+        "exp(" * 60 + "x" + ")" * 60,
+        "[" + "-1, " * 1_000 + "]",
+        "f(" + "g(x, [1, 2]), " * 1_000 + ")",
+    ],
+)
+def test_what_stays_within_the_limits_is_accepted(text: str) -> None:
+    assert not parse(Source("t.pipe", f"fn f(x: f32):\n    {text}\n"))[1]
+
+
+def test_recovery_reports_each_cause_once() -> None:
+    text = """\
+fn f(x: f32[T])
+    y = g(x
+    z = 1 1
+    while z:
+        z = z +
+    if x = 1:
+        a
+    else:
+        b b
+      c
+    c
+
+fun g(x: f32):
+    x x
+
+fn h(x):
+    x
+"""
+    found = [(d.primary.span.line, d.code) for d in parse(Source("t.pipe", text))[1]]
+    assert found == [
+        (1, "E0109"), (2, "E0106"), (3, "E0109"), (4, "E0110"), (5, "E0109"), (6, "E0109"),
+        (9, "E0109"), (10, "E0108"), (13, "E0109"), (14, "E0109"), (16, "E0109"),
+    ]  # fmt: skip
