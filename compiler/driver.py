@@ -108,6 +108,7 @@ class _Planner:
         from .fold import fold_constants, weight_arrays
         from .fuse import partition
         from .lower import Sites, lower
+        from .schedule import CPU
 
         graph = fold_constants(rebuild(graph), self.load)
         graph = _copy_plain_results(graph)
@@ -118,7 +119,7 @@ class _Planner:
         inputs = self._inputs(graph)
         self._results(graph)
         for group in found.groups:
-            lowered = lower(graph, group, sites)
+            lowered = lower(graph, group, sites, CPU)
             self._step(graph, lowered)
         results = tuple(
             ArgumentPlan(name, str(t.dtype), _text(t.shape), self.index[ref])

@@ -1,0 +1,10 @@
+"""Groups of nodes become kernels: loops, reductions at the right depth, stores.
+
+`kernel.lower` picks the form by the group's kind; a form (`pointwise`, `rows`, `products`,
+`sequences`) makes the loops; `values` computes what they store; `blocks` holds what is made.
+"""
+
+from .blocks import Sites
+from .kernel import Lowered, lower
+
+__all__ = ["Lowered", "Sites", "lower"]

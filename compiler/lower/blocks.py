@@ -1,0 +1,114 @@
+"""Buffers, scopes and loops of a kernel under construction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from stagefuse.dsl.dims import Expr, Facts, const
+from stagefuse.dsl.source import Span
+
+from ..fuse import Group
+from ..graph import (
+    Graph,
+    Ref,
+)
+from ..kernel_ir import (
+    Buffer,
+    For,
+    Load,
+    Statement,
+    Value,
+)
+from ..schedule import Schedule
+from .expressions import product_of
+
+Parallel: TypeAlias = tuple[list[tuple[str, Expr]], Expr]
+"""The parallel indices with their extents, and the arithmetic of one step."""
+
+
+@dataclass
+class Sites:
+    """The places whose data-dependent positions are checked, numbered from 0."""
+
+    spans: list[Span | None] = field(default_factory=list)
+
+    def number(self, span: Span | None) -> int:
+        if span not in self.spans:
+            self.spans.append(span)
+        return self.spans.index(span)
+
+
+@dataclass
+class Scope:
+    """A block under construction, and the loop symbols bound around it and by it."""
+
+    bound: frozenset[str]
+    body: list[Statement] = field(default_factory=list)
+    known: dict[object, Value] = field(default_factory=dict)
+
+
+class Blocks:
+    """The buffers and nested blocks of the kernel that is being made."""
+
+    def __init__(self, graph: Graph, group: Group, sites: Sites, schedule: Schedule) -> None:
+        self.graph, self.group, self.sites, self.schedule = graph, group, sites, schedule
+        self.buffers: dict[Ref, Buffer] = {}
+        self.flat = False
+        self.scopes = [Scope(frozenset())]
+        self.fresh = 0
+        self.tile: Load | None = None
+        self.column: tuple[Expr, Expr] | None = None
+        self.facts: Facts = graph.facts
+
+    # Buffers and scopes
+
+    def buffer(self, ref: Ref, mode: str) -> Buffer:
+        if ref not in self.buffers:
+            type = self.graph.type(ref)
+            shape = type.shape
+            if self.flat:
+                shape = (product_of(shape),) if shape else ()
+            self.buffers[ref] = Buffer(f"b{len(self.buffers)}", type.dtype, shape, mode)
+        elif self.buffers[ref].mode != mode:
+            self.buffers[ref] = replace(self.buffers[ref], mode="inout")
+        return self.buffers[ref]
+
+    def name(self, prefix: str) -> str:
+        self.fresh += 1
+        return f"{prefix}{self.fresh}"
+
+    def emit(self, statement: Statement) -> None:
+        self.scopes[-1].body.append(statement)
+
+    def loop(
+        self, index: str, lo: Expr, hi: Expr, body: Callable[[], None], vector: bool = False
+    ) -> None:
+        self.facts = self.facts.with_ranges({index: (lo, hi - 1)})
+        self.scopes.append(Scope(self.scopes[-1].bound | {index}))
+        body()
+        scope = self.scopes.pop()
+        self.emit(For(index, lo, hi, tuple(scope.body), vector))
+
+    def nest(self, loops: Sequence[tuple[str, Expr]], body: Callable[[], None]) -> None:
+        """Loops over whole axes, the last one a vector loop."""
+        if not loops:
+            return body()
+        (index, extent), rest = loops[0], loops[1:]
+        self.loop(index, const(0), extent, lambda: self.nest(rest, body), vector=not rest)
+
+    def scope_for(self, symbols: frozenset[str]) -> Scope:
+        """The outermost scope that binds these loop symbols."""
+        everything = frozenset[str]().union(*(s.bound for s in self.scopes))
+        needed = symbols & everything
+        return next(s for s in self.scopes if needed <= s.bound)
+
+    # Kernel forms
+
+    def bind(self, parallel: Sequence[tuple[str, Expr]]) -> None:
+        self.scopes[0].bound |= {name for name, _ in parallel}
+        self.facts = self.facts.with_ranges({n: (0, e - 1) for n, e in parallel})
+
+    def axes(self, axes: Sequence[int]) -> list[tuple[str, Expr]]:
+        return [(f"d{a}", self.group.domain[a]) for a in axes]

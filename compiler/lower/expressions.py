@@ -1,0 +1,162 @@
+"""Small pieces of kernel IR: identities, conditions, index arithmetic, what statements mention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from stagefuse.dsl.dims import Expr, as_expr, const, maximum, sym
+from stagefuse.dsl.dtypes import BOOL, I64, DType
+
+from ..kernel_ir import (
+    Alloc,
+    Checked,
+    Const,
+    Fold,
+    For,
+    Index,
+    Let,
+    Load,
+    Op,
+    SortRow,
+    Statement,
+    Store,
+    TileProduct,
+    Value,
+)
+from ..scalar import highest, lowest
+
+COMBINE = {
+    "sum": ("add", 0),
+    "prod": ("mul", 1),
+    "any": ("or", False),
+    "all": ("and", True),
+    "max": ("maximum", None),
+    "min": ("minimum", None),
+}
+
+
+def identity(kind: str, dtype: DType) -> Const:
+    """What a reduction of nothing gives."""
+    if kind in ("max", "argmax"):
+        return Const(lowest(dtype), dtype)
+    if kind in ("min", "argmin"):
+        return Const(highest(dtype), dtype)
+    start = COMBINE[kind][1]
+    return Const(float(start or 0) if dtype.is_float else start or 0, dtype)
+
+
+def product_of(shape: Sequence[Expr]) -> Expr:
+    total = const(1)
+    for size in shape:
+        total = total * size
+    return total
+
+
+def at_least_one(expr: Expr) -> Expr:
+    return maximum(expr, 1)
+
+
+def as_dtype(value: Value, dtype: DType) -> Value:
+    return value if value.dtype == dtype else Op("cast", (value,), dtype)
+
+
+def minus(value: Value, amount: Expr) -> Value:
+    if isinstance(value, Index):
+        return Index(value.expr - amount)
+    return Op("sub", (value, Index(amount)), I64)
+
+
+def all_of(conditions: Sequence[Value]) -> Value:
+    result = conditions[0]
+    for condition in conditions[1:]:
+        result = Op("and", (result, condition), BOOL)
+    return result
+
+
+_FUNCTIONS = {"//": "floordiv", "%": "mod", "min": "minimum", "max": "maximum"}
+
+
+def expand(expr: Expr, at: Mapping[str, Value]) -> Value:
+    """An index expression as arithmetic on i64 values."""
+    total: Value | None = None
+    for monomial, coefficient in expr.terms:
+        factor: Value | None = None if coefficient == 1 and monomial else Const(coefficient, I64)
+        for atom, power in monomial:
+            value: Value
+            if atom.kind == "sym":
+                value = at.get(atom.name, Index(sym(atom.name)))
+            else:
+                args = tuple(expand(a, at) for a in atom.args)
+                value = Op(_FUNCTIONS[atom.kind], args, I64)
+            for _ in range(power):
+                factor = value if factor is None else Op("mul", (factor, value), I64)
+        assert factor is not None
+        total = factor if total is None else Op("add", (total, factor), I64)
+    return total or Const(0, I64)
+
+
+def symbols_of(values: Sequence[Value]) -> frozenset[str]:
+    """Index symbols in values."""
+    found: set[str] = set()
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Index):
+            found |= value.expr.symbols()
+        elif isinstance(value, Load):
+            pending.extend((*value.indices, *value.guard))
+        elif isinstance(value, Op):
+            pending.extend(value.args)
+        elif isinstance(value, Checked):
+            pending.append(value.value)
+    return frozenset(found)
+
+
+def exprs_of(body: Sequence[Statement]) -> set[Expr]:
+    """Every index expression in statements."""
+    found: set[Expr] = set()
+
+    def value(v: Value) -> None:
+        if isinstance(v, Index):
+            found.add(v.expr)
+        elif isinstance(v, Load):
+            for part in (*v.indices, *v.guard):
+                value(part)
+        elif isinstance(v, Op):
+            for part in v.args:
+                value(part)
+        elif isinstance(v, Checked):
+            found.add(v.extent)
+            value(v.value)
+
+    for s in body:
+        if isinstance(s, Let):
+            value(s.value)
+        elif isinstance(s, Store):
+            for part in (*s.indices, s.value):
+                value(part)
+        elif isinstance(s, For):
+            found |= {s.lo, s.hi} | exprs_of(s.body)
+        elif isinstance(s, Fold):
+            found |= {e for _, e in s.loops}
+            value(s.value)
+        elif isinstance(s, Alloc):
+            found |= set(s.shape)
+        elif isinstance(s, TileProduct):
+            found |= {
+                s.dst_offset, s.dst_row, s.a_offset, s.a_row, s.a_col, s.panel_offset, s.rows,
+                s.depth,
+            }  # fmt: skip
+        elif isinstance(s, SortRow):
+            found.add(as_expr(s.count))
+    return found
+
+
+def bound_names(body: Sequence[Statement]) -> set[str]:
+    found: set[str] = set()
+    for s in body:
+        if isinstance(s, For):
+            found |= {s.index} | bound_names(s.body)
+        elif isinstance(s, Fold):
+            found |= {n for n, _ in s.loops}
+    return found

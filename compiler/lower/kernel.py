@@ -1,0 +1,66 @@
+"""A group of nodes becomes one kernel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from stagefuse.dsl.dims import Expr, const, floordiv
+
+from ..fuse import Group
+from ..graph import (
+    Graph,
+    Ref,
+)
+from ..kernel_ir import (
+    Kernel,
+)
+from ..schedule import Schedule
+from .blocks import Parallel, Sites
+from .expressions import at_least_one, bound_names, exprs_of, product_of
+from .pointwise import lower_pointwise
+from .products import lower_contract
+from .rows import lower_row
+from .sequences import lower_scan, lower_scatter, lower_sort
+from .values import Lowering
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A kernel with the graph values that its buffers are, in order."""
+
+    kernel: Kernel
+    values: tuple[Ref, ...]
+    count: Expr
+    grain: Expr
+    label: str
+    nodes: tuple[int, ...]
+
+
+FORMS: dict[str, Callable[[Lowering], Parallel]] = {
+    "pointwise": lower_pointwise,
+    "row": lower_row,
+    "contract": lower_contract,
+    "scan": lower_scan,
+    "sort": lower_sort,
+    "scatter": lower_scatter,
+}
+
+
+def lower(graph: Graph, group: Group, sites: Sites, schedule: Schedule) -> Lowered:
+    """The kernel of a group, named by its content."""
+    low = Lowering(graph, group, sites, schedule)
+    parallel, work = FORMS[group.kind](low)
+    body = tuple(low.scopes[0].body)
+    count = product_of([extent for _, extent in parallel])
+    buffers = tuple(low.buffers.values())
+    exprs = exprs_of(body) | {e for b in buffers for e in b.shape} | {e for _, e in parallel}
+    loops = {name for name, _ in parallel} | bound_names(body)
+    dims = tuple(sorted(frozenset[str]().union(*(e.symbols() for e in exprs)) - loops))
+    kernel = Kernel("", buffers, dims, tuple(parallel), body)
+    digest = hashlib.sha256(repr(kernel).encode()).hexdigest()[:10]
+    label = graph.nodes[group.roots[0].node].label or "kernel"
+    kernel = replace(kernel, name=f"k_{digest}", label=label)
+    grain = floordiv(const(schedule.step_flops) + work - 1, at_least_one(work))
+    return Lowered(kernel, tuple(low.buffers), count, grain, label, tuple(sorted(group.members)))

@@ -1,0 +1,127 @@
+"""Reductions with what follows them: a row at a time, or adjacent columns side by side."""
+
+from __future__ import annotations
+
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+
+from ..graph import (
+    Reduce,
+    Ref,
+)
+from ..kernel_ir import (
+    Alloc,
+    Index,
+    Load,
+    Op,
+    Store,
+    Value,
+)
+from .blocks import Parallel
+from .expressions import COMBINE, as_dtype, at_least_one, identity, product_of
+from .values import Lowering
+
+
+def lower_row(low: Lowering) -> Parallel:
+    domain, inner = low.group.domain, low.group.row_axes or ()
+    outer = [a for a in range(len(domain)) if a not in inner]
+    if not inner and _is_column(low):
+        return _columns(low)
+    parallel = low.axes(outer)
+    low.bind(parallel)
+    position = [sym(f"d{a}") for a in range(len(domain))]
+    full = [r for r in low.group.roots if low.graph.type(r).shape == domain]
+    for ref in low.group.roots:
+        if ref not in full:
+            access = low.group.accesses[ref.node][0] or ()
+            at = tuple(map(Index, access))
+            low.emit(Store(low.buffer(ref, "out").name, at, low.value(ref, at, ())))
+
+    def store() -> None:
+        for ref in full:
+            at = tuple(map(Index, position))
+            value = low.value(ref, at, ())
+            low.emit(Store(low.buffer(ref, "out").name, at, value))
+
+    if full:
+        low.nest(low.axes(sorted(inner)), store)
+    length = product_of([domain[a] for a in inner])
+    for member in low.group.members:
+        node = low.graph.nodes[member]
+        if isinstance(node.primitive, Reduce):
+            shape = low.graph.type(node.operands[0]).shape
+            reduced = product_of([shape[a] for a in node.primitive.axes])
+            length = length if inner else reduced
+    return parallel, at_least_one(length) * max(1, low.cost())
+
+
+def _is_column(low: Lowering) -> bool:
+    """Whether memory runs along the kept axis: then accumulate whole stretches of columns."""
+    if not low.group.domain or low.group.domain[-1].as_int() in range(8):
+        return False
+    for member in low.group.members:
+        node = low.graph.nodes[member]
+        if isinstance(node.primitive, Reduce):
+            rank = low.graph.type(node.operands[0]).rank
+            if rank - 1 in node.primitive.axes or node.primitive.kind.startswith("arg"):
+                return False
+    return True
+
+
+def _columns(low: Lowering) -> Parallel:
+    domain = low.group.domain
+    last = len(domain) - 1
+    blocks = floordiv(domain[last] + (low.schedule.columns - 1), low.schedule.columns, low.facts)
+    parallel = [*low.axes(range(last)), ("block", blocks)]
+    low.bind(parallel)
+    lo = sym("block") * low.schedule.columns
+    hi = minimum(lo + low.schedule.columns, domain[last])
+    low.column = (lo, hi)
+    position = [sym(f"d{a}") for a in range(len(domain))]
+    symbol = f"d{last}"
+    low.facts = low.facts.with_ranges({symbol: (0, domain[last] - 1)})
+    marks = tuple(map(Index, position))
+    for member in sorted(low.group.members):  # accumulators first, in order of the graph
+        node = low.graph.nodes[member]
+        if isinstance(node.primitive, Reduce):
+            access = tuple(map(Index, low.group.accesses[member][0] or ()))
+            _accumulate(low, Ref(member), access if access else marks)
+    low.loop(symbol, lo, hi, lambda: low.store(position), vector=True)
+    return parallel, const(low.schedule.columns * 16)
+
+
+def _accumulate(low: Lowering, ref: Ref, at: tuple[Value, ...]) -> None:
+    """Emits the accumulation of a block of columns and remembers where the sums are."""
+    assert low.column is not None
+    lo, hi = low.column
+    node = low.graph.nodes[ref.node]
+    primitive = node.primitive
+    assert isinstance(primitive, Reduce)
+    dtype = node.type.dtype.compute
+    name = low.name("columns")
+    low.emit(Alloc(name, dtype, (const(low.schedule.columns),)))
+    symbol = f"d{len(low.group.domain) - 1}"
+    here = (Index(sym(symbol) - lo),)
+    start = identity(primitive.kind, dtype)
+    low.loop(symbol, lo, hi, lambda: low.emit(Store(name, here, start)), vector=True)
+    operand = node.operands[0]
+    shape = low.graph.type(operand).shape
+    loops = [(f"f{a}", shape[a]) for a in primitive.axes]
+    kept = iter(at)
+    inside = tuple(
+        Index(sym(f"f{a}")) if a in primitive.axes else next(kept) for a in range(len(shape))
+    )
+    combine = COMBINE[primitive.kind][0]
+
+    def step() -> None:
+        value = as_dtype(low.value(operand, inside, ()), dtype)
+        total = Op(combine, (Load(name, here, dtype), value), dtype)
+        low.emit(Store(name, here, total))
+
+    def nest(rest: list[tuple[str, Expr]]) -> None:
+        if rest:
+            low.loop(rest[0][0], const(0), rest[0][1], lambda: nest(rest[1:]))
+        else:
+            low.loop(symbol, lo, hi, step, vector=True)
+
+    nest(loops)
+    low.scopes[0].known[(ref, at)] = Load(name, here, dtype)

@@ -1,0 +1,126 @@
+"""Kernels whose elements depend on each other along an axis: scans, sorts and scatters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.dtypes import I64
+
+from ..graph import (
+    Node,
+    Scan,
+    Scatter,
+    Sort,
+)
+from ..kernel_ir import (
+    Alloc,
+    Checked,
+    Index,
+    Let,
+    Load,
+    Local,
+    Op,
+    SortRow,
+    Store,
+    Value,
+)
+from .blocks import Parallel
+from .expressions import COMBINE, as_dtype, at_least_one, identity
+from .values import Lowering
+
+
+def _other_axes(low: Lowering, axis: int) -> tuple[list[tuple[str, Expr]], list[Expr]]:
+    domain = low.group.domain
+    parallel = low.axes([a for a in range(len(domain)) if a != axis])
+    low.bind(parallel)
+    return parallel, [sym(f"d{a}") for a in range(len(domain))]
+
+
+def lower_scan(low: Lowering) -> Parallel:
+    node, primitive = _anchor(low, Scan)
+    axis = primitive.axis
+    parallel, at = _other_axes(low, axis)
+    dtype = node.type.dtype.compute
+    total = low.name("total")
+    low.emit(Alloc(total, dtype, ()))
+    low.emit(Store(total, (), identity(primitive.kind, dtype)))
+    here = tuple(map(Index, at))
+
+    def step() -> None:
+        value = as_dtype(low.value(node.operands[0], here, ()), dtype)
+        so_far = Op(COMBINE[primitive.kind][0], (Load(total, (), dtype), value), dtype)
+        name = low.name("v")
+        low.emit(Let(name, so_far))
+        low.emit(Store(total, (), Local(name, dtype)))
+        out = low.buffer(low.group.roots[0], "out")
+        low.emit(Store(out.name, here, Local(name, dtype)))
+
+    low.loop(f"d{axis}", const(0), low.group.domain[axis], step)
+    return parallel, at_least_one(low.group.domain[axis]) * 4
+
+
+def lower_sort(low: Lowering) -> Parallel:
+    node, primitive = _anchor(low, Sort)
+    axis = primitive.axis
+    size = low.group.domain[axis]
+    parallel, at = _other_axes(low, axis)
+    keys, order = low.name("keys"), low.name("order")
+    dtype = node.type.dtype.compute
+    low.emit(Alloc(keys, dtype, (size,)))
+    low.emit(Alloc(order, I64, (size,)))
+    here: tuple[Value, ...] = tuple(map(Index, at))
+    along: tuple[Value, ...] = (Index(sym(f"d{axis}")),)
+
+    def fill() -> None:
+        low.emit(Store(keys, along, low.value(node.operands[0], here, ())))
+
+    def spill() -> None:
+        for ref, name, kind in zip(low.group.roots, (keys, order), (dtype, I64), strict=True):
+            out = low.buffer(ref, "out")
+            low.emit(Store(out.name, here, Load(name, along, kind)))
+
+    low.loop(f"d{axis}", const(0), size, fill)
+    low.emit(SortRow(keys, order, size, primitive.descending))
+    low.loop(f"d{axis}", const(0), size, spill)
+    return parallel, at_least_one(size) * 32
+
+
+def lower_scatter(low: Lowering) -> Parallel:
+    node, primitive = _anchor(low, Scatter)
+    axis = primitive.axis
+    base, indices, updates = node.operands
+    size = low.group.domain[axis]
+    parallel, at = _other_axes(low, axis)
+    ref = low.group.roots[0]
+    here: tuple[Value, ...] = tuple(map(Index, at))
+    dtype = node.type.dtype
+
+    def copy() -> None:
+        value = low.value(base, here, ())
+        low.emit(Store(low.buffer(ref, "out").name, here, value))
+
+    def step() -> None:
+        wanted = low.value(indices, (Index(sym("u")),), ())
+        name = low.name("at")
+        checked = Checked(wanted, size, low.sites.number(node.span))
+        low.emit(Let(name, checked))
+        place: tuple[Value, ...] = (*here[:axis], Local(name, I64), *here[axis + 1 :])
+        source = (*here[:axis], Index(sym("u")), *here[axis + 1 :])
+        value = low.value(updates, source, ())
+        out = low.buffer(ref, "inout")
+        if primitive.kind != "set":
+            combine = {"add": "add", "max": "maximum"}[primitive.kind]
+            value = Op(combine, (Load(out.name, place, dtype), value), dtype.compute)
+        low.emit(Store(out.name, place, value))
+
+    low.loop(f"d{axis}", const(0), size, copy)
+    count = low.graph.type(updates).shape[axis]
+    low.loop("u", const(0), count, step)
+    return parallel, at_least_one(size + count)
+
+
+def _anchor(low: Lowering, kind: type) -> tuple[Node, Any]:
+    node = low.graph.nodes[low.group.roots[0].node]
+    assert isinstance(node.primitive, kind)
+    return node, node.primitive

@@ -1,0 +1,258 @@
+"""Values on demand: from the stored results back, by substituting index maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.dtypes import BOOL, I64
+
+from ..fuse import Group, flops
+from ..graph import (
+    Concat,
+    Contract,
+    Gather,
+    Graph,
+    Indirect,
+    Map,
+    Node,
+    Position,
+    Reduce,
+    Ref,
+    Scalar,
+    View,
+)
+from ..kernel_ir import (
+    Alloc,
+    Checked,
+    Const,
+    Fold,
+    Index,
+    Load,
+    Local,
+    Op,
+    Store,
+    Value,
+)
+from ..schedule import Schedule
+from .blocks import Blocks, Sites
+from .expressions import all_of, as_dtype, expand, minus, product_of, symbols_of
+
+
+class Lowering(Blocks):
+    """Computes graph values inside the kernel, each once in the outermost scope that can."""
+
+    def __init__(self, graph: Graph, group: Group, sites: Sites, schedule: Schedule) -> None:
+        super().__init__(graph, group, sites, schedule)
+        self.staged = self.choose_staged()
+
+    def store(self, at: Sequence[Expr]) -> None:
+        """Stores every root at a position of the domain."""
+        for ref in self.group.roots:
+            place = at[: self.graph.type(ref).rank] if self.flat else at
+            values = tuple(map(Index, place))
+            value = self.value(ref, values, ())
+            buffer = self.buffer(ref, "out")
+            self.emit(Store(buffer.name, values, value))
+
+    # Values
+
+    def choose_staged(self) -> set[int]:
+        """Dear values that more than one pass over the row needs."""
+        if self.group.kind != "row" or not self.group.row_axes:
+            return set()
+        chosen: set[int] = set()
+        for member in sorted(self.group.members, reverse=True):
+            node = self.graph.nodes[member]
+            accesses = self.group.accesses.get(member, [])
+            if (
+                isinstance(node.primitive, Map)
+                and len(accesses) > 1
+                and flops(node) >= self.schedule.stage_flops
+                and node.type.shape == self.group.domain
+            ):
+                chosen.add(member)
+        return chosen
+
+    def cost(self) -> int:
+        return sum(flops(self.graph.nodes[m]) for m in self.group.members)
+
+    def value(self, ref: Ref, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
+        """The scalar value of a result at a position."""
+        node = self.graph.nodes[ref.node]
+        type = node.types[ref.result]
+        if self.group.kind in ("scan", "sort", "scatter") and ref in self.group.roots:
+            return Load(self.buffer(ref, "out").name, at, type.dtype, guard)
+        if ref.node not in self.group.members:
+            if self.flat:
+                at = at[:1] if type.shape else ()
+            return Load(self.buffer(ref, "in").name, at, type.dtype, guard)
+        primitive = node.primitive
+        if isinstance(primitive, Scalar):
+            return Const(primitive.value, type.dtype.compute)
+        if isinstance(primitive, Map):
+            return self.map(node, at, guard)
+        if isinstance(primitive, View):
+            return self.view(node, at, guard)
+        if isinstance(primitive, Position):
+            return self.index(primitive.expr, dict(zip(primitive.symbols, at, strict=True)))
+        if isinstance(primitive, Gather):
+            return self.gather(node, at, guard)
+        if isinstance(primitive, Concat):
+            return self.concat(node, at, guard)
+        if isinstance(primitive, Contract):
+            assert self.tile is not None
+            return self.tile
+        if isinstance(primitive, Reduce):
+            return self.reduce(ref, at)
+        raise AssertionError(f"{primitive} has no value inside a kernel")
+
+    def map(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
+        primitive, dtype = node.primitive, node.type.dtype
+        assert isinstance(primitive, Map)
+        if node.id in self.staged and not guard:
+            return self.stage(node, at)
+        args = tuple(self.value(ref, at, guard) for ref in node.operands)
+        if primitive.fn != "cast":
+            return Op(primitive.fn, args, dtype.compute)
+        value = as_dtype(args[0], dtype.compute)
+        if dtype.is_small_float and self.graph.type(node.operands[0]).dtype != dtype:
+            return Op("round_to", (value,), dtype.compute, dtype)
+        return value
+
+    def stage(self, node: Node, at: tuple[Value, ...]) -> Value:
+        """Computes a value for the whole row once, into scratch."""
+        inner = sorted(self.group.row_axes or ())
+        outer = tuple(v for i, v in enumerate(at) if i not in inner)
+        key = ("stage", node.id, outer)
+        scope = self.scope_for(symbols_of(outer))
+        dtype = node.type.dtype.compute
+        if key not in scope.known:
+            name = self.name("row")
+            scope.known[key] = Local(name, dtype)
+            depth = self.scopes.index(scope)
+            inside, self.scopes = self.scopes, self.scopes[: depth + 1]
+            self.emit(Alloc(name, dtype, tuple(self.group.domain[a] for a in inner)))
+            loops = [(f"s{a}", self.group.domain[a]) for a in inner]
+            spot = tuple(Index(sym(n)) for n, _ in loops)
+            place = iter(spot)
+            here = tuple(next(place) if i in inner else v for i, v in enumerate(at))
+
+            def fill() -> None:
+                assert isinstance(node.primitive, Map)
+                self.staged.discard(node.id)
+                self.emit(Store(name, spot, self.map(node, here, ())))
+                self.staged.add(node.id)
+
+            self.nest(loops, fill)
+            self.scopes = inside
+        row = scope.known[key]
+        assert isinstance(row, Local)
+        return Load(row.name, tuple(at[a] for a in inner), dtype)
+
+    def index(self, expr: Expr, at: Mapping[str, Value]) -> Value:
+        """An index expression with its symbols replaced by values."""
+        used = {name: at[name] for name in expr.symbols() if name in at}
+        if all(isinstance(v, Index) for v in used.values()):
+            exprs = {n: v.expr for n, v in used.items() if isinstance(v, Index)}
+            return Index(expr.substitute(exprs, self.facts))
+        return expand(expr, used)
+
+    def view(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
+        view = node.primitive
+        assert isinstance(view, View)
+        if self.flat:  # a single element, repeated
+            return self.value(node.operands[0], (), guard)
+        here = dict(zip(view.symbols, at, strict=True))
+        place = tuple(self.index(e, here) for e in view.indices)
+        tested = (self.nonneg(self.index(g, here)) for g in view.guard)
+        conditions = tuple(c for c in tested if c is not None)
+        value = self.value(node.operands[0], place, (*guard, *conditions))
+        if not conditions:
+            return value
+        fill = Const(view.fill, value.dtype)
+        if isinstance(value, Load) and not guard:
+            return replace(value, fill=view.fill)
+        return Op("select", (all_of(conditions), value, fill), value.dtype)
+
+    def nonneg(self, value: Value) -> Value | None:
+        if isinstance(value, Index) and self.facts.is_nonneg(value.expr):
+            return None
+        return Op("ge", (value, Const(0, I64)), BOOL)
+
+    def gather(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
+        gather = node.primitive
+        assert isinstance(gather, Gather)
+        here = dict(zip(gather.symbols, at, strict=True))
+        extents = self.graph.type(node.operands[0]).shape
+        place: list[Value] = []
+        for index, extent in zip(gather.indices, extents, strict=True):
+            if not isinstance(index, Indirect):
+                place.append(self.index(index, here))
+                continue
+            spot = tuple(self.index(e, here) for e in index.indices)
+            value = self.value(node.operands[index.operand], spot, guard)
+            value = as_dtype(value, I64)
+            if index.scale != const(1):
+                value = Op("mul", (value, self.index(index.scale, here)), I64)
+            if index.offset != const(0):
+                value = Op("add", (value, self.index(index.offset, here)), I64)
+            place.append(Checked(value, extent, self.sites.number(node.span)))
+        filled = product_of(extents).as_int()
+        if filled is None or filled == 0:
+            # an empty table has no element 0 to read instead
+            size = Index(product_of(extents) - 1)
+            if not self.facts.is_nonneg(size.expr):
+                guard = (*guard, Op("ge", (size, Const(0, I64)), BOOL))
+        return self.value(node.operands[0], tuple(place), guard)
+
+    def concat(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
+        axis = node.primitive.axis if isinstance(node.primitive, Concat) else 0
+        starts = [const(0)]
+        for ref in node.operands:
+            starts.append(starts[-1] + self.graph.type(ref).shape[axis])
+        position = at[axis]
+        result: Value | None = None
+        for ref, start, end in reversed(
+            list(zip(node.operands, starts[:-1], starts[1:], strict=True))
+        ):
+            low = Op("ge", (position, Index(start)), BOOL)
+            high = Op("lt", (position, Index(end)), BOOL)
+            inside = minus(position, start)
+            place = (*at[:axis], inside, *at[axis + 1 :])
+            value = self.value(ref, place, (*guard, low, high))
+            result = value if result is None else Op("select", (high, value, result), value.dtype)
+        assert result is not None
+        return result
+
+    def reduce(self, ref: Ref, at: tuple[Value, ...]) -> Value:
+        node = self.graph.nodes[ref.node]
+        primitive = node.primitive
+        assert isinstance(primitive, Reduce)
+        scope = self.scope_for(symbols_of(at))
+        if self.column is not None and (ref, at) in self.scopes[0].known:
+            return self.scopes[0].known[(ref, at)]
+        if (ref, at) not in scope.known:
+            depth = self.scopes.index(scope)
+            inside, self.scopes = self.scopes, self.scopes[: depth + 1]
+            operand = node.operands[0]
+            shape = self.graph.type(operand).shape
+            loops = tuple((f"f{a}", shape[a]) for a in primitive.axes)
+            kept = iter(at)
+            place = tuple(
+                Index(sym(f"f{a}")) if a in primitive.axes else next(kept)
+                for a in range(len(shape))
+            )
+            before = self.facts
+            self.facts = before.with_ranges({n: (0, e - 1) for n, e in loops})
+            value = self.value(operand, place, ())
+            self.facts = before
+            dtype = node.type.dtype.compute
+            if not primitive.kind.startswith("arg"):
+                value = as_dtype(value, dtype)
+            name = self.name("r")
+            self.emit(Fold(name, primitive.kind, loops, value, dtype))
+            self.scopes = inside
+            scope.known[(ref, at)] = Local(name, dtype)
+        return scope.known[(ref, at)]

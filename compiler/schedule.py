@@ -1,0 +1,37 @@
+"""Schedules: how much of a kernel one parallel step does, as plain values for a kind of target.
+
+The same group of nodes lowers to the same loops under any schedule; only the sizes of blocks and
+tiles differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Sizes in elements unless said otherwise.
+
+    `chunk`: what one parallel step of a flat pointwise kernel handles. `columns`: adjacent columns
+    that a column reduction accumulates side by side. `row_tile`: rows of a product's scratch tile
+    by the width of its panels. `tiles_per_block`, `panel_group`: tiles down and panels across that
+    one step of a product computes. `stage_flops`: a value this dear that several passes over a row
+    need is kept in a scratch row. `step_flops`: arithmetic that makes a parallel step worth
+    handing to another thread.
+    """
+
+    chunk: int = 4096
+    columns: int = 256
+    row_tile: Mapping[int, int] = field(default_factory=dict)
+    tiles_per_block: int = 4
+    panel_group: int = 2
+    stage_flops: int = 8
+    step_flops: int = 16384
+
+
+CPU = Schedule(row_tile=MappingProxyType({48: 36, 64: 42, 32: 42, 16: 30}))
+"""Row tiles are whole register tiles of AVX-512 and AVX2 (9 and 4, 14 and 6, 14 and 6, 30 and 6
+rows) and fit the first-level cache: 36 x 48 f32 are 7 KB. So do 256 columns."""
