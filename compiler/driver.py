@@ -107,6 +107,7 @@ class _Planner:
         from .contract import rebuild
         from .fold import fold_constants, weight_arrays
         from .fuse import partition
+        from .join import join
         from .lower import Sites, lower
         from .schedule import CPU
 
@@ -114,7 +115,7 @@ class _Planner:
         graph = _copy_plain_results(graph)
         self.stored = weight_arrays(graph, self.load)
         sites = Sites()
-        found = partition(graph)
+        found = join(graph, partition(graph))
         self.reasons = {d.node: d for d in found.decisions}
         inputs = self._inputs(graph)
         self._results(graph)

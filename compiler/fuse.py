@@ -46,17 +46,25 @@ ROW_LIMIT = 1 << 16
 """Elements of a whole-tensor reduction that one thread may still handle with its users."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
-    """A kernel to be: roots are stored, members computed inside; `domain` is the loop space."""
+    """A kernel to be: roots are stored, members computed inside; `domain` is the loop space.
 
-    kind: str  # pointwise, row, contract, scan, sort, scatter
+    `placed`: a root that holds another value in another order, as that value and the place of
+    its element d0, d1... `rows`: in a chain, the row kernel between its two products. `packs`:
+    panels that the kernel packs itself, as the kernel that would.
+    """
+
+    kind: str  # pointwise, row, contract, chain, scan, sort, scatter
     roots: list[Ref]
     domain: tuple[Expr, ...]
     members: set[int] = field(default_factory=set)
     accesses: dict[int, list[Access]] = field(default_factory=dict)
     row_axes: tuple[int, ...] | None = None
     anchor: int | None = None
+    placed: dict[Ref, tuple[Ref, tuple[Expr, ...]]] = field(default_factory=dict)
+    rows: Group | None = None
+    packs: dict[Ref, Group] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

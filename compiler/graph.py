@@ -318,8 +318,8 @@ class Builder:
         return tuple(f"i{n}" for n in range(count))
 
     def ranges(self, symbols: Sequence[str], shape: Sequence[Expr]) -> Facts:
-        """The facts with each index symbol within its axis."""
-        return self.facts.with_ranges({s: (0, d - 1) for s, d in zip(symbols, shape, strict=True)})
+        """The facts at an element: each index symbol within its axis, no axis empty."""
+        return self.facts.at_element(symbols, shape)
 
     def view(
         self,

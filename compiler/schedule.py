@@ -18,15 +18,16 @@ class Schedule:
     `chunk`: what one parallel step of a flat pointwise kernel handles. `columns`: adjacent columns
     that a column reduction accumulates side by side. `row_tile`: rows of a product's scratch tile
     by the width of its panels. `tiles_per_block`, `panel_group`: tiles down and panels across that
-    one step of a product computes. `stage_flops`: a value this dear that several passes over a row
-    need is kept in a scratch row. `step_flops`: arithmetic that makes a parallel step worth
-    handing to another thread.
+    one step of a product computes; `packed_tiles`: tiles down where it packs its panels itself.
+    `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
+    `step_flops`: arithmetic that makes a parallel step worth handing to another thread.
     """
 
     chunk: int = 4096
     columns: int = 256
     row_tile: Mapping[int, int] = field(default_factory=dict)
     tiles_per_block: int = 4
+    packed_tiles: int = 8
     panel_group: int = 2
     stage_flops: int = 8
     step_flops: int = 16384

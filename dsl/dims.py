@@ -9,7 +9,7 @@ bounds. Floor division and remainder are Python's; by zero they are 0.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias, Union
@@ -380,6 +380,20 @@ class Facts:
     def with_ranges(self, ranges: Mapping[str, tuple[IntLike, IntLike | None]]) -> Facts:
         """These facts with further symbols."""
         return Facts({**self.ranges, **ranges}, self.divisible)
+
+    def at_element(self, names: Sequence[str], shape: Sequence[Expr]) -> Facts:
+        """These facts at an element of a tensor: `names` are within its axes, and no axis is
+        empty, since there is an element."""
+        found = self
+        for name, size in zip(names, shape, strict=True):
+            axis = size.as_symbol()
+            if axis is not None:
+                low, high = found.ranges.get(axis, (0, None))
+                least = found.bounds(low)[0]
+                if least is None or least < 1:
+                    found = found.with_ranges({axis: (1, high)})
+            found = found.with_ranges({name: (0, size - 1)})
+        return found
 
     def bounds(self, expr: IntLike) -> tuple[int | None, int | None]:
         """The least and greatest value that can be proved; None where there is no bound."""

@@ -17,7 +17,6 @@ from ..graph import (
 from ..kernel_ir import (
     Buffer,
     For,
-    Load,
     Statement,
     Value,
 )
@@ -58,7 +57,7 @@ class Blocks:
         self.flat = False
         self.scopes = [Scope(frozenset())]
         self.fresh = 0
-        self.tile: Load | None = None
+        self.products: dict[Ref, Callable[[tuple[Value, ...]], Value]] = {}
         self.column: tuple[Expr, Expr] | None = None
         self.facts: Facts = graph.facts
 

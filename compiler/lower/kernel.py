@@ -20,7 +20,7 @@ from ..schedule import Schedule
 from .blocks import Parallel, Sites
 from .expressions import at_least_one, bound_names, exprs_of, product_of
 from .pointwise import lower_pointwise
-from .products import lower_contract
+from .products import lower_chain, lower_contract
 from .rows import lower_row
 from .sequences import lower_scan, lower_scatter, lower_sort
 from .values import Lowering
@@ -42,6 +42,7 @@ FORMS: dict[str, Callable[[Lowering], Parallel]] = {
     "pointwise": lower_pointwise,
     "row": lower_row,
     "contract": lower_contract,
+    "chain": lower_chain,
     "scan": lower_scan,
     "sort": lower_sort,
     "scatter": lower_scatter,

@@ -2,82 +2,285 @@
 
 from __future__ import annotations
 
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from dataclasses import dataclass
 
-from ..graph import (
-    Contract,
-    flatten_index,
-    split_index,
-)
-from ..kernel_ir import (
-    Alloc,
-    Index,
-    Load,
-    TileProduct,
-)
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dtypes import DType
+
+from ..graph import Contract, Ref, flatten_index, split_index
+from ..kernel_ir import Alloc, Const, Index, Load, Store, TileProduct, Value
 from .blocks import Parallel
-from .expressions import at_least_one, product_of
+from .expressions import as_dtype, at_least_one, product_of
 from .values import Lowering
 
 
+@dataclass(frozen=True)
+class _Product:
+    """A product and its sizes. `packed` is the scratch of panels packed here, `a` its matrix.
+
+    `a_offset` and `a_row` say where the matrix begins and how far apart its rows are, for the
+    batch at hand.
+    """
+
+    ref: Ref
+    primitive: Contract
+    domain: tuple[Expr, ...]
+    dtype: DType
+    rows: Expr
+    columns: Expr
+    panels: Expr
+    row_tile: int
+    operands: tuple[Ref, ...]
+
+    @property
+    def panel(self) -> int:
+        return self.primitive.panel
+
+    @property
+    def depth(self) -> Expr:
+        return self.primitive.depth
+
+    @property
+    def batch(self) -> list[tuple[str, Expr]]:
+        return [(f"d{a}", self.domain[a]) for a in self.primitive.batch]
+
+    @property
+    def lead(self) -> Expr:
+        """The flat index of the batch."""
+        return flatten_index([sym(n) for n, _ in self.batch], [e for _, e in self.batch])
+
+    @property
+    def base(self) -> Expr:
+        """Where the matrix of the batch at hand begins in its buffer."""
+        return self.primitive.base.substitute({f"i{x}": sym(f"d{x}") for x in self.primitive.batch})
+
+    def place(self, low: Lowering, row: Expr, column: Expr) -> list[Expr]:
+        """The position in the result of a row and a column of the matrix."""
+        product, domain = self.primitive, self.domain
+        at: dict[int, Expr] = {x: sym(f"d{x}") for x in product.batch}
+        rows = split_index(row, [domain[x] for x in product.rows], low.facts)
+        columns = split_index(column, [domain[x] for x in product.columns], low.facts)
+        at.update(zip(product.rows, rows, strict=True))
+        at.update(zip(product.columns, columns, strict=True))
+        return [at.get(x, const(0)) for x in range(len(domain))]
+
+
+def _product(low: Lowering, anchor: int | None) -> _Product:
+    assert anchor is not None
+    node = low.graph.nodes[anchor]
+    primitive = node.primitive
+    assert isinstance(primitive, Contract)
+    domain = node.type.shape
+    columns = product_of([domain[a] for a in primitive.columns])
+    return _Product(
+        Ref(anchor), primitive, domain, node.type.dtype,
+        product_of([domain[a] for a in primitive.rows]), columns,
+        floordiv(columns + (primitive.panel - 1), primitive.panel, low.facts),
+        low.schedule.row_tile[primitive.panel], node.operands,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Rows of contiguous elements in a buffer or scratch: row i begins at start + i * step."""
+
+    name: str
+    start: Expr
+    step: Expr
+
+
+@dataclass(frozen=True)
+class _Panels:
+    """Packed panels in a buffer or scratch: panel p begins at (first + p) * depth * width."""
+
+    name: str
+    first: Expr
+
+
 def lower_contract(low: Lowering) -> Parallel:
-    assert low.group.anchor is not None
-    node = low.graph.nodes[low.group.anchor]
-    product = node.primitive
-    assert isinstance(product, Contract)
-    domain = low.group.domain
-    panel, row_tile = product.panel, low.schedule.row_tile[product.panel]
-    block = row_tile * low.schedule.tiles_per_block
-    rows = product_of([domain[a] for a in product.rows])
-    columns = product_of([domain[a] for a in product.columns])
-    panels = floordiv(columns + (panel - 1), panel, low.facts)
-    batch = low.axes(product.batch)
-    blocks = floordiv(rows + (block - 1), block, low.facts)
-    groups = floordiv(panels + (low.schedule.panel_group - 1), low.schedule.panel_group, low.facts)
-    parallel = [*batch, ("mb", blocks), ("nb", groups)]
+    """Blocks of rows by groups of panels: a tile is computed, then stored with what follows."""
+    p = _product(low, low.group.anchor)
+    packs = p.operands[1] in low.group.packs
+    group = low.schedule.panel_group
+    block = p.row_tile * (low.schedule.packed_tiles if packs else low.schedule.tiles_per_block)
+    blocks = floordiv(p.rows + (block - 1), block, low.facts)
+    groups = floordiv(p.panels + (group - 1), group, low.facts)
+    parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
     low.bind(parallel)
-    dtype = node.type.dtype
-    tile = low.name("tile")
-    low.emit(Alloc(tile, dtype, (const(row_tile), const(panel))))
-    a = low.buffer(node.operands[0], "in")
-    packed = low.buffer(node.operands[1], "in")
-    base = product.base.substitute({f"i{x}": sym(f"d{x}") for x in product.batch})
-    lead = flatten_index([sym(n) for n, _ in batch], [e for _, e in batch])
+    tile = _tile(low, p)
+    matrix = _Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
+    scratch = _panel_scratch(low, p, const(1)) if packs else None
     first = sym("mb") * block
-    end = minimum(first + block, rows)
-    panel_end = minimum(sym("nb") * low.schedule.panel_group + low.schedule.panel_group, panels)
+    end = minimum(first + block, p.rows)
+
+    def one_panel() -> None:
+        panels = _stored_panels(low, p)
+        if scratch is not None:
+            _pack(low, p, scratch, sym("p"), const(0))
+            panels = _Panels(scratch, -sym("p"))
+
+        def one_tile() -> None:
+            start = first + sym("t") * p.row_tile
+            _finished_tile(low, p, tile, matrix, panels, start, end)
+
+        low.loop("t", const(0), floordiv(end - first + (p.row_tile - 1), p.row_tile), one_tile)
+
+    low.loop("p", sym("nb") * group, minimum(sym("nb") * group + group, p.panels), one_panel)
+    return parallel, at_least_one(p.depth) * (group * p.panel)
+
+
+def lower_chain(low: Lowering) -> Parallel:
+    """Blocks of whole rows: a product into scratch, its row reductions there, the next product."""
+    group, rows = low.group, low.group.rows
+    assert rows is not None
+    first, last = _product(low, rows.anchor), _product(low, group.anchor)
+    block = first.row_tile * low.schedule.packed_tiles
+    parallel = [*first.batch, ("mb", floordiv(first.rows + (block - 1), block, low.facts))]
+    low.bind(parallel)
+    width = first.panels * first.panel
+    scores = low.name("scores")
+    low.emit(Alloc(scores, first.dtype, (const(first.row_tile), width)))
+    tile = _tile(low, last)
+    matrix = _Matrix(
+        low.buffer(first.operands[0], "in").name, first.base, first.primitive.row_stride
+    )
+    keys, values = _all_panels(low, first), _all_panels(low, last)
+    start_of = sym("mb") * block
+    end = minimum(start_of + block, first.rows)
 
     def one_tile() -> None:
-        start = first + sym("t") * row_tile
-        count = minimum(end - start, const(row_tile))
-        low.emit(
-            TileProduct(
-                tile, const(0), const(panel), a.name, base + start * product.row_stride,
-                product.row_stride, const(1), packed.name,
-                (lead * panels + sym("p")) * product.depth * panel,
-                count, product.depth, row_tile, panel,
+        start = start_of + sym("t") * first.row_tile
+        count = minimum(end - start, const(first.row_tile))
+
+        def score() -> None:
+            _emit_product(
+                low, first, (scores, sym("p") * first.panel, width), matrix, keys, start, count
             )
-        )  # fmt: skip
-        width = minimum(columns - sym("p") * panel, const(panel))
-        low.loop("r", const(0), count, lambda: one_row(start, width))
 
-    def one_row(start: Expr, width: Expr) -> None:
-        low.facts = low.facts.with_ranges({"r": (0, row_tile - 1)})
-        low.loop("c", const(0), width, lambda: element(start), vector=True)
+        low.loop("p", const(0), first.panels, score)
+        low.loop("r", const(0), count, lambda: _row(low, first, scores, start))
 
-    def element(start: Expr) -> None:
-        low.tile = Load(tile, (Index(sym("r")), Index(sym("c"))), dtype)
-        row = split_index(start + sym("r"), [domain[x] for x in product.rows], low.facts)
-        column = split_index(
-            sym("p") * panel + sym("c"), [domain[x] for x in product.columns], low.facts
+        def one_panel() -> None:
+            inside = _Matrix(scores, -start * width, width)
+            _finished_tile(low, last, tile, inside, values, start, start + count, "q")
+
+        low.loop("q", const(0), last.panels, one_panel)
+
+    low.loop(
+        "t", const(0), floordiv(end - start_of + (first.row_tile - 1), first.row_tile), one_tile
+    )
+    return parallel, at_least_one(first.depth + last.depth) * block
+
+
+def _row(low: Lowering, p: _Product, scores: str, start: Expr) -> None:
+    """The row kernel between two products, for one row: from its scratch into the same."""
+    whole, rows = low.group, low.group.rows
+    assert rows is not None
+    row, column = start + sym("r"), f"d{len(rows.domain) - 1}"
+    at = tuple(map(Index, p.place(low, row, sym(column))))
+
+    def score(place: tuple[Value, ...]) -> Value:
+        return Load(scores, (Index(sym("r")), place[-1]), p.dtype)
+
+    def store() -> None:
+        value = as_dtype(low.value(rows.roots[0], at, ()), p.dtype)
+        low.emit(Store(scores, (Index(sym("r")), Index(sym(column))), value))
+
+    with low.part(rows, {p.ref: score}):
+        low.nest([(column, rows.domain[-1])], store)
+    assert low.group is whole
+
+
+def _tile(low: Lowering, p: _Product) -> str:
+    name = low.name("tile")
+    low.emit(Alloc(name, p.dtype, (const(p.row_tile), const(p.panel))))
+    return name
+
+
+def _stored_panels(low: Lowering, p: _Product) -> _Panels:
+    return _Panels(low.buffer(p.operands[1], "in").name, p.lead * p.panels)
+
+
+def _panel_scratch(low: Lowering, p: _Product, count: Expr) -> str:
+    name = low.name("panels")
+    low.emit(Alloc(name, p.dtype, (count, p.depth, const(p.panel))))
+    return name
+
+
+def _all_panels(low: Lowering, p: _Product) -> _Panels:
+    """Every panel of the batch at hand: in memory, or packed here first."""
+    if p.operands[1] not in low.group.packs:
+        return _stored_panels(low, p)
+    name = _panel_scratch(low, p, p.panels)
+    low.loop("p", const(0), p.panels, lambda: _pack(low, p, name, sym("p"), sym("p")))
+    return _Panels(name, const(0))
+
+
+def _pack(low: Lowering, p: _Product, scratch: str, panel: Expr, place: Expr) -> None:
+    """Fills a panel of scratch: its columns, then zeros up to its width."""
+    ref = p.operands[1]
+    width = minimum(p.columns - panel * p.panel, const(p.panel))
+    batch = [Index(sym(n)) for n, _ in p.batch]
+
+    def element() -> None:
+        at = (*batch, Index(panel), Index(sym("k")), Index(sym("c")))
+        put(as_dtype(low.value(ref, at, ()), p.dtype))
+
+    def put(value: Value) -> None:
+        low.emit(Store(scratch, (Index(place), Index(sym("k")), Index(sym("c"))), value))
+
+    def one_k() -> None:
+        low.loop("c", const(0), width, element, vector=True)
+        low.loop("c", width, const(p.panel), lambda: put(Const(0.0, p.dtype)), vector=True)
+
+    with low.part(low.group.packs[ref], {}):
+        low.loop("k", const(0), p.depth, one_k)
+
+
+def _emit_product(
+    low: Lowering,
+    p: _Product,
+    target: tuple[str, Expr, Expr],
+    matrix: _Matrix,
+    panels: _Panels,
+    start: Expr,
+    count: Expr,
+    panel: str = "p",
+) -> None:
+    """One TileProduct: `count` rows from `start`, into a target of (name, offset, row)."""
+    name, offset, row = target
+    low.emit(
+        TileProduct(
+            name, offset, row, matrix.name, matrix.start + start * matrix.step, matrix.step,
+            const(1), panels.name, (panels.first + sym(panel)) * p.depth * p.panel, count,
+            p.depth, p.row_tile, p.panel,
         )
-        at: dict[int, Expr] = {x: sym(f"d{x}") for x in product.batch}
-        at.update(zip(product.rows, row, strict=True))
-        at.update(zip(product.columns, column, strict=True))
-        low.store([at.get(x, const(0)) for x in range(len(domain))])
+    )  # fmt: skip
 
-    def all_tiles() -> None:
-        low.loop("t", const(0), floordiv(end - first + (row_tile - 1), row_tile), one_tile)
 
-    low.loop("p", sym("nb") * low.schedule.panel_group, panel_end, all_tiles)
-    return parallel, at_least_one(product.depth) * (low.schedule.panel_group * panel)
+def _finished_tile(
+    low: Lowering,
+    p: _Product,
+    tile: str,
+    matrix: _Matrix,
+    panels: _Panels,
+    start: Expr,
+    end: Expr,
+    panel: str = "p",
+) -> None:
+    """A tile of a product, then what the kernel stores of it."""
+    count = minimum(end - start, const(p.row_tile))
+    _emit_product(low, p, (tile, const(0), const(p.panel)), matrix, panels, start, count, panel)
+    width = minimum(p.columns - sym(panel) * p.panel, const(p.panel))
+    inside = Load(tile, (Index(sym("r")), Index(sym("c"))), p.dtype)
+
+    def one_row() -> None:
+        low.facts = low.facts.with_ranges({"r": (0, p.row_tile - 1)})
+        low.loop("c", const(0), width, element, vector=True)
+
+    def element() -> None:
+        column = sym(panel) * p.panel + sym("c")
+        low.store(p.place(low, start + sym("r"), column))
+
+    with low.part(low.group, {p.ref: lambda _: inside}):
+        low.loop("r", const(0), count, one_row)

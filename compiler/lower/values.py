@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from stagefuse.dsl.dims import Expr, const, sym
@@ -50,11 +51,33 @@ class Lowering(Blocks):
     def store(self, at: Sequence[Expr]) -> None:
         """Stores every root at a position of the domain."""
         for ref in self.group.roots:
-            place = at[: self.graph.type(ref).rank] if self.flat else at
+            source, place = ref, at[: self.graph.type(ref).rank] if self.flat else at
+            value = None
+            if ref in self.group.placed:
+                source, moved = self.group.placed[ref]
+                value = self.value(source, tuple(map(Index, at)), ())
+                here = {f"d{a}": e for a, e in enumerate(at)}
+                place = [e.substitute(here, self.facts) for e in moved]
             values = tuple(map(Index, place))
-            value = self.value(ref, values, ())
-            buffer = self.buffer(ref, "out")
-            self.emit(Store(buffer.name, values, value))
+            if value is None:
+                value = self.value(ref, values, ())
+            self.emit(Store(self.buffer(ref, "out").name, values, value))
+
+    @contextmanager
+    def part(
+        self, group: Group, products: Mapping[Ref, Callable[[tuple[Value, ...]], Value]]
+    ) -> Iterator[None]:
+        """Inside, values are those of another kernel that is part of this one.
+
+        `products` says where the results of its matrix products lie.
+        """
+        before = self.group, self.products, self.staged
+        self.group, self.products = group, dict(products)
+        self.staged = self.choose_staged()
+        try:
+            yield
+        finally:
+            self.group, self.products, self.staged = before
 
     # Values
 
@@ -102,8 +125,7 @@ class Lowering(Blocks):
         if isinstance(primitive, Concat):
             return self.concat(node, at, guard)
         if isinstance(primitive, Contract):
-            assert self.tile is not None
-            return self.tile
+            return self.products[ref](at)
         if isinstance(primitive, Reduce):
             return self.reduce(ref, at)
         raise AssertionError(f"{primitive} has no value inside a kernel")

@@ -1,0 +1,301 @@
+"""Joins kernels around matrix products, so that what lies between two kernels stays in scratch.
+
+Three joins, tried in this order on the kernels that `fuse` found:
+
+- *placed*: a kernel that only copies a product's result into another order disappears; the
+  product stores its elements where the copy would have put them.
+- *chained*: a product whose rows go through row reductions into another product (attention)
+  computes a block of rows from end to end.
+- *packed*: the panels of a product are packed in the kernel that multiplies by them, where they
+  would be larger than what they come from (a convolution's patches) or are used once (a product
+  in a batch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from stagefuse.dsl.dims import Expr, Facts, const, sym
+
+from .fuse import Access, Decision, Group, Partition
+from .graph import Contract, Graph, Node, Ref, View, flatten_index, split_index
+
+PACKED_BYTES = 1 << 20
+"""Panels packed by a kernel itself must fit a core's second-level cache."""
+
+
+def join(graph: Graph, found: Partition) -> Partition:
+    """The partition with kernels joined where nothing else needs what passes between them."""
+    return _Joiner(graph, found).run()
+
+
+class _Joiner:
+    def __init__(self, graph: Graph, found: Partition) -> None:
+        self.graph = graph
+        self.groups = list(found.groups)
+        self.decisions = list(found.decisions)
+        self.maker = {root: g for g in self.groups for root in g.roots}
+
+    def run(self) -> Partition:
+        for joined in (self._placed, self._chained, self._packed):
+            for group in list(self.groups):
+                if group in self.groups:
+                    joined(group)
+        return Partition(self.groups, self.decisions)
+
+    # What the joins share
+
+    def _readers(self, ref: Ref) -> list[Group]:
+        """The kernels that read a stored result; members compute their operands' positions."""
+        return [
+            g
+            for g in self.groups
+            if self.maker.get(ref) is not g
+            and any(ref in self.graph.nodes[m].operands for m in g.members)
+        ]
+
+    def _private(self, group: Group, reader: Group) -> bool:
+        """Whether one kernel alone reads the only result of another."""
+        (ref, *others) = group.roots
+        return not others and ref not in self.graph.results and self._readers(ref) == [reader]
+
+    def _replace(self, old: Sequence[Group], new: Group) -> None:
+        """Puts a kernel in the place of the last of several."""
+        place = max(self.groups.index(g) for g in old)
+        self.groups[place] = new
+        self.groups = [g for g in self.groups if g not in old]
+        for root in new.roots:
+            self.maker[root] = new
+
+    def _say(self, ref: Ref, reason: str) -> None:
+        self.decisions = [d for d in self.decisions if d.node != ref.node]
+        self.decisions.append(Decision(ref.node, True, reason))
+
+    # The joins
+
+    def _placed(self, copy: Group) -> None:
+        (ref, *others) = copy.roots
+        node = self.graph.nodes[ref.node]
+        if others or copy.members != {ref.node} or not isinstance(node.primitive, View):
+            return
+        source = node.operands[0]
+        product = self.maker.get(source)
+        if product is None or product.kind != "contract" or not self._private(product, copy):
+            return
+        domain = self.graph.type(source).shape
+        if domain != product.domain or node.primitive.guard:
+            return
+        at = inverse(node.primitive, node.type.shape, domain, self.graph.facts)
+        if at is None:
+            return
+        joined = replace(
+            product,
+            roots=[ref],
+            members=product.members | {ref.node},
+            placed={ref: (source, at)},
+        )
+        self._replace([product, copy], joined)
+        self._say(source, "each element is stored where its user wants it")
+
+    def _chained(self, last: Group) -> None:
+        if last.kind != "contract" or last.anchor is None:
+            return
+        anchor = self.graph.nodes[last.anchor]
+        middle = self.maker.get(anchor.operands[0])
+        if middle is None or middle.kind != "row" or not self._private(middle, last):
+            return
+        if anchor.operands[1] in middle.roots or not self._is_rows_of(middle, anchor):
+            return
+        first = next((g for g in self.groups if self._scores(g, middle)), None)
+        if first is None:
+            return
+        rows = replace(
+            middle,
+            members=first.members | middle.members,
+            accesses={**first.accesses, **middle.accesses},
+            anchor=first.anchor,
+            placed={},
+        )
+        members = rows.members | last.members
+        chain = replace(last, kind="chain", members=members, rows=rows)
+        self._replace([first, middle, last], chain)
+        self._say(first.roots[0], "its rows stay in scratch between two products")
+        self._say(middle.roots[0], "its rows stay in scratch between two products")
+
+    def _is_rows_of(self, middle: Group, anchor: Node) -> bool:
+        """Whether a product's matrix is the dense result of row reductions along its depth."""
+        product, type = anchor.primitive, self.graph.type(anchor.operands[0])
+        assert isinstance(product, Contract)
+        rank = type.rank
+        lead = (*product.batch, *product.rows)
+        if middle.row_axes != (rank - 1,) or lead != tuple(range(rank - 1)):
+            return False
+        if middle.domain != type.shape or type.dtype.bits < 32:
+            return False
+        sizes = tuple(anchor.type.shape[a] for a in lead)
+        count = const(1)
+        for a in product.rows:
+            count = count * anchor.type.shape[a]
+        places = [
+            const(0) if anchor.type.shape[a].as_int() == 1 else sym(f"i{a}") for a in product.batch
+        ]
+        base = flatten_index(places, sizes[: len(places)]) * count * product.depth
+        same = self.graph.facts.prove_eq
+        return (
+            sizes == type.shape[:-1]
+            and same(type.shape[-1], product.depth)
+            and same(product.row_stride, product.depth)
+            and same(product.base, base)
+        )
+
+    def _scores(self, first: Group, middle: Group) -> bool:
+        """Whether a product computes the rows that row reductions read, and nothing else does."""
+        if first.kind != "contract" or first.anchor is None or first.domain != middle.domain:
+            return False
+        if not self._private(first, middle):
+            return False
+        anchor = self.graph.nodes[first.anchor]
+        product = anchor.primitive
+        assert isinstance(product, Contract)
+        last = len(first.domain) - 1
+        ordered = (*product.batch, *product.rows) == tuple(range(last))
+        if not ordered or product.columns != (last,) or anchor.type.shape != first.domain:
+            return False
+        reads = middle.accesses.get(first.roots[0].node, [])
+        return bool(reads) and all(_along_row(a, first.domain) for a in reads)
+
+    def _packed(self, group: Group) -> None:
+        anchors = [] if group.anchor is None else [group.anchor]
+        if group.kind == "chain" and group.rows is not None and group.rows.anchor is not None:
+            anchors.append(group.rows.anchor)
+        if group.kind not in ("contract", "chain"):
+            return
+        for anchor in anchors:
+            panels = self.graph.nodes[anchor].operands[1]
+            packer = self.maker.get(panels)
+            if packer is None or not self._packs_well(packer, panels, anchor, group):
+                continue
+            joined = replace(
+                group,
+                members=group.members | packer.members,
+                packs={**group.packs, panels: packer},
+            )
+            self._replace([packer, group], joined)
+            self._say(panels, "its panels are packed where they are used")
+            group = joined
+
+    def _packs_well(self, packer: Group, panels: Ref, anchor: int, reader: Group) -> bool:
+        if packer.kind != "pointwise" or not self._private(packer, reader):
+            return False
+        node = self.graph.nodes[anchor]
+        product = node.primitive
+        assert isinstance(product, Contract)
+        facts = self.graph.facts
+        size = product.depth * (product.panel * node.type.dtype.itemsize)
+        if reader.kind == "chain":
+            size = size * self.graph.type(panels).shape[-3]
+        most = facts.bounds(size)[1]
+        if most is None or most > PACKED_BYTES:
+            return False
+        return bool(product.batch) or self._expands(packer, panels)
+
+    def _expands(self, packer: Group, panels: Ref) -> bool:
+        """Whether panels repeat the elements that they are packed from."""
+        read = {
+            ref
+            for m in packer.members
+            for ref in self.graph.nodes[m].operands
+            if ref.node not in packer.members
+        }
+        total, source = _count(self.graph.type(panels).shape), const(0)
+        for ref in read:
+            source = source + _count(self.graph.type(ref).shape)
+        return self.graph.facts.prove_le(source * 2, total)
+
+
+def _along_row(access: Access, domain: Sequence[Expr]) -> bool:
+    """Whether an access reads the kernel's own row: each axis in step, the last one anywhere."""
+    if access is None:
+        return False
+    last = len(domain) - 1
+    *lead, column = access
+    own = all(
+        e == sym(f"d{n}") or (e == const(0) and domain[n].as_int() == 1)
+        for n, e in enumerate(lead)
+    )
+    return own and column in (sym(f"d{last}"), sym(f"f{last}"))
+
+
+def _count(shape: Sequence[Expr]) -> Expr:
+    total = const(1)
+    for size in shape:
+        total = total * size
+    return total
+
+
+def inverse(
+    view: View, shape: Sequence[Expr], source: Sequence[Expr], facts: Facts
+) -> tuple[Expr, ...] | None:
+    """Where each element of the source goes, if a view only reorders: result[at(d...)] = source[d].
+
+    The expressions, one per axis of the result, are over d0, d1... of the source's axes. A view
+    is inverted if every index is a symbol, a quotient or remainder of one (an axis that was
+    joined), or several symbols in row-major order (an axis that was split). Both compositions
+    are then proved to be identities; None if that fails.
+    """
+    sizes = dict(zip(view.symbols, shape, strict=True))
+    at: dict[str, Expr] = {name: const(0) for name in view.symbols}
+    for axis, index in enumerate(view.indices):
+        here = sym(f"d{axis}")
+        parts = _parts(index, sizes)
+        if parts is None:
+            return None
+        names = [name for name, _ in parts]
+        if len(parts) == 1:
+            ((name, step),) = parts
+            at[name] = at[name] + here * step
+        else:
+            pieces = split_index(here, [sizes[n] for n in names], _ranged(facts, source))
+            at.update(zip(names, pieces, strict=True))
+    forward = _ranged(facts, source)
+    found = {name: forward.simplify(e) for name, e in at.items()}
+    for axis, index in enumerate(view.indices):
+        whole = const(0) if source[axis].as_int() == 1 else sym(f"d{axis}")
+        if not forward.prove_eq(index.substitute(found, forward), whole):
+            return None
+    back = facts.at_element(view.symbols, shape)
+    origin = {f"d{axis}": index for axis, index in enumerate(view.indices)}
+    for name, expr in found.items():
+        whole = const(0) if sizes[name].as_int() == 1 else sym(name)
+        if not back.prove_eq(expr.substitute(origin, back), whole):
+            return None
+    return tuple(found[name] for name in view.symbols)
+
+
+def _ranged(facts: Facts, shape: Sequence[Expr]) -> Facts:
+    return facts.at_element([f"d{a}" for a in range(len(shape))], shape)
+
+
+def _parts(index: Expr, sizes: dict[str, Expr]) -> list[tuple[str, Expr]] | None:
+    """The symbols of an index, outermost first, with the step of the axis within the symbol."""
+    if index == const(0):
+        return []
+    name = index.as_symbol()
+    if name is not None:
+        return [(name, const(1))]
+    used = [n for n in sizes if n in index.symbols()]
+    if len(used) > 1:
+        flat = flatten_index([sym(n) for n in used], [sizes[n] for n in used])
+        return [(n, const(1)) for n in used] if flat == index else None
+    if len(index.terms) != 1 or index.terms[0][1] != 1 or len(index.terms[0][0]) != 1:
+        return None
+    ((atom, power),) = index.terms[0][0]
+    if power != 1 or atom.kind not in ("//", "%"):
+        return None
+    inner, divisor = atom.args
+    if atom.kind == "//":
+        name = inner.as_symbol()
+        return None if name is None else [(name, divisor)]
+    below = _parts(inner, sizes)
+    return below if below is not None and len(below) == 1 else None
