@@ -184,7 +184,7 @@ class _Planner:
         return "constant", name
 
     def _step(self, graph: Graph, lowered: Any) -> None:
-        from .cpu.emit import scratch_bytes
+        from .cpu.scratch import scratch_bytes
 
         kernel = lowered.kernel
         self.kernels.setdefault(kernel.name, kernel)

@@ -146,6 +146,18 @@ def highest(dtype: DType) -> float | int | bool:
     return -lowest(dtype)
 
 
+def identity(kind: str, dtype: DType) -> float | int | bool:
+    """What a reduction of nothing gives: the identity of its function."""
+    if kind in ("max", "argmax"):
+        return lowest(dtype)
+    if kind in ("min", "argmin"):
+        return highest(dtype)
+    if kind in ("any", "all"):
+        return kind == "all"
+    start = 1 if kind == "prod" else 0
+    return float(start) if dtype.is_float else start
+
+
 def _is_float(array: Array) -> bool:
     return np.asarray(array).dtype.kind == "f"
 

@@ -23,26 +23,22 @@ from ..kernel_ir import (
     TileProduct,
     Value,
 )
-from ..scalar import highest, lowest
+from ..scalar import identity
 
 COMBINE = {
-    "sum": ("add", 0),
-    "prod": ("mul", 1),
-    "any": ("or", False),
-    "all": ("and", True),
-    "max": ("maximum", None),
-    "min": ("minimum", None),
+    "sum": "add",
+    "prod": "mul",
+    "any": "or",
+    "all": "and",
+    "max": "maximum",
+    "min": "minimum",
 }
+"""The scalar function that a reduction repeats."""
 
 
-def identity(kind: str, dtype: DType) -> Const:
-    """What a reduction of nothing gives."""
-    if kind in ("max", "argmax"):
-        return Const(lowest(dtype), dtype)
-    if kind in ("min", "argmin"):
-        return Const(highest(dtype), dtype)
-    start = COMBINE[kind][1]
-    return Const(float(start or 0) if dtype.is_float else start or 0, dtype)
+def start_of(kind: str, dtype: DType) -> Const:
+    """The accumulator of a reduction before its first element."""
+    return Const(identity(kind, dtype), dtype)
 
 
 def product_of(shape: Sequence[Expr]) -> Expr:

@@ -17,7 +17,7 @@ from ..kernel_ir import (
     Value,
 )
 from .blocks import Parallel
-from .expressions import COMBINE, as_dtype, at_least_one, identity, product_of
+from .expressions import COMBINE, as_dtype, at_least_one, product_of, start_of
 from .values import Lowering
 
 
@@ -101,7 +101,7 @@ def _accumulate(low: Lowering, ref: Ref, at: tuple[Value, ...]) -> None:
     low.emit(Alloc(name, dtype, (const(low.schedule.columns),)))
     symbol = f"d{len(low.group.domain) - 1}"
     here = (Index(sym(symbol) - lo),)
-    start = identity(primitive.kind, dtype)
+    start = start_of(primitive.kind, dtype)
     low.loop(symbol, lo, hi, lambda: low.emit(Store(name, here, start)), vector=True)
     operand = node.operands[0]
     shape = low.graph.type(operand).shape
@@ -110,7 +110,7 @@ def _accumulate(low: Lowering, ref: Ref, at: tuple[Value, ...]) -> None:
     inside = tuple(
         Index(sym(f"f{a}")) if a in primitive.axes else next(kept) for a in range(len(shape))
     )
-    combine = COMBINE[primitive.kind][0]
+    combine = COMBINE[primitive.kind]
 
     def step() -> None:
         value = as_dtype(low.value(operand, inside, ()), dtype)

@@ -26,7 +26,7 @@ from ..kernel_ir import (
     Value,
 )
 from .blocks import Parallel
-from .expressions import COMBINE, as_dtype, at_least_one, identity
+from .expressions import COMBINE, as_dtype, at_least_one, start_of
 from .values import Lowering
 
 
@@ -44,12 +44,12 @@ def lower_scan(low: Lowering) -> Parallel:
     dtype = node.type.dtype.compute
     total = low.name("total")
     low.emit(Alloc(total, dtype, ()))
-    low.emit(Store(total, (), identity(primitive.kind, dtype)))
+    low.emit(Store(total, (), start_of(primitive.kind, dtype)))
     here = tuple(map(Index, at))
 
     def step() -> None:
         value = as_dtype(low.value(node.operands[0], here, ()), dtype)
-        so_far = Op(COMBINE[primitive.kind][0], (Load(total, (), dtype), value), dtype)
+        so_far = Op(COMBINE[primitive.kind], (Load(total, (), dtype), value), dtype)
         name = low.name("v")
         low.emit(Let(name, so_far))
         low.emit(Store(total, (), Local(name, dtype)))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from stagefuse.compiler.cpu.build import build
-from stagefuse.compiler.cpu.emit import scratch_bytes
 from stagefuse.compiler.cpu.pool import pack_steps
+from stagefuse.compiler.cpu.scratch import scratch_bytes
 from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.runtime.native import NativeObject, detect_level
 

@@ -1,0 +1,78 @@
+"""Questions about the statements of a kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from stagefuse.compiler.kernel_ir import (
+    Fold,
+    For,
+    If,
+    Let,
+    SortRow,
+    Statement,
+    Store,
+    TileProduct,
+)
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.dsl.dims import Expr
+
+from .values import post_order
+
+UNROLLED, UNROLLED_VALUES = 32, 400
+
+
+def walk(body: Sequence[Statement]) -> Iterator[Statement]:
+    """Statements, outer before inner, in order."""
+    for s in body:
+        yield s
+        if isinstance(s, For | If):
+            yield from walk(s.body)
+
+
+def written_buffers(body: Sequence[Statement]) -> frozenset[str]:
+    """Names that statements write."""
+    found = set()
+    for s in walk(body):
+        if isinstance(s, Store):
+            found.add(s.buffer)
+        elif isinstance(s, TileProduct):
+            found.add(s.dst)
+        elif isinstance(s, SortRow):
+            found |= {s.keys, s.order}
+    return frozenset(found)
+
+
+def is_unrolled(s: Fold) -> bool:
+    """Whether a fold is short enough to be written out, so that a loop around it can be wide."""
+    extents = [extent.as_int() for _, extent in s.loops]
+    count = math.prod(UNROLLED + 1 if e is None else e for e in extents)
+    if None in extents or count > UNROLLED or s.kind.startswith("arg"):
+        return False
+    return count * len(post_order(s.value)) <= UNROLLED_VALUES
+
+
+def is_loop(s: Statement) -> bool:
+    """Whether a statement becomes a loop of its own."""
+    return isinstance(s, For) or (isinstance(s, Fold) and not is_unrolled(s))
+
+
+def at_most(expr: Expr, limit: int) -> bool:
+    """Whether an expression is plainly no greater than a number."""
+    known = expr.as_int()
+    if known is not None:
+        return known <= limit
+    if len(expr.terms) == 1 and expr.terms[0][1] == 1 and len(expr.terms[0][0]) == 1:
+        atom, power = expr.terms[0][0][0]
+        return power == 1 and atom.kind == "min" and any(at_most(a, limit) for a in atom.args)
+    return False
+
+
+def values_of(body: Sequence[Statement], written: frozenset[str]) -> Iterator[KernelValue]:
+    """Values that statements always compute: not those inside branches and loops."""
+    for s in body:
+        if isinstance(s, Let):
+            yield s.value
+        elif isinstance(s, Store):
+            yield from (*s.indices, s.value)

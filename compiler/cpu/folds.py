@@ -1,0 +1,111 @@
+"""Folds: loops around one accumulator."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from stagefuse.compiler.kernel_ir import (
+    Fold,
+)
+from stagefuse.compiler.scalar import identity
+from stagefuse.dsl.dtypes import I64, DType
+
+from . import scalars
+from .bodies import is_unrolled
+from .ir import Code, Value
+from .loops import LoopWriter
+from .memory import Scope
+
+
+class FoldWriter(LoopWriter):
+    """The function of a kernel, as far as its reductions go."""
+
+    def _fold(self, s: Fold) -> None:
+        if s.kind in ("argmax", "argmin"):
+            result = self._fold_position(s)
+        elif is_unrolled(s):
+            result = self._fold_unrolled(s)
+        else:
+            result = self._fold_nest(s, s.kind, s.dtype, lambda total, at: self._step(s, total))
+        self.scopes[-1].locals[s.name] = result
+
+    def _step(self, s: Fold, total: Value) -> Value:
+        return combine(self.code, s.kind, total, self.value(s.value), s.dtype)
+
+    def _fold_unrolled(self, s: Fold) -> Value:
+        """A fold over a few positions, written out."""
+        code = self.code
+        total = code.const(identity(s.kind, s.dtype), scalars.REGISTER[s.dtype.name])
+        extents = [range(extent.as_int() or 0) for _, extent in s.loops]
+        for place in itertools.product(*extents):
+            with self._inner_scope():
+                for (name, _), position in zip(s.loops, place, strict=True):
+                    self.scopes[-1].indices[name] = code.const(position, "i64")
+                total = self._step(s, total)
+        return total
+
+    @contextmanager
+    def _inner_scope(self) -> Iterator[None]:
+        """A scope for other bindings in the same block: written values stay usable after."""
+        self.scopes.append(Scope())
+        yield
+        self.scopes.pop()
+
+    def _fold_nest(
+        self, s: Fold, kind: str, dtype: DType, step: Callable[[Value, Value], Value]
+    ) -> Value:
+        """The loops of a fold around one accumulator; `step` also gets the flat position."""
+        code = self.code
+        zero = code.const(0, "i64")
+
+        def nest(number: int, total: Value, position: Value) -> Value:
+            name, extent = s.loops[number]
+            last = number == len(s.loops) - 1
+            size = self.index(extent)
+
+            def body(i: Value, totals: list[Value]) -> list[Value]:
+                self.scopes[-1].indices[name] = i
+                at = position * size + i if number else i
+                return [step(totals[0], at) if last else nest(number + 1, totals[0], at)]
+
+            bound = {n for n, _ in s.loops[number:]}
+            return self._loop(zero, size, [total], body, [s.value], bound, False, last)[0]
+
+        start = code.const(identity(kind, dtype), scalars.REGISTER[dtype.name])
+        return nest(0, start, zero) if s.loops else step(start, zero)
+
+    def _fold_position(self, s: Fold) -> Value:
+        """argmax and argmin in two passes that both vectorise: the extreme, then its place."""
+        code, dtype = self.code, s.value.dtype.compute
+        kind = s.kind.removeprefix("arg")
+        extreme = self._fold_nest(
+            s, kind, dtype, lambda total, at: combine(code, kind, total, self.value(s.value), dtype)
+        )
+
+        def step(total: Value, at: Value) -> Value:
+            value = self.value(s.value)
+            found = value.compare("eq", extreme)
+            if value.is_float:
+                found = found | value.is_nan()
+            return code.intrinsic("smin", total, found.select(at, (1 << 63) - 1))
+
+        place = self._fold_nest(s, "min", I64, step)
+        return place.compare("eq", (1 << 63) - 1).select(code.const(0, "i64"), place)
+
+
+def combine(code: Code, kind: str, total: Value, value: Value, dtype: DType) -> Value:
+    """One step of a fold; sums and products may be reassociated."""
+    if kind in ("sum", "prod"):
+        if not dtype.is_float:
+            return total + value if kind == "sum" else total * value
+        word = "fadd" if kind == "sum" else "fmul"
+        return code.emit(
+            f"{word} reassoc nsz contract {total.type} {total.text}, {value.text}", total.type
+        )
+    if kind == "any":
+        return total | value
+    if kind == "all":
+        return total & value
+    return scalars.extreme(code, total, value, dtype, kind)

@@ -1,0 +1,141 @@
+"""Where buffers and scratch lie inside a function, and what may overlap."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from stagefuse.compiler.kernel_ir import (
+    Alloc,
+    Index,
+    Kernel,
+    SortRow,
+)
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.dsl.dims import Expr, as_expr, const
+from stagefuse.dsl.dtypes import I64, DType
+
+from . import scalars
+from .bodies import walk, written_buffers
+from .ir import Code, Value
+from .module import Module
+from .scratch import alloc_size, padded
+from .values import Unique
+
+
+@dataclass
+class Memory:
+    """A buffer or scratch array inside the function."""
+
+    pointer: Value
+    dtype: DType
+    shape: tuple[Expr, ...]
+    alias: str = ""  # metadata of its accesses
+
+
+@dataclass
+class Scope:
+    """What is known inside a loop or branch."""
+
+    values: dict[int, Value] = field(default_factory=dict)  # by identity of the unique value
+    indices: dict[str, Value] = field(default_factory=dict)
+    locals: dict[str, Value] = field(default_factory=dict)
+
+
+Body = Callable[[Value, list[Value]], list[Value]]
+
+
+class MemoryWriter(ABC):
+    """The function of a kernel, as far as its memory goes."""
+
+    def __init__(self, kernel: Kernel, module: Module) -> None:
+        self.kernel = kernel
+        self.module = module
+        self.code = Code()
+        self.code.flags = " contract"
+        self.scopes = [Scope()]
+        self.memory: dict[str, Memory] = {}
+        self.written = written_buffers(kernel.body)
+        self.groups: list[str] = []  # access groups of the loops around
+        self.scratch = const(0)
+        self._unique = Unique()
+        self._volatile: dict[int, bool] = {}
+        self._names: dict[int, frozenset[str]] = {}
+
+    def _slot(self, args: Value, number: int, kind: str) -> Value:
+        at = self.code.pure(f"getelementptr i64, ptr {args.text}, i64 {number}", "ptr")
+        return self.code.emit(f"load {kind}, ptr {at.text}, align 8", kind)
+
+    def _scratch(self, size: Expr) -> Value:
+        offset = self.index(self.scratch)
+        self.scratch = self.scratch + size
+        return self.code.pure(f"getelementptr i8, ptr %scratch, i64 {offset.text}", "ptr")
+
+    def _allocate(self) -> None:
+        """Every Alloc and sort's spare memory gets its place once, at the top."""
+        for s in walk(self.kernel.body):
+            if isinstance(s, Alloc):
+                pointer = self._scratch(alloc_size(s))
+                self.memory[s.name] = Memory(pointer, s.dtype, s.shape)
+            elif isinstance(s, SortRow):
+                count = as_expr(s.count)
+                dtype = self.memory[s.keys].dtype
+                for name, kind in ((s.keys, dtype), (s.order, I64)):
+                    pointer = self._scratch(padded(count * kind.itemsize))
+                    self.memory[f"{name} spare"] = Memory(pointer, kind, (count,))
+
+    def _aliases(self) -> None:
+        """A scope of its own for each buffer that is written, one for all others."""
+        module = self.module
+        domain = module.distinct(f'distinct !{{!"{self.kernel.name}"}}')
+        read = module.distinct(f'distinct !{{!"read", {domain}}}')
+        scopes = {
+            name: module.distinct(f'distinct !{{!"{name}", {domain}}}')
+            if name in self.written
+            else read
+            for name in self.memory
+        }
+        every = sorted(set(scopes.values()), key=lambda text: int(text[1:]))
+        for name, memory in self.memory.items():
+            own = module.node(f"!{{{scopes[name]}}}")
+            others = [s for s in every if s != scopes[name]]
+            memory.alias = f", !alias.scope {own}"
+            if others:
+                memory.alias += f", !noalias {module.node('!{' + ', '.join(others) + '}')}"
+
+    def _access(self) -> str:
+        if not self.groups:
+            return ""
+        if len(self.groups) == 1:
+            return f", !llvm.access.group {self.groups[0]}"
+        return f", !llvm.access.group {self.module.node('!{' + ', '.join(self.groups) + '}')}"
+
+    def _address(self, memory: Memory, indices: Sequence[KernelValue]) -> Value:
+        """The place of an element: symbolic offsets are added up before they are written."""
+        symbolic, offset, stride = const(0), self.code.const(0, "i64"), const(1)
+        for value, extent in reversed(list(zip(indices, memory.shape, strict=True))):
+            if isinstance(value, Index):
+                symbolic = symbolic + value.expr * stride
+            else:
+                offset = offset + self.value(value) * self.index(stride)
+            stride = stride * extent
+        fixed = self.index(symbolic)
+        if offset.text == "0":
+            offset = fixed
+        elif fixed.text != "0":
+            offset = offset + fixed
+        kind = scalars.MEMORY[memory.dtype.name]
+        return self.code.pure(
+            f"getelementptr inbounds {kind}, ptr {memory.pointer.text}, i64 {offset.text}", "ptr"
+        )
+
+    # values
+
+    @abstractmethod
+    def index(self, expr: Expr) -> Value:
+        """The i64 value of an expression."""
+
+    @abstractmethod
+    def value(self, value: KernelValue) -> Value:
+        """A value of kernel IR."""

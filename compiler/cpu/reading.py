@@ -1,0 +1,224 @@
+"""Values of kernel IR, each computed once per scope where it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from stagefuse.compiler.kernel_ir import (
+    Checked,
+    Const,
+    Index,
+    Load,
+    Local,
+    Op,
+)
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.dsl.dims import Expr
+
+from . import scalars
+from .ir import Value
+from .memory import Memory, MemoryWriter, Scope
+from .values import parts, post_order
+
+
+class ValueWriter(MemoryWriter):
+    """The function of a kernel, as far as its values go."""
+
+    @contextmanager
+    def _scope(self) -> Iterator[None]:
+        self.scopes.append(Scope())
+        with self.code.scope():
+            yield
+        self.scopes.pop()
+
+    def index(self, expr: Expr) -> Value:
+        """The i64 value of an expression."""
+        code = self.code
+        total: Value | None = None
+        for monomial, coefficient in expr.terms:
+            factor: Value | None = None
+            for atom, power in monomial:
+                if atom.kind == "sym":
+                    value = self._symbol(atom.name)
+                else:
+                    a, b = (self.index(arg) for arg in atom.args)
+                    value = self._atom(atom.kind, a, b, atom.args[1].as_int())
+                for _ in range(power):
+                    factor = value if factor is None else factor * value
+            if factor is None:
+                factor = code.const(coefficient, "i64")
+            elif coefficient != 1:
+                factor = factor * coefficient
+            total = factor if total is None else total + factor
+        return total or code.const(0, "i64")
+
+    def _symbol(self, name: str) -> Value:
+        for scope in reversed(self.scopes):
+            if name in scope.indices:
+                return scope.indices[name]
+        raise KeyError(f"kernel {self.kernel.name} binds no index {name}")
+
+    def _atom(self, kind: str, a: Value, b: Value, divisor: int | None) -> Value:
+        if kind in ("min", "max"):
+            return self.code.intrinsic(f"s{kind}", a, b)
+        if divisor is not None and divisor > 0 and divisor & (divisor - 1) == 0:
+            return a.ashr(divisor.bit_length() - 1) if kind == "//" else a & (divisor - 1)
+        if divisor is not None and divisor > 0:
+            quotient, rest = a / divisor, self.code.pure(f"srem i64 {a.text}, {divisor}", "i64")
+            low = rest.compare("lt", 0)
+            if kind == "//":
+                return low.select(quotient - 1, quotient)
+            return low.select(rest + divisor, rest)
+        quotient, rest = scalars.integer_division(self.code, a, b, unsigned=False)
+        return quotient if kind == "//" else rest
+
+    def value(self, value: KernelValue) -> Value:
+        """A value of kernel IR, computed here unless it is known."""
+        value = self._unique(value)
+        self._is_volatile(value)
+        stack = [value]
+        while stack:
+            top = stack[-1]
+            if self._known(top) is not None:
+                stack.pop()
+                continue
+            missing = [p for p in self._needed(top) if self._known(p) is None]
+            stack.extend(missing)
+            if not missing:
+                self.scopes[-1].values[id(top)] = self._compute(top)
+        result = self._known(value)
+        assert result is not None
+        return result
+
+    def _known(self, value: KernelValue) -> Value | None:
+        """What is at hand, for a unique value."""
+        if isinstance(value, Const):
+            return self.code.const(value.value, scalars.REGISTER[value.dtype.compute.name])
+        if isinstance(value, Index):
+            return self.index(value.expr)
+        if isinstance(value, Local):
+            for scope in reversed(self.scopes):
+                if value.name in scope.locals:
+                    return scope.locals[value.name]
+            raise KeyError(f"kernel {self.kernel.name} binds no value {value.name}")
+        for scope in reversed(self.scopes):
+            if id(value) in scope.values:
+                return scope.values[id(value)]
+        return None
+
+    def _needed(self, value: KernelValue) -> tuple[KernelValue, ...]:
+        """What is computed before a value: not what only a guarded load may look at."""
+        if isinstance(value, Load) and value.guard:
+            return value.guard
+        return parts(value)
+
+    def _compute(self, value: KernelValue) -> Value:
+        if isinstance(value, Load):
+            return self._load(value)
+        if isinstance(value, Checked):
+            return self._checked(value, [])
+        assert isinstance(value, Op)
+        args = [self.value(a) for a in value.args]
+        if value.fn == "cast":
+            return scalars.convert(self.code, args[0], value.args[0].dtype, value.dtype)
+        if value.fn == "round_to":
+            return scalars.round_to(self.code, args[0], value.to or value.dtype)
+        return scalars.apply(self.code, value.fn, args, value.args[-1].dtype.compute)
+
+    def _load(self, load: Load) -> Value:
+        memory = self.memory[load.buffer]
+        if not load.guard:
+            return self._read(memory, load.indices)
+        code = self.code
+        holds = self.value(load.guard[0])
+        for condition in load.guard[1:]:
+            holds = holds & self.value(condition)
+        inside, after = code.label("load"), code.label("loaded")
+        kind = scalars.REGISTER[memory.dtype.name]
+        fill = code.const(load.fill, kind)
+        before = code.block
+        code.branch_if(holds, inside, after)
+        code.start(inside)
+        with self._scope():
+            found = self._read(memory, load.indices)
+        end = code.block
+        code.branch(after)
+        code.start(after)
+        return code.emit(f"phi {kind} [ {fill.text}, %{before} ], [ {found.text}, %{end} ]", kind)
+
+    def _read(self, memory: Memory, indices: Sequence[KernelValue]) -> Value:
+        at = self._address(memory, indices)
+        kind = scalars.MEMORY[memory.dtype.name]
+        raw = self.code.emit(
+            f"load {kind}, ptr {at.text}, align {memory.dtype.itemsize}"
+            f"{memory.alias}{self._access()}",
+            kind,
+        )
+        return scalars.from_memory(self.code, raw, memory.dtype)
+
+    def _checked(self, checked: Checked, guards: Sequence[KernelValue]) -> Value:
+        """The position, after noting one out of range unless a guard fails."""
+        code = self.code
+        given, extent = self.value(checked.value), self.index(checked.extent)
+        place = given.compare("lt", 0).select(given + extent, given)
+        inside = place.compare("lt", extent, unsigned=True) & extent.compare("gt", 0)
+        fine = inside
+        for guard in guards:
+            fine = fine | (self.value(guard) ^ 1)
+        self.module.helpers["sf.report"] = REPORT
+        report, after = code.label("report"), code.label("checked")
+        code.branch_if(fine, after, report)
+        code.start(report)
+        code.line(f"call void @sf.report(ptr %status, i64 {checked.site + 1}, i64 {given.text})")
+        code.branch(after)
+        code.start(after)
+        return inside.select(place, 0)
+
+    def _forget(self) -> None:
+        """Drops values that read memory which statements write."""
+        for scope in self.scopes:
+            for key in [k for k in scope.values if self._volatile.get(k, True)]:
+                del scope.values[key]
+
+    def _is_volatile(self, value: KernelValue) -> bool:
+        """Whether a unique value depends on memory that the kernel writes."""
+        if id(value) not in self._volatile:
+            for part in post_order(value):
+                own = isinstance(part, Load) and part.buffer in self.written
+                inside = any(self._volatile[id(p)] for p in parts(part))
+                self._volatile[id(part)] = own or inside
+        return self._volatile[id(value)]
+
+    def _free(self, value: KernelValue) -> frozenset[str]:
+        """Index symbols a unique value depends on, and locals with a % before their names."""
+        if id(value) not in self._names:
+            for part in post_order(value):
+                names = frozenset().union(*(self._names[id(p)] for p in parts(part)))
+                if isinstance(part, Index):
+                    names = part.expr.symbols()
+                elif isinstance(part, Local):
+                    names = frozenset((f"%{part.name}",))
+                elif isinstance(part, Checked):
+                    names |= part.extent.symbols()
+                elif isinstance(part, Load):
+                    for extent in self.memory[part.buffer].shape:
+                        names |= extent.symbols()
+                self._names[id(part)] = names
+        return self._names[id(value)]
+
+
+REPORT = """
+define internal void @sf.report(ptr %status, i64 %site, i64 %value) noinline cold nounwind {
+entry:
+  %swapped = cmpxchg ptr %status, i64 0, i64 %site seq_cst seq_cst, align 8
+  %first = extractvalue { i64, i1 } %swapped, 1
+  br i1 %first, label %note, label %done
+note:
+  %slot = getelementptr i64, ptr %status, i64 1
+  store i64 %value, ptr %slot, align 8
+  br label %done
+done:
+  ret void
+}
+"""
