@@ -31,7 +31,8 @@ class ScalarFn:
     `accepts` lists the classes of dtype its operands may have: number, float, int, bool or any.
     `result` is "same" (the last operand's dtype), "bool" or "given" (cast). `identity` e has
     f(x, e) = x. `associative` is in exact arithmetic. `flops` is a cost per element for
-    schedules; `ulp` the largest error of an implementation in units in the last place.
+    schedules; `ulp` the largest error of an implementation in units in the last place, of the
+    result or, if `by_argument`, of the argument.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ScalarFn:
     identity: float | int | bool | None = None
     flops: int = 1
     ulp: float = EXACT
+    by_argument: bool = False
 
     def takes(self, dtype: DType) -> bool:
         """Whether operands may have this dtype."""
@@ -212,6 +214,10 @@ def _erf(x: Array) -> Array:
     return np.array(values, np.float64).reshape(flat.shape)
 
 
+def _gelu(x: Array) -> Array:
+    return x * (0.5 * (1 + _erf(x * math.sqrt(0.5))))
+
+
 def _sign(x: Array) -> Array:
     if np.asarray(x).dtype.kind == "u":
         return np.asarray(x != 0, np.asarray(x).dtype)
@@ -269,6 +275,8 @@ _TABLE = (
     ScalarFn("sigmoid", 1, FLOAT, _sigmoid, "1 / (1 + exp(-x))", flops=16, ulp=4),
     ScalarFn("erf", 1, FLOAT, _erf, "2 / sqrt(pi) times the integral of exp(-t * t) from 0 to x",
              flops=20, ulp=4),
+    ScalarFn("gelu", 1, FLOAT, _gelu, "x times the normal distribution function of x",
+             flops=16, ulp=2, by_argument=True),
     ScalarFn("isnan", 1, FLOAT, np.isnan, "whether x is NaN", result="bool"),
     ScalarFn("isinf", 1, FLOAT, np.isinf, "whether x is infinite", result="bool"),
     ScalarFn("eq", 2, ANY, np.equal, "a == b; NaN equals nothing", result="bool",

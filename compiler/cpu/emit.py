@@ -76,7 +76,9 @@ class KernelWriter(FoldWriter):
             f'define void @"{kernel.name}"(ptr noalias readonly %args, i64 %begin, i64 %end,'
             " ptr %scratch, ptr %status) #0 {"
         )
-        return "\n".join([head, "entry:", *code.lines, "  ret void", "}"])
+        if self.has_streams:  # streamed stores are not ordered with others
+            code.line("call void @llvm.x86.sse.sfence()")
+        return "\n".join([head, "entry:", *self.allocas, *code.lines, "  ret void", "}"])
 
     # memory
 

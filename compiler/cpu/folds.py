@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from stagefuse.compiler.kernel_ir import (
     Fold,
@@ -15,11 +14,10 @@ from stagefuse.dsl.dtypes import I64, DType
 from . import scalars
 from .bodies import is_unrolled
 from .ir import Code, Value
-from .loops import LoopWriter
-from .memory import Scope
+from .streams import StreamWriter
 
 
-class FoldWriter(LoopWriter):
+class FoldWriter(StreamWriter):
     """The function of a kernel, as far as its reductions go."""
 
     def _fold(self, s: Fold) -> None:
@@ -45,13 +43,6 @@ class FoldWriter(LoopWriter):
                     self.scopes[-1].indices[name] = code.const(position, "i64")
                 total = self._step(s, total)
         return total
-
-    @contextmanager
-    def _inner_scope(self) -> Iterator[None]:
-        """A scope for other bindings in the same block: written values stay usable after."""
-        self.scopes.append(Scope())
-        yield
-        self.scopes.pop()
 
     def _fold_nest(
         self, s: Fold, kind: str, dtype: DType, step: Callable[[Value, Value], Value]

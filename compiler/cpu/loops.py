@@ -40,7 +40,12 @@ class LoopWriter(ValueWriter):
     def _store(self, s: Store) -> None:
         memory = self.memory[s.buffer]
         value = scalars.to_memory(self.code, self.value(s.value), memory.dtype)
-        at = self._address(memory, s.indices)
+        if s.buffer in self.tiles:
+            tile, place = self.tiles[s.buffer]
+            kind = scalars.MEMORY[memory.dtype.name]
+            at = self.code.pure(f"getelementptr {kind}, ptr {tile.text}, i64 {place.text}", "ptr")
+        else:
+            at = self._address(memory, s.indices)
         self.code.line(
             f"store {value.type} {value.text}, ptr {at.text}, align {memory.dtype.itemsize}"
             f"{memory.alias}{self._access()}"
@@ -57,6 +62,10 @@ class LoopWriter(ValueWriter):
         code.start(after)
 
     def _for(self, s: For) -> None:
+        self._plain(s, self.index(s.lo), self.index(s.hi))
+
+    def _plain(self, s: For, lo: Value, hi: Value) -> None:
+        """A loop of kernel IR between two bounds."""
         innermost = not any(is_loop(x) for x in walk(s.body))
 
         def body(i: Value, _: list[Value]) -> list[Value]:
@@ -64,7 +73,6 @@ class LoopWriter(ValueWriter):
             self.statements(s.body)
             return []
 
-        lo, hi = self.index(s.lo), self.index(s.hi)
         ahead = list(values_of(s.body, self.written))
         short = at_most(s.hi - s.lo, SHORT_LOOP) or at_most(s.hi, SHORT_LOOP)
         self._loop(lo, hi, [], body, ahead, {s.index}, s.vector, innermost, short)

@@ -59,6 +59,10 @@ class MemoryWriter(ABC):
         self.written = written_buffers(kernel.body)
         self.groups: list[str] = []  # access groups of the loops around
         self.scratch = const(0)
+        self.allocas: list[str] = []
+        self.tiles: dict[str, tuple[Value, Value]] = {}  # stores that go to the stack for now
+        self.has_streams = False
+        self.results = {b.name for b in kernel.buffers if b.mode == "out"}
         self._unique = Unique()
         self._volatile: dict[int, bool] = {}
         self._names: dict[int, frozenset[str]] = {}

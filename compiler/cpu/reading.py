@@ -32,6 +32,13 @@ class ValueWriter(MemoryWriter):
             yield
         self.scopes.pop()
 
+    @contextmanager
+    def _inner_scope(self) -> Iterator[None]:
+        """A scope for other bindings in the same block: written values stay usable after."""
+        self.scopes.append(Scope())
+        yield
+        self.scopes.pop()
+
     def index(self, expr: Expr) -> Value:
         """The i64 value of an expression."""
         code = self.code

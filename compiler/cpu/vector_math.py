@@ -83,6 +83,17 @@ ERFCX_F64 = (
     0.00015107001505139365, -1.5231579708759332e-06, -3.663729408176031e-05,
     -1.3387310730533525e-05, 4.531069003301263e-06, 4.779187268822775e-06,
 )  # fmt: skip
+# log2 of the normal distribution function of -a, on a <= 14, where it weighs as that function
+GELU_F32 = (
+    -1.0, -1.1511051654815674, -0.45920851826667786, -0.05249524116516113, 0.007062098942697048,
+    -0.00013594022311735898, -0.00018658884800970554, 3.9463215216528624e-05,
+    -2.842030426108977e-06,
+)  # fmt: skip
+# 2^f on |f| <= 1/2
+EXP2_F32 = (
+    1.0, 0.6931471824645996, 0.24022650718688965, 0.05550359562039375, 0.009618062525987625,
+    0.0013390984386205673, 0.00015462868032045662,
+)  # fmt: skip
 # (sin(r) - r) / r^3 and (cos(r) - 1 + r^2 / 2) / r^4 in r^2 on |r| <= pi / 4
 SIN_F64 = (
     -0.16666666666666666, 0.008333333333333331, -0.0001984126984126506, 2.7557319219335453e-06,
@@ -298,6 +309,17 @@ def erf(c: Code, x: Value) -> Value:
     return copysign(c, a.compare("lt", 0.875).select(small, large), x)
 
 
+def gelu(c: Code, x: Value) -> Value:
+    """x Phi(x), with Phi(-a) = 2^p(a) for f32: right to two units of the argument."""
+    if x.type == "double":
+        return x * ((erf(c, x * 0.7071067811865476) + 1.0) * 0.5)
+    a = clamp(c, absolute(c, x), 0.0, 14.0)
+    power = clamp(c, c.polynomial(a, GELU_F32), -127.0, 0.0)  # 2^-127 counts as 0
+    k, bits = nearest(c, power, 1.0)
+    tail = c.polynomial(power - k, EXP2_F32) * power_of_two(c, bits, "float")
+    return x * x.compare("ge", 0.0).select(1.0 - tail, tail)
+
+
 def two_sum(a: Value, b: Value) -> Pair:
     """The rounded sum and what rounding lost."""
     total = a + b
@@ -475,7 +497,8 @@ def in_double(function: Function) -> Function:
 
 FUNCTIONS: dict[str, tuple[Function, int]] = {
     "exp": (exp, 1), "log": (log, 1), "log2": (log2, 1), "log1p": (log1p, 1),
-    "expm1": (expm1, 1), "tanh": (tanh, 1), "erf": (erf, 1), "sigmoid": (sigmoid, 1),
+    "expm1": (expm1, 1), "tanh": (tanh, 1), "erf": (erf, 1), "gelu": (gelu, 1),
+    "sigmoid": (sigmoid, 1),
     "sin": (sin, 1), "cos": (cos, 1), "tan": (tan, 1), "rsqrt": (rsqrt, 1), "pow": (pow, 2),
 }  # fmt: skip
 SUFFIX = {"float": "f32", "double": "f64"}

@@ -1,0 +1,148 @@
+"""Loops that write large results past the caches.
+
+A store that misses the caches first reads the line that it overwrites. Results far larger than the
+caches are therefore written with non-temporal stores, whole lines at a time (Intel 64 and IA-32
+Optimization Reference Manual, section 9.6.1): a tile of the loop is computed into registers or the
+stack and stored from there. Whether the results are that large, and aligned, is seen at run time;
+otherwise, and for the rest of a row, the plain loop runs.
+"""
+
+from __future__ import annotations
+
+from stagefuse.compiler.kernel_ir import For, Index, Let, Store
+from stagefuse.dsl.dims import Expr, const
+
+from . import scalars
+from .bodies import values_of
+from .ir import Value
+from .loops import SHORT_LOOP, LoopWriter
+from .memory import Memory
+
+LARGE_BYTES = 16 << 20
+"""A result of this size is not in the caches when its reader comes."""
+TILE = 64
+"""Elements of a tile: at least one line of 64 bytes of any dtype."""
+LINE = 64
+
+
+class StreamWriter(LoopWriter):
+    """The function of a kernel, with the loops that may stream their results."""
+
+    def _for(self, s: For) -> None:
+        stores = [x for x in s.body if isinstance(x, Store)]
+        if not self._may_stream(s, stores):
+            super()._for(s)
+            return
+        code = self.code
+        lo, hi = self.index(s.lo), self.index(s.hi)
+        tiles, plain = code.label("stream"), code.label("plain")
+        streams = self._streams(s, stores, lo)
+        before = code.block
+        code.branch_if(streams, tiles, plain)
+        code.start(tiles)
+        with self._scope():
+            end = lo + ((hi - lo) & -TILE)
+            self._tiles(s, stores, lo, end)
+        last = code.block
+        code.branch(plain)
+        code.start(plain)
+        rest = code.emit(f"phi i64 [ {lo.text}, %{before} ], [ {end.text}, %{last} ]", "i64")
+        self._plain(s, rest, hi)
+        self.has_streams = True
+
+    def _may_stream(self, s: For, stores: list[Store]) -> bool:
+        """Whether every store of a loop walks along a result of its own, element by element."""
+        extent = (s.hi - s.lo).as_int()
+        names = [x.buffer for x in stores]
+        return (
+            s.vector
+            and (extent is None or extent > SHORT_LOOP)
+            and bool(stores)
+            and all(isinstance(x, Let | Store) for x in s.body)
+            and len(set(names)) == len(names)
+            and all(x.buffer in self.results and self._is_walk(x, s.index) for x in stores)
+        )
+
+    def _is_walk(self, store: Store, index: str) -> bool:
+        place, stride = const(0), const(1)
+        for value, extent in reversed(
+            list(zip(store.indices, self.memory[store.buffer].shape, strict=True))
+        ):
+            if not isinstance(value, Index):
+                return False
+            place = place + value.expr * stride
+            stride = stride * extent
+        return place.coefficient(index) == const(1)
+
+    def _streams(self, s: For, stores: list[Store], lo: Value) -> Value:
+        """Whether all results are large and begin on a line, and there is a whole tile."""
+        streams: Value | None = None
+        for store in stores:
+            memory = self.memory[store.buffer]
+            size = self.index(_count(memory.shape) * memory.dtype.itemsize)
+            with self._inner_scope():
+                self.scopes[-1].indices[s.index] = lo
+                at = self._address(memory, store.indices)
+            place = self.code.pure(f"ptrtoint ptr {at.text} to i64", "i64")
+            fine = size.compare("ge", LARGE_BYTES) & (place & (LINE - 1)).compare("eq", 0)
+            streams = fine if streams is None else streams & fine
+        assert streams is not None
+        return streams
+
+    def _tiles(self, s: For, stores: list[Store], lo: Value, end: Value) -> None:
+        """The whole tiles of a loop, each computed and then stored past the caches."""
+        code = self.code
+        count = (end - lo).ashr(TILE.bit_length() - 1)
+        tiles = {x.buffer: self._stack(self.memory[x.buffer]) for x in stores}
+        zero, size = code.const(0, "i64"), code.const(TILE, "i64")
+        ahead = list(values_of(s.body, self.written))
+
+        def tile(number: Value, _: list[Value]) -> list[Value]:
+            first = lo + number.shl(TILE.bit_length() - 1)
+
+            def element(i: Value, _: list[Value]) -> list[Value]:
+                self.scopes[-1].indices[s.index] = first + i
+                self.tiles = {name: (place, i) for name, place in tiles.items()}
+                self.statements(s.body)
+                self.tiles = {}
+                return []
+
+            self._loop(zero, size, [], element, ahead, {s.index}, True, True)
+            for store in stores:
+                with self._inner_scope():
+                    self.scopes[-1].indices[s.index] = first
+                    self._flush(store, tiles[store.buffer])
+            return []
+
+        self._loop(zero, count, [], tile, ahead, {s.index}, False, False)
+
+    def _stack(self, memory: Memory) -> Value:
+        """A tile of elements on the stack."""
+        name = self.code.fresh("tile")
+        kind = scalars.MEMORY[memory.dtype.name]
+        self.allocas.append(f"  {name} = alloca [{TILE} x {kind}], align {LINE}")
+        return self.code.value(name, "ptr")
+
+    def _flush(self, store: Store, tile: Value) -> None:
+        """A tile from the stack to where its loop would have stored it."""
+        code, memory = self.code, self.memory[store.buffer]
+        at = self._address(memory, store.indices)
+        kind, size = scalars.MEMORY[memory.dtype.name], memory.dtype.itemsize
+        width = (32 if self.module.level == "v3" else 64) // size
+        vector = f"<{width} x {kind}>"
+        mark = self.module.node("!{i32 1}")
+        for first in range(0, TILE, width):
+            source = code.pure(f"getelementptr {kind}, ptr {tile.text}, i64 {first}", "ptr")
+            target = code.pure(f"getelementptr {kind}, ptr {at.text}, i64 {first}", "ptr")
+            value = code.emit(f"load {vector}, ptr {source.text}, align {width * size}", vector)
+            code.line(
+                f"store {vector} {value.text}, ptr {target.text}, align {width * size},"
+                f" !nontemporal {mark}{memory.alias}"
+            )
+
+
+def _count(shape: tuple[Expr, ...]) -> Expr:
+    total = const(1)
+    for size in shape:
+        total = total * size
+    return total
