@@ -22,7 +22,7 @@ from .fuse import Access, Decision, Group, Partition
 from .graph import Contract, Graph, Node, Ref, View, flatten_index, split_index
 
 PACKED_BYTES = 1 << 20
-"""Panels packed by a kernel itself must fit a core's second-level cache."""
+"""All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
 
 
 def join(graph: Graph, found: Partition) -> Partition:
@@ -192,13 +192,11 @@ class _Joiner:
         product = node.primitive
         assert isinstance(product, Contract)
         facts = self.graph.facts
+        if reader.kind == "contract":
+            return bool(product.batch) or self._expands(packer, panels)
         size = product.depth * (product.panel * node.type.dtype.itemsize)
-        if reader.kind == "chain":
-            size = size * self.graph.type(panels).shape[-3]
-        most = facts.bounds(size)[1]
-        if most is None or most > PACKED_BYTES:
-            return False
-        return bool(product.batch) or self._expands(packer, panels)
+        most = facts.bounds(size * self.graph.type(panels).shape[-3])[1]
+        return most is not None and most <= PACKED_BYTES
 
     def _expands(self, packer: Group, panels: Ref) -> bool:
         """Whether panels repeat the elements that they are packed from."""

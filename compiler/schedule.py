@@ -19,8 +19,10 @@ class Schedule:
     that a column reduction accumulates side by side. `row_tile`: rows of a product's scratch tile
     by the width of its panels. `tiles_per_block`, `panel_group`: tiles down and panels across that
     one step of a product computes; `packed_tiles`: tiles down where it packs its panels itself.
-    `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
-    `step_flops`: arithmetic that makes a parallel step worth handing to another thread.
+    `depth_block`: how much of a long sum of products is done at a time, so that the panel's part
+    stays in the second-level cache. `stage_flops`: a value this dear that several passes over a
+    row need is kept in a scratch row. `step_flops`: arithmetic that makes a parallel step worth
+    handing to another thread.
     """
 
     chunk: int = 4096
@@ -29,6 +31,7 @@ class Schedule:
     tiles_per_block: int = 4
     packed_tiles: int = 8
     panel_group: int = 2
+    depth_block: int = 512
     stage_flops: int = 8
     step_flops: int = 16384
 

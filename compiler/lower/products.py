@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
@@ -16,11 +17,7 @@ from .values import Lowering
 
 @dataclass(frozen=True)
 class _Product:
-    """A product and its sizes. `packed` is the scratch of panels packed here, `a` its matrix.
-
-    `a_offset` and `a_row` say where the matrix begins and how far apart its rows are, for the
-    batch at hand.
-    """
+    """A product and its sizes."""
 
     ref: Ref
     primitive: Contract
@@ -39,6 +36,10 @@ class _Product:
     @property
     def depth(self) -> Expr:
         return self.primitive.depth
+
+    @property
+    def all_of_it(self) -> _Depth:
+        return _Depth(const(0), self.depth)
 
     @property
     def batch(self) -> list[tuple[str, Expr]]:
@@ -81,6 +82,17 @@ def _product(low: Lowering, anchor: int | None) -> _Product:
 
 
 @dataclass(frozen=True)
+class _Depth:
+    """A stretch of a product's sum. `packed`: the panels at hand hold no more than the stretch.
+    `adds`: to what earlier stretches gave."""
+
+    begin: Expr
+    length: Expr
+    packed: bool = False
+    adds: bool = False
+
+
+@dataclass(frozen=True)
 class _Matrix:
     """Rows of contiguous elements in a buffer or scratch: row i begins at start + i * step."""
 
@@ -98,32 +110,64 @@ class _Panels:
 
 
 def lower_contract(low: Lowering) -> Parallel:
-    """Blocks of rows by groups of panels: a tile is computed, then stored with what follows."""
+    """Blocks of rows by groups of panels: tiles are computed, then stored with what follows."""
     p = _product(low, low.group.anchor)
     packs = p.operands[1] in low.group.packs
     group = low.schedule.panel_group
-    block = p.row_tile * (low.schedule.packed_tiles if packs else low.schedule.tiles_per_block)
+    tiles = low.schedule.packed_tiles if packs else low.schedule.tiles_per_block
+    block = p.row_tile * tiles
     blocks = floordiv(p.rows + (block - 1), block, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)
     parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
     low.bind(parallel)
-    tile = _tile(low, p)
+    known = p.depth.as_int()
+    whole = known is not None and known <= low.schedule.depth_block
+    tile = _tile(low, p, 1 if whole else tiles)
     matrix = _Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
-    scratch = _panel_scratch(low, p, const(1)) if packs else None
     first = sym("mb") * block
     end = minimum(first + block, p.rows)
+    deep = p.depth if whole else const(low.schedule.depth_block)
+    scratch = _panel_scratch(low, p, const(1), deep) if packs else None
 
-    def one_panel() -> None:
-        panels = _stored_panels(low, p)
-        if scratch is not None:
-            _pack(low, p, scratch, sym("p"), const(0))
-            panels = _Panels(scratch, -sym("p"))
-
+    def over_tiles(body: Callable[[Expr, Expr], None]) -> None:
         def one_tile() -> None:
             start = first + sym("t") * p.row_tile
-            _finished_tile(low, p, tile, matrix, panels, start, end)
+            body(start, minimum(end - start, const(p.row_tile)))
 
         low.loop("t", const(0), floordiv(end - first + (p.row_tile - 1), p.row_tile), one_tile)
+
+    def multiply(start: Expr, count: Expr, piece: _Depth) -> None:
+        panels = _Panels(scratch, -sym("p")) if scratch else _stored_panels(low, p)
+        place = const(0) if whole else sym("t") * (p.row_tile * p.panel)
+        target = (tile, place, const(p.panel))
+        _emit_product(low, p, target, matrix, panels, start, count, piece=piece)
+
+    def finish(start: Expr, count: Expr) -> None:
+        _finish(low, p, tile, const(0) if whole else sym("t"), start, count, sym("p"))
+
+    def one_block(piece: _Depth) -> None:
+        if scratch:
+            _pack(low, p, scratch, sym("p"), const(0), piece)
+        over_tiles(lambda start, count: multiply(start, count, piece))
+
+    def one_panel() -> None:
+        if whole:
+            if scratch:
+                _pack(low, p, scratch, sym("p"), const(0), p.all_of_it)
+
+            def one_tile(start: Expr, count: Expr) -> None:
+                multiply(start, count, p.all_of_it)
+                finish(start, count)
+
+            over_tiles(one_tile)
+            return
+        size = low.schedule.depth_block
+        one_block(_Depth(const(0), minimum(const(size), p.depth), packed=packs))
+        begin = sym("kb") * size
+        rest = _Depth(begin, minimum(p.depth - begin, const(size)), packed=packs, adds=True)
+        count = floordiv(p.depth + (size - 1), size, low.facts)
+        low.loop("kb", const(1), count, lambda: one_block(rest))
+        over_tiles(finish)
 
     low.loop("p", sym("nb") * group, minimum(sym("nb") * group + group, p.panels), one_panel)
     return parallel, at_least_one(p.depth) * (group * p.panel)
@@ -162,7 +206,9 @@ def lower_chain(low: Lowering) -> Parallel:
 
         def one_panel() -> None:
             inside = _Matrix(scores, -start * width, width)
-            _finished_tile(low, last, tile, inside, values, start, start + count, "q")
+            target = (tile, const(0), const(last.panel))
+            _emit_product(low, last, target, inside, values, start, count, "q")
+            _finish(low, last, tile, const(0), start, count, sym("q"))
 
         low.loop("q", const(0), last.panels, one_panel)
 
@@ -191,9 +237,9 @@ def _row(low: Lowering, p: _Product, scores: str, start: Expr) -> None:
     assert low.group is whole
 
 
-def _tile(low: Lowering, p: _Product) -> str:
+def _tile(low: Lowering, p: _Product, count: int = 1) -> str:
     name = low.name("tile")
-    low.emit(Alloc(name, p.dtype, (const(p.row_tile), const(p.panel))))
+    low.emit(Alloc(name, p.dtype, (const(count), const(p.row_tile), const(p.panel))))
     return name
 
 
@@ -201,9 +247,9 @@ def _stored_panels(low: Lowering, p: _Product) -> _Panels:
     return _Panels(low.buffer(p.operands[1], "in").name, p.lead * p.panels)
 
 
-def _panel_scratch(low: Lowering, p: _Product, count: Expr) -> str:
+def _panel_scratch(low: Lowering, p: _Product, count: Expr, depth: Expr) -> str:
     name = low.name("panels")
-    low.emit(Alloc(name, p.dtype, (count, p.depth, const(p.panel))))
+    low.emit(Alloc(name, p.dtype, (count, depth, const(p.panel))))
     return name
 
 
@@ -211,19 +257,21 @@ def _all_panels(low: Lowering, p: _Product) -> _Panels:
     """Every panel of the batch at hand: in memory, or packed here first."""
     if p.operands[1] not in low.group.packs:
         return _stored_panels(low, p)
-    name = _panel_scratch(low, p, p.panels)
-    low.loop("p", const(0), p.panels, lambda: _pack(low, p, name, sym("p"), sym("p")))
+    name = _panel_scratch(low, p, p.panels, p.depth)
+    low.loop("p", const(0), p.panels, lambda: _pack(low, p, name, sym("p"), sym("p"), p.all_of_it))
     return _Panels(name, const(0))
 
 
-def _pack(low: Lowering, p: _Product, scratch: str, panel: Expr, place: Expr) -> None:
-    """Fills a panel of scratch: its columns, then zeros up to its width."""
+def _pack(
+    low: Lowering, p: _Product, scratch: str, panel: Expr, place: Expr, piece: _Depth
+) -> None:
+    """Fills a panel of scratch with a stretch: its columns, then zeros up to its width."""
     ref = p.operands[1]
     width = minimum(p.columns - panel * p.panel, const(p.panel))
     batch = [Index(sym(n)) for n, _ in p.batch]
 
     def element() -> None:
-        at = (*batch, Index(panel), Index(sym("k")), Index(sym("c")))
+        at = (*batch, Index(panel), Index(piece.begin + sym("k")), Index(sym("c")))
         put(as_dtype(low.value(ref, at, ()), p.dtype))
 
     def put(value: Value) -> None:
@@ -234,7 +282,7 @@ def _pack(low: Lowering, p: _Product, scratch: str, panel: Expr, place: Expr) ->
         low.loop("c", width, const(p.panel), lambda: put(Const(0.0, p.dtype)), vector=True)
 
     with low.part(low.group.packs[ref], {}):
-        low.loop("k", const(0), p.depth, one_k)
+        low.loop("k", const(0), piece.length, one_k)
 
 
 def _emit_product(
@@ -246,41 +294,35 @@ def _emit_product(
     start: Expr,
     count: Expr,
     panel: str = "p",
+    piece: _Depth | None = None,
 ) -> None:
     """One TileProduct: `count` rows from `start`, into a target of (name, offset, row)."""
     name, offset, row = target
+    piece = piece or p.all_of_it
+    skip = const(0) if piece.packed else piece.begin * p.panel
     low.emit(
         TileProduct(
-            name, offset, row, matrix.name, matrix.start + start * matrix.step, matrix.step,
-            const(1), panels.name, (panels.first + sym(panel)) * p.depth * p.panel, count,
-            p.depth, p.row_tile, p.panel,
+            name, offset, row, matrix.name,
+            matrix.start + start * matrix.step + piece.begin, matrix.step, const(1),
+            panels.name, (panels.first + sym(panel)) * p.depth * p.panel + skip, count,
+            piece.length, p.row_tile, p.panel, piece.adds,
         )
     )  # fmt: skip
 
 
-def _finished_tile(
-    low: Lowering,
-    p: _Product,
-    tile: str,
-    matrix: _Matrix,
-    panels: _Panels,
-    start: Expr,
-    end: Expr,
-    panel: str = "p",
+def _finish(
+    low: Lowering, p: _Product, tile: str, place: Expr, start: Expr, count: Expr, panel: Expr
 ) -> None:
-    """A tile of a product, then what the kernel stores of it."""
-    count = minimum(end - start, const(p.row_tile))
-    _emit_product(low, p, (tile, const(0), const(p.panel)), matrix, panels, start, count, panel)
-    width = minimum(p.columns - sym(panel) * p.panel, const(p.panel))
-    inside = Load(tile, (Index(sym("r")), Index(sym("c"))), p.dtype)
+    """What the kernel stores of a tile of `count` rows from `start`, in scratch at `place`."""
+    width = minimum(p.columns - panel * p.panel, const(p.panel))
+    inside = Load(tile, (Index(place), Index(sym("r")), Index(sym("c"))), p.dtype)
 
     def one_row() -> None:
         low.facts = low.facts.with_ranges({"r": (0, p.row_tile - 1)})
         low.loop("c", const(0), width, element, vector=True)
 
     def element() -> None:
-        column = sym(panel) * p.panel + sym("c")
-        low.store(p.place(low, start + sym("r"), column))
+        low.store(p.place(low, start + sym("r"), panel * p.panel + sym("c")))
 
     with low.part(low.group, {p.ref: lambda _: inside}):
         low.loop("r", const(0), count, one_row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from stagefuse.compiler.cpu.build import build
 from stagefuse.compiler.cpu.emit import module_text
-from stagefuse.compiler.cpu.tile import register_tile
+from stagefuse.compiler.cpu.tile import register_tile, tallest
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Buffer,
@@ -361,10 +362,15 @@ def test_the_same_kernels_give_the_same_bytes() -> None:
 
 
 def test_register_tiles_fit() -> None:
-    assert register_tile("float", 48, "v4") == (9, 3, 16)
-    assert register_tile("float", 48, "v3") == (4, 3, 8)
-    for level, registers in (("v3", 16), ("v4", 32)):
-        for columns in (16, 32, 48, 64):
-            for element in ("float", "double"):
-                rows, wide, _ = register_tile(element, columns, level)
-                assert rows * wide + wide + 1 <= registers
+    assert (tallest("float", 48, "v4"), tallest("float", 48, "v3")) == (9, 4)
+    assert register_tile("float", 48, "v4", 9) == (3, 16)
+    assert register_tile("float", 48, "v3", 4) == (3, 8)
+    assert register_tile("float", 48, "v3", 1) == (6, 8)  # a row takes the panel in one pass
+    for element, columns, level in itertools.product(
+        ("float", "double"), (16, 32, 48, 64), ("v3", "v4")
+    ):
+        registers = {"v3": 16, "v4": 32}[level]
+        for rows in range(1, tallest(element, columns, level) + 1):
+            wide, lanes = register_tile(element, columns, level, rows)
+            assert columns % (wide * lanes) == 0
+            assert rows * wide + 2 <= registers

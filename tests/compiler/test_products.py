@@ -1,0 +1,73 @@
+"""Matrix products of every shape: deep ones in stretches, few rows, edges of tiles and panels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stagefuse.compiler.graph import Builder, Graph
+from stagefuse.dsl.dims import Facts, const, sym
+from stagefuse.dsl.dtypes import F32, F64, DType
+from stagefuse.dsl.types import TensorType
+from stagefuse.runtime.pipeline import Pipeline
+
+from .graph_run import both, graph_of, native
+
+SEED = np.random.SeedSequence().entropy
+
+
+def matmul(dtype: DType) -> Graph:
+    """maximum(x @ y, 0) for x [M, K] and y [K, N]."""
+    b = Builder(Facts().with_ranges({"M": (0, 4096), "K": (0, 4096), "N": (13, 4096)}))
+    m, k, n = sym("M"), sym("K"), sym("N")
+    x, y = b.input("x", TensorType(dtype, (m, k))), b.input("y", TensorType(dtype, (k, n)))
+    left = b.view(x, [m, n, k], lambda i, j, c: [i, c])
+    right = b.view(y, [m, n, k], lambda i, j, c: [c, j])
+    total = b.reduce("sum", b.map("mul", left, right), [2])
+    return graph_of(b, [b.map("maximum", total, b.scalar(0.0, dtype, [m, n]))])
+
+
+@pytest.fixture(scope="module", params=["f32", "f64"])
+def compiled(request: pytest.FixtureRequest) -> tuple[Graph, Pipeline]:
+    graph = matmul({"f32": F32, "f64": F64}[request.param])
+    return graph, native(graph, ("M", "K", "N"))
+
+
+SHAPES = [(m, k, n) for m in (1, 2, 3, 37, 145) for k in (1, 512, 513) for n in (13, 48, 97)]
+SHAPES += [(5, 1100, 50), (150, 2049, 13), (0, 3, 13), (3, 0, 20), (36, 1024, 96)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_product(compiled: tuple[Graph, Pipeline], shape: tuple[int, int, int]) -> None:
+    print(f"seed {SEED}")
+    rng = np.random.default_rng(SEED)
+    graph, pipe = compiled
+    m, k, n = shape
+    dtype = graph.type(graph.results[0]).dtype
+    feeds = {
+        "x": rng.standard_normal((m, k)).astype(dtype.numpy),
+        "y": rng.standard_normal((k, n)).astype(dtype.numpy),
+    }
+    ((found, wanted),) = both(graph, feeds, {"M": m, "K": k, "N": n}, pipe)
+    scale = np.abs(feeds["x"].astype(float)) @ np.abs(feeds["y"].astype(float))
+    # each product is added at most K times, each time rounding once (Higham 2002, section 3.1)
+    unit = 2.0 ** (-24 if dtype.bits == 32 else -53)
+    exact = 2.0**-50 * (k + 1)  # the reference itself
+    assert np.all(np.abs(found - wanted) <= ((k + 1) * unit + exact) * scale)
+
+
+def test_a_deep_convolution() -> None:
+    rng = np.random.default_rng(SEED)
+    b = Builder(Facts())
+    x = b.input("x", TensorType(F32, (const(1), const(70), const(9), const(9))))
+    w = b.input("w", TensorType(F32, (const(40), const(70), const(3), const(3))))
+    domain = [1, 40, 7, 7, 70, 3, 3]
+    left = b.view(x, domain, lambda n, o, i, j, c, u, v: [n, c, i + u, j + v])
+    right = b.view(w, domain, lambda n, o, i, j, c, u, v: [o, c, u, v])
+    graph = graph_of(b, [b.reduce("sum", b.map("mul", left, right), [4, 5, 6])])
+    feeds = {
+        "x": rng.standard_normal((1, 70, 9, 9)).astype(np.float32),
+        "w": rng.standard_normal((40, 70, 3, 3)).astype(np.float32),
+    }
+    ((found, wanted),) = both(graph, feeds, {})
+    np.testing.assert_allclose(found, wanted, atol=630 * 6 * 630**0.5 * 2**-24)
