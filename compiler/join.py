@@ -24,6 +24,8 @@ from .graph import Contract, Graph, Node, Ref, View, flatten_index, split_index
 PACKED_BYTES = 1 << 20
 """All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
 
+FEW_ROWS = 1024
+
 
 def join(graph: Graph, found: Partition) -> Partition:
     """The partition with kernels joined where nothing else needs what passes between them."""
@@ -193,10 +195,18 @@ class _Joiner:
         assert isinstance(product, Contract)
         facts = self.graph.facts
         if reader.kind == "contract":
-            return bool(product.batch) or self._expands(packer, panels)
+            return bool(product.batch) or self._few_rows(product, node) or (
+                self._expands(packer, panels)
+            )
         size = product.depth * (product.panel * node.type.dtype.itemsize)
         most = facts.bounds(size * self.graph.type(panels).shape[-3])[1]
         return most is not None and most <= PACKED_BYTES
+
+    def _few_rows(self, product: Contract, node: Node) -> bool:
+        """Whether panels would be packed only a few times."""
+        rows = _count([node.type.shape[a] for a in product.rows])
+        most = self.graph.facts.bounds(rows)[1]
+        return most is not None and most <= FEW_ROWS
 
     def _expands(self, packer: Group, panels: Ref) -> bool:
         """Whether panels repeat the elements that they are packed from."""

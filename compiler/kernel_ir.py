@@ -178,6 +178,7 @@ class TileProduct:
     ones in two passes), k < `depth`. Offsets are in elements from the start of
     each buffer. `a`: row stride `a_row`, column stride `a_col`. `panel`: [depth][nr] contiguous,
     64-byte aligned at its offset. `dst`: row stride `dst_row`, whole rows of nr are written.
+    Of the columns only the first `width` are wanted, if given; the others may stay as they are.
     All three buffers have the same dtype, f32 or f64.
     """
 
@@ -195,6 +196,7 @@ class TileProduct:
     mr: int
     nr: int
     accumulate: bool = False
+    width: Expr | None = None
 
 
 @dataclass(frozen=True)

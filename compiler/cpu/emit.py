@@ -23,7 +23,7 @@ from stagefuse.compiler.kernel_ir import (
     TileProduct,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, as_expr
+from stagefuse.dsl.dims import Expr, as_expr, const
 
 from . import scalars, vector_math
 from .bodies import is_loop, values_of, walk
@@ -118,13 +118,14 @@ class KernelWriter(FoldWriter):
             name: f"i64 {self.index(expr).text}"
             for name, expr in (
                 ("dst_row", s.dst_row), ("a_row", s.a_row), ("a_col", s.a_col),
-                ("rows", s.rows), ("depth", s.depth),
+                ("rows", s.rows), ("depth", s.depth), ("width", s.width or const(s.nr)),
             )
         }  # fmt: skip
         self.code.line(
             f"call void @{shape.symbol}({place(dst, s.dst_offset)}, {numbers['dst_row']},"
             f" {place(a, s.a_offset)}, {numbers['a_row']}, {numbers['a_col']},"
-            f" {place(panel, s.panel_offset)}, {numbers['rows']}, {numbers['depth']})"
+            f" {place(panel, s.panel_offset)}, {numbers['rows']}, {numbers['depth']},"
+            f" {numbers['width']})"
         )
 
     def _sort(self, s: SortRow) -> None:

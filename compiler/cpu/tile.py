@@ -64,7 +64,7 @@ def tallest(element: str, columns: int, level: str) -> int:
 
 
 def tile_text(shape: TileShape, level: str) -> str:
-    """The function `symbol(dst, dst_row, a, a_row, a_col, panel, rows, depth)`.
+    """The function `symbol(dst, dst_row, a, a_row, a_col, panel, rows, depth, width)`.
 
     Whole register tiles first, all of them for a stretch of columns before the next, so that its
     part of the panel stays in the first-level cache; then what rows are left.
@@ -73,7 +73,8 @@ def tile_text(shape: TileShape, level: str) -> str:
     height = tallest(element, shape.columns, level)
     out = [
         f"define internal void @{shape.symbol}(ptr noalias %dst, i64 %dst_row, ptr readonly %a,"
-        " i64 %a_row, i64 %a_col, ptr noalias readonly %panel, i64 %rows, i64 %depth)"
+        " i64 %a_row, i64 %a_col, ptr noalias readonly %panel, i64 %rows, i64 %depth,"
+        " i64 %width)"
         " noinline nounwind {",
         "entry:",
         f"  %rest = urem i64 %rows, {height}",
@@ -117,7 +118,7 @@ def _columns(shape: TileShape, level: str, rows: int, end: str, after: str) -> l
         f"  br i1 %more_rows{rows}, label %start{rows}, label %row_done{rows}",
         f"row_done{rows}:",
         f"  %col_next{rows} = add i64 %col{rows}, {wide * lanes}",
-        f"  %more{rows} = icmp slt i64 %col_next{rows}, {shape.columns}",
+        f"  %more{rows} = icmp slt i64 %col_next{rows}, %width",
         f"  br i1 %more{rows}, label %column{rows}, label {after}",
     ]
 

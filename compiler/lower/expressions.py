@@ -13,6 +13,7 @@ from ..kernel_ir import (
     Const,
     Fold,
     For,
+    If,
     Index,
     Let,
     Load,
@@ -133,6 +134,9 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
                 value(part)
         elif isinstance(s, For):
             found |= {s.lo, s.hi} | exprs_of(s.body)
+        elif isinstance(s, If):
+            value(s.condition)
+            found |= exprs_of(s.body)
         elif isinstance(s, Fold):
             found |= {e for _, e in s.loops}
             value(s.value)
@@ -143,6 +147,7 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
                 s.dst_offset, s.dst_row, s.a_offset, s.a_row, s.a_col, s.panel_offset, s.rows,
                 s.depth,
             }  # fmt: skip
+            found |= {s.width} if s.width is not None else set()
         elif isinstance(s, SortRow):
             found.add(as_expr(s.count))
     return found
@@ -153,6 +158,8 @@ def bound_names(body: Sequence[Statement]) -> set[str]:
     for s in body:
         if isinstance(s, For):
             found |= {s.index} | bound_names(s.body)
+        elif isinstance(s, If):
+            found |= bound_names(s.body)
         elif isinstance(s, Fold):
             found |= {n for n, _ in s.loops}
     return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import DType
 
-from ..graph import Contract, Ref, flatten_index, split_index
+from ..graph import Contract, Ref, View, flatten_index, split_index
 from ..kernel_ir import Alloc, Const, Index, Load, Store, TileProduct, Value
 from .blocks import Parallel
 from .expressions import as_dtype, at_least_one, product_of
@@ -36,6 +36,10 @@ class _Product:
     @property
     def depth(self) -> Expr:
         return self.primitive.depth
+
+    def width(self, panel: Expr) -> Expr:
+        """The columns of a panel; fewer in the last."""
+        return minimum(self.columns - panel * self.panel, const(self.panel))
 
     @property
     def all_of_it(self) -> _Depth:
@@ -265,24 +269,112 @@ def _all_panels(low: Lowering, p: _Product) -> _Panels:
 def _pack(
     low: Lowering, p: _Product, scratch: str, panel: Expr, place: Expr, piece: _Depth
 ) -> None:
-    """Fills a panel of scratch with a stretch: its columns, then zeros up to its width."""
+    """Fills a panel of scratch with a stretch: what its columns read, zeros elsewhere."""
     ref = p.operands[1]
-    width = minimum(p.columns - panel * p.panel, const(p.panel))
-    batch = [Index(sym(n)) for n, _ in p.batch]
+    node = low.graph.nodes[ref.node]
+    view = node.primitive
+    assert isinstance(view, View)
+    lead = [*(sym(n) for n, _ in p.batch), panel, piece.begin + sym("k")]
+    guards = [g for g in view.guard if not _is_tail(g, view, p)]
+    spot = (Index(place), Index(sym("k")))
 
-    def element() -> None:
-        at = (*batch, Index(panel), Index(piece.begin + sym("k")), Index(sym("c")))
-        put(as_dtype(low.value(ref, at, ()), p.dtype))
+    def put(value: Value, column: Expr) -> None:
+        low.emit(Store(scratch, (*spot, Index(column)), as_dtype(value, p.dtype)))
 
-    def put(value: Value) -> None:
-        low.emit(Store(scratch, (Index(place), Index(sym("k")), Index(sym("c"))), value))
+    def element(column: Expr) -> None:
+        here = dict(zip(view.symbols, map(Index, (*lead, column)), strict=True))
+        at = tuple(low.index(e, here) for e in view.indices)
+        put(low.value(node.operands[0], at, ()), column)
+
+    def guards_at(column: Expr) -> list[Expr]:
+        at = dict(zip(view.symbols, (*lead, column), strict=True))
+        return [g.substitute(at, low.facts) for g in guards]
 
     def one_k() -> None:
-        low.loop("c", const(0), width, element, vector=True)
-        low.loop("c", width, const(p.panel), lambda: put(Const(0.0, p.dtype)), vector=True)
+        zero = Const(0.0, p.dtype)
+        start = const(0) if guards else p.width(panel)
+        low.loop("c", start, const(p.panel), lambda: put(zero, sym("c")), vector=True)
+        _over_columns(low, p, panel, element, guards_at)
 
     with low.part(low.group.packs[ref], {}):
         low.loop("k", const(0), piece.length, one_k)
+
+
+def _is_tail(guard: Expr, view: View, p: _Product) -> bool:
+    """Whether a guard of a packing says no more than that the column is one of the product's."""
+    panel, column = sym(view.symbols[-3]), sym(view.symbols[-1])
+    if p.panels.as_int() == 1:
+        panel = const(0)
+    return guard == p.columns - 1 - (panel * p.panel + column)
+
+
+def _over_columns(
+    low: Lowering,
+    p: _Product,
+    panel: Expr,
+    body: Callable[[Expr], None],
+    guards: Callable[[Expr], Sequence[Expr]] = lambda _: (),
+) -> None:
+    """Runs a body for the columns of a panel at which guards hold, given their place there.
+
+    Columns of several axes are taken a row of the last axis at a time: neither the axes' indices
+    nor what is contiguous then need a division for each column.
+    """
+    sizes = [p.domain[a] for a in p.primitive.columns if p.domain[a].as_int() != 1]
+    first, width = panel * p.panel, p.width(panel)
+    if len(sizes) < 2:
+        _guarded(low, (const(0), width), None, guards(sym("c")), lambda: body(sym("c")))
+        return
+    inner = sizes[-1]
+
+    def one_row() -> None:
+        column = sym("s") * inner - first + sym("c")
+        low.facts = low.facts.with_ranges({"c": (0, inner - 1)})
+        ends = (
+            maximum(first - sym("s") * inner, 0),
+            minimum(first + width - sym("s") * inner, inner),
+        )
+        _guarded(low, ends, inner, guards(column), lambda: body(column))
+
+    rows = floordiv(first + width + (inner - 1), inner, low.facts)
+    low.loop("s", floordiv(first, inner, low.facts), rows, one_row)
+
+
+def _guarded(
+    low: Lowering,
+    ends: tuple[Expr, Expr],
+    within: Expr | None,
+    guards: Sequence[Expr],
+    body: Callable[[], None],
+) -> None:
+    """A vector loop over c between two ends, below `within`, where guards hold.
+
+    Guards that step by a number with c become ends of the loop; the others are tested, outside
+    where they can be.
+    """
+    lo, hi = ends
+    outside: list[Expr] = []
+    inside: list[Expr] = []
+    for guard in guards:
+        step = guard.coefficient("c")
+        known = None if step is None else step.as_int()
+        if known is None:
+            inside.append(guard)
+            continue
+        rest = guard - sym("c") * known
+        if known > 0:
+            lo = maximum(lo, floordiv(-rest + (known - 1), known))
+        elif known < 0:
+            hi = minimum(hi, floordiv(rest, -known) + 1)
+        else:
+            outside.append(guard)
+
+    def at_column() -> None:
+        if within is not None:
+            low.facts = low.facts.with_ranges({"c": (0, within - 1)})
+        low.when(inside, body)
+
+    low.when(outside, lambda: low.loop("c", lo, hi, at_column, vector=True))
 
 
 def _emit_product(
@@ -305,7 +397,7 @@ def _emit_product(
             name, offset, row, matrix.name,
             matrix.start + start * matrix.step + piece.begin, matrix.step, const(1),
             panels.name, (panels.first + sym(panel)) * p.depth * p.panel + skip, count,
-            piece.length, p.row_tile, p.panel, piece.adds,
+            piece.length, p.row_tile, p.panel, piece.adds, p.width(sym(panel)),
         )
     )  # fmt: skip
 
@@ -314,15 +406,14 @@ def _finish(
     low: Lowering, p: _Product, tile: str, place: Expr, start: Expr, count: Expr, panel: Expr
 ) -> None:
     """What the kernel stores of a tile of `count` rows from `start`, in scratch at `place`."""
-    width = minimum(p.columns - panel * p.panel, const(p.panel))
-    inside = Load(tile, (Index(place), Index(sym("r")), Index(sym("c"))), p.dtype)
 
     def one_row() -> None:
         low.facts = low.facts.with_ranges({"r": (0, p.row_tile - 1)})
-        low.loop("c", const(0), width, element, vector=True)
+        _over_columns(low, p, panel, element)
 
-    def element() -> None:
-        low.store(p.place(low, start + sym("r"), panel * p.panel + sym("c")))
+    def element(column: Expr) -> None:
+        inside = Load(tile, (Index(place), Index(sym("r")), Index(column)), p.dtype)
+        with low.part(low.group, {p.ref: lambda _: inside}):
+            low.store(p.place(low, start + sym("r"), panel * p.panel + column))
 
-    with low.part(low.group, {p.ref: lambda _: inside}):
-        low.loop("r", const(0), count, one_row)
+    low.loop("r", const(0), count, one_row)

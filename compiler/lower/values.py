@@ -29,6 +29,7 @@ from ..kernel_ir import (
     Checked,
     Const,
     Fold,
+    If,
     Index,
     Load,
     Local,
@@ -37,7 +38,7 @@ from ..kernel_ir import (
     Value,
 )
 from ..schedule import Schedule
-from .blocks import Blocks, Sites
+from .blocks import Blocks, Scope, Sites
 from .expressions import all_of, as_dtype, expand, minus, product_of, symbols_of
 
 
@@ -62,6 +63,16 @@ class Lowering(Blocks):
             if value is None:
                 value = self.value(ref, values, ())
             self.emit(Store(self.buffer(ref, "out").name, values, value))
+
+    def when(self, tests: Sequence[Expr], body: Callable[[], None]) -> None:
+        """Statements that run where expressions are at least 0."""
+        conditions = [c for e in tests if (c := self.nonneg(Index(e))) is not None]
+        if not conditions:
+            return body()
+        self.scopes.append(Scope(self.scopes[-1].bound))
+        body()
+        scope = self.scopes.pop()
+        self.emit(If(all_of(conditions), tuple(scope.body)))
 
     @contextmanager
     def part(
