@@ -18,6 +18,7 @@ from stagefuse.dsl.source import Source, Span
 
 from .graph import Graph, Input, Map, Node, Reduce, Ref
 from .plan import (
+    LEVELS,
     ArgumentPlan,
     BufferPlan,
     CheckPlan,
@@ -47,15 +48,19 @@ def compile_file(
     targets: Sequence[str] = ("cpu",),
     weights: Mapping[str, Any] | None = None,
     pipeline: str | None = None,
+    levels: Sequence[str] = LEVELS,
 ) -> Plan:
-    """The plan of a file's pipelines, or of one of them. Raises CompileError, OSError."""
+    """The plan of a file's pipelines, or of one of them, with CPU code for some levels.
+
+    Raises CompileError, OSError.
+    """
     from .front import check_source
 
     begin = time.perf_counter()
     program, found, load = check_source(Path(path), weights or {})
     if found:
         raise CompileError(found)
-    return compile_program(program, load, pipeline, begin)
+    return compile_program(program, load, pipeline, begin, levels)
 
 
 def compile_program(
@@ -63,27 +68,29 @@ def compile_program(
     load: Callable[[str, str], np.ndarray[Any, Any]],
     only: str | None = None,
     begin: float | None = None,
+    levels: Sequence[str] = LEVELS,
 ) -> Plan:
     """The plan of a checked program; `load` gives a weight file's tensor by name and key."""
     from .build_graph import build_graph
 
     chosen = [p for p in program.pipelines if only in (None, p.name)]
-    return compile_graphs([(p, build_graph(p)) for p in chosen], load, program.source)
+    return compile_graphs([(p, build_graph(p)) for p in chosen], load, program.source, levels)
 
 
 def compile_graphs(
     graphs: Sequence[tuple[Pipeline, Graph]],
     load: Callable[[str, str], np.ndarray[Any, Any]],
     source: Source,
+    levels: Sequence[str] = LEVELS,
 ) -> Plan:
     """The plan of pipelines given as graphs; of each `Pipeline` only the signature is read."""
-    from .cpu.build import LEVELS, build
+    from .cpu.build import build_levels
 
     kernels: dict[str, Any] = {}
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     plans = tuple(_Planner(p, load, kernels, arrays).plan(graph) for p, graph in graphs)
     ordered = [kernels[name] for name in sorted(kernels)]
-    objects = {level: build(ordered, level) for level in LEVELS}
+    objects = build_levels(ordered, levels)
     return Plan(plans, objects, arrays, source.text, source.name, {})
 
 

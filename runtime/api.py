@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from stagefuse.compiler import plan_check, plan_file
-from stagefuse.compiler.plan import Plan
+from stagefuse.compiler.plan import LEVELS, Plan
 
+from . import native
 from .errors import DeviceError, InputError, InternalError, PlanError
 from .pipeline import Pipeline
 
@@ -56,8 +57,9 @@ def compile(
         plan = _compiled_text(source, weights or {}, pipeline)
     else:
         plan = driver.compile_file(
-            Path(source), targets=targets, weights=weights, pipeline=pipeline
-        )
+            Path(source), targets=targets, weights=weights, pipeline=pipeline,
+            levels=host_levels(),
+        )  # fmt: skip
     if not plan.pipelines:
         called = f" called {pipeline!r}" if pipeline else ""
         raise InputError(f"the source has no pipeline{called}")
@@ -77,7 +79,13 @@ def _compiled_text(text: str, weights: Mapping[str, Any], pipeline: str | None) 
     program, found, load = front.check_text(Source("<text>", text), Path.cwd(), weights)
     if found:
         raise CompileError(found)
-    return driver.compile_program(program, load, pipeline)
+    return driver.compile_program(program, load, pipeline, levels=host_levels())
+
+
+def host_levels() -> tuple[str, ...]:
+    """The one level of code that this machine would choose; all of them if it could run none."""
+    level = native.detect_level()
+    return (level,) if level in LEVELS else LEVELS
 
 
 def check_device(device: str | None) -> None:

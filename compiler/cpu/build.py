@@ -1,16 +1,19 @@
-"""LLVM IR text to object code for one instruction-set level."""
+"""LLVM IR text to object code for instruction-set levels."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 
 import llvmlite.binding as llvm
 
 from stagefuse.compiler.kernel_ir import Kernel
+from stagefuse.compiler.plan import LEVELS
 
 from .emit import module_text
 
-LEVELS = ("v3", "v4")
 TRIPLE = "x86_64-unknown-linux-gnu"
 _targets: dict[str, llvm.TargetMachine] = {}
 
@@ -42,6 +45,49 @@ def compile_text(text: str, level: str, speed: int = 3) -> bytes:
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return bytes(machine.emit_object(module))
+
+
+ALONE_CHARACTERS = 50_000
+"""A module with less text than this compiles sooner than a process starts."""
+_CHILD = """
+import sys
+sys.path[:] = {path!r}
+from stagefuse.compiler.cpu.build import compile_text
+sys.stdout.buffer.write(compile_text(sys.stdin.read(), {level!r}))
+"""
+
+
+def build_levels(kernels: Sequence[Kernel], levels: Sequence[str]) -> dict[str, bytes]:
+    """The object files of kernels for some levels.
+
+    llvmlite lets one thread at a time into LLVM, so that a large module for a second level is
+    compiled by a process of its own meanwhile.
+    """
+    texts = {level: module_text(kernels, level) for level in levels}
+    first, *others = levels
+    apart = [x for x in others if len(texts[x]) > ALONE_CHARACTERS and sys.executable]
+    children = {level: _start(texts[level], level) for level in apart}
+    found = {x: compile_text(texts[x], x) for x in levels if x not in children}
+    for level, child in children.items():
+        assert child.stdout is not None
+        output = child.stdout.read()
+        if child.wait() or not output:  # whatever is wrong with processes here
+            output = compile_text(texts[level], level)
+        found[level] = output
+    return {level: found[level] for level in levels}
+
+
+def _start(text: str, level: str) -> subprocess.Popen[bytes]:
+    script = _CHILD.format(path=[p or "." for p in sys.path], level=level)
+    with tempfile.TemporaryFile() as source:  # a pipe would fill before the child reads it
+        source.write(text.encode())
+        source.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdin=source,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
 
 
 def build(kernels: Sequence[Kernel], level: str) -> bytes:

@@ -12,6 +12,7 @@ from stagefuse.compiler.graph import Builder, Graph, Input, Ref
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.dsl.program import Pipeline
 from stagefuse.dsl.source import Source, Span
+from stagefuse.runtime.api import host_levels
 from stagefuse.runtime.pipeline import Pipeline as Loaded
 
 NOWHERE = Span(Source("test.pipe", "\n"), 0, 0)
@@ -31,7 +32,8 @@ def native(graph: Graph, dims: Sequence[str], threads: int | None = None) -> Loa
     )
     results = tuple((f"r{i}", i) for i in range(len(graph.results)))
     signature = Pipeline("test", "", inputs, results, {}, (), graph.facts, tuple(dims))
-    plan = compile_graphs([(signature, graph)], lambda name, key: np.zeros(0), NOWHERE.source)
+    graphs = [(signature, graph)]
+    plan = compile_graphs(graphs, lambda *_: np.zeros(0), NOWHERE.source, host_levels())
     return Loaded(plan, threads=threads)
 
 

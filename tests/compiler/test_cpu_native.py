@@ -17,7 +17,7 @@ from stagefuse.compiler.cpu.build import build, compile_text, target_machine
 from stagefuse.compiler.cpu.pool import MAX_THREADS, STEP_BYTES, pack_steps
 from stagefuse.compiler.kernel_ir import Buffer, Const, For, Index, Kernel, Load, Op, Store
 from stagefuse.dsl.dims import const, sym
-from stagefuse.dsl.dtypes import I64
+from stagefuse.dsl.dtypes import F32, I64
 from stagefuse.runtime.native import NativeObject, ObjectError, detect_level
 
 i = sym("i")
@@ -181,3 +181,18 @@ def test_levels() -> None:
     assert detect_level("flags : sse2") is None and detect_level("") is None
     with pytest.raises(ValueError, match="level"):
         target_machine("v5")
+
+
+def test_levels_built_together_are_the_levels_built_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stagefuse.compiler.cpu import build
+
+    monkeypatch.setattr(build, "ALONE_CHARACTERS", 0)
+    n = sym("N")
+    at = (Index(sym("i")),)
+    body = (Store("y", at, Op("exp", (Load("x", at, F32),), F32)),)
+    buffers = (Buffer("x", F32, (n,), "in"), Buffer("y", F32, (n,), "out"))
+    kernels = [Kernel("k", buffers, ("N",), (("i", n),), body)]
+    found = build.build_levels(kernels, build.LEVELS)
+    assert found == {level: build.build(kernels, level) for level in build.LEVELS}
+    monkeypatch.setattr(build.sys, "executable", "/bin/false")
+    assert build.build_levels(kernels, build.LEVELS) == found
