@@ -66,7 +66,8 @@ def build_levels(kernels: Sequence[Kernel], levels: Sequence[str]) -> dict[str, 
     texts = {level: module_text(kernels, level) for level in levels}
     first, *others = levels
     apart = [x for x in others if len(texts[x]) > ALONE_CHARACTERS and sys.executable]
-    children = {level: _start(texts[level], level) for level in apart}
+    started = ((level, _start(texts[level], level)) for level in apart)
+    children = {level: child for level, child in started if child is not None}
     found = {x: compile_text(texts[x], x) for x in levels if x not in children}
     for level, child in children.items():
         assert child.stdout is not None
@@ -77,17 +78,21 @@ def build_levels(kernels: Sequence[Kernel], levels: Sequence[str]) -> dict[str, 
     return {level: found[level] for level in levels}
 
 
-def _start(text: str, level: str) -> subprocess.Popen[bytes]:
+def _start(text: str, level: str) -> subprocess.Popen[bytes] | None:
+    """A process that compiles a text; None where no process can be started."""
     script = _CHILD.format(path=[p or "." for p in sys.path], level=level)
     with tempfile.TemporaryFile() as source:  # a pipe would fill before the child reads it
         source.write(text.encode())
         source.seek(0)
-        return subprocess.Popen(
-            [sys.executable, "-c", script],
-            stdin=source,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-c", script],
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError:
+            return None
 
 
 def build(kernels: Sequence[Kernel], level: str) -> bytes:
