@@ -297,7 +297,8 @@ class _Run:
         base = np.broadcast_to(index_values(p.base, values), batch)[..., None, None]
         step = index_values(p.row_stride, self.dims)
         at = base + np.arange(rows)[:, None] * step + np.arange(depth)
-        wide_panels = np.moveaxis(panels, -3, -2).reshape((*batch, depth, -1))[..., :columns]
+        side_by_side = (*batch, depth, panels.shape[-3] * panels.shape[-1])
+        wide_panels = np.moveaxis(panels, -3, -2).reshape(side_by_side)[..., :columns]
         found: Array = np.matmul(flat[at], wide_panels)
         order = (*p.batch, *p.rows, *p.columns)
         return found.reshape([shape[a] for a in order]).transpose(np.argsort(order))
