@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, const, sym
-from stagefuse.dsl.dtypes import I64
+from stagefuse.dsl.dtypes import BOOL, I64
 
 from ..graph import (
     Node,
@@ -16,6 +16,8 @@ from ..graph import (
 from ..kernel_ir import (
     Alloc,
     Checked,
+    Const,
+    If,
     Index,
     Let,
     Load,
@@ -112,7 +114,12 @@ def lower_scatter(low: Lowering) -> Parallel:
         if primitive.kind != "set":
             combine = {"add": "add", "max": "maximum"}[primitive.kind]
             value = Op(combine, (Load(out.name, place, dtype), value), dtype.compute)
-        low.emit(Store(out.name, place, value))
+        store = Store(out.name, place, value)
+        if low.facts.is_positive(size):
+            return low.emit(store)
+        # in nothing every position is out of range: it is reported, and there is none to write
+        some = Op("ge", (Index(size - 1), Const(0, I64)), BOOL)
+        low.emit(If(some, (store,)))
 
     low.loop(f"d{axis}", const(0), size, copy)
     count = low.graph.type(updates).shape[axis]

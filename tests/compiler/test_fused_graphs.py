@@ -152,3 +152,19 @@ def test_gather_of_a_table_and_a_count() -> None:
              "ids": rng.integers(-7, 7, 11)}  # fmt: skip
     for found, wanted in both(graph, feeds, {"M": 7, "N": 11}):
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_scatter_into_nothing_is_reported() -> None:
+    from stagefuse.runtime.errors import IndexOutOfRange
+
+    b = Builder(Facts({n: (0, 64) for n in "MNK"}))
+    base = b.input("base", TensorType(F32, (sym("M"), sym("N"))))
+    ids = b.input("ids", TensorType(I64, (sym("K"),)))
+    updates = b.input("updates", TensorType(F32, (sym("K"), sym("N"))))
+    pipe = native(graph_of(b, [b.scatter("add", base, ids, updates)]), ("M", "N", "K"))
+    some = {"ids": np.zeros(1, "i8"), "updates": np.ones((1, 3), "f4")}
+    np.testing.assert_array_equal(pipe(base=np.ones((1, 3), "f4"), **some), [[2, 2, 2]])
+    with pytest.raises(IndexOutOfRange):
+        pipe(base=np.ones((0, 3), "f4"), **some)
+    none = {"ids": np.zeros(0, "i8"), "updates": np.ones((0, 3), "f4")}
+    assert pipe(base=np.ones((0, 3), "f4"), **none).shape == (0, 3)
