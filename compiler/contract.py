@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from stagefuse.dsl.dims import Expr, Facts, const, floordiv, sym
 from stagefuse.dsl.dtypes import F32, F64
+from stagefuse.dsl.types import TensorType
 
 from .graph import (
     Builder,
@@ -46,25 +47,30 @@ def rebuild(graph: Graph) -> Graph:
 
 
 def _fold_views(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...] | None:
-    """view(view(x)) is one view, where at most one of them pads or both pad with one value."""
-    outer = node.primitive
-    if not isinstance(outer, View):
+    if not isinstance(node.primitive, View):
         return None
-    below = b.graph.nodes[operands[0].node]
+    found = fold_views(b, node.primitive, operands[0], node.type)
+    return None if found is None else b.add(*found)
+
+
+def fold_views(
+    b: Builder, outer: View, operand: Ref, type: TensorType
+) -> tuple[View, tuple[Ref, ...], tuple[TensorType, ...]] | None:
+    """view(view(x)) is one view, where at most one of them pads or both pad with one value."""
+    below = b.graph.nodes[operand.node]
     inner = below.primitive
     if not isinstance(inner, View):
         return None
-    if inner.guard and outer.guard and inner.fill != outer.fill:
+    if inner.guard and outer.guard and repr(inner.fill) != repr(outer.fill):
         return None
     at = dict(zip(inner.symbols, outer.indices, strict=True))
-    facts = b.ranges(outer.symbols, node.type.shape)
+    facts = b.ranges(outer.symbols, type.shape)
     # A guarded map may leave the inner symbols' ranges, under which inner maps were simplified.
     indices = tuple(facts.simplify(e.substitute(at, None)) for e in inner.indices)
     guard = tuple(g.substitute(at, None) for g in inner.guard)
     guards = tuple(g for g in dict.fromkeys((*outer.guard, *guard)) if not facts.is_nonneg(g))
     fill = outer.fill if outer.guard else inner.fill
-    merged = View(outer.symbols, indices, guards, fill)
-    return b.add(merged, below.operands, node.types)
+    return View(outer.symbols, indices, guards, fill), below.operands, (type,)
 
 
 def _axes(b: Builder, ref: Ref) -> frozenset[int]:

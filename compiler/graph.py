@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from stagefuse.dsl.dims import Expr, Facts, IntLike, as_expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import BOOL, I64, DType
@@ -20,6 +20,20 @@ from .scalar import convert
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+class _BitEqual:
+    """Equal where all fields are, numbers bit for bit: 0.0 is not -0.0, nor is 1 True."""
+
+    def _bits(self) -> tuple[Any, ...]:
+        values = (getattr(self, name) for name in self.__dataclass_fields__)  # type: ignore[attr-defined]
+        return tuple(repr(v) if isinstance(v, float | int) else v for v in values)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other._bits() == self._bits()
+
+    def __hash__(self) -> int:
+        return hash(self._bits())
 
 
 class Ref(NamedTuple):
@@ -33,6 +47,7 @@ class Ref(NamedTuple):
 class Input:
     """An argument of the pipeline."""
 
+    FORM: ClassVar[str] = "input {name}"
     name: str
 
 
@@ -40,6 +55,7 @@ class Input:
 class Weight:
     """A tensor of a weight file: the file's name in the source, and the tensor's key."""
 
+    FORM: ClassVar[str] = "weight {weights} {key}"
     weights: str
     key: str
 
@@ -48,13 +64,15 @@ class Weight:
 class Constant:
     """A tensor known while compiling: its bytes, row-major."""
 
+    FORM: ClassVar[str] = "constant {data}"
     data: bytes
 
 
-@dataclass(frozen=True)
-class Scalar:
+@dataclass(frozen=True, eq=False)
+class Scalar(_BitEqual):
     """A number known while compiling, already rounded to the result's dtype."""
 
+    FORM: ClassVar[str] = "scalar {value}"
     value: float | int | bool
 
 
@@ -62,6 +80,7 @@ class Scalar:
 class Map:
     """A pointwise function; all operands have the result's shape. `cast` converts to its dtype."""
 
+    FORM: ClassVar[str] = "map {fn}"
     fn: str
 
 
@@ -69,14 +88,16 @@ class Map:
 class Reduce:
     """A reduction that removes `axes` (ascending). Small floats accumulate in f32."""
 
+    FORM: ClassVar[str] = "reduce {kind} over {axes}"
     kind: str  # sum prod max min any all argmax argmin
     axes: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class View:
+@dataclass(frozen=True, eq=False)
+class View(_BitEqual):
     """result[symbols] = operand[indices] where every guard is >= 0, else `fill`."""
 
+    FORM: ClassVar[str] = "view {symbols} -> {indices}[[ where {guard:nonneg} else {fill}]]"
     symbols: tuple[str, ...]
     indices: tuple[Expr, ...]
     guard: tuple[Expr, ...] = ()
@@ -87,6 +108,7 @@ class View:
 class Indirect:
     """An index read from an i64 operand: value * scale + offset; negative counts from the end."""
 
+    FORM: ClassVar[str] = "operand {operand} at {indices}[[ times {scale}]][[ plus {offset}]]"
     operand: int
     indices: tuple[Expr, ...]
     scale: Expr = const(1)
@@ -97,6 +119,7 @@ class Indirect:
 class Gather:
     """result[symbols] = operand[indices], some of them read from index tensors and checked."""
 
+    FORM: ClassVar[str] = "gather {symbols} -> {indices}"
     symbols: tuple[str, ...]
     indices: tuple[Expr | Indirect, ...]
 
@@ -105,6 +128,7 @@ class Gather:
 class Position:
     """result[symbols] = the i64 value of an expression over the symbols and dimensions."""
 
+    FORM: ClassVar[str] = "position {symbols} -> {expr}"
     symbols: tuple[str, ...]
     expr: Expr
 
@@ -113,6 +137,7 @@ class Position:
 class Concat:
     """The operands one after another along `axis`."""
 
+    FORM: ClassVar[str] = "concat along {axis}"
     axis: int
 
 
@@ -120,6 +145,7 @@ class Concat:
 class Scan:
     """The running sum or product along `axis`."""
 
+    FORM: ClassVar[str] = "scan {kind} along {axis}"
     kind: str
     axis: int
 
@@ -131,14 +157,16 @@ class Sort:
     NaN is greater than every number: last, or first if descending.
     """
 
+    FORM: ClassVar[str] = "sort along {axis}[[ {descending:flag}]]"
     axis: int
-    descending: bool
+    descending: bool = False
 
 
 @dataclass(frozen=True)
 class Scatter:
     """Operands base, indices (i64, rank 1), updates: base with updates combined along `axis`."""
 
+    FORM: ClassVar[str] = "scatter {kind} along {axis}"
     kind: str  # add max set
     axis: int
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dtypes import I64, DType
@@ -111,6 +111,7 @@ Value: TypeAlias = Const | Index | Load | Op | Local | Checked
 class Let:
     """Binds a scalar for the statements after it in this block."""
 
+    FORM: ClassVar[str] = "let {name} = {value}"
     name: str
     value: Value
 
@@ -119,6 +120,7 @@ class Let:
 class Store:
     """Writes one element, rounded to the buffer's dtype."""
 
+    FORM: ClassVar[str] = "store {buffer}{indices:places} = {value}"
     buffer: str
     indices: tuple[Value, ...]
     value: Value
@@ -128,6 +130,7 @@ class Store:
 class For:
     """index from lo while below hi. `vector` promises that iterations are independent."""
 
+    FORM: ClassVar[str] = "for {index} in {lo}..{hi}[[ {vector:flag}]]"
     index: str
     lo: Expr
     hi: Expr
@@ -145,6 +148,7 @@ class Fold:
     accumulator's.
     """
 
+    FORM: ClassVar[str] = "fold {name} = {kind} over {loops} : {dtype} of {value}"
     name: str
     kind: str
     loops: tuple[tuple[str, Expr], ...]
@@ -156,6 +160,7 @@ class Fold:
 class Alloc:
     """Scratch of this thread until the kernel ends, row-major, 64-byte aligned."""
 
+    FORM: ClassVar[str] = "alloc {name} : {dtype}{shape}"
     name: str
     dtype: DType
     shape: tuple[Expr, ...]
@@ -165,6 +170,7 @@ class Alloc:
 class If:
     """Runs the body where the condition (bool) holds."""
 
+    FORM: ClassVar[str] = "if {condition}"
     condition: Value
     body: tuple[Statement, ...]
 
@@ -220,6 +226,7 @@ Statement: TypeAlias = Let | Store | For | Fold | Alloc | If | TileProduct | Sor
 class Buffer:
     """A parameter of a kernel: contiguous, row-major; `mode` is in, out or inout."""
 
+    FORM: ClassVar[str] = "buffer {name} : {mode} {dtype}{shape}"
     name: str
     dtype: DType
     shape: tuple[Expr, ...]

@@ -415,6 +415,10 @@ class Facts:
                     low = a if low is None or (a is not None and a > low) else low
         return low, high
 
+    def interval(self, expr: Expr) -> tuple[int | None, int | None]:
+        """Ends between which it lies, by interval arithmetic alone: quick, and often wide."""
+        return self._interval(expr, 0)
+
     def _sign(self, expr: Expr) -> int | None:
         low, high = self._interval(expr, 0)
         if low is not None and low >= 0:
@@ -627,6 +631,12 @@ def parse(text: str) -> Expr:
     if reader.peek():
         raise ValueError(f"not a dimension expression: {text[:80]!r}")
     return result
+
+
+def parse_tokens(tokens: Sequence[str]) -> tuple[Expr, int]:
+    """The expression that tokens begin with, and how many it took. Raises ValueError."""
+    reader = _Reader([*tokens, ""], " ".join(tokens[:40]))
+    return reader.sum(0), reader.at
 
 
 class _Reader:
