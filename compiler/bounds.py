@@ -1,0 +1,364 @@
+"""Proofs that index expressions stay in bounds for every size, under conditions that hold.
+
+A proof is exact; where none is found, sizes and positions are tried, and one that breaks the bound
+is a counterexample. Neither is possible too: then the bound is left open, and said to be.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import ClassVar
+
+from stagefuse.dsl.dims import Atom, Expr, Facts, IntLike, as_expr, const, floordiv, sym
+
+SMALL = (0, 1, 2, 3, 4, 5, 8, 12, 17, 64, 1000)
+TRIES = 300
+GOALS = 40
+"""Goals that one line of a proof may try."""
+
+
+@dataclass
+class Bounds:
+    """Conditions on sizes that hold, and what has been decided under them.
+
+    `given` are expressions that are at least 0 at every call. `open` are bounds that were neither
+    proved nor broken.
+    """
+
+    strict: ClassVar[bool] = False
+    """Whether an open bound counts as broken, as it does in tests."""
+
+    given: tuple[Expr, ...] = ()
+    open: list[str] = field(default_factory=list)
+    known: set[tuple[object, ...]] = field(default_factory=set)
+
+    def broken(
+        self, expr: Expr, facts: Facts, guards: Sequence[Expr], what: str
+    ) -> dict[str, int] | None:
+        """Sizes and positions where `expr` is negative though all guards hold; None if unknown."""
+        if _is_plain(expr, facts):
+            return None
+        key = (expr, tuple(guards), _ranges_of((expr, *guards), facts))
+        if key in self.known:
+            return None
+        conditions = _expanded((*guards, *self.given))
+        if _Search(_sharpened(facts, conditions), conditions).proves(expr):
+            self.known.add(key)
+            return None
+        found = _counterexample(expr, facts, (*guards, *self.given))
+        if found is None:
+            self.open.append(f"{what}: {expr} >= 0")
+            return {} if self.strict else None
+        return found
+
+    def inside(
+        self, index: Expr, extent: Expr, facts: Facts, guards: Sequence[Expr], what: str
+    ) -> str | None:
+        """Why an index is outside 0..extent, or None."""
+        for expr, side in ((index, "below 0"), (extent - 1 - index, f"not below {extent}")):
+            sizes = self.broken(expr, facts, guards, what)
+            if sizes is not None:
+                at = ", ".join(f"{n} = {v}" for n, v in sizes.items())
+                return f"{index} is {side} for {at}" if at else f"{index} may be {side}"
+        return None
+
+
+def _ranges_of(exprs: Iterable[Expr], facts: Facts) -> tuple[tuple[str, str], ...]:
+    """The ranges of all symbols in expressions and in those ranges."""
+    found: dict[str, str] = {}
+    pending = sorted(frozenset[str]().union(*(e.symbols() for e in exprs)))
+    while pending:
+        name = pending.pop()
+        if name not in found and name in facts.ranges:
+            ends = [as_expr(e) for e in facts.ranges[name] if e is not None]
+            found[name] = " ".join(map(str, ends))
+            pending.extend(s for e in ends for s in e.symbols())
+    return tuple(sorted(found.items()))
+
+
+def _expanded(conditions: Iterable[Expr]) -> tuple[Expr, ...]:
+    """The conditions, with what a product of sizes that is at least 1 says of its factors."""
+    found: dict[Expr, None] = {}
+    pending = list(conditions)
+    while pending:
+        condition = pending.pop()
+        if condition not in found:
+            found[condition] = None
+            pending.extend(_factors(condition))
+    return tuple(found)
+
+
+def _factors(condition: Expr) -> Iterator[Expr]:
+    """From b*d - x >= 1 where nothing is negative: b >= 1 and d >= 1; from a // 3 >= 1: a >= 3."""
+    rising = [m for m, c in condition.terms if c > 0 and m]
+    atoms = {atom for monomial in rising for atom, _ in monomial}
+    terms = [t for t in condition.terms if t[0] and (t[1] > 0 or atoms & {a for a, _ in t[0]})]
+    least = -sum(c for m, c in condition.terms if not m)
+    if least < 1 or not rising or not all(_never_negative(a) for m, _ in terms for a, _ in m):
+        return
+    common = set.intersection(*({a for a, p in m if p == 1} for m, _ in terms))
+    for atom in sorted(common):
+        rest = Expr(tuple((tuple(f for f in m if f[0] != atom), c) for m, c in terms))
+        factor = Expr(((((atom, 1),), 1),))
+        yield factor - 1
+        if rest.as_int() is None:
+            yield rest - 1
+        elif rest == const(1) and atom.kind == "//" and (by := atom.args[1].as_int()) is not None:
+            yield atom.args[0] - by * least
+
+
+def _never_negative(atom: Atom) -> bool:
+    """Whether it is so for sizes and positions, none of which is negative, without their ranges."""
+    if atom.kind == "sym":
+        return not atom.name.startswith("$")
+    numerator = atom.args[0]
+    return atom.kind == "%" or (
+        atom.kind == "//"
+        and all(c > 0 and all(_never_negative(a) for a, _ in m) for m, c in numerator.terms)
+    )
+
+
+def _sharpened(facts: Facts, conditions: Sequence[Expr]) -> Facts:
+    """The facts with ranges narrowed by conditions on one symbol: n - 3 >= 0."""
+    ranges: dict[str, tuple[IntLike, IntLike | None]] = {}
+    for condition in conditions:
+        names = condition.symbols()
+        if len(names) != 1:
+            continue
+        (name,) = names
+        low, high = ranges.get(name, facts.ranges.get(name, (0, None)))
+        least = (sym(name) - condition).as_int()
+        most = (condition + sym(name)).as_int()
+        known_low = as_expr(low).as_int()
+        known_high = None if high is None else as_expr(high).as_int()
+        if least is not None and known_low is not None and least > known_low:
+            ranges[name] = (least, high)
+        elif most is not None and (high is None or (known_high or 0) > most):
+            ranges[name] = (low, most)
+    return facts.with_ranges(ranges) if ranges else facts
+
+
+def _is_plain(goal: Expr, facts: Facts) -> bool:
+    low = facts.interval(goal)[0]
+    return low is not None and low >= 0
+
+
+class _Search:
+    """Looks for a proof of goal >= 0: by intervals, else by way of goals that it follows from.
+
+    Each step takes something away: a condition, a symbol, a function. `GOALS` bounds the work.
+    """
+
+    def __init__(self, facts: Facts, conditions: Sequence[Expr]) -> None:
+        self.facts, self.conditions = facts, conditions
+        self.failed: set[Expr] = set()
+        self.left = GOALS
+        self.plain: dict[Expr, bool] = {}
+        self.depths: dict[str, int] = {}
+
+    def proves(self, goal: Expr) -> bool:
+        if self._proves(goal):
+            return True
+        for case in self._without_conditions(goal):
+            self.left = GOALS // 3
+            if self._proves(case):
+                return True
+        return self.facts.is_nonneg(goal)
+
+    def _plain(self, goal: Expr) -> bool:
+        if goal not in self.plain:
+            self.plain[goal] = _is_plain(goal, self.facts)
+        return self.plain[goal]
+
+    def _proves(self, goal: Expr) -> bool:
+        if self._plain(goal):
+            return True
+        if goal in self.failed or self.left <= 0:
+            return False
+        self.left -= 1
+        self.failed.add(goal)
+        if any(self._plain(case) for case in self._without_conditions(goal)):
+            return True
+        moves = list(self._moves(goal))
+        if any(all(map(self._plain, cases)) for cases in moves):
+            return True
+        return any(all(map(self._proves, cases)) for cases in moves)
+
+    def _moves(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:
+        """Lists of goals, each of which proves this one. What is exact has no alternative."""
+        exact = next(self._divisions(goal), None) or next(self._eliminated(goal, True), None)
+        if exact is not None:
+            yield exact
+            return
+        yield from self._functions(goal, ("min", "max"))
+        yield from islice(self._eliminated(goal, False), 1)
+        yield from self._functions(goal, ("//", "%"))
+
+    def _eliminated(self, goal: Expr, loops: bool) -> Iterator[tuple[Expr, ...]]:
+        """A symbol at the end of its range that is worst for the goal.
+
+        Those whose range rests on others (positions, inner loops first) or the others (sizes).
+        """
+        for name in sorted(goal.symbols(), key=self._depth, reverse=True):
+            slope = goal.coefficient(name)
+            if slope is None or not slope.terms or name not in self.facts.ranges:
+                continue
+            if (self._depth(name)[0] > 1) != loops:
+                continue
+            low, high = self.facts.ranges[name]
+            if self._plain(slope):
+                yield (goal.substitute({name: low}),)
+            elif high is not None and self._plain(-slope):
+                yield (goal.substitute({name: high}),)
+
+    def _depth(self, name: str) -> tuple[int, str]:
+        """How many symbols a range rests on, through other ranges."""
+        if name not in self.depths:
+            self.depths[name] = len(_ranges_of([sym(name)], self.facts))
+        return self.depths[name], name
+
+    def _divisions(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:
+        """The goal times the divisor of a quotient that is a term of it."""
+        for monomial, coefficient in goal.terms:
+            if abs(coefficient) != 1 or len(monomial) != 1:
+                continue
+            ((atom, power),) = monomial
+            if atom.kind == "//" and power == 1 and self._plain(atom.args[1] - 1):
+                a, b = atom.args
+                rest = goal - Expr(((monomial, coefficient),))
+                # for b >= 1: a // b <= r is a < (r + 1) * b, and a // b >= -r is a >= -r * b
+                yield ((rest + 1) * b - 1 - a if coefficient < 0 else rest * b + a,)
+
+    def _functions(self, goal: Expr, kinds: tuple[str, ...]) -> Iterator[tuple[Expr, ...]]:
+        for monomial, coefficient in goal.terms:
+            for atom, power in monomial:
+                if atom.kind not in kinds or power != 1:
+                    continue
+                slope = Expr(((tuple(p for p in monomial if p[0] != atom), coefficient),))
+                rest = goal - Expr(((monomial, coefficient),))
+                if self._plain(slope):
+                    yield from self._replaced(atom, slope, rest, True)
+                elif self._plain(-slope):
+                    yield from self._replaced(atom, slope, rest, False)
+
+    def _replaced(
+        self, atom: Atom, slope: Expr, rest: Expr, rising: bool
+    ) -> Iterator[tuple[Expr, ...]]:
+        """The goal rest + slope * atom, with a bound of the atom in its place."""
+        a, b = atom.args
+        options = (rest + slope * a, rest + slope * b)
+        if atom.kind in ("min", "max"):
+            if (atom.kind == "min") == rising:
+                yield options
+            else:
+                # the shorter one first: it is proved, or fails, at less cost
+                yield from ((o,) for o in sorted(options, key=_length))
+            return
+        if not self._plain(b - 1):
+            return
+        if atom.kind == "%":
+            yield (rest,) if rising else (rest + slope * (b - 1),)
+        else:
+            times = floordiv(slope, b, self.facts)
+            if times * b == slope:
+                # a - b + 1 <= b * (a // b) <= a
+                yield (rest + times * (a - b + 1) if rising else rest + times * a,)
+
+    def _without_conditions(self, goal: Expr) -> Iterator[Expr]:
+        """The goal less a condition that holds: it follows from what is left."""
+        for condition in self.conditions:
+            if condition.symbols() & goal.symbols():
+                for times in _multiples(goal, condition):
+                    yield goal - condition * times
+
+
+def _length(expr: Expr) -> int:
+    """How long an expression is written, roughly."""
+    inside = (arg for monomial, _ in expr.terms for atom, _ in monomial for arg in atom.args)
+    return len(expr.terms) + sum(map(_length, inside))
+
+
+def _multiples(expr: Expr, condition: Expr) -> tuple[Expr, ...]:
+    """Factors, none negative, by which a condition may be contained in an expression."""
+    found = {const(1): None}
+    for name in condition.symbols():
+        inside, outside = condition.coefficient(name), expr.coefficient(name)
+        if inside == const(1) and outside is not None and outside.terms:
+            if all(c > 0 for _, c in outside.terms):
+                found[outside] = None
+    return tuple(found)
+
+
+def _counterexample(
+    expr: Expr, facts: Facts, conditions: Sequence[Expr]
+) -> dict[str, int] | None:
+    """Values in all ranges under which all conditions hold and `expr` is negative."""
+    rng = random.Random(0)
+    wanted = sorted(frozenset[str]().union(*(e.symbols() for e in (expr, *conditions))))
+    for _ in range(TRIES):
+        values: dict[str, int] = {}
+        if not all(_assign(name, facts, values, rng, 0) for name in wanted):
+            continue
+        if any(e.evaluate(values) < 0 for e in conditions):
+            continue
+        if expr.evaluate(values) < 0 and _divisible(facts, values):
+            shown = sorted(expr.symbols())
+            return {n: values[n] for n in shown}
+    return None
+
+
+def _divisible(facts: Facts, values: dict[str, int]) -> bool:
+    for whole, by in facts.divisible:
+        if (whole.symbols() | as_expr(by).symbols()) <= values.keys():
+            number = as_expr(by).evaluate(values)
+            if number and whole.evaluate(values) % number:
+                return False
+    return True
+
+
+def _assign(
+    name: str, facts: Facts, values: dict[str, int], rng: random.Random, depth: int
+) -> bool:
+    """Gives a symbol a value in its range; False if that is empty."""
+    if name in values:
+        return True
+    if depth > 20:
+        return False
+    low, high = (None if e is None else as_expr(e) for e in facts.ranges.get(name, (0, None)))
+    assert low is not None
+    for end in (low, high):
+        for other in sorted(end.symbols()) if end is not None else ():
+            if not _assign(other, facts, values, rng, depth + 1):
+                return False
+    first = low.evaluate(values)
+    last = None if high is None else high.evaluate(values)
+    if last is not None and last < first:
+        return False
+    choices = [first + s for s in SMALL if last is None or first + s <= last]
+    if last is not None:
+        choices += [last, (first + last) // 2]
+    values[name] = rng.choice(choices)
+    return True
+
+
+def size_of(shape: Sequence[Expr]) -> Expr:
+    """The number of elements."""
+    total = const(1)
+    for size in shape:
+        total = total * size
+    return total
+
+
+def nonempty(shape: Sequence[Expr]) -> tuple[Expr, ...]:
+    """What holds wherever a position of this shape exists."""
+    return tuple(d - 1 for d in shape if d.as_int() is None)
+
+
+def positions(facts: Facts, symbols: Sequence[str], shape: Sequence[Expr]) -> Facts:
+    """The facts with each symbol within its axis."""
+    return facts.with_ranges({s: (0, d - 1) for s, d in zip(symbols, shape, strict=True)})
+
+

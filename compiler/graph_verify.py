@@ -1,0 +1,333 @@
+"""Checks that a dataflow graph is one.
+
+Invariants, as `VerifyError` numbers them:
+
+1. A node is stored under its id, after every node whose result it reads; each operand and each
+   result of the graph is a result that its node has.
+2. The NetworkX topology has the same nodes, and an edge from each operand's node to its user.
+3. Inputs have different names.
+4. A primitive has as many operands as it takes, of the dtypes and ranks that it takes, and its
+   axes, kinds and symbols are ones that exist.
+5. A node's types are those that its primitive gives for its operands.
+6. A symbol in a shape is a size: it has a range, or stands in the shape of an input. An index map
+   mentions its own symbols and sizes only.
+7. For all sizes, and where the guards hold, an index map stays within its operand.
+8. A constant has the bytes that its type needs; a scalar is a number of its dtype.
+9. A product's axes are different axes of the result, the others have size 1; its panels have the
+   shape that `Contract` states, and its rows lie within its first operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stagefuse.dsl.dims import Expr, Facts, const, floordiv
+from stagefuse.dsl.dtypes import BOOL, F32, F64, I64, DType
+from stagefuse.dsl.types import TensorType
+
+from .bounds import Bounds, nonempty, positions, size_of
+from .errors import VerifyError
+from .graph import (
+    Concat,
+    Constant,
+    Contract,
+    Gather,
+    Graph,
+    Indirect,
+    Input,
+    Map,
+    Node,
+    Position,
+    Reduce,
+    Scalar,
+    Scan,
+    Scatter,
+    Sort,
+    View,
+    Weight,
+)
+from .graph_text import place_of, print_node
+from .scalar import FUNCTIONS
+
+REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin")
+
+
+def verify_graph(graph: Graph, bounds: Bounds | None = None) -> Bounds:
+    """The bounds as left by the checks: what is open in them could be neither proved nor broken.
+
+    `bounds` holds conditions on the sizes and remembers what is proved, also from graph to graph.
+    Raises VerifyError.
+    """
+    check = _Check(graph, Bounds() if bounds is None else bounds)
+    check.topology()
+    for node in graph.nodes.values():
+        check.node(node)
+    return check.bounds
+
+
+class _Check:
+    def __init__(self, graph: Graph, bounds: Bounds) -> None:
+        self.graph, self.bounds, self.facts = graph, bounds, graph.facts
+        inputs = [n for n in graph.nodes.values() if isinstance(n.primitive, Input)]
+        shapes = [d.symbols() for n in inputs for t in n.types for d in t.shape]
+        self.sizes = frozenset(self.facts.ranges).union(*shapes)
+        names = [n.primitive.name for n in inputs if isinstance(n.primitive, Input)]
+        if len(set(names)) != len(names):
+            raise VerifyError(3, f"inputs share a name: {', '.join(sorted(names))}")
+
+    def topology(self) -> None:
+        seen: set[int] = set()
+        edges: set[tuple[int, int]] = set()
+        for number, node in self.graph.nodes.items():
+            if node.id != number:
+                self.fail(node, 1, f"this node is stored as %{number}")
+            for ref in node.operands:
+                if ref.node not in seen:
+                    self.fail(node, 1, f"%{ref.node} is read before it is defined")
+                if not 0 <= ref.result < len(self.graph.nodes[ref.node].types):
+                    self.fail(node, 1, f"%{ref.node} has no result {ref.result}")
+                edges.add((ref.node, number))
+            seen.add(number)
+        for ref in self.graph.results:
+            if ref.node not in seen or not (
+                0 <= ref.result < len(self.graph.nodes[ref.node].types)
+            ):
+                raise VerifyError(1, f"the result %{ref.node}.{ref.result} does not exist")
+        if set(self.graph.topology.nodes) != seen or set(self.graph.topology.edges) != edges:
+            raise VerifyError(2, "the topology differs from the operands of the nodes")
+
+    def node(self, node: Node) -> None:
+        operands = tuple(self.graph.type(ref) for ref in node.operands)
+        key = (self.facts.divisible, node.primitive, operands, node.types)
+        if key in self.bounds.known:
+            return
+        for type in node.types:
+            for size in type.shape:
+                self.symbols(node, size, frozenset())
+        RULES[type_of(node)](self, node, node.primitive, operands)
+        self.bounds.known.add(key)
+
+    # What the rules share
+
+    def fail(self, node: Node, invariant: int, message: str) -> None:
+        raise VerifyError(invariant, message, print_node(node), place_of(node))
+
+    def require(self, node: Node, condition: bool, message: str) -> None:
+        if not condition:
+            self.fail(node, 4, message)
+
+    def types(self, node: Node, *expected: TensorType) -> None:
+        """Invariant 5."""
+        same = len(expected) == len(node.types) and all(
+            a.dtype == b.dtype and self.same_shape(a.shape, b.shape)
+            for a, b in zip(expected, node.types, strict=True)
+        )
+        if not same:
+            self.fail(node, 5, f"the type should be {', '.join(map(str, expected))}")
+
+    def same_shape(self, a: Sequence[Expr], b: Sequence[Expr]) -> bool:
+        return tuple(a) == tuple(b) or (
+            len(a) == len(b)
+            and all(self.facts.prove_eq(x, y) for x, y in zip(a, b, strict=True))
+        )
+
+    def symbols(self, node: Node, expr: Expr, own: frozenset[str]) -> None:
+        """Invariant 6."""
+        unknown = expr.symbols() - own - self.sizes
+        if unknown:
+            self.fail(node, 6, f"`{min(unknown)}` in {expr} is neither a size nor an index")
+
+    def map_symbols(self, node: Node, symbols: Sequence[str]) -> frozenset[str]:
+        self.require(node, len(symbols) == node.type.rank, "an index map has a symbol per axis")
+        self.require(node, len(set(symbols)) == len(symbols), "an index map repeats a symbol")
+        self.require(node, not set(symbols) & self.sizes, "an index map hides a size")
+        return frozenset(symbols)
+
+    def inside(
+        self, node: Node, index: Expr, extent: Expr, facts: Facts, guards: Sequence[Expr]
+    ) -> None:
+        """Invariant 7."""
+        why = self.bounds.inside(index, extent, facts, guards, print_node(node))
+        if why is not None:
+            self.fail(node, 7, why)
+
+
+def type_of(node: Node) -> type:
+    return type(node.primitive)
+
+
+def _leaf(check: _Check, node: Node, p: Any, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, not operands and len(node.types) == 1, "a source has no operands")
+    if isinstance(p, Constant):
+        count = size_of(node.type.shape).as_int()
+        if count is None or len(p.data) != count * node.type.dtype.itemsize:
+            check.fail(node, 8, f"{len(p.data)} bytes are not those of {node.type}")
+    if isinstance(p, Scalar):
+        kind = bool if node.type.dtype.is_bool else int if node.type.dtype.is_int else float
+        if node.type.shape or type(p.value) is not kind:
+            check.fail(node, 8, f"{p.value!r} is not a scalar of {node.type}")
+
+
+def _map(check: _Check, node: Node, p: Map, operands: tuple[TensorType, ...]) -> None:
+    fn = FUNCTIONS.get(p.fn)
+    if fn is None:
+        return check.fail(node, 4, f"there is no scalar function `{p.fn}`")
+    check.require(node, len(operands) == fn.arity, f"`{p.fn}` takes {fn.arity} operands")
+    own = operands[1:] if p.fn == "select" else operands
+    check.require(node, p.fn != "select" or operands[0].dtype == BOOL, "a condition is bool")
+    dtypes = {t.dtype for t in own}
+    check.require(node, len(dtypes) == 1, "operands have different dtypes")
+    check.require(node, fn.takes(own[0].dtype), f"`{p.fn}` does not take {own[0].dtype}")
+    for type in operands:
+        check.require(
+            node, check.same_shape(type.shape, operands[0].shape), "operands have different shapes"
+        )
+    given: dict[str, DType] = {"bool": BOOL, "given": node.type.dtype, "same": own[0].dtype}
+    check.types(node, TensorType(given[fn.result], operands[0].shape))
+
+
+def _reduce(check: _Check, node: Node, p: Reduce, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, len(operands) == 1, "a reduction has one operand")
+    check.require(node, p.kind in REDUCTIONS, f"there is no reduction `{p.kind}`")
+    x = operands[0]
+    ascending = list(p.axes) == sorted(set(p.axes))
+    check.require(node, ascending and all(0 <= a < x.rank for a in p.axes), "its axes are wrong")
+    shape = tuple(d for i, d in enumerate(x.shape) if i not in p.axes)
+    if p.kind in ("any", "all"):
+        check.require(node, x.dtype == BOOL, f"`{p.kind}` takes bools")
+    wide = node.type.dtype if p.kind in ("sum", "prod") else x.dtype
+    check.types(node, TensorType(I64 if p.kind.startswith("arg") else wide, shape))
+
+
+def _view(check: _Check, node: Node, p: View, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, len(operands) == 1, "a view has one operand")
+    own = check.map_symbols(node, p.symbols)
+    check.require(node, len(p.indices) == operands[0].rank, "a view has an index per axis")
+    check.types(node, TensorType(operands[0].dtype, node.type.shape))
+    for expr in (*p.indices, *p.guard):
+        check.symbols(node, expr, own)
+    facts = positions(check.facts, p.symbols, node.type.shape)
+    guards = (*p.guard, *nonempty(node.type.shape))
+    for index, extent in zip(p.indices, operands[0].shape, strict=True):
+        check.inside(node, index, extent, facts, guards)
+
+
+def _gather(check: _Check, node: Node, p: Gather, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, len(operands) > 1, "a gather has a table and index tensors")
+    own = check.map_symbols(node, p.symbols)
+    check.require(node, len(p.indices) == operands[0].rank, "a gather has an index per axis")
+    check.types(node, TensorType(operands[0].dtype, node.type.shape))
+    facts = positions(check.facts, p.symbols, node.type.shape)
+    guards = nonempty(node.type.shape)
+    for index, extent in zip(p.indices, operands[0].shape, strict=True):
+        if not isinstance(index, Indirect):
+            check.symbols(node, index, own)
+            check.inside(node, index, extent, facts, (*guards, *nonempty(operands[0].shape)))
+            continue
+        check.require(node, 0 < index.operand < len(operands), "an index operand is missing")
+        tensor = operands[index.operand]
+        check.require(node, tensor.dtype == I64, "an index tensor is i64")
+        check.require(node, len(index.indices) == tensor.rank, "an index tensor's rank differs")
+        for expr in (*index.indices, index.scale, index.offset):
+            check.symbols(node, expr, own)
+        for expr, size in zip(index.indices, tensor.shape, strict=True):
+            check.inside(node, expr, size, facts, guards)
+
+
+def _position(check: _Check, node: Node, p: Position, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, not operands, "a position has no operands")
+    check.symbols(node, p.expr, check.map_symbols(node, p.symbols))
+    check.types(node, TensorType(I64, node.type.shape))
+
+
+def _axis(check: _Check, node: Node, axis: int, rank: int) -> None:
+    check.require(node, 0 <= axis < rank, f"there is no axis {axis}")
+
+
+def _concat(check: _Check, node: Node, p: Concat, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, len(operands) > 1, "a concatenation has several operands")
+    first = operands[0]
+    _axis(check, node, p.axis, first.rank)
+    size = const(0)
+    for type in operands:
+        same = type.rank == first.rank and type.dtype == first.dtype
+        check.require(node, same, "operands have different dtypes or ranks")
+        rest = (*type.shape[: p.axis], first.shape[p.axis], *type.shape[p.axis + 1 :])
+        check.require(node, check.same_shape(rest, first.shape), "operands have different shapes")
+        size = size + type.shape[p.axis]
+    shape = (*first.shape[: p.axis], size, *first.shape[p.axis + 1 :])
+    check.types(node, TensorType(first.dtype, shape))
+
+
+def _scan(check: _Check, node: Node, p: Scan, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, len(operands) == 1, "a scan has one operand")
+    check.require(node, p.kind in ("sum", "prod"), f"there is no scan `{p.kind}`")
+    _axis(check, node, p.axis, operands[0].rank)
+    check.types(node, operands[0])
+
+
+def _sort(check: _Check, node: Node, p: Sort, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, len(operands) == 1, "a sort has one operand")
+    _axis(check, node, p.axis, operands[0].rank)
+    check.types(node, operands[0], operands[0].with_dtype(I64))
+
+
+def _scatter(check: _Check, node: Node, p: Scatter, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, len(operands) == 3, "a scatter has a base, indices and updates")
+    check.require(node, p.kind in ("add", "max", "set"), f"there is no scatter `{p.kind}`")
+    base, indices, updates = operands
+    _axis(check, node, p.axis, base.rank)
+    check.require(node, indices.dtype == I64 and indices.rank == 1, "indices are i64[N]")
+    shape = (*base.shape[: p.axis], indices.shape[0], *base.shape[p.axis + 1 :])
+    same = updates.dtype == base.dtype and check.same_shape(updates.shape, shape)
+    check.require(node, same, f"updates should be {TensorType(base.dtype, shape)}")
+    check.types(node, base)
+
+
+def _contract(check: _Check, node: Node, p: Contract, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, len(operands) == 2 and len(node.types) == 1, "a product has two operands")
+    a, panels = operands
+    dtypes = {a.dtype, panels.dtype, node.type.dtype}
+    check.require(node, len(dtypes) == 1 and a.dtype in (F32, F64), "a product is of f32 or f64")
+    shape, axes = node.type.shape, (*p.batch, *p.rows, *p.columns)
+    if sorted(set(axes)) != sorted(axes) or any(
+        not 0 <= x < len(shape) or (x not in axes and shape[x].as_int() != 1)
+        for x in {*axes, *range(len(shape))}
+    ):
+        check.fail(node, 9, "its axes are not the axes of the result")
+    columns = size_of([shape[x] for x in p.columns])
+    count = floordiv(columns + (p.panel - 1), p.panel, check.facts)
+    wanted = (*(shape[x] for x in p.batch), count, p.depth, const(p.panel))
+    if p.panel <= 0 or not check.same_shape(panels.shape, wanted):
+        check.fail(node, 9, f"its panels should be {TensorType(a.dtype, wanted)}")
+    own = tuple(f"i{x}" for x in p.batch)
+    for expr in (p.base, p.row_stride, p.depth):
+        check.symbols(node, expr, frozenset(own))
+    facts = positions(check.facts, own, [shape[x] for x in p.batch])
+    guards = (*nonempty(shape), p.depth - 1)
+    last = p.base + (size_of([shape[x] for x in p.rows]) - 1) * p.row_stride + p.depth - 1
+    for index in (p.base, last):
+        why = check.bounds.inside(index, size_of(a.shape), facts, guards, print_node(node))
+        if why is not None:
+            check.fail(node, 9, f"its rows leave the first operand: {why}")
+
+
+Rule = Callable[[_Check, Node, Any, tuple[TensorType, ...]], None]
+RULES: dict[type, Rule] = {
+    Input: _leaf,
+    Weight: _leaf,
+    Constant: _leaf,
+    Scalar: _leaf,
+    Map: _map,
+    Reduce: _reduce,
+    View: _view,
+    Gather: _gather,
+    Position: _position,
+    Concat: _concat,
+    Scan: _scan,
+    Sort: _sort,
+    Scatter: _scatter,
+    Contract: _contract,
+}
+"""What each primitive must satisfy."""

@@ -1,0 +1,383 @@
+"""Checks that a kernel is one, for all sizes in the range of its dimensions.
+
+Invariants, as `VerifyError` numbers them:
+
+1. Nothing is bound twice where one sees the other: buffers, dimensions, loop indices, scalars,
+   scratch.
+2. Every name is bound before its use: a buffer or scratch, a scalar, an index or dimension.
+3. Dtypes agree: loads with their buffer, stores with its compute dtype, operands with what the
+   scalar function takes and gives; conditions are bool, positions i64.
+4. An access has as many positions as its buffer has axes.
+5. Stores go to scratch and to out and inout buffers, loads come from scratch and any buffer; what
+   is only read is `in`.
+6. Where all guards and conditions hold, each load and store is in bounds.
+7. A product's and a sort's scratch is as large as what they touch, and of a dtype they take.
+8. Kinds of folds and modes of buffers are ones that exist; folds have their kind's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, maximum, minimum, mod, sym
+from stagefuse.dsl.dtypes import BOOL, F32, F64, I64, DType
+
+from .bounds import Bounds, size_of
+from .cpu.values import Unique, post_order
+from .errors import VerifyError
+from .graph_verify import REDUCTIONS
+from .kernel_ir import (
+    Alloc,
+    Buffer,
+    Checked,
+    Const,
+    Fold,
+    For,
+    If,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    Local,
+    Op,
+    SortRow,
+    Statement,
+    Store,
+    TileProduct,
+    Value,
+)
+from .kernel_text import print_statement
+from .scalar import FUNCTIONS
+
+WIDEST = (-(1 << 63), (1 << 63) - 1)
+
+
+def verify_kernel(kernel: Kernel, facts: Facts, bounds: Bounds | None = None) -> Bounds:
+    """The bounds as left by the checks: what is open in them could be neither proved nor broken.
+
+    Raises VerifyError.
+    """
+    check = _Check(Bounds() if bounds is None else bounds)
+    names = [*(b.name for b in kernel.buffers), *kernel.dims, *(n for n, _ in kernel.parallel)]
+    for name in names:
+        if names.count(name) > 1:
+            raise VerifyError(1, f"`{name}` is bound twice", f"kernel {kernel.name}")
+    for buffer in kernel.buffers:
+        if buffer.mode not in ("in", "out", "inout"):
+            raise VerifyError(8, f"`{buffer.name}` has no mode `{buffer.mode}`")
+    scope = _Scope(facts, frozenset((*kernel.dims, *(n for n, _ in kernel.parallel))))
+    scope.buffers.update((b.name, b) for b in kernel.buffers)
+    for name, extent in kernel.parallel:
+        check.symbols(scope, extent, f"parallel {name} in {extent}")
+        scope.enter_loop(name, const(0), extent)
+    check.block(kernel.body, scope)
+    return check.bounds
+
+
+@dataclass
+class _Scope:
+    """What is bound at a place: facts with all loops, conditions that hold, names."""
+
+    facts: Facts
+    indices: frozenset[str]
+    guards: tuple[Expr, ...] = ()
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    scalars: dict[str, DType] = field(default_factory=dict)
+    meaning: dict[str, Expr] = field(default_factory=dict)
+    checked: set[int] = field(default_factory=set)
+
+    def inner(self) -> _Scope:
+        return replace(
+            self, buffers=dict(self.buffers), scalars=dict(self.scalars),
+            meaning=dict(self.meaning), checked=set(self.checked),
+        )  # fmt: skip
+
+    def enter_loop(self, name: str, lo: Expr, hi: Expr) -> None:
+        self.facts = self.facts.with_ranges({name: (lo, hi - 1)})
+        self.indices |= {name}
+        self.guards = (*self.guards, hi - lo - 1)
+
+    def binds(self, name: str) -> bool:
+        return name in self.indices or name in self.buffers or name in self.scalars
+
+
+class _Check:
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.unique = Unique()
+        self.data: dict[int, tuple[str, tuple[int, IntEnd]]] = {}
+        self.at: Statement | None = None
+
+    def fail(self, invariant: int, message: str, where: str = "") -> None:
+        text = where or ("" if self.at is None else print_statement(self.at))
+        raise VerifyError(invariant, message, text)
+
+    def block(self, body: Sequence[Statement], scope: _Scope) -> None:
+        for statement in body:
+            self.at = statement
+            RULES[type(statement)](self, statement, scope)
+
+    def bind(self, scope: _Scope, name: str) -> None:
+        if scope.binds(name):
+            self.fail(1, f"`{name}` is bound already")
+
+    def symbols(self, scope: _Scope, expr: Expr, where: str = "") -> None:
+        unknown = expr.symbols() - scope.indices
+        if unknown:
+            self.fail(2, f"`{min(unknown)}` in {expr} is not bound here", where)
+
+    def buffer(self, scope: _Scope, name: str) -> Buffer:
+        if name not in scope.buffers:
+            self.fail(2, f"there is no buffer `{name}` here")
+        return scope.buffers[name]
+
+    # Values
+
+    def value(self, root: Value, scope: _Scope) -> Value:
+        """The unique object of a value that satisfies every invariant here."""
+        root = self.unique(root)
+        for value in post_order(root):
+            if id(value) not in scope.checked:
+                self._one(value, scope)
+                scope.checked.add(id(value))
+        return root
+
+    def typed(self, root: Value, scope: _Scope, dtype: DType, what: str) -> Value:
+        if root.dtype != dtype:
+            self.fail(3, f"{what} is {root.dtype}, not {dtype}")
+        return self.value(root, scope)
+
+    def _one(self, value: Value, scope: _Scope) -> None:
+        if isinstance(value, Index):
+            self.symbols(scope, value.expr)
+        elif isinstance(value, Local):
+            if value.name not in scope.scalars:
+                self.fail(2, f"the scalar `{value.name}` is not bound here")
+            if scope.scalars[value.name] != value.dtype:
+                self.fail(3, f"the scalar `{value.name}` is {scope.scalars[value.name]}")
+        elif isinstance(value, Checked):
+            self.symbols(scope, value.extent)
+            if value.value.dtype != I64:
+                self.fail(3, f"a position is i64, not {value.value.dtype}")
+        elif isinstance(value, Op):
+            self._op(value)
+        elif isinstance(value, Load):
+            self._load(value, scope)
+
+    def _op(self, op: Op) -> None:
+        if op.fn == "round_to":
+            if op.to is None or len(op.args) != 1 or {op.dtype, op.args[0].dtype} != {F32}:
+                self.fail(3, "round_to rounds f32 to a storage dtype")
+            return
+        fn = FUNCTIONS.get(op.fn)
+        if fn is None or len(op.args) != fn.arity:
+            return self.fail(3, f"there is no function `{op.fn}` of {len(op.args)} operands")
+        if op.fn == "select" and op.args[0].dtype != BOOL:
+            self.fail(3, "the condition of select is not bool")
+        own = op.args[1:] if op.fn == "select" else op.args
+        dtypes = {a.dtype for a in own}
+        if len(dtypes) != 1 or not fn.takes(own[0].dtype):
+            given = ", ".join(str(a.dtype) for a in op.args)
+            self.fail(3, f"`{op.fn}` does not take {given}")
+        wanted = {"bool": BOOL, "given": op.dtype, "same": own[0].dtype}[fn.result]
+        if op.dtype != wanted or op.dtype != op.dtype.compute:
+            self.fail(3, f"`{op.fn}` gives {wanted}, not {op.dtype}")
+
+    def _load(self, load: Load, scope: _Scope) -> None:
+        buffer = self.buffer(scope, load.buffer)
+        if load.stored != buffer.dtype:
+            self.fail(3, f"`{buffer.name}` holds {buffer.dtype}, not {load.stored}")
+        guards: list[Expr] = []
+        for guard in load.guard:
+            if guard.dtype != BOOL:
+                self.fail(3, "a guard is not bool")
+            guards.extend(self.conditions(guard, scope))
+        self.access(buffer, load.indices, scope, guards)
+
+    def access(
+        self, buffer: Buffer, places: Sequence[Value], scope: _Scope, guards: Sequence[Expr]
+    ) -> None:
+        """Invariants 3, 4 and 6 of one access."""
+        if len(places) != len(buffer.shape):
+            self.fail(4, f"`{buffer.name}` has {len(buffer.shape)} axes, not {len(places)}")
+        for place, extent in zip(places, buffer.shape, strict=True):
+            if place.dtype != I64:
+                self.fail(3, f"a position is i64, not {place.dtype}")
+            self.inside(buffer.name, self.expr(place, scope), extent, scope, guards)
+
+    def inside(
+        self, name: str, index: Expr, extent: Expr, scope: _Scope, guards: Sequence[Expr]
+    ) -> None:
+        data = dict(self.data.values())
+        facts = scope.facts.with_ranges(data) if data else scope.facts
+        conditions = (*guards, *scope.guards)
+        for symbol in sorted(index.symbols() & data.keys()):
+            # a checked position in nothing is 0, which is not inside nothing
+            end = data[symbol][1]
+            if isinstance(end, Expr):
+                why = self.bounds.inside(const(0), end + 1, facts, conditions, self._text())
+                if why is not None:
+                    self.fail(6, f"`{name}`: there is no position in nothing: {why}")
+        why = self.bounds.inside(index, extent, facts, conditions, self._text())
+        if why is not None:
+            self.fail(6, f"`{name}`: {why}")
+
+    def _text(self) -> str:
+        return "" if self.at is None else print_statement(self.at)
+
+    # Values as expressions
+
+    def expr(self, value: Value, scope: _Scope) -> Expr:
+        """A value as an expression; what is read from data is a symbol with its range."""
+        value = self.unique(value)
+        if isinstance(value, Index):
+            return value.expr
+        if isinstance(value, Const):
+            return const(int(value.value))
+        if isinstance(value, Local) and value.name in scope.meaning:
+            return scope.meaning[value.name]
+        if isinstance(value, Op) and value.fn in _ARITHMETIC and value.dtype == I64:
+            return _ARITHMETIC[value.fn](*(self.expr(a, scope) for a in value.args))
+        if id(value) not in self.data:
+            high: IntEnd = value.extent - 1 if isinstance(value, Checked) else WIDEST[1]
+            low = 0 if isinstance(value, Checked) else WIDEST[0]
+            self.data[id(value)] = (f"$data{len(self.data)}", (low, high))
+        return sym(self.data[id(value)][0])
+
+    def conditions(self, value: Value, scope: _Scope) -> list[Expr]:
+        """Expressions that are at least 0 where a bool value holds; what else it says is left."""
+        if not isinstance(value, Op) or len(value.args) != 2:
+            return []
+        a, b = value.args
+        if value.fn == "and":
+            return [*self.conditions(a, scope), *self.conditions(b, scope)]
+        if a.dtype != I64 or value.fn not in ("ge", "gt", "le", "lt", "eq"):
+            return []
+        x, y = self.expr(a, scope), self.expr(b, scope)
+        return {
+            "ge": [x - y], "gt": [x - y - 1], "le": [y - x], "lt": [y - x - 1],
+            "eq": [x - y, y - x],
+        }[value.fn]  # fmt: skip
+
+
+IntEnd = Expr | int
+_ARITHMETIC: dict[str, Callable[..., Expr]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "neg": lambda a: -a,
+    "floordiv": floordiv,
+    "mod": mod,
+    "minimum": minimum,
+    "maximum": maximum,
+}
+
+
+def _let(check: _Check, s: Let, scope: _Scope) -> None:
+    value = check.value(s.value, scope)
+    check.bind(scope, s.name)
+    scope.scalars[s.name] = value.dtype
+    if value.dtype == I64:
+        scope.meaning[s.name] = check.expr(value, scope)
+
+
+def _store(check: _Check, s: Store, scope: _Scope) -> None:
+    buffer = check.buffer(scope, s.buffer)
+    if buffer.mode == "in":
+        check.fail(5, f"`{buffer.name}` is only read")
+    for place in s.indices:
+        check.value(place, scope)
+    check.typed(s.value, scope, buffer.dtype.compute, "the stored value")
+    check.access(buffer, s.indices, scope, ())
+
+
+def _for(check: _Check, s: For, scope: _Scope) -> None:
+    for end in (s.lo, s.hi):
+        check.symbols(scope, end)
+    check.bind(scope, s.index)
+    inner = scope.inner()
+    inner.enter_loop(s.index, s.lo, s.hi)
+    check.block(s.body, inner)
+
+
+def _fold(check: _Check, s: Fold, scope: _Scope) -> None:
+    inner = scope.inner()
+    for name, extent in s.loops:
+        check.symbols(inner, extent)
+        check.bind(inner, name)
+        inner.enter_loop(name, const(0), extent)
+    if s.kind not in REDUCTIONS:
+        check.fail(8, f"there is no fold `{s.kind}`")
+    value = check.value(s.value, inner)
+    wanted = I64 if s.kind.startswith("arg") else value.dtype
+    if s.dtype != wanted or (s.kind in ("any", "all") and s.dtype != BOOL):
+        check.fail(8, f"a {s.kind} of {value.dtype} is not {s.dtype}")
+    check.bind(scope, s.name)
+    scope.scalars[s.name] = s.dtype
+
+
+def _alloc(check: _Check, s: Alloc, scope: _Scope) -> None:
+    check.bind(scope, s.name)
+    for size in s.shape:
+        check.symbols(scope, size)
+    scope.buffers[s.name] = Buffer(s.name, s.dtype, s.shape, "scratch")
+
+
+def _if(check: _Check, s: If, scope: _Scope) -> None:
+    condition = check.typed(s.condition, scope, BOOL, "the condition")
+    inner = scope.inner()
+    inner.guards = (*inner.guards, *check.conditions(condition, scope))
+    check.block(s.body, inner)
+
+
+def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
+    dst, a, panel = (check.buffer(scope, name) for name in (s.dst, s.a, s.panel))
+    if dst.mode == "in":
+        check.fail(5, f"`{dst.name}` is only read")
+    if len({dst.dtype, a.dtype, panel.dtype}) != 1 or a.dtype not in (F32, F64):
+        check.fail(7, "a product's buffers are all f32 or all f64")
+    for expr in (s.dst_offset, s.dst_row, s.a_offset, s.a_row, s.a_col, s.panel_offset, s.rows,
+                 s.depth):  # fmt: skip
+        check.symbols(scope, expr)
+    if s.width is not None:
+        check.symbols(scope, s.width)
+    if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check._text()) is not None:
+        check.fail(7, f"{s.rows} rows may be more than {s.mr}")
+    some = (s.rows - 1, s.depth - 1)
+    last = (s.rows - 1, s.depth - 1)
+    for buffer, first, end in (
+        (a, s.a_offset, s.a_offset + last[0] * s.a_row + last[1] * s.a_col),
+        (panel, s.panel_offset, s.panel_offset + s.depth * s.nr - 1),
+        (dst, s.dst_offset, s.dst_offset + last[0] * s.dst_row + s.nr - 1),
+    ):
+        for index in (first, end):
+            check.inside(buffer.name, index, size_of(buffer.shape), scope, some)
+
+
+def _sort(check: _Check, s: SortRow, scope: _Scope) -> None:
+    keys, order = check.buffer(scope, s.keys), check.buffer(scope, s.order)
+    check.symbols(scope, as_expr(s.count))
+    if order.dtype != I64 or {keys.mode, order.mode} != {"scratch"}:
+        check.fail(7, "a sort has scratch keys and scratch i64 order")
+    for buffer in (keys, order):
+        why = check.bounds.inside(
+            as_expr(s.count), size_of(buffer.shape) + 1, scope.facts, scope.guards, check._text()
+        )
+        if why is not None:
+            check.fail(7, f"`{buffer.name}` is too small: {why}")
+
+
+Rule = Callable[[_Check, Any, _Scope], None]
+RULES: dict[type, Rule] = {
+    Let: _let,
+    Store: _store,
+    For: _for,
+    Fold: _fold,
+    Alloc: _alloc,
+    If: _if,
+    TileProduct: _tile,
+    SortRow: _sort,
+}
+"""What each statement must satisfy."""
