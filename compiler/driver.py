@@ -16,7 +16,7 @@ from stagefuse.dsl.dims import Expr, as_expr, const
 from stagefuse.dsl.program import Pipeline, Program
 from stagefuse.dsl.source import Source, Span
 
-from .graph import Graph, Input, Map, Node, Reduce, Ref
+from .graph import Contract, Graph, Input, Map, Node, Reduce, Ref
 from .plan import (
     LEVELS,
     ArgumentPlan,
@@ -49,10 +49,11 @@ def compile_file(
     weights: Mapping[str, Any] | None = None,
     pipeline: str | None = None,
     levels: Sequence[str] = LEVELS,
+    verify: bool = True,
 ) -> Plan:
     """The plan of a file's pipelines, or of one of them, with CPU code for some levels.
 
-    Raises CompileError, OSError.
+    `verify` checks the graph after every pass, and every kernel. Raises CompileError, OSError.
     """
     from .front import check_source
 
@@ -60,7 +61,7 @@ def compile_file(
     program, found, load = check_source(Path(path), weights or {})
     if found:
         raise CompileError(found)
-    return compile_program(program, load, pipeline, begin, levels)
+    return compile_program(program, load, pipeline, begin, levels, verify)
 
 
 def compile_program(
@@ -69,12 +70,14 @@ def compile_program(
     only: str | None = None,
     begin: float | None = None,
     levels: Sequence[str] = LEVELS,
+    verify: bool = True,
 ) -> Plan:
     """The plan of a checked program; `load` gives a weight file's tensor by name and key."""
     from .build_graph import build_graph
 
     chosen = [p for p in program.pipelines if only in (None, p.name)]
-    return compile_graphs([(p, build_graph(p)) for p in chosen], load, program.source, levels)
+    graphs = [(p, build_graph(p)) for p in chosen]
+    return compile_graphs(graphs, load, program.source, levels, verify)
 
 
 def compile_graphs(
@@ -82,13 +85,16 @@ def compile_graphs(
     load: Callable[[str, str], np.ndarray[Any, Any]],
     source: Source,
     levels: Sequence[str] = LEVELS,
+    verify: bool = True,
 ) -> Plan:
     """The plan of pipelines given as graphs; of each `Pipeline` only the signature is read."""
     from .cpu.build import build_levels
 
     kernels: dict[str, Any] = {}
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-    plans = tuple(_Planner(p, load, kernels, arrays).plan(graph) for p, graph in graphs)
+    plans = tuple(
+        _Planner(p, load, kernels, arrays, verify).plan(graph) for p, graph in graphs
+    )
     ordered = [kernels[name] for name in sorted(kernels)]
     objects = build_levels(ordered, levels)
     return Plan(plans, objects, arrays, source.text, source.name, {})
@@ -103,23 +109,26 @@ class _Planner:
         load: Callable[[str, str], np.ndarray[Any, Any]],
         kernels: dict[str, Any],
         arrays: dict[str, np.ndarray[Any, Any]],
+        verify: bool,
     ) -> None:
-        self.pipeline, self.load = pipeline, load
+        self.pipeline, self.load, self.verify = pipeline, load, verify
         self.kernels, self.arrays = kernels, arrays
         self.buffers: list[BufferPlan] = []
         self.index: dict[Ref, int] = {}
         self.steps: list[StepPlan] = []
 
     def plan(self, graph: Graph) -> PipelinePlan:
-        from .contract import rebuild
-        from .fold import fold_constants, weight_arrays
         from .fuse import partition
         from .join import join
         from .lower import Sites, lower
+        from .passes import pipeline_of
+        from .run_passes import bounds_of, run_passes, verified_kernel
         from .schedule import CPU
+        from .stored import weight_arrays
 
-        graph = fold_constants(rebuild(graph), self.load)
-        graph = _copy_plain_results(graph)
+        bounds = bounds_of(self.pipeline) if self.verify else None
+        graph, runs = run_passes(graph, pipeline_of(self.load), bounds)
+        self.passed = {place: text for run in runs for place, text in run.reasons.items()}
         self.stored = weight_arrays(graph, self.load)
         sites = Sites()
         found = join(graph, partition(graph))
@@ -128,6 +137,8 @@ class _Planner:
         self._results(graph)
         for group in found.groups:
             lowered = lower(graph, group, sites, CPU)
+            if bounds is not None and lowered.kernel.name not in self.kernels:
+                verified_kernel(lowered.kernel, graph, bounds)
             self._step(graph, lowered)
         results = tuple(
             ArgumentPlan(name, str(t.dtype), _text(t.shape), self.index[ref])
@@ -221,6 +232,11 @@ class _Planner:
              "because": self.reasons[n].reason}
             for n in lowered.nodes if n in self.reasons
         ]  # fmt: skip
+        reasons += [
+            {"node": _describe(n), "fused": not text.startswith("not "), "because": text}
+            for n in nodes if isinstance(n.primitive, Contract)
+            for text in (self.passed.get((n.span, n.stack)),) if text is not None
+        ]  # fmt: skip
         return {
             "bytes": str(moved), "flops": str(work), "lines": lines, "fused": fused,
             "reasons": reasons,
@@ -265,8 +281,6 @@ def _describe(node: Node) -> str:
 
 
 def _flops(graph: Graph, node: Node, per_element: Callable[[Node], int]) -> Expr:
-    from .graph import Contract
-
     if isinstance(node.primitive, Contract):
         return _size(node.type.shape) * node.primitive.depth * 2
     if isinstance(node.primitive, Reduce):
@@ -310,30 +324,3 @@ def _site(span: Span | None) -> SitePlan:
 
 def _check(check: Any) -> CheckPlan:
     return CheckPlan(str(check.expr), check.relation, check.message, **_place(check.span))
-
-
-def _copy_plain_results(graph: Graph) -> Graph:
-    """Gives every result a node of its own: inputs, weights and repeated results are copied."""
-    from .graph import Constant, Scalar, View, Weight
-
-    seen: set[Ref] = set()
-    results: list[Ref] = []
-    copy = Graph(graph.facts)
-    for node in graph.nodes.values():
-        copy.add(node)
-    for ref in graph.results:
-        node = graph.nodes[ref.node]
-        if ref in seen or isinstance(node.primitive, Input | Weight | Constant | Scalar):
-            type = graph.type(ref)
-            symbols = tuple(f"i{i}" for i in range(type.rank))
-            from stagefuse.dsl.dims import sym
-
-            view = View(symbols, tuple(map(sym, symbols)))
-            made = Node(max(copy.nodes) + 1, view, (ref,), (type,), node.span, node.stack,
-                        node.label)  # fmt: skip
-            copy.add(made)
-            ref = Ref(made.id)
-        seen.add(ref)
-        results.append(ref)
-    copy.results = tuple(results)
-    return copy

@@ -52,6 +52,7 @@ def commands() -> None:
 @FILE
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--target", default="cpu", show_default=True, help="Comma-separated.")
+@click.option("--no-verify", is_flag=True, help="Don't check the graph after each pass.")
 @WEIGHTS
 @PIPELINE
 @JSON
@@ -59,6 +60,7 @@ def compile_command(
     file: Path,
     output: Path | None,
     target: str,
+    no_verify: bool,
     weights: tuple[str, ...],
     pipeline: str | None,
     as_json: bool,
@@ -67,7 +69,7 @@ def compile_command(
     output = output or file.with_suffix(".fused")
     started = time.perf_counter()
     with reported(as_json):
-        plan = compiled(file, weights, target, pipeline)
+        plan = compiled(file, weights, target, pipeline, verify=not no_verify)
         from stagefuse.compiler import plan_file
 
         plan_file.write(plan, output)
@@ -158,15 +160,38 @@ def run(
         click.echo(f"  {paths[name]}" if name in paths else np.array2string(array, threshold=60))
 
 
+def list_passes(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    """Prints the passes and ends the command."""
+    if not wanted or context.resilient_parsing:
+        return
+    from stagefuse.compiler import stages
+
+    for step in stages.passes():
+        first = (type(step).__doc__ or "").partition("\n")[0]
+        click.echo(f"{step.name:<18}{first}")
+        for label, names in (("requires", step.requires), ("establishes", step.establishes)):
+            if names:
+                click.echo(f"{'':<18}  {label} {', '.join(names)}")
+    context.exit()
+
+
 @commands.command()
 @FILE
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="A dimension, as B=8.")
+@click.option(
+    "--ir", metavar="STAGE", help="Print the text after a stage: graph, a pass, or kernels."
+)
+@click.option(
+    "--passes", is_flag=True, is_eager=True, expose_value=False, callback=list_passes,
+    help="List the passes in order, and exit.",
+)  # fmt: skip
 @WEIGHTS
 @PIPELINE
 @JSON
 def explain(
     file: Path,
     sizes: tuple[str, ...],
+    ir: str | None,
     weights: tuple[str, ...],
     pipeline: str | None,
     as_json: bool,
@@ -175,6 +200,8 @@ def explain(
 
     With sizes, also the bytes and operations of each.
     """
+    if ir is not None:
+        return explain_ir(file, ir, weights, pipeline, as_json)
     with reported(as_json):
         plan = compiled(file, weights, "cpu", pipeline)
         from dataclasses import asdict
@@ -201,6 +228,24 @@ def explain(
         console.print()
         for line in tables.reasons(report):
             console.print(line, markup=False, soft_wrap=True)
+
+
+def explain_ir(
+    file: Path, stage: str, weights: tuple[str, ...], pipeline: str | None, as_json: bool
+) -> None:
+    """Prints the text of the IR after a stage."""
+    from stagefuse.compiler import stages
+
+    if stage not in stages.names():
+        known = ", ".join(stages.names())
+        raise click.UsageError(f"--ir: there is no stage {stage!r}; there is {known}")
+    if is_plan(file):
+        raise click.UsageError("--ir is for sources; a .fused file holds machine code")
+    with reported(as_json), working(f"compiling {file}"):
+        texts = stages.text_after(file, stage, named_weights(weights), pipeline)
+    if as_json:
+        return show_json(pipelines=[{"name": name, "ir": text} for name, text in texts])
+    click.echo("\n".join(text for _, text in texts), nl=False)
 
 
 @commands.command()
@@ -332,7 +377,9 @@ def is_plan(file: Path) -> bool:
         return handle.read(4) == b"PK\x03\x04"
 
 
-def compiled(file: Path, weights: Sequence[str], target: str, pipeline: str | None) -> Plan:
+def compiled(
+    file: Path, weights: Sequence[str], target: str, pipeline: str | None, verify: bool = True
+) -> Plan:
     """The plan of a source file, or the plan that the file is."""
     if is_plan(file):
         if weights:
@@ -347,8 +394,9 @@ def compiled(file: Path, weights: Sequence[str], target: str, pipeline: str | No
         from stagefuse.compiler import driver
 
         return driver.compile_file(
-            file, targets=targets, weights=named_weights(weights), pipeline=pipeline
-        )
+            file, targets=targets, weights=named_weights(weights), pipeline=pipeline,
+            verify=verify,
+        )  # fmt: skip
 
 
 def opened(

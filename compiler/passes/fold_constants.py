@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
-from .graph import Builder, Constant, Contract, Graph, Node, Ref, Scalar, Weight
-from .interpret import evaluate_node
+from ..graph import Builder, Constant, Contract, Graph, Node, Ref, Scalar, Weight
+from ..interpret import evaluate_node
+from .record import Pass
 
 GROWTH = 2
 """A folded tensor may be this many times as large as what it is computed from."""
+
+
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """What depends on weights and constants alone becomes a constant; `load` reads the weights.
+
+    A result much larger than what it is computed from stays: it would only fill the plan.
+    """
+
+    name: ClassVar[str] = "fold_constants"
+    requires: ClassVar[tuple[str, ...]] = ("views-folded", "products-found")
+    establishes: ClassVar[tuple[str, ...]] = ("constants-folded",)
+    load: Callable[[str, str], np.ndarray[Any, Any]] = field(repr=False)
+
+    def run(self, graph: Graph) -> Graph:
+        return fold_constants(graph, self.load)
 
 
 def fold_constants(graph: Graph, load: Callable[[str, str], np.ndarray[Any, Any]]) -> Graph:
@@ -99,16 +117,3 @@ def _evaluate(
     for ref, array in zip(refs, arrays, strict=True):
         cache[ref] = array
     return arrays
-
-
-def weight_arrays(graph: Graph, load: Callable[[str, str], Any]) -> Mapping[Ref, Any]:
-    """The tensors of a graph's weights and constants, by the node that stands for them."""
-    found: dict[Ref, Any] = {}
-    for node in graph.nodes.values():
-        if isinstance(node.primitive, Weight):
-            found[Ref(node.id)] = load(node.primitive.weights, node.primitive.key)
-        elif isinstance(node.primitive, Constant):
-            shape = tuple(d.as_int() or 0 for d in node.type.shape)
-            flat = np.frombuffer(node.primitive.data, node.type.dtype.numpy)
-            found[Ref(node.id)] = flat.reshape(shape)
-    return found

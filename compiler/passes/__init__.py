@@ -1,0 +1,38 @@
+"""The passes over the dataflow graph, one module each, and the one list that orders them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from .record import INVARIANTS, Pass
+
+
+@cache
+def discovered() -> dict[str, type[Pass]]:
+    """Every pass that a module of this package defines, by name."""
+    found: dict[str, type[Pass]] = {}
+    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+        for value in vars(importlib.import_module(f"{__name__}.{module}")).values():
+            if isinstance(value, type) and issubclass(value, Pass) and value is not Pass:
+                found[value.name] = value
+    return found
+
+
+def pipeline_of(load: Callable[[str, str], Any]) -> tuple[Pass, ...]:
+    """The passes from the checked program's graph to the one that is fused, in order."""
+    from .find_products import FindProducts
+    from .fold_constants import FoldConstants
+    from .own_results import OwnResults
+
+    return (
+        FindProducts(),
+        FoldConstants(load),
+        OwnResults(),
+    )
+
+
+__all__ = ["INVARIANTS", "Pass", "discovered", "pipeline_of"]

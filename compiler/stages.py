@@ -1,0 +1,62 @@
+"""The text of a program between two stages of the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stagefuse.dsl.diagnostics import CompileError
+from stagefuse.dsl.program import Pipeline
+
+from .build_graph import build_graph
+from .front import check_source
+from .fuse import partition
+from .graph_text import print_graph
+from .join import join
+from .kernel_text import print_kernel
+from .lower import Sites, lower
+from .passes import Pass, pipeline_of
+from .run_passes import bounds_of, run_passes, verified_kernel
+from .schedule import CPU
+
+
+def _no_weights(name: str, key: str) -> Any:
+    raise LookupError(f"no weights are read to list passes: {name}/{key}")
+
+
+def passes() -> tuple[Pass, ...]:
+    """The passes in the order in which they run, to be looked at."""
+    return pipeline_of(_no_weights)
+
+
+def names() -> tuple[str, ...]:
+    """The stages whose text can be printed: the graph as built, after each pass, the kernels."""
+    return ("graph", *(p.name for p in passes()), "kernels")
+
+
+def text_after(
+    path: Path, stage: str, weights: Mapping[str, Any], only: str | None = None
+) -> list[tuple[str, str]]:
+    """Each pipeline's name, and its text after a stage. Raises CompileError, OSError."""
+    program, found, load = check_source(path, weights)
+    if found:
+        raise CompileError(found)
+    chosen = [p for p in program.pipelines if only in (None, p.name)]
+    return [(p.name, _text(p, stage, load)) for p in chosen]
+
+
+def _text(pipeline: Pipeline, stage: str, load: Callable[[str, str], Any]) -> str:
+    graph = build_graph(pipeline)
+    run = pipeline_of(load)
+    stop = {p.name: n + 1 for n, p in enumerate(run)}.get(stage, len(run))
+    bounds = bounds_of(pipeline)
+    graph, _ = run_passes(graph, run[: 0 if stage == "graph" else stop], bounds)
+    if stage != "kernels":
+        return print_graph(graph)
+    sites, seen = Sites(), dict[str, str]()
+    for group in join(graph, partition(graph)).groups:
+        kernel = lower(graph, group, sites, CPU).kernel
+        verified_kernel(kernel, graph, bounds)
+        seen.setdefault(kernel.name, print_kernel(kernel))
+    return "\n".join(seen.values())

@@ -1,0 +1,116 @@
+"""Proofs of bounds: what is true is proved, what is false has a counterexample."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stagefuse.compiler.bounds import Bounds
+from stagefuse.dsl.dims import Expr, Facts, as_expr, parse
+
+SIZES = {"B": (1, 256), "T": (0, 512), "H": (0, None)}
+LOOPS = {
+    "i": ("0", "T - 1"),
+    "m": ("0", "(B*T + 143) // 144 - 1"),
+    "t": ("0", "(min(144*m + 144, B*T) + 35) // 36 - 4*m - 1"),
+    "r": ("0", "min(36, min(144*m + 144, B*T) - 144*m - 36*t) - 1"),
+    "j": ("0", "(H*T + 47) // 48 - 1"),
+    "k": ("0", "47"),
+}
+FACTS = Facts({**SIZES, **{n: (parse(a), parse(b)) for n, (a, b) in LOOPS.items()}})
+
+
+@pytest.mark.parametrize(
+    ("goal", "guards"),
+    [
+        ("i", []),
+        ("T - 1 - i", []),
+        ("i - 3", ["i - 3"]),
+        ("T - i - 2", ["T - i - 2"]),
+        ("H*T - 48*j - k - 1", ["H*T - 48*j - k - 1"]),
+        ("H - (48*j + k) // T - 1", ["H*T - 48*j - k - 1"]),
+        ("T - (48*j + k) % T - 1", ["H*T - 48*j - k - 1"]),
+        ("B*T - 144*m - 36*t - r - 1", ["B*T - 1"]),
+        ("B - (144*m + 36*t + r) // T - 1", ["B*T - 1"]),
+        ("T - (144*m + 36*t + r) % T - 1", ["B*T - 1"]),
+        ("384*B*T - 55296*m - 13824*t - 384*r - 384", []),
+        ("H*T - 1", ["H - 1", "T - 1"]),
+        ("H - 1", ["3*H*T - 1"]),
+        ("T - 6", ["(T // 3)*H - 1", "T // 3 - 2"]),
+    ],
+)
+def test_true_bounds_are_proved(goal: str, guards: list[str]) -> None:
+    bounds = Bounds()
+    assert bounds.broken(parse(goal), FACTS, [parse(g) for g in guards], "") is None
+    assert not bounds.open
+
+
+@pytest.mark.parametrize(
+    ("goal", "guards"),
+    [
+        ("T - 2 - i", []),
+        ("i - 1", []),
+        ("T - 1", []),
+        ("H*T - 1", ["H - 1"]),
+        ("i - 3", ["i - 2"]),
+        ("B*T - 144*m - 36*t - r - 2", []),
+        ("H*T - 48*j - k - 1", []),
+    ],
+)
+def test_false_bounds_have_a_counterexample(goal: str, guards: list[str]) -> None:
+    expr = parse(goal)
+    found = Bounds().broken(expr, FACTS, [parse(g) for g in guards], "")
+    assert found is not None
+    assert expr.evaluate(found) < 0
+
+
+def test_conditions_on_sizes_hold_everywhere() -> None:
+    facts = Facts({"T": (0, 512), "K": (0, 512)})
+    goal = parse("T - K")
+    assert Bounds().broken(goal, facts, [], "")
+    bounds = Bounds((goal,))
+    assert bounds.broken(goal, facts, [], "") is None
+    assert not bounds.open
+
+
+def test_divisibility_is_kept_by_counterexamples() -> None:
+    facts = Facts({"T": (0, 512)}, ((parse("T"), 4),))
+    found = Bounds().broken(parse("T - 5"), facts, [parse("T - 1")], "")
+    assert found == {"T": 4}
+
+
+def exprs() -> st.SearchStrategy[Expr]:
+    names = st.sampled_from(["B", "T", "i", "m", "k"])
+    leaves = names.map(parse) | st.integers(-40, 40).map(as_expr)
+
+    def grown(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
+        pairs = st.tuples(inner, inner)
+        return st.one_of(
+            pairs.map(lambda p: p[0] + p[1]),
+            pairs.map(lambda p: p[0] * p[1]),
+            pairs.map(lambda p: parse(f"min({p[0]}, {p[1]})")),
+            pairs.map(lambda p: parse(f"max({p[0]}, {p[1]})")),
+            st.tuples(inner, st.integers(1, 9)).map(lambda p: parse(f"({p[0]}) // {p[1]}")),
+            st.tuples(inner, st.integers(1, 9)).map(lambda p: parse(f"({p[0]}) % {p[1]}")),
+        )
+
+    return st.recursive(leaves, grown, max_leaves=6)
+
+
+@given(exprs(), exprs(), st.randoms(use_true_random=False))
+@settings(max_examples=300, deadline=None)
+def test_what_is_proved_holds(goal: Expr, guard: Expr, rng: object) -> None:
+    """Tries sizes and positions where a proof says that there is nothing to find."""
+    import random
+
+    from stagefuse.compiler import bounds as module
+
+    bounds = Bounds()
+    if bounds.broken(goal, FACTS, [guard], "") is not None or bounds.open:
+        return
+    assert isinstance(rng, random.Random)
+    for _ in range(60):
+        values: dict[str, int] = {}
+        wanted = sorted(goal.symbols() | guard.symbols())
+        if all(module._assign(n, FACTS, values, rng, 0) for n in wanted):
+            if guard.evaluate(values) >= 0:
+                assert goal.evaluate(values) >= 0, values
