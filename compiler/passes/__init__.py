@@ -27,8 +27,10 @@ def pipeline_of(load: Callable[[str, str], Any]) -> tuple[Pass, ...]:
     from .find_products import FindProducts
     from .fold_constants import FoldConstants
     from .own_results import OwnResults
+    from .simplify import Simplify
 
     return (
+        Simplify(),
         FindProducts(),
         FoldConstants(load),
         OwnResults(),
