@@ -26,11 +26,13 @@ def pipeline_of(load: Callable[[str, str], Any]) -> tuple[Pass, ...]:
     """The passes from the checked program's graph to the one that is fused, in order."""
     from .find_products import FindProducts
     from .fold_constants import FoldConstants
+    from .join_products import JoinProducts
     from .own_results import OwnResults
     from .simplify import Simplify
 
     return (
         Simplify(),
+        JoinProducts(),
         FindProducts(),
         FoldConstants(load),
         OwnResults(),
