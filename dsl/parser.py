@@ -24,6 +24,7 @@ from .blocks import Placed, place
 from .diagnostics import CompileError, Diagnostic, error
 from .lexer import Lexer, Line, Token, layout
 from .source import Source, Span
+from .tables import kept
 from .tree import TreeBuilder
 from .wording import unexpected
 
@@ -55,10 +56,14 @@ class _Fed(LarkLexer):
 def _lark(start: str = "module") -> lark.Lark:
     """The parser of an item, or of a line alone, which only wrong programs need."""
     grammar = files(__package__).joinpath("grammar.lark").read_text("utf-8")
-    return lark.Lark(
-        grammar, parser="lalr", lexer=_Fed, start=start, propagate_positions=True,
-        maybe_placeholders=True,
-    )  # fmt: skip
+
+    def make() -> lark.Lark:
+        return lark.Lark(
+            grammar, parser="lalr", lexer=_Fed, start=start, propagate_positions=True,
+            maybe_placeholders=True,
+        )  # fmt: skip
+
+    return kept(make, grammar, start)
 
 
 @cache
