@@ -101,5 +101,5 @@ def _module(folder: Path, name: str) -> Source | None:
         return _read(beside, str(beside))
     standard = files("stagefuse.dsl").joinpath("std", f"{name}.pipe")
     if standard.is_file():
-        return Source(f"std/{name}.pipe", standard.read_text("utf-8"))
+        return Source(f"std/{name}.pipe", standard.read_text("utf-8"), is_standard=True)
     return None
