@@ -64,8 +64,9 @@ def tallest(element: str, columns: int, level: str) -> int:
 def tile_text(shape: TileShape, level: str) -> str:
     """The function `symbol(dst, dst_row, a, a_row, a_col, panel, rows, depth, width, add)`.
 
-    The sums start at 0, or where `add` at what dst holds. Whole register tiles first, all of them for a stretch of columns before the next, so that its
-    part of the panel stays in the first-level cache; then what rows are left.
+    The sums start at 0, or where `add` at what dst holds. Whole register tiles first, all of
+    them for a stretch of columns before the next, so that its part of the panel stays in the
+    first-level cache; then what rows are left.
     """
     element = shape.element
     height = tallest(element, shape.columns, level)
