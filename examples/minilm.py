@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sentences", type=Path, default=HERE / "sentences.txt")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--link", action="store_true", help="only put the weights beside the source")
+    parser.add_argument("--link", action="store_true", help="only link the weights")
     options = parser.parse_args()
     if options.link:
         print(linked_weights())
