@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from stagefuse.compiler.plan import (
     GPU_ARCHES,
     BufferPlan,
@@ -164,3 +166,10 @@ def plan(*pipelines: PipelinePlan, **changes: Any) -> Plan:
         "cubins": {"sm_90a": b"\x7fELF and so on"},
     }
     return handmade.plan(*(pipelines or both), **{**fields, **changes})
+
+
+def expected(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """What `affine` gives: (x + w) * B and (x + w) * (B * T)."""
+    batch, width = x.shape
+    w = np.tile(np.array([1, 2, 3], np.float32), width // 3)
+    return (x + w) * np.float32(batch), (x + w) * np.float32(batch * (width // 3))
