@@ -30,6 +30,7 @@ class DeviceArray:
     ) -> None:
         self.region, self.shape, self.dtype = region, shape, dtype
         self.strides, self.readonly = strides, readonly
+        self.made_on: Any = None  # the stream that still writes it
 
     @property
     def ndim(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from .device_arrays import DeviceArray
 from .device_prepared import STATUS_BYTES, DeviceBucket, padded
 from .device_space import Space
+from .drivers import quietly
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ class _Lane:
         self.space.close()
         pinned, self.pinned = self.pinned, None
         if pinned is not None:
-            self.driver.unpin(pinned)
-        self.driver.close_event(self.copied_in)
-        self.driver.close_event(self.ran)
+            quietly((self.driver.unpin, pinned))
+        for event in (self.copied_in, self.ran):
+            quietly((self.driver.close_event, event))
 
 
 class Lanes:
@@ -161,10 +162,7 @@ class Lanes:
         if self not in self.pipeline._maps:
             return
         self.pipeline._maps.discard(self)
-        self.driver.activate()
-        for stream in self.streams:
-            self.driver.finish(stream)
+        quietly((self.driver.activate,), *((self.driver.finish, s) for s in self.streams))
         for lane in self.lanes:
             lane.close()
-        for stream in self.streams:
-            self.driver.close_stream(stream)
+        quietly(*((self.driver.close_stream, s) for s in self.streams))

@@ -20,7 +20,7 @@ from . import interchange
 from .device_arrays import DeviceArray, DeviceBinder
 from .device_prepared import DeviceBucket, DevicePreparer
 from .device_space import Space
-from .drivers import Driver, Memory, Region
+from .drivers import Driver, Memory, Region, quietly
 from .errors import DeviceError, IndexOutOfRange, InputError
 from .pipeline import Pipeline, check_out, check_out_type, chosen
 from .report import Report
@@ -70,7 +70,7 @@ class DevicePipeline(Pipeline):
                     driver.copy_in(Region(memory, offset, array.nbytes), source, stream)
             driver.finish(stream)
         finally:
-            driver.close_stream(stream)
+            quietly((driver.finish, stream), (driver.close_stream, stream))
         self._weights = {i: Region(memory, *place) for i, place in places.items()}
 
     def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
@@ -132,6 +132,9 @@ class DevicePipeline(Pipeline):
             self.driver.finish(on)
             ready = True
             self.report_status(space, space.status_host, bucket)
+        else:
+            for target in targets:
+                target.made_on = on
         if out is not None:
             for (_, target), result in zip(given, targets, strict=True):
                 if result is not target and isinstance(target, np.ndarray):
@@ -192,6 +195,7 @@ class DevicePipeline(Pipeline):
         site, value = (int(x) for x in status.view(np.int64))
         if site:
             space.clear_status()
+            self.driver.finish_event(space.done)
             raise self._out_of_range(site - 1, value, bucket.dims)
 
     def _bucket(self, operands: Sequence[Operand]) -> DeviceBucket:
@@ -267,12 +271,9 @@ class DevicePipeline(Pipeline):
         """Close a space whose call failed; what the failure left in it is gone with it."""
         with self._lock:
             self._spaces.remove(space)
-        try:
-            if stream is not None:
-                self.driver.finish(stream)
-            space.close()
-        except DeviceError:
-            pass  # the call's own error says more
+        if stream is not None:
+            quietly((self.driver.finish, stream))
+        space.close()
 
     def map(self, batches: Iterable[Mapping[str, Any]], *, depth: int = 3) -> Iterator[Any]:
         if depth < 1:
@@ -292,7 +293,7 @@ class DevicePipeline(Pipeline):
     def _release(self) -> None:
         with self._idle:
             self._idle.wait_for(lambda: self._calls == 0)
-        self.driver.activate()
+        quietly((self.driver.activate,))
         for lanes in list(self._maps):
             lanes.close()
         spaces, self._spaces, self._free = self._spaces, [], []
@@ -300,9 +301,9 @@ class DevicePipeline(Pipeline):
             space.close()
         memory, self._weight_memory = self._weight_memory, None
         if memory is not None:
-            self.driver.free(memory)
+            quietly((self.driver.free, memory))
         self._buckets, self._weights = {}, {}
-        self.driver.close()
+        quietly((self.driver.close,))
 
 
 class OnStream:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .device_prepared import STATUS_BYTES, DeviceBucket, padded
-from .drivers import Driver, Launch, Memory, Region
+from .drivers import Driver, Launch, Memory, Region, quietly
 
 _MAX_GRAPHS = 64
 
@@ -29,7 +29,8 @@ class Space:
         self.owners: tuple[Any, ...] = ()
         self._graphs: dict[DeviceBucket, tuple[Any, dict[int, Region]]] = {}
         try:
-            self.stream, self.done = driver.stream(), driver.event()
+            self.stream = driver.stream()
+            self.done = driver.event()
             self.status_host = driver.pin(STATUS_BYTES, "a status")
         except BaseException:
             self.close()
@@ -113,29 +114,27 @@ class Space:
     def _drop_graphs(self) -> None:
         graphs, self._graphs = self._graphs, {}
         if graphs:
-            self.driver.finish(self.stream)
-        for graph, _ in graphs.values():
-            self.driver.close_graph(graph)
+            quietly((self.driver.finish, self.stream))
+        quietly(*((self.driver.close_graph, graph) for graph, _ in graphs.values()))
 
     def close(self) -> None:
-        """Wait for what is under way and give everything back."""
+        """Wait for what is under way and give everything back, as far as the device lets."""
         driver = self.driver
         if self.done is not None:
-            driver.finish_event(self.done)
+            quietly((driver.finish_event, self.done))
         if self.stream is not None:
-            driver.finish(self.stream)
+            quietly((driver.finish, self.stream))
         self.owners = ()
         self._drop_graphs()
-        memory, self.memory = self.memory, None
-        if memory is not None:
-            driver.free(memory)
+        if self.memory is not None:
+            quietly((driver.free, self.memory))
         if self.status_host is not None:
-            driver.unpin(self.status_host)
+            quietly((driver.unpin, self.status_host))
         if self.done is not None:
-            driver.close_event(self.done)
+            quietly((driver.close_event, self.done))
         if self.stream is not None:
-            driver.close_stream(self.stream)
-        self.status_host = self.done = self.stream = None
+            quietly((driver.close_stream, self.stream))
+        self.memory = self.status_host = self.done = self.stream = None
 
 
 def _moved(before: Mapping[int, Region], now: Mapping[int, Region]) -> set[int]:

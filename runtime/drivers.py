@@ -7,10 +7,13 @@ Launches are put together once as a graph, whose edges say what waits for what, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+from .errors import DeviceError
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,17 @@ class Launch:
     status: Region
     after: tuple[int, ...]
     label: str = ""
+
+
+def quietly(*steps: tuple[Any, ...]) -> None:
+    """Run steps, each a function and its arguments, in spite of a device that fails.
+
+    For giving things back: on a device that failed there is nothing left to give back, and the
+    call that met the failure has carried it.
+    """
+    for function, *arguments in steps:
+        with suppress(DeviceError):
+            function(*arguments)
 
 
 class Driver(Protocol):

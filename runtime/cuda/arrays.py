@@ -21,7 +21,7 @@ _PLAIN_KINDS = "fiub"
 
 
 class CudaArray(DeviceArray):
-    """A result or an input in a GPU's memory. `made_on` is the stream that still writes it."""
+    """A result or an input in a GPU's memory."""
 
     def __init__(
         self,
@@ -35,7 +35,6 @@ class CudaArray(DeviceArray):
     ) -> None:
         super().__init__(region, shape, dtype, strides, readonly)
         self.number = number
-        self.made_on: int | None = None
 
     @property
     def address(self) -> int:

@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,3 +57,11 @@ class Module:
 
 def load(text: str) -> Module:
     return Module(text)
+
+
+# For each kernel, from its dims: bytes behind each pointer but the status, and how it is used.
+FOOTPRINTS: dict[str, Callable[..., list[tuple[int, str]]]] = {
+    "add": lambda count: [(4 * count, "read"), (12, "read"), (4 * count, "write")],
+    "scale": lambda count, n: [(4 * count, "read"), (4 * count, "write")],
+    "take": lambda count, n: [(4 * n, "read"), (8 * count, "read"), (4 * count, "write")],
+}
