@@ -10,6 +10,7 @@ from stagefuse.compiler import plan_check, plan_file
 from stagefuse.compiler.plan import LEVELS, Plan
 
 from . import native
+from .cpu_pipeline import CpuPipeline
 from .errors import DeviceError, InputError, InternalError, PlanError
 from .pipeline import Pipeline
 
@@ -30,7 +31,7 @@ def load(
     Raises PlanError, DeviceError, InputError, OSError.
     """
     check_device(device)
-    return Pipeline(plan_file.read(path, verify=verify), pipeline, threads=threads)
+    return CpuPipeline(plan_file.read(path, verify=verify), pipeline, threads=threads)
 
 
 def compile(
@@ -67,7 +68,7 @@ def compile(
         plan_check.check(plan)
     except PlanError as error:
         raise InternalError(f"the compiler made a plan that breaks its rules: {error}") from error
-    return Pipeline(plan, pipeline, threads=threads)
+    return CpuPipeline(plan, pipeline, threads=threads)
 
 
 def _compiled_text(text: str, weights: Mapping[str, Any], pipeline: str | None) -> Plan:

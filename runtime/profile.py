@@ -18,12 +18,12 @@ from .memory import pointer_to
 from .prepared import Bucket, Workspace
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline
+    from .cpu_pipeline import CpuPipeline
 
 _RECORD_BYTES = 56
 
 
-def write_trace(pipeline: Pipeline, path: Path, calls: int, inputs: dict[str, Any]) -> Path:
+def write_trace(pipeline: CpuPipeline, path: Path, calls: int, inputs: dict[str, Any]) -> Path:
     """Run `calls` calls step by step and write their trace."""
     if calls < 1:
         raise InputError(f"calls is {calls}, but at least one is needed")
@@ -54,7 +54,7 @@ def write_trace(pipeline: Pipeline, path: Path, calls: int, inputs: dict[str, An
 
 
 def _call(
-    pipeline: Pipeline,
+    pipeline: CpuPipeline,
     bucket: Bucket,
     arrays: list[np.ndarray[Any, Any]],
     call: int,
@@ -93,7 +93,7 @@ def _event(name: str, begin: int, end: int, origin: int, args: dict[str, Any]) -
     }  # fmt: skip
 
 
-def _invented(pipeline: Pipeline) -> dict[str, Any]:
+def _invented(pipeline: CpuPipeline) -> dict[str, Any]:
     """Inputs with the sizes of the latest new call, or with moderate ones in the ranges."""
     from .pipeline import example_inputs
     from .prepared import Evaluator

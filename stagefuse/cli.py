@@ -404,9 +404,9 @@ def opened(
 ) -> Pipeline:
     """The pipeline of a source or a plan, ready to call."""
     plan = compiled(file, weights, "cpu", pipeline)
-    from stagefuse.runtime.pipeline import Pipeline
+    from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
-    return Pipeline(plan, pipeline, threads=threads)
+    return CpuPipeline(plan, pipeline, threads=threads)
 
 
 def read_inputs(options: Sequence[str]) -> dict[str, Any]:
