@@ -178,13 +178,13 @@ class Code:
         self.contract = False  # whether a product and a sum may become one instruction
         self.loc = 0
         self.tables: set[str] = set()
-        self._scopes = [_Scope(self.root, False)]
+        self.scopes = [_Scope(self.root, False)]
         self._counts: dict[str, int] = {}
         self._labels: dict[str, int] = {}
 
     @property
     def depth(self) -> int:
-        return len(self._scopes) - 1
+        return len(self.scopes) - 1
 
     # Text
 
@@ -215,17 +215,17 @@ class Code:
 
     def line(self, text: str) -> None:
         """An instruction that stays here."""
-        self._scopes[-1].lines.append(Line(f"\t{text}", self.loc))
+        self.scopes[-1].lines.append(Line(f"\t{text}", self.loc))
 
     def comment(self, text: str) -> None:
-        self._scopes[-1].lines.append(Line(f"\t// {text}"))
+        self.scopes[-1].lines.append(Line(f"\t// {text}"))
 
     def label(self, hint: str) -> str:
         self._labels[hint] = self._labels.get(hint, 0) + 1
         return f"${hint}{self._labels[hint]}"
 
     def start(self, label: str) -> None:
-        self._scopes[-1].lines.append(Line(f"{label}:"))
+        self.scopes[-1].lines.append(Line(f"{label}:"))
 
     def branch(self, label: str) -> None:
         self.line(f"bra {label};")
@@ -242,34 +242,34 @@ class Code:
     @contextmanager
     def loop_scope(self) -> Iterator[None]:
         """A loop: what does not change in it is computed before it."""
-        outer = self._scopes[-1]
+        outer = self.scopes[-1]
         before: list[Item] = []
         inside: list[Item] = []
         outer.lines += [before, inside]
         lines, outer.lines = outer.lines, before
-        self._scopes.append(_Scope(inside, False))
+        self.scopes.append(_Scope(inside, False))
         try:
             yield
         finally:
-            self._scopes.pop()
+            self.scopes.pop()
             outer.lines = lines
 
     @contextmanager
     def branch_scope(self) -> Iterator[None]:
         """A branch: what is computed inside is not known after it."""
-        self._scopes.append(_Scope(self._scopes[-1].lines, True))
+        self.scopes.append(_Scope(self.scopes[-1].lines, True))
         try:
             yield
         finally:
-            self._scopes.pop()
+            self.scopes.pop()
 
     def place(self, operands: Sequence[Value]) -> _Scope:
         """The outermost scope in which operands exist and that no branch shuts in."""
         least = max((o.depth for o in operands), default=0)
         at = self.depth
-        while at > least and not self._scopes[at].fixed:
+        while at > least and not self.scopes[at].fixed:
             at -= 1
-        return self._scopes[at]
+        return self.scopes[at]
 
     # Values
 
@@ -288,7 +288,7 @@ class Code:
     def pure(self, op: str, kind: str, *operands: Value) -> Value:
         """The result of an instruction without effects, written once, as far out as can be."""
         key = (op, kind, *(o.text for o in operands))
-        for scope in self._scopes:
+        for scope in self.scopes:
             if key in scope.known:
                 return scope.known[key]
         scope = self.place(operands)
@@ -300,7 +300,7 @@ class Code:
 
     def _registered(self, kind: str, scope: _Scope) -> Value:
         made = self.fresh(kind)
-        return Value(self, made.text, kind, self._scopes.index(scope))
+        return Value(self, made.text, kind, self.scopes.index(scope))
 
     def _held(self, value: Value) -> Value:
         """The operand; a constant predicate becomes a register."""

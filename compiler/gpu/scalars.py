@@ -153,3 +153,8 @@ def integer_power(code: Code, base: Value, power: Value) -> Value:
     code.branch(head)
     code.start(done)
     return negative.select(inverse, result)
+
+
+def extreme(code: Code, a: Value, b: Value, dtype: DType, kind: str) -> Value:
+    """The greater or lesser; NaN if one is NaN."""
+    return cast(Value, shared.extreme(cast(Any, code), cast(Any, a), cast(Any, b), dtype, kind))
