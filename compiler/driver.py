@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from stagefuse.dsl.diagnostics import CompileError, Diagnostic
 from stagefuse.dsl.dims import Expr, as_expr, const
@@ -28,6 +26,9 @@ from .plan import (
     SitePlan,
     StepPlan,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ALIGNMENT = 64
 

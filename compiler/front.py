@@ -7,11 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stagefuse.dsl.check.run import check
 from stagefuse.dsl.diagnostics import Diagnostic
 from stagefuse.dsl.dtypes import DType, from_numpy
+from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.parser import parse
 from stagefuse.dsl.program import Program
 from stagefuse.dsl.source import Source
@@ -101,5 +100,5 @@ def _module(folder: Path, name: str) -> Source | None:
         return _read(beside, str(beside))
     standard = files("stagefuse.dsl").joinpath("std", f"{name}.pipe")
     if standard.is_file():
-        return Source(f"std/{name}.pipe", standard.read_text("utf-8"))
+        return Source(f"std/{name}.pipe", standard.read_text("utf-8"), is_standard=True)
     return None

@@ -217,10 +217,10 @@ class _Check:
             # a checked position in nothing is 0, which is not inside nothing
             end = data[symbol][1]
             if isinstance(end, Expr):
-                why = self.bounds.inside(const(0), end + 1, facts, conditions, self._text())
+                why = self.bounds.inside(const(0), end + 1, facts, conditions, self._text)
                 if why is not None:
                     self.fail(6, f"`{name}`: there is no position in nothing: {why}")
-        why = self.bounds.inside(index, extent, facts, conditions, self._text())
+        why = self.bounds.inside(index, extent, facts, conditions, self._text)
         if why is not None:
             self.fail(6, f"`{name}`: {why}")
 
@@ -343,7 +343,7 @@ def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
         check.symbols(scope, expr)
     if s.width is not None:
         check.symbols(scope, s.width)
-    if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check._text()) is not None:
+    if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check._text) is not None:
         check.fail(7, f"{s.rows} rows may be more than {s.mr}")
     some = (s.rows - 1, s.depth - 1)
     last = (s.rows - 1, s.depth - 1)
@@ -363,7 +363,7 @@ def _sort(check: _Check, s: SortRow, scope: _Scope) -> None:
         check.fail(7, "a sort has scratch keys and scratch i64 order")
     for buffer in (keys, order):
         why = check.bounds.inside(
-            as_expr(s.count), size_of(buffer.shape) + 1, scope.facts, scope.guards, check._text()
+            as_expr(s.count), size_of(buffer.shape) + 1, scope.facts, scope.guards, check._text
         )
         if why is not None:
             check.fail(7, f"`{buffer.name}` is too small: {why}")

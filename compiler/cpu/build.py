@@ -31,7 +31,7 @@ def target_machine(level: str) -> llvm.TargetMachine:
     return _targets[level]
 
 
-def compile_text(text: str, level: str, speed: int = 3) -> bytes:
+def compile_text(text: str, level: str, speed: int = 2) -> bytes:
     """The object file of a module given as text."""
     machine = target_machine(level)
     module = llvm.parse_assembly(text, llvm.create_context())

@@ -142,6 +142,8 @@ class LoopWriter(ValueWriter):
         if short:
             properties.append(self.module.node('!{!"llvm.loop.interleave.count", i32 1}'))
             properties.append(self.module.node('!{!"llvm.loop.unroll.disable"}'))
+        else:  # a third of the compile time, for loops that the vectoriser interleaves
+            properties.append(self.module.node('!{!"llvm.loop.unroll.runtime.disable"}'))
         return f", !llvm.loop {self.module.loop(properties)}"
 
     def _hoist(self, ahead: Sequence[KernelValue], bound: set[str]) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from stagefuse.compiler import scalar
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.dsl.dims import Expr, Facts, as_expr, sym
 from stagefuse.dsl.dtypes import BOOL, F32, I64, DType
+from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from stagefuse.compiler import interpret
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.dsl.dims import Expr, Facts, as_expr
 from stagefuse.dsl.dtypes import I64
+from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv
+from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 

@@ -47,7 +47,7 @@ class ModuleScope:
 
     name: str
     source: Source
-    items: dict[str, ast.Item] = field(default_factory=dict)
+    items: Mapping[str, ast.Item] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)
 
@@ -105,7 +105,8 @@ class Checker:
 
     def enter(self, module: ast.Module, source: Source, name: str) -> ModuleScope:
         """The scope of a parsed file; reports names that are bound twice or built in."""
-        scope = ModuleScope(name, source)
+        items: dict[str, ast.Item] = {}
+        scope = ModuleScope(name, source, items)
         first: dict[str, Span] = {}
         for item in module.items:
             span = getattr(item, "name_span", item.span)
@@ -119,7 +120,7 @@ class Checker:
                         [(first[item.name], "first here")],
                     )
                 first[item.name] = span
-                scope.items[item.name] = item
+                items[item.name] = item
         for item in module.items:
             if isinstance(item, ast.Import | ast.WeightsDecl | ast.Const):
                 if scope.items.get(item.name) is item:
@@ -186,7 +187,7 @@ class Checker:
         return Scope(WeightsHandle(name, path, tensors), "")
 
     def _import(self, item: ast.Import) -> Value:
-        from ..parser import parse
+        from ..parser import LazyItems, parse
 
         if item.name in self.importing:
             raise Failed("E0213", f"`{item.name}` imports itself", item.span)
@@ -197,6 +198,10 @@ class Checker:
                     "E0213", f"there is no module `{item.name}`", item.span,
                     notes=["a module is a file of the standard library or beside the source"],
                 )
+            if source.is_standard:
+                scope = ModuleScope(item.name, source, LazyItems(source))
+                self.modules[item.name] = scope
+                return Module(item.name, scope)
             self.importing.append(item.name)
             try:
                 tree, problems = parse(source)
