@@ -26,10 +26,10 @@ from stagefuse.compiler.kernel_ir import (
     Store,
     TileProduct,
 )
-from stagefuse.dsl.dims import Expr, Facts, const, sym
+from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod, sym
 
 from .ir import Value
-from .teams import MOST_IN_REGISTERS, Team, is_shared, nest_of
+from .teams import MOST_IN_REGISTERS, Team, is_shared, most_of, nest_of
 from .values import Group, Memory, Scope, ValueWriter
 
 Carry = list[Value]
@@ -236,7 +236,7 @@ class LoopWriter(ValueWriter):
             return None
         index, lo, hi = loops[0]
         length = self.resolve(hi - lo)
-        most = self.facts.bounds(length)[1]
+        most = most_of(lo, hi, self.facts)
         if most is None or length.as_int() is not None or most % (self.team.lanes * self.width):
             return None
         if not self._is_cut(hi, lo + most) or not self.divides(self.width, self.resolve(lo)):
@@ -264,7 +264,10 @@ class LoopWriter(ValueWriter):
         total = const(1)
         for extent in extents:
             total = total * extent
-        most = self.facts.bounds(total)[1]
+        most: int | None = 1
+        for _, lo, hi in loops:
+            longest = most_of(self.resolve(lo), self.resolve(hi), self.facts)
+            most = None if most is None or longest is None else most * longest
         lanes = self.team.lanes
         slots = None if most is None else -(-most // (lanes * width))
         if not unroll or slots is None or slots * width > MOST_IN_REGISTERS:
@@ -309,8 +312,6 @@ class LoopWriter(ValueWriter):
         flat = unit if scaled else unit * width
         places: dict[str, Expr] = {}
         for (name, lo, _), extent in reversed(list(zip(loops[1:], extents[1:], strict=True))):
-            from stagefuse.dsl.dims import floordiv, mod
-
             places[name] = lo + mod(flat, extent, self.facts)
             flat = floordiv(flat, extent, self.facts)
         name, lo, _ = loops[0]

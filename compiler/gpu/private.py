@@ -24,7 +24,7 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, sym
 
-from .teams import MOST_IN_REGISTERS, is_shared, nest_of
+from .teams import MOST_IN_REGISTERS, is_shared, most_of, nest_of
 from .values import VECTOR_BYTES
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _is_own(writer: LoopWriter, a: Access) -> bool:
     if not isinstance(index, Index) or index.expr != sym(name) - lo:
         return False
     width = writer.width_of(a.nest)
-    most = writer.facts.bounds(hi - lo)[1]
+    most = most_of(lo, hi, writer.facts)
     if most is None or writer.team.lanes == 1:
         return False
     return -(-most // (writer.team.lanes * width)) * width <= MOST_IN_REGISTERS

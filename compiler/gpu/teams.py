@@ -130,11 +130,22 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     return Team(lanes, 1)
 
 
+def most_of(lo: Expr, hi: Expr, facts: Facts) -> int | None:
+    """The most iterations that a loop can be proved to have."""
+    if len(hi.terms) == 1 and hi.terms[0][1] == 1 and len(hi.terms[0][0]) == 1:
+        atom, power = hi.terms[0][0][0]
+        if power == 1 and atom.kind == "min":
+            ends = [most_of(lo, arg, facts) for arg in atom.args]
+            known = [e for e in ends if e is not None]
+            return min(known) if known else None
+    return facts.bounds(hi - lo)[1]
+
+
 def _most(nest: Sequence[tuple[str, Expr, Expr]], facts: Facts) -> int:
     """About how many iterations a nest has; unknown sizes count as many."""
     total = 1
     for _, lo, hi in nest:
-        most = facts.bounds(hi - lo)[1]
+        most = most_of(lo, hi, facts)
         total *= 512 if most is None else max(most, 0)
     return total
 
