@@ -104,7 +104,8 @@ class GpuCompiler:
 
     def _name(self, pipeline: Pipeline, label: str) -> str:
         """A name from the source, numbered in the order of the file."""
-        stem = re.sub(r"\W+", "_", f"{pipeline.name}_{label}").strip("_")
+        stem = label if label.startswith(pipeline.name) else f"{pipeline.name} {label}"
+        stem = re.sub(r"\W+", "_", stem).strip("_")
         return f"{stem}_{len(self.entries)}"
 
     def _launch(
