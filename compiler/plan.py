@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 ABI_VERSION = 1  # of kernels and of `sf_run`, see StepPlan and GpuLaunchPlan
 LEVELS = ("v3", "v4")  # x86-64 levels that objects are compiled for
-GPU_ARCHES = ("sm_80", "sm_89", "sm_90a")  # A100; L20 and L40; H100, H200 and H20
+GPU_ARCHES = ("sm_80", "sm_89", "sm_90a")
+TARGETS = {  # what a caller names: what code is made for
+    "cpu": "cpu",
+    "a100": "sm_80",
+    "l20": "sm_89",
+    "l40": "sm_89",
+    "h100": "sm_90a",
+    "h200": "sm_90a",
+    "h20": "sm_90a",
+}
 ROLES = ("input", "result", "arena", "weight", "constant")
 
 

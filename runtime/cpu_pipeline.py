@@ -21,7 +21,7 @@ from . import native
 from .binding import Binder
 from .errors import DeviceError, InputError, PlanError
 from .memory import POOLED_BYTES, ResultPool, pointer_to
-from .pipeline import Pipeline, check_target, chosen
+from .pipeline import Pipeline, check_out, chosen
 from .prepared import Bucket, Preparer, Workspace
 from .report import Report
 
@@ -143,7 +143,7 @@ class CpuPipeline(Pipeline):
         """Where kernels write: the caller's arrays, or others where those do not suit."""
         targets: list[np.ndarray[Any, Any]] = []
         for number, ((owner, target), spec) in enumerate(zip(given, bucket.results, strict=True)):
-            check_target(owner, target, spec.shape, spec.dtype, self._plan.results[number].name)
+            check_out(owner, target, spec.shape, spec.dtype, self._plan.results[number].name)
             if any(np.may_share_memory(target, other) for _, other in given[:number]):
                 raise InputError("two arrays of out= share memory")
             if target.flags.num & _DENSE != _DENSE or any(

@@ -94,8 +94,8 @@ class Pipeline(ABC):
         if self._closed:
             raise InputError(f"the pipeline {self.name} is closed")
 
-    def _given(self, out: Any) -> list[tuple[Any, np.ndarray[Any, Any]]]:
-        """The caller's result arrays with NumPy views of them."""
+    def _given(self, out: Any, view: Callable[[Any], Any] | None = None) -> list[tuple[Any, Any]]:
+        """The caller's result arrays with NumPy views of them, or with what `view` makes."""
         if self._tuple is None:
             items = [out]
         elif isinstance(out, Mapping):
@@ -112,7 +112,7 @@ class Pipeline(ABC):
                 f"out= holds {len(items)} arrays, but {self.name} has "
                 f"{len(self._plan.results)} results"
             )
-        return [(x, interchange.view(x, "out") if interchange.is_foreign(x) else x) for x in items]
+        return [(x, (view or _target_view)(x)) for x in items]
 
     def _out_of_range(self, number: int, value: int, dims: dict[str, int]) -> Exception:
         if not 0 <= number < len(self._plan.sites):
@@ -201,19 +201,30 @@ def _result_type(plan: PipelinePlan) -> Callable[..., Any] | None:
     return kind
 
 
-def check_target(
+def _target_view(value: Any) -> Any:
+    return interchange.view(value, "out") if interchange.is_foreign(value) else value
+
+
+def check_out(
     owner: Any, target: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str | None
 ) -> None:
     what = f"out= for the result `{name}`" if name else "out="
     if not isinstance(target, np.ndarray):
         raise InputError(f"{what} is a {type(target).__name__}, not an array")
+    check_out_type(target, shape, dtype, what)
+    if target is owner and not target.flags.writeable:
+        raise InputError(f"{what} is read-only")
+
+
+def check_out_type(
+    target: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str
+) -> None:
+    """Raise InputError unless an array of out= has the result's type."""
     if target.dtype != dtype or target.shape != shape:
         raise InputError(
             f"{what} is {target.dtype.name}{list(target.shape)}, but the result is "
             f"{dtype.name}{list(shape)}"
         )
-    if target is owner and not target.flags.writeable:
-        raise InputError(f"{what} is read-only")
 
 
 def example_inputs(plan: PipelinePlan, values: Mapping[str, int]) -> dict[str, Any]:

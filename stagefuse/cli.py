@@ -389,16 +389,18 @@ def compiled(
         from stagefuse.compiler import plan_file
 
         return plan_file.read(file)
-    from stagefuse.runtime.api import check_target
+    from stagefuse.runtime.devices import check_target, require_code
 
     targets = check_target(target)
     with working(f"compiling {file}"):
         from stagefuse.compiler import driver
 
-        return driver.compile_file(
+        plan = driver.compile_file(
             file, targets=targets, weights=named_weights(weights), pipeline=pipeline,
             verify=verify,
         )  # fmt: skip
+    require_code(plan, targets)
+    return plan
 
 
 def opened(
@@ -406,9 +408,9 @@ def opened(
 ) -> Pipeline:
     """The pipeline of a source or a plan, ready to call."""
     plan = compiled(file, weights, "cpu", pipeline)
-    from stagefuse.runtime.cpu_pipeline import CpuPipeline
+    from stagefuse.runtime.devices import open_plan
 
-    return CpuPipeline(plan, pipeline, threads=threads)
+    return open_plan(plan, pipeline, "cpu", threads)
 
 
 def read_inputs(options: Sequence[str]) -> dict[str, Any]:

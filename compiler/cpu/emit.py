@@ -50,6 +50,11 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
         for kind in ("float", "double")
         if f"@{vector_math.symbol(name, kind)}(" in body
     ]
+    helpers += [
+        vector_math.scale_text(kind, level)
+        for kind, suffix in vector_math.SUFFIX.items()
+        if any(f"@sf.scale.{suffix}(" in text for text in helpers)
+    ]
     if "@sf.pow.i64(" in body:
         helpers.append(scalars.INTEGER_POW)
     if any("@sf.two_over_pi" in text for text in helpers):

@@ -189,6 +189,16 @@ def float_division(c: Code, a: Value, b: Value) -> tuple[Value, Value]:
     return b.compare("eq", 0.0).select(a / b, floor), mod
 
 
+def times_reciprocal(a: Value, b: Value) -> Value:
+    """a / b in f32 as a * (1 / b) in f64, rounded once more.
+
+    The same bits: a quotient of two numbers of 24 bits is no closer to the middle of two others
+    than 2^-49, relatively, and the product is within 2^-52. Only among subnormal results are
+    there ties, and one may go the other way.
+    """
+    return (a.to("fpext", "double") * (1.0 / b.to("fpext", "double"))).to("fptrunc", "float")
+
+
 def _floordiv(c: Code, a: Sequence[Value], t: DType) -> Value:
     if t.is_float:
         return float_division(c, a[0], a[1])[0]
