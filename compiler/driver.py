@@ -12,16 +12,10 @@ from stagefuse.dsl.program import Pipeline, Program
 from stagefuse.dsl.source import Source
 
 from .graph import Graph
-from .plan import GPU_ARCHES, LEVELS, Plan
+from .plan import GPU_ARCHES, LEVELS, TARGETS, Plan
 
 if TYPE_CHECKING:
     import numpy as np
-
-ARCHES = {
-    "a100": "sm_80", "l20": "sm_89", "l40": "sm_89", "h20": "sm_90a", "h100": "sm_90a",
-    "h200": "sm_90a",
-}  # fmt: skip
-"""The GPUs that code can be made for, by name."""
 
 
 def check_file(
@@ -45,7 +39,7 @@ def compile_file(
 ) -> Plan:
     """The plan of a file's pipelines, or of one of them, with CPU code for some levels.
 
-    `targets` are cpu and names of GPUs. `verify` checks the graph after every pass, and every kernel. Raises CompileError, OSError.
+    `targets` are cpu, names of GPUs, and arches. `verify` checks the graph after every pass, and every kernel. Raises CompileError, OSError.
     """
     from .front import check_source
 
@@ -103,7 +97,8 @@ def compile_graphs(
 
 def gpu_arches(targets: Sequence[str]) -> tuple[str, ...]:
     """The arches that targets need, in order. Raises ValueError for an unknown target."""
-    unknown = sorted(set(targets) - {"cpu", *ARCHES})
+    wanted = {TARGETS.get(t, t) for t in targets}
+    unknown = sorted(wanted - {"cpu", *GPU_ARCHES})
     if unknown:
-        raise ValueError(f"unknown target {unknown[0]!r}: there are cpu, {', '.join(ARCHES)}")
-    return tuple(a for a in GPU_ARCHES if any(ARCHES.get(t) == a for t in targets))
+        raise ValueError(f"unknown target {unknown[0]!r}: there are {', '.join(TARGETS)}")
+    return tuple(a for a in GPU_ARCHES if a in wanted)

@@ -185,6 +185,10 @@ def list_passes(context: click.Context, option: click.Parameter, wanted: bool) -
     "--passes", is_flag=True, is_eager=True, expose_value=False, callback=list_passes,
     help="List the passes in order, and exit.",
 )  # fmt: skip
+@click.option(
+    "--target", default="cpu", show_default=True,
+    help="What to show of a source, comma-separated; of a .fused file all is shown.",
+)
 @WEIGHTS
 @PIPELINE
 @JSON
@@ -192,25 +196,29 @@ def explain(
     file: Path,
     sizes: tuple[str, ...],
     ir: str | None,
+    target: str,
     weights: tuple[str, ...],
     pipeline: str | None,
     as_json: bool,
 ) -> None:
     """Show the kernels of FILE (.pipe or .fused): what each fuses, and why.
 
-    With sizes, also the bytes and operations of each.
+    With sizes, also the bytes and operations of each. Of code for GPUs: registers, shared memory,
+    occupancy, and the time predicted at typical sizes.
     """
     if ir is not None:
         return explain_ir(file, ir, weights, pipeline, as_json)
     with reported(as_json):
-        plan = compiled(file, weights, "cpu", pipeline)
+        plan = compiled(file, weights, target, pipeline)
         from dataclasses import asdict
 
         from stagefuse.runtime.report import Report
 
-        levels = "/".join(plan.objects) or "none"
+        levels = "/".join(plan.objects)
         chosen = [p for p in plan.pipelines if pipeline in (None, p.name)]
-        reports = [Report.of_plan(p, levels) for p in chosen]
+        both = [(Report.of_plan(p, levels), p) for p in chosen if levels or not p.gpu]
+        both += [(Report.of_gpu(p, g), p) for p in chosen for g in p.gpu]
+        reports = [report for report, _ in both]
     if as_json:
         show_json(pipelines=[asdict(r) for r in reports])
         return
@@ -220,10 +228,12 @@ def explain(
 
     numbers = whole_numbers(sizes) if sizes else None
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    for report, entry in zip(reports, chosen, strict=True):
+    for report, entry in both:
         if numbers is not None:
             require_sizes([d.name for d in entry.dims], numbers)
         console.print(report.signature, markup=False, style="bold")
+        if report.level.startswith("sm_"):
+            console.print(tables.heading(report), markup=False)
         console.print(tables.table(report, numbers))
         console.print()
         for line in tables.reasons(report):
@@ -303,8 +313,8 @@ def doctor(as_json: bool) -> int:
     else:
         width = max(len(f.name) for f in findings)
         for finding in findings:
-            mark = "ok" if finding.works else "MISSING"
+            mark = "ok" if finding.works else "-" if finding.optional else "MISSING"
             click.echo(f"{mark:<8}{finding.name:<{width}}  {finding.found}")
             if finding.help:
                 click.echo(f"{'':<8}{'':<{width}}  = help: {finding.help}")
-    return cli_exit.DONE if all(f.works for f in findings) else cli_exit.MISSING
+    return cli_exit.DONE if examination.sound(findings) else cli_exit.MISSING

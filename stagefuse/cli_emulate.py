@@ -105,16 +105,14 @@ def emulate_ptx(
     """Launches a kernel of a PTX file and prints the buffers that it was given."""
     import numpy as np
 
-    emulator = import_module("stagefuse.runtime.emulator")
-
     text = file.read_text(encoding="utf-8")
     entries = re.findall(r"\.entry\s+([\w$]+)", text)
     if kernel is None and len(entries) == 1:
         kernel = entries[0]
     if kernel not in entries:
         raise click.UsageError(f"--kernel is one of {', '.join(entries) or 'none'}")
-    values = [_argument(a, emulator) for a in arguments]
-    record = emulator.load(text).launch(
+    values = [_argument(a) for a in arguments]
+    record = _emulator().load(text).launch(
         kernel, grid=shape["grid"], block=shape["block"], cluster=shape["cluster"],
         shared_bytes=shared, args=values,
     )  # fmt: skip
@@ -144,7 +142,11 @@ def _sides(text: str, name: str) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _argument(text: str, emulator: Any) -> Any:
+def _emulator() -> Any:
+    return import_module("stagefuse.runtime.emulator")
+
+
+def _argument(text: str) -> Any:
     """The value of an --arg."""
     import numpy as np
 
@@ -159,7 +161,7 @@ def _argument(text: str, emulator: Any) -> Any:
         shape = tuple(int(n) for n in buffer[3].split(",") if n.strip())
         dtype = DTYPES[buffer[2]].numpy
         if buffer[1] == "new":
-            return emulator.uninitialised(shape, dtype)
+            return _emulator().uninitialised(shape, dtype)
         if buffer[1] == "zeros":
             return np.zeros(shape, dtype)
         seed = int(np.random.default_rng().integers(1 << 31))
