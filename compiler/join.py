@@ -27,9 +27,11 @@ PACKED_BYTES = 1 << 20
 FEW_ROWS = 1024
 
 
-def join(graph: Graph, found: Partition) -> Partition:
+def join(
+    graph: Graph, found: Partition, joins: Sequence[str] = ("placed", "chained", "packed")
+) -> Partition:
     """The partition with kernels joined where nothing else needs what passes between them."""
-    return _Joiner(graph, found).run()
+    return _Joiner(graph, found).run(joins)
 
 
 class _Joiner:
@@ -39,8 +41,9 @@ class _Joiner:
         self.decisions = list(found.decisions)
         self.maker = {root: g for g in self.groups for root in g.roots}
 
-    def run(self) -> Partition:
-        for joined in (self._placed, self._chained, self._packed):
+    def run(self, joins: Sequence[str]) -> Partition:
+        rules = {"placed": self._placed, "chained": self._chained, "packed": self._packed}
+        for joined in (rules[name] for name in joins):
             for group in list(self.groups):
                 if group in self.groups:
                     joined(group)

@@ -2,6 +2,9 @@
 
     plan.json            format version, pipelines, source, hashes and sizes of the other members
     cpu/<level>.o        machine code for an x86-64 level
+    gpu.json             the GpuPlans of each pipeline by name; with them
+    kernels/<arch>.ptx   the GPU kernels of all pipelines, as text
+    kernels/<arch>.cubin the same assembled, where it could be
     weights.safetensors  weights and constants; each tensor's data starts at a multiple of 64
     report.json          what the compiler decided
 
@@ -20,7 +23,7 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,16 +32,26 @@ import numpy as np
 from stagefuse.dsl.dtypes import DTYPES, from_numpy
 
 from .errors import PlanError
-from .plan import ABI_VERSION, FORMAT_VERSION, LEVELS, PipelinePlan, Plan
+from .plan import (
+    ABI_VERSION,
+    FORMAT_VERSION,
+    GPU_ARCHES,
+    LEVELS,
+    GpuPlan,
+    PipelinePlan,
+    Plan,
+)
 from .plan_check import check
 from .plan_json import decode, encode
 
 ALIGNMENT = 64
 PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
+GPU = "gpu.json"
 _COMMENT = "stagefuse plan, sha256 of plan.json: "
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _PADDING_FIELD = 0xD935  # the extra field that Android's zipalign uses
 _MAX_HEADER = 100_000_000
+_GPU_PLANS: Any = tuple[GpuPlan, ...]
 
 # Names of dtypes in safetensors files.
 _SAFETENSORS = {
@@ -72,6 +85,7 @@ def _write_members(plan: Plan, file: IO[bytes]) -> None:
     members: list[tuple[str, list[Any]]] = [
         (f"cpu/{level}.o", [plan.objects[level]]) for level in LEVELS if level in plan.objects
     ]
+    members += _gpu_members(plan)
     members += [(WEIGHTS, [header, *tensors]), (REPORT, [report])]
     manifest = {name: _digest(chunks) for name, chunks in members}
     manifest[WEIGHTS]["header_sha256"] = hashlib.sha256(header).hexdigest()
@@ -81,7 +95,7 @@ def _write_members(plan: Plan, file: IO[bytes]) -> None:
             "abi": ABI_VERSION,
             "source_name": plan.source_name,
             "source": plan.source,
-            "pipelines": encode(plan.pipelines),
+            "pipelines": [_without_gpu(p) for p in plan.pipelines],
             "members": manifest,
         }
     )
@@ -89,6 +103,24 @@ def _write_members(plan: Plan, file: IO[bytes]) -> None:
         for name, chunks in [(PLAN, [document]), *members]:
             _write_member(archive, file, name, chunks)
         archive.comment = (_COMMENT + hashlib.sha256(document).hexdigest()).encode()
+
+
+def _gpu_members(plan: Plan) -> list[tuple[str, list[Any]]]:
+    members: list[tuple[str, list[Any]]] = []
+    if any(p.gpu for p in plan.pipelines):
+        members.append((GPU, [_json({p.name: p.gpu for p in plan.pipelines})]))
+    for arch in GPU_ARCHES:
+        if arch in plan.ptx:
+            members.append((f"kernels/{arch}.ptx", [plan.ptx[arch].encode()]))
+        if arch in plan.cubins:
+            members.append((f"kernels/{arch}.cubin", [plan.cubins[arch]]))
+    return members
+
+
+def _without_gpu(pipeline: PipelinePlan) -> Any:
+    record = encode(pipeline)
+    del record["gpu"]
+    return record
 
 
 def _json(value: object) -> bytes:
@@ -224,23 +256,37 @@ class _Reader:
         pipelines = document.get("pipelines")
         if not isinstance(pipelines, list):
             raise PlanError("plan.json: `pipelines` is missing")
-        objects = {
-            name[len("cpu/") : -len(".o")]: bytes(self.member(name))
-            for name in self.members
-            if name.startswith("cpu/") and name.endswith(".o")
-        }
         plan = Plan(
-            pipelines=tuple(
-                decode(PipelinePlan, p, f"pipelines[{i}]") for i, p in enumerate(pipelines)
-            ),
-            objects=objects,
+            pipelines=self.pipelines(pipelines),
+            objects={k: bytes(v) for k, v in self.matching("cpu/", ".o").items()},
             arrays=self.arrays(),
             source=_text(document, "source"),
             source_name=_text(document, "source_name"),
             report=_load_json(self.member(REPORT), REPORT),
+            ptx={k: _ptx(k, v) for k, v in self.matching("kernels/", ".ptx").items()},
+            cubins={k: bytes(v) for k, v in self.matching("kernels/", ".cubin").items()},
         )
         check(plan)
         return plan
+
+    def pipelines(self, encoded: list[Any]) -> tuple[PipelinePlan, ...]:
+        found = [decode(PipelinePlan, p, f"pipelines[{i}]") for i, p in enumerate(encoded)]
+        if any(p.gpu for p in found):
+            raise PlanError(f"plan.json: the code for GPUs belongs into {GPU}")
+        if GPU not in self.members:
+            return tuple(found)
+        gpu = _load_json(self.member(GPU), GPU)
+        if list(gpu) != [p.name for p in found]:
+            raise PlanError(f"{GPU}: its pipelines are not those of plan.json")
+        return tuple(replace(p, gpu=decode(_GPU_PLANS, gpu[p.name], p.name)) for p in found)
+
+    def matching(self, prefix: str, suffix: str) -> dict[str, memoryview]:
+        """Members by what their names hold between prefix and suffix."""
+        return {
+            name[len(prefix) : -len(suffix)]: self.member(name)
+            for name in self.members
+            if name.startswith(prefix) and name.endswith(suffix)
+        }
 
     def member(self, name: str) -> memoryview:
         if name not in self.members:
@@ -290,6 +336,13 @@ class _Reader:
             if not name.startswith(("__padding__", "__metadata__")):
                 arrays[name] = _array(body, name, entry)
         return arrays
+
+
+def _ptx(arch: str, data: memoryview) -> str:
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError:
+        raise PlanError(f"kernels/{arch}.ptx is damaged: not text") from None
 
 
 def _header_bytes(data: memoryview) -> memoryview:

@@ -39,6 +39,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return None if value is None else _decode(inner, value, where)
     if origin is tuple:
         items = _expect(list, value, where)
+        if arguments[-1] is not Ellipsis and len(items) != len(arguments):
+            raise PlanError(f"{where}: expected {len(arguments)} items, found {len(items)}")
         return tuple(_decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(items))
     if origin is dict:
         return _expect(dict, value, where)

@@ -39,3 +39,15 @@ class Schedule:
 CPU = Schedule(row_tile=MappingProxyType({48: 36, 64: 42, 32: 42, 16: 30}))
 """Row tiles are whole register tiles of AVX-512 and AVX2 (9 and 4, 14 and 6, 14 and 6, 30 and 6
 rows) and fit the first-level cache: 36 x 48 f32 are 7 KB. So do 256 columns."""
+
+GPU = Schedule(
+    chunk=2048,
+    columns=128,
+    row_tile=MappingProxyType({48: 64, 64: 64, 32: 64, 16: 64}),
+    tiles_per_block=1,
+    packed_tiles=1,
+    panel_group=1,
+    depth_block=1 << 40,
+)
+"""A chunk is two vectors of 16 bytes of f32 for each of 256 lanes. A block of a product computes
+one tile over the whole depth."""

@@ -162,7 +162,7 @@ def integer_division(c: Code, a: Value, b: Value, unsigned: bool) -> tuple[Value
     zero = b.compare("eq", 0)
     if unsigned:
         safe = zero.select(c.const(1, b.type), b)
-        q = c.pure(f"udiv {a.type} {a.text}, {safe.text}", a.type)
+        q = c.unsigned_division(a, safe)
         return zero.select(c.const(0, a.type), q), zero.select(c.const(0, a.type), a - q * safe)
     minus = b.compare("eq", -1)
     safe = (zero | minus).select(c.const(1, b.type), b)
@@ -176,7 +176,7 @@ def integer_division(c: Code, a: Value, b: Value, unsigned: bool) -> tuple[Value
 
 def float_division(c: Code, a: Value, b: Value) -> tuple[Value, Value]:
     """Floor quotient and remainder as NumPy's, from the exact remainder."""
-    rest = c.pure(f"frem {a.type} {a.text}, {b.text}", a.type)
+    rest = c.remainder(a, b)
     wrong = rest.compare("ne", 0.0) & (rest.compare("lt", 0.0) ^ b.compare("lt", 0.0))
     mod = wrong.select(rest + b, rest)
     mod = rest.compare("eq", 0.0).select(c.intrinsic("copysign", rest, b), mod)

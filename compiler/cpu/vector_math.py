@@ -386,8 +386,7 @@ def quarter_turns(c: Code, x: Value) -> tuple[Value, Value, Value]:
     pieces = []
     for column in range(4):
         at = row.shl(2) + column
-        slot = c.pure(f"getelementptr double, ptr @sf.two_over_pi, i64 {at.text}", "ptr")
-        entry = c.pure(f"load double, ptr {slot.text}, align 8", "double")
+        entry = c.two_over_pi(at)
         pieces += [modulo_four(c, part) for part in two_product(c, scaled, entry)]
     total, low = pieces[0], c.const(0.0, "double")
     for piece in pieces[1:5]:

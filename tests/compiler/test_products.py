@@ -12,7 +12,7 @@ from stagefuse.compiler.run_passes import run_passes
 from stagefuse.dsl.dims import Facts, const, sym
 from stagefuse.dsl.dtypes import F32, F64, DType
 from stagefuse.dsl.types import TensorType
-from stagefuse.runtime.pipeline import Pipeline
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from .graph_run import both, graph_of, native
 
@@ -31,7 +31,7 @@ def matmul(dtype: DType) -> Graph:
 
 
 @pytest.fixture(scope="module", params=["f32", "f64"])
-def compiled(request: pytest.FixtureRequest) -> tuple[Graph, Pipeline]:
+def compiled(request: pytest.FixtureRequest) -> tuple[Graph, CpuPipeline]:
     graph = matmul({"f32": F32, "f64": F64}[request.param])
     return graph, native(graph, ("M", "K", "N"))
 
@@ -41,7 +41,7 @@ SHAPES += [(5, 1100, 50), (150, 2049, 13), (0, 3, 13), (3, 0, 20), (36, 1024, 96
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_product(compiled: tuple[Graph, Pipeline], shape: tuple[int, int, int]) -> None:
+def test_product(compiled: tuple[Graph, CpuPipeline], shape: tuple[int, int, int]) -> None:
     print(f"seed {SEED}")
     rng = np.random.default_rng(SEED)
     graph, pipe = compiled
