@@ -453,6 +453,16 @@ class Code:
 
     # What formulas call
 
+    def call(self, name: str, kind: str, *args: Value) -> Value:
+        """The helper functions of `compiler.cpu.vector_math`."""
+        assert name.startswith("sf.scale."), name
+        p, k = args
+        least, bias, mantissa = (-252, 127, 23) if kind == "float" else (-2044, 1023, 52)
+        k = self.extreme("smax", k, self.const(least, k.type))
+        half = k.ashr(1)
+        low, high = ((n + bias).shl(mantissa).as_float(kind) for n in (half, k - half))
+        return (p * low) * high
+
     def intrinsic(self, name: str, *args: Value) -> Value:
         """LLVM's intrinsic of this name."""
         kind = args[0].type
