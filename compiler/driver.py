@@ -45,7 +45,8 @@ def compile_file(
 ) -> Plan:
     """The plan of a file's pipelines, or of one of them, with CPU code for some levels.
 
-    `targets` are cpu and names of GPUs. `verify` checks the graph after every pass, and every kernel. Raises CompileError, OSError.
+    `targets` are cpu and names of GPUs. `verify` checks the graph after every pass, and every
+    kernel. Raises CompileError, OSError.
     """
     from .front import check_source
 

@@ -418,7 +418,8 @@ class Code:
         self.tables.add("two_over_pi")
         start = self.pure("mov.u64", "i64", Value(self, "sf_two_over_pi", "i64"))
         place = start + at.shl(3)
-        return self.pure("ld.global.f64", "double", Value(self, f"[{place.text}]", "i64", place.depth))
+        at = Value(self, f"[{place.text}]", "i64", place.depth)
+        return self.pure("ld.global.f64", "double", at)
 
     def compare(self, relation: str, a: Value, b: Value, unsigned: bool) -> Value:
         if a.is_float:
