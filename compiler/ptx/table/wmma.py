@@ -21,7 +21,7 @@ def _load(operand: str, type_: str, count: int, shapes: str = _SHAPES, target: i
     register = type_ if type_ in ("f32", "s32", "f64") else "b32"
     modifiers = f"load {operand} sync aligned L P ?Q {type_}"
     return _wmma(modifiers, f">d:{register}*{count} [p] s:u32?",
-                 "a matrix from rows or columns, s elements apart", shapes, target=target)  # fmt: skip
+                 "a matrix from rows or columns, s apart", shapes, target=target)  # fmt: skip
 
 
 _SQUARE, _SHORT, _TALL = "m16n16k16", "m8n32k16", "m32n8k16"
