@@ -1,0 +1,200 @@
+"""Whether an instruction is legal: which form it is, its operands, its target.
+
+What is checked of a form, numbered as in error messages' order:
+
+1. the opcode and modifiers are a row of the table,
+2. operands are as many, and of the kinds, that the row says,
+3. types of registers agree with the row's types (PTX ISA, "Operand Type Checking"),
+4. the module's PTX version and target have the row.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from . import syntax as s
+from .errors import PtxError
+from .printer import print_instruction, print_operand
+from .table import Match, OperandSpec, matches
+from .types import TYPES, agrees
+
+Bound = tuple[tuple[OperandSpec, s.Operand | None], ...]
+"""The operands of a form in its order, `None` for one that is left out."""
+
+
+def bind(instruction: s.Instruction) -> tuple[Match, Bound]:
+    """The form that an instruction is, and its operands by the form's specs.
+
+    Raises: PtxError that names the instruction, and what each form that it could be misses.
+    """
+    reasons: list[str] = []
+    try:
+        candidates = matches(instruction.opcode, instruction.modifiers)
+    except PtxError as error:
+        raise PtxError(error.message, line=instruction.line) from None
+    for match in candidates:
+        bound = _assign(match, instruction.operands)
+        if bound is None:
+            reasons.append(f"`{match.form.pattern()}` takes {match.form.operands or 'nothing'}")
+            continue
+        wrong = _mistyped(match, bound)
+        if wrong is None:
+            return match, bound
+        reasons.append(wrong)
+    text = "; ".join(dict.fromkeys(reasons))
+    raise PtxError(f"`{print_instruction(instruction)}`: {text}", line=instruction.line)
+
+
+def check(instruction: s.Instruction, version: tuple[int, int], target: str) -> Match:
+    """The form of an instruction that is legal for a PTX version and a target.
+
+    Raises: PtxError that says what is wrong, and what would be needed.
+    """
+    match, _ = bind(instruction)
+    form, (number, feature) = match.form, target_number(target)
+    if form.arch and form.arch != f"{number}{feature}":
+        raise PtxError(f"`{instruction.name}` needs exactly sm_{form.arch}, and the target is "
+                       f"{target}", line=instruction.line)  # fmt: skip
+    if form.target > number:
+        raise PtxError(f"`{instruction.name}` needs sm_{form.target}, and the target is {target}",
+                       line=instruction.line)  # fmt: skip
+    if form.version > version:
+        needed, have = (".".join(map(str, v)) for v in (form.version, version))
+        raise PtxError(f"`{instruction.name}` needs PTX {needed}, and the module says {have}",
+                       line=instruction.line)  # fmt: skip
+    return match
+
+
+@lru_cache
+def target_number(target: str) -> tuple[int, str]:
+    """`sm_90a` is 90 and `a`."""
+    found = re.fullmatch(r"sm_(\d+)([af]?)", target)
+    if found is None:
+        raise PtxError(f"`{target}` is no target")
+    return int(found[1]), found[2]
+
+
+def _assign(match: Match, operands: tuple[s.Operand, ...]) -> Bound | None:
+    """Operands by specs, where optional ones may be missing; `None` where they do not fit."""
+    rest = list(operands)
+    bound: list[tuple[OperandSpec, s.Operand | None]] = []
+    for at, spec in enumerate(match.form.specs):
+        still = sum(is_needed(match, later) for later in match.form.specs[at + 1 :])
+        takes = bool(rest) and (not spec.optional or len(rest) > still) and _is_kind(spec, rest[0])
+        if spec.name == "h" and spec.optional:
+            takes = takes and "hint" in match
+        if takes:
+            bound.append((spec, rest.pop(0)))
+        elif spec.optional:
+            bound.append((spec, None))
+        else:
+            return None
+    return tuple(bound) if not rest else None
+
+
+def is_needed(match: Match, spec: OperandSpec) -> bool:
+    """Whether an operand must be there; a cache policy must where the instruction says so."""
+    return not spec.optional or spec.name == "h" and "hint" in match
+
+
+def _is_kind(spec: OperandSpec, x: s.Operand) -> bool:
+    if isinstance(x, s.Pair):
+        return spec.paired and _is_kind(spec, x.first)
+    match spec.kind:
+        case "address":
+            return isinstance(x, s.Address)
+        case "label":
+            return isinstance(x, s.Symbol | s.Register)
+        case "arguments":
+            return isinstance(x, s.Arguments)
+        case "constant":
+            return isinstance(x, s.Immediate)
+        case "predicate":
+            return isinstance(x, s.Register | s.Negated | s.Immediate)
+    if isinstance(x, s.Vector):
+        return bool(spec.count)
+    if isinstance(x, s.Sink):
+        return spec.is_result
+    return isinstance(x, s.Register | s.Special | s.Immediate | s.FloatImmediate | s.Symbol)
+
+
+def _mistyped(match: Match, bound: Bound) -> str | None:
+    """What is wrong with the types of operands, or `None`."""
+    for spec, x in bound:
+        if x is None or spec.kind in ("label", "arguments"):
+            continue
+        if isinstance(x, s.Pair):
+            if not (isinstance(x.second, s.Sink) or _fits(x.second, "pred", False)):
+                return f"{print_operand(x.second)} is no predicate"
+            x = x.first
+        if isinstance(x, s.Address):
+            wrong = _address(x)
+        elif spec.kind == "constant":
+            wrong = None
+        else:
+            wrong = _values(match, spec, x)
+        if wrong is not None:
+            return wrong
+    return None
+
+
+def _address(x: s.Address) -> str | None:
+    if isinstance(x.base, s.Register) and x.base.type not in ADDRESS_TYPES:
+        return f"{x.base.name} is a {x.base.type}, and an address has 32 or 64 bits"
+    return None
+
+
+ADDRESS_TYPES = ("b32", "u32", "s32", "b64", "u64", "s64")
+
+
+def _values(match: Match, spec: OperandSpec, x: s.Operand) -> str | None:
+    count = match.count_of(spec) if spec.count != "N" or "N" in match else -1
+    elements = x.elements if isinstance(x, s.Vector) else (x,)
+    braces = isinstance(x, s.Vector)
+    if count == -1:
+        return None if braces and _joins(match, elements) else "the elements do not add up"
+    if count > 0 and (not braces or len(elements) != count):
+        if not (count == 1 and not braces):
+            return f"{spec.name} has {count} values in braces"
+    if count == 0 and braces:
+        return f"{spec.name} is one value, without braces"
+    kind = "pred" if spec.kind == "predicate" else match.type_of(spec)
+    for element in elements:
+        if not _fits(element, kind, spec.loose):
+            shown = element.type if isinstance(element, s.Register) else "another kind"
+            return f"{print_operand(element)} is {shown}, and {spec.name} is {kind}"
+    return None
+
+
+def _joins(match: Match, elements: tuple[s.Operand, ...]) -> bool:
+    """Whether elements are as large together as the type T."""
+    bits = [TYPES[e.type].bits for e in elements if isinstance(e, s.Register)]
+    each = TYPES[match.get("T")].bits // len(elements)
+    return len(elements) in (2, 4) and all(b == each for b in bits)
+
+
+def _fits(x: s.Operand, want: str, loose: bool) -> bool:
+    match x:
+        case s.Register(_, have):
+            return agrees(have, want) or loose and _widens(have, want)
+        case s.Negated():
+            return want == "pred"
+        case s.Immediate():
+            return TYPES[want].kind != "float" or TYPES[want].bits == 16
+        case s.FloatImmediate():
+            return TYPES[want].kind in ("float", "bits")
+        case s.Special():
+            return TYPES[want].bits >= 32 or want == "pred"
+        case s.Symbol():
+            return TYPES[want].bits >= 32
+        case _:
+            return isinstance(x, s.Sink)
+
+
+def _widens(have: str, want: str) -> bool:
+    """Relaxed checking of ld, st and cvt: a wider register, integer or of bits."""
+    a, b = TYPES[have], TYPES[want]
+    if a.kind == "pred" or b.kind == "pred" or a.bits < b.bits:
+        return False
+    return a.kind == "bits" or "float" not in (a.kind, b.kind)

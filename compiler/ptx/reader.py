@@ -1,0 +1,442 @@
+"""PTX text to the syntax tree. The grammar is `ptx.lark`.
+
+Reading checks syntax and that names of registers are declared; the instruction table says
+whether an instruction exists (`check.py`).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import lark
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
+
+from . import syntax as s
+from .errors import PtxError
+from .types import TYPES
+
+SPACES = ("const", "global", "local", "param", "shared", "reg")
+LINKAGE = ("visible", "extern", "weak", "common")
+_SPECIAL = re.compile(
+    r"%(n?tid|n?ctaid|(cluster_n?ctaid)|n?clusterid)\.[xyz]|%(laneid|n?warpid|n?smid|gridid"
+    r"|is_explicit_cluster|cluster_n?ctarank|lanemask_(eq|le|lt|ge|gt)|clock|clock_hi|clock64"
+    r"|globaltimer(_lo|_hi)?|total_smem_size|aggr_smem_size|dynamic_smem_size|current_graph_exec"
+    r"|reserved_smem_offset_(begin|end|cap|0|1)|pm\d|envreg\d+)"
+)
+
+
+def read_module(text: str) -> s.Module:
+    """The module that PTX text says.
+
+    Raises: PtxError with the line where the text is no PTX.
+    """
+    try:
+        module = _parser().parse(text)
+    except UnexpectedToken as error:
+        raise PtxError(f"unexpected `{error.token}`", line=error.line) from None
+    except UnexpectedCharacters as error:
+        raise PtxError(f"unexpected character {error.char!r}", line=error.line) from None
+    except UnexpectedInput as error:
+        raise PtxError("unexpected end of the text", line=error.line or 0) from None
+    except VisitError as error:
+        if isinstance(error.orig_exc, PtxError):
+            raise error.orig_exc from None
+        raise
+    assert isinstance(module, s.Module)
+    return module
+
+
+@cache
+def _parser() -> lark.Lark:
+    grammar = files(__package__).joinpath("ptx.lark").read_text("utf-8")
+    return lark.Lark(grammar, parser="lalr", start="module", transformer=_Build())
+
+
+def _int(text: str) -> int:
+    text = text.rstrip("U")
+    if text[:2] in ("0x", "0X"):
+        return int(text, 16)
+    if text[:2] in ("0b", "0B"):
+        return int(text, 2)
+    return int(text, 8) if len(text) > 1 and text[0] == "0" else int(text)
+
+
+def _double(value: float) -> s.FloatImmediate:
+    return s.FloatImmediate(int.from_bytes(struct.pack("<d", value), "little"), 64)
+
+
+class _Name(str):
+    """A name that is not resolved yet, with its line."""
+
+    __slots__ = ("line",)
+    line: int
+
+
+class _Build(lark.Transformer[Any, Any]):
+    """Builds records while Lark parses. Names are resolved when their function is complete."""
+
+    # numbers
+
+    def integer(self, c: list[Any]) -> s.Immediate:
+        return s.Immediate(_int(c[0]))
+
+    def negative(self, c: list[Any]) -> s.Immediate:
+        return s.Immediate(-_int(c[0]))
+
+    def real(self, c: list[Any]) -> s.FloatImmediate:
+        return _double(float(c[0]))
+
+    def negative_real(self, c: list[Any]) -> s.FloatImmediate:
+        return _double(-float(c[0]))
+
+    def hexfloat(self, c: list[Any]) -> s.FloatImmediate:
+        return s.FloatImmediate(int(c[0][2:], 16), 32 if c[0][1] in "fF" else 64)
+
+    def sign(self, c: list[Any]) -> int:
+        return 1 if c[0] == "+" else -1
+
+    # operands
+
+    def name(self, c: list[Any]) -> s.Operand:
+        return s.Symbol(c[0])
+
+    def symbol_offset(self, c: list[Any]) -> s.Operand:
+        return s.Symbol(c[0], c[1] * _int(c[2]))
+
+    def negated(self, c: list[Any]) -> s.Operand:
+        return s.Negated(s.Register(c[0], "pred"))
+
+    def vector(self, c: list[Any]) -> s.Operand:
+        return s.Vector(tuple(c))
+
+    def pair(self, c: list[Any]) -> s.Operand:
+        return s.Pair(c[0], c[1])
+
+    def arguments(self, c: list[Any]) -> s.Operand:
+        return s.Arguments(tuple(x for x in c if x is not None))
+
+    def base_name(self, c: list[Any]) -> s.Symbol:
+        return s.Symbol(c[0])
+
+    def base_number(self, c: list[Any]) -> s.Immediate:
+        return s.Immediate(_int(c[0]))
+
+    def address_offset(self, c: list[Any]) -> int:
+        return int(c[0] * _int(c[1]))
+
+    def minus_offset(self, c: list[Any]) -> int:
+        return -_int(c[0])
+
+    def address(self, c: list[Any]) -> s.Operand:
+        rest = tuple(x for x in c[2:] if x is not None)
+        if len(rest) == 1 and isinstance(rest[0], s.Vector):
+            rest = rest[0].elements
+        return s.Address(c[0], c[1] or 0, rest)
+
+    # statements
+
+    def guard(self, c: list[Any]) -> s.Guard:
+        return s.Guard(s.Register(c[0], "pred"))
+
+    def guard_not(self, c: list[Any]) -> s.Guard:
+        return s.Guard(s.Register(c[0], "pred"), True)
+
+    def instruction(self, c: list[Any]) -> s.Instruction:
+        opcode, *modifiers = c[1].split(".")
+        operands = tuple(x for x in c[2:] if x is not None)
+        return s.Instruction(opcode, tuple(modifiers), operands, c[0], c[1].line)
+
+    def label(self, c: list[Any]) -> s.Label:
+        return s.Label(str(c[0]))
+
+    def scope(self, c: list[Any]) -> s.Scope:
+        return s.Scope(tuple(c))
+
+    def loc(self, c: list[Any]) -> s.Loc:
+        rest = [str(x) for x in c[3:] if x is not None]
+        text = ""
+        if len(rest) == 4:
+            text = f"{rest[0]} {' '.join(rest[1:])}"
+        elif rest:
+            name = rest[1] if len(rest) == 6 else f"{rest[1]}+{rest[2]}"
+            text = f"{rest[0]} {name}, {' '.join(rest[-4:])}"
+        return s.Loc(_int(c[0]), _int(c[1]), _int(c[2]), text)
+
+    def pragma(self, c: list[Any]) -> s.Pragma:
+        return s.Pragma(tuple(str(x)[1:-1] for x in c))
+
+    def targets(self, c: list[Any]) -> s.Targets:
+        return s.Targets(str(c[0]), str(c[1])[1:], tuple(map(str, c[2:])))
+
+    def prototype(self, c: list[Any]) -> s.Prototype:
+        noreturn = any(x == ".noreturn" for x in c[4:])
+        return s.Prototype(str(c[0]), c[1] or (), c[3] or (), noreturn)
+
+    # declarations
+
+    def attributes(self, c: list[Any]) -> list[Any]:
+        return c
+
+    def attribute(self, c: list[Any]) -> str:
+        return str(c[0])[1:]
+
+    def align(self, c: list[Any]) -> tuple[str, int]:
+        return ("align", _int(c[0]))
+
+    def attribute_list(self, c: list[Any]) -> tuple[str, int]:
+        return ("attribute", 0)
+
+    def dimension(self, c: list[Any]) -> tuple[int]:
+        return (0 if c[0] is None else _int(c[0]),)
+
+    def initial_number(self, c: list[Any]) -> Any:
+        return c[0]
+
+    def initial_symbol(self, c: list[Any]) -> Any:
+        return s.Symbol(str(c[0]), c[1] * _int(c[2]) if c[1] is not None else 0)
+
+    def initial_generic(self, c: list[Any]) -> Any:
+        if c[0] != "generic":
+            raise PtxError(f"`{c[0]}` in an initial value", line=c[0].line)
+        return s.GenericOf(str(c[1]), c[2] * _int(c[3]) if len(c) > 2 else 0)
+
+    def initial_list(self, c: list[Any]) -> list[Any]:
+        return [y for x in c for y in (x if isinstance(x, list) else [x])]
+
+    def variable(self, c: list[Any]) -> s.Variable:
+        shape = tuple(x[0] for x in c[2:] if isinstance(x, tuple))
+        initial = [x for x in c[2:] if x is not None and not isinstance(x, tuple)]
+        values = initial[0] if initial and isinstance(initial[0], list) else initial
+        if shape and shape[0] == 0 and values:
+            inner = 1
+            for size in shape[1:]:
+                inner *= size
+            shape = (-(-len(values) // inner), *shape[1:])
+        return _variable(c[0], c[1], shape, tuple(values))
+
+    def parameter(self, c: list[Any]) -> s.Variable:
+        return _variable(c[0], c[1], tuple(x[0] for x in c[2:]), ())
+
+    def register_parameter(self, c: list[Any]) -> s.Variable:
+        return _variable(["reg", *c[0]], c[1], (), ())
+
+    def parameters(self, c: list[Any]) -> tuple[s.Variable, ...]:
+        return tuple(x for x in c if x is not None)
+
+    def register_name(self, c: list[Any]) -> tuple[str, int | None]:
+        return (str(c[0]), None if c[1] is None else _int(c[1]))
+
+    def registers(self, c: list[Any]) -> s.Registers:
+        (kind,) = [x for x in c[0] if isinstance(x, str) and x in TYPES]
+        return s.Registers(kind, tuple(c[1:]))
+
+    # functions and the module
+
+    def directive(self, c: list[Any]) -> tuple[str, tuple[Any, ...]]:
+        values = (x for x in c[1:] if x is not None)
+        return (str(c[0])[1:], tuple(_int(x) if x[0].isdigit() else str(x) for x in values))
+
+    def header_pragma(self, c: list[Any]) -> tuple[str, tuple[Any, ...]]:
+        return ("pragma", c[0].texts)
+
+    def body(self, c: list[Any]) -> list[Any]:
+        return c
+
+    def entry(self, c: list[Any]) -> s.Function:
+        return _function(c[0], c[1], None, c[2], c[3:], True)
+
+    def func(self, c: list[Any]) -> s.Function:
+        return _function(c[0], c[2], c[1], c[3], c[4:], False)
+
+    def version(self, c: list[Any]) -> tuple[str, Any]:
+        major, minor = c[0].split(".")
+        return ("version", (int(major), int(minor)))
+
+    def target(self, c: list[Any]) -> tuple[str, Any]:
+        return ("target", tuple(map(str, c)))
+
+    def address_size(self, c: list[Any]) -> tuple[str, Any]:
+        return ("address_size", _int(c[0]))
+
+    def file(self, c: list[Any]) -> tuple[str, Any]:
+        return ("file", (_int(c[0]), str(c[1])[1:-1]))
+
+    def section(self, c: list[Any]) -> s.Section:
+        lines: list[str] = []
+        for text in c[1:]:
+            if text[0] == "." or not lines:
+                lines.append("")
+            lines[-1] += f"{text} "
+        return s.Section(str(c[0])[1:], "\n".join(line.rstrip() for line in lines))
+
+    def section_item(self, c: list[Any]) -> str:
+        return str(c[0])
+
+    def module(self, c: list[Any]) -> s.Module:
+        named = [x for x in c if isinstance(x, tuple)]
+        found: dict[str, Any] = dict(named)
+        if "version" not in found or "target" not in found:
+            raise PtxError("no .version or no .target", line=1)
+        return s.Module(
+            found["version"],
+            found["target"],
+            found.get("address_size", 64),
+            tuple(x for x in c if isinstance(x, s.Variable)),
+            tuple(x for x in c if isinstance(x, s.Function)),
+            tuple(value for key, value in named if key == "file"),
+            tuple(x for x in c if isinstance(x, s.Section)),
+        )
+
+
+def _variable(
+    attributes: list[Any], name: Any, shape: tuple[int, ...], initial: tuple[Any, ...]
+) -> s.Variable:
+    """A variable or parameter from its attributes, in the order in which they stand."""
+    space, kind, align, vector = "", "", None, 1
+    linkage: list[str] = []
+    pointer: list[str] = []
+    for at in attributes:
+        if isinstance(at, tuple):
+            if at[0] == "align" and pointer:
+                pointer += ["align", str(at[1])]
+            elif at[0] == "align":
+                align = at[1]
+        elif at == "ptr":
+            pointer.append(at)
+        elif pointer:
+            pointer.append(at)
+        elif at in SPACES:
+            space = at
+        elif at in TYPES:
+            kind = at
+        elif at in ("v2", "v4"):
+            vector = int(at[1:])
+        elif at in LINKAGE:
+            linkage.append(at)
+        else:
+            raise PtxError(f"`.{at}` does not belong to a variable", line=name.line)
+    if not kind:
+        raise PtxError(f"`{name}` has no type", line=name.line)
+    return s.Variable(
+        space, kind, str(name), shape, align, vector, initial, tuple(linkage), tuple(pointer)
+    )
+
+
+def _function(
+    attributes: list[Any], name: Any, results: Any, parameters: Any, rest: list[Any], entry: bool
+) -> s.Function:
+    """A function whose names are resolved."""
+    body = rest[-1] if rest and isinstance(rest[-1], list) else None
+    directives = tuple(x for x in rest if isinstance(x, tuple))
+    function = s.Function(
+        str(name), entry, parameters or (), results or (), directives, None, tuple(attributes),
+        name.line,
+    )  # fmt: skip
+    if body is None:
+        return function
+    declared = {v.name: v.type for v in (*function.parameters, *function.results)
+                if v.space == "reg"}  # fmt: skip
+    return replace(function, body=_Resolve(declared).body(body))
+
+
+class _Resolve:
+    """Turns names into registers and special registers, and gives instructions their `.loc`."""
+
+    def __init__(self, declared: dict[str, str]) -> None:
+        self.scopes: list[dict[str, str]] = [declared]
+        self.families: list[dict[str, tuple[str, int]]] = [{}]
+        self.loc: s.Loc | None = None
+
+    def body(self, statements: list[Any]) -> tuple[s.Statement, ...]:
+        return tuple(self.statement(x) for x in statements)
+
+    def statement(self, x: Any) -> s.Statement:
+        if isinstance(x, s.Instruction):
+            return self.instruction(x)
+        if isinstance(x, s.Registers):
+            self.declare(x)
+        elif isinstance(x, s.Variable) and x.space in ("param", "local", "shared", "global"):
+            self.scopes[-1].pop(x.name, None)
+        elif isinstance(x, s.Loc):
+            self.loc = x
+        elif isinstance(x, s.Scope):
+            self.scopes.append({})
+            self.families.append({})
+            x = s.Scope(self.body(list(x.body)))
+            self.scopes.pop()
+            self.families.pop()
+        statement: s.Statement = x
+        return statement
+
+    def declare(self, registers: s.Registers) -> None:
+        for name, count in registers.names:
+            if count is None:
+                self.scopes[-1][name] = registers.type
+            else:
+                self.families[-1][name] = (registers.type, count)
+
+    def instruction(self, x: s.Instruction) -> s.Instruction:
+        guard = x.guard
+        if guard is not None:
+            guard = s.Guard(self.register(guard.register.name, x.line), guard.negated)
+        operands = tuple(self.operand(o, x.line) for o in x.operands)
+        return s.Instruction(x.opcode, x.modifiers, operands, guard, x.line, self.loc)
+
+    def type_of(self, name: str) -> str | None:
+        for scope, families in zip(reversed(self.scopes), reversed(self.families), strict=True):
+            if name in scope:
+                return scope[name]
+            stem = name.rstrip("0123456789")
+            while families and len(stem) < len(name):
+                family = families.get(stem)
+                if family is not None and str(int(name[len(stem) :])) == name[len(stem) :]:
+                    if int(name[len(stem) :]) < family[1]:
+                        scope[name] = family[0]
+                        return family[0]
+                stem = name[: len(stem) + 1]
+        return None
+
+    def register(self, name: str, line: int) -> s.Register:
+        kind = self.type_of(name)
+        if kind is None:
+            raise PtxError(f"`{name}` is not declared", line=line)
+        return s.Register(name, kind)
+
+    def operand(self, x: s.Operand, line: int) -> s.Operand:
+        match x:
+            case s.Symbol(name, offset):
+                return self.symbol(str(name), offset, line)
+            case s.Negated(register):
+                return s.Negated(self.register(str(register.name), line))
+            case s.Vector(elements):
+                return s.Vector(tuple(self.operand(e, line) for e in elements))
+            case s.Arguments(elements):
+                return s.Arguments(tuple(self.operand(e, line) for e in elements))
+            case s.Pair(first, second):
+                return s.Pair(self.operand(first, line), self.operand(second, line))
+            case s.Address(base, offset, coordinates):
+                found = self.operand(base, line)
+                if not isinstance(found, s.Register | s.Symbol | s.Immediate):
+                    raise PtxError("no address", line=line)
+                return s.Address(found, offset, tuple(self.operand(e, line) for e in coordinates))
+            case _:
+                return x
+
+    def symbol(self, name: str, offset: int, line: int) -> s.Operand:
+        if name == "_":
+            return s.Sink()
+        if name == "WARP_SZ":
+            return s.Immediate(32)
+        kind = self.type_of(name)
+        if kind is not None:
+            return s.Register(name, kind)
+        if name[0] == "%":
+            if not _SPECIAL.fullmatch(name):
+                raise PtxError(f"`{name}` is not declared", line=line)
+            return s.Special(name)
+        return s.Symbol(name, offset)

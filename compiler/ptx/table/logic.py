@@ -1,0 +1,95 @@
+"""Bits, comparisons, selections, moves (PTX ISA, "Logic and Shift", "Comparison", "mov")."""
+
+from __future__ import annotations
+
+from .record import Form
+
+_LOGIC = "Logic and Shift Instructions"
+_COMPARE = "Comparison and Selection Instructions"
+_MOVE = "Data Movement and Conversion Instructions"
+_BITS = "b16 b32 b64"
+_NUMBERS = "b16 b32 b64 u16 u32 u64 s16 s32 s64 f32 f64"
+_CMP_HALF = "eq ne lt le gt ge equ neu ltu leu gtu geu num nan"
+
+
+def _logic(opcode: str, modifiers: str, operands: str, summary: str, target: int = 0,
+           version: tuple[int, int] = (1, 0), **choices: str) -> Form:  # fmt: skip
+    return Form(opcode, modifiers, operands, f"bits.{opcode}", _LOGIC, choices, version, target,
+                summary=summary)  # fmt: skip
+
+
+def _compare(opcode: str, modifiers: str, operands: str, summary: str, target: int = 0,
+             version: tuple[int, int] = (1, 0), **choices: str) -> Form:  # fmt: skip
+    return Form(opcode, modifiers, operands, f"compare.{opcode}", _COMPARE, choices, version,
+                target, summary=summary)  # fmt: skip
+
+
+def _setp(types: str, words: str, target: int = 0, version: tuple[int, int] = (1, 0),
+          ftz: str = "", result: str = ">d:pred|p") -> tuple[Form, ...]:  # fmt: skip
+    return (
+        _compare("setp", f"C {ftz}T", f"{result} a:T b:T", "whether a and b compare so; p: not so",
+                 target, version, C=words, T=types),
+        _compare("setp", f"C bool {ftz}T", f"{result} a:T b:T !c:pred",
+                 "the comparison, then a logical operation with c", target, version,
+                 C=words, T=types),
+    )  # fmt: skip
+
+
+FORMS = (
+    *(
+        _logic(op, "T", ">d:T a:T b:T", f"a {op} b, bit by bit", T=f"pred {_BITS}")
+        for op in ("and", "or", "xor")
+    ),
+    _logic("not", "T", ">d:T a:T", "each bit inverted", T=f"pred {_BITS}"),
+    _logic("cnot", "T", ">d:T a:T", "1 where a is 0, else 0", T=_BITS),
+    _logic("lop3", "b32", ">d:b32 a:b32 b:b32 c:b32 #table:u32",
+           "any function of three bits, by its table", 50, (4, 3)),
+    _logic("lop3", "bool b32", ">d:b32|p a:b32 b:b32 c:b32 #table:u32 !q:pred",
+           "lop3, and whether it is not 0, combined with q", 70, (8, 2), bool="and or"),
+    _logic("shl", "T", ">d:T a:T b:u32", "a shifted left, by no more than its bits", T=_BITS),
+    _logic("shr", "T", ">d:T a:T b:u32", "a shifted right, by no more than its bits",
+           T=f"{_BITS} u16 u32 u64 s16 s32 s64"),
+    _logic("shf", "side mode b32", ">d:b32 a:b32 b:b32 c:u32",
+           "32 bits of the 64 of b and a, shifted", 32, (3, 1), side="l r", mode="wrap clamp"),
+    *_setp("b16 b32 b64", "eq ne"),
+    *_setp("u16 u32 u64", "eq ne lt le gt ge lo ls hi hs"),
+    *_setp("s16 s32 s64", "eq ne lt le gt ge"),
+    *_setp("f32", _CMP_HALF, ftz="?ftz "),
+    *_setp("f64", _CMP_HALF),
+    *_setp("f16", _CMP_HALF, 53, (4, 2), "?ftz ", ">d:pred"),
+    *_setp("bf16", _CMP_HALF, 90, (7, 8), result=">d:pred"),
+    _compare("setp", "C ?ftz f16x2", ">d:pred|p a:f16x2 b:f16x2",
+             "whether the low and the high halves compare so", 53, (4, 2), C=_CMP_HALF),
+    *(
+        _compare("set", "C D T", ">d:D a:T b:T", "all ones or 1.0 where a and b compare so, else 0",
+                 C=comparisons, D="u32 s32 f32", T=types)
+        for comparisons, types in (
+            ("eq ne", "b16 b32 b64"),
+            ("eq ne lt le gt ge lo ls hi hs", "u16 u32 u64"),
+            ("eq ne lt le gt ge", "s16 s32 s64"),
+            (_CMP_HALF, "f64"),
+        )
+    ),
+    _compare("set", "C ?ftz D f32", ">d:D a:f32 b:f32",
+             "all ones or 1.0 where a and b compare so, else 0", C=_CMP_HALF, D="u32 s32 f32"),
+    _compare("set", "C ?ftz D D", ">d:D a:D b:D", "1.0 where a and b compare so, else 0", 53,
+             (4, 2), C=_CMP_HALF, D="f16 f16x2"),
+    _compare("selp", "T", ">d:T a:T b:T p:pred", "a where p, else b", T=_NUMBERS),
+    _compare("slct", "T s32", ">d:T a:T b:T c:s32", "a where c >= 0, else b", T=_NUMBERS),
+    _compare("slct", "?ftz T f32", ">d:T a:T b:T c:f32", "a where c >= 0, else b", T=_NUMBERS),
+    Form("mov", "T", ">d:T a:T", "move.mov", _MOVE,
+         {"T": "pred b16 b32 b64 u16 u32 u64 s16 s32 s64 f32 f64"},
+         summary="a, or the address of a variable or function"),
+    Form("mov", "b128", ">d:b128 a:b128", "move.mov", _MOVE, {}, (8, 3), 70, summary="a"),
+    Form("mov", "T", ">d:T a:any*N", "move.pack", _MOVE, {"T": "b16 b32 b64"},
+         summary="elements joined, the first one lowest"),
+    Form("mov", "T", ">d:any*N a:T", "move.unpack", _MOVE, {"T": "b16 b32 b64"},
+         summary="a taken apart, the lowest bits first"),
+    Form("mov", "b128", ">d:b128 a:b64*2", "move.pack", _MOVE, {}, (8, 3), 70,
+         summary="elements joined, the first one lowest"),
+    Form("mov", "b128", ">d:b64*2 a:b128", "move.unpack", _MOVE, {}, (8, 3), 70,
+         summary="a taken apart, the lowest bits first"),
+    Form("prmt", "b32 ?mode", ">d:b32 a:b32 b:b32 c:b32", "bits.prmt", _MOVE,
+         {"mode": "f4e b4e rc8 ecl ecr rc16"}, (2, 0),
+         summary="four of the eight bytes of b and a, by the digits of c"),
+)  # fmt: skip

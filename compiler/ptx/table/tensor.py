@@ -1,0 +1,63 @@
+"""Products of small matrices in a warp (PTX ISA, "Warp Level Matrix Instructions")."""
+
+from __future__ import annotations
+
+from .record import Form
+
+_SECTION = "Warp Level Matrix Instructions"
+_CONVERGE = frozenset({"converge"})
+
+
+def _mma(shape: str, a: int, b: int, c: int, types: str, d_types: str, target: int,
+         version: tuple[int, int] = (7, 0), register: str = "b32",
+         sat: str = "") -> Form:  # fmt: skip
+    """`mma.sync` of one shape with `a`, `b` and `c` registers a lane for each operand.
+
+    `d_types` is the accumulators' type; `types` those of A and B, which are the same, or `A B`
+    when each of the two may be either.
+    """
+    mixed = " " in types and types.split()[0][0] in "us" or types.startswith("e4m3 ")
+    pair = "A B" if mixed else "A A"
+    return Form(
+        "mma", f"sync aligned {shape} row col {sat}D {pair} D",
+        f">d:{d_types}*{c} a:{register}*{a} b:{register}*{b} c:{d_types}*{c}", "tensor.mma",
+        _SECTION, {"D": d_types if c else "", "A": types, "B": types}, version, target,
+        effects=_CONVERGE, summary="a * b + c",
+    )  # fmt: skip
+
+
+def _f16(shape: str, a: int, b: int, c: int, target: int, version: tuple[int, int]) -> Form:
+    """Products of f16 with f16 accumulators, two in a register."""
+    return Form(
+        "mma", f"sync aligned {shape} row col f16 f16 f16 f16",
+        f">d:b32*{c} a:b32*{a} b:b32*{b} c:b32*{c}", "tensor.mma", _SECTION,
+        {}, version, target, effects=_CONVERGE, summary="a * b + c, in f16",
+    )  # fmt: skip
+
+
+FORMS = (
+    _mma("m16n8k8", 2, 1, 4, "f16", "f32", 75, (6, 5)),
+    _mma("m16n8k16", 4, 2, 4, "f16", "f32", 80),
+    _f16("m16n8k8", 2, 1, 2, 75, (6, 5)),
+    _f16("m16n8k16", 4, 2, 2, 80, (7, 0)),
+    _mma("m16n8k8", 2, 1, 4, "bf16", "f32", 80),
+    _mma("m16n8k16", 4, 2, 4, "bf16", "f32", 80),
+    _mma("m16n8k4", 2, 1, 4, "tf32", "f32", 80),
+    _mma("m16n8k8", 4, 2, 4, "tf32", "f32", 80),
+    _mma("m16n8k32", 4, 2, 4, "e4m3 e5m2", "f32", 89, (8, 4)),
+    _mma("m8n8k16", 1, 1, 2, "u8 s8", "s32", 75, (6, 5), sat="?satfinite "),
+    _mma("m16n8k16", 2, 1, 4, "u8 s8", "s32", 80, sat="?satfinite "),
+    _mma("m16n8k32", 4, 2, 4, "u8 s8", "s32", 80, sat="?satfinite "),
+    _mma("m8n8k32", 1, 1, 2, "u4 s4", "s32", 75, (6, 5), sat="?satfinite "),
+    _mma("m16n8k32", 2, 1, 4, "u4 s4", "s32", 80, sat="?satfinite "),
+    _mma("m16n8k64", 4, 2, 4, "u4 s4", "s32", 80, sat="?satfinite "),
+    _mma("m8n8k4", 1, 1, 2, "f64", "f64", 80, register="f64"),
+    Form("ldmatrix", "sync aligned m8n8 N ?trans ?S b16", ">d:b32*N [a:shared]", "tensor.ldmatrix",
+         _SECTION, {"N": "x1 x2 x4", "S": "shared shared::cta"}, (6, 5), 75,
+         effects=_CONVERGE | {"reads"}, summary="8x8 matrices of 16-bit elements from rows"),
+    Form("stmatrix", "sync aligned m8n8 N ?trans ?S b16", "[a:shared] b:b32*N", "tensor.stmatrix",
+         _SECTION, {"N": "x1 x2 x4", "S": "shared shared::cta"}, (7, 8), 90,
+         effects=_CONVERGE | {"writes"}, summary="8x8 matrices of 16-bit elements to rows"),
+    Form("movmatrix", "sync aligned m8n8 trans b16", ">d:b32 a:b32", "tensor.movmatrix", _SECTION,
+         {}, (7, 8), 75, effects=_CONVERGE, summary="an 8x8 matrix transposed"),
+)  # fmt: skip
