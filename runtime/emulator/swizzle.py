@@ -25,5 +25,6 @@ def swizzle(address: npt.NDArray[Any], width: int, base_offset: int = 0) -> Arra
     """
     if width == 0:
         return address.astype(np.int64)
-    line = ((address >> 7) - base_offset) & (width // 16 - 1)
-    return (address ^ (line << 4)).astype(np.int64)
+    at: Array = address.astype(np.int64)
+    line = ((at >> 7) - base_offset) & (width // 16 - 1)
+    return at ^ (line << 4)

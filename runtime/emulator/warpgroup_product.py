@@ -39,10 +39,9 @@ def decode(raw: npt.NDArray[np.uint8], type_: str) -> Floats:
     """Elements from their bytes, which are the last axis; tf32 loses its 13 low bits."""
     raw = np.ascontiguousarray(raw)
     if type_ == "tf32":
-        return (raw.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
-    if type_ == "bf16":
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return raw.view(_TYPES[type_]).astype(np.float64)
+        raw = (raw.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.uint8)
+    elements: Floats = raw.view(_TYPES[type_]).astype(np.float64)
+    return elements
 
 
 @lru_cache(maxsize=64)
