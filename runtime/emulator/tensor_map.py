@@ -7,10 +7,12 @@ driver wants them innermost first.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +21,15 @@ from .swizzle import WIDTHS
 MOST_PER_BOX = 256
 MOST_RANK = 5
 MOST_ELEMENT_STRIDE = 8
+SIZE = 128
+"""The bytes of a tensor map in memory."""
 
+_KINDS: tuple[np.dtype[Any], ...] = tuple(
+    np.dtype(t)
+    for t in ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", ml_dtypes.bfloat16)
+)
+_FIELDS = struct.Struct("<8sQ5Q4Q5H5B5B")
+_MAGIC = b"tensormp"
 
 @dataclass(frozen=True, eq=False)
 class TensorMap:
@@ -73,43 +83,92 @@ class TensorMap:
              f"the box's rows of {inner} bytes are longer than the swizzle's {self.swizzle}"),
         ]  # fmt: skip
 
+    def encode(self, address: int) -> bytes:
+        """The map in memory, for an array at `address`: fields of our own, innermost first.
+
+        The real encoding is not documented; programs only carry it.
+        """
+        rank = self.array.ndim
+        sizes = [*reversed(self.array.shape)] + [1] * (MOST_RANK - rank)
+        strides = [*reversed(self.array.strides[:-1])] + [0] * (MOST_RANK - rank)
+        box = [*reversed(self.box)] + [1] * (MOST_RANK - rank)
+        steps = [*reversed(self.element_strides or ())] + [1] * (MOST_RANK - rank)
+        kind = _kind_of(self.array.dtype)
+        flags = (rank, kind, self.swizzle, self.fill == "nan", 0)
+        packed = _FIELDS.pack(_MAGIC, address, *sizes, *strides, *box, *steps, *flags)
+        return packed.ljust(SIZE, b"\0")
+
+
+def _kind_of(dtype: np.dtype[Any]) -> int:
+    """The number of an element type; types that maps do not know are moved as plain bytes."""
+    if dtype in _KINDS:
+        return _KINDS.index(dtype)
+    return _KINDS.index(np.dtype(f"u{dtype.itemsize}"))
+
+
+@dataclass(frozen=True)
+class EncodedMap:
+    """A tensor map as an instruction finds it in memory; dimensions innermost first."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    steps: tuple[int, ...]
+    dtype: np.dtype[Any]
+    swizzle: int
+    fills_nan: bool
+
     @property
     def rank(self) -> int:
-        return self.array.ndim
+        return len(self.shape)
 
     @cached_property
-    def steps(self) -> tuple[npt.NDArray[np.int64], ...]:
-        """For each dimension the elements of a box, from its start."""
-        strides = self.element_strides or ()
-        return tuple(
-            np.arange(0, b, s, dtype=np.int64) for b, s in zip(self.box, strides, strict=True)
-        )
+    def counts(self) -> tuple[int, ...]:
+        """Elements that a box delivers in each dimension."""
+        return tuple(-(-b // s) for b, s in zip(self.box, self.steps, strict=True))
 
     @cached_property
     def box_bytes(self) -> int:
         """The bytes that a copy of one box delivers, in bounds or not."""
-        return int(np.prod([len(s) for s in self.steps])) * self.array.itemsize
+        return int(np.prod(self.counts)) * self.dtype.itemsize
 
     def elements(
         self, start: tuple[int, ...]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Byte offsets in the array of a box's elements, row-major, and which are inside it.
+        """Byte offsets from `address` of a box's elements, in its order, and which are inside.
 
-        `start` is outermost first, and may be negative.
+        `start` is innermost first, and may be negative.
         """
-        offset = np.zeros((), np.int64)
-        inside = np.ones((), np.bool_)
-        for step, first, size, stride in zip(
-            self.steps, start, self.array.shape, self.array.strides, strict=True
-        ):
-            at = step + first
-            offset = offset[..., None] + at * stride
-            inside = inside[..., None] & ((at >= 0) & (at < size))
+        offset, inside = np.zeros((), np.int64), np.ones((), np.bool_)
+        for d in reversed(range(self.rank)):
+            at = np.arange(self.counts[d], dtype=np.int64) * self.steps[d] + start[d]
+            offset = offset[..., None] + at * self.strides[d]
+            inside = inside[..., None] & ((at >= 0) & (at < self.shape[d]))
         return offset.reshape(-1), inside.reshape(-1)
 
+    @cached_property
     def fill_bytes(self) -> npt.NDArray[np.uint8]:
         """The bytes of one element beyond the array."""
-        value = np.zeros(1, self.array.dtype)
-        if self.fill == "nan":
-            value[0] = np.nan
-        return value.view(np.uint8)
+        return np.full(1, np.nan if self.fills_nan else 0, self.dtype).view(np.uint8)
+
+
+@lru_cache(maxsize=256)
+def decode(encoded: bytes) -> EncodedMap | None:
+    """The fields of a map in memory, or `None` where these bytes are none."""
+    magic, address, *rest = _FIELDS.unpack(encoded[: _FIELDS.size])
+    if magic != _MAGIC:
+        return None
+    sizes, strides, box, steps = rest[:5], rest[5:9], rest[9:14], rest[14:19]
+    rank, kind, width, fills_nan, _ = rest[19:]
+    dtype = _KINDS[kind]
+    return EncodedMap(
+        address,
+        tuple(sizes[:rank]),
+        (dtype.itemsize, *strides[: rank - 1]),
+        tuple(box[:rank]),
+        tuple(steps[:rank]),
+        dtype,
+        width,
+        bool(fills_nan),
+    )

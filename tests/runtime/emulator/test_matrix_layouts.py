@@ -5,7 +5,7 @@ import pytest
 
 from stagefuse.runtime.emulator.matrix_descriptor import MatrixDescriptor
 from stagefuse.runtime.emulator.swizzle import swizzle
-from stagefuse.runtime.emulator.tensor_map import TensorMap
+from stagefuse.runtime.emulator.tensor_map import EncodedMap, TensorMap, decode
 
 
 def test_swizzle_is_a_permutation_of_each_pattern() -> None:
@@ -54,11 +54,26 @@ def test_step_along_k_within_a_swizzled_row() -> None:
     assert np.array_equal(both, swizzle(plain, 128))
 
 
+def encoded(map_: TensorMap, address: int = 0) -> EncodedMap:
+    found = decode(map_.encode(address))
+    assert found is not None
+    return found
+
+
+def test_map_in_memory() -> None:
+    x = np.zeros((6, 7, 8), np.float32)
+    found = encoded(TensorMap(x, box=(2, 3, 4), swizzle=32, fill="nan"), 1 << 40)
+    assert found == EncodedMap(
+        *(1 << 40, (8, 7, 6), (4, 32, 224), (4, 3, 2), (1, 1, 1), np.dtype(np.float32), 32, True)
+    )
+    assert decode(bytes(128)) is None
+
+
 def test_box_elements(rng: np.random.Generator) -> None:
     x = rng.integers(0, 100, (6, 7, 8)).astype(np.float32)
-    tensor = TensorMap(x, box=(2, 3, 4))
+    tensor = encoded(TensorMap(x, box=(2, 3, 4)))
     start = tuple(int(v) for v in rng.integers(-3, 8, 3))
-    offset, inside = tensor.elements(start)
+    offset, inside = tensor.elements(start[::-1])
     flat = x.reshape(-1)
     expected = []
     for i in range(2):
@@ -73,7 +88,7 @@ def test_box_elements(rng: np.random.Generator) -> None:
 
 def test_element_strides_thin_a_box() -> None:
     x = np.arange(64, dtype=np.int32).reshape(4, 16)
-    tensor = TensorMap(x, box=(4, 16), element_strides=(2, 1))
+    tensor = encoded(TensorMap(x, box=(4, 16), element_strides=(2, 1)))
     offset, inside = tensor.elements((0, 0))
     assert tensor.box_bytes == 128 and inside.all()
     assert np.array_equal(offset // 4, x[::2].reshape(-1))
