@@ -130,3 +130,19 @@ def test_attention(arch: str, shared: int, rng: np.random.Generator) -> None:
     expected = p / p.sum(2, keepdims=True) @ wide[2]
     # probabilities are rounded to f16, the values are at most 1, and so is the f16 result
     close(o, expected, 3 * 2.0**-11)
+
+
+def test_persistent_matmul_that_makes_its_tensor_maps(rng: np.random.Generator) -> None:
+    m, n, k = 256, 128, 128
+    a, b = (rng.uniform(-1, 1, s).astype(np.float16) for s in ((m, k), (n, k)))
+    c = np.zeros((m, n), np.float16)
+    scratch = np.zeros((3, 4, 128), np.uint8)
+    launch(
+        "triton.matmul_own_maps.sm_90a",
+        "matmul_own_maps",
+        *(a, b, c, *np.int32([m, n, k]), scratch, np.uint64(0)),
+        **{"grid": 3, "block": 384, "shared_bytes": 90712},
+    )
+    wide = a.astype(np.float64), b.astype(np.float64).T
+    expected = wide[0] @ wide[1]
+    close(c, expected, product_error(*wide) + 2.0**-11 * np.abs(expected))
