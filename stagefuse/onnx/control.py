@@ -1,4 +1,4 @@
-"""Functions are inlined, `If` on a constant is its branch, `Loop` with a known count is unrolled."""
+"""Functions are inlined, `If` on a constant is its branch, a `Loop` of known turns is unrolled."""
 
 from __future__ import annotations
 

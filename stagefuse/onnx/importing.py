@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from .errors import OnnxError
+from .body import Body
+from .errors import OnnxError, Problem
 from .reading import check_model, read_model
 from .translate import Translator
 from .writer import write_source
@@ -37,22 +38,37 @@ def import_onnx(
 ) -> Path:
     """Write the `.pipe` of a model file, and a `.safetensors` beside it; the path of the `.pipe`.
 
-    `fixed` gives inputs of the model values for good: shapes, axes and the like that the program
-    must know while it is compiled. Files of the same names are written over.
+    Both are called like the model; files of these names are written over. `fixed` gives inputs
+    of the model values for good: shapes, axes and the like that the program must know while it is
+    compiled.
 
     Raises OnnxError with everything that cannot be imported, OSError.
     """
-    path, folder = Path(model), Path(folder)
-    found = import_model(read_model(path), name=path.stem, folder=path.parent, fixed=fixed)
-    folder.mkdir(parents=True, exist_ok=True)
+    return import_to(model, Path(folder) / f"{file_stem(Path(model).stem)}.pipe", fixed=fixed)
+
+
+def import_to(
+    model: str | Path, target: Path, *, fixed: Mapping[str, Any] | None = None
+) -> Path:
+    """The same, to a `.pipe` file of any name. Nothing is written unless all can be imported."""
+    path = Path(model)
+    try:
+        found = import_model(read_model(path), name=target.stem, folder=path.parent, fixed=fixed)
+    except OnnxError as error:
+        raise OnnxError(error.problems, str(path)) from error
+    target.parent.mkdir(parents=True, exist_ok=True)
     if found.arrays:
         from safetensors.numpy import save_file
 
         whole = {k: np.ascontiguousarray(a).reshape(a.shape) for k, a in found.arrays.items()}
-        save_file(whole, folder / found.weights_file)
-    target = folder / f"{Path(found.weights_file).stem}.pipe"
+        save_file(whole, target.parent / found.weights_file)
     target.write_text(found.text, encoding="utf-8")
     return target
+
+
+def file_stem(name: str) -> str:
+    """A name that a file, and in quotes the source, can have."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip(".") or "model"
 
 
 def import_model(
@@ -67,18 +83,31 @@ def import_model(
     Raises OnnxError.
     """
     check_model(model)
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip(".") or "model"
+    stem = file_stem(name)
     translator = Translator(folder, {k: np.asarray(v) for k, v in (fixed or {}).items()})
     unknown = sorted(set(translator.fixed) - {i.name for i in model.graph.input})
     if unknown:
-        from .errors import Problem
-
         raise OnnxError([Problem(f"`fixed` names {unknown[0]!r}, which is no input of the model")])
     pipeline = translator.names.value(stem)
-    body = translator.model(model)
+    body = _translated(translator, model)
     weights_file = f"{stem}.safetensors"
     text = write_source(translator, body, pipeline, weights_file, model)
     return Imported(
         text, translator.arrays, {a: b for a, b, _ in translator.inputs},
         {a: b for a, b, _ in translator.results}, pipeline, weights_file,
     )  # fmt: skip
+
+
+def _translated(translator: Translator, model: onnx.ModelProto) -> Body:
+    """The body; where a model that the standard's checker refuses made us fail, its words."""
+    try:
+        return translator.model(model)
+    except (OnnxError, MemoryError):
+        raise
+    except Exception as error:
+        try:
+            onnx.checker.check_model(model)
+        except Exception as found:
+            reason = str(found).strip().splitlines() or [type(found).__name__]
+            raise OnnxError([Problem(f"the model is not valid: {reason[0]}")]) from error
+        raise

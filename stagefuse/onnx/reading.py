@@ -140,10 +140,11 @@ def _external(tensor: onnx.TensorProto, folder: Path | None, size: int) -> Any:
 def inside(folder: Path, location: str) -> Path:
     """A file of a folder, whatever links it goes through. Raises Refused."""
     root = os.path.realpath(folder)
-    found = os.path.realpath(os.path.join(root, location))
     parts = location.replace("\\", "/").split("/")
-    outside = os.path.commonpath([root, found]) != root
-    if not location or "\0" in location or os.path.isabs(location) or ".." in parts or outside:
+    found = root
+    if location.isprintable() and not os.path.isabs(location) and ".." not in parts:
+        found = os.path.realpath(os.path.join(root, location))
+    if found == root or os.path.commonpath([root, found]) != root:
         raise Refused(f"the external data `{location}` is outside the model's folder")
     if not os.path.isfile(found):
         raise Refused(f"there is no file `{location}` beside the model")

@@ -94,8 +94,9 @@ def function_of(proto: onnx.NodeProto, node: Node) -> onnx.FunctionProto | None:
 def _type_proto(node: Node, index: int) -> bytes:
     value = node.maybe(index)
     if value is None:
-        return onnx.TypeProto().SerializeToString()
+        return b""
     numbers = {np.dtype(v).name: k for k, v in _NUMPY.items()}
     shape = [d.as_int() for d in value.shape]
     made = onnx.helper.make_tensor_type_proto(numbers[value.dtype.numpy.name], shape)
-    return bytes(made.SerializeToString())
+    text: bytes = made.SerializeToString()
+    return text

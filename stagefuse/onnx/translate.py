@@ -24,8 +24,8 @@ from .reading import array_of, dtype_of
 from .record import Written, records
 from .text import literal, size_text
 
-MAX_NODES = 200_000
-"""Nodes that are translated, those of functions and loops each time: a bound on hostile files."""
+MAX_UNFOLDED = 5_000
+"""Nodes that functions and loops may unfold to, beside ten times those that the file holds."""
 MAX_DEPTH = 40
 
 Env: TypeAlias = "dict[str, Val | None]"
@@ -49,6 +49,7 @@ class Translator:
     texts: dict[str, str] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     count: int = 0
+    most: int = MAX_UNFOLDED
 
     def model(self, model: onnx.ModelProto) -> Body:
         """The body of the main graph. Raises OnnxError with everything that is in the way."""
@@ -58,6 +59,8 @@ class Translator:
             raise OnnxError([Problem(
                 f"the model is of opset {self.opsets['ai.onnx']}", need=f"opset 1 to {newest}")])
         self.functions = {(f.domain, f.name): f for f in model.functions}
+        held = len(model.graph.node) + sum(len(f.node) for f in model.functions)
+        self.most = MAX_UNFOLDED + 10 * held
         graph = model.graph
         env: Env = {}
         self.held = {t.name for t in graph.initializer}
@@ -154,9 +157,9 @@ class Translator:
     def node(self, proto: onnx.NodeProto, env: Env, depth: int) -> None:
         """One node: folded, written by its record, or replaced by its function. Raises Refused."""
         self.count += 1
-        if self.count > MAX_NODES or depth > MAX_DEPTH:
+        if self.count > self.most or depth > MAX_DEPTH:
             raise OnnxError([Problem("functions and loops of this model unfold without end",
-                                     need=f"at most {MAX_NODES} nodes, {MAX_DEPTH} deep")])
+                                     need=f"at most {self.most} nodes, {MAX_DEPTH} deep")])
         missing = [i for i in proto.input if i and i not in env]
         if missing:
             raise Refused(f"nothing before it computes its input `{missing[0]}`")
@@ -234,9 +237,8 @@ class Translator:
         assert known is not None
         if known.dtype == object:
             return _stacked(known)
-        plain = literal(known[()]) if not known.shape else None
-        if plain is not None:
-            return f"{value.dtype}({plain})"
+        if not known.shape:
+            return f"{value.dtype}({literal(known[()])})"
         return self._weight(value, known)
 
     def _weight(self, value: Val, known: np.ndarray[Any, Any]) -> str:
@@ -252,7 +254,7 @@ class Translator:
 def _stacked(known: np.ndarray[Any, Any]) -> str:
     """Sizes as a tensor."""
     if not known.shape:
-        return f"i64({size_text(known[()])})"
+        return f"i64({size_text(known.item())})"
     if known.ndim > 1:
         raise Refused("sizes in a tensor of more than one dimension", "vectors of sizes")
     return f"stack([{', '.join(f'i64({size_text(v)})' for v in known)}])"

@@ -53,7 +53,7 @@ class Axis:
 
 
 def _nearest(x: np.ndarray[Any, Any], mode: str, size: int) -> np.ndarray[Any, Any]:
-    rounding = {
+    rounding: dict[str, Any] = {
         "round_prefer_floor": lambda v: np.ceil(v - 0.5), "floor": np.floor, "ceil": np.ceil,
         "round_prefer_ceil": lambda v: np.floor(v + 0.5),
     }  # fmt: skip
