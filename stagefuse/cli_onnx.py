@@ -18,9 +18,13 @@ from .cli_shared import FILE, JSON, pairs, reported, show_json, working
     "--fix", "fixed", multiple=True, metavar="INPUT=VALUE",
     help="Give an input of the model a value for good: numbers with commas, or a .npy file.",
 )
+@click.option(
+    "--size", "sizes", multiple=True, metavar="NAME=RANGE",
+    help="Give a size of the model a range, such as sequence=1..512 (512 too), or one value.",
+)
 @JSON
 def import_command(
-    file: Path, output: Path | None, fixed: tuple[str, ...], as_json: bool
+    file: Path, output: Path | None, fixed: tuple[str, ...], sizes: tuple[str, ...], as_json: bool
 ) -> None:
     """Import FILE (.onnx) as a .pipe source, with its weights in a .safetensors beside it.
 
@@ -30,12 +34,24 @@ def import_command(
         from .onnx.importing import file_stem, import_to
 
         target = output or Path(f"{file_stem(file.stem)}.pipe")
-        import_to(file, target, fixed=fixed_values(fixed))
+        import_to(file, target, fixed=fixed_values(fixed), sizes=size_ranges(sizes))
     weights = target.with_suffix(".safetensors")
     written = [str(path) for path in (target, weights) if path.is_file()]
     if as_json:
         return show_json(output=str(target), files=written)
     click.echo("\n".join(written))
+
+
+def size_ranges(options: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Least and greatest value by the name of a size."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, text in pairs(options, "--size").items():
+        low, _, high = text.partition("..")
+        ends = (low, high.lstrip("=") or low)
+        if not all(end.isdigit() for end in ends):
+            raise click.UsageError(f"--size {name} takes a number or a range, not {text!r}")
+        found[name] = (int(ends[0]), int(ends[1]))
+    return found
 
 
 def fixed_values(options: Sequence[str]) -> dict[str, Any]:

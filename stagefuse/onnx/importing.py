@@ -14,7 +14,7 @@ import onnx
 from .body import Body
 from .errors import OnnxError, Problem
 from .reading import check_model, read_model
-from .translate import Translator
+from .translate import Range, Translator
 from .writer import write_source
 
 
@@ -34,26 +34,38 @@ class Imported:
 
 
 def import_onnx(
-    model: str | Path, folder: str | Path = ".", *, fixed: Mapping[str, Any] | None = None
+    model: str | Path,
+    folder: str | Path = ".",
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int | tuple[int, int]] | None = None,
 ) -> Path:
     """Write the `.pipe` of a model file, and a `.safetensors` beside it; the path of the `.pipe`.
 
     Both are called like the model; files of these names are written over. `fixed` gives inputs
     of the model values for good: shapes, axes and the like that the program must know while it is
-    compiled.
+    compiled. `sizes` gives sizes that vary a range, `{"sequence": (1, 512)}`, or one value; without
+    it they are at least 1, and at most what the model's own slices of constants allow.
 
     Raises OnnxError with everything that cannot be imported, OSError.
     """
-    return import_to(model, Path(folder) / f"{file_stem(Path(model).stem)}.pipe", fixed=fixed)
+    target = Path(folder) / f"{file_stem(Path(model).stem)}.pipe"
+    return import_to(model, target, fixed=fixed, sizes=sizes)
 
 
 def import_to(
-    model: str | Path, target: Path, *, fixed: Mapping[str, Any] | None = None
+    model: str | Path,
+    target: Path,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int | tuple[int, int]] | None = None,
 ) -> Path:
     """The same, to a `.pipe` file of any name. Nothing is written unless all can be imported."""
     path = Path(model)
     try:
-        found = import_model(read_model(path), name=target.stem, folder=path.parent, fixed=fixed)
+        found = import_model(
+            read_model(path), name=target.stem, folder=path.parent, fixed=fixed, sizes=sizes
+        )
     except OnnxError as error:
         raise OnnxError(error.problems, str(path)) from error
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +89,7 @@ def import_model(
     name: str = "model",
     folder: Path | None = None,
     fixed: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int | tuple[int, int]] | None = None,
 ) -> Imported:
     """The source of a model in memory. External data are read from `folder` alone.
 
@@ -84,18 +97,44 @@ def import_model(
     """
     check_model(model)
     stem = file_stem(name)
-    translator = Translator(folder, {k: np.asarray(v) for k, v in (fixed or {}).items()})
-    unknown = sorted(set(translator.fixed) - {i.name for i in model.graph.input})
+    given = {k: np.asarray(v) for k, v in (fixed or {}).items()}
+    unknown = sorted(set(given) - {i.name for i in model.graph.input})
     if unknown:
         raise OnnxError([Problem(f"`fixed` names {unknown[0]!r}, which is no input of the model")])
-    pipeline = translator.names.value(stem)
-    body = _translated(translator, model)
+    translator, body, pipeline = _inferred(model, stem, folder, given, _ranges(sizes or {}))
     weights_file = f"{stem}.safetensors"
     text = write_source(translator, body, pipeline, weights_file, model)
     return Imported(
         text, translator.arrays, {a: b for a, b, _ in translator.inputs},
         {a: b for a, b, _ in translator.results}, pipeline, weights_file,
     )  # fmt: skip
+
+
+def _ranges(sizes: Mapping[str, int | tuple[int, int]]) -> dict[str, Range]:
+    """Ranges by the model's name of a size. Raises OnnxError."""
+    found: dict[str, Range] = {}
+    for name, given in sizes.items():
+        low, high = (given, given) if isinstance(given, int) else given
+        if not 0 <= low <= high:
+            raise OnnxError([Problem(f"`sizes` gives {name!r} the range {low}..={high}")])
+        found[name] = (low, high)
+    return found
+
+
+def _inferred(
+    model: onnx.ModelProto, stem: str, folder: Path | None,
+    fixed: Mapping[str, np.ndarray[Any, Any]], ranges: dict[str, Range],
+) -> tuple[Translator, Body, str]:
+    """The translation; where shapes fit only for sizes up to some bound, that bound is taken."""
+    while True:
+        translator = Translator(folder, fixed, ranges=ranges)
+        pipeline = translator.names.value(stem)
+        try:
+            return translator, _translated(translator, model), pipeline
+        except OnnxError:
+            if not translator.likely:
+                raise
+        ranges = ranges | {name: (1, high) for name, high in translator.likely.items()}
 
 
 def _translated(translator: Translator, model: onnx.ModelProto) -> Body:

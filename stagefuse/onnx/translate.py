@@ -28,6 +28,7 @@ MAX_UNFOLDED = 5_000
 """Nodes that functions and loops may unfold to, beside ten times those that the file holds."""
 MAX_DEPTH = 40
 
+Range: TypeAlias = "tuple[int, int | None]"
 Env: TypeAlias = "dict[str, Val | None]"
 """Values by the model's names; None for one whose node could not be translated."""
 
@@ -44,6 +45,8 @@ class Translator:
     inputs: list[tuple[str, str, TensorType]] = field(default_factory=list)
     results: list[tuple[str, str, TensorType]] = field(default_factory=list)
     sizes: dict[str, str] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    likely: dict[str, int] = field(default_factory=dict)
     functions: dict[tuple[str, str], onnx.FunctionProto] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -65,7 +68,7 @@ class Translator:
         env: Env = {}
         self.held = {t.name for t in graph.initializer}
         types = [(i, self._input_type(i)) for i in graph.input if i.name not in self.held]
-        self.body = Body.start({name: (1, None) for name in self.sizes.values()})
+        self.body = Body.start({new: self.range_of(old) for old, new in self.sizes.items()})
         for info, type in types:
             env[info.name] = None if type is None else self._input(info.name, type)
         self.initializers(graph, env)
@@ -107,9 +110,16 @@ class Translator:
         if kind == "dim_value":
             return as_expr(dim.dim_value)
         wanted = dim.dim_param if kind == "dim_param" and dim.dim_param else f"N{len(self.sizes)}"
+        low, high = self.range_of(wanted)
+        if low == high:
+            return as_expr(low)
         if wanted not in self.sizes:
             self.sizes[wanted] = self.names.size(wanted)
         return sym(self.sizes[wanted])
+
+    def range_of(self, size: str) -> Range:
+        """The least and the greatest value of one of the model's sizes."""
+        return self.ranges.get(size, (1, None))
 
     def _input(self, name: str, type: TensorType) -> Val | None:
         if name in self.fixed:
@@ -152,6 +162,7 @@ class Translator:
                 self.node(node, env, depth)
             except Refused as refusal:
                 self.problems.append(refusal.at(node.op_type, node.name or node.output[0]))
+                self._suspect([v for i in node.input if i and (v := env.get(i)) is not None])
                 env.update({name: None for name in node.output if name})
 
     def node(self, proto: onnx.NodeProto, env: Env, depth: int) -> None:
@@ -175,6 +186,15 @@ class Translator:
                                     for name, array in zip(proto.output, folded, strict=False)])
             return
         self._write(proto, node, env, depth)
+
+    def _suspect(self, values: Sequence[Val]) -> None:
+        """Note `min(128, T)` in the shapes of what does not fit: T was meant to be at most 128."""
+        known = {new: old for old, new in self.sizes.items()}
+        for size in (d for v in values for d in v.shape):
+            for name, most in minima(size):
+                if name in known and self.range_of(known[name])[1] is None:
+                    old = known[name]
+                    self.likely[old] = min(most, self.likely.get(old, most))
 
     def _write(self, proto: onnx.NodeProto, node: Node, env: Env, depth: int) -> None:
         record = records().get(schemas.full_name(proto))
@@ -258,6 +278,20 @@ def _stacked(known: np.ndarray[Any, Any]) -> str:
     if known.ndim > 1:
         raise Refused("sizes in a tensor of more than one dimension", "vectors of sizes")
     return f"stack([{', '.join(f'i64({size_text(v)})' for v in known)}])"
+
+
+def minima(size: Expr) -> list[tuple[str, int]]:
+    """The sizes that occur as `min(number, size)`, with the number."""
+    found = []
+    for monomial, _ in size.terms:
+        for atom, _ in monomial:
+            inner = [a for a in atom.args if isinstance(a, Expr)]
+            numbers = [n for a in inner if (n := a.as_int()) is not None]
+            names = [s for a in inner if (s := a.as_symbol()) is not None]
+            if atom.kind == "min" and len(numbers) == len(names) == 1:
+                found.append((names[0], numbers[0]))
+            found += [pair for a in inner for pair in minima(a)]
+    return found
 
 
 def needed(nodes: Sequence[onnx.NodeProto], wanted: Iterable[str]) -> list[onnx.NodeProto]:
