@@ -1,9 +1,9 @@
-"""The buffers of a pipeline on one target: inputs, results, stored arrays, and the arena's slots."""
+"""The buffers of a pipeline on one target: inputs, results, stored arrays, the arena's slots."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,11 @@ class Buffers:
     """
 
     def __init__(
-        self, pipeline: Pipeline, graph: Graph, stored: dict[Ref, Array], arrays: dict[str, Array]
+        self,
+        pipeline: Pipeline,
+        graph: Graph,
+        stored: Mapping[Ref, Array],
+        arrays: dict[str, Array],
     ) -> None:
         self.pipeline, self.graph, self.stored, self.arrays = pipeline, graph, stored, arrays
         self.plans: list[BufferPlan] = []

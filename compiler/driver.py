@@ -39,7 +39,8 @@ def compile_file(
 ) -> Plan:
     """The plan of a file's pipelines, or of one of them, with CPU code for some levels.
 
-    `targets` are cpu, names of GPUs, and arches. `verify` checks the graph after every pass, and every kernel. Raises CompileError, OSError.
+    `targets` are cpu, names of GPUs, and arches. `verify` checks the graph after every pass, and
+    every kernel. Raises CompileError, OSError.
     """
     from .front import check_source
 

@@ -88,7 +88,8 @@ class _Run:
         self.source = Path(self.folder.name) / "kernels.ptx"
         self.source.write_text(text, encoding="utf-8")
         self.output = self.source.with_suffix(".cubin")
-        command = [tool, "-v", f"-arch={arch}", "-o", self.output, self.source]
+        files = ["-o", str(self.output), str(self.source)]
+        command = [str(tool), "-v", f"-arch={arch}", *files]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -98,7 +99,8 @@ class _Run:
         said, _ = self.process.communicate()
         with self.folder:
             if self.process.returncode:
-                raise InternalError(f"ptxas refused a module for {self.arch}:\n{self._quoted(said)}")
+                quoted = self._quoted(said)
+                raise InternalError(f"ptxas refused a module for {self.arch}:\n{quoted}")
             made = Assembled(self.output.read_bytes(), read_usage(said))
         with suppress(OSError):
             _keep(self.key, made)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 from stagefuse.compiler.cpu import scalars as shared
 from stagefuse.dsl.dims import Atom, Expr, Facts, as_expr, const, sym
@@ -172,8 +173,9 @@ class IndexWriter:
         if positive and self.facts.is_positive(b):
             quotient = self.code.unsigned_division(x, y)
             return quotient if atom.kind == "//" else x - quotient * y
-        quotient, rest = shared.integer_division(self.code, x, y, unsigned=False)  # type: ignore[arg-type]
-        return quotient if atom.kind == "//" else rest  # type: ignore[return-value]
+        divide = cast(Any, shared.integer_division)  # a formula for either writer
+        quotient, rest = divide(self.code, x, y, unsigned=False)
+        return cast(Value, quotient if atom.kind == "//" else rest)
 
     def _by_constant(self, kind: str, a: Expr, x: Value, number: int, positive: bool) -> Value:
         if number & (number - 1) == 0:

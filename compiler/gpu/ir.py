@@ -418,7 +418,8 @@ class Code:
         self.tables.add("two_over_pi")
         start = self.pure("mov.u64", "i64", Value(self, "sf_two_over_pi", "i64"))
         place = start + at.shl(3)
-        return self.pure("ld.global.f64", "double", Value(self, f"[{place.text}]", "i64", place.depth))
+        at = Value(self, f"[{place.text}]", "i64", place.depth)
+        return self.pure("ld.global.f64", "double", at)
 
     def compare(self, relation: str, a: Value, b: Value, unsigned: bool) -> Value:
         if a.is_float:
@@ -452,6 +453,16 @@ class Code:
         return _CONVERT[word](self, value, kind)
 
     # What formulas call
+
+    def call(self, name: str, kind: str, *args: Value) -> Value:
+        """The helper functions of `compiler.cpu.vector_math`."""
+        assert name.startswith("sf.scale."), name
+        p, k = args
+        least, bias, mantissa = (-252, 127, 23) if kind == "float" else (-2044, 1023, 52)
+        k = self.extreme("smax", k, self.const(least, k.type))
+        half = k.ashr(1)
+        low, high = ((n + bias).shl(mantissa).as_float(kind) for n in (half, k - half))
+        return (p * low) * high
 
     def intrinsic(self, name: str, *args: Value) -> Value:
         """LLVM's intrinsic of this name."""

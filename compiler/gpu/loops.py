@@ -26,6 +26,7 @@ from stagefuse.compiler.kernel_ir import (
     Store,
     TileProduct,
 )
+from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod, sym
 
 from .ir import Value
@@ -402,7 +403,7 @@ class LoopWriter(ValueWriter):
         return reads & tracked, writes & tracked
 
 
-def _values(s: Statement) -> tuple[object, ...]:
+def _values(s: Statement) -> tuple[KernelValue, ...]:
     if isinstance(s, Let | Fold):
         return (s.value,)
     if isinstance(s, Store):

@@ -54,7 +54,8 @@ class ProductWriter(FoldWriter):
         return size if self.divides(size, self.resolve(place)) else 1
 
     def _row_of_panel(self, s: TileProduct, place: Expr) -> list[Value]:
-        memory, found = self.memory[s.panel], []
+        memory = self.memory[s.panel]
+        found: list[Value] = []
         width = min(self._vector(s.panel, place), COLUMNS)
         for n in range(0, COLUMNS, width):
             found += self._access(memory, self.address(memory, (place + n, None)), width)

@@ -74,9 +74,7 @@ class SortWriter(ProductWriter):
             mine = self.index(sym("at'"), flip.type)
             other = mine ^ flip
             pair = other.compare("gt", mine) & other.compare("lt", count)
-            with self.when(pair), self.named(
-                **{name: (other, const(0), as_expr(s.count) - 1)}
-            ):
+            with self.when(pair), self.named(**{name: (other, const(0), as_expr(s.count) - 1)}):
                 places = [(sym("at'"), None), (sym(name), None)]
                 at_keys = [self.address(keys, p) for p in places]
                 at_order = [self.address(order, p) for p in places]

@@ -180,11 +180,7 @@ class ValueWriter(IndexWriter):
 
     def _small_comparison(self, op: Op) -> Value | None:
         """A comparison of index expressions, in 32 bits if they fit."""
-        sides = [
-            a.expr if isinstance(a, Index) else const(int(a.value)) if isinstance(a, Const) else None
-            for a in op.args
-        ]
-        a, b = sides
+        a, b = map(_as_expr, op.args)
         if op.fn not in ("eq", "ne", "lt", "le", "gt", "ge") or a is None or b is None:
             return None
         return self.holds(op.fn, a, b)
@@ -338,7 +334,7 @@ class ValueWriter(IndexWriter):
 
     def _access(self, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
         """Elements read from an address, in the types they are loaded in."""
-        code, raw = self.code, scalars.RAW[memory.dtype.name]
+        code = self.code
         key = ("load", memory.name, at, str(count), self.active.text if self.active else "")
         if memory.constant:
             for scope in code.scopes:
@@ -429,6 +425,12 @@ class ValueWriter(IndexWriter):
                     found = frozenset((f"%{part.name}",))
                 self._names[id(part)] = found
         return self._names[id(value)]
+
+
+def _as_expr(value: KernelValue) -> Expr | None:
+    if isinstance(value, Const):
+        return const(int(value.value))
+    return value.expr if isinstance(value, Index) else None
 
 
 def _vector(count: int) -> str:
