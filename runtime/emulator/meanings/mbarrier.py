@@ -15,6 +15,7 @@ from ..operands import Get, address, getter, putter
 from ..order import Clock, acquire, join, publish
 from ..program import Control, Run, Site, Step
 from . import control, effect
+from .copies import copies_of
 
 if TYPE_CHECKING:
     from ..machine import Batch, Group, Machine
@@ -274,5 +275,26 @@ def _pending_count(site: Site) -> Run:
     def run(g: Group) -> None:
         values = np.broadcast_to(state(g), g.n)
         put(g, np.array([pending_of(int(x)) for x in values], np.uint32))
+
+    return run
+
+
+@effect("mbarrier.async_arrive")
+def _async_arrive(site: Site) -> Run:
+    """An arrival when a thread's copies by `cp.async` have come; here they come at once.
+
+    Without `noinc` the phase first lacks one more, so that the number of arrivals stays.
+    """
+    where, space, counts = address(site, "a"), space_of(site), "noinc" in site.match.slots
+
+    def run(g: Group) -> None:
+        batch = g.batch
+        copies_of(batch).arrive(batch, g.threads(), None)
+        for index, threads, at in located(g, space, where(g)):
+            barrier, clock = find(batch, index, int(threads[0])), publish(batch, threads)
+            if not counts:
+                barrier.pending += len(at)
+            using(int(threads[0]), lambda b=barrier, n=len(at), c=clock: b.arrive(n, c))
+            advanced(batch, barrier)
 
     return run
