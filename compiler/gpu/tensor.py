@@ -277,7 +277,9 @@ class _Copies:
         start = Value(code, base, "i64", code.depth)
         source = code.variable("i64", start + int(offset or 0))
         step = code.const(DEPTH * row * 4, "i64")
-        return _Copy(source, ring + w.index(target, "i32"), w.index(k, "i32"), valid, step, width * 4)
+        return _Copy(
+            source, ring + w.index(target, "i32"), w.index(k, "i32"), valid, step, width * 4
+        )
 
     def issue(self, number: int, some: Value) -> None:
         """Starts the copies of the stage of this number."""
