@@ -51,6 +51,11 @@ def bulk_agents(batch: Batch, thread: int) -> tuple[Agent, Agent]:
     return Agent(None, None), Agent(None, None)
 
 
+def product_agent(batch: Batch, warpgroup: int, number: int) -> Agent:
+    """Who reads the operands of the products in a group of a warpgroup."""
+    return Agent(None, None)
+
+
 def bulk_commit(batch: Batch, threads: Array) -> None:
     """Closes the open bulk group of some threads."""
 
@@ -71,6 +76,6 @@ def async_write(
 
 __all__ = [
     *("Agent", "Clock", "acquire", "async_read", "async_write", "barrier_agent", "bulk_agents"),
-    *("bulk_commit", "bulk_wait", "join", "publish"),
+    *("bulk_commit", "bulk_wait", "join", "product_agent", "publish"),
 ]
 del np

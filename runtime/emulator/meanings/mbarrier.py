@@ -298,3 +298,9 @@ def _async_arrive(site: Site) -> Run:
             advanced(batch, barrier)
 
     return run
+
+
+@effect("barrier.fence_init")
+def _fence_init(site: Site) -> Run:
+    """A barrier exists for all from its initialisation on: what uses it must be ordered after."""
+    return lambda g: None
