@@ -128,7 +128,7 @@ def describe(number: int) -> tuple[str, int, int, int]:
     kinds = _driver().CUdevice_attribute
     doing = f"describing GPU {number}"
     device = _call("cuDeviceGet", doing, number)
-    name = _text(_call("cuDeviceGetName", doing, 128, device)).rstrip("\0")
+    name = _text(_call("cuDeviceGetName", doing, 128, device)).partition("\0")[0].strip()
     major, minor = (
         _call("cuDeviceGetAttribute", doing, kind, device)
         for kind in (
