@@ -22,12 +22,14 @@ from stagefuse.dsl.dims import Expr, Facts, as_expr
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Assembled, AssemblerMissing, Usage, assemble
+from .contract import lower_contract
 from .emit import Entry, KernelWriter, module_text
 from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
 
 JOINS = ("placed",)
 """A product and its row kernels stay apart: a tile of scores fits no block's shared memory."""
 TYPICAL_SIZE = 128
+GPU_FORMS = {**FORMS, "contract": lower_contract}
 
 
 class SourceLowering(Lowering):
@@ -61,6 +63,7 @@ class GpuCompiler:
     def __init__(self, arches: Sequence[str], source_name: str) -> None:
         self.arches, self.source_name = tuple(arches), source_name
         self.entries: dict[object, Entry] = {}
+        self.verified: set[str] = set()
         self.costs: dict[tuple[str, int], _Cost] = {}
 
     def plan(
@@ -78,9 +81,10 @@ class GpuCompiler:
         launches: list[GpuLaunchPlan] = []
         for group in found.groups:
             low = SourceLowering(graph, group, sites, GPU)
-            lowered = finish(low, FORMS)
-            if bounds is not None:
+            lowered = finish(low, GPU_FORMS)
+            if bounds is not None and lowered.kernel.name not in self.verified:
                 verified_kernel(lowered.kernel, graph, bounds)
+                self.verified.add(lowered.kernel.name)
             entry = self._entry(pipeline, graph, lowered, low.lines)
             self._note_cost(pipeline, graph, lowered, entry, len(launches))
             launches.append(

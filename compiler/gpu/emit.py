@@ -19,8 +19,8 @@ from stagefuse.dsl.dims import Expr, Facts, const, floordiv, minimum, mod, sym
 from .ir import Value, constant_text
 from .loops import Carry
 from .private import private_arrays, vector_width
-from .sort import SortWriter
 from .teams import Team, choose
+from .tensor import TensorWriter
 from .values import Memory
 
 PTX_VERSION = "8.7"
@@ -45,7 +45,7 @@ class Entry:
     tables: frozenset[str]
 
 
-class KernelWriter(SortWriter):
+class KernelWriter(TensorWriter):
     """Writes the entry of one kernel."""
 
     def __init__(

@@ -26,6 +26,7 @@ from stagefuse.dsl.dims import Expr, Facts
 WARP = 32
 BLOCK_LANES = 256
 """Lanes of a block whose teams are smaller than it."""
+PRODUCT_LANES = 128
 MOST_IN_REGISTERS = 32
 """Elements of a row that one lane holds when loops are unrolled."""
 
@@ -113,8 +114,10 @@ def _reads(stores: Sequence[Store]) -> set[str]:
 def choose(kernel: Kernel, facts: Facts) -> Team:
     """The team for a kernel, by how much there is for it to share."""
     statements = list(walk(kernel.body))
-    if any(isinstance(s, TileProduct | SortRow) for s in statements):
+    if any(isinstance(s, SortRow) for s in statements):
         return Team(BLOCK_LANES, 1)
+    if any(isinstance(s, TileProduct) for s in statements):
+        return Team(PRODUCT_LANES, 1)
     loops = list(shared_loops(kernel.body))
     arrays = any(isinstance(s, Alloc) and s.shape for s in statements)
     if not loops:
