@@ -145,8 +145,13 @@ def open_context(number: int) -> Any:
     return _call("cuDevicePrimaryCtxRetain", "opening a GPU", device)
 
 
-def use_context(context: Any) -> None:
-    _call("cuCtxSetCurrent", "choosing a GPU", context)
+def enter(context: Any) -> None:
+    """Make the context this thread's until `leave`."""
+    _call("cuCtxPushCurrent", "choosing a GPU", context)
+
+
+def leave() -> None:
+    _call("cuCtxPopCurrent", "leaving a GPU")
 
 
 def close_context(number: int) -> None:

@@ -74,7 +74,14 @@ API cuDeviceGetAttribute(int *v, int which, CUdevice d) {
 API cuDeviceTotalMem_v2(size_t *n, CUdevice d) { *n = 1 << 24; return d == 0 ? OK : 101; }
 API cuDevicePrimaryCtxRetain(void **c, CUdevice d) { *c = &context; held++; return d == 0 ? OK : 101; }
 API cuDevicePrimaryCtxRelease_v2(CUdevice d) { held--; return d == 0 ? OK : 101; }
-API cuCtxSetCurrent(void *c) { current = c; return c == &context ? OK : 201; }
+static __thread int depth;
+API cuCtxPushCurrent_v2(void *c) { current = c, depth++; return c == &context ? OK : 201; }
+API cuCtxPopCurrent_v2(void **c) {
+  *c = current;
+  if (--depth < 0) return 201;
+  current = depth ? &context : NULL;
+  return OK;
+}
 API cuGetErrorName(CUresult e, const char **s) {
   *s = e == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : e == 500 ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR_STUB";
   return OK;

@@ -87,14 +87,16 @@ def arrays_of_others() -> None:
         y, z = Array(np.empty_like(x)), Array(np.empty_like(x))
         pipe(x=first.y, out=(y, z))
         check([y.content, z.content], content(first.y))
-        stream = calls.stream()
+        with pipe.driver.active():  # type: ignore[attr-defined]
+            stream = calls.stream()
         on: Any = pipe.on(stream)  # type: ignore[attr-defined]
         third = on(x=first.y)
         check([content(third.y), content(third.z)], content(first.y))
         held = third.y.__dlpack__(stream=None, max_version=(1, 0))
         del first, second, third, capsule, held
         gc.collect()
-        calls.close_stream(stream)
+        with pipe.driver.active():  # type: ignore[attr-defined]
+            calls.close_stream(stream)
 
 
 def launches() -> None:
@@ -128,7 +130,7 @@ def errors() -> None:
     text = handmade_gpu.ptx("sm_90a")
     try:
         library = calls.open_context(0)
-        calls.use_context(library)
+        calls.enter(library)
         calls.kernel(calls.load(text.encode() + b"\0"), "nothing")
     except sf.DeviceError as refused:
         assert "looking for the kernel nothing: CUDA_ERROR_NOT_FOUND: so says" in str(refused)
