@@ -8,6 +8,7 @@ have nothing to do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -64,8 +65,8 @@ class EmulatorDriver:
         self._emulator: Any = None
         self.records: list[tuple[Launch, Any]] = []
 
-    def activate(self) -> None:
-        pass
+    def active(self) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def load(self, kernels: Mapping[str, int]) -> None:
         self._emulator = import_module("stagefuse.runtime.emulator")
@@ -160,7 +161,7 @@ class EmulatorDriver:
     def view(self, value: Any, name: str, stream: Any) -> Any:
         return None
 
-    def array(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: Any) -> Any:
         raise DeviceError("the emulator has no device memory to put results into")
 
     def close(self) -> None:
