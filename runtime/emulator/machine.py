@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .barriers import Barriers
 from .errors import Fault, Stop
-from .memory import Arena, Heap
+from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
 from .program import Code, Program, Step
 from .special import special_value
@@ -55,7 +55,7 @@ class Frame:
         ]
 
     def param_address(self, number: int) -> int:
-        return number << 32
+        return CALL_PARAM | number << 32
 
 
 class Group:
