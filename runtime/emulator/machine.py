@@ -364,6 +364,7 @@ class Batch:
 _REASONS = {
     "mbarrier": "waits for a phase of an mbarrier that never completes",
     "cluster": "waits for threads of the cluster that never come",
+    "registers": "waits for registers that no warp gives back",
     "wgmma": "waits for warps of the warpgroup that never come",
 }
 
