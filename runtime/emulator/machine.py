@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .barriers import Barriers
 from .errors import Fault, Stop
-from .memory import Arena, Heap
+from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
 from .order import exits
 from .program import Code, Program, Step
@@ -56,7 +56,7 @@ class Frame:
         ]
 
     def param_address(self, number: int) -> int:
-        return number << 32
+        return CALL_PARAM | number << 32
 
 
 class Group:
@@ -327,7 +327,8 @@ class Batch:
         flags = np.zeros(self.threads, np.bool_)
         flags[threads] = True
         words: Array = np.packbits(flags.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32)
-        return words.reshape(-1)
+        flat: Array = words.reshape(-1)
+        return flat
 
     def lane_bits(self, g: Group) -> Array:
         """For each thread of a group the lanes of its warp that are in the group."""
