@@ -30,6 +30,7 @@ from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod, sym
 
 from .ir import Value
+from .private import accesses
 from .teams import MOST_IN_REGISTERS, Team, is_shared, most_of, nest_of
 from .values import Group, Memory, Scope, ValueWriter
 
@@ -215,7 +216,7 @@ class LoopWriter(ValueWriter):
             return carry
 
         simple = all(isinstance(x, Let | Store) for x in body)
-        cut = self._whole(loops) if simple else None
+        cut = self._whole(loops) if simple and not self._touches_cells(s) else None
         if cut is None:
             self.spread(loops, self.width_of(loops) if simple else 1, [], visit)
             return
@@ -230,6 +231,11 @@ class LoopWriter(ValueWriter):
         with code.branch_scope(), self.scope():
             self.spread([(index, lo, hi)], 1, [], visit, unroll=False)
         code.start(done)
+
+    def _touches_cells(self, s: For) -> bool:
+        """Whether it uses scratch in registers, which only unrolled loops can."""
+        buffers = {a.buffer for a in accesses((s,))}
+        return any(self.memory[b].space == "registers" and self.memory[b].shape for b in buffers)
 
     def _whole(self, loops: Nest) -> tuple[str, Expr, Expr, Expr] | None:
         """A loop that is of one full length, but for the last step of the kernel."""

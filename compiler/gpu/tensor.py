@@ -116,7 +116,7 @@ class TensorWriter(SortWriter):
             code.line(f"cp.async.wait_group {STAGES - 2};")
             code.line("bar.sync 0;")
             copies.issue_next((now + (STAGES - 1)).compare("lt", steps), at)
-            self._stage(tile, ring, at, sums, across)
+            self._multiply_stage(tile, ring, at, sums, across)
             code.write("add.s32", step, step, code.const(1, "i32"))
             after = at + tile.stage_bytes
             wrapped = after.compare("ge", STAGES * tile.stage_bytes)
@@ -137,7 +137,7 @@ class TensorWriter(SortWriter):
             mod(warp, WARPS_ACROSS),
         )  # fmt: skip
 
-    def _stage(
+    def _multiply_stage(
         self, tile: _Tile, ring: Value, at: Value, sums: list[Value], across: int
     ) -> None:
         """The products of one stage."""
@@ -277,7 +277,9 @@ class _Copies:
         start = Value(code, base, "i64", code.depth)
         source = code.variable("i64", start + int(offset or 0))
         step = code.const(DEPTH * row * 4, "i64")
-        return _Copy(source, ring + w.index(target, "i32"), w.index(k, "i32"), valid, step, width * 4)
+        return _Copy(
+            source, ring + w.index(target, "i32"), w.index(k, "i32"), valid, step, width * 4
+        )
 
     def issue(self, number: int, some: Value) -> None:
         """Starts the copies of the stage of this number."""

@@ -10,13 +10,16 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from .swizzle import WIDTHS
+
+if TYPE_CHECKING:
+    from .memory import Heap
 
 MOST_PER_BOX = 256
 MOST_RANK = 5
@@ -82,6 +85,10 @@ class TensorMap:
             (not self.swizzle or inner <= self.swizzle,
              f"the box's rows of {inner} bytes are longer than the swizzle's {self.swizzle}"),
         ]  # fmt: skip
+
+    def parameter_bytes(self, heap: Heap) -> bytes:
+        """The map as a kernel's argument, with its array in the launch's memory."""
+        return self.encode(heap.address_of_view(self.array))
 
     def encode(self, address: int) -> bytes:
         """The map in memory, for an array at `address`: fields of our own, innermost first.

@@ -41,8 +41,6 @@ class Warpgroups:
         self.used: Array = np.zeros(n, np.bool_)
         """Whether the open group has products."""
         self.fenced: Array = np.zeros(n, np.bool_)
-        self.ends: dict[tuple[int, int], list[Any]] = {}
-        """By warpgroup and group number, what the race detector is told at completion."""
         self._marks: dict[tuple[int, int], Array] = {}
         self._operands: dict[tuple[int, int], Array] = {}
 
@@ -127,6 +125,3 @@ class Warpgroups:
         """Completes all groups but the last `pending` ones that were closed."""
         upto = self.open[groups] - 1 - pending
         self.done[groups] = np.maximum(self.done[groups], upto)
-        for key in [k for k in self.ends if k[1] <= self.done[k[0]]]:
-            for end in self.ends.pop(key):
-                end()

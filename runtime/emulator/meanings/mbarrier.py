@@ -238,11 +238,31 @@ def _test_parity(site: Site) -> Run:
     return _test(site, True)
 
 
+def _why(site: Site, parity: bool) -> Callable[[Group], str]:
+    """A function that says what the threads of a group wait for."""
+    where, space = address(site, "a"), space_of(site)
+    phase: Get = getter(site, site.operand("b"), "u32" if parity else "b64")
+
+    def why(g: Group) -> str:
+        index, threads, at = next(iter(located(g, space, where(g))))
+        barrier, asked = find(g.batch, index, int(threads[0])), np.broadcast_to(phase(g), g.n)
+        number = int(asked[at[0]]) & 1 if parity else phase_of(int(asked[at[0]]))
+        return (
+            f"waits for phase {'of parity ' if parity else ''}{number} of the mbarrier at "
+            f"{index % g.batch.shared.stride:#x}, which is in phase {barrier.phase} and lacks "
+            f"{barrier.pending} of {barrier.expected} arrivals and {barrier.bytes} bytes"
+        )
+
+    return why
+
+
 def _try(site: Site, parity: bool) -> Control:
     """Threads wait until the phase is complete: how long at most is for the implementation."""
     ask, put = _ask(site, parity), putter(site, site.operand("p"), "pred")
+    why = _why(site, parity)
 
     def run(machine: Machine, g: Group, step: Step) -> bool:
+        g.batch.state.setdefault("why", {})[id(step)] = why
         found = ask(g)
         count = int(np.count_nonzero(found))
         if count < g.n:
@@ -298,3 +318,9 @@ def _async_arrive(site: Site) -> Run:
             advanced(batch, barrier)
 
     return run
+
+
+@effect("barrier.fence_init")
+def _fence_init(site: Site) -> Run:
+    """A barrier exists for all from its initialisation on: what uses it must be ordered after."""
+    return lambda g: None

@@ -13,6 +13,7 @@ from stagefuse.compiler.ptx import syntax as s
 from ..errors import Stop
 from ..matrix_descriptor import MatrixDescriptor
 from ..operands import elements, getter
+from ..order import acquire, async_read, product_agent
 from ..program import Code, Control, Run, Site, Step, slot_of
 from ..warpgroup_product import accumulate, bytes_of, decode, operand_from_registers
 from ..warpgroups import THREADS, Warpgroups
@@ -30,7 +31,7 @@ def _together(work: Work) -> Control:
     """Waits until all threads of a warpgroup have come, then works for whole warpgroups."""
 
     def run(machine: Machine, g: Group, step: Step) -> bool:
-        if not g.batch.converge(g, step, None, THREADS):
+        if not g.batch.converge_warpgroups(g, step):
             return False
         groups = Warpgroups.of_batch(g.batch)
         threads = g.threads()
@@ -62,7 +63,13 @@ def _wait(site: Site) -> Control:
     pending = site.operand("n")
     assert isinstance(pending, s.Immediate)
     count = pending.value
-    return _together(lambda g, groups, numbers, threads: groups.wait(numbers, count))
+
+    def work(g: Group, groups: Warpgroups, numbers: Array, threads: Array) -> None:
+        groups.wait(numbers, count)
+        for number, mine in zip(numbers, threads, strict=True):
+            acquire(g.batch, mine, product_agent(g.batch, number, int(groups.done[number])).clock)
+
+    return _together(work)
 
 
 def _constant(site: Site, name: str, default: int) -> int:
@@ -114,12 +121,13 @@ def _mma_async(site: Site) -> Control:
         after = np.empty_like(before)
         for i in range(len(threads)):
             block = int(g.batch.block_of[threads[i, 0]])
-            b = _operand(g, groups, numbers[i], threads[i], block, int(b_of[i]), n, tb, flip_b)
+            wg = int(numbers[i])
+            b = _operand(g, groups, wg, threads[i], block, int(b_of[i]), n, tb, flip_b)
             if a_values is not None:
                 a = operand_from_registers(a_values[i], ta)
             else:
                 assert a_of is not None
-                a = _operand(g, groups, numbers[i], threads[i], block, int(a_of[i]), 64, ta, flip_a)
+                a = _operand(g, groups, wg, threads[i], block, int(a_of[i]), 64, ta, flip_a)
             after[i] = accumulate(
                 before[i] if adds[i] else None, a if sign == 1 else -a, b, dtype, saturate
             )
@@ -178,21 +186,19 @@ def _operand(
     if arena.valid is not None and not arena.valid[index].all():
         raise Stop("uninitialised", "an operand in shared memory has bytes that nothing wrote",
                    thread)  # fmt: skip
-    races = g.batch.machine.races
-    if races is not None:
-        end = races.async_read(g.batch, thread, arena, np.unique(index))
-        groups.ends.setdefault((int(number), int(groups.open[number])), []).append(end)
+    agent = product_agent(g.batch, number, int(groups.open[number]))
+    async_read(g.batch, thread, arena, index.reshape(-1), agent)
     return decode(arena.bytes[index], type_)
 
 
-def watched(code: Code) -> frozenset[int]:
-    """The registers of a function that belong to products, and copies of them by `mov`."""
+def watched(code: Code) -> frozenset[str]:
+    """The names of a function's registers that belong to products, and copies by `mov`."""
     if code.watched is None:
         code.watched = frozenset(_find_watched(code))
     return code.watched
 
 
-def _find_watched(code: Code) -> set[int]:
+def _find_watched(code: Code) -> set[str]:
     products = [x for x in code.steps if x.match.form.meaning == "wgmma.mma_async"]
     if not products:
         return set()
@@ -208,7 +214,7 @@ def _find_watched(code: Code) -> set[int]:
             if isinstance(target, s.Register) and isinstance(source, s.Register):
                 if source.name in names:
                     names.add(target.name)
-    return {slot for key, slot in code.slots.items() if key.split(":", 1)[1] in names}
+    return names
 
 
 def _is_move(x: s.Instruction) -> bool:
@@ -242,8 +248,8 @@ def guard_registers(site: Site, run: Run) -> Run:
     if not found:
         return run
     all_reads, all_writes = _used(site)
-    reads = [slot for slot in all_reads if slot in found]
-    writes = [slot for slot in all_writes if slot in found]
+    reads = [slot for slot, name in all_reads.items() if name in found]
+    writes = [slot for slot, name in all_writes.items() if name in found]
     if not reads and not writes:
         return run
     names = all_reads | all_writes
