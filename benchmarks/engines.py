@@ -47,7 +47,7 @@ class Stagefuse(Engine):
     def bind(self, workload: Workload) -> Bound:
         from stagefuse.compiler import driver, front
         from stagefuse.dsl.source import Source
-        from stagefuse.runtime.pipeline import Pipeline
+        from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
         from .workload import PIPES
 
@@ -57,7 +57,7 @@ class Stagefuse(Engine):
         if found:
             raise ValueError("\n".join(str(f) for f in found))
         plan = driver.compile_program(program, load, None, levels=(self.level,))
-        pipeline = Pipeline(plan, threads=self.threads)
+        pipeline = CpuPipeline(plan, threads=self.threads)
         inputs = workload.inputs
         several = len(plan.pipelines[0].results) > 1
         return Bound(

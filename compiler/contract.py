@@ -88,11 +88,11 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
     reduce = node.primitive
     if not isinstance(reduce, Reduce) or reduce.kind != "sum" or not node.type.dtype.is_float:
         return None
-    below = b.graph.nodes[operands[0].node]
-    if below.primitive != Map("mul") or below.type.dtype != node.type.dtype:
+    factors = _factors(b, operands[0])
+    if factors is None or b.type(operands[0]).dtype != node.type.dtype:
         return None
-    domain = below.type.shape
-    u, v = below.operands
+    domain = b.type(operands[0]).shape
+    u, v = factors
     k = tuple(a for a in reduce.axes if domain[a].as_int() != 1)
     if not k or any(domain[a].as_int() == 0 for a in k):
         return None
@@ -131,6 +131,31 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
     type = node.type.with_dtype(dtype)
     (product,) = b.add(primitive, (a, panels), (type,))
     return (b.cast(product, node.type.dtype),)
+
+
+def _factors(b: Builder, ref: Ref) -> tuple[Ref, Ref] | None:
+    """The two factors of a product of elements, through a view of it that leaves nothing out.
+
+    Sums over axes of size 1 have such a view: those of a convolution with a kernel of 1 x 1.
+    """
+    node = b.graph.nodes[ref.node]
+    if node.primitive == Map("mul"):
+        return node.operands[0], node.operands[1]
+    if not isinstance(node.primitive, View) or node.primitive.guard:
+        return None
+    product = b.graph.nodes[node.operands[0].node]
+    if product.primitive != Map("mul"):
+        return None
+    first, second = (_through(b, node, factor) for factor in product.operands)
+    return first, second
+
+
+def _through(b: Builder, view: Node, factor: Ref) -> Ref:
+    """A factor seen through the view of the product."""
+    type = TensorType(b.type(factor).dtype, view.type.shape)
+    (made,) = b.add(view.primitive, (factor,), (type,))
+    folded = _fold_views(b, b.graph.nodes[made.node], (factor,))
+    return folded[0] if folded else made
 
 
 def panel_width(columns: Expr) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,10 @@ from stagefuse.dsl.program import Pipeline, Program
 from stagefuse.dsl.source import Source
 
 from .graph import Graph
-from .plan import GPU_ARCHES, LEVELS, Plan
+from .plan import GPU_ARCHES, LEVELS, TARGETS, Plan
 
 if TYPE_CHECKING:
     import numpy as np
-
-ARCHES = {
-    "a100": "sm_80", "l20": "sm_89", "l40": "sm_89", "h20": "sm_90a", "h100": "sm_90a",
-    "h200": "sm_90a",
-}  # fmt: skip
-"""The GPUs that code can be made for, by name."""
 
 
 def check_file(
@@ -45,8 +40,8 @@ def compile_file(
 ) -> Plan:
     """The plan of a file's pipelines, or of one of them, with CPU code for some levels.
 
-    `targets` are cpu and names of GPUs. `verify` checks the graph after every pass, and every
-    kernel. Raises CompileError, OSError.
+    `targets` are cpu, names of GPUs, and arches. `verify` checks the graph after every pass, and
+    every kernel. Raises CompileError, OSError.
     """
     from .front import check_source
 
@@ -94,17 +89,24 @@ def compile_graphs(
     planner = Planner(load, verify, "cpu" in targets, gpu)
     plans = tuple(planner.plan(p, graph) for p, graph in graphs)
     objects: Mapping[str, bytes] = {}
-    if "cpu" in targets:
-        from .cpu.build import build_levels
-
-        objects = build_levels(planner.ordered(), levels)
     plan = Plan(plans, objects, planner.arrays, source.text, source.name, {})
-    return plan if gpu is None else gpu.finish(plan)
+    if "cpu" not in targets:
+        return plan if gpu is None else gpu.finish(plan)
+    from .cpu.build import LevelBuild
+
+    build = LevelBuild(planner.ordered(), levels)
+    try:
+        planner.verify_kernels()
+        plan = plan if gpu is None else gpu.finish(plan)
+        return replace(plan, objects=build.objects())
+    finally:
+        build.stop()
 
 
 def gpu_arches(targets: Sequence[str]) -> tuple[str, ...]:
     """The arches that targets need, in order. Raises ValueError for an unknown target."""
-    unknown = sorted(set(targets) - {"cpu", *ARCHES})
+    wanted = {TARGETS.get(t, t) for t in targets}
+    unknown = sorted(wanted - {"cpu", *GPU_ARCHES})
     if unknown:
-        raise ValueError(f"unknown target {unknown[0]!r}: there are cpu, {', '.join(ARCHES)}")
-    return tuple(a for a in GPU_ARCHES if any(ARCHES.get(t) == a for t in targets))
+        raise ValueError(f"unknown target {unknown[0]!r}: there are {', '.join(TARGETS)}")
+    return tuple(a for a in GPU_ARCHES if a in wanted)

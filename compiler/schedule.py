@@ -28,7 +28,7 @@ class Schedule:
     chunk: int = 4096
     columns: int = 256
     row_tile: Mapping[int, int] = field(default_factory=dict)
-    tiles_per_block: int = 4
+    tiles_per_block: int = 8
     packed_tiles: int = 8
     panel_group: int = 2
     depth_block: int = 512

@@ -57,11 +57,11 @@ def compile(
     from stagefuse.compiler import driver
 
     if isinstance(source, str) and "\n" in source:
-        plan = _compiled_text(source, weights or {}, pipeline)
+        plan = _compiled_text(source, weights or {}, pipeline, targets)
     else:
         plan = driver.compile_file(
             Path(source), targets=targets, weights=weights, pipeline=pipeline,
-            levels=host_levels() if "cpu" in targets else (),
+            levels=host_levels(),
         )  # fmt: skip
     if not plan.pipelines:
         called = f" called {pipeline!r}" if pipeline else ""
@@ -74,7 +74,9 @@ def compile(
     return open_plan(plan, pipeline, device, threads)
 
 
-def _compiled_text(text: str, weights: Mapping[str, Any], pipeline: str | None) -> Plan:
+def _compiled_text(
+    text: str, weights: Mapping[str, Any], pipeline: str | None, targets: tuple[str, ...]
+) -> Plan:
     """The plan of a text; what it imports and its weights are looked for in this folder."""
     from stagefuse.compiler import driver, front
     from stagefuse.dsl.diagnostics import CompileError
@@ -83,7 +85,9 @@ def _compiled_text(text: str, weights: Mapping[str, Any], pipeline: str | None) 
     program, found, load = front.check_text(Source("<text>", text), Path.cwd(), weights)
     if found:
         raise CompileError(found)
-    return driver.compile_program(program, load, pipeline, levels=host_levels())
+    return driver.compile_program(
+        program, load, pipeline, levels=host_levels(), targets=targets
+    )
 
 
 def host_levels() -> tuple[str, ...]:

@@ -1,12 +1,14 @@
 """The driver that runs a plan's PTX in the emulator: any machine, no GPU, and every access checked.
 
-Each buffer is an allocation of its own with exact bounds, also in the arena. Work is done when it
-is put on a stream, so streams and events have nothing to do.
+Each buffer is an allocation of its own with exact bounds, also in the arena, and what a call has
+not written yet counts as unwritten. Work is done when it is put on a stream, so streams and events
+have nothing to do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -15,14 +17,37 @@ import numpy as np
 from stagefuse.compiler.plan import Plan
 
 from .drivers import Launch, Memory, Region
-from .errors import DeviceError, InputError
-from .memory import allocate
+from .errors import DeviceError, InputError, OutOfMemory
+from .memory import MAX_BYTES, allocate
 
 _ORDER = ("sm_90a", "sm_89", "sm_80")  # the newest code first
 
 
+class _Buffers:
+    """The buffers in a piece of memory, by place: what copies filled, and what kernels write."""
+
+    def __init__(self) -> None:
+        self.filled: dict[tuple[int, int], np.ndarray[Any, Any]] = {}
+        self.written: dict[tuple[int, int], np.ndarray[Any, Any]] = {}
+
+    def fill(self, region: Region, content: np.ndarray[Any, Any]) -> None:
+        place = (region.offset, region.size)
+        if place in self.filled:
+            self.filled[place][:] = content
+        else:
+            self.filled[place] = content.copy()
+
+    def find(self, region: Region) -> np.ndarray[Any, Any] | None:
+        place = (region.offset, region.size)
+        found = self.filled.get(place)
+        return self.written.get(place) if found is None else found
+
+
 class EmulatorDriver:
-    """A driver of the emulator; `device` is "emulator", or "emulator:sm_80" for code of an arch."""
+    """A driver of the emulator; `device` is "emulator", or "emulator:sm_80" for code of an arch.
+
+    `records` are the launches of the latest replay with what the emulator says of each.
+    """
 
     def __init__(self, plan: Plan, device: str = "emulator") -> None:
         self.device = device
@@ -37,16 +62,20 @@ class EmulatorDriver:
         self.arch = usable[0]
         self._text = plan.ptx[self.arch]
         self._module: Any = None
+        self._emulator: Any = None
+        self.records: list[tuple[Launch, Any]] = []
 
-    def activate(self) -> None:
-        pass
+    def active(self) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def load(self, kernels: Mapping[str, int]) -> None:
-        emulator = import_module("stagefuse.runtime.emulator")
-        self._module = emulator.load(self._text)
+        self._emulator = import_module("stagefuse.runtime.emulator")
+        self._module = self._emulator.load(self._text)
 
     def allocate(self, size: int, purpose: str) -> Memory:
-        return Memory(allocate(size, purpose), size)
+        if not 0 <= size <= MAX_BYTES:
+            raise OutOfMemory(f"{size} bytes for {purpose} are more than any machine has")
+        return Memory(_Buffers(), size)
 
     def free(self, memory: Memory) -> None:
         pass
@@ -88,16 +117,26 @@ class EmulatorDriver:
         pass
 
     def copy_in(self, target: Region, source: np.ndarray[Any, Any], stream: Any) -> None:
-        _bytes(target)[:] = source.reshape(-1).view(np.uint8)
+        buffers: _Buffers = target.memory.handle
+        buffers.written.clear()  # a new call begins
+        buffers.fill(target, source.reshape(-1).view(np.uint8))
 
     def copy_out(self, target: np.ndarray[Any, Any], source: Region, stream: Any) -> None:
-        target.reshape(-1).view(np.uint8)[:] = _bytes(source)
+        target.reshape(-1).view(np.uint8)[:] = self._buffer(source)
 
     def copy(self, target: Region, source: Region, stream: Any) -> None:
-        _bytes(target)[:] = _bytes(source)
+        self._buffer(target)[:] = self._buffer(source)
 
     def clear(self, target: Region, stream: Any) -> None:
-        _bytes(target)[:] = 0
+        target.memory.handle.fill(target, np.zeros(target.size, np.uint8))
+
+    def _buffer(self, region: Region) -> np.ndarray[Any, Any]:
+        buffers: _Buffers = region.memory.handle
+        found = buffers.find(region)
+        if found is None:
+            found = self._emulator.uninitialised((region.size,), np.uint8)
+            buffers.written[(region.offset, region.size)] = found
+        return found
 
     def graph(self, launches: Sequence[Launch]) -> list[Launch]:
         return list(launches)
@@ -106,13 +145,15 @@ class EmulatorDriver:
         graph[number] = launch
 
     def replay(self, graph: list[Launch], stream: Any) -> None:
+        self.records = []
         for launch in graph:
-            regions = [_bytes(r) for r in (*launch.regions, launch.status)]
+            buffers = [self._buffer(r) for r in (*launch.regions, launch.status)]
             dims = [np.int64(d) for d in launch.dims]
-            self._module.launch(
+            record = self._module.launch(
                 launch.kernel, grid=launch.grid, block=launch.block, cluster=launch.cluster,
-                shared_bytes=launch.shared_bytes, args=[*regions[:-1], *dims, regions[-1]],
+                shared_bytes=launch.shared_bytes, args=[*buffers[:-1], *dims, buffers[-1]],
             )  # fmt: skip
+            self.records.append((launch, record))
 
     def close_graph(self, graph: Any) -> None:
         pass
@@ -120,13 +161,8 @@ class EmulatorDriver:
     def view(self, value: Any, name: str, stream: Any) -> Any:
         return None
 
-    def array(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: Any) -> Any:
         raise DeviceError("the emulator has no device memory to put results into")
 
     def close(self) -> None:
         self._module = None
-
-
-def _bytes(region: Region) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = region.memory.handle
-    return array[region.offset : region.offset + region.size]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from stagefuse import cli, cli_exit
+
+from .runtime import handmade_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = '''"""Rows to probabilities."""
@@ -213,7 +216,70 @@ def test_doctor(shell: Shell) -> None:
     code, out, _ = shell("doctor", "--json")
     found = json.loads(out)
     assert code == (0 if found["ok"] else 3)
-    assert {"Python", "processor", "llvmlite"} <= {f["name"] for f in found["findings"]}
+    names = {f["name"] for f in found["findings"]}
+    assert {"Python", "processor", "llvmlite", "ptxas", "driver", "devices"} <= names
+
+
+def test_doctor_does_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stagefuse import doctor
+    from stagefuse.runtime.cuda import calls
+    from stagefuse.runtime.errors import DeviceError
+
+    def no_driver() -> None:
+        raise DeviceError("no NVIDIA driver: libcuda\n  = help: install it")
+
+    monkeypatch.setattr(calls, "driver_version", no_driver)
+    findings = doctor.gpu_findings()
+    driver = next(f for f in findings if f.name == "driver")
+    assert driver.optional and not driver.works and doctor.sound(findings)
+    assert findings[-1].found == "cpu, emulator (of GPU code)"
+
+
+def test_doctor_names_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stagefuse import doctor
+    from stagefuse.runtime.cuda import calls, found
+
+    gpus = [found.Gpu(0, "NVIDIA L20", 8, 9, 48 << 30), found.Gpu(1, "Tesla T4", 7, 5, 16 << 30)]
+    monkeypatch.setattr(calls, "driver_version", lambda: (13, 1))
+    monkeypatch.setattr(found, "gpus", lambda: gpus)
+    findings = {f.name: f for f in doctor.gpu_findings()}
+    assert "runs code for sm_89" in findings["cuda:0"].found and findings["cuda:0"].works
+    assert "older than any" in findings["cuda:1"].found and not findings["cuda:1"].works
+    assert findings["driver"].found == "for CUDA 13.1"
+
+
+def test_code_for_several_gpus_in_one_file(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_text("pipeline p(x: f32[N]) -> f32[N]:\n    x * 2.0 + 1.0\n")
+    code, out, _ = shell("compile", path, "--target", "cpu,a100,h200,h100", "--json")
+    assert code == 0
+    assert json.loads(out)["pipelines"][0]["gpu"] == {"sm_80": 1, "sm_90a": 1}
+    with zipfile.ZipFile(path.with_suffix(".fused")) as archive:
+        assert {"gpu.json", "kernels/sm_80.ptx", "kernels/sm_90a.ptx"} <= set(archive.namelist())
+    code, out, _ = shell("explain", path.with_suffix(".fused"))
+    assert code == 0 and "on sm_80" in out and "on sm_90a" in out and "occupancy" in out
+    code, out, _ = shell("explain", path, "--target", "l40", "--json")
+    assert [r["level"] for r in json.loads(out)["pipelines"]] == ["sm_89"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "1,2,3,4"], "one to three"),
+        (["--kernel", "q"], "--kernel is one of add, scale, take"),
+        (["--kernel", "add", "--arg", "none.npy"], "no file"),
+        (["--kernel", "add", "--arg", "u8:300"], "--arg takes"),
+        (["--kernel", "add", "--arg", "zeros:f31[2]"], "--arg takes"),
+    ],
+    ids=str,
+)
+def test_emulate_of_ptx_refuses(
+    shell: Shell, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    path = tmp_path / "k.ptx"
+    path.write_text(handmade_gpu.ptx("sm_80"))
+    code, out, err = shell("emulate", path, *arguments)
+    assert (code, out) == (2, "") and message in err
 
 
 def test_it_is_a_module_and_help_is_quick() -> None:

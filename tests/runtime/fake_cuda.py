@@ -146,8 +146,20 @@ class FakeCuda:
         self.contexts += 1
         return f"context {number}"
 
-    def use_context(self, context: str) -> None:
-        self._thread.context = context
+    def enter(self, context: str) -> None:
+        if self.broken is None:  # as a context that failed
+            self.stack().append(context)
+        else:
+            raise self.broken
+
+    def leave(self) -> None:
+        self._require(bool(self.stack()), "a context left that was not entered")
+        self.stack().pop()
+
+    def stack(self) -> list[str]:
+        if not hasattr(self._thread, "stack"):
+            self._thread.stack = []
+        return self._thread.stack  # type: ignore[no-any-return]
 
     def close_context(self, number: int) -> None:
         self.contexts -= 1
@@ -409,10 +421,9 @@ class FakeCuda:
     def _entered(self, name: str) -> Iterator[None]:
         with self._lock:
             self.counts[name] = self.counts.get(name, 0) + 1
-            current = getattr(self._thread, "context", None)
-            self._require(current is not None, f"{name} on a thread without a context")
             if self.broken is not None:
                 raise self.broken
+            self._require(bool(self.stack()), f"{name} on a thread without a context")
             if name in self.fail:
                 raise self.fail.pop(name)
             yield

@@ -65,3 +65,7 @@ FOOTPRINTS: dict[str, Callable[..., list[tuple[int, str]]]] = {
     "scale": lambda count, n: [(4 * count, "read"), (4 * count, "write")],
     "take": lambda count, n: [(4 * n, "read"), (8 * count, "read"), (4 * count, "write")],
 }
+
+
+def uninitialised(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    return np.full(shape, 0xCD, dtype)
