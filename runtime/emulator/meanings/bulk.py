@@ -145,7 +145,8 @@ def barrier_at(g: Group, at: int, thread: int) -> int:
 def deliver(g: Group, at: int, thread: int, size: int, agent: Agent) -> None:
     """Counts the bytes of a copy on the mbarrier at a shared address."""
     barrier = find(g.batch, barrier_at(g, at, thread), thread)
-    using(thread, lambda: barrier.deliver(size, agent.clock))
+    with using(thread):
+        barrier.deliver(size, agent.clock)
     advanced(g.batch, barrier)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,10 +68,11 @@ def find(batch: Batch, index: int, thread: int) -> Object:
     return found
 
 
-def using(thread: int, work: Callable[[], Any]) -> Any:
-    """Runs what may be a wrong use of a barrier, which is a fault of the thread."""
+@contextmanager
+def using(thread: int) -> Iterator[None]:
+    """What may be a wrong use of a barrier is a fault of the thread."""
     try:
-        return work()
+        yield
     except BarrierMisuse as misuse:
         raise Stop("barrier", f"mbarrier: {misuse}", thread) from None
 
@@ -92,9 +94,8 @@ def _init(site: Site) -> Run:
         for index, threads, at in located(g, space, where(g)):
             n, thread = int(counts[at[0]]), int(threads[0])
             clock = publish(batch, threads)
-            objects(batch)[index] = using(
-                thread, lambda n=n, clock=clock: BarrierObject(n, join, clock, clock)
-            )
+            with using(thread):
+                objects(batch)[index] = BarrierObject(n, join, clock, clock)
         batch.machine.progress += 1
 
     return run
@@ -129,12 +130,14 @@ def _arrival(site: Site, drop: bool, expects: bool) -> Run:
             clock = None if relaxed else publish(batch, threads)
             total = int(given[at].astype(np.int64).sum())
             if expects:
-                using(thread, lambda b=barrier, n=total: b.expect(n))
+                with using(thread):
+                    barrier.expect(total)
                 total = len(at)
             states[at] = barrier.state(barrier.phase, barrier.pending)
             while total:
                 some = min(total, barrier.pending) or total
-                using(thread, lambda b=barrier, n=some, c=clock: b.arrive(n, c, drop))
+                with using(thread):
+                    barrier.arrive(some, clock, drop)
                 total -= some
             advanced(batch, barrier)
         put(g, states)
@@ -175,7 +178,8 @@ def _bytes(site: Site, change: Callable[[Batch, Object, int, Array], None]) -> R
         for index, threads, at in located(g, space, where(g)):
             thread = int(threads[0])
             barrier, total = find(g.batch, index, thread), int(given[at].astype(np.int64).sum())
-            using(thread, lambda b=barrier, n=total, t=threads: change(g.batch, b, n, t))
+            with using(thread):
+                change(g.batch, barrier, total, threads)
             advanced(g.batch, barrier)
 
     return run
@@ -314,7 +318,8 @@ def _async_arrive(site: Site) -> Run:
             barrier, clock = find(batch, index, int(threads[0])), publish(batch, threads)
             if not counts:
                 barrier.pending += len(at)
-            using(int(threads[0]), lambda b=barrier, n=len(at), c=clock: b.arrive(n, c))
+            with using(int(threads[0])):
+                barrier.arrive(len(at), clock)
             advanced(batch, barrier)
 
     return run

@@ -43,14 +43,16 @@ def _matrix(site: Site, operand: str) -> tuple[int, int]:
 def _numbers(g: Group, each: int, size: int) -> Array:
     """The numbers of the elements that each thread holds, `[n][each]`."""
     lane = g.threads() % LANES
-    return (lane[:, None] * each + np.arange(each)) % size
+    found: Array = (lane[:, None] * each + np.arange(each)) % size
+    return found
 
 
 def _offsets(numbers: Array, shape: tuple[int, int], layout: str, stride: Array) -> Array:
     """Positions in memory, in elements, of numbered elements."""
     row, column = numbers // shape[1], numbers % shape[1]
     ld = stride[:, None]
-    return row * ld + column if layout == "row" else column * ld + row
+    found: Array = row * ld + column if layout == "row" else column * ld + row
+    return found
 
 
 def _stride(site: Site, g: Group, shape: tuple[int, int], layout: str) -> Array:
