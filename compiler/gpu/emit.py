@@ -19,11 +19,7 @@ from stagefuse.dsl.dims import Expr, Facts, const, floordiv, minimum, mod, sym
 from .ir import Value, constant_text
 from .loops import Carry
 from .private import private_arrays, vector_width
-<<<<<<< HEAD
 from .teams import Team, choose, shared_loops
-=======
-from .teams import Team, choose
->>>>>>> main
 from .tensor import TensorWriter
 from .values import Memory
 
