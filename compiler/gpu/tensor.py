@@ -1,10 +1,11 @@
 """Tiles of f32 matrix products on tensor cores, as exact as f32 arithmetic.
 
 Each f32 is split into two tf32 values, and three products of them are summed in f32; the fourth
-is below f32's rounding (Ootomo and Yokota, "Recovering single precision accuracy from Tensor
-Cores", 2022). Operands come through shared memory in a ring of stages filled by cp.async. An
-infinity or NaN does not survive the split: a block that finds one in its result computes the tile
-again by multiply-adds. Fragments: PTX ISA 9.7.14.5.4, "mma.m16n8k8" for .tf32.
+is below f32's rounding. Tensor cores truncate their sums, so that those of a stage are added up
+outside (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022).
+Operands come through shared memory in a ring of stages filled by cp.async. An infinity or NaN does
+not survive the split: a block that finds one in its result computes the tile again by
+multiply-adds. Fragments: PTX ISA 9.7.14.5.4, "mma.m16n8k8" for .tf32.
 """
 
 from __future__ import annotations
@@ -146,24 +147,30 @@ class TensorWriter(SortWriter):
         left_at = ring + self.index((down * 32 + g) * PITCH + q, "i32") * 4 + at
         column = right * (tile.columns // WARPS_ACROSS) + g
         right_at = ring + self.index(q * tile.pitch + column, "i32") * 4 + tile.left_bytes + at
-        for k in range(0, DEPTH, 8):
-            a = [
+        steps = range(0, DEPTH, 8)
+        a = [
+            [
                 self._split(left_at, ((m * 16 + half * 8) * PITCH + k + 4 * part) * 4)
-                for m in range(2)
                 for part in range(2)
                 for half in range(2)
             ]
-            for n in range(across):
-                b = [
-                    self._split(right_at, ((k + 4 * part) * tile.pitch + n * 8) * 4)
-                    for part in range(2)
-                ]
-                for m in range(2):
-                    own = sums[(m * across + n) * 4 :][:4]
-                    rows = a[m * 4 : m * 4 + 4]
+            for m in range(2)
+            for k in steps
+        ]
+        for n in range(across):
+            b = [
+                [self._split(right_at, ((k + 4 * part) * tile.pitch + n * 8) * 4)
+                 for part in range(2)]
+                for k in steps
+            ]  # fmt: skip
+            for m in range(2):
+                part_sums = [code.variable("float", code.const(0.0, "float")) for _ in range(4)]
+                for number in range(len(steps)):
+                    rows, columns = a[m * len(steps) + number], b[number]
                     for x, y in ((1, 0), (0, 1), (0, 0)):  # the small products first
-                        _mma(self, own, [r[x] for r in rows], [c[y] for c in b])
-        del code
+                        _mma(self, part_sums, [r[x] for r in rows], [c[y] for c in columns])
+                for total, part in zip(sums[(m * across + n) * 4 :][:4], part_sums, strict=True):
+                    code.write("add.rn.f32", total, total, part)
 
     def _split(self, at: Value, offset: int) -> tuple[Value, Value]:
         """An f32 of shared memory as two tf32 values: rounded, and what rounding lost."""

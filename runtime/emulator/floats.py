@@ -53,6 +53,13 @@ def saturate(x: Array) -> Array:
     return clamped
 
 
+def relu(x: Array) -> Array:
+    """Negative numbers and -0 to +0; NaN stays."""
+    zero = x.dtype.type(0)
+    clamped: Array = np.where(x > 0, x, np.where(x == x, zero, x))
+    return clamped
+
+
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """a + b as the rounded sum and its exact error (Knuth)."""
     s = a + b
@@ -79,7 +86,7 @@ def narrow(x: Array, mode: str) -> Array:
 
 def _directed(y: Array, above: Array, wide: Array, mode: str) -> Array:
     """The nearest `y` corrected by the sign of its error `above` (y minus the exact value)."""
-    above = np.where(np.isnan(above), np.where(np.isinf(wide), wide, 0), above)
+    above = np.where(np.isnan(above), 0, above)
     zero, inf = y.dtype.type(0), y.dtype.type(np.inf)
     if mode == "rz":
         return np.where(above * np.sign(wide) > 0, np.nextafter(y, zero), y)
@@ -150,6 +157,7 @@ def add(a: Array, b: Array, mode: str) -> Array:
     if a.dtype == F32:
         return _signed_zero(narrow(odd_sum(a.astype(F64), b.astype(F64)), mode), a, b, mode)
     s, e = two_sum(a, b)
+    e = np.where(np.isinf(s) & np.isfinite(a) & np.isfinite(b), -s, e)
     return _signed_zero(_directed(s, -e, s, mode), a, b, mode)
 
 

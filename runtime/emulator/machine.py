@@ -327,7 +327,8 @@ class Batch:
         flags = np.zeros(self.threads, np.bool_)
         flags[threads] = True
         words: Array = np.packbits(flags.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32)
-        return words.reshape(-1)
+        flat: Array = words.reshape(-1)
+        return flat
 
     def lane_bits(self, g: Group) -> Array:
         """For each thread of a group the lanes of its warp that are in the group."""

@@ -51,7 +51,7 @@ def cvt(match: Match) -> Function:
 
 def _relu(match: Match, x: Any) -> Any:
     """Negative numbers to 0; NaN stays NaN."""
-    return np.where(x < 0, x.dtype.type(0), x) + x.dtype.type(0) if "relu" in match else x
+    return fl.relu(np.asarray(x)) if "relu" in match else x
 
 
 def _int_to_int(match: Match, to: str, source: str) -> Function:
@@ -99,8 +99,7 @@ def _to_float(match: Match, to: str, source: str) -> Function:
             x = _from_int(np.atleast_1d(a), to, mode)
         if irnd:
             x = np.copysign(_INTEGRAL[irnd](x), x)
-        if "relu" in match:
-            x = np.where(x < 0, 0.0, x)
+        x = _relu(match, x)
         if clamps:
             x = np.clip(x, -_MOST[to], _MOST[to])
         if sat:
@@ -138,8 +137,7 @@ def _packed(match: Match, to: str) -> Function:
     def run(a: Any, b: Any) -> Any:
         high, low = np.broadcast_arrays(np.atleast_1d(a), np.atleast_1d(b))
         both = np.stack([low, high], axis=1).reshape(-1)
-        if "relu" in match:
-            both = np.where(both < 0, np.float32(0), both)
+        both = _relu(match, both)
         if "satfinite" in match and to not in _F8:
             both = np.clip(both, -_MOST[to], _MOST[to])
         if to in _F8:
@@ -158,13 +156,11 @@ def _to_f8(x: Any, to: str) -> Any:
 def _f8(match: Match, to: str, source: str) -> Function:
     def narrow(a: Any) -> Any:
         x = np.atleast_1d(a).view(fl.F16).astype(fl.F32)
-        x = np.where(x < 0, np.float32(0), x) if "relu" in match else x
-        return _to_f8(x, to).view(fl.U16)
+        return _to_f8(_relu(match, x), to).view(fl.U16)
 
     def widen(a: Any) -> Any:
         x = np.atleast_1d(a).view(_F8[source]).astype(fl.F16)
-        x = np.where(x < 0, np.float16(0), x) if "relu" in match else x
-        return fl.canonical(x).view(fl.U32)
+        return fl.canonical(_relu(match, x)).view(fl.U32)
 
     return narrow if to in _F8 else widen
 

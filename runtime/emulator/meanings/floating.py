@@ -71,7 +71,7 @@ def halves(match: Match, f: Function, *, raw: bool = False) -> Function:
             if sat:
                 result = fl.saturate(result)
             if relu:
-                result = np.where(result > 0, result, np.where(result == result, 0.0, result))
+                result = fl.relu(result)
             result = fl.to_bf16(result) if is_bf16 else fl.to_f16(result)
             if ftz and not is_bf16:
                 result = fl.flush(result)
