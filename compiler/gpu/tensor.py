@@ -10,7 +10,7 @@ multiply-adds. Fragments: PTX ISA 9.7.14.5.4, "mma.m16n8k8" for .tf32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagefuse.compiler.kernel_ir import For, TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
@@ -222,7 +222,8 @@ def _mma(w: TensorWriter, sums: list[Value], a: list[Value], b: list[Value]) -> 
 @dataclass
 class _Copy:
     """A lane's part of an operand: where it reads, where it writes in a stage, and how many
-    elements from its first depth on there are; nothing where `valid` does not hold."""
+    elements from its first depth on there are; zeros where `valid` does not hold, and no copy at
+    all outside `inside`, where the lane has no place in the stage."""
 
     source: Value
     target: Value
@@ -230,6 +231,7 @@ class _Copy:
     valid: Value
     step: Value
     size: int
+    inside: Value | None = None
 
 
 class _Copies:
@@ -267,10 +269,13 @@ class _Copies:
             flat = sym("lane") + n * lanes
             k, column = floordiv(flat, across), mod(flat, across) * 4
             panel, inside = floordiv(column, s.nr), mod(column, s.nr)
-            valid = w.holds("lt", panel, tile.panels) & w.holds("lt", k, const(DEPTH))
+            within = w.holds("lt", k, const(DEPTH))
+            valid = w.holds("lt", panel, tile.panels) & within
             place = tile.first + panel * tile.step + k * s.nr + inside
             target = tile.left_bytes + (k * tile.pitch + column) * 4
-            found.append(self._copy(ring, s.panel, place, target, k, valid, s.nr, 4))
+            made = self._copy(ring, s.panel, place, target, k, valid, s.nr, 4)
+            whole = (n + 1) * lanes <= DEPTH * across
+            found.append(made if whole else replace(made, inside=within))
         return found
 
     def _copy(
@@ -325,8 +330,9 @@ class _Copies:
                 size = code.emit("selp.b32", "i32", size, code.const(0, "i32"), some)
         at = part.target + stage
         way = "cg" if part.size == 16 else "ca"
+        guard = "" if part.inside is None else f"@{part.inside.text} "
         code.line(
-            f"cp.async.{way}.shared.global [{at.text}], [{part.source.text}], {part.size}, "
+            f"{guard}cp.async.{way}.shared.global [{at.text}], [{part.source.text}], {part.size}, "
             f"{size.text};"
         )
         code.write("add.s64", part.source, part.source, part.step)
