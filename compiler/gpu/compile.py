@@ -22,6 +22,7 @@ from stagefuse.dsl.dims import Expr, Facts, as_expr
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Assembled, AssemblerMissing, Usage, assemble
+from .columns import lower_rows
 from .contract import lower_contract
 from .emit import Entry, KernelWriter, module_text
 from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
@@ -29,7 +30,7 @@ from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicte
 JOINS = ("placed",)
 """A product and its row kernels stay apart: a tile of scores fits no block's shared memory."""
 TYPICAL_SIZE = 128
-GPU_FORMS = {**FORMS, "contract": lower_contract}
+GPU_FORMS = {**FORMS, "contract": lower_contract, "row": lower_rows}
 
 
 class SourceLowering(Lowering):

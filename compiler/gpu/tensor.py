@@ -1,15 +1,16 @@
 """Tiles of f32 matrix products on tensor cores, as exact as f32 arithmetic.
 
 Each f32 is split into two tf32 values, and three products of them are summed in f32; the fourth
-is below f32's rounding (Ootomo and Yokota, "Recovering single precision accuracy from Tensor
-Cores", 2022). Operands come through shared memory in a ring of stages filled by cp.async. An
-infinity or NaN does not survive the split: a block that finds one in its result computes the tile
-again by multiply-adds. Fragments: PTX ISA 9.7.14.5.4, "mma.m16n8k8" for .tf32.
+is below f32's rounding. Tensor cores truncate their sums, so that those of a stage are added up
+outside (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022).
+Operands come through shared memory in a ring of stages filled by cp.async. An infinity or NaN does
+not survive the split: a block that finds one in its result computes the tile again by
+multiply-adds. Fragments: PTX ISA 9.7.14.5.4, "mma.m16n8k8" for .tf32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagefuse.compiler.kernel_ir import For, TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
@@ -146,24 +147,30 @@ class TensorWriter(SortWriter):
         left_at = ring + self.index((down * 32 + g) * PITCH + q, "i32") * 4 + at
         column = right * (tile.columns // WARPS_ACROSS) + g
         right_at = ring + self.index(q * tile.pitch + column, "i32") * 4 + tile.left_bytes + at
-        for k in range(0, DEPTH, 8):
-            a = [
+        steps = range(0, DEPTH, 8)
+        a = [
+            [
                 self._split(left_at, ((m * 16 + half * 8) * PITCH + k + 4 * part) * 4)
-                for m in range(2)
                 for part in range(2)
                 for half in range(2)
             ]
-            for n in range(across):
-                b = [
-                    self._split(right_at, ((k + 4 * part) * tile.pitch + n * 8) * 4)
-                    for part in range(2)
-                ]
-                for m in range(2):
-                    own = sums[(m * across + n) * 4 :][:4]
-                    rows = a[m * 4 : m * 4 + 4]
+            for m in range(2)
+            for k in steps
+        ]
+        for n in range(across):
+            b = [
+                [self._split(right_at, ((k + 4 * part) * tile.pitch + n * 8) * 4)
+                 for part in range(2)]
+                for k in steps
+            ]  # fmt: skip
+            for m in range(2):
+                part_sums = [code.variable("float", code.const(0.0, "float")) for _ in range(4)]
+                for number in range(len(steps)):
+                    rows, columns = a[m * len(steps) + number], b[number]
                     for x, y in ((1, 0), (0, 1), (0, 0)):  # the small products first
-                        _mma(self, own, [r[x] for r in rows], [c[y] for c in b])
-        del code
+                        _mma(self, part_sums, [r[x] for r in rows], [c[y] for c in columns])
+                for total, part in zip(sums[(m * across + n) * 4 :][:4], part_sums, strict=True):
+                    code.write("add.rn.f32", total, total, part)
 
     def _split(self, at: Value, offset: int) -> tuple[Value, Value]:
         """An f32 of shared memory as two tf32 values: rounded, and what rounding lost."""
@@ -215,7 +222,8 @@ def _mma(w: TensorWriter, sums: list[Value], a: list[Value], b: list[Value]) -> 
 @dataclass
 class _Copy:
     """A lane's part of an operand: where it reads, where it writes in a stage, and how many
-    elements from its first depth on there are; nothing where `valid` does not hold."""
+    elements from its first depth on there are; zeros where `valid` does not hold, and no copy at
+    all outside `inside`, where the lane has no place in the stage."""
 
     source: Value
     target: Value
@@ -223,6 +231,7 @@ class _Copy:
     valid: Value
     step: Value
     size: int
+    inside: Value | None = None
 
 
 class _Copies:
@@ -260,10 +269,13 @@ class _Copies:
             flat = sym("lane") + n * lanes
             k, column = floordiv(flat, across), mod(flat, across) * 4
             panel, inside = floordiv(column, s.nr), mod(column, s.nr)
-            valid = w.holds("lt", panel, tile.panels) & w.holds("lt", k, const(DEPTH))
+            within = w.holds("lt", k, const(DEPTH))
+            valid = w.holds("lt", panel, tile.panels) & within
             place = tile.first + panel * tile.step + k * s.nr + inside
             target = tile.left_bytes + (k * tile.pitch + column) * 4
-            found.append(self._copy(ring, s.panel, place, target, k, valid, s.nr, 4))
+            made = self._copy(ring, s.panel, place, target, k, valid, s.nr, 4)
+            whole = (n + 1) * lanes <= DEPTH * across
+            found.append(made if whole else replace(made, inside=within))
         return found
 
     def _copy(
@@ -318,8 +330,9 @@ class _Copies:
                 size = code.emit("selp.b32", "i32", size, code.const(0, "i32"), some)
         at = part.target + stage
         way = "cg" if part.size == 16 else "ca"
+        guard = "" if part.inside is None else f"@{part.inside.text} "
         code.line(
-            f"cp.async.{way}.shared.global [{at.text}], [{part.source.text}], {part.size}, "
+            f"{guard}cp.async.{way}.shared.global [{at.text}], [{part.source.text}], {part.size}, "
             f"{size.text};"
         )
         code.write("add.s64", part.source, part.source, part.step)

@@ -35,7 +35,7 @@ def test_kernels_assemble_for_every_arch_without_spills(tmp_path: Path) -> None:
     for launch in launches(plan):
         report = launch.report
         assert report["spill bytes"] == 0, launch.kernel
-        assert 0 < report["registers"] <= 128
+        assert 0 < report["registers"] <= 168
         assert 0 < report["occupancy"] <= 1
         assert report["predicted"]["bound"] in ("launch", "memory", "arithmetic")
         assert report["predicted"]["microseconds"] > 0
