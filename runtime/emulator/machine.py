@@ -37,7 +37,7 @@ Call = tuple["Frame", int, tuple[Any, ...]]
 
 BATCH_THREADS = 1 << 14
 """Threads of a batch, about: their registers stay in the processor's second-level cache."""
-IDLE_TURNS = 200
+IDLE_TURNS = 30
 """How often loops may come round with nothing changing before more blocks join."""
 STUCK_TURNS = 20_000
 """How often before that counts as a deadlock."""
@@ -291,13 +291,14 @@ class Batch:
         """For each warp the bits of its lanes that are among `threads`."""
         flags = np.zeros(self.threads, np.bool_)
         flags[threads] = True
-        words: Array = np.packbits(flags.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32)
-        flat: Array = words.reshape(-1)
+        packed = np.packbits(flags.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32)
+        flat: Array = packed.reshape(-1)
         return flat
 
     def lane_bits(self, g: Group) -> Array:
         """For each thread of a group the lanes of its warp that are in the group."""
-        return self._lane_bits(g.threads())[g.threads() // 32]
+        found: Array = self._lane_bits(g.threads())[g.threads() // 32]
+        return found
 
     def wake(self) -> bool:
         """After threads ended, lets waiting groups look again; whether any does."""

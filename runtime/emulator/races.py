@@ -68,6 +68,16 @@ class Clocks:
     """For a warp, what it knew at its last fence: what its strong writes hand over."""
     seen: dict[int, Known] = field(default_factory=dict)
     """For a warp, what its strong reads saw, which its next fence makes known."""
+    versions: dict[tuple[int, Place], int] = field(default_factory=dict)
+    """Which version of what was released at a place a warp has seen."""
+
+
+@dataclass
+class Released:
+    """What was handed over at a place, and how often."""
+
+    known: Known = field(default_factory=dict)
+    version: int = 0
 
 
 @dataclass
@@ -84,7 +94,7 @@ class Races:
 
     def __init__(self, granule: int) -> None:
         self.granule = granule
-        self.released: dict[Place, Known] = {}
+        self.released: dict[Place, Released] = {}
 
     # the state of a batch
 
@@ -378,16 +388,21 @@ class Races:
         for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
             known = fenced.get(thread >> 5)
             if known is not None:
-                _join(self.released.setdefault((id(arena), at), {}), known)
+                released = self.released.setdefault((id(arena), at), Released())
+                _join(released.known, known)
+                released.version += 1
 
     def _see(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
         if not self.released:
             return
-        seen = self.clocks(batch).seen
+        clocks = self.clocks(batch)
         for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
-            known = self.released.get((id(arena), at))
-            if known is not None:
-                _join(seen.setdefault(thread >> 5, {}), known)
+            place = (id(arena), at)
+            released = self.released.get(place)
+            if released is None or clocks.versions.get((thread >> 5, place)) == released.version:
+                continue
+            clocks.versions[thread >> 5, place] = released.version
+            _join(clocks.seen.setdefault(thread >> 5, {}), released.known)
 
     def _learn_seen(self, batch: Batch, threads: Array) -> None:
         clocks, per = self.clocks(batch), batch.stride // 32
