@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .barriers import Barriers
 from .errors import Fault, Stop
-from .memory import Arena, Heap
+from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
 from .order import exits
 from .program import Code, Program, Step
@@ -56,7 +56,7 @@ class Frame:
         ]
 
     def param_address(self, number: int) -> int:
-        return number << 32
+        return CALL_PARAM | number << 32
 
 
 class Group:
@@ -365,6 +365,7 @@ class Batch:
 _REASONS = {
     "mbarrier": "waits for a phase of an mbarrier that never completes",
     "cluster": "waits for threads of the cluster that never come",
+    "registers": "waits for registers that no warp gives back",
     "wgmma": "waits for warps of the warpgroup that never come",
 }
 

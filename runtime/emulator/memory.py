@@ -24,6 +24,8 @@ SHARED_WINDOW = 1 << 48
 LOCAL_WINDOW = 2 << 48
 PARAM_WINDOW = 3 << 48
 WINDOW_BITS = 48
+CALL_PARAM = 1 << 46
+"""A bit of addresses in param space of what calls pass; a kernel's own parameters lack it."""
 RANK_BITS = 24
 
 _ONES = {1: np.uint8(1), 2: np.uint16(0x0101), 4: np.uint32(0x01010101),

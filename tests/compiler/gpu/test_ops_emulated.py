@@ -10,6 +10,7 @@ import pytest
 
 from stagefuse.compiler.build_graph import build_graph
 from stagefuse.compiler.front import check_source
+from stagefuse.compiler.gpu import contract
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.ops import BUILTINS
 from stagefuse.dsl.dtypes import DTYPES
@@ -40,6 +41,8 @@ where T in 1..=512:
     a, b, c, sum(i, axis=1), any(i > 5, axis=0), var(x, axis=2)""",
     "linear": """(x: f32[B, 48], w: f32[96, 48], b: f32[96]) -> f32[B, 96]:
     tanh(x @ transpose(w, [1, 0]) + b)""",
+    "deep linear": """(x: f32[B, T, 200], w: f32[50, 200]) -> f32[B, T, 50]:
+    tanh(x @ transpose(w, [1, 0])) + x[:, :, :50]""",
     "odd linear": """(x: f32[B, T], w: f32[D, T]) -> f32[B, D]:
     x @ transpose(w, [1, 0])""",
     "f64 linear": """(x: f64[B, T], w: f64[D, T]) -> f64[B, D]:
@@ -105,6 +108,21 @@ def test_pipelines_equal_the_reference_on_odd_shapes(
             evaluate(graph, inputs, dims), found, emulated.pipeline.results, strict=True
         ):
             agree(b, a, argument.dtype)
+
+
+def test_a_product_of_few_rows_and_one_of_many_are_the_same(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contract, "MOST_ROWS", 20)
+    text = f"pipeline p{MORE['deep linear']}\n"
+    emulated = Emulated(compiled(tmp_path / "p.pipe", text, ("sm_89",)), "sm_89")
+    weights = rng.standard_normal((50, 200)).astype(np.float32)
+    rows = rng.standard_normal((1, 23, 200)).astype(np.float32)
+    (many,) = emulated({"x": rows, "w": weights}, {"B": 1, "T": 23})
+    (few,) = emulated({"x": rows[:, :7], "w": weights}, {"B": 1, "T": 7})
+    np.testing.assert_allclose(many[:, :7], few, rtol=1e-5, atol=1e-5)
+    plain = np.tanh(rows.astype(float) @ weights.T.astype(float)) + rows[:, :, :50]
+    np.testing.assert_allclose(many, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["f32", "f16", "i8", "i64", "bool"])

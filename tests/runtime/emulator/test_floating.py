@@ -143,7 +143,9 @@ def test_special_operands() -> None:
         check(apply("mul.f32", two, "f32"), a * b)
         check(apply("div.rn.f32", two, "f32"), a / b)
     got = apply("add.f32", two, "f32")
-    assert set(got.view(np.uint32)[np.isnan(got)]) == {0x7FFFFFFF}  # the NaN that f32 instructions make
+    assert set(got.view(np.uint32)[np.isnan(got)]) == {
+        0x7FFFFFFF
+    }  # the NaN that f32 instructions make
     down = apply("add.rm.f32", two, "f32")
     assert np.signbit(down[4]) and np.signbit(down[2])  # an exact 0 is -0 when rounding down
     assert not np.signbit(apply("add.rz.f32", two, "f32")[4])
