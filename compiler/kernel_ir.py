@@ -92,12 +92,13 @@ class Checked:
     """A position read from data: negative counts from the end of `extent`.
 
     One that is still out of range is noted in the status (site + 1 and the value, the first
-    wins) and becomes 0.
+    wins) and becomes 0. One that is `proved` to be in 0..extent needs none of this.
     """
 
     value: Value
     extent: Expr
     site: int
+    proved: bool = False
 
     @property
     def dtype(self) -> DType:

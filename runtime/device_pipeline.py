@@ -49,9 +49,10 @@ class DevicePipeline(Pipeline):
         self._weight_memory: Memory | None = None
         self._weights: dict[int, Region] = {}
         try:
-            driver.activate()
-            driver.load({n.kernel: len(n.buffers) + len(n.dims) + 1 for n in self._gpu.launches})
-            self._upload(plan)
+            kernels = {n.kernel: len(n.buffers) + len(n.dims) + 1 for n in self._gpu.launches}
+            with driver.active():
+                driver.load(kernels)
+                self._upload(plan)
         except BaseException:
             self._release()
             raise
@@ -89,8 +90,8 @@ class DevicePipeline(Pipeline):
             self._require_open()
             self._calls += 1
         try:
-            self.driver.activate()
-            return self._on_space(self._acquire(), stream, args, out, inputs)
+            with self.driver.active():
+                return self._on_space(self._acquire(), stream, args, out, inputs)
         finally:
             with self._idle:
                 self._calls -= 1
@@ -122,7 +123,7 @@ class DevicePipeline(Pipeline):
         model = next((inputs[k] for k, v in viewed.items() if isinstance(v, DeviceArray)), None)
         bucket = self._bucket(operands)
         if out is None:
-            targets = self._fresh(bucket, model is not None)
+            targets = self._fresh(bucket, model is not None, on)
         else:
             given = self._given(out, lambda x: self._out_view(x, on))
             targets = self._targets(bucket, operands, given)
@@ -209,13 +210,10 @@ class DevicePipeline(Pipeline):
             self._last = bucket.dims
         return bucket
 
-    def _fresh(self, bucket: DeviceBucket, on_device: bool) -> list[Operand]:
+    def _fresh(self, bucket: DeviceBucket, on_device: bool, stream: Any) -> list[Operand]:
         if not on_device:
             return [np.empty(spec.shape, spec.dtype) for spec in bucket.results]
-        return [
-            self.driver.array(self.driver.allocate(s.size, "a result"), s.shape, s.dtype)
-            for s in bucket.results
-        ]
+        return [self.driver.array(s.shape, s.dtype, s.size, stream) for s in bucket.results]
 
     def _out_view(self, value: Any, stream: Any) -> Any:
         viewed = self._viewed(value, "out", stream)
@@ -293,9 +291,16 @@ class DevicePipeline(Pipeline):
     def _release(self) -> None:
         with self._idle:
             self._idle.wait_for(lambda: self._calls == 0)
-        quietly((self.driver.activate,))
         for lanes in list(self._maps):
             lanes.close()
+        try:
+            with self.driver.active():
+                self._give_all_back()
+        except DeviceError:
+            self._give_all_back()  # as far as a device lets that can't be chosen any more
+        quietly((self.driver.close,))
+
+    def _give_all_back(self) -> None:
         spaces, self._spaces, self._free = self._spaces, [], []
         for space in spaces:
             space.close()
@@ -303,7 +308,6 @@ class DevicePipeline(Pipeline):
         if memory is not None:
             quietly((self.driver.free, memory))
         self._buckets, self._weights = {}, {}
-        quietly((self.driver.close,))
 
 
 class OnStream:
