@@ -115,15 +115,7 @@ class _Entry:
         for param, spec in specs:
             declared = TensorType(_dtype(spec), spec.shape.before)
             self.checker.require_free(param.name, param.span)
-<<<<<<< HEAD
-            self.frame.locals[param.name] = self.recorder.input(
-                param.name, declared, param.span
-            )
-=======
-            if param.name in self.frame.locals:
-                raise Failed("E0210", f"`{param.name}` is named twice", param.span)
             self.frame.locals[param.name] = self.recorder.input(param.name, declared, param.span)
->>>>>>> main
             inputs.append((param.name, declared, param.span))
         value = statements.body(self.frame, self.node.body, f"`{self.node.name}`")
         if is_poison(value):
