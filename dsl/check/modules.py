@@ -103,6 +103,16 @@ class Checker:
                 help=f"choose another name, such as `{name}_`",
             )
 
+    def _require_distinct(self, item: ast.Item) -> None:
+        """Reports parameters of one name."""
+        first: dict[str, Span] = {}
+        for param in item.params if isinstance(item, ast.Fn | ast.Pipeline) else ():
+            with self.reporter.catching():
+                if param.name in first:
+                    raise Failed("E0210", f"`{param.name}` is named twice", param.span,
+                                 "again here", [(first[param.name], "first here")])
+                first[param.name] = param.span
+
     def enter(self, module: ast.Module, source: Source, name: str) -> ModuleScope:
         """The scope of a parsed file; reports names that are bound twice or built in."""
         items: dict[str, ast.Item] = {}
@@ -114,6 +124,7 @@ class Checker:
                 if item.name in RESERVED:
                     raise Failed("E0212", f"`{item.name}` is reserved for later", span)
                 self.require_free(item.name, span)
+                self._require_distinct(item)
                 if item.name in first:
                     raise Failed(
                         "E0210",
