@@ -9,7 +9,12 @@ PEERS_BIN := .venv-bench/bin
 PEERS := .venv-bench/.ready
 BENCH ?=
 
-.PHONY: run test lint bench clean
+# what `make gpu` needs besides Python, NumPy, PyTorch, Triton, cuda-core and cuda-bindings: small
+# packages in a folder that goes along to a machine without a network
+GPU_SITE := build/gpu-site
+GPU ?=
+
+.PHONY: run test lint bench gpu gpu-site clean
 
 run: $(READY) $(WEIGHTS)
 	$(BIN)/python examples/minilm.py
@@ -24,6 +29,13 @@ lint: $(READY)
 bench: $(PEERS)
 	$(PEERS_BIN)/python -m benchmarks.bench $(BENCH)
 	$(PEERS_BIN)/python -m benchmarks.startup
+
+gpu: $(if $(wildcard $(GPU_SITE)),,gpu-site)
+	PYTHONPATH=$(GPU_SITE):. $(PYTHON) -m benchmarks.gpu $(GPU)
+
+gpu-site:
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(GPU_SITE) \
+	    lark networkx safetensors ml-dtypes click pytest pluggy iniconfig packaging pygments
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -34,6 +34,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument("--seconds", type=float, default=0.1, help="of one batch")
     made.add_argument("--tries", type=int, default=3, help="for a batch that nothing disturbs")
+    made.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall",
+        help="cpu: time of the process, for one thread on a busy machine",
+    )  # fmt: skip
     made.add_argument("--seed", type=int, help="of the data; random unless given")
     made.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     made.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
@@ -42,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
+    if options.clock == "cpu" and options.threads != 1:
+        raise SystemExit("--clock cpu needs --threads 1: threads that wait would count")
     engines = tuple(options.engines.split(","))
     for name in engines:
         if name not in ENGINES:
@@ -49,7 +55,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(
         engines, options.threads, level(options.isa), options.rounds, options.seconds,
         options.tries, secrets.randbits(31) if options.seed is None else options.seed,
-        verbose=options.verbose,
+        clock=options.clock, verbose=options.verbose,
     )  # fmt: skip
 
 

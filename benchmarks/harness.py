@@ -35,6 +35,7 @@ class Settings:
     seconds: float  # of a batch
     tries: int  # for a batch that nothing disturbs
     seed: int
+    clock: str = "wall"
     timeout: float = 400.0
     verbose: bool = False
 
@@ -117,8 +118,11 @@ class Process:
     def _start(self) -> None:
         context, settings = get_context("spawn"), self.settings
         self.connection, theirs = context.Pipe()
-        arguments = (theirs, self.engine, settings.threads, settings.level, not settings.verbose)
-        self.process = context.Process(target=serve, args=arguments, daemon=False)
+        arguments = (
+            theirs, self.engine, settings.threads, settings.level, settings.clock,
+            not settings.verbose,
+        )  # fmt: skip
+        self.process = context.Process(target=serve, args=arguments)
         self.process.start()
         theirs.close()
 

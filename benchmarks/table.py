@@ -38,7 +38,7 @@ def heading(settings: Settings) -> list[str]:
         f"Machine: {machine()}; load average at the start {load}.",
         f"Engines: {versions}" + (f"; absent: {', '.join(absent)}." if absent else "."),
         f"{settings.threads} thread(s), x86-64-{settings.level}, {settings.rounds} rounds of "
-        f"{settings.seconds:g} s, seed {settings.seed}.",
+        f"{settings.seconds:g} s, {settings.clock} time, seed {settings.seed}.",
     ]
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,12 +89,18 @@ def compile_graphs(
     planner = Planner(load, verify, "cpu" in targets, gpu)
     plans = tuple(planner.plan(p, graph) for p, graph in graphs)
     objects: Mapping[str, bytes] = {}
-    if "cpu" in targets:
-        from .cpu.build import build_levels
-
-        objects = build_levels(planner.ordered(), levels)
     plan = Plan(plans, objects, planner.arrays, source.text, source.name, {})
-    return plan if gpu is None else gpu.finish(plan)
+    if "cpu" not in targets:
+        return plan if gpu is None else gpu.finish(plan)
+    from .cpu.build import LevelBuild
+
+    build = LevelBuild(planner.ordered(), levels)
+    try:
+        planner.verify_kernels()
+        plan = plan if gpu is None else gpu.finish(plan)
+        return replace(plan, objects=build.objects())
+    finally:
+        build.stop()
 
 
 def gpu_arches(targets: Sequence[str]) -> tuple[str, ...]:

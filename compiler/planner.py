@@ -16,6 +16,7 @@ from .plan import CheckPlan, DimPlan, GpuPlan, PipelinePlan, SitePlan, StepPlan
 if TYPE_CHECKING:
     import numpy as np
 
+    from .bounds import Bounds
     from .gpu.compile import GpuCompiler
     from .kernel_ir import Kernel
     from .lower import Lowered, Sites
@@ -34,6 +35,7 @@ class Planner:
         self.load, self.verify, self.cpu, self.gpu = load, verify, cpu, gpu
         self.kernels: dict[str, Kernel] = {}
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self.unverified: list[tuple[Kernel, Graph, Bounds]] = []
 
     def plan(self, pipeline: Pipeline, graph: Graph) -> PipelinePlan:
         """The plan of a pipeline."""
@@ -71,7 +73,6 @@ class Planner:
         from .join import join
         from .lower import lower
         from .report import report
-        from .run_passes import verified_kernel
         from .schedule import CPU
 
         found = join(graph, partition(graph))
@@ -80,7 +81,7 @@ class Planner:
         for group in found.groups:
             lowered = lower(graph, group, sites, CPU)
             if bounds is not None and lowered.kernel.name not in self.kernels:
-                verified_kernel(lowered.kernel, graph, bounds)
+                self.unverified.append((lowered.kernel, graph, bounds))
             steps.append(self._step(buffers, lowered, report(graph, lowered, reasons, passed)))
         return steps
 
@@ -94,6 +95,13 @@ class Planner:
             kernel.name, used, kernel.dims, str(lowered.count), str(lowered.grain),
             str(scratch_bytes(kernel)), lowered.label, report,
         )  # fmt: skip
+
+    def verify_kernels(self) -> None:
+        """Checks the CPU's kernels, if that is wanted: apart, so that LLVM can begin before."""
+        from .run_passes import verified_kernel
+
+        while self.unverified:
+            verified_kernel(*self.unverified.pop(0))
 
     def ordered(self) -> Sequence[Kernel]:
         """The CPU's kernels by name."""

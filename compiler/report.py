@@ -43,9 +43,8 @@ def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:
     work, moved = const(0), const(0)
     for number in lowered.nodes:
         work = work + _work(graph, graph.nodes[number])
-    for ref in lowered.values:
-        type = graph.type(ref)
-        moved = moved + size_of(type.shape) * type.dtype.itemsize
+    for buffer in lowered.kernel.buffers:
+        moved = moved + size_of(buffer.shape) * buffer.dtype.itemsize
     return work, moved
 
 

@@ -84,17 +84,20 @@ class Lanes:
     def __init__(self, pipeline: DevicePipeline, depth: int) -> None:
         self.pipeline, self.driver, self.depth = pipeline, pipeline.driver, depth
         pipeline._require_open()
-        self.driver.activate()
         self.lanes: list[_Lane] = []
-        self.streams = [self.driver.stream() for _ in range(3)]
+        with self.driver.active():
+            self.streams = [self.driver.stream() for _ in range(3)]
         self.count = 0
         pipeline._maps.add(self)
 
     def start(self, batch: Mapping[str, Any]) -> Result:
         """Put a batch under way; what comes back waits for its result."""
-        pipeline, driver = self.pipeline, self.driver
-        pipeline._require_open()
-        driver.activate()
+        self.pipeline._require_open()
+        with self.driver.active():
+            return self._started(batch)
+
+    def _started(self, batch: Mapping[str, Any]) -> Result:
+        pipeline = self.pipeline
         viewed = {k: pipeline._viewed(v, k, self.streams[0]) for k, v in batch.items()}
         if any(isinstance(v, DeviceArray) for v in viewed.values()):
             result = pipeline(**batch)  # nothing to copy, so nothing to overlap
@@ -146,10 +149,10 @@ class Lanes:
     def _result(self, lane: _Lane, bucket: DeviceBucket, convert: Any) -> Any:
         pipeline = self.pipeline
         pipeline._require_open()
-        self.driver.activate()
-        self.driver.finish_event(lane.space.done)
-        pipeline.report_status(lane.space, lane.status, bucket)
-        results = pipeline._fresh(bucket, False)
+        with self.driver.active():
+            self.driver.finish_event(lane.space.done)
+            pipeline.report_status(lane.space, lane.status, bucket)
+        results = pipeline._fresh(bucket, False, None)
         for number, result in zip(pipeline._preparer.results, results, strict=True):
             here = lane.here(bucket, number)
             np.copyto(result, here.view(result.dtype).reshape(result.shape))
@@ -162,7 +165,8 @@ class Lanes:
         if self not in self.pipeline._maps:
             return
         self.pipeline._maps.discard(self)
-        quietly((self.driver.activate,), *((self.driver.finish, s) for s in self.streams))
-        for lane in self.lanes:
-            lane.close()
-        quietly(*((self.driver.close_stream, s) for s in self.streams))
+        with self.driver.active():
+            quietly(*((self.driver.finish, s) for s in self.streams))
+            for lane in self.lanes:
+                lane.close()
+            quietly(*((self.driver.close_stream, s) for s in self.streams))

@@ -49,9 +49,10 @@ class DevicePipeline(Pipeline):
         self._weight_memory: Memory | None = None
         self._weights: dict[int, Region] = {}
         try:
-            driver.activate()
-            driver.load({n.kernel: len(n.buffers) + len(n.dims) + 1 for n in self._gpu.launches})
-            self._upload(plan)
+            kernels = {n.kernel: len(n.buffers) + len(n.dims) + 1 for n in self._gpu.launches}
+            with driver.active():
+                driver.load(kernels)
+                self._upload(plan)
         except BaseException:
             self._release()
             raise
@@ -85,16 +86,17 @@ class DevicePipeline(Pipeline):
         return OnStream(self, self.driver.adopt(stream))
 
     def _call(self, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]) -> Any:
-        with self._idle:
+        with self._lock:
             self._require_open()
             self._calls += 1
         try:
-            self.driver.activate()
-            return self._on_space(self._acquire(), stream, args, out, inputs)
+            with self.driver.active():
+                return self._on_space(self._acquire(), stream, args, out, inputs)
         finally:
-            with self._idle:
+            with self._lock:
                 self._calls -= 1
-                self._idle.notify_all()
+                if self._closed:
+                    self._idle.notify_all()
 
     def _on_space(
         self, space: Space, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
@@ -117,12 +119,10 @@ class DevicePipeline(Pipeline):
     ) -> tuple[Any, bool]:
         """What the call gives, and whether it is whole already."""
         on = space.stream if stream is None else stream
-        viewed = {k: self._viewed(v, k, on) for k, v in inputs.items()}
-        operands, convert = self._bind(args, viewed)
-        model = next((inputs[k] for k, v in viewed.items() if isinstance(v, DeviceArray)), None)
+        operands, convert, model = self._operands(on, args, inputs)
         bucket = self._bucket(operands)
         if out is None:
-            targets = self._fresh(bucket, model is not None)
+            targets = self._fresh(bucket, model is not None, on)
         else:
             given = self._given(out, lambda x: self._out_view(x, on))
             targets = self._targets(bucket, operands, given)
@@ -130,11 +130,12 @@ class DevicePipeline(Pipeline):
         ready = stream is None or bool(self._plan.sites)
         if ready or not all(isinstance(x, DeviceArray) for x in (*operands, *targets)):
             self.driver.finish(on)
-            ready = True
+            ready = space.idle = True
             self.report_status(space, space.status_host, bucket)
         else:
+            self.driver.record(space.done, on)
             for target in targets:
-                target.made_on = on
+                target.is_made_on(on)
         if out is not None:
             for (_, target), result in zip(given, targets, strict=True):
                 if result is not target and isinstance(target, np.ndarray):
@@ -145,6 +146,32 @@ class DevicePipeline(Pipeline):
         if convert is not None:
             targets = [convert(t) for t in targets]
         return (targets[0] if self._tuple is None else self._tuple(*targets)), ready
+
+    def _operands(
+        self, stream: Any, args: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> tuple[list[Operand], interchange.Importer | None, Any]:
+        """The inputs in order, what makes results of this machine the caller's kind, and the first
+        input that lies in the device's memory."""
+        operands: list[Operand] = []
+        model = None
+        for name, dtype in self._binder.expected:  # the usual case at once
+            value = inputs.get(name)
+            if type(value) is np.ndarray:
+                if value.dtype is not dtype or value.flags.num & _DENSE != _DENSE:
+                    break
+            else:
+                model = value if model is None else model
+                value = self.driver.view(value, name, stream)
+                if value is None or value.dtype != dtype or not value.dense:
+                    break
+            operands.append(value)
+        else:
+            if not args and len(inputs) == len(operands):
+                return operands, None, model
+        viewed = {k: self._viewed(v, k, stream) for k, v in inputs.items()}
+        operands, convert = self._bind(args, viewed)
+        model = next((inputs[k] for k, v in viewed.items() if isinstance(v, DeviceArray)), None)
+        return operands, convert, model
 
     def _viewed(self, value: Any, name: str, stream: Any) -> Any:
         if type(value) is np.ndarray:
@@ -164,7 +191,9 @@ class DevicePipeline(Pipeline):
         driver = self.driver
         space.reserve(bucket)
         space.owners = (*operands, *targets)
-        driver.wait(stream, space.done)
+        if stream != space.stream and not space.idle:
+            driver.wait(stream, space.done)
+        space.idle = False
         elsewhere: dict[int, Region] = {}
         for number, operand in zip(self._preparer.inputs, operands, strict=True):
             if isinstance(operand, DeviceArray):
@@ -186,7 +215,6 @@ class DevicePipeline(Pipeline):
             driver.copy(to, source, stream)
         if self._plan.sites and space.status_host is not None:
             driver.copy_out(space.status_host, space.status, stream)
-        driver.record(space.done, stream)
 
     def report_status(self, space: Space, status: Any, bucket: DeviceBucket) -> None:
         """Raise what the kernels of a finished call reported."""
@@ -196,12 +224,15 @@ class DevicePipeline(Pipeline):
         if site:
             space.clear_status()
             self.driver.finish_event(space.done)
+            space.idle = True
             raise self._out_of_range(site - 1, value, bucket.dims)
 
     def _bucket(self, operands: Sequence[Operand]) -> DeviceBucket:
         key = tuple([a.shape for a in operands])
         bucket = self._buckets.get(key)
         if bucket is None:
+            for argument, array in zip(self._plan.inputs, operands, strict=True):
+                self._binder.array(argument, array)  # the quick way does not look at ranks
             bucket = self._preparer.prepare(self._binder.sizes(operands))
             if len(self._buckets) >= _MAX_BUCKETS:
                 self._buckets = {}
@@ -209,13 +240,10 @@ class DevicePipeline(Pipeline):
             self._last = bucket.dims
         return bucket
 
-    def _fresh(self, bucket: DeviceBucket, on_device: bool) -> list[Operand]:
+    def _fresh(self, bucket: DeviceBucket, on_device: bool, stream: Any) -> list[Operand]:
         if not on_device:
             return [np.empty(spec.shape, spec.dtype) for spec in bucket.results]
-        return [
-            self.driver.array(self.driver.allocate(s.size, "a result"), s.shape, s.dtype)
-            for s in bucket.results
-        ]
+        return [self.driver.array(s.shape, s.dtype, s.size, stream) for s in bucket.results]
 
     def _out_view(self, value: Any, stream: Any) -> Any:
         viewed = self._viewed(value, "out", stream)
@@ -250,7 +278,7 @@ class DevicePipeline(Pipeline):
         """A space that no call uses and whose work is done."""
         with self._lock:
             for number, space in enumerate(self._free):
-                if self.driver.reached(space.done):
+                if space.idle or self.driver.reached(space.done):
                     del self._free[number]
                     space.owners = ()
                     return space
@@ -293,9 +321,16 @@ class DevicePipeline(Pipeline):
     def _release(self) -> None:
         with self._idle:
             self._idle.wait_for(lambda: self._calls == 0)
-        quietly((self.driver.activate,))
         for lanes in list(self._maps):
             lanes.close()
+        try:
+            with self.driver.active():
+                self._give_all_back()
+        except DeviceError:
+            self._give_all_back()  # as far as a device lets that can't be chosen any more
+        quietly((self.driver.close,))
+
+    def _give_all_back(self) -> None:
         spaces, self._spaces, self._free = self._spaces, [], []
         for space in spaces:
             space.close()
@@ -303,7 +338,6 @@ class DevicePipeline(Pipeline):
         if memory is not None:
             quietly((self.driver.free, memory))
         self._buckets, self._weights = {}, {}
-        quietly((self.driver.close,))
 
 
 class OnStream:

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
+from .device_prepared import DeviceBucket
 from .device_space import Space
 from .errors import InputError
 from .profile import event, invented, names_of
@@ -25,8 +26,21 @@ def write_trace(pipeline: DevicePipeline, path: Path, calls: int, inputs: dict[s
     operands, _ = pipeline._bind((), inputs or invented(pipeline))
     pipeline._require_open()
     bucket = pipeline._bucket(operands)
+    with pipeline.driver.active():
+        events = _measured(pipeline, bucket, operands, calls)
+    document = {
+        "displayTimeUnit": "ns",
+        "traceEvents": events,
+        "otherData": {"sizes": bucket.dims, "device": pipeline.device},
+    }
+    path.write_text(json.dumps(document, default=str), encoding="utf-8")
+    return path
+
+
+def _measured(
+    pipeline: DevicePipeline, bucket: DeviceBucket, operands: list[Any], calls: int
+) -> list[dict[str, Any]]:
     driver = pipeline.driver
-    driver.activate()
     space = Space(driver, pipeline._weights)
     events = names_of(pipeline, f"launches on {pipeline.device}")
     try:
@@ -57,10 +71,4 @@ def write_trace(pipeline: DevicePipeline, path: Path, calls: int, inputs: dict[s
                 driver.close_graph(graph)
     finally:
         space.close()
-    document = {
-        "displayTimeUnit": "ns",
-        "traceEvents": events,
-        "otherData": {"sizes": bucket.dims, "device": pipeline.device},
-    }
-    path.write_text(json.dumps(document, default=str), encoding="utf-8")
-    return path
+    return events

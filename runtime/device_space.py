@@ -17,7 +17,8 @@ _MAX_GRAPHS = 64
 class Space:
     """Memory, a stream and the graphs of buckets that replay in it.
 
-    `owners` keeps alive what work under way reads and writes; `done` is recorded behind that work.
+    `owners` keeps alive what work under way reads and writes. Where a space is not `idle`, there
+    may be such work: on its stream, or on another, and then `done` is recorded behind it.
     """
 
     def __init__(self, driver: Driver, weights: Mapping[int, Region]) -> None:
@@ -27,7 +28,8 @@ class Space:
         self.status_host: np.ndarray[Any, Any] | None = None
         self.memory: Memory | None = None
         self.owners: tuple[Any, ...] = ()
-        self._graphs: dict[DeviceBucket, tuple[Any, dict[int, Region]]] = {}
+        self.idle = True
+        self._graphs: dict[DeviceBucket, tuple[Any, dict[int, tuple[Any, int]]]] = {}
         try:
             self.stream = driver.stream()
             self.done = driver.event()
@@ -53,6 +55,7 @@ class Space:
         self.driver.wait(self.stream, self.done)
         self.driver.clear(self.status, self.stream)
         self.driver.record(self.done, self.stream)
+        self.idle = False
 
     @property
     def status(self) -> Region:
@@ -67,25 +70,25 @@ class Space:
 
     def graph(self, bucket: DeviceBucket, elsewhere: Mapping[int, Region]) -> Any:
         """The bucket's graph, with buffers that lie elsewhere than in this memory."""
+        places = {b: region.place for b, region in elsewhere.items()}
         known = self._graphs.get(bucket)
         if known is None:
             if len(self._graphs) >= _MAX_GRAPHS:
                 self._drop_graphs()
             every = range(len(bucket.launches))
             graph = self.driver.graph(self._launches(bucket, elsewhere, every))
-            self._graphs[bucket] = (graph, dict(elsewhere))
-            return graph
-        graph, before = known
-        moved = _moved(before, elsewhere)
-        if moved:
+        else:
+            graph, before = known
+            if places == before:
+                return graph
+            moved = {b for b in places.keys() | before.keys() if places.get(b) != before.get(b)}
             touched = [
                 i for i, n in enumerate(bucket.launches) if not moved.isdisjoint(n.plan.buffers)
             ]
-            for number, launch in zip(
-                touched, self._launches(bucket, elsewhere, touched), strict=True
-            ):
+            launches = self._launches(bucket, elsewhere, touched)
+            for number, launch in zip(touched, launches, strict=True):
                 self.driver.update(graph, number, launch)
-            self._graphs[bucket] = (graph, dict(elsewhere))
+        self._graphs[bucket] = (graph, places)
         return graph
 
     def single_launches(self, bucket: DeviceBucket) -> list[Launch]:
@@ -135,11 +138,3 @@ class Space:
         if self.stream is not None:
             quietly((driver.close_stream, self.stream))
         self.memory = self.status_host = self.done = self.stream = None
-
-
-def _moved(before: Mapping[int, Region], now: Mapping[int, Region]) -> set[int]:
-    return {
-        b
-        for b in before.keys() | now.keys()
-        if b not in before or b not in now or not before[b].same_place(now[b])
-    }

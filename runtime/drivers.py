@@ -7,7 +7,7 @@ Launches are put together once as a graph, whose edges say what waits for what, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,8 +33,10 @@ class Region:
     offset: int
     size: int
 
-    def same_place(self, other: Region) -> bool:
-        return (self.memory.handle, self.offset) == (other.memory.handle, other.offset)
+    @property
+    def place(self) -> tuple[Any, int]:
+        """Where it is; keeps nothing alive."""
+        return (self.memory.handle, self.offset)
 
     def overlaps(self, other: Region) -> bool:
         """Whether both share a byte; memory of one handle only."""
@@ -84,14 +86,16 @@ class Driver(Protocol):
     device: str  # as the caller writes it: "emulator", "cuda:0"
     arch: str  # of the code that it runs
 
-    def activate(self) -> None:
-        """Make this thread one that may use the device."""
+    def active(self) -> AbstractContextManager[Any]:
+        """Within it this thread may use the device; behind it all is as before."""
 
     def load(self, kernels: Mapping[str, int]) -> None:
         """Load the code; `kernels` are the entries that will be launched: name to parameters."""
 
     def allocate(self, size: int, purpose: str) -> Memory: ...
-    def free(self, memory: Memory) -> None: ...
+    def free(self, memory: Memory) -> None:
+        """Free memory that nothing under way uses."""
+
     def pin(self, size: int, purpose: str) -> np.ndarray[Any, Any]:
         """Bytes of this machine's memory that copies read and write while a stream goes on."""
 
@@ -133,8 +137,8 @@ class Driver(Protocol):
         None for a value that is elsewhere. Raises InputError for one that can't be read.
         """
 
-    def array(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """A DeviceArray that owns the memory."""
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: Any) -> Any:
+        """A DeviceArray with memory of its own, to be written on the stream."""
 
     def close(self) -> None:
         """Give back what is left; memory of results stays valid until freed."""

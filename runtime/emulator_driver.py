@@ -8,7 +8,8 @@ have nothing to do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -61,15 +62,17 @@ class EmulatorDriver:
         self.arch = usable[0]
         self._text = plan.ptx[self.arch]
         self._module: Any = None
-        self._emulator: Any = None
+        self._new: Any = None
+        self._lock = Lock()  # a module runs one launch at a time
         self.records: list[tuple[Launch, Any]] = []
 
-    def activate(self) -> None:
-        pass
+    def active(self) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def load(self, kernels: Mapping[str, int]) -> None:
-        self._emulator = import_module("stagefuse.runtime.emulator")
-        self._module = self._emulator.load(self._text)
+        from . import emulator
+
+        self._module, self._new = emulator.load(self._text), emulator.uninitialised
 
     def allocate(self, size: int, purpose: str) -> Memory:
         if not 0 <= size <= MAX_BYTES:
@@ -133,7 +136,7 @@ class EmulatorDriver:
         buffers: _Buffers = region.memory.handle
         found = buffers.find(region)
         if found is None:
-            found = self._emulator.uninitialised((region.size,), np.uint8)
+            found = self._new((region.size,), np.uint8)
             buffers.written[(region.offset, region.size)] = found
         return found
 
@@ -144,15 +147,16 @@ class EmulatorDriver:
         graph[number] = launch
 
     def replay(self, graph: list[Launch], stream: Any) -> None:
-        self.records = []
-        for launch in graph:
-            buffers = [self._buffer(r) for r in (*launch.regions, launch.status)]
-            dims = [np.int64(d) for d in launch.dims]
-            record = self._module.launch(
-                launch.kernel, grid=launch.grid, block=launch.block, cluster=launch.cluster,
-                shared_bytes=launch.shared_bytes, args=[*buffers[:-1], *dims, buffers[-1]],
-            )  # fmt: skip
-            self.records.append((launch, record))
+        with self._lock:
+            self.records = [(launch, self._run(launch)) for launch in graph]
+
+    def _run(self, launch: Launch) -> Any:
+        buffers = [self._buffer(r) for r in (*launch.regions, launch.status)]
+        dims = [np.int64(d) for d in launch.dims]
+        return self._module.launch(
+            launch.kernel, grid=launch.grid, block=launch.block, cluster=launch.cluster,
+            shared_bytes=launch.shared_bytes, args=[*buffers[:-1], *dims, buffers[-1]],
+        )  # fmt: skip
 
     def close_graph(self, graph: Any) -> None:
         pass
@@ -160,7 +164,7 @@ class EmulatorDriver:
     def view(self, value: Any, name: str, stream: Any) -> Any:
         return None
 
-    def array(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: Any) -> Any:
         raise DeviceError("the emulator has no device memory to put results into")
 
     def close(self) -> None:

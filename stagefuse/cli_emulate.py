@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def emulate(
     FILE is a .pipe or .fused file, run with --input or with made-up inputs of the given --size,
     or a .ptx file, of which --kernel is launched with each --arg. A fault of a kernel (access out
     of bounds or misaligned, race, unwritten memory read, barrier, deadlock) is shown with its
-    line, and the exit code is 1.
+    line; of a .ptx file's it is exit code 1, of our own a fault of stagefuse.
     """
     with reported(as_json):
         if file.suffix == ".ptx":
@@ -89,7 +88,7 @@ def emulate(
                 for launch, record in pipe.driver.records:  # type: ignore[attr-defined]
                     where = f"grid {launch.grid}, block {launch.block}"
                     click.echo(f"{launch.label or launch.kernel}: {where}", err=True)
-                    click.echo(_indented(record), err=True)
+                    click.echo(_summary(record), err=True)
             show_results(pipe, found, output_dir, as_json)
 
 
@@ -105,17 +104,24 @@ def emulate_ptx(
     """Launches a kernel of a PTX file and prints the buffers that it was given."""
     import numpy as np
 
+    from stagefuse.compiler.ptx import PtxError
+    from stagefuse.runtime import emulator
+    from stagefuse.runtime.errors import InputError
+
     text = file.read_text(encoding="utf-8")
     entries = re.findall(r"\.entry\s+([\w$]+)", text)
     if kernel is None and len(entries) == 1:
         kernel = entries[0]
-    if kernel not in entries:
+    if kernel is None or kernel not in entries:
         raise click.UsageError(f"--kernel is one of {', '.join(entries) or 'none'}")
     values = [_argument(a) for a in arguments]
-    record = _emulator().load(text).launch(
-        kernel, grid=shape["grid"], block=shape["block"], cluster=shape["cluster"],
-        shared_bytes=shared, args=values,
-    )  # fmt: skip
+    try:
+        record = emulator.load(text).launch(
+            kernel, grid=shape["grid"], block=shape["block"], cluster=shape["cluster"],
+            shared_bytes=shared, args=values,
+        )  # fmt: skip
+    except (emulator.Fault, PtxError, ValueError) as error:
+        raise InputError(f"{file}: {error}") from error
     buffers = {i: v for i, v in enumerate(values) if isinstance(v, np.ndarray)}
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -123,11 +129,11 @@ def emulate_ptx(
             np.save(output_dir / f"arg{number}.npy", np.asarray(array))
     if as_json:
         return show_json(
-            kernel=kernel, record=str(record),
+            kernel=kernel, record=_record(record),
             buffers={str(i): np.asarray(v).tolist() for i, v in buffers.items()},
         )  # fmt: skip
     click.echo(f"{kernel}: grid {shape['grid']}, block {shape['block']}", err=True)
-    click.echo(_indented(record), err=True)
+    click.echo(_summary(record), err=True)
     for number, array in buffers.items():
         click.echo(f"arg {number}: {array.dtype.name}{list(array.shape)}")
         if output_dir is None:
@@ -142,15 +148,12 @@ def _sides(text: str, name: str) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _emulator() -> Any:
-    return import_module("stagefuse.runtime.emulator")
-
-
 def _argument(text: str) -> Any:
     """The value of an --arg."""
     import numpy as np
 
     from stagefuse.dsl.dtypes import DTYPES
+    from stagefuse.runtime import emulator
 
     if text.endswith(".npy"):
         if not Path(text).is_file():
@@ -161,7 +164,7 @@ def _argument(text: str) -> Any:
         shape = tuple(int(n) for n in buffer[3].split(",") if n.strip())
         dtype = DTYPES[buffer[2]].numpy
         if buffer[1] == "new":
-            return _emulator().uninitialised(shape, dtype)
+            return emulator.uninitialised(shape, dtype)
         if buffer[1] == "zeros":
             return np.zeros(shape, dtype)
         seed = int(np.random.default_rng().integers(1 << 31))
@@ -180,7 +183,21 @@ def _argument(text: str) -> Any:
     )
 
 
-def _indented(record: Any) -> str:
-    return "\n".join(f"  {line}" for line in str(record).splitlines())
+def _summary(record: Any) -> str:
+    """What a launch ran, in two lines."""
+    most = sorted(record.instructions.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{count} {name}" for name, count in most[:6])
+    moved = ", ".join(f"{n} bytes {how} in {space}" for (space, how), n in record.bytes.items())
+    conflicts = record.bank_conflicts
+    extra = f"; {conflicts} cycles of bank conflicts" if conflicts else ""
+    return f"  {record.total} instructions: {shown}\n  {moved or 'no memory'}{extra}"
+
+
+def _record(record: Any) -> dict[str, Any]:
+    return {
+        "instructions": dict(record.instructions),
+        "bytes": {f"{space} {how}": n for (space, how), n in record.bytes.items()},
+        "bank_conflicts": record.bank_conflicts,
+    }
 
 

@@ -158,7 +158,7 @@ class LoopWriter(ValueWriter):
             if id(value) in done:
                 continue
             done.add(id(value))
-            if isinstance(value, Checked):
+            if isinstance(value, Checked) and not value.proved:
                 checks.append((value, guards))
             inner = guards
             if isinstance(value, Load):

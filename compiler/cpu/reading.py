@@ -181,6 +181,8 @@ class ValueWriter(MemoryWriter):
 
     def _checked(self, checked: Checked, guards: Sequence[KernelValue]) -> Value:
         """The position, after noting one out of range unless a guard fails."""
+        if checked.proved:
+            return self.value(checked.value)
         code = self.code
         given, extent = self.value(checked.value), self.index(checked.extent)
         place = given.compare("lt", 0).select(given + extent, given)

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from stagefuse.compiler.buffers import Buffers
-from stagefuse.compiler.fuse import partition
+from stagefuse.compiler.buffers import Buffers, size_of
+from stagefuse.compiler.fuse import Partition, partition
 from stagefuse.compiler.graph import Graph, Node
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Value
 from stagefuse.compiler.lower import FORMS, Lowered, Sites, finish
+from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan
 from stagefuse.compiler.report import describe, report, work_of
 from stagefuse.compiler.run_passes import verified_kernel
 from stagefuse.compiler.schedule import GPU
-from stagefuse.dsl.dims import Expr, Facts, as_expr
+from stagefuse.dsl.dims import Expr, Facts, as_expr, const
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Assembled, AssemblerMissing, Usage, assemble
+from .columns import lower_rows
+from .contract import lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
 from .emit import Entry, KernelWriter, module_text
 from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
 
-JOINS = ("placed",)
+JOINS = ("placed", "direct")
 """A product and its row kernels stay apart: a tile of scores fits no block's shared memory."""
 TYPICAL_SIZE = 128
+Forms = Mapping[str, Callable[[Lowering], Parallel]]
+GPU_FORMS = {**FORMS, "contract": lower_contract, "row": lower_rows}
 
 
 class SourceLowering(Lowering):
@@ -61,6 +67,8 @@ class GpuCompiler:
     def __init__(self, arches: Sequence[str], source_name: str) -> None:
         self.arches, self.source_name = tuple(arches), source_name
         self.entries: dict[object, Entry] = {}
+        self.tensor: set[str] = set()  # kernels that use tensor cores
+        self.verified: set[str] = set()
         self.costs: dict[tuple[str, int], _Cost] = {}
 
     def plan(
@@ -76,19 +84,39 @@ class GpuCompiler:
         found = join(graph, partition(graph), JOINS)
         reasons = {d.node: d for d in found.decisions}
         launches: list[GpuLaunchPlan] = []
-        for group in found.groups:
-            low = SourceLowering(graph, group, sites, GPU)
-            lowered = finish(low, FORMS)
-            if bounds is not None:
+        for low, forms, share, part in self._lowerings(graph, found, sites):
+            lowered = finish(low, forms)
+            lowered = replace(lowered, label=f"{lowered.label} {part}".strip())
+            if bounds is not None and lowered.kernel.name not in self.verified:
                 verified_kernel(lowered.kernel, graph, bounds)
+                self.verified.add(lowered.kernel.name)
             entry = self._entry(pipeline, graph, lowered, low.lines)
-            self._note_cost(pipeline, graph, lowered, entry, len(launches))
-            launches.append(
-                self._launch(buffers, lowered, entry, report(graph, lowered, reasons, passed))
-            )
+            self._note_cost(pipeline, graph, lowered, entry, share, len(launches))
+            notes = report(graph, lowered, reasons, passed)
+            launches.append(self._launch(buffers, lowered, entry, share, notes))
         slots = buffers.slots([x.buffers for x in launches])
         plans = tuple(buffers.plans)
         return tuple(GpuPlan(arch, plans, tuple(launches), slots) for arch in self.arches)
+
+    def _lowerings(
+        self, graph: Graph, found: Partition, sites: Sites
+    ) -> Iterator[tuple[SourceLowering, Forms, Expr, str]]:
+        """The kernels of a partition in order, each with a factor of its grid that is 1 or 0, and
+        what part of a kernel of the graph it is."""
+        for group in found.groups:
+            split = thin(graph, group)
+            if split is None:
+                yield SourceLowering(graph, group, sites, GPU), GPU_FORMS, const(1), ""
+                continue
+            few = split.holds(rows_of(graph, group))
+            for form, name in ((lower_parts, "parts"), (lower_sum_of_parts, "sum")):
+                yield (
+                    SourceLowering(graph, group, sites, GPU),
+                    {"contract": partial(form, split=split)},
+                    few,
+                    name,
+                )
+            yield SourceLowering(graph, group, sites, GPU), GPU_FORMS, 1 - few, ""
 
     def _entry(
         self, pipeline: Pipeline, graph: Graph, lowered: Lowered, lines: Mapping[Value, int]
@@ -100,6 +128,8 @@ class GpuCompiler:
             name = self._name(pipeline, lowered.label)
             writer = KernelWriter(kernel, facts, SHARED_LIMIT, lines)
             self.entries[key] = writer.entry(name, _notes(graph, lowered))
+            if "mma.sync" in self.entries[key].text:
+                self.tensor.add(name)
         return self.entries[key]
 
     def _name(self, pipeline: Pipeline, label: str) -> str:
@@ -109,9 +139,17 @@ class GpuCompiler:
         return f"{stem}_{len(self.entries)}"
 
     def _launch(
-        self, buffers: Buffers, lowered: Lowered, entry: Entry, notes: dict[str, Any]
+        self,
+        buffers: Buffers,
+        lowered: Lowered,
+        entry: Entry,
+        share: Expr,
+        notes: dict[str, Any],
     ) -> GpuLaunchPlan:
-        used = [buffers.of(ref) for ref in lowered.values]
+        used = [
+            buffers.of(ref) if ref.node >= 0 else self._parts(buffers, lowered, n)
+            for n, ref in enumerate(lowered.values)
+        ]
         writes = [
             used[n] for n, b in enumerate(lowered.kernel.buffers) if b.mode in ("out", "inout")
         ]
@@ -119,19 +157,33 @@ class GpuCompiler:
             used.append(buffers.scratch(f"{entry.name} workspace", entry.workspace))
             writes.append(used[-1])
         return GpuLaunchPlan(
-            entry.name, (str(entry.grid), "1", "1"), (entry.team.threads, 1, 1), (1, 1, 1),
+            entry.name, (str(entry.grid * share), "1", "1"), (entry.team.threads, 1, 1), (1, 1, 1),
             str(entry.shared_bytes), tuple(used), lowered.kernel.dims, lowered.label, notes,
             tuple(dict.fromkeys(writes)),
         )  # fmt: skip
 
+    def _parts(self, buffers: Buffers, lowered: Lowered, number: int) -> int:
+        """The buffer of a product's parts: made by the kernel that writes them."""
+        ref, buffer = lowered.values[number], lowered.kernel.buffers[number]
+        if ref not in buffers.index:
+            size = size_of(buffer.shape) * buffer.dtype.itemsize
+            buffers.index[ref] = buffers.scratch(f"parts of t{-1 - ref.node}", size)
+        return buffers.index[ref]
+
     def _note_cost(
-        self, pipeline: Pipeline, graph: Graph, lowered: Lowered, entry: Entry, number: int
+        self,
+        pipeline: Pipeline,
+        graph: Graph,
+        lowered: Lowered,
+        entry: Entry,
+        share: Expr,
+        number: int,
     ) -> None:
         flops, moved = work_of(graph, lowered)
         sizes = {d: _typical(graph.facts, d) for d in lowered.kernel.dims}
         names = flops.symbols() | moved.symbols()
         sizes.update({d: _typical(graph.facts, d) for d in sorted(names)})
-        cost = _Cost(moved, flops, entry.grid, entry.shared_bytes, sizes)
+        cost = _Cost(moved, flops, entry.grid * share, entry.shared_bytes, sizes)
         self.costs[(pipeline.name, number)] = cost
 
     def finish(self, plan: Plan) -> Plan:
@@ -174,7 +226,14 @@ class GpuCompiler:
         target = TARGETS[TYPICAL[arch]]
         moved, flops = cost.moved.evaluate(cost.sizes), cost.flops.evaluate(cost.sizes)
         grid = cost.grid.evaluate(cost.sizes)
-        time, bound = predicted(target, moved, flops, grid, resident)
+        tensor = launch.kernel in self.tensor
+        time, bound = predicted(target, moved, flops, grid, resident, tensor)
+        at_sizes = {
+            "device": target.name, "sizes": cost.sizes, "microseconds": round(time, 2),
+            "bound": bound, "bytes": moved, "flops": flops,
+        }  # fmt: skip
+        if not grid:  # another kernel does it for such sizes
+            at_sizes.update(microseconds=0.0, bound="nothing to do")
         return {
             "registers": used.registers,
             "spill bytes": used.spill_stores + used.spill_loads,
@@ -182,10 +241,7 @@ class GpuCompiler:
             "blocks per SM": resident,
             "occupancy": round(resident * launch.block[0] / ARCHES[arch].threads, 3),
             "occupancy limit": limit,
-            "predicted": {
-                "device": target.name, "sizes": cost.sizes, "microseconds": round(time, 2),
-                "bound": bound, "bytes": moved, "flops": flops,
-            },
+            "predicted": at_sizes,
         }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Warps of a block meet in shared memory. The order of a reduction depends on size
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import is_unrolled
 from stagefuse.compiler.kernel_ir import Fold
@@ -87,6 +88,8 @@ class FoldWriter(LoopWriter):
         try:
             if is_unrolled(s):
                 return self._fold_unrolled(s)
+            if self.team.across:
+                return self._fold_down(s)
             return self._fold_nest(s, 0, self._start(s))
         finally:
             self.mask = before
@@ -108,6 +111,43 @@ class FoldWriter(LoopWriter):
         return self.loop(
             name, const(0), extent, total, lambda carry: self._fold_nest(s, depth + 1, carry)
         )
+
+    def _fold_down(self, s: Fold) -> Carry:
+        """A fold that the lanes of one element share, along its longest loop."""
+        sizes = [self.most(extent) for _, extent in s.loops]
+        longest = max(range(len(sizes)), key=lambda n: (sizes[n] is None, sizes[n] or 0))
+        name, extent = s.loops[longest]
+        rest = replace(s, loops=(*s.loops[:longest], *s.loops[longest + 1 :]))
+        extent = self.resolve(extent)
+        kind = "i32" if self.is_small(extent + 4 * self.team.down) else "i64"
+        start = self.index(sym("row"), kind)
+
+        def body(place: Expr, carry: Carry) -> Carry:
+            with self.binding(**{name: place}):
+                return self._fold_nest(rest, 0, carry)
+
+        ends = (const(0), extent - 1)
+        total = self.strided(f"{name}'", start, extent, self.team.down, self._start(s), body, ends)
+        return self._meet(s, total)
+
+    def _meet(self, s: Fold, total: Carry) -> Carry:
+        """The reduction over the lanes of one element, in shared memory, in their order."""
+        code, team = self.code, self.team
+        raw = self._raw(total[0])
+        place = self.shared_address(self.reserve(team.lanes * 8))
+        at = place + self.symbols["lane"] * 8
+        code.write(f"st.shared.{_access(raw)}", f"[{at.text}]", raw)
+        self.barrier()
+        first = place + self.symbols["column"] * 8
+        found: Value | None = None
+        for row in range(team.down):
+            read = code.fresh(raw.type)
+            offset = row * team.across * 8
+            code.write(f"ld.shared.{_access(raw)}", read, f"[{first.text}+{offset}]")
+            value = read.compare("ne", 0) if total[0].type == "i1" else read
+            found = value if found is None else combine(code, s.kind, found, value, s.dtype)
+        assert found is not None
+        return [found]
 
     # A team
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from stagefuse.compiler.cpu import scalars as shared
-from stagefuse.dsl.dims import Atom, Expr, Facts, as_expr, const, sym
+from stagefuse.dsl.dims import Atom, Expr, Facts, as_expr, const, floordiv, mod, sym
 
 from .ir import Code, Value
 
@@ -107,6 +107,31 @@ class IndexWriter:
             return 1
         a, b = (self._factor(arg) for arg in atom.args)
         return math.gcd(a, b) or 1
+
+    def without_carry(self, expr: Expr, width: int) -> Expr:
+        """An expression in which (a + c) // b is a // b and (a + c) % b is a % b + c, where
+        `width` divides a and b, and c is less than it."""
+        total = const(0)
+        for monomial, coefficient in expr.terms:
+            product = const(coefficient)
+            for atom, power in monomial:
+                factor = self._without_carry(atom, width)
+                for _ in range(power):
+                    product = product * factor
+            total = total + product
+        return total
+
+    def _without_carry(self, atom: Atom, width: int) -> Expr:
+        whole = Expr(((((atom, 1),), 1),))
+        if atom.kind not in ("//", "%"):
+            return whole
+        a, b = (self.without_carry(arg, width) for arg in atom.args)
+        small = next((c for m, c in a.terms if m == ()), 0) % width
+        if not small or not self.divides(width, a - small) or not self.divides(width, b):
+            return whole
+        if atom.kind == "//":
+            return floordiv(a - small, b, self.facts)
+        return mod(a - small, b, self.facts) + small
 
     # Values
 

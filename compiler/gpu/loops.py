@@ -30,9 +30,11 @@ from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod, sym
 
 from .ir import Value
+from .private import accesses
 from .teams import MOST_IN_REGISTERS, Team, is_shared, most_of, nest_of
 from .values import Group, Memory, Scope, ValueWriter
 
+UNROLL = 4
 Carry = list[Value]
 Visit = Callable[[Carry], Carry]
 Nest = Sequence[tuple[str, Expr, Expr]]
@@ -110,7 +112,8 @@ class LoopWriter(ValueWriter):
                 self.write_cell(memory, self.place(memory, s.indices), self.value(s.value))
             return
         if self.slot is not None:
-            return self._store_group(s, memory)
+            with self.when(self.only_one()):
+                return self._store_group(s, memory)
         with self.when(self.first_lane() if self.in_team else None):
             at = self.address(memory, self.place(memory, s.indices))
             self.write(memory, at, [self.value(s.value)])
@@ -131,6 +134,10 @@ class LoopWriter(ValueWriter):
             return self.write(memory, found[0][3], [v for v, _, _, _ in found])
         for value, _, _, at in found:
             self.write(memory, at, [value])
+
+    def only_one(self) -> Value | None:
+        """Of lanes that have the same element, the one that stores."""
+        return self.symbols["row"].compare("eq", 0) if self.team.across else None
 
     def elements(self) -> Iterator[Scope]:
         """The scopes of the elements of this lane's slot, entered one after the other."""
@@ -174,7 +181,38 @@ class LoopWriter(ValueWriter):
         kind = "i32" if self.is_small(first) and self.is_small(last) else "i64"
         start = self._value(first, kind)
         step = code.const(1, kind)
-        return self._counted(name, start, self._value(last, kind), step, (lo, hi - 1), carry, body)
+        end = self._value(last, kind)
+        return self._counted(name, start, end, step, (lo, hi - 1), carry, body)[0]
+
+    def strided(
+        self,
+        name: str,
+        start: Value,
+        end: Expr,
+        step: int,
+        carry: Carry,
+        body: Callable[[Expr, Carry], Carry],
+        ends: tuple[Expr, Expr],
+    ) -> Carry:
+        """A loop in steps, several of them at a time so that their loads are on the way together;
+        `body` gets the position."""
+        code, last = self.code, self._value(end, start.type)
+        step_value = code.const(step, start.type)
+        many = code.const(step * UNROLL, start.type)
+
+        def several(present: Carry) -> Carry:
+            for n in range(UNROLL):
+                with self.scope():
+                    present = body(sym(name) + n * step, present)
+            return present
+
+        carry, at = self._counted(
+            name, start, last - step * (UNROLL - 1), many, ends, carry, several
+        )
+        rest, _ = self._counted(
+            name, at, last, step_value, ends, carry, lambda c: body(sym(name), c)
+        )
+        return rest
 
     def _counted(
         self,
@@ -185,7 +223,8 @@ class LoopWriter(ValueWriter):
         ends: tuple[Expr, Expr],
         carry: Carry,
         body: Visit,
-    ) -> Carry:
+    ) -> tuple[Carry, Value]:
+        """A loop from `start` while below `end`; gives what it carries, and where it ended."""
         code = self.code
         counter = code.variable(start.type, start)
         totals = [code.variable(v.type, v) for v in carry]
@@ -202,7 +241,7 @@ class LoopWriter(ValueWriter):
             code.write(f"add.s{bits}", counter, counter, step)
             code.branch(head)
         code.start(done)
-        return totals
+        return totals, counter
 
     def share(self, s: For) -> None:
         """A nest of independent iterations, divided among the lanes."""
@@ -215,7 +254,7 @@ class LoopWriter(ValueWriter):
             return carry
 
         simple = all(isinstance(x, Let | Store) for x in body)
-        cut = self._whole(loops) if simple else None
+        cut = self._whole(loops) if simple and not self._touches_cells(s) else None
         if cut is None:
             self.spread(loops, self.width_of(loops) if simple else 1, [], visit)
             return
@@ -230,6 +269,11 @@ class LoopWriter(ValueWriter):
         with code.branch_scope(), self.scope():
             self.spread([(index, lo, hi)], 1, [], visit, unroll=False)
         code.start(done)
+
+    def _touches_cells(self, s: For) -> bool:
+        """Whether it uses scratch in registers, which only unrolled loops can."""
+        buffers = {a.buffer for a in accesses((s,))}
+        return any(self.memory[b].space == "registers" and self.memory[b].shape for b in buffers)
 
     def _whole(self, loops: Nest) -> tuple[str, Expr, Expr, Expr] | None:
         """A loop that is of one full length, but for the last step of the kernel."""
@@ -269,12 +313,12 @@ class LoopWriter(ValueWriter):
         for _, lo, hi in loops:
             longest = most_of(self.resolve(lo), self.resolve(hi), self.facts)
             most = None if most is None or longest is None else most * longest
-        lanes = self.team.lanes
+        lanes = self.team.across or self.team.lanes
         slots = None if most is None else -(-most // (lanes * width))
         if not unroll or slots is None or slots * width > MOST_IN_REGISTERS:
             return self._spread_loop(loops, extents, total, width, carry, visit)
         for number in range(slots):
-            unit = sym("lane") + number * lanes
+            unit = sym("column" if self.team.across else "lane") + number * lanes
             mask = None
             if not self.facts.is_nonneg(total - 1 - unit * width):
                 mask = self.holds("lt", unit * width, total)
@@ -284,19 +328,17 @@ class LoopWriter(ValueWriter):
     def _spread_loop(
         self, loops: Nest, extents: list[Expr], total: Expr, width: int, carry: Carry, visit: Visit
     ) -> Carry:
-        code, lanes = self.code, self.team.lanes
-        kind = "i32" if self.is_small(total + lanes * width) else "i64"
+        lanes = self.team.lanes
+        kind = "i32" if self.is_small(total + UNROLL * lanes * width) else "i64"
         start = self.index(sym("lane") * width, kind)
         name = f"{loops[-1][0]}'"
         self.multiples[name] = width
 
-        def body(present: Carry) -> Carry:
-            flat = sym(name)
+        def body(flat: Expr, present: Carry) -> Carry:
             return self._visit(loops, extents, flat, width, None, present, visit, scaled=True)
 
-        end = self._value(total, kind)
-        step = code.const(lanes * width, kind)
-        return self._counted(name, start, end, step, (const(0), total - 1), carry, body)
+        ends = (const(0), total - 1)
+        return self.strided(name, start, total, lanes * width, carry, body, ends)
 
     def _visit(
         self,

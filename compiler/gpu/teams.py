@@ -16,6 +16,7 @@ from stagefuse.compiler.kernel_ir import (
     For,
     Index,
     Kernel,
+    Let,
     SortRow,
     Statement,
     Store,
@@ -26,6 +27,9 @@ from stagefuse.dsl.dims import Expr, Facts
 WARP = 32
 BLOCK_LANES = 256
 """Lanes of a block whose teams are smaller than it."""
+PRODUCT_LANES = 128
+UNKNOWN = 4096
+"""What a size without a bound counts as."""
 MOST_IN_REGISTERS = 32
 """Elements of a row that one lane holds when loops are unrolled."""
 
@@ -33,14 +37,21 @@ MOST_IN_REGISTERS = 32
 @dataclass(frozen=True)
 class Team:
     """`lanes` execute a step; a block holds `per_block` teams. One lane, or whole warps; more
-    than one warp are a block."""
+    than one warp are a block. If `across` is set, a shared loop has that many elements at most,
+    and the lanes that have the same one share the folds inside it."""
 
     lanes: int
     per_block: int
+    across: int = 0
 
     @property
     def threads(self) -> int:
         return self.lanes * self.per_block
+
+    @property
+    def down(self) -> int:
+        """Lanes that share the folds of one element."""
+        return self.lanes // self.across if self.across else 1
 
     @property
     def is_block(self) -> bool:
@@ -49,6 +60,7 @@ class Team:
 
 LANE = Team(1, BLOCK_LANES)
 WARP_TEAM = Team(WARP, BLOCK_LANES // WARP)
+COLUMN_TEAM = Team(512, 1, WARP)
 
 
 def shared_loops(body: Sequence[Statement]) -> Iterator[tuple[tuple[str, Expr, Expr], ...]]:
@@ -113,13 +125,19 @@ def _reads(stores: Sequence[Store]) -> set[str]:
 def choose(kernel: Kernel, facts: Facts) -> Team:
     """The team for a kernel, by how much there is for it to share."""
     statements = list(walk(kernel.body))
-    if any(isinstance(s, TileProduct | SortRow) for s in statements):
+    if any(isinstance(s, SortRow) for s in statements):
         return Team(BLOCK_LANES, 1)
+    if any(isinstance(s, TileProduct) for s in statements):
+        return Team(PRODUCT_LANES, 1)
     loops = list(shared_loops(kernel.body))
     arrays = any(isinstance(s, Alloc) and s.shape for s in statements)
     if not loops:
         return LANE if not arrays else WARP_TEAM
     most = max((_most(nest, facts) for nest in loops), default=0)
+    if not arrays and most <= WARP and _folds_deep(kernel.body, facts):
+        return COLUMN_TEAM
+    if not kernel.parallel and most > 1024:
+        return Team(1024, 1)
     if most <= 8 and not arrays:
         return LANE
     if most <= 1024:
@@ -128,6 +146,17 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     if not kernel.parallel or _few(kernel, facts):
         lanes = 1024
     return Team(lanes, 1)
+
+
+def _folds_deep(body: Sequence[Statement], facts: Facts) -> bool:
+    """Whether a step is one shared loop around folds of many elements."""
+    if len(body) != 1 or not isinstance(body[0], For) or not is_shared(body[0]):
+        return False
+    folds = [s for s in body[0].body if isinstance(s, Fold)]
+    others = [s for s in body[0].body if not isinstance(s, Fold | Let | Store)]
+    if not folds or others:
+        return False
+    return max(_most([(n, Expr(()), e) for n, e in s.loops], facts) for s in folds) > WARP
 
 
 def most_of(lo: Expr, hi: Expr, facts: Facts) -> int | None:
@@ -146,7 +175,7 @@ def _most(nest: Sequence[tuple[str, Expr, Expr]], facts: Facts) -> int:
     total = 1
     for _, lo, hi in nest:
         most = most_of(lo, hi, facts)
-        total *= 512 if most is None else max(most, 0)
+        total *= UNKNOWN if most is None else max(most, 0)
     return total
 
 

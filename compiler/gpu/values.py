@@ -283,9 +283,9 @@ class ValueWriter(IndexWriter):
         group, (expr, offset) = self.group, place
         if group is None or group.width * memory.dtype.itemsize > VECTOR_BYTES:
             return None
-        if expr.coefficient(group.name) != const(1):
-            return None
         start = expr.substitute({**self.bound, group.name: group.first}, self.facts)
+        if expr.coefficient(group.name) != const(1) and not self._is_row(expr, start, group):
+            return None
         if not self.divides(group.width, start):
             return None
         if offset is not None:  # from data: a whole number of rows
@@ -293,6 +293,13 @@ class ValueWriter(IndexWriter):
             if not all(self.divides(group.width, s) for s in strides):
                 return None
         return start
+
+    def _is_row(self, expr: Expr, start: Expr, group: Group) -> bool:
+        """Whether the last element of a group is as far from the first as it is within it: with
+        divisors that the group's width divides, so are those between."""
+        last = group.width - 1
+        end = expr.substitute({**self.bound, group.name: group.first + last}, self.facts)
+        return self.without_carry(end, group.width) - start == const(last)
 
     def address(self, memory: Memory, place: Place) -> str:
         """The text of an address: loops outside first, the constant part as an offset."""
@@ -398,7 +405,9 @@ class ValueWriter(IndexWriter):
 
     def write_cell(self, memory: Memory, place: Place, value: Value) -> None:
         key = self._cell(place)
-        value = scalars.round_to(self.code, value, memory.dtype)
+        if memory.dtype.is_small_float:
+            value = scalars.to_memory(self.code, value, memory.dtype)
+            value = scalars.from_memory(self.code, value, memory.dtype)
         if key not in memory.cells:
             memory.cells[key] = self.code.fresh(value.type)
         self.code.set(memory.cells[key], value, self.active)

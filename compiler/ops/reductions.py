@@ -148,7 +148,7 @@ def _reference(kind: str) -> Callable[..., Any]:
 def _floating(fn: Callable[..., Any]) -> Callable[..., Any]:
     def reference(x: Any, axis: Any = None, keepdims: bool = False, **more: Any) -> Any:
         with np.errstate(all="ignore"):
-            x = np.asarray(x, later.float64)
+            x = np.asarray(x, np.float64)
             axes = axes_of(axis, x.ndim, "the reference")
             count = int(np.prod([x.shape[n] for n in axes]))
             if 0 in x.shape or count - more.get("ddof", 0) <= 0:

@@ -6,13 +6,17 @@ Source: "Python specification for DLPack" (semantics of `stream`), "CUDA Array I
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..device_arrays import DeviceArray
 from ..drivers import Region
 from . import calls
+from .results import Users
+
+if TYPE_CHECKING:
+    from .driver import CudaDriver
 
 _LEGACY_STREAM = 1
 _CUDA = 2  # kDLCUDA
@@ -31,25 +35,35 @@ class CudaArray(DeviceArray):
         strides: tuple[int, ...] | None = None,
         readonly: bool = False,
         *,
+        driver: CudaDriver,
         number: int,
+        users: Users | None = None,
     ) -> None:
         super().__init__(region, shape, dtype, strides, readonly)
-        self.number = number
+        self.driver, self.number, self.users = driver, number, users
 
     @property
     def address(self) -> int:
         return int(self.region.memory.handle) + self.region.offset
 
+    def is_made_on(self, stream: Any) -> None:
+        super().is_made_on(stream)
+        if self.users is not None:
+            self.users.streams.add(stream)
+
     def order_before(self, stream: int) -> None:
         """Let what comes next on the stream wait until the array is whole."""
+        if self.users is not None:
+            self.users.streams.add(stream)
         if self.made_on is None or self.made_on == stream:
             return
-        event = calls.event()
-        try:
-            calls.record(event, self.made_on)
-            calls.wait(stream, event)
-        finally:
-            calls.close_event(event)
+        with self.driver.active():
+            event = calls.event()
+            try:
+                calls.record(event, self.made_on)
+                calls.wait(stream, event)
+            finally:
+                calls.close_event(event)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (_CUDA, self.number)
@@ -66,6 +80,8 @@ class CudaArray(DeviceArray):
             raise BufferError("an array of a pipeline is handed on where it is, without a copy")
         if stream != -1:
             self.order_before(_LEGACY_STREAM if stream is None else stream)
+        elif self.users is not None:
+            self.users.unknown = True
         exported = calls.export(
             self.address, self.region.size, self.shape, self.dtype, self.region.memory.owner
         )
@@ -75,6 +91,8 @@ class CudaArray(DeviceArray):
     def __cuda_array_interface__(self) -> dict[str, Any]:
         if self.dtype.kind not in _PLAIN_KINDS:
             raise AttributeError(f"the CUDA array interface has no {self.dtype.name}")
+        if self.users is not None:
+            self.users.unknown = True
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,

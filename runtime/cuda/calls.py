@@ -128,7 +128,7 @@ def describe(number: int) -> tuple[str, int, int, int]:
     kinds = _driver().CUdevice_attribute
     doing = f"describing GPU {number}"
     device = _call("cuDeviceGet", doing, number)
-    name = _text(_call("cuDeviceGetName", doing, 128, device)).rstrip("\0")
+    name = _text(_call("cuDeviceGetName", doing, 128, device)).partition("\0")[0].strip()
     major, minor = (
         _call("cuDeviceGetAttribute", doing, kind, device)
         for kind in (
@@ -145,8 +145,13 @@ def open_context(number: int) -> Any:
     return _call("cuDevicePrimaryCtxRetain", "opening a GPU", device)
 
 
-def use_context(context: Any) -> None:
-    _call("cuCtxSetCurrent", "choosing a GPU", context)
+def enter(context: Any) -> None:
+    """Make the context this thread's until `leave`."""
+    _call("cuCtxPushCurrent", "choosing a GPU", context)
+
+
+def leave() -> None:
+    _call("cuCtxPopCurrent", "leaving a GPU")
 
 
 def close_context(number: int) -> None:

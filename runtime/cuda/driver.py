@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,16 +11,26 @@ import numpy as np
 from stagefuse.compiler.plan import Plan
 
 from ..drivers import Launch, Memory, Region
-from ..errors import DeviceError, InputError, PlanError
+from ..errors import InputError, PlanError
 from ..memory import pointer_to
 from . import calls, found
 from .arrays import CudaArray
+from .results import ResultMemory
 
 _CUDA_MEMORY = (2, 13)  # DLPack: kDLCUDA, kDLCUDAManaged
 
 
-class _Owned:
-    """Memory of a result; freed with the last array that refers to it."""
+class _Active:
+    """The driver's context as this thread's, for a while; nests."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        calls.enter(self._context)
+
+    def __exit__(self, *_: object) -> None:
+        calls.leave()
 
 
 class CudaDriver:
@@ -42,12 +50,12 @@ class CudaDriver:
         self._library: Any = None
         self._kernels: dict[str, Any] = {}
         self._context = calls.open_context(self.number)
-        self._lock = threading.Lock()
-        self._results = 0  # that live
+        self._active = _Active(self._context)
+        self.results = ResultMemory(self)
         self._closed = False
 
-    def activate(self) -> None:
-        calls.use_context(self._context)
+    def active(self) -> _Active:
+        return self._active
 
     def load(self, kernels: Mapping[str, int]) -> None:
         self._library = calls.load(self._code)
@@ -167,7 +175,7 @@ class CudaDriver:
                 strides = tuple(s * view.dtype.itemsize for s in view.strides)
             region = Region(Memory(view.address, size, (view.owner, value)), 0, size)
             array = CudaArray(
-                region, view.shape, view.dtype, strides, view.readonly, number=device
+                region, view.shape, view.dtype, strides, view.readonly, driver=self, number=device
             )
         if device != self.number:
             raise InputError(
@@ -176,38 +184,26 @@ class CudaDriver:
             )
         return array
 
-    def array(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any]) -> CudaArray:
-        owner = _Owned()
-        with self._lock:
-            self._results += 1
-        # Not at exit: the driver may be gone by then.
-        weakref.finalize(owner, self._free_result, memory.handle).atexit = False
-        region = Region(Memory(memory.handle, memory.size, owner), 0, memory.size)
-        return CudaArray(region, shape, dtype, number=self.number)
-
-    def _free_result(self, address: int) -> None:
-        try:
-            self.activate()
-            calls.free(address)
-        except DeviceError:
-            pass  # no call to carry it to; the next one meets the same error
-        with self._lock:
-            self._results -= 1
-            last = self._closed and self._results == 0
-        if last:
-            calls.close_context(self.number)
+    def array(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: int
+    ) -> CudaArray:
+        memory, users = self.results.take(size, stream)
+        region = Region(memory, 0, size)
+        return CudaArray(region, shape, dtype, driver=self, number=self.number, users=users)
 
     def close(self) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            last = self._results == 0
+        if self._closed:
+            return
+        self._closed = True
         library, self._library = self._library, None
         if library is not None:
-            calls.unload(library)
-        if last:
-            calls.close_context(self.number)
+            with self.active():
+                calls.unload(library)
+        self.results.close()
+
+    def release(self) -> None:
+        """Let go of the context, once it is closed and no result lives."""
+        calls.close_context(self.number)
 
 
 def _address(region: Region) -> int:

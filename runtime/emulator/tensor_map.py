@@ -10,13 +10,16 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from .swizzle import WIDTHS
+
+if TYPE_CHECKING:
+    from .memory import Heap
 
 MOST_PER_BOX = 256
 MOST_RANK = 5
@@ -82,6 +85,10 @@ class TensorMap:
             (not self.swizzle or inner <= self.swizzle,
              f"the box's rows of {inner} bytes are longer than the swizzle's {self.swizzle}"),
         ]  # fmt: skip
+
+    def parameter_bytes(self, heap: Heap) -> bytes:
+        """The map as a kernel's argument, with its array in the launch's memory."""
+        return self.encode(heap.address_of_view(self.array))
 
     def encode(self, address: int) -> bytes:
         """The map in memory, for an array at `address`: fields of our own, innermost first.
@@ -172,3 +179,38 @@ def decode(encoded: bytes) -> EncodedMap | None:
         width,
         bool(fills_nan),
     )
+
+
+_FIELD_STARTS = {
+    "global_address": (8, "<Q"),
+    "global_dim": (16, "<Q"),
+    "global_stride": (56, "<Q"),
+    "box_dim": (88, "<H"),
+    "element_stride": (98, "<B"),
+    "rank": (103, "<B"),
+    "elemtype": (104, "<B"),
+    "swizzle_mode": (105, "<B"),
+    "fill_mode": (106, "<B"),
+    "interleave_layout": (107, "<B"),
+}
+"""Where fields stand in `_FIELDS`, by the names of `tensormap.replace`."""
+
+_ELEMENT_TYPES = ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f4", "f8", ml_dtypes.bfloat16,
+                  "f4", "f4")  # fmt: skip
+"""Element types as `tensormap.replace` numbers them (PTX ISA, its table of .elemtype)."""
+
+
+def replace(encoded: bytes, field: str, ordinal: int, value: int) -> bytes:
+    """A map with one field changed, as `tensormap.replace` gives its values.
+
+    The rank is given less one; types and swizzles by their numbers in the PTX ISA.
+    """
+    start, code = _FIELD_STARTS[field]
+    if field == "elemtype":
+        value = _kind_of(np.dtype(_ELEMENT_TYPES[value]))
+    if field == "swizzle_mode":
+        value = WIDTHS[value]
+    made = bytearray(encoded)
+    made[: len(_MAGIC)] = _MAGIC
+    struct.pack_into(code, made, start + ordinal * struct.calcsize(code), value + (field == "rank"))
+    return bytes(made)

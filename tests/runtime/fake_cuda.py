@@ -3,26 +3,28 @@
 Work put on a stream is kept until the host waits for it, so what the host does too early shows.
 Every access to memory is compared with earlier ones: two that touch a byte, one writing, must be
 ordered by streams, events or edges of a graph (happens-before). Memory must be alive, and read
-only after something wrote it. Kernels are the handmade ones; parameters are checked as their PTX
-declares them. Faults are kept in `faults` too, where an exception would be lost.
+only after something wrote it. Kernels are the handmade ones, run by the emulator, each buffer with
+exact bounds; parameters are checked as their PTX declares them. Faults are kept in `faults` too,
+where an exception would be lost.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from stagefuse.runtime import emulator
 from stagefuse.runtime.cuda.calls import Graph, Node, View
 from stagefuse.runtime.errors import DeviceError, OutOfMemory
-
-from . import python_kernels
 
 READ, WRITE, ATOMIC = "read", "write", "atomic"
 Access = tuple["Block", int, int, str]  # begin and end in the block
@@ -50,6 +52,36 @@ class Op:
     run: Callable[[], None]
     blocks: list[Block]
     done: bool = False
+
+
+PARAMETER = re.compile(r"\.param \.(u64|s64) \w+")
+# For each kernel, from its dims: bytes behind each pointer but the status, and how it is used.
+FOOTPRINTS: dict[str, Callable[..., list[tuple[int, str]]]] = {
+    "add": lambda count: [(4 * count, READ), (12, READ), (4 * count, WRITE)],
+    "scale": lambda count, n: [(4 * count, READ), (4 * count, WRITE)],
+    "take": lambda count, n: [(4 * n, READ), (8 * count, READ), (4 * count, WRITE)],
+}
+
+
+class Library:
+    """Loaded code: the kinds of each entry's parameters, and what runs it."""
+
+    def __init__(self, text: str) -> None:
+        parts = re.split(r"\.visible \.entry (\w+)\(", text)[1:]
+        self.entries = {
+            name: PARAMETER.findall(body.partition("{")[0])
+            for name, body in zip(parts[::2], parts[1::2], strict=True)
+        }
+        self.text = text
+
+    @property
+    def module(self) -> emulator.Module:
+        return _emulated(self.text)
+
+
+@lru_cache(maxsize=16)
+def _emulated(text: str) -> emulator.Module:
+    return emulator.load(text)
 
 
 class FakeCuda:
@@ -146,8 +178,20 @@ class FakeCuda:
         self.contexts += 1
         return f"context {number}"
 
-    def use_context(self, context: str) -> None:
-        self._thread.context = context
+    def enter(self, context: str) -> None:
+        if self.broken is None:  # as a context that failed
+            self.stack().append(context)
+        else:
+            raise self.broken
+
+    def leave(self) -> None:
+        self._require(bool(self.stack()), "a context left that was not entered")
+        self.stack().pop()
+
+    def stack(self) -> list[str]:
+        if not hasattr(self._thread, "stack"):
+            self._thread.stack = []
+        return self._thread.stack  # type: ignore[no-any-return]
 
     def close_context(self, number: int) -> None:
         self.contexts -= 1
@@ -161,7 +205,7 @@ class FakeCuda:
             else:
                 self._require(code.endswith(b"\0"), "PTX without a zero byte at its end")
                 text = code[:-1].decode()
-            library = python_kernels.Module(text)
+            library = Library(text)
             self.libraries.add(library)
             return library
 
@@ -363,7 +407,7 @@ class FakeCuda:
         signed = [v - (1 << 64) if v >> 63 else v for v in values]
         dims = [signed[i] for i, kind in enumerate(kinds) if kind == "s64"]
         pointers = [i for i, kind in enumerate(kinds) if kind == "u64"]
-        sizes = [*python_kernels.FOOTPRINTS[name](*dims), (16, ATOMIC)]
+        sizes = [*FOOTPRINTS[name](*dims), (16, ATOMIC)]
         arguments: list[Any] = [np.int64(v) for v in signed]
         accesses: list[Access] = []
         for i, (size, kind) in zip(pointers, sizes, strict=True):
@@ -377,7 +421,10 @@ class FakeCuda:
         def run() -> None:
             if name == self.fail_kernel:
                 raise DeviceError(f"running on the GPU: {name}: an illegal memory access")
-            library.launch(name, grid=node.grid, block=node.block, args=arguments)
+            library.module.launch(
+                name, grid=node.grid, block=node.block, cluster=node.cluster,
+                shared_bytes=node.shared_bytes, args=arguments,
+            )  # fmt: skip
             for block, begin, end, kind in accesses:
                 if kind == WRITE:
                     block.known[begin:end] = True
@@ -409,10 +456,9 @@ class FakeCuda:
     def _entered(self, name: str) -> Iterator[None]:
         with self._lock:
             self.counts[name] = self.counts.get(name, 0) + 1
-            current = getattr(self._thread, "context", None)
-            self._require(current is not None, f"{name} on a thread without a context")
             if self.broken is not None:
                 raise self.broken
+            self._require(bool(self.stack()), f"{name} on a thread without a context")
             if name in self.fail:
                 raise self.fail.pop(name)
             yield

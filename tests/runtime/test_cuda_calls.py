@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
-from stagefuse.runtime.cuda import arrays, driver, found
+from stagefuse.runtime.cuda import arrays, driver, found, results
 from stagefuse.runtime.device_pipeline import DevicePipeline
 from stagefuse.runtime.devices import open_plan
 
@@ -32,7 +32,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
 
 def installed(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, int, int, int]) -> FakeCuda:
     fake = FakeCuda(*gpus)
-    for module in (arrays, driver, found):
+    for module in (arrays, driver, found, results):
         monkeypatch.setattr(module, "calls", fake)
     return fake
 
@@ -69,7 +69,6 @@ def read(array: Any, stream: int | None = None) -> Any:
     """A result on the GPU, read as another library would: by DLPack on its own stream."""
     fake: FakeCuda = arrays.calls  # type: ignore[assignment]
     own = fake.foreign_stream() if stream is None else stream
-    fake.use_context("context 0")
     tensor = array.__dlpack__(stream=own)
     assert isinstance(tensor, FakeTensor)
     return tensor.numpy(own)
@@ -140,6 +139,7 @@ def test_results_outlive_the_pipeline(cuda: FakeCuda) -> None:
     pipeline.close()
     check(result, x)
     assert cuda.leaks() == {"blocks": 2, "contexts": 1}
+    assert cuda.stack() == []
     exported = result.y.__dlpack__(stream=-1)
     del result
     gc.collect()
@@ -287,6 +287,39 @@ def test_threads_share_a_pipeline(affine: DevicePipeline) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_memory_of_dropped_results_is_used_again(affine: DevicePipeline, cuda: FakeCuda) -> None:
+    tensor = cuda.tensor(batch((2, 6)))
+    affine(x=tensor)
+    count = cuda.counts["allocate"]
+    for _ in range(5):
+        x = batch((2, 6))
+        tensor = cuda.tensor(x)
+        check(affine(x=tensor), x)
+    assert cuda.counts["allocate"] == count
+
+
+def test_memory_is_used_again_behind_its_readers(affine: DevicePipeline, cuda: FakeCuda) -> None:
+    """The fake would see a write that is not ordered behind the reader's stream."""
+    number = cuda.foreign_stream()
+    for _ in range(6):
+        x = batch((2, 6))
+        result = affine.on(number)(x=cuda.tensor(x, number))
+        other = cuda.foreign_stream()
+        exported = result.y.__dlpack__(stream=other)
+        block, begin = cuda._at(exported.address, 48)
+        cuda._enqueue(other, lambda: None, [(block, begin, begin + 48, "read")])
+        del result, exported
+        gc.collect()
+
+
+def test_memory_whose_address_is_known_is_freed(affine: DevicePipeline, cuda: FakeCuda) -> None:
+    tensor = cuda.tensor(batch((2, 6)))
+    for _ in range(3):
+        result = affine(x=tensor)
+        assert result.y.__cuda_array_interface__ and result.z.__cuda_array_interface__
+    assert cuda.counts["free"] >= 4
 
 
 # Errors

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,12 @@ import pytest
 
 import stagefuse as sf
 from stagefuse.compiler import plan_file
+from stagefuse.runtime import emulator
 from stagefuse.runtime.device_pipeline import DevicePipeline
 from stagefuse.runtime.devices import open_plan
+from stagefuse.runtime.pipeline import example_inputs
 
-from . import handmade_gpu, python_kernels
-
-
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "stagefuse.runtime.emulator", python_kernels)
+from . import handmade_gpu
 
 
 @pytest.fixture()
@@ -203,3 +200,36 @@ def test_a_plan_from_a_file(tmp_path: Path) -> None:
     with sf.load(path, device="emulator", pipeline="affine") as pipeline:
         x = batch((2, 6))
         check(pipeline(x=x), x)
+
+
+def test_faults_come_through(tmp_path: Path) -> None:
+    """A kernel that reads beyond its buffer, and one that reads what no kernel wrote."""
+    plan = handmade_gpu.plan()
+    first, *rest = plan.pipelines[0].gpu[2].launches
+    for launch, kind in (
+        (replace(first, dims=("3*B*T + 1",)), "out-of-bounds"),
+        (replace(first, buffers=(2, 1, 3), writes=(3,)), "uninitialised"),
+    ):
+        gpu = replace(plan.pipelines[0].gpu[2], launches=(launch, *rest))
+        with open_plan(handmade_gpu.plan(replace(plan.pipelines[0], gpu=(gpu,))), None,
+                       "emulator") as pipe:  # fmt: skip
+            with pytest.raises(emulator.Fault) as caught:
+                pipe(x=batch((2, 6)))
+            assert caught.value.kind == kind and caught.value.kernel == "add"
+
+
+@pytest.mark.parametrize("name", ["softmax", "distances", "preprocess"])
+@pytest.mark.parametrize("target", ["a100", "h100"])
+def test_examples_as_on_the_cpu(name: str, target: str) -> None:
+    """The same source on the CPU and as GPU code, with made-up inputs of small sizes."""
+    path = Path(__file__).resolve().parents[2] / "examples" / f"{name}.pipe"
+    with sf.compile(path, target=f"cpu,{target}", device="cpu") as cpu:
+        sizes = {d.name: max(3, int(d.low)) for d in cpu._plan.dims}
+        inputs = example_inputs(cpu._plan, sizes)
+        expected = cpu(**inputs)
+    with sf.compile(path, target=target, device="emulator") as pipe:
+        found = pipe(**inputs)
+    pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+    for one, other in pairs:
+        # both are f32 sums of at most some thousand terms, in orders of their own
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

@@ -149,6 +149,19 @@ class Form:
                 return None
         return Match(self, found) if not rest else None
 
+    def match_unordered(self, modifiers: Iterable[str]) -> Match | None:
+        """As `match`, of modifiers in another order than the ISA's."""
+        rest = list(modifiers)
+        found: dict[str, str] = {}
+        for slot in self.slots:
+            word = next((w for w in rest if w in slot.words), None)
+            if word is not None:
+                found[slot.name] = word
+                rest.remove(word)
+            elif not slot.optional:
+                return None
+        return Match(self, found) if not rest else None
+
     def pattern(self) -> str:
         """The form as the reference prints it."""
         text = self.opcode

@@ -41,7 +41,6 @@ _HEADS = (
     ("?space", "", "global shared shared::cta", 1),
     ("?order ?scope ?space", "cta gpu sys", "global shared shared::cta", 5),
     ("?order ?scope ?space", "cta cluster gpu sys", "global shared shared::cta shared::cluster", 7),
-    ("?space scope order", "cta gpu sys", "global shared shared::cta", 5),
 )
 """Modifiers before the operation, their words, and the PTX version that brought them."""
 

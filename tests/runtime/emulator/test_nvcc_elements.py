@@ -161,14 +161,18 @@ def test_division_of_64_bits(rng: np.random.Generator) -> None:
 
 
 def dot4(a: int, b: int) -> int:
-    return sum(int(np.int8(a >> s & 255)) * int(np.int8(b >> s & 255)) for s in (0, 8, 16, 24))
+    def part(x: int, shift: int) -> int:
+        byte = x >> shift & 255
+        return byte - 256 if byte > 127 else byte
+
+    return sum(part(a, s) * part(b, s) for s in (0, 8, 16, 24))
 
 
 def bits_reference(v: int, w: int, i: int) -> list[int]:
     sv, sw = (x - 2**32 if x >> 31 else x for x in (v, w))
     joined = v | w << 32
     vec = [v >> s & 255 for s in (0, 8, 16, 24)] + [w >> s & 255 for s in (0, 8, 16, 24)]
-    total = joined.bit_count() + (64 - ((v << 32) | w).bit_length()) + (v << (w & 31))
+    total = joined.bit_count() + (64 - v.bit_length()) + (v << (w & 31))
     return [
         v.bit_count(),
         32 - v.bit_length(),

@@ -13,7 +13,7 @@ def test_named_barriers(rng: np.random.Generator) -> None:
     assert np.array_equal(y, 3 * x[:, ::-1])
 
 
-@pytest.mark.parametrize("variant, kind", [("WRONG_COUNT", "deadlock"), ("MISSING_SYNC", "race")])
+@pytest.mark.parametrize("variant, kind", [("WRONG_COUNT", "barrier"), ("MISSING_SYNC", "race")])
 def test_named_barriers_with_a_bug(variant: str, kind: str) -> None:
     x, y = np.ones((2, 32), np.int32), np.zeros((2, 32), np.int32)
     fault(kind, f"sync.{variant}", "named_barriers", np.int32(2), x, y, grid=1, block=64)

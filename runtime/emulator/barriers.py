@@ -1,0 +1,148 @@
+"""Barriers of blocks: sixteen of them, of all threads or of a stated number (PTX ISA, "bar")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Stop
+
+if TYPE_CHECKING:
+    from .machine import Batch, Group
+    from .program import Step
+
+Array = NDArray[Any]
+Release = Callable[["Group"], None]
+
+
+@dataclass
+class Parked:
+    """A group that waits, what it does when it is released, its instruction."""
+
+    group: Group
+    step: Step
+    release: Release | None = None
+
+
+@dataclass(eq=False)
+class Barrier:
+    """One barrier of each block of a batch."""
+
+    arrived: Array
+    expected: Array
+    whole: Array
+    """Whether each block's threads gave no number, so that all of the block's must come."""
+    totals: dict[str, Array] = field(default_factory=dict)
+    parked: list[Parked] = field(default_factory=list)
+    gathering: Any = None
+    """What those that have come know, for the race detector."""
+
+
+class Barriers:
+    """All barriers of a batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.known: dict[int, Barrier] = {}
+
+    @property
+    def is_waiting(self) -> bool:
+        return any(barrier.parked for barrier in self.known.values())
+
+    def __getitem__(self, number: int) -> Barrier:
+        if number not in self.known:
+            n = self.batch.blocks
+            if not 0 <= number < 16:
+                raise Stop("barrier", f"there is no barrier {number}, only 0 to 15")
+            self.known[number] = Barrier(
+                np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.bool_)
+            )
+        return self.known[number]
+
+    def arrive(
+        self, g: Group, step: Step, number: int, count: int | None, *, waits: bool = True,
+        release: Release | None = None, contribute: Callable[[Barrier], None] | None = None,
+    ) -> bool:  # fmt: skip
+        """A group comes to a barrier; gives whether all of its threads may go on.
+
+        Those that wait are parked, and go on behind the instruction when the barrier opens.
+        `contribute` adds to the barrier's totals; `release` runs for threads that go on.
+        """
+        batch = self.batch
+        barrier = self[number]
+        if count is not None and (count % 32 or count <= 0 or count > batch.stride):
+            raise Stop("barrier", f"a barrier of {count} threads, which is no number of warps")
+        here = np.bincount(g.of(batch.block_of), minlength=batch.blocks)
+        came = here > 0
+        expected = batch.block_threads if count is None else count
+        partial = came & (barrier.arrived > 0) & (barrier.expected != expected)
+        if partial.any():
+            raise Stop("barrier", f"barrier {number} is waited for with {expected} threads here "
+                       f"and {int(barrier.expected[partial][0])} elsewhere")  # fmt: skip
+        barrier.expected[came] = expected
+        barrier.whole[came] = count is None
+        barrier.arrived += here
+        if contribute is not None:
+            contribute(barrier)
+        if (barrier.arrived > barrier.expected).any():
+            raise Stop("barrier", f"more threads come to barrier {number} than it is for")
+        if batch.machine.races is not None:
+            batch.machine.races.arrive(batch, barrier, g.threads())
+        opened = came & (barrier.arrived == barrier.expected)
+        if waits:
+            barrier.parked.append(Parked(g, step, release))
+        if opened.any():
+            self._open(barrier, opened)
+        if not waits:
+            g.pc += 1
+            return True
+        return False
+
+    def _open(self, barrier: Barrier, opened: Array) -> None:
+        """Lets the threads of blocks go on whose barrier is complete."""
+        batch = self.batch
+        batch.machine.progress += 1
+        races = batch.machine.races
+        parked, barrier.parked = barrier.parked, []
+        for entry in parked:
+            g = entry.group
+            free = opened[g.of(batch.block_of)]
+            count = int(np.count_nonzero(free))
+            if count < g.n:
+                rest = g.split(~free, g.n - count)
+                barrier.parked.append(Parked(rest, entry.step, entry.release))
+                if not count:
+                    continue
+                g.narrow(free, count)
+            if races is not None:
+                races.opened(batch, barrier, g.threads())
+            if entry.release is not None:
+                entry.release(g)
+            g.pc += 1
+            batch.push(g)
+        barrier.arrived[opened] = 0
+        for total in barrier.totals.values():
+            total[opened] = 0
+        if races is not None:
+            races.closed(barrier, opened)
+
+    def why(self) -> tuple[Stop, Step, Group]:
+        """Why the first group that waits at a barrier does."""
+        for number, barrier in self.known.items():
+            for entry in barrier.parked:
+                g = entry.group
+                thread = int(g.threads()[0])
+                block = int(self.batch.block_of[thread])
+                arrived, expected = int(barrier.arrived[block]), int(barrier.expected[block])
+                mine = self.batch.block_of == block
+                ended = int(np.count_nonzero((self.batch.exists & ~self.batch.alive)[mine]))
+                text = f"barrier {number} waits for {expected} threads, and {arrived} came"
+                if barrier.whole[block] and ended:
+                    text += f"; {ended} have ended"
+                    return Stop("barrier", text, thread), entry.step, g
+                return Stop("deadlock", text, thread), entry.step, g
+        raise AssertionError("nothing waits")

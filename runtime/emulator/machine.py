@@ -1,0 +1,522 @@
+"""Runs a launch: batches of blocks, groups of threads at one place in the program.
+
+A *batch* is as many blocks as fit a few tens of thousands of threads; registers are arrays over
+all its threads, so that one NumPy call runs an instruction for all threads that stand at it.
+
+A *group* is the threads of a batch that stand at the same instruction with the same callers. The
+group that is furthest behind runs first, so that threads that parted meet again at the first
+instruction that they share; groups at the same place merge. Instructions of a warp with a mask
+wait for the lanes it names, wherever they are. A group that loops while it looks at memory that
+others may write (a spin loop) lets others go first, each time round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .barriers import Barriers
+from .errors import Fault, Stop
+from .memory import CALL_PARAM, Arena, Heap
+from .operands import Get
+from .order import exits
+from .program import Code, Program, Step
+from .special import special_value
+from .values import stored_dtype
+
+if TYPE_CHECKING:
+    from .races import Races
+
+Array = NDArray[Any]
+Selection = Array | slice | None
+Dim = tuple[int, int, int]
+Call = tuple["Frame", int, tuple[Any, ...]]
+"""A caller: its frame, the instruction that called, what takes the results."""
+
+BATCH_THREADS = 1 << 14
+"""Threads of a batch, about: their registers stay in the processor's second-level cache."""
+IDLE_TURNS = 30
+"""How often loops may come round with nothing changing before more blocks join."""
+STUCK_TURNS = 20_000
+"""How often before that counts as a deadlock."""
+
+
+class Frame:
+    """A call of a function by threads of a batch: registers, parameters, where locals begin."""
+
+    def __init__(self, batch: Batch, code: Code, depth: int, local_base: int) -> None:
+        self.code, self.depth, self.local_base = code, depth, local_base
+        self.regs: list[Array | None] = [None] * len(code.registers)
+        self.params = [
+            Arena("param", batch.threads * size, limit=size, stride=size)
+            for size in code.param_sizes
+        ]
+
+    def param_address(self, number: int) -> int:
+        return CALL_PARAM | number << 32
+
+
+class Group:
+    """Threads of a batch at the same instruction. `sel` is `None` for all of the batch's."""
+
+    __slots__ = ("batch", "frame", "regs", "pc", "stack", "sel", "n", "turn", "looks")
+
+    def __init__(
+        self, batch: Batch, frame: Frame, pc: int, stack: tuple[Call, ...],
+        sel: Selection, n: int, turn: int = 0,
+    ) -> None:  # fmt: skip
+        self.batch, self.frame, self.pc, self.stack = batch, frame, pc, stack
+        self.regs = frame.regs
+        self.sel, self.n, self.turn = sel, n, turn
+        self.looks = False
+        """Whether it looked at memory that others may write, since its last turn."""
+
+    def threads(self) -> Array:
+        """The threads, as sorted indices within the batch."""
+        sel = self.sel
+        if sel is None:
+            return self.batch.all_threads
+        return self.batch.all_threads[sel] if isinstance(sel, slice) else sel
+
+    def of(self, values: Array) -> Array:
+        """The elements of an array over the batch that belong to these threads."""
+        return values if self.sel is None else values[self.sel]
+
+    def narrow(self, held: Array, count: int) -> None:
+        """Keeps the threads where `held`, of which there are `count`."""
+        self.sel, self.n = compact(self.threads()[held]), count
+
+    def split(self, held: Array, count: int) -> Group:
+        """A group of the threads where `held`; this one is not changed."""
+        sel = compact(self.threads()[held])
+        made = Group(self.batch, self.frame, self.pc, self.stack, sel, count, self.turn)
+        made.looks = self.looks
+        return made
+
+    def fresh(self, slot: int) -> Array:
+        """A register that nothing wrote, whose value is not defined: here 0xCD in each byte."""
+        dtype = stored_dtype(self.frame.code.registers[slot])
+        size = self.batch.threads * dtype.itemsize
+        if dtype.kind == "b":
+            made: Array = np.zeros(self.batch.threads, np.bool_)
+        else:
+            made = np.full(size, 0xCD, np.uint8).view(dtype)
+        self.regs[slot] = made
+        return made
+
+    def special(self, name: str) -> Array:
+        """The values of a special register."""
+        return self.of(self.batch.special(name))
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (self.frame, self.pc, self.stack)
+
+
+def compact(threads: Array) -> Selection:
+    """Sorted threads, as a slice where they have no gaps."""
+    if len(threads) and int(threads[-1]) - int(threads[0]) + 1 == len(threads):
+        return slice(int(threads[0]), int(threads[-1]) + 1)
+    return threads
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """For the threads of so many blocks: their indices, within the block, and the block."""
+
+    threads: Array
+    within: Array
+    block_of: Array
+
+
+class Batch:
+    """Blocks that run together.
+
+    `block_of` is the block of each thread, counted within the batch, `within` its index there.
+    """
+
+    def __init__(self, machine: Machine, first: int, count: int) -> None:
+        self.machine, self.first, self.blocks = machine, first, count
+        bx, by, bz = machine.block
+        self.block_threads = bx * by * bz
+        self.stride = -(-self.block_threads // 32) * 32
+        """Threads from one block to the next: whole warps."""
+        self.threads = count * self.stride
+        self.warps = self.threads // 32
+        shape = machine.geometry(count, self.stride)
+        self.all_threads, self.within, self.block_of = shape.threads, shape.within, shape.block_of
+        self.exists: Array = self.within < self.block_threads
+        self.alive: Array = self.exists.copy()
+        self.alive_count = count * self.block_threads
+        self._special: dict[str, Array] = {}
+        self._frames: dict[tuple[int, int], Frame] = {}
+        self.shared = Arena(
+            "shared", count * machine.shared_stride, valid=False,
+            limit=machine.shared_bytes, stride=machine.shared_stride,
+        )  # fmt: skip
+        self.shared_base: Array = self.block_of * machine.shared_stride
+        local = machine.local_bytes
+        self.local = Arena("local", self.threads * local, valid=False, limit=local, stride=local)
+        self.local_base: Array = self.all_threads * local
+        self.barriers = Barriers(self)
+        self.ready: dict[tuple[Any, ...], Group] = {}
+        self.waiting: dict[tuple[Any, ...], tuple[Group, Step, Get | None]] = {}
+        """Groups at an instruction of a warp, until the lanes it names have come."""
+        self._exits = 0
+        self._seen_exits = 0
+        self.state: dict[str, Any] = {}
+        """What families of instructions keep for these blocks, by a name of theirs."""
+        frame = self.frame(machine.entry, 0, 0)
+        whole = self.stride == self.block_threads
+        sel = None if whole else compact(np.flatnonzero(self.exists))
+        self.push(Group(self, frame, 0, (), sel, count * self.block_threads))
+
+    def frame(self, code: Code, depth: int, local_base: int) -> Frame:
+        """The frame of a function at a depth of calls, which threads share by their index."""
+        key = (code.number, depth)
+        if key not in self._frames:
+            self._frames[key] = Frame(self, code, depth, local_base)
+        return self._frames[key]
+
+    def special(self, name: str) -> Array:
+        """A special register of all threads."""
+        found = self._special.get(name)
+        if found is None:
+            found = special_value(self, name)
+            if name not in ("%clock", "%clock64", "%globaltimer", "%clock_hi"):
+                self._special[name] = found
+        return found
+
+    def position(self, thread: int) -> tuple[Dim, Dim]:
+        """The block and the thread that an index within the batch stands for."""
+        bx, by, _ = self.machine.block
+        gx, gy, _ = self.machine.grid
+        block, within = self.first + thread // self.stride, thread % self.stride
+        return (
+            (block % gx, block // gx % gy, block // (gx * gy)),
+            (within % bx, within // bx % by, within // (bx * by)),
+        )
+
+    # scheduling
+
+    def push(self, g: Group) -> None:
+        """Makes a group ready, together with one that stands at the same place."""
+        other = self.ready.get(g.key)
+        if other is None:
+            self.ready[g.key] = g
+        else:
+            merge(other, g)
+
+    @property
+    def is_done(self) -> bool:
+        return not (self.ready or self.waiting or self.barriers.is_waiting)
+
+    def step(self) -> bool:
+        """Runs the group that is furthest behind until it stops; whether there was one."""
+        if not self.ready:
+            return False
+        key = min(self.ready, key=self._order) if len(self.ready) > 1 else next(iter(self.ready))
+        self._run(self.ready.pop(key))
+        return True
+
+    def _order(self, key: tuple[Any, ...]) -> tuple[int, int, int]:
+        g = self.ready[key]
+        return (g.turn, -len(g.stack), g.pc)
+
+    def _run(self, g: Group) -> None:
+        machine, steps, pc, ready = self.machine, g.frame.code.steps, g.pc, self.ready
+        step = steps[pc] if pc < len(steps) else None
+        try:
+            while True:
+                if step is None:
+                    raise Stop("trap", "the end of the function was passed")
+                step.lanes += g.n
+                run = step.run
+                if run is not None:
+                    run(g)
+                    pc += 1
+                else:
+                    g.pc = pc
+                    assert step.control is not None
+                    if not step.control(machine, g, step):
+                        return
+                    pc, steps = g.pc, g.frame.code.steps
+                step = steps[pc] if pc < len(steps) else None
+                if ready and step is not None and step.is_leader:
+                    g.pc = pc
+                    self.push(g)
+                    return
+        except Stop as stop:
+            assert step is not None
+            raise machine.fault(stop, step, self, g) from None
+
+    def jump(self, g: Group, pc: int) -> bool:
+        """Moves a group to an instruction; whether it goes on at once."""
+        back, g.pc = pc <= g.pc, pc
+        if not (back and g.looks):
+            return True
+        g.turn += 1
+        g.looks = False
+        self.machine.turned()
+        self.push(g)
+        return False
+
+    def exit(self, g: Group) -> None:
+        """Ends the threads of a group."""
+        exits(self, g.threads())
+        self.alive[g.threads()] = False
+        self.alive_count -= g.n
+        self._exits += 1
+        self.machine.progress += 1
+
+    # warps
+
+    def park(self, g: Group, step: Step) -> None:
+        """Lets a group wait at its instruction until it is unparked, or threads end."""
+        waiting = self.waiting.get(g.key)
+        if waiting is not None:
+            merge(g, waiting[0])
+        self.waiting[g.key] = (g, step, None)
+
+    def unpark(self, *meanings: str) -> None:
+        """Lets the groups look again that wait at instructions of these meanings."""
+        for key, (g, step, _) in list(self.waiting.items()):
+            if step.match.form.meaning in meanings:
+                del self.waiting[key]
+                self.push(g)
+
+    def converge_warpgroups(self, g: Group, step: Step) -> bool:
+        """As `converge`, for all threads of warpgroups: four warps, from the block's first on."""
+        parked = self.waiting.pop(g.key, None)
+        if parked is not None:
+            merge(g, parked[0])
+        per_block = -(-self.stride // 128)
+        group = self.block_of * per_block + self.all_threads % self.stride // 128
+        threads = g.threads()
+        came = np.bincount(group[threads], minlength=self.blocks * per_block)
+        complete: Array = came[group[threads]] == 128
+        count = int(np.count_nonzero(complete))
+        if count == g.n:
+            return True
+        rest = g.split(~complete, g.n - count)
+        self.waiting[rest.key] = (rest, step, None)
+        if count:
+            g.narrow(complete, count)
+        return bool(count)
+
+    def converge(self, g: Group, step: Step, mask: Get | None) -> bool:
+        """Whether all lanes that the masks name are in the group; else what is not waits.
+
+        Where some warps are complete, `g` keeps those, and the rest waits.
+        """
+        if g.n == self.alive_count:
+            return True
+        parked = self.waiting.pop(g.key, None)
+        if parked is not None:
+            merge(g, parked[0])
+        threads = g.threads()
+        active = self._lane_bits(threads)
+        alive = self._lane_bits(self.all_threads[self.alive])
+        warp = threads // 32
+        need = alive[warp] if mask is None else alive[warp] & mask(g).astype(np.uint32)
+        complete = (active[warp] & need) == need
+        count = int(np.count_nonzero(complete))
+        if count == g.n:
+            return True
+        rest = g.split(~complete, g.n - count)
+        self.waiting[rest.key] = (rest, step, mask)
+        if count:
+            g.narrow(complete, count)
+        return bool(count)
+
+    def _lane_bits(self, threads: Array) -> Array:
+        """For each warp the bits of its lanes that are among `threads`."""
+        flags = np.zeros(self.threads, np.bool_)
+        flags[threads] = True
+        packed = np.packbits(flags.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32)
+        flat: Array = packed.reshape(-1)
+        return flat
+
+    def lane_bits(self, g: Group) -> Array:
+        """For each thread of a group the lanes of its warp that are in the group."""
+        found: Array = self._lane_bits(g.threads())[g.threads() // 32]
+        return found
+
+    def wake(self) -> bool:
+        """After threads ended, lets waiting groups look again; whether any does."""
+        if self._exits == self._seen_exits or not (self.waiting or self.barriers.is_waiting):
+            return False
+        self._seen_exits = self._exits
+        parked, self.waiting = self.waiting, {}
+        for g, _, _ in parked.values():
+            self.push(g)
+        return bool(parked)
+
+    def stuck(self) -> Fault:
+        """The fault when no group can go on: why the first one waits."""
+        for g, step, _ in self.waiting.values():
+            why = waiting_reason(g, step)
+            if why is not None:
+                return self.machine.fault(Stop("deadlock", why, int(g.threads()[0])), step, self, g)
+            is_barrier = "barrier" in step.match.form.meaning
+            kind = "barrier" if is_barrier else "deadlock"
+            what = "a barrier that other threads of the warp do not reach" if is_barrier else (
+                "lanes of its mask that never come")  # fmt: skip
+            return self.machine.fault(
+                Stop(kind, f"waits for {what}", int(g.threads()[0])), step, self, g
+            )
+        stop, step, g = self.barriers.why()
+        return self.machine.fault(stop, step, self, g)
+
+
+_REASONS = {
+    "mbarrier": "waits for a phase of an mbarrier that never completes",
+    "cluster": "waits for threads of the cluster that never come",
+    "registers": "waits for registers that no warp gives back",
+    "wgmma": "waits for warps of the warpgroup that never come",
+}
+
+
+def waiting_reason(g: Group, step: Step) -> str | None:
+    """What a group that cannot go on waits for, where it is none of a warp's lanes."""
+    explain = g.batch.state.get("why", {}).get(id(step))
+    return explain(g) if explain else _REASONS.get(step.match.form.meaning.split(".")[0])
+
+
+def merge(into: Group, other: Group) -> None:
+    """Adds the threads of another group at the same place."""
+    threads = np.union1d(into.threads(), other.threads())
+    into.n = len(threads)
+    into.sel = None if into.n == into.batch.threads else compact(threads)
+    into.turn = max(into.turn, other.turn)
+    into.looks |= other.looks
+
+
+class Machine:
+    """One launch."""
+
+    def __init__(
+        self, program: Program, entry: Code, grid: Dim, block: Dim, cluster: Dim,
+        params: Arena, variables: dict[str, int], heap: Heap, shared_bytes: int,
+        races: Races | None,
+    ) -> None:  # fmt: skip
+        self.program, self.entry = program, entry
+        self.grid, self.block, self.cluster = grid, block, cluster
+        self.params, self.variables, self.heap, self.races = params, variables, heap, races
+        self.shared_bytes = program.dynamic_offset + shared_bytes
+        self.dynamic_bytes = shared_bytes
+        self.shared_stride = -(-self.shared_bytes // 1024) * 1024
+        locals_ = sum(-(-c.local_bytes // 16) * 16 for c in program.codes.values())
+        self.local_bytes = locals_
+        self.progress = 0
+        self._idle, self._last = 0, 0
+        self.traffic: dict[tuple[str, str], int] = {}
+        """Bytes by memory space and by what was done to them."""
+        self.conflicts = 0
+        self.printed: list[str] = []
+        self.clock = 0
+        self._workspace: int | None = None
+        self._geometry: dict[int, Geometry] = {}
+        self.specials: dict[tuple[int, str], Array] = {}
+        """Special registers that do not depend on the block, by the number of blocks."""
+
+    def geometry(self, blocks: int, stride: int) -> Geometry:
+        """The shape of a batch, which most batches of a launch share."""
+        if blocks not in self._geometry:
+            threads, count = np.arange(blocks * stride), np.arange(blocks)
+            within = np.tile(np.arange(stride), blocks)
+            self._geometry[blocks] = Geometry(threads, within, np.repeat(count, stride))
+        return self._geometry[blocks]
+
+    def run(self) -> None:
+        """Runs all blocks. Blocks start in order, and later ones only when earlier ones ended
+        or wait for something that only later ones can do."""
+        total = self.grid[0] * self.grid[1] * self.grid[2]
+        per = self.cluster[0]
+        if self.cluster[1] > 1:  # blocks of a cluster must be in one batch
+            per = self.grid[0] * self.cluster[1]
+        if self.cluster[2] > 1:
+            per = self.grid[0] * self.grid[1] * self.cluster[2]
+        stride = -(-self.block[0] * self.block[1] * self.block[2] // 32) * 32
+        size = max(BATCH_THREADS // stride // per, 1) * per
+        first, live = 0, list[Batch]()
+        while first < total or live:
+            if not live or self._idle > IDLE_TURNS and first < total:
+                live.append(Batch(self, first, min(size, total - first)))
+                first += size
+                self._idle = 0
+            live = [batch for batch in live if not self._advance(batch, bool(live[1:]))]
+
+    def _advance(self, batch: Batch, others: bool) -> bool:
+        """Runs a batch until it ends, or, with others beside it, for a while."""
+        while not batch.is_done:
+            idle = self._idle
+            if not batch.step() and not batch.wake():
+                if not others:
+                    raise batch.stuck()
+                self._idle += 1
+                if self._idle > STUCK_TURNS:
+                    raise batch.stuck()
+                return False
+            if self._idle > idle:
+                if self._idle > STUCK_TURNS:
+                    raise self._spinning(batch)
+                if others or self._idle > IDLE_TURNS:
+                    return False
+        return True
+
+    def grid_workspace(self) -> int:
+        """The address of a few bytes of zeros, which all blocks share."""
+        if self._workspace is None:
+            arena = Arena("the grid's workspace", 16, data=np.zeros(16, np.uint8))
+            self._workspace = self.heap.add(arena)
+        return self._workspace
+
+    def turned(self) -> None:
+        """Counts a loop that came round while nothing changed."""
+        if self.progress != self._last:
+            self._last, self._idle = self.progress, 0
+        else:
+            self._idle += 1
+
+    def _spinning(self, batch: Batch) -> Fault:
+        if not batch.ready:
+            return batch.stuck()
+        g = next(iter(batch.ready.values()))
+        step = g.frame.code.steps[g.pc]
+        stop = Stop("deadlock", "loops for something that never happens", int(g.threads()[0]))
+        return self.fault(stop, step, batch, g)
+
+    def function_address(self, name: str) -> int:
+        """The address of a function, for calls through pointers."""
+        names = [*self.program.codes, *sorted(self.program.externals)]
+        return (7 << 48) + 16 * names.index(name)
+
+    def function_at(self, address: int) -> str:
+        """The name of the function at an address.
+
+        Raises: Stop where there is none.
+        """
+        names = [*self.program.codes, *sorted(self.program.externals)]
+        number, rest = divmod(address - (7 << 48), 16)
+        if rest or not 0 <= number < len(names):
+            raise Stop("out-of-bounds", f"no function at {address:#x}")
+        return names[number]
+
+    def fault(self, stop: Stop, step: Step, batch: Batch, g: Group) -> Fault:
+        """A stop with the place where it happened."""
+        x = step.instruction
+        thread = stop.thread if stop.thread is not None else int(g.threads()[0])
+        block, within = batch.position(thread)
+        return Fault(
+            stop.kind, stop.message, kernel=self.entry.name, instruction=str(step), line=x.line,
+            file=self.program.module.file(x.loc.file) if x.loc else "",
+            source_line=x.loc.line if x.loc else 0, block=block, thread=within,
+        )  # fmt: skip
+
+
+Sync = Callable[[Group], None]

@@ -1,0 +1,210 @@
+"""Atomic operations: threads that hit the same address are served one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stagefuse.compiler.ptx.types import TYPES
+
+from .. import floats as fl
+from ..access import Part, places
+from ..errors import Stop
+from ..operands import address, elements, getter, putter
+from ..program import Run, Site
+from ..values import DTYPES
+from . import effect
+from .memory import order_of, space_of
+
+if TYPE_CHECKING:
+    from ..machine import Group
+
+Array = NDArray[Any]
+Update = Callable[[Array, Array], Array]
+"""Old values and operands to new values."""
+
+
+def _half_add(kind: str) -> Update:
+    """Addition of 16-bit floats, given as their bits."""
+
+    def add(old: Array, b: Array) -> Array:
+        x, y = (np.ascontiguousarray(v).view(fl.U16) for v in (old, b))
+        if kind.startswith("bf16"):
+            total = fl.to_bf16(fl.odd_sum(*(fl.from_bf16(v).astype(fl.F64) for v in (x, y))))
+        else:
+            half = fl.odd_sum(*(v.view(fl.F16).astype(fl.F64) for v in (x, y)))
+            total = fl.to_f16(half).view(fl.U16)
+        return np.ascontiguousarray(total).view(old.dtype)
+
+    return add
+
+
+def _update(op: str, kind: str) -> Update:
+    if op == "add" and TYPES[kind].bits == 16 or kind in ("f16x2", "bf16x2"):
+        return _half_add(kind)
+    updates: dict[str, Update] = {
+        "add": np.add,
+        "min": np.minimum,
+        "max": np.maximum,
+        "and": np.bitwise_and,
+        "or": np.bitwise_or,
+        "xor": np.bitwise_xor,
+        "exch": lambda old, b: b,
+        "inc": lambda old, b: np.where(old >= b, 0, old + 1).astype(old.dtype),
+        "dec": lambda old, b: np.where((old == 0) | (old > b), b, old - 1).astype(old.dtype),
+    }
+    return updates[op]
+
+
+def _bits_dtype(kind: str) -> np.dtype[Any]:
+    """How memory holds a type: 16-bit floats as bits."""
+    return np.dtype(np.uint16) if kind == "f16" else DTYPES[kind]
+
+
+def serve(memory: Array, at: Array, operands: list[Array], update: Callable[..., Array]) -> Array:
+    """Applies updates to `memory[at]` in the order of threads; gives the old values.
+
+    Threads are served in rounds: in each, the next thread of every address.
+    """
+    order = np.argsort(at, kind="stable")
+    sorted_at = at[order]
+    starts = np.flatnonzero(np.r_[True, sorted_at[1:] != sorted_at[:-1]])
+    if len(starts) == len(at):
+        old = memory[at]
+        memory[at] = update(old, *operands)
+        return old
+    lengths = np.diff(np.r_[starts, len(at)])
+    old_sorted = np.empty(len(at), memory.dtype)
+    for k in range(int(lengths.max())):
+        active = starts[lengths > k] + k
+        who, cell = order[active], sorted_at[active]
+        values = memory[cell]
+        old_sorted[active] = values
+        memory[cell] = update(values, *[x[who] for x in operands])
+    result = np.empty_like(old_sorted)
+    result[order] = old_sorted
+    return result
+
+
+def _scan(memory: Array, at: Array, b: Array, ufunc: np.ufunc) -> Array:
+    """As `serve`, for few addresses: one running total each."""
+    old = np.empty(len(at), memory.dtype)
+    for cell in np.unique(at):
+        who = np.flatnonzero(at == cell)
+        chain = ufunc.accumulate(np.r_[memory[cell], b[who]], dtype=memory.dtype)
+        old[who] = chain[:-1]
+        memory[cell] = chain[-1]
+    return old
+
+
+_SCANS: dict[str, np.ufunc] = {"add": np.add, "min": np.minimum, "max": np.maximum,
+                               "and": np.bitwise_and, "or": np.bitwise_or,
+                               "xor": np.bitwise_xor}  # fmt: skip
+
+
+def _apply(memory: Array, at: Array, operands: list[Array], op: str, update: Any) -> Array:
+    if update is _SCANS.get(op) and len(at) > 64 and len(np.unique(at)) <= 64:
+        return _scan(memory, at, operands[0], _SCANS[op])
+    return serve(memory, at, operands, update)
+
+
+def atomic(
+    g: Group, site_space: str, order: str, addresses: Array, size: int,
+    act: Callable[[Part, Array | None], None],
+) -> None:  # fmt: skip
+    """Runs `act` on each part of memory that atomics go to, with what all of them share."""
+    machine = g.batch.machine
+    g.looks = True
+    threads = g.threads()
+    for part in places(g, site_space, addresses, size, threads):
+        arena = part.arena
+        if arena.constant or part.space not in ("global", "shared"):
+            raise Stop("out-of-bounds", f"an atomic on {arena.name}", int(part.threads[0]))
+        if machine.races is not None:
+            machine.races.atomic(g.batch, arena, part.index, size, part.threads, order)
+        missing = arena.unwritten(part.index, size) if size <= 8 else None
+        if missing is not None:
+            at = int(np.flatnonzero(missing)[0])
+            raise Stop("uninitialised", f"nothing wrote offset {int(part.index[at])} of "
+                       f"{arena.name}", int(part.threads[at]))  # fmt: skip
+        key = (part.space, "atomic")
+        machine.traffic[key] = machine.traffic.get(key, 0) + len(part.index) * size
+        act(part, part.where)
+
+
+def _picked(x: Any, g: Group, where: Array | None) -> Array:
+    values = np.broadcast_to(x, (g.n,))
+    return np.ascontiguousarray(values if where is None else values[where])
+
+
+@effect("atomic.atom", "atomic.red")
+def atom(site: Site) -> Run:
+    kind, op = site.word("T"), site.word("op")
+    space, order = space_of(site), order_of(site)
+    at = address(site, "a")
+    dtype = _bits_dtype(kind)
+    size = TYPES[kind].size_bytes
+    parts = elements(site.operand("b"))
+    gets = [getter(site, x, kind) for x in parts]
+    update = _update(op, kind)
+    has_result = site.match.form.opcode == "atom"
+    put = putter(site, site.operand("d"), kind) if has_result else None
+    if kind == "b128":
+        dtype = DTYPES["b128"]
+
+    def run(g: Group) -> None:
+        values = [np.broadcast_to(get(g), (g.n,)) for get in gets]
+        old = np.empty(g.n, dtype)
+
+        def act(part: Part, where: Array | None) -> None:
+            view = part.arena.view(dtype)
+            for j, value in enumerate(values):
+                b = _picked(value, g, where).view(dtype)
+                index = part.index // size + j
+                found = _apply(view, index, [b], op, update)
+                if where is None:
+                    old[:] = found
+                else:
+                    old[where] = found
+            g.batch.machine.progress += 1
+
+        atomic(g, space, order, at(g), size * len(gets), act)
+        if put is not None:
+            put(g, old.view(DTYPES[kind]))
+
+    return run
+
+
+@effect("atomic.cas")
+def cas(site: Site) -> Run:
+    kind = site.word("T")
+    space, order = space_of(site), order_of(site)
+    at = address(site, "a")
+    b, c = (getter(site, site.operand(n), kind) for n in "bc")
+    put = putter(site, site.operand("d"), kind)
+    dtype, size = DTYPES[kind], TYPES[kind].size_bytes
+
+    def update(old: Array, compare: Array, value: Array) -> Array:
+        return np.where(old == compare, value, old)
+
+    def run(g: Group) -> None:
+        compare, value = b(g), c(g)
+        old = np.empty(g.n, dtype)
+
+        def act(part: Part, where: Array | None) -> None:
+            mine = [_picked(x, g, where) for x in (compare, value)]
+            found = serve(part.arena.view(dtype), part.index // size, mine, update)
+            if bool(((found == mine[0]) & (mine[0] != mine[1])).any()):
+                g.batch.machine.progress += 1
+            if where is None:
+                old[:] = found
+            else:
+                old[where] = found
+
+        atomic(g, space, order, at(g), size, act)
+        put(g, old)
+
+    return run

@@ -1,0 +1,199 @@
+"""Loads, stores and addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stagefuse.compiler.ptx import syntax as s
+from stagefuse.compiler.ptx.table import Match
+from stagefuse.compiler.ptx.types import TYPES
+
+from .. import access
+from ..memory import (
+    ALLOCATION_BITS,
+    LOCAL_WINDOW,
+    PARAM_WINDOW,
+    RANK_BITS,
+    SHARED_WINDOW,
+    WINDOW_BITS,
+)
+from ..operands import address, elements, getter, is_generic_variable, putter
+from ..program import Run, Site
+from ..values import DTYPES
+from . import effect, pure
+
+if TYPE_CHECKING:
+    from ..machine import Group
+
+_ELEMENT = {"b128": "b64"}
+ORDERS = ("relaxed", "acquire", "release", "acq_rel", "volatile")
+"""Words of accesses that other threads may do at the same time (PTX ISA, "strong operations")."""
+
+
+def space_of(site: Site, operand: str = "a") -> str:
+    """The space that an instruction names, else that of the variable it names, else generic."""
+    named = site.word("space") or ("global" if "global" in site.match.slots else "")
+    named = named or site.specs[operand].space
+    if named:
+        return named
+    return {"entry": "param", "call": "param", "dynamic": "shared"}.get(
+        found := is_generic_variable(site, operand), found or "generic"
+    )
+
+
+def order_of(site: Site) -> str:
+    """The order of an access: a word of `ORDERS`, or "" for a weak one."""
+    words = site.match.slots.values()
+    return next((word for word in words if word in ORDERS), "")
+
+
+@effect("memory.ld")
+def ld(site: Site) -> Run:
+    kind = site.word("T")
+    space, order = space_of(site), order_of(site)
+    at = address(site, "a")
+    results = elements(site.operand("d"))
+    if kind == "b128":
+        return _ld128(site, space, at)
+    puts = [putter(site, x, kind) for x in results]
+    dtype, count = DTYPES[kind], len(results)
+    if space in ("param", "param::entry") and is_generic_variable(site, "a") == "entry":
+        return _ld_entry(site, puts, dtype)
+
+    def run(g: Group) -> None:
+        addresses = at(g)
+        if order:
+            g.looks = True
+        values = access.load(g, space, addresses, dtype, count, order=order)
+        for put, value in zip(puts, values, strict=True):
+            put(g, value)
+
+    return run
+
+
+def _ld_entry(site: Site, puts: list[Any], dtype: np.dtype[Any]) -> Run:
+    """A kernel's parameter, which is the same for all threads."""
+    x = site.operand("a")
+    assert isinstance(x, s.Address) and isinstance(x.base, s.Symbol)
+    place = site.scope.place(x.base.name)
+    assert place is not None
+    offset = place.offset + x.base.offset + x.offset
+    if offset % (dtype.itemsize * len(puts)):
+        raise site.error("a parameter that is not aligned")
+
+    def run(g: Group) -> None:
+        view = g.batch.machine.params.view(dtype)
+        for i, put in enumerate(puts):
+            put(g, view[offset // dtype.itemsize + i])
+
+    return run
+
+
+def _ld128(site: Site, space: str, at: Any) -> Run:
+    put = putter(site, site.operand("d"), "b128")
+    both = DTYPES["b128"]
+
+    def run(g: Group) -> None:
+        low, high = access.load(g, space, at(g), DTYPES["b64"], 2)
+        values = np.empty(g.n, both)
+        values["low"], values["high"] = low, high
+        put(g, values)
+
+    return run
+
+
+@effect("memory.st")
+def st(site: Site) -> Run:
+    kind = site.word("T")
+    space, order = space_of(site), order_of(site)
+    at = address(site, "a")
+    if kind == "b128":
+        wide = getter(site, site.operand("b"), "b128")
+        return lambda g: access.store(
+            g, space, at(g), [np.ascontiguousarray(wide(g)[n]) for n in ("low", "high")]
+        )
+    gets = [getter(site, x, kind) for x in elements(site.operand("b"))]
+    raw = DTYPES[f"b{TYPES[kind].bits}"]
+
+    def run(g: Group) -> None:
+        access.store(g, space, at(g), [get(g).view(raw) for get in gets], order=order)
+
+    return run
+
+
+@effect("memory.prefetch")
+def prefetch(site: Site) -> Run:
+    """Nothing that a program could see."""
+    return lambda g: None
+
+
+@effect("memory.discard")
+def discard(site: Site) -> Run:
+    """The bytes count as unwritten (PTX ISA, "discard": reading them is undefined)."""
+    at = address(site, "a")
+    size = site.operand("size")
+    assert isinstance(size, s.Immediate)
+    count = size.value
+
+    def run(g: Group) -> None:
+        for part in access.places(g, space_of(site), at(g), count, g.threads()):
+            arena = part.arena
+            if arena.valid is None:
+                continue
+            for index in part.index:
+                arena.valid[int(index) : int(index) + count] = 0
+
+    return run
+
+
+@effect("memory.createpolicy")
+def createpolicy(site: Site) -> Run:
+    put = putter(site, site.operand("d"), "b64")
+    return lambda g: put(g, np.zeros(g.n, np.uint64))
+
+
+_WINDOWS = {
+    "shared": SHARED_WINDOW, "shared::cta": SHARED_WINDOW, "shared::cluster": SHARED_WINDOW,
+    "local": LOCAL_WINDOW, "param": PARAM_WINDOW, "param::entry": PARAM_WINDOW,
+}  # fmt: skip
+
+
+def _window_word(match: Match) -> str:
+    return match.get("S") or "shared::cluster"
+
+
+@pure("memory.cvta")
+def cvta(match: Match) -> Callable[..., Any]:
+    """To and from generic addresses: a window is added or taken off."""
+    dtype = DTYPES[match.get("T")]
+    window = dtype.type(_WINDOWS.get(_window_word(match), 0) & ((1 << dtype.itemsize * 8) - 1))
+    if "to" in match.slots:
+        return lambda a: a - window
+    return lambda a: a + window
+
+
+@effect("memory.isspacep")
+def isspacep(site: Site) -> Run:
+    get, put = getter(site, site.operand("a"), "u64"), putter(site, site.operand("p"), "pred")
+    word = _window_word(site.match)
+
+    def run(g: Group) -> None:
+        a = np.broadcast_to(get(g), (g.n,))
+        window = (a >> np.uint64(WINDOW_BITS)).astype(np.int64)
+        if word in ("global", "const"):
+            constants = [i + 1 for i, arena in enumerate(g.batch.machine.heap.arenas)
+                         if arena.constant]  # fmt: skip
+            number = (a >> np.uint64(ALLOCATION_BITS)).astype(np.int64)
+            found = (window == 0) & (np.isin(number, constants) == (word == "const"))
+        else:
+            found = window == _WINDOWS[word] >> WINDOW_BITS
+            if word == "shared::cta":
+                rank = (a & np.uint64(0xFFFFFFFF)) >> np.uint64(RANK_BITS)
+                own = g.special("%cluster_ctarank").astype(np.uint64) + np.uint64(1)
+                found = found & ((rank == 0) | (rank == own))
+        put(g, found)
+
+    return run

@@ -1,0 +1,238 @@
+"""mma.sync, ldmatrix, stmatrix, movmatrix.
+
+Layouts (PTX ISA, "Matrix Fragments for mma"): with `g = lane / 4`, `t = lane % 4`, and E elements
+of A and B in a register, for all shapes:
+
+- A, register r, element e: row `g + 8 * (r % 2)` and column `4E * (r / 2) + E * t + e` where there
+  are 16 rows; row g and column `4E * r + E * t + e` where there are 8,
+- B, register r, element e: row `4E * r + E * t + e`, column g,
+- C and D: row `g + 8 * (r / 2)`, column `2 * t + r % 2`; with two f16 in a register, its element
+  takes the place of `r % 2`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from stagefuse.compiler.ptx.types import TYPES
+
+from .. import access
+from .. import floats as fl
+from ..operands import Get, address, elements, getter, putter
+from ..program import Run, Site
+from . import effect
+
+if TYPE_CHECKING:
+    from ..machine import Group
+
+Array = NDArray[Any]
+_LANE = np.arange(32)
+_G, _T = _LANE // 4, _LANE % 4
+
+
+def _a_order(rows: int, registers: int, each: int) -> Array:
+    """Where element (row, column) of A lies among a warp's values, flat by lane, register, e."""
+    depth = 4 * each * (registers // (rows // 8))
+    order = np.empty((rows, depth), np.int64)
+    for r in range(registers):
+        block, down = (r // 2, 8 * (r % 2)) if rows == 16 else (r, 0)
+        for e in range(each):
+            flat = (_LANE * registers + r) * each + e
+            order[_G + down, 4 * each * block + each * _T + e] = flat
+    return order
+
+
+def _b_order(registers: int, each: int) -> Array:
+    order = np.empty((4 * each * registers, 8), np.int64)
+    for r in range(registers):
+        for e in range(each):
+            order[4 * each * r + each * _T + e, _G] = (_LANE * registers + r) * each + e
+    return order
+
+
+def _c_order(rows: int) -> Array:
+    values = rows // 4
+    order = np.empty((rows, 8), np.int64)
+    for r in range(values):
+        order[_G + 8 * (r // 2), 2 * _T + r % 2] = _LANE * values + r
+    return order
+
+
+def _nibbles(x: Array, signed: bool) -> Array:
+    bits = (x[..., None] >> (4 * np.arange(8, dtype=np.uint32))) & np.uint32(15)
+    values = bits.astype(np.float64).reshape(*x.shape[:-1], -1)
+    return np.where(values > 7, values - 16, values) if signed else values
+
+
+def unpacked(words: Array, kind: str) -> Array:
+    """The elements of words of 32 bits (f64: 64), along the last axis, as f64."""
+    if kind == "bf16":
+        return fl.from_bf16(words.view(np.uint16)).astype(fl.F64)
+    if kind in ("u4", "s4"):
+        return _nibbles(words, kind == "s4")
+    if kind == "tf32":  # the lower 13 bits are ignored
+        words = words & np.uint32(0xFFFFE000)
+    dtype: Any = {
+        "f16": np.float16, "tf32": np.float32, "f32": np.float32, "f64": np.float64,
+        "u8": np.uint8, "s8": np.int8, "s32": np.int32,
+        "e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2,
+    }[kind]  # fmt: skip
+    found: Array = words.view(dtype).astype(fl.F64)
+    return found
+
+
+def warp_rows(g: Group, values: Any, warps: Array) -> Array:
+    """A register's values as a row of 32 lanes for each of some warps."""
+    whole = np.zeros(g.batch.threads, values.dtype)
+    whole[g.threads()] = values
+    found: Array = whole.reshape(-1, 32)[warps]
+    return found
+
+
+def _registers(g: Group, gets: list[Get], warps: Array) -> Array:
+    """Operands in several registers: warp, lane, register."""
+    columns = [np.broadcast_to(get(g), (g.n,)) for get in gets]
+    return np.ascontiguousarray(np.stack([warp_rows(g, c, warps) for c in columns], axis=2))
+
+
+def _give(g: Group, puts: list[Any], values: Array, warps: Array) -> None:
+    """Writes results: values by warp, lane, register."""
+    whole = np.zeros((g.batch.warps, *values.shape[1:]), values.dtype)
+    whole[warps] = values
+    flat = whole.reshape(-1, values.shape[2])[g.threads()]
+    for i, put in enumerate(puts):
+        put(g, np.ascontiguousarray(flat[:, i]))
+
+
+@effect("tensor.mma")
+def mma(site: Site) -> Run:
+    shape = next(w for w in site.match.slots if w[0] == "m" and w[1].isdigit())
+    rows = int(shape[1 : shape.index("n")])
+    a_kind = site.word("A") or "f16"
+    b_kind = site.word("B") or a_kind
+    d_kind = site.word("D") or "f16"
+    wide = "f64" if a_kind == "f64" else "b32"
+    gets = {n: [getter(site, x, wide) for x in elements(site.operand(n))] for n in "abc"}
+    puts = [putter(site, x, wide) for x in elements(site.operand("d"))]
+    each = 1 if wide == "f64" else 32 // TYPES[a_kind].bits
+    a_order, b_order = _a_order(rows, len(gets["a"]), each), _b_order(len(gets["b"]), each)
+    c_order = _c_order(rows)
+    back = np.argsort(c_order.reshape(-1))
+    clamps = "satfinite" in site.match.slots
+    c_kind = "f16" if d_kind == "f16" else d_kind
+
+    def run(g: Group) -> None:
+        warps = np.unique(g.threads() // 32)
+        n = len(warps)
+
+        def matrix(name: str, kind: str, order: Array) -> Array:
+            words = _registers(g, gets[name], warps)
+            return unpacked(words, kind).reshape(n, -1)[:, order]
+
+        a, b = matrix("a", a_kind, a_order), matrix("b", b_kind, b_order)
+        total = np.matmul(a, b) + matrix("c", c_kind, c_order)
+        flat = total.reshape(n, -1)[:, back].reshape(n, 32, rows // 4)
+        _give(g, puts, _narrowed(flat, d_kind, clamps), warps)
+
+    return run
+
+
+def _narrowed(x: Array, kind: str, clamps: bool) -> Array:
+    """Accumulators as registers hold them."""
+    if kind == "f64":
+        return x
+    if kind == "f32":
+        return fl.canonical(x.astype(fl.F32)).view(np.uint32)
+    if kind == "f16":
+        return np.ascontiguousarray(fl.to_f16(x)).view(np.uint32)
+    if clamps:
+        x = np.clip(x, -(2.0**31), 2.0**31 - 1)
+    return (x.astype(np.int64) & 0xFFFFFFFF).astype(np.uint32)
+
+
+def _count(site: Site) -> int:
+    return int(site.word("N")[1:])
+
+
+def _row_places(
+    g: Group, at: Callable[[Any], Array], warps: Array, count: int, space: str
+) -> tuple[Array, Array, Any]:
+    """The rows of 16 bytes that the first lanes name: addresses and threads, by warp."""
+    addresses = warp_rows(g, at(g), warps)[:, : 8 * count].reshape(-1)
+    threads = (warps[:, None] * 32 + np.arange(8 * count)).reshape(-1)
+    parts = access.places(g, space, addresses, 16, threads)
+    (part,) = parts
+    return part.index, threads, part
+
+
+def _space(site: Site) -> str:
+    return site.word("S") or "generic"
+
+
+@effect("tensor.ldmatrix")
+def ldmatrix(site: Site) -> Run:
+    at, count, space = address(site, "a"), _count(site), _space(site)
+    puts = [putter(site, x, "b32") for x in elements(site.operand("d"))]
+    transposed = "trans" in site.match.slots
+
+    def run(g: Group) -> None:
+        warps = np.unique(g.threads() // 32)
+        index, threads, part = _row_places(g, at, warps, count, space)
+        machine = g.batch.machine
+        access.count(g, part.space, "read", index, 16, threads)
+        if machine.races is not None:
+            machine.races.read(g.batch, part.arena, index, 16, threads, True)
+        access.check_written(part.arena, index, 16, threads)
+        view = part.arena.view(np.dtype(np.uint16))
+        rows = view[(index // 2)[:, None] + np.arange(8)].reshape(len(warps), count, 8, 8)
+        if transposed:
+            rows = rows.transpose(0, 1, 3, 2)
+        pairs = np.ascontiguousarray(rows).view(np.uint32).reshape(len(warps), count, 32)
+        _give(g, puts, np.ascontiguousarray(pairs.transpose(0, 2, 1)), warps)
+
+    return run
+
+
+@effect("tensor.stmatrix")
+def stmatrix(site: Site) -> Run:
+    at, count, space = address(site, "a"), _count(site), _space(site)
+    gets = [getter(site, x, "b32") for x in elements(site.operand("b"))]
+    transposed = "trans" in site.match.slots
+
+    def run(g: Group) -> None:
+        warps = np.unique(g.threads() // 32)
+        index, threads, part = _row_places(g, at, warps, count, space)
+        words = _registers(g, gets, warps).transpose(0, 2, 1)
+        rows = np.ascontiguousarray(words).view(np.uint16).reshape(len(warps), count, 8, 8)
+        if transposed:
+            rows = rows.transpose(0, 1, 3, 2)
+        flat = np.ascontiguousarray(rows).view(np.uint32).reshape(-1, 4)
+        machine = g.batch.machine
+        machine.progress += 1
+        access.count(g, part.space, "written", index, 16, threads)
+        if machine.races is not None:
+            columns = [np.ascontiguousarray(flat[:, j]) for j in range(4)]
+            machine.races.write(g.batch, part.arena, index, 16, threads, True, columns)
+        for j in range(4):
+            part.arena.store(index + 4 * j, np.ascontiguousarray(flat[:, j]))
+
+    return run
+
+
+@effect("tensor.movmatrix")
+def movmatrix(site: Site) -> Run:
+    get, put = getter(site, site.operand("a"), "b32"), putter(site, site.operand("d"), "b32")
+
+    def run(g: Group) -> None:
+        warps = np.unique(g.threads() // 32)
+        words = _registers(g, [get], warps).reshape(len(warps), 32)
+        rows = words.view(np.uint16).reshape(-1, 8, 8).transpose(0, 2, 1)
+        moved = np.ascontiguousarray(rows).view(np.uint32).reshape(len(warps), 32, 1)
+        _give(g, [put], moved, warps)
+
+    return run

@@ -1,0 +1,335 @@
+"""A module decoded once: functions as flat lists of steps, names as places.
+
+Each step holds a Python function that runs the instruction for a group of threads; what it does
+comes from the meaning that the instruction table names (`meanings`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stagefuse.compiler.ptx import PtxError, bind, print_instruction
+from stagefuse.compiler.ptx import syntax as s
+from stagefuse.compiler.ptx.table import Match, OperandSpec
+from stagefuse.compiler.ptx.types import TYPES
+
+if TYPE_CHECKING:
+    from .machine import Group, Machine
+
+Run = Callable[["Group"], None]
+Control = Callable[["Machine", "Group", "Step"], bool]
+"""Runs a step that may move or stop a group; gives whether the group goes on at its pc."""
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One instruction, ready to run: `run` for those that just go on, else `control`."""
+
+    instruction: s.Instruction
+    match: Match
+    run: Run | None = None
+    control: Control | None = None
+    is_leader: bool = False
+    lanes: int = 0
+    """How many threads executed it, in the current launch."""
+    traffic: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return print_instruction(self.instruction)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a variable lies: its space, its offset or address, its declaration."""
+
+    space: str
+    offset: int
+    variable: s.Variable
+
+
+@dataclass(eq=False)
+class Code:
+    """A function: its steps, how many registers it has, where its variables lie."""
+
+    function: s.Function
+    number: int
+    steps: list[Step] = field(default_factory=list)
+    registers: list[str] = field(default_factory=list)
+    """The type of each register, by its number."""
+    slots: dict[str, int] = field(default_factory=dict)
+    """Numbers of registers by scope and name."""
+    labels: list[int] = field(default_factory=list)
+    """The steps that labels stand before."""
+    tables: dict[str, s.Targets] = field(default_factory=dict)
+    prototypes: dict[str, s.Prototype] = field(default_factory=dict)
+    param_sizes: list[int] = field(default_factory=list)
+    """Bytes of each parameter variable: formal ones, then those of calls."""
+    formals: list[Place | int] = field(default_factory=list)
+    """Results, then parameters: a place, or the number of a register."""
+    local_bytes: int = 0
+    watched: frozenset[str] | None = None
+    """Registers that belong to asynchronous products, once they were looked for."""
+
+    @property
+    def name(self) -> str:
+        return self.function.name
+
+
+def byte_size(v: s.Variable) -> int:
+    """How many bytes a variable has; 0 where its size is not said."""
+    size = TYPES[v.type].size_bytes * v.vector
+    for dimension in v.shape:
+        size *= dimension
+    return size
+
+
+def alignment(v: s.Variable) -> int:
+    """The alignment of a variable: what it says, else its element's size."""
+    return v.align or TYPES[v.type].size_bytes * v.vector
+
+
+def aligned(offset: int, to: int) -> int:
+    """The first multiple of `to` from `offset` on."""
+    return -(-offset // to) * to
+
+
+@dataclass
+class Site:
+    """An instruction while it is decoded, with what its names stand for."""
+
+    program: Program
+    code: Code
+    scope: Scope
+    instruction: s.Instruction
+    match: Match
+    bound: dict[str, s.Operand | None]
+    specs: dict[str, OperandSpec]
+
+    def word(self, slot: str, default: str = "") -> str:
+        """The word in a slot of the form."""
+        return self.match.get(slot, default)
+
+    def has(self, operand: str) -> bool:
+        """Whether an optional operand is there."""
+        return self.bound.get(operand) is not None
+
+    def operand(self, name: str) -> s.Operand:
+        found = self.bound[name]
+        if found is None:
+            raise self.error(f"no operand {name}")
+        return found
+
+    def type_of(self, name: str) -> str:
+        """The type of an operand."""
+        spec = self.specs[name]
+        return "pred" if spec.kind == "predicate" else self.match.type_of(spec)
+
+    def error(self, message: str) -> PtxError:
+        """An error that names this instruction."""
+        shown = print_instruction(self.instruction)
+        return PtxError(f"`{shown}`: {message}", line=self.instruction.line)
+
+
+@dataclass
+class Scope:
+    """Names of one pair of braces, and of those around it."""
+
+    number: int
+    outer: Scope | None = None
+    names: set[str] = field(default_factory=set)
+    families: dict[str, int] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+
+    def owner(self, name: str) -> Scope | None:
+        """The scope whose declaration a register's name means."""
+        if name in self.names:
+            return self
+        stem = name.rstrip("0123456789")
+        while len(stem) < len(name):
+            if int(name[len(stem) :]) < self.families.get(stem, 0):
+                return self
+            stem = name[: len(stem) + 1]
+        return self.outer.owner(name) if self.outer else None
+
+    def label(self, name: str) -> int | None:
+        """The step that a label stands before; braces within a function may have their own."""
+        found = self.labels.get(name)
+        return found if found is not None or self.outer is None else self.outer.label(name)
+
+    def place(self, name: str) -> Place | None:
+        found = self.places.get(name)
+        return found if found or self.outer is None else self.outer.place(name)
+
+
+class Program:
+    """All functions of a module, and where its variables lie."""
+
+    def __init__(self, module: s.Module) -> None:
+        self.module = module
+        self.codes: dict[str, Code] = {}
+        self.externals: set[str] = set()
+        self.globals = Scope(0)
+        self.shared_bytes = 0
+        self.dynamic_align = 16
+        self.granularity = 4
+        """Bytes of the smallest access, which decides how finely races are looked for."""
+        self._scopes = 0
+        for v in module.variables:
+            self._module_variable(v)
+        for function in module.functions:
+            if function.body is None:
+                self.externals.add(function.name)
+            else:
+                self.codes[function.name] = Code(function, len(self.codes))
+        self.externals -= set(self.codes)
+        for code in self.codes.values():
+            _Decode(self, code).run()
+
+    def _module_variable(self, v: s.Variable) -> None:
+        if v.space == "shared" and (v.shape and v.shape[0] == 0):
+            self.dynamic_align = max(self.dynamic_align, alignment(v))
+            self.globals.places[v.name] = Place("dynamic", 0, v)
+        elif v.space == "shared":
+            self.globals.places[v.name] = Place("shared", self.new_shared(v), v)
+        else:
+            self.globals.places[v.name] = Place(v.space, 0, v)
+
+    def new_shared(self, v: s.Variable) -> int:
+        """The offset of another variable in shared memory."""
+        offset = aligned(self.shared_bytes, alignment(v))
+        self.shared_bytes = offset + byte_size(v)
+        return offset
+
+    def new_scope(self, outer: Scope) -> Scope:
+        self._scopes += 1
+        return Scope(self._scopes, outer)
+
+    @property
+    def dynamic_offset(self) -> int:
+        """Where dynamic shared memory begins."""
+        return aligned(self.shared_bytes, self.dynamic_align)
+
+
+class _Decode:
+    """Decodes one function."""
+
+    def __init__(self, program: Program, code: Code) -> None:
+        self.program, self.code = program, code
+        self.pending: list[tuple[Step, Scope]] = []
+
+    def run(self) -> None:
+        from .meanings import compile_step
+
+        function = self.code.function
+        scope = self.program.new_scope(self.program.globals)
+        offset = 0
+        for v in (*function.results, *function.parameters):
+            if v.space == "reg":
+                scope.names.add(v.name)
+                self.code.formals.append(self.slot(scope, v.name, v.type))
+            elif function.is_entry:
+                offset = aligned(offset, alignment(v))
+                scope.places[v.name] = place = Place("entry", offset, v)
+                self.code.formals.append(place)
+                offset += byte_size(v)
+            else:
+                self.code.formals.append(self.param(scope, v))
+        self.body(function.body or (), scope)
+        for at in self.code.labels:
+            if at < len(self.code.steps):
+                self.code.steps[at].is_leader = True
+        for step, inner in self.pending:
+            compile_step(self.site(step, inner), step)
+
+    def slot(self, scope: Scope, name: str, type: str) -> int:
+        key = f"{scope.number}:{name}"
+        if key not in self.code.slots:
+            self.code.slots[key] = len(self.code.registers)
+            self.code.registers.append(type)
+        return self.code.slots[key]
+
+    def param(self, scope: Scope, v: s.Variable) -> Place:
+        place = Place("call", len(self.code.param_sizes), v)
+        self.code.param_sizes.append(max(byte_size(v), 1))
+        scope.places[v.name] = place
+        return place
+
+    def body(self, statements: tuple[s.Statement, ...], scope: Scope) -> None:
+        for x in statements:
+            match x:
+                case s.Instruction():
+                    self.instruction(x, scope)
+                case s.Label(name):
+                    scope.labels[name] = len(self.code.steps)
+                    self.code.labels.append(len(self.code.steps))
+                case s.Registers(_, names):
+                    for name, count in names:
+                        if count is None:
+                            scope.names.add(name)
+                        else:
+                            scope.families[name] = count
+                case s.Variable():
+                    self.variable(x, scope)
+                case s.Targets(name):
+                    self.code.tables[name] = x
+                case s.Prototype(name):
+                    self.code.prototypes[name] = x
+                case s.Scope(inner):
+                    self.body(inner, self.program.new_scope(scope))
+                case _:
+                    pass
+
+    def variable(self, v: s.Variable, scope: Scope) -> None:
+        if v.space == "param":
+            self.param(scope, v)
+        elif v.space == "local":
+            offset = aligned(self.code.local_bytes, alignment(v))
+            self.code.local_bytes = offset + byte_size(v)
+            scope.places[v.name] = Place("local", offset, v)
+        elif v.space == "shared" and v.shape and v.shape[0] == 0:
+            scope.places[v.name] = Place("dynamic", 0, v)
+        elif v.space == "shared":
+            scope.places[v.name] = Place("shared", self.program.new_shared(v), v)
+        else:
+            scope.places[v.name] = place = Place(v.space, 0, v)
+            self.program.globals.places.setdefault(v.name, place)
+
+    def instruction(self, x: s.Instruction, scope: Scope) -> None:
+        match, _ = bind(x)
+        step = Step(x, match)
+        if match.form.effects & {"reads", "writes"} and "T" in match:
+            size = TYPES[match.get("T")].size_bytes
+            self.program.granularity = min(self.program.granularity, size)
+        self.code.steps.append(step)
+        self.pending.append((step, scope))
+
+    def site(self, step: Step, scope: Scope) -> Site:
+        match, bound = bind(step.instruction)
+        return Site(
+            self.program, self.code, scope, step.instruction, match,
+            {spec.name: x for spec, x in bound}, {spec.name: spec for spec, _ in bound},
+        )  # fmt: skip
+
+
+def slot_of(site: Site, register: s.Register) -> int:
+    """The number of a register."""
+    owner = site.scope.owner(register.name)
+    if owner is None:
+        raise site.error(f"`{register.name}` is not declared here")
+    key = f"{owner.number}:{register.name}"
+    slots, registers = site.code.slots, site.code.registers
+    if key not in slots:
+        slots[key] = len(registers)
+        registers.append(register.type)
+    return slots[key]
+
+
+def unknown(site: Site, name: str) -> PtxError:
+    """An error about a name that nothing declares."""
+    return site.error(f"`{name}` is not declared")
+
+
+Access = Any
