@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from onnx.backend.test.runner import Runner
 
 from stagefuse.onnx import Backend, OnnxError, import_model
 from stagefuse.onnx.record import records
+from stagefuse.onnx.schemas import schema_of
 
 SECONDS = 60
 """A test that takes longer fails."""
@@ -45,24 +47,23 @@ class Outcome:
     seconds: float = 0.0
 
 
-def cases(pattern: str) -> list[Any]:
-    """The node tests whose name matches."""
+@cache
+def all_cases() -> dict[str, Any]:
+    """The node tests by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = load_model_tests(kind="node")
-    return [c for c in found if re.search(pattern, c.name)]
+        return {c.name: c for c in load_model_tests(kind="node")}
+
+
+def cases(pattern: str) -> list[Any]:
+    """The node tests whose name matches."""
+    return [c for name, c in all_cases().items() if re.search(pattern, name)]
 
 
 def op_of(case: Any) -> str:
     """The op that a test is about; of an expanded one, the op that was expanded."""
-    nodes = case.model.graph.node
-    if len(nodes) == 1:
-        return str(nodes[0].op_type)
-    plain = re.sub(r"_expanded.*$", "", case.name)
-    return _OPS.get(plain, str(nodes[-1].op_type))
-
-
-_OPS: dict[str, str] = {}
+    plain = all_cases().get(re.sub(r"_expanded.*$", "", case.name), case)
+    return str(plain.model.graph.node[-1].op_type)
 
 
 @contextmanager
@@ -134,8 +135,16 @@ def array_of(value: Any) -> Any:
 
 
 def family_of(op: str) -> str:
+    """The module of the op's record; ops that the standard defines by others are functions."""
     record = records().get(op)
-    return record.family if record is not None else "not supported"
+    if record is not None:
+        return record.family
+    if op in ("If", "Loop", "Scan", "Shape", "Size"):
+        return "control and shapes"
+    schema = schema_of(op, onnx.defs.onnx_opset_version(), "")
+    if schema is not None and (schema.has_function or schema.has_context_dependent_function):
+        return "functions"
+    return "not supported"
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -201,9 +210,6 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="keep outcomes here; those that passed are kept")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
-    for case in cases(""):
-        if len(case.model.graph.node) == 1:
-            _OPS[case.name] = case.model.graph.node[0].op_type
     kept: dict[str, Outcome] = {}
     if options.json and options.json.exists():
         kept = {o["test"]: Outcome(**o) for o in json.loads(options.json.read_text())}

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, minimum
+from stagefuse.dsl.dtypes import from_numpy
 
 from .node import Node
 from .reading import _NUMPY
@@ -199,7 +200,7 @@ def _cast(node: Node, x: Array, *like: Array) -> Array:
     if x.dtype.kind == "f" and wanted.kind in "iu":
         if not np.all(np.isfinite(x)) or np.any(np.abs(x) > 1e9):
             raise Unfolded
-    if wanted.kind == "V":
+    if from_numpy(wanted) is None:
         raise Unfolded
     return x.astype(wanted)
 

@@ -13,7 +13,7 @@ MODULES = ("nn", "math", "onnx")
 _TAKEN = frozenset(
     (*BUILTINS, *DTYPES, *CONSTANTS, *KEYWORDS, *LOGIC, *MODULES, "w", "int", "float", "str",
      "bool", "has", "len", "extern", "scan", "state",
-     *"bocijkmnqrt", *(f"{letter}{k}" for letter in "imdqrb" for k in range(10)))
+     *"bocijkmnqrt", *(f"{letter}{k}" for letter in "imdqrbt" for k in range(10)))
 )  # fmt: skip
 """What a value cannot be called; among it the indices of the notation that is written."""
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")

@@ -58,6 +58,7 @@ class Translator:
         """The body of the main graph. Raises OnnxError with everything that is in the way."""
         self.opsets = {e.domain or "ai.onnx": e.version for e in model.opset_import}
         newest = onnx.defs.onnx_opset_version()
+        self.opsets.setdefault("ai.onnx", newest)
         if not 1 <= self.opsets["ai.onnx"] <= newest:
             raise OnnxError([Problem(
                 f"the model is of opset {self.opsets['ai.onnx']}", need=f"opset 1 to {newest}")])

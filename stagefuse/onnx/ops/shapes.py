@@ -254,7 +254,9 @@ def _space_to_depth(n: Node) -> str:
     s = n.attr("blocksize")
     high, wide = floordiv(h, s), floordiv(w, s)
     blocks = f"reshape({n.x(0)}, {listed([b, c, high, s, wide, s])})"
-    return f"reshape(transpose({blocks}, [0, 3, 5, 1, 2, 4]), {listed([b, c * s * s, high, wide])})"
+    deep_last = n.one_of("mode", "DCR", "DCR", "CRD") == "DCR"
+    order = [0, 3, 5, 1, 2, 4] if deep_last else [0, 1, 3, 5, 2, 4]
+    return f"reshape(transpose({blocks}, {order}), {listed([b, c * s * s, high, wide])})"
 
 
 @op("CenterCropPad")
