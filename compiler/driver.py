@@ -92,9 +92,7 @@ def compile_graphs(
 
     kernels: dict[str, Any] = {}
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-    plans = tuple(
-        _Planner(p, load, kernels, arrays, verify).plan(graph) for p, graph in graphs
-    )
+    plans = tuple(_Planner(p, load, kernels, arrays, verify).plan(graph) for p, graph in graphs)
     ordered = [kernels[name] for name in sorted(kernels)]
     objects = build_levels(ordered, levels)
     return Plan(plans, objects, arrays, source.text, source.name, {})

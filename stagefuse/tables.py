@@ -51,9 +51,7 @@ def _row(symbol: str, launches: list[Kernel], sizes: Mapping[str, int] | None) -
     )
 
 
-def _total(
-    launches: list[Kernel], note: str, sizes: Mapping[str, int] | None
-) -> int | None:
+def _total(launches: list[Kernel], note: str, sizes: Mapping[str, int] | None) -> int | None:
     from stagefuse.dsl import dims
 
     if sizes is None or any(note not in kernel.notes for kernel in launches):

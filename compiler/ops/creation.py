@@ -41,8 +41,12 @@ def check_number(value: Any, dtype: DType, param: str) -> None:
     if dtype.is_float:
         return
     if isinstance(value, float) and value != int(value):
-        raise OpError(f"{value} is not a whole number", param, str(value),
-                      help="give a float dtype such as `f32`")
+        raise OpError(
+            f"{value} is not a whole number",
+            param,
+            str(value),
+            help="give a float dtype such as `f32`",
+        )
     if dtype.is_int:
         info = np.iinfo(dtype.numpy)
         if not info.min <= int(value) <= info.max:

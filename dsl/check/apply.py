@@ -44,8 +44,13 @@ Bound = dict[str, Arg]
 
 
 def bind(
-    what: str, names: Sequence[str], keyword_only: Sequence[str], required: Sequence[str],
-    args: Sequence[Arg], keywords: Mapping[str, Arg], span: Span,
+    what: str,
+    names: Sequence[str],
+    keyword_only: Sequence[str],
+    required: Sequence[str],
+    args: Sequence[Arg],
+    keywords: Mapping[str, Arg],
+    span: Span,
 ) -> Bound:
     """Arguments by parameter name, as Python binds them. Raises Failed."""
     bound: Bound = {}
@@ -84,8 +89,12 @@ def bind(
 
 
 def apply(
-    recorder: Recorder, record: Builtin, args: Sequence[Arg], keywords: Mapping[str, Arg],
-    span: Span, what: str | None = None,
+    recorder: Recorder,
+    record: Builtin,
+    args: Sequence[Arg],
+    keywords: Mapping[str, Arg],
+    span: Span,
+    what: str | None = None,
 ) -> Value:
     """The value of a call of a built-in. Raises Failed."""
     params = record.params
@@ -108,9 +117,7 @@ def apply(
 class _Call:
     """One application in the making."""
 
-    def __init__(
-        self, recorder: Recorder, record: Builtin, bound: Bound, span: Span
-    ) -> None:
+    def __init__(self, recorder: Recorder, record: Builtin, bound: Bound, span: Span) -> None:
         self.recorder, self.record, self.bound, self.span = recorder, record, bound, span
         self.pointwise = bool(getattr(record, "pointwise", False))
         self.tensors: dict[str, list[Arg]] = {}
@@ -408,7 +415,11 @@ def not_a_tensor(what: str, arg: Arg) -> Failed:
             if "weight" in names:
                 help_text = f"name the tensor: `{text_of(arg.span)}.weight`"
     return Failed(
-        "E0204", f"{what} must be a tensor", arg.span, describe(arg.value), notes=notes,
+        "E0204",
+        f"{what} must be a tensor",
+        arg.span,
+        describe(arg.value),
+        notes=notes,
         help=help_text,
     )
 

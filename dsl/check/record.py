@@ -72,8 +72,12 @@ class Recorder:
         return tuple(results)
 
     def _once(
-        self, key: tuple[Any, ...], op: str, attributes: Sequence[tuple[str, Any]],
-        result_type: TensorType, span: Span,
+        self,
+        key: tuple[Any, ...],
+        op: str,
+        attributes: Sequence[tuple[str, Any]],
+        result_type: TensorType,
+        span: Span,
     ) -> Tensor:
         if key not in self._shared:
             (self._shared[key],) = self.apply(op, (), attributes, (result_type,), span)

@@ -24,7 +24,7 @@ def hand_over(races: Races, batch: Batch, threads: Array) -> Known:
     clocks = races.clocks(batch)
     for warp in np.unique(threads >> 5).tolist():
         join_known(made, races.knowledge(batch, warp))
-        clocks.clock[warp] += 1
+        clocks.tick(warp)
     return made
 
 
@@ -50,7 +50,7 @@ def proxy_fence(races: Races, batch: Batch, threads: Array) -> None:
         known = races.knowledge(batch, warp)
         foreign = clocks.foreign.setdefault(warp, {})
         join_known(foreign, {b + PROXIED: k for b, k in known.items() if b < AGENTS})
-        clocks.clock[warp] += 1
+        clocks.tick(warp)
 
 
 def async_access(

@@ -40,7 +40,12 @@ def errors(text: str, **options: object) -> list[Diagnostic]:
     tree, problems = parse(source)
     assert not problems, render_all(problems)
     _, found = check(
-        tree, source, builtins=BUILTINS, load_module=load, weights=headers, **options  # type: ignore[arg-type]
+        tree,
+        source,
+        builtins=BUILTINS,
+        load_module=load,
+        weights=headers,
+        **options,  # type: ignore[arg-type]
     )
     return list(found)
 
@@ -66,7 +71,9 @@ def test_the_example_of_the_design() -> None:
         "    x\n"
     )
     shown = render(only("\n" * 15 + text)).replace("t.pipe", "examples/minilm.pipe")
-    assert shown == """\
+    assert (
+        shown
+        == """\
 error[E0203]: these two shapes do not broadcast
   --> examples/minilm.pipe:20:9
    |
@@ -77,6 +84,7 @@ error[E0203]: these two shapes do not broadcast
    = note: dimension 1 is T on the left and 512 on the right; T is in 1..=512, so they differ \
 for some sizes
    = help: take the first T rows: `w.embeddings.position_embeddings.weight[:T]`"""
+    )
 
 
 @pytest.mark.parametrize(
