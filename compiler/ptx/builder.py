@@ -284,6 +284,8 @@ class Kernel:
     def _result(
         self, match: Match, spec: OperandSpec, into: Reg | Sequence[Reg] | None, pair: bool
     ) -> tuple[s.Operand, Result]:
+        if spec.name == "_":
+            return s.Sink(), None
         count = match.count_of(spec)
         if spec.type == "any" and count == 0:
             if into is None or isinstance(into, Reg):

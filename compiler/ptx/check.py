@@ -103,7 +103,7 @@ def _is_kind(spec: OperandSpec, x: s.Operand) -> bool:
         return spec.paired and _is_kind(spec, x.first)
     match spec.kind:
         case "address":
-            return isinstance(x, s.Address)
+            return isinstance(x, s.Address) and bool(x.coordinates) == (spec.space == "tensor")
         case "label":
             return isinstance(x, s.Symbol | s.Register)
         case "arguments":
@@ -114,8 +114,8 @@ def _is_kind(spec: OperandSpec, x: s.Operand) -> bool:
             return isinstance(x, s.Register | s.Negated | s.Immediate)
     if isinstance(x, s.Vector):
         return bool(spec.count)
-    if isinstance(x, s.Sink):
-        return spec.is_result
+    if isinstance(x, s.Sink) or spec.name == "_":
+        return isinstance(x, s.Sink) and spec.is_result
     return isinstance(x, s.Register | s.Special | s.Immediate | s.FloatImmediate | s.Symbol)
 
 
@@ -129,7 +129,7 @@ def _mistyped(match: Match, bound: Bound) -> str | None:
                 return f"{print_operand(x.second)} is no predicate"
             x = x.first
         if isinstance(x, s.Address):
-            wrong = _address(x)
+            wrong = _address(x) or _coordinates(x, match.get("dim"))
         elif spec.kind == "constant":
             wrong = None
         else:
@@ -145,6 +145,14 @@ def _address(x: s.Address) -> str | None:
     return None
 
 
+def _coordinates(x: s.Address, dim: str) -> str | None:
+    if x.coordinates and len(x.coordinates) != int(dim[0]):
+        return f"{len(x.coordinates)} coordinates of a {dim} tensor"
+    if not all(_fits(c, "s32", False) for c in x.coordinates):
+        return "a coordinate is an s32"
+    return None
+
+
 ADDRESS_TYPES = ("b32", "u32", "s32", "b64", "u64", "s64")
 
 
@@ -157,7 +165,7 @@ def _values(match: Match, spec: OperandSpec, x: s.Operand) -> str | None:
     if count > 0 and (not braces or len(elements) != count):
         if not (count == 1 and not braces):
             return f"{spec.name} has {count} values in braces"
-    if count == 0 and braces:
+    if count == 0 and braces and len(elements) != 1:
         return f"{spec.name} is one value, without braces"
     kind = "pred" if spec.kind == "predicate" else match.type_of(spec)
     for element in elements:

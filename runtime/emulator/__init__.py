@@ -39,5 +39,15 @@ from __future__ import annotations
 from .errors import KINDS, Fault
 from .launch import Module, Record, load
 from .memory import Pointer, uninitialised
+from .tensor_map import TensorMap
 
-__all__ = ["KINDS", "Fault", "Module", "Pointer", "Record", "load", "uninitialised"]
+__all__ = [
+    "KINDS",
+    "Fault",
+    "Module",
+    "Pointer",
+    "Record",
+    "TensorMap",
+    "load",
+    "uninitialised",
+]

@@ -23,6 +23,7 @@ from .barriers import Barriers
 from .errors import Fault, Stop
 from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
+from .order import exits
 from .program import Code, Program, Step
 from .special import special_value
 from .values import stored_dtype
@@ -266,12 +267,46 @@ class Batch:
 
     def exit(self, g: Group) -> None:
         """Ends the threads of a group."""
+        exits(self, g.threads())
         self.alive[g.threads()] = False
         self.alive_count -= g.n
         self._exits += 1
         self.machine.progress += 1
 
     # warps
+
+    def park(self, g: Group, step: Step) -> None:
+        """Lets a group wait at its instruction until it is unparked, or threads end."""
+        waiting = self.waiting.get(g.key)
+        if waiting is not None:
+            merge(g, waiting[0])
+        self.waiting[g.key] = (g, step, None)
+
+    def unpark(self, *meanings: str) -> None:
+        """Lets the groups look again that wait at instructions of these meanings."""
+        for key, (g, step, _) in list(self.waiting.items()):
+            if step.match.form.meaning in meanings:
+                del self.waiting[key]
+                self.push(g)
+
+    def converge_warpgroups(self, g: Group, step: Step) -> bool:
+        """As `converge`, for all threads of warpgroups: four warps, from the block's first on."""
+        parked = self.waiting.pop(g.key, None)
+        if parked is not None:
+            merge(g, parked[0])
+        per_block = -(-self.stride // 128)
+        group = self.block_of * per_block + self.all_threads % self.stride // 128
+        threads = g.threads()
+        came = np.bincount(group[threads], minlength=self.blocks * per_block)
+        complete: Array = came[group[threads]] == 128
+        count = int(np.count_nonzero(complete))
+        if count == g.n:
+            return True
+        rest = g.split(~complete, g.n - count)
+        self.waiting[rest.key] = (rest, step, None)
+        if count:
+            g.narrow(complete, count)
+        return bool(count)
 
     def converge(self, g: Group, step: Step, mask: Get | None) -> bool:
         """Whether all lanes that the masks name are in the group; else what is not waits.
@@ -324,6 +359,9 @@ class Batch:
     def stuck(self) -> Fault:
         """The fault when no group can go on: why the first one waits."""
         for g, step, _ in self.waiting.values():
+            why = waiting_reason(g, step)
+            if why is not None:
+                return self.machine.fault(Stop("deadlock", why, int(g.threads()[0])), step, self, g)
             is_barrier = "barrier" in step.match.form.meaning
             kind = "barrier" if is_barrier else "deadlock"
             what = "a barrier that other threads of the warp do not reach" if is_barrier else (
@@ -333,6 +371,20 @@ class Batch:
             )
         stop, step, g = self.barriers.why()
         return self.machine.fault(stop, step, self, g)
+
+
+_REASONS = {
+    "mbarrier": "waits for a phase of an mbarrier that never completes",
+    "cluster": "waits for threads of the cluster that never come",
+    "registers": "waits for registers that no warp gives back",
+    "wgmma": "waits for warps of the warpgroup that never come",
+}
+
+
+def waiting_reason(g: Group, step: Step) -> str | None:
+    """What a group that cannot go on waits for, where it is none of a warp's lanes."""
+    explain = g.batch.state.get("why", {}).get(id(step))
+    return explain(g) if explain else _REASONS.get(step.match.form.meaning.split(".")[0])
 
 
 def merge(into: Group, other: Group) -> None:
@@ -367,6 +419,7 @@ class Machine:
         self.conflicts = 0
         self.printed: list[str] = []
         self.clock = 0
+        self._workspace: int | None = None
         self._geometry: dict[int, Geometry] = {}
         self.specials: dict[tuple[int, str], Array] = {}
         """Special registers that do not depend on the block, by the number of blocks."""
@@ -383,7 +436,11 @@ class Machine:
         """Runs all blocks. Blocks start in order, and later ones only when earlier ones ended
         or wait for something that only later ones can do."""
         total = self.grid[0] * self.grid[1] * self.grid[2]
-        per = self.cluster[0] * self.cluster[1] * self.cluster[2]
+        per = self.cluster[0]
+        if self.cluster[1] > 1:  # blocks of a cluster must be in one batch
+            per = self.grid[0] * self.cluster[1]
+        if self.cluster[2] > 1:
+            per = self.grid[0] * self.grid[1] * self.cluster[2]
         stride = -(-self.block[0] * self.block[1] * self.block[2] // 32) * 32
         size = max(BATCH_THREADS // stride // per, 1) * per
         first, live = 0, list[Batch]()
@@ -411,6 +468,13 @@ class Machine:
                 if others or self._idle > IDLE_TURNS:
                     return False
         return True
+
+    def grid_workspace(self) -> int:
+        """The address of a few bytes of zeros, which all blocks share."""
+        if self._workspace is None:
+            arena = Arena("the grid's workspace", 16, data=np.zeros(16, np.uint8))
+            self._workspace = self.heap.add(arena)
+        return self._workspace
 
     def turned(self) -> None:
         """Counts a loop that came round while nothing changed."""

@@ -8,6 +8,7 @@ an offset in the block's own, or, from 2^24 on, one of the cluster: rank + 1, th
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,6 +146,18 @@ class Heap:
             self._known[key] = self.add(self._arena(array, name))
             self._kept.append(array)
         return self._known[key]
+
+    def address_of_view(self, array: Array) -> int:
+        """The address of an array that may be a part of a larger one, with gaps.
+
+        The bytes from its first element to its last belong to the allocation.
+        """
+        if array.flags.c_contiguous:
+            return self.address_of(array, "array")
+        low, high = np.lib.array_utils.byte_bounds(array)
+        self._kept.append(array)
+        raw = (ctypes.c_uint8 * (high - low)).from_address(low)
+        return self.address_of(np.ctypeslib.as_array(raw), "array")
 
     def _arena(self, array: Array, name: str) -> Arena:
         written = _WRITTEN.get(id(array))

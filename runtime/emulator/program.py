@@ -60,7 +60,8 @@ class Code:
     """The type of each register, by its number."""
     slots: dict[str, int] = field(default_factory=dict)
     """Numbers of registers by scope and name."""
-    labels: dict[str, int] = field(default_factory=dict)
+    labels: list[int] = field(default_factory=list)
+    """The steps that labels stand before."""
     tables: dict[str, s.Targets] = field(default_factory=dict)
     prototypes: dict[str, s.Prototype] = field(default_factory=dict)
     param_sizes: list[int] = field(default_factory=list)
@@ -68,6 +69,8 @@ class Code:
     formals: list[Place | int] = field(default_factory=list)
     """Results, then parameters: a place, or the number of a register."""
     local_bytes: int = 0
+    watched: frozenset[str] | None = None
+    """Registers that belong to asynchronous products, once they were looked for."""
 
     @property
     def name(self) -> str:
@@ -138,6 +141,7 @@ class Scope:
     names: set[str] = field(default_factory=set)
     families: dict[str, int] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
 
     def owner(self, name: str) -> Scope | None:
         """The scope whose declaration a register's name means."""
@@ -149,6 +153,11 @@ class Scope:
                 return self
             stem = name[: len(stem) + 1]
         return self.outer.owner(name) if self.outer else None
+
+    def label(self, name: str) -> int | None:
+        """The step that a label stands before; braces within a function may have their own."""
+        found = self.labels.get(name)
+        return found if found is not None or self.outer is None else self.outer.label(name)
 
     def place(self, name: str) -> Place | None:
         found = self.places.get(name)
@@ -229,7 +238,7 @@ class _Decode:
             else:
                 self.code.formals.append(self.param(scope, v))
         self.body(function.body or (), scope)
-        for at in self.code.labels.values():
+        for at in self.code.labels:
             if at < len(self.code.steps):
                 self.code.steps[at].is_leader = True
         for step, inner in self.pending:
@@ -254,7 +263,8 @@ class _Decode:
                 case s.Instruction():
                     self.instruction(x, scope)
                 case s.Label(name):
-                    self.code.labels[name] = len(self.code.steps)
+                    scope.labels[name] = len(self.code.steps)
+                    self.code.labels.append(len(self.code.steps))
                 case s.Registers(_, names):
                     for name, count in names:
                         if count is None:

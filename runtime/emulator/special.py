@@ -100,6 +100,11 @@ def _scalar(batch: Batch, stem: str, within: Array, block: Array) -> Array:
         "reserved_smem_offset_end": 0,
         "reserved_smem_offset_cap": 0,
     }
+    if stem in ("envreg1", "envreg2"):
+        # where cooperative groups keep the barrier of a grid, as the CUDA driver gives it
+        at = machine.grid_workspace()
+        half = at >> 32 if stem == "envreg1" else at & 0xFFFFFFFF
+        return np.full(batch.threads, half, np.uint32)
     if stem not in values:
         raise Stop("trap", f"the special register %{stem} has no value here")
     wide = stem == "gridid"

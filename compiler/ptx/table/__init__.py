@@ -17,6 +17,10 @@ from .record import SLOTS, Form, Match, OperandSpec
 __all__ = ["SLOTS", "Form", "Match", "OperandSpec", "forms", "matches"]
 
 
+UNORDERED = ("atom", "red", "ld", "st", "fence")
+"""Opcodes whose modifiers ptxas takes in any order; CUDA's own headers write some another way."""
+
+
 @cache
 def forms() -> dict[str, tuple[Form, ...]]:
     """All forms by opcode, in the order of the table."""
@@ -44,6 +48,8 @@ def matches(opcode: str, modifiers: tuple[str, ...]) -> tuple[Match, ...]:
     if rows is None:
         raise PtxError(f"unknown instruction `{name}`: there is no `{opcode}`")
     found = [match for form in rows if (match := form.match(modifiers)) is not None]
+    if not found and opcode in UNORDERED:
+        found = [match for form in rows if (match := form.match_unordered(modifiers)) is not None]
     if not found:
         raise PtxError(f"unknown instruction `{name}`: no `{opcode}` has these modifiers; "
                        f"there is {_some(form.pattern() for form in rows)}")  # fmt: skip

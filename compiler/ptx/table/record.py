@@ -4,12 +4,13 @@
 name in `SLOTS`; a slot that the row defines itself (`T` below) is one of the row's words; `?`
 before either makes it optional.
 
-*Operands*: `>d:T` a result of type `T`, `a:T` a register or constant, `#i:u32` a constant,
-`!p:pred` a predicate that may be inverted, `[a]` an address, `[a:shared]` one in that space,
-`@l` a label or function, `(x)` a list of arguments. A type is a word, a slot (its word), `wide(T)`
-(twice the bits), `bits(T)` (the same size, untyped). After a type: `*4` four in braces, `*vec` as
-many as that slot says, `~` a wider register will do, `|p` a second result, a predicate, that may
-be missing; `?` at the end an operand that may be missing.
+*Operands*: `>d:T` a result of type `T`, `>_:T` one that must be `_`, `a:T` a register or constant,
+`#i:u32` a constant, `!p:pred` a predicate that may be inverted, `[a]` an address, `[a:shared]` one
+in that space, `[t:tensor]` one of a tensor with coordinates, `@l` a label or function, `(x)` a list
+of arguments. A type is a word, a slot (its word), `wide(T)` (twice the bits), `bits(T)` (the same
+size, untyped). After a type: `*4` four in braces, `*vec` as many as that slot says, `*S/2` half the
+N of that slot's shape, `~` a wider register will do, `|p` a second result, a predicate, that may be
+missing; `?` at the end an operand that may be missing.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class OperandSpec:
 
 
 _SPEC = re.compile(
-    r"(?P<result>>)?(?P<mark>[#!])?(?P<name>\w+)(:(?P<type>[\w:()]+))?(\*(?P<count>\w+))?"
+    r"(?P<result>>)?(?P<mark>[#!])?(?P<name>\w+)(:(?P<type>[\w:()]+))?(\*(?P<count>\w+(/\d)?))?"
     r"(?P<loose>~)?(?P<paired>\|p)?(?P<optional>\?)?"
 )
 _ADDRESS = re.compile(r"\[(?P<name>\w+)(:(?P<space>[\w:]+))?\](?P<optional>\?)?")
@@ -148,6 +149,19 @@ class Form:
                 return None
         return Match(self, found) if not rest else None
 
+    def match_unordered(self, modifiers: Iterable[str]) -> Match | None:
+        """As `match`, of modifiers in another order than the ISA's."""
+        rest = list(modifiers)
+        found: dict[str, str] = {}
+        for slot in self.slots:
+            word = next((w for w in rest if w in slot.words), None)
+            if word is not None:
+                found[slot.name] = word
+                rest.remove(word)
+            elif not slot.optional:
+                return None
+        return Match(self, found) if not rest else None
+
     def pattern(self) -> str:
         """The form as the reference prints it."""
         text = self.opcode
@@ -191,5 +205,8 @@ class Match:
             return 0
         if spec.count.isdigit():
             return int(spec.count)
+        if "/" in spec.count:
+            slot, parts = spec.count.split("/")
+            return int(self.slots[slot].split("n")[1].split("k")[0]) // int(parts)
         word = self.slots.get(spec.count, "")
         return int(word.lstrip("vx")) if word else 0

@@ -10,7 +10,7 @@ _CONVERGE = frozenset({"converge"})
 
 def _mma(shape: str, a: int, b: int, c: int, types: str, d_types: str, target: int,
          version: tuple[int, int] = (7, 0), register: str = "b32",
-         sat: str = "") -> Form:  # fmt: skip
+         sat: str = "", end: str = "") -> Form:  # fmt: skip
     """`mma.sync` of one shape with `a`, `b` and `c` registers a lane for each operand.
 
     `d_types` is the accumulators' type; `types` those of A and B, which are the same, or `A B`
@@ -19,7 +19,7 @@ def _mma(shape: str, a: int, b: int, c: int, types: str, d_types: str, target: i
     mixed = " " in types and types.split()[0][0] in "us" or types.startswith("e4m3 ")
     pair = "A B" if mixed else "A A"
     return Form(
-        "mma", f"sync aligned {shape} row col {sat}D {pair} D",
+        "mma", f"sync aligned {shape} row col {sat}D {pair} D{end}",
         f">d:{d_types}*{c} a:{register}*{a} b:{register}*{b} c:{d_types}*{c}", "tensor.mma",
         _SECTION, {"D": d_types if c else "", "A": types, "B": types}, version, target,
         effects=_CONVERGE, summary="a * b + c",
@@ -52,6 +52,11 @@ FORMS = (
     _mma("m16n8k32", 2, 1, 4, "u4 s4", "s32", 80, sat="?satfinite "),
     _mma("m16n8k64", 4, 2, 4, "u4 s4", "s32", 80, sat="?satfinite "),
     _mma("m8n8k4", 1, 1, 2, "f64", "f64", 80, register="f64"),
+    *(_mma(shape, a, b, c, types, "s32", 80, end=" satfinite")
+      for shape, a, b, c, types in (("m8n8k16", 1, 1, 2, "u8 s8"), ("m16n8k16", 2, 1, 4, "u8 s8"),
+                                    ("m16n8k32", 4, 2, 4, "u8 s8"), ("m8n8k32", 1, 1, 2, "u4 s4"),
+                                    ("m16n8k32", 2, 1, 4, "u4 s4"),
+                                    ("m16n8k64", 4, 2, 4, "u4 s4"))),
     Form("ldmatrix", "sync aligned m8n8 N ?trans ?S b16", ">d:b32*N [a:shared]", "tensor.ldmatrix",
          _SECTION, {"N": "x1 x2 x4", "S": "shared shared::cta"}, (6, 5), 75,
          effects=_CONVERGE | {"reads"}, summary="8x8 matrices of 16-bit elements from rows"),

@@ -73,6 +73,8 @@ def load_families() -> None:
 def compile_step(site: Site, step: Step) -> None:
     """Gives a step what it runs."""
     load_families()
+    from .wgmma import guard_registers
+
     meaning = site.match.form.meaning
     if meaning in CONTROL:
         step.control = _guarded_control(site, CONTROL[meaning](site))
@@ -83,6 +85,7 @@ def compile_step(site: Site, step: Step) -> None:
         run = EFFECT[meaning](site)
     else:
         raise site.error(f"the emulator does not know what it means ({meaning})")
+    run = guard_registers(site, run)
     if "converge" in site.match.form.effects:
         mask = getter(site, site.operand("m"), "b32") if site.has("m") else None
         step.control = _guarded_control(site, _converging(run, mask))

@@ -77,6 +77,9 @@ def _source(k: Kernel, match: Match, spec: OperandSpec) -> object:
     if spec.kind == "address":
         space = spec.space or match.get("space") or match.get("S", "global")
         space = SPACES.get(space, space)
+        if space == "tensor":
+            coordinates = tuple(k.reg("s32").register for _ in range(int(match.get("dim")[0])))
+            return s.Address(k.param("p").register, 0, coordinates)
         if space in ("shared", "local"):
             name = f"{space}_x"
             made = s.Symbol(f"{k.name}_{name}")
@@ -91,7 +94,9 @@ def _source(k: Kernel, match: Match, spec: OperandSpec) -> object:
     if spec.kind == "constant":
         if match.form.opcode == "setmaxnreg":
             return 40
-        return 4 if spec.name != "size" else 16 if match.form.opcode == "cp" else 128
+        if spec.name == "size":
+            return 16 if match.form.opcode == "cp" else 128
+        return {"scale": -1, "trans": 1, "mode": 1}.get(spec.name[:5], 4)
     if spec.kind == "predicate":
         return ~k.reg("pred")
     if spec.type == "any":

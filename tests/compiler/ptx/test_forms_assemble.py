@@ -14,7 +14,7 @@ from .assembler import assemble, needs_ptxas
 from .samples import emit, module, samples
 
 TARGETS = ("sm_80", "sm_89", "sm_90a")
-PLACED = ("bra", "brx", "call", "wgmma", "mbarrier")
+PLACED = ("bra", "brx", "call")
 """Opcodes whose operands need more than registers around them; their own tests have them."""
 
 

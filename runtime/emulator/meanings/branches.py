@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 def _label(site: Site, name: str) -> int:
-    if name not in site.code.labels:
+    found = site.scope.label(name)
+    if found is None:
         raise site.error(f"there is no label `{name}`")
-    return site.code.labels[name]
+    return found
 
 
 @control("control.bra")

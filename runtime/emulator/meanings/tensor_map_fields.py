@@ -1,0 +1,71 @@
+"""Tensor maps that a kernel changes, field by field, in shared or global memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..access import places
+from ..errors import Stop
+from ..operands import address, getter
+from ..program import Run, Site
+from ..tensor_map import SIZE, replace
+from . import effect
+from .bulk import one_by_one, put_bytes, values
+
+if TYPE_CHECKING:
+    from ..machine import Group
+
+Array = NDArray[Any]
+
+
+def _bytes(g: Group, space: str, at: int, thread: int) -> tuple[Any, Array]:
+    (part,) = places(g, space, np.array([at], np.int64), 8, np.array([thread]))
+    start = int(part.index[0])
+    if start + SIZE > part.arena.bytes.size:
+        raise Stop("out-of-bounds", "a tensor map has 128 bytes", thread)
+    return part.arena, np.arange(start, start + SIZE)
+
+
+@effect("bulk.replace_field")
+def _replace(site: Site) -> Run:
+    where, field = address(site, "a"), site.word("F")
+    name = "mode" if site.has("mode") else "n"
+    value = getter(site, site.operand(name), "b64" if "global_" in field and name == "n" and
+                   field != "global_dim" else "b32")  # fmt: skip
+    ordinal = getter(site, site.operand("ord"), "u32") if site.has("ord") else None
+    space = site.word("S")
+
+    def run(g: Group) -> None:
+        at, new = where(g), values(value, g)
+        which = values(ordinal, g) if ordinal is not None else np.zeros(g.n, np.uint32)
+        for i, thread in one_by_one(g):
+            arena, index = _bytes(g, space, int(at[i]), thread)
+            changed = replace(arena.bytes[index].tobytes(), field, int(which[i]), int(new[i]))
+            put_bytes(arena, index, np.frombuffer(changed, np.uint8), thread)
+
+    return run
+
+
+@effect("bulk.publish_map")
+def _publish(site: Site) -> Run:
+    to, source = address(site, "d"), address(site, "a")
+
+    def run(g: Group) -> None:
+        to_, from_ = to(g), source(g)
+        # a whole warp copies one map: every lane says the same addresses
+        for i, thread in one_by_one(g):
+            if i and int(to_[i]) == int(to_[i - 1]):
+                continue
+            arena, index = _bytes(g, "shared", int(from_[i]), thread)
+            target, place = _bytes(g, "global", int(to_[i]), thread)
+            put_bytes(target, place, arena.bytes[index], thread)
+
+    return run
+
+
+@effect("bulk.fence_map")
+def _fence(site: Site) -> Run:
+    return lambda g: None

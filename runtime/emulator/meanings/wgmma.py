@@ -1,0 +1,277 @@
+"""Asynchronous products of warpgroups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stagefuse.compiler.ptx import syntax as s
+
+from ..errors import Stop
+from ..matrix_descriptor import MatrixDescriptor
+from ..operands import elements, getter
+from ..order import acquire, async_read, product_agent
+from ..program import Code, Control, Run, Site, Step, slot_of
+from ..warpgroup_product import accumulate, bytes_of, decode, operand_from_registers
+from ..warpgroups import THREADS, Warpgroups
+from . import control
+
+if TYPE_CHECKING:
+    from ..machine import Group, Machine
+
+Array = NDArray[Any]
+Work = Callable[["Group", Warpgroups, Array, Array], None]
+"""What is done for a group, its warpgroups, their numbers and their threads, `[n][128]`."""
+
+
+def _together(work: Work) -> Control:
+    """Waits until all threads of a warpgroup have come, then works for whole warpgroups."""
+
+    def run(machine: Machine, g: Group, step: Step) -> bool:
+        if not g.batch.converge_warpgroups(g, step):
+            return False
+        groups = Warpgroups.of_batch(g.batch)
+        threads = g.threads()
+        if len(threads) % THREADS:
+            raise Stop("barrier", "a warpgroup is four whole warps, and some threads are missing")
+        threads = threads.reshape(-1, THREADS)
+        work(g, groups, groups.of[threads[:, 0]], threads)
+        g.pc += 1
+        return True
+
+    return run
+
+
+@control("wgmma.fence")
+def _fence(site: Site) -> Control:
+    def work(g: Group, groups: Warpgroups, numbers: Array, threads: Array) -> None:
+        groups.fenced[numbers] = True
+
+    return _together(work)
+
+
+@control("wgmma.commit_group")
+def _commit(site: Site) -> Control:
+    return _together(lambda g, groups, numbers, threads: groups.commit(numbers))
+
+
+@control("wgmma.wait_group")
+def _wait(site: Site) -> Control:
+    pending = site.operand("n")
+    assert isinstance(pending, s.Immediate)
+    count = pending.value
+
+    def work(g: Group, groups: Warpgroups, numbers: Array, threads: Array) -> None:
+        groups.wait(numbers, count)
+        for number, mine in zip(numbers, threads, strict=True):
+            acquire(g.batch, mine, product_agent(g.batch, number, int(groups.done[number])).clock)
+
+    return _together(work)
+
+
+def _constant(site: Site, name: str, default: int) -> int:
+    if not site.has(name):
+        return default
+    x = site.operand(name)
+    if not isinstance(x, s.Immediate):
+        raise site.error(f"{name} is a constant")
+    return x.value
+
+
+def _slots(site: Site, name: str) -> list[int]:
+    found = []
+    for x in elements(site.operand(name)):
+        if not isinstance(x, s.Register):
+            raise site.error(f"{name} is registers")
+        found.append(slot_of(site, x))
+    return found
+
+
+@control("wgmma.mma_async")
+def _mma_async(site: Site) -> Control:
+    n = int(site.word("S").split("n")[1].split("k")[0])
+    ta, tb = site.word("A"), site.word("B") or site.word("A")
+    dtype = next(w for w in site.instruction.modifiers[3:] if w in ("f32", "f16", "s32"))
+    sign = _constant(site, "scale_a", 1) * _constant(site, "scale_b", 1)
+    flip_a, flip_b = _constant(site, "trans_a", 0), _constant(site, "trans_b", 0)
+    saturate = "satfinite" in site.instruction.modifiers
+    results = _slots(site, "d")
+    in_registers = isinstance(site.operand("a"), s.Vector)
+    a_slots = _slots(site, "a") if in_registers else []
+    a_bits = None if in_registers else getter(site, site.operand("a"), "b64")
+    b_bits = getter(site, site.operand("b"), "b64")
+    scale = getter(site, site.operand("scale_d"), "pred")
+
+    def work(g: Group, groups: Warpgroups, numbers: Array, threads: Array) -> None:
+        flat = threads.reshape(-1)
+        if not groups.fenced[numbers].all():
+            raise Stop("race", "no `wgmma.fence` orders this warpgroup's registers before its "
+                       "first wgmma", int(threads[~groups.fenced[numbers]][0, 0]))  # fmt: skip
+        if any(groups.is_marked(g, slot) for slot in a_slots):
+            raise Stop("race", "an operand in registers is what an outstanding wgmma writes",
+                       int(flat[0]))  # fmt: skip
+        b_of = _uniform(g, b_bits(g), threads, "descriptor b")
+        adds = _uniform(g, scale(g), threads, "scale-d")
+        a_of = _uniform(g, a_bits(g), threads, "descriptor a") if a_bits is not None else None
+        a_values = _registers(g, a_slots, threads) if in_registers else None
+        before = _registers(g, results, threads)
+        after = np.empty_like(before)
+        for i in range(len(threads)):
+            block = int(g.batch.block_of[threads[i, 0]])
+            wg = int(numbers[i])
+            b = _operand(g, groups, wg, threads[i], block, int(b_of[i]), n, tb, flip_b)
+            if a_values is not None:
+                a = operand_from_registers(a_values[i], ta)
+            else:
+                assert a_of is not None
+                a = _operand(g, groups, wg, threads[i], block, int(a_of[i]), 64, ta, flip_a)
+            after[i] = accumulate(
+                before[i] if adds[i] else None, a if sign == 1 else -a, b, dtype, saturate
+            )
+        columns = after.reshape(-1, len(results))
+        for j, slot in enumerate(results):
+            register = g.regs[slot]
+            assert register is not None
+            register.view(np.uint32)[flat] = columns[:, j]
+        groups.used[numbers] = True
+        groups.mark(g, flat, results, a_slots)
+
+    return _together(work)
+
+
+def _uniform(g: Group, values: Any, threads: Array, what: str) -> Array:
+    """One value for each warpgroup, the same in all of its threads.
+
+    Raises: Stop where they differ.
+    """
+    if not isinstance(values, np.ndarray) or values.ndim == 0:
+        return np.full(len(threads), values)
+    table: Array = values.reshape(threads.shape)
+    if (table != table[:, :1]).any():
+        raise Stop("barrier", f"{what} differs between threads of a warpgroup", int(threads[0, 0]))
+    first: Array = table[:, 0]
+    return first
+
+
+def _registers(g: Group, slots: list[int], threads: Array) -> Array:
+    """Registers of whole warpgroups: `[n][128][registers]` of 32 bits."""
+    flat = threads.reshape(-1)
+    columns = []
+    for slot in slots:
+        register = g.regs[slot]
+        if register is None:
+            register = g.fresh(slot)
+        columns.append(register.view(np.uint32)[flat])
+    return np.stack(columns, axis=1).reshape(*threads.shape, len(slots))
+
+
+def _operand(
+    g: Group, groups: Warpgroups, number: int, threads: Array, block: int, bits: int, rows: int,
+    type_: str, flip: int,
+) -> NDArray[np.float64]:  # fmt: skip
+    """A matrix `[rows][K]` that a descriptor finds in the block's shared memory."""
+    matrix = MatrixDescriptor.decode(bits)
+    size = bytes_of(type_)
+    at = matrix.mn_major(rows) if flip else matrix.k_major(rows)
+    arena, thread = g.batch.shared, int(threads[0])
+    if int(at.max()) + (size if flip else 1) > arena.limit:
+        raise Stop("out-of-bounds", f"an operand ends at byte {int(at.max()) + 1} of shared memory "
+                   f"with {arena.limit}", thread)  # fmt: skip
+    index = at + block * arena.stride
+    if flip:
+        index = (index[..., None] + np.arange(size)).reshape(rows, -1)
+    if arena.valid is not None and not arena.valid[index].all():
+        raise Stop("uninitialised", "an operand in shared memory has bytes that nothing wrote",
+                   thread)  # fmt: skip
+    agent = product_agent(g.batch, number, int(groups.open[number]))
+    async_read(g.batch, threads[::32].tolist(), arena, index.reshape(-1), agent)
+    return decode(arena.bytes[index], type_)
+
+
+def watched(code: Code) -> frozenset[str]:
+    """The names of a function's registers that belong to products, and copies by `mov`."""
+    if code.watched is None:
+        code.watched = frozenset(_find_watched(code))
+    return code.watched
+
+
+def _find_watched(code: Code) -> set[str]:
+    products = [x for x in code.steps if x.match.form.meaning == "wgmma.mma_async"]
+    if not products:
+        return set()
+    names: set[str] = set()
+    for step in products:
+        for x in step.instruction.operands[:2]:
+            names |= {e.name for e in elements(x) if isinstance(e, s.Register)}
+    moves = [x.instruction.operands for x in code.steps if _is_move(x.instruction)]
+    before = 0
+    while before != len(names):
+        before = len(names)
+        for target, source in moves:
+            if isinstance(target, s.Register) and isinstance(source, s.Register):
+                if source.name in names:
+                    names.add(target.name)
+    return names
+
+
+def _is_move(x: s.Instruction) -> bool:
+    return x.opcode == "mov" and len(x.operands) == 2
+
+
+def _used(site: Site) -> tuple[dict[int, str], dict[int, str]]:
+    """The registers that an instruction reads, and those that it writes, by their numbers."""
+    reads: dict[int, str] = {}
+    writes: dict[int, str] = {}
+    for name, x in site.bound.items():
+        if x is None:
+            continue
+        into = writes if site.specs[name].is_result else reads
+        parts = (x.first, x.second) if isinstance(x, s.Pair) else elements(x)
+        if isinstance(x, s.Address):
+            parts = (x.base,)
+        for part in parts:
+            register = part.register if isinstance(part, s.Negated) else part
+            if isinstance(register, s.Register):
+                into[slot_of(site, register)] = register.name
+    return reads, writes
+
+
+def guard_registers(site: Site, run: Run) -> Run:
+    """Adds to an instruction the check that it uses no register of an outstanding product.
+
+    A `mov` from a register to another passes the mark on instead.
+    """
+    found = watched(site.code)
+    if not found:
+        return run
+    all_reads, all_writes = _used(site)
+    reads = [slot for slot, name in all_reads.items() if name in found]
+    writes = [slot for slot, name in all_writes.items() if name in found]
+    if not reads and not writes:
+        return run
+    names = all_reads | all_writes
+    if _is_move(site.instruction) and len(reads) == len(writes) == 1:
+        return _moving(run, reads[0], writes[0])
+
+    def checked(g: Group) -> None:
+        groups = g.batch.state.get("warpgroups")
+        if groups is not None and not groups.is_idle:
+            groups.check(g, reads, writes, names)
+        run(g)
+        if groups is not None:
+            groups.forget(g, writes)
+
+    return checked
+
+
+def _moving(run: Run, source: int, target: int) -> Run:
+    def moving(g: Group) -> None:
+        run(g)
+        groups = g.batch.state.get("warpgroups")
+        if groups is not None:
+            groups.copy(g, source, target)
+
+    return moving
