@@ -229,7 +229,8 @@ def _fma64(a: Array, b: Array, c: Array, mode: str) -> Array:
     if slow.any():
         y[slow] = exactly(lambda p, q, r: p * q + r, mode, a[slow], b[slow], c[slow])
     if mode == "rm":  # an exact 0 of numbers of both signs
-        y[(uh == -c) & (ul == 0) & (np.signbit(uh) != np.signbit(c))] = -0.0
+        exact = (uh != 0) | (a == 0) | (b == 0)  # no product that is too small for f64
+        y[exact & (uh == -c) & (ul == 0) & (np.signbit(uh) != np.signbit(c))] = -0.0
     return y
 
 
