@@ -173,7 +173,9 @@ def main() -> None:
         millions = s.instructions / 1e6
         print(f"{s.kernel:12}{checked:8}{millions:22.1f}{s.seconds:10.3f}{s.rate:12.0f}")
     if options.json:
-        options.json.write_text(json.dumps([asdict(s) | {"rate": s.rate} for s in speeds], indent=1))
+        options.json.write_text(
+            json.dumps([asdict(s) | {"rate": s.rate} for s in speeds], indent=1)
+        )
 
 
 if __name__ == "__main__":
