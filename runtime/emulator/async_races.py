@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import warps_of
 from .errors import Stop
 from .races import AGENTS, CLOCK_BITS, PROXIED, THREAD_MASK, Known, Races, join_known
 
@@ -22,7 +23,7 @@ def hand_over(races: Races, batch: Batch, threads: Array) -> Known:
     """What these threads know now, for others; what they do next is not part of it."""
     made: Known = {}
     clocks = races.clocks(batch)
-    for warp in np.unique(threads >> 5).tolist():
+    for warp in warps_of(threads).tolist():
         join_known(made, races.knowledge(batch, warp))
         clocks.tick(warp)
     return made
@@ -31,7 +32,7 @@ def hand_over(races: Races, batch: Batch, threads: Array) -> Known:
 def learn(races: Races, batch: Batch, threads: Array, known: Known) -> None:
     """These threads come behind all of what was handed over."""
     clocks, per = races.clocks(batch), batch.stride // 32
-    for warp in np.unique(threads >> 5).tolist():
+    for warp in warps_of(threads).tolist():
         own_block = batch.first + warp // per
         own = known.get(own_block)
         if own is not None:
@@ -46,7 +47,7 @@ def learn(races: Races, batch: Batch, threads: Array, known: Known) -> None:
 def proxy_fence(races: Races, batch: Batch, threads: Array) -> None:
     """What these threads know becomes visible to the async proxy."""
     clocks = races.clocks(batch)
-    for warp in np.unique(threads >> 5).tolist():
+    for warp in warps_of(threads).tolist():
         known = races.knowledge(batch, warp)
         foreign = clocks.foreign.setdefault(warp, {})
         join_known(foreign, {b + PROXIED: k for b, k in known.items() if b < AGENTS})
@@ -120,9 +121,7 @@ def _check(
             raise Stop("race", text + why, threads[0])
 
 
-def _unordered(
-    races: Races, batch: Batch, threads: list[int], stamp: int, is_write: bool
-) -> str:
+def _unordered(races: Races, batch: Batch, threads: list[int], stamp: int, is_write: bool) -> str:
     """Why an access before is not ordered before what threads set going now, "" where it is."""
     clocks, per = races.clocks(batch), batch.stride // 32
     clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1

@@ -172,9 +172,7 @@ def proxy_fence(batch: Batch, threads: Array) -> None:
         fence_proxy(races, batch, threads)
 
 
-def async_read(
-    batch: Batch, threads: Iterable[int], region: Region, agent: Agent
-) -> None:
+def async_read(batch: Batch, threads: Iterable[int], region: Region, agent: Agent) -> None:
     """An agent that threads set going reads bytes."""
     races = _races(batch)
     if races is not None and region.index.size:

@@ -28,11 +28,11 @@ SIZE = 128
 """The bytes of a tensor map in memory."""
 
 _KINDS: tuple[np.dtype[Any], ...] = tuple(
-    np.dtype(t)
-    for t in ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", ml_dtypes.bfloat16)
+    np.dtype(t) for t in ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", ml_dtypes.bfloat16)
 )
 _FIELDS = struct.Struct("<8sQ5Q4Q5H5B5B")
 _MAGIC = b"tensormp"
+
 
 @dataclass(frozen=True, eq=False)
 class TensorMap:
