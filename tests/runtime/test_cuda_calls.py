@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
+from benchmarks.gpu.plans import plan_of
+from benchmarks.workloads import FAMILIES
 from stagefuse.runtime.cuda import arrays, driver, found, results
 from stagefuse.runtime.device_pipeline import DevicePipeline
 from stagefuse.runtime.devices import open_plan
 
 from . import handmade, handmade_gpu
-from .fake_cuda import FakeCuda, FakeTensor, Fault
+from .fake_cuda import FakeCuda, FakeTensor, Fault, noting
 
 
 @pytest.fixture()
@@ -34,6 +37,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, int, int, int])
     fake = FakeCuda(*gpus)
     for module in (arrays, driver, found, results):
         monkeypatch.setattr(module, "calls", fake)
+    monkeypatch.setattr(driver.CudaDriver, "_node", noting(driver.CudaDriver._node))
     return fake
 
 
@@ -383,6 +387,28 @@ def test_parameters_that_are_not_the_plans(cuda: FakeCuda) -> None:
     })  # fmt: skip
     with pytest.raises(sf.PlanError, match="add takes parameters of"):
         open_plan(plan, "affine", "cuda:0")
+
+
+# Compiled pipelines
+
+
+@pytest.mark.parametrize("name", ["W4", "W6", "W7"])
+def test_edges_and_memory_of_compiled_pipelines(cuda: FakeCuda, name: str) -> None:
+    """Every launch waits for what it needs, and memory is used again only behind its readers."""
+    family, seed = FAMILIES[name], random.randrange(1 << 31)
+    print(f"seed {seed}")
+    workload = family.workload(seed, family.tiny)
+    plan = replace(plan_of(workload, "sm_90a"), cubins={})
+    with open_plan(plan, None, "cuda:0") as pipeline:
+        for given in (workload.inputs, {k: cuda.tensor(v) for k, v in workload.inputs.items()}):
+            found = pipeline(**given)
+            results = list(found) if isinstance(found, tuple) else [found]
+            results = [r if isinstance(r, np.ndarray) else read(r) for r in results]
+            assert workload.error(results, workload.reference()) <= family.tolerance
+        batches = [workload.inputs] * 4
+        for found in pipeline.map(batches, depth=3):
+            results = list(found) if isinstance(found, tuple) else [found]
+            assert workload.error(results, workload.reference()) <= family.tolerance
 
 
 # Which code runs where
