@@ -205,9 +205,7 @@ def _pack(
         found.update(_split(at[-2], domain, k, inside))
         return [found.get(axis, const(0)) for axis in range(len(domain))]
 
-    return _view(
-        b, v, shape, place, lambda *at: [columns - 1 - (at[-3] * width + at[-1])]
-    )
+    return _view(b, v, shape, place, lambda *at: [columns - 1 - (at[-3] * width + at[-1])])
 
 
 def _view(b: Builder, x: Ref, shape: Sequence[Expr], place: object, guard: object) -> Ref:
@@ -254,9 +252,7 @@ def _matrix(
     return dense, base, depth
 
 
-def _stride(
-    b: Builder, offset: Expr, domain: Sequence[Expr], axes: Sequence[int]
-) -> Expr | None:
+def _stride(b: Builder, offset: Expr, domain: Sequence[Expr], axes: Sequence[int]) -> Expr | None:
     """The step of the row-major position over `axes`, if the offset is linear in it."""
     step: Expr | None = None
     for axis in reversed(axes):

@@ -291,6 +291,32 @@ def test_it_is_a_module_and_help_is_quick() -> None:
         assert name in done.stdout
 
 
+def test_fmt_writes_the_one_layout(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_bytes(b"pipeline p( x:f32[N] ):\r\n  x+1.0  # kept\r\n")
+    code, out, _ = shell("fmt", "--check", path)
+    assert (code, out) == (1, f"{path}: would change\n") and b"\r" in path.read_bytes()
+    code, out, _ = shell("fmt", "--diff", path)
+    assert code == 0 and "+pipeline p(x: f32[N]):" in out and b"\r" in path.read_bytes()
+    code, out, _ = shell("fmt", path)
+    assert (code, out) == (0, f"{path}: formatted\n")
+    assert path.read_bytes() == b"pipeline p(x: f32[N]):\n    x + 1.0  # kept\n"
+    code, out, _ = shell("fmt", "--check", "--json", path)
+    assert code == 0 and json.loads(out) == {
+        "ok": True, "files": [{"file": str(path), "changed": False}]
+    }  # fmt: skip
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("bad", [b"pipeline p(:\n", b"# caf\xe9\npipeline p(x: f32):\n    x\n"])
+def test_fmt_leaves_what_it_cannot_read(shell: Shell, tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_bytes(bad)
+    code, out, err = shell("fmt", path)
+    assert code == 1 and not out and "error[" in err and path.read_bytes() == bad
+    code, out, _ = shell("check", "--json", path)
+    assert code == 1 and json.loads(out)["diagnostics"][0]["line"] == 1
+
 def test_emulate_of_a_plan(shell: Shell, good: Path, tmp_path: Path) -> None:
     sizes = ("--size", "B=3", "--size", "N=7")
     shell("compile", good, "--target", "cpu,a100,h200")

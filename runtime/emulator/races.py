@@ -73,6 +73,26 @@ class Clocks:
     """For a warp, what it knew at its last fence: what its strong writes hand over."""
     seen: dict[int, Known] = field(default_factory=dict)
     """For a warp, what its strong reads saw, which its next fence makes known."""
+    versions: dict[tuple[int, Place], int] = field(default_factory=dict)
+    """Which version of what was released at a place a warp has seen."""
+    ticks: int = 0
+    """How often any clock went up."""
+    stamped_at: int = -1
+    stamps: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    numbers: Array | None = None
+
+    def tick(self, warps: Any) -> None:
+        """Lets clocks of warps go up."""
+        self.clock[warps] += 1
+        self.ticks += 1
+
+
+@dataclass
+class Released:
+    """What was handed over at a place, and how often."""
+
+    known: Known = field(default_factory=dict)
+    version: int = 0
 
 
 @dataclass
@@ -89,7 +109,7 @@ class Races:
 
     def __init__(self, granule: int) -> None:
         self.granule = granule
-        self.released: dict[Place, Known] = {}
+        self.released: dict[Place, Released] = {}
         self.agents: dict[tuple[Any, ...], int] = {}
         """Numbers of the agents of asynchronous work, by what they are."""
 
@@ -117,10 +137,20 @@ class Races:
 
     def _records(self, batch: Batch, threads: Array, strong: bool) -> Array:
         """What is remembered of an access of threads now."""
+        stamps = self._stamps(batch)
+        if threads is not batch.all_threads:
+            stamps = stamps[threads]
+        return stamps | 1 if strong else stamps
+
+    def _stamps(self, batch: Batch) -> Array:
+        """What would be remembered of a weak access of each thread now."""
         clocks = self.clocks(batch)
-        numbers = threads + (batch.first * batch.stride + 1)
-        records: Array = (clocks.clock[threads >> 5] << CLOCK_BITS) | (numbers << 1) | int(strong)
-        return records
+        if clocks.stamped_at != clocks.ticks:
+            if clocks.numbers is None:
+                clocks.numbers = (batch.all_threads + (batch.first * batch.stride + 1)) << 1
+            clocks.stamps = np.repeat(clocks.clock << CLOCK_BITS, 32) | clocks.numbers
+            clocks.stamped_at = clocks.ticks
+        return clocks.stamps
 
     # accesses
 
@@ -319,7 +349,7 @@ class Races:
                     join_known(gathering.foreign.setdefault(warp // per, {}), clocks.foreign[warp])
                 if warp in clocks.fenced:
                     gathering.fenced.add(warp // per)
-        clocks.clock[warps] += 1
+        clocks.tick(warps)
 
     def opened(self, batch: Batch, barrier: Barrier, threads: Array) -> None:
         """Threads that waited at a barrier go on."""
@@ -350,7 +380,7 @@ class Races:
         """Lanes met."""
         clocks = self.clocks(batch)
         warps = np.unique(threads >> 5)
-        clocks.clock[warps] += 1
+        clocks.tick(warps)
         clocks.met[warps] = clocks.clock[warps]
 
     def fence(self, batch: Batch, threads: Array) -> None:
@@ -363,7 +393,7 @@ class Races:
             self._learn_seen(batch, threads)
         for warp in np.unique(threads >> 5).tolist():
             clocks.fenced[warp] = self.knowledge(batch, warp)
-            clocks.clock[warp] += 1
+            clocks.tick(warp)
 
     def acquire(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
         """Threads read with `acquire`: what was released there is known to them now."""
@@ -393,16 +423,21 @@ class Races:
         for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
             known = fenced.get(thread >> 5)
             if known is not None:
-                join_known(self.released.setdefault((id(arena), at), {}), known)
+                released = self.released.setdefault((id(arena), at), Released())
+                join_known(released.known, known)
+                released.version += 1
 
     def _see(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
         if not self.released:
             return
-        seen = self.clocks(batch).seen
+        clocks = self.clocks(batch)
         for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
-            known = self.released.get((id(arena), at))
-            if known is not None:
-                join_known(seen.setdefault(thread >> 5, {}), known)
+            place = (id(arena), at)
+            released = self.released.get(place)
+            if released is None or clocks.versions.get((thread >> 5, place)) == released.version:
+                continue
+            clocks.versions[thread >> 5, place] = released.version
+            join_known(clocks.seen.setdefault(thread >> 5, {}), released.known)
 
     def _learn_seen(self, batch: Batch, threads: Array) -> None:
         clocks, per = self.clocks(batch), batch.stride // 32

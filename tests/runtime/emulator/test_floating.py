@@ -182,8 +182,12 @@ def test_min_and_max(rng: np.random.Generator, kind: str) -> None:
         strict = stored(kind, [math.nan if math.isnan(x) or math.isnan(y) else
                                _order(x, y, opcode == "min") for x, y in pairs])  # fmt: skip
         check_bits(kind, apply(f"{opcode}.NaN.{kind}", two, kind), strict, a, b)
-        crossed = [math.copysign(_order(abs(x), abs(y), opcode == "min"),
-                                 math.copysign(1, x) * math.copysign(1, y)) for x, y in pairs]  # fmt: skip
+        crossed = [
+            math.copysign(
+                _order(abs(x), abs(y), opcode == "min"), math.copysign(1, x) * math.copysign(1, y)
+            )
+            for x, y in pairs
+        ]
         got = apply(f"{opcode}.xorsign.abs.{kind}", two, kind)
         check_bits(kind, got, stored(kind, crossed), a, b)
 

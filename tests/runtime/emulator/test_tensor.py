@@ -23,7 +23,8 @@ SHAPES = [
 ]  # fmt: skip
 TYPES: dict[str, Any] = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32,
                          "e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2,
-                         "u8": np.uint8, "s8": np.int8, "f32": np.float32, "s32": np.int32}  # fmt: skip
+                         "u8": np.uint8, "s8": np.int8, "f32": np.float32,
+                         "s32": np.int32}  # fmt: skip
 BITS = {"tf32": 32, "f16": 16, "bf16": 16, "e4m3": 8, "e5m2": 8, "u8": 8, "s8": 8, "u4": 4,
         "s4": 4}  # fmt: skip
 
