@@ -28,15 +28,21 @@ FEW_ROWS = 1024
 
 
 def join(
-    graph: Graph, found: Partition, joins: Sequence[str] = ("placed", "chained", "packed")
+    graph: Graph,
+    found: Partition,
+    joins: Sequence[str] = ("placed", "chained", "packed"),
+    longest: int | None = None,
 ) -> Partition:
-    """The partition with kernels joined where nothing else needs what passes between them."""
-    return _Joiner(graph, found).run(joins)
+    """The partition with kernels joined where nothing else needs what passes between them.
+
+    `longest`: the most elements that a row between two chained products may have.
+    """
+    return _Joiner(graph, found, longest).run(joins)
 
 
 class _Joiner:
-    def __init__(self, graph: Graph, found: Partition) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, found: Partition, longest: int | None) -> None:
+        self.graph, self.longest = graph, longest
         self.groups = list(found.groups)
         self.decisions = list(found.decisions)
         self.maker = {root: g for g in self.groups for root in g.roots}
@@ -112,6 +118,9 @@ class _Joiner:
         anchor = self.graph.nodes[last.anchor]
         middle = self.maker.get(anchor.operands[0])
         if middle is None or middle.kind != "row" or not self._private(middle, last):
+            return
+        most = self.graph.facts.bounds(middle.domain[-1])[1]
+        if self.longest is not None and (most is None or most > self.longest):
             return
         if anchor.operands[1] in middle.roots or not self._is_rows_of(middle, anchor):
             return

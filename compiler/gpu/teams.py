@@ -81,6 +81,12 @@ def is_shared(s: For) -> bool:
     return s.vector or _stores_apart(s)
 
 
+def is_warp_loop(s: Statement) -> bool:
+    """A loop over rows between two products: a warp takes a row, its lanes the elements."""
+    inside = {type(x) for x in s.body} if isinstance(s, For) else set()
+    return isinstance(s, For) and s.vector and {Fold, For} <= inside
+
+
 def nest_of(s: For) -> list[For]:
     """A loop and what is perfectly nested in it, as far as all are independent."""
     found = [s]

@@ -12,25 +12,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stagefuse.compiler.kernel_ir import For, TileProduct
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.kernel_ir import Alloc, For, TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from .ir import Value
 from .sort import SortWriter
 from .teams import most_of
 
-STAGES = 3
+STAGES = 3  # of a product alone in its kernel
 DEPTH = 16  # of a stage
 PITCH = 20  # elements between rows of the left operand in shared memory
-WARPS_DOWN, WARPS_ACROSS = 2, 2
-ROWS = 64
+WARPS = 4
+WARP_ROWS = 32
 
 
 @dataclass(frozen=True)
 class _Tile:
     """A product of some adjacent panels, as statement and sizes. `panels`: how many there are
     (an expression), at most `most`; panel n begins at `first` + n * `step`, and is what the index
-    `name` numbers from `lo` on."""
+    `name` numbers from `lo` on. `in_scratch`: the left operand is in shared memory already."""
 
     s: TileProduct
     panels: Expr
@@ -39,6 +40,8 @@ class _Tile:
     step: Expr
     name: str
     lo: Expr
+    stages: int
+    in_scratch: bool
 
     @property
     def columns(self) -> int:
@@ -61,8 +64,16 @@ class _Tile:
         return (1, self.pitch) if self.is_deep else (self.pitch, 1)
 
     @property
+    def rows(self) -> int:
+        return self.s.mr
+
+    @property
+    def warps_across(self) -> int:
+        return WARPS // (self.rows // WARP_ROWS)
+
+    @property
     def left_bytes(self) -> int:
-        return ROWS * PITCH * 4
+        return 0 if self.in_scratch else self.rows * PITCH * 4
 
     @property
     def stage_bytes(self) -> int:
@@ -72,6 +83,8 @@ class _Tile:
 
 class TensorWriter(SortWriter):
     """The body of a kernel, as far as its products by tensor cores go."""
+
+    ring: tuple[Expr, int] | None = None
 
     def plain(self, s: For) -> None:
         tile = self._tile_of(s)
@@ -96,29 +109,44 @@ class TensorWriter(SortWriter):
         across = t.dst_offset.coefficient(s.index)
         if most is None or step is None or across != const(t.nr) or t.accumulate:
             return None
-        plain = t.a_col == const(1) and t.mr == ROWS and self.team.lanes == 128
-        if self.memory[t.a].dtype.name != "f32" or not plain or most * t.nr % 16:
+        plain = t.a_col == const(1) and t.mr in (32, 64) and self.team.lanes == 32 * WARPS
+        left = self.memory[t.a]
+        if left.dtype.name != "f32" or not plain or most * t.nr % (8 * WARPS * WARP_ROWS // t.mr):
             return None
         first = t.panel_offset.substitute({s.index: s.lo})
-        return _Tile(t, s.hi - s.lo, most, first, step, s.index, s.lo)
+        stages = STAGES if self._is_alone() else 2
+        inside = left.space == "shared"
+        return _Tile(t, s.hi - s.lo, most, first, step, s.index, s.lo, stages, inside)
+
+    def _is_alone(self) -> bool:
+        """Whether the kernel has one product and no scratch but its tile."""
+        found = [s for s in walk(self.kernel.body) if isinstance(s, TileProduct | Alloc)]
+        return len(found) == 2
+
+    def _ring(self, tile: _Tile) -> Value:
+        """The stages: over the tile, which is not yet in use, where there is nothing else."""
+        size = tile.stages * tile.stage_bytes
+        memory = self.memory[tile.s.dst]
+        if self._is_alone() and memory.start is not None:
+            known = (memory.shape[0] * memory.shape[1] * 4).as_int() or 0
+            if size > known:
+                self.reserve(size - known)
+            return memory.start
+        if self.ring is None or self.ring[1] < size:
+            self.ring = (self.reserve(size), size)
+        return self.shared_address(self.ring[0])
 
     # The product
 
     def _multiply(self, tile: _Tile, base: Expr) -> None:
         code, s = self.code, tile.s
-        memory = self.memory[s.dst]
-        assert memory.start is not None
-        known = memory.shape[0] * memory.shape[1] * 4
-        missing = STAGES * tile.stage_bytes - (known.as_int() or 0)
-        if missing > 0:
-            self.reserve(missing)  # behind the tile, which is not yet in use
-        ring = memory.start
+        ring = self._ring(tile)
         steps = self.index(floordiv(s.depth + (DEPTH - 1), DEPTH), "i32")
         copies = _Copies(self, tile, ring)
-        for n in range(STAGES - 1):
+        for n in range(tile.stages - 1):
             copies.issue(n, code.const(n, "i32").compare("lt", steps))
         zero = code.const(0.0, "float")
-        across = tile.columns // WARPS_ACROSS // 8
+        across = tile.columns // tile.warps_across // 8
         sums = [code.variable("float", zero) for _ in range(2 * across * 4)]
         self.sums = sums
         step = code.variable("i32", code.const(0, "i32"))
@@ -129,13 +157,13 @@ class TensorWriter(SortWriter):
             now = Value(code, step.text, "i32", code.depth)
             at = Value(code, read.text, "i32", code.depth)
             code.branch_if(now.compare("lt", steps), done, holds=False)
-            code.line(f"cp.async.wait_group {STAGES - 2};")
+            code.line(f"cp.async.wait_group {tile.stages - 2};")
             code.line("bar.sync 0;")
-            copies.issue_next((now + (STAGES - 1)).compare("lt", steps), at)
-            self._multiply_stage(tile, ring, at, sums, across)
+            copies.issue_next((now + (tile.stages - 1)).compare("lt", steps), at)
+            self._multiply_stage(tile, ring, at, now, sums, across)
             code.write("add.s32", step, step, code.const(1, "i32"))
             after = at + tile.stage_bytes
-            wrapped = after.compare("ge", STAGES * tile.stage_bytes)
+            wrapped = after.compare("ge", tile.stages * tile.stage_bytes)
             code.set(read, wrapped.select(code.const(0, "i32"), after))
             code.branch(head)
         code.start(done)
@@ -143,31 +171,31 @@ class TensorWriter(SortWriter):
         code.line("bar.sync 0;")
         self._store_tile(tile, base, sums, across)
 
-    def _lane(self) -> tuple[Expr, Expr, Expr, Expr]:
+    def _lane(self, tile: _Tile) -> tuple[Expr, Expr, Expr, Expr]:
         """The lane's row and column in a fragment (g, q), and its warp's place (down, across)."""
         lane = sym("lane")
         within = mod(lane, 32)
         warp = floordiv(lane, 32)
         return (
-            floordiv(within, 4), mod(within, 4), floordiv(warp, WARPS_ACROSS),
-            mod(warp, WARPS_ACROSS),
+            floordiv(within, 4), mod(within, 4), floordiv(warp, tile.warps_across),
+            mod(warp, tile.warps_across),
         )  # fmt: skip
 
     def _multiply_stage(
-        self, tile: _Tile, ring: Value, at: Value, sums: list[Value], across: int
+        self, tile: _Tile, ring: Value, at: Value, now: Value, sums: list[Value], across: int
     ) -> None:
-        """The products of one stage."""
+        """The products of the stage number `now`, which lies at `at` in the ring."""
         code = self.code
-        g, q, down, right = self._lane()
-        left_at = ring + self.index((down * 32 + g) * PITCH + q, "i32") * 4 + at
-        column = right * (tile.columns // WARPS_ACROSS) + g
+        g, q, _, right = self._lane(tile)
+        left = self._left_rows(tile, ring, at, now)
+        column = right * (tile.columns // tile.warps_across) + g
         along, across_step = tile.right_steps
         place = self.index(q * along + column * across_step, "i32")
         right_at = ring + place * 4 + tile.left_bytes + at
         steps = range(0, DEPTH, 8)
         a = [
             [
-                self._split(left_at, ((m * 16 + half * 8) * PITCH + k + 4 * part) * 4)
+                self._split(left[m * 2 + half][0], left[m * 2 + half][1] + (k + 4 * part) * 4)
                 for part in range(2)
                 for half in range(2)
             ]
@@ -189,6 +217,21 @@ class TensorWriter(SortWriter):
                 for total, part in zip(sums[(m * across + n) * 4 :][:4], part_sums, strict=True):
                     code.write("add.rn.f32", total, total, part)
 
+    def _left_rows(
+        self, tile: _Tile, ring: Value, at: Value, now: Value
+    ) -> list[tuple[Value, int]]:
+        """Where this lane's four rows of the left operand begin, as address and offset."""
+        g, q, down, _ = self._lane(tile)
+        first, s = down * WARP_ROWS + g, tile.s
+        if not tile.in_scratch:
+            start = ring + self.index(first * PITCH + q, "i32") * 4 + at
+            return [(start, n * 8 * PITCH * 4) for n in range(4)]
+        memory = self.memory[s.a]
+        assert memory.start is not None
+        places = [s.a_offset + (first + n * 8) * s.a_row + q for n in range(4)]
+        depth = now * (DEPTH * 4)
+        return [(memory.start + self.index(p, "i32") * 4 + depth, 0) for p in places]
+
     def _split(self, at: Value, offset: int) -> tuple[Value, Value]:
         """An f32 of shared memory as two tf32 values: rounded, and what rounding lost."""
         code = self.code
@@ -203,12 +246,12 @@ class TensorWriter(SortWriter):
 
     def _store_tile(self, tile: _Tile, base: Expr, sums: list[Value], across: int) -> None:
         memory = self.memory[tile.s.dst]
-        g, q, down, right = self._lane()
+        g, q, down, right = self._lane(tile)
         for m in range(2):
             for half in range(2):
-                row = down * 32 + m * 16 + half * 8 + g
+                row = down * WARP_ROWS + m * 16 + half * 8 + g
                 for n in range(across):
-                    column = right * (tile.columns // WARPS_ACROSS) + n * 8 + q * 2
+                    column = right * (tile.columns // tile.warps_across) + n * 8 + q * 2
                     place = base + row * tile.s.dst_row + column
                     pair = sums[(m * across + n) * 4 + half * 2 :][:2]
                     self.write(memory, self.address(memory, (place, None)), pair)
@@ -260,7 +303,8 @@ class _Copies:
         self.writer, self.tile = writer, tile
         code = writer.code
         self.stage = code.variable("i32", code.const(0, "i32"))
-        self.parts = [*self._left(ring), *self._right(ring)]
+        left = [] if tile.in_scratch else self._left(ring)
+        self.parts = [*left, *self._right(ring)]
         s = tile.s
         whole = writer.divides(DEPTH, writer.resolve(s.depth))
         self.left = None if whole else code.variable("i32", writer.index(s.depth, "i32"))
@@ -271,7 +315,7 @@ class _Copies:
         width = 4 if aligned else 1
         found = []
         lanes = w.team.lanes
-        for n in range(ROWS * DEPTH // width // lanes):
+        for n in range(self.tile.rows * DEPTH // width // lanes):
             flat = sym("lane") + n * lanes
             row, k = floordiv(flat, DEPTH // width), mod(flat, DEPTH // width) * width
             valid = w.holds("lt", row, s.rows)
@@ -345,7 +389,7 @@ class _Copies:
         """Starts copies into the stage before the one that is read."""
         code, size = self.writer.code, self.tile.stage_bytes
         before = reading - size
-        last = code.const((STAGES - 1) * size, "i32")
+        last = code.const((self.tile.stages - 1) * size, "i32")
         self._issue(some, reading.compare("eq", 0).select(last, before))
 
     def _issue(self, some: Value, stage: Value) -> None:
