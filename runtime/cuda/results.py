@@ -51,7 +51,7 @@ class ResultMemory:
 
     def take(self, size: int, stream: int) -> tuple[Memory, Users]:
         """Memory that the stream may write. Raises OutOfMemory."""
-        size = max(size, 1)  # other libraries ask CUDA about an array's address, also an empty one's
+        size = max(size, 1)  # also an empty array needs an address that CUDA knows
         with self._lock:
             blocks = self._waiting.get(size)
             address, events = blocks.pop() if blocks else (None, [])
