@@ -151,6 +151,17 @@ def test_results_outlive_the_pipeline(cuda: FakeCuda) -> None:
     del exported
 
 
+def test_what_nobody_closes_goes_with_the_last_reference(cuda: FakeCuda) -> None:
+    pipeline = opened("affine")
+    x = batch((2, 6))
+    check(pipeline.submit(x=x).result(), x)
+    results = pipeline.map({"x": x} for _ in range(5))
+    check(next(results), x)
+    del pipeline, results
+    gc.collect()
+    assert cuda.leaks() == {}
+
+
 def test_out_on_the_gpu(affine: DevicePipeline, lookup: DevicePipeline, cuda: FakeCuda) -> None:
     x = batch((2, 6))
     tensor, y, z = cuda.tensor(x), cuda.tensor(x), cuda.tensor(x)
