@@ -251,3 +251,11 @@ def test_every_dtype_goes_in_and_out(name: str) -> None:
         for found in (pipe(**inputs), *pipe.map([inputs, inputs])):
             assert found.dtype == expected.dtype
             np.testing.assert_array_equal(found.view(np.uint8), expected.view(np.uint8))
+
+
+def test_the_report_of_compiled_code() -> None:
+    text = "pipeline p(x: f32[N]) -> f32[N]:\n    x * 2.0\n"
+    with sf.compile(text, device="emulator:sm_80") as pipe:
+        report = str(pipe.report())
+    assert "sm_80, 1 kernel" in report and "  registers: " in report
+    assert "us on a100 with N = " in report and "bound by " in report
