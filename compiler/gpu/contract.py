@@ -122,7 +122,7 @@ FULL = 132
 """Blocks that fill a device."""
 LEAST_DEPTH = 96
 MOST_SPLITS = 16
-MOST_ROWS = 512
+MOST_ROWS = 2048
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,14 @@ from .sort import SortWriter
 from .teams import most_of
 
 STAGES = 3  # of a product alone in its kernel
-DEPTH = 16  # of a stage
-PITCH = 20  # elements between rows of the left operand in shared memory
+DEPTH = 16  # of a stage, and of sums that tensor cores make
+SHALLOW = 64  # depth that is one stage where there are other products
 WARPS = 4
 WARP_ROWS = 32
+
+
+_Parts = tuple[Value, Value]
+"""An f32 as two tf32 values."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,17 @@ class _Tile:
     name: str
     lo: Expr
     stages: int
+    depth: int
     in_scratch: bool
 
     @property
     def columns(self) -> int:
         return self.most * self.s.nr
+
+    @property
+    def left_pitch(self) -> int:
+        """Elements between rows of the left operand in shared memory: other banks."""
+        return self.depth + 4
 
     @property
     def is_deep(self) -> bool:
@@ -56,7 +66,7 @@ class _Tile:
     def pitch(self) -> int:
         """Elements between rows of the right operand in shared memory, which are in other banks:
         as the left one's, or those of eight more."""
-        return PITCH if self.is_deep else self.columns + 8
+        return self.left_pitch if self.is_deep else self.columns + 8
 
     @property
     def right_steps(self) -> tuple[int, int]:
@@ -73,11 +83,11 @@ class _Tile:
 
     @property
     def left_bytes(self) -> int:
-        return 0 if self.in_scratch else self.rows * PITCH * 4
+        return 0 if self.in_scratch else self.rows * self.left_pitch * 4
 
     @property
     def stage_bytes(self) -> int:
-        rows = self.columns if self.is_deep else DEPTH
+        rows = self.columns if self.is_deep else self.depth
         return self.left_bytes + rows * self.pitch * 4
 
 
@@ -114,9 +124,14 @@ class TensorWriter(SortWriter):
         if left.dtype.name != "f32" or not plain or most * t.nr % (8 * WARPS * WARP_ROWS // t.mr):
             return None
         first = t.panel_offset.substitute({s.index: s.lo})
-        stages = STAGES if self._is_alone() else 2
         inside = left.space == "shared"
-        return _Tile(t, s.hi - s.lo, most, first, step, s.index, s.lo, stages, inside)
+        stages, depth = STAGES, DEPTH
+        if not self._is_alone():
+            known = t.depth.as_int()
+            depth = 2 * DEPTH
+            if known is not None and known <= SHALLOW and not inside:
+                stages, depth = 1, -(-known // DEPTH) * DEPTH
+        return _Tile(t, s.hi - s.lo, most, first, step, s.index, s.lo, stages, depth, inside)
 
     def _is_alone(self) -> bool:
         """Whether the kernel has one product and no scratch but its tile."""
@@ -141,7 +156,7 @@ class TensorWriter(SortWriter):
     def _multiply(self, tile: _Tile, base: Expr) -> None:
         code, s = self.code, tile.s
         ring = self._ring(tile)
-        steps = self.index(floordiv(s.depth + (DEPTH - 1), DEPTH), "i32")
+        steps = self.index(floordiv(s.depth + (tile.depth - 1), tile.depth), "i32")
         copies = _Copies(self, tile, ring)
         for n in range(tile.stages - 1):
             copies.issue(n, code.const(n, "i32").compare("lt", steps))
@@ -157,9 +172,15 @@ class TensorWriter(SortWriter):
             now = Value(code, step.text, "i32", code.depth)
             at = Value(code, read.text, "i32", code.depth)
             code.branch_if(now.compare("lt", steps), done, holds=False)
-            code.line(f"cp.async.wait_group {tile.stages - 2};")
-            code.line("bar.sync 0;")
-            copies.issue_next((now + (tile.stages - 1)).compare("lt", steps), at)
+            if tile.stages > 1:
+                code.line(f"cp.async.wait_group {tile.stages - 2};")
+                code.line("bar.sync 0;")
+                copies.issue_next((now + (tile.stages - 1)).compare("lt", steps), at)
+            else:
+                code.line("bar.sync 0;")
+                copies.issue(0, now.compare("lt", steps))
+                code.line("cp.async.wait_group 0;")
+                code.line("bar.sync 0;")
             self._multiply_stage(tile, ring, at, now, sums, across)
             code.write("add.s32", step, step, code.const(1, "i32"))
             after = at + tile.stage_bytes
@@ -185,37 +206,46 @@ class TensorWriter(SortWriter):
         self, tile: _Tile, ring: Value, at: Value, now: Value, sums: list[Value], across: int
     ) -> None:
         """The products of the stage number `now`, which lies at `at` in the ring."""
-        code = self.code
         g, q, _, right = self._lane(tile)
         left = self._left_rows(tile, ring, at, now)
         column = right * (tile.columns // tile.warps_across) + g
-        along, across_step = tile.right_steps
-        place = self.index(q * along + column * across_step, "i32")
+        along, apart = tile.right_steps
+        place = self.index(q * along + column * apart, "i32")
         right_at = ring + place * 4 + tile.left_bytes + at
-        steps = range(0, DEPTH, 8)
-        a = [
-            [
-                self._split(left[m * 2 + half][0], left[m * 2 + half][1] + (k + 4 * part) * 4)
-                for part in range(2)
-                for half in range(2)
-            ]
-            for m in range(2)
-            for k in steps
-        ]
-        for n in range(across):
-            b = [
-                [self._split(right_at, ((k + 4 * part) * along + n * 8 * across_step) * 4)
-                 for part in range(2)]
+        for begin in range(0, tile.depth, DEPTH):
+            steps = range(begin, begin + DEPTH, 8)
+            a = [
+                [
+                    self._split(left[m * 2 + half][0], left[m * 2 + half][1] + (k + 4 * part) * 4)
+                    for part in range(2)
+                    for half in range(2)
+                ]
+                for m in range(2)
                 for k in steps
-            ]  # fmt: skip
-            for m in range(2):
-                part_sums = [code.variable("float", code.const(0.0, "float")) for _ in range(4)]
-                for number in range(len(steps)):
-                    rows, columns = a[m * len(steps) + number], b[number]
-                    for x, y in ((1, 0), (0, 1), (0, 0)):  # the small products first
-                        _mma(self, part_sums, [r[x] for r in rows], [c[y] for c in columns])
-                for total, part in zip(sums[(m * across + n) * 4 :][:4], part_sums, strict=True):
-                    code.write("add.rn.f32", total, total, part)
+            ]
+            for n in range(across):
+                b = [
+                    [
+                        self._split(right_at, ((k + 4 * part) * along + n * 8 * apart) * 4)
+                        for part in range(2)
+                    ]
+                    for k in steps
+                ]
+                for m in range(2):
+                    rows = a[m * len(steps) : (m + 1) * len(steps)]
+                    self._add_product(sums[(m * across + n) * 4 :][:4], rows, b)
+
+    def _add_product(
+        self, sums: list[Value], rows: list[list[_Parts]], columns: list[list[_Parts]]
+    ) -> None:
+        """A fragment's products over a few steps, summed by themselves and then added."""
+        code = self.code
+        found = [code.variable("float", code.const(0.0, "float")) for _ in range(4)]
+        for a, b in zip(rows, columns, strict=True):
+            for x, y in ((1, 0), (0, 1), (0, 0)):  # the small products first
+                _mma(self, found, [r[x] for r in a], [c[y] for c in b])
+        for total, part in zip(sums, found, strict=True):
+            code.write("add.rn.f32", total, total, part)
 
     def _left_rows(
         self, tile: _Tile, ring: Value, at: Value, now: Value
@@ -224,12 +254,12 @@ class TensorWriter(SortWriter):
         g, q, down, _ = self._lane(tile)
         first, s = down * WARP_ROWS + g, tile.s
         if not tile.in_scratch:
-            start = ring + self.index(first * PITCH + q, "i32") * 4 + at
-            return [(start, n * 8 * PITCH * 4) for n in range(4)]
+            start = ring + self.index(first * tile.left_pitch + q, "i32") * 4 + at
+            return [(start, n * 8 * tile.left_pitch * 4) for n in range(4)]
         memory = self.memory[s.a]
         assert memory.start is not None
         places = [s.a_offset + (first + n * 8) * s.a_row + q for n in range(4)]
-        depth = now * (DEPTH * 4)
+        depth = now * (tile.depth * 4)
         return [(memory.start + self.index(p, "i32") * 4 + depth, 0) for p in places]
 
     def _split(self, at: Value, offset: int) -> tuple[Value, Value]:
@@ -306,21 +336,22 @@ class _Copies:
         left = [] if tile.in_scratch else self._left(ring)
         self.parts = [*left, *self._right(ring)]
         s = tile.s
-        whole = writer.divides(DEPTH, writer.resolve(s.depth))
+        whole = writer.divides(tile.depth, writer.resolve(s.depth))
         self.left = None if whole else code.variable("i32", writer.index(s.depth, "i32"))
 
     def _left(self, ring: Value) -> list[_Copy]:
-        w, s = self.writer, self.tile.s
+        w, tile = self.writer, self.tile
+        s = tile.s
         aligned = all(w.divides(4, w.resolve(e)) for e in (s.a_offset, s.a_row))
         width = 4 if aligned else 1
         found = []
         lanes = w.team.lanes
-        for n in range(self.tile.rows * DEPTH // width // lanes):
+        for n in range(tile.rows * tile.depth // width // lanes):
             flat = sym("lane") + n * lanes
-            row, k = floordiv(flat, DEPTH // width), mod(flat, DEPTH // width) * width
+            row, k = floordiv(flat, tile.depth // width), mod(flat, tile.depth // width) * width
             valid = w.holds("lt", row, s.rows)
             place = s.a_offset + row * s.a_row + k
-            target = (row * PITCH + k) * 4
+            target = (row * tile.left_pitch + k) * 4
             found.append(self._copy(ring, s.a, place, target, k, valid, const(1), width, True))
         return found
 
@@ -330,8 +361,8 @@ class _Copies:
         s, lanes = tile.s, w.team.lanes
         row, step = s.panel_row or const(s.nr), s.panel_col or const(1)
         width = self._chunk(row, step)
-        across = (DEPTH if tile.is_deep else tile.columns) // width
-        total = DEPTH * tile.columns // width
+        across = (tile.depth if tile.is_deep else tile.columns) // width
+        total = tile.depth * tile.columns // width
         along, apart = tile.right_steps
         found = []
         for n in range(-(-total // lanes)):
@@ -376,7 +407,7 @@ class _Copies:
         base, _, offset = text.partition("+")
         start = Value(code, base, "i64", code.depth)
         source = code.variable("i64", start + int(offset or 0))
-        step = w.index(row * (DEPTH * 4), "i64")
+        step = w.index(row * (self.tile.depth * 4), "i64")
         return _Copy(
             source, ring + w.index(target, "i32"), w.index(k, "i32"), valid, step, width * 4, deep
         )
@@ -400,7 +431,7 @@ class _Copies:
             for part in self.parts:
                 self._one(part, stage)
             if self.left is not None:
-                code.write("sub.s32", self.left, self.left, code.const(DEPTH, "i32"))
+                code.write("sub.s32", self.left, self.left, code.const(self.tile.depth, "i32"))
         code.start(skip)
         code.line("cp.async.commit_group;")
 
