@@ -300,9 +300,7 @@ def _multiples(expr: Expr, condition: Expr) -> tuple[Expr, ...]:
     return tuple(found)
 
 
-def _counterexample(
-    expr: Expr, facts: Facts, conditions: Sequence[Expr]
-) -> dict[str, int] | None:
+def _counterexample(expr: Expr, facts: Facts, conditions: Sequence[Expr]) -> dict[str, int] | None:
     """Values in all ranges under which all conditions hold and `expr` is negative."""
     rng = random.Random(0)
     wanted = sorted(frozenset[str]().union(*(e.symbols() for e in (expr, *conditions))))
@@ -368,5 +366,3 @@ def nonempty(shape: Sequence[Expr]) -> tuple[Expr, ...]:
 def positions(facts: Facts, symbols: Sequence[str], shape: Sequence[Expr]) -> Facts:
     """The facts with each symbol within its axis."""
     return facts.with_ranges({s: (0, d - 1) for s, d in zip(symbols, shape, strict=True)})
-
-

@@ -25,9 +25,10 @@ from .graph import (
     split_index,
 )
 
-PANELS = (48, 64, 32, 16)
-"""Columns that a packed panel may have. 48 is best, three AVX-512 vectors of f32 and six of
-AVX2, where the others do not save padding."""
+PANELS = {48: 1.0, 64: 1.0, 32: 1.05, 16: 1.3}
+"""Columns that a packed panel may have, and the time that a product of one takes for each. 48 is
+three AVX-512 vectors of f32 and six of AVX2; the fewer vectors a row of the panel has, the more
+broadcasts its multiply-adds need."""
 NARROW = 12
 """Products with fewer columns than this are plain reductions: a panel would be mostly padding."""
 
@@ -162,8 +163,8 @@ def panel_width(columns: Expr) -> int:
     """The width that pads a number of columns least; 48 if that is not known."""
     known = columns.as_int()
     if known is None:
-        return PANELS[0]
-    return min(PANELS, key=lambda width: -(-known // width) * width)
+        return next(iter(PANELS))
+    return min(PANELS, key=lambda width: -(-known // width) * width * PANELS[width])
 
 
 def _total(domain: Sequence[Expr], axes: Sequence[int]) -> Expr:
@@ -204,9 +205,7 @@ def _pack(
         found.update(_split(at[-2], domain, k, inside))
         return [found.get(axis, const(0)) for axis in range(len(domain))]
 
-    return _view(
-        b, v, shape, place, lambda *at: [columns - 1 - (at[-3] * width + at[-1])]
-    )
+    return _view(b, v, shape, place, lambda *at: [columns - 1 - (at[-3] * width + at[-1])])
 
 
 def _view(b: Builder, x: Ref, shape: Sequence[Expr], place: object, guard: object) -> Ref:
@@ -253,9 +252,7 @@ def _matrix(
     return dense, base, depth
 
 
-def _stride(
-    b: Builder, offset: Expr, domain: Sequence[Expr], axes: Sequence[int]
-) -> Expr | None:
+def _stride(b: Builder, offset: Expr, domain: Sequence[Expr], axes: Sequence[int]) -> Expr | None:
     """The step of the row-major position over `axes`, if the offset is linear in it."""
     step: Expr | None = None
     for axis in reversed(axes):

@@ -205,9 +205,7 @@ class _Partitioner:
         if isinstance(primitive, Reduce):
             kept = iter(access)
             rank = len(access) + len(primitive.axes)
-            return tuple(
-                sym(f"f{a}") if a in primitive.axes else next(kept) for a in range(rank)
-            )
+            return tuple(sym(f"f{a}") if a in primitive.axes else next(kept) for a in range(rank))
         if isinstance(primitive, Gather):
             at = dict(zip(primitive.symbols, access, strict=True))
             if place == 0:
@@ -327,9 +325,7 @@ class _Partitioner:
             return "its row is in cache when the users need the result"
         return "each element is used where it is computed"
 
-    def _second_result(
-        self, node: Node, groups: list[Group], demanded: bool
-    ) -> Group | None:
+    def _second_result(self, node: Node, groups: list[Group], demanded: bool) -> Group | None:
         """A kernel that can store this node besides its own result, without a cycle."""
         for group in groups:
             if group.kind not in ("pointwise", "row") or self._refusal(node, group):

@@ -263,4 +263,3 @@ CODECS[bytes] = Codec(_write_bytes, _read_bytes)
 CODECS[tuple[Expr | Indirect, ...]] = listed(Codec(_write_index, _read_index))
 FORMS: dict[str, Form] = {form_of(p).keyword: form_of(p) for p in typing.get_args(Primitive)}
 """The forms of the primitives, by keyword."""
-

@@ -128,8 +128,7 @@ class _Check:
 
     def same_shape(self, a: Sequence[Expr], b: Sequence[Expr]) -> bool:
         return tuple(a) == tuple(b) or (
-            len(a) == len(b)
-            and all(self.facts.prove_eq(x, y) for x, y in zip(a, b, strict=True))
+            len(a) == len(b) and all(self.facts.prove_eq(x, y) for x, y in zip(a, b, strict=True))
         )
 
     def symbols(self, node: Node, expr: Expr, own: frozenset[str]) -> None:

@@ -307,9 +307,7 @@ def _sliced(fn: Any, args: Sequence[Array]) -> Array:
     """A pointwise function, computed once along axes where every operand only repeats."""
     shape = np.shape(args[0])
     arrays = [np.asarray(a) for a in args]
-    same = [
-        n > 1 and all(a.strides[axis] == 0 for a in arrays) for axis, n in enumerate(shape)
-    ]
+    same = [n > 1 and all(a.strides[axis] == 0 for a in arrays) for axis, n in enumerate(shape)]
     if not any(same):
         return np.asarray(fn(*arrays))
     cut = tuple(slice(0, 1) if repeated else slice(None) for repeated in same)
@@ -353,8 +351,11 @@ def _sum_of_products(u: Array, v: Array, axes: Sequence[int]) -> Array:
     repeats = 1
     for array in (u, v):
         kept = [n for n in range(u.ndim) if array.strides[n] or array.shape[n] == 1]
-        operands.append(array[tuple(slice(None) if n in kept else 0 for n in range(u.ndim))]
-                        if array.size else np.zeros([array.shape[n] for n in kept]))
+        operands.append(
+            array[tuple(slice(None) if n in kept else 0 for n in range(u.ndim))]
+            if array.size
+            else np.zeros([array.shape[n] for n in kept])
+        )
         names.append("".join(letters[n] for n in kept))
     kept_names = names[0] + names[1]
     for axis in axes:
@@ -401,5 +402,3 @@ def sort(x: Array, axis: int, descending: bool) -> tuple[Array, Array]:
     else:
         order = np.argsort(x, axis=axis, kind="stable")
     return np.take_along_axis(x, order, axis), order.astype(np.int64)
-
-

@@ -233,8 +233,10 @@ class _Joiner:
         assert isinstance(product, Contract)
         facts = self.graph.facts
         if reader.kind == "contract":
-            return bool(product.batch) or self._few_rows(product, node) or (
-                self._expands(packer, panels)
+            return (
+                bool(product.batch)
+                or self._few_rows(product, node)
+                or (self._expands(packer, panels))
             )
         size = product.depth * (product.panel * node.type.dtype.itemsize)
         most = facts.bounds(size * self.graph.type(panels).shape[-3])[1]
@@ -297,8 +299,7 @@ def _along_row(access: Access, domain: Sequence[Expr]) -> bool:
     last = len(domain) - 1
     *lead, column = access
     own = all(
-        e == sym(f"d{n}") or (e == const(0) and domain[n].as_int() == 1)
-        for n, e in enumerate(lead)
+        e == sym(f"d{n}") or (e == const(0) and domain[n].as_int() == 1) for n, e in enumerate(lead)
     )
     return own and column in (sym(f"d{last}"), sym(f"f{last}"))
 

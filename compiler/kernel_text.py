@@ -187,9 +187,7 @@ def _write_one(value: Value, inner: Callable[[Value], str]) -> str:
 
 
 def _write_places(places: Sequence[Value], inner: Callable[[Value], str]) -> str:
-    return ", ".join(
-        str(p.expr) if isinstance(p, Index) else f"{{{inner(p)}}}" for p in places
-    )
+    return ", ".join(str(p.expr) if isinstance(p, Index) else f"{{{inner(p)}}}" for p in places)
 
 
 def parse_kernel(text: str) -> Kernel:

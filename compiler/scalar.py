@@ -85,14 +85,22 @@ def round_to(array: Array, dtype: DType) -> Array:
 
 
 def narrow(array: Array, dtype: DType) -> Array:
-    """Float64 values as `dtype.numpy`, rounded once to nearest even; f8 saturates, NaN stays."""
+    """Float64 values as `dtype.numpy`, rounded once to nearest even; f8 saturates, NaN stays.
+
+    Infinities stay where the dtype has them.
+    """
     with np.errstate(all="ignore"):
         if dtype.bits == 8:
-            limit = LARGEST[dtype.name]
-            array = np.where(np.isnan(array), array, np.clip(array, -limit, limit))
+            stays = np.isnan(array) if dtype.name == "f8e4m3" else ~np.isfinite(array)
+            array = np.where(stays, array, _saturated(array, dtype))
         if dtype.is_small_float and dtype.name != "f16":
             array = _to_odd(np.asarray(array, np.float64))
         return np.asarray(array).astype(dtype.numpy)
+
+
+def _saturated(array: Array, dtype: DType) -> Array:
+    """Float64 values within the finite ones of a dtype; NaN stays."""
+    return np.clip(array, -LARGEST[dtype.name], LARGEST[dtype.name])
 
 
 def _to_odd(array: Array) -> Array:
@@ -114,7 +122,8 @@ def convert(array: Array, dtype: DType) -> Array:
         if dtype.is_bool:
             return np.asarray(array != 0)
         if dtype.is_float:
-            return round_to(array.astype(np.float64), dtype)
+            array = array.astype(np.float64)
+            return round_to(_saturated(array, dtype) if dtype.bits == 8 else array, dtype)
         if array.dtype.kind != "f":
             return array.astype(dtype.numpy)
         info = np.iinfo(dtype.numpy)
@@ -135,7 +144,7 @@ def lowest(dtype: DType) -> float | int | bool:
         return False
     if dtype.is_int:
         return int(np.iinfo(dtype.numpy).min)
-    return -LARGEST[dtype.name] if dtype.bits == 8 else -math.inf
+    return -LARGEST[dtype.name] if dtype.name == "f8e4m3" else -math.inf
 
 
 def highest(dtype: DType) -> float | int | bool:

@@ -168,7 +168,8 @@ class _Proof:
             if by is None or abs(by) >= SAFE:
                 continue
             source = node.operands[other]
-            if self._is_small(source, depth) and self._bounded(source, limit - sign * by, above, depth):
+            left = limit - sign * by
+            if self._is_small(source, depth) and self._bounded(source, left, above, depth):
                 return True
         return False
 

@@ -621,9 +621,7 @@ class Facts:
         return False
 
 
-def _both(
-    choose: Callable[[int, int], int], a: int | None, b: int | None
-) -> int | None:
+def _both(choose: Callable[[int, int], int], a: int | None, b: int | None) -> int | None:
     return None if a is None or b is None else choose(a, b)
 
 

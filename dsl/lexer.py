@@ -227,9 +227,7 @@ class Lexer:
             return Token(text.upper(), text, start, end)
         return Token(CONSTANTS.get(text) or LOGIC.get(text, "NAME"), text, start, end)
 
-    def _number(
-        self, kind: str, text: str, start: int, end: int
-    ) -> tuple[Token | None, int]:
+    def _number(self, kind: str, text: str, start: int, end: int) -> tuple[Token | None, int]:
         tail = re.compile(r"\w+").match(self.text, end)
         if tail:
             self._problem(
@@ -298,9 +296,7 @@ class Lexer:
     def _unclosed(self) -> None:
         if self._brackets:
             opened = self._brackets[0]
-            self._problem(
-                "E0106", f"`{opened.value}` is never closed", opened.start, opened.end
-            )
+            self._problem("E0106", f"`{opened.value}` is never closed", opened.start, opened.end)
             self._brackets.clear()
 
     def _unknown(self, position: int) -> int:

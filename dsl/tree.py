@@ -329,9 +329,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
         return ast.Unary(span, str(c[0]), self._expr(c[1]))
 
     def on_binary(self, span: Span, c: Children) -> Any:
-        return ast.Binary(
-            span, str(c[1]), self._expr(c[0]), self._expr(c[2]), self._span(c[1])
-        )
+        return ast.Binary(span, str(c[1]), self._expr(c[0]), self._expr(c[2]), self._span(c[1]))
 
     def on_compare(self, span: Span, c: Children) -> Any:
         left = c[0]

@@ -130,8 +130,17 @@ def open_weights(path: str | Path) -> WeightsFile:
         raise WeightsError(f"there is no file `{path}`") from error
     except OSError as error:
         raise WeightsError(f"`{path}` cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError, zipfile.BadZipFile, struct.error, EOFError,
-            NotImplementedError, RuntimeError, SyntaxError, MemoryError) as error:
+    except (
+        ValueError,
+        RecursionError,
+        zipfile.BadZipFile,
+        struct.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        SyntaxError,
+        MemoryError,
+    ) as error:
         raise WeightsError(f"`{path}` is damaged: {error}") from error
     return WeightsFile(path, {tensor.key: tensor for tensor in tensors})
 
@@ -169,9 +178,7 @@ def _read_safetensors(file: IO[bytes], size_bytes: int) -> list[TensorHeader]:
     if length > MAX_HEADER_BYTES or length > size_bytes - 8:
         raise ValueError(f"its header claims {length} bytes")
     text = file.read(length).decode("utf-8")
-    header = json.loads(
-        text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant
-    )
+    header = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
     if not isinstance(header, dict):
         raise ValueError("its header is not an object")
     data_start = 8 + length

@@ -150,9 +150,11 @@ class Pipeline(ABC):
     def _mapped(self, batches: Iterator[Mapping[str, Any]], depth: int) -> Iterator[Any]:
         pending: deque[Future[Any]] = deque()
         try:
-            for batch in batches:
-                if not isinstance(batch, Mapping):
-                    raise InputError(f"map takes dicts of inputs, found {type(batch).__name__}")
+            for batch in _to_first_error(batches):
+                if isinstance(batch, Exception):
+                    while pending:  # what came before is whole
+                        yield pending.popleft().result()
+                    raise batch
                 pending.append(self.submit(**batch))
                 if len(pending) >= depth:
                     yield pending.popleft().result()
@@ -178,6 +180,19 @@ class Pipeline(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _to_first_error(
+    batches: Iterator[Mapping[str, Any]],
+) -> Iterator[Mapping[str, Any] | Exception]:
+    """The batches; where taking one fails, the exception comes last."""
+    try:
+        for batch in batches:
+            if not isinstance(batch, Mapping):
+                raise InputError(f"map takes dicts of inputs, found {type(batch).__name__}")
+            yield batch
+    except Exception as error:
+        yield error
 
 
 def chosen(plan: Plan, name: str | None) -> PipelinePlan:

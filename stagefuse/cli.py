@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cli_emulate, cli_exit
+from . import __version__, cli_emulate, cli_exit, cli_fmt
 from .cli_shared import (
     DEVICE,
     FILE,
@@ -60,6 +60,7 @@ def commands() -> None:
 
 
 commands.add_command(cli_emulate.emulate)
+commands.add_command(cli_fmt.fmt)
 
 
 @commands.command("compile")

@@ -73,7 +73,7 @@ def emulate(
     FILE is a .pipe or .fused file, run with --input or with made-up inputs of the given --size,
     or a .ptx file, of which --kernel is launched with each --arg. A fault of a kernel (access out
     of bounds or misaligned, race, unwritten memory read, barrier, deadlock) is shown with its
-    line, and the exit code is 1.
+    line; of a .ptx file's it is exit code 1, of our own a fault of stagefuse.
     """
     with reported(as_json):
         if file.suffix == ".ptx":
@@ -104,7 +104,9 @@ def emulate_ptx(
     """Launches a kernel of a PTX file and prints the buffers that it was given."""
     import numpy as np
 
+    from stagefuse.compiler.ptx import PtxError
     from stagefuse.runtime import emulator
+    from stagefuse.runtime.errors import InputError
 
     text = file.read_text(encoding="utf-8")
     entries = re.findall(r"\.entry\s+([\w$]+)", text)
@@ -113,10 +115,13 @@ def emulate_ptx(
     if kernel is None or kernel not in entries:
         raise click.UsageError(f"--kernel is one of {', '.join(entries) or 'none'}")
     values = [_argument(a) for a in arguments]
-    record = emulator.load(text).launch(
-        kernel, grid=shape["grid"], block=shape["block"], cluster=shape["cluster"],
-        shared_bytes=shared, args=values,
-    )  # fmt: skip
+    try:
+        record = emulator.load(text).launch(
+            kernel, grid=shape["grid"], block=shape["block"], cluster=shape["cluster"],
+            shared_bytes=shared, args=values,
+        )  # fmt: skip
+    except (emulator.Fault, PtxError, ValueError) as error:
+        raise InputError(f"{file}: {error}") from error
     buffers = {i: v for i, v in enumerate(values) if isinstance(v, np.ndarray)}
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)

@@ -77,9 +77,7 @@ def _gpu(launches: list[Kernel]) -> tuple[str, ...]:
     )
 
 
-def _total(
-    launches: list[Kernel], note: str, sizes: Mapping[str, int] | None
-) -> int | None:
+def _total(launches: list[Kernel], note: str, sizes: Mapping[str, int] | None) -> int | None:
     from stagefuse.dsl import dims
 
     if sizes is None or any(note not in kernel.notes for kernel in launches):

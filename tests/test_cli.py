@@ -289,3 +289,68 @@ def test_it_is_a_module_and_help_is_quick() -> None:
     assert done.returncode == 0
     for name in ("compile", "check", "run", "explain", "bench", "doctor"):
         assert name in done.stdout
+
+
+def test_fmt_writes_the_one_layout(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_bytes(b"pipeline p( x:f32[N] ):\r\n  x+1.0  # kept\r\n")
+    code, out, _ = shell("fmt", "--check", path)
+    assert (code, out) == (1, f"{path}: would change\n") and b"\r" in path.read_bytes()
+    code, out, _ = shell("fmt", "--diff", path)
+    assert code == 0 and "+pipeline p(x: f32[N]):" in out and b"\r" in path.read_bytes()
+    code, out, _ = shell("fmt", path)
+    assert (code, out) == (0, f"{path}: formatted\n")
+    assert path.read_bytes() == b"pipeline p(x: f32[N]):\n    x + 1.0  # kept\n"
+    code, out, _ = shell("fmt", "--check", "--json", path)
+    assert code == 0 and json.loads(out) == {
+        "ok": True, "files": [{"file": str(path), "changed": False}]
+    }  # fmt: skip
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("bad", [b"pipeline p(:\n", b"# caf\xe9\npipeline p(x: f32):\n    x\n"])
+def test_fmt_leaves_what_it_cannot_read(shell: Shell, tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_bytes(bad)
+    code, out, err = shell("fmt", path)
+    assert code == 1 and not out and "error[" in err and path.read_bytes() == bad
+    code, out, _ = shell("check", "--json", path)
+    assert code == 1 and json.loads(out)["diagnostics"][0]["line"] == 1
+
+def test_emulate_of_a_plan(shell: Shell, good: Path, tmp_path: Path) -> None:
+    sizes = ("--size", "B=3", "--size", "N=7")
+    shell("compile", good, "--target", "cpu,a100,h200")
+    plan = good.with_suffix(".fused")
+    code, out, err = shell("emulate", plan, *sizes)
+    assert code == 0 and "p: f32[3, 7]" in out and "label: i64[3]" in out
+    assert "instructions" in err and "bytes read in global" in err
+    code, out, _ = shell("emulate", plan, *sizes, "--arch", "sm_80", "--json")
+    emulated = json.loads(out)["results"]
+    x = tmp_path / "x.npy"
+    np.save(x, np.linspace(-1, 1, 21, dtype=np.float32).reshape(3, 7))
+    for device in ("emulator:sm_90a", "cpu"):
+        code, out, _ = shell("run", plan, "--input", x, "--device", device, "--json")
+        assert code == 0
+        for ours, theirs in zip(json.loads(out)["results"], emulated, strict=True):
+            np.testing.assert_allclose(ours["values"], theirs["values"], rtol=1e-5)
+    code, out, err = shell("emulate", plan, *sizes, "--arch", "sm_89")
+    assert code == 3 and "for sm_89" in err and "holds sm_80, sm_90a" in err
+    code, out, err = shell("emulate", good, *sizes)  # a source: code for the newest arch
+    assert code == 0 and "p: f32[3, 7]" in out
+
+
+def test_emulate_of_ptx(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "k.ptx"
+    path.write_text(handmade_gpu.ptx("sm_80"))
+    w = tmp_path / "w.npy"
+    np.save(w, np.array([1, 2, 3], np.float32))
+    kernel = ("emulate", path, "--kernel", "add", "--grid", "1", "--block", "8")
+    arguments = ("--arg", "zeros:f32[6]", "--arg", w, "--arg", "new:f32[6]", "--arg", "s64:6")
+    code, out, err = shell(*kernel, *arguments, "--arg", "zeros:i64[2]", "-o", tmp_path)
+    assert code == 0 and "ld.global.f32" in err
+    np.testing.assert_array_equal(np.load(tmp_path / "arg2.npy"), [1, 2, 3, 1, 2, 3])
+    wrong = (*arguments[:6], "--arg", "s64:7", "--arg", "zeros:i64[2]")
+    code, out, err = shell(*kernel, *wrong)
+    assert code == 1 and "out-of-bounds" in err and "ld.global.f32" in err
+    code, out, err = shell("emulate", path, "--kernel", "add", "--arg", "zeros:f32[6]")
+    assert code == 1 and "parameters" in err

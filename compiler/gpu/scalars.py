@@ -58,9 +58,10 @@ def to_memory(code: Code, value: Value, dtype: DType) -> Value:
 
 
 def round_to(code: Code, value: Value, dtype: DType) -> Value:
-    """A float rounded to a storage dtype, still in its compute dtype."""
+    """A float converted to a storage dtype, still in its compute dtype."""
     if not dtype.is_small_float:
         return value
+    value = cast(Value, shared.saturated(cast(Any, code), cast(Any, value), dtype))
     return from_memory(code, to_memory(code, value, dtype), dtype)
 
 

@@ -405,7 +405,9 @@ class ValueWriter(IndexWriter):
 
     def write_cell(self, memory: Memory, place: Place, value: Value) -> None:
         key = self._cell(place)
-        value = scalars.round_to(self.code, value, memory.dtype)
+        if memory.dtype.is_small_float:
+            value = scalars.to_memory(self.code, value, memory.dtype)
+            value = scalars.from_memory(self.code, value, memory.dtype)
         if key not in memory.cells:
             memory.cells[key] = self.code.fresh(value.type)
         self.code.set(memory.cells[key], value, self.active)

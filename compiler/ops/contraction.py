@@ -26,8 +26,12 @@ def _matmul_rule(args: Args, facts: Facts) -> Types:
     for name in ("a", "b"):
         require(args[name], ("number",), "`@`", name, "convert: `f32(x)`")
         if args[name].rank == 0:
-            raise OpError("`@` needs at least one dimension on each side", name,
-                          str(args[name]), help="use `*` for scalars")
+            raise OpError(
+                "`@` needs at least one dimension on each side",
+                name,
+                str(args[name]),
+                help="use `*` for scalars",
+            )
     dtype = same_dtype("`@`", [("a", a), ("b", b)])
     depth = b.shape[-2] if b.rank > 1 else b.shape[-1]
     if not facts.prove_eq(a.shape[-1], depth):
@@ -40,8 +44,11 @@ def _matmul_rule(args: Args, facts: Facts) -> Types:
                         facts)],
             _transposed(a, b, facts),
         )  # fmt: skip
-    batch = broadcast_shape("`@`", [("a", TensorType(dtype, a.shape[:-2])),
-                                    ("b", TensorType(dtype, b.shape[:-2]))], facts)
+    batch = broadcast_shape(
+        "`@`",
+        [("a", TensorType(dtype, a.shape[:-2])), ("b", TensorType(dtype, b.shape[:-2]))],
+        facts,
+    )
     shape = (*batch, *a.shape[-2:-1], *(b.shape[-1:] if b.rank > 1 else ()))
     return (TensorType(_result_dtype(dtype), shape),)
 

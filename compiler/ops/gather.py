@@ -75,18 +75,28 @@ def _scatter_rule(name: str) -> Callable[[Args, Facts], Types]:
         require(base, classes, name, "base", "convert: `i64(x)`")
         require(ids, ("int",), f"the positions of {name}", "indices", "convert: `i64(x)`")
         if ids.rank != 1:
-            raise OpError(f"{name} takes one row of positions", "indices", str(ids),
-                          help="flatten first: `reshape(indices, [-1])`")
+            raise OpError(
+                f"{name} takes one row of positions",
+                "indices",
+                str(ids),
+                help="flatten first: `reshape(indices, [-1])`",
+            )
         axis = axis_of(args.get("axis", 0), base.rank, name)
         want = (*base.shape[:axis], ids.shape[0], *base.shape[axis + 1 :])
         if updates.rank != len(want):
-            raise OpError(f"{name} needs updates of shape {TensorType(base.dtype, want)}",
-                          "updates", str(updates))
+            raise OpError(
+                f"{name} needs updates of shape {TensorType(base.dtype, want)}",
+                "updates",
+                str(updates),
+            )
         for place, (a, b) in enumerate(zip(want, updates.shape, strict=True)):
             if not facts.prove_eq(a, b):
-                raise OpError(f"{name} needs updates of shape {TensorType(base.dtype, want)}",
-                              "updates", str(updates),
-                              [difference(a, b, f"dimension {place}", facts)])
+                raise OpError(
+                    f"{name} needs updates of shape {TensorType(base.dtype, want)}",
+                    "updates",
+                    str(updates),
+                    [difference(a, b, f"dimension {place}", facts)],
+                )
         return (base,)
 
     return rule

@@ -54,9 +54,7 @@ class Op:
         """The result types. Raises OpError."""
         return self.rule(args, facts)
 
-    def lower(
-        self, b: Builder, refs: Sequence[Ref], attrs: Args, results: Types
-    ) -> list[Ref]:
+    def lower(self, b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
         """The results as references into the graph under construction."""
         return self.lowering(b, refs, attrs, results)
 
@@ -128,8 +126,10 @@ def broadcast_shape(
                     "these two shapes do not broadcast",
                     param,
                     str(type),
-                    [difference(a, b, f"dimension {axis}", facts),
-                     f"{name} has {TensorType(first.dtype, shape)} and {type}"],
+                    [
+                        difference(a, b, f"dimension {axis}", facts),
+                        f"{name} has {TensorType(first.dtype, shape)} and {type}",
+                    ],
                 )
             joined.append(b if a.as_int() == 1 else a)
         shape = tuple(joined)
@@ -140,8 +140,12 @@ def axis_of(axis: int, rank: int, name: str, param: str = "axis") -> int:
     """An axis counted from 0. Raises OpError if the tensor has no such axis."""
     if not -rank <= axis < rank:
         has = "none" if rank == 0 else f"axes 0 to {rank - 1}"
-        raise OpError(f"axis {axis} is out of range for {name}", param, f"axis {axis}",
-                      [f"the tensor has {rank} dimensions: {has}"])
+        raise OpError(
+            f"axis {axis} is out of range for {name}",
+            param,
+            f"axis {axis}",
+            [f"the tensor has {rank} dimensions: {has}"],
+        )
     return axis % rank
 
 

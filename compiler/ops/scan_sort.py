@@ -65,7 +65,7 @@ def _topk_rule(args: Args, facts: Facts) -> Types:
             f"`topk` needs {k} of {extent} elements, which may be fewer", "k", str(k),
             [f"x is {x}" + (f"; {known}" if known else "")],
             f"state the range of the size, such as `where {extent} in {k}..=4096`"
-            if extent.as_symbol() else None,
+            if extent.as_symbol() and k.as_int() is not None else None,
         )  # fmt: skip
     type = TensorType(x.dtype, (*x.shape[:axis], k, *x.shape[axis + 1 :]))
     return (type, type.with_dtype(I64))

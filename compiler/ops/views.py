@@ -61,8 +61,11 @@ def _inferred(x: TensorType, shape: Sequence[Expr], at: int, facts: Facts) -> tu
     left = floordiv(product(x.shape), known, facts.with_ranges(positive))
     if not facts.prove_eq(left * known, product(x.shape)):
         note = f"{product(x.shape)} elements are not a multiple of {known} for all sizes"
-        raise OpError("`reshape` cannot find the size for -1", "shape",
-                      notes=[note, *_known((product(x.shape), known), facts)])
+        raise OpError(
+            "`reshape` cannot find the size for -1",
+            "shape",
+            notes=[note, *_known((product(x.shape), known), facts)],
+        )
     return (*shape[:at], left, *shape[at + 1 :])
 
 
@@ -105,8 +108,13 @@ def _transpose_rule(args: Args, facts: Facts) -> Types:
     if given is not None:
         order = [axis_of(p, x.rank, "`transpose`", "perm") for p in given]
         if sorted(order) != list(range(x.rank)):
-            raise OpError("`transpose` names each axis once", "perm", str(tuple(given)),
-                          [f"the tensor is {x}"], f"give {x.rank} axes")
+            raise OpError(
+                "`transpose` names each axis once",
+                "perm",
+                str(tuple(given)),
+                [f"the tensor is {x}"],
+                f"give {x.rank} axes",
+            )
     return (TensorType(x.dtype, tuple(x.shape[p] for p in _perm(args, x.rank))),)
 
 
@@ -139,8 +147,12 @@ def _broadcast_rule(args: Args, facts: Facts) -> Types:
     for back, (have, want) in enumerate(zip(reversed(x.shape), reversed(shape), strict=False)):
         if have.as_int() != 1 and not facts.prove_eq(have, want):
             note = difference(have, want, f"dimension {len(shape) - 1 - back}", facts)
-            raise OpError("this tensor does not broadcast to that shape", "shape",
-                          str(TensorType(x.dtype, shape)), [f"x is {x}", note])
+            raise OpError(
+                "this tensor does not broadcast to that shape",
+                "shape",
+                str(TensorType(x.dtype, shape)),
+                [f"x is {x}", note],
+            )
     return (TensorType(x.dtype, shape),)
 
 
@@ -155,14 +167,21 @@ def _equal_shapes(types: Sequence[TensorType], skip: int | None, name: str, fact
     first = types[0]
     for number, type in enumerate(types[1:], 1):
         if type.rank != first.rank:
-            raise OpError(f"{name} needs tensors of one rank", "xs",
-                          notes=[f"the first is {first}, number {number + 1} is {type}"])
+            raise OpError(
+                f"{name} needs tensors of one rank",
+                "xs",
+                notes=[f"the first is {first}, number {number + 1} is {type}"],
+            )
         for axis, (a, b) in enumerate(zip(first.shape, type.shape, strict=True)):
             if axis != skip and not facts.prove_eq(a, b):
                 where = f"dimension {axis} of the first and of number {number + 1}"
                 note = f"{where} differ: {a} and {b}"
-                raise OpError(f"{name} needs equal shapes{' beside its axis' * (skip is not None)}",
-                              "xs", f"{first} and {type}", [note, *_known((a, b), facts)])
+                raise OpError(
+                    f"{name} needs equal shapes{' beside its axis' * (skip is not None)}",
+                    "xs",
+                    f"{first} and {type}",
+                    [note, *_known((a, b), facts)],
+                )
 
 
 def _listed(args: Args, name: str) -> list[TensorType]:
@@ -214,16 +233,19 @@ def _cuts(args: Args, extent: Expr, facts: Facts) -> list[tuple[Expr, Expr]]:
             raise OpError(
                 f"`split` into {count} needs a size that {count} divides", "x",
                 notes=[f"the size is {extent}", *_known((extent,), facts)],
-                help=f"state it: `where {extent} % {count} == 0`",
+                help=None if extent.as_int() is not None
+                else f"state it: `where {extent} % {count} == 0`",
             )  # fmt: skip
         return [(size * n, size) for n in range(count)]
     bounds = [const(0), *(_cut(p, extent) for p in given), extent]
     parts = list(zip(bounds[:-1], bounds[1:], strict=True))
     for low, high in parts:
         if not facts.prove_le(low, high):
-            raise OpError("`split` needs rising positions within the axis", "sections",
-                          notes=[f"{low} is not at most {high} for all sizes",
-                                 *_known((low, high), facts)])
+            raise OpError(
+                "`split` needs rising positions within the axis",
+                "sections",
+                notes=[f"{low} is not at most {high} for all sizes", *_known((low, high), facts)],
+            )
     return [(low, high - low) for low, high in parts]
 
 
@@ -268,16 +290,20 @@ def _pad_rule(args: Args, facts: Facts) -> Types:
     x = args["x"]
     widths = _widths(args, x.rank)
     if len(widths) != x.rank:
-        raise OpError("`pad` needs one pair for each dimension", "widths",
-                      f"{len(widths)} pairs", [f"the tensor is {x}"])
+        raise OpError(
+            "`pad` needs one pair for each dimension",
+            "widths",
+            f"{len(widths)} pairs",
+            [f"the tensor is {x}"],
+        )
     for pair in widths:
         for width in pair:
             if not facts.is_nonneg(width):
-                raise OpError("`pad` cannot take away", "widths", str(width),
-                              help="slice instead: `x[1:]`")
+                raise OpError(
+                    "`pad` cannot take away", "widths", str(width), help="slice instead: `x[1:]`"
+                )
     check_number(args.get("value", 0), x.dtype, "value")
-    shape = tuple(before + d + after
-                  for d, (before, after) in zip(x.shape, widths, strict=True))
+    shape = tuple(before + d + after for d, (before, after) in zip(x.shape, widths, strict=True))
     return (TensorType(x.dtype, shape),)
 
 

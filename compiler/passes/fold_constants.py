@@ -42,10 +42,7 @@ def fold_constants(graph: Graph, load: Callable[[str, str], np.ndarray[Any, Any]
     new: dict[Ref, Ref] = {}
     cache: dict[Ref, np.ndarray[Any, Any]] = {}
     wanted = {
-        ref
-        for node in graph.nodes.values()
-        if node.id not in known
-        for ref in node.operands
+        ref for node in graph.nodes.values() if node.id not in known for ref in node.operands
     } | set(graph.results)
     for node in graph.nodes.values():
         with builder.at(node.span, node.stack, node.label):

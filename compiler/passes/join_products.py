@@ -87,9 +87,7 @@ def _layer(graph: Graph, uses: dict[Ref, list[int]], node: Node) -> _Layer | Non
     return _Layer(key, last, mul, weight, bias, columns)
 
 
-def _with_bias(
-    graph: Graph, uses: dict[Ref, list[int]], node: Node
-) -> tuple[Node, Ref | None]:
+def _with_bias(graph: Graph, uses: dict[Ref, list[int]], node: Node) -> tuple[Node, Ref | None]:
     """The only user of a product, if that adds a weight to its columns, and the weight."""
     users = [graph.nodes[n] for n in uses.get(Ref(node.id), ())]
     if len(users) != 1 or Ref(node.id) in graph.results or users[0].primitive != Map("add"):

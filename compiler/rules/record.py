@@ -14,9 +14,7 @@ from ..graph import Builder, Map, Primitive, Ref, Scalar, View
 
 Number: TypeAlias = float | int | bool
 Made: TypeAlias = Ref | tuple[Ref, ...] | None
-Simplify: TypeAlias = Callable[
-    [Primitive, Sequence[Ref], Sequence[TensorType]], tuple[Ref, ...]
-]
+Simplify: TypeAlias = Callable[[Primitive, Sequence[Ref], Sequence[TensorType]], tuple[Ref, ...]]
 """Adds a primitive whose operands are simplified, or what it simplifies to."""
 
 

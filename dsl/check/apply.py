@@ -44,8 +44,13 @@ Bound = dict[str, Arg]
 
 
 def bind(
-    what: str, names: Sequence[str], keyword_only: Sequence[str], required: Sequence[str],
-    args: Sequence[Arg], keywords: Mapping[str, Arg], span: Span,
+    what: str,
+    names: Sequence[str],
+    keyword_only: Sequence[str],
+    required: Sequence[str],
+    args: Sequence[Arg],
+    keywords: Mapping[str, Arg],
+    span: Span,
 ) -> Bound:
     """Arguments by parameter name, as Python binds them. Raises Failed."""
     bound: Bound = {}
@@ -84,8 +89,12 @@ def bind(
 
 
 def apply(
-    recorder: Recorder, record: Builtin, args: Sequence[Arg], keywords: Mapping[str, Arg],
-    span: Span, what: str | None = None,
+    recorder: Recorder,
+    record: Builtin,
+    args: Sequence[Arg],
+    keywords: Mapping[str, Arg],
+    span: Span,
+    what: str | None = None,
 ) -> Value:
     """The value of a call of a built-in. Raises Failed."""
     params = record.params
@@ -108,9 +117,7 @@ def apply(
 class _Call:
     """One application in the making."""
 
-    def __init__(
-        self, recorder: Recorder, record: Builtin, bound: Bound, span: Span
-    ) -> None:
+    def __init__(self, recorder: Recorder, record: Builtin, bound: Bound, span: Span) -> None:
         self.recorder, self.record, self.bound, self.span = recorder, record, bound, span
         self.pointwise = bool(getattr(record, "pointwise", False))
         self.tensors: dict[str, list[Arg]] = {}
@@ -191,6 +198,8 @@ class _Call:
             types = list(self.record.infer(inputs, self.recorder.facts))
         except OpError as error:
             raise self._refused(error) from error
+        for expr, relation, message in self.record.checks(inputs, self.recorder.facts):
+            self.recorder.check(expr, relation, message, self.span)
         results = self.recorder.apply(
             self.record.name, operands, attributes, types, self.span, space
         )
@@ -316,6 +325,8 @@ def static(param: Param, arg: Arg, owner: str) -> Any:
             arg.span,
             describe(arg.value),
             notes=["it is needed while compiling"] if changing else [],
+            help=f"of two values: `{owner}imum(a, b)`"
+            if owner in ("min", "max") and param.kind == "axis" else None,
         )
     return found
 
@@ -408,7 +419,11 @@ def not_a_tensor(what: str, arg: Arg) -> Failed:
             if "weight" in names:
                 help_text = f"name the tensor: `{text_of(arg.span)}.weight`"
     return Failed(
-        "E0204", f"{what} must be a tensor", arg.span, describe(arg.value), notes=notes,
+        "E0204",
+        f"{what} must be a tensor",
+        arg.span,
+        describe(arg.value),
+        notes=notes,
         help=help_text,
     )
 
@@ -434,5 +449,6 @@ def dtypes_differ(first: Arg, one: DType, second: Arg, other: DType) -> Failed:
         describe(second.value) if not isinstance(second.value, Dim) else f"{other}",
         [(first.span, describe(first.value) if not isinstance(first.value, Dim) else f"{one}")],
         ["there is no implicit conversion"],
-        f"convert: `{target}({text_of(weaker.span)})`",
+        f"convert: `{target}({text_of(weaker.span)})`" if first.span != second.span
+        else f"convert one of them: `{target}(...)`",
     )

@@ -46,10 +46,16 @@ from .values import (
 )
 
 MAX_DEPTH = 60
+PAIRWISE = {"min": "minimum", "max": "maximum"}
+"""What `min(a, b)` of sizes and constants is; of a tensor the second argument is an axis."""
 
 
 def call(
-    frame: Frame, function: Value, args: list[Arg], keywords: dict[str, Arg], span: Span,
+    frame: Frame,
+    function: Value,
+    args: list[Arg],
+    keywords: dict[str, Arg],
+    span: Span,
     callee: ast.Expr,
 ) -> Value:
     """The value of a call. Raises Failed."""
@@ -57,7 +63,11 @@ def call(
         case Poison():
             return POISON
         case BuiltinFunction():
-            return apply(frame.recorder, function.record, args, keywords, span)
+            record = function.record
+            pairwise = PAIRWISE.get(record.name)
+            if pairwise and len(args) == 2 and isinstance(args[0].value, Number | Dim):
+                record = frame.checker.builtins[pairwise]
+            return apply(frame.recorder, record, args, keywords, span)
         case DTypeValue():
             bound = bind(f"`{function.dtype}`", ["x"], [], ["x"], args, keywords, span)
             return expressions.cast(frame, function.dtype, Arg(bound["x"].value, span))
@@ -73,9 +83,7 @@ def call(
     raise Failed("E0204", "this cannot be called", callee.span, describe(function), notes=notes)
 
 
-def _special(
-    name: str, args: list[Arg], keywords: dict[str, Arg], span: Span
-) -> Value:
+def _special(name: str, args: list[Arg], keywords: dict[str, Arg], span: Span) -> Value:
     if name == "len":
         bound = bind("`len`", ["x"], [], ["x"], args, keywords, span)
         value = bound["x"].value
@@ -85,15 +93,20 @@ def _special(
             return Number(len(value.items))
         if isinstance(value, Scope):
             return Number(len(value.children()))
-        raise Failed("E0204", "`len` takes a tuple, a list or a weights scope", bound["x"].span,
-                     describe(value))
+        raise Failed(
+            "E0204",
+            "`len` takes a tuple, a list or a weights scope",
+            bound["x"].span,
+            describe(value),
+        )
     bound = bind("`has`", ["scope", "name"], [], ["scope", "name"], args, keywords, span)
     scope, key = bound["scope"].value, bound["name"].value
     if is_poison(scope) or is_poison(key):
         return POISON
     if not isinstance(scope, Scope):
-        raise Failed("E0204", "`has` takes a weights scope and a name", bound["scope"].span,
-                     describe(scope))
+        raise Failed(
+            "E0204", "`has` takes a weights scope and a name", bound["scope"].span, describe(scope)
+        )
     if isinstance(key, Text):
         return Number(scope.child(key.value) is not None)
     number = whole(key)
@@ -106,7 +119,11 @@ class _Inlining:
     """One call of a function: arguments against its signature, then its body."""
 
     def __init__(
-        self, caller: Frame, function: Function, args: list[Arg], keywords: Mapping[str, Arg],
+        self,
+        caller: Frame,
+        function: Function,
+        args: list[Arg],
+        keywords: Mapping[str, Arg],
         span: Span,
     ) -> None:
         self.caller, self.node, self.span = caller, function.node, span
@@ -130,7 +147,9 @@ class _Inlining:
         bound = bind(self.what, names, [], required, self.args, self.keywords, self.span)
         if any(node is running for running in self.checker.active):
             raise Failed(
-                "E0211", f"{self.what} calls itself", self.span,
+                "E0211",
+                f"{self.what} calls itself",
+                self.span,
                 others=[(node.name_span, "a function is inlined and cannot recurse")],
             )
         if len(self.checker.active) >= MAX_DEPTH:
@@ -222,8 +241,12 @@ class _Inlining:
             help_text = f"for a value that changes, declare it `{dtype}`" if dtype else None
         raise Failed(
             "E0208" if changing else "E0204",
-            f"`{param.name}` of {self.what} must be {_a(spec.kind)}", arg.span, describe(value),
-            [(param.span, "declared here")], notes, help_text,
+            f"`{param.name}` of {self.what} must be {_a(spec.kind)}",
+            arg.span,
+            describe(value),
+            [(param.span, "declared here")],
+            notes,
+            help_text,
         )
 
     def _loaded(self, param: ast.Param, arg: Arg) -> Arg:
@@ -255,24 +278,29 @@ class _Inlining:
                     self.dtypes[spec.dtype] = (own, arg)
                 elif known[0] != own:
                     raise Failed(
-                        "E0202", f"these two dtypes differ: {known[0]} and {own}", arg.span,
-                        describe(arg.value), [(known[1].span, describe(known[1].value))],
-                        [f"both are `{spec.dtype}` of {self.what}",
-                         "there is no implicit conversion"],
+                        "E0202",
+                        f"these two dtypes differ: {known[0]} and {own}",
+                        arg.span,
+                        describe(arg.value),
+                        [(known[1].span, describe(known[1].value))],
+                        [
+                            f"both are `{spec.dtype}` of {self.what}",
+                            "there is no implicit conversion",
+                        ],
                         f"convert: `{known[0]}({text_of(arg.span)})`",
                     )
 
-    def _require_class(
-        self, param: ast.Param, spec: TensorSpec, own: DType, arg: Arg
-    ) -> None:
+    def _require_class(self, param: ast.Param, spec: TensorSpec, own: DType, arg: Arg) -> None:
         assert isinstance(spec.dtype, str)
         wanted = self.signature.generics[spec.dtype]
         if not in_class(own, wanted):
             text = {"float": "a float", "int": "an integer", "number": "a number"}[wanted]
             fix = "f32" if wanted in ("float", "number") else "i64"
             raise Failed(
-                "E0204", f"`{param.name}` of {self.what} must have {text} dtype, not {own}",
-                arg.span, describe(arg.value),
+                "E0204",
+                f"`{param.name}` of {self.what} must have {text} dtype, not {own}",
+                arg.span,
+                describe(arg.value),
                 [(param.span, f"`{spec.dtype}` is any {wanted} dtype")],
                 help=f"convert: `{fix}({text_of(arg.span)})`",
             )
@@ -283,9 +311,12 @@ class _Inlining:
         own = literals.own_dtype(arg.value)
         if own is not None and own != dtype:
             raise Failed(
-                "E0204", f"`{param.name}` of {self.what} must be {spec}", arg.span,
+                "E0204",
+                f"`{param.name}` of {self.what} must be {spec}",
+                arg.span,
                 describe(arg.value) if not isinstance(arg.value, Dim) else "i64",
-                [(param.span, "declared here")], ["there is no implicit conversion"],
+                [(param.span, "declared here")],
+                ["there is no implicit conversion"],
                 f"convert: `{dtype}({text_of(arg.span)})`",
             )
         return literals.typed(self.recorder, arg.value, dtype, arg.span)
@@ -316,16 +347,23 @@ class _Inlining:
             if left:
                 names = " and ".join(f"`{n}`" for n in self.solver.unknowns(left[0][0]))
                 raise Failed(
-                    "E0205", f"{names} of {self.what} cannot be found from the arguments",
-                    arg.span, help="name each size alone somewhere in the signature",
+                    "E0205",
+                    f"{names} of {self.what} cannot be found from the arguments",
+                    arg.span,
+                    help="name each size alone somewhere in the signature",
                     others=[(param.span, str(spec))],
                 )
 
     def _explaining(
         self, param: ast.Param, spec: TensorSpec, arg: Arg, value: Tensor
     ) -> _Explaining:
-        return _Explaining(self, f"`{param.name}` of {self.what} must be {spec}", arg.span,
-                           str(value.type), (param.span, "declared here"))
+        return _Explaining(
+            self,
+            f"`{param.name}` of {self.what} must be {spec}",
+            arg.span,
+            str(value.type),
+            (param.span, "declared here"),
+        )
 
     def _require_conditions(self) -> None:
         facts = self.recorder.facts
@@ -348,8 +386,9 @@ class _Inlining:
                         for name, value in sorted(self.solver.values.items())
                         if variable(name) in expr.symbols()
                     ]
-                    raise Failed("E0217", message, self.span, others=[(span, "asked for here")],
-                                 notes=values)
+                    raise Failed(
+                        "E0217", message, self.span, others=[(span, "asked for here")], notes=values
+                    )
                 self._later(found, relation, message)
 
     def _result(self, value: Value) -> Value:
@@ -364,7 +403,10 @@ class _Inlining:
         count = len(declared.items)
         if not isinstance(value, Items) or len(value.items) != count:
             raise Failed(
-                "E0205", f"{self.what} declares {count} results", span, describe(value),
+                "E0205",
+                f"{self.what} declares {count} results",
+                span,
+                describe(value),
                 [(declared.span, "declared here")],
             )
         found = [
@@ -381,11 +423,17 @@ class _Inlining:
                 return value
             param = ast.Param(node.span, "the result", node, None)
             return self._constant(param, spec, Arg(value, span))
+        self._require_known(spec)
         if isinstance(value, Scope) and value.leaf is not None:
             value = self.recorder.weight(value, span)
         if not isinstance(value, Tensor | Number | Dim):
-            raise Failed("E0205", f"the result of {self.what} must be {spec}", span,
-                         describe(value), [(node.span, "declared here")])
+            raise Failed(
+                "E0205",
+                f"the result of {self.what} must be {spec}",
+                span,
+                describe(value),
+                [(node.span, "declared here")],
+            )
         dtype = spec.dtype if isinstance(spec.dtype, DType) else None
         if dtype is None:
             assert isinstance(spec.dtype, str)
@@ -398,22 +446,38 @@ class _Inlining:
         own = literals.own_dtype(value)
         if own is not None and own != dtype:
             raise Failed(
-                "E0205", f"the result of {self.what} must be {spec}", span,
-                describe(value), [(node.span, "declared here")],
-                [f"the dtype is {own}"] + (
-                    [f"`{spec.dtype}` is {dtype} here"] if isinstance(spec.dtype, str) else []
-                ),
+                "E0205",
+                f"the result of {self.what} must be {spec}",
+                span,
+                describe(value),
+                [(node.span, "declared here")],
+                [f"the dtype is {own}"]
+                + ([f"`{spec.dtype}` is {dtype} here"] if isinstance(spec.dtype, str) else []),
                 f"convert: `{dtype}({text_of(span)})`" if len(text_of(span)) < 60 else None,
             )
         tensor = literals.typed(self.recorder, value, dtype, span)
         place = (node.span, "declared here")
-        with _Explaining(self, f"the result of {self.what} must be {spec}", span,
-                         str(tensor.type), place):
+        with _Explaining(
+            self, f"the result of {self.what} must be {spec}", span, str(tensor.type), place
+        ):
             pairs = self.solver.pairs(spec.shape, tensor.type.shape)
             for pair in self.solver.solve_plain(pairs):
                 if not self.solver.settle(*pair):
                     raise Mismatch(f"dimension {pair[2]} cannot be compared with {pair[1]}")
         return self._as_declared(tensor, spec)
+
+    def _require_known(self, spec: TensorSpec) -> None:
+        """The sizes of a result follow from those of the parameters. Raises Failed."""
+        unknown = [n for e in (*spec.shape.before, *spec.shape.after)
+                   for n in self.solver.unknowns(e)]
+        if spec.shape.rest is not None and spec.shape.rest not in self.solver.rests:
+            unknown.append(spec.shape.rest)
+        if unknown:
+            raise Failed(
+                "E0219", f"the size `{unknown[0]}` does not follow from the parameters", spec.span,
+                f"no parameter of {self.what} has it",
+                help="write the size as an expression, or leave the result undeclared",
+            )
 
     def _as_declared(self, tensor: Tensor, spec: TensorSpec) -> Tensor:
         """The tensor, its shape written as the signature has it where both were proved equal."""
@@ -433,7 +497,11 @@ class _Explaining:
     """Turns a mismatch of shapes inside the block into a failure with both sides."""
 
     def __init__(
-        self, inlining: _Inlining, message: str, span: Span, label: str,
+        self,
+        inlining: _Inlining,
+        message: str,
+        span: Span,
+        label: str,
         other: tuple[Span, str],
     ) -> None:
         self.inlining, self.message, self.span = inlining, message, span
@@ -456,7 +524,9 @@ class _Explaining:
 
 def _a(kind: str) -> str:
     return {
-        "int": "an integer known while compiling", "float": "a number known while compiling",
-        "bool": "True or False", "str": "a text", "weights": "a weights scope",
+        "int": "an integer known while compiling",
+        "float": "a number known while compiling",
+        "bool": "True or False",
+        "str": "a text",
+        "weights": "a weights scope",
     }[kind]
-

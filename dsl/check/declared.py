@@ -87,6 +87,9 @@ class Signature:
                 before.append(self.dim(item))
             else:
                 after.append(self.dim(item))
+        for item, size_of_item in zip(node.dims or (), (*before, *after), strict=False):
+            if rest is None and (size_of_item.as_int() or 0) < 0:
+                raise Failed("E0219", f"the size {size_of_item} is negative", item.span)
         return TensorSpec(dtype, Declared(tuple(before), rest, tuple(after)), node.span)
 
     def dim(self, node: ast.Expr) -> Expr:
@@ -131,14 +134,21 @@ class Signature:
             return self._constant(node)
         if isinstance(item, ast.Import | ast.WeightsDecl):
             kind = "a module" if isinstance(item, ast.Import) else "weights"
-            raise Failed("E0219", f"`{name}` is {kind} and cannot be a dimension", node.span,
-                         others=[(item.span, "bound here")])
+            raise Failed(
+                "E0219",
+                f"`{name}` is {kind} and cannot be a dimension",
+                node.span,
+                others=[(item.span, "bound here")],
+            )
         if not name[:1].isupper():
             consts = [n for n, i in frame.module.items.items() if isinstance(i, ast.Const)]
             near = nearest(name, [*consts, *self.variables])
             raise Failed(
-                "E0201", f"unknown size `{name}`", node.span,
-                help=f"the nearest name is `{near}`" if near
+                "E0201",
+                f"unknown size `{name}`",
+                node.span,
+                help=f"the nearest name is `{near}`"
+                if near
                 else f"a dimension variable is capitalised: `{name.capitalize()}`",
             )
         self.variables.setdefault(name, node.span)
@@ -150,8 +160,9 @@ class Signature:
             raise Silent
         found = size(value)
         if found is None:
-            raise Failed("E0219", f"`{text_of(node.span)}` is not a size", node.span,
-                         describe(value))
+            raise Failed(
+                "E0219", f"`{text_of(node.span)}` is not a size", node.span, describe(value)
+            )
         return found
 
 
@@ -165,7 +176,9 @@ def generic_classes(node: ast.Fn) -> dict[str, str]:
     for generic in node.generics:
         if generic.dtype_class not in CLASSES:
             raise Failed(
-                "E0219", f"unknown class of dtypes `{generic.dtype_class}`", generic.span,
+                "E0219",
+                f"unknown class of dtypes `{generic.dtype_class}`",
+                generic.span,
                 help="the classes are " + ", ".join(f"`{name}`" for name in CLASSES),
             )
         found[generic.name] = generic.dtype_class
@@ -182,14 +195,14 @@ def conditions(signature: Signature, clause: ast.Where) -> list[Condition]:
     if isinstance(clause, ast.WhereRange):
         if clause.name not in signature.variables:
             raise Failed(
-                "E0217", f"`{clause.name}` is no dimension of this signature", clause.span,
+                "E0217",
+                f"`{clause.name}` is no dimension of this signature",
+                clause.span,
                 help=_near(clause.name, signature),
             )
         value = sym(clause.name if signature.own_sizes else variable(clause.name))
         low, high = range_ends(signature, clause.range)
-        return [
-            (value - low, ">=0", text, clause.span), (high - value, ">=0", text, clause.span)
-        ]
+        return [(value - low, ">=0", text, clause.span), (high - value, ">=0", text, clause.span)]
     return _comparison(signature, clause.fact, text, clause.span)
 
 
@@ -204,9 +217,7 @@ def _near(name: str, signature: Signature) -> str | None:
     return f"the nearest name is `{near}`" if near else None
 
 
-def _comparison(
-    signature: Signature, node: ast.Expr, text: str, span: Span
-) -> list[Condition]:
+def _comparison(signature: Signature, node: ast.Expr, text: str, span: Span) -> list[Condition]:
     if isinstance(node, ast.Binary) and node.op == "and":
         return [
             *_comparison(signature, node.left, text, span),
@@ -219,8 +230,12 @@ def _comparison(
         if fresh:
             for name in fresh:
                 del signature.variables[name]
-            raise Failed("E0217", f"`{fresh[0]}` is no dimension of this signature", span,
-                         help=_near(fresh[0], signature))
+            raise Failed(
+                "E0217",
+                f"`{fresh[0]}` is no dimension of this signature",
+                span,
+                help=_near(fresh[0], signature),
+            )
         match node.op:
             case "==":
                 return [(gap, "==0", text, span)]
@@ -234,6 +249,8 @@ def _comparison(
                 return [(gap - 1, ">=0", text, span)]
         return [(gap * gap - 1, ">=0", text, span)]
     raise Failed(
-        "E0217", "a fact compares sizes", span,
+        "E0217",
+        "a fact compares sizes",
+        span,
         help="write a range, `T in 1..=512`, or a comparison, `D % 12 == 0`",
     )

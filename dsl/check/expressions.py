@@ -114,7 +114,9 @@ def attribute(frame: Frame, node: ast.Attribute) -> Value:
             if found is None:
                 near = nearest(node.name, base.scope.items)
                 raise Failed(
-                    "E0201", f"`{base.name}` has no `{node.name}`", node.name_span,
+                    "E0201",
+                    f"`{base.name}` has no `{node.name}`",
+                    node.name_span,
                     help=f"the nearest name is `{near}`" if near else None,
                 )
             return found
@@ -126,8 +128,12 @@ def attribute(frame: Frame, node: ast.Attribute) -> Value:
     elif node.name == "dtype":
         help_text = "name the dtype in the signature: `fn f[E: float](x: E[N])`"
     raise Failed(
-        "E0220", f"{describe(base)} has no attribute `{node.name}`", node.name_span, "",
-        [(node.base.span, describe(base))], help=help_text,
+        "E0220",
+        f"{describe(base)} has no attribute `{node.name}`",
+        node.name_span,
+        "",
+        [(node.base.span, describe(base))],
+        help=help_text,
     )
 
 
@@ -217,9 +223,15 @@ def _require_division(left: Arg, right: Arg, node: ast.Binary) -> None:
         a, b = text_of(left.span), text_of(right.span)
         a, b = _atom(a), _atom(b)
         raise Failed(
-            "E0207", "`/` on integers", node.span, "",
-            [(arg.span, describe(arg.value)) for arg in (left, right)
-             if not isinstance(arg.value, Number)],
+            "E0207",
+            "`/` on integers",
+            node.span,
+            "",
+            [
+                (arg.span, describe(arg.value))
+                for arg in (left, right)
+                if not isinstance(arg.value, Number)
+            ],
             ["`/` is the division of floats"],
             f"`{a} // {b}` for the quotient rounded down, or `f32({a}) / f32({b})`",
         )
@@ -264,9 +276,9 @@ def cast(frame: Frame, dtype: DType, arg: Arg) -> Value:
     if value.type.dtype == dtype:
         return value
     result = TensorType(dtype, value.full_type.shape)
-    return recorder.apply(
-        "cast", (value,), (("dtype", dtype),), (result,), arg.span, value.space
-    )[0]
+    return recorder.apply("cast", (value,), (("dtype", dtype),), (result,), arg.span, value.space)[
+        0
+    ]
 
 
 def converted(value: int | float | bool, dtype: DType) -> int | float | bool:
@@ -288,5 +300,3 @@ def converted(value: int | float | bool, dtype: DType) -> int | float | bool:
             return high if value > 0 else low
         return max(low, min(high, math.trunc(value)))
     return (int(value) - low) % (1 << dtype.bits) + low
-
-

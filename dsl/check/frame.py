@@ -46,7 +46,11 @@ class Frame:
     def names(self) -> list[str]:
         """Every name that could be meant."""
         return [
-            *self.indices, *self.locals, *self.dims, *self.dtypes, *self.module.items,
+            *self.indices,
+            *self.locals,
+            *self.dims,
+            *self.dtypes,
+            *self.module.items,
             *self.checker.known_names(),
         ]
 
@@ -55,8 +59,6 @@ class Frame:
         self.checker.require_free(name, span)
         self.locals[name] = value
 
-    def within(
-        self, indices: dict[str, Dim], space: Space, notation: Notation | None
-    ) -> Frame:
+    def within(self, indices: dict[str, Dim], space: Space, notation: Notation | None) -> Frame:
         """The same names with indices in scope."""
         return replace(self, indices=indices, space=space, notation=notation)

@@ -77,9 +77,7 @@ def index(recorder: Recorder, base: Tensor, items: Sequence[Item], span: Span) -
         else entry
         for entry in layout.indices
     )
-    return recorder.access(
-        operands, tuple(layout.shape), tuple(layout.symbols), indices, span
-    )
+    return recorder.access(operands, tuple(layout.shape), tuple(layout.symbols), indices, span)
 
 
 def _with_dots(items: Sequence[Item], rank: int, base: Tensor, span: Span) -> list[Item]:
@@ -271,5 +269,3 @@ def cut_bounds(facts: Facts, cut: Cut, extent: Expr) -> tuple[Expr, Expr]:
     length = facts.simplify(steps)
     is_half = step == 1 and not facts.simplify(length - start).terms
     return start, start if is_half else length
-
-

@@ -45,8 +45,13 @@ def adopted(value: int | float | bool, dtype: DType, span: Span) -> int | float 
     if isinstance(value, bool) != dtype.is_bool:
         kind = "a bool" if isinstance(value, bool) else "a number"
         fix = f"convert the other side: `{dtype}` is not a number" if dtype.is_bool else ""
-        raise Failed("E0202", f"{value} is {kind} and meets {dtype}", span, str(value),
-                     help="compare with `!= 0` to get bools" if fix else None)
+        raise Failed(
+            "E0202",
+            f"{value} is {kind} and meets {dtype}",
+            span,
+            str(value),
+            help="compare with `!= 0` to get bools" if fix else None,
+        )
     if isinstance(value, bool):
         return value
     if dtype.is_float:
@@ -56,11 +61,17 @@ def adopted(value: int | float | bool, dtype: DType, span: Span) -> int | float 
             return math.inf if value > 0 else -math.inf
     if isinstance(value, float):
         raise Failed(
-            "E0202", f"{value} is not an integer and meets {dtype}", span, str(value),
+            "E0202",
+            f"{value} is not an integer and meets {dtype}",
+            span,
+            str(value),
             help="convert the integer side, for example with `f32(...)`",
         )
-    low, high = (0, (1 << dtype.bits) - 1) if dtype.kind == "uint" else (
-        -(1 << (dtype.bits - 1)), (1 << (dtype.bits - 1)) - 1)
+    low, high = (
+        (0, (1 << dtype.bits) - 1)
+        if dtype.kind == "uint"
+        else (-(1 << (dtype.bits - 1)), (1 << (dtype.bits - 1)) - 1)
+    )
     if not low <= value <= high:
         raise Failed("E0202", f"{value} does not fit {dtype}", span, f"{dtype} is {low}..={high}")
     return value
@@ -102,8 +113,6 @@ def _too_large(numbers: Sequence[Any]) -> bool:
     return bool(abs(base) > 1 and power > MAX_POWER)
 
 
-
-
 _NUMBERS: dict[str, Callable[[Any, Any], Any]] = {
     "floordiv": lambda a, b: a // b if b or isinstance(a, float) else 0,
     "mod": lambda a, b: a % b if b or isinstance(a, float) else 0,
@@ -120,9 +129,7 @@ def _power(a: Expr, b: Expr) -> Expr | None:
     return result
 
 
-def fold_sizes(
-    name: str, values: Sequence[Value], facts: Facts, span: Span
-) -> Value | None:
+def fold_sizes(name: str, values: Sequence[Value], facts: Facts, span: Span) -> Value | None:
     """Integer arithmetic over sizes and indices stays an expression; None if it cannot."""
     exprs: list[Expr] = []
     space: Space = ()

@@ -73,9 +73,7 @@ class Checker:
         """Count one statement; a program that never ends is refused."""
         self.steps += 1
         if self.steps > MAX_STEPS:
-            raise Failed(
-                "E0208", f"this program unrolls to more than {MAX_STEPS} statements", span
-            )
+            raise Failed("E0208", f"this program unrolls to more than {MAX_STEPS} statements", span)
 
     def is_builtin(self, name: str) -> bool:
         record = self.builtins.get(name)
@@ -99,9 +97,21 @@ class Checker:
         """Raises Failed for a name that a program cannot bind."""
         if self.is_builtin(name):
             raise Failed(
-                "E0210", f"`{name}` is built in and cannot be redefined", span,
+                "E0210",
+                f"`{name}` is built in and cannot be redefined",
+                span,
                 help=f"choose another name, such as `{name}_`",
             )
+
+    def _require_distinct(self, item: ast.Item) -> None:
+        """Reports parameters of one name."""
+        first: dict[str, Span] = {}
+        for param in item.params if isinstance(item, ast.Fn | ast.Pipeline) else ():
+            with self.reporter.catching():
+                if param.name in first:
+                    raise Failed("E0210", f"`{param.name}` is named twice", param.span,
+                                 "again here", [(first[param.name], "first here")])
+                first[param.name] = param.span
 
     def enter(self, module: ast.Module, source: Source, name: str) -> ModuleScope:
         """The scope of a parsed file; reports names that are bound twice or built in."""
@@ -114,9 +124,13 @@ class Checker:
                 if item.name in RESERVED:
                     raise Failed("E0212", f"`{item.name}` is reserved for later", span)
                 self.require_free(item.name, span)
+                self._require_distinct(item)
                 if item.name in first:
                     raise Failed(
-                        "E0210", f"`{item.name}` is defined twice", span, "again here",
+                        "E0210",
+                        f"`{item.name}` is defined twice",
+                        span,
+                        "again here",
                         [(first[item.name], "first here")],
                     )
                 first[item.name] = span
@@ -180,7 +194,9 @@ class Checker:
             tensors = dict(self.open_weights(path))
         except (WeightsError, OSError) as error:
             raise Failed(
-                "E0214", str(error), item.path_span,
+                "E0214",
+                str(error),
+                item.path_span,
                 help=f"the path is relative to the source; `--weights {item.name}=PATH` gives "
                 "another",
             ) from error
@@ -195,7 +211,9 @@ class Checker:
             source = self.load_module(item.name)
             if source is None:
                 raise Failed(
-                    "E0213", f"there is no module `{item.name}`", item.span,
+                    "E0213",
+                    f"there is no module `{item.name}`",
+                    item.span,
                     notes=["a module is a file of the standard library or beside the source"],
                 )
             if source.is_standard:

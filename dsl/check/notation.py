@@ -7,12 +7,13 @@ body is evaluated with one leading axis per index that is in scope.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import ast
 from ..dims import Expr, const, sym
 from ..dtypes import I64
+from ..frozen import Frozen
 from ..signature import OpError
 from ..source import Span
 from ..types import TensorType
@@ -31,10 +32,10 @@ class Poisoned(Exception):
 
 def children(node: Any) -> Iterator[Any]:
     """The syntax nodes directly below a node."""
-    for f in fields(node):
-        value = getattr(node, f.name)
+    for name in node.__match_args__:
+        value = getattr(node, name)
         for item in value if isinstance(value, tuple) else (value,):
-            if hasattr(item, "__dataclass_fields__") and not isinstance(item, Span):
+            if isinstance(item, Frozen):
                 yield item
 
 
@@ -77,13 +78,14 @@ class Notation:
             others = [*(v.name for v in variables), *scope]
             if variable.range is not None and mentions([variable.range], dict.fromkeys(others)):
                 raise Failed(
-                    "E0215", "a range cannot depend on another index", variable.range.span,
+                    "E0215",
+                    "a range cannot depend on another index",
+                    variable.range.span,
                     help="run over the whole range, and `select(condition, value, 0)`",
                 )
             names[variable.name] = self._symbol(variable.name)
             self.indices.append(
-                Index(names[variable.name], variable.name, variable.span,
-                      self._stated(variable))
+                Index(names[variable.name], variable.name, variable.span, self._stated(variable))
             )
         self.symbols[id(owner)] = tuple(names.values())
         return names
@@ -120,15 +122,20 @@ class Notation:
     def _collect_access(self, node: ast.Subscript, scope: dict[str, str]) -> None:
         if mentions([node.base], scope):
             raise Failed(
-                "E0215", "the indexed value depends on an index itself", node.base.span,
+                "E0215",
+                "the indexed value depends on an index itself",
+                node.base.span,
                 help="write all indices in one pair of brackets: `x[i, j]`",
             )
         base = self._base(node)
         shape = base.type.shape
         if len(node.items) != len(shape):
             raise Failed(
-                "E0215", f"{_count(len(node.items), 'index', 'indices')} for "
-                f"{_count(len(shape), 'dimension', 'dimensions')}", node.span, "",
+                "E0215",
+                f"{_count(len(node.items), 'index', 'indices')} for "
+                f"{_count(len(shape), 'dimension', 'dimensions')}",
+                node.span,
+                "",
                 [(node.base.span, str(base.type))],
                 ["index notation takes one index for each dimension"],
             )
@@ -137,8 +144,12 @@ class Notation:
         )
         for item, extent in zip(node.items, shape, strict=True):
             if isinstance(item, ast.Slice | ast.EllipsisLit | ast.NoneLit):
-                raise Failed("E0215", "a slice cannot stand among indices", item.span,
-                             help="slice the tensor before, on a line of its own")
+                raise Failed(
+                    "E0215",
+                    "a slice cannot stand among indices",
+                    item.span,
+                    help="slice the tensor before, on a line of its own",
+                )
             if not mentions([item], scope):
                 value = expressions.evaluate(self.frame, item)
             elif _is_affine(item):
@@ -150,9 +161,11 @@ class Notation:
                 raise Poisoned
             position = size(value)
             if position is not None:
-                position = wrapped(self.frame.recorder.facts, position, extent) if (
-                    not mentions([item], scope)
-                ) else position
+                position = (
+                    wrapped(self.frame.recorder.facts, position, extent)
+                    if (not mentions([item], scope))
+                    else position
+                )
                 self.uses.append(Use(position, extent, node.span, text_of(node.base.span)))
 
     def _base(self, node: ast.Subscript) -> Tensor:
@@ -174,8 +187,13 @@ class Notation:
             self.ranges = ranges.infer()
         except RangeProblem as problem:
             raise Failed(
-                "E0215", problem.message, problem.span, problem.label,
-                [problem.other] if problem.other else [], problem.notes, problem.help,
+                "E0215",
+                problem.message,
+                problem.span,
+                problem.label,
+                [problem.other] if problem.other else [],
+                problem.notes,
+                problem.help,
             ) from problem
         for later in ranges.later:
             recorder.check(later.expr, ">=0", later.message, later.span)
@@ -211,13 +229,9 @@ class Notation:
             indices.append(position)
         names = tuple(name for name, _ in frame.space)
         shape = tuple(extent for _, extent in frame.space)
-        return frame.recorder.access(
-            operands, shape, names, tuple(indices), node.span, frame.space
-        )
+        return frame.recorder.access(operands, shape, names, tuple(indices), node.span, frame.space)
 
-    def _position(
-        self, frame: Frame, item: ast.Expr, extent: Expr, operands: list[Tensor]
-    ) -> Any:
+    def _position(self, frame: Frame, item: ast.Expr, extent: Expr, operands: list[Tensor]) -> Any:
         direct = self._direct_ids(frame, item, operands)
         if direct is not None:
             return direct
@@ -328,8 +342,15 @@ def reduction(frame: Frame, node: ast.Reduction) -> Value:
     try:
         (result,) = record.infer(arguments, frame.recorder.facts)
     except OpError as error:
-        raise Failed("E0207", error.message, node.span, error.label,
-                     [(node.body.span, describe(tensor))], error.notes, error.help) from error
+        raise Failed(
+            "E0207",
+            error.message,
+            node.span,
+            error.label,
+            [(node.body.span, describe(tensor))],
+            error.notes,
+            error.help,
+        ) from error
     return frame.recorder.apply(
         record.name, (tensor,), attributes, (result,), node.span, frame.space
     )[0]

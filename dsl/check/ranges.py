@@ -48,8 +48,12 @@ class RangeProblem(Exception):
     """No range, two ranges, or one that leaves the bounds."""
 
     def __init__(
-        self, message: str, span: Span, label: str = "",
-        other: tuple[Span, str] | None = None, notes: list[str] | None = None,
+        self,
+        message: str,
+        span: Span,
+        label: str = "",
+        other: tuple[Span, str] | None = None,
+        notes: list[str] | None = None,
         help: str | None = None,
     ) -> None:
         super().__init__(message)
@@ -224,9 +228,7 @@ class Ranges:
                     continue
             self._refuse(use, indices, worst, highest)
 
-    def _refuse(
-        self, use: Use, indices: list[Index], worst: Expr | None, highest: bool
-    ) -> None:
+    def _refuse(self, use: Use, indices: list[Index], worst: Expr | None, highest: bool) -> None:
         if not indices:
             raise RangeProblem(
                 f"index {use.expr} is out of bounds", use.span, f"the axis has {use.extent}"

@@ -40,8 +40,13 @@ class Failed(Exception):
     """A wrong program, with everything that its diagnostic says."""
 
     def __init__(
-        self, code: str, message: str, span: Span, label: str = "",
-        others: Sequence[tuple[Span, str]] = (), notes: Sequence[str] = (),
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        label: str = "",
+        others: Sequence[tuple[Span, str]] = (),
+        notes: Sequence[str] = (),
         help: str | None = None,
     ) -> None:
         super().__init__(message)
@@ -85,8 +90,13 @@ class Reporter:
             notes.append(f"in the call `{_short(call)}` at {call.source.name}:{line}:{column}")
         secondary = [Label(place, text) for place, text in failure.others]
         self.found[key] = error(
-            failure.code, failure.message, span, failure.label,
-            secondary=secondary, notes=notes, help=failure.help,
+            failure.code,
+            failure.message,
+            span,
+            failure.label,
+            secondary=secondary,
+            notes=notes,
+            help=failure.help,
         )
 
     def extend(self, diagnostics: Iterable[Diagnostic]) -> None:

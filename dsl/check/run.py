@@ -29,7 +29,7 @@ from .expressions import evaluate
 from .frame import Frame
 from .modules import Checker, Headers, ModuleScope
 from .record import Recorder, divided
-from .report import Failed
+from .report import Failed, text_of
 from .unify import Declared, Solver
 from .values import NONE, Dim, Function, Items, Number, Scope, Tensor, Value, is_poison
 
@@ -80,8 +80,12 @@ def _require_overrides(checker: Checker, module: ast.Module, scope: ModuleScope)
     for name in sorted(set(checker.overrides) - names):
         declared = ", ".join(f"`{n}`" for n in sorted(names)) or "none"
         checker.reporter.report(
-            Failed("E0214", f"there are no weights `{name}` in this program",
-                   Span(scope.source, 0, 0), notes=[f"it declares: {declared}"])
+            Failed(
+                "E0214",
+                f"there are no weights `{name}` in this program",
+                Span(scope.source, 0, 0),
+                notes=[f"it declares: {declared}"],
+            )
         )
 
 
@@ -111,19 +115,22 @@ class _Entry:
         for param, spec in specs:
             declared = TensorType(_dtype(spec), spec.shape.before)
             self.checker.require_free(param.name, param.span)
-            if param.name in self.frame.locals:
-                raise Failed("E0210", f"`{param.name}` is named twice", param.span)
-            self.frame.locals[param.name] = self.recorder.input(
-                param.name, declared, param.span
-            )
+            self.frame.locals[param.name] = self.recorder.input(param.name, declared, param.span)
             inputs.append((param.name, declared, param.span))
         value = statements.body(self.frame, self.node.body, f"`{self.node.name}`")
         if is_poison(value):
             return None
         results = self._results(value)
         return Pipeline(
-            self.node.name, self.node.doc, tuple(inputs), results, self.recorder.types,
-            tuple(self.recorder.body), self.recorder.facts, dims, tuple(self.recorder.checks),
+            self.node.name,
+            self.node.doc,
+            tuple(inputs),
+            results,
+            self.recorder.types,
+            tuple(self.recorder.body),
+            self.recorder.facts,
+            dims,
+            tuple(self.recorder.checks),
             self.node.span,
         )
 
@@ -132,14 +139,21 @@ class _Entry:
         if isinstance(spec, ConstantSpec):
             hint = {"int": "i64", "float": "f32", "bool": "bool[]"}.get(spec.kind)
             raise Failed(
-                "E0219", "the inputs of a pipeline are tensors", param.span,
+                "E0219",
+                "the inputs of a pipeline are tensors",
+                param.span,
                 f"{spec.kind} is a constant of the compilation",
-                help=f"a scalar input is `{param.name}: {hint}`" if hint
-                else "declare `weights w = \"file.safetensors\"` at the top",
+                help=f"a scalar input is `{param.name}: {hint}`"
+                if hint
+                else 'declare `weights w = "file.safetensors"` at the top',
             )
         if spec.shape.rest is not None:
-            raise Failed("E0219", "the inputs of a pipeline have a fixed number of dimensions",
-                         param.type.span, help=f"write them out in place of `*{spec.shape.rest}`")
+            raise Failed(
+                "E0219",
+                "the inputs of a pipeline have a fixed number of dimensions",
+                param.type.span,
+                help=f"write them out in place of `*{spec.shape.rest}`",
+            )
         if param.default is not None:
             raise Failed("E0219", "an input of a pipeline has no default", param.default.span)
         return spec
@@ -160,7 +174,9 @@ class _Entry:
         for name, span in self.signature.variables.items():
             if name not in known:
                 raise Failed(
-                    "E0219", f"the size `{name}` does not follow from the inputs", span,
+                    "E0219",
+                    f"the size `{name}` does not follow from the inputs",
+                    span,
                     help=f"use `{name}` alone as a dimension of some input",
                 )
 
@@ -180,8 +196,9 @@ class _Entry:
             if not isinstance(item, Tensor | Number | Dim | Scope) or (
                 isinstance(item, Scope) and item.leaf is None
             ):
-                raise Failed("E0205", "the result of a pipeline is a tensor or a tuple of them",
-                             span)
+                raise Failed(
+                    "E0205", "the result of a pipeline is a tensor or a tuple of them", span
+                )
             tensor = literals.typed(self.recorder, item, None, span)
             found.append((name, tensor.id))
         return tuple(found)
@@ -205,9 +222,7 @@ def _dtype(spec: TensorSpec) -> DType:
     return spec.dtype
 
 
-def gather_facts(
-    recorder: Recorder, signature: Signature, where: tuple[ast.Where, ...]
-) -> Facts:
+def gather_facts(recorder: Recorder, signature: Signature, where: tuple[ast.Where, ...]) -> Facts:
     """Ranges and divisibility of a `where`; what else it says is checked at the call."""
     ranges: dict[str, tuple[Expr | int, Expr | int | None]] = {
         name: (0, None) for name in signature.variables
@@ -228,16 +243,33 @@ def gather_facts(
                     low, high = range_ends(signature, clause.range)
                     gap = (high - low).as_int()
                     if gap is not None and gap < 0:
-                        raise Failed("E0217", f"`{clause.name}` has an empty range",
-                                     clause.span)
+                        raise Failed("E0217", f"`{clause.name}` has an empty range", clause.span)
             except Silent:
                 continue
+    _require_ranges(signature, ranges, where)
     return Facts(ranges, tuple(divisible))
+
+
+def _require_ranges(
+    signature: Signature, ranges: Mapping[str, tuple[Expr | int, Expr | int | None]],
+    where: tuple[ast.Where, ...],
+) -> None:
+    """Reports sizes that no value satisfies."""
+    for name, (low, high) in ranges.items():
+        gap = None if high is None else (as_expr(high) - as_expr(low)).as_int()
+        if gap is not None and gap < 0:
+            clauses = [clause.span for clause in where if name in text_of(clause.span)]
+            with signature.frame.checker.reporter.catching():
+                raise Failed("E0217", f"no size is left for `{name}`", clauses[-1],
+                             f"{name} is at least {low} and at most {high}",
+                             [(span, "") for span in clauses[:-1]])
 
 
 def _add_fact(
     ranges: dict[str, tuple[Expr | int, Expr | int | None]],
-    divisible: list[tuple[Expr, Expr | int]], expr: Expr, relation: str,
+    divisible: list[tuple[Expr, Expr | int]],
+    expr: Expr,
+    relation: str,
 ) -> None:
     if relation == "==0":
         pair = divided(expr)
@@ -374,5 +406,3 @@ def _shape(signature: Signature, declared: Declared) -> tuple[Expr, ...]:
         signature.variables.setdefault(declared.rest, signature.rests[declared.rest])
         middle = (sym(declared.rest),)
     return (*declared.before, *middle, *declared.after)
-
-

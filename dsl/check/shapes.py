@@ -36,8 +36,14 @@ def broadcast(
 
 
 def _mismatch(
-    facts: Facts, left: Arg, left_shape: tuple[Expr, ...], right: Arg,
-    right_type: TensorType, axis: int, a: Expr, b: Expr,
+    facts: Facts,
+    left: Arg,
+    left_shape: tuple[Expr, ...],
+    right: Arg,
+    right_type: TensorType,
+    axis: int,
+    a: Expr,
+    b: Expr,
 ) -> Failed:
     rank = max(len(left_shape), len(right_type.shape))
     note = f"dimension {axis} is {a} on the left and {b} on the right"
@@ -94,8 +100,10 @@ def _axis_help(
         for ones in range(1, len(long) - len(short) + 1) if short else ():
             moved = (*short, *(ONE,) * ones)
             tail = long[-len(moved) :]
-            if all(a == ONE or b == ONE or facts.prove_eq(a, b)
-                   for a, b in zip(moved, tail, strict=True)):
+            if all(
+                a == ONE or b == ONE or facts.prove_eq(a, b)
+                for a, b in zip(moved, tail, strict=True)
+            ):
                 text = text_of(arg.span)
                 if re.fullmatch(r"[\w.\[\]\"'-]+", text):
                     index = "[" + ":, " * len(short) + ", ".join(["None"] * ones) + "]"

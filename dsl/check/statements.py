@@ -34,8 +34,11 @@ def body(frame: Frame, statements: Sequence[ast.Stmt], what: str) -> Value:
         if isinstance(last, ast.Assign) and isinstance(last.target, ast.Name):
             advice = f"add a last line: `{last.target.name}`"
         raise Failed(
-            "E0218", f"the body of {what} has no result", last.span,
-            "the last line is the result, and this has no value", help=advice,
+            "E0218",
+            f"the body of {what} has no result",
+            last.span,
+            "the last line is the result, and this has no value",
+            help=advice,
         )
     return result
 
@@ -82,7 +85,9 @@ def _require_used(value: Value, statement: ast.ExprStmt) -> None:
     if is_poison(value):
         return
     raise Failed(
-        "E0209", "nothing uses the value of this expression", statement.span,
+        "E0209",
+        "nothing uses the value of this expression",
+        statement.span,
         describe(value) if isinstance(value, Tensor) else "",
         help="bind it to a name, `y = ...`, or remove the line",
     )
@@ -99,8 +104,10 @@ def assign(frame: Frame, target: ast.Target, value: Value) -> None:
         return
     if not isinstance(value, Items) or len(value.items) != len(target.items):
         raise Failed(
-            "E0204", f"{len(target.items)} names need a tuple of {len(target.items)}",
-            target.span, describe(value),
+            "E0204",
+            f"{len(target.items)} names need a tuple of {len(target.items)}",
+            target.span,
+            describe(value),
         )
     for item, part in zip(target.items, value.items, strict=True):
         assign(frame, item, part)
@@ -157,14 +164,21 @@ def _iterated(value: Value, node: ast.For) -> list[Value]:
             low, stop = value.start.as_int(), value.stop.as_int()
             if low is None or stop is None:
                 raise Failed(
-                    "E0208", "the ends of this range are not known while compiling", span,
-                    describe(value), notes=["a loop is unrolled while compiling"],
+                    "E0208",
+                    "the ends of this range are not known while compiling",
+                    span,
+                    describe(value),
+                    notes=["a loop is unrolled while compiling"],
                     help="index notation runs over sizes: `y[i] = ...`, `sum[i] ...`",
                 )
             if stop - low > MAX_ITERATIONS:
-                raise Failed("E0208", f"this loop unrolls {stop - low} times", span,
-                             f"at most {MAX_ITERATIONS}",
-                             help="index notation runs over long ranges: `y[i in 0..N] = ...`")
+                raise Failed(
+                    "E0208",
+                    f"this loop unrolls {stop - low} times",
+                    span,
+                    f"at most {MAX_ITERATIONS}",
+                    help="index notation runs over long ranges: `y[i in 0..N] = ...`",
+                )
             return [Number(i) for i in range(low, stop)]
         case Scope():
             names = value.children()
@@ -176,8 +190,10 @@ def _iterated(value: Value, node: ast.For) -> list[Value]:
             ordered = sorted(names, key=lambda name: (int(name), name))
             return [child for name in ordered if (child := value.child(name)) is not None]
     raise Failed(
-        "E0204", "a loop runs over a range, a list or tuple of constants, or numbered weights",
-        span, describe(value),
+        "E0204",
+        "a loop runs over a range, a list or tuple of constants, or numbered weights",
+        span,
+        describe(value),
         notes=["it is unrolled while compiling"] if isinstance(value, Tensor) else [],
     )
 
@@ -208,7 +224,6 @@ def _not_constant(frame: Frame, branch: ast.Branch, value: Value) -> Failed:
     message = "the condition of `if` must be known while compiling"
     if code == "E0204":
         message = "the condition of `if` must be True or False"
-    return Failed(code, message, branch.condition.span, describe(value), notes=notes,
-                  help=help_text)
-
-
+    return Failed(
+        code, message, branch.condition.span, describe(value), notes=notes, help=help_text
+    )

@@ -41,12 +41,14 @@ def subscript(frame: Frame, node: ast.Subscript) -> Value:
     if isinstance(base, Items):
         return _item(frame, base, node)
     if not isinstance(base, Tensor):
-        raise Failed(
-            "E0216", "this value cannot be indexed", node.base.span, describe(base)
-        )
+        raise Failed("E0216", "this value cannot be indexed", node.base.span, describe(base))
     if base.space:
-        raise Failed("E0216", "a single element cannot be indexed", node.base.span,
-                     "inside index notation every value is a single element")
+        raise Failed(
+            "E0216",
+            "a single element cannot be indexed",
+            node.base.span,
+            "inside index notation every value is a single element",
+        )
     try:
         items = [_index_item(frame, item) for item in node.items]
     except Poisoned:
@@ -74,8 +76,11 @@ def _scope_item(frame: Frame, base: Scope, node: ast.Subscript) -> Value | None:
                 raise no_weight(frame, base, name, key.span)
     if base.leaf is None:
         raise Failed(
-            "E0214", "a weights scope is indexed by a text or a number", node.span,
-            describe(base), notes=[holds(base)],
+            "E0214",
+            "a weights scope is indexed by a text or a number",
+            node.span,
+            describe(base),
+            notes=[holds(base)],
         )
     return None
 
@@ -97,8 +102,12 @@ def no_weight(frame: Frame, scope: Scope, name: str, span: Span) -> Failed:
     if not frame.checker.weights:
         notes = []
     return Failed(
-        "E0214", f"the weights `{scope.handle.name}` have no `{name}`{where}", span, "",
-        notes=notes, help=f"the nearest name is `{near}`" if near else None,
+        "E0214",
+        f"the weights `{scope.handle.name}` have no `{name}`{where}",
+        span,
+        "",
+        notes=notes,
+        help=f"the nearest name is `{near}`" if near else None,
     )
 
 
@@ -111,10 +120,15 @@ def _item(frame: Frame, base: Items, node: ast.Subscript) -> Value:
         if at is not None and -len(base.items) <= at < len(base.items):
             return base.items[at]
         if at is not None:
-            raise Failed("E0216", f"index {at} is out of bounds", node.items[0].span,
-                         describe(base))
-    raise Failed("E0216", "an item of a tuple or list is picked by one constant integer",
-                 node.span, describe(base))
+            raise Failed(
+                "E0216", f"index {at} is out of bounds", node.items[0].span, describe(base)
+            )
+    raise Failed(
+        "E0216",
+        "an item of a tuple or list is picked by one constant integer",
+        node.span,
+        describe(base),
+    )
 
 
 def _index_item(frame: Frame, node: ast.Expr) -> indexing.Item:
@@ -139,9 +153,14 @@ def _index_item(frame: Frame, node: ast.Expr) -> indexing.Item:
         note = []
         if value.type.dtype.is_bool:
             note = ["a mask would make the size of the result depend on the data"]
-        raise Failed("E0216", "a tensor index holds integers", node.span, describe(value),
-                     notes=note,
-                     help="keep the shape: `select(mask, x, 0)`" if note else None)
+        raise Failed(
+            "E0216",
+            "a tensor index holds integers",
+            node.span,
+            describe(value),
+            notes=note,
+            help="keep the shape: `select(mask, x, 0)`" if note else None,
+        )
     raise Failed("E0216", "this is not an index", node.span, describe(value))
 
 
@@ -156,8 +175,9 @@ def _slice(frame: Frame, node: ast.Slice) -> indexing.Cut:
             continue
         end = size(value)
         if end is None:
-            raise Failed("E0216", "the bounds of a slice are integers over sizes", part.span,
-                         describe(value))
+            raise Failed(
+                "E0216", "the bounds of a slice are integers over sizes", part.span, describe(value)
+            )
         ends.append(end)
     step = 1 if ends[2] is None else ends[2].as_int()
     if not step:

@@ -89,13 +89,10 @@ class Solver:
         return sorted(
             name[len(VARIABLE_PREFIX) :]
             for name in expr.symbols()
-            if name.startswith(VARIABLE_PREFIX)
-            and name[len(VARIABLE_PREFIX) :] not in self.values
+            if name.startswith(VARIABLE_PREFIX) and name[len(VARIABLE_PREFIX) :] not in self.values
         )
 
-    def pairs(
-        self, declared: Declared, actual: tuple[Expr, ...]
-    ) -> list[tuple[Expr, Expr, int]]:
+    def pairs(self, declared: Declared, actual: tuple[Expr, ...]) -> list[tuple[Expr, Expr, int]]:
         """Declared and actual dimensions side by side; `*S` is bound. Raises Mismatch."""
         if not declared.fits_rank(len(actual)):
             wanted = len(declared.before) + len(declared.after)
@@ -196,5 +193,3 @@ def range_notes(facts: Facts, *expressions: Expr) -> list[str]:
 def range_text(facts: Facts, name: str) -> str:
     low, high = facts.ranges.get(name, (0, None))
     return f"in {low}..={high}" if high is not None else f"any size from {low}"
-
-

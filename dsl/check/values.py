@@ -205,8 +205,11 @@ def describe(value: Value) -> str:
             return str(value.type)
         case Scope():
             leaf = value.leaf
-            return str(leaf) if leaf else f"the weights scope `{value.handle.name}`" + (
-                f" at `{value.prefix}`" if value.prefix else ""
+            return (
+                str(leaf)
+                if leaf
+                else f"the weights scope `{value.handle.name}`"
+                + (f" at `{value.prefix}`" if value.prefix else "")
             )
         case Number(value=bool() as truth):
             return f"the constant {truth}"

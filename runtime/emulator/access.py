@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .errors import Stop
 from .memory import (
     ALLOCATION_BITS,
+    CALL_PARAM,
     LOCAL_WINDOW,
     PARAM_WINDOW,
     RANK_BITS,
@@ -61,7 +62,7 @@ def _in_space(g: Group, space: str, addresses: Array, size: int, threads: Array)
         case "local":
             return [_strided(batch.local, batch.local_base, addresses, size, threads, "local")]
         case "param" | "param::entry":
-            if g.frame.code.function.is_entry:
+            if not int(addresses[0]) & CALL_PARAM:
                 return [_flat(batch.machine.params, addresses, size, threads, "param")]
             return _call_params(g, addresses, size, threads)
         case _:
@@ -145,6 +146,10 @@ def _shared(batch: Batch, addresses: Array, size: int, threads: Array) -> Part:
         raise _outside(batch.shared, offsets, size, threads)
     blocks = peer_blocks(batch, threads, ranks - 1)
     blocks = np.where(ranks == 0, batch.block_of[threads], blocks)
+    running: Array = np.logical_or.reduce(batch.alive.reshape(batch.blocks, -1), axis=1)
+    ended = ~running[blocks]
+    if ended.any():
+        raise Stop("race", "shared memory of a block that has ended", int(threads[ended][0]))
     index = offsets + blocks * batch.shared.stride
     return Part(batch.shared, index, None, threads, "shared")
 
@@ -173,9 +178,12 @@ def peer_blocks(batch: Batch, threads: Array, ranks: Array) -> Array:
 
 
 def _call_params(g: Group, addresses: Array, size: int, threads: Array) -> list[Part]:
-    number = int(addresses[0]) >> 32
+    inside = addresses ^ CALL_PARAM
+    number = int(inside[0]) >> 32
+    if not 0 <= number < len(g.frame.params):
+        raise Stop("out-of-bounds", f"no parameter at {int(addresses[0]):#x}", int(threads[0]))
     arena = g.frame.params[number]
-    offsets = addresses - (number << 32)
+    offsets = inside - (number << 32)
     if int(offsets.min()) < 0 or int(offsets.max()) + size > arena.limit:
         raise _outside(arena, offsets, size, threads)
     return [Part(arena, offsets + threads * arena.stride, None, threads, "param")]
@@ -183,7 +191,7 @@ def _call_params(g: Group, addresses: Array, size: int, threads: Array) -> list[
 
 def load(
     g: Group, space: str, addresses: Array, dtype: np.dtype[Any], many: int, *,
-    weak: bool = True,
+    order: str = "",
 ) -> list[Array]:  # fmt: skip
     """Elements from memory: `many` of them one after the other, for each thread."""
     item = dtype.itemsize
@@ -196,7 +204,11 @@ def load(
         arena, index, where, who, kind = part.unpacked
         count(g, kind, "read", index, size, who)
         if machine.races is not None and kind in ("global", "shared"):
-            machine.races.read(g.batch, arena, index, size, who, weak)
+            machine.races.read(g.batch, arena, index, size, who, not order)
+            if order == "acquire":
+                machine.races.acquire(g.batch, arena, index, who)
+            elif order:
+                machine.races.observe(g.batch, arena, index, who)
         if arena.valid is not None:
             check_written(arena, index, size, who)
         at = index // item
@@ -222,14 +234,14 @@ def check_written(arena: Arena, index: Array, size: int, threads: Array) -> None
                        int(threads[at]))  # fmt: skip
 
 
-def store(
-    g: Group, space: str, addresses: Array, values: list[Array], *, weak: bool = True
-) -> None:
+def store(g: Group, space: str, addresses: Array, values: list[Array], *, order: str = "") -> None:
     """Elements to memory, one after the other for each thread."""
     item = values[0].dtype.itemsize
     size = item * len(values)
     machine = g.batch.machine
     machine.progress += 1
+    if order == "release" and machine.races is not None:
+        machine.races.release(g.batch, g.threads())
     for part in places(g, space, addresses, size, g.threads()):
         arena, index, where, who, kind = part.unpacked
         count(g, kind, "written", index, size, who)
@@ -237,7 +249,7 @@ def store(
             raise Stop("out-of-bounds", f"{arena.name} cannot be written", int(who[0]))
         mine = values if where is None else [_picked(v, where) for v in values]
         if machine.races is not None and kind in ("global", "shared"):
-            machine.races.write(g.batch, arena, index, size, who, weak, mine)
+            machine.races.write(g.batch, arena, index, size, who, not order, mine)
         for j, value in enumerate(mine):
             arena.store(index + j * item if j else index, value)
 

@@ -33,6 +33,8 @@ class BarrierObject(Generic[Clock]):
     pending: int = 0
     bytes: int = 0
     phase: int = 0
+    serial: int = 0
+    """Tells apart barriers that were in one place one after the other."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.expected <= MOST_ARRIVALS:

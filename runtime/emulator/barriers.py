@@ -38,8 +38,8 @@ class Barrier:
     """Whether each block's threads gave no number, so that all of the block's must come."""
     totals: dict[str, Array] = field(default_factory=dict)
     parked: list[Parked] = field(default_factory=list)
-    joined: list[Array] = field(default_factory=list)
-    """Threads that have come since the barrier last opened, for the race detector."""
+    gathering: Any = None
+    """What those that have come know, for the race detector."""
 
 
 class Barriers:
@@ -91,26 +91,22 @@ class Barriers:
         if (barrier.arrived > barrier.expected).any():
             raise Stop("barrier", f"more threads come to barrier {number} than it is for")
         if batch.machine.races is not None:
-            barrier.joined.append(g.threads())
+            batch.machine.races.arrive(batch, barrier, g.threads())
         opened = came & (barrier.arrived == barrier.expected)
         if waits:
             barrier.parked.append(Parked(g, step, release))
         if opened.any():
-            self._open(barrier, opened, g)
+            self._open(barrier, opened)
         if not waits:
             g.pc += 1
             return True
         return False
 
-    def _open(self, barrier: Barrier, opened: Array, last: Group) -> None:
+    def _open(self, barrier: Barrier, opened: Array) -> None:
         """Lets the threads of blocks go on whose barrier is complete."""
         batch = self.batch
         batch.machine.progress += 1
-        if batch.machine.races is not None:
-            joined = np.concatenate(barrier.joined)
-            inside = opened[batch.block_of[joined]]
-            batch.machine.races.barrier(batch, joined[inside])
-            barrier.joined = [joined[~inside]] if not inside.all() else []
+        races = batch.machine.races
         parked, barrier.parked = barrier.parked, []
         for entry in parked:
             g = entry.group
@@ -122,6 +118,8 @@ class Barriers:
                 if not count:
                     continue
                 g.narrow(free, count)
+            if races is not None:
+                races.opened(batch, barrier, g.threads())
             if entry.release is not None:
                 entry.release(g)
             g.pc += 1
@@ -129,7 +127,8 @@ class Barriers:
         barrier.arrived[opened] = 0
         for total in barrier.totals.values():
             total[opened] = 0
-        del last
+        if races is not None:
+            races.closed(barrier, opened)
 
     def why(self) -> tuple[Stop, Step, Group]:
         """Why the first group that waits at a barrier does."""

@@ -189,9 +189,11 @@ def fma(a: Array, b: Array, c: Array, mode: str) -> Array:
     y = s.astype(F32)
     # only a sum that is halfway between two f32, or that is subnormal, can have been rounded wrong
     halfway = (np.atleast_1d(s).view(np.int64) & 0x1FFFFFFF) == 0x10000000
-    risky = halfway | (np.abs(s) < 2.0**-125)
-    if risky.any():
-        y = np.where(risky, odd_sum(product, c64).astype(F32), y)
+    if not halfway.any() and np.abs(y).min() > 2.0**-125:
+        return y
+    risky = np.flatnonzero(halfway | (np.abs(s) < 2.0**-125))
+    p, q = (np.broadcast_to(v, y.shape)[risky] for v in (product, c64))
+    y[risky] = odd_sum(p, q).astype(F32)
     return y
 
 

@@ -72,6 +72,8 @@ class Module:
         sizes = _dim(grid), _dim(block), self._cluster(code, _dim(cluster))
         self._check(code, *sizes, shared_bytes)
         heap = Heap()
+        for arena in self._arenas.values():
+            arena.shadow = None
         variables = {v: heap.add(arena) for v, arena in self._arenas.items()}
         params = self._params(code, heap, args)
         search = Races(self.program.granularity) if races else None

@@ -13,6 +13,7 @@ others may write (a spin loop) lets others go first, each time round.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from .barriers import Barriers
 from .errors import Fault, Stop
-from .memory import Arena, Heap
+from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
 from .order import exits
 from .program import Code, Program, Step
@@ -38,7 +39,7 @@ Call = tuple["Frame", int, tuple[Any, ...]]
 
 BATCH_THREADS = 1 << 14
 """Threads of a batch, about: their registers stay in the processor's second-level cache."""
-IDLE_TURNS = 200
+IDLE_TURNS = 30
 """How often loops may come round with nothing changing before more blocks join."""
 STUCK_TURNS = 20_000
 """How often before that counts as a deadlock."""
@@ -56,7 +57,7 @@ class Frame:
         ]
 
     def param_address(self, number: int) -> int:
-        return number << 32
+        return CALL_PARAM | number << 32
 
 
 class Group:
@@ -123,8 +124,20 @@ def compact(threads: Array) -> Selection:
     return threads
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """For the threads of so many blocks: their indices, within the block, and the block."""
+
+    threads: Array
+    within: Array
+    block_of: Array
+
+
 class Batch:
-    """Blocks that run together."""
+    """Blocks that run together.
+
+    `block_of` is the block of each thread, counted within the batch, `within` its index there.
+    """
 
     def __init__(self, machine: Machine, first: int, count: int) -> None:
         self.machine, self.first, self.blocks = machine, first, count
@@ -134,9 +147,9 @@ class Batch:
         """Threads from one block to the next: whole warps."""
         self.threads = count * self.stride
         self.warps = self.threads // 32
-        self.all_threads: Array = np.arange(self.threads)
-        within = self.all_threads % self.stride
-        self.exists: Array = within < self.block_threads
+        shape = machine.geometry(count, self.stride)
+        self.all_threads, self.within, self.block_of = shape.threads, shape.within, shape.block_of
+        self.exists: Array = self.within < self.block_threads
         self.alive: Array = self.exists.copy()
         self.alive_count = count * self.block_threads
         self._special: dict[str, Array] = {}
@@ -145,9 +158,7 @@ class Batch:
             "shared", count * machine.shared_stride, valid=False,
             limit=machine.shared_bytes, stride=machine.shared_stride,
         )  # fmt: skip
-        self.shared_base: Array = self.all_threads // self.stride * machine.shared_stride
-        self.block_of: Array = self.all_threads // self.stride
-        """The block of each thread, counted within the batch."""
+        self.shared_base: Array = self.block_of * machine.shared_stride
         local = machine.local_bytes
         self.local = Arena("local", self.threads * local, valid=False, limit=local, stride=local)
         self.local_base: Array = self.all_threads * local
@@ -326,8 +337,8 @@ class Batch:
         """For each warp the bits of its lanes that are among `threads`."""
         flags = np.zeros(self.threads, np.bool_)
         flags[threads] = True
-        words: Array = np.packbits(flags.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32)
-        flat: Array = words.reshape(-1)
+        packed = np.packbits(flags.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32)
+        flat: Array = packed.reshape(-1)
         return flat
 
     def lane_bits(self, g: Group) -> Array:
@@ -365,6 +376,7 @@ class Batch:
 _REASONS = {
     "mbarrier": "waits for a phase of an mbarrier that never completes",
     "cluster": "waits for threads of the cluster that never come",
+    "registers": "waits for registers that no warp gives back",
     "wgmma": "waits for warps of the warpgroup that never come",
 }
 
@@ -408,6 +420,17 @@ class Machine:
         self.printed: list[str] = []
         self.clock = 0
         self._workspace: int | None = None
+        self._geometry: dict[int, Geometry] = {}
+        self.specials: dict[tuple[int, str], Array] = {}
+        """Special registers that do not depend on the block, by the number of blocks."""
+
+    def geometry(self, blocks: int, stride: int) -> Geometry:
+        """The shape of a batch, which most batches of a launch share."""
+        if blocks not in self._geometry:
+            threads, count = np.arange(blocks * stride), np.arange(blocks)
+            within = np.tile(np.arange(stride), blocks)
+            self._geometry[blocks] = Geometry(threads, within, np.repeat(count, stride))
+        return self._geometry[blocks]
 
     def run(self) -> None:
         """Runs all blocks. Blocks start in order, and later ones only when earlier ones ended

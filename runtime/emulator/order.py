@@ -1,51 +1,97 @@
-"""What happened before what, as the families with asynchronous parts need it.
+"""What is ordered with asynchronous work: copies and products that others do for a thread.
 
-A thin layer over the race detector; without one, only groups are counted.
+To the race detector, who does such work is an *agent* of its own, with a clock that counts what it
+completes in order: the phases of one mbarrier, the bulk groups of one thread, the product groups
+of one warpgroup. Threads learn an agent's clock where they wait for it. Here an agent is a block
+beyond the grid, so that its clock travels with all that threads hand over.
+
+Accesses of agents are made through the *async proxy*. What threads wrote before is only visible to
+it behind a `fence.proxy.async` on the way (PTX ISA, "Proxies"; "proxy-preserved base causality
+order"). So a warp also knows of each block up to which clock it is behind a proxy fence, as the
+knowledge of another block beyond the grid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .async_races import async_access, block_ends, hand_over, learn
+from .async_races import proxy_fence as fence_proxy
 from .errors import Stop
+from .races import AGENTS, Known, Races, join_known
 
 if TYPE_CHECKING:
     from .machine import Batch
     from .memory import Arena
 
 Array = NDArray[Any]
-Clock = Any
+Clock = Known | None
 
 
 @dataclass(frozen=True)
 class Agent:
-    """Who does an asynchronous operation, and `clock`, what its completion makes known."""
+    """Who does asynchronous work: a number, and how far it has come when this work is done."""
 
-    name: Any
+    number: int
+    time: int
     clock: Clock
+    """What a thread learns that waits for the work."""
+
+
+_NOBODY = Agent(0, 0, None)
+
+
+def _races(batch: Batch) -> Races | None:
+    found = batch.machine.races
+    return found
 
 
 def publish(batch: Batch, threads: Array) -> Clock:
     """What these threads make known by a release: all that happened before for them."""
-    return None
+    races = _races(batch)
+    return hand_over(races, batch, threads) if races is not None else None
 
 
 def acquire(batch: Batch, threads: Array, clock: Clock) -> None:
     """Orders what these threads do next after all of a clock."""
+    races = _races(batch)
+    if races is not None and clock:
+        learn(races, batch, threads, clock)
 
 
 def join(a: Clock, b: Clock) -> Clock:
     """All that either clock knows."""
-    return None
+    if not a or not b:
+        return a or b
+    made = dict(a)
+    join_known(made, b)
+    return made
 
 
-def barrier_agent(batch: Batch, thread: int, index: int, phase: int) -> Agent:
-    """Who does a copy whose bytes count in this phase of the mbarrier at a place."""
-    return Agent(None, None)
+def _agent(batch: Batch, name: tuple[Any, ...], time: int) -> Agent:
+    races = _races(batch)
+    if races is None:
+        return _NOBODY
+    number = races.agents.setdefault((batch.first, *name), len(races.agents))
+    return Agent(number, time, {AGENTS + number: np.full(batch.stride // 32, time, np.int64)})
+
+
+def barrier_agent(batch: Batch, index: int, serial: int, phase: int) -> Agent:
+    """Who does copies whose bytes count in this phase of the mbarrier at a place.
+
+    `serial` tells barriers apart that were at this place one after the other.
+    """
+    return _agent(batch, ("mbarrier", index, serial), phase + 1)
+
+
+def product_agent(batch: Batch, warpgroup: int, number: int) -> Agent:
+    """Who reads the operands of the products in a group of a warpgroup."""
+    return _agent(batch, ("products", warpgroup), number)
 
 
 class BulkGroups:
@@ -58,8 +104,6 @@ class BulkGroups:
         """The last group that has copies."""
         self.read: Array = np.zeros(batch.threads, np.int64)
         """The last group whose sources are known to have been read."""
-        self.written: Array = np.zeros(batch.threads, np.int64)
-        """The last group that is known to be complete."""
 
     @classmethod
     def of_batch(cls, batch: Batch) -> BulkGroups:
@@ -70,16 +114,18 @@ class BulkGroups:
         return found
 
 
+def _bulk(batch: Batch, thread: int, number: int) -> tuple[Agent, Agent]:
+    return (
+        _agent(batch, ("bulk read", thread), number),
+        _agent(batch, ("bulk write", thread), number),
+    )
+
+
 def bulk_agents(batch: Batch, thread: int) -> tuple[Agent, Agent]:
     """Who reads the source, and who writes the destination, of a copy in a thread's bulk group."""
     groups = BulkGroups.of_batch(batch)
     groups.last[thread] = groups.open[thread]
-    return Agent(None, None), Agent(None, None)
-
-
-def product_agent(batch: Batch, warpgroup: int, number: int) -> Agent:
-    """Who reads the operands of the products in a group of a warpgroup."""
-    return Agent(None, None)
+    return _bulk(batch, thread, int(groups.open[thread]))
 
 
 def bulk_commit(batch: Batch, threads: Array) -> None:
@@ -92,35 +138,55 @@ def bulk_wait(batch: Batch, threads: Array, pending: int, reads_only: bool) -> N
     groups = BulkGroups.of_batch(batch)
     upto = groups.open[threads] - 1 - pending
     groups.read[threads] = np.maximum(groups.read[threads], upto)
-    if not reads_only:
-        groups.written[threads] = np.maximum(groups.written[threads], upto)
+    for thread, number in zip(threads.tolist(), upto.tolist(), strict=True):
+        if number > 0 and groups.last[thread]:
+            reader, writer = _bulk(batch, thread, number)
+            acquire(batch, np.array([thread]), reader.clock)
+            if not reads_only:
+                acquire(batch, np.array([thread]), writer.clock)
 
 
 def exits(batch: Batch, threads: Array) -> None:
     """Threads end.
 
-    Raises: Stop where copies of theirs may still read the shared memory that ends with them.
+    Raises: Stop where others may still use the shared memory that ends with them.
     """
     groups = batch.state.get("bulk_groups")
-    if groups is None:
-        return
-    late = groups.last[threads] > groups.read[threads]
-    if late.any():
+    if groups is not None and (late := groups.last[threads] > groups.read[threads]).any():
         raise Stop("race", "ends while its bulk copies may still read shared memory: "
                    "`cp.async.bulk.wait_group` comes first", int(threads[late][0]))  # fmt: skip
+    races, cluster = _races(batch), batch.machine.cluster
+    if races is None or cluster == (1, 1, 1):
+        return
+    left = batch.alive.copy()
+    left[threads] = False
+    for block in np.unique(batch.block_of[threads]).tolist():
+        if not left[block * batch.stride : (block + 1) * batch.stride].any():
+            block_ends(races, batch, block)
 
 
-def async_read(batch: Batch, thread: int, arena: Arena, index: Array, agent: Agent) -> None:
-    """An agent that a thread set going reads bytes."""
+def proxy_fence(batch: Batch, threads: Array) -> None:
+    """Threads execute a `fence.proxy.async`: what they know is visible to the async proxy."""
+    races = _races(batch)
+    if races is not None:
+        fence_proxy(races, batch, threads)
+
+
+def async_read(
+    batch: Batch, threads: Iterable[int], arena: Arena, index: Array, agent: Agent
+) -> None:
+    """An agent that threads set going reads bytes."""
+    races = _races(batch)
+    if races is not None and index.size:
+        async_access(races, batch, threads, arena, index, (agent.number, agent.time))
 
 
 def async_write(
-    batch: Batch, thread: int, arena: Arena, index: Array, agent: Agent, atomic: bool = False
-) -> None:
-    """An agent that a thread set going writes bytes."""
-
-
-__all__ = [
-    *("Agent", "Clock", "acquire", "async_read", "async_write", "barrier_agent", "bulk_agents"),
-    *("bulk_commit", "bulk_wait", "exits", "join", "product_agent", "publish"),
-]
+    batch: Batch, threads: Iterable[int], arena: Arena, index: Array, agent: Agent,
+    atomic: bool = False,
+) -> None:  # fmt: skip
+    """An agent that threads set going writes bytes."""
+    races = _races(batch)
+    if races is not None and index.size:
+        who = (agent.number, agent.time)
+        async_access(races, batch, threads, arena, index, who, writes=True, strong=atomic)

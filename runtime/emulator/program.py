@@ -298,9 +298,11 @@ class _Decode:
             self.program.globals.places.setdefault(v.name, place)
 
     def instruction(self, x: s.Instruction, scope: Scope) -> None:
-        match, bound = bind(x)
+        match, _ = bind(x)
         step = Step(x, match)
-        del bound
+        if match.form.effects & {"reads", "writes"} and "T" in match:
+            size = TYPES[match.get("T")].size_bytes
+            self.program.granularity = min(self.program.granularity, size)
         self.code.steps.append(step)
         self.pending.append((step, scope))
 

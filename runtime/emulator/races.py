@@ -1,19 +1,499 @@
-"""Races: conflicting accesses that nothing orders. (Placeholder until the detector.)"""
+"""Races: two accesses to a byte, at least one a write, that nothing orders.
+
+What orders accesses is *happens-before* (PTX ISA, "Memory Consistency Model"), never the order in
+which the emulator happened to run them: barriers, `bar.warp.sync`, and releases that are acquired
+through the memory they were made at, by fences or by instructions with an order. Strong
+operations (atomic, volatile, relaxed, ...) do not race with each other.
+
+How it is known. Each warp counts its *clock*, which goes up whenever it may hand something over.
+An access is remembered in the shadow of its bytes as the thread and the warp's clock. Each warp
+knows up to which clock it is behind each other warp (a vector clock, FastTrack: C. Flanagan,
+S. Freund, PLDI 2009); an access whose clock is beyond that is unordered. Lanes of one warp are
+ordered by the clock at which their warp last met.
+
+A reader is remembered in two places, so of three readers and more one may be forgotten: a race
+can be missed there, and none is made up. Writes of the value that is already there do not count.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Stop
+
+if TYPE_CHECKING:
+    from .barriers import Barrier
+    from .machine import Batch
+    from .memory import Arena
+
+Array = NDArray[Any]
+Place = tuple[int, int]
+"""A location that something was released at: its arena's identity, its byte."""
+
+CLOCK_BITS = 40
+THREAD_MASK = (1 << (CLOCK_BITS - 1)) - 1
+_PENDING = np.int64((1 << 62) | (THREAD_MASK << 1))
+"""The mark of bytes that a copy in the background will write: nothing is ordered with it."""
+
+AGENTS = 1 << 26
+"""Numbers of blocks from here on are agents of asynchronous work (`order.py`), not of the grid."""
+PROXIED = 1 << 40
+"""Added to a block's number: its clocks that are known behind a proxy fence."""
+
+Known = dict[int, Array]
+"""For blocks by their number in the grid, the clock of each of their warps that is known."""
+
+
+class Shadow:
+    """What accesses to an arena are remembered: the last write, and up to two readers."""
+
+    def __init__(self, size: int, granule: int) -> None:
+        count = -(-size // granule) + 1
+        self.writes = np.zeros(count, np.int64)
+        self.reads = np.zeros(count, np.int64)
+        self.others = np.zeros(count, np.int64)
+
+
+@dataclass
+class Clocks:
+    """What the warps of a batch know."""
+
+    clock: Array
+    met: Array
+    """The clock of each warp at which its lanes last met."""
+    knows: Array
+    """For each warp, the clock that it knows of each warp of its block."""
+    foreign: dict[int, Known] = field(default_factory=dict)
+    """For a warp, what it knows of other blocks."""
+    fenced: dict[int, Known] = field(default_factory=dict)
+    """For a warp, what it knew at its last fence: what its strong writes hand over."""
+    seen: dict[int, Known] = field(default_factory=dict)
+    """For a warp, what its strong reads saw, which its next fence makes known."""
+    versions: dict[tuple[int, Place], int] = field(default_factory=dict)
+    """Which version of what was released at a place a warp has seen."""
+    ticks: int = 0
+    """How often any clock went up."""
+    stamped_at: int = -1
+    stamps: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    numbers: Array | None = None
+
+    def tick(self, warps: Any) -> None:
+        """Lets clocks of warps go up."""
+        self.clock[warps] += 1
+        self.ticks += 1
+
+
+@dataclass
+class Released:
+    """What was handed over at a place, and how often."""
+
+    known: Known = field(default_factory=dict)
+    version: int = 0
+
+
+@dataclass
+class Gathering:
+    """What those that came to a barrier bring, by block of the batch."""
+
+    clocks: Array
+    foreign: dict[int, Known] = field(default_factory=dict)
+    fenced: set[int] = field(default_factory=set)
 
 
 class Races:
-    def __init__(self, granularity: Any) -> None: ...
-    def read(self, *a: Any) -> None: ...
-    def write(self, *a: Any) -> None: ...
-    def atomic(self, *a: Any) -> None: ...
-    def barrier(self, *a: Any) -> None: ...
-    def warp(self, *a: Any) -> None: ...
-    def fence(self, *a: Any) -> None: ...
-    def acquire(self, *a: Any) -> None: ...
-    def release(self, *a: Any) -> None: ...
-    def launched(self, *a: Any) -> None: ...
-    def landed(self, *a: Any) -> None: ...
+    """The detector of a launch. `granule` bytes are told apart."""
+
+    def __init__(self, granule: int) -> None:
+        self.granule = granule
+        self.released: dict[Place, Released] = {}
+        self.agents: dict[tuple[Any, ...], int] = {}
+        """Numbers of the agents of asynchronous work, by what they are."""
+
+    # the state of a batch
+
+    def clocks(self, batch: Batch) -> Clocks:
+        """The clocks of a batch."""
+        found = batch.state.get("clocks")
+        if found is None:
+            per = batch.stride // 32
+            found = batch.state["clocks"] = Clocks(
+                np.ones(batch.warps, np.int64), np.zeros(batch.warps, np.int64),
+                np.zeros((batch.warps, per), np.int64),
+            )  # fmt: skip
+            found.met[:] = 1
+        assert isinstance(found, Clocks)
+        return found
+
+    def shadow(self, arena: Arena) -> Shadow:
+        if arena.shadow is None:
+            arena.shadow = Shadow(arena.bytes.size, self.granule)
+        shadow = arena.shadow
+        assert isinstance(shadow, Shadow)
+        return shadow
+
+    def _records(self, batch: Batch, threads: Array, strong: bool) -> Array:
+        """What is remembered of an access of threads now."""
+        stamps = self._stamps(batch)
+        if threads is not batch.all_threads:
+            stamps = stamps[threads]
+        return stamps | 1 if strong else stamps
+
+    def _stamps(self, batch: Batch) -> Array:
+        """What would be remembered of a weak access of each thread now."""
+        clocks = self.clocks(batch)
+        if clocks.stamped_at != clocks.ticks:
+            if clocks.numbers is None:
+                clocks.numbers = (batch.all_threads + (batch.first * batch.stride + 1)) << 1
+            clocks.stamps = np.repeat(clocks.clock << CLOCK_BITS, 32) | clocks.numbers
+            clocks.stamped_at = clocks.ticks
+        return clocks.stamps
+
+    # accesses
+
+    def read(
+        self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, weak: bool
+    ) -> None:
+        """Threads read `size` bytes each."""
+        if arena.constant:
+            return
+        shadow = self.shadow(arena)
+        records = self._records(batch, threads, not weak)
+        for at in self._granules(index, size):
+            self._conflicts(batch, shadow.writes[at], records, threads, "read", "written")
+            old = shadow.reads[at]
+            moved = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
+            if moved.any():
+                shadow.others[_pick(at, moved)] = old[moved]
+            shadow.reads[at] = records
+            if not isinstance(at, slice):
+                lost = shadow.reads[at] != records
+                if lost.any():
+                    shadow.others[at[lost]] = records[lost]
+
+    def write(
+        self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, weak: bool,
+        values: list[Array],
+    ) -> None:  # fmt: skip
+        """Threads write `size` bytes each, the elements in `values`."""
+        shadow = self.shadow(arena)
+        records = self._records(batch, threads, not weak)
+        new = _Values(arena, index, values, len(threads))
+        for at in self._granules(index, size):
+            if self._unordered(batch, shadow.writes[at], records, threads) is not None:
+                changed = new.change()
+                self._conflicts(batch, shadow.writes[at], records, threads, "written", "written",
+                                changed)  # fmt: skip
+            self._conflicts(batch, shadow.reads[at], records, threads, "written", "read", new)
+            self._conflicts(batch, shadow.others[at], records, threads, "written", "read", new)
+            shadow.writes[at] = records
+            if not isinstance(at, slice):
+                self._same_place(shadow, at, records, threads, new)
+        if not weak:
+            self._publish(batch, arena, index, threads)
+
+    def _same_place(
+        self, shadow: Shadow, at: Array, records: Array, threads: Array, new: _Values
+    ) -> None:
+        """Threads that write to one place in the same instruction, unless the same value."""
+        lost = shadow.writes[at] != records
+        if not lost.any():
+            return
+        order = np.argsort(at, kind="stable")
+        twins = at[order][1:] == at[order][:-1]
+        different = twins & new.differ(order[1:], order[:-1])
+        if different.any():
+            who = int(threads[order[1:][different][0]])
+            raise Stop("race", "threads of one instruction write different values to one place",
+                       who)  # fmt: skip
+
+    def atomic(
+        self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, order: str
+    ) -> None:
+        """Threads do atomic operations, with an order of "", relaxed, acquire, ..."""
+        shadow = self.shadow(arena)
+        if order in ("release", "acq_rel"):
+            self._fence(batch, threads, acquires=False)
+        records = self._records(batch, threads, True)
+        for at in self._granules(index, size):
+            self._conflicts(batch, shadow.writes[at], records, threads, "written", "written")
+            self._conflicts(batch, shadow.reads[at], records, threads, "written", "read")
+            self._conflicts(batch, shadow.others[at], records, threads, "written", "read")
+            shadow.writes[at] = records
+        self._publish(batch, arena, index, threads)
+        self._see(batch, arena, index, threads)
+        if order in ("acquire", "acq_rel"):
+            self._learn_seen(batch, threads)
+
+    def launched(self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array) -> None:
+        """Copies in the background begin, which will write these bytes at a time not known."""
+        shadow = self.shadow(arena)
+        records = self._records(batch, threads, False)
+        for at in self._granules(index, size):
+            for old, what in ((shadow.writes, "written"), (shadow.reads, "read"),
+                              (shadow.others, "read")):  # fmt: skip
+                self._conflicts(batch, old[at], records, threads, "written", what)
+            shadow.writes[at] = _PENDING
+
+    def landed(self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array) -> None:
+        """Copies of threads are done, and these threads know it."""
+        shadow = self.shadow(arena)
+        records = self._records(batch, threads, False)
+        for at in self._granules(index, size):
+            shadow.writes[at] = records
+
+    def _granules(self, index: Array, size: int) -> list[Any]:
+        """Positions in the shadow of accesses: one for each granule, as slices if they can be."""
+        first = index // self.granule
+        n = len(first)
+        steps = range(max(-(-size // self.granule), 1))
+        low = int(first[0])
+        stride = int(first[1]) - low if n > 1 else 1
+        if (
+            stride > 0
+            and int(first[-1]) == low + stride * (n - 1)
+            and bool((first[1:] - first[:-1] == stride).all())
+        ):
+            return [slice(low + j, low + j + stride * (n - 1) + 1, stride) for j in steps]
+        return [first + j for j in steps]
+
+    # what is ordered
+
+    def _unordered(self, batch: Batch, old: Array, records: Array, threads: Array) -> Array | None:
+        """Which old accesses are not ordered before those that are made now."""
+        foreign = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
+        foreign &= (old & records & 1) == 0
+        if not foreign.any():
+            return None
+        which = np.flatnonzero(foreign)
+        before, mine = old[which], threads[which]
+        clocks = self.clocks(batch)
+        clock, number = before >> CLOCK_BITS, ((before >> 1) & THREAD_MASK) - 1
+        their_warp = (number >> 5) - batch.first * (batch.stride // 32)
+        my_warp = mine >> 5
+        per = batch.stride // 32
+        near = (their_warp // per == my_warp // per) & (number < THREAD_MASK - 1)
+        inside = np.where(near, their_warp % per, 0)
+        known = clocks.knows[my_warp, inside]
+        ordered = near & np.where(
+            their_warp == my_warp, clock < clocks.met[my_warp], clock <= known
+        )
+        far = np.flatnonzero(~near & (before != _PENDING))
+        if len(far) and clocks.foreign:
+            ordered[far] = self._known_far(batch, clocks, before[far], my_warp[far])
+        bad = which[~ordered]
+        return bad if len(bad) else None
+
+    def _known_far(self, batch: Batch, clocks: Clocks, before: Array, my_warp: Array) -> Array:
+        """Whether accesses of other blocks are known to warps."""
+        per = batch.stride // 32
+        clock, warp = before >> CLOCK_BITS, (((before >> 1) & THREAD_MASK) - 1) >> 5
+        result = np.zeros(len(before), np.bool_)
+        pairs = my_warp * (int(warp.max()) // per + 1) + warp // per
+        for pair in np.unique(pairs):
+            at = pairs == pair
+            i = int(at.argmax())
+            known = clocks.foreign.get(int(my_warp[i]), {}).get(int(warp[i]) // per)
+            if known is not None:
+                result[at] = clock[at] <= known[warp[at] % per]
+        return result
+
+    def _conflicts(
+        self, batch: Batch, old: Array, records: Array, threads: Array, now: str, then: str,
+        values: Any = None,
+    ) -> None:  # fmt: skip
+        bad = self._unordered(batch, old, records, threads)
+        if bad is None:
+            return
+        if values is not None:
+            bad = bad[values.change().changed[bad]]
+            if not len(bad):
+                return
+        at = int(bad[0])
+        if old[at] == _PENDING:
+            text = f"is {now} while a copy to it is on its way"
+        else:
+            number = ((int(old[at]) >> 1) & THREAD_MASK) - 1
+            text = (f"is {now} here and was {then} by {self.actor(batch, number)}, "
+                    "with nothing between that orders them")  # fmt: skip
+        raise Stop("race", f"a place {text}", int(threads[at]))
+
+    def actor(self, batch: Batch, number: int) -> str:
+        """Who made an access, in words."""
+        block = number // batch.stride
+        if block >= AGENTS:
+            kinds = {n: name[1] for name, n in self.agents.items()}
+            return f"an asynchronous copy or product ({kinds[block - AGENTS]})"
+        at, thread = batch.position(number - batch.first * batch.stride)
+        return f"block {at} thread {thread}"
+
+    # what makes order
+
+    def arrive(self, batch: Batch, barrier: Barrier, threads: Array) -> None:
+        """Threads come to a barrier: what they know is for those that will wait there."""
+        clocks = self.clocks(batch)
+        per = batch.stride // 32
+        if barrier.gathering is None:
+            barrier.gathering = Gathering(np.zeros((batch.blocks, per), np.int64))
+        gathering = barrier.gathering
+        warps = np.unique(threads >> 5)
+        blocks = warps // per
+        np.maximum.at(gathering.clocks, blocks, clocks.knows[warps])
+        np.maximum.at(gathering.clocks, (blocks, warps % per), clocks.clock[warps])
+        if clocks.foreign or clocks.fenced:
+            for warp in warps.tolist():
+                if warp in clocks.foreign:
+                    join_known(gathering.foreign.setdefault(warp // per, {}), clocks.foreign[warp])
+                if warp in clocks.fenced:
+                    gathering.fenced.add(warp // per)
+        clocks.tick(warps)
+
+    def opened(self, batch: Batch, barrier: Barrier, threads: Array) -> None:
+        """Threads that waited at a barrier go on."""
+        clocks, gathering = self.clocks(batch), barrier.gathering
+        assert isinstance(gathering, Gathering)
+        per = batch.stride // 32
+        warps = np.unique(threads >> 5)
+        blocks = warps // per
+        clocks.knows[warps] = np.maximum(clocks.knows[warps], gathering.clocks[blocks])
+        clocks.met[warps] = clocks.clock[warps]
+        if gathering.foreign or gathering.fenced:
+            for warp in warps.tolist():
+                if warp // per in gathering.foreign:
+                    join_known(clocks.foreign.setdefault(warp, {}), gathering.foreign[warp // per])
+                if warp // per in gathering.fenced:
+                    clocks.fenced[warp] = self.knowledge(batch, warp)
+
+    def closed(self, barrier: Barrier, blocks: Array) -> None:
+        """A barrier of blocks begins anew."""
+        if barrier.gathering is not None:
+            gathering = barrier.gathering
+            gathering.clocks[blocks] = 0
+            for block in np.flatnonzero(blocks).tolist():
+                gathering.foreign.pop(block, None)
+                gathering.fenced.discard(block)
+
+    def warp(self, batch: Batch, threads: Array) -> None:
+        """Lanes met."""
+        clocks = self.clocks(batch)
+        warps = np.unique(threads >> 5)
+        clocks.tick(warps)
+        clocks.met[warps] = clocks.clock[warps]
+
+    def fence(self, batch: Batch, threads: Array) -> None:
+        """Threads execute a fence."""
+        self._fence(batch, threads, acquires=True)
+
+    def _fence(self, batch: Batch, threads: Array, *, acquires: bool) -> None:
+        clocks = self.clocks(batch)
+        if acquires:
+            self._learn_seen(batch, threads)
+        for warp in np.unique(threads >> 5).tolist():
+            clocks.fenced[warp] = self.knowledge(batch, warp)
+            clocks.tick(warp)
+
+    def acquire(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
+        """Threads read with `acquire`: what was released there is known to them now."""
+        self._see(batch, arena, index, threads)
+        self._learn_seen(batch, threads)
+
+    def observe(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
+        """Threads read with a strong operation, to which a later fence may give an order."""
+        self._see(batch, arena, index, threads)
+
+    def release(self, batch: Batch, threads: Array) -> None:
+        """Threads are about to write with `release`."""
+        self._fence(batch, threads, acquires=False)
+
+    def knowledge(self, batch: Batch, warp: int) -> Known:
+        """All that a warp knows now, its own accesses included."""
+        clocks, per = self.clocks(batch), batch.stride // 32
+        own = clocks.knows[warp].copy()
+        own[warp % per] = clocks.clock[warp]
+        return {**clocks.foreign.get(warp, {}), batch.first + warp // per: own}
+
+    def _publish(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
+        """Strong writes hand over what their warps knew at their last fence."""
+        fenced = self.clocks(batch).fenced
+        if not fenced:
+            return
+        for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
+            known = fenced.get(thread >> 5)
+            if known is not None:
+                released = self.released.setdefault((id(arena), at), Released())
+                join_known(released.known, known)
+                released.version += 1
+
+    def _see(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
+        if not self.released:
+            return
+        clocks = self.clocks(batch)
+        for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
+            place = (id(arena), at)
+            released = self.released.get(place)
+            if released is None or clocks.versions.get((thread >> 5, place)) == released.version:
+                continue
+            clocks.versions[thread >> 5, place] = released.version
+            join_known(clocks.seen.setdefault(thread >> 5, {}), released.known)
+
+    def _learn_seen(self, batch: Batch, threads: Array) -> None:
+        clocks, per = self.clocks(batch), batch.stride // 32
+        if not clocks.seen:
+            return
+        for warp in np.unique(threads >> 5).tolist():
+            known = dict(clocks.seen.pop(warp, {}))
+            own = known.pop(batch.first + warp // per, None)
+            if own is not None:
+                clocks.knows[warp] = np.maximum(clocks.knows[warp], own)
+                # a lane may have learnt from another one of its warp
+                clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
+                clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
+            if known:
+                join_known(clocks.foreign.setdefault(warp, {}), known)
+
+
+class _Values:
+    """What an access writes, to tell whether it changes anything."""
+
+    def __init__(self, arena: Arena, index: Array, values: list[Array], n: int) -> None:
+        self.arena, self.index, self.values, self.n = arena, index, values, n
+        self._changed: Array | None = None
+
+    def change(self) -> _Values:
+        return self
+
+    @property
+    def changed(self) -> Array:
+        """Whether each thread's values differ from what memory holds."""
+        if self._changed is None:
+            changed = np.zeros(self.n, np.bool_)
+            for j, value in enumerate(self.values):
+                item = value.dtype.itemsize
+                changed |= self.arena.load(self.index + j * item, value.dtype) != value
+            self._changed = changed
+        return self._changed
+
+    def differ(self, a: Array, b: Array) -> Array:
+        """Whether threads a and b write different values, position by position."""
+        result = np.zeros(len(a), np.bool_)
+        for value in self.values:
+            whole = np.broadcast_to(value, (self.n,))
+            result |= whole[a] != whole[b]
+        return result
+
+
+def _pick(at: Any, held: Array) -> Array:
+    if isinstance(at, slice):
+        found: Array = np.flatnonzero(held) * at.step + at.start
+        return found
+    picked: Array = at[held]
+    return picked
+
+
+def join_known(into: Known, other: Known) -> None:
+    for block, known in other.items():
+        mine = into.get(block)
+        into[block] = known if mine is None else np.maximum(mine, known)

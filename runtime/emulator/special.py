@@ -20,13 +20,20 @@ SM_COUNT = 132
 def special_value(batch: Batch, name: str) -> Array:
     """The values of a special register for all threads of a batch."""
     machine = batch.machine
-    within = batch.all_threads % batch.stride
+    within = batch.within
     block = batch.first + batch.block_of
     stem, _, axis = name[1:].partition(".")
+    if stem == "tid":
+        key = (batch.blocks, name)
+        if key not in machine.specials:
+            found = _unravel(within, machine.block)[_AXES[axis]]
+            machine.specials[key] = found.astype(np.uint32)
+        return machine.specials[key].copy()
     if axis:
         of = _AXES[axis]
         clusters = tuple(g // c for g, c in zip(machine.grid, machine.cluster, strict=True))
-        ctaid = _unravel(block, machine.grid)
+        numbers = batch.first + np.arange(batch.blocks)
+        ctaid = [np.repeat(x, batch.stride) for x in _unravel(numbers, machine.grid)]
         sizes = {
             "ntid": machine.block, "nctaid": machine.grid, "cluster_nctaid": machine.cluster,
             "nclusterid": clusters,
@@ -34,7 +41,6 @@ def special_value(batch: Batch, name: str) -> Array:
         if stem in sizes:
             return np.full(batch.threads, sizes[stem][of], np.uint32)
         found = {
-            "tid": lambda: _unravel(within, machine.block)[of],
             "ctaid": lambda: ctaid[of],
             "cluster_ctaid": lambda: ctaid[of] % machine.cluster[of],
             "clusterid": lambda: ctaid[of] // machine.cluster[of],

@@ -22,9 +22,7 @@ def rows(name: str, dtype: DType, extent: object = N) -> Kernel:
     """sum[m, n] = x + y and product[m, n] = x * y, a row at a time."""
     x, y = Load("x", AT, dtype), Load("y", AT, dtype)
     kind = dtype.compute
-    body = tuple(
-        Store(out, AT, Op(fn, (x, y), kind)) for out, fn in (("s", "add"), ("p", "mul"))
-    )
+    body = tuple(Store(out, AT, Op(fn, (x, y), kind)) for out, fn in (("s", "add"), ("p", "mul")))
     buffers = tuple(Buffer(b, dtype, (M, N), "in") for b in ("x", "y"))
     results = tuple(Buffer(b, dtype, (M, N), "out") for b in ("s", "p"))
     loop = For("n", const(0), N, body, vector=True)
@@ -56,9 +54,7 @@ def test_the_tile_is_stored_past_the_caches(level: str) -> None:
 @pytest.mark.parametrize("skip", [0, 1, 8])
 @pytest.mark.parametrize("shape", [(1, 64), (3, 64), (2, 65), (5, 1000), (4, 63), (2, 128), (3, 0)])
 @pytest.mark.parametrize("kind", ["f32", "f64", "bf16", "i8"])
-def test_streamed_rows(
-    compiled: Compiled, kind: str, shape: tuple[int, int], skip: int
-) -> None:
+def test_streamed_rows(compiled: Compiled, kind: str, shape: tuple[int, int], skip: int) -> None:
     print(f"seed {SEED}")
     rng = np.random.default_rng(SEED)
     dtype = np.dtype(DTYPES[kind].numpy)

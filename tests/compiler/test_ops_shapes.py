@@ -306,8 +306,13 @@ def test_gathers_count_negative_ids_from_the_end() -> None:
     a, b, d = sym("a"), sym("b"), sym("d")
     found = access(x, [ids], (2, 3, 7), ("a", "b", "d"), (("tensor", 1, (a, b)), d))
     agree(found, x[ids])
-    narrow = access(x, [ids.astype(np.int8)], (2, 3), ("a", "b"),
-                    (("tensor", 1, (a, b)), ("tensor", 1, (a, b), const(-1), const(1))))
+    narrow = access(
+        x,
+        [ids.astype(np.int8)],
+        (2, 3),
+        ("a", "b"),
+        (("tensor", 1, (a, b)), ("tensor", 1, (a, b), const(-1), const(1))),
+    )
     agree(narrow, x[ids, 1 - ids])
 
 

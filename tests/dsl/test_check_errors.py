@@ -40,7 +40,12 @@ def errors(text: str, **options: object) -> list[Diagnostic]:
     tree, problems = parse(source)
     assert not problems, render_all(problems)
     _, found = check(
-        tree, source, builtins=BUILTINS, load_module=load, weights=headers, **options  # type: ignore[arg-type]
+        tree,
+        source,
+        builtins=BUILTINS,
+        load_module=load,
+        weights=headers,
+        **options,  # type: ignore[arg-type]
     )
     return list(found)
 
@@ -66,7 +71,9 @@ def test_the_example_of_the_design() -> None:
         "    x\n"
     )
     shown = render(only("\n" * 15 + text)).replace("t.pipe", "examples/minilm.pipe")
-    assert shown == """\
+    assert (
+        shown
+        == """\
 error[E0203]: these two shapes do not broadcast
   --> examples/minilm.pipe:20:9
    |
@@ -77,6 +84,7 @@ error[E0203]: these two shapes do not broadcast
    = note: dimension 1 is T on the left and 512 on the right; T is in 1..=512, so they differ \
 for some sizes
    = help: take the first T rows: `w.embeddings.position_embeddings.weight[:T]`"""
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,6 +159,11 @@ def test_one_wrong_line(line: str, code: str, place: str, words: str, advice: st
         ("import nowhere", "E0213", "there is no module `nowhere`"),
         ('weights w = "missing.npz"', "E0214", "there is no file"),
         ("pipeline p(x: f32[B], x: f32[B]):\n    x", "E0210", "`x` is named twice"),
+        ("fn f(x: f32[B], x: f32[B]):\n    x", "E0210", "`x` is named twice"),
+        ("pipeline p(x: f32[B]) -> f32[Q]:\n    x", "E0219", "the size `Q` does not follow"),
+        ("fn f(x: f32[B]) -> f32[*Q]:\n    x", "E0219", "the size `Q` does not follow"),
+        ("pipeline p(x: f32[B]) where B >= 5, B <= 3:\n    x", "E0217", "no size is left"),
+        ("pipeline p(x: f32[B, -1]):\n    x", "E0219", "the size -1 is negative"),
         ("pipeline p(n: int):\n    n", "E0219", "the inputs of a pipeline are tensors"),
         ("pipeline p(x: f32[*S]):\n    x", "E0219", "a fixed number of dimensions"),
         ("pipeline p(x: f32[2 * A * B]):\n    x", "E0219", "`A` does not follow"),

@@ -19,7 +19,7 @@ FORMS = (
          summary="be counted at the cluster's barrier"),
     Form("barrier", "cluster wait ?acquire ?aligned", "", "cluster.wait", _SYNC, {}, (7, 8), 90,
          effects=_BARRIER, summary="wait until all threads of the cluster have arrived"),
-    Form("setmaxnreg", "A sync aligned u32", "#n:u32", "cluster.setmaxnreg", _MISC,
-         {"A": "inc dec"}, (8, 0), arch="90a", effects=frozenset({"converge"}),
+    Form("setmaxnreg", "A sync aligned u32", "#n:u32", "registers.setmaxnreg", _MISC,
+         {"A": "inc dec"}, (8, 0), arch="90a",
          summary="give back or get registers, to n a thread"),
 )  # fmt: skip

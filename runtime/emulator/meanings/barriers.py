@@ -133,7 +133,7 @@ def fence(site: Site) -> Run:
     return run
 
 
-@effect("barrier.proxy", "barrier.griddepcontrol")
-def proxy(site: Site) -> Run:
-    """Memory here has one proxy, and a grid starts when the one before it has ended."""
+@effect("barrier.griddepcontrol")
+def griddepcontrol(site: Site) -> Run:
+    """A grid starts when the one before it has ended."""
     return lambda g: None

@@ -126,12 +126,12 @@ def move(
 ) -> None:  # fmt: skip
     """Copies bytes, or combines elements of `dtype` with those that are there."""
     written(*source, thread)
-    async_read(batch, thread, *source, reader)
+    async_read(batch, (thread,), *source, reader)
     data = source[0].bytes[source[1]]
     if op:
         written(*target, thread)
         data = reduced(op, target[0].bytes[target[1]], data, dtype)
-    async_write(batch, thread, *target, writer, atomic=bool(op))
+    async_write(batch, (thread,), *target, writer, atomic=bool(op))
     put_bytes(*target, data, thread)
     batch.machine.progress += 1
 
@@ -153,7 +153,8 @@ def deliver(g: Group, at: int, thread: int, size: int, agent: Agent) -> None:
 def agent_of(g: Group, at: int, thread: int) -> Agent:
     """Who does a copy that counts on the mbarrier at a shared address."""
     index = barrier_at(g, at, thread)
-    return barrier_agent(g.batch, thread, index, find(g.batch, index, thread).phase)
+    barrier = find(g.batch, index, thread)
+    return barrier_agent(g.batch, index, barrier.serial, barrier.phase)
 
 
 def destinations(
@@ -272,7 +273,7 @@ def _st_async(site: Site) -> Run:
         for i, thread in one_by_one(g):
             part = place(g, "shared", int(to_[i]), size, thread, size)
             agent = agent_of(g, int(bar_[i]), thread)
-            async_write(g.batch, thread, part.arena, span(part, size), agent)
+            async_write(g.batch, (thread,), part.arena, span(part, size), agent)
             put_bytes(part.arena, span(part, size), data[i], thread)
             deliver(g, int(bar_[i]), thread, size, agent)
         g.batch.machine.progress += 1
@@ -293,7 +294,7 @@ def _red_async(site: Site) -> Run:
             index = span(part, dtype.itemsize)
             agent = agent_of(g, int(bar_[i]), thread)
             written(part.arena, index, thread)
-            async_write(g.batch, thread, part.arena, index, agent, atomic=True)
+            async_write(g.batch, (thread,), part.arena, index, agent, atomic=True)
             new = reduced(op, part.arena.bytes[index], data[i : i + 1].view(np.uint8), dtype)
             put_bytes(part.arena, index, new, thread)
             deliver(g, int(bar_[i]), thread, dtype.itemsize, agent)

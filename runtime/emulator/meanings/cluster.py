@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stagefuse.compiler.ptx import syntax as s
-
 from ..access import peer_blocks
 from ..errors import Stop
 from ..memory import RANK_BITS, SHARED_WINDOW
@@ -183,12 +181,3 @@ def _wait(site: Site) -> Control:
         return True
 
     return run
-
-
-@effect("cluster.setmaxnreg")
-def _setmaxnreg(site: Site) -> Run:
-    """Registers are not counted here; the number must be one that the instruction takes."""
-    x = site.operand("n")
-    if not isinstance(x, s.Immediate) or x.value % 8 or not 24 <= x.value <= 256:
-        raise site.error("the number of registers is a multiple of 8 from 24 to 256")
-    return lambda g: None

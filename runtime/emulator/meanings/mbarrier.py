@@ -13,7 +13,7 @@ from ..access import places
 from ..barrier_object import BarrierMisuse, BarrierObject, pending_of, phase_of
 from ..errors import Stop
 from ..operands import Get, address, getter, putter
-from ..order import Clock, acquire, join, publish
+from ..order import Clock, acquire, join, proxy_fence, publish
 from ..program import Control, Run, Site, Step
 from . import control, effect
 from .copies import copies_of
@@ -91,11 +91,14 @@ def _init(site: Site) -> Run:
     def run(g: Group) -> None:
         counts = np.broadcast_to(count(g), g.n)
         batch = g.batch
+        batch.state.setdefault("serials", [])
         for index, threads, at in located(g, space, where(g)):
             n, thread = int(counts[at[0]]), int(threads[0])
             clock = publish(batch, threads)
             with using(thread):
-                objects(batch)[index] = BarrierObject(n, join, clock, clock)
+                made = BarrierObject(n, join, clock, clock, serial=len(batch.state["serials"]))
+            batch.state["serials"].append(index)
+            objects(batch)[index] = made
         batch.machine.progress += 1
 
     return run
@@ -329,3 +332,11 @@ def _async_arrive(site: Site) -> Run:
 def _fence_init(site: Site) -> Run:
     """A barrier exists for all from its initialisation on: what uses it must be ordered after."""
     return lambda g: None
+
+
+@effect("barrier.proxy")
+def _fence_proxy(site: Site) -> Run:
+    """Only the async proxy is apart from ordinary accesses here."""
+    if "async" not in site.match.slots:
+        return lambda g: None
+    return lambda g: proxy_fence(g.batch, g.threads())

@@ -67,17 +67,11 @@ def ld(site: Site) -> Run:
         addresses = at(g)
         if order:
             g.looks = True
-        values = access.load(g, space, addresses, dtype, count, weak=not order)
-        if order == "acquire" and g.batch.machine.races is not None:
-            g.batch.machine.races.acquire(g.batch, _space_key(space), addresses, g.threads())
+        values = access.load(g, space, addresses, dtype, count, order=order)
         for put, value in zip(puts, values, strict=True):
             put(g, value)
 
     return run
-
-
-def _space_key(space: str) -> str:
-    return "shared" if space.startswith("shared") else space
 
 
 def _ld_entry(site: Site, puts: list[Any], dtype: np.dtype[Any]) -> Run:
@@ -125,10 +119,7 @@ def st(site: Site) -> Run:
     raw = DTYPES[f"b{TYPES[kind].bits}"]
 
     def run(g: Group) -> None:
-        addresses = at(g)
-        if order == "release" and g.batch.machine.races is not None:
-            g.batch.machine.races.release(g.batch, _space_key(space), addresses, g.threads())
-        access.store(g, space, addresses, [get(g).view(raw) for get in gets], weak=not order)
+        access.store(g, space, at(g), [get(g).view(raw) for get in gets], order=order)
 
     return run
 

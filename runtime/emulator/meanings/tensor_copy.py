@@ -128,12 +128,12 @@ def _load_box(g: Group, box: Box, at: int, bar: int) -> None:
     thread, tensor = box.thread, box.tensor
     written(box.arena, box.index, thread)
     agent = agent_of(g, bar, thread)
-    async_read(g.batch, thread, box.arena, box.index, agent)
+    async_read(g.batch, (thread,), box.arena, box.index, agent)
     arena, index = box.shared(g, at)
     data = np.empty(index.shape, np.uint8)
     data[:] = tensor.fill_bytes
     data[box.inside] = box.arena.bytes[box.index].reshape(-1, tensor.dtype.itemsize)
-    async_write(g.batch, thread, arena, index.reshape(-1), agent)
+    async_write(g.batch, (thread,), arena, index.reshape(-1), agent)
     put_bytes(arena, index, data, thread)
     g.batch.machine.progress += 1
     deliver(g, bar, thread, tensor.box_bytes, agent)
@@ -170,12 +170,12 @@ def _store_box(g: Group, box: Box, at: int, op: str) -> None:
     # what lies outside the array is not read either: it need not have been written
     source = index[box.inside].reshape(-1)
     written(arena, source, thread)
-    async_read(batch, thread, arena, source, reader)
+    async_read(batch, (thread,), arena, source, reader)
     data = arena.bytes[source]
     if op:
         written(box.arena, box.index, thread)
         data = reduced(op, box.arena.bytes[box.index], data, box.tensor.dtype)
-    async_write(batch, thread, box.arena, box.index, writer, atomic=bool(op))
+    async_write(batch, (thread,), box.arena, box.index, writer, atomic=bool(op))
     put_bytes(box.arena, box.index, data, thread)
     batch.machine.progress += 1
 

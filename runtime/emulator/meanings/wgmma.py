@@ -187,7 +187,7 @@ def _operand(
         raise Stop("uninitialised", "an operand in shared memory has bytes that nothing wrote",
                    thread)  # fmt: skip
     agent = product_agent(g.batch, number, int(groups.open[number]))
-    async_read(g.batch, thread, arena, index.reshape(-1), agent)
+    async_read(g.batch, threads[::32].tolist(), arena, index.reshape(-1), agent)
     return decode(arena.bytes[index], type_)
 
 

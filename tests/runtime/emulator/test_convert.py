@@ -162,8 +162,8 @@ def test_eight_bit_floats(rng: np.random.Generator, kind: str) -> None:
     h = numbers(rng, "f16x2")
     got = apply(f"cvt.rn.satfinite.{kind}x2.f16x2", [("f16x2", h)], f"{kind}x2")
     halves = h.view(np.float16).astype(np.float32)
-    again = apply(f"cvt.rn.satfinite.{kind}x2.f32",
-                  [("f32", halves[1::2].copy()), ("f32", halves[0::2].copy())], f"{kind}x2")  # fmt: skip
+    operands = [("f32", halves[1::2].copy()), ("f32", halves[0::2].copy())]
+    again = apply(f"cvt.rn.satfinite.{kind}x2.f32", operands, f"{kind}x2")
     check(got, again, h)
 
 

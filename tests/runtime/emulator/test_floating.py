@@ -143,7 +143,9 @@ def test_special_operands() -> None:
         check(apply("mul.f32", two, "f32"), a * b)
         check(apply("div.rn.f32", two, "f32"), a / b)
     got = apply("add.f32", two, "f32")
-    assert set(got.view(np.uint32)[np.isnan(got)]) == {0x7FFFFFFF}  # the NaN that f32 instructions make
+    assert set(got.view(np.uint32)[np.isnan(got)]) == {
+        0x7FFFFFFF
+    }  # the NaN that f32 instructions make
     down = apply("add.rm.f32", two, "f32")
     assert np.signbit(down[4]) and np.signbit(down[2])  # an exact 0 is -0 when rounding down
     assert not np.signbit(apply("add.rz.f32", two, "f32")[4])
@@ -180,8 +182,12 @@ def test_min_and_max(rng: np.random.Generator, kind: str) -> None:
         strict = stored(kind, [math.nan if math.isnan(x) or math.isnan(y) else
                                _order(x, y, opcode == "min") for x, y in pairs])  # fmt: skip
         check_bits(kind, apply(f"{opcode}.NaN.{kind}", two, kind), strict, a, b)
-        crossed = [math.copysign(_order(abs(x), abs(y), opcode == "min"),
-                                 math.copysign(1, x) * math.copysign(1, y)) for x, y in pairs]  # fmt: skip
+        crossed = [
+            math.copysign(
+                _order(abs(x), abs(y), opcode == "min"), math.copysign(1, x) * math.copysign(1, y)
+            )
+            for x, y in pairs
+        ]
         got = apply(f"{opcode}.xorsign.abs.{kind}", two, kind)
         check_bits(kind, got, stored(kind, crossed), a, b)
 

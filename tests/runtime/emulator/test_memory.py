@@ -21,12 +21,15 @@ def test_loads_and_stores(rng: np.random.Generator, kind: str, vector: str) -> N
     bank = {"f32": "%f", "f64": "%g"}.get(kind, bank)
     names = [f"{bank}{i}" for i in range(4, 4 + count)]
     value = f"{{{', '.join(names)}}}" if vector else names[0]
-    text = kernel(f"""
+    text = kernel(
+        f"""
         mul.wide.u32 %d2, %r3, {size * count};
         add.u64 %d3, %d0, %d2;
         add.u64 %d4, %d1, %d2;
         ld.global{vector}.{kind} {value}, [%d3];
-        st.global{vector}.{kind} [%d4], {value};""", 2)
+        st.global{vector}.{kind} [%d4], {value};""",
+        2,
+    )
     data = rng.integers(0, 256, 64 * size * count, dtype=np.uint8)
     out = np.zeros_like(data)
     run(text, data, out, block=64)
@@ -36,7 +39,8 @@ def test_loads_and_stores(rng: np.random.Generator, kind: str, vector: str) -> N
 def test_narrow_values_are_extended() -> None:
     out = np.zeros(4, np.uint64)
     data = np.array([0x80, 0xFF, 0x7F, 0x01], np.uint8)
-    text = kernel("""
+    text = kernel(
+        """
         ld.global.s8 %r4, [%d1+1];
         ld.global.u8 %r5, [%d1+1];
         cvt.u64.u32 %d2, %r4;
@@ -44,13 +48,16 @@ def test_narrow_values_are_extended() -> None:
         st.global.v2.u64 [%d0], {%d2, %d3};
         ld.global.s8 %d4, [%d1];
         st.global.u64 [%d0+16], %d4;
-        st.global.u8 [%d0+24], %d4;""", 2)
+        st.global.u8 [%d0+24], %d4;""",
+        2,
+    )
     run(text, out, data, block=1)
     assert out.tolist() == [0xFFFFFFFF, 0xFF, 2**64 - 128, 0x80]
 
 
 def test_shared_memory_of_each_block() -> None:
-    text = kernel("""
+    text = kernel(
+        """
         shl.b32 %r4, %r0, 2;
         mov.u32 %r5, tile;
         add.u32 %r6, %r5, %r4;
@@ -59,14 +66,17 @@ def test_shared_memory_of_each_block() -> None:
         sub.u32 %r7, 124, %r4;
         add.u32 %r8, %r5, %r7;
         ld.shared.u32 %r9, [%r8];
-        st.global.u32 [%d20], %r9;""", shared=".shared .align 4 .b32 tile[32];")
+        st.global.u32 [%d20], %r9;""",
+        shared=".shared .align 4 .b32 tile[32];",
+    )
     out = words(128)
     run(text, out, grid=4)
     assert (out == np.arange(128).reshape(4, 32)[:, ::-1].ravel()).all()
 
 
 def test_dynamic_shared_memory_and_generic_addresses() -> None:
-    text = kernel("""
+    text = kernel(
+        """
         mov.u32 %r4, dynamic;
         mad.lo.u32 %r5, %r0, 4, %r4;
         st.shared.u32 [%r5+4], %r0;
@@ -79,7 +89,9 @@ def test_dynamic_shared_memory_and_generic_addresses() -> None:
         add.u32 %r6, %r6, %r7;
         @%p1 mov.u32 %r6, 0;
         cvta.to.global.u64 %d4, %d20;
-        st.u32 [%d4], %r6;""", before=".extern .shared .align 16 .b8 dynamic[];")
+        st.u32 [%d4], %r6;""",
+        before=".extern .shared .align 16 .b8 dynamic[];",
+    )
     out = words(32)
     run(text, out, shared_bytes=33 * 4)
     assert (out == np.arange(32) + 1000).all()
@@ -89,7 +101,8 @@ def test_dynamic_shared_memory_and_generic_addresses() -> None:
 
 
 def test_local_memory() -> None:
-    text = kernel("""
+    text = kernel(
+        """
         mov.u64 %d2, depot;
         cvta.local.u64 %d3, %d2;
         st.u32 [%d3+8], %r0;
@@ -97,7 +110,9 @@ def test_local_memory() -> None:
         ld.local.u32 %r4, [%d2+8];
         ld.u32 %r5, [%d3];
         mad.lo.u32 %r6, %r5, 100, %r4;
-        st.global.u32 [%d20], %r6;""", shared=".local .align 8 .b8 depot[16];")
+        st.global.u32 [%d20], %r6;""",
+        shared=".local .align 8 .b8 depot[16];",
+    )
     out = words(64)
     run(text, out, grid=2)
     assert (out.reshape(2, 32) == np.arange(32) + np.array([[0], [100]])).all()
@@ -108,7 +123,8 @@ def test_variables_of_the_module() -> None:
 .const .align 4 .f32 table[4] = {0f3F800000, 2.0, 3.0, 4.0};
 .visible .global .align 4 .u32 counter = 7;
 .global .align 8 .u64 pointers[2] = {counter, generic(table)};"""
-    text = kernel("""
+    text = kernel(
+        """
         and.b32 %r4, %r0, 3;
         mul.wide.u32 %d2, %r4, 4;
         mov.u64 %d3, table;
@@ -123,7 +139,9 @@ def test_variables_of_the_module() -> None:
         ld.f32 %f1, [%d7+4];
         cvt.rzi.u32.f32 %r7, %f1;
         add.u32 %r6, %r5, %r7;
-        st.global.u32 [counter], %r6;""", before=before)
+        st.global.u32 [counter], %r6;""",
+        before=before,
+    )
     module = emulator.load(text)
     out = np.zeros(32, np.float32)
     for expected in (9, 11):
@@ -218,11 +236,15 @@ def test_memory_that_nothing_wrote() -> None:
 
 
 def test_sixteen_bytes() -> None:
-    text = kernel("""
+    text = kernel(
+        """
         ld.global.b128 %q0, [%d1];
         mov.b128 {%d2, %d3}, %q0;
         mov.b128 %q1, {%d3, %d2};
-        st.global.b128 [%d0], %q1;""", 2, shared=".reg .b128 %q<4>;")
+        st.global.b128 [%d0], %q1;""",
+        2,
+        shared=".reg .b128 %q<4>;",
+    )
     data, out = np.array([5, 6], np.uint64), np.zeros(2, np.uint64)
     run(text, out, data, block=1)
     assert out.tolist() == [6, 5]
@@ -254,12 +276,15 @@ def test_unknown_instructions_are_named() -> None:
 
 
 def test_the_record() -> None:
-    text = kernel("""
+    text = kernel(
+        """
         shl.b32 %r4, %r0, 7;
         st.shared.u32 [%r4], %r0;
         ld.global.v4.u32 {%r5, %r6, %r7, %r8}, [%d0];
         setp.lt.u32 %p0, %r0, 5;
-        @%p0 st.global.u32 [%d20], %r5;""", shared=".shared .align 4 .b8 s[4096];")
+        @%p0 st.global.u32 [%d20], %r5;""",
+        shared=".shared .align 4 .b8 s[4096];",
+    )
     record = run(text, words(64), grid=2)
     assert record.instructions["st.shared.u32"] == 64
     assert record.bytes["global", "read"] == 64 * 16

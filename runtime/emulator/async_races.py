@@ -1,0 +1,146 @@
+"""The race detector's part for asynchronous work (what an agent is: `order.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Stop
+from .races import AGENTS, CLOCK_BITS, PROXIED, THREAD_MASK, Known, Races, join_known
+
+if TYPE_CHECKING:
+    from .machine import Batch
+    from .memory import Arena
+
+Array = NDArray[Any]
+
+
+def hand_over(races: Races, batch: Batch, threads: Array) -> Known:
+    """What these threads know now, for others; what they do next is not part of it."""
+    made: Known = {}
+    clocks = races.clocks(batch)
+    for warp in np.unique(threads >> 5).tolist():
+        join_known(made, races.knowledge(batch, warp))
+        clocks.clock[warp] += 1
+    return made
+
+
+def learn(races: Races, batch: Batch, threads: Array, known: Known) -> None:
+    """These threads come behind all of what was handed over."""
+    clocks, per = races.clocks(batch), batch.stride // 32
+    for warp in np.unique(threads >> 5).tolist():
+        own_block = batch.first + warp // per
+        own = known.get(own_block)
+        if own is not None:
+            clocks.knows[warp] = np.maximum(clocks.knows[warp], own)
+            # lanes of this warp, too, come behind what was handed over of it
+            clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
+        if len(known) > (own is not None):
+            foreign = clocks.foreign.setdefault(warp, {})
+            join_known(foreign, {b: k for b, k in known.items() if b != own_block})
+
+
+def proxy_fence(races: Races, batch: Batch, threads: Array) -> None:
+    """What these threads know becomes visible to the async proxy."""
+    clocks = races.clocks(batch)
+    for warp in np.unique(threads >> 5).tolist():
+        known = races.knowledge(batch, warp)
+        foreign = clocks.foreign.setdefault(warp, {})
+        join_known(foreign, {b + PROXIED: k for b, k in known.items() if b < AGENTS})
+        clocks.clock[warp] += 1
+
+
+def async_access(
+    races: Races, batch: Batch, threads: Iterable[int], arena: Arena, index: Array,
+    agent: tuple[int, int], *, writes: bool = False, strong: bool = False,
+) -> None:  # fmt: skip
+    """An agent, by its number and time, accesses bytes for the threads that set it going.
+
+    Raises: Stop where an access before is not ordered before that: for every thread's program, or
+    behind a proxy fence where it was an ordinary write.
+    """
+    shadow = races.shadow(arena)
+    at = np.unique(index // races.granule)
+    number, time = agent
+    record = (time << CLOCK_BITS) | ((AGENTS + number) * batch.stride + 1) << 1 | int(strong)
+    _check(races, batch, list(threads), shadow.writes[at], record, "written", writes)
+    if writes:
+        _check(races, batch, list(threads), shadow.reads[at], record, "read", True)
+        _check(races, batch, list(threads), shadow.others[at], record, "read", True)
+        shadow.writes[at] = record
+        return
+    old = shadow.reads[at]
+    moved = ((old ^ record) & (THREAD_MASK << 1) != 0) & (old != 0)
+    shadow.others[at[moved]] = old[moved]
+    shadow.reads[at] = record
+
+
+def block_ends(races: Races, batch: Batch, block: int) -> None:
+    """The last threads of a block end, and its shared memory with them.
+
+    Raises: Stop where a block of its cluster accessed that, with nothing that orders this before.
+    """
+    arena, shadow = batch.shared, batch.shared.shadow
+    if shadow is None:
+        return
+    first, last = (n * arena.stride // races.granule for n in (block, block + 1))
+    warps = range(block * (batch.stride // 32), (block + 1) * (batch.stride // 32))
+    threads = [warp * 32 for warp in warps]
+    for old in (shadow.writes, shadow.reads, shadow.others):
+        for stamp in np.unique(old[first:last]).tolist():
+            number = ((stamp >> 1) & THREAD_MASK) - 1
+            owner = number // batch.stride
+            if stamp == 0 or owner >= AGENTS or owner == batch.first + block:
+                continue
+            if _unordered(races, batch, threads, stamp, False):
+                raise Stop("race", "the block ends and with it shared memory that "
+                           f"{races.actor(batch, number)} used, with nothing between that orders "
+                           "them", threads[0])  # fmt: skip
+
+
+def _check(
+    races: Races, batch: Batch, threads: list[int], old: Array, record: int, what: str,
+    writes: bool,
+) -> None:  # fmt: skip
+    stamps = np.unique(old[(old != 0) & (old != record)])
+    for stamp in stamps.tolist():
+        if stamp & record & 1:
+            continue
+        why = _unordered(races, batch, threads, stamp, what == "written")
+        if why:
+            now = "written" if writes else "read"
+            who = races.actor(batch, ((stamp >> 1) & THREAD_MASK) - 1)
+            text = f"a place is {now} by an asynchronous copy or product and was {what} by {who}, "
+            raise Stop("race", text + why, threads[0])
+
+
+def _unordered(
+    races: Races, batch: Batch, threads: list[int], stamp: int, is_write: bool
+) -> str:
+    """Why an access before is not ordered before what threads set going now, "" where it is."""
+    clocks, per = races.clocks(batch), batch.stride // 32
+    clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1
+    block, within = number // batch.stride, number % batch.stride
+    if is_write and block < AGENTS:
+        # a write that is behind a proxy fence is ordered as well
+        for thread in threads:
+            known = clocks.foreign.get(thread >> 5, {}).get(block + PROXIED)
+            if known is not None and clock <= known[within >> 5]:
+                return ""
+        return "with no `fence.proxy.async` between that orders them"
+    for thread in threads:
+        warp = thread >> 5
+        mine = batch.first + warp // per
+        if block == mine:
+            if within == thread % batch.stride or clock <= clocks.knows[warp, within >> 5]:
+                return ""
+            if within >> 5 == warp % per and clock < clocks.met[warp]:
+                return ""
+        else:
+            known = clocks.foreign.get(warp, {}).get(block)
+            if known is not None and clock <= known[within >> 5]:
+                return ""
+    return "with nothing between that orders them"

@@ -1,0 +1,101 @@
+"""`setmaxnreg`: warps give registers back to their block, and wait until they get more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stagefuse.compiler.ptx import syntax as s
+
+from ..errors import Stop
+from ..program import Code, Control, Site, Step
+from . import control
+
+if TYPE_CHECKING:
+    from ..machine import Batch, Group, Machine
+
+Array = NDArray[Any]
+FILE = 65536
+"""The 32-bit registers of a multiprocessor."""
+MOST = 256
+
+
+class RegisterPool:
+    """The registers of each warp, and those that each block has to give away."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.of_warp: Array = np.full(batch.warps, at_entry(batch), np.int64)
+        self.free: Array = np.zeros(batch.blocks, np.int64)
+        """Registers for one thread of a warp, so that 32 of them are one here."""
+
+    @classmethod
+    def of_batch(cls, batch: Batch) -> RegisterPool:
+        found = batch.state.get("register_pool")
+        if found is None:
+            found = batch.state["register_pool"] = cls(batch)
+        assert isinstance(found, RegisterPool)
+        return found
+
+
+def at_entry(batch: Batch) -> int:
+    """The registers with which a thread starts: what the kernel says, else what ptxas takes.
+
+    That is the most a `setmaxnreg.inc` asks for, but no more than fit for all threads of a block.
+    """
+    code = batch.machine.entry
+    said = code.function.directive("maxnreg")
+    if said is not None:
+        return int(said[0])
+    return min(most_asked(code), FILE // batch.stride // 8 * 8)
+
+
+def most_asked(code: Code) -> int:
+    """The largest number that a `setmaxnreg.inc` of the kernel asks for."""
+    found = [
+        step.instruction.operands[0]
+        for step in code.steps
+        if step.match.form.opcode == "setmaxnreg" and step.match.get("A") == "inc"
+    ]
+    return max((x.value for x in found if isinstance(x, s.Immediate)), default=MOST)
+
+
+@control("registers.setmaxnreg")
+def _setmaxnreg(site: Site) -> Control:
+    x = site.operand("n")
+    if not isinstance(x, s.Immediate) or x.value % 8 or not 24 <= x.value <= MOST:
+        raise site.error(f"the number of registers is a multiple of 8 from 24 to {MOST}")
+    number, grows = x.value, site.word("A") == "inc"
+
+    def run(machine: Machine, g: Group, step: Step) -> bool:
+        batch = g.batch
+        if not batch.converge(g, step, None):
+            return False
+        pool = RegisterPool.of_batch(batch)
+        blocked = np.zeros(batch.warps, np.bool_)
+        for warp in np.unique(g.threads() // 32).tolist():
+            block = warp * 32 // batch.stride
+            needed = number - int(pool.of_warp[warp])
+            if not grows and needed > 0:
+                raise Stop("barrier", f"gives back registers down to {number}, and has "
+                           f"{number - needed}", warp * 32)  # fmt: skip
+            if needed > pool.free[block]:
+                blocked[warp] = True
+                continue
+            pool.free[block] -= needed
+            pool.of_warp[warp] = number
+        if not grows:
+            machine.progress += 1
+            batch.unpark("registers.setmaxnreg")
+        waits = blocked[g.threads() // 32]
+        count = int(np.count_nonzero(waits))
+        if count:
+            batch.park(g.split(waits, count) if count < g.n else g, step)
+            if count == g.n:
+                return False
+            g.narrow(~waits, g.n - count)
+        g.pc += 1
+        return True
+
+    return run

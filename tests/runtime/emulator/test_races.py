@@ -1,0 +1,242 @@
+"""Races: found where nothing orders two accesses, and nowhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from .kernels import fault, kernel, line_of, run, words
+
+TILE = ".shared .align 4 .b32 s[128];"
+
+REDUCTION = """
+        shl.b32 %r4, %r0, 2;
+        st.shared.u32 [%r4], %r3;
+        bar.sync 0;
+        mov.u32 %r5, 64;
+    TOP:
+        setp.ge.u32 %p0, %r0, %r5;
+        @%p0 bra NEXT;
+        add.u32 %r6, %r0, %r5;
+        shl.b32 %r7, %r6, 2;
+        ld.shared.u32 %r8, [%r7];
+        ld.shared.u32 %r9, [%r4];
+        add.u32 %r9, %r9, %r8;
+        st.shared.u32 [%r4], %r9;
+    NEXT:
+        bar.sync 0;
+        shr.u32 %r5, %r5, 1;
+        setp.ne.u32 %p1, %r5, 0;
+        @%p1 bra TOP;
+        setp.ne.u32 %p2, %r0, 0;
+        @%p2 ret;
+        ld.shared.u32 %r10, [s];
+        mul.wide.u32 %d2, %r1, 4;
+        add.u64 %d3, %d0, %d2;
+        st.global.u32 [%d3], %r10;"""
+
+
+def test_a_tree_in_shared_memory() -> None:
+    text = kernel(REDUCTION, shared=TILE)
+    out = words(3)
+    run(text, out, grid=3, block=128)
+    assert (out == np.arange(384).reshape(3, 128).sum(1)).all()
+    first = kernel(REDUCTION.replace("bar.sync 0;", "", 1), shared=TILE)
+    found = fault(first, out, grid=3, block=128)
+    assert found.kind == "race" and found.line == line_of(first, "ld.shared.u32 %r8")
+    inner = kernel(REDUCTION.replace("NEXT:\n        bar.sync 0;", "NEXT:"), shared=TILE)
+    assert fault(inner, out, grid=3, block=128).kind == "race"
+
+
+def test_the_schedule_does_not_matter() -> None:
+    """One warp reads what another wrote long before, in the order in which they happen to run."""
+    text = kernel(
+        """
+        setp.lt.u32 %p0, %r0, 32;
+        @!%p0 bra READ;
+        st.shared.u32 [s+4], 5;
+        bra END;
+    READ:
+        ld.shared.u32 %r4, [s+4];
+        st.global.u32 [%d20], %r4;
+    END:""",
+        shared=TILE,
+    )
+    assert fault(text, words(64), block=64).kind == "race"
+    ordered = text.replace("st.shared.u32 [s+4], 5;", "st.shared.u32 [s+4], 5; bar.arrive 1, 64;")
+    ordered = ordered.replace("READ:", "READ: bar.sync 1, 64;")
+    run(ordered, words(64), block=64)
+
+
+def test_who_only_arrives_learns_nothing() -> None:
+    """A warp that arrives without waiting does not know what others did before the barrier."""
+    text = kernel(
+        """
+        setp.lt.u32 %p0, %r0, 32;
+        @!%p0 bra OTHER;
+        bar.arrive 1, 64;
+        ld.shared.u32 %r4, [s];
+        bra END;
+    OTHER:
+        setp.ne.u32 %p1, %r0, 32;
+        @%p1 bra SKIP;
+        st.shared.u32 [s], 1;
+    SKIP:
+        bar.sync 1, 64;
+    END:""",
+        shared=TILE,
+    )
+    assert fault(text, words(64), block=64).kind in ("race", "uninitialised")
+
+
+def test_blocks_that_write_the_same_place() -> None:
+    text = kernel("st.global.u32 [%d0], %r1;")
+    assert fault(text, words(1), grid=2, block=1).kind == "race"
+    run(kernel("st.global.u32 [%d0], 7;"), words(1), grid=4, block=64)  # the same value
+    run(kernel("atom.global.exch.b32 %r4, [%d0], %r1;"), words(1), grid=4, block=64)
+    read = kernel("ld.global.u32 %r4, [%d0]; setp.eq.u32 %p0, %r1, 1; "
+                  "@%p0 st.global.u32 [%d0], 3;")  # fmt: skip
+    assert fault(read, words(1), grid=2, block=1).kind == "race"
+
+
+def test_atomics_and_plain_accesses_race() -> None:
+    text = kernel("setp.eq.u32 %p0, %r1, 0; @%p0 ld.global.u32 %r4, [%d0]; "
+                  "@!%p0 red.global.add.u32 [%d0], 1;")  # fmt: skip
+    assert fault(text, words(1), grid=2, block=1).kind == "race"
+    run(text.replace("ld.global", "ld.relaxed.gpu.global"), words(1), grid=2, block=1)
+    run(text.replace("ld.global", "ld.volatile.global"), words(1), grid=2, block=1)
+
+
+def test_bytes_of_a_word_are_apart() -> None:
+    text = kernel("cvt.u64.u32 %d2, %r3; add.u64 %d3, %d0, %d2; cvt.u16.u32 %h0, %r0; "
+                  "st.global.u8 [%d3], %h0;")  # fmt: skip
+    out = np.zeros(256, np.uint8)
+    run(text, out, grid=2, block=128)
+    assert (out == np.arange(256) % 128).all()
+    narrow = text.replace("add.u64 %d3, %d0, %d2;", "shr.u64 %d2, %d2, 1; add.u64 %d3, %d0, %d2;")
+    assert fault(narrow, out, grid=2, block=128).kind == "race"
+
+
+LAST_BLOCK = """
+        setp.ne.u32 %p3, %r0, 0;
+        mul.wide.u32 %d2, %r1, 4;
+        add.u64 %d3, %d0, %d2;
+        add.u64 %d3, %d3, 8;
+        add.u32 %r4, %r1, 1;
+        @!%p3 st.global.u32 [%d3], %r4;
+        mov.u32 %r5, 0;
+        @%p3 bra MEET;
+        membar.gl;
+        atom.global.add.u32 %r5, [%d0], 1;
+        membar.gl;
+    MEET:
+        setp.eq.u32 %p0, %r5, 9;
+        bar.red.or.pred %p1, 0, %p0;
+        @!%p1 ret;
+        setp.ge.u32 %p2, %r0, 10;
+        @%p2 ret;
+        mul.wide.u32 %d4, %r0, 4;
+        add.u64 %d5, %d0, %d4;
+        ld.global.u32 %r6, [%d5+8];
+        red.global.add.u32 [%d0+4], %r6;"""
+
+
+def test_the_last_block_sums_up() -> None:
+    """Fences and a counter: the block that comes last reads what all the others wrote."""
+    out = words(12)
+    run(kernel(LAST_BLOCK), out, grid=10, block=64)
+    assert out[1] == 55
+    for planted in (
+        LAST_BLOCK.replace("membar.gl;", "", 1),
+        LAST_BLOCK.replace("membar.gl;\n    MEET", "MEET"),
+    ):
+        assert fault(kernel(planted), words(12), grid=10, block=64).kind == "race"
+
+
+LOOK_BACK = """
+        setp.ne.u32 %p0, %r0, 0;
+        @%p0 bra MEET;
+        mul.wide.u32 %d2, %r1, 8;
+        add.u64 %d3, %d1, %d2;
+        add.u32 %r4, %r1, 1;
+        setp.eq.u32 %p1, %r1, 0;
+        mov.u32 %r5, 0;
+        @%p1 bra GIVE;
+    WAIT:
+        ld.acquire.gpu.global.u32 %r6, [%d3+-8];
+        setp.eq.u32 %p2, %r6, 0;
+        @%p2 bra WAIT;
+        ld.global.u32 %r5, [%d3+-4];
+    GIVE:
+        add.u32 %r5, %r5, %r4;
+        st.global.u32 [%d3+4], %r5;
+        st.release.gpu.global.u32 [%d3], 1;
+        st.shared.u32 [s], %r5;
+    MEET:
+        bar.sync 0;
+        ld.shared.u32 %r7, [s];
+        st.global.u32 [%d20], %r7;"""
+
+
+@pytest.mark.parametrize("block", [32, 64])
+def test_look_back(block: int) -> None:
+    """A chain through blocks: each waits for the one before, which may be in another batch."""
+    grid = 700
+    out, state = words(grid * block), np.zeros((grid, 2), np.uint32)
+    run(kernel(LOOK_BACK, 2, shared=TILE), out, state, grid=grid, block=block)
+    sums = np.cumsum(np.arange(1, grid + 1))
+    assert (out.reshape(grid, block) == sums[:, None]).all()
+    for planted in (("ld.acquire.gpu", "ld.relaxed.gpu"), ("st.release.gpu", "st.relaxed.gpu")):
+        text = kernel(LOOK_BACK.replace(*planted), 2, shared=TILE)
+        state[:] = 0
+        assert fault(text, out, state, grid=20, block=block).kind == "race"
+
+
+def test_what_a_block_learns_reaches_its_other_threads() -> None:
+    """One thread acquires, a barrier passes it on, and other warps read."""
+    body = """
+        setp.ne.u32 %p0, %r1, 0;
+        @%p0 bra READER;
+        st.global.u32 [%d20+4], %r0;
+        bar.sync 0;
+        setp.ne.u32 %p1, %r0, 0;
+        @%p1 ret;
+        fence.acq_rel.gpu;
+        st.relaxed.gpu.global.u32 [%d0], 1;
+        ret;
+    READER:
+        setp.ne.u32 %p1, %r0, 0;
+        @%p1 bra MEET;
+    WAIT:
+        ld.relaxed.gpu.global.u32 %r4, [%d0];
+        setp.eq.u32 %p2, %r4, 0;
+        @%p2 bra WAIT;
+        fence.acq_rel.gpu;
+    MEET:
+        bar.sync 0;
+        mul.wide.u32 %d4, %r0, 4;
+        add.u64 %d5, %d0, %d4;
+        ld.global.u32 %r5, [%d5+4];
+        add.u64 %d6, %d1, %d4;
+        st.global.u32 [%d6], %r5;"""
+    data, out = words(129), words(128)
+    run(kernel(body, 2), data, out, grid=2, block=128)
+    assert (out == np.arange(128)).all()
+    for planted in (
+        body.replace("bar.sync 0;", "", 1),
+        body.replace("fence.acq_rel.gpu;", "", 1),
+        body.replace("fence.acq_rel.gpu;\n    MEET", "MEET"),
+    ):
+        assert fault(kernel(planted, 2), words(129), out, grid=2, block=128).kind == "race"
+
+
+def test_a_message_names_both_sides() -> None:
+    text = kernel("st.shared.u32 [s], %r1; bar.sync 0; ld.shared.u32 %r4, [s];\n"
+                  "setp.eq.u32 %p0, %r0, 40; @%p0 st.shared.u32 [s], 9;", shared=TILE)  # fmt: skip
+    found = fault(text, words(1), block=64)
+    assert found.kind == "race" and "written here and was" in found.message
+    assert found.thread == (40, 0, 0) and "block (0, 0, 0) thread" in found.message
+
+
+def test_the_search_can_be_left_out() -> None:
+    run(kernel("st.global.u32 [%d0], %r1;"), words(1), grid=2, block=1, races=False)
