@@ -54,3 +54,6 @@ one tile over the whole depth."""
 
 GPU_CHAIN = replace(GPU, row_tile=MappingProxyType({48: 32, 64: 32, 32: 32, 16: 32}))
 """Rows between two products: so many fit a block's shared memory."""
+
+GPU_HALF = replace(GPU, row_tile=MappingProxyType({48: 128, 64: 128, 32: 128, 16: 128}))
+"""Products of 16-bit operands, which need more arithmetic for each byte."""

@@ -19,18 +19,18 @@ from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan
 from stagefuse.compiler.report import describe, report, work_of
 from stagefuse.compiler.run_passes import verified_kernel
-from stagefuse.compiler.schedule import GPU, GPU_CHAIN
+from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_HALF
 from stagefuse.dsl.dims import Expr, Facts, as_expr, const
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Assembled, AssemblerMissing, Usage, assemble
 from .chain import LONGEST, lower_chain
 from .columns import lower_rows
-from .contract import lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
+from .contract import is_half, lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
 from .emit import Entry, KernelWriter, module_text
 from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
 
-JOINS = ("placed", "chained", "direct")
+JOINS = ("placed", "chained", "direct", "halved")
 TYPICAL_SIZE = 128
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
 GPU_FORMS = {**FORMS, "contract": lower_contract, "row": lower_rows, "chain": lower_chain}
@@ -107,6 +107,8 @@ class GpuCompiler:
             split = thin(graph, group)
             if split is None:
                 schedule = GPU_CHAIN if group.kind == "chain" else GPU
+                if group.kind == "contract" and is_half(graph, group):
+                    schedule = GPU_HALF
                 yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, const(1), ""
                 continue
             few = split.holds(rows_of(graph, group))
@@ -117,7 +119,8 @@ class GpuCompiler:
                     few,
                     name,
                 )
-            yield SourceLowering(graph, group, sites, GPU), GPU_FORMS, 1 - few, ""
+            schedule = GPU_HALF if is_half(graph, group) else GPU
+            yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, 1 - few, ""
 
     def _entry(
         self, pipeline: Pipeline, graph: Graph, lowered: Lowered, lines: Mapping[Value, int]

@@ -133,8 +133,9 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     statements = list(walk(kernel.body))
     if any(isinstance(s, SortRow) for s in statements):
         return Team(BLOCK_LANES, 1)
-    if any(isinstance(s, TileProduct) for s in statements):
-        return Team(PRODUCT_LANES, 1)
+    products = [s for s in statements if isinstance(s, TileProduct)]
+    if products:
+        return Team(PRODUCT_LANES * max(1, max(s.mr for s in products) // 64), 1)
     loops = list(shared_loops(kernel.body))
     arrays = any(isinstance(s, Alloc) and s.shape for s in statements)
     if not loops:
