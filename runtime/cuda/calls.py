@@ -72,10 +72,13 @@ def _driver() -> Any:
         _raise(driver, driver.cuInit(0)[0], "starting CUDA")
     except DeviceError:
         raise
-    except Exception as error:  # the bindings' own kinds, where libcuda is missing
+    except Exception as error:  # the bindings' own kinds
+        missing = type(error).__name__ == "DynamicLibNotFoundError"
+        why = "it has no libcuda" if missing else f"{type(error).__name__}: {error}"
         raise DeviceError(
-            f"no NVIDIA driver: {str(error).partition('. ')[0]}\n"
-            f"  = help: install the driver, or run on the CPU"
+            f"this machine has no NVIDIA driver that works: {why}\n"
+            f'  = help: install the driver, or run on the CPU, or in the emulator: '
+            f'device="emulator"'
         ) from None
     return driver
 
