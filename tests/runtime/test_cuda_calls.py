@@ -337,6 +337,51 @@ def test_memory_whose_address_is_known_is_freed(affine: DevicePipeline, cuda: Fa
     assert cuda.counts["free"] >= 4
 
 
+def test_any_order_of_uses(affine: DevicePipeline, lookup: DevicePipeline, cuda: FakeCuda) -> None:
+    """Calls with arrays here and there, on streams, chained, dropped: all right, nothing raced."""
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance, rng = random.Random(seed), np.random.default_rng(seed)
+    streams = [cuda.foreign_stream() for _ in range(2)]
+    kept: list[tuple[Any, np.ndarray[Any, Any]]] = []  # results with their inputs
+
+    def there(x: np.ndarray[Any, Any]) -> FakeTensor:
+        return cuda.tensor(x, chance.choice([None, *streams]))
+
+    for _ in range(60):
+        x = rng.standard_normal((chance.randrange(1, 4), 3 * chance.randrange(1, 3)), np.float32)
+        use = chance.randrange(7)
+        if use == 0:
+            check(affine(x=x), x)
+        elif use == 1:
+            kept.append((affine(x=there(x)), x))
+        elif use == 2:
+            on = affine.on(chance.choice(streams))
+            first = on(x=there(x))
+            y, _ = handmade_gpu.expected(x)
+            kept += [(first, x), (on(x=first.y), y)]
+        elif use == 3:
+            outs = (there(x), np.empty_like(x))
+            chance.choice([affine, affine.on(streams[0])])(x=there(x), out=outs)
+            check((outs[0].numpy(streams[0]), outs[1]), x)
+        elif use == 4:
+            count = chance.randrange(5)
+            for found in affine.map(({"x": b} for b in [x] * count), depth=2):
+                check(found, x)
+        elif use == 5:
+            bad = chance.random() < 0.3
+            table, ids = x[0], np.array([0, 7 if bad else -1 % x.shape[1]])
+            if bad:
+                with pytest.raises(sf.IndexOutOfRange):
+                    lookup(table=there(table), ids=ids)
+            else:
+                np.testing.assert_array_equal(read(lookup(table=there(table), ids=ids)), table[ids])
+        elif kept:
+            check(*kept.pop(chance.randrange(len(kept))))
+    for result, x in kept:
+        check(result, x)
+
+
 # Errors
 
 
