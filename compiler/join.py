@@ -42,7 +42,10 @@ class _Joiner:
         self.maker = {root: g for g in self.groups for root in g.roots}
 
     def run(self, joins: Sequence[str]) -> Partition:
-        rules = {"placed": self._placed, "chained": self._chained, "packed": self._packed}
+        rules = {
+            "placed": self._placed, "chained": self._chained, "packed": self._packed,
+            "direct": self._direct,
+        }  # fmt: skip
         for joined in (rules[name] for name in joins):
             for group in list(self.groups):
                 if group in self.groups:
@@ -190,6 +193,29 @@ class _Joiner:
             self._say(panels, "its panels are packed where they are used")
             group = joined
 
+    def _direct(self, group: Group) -> None:
+        """Panels that are elements of a tensor in steps need not be packed at all."""
+        if group.kind not in ("contract", "chain"):
+            return
+        rows = group.rows.anchor if group.rows is not None else None
+        for anchor in (group.anchor, rows):
+            panels = None if anchor is None else self.graph.nodes[anchor].operands[1]
+            packer = None if panels is None else self.maker.get(panels)
+            if panels is None or packer is None or not self._private(packer, group):
+                continue
+            if packer.members != {panels.node} or packer.placed:
+                continue
+            if steps_of(self.graph, panels, self.graph.nodes[anchor or 0]) is None:
+                continue
+            joined = replace(
+                group,
+                members=group.members | packer.members,
+                packs={**group.packs, panels: packer},
+            )
+            self._replace([packer, group], joined)
+            self._say(panels, "its panels are read where they lie")
+            group = joined
+
     def _packs_well(self, packer: Group, panels: Ref, anchor: int, reader: Group) -> bool:
         if packer.kind != "pointwise" or not self._private(packer, reader):
             return False
@@ -225,6 +251,36 @@ class _Joiner:
         for ref in read:
             source = source + _count(self.graph.type(ref).shape)
         return self.graph.facts.prove_le(source * 2, total)
+
+
+def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr] | None:
+    """Where a view that packs panels finds its elements in its operand, over the view's own
+    symbols of the batch: the first one, and the steps along the depth and along the columns;
+    None if they do not lie in steps."""
+    node = graph.nodes[panels.node]
+    view = node.primitive
+    contract = product.primitive
+    if not isinstance(view, View) or not isinstance(contract, Contract):
+        return None
+    panel, k, column = view.symbols[-3:]
+    width = node.type.shape[-1]
+    columns = _count([product.type.shape[a] for a in contract.columns])
+    single = node.type.shape[-3].as_int() == 1
+    place = sym(column) if single else sym(panel) * width + sym(column)
+    if any(guard != columns - 1 - place for guard in view.guard):
+        return None  # it pads by more than the panels' tail
+    offset = flatten_index(view.indices, graph.type(node.operands[0]).shape)
+    along, across = offset.coefficient(k), offset.coefficient(column)
+    step = const(0) if single else offset.coefficient(panel)
+    if along is None or across is None or step is None:
+        return None
+    if not single and step != across * width:
+        return None
+    inner = {panel, k, column}
+    first = offset.substitute({name: 0 for name in inner})
+    if (first.symbols() | along.symbols() | across.symbols()) & inner:
+        return None
+    return first, along, across
 
 
 def _along_row(access: Access, domain: Sequence[Expr]) -> bool:

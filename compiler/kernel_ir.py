@@ -186,6 +186,8 @@ class TileProduct:
     each buffer. `a`: row stride `a_row`, column stride `a_col`. `panel`: [depth][nr] contiguous,
     64-byte aligned at its offset. `dst`: row stride `dst_row`, whole rows of nr are written.
     Of the columns only the first `width` are wanted, if given; the others may stay as they are.
+    A panel that lies elsewhere in steps has `panel_row` and `panel_col`, its strides along k and
+    along c, which backends for GPUs take; only its first `width` columns are there.
     All three buffers have the same dtype, f32 or f64.
     """
 
@@ -204,6 +206,8 @@ class TileProduct:
     nr: int
     accumulate: bool = False
     width: Expr | None = None
+    panel_row: Expr | None = None
+    panel_col: Expr | None = None
 
 
 @dataclass(frozen=True)

@@ -341,19 +341,27 @@ def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
     for expr in (s.dst_offset, s.dst_row, s.a_offset, s.a_row, s.a_col, s.panel_offset, s.rows,
                  s.depth):  # fmt: skip
         check.symbols(scope, expr)
-    if s.width is not None:
-        check.symbols(scope, s.width)
+    for wanted in (s.width, s.panel_row, s.panel_col):
+        if wanted is not None:
+            check.symbols(scope, wanted)
     if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check._text) is not None:
         check.fail(7, f"{s.rows} rows may be more than {s.mr}")
     some = (s.rows - 1, s.depth - 1)
     last = (s.rows - 1, s.depth - 1)
     for buffer, first, end in (
         (a, s.a_offset, s.a_offset + last[0] * s.a_row + last[1] * s.a_col),
-        (panel, s.panel_offset, s.panel_offset + s.depth * s.nr - 1),
+        (panel, s.panel_offset, s.panel_offset + _panel_end(s)),
         (dst, s.dst_offset, s.dst_offset + last[0] * s.dst_row + s.nr - 1),
     ):
         for index in (first, end):
             check.inside(buffer.name, index, size_of(buffer.shape), scope, some)
+
+
+def _panel_end(s: TileProduct) -> Expr:
+    """The last element of a panel, from its first."""
+    if s.panel_row is None or s.panel_col is None:
+        return s.depth * s.nr - 1
+    return (s.depth - 1) * s.panel_row + ((s.width or const(s.nr)) - 1) * s.panel_col
 
 
 def _sort(check: _Check, s: SortRow, scope: _Scope) -> None:

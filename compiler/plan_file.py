@@ -193,18 +193,19 @@ class _Member:
     size: int
 
 
-def read(path: str | Path, *, verify: bool = False) -> Plan:
+def read(path: str | Path, *, verify: bool = False, gpu: bool = True) -> Plan:
     """The plan of a file; its arrays are read-only views of the mapped file.
 
     Sizes, offsets, versions and the hashes of everything but the weights' data are checked
-    always, that one with `verify`. Raises PlanError for any file that is not a whole plan of this
+    always, that one with `verify`. Without `gpu` the plan is as if it had no code for GPUs, which
+    takes a part of the time. Raises PlanError for any file that is not a whole plan of this
     version, OSError where the file can't be opened.
     """
     try:
         with open(path, "rb") as file:
             members, comment = _directory(file)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return _Reader(memoryview(mapped), members, comment).plan(verify)
+        return _Reader(memoryview(mapped), members, comment).plan(verify, gpu)
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
 
@@ -253,7 +254,7 @@ class _Reader:
     def __init__(self, file: memoryview, members: dict[str, _Member], comment: bytes) -> None:
         self.file, self.members, self.comment = file, members, comment
 
-    def plan(self, verify: bool) -> Plan:
+    def plan(self, verify: bool, gpu: bool) -> Plan:
         document = self.document()
         manifest = document.get("members")
         if not isinstance(manifest, dict):
@@ -263,35 +264,35 @@ class _Reader:
         if not isinstance(pipelines, list):
             raise PlanError("plan.json: `pipelines` is missing")
         plan = Plan(
-            pipelines=self.pipelines(pipelines),
+            pipelines=self.pipelines(pipelines, gpu),
             objects={k: bytes(v) for k, v in self.matching("cpu/", ".o").items()},
             arrays=self.arrays(),
             source=_text(document, "source"),
             source_name=_text(document, "source_name"),
             report=_load_json(self.member(REPORT), REPORT),
-            ptx={k: _ptx(k, v) for k, v in self.matching("kernels/", ".ptx").items()},
-            cubins={k: bytes(v) for k, v in self.matching("kernels/", ".cubin").items()},
+            ptx={k: _ptx(k, v) for k, v in self.matching("kernels/", ".ptx", gpu).items()},
+            cubins={k: bytes(v) for k, v in self.matching("kernels/", ".cubin", gpu).items()},
         )
         check(plan)
         return plan
 
-    def pipelines(self, encoded: list[Any]) -> tuple[PipelinePlan, ...]:
+    def pipelines(self, encoded: list[Any], with_gpu: bool) -> tuple[PipelinePlan, ...]:
         found = [decode(PipelinePlan, p, f"pipelines[{i}]") for i, p in enumerate(encoded)]
         if any(p.gpu for p in found):
             raise PlanError(f"plan.json: the code for GPUs belongs into {GPU}")
-        if GPU not in self.members:
+        if GPU not in self.members or not with_gpu:
             return tuple(found)
         gpu = _load_json(self.member(GPU), GPU)
         if list(gpu) != [p.name for p in found]:
             raise PlanError(f"{GPU}: its pipelines are not those of plan.json")
         return tuple(replace(p, gpu=decode(_GPU_PLANS, gpu[p.name], p.name)) for p in found)
 
-    def matching(self, prefix: str, suffix: str) -> dict[str, memoryview]:
+    def matching(self, prefix: str, suffix: str, wanted: bool = True) -> dict[str, memoryview]:
         """Members by what their names hold between prefix and suffix."""
         return {
             name[len(prefix) : -len(suffix)]: self.member(name)
             for name in self.members
-            if name.startswith(prefix) and name.endswith(suffix)
+            if wanted and name.startswith(prefix) and name.endswith(suffix)
         }
 
     def member(self, name: str) -> memoryview:

@@ -10,7 +10,7 @@ from stagefuse.compiler import plan_check, plan_file
 from stagefuse.compiler.plan import LEVELS, Plan
 
 from . import native
-from .devices import check_device, open_plan, require_code, targets_for
+from .devices import check_device, open_plan, require_code, targets_for, wants_gpu
 from .errors import InputError, InternalError, PlanError
 from .pipeline import Pipeline
 
@@ -32,8 +32,9 @@ def load(
 
     Raises PlanError, DeviceError, InputError, OSError.
     """
-    check_device(device)
-    return open_plan(plan_file.read(path, verify=verify), pipeline, device, threads)
+    device = check_device(device)
+    gpu = wants_gpu(device, threads)
+    return open_plan(plan_file.read(path, verify=verify, gpu=gpu), pipeline, device, threads)
 
 
 def compile(

@@ -32,6 +32,10 @@ class DeviceArray:
         self.strides, self.readonly = strides, readonly
         self.made_on: Any = None  # the stream that still writes it
 
+    def is_made_on(self, stream: Any) -> None:
+        """Say that what is on the stream now still writes it."""
+        self.made_on = stream
+
     @property
     def ndim(self) -> int:
         return len(self.shape)

@@ -86,16 +86,17 @@ class DevicePipeline(Pipeline):
         return OnStream(self, self.driver.adopt(stream))
 
     def _call(self, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]) -> Any:
-        with self._idle:
+        with self._lock:
             self._require_open()
             self._calls += 1
         try:
             with self.driver.active():
                 return self._on_space(self._acquire(), stream, args, out, inputs)
         finally:
-            with self._idle:
+            with self._lock:
                 self._calls -= 1
-                self._idle.notify_all()
+                if self._closed:
+                    self._idle.notify_all()
 
     def _on_space(
         self, space: Space, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
@@ -118,9 +119,7 @@ class DevicePipeline(Pipeline):
     ) -> tuple[Any, bool]:
         """What the call gives, and whether it is whole already."""
         on = space.stream if stream is None else stream
-        viewed = {k: self._viewed(v, k, on) for k, v in inputs.items()}
-        operands, convert = self._bind(args, viewed)
-        model = next((inputs[k] for k, v in viewed.items() if isinstance(v, DeviceArray)), None)
+        operands, convert, model = self._operands(on, args, inputs)
         bucket = self._bucket(operands)
         if out is None:
             targets = self._fresh(bucket, model is not None, on)
@@ -131,11 +130,12 @@ class DevicePipeline(Pipeline):
         ready = stream is None or bool(self._plan.sites)
         if ready or not all(isinstance(x, DeviceArray) for x in (*operands, *targets)):
             self.driver.finish(on)
-            ready = True
+            ready = space.idle = True
             self.report_status(space, space.status_host, bucket)
         else:
+            self.driver.record(space.done, on)
             for target in targets:
-                target.made_on = on
+                target.is_made_on(on)
         if out is not None:
             for (_, target), result in zip(given, targets, strict=True):
                 if result is not target and isinstance(target, np.ndarray):
@@ -146,6 +146,32 @@ class DevicePipeline(Pipeline):
         if convert is not None:
             targets = [convert(t) for t in targets]
         return (targets[0] if self._tuple is None else self._tuple(*targets)), ready
+
+    def _operands(
+        self, stream: Any, args: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> tuple[list[Operand], interchange.Importer | None, Any]:
+        """The inputs in order, what makes results of this machine the caller's kind, and the first
+        input that lies in the device's memory."""
+        operands: list[Operand] = []
+        model = None
+        for name, dtype in self._binder.expected:  # the usual case at once
+            value = inputs.get(name)
+            if type(value) is np.ndarray:
+                if value.dtype is not dtype or value.flags.num & _DENSE != _DENSE:
+                    break
+            else:
+                model = value if model is None else model
+                value = self.driver.view(value, name, stream)
+                if value is None or value.dtype != dtype or not value.dense:
+                    break
+            operands.append(value)
+        else:
+            if not args and len(inputs) == len(operands):
+                return operands, None, model
+        viewed = {k: self._viewed(v, k, stream) for k, v in inputs.items()}
+        operands, convert = self._bind(args, viewed)
+        model = next((inputs[k] for k, v in viewed.items() if isinstance(v, DeviceArray)), None)
+        return operands, convert, model
 
     def _viewed(self, value: Any, name: str, stream: Any) -> Any:
         if type(value) is np.ndarray:
@@ -165,7 +191,9 @@ class DevicePipeline(Pipeline):
         driver = self.driver
         space.reserve(bucket)
         space.owners = (*operands, *targets)
-        driver.wait(stream, space.done)
+        if stream != space.stream and not space.idle:
+            driver.wait(stream, space.done)
+        space.idle = False
         elsewhere: dict[int, Region] = {}
         for number, operand in zip(self._preparer.inputs, operands, strict=True):
             if isinstance(operand, DeviceArray):
@@ -187,7 +215,6 @@ class DevicePipeline(Pipeline):
             driver.copy(to, source, stream)
         if self._plan.sites and space.status_host is not None:
             driver.copy_out(space.status_host, space.status, stream)
-        driver.record(space.done, stream)
 
     def report_status(self, space: Space, status: Any, bucket: DeviceBucket) -> None:
         """Raise what the kernels of a finished call reported."""
@@ -197,12 +224,15 @@ class DevicePipeline(Pipeline):
         if site:
             space.clear_status()
             self.driver.finish_event(space.done)
+            space.idle = True
             raise self._out_of_range(site - 1, value, bucket.dims)
 
     def _bucket(self, operands: Sequence[Operand]) -> DeviceBucket:
         key = tuple([a.shape for a in operands])
         bucket = self._buckets.get(key)
         if bucket is None:
+            for argument, array in zip(self._plan.inputs, operands, strict=True):
+                self._binder.array(argument, array)  # the quick way does not look at ranks
             bucket = self._preparer.prepare(self._binder.sizes(operands))
             if len(self._buckets) >= _MAX_BUCKETS:
                 self._buckets = {}
@@ -248,7 +278,7 @@ class DevicePipeline(Pipeline):
         """A space that no call uses and whose work is done."""
         with self._lock:
             for number, space in enumerate(self._free):
-                if self.driver.reached(space.done):
+                if space.idle or self.driver.reached(space.done):
                     del self._free[number]
                     space.owners = ()
                     return space

@@ -17,7 +17,8 @@ _MAX_GRAPHS = 64
 class Space:
     """Memory, a stream and the graphs of buckets that replay in it.
 
-    `owners` keeps alive what work under way reads and writes; `done` is recorded behind that work.
+    `owners` keeps alive what work under way reads and writes. Where a space is not `idle`, there
+    may be such work: on its stream, or on another, and then `done` is recorded behind it.
     """
 
     def __init__(self, driver: Driver, weights: Mapping[int, Region]) -> None:
@@ -27,6 +28,7 @@ class Space:
         self.status_host: np.ndarray[Any, Any] | None = None
         self.memory: Memory | None = None
         self.owners: tuple[Any, ...] = ()
+        self.idle = True
         self._graphs: dict[DeviceBucket, tuple[Any, dict[int, tuple[Any, int]]]] = {}
         try:
             self.stream = driver.stream()
@@ -53,6 +55,7 @@ class Space:
         self.driver.wait(self.stream, self.done)
         self.driver.clear(self.status, self.stream)
         self.driver.record(self.done, self.stream)
+        self.idle = False
 
     @property
     def status(self) -> Region:

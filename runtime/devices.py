@@ -39,6 +39,15 @@ def open_plan(
     return DevicePipeline(plan, pipeline, CudaDriver(plan, device))
 
 
+def wants_gpu(device: str | None, threads: int | None) -> bool:
+    """Whether a plan on this device may need its code for GPUs."""
+    if device is None and threads is None:
+        from .cuda import found
+
+        return found.has_driver()
+    return device not in (None, "cpu")
+
+
 def _own_device(plan: Plan) -> str:
     """This machine's first GPU if the plan has code for it, else its CPU."""
     if not plan.ptx:

@@ -147,7 +147,12 @@ def is_plan(file: Path) -> bool:
 
 
 def compiled(
-    file: Path, weights: Sequence[str], target: str, pipeline: str | None, verify: bool = True
+    file: Path,
+    weights: Sequence[str],
+    target: str,
+    pipeline: str | None,
+    verify: bool = True,
+    gpu: bool = True,
 ) -> Plan:
     """The plan of a source file, or the plan that the file is."""
     if is_plan(file):
@@ -155,7 +160,7 @@ def compiled(
             raise click.UsageError("--weights is for sources; a .fused file holds its weights")
         from stagefuse.compiler import plan_file
 
-        return plan_file.read(file)
+        return plan_file.read(file, gpu=gpu)
     from stagefuse.runtime.devices import check_target, require_code
 
     targets = check_target(target)
@@ -190,10 +195,13 @@ def opened(
     device: str | None = None,
 ) -> Pipeline:
     """The pipeline of a source or a plan on a device, ready to call."""
-    from stagefuse.runtime.devices import check_device, open_plan, targets_for
+    from stagefuse.runtime.devices import check_device, open_plan, targets_for, wants_gpu
 
-    check_device(device)
-    target = "cpu" if is_plan(file) else ",".join(targets_for(None, device))
+    device = check_device(device)
+    if is_plan(file):
+        gpu = wants_gpu(device, threads)
+        return open_plan(compiled(file, weights, "", pipeline, gpu=gpu), pipeline, device, threads)
+    target = ",".join(targets_for(None, device))
     return open_plan(compiled(file, weights, target, pipeline), pipeline, device, threads)
 
 

@@ -29,7 +29,7 @@ from .contract import lower_contract, lower_parts, lower_sum_of_parts, rows_of, 
 from .emit import Entry, KernelWriter, module_text
 from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
 
-JOINS = ("placed",)
+JOINS = ("placed", "direct")
 """A product and its row kernels stay apart: a tile of scores fits no block's shared memory."""
 TYPICAL_SIZE = 128
 Forms = Mapping[str, Callable[[Lowering], Parallel]]

@@ -11,8 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stagefuse.compiler.fuse import Group
-from stagefuse.compiler.graph import Contract, Graph, Ref, flatten_index
-from stagefuse.compiler.kernel_ir import Alloc, Buffer, Fold, Index, Load, Local, Store, Value
+from stagefuse.compiler.graph import Contract, Graph, Ref, View, flatten_index
+from stagefuse.compiler.join import steps_of
+from stagefuse.compiler.kernel_ir import (
+    Alloc,
+    Buffer,
+    Fold,
+    Index,
+    Load,
+    Local,
+    Store,
+    TileProduct,
+    Value,
+)
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.products import _Depth as Depth
@@ -31,6 +42,39 @@ PADDING = 8
 """Elements between the rows of a tile, so that eight rows lie in different banks."""
 
 
+def multiply(
+    low: Lowering,
+    p: Product,
+    target: tuple[str, Expr, Expr],
+    matrix: Matrix,
+    start: Expr,
+    count: Expr,
+    piece: Depth | None = None,
+) -> None:
+    """The product of `count` rows from `start` by the panel p, into (name, offset, row)."""
+    packer = low.group.packs.get(p.operands[1])
+    if packer is None:
+        panels = stored_panels(low, p)
+        return emit_product(low, p, target, matrix, panels, start, count, piece=piece)
+    ref = p.operands[1]
+    view, source = low.graph.nodes[ref.node].primitive, low.graph.nodes[ref.node].operands[0]
+    steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
+    assert steps is not None and isinstance(view, View)
+    lead = dict(zip(view.symbols, (sym(n) for n, _ in p.batch), strict=False))
+    first, along, across = (e.substitute(lead) for e in steps)
+    piece = piece or p.all_of_it
+    name, offset, row = target
+    low.emit(
+        TileProduct(
+            name, offset, row, matrix.name,
+            matrix.start + start * matrix.step + piece.begin, matrix.step, const(1),
+            low.buffer(source, "in").name,
+            first + sym("p") * p.panel * across + piece.begin * along, count, piece.length,
+            p.row_tile, p.panel, False, p.width(sym("p")), along, across,
+        )
+    )  # fmt: skip
+
+
 def lower_contract(low: Lowering) -> Parallel:
     """Tiles of rows by panels: computed, then stored with what follows."""
     p = product_of(low, low.group.anchor)
@@ -45,14 +89,13 @@ def lower_contract(low: Lowering) -> Parallel:
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
     matrix = Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
-    panels = stored_panels(low, p)
     first = sym("nb") * group
     start = sym("mb") * rows
     count = minimum(p.rows - start, const(rows))
 
-    def multiply() -> None:
+    def one_panel() -> None:
         target = (tile, (sym("p") - first) * p.panel, const(width))
-        emit_product(low, p, target, matrix, panels, start, count)
+        multiply(low, p, target, matrix, start, count)
 
     def finish() -> None:
         low.facts = low.facts.with_ranges({"r": (0, rows - 1)})
@@ -68,7 +111,7 @@ def lower_contract(low: Lowering) -> Parallel:
         with low.part(low.group, {p.ref: lambda _: inside}):
             low.store(p.place(low, start + sym("r"), at))
 
-    low.loop("p", first, minimum(first + group, p.panels), multiply)
+    low.loop("p", first, minimum(first + group, p.panels), one_panel)
     low.loop("r", const(0), count, finish, vector=True)
     return parallel, p.depth * (rows * group * p.panel)
 
@@ -146,7 +189,6 @@ def lower_parts(low: Lowering, split: Thin) -> Parallel:
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
     matrix = Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
-    panels = stored_panels(low, p)
     parts = _parts(low, p, split, "out")
     start = sym("mb") * rows
     count = minimum(p.rows - start, const(rows))
@@ -154,9 +196,9 @@ def lower_parts(low: Lowering, split: Thin) -> Parallel:
     piece = Depth(begin, minimum(p.depth - begin, const(depth)))
     first = sym("nb")
 
-    def multiply() -> None:
+    def one_panel() -> None:
         target = (tile, (sym("p") - first) * p.panel, const(width))
-        emit_product(low, p, target, matrix, panels, start, count, piece=piece)
+        multiply(low, p, target, matrix, start, count, piece)
 
     def column() -> None:
         at = first * p.panel + sym("c")
@@ -167,7 +209,7 @@ def lower_parts(low: Lowering, split: Thin) -> Parallel:
     def finish() -> None:
         low.loop("c", const(0), const(p.panel), column, vector=True)
 
-    low.loop("p", first, first + 1, multiply)
+    low.loop("p", first, first + 1, one_panel)
     low.loop("r", const(0), count, finish, vector=True)
     return parallel, const(depth * rows * p.panel)
 

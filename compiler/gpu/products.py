@@ -30,7 +30,7 @@ class ProductWriter(FoldWriter):
         def step(totals: Carry) -> Carry:
             k = sym("k'")
             with self.when(own):
-                right = self._row_of_panel(s, s.panel_offset + k * s.nr + column)
+                right = self._row_of_panel(s, k, column)
             found: Carry = []
             for n, row in enumerate(rows):
                 with self.when(masks[n]):
@@ -53,9 +53,16 @@ class ProductWriter(FoldWriter):
         size = 16 // self.memory[name].dtype.itemsize
         return size if self.divides(size, self.resolve(place)) else 1
 
-    def _row_of_panel(self, s: TileProduct, place: Expr) -> list[Value]:
+    def _row_of_panel(self, s: TileProduct, k: Expr, column: Expr) -> list[Value]:
         memory = self.memory[s.panel]
         found: list[Value] = []
+        if s.panel_row is not None and s.panel_col is not None:
+            for n in range(COLUMNS):
+                place = s.panel_offset + k * s.panel_row + (column + n) * s.panel_col
+                with self.when(self.holds("lt", column + n, s.width or const(s.nr))):
+                    found += self._access(memory, self.address(memory, (place, None)), 1)
+            return found
+        place = s.panel_offset + k * s.nr + column
         width = min(self._vector(s.panel, place), COLUMNS)
         for n in range(0, COLUMNS, width):
             found += self._access(memory, self.address(memory, (place + n, None)), width)

@@ -10,7 +10,7 @@ multiply-adds. Fragments: PTX ISA 9.7.14.5.4, "mma.m16n8k8" for .tf32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from stagefuse.compiler.kernel_ir import For, TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
@@ -29,22 +29,36 @@ ROWS = 64
 @dataclass(frozen=True)
 class _Tile:
     """A product of some adjacent panels, as statement and sizes. `panels`: how many there are
-    (an expression), at most `most`; panel n begins at `first` + n * `step`."""
+    (an expression), at most `most`; panel n begins at `first` + n * `step`, and is what the index
+    `name` numbers from `lo` on."""
 
     s: TileProduct
     panels: Expr
     most: int
     first: Expr
     step: Expr
+    name: str
+    lo: Expr
 
     @property
     def columns(self) -> int:
         return self.most * self.s.nr
 
     @property
+    def is_deep(self) -> bool:
+        """Whether the depth is what is contiguous in memory: columns are then rows of a stage."""
+        return self.s.panel_row == const(1)
+
+    @property
     def pitch(self) -> int:
-        """Elements between rows of the right operand in shared memory: banks differ by 8."""
-        return self.columns + 8 if self.columns % 32 in (0, 16) else self.columns
+        """Elements between rows of the right operand in shared memory, which are in other banks:
+        as the left one's, or those of eight more."""
+        return PITCH if self.is_deep else self.columns + 8
+
+    @property
+    def right_steps(self) -> tuple[int, int]:
+        """Elements between neighbours along the depth and along the columns, in shared memory."""
+        return (1, self.pitch) if self.is_deep else (self.pitch, 1)
 
     @property
     def left_bytes(self) -> int:
@@ -52,7 +66,8 @@ class _Tile:
 
     @property
     def stage_bytes(self) -> int:
-        return self.left_bytes + DEPTH * self.pitch * 4
+        rows = self.columns if self.is_deep else DEPTH
+        return self.left_bytes + rows * self.pitch * 4
 
 
 class TensorWriter(SortWriter):
@@ -85,7 +100,7 @@ class TensorWriter(SortWriter):
         if self.memory[t.a].dtype.name != "f32" or not plain or most * t.nr % 16:
             return None
         first = t.panel_offset.substitute({s.index: s.lo})
-        return _Tile(t, s.hi - s.lo, most, first, step)
+        return _Tile(t, s.hi - s.lo, most, first, step, s.index, s.lo)
 
     # The product
 
@@ -146,7 +161,9 @@ class TensorWriter(SortWriter):
         g, q, down, right = self._lane()
         left_at = ring + self.index((down * 32 + g) * PITCH + q, "i32") * 4 + at
         column = right * (tile.columns // WARPS_ACROSS) + g
-        right_at = ring + self.index(q * tile.pitch + column, "i32") * 4 + tile.left_bytes + at
+        along, across_step = tile.right_steps
+        place = self.index(q * along + column * across_step, "i32")
+        right_at = ring + place * 4 + tile.left_bytes + at
         steps = range(0, DEPTH, 8)
         a = [
             [
@@ -159,7 +176,7 @@ class TensorWriter(SortWriter):
         ]
         for n in range(across):
             b = [
-                [self._split(right_at, ((k + 4 * part) * tile.pitch + n * 8) * 4)
+                [self._split(right_at, ((k + 4 * part) * along + n * 8 * across_step) * 4)
                  for part in range(2)]
                 for k in steps
             ]  # fmt: skip
@@ -222,8 +239,9 @@ def _mma(w: TensorWriter, sums: list[Value], a: list[Value], b: list[Value]) -> 
 @dataclass
 class _Copy:
     """A lane's part of an operand: where it reads, where it writes in a stage, and how many
-    elements from its first depth on there are; zeros where `valid` does not hold, and no copy at
-    all outside `inside`, where the lane has no place in the stage."""
+    elements from its first depth on there are; nothing where `valid` does not hold. `deep`: its
+    elements are adjacent along the depth, and some may be beyond its end. `own`: whether this lane
+    has it at all."""
 
     source: Value
     target: Value
@@ -231,7 +249,8 @@ class _Copy:
     valid: Value
     step: Value
     size: int
-    inside: Value | None = None
+    deep: bool
+    own: Value | None = None
 
 
 class _Copies:
@@ -257,30 +276,55 @@ class _Copies:
             row, k = floordiv(flat, DEPTH // width), mod(flat, DEPTH // width) * width
             valid = w.holds("lt", row, s.rows)
             place = s.a_offset + row * s.a_row + k
-            found.append(self._copy(ring, s.a, place, (row * PITCH + k) * 4, k, valid, 1, width))
+            target = (row * PITCH + k) * 4
+            found.append(self._copy(ring, s.a, place, target, k, valid, const(1), width, True))
         return found
 
     def _right(self, ring: Value) -> list[_Copy]:
+        """Chunks of the panels: along whichever of depth and columns is contiguous."""
         w, tile = self.writer, self.tile
-        s = tile.s
-        across, lanes = tile.columns // 4, w.team.lanes
+        s, lanes = tile.s, w.team.lanes
+        row, step = s.panel_row or const(s.nr), s.panel_col or const(1)
+        width = self._chunk(row, step)
+        across = (DEPTH if tile.is_deep else tile.columns) // width
+        total = DEPTH * tile.columns // width
+        along, apart = tile.right_steps
         found = []
-        for n in range(-(-DEPTH * across // lanes)):
+        for n in range(-(-total // lanes)):
             flat = sym("lane") + n * lanes
-            k, column = floordiv(flat, across), mod(flat, across) * 4
+            outer, inner = floordiv(flat, across), mod(flat, across) * width
+            k, column = (inner, outer) if tile.is_deep else (outer, inner)
             panel, inside = floordiv(column, s.nr), mod(column, s.nr)
-            within = w.holds("lt", k, const(DEPTH))
-            valid = w.holds("lt", panel, tile.panels) & within
-            place = tile.first + panel * tile.step + k * s.nr + inside
-            target = tile.left_bytes + (k * tile.pitch + column) * 4
-            made = self._copy(ring, s.panel, place, target, k, valid, s.nr, 4)
-            whole = (n + 1) * lanes <= DEPTH * across
-            found.append(made if whole else replace(made, inside=within))
+            own = w.holds("lt", flat, const(total))
+            valid = w.holds("lt", panel, tile.panels)
+            if s.panel_row is not None and s.width is not None:
+                with w.binding(**{**w.bound, tile.name: w.resolve(tile.lo) + panel}):
+                    valid = valid & w.holds("lt", inside, s.width)
+            place = tile.first + panel * tile.step + k * row + inside * step
+            target = tile.left_bytes + (k * along + column * apart) * 4
+            deep = tile.is_deep and width > 1
+            copy = self._copy(ring, s.panel, place, target, k, valid, row, width, deep)
+            copy.own = own
+            found.append(copy)
         return found
 
+    def _chunk(self, row: Expr, step: Expr) -> int:
+        """Elements of the panels that one copy moves: 4 where they are adjacent and aligned."""
+        w, tile = self.writer, self.tile
+        s = tile.s
+        if s.panel_row is None:
+            return 4
+        other = step if tile.is_deep else row
+        if not tile.is_deep and step != const(1):
+            return 1
+        ends = [other, tile.first, tile.step]
+        if not tile.is_deep:
+            ends.append(s.width or const(s.nr))
+        return 4 if all(w.divides(4, w.resolve(e)) for e in ends) else 1
+
     def _copy(
-        self, ring: Value, name: str, place: Expr, target: Expr, k: Expr, valid: Value, row: int,
-        width: int,
+        self, ring: Value, name: str, place: Expr, target: Expr, k: Expr, valid: Value, row: Expr,
+        width: int, deep: bool,
     ) -> _Copy:  # fmt: skip
         w = self.writer
         code, memory = w.code, w.memory[name]
@@ -288,9 +332,9 @@ class _Copies:
         base, _, offset = text.partition("+")
         start = Value(code, base, "i64", code.depth)
         source = code.variable("i64", start + int(offset or 0))
-        step = code.const(DEPTH * row * 4, "i64")
+        step = w.index(row * (DEPTH * 4), "i64")
         return _Copy(
-            source, ring + w.index(target, "i32"), w.index(k, "i32"), valid, step, width * 4
+            source, ring + w.index(target, "i32"), w.index(k, "i32"), valid, step, width * 4, deep
         )
 
     def issue(self, number: int, some: Value) -> None:
@@ -321,7 +365,7 @@ class _Copies:
         size = part.valid.select(code.const(part.size, "i32"), code.const(0, "i32"))
         if self.left is not None and part.depth is not None:
             left = code.emit("sub.s32", "i32", self.left, part.depth)
-            if part.size == 16 and part.step.known == DEPTH * 4:
+            if part.size == 16 and part.deep:
                 room = code.emit("shl.b32", "i32", left, code.const(2, "i32"))
                 room = code.emit("max.s32", "i32", room, code.const(0, "i32"))
                 size = code.emit("min.s32", "i32", room, size)
@@ -330,9 +374,8 @@ class _Copies:
                 size = code.emit("selp.b32", "i32", size, code.const(0, "i32"), some)
         at = part.target + stage
         way = "cg" if part.size == 16 else "ca"
-        guard = "" if part.inside is None else f"@{part.inside.text} "
         code.line(
-            f"{guard}cp.async.{way}.shared.global [{at.text}], [{part.source.text}], {part.size}, "
-            f"{size.text};"
+            f"{code.guarded(part.own)}cp.async.{way}.shared.global [{at.text}], "
+            f"[{part.source.text}], {part.size}, {size.text};"
         )
         code.write("add.s64", part.source, part.source, part.step)

@@ -46,6 +46,11 @@ class CudaArray(DeviceArray):
     def address(self) -> int:
         return int(self.region.memory.handle) + self.region.offset
 
+    def is_made_on(self, stream: Any) -> None:
+        super().is_made_on(stream)
+        if self.users is not None:
+            self.users.streams.add(stream)
+
     def order_before(self, stream: int) -> None:
         """Let what comes next on the stream wait until the array is whole."""
         if self.users is not None:

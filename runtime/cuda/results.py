@@ -24,7 +24,10 @@ _LIMIT = 1 << 28  # bytes that wait at most
 
 @dataclass(eq=False)
 class Users:
-    """The streams that may use an array's memory; `unknown` where an address was given away."""
+    """The streams that may still use an array's memory; `unknown`: its address was given away.
+
+    What a call waited for is not among them.
+    """
 
     streams: set[int] = field(default_factory=set)
     unknown: bool = False
@@ -64,7 +67,7 @@ class ResultMemory:
             with self._lock:
                 self._live -= 1
             raise
-        owner, users = _Owned(), Users({stream})
+        owner, users = _Owned(), Users()
         # Not at exit: the driver may be gone by then.
         weakref.finalize(owner, self._died, address, size, users).atexit = False
         return Memory(address, size, owner), users

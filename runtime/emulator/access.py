@@ -146,6 +146,10 @@ def _shared(batch: Batch, addresses: Array, size: int, threads: Array) -> Part:
         raise _outside(batch.shared, offsets, size, threads)
     blocks = peer_blocks(batch, threads, ranks - 1)
     blocks = np.where(ranks == 0, batch.block_of[threads], blocks)
+    running: Array = np.logical_or.reduce(batch.alive.reshape(batch.blocks, -1), axis=1)
+    ended = ~running[blocks]
+    if ended.any():
+        raise Stop("race", "shared memory of a block that has ended", int(threads[ended][0]))
     index = offsets + blocks * batch.shared.stride
     return Part(batch.shared, index, None, threads, "shared")
 

@@ -113,8 +113,8 @@ def _check(
         if why:
             now = "written" if writes else "read"
             who = races.actor(batch, ((stamp >> 1) & THREAD_MASK) - 1)
-            raise Stop("race", f"a place is {now} by an asynchronous copy or product and was {what} "
-                       f"by {who}, {why}", threads[0])  # fmt: skip
+            text = f"a place is {now} by an asynchronous copy or product and was {what} by {who}, "
+            raise Stop("race", text + why, threads[0])
 
 
 def _unordered(

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import Stop
 from .async_races import async_access, block_ends, hand_over, learn
 from .async_races import proxy_fence as fence_proxy
+from .errors import Stop
 from .races import AGENTS, Known, Races, join_known
 
 if TYPE_CHECKING:

@@ -34,10 +34,15 @@ Array = NDArray[Any]
 Place = tuple[int, int]
 """A location that something was released at: its arena's identity, its byte."""
 
-_CLOCK = 40
-_THREAD = (1 << (_CLOCK - 1)) - 1
-_PENDING = np.int64((1 << 62) | (_THREAD << 1))
+CLOCK_BITS = 40
+THREAD_MASK = (1 << (CLOCK_BITS - 1)) - 1
+_PENDING = np.int64((1 << 62) | (THREAD_MASK << 1))
 """The mark of bytes that a copy in the background will write: nothing is ordered with it."""
+
+AGENTS = 1 << 26
+"""Numbers of blocks from here on are agents of asynchronous work (`order.py`), not of the grid."""
+PROXIED = 1 << 40
+"""Added to a block's number: its clocks that are known behind a proxy fence."""
 
 Known = dict[int, Array]
 """For blocks by their number in the grid, the clock of each of their warps that is known."""
@@ -105,6 +110,8 @@ class Races:
     def __init__(self, granule: int) -> None:
         self.granule = granule
         self.released: dict[Place, Released] = {}
+        self.agents: dict[tuple[Any, ...], int] = {}
+        """Numbers of the agents of asynchronous work, by what they are."""
 
     # the state of a batch
 
@@ -121,7 +128,7 @@ class Races:
         assert isinstance(found, Clocks)
         return found
 
-    def _shadow(self, arena: Arena) -> Shadow:
+    def shadow(self, arena: Arena) -> Shadow:
         if arena.shadow is None:
             arena.shadow = Shadow(arena.bytes.size, self.granule)
         shadow = arena.shadow
@@ -141,7 +148,7 @@ class Races:
         if clocks.stamped_at != clocks.ticks:
             if clocks.numbers is None:
                 clocks.numbers = (batch.all_threads + (batch.first * batch.stride + 1)) << 1
-            clocks.stamps = np.repeat(clocks.clock << _CLOCK, 32) | clocks.numbers
+            clocks.stamps = np.repeat(clocks.clock << CLOCK_BITS, 32) | clocks.numbers
             clocks.stamped_at = clocks.ticks
         return clocks.stamps
 
@@ -153,12 +160,12 @@ class Races:
         """Threads read `size` bytes each."""
         if arena.constant:
             return
-        shadow = self._shadow(arena)
+        shadow = self.shadow(arena)
         records = self._records(batch, threads, not weak)
         for at in self._granules(index, size):
             self._conflicts(batch, shadow.writes[at], records, threads, "read", "written")
             old = shadow.reads[at]
-            moved = ((old ^ records) & (_THREAD << 1) != 0) & (old != 0)
+            moved = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
             if moved.any():
                 shadow.others[_pick(at, moved)] = old[moved]
             shadow.reads[at] = records
@@ -172,7 +179,7 @@ class Races:
         values: list[Array],
     ) -> None:  # fmt: skip
         """Threads write `size` bytes each, the elements in `values`."""
-        shadow = self._shadow(arena)
+        shadow = self.shadow(arena)
         records = self._records(batch, threads, not weak)
         new = _Values(arena, index, values, len(threads))
         for at in self._granules(index, size):
@@ -207,7 +214,7 @@ class Races:
         self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, order: str
     ) -> None:
         """Threads do atomic operations, with an order of "", relaxed, acquire, ..."""
-        shadow = self._shadow(arena)
+        shadow = self.shadow(arena)
         if order in ("release", "acq_rel"):
             self._fence(batch, threads, acquires=False)
         records = self._records(batch, threads, True)
@@ -223,7 +230,7 @@ class Races:
 
     def launched(self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array) -> None:
         """Copies in the background begin, which will write these bytes at a time not known."""
-        shadow = self._shadow(arena)
+        shadow = self.shadow(arena)
         records = self._records(batch, threads, False)
         for at in self._granules(index, size):
             for old, what in ((shadow.writes, "written"), (shadow.reads, "read"),
@@ -233,7 +240,7 @@ class Races:
 
     def landed(self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array) -> None:
         """Copies of threads are done, and these threads know it."""
-        shadow = self._shadow(arena)
+        shadow = self.shadow(arena)
         records = self._records(batch, threads, False)
         for at in self._granules(index, size):
             shadow.writes[at] = records
@@ -257,18 +264,18 @@ class Races:
 
     def _unordered(self, batch: Batch, old: Array, records: Array, threads: Array) -> Array | None:
         """Which old accesses are not ordered before those that are made now."""
-        foreign = ((old ^ records) & (_THREAD << 1) != 0) & (old != 0)
+        foreign = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
         foreign &= (old & records & 1) == 0
         if not foreign.any():
             return None
         which = np.flatnonzero(foreign)
         before, mine = old[which], threads[which]
         clocks = self.clocks(batch)
-        clock, number = before >> _CLOCK, ((before >> 1) & _THREAD) - 1
+        clock, number = before >> CLOCK_BITS, ((before >> 1) & THREAD_MASK) - 1
         their_warp = (number >> 5) - batch.first * (batch.stride // 32)
         my_warp = mine >> 5
         per = batch.stride // 32
-        near = (their_warp // per == my_warp // per) & (number < _THREAD - 1)
+        near = (their_warp // per == my_warp // per) & (number < THREAD_MASK - 1)
         inside = np.where(near, their_warp % per, 0)
         known = clocks.knows[my_warp, inside]
         ordered = near & np.where(
@@ -283,7 +290,7 @@ class Races:
     def _known_far(self, batch: Batch, clocks: Clocks, before: Array, my_warp: Array) -> Array:
         """Whether accesses of other blocks are known to warps."""
         per = batch.stride // 32
-        clock, warp = before >> _CLOCK, (((before >> 1) & _THREAD) - 1) >> 5
+        clock, warp = before >> CLOCK_BITS, (((before >> 1) & THREAD_MASK) - 1) >> 5
         result = np.zeros(len(before), np.bool_)
         pairs = my_warp * (int(warp.max()) // per + 1) + warp // per
         for pair in np.unique(pairs):
@@ -309,11 +316,19 @@ class Races:
         if old[at] == _PENDING:
             text = f"is {now} while a copy to it is on its way"
         else:
-            number = ((int(old[at]) >> 1) & _THREAD) - 1
-            where = batch.position(number - batch.first * batch.stride)
-            text = (f"is {now} here and was {then} by block {where[0]} thread {where[1]}, "
+            number = ((int(old[at]) >> 1) & THREAD_MASK) - 1
+            text = (f"is {now} here and was {then} by {self.actor(batch, number)}, "
                     "with nothing between that orders them")  # fmt: skip
         raise Stop("race", f"a place {text}", int(threads[at]))
+
+    def actor(self, batch: Batch, number: int) -> str:
+        """Who made an access, in words."""
+        block = number // batch.stride
+        if block >= AGENTS:
+            kinds = {n: name[1] for name, n in self.agents.items()}
+            return f"an asynchronous copy or product ({kinds[block - AGENTS]})"
+        at, thread = batch.position(number - batch.first * batch.stride)
+        return f"block {at} thread {thread}"
 
     # what makes order
 
@@ -331,7 +346,7 @@ class Races:
         if clocks.foreign or clocks.fenced:
             for warp in warps.tolist():
                 if warp in clocks.foreign:
-                    _join(gathering.foreign.setdefault(warp // per, {}), clocks.foreign[warp])
+                    join_known(gathering.foreign.setdefault(warp // per, {}), clocks.foreign[warp])
                 if warp in clocks.fenced:
                     gathering.fenced.add(warp // per)
         clocks.tick(warps)
@@ -348,9 +363,9 @@ class Races:
         if gathering.foreign or gathering.fenced:
             for warp in warps.tolist():
                 if warp // per in gathering.foreign:
-                    _join(clocks.foreign.setdefault(warp, {}), gathering.foreign[warp // per])
+                    join_known(clocks.foreign.setdefault(warp, {}), gathering.foreign[warp // per])
                 if warp // per in gathering.fenced:
-                    clocks.fenced[warp] = self._knowledge(batch, warp)
+                    clocks.fenced[warp] = self.knowledge(batch, warp)
 
     def closed(self, barrier: Barrier, blocks: Array) -> None:
         """A barrier of blocks begins anew."""
@@ -377,7 +392,7 @@ class Races:
         if acquires:
             self._learn_seen(batch, threads)
         for warp in np.unique(threads >> 5).tolist():
-            clocks.fenced[warp] = self._knowledge(batch, warp)
+            clocks.fenced[warp] = self.knowledge(batch, warp)
             clocks.tick(warp)
 
     def acquire(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
@@ -393,7 +408,7 @@ class Races:
         """Threads are about to write with `release`."""
         self._fence(batch, threads, acquires=False)
 
-    def _knowledge(self, batch: Batch, warp: int) -> Known:
+    def knowledge(self, batch: Batch, warp: int) -> Known:
         """All that a warp knows now, its own accesses included."""
         clocks, per = self.clocks(batch), batch.stride // 32
         own = clocks.knows[warp].copy()
@@ -409,7 +424,7 @@ class Races:
             known = fenced.get(thread >> 5)
             if known is not None:
                 released = self.released.setdefault((id(arena), at), Released())
-                _join(released.known, known)
+                join_known(released.known, known)
                 released.version += 1
 
     def _see(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
@@ -422,7 +437,7 @@ class Races:
             if released is None or clocks.versions.get((thread >> 5, place)) == released.version:
                 continue
             clocks.versions[thread >> 5, place] = released.version
-            _join(clocks.seen.setdefault(thread >> 5, {}), released.known)
+            join_known(clocks.seen.setdefault(thread >> 5, {}), released.known)
 
     def _learn_seen(self, batch: Batch, threads: Array) -> None:
         clocks, per = self.clocks(batch), batch.stride // 32
@@ -433,9 +448,11 @@ class Races:
             own = known.pop(batch.first + warp // per, None)
             if own is not None:
                 clocks.knows[warp] = np.maximum(clocks.knows[warp], own)
+                # a lane may have learnt from another one of its warp
+                clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
                 clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
             if known:
-                _join(clocks.foreign.setdefault(warp, {}), known)
+                join_known(clocks.foreign.setdefault(warp, {}), known)
 
 
 class _Values:
@@ -476,7 +493,7 @@ def _pick(at: Any, held: Array) -> Array:
     return picked
 
 
-def _join(into: Known, other: Known) -> None:
+def join_known(into: Known, other: Known) -> None:
     for block, known in other.items():
         mine = into.get(block)
         into[block] = known if mine is None else np.maximum(mine, known)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backend import Backend, BackendRep
     from .errors import OnnxError, Problem
-    from .import_model import Imported, import_model, import_onnx
+    from .importing import Imported, import_model, import_onnx
 
 __all__ = [
     "Backend", "BackendRep", "Imported", "OnnxError", "Problem", "import_model", "import_onnx",
 ]  # fmt: skip
 
 _HOMES = {
-    "Backend": "backend", "BackendRep": "backend", "Imported": "import_model",
-    "OnnxError": "errors", "Problem": "errors", "import_model": "import_model",
-    "import_onnx": "import_model",
+    "Backend": "backend", "BackendRep": "backend", "Imported": "importing",
+    "OnnxError": "errors", "Problem": "errors", "import_model": "importing",
+    "import_onnx": "importing",
 }  # fmt: skip
 
 

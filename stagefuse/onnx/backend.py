@@ -11,7 +11,7 @@ from onnx.backend.base import Backend as BaseBackend
 from onnx.backend.base import BackendRep as BaseRep
 
 from .errors import OnnxError
-from .import_model import Imported, import_model
+from .importing import Imported, import_model
 
 DEVICES = {"CPU": "cpu", "EMULATOR": "emulator"}
 

@@ -12,8 +12,10 @@ from stagefuse.dsl.lexer import CONSTANTS, KEYWORDS, LOGIC
 MODULES = ("nn", "math", "image", "onnx")
 _TAKEN = frozenset(
     (*BUILTINS, *DTYPES, *CONSTANTS, *KEYWORDS, *LOGIC, *MODULES, "w", "int", "float", "str",
-     "bool", "has", "len", "extern", "scan", "state")
+     "bool", "has", "len", "extern", "scan", "state",
+     *"bocijkmnqrt", *(f"{letter}{k}" for letter in "imdqrb" for k in range(10)))
 )  # fmt: skip
+"""What a value cannot be called; among it the indices of the notation that is written."""
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 

@@ -61,6 +61,7 @@ class Node:
     fresh: Callable[[str], str]
     materialize: Callable[[Val], str]
     constant: Callable[[str, np.ndarray[Any, Any]], Val]
+    is_held: Callable[[str], bool]
     hint: str = "v"
     read: set[str] = field(default_factory=set)
 
@@ -99,6 +100,24 @@ class Node:
     def x(self, index: int = 0) -> str:
         """The expression of an input, of its own dtype."""
         return self.materialize(self.val(index))
+
+    def x_of(self, value: Val) -> str:
+        """The expression of a value that is no input."""
+        return self.materialize(value)
+
+    def layer(self, weight: Val, bias: Val | None) -> str | None:
+        """The scope of a layer, where its tensors are named `NAME.weight` and `NAME.bias`."""
+        scope, dot, last = weight.name.rpartition(".")
+        if not dot or last != "weight" or weight.text or weight.known is None or not scope:
+            return None
+        if (bias is None) == self.is_held(f"{scope}.bias"):
+            return None
+        if bias is not None and (bias.name != f"{scope}.bias" or bias.text):
+            return None
+        paths = [self.materialize(v) for v in (weight, bias) if v is not None]
+        ends = (".weight", ".bias")
+        plain = all(p.endswith(e) for p, e in zip(paths, ends, strict=False))
+        return paths[0].removesuffix(".weight") if plain else None
 
     def operand(self, index: int) -> str:
         """The same, but a known scalar is a plain literal, which takes the dtype that it meets."""

@@ -11,8 +11,8 @@ from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dtypes import DTYPES
 
 
-def literal(value: Any) -> str | None:
-    """A number as a literal that rounds to it; None for a NaN, which has none."""
+def literal(value: Any) -> str:
+    """A number as a literal that rounds to it; infinities and NaN are constants of `math`."""
     kind = getattr(value, "dtype", None)
     if isinstance(value, bool) or (kind is not None and kind.kind == "b"):
         return str(bool(value))
@@ -20,9 +20,9 @@ def literal(value: Any) -> str | None:
         return str(int(value))
     number = float(value)
     if math.isnan(number):
-        return None
+        return "math.NAN"
     if math.isinf(number):
-        return "1e999" if number > 0 else "-1e999"
+        return "math.INF" if number > 0 else "-math.INF"
     narrow = kind is not None and kind.kind == "f" and kind.itemsize == 4
     text = str(value) if narrow else repr(number)
     return text if re.search(r"[.e]", text) else f"{text}.0"

@@ -47,6 +47,7 @@ class Translator:
     functions: dict[tuple[str, str], onnx.FunctionProto] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
     count: int = 0
 
     def model(self, model: onnx.ModelProto) -> Body:
@@ -59,8 +60,8 @@ class Translator:
         self.functions = {(f.domain, f.name): f for f in model.functions}
         graph = model.graph
         env: Env = {}
-        held = {t.name for t in graph.initializer}
-        types = [(i, self._input_type(i)) for i in graph.input if i.name not in held]
+        self.held = {t.name for t in graph.initializer}
+        types = [(i, self._input_type(i)) for i in graph.input if i.name not in self.held]
         self.body = Body.start({name: (1, None) for name in self.sizes.values()})
         for info, type in types:
             env[info.name] = None if type is None else self._input(info.name, type)
@@ -193,7 +194,8 @@ class Translator:
         attributes = schemas.attributes(proto, version, self.folder)
         hint = next((o for o in proto.output if o), "v")
         return Node(proto.op_type, proto.name, version, attributes, values, list(proto.output),
-                    self.body, self.names.value, self.materialize, self.constant, hint)  # fmt: skip
+                    self.body, self.names.value, self.materialize, self.constant,
+                    self.held.__contains__, hint)  # fmt: skip
 
     def _values(self, node: Node, written: Written) -> list[Val]:
         items = [written] if isinstance(written, str | Val) else list(written)

@@ -52,6 +52,12 @@ def test_reading_gives_what_was_written(file: Path, written: Plan) -> None:
         assert array.ctypes.data % 64 == 0
 
 
+def test_reading_without_code_for_gpus(file: Path, written: Plan) -> None:
+    found = plan_file.read(file, gpu=False)
+    assert found.pipelines == tuple(replace(p, gpu=()) for p in written.pipelines)
+    assert (found.ptx, found.cubins) == ({}, {}) and found.objects == written.objects
+
+
 def test_same_plan_same_bytes(file: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.fused"
     plan_file.write(plan_file.read(file), again)
@@ -288,6 +294,27 @@ def test_rules_of_gpu_plans(changes: dict[str, Any], message: str, tmp_path: Pat
 def test_rules_of_gpu_code(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=message):
         plan_file.write(handmade_gpu.plan(**changes), tmp_path / "model.fused")
+
+
+def test_misfits_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "model.fused"
+    for name, keys, value, message in (
+        ("plan.json", ("pipelines", 0, "steps", 1, "count"), 3,
+         r"pipelines\[0\].steps\[1\].count: expected str, found int"),
+        ("plan.json", ("pipelines", 1, "dims", 0, "nome"), "N",
+         r"pipelines\[1\].dims\[0\]: unknown field 'nome'"),
+        ("gpu.json", ("affine", 2, "launches", 0, "block"), [1, 2],
+         r"affine\[2\].launches\[0\].block: expected 3 items, found 2"),
+    ):  # fmt: skip
+        plan_file.write(handmade_gpu.plan(), file)
+        document = handmade_document(file, name)
+        at = document
+        for key in keys[:-1]:
+            at = at[key]
+        at[keys[-1]] = value
+        rewritten(file, document, name)
+        with pytest.raises(PlanError, match=message):
+            plan_file.read(file)
 
 
 def test_gpu_plans_belong_into_their_own_member(file: Path) -> None:

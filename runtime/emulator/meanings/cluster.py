@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stagefuse.compiler.ptx import syntax as s
-
 from ..access import peer_blocks
 from ..errors import Stop
 from ..memory import RANK_BITS, SHARED_WINDOW

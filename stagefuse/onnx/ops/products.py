@@ -17,7 +17,12 @@ def _matmul(n: Node) -> str:
 
 @op("Gemm")
 def _gemm(n: Node) -> str:
-    """alpha * A' @ B' + beta * C."""
+    """alpha * A' @ B' + beta * C; a plain layer is `nn.linear`."""
+    plain = n.attr("alpha", 1.0) == n.attr("beta", 1.0) == 1.0 and not n.attr("transA", 0)
+    if plain and n.attr("transB", 0) and (n.maybe(2) is None or n.val(2).rank == 1):
+        scope = n.layer(n.val(1), n.maybe(2))
+        if scope is not None:
+            return f"nn.linear({n.x(0)}, {scope})"
     a = f"transpose({n.x(0)})" if n.attr("transA", 0) else n.x(0)
     b = f"transpose({n.x(1)})" if n.attr("transB", 0) else n.x(1)
     alpha, beta = n.attr("alpha", 1.0), n.attr("beta", 1.0)
