@@ -19,21 +19,21 @@ from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan
 from stagefuse.compiler.report import describe, report, work_of
 from stagefuse.compiler.run_passes import verified_kernel
-from stagefuse.compiler.schedule import GPU
+from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_HALF
 from stagefuse.dsl.dims import Expr, Facts, as_expr, const
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Assembled, AssemblerMissing, Usage, assemble
+from .chain import LONGEST, lower_chain
 from .columns import lower_rows
-from .contract import lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
+from .contract import is_half, lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
 from .emit import Entry, KernelWriter, module_text
 from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
 
-JOINS = ("placed", "direct")
-"""A product and its row kernels stay apart: a tile of scores fits no block's shared memory."""
+JOINS = ("placed", "chained", "direct", "halved")
 TYPICAL_SIZE = 128
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
-GPU_FORMS = {**FORMS, "contract": lower_contract, "row": lower_rows}
+GPU_FORMS = {**FORMS, "contract": lower_contract, "row": lower_rows, "chain": lower_chain}
 
 
 class SourceLowering(Lowering):
@@ -81,7 +81,7 @@ class GpuCompiler:
         passed: Mapping[Any, str],
     ) -> tuple[GpuPlan, ...]:
         """The plans of a pipeline whose graph has been through the passes."""
-        found = join(graph, partition(graph), JOINS)
+        found = join(graph, partition(graph), JOINS, LONGEST)
         reasons = {d.node: d for d in found.decisions}
         launches: list[GpuLaunchPlan] = []
         for low, forms, share, part in self._lowerings(graph, found, sites):
@@ -106,7 +106,10 @@ class GpuCompiler:
         for group in found.groups:
             split = thin(graph, group)
             if split is None:
-                yield SourceLowering(graph, group, sites, GPU), GPU_FORMS, const(1), ""
+                schedule = GPU_CHAIN if group.kind == "chain" else GPU
+                if group.kind == "contract" and is_half(graph, group):
+                    schedule = GPU_HALF
+                yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, const(1), ""
                 continue
             few = split.holds(rows_of(graph, group))
             for form, name in ((lower_parts, "parts"), (lower_sum_of_parts, "sum")):
@@ -116,7 +119,8 @@ class GpuCompiler:
                     few,
                     name,
                 )
-            yield SourceLowering(graph, group, sites, GPU), GPU_FORMS, 1 - few, ""
+            schedule = GPU_HALF if is_half(graph, group) else GPU
+            yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, 1 - few, ""
 
     def _entry(
         self, pipeline: Pipeline, graph: Graph, lowered: Lowered, lines: Mapping[Value, int]

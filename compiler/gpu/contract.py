@@ -58,6 +58,8 @@ def multiply(
         return emit_product(low, p, target, matrix, panels, start, count, piece=piece)
     ref = p.operands[1]
     view, source = low.graph.nodes[ref.node].primitive, low.graph.nodes[ref.node].operands[0]
+    if p.operands[0] in low.group.packs:
+        (source,) = low.graph.nodes[source.node].operands  # as it is before it is converted
     steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
     assert steps is not None and isinstance(view, View)
     lead = dict(zip(view.symbols, (sym(n) for n, _ in p.batch), strict=False))
@@ -75,6 +77,14 @@ def multiply(
     )  # fmt: skip
 
 
+def left_of(low: Lowering, p: Product) -> Matrix:
+    """The left operand, or what it is converted from where the product takes that."""
+    ref = p.operands[0]
+    if ref in low.group.packs:
+        (ref,) = low.graph.nodes[ref.node].operands
+    return Matrix(low.buffer(ref, "in").name, p.base, p.primitive.row_stride)
+
+
 def lower_contract(low: Lowering) -> Parallel:
     """Tiles of rows by panels: computed, then stored with what follows."""
     p = product_of(low, low.group.anchor)
@@ -88,7 +98,7 @@ def lower_contract(low: Lowering) -> Parallel:
     width = group * p.panel + PADDING
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
-    matrix = Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
+    matrix = left_of(low, p)
     first = sym("nb") * group
     start = sym("mb") * rows
     count = minimum(p.rows - start, const(rows))
@@ -122,7 +132,7 @@ FULL = 132
 """Blocks that fill a device."""
 LEAST_DEPTH = 96
 MOST_SPLITS = 16
-MOST_ROWS = 512
+MOST_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -159,6 +169,11 @@ def thin(graph: Graph, group: Group) -> Thin | None:
     return Thin(rows, part, -(-depth // part))
 
 
+def is_half(graph: Graph, group: Group) -> bool:
+    """Whether a group's product takes 16-bit operands as they are."""
+    return group.anchor is not None and graph.nodes[group.anchor].operands[0] in group.packs
+
+
 def rows_of(graph: Graph, group: Group) -> Expr:
     """The rows of a group's product."""
     assert group.anchor is not None
@@ -188,7 +203,7 @@ def lower_parts(low: Lowering, split: Thin) -> Parallel:
     width = p.panel + PADDING
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
-    matrix = Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
+    matrix = left_of(low, p)
     parts = _parts(low, p, split, "out")
     start = sym("mb") * rows
     count = minimum(p.rows - start, const(rows))

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.vector_math import two_over_pi_table
-from stagefuse.compiler.kernel_ir import Alloc, Fold, For, Kernel, Let, Store
+from stagefuse.compiler.kernel_ir import Alloc, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, Facts, const, floordiv, minimum, mod, sym
 
 from .ir import Value, constant_text
 from .loops import Carry
 from .private import private_arrays, vector_width
-from .teams import Team, choose, shared_loops
+from .teams import Team, choose
 from .tensor import TensorWriter
 from .values import Memory
 
@@ -187,42 +187,7 @@ class KernelWriter(TensorWriter):
             if self.kernel.parallel:
                 places[self.kernel.parallel[0][0]] = rest
             with self.binding(**places):
-                self._versions()
-
-    def _versions(self) -> None:
-        """The body; of one whose rows may be short, a version for those before it."""
-        cut = self._short_rows()
-        if cut is None:
-            return self.statements(self.kernel.body)
-        code, (name, most) = self.code, cut
-        long, done = code.label("long"), code.label("done")
-        code.branch_if(self.holds("le", sym(name), const(most)), long, holds=False)
-        low = self.facts.ranges.get(name, (0, None))[0]
-        for facts in (self.facts.with_ranges({name: (low, most)}), self.facts):
-            before, self.facts = self.facts, facts
-            self._forget_bounds()
-            with code.branch_scope(), self.scope():
-                self.statements(self.kernel.body)
-            self.facts = before
-            self._forget_bounds()
-            self.unread, self.unwritten = set(), set()
-            if facts is not before:
-                code.branch(done)
-                code.start(long)
-        code.start(done)
-
-    def _short_rows(self) -> tuple[str, int] | None:
-        """The dimension that rows are long, and a quarter of the most that it may be, if lanes
-        would have many places for elements that are seldom there."""
-        if any(not isinstance(s, For | Fold | Store | Let) for s in self.kernel.body):
-            return None
-        for nest in shared_loops(self.kernel.body):
-            (_, lo, hi), lanes = nest[-1], self.team.lanes * self.width_of(nest)
-            name = self.resolve(hi - lo).as_symbol()
-            most = None if name is None else self.most(hi - lo)
-            if name in self.kernel.dims and most is not None and most >= 8 * lanes:
-                return str(name), most // 4
-        return None
+                self.versions(self.kernel.body)
 
     # Scratch
 

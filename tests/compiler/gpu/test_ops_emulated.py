@@ -43,6 +43,13 @@ where T in 1..=512:
     tanh(x @ transpose(w, [1, 0]) + b)""",
     "deep linear": """(x: f32[B, T, 200], w: f32[50, 200]) -> f32[B, T, 50]:
     tanh(x @ transpose(w, [1, 0])) + x[:, :, :50]""",
+    "half products": """(x: bf16[B, T, 64], w: bf16[64, 128], y: f16[B, T, 64], v: f16[72, 64]) -> (
+    bf16[B, T, 128], f16[B, T, 72]):
+    tanh(x @ w), y @ transpose(v, [1, 0])""",
+    "deep half product": """(x: f16[B, T, 208], w: f16[208, 96], b: f16[96]) -> f16[B, T, 96]:
+    x @ w + b""",
+    "odd half product": """(x: f16[B, T], w: f16[T, D]) -> f16[B, D]:
+    x @ w""",
     "odd linear": """(x: f32[B, T], w: f32[D, T]) -> f32[B, D]:
     x @ transpose(w, [1, 0])""",
     "f64 linear": """(x: f64[B, T], w: f64[D, T]) -> f64[B, D]:
@@ -86,7 +93,7 @@ def agree(found: Any, expected: Any, dtype: str) -> None:
     assert found.shape == expected.shape
     if not DTYPES[dtype].is_float:
         return np.testing.assert_array_equal(found, expected)
-    small = {"f16": 2.0**-10, "bf16": 2.0**-7}.get(dtype, 1e-5)
+    small = {"f16": 2.0**-9, "bf16": 2.0**-6}.get(dtype, 1e-5)
     np.testing.assert_allclose(found.astype(np.float64), expected, small, small, equal_nan=True)
 
 
