@@ -26,6 +26,7 @@ def test_bulk_copies_through_two_buffers(rng: np.random.Generator) -> None:
         ("EARLY_WRITE", ("race",)),
         ("MISALIGNED", ("misaligned",)),
         ("PENDING", ("race",)),
+        ("EARLY_USE", ("race", "uninitialised")),
     ],
 )
 def test_bulk_copies_with_a_bug(variant: str, kinds: tuple[str, ...]) -> None:
