@@ -163,8 +163,14 @@ def _store(site: Site, op: str) -> Run:
     def run(g: Group) -> None:
         map_, from_ = tensor(g), source(g)
         coordinates = [values(get, g) for get in gets]
+        done: set[tuple[int, ...]] = set()
         for i, thread in one_by_one(g):
             start = _start(coordinates, i)
+            same = (thread // 32, int(map_[i]), int(from_[i]), *start)
+            if same in done and not op:  # a warp stores the same box once: CUTLASS elects no lane
+                bulk_agents(g.batch, thread)
+                continue
+            done.add(same)
             box = Box(g, map_at(g, int(map_[i]), thread), start, thread, combines=bool(op))
             _store_box(g, box, int(from_[i]), op)
 
