@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,7 @@ class Module:
         """
         code = self._entry(name)
         sizes = _dim(grid), _dim(block), self._cluster(code, _dim(cluster))
+        _settle_allocator()
         layout = self._layout(code)
         self._check(code, layout, *sizes, shared_bytes)
         heap = Heap()
@@ -205,6 +207,16 @@ def _initial(v: s.Variable) -> Array:
             else:
                 flat.view(f"u{dtype.itemsize}")[i] = x.bits
     return array
+
+
+@cache
+def _settle_allocator() -> None:
+    """Lets the C library keep freed memory of the size of registers.
+
+    It gives memory back to the system that is larger than the largest it has seen, and getting
+    that again costs more than the arithmetic on it.
+    """
+    np.empty(24 << 20, np.uint8)
 
 
 def _dim(x: int | Sequence[int]) -> Dim:
