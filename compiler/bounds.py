@@ -7,7 +7,7 @@ is a counterexample. Neither is possible too: then the bound is left open, and s
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar
@@ -36,9 +36,12 @@ class Bounds:
     known: set[tuple[object, ...]] = field(default_factory=set)
 
     def broken(
-        self, expr: Expr, facts: Facts, guards: Sequence[Expr], what: str
+        self, expr: Expr, facts: Facts, guards: Sequence[Expr], what: Callable[[], str]
     ) -> dict[str, int] | None:
-        """Sizes and positions where `expr` is negative though all guards hold; None if unknown."""
+        """Sizes and positions where `expr` is negative though all guards hold; None if unknown.
+
+        `what` gives the text of what asks, for a bound that is left open.
+        """
         if _is_plain(expr, facts):
             return None
         key = (expr, tuple(guards), _ranges_of((expr, *guards), facts))
@@ -50,12 +53,17 @@ class Bounds:
             return None
         found = _counterexample(expr, facts, (*guards, *self.given))
         if found is None:
-            self.open.append(f"{what}: {expr} >= 0")
+            self.open.append(f"{what()}: {expr} >= 0")
             return {} if self.strict else None
         return found
 
     def inside(
-        self, index: Expr, extent: Expr, facts: Facts, guards: Sequence[Expr], what: str
+        self,
+        index: Expr,
+        extent: Expr,
+        facts: Facts,
+        guards: Sequence[Expr],
+        what: Callable[[], str],
     ) -> str | None:
         """Why an index is outside 0..extent, or None."""
         for expr, side in ((index, "below 0"), (extent - 1 - index, f"not below {extent}")):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stagefuse.dsl.dims import Expr, Facts, const, floordiv, sym
-from stagefuse.dsl.dtypes import F32, F64
+from stagefuse.dsl.dtypes import F32, F64, DType
 from stagefuse.dsl.types import TensorType
 
 from .graph import (
@@ -25,9 +25,10 @@ from .graph import (
     split_index,
 )
 
-PANELS = (48, 64, 32, 16)
-"""Columns that a packed panel may have. 48 is best, three AVX-512 vectors of f32 and six of
-AVX2, where the others do not save padding."""
+PANELS = {48: 1.0, 64: 1.0, 32: 1.05, 16: 1.3}
+"""Columns that a packed panel may have, and the time that a product of one takes for each. 48 is
+three AVX-512 vectors of f32 and six of AVX2; the fewer vectors a row of the panel has, the more
+broadcasts its multiply-adds need."""
 NARROW = 12
 """Products with fewer columns than this are plain reductions: a panel would be mostly padding."""
 
@@ -88,11 +89,11 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
     reduce = node.primitive
     if not isinstance(reduce, Reduce) or reduce.kind != "sum" or not node.type.dtype.is_float:
         return None
-    below = b.graph.nodes[operands[0].node]
-    if below.primitive != Map("mul") or below.type.dtype != node.type.dtype:
+    factors = _factors(b, operands[0])
+    if factors is None or b.type(operands[0]).dtype != node.type.dtype:
         return None
-    domain = below.type.shape
-    u, v = below.operands
+    domain = b.type(operands[0]).shape
+    u, v = factors
     k = tuple(a for a in reduce.axes if domain[a].as_int() != 1)
     if not k or any(domain[a].as_int() == 0 for a in k):
         return None
@@ -116,8 +117,8 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
         return None
     dtype = F64 if node.type.dtype == F64 else F32
     width = panel_width(_total(domain, n))
-    panels = _pack(b, b.cast(v, dtype), domain, batch, n, k, width)
-    a, base, row = _matrix(b, b.cast(u, dtype), domain, batch, m, k)
+    panels = _pack(b, _cast(b, v, dtype), domain, batch, n, k, width)
+    a, base, row = _matrix(b, _cast(b, u, dtype), domain, batch, m, k)
     where = {axis: place for place, axis in enumerate(outer)}
     primitive = Contract(
         tuple(where[x] for x in batch),
@@ -133,12 +134,46 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
     return (b.cast(product, node.type.dtype),)
 
 
+def _factors(b: Builder, ref: Ref) -> tuple[Ref, Ref] | None:
+    """The two factors of a product of elements, through a view of it that leaves nothing out.
+
+    Sums over axes of size 1 have such a view: those of a convolution with a kernel of 1 x 1.
+    """
+    node = b.graph.nodes[ref.node]
+    if node.primitive == Map("mul"):
+        return node.operands[0], node.operands[1]
+    if not isinstance(node.primitive, View) or node.primitive.guard:
+        return None
+    product = b.graph.nodes[node.operands[0].node]
+    if product.primitive != Map("mul"):
+        return None
+    first, second = (_through(b, node, factor) for factor in product.operands)
+    return first, second
+
+
+def _through(b: Builder, view: Node, factor: Ref) -> Ref:
+    """A factor seen through the view of the product."""
+    type = TensorType(b.type(factor).dtype, view.type.shape)
+    (made,) = b.add(view.primitive, (factor,), (type,))
+    folded = _fold_views(b, b.graph.nodes[made.node], (factor,))
+    return folded[0] if folded else made
+
+
+def _cast(b: Builder, x: Ref, dtype: DType) -> Ref:
+    """x in a dtype; of a view, what it looks at, so that what is repeated is converted once."""
+    node = b.graph.nodes[x.node]
+    if not isinstance(node.primitive, View) or node.type.dtype == dtype:
+        return b.cast(x, dtype)
+    source = b.cast(node.operands[0], dtype)
+    return b.add(node.primitive, (source,), (node.type.with_dtype(dtype),))[0]
+
+
 def panel_width(columns: Expr) -> int:
     """The width that pads a number of columns least; 48 if that is not known."""
     known = columns.as_int()
     if known is None:
-        return PANELS[0]
-    return min(PANELS, key=lambda width: -(-known // width) * width)
+        return next(iter(PANELS))
+    return min(PANELS, key=lambda width: -(-known // width) * width * PANELS[width])
 
 
 def _total(domain: Sequence[Expr], axes: Sequence[int]) -> Expr:

@@ -7,14 +7,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stagefuse.dsl.check.run import check
-from stagefuse.dsl.diagnostics import Diagnostic
+from stagefuse.dsl.diagnostics import CompileError, Diagnostic, Help, error
 from stagefuse.dsl.dtypes import DType, from_numpy
+from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.parser import parse
 from stagefuse.dsl.program import Program
-from stagefuse.dsl.source import Source
+from stagefuse.dsl.source import Source, Span
 from stagefuse.dsl.weights import WeightsError, WeightsFile, open_weights
 
 from .ops import BUILTINS
@@ -68,7 +67,7 @@ def check_source(
 
     `weights` gives, by the name in the source, a path or a mapping of arrays by key.
     """
-    return check_text(_read(path, str(path)), path.parent, weights)
+    return check_text(read_source(path), path.parent, weights)
 
 
 def check_text(
@@ -90,16 +89,26 @@ def check_text(
     return program, found, load
 
 
-def _read(path: Path, name: str) -> Source:
-    return Source(name, path.read_bytes().decode("utf-8", "replace"))
+def read_source(path: Path) -> Source:
+    """The text of a file. Raises OSError, and CompileError if it is not UTF-8."""
+    data = path.read_bytes()
+    try:
+        return Source(str(path), data.decode("utf-8"))
+    except UnicodeDecodeError as wrong:
+        source = Source(str(path), data.decode("utf-8", "replace"))
+        start = len(Source("", data[: wrong.start].decode("utf-8")).text)
+        raise CompileError([
+            error("E0101", f"the byte 0x{data[wrong.start]:02X} is no UTF-8 here",
+                  Span(source, start, start + 1), help=Help("save the file as UTF-8"))
+        ]) from wrong  # fmt: skip
 
 
 def _module(folder: Path, name: str) -> Source | None:
     """An imported module: a file beside the source, or else one of the standard library."""
     beside = folder / f"{name}.pipe"
     if beside.is_file():
-        return _read(beside, str(beside))
+        return read_source(beside)
     standard = files("stagefuse.dsl").joinpath("std", f"{name}.pipe")
     if standard.is_file():
-        return Source(f"std/{name}.pipe", standard.read_text("utf-8"))
+        return Source(f"std/{name}.pipe", standard.read_text("utf-8"), is_standard=True)
     return None

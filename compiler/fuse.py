@@ -262,13 +262,20 @@ class _Partitioner:
         return total
 
     def _once(self, node: Node, group: Group, access: tuple[Expr, ...]) -> bool:
-        """Whether each element is computed once per pass: sizes agree and axes are distinct."""
+        """Whether each element is computed once per pass: sizes agree and axes are distinct.
+
+        A pass over a row (an axis f0, f1...) computes it once if it differs from row to row.
+        """
         names = [e.as_symbol() for e in access if e != const(0)]
         if any(n is None for n in names) or len(set(names)) != len(names):
             return self._same_size(node, group)
-        needed = {f"d{i}" for i, d in enumerate(group.domain) if d.as_int() != 1}
-        mapped = {str(n).replace("f", "d") for n in names}
-        return needed <= mapped or any(str(n).startswith("f") for n in names)
+        inner = group.row_axes if any(str(n).startswith("f") for n in names) else ()
+        needed = {
+            f"d{i}"
+            for i, d in enumerate(group.domain)
+            if d.as_int() != 1 and i not in (inner or ())
+        }
+        return needed <= set(names)
 
     def _same_size(self, node: Node, group: Group) -> bool:
         return _count(node.type.shape) == _count(group.domain)

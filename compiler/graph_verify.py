@@ -147,7 +147,7 @@ class _Check:
         self, node: Node, index: Expr, extent: Expr, facts: Facts, guards: Sequence[Expr]
     ) -> None:
         """Invariant 7."""
-        why = self.bounds.inside(index, extent, facts, guards, print_node(node))
+        why = self.bounds.inside(index, extent, facts, guards, lambda: print_node(node))
         if why is not None:
             self.fail(node, 7, why)
 
@@ -307,7 +307,7 @@ def _contract(check: _Check, node: Node, p: Contract, operands: tuple[TensorType
     guards = (*nonempty(shape), p.depth - 1)
     last = p.base + (size_of([shape[x] for x in p.rows]) - 1) * p.row_stride + p.depth - 1
     for index in (p.base, last):
-        why = check.bounds.inside(index, size_of(a.shape), facts, guards, print_node(node))
+        why = check.bounds.inside(index, size_of(a.shape), facts, guards, lambda: print_node(node))
         if why is not None:
             check.fail(node, 9, f"its rows leave the first operand: {why}")
 

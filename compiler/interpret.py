@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from stagefuse.dsl.dims import Atom, Expr
 from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.numpy_later import np
 
 from . import scalar
 from .graph import (

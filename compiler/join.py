@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stagefuse.dsl.dims import Expr, Facts, const, sym
+from stagefuse.dsl.dtypes import BF16, F16
 
 from .fuse import Access, Decision, Group, Partition
-from .graph import Contract, Graph, Node, Ref, View, flatten_index, split_index
+from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index, split_index
 
 PACKED_BYTES = 1 << 20
 """All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
@@ -27,20 +28,32 @@ PACKED_BYTES = 1 << 20
 FEW_ROWS = 1024
 
 
-def join(graph: Graph, found: Partition) -> Partition:
-    """The partition with kernels joined where nothing else needs what passes between them."""
-    return _Joiner(graph, found).run()
+def join(
+    graph: Graph,
+    found: Partition,
+    joins: Sequence[str] = ("placed", "chained", "packed"),
+    longest: int | None = None,
+) -> Partition:
+    """The partition with kernels joined where nothing else needs what passes between them.
+
+    `longest`: the most elements that a row between two chained products may have.
+    """
+    return _Joiner(graph, found, longest).run(joins)
 
 
 class _Joiner:
-    def __init__(self, graph: Graph, found: Partition) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, found: Partition, longest: int | None) -> None:
+        self.graph, self.longest = graph, longest
         self.groups = list(found.groups)
         self.decisions = list(found.decisions)
         self.maker = {root: g for g in self.groups for root in g.roots}
 
-    def run(self) -> Partition:
-        for joined in (self._placed, self._chained, self._packed):
+    def run(self, joins: Sequence[str]) -> Partition:
+        rules = {
+            "placed": self._placed, "chained": self._chained, "packed": self._packed,
+            "direct": self._direct, "halved": self._halved,
+        }  # fmt: skip
+        for joined in (rules[name] for name in joins):
             for group in list(self.groups):
                 if group in self.groups:
                     joined(group)
@@ -106,6 +119,9 @@ class _Joiner:
         anchor = self.graph.nodes[last.anchor]
         middle = self.maker.get(anchor.operands[0])
         if middle is None or middle.kind != "row" or not self._private(middle, last):
+            return
+        most = self.graph.facts.bounds(middle.domain[-1])[1]
+        if self.longest is not None and (most is None or most > self.longest):
             return
         if anchor.operands[1] in middle.roots or not self._is_rows_of(middle, anchor):
             return
@@ -187,6 +203,83 @@ class _Joiner:
             self._say(panels, "its panels are packed where they are used")
             group = joined
 
+    def _direct(self, group: Group) -> None:
+        """Panels that are elements of a tensor in steps need not be packed at all."""
+        if group.kind not in ("contract", "chain"):
+            return
+        rows = group.rows.anchor if group.rows is not None else None
+        for anchor in (group.anchor, rows):
+            panels = None if anchor is None else self.graph.nodes[anchor].operands[1]
+            packer = None if panels is None else self.maker.get(panels)
+            if panels is None or packer is None or not self._private(packer, group):
+                continue
+            if packer.members != {panels.node} or packer.placed:
+                continue
+            if steps_of(self.graph, panels, self.graph.nodes[anchor or 0]) is None:
+                continue
+            joined = replace(
+                group,
+                members=group.members | packer.members,
+                packs={**group.packs, panels: packer},
+            )
+            self._replace([packer, group], joined)
+            self._say(panels, "its panels are read where they lie")
+            group = joined
+
+    def _halved(self, group: Group) -> None:
+        """A product whose operands are both converted from one 16-bit dtype takes them as they
+        are, if 16 bytes of either are adjacent and aligned."""
+        if group.kind != "contract" or group.anchor is None or group.packs:
+            return
+        node = self.graph.nodes[group.anchor]
+        left, panels = node.operands
+        made = [self.maker.get(ref) for ref in (left, panels)]
+        if any(m is None or not self._private(m, group) for m in made):
+            return
+        sources = [self._halves(ref) for ref in (left, self._viewed(panels))]
+        dtypes = {self.graph.type(ref).dtype for ref in sources if ref is not None}
+        if None in sources or len(dtypes) != 1:
+            return
+        own = [{left.node}, {panels.node, self._viewed(panels).node}]
+        if any(m is None or m.members != o for m, o in zip(made, own, strict=True)):
+            return
+        steps = steps_of(self.graph, panels, node)
+        if steps is None or not self._is_aligned(node, steps):
+            return
+        makers = [m for m in made if m is not None]
+        joined = replace(
+            group,
+            members=group.members.union(*(m.members for m in makers)),
+            packs=dict(zip((left, panels), makers, strict=True)),
+        )
+        self._replace([*makers, group], joined)
+        for ref in (left, panels):
+            self._say(ref, "its elements are multiplied as they are stored")
+
+    def _viewed(self, panels: Ref) -> Ref:
+        """What panels are packed from."""
+        node = self.graph.nodes[panels.node]
+        return node.operands[0] if isinstance(node.primitive, View) else panels
+
+    def _halves(self, ref: Ref) -> Ref | None:
+        """The f16 or bf16 tensor that a value is converted from."""
+        node = self.graph.nodes[ref.node]
+        if node.primitive != Map("cast"):
+            return None
+        source = node.operands[0]
+        return source if self.graph.type(source).dtype in (F16, BF16) else None
+
+    def _is_aligned(self, product: Node, steps: tuple[Expr, Expr, Expr]) -> bool:
+        contract = product.primitive
+        assert isinstance(contract, Contract)
+        first, along, across = steps
+        one = {along, across} & {const(1)}
+        columns = _count([product.type.shape[a] for a in contract.columns])
+        ends = [contract.base, contract.row_stride, first, across if along == const(1) else along]
+        if along != const(1):
+            ends.append(columns)
+        return bool(one) and all(self.graph.facts.divides(e, 8) for e in ends)
+
     def _packs_well(self, packer: Group, panels: Ref, anchor: int, reader: Group) -> bool:
         if packer.kind != "pointwise" or not self._private(packer, reader):
             return False
@@ -222,6 +315,36 @@ class _Joiner:
         for ref in read:
             source = source + _count(self.graph.type(ref).shape)
         return self.graph.facts.prove_le(source * 2, total)
+
+
+def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr] | None:
+    """Where a view that packs panels finds its elements in its operand, over the view's own
+    symbols of the batch: the first one, and the steps along the depth and along the columns;
+    None if they do not lie in steps."""
+    node = graph.nodes[panels.node]
+    view = node.primitive
+    contract = product.primitive
+    if not isinstance(view, View) or not isinstance(contract, Contract):
+        return None
+    panel, k, column = view.symbols[-3:]
+    width = node.type.shape[-1]
+    columns = _count([product.type.shape[a] for a in contract.columns])
+    single = node.type.shape[-3].as_int() == 1
+    place = sym(column) if single else sym(panel) * width + sym(column)
+    if any(guard != columns - 1 - place for guard in view.guard):
+        return None  # it pads by more than the panels' tail
+    offset = flatten_index(view.indices, graph.type(node.operands[0]).shape)
+    along, across = offset.coefficient(k), offset.coefficient(column)
+    step = const(0) if single else offset.coefficient(panel)
+    if along is None or across is None or step is None:
+        return None
+    if not single and step != across * width:
+        return None
+    inner = {panel, k, column}
+    first = offset.substitute({name: 0 for name in inner})
+    if (first.symbols() | along.symbols() | across.symbols()) & inner:
+        return None
+    return first, along, across
 
 
 def _along_row(access: Access, domain: Sequence[Expr]) -> bool:

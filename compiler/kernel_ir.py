@@ -92,12 +92,13 @@ class Checked:
     """A position read from data: negative counts from the end of `extent`.
 
     One that is still out of range is noted in the status (site + 1 and the value, the first
-    wins) and becomes 0.
+    wins) and becomes 0. One that is `proved` to be in 0..extent needs none of this.
     """
 
     value: Value
     extent: Expr
     site: int
+    proved: bool = False
 
     @property
     def dtype(self) -> DType:
@@ -185,7 +186,10 @@ class TileProduct:
     each buffer. `a`: row stride `a_row`, column stride `a_col`. `panel`: [depth][nr] contiguous,
     64-byte aligned at its offset. `dst`: row stride `dst_row`, whole rows of nr are written.
     Of the columns only the first `width` are wanted, if given; the others may stay as they are.
-    All three buffers have the same dtype, f32 or f64.
+    A panel that lies elsewhere in steps has `panel_row` and `panel_col`, its strides along k and
+    along c, which backends for GPUs take; only its first `width` columns are there.
+    All three buffers have the same dtype, f32 or f64; backends for GPUs also take f16 and bf16
+    operands of an f32 `dst`.
     """
 
     dst: str
@@ -203,6 +207,8 @@ class TileProduct:
     nr: int
     accumulate: bool = False
     width: Expr | None = None
+    panel_row: Expr | None = None
+    panel_col: Expr | None = None
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,8 @@ def _write_one(value: Value, inner: Callable[[Value], str]) -> str:
         to = "" if value.to is None else f"<{value.to}>"
         return f"{value.fn}.{value.dtype}{to}({', '.join(map(inner, value.args))})"
     if isinstance(value, Checked):
-        return f"checked({inner(value.value)} of {value.extent} at {value.site})"
+        word = "proved" if value.proved else "checked"
+        return f"{word}({inner(value.value)} of {value.extent} at {value.site})"
     guard = ""
     if value.guard or repr(value.fill) != "0":
         guard = f" if {', '.join(map(inner, value.guard))} else {write_number(value.fill)}"
@@ -315,7 +316,7 @@ class _Parser:
             expr = reader.expr()
             reader.expect(")")
             return Index(expr)
-        if token == "checked":
+        if token in ("checked", "proved"):
             reader.expect("(")
             value = self.value(reader, depth + 1)
             reader.expect("of")
@@ -323,7 +324,7 @@ class _Parser:
             reader.expect("at")
             site = reader.integer()
             reader.expect(")")
-            return Checked(value, extent, site)
+            return Checked(value, extent, site, token == "proved")
         name, _, dtype = token.rpartition(".")
         if dtype not in DTYPES or not name:
             reader.fail(f"expected a value, found `{token}`")

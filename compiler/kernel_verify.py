@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, maximum, minimum, mod, sym
-from stagefuse.dsl.dtypes import BOOL, F32, F64, I64, DType
+from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I64, DType
 
 from .bounds import Bounds, size_of
 from .cpu.values import Unique, post_order
@@ -217,10 +217,10 @@ class _Check:
             # a checked position in nothing is 0, which is not inside nothing
             end = data[symbol][1]
             if isinstance(end, Expr):
-                why = self.bounds.inside(const(0), end + 1, facts, conditions, self._text())
+                why = self.bounds.inside(const(0), end + 1, facts, conditions, self._text)
                 if why is not None:
                     self.fail(6, f"`{name}`: there is no position in nothing: {why}")
-        why = self.bounds.inside(index, extent, facts, conditions, self._text())
+        why = self.bounds.inside(index, extent, facts, conditions, self._text)
         if why is not None:
             self.fail(6, f"`{name}`: {why}")
 
@@ -336,24 +336,33 @@ def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
     dst, a, panel = (check.buffer(scope, name) for name in (s.dst, s.a, s.panel))
     if dst.mode == "in":
         check.fail(5, f"`{dst.name}` is only read")
-    if len({dst.dtype, a.dtype, panel.dtype}) != 1 or a.dtype not in (F32, F64):
-        check.fail(7, "a product's buffers are all f32 or all f64")
+    wide = F32 if a.dtype in (F16, BF16) else a.dtype
+    if a.dtype != panel.dtype or dst.dtype != wide or wide not in (F32, F64):
+        check.fail(7, "a product is of f32 or f64, or of f16 or bf16 into f32")
     for expr in (s.dst_offset, s.dst_row, s.a_offset, s.a_row, s.a_col, s.panel_offset, s.rows,
                  s.depth):  # fmt: skip
         check.symbols(scope, expr)
-    if s.width is not None:
-        check.symbols(scope, s.width)
-    if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check._text()) is not None:
+    for wanted in (s.width, s.panel_row, s.panel_col):
+        if wanted is not None:
+            check.symbols(scope, wanted)
+    if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check._text) is not None:
         check.fail(7, f"{s.rows} rows may be more than {s.mr}")
     some = (s.rows - 1, s.depth - 1)
     last = (s.rows - 1, s.depth - 1)
     for buffer, first, end in (
         (a, s.a_offset, s.a_offset + last[0] * s.a_row + last[1] * s.a_col),
-        (panel, s.panel_offset, s.panel_offset + s.depth * s.nr - 1),
+        (panel, s.panel_offset, s.panel_offset + _panel_end(s)),
         (dst, s.dst_offset, s.dst_offset + last[0] * s.dst_row + s.nr - 1),
     ):
         for index in (first, end):
             check.inside(buffer.name, index, size_of(buffer.shape), scope, some)
+
+
+def _panel_end(s: TileProduct) -> Expr:
+    """The last element of a panel, from its first."""
+    if s.panel_row is None or s.panel_col is None:
+        return s.depth * s.nr - 1
+    return (s.depth - 1) * s.panel_row + ((s.width or const(s.nr)) - 1) * s.panel_col
 
 
 def _sort(check: _Check, s: SortRow, scope: _Scope) -> None:
@@ -363,7 +372,7 @@ def _sort(check: _Check, s: SortRow, scope: _Scope) -> None:
         check.fail(7, "a sort has scratch keys and scratch i64 order")
     for buffer in (keys, order):
         why = check.bounds.inside(
-            as_expr(s.count), size_of(buffer.shape) + 1, scope.facts, scope.guards, check._text()
+            as_expr(s.count), size_of(buffer.shape) + 1, scope.facts, scope.guards, check._text
         )
         if why is not None:
             check.fail(7, f"`{buffer.name}` is too small: {why}")

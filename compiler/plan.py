@@ -17,9 +17,19 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-FORMAT_VERSION = 1
-ABI_VERSION = 1  # of kernels and of `sf_run`, see StepPlan
+FORMAT_VERSION = 2
+ABI_VERSION = 1  # of kernels and of `sf_run`, see StepPlan and GpuLaunchPlan
 LEVELS = ("v3", "v4")  # x86-64 levels that objects are compiled for
+GPU_ARCHES = ("sm_80", "sm_89", "sm_90a")
+TARGETS = {  # what a caller names: what code is made for
+    "cpu": "cpu",
+    "a100": "sm_80",
+    "l20": "sm_89",
+    "l40": "sm_89",
+    "h100": "sm_90a",
+    "h200": "sm_90a",
+    "h20": "sm_90a",
+}
 ROLES = ("input", "result", "arena", "weight", "constant")
 
 
@@ -90,6 +100,44 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class GpuLaunchPlan:
+    """One launch of the entry `kernel` of the arch's PTX; sizes are expressions over the dims.
+
+    `grid` counts blocks, also where `cluster` is not (1, 1, 1); `shared_bytes` is the dynamic
+    shared memory of a block. The parameters of the entry are 8 bytes each: a u64 pointer for each
+    of `buffers` (indices into the GpuPlan's), an s64 for each of `dims`, and a u64 pointer to the
+    status, two s64: the number of a site plus one (0: nothing to report) and the value found there.
+    `writes` are those of `buffers` that it writes; () leaves it open, and then it may write each
+    one that is not an input, a weight or a constant.
+    """
+
+    kernel: str
+    grid: tuple[str, str, str]
+    block: tuple[int, int, int]
+    cluster: tuple[int, int, int]
+    shared_bytes: str
+    buffers: tuple[int, ...]
+    dims: tuple[str, ...]
+    label: str = ""
+    report: dict[str, Any] = field(default_factory=dict)
+    writes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """A pipeline on one arch: its launches in an order that is right one after the other.
+
+    The buffers with the role input are the pipeline's inputs, in order, and those with the role
+    result its results. `slots` are sizes in bytes of the arena's parts, as a PipelinePlan's.
+    """
+
+    arch: str
+    buffers: tuple[BufferPlan, ...]
+    launches: tuple[GpuLaunchPlan, ...]
+    slots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class SitePlan:
     """A place in the source that indexes with values of a tensor; kernels report its number.
 
@@ -109,7 +157,7 @@ class PipelinePlan:
     """An entry point: its signature, its buffers and its steps in order.
 
     `slots` are sizes in bytes of the arena's parts; buffers that live at different times may
-    share one. Steps run one after the other.
+    share one. Steps run one after the other. `gpu` holds the same pipeline for GPUs, an arch each.
     """
 
     name: str
@@ -123,6 +171,7 @@ class PipelinePlan:
     checks: tuple[CheckPlan, ...] = ()
     sites: tuple[SitePlan, ...] = ()
     report: dict[str, Any] = field(default_factory=dict)
+    gpu: tuple[GpuPlan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +179,8 @@ class Plan:
     """A compiled source file.
 
     `objects` maps an instruction-set level to one ELF object with the kernels of all pipelines
-    and `sf_run`; `arrays` are weights and constants by name.
+    and `sf_run`; `arrays` are weights and constants by name. `ptx` maps an arch to one module with
+    the GPU kernels of all pipelines, `cubins` to the same kernels assembled.
     """
 
     pipelines: tuple[PipelinePlan, ...]
@@ -139,6 +189,8 @@ class Plan:
     source: str = ""
     source_name: str = ""
     report: Mapping[str, Any] = field(default_factory=dict)
+    ptx: Mapping[str, str] = field(default_factory=dict)
+    cubins: Mapping[str, bytes] = field(default_factory=dict)
 
     @cached_property
     def names(self) -> tuple[str, ...]:

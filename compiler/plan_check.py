@@ -8,6 +8,10 @@
    constant has an array of its dtype and shape.
 4. Steps: buffers and dims exist; the symbol is a plain name.
 5. Objects: ELF files of known levels.
+6. GPU code: PTX of known arches, each for the arch that it is filed under; cubins are ELF files
+   that go with it. A pipeline has at most one GpuPlan an arch: rule 3 holds for its buffers, which
+   give its inputs and results in order; its launches name entries of the arch's PTX, and their
+   blocks and clusters are within the limits of the arch.
 
 Sizes (that a buffer fits its slot, that counts are sane) depend on dims, so the runtime checks
 them for each new combination of sizes.
@@ -22,11 +26,28 @@ from stagefuse.dsl import dims
 from stagefuse.dsl.dtypes import DTYPES, from_numpy
 
 from .errors import PlanError
-from .plan import LEVELS, ROLES, ArgumentPlan, BufferPlan, DimPlan, PipelinePlan, Plan
+from .plan import (
+    GPU_ARCHES,
+    LEVELS,
+    ROLES,
+    ArgumentPlan,
+    BufferPlan,
+    DimPlan,
+    GpuLaunchPlan,
+    GpuPlan,
+    PipelinePlan,
+    Plan,
+)
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]*\Z")
 _SYMBOL = re.compile(r"[A-Za-z_.$][\w.$]*\Z")
+_ENTRY = re.compile(r"\.entry\s+([\w$]+)")
+_TARGET = re.compile(r"^\s*\.target\s+(\w+)", re.MULTILINE)
 _MAX_EXPRESSION = 20_000
+# CUDA programming guide, technical specifications per compute capability.
+_MAX_BLOCK = (1024, 1024, 64)
+_MAX_THREADS = 1024
+_MAX_CLUSTER = 16  # more than 8 is a kernel's own choice on Hopper
 
 
 def check(plan: Plan) -> None:
@@ -39,8 +60,24 @@ def check(plan: Plan) -> None:
             raise PlanError(f"object of an unknown level {level!r}")
         if bytes(code[:4]) != b"\x7fELF":
             raise PlanError(f"the object for level {level} is not an ELF file")
+    _gpu_code(plan)
     for pipeline in plan.pipelines:
         _Pipeline(plan, pipeline).check()
+
+
+def _gpu_code(plan: Plan) -> None:
+    for arch, text in plan.ptx.items():
+        if arch not in GPU_ARCHES:
+            raise PlanError(f"PTX for the unknown arch {arch!r}")
+        target = _TARGET.search(text)
+        if target is None or target[1] != arch:
+            found = "no target" if target is None else f"the target {target[1]}"
+            raise PlanError(f"the PTX for {arch} names {found}")
+    for arch, code in plan.cubins.items():
+        if arch not in plan.ptx:
+            raise PlanError(f"a cubin for {arch!r}, without the PTX that it comes from")
+        if bytes(code[:4]) != b"\x7fELF":
+            raise PlanError(f"the cubin for {arch} is not an ELF file")
 
 
 class _Pipeline:
@@ -64,10 +101,13 @@ class _Pipeline:
         for number, text in enumerate(pipeline.slots):
             self.expression(text, f"slot {number}")
         for number, buffer in enumerate(pipeline.buffers):
-            self.buffer(number, buffer)
+            self.buffer(buffer, f"buffer {number} ({buffer.name})", len(pipeline.slots))
         self.arguments("input", pipeline.inputs)
         self.arguments("result", pipeline.results)
         self.steps()
+        _distinct((g.arch for g in pipeline.gpu), f"{self.where}: code for the arch")
+        for gpu in pipeline.gpu:
+            self.gpu(gpu)
         self.others()
         unknown = undetermined(pipeline.inputs, pipeline.dims)
         if unknown:
@@ -98,15 +138,14 @@ class _Pipeline:
         for text in shape:
             self.expression(text, what)
 
-    def buffer(self, number: int, buffer: BufferPlan) -> None:
-        what = f"buffer {number} ({buffer.name})"
+    def buffer(self, buffer: BufferPlan, what: str, slots: int) -> None:
         self.type(buffer.dtype, buffer.shape, what)
         if buffer.role not in ROLES:
             raise self.fault(f"{what} has the unknown role {buffer.role!r}")
         if (buffer.slot is not None) != (buffer.role == "arena"):
             raise self.fault(f"{what}: a slot belongs to an arena buffer, and only to one")
-        if buffer.slot is not None and not 0 <= buffer.slot < len(self.pipeline.slots):
-            raise self.fault(f"{what} is in slot {buffer.slot} of {len(self.pipeline.slots)}")
+        if buffer.slot is not None and not 0 <= buffer.slot < slots:
+            raise self.fault(f"{what} is in slot {buffer.slot} of {slots}")
         if (buffer.array is not None) != (buffer.role in ("weight", "constant")):
             raise self.fault(f"{what}: an array belongs to a weight or a constant")
         if buffer.array is not None:
@@ -153,6 +192,42 @@ class _Pipeline:
                 self.expression(dim, what)
             for text in (step.count, step.grain, step.scratch_bytes):
                 self.expression(text, what)
+
+    def gpu(self, gpu: GpuPlan) -> None:
+        if gpu.arch not in self.plan.ptx:
+            raise self.fault(f"launches for {gpu.arch!r}, for which the plan holds no PTX")
+        for number, text in enumerate(gpu.slots):
+            self.expression(text, f"{gpu.arch}, slot {number}")
+        for number, buffer in enumerate(gpu.buffers):
+            self.buffer(buffer, f"{gpu.arch}, buffer {number} ({buffer.name})", len(gpu.slots))
+        for role, arguments in (("input", self.pipeline.inputs), ("result", self.pipeline.results)):
+            types = [(a.dtype, a.shape) for a in arguments]
+            if types != [(b.dtype, b.shape) for b in gpu.buffers if b.role == role]:
+                raise self.fault(f"{gpu.arch}: {role}s and buffers with that role differ")
+        entries = frozenset(_ENTRY.findall(self.plan.ptx[gpu.arch]))
+        for number, launch in enumerate(gpu.launches):
+            self.launch(gpu, launch, f"{gpu.arch}, launch {number} ({launch.kernel})", entries)
+
+    def launch(
+        self, gpu: GpuPlan, launch: GpuLaunchPlan, what: str, entries: frozenset[str]
+    ) -> None:
+        if launch.kernel not in entries:
+            raise self.fault(f"{what}: the PTX has no such entry")
+        for buffer in launch.buffers:
+            if not 0 <= buffer < len(gpu.buffers):
+                raise self.fault(f"{what} uses buffer {buffer}, which does not exist")
+        for buffer in launch.writes:
+            if buffer not in launch.buffers or gpu.buffers[buffer].role not in ("arena", "result"):
+                raise self.fault(f"{what} can't write buffer {buffer}")
+        for text in (*launch.grid, launch.shared_bytes, *launch.dims):
+            self.expression(text, what)
+        threads = launch.block[0] * launch.block[1] * launch.block[2]
+        sides = zip(launch.block, _MAX_BLOCK, strict=True)
+        if threads > _MAX_THREADS or not all(1 <= n <= limit for n, limit in sides):
+            raise self.fault(f"{what}: no block has {launch.block} threads")
+        blocks = launch.cluster[0] * launch.cluster[1] * launch.cluster[2]
+        if min(launch.cluster) < 1 or blocks > (_MAX_CLUSTER if gpu.arch == "sm_90a" else 1):
+            raise self.fault(f"{what}: {gpu.arch} has no cluster of {launch.cluster} blocks")
 
     def others(self) -> None:
         for check in self.pipeline.checks:

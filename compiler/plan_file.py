@@ -2,6 +2,9 @@
 
     plan.json            format version, pipelines, source, hashes and sizes of the other members
     cpu/<level>.o        machine code for an x86-64 level
+    gpu.json             the GpuPlans of each pipeline by name; with them
+    kernels/<arch>.ptx   the GPU kernels of all pipelines, as text
+    kernels/<arch>.cubin the same assembled, where it could be
     weights.safetensors  weights and constants; each tensor's data starts at a multiple of 64
     report.json          what the compiler decided
 
@@ -20,7 +23,7 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,16 +32,26 @@ import numpy as np
 from stagefuse.dsl.dtypes import DTYPES, from_numpy
 
 from .errors import PlanError
-from .plan import ABI_VERSION, FORMAT_VERSION, LEVELS, PipelinePlan, Plan
+from .plan import (
+    ABI_VERSION,
+    FORMAT_VERSION,
+    GPU_ARCHES,
+    LEVELS,
+    GpuPlan,
+    PipelinePlan,
+    Plan,
+)
 from .plan_check import check
 from .plan_json import decode, encode
 
 ALIGNMENT = 64
 PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
+GPU = "gpu.json"
 _COMMENT = "stagefuse plan, sha256 of plan.json: "
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _PADDING_FIELD = 0xD935  # the extra field that Android's zipalign uses
 _MAX_HEADER = 100_000_000
+_GPU_PLANS: Any = tuple[GpuPlan, ...]
 
 # Names of dtypes in safetensors files.
 _SAFETENSORS = {
@@ -53,7 +66,10 @@ def write(plan: Plan, path: str | Path) -> None:
     """Write a plan file. Raises PlanError for a plan that `plan_check` refuses, OSError."""
     check(plan)
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
     try:
         with os.fdopen(descriptor, "w+b") as file:
             _write_members(plan, file)
@@ -61,6 +77,9 @@ def write(plan: Plan, path: str | Path) -> None:
             os.umask(mask)
             os.fchmod(file.fileno(), 0o666 & ~mask)
         os.replace(temporary, target)
+    except OSError as error:
+        os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, str(target)) from error
     except BaseException:
         os.unlink(temporary)
         raise
@@ -72,6 +91,7 @@ def _write_members(plan: Plan, file: IO[bytes]) -> None:
     members: list[tuple[str, list[Any]]] = [
         (f"cpu/{level}.o", [plan.objects[level]]) for level in LEVELS if level in plan.objects
     ]
+    members += _gpu_members(plan)
     members += [(WEIGHTS, [header, *tensors]), (REPORT, [report])]
     manifest = {name: _digest(chunks) for name, chunks in members}
     manifest[WEIGHTS]["header_sha256"] = hashlib.sha256(header).hexdigest()
@@ -81,7 +101,7 @@ def _write_members(plan: Plan, file: IO[bytes]) -> None:
             "abi": ABI_VERSION,
             "source_name": plan.source_name,
             "source": plan.source,
-            "pipelines": encode(plan.pipelines),
+            "pipelines": [_without_gpu(p) for p in plan.pipelines],
             "members": manifest,
         }
     )
@@ -89,6 +109,24 @@ def _write_members(plan: Plan, file: IO[bytes]) -> None:
         for name, chunks in [(PLAN, [document]), *members]:
             _write_member(archive, file, name, chunks)
         archive.comment = (_COMMENT + hashlib.sha256(document).hexdigest()).encode()
+
+
+def _gpu_members(plan: Plan) -> list[tuple[str, list[Any]]]:
+    members: list[tuple[str, list[Any]]] = []
+    if any(p.gpu for p in plan.pipelines):
+        members.append((GPU, [_json({p.name: p.gpu for p in plan.pipelines})]))
+    for arch in GPU_ARCHES:
+        if arch in plan.ptx:
+            members.append((f"kernels/{arch}.ptx", [plan.ptx[arch].encode()]))
+        if arch in plan.cubins:
+            members.append((f"kernels/{arch}.cubin", [plan.cubins[arch]]))
+    return members
+
+
+def _without_gpu(pipeline: PipelinePlan) -> Any:
+    record = encode(pipeline)
+    del record["gpu"]
+    return record
 
 
 def _json(value: object) -> bytes:
@@ -155,18 +193,19 @@ class _Member:
     size: int
 
 
-def read(path: str | Path, *, verify: bool = False) -> Plan:
+def read(path: str | Path, *, verify: bool = False, gpu: bool = True) -> Plan:
     """The plan of a file; its arrays are read-only views of the mapped file.
 
     Sizes, offsets, versions and the hashes of everything but the weights' data are checked
-    always, that one with `verify`. Raises PlanError for any file that is not a whole plan of this
+    always, that one with `verify`. Without `gpu` the plan is as if it had no code for GPUs, which
+    takes a part of the time. Raises PlanError for any file that is not a whole plan of this
     version, OSError where the file can't be opened.
     """
     try:
         with open(path, "rb") as file:
             members, comment = _directory(file)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return _Reader(memoryview(mapped), members, comment).plan(verify)
+        return _Reader(memoryview(mapped), members, comment).plan(verify, gpu)
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
 
@@ -215,7 +254,7 @@ class _Reader:
     def __init__(self, file: memoryview, members: dict[str, _Member], comment: bytes) -> None:
         self.file, self.members, self.comment = file, members, comment
 
-    def plan(self, verify: bool) -> Plan:
+    def plan(self, verify: bool, gpu: bool) -> Plan:
         document = self.document()
         manifest = document.get("members")
         if not isinstance(manifest, dict):
@@ -224,23 +263,37 @@ class _Reader:
         pipelines = document.get("pipelines")
         if not isinstance(pipelines, list):
             raise PlanError("plan.json: `pipelines` is missing")
-        objects = {
-            name[len("cpu/") : -len(".o")]: bytes(self.member(name))
-            for name in self.members
-            if name.startswith("cpu/") and name.endswith(".o")
-        }
         plan = Plan(
-            pipelines=tuple(
-                decode(PipelinePlan, p, f"pipelines[{i}]") for i, p in enumerate(pipelines)
-            ),
-            objects=objects,
+            pipelines=self.pipelines(pipelines, gpu),
+            objects={k: bytes(v) for k, v in self.matching("cpu/", ".o").items()},
             arrays=self.arrays(),
             source=_text(document, "source"),
             source_name=_text(document, "source_name"),
             report=_load_json(self.member(REPORT), REPORT),
+            ptx={k: _ptx(k, v) for k, v in self.matching("kernels/", ".ptx", gpu).items()},
+            cubins={k: bytes(v) for k, v in self.matching("kernels/", ".cubin", gpu).items()},
         )
         check(plan)
         return plan
+
+    def pipelines(self, encoded: list[Any], with_gpu: bool) -> tuple[PipelinePlan, ...]:
+        found = [decode(PipelinePlan, p, f"pipelines[{i}]") for i, p in enumerate(encoded)]
+        if any(p.gpu for p in found):
+            raise PlanError(f"plan.json: the code for GPUs belongs into {GPU}")
+        if GPU not in self.members or not with_gpu:
+            return tuple(found)
+        gpu = _load_json(self.member(GPU), GPU)
+        if list(gpu) != [p.name for p in found]:
+            raise PlanError(f"{GPU}: its pipelines are not those of plan.json")
+        return tuple(replace(p, gpu=decode(_GPU_PLANS, gpu[p.name], p.name)) for p in found)
+
+    def matching(self, prefix: str, suffix: str, wanted: bool = True) -> dict[str, memoryview]:
+        """Members by what their names hold between prefix and suffix."""
+        return {
+            name[len(prefix) : -len(suffix)]: self.member(name)
+            for name in self.members
+            if wanted and name.startswith(prefix) and name.endswith(suffix)
+        }
 
     def member(self, name: str) -> memoryview:
         if name not in self.members:
@@ -290,6 +343,13 @@ class _Reader:
             if not name.startswith(("__padding__", "__metadata__")):
                 arrays[name] = _array(body, name, entry)
         return arrays
+
+
+def _ptx(arch: str, data: memoryview) -> str:
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError:
+        raise PlanError(f"kernels/{arch}.ptx is damaged: not text") from None
 
 
 def _header_bytes(data: memoryview) -> memoryview:

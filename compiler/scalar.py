@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from stagefuse.dsl.dtypes import DType, in_class
+from stagefuse.dsl.numpy_later import later, np
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -86,14 +85,22 @@ def round_to(array: Array, dtype: DType) -> Array:
 
 
 def narrow(array: Array, dtype: DType) -> Array:
-    """Float64 values as `dtype.numpy`, rounded once to nearest even; f8 saturates, NaN stays."""
+    """Float64 values as `dtype.numpy`, rounded once to nearest even; f8 saturates, NaN stays.
+
+    Infinities stay where the dtype has them.
+    """
     with np.errstate(all="ignore"):
         if dtype.bits == 8:
-            limit = LARGEST[dtype.name]
-            array = np.where(np.isnan(array), array, np.clip(array, -limit, limit))
+            stays = np.isnan(array) if dtype.name == "f8e4m3" else ~np.isfinite(array)
+            array = np.where(stays, array, _saturated(array, dtype))
         if dtype.is_small_float and dtype.name != "f16":
             array = _to_odd(np.asarray(array, np.float64))
         return np.asarray(array).astype(dtype.numpy)
+
+
+def _saturated(array: Array, dtype: DType) -> Array:
+    """Float64 values within the finite ones of a dtype; NaN stays."""
+    return np.clip(array, -LARGEST[dtype.name], LARGEST[dtype.name])
 
 
 def _to_odd(array: Array) -> Array:
@@ -115,7 +122,8 @@ def convert(array: Array, dtype: DType) -> Array:
         if dtype.is_bool:
             return np.asarray(array != 0)
         if dtype.is_float:
-            return round_to(array.astype(np.float64), dtype)
+            array = array.astype(np.float64)
+            return round_to(_saturated(array, dtype) if dtype.bits == 8 else array, dtype)
         if array.dtype.kind != "f":
             return array.astype(dtype.numpy)
         info = np.iinfo(dtype.numpy)
@@ -136,7 +144,7 @@ def lowest(dtype: DType) -> float | int | bool:
         return False
     if dtype.is_int:
         return int(np.iinfo(dtype.numpy).min)
-    return -LARGEST[dtype.name] if dtype.bits == 8 else -math.inf
+    return -LARGEST[dtype.name] if dtype.name == "f8e4m3" else -math.inf
 
 
 def highest(dtype: DType) -> float | int | bool:
@@ -239,12 +247,12 @@ NUMBER, FLOAT, INT, BOOLS, ANY = ("number",), ("float",), ("int",), ("bool",), (
 BITS = ("int", "bool")
 
 _TABLE = (
-    ScalarFn("add", 2, NUMBER, np.add, "a + b; integers wrap",
+    ScalarFn("add", 2, NUMBER, later.add, "a + b; integers wrap",
              commutative=True, associative=True, identity=0, ulp=ROUNDED),
-    ScalarFn("sub", 2, NUMBER, np.subtract, "a - b; integers wrap", identity=0, ulp=ROUNDED),
-    ScalarFn("mul", 2, NUMBER, np.multiply, "a * b; integers wrap",
+    ScalarFn("sub", 2, NUMBER, later.subtract, "a - b; integers wrap", identity=0, ulp=ROUNDED),
+    ScalarFn("mul", 2, NUMBER, later.multiply, "a * b; integers wrap",
              commutative=True, associative=True, identity=1, ulp=ROUNDED),
-    ScalarFn("div", 2, FLOAT, np.divide, "a / b", identity=1, flops=4, ulp=ROUNDED),
+    ScalarFn("div", 2, FLOAT, later.divide, "a / b", identity=1, flops=4, ulp=ROUNDED),
     ScalarFn("floordiv", 2, NUMBER, _floordiv,
              "the floor of a / b; on integers 0 where b is 0", flops=6, ulp=1),
     ScalarFn("mod", 2, NUMBER, _mod,
@@ -253,51 +261,51 @@ _TABLE = (
     ScalarFn("pow", 2, NUMBER, _pow,
              "a to the power b; a negative integer power is 0 unless a is 1 or -1",
              identity=1, flops=30, ulp=4),
-    ScalarFn("neg", 1, NUMBER, np.negative, "-x; integers wrap"),
-    ScalarFn("abs", 1, NUMBER, np.abs, "|x|; the lowest integer stays", idempotent=True),
+    ScalarFn("neg", 1, NUMBER, later.negative, "-x; integers wrap"),
+    ScalarFn("abs", 1, NUMBER, later.abs, "|x|; the lowest integer stays", idempotent=True),
     ScalarFn("sign", 1, NUMBER, _sign, "-1, 0 or 1; NaN stays", idempotent=True),
-    ScalarFn("floor", 1, FLOAT, np.floor, "the greatest whole number <= x", idempotent=True),
-    ScalarFn("ceil", 1, FLOAT, np.ceil, "the least whole number >= x", idempotent=True),
-    ScalarFn("round", 1, FLOAT, np.rint, "the nearest whole number, ties to even",
+    ScalarFn("floor", 1, FLOAT, later.floor, "the greatest whole number <= x", idempotent=True),
+    ScalarFn("ceil", 1, FLOAT, later.ceil, "the least whole number >= x", idempotent=True),
+    ScalarFn("round", 1, FLOAT, later.rint, "the nearest whole number, ties to even",
              idempotent=True),
-    ScalarFn("trunc", 1, FLOAT, np.trunc, "x without its fraction", idempotent=True),
-    ScalarFn("exp", 1, FLOAT, np.exp, "e to the power x", flops=12, ulp=2),
-    ScalarFn("log", 1, FLOAT, np.log, "the natural logarithm", flops=14, ulp=2),
-    ScalarFn("log2", 1, FLOAT, np.log2, "the logarithm to base 2", flops=14, ulp=2),
-    ScalarFn("log1p", 1, FLOAT, np.log1p, "log(1 + x), accurate near 0", flops=16, ulp=3),
-    ScalarFn("expm1", 1, FLOAT, np.expm1, "exp(x) - 1, accurate near 0", flops=16, ulp=3),
-    ScalarFn("sqrt", 1, FLOAT, np.sqrt, "the square root; NaN below 0", flops=4, ulp=ROUNDED),
+    ScalarFn("trunc", 1, FLOAT, later.trunc, "x without its fraction", idempotent=True),
+    ScalarFn("exp", 1, FLOAT, later.exp, "e to the power x", flops=12, ulp=2),
+    ScalarFn("log", 1, FLOAT, later.log, "the natural logarithm", flops=14, ulp=2),
+    ScalarFn("log2", 1, FLOAT, later.log2, "the logarithm to base 2", flops=14, ulp=2),
+    ScalarFn("log1p", 1, FLOAT, later.log1p, "log(1 + x), accurate near 0", flops=16, ulp=3),
+    ScalarFn("expm1", 1, FLOAT, later.expm1, "exp(x) - 1, accurate near 0", flops=16, ulp=3),
+    ScalarFn("sqrt", 1, FLOAT, later.sqrt, "the square root; NaN below 0", flops=4, ulp=ROUNDED),
     ScalarFn("rsqrt", 1, FLOAT, lambda x: 1 / np.sqrt(x), "1 / sqrt(x)", flops=8, ulp=2),
-    ScalarFn("sin", 1, FLOAT, np.sin, "the sine of radians", flops=16, ulp=3),
-    ScalarFn("cos", 1, FLOAT, np.cos, "the cosine of radians", flops=16, ulp=3),
-    ScalarFn("tan", 1, FLOAT, np.tan, "the tangent of radians", flops=20, ulp=4),
-    ScalarFn("tanh", 1, FLOAT, np.tanh, "the hyperbolic tangent", flops=18, ulp=3),
+    ScalarFn("sin", 1, FLOAT, later.sin, "the sine of radians", flops=16, ulp=3),
+    ScalarFn("cos", 1, FLOAT, later.cos, "the cosine of radians", flops=16, ulp=3),
+    ScalarFn("tan", 1, FLOAT, later.tan, "the tangent of radians", flops=20, ulp=4),
+    ScalarFn("tanh", 1, FLOAT, later.tanh, "the hyperbolic tangent", flops=18, ulp=3),
     ScalarFn("sigmoid", 1, FLOAT, _sigmoid, "1 / (1 + exp(-x))", flops=16, ulp=4),
     ScalarFn("erf", 1, FLOAT, _erf, "2 / sqrt(pi) times the integral of exp(-t * t) from 0 to x",
              flops=20, ulp=4),
     ScalarFn("gelu", 1, FLOAT, _gelu, "x times the normal distribution function of x",
              flops=16, ulp=2, by_argument=True),
-    ScalarFn("isnan", 1, FLOAT, np.isnan, "whether x is NaN", result="bool"),
-    ScalarFn("isinf", 1, FLOAT, np.isinf, "whether x is infinite", result="bool"),
-    ScalarFn("eq", 2, ANY, np.equal, "a == b; NaN equals nothing", result="bool",
+    ScalarFn("isnan", 1, FLOAT, later.isnan, "whether x is NaN", result="bool"),
+    ScalarFn("isinf", 1, FLOAT, later.isinf, "whether x is infinite", result="bool"),
+    ScalarFn("eq", 2, ANY, later.equal, "a == b; NaN equals nothing", result="bool",
              commutative=True),
-    ScalarFn("ne", 2, ANY, np.not_equal, "a != b", result="bool", commutative=True),
-    ScalarFn("lt", 2, ANY, np.less, "a < b", result="bool"),
-    ScalarFn("le", 2, ANY, np.less_equal, "a <= b", result="bool"),
-    ScalarFn("gt", 2, ANY, np.greater, "a > b", result="bool"),
-    ScalarFn("ge", 2, ANY, np.greater_equal, "a >= b", result="bool"),
-    ScalarFn("and", 2, BOOLS, np.logical_and, "whether both are true", result="bool",
+    ScalarFn("ne", 2, ANY, later.not_equal, "a != b", result="bool", commutative=True),
+    ScalarFn("lt", 2, ANY, later.less, "a < b", result="bool"),
+    ScalarFn("le", 2, ANY, later.less_equal, "a <= b", result="bool"),
+    ScalarFn("gt", 2, ANY, later.greater, "a > b", result="bool"),
+    ScalarFn("ge", 2, ANY, later.greater_equal, "a >= b", result="bool"),
+    ScalarFn("and", 2, BOOLS, later.logical_and, "whether both are true", result="bool",
              commutative=True, associative=True, idempotent=True, identity=True),
-    ScalarFn("or", 2, BOOLS, np.logical_or, "whether one is true", result="bool",
+    ScalarFn("or", 2, BOOLS, later.logical_or, "whether one is true", result="bool",
              commutative=True, associative=True, idempotent=True, identity=False),
-    ScalarFn("not", 1, BOOLS, np.logical_not, "whether it is false", result="bool"),
-    ScalarFn("bitand", 2, BITS, np.bitwise_and, "the bits set in both",
+    ScalarFn("not", 1, BOOLS, later.logical_not, "whether it is false", result="bool"),
+    ScalarFn("bitand", 2, BITS, later.bitwise_and, "the bits set in both",
              commutative=True, associative=True, idempotent=True, identity=-1),
-    ScalarFn("bitor", 2, BITS, np.bitwise_or, "the bits set in either",
+    ScalarFn("bitor", 2, BITS, later.bitwise_or, "the bits set in either",
              commutative=True, associative=True, idempotent=True, identity=0),
-    ScalarFn("bitxor", 2, BITS, np.bitwise_xor, "the bits that differ",
+    ScalarFn("bitxor", 2, BITS, later.bitwise_xor, "the bits that differ",
              commutative=True, associative=True, identity=0),
-    ScalarFn("invert", 1, BITS, np.invert, "the bits not set"),
+    ScalarFn("invert", 1, BITS, later.invert, "the bits not set"),
     ScalarFn("shl", 2, INT, lambda a, n: _shift(a, n, True),
              "a shifted left; 0 for a count below 0 or not below the width", identity=0),
     ScalarFn("shr", 2, INT, lambda a, n: _shift(a, n, False),
@@ -307,7 +315,7 @@ _TABLE = (
              commutative=True, associative=True, idempotent=True),
     ScalarFn("minimum", 2, ANY, _minimum, "the less of two, -0 before 0; NaN if one is NaN",
              commutative=True, associative=True, idempotent=True),
-    ScalarFn("select", 3, ANY, np.where, "a where the condition (bool) holds, else b"),
+    ScalarFn("select", 3, ANY, later.where, "a where the condition (bool) holds, else b"),
     ScalarFn("cast", 1, ANY, lambda x: x,
              "x in another dtype: to f8 and from float to integer saturating (NaN gives integer"
              " 0), to a narrower integer wrapping, to bool x != 0", result="given", ulp=ROUNDED),

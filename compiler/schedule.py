@@ -7,7 +7,7 @@ tiles differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 
@@ -28,7 +28,7 @@ class Schedule:
     chunk: int = 4096
     columns: int = 256
     row_tile: Mapping[int, int] = field(default_factory=dict)
-    tiles_per_block: int = 4
+    tiles_per_block: int = 8
     packed_tiles: int = 8
     panel_group: int = 2
     depth_block: int = 512
@@ -39,3 +39,21 @@ class Schedule:
 CPU = Schedule(row_tile=MappingProxyType({48: 36, 64: 42, 32: 42, 16: 30}))
 """Row tiles are whole register tiles of AVX-512 and AVX2 (9 and 4, 14 and 6, 14 and 6, 30 and 6
 rows) and fit the first-level cache: 36 x 48 f32 are 7 KB. So do 256 columns."""
+
+GPU = Schedule(
+    chunk=2048,
+    columns=128,
+    row_tile=MappingProxyType({48: 64, 64: 64, 32: 64, 16: 64}),
+    tiles_per_block=1,
+    packed_tiles=1,
+    panel_group=1,
+    depth_block=1 << 40,
+)
+"""A chunk is two vectors of 16 bytes of f32 for each of 256 lanes. A block of a product computes
+one tile over the whole depth."""
+
+GPU_CHAIN = replace(GPU, row_tile=MappingProxyType({48: 32, 64: 32, 32: 32, 16: 32}))
+"""Rows between two products: so many fit a block's shared memory."""
+
+GPU_HALF = replace(GPU, row_tile=MappingProxyType({48: 128, 64: 128, 32: 128, 16: 128}))
+"""Products of 16-bit operands, which need more arithmetic for each byte."""

@@ -2,78 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
+from .frozen import Frozen
 from .source import Span
 
 # Expressions
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(Frozen):
     span: Span
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class IntLit:
+class IntLit(Frozen):
     span: Span
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class FloatLit:
+class FloatLit(Frozen):
     span: Span
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class StrLit:
+class StrLit(Frozen):
     span: Span
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class BoolLit:
+class BoolLit(Frozen):
     span: Span
     value: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NoneLit:
+class NoneLit(Frozen):
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
-class EllipsisLit:
+class EllipsisLit(Frozen):
     """`...`, in a subscript."""
 
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
-class TupleExpr:
+class TupleExpr(Frozen):
     span: Span
     items: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ListLit:
+class ListLit(Frozen):
     span: Span
     items: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(Frozen):
     span: Span
     base: Expr
     name: str
     name_span: Span
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(Frozen):
     """`start:stop:step`, in a subscript."""
 
     span: Span
@@ -82,8 +71,7 @@ class Slice:
     step: Expr | None
 
 
-@dataclass(frozen=True, slots=True)
-class Subscript:
+class Subscript(Frozen):
     """`base[items]`: expressions, slices, None and `...`."""
 
     span: Span
@@ -91,23 +79,20 @@ class Subscript:
     items: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Keyword:
+class Keyword(Frozen):
     span: Span
     name: str
     value: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Frozen):
     span: Span
     fn: Expr
     args: tuple[Expr, ...]
     kwargs: tuple[Keyword, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Unary:
+class Unary(Frozen):
     """op is `-`, `+`, `~` or `not`."""
 
     span: Span
@@ -115,8 +100,7 @@ class Unary:
     operand: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class Binary:
+class Binary(Frozen):
     """op is an arithmetic, bitwise or comparison operator, `and` or `or`."""
 
     span: Span
@@ -126,8 +110,7 @@ class Binary:
     op_span: Span
 
 
-@dataclass(frozen=True, slots=True)
-class Pipe:
+class Pipe(Frozen):
     """`left |> right`."""
 
     span: Span
@@ -135,8 +118,7 @@ class Pipe:
     right: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class RangeExpr:
+class RangeExpr(Frozen):
     """`start..stop`, or `start..=stop` if inclusive."""
 
     span: Span
@@ -145,8 +127,7 @@ class RangeExpr:
     inclusive: bool
 
 
-@dataclass(frozen=True, slots=True)
-class IndexVar:
+class IndexVar(Frozen):
     """An index of an index definition or reduction, with its stated range or None."""
 
     span: Span
@@ -154,8 +135,7 @@ class IndexVar:
     range: RangeExpr | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reduction:
+class Reduction(Frozen):
     """`kind[indices] body`."""
 
     span: Span
@@ -172,16 +152,14 @@ Expr: TypeAlias = (
 # Types
 
 
-@dataclass(frozen=True, slots=True)
-class Star:
+class Star(Frozen):
     """`*S` in a shape: any number of dimensions."""
 
     span: Span
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class TypeExpr:
+class TypeExpr(Frozen):
     """`name[dims]`; `dims` is None where there are no brackets."""
 
     span: Span
@@ -189,8 +167,7 @@ class TypeExpr:
     dims: tuple[Expr | Star, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class NamedType:
+class NamedType(Frozen):
     """One of several results: `name: type`, or a bare type."""
 
     span: Span
@@ -198,8 +175,7 @@ class NamedType:
     type: TypeExpr
 
 
-@dataclass(frozen=True, slots=True)
-class TupleType:
+class TupleType(Frozen):
     span: Span
     items: tuple[NamedType, ...]
 
@@ -207,8 +183,7 @@ class TupleType:
 # Statements
 
 
-@dataclass(frozen=True, slots=True)
-class TargetTuple:
+class TargetTuple(Frozen):
     span: Span
     items: tuple[Target, ...]
 
@@ -216,43 +191,37 @@ class TargetTuple:
 Target: TypeAlias = Name | TargetTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Assign:
+class Assign(Frozen):
     span: Span
     target: Target
     value: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class For:
+class For(Frozen):
     span: Span
     target: Target
     iterable: Expr
     body: tuple[Stmt, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(Frozen):
     span: Span
     condition: Expr
     body: tuple[Stmt, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class If:
+class If(Frozen):
     span: Span
     branches: tuple[Branch, ...]
     orelse: tuple[Stmt, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ExprStmt:
+class ExprStmt(Frozen):
     span: Span
     value: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class IndexDef:
+class IndexDef(Frozen):
     """`name[indices] = value`."""
 
     span: Span
@@ -267,22 +236,19 @@ Stmt: TypeAlias = Assign | For | If | ExprStmt | IndexDef
 # Items
 
 
-@dataclass(frozen=True, slots=True)
-class Import:
+class Import(Frozen):
     span: Span
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Const:
+class Const(Frozen):
     span: Span
     name: str
     name_span: Span
     value: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class WeightsDecl:
+class WeightsDecl(Frozen):
     span: Span
     name: str
     name_span: Span
@@ -290,8 +256,7 @@ class WeightsDecl:
     path_span: Span
 
 
-@dataclass(frozen=True, slots=True)
-class Param:
+class Param(Frozen):
     """`name: type = default`; a type named `weights`, `int`... is a constant's."""
 
     span: Span
@@ -300,8 +265,7 @@ class Param:
     default: Expr | None
 
 
-@dataclass(frozen=True, slots=True)
-class Generic:
+class Generic(Frozen):
     """`E: float` in the brackets of a function."""
 
     span: Span
@@ -309,8 +273,7 @@ class Generic:
     dtype_class: str
 
 
-@dataclass(frozen=True, slots=True)
-class WhereRange:
+class WhereRange(Frozen):
     """`T in 1..=512`."""
 
     span: Span
@@ -318,8 +281,7 @@ class WhereRange:
     range: RangeExpr
 
 
-@dataclass(frozen=True, slots=True)
-class WhereFact:
+class WhereFact(Frozen):
     """A comparison that holds for every call, such as `D % HEADS == 0`."""
 
     span: Span
@@ -329,8 +291,7 @@ class WhereFact:
 Where: TypeAlias = WhereRange | WhereFact
 
 
-@dataclass(frozen=True, slots=True)
-class Fn:
+class Fn(Frozen):
     span: Span
     name: str
     name_span: Span
@@ -342,8 +303,7 @@ class Fn:
     doc: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pipeline:
+class Pipeline(Frozen):
     span: Span
     name: str
     name_span: Span
@@ -357,8 +317,7 @@ class Pipeline:
 Item: TypeAlias = Import | Const | WeightsDecl | Fn | Pipeline
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(Frozen):
     """A source file."""
 
     span: Span

@@ -25,6 +25,13 @@ class Atom:
     name: str = ""
     args: tuple[Expr, ...] = ()
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.kind, self.name, self.args))
+
+    def __hash__(self) -> int:
+        return self._hash
+
     def __str__(self) -> str:
         if self.kind == "sym":
             return self.name
@@ -77,6 +84,10 @@ class Expr:
         return self._hash
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         if not self.terms:
             return "0"
         parts: list[str] = []
@@ -212,13 +223,17 @@ def _times(left: Monomial, right: Monomial) -> Monomial:
 
 
 def _from_terms(terms: Mapping[Monomial, int]) -> Expr:
-    return _join_divisions(Expr(tuple(sorted((m, c) for m, c in terms.items() if c))))
+    found = [(m, c) for m, c in terms.items() if c]
+    if len(found) < 2:
+        return Expr(tuple(found))
+    found.sort()
+    return _join_divisions(Expr(tuple(found)))
 
 
 def _join_divisions(expr: Expr) -> Expr:
     """c * (b * (a // b) + a % b) is c * a."""
     kinds = {atom.kind for monomial, _ in expr.terms for atom, _power in monomial}
-    if not {"//", "%"} <= kinds:
+    if "//" not in kinds or "%" not in kinds:
         return expr
     for monomial, coefficient in expr.terms:
         for atom, power in monomial:
@@ -431,23 +446,35 @@ class Facts:
         low: int | None = 0
         high: int | None = 0
         for monomial, coefficient in expr.terms:
-            a, b = coefficient, coefficient
-            span: tuple[int | None, int | None] = (a, b)
+            span: tuple[int | None, int | None] = (coefficient, coefficient)
             for atom, power in monomial:
-                around = self._atom(atom, depth)
+                around = self._symbol(atom.name, depth) if atom.kind == "sym" else (
+                    self._atom(atom, depth)
+                )
                 for _ in range(power):
                     span = _interval_product(span, around)
             low = None if low is None or span[0] is None else low + span[0]
             high = None if high is None or span[1] is None else high + span[1]
         return low, high
 
+    @cached_property
+    def _ends(self) -> dict[str, tuple[int | None, int | None]]:
+        """What `_symbol` found."""
+        return {}
+
+    def _symbol(self, name: str, depth: int) -> tuple[int | None, int | None]:
+        if name in self._ends:
+            return self._ends[name]
+        if depth > 12:
+            return None, None
+        low, high = self.ranges.get(name, (0, None))
+        top = None if high is None else self._interval(as_expr(high), depth + 1)[1]
+        found = (self._interval(as_expr(low), depth + 1)[0], top)
+        if depth == 0:
+            self._ends[name] = found
+        return found
+
     def _atom(self, atom: Atom, depth: int) -> tuple[int | None, int | None]:
-        if atom.kind == "sym":
-            low, high = self.ranges.get(atom.name, (0, None))
-            if depth > 12:
-                return None, None
-            top_end = None if high is None else self._interval(as_expr(high), depth + 1)[1]
-            return self._interval(as_expr(low), depth + 1)[0], top_end
         (a_lo, a_hi), (b_lo, b_hi) = (self._interval(arg, depth + 1) for arg in atom.args)
         if atom.kind == "min":
             known = [v for v in (a_hi, b_hi) if v is not None]
@@ -602,6 +629,12 @@ def _interval_product(
     x: tuple[int | None, int | None], y: tuple[int | None, int | None]
 ) -> tuple[int | None, int | None]:
     """The interval of a product; None stands for minus infinity below and infinity above."""
+    (a, b), (c, d) = x, y
+    if a is not None and c is not None and b is not None and d is not None:
+        if a >= 0 and c >= 0:
+            return a * c, b * d
+        ends = (a * c, a * d, b * c, b * d)
+        return min(ends), max(ends)
     inf = float("inf")
     ends_x = (-inf if x[0] is None else x[0], inf if x[1] is None else x[1])
     ends_y = (-inf if y[0] is None else y[0], inf if y[1] is None else y[1])

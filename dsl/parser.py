@@ -8,7 +8,7 @@ every independent error, however many there are.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -98,6 +98,38 @@ def parse_or_raise(source: Source) -> ast.Module:
     if problems:
         raise CompileError(problems)
     return module
+
+
+class LazyItems(Mapping[str, ast.Item]):
+    """The items of a valid source by name, each parsed when it is first asked for.
+
+    The standard library is tested, and a program uses little of it. Raises CompileError for an
+    item that does not parse.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._lines = {
+            lines[0].tokens[1].value: lines
+            for lines in _chunks(Lexer(source).lines)
+            if len(lines[0].tokens) > 1
+        }
+        self._parsed: dict[str, ast.Item] = {}
+
+    def __getitem__(self, name: str) -> ast.Item:
+        if name not in self._parsed:
+            problems: list[Diagnostic] = []
+            item = _item(self._source, self._lines[name], frozenset(), problems)
+            if problems or item is None or isinstance(item, str):
+                raise CompileError(problems)
+            self._parsed[name] = item
+        return self._parsed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
 
 def _lost_lines(reader: Lexer) -> frozenset[int]:

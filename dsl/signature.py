@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .dims import Facts
+from .dims import Expr, Facts
 from .types import TensorType
 
 
@@ -63,6 +63,10 @@ class Builtin(Protocol):
 
     def infer(self, args: Mapping[str, Any], facts: Facts) -> tuple[TensorType, ...]:
         """The result types. Raises OpError."""
+        ...
+
+    def checks(self, args: Mapping[str, Any], facts: Facts) -> list[tuple[Expr, str, str]]:
+        """What only a call can decide: an expression, "==0" or ">=0", and the message."""
         ...
 
     def fold(self, *numbers: Any) -> Any:

@@ -9,10 +9,14 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Source:
-    """A text with its name: no byte-order mark, lines ended by a line feed."""
+    """A text with its name: no byte-order mark, lines ended by a line feed.
+
+    `is_standard` tells that it is of the standard library.
+    """
 
     name: str
     text: str = field(repr=False)
+    is_standard: bool = False
 
     def __post_init__(self) -> None:
         text = self.text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

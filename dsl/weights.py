@@ -4,6 +4,8 @@ Reads `.safetensors` (with a bounded header parser of our own: the file may be h
 `.npz`. Only headers are read when a file is opened; tensor bytes are mapped when asked for.
 """
 
+from __future__ import annotations
+
 import ast
 import json
 import struct
@@ -12,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from . import dtypes
 from .dtypes import DType
+from .numpy_later import np
 
 MAX_HEADER_BYTES = 100_000_000
 """The largest header that is accepted. Source: the safetensors format, `MAX_HEADER_SIZE`."""

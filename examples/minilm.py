@@ -6,6 +6,7 @@ installs both.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,18 @@ def model_file(name: str) -> Path:
     raise SystemExit(f"{name} is not in the package {MODEL}")
 
 
+def linked_weights() -> Path:
+    """`minilm.safetensors` beside the source, which names it: a link to the package's file."""
+    path, package = HERE / "minilm.safetensors", model_file("model.safetensors")
+    if not path.exists():
+        path.unlink(missing_ok=True)  # a link into an environment that is gone
+        try:
+            path.symlink_to(package)
+        except OSError:
+            shutil.copyfile(package, path)
+    return path
+
+
 def tokenized(sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and their mask, both i64 [sentences, tokens]."""
     from tokenizers import Tokenizer
@@ -46,8 +59,8 @@ def tokenized(sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def compiled(output: Path) -> float:
     """Compile minilm.pipe with the package's weights; returns the seconds that it took."""
-    weights = f"w={model_file('model.safetensors')}"
-    command = ["compile", str(HERE / "minilm.pipe"), "-o", str(output), "--weights", weights]
+    linked_weights()
+    command = ["compile", str(HERE / "minilm.pipe"), "-o", str(output)]
     done = subprocess.run(
         [sys.executable, "-m", "stagefuse", *command, "--json"], capture_output=True, text=True
     )
@@ -104,7 +117,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sentences", type=Path, default=HERE / "sentences.txt")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--link", action="store_true", help="only link the weights")
     options = parser.parse_args()
+    if options.link:
+        print(linked_weights())
+        return
     sentences = options.sentences.read_text(encoding="utf-8").splitlines()
     sentences = [s.strip() for s in sentences if s.strip()]
     console = Console(width=max(140, Console().width))

@@ -10,7 +10,8 @@ from stagefuse.compiler import plan_check, plan_file
 from stagefuse.compiler.plan import LEVELS, Plan
 
 from . import native
-from .errors import DeviceError, InputError, InternalError, PlanError
+from .devices import check_device, open_plan, require_code, targets_for, wants_gpu
+from .errors import InputError, InternalError, PlanError
 from .pipeline import Pipeline
 
 
@@ -24,13 +25,16 @@ def load(
 ) -> Pipeline:
     """The pipeline of a plan file, ready to call; its weights are mapped, not read.
 
-    `pipeline` chooses one of several. `verify` checks the hash of the weights too.
+    `device` is "cpu", "cuda:0" and on, or "emulator"; without it, this machine's first GPU that
+    the plan has code for, or else its CPU. `pipeline` chooses one of several. `verify` checks the
+    hash of the weights too.
     A plan is machine code: load only files that you would run.
 
     Raises PlanError, DeviceError, InputError, OSError.
     """
-    check_device(device)
-    return Pipeline(plan_file.read(path, verify=verify), pipeline, threads=threads)
+    device = check_device(device)
+    gpu = wants_gpu(device, threads)
+    return open_plan(plan_file.read(path, verify=verify, gpu=gpu), pipeline, device, threads)
 
 
 def compile(
@@ -44,17 +48,17 @@ def compile(
 ) -> Pipeline:
     """The pipeline of a `.pipe` file, or of its text, ready to call.
 
-    A string with a line break is the text itself. `weights` gives files or arrays by name
+    A string with a line break is the text itself. `target` lists what to make code for, such as
+    "h200,cpu"; without it, that is what `device` needs. `weights` gives files or arrays by name
     instead of what the source names. `pipeline` chooses one of several.
 
     Raises CompileError, DeviceError, InputError, OSError.
     """
-    targets = check_target(target)
-    check_device(device)
+    targets = targets_for(target, device)
     from stagefuse.compiler import driver
 
     if isinstance(source, str) and "\n" in source:
-        plan = _compiled_text(source, weights or {}, pipeline)
+        plan = _compiled_text(source, weights or {}, pipeline, targets)
     else:
         plan = driver.compile_file(
             Path(source), targets=targets, weights=weights, pipeline=pipeline,
@@ -67,10 +71,13 @@ def compile(
         plan_check.check(plan)
     except PlanError as error:
         raise InternalError(f"the compiler made a plan that breaks its rules: {error}") from error
-    return Pipeline(plan, pipeline, threads=threads)
+    require_code(plan, targets)
+    return open_plan(plan, pipeline, device, threads)
 
 
-def _compiled_text(text: str, weights: Mapping[str, Any], pipeline: str | None) -> Plan:
+def _compiled_text(
+    text: str, weights: Mapping[str, Any], pipeline: str | None, targets: tuple[str, ...]
+) -> Plan:
     """The plan of a text; what it imports and its weights are looked for in this folder."""
     from stagefuse.compiler import driver, front
     from stagefuse.dsl.diagnostics import CompileError
@@ -79,37 +86,12 @@ def _compiled_text(text: str, weights: Mapping[str, Any], pipeline: str | None) 
     program, found, load = front.check_text(Source("<text>", text), Path.cwd(), weights)
     if found:
         raise CompileError(found)
-    return driver.compile_program(program, load, pipeline, levels=host_levels())
+    return driver.compile_program(
+        program, load, pipeline, levels=host_levels(), targets=targets
+    )
 
 
 def host_levels() -> tuple[str, ...]:
     """The one level of code that this machine would choose; all of them if it could run none."""
     level = native.detect_level()
     return (level,) if level in LEVELS else LEVELS
-
-
-def check_device(device: str | None) -> None:
-    """Raise DeviceError unless this build runs plans on `device`."""
-    if device in (None, "cpu"):
-        return
-    name = str(device)
-    if name == "emulator":
-        raise DeviceError("the emulator runs GPU code, and this version makes code for CPUs only")
-    if name.partition(":")[0] in ("cuda", "gpu"):
-        raise DeviceError(
-            f"device {name!r} is not there: this version runs on CPUs only\n"
-            f'  = help: use device="cpu"'
-        )
-    raise DeviceError(f"no device is called {name!r}; there is cpu")
-
-
-def check_target(target: str | None) -> tuple[str, ...]:
-    """The targets of a comma-separated list. Raises DeviceError for one that is not there."""
-    names = tuple(t.strip() for t in (target or "cpu").split(",") if t.strip())
-    for name in names:
-        if name != "cpu":
-            raise DeviceError(
-                f"target {name!r} is not there: this version makes code for CPUs only\n"
-                f'  = help: use target="cpu"'
-            )
-    return tuple(dict.fromkeys(names)) or ("cpu",)

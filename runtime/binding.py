@@ -64,9 +64,13 @@ class Binder:
                 f"{self.plan.name} takes {type_text(argument.dtype, argument.shape)}"
                 + _rank_help(name, value.ndim, len(argument.shape))
             )
+        return self._dense(name, value)  # type: ignore[no-any-return]
+
+    def _dense(self, name: str, value: Any) -> Any:
+        """The value, or a copy that is dense and aligned."""
         if value.flags.num & _C_AND_ALIGNED != _C_AND_ALIGNED:
-            value = np.array(value, order="C", copy=True)
-        return value  # type: ignore[no-any-return]
+            return np.array(value, order="C", copy=True)
+        return value
 
     def _as_array(self, name: str, argument: ArgumentPlan, value: Any) -> Any:
         dtype = DTYPES[argument.dtype]

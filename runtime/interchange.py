@@ -67,6 +67,14 @@ def importer(value: object) -> Importer | None:
     return _to_torch if root == "torch" else convert
 
 
+def device_importer(value: object) -> Callable[[Any], Any] | None:
+    """What turns an array in a device's memory into one of the library of `value`, by DLPack."""
+    root = type(value).__module__.partition(".")[0]
+    module = sys.modules.get(_HOMES.get(root, root))
+    convert: Callable[[Any], Any] | None = getattr(module, "from_dlpack", None)
+    return convert
+
+
 def _to_torch(array: np.ndarray[Any, Any]) -> Any:
     torch = sys.modules["torch"]
     for theirs, ours in _TORCH_ONLY.items():

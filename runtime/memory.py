@@ -17,7 +17,7 @@ from .errors import OutOfMemory
 
 ALIGNMENT = 64
 POOLED_BYTES = 128 * 1024  # results from this size on come from a pool
-_MAX_BYTES = 1 << 46
+MAX_BYTES = 1 << 46
 
 _addressof: Callable[[Any], int] = ctypes.addressof
 _char_at: Callable[[Any], Any] = ctypes.c_char.from_buffer
@@ -33,7 +33,7 @@ def pointer_to(array: np.ndarray[Any, Any]) -> int:
 
 def allocate(size: int, purpose: str) -> np.ndarray[Any, Any]:
     """Bytes at an address that is a multiple of 64. Raises OutOfMemory."""
-    if not 0 <= size <= _MAX_BYTES:
+    if not 0 <= size <= MAX_BYTES:
         raise OutOfMemory(f"{_readable(size)} for {purpose} is more than any machine has")
     try:
         raw = np.empty(size + ALIGNMENT, np.uint8)

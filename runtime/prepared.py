@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stagefuse.compiler.plan import PipelinePlan, StepPlan
+from stagefuse.compiler.plan import BufferPlan, PipelinePlan, StepPlan
 from stagefuse.dsl import dims
 from stagefuse.dsl.dtypes import DTYPES
 
@@ -79,6 +79,32 @@ class Evaluator:
         return tuple(self(text) for text in texts)
 
 
+def size_of(buffer: BufferPlan, evaluate: Evaluator, where: str) -> int:
+    """The bytes of a buffer for the evaluator's sizes. Raises PlanError for an absurd one."""
+    size = DTYPES[buffer.dtype].itemsize
+    for extent in evaluate.shape(buffer.shape):
+        if extent < 0:
+            raise PlanError(f"{where}: {buffer.name} has a negative size")
+        size *= extent
+    if size > _MAX:
+        raise PlanError(f"{where}: a buffer is larger than memory can be")
+    return size
+
+
+def larger_than_slot(buffer: BufferPlan, evaluate: Evaluator, where: str) -> PlanError:
+    """The error of a buffer that does not fit its part of the arena."""
+    sizes = _sizes_text(evaluate.values)
+    return PlanError(f"{where}: {buffer.name} is larger than its slot for {sizes}")
+
+
+def result_specs(plan: PipelinePlan, evaluate: Evaluator) -> tuple[ResultSpec, ...]:
+    """Shape, dtype and size of each result."""
+    return tuple(
+        ResultSpec(evaluate.shape(b.shape), DTYPES[b.dtype].numpy, size_of(b, evaluate, plan.name))
+        for b in (plan.buffers[r.buffer] for r in plan.results)
+    )
+
+
 def _padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
@@ -102,7 +128,6 @@ class Preparer:
             for i, b in enumerate(plan.buffers)
             if b.array is not None
         }
-        self._dtypes = [DTYPES[b.dtype] for b in plan.buffers]
 
     def prepare(self, values: dict[str, int]) -> Bucket:
         """The bucket for values of the dims. Raises PlanError if the plan contradicts itself."""
@@ -131,7 +156,7 @@ class Preparer:
         arena = [slot for buffer in offsets for slot in used.get(buffer, ())]
         return Bucket(
             values,
-            tuple(self._result(evaluate, r.buffer) for r in self.plan.results),
+            result_specs(self.plan, evaluate),
             np.array(args or [0], np.uint64),
             np.array(records, np.uint64).reshape(-1, _RECORD),
             tuple(labels),
@@ -141,18 +166,6 @@ class Preparer:
             arena_bytes,
             _padded(scratch_bytes),
         )
-
-    def _size(self, evaluate: Evaluator, buffer: int) -> int:
-        size = self._dtypes[buffer].itemsize
-        for extent in evaluate.shape(self.plan.buffers[buffer].shape):
-            if extent < 0:
-                raise PlanError(
-                    f"{self.plan.name}: {self.plan.buffers[buffer].name} has a negative size"
-                )
-            size *= extent
-        if size > _MAX:
-            raise PlanError(f"{self.plan.name}: a buffer is larger than memory can be")
-        return size
 
     def _arena(self, evaluate: Evaluator) -> tuple[dict[int, int], int]:
         """Where in the arena each of its buffers begins, and the arena's size."""
@@ -164,17 +177,10 @@ class Preparer:
         offsets = {}
         for i, buffer in enumerate(self.plan.buffers):
             if buffer.slot is not None:
-                if self._size(evaluate, i) > sizes[buffer.slot]:
-                    raise PlanError(
-                        f"{self.plan.name}: {buffer.name} is larger than its slot "
-                        f"for {_sizes_text(evaluate.values)}"
-                    )
+                if size_of(buffer, evaluate, self.plan.name) > sizes[buffer.slot]:
+                    raise larger_than_slot(buffer, evaluate, self.plan.name)
                 offsets[i] = starts[buffer.slot]
         return offsets, total
-
-    def _result(self, evaluate: Evaluator, buffer: int) -> ResultSpec:
-        shape = evaluate.shape(self.plan.buffers[buffer].shape)
-        return ResultSpec(shape, self._dtypes[buffer].numpy, self._size(evaluate, buffer))
 
 
 def _sizes_text(values: dict[str, int]) -> str:

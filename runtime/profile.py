@@ -18,29 +18,21 @@ from .memory import pointer_to
 from .prepared import Bucket, Workspace
 
 if TYPE_CHECKING:
+    from .cpu_pipeline import CpuPipeline
     from .pipeline import Pipeline
 
 _RECORD_BYTES = 56
 
 
-def write_trace(pipeline: Pipeline, path: Path, calls: int, inputs: dict[str, Any]) -> Path:
+def write_trace(pipeline: CpuPipeline, path: Path, calls: int, inputs: dict[str, Any]) -> Path:
     """Run `calls` calls step by step and write their trace."""
     if calls < 1:
         raise InputError(f"calls is {calls}, but at least one is needed")
     if not inputs:
-        inputs = _invented(pipeline)
+        inputs = invented(pipeline)
     arrays, _ = pipeline._bind((), inputs)
     bucket = pipeline._bucket(arrays)
-    events: list[dict[str, Any]] = [
-        {
-            "ph": "M", "pid": os.getpid(), "tid": 0, "name": "process_name",
-            "args": {"name": f"stagefuse {pipeline.signature}"},
-        },
-        {
-            "ph": "M", "pid": os.getpid(), "tid": 0, "name": "thread_name",
-            "args": {"name": f"steps, {pipeline.threads} threads"},
-        },
-    ]  # fmt: skip
+    events = names_of(pipeline, f"steps, {pipeline.threads} threads")
     origin = perf_counter_ns()
     for call in range(calls):
         events += _call(pipeline, bucket, arrays, call, origin)
@@ -53,8 +45,21 @@ def write_trace(pipeline: Pipeline, path: Path, calls: int, inputs: dict[str, An
     return path
 
 
+def names_of(pipeline: Pipeline, what: str) -> list[dict[str, Any]]:
+    """The events that name the process and its only thread."""
+    return [
+        {
+            "ph": "M", "pid": os.getpid(), "tid": 0, "name": "process_name",
+            "args": {"name": f"stagefuse {pipeline.signature}"},
+        },
+        {
+            "ph": "M", "pid": os.getpid(), "tid": 0, "name": "thread_name", "args": {"name": what},
+        },
+    ]  # fmt: skip
+
+
 def _call(
-    pipeline: Pipeline,
+    pipeline: CpuPipeline,
     bucket: Bucket,
     arrays: list[np.ndarray[Any, Any]],
     call: int,
@@ -73,7 +78,7 @@ def _call(
         run(bound.address + number * _RECORD_BYTES, 1, pipeline.threads)
         times.append(perf_counter_ns())
     pipeline._finish(workspace, bucket)
-    events = [_event(f"call {call}", times[0], times[-1], origin, {"call": call})]
+    events = [event(f"call {call}", times[0], times[-1], origin, {"call": call})]
     for number, step in enumerate(bucket.labels):
         notes = {
             "kernel": step.symbol,
@@ -82,18 +87,18 @@ def _call(
             **step.report,
         }
         name = step.label or step.symbol
-        events.append(_event(name, times[number], times[number + 1], origin, notes))
+        events.append(event(name, times[number], times[number + 1], origin, notes))
     return events
 
 
-def _event(name: str, begin: int, end: int, origin: int, args: dict[str, Any]) -> dict[str, Any]:
+def event(name: str, begin: int, end: int, origin: int, args: dict[str, Any]) -> dict[str, Any]:
     return {
         "ph": "X", "cat": "step", "pid": os.getpid(), "tid": 0, "name": name,
         "ts": (begin - origin) / 1e3, "dur": (end - begin) / 1e3, "args": args,
     }  # fmt: skip
 
 
-def _invented(pipeline: Pipeline) -> dict[str, Any]:
+def invented(pipeline: Pipeline) -> dict[str, Any]:
     """Inputs with the sizes of the latest new call, or with moderate ones in the ranges."""
     from .pipeline import example_inputs
     from .prepared import Evaluator

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stagefuse.compiler.plan import PipelinePlan
+from stagefuse.compiler.plan import GpuPlan, PipelinePlan
 
 from .signature import of_plan
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One step: its symbol, the source's name for it, its iterations, and the compiler's notes."""
+    """One step: its symbol, the source's name for it, its iterations, and the compiler's notes.
+
+    On a GPU `count` is the grid in blocks and `grain` the threads of a block.
+    """
 
     symbol: str
     label: str
@@ -41,26 +44,65 @@ class Report:
             plan.report,
         )
 
+    @staticmethod
+    def of_gpu(plan: PipelinePlan, gpu: GpuPlan) -> Report:
+        return Report(
+            str(of_plan(plan)),
+            gpu.arch,
+            tuple(
+                Kernel(n.kernel, n.label, _sides(n.grid), _sides(n.block), n.report)
+                for n in gpu.launches
+            ),
+            gpu.slots,
+            plan.report,
+        )
+
     def __str__(self) -> str:
         count = f"{len(self.kernels)} kernel" + ("" if len(self.kernels) == 1 else "s")
-        lines = [self.signature, f"x86-64-{self.level}, {count}"]
+        level = self.level if self.level.startswith("sm_") else f"x86-64-{self.level}"
+        lines = [self.signature, f"{level}, {count}"]
         for kernel in self.kernels:
-            lines += _lines_of(kernel)
+            lines += _lines_of(kernel, self.level.startswith("sm_"))
         lines += [f"{key}: {_text(note)}" for key, note in self.notes.items()]
         return "\n".join(lines)
 
 
-def _lines_of(kernel: Kernel) -> list[str]:
+def _sides(sides: tuple[object, ...]) -> str:
+    """`n` for (n, 1, 1), else `x * y * z`, each in parentheses where it is more than a name."""
+    texts = [str(s) for s in sides]
+    while len(texts) > 1 and texts[-1] == "1":
+        texts.pop()
+    return texts[0] if len(texts) == 1 else " * ".join(
+        t if t.isalnum() else f"({t})" for t in texts
+    )
+
+
+def _lines_of(kernel: Kernel, on_gpu: bool) -> list[str]:
     notes = dict(kernel.notes)
     reasons = notes.pop("reasons", ())
+    predicted = notes.pop("predicted", None)
     lines = ["", f"{kernel.symbol}  {kernel.label}".rstrip()]
-    lines.append(f"  iterations: {kernel.count}, {kernel.grain} at a time")
+    if on_gpu:
+        lines.append(f"  blocks: {kernel.count}, of {kernel.grain} threads")
+    else:
+        lines.append(f"  iterations: {kernel.count}, {kernel.grain} at a time")
     lines += [f"  {key}: {_text(note)}" for key, note in notes.items() if note not in ("", [])]
+    if isinstance(predicted, dict):
+        lines.append(f"  predicted: {_prediction(predicted)}")
     for reason in reasons if isinstance(reasons, (list, tuple)) else ():
         if isinstance(reason, dict):
             verb = "fused" if reason.get("fused") else "not fused"
             lines.append(f"  {reason.get('node', '')}: {verb} because {reason.get('because', '')}")
     return lines
+
+
+def _prediction(notes: dict[str, Any]) -> str:
+    sizes = ", ".join(f"{name} = {size}" for name, size in notes.get("sizes", {}).items())
+    return (
+        f"{notes.get('microseconds')} us on {notes.get('device')}"
+        + (f" with {sizes}" if sizes else "")
+        + f", bound by {notes.get('bound')}"
+    )
 
 
 def _text(note: object) -> str:

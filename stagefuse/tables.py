@@ -17,7 +17,9 @@ class Row:
     """The launches of one kernel: how many, where it comes from, and totals over the launches.
 
     `bytes` and `flops` are what its buffers hold and what its operations count, for given sizes;
-    None without sizes.
+    None without sizes. `gpu` holds what is known of the launches on a GPU: registers of a thread,
+    bytes of shared memory of a block, the share of an SM's threads that fit at once, predicted
+    microseconds over the launches and what bounds them; "" for what is not known.
     """
 
     symbol: str
@@ -27,6 +29,10 @@ class Row:
     lines: tuple[int, ...]
     bytes: int | None
     flops: int | None
+    gpu: tuple[str, ...] = ()
+
+
+GPU_TITLES = ("regs", "shared", "occupancy", "predicted us", "bound by")
 
 
 def rows(report: Report, sizes: Mapping[str, int] | None = None) -> list[Row]:
@@ -34,10 +40,12 @@ def rows(report: Report, sizes: Mapping[str, int] | None = None) -> list[Row]:
     launches: dict[str, list[Kernel]] = {}
     for kernel in report.kernels:
         launches.setdefault(kernel.symbol, []).append(kernel)
-    return [_row(symbol, found, sizes) for symbol, found in launches.items()]
+    return [_row(symbol, found, sizes, report.level) for symbol, found in launches.items()]
 
 
-def _row(symbol: str, launches: list[Kernel], sizes: Mapping[str, int] | None) -> Row:
+def _row(
+    symbol: str, launches: list[Kernel], sizes: Mapping[str, int] | None, level: str
+) -> Row:
     first = launches[0]
     lines = {line for kernel in launches for line in kernel.notes.get("lines", ())}
     return Row(
@@ -48,6 +56,24 @@ def _row(symbol: str, launches: list[Kernel], sizes: Mapping[str, int] | None) -
         tuple(sorted(lines)),
         _total(launches, "bytes", sizes),
         _total(launches, "flops", sizes),
+        _gpu(launches) if "sm_" in level else (),
+    )
+
+
+def _gpu(launches: list[Kernel]) -> tuple[str, ...]:
+    notes = [kernel.notes for kernel in launches]
+    if any("registers" not in note for note in notes):
+        return ("",) * len(GPU_TITLES)
+    first = notes[0]
+    spilled = f" +{first['spill bytes']} B spilled" if first.get("spill bytes") else ""
+    predicted = [note.get("predicted", {}) for note in notes]
+    time = sum(p.get("microseconds", 0) for p in predicted)
+    return (
+        f"{first['registers']}{spilled}",
+        str(first.get("shared bytes", "")),
+        f"{100 * first.get('occupancy', 0):.0f} %",
+        f"{time:.1f}",
+        str(predicted[0].get("bound", "")),
     )
 
 
@@ -102,15 +128,34 @@ def table(
     found.add_column("what it fuses", overflow="fold")
     for title in ("MB", "MFLOP") * (sizes is not None) + ("us",) * (seconds is not None):
         found.add_column(title, justify="right", no_wrap=True)
+    on_gpu = report.level.startswith("sm_")
+    for title in GPU_TITLES if on_gpu else ():
+        found.add_column(title, justify="right", no_wrap=True)
     for row in rows(report, sizes):
         cells = [row.symbol, row.label.partition(".")[2], str(row.launches), row.fused or "copy"]
         if sizes is not None:
             cells += [_millions(row.bytes), _millions(row.flops)]
         if seconds is not None:
             cells.append(f"{seconds.get(row.symbol, 0.0) * 1e6:.0f}")
-        found.add_row(*cells)
+        found.add_row(*cells, *row.gpu)
     return found
 
 
 def _millions(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:.2f}"
+
+
+def heading(report: Report) -> str:
+    """For which arch the code is, and for which device and sizes its times are predicted."""
+    predicted = [k.notes["predicted"] for k in report.kernels if "predicted" in k.notes]
+    if not predicted:
+        return f"on {report.level}"
+    sizes: dict[str, int] = {}
+    for one in predicted:
+        sizes.update(one["sizes"])
+    named = ", ".join(f"{name} = {size}" for name, size in sorted(sizes.items()))
+    total = sum(one["microseconds"] for one in predicted)
+    return (
+        f"on {report.level}: {total:.0f} us predicted for {predicted[0]['device']}"
+        + (f" with {named}" if named else "")
+    )

@@ -1,15 +1,21 @@
 """The command line: what goes to stdout and stderr, and the exit codes."""
 
+import errno
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import click
+import ml_dtypes
 import numpy as np
 import pytest
 
 from stagefuse import cli, cli_exit
+
+from .runtime import handmade_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = '''"""Rows to probabilities."""
@@ -168,9 +174,9 @@ def test_wrong_usage_is_2(shell: Shell, good: Path, arguments: list[str]) -> Non
 
 
 def test_a_target_that_is_not_there_is_3(shell: Shell, good: Path) -> None:
-    code, out, err = shell("compile", good, "--target", "h200")
+    code, out, err = shell("compile", good, "--target", "h300")
     assert (code, out) == (3, "")
-    assert "h200" in err and "help" in err
+    assert "h300" in err and "h200" in err and "help" in err
 
 
 def test_missing_weights_are_a_diagnostic(shell: Shell, tmp_path: Path) -> None:
@@ -213,7 +219,70 @@ def test_doctor(shell: Shell) -> None:
     code, out, _ = shell("doctor", "--json")
     found = json.loads(out)
     assert code == (0 if found["ok"] else 3)
-    assert {"Python", "processor", "llvmlite"} <= {f["name"] for f in found["findings"]}
+    names = {f["name"] for f in found["findings"]}
+    assert {"Python", "processor", "llvmlite", "ptxas", "driver", "devices"} <= names
+
+
+def test_doctor_does_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stagefuse import doctor
+    from stagefuse.runtime.cuda import calls
+    from stagefuse.runtime.errors import DeviceError
+
+    def no_driver() -> None:
+        raise DeviceError("no NVIDIA driver: libcuda\n  = help: install it")
+
+    monkeypatch.setattr(calls, "driver_version", no_driver)
+    findings = doctor.gpu_findings()
+    driver = next(f for f in findings if f.name == "driver")
+    assert driver.optional and not driver.works and doctor.sound(findings)
+    assert findings[-1].found == "cpu, emulator (of GPU code)"
+
+
+def test_doctor_names_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stagefuse import doctor
+    from stagefuse.runtime.cuda import calls, found
+
+    gpus = [found.Gpu(0, "NVIDIA L20", 8, 9, 48 << 30), found.Gpu(1, "Tesla T4", 7, 5, 16 << 30)]
+    monkeypatch.setattr(calls, "driver_version", lambda: (13, 1))
+    monkeypatch.setattr(found, "gpus", lambda: gpus)
+    findings = {f.name: f for f in doctor.gpu_findings()}
+    assert "runs code for sm_89" in findings["cuda:0"].found and findings["cuda:0"].works
+    assert "older than any" in findings["cuda:1"].found and not findings["cuda:1"].works
+    assert findings["driver"].found == "for CUDA 13.1"
+
+
+def test_code_for_several_gpus_in_one_file(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_text("pipeline p(x: f32[N]) -> f32[N]:\n    x * 2.0 + 1.0\n")
+    code, out, _ = shell("compile", path, "--target", "cpu,a100,h200,h100", "--json")
+    assert code == 0
+    assert json.loads(out)["pipelines"][0]["gpu"] == {"sm_80": 1, "sm_90a": 1}
+    with zipfile.ZipFile(path.with_suffix(".fused")) as archive:
+        assert {"gpu.json", "kernels/sm_80.ptx", "kernels/sm_90a.ptx"} <= set(archive.namelist())
+    code, out, _ = shell("explain", path.with_suffix(".fused"))
+    assert code == 0 and "on sm_80" in out and "on sm_90a" in out and "occupancy" in out
+    code, out, _ = shell("explain", path, "--target", "l40", "--json")
+    assert [r["level"] for r in json.loads(out)["pipelines"]] == ["sm_89"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "1,2,3,4"], "one to three"),
+        (["--kernel", "q"], "--kernel is one of add, scale, take"),
+        (["--kernel", "add", "--arg", "none.npy"], "no file"),
+        (["--kernel", "add", "--arg", "u8:300"], "--arg takes"),
+        (["--kernel", "add", "--arg", "zeros:f31[2]"], "--arg takes"),
+    ],
+    ids=str,
+)
+def test_emulate_of_ptx_refuses(
+    shell: Shell, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    path = tmp_path / "k.ptx"
+    path.write_text(handmade_gpu.ptx("sm_80"))
+    code, out, err = shell("emulate", path, *arguments)
+    assert (code, out) == (2, "") and message in err
 
 
 def test_it_is_a_module_and_help_is_quick() -> None:
@@ -223,3 +292,121 @@ def test_it_is_a_module_and_help_is_quick() -> None:
     assert done.returncode == 0
     for name in ("compile", "check", "run", "explain", "bench", "doctor"):
         assert name in done.stdout
+
+
+def test_fmt_writes_the_one_layout(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_bytes(b"pipeline p( x:f32[N] ):\r\n  x+1.0  # kept\r\n")
+    code, out, _ = shell("fmt", "--check", path)
+    assert (code, out) == (1, f"{path}: would change\n") and b"\r" in path.read_bytes()
+    code, out, _ = shell("fmt", "--diff", path)
+    assert code == 0 and "+pipeline p(x: f32[N]):" in out and b"\r" in path.read_bytes()
+    code, out, _ = shell("fmt", path)
+    assert (code, out) == (0, f"{path}: formatted\n")
+    assert path.read_bytes() == b"pipeline p(x: f32[N]):\n    x + 1.0  # kept\n"
+    code, out, _ = shell("fmt", "--check", "--json", path)
+    assert code == 0 and json.loads(out) == {
+        "ok": True, "files": [{"file": str(path), "changed": False}]
+    }  # fmt: skip
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("bad", [b"pipeline p(:\n", b"# caf\xe9\npipeline p(x: f32):\n    x\n"])
+def test_fmt_leaves_what_it_cannot_read(shell: Shell, tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_bytes(bad)
+    code, out, err = shell("fmt", path)
+    assert code == 1 and not out and "error[" in err and path.read_bytes() == bad
+    code, out, _ = shell("check", "--json", path)
+    assert code == 1 and json.loads(out)["diagnostics"][0]["line"] == 1
+
+def test_emulate_of_a_plan(shell: Shell, good: Path, tmp_path: Path) -> None:
+    sizes = ("--size", "B=3", "--size", "N=7")
+    shell("compile", good, "--target", "cpu,a100,h200")
+    plan = good.with_suffix(".fused")
+    code, out, err = shell("emulate", plan, *sizes)
+    assert code == 0 and "p: f32[3, 7]" in out and "label: i64[3]" in out
+    assert "instructions" in err and "bytes read in global" in err
+    code, out, _ = shell("emulate", plan, *sizes, "--arch", "sm_80", "--json")
+    emulated = json.loads(out)["results"]
+    x = tmp_path / "x.npy"
+    np.save(x, np.linspace(-1, 1, 21, dtype=np.float32).reshape(3, 7))
+    for device in ("emulator:sm_90a", "cpu"):
+        code, out, _ = shell("run", plan, "--input", x, "--device", device, "--json")
+        assert code == 0
+        for ours, theirs in zip(json.loads(out)["results"], emulated, strict=True):
+            np.testing.assert_allclose(ours["values"], theirs["values"], rtol=1e-5)
+    code, out, err = shell("emulate", plan, *sizes, "--arch", "sm_89")
+    assert code == 3 and "for sm_89" in err and "holds sm_80, sm_90a" in err
+    code, out, err = shell("emulate", good, *sizes)  # a source: code for the newest arch
+    assert code == 0 and "p: f32[3, 7]" in out
+
+
+def test_emulate_of_ptx(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "k.ptx"
+    path.write_text(handmade_gpu.ptx("sm_80"))
+    w = tmp_path / "w.npy"
+    np.save(w, np.array([1, 2, 3], np.float32))
+    kernel = ("emulate", path, "--kernel", "add", "--grid", "1", "--block", "8")
+    arguments = ("--arg", "zeros:f32[6]", "--arg", w, "--arg", "new:f32[6]", "--arg", "s64:6")
+    code, out, err = shell(*kernel, *arguments, "--arg", "zeros:i64[2]", "-o", tmp_path)
+    assert code == 0 and "ld.global.f32" in err
+    np.testing.assert_array_equal(np.load(tmp_path / "arg2.npy"), [1, 2, 3, 1, 2, 3])
+    wrong = (*arguments[:6], "--arg", "s64:7", "--arg", "zeros:i64[2]")
+    code, out, err = shell(*kernel, *wrong)
+    assert code == 1 and "out-of-bounds" in err and "ld.global.f32" in err
+    code, out, err = shell("emulate", path, "--kernel", "add", "--arg", "zeros:f32[6]")
+    assert code == 1 and "parameters" in err
+
+
+def test_every_option_is_explained() -> None:
+    for name, command in cli.commands.commands.items():
+        assert command.help, name
+        options = [p for p in command.params if isinstance(p, click.Option)]
+        missing = [p.name for p in options if not p.help]
+        assert not missing, f"{name}: {missing}"
+
+
+def test_a_pipeline_that_is_not_there_is_wrong_usage(shell: Shell, good: Path) -> None:
+    code, _, err = shell("compile", good, "--pipeline", "other")
+    assert code == 2 and "there is classify" in err
+
+
+def test_a_library_has_nothing_to_compile(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "lib.pipe"
+    path.write_text("fn f(x: f32[N]):\n    x\n")
+    for command in ("compile", "run"):
+        code, _, err = shell(command, path)
+        assert code == 1 and err == f"error: {path} holds no pipeline\n"
+
+
+def test_an_empty_plan_is_a_damaged_one(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "m.fused"
+    path.write_bytes(b"")
+    code, _, err = shell("run", path)
+    assert code == 1 and "the file is empty" in err
+
+
+def test_a_full_disk_and_a_missing_folder_are_named(
+    shell: Shell, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "none" / "m.fused"
+    code, _, err = shell("compile", good, "-o", target)
+    assert code == 1 and err == f"error: {target}: No such file or directory\n"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("stagefuse.compiler.plan_file._write_members", full)
+    target = tmp_path / "m.fused"
+    code, _, err = shell("compile", good, "-o", target)
+    assert code == 3 and str(target) in err and list(tmp_path.glob(".*")) == []
+
+
+def test_small_floats_come_from_npy_files_and_json_has_no_nan(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_text("pipeline p(x: bf16[N]):\n    x, f32(x) / 0.0\n")
+    np.save(tmp_path / "x.npy", np.array([1, 0], ml_dtypes.bfloat16))
+    code, out, _ = shell("run", path, "--input", tmp_path / "x.npy", "--json")
+    found = [r["values"] for r in json.loads(out)["results"]]
+    assert code == 0 and found == [[1.0, 0.0], ["inf", "nan"]]

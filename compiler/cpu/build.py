@@ -31,7 +31,7 @@ def target_machine(level: str) -> llvm.TargetMachine:
     return _targets[level]
 
 
-def compile_text(text: str, level: str, speed: int = 3) -> bytes:
+def compile_text(text: str, level: str, speed: int = 2) -> bytes:
     """The object file of a module given as text."""
     machine = target_machine(level)
     module = llvm.parse_assembly(text, llvm.create_context())
@@ -57,25 +57,36 @@ sys.stdout.buffer.write(compile_text(sys.stdin.read(), {level!r}))
 """
 
 
-def build_levels(kernels: Sequence[Kernel], levels: Sequence[str]) -> dict[str, bytes]:
-    """The object files of kernels for some levels.
+class LevelBuild:
+    """The object files of kernels for some levels, being made from here on.
 
     llvmlite lets one thread at a time into LLVM, so that a large module for a second level is
-    compiled by a process of its own meanwhile.
+    compiled by a process of its own, while the caller goes on and then compiles the first.
     """
-    texts = {level: module_text(kernels, level) for level in levels}
-    first, *others = levels
-    apart = [x for x in others if len(texts[x]) > ALONE_CHARACTERS and sys.executable]
-    started = ((level, _start(texts[level], level)) for level in apart)
-    children = {level: child for level, child in started if child is not None}
-    found = {x: compile_text(texts[x], x) for x in levels if x not in children}
-    for level, child in children.items():
-        assert child.stdout is not None
-        output = child.stdout.read()
-        if child.wait() or not output:  # whatever is wrong with processes here
-            output = compile_text(texts[level], level)
-        found[level] = output
-    return {level: found[level] for level in levels}
+
+    def __init__(self, kernels: Sequence[Kernel], levels: Sequence[str]) -> None:
+        self.texts = {level: module_text(kernels, level) for level in levels}
+        large = [x for x in levels[1:] if len(self.texts[x]) > ALONE_CHARACTERS and sys.executable]
+        started = ((level, _start(self.texts[level], level)) for level in large)
+        self.children = {level: child for level, child in started if child is not None}
+
+    def objects(self) -> dict[str, bytes]:
+        """The object files; waits for them."""
+        alone = [level for level in self.texts if level not in self.children]
+        found = {level: compile_text(self.texts[level], level) for level in alone}
+        for level, child in self.children.items():
+            assert child.stdout is not None
+            output = child.stdout.read()
+            if child.wait() or not output:  # whatever is wrong with processes here
+                output = compile_text(self.texts[level], level)
+            found[level] = output
+        return {level: found[level] for level in self.texts}
+
+    def stop(self) -> None:
+        """Ends processes that are not waited for."""
+        for child in self.children.values():
+            child.kill()
+            child.communicate()
 
 
 def _start(text: str, level: str) -> subprocess.Popen[bytes] | None:

@@ -50,6 +50,11 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
         for kind in ("float", "double")
         if f"@{vector_math.symbol(name, kind)}(" in body
     ]
+    helpers += [
+        vector_math.scale_text(kind, level)
+        for kind, suffix in vector_math.SUFFIX.items()
+        if any(f"@sf.scale.{suffix}(" in text for text in helpers)
+    ]
     if "@sf.pow.i64(" in body:
         helpers.append(scalars.INTEGER_POW)
     if any("@sf.two_over_pi" in text for text in helpers):
@@ -102,7 +107,7 @@ class KernelWriter(FoldWriter):
 
     def _tile(self, s: TileProduct) -> None:
         dst, a, panel = self.memory[s.dst], self.memory[s.a], self.memory[s.panel]
-        shape = TileShape(scalars.REGISTER[dst.dtype.name], s.nr, s.accumulate)
+        shape = TileShape(scalars.REGISTER[dst.dtype.name], s.nr)
         if {dst.dtype, a.dtype, panel.dtype} != {dst.dtype} or dst.dtype.bits < 32:
             raise TypeError("a tile product takes f32 or f64 throughout")
         self.module.helpers[shape.symbol] = tile_text(shape, self.module.level)
@@ -125,7 +130,7 @@ class KernelWriter(FoldWriter):
             f"call void @{shape.symbol}({place(dst, s.dst_offset)}, {numbers['dst_row']},"
             f" {place(a, s.a_offset)}, {numbers['a_row']}, {numbers['a_col']},"
             f" {place(panel, s.panel_offset)}, {numbers['rows']}, {numbers['depth']},"
-            f" {numbers['width']})"
+            f" {numbers['width']}, i1 {int(s.accumulate)})"
         )
 
     def _sort(self, s: SortRow) -> None:

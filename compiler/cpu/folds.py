@@ -13,7 +13,7 @@ from stagefuse.dsl.dtypes import I64, DType
 
 from . import scalars
 from .bodies import is_unrolled
-from .ir import Code, Value
+from .ir import BITS, Code, Value
 from .streams import StreamWriter
 
 
@@ -99,4 +99,10 @@ def combine(code: Code, kind: str, total: Value, value: Value, dtype: DType) -> 
         return total | value
     if kind == "all":
         return total & value
+    if dtype.is_float:  # of zeros either may be found: to tell them apart would take twice as long
+        word = f"llvm.{kind}imum.f{BITS[total.type]}"
+        return code.emit(
+            f"call nsz {total.type} @{word}({total.type} {total.text}, {value.type} {value.text})",
+            total.type,
+        )
     return scalars.extreme(code, total, value, dtype, kind)

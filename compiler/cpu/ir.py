@@ -236,6 +236,18 @@ class Code:
         suffix = f"f{BITS[kind]}" if kind in FLOATS else kind
         return self.call(f"llvm.{name}.{suffix}", kind, *args)
 
+    def unsigned_division(self, a: Value, b: Value) -> Value:
+        return self.pure(f"udiv {a.type} {a.text}, {b.text}", a.type)
+
+    def remainder(self, a: Value, b: Value) -> Value:
+        """The exact remainder of floats, with the sign of `a`."""
+        return self.pure(f"frem {a.type} {a.text}, {b.text}", a.type)
+
+    def two_over_pi(self, at: Value) -> Value:
+        """An entry (i64) of the table of 2/pi."""
+        slot = self.pure(f"getelementptr double, ptr @sf.two_over_pi, i64 {at.text}", "ptr")
+        return self.pure(f"load double, ptr {slot.text}, align 8", "double")
+
     def fma(self, a: Value, b: Operand, c: Operand) -> Value:
         return self.intrinsic("fma", a, self.operand(b, a.type), self.operand(c, a.type))
 

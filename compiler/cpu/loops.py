@@ -142,6 +142,8 @@ class LoopWriter(ValueWriter):
         if short:
             properties.append(self.module.node('!{!"llvm.loop.interleave.count", i32 1}'))
             properties.append(self.module.node('!{!"llvm.loop.unroll.disable"}'))
+        else:  # a third of the compile time, for loops that the vectoriser interleaves
+            properties.append(self.module.node('!{!"llvm.loop.unroll.runtime.disable"}'))
         return f", !llvm.loop {self.module.loop(properties)}"
 
     def _hoist(self, ahead: Sequence[KernelValue], bound: set[str]) -> None:
@@ -156,7 +158,7 @@ class LoopWriter(ValueWriter):
             if id(value) in done:
                 continue
             done.add(id(value))
-            if isinstance(value, Checked):
+            if isinstance(value, Checked) and not value.proved:
                 checks.append((value, guards))
             inner = guards
             if isinstance(value, Load):

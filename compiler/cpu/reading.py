@@ -15,6 +15,7 @@ from stagefuse.compiler.kernel_ir import (
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dtypes import F32
 
 from . import scalars
 from .ir import Value
@@ -131,7 +132,21 @@ class ValueWriter(MemoryWriter):
             return scalars.convert(self.code, args[0], value.args[0].dtype, value.dtype)
         if value.fn == "round_to":
             return scalars.round_to(self.code, args[0], value.to or value.dtype)
+        if value.fn == "div" and self._divides_all(value):
+            return scalars.times_reciprocal(args[0], args[1])
         return scalars.apply(self.code, value.fn, args, value.args[-1].dtype.compute)
+
+    def _divides_all(self, quotient: Op) -> bool:
+        """Whether it is in f32 and its divisor is that of every iteration of the loop around.
+
+        A vector of 512 bits is divided in 16 cycles and multiplied in f64, by a reciprocal made
+        before the loop, in 6. Shorter vectors gain nothing.
+        """
+        divisor = quotient.args[1]
+        if self.module.level != "v4" or quotient.dtype != F32 or self._is_volatile(divisor):
+            return False
+        inner = next((s.indices.keys() for s in reversed(self.scopes) if s.indices), None)
+        return inner is not None and not self._free(divisor) & inner
 
     def _load(self, load: Load) -> Value:
         memory = self.memory[load.buffer]
@@ -166,6 +181,8 @@ class ValueWriter(MemoryWriter):
 
     def _checked(self, checked: Checked, guards: Sequence[KernelValue]) -> Value:
         """The position, after noting one out of range unless a guard fails."""
+        if checked.proved:
+            return self.value(checked.value)
         code = self.code
         given, extent = self.value(checked.value), self.index(checked.extent)
         place = given.compare("lt", 0).select(given + extent, given)

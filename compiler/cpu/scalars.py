@@ -6,9 +6,11 @@ exist only in memory and are converted on the way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from stagefuse.compiler.scalar import LARGEST
 from stagefuse.dsl.dtypes import DType
 
 from . import vector_math
@@ -58,21 +60,38 @@ def to_memory(code: Code, value: Value, dtype: DType) -> Value:
     if dtype.name == "f8e4m3":
         return _to_f8(code, value, 3, 7, 448.0, 0x7F)
     if dtype.name == "f8e5m2":
-        return _to_f8(code, value, 2, 15, 57344.0, 0x7E)
+        return _to_f8(code, value, 2, 15, 57344.0, 0x7E, 0x7C)
     return value
 
 
-def _to_f8(code: Code, value: Value, mantissa: int, bias: int, largest: float, nan: int) -> Value:
-    """Rounds |value|, at most `largest`, to few mantissa bits; below the normal numbers by
-    adding a number whose last place is the smallest step."""
-    size = code.intrinsic("fabs", value)
-    size = size.compare("gt", largest).select(code.const(largest, "float"), size)
+def saturated(code: Code, value: Value, target: DType) -> Value:
+    """A float about to be converted: to f8, an infinity becomes the largest finite value.
+
+    Storing keeps the infinities of f8e5m2; only a conversion saturates.
+    """
+    if target.name != "f8e5m2":
+        return value
+    largest = code.const(LARGEST[target.name], value.type)
+    low = value.compare("lt", -LARGEST[target.name]).select(-largest, value)
+    return value.compare("gt", LARGEST[target.name]).select(largest, low)
+
+
+def _to_f8(
+    code: Code, value: Value, mantissa: int, bias: int, largest: float, nan: int,
+    infinity: int | None = None,
+) -> Value:
+    """Rounds |value|, if finite at most `largest`, to few mantissa bits; below the normal numbers
+    by adding a number whose last place is the smallest step."""
+    whole = code.intrinsic("fabs", value)
+    size = whole.compare("gt", largest).select(code.const(largest, "float"), whole)
     bits, drop = size.bits(), 23 - mantissa
     rounded = bits + ((bits.lshr(drop) & 1) + ((1 << (drop - 1)) - 1))
     normal = rounded.lshr(drop) - ((127 - bias) << mantissa)
     step = 2.0 ** (23 + 1 - bias - mantissa)
     tiny = (size + step).bits() - code.const(step, "float").bits()
     result = size.compare("lt", 2.0 ** (1 - bias)).select(tiny, normal)
+    if infinity is not None:
+        result = whole.compare("eq", math.inf).select(code.const(infinity, "i32"), result)
     result = value.is_nan().select(code.const(nan, "i32"), result)
     return (result | (value.bits().lshr(24) & 0x80)).to("trunc", "i8")
 
@@ -100,10 +119,10 @@ def convert(code: Code, value: Value, source: DType, target: DType) -> Value:
 
 
 def round_to(code: Code, value: Value, dtype: DType) -> Value:
-    """A float rounded to a storage dtype, still in its compute dtype."""
+    """A float converted to a storage dtype, still in its compute dtype."""
     if not dtype.is_small_float:
         return value
-    return from_memory(code, to_memory(code, value, dtype), dtype)
+    return from_memory(code, to_memory(code, saturated(code, value, dtype), dtype), dtype)
 
 
 def _select(c: Code, a: Sequence[Value], t: DType) -> Value:
@@ -162,7 +181,7 @@ def integer_division(c: Code, a: Value, b: Value, unsigned: bool) -> tuple[Value
     zero = b.compare("eq", 0)
     if unsigned:
         safe = zero.select(c.const(1, b.type), b)
-        q = c.pure(f"udiv {a.type} {a.text}, {safe.text}", a.type)
+        q = c.unsigned_division(a, safe)
         return zero.select(c.const(0, a.type), q), zero.select(c.const(0, a.type), a - q * safe)
     minus = b.compare("eq", -1)
     safe = (zero | minus).select(c.const(1, b.type), b)
@@ -176,7 +195,7 @@ def integer_division(c: Code, a: Value, b: Value, unsigned: bool) -> tuple[Value
 
 def float_division(c: Code, a: Value, b: Value) -> tuple[Value, Value]:
     """Floor quotient and remainder as NumPy's, from the exact remainder."""
-    rest = c.pure(f"frem {a.type} {a.text}, {b.text}", a.type)
+    rest = c.remainder(a, b)
     wrong = rest.compare("ne", 0.0) & (rest.compare("lt", 0.0) ^ b.compare("lt", 0.0))
     mod = wrong.select(rest + b, rest)
     mod = rest.compare("eq", 0.0).select(c.intrinsic("copysign", rest, b), mod)
@@ -187,6 +206,16 @@ def float_division(c: Code, a: Value, b: Value) -> tuple[Value, Value]:
     nothing = c.intrinsic("copysign", c.const(0.0, a.type), a / b)
     floor = exact.compare("eq", 0.0).select(nothing, floor)
     return b.compare("eq", 0.0).select(a / b, floor), mod
+
+
+def times_reciprocal(a: Value, b: Value) -> Value:
+    """a / b in f32 as a * (1 / b) in f64, rounded once more.
+
+    The same bits: a quotient of two numbers of 24 bits is no closer to the middle of two others
+    than 2^-49, relatively, and the product is within 2^-52. Only among subnormal results are
+    there ties, and one may go the other way.
+    """
+    return (a.to("fpext", "double") * (1.0 / b.to("fpext", "double"))).to("fptrunc", "float")
 
 
 def _floordiv(c: Code, a: Sequence[Value], t: DType) -> Value:

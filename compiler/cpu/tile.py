@@ -19,16 +19,14 @@ SUFFIX = {"float": "f32", "double": "f64"}
 
 @dataclass(frozen=True)
 class TileShape:
-    """A micro-kernel: element type, columns of a panel row, whether it adds to dst."""
+    """A micro-kernel: element type and columns of a panel row."""
 
     element: str
     columns: int
-    accumulate: bool
 
     @property
     def symbol(self) -> str:
-        word = "add" if self.accumulate else "set"
-        return f"sf.tile.{SUFFIX[self.element]}.{self.columns}.{word}"
+        return f"sf.tile.{SUFFIX[self.element]}.{self.columns}"
 
 
 def lanes_of(element: str, columns: int, level: str) -> int:
@@ -64,18 +62,19 @@ def tallest(element: str, columns: int, level: str) -> int:
 
 
 def tile_text(shape: TileShape, level: str) -> str:
-    """The function `symbol(dst, dst_row, a, a_row, a_col, panel, rows, depth, width)`.
+    """The function `symbol(dst, dst_row, a, a_row, a_col, panel, rows, depth, width, add)`.
 
-    Whole register tiles first, all of them for a stretch of columns before the next, so that its
-    part of the panel stays in the first-level cache; then what rows are left.
+    The sums start at 0, or where `add` at what dst holds. Whole register tiles first, all of
+    them for a stretch of columns before the next, so that its part of the panel stays in the
+    first-level cache; then what rows are left.
     """
     element = shape.element
     height = tallest(element, shape.columns, level)
     out = [
         f"define internal void @{shape.symbol}(ptr noalias %dst, i64 %dst_row, ptr readonly %a,"
         " i64 %a_row, i64 %a_col, ptr noalias readonly %panel, i64 %rows, i64 %depth,"
-        " i64 %width)"
-        " noinline nounwind {",
+        " i64 %width, i1 %add)"
+        " noinline noduplicate nounwind {",
         "entry:",
         f"  %rest = urem i64 %rows, {height}",
         "  %whole = sub i64 %rows, %rest",
@@ -135,12 +134,23 @@ def _product(shape: TileShape, rows: int, wide: int, lanes: int) -> list[str]:
         out.append(f"  %{t}a{r} = getelementptr {element}, ptr %a_base{rows}, i64 %{t}o{r}")
         out.append(f"  %{t}e{r} = mul i64 %dst_row, {r}")
         out.append(f"  %{t}d{r} = getelementptr {element}, ptr %d_base{rows}, i64 %{t}e{r}")
-    out += [f"  %{t}some = icmp sgt i64 %depth, 0"]
-    out += [f"  br i1 %{t}some, label %loop{rows}, label %stop{rows}", f"loop{rows}:"]
-    out.append(f"  %{t}k = phi i64 [ 0, %start{rows} ], [ %{t}k1, %loop{rows} ]")
+    for r, c in cells:
+        out.append(f"  %{t}w{r}_{c} = getelementptr {element}, ptr %{t}d{r}, i64 {c * lanes}")
+    out += [f"  br i1 %add, label %add{rows}, label %begin{rows}", f"add{rows}:"]
+    for r, c in cells:
+        out.append(f"  %{t}g{r}_{c} = load {vector}, ptr %{t}w{r}_{c}, align {size}")
+    out += [f"  br label %begin{rows}", f"begin{rows}:"]
     for r, c in cells:
         out.append(
-            f"  %{t}s{r}_{c} = phi {vector} [ zeroinitializer, %start{rows} ],"
+            f"  %{t}h{r}_{c} = phi {vector} [ zeroinitializer, %start{rows} ],"
+            f" [ %{t}g{r}_{c}, %add{rows} ]"
+        )
+    out += [f"  %{t}some = icmp sgt i64 %depth, 0"]
+    out += [f"  br i1 %{t}some, label %loop{rows}, label %stop{rows}", f"loop{rows}:"]
+    out.append(f"  %{t}k = phi i64 [ 0, %begin{rows} ], [ %{t}k1, %loop{rows} ]")
+    for r, c in cells:
+        out.append(
+            f"  %{t}s{r}_{c} = phi {vector} [ %{t}h{r}_{c}, %begin{rows} ],"
             f" [ %{t}n{r}_{c}, %loop{rows} ]"
         )
     out.append(f"  %{t}pk = mul i64 %{t}k, {shape.columns}")
@@ -170,16 +180,10 @@ def _product(shape: TileShape, rows: int, wide: int, lanes: int) -> list[str]:
     ]
     for r, c in cells:
         out.append(
-            f"  %{t}z{r}_{c} = phi {vector} [ zeroinitializer, %start{rows} ],"
+            f"  %{t}z{r}_{c} = phi {vector} [ %{t}h{r}_{c}, %begin{rows} ],"
             f" [ %{t}n{r}_{c}, %loop{rows} ]"
         )
     for r, c in cells:
-        out.append(f"  %{t}w{r}_{c} = getelementptr {element}, ptr %{t}d{r}, i64 {c * lanes}")
-        value = f"%{t}z{r}_{c}"
-        if shape.accumulate:
-            out.append(f"  %{t}g{r}_{c} = load {vector}, ptr %{t}w{r}_{c}, align {size}")
-            out.append(f"  %{t}h{r}_{c} = fadd {vector} %{t}g{r}_{c}, {value}")
-            value = f"%{t}h{r}_{c}"
-        out.append(f"  store {vector} {value}, ptr %{t}w{r}_{c}, align {size}")
+        out.append(f"  store {vector} %{t}z{r}_{c}, ptr %{t}w{r}_{c}, align {size}")
     out.append(f"  br label %next{rows}")
     return out

@@ -65,7 +65,7 @@ class Unique:
             return ("load", value.buffer, places, guards, repr(value.fill))
         if isinstance(value, Op):
             return (value.fn, self._ids(value.args), value.dtype.name, value.to)
-        return ("checked", self._ids((value.value,)), value.extent, value.site)
+        return ("checked", self._ids((value.value,)), value.extent, value.site, value.proved)
 
     def _rebuilt(self, value: Value) -> Value:
         def own(values: Sequence[Value]) -> tuple[Value, ...]:

@@ -12,10 +12,10 @@ and Hanek). pow keeps the logarithm in two doubles.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from .ir import Code, Value
+from .ir import BITS, Code, Value, integer_of
 
 Function: TypeAlias = Callable[..., Value]
 Pair: TypeAlias = tuple[Value, Value]
@@ -155,6 +155,42 @@ def power_of_two(c: Code, k: Value, kind: str) -> Value:
     return (k + BIAS[kind]).shl(MANTISSA[kind]).as_float(kind)
 
 
+FAR_BELOW = -(1 << 30)
+"""An exponent that `scale` takes for minus infinity."""
+
+
+def scale(c: Code, p: Value, k: Value) -> Value:
+    """p 2^k for p in 1/2 .. 2, rounded once; 0 for k = FAR_BELOW."""
+    return c.call(f"sf.scale.{SUFFIX[p.type]}", p.type, p, k)
+
+
+def scale_text(llvm_type: str, level: str) -> str:
+    """The function behind `scale`.
+
+    AVX-512 has an instruction for it. Elsewhere two powers of two are multiplied by, the second
+    one 0 where the result is: a subnormal result takes a microcode assist of some hundred cycles.
+    """
+    code = Code()
+    p, k = code.value("%p", llvm_type), code.value("%k", integer_of(llvm_type))
+    if level == "v4":
+        short = k.to("trunc", "i32")
+        result = code.call(f"llvm.ldexp.f{BITS[llvm_type]}.i32", llvm_type, p, short)
+    else:
+        half = k.ashr(1)  # of FAR_BELOW: its power of two wraps to 1
+        rest = power_of_two(code, k - half, llvm_type)
+        rest = k.compare("eq", FAR_BELOW).select(code.const(0.0, llvm_type), rest)
+        result = (p * power_of_two(code, half, llvm_type)) * rest
+    name = f"sf.scale.{SUFFIX[llvm_type]}"
+    return internal_function(name, [p, k], code, result)
+
+
+def internal_function(name: str, args: Sequence[Value], code: Code, result: Value) -> str:
+    """The LLVM text of a function without effects."""
+    listed = ", ".join(f"{a.type} {a.text}" for a in args)
+    head = f"define internal {result.type} @{name}({listed}) alwaysinline {{"
+    return "\n".join([head, "entry:", *code.lines, f"  ret {result.type} {result.text}", "}"])
+
+
 def clamp(c: Code, x: Value, low: float, high: float) -> Value:
     """x within limits; NaN stays."""
     above = x.compare("gt", high).select(c.const(high, x.type), x)
@@ -194,8 +230,8 @@ def exp(c: Code, x: Value, low: Value | None = None) -> Value:
     else:
         tail = c.fma(c.polynomial(r, EXP_F64), r * (r * r), (r * r) * 0.5)
         p = (r + tail) + 1.0
-    half = k.ashr(1)
-    return (p * power_of_two(c, half, x.type)) * power_of_two(c, k - half, x.type)
+    far_below = c.const(FAR_BELOW, k.type)
+    return scale(c, p, x.compare("lt", limits[0]).select(far_below, k))
 
 
 def expm1(c: Code, x: Value) -> Value:
@@ -350,8 +386,7 @@ def quarter_turns(c: Code, x: Value) -> tuple[Value, Value, Value]:
     pieces = []
     for column in range(4):
         at = row.shl(2) + column
-        slot = c.pure(f"getelementptr double, ptr @sf.two_over_pi, i64 {at.text}", "ptr")
-        entry = c.pure(f"load double, ptr {slot.text}, align 8", "double")
+        entry = c.two_over_pi(at)
         pieces += [modulo_four(c, part) for part in two_product(c, scaled, entry)]
     total, low = pieces[0], c.const(0.0, "double")
     for piece in pieces[1:5]:
@@ -515,16 +550,7 @@ def definition(name: str, llvm_type: str) -> str:
     code = Code()
     args = [code.value(f"%x{i}", llvm_type) for i in range(arity)]
     result = function(code, *args)
-    listed = ", ".join(f"{a.type} {a.text}" for a in args)
-    return "\n".join(
-        [
-            f"define internal {llvm_type} @{symbol(name, llvm_type)}({listed}) alwaysinline {{",
-            "entry:",
-            *code.lines,
-            f"  ret {llvm_type} {result.text}",
-            "}",
-        ]
-    )
+    return internal_function(symbol(name, llvm_type), args, code, result)
 
 
 def needs_table(name: str, llvm_type: str) -> bool:

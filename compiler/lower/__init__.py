@@ -5,6 +5,6 @@
 """
 
 from .blocks import Sites
-from .kernel import Lowered, lower
+from .kernel import FORMS, Lowered, finish, lower
 
-__all__ = ["Lowered", "Sites", "lower"]
+__all__ = ["FORMS", "Lowered", "Sites", "finish", "lower"]

@@ -147,7 +147,7 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
                 s.dst_offset, s.dst_row, s.a_offset, s.a_row, s.a_col, s.panel_offset, s.rows,
                 s.depth,
             }  # fmt: skip
-            found |= {s.width} if s.width is not None else set()
+            found |= {e for e in (s.width, s.panel_row, s.panel_col) if e is not None}
         elif isinstance(s, SortRow):
             found.add(as_expr(s.count))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from stagefuse.dsl.dims import Expr, const, floordiv
@@ -51,8 +51,13 @@ FORMS: dict[str, Callable[[Lowering], Parallel]] = {
 
 def lower(graph: Graph, group: Group, sites: Sites, schedule: Schedule) -> Lowered:
     """The kernel of a group, named by its content."""
-    low = Lowering(graph, group, sites, schedule)
-    parallel, work = FORMS[group.kind](low)
+    return finish(Lowering(graph, group, sites, schedule), FORMS)
+
+
+def finish(low: Lowering, forms: Mapping[str, Callable[[Lowering], Parallel]]) -> Lowered:
+    """The kernel of a lowering that has made nothing yet."""
+    graph, group = low.graph, low.group
+    parallel, work = forms[group.kind](low)
     body = tuple(low.scopes[0].body)
     count = product_of([extent for _, extent in parallel])
     buffers = tuple(low.buffers.values())
@@ -63,5 +68,5 @@ def lower(graph: Graph, group: Group, sites: Sites, schedule: Schedule) -> Lower
     digest = hashlib.sha256(repr(kernel).encode()).hexdigest()[:10]
     label = graph.nodes[group.roots[0].node].label or "kernel"
     kernel = replace(kernel, name=f"k_{digest}", label=label)
-    grain = floordiv(const(schedule.step_flops) + work - 1, at_least_one(work))
+    grain = floordiv(const(low.schedule.step_flops) + work - 1, at_least_one(work))
     return Lowered(kernel, tuple(low.buffers), count, grain, label, tuple(sorted(group.members)))

@@ -38,6 +38,7 @@ from ..kernel_ir import (
     Value,
 )
 from ..schedule import Schedule
+from ..value_ranges import is_position
 from .blocks import Blocks, Scope, Sites
 from .expressions import all_of, as_dtype, expand, minus, product_of, symbols_of
 
@@ -220,6 +221,7 @@ class Lowering(Blocks):
         here = dict(zip(gather.symbols, at, strict=True))
         extents = self.graph.type(node.operands[0]).shape
         place: list[Value] = []
+        checks = False
         for index, extent in zip(gather.indices, extents, strict=True):
             if not isinstance(index, Indirect):
                 place.append(self.index(index, here))
@@ -227,13 +229,16 @@ class Lowering(Blocks):
             spot = tuple(self.index(e, here) for e in index.indices)
             value = self.value(node.operands[index.operand], spot, guard)
             value = as_dtype(value, I64)
+            plain = index.scale == const(1) and index.offset == const(0)
+            proved = plain and is_position(self.graph, node.operands[index.operand], extent)
+            checks = checks or not proved
             if index.scale != const(1):
                 value = Op("mul", (value, self.index(index.scale, here)), I64)
             if index.offset != const(0):
                 value = Op("add", (value, self.index(index.offset, here)), I64)
-            place.append(Checked(value, extent, self.sites.number(node.span)))
+            place.append(Checked(value, extent, self.sites.number(node.span), proved))
         filled = product_of(extents).as_int()
-        if filled is None or filled == 0:
+        if checks and not filled:
             # an empty table has no element 0 to read instead
             size = Index(product_of(extents) - 1)
             if not self.facts.is_nonneg(size.expr):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.dsl.dims import Expr, Facts, const
 from stagefuse.dsl.dtypes import I32, DType
+from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.signature import OpError
 from stagefuse.dsl.types import TensorType
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from stagefuse.compiler import scalar
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.dsl.dims import Expr, Facts, as_expr, sym
 from stagefuse.dsl.dtypes import BOOL, F32, I64, DType
+from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
@@ -34,6 +33,19 @@ def check_shape(shape: Sequence[Any], name: str, facts: Facts) -> tuple[Expr, ..
         if high is not None and high < 0:
             raise OpError(f"a size of {name} is negative", "shape", str(size))
     return exprs
+
+
+def not_negative(name: str, param: str = "shape") -> Callable[..., list[tuple[Expr, str, str]]]:
+    """The demand on a call that no size of a shape is negative."""
+
+    def demands(args: Args, facts: Facts) -> list[tuple[Expr, str, str]]:
+        given = args[param]
+        sizes = dims([given] if param == "n" else given)
+        message = f"a size of `{name}` must not be negative: {{}}"
+        return [(size, ">=0", message.format(size)) for size in sizes
+                if size.as_int() is None and not facts.is_nonneg(size)]
+
+    return demands
 
 
 def check_number(value: Any, dtype: DType, param: str) -> None:
@@ -140,15 +152,19 @@ _FULL, _ZEROS, _ONES = _filled("full", None), _filled("zeros", 0), _filled("ones
 
 OPS = (
     Op("zeros", (SHAPE, Param("dtype", "dtype", F32)), "A tensor of zeros, f32 unless told.",
-       *_ZEROS, lambda shape, dtype=F32: _full(shape, 0, dtype), ("zeros([2])", "[0.0, 0.0]")),
+       *_ZEROS, lambda shape, dtype=F32: _full(shape, 0, dtype), ("zeros([2])", "[0.0, 0.0]"),
+       demands=not_negative("zeros")),
     Op("ones", (SHAPE, Param("dtype", "dtype", F32)), "A tensor of ones, f32 unless told.",
-       *_ONES, lambda shape, dtype=F32: _full(shape, 1, dtype), ("ones([2])", "[1.0, 1.0]")),
+       *_ONES, lambda shape, dtype=F32: _full(shape, 1, dtype), ("ones([2])", "[1.0, 1.0]"),
+       demands=not_negative("ones")),
     Op("full", (SHAPE, Param("value", "scalar"), Param("dtype", "dtype", None)),
        "A tensor of one number, rounded to the dtype; without one f32, i64 or bool as the"
        " number is written.",
-       *_FULL, _full, ("full([2], 7)", "[7, 7]")),
+       *_FULL, _full, ("full([2], 7)", "[7, 7]"),
+       demands=not_negative("full")),
     Op("iota", (Param("n", "size"),), "The i64 numbers from 0 up to n, excluding it.",
-       _iota_rule, _lower_iota, lambda n: np.arange(n), ("iota(3)", "[0, 1, 2]")),
+       _iota_rule, _lower_iota, lambda n: np.arange(n), ("iota(3)", "[0, 1, 2]"),
+       demands=not_negative("iota", "n")),
     Op("input", (Param("name", "str"),), "An argument of the pipeline.",
        _given, _lower_input, lambda name, value=0: value, ("input('x')", "0"),
        user_callable=False),

@@ -1,16 +1,15 @@
-"""Access by index notation and indexing, and additions at positions read from data."""
+"""Additions and maxima at positions read from data, and access by index notation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from stagefuse.compiler.graph import Builder, Indirect, Ref
 from stagefuse.compiler.interpret import index_values
 from stagefuse.dsl.dims import Expr, Facts, as_expr, sym
 from stagefuse.dsl.dtypes import I64
+from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
@@ -136,12 +135,12 @@ OPS = (
        "base with updates added at positions along an axis: row n of updates to row indices[n]."
        " Repeated positions add up in order; negative ones count from the end; one out of range"
        " is an error when the pipeline runs. NaN gives NaN.",
-       _scatter_rule("`scatter_add`"), _lower_scatter("add"), _scatter(np.add),
+       _scatter_rule("`scatter_add`"), _lower_scatter("add"), _scatter(later.add),
        ("scatter_add([0, 0], [1, 1], [2, 3])", "[0, 5]")),
     Op("scatter_max", SCATTER,
        "base with the maximum of itself and the updates at positions along an axis. Negative"
        " positions count from the end; one out of range is an error when the pipeline runs. NaN"
        " gives NaN.",
-       _scatter_rule("`scatter_max`"), _lower_scatter("max"), _scatter(np.maximum),
+       _scatter_rule("`scatter_max`"), _lower_scatter("max"), _scatter(later.maximum),
        ("scatter_max([0, 0], [1, 1], [2, 3])", "[0, 3]")),
 )  # fmt: skip

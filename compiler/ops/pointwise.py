@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from stagefuse.compiler import scalar
 from stagefuse.compiler.graph import Builder, Ref, Scalar
 from stagefuse.compiler.scalar import FUNCTIONS, ScalarFn
 from stagefuse.dsl.dims import Facts
 from stagefuse.dsl.dtypes import BOOL, DType
+from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
@@ -175,7 +175,9 @@ def _op(
     fn = FUNCTIONS[name]
     params = params or (UNARY if fn.arity == 1 else PAIR)
     names = [p.name for p in params]
-    text = f"{fn.doc[0].upper()}{fn.doc[1:]}. {note}".strip()
+    # a formula stays as it is written
+    first = fn.doc[0].upper() if re.match(r"[a-z]{2,}\b(?!\()", fn.doc) else fn.doc[0]
+    text = f"{first}{fn.doc[1:]}. {note}".strip()
     return Op(
         name, params, text, _rule(fn, symbol, names), _lower(fn), _reference(fn), example,
         fn.ulp, symbol is None, True, symbol, name, _folded(fn),
@@ -332,14 +334,14 @@ def _cast(x: Any, dtype: DType) -> Any:
 
 _COMPOSED = (
     Op("exp2", UNARY, "2 to the power x. `exp2(-inf)` is 0. NaN gives NaN.",
-       _floats("exp2"), _lower_exp2, _quiet(np.exp2), ("exp2(3.0)", "8.0"), 4.0,
-       pointwise=True, folding=_fold_float(np.exp2)),
+       _floats("exp2"), _lower_exp2, _quiet(later.exp2), ("exp2(3.0)", "8.0"), 4.0,
+       pointwise=True, folding=_fold_float(later.exp2)),
     Op("log10", UNARY, "The logarithm to base 10. `log10(0)` is -inf; NaN below 0.",
-       _floats("log10"), _lower_log10, _quiet(np.log10), ("log10(1.0)", "0.0"), 4.0,
-       pointwise=True, folding=_fold_float(np.log10)),
+       _floats("log10"), _lower_log10, _quiet(later.log10), ("log10(1.0)", "0.0"), 4.0,
+       pointwise=True, folding=_fold_float(later.log10)),
     Op("isfinite", UNARY, "Whether x is neither infinite nor NaN.",
-       _isfinite_rule, _lower_isfinite, _quiet(np.isfinite), ("isfinite(inf)", "False"),
-       pointwise=True, folding=_fold_float(np.isfinite)),
+       _isfinite_rule, _lower_isfinite, _quiet(later.isfinite), ("isfinite(inf)", "False"),
+       pointwise=True, folding=_fold_float(later.isfinite)),
     Op("clamp", tuple(Param(n, "tensor", group="x") for n in ("x", "lo", "hi")),
        "x, but at least lo and at most hi: `minimum(maximum(x, lo), hi)`. NaN stays.",
        _clamp_rule, _lower_clamp,
@@ -348,7 +350,7 @@ _COMPOSED = (
     Op("select", (Param("c", "tensor"), *PAIR),
        "a where the condition c holds, else b. Both sides are computed; a NaN on the other side"
        " does not matter.",
-       _select_rule, _lower_select, _quiet(np.where), ("select(True, 1, 2)", "1"),
+       _select_rule, _lower_select, _quiet(later.where), ("select(True, 1, 2)", "1"),
        pointwise=True, scalar="select", folding=lambda c, a, b: a if c else b),
     Op("cast", (X, Param("dtype", "dtype")),
        "x in another dtype, written `f32(x)`. Rounds to nearest even; to f8 and from float to"

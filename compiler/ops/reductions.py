@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from stagefuse.compiler import interpret
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.compiler.scalar import wide
 from stagefuse.dsl.dims import Expr, Facts, const
 from stagefuse.dsl.dtypes import F32, I64, DType, from_numpy
+from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
@@ -176,7 +175,7 @@ OPS = (
        ("prod([1, 2, 3])", "6")),
     Op("mean", PARAMS, f"sum(x) / count along axes. {ALL} Integers and bools give f32; small"
        " floats are summed and divided in f32. NaN gives NaN; of nothing it is NaN.",
-       _rule("mean", ("any",), _averaged), _lower_mean, _floating(np.mean),
+       _rule("mean", ("any",), _averaged), _lower_mean, _floating(later.mean),
        ("mean([1.0, 2.0])", "1.5"), 1.0),
     Op("max", PARAMS, f"The greatest element along axes. {ALL} NaN gives NaN; of nothing it is"
        " the dtype's lowest value.",
@@ -205,5 +204,5 @@ OPS = (
     Op("var", (*PARAMS, Param("ddof", "int", 0, keyword_only=True)),
        f"The variance: the mean of (x - mean(x)) ** 2 along axes, divided by count - ddof. {ALL}"
        " Integers give f32. NaN gives NaN; of nothing it is NaN.",
-       _var_rule, _lower_var, _floating(np.var), ("var([1.0, 3.0])", "1.0"), 4.0),
+       _var_rule, _lower_var, _floating(later.var), ("var([1.0, 3.0])", "1.0"), 4.0),
 )  # fmt: skip

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from stagefuse.compiler import interpret
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.dsl.dims import Expr, Facts, as_expr
 from stagefuse.dsl.dtypes import I64
+from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
@@ -66,7 +65,7 @@ def _topk_rule(args: Args, facts: Facts) -> Types:
             f"`topk` needs {k} of {extent} elements, which may be fewer", "k", str(k),
             [f"x is {x}" + (f"; {known}" if known else "")],
             f"state the range of the size, such as `where {extent} in {k}..=4096`"
-            if extent.as_symbol() else None,
+            if extent.as_symbol() and k.as_int() is not None else None,
         )  # fmt: skip
     type = TensorType(x.dtype, (*x.shape[:axis], k, *x.shape[axis + 1 :]))
     return (type, type.with_dtype(I64))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv
+from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
@@ -234,7 +233,8 @@ def _cuts(args: Args, extent: Expr, facts: Facts) -> list[tuple[Expr, Expr]]:
             raise OpError(
                 f"`split` into {count} needs a size that {count} divides", "x",
                 notes=[f"the size is {extent}", *_known((extent,), facts)],
-                help=f"state it: `where {extent} % {count} == 0`",
+                help=None if extent.as_int() is not None
+                else f"state it: `where {extent} % {count} == 0`",
             )  # fmt: skip
         return [(size * n, size) for n in range(count)]
     bounds = [const(0), *(_cut(p, extent) for p in given), extent]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
+from stagefuse.dsl.numpy_later import np
 
 from .. import scalar
 from ..graph import Map, Ref

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from stagefuse.dsl.dtypes import BOOL, DType
+from stagefuse.dsl.dtypes import BOOL, F8E5M2, DType
+from stagefuse.dsl.numpy_later import np
 
 from .. import scalar
 from ..graph import Map, Ref
@@ -159,6 +158,9 @@ def _cast(m: Match) -> Made:
         return None
     first, middle, last = m.b.type(under[0]).dtype, m.b.type(x).dtype, m.type.dtype
     if not holds(middle, first):
+        return None
+    # the way back saturates infinities
+    if first == last == F8E5M2:
         return None
     # a float saturates where an integer wraps
     if middle.is_float and not first.is_float and last.is_int and not holds(last, first):

@@ -198,6 +198,8 @@ class _Call:
             types = list(self.record.infer(inputs, self.recorder.facts))
         except OpError as error:
             raise self._refused(error) from error
+        for expr, relation, message in self.record.checks(inputs, self.recorder.facts):
+            self.recorder.check(expr, relation, message, self.span)
         results = self.recorder.apply(
             self.record.name, operands, attributes, types, self.span, space
         )
@@ -323,6 +325,8 @@ def static(param: Param, arg: Arg, owner: str) -> Any:
             arg.span,
             describe(arg.value),
             notes=["it is needed while compiling"] if changing else [],
+            help=f"of two values: `{owner}imum(a, b)`"
+            if owner in ("min", "max") and param.kind == "axis" else None,
         )
     return found
 
@@ -445,5 +449,6 @@ def dtypes_differ(first: Arg, one: DType, second: Arg, other: DType) -> Failed:
         describe(second.value) if not isinstance(second.value, Dim) else f"{other}",
         [(first.span, describe(first.value) if not isinstance(first.value, Dim) else f"{one}")],
         ["there is no implicit conversion"],
-        f"convert: `{target}({text_of(weaker.span)})`",
+        f"convert: `{target}({text_of(weaker.span)})`" if first.span != second.span
+        else f"convert one of them: `{target}(...)`",
     )

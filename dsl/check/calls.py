@@ -46,6 +46,8 @@ from .values import (
 )
 
 MAX_DEPTH = 60
+PAIRWISE = {"min": "minimum", "max": "maximum"}
+"""What `min(a, b)` of sizes and constants is; of a tensor the second argument is an axis."""
 
 
 def call(
@@ -61,7 +63,11 @@ def call(
         case Poison():
             return POISON
         case BuiltinFunction():
-            return apply(frame.recorder, function.record, args, keywords, span)
+            record = function.record
+            pairwise = PAIRWISE.get(record.name)
+            if pairwise and len(args) == 2 and isinstance(args[0].value, Number | Dim):
+                record = frame.checker.builtins[pairwise]
+            return apply(frame.recorder, record, args, keywords, span)
         case DTypeValue():
             bound = bind(f"`{function.dtype}`", ["x"], [], ["x"], args, keywords, span)
             return expressions.cast(frame, function.dtype, Arg(bound["x"].value, span))
@@ -417,6 +423,7 @@ class _Inlining:
                 return value
             param = ast.Param(node.span, "the result", node, None)
             return self._constant(param, spec, Arg(value, span))
+        self._require_known(spec)
         if isinstance(value, Scope) and value.leaf is not None:
             value = self.recorder.weight(value, span)
         if not isinstance(value, Tensor | Number | Dim):
@@ -458,6 +465,19 @@ class _Inlining:
                 if not self.solver.settle(*pair):
                     raise Mismatch(f"dimension {pair[2]} cannot be compared with {pair[1]}")
         return self._as_declared(tensor, spec)
+
+    def _require_known(self, spec: TensorSpec) -> None:
+        """The sizes of a result follow from those of the parameters. Raises Failed."""
+        unknown = [n for e in (*spec.shape.before, *spec.shape.after)
+                   for n in self.solver.unknowns(e)]
+        if spec.shape.rest is not None and spec.shape.rest not in self.solver.rests:
+            unknown.append(spec.shape.rest)
+        if unknown:
+            raise Failed(
+                "E0219", f"the size `{unknown[0]}` does not follow from the parameters", spec.span,
+                f"no parameter of {self.what} has it",
+                help="write the size as an expression, or leave the result undeclared",
+            )
 
     def _as_declared(self, tensor: Tensor, spec: TensorSpec) -> Tensor:
         """The tensor, its shape written as the signature has it where both were proved equal."""

@@ -87,6 +87,9 @@ class Signature:
                 before.append(self.dim(item))
             else:
                 after.append(self.dim(item))
+        for item, size_of_item in zip(node.dims or (), (*before, *after), strict=False):
+            if rest is None and (size_of_item.as_int() or 0) < 0:
+                raise Failed("E0219", f"the size {size_of_item} is negative", item.span)
         return TensorSpec(dtype, Declared(tuple(before), rest, tuple(after)), node.span)
 
     def dim(self, node: ast.Expr) -> Expr:

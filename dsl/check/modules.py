@@ -47,7 +47,7 @@ class ModuleScope:
 
     name: str
     source: Source
-    items: dict[str, ast.Item] = field(default_factory=dict)
+    items: Mapping[str, ast.Item] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)
 
@@ -103,9 +103,20 @@ class Checker:
                 help=f"choose another name, such as `{name}_`",
             )
 
+    def _require_distinct(self, item: ast.Item) -> None:
+        """Reports parameters of one name."""
+        first: dict[str, Span] = {}
+        for param in item.params if isinstance(item, ast.Fn | ast.Pipeline) else ():
+            with self.reporter.catching():
+                if param.name in first:
+                    raise Failed("E0210", f"`{param.name}` is named twice", param.span,
+                                 "again here", [(first[param.name], "first here")])
+                first[param.name] = param.span
+
     def enter(self, module: ast.Module, source: Source, name: str) -> ModuleScope:
         """The scope of a parsed file; reports names that are bound twice or built in."""
-        scope = ModuleScope(name, source)
+        items: dict[str, ast.Item] = {}
+        scope = ModuleScope(name, source, items)
         first: dict[str, Span] = {}
         for item in module.items:
             span = getattr(item, "name_span", item.span)
@@ -113,6 +124,7 @@ class Checker:
                 if item.name in RESERVED:
                     raise Failed("E0212", f"`{item.name}` is reserved for later", span)
                 self.require_free(item.name, span)
+                self._require_distinct(item)
                 if item.name in first:
                     raise Failed(
                         "E0210",
@@ -122,7 +134,7 @@ class Checker:
                         [(first[item.name], "first here")],
                     )
                 first[item.name] = span
-                scope.items[item.name] = item
+                items[item.name] = item
         for item in module.items:
             if isinstance(item, ast.Import | ast.WeightsDecl | ast.Const):
                 if scope.items.get(item.name) is item:
@@ -191,7 +203,7 @@ class Checker:
         return Scope(WeightsHandle(name, path, tensors), "")
 
     def _import(self, item: ast.Import) -> Value:
-        from ..parser import parse
+        from ..parser import LazyItems, parse
 
         if item.name in self.importing:
             raise Failed("E0213", f"`{item.name}` imports itself", item.span)
@@ -204,6 +216,10 @@ class Checker:
                     item.span,
                     notes=["a module is a file of the standard library or beside the source"],
                 )
+            if source.is_standard:
+                scope = ModuleScope(item.name, source, LazyItems(source))
+                self.modules[item.name] = scope
+                return Module(item.name, scope)
             self.importing.append(item.name)
             try:
                 tree, problems = parse(source)

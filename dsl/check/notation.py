@@ -7,12 +7,13 @@ body is evaluated with one leading axis per index that is in scope.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import ast
 from ..dims import Expr, const, sym
 from ..dtypes import I64
+from ..frozen import Frozen
 from ..signature import OpError
 from ..source import Span
 from ..types import TensorType
@@ -31,10 +32,10 @@ class Poisoned(Exception):
 
 def children(node: Any) -> Iterator[Any]:
     """The syntax nodes directly below a node."""
-    for f in fields(node):
-        value = getattr(node, f.name)
+    for name in node.__match_args__:
+        value = getattr(node, name)
         for item in value if isinstance(value, tuple) else (value,):
-            if hasattr(item, "__dataclass_fields__") and not isinstance(item, Span):
+            if isinstance(item, Frozen):
                 yield item
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..dims import Expr, Facts
+from ..dims import Expr, Facts, const, minimum
 from ..dtypes import BOOL, F32, I64, DType
 from ..program import Apply, Check, ValueId
 from ..source import Span
@@ -133,8 +133,23 @@ class Recorder:
             ("indices", indices),
             ("site", text if len(text) <= 80 else text[:77] + "..."),
         )
+        for index, extent in zip(indices, operands[0].full_type.shape, strict=True):
+            if isinstance(index, tuple):
+                self._require_elements(extent, shape, span)
         result = TensorType(operands[0].full_type.dtype, shape)
         return self.apply("access", operands, attributes, (result,), span, space)[0]
+
+    def _require_elements(self, extent: Expr, shape: tuple[Expr, ...], span: Span) -> None:
+        """Ask that nothing is read from an empty dimension: its kernel could not tell."""
+        if self.facts.is_positive(extent):
+            return
+        count = const(1)
+        for size in shape:
+            count = count * size
+        enough = minimum(extent, 1, self.facts) - minimum(count, 1, self.facts)
+        if not self.facts.is_nonneg(enough):
+            message = f"no index is in range of a dimension of size {extent}"
+            self.check(enough, ">=0", message, span)
 
     def lifted(self, value: Tensor, space: Space, span: Span) -> Tensor:
         """`value` with one leading axis per index of `space`, repeated along the new ones."""

@@ -29,7 +29,7 @@ from .expressions import evaluate
 from .frame import Frame
 from .modules import Checker, Headers, ModuleScope
 from .record import Recorder, divided
-from .report import Failed
+from .report import Failed, text_of
 from .unify import Declared, Solver
 from .values import NONE, Dim, Function, Items, Number, Scope, Tensor, Value, is_poison
 
@@ -115,8 +115,6 @@ class _Entry:
         for param, spec in specs:
             declared = TensorType(_dtype(spec), spec.shape.before)
             self.checker.require_free(param.name, param.span)
-            if param.name in self.frame.locals:
-                raise Failed("E0210", f"`{param.name}` is named twice", param.span)
             self.frame.locals[param.name] = self.recorder.input(param.name, declared, param.span)
             inputs.append((param.name, declared, param.span))
         value = statements.body(self.frame, self.node.body, f"`{self.node.name}`")
@@ -248,7 +246,23 @@ def gather_facts(recorder: Recorder, signature: Signature, where: tuple[ast.Wher
                         raise Failed("E0217", f"`{clause.name}` has an empty range", clause.span)
             except Silent:
                 continue
+    _require_ranges(signature, ranges, where)
     return Facts(ranges, tuple(divisible))
+
+
+def _require_ranges(
+    signature: Signature, ranges: Mapping[str, tuple[Expr | int, Expr | int | None]],
+    where: tuple[ast.Where, ...],
+) -> None:
+    """Reports sizes that no value satisfies."""
+    for name, (low, high) in ranges.items():
+        gap = None if high is None else (as_expr(high) - as_expr(low)).as_int()
+        if gap is not None and gap < 0:
+            clauses = [clause.span for clause in where if name in text_of(clause.span)]
+            with signature.frame.checker.reporter.catching():
+                raise Failed("E0217", f"no size is left for `{name}`", clauses[-1],
+                             f"{name} is at least {low} and at most {high}",
+                             [(span, "") for span in clauses[:-1]])
 
 
 def _add_fact(

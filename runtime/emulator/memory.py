@@ -112,7 +112,10 @@ class Pointer:
 
 
 class Uninitialised(np.ndarray[Any, Any]):
-    """A buffer that nothing wrote yet."""
+    """A buffer that nothing wrote yet; a view of one is an ordinary array."""
+
+    written: Array | None = None
+    """Which of its bytes were written."""
 
 
 def uninitialised(shape: int | tuple[int, ...], dtype: Any) -> Uninitialised:
@@ -122,12 +125,8 @@ def uninitialised(shape: int | tuple[int, ...], dtype: Any) -> Uninitialised:
     """
     made = np.empty(shape, dtype).view(Uninitialised)
     made.view(np.ndarray).reshape(-1).view(np.uint8)[:] = 0xCD
-    _WRITTEN[id(made)] = (made, np.zeros(made.nbytes, np.uint8))
+    made.written = np.zeros(made.nbytes, np.uint8)
     return made
-
-
-_WRITTEN: dict[int, tuple[Any, Array]] = {}
-"""Which bytes of uninitialised buffers were written, by identity of the buffer."""
 
 
 @dataclass
@@ -165,15 +164,14 @@ class Heap:
         return self.address_of(np.ctypeslib.as_array(raw), "array")
 
     def _arena(self, array: Array, name: str) -> Arena:
-        written = _WRITTEN.get(id(array))
         data = array.view(np.ndarray)
         direct = data.flags.c_contiguous and data.flags.writeable
         flat = data if direct else np.ascontiguousarray(data).copy()
         if not direct and data.flags.writeable:
             self._copies.append((array, flat))
         arena = Arena(name, data.nbytes, data=flat.reshape(-1).view(np.uint8))
-        if written is not None and written[0] is array:
-            arena.valid = written[1]
+        if isinstance(array, Uninitialised) and array.written is not None:
+            arena.valid = array.written
         return arena
 
     def copy_back(self) -> None:

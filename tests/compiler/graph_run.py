@@ -13,7 +13,7 @@ from stagefuse.compiler.interpret import evaluate
 from stagefuse.dsl.program import Pipeline
 from stagefuse.dsl.source import Source, Span
 from stagefuse.runtime.api import host_levels
-from stagefuse.runtime.pipeline import Pipeline as Loaded
+from stagefuse.runtime.cpu_pipeline import CpuPipeline as Loaded
 
 NOWHERE = Span(Source("test.pipe", "\n"), 0, 0)
 

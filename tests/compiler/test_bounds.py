@@ -40,7 +40,7 @@ FACTS = Facts({**SIZES, **{n: (parse(a), parse(b)) for n, (a, b) in LOOPS.items(
 )
 def test_true_bounds_are_proved(goal: str, guards: list[str]) -> None:
     bounds = Bounds()
-    assert bounds.broken(parse(goal), FACTS, [parse(g) for g in guards], "") is None
+    assert bounds.broken(parse(goal), FACTS, [parse(g) for g in guards], str) is None
     assert not bounds.open
 
 
@@ -58,7 +58,7 @@ def test_true_bounds_are_proved(goal: str, guards: list[str]) -> None:
 )
 def test_false_bounds_have_a_counterexample(goal: str, guards: list[str]) -> None:
     expr = parse(goal)
-    found = Bounds().broken(expr, FACTS, [parse(g) for g in guards], "")
+    found = Bounds().broken(expr, FACTS, [parse(g) for g in guards], str)
     assert found is not None
     assert expr.evaluate(found) < 0
 
@@ -66,15 +66,15 @@ def test_false_bounds_have_a_counterexample(goal: str, guards: list[str]) -> Non
 def test_conditions_on_sizes_hold_everywhere() -> None:
     facts = Facts({"T": (0, 512), "K": (0, 512)})
     goal = parse("T - K")
-    assert Bounds().broken(goal, facts, [], "")
+    assert Bounds().broken(goal, facts, [], str)
     bounds = Bounds((goal,))
-    assert bounds.broken(goal, facts, [], "") is None
+    assert bounds.broken(goal, facts, [], str) is None
     assert not bounds.open
 
 
 def test_divisibility_is_kept_by_counterexamples() -> None:
     facts = Facts({"T": (0, 512)}, ((parse("T"), 4),))
-    found = Bounds().broken(parse("T - 5"), facts, [parse("T - 1")], "")
+    found = Bounds().broken(parse("T - 5"), facts, [parse("T - 1")], str)
     assert found == {"T": 4}
 
 
@@ -105,7 +105,7 @@ def test_what_is_proved_holds(goal: Expr, guard: Expr, rng: object) -> None:
     from stagefuse.compiler import bounds as module
 
     bounds = Bounds()
-    if bounds.broken(goal, FACTS, [guard], "") is not None or bounds.open:
+    if bounds.broken(goal, FACTS, [guard], str) is not None or bounds.open:
         return
     assert isinstance(rng, random.Random)
     for _ in range(60):

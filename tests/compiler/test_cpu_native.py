@@ -192,7 +192,7 @@ def test_levels_built_together_are_the_levels_built_alone(monkeypatch: pytest.Mo
     body = (Store("y", at, Op("exp", (Load("x", at, F32),), F32)),)
     buffers = (Buffer("x", F32, (n,), "in"), Buffer("y", F32, (n,), "out"))
     kernels = [Kernel("k", buffers, ("N",), (("i", n),), body)]
-    found = build.build_levels(kernels, build.LEVELS)
+    found = build.LevelBuild(kernels, build.LEVELS).objects()
     assert found == {level: build.build(kernels, level) for level in build.LEVELS}
     monkeypatch.setattr(build.sys, "executable", "/nowhere/python")
-    assert build.build_levels(kernels, build.LEVELS) == found
+    assert build.LevelBuild(kernels, build.LEVELS).objects() == found

@@ -12,7 +12,7 @@ from stagefuse.compiler.passes import pipeline_of
 from stagefuse.compiler.passes.join_products import JoinProducts
 from stagefuse.compiler.passes.simplify import Simplify
 from stagefuse.compiler.run_passes import run_passes
-from stagefuse.runtime.pipeline import Pipeline
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from ..test_examples import EXAMPLES, MODEL, is_installed
 from .ir_cases import Built, of_text
@@ -113,7 +113,7 @@ def test_joining_again_changes_nothing() -> None:
 def test_results_are_those_of_the_parts(tmp_path: Path) -> None:
     path = tmp_path / "qkv.pipe"
     path.write_text(QKV)
-    pipe = Pipeline(driver.compile_file(path, weights={"w": QKV_WEIGHTS}))
+    pipe = CpuPipeline(driver.compile_file(path, weights={"w": QKV_WEIGHTS}))
     for batch, tokens in ((1, 1), (2, 7), (0, 3), (3, 40)):
         x = RNG.standard_normal((batch, tokens, 32), np.float32)
         found = pipe(x=x, y=x)

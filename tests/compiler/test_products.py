@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stagefuse.compiler.graph import Builder, Graph
+from stagefuse.compiler.bounds import Bounds
+from stagefuse.compiler.graph import Builder, Contract, Graph
+from stagefuse.compiler.passes import pipeline_of
+from stagefuse.compiler.run_passes import run_passes
 from stagefuse.dsl.dims import Facts, const, sym
 from stagefuse.dsl.dtypes import F32, F64, DType
 from stagefuse.dsl.types import TensorType
-from stagefuse.runtime.pipeline import Pipeline
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from .graph_run import both, graph_of, native
 
@@ -28,7 +31,7 @@ def matmul(dtype: DType) -> Graph:
 
 
 @pytest.fixture(scope="module", params=["f32", "f64"])
-def compiled(request: pytest.FixtureRequest) -> tuple[Graph, Pipeline]:
+def compiled(request: pytest.FixtureRequest) -> tuple[Graph, CpuPipeline]:
     graph = matmul({"f32": F32, "f64": F64}[request.param])
     return graph, native(graph, ("M", "K", "N"))
 
@@ -38,7 +41,7 @@ SHAPES += [(5, 1100, 50), (150, 2049, 13), (0, 3, 13), (3, 0, 20), (36, 1024, 96
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_product(compiled: tuple[Graph, Pipeline], shape: tuple[int, int, int]) -> None:
+def test_product(compiled: tuple[Graph, CpuPipeline], shape: tuple[int, int, int]) -> None:
     print(f"seed {SEED}")
     rng = np.random.default_rng(SEED)
     graph, pipe = compiled
@@ -71,3 +74,26 @@ def test_a_deep_convolution() -> None:
     }
     ((found, wanted),) = both(graph, feeds, {})
     np.testing.assert_allclose(found, wanted, atol=630 * 6 * 630**0.5 * 2**-24)
+
+
+def test_a_convolution_with_a_kernel_of_one_is_a_product() -> None:
+    print(f"seed {SEED}")
+    rng = np.random.default_rng(SEED)
+    b = Builder(Facts().with_ranges({"B": (0, 8)}))
+    x = b.input("x", TensorType(F32, (sym("B"), const(20), const(9), const(9))))
+    w = b.input("w", TensorType(F32, (const(30), const(20), const(1), const(1))))
+    domain = [sym("B"), 30, 5, 5, 20, 1, 1]
+    left = b.view(x, domain, lambda n, o, i, j, c, u, v: [n, c, 2 * i + u, 2 * j + v])
+    right = b.view(w, domain, lambda n, o, i, j, c, u, v: [o, c, u, v])
+    graph = graph_of(b, [b.reduce("sum", b.map("mul", left, right), [4, 5, 6])])
+    optimized, _ = run_passes(graph, pipeline_of(lambda *_: np.zeros(0)), Bounds())
+    assert any(isinstance(n.primitive, Contract) for n in optimized.nodes.values())
+    feeds = {
+        "x": rng.standard_normal((3, 20, 9, 9)).astype(np.float32),
+        "w": rng.standard_normal((30, 20, 1, 1)).astype(np.float32),
+    }
+    ((found, wanted),) = both(graph, feeds, {"B": 3})
+    scale = np.einsum(
+        "bcij,oc->boij", np.abs(feeds["x"][:, :, ::2, ::2]), np.abs(feeds["w"][..., 0, 0])
+    )
+    assert np.all(np.abs(found - wanted) <= 21 * (2.0**-24 + 2.0**-50) * scale)

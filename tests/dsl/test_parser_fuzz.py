@@ -50,9 +50,9 @@ FRAGMENTS = tuple(
 
 def survives(text: str, limit_s: float = 2.0) -> None:
     source = Source("fuzz.pipe", text)
-    start = time.perf_counter()
+    start = time.process_time()
     _, problems = parse(source)
-    assert time.perf_counter() - start < limit_s
+    assert time.process_time() - start < limit_s
     for problem in problems:
         for label in (problem.primary, *problem.secondary):
             assert 0 <= label.span.start <= label.span.end <= len(source.text) + 1

@@ -14,8 +14,10 @@ import pytest
 import stagefuse as sf
 from stagefuse.compiler import plan_file
 from stagefuse.compiler.plan import Plan
+from stagefuse.runtime import devices
+from stagefuse.runtime.cuda import found
 
-from . import handmade
+from . import handmade, handmade_gpu
 
 
 def test_import_is_light() -> None:
@@ -55,14 +57,33 @@ def test_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "message"),
-    [("cuda:0", "CPUs only"), ("emulator", "GPU code"), ("tpu", "no device is called 'tpu'")],
+    "device", ["tpu", "cuda:x", "emulator:", "emulator:sm_75", "emulator:cpu", "cpu:0", ""]
 )
-def test_devices_that_are_not_there(device: str, message: str) -> None:
-    with pytest.raises(sf.DeviceError, match=message):
+def test_names_that_no_device_has(device: str) -> None:
+    with pytest.raises(sf.DeviceError, match=f"no device is called {device!r}"):
         sf.load("never-opened.fused", device=device)
-    with pytest.raises(sf.DeviceError, match="target 'h200' is not there"):
-        sf.compile("never-opened.pipe", target="cpu,h200")
+    with pytest.raises(sf.DeviceError, match="(?s)no target is called 'h300'.*there is cpu, a100"):
+        sf.compile("never-opened.pipe", target="cpu,h300")
+
+
+def test_targets() -> None:
+    assert devices.check_target(" h200, cpu,h100,l40,sm_89") == ("sm_90a", "cpu", "sm_89")
+    assert devices.check_target(None) == devices.check_target("") == ("cpu",)
+    assert devices.targets_for(None, "emulator") == ("sm_90a",)
+    assert devices.targets_for(None, "emulator:sm_80") == ("sm_80",)
+    assert devices.targets_for("a100", "emulator") == ("sm_80",)
+    assert devices.check_device("gpu:1") == devices.check_device("cuda:1") == "cuda:1"
+    assert devices.check_device("cuda") == "cuda:0"
+
+
+def test_a_device_needs_code_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "model.fused"
+    plan_file.write(handmade.plan(), path)
+    with pytest.raises(sf.DeviceError, match="(?s)the plan holds none.*compile it again"):
+        sf.load(path, device="emulator", pipeline="affine")
+    plan_file.write(handmade_gpu.plan(), path)
+    with pytest.raises(sf.InputError, match="threads= is for the CPU"):
+        sf.load(path, device="emulator", pipeline="affine", threads=2)
 
 
 def test_exceptions_are_the_usual_kinds_too() -> None:
@@ -159,3 +180,16 @@ def test_compile_refuses_wrong_programs_and_names(tmp_path: Path) -> None:
         sf.compile(TEXT, pipeline="q")
     with pytest.raises(FileNotFoundError):
         sf.compile(tmp_path / "none.pipe")
+
+
+@pytest.mark.skipif(found.has_driver(), reason="this machine has a driver")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.fused"
+    plan_file.write(handmade_gpu.plan(), path)
+    with pytest.raises(sf.DeviceError, match='(?s)help: .*(device="emulator"|stagefuse\\[gpu\\])'):
+        sf.load(path, device="cuda:0", pipeline="affine")
+    with sf.load(path, pipeline="affine") as pipeline:
+        assert pipeline.device == "cpu"
+    plan_file.write(handmade_gpu.plan(objects={}), path)
+    with pytest.raises(sf.DeviceError, match="no CPU code"):
+        sf.load(path, pipeline="affine")

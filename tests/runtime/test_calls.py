@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler import plan_file
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
 from stagefuse.runtime.errors import (
     DeviceError,
     IndexOutOfRange,
@@ -22,20 +23,19 @@ from stagefuse.runtime.errors import (
     OutOfMemory,
     PlanError,
 )
-from stagefuse.runtime.pipeline import Pipeline
 
 from . import handmade
 
 
 @pytest.fixture(scope="module")
-def affine() -> Iterator[Pipeline]:
-    with Pipeline(handmade.plan(), "affine") as pipeline:
+def affine() -> Iterator[CpuPipeline]:
+    with CpuPipeline(handmade.plan(), "affine") as pipeline:
         yield pipeline
 
 
 @pytest.fixture(scope="module")
-def lookup() -> Iterator[Pipeline]:
-    with Pipeline(handmade.plan(), "lookup") as pipeline:
+def lookup() -> Iterator[CpuPipeline]:
+    with CpuPipeline(handmade.plan(), "lookup") as pipeline:
         yield pipeline
 
 
@@ -43,7 +43,7 @@ def ramp(batch: int, width: int) -> np.ndarray[Any, Any]:
     return np.linspace(-1, 1, batch * width, dtype=np.float32).reshape(batch, width)
 
 
-def check(pipeline: Pipeline, x: np.ndarray[Any, Any]) -> None:
+def check(pipeline: CpuPipeline, x: np.ndarray[Any, Any]) -> None:
     found = pipeline(x=x)
     y, z = handmade.expected(x)
     np.testing.assert_array_equal(found.y, y)
@@ -52,13 +52,13 @@ def check(pipeline: Pipeline, x: np.ndarray[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (4, 9), (3, 300), (0, 3), (5, 0), (0, 0), (1, 3000)])
-def test_sizes(affine: Pipeline, shape: tuple[int, int]) -> None:
+def test_sizes(affine: CpuPipeline, shape: tuple[int, int]) -> None:
     check(affine, ramp(*shape))
 
 
 def test_large_results_reuse_memory_but_never_live_one() -> None:
     big = replace(handmade.affine(), checks=())
-    with Pipeline(handmade.plan(big)) as pipeline:
+    with CpuPipeline(handmade.plan(big)) as pipeline:
         x = ramp(1, 300_000)
         first = pipeline(x=x)
         address, view = first.y.ctypes.data, first.z[0, :5]
@@ -86,11 +86,11 @@ def test_large_results_reuse_memory_but_never_live_one() -> None:
         lambda x: x.view(type("Mine", (np.ndarray,), {})),
     ],
 )
-def test_any_layout(affine: Pipeline, make: Any) -> None:
+def test_any_layout(affine: CpuPipeline, make: Any) -> None:
     check(affine, make(ramp(4, 9)))
 
 
-def test_read_only_inputs(affine: Pipeline) -> None:
+def test_read_only_inputs(affine: CpuPipeline) -> None:
     x = ramp(4, 9)
     x.flags.writeable = False
     check(affine, x)
@@ -115,18 +115,18 @@ def test_read_only_inputs(affine: Pipeline) -> None:
         ({"x": None}, "NoneType"),
     ],
 )
-def test_wrong_inputs(affine: Pipeline, inputs: dict[str, Any], message: str) -> None:
+def test_wrong_inputs(affine: CpuPipeline, inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         affine(**inputs)
     check(affine, ramp(2, 6))
 
 
-def test_positional_arguments_are_refused(affine: Pipeline) -> None:
+def test_positional_arguments_are_refused(affine: CpuPipeline) -> None:
     with pytest.raises(InputError, match=r"call `affine\(x=...\)`"):
         affine(ramp(1, 3))
 
 
-def test_near_names_are_offered(lookup: Pipeline) -> None:
+def test_near_names_are_offered(lookup: CpuPipeline) -> None:
     with pytest.raises(InputError, match="write `table=`"):
         lookup(tabel=ramp(1, 3)[0], ids=np.zeros(1, np.int64))
 
@@ -140,13 +140,13 @@ def test_sizes_that_disagree_name_both() -> None:
         steps=(replace(handmade.lookup().steps[0], count="N"),),
         dims=handmade.lookup().dims[:1],
     )
-    with Pipeline(handmade.plan(both)) as pipeline:
+    with CpuPipeline(handmade.plan(both)) as pipeline:
         message = "dimension 0 of `ids` is 2.*it must be 3; N is 3 by dimension 0 of `table`"
         with pytest.raises(InputError, match=message):
             pipeline(table=ramp(1, 3)[0], ids=np.zeros(2, np.int64))
 
 
-def test_index_out_of_range_names_the_line(lookup: Pipeline) -> None:
+def test_index_out_of_range_names_the_line(lookup: CpuPipeline) -> None:
     table = ramp(1, 5)[0]
     with pytest.raises(IndexOutOfRange) as caught:
         lookup(table=table, ids=np.array([0, 17, 2]))
@@ -159,7 +159,7 @@ def test_index_out_of_range_names_the_line(lookup: Pipeline) -> None:
     np.testing.assert_array_equal(lookup(table=table, ids=good), table[good])
 
 
-def test_out(affine: Pipeline, lookup: Pipeline) -> None:
+def test_out(affine: CpuPipeline, lookup: CpuPipeline) -> None:
     x = ramp(4, 9)
     y, z = np.empty((4, 9), np.float32), np.empty((4, 9), np.float32)
     found = affine(x=x, out=(y, z))
@@ -175,7 +175,7 @@ def test_out(affine: Pipeline, lookup: Pipeline) -> None:
     np.testing.assert_array_equal(one, table[ids])
 
 
-def test_out_of_any_layout_and_over_inputs(lookup: Pipeline) -> None:
+def test_out_of_any_layout_and_over_inputs(lookup: CpuPipeline) -> None:
     table = np.arange(6, dtype=np.float32)
     ids = np.array([5, 4, 3, 2, 1, 0])
     wide = np.zeros(12, np.float32)
@@ -186,7 +186,7 @@ def test_out_of_any_layout_and_over_inputs(lookup: Pipeline) -> None:
     np.testing.assert_array_equal(table, ids)
 
 
-def test_wrong_out(affine: Pipeline, lookup: Pipeline) -> None:
+def test_wrong_out(affine: CpuPipeline, lookup: CpuPipeline) -> None:
     table, ids = ramp(1, 6)[0], np.array([1, 2])
     locked = np.empty(2, np.float32)
     locked.flags.writeable = False
@@ -210,14 +210,14 @@ def test_wrong_out(affine: Pipeline, lookup: Pipeline) -> None:
             affine(x=x, out=out)
 
 
-def test_results_do_not_alias(affine: Pipeline) -> None:
+def test_results_do_not_alias(affine: CpuPipeline) -> None:
     x = ramp(4, 9)
     a, b = affine(x=x), affine(x=x)
     for array in (a.y, a.z):
         assert not any(np.shares_memory(array, other) for other in (x, b.y, b.z))
 
 
-def test_threads_share_a_pipeline(affine: Pipeline) -> None:
+def test_threads_share_a_pipeline(affine: CpuPipeline) -> None:
     inputs = [ramp(b, 3 * t) for b in range(1, 5) for t in range(1, 20)]
     barrier = threading.Barrier(6)
 
@@ -231,7 +231,7 @@ def test_threads_share_a_pipeline(affine: Pipeline) -> None:
             done.result()
 
 
-def test_submit_and_map(affine: Pipeline, lookup: Pipeline) -> None:
+def test_submit_and_map(affine: CpuPipeline, lookup: CpuPipeline) -> None:
     inputs = [ramp(2, 3 * t) for t in range(1, 12)]
     for x, found in zip(inputs, affine.map({"x": x} for x in inputs), strict=True):
         np.testing.assert_array_equal(found.y, handmade.expected(x)[0])
@@ -250,7 +250,7 @@ def test_submit_and_map(affine: Pipeline, lookup: Pipeline) -> None:
         next(mapped)
 
 
-def test_map_takes_no_more_than_depth_ahead(affine: Pipeline) -> None:
+def test_map_takes_no_more_than_depth_ahead(affine: CpuPipeline) -> None:
     taken: list[int] = []
 
     def batches() -> Iterator[dict[str, Any]]:
@@ -264,7 +264,7 @@ def test_map_takes_no_more_than_depth_ahead(affine: Pipeline) -> None:
     assert len(taken) == 3
 
 
-def test_signature_and_report(affine: Pipeline, lookup: Pipeline) -> None:
+def test_signature_and_report(affine: CpuPipeline, lookup: CpuPipeline) -> None:
     assert str(affine.signature) == (
         "affine(x: f32[B, 3*T]) -> (y: f32[B, 3*T], z: f32[B, 3*T]) where B in 0..=64"
     )
@@ -274,7 +274,7 @@ def test_signature_and_report(affine: Pipeline, lookup: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("inputs", [{}, {"x": ramp(4, 9)}])
-def test_profile(affine: Pipeline, tmp_path: Path, inputs: dict[str, Any]) -> None:
+def test_profile(affine: CpuPipeline, tmp_path: Path, inputs: dict[str, Any]) -> None:
     path = affine.profile(tmp_path / "trace.json", calls=2, **inputs)
     trace = json.loads(path.read_text())
     names = [e["name"] for e in trace["traceEvents"] if e["ph"] == "X"]
@@ -283,14 +283,14 @@ def test_profile(affine: Pipeline, tmp_path: Path, inputs: dict[str, Any]) -> No
 
 
 def test_profile_of_a_new_pipeline_invents_inputs(tmp_path: Path) -> None:
-    with Pipeline(handmade.plan(), "lookup") as pipeline:
+    with CpuPipeline(handmade.plan(), "lookup") as pipeline:
         assert pipeline.profile(tmp_path / "t.json").exists()
 
 
 def test_closed_pipelines_refuse(tmp_path: Path) -> None:
     path = tmp_path / "m.fused"
     plan_file.write(handmade.plan(), path)
-    pipeline = Pipeline(plan_file.read(path), "affine")
+    pipeline = CpuPipeline(plan_file.read(path), "affine")
     x = ramp(2, 3)
     result = pipeline(x=x)
     pipeline.close()
@@ -307,32 +307,32 @@ def test_closed_pipelines_refuse(tmp_path: Path) -> None:
 
 def test_choosing_a_pipeline() -> None:
     with pytest.raises(InputError, match="several pipelines: affine, lookup"):
-        Pipeline(handmade.plan())
+        CpuPipeline(handmade.plan())
     with pytest.raises(InputError, match="no pipeline is called 'x'"):
-        Pipeline(handmade.plan(), "x")
+        CpuPipeline(handmade.plan(), "x")
     for threads in (0, 65, True, 1.5):
         with pytest.raises(InputError, match="threads"):
-            Pipeline(handmade.plan(), "affine", threads=threads)  # type: ignore[arg-type]
+            CpuPipeline(handmade.plan(), "affine", threads=threads)  # type: ignore[arg-type]
 
 
 def test_objects_that_do_not_fit() -> None:
     with pytest.raises(DeviceError, match="no CPU code"):
-        Pipeline(handmade.plan(objects={}), "affine")
+        CpuPipeline(handmade.plan(objects={}), "affine")
     with pytest.raises(PlanError, match="does not load"):
-        Pipeline(handmade.plan(objects={"v3": b"\x7fELF" + bytes(100)}), "affine")
+        CpuPipeline(handmade.plan(objects={"v3": b"\x7fELF" + bytes(100)}), "affine")
     missing = replace(
         handmade.lookup(), steps=(replace(handmade.lookup().steps[0], symbol="nosuch"),)
     )
     with pytest.raises(PlanError, match="nosuch"):
-        Pipeline(handmade.plan(missing))
+        CpuPipeline(handmade.plan(missing))
 
 
 def test_too_large_for_memory_and_too_small_slots() -> None:
     huge = replace(handmade.affine(), slots=(f"12*B*T + {1 << 50}",))
-    with Pipeline(handmade.plan(huge)) as pipeline, pytest.raises(OutOfMemory):
+    with CpuPipeline(handmade.plan(huge)) as pipeline, pytest.raises(OutOfMemory):
         pipeline(x=ramp(1, 3))
     small = replace(handmade.affine(), slots=("12*B*T - 1",))
-    with Pipeline(handmade.plan(small)) as pipeline, pytest.raises(PlanError, match="its slot"):
+    with CpuPipeline(handmade.plan(small)) as pipeline, pytest.raises(PlanError, match="its slot"):
         pipeline(x=ramp(1, 3))
 
 
@@ -346,7 +346,7 @@ def test_scalars() -> None:
         steps=(replace(handmade.lookup().steps[0], dims=("1",)),),
         sites=(),
     )
-    with Pipeline(handmade.plan(scalar)) as pipeline:
+    with CpuPipeline(handmade.plan(scalar)) as pipeline:
         ids = np.zeros(2, np.int64)
         for value in (2.5, np.float32(2.5), np.array(2.5, np.float32)):
             np.testing.assert_array_equal(pipeline(table=value, ids=ids), [2.5, 2.5])
@@ -358,5 +358,5 @@ def test_scalars() -> None:
 
 def test_weights_of_any_layout() -> None:
     strided = np.array([1, 9, 2, 9, 3, 9], np.float32)[::2]
-    with Pipeline(handmade.plan(handmade.affine(), arrays={"w": strided})) as pipeline:
+    with CpuPipeline(handmade.plan(handmade.affine(), arrays={"w": strided})) as pipeline:
         check(pipeline, ramp(2, 6))

@@ -11,8 +11,8 @@ import pytest
 
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.runtime import interchange
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
 from stagefuse.runtime.errors import InputError
-from stagefuse.runtime.pipeline import Pipeline
 
 from . import handmade
 
@@ -33,7 +33,7 @@ class Foreign:
 def test_any_dlpack_array_is_read_without_a_copy() -> None:
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert np.shares_memory(interchange.view(Foreign(x), "x"), x)
-    with Pipeline(handmade.plan(), "affine") as pipeline:
+    with CpuPipeline(handmade.plan(), "affine") as pipeline:
         for given in (x, x.T.copy().T):
             np.testing.assert_array_equal(pipeline(x=Foreign(given)).y, handmade.expected(x)[0])
 
@@ -46,7 +46,7 @@ def test_other_devices_are_refused() -> None:
 def test_torch_in_torch_out() -> None:
     torch = pytest.importorskip("torch")
     x = torch.arange(6, dtype=torch.float32).reshape(2, 3)
-    with Pipeline(handmade.plan(), "affine") as pipeline:
+    with CpuPipeline(handmade.plan(), "affine") as pipeline:
         found = pipeline(x=x)
         assert isinstance(found.y, torch.Tensor) and found.y.dtype == torch.float32
         np.testing.assert_array_equal(found.y.numpy(), handmade.expected(x.numpy())[0])

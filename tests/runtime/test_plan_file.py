@@ -18,21 +18,29 @@ from safetensors import safe_open
 
 from stagefuse.compiler import plan_file
 from stagefuse.compiler.errors import PlanError
-from stagefuse.compiler.plan import ArgumentPlan, DimPlan, Plan
+from stagefuse.compiler.plan import ArgumentPlan, BufferPlan, DimPlan, GpuPlan, Plan
 from stagefuse.dsl.dtypes import DTYPES
 
-from . import handmade
+from . import handmade, handmade_gpu
+
+
+@pytest.fixture(params=[handmade.plan, handmade_gpu.plan], ids=["cpu", "gpu"])
+def written(request: pytest.FixtureRequest) -> Plan:
+    plan = request.param()
+    assert isinstance(plan, Plan)
+    return plan
 
 
 @pytest.fixture()
-def file(tmp_path: Path) -> Path:
+def file(written: Plan, tmp_path: Path) -> Path:
     path = tmp_path / "model.fused"
-    plan_file.write(handmade.plan(), path)
+    plan_file.write(written, path)
     return path
 
 
-def test_reading_gives_what_was_written(file: Path) -> None:
-    written, found = handmade.plan(), plan_file.read(file, verify=True)
+def test_reading_gives_what_was_written(file: Path, written: Plan) -> None:
+    found = plan_file.read(file, verify=True)
+    assert (found.ptx, found.cubins) == (written.ptx, written.cubins)
     assert found.pipelines == written.pipelines
     assert found.objects == written.objects
     assert (found.source, found.source_name) == (written.source, written.source_name)
@@ -42,6 +50,12 @@ def test_reading_gives_what_was_written(file: Path) -> None:
         np.testing.assert_array_equal(array, written.arrays[name])
         assert not array.flags.writeable
         assert array.ctypes.data % 64 == 0
+
+
+def test_reading_without_code_for_gpus(file: Path, written: Plan) -> None:
+    found = plan_file.read(file, gpu=False)
+    assert found.pipelines == tuple(replace(p, gpu=()) for p in written.pipelines)
+    assert (found.ptx, found.cubins) == ({}, {}) and found.objects == written.objects
 
 
 def test_same_plan_same_bytes(file: Path, tmp_path: Path) -> None:
@@ -108,6 +122,7 @@ def test_every_flipped_byte_is_refused_or_harmless(file: Path) -> None:
         except PlanError:
             continue
         assert found.pipelines == whole.pipelines and found.objects == whole.objects
+        assert found.ptx == whole.ptx and found.cubins == whole.cubins
         np.testing.assert_array_equal(found.arrays["w"], whole.arrays["w"])
 
 
@@ -137,10 +152,18 @@ def test_a_compressed_member_is_refused(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_newer_version_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_file, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(plan_file, "FORMAT_VERSION", 3)
     plan_file.write(handmade.plan(), file)
     monkeypatch.undo()
-    with pytest.raises(PlanError, match="format version 2.*reads 1: use a newer stagefuse"):
+    with pytest.raises(PlanError, match="format version 3.*reads 2: use a newer stagefuse"):
+        plan_file.read(file)
+
+
+def test_an_older_version_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_file, "FORMAT_VERSION", 1)
+    plan_file.write(handmade.plan(), file)
+    monkeypatch.undo()
+    with pytest.raises(PlanError, match="format version 1.*reads 2: compile it again"):
         plan_file.read(file)
 
 
@@ -199,11 +222,119 @@ def test_rules_of_plans(changes: dict[str, Any], message: str, tmp_path: Path) -
         plan_file.write(changed(**changes), tmp_path / "model.fused")
 
 
-def rewritten(file: Path, document: Any) -> None:
-    """The plan with another plan.json, all hashes right."""
+GPU_SHAPE = handmade.F32_BT
+
+
+def gpu(**changes: Any) -> dict[str, Any]:
+    return {"gpu": (replace(handmade_gpu.affine("sm_90a"), **changes),)}
+
+
+def launch(**changes: Any) -> dict[str, Any]:
+    first, *rest = handmade_gpu.affine("sm_90a").launches
+    return gpu(launches=(replace(first, **changes), *rest))
+
+
+def gpu_buffer(number: int, **changes: Any) -> dict[str, Any]:
+    buffers = list(handmade_gpu.affine("sm_90a").buffers)
+    buffers[number] = replace(buffers[number], **changes)
+    return gpu(buffers=tuple(buffers))
+
+
+SM_80 = handmade_gpu.affine("sm_80")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (launch(kernel="ad"), "no such entry"),
+        (launch(buffers=(0, 1, 9)), "buffer 9"),
+        (launch(buffers=(0, 1, -1)), "buffer -1"),
+        (launch(writes=(4,)), "can't write buffer 4"),
+        (launch(writes=(0,)), "can't write buffer 0"),
+        (launch(dims=("Q",)), "unknown dim 'Q'"),
+        (launch(grid=("B", "1", "T)")), "not a dimension expression"),
+        (launch(shared_bytes="4*"), "not a dimension expression"),
+        (launch(block=(1024, 2, 1)), "no block has"),
+        (launch(block=(0, 1, 1)), "no block has"),
+        (launch(block=(1, 1, 128)), "no block has"),
+        (launch(cluster=(4, 8, 1)), "no cluster of"),
+        (launch(cluster=(0, 1, 1)), "no cluster of"),
+        ({"gpu": (replace(SM_80, launches=(
+            replace(SM_80.launches[0], cluster=(2, 1, 1)),)),)}, "sm_80 has no cluster"),
+        ({"gpu": (SM_80, SM_80)}, "sm_80.*twice"),
+        (gpu(arch="sm_75"), "sm_75"),
+        (gpu(slots=("12*",)), "not a dimension expression"),
+        (gpu_buffer(0, shape=("B", "T")), "inputs and buffers"),
+        (gpu_buffer(3, dtype="f16"), "results and buffers"),
+        (gpu_buffer(0, role="output"), "unknown role"),
+        (gpu_buffer(1, array="v"), "which the plan lacks"),
+        (gpu_buffer(2, slot=1), "slot 1 of 1"),
+        (gpu_buffer(2, slot=None), "a slot belongs"),
+        (gpu(buffers=(*handmade_gpu.affine("sm_90a").buffers,
+                      BufferPlan("x2", "f32", GPU_SHAPE, "input"))), "inputs and buffers"),
+    ],
+)  # fmt: skip
+def test_rules_of_gpu_plans(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    wrong = handmade_gpu.plan(replace(handmade.affine(), **changes))
+    with pytest.raises(PlanError, match=message):
+        plan_file.write(wrong, tmp_path / "model.fused")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ptx": {"sm_75": handmade_gpu.ptx("sm_75")}, "cubins": {}}, "unknown arch 'sm_75'"),
+        ({"ptx": {"sm_90a": handmade_gpu.ptx("sm_80")}, "cubins": {}}, "names the target sm_80"),
+        ({"ptx": {"sm_90a": "no PTX"}, "cubins": {}}, "names no target"),
+        ({"ptx": {}, "cubins": {}}, "holds no PTX"),
+        ({"ptx": {"sm_80": handmade_gpu.ptx("sm_80")}}, "without the PTX"),
+        ({"cubins": {"sm_90a": b"ELF"}}, "not an ELF file"),
+    ],
+)
+def test_rules_of_gpu_code(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan_file.write(handmade_gpu.plan(**changes), tmp_path / "model.fused")
+
+
+def test_misfits_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "model.fused"
+    for name, keys, value, message in (
+        ("plan.json", ("pipelines", 0, "steps", 1, "count"), 3,
+         r"pipelines\[0\].steps\[1\].count: expected str, found int"),
+        ("plan.json", ("pipelines", 1, "dims", 0, "nome"), "N",
+         r"pipelines\[1\].dims\[0\]: unknown field 'nome'"),
+        ("gpu.json", ("affine", 2, "launches", 0, "block"), [1, 2],
+         r"affine\[2\].launches\[0\].block: expected 3 items, found 2"),
+    ):  # fmt: skip
+        plan_file.write(handmade_gpu.plan(), file)
+        document = handmade_document(file, name)
+        at = document
+        for key in keys[:-1]:
+            at = at[key]
+        at[keys[-1]] = value
+        rewritten(file, document, name)
+        with pytest.raises(PlanError, match=message):
+            plan_file.read(file)
+
+
+def test_gpu_plans_belong_into_their_own_member(file: Path) -> None:
+    document = handmade_document(file)
+    document["pipelines"][0]["gpu"] = plan_file.encode((GpuPlan("sm_80", (), ()),))
+    rewritten(file, document)
+    with pytest.raises(PlanError, match="belongs into gpu.json"):
+        plan_file.read(file)
+
+
+def rewritten(file: Path, document: Any, name: str = "plan.json") -> None:
+    """The plan with another plan.json or gpu.json, all hashes right."""
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    members["plan.json"] = json.dumps(document).encode()
+    members[name] = json.dumps(document).encode()
+    if name != "plan.json":
+        whole = json.loads(members["plan.json"])
+        digest = hashlib.sha256(members[name]).hexdigest()
+        whole["members"][name] = {"size": len(members[name]), "sha256": digest}
+        members["plan.json"] = json.dumps(whole).encode()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
@@ -221,8 +352,11 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-def test_a_foreign_plan_json_is_a_plan_error_at_worst(file: Path) -> None:
-    original = handmade_document(file)
+@pytest.mark.parametrize("name", ["plan.json", "gpu.json"])
+def test_a_foreign_document_is_a_plan_error_at_worst(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.fused"
+    plan_file.write(handmade_gpu.plan(), file)
+    original = handmade_document(file, name)
     values = [None, -1, 10**30, 1.5, True, "", "B", "B +", "Q", [], {}, [1], "(" * 500, "9" * 5000]
     random_ = random.Random(2)
     for _ in range(400):
@@ -232,12 +366,12 @@ def test_a_foreign_plan_json_is_a_plan_error_at_worst(file: Path) -> None:
             del container[key]
         else:
             container[key] = random_.choice(values)
-        rewritten(file, document)
+        rewritten(file, document, name)
         with contextlib.suppress(PlanError):
             plan_file.read(file)
-        plan_file.write(handmade.plan(), file)
+        plan_file.write(handmade_gpu.plan(), file)
 
 
-def handmade_document(file: Path) -> Any:
+def handmade_document(file: Path, name: str = "plan.json") -> Any:
     with zipfile.ZipFile(file) as archive:
-        return json.loads(archive.read("plan.json"))
+        return json.loads(archive.read(name))

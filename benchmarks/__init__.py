@@ -1,0 +1,1 @@
+"""stagefuse and its peers on the same work, side by side. See README.md."""

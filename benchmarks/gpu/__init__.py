@@ -1,0 +1,1 @@
+"""Measurements and checks that need an NVIDIA GPU; `python -m benchmarks.gpu` takes all of them."""

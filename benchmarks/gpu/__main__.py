@@ -1,0 +1,186 @@
+"""`python -m benchmarks.gpu`: tests, comparison with the emulator, sanitizer, measurements.
+
+Writes benchmarks/results/gpu-NAME-TIME.json and .md. A part that fails is named in both, and the
+exit code is 1; the other parts are taken all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stagefuse.runtime.cuda import found
+from stagefuse.runtime.errors import DeviceError
+
+from ..workloads import FAMILIES
+from .compare import compared
+from .environment import clocks, environment
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+PARTS = ("tests", "compare", "sanitize", "measure")
+
+
+def main() -> int:
+    options = _options()
+    try:
+        gpu = found.gpu(0)
+        arch = found.arch_of(0)
+    except DeviceError as error:
+        print(f"nothing to measure on: {error}", file=sys.stderr)
+        return 3
+    families = [FAMILIES[name] for name in options.only] or list(FAMILIES.values())
+    report: dict[str, Any] = {
+        "gpu": gpu.name, "arch": arch, "seed": options.seed, "environment": environment(),
+    }  # fmt: skip
+    print(f"{gpu}, code for {arch}, seed {options.seed}")
+    for part in options.parts:
+        begin = time.perf_counter()
+        report[part] = _PARTS[part](families, arch, options)
+        print(f"{part}: {time.perf_counter() - begin:.0f} s", flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    name = re.sub(r"\W+", "-", gpu.name).strip("-").lower()
+    path = RESULTS / f"gpu-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    if not options.dry:
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        path.with_suffix(".md").write_text(table(report))
+        print(path)
+    print(table(report))
+    return 0 if all(_sound(report.get(part)) for part in options.parts) else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--only", type=lambda t: t.split(","), default=[], help="W1,W5a")
+    parser.add_argument("--parts", type=lambda t: t.split(","), default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=30, help="in a round")
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3)))
+    parser.add_argument("--dry", action="store_true", help="write no files")
+    return parser.parse_args()
+
+
+def _tests(families: Any, arch: str, options: Any) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {"good": done.returncode == 0, "output": (done.stdout + done.stderr)[-4000:]}
+
+
+def _compare(families: Any, arch: str, options: Any) -> list[dict[str, Any]]:
+    rows = []
+    for row in compared(families, options.seed, "cuda:0", arch):
+        rows.append({**asdict(row), "good": row.good})
+        print(f"  {row.workload}: {row.failure or f'{row.different} of {row.elements} differ'}")
+    return rows
+
+
+def _sanitize(families: Any, arch: str, options: Any) -> dict[str, Any]:
+    """The comparison's runs under compute-sanitizer's tools, where it is installed."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return {"good": True, "skipped": "there is no compute-sanitizer"}
+    found: dict[str, Any] = {"good": True}
+    for name in SANITIZERS:
+        done = subprocess.run(
+            [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m",
+             "benchmarks.gpu", "--parts", "compare", "--dry", "--seed", str(options.seed)],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        found[name] = {"good": done.returncode != 9, "output": done.stdout[-3000:]}
+        found["good"] &= found[name]["good"]
+    return found
+
+
+def _measure(families: Any, arch: str, options: Any) -> dict[str, Any]:
+    from .measure import Gpu, measured
+
+    found: dict[str, Any] = {"copy_bandwidth": Gpu("cuda:0").copy_bandwidth(), "workloads": {}}
+    for family in families:
+        times, moved = measured(
+            family, None, options.seed, "cuda:0", arch, options.rounds, options.calls
+        )
+        found["workloads"][family.name] = {
+            "title": family.title, "sizes": dict(family.sizes), "bytes": moved,
+            "clocks": clocks(), "engines": {name: asdict(t) for name, t in times.items()},
+        }  # fmt: skip
+        print(f"  {family.name}", flush=True)
+    found["good"] = all(
+        not w["engines"]["stagefuse"]["failure"] for w in found["workloads"].values()
+    )
+    return found
+
+
+_PARTS = {"tests": _tests, "compare": _compare, "sanitize": _sanitize, "measure": _measure}
+
+
+def _sound(part: Any) -> bool:
+    return all(row["good"] for row in part) if isinstance(part, list) else bool(part["good"])
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    return "\n".join(_lines(report)) + "\n"
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    yield f"# {report['gpu']}, code for {report['arch']}, seed {report['seed']}\n"
+    yield from (f"- {name}: {value}" for name, value in report["environment"].items())
+    if "tests" in report:
+        last = report["tests"]["output"].strip().splitlines()[-1:] or [""]
+        yield f"\nTests: {last[0]}"
+    if "compare" in report:
+        yield "\n| workload | elements | bits differ | ulps at most | error | tolerance |"
+        yield "|---|---|---|---|---|---|"
+        for row in report["compare"]:
+            cells = [row["elements"], row["different"], row["ulps"], f"{row['error']:.2g}",
+                     f"{row['tolerance']:.2g}"]  # fmt: skip
+            said = row["failure"] or " | ".join(map(str, cells))
+            yield f"| {row['workload']} | {said} |"
+    if "sanitize" in report:
+        said = report["sanitize"]
+        tools = ", ".join(f"{n}: {'clean' if said[n]['good'] else 'errors'}" for n in SANITIZERS
+                          if n in said)  # fmt: skip
+        yield f"\ncompute-sanitizer: {said.get('skipped') or tools}"
+    if "measure" in report:
+        yield from _times(report["measure"])
+
+
+def _times(found: dict[str, Any]) -> Iterator[str]:
+    from statistics import median
+
+    from .measure import engine_names
+
+    copy = found["copy_bandwidth"]
+    yield f"\nCopy bandwidth: {copy / 1e9:.0f} GB/s."
+    yield "Times are microseconds on the GPU, and of the whole call."
+    names: Sequence[str] = engine_names()
+    yield f"\n| workload | {' | '.join(names)} | of copy bandwidth |"
+    yield "|---" * (len(names) + 2) + "|"
+    for name, workload in found["workloads"].items():
+        cells = []
+        for engine in names:
+            timed = workload["engines"][engine]
+            cells.append(
+                timed["failure"]
+                or f"{median(timed['gpu']) * 1e6:.1f} ({median(timed['call']) * 1e6:.0f})"
+            )
+        ours = workload["engines"]["stagefuse"]["gpu"]
+        share = f"{100 * workload['bytes'] / median(ours) / copy:.0f} %" if ours else ""
+        yield f"| {name} {workload['title']} | {' | '.join(cells)} | {share} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

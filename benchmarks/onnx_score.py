@@ -1,0 +1,189 @@
+"""The score over the `onnx` package's backend node tests, by family of ops.
+
+    python -m benchmarks.onnx_score                   # all, about a second each
+    python -m benchmarks.onnx_score --only 'softmax'  # tests whose name matches
+    python -m benchmarks.onnx_score --import-only     # whether they can be imported, quickly
+    python -m benchmarks.onnx_score --write docs/onnx-score.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import re
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.backend.test.loader import load_model_tests
+from onnx.backend.test.runner import Runner
+
+from stagefuse.onnx import Backend, OnnxError, import_model
+from stagefuse.onnx.record import records
+
+SECONDS = 60
+"""A test that takes longer fails."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one test went: passed, refused (not imported), wrong, or failed; and why."""
+
+    test: str
+    op: str
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def cases(pattern: str) -> list[Any]:
+    """The node tests whose name matches."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = load_model_tests(kind="node")
+    return [c for c in found if re.search(pattern, c.name)]
+
+
+def op_of(case: Any) -> str:
+    """The op that a test is about; of an expanded one, the op that was expanded."""
+    nodes = case.model.graph.node
+    if len(nodes) == 1:
+        return str(nodes[0].op_type)
+    plain = re.sub(r"_expanded.*$", "", case.name)
+    return _OPS.get(plain, str(nodes[-1].op_type))
+
+
+_OPS: dict[str, str] = {}
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in what takes longer."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def outcome(case: Any, device: str, import_only: bool) -> Outcome:
+    """Run one test."""
+    op, start = op_of(case), time.perf_counter()
+
+    def ended(status: str, reason: str = "") -> Outcome:
+        text = " ".join(reason.split())[:300]
+        return Outcome(case.name, op, status, text, time.perf_counter() - start)
+
+    try:
+        with limited(SECONDS):
+            if import_only:
+                imported(case)
+            else:
+                executed(case, device)
+    except OnnxError as error:
+        return ended("refused", str(error.problems[0]))
+    except AssertionError as error:
+        return ended("wrong", str(error))
+    except Exception as error:
+        return ended("failed", f"{type(error).__name__}: {error}")
+    return ended("passed")
+
+
+def imported(case: Any) -> None:
+    """Import a test's model, with the inputs fixed that it needs."""
+    inputs = {i.name: x for i, x in zip(case.model.graph.input, case.data_sets[0][0], strict=False)}
+    fixed: dict[str, Any] = {}
+    while True:
+        try:
+            import_model(case.model, fixed=fixed)
+            return
+        except OnnxError as error:
+            more = {i for p in error.problems for i in p.inputs} - set(fixed)
+            if any(not p.inputs for p in error.problems) or not more:
+                raise
+            fixed |= {name: inputs[name] for name in more}
+
+
+def executed(case: Any, device: str) -> None:
+    """Run a test as the standard's runner does, with its tolerances."""
+    rep = Backend.prepare(case.model, device)
+    for inputs, wanted in case.data_sets:
+        found = list(rep.run([np.asarray(x) if not isinstance(x, list) else x for x in inputs]))
+        Runner.assert_similar_outputs(list(wanted), found, rtol=case.rtol, atol=case.atol)
+
+
+def family_of(op: str) -> str:
+    record = records().get(op)
+    return record.family if record is not None else "not supported"
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """Scores by family and op, as text."""
+    groups: dict[str, list[Outcome]] = collections.defaultdict(list)
+    for o in outcomes:
+        groups[family_of(o.op)].append(o)
+    lines = []
+    for family in sorted(groups):
+        found = groups[family]
+        passed = sum(o.status == "passed" for o in found)
+        lines.append(f"{family:<16}{passed:>5} of {len(found):>4}")
+    passed = sum(o.status == "passed" for o in outcomes)
+    return "\n".join([*lines, f"{'all':<16}{passed:>5} of {len(outcomes):>4}"])
+
+
+def page(outcomes: Sequence[Outcome], device: str) -> str:
+    """The page of scores: a table by family, and every miss with its reason."""
+    from benchmarks.onnx_page import render
+
+    return render([asdict(o) | {"family": family_of(o.op)} for o in outcomes], device)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--device", default="CPU")
+    parser.add_argument("--import-only", action="store_true")
+    parser.add_argument("--json", type=Path, help="keep outcomes here; those that passed are kept")
+    parser.add_argument("--write", type=Path)
+    options = parser.parse_args()
+    for case in cases(""):
+        if len(case.model.graph.node) == 1:
+            _OPS[case.name] = case.model.graph.node[0].op_type
+    kept: dict[str, Outcome] = {}
+    if options.json and options.json.exists():
+        kept = {o["test"]: Outcome(**o) for o in json.loads(options.json.read_text())}
+    for case in cases(options.only):
+        if case.name in kept and kept[case.name].status == "passed":
+            continue
+        found = kept[case.name] = outcome(case, options.device, options.import_only)
+        if found.status != "passed":
+            print(f"{found.status:<8}{found.op:<20}{found.test}: {found.reason}", flush=True)
+        if options.json and len(kept) % 20 == 0:
+            options.json.write_text(json.dumps([asdict(o) for o in kept.values()]))
+    outcomes = [o for name, o in sorted(kept.items()) if re.search(options.only, name)]
+    if options.json:
+        options.json.write_text(json.dumps([asdict(o) for o in kept.values()]))
+    print(summary(outcomes))
+    if options.write:
+        options.write.write_text(page(outcomes, options.device), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    assert onnx is not None
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The buffers of a pipeline on one target: inputs, results, stored arrays, the arena's slots."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stagefuse.dsl.dims import Expr, const, parse
+from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.dsl.program import Pipeline
+
+from .graph import Graph, Input, Node, Ref, Weight
+from .plan import ArgumentPlan, BufferPlan
+
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+    import numpy as np
+
+    Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class Buffers:
+    """Buffers in the order in which they are first asked for; inputs and results come first.
+
+    `stored` are the arrays of weights and constants, by value of the graph; `arrays` collects
+    those in use, by name, for all pipelines of a file.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        graph: Graph,
+        stored: Mapping[Ref, Array],
+        arrays: dict[str, Array],
+    ) -> None:
+        self.pipeline, self.graph, self.stored, self.arrays = pipeline, graph, stored, arrays
+        self.plans: list[BufferPlan] = []
+        self.index: dict[Ref, int] = {}
+        self.inputs = self._inputs()
+        self._results()
+
+    def _inputs(self) -> tuple[ArgumentPlan, ...]:
+        found: list[ArgumentPlan] = []
+        nodes = {n.primitive.name: n for n in self.graph.nodes.values()
+                 if isinstance(n.primitive, Input)}  # fmt: skip
+        for name, type, _ in self.pipeline.inputs:
+            number = len(self.plans)
+            shape = shape_text(type.shape)
+            self.plans.append(BufferPlan(name, str(type.dtype), shape, "input"))
+            if name in nodes:
+                self.index[Ref(nodes[name].id)] = number
+            found.append(ArgumentPlan(name, str(type.dtype), shape, number))
+        return tuple(found)
+
+    def _results(self) -> None:
+        for number, ref in enumerate(self.graph.results):
+            type = self.graph.type(ref)
+            self.index[ref] = len(self.plans)
+            name = self.pipeline.results[number][0] or f"result{number}"
+            self.plans.append(BufferPlan(name, str(type.dtype), shape_text(type.shape), "result"))
+
+    def results(self) -> tuple[ArgumentPlan, ...]:
+        """The pipeline's results with their buffers."""
+        return tuple(
+            ArgumentPlan(name, str(t.dtype), shape_text(t.shape), self.index[ref])
+            for (name, _), ref in zip(self.pipeline.results, self.graph.results, strict=True)
+            for t in (self.graph.type(ref),)
+        )
+
+    def of(self, ref: Ref) -> int:
+        """The buffer of a value, made if there is none yet."""
+        if ref not in self.index:
+            type = self.graph.type(ref)
+            self.index[ref] = len(self.plans)
+            role, array = "arena", None
+            if ref in self.stored:
+                role, array = self._array(self.graph.nodes[ref.node], self.stored[ref])
+            name = self.graph.nodes[ref.node].label or f"t{ref.node}"
+            shape = shape_text(type.shape)
+            self.plans.append(BufferPlan(name, str(type.dtype), shape, role, None, array))
+        return self.index[ref]
+
+    def scratch(self, name: str, size: Expr) -> int:
+        """A new buffer of bytes for one step."""
+        self.plans.append(BufferPlan(name, "u8", (str(size),), "arena"))
+        return len(self.plans) - 1
+
+    def _array(self, node: Node, array: Array) -> tuple[str, str]:
+        if isinstance(node.primitive, Weight):
+            name = f"{node.primitive.weights}/{node.primitive.key}"
+            self.arrays[name] = array
+            return "weight", name
+        digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:16]
+        name = f"constant/{digest}"
+        self.arrays.setdefault(name, array)
+        return "constant", name
+
+    def slots(self, steps: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """Places arena buffers, given those that each step uses: those of one size that live at
+        different times share a slot. Gives the slots' sizes."""
+        last: dict[int, int] = {}
+        first: dict[int, int] = {}
+        for number, buffers in enumerate(steps):
+            for used in buffers:
+                last[used] = number
+                first.setdefault(used, number)
+        slots: list[tuple[str, int]] = []  # size and the last step of the present tenant
+        for index in sorted(first, key=lambda b: (first[b], b)):
+            buffer = self.plans[index]
+            if buffer.role != "arena":
+                continue
+            size = str(_bytes(buffer))
+            for slot, (has, until) in enumerate(slots):
+                if has == size and until < first[index]:
+                    slots[slot] = (size, last[index])
+                    self.plans[index] = replace(buffer, slot=slot)
+                    break
+            else:
+                self.plans[index] = replace(buffer, slot=len(slots))
+                slots.append((size, last[index]))
+        return tuple(size for size, _ in slots)
+
+
+def size_of(shape: Sequence[Expr]) -> Expr:
+    """The number of elements."""
+    total = const(1)
+    for size in shape:
+        total = total * size
+    return total
+
+
+def _bytes(buffer: BufferPlan) -> Expr:
+    return size_of([parse(d) for d in buffer.shape]) * DTYPES[buffer.dtype].itemsize
+
+
+def shape_text(shape: Sequence[Expr]) -> tuple[str, ...]:
+    return tuple(map(str, shape))

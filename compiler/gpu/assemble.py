@@ -1,0 +1,195 @@
+"""PTX to machine code: ptxas from the wheel `nvidia-cuda-nvcc`, with what it says of each kernel.
+
+Results are kept in the user's cache by the content of the text, the options and ptxas's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stagefuse.compiler.errors import InternalError
+
+PROCESSES = 2
+PACKAGE = "nvidia-cuda-nvcc"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What ptxas says of a kernel; sizes in bytes, `shared` only what is not dynamic."""
+
+    registers: int
+    spill_stores: int
+    spill_loads: int
+    stack: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A module for one arch."""
+
+    cubin: bytes
+    usage: Mapping[str, Usage]
+
+
+class AssemblerMissing(Exception):
+    """There is no ptxas on this machine."""
+
+
+def ptxas() -> Path:
+    """The assembler. Raises AssemblerMissing."""
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for path in sorted(Path(folder).glob("*/bin/ptxas")):
+            return path
+    found = shutil.which("ptxas")
+    if found is None:
+        raise AssemblerMissing(f"there is no ptxas: install the package {PACKAGE}")
+    return Path(found)
+
+
+def assemble(texts: Mapping[str, str]) -> dict[str, Assembled]:
+    """Modules by arch, assembled; two processes run at a time."""
+    tool = ptxas()
+    found: dict[str, Assembled] = {}
+    running: list[tuple[str, _Run]] = []
+    for arch, text in texts.items():
+        kept = _kept(_key(tool, arch, text))
+        if kept is not None:
+            found[arch] = kept
+            continue
+        if len(running) == PROCESSES:
+            name, run = running.pop(0)
+            found[name] = run.result()
+        running.append((arch, _Run(tool, arch, text)))
+    for name, run in running:
+        found[name] = run.result()
+    return {arch: found[arch] for arch in texts}
+
+
+class _Run:
+    """One process of ptxas."""
+
+    def __init__(self, tool: Path, arch: str, text: str) -> None:
+        self.arch, self.text = arch, text
+        self.key = _key(tool, arch, text)
+        self.folder = tempfile.TemporaryDirectory(prefix="stagefuse-")
+        self.source = Path(self.folder.name) / "kernels.ptx"
+        self.source.write_text(text, encoding="utf-8")
+        self.output = self.source.with_suffix(".cubin")
+        files = ["-o", str(self.output), str(self.source)]
+        command = [str(tool), "-v", f"-arch={arch}", *files]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def result(self) -> Assembled:
+        """What came out. Raises InternalError with the lines that ptxas refused."""
+        said, _ = self.process.communicate()
+        with self.folder:
+            if self.process.returncode:
+                quoted = self._quoted(said)
+                raise InternalError(f"ptxas refused a module for {self.arch}:\n{quoted}")
+            made = Assembled(self.output.read_bytes(), read_usage(said))
+        with suppress(OSError):
+            _keep(self.key, made)
+        return made
+
+    def _quoted(self, said: str) -> str:
+        lines = self.text.splitlines()
+        shown: list[str] = []
+        for message in said.splitlines()[:10]:
+            shown.append(message)
+            at = re.search(r"line (\d+)", message)
+            if at is not None:
+                shown.append(f"    {lines[int(at[1]) - 1].strip()}")
+        return "\n".join(shown)
+
+
+_ENTRY = re.compile(r"Compiling entry function '([^']+)'")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+def read_usage(said: str) -> dict[str, Usage]:
+    """The figures in the output of `ptxas -v`."""
+    found: dict[str, Usage] = {}
+    name, stack = "", (0, 0, 0)
+    for line in said.splitlines():
+        if match := _ENTRY.search(line):
+            name = match[1]
+        elif match := _STACK.search(line):
+            stack = (int(match[1]), int(match[2]), int(match[3]))
+        elif match := _REGISTERS.search(line):
+            shared = _SHARED.search(line)
+            found[name] = Usage(
+                int(match[1]), stack[1], stack[2], stack[0], int(shared[1]) if shared else 0
+            )
+    return found
+
+
+# The cache
+
+
+def _key(tool: Path, arch: str, text: str) -> str:
+    stamp = tool.stat()
+    parts = (str(tool), str(stamp.st_size), str(stamp.st_mtime_ns), arch, text)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _folder() -> Path | None:
+    """Where results are kept, as the parser's tables are (`dsl.tables`)."""
+    named = os.environ.get("STAGEFUSE_CACHE")
+    if named is not None:
+        return Path(named) if named else None
+    base = os.environ.get("XDG_CACHE_HOME")
+    with suppress(RuntimeError):  # no home folder
+        return (Path(base) if base else Path.home() / ".cache") / "stagefuse"
+    return None
+
+
+def _kept(key: str) -> Assembled | None:
+    folder = _folder()
+    if folder is None:
+        return None
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        usage = json.loads((folder / f"cubin-{key}.json").read_text())
+        code = (folder / f"cubin-{key}.bin").read_bytes()
+        if hashlib.sha256(code).hexdigest() == usage.pop("sha256"):
+            return Assembled(code, {name: Usage(**u) for name, u in usage.items()})
+    return None
+
+
+def _keep(key: str, made: Assembled) -> None:
+    folder = _folder()
+    if folder is None:
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    usage: dict[str, object] = {name: asdict(u) for name, u in made.usage.items()}
+    usage["sha256"] = hashlib.sha256(made.cubin).hexdigest()
+    _replace(folder / f"cubin-{key}.bin", made.cubin)
+    _replace(folder / f"cubin-{key}.json", json.dumps(usage).encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise

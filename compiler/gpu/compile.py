@@ -1,0 +1,271 @@
+"""Pipelines to GPU plans: fused groups to launches, kernels to one module per arch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from stagefuse.compiler.buffers import Buffers, size_of
+from stagefuse.compiler.fuse import Partition, partition
+from stagefuse.compiler.graph import Graph, Node
+from stagefuse.compiler.join import join
+from stagefuse.compiler.kernel_ir import Value
+from stagefuse.compiler.lower import FORMS, Lowered, Sites, finish
+from stagefuse.compiler.lower.blocks import Parallel
+from stagefuse.compiler.lower.values import Lowering
+from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan
+from stagefuse.compiler.report import describe, report, work_of
+from stagefuse.compiler.run_passes import verified_kernel
+from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_HALF
+from stagefuse.dsl.dims import Expr, Facts, as_expr, const
+from stagefuse.dsl.program import Pipeline
+
+from .assemble import Assembled, AssemblerMissing, Usage, assemble
+from .chain import LONGEST, lower_chain
+from .columns import lower_rows
+from .contract import is_half, lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
+from .emit import Entry, KernelWriter, module_text
+from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
+
+JOINS = ("placed", "chained", "direct", "halved")
+TYPICAL_SIZE = 128
+Forms = Mapping[str, Callable[[Lowering], Parallel]]
+GPU_FORMS = {**FORMS, "contract": lower_contract, "row": lower_rows, "chain": lower_chain}
+
+
+class SourceLowering(Lowering):
+    """A lowering that remembers the line that each value comes from."""
+
+    def __init__(self, *args: Any) -> None:
+        self.lines: dict[Value, int] = {}
+        super().__init__(*args)
+
+    def map(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
+        value = super().map(node, at, guard)
+        if node.span is not None:
+            self.lines.setdefault(value, node.span.line)
+        return value
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """A launch's work as expressions, for predictions."""
+
+    moved: Expr
+    flops: Expr
+    grid: Expr
+    shared: Expr
+    sizes: dict[str, int]
+
+
+class GpuCompiler:
+    """Compiles pipelines for arches; kernels are shared by all of a file."""
+
+    def __init__(self, arches: Sequence[str], source_name: str) -> None:
+        self.arches, self.source_name = tuple(arches), source_name
+        self.entries: dict[object, Entry] = {}
+        self.tensor: set[str] = set()  # kernels that use tensor cores
+        self.verified: set[str] = set()
+        self.costs: dict[tuple[str, int], _Cost] = {}
+
+    def plan(
+        self,
+        pipeline: Pipeline,
+        graph: Graph,
+        buffers: Buffers,
+        sites: Sites,
+        bounds: Any,
+        passed: Mapping[Any, str],
+    ) -> tuple[GpuPlan, ...]:
+        """The plans of a pipeline whose graph has been through the passes."""
+        found = join(graph, partition(graph), JOINS, LONGEST)
+        reasons = {d.node: d for d in found.decisions}
+        launches: list[GpuLaunchPlan] = []
+        for low, forms, share, part in self._lowerings(graph, found, sites):
+            lowered = finish(low, forms)
+            lowered = replace(lowered, label=f"{lowered.label} {part}".strip())
+            if bounds is not None and lowered.kernel.name not in self.verified:
+                verified_kernel(lowered.kernel, graph, bounds)
+                self.verified.add(lowered.kernel.name)
+            entry = self._entry(pipeline, graph, lowered, low.lines)
+            self._note_cost(pipeline, graph, lowered, entry, share, len(launches))
+            notes = report(graph, lowered, reasons, passed)
+            launches.append(self._launch(buffers, lowered, entry, share, notes))
+        slots = buffers.slots([x.buffers for x in launches])
+        plans = tuple(buffers.plans)
+        return tuple(GpuPlan(arch, plans, tuple(launches), slots) for arch in self.arches)
+
+    def _lowerings(
+        self, graph: Graph, found: Partition, sites: Sites
+    ) -> Iterator[tuple[SourceLowering, Forms, Expr, str]]:
+        """The kernels of a partition in order, each with a factor of its grid that is 1 or 0, and
+        what part of a kernel of the graph it is."""
+        for group in found.groups:
+            split = thin(graph, group)
+            if split is None:
+                schedule = GPU_CHAIN if group.kind == "chain" else GPU
+                if group.kind == "contract" and is_half(graph, group):
+                    schedule = GPU_HALF
+                yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, const(1), ""
+                continue
+            few = split.holds(rows_of(graph, group))
+            for form, name in ((lower_parts, "parts"), (lower_sum_of_parts, "sum")):
+                yield (
+                    SourceLowering(graph, group, sites, GPU),
+                    {"contract": partial(form, split=split)},
+                    few,
+                    name,
+                )
+            schedule = GPU_HALF if is_half(graph, group) else GPU
+            yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, 1 - few, ""
+
+    def _entry(
+        self, pipeline: Pipeline, graph: Graph, lowered: Lowered, lines: Mapping[Value, int]
+    ) -> Entry:
+        kernel = lowered.kernel
+        facts = graph.facts
+        key = (kernel.name, *(str(facts.ranges.get(d)) for d in kernel.dims), str(facts.divisible))
+        if key not in self.entries:
+            name = self._name(pipeline, lowered.label)
+            writer = KernelWriter(kernel, facts, SHARED_LIMIT, lines)
+            self.entries[key] = writer.entry(name, _notes(graph, lowered))
+            if "mma.sync" in self.entries[key].text:
+                self.tensor.add(name)
+        return self.entries[key]
+
+    def _name(self, pipeline: Pipeline, label: str) -> str:
+        """A name from the source, numbered in the order of the file."""
+        stem = label if label.startswith(pipeline.name) else f"{pipeline.name} {label}"
+        stem = re.sub(r"\W+", "_", stem).strip("_")
+        return f"{stem}_{len(self.entries)}"
+
+    def _launch(
+        self,
+        buffers: Buffers,
+        lowered: Lowered,
+        entry: Entry,
+        share: Expr,
+        notes: dict[str, Any],
+    ) -> GpuLaunchPlan:
+        used = [
+            buffers.of(ref) if ref.node >= 0 else self._parts(buffers, lowered, n)
+            for n, ref in enumerate(lowered.values)
+        ]
+        writes = [
+            used[n] for n, b in enumerate(lowered.kernel.buffers) if b.mode in ("out", "inout")
+        ]
+        if entry.workspace is not None:
+            used.append(buffers.scratch(f"{entry.name} workspace", entry.workspace))
+            writes.append(used[-1])
+        return GpuLaunchPlan(
+            entry.name, (str(entry.grid * share), "1", "1"), (entry.team.threads, 1, 1), (1, 1, 1),
+            str(entry.shared_bytes), tuple(used), lowered.kernel.dims, lowered.label, notes,
+            tuple(dict.fromkeys(writes)),
+        )  # fmt: skip
+
+    def _parts(self, buffers: Buffers, lowered: Lowered, number: int) -> int:
+        """The buffer of a product's parts: made by the kernel that writes them."""
+        ref, buffer = lowered.values[number], lowered.kernel.buffers[number]
+        if ref not in buffers.index:
+            size = size_of(buffer.shape) * buffer.dtype.itemsize
+            buffers.index[ref] = buffers.scratch(f"parts of t{-1 - ref.node}", size)
+        return buffers.index[ref]
+
+    def _note_cost(
+        self,
+        pipeline: Pipeline,
+        graph: Graph,
+        lowered: Lowered,
+        entry: Entry,
+        share: Expr,
+        number: int,
+    ) -> None:
+        flops, moved = work_of(graph, lowered)
+        sizes = {d: _typical(graph.facts, d) for d in lowered.kernel.dims}
+        names = flops.symbols() | moved.symbols()
+        sizes.update({d: _typical(graph.facts, d) for d in sorted(names)})
+        cost = _Cost(moved, flops, entry.grid * share, entry.shared_bytes, sizes)
+        self.costs[(pipeline.name, number)] = cost
+
+    def finish(self, plan: Plan) -> Plan:
+        """The plan with modules, machine code and what is known of each launch."""
+        ordered = list({e.name: e for e in self.entries.values()}.values())
+        texts = {arch: module_text(ordered, arch, self.source_name) for arch in self.arches}
+        try:
+            made = assemble(texts)
+        except AssemblerMissing:
+            made = {}
+        pipelines = tuple(self._reported(p, made) for p in plan.pipelines)
+        cubins = {arch: m.cubin for arch, m in made.items()}
+        return replace(plan, pipelines=pipelines, ptx=texts, cubins=cubins)
+
+    def _reported(self, pipeline: PipelinePlan, made: Mapping[str, Assembled]) -> PipelinePlan:
+        plans = []
+        for gpu in pipeline.gpu:
+            usage = made[gpu.arch].usage if gpu.arch in made else {}
+            launches = tuple(
+                replace(x, report={**x.report, **self._figures(pipeline, n, x, gpu.arch, usage)})
+                for n, x in enumerate(gpu.launches)
+            )
+            plans.append(replace(gpu, launches=launches))
+        return replace(pipeline, gpu=tuple(plans))
+
+    def _figures(
+        self,
+        pipeline: PipelinePlan,
+        number: int,
+        launch: GpuLaunchPlan,
+        arch: str,
+        usage: Mapping[str, Usage],
+    ) -> dict[str, Any]:
+        """Registers, spills, occupancy and a prediction at typical sizes."""
+        if launch.kernel not in usage:
+            return {}
+        cost, used = self.costs[(pipeline.name, number)], usage[launch.kernel]
+        shared = cost.shared.evaluate(cost.sizes) + used.shared
+        resident, limit = occupancy(ARCHES[arch], launch.block[0], used.registers, shared)
+        target = TARGETS[TYPICAL[arch]]
+        moved, flops = cost.moved.evaluate(cost.sizes), cost.flops.evaluate(cost.sizes)
+        grid = cost.grid.evaluate(cost.sizes)
+        tensor = launch.kernel in self.tensor
+        time, bound = predicted(target, moved, flops, grid, resident, tensor)
+        at_sizes = {
+            "device": target.name, "sizes": cost.sizes, "microseconds": round(time, 2),
+            "bound": bound, "bytes": moved, "flops": flops,
+        }  # fmt: skip
+        if not grid:  # another kernel does it for such sizes
+            at_sizes.update(microseconds=0.0, bound="nothing to do")
+        return {
+            "registers": used.registers,
+            "spill bytes": used.spill_stores + used.spill_loads,
+            "shared bytes": shared,
+            "blocks per SM": resident,
+            "occupancy": round(resident * launch.block[0] / ARCHES[arch].threads, 3),
+            "occupancy limit": limit,
+            "predicted": at_sizes,
+        }  # fmt: skip
+
+
+def _typical(facts: Facts, name: str) -> int:
+    """A size in the middle of what a dimension may be."""
+    low, high = facts.ranges.get(name, (0, None))
+    least = facts.bounds(as_expr(low))[0] or 0
+    most = None if high is None else facts.bounds(as_expr(high))[1]
+    return max(least, min(TYPICAL_SIZE, TYPICAL_SIZE if most is None else most))
+
+
+def _notes(graph: Graph, lowered: Lowered) -> list[str]:
+    """One comment for each node that a kernel computes."""
+    found = []
+    for number in lowered.nodes:
+        node: Node = graph.nodes[number]
+        line = "" if node.span is None else f", line {node.span.line}"
+        shape = ", ".join(map(str, node.type.shape))
+        found.append(f"node {number}: {describe(node)} {node.type.dtype}[{shape}]{line}")
+    return found
+
+
+__all__ = ["GpuCompiler"]

@@ -1,0 +1,259 @@
+"""Matrix products for a GPU: a block computes a tile of rows by a few adjacent panels.
+
+The tile goes to scratch, where all lanes take its elements in the order of the result and finish
+them with what follows the product. A product of few rows would leave most of the device idle: its
+depth is split among blocks, and a second kernel sums the parts and finishes. Both ways are in the
+plan, and the grid of one of them is empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stagefuse.compiler.fuse import Group
+from stagefuse.compiler.graph import Contract, Graph, Ref, View, flatten_index
+from stagefuse.compiler.join import steps_of
+from stagefuse.compiler.kernel_ir import (
+    Alloc,
+    Buffer,
+    Fold,
+    Index,
+    Load,
+    Local,
+    Store,
+    TileProduct,
+    Value,
+)
+from stagefuse.compiler.lower.blocks import Parallel
+from stagefuse.compiler.lower.expressions import product_of as size_of
+from stagefuse.compiler.lower.products import _Depth as Depth
+from stagefuse.compiler.lower.products import _emit_product as emit_product
+from stagefuse.compiler.lower.products import _Matrix as Matrix
+from stagefuse.compiler.lower.products import _Product as Product
+from stagefuse.compiler.lower.products import _product as product_of
+from stagefuse.compiler.lower.products import _stored_panels as stored_panels
+from stagefuse.compiler.lower.values import Lowering
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dtypes import F32
+
+PANELS = {48: 2, 64: 2, 32: 2, 16: 4}
+"""Panels of a width that make a tile."""
+PADDING = 8
+"""Elements between the rows of a tile, so that eight rows lie in different banks."""
+
+
+def multiply(
+    low: Lowering,
+    p: Product,
+    target: tuple[str, Expr, Expr],
+    matrix: Matrix,
+    start: Expr,
+    count: Expr,
+    piece: Depth | None = None,
+) -> None:
+    """The product of `count` rows from `start` by the panel p, into (name, offset, row)."""
+    packer = low.group.packs.get(p.operands[1])
+    if packer is None:
+        panels = stored_panels(low, p)
+        return emit_product(low, p, target, matrix, panels, start, count, piece=piece)
+    ref = p.operands[1]
+    view, source = low.graph.nodes[ref.node].primitive, low.graph.nodes[ref.node].operands[0]
+    if p.operands[0] in low.group.packs:
+        (source,) = low.graph.nodes[source.node].operands  # as it is before it is converted
+    steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
+    assert steps is not None and isinstance(view, View)
+    lead = dict(zip(view.symbols, (sym(n) for n, _ in p.batch), strict=False))
+    first, along, across = (e.substitute(lead) for e in steps)
+    piece = piece or p.all_of_it
+    name, offset, row = target
+    low.emit(
+        TileProduct(
+            name, offset, row, matrix.name,
+            matrix.start + start * matrix.step + piece.begin, matrix.step, const(1),
+            low.buffer(source, "in").name,
+            first + sym("p") * p.panel * across + piece.begin * along, count, piece.length,
+            p.row_tile, p.panel, False, p.width(sym("p")), along, across,
+        )
+    )  # fmt: skip
+
+
+def left_of(low: Lowering, p: Product) -> Matrix:
+    """The left operand, or what it is converted from where the product takes that."""
+    ref = p.operands[0]
+    if ref in low.group.packs:
+        (ref,) = low.graph.nodes[ref.node].operands
+    return Matrix(low.buffer(ref, "in").name, p.base, p.primitive.row_stride)
+
+
+def lower_contract(low: Lowering) -> Parallel:
+    """Tiles of rows by panels: computed, then stored with what follows."""
+    p = product_of(low, low.group.anchor)
+    known = p.panels.as_int()
+    group = PANELS[p.panel] if known is None else min(PANELS[p.panel], known)
+    rows = p.row_tile
+    blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
+    groups = floordiv(p.panels + (group - 1), group, low.facts)
+    parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
+    low.bind(parallel)
+    width = group * p.panel + PADDING
+    tile = low.name("tile")
+    low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
+    matrix = left_of(low, p)
+    first = sym("nb") * group
+    start = sym("mb") * rows
+    count = minimum(p.rows - start, const(rows))
+
+    def one_panel() -> None:
+        target = (tile, (sym("p") - first) * p.panel, const(width))
+        multiply(low, p, target, matrix, start, count)
+
+    def finish() -> None:
+        low.facts = low.facts.with_ranges({"r": (0, rows - 1)})
+        low.loop("c", const(0), const(group * p.panel), column, vector=True)
+
+    def column() -> None:
+        at = first * p.panel + sym("c")
+        low.when([p.columns - 1 - at], lambda: element(at))
+
+    def element(at: Expr) -> None:
+        # only columns of the product get here, which split_index may use
+        inside = Load(tile, (Index(sym("r")), Index(sym("c"))), p.dtype)
+        with low.part(low.group, {p.ref: lambda _: inside}):
+            low.store(p.place(low, start + sym("r"), at))
+
+    low.loop("p", first, minimum(first + group, p.panels), one_panel)
+    low.loop("r", const(0), count, finish, vector=True)
+    return parallel, p.depth * (rows * group * p.panel)
+
+
+# Products of few rows
+
+FULL = 132
+"""Blocks that fill a device."""
+LEAST_DEPTH = 96
+MOST_SPLITS = 16
+MOST_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Thin:
+    """How a product of at most `rows` rows is split: `count` parts, each `depth` deep."""
+
+    rows: int
+    depth: int
+    count: int
+
+    def holds(self, rows: Expr) -> Expr:
+        """1 where a product has so few rows, else 0."""
+        return 1 - minimum(floordiv(rows, self.rows + 1), const(1))
+
+
+def thin(graph: Graph, group: Group) -> Thin | None:
+    """How to split a group's product where it has few rows, if that helps."""
+    if group.kind != "contract" or group.anchor is None:
+        return None
+    node = graph.nodes[group.anchor]
+    product = node.primitive
+    assert isinstance(product, Contract)
+    depth = product.depth.as_int()
+    columns = size_of([node.type.shape[a] for a in product.columns]).as_int()
+    if depth is None or columns is None or depth < 2 * LEAST_DEPTH:
+        return None
+    if product.batch or node.type.dtype != F32:
+        return None
+    across = -(-columns // (PANELS[product.panel] * product.panel))
+    rows = min(FULL // across * 64, MOST_ROWS)
+    if not rows:
+        return None
+    part = max(LEAST_DEPTH, -(-depth // (MOST_SPLITS * 16)) * 16)
+    return Thin(rows, part, -(-depth // part))
+
+
+def is_half(graph: Graph, group: Group) -> bool:
+    """Whether a group's product takes 16-bit operands as they are."""
+    return group.anchor is not None and graph.nodes[group.anchor].operands[0] in group.packs
+
+
+def rows_of(graph: Graph, group: Group) -> Expr:
+    """The rows of a group's product."""
+    assert group.anchor is not None
+    node = graph.nodes[group.anchor]
+    assert isinstance(node.primitive, Contract)
+    return size_of([node.type.shape[a] for a in node.primitive.rows])
+
+
+def parts_of(ref: Ref) -> Ref:
+    """Stands for the buffer with the parts of a product, which is no value of the graph."""
+    return Ref(-1 - ref.node)
+
+
+def _parts(low: Lowering, p: Product, split: Thin, mode: str) -> Buffer:
+    shape = (const(split.count), p.rows, p.columns)
+    name = f"b{len(low.buffers)}"
+    return low.buffers.setdefault(parts_of(p.ref), Buffer(name, p.dtype, shape, mode))
+
+
+def lower_parts(low: Lowering, split: Thin) -> Parallel:
+    """The products of the parts of the depth, a panel and 64 rows a block."""
+    p = product_of(low, low.group.anchor)
+    rows, depth = p.row_tile, split.depth
+    blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
+    parallel = [("mb", blocks), ("nb", p.panels), ("ks", const(split.count))]
+    low.bind(parallel)
+    width = p.panel + PADDING
+    tile = low.name("tile")
+    low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
+    matrix = left_of(low, p)
+    parts = _parts(low, p, split, "out")
+    start = sym("mb") * rows
+    count = minimum(p.rows - start, const(rows))
+    begin = sym("ks") * depth
+    piece = Depth(begin, minimum(p.depth - begin, const(depth)))
+    first = sym("nb")
+
+    def one_panel() -> None:
+        target = (tile, (sym("p") - first) * p.panel, const(width))
+        multiply(low, p, target, matrix, start, count, piece)
+
+    def column() -> None:
+        at = first * p.panel + sym("c")
+        places = (Index(sym("ks")), Index(start + sym("r")), Index(at))
+        inside = Load(tile, (Index(sym("r")), Index(sym("c"))), p.dtype)
+        low.when([p.columns - 1 - at], lambda: low.emit(Store(parts.name, places, inside)))
+
+    def finish() -> None:
+        low.loop("c", const(0), const(p.panel), column, vector=True)
+
+    low.loop("p", first, first + 1, one_panel)
+    low.loop("r", const(0), count, finish, vector=True)
+    return parallel, const(depth * rows * p.panel)
+
+
+def lower_sum_of_parts(low: Lowering, split: Thin) -> Parallel:
+    """The sum of the parts, and what follows the product."""
+    p = product_of(low, low.group.anchor)
+    parts = _parts(low, p, split, "in")
+    domain = p.domain
+    last = len(domain) - 1
+    parallel = low.axes(range(last))
+    low.bind(parallel)
+
+    def total(at: tuple[Value, ...]) -> Value:
+        scope = low.scopes[-1]
+        key = ("total", at)
+        if key not in scope.known:
+            row, column = (
+                low.index(flatten_index([sym(f"i{a}") for a in axes], [domain[a] for a in axes]),
+                          {f"i{a}": at[a] for a in axes})
+                for axes in (p.primitive.rows, p.primitive.columns)
+            )  # fmt: skip
+            value = Load(parts.name, (Index(sym("k")), row, column), p.dtype)
+            name = low.name("total")
+            low.emit(Fold(name, "sum", (("k", const(split.count)),), value, p.dtype))
+            scope.known[key] = Local(name, p.dtype)
+        return scope.known[key]
+
+    position = [sym(f"d{a}") for a in range(len(domain))]
+    with low.part(low.group, {p.ref: total}):
+        low.loop(f"d{last}", const(0), domain[last], lambda: low.store(position), vector=True)
+    return parallel, domain[last] * split.count

@@ -1,0 +1,272 @@
+"""Kernel IR to PTX: the frame of a kernel, and modules.
+
+An entry takes the address of each buffer, each dimension (s64) and the address of the status. A
+team executes one step of the flattened parallel loop. Scratch lies in the block's shared memory,
+or in a workspace, one more buffer, where it does not fit: then the blocks go round the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.cpu.vector_math import two_over_pi_table
+from stagefuse.compiler.kernel_ir import Alloc, Kernel
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.dsl.dims import Expr, Facts, const, floordiv, minimum, mod, sym
+
+from .ir import Value, constant_text
+from .loops import Carry
+from .private import private_arrays, vector_width
+from .teams import Team, choose
+from .tensor import TensorWriter
+from .values import Memory
+
+PTX_VERSION = "8.7"
+PARAMETER_LIMIT = 4096  # bytes of parameters of a kernel on every target
+ROUND_BLOCKS = 512
+"""Blocks of a kernel that keeps its scratch in a workspace."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kernel's PTX and how it is launched; sizes are expressions over its dimensions.
+
+    `workspace`: bytes of scratch in global memory, passed after the buffers, if any.
+    """
+
+    name: str
+    text: str
+    team: Team
+    grid: Expr
+    shared_bytes: Expr
+    workspace: Expr | None
+    tables: frozenset[str]
+
+
+class KernelWriter(TensorWriter):
+    """Writes the entry of one kernel."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        facts: Facts,
+        shared_limit: int,
+        lines: Mapping[KernelValue, int],
+    ) -> None:
+        names = [name for name, _ in kernel.parallel]
+        extents = [extent for _, extent in kernel.parallel]
+        facts = facts.at_element(names, extents)
+        super().__init__(kernel, facts, choose(kernel, facts))
+        for value, line in lines.items():
+            self.lines[id(self._unique(value))] = line
+        self.shared_limit = shared_limit
+        self.count = const(1)
+        for extent in extents:
+            self.count = self.count * extent
+        self.shared = const(0)  # bytes of the block
+        self.scratch = const(0)  # bytes of a team in its workspace
+        self.rounds = False
+        self.step: Value | None = None
+
+    def entry(self, name: str, notes: Sequence[str]) -> Entry:
+        """The whole function; `notes` are comments at its top."""
+        code = self.code
+        for note in notes:
+            code.comment(note)
+        self._parameters(name)
+        self._lanes()
+        self._set_up()
+        grid = floordiv(self.count + (self.team.per_block - 1), self.team.per_block)
+        if self.rounds:
+            grid = minimum(grid, const(ROUND_BLOCKS))
+            self._all_rounds(grid)
+        else:
+            self._one_step()
+        code.start("$end")
+        code.line("ret;")
+        threads = f".reqntid {self.team.threads}, 1, 1"
+        lines = [
+            f".visible .entry {name}(", ",\n".join(self._declared(name)), f") {threads}",
+            "{", *code.registers(), *code.text(), "}",
+        ]  # fmt: skip
+        workspace = self.scratch * grid * self.team.per_block if self.rounds else None
+        return Entry(
+            name, "\n".join(lines), self.team, grid, self.shared, workspace,
+            frozenset(code.tables),
+        )  # fmt: skip
+
+    # Parameters
+
+    def _slots(self) -> list[str]:
+        names = [b.name for b in self.kernel.buffers]
+        return [*names, *(["workspace"] if self._is_round() else []), *self.kernel.dims, "status"]
+
+    def _declared(self, name: str) -> list[str]:
+        kinds = ["s64" if n in self.kernel.dims else "u64" for n in self._slots()]
+        return [f"\t.param .{kind} {name}_{n}" for n, kind in enumerate(kinds)]
+
+    def _parameters(self, name: str) -> None:
+        code = self.code
+        self._plan_scratch()
+        for number, slot in enumerate(self._slots()):
+            raw = code.fresh("i64")
+            kind = "s64" if slot in self.kernel.dims else "u64"
+            code.line(f"ld.param.{kind} {raw.text}, [{name}_{number}];")
+            if slot in self.kernel.dims:
+                small = self.is_small(sym(slot))
+                self.symbols[slot] = raw.to("trunc", "i32") if small else raw
+                continue
+            start = code.pure("cvta.to.global.u64", "i64", raw)
+            if slot == "status":
+                self.status = start
+            elif slot == "workspace":
+                self.workspace = start
+            else:
+                buffer = next(b for b in self.kernel.buffers if b.name == slot)
+                self.memory[slot] = Memory(
+                    slot, buffer.dtype, buffer.shape, "global", start, slot not in self.written
+                )
+
+    # Lanes and steps
+
+    def _lanes(self) -> None:
+        code, team = self.code, self.team
+        thread = code.pure("mov.u32", "i32", Value(code, "%tid.x", "i32"))
+        block = code.pure("mov.u32", "i32", Value(code, "%ctaid.x", "i32"))
+        self.symbols["lane"] = thread & 31 if team.lanes == 32 else thread
+        if team.lanes > 1:
+            self.facts = self.facts.with_ranges({"lane": (0, team.lanes - 1)})
+        self.warp = thread.lshr(5)
+        if team.across:
+            self.symbols["column"], self.symbols["row"] = thread & (team.across - 1), self.warp
+            assert team.across == 32
+            ranges = {"column": (0, team.across - 1), "row": (0, team.down - 1)}
+            self.facts = self.facts.with_ranges(ranges)
+        kind = "i32" if self.is_small(self.count + team.per_block) else "i64"
+        block = code.pure("cvt.u64.u32", "i64", block) if kind == "i64" else block
+        if team.per_block > 1:
+            own = thread if team.lanes == 1 else self.warp
+            own = code.pure("cvt.u64.u32", "i64", own) if kind == "i64" else own
+            block = block * team.per_block + own
+        self.team_number = block
+
+    def _one_step(self) -> None:
+        if not self.kernel.parallel:
+            if self.team.per_block > 1:
+                self.code.branch_if(self.team_number.compare("lt", 1), "$end", holds=False)
+            return self.statements(self.kernel.body)
+        if self.team.per_block > 1:
+            end = self.index(self.count, self.team_number.type)
+            self.code.branch_if(self.team_number.compare("lt", end), "$end", holds=False)
+        self._body(self.team_number)
+
+    def _all_rounds(self, grid: Expr) -> None:
+        """Steps a grid apart, each in the team's own part of the workspace."""
+        kind = self.team_number.type
+
+        def body(carry: Carry) -> Carry:
+            self._body(self.symbols["round"])
+            if self.team.lanes > 1:
+                self.barrier()
+            return carry
+
+        end = self.index(self.count, kind)
+        step = self.index(grid * self.team.per_block, kind)
+        ends = (const(0), self.count - 1)
+        self._counted("round", self.team_number, end, step, ends, [], body)
+
+    def _body(self, step: Value) -> None:
+        rest = sym("step")
+        with self.named(step=(step, const(0), self.count - 1)):
+            places: dict[str, Expr] = {}
+            for name, extent in reversed(self.kernel.parallel[1:]):
+                places[name] = mod(rest, extent, self.facts)
+                rest = floordiv(rest, extent, self.facts)
+            if self.kernel.parallel:
+                places[self.kernel.parallel[0][0]] = rest
+            with self.binding(**places):
+                self.versions(self.kernel.body)
+
+    # Scratch
+
+    def _plan_scratch(self) -> None:
+        """Where each scratch array lies."""
+        self.width = vector_width(self)
+        private = private_arrays(self)
+        arrays: list[tuple[Alloc, Expr]] = []
+        total = const(0)
+        for s in walk(self.kernel.body):
+            if not isinstance(s, Alloc):
+                continue
+            if not s.shape or s.name in private:
+                self.memory[s.name] = Memory(s.name, s.dtype, s.shape, "registers")
+                continue
+            arrays.append((s, total))
+            total = total + _bytes(s)
+        self.arrays = arrays
+        most = self.facts.bounds(total)[1]
+        self.rounds = most is None or most * self.team.per_block + 1024 > self.shared_limit
+        self.team_bytes = total
+        if self.rounds:
+            self.scratch = total
+        else:
+            self.shared = total * self.team.per_block
+
+    def _is_round(self) -> bool:
+        return self.rounds
+
+    def _set_up(self) -> None:
+        """The addresses of scratch arrays."""
+        code = self.code
+        for s, offset in self.arrays:
+            if self.rounds:
+                own = self.team_number.to("sext", "i64") * self.index(self.scratch, "i64")
+                start = self.workspace + own + self.index(offset, "i64")
+                self.memory[s.name] = Memory(s.name, s.dtype, s.shape, "global", start)
+                continue
+            start = self.shared_address(offset)
+            if self.team.per_block > 1:
+                start = start + self.warp * self.index(self.team_bytes, "i32")
+            self.memory[s.name] = Memory(s.name, s.dtype, s.shape, "shared", start)
+        del code
+
+    def reserve(self, size: int) -> Expr:
+        offset = self.shared
+        self.shared = self.shared + (size + 15) // 16 * 16
+        return offset
+
+    def shared_address(self, offset: Expr) -> Value:
+        code = self.code
+        code.tables.add("shared")
+        start = code.pure("mov.u32", "i32", Value(code, "sf_shared", "i32"))
+        return start + self.index(offset, "i32")
+
+    def in_loop(self) -> bool:
+        return self.rounds or super().in_loop()
+
+
+def _bytes(s: Alloc) -> Expr:
+    size = const(s.dtype.itemsize)
+    for extent in s.shape:
+        size = size * extent
+    known = size.as_int()
+    if known is not None:
+        return const(-(-known // 16) * 16)
+    return floordiv(size + 15, 16) * 16
+
+
+def module_text(entries: Sequence[Entry], arch: str, source_name: str) -> str:
+    """The PTX module of entries for a target."""
+    tables = frozenset[str]().union(*(e.tables for e in entries))
+    head = [f".version {PTX_VERSION}", f".target {arch}", ".address_size 64", ""]
+    head.append(f'.file 1 "{source_name}"')
+    if "shared" in tables:
+        head.append(".extern .shared .align 16 .b8 sf_shared[];")
+    if "two_over_pi" in tables:
+        listed = [constant_text(v, "double") for row in two_over_pi_table() for v in row]
+        head.append(
+            f".global .align 8 .f64 sf_two_over_pi[{len(listed)}] = {{{', '.join(listed)}}};"
+        )
+    return "\n".join([*head, "", "\n\n".join(e.text for e in entries), ""])

@@ -1,0 +1,300 @@
+"""Folds: each lane reduces its elements, then the lanes of the team by shuffles.
+
+Warps of a block meet in shared memory. The order of a reduction depends on sizes alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+from stagefuse.compiler.cpu.bodies import is_unrolled
+from stagefuse.compiler.kernel_ir import Fold
+from stagefuse.compiler.scalar import identity
+from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.dtypes import DType
+
+from . import scalars
+from .ir import Code, Value
+from .loops import Carry, LoopWriter
+from .teams import WARP
+
+NOWHERE = {"i32": (1 << 31) - 1, "i64": (1 << 63) - 1}
+FEW = 4
+
+
+class FoldWriter(LoopWriter):
+    """The body of a kernel, as far as its reductions go."""
+
+    def fold(self, s: Fold) -> None:
+        if self.in_team and not self._is_tiny(s):
+            self.scopes[-1].locals[s.name] = self._finished(s, self._fold_by_team(s))
+            return
+        for scope in self.elements():
+            with self._alone():
+                scope.locals[s.name] = self._finished(s, self._fold_here(s))
+
+    def _is_tiny(self, s: Fold) -> bool:
+        sizes = [extent.as_int() for _, extent in s.loops]
+        total = 1
+        for size in sizes:
+            total *= FEW + 1 if size is None else size
+        return total <= FEW and is_unrolled(s)
+
+    # Steps
+
+    def _kind(self, s: Fold) -> str:
+        """The type of a position in this fold."""
+        total = const(1)
+        for _, extent in s.loops:
+            total = total * extent
+        return "i32" if self.is_small(self.resolve(total)) else "i64"
+
+    def _start(self, s: Fold) -> Carry:
+        if not s.kind.startswith("arg"):
+            return [self.code.const(identity(s.kind, s.dtype), scalars.REGISTER[s.dtype.name])]
+        dtype = s.value.dtype.compute
+        kind = self._kind(s)
+        first = self.code.const(identity(s.kind, dtype), scalars.REGISTER[dtype.name])
+        return [first, self.code.const(NOWHERE[kind], kind)]
+
+    def _step(self, s: Fold, total: Carry) -> Carry:
+        """One more element, unless this lane has none here."""
+        value = self.value(s.value)
+        if s.kind.startswith("arg"):
+            kind = self._kind(s)
+            flat = const(0)
+            for name, extent in s.loops:
+                flat = flat * extent + sym(name)
+            place = self.index(flat, kind)
+            return better(self.code, s.kind, total, [value, place], s.value.dtype, self.mask)
+        if self.mask is not None:
+            value = self.mask.select(value, self._start(s)[0])
+        return [combine(self.code, s.kind, total[0], value, s.dtype)]
+
+    def _finished(self, s: Fold, total: Carry) -> Value:
+        if not s.kind.startswith("arg"):
+            return total[0]
+        place = total[1]
+        place = place.compare("eq", NOWHERE[place.type]).select(
+            self.code.const(0, place.type), place
+        )
+        return place.to("sext", "i64")
+
+    # One lane
+
+    def _fold_here(self, s: Fold) -> Carry:
+        before, self.mask = self.mask, None
+        try:
+            if is_unrolled(s):
+                return self._fold_unrolled(s)
+            if self.team.across:
+                return self._fold_down(s)
+            return self._fold_nest(s, 0, self._start(s))
+        finally:
+            self.mask = before
+
+    def _fold_unrolled(self, s: Fold) -> Carry:
+        """A fold over a few positions, written out."""
+        total = self._start(s)
+        extents = [range(extent.as_int() or 0) for _, extent in s.loops]
+        for place in itertools.product(*extents):
+            bound = {name: const(p) for (name, _), p in zip(s.loops, place, strict=True)}
+            with self.binding(**bound), self.scope():
+                total = self._step(s, total)
+        return total
+
+    def _fold_nest(self, s: Fold, depth: int, total: Carry) -> Carry:
+        if depth == len(s.loops):
+            return self._step(s, total)
+        name, extent = s.loops[depth]
+        return self.loop(
+            name, const(0), extent, total, lambda carry: self._fold_nest(s, depth + 1, carry)
+        )
+
+    def _fold_down(self, s: Fold) -> Carry:
+        """A fold that the lanes of one element share, along its longest loop."""
+        sizes = [self.most(extent) for _, extent in s.loops]
+        longest = max(range(len(sizes)), key=lambda n: (sizes[n] is None, sizes[n] or 0))
+        name, extent = s.loops[longest]
+        rest = replace(s, loops=(*s.loops[:longest], *s.loops[longest + 1 :]))
+        extent = self.resolve(extent)
+        kind = "i32" if self.is_small(extent + 4 * self.team.down) else "i64"
+        start = self.index(sym("row"), kind)
+
+        def body(place: Expr, carry: Carry) -> Carry:
+            with self.binding(**{name: place}):
+                return self._fold_nest(rest, 0, carry)
+
+        ends = (const(0), extent - 1)
+        total = self.strided(f"{name}'", start, extent, self.team.down, self._start(s), body, ends)
+        return self._meet(s, total)
+
+    def _meet(self, s: Fold, total: Carry) -> Carry:
+        """The reduction over the lanes of one element, in shared memory, in their order."""
+        code, team = self.code, self.team
+        raw = self._raw(total[0])
+        place = self.shared_address(self.reserve(team.lanes * 8))
+        at = place + self.symbols["lane"] * 8
+        code.write(f"st.shared.{_access(raw)}", f"[{at.text}]", raw)
+        self.barrier()
+        first = place + self.symbols["column"] * 8
+        found: Value | None = None
+        for row in range(team.down):
+            read = code.fresh(raw.type)
+            offset = row * team.across * 8
+            code.write(f"ld.shared.{_access(raw)}", read, f"[{first.text}+{offset}]")
+            value = read.compare("ne", 0) if total[0].type == "i1" else read
+            found = value if found is None else combine(code, s.kind, found, value, s.dtype)
+        assert found is not None
+        return [found]
+
+    # A team
+
+    def _fold_by_team(self, s: Fold) -> Carry:
+        loops = [(name, const(0), extent) for name, extent in s.loops]
+        outer, inner = self._divide(loops)
+        arg = s.kind.startswith("arg")
+        width = 1 if arg else self.width_of(inner)
+        count = len(self._start(s))
+
+        def visit(carry: Carry) -> Carry:
+            found: Carry = []
+            for number, _ in enumerate(self.elements()):
+                found += self._step(s, carry[number * count : (number + 1) * count])
+            return found
+
+        def nest(depth: int, carry: Carry) -> Carry:
+            if depth == len(outer):
+                return self.spread(inner, width, carry, visit)
+            name, lo, hi = outer[depth]
+            return self.loop(name, lo, hi, carry, lambda c: nest(depth + 1, c))
+
+        totals = nest(0, self._start(s) * width)
+        total = totals[:count]
+        for number in range(1, width):
+            total = [combine(self.code, s.kind, total[0], totals[number], s.dtype)]
+        return self._across(s, total)
+
+    def _divide(
+        self, loops: list[tuple[str, Expr, Expr]]
+    ) -> tuple[list[tuple[str, Expr, Expr]], list[tuple[str, Expr, Expr]]]:
+        """Loops in step, and loops that the team shares: as many inner ones as fill it."""
+        number, most = len(loops), 1
+        while number and most < self.team.lanes:
+            number -= 1
+            high = self.most(loops[number][2])
+            most *= self.team.lanes if high is None else high
+        return loops[:number], loops[number:]
+
+    def _across(self, s: Fold, total: Carry) -> Carry:
+        """The reduction over the lanes of the team; all get the result."""
+        total = self._butterfly(s, total, min(self.team.lanes, WARP))
+        if not self.team.is_block:
+            return total
+        warps = self.team.lanes // WARP
+        code = self.code
+        lane = self.symbols["lane"]
+        places = [self.reserve(warps * 8) for _ in total]
+        if self.in_loop():
+            code.line("bar.sync 0;")  # the last reduction here may not have been read
+        leader = (lane & (WARP - 1)).compare("eq", 0)
+        warp = lane.lshr(5)
+        raws = [self._raw(v) for v in total]
+        for place, raw in zip(places, raws, strict=True):
+            at = self.shared_address(place) + warp * 8
+            code.write(f"st.shared.{_access(raw)}", f"[{at.text}]", raw, guard=leader)
+        self.barrier()
+        found: Carry = []
+        for place, raw, value in zip(places, raws, total, strict=True):
+            at = self.shared_address(place) + (lane & (warps - 1)) * 8
+            read = code.fresh(raw.type)
+            code.write(f"ld.shared.{_access(raw)}", read, f"[{at.text}]")
+            found.append(read.compare("ne", 0) if value.type == "i1" else read)
+        return self._butterfly(s, found, warps)
+
+    def _raw(self, value: Value) -> Value:
+        raw = value.to("zext", "i32") if value.type == "i1" else value
+        return self._held(raw)
+
+    def _butterfly(self, s: Fold, total: Carry, lanes: int) -> Carry:
+        step = lanes // 2
+        while step:
+            other = [shuffled(self.code, v, step) for v in total]
+            if s.kind.startswith("arg"):
+                total = better(self.code, s.kind, total, other, s.value.dtype, None)
+            else:
+                total = [combine(self.code, s.kind, total[0], other[0], s.dtype)]
+            step //= 2
+        return total
+
+    # What the kernel's frame provides
+
+    def reserve(self, size: int) -> Expr:
+        """Bytes of shared memory of the block, as their offset."""
+        raise NotImplementedError
+
+    def shared_address(self, offset: Expr) -> Value:
+        raise NotImplementedError
+
+    def in_loop(self) -> bool:
+        """Whether what is written now may run again."""
+        return self.code.depth > 0
+
+
+def _access(value: Value) -> str:
+    return {"i64": "b64", "float": "f32", "double": "f64"}.get(value.type, "b32")
+
+
+def shuffled(code: Code, value: Value, step: int) -> Value:
+    """The value of the lane whose number differs in one bit."""
+    if value.type == "i1":
+        return shuffled(code, value.to("zext", "i32"), step).compare("ne", 0)
+    if value.type in ("i64", "double"):
+        low, high = code.fresh("i32"), code.fresh("i32")
+        code.write("mov.b64", f"{{{low.text}, {high.text}}}", code_held(code, value))
+        low, high = shuffled(code, low, step), shuffled(code, high, step)
+        result = code.fresh(value.type)
+        code.write("mov.b64", result, f"{{{low.text}, {high.text}}}")
+        return result
+    result = code.fresh(value.type)
+    held = code_held(code, value)
+    code.line(f"shfl.sync.bfly.b32 {result.text}, {held.text}, {step}, 31, 0xffffffff;")
+    return result
+
+
+def code_held(code: Code, value: Value) -> Value:
+    """The value in a register."""
+    return value if value.text[0] == "%" else code.variable(value.type, value)
+
+
+def combine(code: Code, kind: str, total: Value, value: Value, dtype: DType) -> Value:
+    """One step of a fold; sums and products may be reassociated."""
+    code.contract = True
+    if kind == "sum":
+        return total + value
+    if kind == "prod":
+        return total * value
+    if kind == "any":
+        return total | value
+    if kind == "all":
+        return total & value
+    return scalars.extreme(code, total, value, dtype, kind)
+
+
+def better(
+    code: Code, kind: str, total: Carry, other: Carry, dtype: DType, mask: Value | None
+) -> Carry:
+    """The more extreme of two (value, position): NaN first, then the earlier position."""
+    a, b = total[0], other[0]
+    unsigned = dtype.kind == "uint" or dtype.is_bool
+    ahead = b.compare("gt" if kind == "argmax" else "lt", a, unsigned)
+    same = b.compare("eq", a)
+    if dtype.is_float:
+        odd, other_odd = a.is_nan(), b.is_nan()
+        ahead = ahead & (odd ^ 1) | other_odd & (odd ^ 1)
+        same = same | (odd & other_odd)
+    ahead = ahead | (same & other[1].compare("lt", total[1]))
+    if mask is not None:
+        ahead = ahead & mask
+    return [ahead.select(b, a), ahead.select(other[1], total[1])]

@@ -1,0 +1,629 @@
+"""A small writer of PTX bodies: typed values with operators, loops, reuse and placement.
+
+It has the interface of `compiler.cpu.ir`, so that formulas over scalars are written once for both.
+Equal pure instructions are written once, each in the outermost loop around it in which its
+operands exist: a loop has an open place before it where such instructions go. Types have LLVM's
+names. Narrow integers live in 32-bit registers as sign-extended patterns, whatever their sign; an
+i1 is a predicate. Reference: PTX ISA 8.7, chapter 9, "Instruction Set".
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias, Union
+
+from stagefuse.compiler.cpu.ir import BITS, FLOATS, integer_of, round_to_single
+
+Operand: TypeAlias = Union["Value", int, float]
+Item: TypeAlias = Union["Line", list["Item"]]
+
+CLASS = {
+    "i1": "p", "half": "h", "i8": "r", "i16": "r", "i32": "r", "i64": "rd", "float": "f",
+    "double": "fd",
+}  # fmt: skip
+"""The register class of a type."""
+DECLARED = {"p": "pred", "h": "b16", "r": "b32", "rd": "b64", "f": "f32", "fd": "f64"}
+TYPE = {"half": "f16", "i8": "32", "i16": "32", "i32": "32", "i64": "64", "float": "f32",
+        "double": "f64"}  # fmt: skip
+NARROW = ("i8", "i16")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of PTX with the place in the source that it stands for."""
+
+    text: str
+    loc: int = 0
+
+
+def constant_text(value: float | int, kind: str) -> str:
+    """How PTX writes a constant of a type; floats are rounded to it."""
+    if kind == "i1":
+        return "true" if value else "false"
+    if kind == "double":
+        return f"0d{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
+    if kind == "float":
+        bits = struct.unpack("<I", struct.pack("<f", round_to_single(float(value))))[0]
+        return f"0f{bits:08X}"
+    bits = BITS[kind]
+    wrapped = int(value) & ((1 << bits) - 1)
+    return str(wrapped - (1 << bits) if wrapped >> (bits - 1) else wrapped)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A register or constant, its type, and the depth of the loop in which it is set."""
+
+    code: Code = field(repr=False)
+    text: str
+    type: str
+    depth: int = 0
+
+    @property
+    def is_float(self) -> bool:
+        return self.type in FLOATS
+
+    @property
+    def known(self) -> int | None:
+        """The value if this is an integer constant."""
+        if self.is_float or self.text[0] not in "-0123456789tf":
+            return None
+        return int(self.text == "true") if self.type == "i1" else int(self.text)
+
+    def _binary(self, other: Operand, float_op: str, int_op: str, swap: bool = False) -> Value:
+        right = self.code.operand(other, self.type)
+        a, b = (right, self) if swap else (self, right)
+        if self.is_float:
+            rounding = "" if float_op != "div" and self.code.contract else ".rn"
+            return self.code.pure(f"{float_op}{rounding}.{TYPE[self.type]}", self.type, a, b)
+        return self.code.integer(int_op, a, b)
+
+    def __add__(self, other: Operand) -> Value:
+        return self._binary(other, "add", "add")
+
+    def __radd__(self, other: Operand) -> Value:
+        return self._binary(other, "add", "add", swap=True)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self._binary(other, "sub", "sub")
+
+    def __rsub__(self, other: Operand) -> Value:
+        return self._binary(other, "sub", "sub", swap=True)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self._binary(other, "mul", "mul")
+
+    def __rmul__(self, other: Operand) -> Value:
+        return self._binary(other, "mul", "mul", swap=True)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self._binary(other, "div", "div")
+
+    def __rtruediv__(self, other: Operand) -> Value:
+        return self._binary(other, "div", "div", swap=True)
+
+    def __neg__(self) -> Value:
+        if self.is_float:
+            return self.code.pure(f"neg.{TYPE[self.type]}", self.type, self)
+        return 0 - self
+
+    def __and__(self, other: Operand) -> Value:
+        return self._binary(other, "", "and")
+
+    def __or__(self, other: Operand) -> Value:
+        return self._binary(other, "", "or")
+
+    def __xor__(self, other: Operand) -> Value:
+        return self._binary(other, "", "xor")
+
+    def shl(self, other: Operand) -> Value:
+        return self._binary(other, "", "shl")
+
+    def lshr(self, other: Operand) -> Value:
+        return self._binary(other, "", "lshr")
+
+    def ashr(self, other: Operand) -> Value:
+        return self._binary(other, "", "ashr")
+
+    def compare(self, relation: str, other: Operand, unsigned: bool = False) -> Value:
+        """Relation eq ne lt le gt ge; on floats false on NaN, but for ne."""
+        return self.code.compare(relation, self, self.code.operand(other, self.type), unsigned)
+
+    def select(self, yes: Value, no: Operand) -> Value:
+        """This bit chooses between two values."""
+        other = self.code.operand(no, yes.type)
+        if self.known is not None:
+            return yes if self.known else other
+        if yes.text == other.text:
+            return yes
+        if yes.type == "i1":
+            return (self & yes) | ((self ^ 1) & other)
+        kind = "b16" if yes.type == "half" else TYPE[yes.type]
+        kind = f"b{kind}" if kind.isdigit() else kind
+        return self.code.pure(f"selp.{kind}", yes.type, yes, other, self)
+
+    def to(self, word: str, kind: str) -> Value:
+        """A conversion named as LLVM's: fpext, trunc, bitcast."""
+        return self if self.type == kind else self.code.converted(self, word, kind)
+
+    def bits(self) -> Value:
+        """The bit pattern as an integer."""
+        return self.to("bitcast", integer_of(self.type))
+
+    def as_float(self, kind: str) -> Value:
+        """The float with this bit pattern."""
+        return self.to("bitcast", kind)
+
+    def is_nan(self) -> Value:
+        return self.code.pure(f"setp.nan.{TYPE[self.type]}", "i1", self, self)
+
+
+@dataclass
+class _Scope:
+    """A loop or branch being written: where its lines go, and what it knows."""
+
+    lines: list[Item]
+    fixed: bool  # a branch: what it computes stays inside
+    known: dict[tuple[str, ...], Value] = field(default_factory=dict)
+
+
+class Code:
+    """The body of one function being written."""
+
+    def __init__(self) -> None:
+        self.root: list[Item] = []
+        self.contract = False  # whether a product and a sum may become one instruction
+        self.loc = 0
+        self.tables: set[str] = set()
+        self.scopes = [_Scope(self.root, False)]
+        self._counts: dict[str, int] = {}
+        self._labels: dict[str, int] = {}
+
+    @property
+    def depth(self) -> int:
+        return len(self.scopes) - 1
+
+    # Text
+
+    def text(self) -> list[str]:
+        """The lines, with `.loc` where the place in the source changes."""
+        found: list[str] = []
+        at = 0
+        stack: list[Iterator[Item]] = [iter(self.root)]
+        while stack:
+            item = next(stack[-1], None)
+            if item is None:
+                stack.pop()
+            elif isinstance(item, list):
+                stack.append(iter(item))
+            else:
+                if item.loc not in (0, at):
+                    at = item.loc
+                    found.append(f"\t.loc 1 {at} 0")
+                found.append(item.text)
+        return found
+
+    def registers(self) -> list[str]:
+        """Declarations of all registers."""
+        return [
+            f"\t.reg .{DECLARED[c]} %{c}<{count + 1}>;"
+            for c, count in sorted(self._counts.items())
+        ]  # fmt: skip
+
+    def line(self, text: str) -> None:
+        """An instruction that stays here."""
+        self.scopes[-1].lines.append(Line(f"\t{text}", self.loc))
+
+    def comment(self, text: str) -> None:
+        self.scopes[-1].lines.append(Line(f"\t// {text}"))
+
+    def label(self, hint: str) -> str:
+        self._labels[hint] = self._labels.get(hint, 0) + 1
+        return f"${hint}{self._labels[hint]}"
+
+    def start(self, label: str) -> None:
+        self.scopes[-1].lines.append(Line(f"{label}:"))
+
+    def branch(self, label: str) -> None:
+        self.line(f"bra {label};")
+
+    def branch_if(self, condition: Value, label: str, holds: bool = True) -> None:
+        if condition.known is not None:
+            if bool(condition.known) == holds:
+                self.branch(label)
+            return
+        self.line(f"@{'' if holds else '!'}{condition.text} bra {label};")
+
+    # Scopes
+
+    @contextmanager
+    def loop_scope(self) -> Iterator[None]:
+        """A loop: what does not change in it is computed before it."""
+        outer = self.scopes[-1]
+        before: list[Item] = []
+        inside: list[Item] = []
+        outer.lines += [before, inside]
+        lines, outer.lines = outer.lines, before
+        self.scopes.append(_Scope(inside, False))
+        try:
+            yield
+        finally:
+            self.scopes.pop()
+            outer.lines = lines
+
+    @contextmanager
+    def branch_scope(self) -> Iterator[None]:
+        """A branch: what is computed inside is not known after it."""
+        self.scopes.append(_Scope(self.scopes[-1].lines, True))
+        try:
+            yield
+        finally:
+            self.scopes.pop()
+
+    def place(self, operands: Sequence[Value]) -> _Scope:
+        """The outermost scope in which operands exist and that no branch shuts in."""
+        least = max((o.depth for o in operands), default=0)
+        at = self.depth
+        while at > least and not self.scopes[at].fixed:
+            at -= 1
+        return self.scopes[at]
+
+    # Values
+
+    def operand(self, value: Operand, kind: str) -> Value:
+        return value if isinstance(value, Value) else self.const(value, kind)
+
+    def const(self, value: float | int, kind: str) -> Value:
+        return Value(self, constant_text(value, kind), kind)
+
+    def fresh(self, kind: str) -> Value:
+        """A new register, set at this depth."""
+        c = CLASS[kind]
+        self._counts[c] = self._counts.get(c, 0) + 1
+        return Value(self, f"%{c}{self._counts[c]}", kind, self.depth)
+
+    def pure(self, op: str, kind: str, *operands: Value) -> Value:
+        """The result of an instruction without effects, written once, as far out as can be."""
+        key = (op, kind, *(o.text for o in operands))
+        for scope in self.scopes:
+            if key in scope.known:
+                return scope.known[key]
+        scope = self.place(operands)
+        result = self._registered(kind, scope)
+        listed = ", ".join(o.text for o in (result, *map(self._held, operands)))
+        scope.lines.append(Line(f"\t{op} {listed};", self.loc))
+        scope.known[key] = result
+        return result
+
+    def _registered(self, kind: str, scope: _Scope) -> Value:
+        made = self.fresh(kind)
+        return Value(self, made.text, kind, self.scopes.index(scope))
+
+    def _held(self, value: Value) -> Value:
+        """The operand; a constant predicate becomes a register."""
+        if value.type != "i1" or value.known is None:
+            return value
+        return self.pure("setp.eq.s32", "i1", self.const(1 - value.known, "i32"),
+                         self.const(0, "i32"))  # fmt: skip
+
+    def emit(self, op: str, kind: str, *operands: Value, guard: Value | None = None) -> Value:
+        """The result of an instruction that must be written here."""
+        result = self.fresh(kind)
+        self.write(op, result, *operands, guard=guard)
+        return result
+
+    def write(self, op: str, *operands: Value | str, guard: Value | None = None) -> None:
+        """An instruction with its operands, that of the result first."""
+        listed = ", ".join(o if isinstance(o, str) else self._held(o).text for o in operands)
+        self.line(f"{self.guarded(guard)}{op} {listed};")
+
+    def guarded(self, guard: Value | None) -> str:
+        """The predicate before an instruction."""
+        if guard is None or guard.known == 1:
+            return ""
+        return f"@{self._held(guard).text} "
+
+    def variable(self, kind: str, start: Value) -> Value:
+        """A register that will be set again, holding `start` now."""
+        result = self.fresh(kind)
+        self.set(result, start)
+        return result
+
+    def set(self, target: Value, value: Value, guard: Value | None = None) -> None:
+        if target.text == value.text:
+            return
+        kind = {"i1": "pred", "half": "b16"}.get(target.type) or TYPE[target.type]
+        kind = f"b{kind}" if kind.isdigit() else kind
+        self.write(f"mov.{kind}", target, value, guard=guard)
+
+    # Integers
+
+    def integer(self, op: str, a: Value, b: Value) -> Value:
+        """An integer instruction, with constants computed here."""
+        folded = self._folded(op, a, b)
+        if folded is not None:
+            return folded
+        if a.type == "i1":
+            return self.pure(f"{op}.pred", "i1", a, b)
+        wide = a.type == "i64"
+        bits = 64 if wide else 32
+        if op == "mul":
+            name = f"mul.lo.s{bits}"
+        elif op in ("add", "sub", "div", "rem"):
+            name = f"{op}.s{bits}"
+        elif op in ("shl", "and", "or", "xor"):
+            name = f"{op}.b{bits}"
+        else:
+            name = f"shr.{'u' if op == 'lshr' else 's'}{bits}"
+        if op == "lshr":
+            a = self.zero_extended(a)
+        if op in ("shl", "lshr", "ashr") and wide:
+            b = self.converted(b, "trunc", "i32") if b.known is None else b
+        return self.narrowed(self.pure(name, a.type, a, b), op)
+
+    def _folded(self, op: str, a: Value, b: Value) -> Value | None:
+        x, y = a.known, b.known
+        if x is not None and y is not None and op in _FOLD:
+            return self.const(_FOLD[op](x, y), a.type)
+        if y == 0 and op in ("add", "sub", "or", "xor", "shl", "lshr", "ashr"):
+            return a
+        if x == 0 and op in ("add", "or", "xor"):
+            return b
+        if op == "mul" and 1 in (x, y):
+            return b if x == 1 else a
+        if op in ("mul", "and") and 0 in (x, y):
+            return self.const(0, a.type)
+        if a.type == "i1" and op in ("and", "or") and None in (x, y) and x != y:
+            other, this = (b, x) if x is not None else (a, y)
+            return other if this == (op == "and") else self.const(int(op == "or"), "i1")
+        if op == "mul" and a.type in ("i32", "i64") and y is not None and y > 0 and not y & (y - 1):
+            return self.integer("shl", a, self.const(y.bit_length() - 1, a.type))
+        if a.type == "i1" and op == "xor" and y == 1:
+            return self.pure("not.pred", "i1", a)
+        return None
+
+    def narrowed(self, value: Value, op: str = "") -> Value:
+        """A narrow integer made a sign-extended pattern again after an operation."""
+        if value.type not in NARROW or op in ("and", "or", "xor", "ashr", "rem"):
+            return value
+        by = self.const(32 - BITS[value.type], "i32")
+        return self.pure("shr.s32", value.type, self.pure("shl.b32", "i32", value, by), by)
+
+    def zero_extended(self, value: Value) -> Value:
+        """The unsigned value of a narrow integer's pattern, in the same register type."""
+        if value.type not in NARROW:
+            return value
+        mask = self.const((1 << BITS[value.type]) - 1, "i32")
+        return self.pure("and.b32", value.type, value, mask)
+
+    def unsigned_division(self, a: Value, b: Value) -> Value:
+        bits = 64 if a.type == "i64" else 32
+        return self.narrowed(
+            self.pure(f"div.u{bits}", a.type, self.zero_extended(a), self.zero_extended(b))
+        )
+
+    def remainder(self, a: Value, b: Value) -> Value:
+        """The exact remainder of floats, with the sign of `a`."""
+        if a.type == "float":
+            return remainder(self, a.to("fpext", "double"), b.to("fpext", "double")).to(
+                "fptrunc", "float"
+            )
+        return remainder(self, a, b)
+
+    def two_over_pi(self, at: Value) -> Value:
+        """An entry (i64) of the table of 2/pi."""
+        self.tables.add("two_over_pi")
+        start = self.pure("mov.u64", "i64", Value(self, "sf_two_over_pi", "i64"))
+        place = start + at.shl(3)
+        at = Value(self, f"[{place.text}]", "i64", place.depth)
+        return self.pure("ld.global.f64", "double", at)
+
+    def compare(self, relation: str, a: Value, b: Value, unsigned: bool) -> Value:
+        if a.is_float:
+            name = "neu" if relation == "ne" else relation
+            return self.pure(f"setp.{name}.{TYPE[a.type]}", "i1", a, b)
+        x, y = a.known, b.known
+        if x is not None and y is not None and not unsigned:
+            return self.const(int(_RELATION[relation](x, y)), "i1")
+        if a.type == "i1":
+            return self._compare_bits(relation, a, b)
+        bits = 64 if a.type == "i64" else 32
+        if relation in ("eq", "ne"):
+            return self.pure(f"setp.{relation}.s{bits}", "i1", a, b)
+        return self.pure(f"setp.{relation}.{'u' if unsigned else 's'}{bits}", "i1", a, b)
+
+    def _compare_bits(self, relation: str, a: Value, b: Value) -> Value:
+        if relation == "ne":
+            return a ^ b
+        if relation == "eq":
+            return (a ^ b) ^ 1
+        if relation in ("lt", "ge"):
+            less = (a ^ 1) & b
+            return less if relation == "lt" else less ^ 1
+        return self._compare_bits({"gt": "lt", "le": "ge"}[relation], b, a)
+
+    # Conversions
+
+    def converted(self, value: Value, word: str, kind: str) -> Value:
+        if value.known is not None and word in ("sext", "trunc") and value.type != "i1":
+            return self.const(value.known, kind)
+        return _CONVERT[word](self, value, kind)
+
+    # What formulas call
+
+    def call(self, name: str, kind: str, *args: Value) -> Value:
+        """The helper functions of `compiler.cpu.vector_math`."""
+        assert name.startswith("sf.scale."), name
+        p, k = args
+        least, bias, mantissa = (-252, 127, 23) if kind == "float" else (-2044, 1023, 52)
+        k = self.extreme("smax", k, self.const(least, k.type))
+        half = k.ashr(1)
+        low, high = ((n + bias).shl(mantissa).as_float(kind) for n in (half, k - half))
+        return (p * low) * high
+
+    def intrinsic(self, name: str, *args: Value) -> Value:
+        """LLVM's intrinsic of this name."""
+        kind = args[0].type
+        if name in _ROUND:
+            return self.pure(f"cvt.{_ROUND[name]}.{TYPE[kind]}.{TYPE[kind]}", kind, *args)
+        if name == "copysign":
+            top = 1 << (BITS[kind] - 1)
+            size, sign = args[0].bits() & (top - 1), args[1].bits() & top
+            return (size | sign).as_float(kind)
+        if name in ("smin", "smax", "umin", "umax"):
+            return self.extreme(name, *args)
+        if name in ("maximum", "minimum"):
+            return self._float_extreme(name[:3], *args)
+        op = {"fabs": "abs", "sqrt": "sqrt.rn", "fma": "fma.rn"}[name]
+        return self.pure(f"{op}.{TYPE[kind]}", kind, *args)
+
+    def extreme(self, name: str, a: Value, b: Value) -> Value:
+        x, y = a.known, b.known
+        if x is not None and y is not None and name[0] == "s":
+            return self.const(min(x, y) if name == "smin" else max(x, y), a.type)
+        bits = 64 if a.type == "i64" else 32
+        return self.pure(f"{name[1:]}.{name[0]}{bits}", a.type, a, b)
+
+    def _float_extreme(self, name: str, a: Value, b: Value) -> Value:
+        if a.type == "float":
+            return self.pure(f"{name}.NaN.f32", "float", a, b)
+        found = self.pure(f"{name}.f64", "double", a, b)  # there is no .NaN for f64
+        odd = self.pure("setp.nan.f64", "i1", a, b)
+        return odd.select(self.const(float("nan"), "double"), found)
+
+    def fma(self, a: Value, b: Operand, c: Operand) -> Value:
+        return self.intrinsic("fma", a, self.operand(b, a.type), self.operand(c, a.type))
+
+    def polynomial(self, x: Value, coefficients: Sequence[float]) -> Value:
+        """Horner's rule; the lowest coefficient comes first."""
+        total = self.const(coefficients[-1], x.type)
+        for coefficient in reversed(coefficients[:-1]):
+            total = self.fma(total, x, coefficient)
+        return total
+
+
+_FOLD = {
+    "add": lambda x, y: x + y, "sub": lambda x, y: x - y, "mul": lambda x, y: x * y,
+    "and": lambda x, y: x & y, "or": lambda x, y: x | y, "xor": lambda x, y: x ^ y,
+}  # fmt: skip
+_RELATION = {
+    "eq": lambda x, y: x == y, "ne": lambda x, y: x != y, "lt": lambda x, y: x < y,
+    "le": lambda x, y: x <= y, "gt": lambda x, y: x > y, "ge": lambda x, y: x >= y,
+}  # fmt: skip
+_ROUND = {"rint": "rni", "floor": "rmi", "ceil": "rpi", "trunc": "rzi"}
+
+
+def _bitcast(c: Code, value: Value, kind: str) -> Value:
+    if value.type == "i16" and kind == "half":
+        return c.pure("cvt.u16.u32", "half", value)
+    if value.type == "half" and kind == "i16":
+        return c.narrowed(c.pure("cvt.u32.u16", "i16", value))
+    bits = BITS[kind]
+    return c.pure(f"mov.b{bits}", kind, value)
+
+
+def _trunc(c: Code, value: Value, kind: str) -> Value:
+    if value.type == "i64":
+        value = c.pure("cvt.u32.u64", "i32", value)
+    return c.narrowed(Value(c, value.text, kind, value.depth)) if kind != "i32" else value
+
+
+def _sext(c: Code, value: Value, kind: str) -> Value:
+    if kind == "i64":
+        return c.pure("cvt.s64.s32", "i64", value)
+    return Value(c, value.text, kind, value.depth)
+
+
+def _zext(c: Code, value: Value, kind: str) -> Value:
+    if value.type == "i1":
+        one, zero = c.const(1, kind), c.const(0, kind)
+        return value.select(one, zero)
+    value = c.zero_extended(value)
+    if kind == "i64":
+        return c.pure("cvt.u64.u32", "i64", value)
+    return Value(c, value.text, kind, value.depth)
+
+
+def _float_to_float(c: Code, value: Value, kind: str) -> Value:
+    rounding = "rn." if BITS[kind] < BITS[value.type] else ""
+    return c.pure(f"cvt.{rounding}{TYPE[kind]}.{TYPE[value.type]}", kind, value)
+
+
+def _signed_to_float(c: Code, value: Value, kind: str) -> Value:
+    bits = 64 if value.type == "i64" else 32
+    return c.pure(f"cvt.rn.{TYPE[kind]}.s{bits}", kind, value)
+
+
+def _unsigned_to_float(c: Code, value: Value, kind: str) -> Value:
+    value = _zext(c, value, "i32") if value.type in ("i1", *NARROW) else value
+    bits = 64 if value.type == "i64" else 32
+    return c.pure(f"cvt.rn.{TYPE[kind]}.u{bits}", kind, value)
+
+
+def _float_to_integer(c: Code, value: Value, kind: str) -> Value:
+    """Saturating; NaN gives 0."""
+    wide = "i64" if kind == "i64" else "i32"
+    result = c.pure(f"cvt.rzi.s{BITS[wide]}.{TYPE[value.type]}", wide, value)
+    if wide == "i64" or value.type == "double":  # only a conversion of f32 to 32 bits gives 0
+        result = value.is_nan().select(c.const(0, wide), result)
+    if kind in NARROW:
+        top = (1 << (BITS[kind] - 1)) - 1
+        result = c.extreme("smin", c.extreme("smax", result, c.const(-top - 1, wide)),
+                           c.const(top, wide))  # fmt: skip
+        result = Value(c, result.text, kind, result.depth)
+    return result
+
+
+def _float_to_unsigned(c: Code, value: Value, kind: str) -> Value:
+    result = c.pure(f"cvt.rzi.u32.{TYPE[value.type]}", "i32", value)
+    if value.type == "double":
+        result = value.is_nan().select(c.const(0, "i32"), result)
+    top = c.const((1 << BITS[kind]) - 1, "i32")
+    result = c.extreme("umin", result, top)
+    return c.narrowed(Value(c, result.text, kind, result.depth))
+
+
+_CONVERT = {
+    "bitcast": _bitcast, "trunc": _trunc, "sext": _sext, "zext": _zext,
+    "fpext": _float_to_float, "fptrunc": _float_to_float, "sitofp": _signed_to_float,
+    "uitofp": _unsigned_to_float, "fptosi": _float_to_integer, "fptoui": _float_to_unsigned,
+}  # fmt: skip
+
+
+def remainder(c: Code, a: Value, b: Value) -> Value:
+    """The exact remainder of f64 values with the sign of `a`; NaN where there is none.
+
+    At most 2^21 times the divisor, scaled by a power of two, is subtracted at a time: quotient,
+    product and difference are then exact but for a quotient one too large, which is mended.
+    """
+    x = c.variable("double", c.intrinsic("fabs", a))
+    y = c.intrinsic("fabs", b)
+    finite = x.compare("lt", float("inf")) & y.compare("gt", 0.0)
+    head, done = c.label("remainder"), c.label("reduced")
+    c.set(x, c.const(float("nan"), "double"), finite ^ 1)
+    smaller, scaled = c.fresh("i1"), c.fresh("double")
+    gap, quotient = c.fresh("double"), c.fresh("double")
+    c.start(head)
+    c.write("setp.ge.f64", smaller, x, y)
+    c.branch_if(smaller, done, holds=False)
+    c.set(scaled, y)
+    c.write("mul.rn.f64", gap, x, c.const(2.0**-21, "double"))
+    grow, grown = c.label("grow"), c.label("grown")
+    c.start(grow)
+    c.write("setp.lt.f64", smaller, scaled, gap)
+    c.branch_if(smaller, grown, holds=False)
+    c.write("mul.rn.f64", scaled, scaled, c.const(2.0**20, "double"))
+    c.branch(grow)
+    c.start(grown)
+    c.write("div.rn.f64", quotient, x, scaled)
+    c.write("cvt.rzi.f64.f64", quotient, quotient)
+    c.write("neg.f64", quotient, quotient)
+    c.write("fma.rn.f64", x, quotient, scaled, x)
+    c.write("setp.lt.f64", smaller, x, c.const(0.0, "double"))
+    c.write("add.rn.f64", x, x, scaled, guard=smaller)
+    c.branch(head)
+    c.start(done)
+    return c.intrinsic("copysign", x, a)

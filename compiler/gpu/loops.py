@@ -1,0 +1,522 @@
+"""Statements of a step: loops that a team shares or runs in step, branches, stores, barriers.
+
+At team level all lanes run the same statements on the same values, and one of them stores. Inside
+a shared loop each lane has elements of its own, one after the other in a row of slots: slot j of
+lane l holds elements (j * lanes + l) * width .. + width - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.kernel_ir import (
+    Alloc,
+    Fold,
+    For,
+    If,
+    Kernel,
+    Let,
+    Load,
+    SortRow,
+    Statement,
+    Store,
+    TileProduct,
+)
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod, sym
+
+from .ir import Value
+from .private import accesses
+from .teams import (
+    MOST_IN_REGISTERS,
+    WARP,
+    Team,
+    is_shared,
+    is_warp_loop,
+    most_of,
+    nest_of,
+    shared_loops,
+)
+from .values import Group, Memory, Scope, ValueWriter
+
+UNROLL = 4
+Carry = list[Value]
+Visit = Callable[[Carry], Carry]
+Nest = Sequence[tuple[str, Expr, Expr]]
+
+
+@dataclass
+class Slot:
+    """The elements that a lane handles at a time in a shared loop."""
+
+    name: str
+    first: Expr
+    width: int
+    scopes: list[Scope] = field(default_factory=list)
+
+
+class LoopWriter(ValueWriter):
+    """The body of a kernel, as far as its control flow goes."""
+
+    def __init__(self, kernel: Kernel, facts: Facts, team: Team) -> None:
+        super().__init__(kernel, facts)
+        self.team = team
+        self.width = 1
+        self.in_team = team.lanes > 1
+        self.slot: Slot | None = None
+        self.mask: Value | None = None
+        self.unread: set[str] = set()  # memory written since the last barrier
+        self.unwritten: set[str] = set()  # memory read since
+
+    # Statements
+
+    def statements(self, body: Sequence[Statement]) -> None:
+        for s in body:
+            if self.in_team:
+                self.order(s)
+            self.statement(s)
+            self.forget()
+
+    def statement(self, s: Statement) -> None:
+        if isinstance(s, Let):
+            for scope in self.elements():
+                scope.locals[s.name] = self.value(s.value)
+        elif isinstance(s, Store):
+            self.store(s)
+        elif isinstance(s, For):
+            if self.in_team and is_warp_loop(s):
+                self.by_warps(s)
+            elif self.in_team and is_shared(s):
+                self.share(s)
+            else:
+                self.plain(s)
+        elif isinstance(s, If):
+            self.branch(s)
+        elif isinstance(s, Fold):
+            self.fold(s)
+        elif isinstance(s, TileProduct):
+            self.product(s)
+        elif isinstance(s, SortRow):
+            self.sort(s)
+        elif not isinstance(s, Alloc):
+            raise TypeError(f"unknown statement {s}")
+
+    def fold(self, s: Fold) -> None:
+        raise NotImplementedError
+
+    def product(self, s: TileProduct) -> None:
+        raise NotImplementedError
+
+    def sort(self, s: SortRow) -> None:
+        raise NotImplementedError
+
+    # Stores
+
+    def store(self, s: Store) -> None:
+        memory = self.memory[s.buffer]
+        if memory.space == "registers":
+            for _ in self.elements():
+                self.write_cell(memory, self.place(memory, s.indices), self.value(s.value))
+            return
+        if self.slot is not None:
+            with self.when(self.only_one()):
+                return self._store_group(s, memory)
+        with self.when(self.first_lane() if self.in_team else None):
+            at = self.address(memory, self.place(memory, s.indices))
+            self.write(memory, at, [self.value(s.value)])
+
+    def first_lane(self) -> Value:
+        return self.symbols["lane"].compare("eq", 0)
+
+    def _store_group(self, s: Store, memory: Memory) -> None:
+        """One store of all elements, if they are adjacent and aligned."""
+        found = []
+        for _ in self.elements():
+            value = self.value(s.value)
+            place = self.place(memory, s.indices)
+            vector = self.vector_of(memory, place)
+            found.append((value, place[1], vector, self.address(memory, place)))
+        offsets = {o.text if o is not None else "" for _, o, _, _ in found}
+        if len(found) > 1 and found[0][2] is not None and len(offsets) == 1:
+            return self.write(memory, found[0][3], [v for v, _, _, _ in found])
+        for value, _, _, at in found:
+            self.write(memory, at, [value])
+
+    def only_one(self) -> Value | None:
+        """Of lanes that have the same element, the one that stores."""
+        return self.symbols["row"].compare("eq", 0) if self.team.across else None
+
+    def elements(self) -> Iterator[Scope]:
+        """The scopes of the elements of this lane's slot, entered one after the other."""
+        slot = self.slot
+        if slot is None:
+            yield self.scopes[-1]
+            return
+        for number, scope in enumerate(slot.scopes):
+            before = self.group
+            self.group = None
+            if slot.width > 1:
+                self.group = Group(slot.name, slot.first, slot.width, number)
+            with self.scope(scope), self.binding(**{slot.name: slot.first + number}):
+                yield scope
+            self.group = before
+
+    def forget(self) -> None:
+        super().forget()
+        if self.slot is not None:
+            inner, self.scopes = self.scopes, self.slot.scopes
+            super().forget()
+            self.scopes = inner
+
+    # Loops
+
+    def plain(self, s: For) -> None:
+        """A loop that every lane runs by itself, or all in step."""
+
+        def body(carry: Carry) -> Carry:
+            self.statements(s.body)
+            if self.in_team and self.unread:
+                self.barrier()
+            return carry
+
+        self.loop(s.index, s.lo, s.hi, [], body)
+
+    def loop(self, name: str, lo: Expr, hi: Expr, carry: Carry, body: Visit) -> Carry:
+        """A counted loop; what it carries changes in place."""
+        code = self.code
+        first, last = self.resolve(lo), self.resolve(hi)
+        kind = "i32" if self.is_small(first) and self.is_small(last) else "i64"
+        start = self._value(first, kind)
+        step = code.const(1, kind)
+        end = self._value(last, kind)
+        return self._counted(name, start, end, step, (lo, hi - 1), carry, body)[0]
+
+    def strided(
+        self,
+        name: str,
+        start: Value,
+        end: Expr,
+        step: int,
+        carry: Carry,
+        body: Callable[[Expr, Carry], Carry],
+        ends: tuple[Expr, Expr],
+    ) -> Carry:
+        """A loop in steps, several of them at a time so that their loads are on the way together;
+        `body` gets the position."""
+        code, last = self.code, self._value(end, start.type)
+        step_value = code.const(step, start.type)
+        many = code.const(step * UNROLL, start.type)
+
+        def several(present: Carry) -> Carry:
+            for n in range(UNROLL):
+                with self.scope():
+                    present = body(sym(name) + n * step, present)
+            return present
+
+        carry, at = self._counted(
+            name, start, last - step * (UNROLL - 1), many, ends, carry, several
+        )
+        rest, _ = self._counted(
+            name, at, last, step_value, ends, carry, lambda c: body(sym(name), c)
+        )
+        return rest
+
+    def _counted(
+        self,
+        name: str,
+        start: Value,
+        end: Value,
+        step: Value,
+        ends: tuple[Expr, Expr],
+        carry: Carry,
+        body: Visit,
+    ) -> tuple[Carry, Value]:
+        """A loop from `start` while below `end`; gives what it carries, and where it ended."""
+        code = self.code
+        counter = code.variable(start.type, start)
+        totals = [code.variable(v.type, v) for v in carry]
+        head, done = code.label("loop"), code.label("end")
+        with code.loop_scope(), self.scope():
+            code.start(head)
+            inner = Value(code, counter.text, counter.type, code.depth)
+            code.branch_if(inner.compare("lt", end), done, holds=False)
+            with self.named(**{name: (inner, *ends)}):
+                present = [Value(code, t.text, t.type, code.depth) for t in totals]
+                for total, result in zip(present, body(present), strict=True):
+                    code.set(total, result)
+            bits = "64" if counter.type == "i64" else "32"
+            code.write(f"add.s{bits}", counter, counter, step)
+            code.branch(head)
+        code.start(done)
+        return totals, counter
+
+    def by_warps(self, s: For) -> None:
+        """Rows, each done by a warp as a team of its own."""
+        code, team = self.code, self.team
+        before = self.symbols, self.facts, self.unread, self.unwritten
+        lane = self.symbols["lane"]
+        self.team = Team(WARP, team.lanes // WARP)
+        self.symbols = {**self.symbols, "lane": lane & (WARP - 1)}
+        self.facts = self.facts.with_ranges({"lane": (0, WARP - 1)})
+        self._forget_bounds()
+        self.unread, self.unwritten = set(), set()
+
+        def body(carry: Carry) -> Carry:
+            self.versions(s.body)
+            return carry
+
+        end = self.index(s.hi, "i32")
+        warps = code.const(team.lanes // WARP, "i32")
+        first = lane.lshr(5) + self.index(s.lo, "i32")
+        self._counted(s.index, first, end, warps, (s.lo, s.hi - 1), [], body)
+        self.team = team
+        self.symbols, self.facts, self.unread, self.unwritten = before
+        self._forget_bounds()
+
+    def versions(self, body: Sequence[Statement]) -> None:
+        """The body; of one whose rows may be short, a version for those before it."""
+        cut = self._short_rows(body)
+        if cut is None:
+            return self.statements(body)
+        code, (name, most) = self.code, cut
+        long, done = code.label("long"), code.label("done")
+        code.branch_if(self.holds("le", sym(name), const(most)), long, holds=False)
+        low = self.facts.ranges.get(name, (0, None))[0]
+        for facts in (self.facts.with_ranges({name: (low, most)}), self.facts):
+            before, self.facts = self.facts, facts
+            self._forget_bounds()
+            with code.branch_scope(), self.scope():
+                self.statements(body)
+            self.facts = before
+            self._forget_bounds()
+            self.unread, self.unwritten = set(), set()
+            if facts is not before:
+                code.branch(done)
+                code.start(long)
+        code.start(done)
+
+    def _short_rows(self, body: Sequence[Statement]) -> tuple[str, int] | None:
+        """The dimension that rows are long, and a quarter of the most that it may be, if lanes
+        would have many places for elements that are seldom there."""
+        if any(not isinstance(s, For | Fold | Store | Let | Alloc) for s in body):
+            return None
+        for nest in shared_loops(body):
+            (_, lo, hi), lanes = nest[-1], self.team.lanes * self.width_of(nest)
+            name = self.resolve(hi - lo).as_symbol()
+            most = None if name is None else self.most(hi - lo)
+            if name in self.kernel.dims and most is not None and most >= 8 * lanes:
+                return str(name), most // 4
+        return None
+
+    def share(self, s: For) -> None:
+        """A nest of independent iterations, divided among the lanes."""
+        nest = nest_of(s)
+        body = nest[-1].body
+        loops = [(f.index, f.lo, f.hi) for f in nest]
+
+        def visit(carry: Carry) -> Carry:
+            self.statements(body)
+            return carry
+
+        simple = all(isinstance(x, Let | Store) for x in body)
+        cut = self._whole(loops) if simple and not self._touches_cells(s) else None
+        if cut is None:
+            self.spread(loops, self.width_of(loops) if simple else 1, [], visit)
+            return
+        index, lo, hi, whole = cut
+        code = self.code
+        part, done = code.label("part"), code.label("done")
+        code.branch_if(self.holds("ge", hi - lo, whole), part, holds=False)
+        with code.branch_scope(), self.scope():
+            self.spread([(index, lo, lo + whole)], self.width, [], visit)
+        code.branch(done)
+        code.start(part)
+        with code.branch_scope(), self.scope():
+            self.spread([(index, lo, hi)], 1, [], visit, unroll=False)
+        code.start(done)
+
+    def _touches_cells(self, s: For) -> bool:
+        """Whether it uses scratch in registers, which only unrolled loops can."""
+        buffers = {a.buffer for a in accesses((s,))}
+        return any(self.memory[b].space == "registers" and self.memory[b].shape for b in buffers)
+
+    def _whole(self, loops: Nest) -> tuple[str, Expr, Expr, Expr] | None:
+        """A loop that is of one full length, but for the last step of the kernel."""
+        if len(loops) != 1:
+            return None
+        index, lo, hi = loops[0]
+        length = self.resolve(hi - lo)
+        most = most_of(lo, hi, self.facts)
+        if most is None or length.as_int() is not None or most % (self.team.lanes * self.width):
+            return None
+        if not self._is_cut(hi, lo + most) or not self.divides(self.width, self.resolve(lo)):
+            return None
+        return index, lo, hi, const(most)
+
+    def _is_cut(self, hi: Expr, whole: Expr) -> bool:
+        """Whether an end is the smaller of a full one and another."""
+        if len(hi.terms) != 1 or hi.terms[0][1] != 1 or len(hi.terms[0][0]) != 1:
+            return False
+        atom, power = hi.terms[0][0][0]
+        return power == 1 and atom.kind == "min" and whole in atom.args
+
+    def width_of(self, loops: Nest) -> int:
+        """Adjacent elements of the innermost loop that a lane takes at a time."""
+        _, lo, hi = loops[-1]
+        fits = all(self.divides(self.width, self.resolve(e)) for e in (lo, hi))
+        return self.width if fits else 1
+
+    def spread(
+        self, loops: Nest, width: int, carry: Carry, visit: Visit, unroll: bool = True
+    ) -> Carry:
+        """Visits this lane's elements of a nest of loops."""
+        extents = [self.resolve(hi - lo) for _, lo, hi in loops]
+        total = const(1)
+        for extent in extents:
+            total = total * extent
+        most: int | None = 1
+        for _, lo, hi in loops:
+            longest = most_of(self.resolve(lo), self.resolve(hi), self.facts)
+            most = None if most is None or longest is None else most * longest
+        lanes = self.team.across or self.team.lanes
+        slots = None if most is None else -(-most // (lanes * width))
+        if not unroll or slots is None or slots * width > MOST_IN_REGISTERS:
+            return self._spread_loop(loops, extents, total, width, carry, visit)
+        for number in range(slots):
+            unit = sym("column" if self.team.across else "lane") + number * lanes
+            mask = None
+            if not self.facts.is_nonneg(total - 1 - unit * width):
+                mask = self.holds("lt", unit * width, total)
+            carry = self._visit(loops, extents, unit, width, mask, carry, visit)
+        return carry
+
+    def _spread_loop(
+        self, loops: Nest, extents: list[Expr], total: Expr, width: int, carry: Carry, visit: Visit
+    ) -> Carry:
+        lanes = self.team.lanes
+        kind = "i32" if self.is_small(total + UNROLL * lanes * width) else "i64"
+        start = self.index(sym("lane") * width, kind)
+        name = f"{loops[-1][0]}'"
+        self.multiples[name] = width
+
+        def body(flat: Expr, present: Carry) -> Carry:
+            return self._visit(loops, extents, flat, width, None, present, visit, scaled=True)
+
+        ends = (const(0), total - 1)
+        return self.strided(name, start, total, lanes * width, carry, body, ends)
+
+    def _visit(
+        self,
+        loops: Nest,
+        extents: list[Expr],
+        unit: Expr,
+        width: int,
+        mask: Value | None,
+        carry: Carry,
+        visit: Visit,
+        scaled: bool = False,
+    ) -> Carry:
+        """One slot: binds the indices of the nest to a place in it."""
+        flat = unit if scaled else unit * width
+        places: dict[str, Expr] = {}
+        for (name, lo, _), extent in reversed(list(zip(loops[1:], extents[1:], strict=True))):
+            places[name] = lo + mod(flat, extent, self.facts)
+            flat = floordiv(flat, extent, self.facts)
+        name, lo, _ = loops[0]
+        places[name] = lo + flat
+        last = loops[-1][0]
+        with self._slot(Slot(last, self.resolve(places[last]), width), mask):
+            with self.binding(**places):
+                return visit(carry)
+
+    @contextmanager
+    def _slot(self, slot: Slot, mask: Value | None) -> Iterator[None]:
+        slot.scopes = [Scope() for _ in range(slot.width)]
+        before = self.slot, self.in_team, self.mask
+        self.slot, self.in_team, self.mask = slot, False, mask
+        try:
+            with self.when(mask):
+                yield
+        finally:
+            self.slot, self.in_team, self.mask = before
+
+    # Branches
+
+    def branch(self, s: If) -> None:
+        if self.slot is not None and self.slot.width > 1:
+            raise AssertionError("a branch has one element at a time")
+        for scope in self.elements():
+            condition = self.value(s.condition)
+            if not any(isinstance(x, For | Fold) for x in walk(s.body)) and not self.in_team:
+                with self.when(condition), self._alone(), self.scope():
+                    self.statements(s.body)
+                continue
+            code = self.code
+            done = code.label("else")
+            if self.active is not None:
+                condition = condition & self.active
+            code.branch_if(condition, done, holds=False)
+            with code.branch_scope(), self._alone(), self.scope():
+                self.statements(s.body)
+            code.start(done)
+            del scope
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Inside the scope of one element."""
+        before = self.slot
+        self.slot = None
+        try:
+            yield
+        finally:
+            self.slot = before
+
+    # Barriers
+
+    def barrier(self) -> None:
+        """Lanes of the team wait for each other and see what the others wrote."""
+        if self.team.is_block:
+            self.code.line("bar.sync 0;")
+        elif self.team.lanes > 1:
+            self.code.line("bar.warp.sync 0xffffffff;")
+        self.unread, self.unwritten = set(), set()
+
+    def order(self, s: Statement) -> None:
+        """A barrier before a statement that other lanes' work must precede."""
+        reads, writes = self._touched(s)
+        if (reads | writes) & self.unread or writes & self.unwritten:
+            self.barrier()
+        if not isinstance(s, For) or is_shared(s):
+            self.unread |= writes
+            self.unwritten |= reads
+
+    def _touched(self, s: Statement) -> tuple[set[str], set[str]]:
+        reads: set[str] = set()
+        writes: set[str] = set()
+        for x in walk([s]):
+            if isinstance(x, TileProduct):
+                reads |= {x.a, x.panel}
+                writes.add(x.dst)
+            elif isinstance(x, SortRow):
+                writes |= {x.keys, x.order}
+            elif isinstance(x, Store):
+                writes.add(x.buffer)
+            for value in _values(x):
+                reads |= {p.buffer for p in post_order(value) if isinstance(p, Load)}
+        tracked = {
+            name for name in reads | writes
+            if name in self.written and self.memory[name].space != "registers"
+        }  # fmt: skip
+        return reads & tracked, writes & tracked
+
+
+def _values(s: Statement) -> tuple[KernelValue, ...]:
+    if isinstance(s, Let | Fold):
+        return (s.value,)
+    if isinstance(s, Store):
+        return (*s.indices, s.value)
+    return (s.condition,) if isinstance(s, If) else ()

@@ -1,0 +1,156 @@
+"""What a kernel's shared loops allow: vectors of adjacent elements, scratch in registers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.kernel_ir import (
+    Alloc,
+    Fold,
+    For,
+    If,
+    Index,
+    Let,
+    Load,
+    SortRow,
+    Statement,
+    Store,
+    TileProduct,
+)
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.dsl.dims import Expr, const, sym
+
+from .teams import MOST_IN_REGISTERS, WARP, is_shared, is_warp_loop, most_of, nest_of
+from .values import VECTOR_BYTES
+
+if TYPE_CHECKING:
+    from .loops import LoopWriter
+
+Nest = tuple[tuple[str, Expr, Expr], ...]
+
+
+@dataclass(frozen=True)
+class Access:
+    """A load or store, and the shared nest of loops around it: None where all lanes do the same.
+
+    `simple`: no loop or branch lies between.
+    """
+
+    buffer: str
+    indices: tuple[KernelValue, ...]
+    nest: Nest | None
+    simple: bool
+
+
+def accesses(body: tuple[Statement, ...], nest: Nest | None = None) -> Iterator[Access]:
+    """Every access of a step."""
+    for s in body:
+        if isinstance(s, TileProduct):
+            yield from (Access(n, (), None, False) for n in (s.dst, s.a, s.panel))
+        elif isinstance(s, SortRow):
+            yield from (Access(n, (), None, False) for n in (s.keys, s.order))
+        elif isinstance(s, For) and is_warp_loop(s):
+            yield from accesses(s.body, nest)
+        elif isinstance(s, For):
+            yield from _of_loop(s, nest)
+        elif isinstance(s, Fold):
+            own = tuple((n, const(0), e) for n, e in s.loops) if nest is None else nest
+            yield from _of_values((s.value,), own, nest is None)
+        elif isinstance(s, If):
+            yield from _of_values((s.condition,), nest, False)
+            inner = accesses(s.body, nest)
+            yield from (Access(a.buffer, a.indices, a.nest, False) for a in inner)
+        elif isinstance(s, Let):
+            yield from _of_values((s.value,), nest, True)
+        elif isinstance(s, Store):
+            yield Access(s.buffer, s.indices, nest, True)
+            yield from _of_values((*s.indices, s.value), nest, True)
+
+
+def _of_loop(s: For, nest: Nest | None) -> Iterator[Access]:
+    if nest is None and is_shared(s):
+        loops = nest_of(s)
+        own = tuple((f.index, f.lo, f.hi) for f in loops)
+        simple = all(isinstance(x, Let | Store) for x in loops[-1].body)
+        for a in accesses(loops[-1].body, own):
+            yield Access(a.buffer, a.indices, a.nest, a.simple and simple)
+        return
+    for a in accesses(s.body, nest):
+        yield a if nest is None else Access(a.buffer, a.indices, a.nest, False)
+
+
+def _of_values(
+    values: tuple[KernelValue, ...], nest: Nest | None, simple: bool
+) -> Iterator[Access]:
+    for value in values:
+        for part in post_order(value):
+            if isinstance(part, Load):
+                yield Access(part.buffer, part.indices, nest, simple)
+
+
+def vector_width(writer: LoopWriter) -> int:
+    """Adjacent elements a lane takes at a time, so that the widest accesses are 16 bytes."""
+    dtypes = {b.name: b.dtype for b in writer.kernel.buffers}
+    shapes = {b.name: b.shape for b in writer.kernel.buffers}
+    for s in walk(writer.kernel.body):
+        if isinstance(s, Alloc):
+            dtypes[s.name], shapes[s.name] = s.dtype, s.shape
+    found = []
+    for a in accesses(writer.kernel.body):
+        if a.nest is None or not a.simple or not a.indices or a.buffer not in shapes:
+            continue
+        if _steps_by_one(a, shapes[a.buffer]):
+            found.append(dtypes[a.buffer])
+    if not found or writer.team.lanes == 1:
+        return 1
+    width = VECTOR_BYTES // max(d.itemsize for d in found)
+    narrow = any(d.itemsize == 1 or d.name == "i16" for d in found)
+    return min(width, 4) if narrow else min(width, 8)
+
+
+def _steps_by_one(a: Access, shape: tuple[Expr, ...]) -> bool:
+    assert a.nest is not None
+    name = a.nest[-1][0]
+    symbolic, stride = const(0), const(1)
+    for index, extent in reversed(list(zip(a.indices, shape, strict=True))):
+        if isinstance(index, Index):
+            symbolic = symbolic + index.expr * stride
+        stride = stride * extent
+    return symbolic.coefficient(name) == const(1)
+
+
+def private_arrays(writer: LoopWriter) -> set[str]:
+    """Scratch of which each lane touches only its own elements, few enough for registers."""
+    found = {
+        s.name: s for s in walk(writer.kernel.body) if isinstance(s, Alloc) and len(s.shape) == 1
+    }
+    widths: dict[str, set[int]] = {}
+    for a in accesses(writer.kernel.body):
+        if a.buffer not in found:
+            continue
+        if not _is_own(writer, a):
+            del found[a.buffer]
+            continue
+        assert a.nest is not None
+        widths.setdefault(a.buffer, set()).add(writer.width_of(a.nest))
+    return {name for name in found if len(widths.get(name, ())) == 1}
+
+
+def _is_own(writer: LoopWriter, a: Access) -> bool:
+    if a.nest is None or len(a.nest) != 1 or not a.simple or len(a.indices) != 1:
+        return False
+    name, lo, hi = a.nest[0]
+    (index,) = a.indices
+    if not isinstance(index, Index) or index.expr != sym(name) - lo:
+        return False
+    width = writer.width_of(a.nest)
+    most = most_of(lo, hi, writer.facts)
+    if most is None or writer.team.lanes == 1:
+        return False
+    by_warps = any(is_warp_loop(s) for s in walk(writer.kernel.body))
+    lanes = WARP if by_warps else writer.team.lanes
+    return -(-most // (lanes * width)) * width <= MOST_IN_REGISTERS

@@ -1,0 +1,161 @@
+"""The scalar functions of `compiler.scalar`, and conversions between dtypes, as PTX.
+
+The formulas are those of the CPU (`compiler.cpu.scalars`, `compiler.cpu.vector_math`), run over
+the writer of `.ir`, except where PTX has an instruction or LLVM a library function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from stagefuse.compiler.cpu import scalars as shared
+from stagefuse.compiler.cpu import vector_math
+from stagefuse.compiler.cpu.ir import BITS
+from stagefuse.dsl.dtypes import DType
+
+from .ir import Code, Value
+
+REGISTER = shared.REGISTER
+Rule = Callable[[Code, Sequence[Value], DType], Value]
+
+ACCESS = {
+    "f64": "f64", "f32": "f32", "f16": "b16", "bf16": "b16", "f8e4m3": "u8", "f8e5m2": "u8",
+    "i64": "b64", "i32": "b32", "i16": "s16", "i8": "s8", "u8": "s8", "bool": "u8",
+}  # fmt: skip
+"""The type of a load or store."""
+RAW = {
+    **REGISTER, "f16": "half", "bf16": "half", "f8e4m3": "i32", "f8e5m2": "i32", "bool": "i32",
+}  # fmt: skip
+"""The register type that is loaded and stored."""
+
+
+def from_memory(code: Code, raw: Value, dtype: DType) -> Value:
+    """A stored element as a register value."""
+    if dtype.is_bool:
+        return raw.compare("ne", 0)
+    if dtype.name == "f16":
+        return raw.to("fpext", "float")
+    if dtype.name == "bf16":
+        wide = code.pure("cvt.u32.u16", "i32", raw)
+        return wide.shl(16).as_float("float")
+    if dtype.is_small_float:
+        narrow = code.narrowed(Value(code, raw.text, "i8", raw.depth))
+        return cast(Value, shared.from_memory(cast(Any, code), cast(Any, narrow), dtype))
+    return raw
+
+
+def to_memory(code: Code, value: Value, dtype: DType) -> Value:
+    """A register value as a stored element, rounded to nearest even."""
+    if dtype.is_bool:
+        return value.to("zext", "i32")
+    if dtype.name in ("f16", "bf16"):
+        return code.pure(f"cvt.rn.{dtype.name}.f32", "half", value)
+    if dtype.is_small_float:
+        stored = shared.to_memory(cast(Any, code), cast(Any, value), dtype)
+        return cast(Value, stored).to("sext", "i32")
+    return value
+
+
+def round_to(code: Code, value: Value, dtype: DType) -> Value:
+    """A float converted to a storage dtype, still in its compute dtype."""
+    if not dtype.is_small_float:
+        return value
+    value = cast(Value, shared.saturated(cast(Any, code), cast(Any, value), dtype))
+    return from_memory(code, to_memory(code, value, dtype), dtype)
+
+
+def convert(code: Code, value: Value, source: DType, target: DType) -> Value:
+    """`cast`: to float rounding, to integer saturating from float and wrapping from integer."""
+    if source.compute == target.compute and not target.is_small_float:
+        return value
+    kind = REGISTER[target.name]
+    unsigned = source.kind == "uint" or source.is_bool
+    if target.is_bool:
+        return value.compare("ne", 0)
+    if target.is_float:
+        if source.is_float:
+            word = "fpext" if BITS[kind] > BITS[value.type] else "fptrunc"
+        else:
+            word = "uitofp" if unsigned else "sitofp"
+        return round_to(code, value.to(word, kind), target)
+    if source.is_float:
+        return code.converted(value, "fptoui" if target.kind == "uint" else "fptosi", kind)
+    if BITS[kind] < BITS[value.type]:
+        return value.to("trunc", kind)
+    return value.to("zext" if unsigned else "sext", kind)
+
+
+def apply(code: Code, fn: str, args: Sequence[Value], dtype: DType) -> Value:
+    """A scalar function of operands of `dtype` (of the last operand, where they differ)."""
+    if fn == "pow":
+        return _pow(code, args, dtype)
+    if fn in vector_math.FUNCTIONS:
+        return _formula(code, vector_math.FUNCTIONS[fn][0], args)
+    rule = cast(Rule, shared.RULES[fn])
+    if fn in ("floordiv", "mod") and dtype.is_float:
+        return _formula(code, rule, args, dtype)
+    return rule(code, args, dtype)
+
+
+def _formula(
+    code: Code, function: Callable[..., Any], args: Sequence[Value], dtype: DType | None = None
+) -> Value:
+    """A formula whose every operation must round on its own."""
+    before, code.contract = code.contract, False
+    try:
+        found = function(code, *args) if dtype is None else function(code, args, dtype)
+    finally:
+        code.contract = before
+    return cast(Value, found)
+
+
+_POWERS: dict[float, Callable[[Value], Value]] = {
+    1.0: lambda x: x,
+    2.0: lambda x: x * x,
+    3.0: lambda x: x * x * x,
+    4.0: lambda x: (x * x) * (x * x),
+    -1.0: lambda x: 1.0 / x,
+}
+
+
+def _pow(code: Code, args: Sequence[Value], dtype: DType) -> Value:
+    x, y = args
+    if dtype.is_float:
+        for exponent, form in _POWERS.items():
+            if y.text == code.const(exponent, y.type).text:
+                return form(x)
+        return _formula(code, vector_math.FUNCTIONS["pow"][0], args)
+    word = "zext" if dtype.kind == "uint" else "sext"
+    return integer_power(code, x.to(word, "i64"), y.to(word, "i64")).to("trunc", x.type)
+
+
+def integer_power(code: Code, base: Value, power: Value) -> Value:
+    """By squaring, wrapping; a negative power of 1 and -1 is exact, of others 0."""
+    negative = power.compare("lt", 0)
+    odd = (power & 1).compare("ne", 0)
+    one, zero = code.const(1, "i64"), code.const(0, "i64")
+    sign = odd.select(code.const(-1, "i64"), one)
+    inverse = base.compare("eq", 1).select(one, base.compare("eq", -1).select(sign, zero))
+    head, done = code.label("power"), code.label("powered")
+    result, square = code.variable("i64", one), code.variable("i64", base)
+    left = code.variable("i64", negative.select(zero, power))
+    again = code.fresh("i1")
+    code.start(head)
+    code.write("setp.eq.s64", again, left, zero)
+    code.branch_if(again, done)
+    bit, product = code.fresh("i64"), code.fresh("i64")
+    code.write("and.b64", bit, left, one)
+    code.write("setp.ne.s64", again, bit, zero)
+    code.write("mul.lo.s64", product, result, square)
+    code.set(result, product, again)
+    code.write("mul.lo.s64", square, square, square)
+    code.write("shr.u64", left, left, code.const(1, "i32"))
+    code.branch(head)
+    code.start(done)
+    return negative.select(inverse, result)
+
+
+def extreme(code: Code, a: Value, b: Value, dtype: DType, kind: str) -> Value:
+    """The greater or lesser; NaN if one is NaN."""
+    return cast(Value, shared.extreme(cast(Any, code), cast(Any, a), cast(Any, b), dtype, kind))

@@ -1,0 +1,97 @@
+"""Descriptions of GPUs: what schedules and predictions know of a device, without having one.
+
+Figures are the makers' data sheets' for the SXM or PCIe card named, and the compute capability
+tables of the CUDA C++ Programming Guide. Clocks are boost clocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arch:
+    """What all devices of a compute capability share. Sizes in bytes, of an SM or a block."""
+
+    name: str
+    registers: int
+    threads: int
+    blocks: int
+    shared: int
+    block_shared: int
+    reserved_shared: int = 1024  # of every block
+    register_unit: int = 256  # registers are given to warps in such pieces
+    fp32_lanes: int = 64
+
+
+ARCHES = {
+    "sm_80": Arch("sm_80", 65536, 2048, 32, 164 << 10, 163 << 10),
+    "sm_89": Arch("sm_89", 65536, 1536, 24, 100 << 10, 99 << 10, fp32_lanes=128),
+    "sm_90a": Arch("sm_90a", 65536, 2048, 32, 228 << 10, 227 << 10, fp32_lanes=128),
+}
+SHARED_LIMIT = 96 << 10
+"""Shared memory of a block that every arch has; kernels are the same for all."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device: streaming multiprocessors, clock in GHz, memory bandwidth in GB/s, and dense
+    tensor-core rates in TFLOP/s for bf16 and tf32."""
+
+    name: str
+    arch: Arch
+    sms: int
+    clock: float
+    bandwidth: float
+    tensor_bf16: float
+    tensor_tf32: float
+    launch: float = 2.5  # microseconds from one kernel's start to the next one's, at least
+
+    @property
+    def fp32(self) -> float:
+        """TFLOP/s of f32 multiply-adds without tensor cores."""
+        return self.sms * self.arch.fp32_lanes * 2 * self.clock / 1000
+
+
+TARGETS = {
+    t.name: t
+    for t in (
+        Target("a100", ARCHES["sm_80"], 108, 1.41, 2039, 312, 156),
+        Target("l20", ARCHES["sm_89"], 92, 2.52, 864, 119.5, 59.8),
+        Target("l40", ARCHES["sm_89"], 142, 2.49, 864, 181, 90.5),
+        Target("h20", ARCHES["sm_90a"], 78, 1.98, 4000, 148, 74),
+        Target("h100", ARCHES["sm_90a"], 132, 1.98, 3350, 989, 494),
+        Target("h200", ARCHES["sm_90a"], 132, 1.98, 4800, 989, 494),
+    )
+}
+TYPICAL = {"sm_80": "a100", "sm_89": "l40", "sm_90a": "h200"}
+"""The device of an arch that a report's predictions are for."""
+
+
+def occupancy(arch: Arch, threads: int, registers: int, shared: int) -> tuple[int, str]:
+    """Blocks that an SM holds at a time, and what limits them."""
+    warps = -(-threads // 32)
+    per_warp = -(-registers * 32 // arch.register_unit) * arch.register_unit
+    limits = {
+        "threads": arch.threads // (warps * 32),
+        "blocks": arch.blocks,
+        "registers": arch.registers // max(per_warp * warps, 1),
+        "shared memory": arch.shared // (shared + arch.reserved_shared),
+    }
+    limit = min(limits, key=lambda name: limits[name])
+    return limits[limit], limit
+
+
+def predicted(
+    target: Target, moved: int, flops: int, grid: int, resident: int, tensor: bool = False
+) -> tuple[float, str]:
+    """Microseconds that a launch takes at least, and what bounds it: launch, memory, arithmetic."""
+    filled = min(1.0, grid / max(target.sms * min(resident, 2), 1)) or 1.0
+    rate = target.tensor_tf32 / 3 if tensor else target.fp32
+    times = {
+        "launch": target.launch,
+        "memory": moved / target.bandwidth / 1e3 / min(1.0, filled * 2),
+        "arithmetic": flops / rate / 1e6 / filled,
+    }
+    bound = max(times, key=lambda name: times[name])
+    return times[bound], bound

@@ -1,0 +1,305 @@
+"""Tiles of matrix products on tensor cores, those of f32 as exact as f32 arithmetic.
+
+Operands come through shared memory (`copies`). f16 and bf16 are multiplied as they are. Each f32
+is split into two tf32 values, and three products of them are summed in f32; the fourth is below
+f32's rounding. Tensor cores truncate their sums, so that those of a stage are added up outside
+(Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022). An infinity or
+NaN does not survive the split: a block that finds one in its result computes the tile again by
+multiply-adds. Fragments: PTX ISA 9.7.14.5, "mma.m16n8k8" for .tf32, "mma.m16n8k16" for .bf16, and
+9.7.14.5.15, "ldmatrix".
+"""
+
+from __future__ import annotations
+
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.kernel_ir import Alloc, For, TileProduct
+from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
+
+from .copies import WARP_ROWS, Copies, Tile
+from .ir import Value
+from .sort import SortWriter
+from .teams import most_of
+
+STAGES = 3  # of a product alone in its kernel
+DEPTH = 16  # of a stage, and of sums that tensor cores make
+SHALLOW = 64  # depth that is one stage where there are other products
+HALF_DEPTH = 32  # of a stage of 16-bit operands
+
+
+_Parts = tuple[Value, Value]
+"""An f32 as two tf32 values."""
+
+
+class TensorWriter(SortWriter):
+    """The body of a kernel, as far as its products by tensor cores go."""
+
+    ring: tuple[Expr, int] | None = None
+
+    def plain(self, s: For) -> None:
+        tile = self._tile_of(s)
+        if tile is None:
+            return super().plain(s)
+        self._multiply(tile, tile.s.dst_offset.substitute({s.index: s.lo}))
+        if tile.size == 2:  # nothing is split
+            self.barrier()
+            return
+        code = self.code
+        done = code.label("exact")
+        code.branch_if(self._any_odd(), done, holds=False)
+        with code.branch_scope(), self.scope():
+            self.barrier()
+            super().plain(s)
+        code.start(done)
+
+    def _tile_of(self, s: For) -> Tile | None:
+        """The loop over panels as one product, if it is one of f32."""
+        if not self.in_team or len(s.body) != 1 or not isinstance(s.body[0], TileProduct):
+            return None
+        t = s.body[0]
+        most = most_of(s.lo, s.hi, self.facts)
+        step = t.panel_offset.coefficient(s.index)
+        apart = t.dst_offset.coefficient(s.index)
+        if most is None or step is None or apart != const(t.nr) or t.accumulate:
+            return None
+        left, warps = self.memory[t.a], self.team.lanes // 32
+        across = warps // (t.mr // WARP_ROWS)
+        if left.dtype.name not in ("f32", "f16", "bf16") or t.a_col != const(1):
+            return None
+        if not across or most * t.nr % (8 * across):
+            return None
+        first = t.panel_offset.substitute({s.index: s.lo})
+        inside = left.space == "shared"
+        stages, depth = STAGES, DEPTH
+        if left.dtype.bits == 16:
+            depth = HALF_DEPTH
+        elif not self._is_alone():
+            known = t.depth.as_int()
+            depth = 2 * DEPTH
+            if known is not None and known <= SHALLOW and not inside:
+                stages, depth = 1, -(-known // DEPTH) * DEPTH
+        return Tile(
+            t, s.hi - s.lo, most, first, step, s.index, s.lo, stages, depth, inside,
+            left.dtype.itemsize, warps,
+        )  # fmt: skip
+
+    def _is_alone(self) -> bool:
+        """Whether the kernel has one product and no scratch but its tile."""
+        found = [s for s in walk(self.kernel.body) if isinstance(s, TileProduct | Alloc)]
+        return len(found) == 2
+
+    def _ring(self, tile: Tile) -> Value:
+        """The stages: over the tile, which is not yet in use, where there is nothing else."""
+        size = tile.stages * tile.stage_bytes
+        memory = self.memory[tile.s.dst]
+        if self._is_alone() and memory.start is not None:
+            known = (memory.shape[0] * memory.shape[1] * 4).as_int() or 0
+            if size > known:
+                self.reserve(size - known)
+            return memory.start
+        if self.ring is None or self.ring[1] < size:
+            self.ring = (self.reserve(size), size)
+        return self.shared_address(self.ring[0])
+
+    # The product
+
+    def _multiply(self, tile: Tile, base: Expr) -> None:
+        code, s = self.code, tile.s
+        ring = self._ring(tile)
+        steps = self.index(floordiv(s.depth + (tile.depth - 1), tile.depth), "i32")
+        copies = Copies(self, tile, ring)
+        for n in range(tile.stages - 1):
+            copies.issue(n, code.const(n, "i32").compare("lt", steps))
+        zero = code.const(0.0, "float")
+        across = tile.columns // tile.warps_across // 8
+        sums = [code.variable("float", zero) for _ in range(2 * across * 4)]
+        self.sums = sums
+        step = code.variable("i32", code.const(0, "i32"))
+        read = code.variable("i32", code.const(0, "i32"))
+        head, done = code.label("depth"), code.label("summed")
+        with code.loop_scope(), self.scope():
+            code.start(head)
+            now = Value(code, step.text, "i32", code.depth)
+            at = Value(code, read.text, "i32", code.depth)
+            code.branch_if(now.compare("lt", steps), done, holds=False)
+            if tile.stages > 1:
+                code.line(f"cp.async.wait_group {tile.stages - 2};")
+                code.line("bar.sync 0;")
+                copies.issue_next((now + (tile.stages - 1)).compare("lt", steps), at)
+            else:
+                code.line("bar.sync 0;")
+                copies.issue(0, now.compare("lt", steps))
+                code.line("cp.async.wait_group 0;")
+                code.line("bar.sync 0;")
+            if tile.size == 2:
+                self._half_stage(tile, ring, at, sums, across)
+            else:
+                self._multiply_stage(tile, ring, at, now, sums, across)
+            code.write("add.s32", step, step, code.const(1, "i32"))
+            after = at + tile.stage_bytes
+            wrapped = after.compare("ge", tile.stages * tile.stage_bytes)
+            code.set(read, wrapped.select(code.const(0, "i32"), after))
+            code.branch(head)
+        code.start(done)
+        code.line("cp.async.wait_group 0;")
+        code.line("bar.sync 0;")
+        self._store_tile(tile, base, sums, across)
+
+    def _lane(self, tile: Tile) -> tuple[Expr, Expr, Expr, Expr]:
+        """The lane's row and column in a fragment (g, q), and its warp's place (down, across)."""
+        lane = sym("lane")
+        within = mod(lane, 32)
+        warp = floordiv(lane, 32)
+        return (
+            floordiv(within, 4), mod(within, 4), floordiv(warp, tile.warps_across),
+            mod(warp, tile.warps_across),
+        )  # fmt: skip
+
+    def _multiply_stage(
+        self, tile: Tile, ring: Value, at: Value, now: Value, sums: list[Value], across: int
+    ) -> None:
+        """The products of the stage number `now`, which lies at `at` in the ring."""
+        g, q, _, right = self._lane(tile)
+        left = self._left_rows(tile, ring, at, now)
+        column = right * (tile.columns // tile.warps_across) + g
+        along, apart = tile.right_steps
+        place = self.index(q * along + column * apart, "i32")
+        right_at = ring + place * 4 + tile.left_bytes + at
+        for begin in range(0, tile.depth, DEPTH):
+            steps = range(begin, begin + DEPTH, 8)
+            a = [
+                [
+                    self._split(left[m * 2 + half][0], left[m * 2 + half][1] + (k + 4 * part) * 4)
+                    for part in range(2)
+                    for half in range(2)
+                ]
+                for m in range(2)
+                for k in steps
+            ]
+            for n in range(across):
+                b = [
+                    [
+                        self._split(right_at, ((k + 4 * part) * along + n * 8 * apart) * 4)
+                        for part in range(2)
+                    ]
+                    for k in steps
+                ]
+                for m in range(2):
+                    rows = a[m * len(steps) : (m + 1) * len(steps)]
+                    self._add_product(sums[(m * across + n) * 4 :][:4], rows, b)
+
+    def _half_stage(
+        self, tile: Tile, ring: Value, at: Value, sums: list[Value], across: int
+    ) -> None:
+        """The products of a stage of 16-bit operands, in fragments loaded by ldmatrix."""
+        _, _, down, right = self._lane(tile)
+        lane = mod(sym("lane"), 32)
+        row, high = mod(lane, 8), floordiv(lane, 16)
+        middle = mod(floordiv(lane, 8), 2)
+        first = (down * WARP_ROWS + mod(lane, 16)) * tile.left_pitch + high * 8
+        left_at = ring + self.index(first, "i32") * 2 + at
+        column = right * (tile.columns // tile.warps_across)
+        if tile.is_deep:
+            start = (column + row + high * 8) * tile.pitch + middle * 8
+        else:
+            start = (row + middle * 8) * tile.pitch + column + high * 8
+        right_at = ring + self.index(start, "i32") * 2 + tile.left_bytes + at
+        along, apart = tile.right_steps
+        kind = self.memory[tile.s.a].dtype.name
+        for k in range(0, tile.depth, 16):
+            a = [
+                self._matrices(left_at, (m * 16 * tile.left_pitch + k) * 2, 4, False)
+                for m in range(2)
+            ]
+            for n in range(0, across, 2):
+                count = min(across - n, 2)
+                offset = (n * 8 * apart + k * along) * 2
+                b = self._matrices(right_at, offset, 2 * count, not tile.is_deep)
+                for j in range(count):
+                    for m in range(2):
+                        own = sums[(m * across + n + j) * 4 :][:4]
+                        _mma(self, own, a[m], b[2 * j : 2 * j + 2], f"m16n8k16 {kind}")
+
+    def _matrices(self, at: Value, offset: int, count: int, transposed: bool) -> list[Value]:
+        """So many 8 x 8 matrices of 16-bit elements from shared memory, a register each."""
+        found = [self.code.fresh("i32") for _ in range(count)]
+        listed = ", ".join(v.text for v in found)
+        way = ".trans" if transposed else ""
+        self.code.line(
+            f"ldmatrix.sync.aligned.m8n8.x{count}{way}.shared.b16 {{{listed}}}, "
+            f"[{at.text}+{offset}];"
+        )
+        return found
+
+    def _add_product(
+        self, sums: list[Value], rows: list[list[_Parts]], columns: list[list[_Parts]]
+    ) -> None:
+        """A fragment's products over a few steps, summed by themselves and then added."""
+        code = self.code
+        found = [code.variable("float", code.const(0.0, "float")) for _ in range(4)]
+        for a, b in zip(rows, columns, strict=True):
+            for x, y in ((1, 0), (0, 1), (0, 0)):  # the small products first
+                _mma(self, found, [r[x] for r in a], [c[y] for c in b])
+        for total, part in zip(sums, found, strict=True):
+            code.write("add.rn.f32", total, total, part)
+
+    def _left_rows(self, tile: Tile, ring: Value, at: Value, now: Value) -> list[tuple[Value, int]]:
+        """Where this lane's four rows of the left operand begin, as address and offset."""
+        g, q, down, _ = self._lane(tile)
+        first, s = down * WARP_ROWS + g, tile.s
+        if not tile.in_scratch:
+            start = ring + self.index(first * tile.left_pitch + q, "i32") * 4 + at
+            return [(start, n * 8 * tile.left_pitch * 4) for n in range(4)]
+        memory = self.memory[s.a]
+        assert memory.start is not None
+        places = [s.a_offset + (first + n * 8) * s.a_row + q for n in range(4)]
+        depth = now * (tile.depth * 4)
+        return [(memory.start + self.index(p, "i32") * 4 + depth, 0) for p in places]
+
+    def _split(self, at: Value, offset: int) -> tuple[Value, Value]:
+        """An f32 of shared memory as two tf32 values: rounded, and what rounding lost."""
+        code = self.code
+        value = code.fresh("float")
+        code.write("ld.shared.f32", value, f"[{at.text}+{offset}]")
+        high, low = code.fresh("i32"), code.fresh("i32")
+        rest = code.fresh("float")
+        code.write("cvt.rna.tf32.f32", high, value)
+        code.write("sub.rn.f32", rest, value, high.as_float("float"))
+        code.write("cvt.rna.tf32.f32", low, rest)
+        return high, low
+
+    def _store_tile(self, tile: Tile, base: Expr, sums: list[Value], across: int) -> None:
+        memory = self.memory[tile.s.dst]
+        g, q, down, right = self._lane(tile)
+        for m in range(2):
+            for half in range(2):
+                row = down * WARP_ROWS + m * 16 + half * 8 + g
+                for n in range(across):
+                    column = right * (tile.columns // tile.warps_across) + n * 8 + q * 2
+                    place = base + row * tile.s.dst_row + column
+                    pair = sums[(m * across + n) * 4 + half * 2 :][:2]
+                    self.write(memory, self.address(memory, (place, None)), pair)
+
+    def _any_odd(self) -> Value:
+        """Whether the block has a sum that is infinite or NaN."""
+        code = self.code
+        total: Value | None = None
+        for value in self.sums:
+            nothing = code.emit("mul.rn.f32", "float", value, code.const(0.0, "float"))
+            total = nothing if total is None else code.emit("add.rn.f32", "float", total, nothing)
+        assert total is not None
+        odd = code.emit("setp.nan.f32", "i1", total, total)
+        found = code.fresh("i1")
+        code.line(f"bar.red.or.pred {found.text}, 0, {odd.text};")
+        self.unread, self.unwritten = set(), set()
+        return found
+
+
+def _mma(
+    w: TensorWriter, sums: list[Value], a: list[Value], b: list[Value], form: str = "m16n8k8 tf32"
+) -> None:
+    d = ", ".join(v.text for v in sums)
+    shape, kind = form.split()
+    w.code.line(
+        f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 {{{d}}}, "
+        f"{{{', '.join(v.text for v in a)}}}, {{{', '.join(v.text for v in b)}}}, {{{d}}};"
+    )

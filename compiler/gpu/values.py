@@ -1,0 +1,451 @@
+"""Values of kernel IR in registers: each is computed once where it is first needed.
+
+Loads of what the kernel never writes are reused wherever their address is the same, so that a row
+that several loops read comes from memory once. `active` is a predicate under which alone memory
+may be touched: lanes beyond the end of a loop go along with the others. A loop may handle several
+adjacent elements per lane (`Group`); accesses that are contiguous and aligned are then one vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from stagefuse.compiler.cpu.bodies import written_buffers
+from stagefuse.compiler.cpu.values import Unique, parts, post_order
+from stagefuse.compiler.kernel_ir import (
+    Checked,
+    Const,
+    Index,
+    Kernel,
+    Load,
+    Local,
+    Op,
+)
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.dsl.dims import Expr, Facts, const
+from stagefuse.dsl.dtypes import DType
+
+from . import scalars
+from .index import IndexWriter
+from .ir import Value
+
+VECTOR_BYTES = 16
+Place = tuple[Expr, Value | None]
+"""The position of an element: an expression, and what is added to it from data."""
+
+
+@dataclass
+class Memory:
+    """A buffer or scratch array: `start` is its address, or None if it lives in registers.
+
+    `cells` are the registers, by the place of their element relative to the lane's first.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[Expr, ...]
+    space: str  # global, shared or registers
+    start: Value | None = None
+    constant: bool = False
+    cells: dict[object, Value] = field(default_factory=dict)
+
+
+@dataclass
+class Scope:
+    """What is known of kernel values inside a loop or branch."""
+
+    values: dict[int, Value] = field(default_factory=dict)
+    locals: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Adjacent elements of one lane: index `name` is `first` + 0 .. width - 1, now `at`."""
+
+    name: str
+    first: Expr
+    width: int
+    at: int
+
+
+class ValueWriter(IndexWriter):
+    """The body of a kernel, as far as its values go."""
+
+    def __init__(self, kernel: Kernel, facts: Facts) -> None:
+        super().__init__(facts)
+        self.kernel = kernel
+        self.memory: dict[str, Memory] = {}
+        self.written = written_buffers(kernel.body)
+        self.scopes = [Scope()]
+        self.active: Value | None = None
+        self.group: Group | None = None
+        self.lines: dict[int, int] = {}  # of the source, by unique value
+        self.status: Value | None = None
+        self._unique = Unique()
+        self._volatile: dict[int, bool] = {}
+        self._names: dict[int, frozenset[str]] = {}
+        self._strides: dict[str, tuple[Expr, ...]] = {}
+
+    # Scopes
+
+    @contextmanager
+    def scope(self, known: Scope | None = None) -> Iterator[None]:
+        self.scopes.append(Scope() if known is None else known)
+        try:
+            yield
+        finally:
+            self.scopes.pop()
+
+    @contextmanager
+    def when(self, condition: Value | None) -> Iterator[None]:
+        """Memory is touched only where a condition holds too."""
+        before = self.active
+        if condition is not None and condition.known != 1:
+            self.active = condition if before is None else before & condition
+        try:
+            yield
+        finally:
+            self.active = before
+
+    def forget(self) -> None:
+        """Drops values that read memory which statements write."""
+        for scope in self.scopes:
+            for key in [k for k in scope.values if self._volatile.get(k, True)]:
+                del scope.values[key]
+
+    # Values
+
+    def value(self, value: KernelValue) -> Value:
+        """A value of kernel IR, computed here unless it is known."""
+        value = self._unique(value)
+        self._is_volatile(value)
+        stack = [value]
+        while stack:
+            top = stack[-1]
+            if self._known(top) is not None:
+                stack.pop()
+                continue
+            missing = [p for p in self._needed(top) if self._known(p) is None]
+            stack.extend(missing)
+            if not missing:
+                before = self.code.loc
+                self.code.loc = self.lines.get(id(top), before)
+                self.scopes[-1].values[id(top)] = self._compute(top)
+                self.code.loc = before
+        result = self._known(value)
+        assert result is not None
+        return result
+
+    def _known(self, value: KernelValue) -> Value | None:
+        if isinstance(value, Const):
+            return self.code.const(value.value, scalars.REGISTER[value.dtype.compute.name])
+        if isinstance(value, Index):
+            return self.index(value.expr, "i64")
+        if isinstance(value, Local):
+            for scope in reversed(self.scopes):
+                if value.name in scope.locals:
+                    return scope.locals[value.name]
+            raise KeyError(f"kernel {self.kernel.name} binds no value {value.name}")
+        for scope in reversed(self.scopes):
+            if id(value) in scope.values:
+                return scope.values[id(value)]
+        return None
+
+    def _needed(self, value: KernelValue) -> tuple[KernelValue, ...]:
+        """What is computed before a value: not what only a guarded load may look at, and not
+        positions, which are summed as expressions."""
+        if isinstance(value, Load):
+            return value.guard or tuple(i for i in value.indices if not isinstance(i, Index))
+        return parts(value)
+
+    def _compute(self, value: KernelValue) -> Value:
+        if isinstance(value, Load):
+            return self._load(value)
+        if isinstance(value, Checked):
+            return self._checked(value)
+        assert isinstance(value, Op)
+        if len(value.args) == 2 and value.args[0].dtype.name == "i64":
+            small = self._small_comparison(value)
+            if small is not None:
+                return small
+        args = [self.value(a) for a in value.args]
+        self.code.contract = True
+        if value.fn == "cast":
+            return scalars.convert(self.code, args[0], value.args[0].dtype, value.dtype)
+        if value.fn == "round_to":
+            return scalars.round_to(self.code, args[0], value.to or value.dtype)
+        return scalars.apply(self.code, value.fn, args, value.args[-1].dtype.compute)
+
+    def _small_comparison(self, op: Op) -> Value | None:
+        """A comparison of index expressions, in 32 bits if they fit."""
+        a, b = map(_as_expr, op.args)
+        if op.fn not in ("eq", "ne", "lt", "le", "gt", "ge") or a is None or b is None:
+            return None
+        return self.holds(op.fn, a, b)
+
+    def holds(self, relation: str, a: Expr, b: Expr) -> Value:
+        """A comparison of expressions."""
+        x, y = self.resolve(a), self.resolve(b)
+        kind = "i32" if self.is_small(x) and self.is_small(y) else "i64"
+        return self._value(x, kind).compare(relation, self._value(y, kind))
+
+    def all_of(self, conditions: Sequence[KernelValue]) -> Value | None:
+        found: Value | None = None
+        for condition in conditions:
+            value = self.value(condition)
+            found = value if found is None else found & value
+        return found
+
+    def _checked(self, checked: Checked) -> Value:
+        """The position, after noting one out of range."""
+        code = self.code
+        given, extent = self.value(checked.value), self.index(checked.extent, "i64")
+        place = given.compare("lt", 0).select(given + extent, given)
+        inside = place.compare("lt", extent, unsigned=True) & extent.compare("gt", 0)
+        wrong = inside ^ 1
+        self.report(wrong if self.active is None else wrong & self.active, checked.site + 1, given)
+        return inside.select(place, code.const(0, "i64"))
+
+    def report(self, wrong: Value, site: int, given: Value) -> None:
+        """Notes a position in the status unless one is noted already."""
+        code = self.code
+        assert self.status is not None
+        after = code.label("fine")
+        code.branch_if(wrong, after, holds=False)
+        before = code.fresh("i64")
+        code.line(f"atom.global.cas.b64 {before.text}, [{self.status.text}], 0, {site};")
+        first = code.fresh("i1")
+        code.write("setp.eq.s64", first, before, code.const(0, "i64"))
+        code.line(f"@{first.text} st.global.b64 [{self.status.text}+8], {given.text};")
+        code.start(after)
+
+    # Memory
+
+    def _load(self, load: Load) -> Value:
+        memory = self.memory[load.buffer]
+        if not load.guard:
+            return self._read(memory, self.place(memory, load.indices), 0, self._even(load))
+        condition = self.all_of(load.guard)
+        with self.when(condition), self.scope():
+            place = self.place(memory, load.indices)
+            found = self._read(memory, place, load.fill, self._even(load))
+        fill = self.code.const(load.fill, found.type)
+        if condition is None or (load.fill == 0 and str(load.fill) != "-0.0"):
+            return found
+        return condition.select(found, fill)
+
+    def _even(self, load: Load) -> bool:
+        """Whether a load's guards and what it adds from data are the same for a group."""
+        if self.group is None:
+            return False
+        loads = (*load.guard, *(i for i in load.indices if not isinstance(i, Index)))
+        return all(self.group.name not in self.names(self._unique(v)) for v in loads)
+
+    def strides(self, memory: Memory) -> tuple[Expr, ...]:
+        if memory.name not in self._strides:
+            found, step = [], const(1)
+            for extent in reversed(memory.shape):
+                found.append(step)
+                step = step * extent
+            self._strides[memory.name] = tuple(reversed(found))
+        return self._strides[memory.name]
+
+    def place(self, memory: Memory, indices: Sequence[KernelValue]) -> Place:
+        """The position of an element: symbolic offsets are added up before they are written."""
+        symbolic, offset = const(0), None
+        for value, stride in zip(indices, self.strides(memory), strict=True):
+            if isinstance(value, Index):
+                symbolic = symbolic + value.expr * stride
+            else:
+                part = self.value(value) * self.index(stride, "i64")
+                offset = part if offset is None else offset + part
+        return symbolic, offset
+
+    def _read(self, memory: Memory, place: Place, fill: float, even: bool) -> Value:
+        if memory.space == "registers":
+            return self._read_cell(memory, place)
+        vector = self.vector_of(memory, place) if even else None
+        if vector is not None:
+            return self._read_vector(memory, vector, place[1])
+        (raw,) = self._access(memory, self.address(memory, place), 1)
+        return scalars.from_memory(self.code, raw, memory.dtype)
+
+    def _read_vector(self, memory: Memory, first: Expr, offset: Value | None) -> Value:
+        assert self.group is not None
+        at = self.address(memory, (first, offset))
+        raw = self._access(memory, at, self.group.width)[self.group.at]
+        return scalars.from_memory(self.code, raw, memory.dtype)
+
+    def vector_of(self, memory: Memory, place: Place) -> Expr | None:
+        """The position of a group's first element, if the group is one aligned vector."""
+        group, (expr, offset) = self.group, place
+        if group is None or group.width * memory.dtype.itemsize > VECTOR_BYTES:
+            return None
+        start = expr.substitute({**self.bound, group.name: group.first}, self.facts)
+        if expr.coefficient(group.name) != const(1) and not self._is_row(expr, start, group):
+            return None
+        if not self.divides(group.width, start):
+            return None
+        if offset is not None:  # from data: a whole number of rows
+            strides = [s for s in self.strides(memory) if s != const(1)]
+            if not all(self.divides(group.width, s) for s in strides):
+                return None
+        return start
+
+    def _is_row(self, expr: Expr, start: Expr, group: Group) -> bool:
+        """Whether the last element of a group is as far from the first as it is within it: with
+        divisors that the group's width divides, so are those between."""
+        last = group.width - 1
+        end = expr.substitute({**self.bound, group.name: group.first + last}, self.facts)
+        return self.without_carry(end, group.width) - start == const(last)
+
+    def address(self, memory: Memory, place: Place) -> str:
+        """The text of an address: loops outside first, the constant part as an offset."""
+        code, offset = self.code, place[1]
+        expr = self.resolve(place[0])
+        size = memory.dtype.itemsize
+        assert memory.start is not None
+        wide = memory.start.type
+        at = memory.start
+        for part in self._by_depth(expr):
+            at = at + self._scaled(part, size, wide)
+        if offset is not None:
+            at = at + (offset * size).to("trunc", wide)
+        fixed = next((c for m, c in expr.terms if m == ()), 0) * size
+        if abs(fixed) > 1 << 30:
+            at, fixed = at + code.const(fixed, wide), 0
+        return f"[{at.text}+{fixed}]" if fixed else f"[{at.text}]"
+
+    def _scaled(self, expr: Expr, size: int, wide: str) -> Value:
+        if wide == "i32":
+            return self._value(expr, "i32") * size
+        if not self.is_small(expr):
+            return self._value(expr, "i64") * size
+        value = self._value(expr, "i32")
+        if size == 1 or value.known is not None:
+            return (value.to("sext", "i64")) * size
+        return self.code.pure("mul.wide.s32", "i64", value, self.code.const(size, "i32"))
+
+    def _by_depth(self, expr: Expr) -> list[Expr]:
+        """An expression's terms, those that change in the same loop together."""
+        groups: dict[int, list[object]] = {}
+        for monomial, coefficient in expr.terms:
+            if monomial == ():
+                continue
+            names = Expr(((monomial, coefficient),)).symbols()
+            depth = max((self.symbols[n].depth for n in names), default=0)
+            groups.setdefault(depth, []).append((monomial, coefficient))
+        return [Expr(tuple(groups[d])) for d in sorted(groups)]  # type: ignore[arg-type]
+
+    def _access(self, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
+        """Elements read from an address, in the types they are loaded in."""
+        code = self.code
+        key = ("load", memory.name, at, str(count), self.active.text if self.active else "")
+        if memory.constant:
+            for scope in code.scopes:
+                if (*key, "0") in scope.known:
+                    return tuple(scope.known[(*key, str(n))] for n in range(count))
+        found = self._loaded(memory, at, count)
+        if memory.constant:
+            code.scopes[-1].known.update({(*key, str(n)): v for n, v in enumerate(found)})
+        return found
+
+    def _loaded(self, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
+        code, raw = self.code, scalars.RAW[memory.dtype.name]
+        access = scalars.ACCESS[memory.dtype.name]
+        packed = raw == "half" and count > 1  # pairs of halves, as there is no vector of eight
+        kind, number = ("i32", count // 2) if packed else (raw, count)
+        found = tuple(code.fresh(kind) for _ in range(number))
+        if self.active is not None and self.active.known != 1:
+            for register in found:
+                code.set(register, code.const(0, kind))
+        space = "global.nc" if memory.constant else memory.space
+        name = "b32" if packed else access
+        code.write(f"ld.{space}{_vector(number)}.{name}", _listed(found), at, guard=self.active)
+        if not packed:
+            return found
+        halves = tuple(code.fresh("half") for _ in range(count))
+        for n, word in enumerate(found):
+            code.write("mov.b32", f"{{{halves[2 * n].text}, {halves[2 * n + 1].text}}}", word)
+        return halves
+
+    def write(self, memory: Memory, at: str, values: Sequence[Value]) -> None:
+        """Stores adjacent elements."""
+        code = self.code
+        raw = [self._held(scalars.to_memory(code, v, memory.dtype)) for v in values]
+        name = scalars.ACCESS[memory.dtype.name].replace("s", "b", 1)
+        if raw[0].type == "half" and len(raw) > 1:
+            words = [code.fresh("i32") for _ in raw[::2]]
+            for n, word in enumerate(words):
+                code.write("mov.b32", word, f"{{{raw[2 * n].text}, {raw[2 * n + 1].text}}}")
+            raw, name = words, "b32"
+        code.write(f"st.{memory.space}{_vector(len(raw))}.{name}", at, _listed(raw),
+                   guard=self.active)  # fmt: skip
+
+    def _held(self, value: Value) -> Value:
+        """The value in a register."""
+        if value.text[0] == "%":
+            return value
+        bits = {"half": "b16", "float": "f32", "double": "f64", "i64": "b64"}.get(value.type, "b32")
+        return self.code.pure(f"mov.{bits}", value.type, value)
+
+    # Scratch in registers
+
+    def _cell(self, place: Place) -> object:
+        return self.resolve(place[0])
+
+    def _read_cell(self, memory: Memory, place: Place) -> Value:
+        kind = scalars.REGISTER[memory.dtype.compute.name]
+        cell = memory.cells.get(self._cell(place))
+        if cell is None:
+            return self.code.const(0, kind)
+        return self.code.variable(kind, cell)
+
+    def write_cell(self, memory: Memory, place: Place, value: Value) -> None:
+        key = self._cell(place)
+        if memory.dtype.is_small_float:
+            value = scalars.to_memory(self.code, value, memory.dtype)
+            value = scalars.from_memory(self.code, value, memory.dtype)
+        if key not in memory.cells:
+            memory.cells[key] = self.code.fresh(value.type)
+        self.code.set(memory.cells[key], value, self.active)
+
+    # What values depend on
+
+    def _is_volatile(self, value: KernelValue) -> bool:
+        """Whether a unique value depends on memory that the kernel writes."""
+        if id(value) not in self._volatile:
+            for part in post_order(value):
+                own = isinstance(part, Load) and part.buffer in self.written
+                inside = any(self._volatile[id(p)] for p in parts(part))
+                self._volatile[id(part)] = own or inside
+        return self._volatile[id(value)]
+
+    def names(self, value: KernelValue) -> frozenset[str]:
+        """Index symbols that a unique value depends on; locals with a % before their names."""
+        if id(value) not in self._names:
+            for part in post_order(value):
+                found = frozenset[str]().union(*(self._names[id(p)] for p in parts(part)))
+                if isinstance(part, Index):
+                    found = part.expr.symbols()
+                elif isinstance(part, Local):
+                    found = frozenset((f"%{part.name}",))
+                self._names[id(part)] = found
+        return self._names[id(value)]
+
+
+def _as_expr(value: KernelValue) -> Expr | None:
+    if isinstance(value, Const):
+        return const(int(value.value))
+    return value.expr if isinstance(value, Index) else None
+
+
+def _vector(count: int) -> str:
+    return "" if count == 1 else f".v{count}"
+
+
+def _listed(values: Sequence[Value]) -> str:
+    texts = ", ".join(v.text for v in values)
+    return texts if len(values) == 1 else f"{{{texts}}}"

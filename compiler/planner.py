@@ -1,0 +1,128 @@
+"""The plan of one pipeline: its graph through the passes, then a part for each target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stagefuse.dsl.dims import as_expr
+from stagefuse.dsl.program import Pipeline
+from stagefuse.dsl.source import Span
+
+from .buffers import Buffers
+from .graph import Graph
+from .plan import CheckPlan, DimPlan, GpuPlan, PipelinePlan, SitePlan, StepPlan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .bounds import Bounds
+    from .gpu.compile import GpuCompiler
+    from .kernel_ir import Kernel
+    from .lower import Lowered, Sites
+
+
+class Planner:
+    """Compiles pipelines; kernels and arrays are shared by all of a file."""
+
+    def __init__(
+        self,
+        load: Callable[[str, str], np.ndarray[Any, Any]],
+        verify: bool,
+        cpu: bool = True,
+        gpu: GpuCompiler | None = None,
+    ) -> None:
+        self.load, self.verify, self.cpu, self.gpu = load, verify, cpu, gpu
+        self.kernels: dict[str, Kernel] = {}
+        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self.unverified: list[tuple[Kernel, Graph, Bounds]] = []
+
+    def plan(self, pipeline: Pipeline, graph: Graph) -> PipelinePlan:
+        """The plan of a pipeline."""
+        from .lower import Sites
+        from .passes import pipeline_of
+        from .run_passes import bounds_of, run_passes
+        from .stored import weight_arrays
+
+        bounds = bounds_of(pipeline) if self.verify else None
+        graph, runs = run_passes(graph, pipeline_of(self.load), bounds)
+        passed = {place: text for run in runs for place, text in run.reasons.items()}
+        stored = weight_arrays(graph, self.load)
+        sites = Sites()
+        buffers = Buffers(pipeline, graph, stored, self.arrays)
+        steps: list[StepPlan] = []
+        if self.cpu:
+            steps = self._steps(graph, buffers, sites, bounds, passed)
+        slots = buffers.slots([s.buffers for s in steps])
+        gpu: tuple[GpuPlan, ...] = ()
+        if self.gpu is not None:
+            own = Buffers(pipeline, graph, stored, self.arrays)
+            gpu = self.gpu.plan(pipeline, graph, own, sites, bounds, passed)
+        ranges = pipeline.facts.ranges
+        dims = tuple(DimPlan(d, *_range_text(ranges.get(d, (0, None)))) for d in pipeline.dims)
+        return PipelinePlan(
+            pipeline.name, pipeline.doc, buffers.inputs, buffers.results(), dims,
+            tuple(buffers.plans), tuple(steps), slots, tuple(map(_check, pipeline.checks)),
+            tuple(_site(s) for s in sites.spans), gpu=gpu,
+        )  # fmt: skip
+
+    def _steps(
+        self, graph: Graph, buffers: Buffers, sites: Sites, bounds: Any, passed: dict[Any, str]
+    ) -> list[StepPlan]:
+        from .fuse import partition
+        from .join import join
+        from .lower import lower
+        from .report import report
+        from .schedule import CPU
+
+        found = join(graph, partition(graph))
+        reasons = {d.node: d for d in found.decisions}
+        steps: list[StepPlan] = []
+        for group in found.groups:
+            lowered = lower(graph, group, sites, CPU)
+            if bounds is not None and lowered.kernel.name not in self.kernels:
+                self.unverified.append((lowered.kernel, graph, bounds))
+            steps.append(self._step(buffers, lowered, report(graph, lowered, reasons, passed)))
+        return steps
+
+    def _step(self, buffers: Buffers, lowered: Lowered, report: dict[str, Any]) -> StepPlan:
+        from .cpu.scratch import scratch_bytes
+
+        kernel = lowered.kernel
+        self.kernels.setdefault(kernel.name, kernel)
+        used = tuple(buffers.of(ref) for ref in lowered.values)
+        return StepPlan(
+            kernel.name, used, kernel.dims, str(lowered.count), str(lowered.grain),
+            str(scratch_bytes(kernel)), lowered.label, report,
+        )  # fmt: skip
+
+    def verify_kernels(self) -> None:
+        """Checks the CPU's kernels, if that is wanted: apart, so that LLVM can begin before."""
+        from .run_passes import verified_kernel
+
+        while self.unverified:
+            verified_kernel(*self.unverified.pop(0))
+
+    def ordered(self) -> Sequence[Kernel]:
+        """The CPU's kernels by name."""
+        return [self.kernels[name] for name in sorted(self.kernels)]
+
+
+def _range_text(ends: tuple[Any, Any]) -> tuple[str, str | None]:
+    low, high = ends
+    return str(as_expr(low)), None if high is None else str(as_expr(high))
+
+
+def _place(span: Span | None) -> dict[str, Any]:
+    if span is None:
+        return {"file": "", "line": 0, "column": 0, "text": ""}
+    text = span.source.line(span.line)
+    return {"file": span.source.name, "line": span.line, "column": span.column, "text": text}
+
+
+def _site(span: Span | None) -> SitePlan:
+    return SitePlan(**_place(span))
+
+
+def _check(check: Any) -> CheckPlan:
+    return CheckPlan(str(check.expr), check.relation, check.message, **_place(check.span))

@@ -1,0 +1,70 @@
+"""What a kernel's report says for any target: its work, its source lines, and why it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stagefuse.dsl.dims import Expr, const
+
+from .buffers import size_of
+from .fuse import Decision, flops
+from .graph import Contract, Graph, Map, Node, Reduce
+from .lower import Lowered
+
+
+def report(
+    graph: Graph, lowered: Lowered, decisions: Mapping[int, Decision], passed: Mapping[Any, str]
+) -> dict[str, Any]:
+    """Bytes and arithmetic as expressions, lines, fused nodes, and the reasons for fusing them."""
+    nodes = [graph.nodes[n] for n in lowered.nodes]
+    work, moved = work_of(graph, lowered)
+    lines = sorted({n.span.line for n in nodes if n.span is not None})
+    fused = [describe(n) for n in nodes if isinstance(n.primitive, Map | Reduce) or
+             _type_name(n) in ("Contract", "Scan", "Sort", "Scatter", "Gather")]  # fmt: skip
+    reasons = [
+        {"node": describe(graph.nodes[n]), "fused": decisions[n].fused,
+         "because": decisions[n].reason}
+        for n in lowered.nodes if n in decisions
+    ]  # fmt: skip
+    reasons += [
+        {"node": describe(n), "fused": not text.startswith("not "), "because": text}
+        for n in nodes if isinstance(n.primitive, Contract)
+        for text in (passed.get((n.span, n.stack)),) if text is not None
+    ]  # fmt: skip
+    return {
+        "bytes": str(moved), "flops": str(work), "lines": lines, "fused": fused,
+        "reasons": reasons,
+    }  # fmt: skip
+
+
+def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:
+    """The arithmetic of a kernel, and the bytes of the buffers that it uses."""
+    work, moved = const(0), const(0)
+    for number in lowered.nodes:
+        work = work + _work(graph, graph.nodes[number])
+    for buffer in lowered.kernel.buffers:
+        moved = moved + size_of(buffer.shape) * buffer.dtype.itemsize
+    return work, moved
+
+
+def describe(node: Node) -> str:
+    """A node's operation in a word."""
+    primitive = node.primitive
+    if isinstance(primitive, Map):
+        return primitive.fn
+    if isinstance(primitive, Reduce):
+        return primitive.kind
+    return {"Contract": "matmul"}.get(_type_name(node), _type_name(node).lower())
+
+
+def _type_name(node: Node) -> str:
+    return type(node.primitive).__name__
+
+
+def _work(graph: Graph, node: Node) -> Expr:
+    if isinstance(node.primitive, Contract):
+        return size_of(node.type.shape) * node.primitive.depth * 2
+    if isinstance(node.primitive, Reduce):
+        return size_of(graph.type(node.operands[0]).shape)
+    return size_of(node.type.shape) * flops(node)

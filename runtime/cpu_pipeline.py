@@ -1,0 +1,217 @@
+"""Calling a pipeline on the CPU: arguments in, one native call, results out.
+
+A call with known shapes does no more than look up its bucket, write the addresses of inputs and
+results into a free workspace's argument slots and enter `sf_run`, which holds no lock of Python's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stagefuse.compiler.plan import PipelinePlan, Plan
+
+from . import native
+from .binding import Binder
+from .errors import DeviceError, InputError, PlanError
+from .memory import POOLED_BYTES, ResultPool, pointer_to
+from .pipeline import Pipeline, check_out, chosen
+from .prepared import Bucket, Preparer, Workspace
+from .report import Report
+
+_MAX_BUCKETS = 1024
+_MAX_THREADS = 64  # of the pool in generated code
+_MAX_FREE_WORKSPACES = 16
+_DENSE = 0x0001 | 0x0100  # of `ndarray.flags.num`: C-contiguous and aligned
+
+
+class _Code:
+    """A loaded object; its threads end and its code goes when nothing refers to it any more."""
+
+    def __init__(self, plan: Plan) -> None:
+        level = native.detect_level()
+        usable = [x for x in ("v4", "v3") if x in plan.objects and (level or "") >= x]
+        if not usable:
+            holds = ", ".join(f"x86-64-{x}" for x in plan.objects) or "no CPU code"
+            has = f"x86-64-{level}" if level else "less than x86-64-v3"
+            fix = "" if plan.objects else (
+                '\n  = help: compile it again with target="cpu" among others, or run code for GPUs '
+                'by device="emulator"'
+            )
+            raise DeviceError(f"the plan holds {holds}, this machine is {has}{fix}")
+        self.level = usable[0]
+        try:
+            self._object = native.NativeObject(plan.objects[self.level])
+            # Not at exit: a daemon thread may still be running the code then.
+            weakref.finalize(self, self._object.close).atexit = False
+            self.run: Callable[[int, int, int], Any] = self._object.function(
+                "sf_run", None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+            )
+        except (native.ObjectError, KeyError) as error:
+            raise PlanError(f"the machine code of the plan does not load: {error}") from None
+
+    def addresses(self, plan: PipelinePlan) -> dict[str, int]:
+        """Where the kernels of a pipeline lie."""
+        try:
+            return {s.symbol: self._object.address(s.symbol) for s in plan.steps}
+        except KeyError as error:
+            raise PlanError(f"the machine code of the plan lacks the kernel {error}") from None
+
+
+class CpuPipeline(Pipeline):
+    """A pipeline as native code on this machine's processor."""
+
+    def __init__(self, plan: Plan, name: str | None = None, *, threads: int | None = None) -> None:
+        one = chosen(plan, name)
+        super().__init__(one, Binder(one))
+        self.threads = _thread_count(threads)
+        self._code: _Code | None = _Code(plan)
+        functions = self._code.addresses(self._plan)
+        self._preparer = Preparer(self._plan, functions, plan.arrays, self.threads)
+        self._expected = self._binder.expected
+        self._buckets: dict[tuple[tuple[int, ...], ...], Bucket] = {}
+        self._free: list[Workspace] = []
+        self._pool = ResultPool()
+
+    def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
+        arrays: list[np.ndarray[Any, Any]] = []
+        try:
+            for name, dtype in self._expected:
+                array = inputs[name]
+                if (
+                    type(array) is not np.ndarray
+                    or array.dtype is not dtype
+                    or array.flags.num & _DENSE != _DENSE
+                ):
+                    raise KeyError
+                arrays.append(array)
+            if args or len(inputs) != len(arrays):
+                raise KeyError
+            convert = None
+        except KeyError:
+            arrays, convert = self._bind(args, inputs)
+        bucket = self._buckets.get(tuple([a.shape for a in arrays])) or self._bucket(arrays)
+        if out is None:
+            results = self._fresh(bucket)
+            self._execute(bucket, arrays, results)
+        else:
+            given = self._given(out)
+            results = self._targets(bucket, arrays, given)
+            self._execute(bucket, arrays, results)
+            for (_, target), result in zip(given, results, strict=True):
+                if result is not target:
+                    np.copyto(target, result)
+            return out
+        if convert is not None:
+            results = [convert(result) for result in results]
+        return results[0] if self._tuple is None else self._tuple(*results)
+
+    def _loaded(self) -> _Code:
+        code = self._code
+        if code is None:
+            raise InputError(f"the pipeline {self.name} is closed")
+        return code
+
+    def _bucket(self, arrays: list[np.ndarray[Any, Any]]) -> Bucket:
+        """The bucket of a combination of shapes seen for the first time."""
+        self._loaded()
+        for argument, array in zip(self._plan.inputs, arrays, strict=True):
+            self._binder.array(argument, array)  # the fast path does not look at ranks
+        bucket = self._preparer.prepare(self._binder.sizes(arrays))
+        if len(self._buckets) >= _MAX_BUCKETS:
+            self._buckets = {}
+        self._buckets[tuple([a.shape for a in arrays])] = bucket
+        self._last = bucket.dims
+        return bucket
+
+    def _fresh(self, bucket: Bucket) -> list[np.ndarray[Any, Any]]:
+        return [
+            np.empty(spec.shape, spec.dtype)
+            if spec.size < POOLED_BYTES
+            else self._pool.array(spec.shape, spec.dtype, spec.size)
+            for spec in bucket.results
+        ]
+
+    def _targets(
+        self,
+        bucket: Bucket,
+        arrays: list[np.ndarray[Any, Any]],
+        given: list[tuple[Any, np.ndarray[Any, Any]]],
+    ) -> list[np.ndarray[Any, Any]]:
+        """Where kernels write: the caller's arrays, or others where those do not suit."""
+        targets: list[np.ndarray[Any, Any]] = []
+        for number, ((owner, target), spec) in enumerate(zip(given, bucket.results, strict=True)):
+            check_out(owner, target, spec.shape, spec.dtype, self._plan.results[number].name)
+            if any(np.may_share_memory(target, other) for _, other in given[:number]):
+                raise InputError("two arrays of out= share memory")
+            if target.flags.num & _DENSE != _DENSE or any(
+                np.may_share_memory(target, array) for array in arrays
+            ):
+                target = np.empty(spec.shape, spec.dtype)
+            targets.append(target)
+        return targets
+
+    def _execute(
+        self,
+        bucket: Bucket,
+        arrays: list[np.ndarray[Any, Any]],
+        results: list[np.ndarray[Any, Any]],
+    ) -> None:
+        code = self._loaded()  # the reference keeps the code while it runs
+        try:
+            workspace = self._free.pop()
+        except IndexError:
+            workspace = Workspace()
+        bound = workspace._bound.get(bucket) or workspace.bind(bucket)
+        args = bound.args
+        for array, slots in zip(arrays, bucket.input_slots, strict=True):
+            if slots:
+                pointer = pointer_to(array)
+                for slot in slots:
+                    args[slot] = pointer
+        for array, slots in zip(results, bucket.result_slots, strict=True):
+            if slots:
+                pointer = pointer_to(array)
+                for slot in slots:
+                    args[slot] = pointer
+        if bound.count:
+            code.run(bound.address, bound.count, self.threads)
+        self._finish(workspace, bucket)
+
+    def _finish(self, workspace: Workspace, bucket: Bucket) -> None:
+        """Give the workspace back, and raise what the kernels reported."""
+        site, value = workspace.status[0], workspace.status[1]
+        if site:
+            workspace.status[0] = workspace.status[1] = 0
+        if len(self._free) < _MAX_FREE_WORKSPACES and self._code is not None:
+            self._free.append(workspace)
+        if site:
+            raise self._out_of_range(site - 1, value, bucket.dims)
+
+    def report(self) -> Report:
+        return Report.of_plan(self._plan, self._code.level if self._code else "")
+
+    def profile(self, path: str | Path, /, *, calls: int = 5, **inputs: Any) -> Path:
+        from . import profile
+
+        return profile.write_trace(self, Path(path), calls, inputs)
+
+    def _release(self) -> None:
+        self._code = None
+        self._buckets, self._free = {}, []
+        self._pool.clear()
+
+
+def _thread_count(threads: int | None) -> int:
+    available = len(os.sched_getaffinity(0))
+    if threads is None:
+        return min(available, _MAX_THREADS)
+    if type(threads) is not int or not 1 <= threads <= _MAX_THREADS:
+        raise InputError(f"threads is {threads!r}, but it must be from 1 to {_MAX_THREADS}")
+    return threads

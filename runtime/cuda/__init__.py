@@ -1,0 +1,1 @@
+"""Plans on NVIDIA GPUs, through cuda-python."""

@@ -1,0 +1,397 @@
+"""All that is used of cuda.bindings and cuda.core, as functions that raise; nothing else of them.
+
+Streams, events and addresses are numbers; contexts, kernels and graphs are the bindings' own
+objects. A test can put another implementation in the place of this module.
+
+Explicit graph nodes come from the bindings: cuda.core's drop a kernel's cluster size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeviceError, InputError, OutOfMemory
+
+HELP = '  = help: python -m pip install "stagefuse[gpu]"'
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no order with the legacy default stream
+_DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING: cheaper events
+_DEFAULT_SHARED = 48 * 1024  # more must be asked for, kernel by kernel
+_PORTABLE_CLUSTER = 8
+_PEAK_BYTES = 1 << 47
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A kernel launch in a graph; `arguments` are the 8-byte values of its parameters."""
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    cluster: tuple[int, int, int]
+    shared_bytes: int
+    arguments: np.ndarray[Any, Any]
+    after: tuple[int, ...] = ()
+    label: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """An instantiated graph with its nodes, in the order in which they were given."""
+
+    definition: Any
+    executable: Any
+    nodes: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """An array in a GPU's memory; `strides` are in elements, None if dense."""
+
+    address: int
+    device: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    dtype: np.dtype[Any]
+    readonly: bool
+    owner: Any
+
+
+@functools.cache
+def _driver() -> Any:
+    """The bindings' driver module, initialised. Raises DeviceError."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise DeviceError(f"cuda-bindings is not there: {error}\n{HELP}") from None
+    try:
+        _raise(driver, driver.cuInit(0)[0], "starting CUDA")
+    except DeviceError:
+        raise
+    except Exception as error:  # the bindings' own kinds
+        missing = type(error).__name__ == "DynamicLibNotFoundError"
+        why = "it has no libcuda" if missing else f"{type(error).__name__}: {error}"
+        raise DeviceError(
+            f"this machine has no NVIDIA driver that works: {why}\n"
+            f'  = help: install the driver, or run on the CPU, or in the emulator: '
+            f'device="emulator"'
+        ) from None
+    return driver
+
+
+def _raise(driver: Any, code: Any, doing: str) -> None:
+    if int(code) == 0:
+        return
+    name = driver.cuGetErrorName(code)[1]
+    text = driver.cuGetErrorString(code)[1]
+    shown = f"{doing}: {_text(name)}: {_text(text)}"
+    if code == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        raise OutOfMemory(shown)
+    raise DeviceError(shown)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _call(name: str, doing: str, *arguments: Any) -> Any:
+    """What a function of the driver gives. Raises DeviceError, OutOfMemory."""
+    driver = _driver()
+    try:
+        code, *values = getattr(driver, name)(*arguments)
+    except RuntimeError as error:  # the bindings' own, where the driver lacks a function
+        raise DeviceError(f"{doing}: {error}") from None
+    _raise(driver, code, doing)
+    if not values:
+        return None
+    return values[0] if len(values) == 1 else values
+
+
+# Devices
+
+
+def driver_version() -> tuple[int, int]:
+    """The CUDA version that the driver supports."""
+    version = _call("cuDriverGetVersion", "asking for the driver's version")
+    return version // 1000, version % 1000 // 10
+
+
+def device_count() -> int:
+    driver = _driver()
+    code, count = driver.cuDeviceGetCount()
+    if code == driver.CUresult.CUDA_ERROR_NO_DEVICE:
+        return 0
+    _raise(driver, code, "counting GPUs")
+    return int(count)
+
+
+def describe(number: int) -> tuple[str, int, int, int]:
+    """Name, compute capability (major, minor) and bytes of memory of a GPU."""
+    kinds = _driver().CUdevice_attribute
+    doing = f"describing GPU {number}"
+    device = _call("cuDeviceGet", doing, number)
+    name = _text(_call("cuDeviceGetName", doing, 128, device)).partition("\0")[0].strip()
+    major, minor = (
+        _call("cuDeviceGetAttribute", doing, kind, device)
+        for kind in (
+            kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        )
+    )
+    return name, int(major), int(minor), int(_call("cuDeviceTotalMem", doing, device))
+
+
+def open_context(number: int) -> Any:
+    """The GPU's primary context, which other libraries in this process use too."""
+    device = _call("cuDeviceGet", "opening a GPU", number)
+    return _call("cuDevicePrimaryCtxRetain", "opening a GPU", device)
+
+
+def enter(context: Any) -> None:
+    """Make the context this thread's until `leave`."""
+    _call("cuCtxPushCurrent", "choosing a GPU", context)
+
+
+def leave() -> None:
+    _call("cuCtxPopCurrent", "leaving a GPU")
+
+
+def close_context(number: int) -> None:
+    device = _call("cuDeviceGet", "closing a GPU", number)
+    _call("cuDevicePrimaryCtxRelease", "closing a GPU", device)
+
+
+# Code
+
+
+def load(code: bytes) -> Any:
+    """A library of a cubin, or of PTX that ends with a zero byte."""
+    return _call("cuLibraryLoadData", "loading kernels", code, [], [], 0, [], [], 0)
+
+
+def unload(library: Any) -> None:
+    _call("cuLibraryUnload", "unloading kernels", library)
+
+
+def kernel(library: Any, name: str) -> Any:
+    return _call("cuLibraryGetKernel", f"looking for the kernel {name}", library, name.encode())
+
+
+def parameter_sizes(kernel: Any) -> list[int] | None:
+    """Bytes of each parameter of a kernel; None from drivers before CUDA 12.4, which can't say."""
+    driver = _driver()
+    sizes: list[int] = []
+    while True:
+        try:
+            code, _, size = driver.cuKernelGetParamInfo(kernel, len(sizes))
+        except RuntimeError:
+            return None
+        if code == driver.CUresult.CUDA_ERROR_INVALID_VALUE:  # there is no such parameter
+            return sizes
+        _raise(driver, code, "asking for a kernel's parameters")
+        sizes.append(int(size))
+
+
+# Memory
+
+
+def allocate(size: int, purpose: str) -> int:
+    if not 0 <= size < _PEAK_BYTES:
+        raise OutOfMemory(f"{size} bytes for {purpose} are more than any GPU has")
+    if size == 0:
+        return 0
+    return int(_call("cuMemAlloc", f"allocating {size} bytes for {purpose}", size))
+
+
+def free(address: int) -> None:
+    """Free memory; waits until the GPU no longer uses it."""
+    if address:
+        _call("cuMemFree", "freeing memory", address)
+
+
+def pin(size: int, purpose: str) -> int:
+    """The address of page-locked memory of this machine."""
+    return int(_call("cuMemHostAlloc", f"page-locking {size} bytes for {purpose}", size, 1))
+
+
+def unpin(address: int) -> None:
+    _call("cuMemFreeHost", "freeing page-locked memory", address)
+
+
+def copy_in(address: int, host: int, size: int, stream: int) -> None:
+    _call("cuMemcpyHtoDAsync", "copying to the GPU", address, host, size, stream)
+
+
+def copy_out(host: int, address: int, size: int, stream: int) -> None:
+    _call("cuMemcpyDtoHAsync", "copying from the GPU", host, address, size, stream)
+
+
+def copy(to: int, source: int, size: int, stream: int) -> None:
+    _call("cuMemcpyDtoDAsync", "copying on the GPU", to, source, size, stream)
+
+
+def clear(address: int, size: int, stream: int) -> None:
+    _call("cuMemsetD8Async", "clearing memory", address, 0, size, stream)
+
+
+# Streams and events
+
+
+def stream() -> int:
+    return int(_call("cuStreamCreate", "making a stream", _NON_BLOCKING))
+
+
+def close_stream(stream: int) -> None:
+    _call("cuStreamDestroy", "closing a stream", stream)
+
+
+def finish(stream: int) -> None:
+    _call("cuStreamSynchronize", "running on the GPU", stream)
+
+
+def event() -> int:
+    return int(_call("cuEventCreate", "making an event", _DISABLE_TIMING))
+
+
+def close_event(event: int) -> None:
+    _call("cuEventDestroy", "closing an event", event)
+
+
+def record(event: int, stream: int) -> None:
+    _call("cuEventRecord", "recording an event", event, stream)
+
+
+def wait(stream: int, event: int) -> None:
+    _call("cuStreamWaitEvent", "waiting for an event", stream, event, 0)
+
+
+def reached(event: int) -> bool:
+    driver = _driver()
+    (code,) = driver.cuEventQuery(event)
+    if code == driver.CUresult.CUDA_ERROR_NOT_READY:
+        return False
+    _raise(driver, code, "running on the GPU")
+    return True
+
+
+def finish_event(event: int) -> None:
+    _call("cuEventSynchronize", "running on the GPU", event)
+
+
+# Graphs
+
+
+def graph(nodes: Sequence[Node], device: int) -> Graph:
+    """The nodes as an instantiated graph."""
+    definition = _call("cuGraphCreate", "making a graph", 0)
+    made: list[Any] = []
+    try:
+        for node in nodes:
+            _allow(node, device)
+            parameters, _alive = _parameters(node)
+            after = [made[i] for i in node.after]
+            doing = f"adding the launch of {node.label}"
+            made.append(
+                _call("cuGraphAddKernelNode", doing, definition, after, len(after), parameters)
+            )
+            _set_cluster(made[-1], node)
+        executable = _call("cuGraphInstantiate", "preparing a graph", definition, 0)
+    except BaseException:
+        _call("cuGraphDestroy", "closing a graph", definition)
+        raise
+    return Graph(definition, executable, tuple(made))
+
+
+def update(graph: Graph, number: int, node: Node) -> None:
+    """Give a node other arguments; launches under way keep theirs."""
+    parameters, _alive = _parameters(node)
+    _call(
+        "cuGraphExecKernelNodeSetParams", f"changing the launch of {node.label}",
+        graph.executable, graph.nodes[number], parameters,
+    )  # fmt: skip
+
+
+def replay(graph: Graph, stream: int) -> None:
+    _call("cuGraphLaunch", "launching a graph", graph.executable, stream)
+
+
+def close_graph(graph: Graph) -> None:
+    _call("cuGraphExecDestroy", "closing a graph", graph.executable)
+    _call("cuGraphDestroy", "closing a graph", graph.definition)
+
+
+def _parameters(node: Node) -> tuple[Any, Any]:
+    """A node's parameters, and what must live until the driver has copied them."""
+    driver = _driver()
+    values = np.ascontiguousarray(node.arguments, np.uint64)
+    addresses = values.ctypes.data + 8 * np.arange(len(values), dtype=np.uint64)
+    found = driver.CUDA_KERNEL_NODE_PARAMS()
+    found.func = _call("cuKernelGetFunction", f"preparing {node.label}", node.kernel)
+    found.gridDimX, found.gridDimY, found.gridDimZ = node.grid
+    found.blockDimX, found.blockDimY, found.blockDimZ = node.block
+    found.sharedMemBytes = node.shared_bytes
+    found.kernelParams = int(addresses.ctypes.data)
+    return found, (values, addresses)
+
+
+def _allow(node: Node, device: int) -> None:
+    """Ask for shared memory and clusters beyond what every kernel may have."""
+    kinds = _driver().CUfunction_attribute
+    doing = f"preparing {node.label}"
+    blocks = node.cluster[0] * node.cluster[1] * node.cluster[2]
+    wanted = []
+    if node.shared_bytes > _DEFAULT_SHARED:
+        kind = kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        wanted.append((kind, node.shared_bytes))
+    if blocks > _PORTABLE_CLUSTER:
+        wanted.append((kinds.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1))
+    for kind, value in wanted:
+        number = _call("cuDeviceGet", doing, device)
+        _call("cuKernelSetAttribute", doing, kind, value, node.kernel, number)
+
+
+def _set_cluster(made: Any, node: Node) -> None:
+    if node.cluster == (1, 1, 1):
+        return
+    driver = _driver()
+    value = driver.CUkernelNodeAttrValue()
+    value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = node.cluster
+    kind = driver.CUkernelNodeAttrID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    _call("cuGraphKernelNodeSetAttribute", f"preparing {node.label}", made, kind, value)
+
+
+# Arrays of other libraries
+
+
+def view(value: Any, stream: int) -> View:
+    """An array on a GPU by DLPack or the CUDA array interface, ready on the stream."""
+    try:
+        from cuda.core.utils import StridedMemoryView
+    except ImportError as error:
+        raise DeviceError(f"cuda-core is not there: {error}\n{HELP}") from None
+    try:
+        found = StridedMemoryView.from_any_interface(value, stream_ptr=stream)
+    except Exception as error:  # of the array's library, or of cuda.core
+        raise InputError(f"this array can't be read: {error}") from None
+    if found.dtype is None:
+        raise InputError("this array has no dtype that NumPy and ml_dtypes know")
+    shape, strides = tuple(found.shape), found.strides
+    return View(
+        int(found.ptr), int(found.device_id), shape, None if strides is None else tuple(strides),
+        np.dtype(found.dtype), bool(found.readonly), found,
+    )  # fmt: skip
+
+
+def export(
+    address: int, size: int, shape: tuple[int, ...], dtype: np.dtype[Any], owner: Any
+) -> Any:
+    """An object with `__dlpack__` for dense memory; it keeps `owner` alive."""
+    from cuda.core import Buffer
+    from cuda.core.utils import StridedMemoryView
+
+    buffer = Buffer.from_handle(address, size, owner=owner)
+    return StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)

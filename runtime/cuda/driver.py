@@ -1,0 +1,218 @@
+"""The driver that runs a plan on an NVIDIA GPU: its cubin where there is one, else its PTX."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stagefuse.compiler.plan import Plan
+
+from ..drivers import Launch, Memory, Region
+from ..errors import InputError, PlanError
+from ..memory import pointer_to
+from . import calls, found
+from .arrays import CudaArray
+from .results import ResultMemory
+
+_CUDA_MEMORY = (2, 13)  # DLPack: kDLCUDA, kDLCUDAManaged
+
+
+class _Active:
+    """The driver's context as this thread's, for a while; nests."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        calls.enter(self._context)
+
+    def __exit__(self, *_: object) -> None:
+        calls.leave()
+
+
+class CudaDriver:
+    """A driver of one GPU, in the primary context, which it shares with other libraries."""
+
+    def __init__(self, plan: Plan, device: str = "cuda:0") -> None:
+        self.device = device
+        self.number = int(device.partition(":")[2] or 0)
+        gpu = found.gpu(self.number)
+        choice = found.choose(plan, gpu)
+        if choice is None:
+            raise found.refusal(plan, gpu, device)
+        self.gpu, self.arch, self.cubin = gpu, choice.arch, choice.cubin
+        self._code = (
+            plan.cubins[choice.arch] if choice.cubin else plan.ptx[choice.arch].encode() + b"\0"
+        )
+        self._library: Any = None
+        self._kernels: dict[str, Any] = {}
+        self._context = calls.open_context(self.number)
+        self._active = _Active(self._context)
+        self.results = ResultMemory(self)
+        self._closed = False
+
+    def active(self) -> _Active:
+        return self._active
+
+    def load(self, kernels: Mapping[str, int]) -> None:
+        self._library = calls.load(self._code)
+        for name, count in kernels.items():
+            kernel = self._kernels[name] = calls.kernel(self._library, name)
+            sizes = calls.parameter_sizes(kernel)
+            if sizes is not None and sizes != [8] * count:
+                raise PlanError(
+                    f"the kernel {name} takes parameters of {sizes} bytes, but its launches give "
+                    f"{count} of 8"
+                )
+
+    def allocate(self, size: int, purpose: str) -> Memory:
+        return Memory(calls.allocate(size, purpose), size)
+
+    def free(self, memory: Memory) -> None:
+        calls.free(memory.handle)
+
+    def pin(self, size: int, purpose: str) -> np.ndarray[Any, Any]:
+        address = calls.pin(size, purpose)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def unpin(self, array: np.ndarray[Any, Any]) -> None:
+        calls.unpin(pointer_to(array))
+
+    def stream(self) -> int:
+        return calls.stream()
+
+    def close_stream(self, stream: int) -> None:
+        calls.close_stream(stream)
+
+    def adopt(self, stream: Any) -> int:
+        protocol = getattr(stream, "__cuda_stream__", None)
+        if protocol is not None:
+            version, handle = protocol() if callable(protocol) else protocol
+            if version == 0:
+                return int(handle)
+            raise InputError(f"the stream speaks version {version} of __cuda_stream__, not 0")
+        handle = getattr(stream, "cuda_stream", stream)  # as PyTorch's streams have it
+        if type(handle) is int:
+            return handle
+        raise InputError(f"a {type(stream).__name__} is not a stream: it has no __cuda_stream__")
+
+    def event(self) -> int:
+        return calls.event()
+
+    def close_event(self, event: int) -> None:
+        calls.close_event(event)
+
+    def record(self, event: int, stream: int) -> None:
+        calls.record(event, stream)
+
+    def wait(self, stream: int, event: int) -> None:
+        calls.wait(stream, event)
+
+    def reached(self, event: int) -> bool:
+        return calls.reached(event)
+
+    def finish(self, stream: int) -> None:
+        calls.finish(stream)
+
+    def finish_event(self, event: int) -> None:
+        calls.finish_event(event)
+
+    def copy_in(self, target: Region, source: np.ndarray[Any, Any], stream: int) -> None:
+        calls.copy_in(_address(target), pointer_to(source), target.size, stream)
+
+    def copy_out(self, target: np.ndarray[Any, Any], source: Region, stream: int) -> None:
+        calls.copy_out(pointer_to(target), _address(source), source.size, stream)
+
+    def copy(self, target: Region, source: Region, stream: int) -> None:
+        calls.copy(_address(target), _address(source), source.size, stream)
+
+    def clear(self, target: Region, stream: int) -> None:
+        calls.clear(_address(target), target.size, stream)
+
+    def graph(self, launches: Sequence[Launch]) -> Any:
+        return calls.graph([self._node(n) for n in launches], self.number)
+
+    def update(self, graph: Any, number: int, launch: Launch) -> None:
+        calls.update(graph, number, self._node(launch))
+
+    def replay(self, graph: Any, stream: int) -> None:
+        calls.replay(graph, stream)
+
+    def close_graph(self, graph: Any) -> None:
+        calls.close_graph(graph)
+
+    def _node(self, launch: Launch) -> calls.Node:
+        values = [
+            *(_address(r) for r in launch.regions),
+            *(d & 0xFFFFFFFFFFFFFFFF for d in launch.dims),
+            _address(launch.status),
+        ]
+        return calls.Node(
+            self._kernels[launch.kernel], launch.grid, launch.block, launch.cluster,
+            launch.shared_bytes, np.array(values, np.uint64), launch.after,
+            launch.label or launch.kernel,
+        )  # fmt: skip
+
+    def view(self, value: Any, name: str, stream: int) -> CudaArray | None:
+        if isinstance(value, CudaArray):
+            value.order_before(stream)
+            array = value
+            device = value.number
+        elif not _on_a_gpu(value):
+            return None
+        else:
+            try:
+                view = calls.view(value, stream or 1)
+            except InputError as error:
+                raise InputError(f"input `{name}`: {error}") from None
+            device = view.device
+            size = view.dtype.itemsize * int(np.prod(view.shape, dtype=np.int64))
+            strides = None
+            if view.strides is not None:
+                strides = tuple(s * view.dtype.itemsize for s in view.strides)
+            region = Region(Memory(view.address, size, (view.owner, value)), 0, size)
+            array = CudaArray(
+                region, view.shape, view.dtype, strides, view.readonly, driver=self, number=device
+            )
+        if device != self.number:
+            raise InputError(
+                f"input `{name}` is in the memory of cuda:{device}, but this pipeline runs on "
+                f"{self.device}\n  = help: copy it there first"
+            )
+        return array
+
+    def array(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: int
+    ) -> CudaArray:
+        memory, users = self.results.take(size, stream)
+        region = Region(memory, 0, size)
+        return CudaArray(region, shape, dtype, driver=self, number=self.number, users=users)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        library, self._library = self._library, None
+        if library is not None:
+            with self.active():
+                calls.unload(library)
+        self.results.close()
+
+    def release(self) -> None:
+        """Let go of the context, once it is closed and no result lives."""
+        calls.close_context(self.number)
+
+
+def _address(region: Region) -> int:
+    return int(region.memory.handle) + region.offset
+
+
+def _on_a_gpu(value: Any) -> bool:
+    """Whether a value says that it is in a GPU's memory."""
+    device = getattr(value, "__dlpack_device__", None)
+    if device is not None:
+        return int(device()[0]) in _CUDA_MEMORY
+    return hasattr(value, "__cuda_array_interface__")

@@ -1,0 +1,380 @@
+"""Calling a pipeline on a device through a driver: copies in, one graph, copies out.
+
+Inputs that lie in the device's memory are read where they are, and then results are arrays there
+too. A call waits until its results are whole, but for calls on a stream of the caller's, whose
+results are whole in the order of that stream.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stagefuse.compiler.plan import GpuPlan, Plan
+
+from . import interchange
+from .device_arrays import DeviceArray, DeviceBinder
+from .device_prepared import DeviceBucket, DevicePreparer
+from .device_space import Space
+from .drivers import Driver, Memory, Region, quietly
+from .errors import DeviceError, IndexOutOfRange, InputError
+from .pipeline import Pipeline, check_out, check_out_type, chosen
+from .report import Report
+
+_MAX_BUCKETS = 1024
+_MAX_FREE_SPACES = 8
+_DENSE = 0x0001 | 0x0100  # of `ndarray.flags.num`: C-contiguous and aligned
+Operand = Any  # np.ndarray or DeviceArray
+
+
+class DevicePipeline(Pipeline):
+    """A pipeline on a GPU, or in the emulator. It owns the driver, and closes it."""
+
+    def __init__(self, plan: Plan, name: str | None, driver: Driver) -> None:
+        one = chosen(plan, name)
+        super().__init__(one, DeviceBinder(one))
+        self.driver, self.device = driver, driver.device
+        self._gpu = gpu_plan(one.gpu, driver.arch, one.name)
+        self._preparer = DevicePreparer(one, self._gpu)
+        self._buckets: dict[tuple[tuple[int, ...], ...], DeviceBucket] = {}
+        self._free: list[Space] = []
+        self._spaces: list[Space] = []
+        self._maps: set[Any] = set()  # of device_map.Lanes, under way
+        self._idle = threading.Condition(self._lock)
+        self._calls = 0  # under way
+        self._weight_memory: Memory | None = None
+        self._weights: dict[int, Region] = {}
+        try:
+            kernels = {n.kernel: len(n.buffers) + len(n.dims) + 1 for n in self._gpu.launches}
+            with driver.active():
+                driver.load(kernels)
+                self._upload(plan)
+        except BaseException:
+            self._closed = True
+            self._release()
+            raise
+
+    def _upload(self, plan: Plan) -> None:
+        places, copies, size = self._preparer.weights(plan.arrays)
+        if not size:
+            return
+        driver = self.driver
+        memory = self._weight_memory = driver.allocate(size, "weights")
+        stream = driver.stream()
+        try:
+            for offset, array in copies:
+                if array.nbytes:
+                    source = np.require(array, None, ["C", "A"])
+                    driver.copy_in(Region(memory, offset, array.nbytes), source, stream)
+            driver.finish(stream)
+        finally:
+            quietly((driver.finish, stream), (driver.close_stream, stream))
+        self._weights = {i: Region(memory, *place) for i, place in places.items()}
+
+    def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
+        return self._call(None, args, out, inputs)
+
+    def on(self, stream: Any) -> OnStream:
+        """The pipeline on a stream of the caller's, an object with `__cuda_stream__`.
+
+        A call runs behind what is on the stream already, and returns as soon as it is under way
+        where inputs and results are arrays of the device and no index can be out of range.
+        """
+        return OnStream(self, self.driver.adopt(stream))
+
+    def _call(self, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]) -> Any:
+        with self._lock:
+            self._require_open()
+            self._calls += 1
+        try:
+            with self.driver.active():
+                return self._on_space(self._acquire(), stream, args, out, inputs)
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._closed:
+                    self._idle.notify_all()
+
+    def _on_space(
+        self, space: Space, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
+    ) -> Any:
+        try:
+            result, waited = self._run(space, stream, args, out, inputs)
+            if waited:
+                space.owners = ()
+        except (InputError, IndexOutOfRange):
+            self._give_back(space)
+            raise
+        except BaseException:
+            self._discard(space, stream)
+            raise
+        self._give_back(space)
+        return result
+
+    def _run(
+        self, space: Space, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
+    ) -> tuple[Any, bool]:
+        """What the call gives, and whether it is whole already."""
+        on = space.stream if stream is None else stream
+        operands, convert, model = self._operands(on, args, inputs)
+        bucket = self._bucket(operands)
+        if out is None:
+            targets = self._fresh(bucket, model is not None, on)
+        else:
+            given = self._given(out, lambda x: self._out_view(x, on))
+            targets = self._targets(bucket, operands, given)
+        self._start(space, on, bucket, operands, targets)
+        ready = stream is None or bool(self._plan.sites)
+        if ready or not all(isinstance(x, DeviceArray) for x in (*operands, *targets)):
+            self.driver.finish(on)
+            ready = space.idle = True
+            self.report_status(space, space.status_host, bucket)
+        else:
+            self.driver.record(space.done, on)
+            for target in targets:
+                target.is_made_on(on)
+        if out is not None:
+            for (_, target), result in zip(given, targets, strict=True):
+                if result is not target and isinstance(target, np.ndarray):
+                    np.copyto(target, result)
+            return out, ready
+        if model is not None:
+            convert = interchange.device_importer(model)
+        if convert is not None:
+            targets = [convert(t) for t in targets]
+        return (targets[0] if self._tuple is None else self._tuple(*targets)), ready
+
+    def _operands(
+        self, stream: Any, args: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> tuple[list[Operand], interchange.Importer | None, Any]:
+        """The inputs in order, what makes results of this machine the caller's kind, and the first
+        input that lies in the device's memory."""
+        operands: list[Operand] = []
+        model = None
+        for name, dtype in self._binder.expected:  # the usual case at once
+            value = inputs.get(name)
+            if type(value) is np.ndarray:
+                if value.dtype is not dtype or value.flags.num & _DENSE != _DENSE:
+                    break
+            else:
+                model = value if model is None else model
+                value = self.driver.view(value, name, stream)
+                if value is None or value.dtype != dtype or not value.dense:
+                    break
+            operands.append(value)
+        else:
+            if not args and len(inputs) == len(operands):
+                return operands, None, model
+        viewed = {k: self._viewed(v, k, stream) for k, v in inputs.items()}
+        operands, convert = self._bind(args, viewed)
+        model = next((inputs[k] for k, v in viewed.items() if isinstance(v, DeviceArray)), None)
+        return operands, convert, model
+
+    def _viewed(self, value: Any, name: str, stream: Any) -> Any:
+        if type(value) is np.ndarray:
+            return value
+        view = self.driver.view(value, name, stream)
+        return value if view is None else view
+
+    def _start(
+        self,
+        space: Space,
+        stream: Any,
+        bucket: DeviceBucket,
+        operands: Sequence[Operand],
+        targets: Sequence[Operand],
+    ) -> None:
+        """Put the call's work on the stream."""
+        driver = self.driver
+        space.reserve(bucket)
+        space.owners = (*operands, *targets)
+        if stream != space.stream and not space.idle:
+            driver.wait(stream, space.done)
+        space.idle = False
+        elsewhere: dict[int, Region] = {}
+        for number, operand in zip(self._preparer.inputs, operands, strict=True):
+            if isinstance(operand, DeviceArray):
+                elsewhere[number] = operand.region
+            elif operand.nbytes:
+                driver.copy_in(space.region(bucket, number), operand, stream)
+        moves: list[tuple[Region, Region]] = []
+        for number, target in zip(self._preparer.results, targets, strict=True):
+            if isinstance(target, DeviceArray):
+                if any(target.region.overlaps(r) for r in elsewhere.values()):
+                    moves.append((target.region, space.region(bucket, number)))
+                else:
+                    elsewhere[number] = target.region
+        driver.replay(space.graph(bucket, elsewhere), stream)
+        for number, target in zip(self._preparer.results, targets, strict=True):
+            if not isinstance(target, DeviceArray) and target.nbytes:
+                driver.copy_out(target, space.region(bucket, number), stream)
+        for to, source in moves:
+            driver.copy(to, source, stream)
+        if self._plan.sites and space.status_host is not None:
+            driver.copy_out(space.status_host, space.status, stream)
+
+    def report_status(self, space: Space, status: Any, bucket: DeviceBucket) -> None:
+        """Raise what the kernels of a finished call reported."""
+        if not self._plan.sites:
+            return
+        site, value = (int(x) for x in status.view(np.int64))
+        if site:
+            space.clear_status()
+            self.driver.finish_event(space.done)
+            space.idle = True
+            raise self._out_of_range(site - 1, value, bucket.dims)
+
+    def _bucket(self, operands: Sequence[Operand]) -> DeviceBucket:
+        key = tuple([a.shape for a in operands])
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            for argument, array in zip(self._plan.inputs, operands, strict=True):
+                self._binder.array(argument, array)  # the quick way does not look at ranks
+            bucket = self._preparer.prepare(self._binder.sizes(operands))
+            if len(self._buckets) >= _MAX_BUCKETS:
+                self._buckets = {}
+            self._buckets[key] = bucket
+            self._last = bucket.dims
+        return bucket
+
+    def _fresh(self, bucket: DeviceBucket, on_device: bool, stream: Any) -> list[Operand]:
+        if not on_device:
+            return [np.empty(spec.shape, spec.dtype) for spec in bucket.results]
+        return [self.driver.array(s.shape, s.dtype, s.size, stream) for s in bucket.results]
+
+    def _out_view(self, value: Any, stream: Any) -> Any:
+        viewed = self._viewed(value, "out", stream)
+        if isinstance(viewed, DeviceArray) or not interchange.is_foreign(viewed):
+            return viewed
+        return interchange.view(viewed, "out")
+
+    def _targets(
+        self,
+        bucket: DeviceBucket,
+        operands: Sequence[Operand],
+        given: list[tuple[Any, Operand]],
+    ) -> list[Operand]:
+        """Where results go: the caller's arrays, or others where those do not suit."""
+        targets: list[Operand] = []
+        for number, ((owner, target), spec) in enumerate(zip(given, bucket.results, strict=True)):
+            if isinstance(target, DeviceArray):
+                check_out_type(target, spec.shape, spec.dtype, "out=")
+                if target.readonly or not target.dense:
+                    raise InputError("out= is read-only, or not dense and row-major")
+            else:
+                name = self._plan.results[number].name
+                check_out(owner, target, spec.shape, spec.dtype, name)
+            if any(_share(target, other) for _, other in given[:number]):
+                raise InputError("two arrays of out= share memory")
+            if isinstance(target, np.ndarray) and target.flags.num & _DENSE != _DENSE:
+                target = np.empty(spec.shape, spec.dtype)
+            targets.append(target)
+        return targets
+
+    def _acquire(self) -> Space:
+        """A space that no call uses and whose work is done."""
+        with self._lock:
+            for number, space in enumerate(self._free):
+                if space.idle or self.driver.reached(space.done):
+                    del self._free[number]
+                    space.owners = ()
+                    return space
+            if len(self._free) >= _MAX_FREE_SPACES:
+                space = self._free.pop(0)
+                self.driver.finish_event(space.done)
+                space.owners = ()
+                return space
+            space = Space(self.driver, self._weights)
+            self._spaces.append(space)
+            return space
+
+    def _give_back(self, space: Space) -> None:
+        with self._lock:
+            self._free.append(space)
+
+    def _discard(self, space: Space, stream: Any) -> None:
+        """Close a space whose call failed; what the failure left in it is gone with it."""
+        with self._lock:
+            self._spaces.remove(space)
+        if stream is not None:
+            quietly((self.driver.finish, stream))
+        space.close()
+
+    def map(self, batches: Iterable[Mapping[str, Any]], *, depth: int = 3) -> Iterator[Any]:
+        if depth < 1:
+            raise InputError(f"depth is {depth}, but at least one batch must be under way")
+        from .device_map import mapped
+
+        return mapped(self, iter(batches), depth)
+
+    def report(self) -> Report:
+        return Report.of_gpu(self._plan, self._gpu)
+
+    def profile(self, path: str | Path, /, *, calls: int = 5, **inputs: Any) -> Path:
+        from . import device_profile
+
+        return device_profile.write_trace(self, Path(path), calls, inputs)
+
+    def _release(self) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: self._calls == 0)
+        for lanes in list(self._maps):
+            lanes.close()
+        try:
+            with self.driver.active():
+                self._give_all_back()
+        except DeviceError:
+            self._give_all_back()  # as far as a device lets that can't be chosen any more
+        quietly((self.driver.close,))
+
+    def __del__(self) -> None:
+        """What nobody closed goes with the last reference; calls under way have one."""
+        if getattr(self, "_closed", True) or sys.is_finalizing():
+            return
+        with suppress(Exception):
+            self._closed = True
+            if self._executor is not None:
+                self._executor.shutdown(wait=False)  # it may be one of its threads that runs this
+            self._release()
+
+    def _give_all_back(self) -> None:
+        spaces, self._spaces, self._free = self._spaces, [], []
+        for space in spaces:
+            space.close()
+        memory, self._weight_memory = self._weight_memory, None
+        if memory is not None:
+            quietly((self.driver.free, memory))
+        self._buckets, self._weights = {}, {}
+
+
+class OnStream:
+    """A pipeline bound to a stream; see `DevicePipeline.on`."""
+
+    def __init__(self, pipeline: DevicePipeline, stream: Any) -> None:
+        self._pipeline, self._stream = pipeline, stream
+
+    def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
+        return self._pipeline._call(self._stream, args, out, inputs)
+
+
+def gpu_plan(plans: Sequence[GpuPlan], arch: str, name: str) -> GpuPlan:
+    """The pipeline's code for an arch. Raises DeviceError."""
+    for plan in plans:
+        if plan.arch == arch:
+            return plan
+    holds = ", ".join(p.arch for p in plans) or "none"
+    raise DeviceError(f"{name} has no code for {arch}; it has {holds}")
+
+
+def _share(one: Operand, other: Operand) -> bool:
+    if isinstance(one, DeviceArray) and isinstance(other, DeviceArray):
+        return one.region.overlaps(other.region)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return np.may_share_memory(one, other)
+    return False

@@ -1,0 +1,146 @@
+"""The protocol between a pipeline on a device and what runs it: CUDA, or the emulator.
+
+Work is put on streams and runs in the order of its stream; events order streams among each other.
+Launches are put together once as a graph, whose edges say what waits for what, and then replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .errors import DeviceError
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Memory of a device: the driver's handle and its bytes; `owner` keeps foreign memory alive."""
+
+    handle: Any
+    size: int
+    owner: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A part of memory, in bytes."""
+
+    memory: Memory
+    offset: int
+    size: int
+
+    @property
+    def place(self) -> tuple[Any, int]:
+        """Where it is; keeps nothing alive."""
+        return (self.memory.handle, self.offset)
+
+    def overlaps(self, other: Region) -> bool:
+        """Whether both share a byte; memory of one handle only."""
+        return (
+            self.memory.handle is other.memory.handle
+            and self.offset < other.offset + other.size
+            and other.offset < self.offset + self.size
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """A launch with all numbers known. `after` are the launches of its graph that it waits for,
+    `writes` says which of the regions it may write.
+
+    The parameters are the regions' addresses, `dims` as s64, and the address of `status`.
+    """
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    cluster: tuple[int, int, int]
+    shared_bytes: int
+    regions: tuple[Region, ...]
+    writes: tuple[bool, ...]
+    dims: tuple[int, ...]
+    status: Region
+    after: tuple[int, ...]
+    label: str = ""
+
+
+def quietly(*steps: tuple[Any, ...]) -> None:
+    """Run steps, each a function and its arguments, in spite of a device that fails.
+
+    For giving things back: on a device that failed there is nothing left to give back, and the
+    call that met the failure has carried it.
+    """
+    for function, *arguments in steps:
+        with suppress(DeviceError):
+            function(*arguments)
+
+
+class Driver(Protocol):
+    """What a device does for a pipeline. Streams, events and graphs are the driver's own objects.
+
+    Methods raise DeviceError, and those that allocate OutOfMemory, which leaves all as it was.
+    """
+
+    device: str  # as the caller writes it: "emulator", "cuda:0"
+    arch: str  # of the code that it runs
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Within it this thread may use the device; behind it all is as before."""
+
+    def load(self, kernels: Mapping[str, int]) -> None:
+        """Load the code; `kernels` are the entries that will be launched: name to parameters."""
+
+    def allocate(self, size: int, purpose: str) -> Memory: ...
+    def free(self, memory: Memory) -> None:
+        """Free memory that nothing under way uses."""
+
+    def pin(self, size: int, purpose: str) -> np.ndarray[Any, Any]:
+        """Bytes of this machine's memory that copies read and write while a stream goes on."""
+
+    def unpin(self, array: np.ndarray[Any, Any]) -> None: ...
+
+    def stream(self) -> Any: ...
+    def close_stream(self, stream: Any) -> None: ...
+    def adopt(self, stream: Any) -> Any:
+        """The driver's stream for a stream of the caller's. Raises InputError for anything else."""
+
+    def event(self) -> Any: ...
+    def close_event(self, event: Any) -> None: ...
+    def record(self, event: Any, stream: Any) -> None: ...
+    def wait(self, stream: Any, event: Any) -> None:
+        """Let what comes next on the stream wait for what the event recorded, if anything."""
+
+    def reached(self, event: Any) -> bool: ...
+    def finish(self, stream: Any) -> None:
+        """Wait until the stream is empty."""
+
+    def finish_event(self, event: Any) -> None: ...
+
+    def copy_in(self, target: Region, source: np.ndarray[Any, Any], stream: Any) -> None: ...
+    def copy_out(self, target: np.ndarray[Any, Any], source: Region, stream: Any) -> None: ...
+    def copy(self, target: Region, source: Region, stream: Any) -> None: ...
+    def clear(self, target: Region, stream: Any) -> None:
+        """Zero bytes."""
+
+    def graph(self, launches: Sequence[Launch]) -> Any: ...
+    def update(self, graph: Any, number: int, launch: Launch) -> None:
+        """Give a launch of a graph other regions; replays under way are not affected."""
+
+    def replay(self, graph: Any, stream: Any) -> None: ...
+    def close_graph(self, graph: Any) -> None: ...
+
+    def view(self, value: Any, name: str, stream: Any) -> Any:
+        """A DeviceArray of a value in this device's memory, its contents ready on the stream.
+
+        None for a value that is elsewhere. Raises InputError for one that can't be read.
+        """
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: Any) -> Any:
+        """A DeviceArray with memory of its own, to be written on the stream."""
+
+    def close(self) -> None:
+        """Give back what is left; memory of results stays valid until freed."""

@@ -1,0 +1,203 @@
+"""`stagefuse emulate`: a plan's GPU code, or any PTX, run here without a GPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_shared import (
+    FILE,
+    INPUTS,
+    JSON,
+    OUTPUT_DIR,
+    PIPELINE,
+    SIZES,
+    WEIGHTS,
+    example_inputs,
+    opened,
+    read_inputs,
+    reported,
+    show_json,
+    show_results,
+)
+
+_BUFFER = re.compile(r"(zeros|new|random):(\w+)\[([\d, ]*)\]\Z")
+_SCALAR = re.compile(r"(\w+):([-+.\w]+)\Z")
+_SCALARS = {
+    "f64": "f8", "f32": "f4", "f16": "f2", "s64": "i8", "s32": "i4", "s16": "i2", "s8": "i1",
+    "u64": "u8", "u32": "u4", "u16": "u2", "u8": "u1", "i64": "i8", "i32": "i4", "i16": "i2",
+    "i8": "i1",
+}  # fmt: skip
+
+
+@click.command()
+@FILE
+@INPUTS
+@SIZES
+@click.option("--arch", metavar="SM", help="Whose code of a plan, such as sm_80.")
+@click.option("--kernel", metavar="NAME", help="The entry of a .ptx file to launch.")
+@click.option("--grid", default="1", show_default=True, metavar="X[,Y[,Z]]", help="In blocks.")
+@click.option("--block", default="32", show_default=True, metavar="X[,Y[,Z]]", help="In threads.")
+@click.option("--cluster", default="1", show_default=True, metavar="X[,Y[,Z]]", help="In blocks.")
+@click.option("--shared", default=0, show_default=True, help="Dynamic shared memory in bytes.")
+@click.option(
+    "--arg", "arguments", multiple=True, metavar="ARG",
+    help="In order: FILE.npy, zeros:f32[64], new:f32[64] (unwritten), random:f32[64], or s32:5.",
+)
+@OUTPUT_DIR
+@WEIGHTS
+@PIPELINE
+@JSON
+def emulate(
+    file: Path,
+    inputs: tuple[str, ...],
+    sizes: tuple[str, ...],
+    arch: str | None,
+    kernel: str | None,
+    grid: str,
+    block: str,
+    cluster: str,
+    shared: int,
+    arguments: tuple[str, ...],
+    output_dir: Path | None,
+    weights: tuple[str, ...],
+    pipeline: str | None,
+    as_json: bool,
+) -> None:
+    """Run GPU code on this machine's CPU, every access checked.
+
+    FILE is a .pipe or .fused file, run with --input or with made-up inputs of the given --size,
+    or a .ptx file, of which --kernel is launched with each --arg. A fault of a kernel (access out
+    of bounds or misaligned, race, unwritten memory read, barrier, deadlock) is shown with its
+    line; of a .ptx file's it is exit code 1, of our own a fault of stagefuse.
+    """
+    with reported(as_json):
+        if file.suffix == ".ptx":
+            sides = {"grid": grid, "block": block, "cluster": cluster}
+            shape = {name: _sides(text, name) for name, text in sides.items()}
+            return emulate_ptx(file, kernel, shape, shared, arguments, output_dir, as_json)
+        device = "emulator" if arch is None else f"emulator:{arch}"
+        with opened(file, weights, pipeline, device=device) as pipe:
+            given = read_inputs(inputs, pipe) if inputs else example_inputs(pipe, sizes)
+            found = pipe(**given)
+            if not as_json:
+                for launch, record in pipe.driver.records:  # type: ignore[attr-defined]
+                    where = f"grid {launch.grid}, block {launch.block}"
+                    click.echo(f"{launch.label or launch.kernel}: {where}", err=True)
+                    click.echo(_summary(record), err=True)
+            show_results(pipe, found, output_dir, as_json)
+
+
+def emulate_ptx(
+    file: Path,
+    kernel: str | None,
+    shape: dict[str, tuple[int, int, int]],
+    shared: int,
+    arguments: Sequence[str],
+    output_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Launches a kernel of a PTX file and prints the buffers that it was given."""
+    import numpy as np
+
+    from stagefuse.compiler.ptx import PtxError
+    from stagefuse.runtime import emulator
+    from stagefuse.runtime.errors import InputError
+
+    text = file.read_text(encoding="utf-8")
+    entries = re.findall(r"\.entry\s+([\w$]+)", text)
+    if kernel is None and len(entries) == 1:
+        kernel = entries[0]
+    if kernel is None or kernel not in entries:
+        raise click.UsageError(f"--kernel is one of {', '.join(entries) or 'none'}")
+    values = [_argument(a) for a in arguments]
+    try:
+        record = emulator.load(text).launch(
+            kernel, grid=shape["grid"], block=shape["block"], cluster=shape["cluster"],
+            shared_bytes=shared, args=values,
+        )  # fmt: skip
+    except (emulator.Fault, PtxError, ValueError) as error:
+        raise InputError(f"{file}: {error}") from error
+    buffers = {i: v for i, v in enumerate(values) if isinstance(v, np.ndarray)}
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for number, array in buffers.items():
+            np.save(output_dir / f"arg{number}.npy", np.asarray(array))
+    if as_json:
+        return show_json(
+            kernel=kernel, record=_record(record),
+            buffers={str(i): np.asarray(v).tolist() for i, v in buffers.items()},
+        )  # fmt: skip
+    click.echo(f"{kernel}: grid {shape['grid']}, block {shape['block']}", err=True)
+    click.echo(_summary(record), err=True)
+    for number, array in buffers.items():
+        click.echo(f"arg {number}: {array.dtype.name}{list(array.shape)}")
+        if output_dir is None:
+            click.echo(np.array2string(np.asarray(array), threshold=60))
+
+
+def _sides(text: str, name: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if not 1 <= len(parts) <= 3 or not all(p.strip().isdigit() for p in parts):
+        raise click.UsageError(f"--{name} takes one to three whole numbers, not {text!r}")
+    x, y, z = [int(p) for p in parts] + [1] * (3 - len(parts))
+    return x, y, z
+
+
+def _argument(text: str) -> Any:
+    """The value of an --arg."""
+    import numpy as np
+
+    from stagefuse.dsl.dtypes import DTYPES
+    from stagefuse.runtime import emulator
+
+    if text.endswith(".npy"):
+        if not Path(text).is_file():
+            raise click.UsageError(f"--arg: there is no file {text!r}")
+        return np.load(text, allow_pickle=False)
+    buffer = _BUFFER.match(text)
+    if buffer and buffer[2] in DTYPES:
+        shape = tuple(int(n) for n in buffer[3].split(",") if n.strip())
+        dtype = DTYPES[buffer[2]].numpy
+        if buffer[1] == "new":
+            return emulator.uninitialised(shape, dtype)
+        if buffer[1] == "zeros":
+            return np.zeros(shape, dtype)
+        seed = int(np.random.default_rng().integers(1 << 31))
+        click.echo(f"{text}: seed {seed}", err=True)
+        return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+    scalar = _SCALAR.match(text)
+    if scalar and scalar[1] in _SCALARS:
+        kind = np.dtype(_SCALARS[scalar[1]])
+        try:
+            number = float(scalar[2]) if kind.kind == "f" else int(scalar[2], 0)
+            return kind.type(number)
+        except (ValueError, OverflowError):
+            pass
+    raise click.UsageError(
+        f"--arg takes FILE.npy, zeros:f32[64], new:f32[64], random:f32[64] or s32:5, not {text!r}"
+    )
+
+
+def _summary(record: Any) -> str:
+    """What a launch ran, in two lines."""
+    most = sorted(record.instructions.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{count} {name}" for name, count in most[:6])
+    moved = ", ".join(f"{n} bytes {how} in {space}" for (space, how), n in record.bytes.items())
+    conflicts = record.bank_conflicts
+    extra = f"; {conflicts} cycles of bank conflicts" if conflicts else ""
+    return f"  {record.total} instructions: {shown}\n  {moved or 'no memory'}{extra}"
+
+
+def _record(record: Any) -> dict[str, Any]:
+    return {
+        "instructions": dict(record.instructions),
+        "bytes": {f"{space} {how}": n for (space, how), n in record.bytes.items()},
+        "bank_conflicts": record.bank_conflicts,
+    }
+
+

@@ -1,0 +1,262 @@
+"""What the commands share: options, plans and pipelines of files, inputs, progress and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import cli_exit
+
+if TYPE_CHECKING:
+    from stagefuse.compiler.plan import Plan
+    from stagefuse.runtime.pipeline import Pipeline
+
+FILE = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+WEIGHTS = click.option(
+    "--weights", multiple=True, metavar="NAME=PATH", help="Another file for weights NAME."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+PIPELINE = click.option("--pipeline", metavar="NAME", help="Which one, if there are several.")
+THREADS = click.option("--threads", type=click.IntRange(1, 64), help="As many threads at most.")
+DEVICE = click.option(
+    "--device", metavar="NAME",
+    help="cpu, cuda:0 and on, or emulator; without it the first GPU that fits, else the CPU.",
+)
+SIZES = click.option(
+    "--size", "sizes", multiple=True, metavar="NAME=N", help="A dimension, as B=8."
+)
+INPUTS = click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=FILE.npy",
+    help="Each input; the name may be left out where the file is called like it.",
+)
+OUTPUT_DIR = click.option(
+    "-o", "--output-dir", type=click.Path(file_okay=False, path_type=Path),
+    help="A folder for the results, made if it is not there.",
+)
+
+
+@contextmanager
+def reported(as_json: bool) -> Iterator[None]:
+    """Errors within become JSON on stdout where the caller asked for JSON."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit):
+        raise
+    except Exception as error:
+        if as_json:
+            raise cli_exit.AsJson(error) from error
+        raise
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """On a terminal, a spinner with the time that passes, once a second has passed."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    stop = threading.Event()
+
+    def spin() -> None:
+        if stop.wait(1.0):
+            return
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            progress.add_task(text, total=None)
+            stop.wait()
+
+    thread = threading.Thread(target=spin, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def show_json(**values: Any) -> None:
+    click.echo(json.dumps({"ok": True, **values}, indent=2, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """A value of `tolist` as JSON has it: NaN and infinities, which it lacks, as texts."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def show_results(pipe: Pipeline, found: Any, output_dir: Path | None, as_json: bool) -> None:
+    """Prints what a call gave, or writes each result to a .npy file of a folder."""
+    import numpy as np
+
+    arguments = pipe.signature.results
+    arrays = [found] if len(arguments) == 1 else list(found)
+    names = [a.name or ("result" if len(arrays) == 1 else f"result{i}")
+             for i, a in enumerate(arguments)]  # fmt: skip
+    paths: dict[str, str] = {}
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for name, array in zip(names, arrays, strict=True):
+            paths[name] = str(output_dir / f"{name}.npy")
+            np.save(paths[name], array)
+    if as_json:
+        show_json(results=[
+            {"name": name, "type": argument.dtype, "shape": list(array.shape),
+             **({"file": paths[name]} if name in paths else {"values": plain(array.tolist())})}
+            for name, argument, array in zip(names, arguments, arrays, strict=True)
+        ])  # fmt: skip
+        return
+    for name, argument, array in zip(names, arguments, arrays, strict=True):
+        click.echo(f"{name}: {argument.dtype}{list(array.shape)}")
+        click.echo(f"  {paths[name]}" if name in paths else np.array2string(array, threshold=60))
+
+
+def pairs(options: Sequence[str], what: str) -> dict[str, str]:
+    """NAME=VALUE options by name."""
+    found: dict[str, str] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not name or not value:
+            raise click.UsageError(f"{what} takes NAME=VALUE, not {option!r}")
+        if name in found:
+            raise click.UsageError(f"{what} gives {name!r} twice")
+        found[name] = value
+    return found
+
+
+def named_weights(options: Sequence[str]) -> dict[str, Any]:
+    return {name: Path(path) for name, path in pairs(options, "--weights").items()}
+
+
+def is_plan(file: Path) -> bool:
+    """Whether the file is a compiled one, by its name or its first bytes: a zip archive."""
+    with file.open("rb") as handle:
+        return file.suffix == ".fused" or handle.read(4) == b"PK\x03\x04"
+
+
+def compiled(
+    file: Path,
+    weights: Sequence[str],
+    target: str,
+    pipeline: str | None,
+    verify: bool = True,
+    gpu: bool = True,
+) -> Plan:
+    """The plan of a source file, or the plan that the file is."""
+    if is_plan(file):
+        if weights:
+            raise click.UsageError("--weights is for sources; a .fused file holds its weights")
+        from stagefuse.compiler import plan_file
+
+        return plan_file.read(file, gpu=gpu)
+    from stagefuse.runtime.devices import check_target, require_code
+
+    targets = check_target(target)
+    with working(f"compiling {file}"):
+        from stagefuse.compiler import driver
+
+        plan = driver.compile_file(
+            file, targets=targets, weights=named_weights(weights), pipeline=pipeline,
+            verify=verify,
+        )  # fmt: skip
+    if not plan.pipelines:
+        raise _no_pipeline(file, weights, pipeline)
+    require_code(plan, targets)
+    return plan
+
+
+def _no_pipeline(file: Path, weights: Sequence[str], pipeline: str | None) -> Exception:
+    from stagefuse.compiler import driver
+    from stagefuse.runtime.errors import InputError
+
+    names = [p.name for p in driver.check_file(file, named_weights(weights))[0].pipelines]
+    if not names:
+        return InputError(f"{file} holds no pipeline")
+    return click.UsageError(f"--pipeline: none is called {pipeline!r}; there is {', '.join(names)}")
+
+
+def opened(
+    file: Path,
+    weights: Sequence[str],
+    pipeline: str | None,
+    threads: int | None = None,
+    device: str | None = None,
+) -> Pipeline:
+    """The pipeline of a source or a plan on a device, ready to call."""
+    from stagefuse.runtime.devices import check_device, open_plan, targets_for, wants_gpu
+
+    device = check_device(device)
+    if is_plan(file):
+        gpu = wants_gpu(device, threads)
+        return open_plan(compiled(file, weights, "", pipeline, gpu=gpu), pipeline, device, threads)
+    target = ",".join(targets_for(None, device))
+    return open_plan(compiled(file, weights, target, pipeline), pipeline, device, threads)
+
+
+def read_inputs(options: Sequence[str], pipe: Pipeline) -> dict[str, Any]:
+    """Arrays by input name; a bare path names the input that is called like the file.
+
+    A .npy file does not know bf16 and f8: its bytes are taken for what the input is.
+    """
+    import numpy as np
+
+    from stagefuse.dsl.dtypes import DTYPES
+
+    wanted = {a.name: DTYPES[a.dtype] for a in pipe.signature.inputs}
+
+    named = [o if "=" in o else f"{Path(o).stem}={o}" for o in options]
+    found: dict[str, Any] = {}
+    for name, path in pairs(named, "--input").items():
+        if not Path(path).is_file():
+            raise click.UsageError(f"--input {name}: there is no file {path!r}")
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise click.UsageError(f"--input {name}: {path!r} is no .npy file: {error}") from error
+        small = wanted.get(name)
+        if small is not None and small.is_small_float and array.dtype == f"V{small.itemsize}":
+            array = array.view(small.numpy)
+        found[name] = array
+    return found
+
+
+def whole_numbers(options: Sequence[str]) -> dict[str, int]:
+    """The --size options by name."""
+    sizes: dict[str, int] = {}
+    for name, text in pairs(options, "--size").items():
+        if not text.isdigit():
+            raise click.UsageError(f"--size {name} takes a whole number, not {text!r}")
+        sizes[name] = int(text)
+    return sizes
+
+
+def require_sizes(known: Sequence[str], sizes: dict[str, int]) -> None:
+    """Refuse sizes that the pipeline does not have, or that are missing."""
+    for name in sizes:
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise click.UsageError(f"no dimension is called {name!r}; there is {listed}")
+    missing = [name for name in known if name not in sizes]
+    if missing:
+        raise click.UsageError("give " + " and ".join(f"--size {name}=N" for name in missing))
+
+
+def example_inputs(pipe: Pipeline, options: Sequence[str]) -> dict[str, Any]:
+    """Made-up inputs with the given sizes; every dimension must be given."""
+    from stagefuse.runtime.pipeline import example_inputs as invented
+
+    sizes = whole_numbers(options)
+    require_sizes([name for name, _, _ in pipe.signature.ranges], sizes)
+    return invented(pipe._plan, sizes)

@@ -1,0 +1,124 @@
+"""The adapter for the standard's own runner: `onnx.backend.test.BackendTest(Backend, __name__)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.backend.base import Backend as BaseBackend
+from onnx.backend.base import BackendRep as BaseRep
+
+from .errors import OnnxError
+from .importing import Imported, import_model
+
+DEVICES = {"CPU": "cpu", "EMULATOR": "emulator"}
+
+
+class BackendRep(BaseRep):
+    """A model that is ready to run.
+
+    Inputs that must be known while compiling (a shape, axes) are fixed to the values of a call; a
+    call with other values compiles again.
+    """
+
+    def __init__(self, model: onnx.ModelProto, device: str, imported: Imported | None) -> None:
+        self.model, self.device = model, device
+        self.fixed: set[str] = set()
+        self._pipes: dict[tuple[bytes, ...], tuple[Imported, Any]] = {}
+        held = {t.name for t in model.graph.initializer}
+        self.names = [i.name for i in model.graph.input if i.name not in held]
+        if imported is not None:
+            self._pipes[()] = (imported, _compiled(imported, device))
+
+    def run(self, inputs: Any, **kwargs: Any) -> tuple[np.ndarray[Any, Any], ...]:
+        """The results, in the model's order, for inputs in its order or by name."""
+        if isinstance(inputs, Mapping):
+            given = dict(inputs)
+        else:
+            items: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+            given = dict(zip(self.names, items, strict=False))
+        imported, pipe = self._pipe(given)
+        found = pipe(**{new: np.asarray(given[old]) for old, new in imported.inputs.items()})
+        results = (found,) if len(imported.results) == 1 else tuple(found)
+        return tuple(np.asarray(r) for r in results)
+
+    def _pipe(self, given: Mapping[str, Any]) -> tuple[Imported, Any]:
+        while True:
+            fixed = {n: np.asarray(given[n]) for n in sorted(self.fixed)}
+            key = tuple(a.tobytes() for a in fixed.values())
+            if key not in self._pipes:
+                try:
+                    imported = import_model(self.model, fixed=fixed)
+                except OnnxError as error:
+                    if not self._fix(error):
+                        raise
+                    continue
+                self._pipes[key] = (imported, _compiled(imported, self.device))
+            return self._pipes[key]
+
+    def _fix(self, error: OnnxError) -> bool:
+        """Whether fixing more inputs may remove what is in the way."""
+        more = {i for p in error.problems for i in p.inputs} - self.fixed
+        if any(not p.inputs for p in error.problems):
+            return False
+        self.fixed |= more
+        return bool(more)
+
+
+class Backend(BaseBackend):
+    """Runs models compiled by stagefuse: "CPU" as native code, "EMULATOR" as PTX, emulated."""
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        return device.partition(":")[0] in DEVICES
+
+    @classmethod
+    def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
+        """Whether the model can be imported, perhaps with some inputs fixed."""
+        try:
+            import_model(model)
+        except OnnxError as error:
+            return all(p.inputs for p in error.problems)
+        return True
+
+    @classmethod
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> BackendRep:
+        """The compiled model. Raises OnnxError, ValueError for an unknown device."""
+        if not cls.supports_device(device):
+            raise ValueError(f"there is no device {device!r}; there is {', '.join(DEVICES)}")
+        onnx.checker.check_model(model)
+        target = DEVICES[device.partition(":")[0]]
+        try:
+            imported = import_model(model)
+        except OnnxError as error:
+            if not all(p.inputs for p in error.problems):
+                raise
+            return BackendRep(model, target, None)
+        return BackendRep(model, target, imported)
+
+    @classmethod
+    def run_node(
+        cls, node: onnx.NodeProto, inputs: Any, device: str = "CPU", outputs_info: Any = None,
+        **kwargs: Any,
+    ) -> tuple[np.ndarray[Any, Any], ...]:
+        """The results of one node alone."""
+        arrays = [np.asarray(x) for x in inputs]
+        helper = onnx.helper
+        infos = [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in zip((i for i in node.input if i), arrays, strict=True)
+        ]
+        results = [helper.make_empty_tensor_value_info(o) for o in node.output if o]
+        version = kwargs.get("opset_version", onnx.defs.onnx_opset_version())
+        graph = helper.make_graph([node], "node", infos, results)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, version)])
+        return BackendRep(model, DEVICES[device], None).run(arrays)
+
+
+def _compiled(imported: Imported, device: str) -> Any:
+    import stagefuse
+
+    weights = {"w": imported.arrays} if imported.arrays else None
+    return stagefuse.compile(imported.text, device=device, weights=weights)

@@ -1,0 +1,117 @@
+"""The body under construction: lines of source, each checked as it is added.
+
+The language's own checker gives every value its type, so what the importer believes of shapes is
+what a compilation will find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+
+from stagefuse.compiler.ops import BUILTINS
+from stagefuse.dsl import ast
+from stagefuse.dsl.check import statements
+from stagefuse.dsl.check.frame import Frame
+from stagefuse.dsl.check.literals import typed
+from stagefuse.dsl.check.modules import Checker
+from stagefuse.dsl.check.record import Recorder
+from stagefuse.dsl.check.values import Items, Tensor, Value
+from stagefuse.dsl.dims import Expr, Facts, sym
+from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.parser import parse
+from stagefuse.dsl.source import Source
+from stagefuse.dsl.types import TensorType
+
+from .errors import Refused
+from .names import MODULES
+
+_HEAD = "pipeline p():\n"
+
+
+@dataclass
+class Body:
+    """Lines of one pipeline, with the checker that follows them."""
+
+    frame: Frame
+    headers: dict[str, tuple[DType, tuple[int, ...]]]
+    lines: list[str]
+
+    @staticmethod
+    def start(dims: Mapping[str, tuple[int, int | None]]) -> Body:
+        """An empty body under sizes with their ranges."""
+        headers: dict[str, tuple[DType, tuple[int, ...]]] = {}
+        checker = Checker(BUILTINS, _standard, lambda path: headers, {})
+        head = "".join(f"import {name}\n" for name in MODULES)
+        source = Source("<import>", f'{head}weights w = "w"\n')
+        module, _ = parse(source)
+        scope = checker.enter(module, source, "")
+        facts = Facts({name: (low, high) for name, (low, high) in dims.items()})
+        frame = Frame(checker, Recorder(facts, "model"), scope)
+        frame.dims = {name: sym(name) for name in dims}
+        return Body(frame, headers, [])
+
+    def weight(self, key: str, dtype: DType, shape: tuple[int, ...]) -> None:
+        """One more tensor in the weights file `w`."""
+        self.headers[key] = (dtype, shape)
+        self.frame.module.values.pop("w", None)
+
+    def input(self, name: str, type: TensorType) -> None:
+        """An argument of the pipeline."""
+        span = _statement(f"{name} = 0").span
+        self.frame.locals[name] = self.frame.recorder.input(name, type, span)
+
+    def add(self, line: str) -> None:
+        """A statement. Raises Refused with the checker's words."""
+        statement = _statement(line)
+        found = self.frame.checker.reporter.found
+        try:
+            statements.run(self.frame, [statement], False)
+            if found:
+                first = next(iter(found.values()))
+                notes = "; ".join(first.notes[:2])
+                raise Refused(
+                    f"{first.message}{f' ({notes})' if notes else ''} in `{line.splitlines()[0]}`"
+                )
+        finally:
+            found.clear()
+        self.lines.append(line)
+
+    def types(self, name: str) -> list[TensorType]:
+        """The type of a bound name, or those of a tuple's items."""
+        value = self.frame.locals[name]
+        items: tuple[Value, ...] = value.items if isinstance(value, Items) else (value,)
+        return [self._tensor(item).type for item in items]
+
+    def tensor(self, name: str) -> TensorType:
+        """The type of a bound name; a number or a size becomes a scalar."""
+        (found,) = self.types(name)
+        return found
+
+    def _tensor(self, value: Value) -> Tensor:
+        span = _statement("a = 0").span
+        return typed(self.frame.recorder, value, None, span)
+
+    def same(self, a: Expr | int, b: Expr | int) -> bool:
+        """Whether two sizes are equal in every call."""
+        return self.frame.recorder.facts.prove_eq(a, b)
+
+
+def _statement(line: str) -> ast.Stmt:
+    """The syntax tree of one statement. Raises Refused."""
+    text = _HEAD + "".join(f"    {part}\n" for part in line.split("\n"))
+    module, problems = parse(Source("<import>", text))
+    if problems:
+        raise Refused(f"{problems[0].message} in `{line}`")
+    (pipeline,) = module.items
+    assert isinstance(pipeline, ast.Pipeline)
+    return pipeline.body[0]
+
+
+def _standard(name: str) -> Source | None:
+    path = files("stagefuse.dsl").joinpath("std", f"{name}.pipe")
+    if not path.is_file():
+        return None
+    return Source(f"std/{name}.pipe", path.read_text("utf-8"), is_standard=True)
+

@@ -1,0 +1,180 @@
+"""Functions are inlined, `If` on a constant is its branch, `Loop` with a known count is unrolled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from .errors import Refused
+from .node import Val
+
+if TYPE_CHECKING:
+    from .translate import Env, Translator
+
+MAX_TRIPS = 256
+
+
+def outer_names(graph: onnx.GraphProto) -> set[str]:
+    """The values that a subgraph takes from around it."""
+    own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    used = {o.name for o in graph.output}
+    for node in graph.node:
+        own.update(node.output)
+        used.update(node.input)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                used |= outer_names(inner)
+    return used - own
+
+
+def inline(
+    owner: Translator, function: onnx.FunctionProto, call: onnx.NodeProto, env: Env, depth: int
+) -> None:
+    """The nodes of a function in place of its call. Raises Refused."""
+    inner: Env = {}
+    for number, name in enumerate(function.input):
+        given = call.input[number] if number < len(call.input) else ""
+        inner[name] = env[given] if given else None
+    absent = {n for n in function.input if inner[n] is None}
+    attributes = {a.name: a for a in function.attribute_proto}
+    attributes |= {a.name: a for a in call.attribute}
+    saved, before = owner.opsets, len(owner.problems)
+    owner.opsets = saved | {e.domain or "ai.onnx": e.version for e in function.opset_import}
+    try:
+        nodes = [_with_attributes(n, attributes, absent) for n in function.node]
+        owner.nodes(nodes, inner, set(function.output), depth + 1)
+    finally:
+        owner.opsets = saved
+    for problem in owner.problems[before:]:
+        place = call.name or call.output[0]
+        owner.problems.remove(problem)
+        raise Refused(f"{problem.message} (in its node {problem.op})", problem.need,
+                      problem.attribute, problem.inputs or (place,)[:0])  # fmt: skip
+    for outside, inside in zip(call.output, function.output, strict=False):
+        if outside:
+            env[outside] = inner.get(inside)
+
+
+def _with_attributes(
+    node: onnx.NodeProto, given: dict[str, onnx.AttributeProto], absent: set[str]
+) -> onnx.NodeProto:
+    """A node of a function with the attributes of the call, and without inputs that it lacks."""
+    made = onnx.NodeProto()
+    made.CopyFrom(node)
+    del made.attribute[:]
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            source = given.get(attribute.ref_attr_name)
+            if source is None:
+                continue
+            copy = made.attribute.add()
+            copy.CopyFrom(source)
+            copy.name = attribute.name
+        else:
+            copy = made.attribute.add()
+            copy.CopyFrom(attribute)
+            for graph in (copy.g, *copy.graphs):
+                nodes = [_with_attributes(n, given, absent) for n in graph.node]
+                del graph.node[:]
+                graph.node.extend(nodes)
+    for number, name in enumerate(made.input):
+        if name in absent:
+            made.input[number] = ""
+    return made
+
+
+def translate(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> bool:
+    """Whether this was a node of control flow, and is translated. Raises Refused."""
+    if proto.domain not in ("", "ai.onnx"):
+        return False
+    if proto.op_type == "If":
+        _branch(owner, proto, env, depth)
+    elif proto.op_type == "Loop":
+        _loop(owner, proto, env, depth)
+    else:
+        return False
+    return True
+
+
+def _graph(
+    owner: Translator, graph: onnx.GraphProto, env: Env, inputs: list[Val], depth: int
+) -> list[Val | None]:
+    """The results of a subgraph. Raises Refused."""
+    inner = dict(env)
+    inner.update(zip([i.name for i in graph.input], inputs, strict=False))
+    owner.initializers(graph, inner)
+    owner.nodes(graph.node, inner, {o.name for o in graph.output}, depth + 1)
+    return [inner.get(o.name) for o in graph.output]
+
+
+def _known(env: Env, name: str, what: str) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    value = env[name]
+    assert value is not None
+    if value.known is None or value.known.dtype == object:
+        raise Refused(
+            f"{what} must be known while importing", "a constant; `fixed=` gives inputs values",
+            inputs=sorted(value.depends),
+        )
+    return value.known
+
+
+def _branch(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> None:
+    graphs = {a.name: a.g for a in proto.attribute}
+    truth = bool(_known(env, proto.input[0], "the condition of `If`").reshape(-1)[0])
+    chosen = graphs["then_branch" if truth else "else_branch"]
+    for name, value in zip(proto.output, _graph(owner, chosen, env, [], depth), strict=False):
+        env[name] = value
+
+
+def _loop(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> None:
+    """A loop of a known number of turns, one after another."""
+    (graph,) = [a.g for a in proto.attribute if a.name == "body"]
+    if not proto.input[0]:
+        raise Refused("a loop without a number of turns", "a recurrence in the language")
+    trips = int(_known(env, proto.input[0], "the number of turns of `Loop`").reshape(-1)[0])
+    if trips > MAX_TRIPS:
+        raise Refused(f"a loop of {trips} turns", f"at most {MAX_TRIPS}, or a recurrence")
+    carried = [env[i] for i in proto.input[2:] if i]
+    going = True
+    if len(proto.input) > 1 and proto.input[1]:
+        going = bool(_known(env, proto.input[1], "the condition of `Loop`").reshape(-1)[0])
+    scanned: list[list[Val]] = [[] for _ in graph.output[1 + len(carried):]]
+    for turn in range(max(trips, 0)):
+        if not going:
+            break
+        given = [owner.constant("turn", np.array(turn, np.int64)),
+                 owner.constant("going", np.array(True)), *carried]
+        found = _graph(owner, graph, env, [g for g in given if g is not None], depth)
+        if any(f is None for f in found):
+            env.update({name: None for name in proto.output if name})
+            return
+        condition = found[0]
+        if condition is None or condition.known is None:
+            raise Refused("a loop whose end depends on data", "a recurrence in the language",
+                          inputs=sorted(condition.depends) if condition is not None else ())
+        going = bool(condition.known.reshape(-1)[0])
+        carried = found[1 : 1 + len(carried)]
+        for kept, value in zip(scanned, found[1 + len(carried) :], strict=True):
+            assert value is not None
+            kept.append(value)
+    _finish(owner, proto, env, carried, scanned)
+
+
+def _finish(
+    owner: Translator, proto: onnx.NodeProto, env: Env, carried: list[Val | None],
+    scanned: list[list[Val]],
+) -> None:
+    results = list(carried)
+    for values in scanned:
+        if not values:
+            raise Refused("a loop of no turns that stacks results", "results of a known shape")
+        name = owner.names.value(proto.output[len(results)] or "stacked")
+        parts = ", ".join(owner.materialize(v) for v in values)
+        owner.body.add(f"{name} = stack([{parts}], axis=0)")
+        depends = frozenset[str]().union(*(v.depends for v in values))
+        results.append(Val(name, owner.body.tensor(name), None, depends))
+    for output, value in zip(proto.output, results, strict=False):
+        if output:
+            env[output] = value

@@ -1,0 +1,74 @@
+"""Names of a model as names of the language: identifiers, sizes, paths of weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from stagefuse.compiler.ops import BUILTINS
+from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.dsl.lexer import CONSTANTS, KEYWORDS, LOGIC
+
+MODULES = ("nn", "math", "image", "onnx")
+_TAKEN = frozenset(
+    (*BUILTINS, *DTYPES, *CONSTANTS, *KEYWORDS, *LOGIC, *MODULES, "w", "int", "float", "str",
+     "bool", "has", "len", "extern", "scan", "state",
+     *"bocijkmnqrt", *(f"{letter}{k}" for letter in "imdqrb" for k in range(10)))
+)  # fmt: skip
+"""What a value cannot be called; among it the indices of the notation that is written."""
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+class Names:
+    """Gives out identifiers, each once."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self.taken = set(_TAKEN) | set(taken)
+
+    def value(self, wanted: str) -> str:
+        """An identifier for a value: what is special becomes `_`, the first letter is small."""
+        text = re.sub(r"[^A-Za-z0-9_]+", "_", wanted).strip("_") or "v"
+        if text[0].isdigit():
+            text = f"v{text}"
+        return self._fresh(text[0].lower() + text[1:])
+
+    def size(self, wanted: str) -> str:
+        """An identifier for a size: `batch_size` becomes `BatchSize`."""
+        parts = [p for p in re.split(r"[^A-Za-z0-9]+", wanted) if p]
+        text = "".join(p[0].upper() + p[1:] for p in parts) or "N"
+        return self._fresh(text if text[0].isalpha() else f"N{text}")
+
+    def _fresh(self, text: str) -> str:
+        text = text[:60]
+        name, number = text, 1
+        while name in self.taken:
+            number += 1
+            name = f"{text}_{number}" if text[-1].isdigit() else f"{text}{number}"
+        self.taken.add(name)
+        return name
+
+
+def safe_key(name: str, taken: Iterable[str] = ()) -> str:
+    """A tensor's name as a key of a weights file: quotes and control characters are replaced."""
+    text = re.sub(r"[^\x21-\x7e]|[\"'\\]", "_", name).strip(".") or "tensor"
+    key, number = text, 1
+    while key in set(taken):
+        number += 1
+        key = f"{text}_{number}"
+    return key
+
+
+def weight_path(key: str, root: str = "w") -> str:
+    """How a source names a tensor: `w.encoder.layer[0].weight`, or `w["/a/b"]`."""
+    parts = key.split(".")
+    if not all(parts):
+        return f'{root}["{key}"]'
+    return root + "".join(map(_part, parts))
+
+
+def _part(part: str) -> str:
+    if _IDENTIFIER.match(part) and part not in KEYWORDS | set(CONSTANTS) | set(LOGIC):
+        return f".{part}"
+    if part == "0" or (part.isdigit() and part[0] != "0"):
+        return f"[{part}]"
+    return f'["{part}"]'

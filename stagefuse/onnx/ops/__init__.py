@@ -1,0 +1,1 @@
+"""The records of ONNX ops: one file per family."""

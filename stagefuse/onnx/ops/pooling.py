@@ -1,0 +1,123 @@
+"""Pools over windows, and over whole images."""
+
+from __future__ import annotations
+
+from stagefuse.dsl.dims import as_expr
+
+from ..errors import Refused
+from ..node import Node, Val
+from ..record import Written, op
+from ..text import pairs
+from ..windows import Window, padded, rounded_up, spatial_text, window_of
+from .reductions import axis_text
+
+
+def _pool(n: Node, window: Window, text: str, kind: str) -> str:
+    at = ", ".join(["b", "c", *window.reads()])
+    return f"{kind}[{', '.join(window.ranges())}] {text}[{at}]"
+
+
+def _indices(window: Window) -> list[str]:
+    return ["b", "c", *window.positions]
+
+
+def _lowest(value: Val) -> str:
+    dtype = value.dtype
+    if dtype.is_float:
+        return "-math.INF"
+    return "0" if dtype.kind == "uint" else str(-(1 << (dtype.bits - 1)))
+
+
+@op("MaxPool")
+def _max_pool(n: Node) -> Written:
+    value = n.val(0)
+    plain = window_of(n, n.attr("kernel_shape"), value.shape[2:])
+    window = rounded_up(n, plain, value.shape[2:])
+    text = padded(n, value, window, _lowest(value))
+    order = n.attr("storage_order", 0)
+    if len(n.outputs) < 2 or not n.outputs[1]:
+        return n.define(n.hint, _indices(window), _pool(n, window, text, "max"))
+    return _with_places(n, value, window, text, order)
+
+
+def _with_places(n: Node, value: Val, window: Window, text: str, order: int) -> Written:
+    """The greatest elements, and where they are in the whole tensor as one row."""
+    reads = ", ".join(["b", "c", *window.reads()])
+    windows = n.define("windows", [*_indices(window), *window.ranges()], f"{text}[{reads}]")
+    axes = tuple(range(2 + window.rank, 2 + 2 * window.rank))
+    best = n.let(n.hint, f"max({windows.text}, axis={axis_text(axes)})")
+    tap = n.let("tap", f"argmax({windows.text}, axis={axis_text(axes)})").text
+    at, rest = "", [*_indices(window)]
+    spatial = value.shape[2:]
+    places = []
+    for k in range(window.rank):
+        inner = 1
+        for size in window.size[k + 1 :]:
+            inner *= size
+        step = f"{tap}[{', '.join(rest)}] // {inner} % {window.size[k]}"
+        start = window.pads[k][0]
+        places.append(f"({window.positions[k]} * {window.strides[k]} - {start}"
+                      f" + {step} * {window.dilations[k]})")  # fmt: skip
+    if order:
+        places, spatial = places[::-1], spatial[::-1]
+    at = f"(b * {value.shape[1]} + c)"
+    for place, size in zip(places, spatial, strict=True):
+        at = f"({at} * ({size}) + {place})"
+    return [best, n.define("places", _indices(window), at)]
+
+
+@op("AveragePool")
+def _average_pool(n: Node) -> Written:
+    """The mean of what is inside; with `count_include_pad` of the padding too."""
+    value = n.val(0)
+    plain = window_of(n, n.attr("kernel_shape"), value.shape[2:])
+    window = rounded_up(n, plain, value.shape[2:])
+    text = padded(n, value, window)
+    counted = bool(n.attr("count_include_pad", 0))
+    if not window.is_padded or (counted and window.pads == plain.pads):
+        return n.define(n.hint, _indices(window), _pool(n, window, text, "mean"))
+    total = n.define("total", _indices(window), _pool(n, window, text, "sum")).text
+    ones = f"full([{spatial_text(value.shape[2:])}], 1.0, {value.dtype})"
+    if counted:
+        ones = f"pad({ones}, {pairs(plain.pads)}, value=1.0)"
+        extra = [(as_expr(0), w[1] - p[1]) for w, p in zip(window.pads, plain.pads, strict=True)]
+    else:
+        extra = list(window.pads)
+    inside = n.let("inside", f"pad({ones}, {pairs(extra)})").text
+    reads = ", ".join(window.reads())
+    count = n.define("count", list(window.positions),
+                     f"sum[{', '.join(window.ranges())}] {inside}[{reads}]").text  # fmt: skip
+    return f"{total} / {count}"
+
+
+@op("LpPool")
+def _lp_pool(n: Node) -> Written:
+    value, p = n.val(0), n.attr("p", 2)
+    window = rounded_up(n, window_of(n, n.attr("kernel_shape"), value.shape[2:]), value.shape[2:])
+    text = padded(n, value, window)
+    powers = n.let("powers", f"abs({text}) ** {float(p)}").text
+    total = n.define("total", _indices(window), _pool(n, window, powers, "sum")).text
+    return f"{total} ** {1.0 / p!r}"
+
+
+def _spatial(n: Node) -> str:
+    rank = n.val(0).rank
+    if rank < 3:
+        raise Refused("a tensor without spatial axes")
+    return f"axis={axis_text(tuple(range(2, rank)))}, keepdims=True"
+
+
+@op("GlobalAveragePool")
+def _global_average(n: Node) -> str:
+    return f"mean({n.x(0)}, {_spatial(n)})"
+
+
+@op("GlobalMaxPool")
+def _global_max(n: Node) -> str:
+    return f"max({n.x(0)}, {_spatial(n)})"
+
+
+@op("GlobalLpPool")
+def _global_lp(n: Node) -> str:
+    p = n.attr("p", 2)
+    return f"sum(abs({n.x(0)}) ** {float(p)}, {_spatial(n)}) ** {1.0 / p!r}"

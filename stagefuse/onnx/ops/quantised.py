@@ -1,0 +1,166 @@
+"""Integers with scales: to and from floats, products, convolutions."""
+
+from __future__ import annotations
+
+from stagefuse.dsl.dtypes import DType
+
+from ..errors import Refused
+from ..node import Node, Val
+from ..reading import dtype_of
+from ..record import Written, op
+from ..windows import padded, window_of
+from .convolution import convolved, kernel_size
+from .norms import per_channel
+
+
+def spread(n: Node, value: Val, of: Val, axis: int, block: int = 0) -> str:
+    """A scale or zero point so that it meets a tensor: one, one per channel, or one per block."""
+    text = n.bound(value, "scale")
+    if value.rank == 0 or (value.rank == 1 and value.shape[0].as_int() == 1 and not block):
+        return text if value.rank == 0 else f"{text}[0]"
+    if value.rank == 1:
+        axis = axis % of.rank
+        at = ", ".join(":" if k == axis else "None" for k in range(of.rank))
+        return f"{text}[{at}]" if of.rank > 1 else text
+    if not block:
+        raise Refused(f"a scale of {value.rank} dimensions", "a block size", "block_size")
+    names = [f"i{k}" for k in range(of.rank)]
+    axis = axis % of.rank
+    at = ", ".join(f"{m} // {block}" if k == axis else m for k, m in enumerate(names))
+    ranges = [f"{m} in 0..{d}" for m, d in zip(names, of.shape, strict=True)]
+    return n.define("scale", ranges, f"{text}[{at}]").text
+
+
+def saturated(dtype: DType, text: str, zero: str | None) -> str:
+    """round(text) + zero in an integer dtype, at most its ends."""
+    low, high = (0, 255) if dtype.name == "u8" else (-(1 << (dtype.bits - 1)),
+                                                     (1 << (dtype.bits - 1)) - 1)  # fmt: skip
+    whole = f"round({text})" + (f" + {zero}" if zero else "")
+    return f"{dtype}(clamp({whole}, {low}.0, {high}.0))"
+
+
+@op("QuantizeLinear", unread=["saturate", "precision"])
+def _quantize(n: Node) -> str:
+    """round(x / scale) + zero point, to even; f8 by conversion, which saturates."""
+    value, scale = n.val(0), n.val(1)
+    axis, block = n.attr("axis", 1), n.attr("block_size", 0)
+    number = n.attr("output_dtype", 0)
+    zero = n.maybe(2)
+    dtype = zero.dtype if zero is not None else dtype_of(number or 2)
+    x = n.x(0) if value.dtype.is_float else f"f32({n.x(0)})"
+    s = spread(n, scale, value, axis, block)
+    if value.dtype.is_float and scale.dtype != value.dtype:
+        x, s = f"f32({x})", f"f32({s})"
+    if value.dtype.is_small_float and scale.dtype == value.dtype:
+        x, s = f"f32({x})", f"f32({s})"
+    if dtype.is_float:
+        return f"{dtype}({x} / {s})"
+    z = None if zero is None else f"f32({spread(n, zero, value, axis, block)})"
+    return saturated(dtype, f"{x} / {s}", z)
+
+
+@op("DequantizeLinear")
+def _dequantize(n: Node) -> str:
+    """(x - zero point) * scale."""
+    value, scale = n.val(0), n.val(1)
+    axis, block = n.attr("axis", 1), n.attr("block_size", 0)
+    number = n.attr("output_dtype", 0)
+    text = n.x(0)
+    zero = n.maybe(2)
+    if value.dtype.is_float or zero is None:
+        text = f"f32({text})"
+    else:
+        text = f"f32(i32({text}) - i32({spread(n, zero, value, axis, block)}))"
+    result = dtype_of(number) if number else scale.dtype
+    s = spread(n, scale, value, axis, block)
+    found = f"{text} * {s if scale.dtype.name == 'f32' else f'f32({s})'}"
+    return found if result.name == "f32" else f"{result}({found})"
+
+
+def _shifted(n: Node, index: int, zero: int, rows: bool = False) -> Val:
+    """An integer operand less its zero point, as i32."""
+    value = n.val(index)
+    text = f"i32({n.x(index)})"
+    point = n.maybe(zero)
+    if point is not None:
+        at = n.bound(point, "zero")
+        if point.rank == 1 and point.shape[0].as_int() == 1:
+            at = f"{at}[0]"
+        elif point.rank == 1 and rows:
+            at = f"{at}[:, None]"
+        text = f"{text} - i32({at})"
+    found = n.let("whole", text)
+    return Val(found.text, found.type, None, value.depends)
+
+
+@op("MatMulInteger")
+def _matmul_integer(n: Node) -> str:
+    return f"{_shifted(n, 0, 2, rows=True).text} @ {_shifted(n, 1, 3).text}"
+
+
+@op("QLinearMatMul")
+def _qlinear_matmul(n: Node) -> str:
+    """Products in i32, scaled in f32."""
+    a = n.let("whole", _less(n, 0, 2, rows=True)).text
+    b = n.let("whole", _less(n, 3, 5)).text
+    total = n.let("total", f"f32({a} @ {b})").text
+    scale = f"{_factor(n, 1, rows=True)} * {_factor(n, 4)} / {_factor(n, 6)}"
+    dtype = n.val(7).dtype
+    zero = f"f32({_point(n, 7)})"
+    return saturated(dtype, f"{total} * ({scale})", zero)
+
+
+def _point(n: Node, index: int, rows: bool = False) -> str:
+    value = n.val(index)
+    text = n.bound(value, "c")
+    if value.rank == 1 and value.shape[0].as_int() == 1:
+        return f"{text}[0]"
+    return f"{text}[:, None]" if rows and value.rank == 1 else text
+
+
+def _factor(n: Node, index: int, rows: bool = False) -> str:
+    text = _point(n, index, rows)
+    return text if n.val(index).dtype.name == "f32" else f"f32({text})"
+
+
+def _less(n: Node, index: int, zero: int, rows: bool = False) -> str:
+    return f"i32({n.x(index)}) - i32({_point(n, zero, rows)})"
+
+
+def _whole_conv(n: Node, x: Val, weight: Val, index: int) -> Val:
+    """The convolution of two i32 tensors, zeros around."""
+    window = window_of(n, kernel_size(n, n.val(index)), x.shape[2:])
+    inputs = n.inputs
+    n.inputs = [x, *inputs[1:]]
+    text = padded(n, x, window)
+    n.inputs = inputs
+    return convolved(n, text, weight.text, weight, window, n.attr("group", 1))
+
+
+@op("ConvInteger")
+def _conv_integer(n: Node) -> Written:
+    x = _shifted(n, 0, 2)
+    zero = n.maybe(3)
+    w = _shifted(n, 1, 3) if zero is None or not zero.rank else n.let(
+        "kernel", f"i32({n.x(1)}) - i32({n.bound(zero)}[:{', None' * (n.val(1).rank - 1)}])")
+    found = _whole_conv(n, x, w, 1)
+    return f"i32({found.text})" if found.dtype.name != "i32" else found
+
+
+@op("QLinearConv")
+def _qlinear_conv(n: Node) -> str:
+    rank = n.val(0).rank
+    x = n.let("whole", _less(n, 0, 2))
+    kernel = n.val(5)
+    zero = f"{n.bound(kernel, 'c')}[:{', None' * (rank - 1)}]"
+    point = zero if kernel.rank and kernel.shape[0].as_int() != 1 else _point(n, 5)
+    w = n.let("kernel", f"i32({n.x(3)}) - i32({point})")
+    total = _whole_conv(n, x, w, 3).text
+    if n.maybe(8) is not None:
+        total = f"{total} + {per_channel(n.bound(n.val(8), 'bias'), rank)}"
+    scales = n.val(4)
+    ws = _factor(n, 4)
+    if scales.rank and scales.shape[0].as_int() != 1:
+        ws = per_channel(n.bound(scales, "scales"), rank)
+    scale = f"{_factor(n, 1)} * {ws} / {_factor(n, 6)}"
+    return saturated(n.val(7).dtype, f"f32({total}) * ({scale})", f"f32({_point(n, 7)})")

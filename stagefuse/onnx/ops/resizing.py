@@ -1,0 +1,229 @@
+"""Resizing: per axis, each new position is a weighted sum of old ones that are known constants.
+
+Source: the definition of Resize in the ONNX operator reference.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import Refused
+from ..node import Node, Val
+from ..record import Written, op
+from .indexing import ranged
+from .shapes import subscript
+
+MODES = ("nearest", "linear", "cubic")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis to resize: old and new size, the scale, and the part that is kept."""
+
+    axis: int
+    size: int
+    new: int
+    scale: float
+    roi: tuple[float, float] = (0.0, 1.0)
+
+    def sources(self, transform: str) -> np.ndarray[Any, Any]:
+        """The old position, not whole, of each new one."""
+        at, one = np.arange(self.new, dtype=np.float64), self.new == 1
+        match transform:
+            case "asymmetric":
+                return np.asarray(at / self.scale)
+            case "align_corners":
+                return at * 0.0 if one else np.asarray(at * (self.size - 1) / (self.new - 1))
+            case "pytorch_half_pixel" if one:
+                return at * 0.0 - 0.5
+            case "half_pixel_symmetric":
+                shift = self.size / 2 * (1 - self.new / (self.scale * self.size))
+                return np.asarray(shift + (at + 0.5) / self.scale - 0.5)
+            case "tf_crop_and_resize":
+                start, end = self.roi
+                if one:
+                    return np.asarray(at + 0.5 * (start + end) * (self.size - 1))
+                step = (end - start) * (self.size - 1) / (self.new - 1)
+                return np.asarray(start * (self.size - 1) + at * step)
+        return np.asarray((at + 0.5) / self.scale - 0.5)
+
+
+def _nearest(x: np.ndarray[Any, Any], mode: str, size: int) -> np.ndarray[Any, Any]:
+    rounding = {
+        "round_prefer_floor": lambda v: np.ceil(v - 0.5), "floor": np.floor, "ceil": np.ceil,
+        "round_prefer_ceil": lambda v: np.floor(v + 0.5),
+    }  # fmt: skip
+    return np.asarray(np.clip(rounding[mode](x), 0, size - 1).astype(np.int64))
+
+
+def _cubic(d: np.ndarray[Any, Any], a: float) -> np.ndarray[Any, Any]:
+    """Keys' kernel."""
+    d = np.abs(d)
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((d - 5) * d + 8) * d * a - 4 * a
+    return np.asarray(np.where(d <= 1, near, np.where(d < 2, far, 0.0)))
+
+
+def _taps(n: Node, axis: Axis, x: np.ndarray[Any, Any], mode: str) -> tuple[Any, Any]:
+    """Old positions and weights, [new, taps]."""
+    reach = 1 if mode == "linear" else 2
+    squeeze = min(axis.scale, 1.0) if n.attr("antialias", 0) else 1.0
+    first = math.floor(-reach / squeeze) + 1
+    steps = np.arange(first, 2 - first if reach == 2 else 2 - first)
+    base = np.floor(x)
+    at = base[:, None] + steps[None, :]
+    distance = (at - x[:, None]) * squeeze
+    weights = (
+        np.clip(1 - np.abs(distance), 0, 1)
+        if mode == "linear"
+        else _cubic(distance, n.attr("cubic_coeff_a", -0.75))
+    )
+    if n.attr("exclude_outside", 0):
+        weights = weights * ((at >= 0) & (at < axis.size))
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    return np.clip(at, 0, axis.size - 1).astype(np.int64), weights
+
+
+@op("Resize", unread=["coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a",
+                      "exclude_outside", "antialias", "extrapolation_value"])  # fmt: skip
+def _resize(n: Node) -> Written:
+    mode = n.one_of("mode", "nearest", *MODES)
+    value = n.val(0)
+    if n.opset < 11:
+        transform, nearest = "asymmetric", "floor"
+        axes = _by_scales(value, list(range(value.rank)), _floats(n, 1, "scales"))
+    else:
+        transform = n.attr("coordinate_transformation_mode", "half_pixel")
+        nearest = n.attr("nearest_mode", "round_prefer_floor")
+        axes = _axes(n, value, transform)
+    return _resized(n, value, axes, mode, transform, nearest)
+
+
+@op("Upsample")
+def _upsample(n: Node) -> Written:
+    mode = n.one_of("mode", "nearest", "nearest", "linear")
+    value = n.val(0)
+    scales = n.attr("scales") or _floats(n, 1, "scales")
+    axes = _by_scales(value, list(range(value.rank)), scales)
+    return _resized(n, value, axes, mode, "asymmetric", "floor")
+
+
+def _floats(n: Node, index: int, what: str) -> list[float]:
+    return [float(v) for v in n.known(index, what).reshape(-1)]
+
+
+def _fixed(value: Val, axis: int) -> int:
+    size = value.shape[axis].as_int()
+    if size is None:
+        raise Refused(f"resizing axis {axis} of a size that varies", "a constant size")
+    return size
+
+
+def _by_scales(value: Val, axes: list[int], scales: list[float]) -> list[Axis]:
+    found = []
+    for axis, scale in zip(axes, scales, strict=True):
+        if scale != 1.0:
+            size = _fixed(value, axis)
+            found.append(Axis(axis, size, math.floor(size * scale), scale))
+    return found
+
+
+def _axes(n: Node, value: Val, transform: str) -> list[Axis]:
+    axes = [a % value.rank for a in n.attr("axes") or range(value.rank)]
+    policy = n.attr("keep_aspect_ratio_policy", "stretch")
+    sizes = n.maybe(3)
+    if sizes is None or (sizes.known is not None and sizes.known.size == 0):
+        found = _by_scales(value, axes, _floats(n, 2, "scales"))
+        whole = {a.axis for a in found}
+        if transform == "tf_crop_and_resize":
+            found += [Axis(a, _fixed(value, a), _fixed(value, a), 1.0) for a in axes
+                      if a not in whole]  # fmt: skip
+    else:
+        wanted = n.ints(3, "sizes")
+        if policy != "stretch":
+            pick = min if policy == "not_larger" else max
+            scale = pick(w / _fixed(value, a) for w, a in zip(wanted, axes, strict=True))
+            wanted = [math.floor(scale * _fixed(value, a) + 0.5) for a in axes]
+            found = [Axis(a, _fixed(value, a), w, scale)
+                     for a, w in zip(axes, wanted, strict=True)]  # fmt: skip
+        else:
+            found = [
+                Axis(a, _fixed(value, a), w, w / max(_fixed(value, a), 1))
+                for a, w in zip(axes, wanted, strict=True)
+                if transform == "tf_crop_and_resize" or value.shape[a].as_int() != w
+            ]
+    if transform != "tf_crop_and_resize":
+        return found
+    roi = _floats(n, 1, "roi")
+    half = len(roi) // 2
+    ends = {a: (roi[k], roi[half + k]) for k, a in enumerate(axes)}
+    return [Axis(a.axis, a.size, a.new, a.scale, ends[a.axis]) for a in found]
+
+
+def _resized(
+    n: Node, value: Val, axes: list[Axis], mode: str, transform: str, nearest: str
+) -> Written:
+    text, dtype = n.bound(value), value.dtype
+    if not axes:
+        return value
+    if mode != "nearest" and dtype.name != "f32":
+        text = n.let("wide", f"f32({text})").text
+    names = [f"i{k}" for k in range(value.rank)]
+    shape = list(value.shape)
+    outside = []
+    for axis in axes:
+        x = axis.sources(transform)
+        outside.append((axis, (x < 0) | (x > axis.size - 1)))
+        shape[axis.axis] = axis_size(axis)
+        if mode == "nearest":
+            ids = _nearest(x, nearest, axis.size)
+            text = _copied(n, text, axis, ids, names, shape, value.rank)
+            continue
+        ids, weights = _taps(n, axis, x, mode)
+        place = n.x_of(n.constant(f"{n.hint}.places{axis.axis}", ids))
+        weight = n.x_of(n.constant(f"{n.hint}.weights{axis.axis}", weights.astype(np.float32)))
+        own = names[axis.axis]
+        at = ", ".join(f"{place}[{own}, t]" if k == axis.axis else m for k, m in enumerate(names))
+        text = n.define("resized", ranged(names, shape),
+                        f"sum[t] {text}[{at}] * {weight}[{own}, t]").text  # fmt: skip
+    if transform == "tf_crop_and_resize":
+        text = _extrapolated(n, text, outside, value.rank)
+    return text if mode == "nearest" or dtype.name == "f32" else f"{dtype}({text})"
+
+
+def axis_size(axis: Axis) -> Any:
+    from stagefuse.dsl.dims import as_expr
+
+    return as_expr(axis.new)
+
+
+def _copied(
+    n: Node, text: str, axis: Axis, ids: np.ndarray[Any, Any], names: list[str], shape: list[Any],
+    rank: int,
+) -> str:
+    """Nearest: a whole factor is a division of the index, anything else a table of positions."""
+    factor = axis.new // axis.size if axis.size else 0
+    if factor and factor * axis.size == axis.new and np.array_equal(
+        ids, np.arange(axis.new) // factor
+    ):
+        at = ", ".join(f"{m} // {factor}" if k == axis.axis else m for k, m in enumerate(names))
+        return n.define("resized", ranged(names, shape), f"{text}[{at}]").text
+    place = n.x_of(n.constant(f"{n.hint}.places{axis.axis}", ids))
+    return n.let("resized", f"{text}[{subscript(rank, **{f'a{axis.axis}': place})}]").text
+
+
+def _extrapolated(
+    n: Node, text: str, outside: list[tuple[Axis, np.ndarray[Any, Any]]], rank: int
+) -> str:
+    """What lies outside of the image has a value of its own."""
+    fill = n.attr("extrapolation_value", 0.0)
+    for axis, away in outside:
+        if away.any():
+            mask = n.x_of(n.constant(f"{n.hint}.outside{axis.axis}", away))
+            at = ", ".join(":" if k == axis.axis else "None" for k in range(rank))
+            text = n.let("filled", f"select({mask}[{at}], {fill!r}, {text})").text
+    return text

@@ -1,0 +1,150 @@
+"""Reading model files that may be damaged or hostile: nothing outside the model's folder is read.
+
+Source: the ONNX IR specification, "Serialization" and "External Tensor Data".
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from stagefuse.dsl.dtypes import DType, from_numpy
+
+from .errors import OnnxError, Problem, Refused
+
+MAX_ELEMENTS = 1 << 40
+MAX_RANK = 32
+MAX_FILE_BYTES = (1 << 31) - 1
+"""Protocol buffers hold at most 2 GiB; larger models keep their weights in files beside them."""
+
+_NUMPY: dict[int, Any] = {
+    1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64,
+    9: np.bool_, 10: np.float16, 11: np.float64, 12: np.uint32, 13: np.uint64,
+    16: ml_dtypes.bfloat16, 17: ml_dtypes.float8_e4m3fn, 19: ml_dtypes.float8_e5m2,
+}  # fmt: skip
+"""Source: `TensorProto.DataType` of onnx.proto."""
+
+
+def read_model(path: str | Path) -> onnx.ModelProto:
+    """The model of a file. Raises OnnxError, OSError."""
+    path = Path(path)
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise OnnxError([Problem("the file is larger than a protocol buffer can be")], str(path))
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except (DecodeError, RecursionError, ValueError) as error:
+        raise OnnxError([Problem(f"this is no ONNX model: {error}")], str(path)) from error
+    check_model(model, str(path))
+    return model
+
+
+def check_model(model: onnx.ModelProto, path: str = "") -> None:
+    """Whether there is a graph to import at all. Raises OnnxError."""
+    if not model.HasField("graph") or not model.graph.output:
+        raise OnnxError([Problem("the model has no graph with results: is the file whole?")], path)
+    if not any(entry.domain in ("", "ai.onnx") for entry in model.opset_import):
+        raise OnnxError([Problem("the model does not say which opset it uses")], path)
+
+
+def type_name(number: int) -> str:
+    """The name of a TensorProto data type."""
+    names: dict[int, str] = {v: k.lower() for k, v in onnx.TensorProto.DataType.items()}
+    return names.get(number, f"number {number}")
+
+
+def dtype_of(number: int) -> DType:
+    """The language's dtype for a TensorProto data type. Raises Refused."""
+    found = from_numpy(_NUMPY[number]) if number in _NUMPY else None
+    if found is None:
+        name = type_name(number)
+        raise Refused(f"the element type {name}", f"the dtype {name} in the language")
+    return found
+
+
+def array_of(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
+    """The elements of a tensor; external ones come from a file in `folder`. Raises Refused."""
+    if tensor.data_type not in _NUMPY:
+        name = type_name(tensor.data_type)
+        raise Refused(f"a tensor of the element type {name}", f"the dtype {name} in the language")
+    dtype, shape = np.dtype(_NUMPY[tensor.data_type]), tuple(tensor.dims)
+    count = math.prod(shape)
+    if len(shape) > MAX_RANK or any(d < 0 for d in shape) or count > MAX_ELEMENTS:
+        raise Refused(f"the tensor `{tensor.name}` has the impossible shape {list(shape)[:8]}")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raw: Any = _external(tensor, folder, count * dtype.itemsize)
+    elif tensor.HasField("raw_data"):
+        raw = tensor.raw_data
+    else:
+        return _typed_fields(tensor, dtype, shape, count)
+    if len(raw) != count * dtype.itemsize:
+        raise Refused(
+            f"the tensor `{tensor.name}` of shape {list(shape)} has {len(raw)} bytes of data, "
+            f"not {count * dtype.itemsize}"
+        )
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _typed_fields(
+    tensor: onnx.TensorProto, dtype: np.dtype[Any], shape: tuple[int, ...], count: int
+) -> np.ndarray[Any, Any]:
+    """Elements kept as numbers; the small floats as the bits of an int32."""
+    fields: dict[str, Any] = {
+        "float32": tensor.float_data, "float64": tensor.double_data, "int64": tensor.int64_data,
+        "uint64": tensor.uint64_data, "uint32": tensor.uint64_data,
+    }  # fmt: skip
+    held = fields.get(dtype.name, tensor.int32_data)
+    if len(held) != count:
+        raise Refused(
+            f"the tensor `{tensor.name}` of shape {list(shape)} has {len(held)} elements of data, "
+            f"not {count}"
+        )
+    if dtype.name in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        bits = np.array(held, np.int64).astype(f"uint{8 * dtype.itemsize}")
+        return bits.view(dtype).reshape(shape)
+    return np.array(held).astype(dtype).reshape(shape)
+
+
+def _external(tensor: onnx.TensorProto, folder: Path | None, size: int) -> Any:
+    """The bytes of a tensor in a file beside the model. Raises Refused."""
+    if folder is None:
+        raise Refused(f"the tensor `{tensor.name}` is in a file, and the model is in none")
+    entries = {e.key: e.value for e in tensor.external_data}
+    location = entries.get("location", "")
+    path = inside(folder, location)
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
+        available = path.stat().st_size
+    except ValueError as error:
+        raise Refused(f"the place of the tensor `{tensor.name}` is no number: {error}") from error
+    except OSError as error:
+        raise Refused(f"the file `{location}` of the tensor `{tensor.name}`: {error.strerror}"
+                      ) from error  # fmt: skip
+    if offset < 0 or length != size or offset + length > available:
+        raise Refused(
+            f"the tensor `{tensor.name}` needs {size} bytes and has {length} at {offset} of "
+            f"`{location}`, which holds {available}"
+        )
+    if size == 0:
+        return b""
+    return np.memmap(path, np.uint8, "r", offset, (size,))
+
+
+def inside(folder: Path, location: str) -> Path:
+    """A file of a folder, whatever links it goes through. Raises Refused."""
+    root = os.path.realpath(folder)
+    found = os.path.realpath(os.path.join(root, location))
+    parts = location.replace("\\", "/").split("/")
+    outside = os.path.commonpath([root, found]) != root
+    if not location or "\0" in location or os.path.isabs(location) or ".." in parts or outside:
+        raise Refused(f"the external data `{location}` is outside the model's folder")
+    if not os.path.isfile(found):
+        raise Refused(f"there is no file `{location}` beside the model")
+    return Path(found)

@@ -1,0 +1,101 @@
+"""What the standard says of an op: its attributes with their defaults, and its function body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from .errors import Refused
+from .node import Node
+from .reading import _NUMPY, array_of
+
+
+def full_name(proto: onnx.NodeProto) -> str:
+    """The op's name in the table of records."""
+    domain = "" if proto.domain == "ai.onnx" else proto.domain
+    return f"{domain}::{proto.op_type}" if domain else proto.op_type
+
+
+@cache
+def schema_of(op: str, version: int, domain: str) -> Any:
+    """The schema of an op as of an opset; None where the standard has none."""
+    try:
+        return onnx.defs.get_schema(op, version, "" if domain == "ai.onnx" else domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+@cache
+def _defaults(op: str, version: int, domain: str) -> dict[str, Any]:
+    schema = schema_of(op, version, domain)
+    if schema is None:
+        return {}
+    found = {n: a.default_value for n, a in schema.attributes.items()}
+    return {n: value_of(d, None) for n, d in found.items() if d.type}
+
+
+def attributes(proto: onnx.NodeProto, version: int, folder: Path | None) -> dict[str, Any]:
+    """The attributes of a node over the defaults of its opset. Raises Refused for unknown ones."""
+    found = dict(_defaults(proto.op_type, version, proto.domain))
+    schema = schema_of(proto.op_type, version, proto.domain)
+    for attribute in proto.attribute:
+        if schema is not None and attribute.name not in schema.attributes:
+            raise Refused(f"opset {version} has no such attribute", attribute=attribute.name)
+        found[attribute.name] = value_of(attribute, folder)
+    return found
+
+
+def value_of(attribute: onnx.AttributeProto, folder: Path | None) -> Any:
+    """An attribute as a Python value: texts decoded, tensors as arrays. Raises Refused."""
+    kinds = onnx.AttributeProto
+    if attribute.type == kinds.TENSOR:
+        return array_of(attribute.t, folder)
+    if attribute.type == kinds.STRING:
+        return attribute.s.decode("utf-8", "replace")
+    if attribute.type == kinds.STRINGS:
+        return [s.decode("utf-8", "replace") for s in attribute.strings]
+    if attribute.type in (kinds.INTS, kinds.FLOATS):
+        return list(attribute.ints or attribute.floats)
+    if attribute.type == kinds.SPARSE_TENSOR:
+        raise Refused("a sparse tensor", "a dense one", attribute.name)
+    return onnx.helper.get_attribute_value(attribute)
+
+
+def require_read(node: Node, given: Iterable[str]) -> None:
+    """Raises Refused for an attribute that was given and that the record did not look at."""
+    for name in sorted(set(given) - node.read):
+        raise Refused(f"`{name}` is not translated", f"the meaning of `{name}`", name)
+
+
+def function_of(proto: onnx.NodeProto, node: Node) -> onnx.FunctionProto | None:
+    """The standard's own definition of an op by other ops, for these inputs."""
+    schema = schema_of(proto.op_type, node.opset, proto.domain)
+    if schema is None:
+        return None
+    function = onnx.FunctionProto()
+    if schema.has_function:
+        function.ParseFromString(schema.function_body.SerializeToString())
+        return function
+    if not schema.has_context_dependent_function:
+        return None
+    types = [_type_proto(node, n) for n in range(len(proto.input))]
+    text = schema.get_context_dependent_function(proto.SerializeToString(), types)
+    if not text:
+        return None
+    function.ParseFromString(text)
+    return function
+
+
+def _type_proto(node: Node, index: int) -> bytes:
+    value = node.maybe(index)
+    if value is None:
+        return onnx.TypeProto().SerializeToString()
+    numbers = {np.dtype(v).name: k for k, v in _NUMPY.items()}
+    shape = [d.as_int() for d in value.shape]
+    made = onnx.helper.make_tensor_type_proto(numbers[value.dtype.numpy.name], shape)
+    return bytes(made.SerializeToString())

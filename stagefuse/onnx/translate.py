@@ -1,0 +1,275 @@
+"""From the graph of a model to lines of source: inputs, nodes in order, results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from stagefuse.dsl.dims import Expr, as_expr, sym
+from stagefuse.dsl.dtypes import DType, from_numpy
+from stagefuse.dsl.types import TensorType
+
+from . import control, schemas
+from .body import Body
+from .errors import OnnxError, Problem, Refused
+from .folding import fold
+from .names import Names, safe_key, weight_path
+from .node import Node, Val
+from .reading import array_of, dtype_of
+from .record import Written, records
+from .text import literal, size_text
+
+MAX_NODES = 200_000
+"""Nodes that are translated, those of functions and loops each time: a bound on hostile files."""
+MAX_DEPTH = 40
+
+Env: TypeAlias = "dict[str, Val | None]"
+"""Values by the model's names; None for one whose node could not be translated."""
+
+
+@dataclass
+class Translator:
+    """One import: what was found so far. `problems` are all that stands in the way."""
+
+    folder: Path | None
+    fixed: Mapping[str, np.ndarray[Any, Any]]
+    names: Names = field(default_factory=Names)
+    problems: list[Problem] = field(default_factory=list)
+    arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    inputs: list[tuple[str, str, TensorType]] = field(default_factory=list)
+    results: list[tuple[str, str, TensorType]] = field(default_factory=list)
+    sizes: dict[str, str] = field(default_factory=dict)
+    functions: dict[tuple[str, str], onnx.FunctionProto] = field(default_factory=dict)
+    opsets: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+    count: int = 0
+
+    def model(self, model: onnx.ModelProto) -> Body:
+        """The body of the main graph. Raises OnnxError with everything that is in the way."""
+        self.opsets = {e.domain or "ai.onnx": e.version for e in model.opset_import}
+        newest = onnx.defs.onnx_opset_version()
+        if not 1 <= self.opsets["ai.onnx"] <= newest:
+            raise OnnxError([Problem(
+                f"the model is of opset {self.opsets['ai.onnx']}", need=f"opset 1 to {newest}")])
+        self.functions = {(f.domain, f.name): f for f in model.functions}
+        graph = model.graph
+        env: Env = {}
+        self.held = {t.name for t in graph.initializer}
+        types = [(i, self._input_type(i)) for i in graph.input if i.name not in self.held]
+        self.body = Body.start({name: (1, None) for name in self.sizes.values()})
+        for info, type in types:
+            env[info.name] = None if type is None else self._input(info.name, type)
+        self.initializers(graph, env)
+        self.nodes(graph.node, env, {o.name for o in graph.output}, 0)
+        self._results(graph, env)
+        if self.problems:
+            raise OnnxError(self.problems)
+        return self.body
+
+    # Inputs and results
+
+    def _input_type(self, info: onnx.ValueInfoProto) -> TensorType | None:
+        kind = info.type.WhichOneof("value")
+        if kind != "tensor_type":
+            what = (kind or "no type").replace("_type", "")
+            self.problems.append(Problem(f"the input `{info.name}` is of the kind {what}",
+                                         need="a tensor"))  # fmt: skip
+            return None
+        tensor = info.type.tensor_type
+        try:
+            dtype = dtype_of(tensor.elem_type)
+        except Refused as refusal:
+            self.problems.append(Problem(f"the input `{info.name}` has {refusal}",
+                                         need=refusal.need))  # fmt: skip
+            return None
+        if not tensor.HasField("shape") and info.name not in self.fixed:
+            self.problems.append(Problem(f"the input `{info.name}` has no shape",
+                                         need="its number of dimensions"))  # fmt: skip
+            return None
+        dims = tensor.shape.dim
+        if any(d.WhichOneof("value") == "dim_value" and d.dim_value < 0 for d in dims):
+            self.problems.append(Problem(f"the input `{info.name}` has a negative size"))
+            return None
+        shape = tuple(self._size(d, info.name) for d in dims)
+        return TensorType(dtype, shape)
+
+    def _size(self, dim: Any, owner: str) -> Expr:
+        kind = dim.WhichOneof("value")
+        if kind == "dim_value":
+            return as_expr(dim.dim_value)
+        wanted = dim.dim_param if kind == "dim_param" and dim.dim_param else f"N{len(self.sizes)}"
+        if wanted not in self.sizes:
+            self.sizes[wanted] = self.names.size(wanted)
+        return sym(self.sizes[wanted])
+
+    def _input(self, name: str, type: TensorType) -> Val | None:
+        if name in self.fixed:
+            return self.constant(name, np.asarray(self.fixed[name]))
+        text = self.names.value(name)
+        self.body.input(text, type)
+        self.inputs.append((name, text, type))
+        return Val(text, type, None, frozenset([name]), name)
+
+    def _results(self, graph: onnx.GraphProto, env: Env) -> None:
+        for info in graph.output:
+            found = env.get(info.name)
+            if found is None:
+                if info.name not in env:
+                    self.problems.append(Problem(f"nothing computes the result `{info.name}`"))
+                continue
+            self.results.append((info.name, self.materialize(found), found.type))
+
+    def initializers(self, graph: onnx.GraphProto, env: Env) -> None:
+        """The stored tensors of a graph."""
+        for tensor in graph.initializer:
+            try:
+                env[tensor.name] = self.constant(tensor.name, array_of(tensor, self.folder))
+            except Refused as refusal:
+                env[tensor.name] = None
+                self.problems.append(refusal.at("", ""))
+        for sparse in graph.sparse_initializer:
+            env[sparse.values.name] = None
+            self.problems.append(Problem(f"the tensor `{sparse.values.name}` is sparse",
+                                         need="dense initializers"))  # fmt: skip
+
+    # Nodes
+
+    def nodes(
+        self, nodes: Sequence[onnx.NodeProto], env: Env, wanted: set[str], depth: int
+    ) -> None:
+        """Translate the nodes that `wanted` needs. Problems are kept, and translation goes on."""
+        for node in needed(nodes, wanted):
+            try:
+                self.node(node, env, depth)
+            except Refused as refusal:
+                self.problems.append(refusal.at(node.op_type, node.name or node.output[0]))
+                env.update({name: None for name in node.output if name})
+
+    def node(self, proto: onnx.NodeProto, env: Env, depth: int) -> None:
+        """One node: folded, written by its record, or replaced by its function. Raises Refused."""
+        self.count += 1
+        if self.count > MAX_NODES or depth > MAX_DEPTH:
+            raise OnnxError([Problem("functions and loops of this model unfold without end",
+                                     need=f"at most {MAX_NODES} nodes, {MAX_DEPTH} deep")])
+        missing = [i for i in proto.input if i and i not in env]
+        if missing:
+            raise Refused(f"nothing before it computes its input `{missing[0]}`")
+        if any(i and env[i] is None for i in proto.input):
+            env.update({name: None for name in proto.output if name})
+            return  # what is wrong with that input has been said
+        if control.translate(self, proto, env, depth):
+            return
+        node = self._node(proto, env)
+        folded = fold(node)
+        if folded is not None:
+            self._bind(proto, env, [self.constant(name, array, node.depends)
+                                    for name, array in zip(proto.output, folded, strict=False)])
+            return
+        self._write(proto, node, env, depth)
+
+    def _write(self, proto: onnx.NodeProto, node: Node, env: Env, depth: int) -> None:
+        record = records().get(schemas.full_name(proto))
+        local = self.functions.get((proto.domain, proto.op_type))
+        if local is not None:
+            return control.inline(self, local, proto, env, depth)
+        if record is None:
+            function = schemas.function_of(proto, node)
+            if function is not None:
+                return control.inline(self, function, proto, env, depth)
+            raise Refused("this op is not supported", "a record for it")
+        written = record.write(node)
+        given = {a.name for a in proto.attribute}
+        schemas.require_read(node, given - record.unread)
+        self._bind(proto, env, self._values(node, written))
+
+    def _node(self, proto: onnx.NodeProto, env: Env) -> Node:
+        values = [env[i] if i else None for i in proto.input]
+        version = self.opsets.get(proto.domain or "ai.onnx", 1)
+        attributes = schemas.attributes(proto, version, self.folder)
+        hint = next((o for o in proto.output if o), "v")
+        return Node(proto.op_type, proto.name, version, attributes, values, list(proto.output),
+                    self.body, self.names.value, self.materialize, self.constant,
+                    self.held.__contains__, hint)  # fmt: skip
+
+    def _values(self, node: Node, written: Written) -> list[Val]:
+        items = [written] if isinstance(written, str | Val) else list(written)
+        hints = [o or "unused" for o in node.outputs]
+        return [
+            item if isinstance(item, Val) else node.let(hint, item)
+            for item, hint in zip(items, hints, strict=False)
+        ]
+
+    def _bind(self, proto: onnx.NodeProto, env: Env, values: Sequence[Val]) -> None:
+        for number, name in enumerate(proto.output):
+            if not name:
+                continue
+            if number >= len(values):
+                raise Refused(f"result {number}, `{name}`, is not translated")
+            env[name] = values[number]
+
+    # Constants
+
+    def constant(
+        self, name: str, array: np.ndarray[Any, Any], depends: frozenset[str] = frozenset()
+    ) -> Val:
+        """A value that is known. Raises Refused for a dtype that the language lacks."""
+        dtype = DTYPE_OF_SIZES if array.dtype == object else from_numpy(array.dtype)
+        if dtype is None:
+            raise Refused(f"`{name}` has the element type {array.dtype}",
+                          f"the dtype {array.dtype} in the language")
+        shape = tuple(map(as_expr, array.shape))
+        return Val("", TensorType(dtype, shape), array, depends, name)
+
+    def materialize(self, value: Val) -> str:
+        """The expression of a value; a known one becomes a literal, or a tensor of the file."""
+        if value.text:
+            return value.text
+        known = value.known
+        assert known is not None
+        if known.dtype == object:
+            return _stacked(known)
+        plain = literal(known[()]) if not known.shape else None
+        if plain is not None:
+            return f"{value.dtype}({plain})"
+        return self._weight(value, known)
+
+    def _weight(self, value: Val, known: np.ndarray[Any, Any]) -> str:
+        if value.name in self.texts and self.arrays[self.texts[value.name]] is known:
+            return weight_path(self.texts[value.name])
+        key = safe_key(value.name, self.arrays)
+        self.arrays[key] = known
+        self.texts[value.name] = key
+        self.body.weight(key, value.dtype, known.shape)
+        return weight_path(key)
+
+
+def _stacked(known: np.ndarray[Any, Any]) -> str:
+    """Sizes as a tensor."""
+    if not known.shape:
+        return f"i64({size_text(known[()])})"
+    if known.ndim > 1:
+        raise Refused("sizes in a tensor of more than one dimension", "vectors of sizes")
+    return f"stack([{', '.join(f'i64({size_text(v)})' for v in known)}])"
+
+
+def needed(nodes: Sequence[onnx.NodeProto], wanted: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that some values depend on, in order."""
+    alive, kept = set(wanted), []
+    for node in reversed(nodes):
+        if alive.isdisjoint(node.output):
+            continue
+        kept.append(node)
+        alive.update(node.input)
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                alive.update(control.outer_names(graph))
+    return kept[::-1]
+
+
+DTYPE_OF_SIZES: DType = from_numpy(np.int64)  # type: ignore[assignment]

@@ -1,0 +1,88 @@
+"""The source as a person reads it: what it is, what it imports, the signature, the body."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import TYPE_CHECKING
+
+import onnx
+
+from stagefuse.dsl.types import TensorType
+
+from .body import Body
+from .names import MODULES, Names
+
+if TYPE_CHECKING:
+    from .translate import Translator
+
+WIDTH = 100
+
+
+def write_source(
+    translator: Translator, body: Body, pipeline: str, weights_file: str, model: onnx.ModelProto
+) -> str:
+    """The text of the `.pipe` file."""
+    results = _results(translator, body)
+    lines = [_about(translator, model), ""]
+    used = [m for m in MODULES if any(re.search(rf"\b{m}\.", line) for line in body.lines)]
+    lines += [*(f"import {name}" for name in used), *([""] if used else [])]
+    if translator.arrays:
+        lines += [f'weights w = "{weights_file}"', ""]
+    lines += _signature(translator, pipeline, results)
+    for statement in body.lines:
+        lines += [f"    {part}" for part in statement.split("\n")]
+    lines.append("    " + ", ".join(text for _, text, _ in results))
+    return "\n".join(lines) + "\n"
+
+
+def _about(translator: Translator, model: onnx.ModelProto) -> str:
+    """The docstring: where the model is from, and names that had to change."""
+    producer = " ".join(filter(None, (model.producer_name, model.producer_version)))
+    title = f"Imported from ONNX{f', made by {_plain(producer)}' if producer else ''}."
+    changed = [
+        f"`{new}` is `{_plain(old)}`"
+        for old, new in (
+            *((o, n) for o, n, _ in translator.inputs), *translator.sizes.items(),
+        )
+        if old != new
+    ]  # fmt: skip
+    if not changed:
+        return f'"""{title}"""'
+    names = textwrap.fill(f"In the model, {', '.join(changed)}.", WIDTH)
+    return f'"""{title}\n\n{names}\n"""'
+
+
+def _plain(text: str) -> str:
+    """Text of the model that may stand in a docstring."""
+    return re.sub(r"[^\x20-\x7e]|[\"\\]", "_", text)[:80]
+
+
+def _results(translator: Translator, body: Body) -> list[tuple[str, str, TensorType]]:
+    """Name, expression and type of every result; the names are identifiers, each once."""
+    taken = Names(text for _, text, _ in translator.inputs)
+    plain = {text for _, text, _ in translator.results}
+    found = []
+    for number, (name, text, type) in enumerate(translator.results):
+        label = text if text.isidentifier() and text not in taken.taken else taken.value(name)
+        while label in plain and label != text:
+            label = taken.value(label)
+        taken.taken.add(label)
+        found.append((label, text, type))
+        translator.results[number] = (name, label, type)
+    return found
+
+
+def _signature(
+    translator: Translator, pipeline: str, results: list[tuple[str, str, TensorType]]
+) -> list[str]:
+    inputs = [f"{text}: {type}" for _, text, type in translator.inputs]
+    outputs = [f"{label}: {type}" for label, _, type in results]
+    gives = str(results[0][2]) if len(results) == 1 else f"({', '.join(outputs)})"
+    head = f"pipeline {pipeline}({', '.join(inputs)}) -> {gives}"
+    if len(head) > WIDTH:
+        wide = "".join(f"\n    {i}," for i in inputs)
+        gives = gives if len(results) == 1 else "(" + "".join(f"\n    {o}," for o in outputs) + "\n)"
+        head = f"pipeline {pipeline}({wide}\n) -> {gives}"
+    sizes = ", ".join(f"{name} >= 1" for name in translator.sizes.values())
+    return (head + (f"\nwhere {sizes}:" if sizes else ":")).split("\n")

@@ -1,0 +1,133 @@
+"""Modules for all arches: assembled without spills, the same each time, and what reports say."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from stagefuse.compiler.gpu.assemble import Usage, assemble, read_usage
+from stagefuse.compiler.gpu.index import divided
+from stagefuse.compiler.gpu.ir import Code, Value
+from stagefuse.compiler.gpu.targets import ARCHES, TARGETS, occupancy, predicted
+
+from .gpu_run import check_legal, compiled, launches
+
+TEXT = """import nn
+
+pipeline block(x: f32[B, T, 384], w: f32[1536, 384], b: f32[1536], g: f32[384]) -> (
+    f32[B, T, 1536], f32[B, T, 384], f32[384], i64[B, T, 5])
+where B in 1..=64, T in 1..=512:
+    m = mean(x, axis=-1, keepdims=True)
+    y = (x - m) * rsqrt(var(x, axis=-1, keepdims=True) + 1e-5) * g
+    s, order = topk(reshape(x[:, :, :7], [B, T, 7]), 5)
+    nn.gelu(y @ transpose(w, [1, 0]) + b), y, sum(x, axis=(0, 1)), order
+"""
+
+
+def test_kernels_assemble_for_every_arch_without_spills(tmp_path: Path) -> None:
+    plan = compiled(tmp_path / "p.pipe", TEXT)
+    check_legal(plan)
+    assert list(plan.ptx) == list(plan.cubins) == list(ARCHES)
+    for launch in launches(plan):
+        report = launch.report
+        assert report["spill bytes"] == 0, launch.kernel
+        assert 0 < report["registers"] <= 168
+        assert 0 < report["occupancy"] <= 1
+        assert report["predicted"]["bound"] in ("launch", "memory", "arithmetic")
+        assert report["predicted"]["microseconds"] > 0
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (compiled(tmp_path / "p.pipe", TEXT) for _ in range(2))
+    assert dict(first.ptx) == dict(second.ptx)
+    assert dict(first.cubins) == dict(second.cubins)
+    assert first.pipelines == second.pipelines
+
+
+def test_texts_differ_between_arches_only_in_their_target(tmp_path: Path) -> None:
+    texts = compiled(tmp_path / "p.pipe", TEXT).ptx
+    bodies = {text.replace(f".target {arch}\n", "") for arch, text in texts.items()}
+    assert len(bodies) == 1
+
+
+def test_names_lines_and_comments_are_those_of_the_source(tmp_path: Path) -> None:
+    text = compiled(tmp_path / "p.pipe", TEXT, ("sm_80",)).ptx["sm_80"]
+    assert ".visible .entry block_" in text
+    assert re.search(r"// node \d+: \w+ f32\[B, T\], line 6", text)
+    assert ".loc 1 7 0" in text
+
+
+def test_assembled_modules_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAGEFUSE_CACHE", str(tmp_path / "kept"))
+    text = compiled(tmp_path / "p.pipe", "pipeline p(x: f32[N]) -> f32[N]:\n    x + 1.0\n").ptx
+    made = assemble(text)
+    kept = sorted(os.listdir(tmp_path / "kept"))
+    assert len([n for n in kept if n.endswith(".bin")]) == 3
+    again = assemble(text)
+    assert again == made
+    for name in kept:  # a damaged file is not taken
+        (tmp_path / "kept" / name).write_bytes(b"{}")
+    assert assemble(text) == made
+
+
+def test_what_ptxas_says_is_read() -> None:
+    said = """ptxas info    : Compiling entry function 'a' for 'sm_80'
+ptxas info    : Function properties for a
+    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 8 bytes cumulative stack size, 512 bytes smem
+"""
+    assert read_usage(said) == {"a": Usage(40, 4, 12, 8, 512)}
+
+
+@pytest.mark.parametrize("kind", ["i32", "i64"])
+def test_division_by_a_constant_is_a_product(kind: str) -> None:
+    """What the instructions compute, followed by hand, for numbers at all ends."""
+    bits = 32 if kind == "i32" else 64
+    seed = random.randrange(1 << 32)
+    random_numbers = random.Random(seed)
+    for _ in range(200):
+        number = random_numbers.choice([3, 5, 7, 48, 384, 641, 30522, (1 << 30) + 1])
+        number = max(number + random_numbers.randrange(9), 3)
+        code = Code()
+        divided(code, Value(code, "%x", kind), number)
+        lines = [x.strip() for x in code.text()]
+        for x in (0, 1, number - 1, number, (1 << (bits - 1)) - 1,
+                  random_numbers.randrange(1 << (bits - 1))):  # fmt: skip
+            assert _run(lines, x, bits) == x // number, (seed, number, x, lines)
+
+
+def _run(lines: list[str], x: int, bits: int) -> int:
+    values = {"%x": x}
+    result = 0
+    for line in lines:
+        op, rest = line.rstrip(";").split(None, 1)
+        target, *operands = [t.strip() for t in rest.split(",")]
+        a, b = (values[t] if t in values else int(t) for t in operands)
+        if op.startswith("mul.hi"):
+            result = (a * b) >> bits
+        elif op.startswith("shr"):
+            result = a >> b
+        else:
+            result = a // b
+        values[target] = result
+    return result
+
+
+def test_occupancy_of_known_kernels() -> None:
+    """By the rules of the occupancy tables: registers, shared memory, threads and blocks."""
+    assert occupancy(ARCHES["sm_80"], 256, 32, 0) == (8, "threads")
+    assert occupancy(ARCHES["sm_80"], 256, 64, 0) == (4, "registers")
+    assert occupancy(ARCHES["sm_89"], 128, 32, 48 << 10) == (2, "shared memory")
+    assert occupancy(ARCHES["sm_90a"], 32, 16, 0)[0] == 32
+
+
+def test_predictions_have_their_bound() -> None:
+    device = TARGETS["h200"]
+    assert predicted(device, 1 << 30, 1 << 20, 10000, 4)[1] == "memory"
+    assert predicted(device, 1 << 20, 1 << 40, 10000, 4)[1] == "arithmetic"
+    time, bound = predicted(device, 1 << 10, 1 << 10, 1, 4)
+    assert bound == "launch" and time == device.launch

@@ -1,0 +1,50 @@
+"""Infinities of 8-bit floats: a conversion saturates them, everything else keeps them."""
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import stagefuse as sf
+
+INFINITE = np.array([1.0, np.inf, -np.inf, np.nan], ml_dtypes.float8_e5m2)
+
+
+def run(tmp_path: Path, dtype: str, body: str, x: Any) -> Any:
+    path = tmp_path / "p.pipe"
+    path.write_text(f"pipeline p(x: {dtype}[N]):\n    {body}\n")
+    return sf.compile(path)(x=x)
+
+
+@pytest.mark.parametrize(
+    ("body", "want"),
+    [
+        ("x", [1, np.inf, -np.inf, np.nan]),
+        ("x[::-1]", [np.nan, -np.inf, np.inf, 1]),
+        ("-x", [-1, -np.inf, np.inf, np.nan]),
+        ("sort(x)", [-np.inf, 1, np.inf, np.nan]),
+        ("x[iota(2)]", [1, np.inf]),
+        ("max(reshape(x, [-1, 1]), axis=1)", [1, np.inf, -np.inf, np.nan]),
+        ("max(x[:0])", -np.inf),
+        ("min(x[:0])", np.inf),
+        ("f8e5m2(f32(x))", [1, 57344, -57344, np.nan]),
+    ],
+)
+def test_moving_an_infinity_of_f8e5m2_keeps_it(tmp_path: Path, body: str, want: Any) -> None:
+    found = np.asarray(run(tmp_path, "f8e5m2", body, INFINITE))
+    assert found.dtype == ml_dtypes.float8_e5m2
+    np.testing.assert_array_equal(found.astype(np.float32), np.array(want, np.float32))
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("f8e4m3", 448), ("f8e5m2", 57344)])
+@pytest.mark.parametrize("source", ["f64", "f32", "f16", "bf16"])
+def test_conversion_to_f8_saturates(
+    tmp_path: Path, source: str, dtype: str, largest: int
+) -> None:
+    kinds = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+    x = np.array([np.inf, -np.inf, np.nan, 65504.0, -1.0], kinds[source])
+    found = run(tmp_path, source, f"{dtype}(x)", x).astype(np.float32)
+    want = np.array([largest, -largest, np.nan, largest, -1], np.float32)
+    np.testing.assert_array_equal(found, want)

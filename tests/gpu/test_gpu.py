@@ -1,0 +1,98 @@
+"""Pipelines on a real GPU: nothing of this runs without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import stagefuse as sf
+from stagefuse.runtime.cuda import found
+from stagefuse.runtime.device_pipeline import DevicePipeline
+from stagefuse.runtime.devices import open_plan
+from tests.runtime import handmade_gpu
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not found.has_driver(), reason="needs an NVIDIA GPU"),
+]
+
+
+def opened(name: str) -> DevicePipeline:
+    arch = found.arch_of(0)
+    plan = handmade_gpu.plan(objects={}, cubins={})
+    assert arch in plan.ptx
+    pipeline = open_plan(plan, name, "cuda:0")
+    assert isinstance(pipeline, DevicePipeline)
+    return pipeline
+
+
+@pytest.fixture()
+def affine() -> Iterator[DevicePipeline]:
+    with opened("affine") as pipeline:
+        yield pipeline
+
+
+def batch(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    return np.random.default_rng().standard_normal(shape, np.float32)
+
+
+def check(found: Any, x: np.ndarray[Any, Any]) -> None:
+    for ours, expected in zip(found, handmade_gpu.expected(x), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 30), (64, 9), (0, 3), (7, 66)])
+def test_arrays_of_this_machine(affine: DevicePipeline, shape: tuple[int, int]) -> None:
+    for _ in range(3):
+        x = batch(shape)
+        check(affine(x=x), x)
+
+
+def test_map_and_submit(affine: DevicePipeline) -> None:
+    batches = [batch((1 + i % 5, 3 * (1 + i % 7))) for i in range(40)]
+    for result, x in zip(affine.map({"x": x} for x in batches), batches, strict=True):
+        check(result, x)
+    check(affine.submit(x=batches[0]).result(), batches[0])
+
+
+def test_tensors_of_torch_stay_on_the_gpu(affine: DevicePipeline) -> None:
+    torch = pytest.importorskip("torch")
+    x = batch((8, 12))
+    on = torch.from_numpy(x).cuda()
+    result = affine(x=on)
+    assert result.y.device == on.device
+    check([t.cpu().numpy() for t in result], x)
+    out = (torch.empty_like(on), torch.empty_like(on))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        affine.on(stream)(x=on * 2, out=out)
+        check([t.cpu().numpy() for t in out], x * 2)
+    with pytest.raises(sf.InputError, match="dense"):
+        affine(x=torch.from_numpy(batch((12, 8))).cuda().T)
+
+
+def test_index_out_of_range() -> None:
+    with opened("lookup") as lookup:
+        table = batch((5,))
+        for bad in (5, -1):
+            with pytest.raises(sf.IndexOutOfRange, match=f"it is {bad}, the axis has size 5"):
+                lookup(table=table, ids=np.array([1, bad]))
+            assert lookup(table=table, ids=np.array([4]))[0] == table[4]
+
+
+def test_out_of_memory_leaves_it_usable(affine: DevicePipeline) -> None:
+    x = batch((2, 6))
+    memory = found.gpu(0).memory
+    with pytest.raises(sf.OutOfMemory):
+        affine.driver.allocate(2 * memory, "a test")
+    check(affine(x=x), x)
+
+
+def test_a_compiled_pipeline() -> None:
+    text = "pipeline p(x: f32[B, N]) -> f32[B, N]:\n    x * 2.0 + sum(x, axis=1, keepdims=True)\n"
+    with sf.compile(text, device="cuda:0") as pipe:
+        x = np.arange(35, dtype=np.float32).reshape(5, 7)
+        np.testing.assert_array_equal(pipe(x=x), x * 2 + x.sum(1, keepdims=True))

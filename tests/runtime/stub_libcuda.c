@@ -1,0 +1,271 @@
+/* A CUDA driver without a GPU, for tests of how cuda.bindings is called.
+
+   It has the functions that runtime/cuda/calls.py uses, with the signatures and the structures of
+   cuda.h, and runs the handmade kernels (add, scale, take) on the processor, at once. A wrong
+   handle, size or state is an error code, as with the real one. What was launched is written, a
+   line each, to the file that STUB_CUDA_LOG names. */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int CUresult;
+typedef int CUdevice;
+typedef uint64_t CUdeviceptr;
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_HANDLE = 400, NOT_FOUND = 500 };
+#define API __attribute__((visibility("default"))) CUresult
+
+enum { CONTEXT = 0x11, STREAM, EVENT, LIBRARY, KERNEL, GRAPH, NODE, EXEC };
+typedef struct { int kind; int alive; } Handle;
+typedef struct { Handle h; int index; } Kernel;
+typedef struct {
+  Kernel *func;
+  unsigned grid[3], block[3], shared;
+  void **params, **extra;
+  void *kern, *ctx;
+} Params; /* CUDA_KERNEL_NODE_PARAMS_v2 */
+typedef struct Node {
+  Handle h;
+  Params p;
+  uint64_t values[8];
+  unsigned cluster[3];
+  int deps;
+  struct Node *next;
+} Node;
+typedef struct { Handle h; Node *first, *last; } Graph;
+typedef struct { Handle h; Graph *graph; } Exec;
+typedef struct { Handle h; Kernel kernels[3]; } Library;
+
+static const char *NAMES[3] = {"add", "scale", "take"};
+static const int COUNTS[3] = {5, 5, 6};
+static Handle context = {CONTEXT, 1};
+static __thread Handle *current;
+static int64_t held;
+
+static int good(void *handle, int kind) {
+  Handle *h = handle;
+  if (kind == STREAM && (uintptr_t)h <= 2) return current != NULL; /* the default streams */
+  return h && h->kind == kind && h->alive && current;
+}
+static void *make(size_t size, int kind) {
+  Handle *h = calloc(1, size);
+  h->kind = kind, h->alive = 1, held++;
+  return h;
+}
+static CUresult drop(void *handle, int kind) {
+  if (!good(handle, kind)) return INVALID_HANDLE;
+  ((Handle *)handle)->alive = 0, held--; /* kept, so that a second use is seen */
+  return OK;
+}
+
+API cuInit(unsigned flags) { return flags ? INVALID_VALUE : OK; }
+API cuDriverGetVersion(int *v) { *v = 13010; return OK; }
+API cuDeviceGetCount(int *n) { *n = 1; return OK; }
+API cuDeviceGet(CUdevice *d, int n) { *d = n; return n == 0 ? OK : 101; }
+API cuDeviceGetName(char *to, int size, CUdevice d) {
+  snprintf(to, size, "Stub GPU"); return d == 0 ? OK : 101;
+}
+API cuDeviceGetAttribute(int *v, int which, CUdevice d) {
+  *v = which == 75 ? 9 : 0; /* 75 and 76: compute capability */ return d == 0 ? OK : 101;
+}
+API cuDeviceTotalMem_v2(size_t *n, CUdevice d) { *n = 1 << 24; return d == 0 ? OK : 101; }
+API cuDevicePrimaryCtxRetain(void **c, CUdevice d) { *c = &context; held++; return d == 0 ? OK : 101; }
+API cuDevicePrimaryCtxRelease_v2(CUdevice d) { held--; return d == 0 ? OK : 101; }
+static __thread int depth;
+API cuCtxPushCurrent_v2(void *c) { current = c, depth++; return c == &context ? OK : 201; }
+API cuCtxPopCurrent_v2(void **c) {
+  *c = current;
+  if (--depth < 0) return 201;
+  current = depth ? &context : NULL;
+  return OK;
+}
+API cuGetErrorName(CUresult e, const char **s) {
+  *s = e == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : e == 500 ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR_STUB";
+  return OK;
+}
+API cuGetErrorString(CUresult e, const char **s) { *s = "so says the stub"; (void)e; return OK; }
+
+API cuLibraryLoadData(Library **to, const void *code, void *a, void *b, unsigned n, void *c, void *d,
+                      unsigned m) {
+  (void)a, (void)b, (void)c, (void)d;
+  const char *text = code;
+  if (n || m || !text) return INVALID_VALUE;
+  if (!memcmp(text, "\177ELF", 4)) text += 4;
+  if (!current || memcmp(text, ".version", 8)) return 218;
+  *to = make(sizeof **to, LIBRARY);
+  for (int i = 0; i < 3; i++) {
+    char entry[32];
+    snprintf(entry, sizeof entry, ".entry %s(", NAMES[i]);
+    (*to)->kernels[i] = (Kernel){{KERNEL, strstr(text, entry) != NULL}, i};
+  }
+  return OK;
+}
+API cuLibraryUnload(Library *l) { return drop(l, LIBRARY); }
+API cuLibraryGetKernel(Kernel **to, Library *l, const char *name) {
+  if (!good(l, LIBRARY)) return INVALID_HANDLE;
+  for (int i = 0; i < 3; i++)
+    if (!strcmp(name, NAMES[i]) && l->kernels[i].h.alive) return *to = &l->kernels[i], OK;
+  return NOT_FOUND;
+}
+API cuKernelGetFunction(Kernel **to, Kernel *k) { *to = k; return good(k, KERNEL) ? OK : INVALID_HANDLE; }
+API cuKernelGetParamInfo(Kernel *k, size_t i, size_t *offset, size_t *size) {
+  if (!good(k, KERNEL)) return INVALID_HANDLE;
+  if (i >= (size_t)COUNTS[k->index]) return INVALID_VALUE;
+  *offset = 8 * i;
+  if (size) *size = 8;
+  return OK;
+}
+API cuKernelSetAttribute(int which, int value, Kernel *k, CUdevice d) {
+  (void)value;
+  return good(k, KERNEL) && d == 0 && (which == 8 || which == 14) ? OK : INVALID_VALUE;
+}
+
+API cuMemAlloc_v2(CUdeviceptr *p, size_t n) {
+  if (!n) return INVALID_VALUE;
+  if (n > 1 << 24) return OUT_OF_MEMORY;
+  void *at = NULL;
+  if (posix_memalign(&at, 512, n)) return OUT_OF_MEMORY;
+  memset(at, 0xCB, n);
+  *p = (CUdeviceptr)at, held++;
+  return OK;
+}
+API cuMemFree_v2(CUdeviceptr p) { free((void *)p), held--; return p && current ? OK : INVALID_VALUE; }
+API cuMemHostAlloc(void **p, size_t n, unsigned flags) {
+  *p = malloc(n), held++;
+  return flags == 1 ? OK : INVALID_VALUE;
+}
+API cuMemFreeHost(void *p) { free(p), held--; return OK; }
+API cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t n, void *s) {
+  if (!good(s, STREAM)) return INVALID_HANDLE;
+  memcpy((void *)to, from, n);
+  return OK;
+}
+API cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t n, void *s) {
+  if (!good(s, STREAM)) return INVALID_HANDLE;
+  memcpy(to, (void *)from, n);
+  return OK;
+}
+API cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, void *s) {
+  return cuMemcpyHtoDAsync_v2(to, (void *)from, n, s);
+}
+API cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t n, void *s) {
+  if (!good(s, STREAM)) return INVALID_HANDLE;
+  memset((void *)to, value, n);
+  return OK;
+}
+
+static CUresult attribute(void *to, int which) { /* of any pointer: memory of GPU 0 */
+  if (which == 1) *(void **)to = &context;
+  else if (which == 2) *(unsigned *)to = 2;
+  else if (which == 8 || which == 9) *(int *)to = 0;
+  else return INVALID_VALUE;
+  return OK;
+}
+API cuPointerGetAttribute(void *to, int which, CUdeviceptr p) { return p ? attribute(to, which) : 1; }
+API cuPointerGetAttributes(unsigned n, int *which, void **to, CUdeviceptr p) {
+  CUresult code = p ? OK : INVALID_VALUE;
+  for (unsigned i = 0; i < n && !code; i++) code = attribute(to[i], which[i]);
+  return code;
+}
+
+API cuStreamCreate(void **s, unsigned flags) { *s = make(sizeof(Handle), STREAM); return flags == 1 ? OK : 1; }
+API cuStreamDestroy_v2(void *s) { return drop(s, STREAM); }
+API cuStreamSynchronize(void *s) { return good(s, STREAM) ? OK : INVALID_HANDLE; }
+API cuStreamWaitEvent(void *s, void *e, unsigned flags) {
+  return good(s, STREAM) && good(e, EVENT) && !flags ? OK : INVALID_HANDLE;
+}
+API cuEventCreate(void **e, unsigned flags) { *e = make(sizeof(Handle), EVENT); return flags == 2 ? OK : 1; }
+API cuEventDestroy_v2(void *e) { return drop(e, EVENT); }
+API cuEventRecord(void *e, void *s) { return good(s, STREAM) && good(e, EVENT) ? OK : INVALID_HANDLE; }
+API cuEventQuery(void *e) { return good(e, EVENT) ? OK : INVALID_HANDLE; }
+API cuEventSynchronize(void *e) { return good(e, EVENT) ? OK : INVALID_HANDLE; }
+
+static CUresult fill(Node *n, const Params *p) {
+  if (!good(p->func, KERNEL) || p->extra || !p->params) return INVALID_VALUE;
+  n->p = *p;
+  for (int i = 0; i < COUNTS[p->func->index]; i++) n->values[i] = *(uint64_t *)p->params[i];
+  return OK;
+}
+API cuGraphCreate(Graph **g, unsigned flags) { *g = make(sizeof **g, GRAPH); return flags ? 1 : OK; }
+API cuGraphDestroy(Graph *g) { return drop(g, GRAPH); }
+API cuGraphAddKernelNode_v2(Node **to, Graph *g, Node *const *deps, size_t n, const Params *p) {
+  if (!good(g, GRAPH)) return INVALID_HANDLE;
+  for (size_t i = 0; i < n; i++)
+    if (!good(deps[i], NODE)) return INVALID_HANDLE;
+  Node *made = make(sizeof *made, NODE);
+  held--;
+  made->deps = (int)n;
+  *to = made;
+  if (g->last) g->last->next = made; else g->first = made;
+  g->last = made;
+  return fill(made, p);
+}
+API cuGraphKernelNodeSetAttribute(Node *n, int which, const unsigned *value) {
+  if (!good(n, NODE) || which != 4) return INVALID_VALUE; /* 4: cluster dimension */
+  memcpy(n->cluster, value, sizeof n->cluster);
+  return OK;
+}
+API cuGraphInstantiateWithFlags(Exec **to, Graph *g, unsigned long long flags) {
+  if (!good(g, GRAPH) || flags) return INVALID_VALUE;
+  *to = make(sizeof **to, EXEC);
+  (*to)->graph = g;
+  return OK;
+}
+API cuGraphExecDestroy(Exec *e) { return drop(e, EXEC); }
+API cuGraphExecKernelNodeSetParams_v2(Exec *e, Node *n, const Params *p) {
+  return good(e, EXEC) && good(n, NODE) ? fill(n, p) : INVALID_HANDLE;
+}
+
+static void run(Node *n) {
+  uint64_t *v = n->values;
+  int64_t count = (int64_t)v[n->p.func->index == 1 ? 2 : 3], width = (int64_t)v[n->p.func->index == 1 ? 3 : 4];
+  int64_t threads = (int64_t)n->p.grid[0] * n->p.block[0];
+  for (int64_t i = 0; i < count && i < threads; i++) {
+    float *a = (float *)v[0], *y = (float *)v[n->p.func->index == 1 ? 1 : 2];
+    if (n->p.func->index == 0) y[i] = a[i] + ((float *)v[1])[i % 3];
+    if (n->p.func->index == 1) y[i] = a[i] * (float)width;
+    if (n->p.func->index == 2) {
+      int64_t id = ((int64_t *)v[1])[i], *status = (int64_t *)v[5];
+      if (id >= 0 && id < width) y[i] = a[id];
+      else if (!status[0]) status[0] = 1, status[1] = id;
+    }
+  }
+}
+API cuGraphLaunch(Exec *e, void *s) {
+  if (!good(e, EXEC) || !good(s, STREAM) || !good(e->graph, GRAPH)) return INVALID_HANDLE;
+  const char *path = getenv("STUB_CUDA_LOG");
+  FILE *log = path ? fopen(path, "a") : NULL;
+  for (Node *n = e->graph->first; n; n = n->next) {
+    run(n);
+    if (log)
+      fprintf(log, "%s grid %u block %u shared %u cluster %u after %d\n", NAMES[n->p.func->index],
+              n->p.grid[0], n->p.block[0], n->p.shared, n->cluster[0], n->deps);
+  }
+  if (log) fclose(log);
+  return OK;
+}
+
+__attribute__((visibility("default"))) int64_t stub_held(void) { return held; }
+
+API cuGetProcAddress_v2(const char *name, void **to, int version, uint64_t flags, int *status) {
+  (void)version, (void)flags;
+  static const char *ENDS[] = {"", "_v2", "_v3", "WithFlags"};
+  char full[128];
+  *to = NULL;
+  for (unsigned i = 3; i < 4 && !strcmp(name, "cuGraphInstantiate"); i++) {
+    snprintf(full, sizeof full, "%s%s", name, ENDS[i]);
+    *to = dlsym(RTLD_DEFAULT, full);
+  }
+  Dl_info here;
+  dladdr((void *)cuInit, &here);
+  void *self = dlopen(here.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+  for (unsigned i = 0; i < 4 && !*to; i++) {
+    snprintf(full, sizeof full, "%s%s", name, ENDS[i]);
+    *to = dlsym(self, full);
+  }
+  if (status) *status = *to ? 0 : 1;
+  return *to ? OK : NOT_FOUND;
+}

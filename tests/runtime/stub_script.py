@@ -1,0 +1,154 @@
+"""What `test_cuda_bindings` runs in a process whose libcuda is the stub: one case by name."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+import stagefuse as sf
+from stagefuse.runtime.cuda import calls, found
+from stagefuse.runtime.devices import open_plan
+
+from . import handmade, handmade_gpu
+
+
+class Array:
+    """An array on the stub GPU, whose memory is this machine's, by one of the two interfaces."""
+
+    def __init__(self, content: np.ndarray[Any, Any]) -> None:
+        self.content = content
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.content.shape, "typestr": self.content.dtype.str, "version": 3,
+            "data": (self.content.ctypes.data, False), "strides": None, "stream": None,
+        }  # fmt: skip
+
+
+class Capsule:
+    """A result handed on by DLPack only."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+        self.streams: list[Any] = []
+
+    def __dlpack__(self, *, stream: Any = None, **options: Any) -> Any:
+        self.streams.append(stream)
+        return self.result.__dlpack__(stream=stream, **options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.result.__dlpack_device__()
+
+
+def content(array: Any) -> np.ndarray[Any, Any]:
+    count = int(np.prod(array.shape))
+    flat = np.ctypeslib.as_array((ctypes.c_float * count).from_address(array.address))
+    return flat.reshape(array.shape)
+
+
+def check(results: Any, x: np.ndarray[Any, Any]) -> None:
+    for ours, expected in zip(results, handmade_gpu.expected(x), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def batch(shape: tuple[int, int] = (3, 30)) -> np.ndarray[Any, Any]:
+    return np.random.default_rng().standard_normal(shape, np.float32)
+
+
+def calls_and_map() -> None:
+    assert [str(g) for g in found.gpus()] == ["Stub GPU (compute capability 9.0)"]
+    assert calls.driver_version() == (13, 1)
+    for cubins in ({}, None):
+        plan = handmade_gpu.plan() if cubins is None else handmade_gpu.plan(cubins=cubins)
+        with open_plan(plan, "affine", "cuda:0") as pipe:
+            x = batch()
+            check(pipe(x=x), x)
+            check(pipe(x=np.asfortranarray(x)), x)
+            batches = [batch((1 + i % 4, 6)) for i in range(9)]
+            for result, x in zip(pipe.map({"x": b} for b in batches), batches, strict=True):
+                check(result, x)
+
+
+def arrays_of_others() -> None:
+    with open_plan(handmade_gpu.plan(), "affine", "cuda:0") as pipe:
+        x = batch()
+        first = pipe(x=Array(x))
+        check([content(first.y), content(first.z)], x)
+        capsule = Capsule(first.y)
+        second = pipe(x=capsule)
+        assert len(capsule.streams) == 1 and capsule.streams[0] > 2
+        check([content(second.y), content(second.z)], content(first.y))
+        empty = pipe(x=Array(np.zeros((0, 3), np.float32)))
+        assert empty.y.shape == (0, 3)
+        assert pipe(x=Capsule(empty.y)).y.shape == (0, 3)
+        y, z = Array(np.empty_like(x)), Array(np.empty_like(x))
+        pipe(x=first.y, out=(y, z))
+        check([y.content, z.content], content(first.y))
+        with pipe.driver.active():  # type: ignore[attr-defined]
+            stream = calls.stream()
+        on: Any = pipe.on(stream)  # type: ignore[attr-defined]
+        third = on(x=first.y)
+        check([content(third.y), content(third.z)], content(first.y))
+        held = third.y.__dlpack__(stream=None, max_version=(1, 0))
+        del first, second, third, capsule, held, empty
+        gc.collect()
+        with pipe.driver.active():  # type: ignore[attr-defined]
+            calls.close_stream(stream)
+
+
+def launches() -> None:
+    plan = handmade_gpu.affine("sm_90a")
+    first, *rest = plan.launches
+    wide = replace(first, grid=("2", "1", "1"), cluster=(2, 1, 1), shared_bytes="100000")
+    big = replace(plan, launches=(wide, *rest))
+    whole = handmade_gpu.plan(replace(handmade.affine(), gpu=(big,)))
+    with open_plan(whole, None, "cuda:0") as pipe:
+        x = batch()
+        check(pipe(x=x), x)
+
+
+def errors() -> None:
+    with open_plan(handmade_gpu.plan(), "lookup", "cuda:0") as pipe:
+        table = batch((1, 5))[0]
+        try:
+            pipe(table=table, ids=np.array([4, 5]))
+        except sf.IndexOutOfRange as error:
+            assert error.value == 5 and error.line == 7
+        else:
+            raise AssertionError
+        np.testing.assert_array_equal(pipe(table=table, ids=np.array([4])), table[4:])
+        try:
+            pipe(table=np.zeros(1 << 23, np.float32), ids=np.array([4]))
+        except sf.OutOfMemory as failure:
+            assert "CUDA_ERROR_OUT_OF_MEMORY" in str(failure)
+        else:
+            raise AssertionError
+        np.testing.assert_array_equal(pipe(table=table, ids=np.array([4])), table[4:])
+    text = handmade_gpu.ptx("sm_90a")
+    try:
+        library = calls.open_context(0)
+        calls.enter(library)
+        calls.kernel(calls.load(text.encode() + b"\0"), "nothing")
+    except sf.DeviceError as refused:
+        assert "looking for the kernel nothing: CUDA_ERROR_NOT_FOUND: so says" in str(refused)
+    else:
+        raise AssertionError
+
+
+def main() -> None:
+    cases = {f.__name__: f for f in (calls_and_map, arrays_of_others, launches, errors)}
+    cases[sys.argv[1]]()
+    gc.collect()
+    held = ctypes.CDLL("libcuda.so.1").stub_held
+    held.restype = ctypes.c_int64
+    print("held", held())
+
+
+if __name__ == "__main__":
+    main()

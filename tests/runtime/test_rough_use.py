@@ -1,0 +1,54 @@
+"""Calls that go wrong half-way: what came before is whole, and nothing is read out of bounds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import stagefuse as sf
+
+
+def compiled(tmp_path: Path, source: str) -> Any:
+    path = tmp_path / "p.pipe"
+    path.write_text(source)
+    return sf.compile(path)
+
+
+def test_results_before_a_failing_batch_are_given(tmp_path: Path) -> None:
+    pipe = compiled(tmp_path, "pipeline p(x: f32[N]):\n    x + 1.0\n")
+    x = np.zeros(3, np.float32)
+
+    def batches() -> Iterator[dict[str, Any]]:
+        yield {"x": x}
+        yield {"x": x}
+        raise RuntimeError("no more")
+
+    found = []
+    with pytest.raises(RuntimeError, match="no more"):
+        for y in pipe.map(batches(), depth=3):
+            found.append(y)
+    assert len(found) == 2
+
+
+def test_an_index_into_an_empty_dimension_is_refused(tmp_path: Path) -> None:
+    pipe = compiled(tmp_path, "pipeline p(x: f32[V, D], ids: i64[T]):\n    x[ids]\n")
+    empty = np.zeros((0, 2), np.float32)
+    with pytest.raises(sf.InputError, match="no index is in range"):
+        pipe(x=empty, ids=np.zeros(1, np.int64))
+    assert pipe(x=empty, ids=np.zeros(0, np.int64)).shape == (0, 2)
+
+
+def test_argmax_of_an_empty_axis_is_refused_at_the_call(tmp_path: Path) -> None:
+    pipe = compiled(tmp_path, "pipeline p(x: f32[B, N]):\n    argmax(x, axis=1)\n")
+    with pytest.raises(sf.InputError, match="no answer"):
+        pipe(x=np.zeros((2, 0), np.float32))
+    assert pipe(x=np.zeros((0, 2), np.float32)).shape == (0,)
+
+
+def test_a_negative_size_is_refused_at_the_call(tmp_path: Path) -> None:
+    pipe = compiled(tmp_path, "pipeline p(x: f32[N]):\n    x, zeros([N - 2]), iota(N - 2)\n")
+    with pytest.raises(sf.InputError, match="must not be negative"):
+        pipe(x=np.zeros(1, np.float32))
+    assert pipe(x=np.zeros(3, np.float32))[1].shape == (1,)
