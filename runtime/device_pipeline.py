@@ -23,7 +23,7 @@ from .device_arrays import DeviceArray, DeviceBinder
 from .device_prepared import DeviceBucket, DevicePreparer
 from .device_space import Space
 from .drivers import Driver, Memory, Region, quietly
-from .errors import DeviceError, IndexOutOfRange, InputError
+from .errors import DeviceError, IndexOutOfRange, InputError, OutOfMemory
 from .pipeline import Pipeline, check_out, check_out_type, chosen
 from .report import Report
 
@@ -192,7 +192,7 @@ class DevicePipeline(Pipeline):
     ) -> None:
         """Put the call's work on the stream."""
         driver = self.driver
-        space.reserve(bucket)
+        self._reserve(space, bucket)
         space.owners = (*operands, *targets)
         if stream != space.stream and not space.idle:
             driver.wait(stream, space.done)
@@ -218,6 +218,20 @@ class DevicePipeline(Pipeline):
             driver.copy(to, source, stream)
         if self._plan.sites and space.status_host is not None:
             driver.copy_out(space.status_host, space.status, stream)
+
+    def _reserve(self, space: Space, bucket: DeviceBucket) -> None:
+        """Memory for the call, if need be that of spaces which no call uses now."""
+        try:
+            space.reserve(bucket)
+        except OutOfMemory:
+            with self._lock:
+                idle = [s for s in self._free if s.idle or self.driver.reached(s.done)]
+                self._free = [s for s in self._free if s not in idle]
+                self._spaces = [s for s in self._spaces if s not in idle]
+            for other in idle:
+                other.close()
+            self.driver.trim()
+            space.reserve(bucket)
 
     def report_status(self, space: Space, status: Any, bucket: DeviceBucket) -> None:
         """Raise what the kernels of a finished call reported."""

@@ -98,6 +98,9 @@ class Driver(Protocol):
     def free(self, memory: Memory) -> None:
         """Free memory that nothing under way uses."""
 
+    def trim(self) -> None:
+        """Give back memory that is kept only to be used again."""
+
     def pin(self, size: int, purpose: str) -> np.ndarray[Any, Any]:
         """Bytes of this machine's memory that copies read and write while a stream goes on."""
 

@@ -436,6 +436,25 @@ def test_out_of_memory(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
         open_plan(plan, None, "cuda:0")
 
 
+def test_idle_memory_is_given_up_first(cuda: FakeCuda) -> None:
+    """Two calls at once leave two spaces; a large one after them takes the memory of both."""
+    big = replace(handmade.affine(), checks=(), gpu=(handmade_gpu.affine("sm_90a"),))
+    with open_plan(handmade_gpu.plan(big), None, "cuda:0") as opened_:
+        pipeline: Any = opened_
+        x = batch((64, 3 * 200))
+        tensor = cuda.tensor(x)
+        streams = [cuda.foreign_stream(), cuda.foreign_stream()]
+        results = [pipeline.on(s)(x=tensor) for s in streams]
+        assert len(pipeline._spaces) == 2
+        for result in results:
+            check(result, x)
+        del results, result
+        cuda.gpus = (("small", 9, 0, cuda.used + 100_000),)
+        x = batch((64, 3 * 400))
+        check(pipeline(x=x), x)
+        assert len(pipeline._spaces) == 1
+
+
 def test_parameters_that_are_not_the_plans(cuda: FakeCuda) -> None:
     text = handmade_gpu.ptx("sm_90a").replace("    .param .s64 p_count,\n", "", 1)
     plan = handmade_gpu.plan(ptx={"sm_90a": text}, cubins={}, **{
