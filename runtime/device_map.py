@@ -16,7 +16,7 @@ import numpy as np
 from .device_arrays import DeviceArray
 from .device_prepared import STATUS_BYTES, DeviceBucket, padded
 from .device_space import Space
-from .drivers import quietly
+from .drivers import closing, quietly
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Lanes:
             if self not in self.pipeline._maps:
                 return
             self.pipeline._maps.discard(self)
-            with self.driver.active():
+            with closing(self.driver):
                 quietly(*((self.driver.finish, s) for s in self.streams))
                 for lane in self.lanes:
                     lane.close()

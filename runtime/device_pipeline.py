@@ -22,7 +22,7 @@ from . import interchange
 from .device_arrays import DeviceArray, DeviceBinder
 from .device_prepared import DeviceBucket, DevicePreparer
 from .device_space import Space
-from .drivers import Driver, Memory, Region, quietly
+from .drivers import Driver, Memory, Region, closing, quietly
 from .errors import DeviceError, IndexOutOfRange, InputError, OutOfMemory
 from .pipeline import Pipeline, check_out, check_out_type, chosen
 from .report import Report
@@ -340,11 +340,8 @@ class DevicePipeline(Pipeline):
             self._idle.wait_for(lambda: self._calls == 0)
         for lanes in list(self._maps):
             lanes.close()
-        try:
-            with self.driver.active():
-                self._give_all_back()
-        except DeviceError:
-            self._give_all_back()  # as far as a device lets that can't be chosen any more
+        with closing(self.driver):
+            self._give_all_back()
         quietly((self.driver.close,))
 
     def __del__(self) -> None:

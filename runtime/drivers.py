@@ -6,8 +6,8 @@ Launches are put together once as a graph, whose edges say what waits for what, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,6 +77,15 @@ def quietly(*steps: tuple[Any, ...]) -> None:
     for function, *arguments in steps:
         with suppress(DeviceError):
             function(*arguments)
+
+
+@contextmanager
+def closing(driver: Driver) -> Iterator[None]:
+    """As `driver.active()`, also with a device that fails: what is within gives things back."""
+    with ExitStack() as stack:
+        with suppress(DeviceError):
+            stack.enter_context(driver.active())
+        yield
 
 
 class Driver(Protocol):

@@ -405,7 +405,11 @@ def test_a_pipeline_that_can_not_be_opened(cuda: FakeCuda, name: str) -> None:
 
 def test_a_kernel_that_fails(affine: DevicePipeline, cuda: FakeCuda) -> None:
     """It ends the context, so later calls fail too; closing does not."""
+    results = affine.map({"x": batch((2, 6))} for _ in range(9))
+    next(results)
     cuda.fail_kernel = "scale"
+    with pytest.raises(sf.DeviceError, match="illegal memory access"):
+        next(results)
     with pytest.raises(sf.DeviceError, match="illegal memory access"):
         affine(x=batch((2, 6)))
     with pytest.raises(sf.DeviceError, match="illegal memory access"):
