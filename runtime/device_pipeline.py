@@ -81,11 +81,6 @@ class DevicePipeline(Pipeline):
         return self._call(None, args, out, inputs)
 
     def on(self, stream: Any) -> OnStream:
-        """The pipeline on a stream of the caller's, an object with `__cuda_stream__`.
-
-        A call runs behind what is on the stream already, and returns as soon as it is under way
-        where inputs and results are arrays of the device and no index can be out of range.
-        """
         return OnStream(self, self.driver.adopt(stream))
 
     def _call(self, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]) -> Any:
