@@ -121,9 +121,10 @@ def compile_command(
         show_json(output=str(output), bytes=size, seconds=seconds, pipelines=pipelines)
         return
     for entry in plan.pipelines:
-        kernels = "1 kernel" if len(entry.steps) == 1 else f"{len(entry.steps)} kernels"
-        gpu = "".join(f", {len(g.launches)} on {g.arch}" for g in entry.gpu)
-        click.echo(f"{entry.name}: {kernels}{gpu}")
+        counts = [(len(entry.steps), "")] if plan.objects or not entry.gpu else []
+        counts += [(len(g.launches), f" on {g.arch}") for g in entry.gpu]
+        said = [f"{n} kernel{'s' * (n != 1)}{where}" for n, where in counts]
+        click.echo(f"{entry.name}: {', '.join(said)}")
     click.echo(f"{output}: {size / 1e6:.1f} MB, {seconds:.2f} s")
 
 

@@ -174,29 +174,34 @@ class Copies:
         width: int, deep: bool,
     ) -> Copy:  # fmt: skip
         w = self.writer
-        code, memory = w.code, w.memory[name]
-        text = w.address(memory, (place, None))[1:-1]
-        base, _, offset = text.partition("+")
-        start = Value(code, base, "i64", code.depth)
-        source = code.variable("i64", start + int(offset or 0))
+        source = self.source(name, place)
         step = w.index(row * (self.tile.depth * self.tile.size), "i64")
         return Copy(
             source, ring + w.index(target, "i32"), w.index(k, "i32"), valid, step,
             width * self.tile.size, deep,
         )  # fmt: skip
 
+    def source(self, name: str, place: Expr) -> Value:
+        """A register with the address of an element, to be moved on."""
+        code, memory = self.writer.code, self.writer.memory[name]
+        text = self.writer.address(memory, (place, None))[1:-1]
+        base, _, offset = text.partition("+")
+        start = Value(code, base, "i64", code.depth)
+        return code.variable("i64", start + int(offset or 0))
+
     def issue(self, number: int, some: Value) -> None:
         """Starts the copies of the stage of this number."""
-        self._issue(some, self.writer.code.const(number * self.tile.stage_bytes, "i32"))
+        self.start(some, self.writer.code.const(number * self.tile.stage_bytes, "i32"))
 
     def issue_next(self, some: Value, reading: Value) -> None:
         """Starts copies into the stage before the one that is read."""
         code, size = self.writer.code, self.tile.stage_bytes
         before = reading - size
         last = code.const((self.tile.stages - 1) * size, "i32")
-        self._issue(some, reading.compare("eq", 0).select(last, before))
+        self.start(some, reading.compare("eq", 0).select(last, before))
 
-    def _issue(self, some: Value, stage: Value) -> None:
+    def start(self, some: Value, stage: Value) -> None:
+        """Starts copies into the stage at an offset, if there is something left to copy."""
         code = self.writer.code
         skip = code.label("filled")
         code.branch_if(some, skip, holds=False)
