@@ -66,7 +66,10 @@ def write(plan: Plan, path: str | Path) -> None:
     """Write a plan file. Raises PlanError for a plan that `plan_check` refuses, OSError."""
     check(plan)
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
     try:
         with os.fdopen(descriptor, "w+b") as file:
             _write_members(plan, file)
@@ -74,6 +77,9 @@ def write(plan: Plan, path: str | Path) -> None:
             os.umask(mask)
             os.fchmod(file.fileno(), 0o666 & ~mask)
         os.replace(temporary, target)
+    except OSError as error:
+        os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, str(target)) from error
     except BaseException:
         os.unlink(temporary)
         raise

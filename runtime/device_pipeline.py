@@ -7,8 +7,10 @@ results are whole in the order of that stream.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ class DevicePipeline(Pipeline):
                 driver.load(kernels)
                 self._upload(plan)
         except BaseException:
+            self._closed = True
             self._release()
             raise
 
@@ -329,6 +332,16 @@ class DevicePipeline(Pipeline):
         except DeviceError:
             self._give_all_back()  # as far as a device lets that can't be chosen any more
         quietly((self.driver.close,))
+
+    def __del__(self) -> None:
+        """What nobody closed goes with the last reference; calls under way have one."""
+        if getattr(self, "_closed", True) or sys.is_finalizing():
+            return
+        with suppress(Exception):
+            self._closed = True
+            if self._executor is not None:
+                self._executor.shutdown(wait=False)  # it may be one of its threads that runs this
+            self._release()
 
     def _give_all_back(self) -> None:
         spaces, self._spaces, self._free = self._spaces, [], []

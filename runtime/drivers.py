@@ -49,7 +49,8 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """A launch with all numbers known. `after` are the launches of its graph that it waits for.
+    """A launch with all numbers known. `after` are the launches of its graph that it waits for,
+    `writes` says which of the regions it may write.
 
     The parameters are the regions' addresses, `dims` as s64, and the address of `status`.
     """
@@ -60,6 +61,7 @@ class Launch:
     cluster: tuple[int, int, int]
     shared_bytes: int
     regions: tuple[Region, ...]
+    writes: tuple[bool, ...]
     dims: tuple[int, ...]
     status: Region
     after: tuple[int, ...]

@@ -56,16 +56,28 @@ def run_command(arguments: Sequence[str]) -> Any:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="stagefuse")
 def commands() -> None:
-    """Compile, check and run model pipelines written in .pipe files."""
+    """Compile, check and run model pipelines written in .pipe files.
+
+    \b
+    stagefuse check model.pipe
+    stagefuse compile model.pipe -o model.fused
+    stagefuse run model.fused --input ids=ids.npy --output-dir results
+
+    Results go to stdout, diagnostics and progress to stderr. Exit codes: 0 done, 1 a wrong program
+    or input, 2 wrong usage, 3 something missing on this machine, 70 a fault of stagefuse itself.
+    """
 
 
 commands.add_command(cli_emulate.emulate)
 commands.add_command(cli_fmt.fmt)
 
 
-@commands.command("compile")
+@commands.command("compile", short_help="Compile FILE to a .fused file.")
 @FILE
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write it; without, beside FILE with the ending .fused.",
+)
 @click.option(
     "--target", default="cpu", show_default=True,
     help="What to make code for, comma-separated: cpu, a100, l20, l40, h100, h200, h20.",
@@ -83,7 +95,12 @@ def compile_command(
     pipeline: str | None,
     as_json: bool,
 ) -> None:
-    """Compile FILE to a .fused file."""
+    """Compile FILE to a .fused file: machine code, plan and weights. Needs no GPU.
+
+    \b
+    stagefuse compile model.pipe -o model.fused
+    stagefuse compile model.pipe --target h200,a100,cpu --weights w=other.safetensors
+    """
     output = output or file.with_suffix(".fused")
     started = time.perf_counter()
     with reported(as_json):
@@ -115,7 +132,14 @@ def compile_command(
 @WEIGHTS
 @JSON
 def check(file: Path, weights: tuple[str, ...], as_json: bool) -> None:
-    """Check FILE: syntax, types, shapes and weights."""
+    """Check FILE: syntax, types, shapes and weights.
+
+    Every independent error of the file is shown; exit code 1 if there is one. With --json,
+    diagnostics have their place, code, notes and help as fields.
+
+    \b
+    stagefuse check model.pipe
+    """
     with reported(as_json), working(f"checking {file}"):
         from stagefuse.compiler import driver
         from stagefuse.dsl.diagnostics import CompileError, render_all, to_json
@@ -154,10 +178,14 @@ def run(
     """Run FILE (.pipe or .fused) on arrays from .npy files.
 
     With --output-dir every result becomes a .npy file there; without, results are printed.
+
+    \b
+    stagefuse run model.fused --input ids=ids.npy --input mask=mask.npy
+    stagefuse run model.pipe --input x.npy --output-dir results
     """
     with reported(as_json):
         with opened(file, weights, pipeline, threads, device) as pipe:
-            found = pipe(**read_inputs(inputs))
+            found = pipe(**read_inputs(inputs, pipe))
             show_results(pipe, found, output_dir, as_json)
 
 
@@ -176,7 +204,7 @@ def list_passes(context: click.Context, option: click.Parameter, wanted: bool) -
     context.exit()
 
 
-@commands.command()
+@commands.command(short_help="Show the kernels of FILE, and why.")
 @FILE
 @SIZES
 @click.option(
@@ -206,6 +234,10 @@ def explain(
 
     With sizes, also the bytes and operations of each. Of code for GPUs: registers, shared memory,
     occupancy, and the time predicted at typical sizes.
+
+    \b
+    stagefuse explain model.fused --size B=8 --size T=128
+    stagefuse explain model.pipe --ir graph
     """
     if ir is not None:
         return explain_ir(file, ir, weights, pipeline, as_json)
@@ -259,10 +291,12 @@ def explain_ir(
     click.echo("\n".join(text for _, text in texts), nl=False)
 
 
-@commands.command()
+@commands.command(short_help="Time calls of FILE.")
 @FILE
 @SIZES
-@click.option("--calls", type=click.IntRange(1), default=100, show_default=True)
+@click.option(
+    "--calls", type=click.IntRange(1), default=100, show_default=True, help="How many to time."
+)
 @WEIGHTS
 @PIPELINE
 @DEVICE
@@ -278,7 +312,11 @@ def bench(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Time calls of FILE (.pipe or .fused) with made-up inputs of the given sizes."""
+    """Time calls of FILE (.pipe or .fused) with made-up inputs of the given sizes.
+
+    \b
+    stagefuse bench model.fused --size B=8 --size T=128 --threads 4
+    """
     with reported(as_json):
         with opened(file, weights, pipeline, threads, device) as pipe:
             inputs = example_inputs(pipe, sizes)

@@ -82,7 +82,7 @@ def emulate(
             return emulate_ptx(file, kernel, shape, shared, arguments, output_dir, as_json)
         device = "emulator" if arch is None else f"emulator:{arch}"
         with opened(file, weights, pipeline, device=device) as pipe:
-            given = read_inputs(inputs) if inputs else example_inputs(pipe, sizes)
+            given = read_inputs(inputs, pipe) if inputs else example_inputs(pipe, sizes)
             found = pipe(**given)
             if not as_json:
                 for launch, record in pipe.driver.records:  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ of stagefuse itself (with a reproducer file), 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -77,6 +78,9 @@ def classify(error: BaseException) -> tuple[int, str]:
             f"error: the package `{error.name}` is not installed\n"
             f"  = help: python -m pip install {str(error.name).partition('.')[0]}"
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f"{error.filename}: " if error.filename else ""
+        return MISSING, f"error: {where}{error.strerror}\n  = help: free some of the disk"
     if isinstance(error, OSError) and error.filename is not None:
         return WRONG_PROGRAM, f"error: {error.filename}: {error.strerror or error}"
     return OUR_FAULT, str(error)

@@ -12,7 +12,7 @@ from .cli_exit import DONE, WRONG_PROGRAM
 from .cli_shared import JSON, reported, show_json
 
 
-@click.command("fmt")
+@click.command("fmt", short_help="Write FILEs in the one layout.")
 @click.argument(
     "files", nargs=-1, required=True, metavar="FILE...",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -25,6 +25,10 @@ def fmt(files: tuple[Path, ...], check: bool, diff: bool, as_json: bool) -> int:
 
     No line is broken or joined, and comments and the meaning stay. A file that does not parse is
     reported and left as it is.
+
+    \b
+    stagefuse fmt model.pipe
+    stagefuse fmt --check *.pipe
     """
     changed = []
     with reported(as_json):

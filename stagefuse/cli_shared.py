@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -33,9 +34,13 @@ SIZES = click.option(
     "--size", "sizes", multiple=True, metavar="NAME=N", help="A dimension, as B=8."
 )
 INPUTS = click.option(
-    "--input", "inputs", multiple=True, metavar="NAME=FILE.npy", help="Each input."
+    "--input", "inputs", multiple=True, metavar="NAME=FILE.npy",
+    help="Each input; the name may be left out where the file is called like it.",
 )
-OUTPUT_DIR = click.option("-o", "--output-dir", type=click.Path(file_okay=False, path_type=Path))
+OUTPUT_DIR = click.option(
+    "-o", "--output-dir", type=click.Path(file_okay=False, path_type=Path),
+    help="A folder for the results, made if it is not there.",
+)
 
 
 @contextmanager
@@ -80,7 +85,16 @@ def working(text: str) -> Iterator[None]:
 
 
 def show_json(**values: Any) -> None:
-    click.echo(json.dumps({"ok": True, **values}, indent=2))
+    click.echo(json.dumps({"ok": True, **values}, indent=2, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """A value of `tolist` as JSON has it: NaN and infinities, which it lacks, as texts."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 def show_results(pipe: Pipeline, found: Any, output_dir: Path | None, as_json: bool) -> None:
@@ -100,7 +114,7 @@ def show_results(pipe: Pipeline, found: Any, output_dir: Path | None, as_json: b
     if as_json:
         show_json(results=[
             {"name": name, "type": argument.dtype, "shape": list(array.shape),
-             **({"file": paths[name]} if name in paths else {"values": array.tolist()})}
+             **({"file": paths[name]} if name in paths else {"values": plain(array.tolist())})}
             for name, argument, array in zip(names, arguments, arrays, strict=True)
         ])  # fmt: skip
         return
@@ -127,9 +141,9 @@ def named_weights(options: Sequence[str]) -> dict[str, Any]:
 
 
 def is_plan(file: Path) -> bool:
-    """Whether the file is a compiled one, by its first bytes: a zip archive."""
+    """Whether the file is a compiled one, by its name or its first bytes: a zip archive."""
     with file.open("rb") as handle:
-        return handle.read(4) == b"PK\x03\x04"
+        return file.suffix == ".fused" or handle.read(4) == b"PK\x03\x04"
 
 
 def compiled(
@@ -157,8 +171,20 @@ def compiled(
             file, targets=targets, weights=named_weights(weights), pipeline=pipeline,
             verify=verify,
         )  # fmt: skip
+    if not plan.pipelines:
+        raise _no_pipeline(file, weights, pipeline)
     require_code(plan, targets)
     return plan
+
+
+def _no_pipeline(file: Path, weights: Sequence[str], pipeline: str | None) -> Exception:
+    from stagefuse.compiler import driver
+    from stagefuse.runtime.errors import InputError
+
+    names = [p.name for p in driver.check_file(file, named_weights(weights))[0].pipelines]
+    if not names:
+        return InputError(f"{file} holds no pipeline")
+    return click.UsageError(f"--pipeline: none is called {pipeline!r}; there is {', '.join(names)}")
 
 
 def opened(
@@ -179,9 +205,16 @@ def opened(
     return open_plan(compiled(file, weights, target, pipeline), pipeline, device, threads)
 
 
-def read_inputs(options: Sequence[str]) -> dict[str, Any]:
-    """Arrays by input name; a bare path names the input that is called like the file."""
+def read_inputs(options: Sequence[str], pipe: Pipeline) -> dict[str, Any]:
+    """Arrays by input name; a bare path names the input that is called like the file.
+
+    A .npy file does not know bf16 and f8: its bytes are taken for what the input is.
+    """
     import numpy as np
+
+    from stagefuse.dsl.dtypes import DTYPES
+
+    wanted = {a.name: DTYPES[a.dtype] for a in pipe.signature.inputs}
 
     named = [o if "=" in o else f"{Path(o).stem}={o}" for o in options]
     found: dict[str, Any] = {}
@@ -189,9 +222,13 @@ def read_inputs(options: Sequence[str]) -> dict[str, Any]:
         if not Path(path).is_file():
             raise click.UsageError(f"--input {name}: there is no file {path!r}")
         try:
-            found[name] = np.load(path, allow_pickle=False)
+            array = np.load(path, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise click.UsageError(f"--input {name}: {path!r} is no .npy file: {error}") from error
+        small = wanted.get(name)
+        if small is not None and small.is_small_float and array.dtype == f"V{small.itemsize}":
+            array = array.view(small.numpy)
+        found[name] = array
     return found
 
 

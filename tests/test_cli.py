@@ -1,5 +1,6 @@
 """The command line: what goes to stdout and stderr, and the exit codes."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import click
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -354,3 +357,56 @@ def test_emulate_of_ptx(shell: Shell, tmp_path: Path) -> None:
     assert code == 1 and "out-of-bounds" in err and "ld.global.f32" in err
     code, out, err = shell("emulate", path, "--kernel", "add", "--arg", "zeros:f32[6]")
     assert code == 1 and "parameters" in err
+
+
+def test_every_option_is_explained() -> None:
+    for name, command in cli.commands.commands.items():
+        assert command.help, name
+        options = [p for p in command.params if isinstance(p, click.Option)]
+        missing = [p.name for p in options if not p.help]
+        assert not missing, f"{name}: {missing}"
+
+
+def test_a_pipeline_that_is_not_there_is_wrong_usage(shell: Shell, good: Path) -> None:
+    code, _, err = shell("compile", good, "--pipeline", "other")
+    assert code == 2 and "there is classify" in err
+
+
+def test_a_library_has_nothing_to_compile(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "lib.pipe"
+    path.write_text("fn f(x: f32[N]):\n    x\n")
+    for command in ("compile", "run"):
+        code, _, err = shell(command, path)
+        assert code == 1 and err == f"error: {path} holds no pipeline\n"
+
+
+def test_an_empty_plan_is_a_damaged_one(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "m.fused"
+    path.write_bytes(b"")
+    code, _, err = shell("run", path)
+    assert code == 1 and "the file is empty" in err
+
+
+def test_a_full_disk_and_a_missing_folder_are_named(
+    shell: Shell, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "none" / "m.fused"
+    code, _, err = shell("compile", good, "-o", target)
+    assert code == 1 and err == f"error: {target}: No such file or directory\n"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("stagefuse.compiler.plan_file._write_members", full)
+    target = tmp_path / "m.fused"
+    code, _, err = shell("compile", good, "-o", target)
+    assert code == 3 and str(target) in err and list(tmp_path.glob(".*")) == []
+
+
+def test_small_floats_come_from_npy_files_and_json_has_no_nan(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_text("pipeline p(x: bf16[N]):\n    x, f32(x) / 0.0\n")
+    np.save(tmp_path / "x.npy", np.array([1, 0], ml_dtypes.bfloat16))
+    code, out, _ = shell("run", path, "--input", tmp_path / "x.npy", "--json")
+    found = [r["values"] for r in json.loads(out)["results"]]
+    assert code == 0 and found == [[1.0, 0.0], ["inf", "nan"]]

@@ -332,3 +332,15 @@ def test_every_function_is_covered() -> None:
         names = re.findall(r"^fn (\w+)", path.read_text(), re.MULTILINE)
         missing = [n for n in names if f"{path.stem}.{n}" not in covered]
         assert not missing, f"{path.name}: {missing}"
+
+
+def test_max_pool_pads_with_what_is_below_everything(tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_text(
+        "import nn\npipeline p(x: f32[1, 1, 3, 3]):\n    nn.max_pool(x, 3, stride=2, padding=1)\n"
+    )
+    x = np.full((1, 1, 3, 3), -np.inf, np.float32)
+    x[0, 0, 0, 0] = -3e38
+    np.testing.assert_array_equal(
+        sf.compile(path)(x=x)[0, 0], np.array([[-3e38, -np.inf], [-np.inf, -np.inf]], np.float32)
+    )

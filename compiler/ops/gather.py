@@ -1,4 +1,4 @@
-"""Access by index notation and indexing, and additions at positions read from data."""
+"""Additions and maxima at positions read from data, and access by index notation."""
 
 from __future__ import annotations
 

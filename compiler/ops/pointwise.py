@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -174,7 +175,9 @@ def _op(
     fn = FUNCTIONS[name]
     params = params or (UNARY if fn.arity == 1 else PAIR)
     names = [p.name for p in params]
-    text = f"{fn.doc[0].upper()}{fn.doc[1:]}. {note}".strip()
+    # a formula stays as it is written
+    first = fn.doc[0].upper() if re.match(r"[a-z]{2,}\b(?!\()", fn.doc) else fn.doc[0]
+    text = f"{first}{fn.doc[1:]}. {note}".strip()
     return Op(
         name, params, text, _rule(fn, symbol, names), _lower(fn), _reference(fn), example,
         fn.ulp, symbol is None, True, symbol, name, _folded(fn),

@@ -51,6 +51,7 @@ class ResultMemory:
 
     def take(self, size: int, stream: int) -> tuple[Memory, Users]:
         """Memory that the stream may write. Raises OutOfMemory."""
+        size = max(size, 1)  # also an empty array needs an address that CUDA knows
         with self._lock:
             blocks = self._waiting.get(size)
             address, events = blocks.pop() if blocks else (None, [])
@@ -93,7 +94,7 @@ class ResultMemory:
     def _take_back(self, address: int, size: int, users: Users) -> None:
         with self._lock:
             keep = not self._closed and self._waiting_bytes + size <= _LIMIT
-        if not keep or users.unknown or not size:
+        if not keep or users.unknown:
             calls.free(address)
             return
         events: list[int] = []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import distinct
 from .errors import Stop
 from .memory import (
     ALLOCATION_BITS,
@@ -274,9 +275,11 @@ def bank_conflicts(index: Array, size: int, threads: Array) -> int:
     """
     per = 32 if size <= 4 else 128 // size
     words = index >> 2
-    first = int(threads[0])
     n = len(index)
-    whole = n % per == 0 and first % per == 0 and int(threads[-1]) - first + 1 == n
+    firsts = threads[::per]
+    whole = n % per == 0 and bool(
+        ((threads[per - 1 :: per] - firsts == per - 1) & (firsts % per == 0)).all()
+    )
     if not whole:
         return _conflicts(words, threads // per, max(size // 4, 1))
     rows = words.reshape(-1, per)
@@ -294,7 +297,7 @@ def _conflicts(words: Array, part: Array, each: int) -> int:
     parts = np.repeat(part, each)
     low = int(all_words.min())
     span = int(all_words.max()) - low + 1
-    distinct = np.unique(parts * span + (all_words - low))
-    bank = (distinct % span + low) % 32 + 32 * (distinct // span)
+    which = distinct(parts * span + (all_words - low))
+    bank = (which % span + low) % 32 + 32 * (which // span)
     degree = np.bincount(bank, minlength=32 * (int(parts.max()) + 1)).reshape(-1, 32).max(axis=1)
     return int(np.maximum(degree - 1, 0).sum())

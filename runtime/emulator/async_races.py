@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import warps_of
 from .errors import Stop
 from .races import AGENTS, CLOCK_BITS, PROXIED, THREAD_MASK, Known, Races, join_known
 
 if TYPE_CHECKING:
     from .machine import Batch
-    from .memory import Arena
+    from .region import Region
 
 Array = NDArray[Any]
 
@@ -22,16 +23,16 @@ def hand_over(races: Races, batch: Batch, threads: Array) -> Known:
     """What these threads know now, for others; what they do next is not part of it."""
     made: Known = {}
     clocks = races.clocks(batch)
-    for warp in np.unique(threads >> 5).tolist():
+    for warp in warps_of(threads).tolist():
         join_known(made, races.knowledge(batch, warp))
-        clocks.clock[warp] += 1
+        clocks.tick(warp)
     return made
 
 
 def learn(races: Races, batch: Batch, threads: Array, known: Known) -> None:
     """These threads come behind all of what was handed over."""
     clocks, per = races.clocks(batch), batch.stride // 32
-    for warp in np.unique(threads >> 5).tolist():
+    for warp in warps_of(threads).tolist():
         own_block = batch.first + warp // per
         own = known.get(own_block)
         if own is not None:
@@ -46,35 +47,37 @@ def learn(races: Races, batch: Batch, threads: Array, known: Known) -> None:
 def proxy_fence(races: Races, batch: Batch, threads: Array) -> None:
     """What these threads know becomes visible to the async proxy."""
     clocks = races.clocks(batch)
-    for warp in np.unique(threads >> 5).tolist():
+    for warp in warps_of(threads).tolist():
         known = races.knowledge(batch, warp)
         foreign = clocks.foreign.setdefault(warp, {})
         join_known(foreign, {b + PROXIED: k for b, k in known.items() if b < AGENTS})
-        clocks.clock[warp] += 1
+        clocks.tick(warp)
 
 
 def async_access(
-    races: Races, batch: Batch, threads: Iterable[int], arena: Arena, index: Array,
-    agent: tuple[int, int], *, writes: bool = False, strong: bool = False,
+    races: Races, batch: Batch, threads: Iterable[int], region: Region, agent: tuple[int, int], *,
+    writes: bool = False, strong: bool = False,
 ) -> None:  # fmt: skip
-    """An agent, by its number and time, accesses bytes for the threads that set it going.
+    """An agent, by its number and time, accesses a region for the threads that set it going.
 
     Raises: Stop where an access before is not ordered before that: for every thread's program, or
     behind a proxy fence where it was an ordinary write.
     """
-    shadow = races.shadow(arena)
-    at = np.unique(index // races.granule)
+    shadow = races.shadow(region.arena)
+    at = region.granules(races.granule)
     number, time = agent
     record = (time << CLOCK_BITS) | ((AGENTS + number) * batch.stride + 1) << 1 | int(strong)
-    _check(races, batch, list(threads), shadow.writes[at], record, "written", writes)
+    who = list(threads)
+    _check(races, batch, who, shadow.writes[at], record, "written", writes)
+    old = shadow.reads[at]
     if writes:
-        _check(races, batch, list(threads), shadow.reads[at], record, "read", True)
-        _check(races, batch, list(threads), shadow.others[at], record, "read", True)
+        _check(races, batch, who, old, record, "read", True)
+        _check(races, batch, who, shadow.others[at], record, "read", True)
         shadow.writes[at] = record
         return
-    old = shadow.reads[at]
     moved = ((old ^ record) & (THREAD_MASK << 1) != 0) & (old != 0)
-    shadow.others[at[moved]] = old[moved]
+    if moved.any():
+        shadow.others[at[moved]] = old[moved]
     shadow.reads[at] = record
 
 
@@ -105,9 +108,10 @@ def _check(
     races: Races, batch: Batch, threads: list[int], old: Array, record: int, what: str,
     writes: bool,
 ) -> None:  # fmt: skip
-    stamps = np.unique(old[(old != 0) & (old != record)])
-    for stamp in stamps.tolist():
-        if stamp & record & 1:
+    first = int(old[0])
+    stamps = [first] if (old == first).all() else np.unique(old).tolist()
+    for stamp in stamps:
+        if stamp in (0, record) or stamp & record & 1:
             continue
         why = _unordered(races, batch, threads, stamp, what == "written")
         if why:
@@ -117,9 +121,7 @@ def _check(
             raise Stop("race", text + why, threads[0])
 
 
-def _unordered(
-    races: Races, batch: Batch, threads: list[int], stamp: int, is_write: bool
-) -> str:
+def _unordered(races: Races, batch: Batch, threads: list[int], stamp: int, is_write: bool) -> str:
     """Why an access before is not ordered before what threads set going now, "" where it is."""
     clocks, per = races.clocks(batch), batch.stride // 32
     clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1

@@ -185,7 +185,11 @@ def fma(a: Array, b: Array, c: Array, mode: str) -> Array:
     product, c64 = a.astype(F64) * b.astype(F64), c.astype(F64)
     s = product + c64
     if mode != "rn":
-        return narrow(odd_sum(product, c64), mode)
+        exact = odd_sum(product, c64)
+        y = narrow(exact, mode)
+        if mode == "rm":  # an exact 0 of numbers of both signs
+            y[(exact == 0) & (np.signbit(product) != np.signbit(c64))] = -0.0
+        return y
     y = s.astype(F32)
     # only a sum that is halfway between two f32, or that is subnormal, can have been rounded wrong
     halfway = (np.atleast_1d(s).view(np.int64) & 0x1FFFFFFF) == 0x10000000
@@ -224,8 +228,9 @@ def _fma64(a: Array, b: Array, c: Array, mode: str) -> Array:
     slow = ~special & (~plain | (mode != "rn"))
     if slow.any():
         y[slow] = exactly(lambda p, q, r: p * q + r, mode, a[slow], b[slow], c[slow])
-        zero = slow & (y == 0)
-        y[zero] = uh[zero] + c[zero]
+    if mode == "rm":  # an exact 0 of numbers of both signs
+        exact = (uh != 0) | (a == 0) | (b == 0)  # no product that is too small for f64
+        y[exact & (uh == -c) & (ul == 0) & (np.signbit(uh) != np.signbit(c))] = -0.0
     return y
 
 

@@ -208,6 +208,9 @@ def _packed(formal: Place, value: Argument, heap: Heap) -> bytes:
     size, name = byte_size(v), v.name
     if hasattr(value, "parameter_bytes"):  # what knows its own form, such as a tensor map
         raw = bytes(value.parameter_bytes(heap))
+        if size == 8 < len(raw):  # a pointer to it
+            data = np.frombuffer(raw, np.uint8).copy()
+            raw = struct.pack("<Q", heap.add(Arena(name, len(data), data=data)))
     elif isinstance(value, Pointer):
         raw = struct.pack("<Q", heap.address_of(value.array, name) + value.byte_offset)
     elif isinstance(value, np.ndarray):

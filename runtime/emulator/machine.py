@@ -389,7 +389,10 @@ def waiting_reason(g: Group, step: Step) -> str | None:
 
 def merge(into: Group, other: Group) -> None:
     """Adds the threads of another group at the same place."""
-    threads = np.union1d(into.threads(), other.threads())
+    flags = np.zeros(into.batch.threads, np.bool_)
+    flags[into.threads()] = True
+    flags[other.threads()] = True
+    threads = np.flatnonzero(flags)
     into.n = len(threads)
     into.sel = None if into.n == into.batch.threads else compact(threads)
     into.turn = max(into.turn, other.turn)

@@ -24,10 +24,10 @@ from .async_races import async_access, block_ends, hand_over, learn
 from .async_races import proxy_fence as fence_proxy
 from .errors import Stop
 from .races import AGENTS, Known, Races, join_known
+from .region import Region
 
 if TYPE_CHECKING:
     from .machine import Batch
-    from .memory import Arena
 
 Array = NDArray[Any]
 Clock = Known | None
@@ -172,21 +172,18 @@ def proxy_fence(batch: Batch, threads: Array) -> None:
         fence_proxy(races, batch, threads)
 
 
-def async_read(
-    batch: Batch, threads: Iterable[int], arena: Arena, index: Array, agent: Agent
-) -> None:
+def async_read(batch: Batch, threads: Iterable[int], region: Region, agent: Agent) -> None:
     """An agent that threads set going reads bytes."""
     races = _races(batch)
-    if races is not None and index.size:
-        async_access(races, batch, threads, arena, index, (agent.number, agent.time))
+    if races is not None and region.index.size:
+        async_access(races, batch, threads, region, (agent.number, agent.time))
 
 
 def async_write(
-    batch: Batch, threads: Iterable[int], arena: Arena, index: Array, agent: Agent,
-    atomic: bool = False,
-) -> None:  # fmt: skip
+    batch: Batch, threads: Iterable[int], region: Region, agent: Agent, atomic: bool = False
+) -> None:
     """An agent that threads set going writes bytes."""
     races = _races(batch)
-    if races is not None and index.size:
+    if races is not None and region.index.size:
         who = (agent.number, agent.time)
-        async_access(races, batch, threads, arena, index, who, writes=True, strong=atomic)
+        async_access(races, batch, threads, region, who, writes=True, strong=atomic)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import warps_of
 from .errors import Stop
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ class Clocks:
     """How often any clock went up."""
     stamped_at: int = -1
     stamps: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    floor: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    """For each thread a clock up to which it is behind all warps of its block."""
+    first: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    """For each thread the number of its block's first thread, as records have it."""
     numbers: Array | None = None
 
     def tick(self, warps: Any) -> None:
@@ -148,7 +153,12 @@ class Races:
         if clocks.stamped_at != clocks.ticks:
             if clocks.numbers is None:
                 clocks.numbers = (batch.all_threads + (batch.first * batch.stride + 1)) << 1
+                clocks.first = (batch.first + batch.block_of) * batch.stride + 1
             clocks.stamps = np.repeat(clocks.clock << CLOCK_BITS, 32) | clocks.numbers
+            passed = clocks.knows.copy()
+            within = np.arange(batch.warps) % passed.shape[1]
+            passed[np.arange(batch.warps), within] = clocks.met - 1
+            clocks.floor = np.repeat(passed.min(axis=1), 32)
             clocks.stamped_at = clocks.ticks
         return clocks.stamps
 
@@ -265,7 +275,11 @@ class Races:
     def _unordered(self, batch: Batch, old: Array, records: Array, threads: Array) -> Array | None:
         """Which old accesses are not ordered before those that are made now."""
         foreign = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
-        foreign &= (old & records & 1) == 0
+        if int(records[0]) & 1:
+            foreign &= (old & 1) == 0
+        if not foreign.any():
+            return None
+        foreign &= ~self._is_long_ago(batch, old, threads)
         if not foreign.any():
             return None
         which = np.flatnonzero(foreign)
@@ -286,6 +300,18 @@ class Races:
             ordered[far] = self._known_far(batch, clocks, before[far], my_warp[far])
         bad = which[~ordered]
         return bad if len(bad) else None
+
+    def _is_long_ago(self, batch: Batch, old: Array, threads: Array) -> Array:
+        """Accesses of the same block at a clock that all of it has passed: surely ordered."""
+        self._stamps(batch)
+        clocks = self.clocks(batch)
+        first, floor = clocks.first, clocks.floor
+        if threads is not batch.all_threads:
+            first, floor = first[threads], floor[threads]
+        within = ((old >> 1) & THREAD_MASK) - first
+        near: Array = within.view(np.uint64) < np.uint64(batch.stride)
+        near &= old >> CLOCK_BITS <= floor
+        return near
 
     def _known_far(self, batch: Batch, clocks: Clocks, before: Array, my_warp: Array) -> Array:
         """Whether accesses of other blocks are known to warps."""
@@ -339,7 +365,7 @@ class Races:
         if barrier.gathering is None:
             barrier.gathering = Gathering(np.zeros((batch.blocks, per), np.int64))
         gathering = barrier.gathering
-        warps = np.unique(threads >> 5)
+        warps = warps_of(threads)
         blocks = warps // per
         np.maximum.at(gathering.clocks, blocks, clocks.knows[warps])
         np.maximum.at(gathering.clocks, (blocks, warps % per), clocks.clock[warps])
@@ -356,10 +382,11 @@ class Races:
         clocks, gathering = self.clocks(batch), barrier.gathering
         assert isinstance(gathering, Gathering)
         per = batch.stride // 32
-        warps = np.unique(threads >> 5)
+        warps = warps_of(threads)
         blocks = warps // per
         clocks.knows[warps] = np.maximum(clocks.knows[warps], gathering.clocks[blocks])
         clocks.met[warps] = clocks.clock[warps]
+        clocks.ticks += 1
         if gathering.foreign or gathering.fenced:
             for warp in warps.tolist():
                 if warp // per in gathering.foreign:
@@ -379,7 +406,7 @@ class Races:
     def warp(self, batch: Batch, threads: Array) -> None:
         """Lanes met."""
         clocks = self.clocks(batch)
-        warps = np.unique(threads >> 5)
+        warps = warps_of(threads)
         clocks.tick(warps)
         clocks.met[warps] = clocks.clock[warps]
 
@@ -391,7 +418,7 @@ class Races:
         clocks = self.clocks(batch)
         if acquires:
             self._learn_seen(batch, threads)
-        for warp in np.unique(threads >> 5).tolist():
+        for warp in warps_of(threads).tolist():
             clocks.fenced[warp] = self.knowledge(batch, warp)
             clocks.tick(warp)
 
@@ -443,13 +470,12 @@ class Races:
         clocks, per = self.clocks(batch), batch.stride // 32
         if not clocks.seen:
             return
-        for warp in np.unique(threads >> 5).tolist():
+        for warp in warps_of(threads).tolist():
             known = dict(clocks.seen.pop(warp, {}))
             own = known.pop(batch.first + warp // per, None)
             if own is not None:
                 clocks.knows[warp] = np.maximum(clocks.knows[warp], own)
                 # a lane may have learnt from another one of its warp
-                clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
                 clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
             if known:
                 join_known(clocks.foreign.setdefault(warp, {}), known)

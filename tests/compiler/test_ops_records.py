@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stagefuse.compiler import operations_page
 from stagefuse.compiler.ops import BUILTINS
 from stagefuse.compiler.scalar import FUNCTIONS
 from stagefuse.dsl.dtypes import DTYPES
@@ -49,6 +51,16 @@ def test_the_example_of_a_record_holds(name: str) -> None:
         found, expected = [found], [expected]
     for got, want in zip(found, expected, strict=True):
         assert np.asarray(got).tolist() == want
+
+
+def test_the_reference_page_is_current_and_whole() -> None:
+    path = Path(__file__).parents[2] / "docs" / "operations.md"
+    page = path.read_text("utf-8")
+    assert page == operations_page.page(), "python -m stagefuse.compiler.operations_page --write"
+    written = [name for name in BUILTINS if name not in operations_page.INTERNAL]
+    assert page.count("\n### ") == len(written)
+    for op in (BUILTINS[name] for name in written):
+        assert op.doc in page and f"### `{op.name}(" in page or not op.user_callable
 
 
 @pytest.mark.parametrize("fn", FUNCTIONS.values(), ids=lambda fn: fn.name)

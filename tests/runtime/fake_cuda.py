@@ -3,9 +3,9 @@
 Work put on a stream is kept until the host waits for it, so what the host does too early shows.
 Every access to memory is compared with earlier ones: two that touch a byte, one writing, must be
 ordered by streams, events or edges of a graph (happens-before). Memory must be alive, and read
-only after something wrote it. Kernels are the handmade ones, run by the emulator, each buffer with
-exact bounds; parameters are checked as their PTX declares them. Faults are kept in `faults` too,
-where an exception would be lost.
+only after something wrote it. Kernels run in the emulator, each buffer with exact bounds; their
+parameters are checked as the PTX declares them. What launches touch is noted by `noting`, since
+addresses alone don't say it. Faults are kept in `faults` too, where an exception would be lost.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 
 from stagefuse.runtime import emulator
 from stagefuse.runtime.cuda.calls import Graph, Node, View
+from stagefuse.runtime.drivers import Launch
 from stagefuse.runtime.errors import DeviceError, OutOfMemory
 
 READ, WRITE, ATOMIC = "read", "write", "atomic"
@@ -55,12 +56,24 @@ class Op:
 
 
 PARAMETER = re.compile(r"\.param \.(u64|s64) \w+")
-# For each kernel, from its dims: bytes behind each pointer but the status, and how it is used.
-FOOTPRINTS: dict[str, Callable[..., list[tuple[int, str]]]] = {
-    "add": lambda count: [(4 * count, READ), (12, READ), (4 * count, WRITE)],
-    "scale": lambda count, n: [(4 * count, READ), (4 * count, WRITE)],
-    "take": lambda count, n: [(4 * n, READ), (8 * count, READ), (4 * count, WRITE)],
-}
+
+
+class NotedNode(Node):
+    """A node that knows the bytes behind each of its pointers, and whether it writes them."""
+
+    touches: tuple[tuple[int, bool], ...] = ()
+
+
+def noting(node_of: Callable[[Any, Launch], Node]) -> Callable[[Any, Launch], Node]:
+    """The driver's method that makes nodes, whose nodes say what they touch."""
+
+    def run(driver: Any, launch: Launch) -> Node:
+        node = node_of(driver, launch)
+        sizes = [(r.size, w) for r, w in zip(launch.regions, launch.writes, strict=True)]
+        object.__setattr__(node, "touches", tuple(sizes))
+        return node
+
+    return run
 
 
 class Library:
@@ -69,7 +82,7 @@ class Library:
     def __init__(self, text: str) -> None:
         parts = re.split(r"\.visible \.entry (\w+)\(", text)[1:]
         self.entries = {
-            name: PARAMETER.findall(body.partition("{")[0])
+            name: PARAMETER.findall(body.partition(")")[0])
             for name, body in zip(parts[::2], parts[1::2], strict=True)
         }
         self.text = text
@@ -87,7 +100,7 @@ def _emulated(text: str) -> emulator.Module:
 class FakeCuda:
     """GPUs as (name, major, minor, bytes of memory)."""
 
-    Node, Graph, View = Node, Graph, View
+    Node, Graph, View = NotedNode, Graph, View
 
     def __init__(self, *gpus: tuple[str, int, int, int]) -> None:
         self.gpus = gpus or (("NVIDIA H200", 9, 0, 1 << 24),)
@@ -405,9 +418,9 @@ class FakeCuda:
         kinds = library.entries[name]
         values = [int(v) for v in node.arguments]
         signed = [v - (1 << 64) if v >> 63 else v for v in values]
-        dims = [signed[i] for i, kind in enumerate(kinds) if kind == "s64"]
         pointers = [i for i, kind in enumerate(kinds) if kind == "u64"]
-        sizes = [*FOOTPRINTS[name](*dims), (16, ATOMIC)]
+        touches: tuple[tuple[int, bool], ...] = node.touches  # type: ignore[attr-defined]
+        sizes = [*((size, WRITE if writes else READ) for size, writes in touches), (16, ATOMIC)]
         arguments: list[Any] = [np.int64(v) for v in signed]
         accesses: list[Access] = []
         for i, (size, kind) in zip(pointers, sizes, strict=True):
@@ -421,10 +434,14 @@ class FakeCuda:
         def run() -> None:
             if name == self.fail_kernel:
                 raise DeviceError(f"running on the GPU: {name}: an illegal memory access")
+            reads = [(b, i, j, b.bytes[i:j].copy()) for b, i, j, kind in accesses if kind == READ]
             library.module.launch(
                 name, grid=node.grid, block=node.block, cluster=node.cluster,
                 shared_bytes=node.shared_bytes, args=arguments,
             )  # fmt: skip
+            for block, begin, end, before_ in reads:
+                same = np.array_equal(block.bytes[begin:end], before_)
+                self._require(same, f"{name} writes what its plan says it reads")
             for block, begin, end, kind in accesses:
                 if kind == WRITE:
                     block.known[begin:end] = True
@@ -498,6 +515,8 @@ class FakeCuda:
         for block, begin, end, kind in accesses:
             self._require(block.alive, "an access to freed memory")
             for other, first, last, theirs in block.accesses:
+                if other == number:
+                    continue
                 if first < end and begin < last and (kind != theirs or kind == WRITE):
                     ordered = before >> other & 1 or {kind, theirs} == {READ}
                     self._require(bool(ordered), f"a {kind} that nothing orders after a {theirs}")

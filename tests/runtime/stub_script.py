@@ -84,6 +84,9 @@ def arrays_of_others() -> None:
         second = pipe(x=capsule)
         assert len(capsule.streams) == 1 and capsule.streams[0] > 2
         check([content(second.y), content(second.z)], content(first.y))
+        empty = pipe(x=Array(np.zeros((0, 3), np.float32)))
+        assert empty.y.shape == (0, 3)
+        assert pipe(x=Capsule(empty.y)).y.shape == (0, 3)
         y, z = Array(np.empty_like(x)), Array(np.empty_like(x))
         pipe(x=first.y, out=(y, z))
         check([y.content, z.content], content(first.y))
@@ -93,7 +96,7 @@ def arrays_of_others() -> None:
         third = on(x=first.y)
         check([content(third.y), content(third.z)], content(first.y))
         held = third.y.__dlpack__(stream=None, max_version=(1, 0))
-        del first, second, third, capsule, held
+        del first, second, third, capsule, held, empty
         gc.collect()
         with pipe.driver.active():  # type: ignore[attr-defined]
             calls.close_stream(stream)

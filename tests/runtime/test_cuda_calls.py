@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
+from benchmarks.gpu.plans import plan_of
+from benchmarks.workloads import FAMILIES
 from stagefuse.runtime.cuda import arrays, driver, found, results
 from stagefuse.runtime.device_pipeline import DevicePipeline
 from stagefuse.runtime.devices import open_plan
 
 from . import handmade, handmade_gpu
-from .fake_cuda import FakeCuda, FakeTensor, Fault
+from .fake_cuda import FakeCuda, FakeTensor, Fault, noting
 
 
 @pytest.fixture()
@@ -34,6 +37,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, int, int, int])
     fake = FakeCuda(*gpus)
     for module in (arrays, driver, found, results):
         monkeypatch.setattr(module, "calls", fake)
+    monkeypatch.setattr(driver.CudaDriver, "_node", noting(driver.CudaDriver._node))
     return fake
 
 
@@ -145,6 +149,17 @@ def test_results_outlive_the_pipeline(cuda: FakeCuda) -> None:
     gc.collect()
     assert cuda.leaks() == {"blocks": 1, "contexts": 1}
     del exported
+
+
+def test_what_nobody_closes_goes_with_the_last_reference(cuda: FakeCuda) -> None:
+    pipeline = opened("affine")
+    x = batch((2, 6))
+    check(pipeline.submit(x=x).result(), x)
+    results = pipeline.map({"x": x} for _ in range(5))
+    check(next(results), x)
+    del pipeline, results
+    gc.collect()
+    assert cuda.leaks() == {}
 
 
 def test_out_on_the_gpu(affine: DevicePipeline, lookup: DevicePipeline, cuda: FakeCuda) -> None:
@@ -322,6 +337,51 @@ def test_memory_whose_address_is_known_is_freed(affine: DevicePipeline, cuda: Fa
     assert cuda.counts["free"] >= 4
 
 
+def test_any_order_of_uses(affine: DevicePipeline, lookup: DevicePipeline, cuda: FakeCuda) -> None:
+    """Calls with arrays here and there, on streams, chained, dropped: all right, nothing raced."""
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance, rng = random.Random(seed), np.random.default_rng(seed)
+    streams = [cuda.foreign_stream() for _ in range(2)]
+    kept: list[tuple[Any, np.ndarray[Any, Any]]] = []  # results with their inputs
+
+    def there(x: np.ndarray[Any, Any]) -> FakeTensor:
+        return cuda.tensor(x, chance.choice([None, *streams]))
+
+    for _ in range(60):
+        x = rng.standard_normal((chance.randrange(1, 4), 3 * chance.randrange(1, 3)), np.float32)
+        use = chance.randrange(7)
+        if use == 0:
+            check(affine(x=x), x)
+        elif use == 1:
+            kept.append((affine(x=there(x)), x))
+        elif use == 2:
+            on = affine.on(chance.choice(streams))
+            first = on(x=there(x))
+            y, _ = handmade_gpu.expected(x)
+            kept += [(first, x), (on(x=first.y), y)]
+        elif use == 3:
+            outs = (there(x), np.empty_like(x))
+            chance.choice([affine, affine.on(streams[0])])(x=there(x), out=outs)
+            check((outs[0].numpy(streams[0]), outs[1]), x)
+        elif use == 4:
+            count = chance.randrange(5)
+            for found in affine.map(({"x": b} for b in [x] * count), depth=2):
+                check(found, x)
+        elif use == 5:
+            bad = chance.random() < 0.3
+            table, ids = x[0], np.array([0, 7 if bad else -1 % x.shape[1]])
+            if bad:
+                with pytest.raises(sf.IndexOutOfRange):
+                    lookup(table=there(table), ids=ids)
+            else:
+                np.testing.assert_array_equal(read(lookup(table=there(table), ids=ids)), table[ids])
+        elif kept:
+            check(*kept.pop(chance.randrange(len(kept))))
+    for result, x in kept:
+        check(result, x)
+
+
 # Errors
 
 
@@ -383,6 +443,28 @@ def test_parameters_that_are_not_the_plans(cuda: FakeCuda) -> None:
     })  # fmt: skip
     with pytest.raises(sf.PlanError, match="add takes parameters of"):
         open_plan(plan, "affine", "cuda:0")
+
+
+# Compiled pipelines
+
+
+@pytest.mark.parametrize("name", ["W4", "W6", "W7"])
+def test_edges_and_memory_of_compiled_pipelines(cuda: FakeCuda, name: str) -> None:
+    """Every launch waits for what it needs, and memory is used again only behind its readers."""
+    family, seed = FAMILIES[name], random.randrange(1 << 31)
+    print(f"seed {seed}")
+    workload = family.workload(seed, family.tiny)
+    plan = replace(plan_of(workload, "sm_90a"), cubins={})
+    with open_plan(plan, None, "cuda:0") as pipeline:
+        for given in (workload.inputs, {k: cuda.tensor(v) for k, v in workload.inputs.items()}):
+            found = pipeline(**given)
+            results = list(found) if isinstance(found, tuple) else [found]
+            results = [r if isinstance(r, np.ndarray) else read(r) for r in results]
+            assert workload.error(results, workload.reference()) <= family.tolerance
+        batches = [workload.inputs] * 4
+        for found in pipeline.map(batches, depth=3):
+            results = list(found) if isinstance(found, tuple) else [found]
+            assert workload.error(results, workload.reference()) <= family.tolerance
 
 
 # Which code runs where

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import warps_of
 from ..operands import getter, putter, result_parts
 from ..program import Run, Site
 from ..values import DTYPES
@@ -180,4 +181,4 @@ def elect(site: Site) -> Run:
 
 def whole_warps(batch: Batch, g: Group) -> Array:
     """The warps of a group, all of whose lanes that exist are in it."""
-    return np.unique(g.threads() // 32)
+    return warps_of(g.threads())
