@@ -33,11 +33,14 @@ from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.products import _product as product_of
 from stagefuse.compiler.lower.products import _stored_panels as stored_panels
 from stagefuse.compiler.lower.values import Lowering
+from stagefuse.compiler.schedule import GPU_WGMMA
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32
 
 PANELS = {48: 2, 64: 2, 32: 2, 16: 4}
 """Panels of a width that make a tile."""
+WIDE_PANELS = {48: 5, 64: 4, 32: 8, 16: 16}
+"""Panels of a tile that warpgroups compute, of 256 columns at most."""
 PADDING = 8
 """Elements between the rows of a tile, so that eight rows lie in different banks."""
 
@@ -77,6 +80,22 @@ def multiply(
     )  # fmt: skip
 
 
+def _moves_in_chunks(low: Lowering, p: Product) -> bool:
+    """Whether panels are packed, or lie so that 16 bytes of them are adjacent and aligned."""
+    ref = p.operands[1]
+    if ref not in low.group.packs:
+        return True
+    steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
+    assert steps is not None
+    first, along, across = steps
+    if along != const(1) and across != const(1):
+        return False
+    ends = [first, across if along == const(1) else along]
+    if along != const(1):
+        ends.append(p.columns)
+    return all(low.graph.facts.divides(e, 4) for e in ends)
+
+
 def left_of(low: Lowering, p: Product) -> Matrix:
     """The left operand, or what it is converted from where the product takes that."""
     ref = p.operands[0]
@@ -89,7 +108,10 @@ def lower_contract(low: Lowering) -> Parallel:
     """Tiles of rows by panels: computed, then stored with what follows."""
     p = product_of(low, low.group.anchor)
     known = p.panels.as_int()
-    group = PANELS[p.panel] if known is None else min(PANELS[p.panel], known)
+    most = (WIDE_PANELS if low.schedule == GPU_WGMMA else PANELS)[p.panel]
+    group = most if known is None else min(most, known)
+    if not _moves_in_chunks(low, p):
+        group = 1  # a lane has few registers for the places of single elements
     rows = p.row_tile
     blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)

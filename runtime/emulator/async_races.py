@@ -100,7 +100,7 @@ def async_access(
     behind a proxy fence where it was an ordinary write.
     """
     shadow = races.shadow(region.arena)
-    at = region.granules(races.granule)
+    at = region.granules(shadow.granule)
     number, time = agent
     record = (time << CLOCK_BITS) | ((AGENTS + number) * batch.stride + 1) << 1 | int(strong)
     who = list(threads)
@@ -125,7 +125,7 @@ def block_ends(races: Races, batch: Batch, block: int) -> None:
     arena, shadow = batch.shared, batch.shared.shadow
     if shadow is None:
         return
-    first, last = (n * arena.stride // races.granule for n in (block, block + 1))
+    first, last = (n * arena.stride // shadow.granule for n in (block, block + 1))
     warps = range(block * (batch.stride // 32), (block + 1) * (batch.stride // 32))
     threads = [warp * 32 for warp in warps]
     for old in (shadow.writes, shadow.reads, shadow.others):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .barriers import Barrier
     from .machine import Batch
     from .memory import Arena
+    from .program import Granules
 
 Array = NDArray[Any]
 Place = tuple[int, int]
@@ -54,6 +55,7 @@ class Shadow:
 
     def __init__(self, size: int, granule: int) -> None:
         count = -(-size // granule) + 1
+        self.granule = granule
         self.writes = np.zeros(count, np.int64)
         self.reads = np.zeros(count, np.int64)
         self.others = np.zeros(count, np.int64)
@@ -110,10 +112,10 @@ class Gathering:
 
 
 class Races:
-    """The detector of a launch. `granule` bytes are told apart."""
+    """The detector of a launch. `granules` are how many bytes are told apart."""
 
-    def __init__(self, granule: int) -> None:
-        self.granule = granule
+    def __init__(self, granules: Granules) -> None:
+        self.granules = granules
         self.released: dict[Place, Released] = {}
         self.agents: dict[tuple[Any, ...], int] = {}
         """Numbers of the agents of asynchronous work, by what they are."""
@@ -135,7 +137,8 @@ class Races:
 
     def shadow(self, arena: Arena) -> Shadow:
         if arena.shadow is None:
-            arena.shadow = Shadow(arena.bytes.size, self.granule)
+            fine = self.granules.shared if arena.name == "shared" else self.granules.globals
+            arena.shadow = Shadow(arena.bytes.size, fine)
         shadow = arena.shadow
         assert isinstance(shadow, Shadow)
         return shadow
@@ -172,7 +175,7 @@ class Races:
             return
         shadow = self.shadow(arena)
         records = self._records(batch, threads, not weak)
-        for at in self._granules(index, size):
+        for at in self._granules(shadow.granule, index, size):
             self._conflicts(batch, shadow.writes[at], records, threads, "read", "written")
             old = shadow.reads[at]
             moved = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
@@ -192,7 +195,7 @@ class Races:
         shadow = self.shadow(arena)
         records = self._records(batch, threads, not weak)
         new = _Values(arena, index, values, len(threads))
-        for at in self._granules(index, size):
+        for at in self._granules(shadow.granule, index, size):
             if self._unordered(batch, shadow.writes[at], records, threads) is not None:
                 changed = new.change()
                 self._conflicts(batch, shadow.writes[at], records, threads, "written", "written",
@@ -228,7 +231,7 @@ class Races:
         if order in ("release", "acq_rel"):
             self._fence(batch, threads, acquires=False)
         records = self._records(batch, threads, True)
-        for at in self._granules(index, size):
+        for at in self._granules(shadow.granule, index, size):
             self._conflicts(batch, shadow.writes[at], records, threads, "written", "written")
             self._conflicts(batch, shadow.reads[at], records, threads, "written", "read")
             self._conflicts(batch, shadow.others[at], records, threads, "written", "read")
@@ -242,7 +245,7 @@ class Races:
         """Copies in the background begin, which will write these bytes at a time not known."""
         shadow = self.shadow(arena)
         records = self._records(batch, threads, False)
-        for at in self._granules(index, size):
+        for at in self._granules(shadow.granule, index, size):
             for old, what in ((shadow.writes, "written"), (shadow.reads, "read"),
                               (shadow.others, "read")):  # fmt: skip
                 self._conflicts(batch, old[at], records, threads, "written", what)
@@ -252,14 +255,14 @@ class Races:
         """Copies of threads are done, and these threads know it."""
         shadow = self.shadow(arena)
         records = self._records(batch, threads, False)
-        for at in self._granules(index, size):
+        for at in self._granules(shadow.granule, index, size):
             shadow.writes[at] = records
 
-    def _granules(self, index: Array, size: int) -> list[Any]:
+    def _granules(self, granule: int, index: Array, size: int) -> list[Any]:
         """Positions in the shadow of accesses: one for each granule, as slices if they can be."""
-        first = index // self.granule
+        first = index // granule
         n = len(first)
-        steps = range(max(-(-size // self.granule), 1))
+        steps = range(max(-(-size // granule), 1))
         low = int(first[0])
         stride = int(first[1]) - low if n > 1 else 1
         if (
