@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cli_emulate, cli_exit, cli_fmt
+from . import __version__, cli_emulate, cli_exit, cli_fmt, cli_onnx
 from .cli_shared import (
     DEVICE,
     FILE,
@@ -70,6 +70,7 @@ def commands() -> None:
 
 commands.add_command(cli_emulate.emulate)
 commands.add_command(cli_fmt.fmt)
+commands.add_command(cli_onnx.import_command)
 
 
 @commands.command("compile", short_help="Compile FILE to a .fused file.")

@@ -200,17 +200,34 @@ class GpuCompiler:
 
     def finish(self, plan: Plan) -> Plan:
         """The plan with modules, machine code and what is known of each launch."""
-        texts = {
-            arch: module_text(list(entries.values()), arch, self.source_name)
-            for arch, entries in self.modules.items()
-        }
+        texts = self._texts(self.arches)
         try:
             made = assemble(texts)
+            roomy = [arch for arch in self.arches if self._give_room(arch, made[arch])]
+            texts.update(self._texts(roomy))
+            made.update(assemble(self._texts(roomy)))
         except AssemblerMissing:
             made = {}
         pipelines = tuple(self._reported(p, made) for p in plan.pipelines)
         cubins = {arch: m.cubin for arch, m in made.items()}
         return replace(plan, pipelines=pipelines, ptx=texts, cubins=cubins)
+
+    def _texts(self, arches: Sequence[str]) -> dict[str, str]:
+        return {
+            arch: module_text(list(self.modules[arch].values()), arch, self.source_name)
+            for arch in arches
+        }
+
+    def _give_room(self, arch: str, made: Assembled) -> bool:
+        """Lets kernels that spill have as many registers as they want; whether there are any.
+
+        Without a word on how many blocks are wanted, ptxas trades a few spills for another block.
+        """
+        entries = self.modules[arch]
+        spilled = [n for n in entries if made.usage[n].spill_stores or made.usage[n].spill_loads]
+        for name in spilled:
+            entries[name] = entries[name].with_room()
+        return bool(spilled)
 
     def _reported(self, pipeline: PipelinePlan, made: Mapping[str, Assembled]) -> PipelinePlan:
         plans = []

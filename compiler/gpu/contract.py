@@ -80,6 +80,22 @@ def multiply(
     )  # fmt: skip
 
 
+def _moves_in_chunks(low: Lowering, p: Product) -> bool:
+    """Whether panels are packed, or lie so that 16 bytes of them are adjacent and aligned."""
+    ref = p.operands[1]
+    if ref not in low.group.packs:
+        return True
+    steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
+    assert steps is not None
+    first, along, across = steps
+    if along != const(1) and across != const(1):
+        return False
+    ends = [first, across if along == const(1) else along]
+    if along != const(1):
+        ends.append(p.columns)
+    return all(low.graph.facts.divides(e, 4) for e in ends)
+
+
 def left_of(low: Lowering, p: Product) -> Matrix:
     """The left operand, or what it is converted from where the product takes that."""
     ref = p.operands[0]
@@ -94,6 +110,8 @@ def lower_contract(low: Lowering) -> Parallel:
     known = p.panels.as_int()
     most = (WIDE_PANELS if low.schedule == GPU_WGMMA else PANELS)[p.panel]
     group = most if known is None else min(most, known)
+    if not _moves_in_chunks(low, p):
+        group = 1  # a lane has few registers for the places of single elements
     rows = p.row_tile
     blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)

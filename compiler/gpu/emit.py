@@ -8,7 +8,7 @@ or in a workspace, one more buffer, where it does not fit: then the blocks go ro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.vector_math import two_over_pi_table
@@ -43,6 +43,11 @@ class Entry:
     shared_bytes: Expr
     workspace: Expr | None
     tables: frozenset[str]
+
+    def with_room(self) -> Entry:
+        """The same with all the registers that a block alone on an SM can have."""
+        head, body = self.text.split("{", 1)
+        return replace(self, text=f"{head.rstrip()} .minnctapersm 1\n{{{body}")
 
 
 class KernelWriter(WgmmaWriter):
