@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cli_emulate, cli_exit, cli_fmt
+from . import __version__, cli_emulate, cli_exit, cli_fmt, cli_onnx
 from .cli_shared import (
     DEVICE,
     FILE,
@@ -70,6 +70,7 @@ def commands() -> None:
 
 commands.add_command(cli_emulate.emulate)
 commands.add_command(cli_fmt.fmt)
+commands.add_command(cli_onnx.import_command)
 
 
 @commands.command("compile", short_help="Compile FILE to a .fused file.")
@@ -121,9 +122,10 @@ def compile_command(
         show_json(output=str(output), bytes=size, seconds=seconds, pipelines=pipelines)
         return
     for entry in plan.pipelines:
-        kernels = "1 kernel" if len(entry.steps) == 1 else f"{len(entry.steps)} kernels"
-        gpu = "".join(f", {len(g.launches)} on {g.arch}" for g in entry.gpu)
-        click.echo(f"{entry.name}: {kernels}{gpu}")
+        counts = [(len(entry.steps), "")] if plan.objects or not entry.gpu else []
+        counts += [(len(g.launches), f" on {g.arch}") for g in entry.gpu]
+        said = [f"{n} kernel{'s' * (n != 1)}{where}" for n, where in counts]
+        click.echo(f"{entry.name}: {', '.join(said)}")
     click.echo(f"{output}: {size / 1e6:.1f} MB, {seconds:.2f} s")
 
 

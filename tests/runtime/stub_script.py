@@ -92,7 +92,7 @@ def arrays_of_others() -> None:
         check([y.content, z.content], content(first.y))
         with pipe.driver.active():  # type: ignore[attr-defined]
             stream = calls.stream()
-        on: Any = pipe.on(stream)  # type: ignore[attr-defined]
+        on = pipe.on(stream)
         third = on(x=first.y)
         check([content(third.y), content(third.z)], content(first.y))
         held = third.y.__dlpack__(stream=None, max_version=(1, 0))

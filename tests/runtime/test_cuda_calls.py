@@ -405,7 +405,11 @@ def test_a_pipeline_that_can_not_be_opened(cuda: FakeCuda, name: str) -> None:
 
 def test_a_kernel_that_fails(affine: DevicePipeline, cuda: FakeCuda) -> None:
     """It ends the context, so later calls fail too; closing does not."""
+    results = affine.map({"x": batch((2, 6))} for _ in range(9))
+    next(results)
     cuda.fail_kernel = "scale"
+    with pytest.raises(sf.DeviceError, match="illegal memory access"):
+        next(results)
     with pytest.raises(sf.DeviceError, match="illegal memory access"):
         affine(x=batch((2, 6)))
     with pytest.raises(sf.DeviceError, match="illegal memory access"):
@@ -434,6 +438,25 @@ def test_out_of_memory(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "gpus", (("small", 9, 0, 8),))
     with pytest.raises(sf.OutOfMemory, match="weights"):
         open_plan(plan, None, "cuda:0")
+
+
+def test_idle_memory_is_given_up_first(cuda: FakeCuda) -> None:
+    """Two calls at once leave two spaces; a large one after them takes the memory of both."""
+    big = replace(handmade.affine(), checks=(), gpu=(handmade_gpu.affine("sm_90a"),))
+    with open_plan(handmade_gpu.plan(big), None, "cuda:0") as opened_:
+        pipeline: Any = opened_
+        x = batch((64, 3 * 200))
+        tensor = cuda.tensor(x)
+        streams = [cuda.foreign_stream(), cuda.foreign_stream()]
+        results = [pipeline.on(s)(x=tensor) for s in streams]
+        assert len(pipeline._spaces) == 2
+        for result in results:
+            check(result, x)
+        del results, result
+        cuda.gpus = (("small", 9, 0, cuda.used + 100_000),)
+        x = batch((64, 3 * 400))
+        check(pipeline(x=x), x)
+        assert len(pipeline._spaces) == 1
 
 
 def test_parameters_that_are_not_the_plans(cuda: FakeCuda) -> None:

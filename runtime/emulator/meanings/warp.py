@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import warps_of
-from ..operands import getter, putter, result_parts
+from ..operands import Get, getter, putter, result_parts
 from ..program import Run, Site
 from ..values import DTYPES
 from . import effect
@@ -41,6 +41,24 @@ def _masked(site: Site, g: Group, mask: Any) -> Array:
     return _full(g, (lanes & np.uint32(1)).astype(np.bool_), False)
 
 
+def _each_mask(mask: Get, run: Run) -> Run:
+    """Runs for the threads of each mask on their own: a warp may be several groups of lanes."""
+
+    def split(g: Group) -> None:
+        masks = mask(g)
+        if not getattr(masks, "ndim", 0) or bool((masks == masks[0]).all()):
+            run(g)
+            return
+        sel, n = g.sel, g.n
+        for each in np.unique(masks):
+            held = masks == each
+            g.narrow(held, int(np.count_nonzero(held)))
+            run(g)
+            g.sel, g.n = sel, n
+
+    return split
+
+
 def pack_bits(rows: Array) -> Array:
     """A word of each warp from 32 flags."""
     return np.packbits(rows, axis=1, bitorder="little").view(np.uint32)[:, 0]
@@ -63,7 +81,7 @@ def vote(site: Site) -> Run:
         result = {"any": some, "all": every}.get(op, every | ~some)
         put(g, _spread(g, np.asarray(result)))
 
-    return run
+    return _each_mask(mask, run)
 
 
 @effect("warp.shfl")
@@ -117,7 +135,7 @@ def match_any(site: Site) -> Run:
             result[:, lane] = pack_bits(same)
         put(g, g.of(result.reshape(-1)).copy())
 
-    return run
+    return _each_mask(mask, run)
 
 
 @effect("warp.match_all")
@@ -134,7 +152,7 @@ def match_all(site: Site) -> Run:
         put(g, _spread(g, np.where(same, pack_bits(part), 0).astype(np.uint32)))
         also(g, _spread(g, same))
 
-    return run
+    return _each_mask(mask, run)
 
 
 @effect("warp.redux")
@@ -156,7 +174,7 @@ def redux(site: Site) -> Run:
         rows = np.where(part, _full(g, a(g)), dtype.type(neutral))
         put(g, _spread(g, function.reduce(rows, axis=1, dtype=dtype)))
 
-    return run
+    return _each_mask(mask, run)
 
 
 @effect("warp.activemask")
@@ -176,7 +194,7 @@ def elect(site: Site) -> Run:
         put(g, chosen.astype(np.uint32))
         also(g, chosen == g.threads() % 32)
 
-    return run
+    return _each_mask(mask, run)
 
 
 def whole_warps(batch: Batch, g: Group) -> Array:

@@ -33,27 +33,28 @@ class Axis:
     def sources(self, transform: str) -> np.ndarray[Any, Any]:
         """The old position, not whole, of each new one."""
         at, one = np.arange(self.new, dtype=np.float64), self.new == 1
+        whole = self.scale * self.size  # the new size before it is rounded down
         match transform:
             case "asymmetric":
                 return np.asarray(at / self.scale)
             case "align_corners":
-                return at * 0.0 if one else np.asarray(at * (self.size - 1) / (self.new - 1))
+                return at * 0.0 if one else np.asarray(at * (self.size - 1) / (whole - 1))
             case "pytorch_half_pixel" if one:
                 return at * 0.0 - 0.5
             case "half_pixel_symmetric":
-                shift = self.size / 2 * (1 - self.new / (self.scale * self.size))
+                shift = self.size / 2 * (1 - self.new / whole)
                 return np.asarray(shift + (at + 0.5) / self.scale - 0.5)
             case "tf_crop_and_resize":
                 start, end = self.roi
                 if one:
                     return np.asarray(at + 0.5 * (start + end) * (self.size - 1))
-                step = (end - start) * (self.size - 1) / (self.new - 1)
+                step = (end - start) * (self.size - 1) / (whole - 1)
                 return np.asarray(start * (self.size - 1) + at * step)
         return np.asarray((at + 0.5) / self.scale - 0.5)
 
 
 def _nearest(x: np.ndarray[Any, Any], mode: str, size: int) -> np.ndarray[Any, Any]:
-    rounding = {
+    rounding: dict[str, Any] = {
         "round_prefer_floor": lambda v: np.ceil(v - 0.5), "floor": np.floor, "ceil": np.ceil,
         "round_prefer_ceil": lambda v: np.floor(v + 0.5),
     }  # fmt: skip
