@@ -1,9 +1,9 @@
 """The score over the `onnx` package's backend node tests, by family of ops.
 
-    python -m benchmarks.onnx_score                   # all, about a second each
-    python -m benchmarks.onnx_score --only 'softmax'  # tests whose name matches
-    python -m benchmarks.onnx_score --import-only     # whether they can be imported, quickly
-    python -m benchmarks.onnx_score --write docs/onnx-score.md
+python -m benchmarks.onnx_score                   # all, about a second each
+python -m benchmarks.onnx_score --only 'softmax'  # tests whose name matches
+python -m benchmarks.onnx_score --import-only     # whether they can be imported, quickly
+python -m benchmarks.onnx_score --write docs/onnx-score.md
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class _Joiner:
             g
             for g in self.groups
             if self.maker.get(ref) is not g
+            and ref not in g.packs
             and any(ref in self.graph.nodes[m].operands for m in g.members)
         ]
 
@@ -234,8 +235,6 @@ class _Joiner:
         node = self.graph.nodes[group.anchor]
         left, panels = node.operands
         made = [self.maker.get(ref) for ref in (left, panels)]
-        if any(m is None or not self._private(m, group) for m in made):
-            return
         sources = [self._halves(ref) for ref in (left, self._viewed(panels))]
         dtypes = {self.graph.type(ref).dtype for ref in sources if ref is not None}
         if None in sources or len(dtypes) != 1:
@@ -252,7 +251,8 @@ class _Joiner:
             members=group.members.union(*(m.members for m in makers)),
             packs=dict(zip((left, panels), makers, strict=True)),
         )
-        self._replace([*makers, group], joined)
+        unused = [m for m in makers if self._private(m, group)]
+        self._replace([*unused, group], joined)
         for ref in (left, panels):
             self._say(ref, "its elements are multiplied as they are stored")
 

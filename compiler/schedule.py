@@ -57,3 +57,6 @@ GPU_CHAIN = replace(GPU, row_tile=MappingProxyType({48: 32, 64: 32, 32: 32, 16: 
 
 GPU_HALF = replace(GPU, row_tile=MappingProxyType({48: 128, 64: 128, 32: 128, 16: 128}))
 """Products of 16-bit operands, which need more arithmetic for each byte."""
+
+GPU_WGMMA = replace(GPU_HALF, panel_group=4)
+"""The same for Hopper's warpgroups: four panels of 64 columns."""

@@ -6,8 +6,8 @@ Launches are put together once as a graph, whose edges say what waits for what, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,6 +79,15 @@ def quietly(*steps: tuple[Any, ...]) -> None:
             function(*arguments)
 
 
+@contextmanager
+def closing(driver: Driver) -> Iterator[None]:
+    """As `driver.active()`, also with a device that fails: what is within gives things back."""
+    with ExitStack() as stack:
+        with suppress(DeviceError):
+            stack.enter_context(driver.active())
+        yield
+
+
 class Driver(Protocol):
     """What a device does for a pipeline. Streams, events and graphs are the driver's own objects.
 
@@ -97,6 +106,9 @@ class Driver(Protocol):
     def allocate(self, size: int, purpose: str) -> Memory: ...
     def free(self, memory: Memory) -> None:
         """Free memory that nothing under way uses."""
+
+    def trim(self) -> None:
+        """Give back memory that is kept only to be used again."""
 
     def pin(self, size: int, purpose: str) -> np.ndarray[Any, Any]:
         """Bytes of this machine's memory that copies read and write while a stream goes on."""

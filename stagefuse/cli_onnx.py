@@ -13,7 +13,10 @@ from .cli_shared import FILE, JSON, pairs, reported, show_json, working
 
 @click.command("import")
 @FILE
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+    help="The .pipe file to write.",
+)
 @click.option(
     "--fix", "fixed", multiple=True, metavar="INPUT=VALUE",
     help="Give an input of the model a value for good: numbers with commas, or a .npy file.",

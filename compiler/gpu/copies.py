@@ -15,6 +15,7 @@ from .folds import FoldWriter
 from .ir import Value
 
 WARP_ROWS = 32
+NOWHERE = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Copy:
 
     source: Value
     target: Value
-    depth: Value | None
+    depth: Value
     valid: Value
     step: Value
     size: int
@@ -109,6 +110,9 @@ class Copies:
         s = tile.s
         whole = writer.divides(tile.depth, writer.resolve(s.depth))
         self.left = None if whole else code.variable("i32", writer.index(s.depth, "i32"))
+        if self.left is not None:  # a part that is not there begins beyond any depth
+            for part in self.parts:
+                part.depth = part.valid.select(part.depth, code.const(NOWHERE, "i32"))
 
     def _left(self, ring: Value) -> list[Copy]:
         w, tile = self.writer, self.tile
@@ -174,29 +178,34 @@ class Copies:
         width: int, deep: bool,
     ) -> Copy:  # fmt: skip
         w = self.writer
-        code, memory = w.code, w.memory[name]
-        text = w.address(memory, (place, None))[1:-1]
-        base, _, offset = text.partition("+")
-        start = Value(code, base, "i64", code.depth)
-        source = code.variable("i64", start + int(offset or 0))
+        source = self.source(name, place)
         step = w.index(row * (self.tile.depth * self.tile.size), "i64")
         return Copy(
             source, ring + w.index(target, "i32"), w.index(k, "i32"), valid, step,
             width * self.tile.size, deep,
         )  # fmt: skip
 
+    def source(self, name: str, place: Expr) -> Value:
+        """A register with the address of an element, to be moved on."""
+        code, memory = self.writer.code, self.writer.memory[name]
+        text = self.writer.address(memory, (place, None))[1:-1]
+        base, _, offset = text.partition("+")
+        start = Value(code, base, "i64", code.depth)
+        return code.variable("i64", start + int(offset or 0))
+
     def issue(self, number: int, some: Value) -> None:
         """Starts the copies of the stage of this number."""
-        self._issue(some, self.writer.code.const(number * self.tile.stage_bytes, "i32"))
+        self.start(some, self.writer.code.const(number * self.tile.stage_bytes, "i32"))
 
     def issue_next(self, some: Value, reading: Value) -> None:
         """Starts copies into the stage before the one that is read."""
         code, size = self.writer.code, self.tile.stage_bytes
         before = reading - size
         last = code.const((self.tile.stages - 1) * size, "i32")
-        self._issue(some, reading.compare("eq", 0).select(last, before))
+        self.start(some, reading.compare("eq", 0).select(last, before))
 
-    def _issue(self, some: Value, stage: Value) -> None:
+    def start(self, some: Value, stage: Value) -> None:
+        """Starts copies into the stage at an offset, if there is something left to copy."""
         code = self.writer.code
         skip = code.label("filled")
         code.branch_if(some, skip, holds=False)
@@ -210,16 +219,17 @@ class Copies:
 
     def _one(self, part: Copy, stage: Value) -> None:
         code = self.writer.code
-        size = part.valid.select(code.const(part.size, "i32"), code.const(0, "i32"))
-        if self.left is not None and part.depth is not None:
+        whole, nothing = code.const(part.size, "i32"), code.const(0, "i32")
+        if self.left is None:
+            size = part.valid.select(whole, nothing)
+        elif part.size == 16 and part.deep:
             left = code.emit("sub.s32", "i32", self.left, part.depth)
-            if part.size == 16 and part.deep:
-                room = code.emit("shl.b32", "i32", left, code.const(self.tile.size // 2, "i32"))
-                room = code.emit("max.s32", "i32", room, code.const(0, "i32"))
-                size = code.emit("min.s32", "i32", room, size)
-            else:
-                some = code.emit("setp.gt.s32", "i1", left, code.const(0, "i32"))
-                size = code.emit("selp.b32", "i32", size, code.const(0, "i32"), some)
+            room = code.emit("shl.b32", "i32", left, code.const(self.tile.size // 2, "i32"))
+            room = code.emit("max.s32", "i32", room, nothing)
+            size = code.emit("min.s32", "i32", room, whole)
+        else:
+            some = code.emit("setp.gt.s32", "i1", self.left, part.depth)
+            size = code.emit("selp.b32", "i32", whole, nothing, some)
         at = part.target + stage
         way = "cg" if part.size == 16 else "ca"
         code.line(

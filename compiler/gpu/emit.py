@@ -8,7 +8,7 @@ or in a workspace, one more buffer, where it does not fit: then the blocks go ro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.vector_math import two_over_pi_table
@@ -20,8 +20,8 @@ from .ir import Value, constant_text
 from .loops import Carry
 from .private import private_arrays, vector_width
 from .teams import Team, choose
-from .tensor import TensorWriter
 from .values import Memory
+from .wgmma import WgmmaWriter
 
 PTX_VERSION = "8.7"
 PARAMETER_LIMIT = 4096  # bytes of parameters of a kernel on every target
@@ -44,8 +44,13 @@ class Entry:
     workspace: Expr | None
     tables: frozenset[str]
 
+    def with_room(self) -> Entry:
+        """The same with all the registers that a block alone on an SM can have."""
+        head, body = self.text.split("{", 1)
+        return replace(self, text=f"{head.rstrip()} .minnctapersm 1\n{{{body}")
 
-class KernelWriter(TensorWriter):
+
+class KernelWriter(WgmmaWriter):
     """Writes the entry of one kernel."""
 
     def __init__(
@@ -54,6 +59,7 @@ class KernelWriter(TensorWriter):
         facts: Facts,
         shared_limit: int,
         lines: Mapping[KernelValue, int],
+        has_wgmma: bool = False,
     ) -> None:
         names = [name for name, _ in kernel.parallel]
         extents = [extent for _, extent in kernel.parallel]
@@ -62,6 +68,7 @@ class KernelWriter(TensorWriter):
         for value, line in lines.items():
             self.lines[id(self._unique(value))] = line
         self.shared_limit = shared_limit
+        self.has_wgmma = has_wgmma
         self.count = const(1)
         for extent in extents:
             self.count = self.count * extent
@@ -263,7 +270,8 @@ def module_text(entries: Sequence[Entry], arch: str, source_name: str) -> str:
     head = [f".version {PTX_VERSION}", f".target {arch}", ".address_size 64", ""]
     head.append(f'.file 1 "{source_name}"')
     if "shared" in tables:
-        head.append(".extern .shared .align 16 .b8 sf_shared[];")
+        align = 1024 if "aligned shared" in tables else 16
+        head.append(f".extern .shared .align {align} .b8 sf_shared[];")
     if "two_over_pi" in tables:
         listed = [constant_text(v, "double") for row in two_over_pi_table() for v in row]
         head.append(

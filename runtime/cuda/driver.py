@@ -74,6 +74,9 @@ class CudaDriver:
     def free(self, memory: Memory) -> None:
         calls.free(memory.handle)
 
+    def trim(self) -> None:
+        self.results.trim()
+
     def pin(self, size: int, purpose: str) -> np.ndarray[Any, Any]:
         address = calls.pin(size, purpose)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))

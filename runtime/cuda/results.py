@@ -77,7 +77,7 @@ class ResultMemory:
         try:
             return calls.allocate(size, "a result")
         except OutOfMemory:
-            if not self._drop_all():
+            if not self.trim():
                 raise
         return calls.allocate(size, "a result")
 
@@ -109,7 +109,7 @@ class ResultMemory:
             self._waiting.setdefault(size, []).append((address, events))
             self._waiting_bytes += size
 
-    def _drop_all(self) -> bool:
+    def trim(self) -> bool:
         """Free what waits; whether anything did."""
         with self._lock:
             waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
@@ -126,7 +126,7 @@ class ResultMemory:
             self._closed = True
         try:
             with self._driver.active():
-                self._drop_all()
+                self.trim()
         finally:
             self._release_if_last()
 

@@ -182,9 +182,10 @@ def fma(a: Array, b: Array, c: Array, mode: str) -> Array:
     """a * b + c of f32 or f64, rounded once."""
     if np.result_type(a) == F64:
         return _fma64(a, b, c, mode)
-    product, c64 = a.astype(F64) * b.astype(F64), c.astype(F64)
-    s = product + c64
+    product = np.multiply(a, b, dtype=F64)
+    s = product + c
     if mode != "rn":
+        c64 = c.astype(F64)
         exact = odd_sum(product, c64)
         y = narrow(exact, mode)
         if mode == "rm":  # an exact 0 of numbers of both signs
@@ -196,7 +197,7 @@ def fma(a: Array, b: Array, c: Array, mode: str) -> Array:
     if not halfway.any() and np.abs(y).min() > 2.0**-125:
         return y
     risky = np.flatnonzero(halfway | (np.abs(s) < 2.0**-125))
-    p, q = (np.broadcast_to(v, y.shape)[risky] for v in (product, c64))
+    p, q = (np.broadcast_to(v, y.shape)[risky] for v in (product, c.astype(F64)))
     y[risky] = odd_sum(p, q).astype(F32)
     return y
 

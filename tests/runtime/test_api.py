@@ -190,6 +190,8 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
         sf.load(path, device="cuda:0", pipeline="affine")
     with sf.load(path, pipeline="affine") as pipeline:
         assert pipeline.device == "cpu"
+        with pytest.raises(sf.InputError, match="cpu has no streams"):
+            pipeline.on(0)
     plan_file.write(handmade_gpu.plan(objects={}), path)
     with pytest.raises(sf.DeviceError, match="no CPU code"):
         sf.load(path, pipeline="affine")

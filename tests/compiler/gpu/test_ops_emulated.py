@@ -169,3 +169,26 @@ def test_a_position_out_of_range_is_reported(tmp_path: Path) -> None:
     inputs = {"x": np.ones((5, 3), np.float32), "ids": np.array([4, -5, 2, 5], np.int64)}
     emulated(inputs, {"T": 5, "B": 4})
     assert emulated.status.tolist() == [1, 5]
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+def test_products_by_warpgroups(kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    text = (
+        f"pipeline p(x: {kind}[N, K], w: {kind}[K, 272], v: {kind}[272, K])"
+        f" -> ({kind}[N, 272], {kind}[N, 272])\n"
+        "where N in 1..=4096, K in 8..=4096, K % 8 == 0:\n"
+        "    x @ w, x @ transpose(v, [1, 0])\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80", "sm_90a"))
+    check_legal(plan)
+    assert "wgmma" in plan.ptx["sm_90a"] and "wgmma" not in plan.ptx["sm_80"]
+    emulated = Emulated(plan)
+    for sizes in ({"N": 3, "K": 8}, {"N": 130, "K": 72}, {"N": 129, "K": 328}):
+        x, w, v = (
+            np.asarray(rng.standard_normal(shape)).astype(DTYPES[kind].numpy)
+            for shape in ((sizes["N"], sizes["K"]), (sizes["K"], 272), (272, sizes["K"]))
+        )
+        a, b = emulated({"x": x, "w": w, "v": v}, sizes)
+        wide = [m.astype(np.float64) for m in (x, w, v)]
+        agree(a, wide[0] @ wide[1], kind)
+        agree(b, wide[0] @ wide[2].T, kind)
