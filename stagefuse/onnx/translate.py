@@ -141,7 +141,7 @@ class Translator:
     def _input(self, name: str, type: TensorType) -> Val | None:
         if name in self.fixed:
             return self.constant(name, np.asarray(self.fixed[name]))
-        text = self.names.value(name)
+        text = self.names.value(name, is_input=True)
         self.body.input(text, type)
         self.inputs.append((name, text, type))
         return Val(text, type, None, frozenset([name]), name)
