@@ -227,7 +227,13 @@ class Translator:
             if function is not None:
                 return control.inline(self, function, proto, env, depth)
             raise Refused("this op is not supported", "a record for it")
-        written = record.write(node)
+        try:
+            written = record.write(node)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise Refused(
+                f"translating it failed with {type(error).__name__}: {error}",
+                "a node as the standard has it; if it is one, this is a fault of stagefuse",
+            ) from error
         given = {a.name for a in proto.attribute}
         schemas.require_read(node, given - record.unread)
         self._bind(proto, env, self._values(node, written))
