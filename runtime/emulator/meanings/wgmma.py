@@ -184,9 +184,9 @@ def _operand(
         raise Stop("out-of-bounds", f"an operand ends at byte {int(at.max()) + unit} of shared "
                    f"memory with {arena.limit}", thread)  # fmt: skip
     region = Region(arena, at + block * arena.stride, unit)
-    region.check_written(thread)
     agent = product_agent(g.batch, number, int(groups.open[number]))
     async_read(g.batch, threads[::32].tolist(), region, agent)
+    region.check_written(thread)
     count(g.batch.machine, "shared", "read", region.size)
     return decode(region.read().view(np.uint8), type_)
 
