@@ -161,7 +161,9 @@ class Batch:
         )  # fmt: skip
         self.shared_base: Array = self.block_of * machine.shared_stride
         local = machine.local_bytes
-        self.local = Arena("local", self.threads * local, valid=False, limit=local, stride=local)
+        # unoptimised code copies objects whole, with what nothing wrote in them
+        known = "debug" in machine.program.module.target
+        self.local = Arena("local", self.threads * local, valid=known, limit=local, stride=local)
         self.local_base: Array = self.all_threads * local
         self.barriers = Barriers(self)
         self.ready: dict[tuple[Any, ...], Group] = {}
