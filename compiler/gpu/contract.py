@@ -41,6 +41,8 @@ PANELS = {48: 2, 64: 2, 32: 2, 16: 4}
 """Panels of a width that make a tile."""
 WIDE_PANELS = {48: 5, 64: 4, 32: 8, 16: 16}
 """Panels of a tile that warpgroups compute, of 256 columns at most."""
+TOGETHER = 8
+"""Blocks below each other that run together, so that they share what they read of the panels."""
 PADDING = 8
 """Elements between the rows of a tile, so that eight rows lie in different banks."""
 
@@ -116,13 +118,20 @@ def lower_contract(low: Lowering) -> Parallel:
     blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)
     parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
+    row_block = sym("mb")
+    single = p.rows.as_symbol() is not None or p.rows.as_int() is not None
+    square = is_half(low.graph, low.group) and single  # of a product of sizes too much to prove
+    if square:
+        high = floordiv(blocks + (TOGETHER - 1), TOGETHER)
+        parallel = [*p.batch, ("mg", high), ("nb", groups), ("mi", const(TOGETHER))]
+        row_block = sym("mg") * TOGETHER + sym("mi")
     low.bind(parallel)
     width = group * p.panel + PADDING
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
     matrix = left_of(low, p)
     first = sym("nb") * group
-    start = sym("mb") * rows
+    start = row_block * rows
     count = minimum(p.rows - start, const(rows))
 
     def one_panel() -> None:
@@ -143,8 +152,11 @@ def lower_contract(low: Lowering) -> Parallel:
         with low.part(low.group, {p.ref: lambda _: inside}):
             low.store(p.place(low, start + sym("r"), at))
 
-    low.loop("p", first, minimum(first + group, p.panels), one_panel)
-    low.loop("r", const(0), count, finish, vector=True)
+    def whole() -> None:
+        low.loop("p", first, minimum(first + group, p.panels), one_panel)
+        low.loop("r", const(0), count, finish, vector=True)
+
+    low.when([p.rows - start - 1] if square else [], whole)
     return parallel, p.depth * (rows * group * p.panel)
 
 

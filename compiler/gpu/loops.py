@@ -204,21 +204,22 @@ class LoopWriter(ValueWriter):
         carry: Carry,
         body: Callable[[Expr, Carry], Carry],
         ends: tuple[Expr, Expr],
+        unroll: int = UNROLL,
     ) -> Carry:
         """A loop in steps, several of them at a time so that their loads are on the way together;
         `body` gets the position."""
         code, last = self.code, self._value(end, start.type)
         step_value = code.const(step, start.type)
-        many = code.const(step * UNROLL, start.type)
+        many = code.const(step * unroll, start.type)
 
         def several(present: Carry) -> Carry:
-            for n in range(UNROLL):
+            for n in range(unroll):
                 with self.scope():
                     present = body(sym(name) + n * step, present)
             return present
 
         carry, at = self._counted(
-            name, start, last - step * (UNROLL - 1), many, ends, carry, several
+            name, start, last - step * (unroll - 1), many, ends, carry, several
         )
         rest, _ = self._counted(
             name, at, last, step_value, ends, carry, lambda c: body(sym(name), c)

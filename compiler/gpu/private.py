@@ -62,8 +62,8 @@ def accesses(body: tuple[Statement, ...], nest: Nest | None = None) -> Iterator[
             yield from _of_values((s.value,), own, nest is None)
         elif isinstance(s, If):
             yield from _of_values((s.condition,), nest, False)
-            inner = accesses(s.body, nest)
-            yield from (Access(a.buffer, a.indices, a.nest, False) for a in inner)
+            for a in accesses(s.body, nest):
+                yield a if nest is None else Access(a.buffer, a.indices, a.nest, False)
         elif isinstance(s, Let):
             yield from _of_values((s.value,), nest, True)
         elif isinstance(s, Store):

@@ -60,7 +60,7 @@ class Team:
 
 LANE = Team(1, BLOCK_LANES)
 WARP_TEAM = Team(WARP, BLOCK_LANES // WARP)
-COLUMN_TEAM = Team(512, 1, WARP)
+COLUMN_TEAM = Team(1024, 1, WARP)
 
 
 def shared_loops(body: Sequence[Statement]) -> Iterator[tuple[tuple[str, Expr, Expr], ...]]:

@@ -13,7 +13,8 @@ from stagefuse.compiler.ptx.table.wmma import _REGISTERS
 from .kernels import fault, kernel, run
 
 DTYPES: dict[str, Any] = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32,
-                          "u8": np.uint8, "s8": np.int8, "f32": np.float32, "s32": np.int32}  # fmt: skip
+                          "u8": np.uint8, "s8": np.int8, "f32": np.float32,
+                          "s32": np.int32}  # fmt: skip
 CASES = [(kind, shape) for kind, shapes in _REGISTERS.items() for shape in shapes]
 
 
