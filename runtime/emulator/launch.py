@@ -43,6 +43,10 @@ class Record:
     bank_conflicts: int = 0
     printed: tuple[str, ...] = ()
 
+    def bytes_in(self, space: str) -> int:
+        """All bytes that accesses to a memory space moved."""
+        return sum(n for (where, _), n in self.bytes.items() if where == space)
+
     @property
     def total(self) -> int:
         """All instructions that threads executed."""

@@ -26,7 +26,7 @@ from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
 from .order import exits
 from .program import Code, Program, Step
-from .special import special_value
+from .special import RESERVED_BYTES, reserves_shared, special_value
 from .values import stored_dtype
 
 if TYPE_CHECKING:
@@ -160,8 +160,15 @@ class Batch:
             limit=machine.shared_bytes, stride=machine.shared_stride,
         )  # fmt: skip
         self.shared_base: Array = self.block_of * machine.shared_stride
+        if machine.has_reserved:
+            for block in range(count):
+                start = block * machine.shared_stride + machine.reserved_offset
+                zeros = np.zeros(RESERVED_BYTES // 8, np.uint64)
+                self.shared.store(np.arange(start, start + RESERVED_BYTES, 8), zeros)
         local = machine.local_bytes
-        self.local = Arena("local", self.threads * local, valid=False, limit=local, stride=local)
+        # unoptimised code copies objects whole, with what nothing wrote in them
+        known = "debug" in machine.program.module.target
+        self.local = Arena("local", self.threads * local, valid=known, limit=local, stride=local)
         self.local_base: Array = self.all_threads * local
         self.barriers = Barriers(self)
         self.ready: dict[tuple[Any, ...], Group] = {}
@@ -414,6 +421,10 @@ class Machine:
         self.layout = layout
         self.shared_bytes = layout.dynamic_offset + shared_bytes
         self.dynamic_bytes = shared_bytes
+        self.reserved_offset = -(-self.shared_bytes // 16) * 16
+        self.has_reserved = reserves_shared(program.module)
+        if self.has_reserved:
+            self.shared_bytes = self.reserved_offset + RESERVED_BYTES
         self.shared_stride = -(-self.shared_bytes // 1024) * 1024
         self.local_bytes = layout.local_bytes
         self.progress = 0

@@ -68,7 +68,8 @@ class Granules:
         addresses = [spec for spec in form.specs if spec.kind == "address"]
         if not addresses:
             return self
-        size = 4
+        words = [TYPES[word].size_bytes for word in match.slots.values() if word in TYPES]
+        size = min([4, *words])
         if "T" in match:
             size = TYPES[match.get("T")].size_bytes * int(match.get("vec", "v1")[1:])
         elif form.opcode in ("ldmatrix", "stmatrix"):

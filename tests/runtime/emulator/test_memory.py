@@ -289,6 +289,7 @@ def test_the_record() -> None:
     assert record.instructions["st.shared.u32"] == 64
     assert record.bytes["global", "read"] == 64 * 16
     assert record.bytes["global", "written"] == 10 * 4
+    assert record.bytes_in("global") == 64 * 16 + 10 * 4
     assert record.bank_conflicts == 2 * 31  # all lanes in one bank
     assert record.lines[line_of(text, "shl.b32")] == 64
     assert record.total == sum(record.instructions.values())
