@@ -25,7 +25,7 @@ from .layout import Layout
 from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
 from .order import exits
-from .program import Code, Program, Step
+from .program import Code, Program, Step, aligned
 from .special import special_value
 from .values import stored_dtype
 
@@ -40,6 +40,8 @@ Call = tuple["Frame", int, tuple[Any, ...]]
 
 BATCH_THREADS = 1 << 14
 """Threads of a batch, about: their registers stay in the processor's second-level cache."""
+RESERVED_BYTES = 1024
+"""Shared memory that the system keeps in each block from sm_80 on."""
 IDLE_TURNS = 30
 """How often loops may come round with nothing changing before more blocks join."""
 STUCK_TURNS = 20_000
@@ -161,8 +163,10 @@ class Batch:
         )  # fmt: skip
         self.shared_base: Array = self.block_of * machine.shared_stride
         local = machine.local_bytes
-        self.local = Arena("local", self.threads * local, valid=False, limit=local, stride=local)
-        self.local_base: Array = self.all_threads * local
+        each = aligned(local, 16)
+        self.local = Arena("local", self.threads * each, limit=local, stride=each)
+        # what nothing wrote is not looked for here: compilers copy structs with their gaps
+        self.local_base: Array = self.all_threads * each
         self.barriers = Barriers(self)
         self.ready: dict[tuple[Any, ...], Group] = {}
         self.waiting: dict[tuple[Any, ...], tuple[Group, Step, Get | None]] = {}
@@ -414,6 +418,10 @@ class Machine:
         self.layout = layout
         self.shared_bytes = layout.dynamic_offset + shared_bytes
         self.dynamic_bytes = shared_bytes
+        self.reserved_offset = aligned(self.shared_bytes, 128)
+        """Where shared memory lies that the system keeps, for kernels that ask for it."""
+        if layout.uses_reserved:
+            self.shared_bytes = self.reserved_offset + RESERVED_BYTES
         self.shared_stride = -(-self.shared_bytes // 1024) * 1024
         self.local_bytes = layout.local_bytes
         self.progress = 0

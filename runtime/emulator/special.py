@@ -96,9 +96,11 @@ def _scalar(batch: Batch, stem: str, within: Array, block: Array) -> Array:
         "dynamic_smem_size": machine.dynamic_bytes,
         "total_smem_size": machine.shared_bytes,
         "aggr_smem_size": machine.shared_bytes,
-        "reserved_smem_offset_begin": 0,
-        "reserved_smem_offset_end": 0,
-        "reserved_smem_offset_cap": 0,
+        "reserved_smem_offset_begin": machine.reserved_offset,
+        "reserved_smem_offset_0": machine.reserved_offset,
+        "reserved_smem_offset_1": machine.reserved_offset + 512,
+        "reserved_smem_offset_end": machine.reserved_offset + 1024,
+        "reserved_smem_offset_cap": machine.reserved_offset + 1024,
     }
     if stem in ("envreg1", "envreg2"):
         # where cooperative groups keep the barrier of a grid, as the CUDA driver gives it
