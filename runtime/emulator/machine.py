@@ -158,7 +158,7 @@ class Batch:
         self._special: dict[str, Array] = {}
         self._frames: dict[tuple[int, int], Frame] = {}
         self.shared = Arena(
-            "shared", count * machine.shared_stride, valid=False,
+            "shared", count * machine.shared_stride, valid=not machine.looks_for_unwritten,
             limit=machine.shared_bytes, stride=machine.shared_stride,
         )  # fmt: skip
         self.shared_base: Array = self.block_of * machine.shared_stride
@@ -418,6 +418,7 @@ class Machine:
         self.layout = layout
         self.shared_bytes = layout.dynamic_offset + shared_bytes
         self.dynamic_bytes = shared_bytes
+        self.looks_for_unwritten = True
         self.reserved_offset = aligned(self.shared_bytes, 128)
         """Where shared memory lies that the system keeps, for kernels that ask for it."""
         if layout.uses_reserved:
