@@ -26,7 +26,7 @@ from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
 from .order import exits
 from .program import Code, Program, Step, aligned
-from .special import special_value
+from .special import RESERVED_BYTES, special_value
 from .values import stored_dtype
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ Call = tuple["Frame", int, tuple[Any, ...]]
 
 BATCH_THREADS = 1 << 14
 """Threads of a batch, about: their registers stay in the processor's second-level cache."""
-RESERVED_BYTES = 1024
-"""Shared memory that the system keeps in each block from sm_80 on."""
 IDLE_TURNS = 30
 """How often loops may come round with nothing changing before more blocks join."""
 STUCK_TURNS = 20_000
@@ -162,10 +160,16 @@ class Batch:
             limit=machine.shared_bytes, stride=machine.shared_stride,
         )  # fmt: skip
         self.shared_base: Array = self.block_of * machine.shared_stride
+        if machine.has_reserved:
+            for block in range(count):
+                start = block * machine.shared_stride + machine.reserved_offset
+                zeros = np.zeros(RESERVED_BYTES // 8, np.uint64)
+                self.shared.store(np.arange(start, start + RESERVED_BYTES, 8), zeros)
         local = machine.local_bytes
         each = aligned(local, 16)
-        self.local = Arena("local", self.threads * each, limit=local, stride=each)
-        # what nothing wrote is not looked for here: compilers copy structs with their gaps
+        # unoptimised code copies objects whole, with what nothing wrote in them
+        known = "debug" in machine.program.module.target or not machine.looks_for_unwritten
+        self.local = Arena("local", self.threads * each, valid=known, limit=local, stride=each)
         self.local_base: Array = self.all_threads * each
         self.barriers = Barriers(self)
         self.ready: dict[tuple[Any, ...], Group] = {}
@@ -421,7 +425,8 @@ class Machine:
         self.looks_for_unwritten = True
         self.reserved_offset = aligned(self.shared_bytes, 128)
         """Where shared memory lies that the system keeps, for kernels that ask for it."""
-        if layout.uses_reserved:
+        self.has_reserved = layout.uses_reserved
+        if self.has_reserved:
             self.shared_bytes = self.reserved_offset + RESERVED_BYTES
         self.shared_stride = -(-self.shared_bytes // 1024) * 1024
         self.local_bytes = layout.local_bytes
