@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stagefuse.compiler.ptx import syntax as s
-
 from .errors import Stop
 
 if TYPE_CHECKING:
@@ -19,21 +17,6 @@ _AXES = {"x": 0, "y": 1, "z": 2}
 SM_COUNT = 132
 RESERVED_BYTES = 1024
 """The shared memory of a block that CUDA keeps for itself (cooperative groups use it)."""
-
-
-def reserves_shared(module: s.Module) -> bool:
-    """Whether a program asks where the reserved shared memory lies."""
-    return any(_asks(function.body or ()) for function in module.functions)
-
-
-def _asks(body: tuple[s.Statement, ...]) -> bool:
-    for x in body:
-        if isinstance(x, s.Scope) and _asks(x.body):
-            return True
-        if isinstance(x, s.Instruction) and x.opcode == "mov":
-            if any(isinstance(o, s.Special) and "reserved_smem" in o.name for o in x.operands):
-                return True
-    return False
 
 
 def special_value(batch: Batch, name: str) -> Array:
