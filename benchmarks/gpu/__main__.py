@@ -50,8 +50,9 @@ def main() -> int:
     path = options.out / f"gpu-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     for part in options.parts:
         begin = time.perf_counter()
-        for report[part] in _PARTS[part](families, arch, options):
-            if not options.dry:  # what there is so far
+        for so_far in _PARTS[part](families, arch, options):
+            report[part] = so_far
+            if not options.dry:
                 _write(report, path)
         print(f"{part}: {time.perf_counter() - begin:.0f} s", flush=True)
     print(table(report))

@@ -19,7 +19,7 @@ from ..workload import Family, Workload
 from .plans import plan_of
 
 Run = Callable[[], Any]
-_FLUSH_BYTES = 256 << 20  # several times any L2 cache
+_FLUSH_BYTES = 1 << 30  # many times any L2 cache, and a quarter of a millisecond
 _COPY_BYTES = 1 << 30
 
 
