@@ -33,6 +33,8 @@ where T in 1..=512:
     e / sum(e, axis=-1, keepdims=True)""",
     "half rows": """(x: f16[B, 512], y: bf16[B, 512]) -> (f16[B, 512], bf16[B, 512], f16[B]):
     f16(f32(x) * 2.0 + f32(y)), y * y, max(x, axis=-1)""",
+    "whole tensors": """(x: f32[B, T, D], m: bool[D, B]) -> (f32[], f32[], bool[], f32[], i64[]):
+    sum(x * x), max(x), all(m), mean(tanh(x)), sum(i32(m))""",
     "columns": """(x: f32[B, T]) -> (f32[T], f32[T]):
     sum(x, axis=0), max(x * x, axis=0)""",
     "several axes": """(x: f32[B, T, D], i: i32[B, T, D]) -> (
