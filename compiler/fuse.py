@@ -42,6 +42,8 @@ Access: TypeAlias = tuple[Expr, ...] | None  # None: at positions read from data
 SOURCES = (Input, Weight, Constant)
 FREE = (View, Position, Gather, Concat)
 CHEAP_FLOPS = 2
+DEPTH_LIMIT = 64
+"""Nodes on a path inside one kernel; later phases recurse along it."""
 ROW_LIMIT = 1 << 16
 """Elements of a whole-tensor reduction that one thread may still handle with its users."""
 
@@ -107,6 +109,7 @@ class _Partitioner:
         self.of: dict[int, list[Group]] = {}  # the kernels that compute a node
         self.decisions: list[Decision] = []
         self.stored: set[Ref] = set()
+        self.depth: dict[int, int] = {}  # of a node, from the nearest stored node that uses it
 
     def run(self) -> Partition:
         for node in reversed(list(self.graph.nodes.values())):
@@ -125,9 +128,14 @@ class _Partitioner:
         for user in users:
             groups.extend(g for g in self.of[user] if g not in groups)
         result = any(ref in self.graph.results for ref in refs)
+        self.depth[node.id] = 1 + max((self.depth[user] for user in users), default=0)
         demanded = any(self._must_store(user, node.id) for user in users)
         if not groups and not result:
             return
+        deep = self.depth[node.id] > DEPTH_LIMIT
+        if (deep or self._multiplies(node, users)) and not isinstance(node.primitive, Scalar):
+            self._say(node, False, "the kernel would grow too large")
+            return self._root(node)
         if isinstance(node.primitive, Scalar) and not result:
             return self._join(node, groups)
         if is_free(node) and not result and not demanded and self._free_fits(node, groups):
@@ -151,6 +159,18 @@ class _Partitioner:
         """Whether a user reads this node from memory: products do, and data-ordered kernels."""
         primitive = self.graph.nodes[user].primitive
         return isinstance(primitive, Contract)
+
+    def _multiplies(self, node: Node, users: Sequence[int]) -> bool:
+        """Whether a node would be computed anew for each use, and so would what it reads.
+
+        Where every node of a chain is used twice, that is a power of two.
+        """
+        if not is_free(node) or len(users) < 2:
+            return False
+        kinds = [self.graph.nodes[user].primitive for user in users]
+        return any(isinstance(kind, Gather | Concat) for kind in kinds) and isinstance(
+            node.primitive, Gather | Concat
+        )
 
     def _free_fits(self, node: Node, groups: list[Group]) -> bool:
         if isinstance(node.primitive, Concat):
@@ -251,8 +271,11 @@ class _Partitioner:
 
     def _chain_flops(self, node: Node) -> int:
         """Arithmetic of a node and of what it would pull in through other maps."""
-        total, pending = 0, [node.id]
+        total, pending, steps = 0, [node.id], 0
         while pending and total <= CHEAP_FLOPS:
+            steps += 1
+            if steps > DEPTH_LIMIT:
+                return CHEAP_FLOPS + 1
             here = self.graph.nodes[pending.pop()]
             if isinstance(here.primitive, Reduce | Contract | Scan | Sort | Scatter):
                 return CHEAP_FLOPS + 1
@@ -346,6 +369,7 @@ class _Partitioner:
         return None
 
     def _root(self, node: Node) -> None:
+        self.depth[node.id] = 0
         kind = {Contract: "contract", Scan: "scan", Sort: "sort", Scatter: "scatter"}.get(
             type(node.primitive), "pointwise"
         )

@@ -36,6 +36,10 @@ class _BitEqual:
         return hash(self._bits())
 
 
+WIDE = 64
+"""Operands of one concatenation; more are concatenated in steps."""
+
+
 class Ref(NamedTuple):
     """A result of a node."""
 
@@ -424,6 +428,9 @@ class Builder:
         shape = (*types[0].shape[:axis], size, *types[0].shape[axis + 1 :])
         if len(parts) == 1:
             return parts[0]
+        if len(parts) > WIDE:
+            chunks = [parts[i : i + WIDE] for i in range(0, len(parts), WIDE)]
+            return self.concat([self.concat(chunk, axis) for chunk in chunks], axis)
         return self._one(Concat(axis), parts, TensorType(types[0].dtype, shape))
 
     def scan(self, kind: str, x: Ref, axis: int) -> Ref:

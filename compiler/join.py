@@ -372,10 +372,12 @@ def inverse(
     """Where each element of the source goes, if a view only reorders: result[at(d...)] = source[d].
 
     The expressions, one per axis of the result, are over d0, d1... of the source's axes. A view
-    is inverted if every index is a symbol, a quotient or remainder of one (an axis that was
-    joined), or several symbols in row-major order (an axis that was split). Both compositions
-    are then proved to be identities; None if that fails.
+    is inverted if it leaves no element out and every index is a symbol, a quotient or remainder
+    of one (an axis that was joined), or several symbols in row-major order (an axis that was
+    split). Both compositions are then proved to be identities; None if that fails.
     """
+    if not facts.prove_eq(_count(shape), _count(source)):
+        return None
     sizes = dict(zip(view.symbols, shape, strict=True))
     at: dict[str, Expr] = {name: const(0) for name in view.symbols}
     for axis, index in enumerate(view.indices):

@@ -119,31 +119,38 @@ class DevicePipeline(Pipeline):
         on = space.stream if stream is None else stream
         operands, convert, model = self._operands(on, args, inputs)
         bucket = self._bucket(operands)
-        if out is None:
+        given = None if out is None else self._given(out, lambda x: self._out_view(x, on))
+        if given is None:
             targets = self._fresh(bucket, model is not None, on)
         else:
-            given = self._given(out, lambda x: self._out_view(x, on))
             targets = self._targets(bucket, operands, given)
         self._start(space, on, bucket, operands, targets)
-        ready = stream is None or bool(self._plan.sites)
-        if ready or not all(isinstance(x, DeviceArray) for x in (*operands, *targets)):
-            self.driver.finish(on)
-            ready = space.idle = True
-            self.report_status(space, space.status_host, bucket)
-        else:
-            self.driver.record(space.done, on)
-            for target in targets:
-                target.is_made_on(on)
-        if out is not None:
+        here = not all(isinstance(x, DeviceArray) for x in (*operands, *targets))
+        whole = stream is None or here or bool(self._plan.sites)
+        self._settle(space, on, bucket, targets, whole)
+        if given is not None:
             for (_, target), result in zip(given, targets, strict=True):
                 if result is not target and isinstance(target, np.ndarray):
                     np.copyto(target, result)
-            return out, ready
+            return out, whole
         if model is not None:
             convert = interchange.device_importer(model)
         if convert is not None:
             targets = [convert(t) for t in targets]
-        return (targets[0] if self._tuple is None else self._tuple(*targets)), ready
+        return (targets[0] if self._tuple is None else self._tuple(*targets)), whole
+
+    def _settle(
+        self, space: Space, stream: Any, bucket: DeviceBucket, targets: list[Operand], whole: bool
+    ) -> None:
+        """Wait until the results are whole, or note what they are behind."""
+        if whole:
+            self.driver.finish(stream)
+            space.idle = True
+            self.report_status(space, space.status_host, bucket)
+        else:
+            self.driver.record(space.done, stream)
+            for target in targets:
+                target.is_made_on(stream)
 
     def _operands(
         self, stream: Any, args: tuple[Any, ...], inputs: dict[str, Any]

@@ -13,14 +13,18 @@ from .cli_shared import FILE, JSON, pairs, reported, show_json, working
 
 @click.command("import")
 @FILE
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+    help="The .pipe file to write.",
+)
 @click.option(
     "--fix", "fixed", multiple=True, metavar="INPUT=VALUE",
     help="Give an input of the model a value for good: numbers with commas, or a .npy file.",
 )
 @click.option(
     "--size", "sizes", multiple=True, metavar="NAME=RANGE",
-    help="Give a size of the model a range, such as sequence=1..512 (512 too), or one value.",
+    help="Give a size of the model a range, such as sequence=1..=512 or height=32..=1024/32 "
+    "(its multiples of 32), or one value.",
 )
 @JSON
 def import_command(
@@ -42,15 +46,16 @@ def import_command(
     click.echo("\n".join(written))
 
 
-def size_ranges(options: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Least and greatest value by the name of a size."""
-    found: dict[str, tuple[int, int]] = {}
+def size_ranges(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Least and greatest value, and step, by the name of a size."""
+    found: dict[str, tuple[int, ...]] = {}
     for name, text in pairs(options, "--size").items():
-        low, _, high = text.partition("..")
-        ends = (low, high.lstrip("=") or low)
-        if not all(end.isdigit() for end in ends):
+        ends, _, step = text.partition("/")
+        low, _, high = ends.partition("..")
+        numbers = (low, high.removeprefix("=") or low, step or "1")
+        if not all(number.isdigit() for number in numbers):
             raise click.UsageError(f"--size {name} takes a number or a range, not {text!r}")
-        found[name] = (int(ends[0]), int(ends[1]))
+        found[name] = tuple(map(int, numbers))
     return found
 
 

@@ -96,8 +96,12 @@ def symbols_of(values: Sequence[Value]) -> frozenset[str]:
     """Index symbols in values."""
     found: set[str] = set()
     pending = list(values)
+    seen: set[int] = set()
     while pending:
         value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
         if isinstance(value, Index):
             found |= value.expr.symbols()
         elif isinstance(value, Load):
@@ -112,19 +116,24 @@ def symbols_of(values: Sequence[Value]) -> frozenset[str]:
 def exprs_of(body: Sequence[Statement]) -> set[Expr]:
     """Every index expression in statements."""
     found: set[Expr] = set()
+    seen: set[int] = set()
 
-    def value(v: Value) -> None:
-        if isinstance(v, Index):
-            found.add(v.expr)
-        elif isinstance(v, Load):
-            for part in (*v.indices, *v.guard):
-                value(part)
-        elif isinstance(v, Op):
-            for part in v.args:
-                value(part)
-        elif isinstance(v, Checked):
-            found.add(v.extent)
-            value(v.value)
+    def value(root: Value) -> None:
+        pending = [root]
+        while pending:
+            v = pending.pop()
+            if id(v) in seen:
+                continue
+            seen.add(id(v))
+            if isinstance(v, Index):
+                found.add(v.expr)
+            elif isinstance(v, Load):
+                pending.extend((*v.indices, *v.guard))
+            elif isinstance(v, Op):
+                pending.extend(v.args)
+            elif isinstance(v, Checked):
+                found.add(v.extent)
+                pending.append(v.value)
 
     for s in body:
         if isinstance(s, Let):

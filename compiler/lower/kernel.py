@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, get_args
 
 from stagefuse.dsl.dims import Expr, const, floordiv
+from stagefuse.dsl.dtypes import DType
 
 from ..fuse import Group
 from ..graph import (
     Graph,
     Ref,
 )
-from ..kernel_ir import (
-    Kernel,
-)
+from ..kernel_ir import Kernel, Value
 from ..schedule import Schedule
 from .blocks import Parallel, Sites
 from .expressions import at_least_one, bound_names, exprs_of, product_of
@@ -65,8 +65,33 @@ def finish(low: Lowering, forms: Mapping[str, Callable[[Lowering], Parallel]]) -
     loops = {name for name, _ in parallel} | bound_names(body)
     dims = tuple(sorted(frozenset[str]().union(*(e.symbols() for e in exprs)) - loops))
     kernel = Kernel("", buffers, dims, tuple(parallel), body)
-    digest = hashlib.sha256(repr(kernel).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(fingerprint(kernel).encode()).hexdigest()[:10]
     label = graph.nodes[group.roots[0].node].label or "kernel"
     kernel = replace(kernel, name=f"k_{digest}", label=label)
     grain = floordiv(const(low.schedule.step_flops) + work - 1, at_least_one(work))
     return Lowered(kernel, tuple(low.buffers), count, grain, label, tuple(sorted(group.members)))
+
+
+def fingerprint(kernel: Kernel) -> str:
+    """A text that is the same for the same kernel; a shared value stands in it once."""
+    numbers: dict[str, int] = {}
+    known: dict[int, str] = {}
+
+    def of(part: Any) -> str:
+        if isinstance(part, tuple):
+            return f"({','.join(map(of, part))})"
+        if not is_dataclass(part) or isinstance(part, Expr | DType):
+            return repr(part)
+        if id(part) not in known:
+            inside = (of(getattr(part, f.name)) for f in fields(part))
+            text = f"{type(part).__name__}({','.join(inside)})"
+            if isinstance(part, VALUES):
+                text = f"%{numbers.setdefault(text, len(numbers))}"
+            known[id(part)] = text
+        return known[id(part)]
+
+    whole = of(kernel)
+    return "\n".join((*numbers, whole))
+
+
+VALUES = get_args(Value)

@@ -49,6 +49,7 @@ class Lowering(Blocks):
     def __init__(self, graph: Graph, group: Group, sites: Sites, schedule: Schedule) -> None:
         super().__init__(graph, group, sites, schedule)
         self.staged = self.choose_staged()
+        self.made: dict[tuple[Ref, tuple[Value, ...], tuple[Value, ...]], Value] | None = None
 
     def store(self, at: Sequence[Expr]) -> None:
         """Stores every root at a position of the domain."""
@@ -87,9 +88,19 @@ class Lowering(Blocks):
         self.group, self.products = group, dict(products)
         self.staged = self.choose_staged()
         try:
-            yield
+            with self.elsewhere():
+                yield
         finally:
             self.group, self.products, self.staged = before
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Inside, values are made for another block: nothing made so far stands for them."""
+        before, self.made = self.made, None
+        try:
+            yield
+        finally:
+            self.made = before
 
     # Values
 
@@ -114,7 +125,23 @@ class Lowering(Blocks):
         return sum(flops(self.graph.nodes[m]) for m in self.group.members)
 
     def value(self, ref: Ref, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
-        """The scalar value of a result at a position."""
+        """The scalar value of a result at a position.
+
+        Each is made once for the value that is asked for outermost, so that a chain in which
+        every value is used twice takes no power of two.
+        """
+        outermost = self.made is None
+        made = self.made = {} if self.made is None else self.made
+        key = (ref, at, guard)
+        try:
+            if key not in made:
+                made[key] = self._make(ref, at, guard)
+            return made[key]
+        finally:
+            if outermost:
+                self.made = None
+
+    def _make(self, ref: Ref, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
         node = self.graph.nodes[ref.node]
         type = node.types[ref.result]
         if self.group.kind in ("scan", "sort", "scatter") and ref in self.group.roots:
@@ -176,7 +203,8 @@ class Lowering(Blocks):
             def fill() -> None:
                 assert isinstance(node.primitive, Map)
                 self.staged.discard(node.id)
-                self.emit(Store(name, spot, self.map(node, here, ())))
+                with self.elsewhere():
+                    self.emit(Store(name, spot, self.map(node, here, ())))
                 self.staged.add(node.id)
 
             self.nest(loops, fill)
@@ -284,7 +312,8 @@ class Lowering(Blocks):
             )
             before = self.facts
             self.facts = before.with_ranges({n: (0, e - 1) for n, e in loops})
-            value = self.value(operand, place, ())
+            with self.elsewhere():
+                value = self.value(operand, place, ())
             self.facts = before
             dtype = node.type.dtype.compute
             if not primitive.kind.startswith("arg"):

@@ -8,6 +8,7 @@ from stagefuse.dsl.types import TensorType
 
 from ..contract import fold_views
 from ..graph import (
+    WIDE,
     Concat,
     Constant,
     Gather,
@@ -117,7 +118,7 @@ def _concat(m: Match) -> Made:
         nested = isinstance(inner, Concat) and inner.axis == concat.axis
         parts.extend(m.under(ref) if nested else (ref,))
     kept = [r for r in parts if m.b.type(r).shape[concat.axis].as_int() != 0] or parts[:1]
-    if tuple(kept) == m.operands:
+    if tuple(kept) == m.operands or len(kept) > max(WIDE, len(m.operands)):
         return None
     return kept[0] if len(kept) == 1 else m.simplify(concat, kept, m.types)[0]
 

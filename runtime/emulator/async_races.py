@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .region import Region
 
 Array = NDArray[Any]
+INITIALISED = 1 << 41
+"""Added to a block's number: its clocks that a fence.mbarrier_init made known."""
 
 
 def hand_over(races: Races, batch: Batch, threads: Array) -> Known:
@@ -44,13 +46,47 @@ def learn(races: Races, batch: Batch, threads: Array, known: Known) -> None:
             join_known(foreign, {b: k for b, k in known.items() if b != own_block})
 
 
+def stamp_of(races: Races, batch: Batch, thread: int) -> int:
+    """What is remembered of something that a thread does now."""
+    clock = int(races.clocks(batch).clock[thread >> 5])
+    return (clock << CLOCK_BITS) | (batch.first * batch.stride + thread + 1) << 1
+
+
+def is_behind(races: Races, batch: Batch, thread: int, stamp: int) -> bool:
+    """Whether what a thread does now comes behind the initialisation that was remembered."""
+    if not _unordered(races, batch, [thread], stamp, False):
+        return True
+    clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1
+    block, within = number // batch.stride, number % batch.stride
+    known = races.clocks(batch).foreign.get(thread >> 5, {}).get(block + INITIALISED)
+    return known is not None and clock <= known[within >> 5]
+
+
+def initialisation_fence(races: Races, batch: Batch, threads: Array) -> None:
+    """What these threads know is known to all that a relaxed cluster barrier orders later."""
+    _also_known_as(races, batch, threads, INITIALISED)
+
+
+def hand_over_initialisations(races: Races, batch: Batch, threads: Array) -> Known:
+    """What `initialisation_fence` said of these threads, for others."""
+    made: Known = {}
+    for warp in np.unique(threads >> 5).tolist():
+        foreign = races.clocks(batch).foreign.get(warp, {})
+        join_known(made, {b: k for b, k in foreign.items() if b >= INITIALISED})
+    return made
+
+
 def proxy_fence(races: Races, batch: Batch, threads: Array) -> None:
     """What these threads know becomes visible to the async proxy."""
+    _also_known_as(races, batch, threads, PROXIED)
+
+
+def _also_known_as(races: Races, batch: Batch, threads: Array, key: int) -> None:
     clocks = races.clocks(batch)
-    for warp in warps_of(threads).tolist():
+    for warp in np.unique(threads >> 5).tolist():
         known = races.knowledge(batch, warp)
         foreign = clocks.foreign.setdefault(warp, {})
-        join_known(foreign, {b + PROXIED: k for b, k in known.items() if b < AGENTS})
+        join_known(foreign, {b + key: k for b, k in known.items() if b < AGENTS})
         clocks.tick(warp)
 
 
@@ -64,7 +100,7 @@ def async_access(
     behind a proxy fence where it was an ordinary write.
     """
     shadow = races.shadow(region.arena)
-    at = region.granules(races.granule)
+    at = region.granules(shadow.granule)
     number, time = agent
     record = (time << CLOCK_BITS) | ((AGENTS + number) * batch.stride + 1) << 1 | int(strong)
     who = list(threads)
@@ -89,7 +125,7 @@ def block_ends(races: Races, batch: Batch, block: int) -> None:
     arena, shadow = batch.shared, batch.shared.shadow
     if shadow is None:
         return
-    first, last = (n * arena.stride // races.granule for n in (block, block + 1))
+    first, last = (n * arena.stride // shadow.granule for n in (block, block + 1))
     warps = range(block * (batch.stride // 32), (block + 1) * (batch.stride // 32))
     threads = [warp * 32 for warp in warps]
     for old in (shadow.writes, shadow.reads, shadow.others):

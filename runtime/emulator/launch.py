@@ -81,7 +81,7 @@ class Module:
             arena.shadow = None
         variables = {v: heap.add(arena) for v, arena in self._arenas.items()}
         params = self._params(code, heap, args)
-        search = Races(layout.granule) if races else None
+        search = Races(layout.granules) if races else None
         machine = Machine(
             self.program, code, layout, *sizes, params, variables, heap, shared_bytes, search
         )

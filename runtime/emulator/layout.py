@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .program import Code, aligned, alignment, byte_size
+from .program import Code, Granules, aligned, alignment, byte_size
 
 if TYPE_CHECKING:
     from .program import Program
@@ -20,7 +20,7 @@ class Layout:
     shared: dict[str, int]
     dynamic_offset: int
     local_bytes: int
-    granule: int
+    granules: Granules
 
 
 def lay_out(program: Program, entry: Code) -> Layout:
@@ -36,8 +36,11 @@ def lay_out(program: Program, entry: Code) -> Layout:
         found[place.key] = offset
         offset += byte_size(place.variable)
     local = sum(aligned(code.local_bytes, 16) for code in codes)
+    granules = entry.granules
+    for code in codes:
+        granules = granules.joined(code.granules)
     dynamic = aligned(offset, _dynamic_alignment(program, codes, named))
-    return Layout(codes, found, dynamic, local, min(code.granule for code in codes))
+    return Layout(codes, found, dynamic, local, granules)
 
 
 def _dynamic_alignment(program: Program, codes: tuple[Code, ...], named: set[str]) -> int:

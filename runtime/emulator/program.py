@@ -51,6 +51,43 @@ class Place:
     """For shared memory, whose offsets depend on the kernel: what tells the variable apart."""
 
 
+@dataclass(frozen=True)
+class Granules:
+    """Bytes of the smallest accesses of a kernel to shared and to global memory, at most 16: how
+    finely races are looked for."""
+
+    shared: int = 16
+    globals: int = 16
+
+    def joined(self, other: Granules) -> Granules:
+        return Granules(min(self.shared, other.shared), min(self.globals, other.globals))
+
+    def with_access(self, match: Match, operands: dict[str, s.Operand | None]) -> Granules:
+        """These, and what an instruction accesses."""
+        form = match.form
+        addresses = [spec for spec in form.specs if spec.kind == "address"]
+        if not addresses:
+            return self
+        size = 4
+        if "T" in match:
+            size = TYPES[match.get("T")].size_bytes * int(match.get("vec", "v1")[1:])
+        elif form.opcode in ("ldmatrix", "stmatrix"):
+            size = 16
+        elif form.meaning.startswith("async.copy"):
+            whole = operands["size"] if operands.get("n") is None else None
+            size = whole.value if isinstance(whole, s.Immediate) else 4
+        elif form.effects & {"async", "barrier"}:
+            size = 8
+        named = {match.get("space"), *(spec.space for spec in addresses)} - {""}
+        if named and named <= {"param", "param::entry", "local", "const"}:
+            return self
+        if all(name.startswith("shared") for name in named) and named:
+            return self.joined(Granules(size, 16))
+        if named and not any(name.startswith("shared") for name in named):
+            return self.joined(Granules(16, size))
+        return self.joined(Granules(size, size))
+
+
 @dataclass(eq=False)
 class Code:
     """A function: its steps, how many registers it has, where its variables lie."""
@@ -77,8 +114,7 @@ class Code:
     mentions: set[str] = field(default_factory=set)
     """Names of variables and functions that it uses."""
     calls_pointers: bool = False
-    granule: int = 4
-    """Bytes of the smallest access, which decides how finely races are looked for."""
+    granules: Granules = field(default_factory=lambda: Granules())
     pending: list[tuple[Step, Site]] = field(default_factory=list)
     """Steps that are made ready when the function is first used."""
 
@@ -306,12 +342,12 @@ class _Decode:
     def instruction(self, x: s.Instruction, scope: Scope) -> None:
         match, bound = bind(x)
         step = Step(x, match)
-        if match.form.effects & {"reads", "writes"} and "T" in match:
-            self.code.granule = min(self.code.granule, TYPES[match.get("T")].size_bytes)
+        operands = {spec.name: operand for spec, operand in bound}
+        self.code.granules = self.code.granules.with_access(match, operands)
         self.code.steps.append(step)
         site = Site(
             self.program, self.code, scope, x, match,
-            {spec.name: operand for spec, operand in bound}, {spec.name: spec for spec, _ in bound},
+            operands, {spec.name: spec for spec, _ in bound},
         )  # fmt: skip
         self.code.pending.append((step, site))
         for operand in x.operands:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Stop
 from .memory import Arena
+
+if TYPE_CHECKING:
+    from .machine import Machine
 
 Array = NDArray[Any]
 
@@ -58,6 +61,11 @@ class Region:
         steps = np.arange(self.unit // granule)
         spread: Array = (first[:, None] + steps).reshape(-1)
         return spread
+
+
+def count(machine: Machine, space: str, what: str, size: int) -> None:
+    """Adds to the bytes that a launch moved, by space and by `read`, `written` or `atomic`."""
+    machine.traffic[space, what] = machine.traffic.get((space, what), 0) + size
 
 
 def span(arena: Arena, start: int, size: int) -> Region:

@@ -22,7 +22,7 @@ from stagefuse.dsl.check.values import Items, Tensor, Value
 from stagefuse.dsl.dims import Expr, Facts, sym
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.parser import parse
-from stagefuse.dsl.source import Source
+from stagefuse.dsl.source import Source, Span
 from stagefuse.dsl.types import TensorType
 
 from .errors import Refused
@@ -60,8 +60,7 @@ class Body:
 
     def input(self, name: str, type: TensorType) -> None:
         """An argument of the pipeline."""
-        span = _statement(f"{name} = 0").span
-        self.frame.locals[name] = self.frame.recorder.input(name, type, span)
+        self.frame.locals[name] = self.frame.recorder.input(name, type, _nowhere())
 
     def add(self, line: str) -> None:
         """A statement. Raises Refused with the checker's words."""
@@ -91,8 +90,7 @@ class Body:
         return found
 
     def _tensor(self, value: Value) -> Tensor:
-        span = _statement("a = 0").span
-        return typed(self.frame.recorder, value, None, span)
+        return typed(self.frame.recorder, value, None, _nowhere())
 
     def same(self, a: Expr | int, b: Expr | int) -> bool:
         """Whether two sizes are equal in every call."""
@@ -108,6 +106,11 @@ def _statement(line: str) -> ast.Stmt:
     (pipeline,) = module.items
     assert isinstance(pipeline, ast.Pipeline)
     return pipeline.body[0]
+
+
+@cache
+def _nowhere() -> Span:
+    return Span(Source("<import>", "\n"), 0, 0)
 
 
 @cache

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -16,6 +16,10 @@ from .errors import OnnxError, Problem
 from .reading import check_model, read_model
 from .translate import Range, Translator
 from .writer import write_source
+
+Sizes: TypeAlias = Mapping[str, int | tuple[int, ...]]
+MAX_STEP = 128
+"""The greatest multiple that is tried for a size."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,15 @@ def import_onnx(
     folder: str | Path = ".",
     *,
     fixed: Mapping[str, Any] | None = None,
-    sizes: Mapping[str, int | tuple[int, int]] | None = None,
+    sizes: Sizes | None = None,
 ) -> Path:
     """Write the `.pipe` of a model file, and a `.safetensors` beside it; the path of the `.pipe`.
 
     Both are called like the model; files of these names are written over. `fixed` gives inputs
     of the model values for good: shapes, axes and the like that the program must know while it is
-    compiled. `sizes` gives sizes that vary a range, `{"sequence": (1, 512)}`, or one value; without
-    it they are at least 1, and at most what the model's own slices of constants allow.
+    compiled. `sizes` gives sizes that vary a range, `{"sequence": (1, 512)}`, with a step,
+    `{"height": (32, 1024, 32)}`, or one value; a size without a name is `"input.axis"`. Without it
+    sizes are at least 1, and what the model's own shapes need beside that.
 
     Raises OnnxError with everything that cannot be imported, OSError.
     """
@@ -58,7 +63,7 @@ def import_to(
     target: Path,
     *,
     fixed: Mapping[str, Any] | None = None,
-    sizes: Mapping[str, int | tuple[int, int]] | None = None,
+    sizes: Sizes | None = None,
 ) -> Path:
     """The same, to a `.pipe` file of any name. Nothing is written unless all can be imported."""
     path = Path(model)
@@ -89,7 +94,7 @@ def import_model(
     name: str = "model",
     folder: Path | None = None,
     fixed: Mapping[str, Any] | None = None,
-    sizes: Mapping[str, int | tuple[int, int]] | None = None,
+    sizes: Sizes | None = None,
 ) -> Imported:
     """The source of a model in memory. External data are read from `folder` alone.
 
@@ -110,14 +115,14 @@ def import_model(
     )  # fmt: skip
 
 
-def _ranges(sizes: Mapping[str, int | tuple[int, int]]) -> dict[str, Range]:
+def _ranges(sizes: Sizes) -> dict[str, Range]:
     """Ranges by the model's name of a size. Raises OnnxError."""
     found: dict[str, Range] = {}
     for name, given in sizes.items():
-        low, high = (given, given) if isinstance(given, int) else given
-        if not 0 <= low <= high:
-            raise OnnxError([Problem(f"`sizes` gives {name!r} the range {low}..={high}")])
-        found[name] = (low, high)
+        low, high, *step = (given, given) if isinstance(given, int) else given
+        found[name] = Range(low, high, *step)
+        if not 0 <= low <= high or found[name].step < 1:
+            raise OnnxError([Problem(f"`sizes` gives {name!r} the range {given}")])
     return found
 
 
@@ -125,16 +130,31 @@ def _inferred(
     model: onnx.ModelProto, stem: str, folder: Path | None,
     fixed: Mapping[str, np.ndarray[Any, Any]], ranges: dict[str, Range],
 ) -> tuple[Translator, Body, str]:
-    """The translation; where shapes fit only for sizes up to some bound, that bound is taken."""
+    """The translation; where shapes fit only for some sizes, those are taken.
+
+    That is up to a bound, where a constant is cut to a size, and multiples of a power of two,
+    where a size is halved and doubled again.
+    """
+    first: OnnxError | None = None
+    step = 1
     while True:
         translator = Translator(folder, fixed, ranges=ranges)
         pipeline = translator.names.value(stem)
         try:
             return translator, _translated(translator, model), pipeline
-        except OnnxError:
-            if not translator.likely:
-                raise
-        ranges = ranges | {name: (1, high) for name, high in translator.likely.items()}
+        except OnnxError as error:
+            first = first or error
+        uneven = [n for n in translator.uneven if translator.range_of(n).step in (1, step)]
+        if translator.likely:
+            ranges = ranges | {
+                name: replace(translator.range_of(name), high=high)
+                for name, high in translator.likely.items()
+            }
+        elif uneven and step < MAX_STEP:
+            step *= 2
+            ranges = ranges | {n: replace(translator.range_of(n), step=step) for n in uneven}
+        else:
+            raise first
 
 
 def _translated(translator: Translator, model: onnx.ModelProto) -> Body:

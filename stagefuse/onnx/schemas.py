@@ -70,11 +70,20 @@ def value_of(attribute: onnx.AttributeProto, folder: Path | None) -> Any:
         return attribute.s.decode("utf-8", "replace")
     if attribute.type == kinds.STRINGS:
         return [s.decode("utf-8", "replace") for s in attribute.strings]
-    if attribute.type in (kinds.INTS, kinds.FLOATS):
-        return list(attribute.ints or attribute.floats)
+    if attribute.type == kinds.INTS:
+        return list(attribute.ints)
+    if attribute.type == kinds.FLOATS:
+        return list(map(_shortest, attribute.floats))
+    if attribute.type == kinds.FLOAT:
+        return _shortest(attribute.f)
     if attribute.type == kinds.SPARSE_TENSOR:
         raise Refused("a sparse tensor", "a dense one", attribute.name)
     return onnx.helper.get_attribute_value(attribute)
+
+
+def _shortest(value: float) -> float:
+    """The shortest number that rounds to the same f32: 1e-05 for 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
 
 
 def require_read(node: Node, given: Iterable[str]) -> None:

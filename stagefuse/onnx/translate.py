@@ -28,9 +28,23 @@ MAX_UNFOLDED = 5_000
 """Nodes that functions and loops may unfold to, beside ten times those that the file holds."""
 MAX_DEPTH = 40
 
-Range: TypeAlias = "tuple[int, int | None]"
 Env: TypeAlias = "dict[str, Val | None]"
 """Values by the model's names; None for one whose node could not be translated."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a size of the model may be: multiples of `step` from `low` to `high`."""
+
+    low: int = 1
+    high: int | None = None
+    step: int = 1
+
+    @property
+    def factors(self) -> tuple[int, int | None]:
+        """The least and the greatest multiple, counted in steps."""
+        high = None if self.high is None else self.high // self.step
+        return -(-self.low // self.step), high
 
 
 @dataclass
@@ -47,6 +61,7 @@ class Translator:
     sizes: dict[str, str] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
     likely: dict[str, int] = field(default_factory=dict)
+    uneven: set[str] = field(default_factory=set)
     functions: dict[tuple[str, str], onnx.FunctionProto] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -69,7 +84,7 @@ class Translator:
         env: Env = {}
         self.held = {t.name for t in graph.initializer}
         types = [(i, self._input_type(i)) for i in graph.input if i.name not in self.held]
-        self.body = Body.start({new: self.range_of(old) for old, new in self.sizes.items()})
+        self.body = Body.start({new: self.range_of(old).factors for old, new in self.sizes.items()})
         for info, type in types:
             env[info.name] = None if type is None else self._input(info.name, type)
         self.initializers(graph, env)
@@ -100,27 +115,28 @@ class Translator:
                                          need="its number of dimensions"))  # fmt: skip
             return None
         dims = tensor.shape.dim
-        if any(d.WhichOneof("value") == "dim_value" and d.dim_value < 0 for d in dims):
+        if any(d.WhichOneof("value") == "dim_value" and d.dim_value < -1 for d in dims):
             self.problems.append(Problem(f"the input `{info.name}` has a negative size"))
             return None
-        shape = tuple(self._size(d, info.name) for d in dims)
+        shape = tuple(self._size(d, f"{info.name}.{axis}") for axis, d in enumerate(dims))
         return TensorType(dtype, shape)
 
-    def _size(self, dim: Any, owner: str) -> Expr:
-        kind = dim.WhichOneof("value")
-        if kind == "dim_value":
+    def _size(self, dim: Any, place: str) -> Expr:
+        """A size of an input; one that varies and has no name (or -1) is called by its place."""
+        if dim.WhichOneof("value") == "dim_value" and dim.dim_value >= 0:
             return as_expr(dim.dim_value)
-        wanted = dim.dim_param if kind == "dim_param" and dim.dim_param else f"N{len(self.sizes)}"
-        low, high = self.range_of(wanted)
-        if low == high:
-            return as_expr(low)
+        named = any(c.isalnum() for c in dim.dim_param)
+        wanted = dim.dim_param if named else place
+        known = self.range_of(wanted)
+        if known.low == known.high:
+            return as_expr(known.low)
         if wanted not in self.sizes:
             self.sizes[wanted] = self.names.size(wanted)
-        return sym(self.sizes[wanted])
+        return sym(self.sizes[wanted]) * known.step
 
     def range_of(self, size: str) -> Range:
-        """The least and the greatest value of one of the model's sizes."""
-        return self.ranges.get(size, (1, None))
+        """What one of the model's sizes may be."""
+        return self.ranges.get(size, Range())
 
     def _input(self, name: str, type: TensorType) -> Val | None:
         if name in self.fixed:
@@ -189,13 +205,17 @@ class Translator:
         self._write(proto, node, env, depth)
 
     def _suspect(self, values: Sequence[Val]) -> None:
-        """Note `min(128, T)` in the shapes of what does not fit: T was meant to be at most 128."""
+        """Note what the shapes of something that does not fit say of the sizes that were meant.
+
+        `min(128, T)`: at most 128. `(H + 1) // 2`: multiples of a power of two.
+        """
         known = {new: old for old, new in self.sizes.items()}
         for size in (d for v in values for d in v.shape):
             for name, most in minima(size):
-                if name in known and self.range_of(known[name])[1] is None:
+                if name in known and self.range_of(known[name]).high is None:
                     old = known[name]
                     self.likely[old] = min(most, self.likely.get(old, most))
+            self.uneven |= {known[name] for name in quotients(size) if name in known}
 
     def _write(self, proto: onnx.NodeProto, node: Node, env: Env, depth: int) -> None:
         record = records().get(schemas.full_name(proto))
@@ -292,6 +312,17 @@ def minima(size: Expr) -> list[tuple[str, int]]:
             if atom.kind == "min" and len(numbers) == len(names) == 1:
                 found.append((names[0], numbers[0]))
             found += [pair for a in inner for pair in minima(a)]
+    return found
+
+
+def quotients(size: Expr) -> set[str]:
+    """The sizes that occur divided."""
+    atoms = [atom for monomial, _ in size.terms for atom, _ in monomial if atom.args]
+    found = set[str]()
+    for atom in atoms:
+        inner = [a for a in atom.args if isinstance(a, Expr)]
+        for a in inner:
+            found |= set(a.symbols()) if atom.kind == "//" else quotients(a)
     return found
 
 

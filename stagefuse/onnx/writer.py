@@ -85,7 +85,7 @@ def _signature(
         if len(results) > 1:
             gives = "(" + "".join(f"\n    {o}," for o in outputs) + "\n)"
         head = f"pipeline {pipeline}({wide}\n) -> {gives}"
-    ranges = {new: translator.range_of(old) for old, new in translator.sizes.items()}
+    ranges = {new: translator.range_of(old).factors for old, new in translator.sizes.items()}
     sizes = ", ".join(
         f"{name} >= {low}" if high is None else f"{name} in {low}..={high}"
         for name, (low, high) in ranges.items()

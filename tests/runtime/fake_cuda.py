@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from stagefuse.runtime import emulator
 from stagefuse.runtime.cuda.calls import Graph, Node, View
-from stagefuse.runtime.drivers import Launch
 from stagefuse.runtime.errors import DeviceError, OutOfMemory
+
+from .fake_code import Library, NotedNode
+from .fake_tensor import FakeTensor
 
 READ, WRITE, ATOMIC = "read", "write", "atomic"
 Access = tuple["Block", int, int, str]  # begin and end in the block
@@ -53,48 +52,6 @@ class Op:
     run: Callable[[], None]
     blocks: list[Block]
     done: bool = False
-
-
-PARAMETER = re.compile(r"\.param \.(u64|s64) \w+")
-
-
-class NotedNode(Node):
-    """A node that knows the bytes behind each of its pointers, and whether it writes them."""
-
-    touches: tuple[tuple[int, bool], ...] = ()
-
-
-def noting(node_of: Callable[[Any, Launch], Node]) -> Callable[[Any, Launch], Node]:
-    """The driver's method that makes nodes, whose nodes say what they touch."""
-
-    def run(driver: Any, launch: Launch) -> Node:
-        node = node_of(driver, launch)
-        sizes = [(r.size, w) for r, w in zip(launch.regions, launch.writes, strict=True)]
-        object.__setattr__(node, "touches", tuple(sizes))
-        return node
-
-    return run
-
-
-class Library:
-    """Loaded code: the kinds of each entry's parameters, and what runs it."""
-
-    def __init__(self, text: str) -> None:
-        parts = re.split(r"\.visible \.entry (\w+)\(", text)[1:]
-        self.entries = {
-            name: PARAMETER.findall(body.partition(")")[0])
-            for name, body in zip(parts[::2], parts[1::2], strict=True)
-        }
-        self.text = text
-
-    @property
-    def module(self) -> emulator.Module:
-        return _emulated(self.text)
-
-
-@lru_cache(maxsize=16)
-def _emulated(text: str) -> emulator.Module:
-    return emulator.load(text)
 
 
 class FakeCuda:
@@ -543,36 +500,3 @@ class FakeCuda:
                     self.broken = error
                     raise
         self.host |= mask
-
-
-class FakeTensor:
-    """An array of another library on the GPU."""
-
-    def __init__(
-        self,
-        cuda: FakeCuda,
-        address: int,
-        shape: tuple[int, ...],
-        dtype: Any,
-        stream: int | None,
-    ) -> None:
-        self.cuda, self.address, self.shape = cuda, address, shape
-        self.dtype, self.stream = np.dtype(dtype), stream
-        self.strides: tuple[int, ...] | None = None
-        self.owner: Any = None
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (2, 0)
-
-    def __dlpack__(self, **_: Any) -> FakeTensor:
-        return self
-
-    def numpy(self, stream: int | None = None) -> Any:
-        at = self.cuda.foreign_stream() if stream is None else stream
-        return self.cuda.read(self.address, self.shape, self.dtype, at)
-
-    def release(self) -> None:
-        """Free it, as its library would."""
-        block = self.cuda.blocks.pop(self.address)
-        self.cuda._retire(block)
-        self.cuda.used -= block.bytes.nbytes

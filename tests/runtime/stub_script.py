@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 import stagefuse as sf
 from stagefuse.runtime.cuda import calls, found
 from stagefuse.runtime.devices import open_plan
 
-from . import handmade, handmade_gpu
+from . import handmade, handmade_gpu, stub_gpu
 
 
 class Array:
@@ -22,6 +23,7 @@ class Array:
 
     def __init__(self, content: np.ndarray[Any, Any]) -> None:
         self.content = content
+        stub_gpu.foreign[content.ctypes.data] = content.nbytes
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def errors() -> None:
             raise AssertionError
         np.testing.assert_array_equal(pipe(table=table, ids=np.array([4])), table[4:])
         try:
-            pipe(table=np.zeros(1 << 23, np.float32), ids=np.array([4]))
+            pipe(table=np.zeros(1 << 25, np.float32), ids=np.array([4]))
         except sf.OutOfMemory as failure:
             assert "CUDA_ERROR_OUT_OF_MEMORY" in str(failure)
         else:
@@ -141,8 +143,31 @@ def errors() -> None:
         raise AssertionError
 
 
+def own_tests() -> None:
+    """The tests that are for a GPU, but for those that need PyTorch."""
+    as_text()
+    assert pytest.main(["-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"]) == 0
+
+
+def comparison() -> None:
+    """What `make gpu` compares, here the emulator with itself, by way of the driver."""
+    from benchmarks.gpu import __main__ as command
+
+    as_text()
+    sys.argv = ["benchmarks.gpu", "--parts", "compare", "--dry", "--only", "W2a,W4,W6"]
+    assert command.main() == 0
+
+
+def as_text() -> None:
+    """Take the stub for a GPU, and PTX where there is machine code too, which it can't run."""
+    found.has_driver = lambda: True
+    found._cubin_runs = lambda *_: False
+
+
 def main() -> None:
-    cases = {f.__name__: f for f in (calls_and_map, arrays_of_others, launches, errors)}
+    stub_gpu.install()
+    every = (calls_and_map, arrays_of_others, launches, errors, own_tests, comparison)
+    cases = {f.__name__: f for f in every}
     cases[sys.argv[1]]()
     gc.collect()
     held = ctypes.CDLL("libcuda.so.1").stub_held

@@ -28,7 +28,7 @@ from ..order import (
     bulk_wait,
 )
 from ..program import Run, Site
-from ..region import Region, span
+from ..region import Region, count, span
 from ..values import DTYPES
 from . import effect
 from .mbarrier import advanced, find, using
@@ -117,7 +117,16 @@ def move(
         data = reduced(op, target.read().view(np.uint8), data.view(np.uint8), dtype)
     async_write(batch, (thread,), target, writer, atomic=bool(op))
     target.write(data, thread)
-    batch.machine.progress += 1
+    moved(batch, source, target, bool(op))
+
+
+def moved(batch: Batch, source: Region, target: Region, combines: bool = False) -> None:
+    """Counts a copy that was made."""
+    machine = batch.machine
+    machine.progress += 1
+    for region, what in ((source, "read"), (target, "atomic" if combines else "written")):
+        space = "shared" if region.arena is batch.shared else "global"
+        count(machine, space, what, region.size)
 
 
 def barrier_at(g: Group, at: int, thread: int) -> int:

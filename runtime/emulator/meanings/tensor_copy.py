@@ -24,6 +24,7 @@ from .bulk import (
     agent_of,
     deliver,
     destinations,
+    moved,
     one_by_one,
     place,
     reduced,
@@ -142,7 +143,7 @@ def _load_box(g: Group, box: Box, at: int, bar: int) -> None:
         data = whole
     async_write(g.batch, (thread,), target, agent)
     target.write(data, thread)
-    g.batch.machine.progress += 1
+    moved(g.batch, box.outside, target)
     deliver(g, bar, thread, tensor.box_bytes, agent)
 
 
@@ -191,7 +192,7 @@ def _store_box(g: Group, box: Box, at: int, op: str) -> None:
         data = reduced(op, box.outside.read(), data, box.tensor.dtype)
     async_write(batch, (thread,), box.outside, writer, atomic=bool(op))
     box.outside.write(data, thread)
-    batch.machine.progress += 1
+    moved(batch, source, box.outside, bool(op))
 
 
 @effect("bulk.tensor_store")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,30 +96,39 @@ def shfl(site: Site) -> Run:
 
     def run(g: Group) -> None:
         threads = g.threads()
-        lane = threads % 32
-        bval = np.asarray(b(g)).astype(np.int64) & 31
-        cval = np.asarray(c(g)).astype(np.int64)
-        clamp, segment = cval & 31, (cval >> 8) & 31
-        high = (lane & segment) | (clamp & ~segment)
-        low = lane & segment
-        if mode == "up":
-            source = lane - bval
-            inside = source >= high
-        elif mode == "down":
-            source = lane + bval
-            inside = source <= high
-        elif mode == "bfly":
-            source = lane ^ bval
-            inside = source <= high
+        lane = threads & 31
+        bval, cval = np.asarray(b(g)), np.asarray(c(g))
+        if bval.ndim or cval.ndim:
+            source, inside = _sources(mode, lane, bval, cval)
         else:
-            source = low | (bval & ~segment)
-            inside = source <= high
-        source = np.where(inside, source, lane)
+            lanes, within = _source_table(mode, int(bval), int(cval))
+            source, inside = lanes[lane], within[lane]
         values = _full(g, a(g)).reshape(-1)
         put(g, values[threads - lane + source])
         also(g, inside)
 
     return run
+
+
+def _sources(mode: str, lane: Array, b: Array, c: Array) -> tuple[Array, Array]:
+    """The lane that each lane reads, and whether that is within its segment."""
+    bval, cval = b.astype(np.int64) & 31, c.astype(np.int64)
+    clamp, segment = cval & 31, (cval >> 8) & 31
+    high = (lane & segment) | (clamp & ~segment)
+    low = lane & segment
+    source: Array = {
+        "up": lambda: lane - bval,
+        "down": lambda: lane + bval,
+        "bfly": lambda: lane ^ bval,
+        "idx": lambda: low | (bval & ~segment),
+    }[mode]()
+    inside = source >= high if mode == "up" else source <= high
+    return np.where(inside, source, lane), np.broadcast_to(inside, lane.shape)
+
+
+@lru_cache(maxsize=512)
+def _source_table(mode: str, b: int, c: int) -> tuple[Array, Array]:
+    return _sources(mode, np.arange(32), np.asarray(b), np.asarray(c))
 
 
 @effect("warp.match_any")

@@ -15,7 +15,7 @@ from ..matrix_descriptor import operand_addresses
 from ..operands import elements, getter
 from ..order import acquire, async_read, product_agent
 from ..program import Code, Control, Run, Site, Step, slot_of
-from ..region import Region
+from ..region import Region, count
 from ..warpgroup_product import accumulate, decode, operand_from_registers
 from ..warpgroups import THREADS, Warpgroups
 from . import control
@@ -184,6 +184,7 @@ def _operand(
     region.check_written(thread)
     agent = product_agent(g.batch, number, int(groups.open[number]))
     async_read(g.batch, threads[::32].tolist(), region, agent)
+    count(g.batch.machine, "shared", "read", region.size)
     return decode(region.read().view(np.uint8), type_)
 
 

@@ -1,0 +1,65 @@
+"""Long and deep programs, and those that use values twice, compile in a time that grows as they."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import stagefuse as sf
+
+X = np.array([0.5, -1.0, 2.0], np.float32)
+LIMIT_S = 60.0
+"""Far above what these take, far below what an exponential would."""
+
+
+def compiled(tmp_path: Path, signature: str, lines: list[str]) -> Any:
+    path = tmp_path / "p.pipe"
+    path.write_text(f"pipeline p({signature}):\n" + "".join(f"    {line}\n" for line in lines))
+    start = time.perf_counter()
+    pipe = sf.compile(path)
+    assert time.perf_counter() - start < LIMIT_S
+    return pipe
+
+
+def test_a_chain_of_a_thousand_operations(tmp_path: Path) -> None:
+    pipe = compiled(tmp_path, "x: f32[N]", ["for i in 0..1000:", "    x = x + 1.0", "x"])
+    want = X
+    for _ in range(1000):
+        want = want + np.float32(1)
+    np.testing.assert_array_equal(pipe(x=X), want)
+
+
+def test_a_chain_in_which_every_value_is_used_twice(tmp_path: Path) -> None:
+    pipe = compiled(tmp_path, "x: f32[N]", ["for i in 0..60:", "    x = x * sigmoid(x) + 0.1", "x"])
+    want = X.astype(np.float64)
+    for _ in range(60):
+        want = want / (1 + np.exp(-want)) + 0.1
+    np.testing.assert_allclose(pipe(x=X), want, rtol=1e-5)
+
+
+def test_positions_that_are_read_at_themselves(tmp_path: Path) -> None:
+    pipe = compiled(tmp_path, "i: i64[N]", ["for n in 0..30:", "    i = i[i]", "i"])
+    start = want = np.random.default_rng().permutation(7)
+    for _ in range(30):
+        want = want[want]
+    np.testing.assert_array_equal(pipe(i=start), want, err_msg=str(start))
+
+
+@pytest.mark.parametrize("parts", ["x, x", "x, x * 2.0"])
+def test_concatenations_of_themselves(tmp_path: Path, parts: str) -> None:
+    pipe = compiled(tmp_path, "x: f32[N]", ["for n in 0..12:", f"    x = concat([{parts}])", "x"])
+    want = X
+    for _ in range(12):
+        want = np.concatenate([want, want * np.float32(2.0 if "*" in parts else 1.0)])
+    np.testing.assert_array_equal(pipe(x=X), want)
+
+
+def test_a_concatenation_of_many(tmp_path: Path) -> None:
+    parts = ", ".join(f"x[{n % 3} :]" for n in range(200))
+    pipe = compiled(tmp_path, "x: f32[3]", [f"concat([{parts}])"])
+    want = np.concatenate([X[n % 3 :] for n in range(200)])
+    np.testing.assert_array_equal(pipe(x=X), want)
