@@ -69,7 +69,12 @@ def _driver() -> Any:
     except ImportError as error:
         raise DeviceError(f"cuda-bindings is not there: {error}\n{HELP}") from None
     try:
-        _raise(driver, driver.cuInit(0)[0], "starting CUDA")
+        code = driver.cuInit(0)[0]
+        if code == driver.CUresult.CUDA_ERROR_NO_DEVICE:
+            raise DeviceError(
+                "CUDA sees no GPU on this machine\n  = help: is CUDA_VISIBLE_DEVICES set?"
+            )
+        _raise(driver, code, "starting CUDA")
     except DeviceError:
         raise
     except Exception as error:  # the bindings' own kinds
