@@ -64,6 +64,9 @@ where T in 1..=64:
     transpose((e / sum(e, axis=-1, keepdims=True)) @ v, [0, 2, 1, 3])""",
     "convolution": """(x: f32[B, 4, 9, 10], w: f32[13, 4, 3, 3]) -> f32[B, 13, 7, 8]:
     y[b, o, i, j] = sum[c, u, v] x[b, c, i + u, j + v] * w[o, c, u, v]""",
+    "scans": """(x: f32[B, T], y: f64[T, D], i: i32[B, T, D]) -> (
+    f32[B, T], f32[B, T], f64[T, D], i64[B, T, D]):
+    cumsum(tanh(x), axis=1), cumsum(x, axis=0), cumsum(y, axis=1), cumsum(i, axis=2)""",
     "long sort": """(x: f32[B, T]) -> (f32[B, T], f32[B, T]):
     sort(x), cumsum(x, axis=1)""",
 }  # fmt: skip
