@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Fold,
@@ -19,11 +20,13 @@ from stagefuse.compiler.kernel_ir import (
     If,
     Kernel,
     Let,
+    Op,
     SortRow,
     Statement,
     Store,
     TileProduct,
 )
+from stagefuse.compiler.scalar import FUNCTIONS
 from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod, sym
 
 from .barriers import BarrierWriter
@@ -42,6 +45,8 @@ from .teams import (
 from .values import Group, Memory, Scope
 
 UNROLL = 4
+LIGHT = 64
+"""Values of several steps of a loop that are worth writing out to have more loads under way."""
 Carry = list[Value]
 Visit = Callable[[Carry], Carry]
 Nest = Sequence[tuple[str, Expr, Expr]]
@@ -204,6 +209,12 @@ class LoopWriter(BarrierWriter):
         """A loop in steps, several of them at a time so that their loads are on the way together;
         `body` gets the position."""
         code, last = self.code, self._value(end, start.type)
+        if unroll == 1:
+            only = code.const(step, start.type)
+            found = self._counted(
+                name, start, last, only, ends, carry, lambda c: body(sym(name), c)
+            )
+            return found[0]
         step_value = code.const(step, start.type)
         many = code.const(step * unroll, start.type)
 
@@ -321,7 +332,9 @@ class LoopWriter(BarrierWriter):
         simple = all(isinstance(x, Let | Store) for x in body)
         cut = self._whole(loops) if simple and not self._touches_cells(s) else None
         if cut is None:
-            self.spread(loops, self.width_of(loops) if simple else 1, [], visit)
+            width = self.width_of(loops) if simple else 1
+            at_once = UNROLL if simple and _work(body) * width <= LIGHT else 1
+            self.spread(loops, width, [], visit, at_once=at_once)
             return
         index, lo, hi, whole = cut
         code = self.code
@@ -332,7 +345,7 @@ class LoopWriter(BarrierWriter):
         code.branch(done)
         code.start(part)
         with code.branch_scope(), self.scope():
-            self.spread([(index, lo, hi)], 1, [], visit, unroll=False)
+            self.spread([(index, lo, hi)], 1, [], visit, unroll=False, at_once=1)
         code.start(done)
 
     def _touches_cells(self, s: For) -> bool:
@@ -367,9 +380,15 @@ class LoopWriter(BarrierWriter):
         return self.width if fits else 1
 
     def spread(
-        self, loops: Nest, width: int, carry: Carry, visit: Visit, unroll: bool = True
+        self,
+        loops: Nest,
+        width: int,
+        carry: Carry,
+        visit: Visit,
+        unroll: bool = True,
+        at_once: int = UNROLL,
     ) -> Carry:
-        """Visits this lane's elements of a nest of loops."""
+        """Visits this lane's elements of nested loops: written out, or some at once in a loop."""
         extents = [self.resolve(hi - lo) for _, lo, hi in loops]
         total = const(1)
         for extent in extents:
@@ -381,7 +400,7 @@ class LoopWriter(BarrierWriter):
         lanes = self.team.across or self.team.lanes
         slots = None if most is None else -(-most // (lanes * width))
         if not unroll or slots is None or slots * width > MOST_IN_REGISTERS:
-            return self._spread_loop(loops, extents, total, width, carry, visit)
+            return self._spread_loop(loops, extents, total, width, carry, visit, at_once)
         for number in range(slots):
             unit = sym("column" if self.team.across else "lane") + number * lanes
             mask = None
@@ -391,7 +410,14 @@ class LoopWriter(BarrierWriter):
         return carry
 
     def _spread_loop(
-        self, loops: Nest, extents: list[Expr], total: Expr, width: int, carry: Carry, visit: Visit
+        self,
+        loops: Nest,
+        extents: list[Expr],
+        total: Expr,
+        width: int,
+        carry: Carry,
+        visit: Visit,
+        at_once: int,
     ) -> Carry:
         lanes = self.team.lanes
         kind = "i32" if self.is_small(total + UNROLL * lanes * width) else "i64"
@@ -403,7 +429,7 @@ class LoopWriter(BarrierWriter):
             return self._visit(loops, extents, flat, width, None, present, visit, scaled=True)
 
         ends = (const(0), total - 1)
-        return self.strided(name, start, total, lanes * width, carry, body, ends)
+        return self.strided(name, start, total, lanes * width, carry, body, ends, at_once)
 
     def _visit(
         self,
@@ -470,3 +496,14 @@ class LoopWriter(BarrierWriter):
             yield
         finally:
             self.slot = before
+
+
+def _work(body: Sequence[Statement]) -> int:
+    """Operations of plain statements, by what they cost."""
+    return sum(
+        FUNCTIONS[part.fn].flops if part.fn in FUNCTIONS else 1
+        for s in body
+        if isinstance(s, Let | Store)
+        for part in post_order(s.value)
+        if isinstance(part, Op)
+    )
