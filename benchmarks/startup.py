@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
 from statistics import median
@@ -136,6 +137,7 @@ def prepared(folder: Path, weights: Path | None) -> None:
 def run(arguments: Sequence[str]) -> str:
     """What a Python process prints. Raises SystemExit where it fails."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # users have compiled modules
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -144,16 +146,31 @@ def run(arguments: Sequence[str]) -> str:
     return done.stdout
 
 
-def measured(found: Sequence[Case], runs: int) -> dict[str, list[float]]:
-    """Seconds of whole processes; the first run of each, which fills caches, is not counted."""
-    times: dict[str, list[float]] = {case.name: [] for case in found}
+@dataclass(frozen=True)
+class Taken:
+    """Seconds of whole processes, run by run: the wall's, and of all cores."""
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def measured(found: Sequence[Case], runs: int) -> dict[str, Taken]:
+    """The times of each case; the first run, which fills caches, is not counted."""
+    times = {case.name: Taken([], []) for case in found}
     for number in range(runs + 1):
         for case in found:
-            start = time.perf_counter()
+            start, used = time.perf_counter(), cpu_seconds()
             run(case.arguments)
             if number:
-                times[case.name].append(time.perf_counter() - start)
+                times[case.name].wall.append(time.perf_counter() - start)
+                times[case.name].cpu.append(cpu_seconds() - used)
     return times
+
+
+def cpu_seconds() -> float:
+    """What processes that have ended used of all cores."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -162,8 +179,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     weights = weights_file()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
         prepared(folder, weights)
         every = cases(folder, weights)
         found = [case for case in every if case.present]
@@ -176,12 +193,15 @@ def main() -> None:
         absent.append(f"all that needs the package {MODEL}")
     if absent:
         print(f"Absent: {', '.join(absent)}.")
-    print("\n| process | median, ms | least, ms |\n| --- | --- | --- |")
-    for case, seconds in times.items():
-        print(f"| {case} | {median(seconds) * 1e3:.0f} | {min(seconds) * 1e3:.0f} |")
-    print(f"| an empty call | {median(calls) * 1e3:.4f} | {min(calls) * 1e3:.4f} |")
+    print("\n| process | median, ms | least, ms | CPU time, ms |\n| --- | --- | --- | --- |")
+    for name, taken in times.items():
+        figures = (median(taken.wall), min(taken.wall), median(taken.cpu))
+        print(f"| {name} | " + " | ".join(f"{seconds * 1e3:.0f}" for seconds in figures) + " |")
+    print(f"| an empty call | {median(calls) * 1e3:.4f} | {min(calls) * 1e3:.4f} | |")
     if options.json:
-        text = json.dumps({"machine": machine(), "seconds": times, "empty_call": calls}, indent=1)
+        seconds = {name: asdict(taken) for name, taken in times.items()}
+        everything = {"machine": machine(), "seconds": seconds, "empty_call": calls}
+        text = json.dumps(everything, indent=1)
         options.json.write_text(text, encoding="utf-8")
 
 

@@ -76,7 +76,7 @@ class Session:
         reference = [np.load(path) for path in sorted(Path(job.reference).glob("*.npy"))]
         error = workload.error(bound.arrays(results), reference)
         if not error <= workload.family.tolerance:
-            raise ValueError(f"wrong: off by {error:.1e} of the results' root mean square")
+            raise ValueError(f"wrong: off by {error:.1e}")
         self.bound = bound
         return Loaded(seconds, error)
 

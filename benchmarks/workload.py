@@ -50,7 +50,8 @@ class Family:
     """Workloads of one formula.
 
     `sizes` are those of the tables, `others` more shapes that users meet, `tiny` those of tests.
-    `tolerance` bounds the greatest error as a part of the reference's root mean square.
+    `tolerance` bounds the error of an element as a part of itself, or of the root mean square of
+    its result where that is more.
     """
 
     name: str
@@ -92,13 +93,16 @@ class Workload:
         return [np.asarray(r) for r in self.formula(Operations(np.float64), inputs, weights)]
 
     def error(self, results: list[Array], reference: list[Array]) -> float:
-        """The greatest error as a part of a result's root mean square; infinite for a NaN."""
+        """The greatest error as a part of the element or, where that is more, of the result's
+        root mean square; infinite for a NaN.
+        """
         found = 0.0
         for number, (result, right) in enumerate(zip(results, reference, strict=True)):
             if result.shape != right.shape:
                 raise ValueError(f"result {number} is {result.shape}, not {right.shape}")
-            error = np.max(np.abs(result - right), initial=0.0)
-            found = max(found, float(error / np.sqrt(np.mean(right * right))))
+            scale = np.maximum(np.abs(right), np.sqrt(np.mean(right * right)))
+            error = np.max(np.abs(result - right) / scale, initial=0.0)
+            found = max(found, float(error))
             if np.isnan(error):
                 return float("inf")
         return found

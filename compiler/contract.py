@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from stagefuse.dsl.dims import Expr, Facts, const, floordiv, sym
-from stagefuse.dsl.dtypes import F32, F64
+from stagefuse.dsl.dtypes import F32, F64, DType
 from stagefuse.dsl.types import TensorType
 
 from .graph import (
@@ -133,8 +133,8 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
         return None
     dtype = F64 if node.type.dtype == F64 else F32
     width = panel_width(_total(domain, n))
-    panels = _pack(b, b.cast(v, dtype), domain, batch, n, k, width)
-    a, base, row = _matrix(b, b.cast(u, dtype), domain, batch, m, k)
+    panels = _pack(b, _cast(b, v, dtype), domain, batch, n, k, width)
+    a, base, row = _matrix(b, _cast(b, u, dtype), domain, batch, m, k)
     where = {axis: place for place, axis in enumerate(outer)}
     primitive = Contract(
         tuple(where[x] for x in batch),
@@ -173,6 +173,15 @@ def _through(b: Builder, view: Node, factor: Ref) -> Ref:
     (made,) = b.add(view.primitive, (factor,), (type,))
     folded = _fold_views(b, b.graph.nodes[made.node], (factor,))
     return folded[0] if folded else made
+
+
+def _cast(b: Builder, x: Ref, dtype: DType) -> Ref:
+    """x in a dtype; of a view, what it looks at, so that what is repeated is converted once."""
+    node = b.graph.nodes[x.node]
+    if not isinstance(node.primitive, View) or node.type.dtype == dtype:
+        return b.cast(x, dtype)
+    source = b.cast(node.operands[0], dtype)
+    return b.add(node.primitive, (source,), (node.type.with_dtype(dtype),))[0]
 
 
 def panel_width(columns: Expr) -> int:

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stagefuse.dsl.dims import Expr, Facts, const, sym
+from stagefuse.dsl.dtypes import BF16, F16
 
 from .fuse import Access, Decision, Group, Partition
-from .graph import Contract, Graph, Node, Ref, View, flatten_index, split_index
+from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index, split_index
 
 PACKED_BYTES = 1 << 20
 """All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
@@ -28,15 +29,21 @@ FEW_ROWS = 1024
 
 
 def join(
-    graph: Graph, found: Partition, joins: Sequence[str] = ("placed", "chained", "packed")
+    graph: Graph,
+    found: Partition,
+    joins: Sequence[str] = ("placed", "chained", "packed"),
+    longest: int | None = None,
 ) -> Partition:
-    """The partition with kernels joined where nothing else needs what passes between them."""
-    return _Joiner(graph, found).run(joins)
+    """The partition with kernels joined where nothing else needs what passes between them.
+
+    `longest`: the most elements that a row between two chained products may have.
+    """
+    return _Joiner(graph, found, longest).run(joins)
 
 
 class _Joiner:
-    def __init__(self, graph: Graph, found: Partition) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, found: Partition, longest: int | None) -> None:
+        self.graph, self.longest = graph, longest
         self.groups = list(found.groups)
         self.decisions = list(found.decisions)
         self.maker = {root: g for g in self.groups for root in g.roots}
@@ -44,7 +51,7 @@ class _Joiner:
     def run(self, joins: Sequence[str]) -> Partition:
         rules = {
             "placed": self._placed, "chained": self._chained, "packed": self._packed,
-            "direct": self._direct,
+            "direct": self._direct, "halved": self._halved,
         }  # fmt: skip
         for joined in (rules[name] for name in joins):
             for group in list(self.groups):
@@ -60,6 +67,7 @@ class _Joiner:
             g
             for g in self.groups
             if self.maker.get(ref) is not g
+            and ref not in g.packs
             and any(ref in self.graph.nodes[m].operands for m in g.members)
         ]
 
@@ -112,6 +120,9 @@ class _Joiner:
         anchor = self.graph.nodes[last.anchor]
         middle = self.maker.get(anchor.operands[0])
         if middle is None or middle.kind != "row" or not self._private(middle, last):
+            return
+        most = self.graph.facts.bounds(middle.domain[-1])[1]
+        if self.longest is not None and (most is None or most > self.longest):
             return
         if anchor.operands[1] in middle.roots or not self._is_rows_of(middle, anchor):
             return
@@ -216,6 +227,59 @@ class _Joiner:
             self._say(panels, "its panels are read where they lie")
             group = joined
 
+    def _halved(self, group: Group) -> None:
+        """A product whose operands are both converted from one 16-bit dtype takes them as they
+        are, if 16 bytes of either are adjacent and aligned."""
+        if group.kind != "contract" or group.anchor is None or group.packs:
+            return
+        node = self.graph.nodes[group.anchor]
+        left, panels = node.operands
+        made = [self.maker.get(ref) for ref in (left, panels)]
+        sources = [self._halves(ref) for ref in (left, self._viewed(panels))]
+        dtypes = {self.graph.type(ref).dtype for ref in sources if ref is not None}
+        if None in sources or len(dtypes) != 1:
+            return
+        own = [{left.node}, {panels.node, self._viewed(panels).node}]
+        if any(m is None or m.members != o for m, o in zip(made, own, strict=True)):
+            return
+        steps = steps_of(self.graph, panels, node)
+        if steps is None or not self._is_aligned(node, steps):
+            return
+        makers = [m for m in made if m is not None]
+        joined = replace(
+            group,
+            members=group.members.union(*(m.members for m in makers)),
+            packs=dict(zip((left, panels), makers, strict=True)),
+        )
+        unused = [m for m in makers if self._private(m, group)]
+        self._replace([*unused, group], joined)
+        for ref in (left, panels):
+            self._say(ref, "its elements are multiplied as they are stored")
+
+    def _viewed(self, panels: Ref) -> Ref:
+        """What panels are packed from."""
+        node = self.graph.nodes[panels.node]
+        return node.operands[0] if isinstance(node.primitive, View) else panels
+
+    def _halves(self, ref: Ref) -> Ref | None:
+        """The f16 or bf16 tensor that a value is converted from."""
+        node = self.graph.nodes[ref.node]
+        if node.primitive != Map("cast"):
+            return None
+        source = node.operands[0]
+        return source if self.graph.type(source).dtype in (F16, BF16) else None
+
+    def _is_aligned(self, product: Node, steps: tuple[Expr, Expr, Expr]) -> bool:
+        contract = product.primitive
+        assert isinstance(contract, Contract)
+        first, along, across = steps
+        one = {along, across} & {const(1)}
+        columns = _count([product.type.shape[a] for a in contract.columns])
+        ends = [contract.base, contract.row_stride, first, across if along == const(1) else along]
+        if along != const(1):
+            ends.append(columns)
+        return bool(one) and all(self.graph.facts.divides(e, 8) for e in ends)
+
     def _packs_well(self, packer: Group, panels: Ref, anchor: int, reader: Group) -> bool:
         if packer.kind != "pointwise" or not self._private(packer, reader):
             return False
@@ -308,10 +372,12 @@ def inverse(
     """Where each element of the source goes, if a view only reorders: result[at(d...)] = source[d].
 
     The expressions, one per axis of the result, are over d0, d1... of the source's axes. A view
-    is inverted if every index is a symbol, a quotient or remainder of one (an axis that was
-    joined), or several symbols in row-major order (an axis that was split). Both compositions
-    are then proved to be identities; None if that fails.
+    is inverted if it leaves no element out and every index is a symbol, a quotient or remainder
+    of one (an axis that was joined), or several symbols in row-major order (an axis that was
+    split). Both compositions are then proved to be identities; None if that fails.
     """
+    if not facts.prove_eq(_count(shape), _count(source)):
+        return None
     sizes = dict(zip(view.symbols, shape, strict=True))
     at: dict[str, Expr] = {name: const(0) for name in view.symbols}
     for axis, index in enumerate(view.indices):

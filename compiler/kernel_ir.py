@@ -188,7 +188,8 @@ class TileProduct:
     Of the columns only the first `width` are wanted, if given; the others may stay as they are.
     A panel that lies elsewhere in steps has `panel_row` and `panel_col`, its strides along k and
     along c, which backends for GPUs take; only its first `width` columns are there.
-    All three buffers have the same dtype, f32 or f64.
+    All three buffers have the same dtype, f32 or f64; backends for GPUs also take f16 and bf16
+    operands of an f32 `dst`.
     """
 
     dst: str

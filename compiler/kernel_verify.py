@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, maximum, minimum, mod, sym
-from stagefuse.dsl.dtypes import BOOL, F32, F64, I64, DType
+from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I64, DType
 
 from .bounds import Bounds, size_of
 from .cpu.values import Unique, post_order
@@ -336,8 +336,9 @@ def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
     dst, a, panel = (check.buffer(scope, name) for name in (s.dst, s.a, s.panel))
     if dst.mode == "in":
         check.fail(5, f"`{dst.name}` is only read")
-    if len({dst.dtype, a.dtype, panel.dtype}) != 1 or a.dtype not in (F32, F64):
-        check.fail(7, "a product's buffers are all f32 or all f64")
+    wide = F32 if a.dtype in (F16, BF16) else a.dtype
+    if a.dtype != panel.dtype or dst.dtype != wide or wide not in (F32, F64):
+        check.fail(7, "a product is of f32 or f64, or of f16 or bf16 into f32")
     for expr in (s.dst_offset, s.dst_row, s.a_offset, s.a_row, s.a_col, s.panel_offset, s.rows,
                  s.depth):  # fmt: skip
         check.symbols(scope, expr)

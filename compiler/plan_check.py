@@ -10,8 +10,9 @@
 5. Objects: ELF files of known levels.
 6. GPU code: PTX of known arches, each for the arch that it is filed under; cubins are ELF files
    that go with it. A pipeline has at most one GpuPlan an arch: rule 3 holds for its buffers, which
-   give its inputs and results in order; its launches name entries of the arch's PTX, and their
-   blocks and clusters are within the limits of the arch.
+   give its inputs and results in order; its launches name entries of the arch's PTX and give as
+   many parameters as those have, all of 8 bytes; their blocks and clusters are within the limits
+   of the arch.
 
 Sizes (that a buffer fits its slot, that counts are sane) depend on dims, so the runtime checks
 them for each new combination of sizes.
@@ -20,7 +21,7 @@ them for each new combination of sizes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from stagefuse.dsl import dims
 from stagefuse.dsl.dtypes import DTYPES, from_numpy
@@ -41,7 +42,9 @@ from .plan import (
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]*\Z")
 _SYMBOL = re.compile(r"[A-Za-z_.$][\w.$]*\Z")
-_ENTRY = re.compile(r"\.entry\s+([\w$]+)")
+_ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*(?:\(([^)]*)\))?")
+_PARAMETER = re.compile(r"\.param\s+\.(\w+)")
+_EIGHT_BYTES = frozenset(("u64", "s64", "b64"))
 _TARGET = re.compile(r"^\s*\.target\s+(\w+)", re.MULTILINE)
 _MAX_EXPRESSION = 20_000
 # CUDA programming guide, technical specifications per compute capability.
@@ -204,15 +207,19 @@ class _Pipeline:
             types = [(a.dtype, a.shape) for a in arguments]
             if types != [(b.dtype, b.shape) for b in gpu.buffers if b.role == role]:
                 raise self.fault(f"{gpu.arch}: {role}s and buffers with that role differ")
-        entries = frozenset(_ENTRY.findall(self.plan.ptx[gpu.arch]))
+        entries = dict(_ENTRY.findall(self.plan.ptx[gpu.arch]))
         for number, launch in enumerate(gpu.launches):
             self.launch(gpu, launch, f"{gpu.arch}, launch {number} ({launch.kernel})", entries)
 
     def launch(
-        self, gpu: GpuPlan, launch: GpuLaunchPlan, what: str, entries: frozenset[str]
+        self, gpu: GpuPlan, launch: GpuLaunchPlan, what: str, entries: Mapping[str, str]
     ) -> None:
         if launch.kernel not in entries:
             raise self.fault(f"{what}: the PTX has no such entry")
+        taken = _PARAMETER.findall(entries[launch.kernel])
+        given = len(launch.buffers) + len(launch.dims) + 1
+        if len(taken) != given or not _EIGHT_BYTES.issuperset(taken):
+            raise self.fault(f"{what} gives {given} parameters of 8 bytes, not {', '.join(taken)}")
         for buffer in launch.buffers:
             if not 0 <= buffer < len(gpu.buffers):
                 raise self.fault(f"{what} uses buffer {buffer}, which does not exist")

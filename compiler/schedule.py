@@ -7,7 +7,7 @@ tiles differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 
@@ -51,3 +51,12 @@ GPU = Schedule(
 )
 """A chunk is two vectors of 16 bytes of f32 for each of 256 lanes. A block of a product computes
 one tile over the whole depth."""
+
+GPU_CHAIN = replace(GPU, row_tile=MappingProxyType({48: 32, 64: 32, 32: 32, 16: 32}))
+"""Rows between two products: so many fit a block's shared memory."""
+
+GPU_HALF = replace(GPU, row_tile=MappingProxyType({48: 128, 64: 128, 32: 128, 16: 128}))
+"""Products of 16-bit operands, which need more arithmetic for each byte."""
+
+GPU_WGMMA = replace(GPU_HALF, panel_group=4)
+"""The same for Hopper's warpgroups: four panels of 64 columns."""

@@ -40,7 +40,11 @@ class _Code:
         if not usable:
             holds = ", ".join(f"x86-64-{x}" for x in plan.objects) or "no CPU code"
             has = f"x86-64-{level}" if level else "less than x86-64-v3"
-            raise DeviceError(f"the plan holds {holds}, this machine is {has}")
+            fix = "" if plan.objects else (
+                '\n  = help: compile it again with target="cpu" among others, or run code for GPUs '
+                'by device="emulator"'
+            )
+            raise DeviceError(f"the plan holds {holds}, this machine is {has}{fix}")
         self.level = usable[0]
         try:
             self._object = native.NativeObject(plan.objects[self.level])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from .device_arrays import DeviceArray
 from .device_prepared import STATUS_BYTES, DeviceBucket, padded
 from .device_space import Space
-from .drivers import quietly
+from .drivers import closing, quietly
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Lanes:
     def __init__(self, pipeline: DevicePipeline, depth: int) -> None:
         self.pipeline, self.driver, self.depth = pipeline, pipeline.driver, depth
         pipeline._require_open()
+        self._lock = RLock()  # another thread may close the pipeline meanwhile
         self.lanes: list[_Lane] = []
         with self.driver.active():
             self.streams = [self.driver.stream() for _ in range(3)]
@@ -92,9 +94,10 @@ class Lanes:
 
     def start(self, batch: Mapping[str, Any]) -> Result:
         """Put a batch under way; what comes back waits for its result."""
-        self.pipeline._require_open()
-        with self.driver.active():
-            return self._started(batch)
+        with self._lock:
+            self.pipeline._require_open()
+            with self.driver.active():
+                return self._started(batch)
 
     def _started(self, batch: Mapping[str, Any]) -> Result:
         pipeline = self.pipeline
@@ -108,7 +111,7 @@ class Lanes:
         self._copy_in(lane, bucket, operands)
         self._run(lane, bucket)
         self._copy_out(lane, bucket)
-        return lambda: self._result(lane, bucket, convert)
+        return lambda: self._locked_result(lane, bucket, convert)
 
     def _next(self, bucket: DeviceBucket) -> _Lane:
         """The lane that has been idle longest: of `depth`, the one `depth` batches ago."""
@@ -146,9 +149,13 @@ class Lanes:
         driver.copy_out(lane.status, lane.space.status, stream)
         driver.record(lane.space.done, stream)
 
+    def _locked_result(self, lane: _Lane, bucket: DeviceBucket, convert: Any) -> Any:
+        with self._lock:
+            self.pipeline._require_open()
+            return self._result(lane, bucket, convert)
+
     def _result(self, lane: _Lane, bucket: DeviceBucket, convert: Any) -> Any:
         pipeline = self.pipeline
-        pipeline._require_open()
         with self.driver.active():
             self.driver.finish_event(lane.space.done)
             pipeline.report_status(lane.space, lane.status, bucket)
@@ -162,11 +169,12 @@ class Lanes:
 
     def close(self) -> None:
         """Wait for what is under way and give everything back; once."""
-        if self not in self.pipeline._maps:
-            return
-        self.pipeline._maps.discard(self)
-        with self.driver.active():
-            quietly(*((self.driver.finish, s) for s in self.streams))
-            for lane in self.lanes:
-                lane.close()
-            quietly(*((self.driver.close_stream, s) for s in self.streams))
+        with self._lock:
+            if self not in self.pipeline._maps:
+                return
+            self.pipeline._maps.discard(self)
+            with closing(self.driver):
+                quietly(*((self.driver.finish, s) for s in self.streams))
+                for lane in self.lanes:
+                    lane.close()
+                quietly(*((self.driver.close_stream, s) for s in self.streams))

@@ -7,8 +7,10 @@ results are whole in the order of that stream.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ from . import interchange
 from .device_arrays import DeviceArray, DeviceBinder
 from .device_prepared import DeviceBucket, DevicePreparer
 from .device_space import Space
-from .drivers import Driver, Memory, Region, quietly
-from .errors import DeviceError, IndexOutOfRange, InputError
+from .drivers import Driver, Memory, Region, closing, quietly
+from .errors import DeviceError, IndexOutOfRange, InputError, OutOfMemory
 from .pipeline import Pipeline, check_out, check_out_type, chosen
 from .report import Report
 
@@ -54,6 +56,7 @@ class DevicePipeline(Pipeline):
                 driver.load(kernels)
                 self._upload(plan)
         except BaseException:
+            self._closed = True
             self._release()
             raise
 
@@ -78,11 +81,6 @@ class DevicePipeline(Pipeline):
         return self._call(None, args, out, inputs)
 
     def on(self, stream: Any) -> OnStream:
-        """The pipeline on a stream of the caller's, an object with `__cuda_stream__`.
-
-        A call runs behind what is on the stream already, and returns as soon as it is under way
-        where inputs and results are arrays of the device and no index can be out of range.
-        """
         return OnStream(self, self.driver.adopt(stream))
 
     def _call(self, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]) -> Any:
@@ -121,31 +119,38 @@ class DevicePipeline(Pipeline):
         on = space.stream if stream is None else stream
         operands, convert, model = self._operands(on, args, inputs)
         bucket = self._bucket(operands)
-        if out is None:
+        given = None if out is None else self._given(out, lambda x: self._out_view(x, on))
+        if given is None:
             targets = self._fresh(bucket, model is not None, on)
         else:
-            given = self._given(out, lambda x: self._out_view(x, on))
             targets = self._targets(bucket, operands, given)
         self._start(space, on, bucket, operands, targets)
-        ready = stream is None or bool(self._plan.sites)
-        if ready or not all(isinstance(x, DeviceArray) for x in (*operands, *targets)):
-            self.driver.finish(on)
-            ready = space.idle = True
-            self.report_status(space, space.status_host, bucket)
-        else:
-            self.driver.record(space.done, on)
-            for target in targets:
-                target.is_made_on(on)
-        if out is not None:
+        here = not all(isinstance(x, DeviceArray) for x in (*operands, *targets))
+        whole = stream is None or here or bool(self._plan.sites)
+        self._settle(space, on, bucket, targets, whole)
+        if given is not None:
             for (_, target), result in zip(given, targets, strict=True):
                 if result is not target and isinstance(target, np.ndarray):
                     np.copyto(target, result)
-            return out, ready
+            return out, whole
         if model is not None:
             convert = interchange.device_importer(model)
         if convert is not None:
             targets = [convert(t) for t in targets]
-        return (targets[0] if self._tuple is None else self._tuple(*targets)), ready
+        return (targets[0] if self._tuple is None else self._tuple(*targets)), whole
+
+    def _settle(
+        self, space: Space, stream: Any, bucket: DeviceBucket, targets: list[Operand], whole: bool
+    ) -> None:
+        """Wait until the results are whole, or note what they are behind."""
+        if whole:
+            self.driver.finish(stream)
+            space.idle = True
+            self.report_status(space, space.status_host, bucket)
+        else:
+            self.driver.record(space.done, stream)
+            for target in targets:
+                target.is_made_on(stream)
 
     def _operands(
         self, stream: Any, args: tuple[Any, ...], inputs: dict[str, Any]
@@ -189,7 +194,7 @@ class DevicePipeline(Pipeline):
     ) -> None:
         """Put the call's work on the stream."""
         driver = self.driver
-        space.reserve(bucket)
+        self._reserve(space, bucket)
         space.owners = (*operands, *targets)
         if stream != space.stream and not space.idle:
             driver.wait(stream, space.done)
@@ -215,6 +220,20 @@ class DevicePipeline(Pipeline):
             driver.copy(to, source, stream)
         if self._plan.sites and space.status_host is not None:
             driver.copy_out(space.status_host, space.status, stream)
+
+    def _reserve(self, space: Space, bucket: DeviceBucket) -> None:
+        """Memory for the call, if need be that of spaces which no call uses now."""
+        try:
+            space.reserve(bucket)
+        except OutOfMemory:
+            with self._lock:
+                idle = [s for s in self._free if s.idle or self.driver.reached(s.done)]
+                self._free = [s for s in self._free if s not in idle]
+                self._spaces = [s for s in self._spaces if s not in idle]
+            for other in idle:
+                other.close()
+            self.driver.trim()
+            space.reserve(bucket)
 
     def report_status(self, space: Space, status: Any, bucket: DeviceBucket) -> None:
         """Raise what the kernels of a finished call reported."""
@@ -323,12 +342,19 @@ class DevicePipeline(Pipeline):
             self._idle.wait_for(lambda: self._calls == 0)
         for lanes in list(self._maps):
             lanes.close()
-        try:
-            with self.driver.active():
-                self._give_all_back()
-        except DeviceError:
-            self._give_all_back()  # as far as a device lets that can't be chosen any more
+        with closing(self.driver):
+            self._give_all_back()
         quietly((self.driver.close,))
+
+    def __del__(self) -> None:
+        """What nobody closed goes with the last reference; calls under way have one."""
+        if getattr(self, "_closed", True) or sys.is_finalizing():
+            return
+        with suppress(Exception):
+            self._closed = True
+            if self._executor is not None:
+                self._executor.shutdown(wait=False)  # it may be one of its threads that runs this
+            self._release()
 
     def _give_all_back(self) -> None:
         spaces, self._spaces, self._free = self._spaces, [], []

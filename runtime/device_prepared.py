@@ -32,6 +32,7 @@ class PreparedLaunch:
     grid: tuple[int, int, int]
     shared_bytes: int
     dims: tuple[int, ...]
+    writes: tuple[bool, ...]  # of the plan's buffers, in its order
     after: tuple[int, ...]
 
 
@@ -103,7 +104,8 @@ class DevicePreparer:
             tuple(
                 PreparedLaunch(
                     n, self._grid(n, evaluate), evaluate(n.shared_bytes),
-                    tuple(evaluate(d) for d in n.dims), waits,
+                    tuple(evaluate(d) for d in n.dims),
+                    tuple(self._writes(n, b) for b in n.buffers), waits,
                 )
                 for n, waits in zip(launches, after, strict=True)
             ),
@@ -167,9 +169,14 @@ class DevicePreparer:
         for number in launch.buffers:
             if self.gpu.buffers[number].role in ("arena", "result"):
                 begin, size = places[number]
-                writes = not launch.writes or number in launch.writes
-                found.append((begin, begin + size, writes))
+                found.append((begin, begin + size, self._writes(launch, number)))
         return found
+
+    def _writes(self, launch: GpuLaunchPlan, number: int) -> bool:
+        """Whether a launch may write a buffer."""
+        if self.gpu.buffers[number].role not in ("arena", "result"):
+            return False
+        return not launch.writes or number in launch.writes
 
 
 def _with_role(buffers: Sequence[BufferPlan], role: str) -> tuple[int, ...]:

@@ -109,7 +109,8 @@ class Space:
             found.append(
                 Launch(
                     plan.kernel, prepared.grid, plan.block, plan.cluster, prepared.shared_bytes,
-                    regions, prepared.dims, self.status, prepared.after, plan.label,
+                    regions, prepared.writes, prepared.dims, self.status, prepared.after,
+                    plan.label,
                 )
             )  # fmt: skip
         return found

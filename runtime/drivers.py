@@ -6,8 +6,8 @@ Launches are put together once as a graph, whose edges say what waits for what, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,7 +49,8 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """A launch with all numbers known. `after` are the launches of its graph that it waits for.
+    """A launch with all numbers known. `after` are the launches of its graph that it waits for,
+    `writes` says which of the regions it may write.
 
     The parameters are the regions' addresses, `dims` as s64, and the address of `status`.
     """
@@ -60,6 +61,7 @@ class Launch:
     cluster: tuple[int, int, int]
     shared_bytes: int
     regions: tuple[Region, ...]
+    writes: tuple[bool, ...]
     dims: tuple[int, ...]
     status: Region
     after: tuple[int, ...]
@@ -75,6 +77,15 @@ def quietly(*steps: tuple[Any, ...]) -> None:
     for function, *arguments in steps:
         with suppress(DeviceError):
             function(*arguments)
+
+
+@contextmanager
+def closing(driver: Driver) -> Iterator[None]:
+    """As `driver.active()`, also with a device that fails: what is within gives things back."""
+    with ExitStack() as stack:
+        with suppress(DeviceError):
+            stack.enter_context(driver.active())
+        yield
 
 
 class Driver(Protocol):
@@ -95,6 +106,9 @@ class Driver(Protocol):
     def allocate(self, size: int, purpose: str) -> Memory: ...
     def free(self, memory: Memory) -> None:
         """Free memory that nothing under way uses."""
+
+    def trim(self) -> None:
+        """Give back memory that is kept only to be used again."""
 
     def pin(self, size: int, purpose: str) -> np.ndarray[Any, Any]:
         """Bytes of this machine's memory that copies read and write while a stream goes on."""

@@ -82,6 +82,9 @@ class EmulatorDriver:
     def free(self, memory: Memory) -> None:
         pass
 
+    def trim(self) -> None:
+        pass
+
     def pin(self, size: int, purpose: str) -> np.ndarray[Any, Any]:
         return allocate(size, purpose)
 

@@ -63,6 +63,15 @@ class Pipeline(ABC):
         Raises InputError, IndexOutOfRange, OutOfMemory, DeviceError.
         """
 
+    def on(self, stream: Any) -> Callable[..., Any]:
+        """The pipeline on a GPU's stream of the caller's, an object with `__cuda_stream__`.
+
+        A call runs behind what is on the stream already, and returns as soon as it is under way
+        where inputs and results are arrays of the device and no index can be out of range.
+        Raises InputError where there are no streams.
+        """
+        raise InputError(f"{self.device} has no streams: call the pipeline itself")
+
     @abstractmethod
     def report(self) -> Report:
         """What the compiler decided, kernel by kernel; prints as a table."""

@@ -80,17 +80,29 @@ def _sides(sides: tuple[object, ...]) -> str:
 def _lines_of(kernel: Kernel, on_gpu: bool) -> list[str]:
     notes = dict(kernel.notes)
     reasons = notes.pop("reasons", ())
+    predicted = notes.pop("predicted", None)
     lines = ["", f"{kernel.symbol}  {kernel.label}".rstrip()]
     if on_gpu:
         lines.append(f"  blocks: {kernel.count}, of {kernel.grain} threads")
     else:
         lines.append(f"  iterations: {kernel.count}, {kernel.grain} at a time")
     lines += [f"  {key}: {_text(note)}" for key, note in notes.items() if note not in ("", [])]
+    if isinstance(predicted, dict):
+        lines.append(f"  predicted: {_prediction(predicted)}")
     for reason in reasons if isinstance(reasons, (list, tuple)) else ():
         if isinstance(reason, dict):
             verb = "fused" if reason.get("fused") else "not fused"
             lines.append(f"  {reason.get('node', '')}: {verb} because {reason.get('because', '')}")
     return lines
+
+
+def _prediction(notes: dict[str, Any]) -> str:
+    sizes = ", ".join(f"{name} = {size}" for name, size in notes.get("sizes", {}).items())
+    return (
+        f"{notes.get('microseconds')} us on {notes.get('device')}"
+        + (f" with {sizes}" if sizes else "")
+        + f", bound by {notes.get('bound')}"
+    )
 
 
 def _text(note: object) -> str:

@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .dsl.diagnostics import CompileError
+    from .onnx.errors import OnnxError
+    from .onnx.importing import import_onnx
     from .runtime.api import compile, load
     from .runtime.errors import (
         DeviceError,
@@ -34,17 +36,21 @@ __all__ = [
     "IndexOutOfRange",
     "InputError",
     "InternalError",
+    "OnnxError",
     "OutOfMemory",
     "Pipeline",
     "PlanError",
     "compile",
+    "import_onnx",
     "load",
 ]
 
 _HOMES = {
     "CompileError": "dsl.diagnostics",
+    "OnnxError": "onnx.errors",
     "Pipeline": "runtime.pipeline",
     "compile": "runtime.api",
+    "import_onnx": "onnx.importing",
     "load": "runtime.api",
 }
 

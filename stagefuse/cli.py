@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cli_emulate, cli_exit, cli_fmt
+from . import __version__, cli_emulate, cli_exit, cli_fmt, cli_onnx
 from .cli_shared import (
     DEVICE,
     FILE,
@@ -70,6 +70,7 @@ def commands() -> None:
 
 commands.add_command(cli_emulate.emulate)
 commands.add_command(cli_fmt.fmt)
+commands.add_command(cli_onnx.import_command)
 
 
 @commands.command("compile", short_help="Compile FILE to a .fused file.")
@@ -121,9 +122,10 @@ def compile_command(
         show_json(output=str(output), bytes=size, seconds=seconds, pipelines=pipelines)
         return
     for entry in plan.pipelines:
-        kernels = "1 kernel" if len(entry.steps) == 1 else f"{len(entry.steps)} kernels"
-        gpu = "".join(f", {len(g.launches)} on {g.arch}" for g in entry.gpu)
-        click.echo(f"{entry.name}: {kernels}{gpu}")
+        counts = [(len(entry.steps), "")] if plan.objects or not entry.gpu else []
+        counts += [(len(g.launches), f" on {g.arch}") for g in entry.gpu]
+        said = [f"{n} kernel{'s' * (n != 1)}{where}" for n, where in counts]
+        click.echo(f"{entry.name}: {', '.join(said)}")
     click.echo(f"{output}: {size / 1e6:.1f} MB, {seconds:.2f} s")
 
 
@@ -208,7 +210,8 @@ def list_passes(context: click.Context, option: click.Parameter, wanted: bool) -
 @FILE
 @SIZES
 @click.option(
-    "--ir", metavar="STAGE", help="Print the text after a stage: graph, a pass, or kernels."
+    "--ir", metavar="STAGE",
+    help="Print the text after a stage: graph, a pass, kernels, or ptx (of --target).",
 )
 @click.option(
     "--passes", is_flag=True, is_eager=True, expose_value=False, callback=list_passes,
@@ -239,6 +242,8 @@ def explain(
     stagefuse explain model.fused --size B=8 --size T=128
     stagefuse explain model.pipe --ir graph
     """
+    if ir == "ptx":
+        return explain_ptx(file, target, weights, pipeline, as_json)
     if ir is not None:
         return explain_ir(file, ir, weights, pipeline, as_json)
     with reported(as_json):
@@ -273,6 +278,19 @@ def explain(
             console.print(line, markup=False, soft_wrap=True)
 
 
+def explain_ptx(
+    file: Path, target: str, weights: tuple[str, ...], pipeline: str | None, as_json: bool
+) -> None:
+    """Prints the PTX for each GPU of the targets, or that a .fused file holds."""
+    with reported(as_json):
+        plan = compiled(file, weights, "h100" if target == "cpu" else target, pipeline)
+        if not plan.ptx:
+            raise click.UsageError("--ir ptx: there is no code for GPUs in this")
+    if as_json:
+        return show_json(ptx=dict(plan.ptx))
+    click.echo("\n".join(plan.ptx.values()), nl=False)
+
+
 def explain_ir(
     file: Path, stage: str, weights: tuple[str, ...], pipeline: str | None, as_json: bool
 ) -> None:
@@ -281,7 +299,7 @@ def explain_ir(
 
     if stage not in stages.names():
         known = ", ".join(stages.names())
-        raise click.UsageError(f"--ir: there is no stage {stage!r}; there is {known}")
+        raise click.UsageError(f"--ir: there is no stage {stage!r}; there is {known}, ptx")
     if is_plan(file):
         raise click.UsageError("--ir is for sources; a .fused file holds machine code")
     with reported(as_json), working(f"compiling {file}"):

@@ -65,10 +65,14 @@ def classify(error: BaseException) -> tuple[int, str]:
     """The exit code of an error and its text."""
     from stagefuse.compiler.errors import PlanError
     from stagefuse.dsl.diagnostics import CompileError, render_all
+    from stagefuse.onnx.errors import OnnxError
     from stagefuse.runtime.errors import DeviceError, IndexOutOfRange, InputError, OutOfMemory
 
     if isinstance(error, CompileError):
         return WRONG_PROGRAM, render_all(error.diagnostics, color=_colored())
+    if isinstance(error, OnnxError):
+        head = f"{error.path}: " if error.path else ""
+        return WRONG_PROGRAM, "\n".join(f"error: {head}{problem}" for problem in error.problems)
     if isinstance(error, (PlanError, InputError, IndexOutOfRange)):
         return WRONG_PROGRAM, f"error: {error}"
     if isinstance(error, (DeviceError, OutOfMemory)):

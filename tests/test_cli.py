@@ -261,6 +261,11 @@ def test_code_for_several_gpus_in_one_file(shell: Shell, tmp_path: Path) -> None
         assert {"gpu.json", "kernels/sm_80.ptx", "kernels/sm_90a.ptx"} <= set(archive.namelist())
     code, out, _ = shell("explain", path.with_suffix(".fused"))
     assert code == 0 and "on sm_80" in out and "on sm_90a" in out and "occupancy" in out
+    code, out, _ = shell("explain", path.with_suffix(".fused"), "--ir", "ptx", "--json")
+    assert code == 0 and list(json.loads(out)["ptx"]) == ["sm_80", "sm_90a"]
+    code, out, _ = shell("explain", path, "--ir", "ptx")
+    assert code == 0 and ".target sm_90a" in out and ".entry p_" in out
+    assert shell("explain", path, "--ir", "ptx", "--target", "cpu,l20")[1].count(".target") == 1
     code, out, _ = shell("explain", path, "--target", "l40", "--json")
     assert [r["level"] for r in json.loads(out)["pipelines"]] == ["sm_89"]
 

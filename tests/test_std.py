@@ -34,7 +34,7 @@ class Case:
 
     @property
     def source(self) -> str:
-        names = sorted(set(re.findall(r"\b(nn|math|image)\.", self.body)))
+        names = sorted(set(re.findall(r"\b(nn|math|image|onnx)\.", self.body)))
         lines = [f"import {name}" for name in names]
         if self.weights:
             lines.append('weights w = "w.npz"')
@@ -42,6 +42,10 @@ class Case:
         lines.append(f"pipeline p({self.signature}){where}:")
         lines += [f"    {line}" for line in self.body.splitlines()]
         return "\n".join(lines) + "\n"
+
+
+UNIT = np.linspace(-1, 1, 41, dtype=np.float32)[:, None]
+ANGLES = np.linspace(-6, 6, 41, dtype=np.float32)[:, None]
 
 
 def wide(x: Array) -> Array:
@@ -297,6 +301,21 @@ CASES = [
     Case("math.cosine_similarity", "x: f32[I, K], y: f32[J, K]", "math.cosine_similarity(x, y)",
          lambda x, y: (x / np.linalg.norm(x, axis=1, keepdims=True))
          @ (y / np.linalg.norm(y, axis=1, keepdims=True)).T, {"x": X, "y": normal(5, 7)}),
+    *(Case(f"math.{name}", "x: f32[N, M]", f"math.{name}(x)", want, {"x": at})
+      for name, want, at in (
+          ("sinh", np.sinh, ANGLES), ("cosh", np.cosh, ANGLES), ("asinh", np.arcsinh, ANGLES),
+          ("acosh", np.arccosh, abs(ANGLES) + 1), ("atanh", np.arctanh, UNIT * np.float32(0.999)),
+          ("atan", np.arctan, ANGLES), ("asin", np.arcsin, UNIT), ("acos", np.arccos, UNIT))),
+    Case("nn.softsign", "x: f32[B, 7]", "nn.softsign(x)", lambda x: x / (1 + abs(x)), {"x": X}),
+    Case("nn.mish", "x: f32[B, 7]", "nn.mish(x)", lambda x: x * np.tanh(np.log1p(np.exp(x))),
+         {"x": X}),
+    Case("onnx.fmod", "x: f32[N], y: f32[N]", "onnx.fmod(x, y)", np.fmod,
+         {"x": normal(40) * 9, "y": normal(40, seed=3)}),
+    Case("onnx.fmod", "x: i32[N], y: i32[N]", "onnx.fmod(x, y)", np.fmod,
+         {"x": np.arange(-9, 9, dtype=np.int32), "y": np.array([3, -4, 5] * 6, np.int32)}),
+    Case("onnx.truncated_div", "x: i32[N], y: i32[N]", "onnx.truncated_div(x, y)",
+         lambda x, y: np.trunc(x / y),
+         {"x": np.arange(-9, 9, dtype=np.int32), "y": np.array([3, -4, 5] * 6, np.int32)}),
     Case("image.to_chw", "x: u8[B, H, W, C]", "image.to_chw(x)",
          lambda x: x.transpose(0, 3, 1, 2), {"x": PIXELS}),
     Case("image.to_hwc", "x: u8[B, C, H, W]", "image.to_hwc(x)",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 
 import pytest
 
-from benchmarks.gpu.compare import bits, ulps
+from benchmarks.gpu.__main__ import table
+from benchmarks.gpu.compare import bits, compared, ulps
 from benchmarks.gpu.plans import plan_of
 from benchmarks.workloads import FAMILIES
 from stagefuse.compiler.plan import GPU_ARCHES
@@ -37,3 +39,29 @@ def test_distances_of_floats() -> None:
     assert ulps(np.array([-0.0], np.float32), np.array([0.0], np.float32)) == 0
     assert ulps(np.array([3]), np.array([-2])) == 5
     assert bits(one).dtype == np.uint32
+
+
+def test_comparison_of_the_emulator_with_itself() -> None:
+    rows = list(compared([FAMILIES["W2a"]], 5, "emulator", "sm_89"))
+    assert [(r.workload, r.different, r.ulps, r.good) for r in rows] == [("W2a", 0, 0, True)]
+    assert rows[0].elements == 5 * 37
+    (missing,) = compared([FAMILIES["W2a"]], 5, "cuda:0", "sm_89")
+    assert "DeviceError" in missing.failure and not missing.good
+
+
+def test_the_table_of_a_report() -> None:
+    timed = {"gpu": [2e-6, 3e-6, 4e-6], "call": [1e-5], "error": 0.0, "prepare": 1.0, "failure": ""}
+    failed = {**timed, "gpu": [], "call": [], "failure": "RuntimeError: no"}
+    engines = {"stagefuse": timed, "torch": timed, "torch max-autotune": failed}
+    report = {
+        "gpu": "a GPU", "arch": "sm_80", "seed": 1, "environment": {"python": "3.11"},
+        "tests": {"good": True, "output": "...\n10 passed"},
+        "compare": [asdict(r) for r in compared([FAMILIES["W1"]], 1, "emulator", "sm_80")],
+        "sanitize": {"good": True, "skipped": "there is no compute-sanitizer"},
+        "measure": {"copy_bandwidth": 1e12, "good": True, "workloads": {
+            "W1": {"title": "t", "sizes": {}, "bytes": 1_500_000, "engines": engines}}},
+    }  # fmt: skip
+    text = table(report)
+    assert "| W1 t | 3.0 (10) | 3.0 (10) | RuntimeError: no | 50 % |" in text
+    assert "Tests: 10 passed" in text and "there is no compute-sanitizer" in text
+    assert "| W1 | 165 | 0 | 0 |" in text

@@ -36,9 +36,7 @@ class Comparison:
         return not self.failure and self.error <= self.tolerance
 
 
-def compared(
-    families: Sequence[Family], seed: int, device: str, arch: str
-) -> Iterator[Comparison]:
+def compared(families: Sequence[Family], seed: int, device: str, arch: str) -> Iterator[Comparison]:
     """Each family at its tiny shape."""
     for family in families:
         workload = family.workload(seed, family.tiny)

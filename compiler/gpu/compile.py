@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from stagefuse.compiler.buffers import Buffers, size_of
-from stagefuse.compiler.fuse import Partition, partition
+from stagefuse.compiler.fuse import Group, partition
 from stagefuse.compiler.graph import Graph, Node
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Value
@@ -19,21 +19,23 @@ from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan
 from stagefuse.compiler.report import describe, report, work_of
 from stagefuse.compiler.run_passes import verified_kernel
-from stagefuse.compiler.schedule import GPU
+from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_HALF, GPU_WGMMA
 from stagefuse.dsl.dims import Expr, Facts, as_expr, const
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Assembled, AssemblerMissing, Usage, assemble
+from .chain import LONGEST, lower_chain
 from .columns import lower_rows
-from .contract import lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
+from .contract import is_half, lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
 from .emit import Entry, KernelWriter, module_text
 from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
 
-JOINS = ("placed", "direct")
-"""A product and its row kernels stay apart: a tile of scores fits no block's shared memory."""
+JOINS = ("placed", "chained", "direct", "halved")
 TYPICAL_SIZE = 128
+WGMMA = ("sm_90a",)
+"""Arches with warpgroup instructions."""
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
-GPU_FORMS = {**FORMS, "contract": lower_contract, "row": lower_rows}
+GPU_FORMS = {**FORMS, "contract": lower_contract, "row": lower_rows, "chain": lower_chain}
 
 
 class SourceLowering(Lowering):
@@ -69,7 +71,8 @@ class GpuCompiler:
         self.entries: dict[object, Entry] = {}
         self.tensor: set[str] = set()  # kernels that use tensor cores
         self.verified: set[str] = set()
-        self.costs: dict[tuple[str, int], _Cost] = {}
+        self.costs: dict[tuple[str, str, int], _Cost] = {}
+        self.modules: dict[str, dict[str, Entry]] = {arch: {} for arch in self.arches}
 
     def plan(
         self,
@@ -81,54 +84,73 @@ class GpuCompiler:
         passed: Mapping[Any, str],
     ) -> tuple[GpuPlan, ...]:
         """The plans of a pipeline whose graph has been through the passes."""
-        found = join(graph, partition(graph), JOINS)
+        found = join(graph, partition(graph), JOINS, LONGEST)
         reasons = {d.node: d for d in found.decisions}
-        launches: list[GpuLaunchPlan] = []
-        for low, forms, share, part in self._lowerings(graph, found, sites):
-            lowered = finish(low, forms)
-            lowered = replace(lowered, label=f"{lowered.label} {part}".strip())
-            if bounds is not None and lowered.kernel.name not in self.verified:
-                verified_kernel(lowered.kernel, graph, bounds)
-                self.verified.add(lowered.kernel.name)
-            entry = self._entry(pipeline, graph, lowered, low.lines)
-            self._note_cost(pipeline, graph, lowered, entry, share, len(launches))
-            notes = report(graph, lowered, reasons, passed)
-            launches.append(self._launch(buffers, lowered, entry, share, notes))
-        slots = buffers.slots([x.buffers for x in launches])
+        launches: dict[str, list[GpuLaunchPlan]] = {arch: [] for arch in self.arches}
+        for group in found.groups:
+            for arches in self._families(graph, group):
+                for low, forms, share, part in self._lowerings(graph, group, sites, arches):
+                    lowered = finish(low, forms)
+                    lowered = replace(lowered, label=f"{lowered.label} {part}".strip())
+                    if bounds is not None and lowered.kernel.name not in self.verified:
+                        verified_kernel(lowered.kernel, graph, bounds)
+                        self.verified.add(lowered.kernel.name)
+                    entry = self._entry(pipeline, graph, lowered, low)
+                    notes = report(graph, lowered, reasons, passed)
+                    launch = self._launch(buffers, lowered, entry, share, notes)
+                    cost = self._cost(graph, lowered, entry, share)
+                    for arch in arches:
+                        self.costs[(pipeline.name, arch, len(launches[arch]))] = cost
+                        self.modules[arch][entry.name] = entry
+                        launches[arch].append(launch)
+        steps = zip(*launches.values(), strict=True)
+        slots = buffers.slots([[n for x in step for n in x.buffers] for step in steps])
         plans = tuple(buffers.plans)
-        return tuple(GpuPlan(arch, plans, tuple(launches), slots) for arch in self.arches)
+        return tuple(GpuPlan(arch, plans, tuple(x), slots) for arch, x in launches.items())
+
+    def _families(self, graph: Graph, group: Group) -> list[tuple[str, ...]]:
+        """The arches by what kernels of a group they have in common."""
+        if group.kind != "contract" or not is_half(graph, group):
+            return [self.arches]
+        families = [tuple(a for a in self.arches if (a in WGMMA) == has) for has in (False, True)]
+        return [f for f in families if f]
 
     def _lowerings(
-        self, graph: Graph, found: Partition, sites: Sites
+        self, graph: Graph, group: Group, sites: Sites, arches: Sequence[str]
     ) -> Iterator[tuple[SourceLowering, Forms, Expr, str]]:
-        """The kernels of a partition in order, each with a factor of its grid that is 1 or 0, and
-        what part of a kernel of the graph it is."""
-        for group in found.groups:
-            split = thin(graph, group)
-            if split is None:
-                yield SourceLowering(graph, group, sites, GPU), GPU_FORMS, const(1), ""
-                continue
+        """The kernels of a group, each with a factor of its grid that is 1 or 0, and what part of
+        the group it is."""
+        schedule = GPU_CHAIN if group.kind == "chain" else GPU
+        if group.kind == "contract" and is_half(graph, group):
+            schedule = GPU_WGMMA if arches[0] in WGMMA else GPU_HALF
+        split = thin(graph, group)
+        others = const(1)
+        if split is not None:
             few = split.holds(rows_of(graph, group))
+            others = 1 - few
             for form, name in ((lower_parts, "parts"), (lower_sum_of_parts, "sum")):
-                yield (
-                    SourceLowering(graph, group, sites, GPU),
-                    {"contract": partial(form, split=split)},
-                    few,
-                    name,
-                )
-            yield SourceLowering(graph, group, sites, GPU), GPU_FORMS, 1 - few, ""
+                low = SourceLowering(graph, group, sites, GPU)
+                yield low, {"contract": partial(form, split=split)}, few, name
+        yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
 
     def _entry(
-        self, pipeline: Pipeline, graph: Graph, lowered: Lowered, lines: Mapping[Value, int]
+        self, pipeline: Pipeline, graph: Graph, lowered: Lowered, low: SourceLowering
     ) -> Entry:
         kernel = lowered.kernel
         facts = graph.facts
-        key = (kernel.name, *(str(facts.ranges.get(d)) for d in kernel.dims), str(facts.divisible))
+        wide = low.schedule == GPU_WGMMA
+        key = (
+            kernel.name,
+            wide,
+            *(str(facts.ranges.get(d)) for d in kernel.dims),
+            str(facts.divisible),
+        )
         if key not in self.entries:
             name = self._name(pipeline, lowered.label)
-            writer = KernelWriter(kernel, facts, SHARED_LIMIT, lines)
+            limit = ARCHES["sm_90a"].block_shared if wide else SHARED_LIMIT
+            writer = KernelWriter(kernel, facts, limit, low.lines, wide)
             self.entries[key] = writer.entry(name, _notes(graph, lowered))
-            if "mma.sync" in self.entries[key].text:
+            if "mma" in self.entries[key].text:
                 self.tensor.add(name)
         return self.entries[key]
 
@@ -170,33 +192,42 @@ class GpuCompiler:
             buffers.index[ref] = buffers.scratch(f"parts of t{-1 - ref.node}", size)
         return buffers.index[ref]
 
-    def _note_cost(
-        self,
-        pipeline: Pipeline,
-        graph: Graph,
-        lowered: Lowered,
-        entry: Entry,
-        share: Expr,
-        number: int,
-    ) -> None:
+    def _cost(self, graph: Graph, lowered: Lowered, entry: Entry, share: Expr) -> _Cost:
         flops, moved = work_of(graph, lowered)
-        sizes = {d: _typical(graph.facts, d) for d in lowered.kernel.dims}
-        names = flops.symbols() | moved.symbols()
-        sizes.update({d: _typical(graph.facts, d) for d in sorted(names)})
-        cost = _Cost(moved, flops, entry.grid * share, entry.shared_bytes, sizes)
-        self.costs[(pipeline.name, number)] = cost
+        names = {*lowered.kernel.dims, *flops.symbols(), *moved.symbols()}
+        sizes = {d: _typical(graph.facts, d) for d in sorted(names)}
+        return _Cost(moved, flops, entry.grid * share, entry.shared_bytes, sizes)
 
     def finish(self, plan: Plan) -> Plan:
         """The plan with modules, machine code and what is known of each launch."""
-        ordered = list({e.name: e for e in self.entries.values()}.values())
-        texts = {arch: module_text(ordered, arch, self.source_name) for arch in self.arches}
+        texts = self._texts(self.arches)
         try:
             made = assemble(texts)
+            roomy = [arch for arch in self.arches if self._give_room(arch, made[arch])]
+            texts.update(self._texts(roomy))
+            made.update(assemble(self._texts(roomy)))
         except AssemblerMissing:
             made = {}
         pipelines = tuple(self._reported(p, made) for p in plan.pipelines)
         cubins = {arch: m.cubin for arch, m in made.items()}
         return replace(plan, pipelines=pipelines, ptx=texts, cubins=cubins)
+
+    def _texts(self, arches: Sequence[str]) -> dict[str, str]:
+        return {
+            arch: module_text(list(self.modules[arch].values()), arch, self.source_name)
+            for arch in arches
+        }
+
+    def _give_room(self, arch: str, made: Assembled) -> bool:
+        """Lets kernels that spill have as many registers as they want; whether there are any.
+
+        Without a word on how many blocks are wanted, ptxas trades a few spills for another block.
+        """
+        entries = self.modules[arch]
+        spilled = [n for n in entries if made.usage[n].spill_stores or made.usage[n].spill_loads]
+        for name in spilled:
+            entries[name] = entries[name].with_room()
+        return bool(spilled)
 
     def _reported(self, pipeline: PipelinePlan, made: Mapping[str, Assembled]) -> PipelinePlan:
         plans = []
@@ -220,7 +251,7 @@ class GpuCompiler:
         """Registers, spills, occupancy and a prediction at typical sizes."""
         if launch.kernel not in usage:
             return {}
-        cost, used = self.costs[(pipeline.name, number)], usage[launch.kernel]
+        cost, used = self.costs[(pipeline.name, arch, number)], usage[launch.kernel]
         shared = cost.shared.evaluate(cost.sizes) + used.shared
         resident, limit = occupancy(ARCHES[arch], launch.block[0], used.registers, shared)
         target = TARGETS[TYPICAL[arch]]

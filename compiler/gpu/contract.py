@@ -33,11 +33,16 @@ from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.products import _product as product_of
 from stagefuse.compiler.lower.products import _stored_panels as stored_panels
 from stagefuse.compiler.lower.values import Lowering
+from stagefuse.compiler.schedule import GPU_WGMMA
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32
 
 PANELS = {48: 2, 64: 2, 32: 2, 16: 4}
 """Panels of a width that make a tile."""
+WIDE_PANELS = {48: 5, 64: 4, 32: 8, 16: 16}
+"""Panels of a tile that warpgroups compute, of 256 columns at most."""
+TOGETHER = 8
+"""Blocks below each other that run together, so that they share what they read of the panels."""
 PADDING = 8
 """Elements between the rows of a tile, so that eight rows lie in different banks."""
 
@@ -58,6 +63,8 @@ def multiply(
         return emit_product(low, p, target, matrix, panels, start, count, piece=piece)
     ref = p.operands[1]
     view, source = low.graph.nodes[ref.node].primitive, low.graph.nodes[ref.node].operands[0]
+    if p.operands[0] in low.group.packs:
+        (source,) = low.graph.nodes[source.node].operands  # as it is before it is converted
     steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
     assert steps is not None and isinstance(view, View)
     lead = dict(zip(view.symbols, (sym(n) for n, _ in p.batch), strict=False))
@@ -75,22 +82,56 @@ def multiply(
     )  # fmt: skip
 
 
+def _moves_in_chunks(low: Lowering, p: Product) -> bool:
+    """Whether panels are packed, or lie so that 16 bytes of them are adjacent and aligned."""
+    ref = p.operands[1]
+    if ref not in low.group.packs:
+        return True
+    steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
+    assert steps is not None
+    first, along, across = steps
+    if along != const(1) and across != const(1):
+        return False
+    ends = [first, across if along == const(1) else along]
+    if along != const(1):
+        ends.append(p.columns)
+    return all(low.graph.facts.divides(e, 4) for e in ends)
+
+
+def left_of(low: Lowering, p: Product) -> Matrix:
+    """The left operand, or what it is converted from where the product takes that."""
+    ref = p.operands[0]
+    if ref in low.group.packs:
+        (ref,) = low.graph.nodes[ref.node].operands
+    return Matrix(low.buffer(ref, "in").name, p.base, p.primitive.row_stride)
+
+
 def lower_contract(low: Lowering) -> Parallel:
     """Tiles of rows by panels: computed, then stored with what follows."""
     p = product_of(low, low.group.anchor)
     known = p.panels.as_int()
-    group = PANELS[p.panel] if known is None else min(PANELS[p.panel], known)
+    most = (WIDE_PANELS if low.schedule == GPU_WGMMA else PANELS)[p.panel]
+    group = most if known is None else min(most, known)
+    if not _moves_in_chunks(low, p):
+        group = 1  # a lane has few registers for the places of single elements
     rows = p.row_tile
     blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)
     parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
+    row_block = sym("mb")
+    single = p.rows.as_symbol() is not None or p.rows.as_int() is not None
+    square = is_half(low.graph, low.group) and single  # of a product of sizes too much to prove
+    if square:
+        high = floordiv(blocks + (TOGETHER - 1), TOGETHER)
+        parallel = [*p.batch, ("mg", high), ("nb", groups), ("mi", const(TOGETHER))]
+        row_block = sym("mg") * TOGETHER + sym("mi")
     low.bind(parallel)
     width = group * p.panel + PADDING
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
-    matrix = Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
+    matrix = left_of(low, p)
     first = sym("nb") * group
-    start = sym("mb") * rows
+    start = row_block * rows
     count = minimum(p.rows - start, const(rows))
 
     def one_panel() -> None:
@@ -111,8 +152,11 @@ def lower_contract(low: Lowering) -> Parallel:
         with low.part(low.group, {p.ref: lambda _: inside}):
             low.store(p.place(low, start + sym("r"), at))
 
-    low.loop("p", first, minimum(first + group, p.panels), one_panel)
-    low.loop("r", const(0), count, finish, vector=True)
+    def whole() -> None:
+        low.loop("p", first, minimum(first + group, p.panels), one_panel)
+        low.loop("r", const(0), count, finish, vector=True)
+
+    low.when([p.rows - start - 1] if square else [], whole)
     return parallel, p.depth * (rows * group * p.panel)
 
 
@@ -122,7 +166,7 @@ FULL = 132
 """Blocks that fill a device."""
 LEAST_DEPTH = 96
 MOST_SPLITS = 16
-MOST_ROWS = 512
+MOST_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -159,6 +203,11 @@ def thin(graph: Graph, group: Group) -> Thin | None:
     return Thin(rows, part, -(-depth // part))
 
 
+def is_half(graph: Graph, group: Group) -> bool:
+    """Whether a group's product takes 16-bit operands as they are."""
+    return group.anchor is not None and graph.nodes[group.anchor].operands[0] in group.packs
+
+
 def rows_of(graph: Graph, group: Group) -> Expr:
     """The rows of a group's product."""
     assert group.anchor is not None
@@ -188,7 +237,7 @@ def lower_parts(low: Lowering, split: Thin) -> Parallel:
     width = p.panel + PADDING
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
-    matrix = Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
+    matrix = left_of(low, p)
     parts = _parts(low, p, split, "out")
     start = sym("mb") * rows
     count = minimum(p.rows - start, const(rows))

@@ -8,20 +8,20 @@ or in a workspace, one more buffer, where it does not fit: then the blocks go ro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.vector_math import two_over_pi_table
-from stagefuse.compiler.kernel_ir import Alloc, Fold, For, Kernel, Let, Store
+from stagefuse.compiler.kernel_ir import Alloc, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, Facts, const, floordiv, minimum, mod, sym
 
 from .ir import Value, constant_text
 from .loops import Carry
 from .private import private_arrays, vector_width
-from .teams import Team, choose, shared_loops
-from .tensor import TensorWriter
+from .teams import Team, choose
 from .values import Memory
+from .wgmma import WgmmaWriter
 
 PTX_VERSION = "8.7"
 PARAMETER_LIMIT = 4096  # bytes of parameters of a kernel on every target
@@ -44,8 +44,13 @@ class Entry:
     workspace: Expr | None
     tables: frozenset[str]
 
+    def with_room(self) -> Entry:
+        """The same with all the registers that a block alone on an SM can have."""
+        head, body = self.text.split("{", 1)
+        return replace(self, text=f"{head.rstrip()} .minnctapersm 1\n{{{body}")
 
-class KernelWriter(TensorWriter):
+
+class KernelWriter(WgmmaWriter):
     """Writes the entry of one kernel."""
 
     def __init__(
@@ -54,6 +59,7 @@ class KernelWriter(TensorWriter):
         facts: Facts,
         shared_limit: int,
         lines: Mapping[KernelValue, int],
+        has_wgmma: bool = False,
     ) -> None:
         names = [name for name, _ in kernel.parallel]
         extents = [extent for _, extent in kernel.parallel]
@@ -62,6 +68,7 @@ class KernelWriter(TensorWriter):
         for value, line in lines.items():
             self.lines[id(self._unique(value))] = line
         self.shared_limit = shared_limit
+        self.has_wgmma = has_wgmma
         self.count = const(1)
         for extent in extents:
             self.count = self.count * extent
@@ -187,42 +194,7 @@ class KernelWriter(TensorWriter):
             if self.kernel.parallel:
                 places[self.kernel.parallel[0][0]] = rest
             with self.binding(**places):
-                self._versions()
-
-    def _versions(self) -> None:
-        """The body; of one whose rows may be short, a version for those before it."""
-        cut = self._short_rows()
-        if cut is None:
-            return self.statements(self.kernel.body)
-        code, (name, most) = self.code, cut
-        long, done = code.label("long"), code.label("done")
-        code.branch_if(self.holds("le", sym(name), const(most)), long, holds=False)
-        low = self.facts.ranges.get(name, (0, None))[0]
-        for facts in (self.facts.with_ranges({name: (low, most)}), self.facts):
-            before, self.facts = self.facts, facts
-            self._forget_bounds()
-            with code.branch_scope(), self.scope():
-                self.statements(self.kernel.body)
-            self.facts = before
-            self._forget_bounds()
-            self.unread, self.unwritten = set(), set()
-            if facts is not before:
-                code.branch(done)
-                code.start(long)
-        code.start(done)
-
-    def _short_rows(self) -> tuple[str, int] | None:
-        """The dimension that rows are long, and a quarter of the most that it may be, if lanes
-        would have many places for elements that are seldom there."""
-        if any(not isinstance(s, For | Fold | Store | Let) for s in self.kernel.body):
-            return None
-        for nest in shared_loops(self.kernel.body):
-            (_, lo, hi), lanes = nest[-1], self.team.lanes * self.width_of(nest)
-            name = self.resolve(hi - lo).as_symbol()
-            most = None if name is None else self.most(hi - lo)
-            if name in self.kernel.dims and most is not None and most >= 8 * lanes:
-                return str(name), most // 4
-        return None
+                self.versions(self.kernel.body)
 
     # Scratch
 
@@ -298,7 +270,8 @@ def module_text(entries: Sequence[Entry], arch: str, source_name: str) -> str:
     head = [f".version {PTX_VERSION}", f".target {arch}", ".address_size 64", ""]
     head.append(f'.file 1 "{source_name}"')
     if "shared" in tables:
-        head.append(".extern .shared .align 16 .b8 sf_shared[];")
+        align = 1024 if "aligned shared" in tables else 16
+        head.append(f".extern .shared .align {align} .b8 sf_shared[];")
     if "two_over_pi" in tables:
         listed = [constant_text(v, "double") for row in two_over_pi_table() for v in row]
         head.append(

@@ -21,6 +21,8 @@ from .teams import WARP
 
 NOWHERE = {"i32": (1 << 31) - 1, "i64": (1 << 63) - 1}
 FEW = 4
+DEEP = 8
+"""Rows of a column that a lane has on the way at a time."""
 
 
 class FoldWriter(LoopWriter):
@@ -119,7 +121,7 @@ class FoldWriter(LoopWriter):
         name, extent = s.loops[longest]
         rest = replace(s, loops=(*s.loops[:longest], *s.loops[longest + 1 :]))
         extent = self.resolve(extent)
-        kind = "i32" if self.is_small(extent + 4 * self.team.down) else "i64"
+        kind = "i32" if self.is_small(extent + DEEP * self.team.down) else "i64"
         start = self.index(sym("row"), kind)
 
         def body(place: Expr, carry: Carry) -> Carry:
@@ -127,7 +129,9 @@ class FoldWriter(LoopWriter):
                 return self._fold_nest(rest, 0, carry)
 
         ends = (const(0), extent - 1)
-        total = self.strided(f"{name}'", start, extent, self.team.down, self._start(s), body, ends)
+        total = self.strided(
+            f"{name}'", start, extent, self.team.down, self._start(s), body, ends, DEEP
+        )
         return self._meet(s, total)
 
     def _meet(self, s: Fold, total: Carry) -> Carry:

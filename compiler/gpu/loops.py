@@ -31,7 +31,16 @@ from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod, sym
 
 from .ir import Value
 from .private import accesses
-from .teams import MOST_IN_REGISTERS, Team, is_shared, most_of, nest_of
+from .teams import (
+    MOST_IN_REGISTERS,
+    WARP,
+    Team,
+    is_shared,
+    is_warp_loop,
+    most_of,
+    nest_of,
+    shared_loops,
+)
 from .values import Group, Memory, Scope, ValueWriter
 
 UNROLL = 4
@@ -79,7 +88,9 @@ class LoopWriter(ValueWriter):
         elif isinstance(s, Store):
             self.store(s)
         elif isinstance(s, For):
-            if self.in_team and is_shared(s):
+            if self.in_team and is_warp_loop(s):
+                self.by_warps(s)
+            elif self.in_team and is_shared(s):
                 self.share(s)
             else:
                 self.plain(s)
@@ -193,21 +204,22 @@ class LoopWriter(ValueWriter):
         carry: Carry,
         body: Callable[[Expr, Carry], Carry],
         ends: tuple[Expr, Expr],
+        unroll: int = UNROLL,
     ) -> Carry:
         """A loop in steps, several of them at a time so that their loads are on the way together;
         `body` gets the position."""
         code, last = self.code, self._value(end, start.type)
         step_value = code.const(step, start.type)
-        many = code.const(step * UNROLL, start.type)
+        many = code.const(step * unroll, start.type)
 
         def several(present: Carry) -> Carry:
-            for n in range(UNROLL):
+            for n in range(unroll):
                 with self.scope():
                     present = body(sym(name) + n * step, present)
             return present
 
         carry, at = self._counted(
-            name, start, last - step * (UNROLL - 1), many, ends, carry, several
+            name, start, last - step * (unroll - 1), many, ends, carry, several
         )
         rest, _ = self._counted(
             name, at, last, step_value, ends, carry, lambda c: body(sym(name), c)
@@ -242,6 +254,64 @@ class LoopWriter(ValueWriter):
             code.branch(head)
         code.start(done)
         return totals, counter
+
+    def by_warps(self, s: For) -> None:
+        """Rows, each done by a warp as a team of its own."""
+        code, team = self.code, self.team
+        before = self.symbols, self.facts, self.unread, self.unwritten
+        lane = self.symbols["lane"]
+        self.team = Team(WARP, team.lanes // WARP)
+        self.symbols = {**self.symbols, "lane": lane & (WARP - 1)}
+        self.facts = self.facts.with_ranges({"lane": (0, WARP - 1)})
+        self._forget_bounds()
+        self.unread, self.unwritten = set(), set()
+
+        def body(carry: Carry) -> Carry:
+            self.versions(s.body)
+            return carry
+
+        end = self.index(s.hi, "i32")
+        warps = code.const(team.lanes // WARP, "i32")
+        first = lane.lshr(5) + self.index(s.lo, "i32")
+        self._counted(s.index, first, end, warps, (s.lo, s.hi - 1), [], body)
+        self.team = team
+        self.symbols, self.facts, self.unread, self.unwritten = before
+        self._forget_bounds()
+
+    def versions(self, body: Sequence[Statement]) -> None:
+        """The body; of one whose rows may be short, a version for those before it."""
+        cut = self._short_rows(body)
+        if cut is None:
+            return self.statements(body)
+        code, (name, most) = self.code, cut
+        long, done = code.label("long"), code.label("done")
+        code.branch_if(self.holds("le", sym(name), const(most)), long, holds=False)
+        low = self.facts.ranges.get(name, (0, None))[0]
+        for facts in (self.facts.with_ranges({name: (low, most)}), self.facts):
+            before, self.facts = self.facts, facts
+            self._forget_bounds()
+            with code.branch_scope(), self.scope():
+                self.statements(body)
+            self.facts = before
+            self._forget_bounds()
+            self.unread, self.unwritten = set(), set()
+            if facts is not before:
+                code.branch(done)
+                code.start(long)
+        code.start(done)
+
+    def _short_rows(self, body: Sequence[Statement]) -> tuple[str, int] | None:
+        """The dimension that rows are long, and a quarter of the most that it may be, if lanes
+        would have many places for elements that are seldom there."""
+        if any(not isinstance(s, For | Fold | Store | Let | Alloc) for s in body):
+            return None
+        for nest in shared_loops(body):
+            (_, lo, hi), lanes = nest[-1], self.team.lanes * self.width_of(nest)
+            name = self.resolve(hi - lo).as_symbol()
+            most = None if name is None else self.most(hi - lo)
+            if name in self.kernel.dims and most is not None and most >= 8 * lanes:
+                return str(name), most // 4
+        return None
 
     def share(self, s: For) -> None:
         """A nest of independent iterations, divided among the lanes."""

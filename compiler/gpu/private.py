@@ -24,7 +24,7 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, sym
 
-from .teams import MOST_IN_REGISTERS, is_shared, most_of, nest_of
+from .teams import MOST_IN_REGISTERS, WARP, is_shared, is_warp_loop, most_of, nest_of
 from .values import VECTOR_BYTES
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def accesses(body: tuple[Statement, ...], nest: Nest | None = None) -> Iterator[
             yield from (Access(n, (), None, False) for n in (s.dst, s.a, s.panel))
         elif isinstance(s, SortRow):
             yield from (Access(n, (), None, False) for n in (s.keys, s.order))
+        elif isinstance(s, For) and is_warp_loop(s):
+            yield from accesses(s.body, nest)
         elif isinstance(s, For):
             yield from _of_loop(s, nest)
         elif isinstance(s, Fold):
@@ -60,8 +62,8 @@ def accesses(body: tuple[Statement, ...], nest: Nest | None = None) -> Iterator[
             yield from _of_values((s.value,), own, nest is None)
         elif isinstance(s, If):
             yield from _of_values((s.condition,), nest, False)
-            inner = accesses(s.body, nest)
-            yield from (Access(a.buffer, a.indices, a.nest, False) for a in inner)
+            for a in accesses(s.body, nest):
+                yield a if nest is None else Access(a.buffer, a.indices, a.nest, False)
         elif isinstance(s, Let):
             yield from _of_values((s.value,), nest, True)
         elif isinstance(s, Store):
@@ -149,4 +151,6 @@ def _is_own(writer: LoopWriter, a: Access) -> bool:
     most = most_of(lo, hi, writer.facts)
     if most is None or writer.team.lanes == 1:
         return False
-    return -(-most // (writer.team.lanes * width)) * width <= MOST_IN_REGISTERS
+    by_warps = any(is_warp_loop(s) for s in walk(writer.kernel.body))
+    lanes = WARP if by_warps else writer.team.lanes
+    return -(-most // (lanes * width)) * width <= MOST_IN_REGISTERS

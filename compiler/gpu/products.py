@@ -5,6 +5,7 @@ from __future__ import annotations
 from stagefuse.compiler.kernel_ir import TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
+from . import scalars
 from .folds import FoldWriter
 from .ir import Value
 from .loops import Carry
@@ -16,7 +17,7 @@ class ProductWriter(FoldWriter):
     """The body of a kernel, as far as its matrix products go."""
 
     def product(self, s: TileProduct) -> None:
-        code, kind = self.code, "float" if self.memory[s.a].dtype.bits == 32 else "double"
+        code, kind = self.code, "double" if self.memory[s.dst].dtype.bits == 64 else "float"
         across = s.nr // COLUMNS
         down = self.team.lanes // across
         count = -(-s.mr // down)
@@ -47,7 +48,8 @@ class ProductWriter(FoldWriter):
 
     def _element(self, s: TileProduct, place: Expr) -> Value:
         memory = self.memory[s.a]
-        return self._access(memory, self.address(memory, (place, None)), 1)[0]
+        (raw,) = self._access(memory, self.address(memory, (place, None)), 1)
+        return scalars.from_memory(self.code, raw, memory.dtype)
 
     def _vector(self, name: str, place: Expr) -> int:
         size = 16 // self.memory[name].dtype.itemsize
@@ -60,7 +62,8 @@ class ProductWriter(FoldWriter):
             for n in range(COLUMNS):
                 place = s.panel_offset + k * s.panel_row + (column + n) * s.panel_col
                 with self.when(self.holds("lt", column + n, s.width or const(s.nr))):
-                    found += self._access(memory, self.address(memory, (place, None)), 1)
+                    (raw,) = self._access(memory, self.address(memory, (place, None)), 1)
+                    found.append(scalars.from_memory(self.code, raw, memory.dtype))
             return found
         place = s.panel_offset + k * s.nr + column
         width = min(self._vector(s.panel, place), COLUMNS)

@@ -60,7 +60,7 @@ class Team:
 
 LANE = Team(1, BLOCK_LANES)
 WARP_TEAM = Team(WARP, BLOCK_LANES // WARP)
-COLUMN_TEAM = Team(512, 1, WARP)
+COLUMN_TEAM = Team(1024, 1, WARP)
 
 
 def shared_loops(body: Sequence[Statement]) -> Iterator[tuple[tuple[str, Expr, Expr], ...]]:
@@ -79,6 +79,12 @@ def shared_loops(body: Sequence[Statement]) -> Iterator[tuple[tuple[str, Expr, E
 def is_shared(s: For) -> bool:
     """Whether iterations are independent: promised, or plain from what is stored."""
     return s.vector or _stores_apart(s)
+
+
+def is_warp_loop(s: Statement) -> bool:
+    """A loop over rows between two products: a warp takes a row, its lanes the elements."""
+    inside = {type(x) for x in s.body} if isinstance(s, For) else set()
+    return isinstance(s, For) and s.vector and {Fold, For} <= inside
 
 
 def nest_of(s: For) -> list[For]:
@@ -127,8 +133,9 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     statements = list(walk(kernel.body))
     if any(isinstance(s, SortRow) for s in statements):
         return Team(BLOCK_LANES, 1)
-    if any(isinstance(s, TileProduct) for s in statements):
-        return Team(PRODUCT_LANES, 1)
+    products = [s for s in statements if isinstance(s, TileProduct)]
+    if products:
+        return Team(PRODUCT_LANES * max(1, max(s.mr for s in products) // 64), 1)
     loops = list(shared_loops(kernel.body))
     arrays = any(isinstance(s, Alloc) and s.shape for s in statements)
     if not loops:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import DType
@@ -181,7 +181,8 @@ def lower_chain(low: Lowering) -> Parallel:
     """Blocks of whole rows: a product into scratch, its row reductions there, the next product."""
     group, rows = low.group, low.group.rows
     assert rows is not None
-    first, last = _product(low, rows.anchor), _product(low, group.anchor)
+    first = _product(low, rows.anchor)
+    last = replace(_product(low, group.anchor), row_tile=first.row_tile)  # the same rows
     block = first.row_tile * low.schedule.packed_tiles
     parallel = [*first.batch, ("mb", floordiv(first.rows + (block - 1), block, low.facts))]
     low.bind(parallel)

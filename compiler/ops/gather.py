@@ -121,6 +121,13 @@ def _scatter(combine: np.ufunc) -> Callable[..., Any]:
     return reference
 
 
+def _scatter_set(base: Any, indices: Any, updates: Any, axis: int = 0) -> Any:
+    result = np.moveaxis(np.array(base), axis, 0)
+    for at, row in zip(np.asarray(indices), np.moveaxis(np.asarray(updates), axis, 0), strict=True):
+        result[at] = row
+    return np.moveaxis(result, 0, axis)
+
+
 OPS = (
     Op("access",
        (X, Param("ids", "tensors"), Param("shape", "dims"), Param("symbols", "str"),
@@ -143,4 +150,10 @@ OPS = (
        " gives NaN.",
        _scatter_rule("`scatter_max`"), _lower_scatter("max"), _scatter(later.maximum),
        ("scatter_max([0, 0], [1, 1], [2, 3])", "[0, 3]")),
+    Op("scatter_set", SCATTER,
+       "base with updates in place of what is at positions along an axis. Of repeated positions"
+       " the last holds; negative ones count from the end; one out of range is an error when the"
+       " pipeline runs.",
+       _scatter_rule("`scatter_set`"), _lower_scatter("set"), _scatter_set,
+       ("scatter_set([0, 0], [1, 1], [2, 3])", "[0, 3]")),
 )  # fmt: skip

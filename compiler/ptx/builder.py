@@ -196,8 +196,8 @@ class Kernel:
 
     def _array(self, space: str, name: str, type: str, count: int, align: int) -> s.Symbol:
         unique = f"{self.name}_{name}"
-        if any(v.name == unique for v in self._variables):
-            raise PtxError(f"`{self.name}` has two arrays `{name}`")
+        if any(v.name == unique for v in (*self._variables, *self._parameters)):
+            raise PtxError(f"`{self.name}` has two arrays or parameters `{name}`")
         self._variables.append(s.Variable(space, type, unique, (count,), align))
         return s.Symbol(unique)
 

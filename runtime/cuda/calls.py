@@ -72,10 +72,13 @@ def _driver() -> Any:
         _raise(driver, driver.cuInit(0)[0], "starting CUDA")
     except DeviceError:
         raise
-    except Exception as error:  # the bindings' own kinds, where libcuda is missing
+    except Exception as error:  # the bindings' own kinds
+        missing = type(error).__name__ == "DynamicLibNotFoundError"
+        why = "it has no libcuda" if missing else f"{type(error).__name__}: {error}"
         raise DeviceError(
-            f"no NVIDIA driver: {str(error).partition('. ')[0]}\n"
-            f"  = help: install the driver, or run on the CPU"
+            f"this machine has no NVIDIA driver that works: {why}\n"
+            f'  = help: install the driver, or run on the CPU, or in the emulator: '
+            f'device="emulator"'
         ) from None
     return driver
 
@@ -98,7 +101,10 @@ def _text(value: Any) -> str:
 def _call(name: str, doing: str, *arguments: Any) -> Any:
     """What a function of the driver gives. Raises DeviceError, OutOfMemory."""
     driver = _driver()
-    code, *values = getattr(driver, name)(*arguments)
+    try:
+        code, *values = getattr(driver, name)(*arguments)
+    except RuntimeError as error:  # the bindings' own, where the driver lacks a function
+        raise DeviceError(f"{doing}: {error}") from None
     _raise(driver, code, doing)
     if not values:
         return None
@@ -175,12 +181,15 @@ def kernel(library: Any, name: str) -> Any:
     return _call("cuLibraryGetKernel", f"looking for the kernel {name}", library, name.encode())
 
 
-def parameter_sizes(kernel: Any) -> list[int]:
-    """Bytes of each parameter of a kernel."""
+def parameter_sizes(kernel: Any) -> list[int] | None:
+    """Bytes of each parameter of a kernel; None from drivers before CUDA 12.4, which can't say."""
     driver = _driver()
     sizes: list[int] = []
     while True:
-        code, _, size = driver.cuKernelGetParamInfo(kernel, len(sizes))
+        try:
+            code, _, size = driver.cuKernelGetParamInfo(kernel, len(sizes))
+        except RuntimeError:
+            return None
         if code == driver.CUresult.CUDA_ERROR_INVALID_VALUE:  # there is no such parameter
             return sizes
         _raise(driver, code, "asking for a kernel's parameters")
@@ -366,7 +375,7 @@ def view(value: Any, stream: int) -> View:
         raise DeviceError(f"cuda-core is not there: {error}\n{HELP}") from None
     try:
         found = StridedMemoryView.from_any_interface(value, stream_ptr=stream)
-    except (BufferError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of the array's library, or of cuda.core
         raise InputError(f"this array can't be read: {error}") from None
     if found.dtype is None:
         raise InputError("this array has no dtype that NumPy and ml_dtypes know")

@@ -51,6 +51,7 @@ class ResultMemory:
 
     def take(self, size: int, stream: int) -> tuple[Memory, Users]:
         """Memory that the stream may write. Raises OutOfMemory."""
+        size = max(size, 1)  # also an empty array needs an address that CUDA knows
         with self._lock:
             blocks = self._waiting.get(size)
             address, events = blocks.pop() if blocks else (None, [])
@@ -76,7 +77,7 @@ class ResultMemory:
         try:
             return calls.allocate(size, "a result")
         except OutOfMemory:
-            if not self._drop_all():
+            if not self.trim():
                 raise
         return calls.allocate(size, "a result")
 
@@ -93,7 +94,7 @@ class ResultMemory:
     def _take_back(self, address: int, size: int, users: Users) -> None:
         with self._lock:
             keep = not self._closed and self._waiting_bytes + size <= _LIMIT
-        if not keep or users.unknown or not size:
+        if not keep or users.unknown:
             calls.free(address)
             return
         events: list[int] = []
@@ -108,7 +109,7 @@ class ResultMemory:
             self._waiting.setdefault(size, []).append((address, events))
             self._waiting_bytes += size
 
-    def _drop_all(self) -> bool:
+    def trim(self) -> bool:
         """Free what waits; whether anything did."""
         with self._lock:
             waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
@@ -125,7 +126,7 @@ class ResultMemory:
             self._closed = True
         try:
             with self._driver.active():
-                self._drop_all()
+                self.trim()
         finally:
             self._release_if_last()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import distinct
 from .errors import Stop
 from .memory import (
     ALLOCATION_BITS,
@@ -191,7 +192,7 @@ def _call_params(g: Group, addresses: Array, size: int, threads: Array) -> list[
 
 def load(
     g: Group, space: str, addresses: Array, dtype: np.dtype[Any], many: int, *,
-    order: str = "",
+    order: str = "", narrow: bool = False,
 ) -> list[Array]:  # fmt: skip
     """Elements from memory: `many` of them one after the other, for each thread."""
     item = dtype.itemsize
@@ -204,11 +205,11 @@ def load(
         arena, index, where, who, kind = part.unpacked
         count(g, kind, "read", index, size, who)
         if machine.races is not None and kind in ("global", "shared"):
-            machine.races.read(g.batch, arena, index, size, who, not order)
+            machine.races.read(g.batch, arena, index, size, who, not order, narrow)
             if order == "acquire":
-                machine.races.acquire(g.batch, arena, index, who)
+                machine.races.acquire(g.batch, arena, index, who, narrow)
             elif order:
-                machine.races.observe(g.batch, arena, index, who)
+                machine.races.observe(g.batch, arena, index, who, narrow)
         if arena.valid is not None:
             check_written(arena, index, size, who)
         at = index // item
@@ -234,14 +235,17 @@ def check_written(arena: Arena, index: Array, size: int, threads: Array) -> None
                        int(threads[at]))  # fmt: skip
 
 
-def store(g: Group, space: str, addresses: Array, values: list[Array], *, order: str = "") -> None:
+def store(
+    g: Group, space: str, addresses: Array, values: list[Array], *, order: str = "",
+    narrow: bool = False,
+) -> None:  # fmt: skip
     """Elements to memory, one after the other for each thread."""
     item = values[0].dtype.itemsize
     size = item * len(values)
     machine = g.batch.machine
     machine.progress += 1
     if order == "release" and machine.races is not None:
-        machine.races.release(g.batch, g.threads())
+        machine.races.release(g.batch, g.threads(), narrow)
     for part in places(g, space, addresses, size, g.threads()):
         arena, index, where, who, kind = part.unpacked
         count(g, kind, "written", index, size, who)
@@ -249,7 +253,7 @@ def store(g: Group, space: str, addresses: Array, values: list[Array], *, order:
             raise Stop("out-of-bounds", f"{arena.name} cannot be written", int(who[0]))
         mine = values if where is None else [_picked(v, where) for v in values]
         if machine.races is not None and kind in ("global", "shared"):
-            machine.races.write(g.batch, arena, index, size, who, not order, mine)
+            machine.races.write(g.batch, arena, index, size, who, not order, mine, narrow)
         for j, value in enumerate(mine):
             arena.store(index + j * item if j else index, value)
 
@@ -274,9 +278,11 @@ def bank_conflicts(index: Array, size: int, threads: Array) -> int:
     """
     per = 32 if size <= 4 else 128 // size
     words = index >> 2
-    first = int(threads[0])
     n = len(index)
-    whole = n % per == 0 and first % per == 0 and int(threads[-1]) - first + 1 == n
+    firsts = threads[::per]
+    whole = n % per == 0 and bool(
+        ((threads[per - 1 :: per] - firsts == per - 1) & (firsts % per == 0)).all()
+    )
     if not whole:
         return _conflicts(words, threads // per, max(size // 4, 1))
     rows = words.reshape(-1, per)
@@ -294,7 +300,7 @@ def _conflicts(words: Array, part: Array, each: int) -> int:
     parts = np.repeat(part, each)
     low = int(all_words.min())
     span = int(all_words.max()) - low + 1
-    distinct = np.unique(parts * span + (all_words - low))
-    bank = (distinct % span + low) % 32 + 32 * (distinct // span)
+    which = distinct(parts * span + (all_words - low))
+    bank = (which % span + low) % 32 + 32 * (which // span)
     degree = np.bincount(bank, minlength=32 * (int(parts.max()) + 1)).reshape(-1, 32).max(axis=1)
     return int(np.maximum(degree - 1, 0).sum())

@@ -8,30 +8,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import warps_of
 from .errors import Stop
 from .races import AGENTS, CLOCK_BITS, PROXIED, THREAD_MASK, Known, Races, join_known
 
 if TYPE_CHECKING:
     from .machine import Batch
-    from .memory import Arena
+    from .region import Region
 
 Array = NDArray[Any]
+INITIALISED = 1 << 41
+"""Added to a block's number: its clocks that a fence.mbarrier_init made known."""
 
 
 def hand_over(races: Races, batch: Batch, threads: Array) -> Known:
     """What these threads know now, for others; what they do next is not part of it."""
     made: Known = {}
     clocks = races.clocks(batch)
-    for warp in np.unique(threads >> 5).tolist():
+    for warp in warps_of(threads).tolist():
         join_known(made, races.knowledge(batch, warp))
-        clocks.clock[warp] += 1
+        clocks.tick(warp)
     return made
 
 
 def learn(races: Races, batch: Batch, threads: Array, known: Known) -> None:
     """These threads come behind all of what was handed over."""
     clocks, per = races.clocks(batch), batch.stride // 32
-    for warp in np.unique(threads >> 5).tolist():
+    for warp in warps_of(threads).tolist():
         own_block = batch.first + warp // per
         own = known.get(own_block)
         if own is not None:
@@ -43,38 +46,74 @@ def learn(races: Races, batch: Batch, threads: Array, known: Known) -> None:
             join_known(foreign, {b: k for b, k in known.items() if b != own_block})
 
 
+def stamp_of(races: Races, batch: Batch, thread: int) -> int:
+    """What is remembered of something that a thread does now."""
+    clock = int(races.clocks(batch).clock[thread >> 5])
+    return (clock << CLOCK_BITS) | (batch.first * batch.stride + thread + 1) << 1
+
+
+def is_behind(races: Races, batch: Batch, thread: int, stamp: int) -> bool:
+    """Whether what a thread does now comes behind the initialisation that was remembered."""
+    if not _unordered(races, batch, [thread], stamp, False):
+        return True
+    clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1
+    block, within = number // batch.stride, number % batch.stride
+    known = races.clocks(batch).foreign.get(thread >> 5, {}).get(block + INITIALISED)
+    return known is not None and clock <= known[within >> 5]
+
+
+def initialisation_fence(races: Races, batch: Batch, threads: Array) -> None:
+    """What these threads know is known to all that a relaxed cluster barrier orders later."""
+    _also_known_as(races, batch, threads, INITIALISED)
+
+
+def hand_over_initialisations(races: Races, batch: Batch, threads: Array) -> Known:
+    """What `initialisation_fence` said of these threads, for others."""
+    made: Known = {}
+    for warp in np.unique(threads >> 5).tolist():
+        foreign = races.clocks(batch).foreign.get(warp, {})
+        join_known(made, {b: k for b, k in foreign.items() if b >= INITIALISED})
+    return made
+
+
 def proxy_fence(races: Races, batch: Batch, threads: Array) -> None:
     """What these threads know becomes visible to the async proxy."""
+    _also_known_as(races, batch, threads, PROXIED)
+
+
+def _also_known_as(races: Races, batch: Batch, threads: Array, key: int) -> None:
     clocks = races.clocks(batch)
     for warp in np.unique(threads >> 5).tolist():
         known = races.knowledge(batch, warp)
         foreign = clocks.foreign.setdefault(warp, {})
-        join_known(foreign, {b + PROXIED: k for b, k in known.items() if b < AGENTS})
-        clocks.clock[warp] += 1
+        join_known(foreign, {b + key: k for b, k in known.items() if b < AGENTS})
+        clocks.tick(warp)
 
 
 def async_access(
-    races: Races, batch: Batch, threads: Iterable[int], arena: Arena, index: Array,
-    agent: tuple[int, int], *, writes: bool = False, strong: bool = False,
+    races: Races, batch: Batch, threads: Iterable[int], region: Region, agent: tuple[int, int], *,
+    writes: bool = False, strong: bool = False,
 ) -> None:  # fmt: skip
-    """An agent, by its number and time, accesses bytes for the threads that set it going.
+    """An agent, by its number and time, accesses a region for the threads that set it going.
 
     Raises: Stop where an access before is not ordered before that: for every thread's program, or
     behind a proxy fence where it was an ordinary write.
     """
-    shadow = races.shadow(arena)
-    at = np.unique(index // races.granule)
+    shadow = races.shadow(region.arena)
+    at = region.granules(shadow.granule)
     number, time = agent
     record = (time << CLOCK_BITS) | ((AGENTS + number) * batch.stride + 1) << 1 | int(strong)
-    _check(races, batch, list(threads), shadow.writes[at], record, "written", writes)
+    who = list(threads)
+    _check(races, batch, who, shadow.writes[at], record, "written", writes)
+    old = shadow.reads[at]
     if writes:
-        _check(races, batch, list(threads), shadow.reads[at], record, "read", True)
-        _check(races, batch, list(threads), shadow.others[at], record, "read", True)
+        _check(races, batch, who, old, record, "read", True)
+        _check(races, batch, who, shadow.others[at], record, "read", True)
         shadow.writes[at] = record
         return
-    old = shadow.reads[at]
     moved = ((old ^ record) & (THREAD_MASK << 1) != 0) & (old != 0)
-    shadow.others[at[moved]] = old[moved]
+    if moved.any():
+        shadow.others[at[moved]] = old[moved]
     shadow.reads[at] = record
 
 
@@ -86,7 +125,7 @@ def block_ends(races: Races, batch: Batch, block: int) -> None:
     arena, shadow = batch.shared, batch.shared.shadow
     if shadow is None:
         return
-    first, last = (n * arena.stride // races.granule for n in (block, block + 1))
+    first, last = (n * arena.stride // shadow.granule for n in (block, block + 1))
     warps = range(block * (batch.stride // 32), (block + 1) * (batch.stride // 32))
     threads = [warp * 32 for warp in warps]
     for old in (shadow.writes, shadow.reads, shadow.others):
@@ -105,9 +144,10 @@ def _check(
     races: Races, batch: Batch, threads: list[int], old: Array, record: int, what: str,
     writes: bool,
 ) -> None:  # fmt: skip
-    stamps = np.unique(old[(old != 0) & (old != record)])
-    for stamp in stamps.tolist():
-        if stamp & record & 1:
+    first = int(old[0])
+    stamps = [first] if (old == first).all() else np.unique(old).tolist()
+    for stamp in stamps:
+        if stamp in (0, record) or stamp & record & 1:
             continue
         why = _unordered(races, batch, threads, stamp, what == "written")
         if why:
@@ -117,9 +157,7 @@ def _check(
             raise Stop("race", text + why, threads[0])
 
 
-def _unordered(
-    races: Races, batch: Batch, threads: list[int], stamp: int, is_write: bool
-) -> str:
+def _unordered(races: Races, batch: Batch, threads: list[int], stamp: int, is_write: bool) -> str:
     """Why an access before is not ordered before what threads set going now, "" where it is."""
     clocks, per = races.clocks(batch), batch.stride // 32
     clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1

@@ -9,8 +9,8 @@ A clock is whatever the race detector uses to say what happened before; here it 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 Clock = TypeVar("Clock")
 
@@ -35,6 +35,10 @@ class BarrierObject(Generic[Clock]):
     phase: int = 0
     serial: int = 0
     """Tells apart barriers that were in one place one after the other."""
+    origin: Any = None
+    """Who initialised it, for whoever checks that its uses come behind that."""
+    known_to: set[int] = field(default_factory=set)
+    """Who was found to come behind that."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.expected <= MOST_ARRIVALS:

@@ -182,17 +182,22 @@ def fma(a: Array, b: Array, c: Array, mode: str) -> Array:
     """a * b + c of f32 or f64, rounded once."""
     if np.result_type(a) == F64:
         return _fma64(a, b, c, mode)
-    product, c64 = a.astype(F64) * b.astype(F64), c.astype(F64)
-    s = product + c64
+    product = np.multiply(a, b, dtype=F64)
+    s = product + c
     if mode != "rn":
-        return narrow(odd_sum(product, c64), mode)
+        c64 = c.astype(F64)
+        exact = odd_sum(product, c64)
+        y = narrow(exact, mode)
+        if mode == "rm":  # an exact 0 of numbers of both signs
+            y[(exact == 0) & (np.signbit(product) != np.signbit(c64))] = -0.0
+        return y
     y = s.astype(F32)
     # only a sum that is halfway between two f32, or that is subnormal, can have been rounded wrong
     halfway = (np.atleast_1d(s).view(np.int64) & 0x1FFFFFFF) == 0x10000000
     if not halfway.any() and np.abs(y).min() > 2.0**-125:
         return y
     risky = np.flatnonzero(halfway | (np.abs(s) < 2.0**-125))
-    p, q = (np.broadcast_to(v, y.shape)[risky] for v in (product, c64))
+    p, q = (np.broadcast_to(v, y.shape)[risky] for v in (product, c.astype(F64)))
     y[risky] = odd_sum(p, q).astype(F32)
     return y
 
@@ -224,8 +229,9 @@ def _fma64(a: Array, b: Array, c: Array, mode: str) -> Array:
     slow = ~special & (~plain | (mode != "rn"))
     if slow.any():
         y[slow] = exactly(lambda p, q, r: p * q + r, mode, a[slow], b[slow], c[slow])
-        zero = slow & (y == 0)
-        y[zero] = uh[zero] + c[zero]
+    if mode == "rm":  # an exact 0 of numbers of both signs
+        exact = (uh != 0) | (a == 0) | (b == 0)  # no product that is too small for f64
+        y[exact & (uh == -c) & (ul == 0) & (np.signbit(uh) != np.signbit(c))] = -0.0
     return y
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from stagefuse.compiler.ptx import PtxError, read_module
 from stagefuse.compiler.ptx import syntax as s
 from stagefuse.compiler.ptx.types import TYPES
 
+from .layout import Layout, lay_out
 from .machine import Dim, Machine
 from .memory import Arena, Heap, Pointer
 from .program import Code, Place, Program, alignment, byte_size
@@ -56,6 +58,7 @@ class Module:
     globals: dict[str, Array] = field(default_factory=dict)
     """The `.global` and `.const` variables as arrays."""
     _arenas: dict[str, Arena] = field(default_factory=dict)
+    _layouts: dict[str, Layout] = field(default_factory=dict)
 
     def launch(
         self, name: str, *, grid: int | Sequence[int], block: int | Sequence[int],
@@ -70,16 +73,21 @@ class Module:
         """
         code = self._entry(name)
         sizes = _dim(grid), _dim(block), self._cluster(code, _dim(cluster))
-        self._check(code, *sizes, shared_bytes)
+        _settle_allocator()
+        layout = self._layout(code)
+        self._check(code, layout, *sizes, shared_bytes)
         heap = Heap()
         for arena in self._arenas.values():
             arena.shadow = None
         variables = {v: heap.add(arena) for v, arena in self._arenas.items()}
         params = self._params(code, heap, args)
-        search = Races(self.program.granularity) if races else None
-        machine = Machine(self.program, code, *sizes, params, variables, heap, shared_bytes, search)
+        search = Races(layout.granules) if races else None
+        machine = Machine(
+            self.program, code, layout, *sizes, params, variables, heap, shared_bytes, search
+        )
         self._initialise(variables, machine)
-        for each in self.program.codes.values():
+        for each in layout.codes:
+            each.make_ready()
             for step in each.steps:
                 step.lanes = 0
         with np.errstate(all="ignore"):
@@ -88,6 +96,11 @@ class Module:
             finally:
                 heap.copy_back()
         return self._record(machine)
+
+    def _layout(self, code: Code) -> Layout:
+        if code.name not in self._layouts:
+            self._layouts[code.name] = lay_out(self.program, code)
+        return self._layouts[code.name]
 
     def _entry(self, name: str) -> Code:
         code = self.program.codes.get(name)
@@ -102,7 +115,9 @@ class Module:
             return given
         return _dim([int(x) for x in said])
 
-    def _check(self, code: Code, grid: Dim, block: Dim, cluster: Dim, shared_bytes: int) -> None:
+    def _check(
+        self, code: Code, layout: Layout, grid: Dim, block: Dim, cluster: Dim, shared_bytes: int
+    ) -> None:
         said = code.function.directive("reqntid")
         if said is not None and _dim([int(x) for x in said]) != block:
             raise ValueError(f"`{code.name}` is for blocks of {said}, and this is {block}")
@@ -113,7 +128,7 @@ class Module:
             raise ValueError(f"a block of {threads} threads, and `{code.name}` allows {most}")
         if any(g < 1 or g % c for g, c in zip(grid, cluster, strict=True)):
             raise ValueError(f"a grid of {grid} blocks in clusters of {cluster}")
-        if shared_bytes < 0 or self.program.dynamic_offset + shared_bytes > 232448:
+        if shared_bytes < 0 or layout.dynamic_offset + shared_bytes > 232448:
             raise ValueError(f"{shared_bytes} bytes of dynamic shared memory")
 
     def _params(self, code: Code, heap: Heap, args: Sequence[Argument]) -> Arena:
@@ -147,7 +162,7 @@ class Module:
     def _record(self, machine: Machine) -> Record:
         instructions: dict[str, int] = {}
         lines: dict[int, int] = {}
-        for code in self.program.codes.values():
+        for code in machine.layout.codes:
             for step in code.steps:
                 if step.lanes:
                     name, line = step.instruction.name, step.instruction.line
@@ -194,6 +209,16 @@ def _initial(v: s.Variable) -> Array:
     return array
 
 
+@cache
+def _settle_allocator() -> None:
+    """Lets the C library keep freed memory of the size of registers.
+
+    It gives memory back to the system that is larger than the largest it has seen, and getting
+    that again costs more than the arithmetic on it.
+    """
+    np.empty(24 << 20, np.uint8)
+
+
 def _dim(x: int | Sequence[int]) -> Dim:
     given = (x,) if isinstance(x, int | np.integer) else tuple(x)
     if not 1 <= len(given) <= 3:
@@ -208,6 +233,9 @@ def _packed(formal: Place, value: Argument, heap: Heap) -> bytes:
     size, name = byte_size(v), v.name
     if hasattr(value, "parameter_bytes"):  # what knows its own form, such as a tensor map
         raw = bytes(value.parameter_bytes(heap))
+        if size == 8 < len(raw):  # a pointer to it
+            data = np.frombuffer(raw, np.uint8).copy()
+            raw = struct.pack("<Q", heap.add(Arena(name, len(data), data=data)))
     elif isinstance(value, Pointer):
         raw = struct.pack("<Q", heap.address_of(value.array, name) + value.byte_offset)
     elif isinstance(value, np.ndarray):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from .barriers import Barriers
 from .errors import Fault, Stop
+from .layout import Layout
 from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
 from .order import exits
@@ -389,7 +390,10 @@ def waiting_reason(g: Group, step: Step) -> str | None:
 
 def merge(into: Group, other: Group) -> None:
     """Adds the threads of another group at the same place."""
-    threads = np.union1d(into.threads(), other.threads())
+    flags = np.zeros(into.batch.threads, np.bool_)
+    flags[into.threads()] = True
+    flags[other.threads()] = True
+    threads = np.flatnonzero(flags)
     into.n = len(threads)
     into.sel = None if into.n == into.batch.threads else compact(threads)
     into.turn = max(into.turn, other.turn)
@@ -400,18 +404,18 @@ class Machine:
     """One launch."""
 
     def __init__(
-        self, program: Program, entry: Code, grid: Dim, block: Dim, cluster: Dim,
+        self, program: Program, entry: Code, layout: Layout, grid: Dim, block: Dim, cluster: Dim,
         params: Arena, variables: dict[str, int], heap: Heap, shared_bytes: int,
         races: Races | None,
     ) -> None:  # fmt: skip
         self.program, self.entry = program, entry
         self.grid, self.block, self.cluster = grid, block, cluster
         self.params, self.variables, self.heap, self.races = params, variables, heap, races
-        self.shared_bytes = program.dynamic_offset + shared_bytes
+        self.layout = layout
+        self.shared_bytes = layout.dynamic_offset + shared_bytes
         self.dynamic_bytes = shared_bytes
         self.shared_stride = -(-self.shared_bytes // 1024) * 1024
-        locals_ = sum(-(-c.local_bytes // 16) * 16 for c in program.codes.values())
-        self.local_bytes = locals_
+        self.local_bytes = layout.local_bytes
         self.progress = 0
         self._idle, self._last = 0, 0
         self.traffic: dict[tuple[str, str], int] = {}

@@ -6,6 +6,7 @@ PTX ISA, "Asynchronous Warpgroup Level Matrix Shared Memory Layout" and "Matrix 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +38,8 @@ class MatrixDescriptor:
         return cls(field(0), field(16), field(32), bits >> 49 & 7, _WIDTH_OF_MODE[bits >> 62 & 3])
 
     def k_major(self, rows: int) -> npt.NDArray[np.int64]:
-        """Addresses of the bytes of K contiguous operand: `[rows][32]`."""
-        row, byte = np.arange(rows)[:, None], np.arange(K_BYTES)[None, :]
+        """Addresses of the 8-byte units of an operand with contiguous K: `[rows][4]`."""
+        row, byte = np.arange(rows)[:, None], np.arange(0, K_BYTES, 8)[None, :]
         group = self.start + row // 8 * self.stride
         if self.width == 0:
             return (group + row % 8 * 16 + byte // 16 * self.leading + byte % 16).astype(np.int64)
@@ -54,3 +55,12 @@ class MatrixDescriptor:
         at = row % panel * 2 + row // panel * self.leading
         at = at + k % 8 * self.width + k // 8 * self.stride
         return swizzle(self.start + at, self.width, self.base_offset)
+
+
+@lru_cache(maxsize=1024)
+def operand_addresses(bits: int, rows: int, mn_major: bool) -> npt.NDArray[np.int64]:
+    """The addresses of an operand's units by its descriptor; they are not to be changed."""
+    matrix = MatrixDescriptor.decode(bits)
+    found = matrix.mn_major(rows) if mn_major else matrix.k_major(rows)
+    found.flags.writeable = False
+    return found

@@ -85,6 +85,11 @@ class Arena:
         if self.valid is not None:
             self._valid_view(size)[at] = _ONES[size]
 
+    def forget(self, index: Array, size: int) -> None:
+        """Makes bytes count as unwritten: `size` of them, a multiple of 4 and aligned."""
+        for j in range(0, size, 4):
+            self._valid_view(4)[(index + j) // 4] = 0
+
     def unwritten(self, index: Array, size: int) -> Array | None:
         """Which of these elements have bytes that nothing wrote, `None` if none has."""
         if self.valid is None:

@@ -105,10 +105,12 @@ def _symbol(site: Site, name: str, offset: int, dtype: np.dtype[Any]) -> Get:
 def address_of(g: Group, place: Place) -> int:
     """The address of a variable in its own space."""
     match place.space:
-        case "shared" | "entry":
+        case "entry":
             return place.offset
+        case "shared":
+            return g.batch.machine.layout.shared[place.key]
         case "dynamic":
-            return g.batch.machine.program.dynamic_offset
+            return g.batch.machine.layout.dynamic_offset
         case "local":
             return g.frame.local_base + place.offset
         case "call":

@@ -20,14 +20,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .async_races import async_access, block_ends, hand_over, learn
+from .async_races import (
+    async_access,
+    block_ends,
+    hand_over,
+    hand_over_initialisations,
+    is_behind,
+    learn,
+    stamp_of,
+)
+from .async_races import initialisation_fence as fence_initialisation
 from .async_races import proxy_fence as fence_proxy
 from .errors import Stop
 from .races import AGENTS, Known, Races, join_known
+from .region import Region
 
 if TYPE_CHECKING:
     from .machine import Batch
-    from .memory import Arena
 
 Array = NDArray[Any]
 Clock = Known | None
@@ -62,6 +71,31 @@ def acquire(batch: Batch, threads: Array, clock: Clock) -> None:
     races = _races(batch)
     if races is not None and clock:
         learn(races, batch, threads, clock)
+
+
+def publish_initialisations(batch: Batch, threads: Array) -> Clock:
+    """What a relaxed arrival hands over: the barriers initialised before a fence for them."""
+    races = _races(batch)
+    return hand_over_initialisations(races, batch, threads) if races is not None else None
+
+
+def initialisation_fence(batch: Batch, threads: Array) -> None:
+    """Threads execute a `fence.mbarrier_init`."""
+    races = _races(batch)
+    if races is not None:
+        fence_initialisation(races, batch, threads)
+
+
+def origin(batch: Batch, thread: int) -> int | None:
+    """A mark of what a thread does now, for `comes_behind`."""
+    races = _races(batch)
+    return stamp_of(races, batch, thread) if races is not None else None
+
+
+def comes_behind(batch: Batch, thread: int, mark: int | None) -> bool:
+    """Whether what a thread does now is ordered after what was marked."""
+    races = _races(batch)
+    return races is None or mark is None or is_behind(races, batch, thread, mark)
 
 
 def join(a: Clock, b: Clock) -> Clock:
@@ -172,21 +206,18 @@ def proxy_fence(batch: Batch, threads: Array) -> None:
         fence_proxy(races, batch, threads)
 
 
-def async_read(
-    batch: Batch, threads: Iterable[int], arena: Arena, index: Array, agent: Agent
-) -> None:
+def async_read(batch: Batch, threads: Iterable[int], region: Region, agent: Agent) -> None:
     """An agent that threads set going reads bytes."""
     races = _races(batch)
-    if races is not None and index.size:
-        async_access(races, batch, threads, arena, index, (agent.number, agent.time))
+    if races is not None and region.index.size:
+        async_access(races, batch, threads, region, (agent.number, agent.time))
 
 
 def async_write(
-    batch: Batch, threads: Iterable[int], arena: Arena, index: Array, agent: Agent,
-    atomic: bool = False,
-) -> None:  # fmt: skip
+    batch: Batch, threads: Iterable[int], region: Region, agent: Agent, atomic: bool = False
+) -> None:
     """An agent that threads set going writes bytes."""
     races = _races(batch)
-    if races is not None and index.size:
+    if races is not None and region.index.size:
         who = (agent.number, agent.time)
-        async_access(races, batch, threads, arena, index, who, writes=True, strong=atomic)
+        async_access(races, batch, threads, region, who, writes=True, strong=atomic)

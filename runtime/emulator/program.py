@@ -6,7 +6,7 @@ comes from the meaning that the instruction table names (`meanings`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,45 @@ class Place:
     space: str
     offset: int
     variable: s.Variable
+    key: str = ""
+    """For shared memory, whose offsets depend on the kernel: what tells the variable apart."""
+
+
+@dataclass(frozen=True)
+class Granules:
+    """Bytes of the smallest accesses of a kernel to shared and to global memory, at most 16: how
+    finely races are looked for."""
+
+    shared: int = 16
+    globals: int = 16
+
+    def joined(self, other: Granules) -> Granules:
+        return Granules(min(self.shared, other.shared), min(self.globals, other.globals))
+
+    def with_access(self, match: Match, operands: dict[str, s.Operand | None]) -> Granules:
+        """These, and what an instruction accesses."""
+        form = match.form
+        addresses = [spec for spec in form.specs if spec.kind == "address"]
+        if not addresses:
+            return self
+        size = 4
+        if "T" in match:
+            size = TYPES[match.get("T")].size_bytes * int(match.get("vec", "v1")[1:])
+        elif form.opcode in ("ldmatrix", "stmatrix"):
+            size = 16
+        elif form.meaning.startswith("async.copy"):
+            whole = operands["size"] if operands.get("n") is None else None
+            size = whole.value if isinstance(whole, s.Immediate) else 4
+        elif form.effects & {"async", "barrier"}:
+            size = 8
+        named = {match.get("space"), *(spec.space for spec in addresses)} - {""}
+        if named and named <= {"param", "param::entry", "local", "const"}:
+            return self
+        if all(name.startswith("shared") for name in named) and named:
+            return self.joined(Granules(size, 16))
+        if named and not any(name.startswith("shared") for name in named):
+            return self.joined(Granules(16, size))
+        return self.joined(Granules(size, size))
 
 
 @dataclass(eq=False)
@@ -69,6 +108,24 @@ class Code:
     formals: list[Place | int] = field(default_factory=list)
     """Results, then parameters: a place, or the number of a register."""
     local_bytes: int = 0
+    shared: list[Place] = field(default_factory=list)
+    """Its own variables in shared memory."""
+    dynamic: list[Place] = field(default_factory=list)
+    mentions: set[str] = field(default_factory=set)
+    """Names of variables and functions that it uses."""
+    calls_pointers: bool = False
+    granules: Granules = field(default_factory=lambda: Granules())
+    pending: list[tuple[Step, Site]] = field(default_factory=list)
+    """Steps that are made ready when the function is first used."""
+
+    def make_ready(self) -> None:
+        """Gives each step what it runs."""
+        from .meanings import compile_step
+
+        pending, self.pending = self.pending, []
+        for step, site in pending:
+            compile_step(site, step)
+
     watched: frozenset[str] | None = None
     """Registers that belong to asynchronous products, once they were looked for."""
 
@@ -172,10 +229,6 @@ class Program:
         self.codes: dict[str, Code] = {}
         self.externals: set[str] = set()
         self.globals = Scope(0)
-        self.shared_bytes = 0
-        self.dynamic_align = 16
-        self.granularity = 4
-        """Bytes of the smallest access, which decides how finely races are looked for."""
         self._scopes = 0
         for v in module.variables:
             self._module_variable(v)
@@ -190,27 +243,15 @@ class Program:
 
     def _module_variable(self, v: s.Variable) -> None:
         if v.space == "shared" and (v.shape and v.shape[0] == 0):
-            self.dynamic_align = max(self.dynamic_align, alignment(v))
             self.globals.places[v.name] = Place("dynamic", 0, v)
         elif v.space == "shared":
-            self.globals.places[v.name] = Place("shared", self.new_shared(v), v)
+            self.globals.places[v.name] = Place("shared", 0, v, v.name)
         else:
             self.globals.places[v.name] = Place(v.space, 0, v)
-
-    def new_shared(self, v: s.Variable) -> int:
-        """The offset of another variable in shared memory."""
-        offset = aligned(self.shared_bytes, alignment(v))
-        self.shared_bytes = offset + byte_size(v)
-        return offset
 
     def new_scope(self, outer: Scope) -> Scope:
         self._scopes += 1
         return Scope(self._scopes, outer)
-
-    @property
-    def dynamic_offset(self) -> int:
-        """Where dynamic shared memory begins."""
-        return aligned(self.shared_bytes, self.dynamic_align)
 
 
 class _Decode:
@@ -218,11 +259,10 @@ class _Decode:
 
     def __init__(self, program: Program, code: Code) -> None:
         self.program, self.code = program, code
-        self.pending: list[tuple[Step, Scope]] = []
+        self.outside: list[tuple[str, s.Instruction, Scope]] = []
+        """Names that no variable has, with the instructions that use them."""
 
     def run(self) -> None:
-        from .meanings import compile_step
-
         function = self.code.function
         scope = self.program.new_scope(self.program.globals)
         offset = 0
@@ -241,8 +281,7 @@ class _Decode:
         for at in self.code.labels:
             if at < len(self.code.steps):
                 self.code.steps[at].is_leader = True
-        for step, inner in self.pending:
-            compile_step(self.site(step, inner), step)
+        self.check_names()
 
     def slot(self, scope: Scope, name: str, type: str) -> int:
         key = f"{scope.number}:{name}"
@@ -290,28 +329,62 @@ class _Decode:
             self.code.local_bytes = offset + byte_size(v)
             scope.places[v.name] = Place("local", offset, v)
         elif v.space == "shared" and v.shape and v.shape[0] == 0:
-            scope.places[v.name] = Place("dynamic", 0, v)
+            scope.places[v.name] = place = Place("dynamic", 0, v)
+            self.code.dynamic.append(place)
         elif v.space == "shared":
-            scope.places[v.name] = Place("shared", self.program.new_shared(v), v)
+            key = f"{self.code.number}:{scope.number}:{v.name}"
+            scope.places[v.name] = place = Place("shared", 0, v, key)
+            self.code.shared.append(place)
         else:
             scope.places[v.name] = place = Place(v.space, 0, v)
             self.program.globals.places.setdefault(v.name, place)
 
     def instruction(self, x: s.Instruction, scope: Scope) -> None:
-        match, _ = bind(x)
+        match, bound = bind(x)
         step = Step(x, match)
-        if match.form.effects & {"reads", "writes"} and "T" in match:
-            size = TYPES[match.get("T")].size_bytes
-            self.program.granularity = min(self.program.granularity, size)
+        operands = {spec.name: operand for spec, operand in bound}
+        self.code.granules = self.code.granules.with_access(match, operands)
         self.code.steps.append(step)
-        self.pending.append((step, scope))
-
-    def site(self, step: Step, scope: Scope) -> Site:
-        match, bound = bind(step.instruction)
-        return Site(
-            self.program, self.code, scope, step.instruction, match,
-            {spec.name: x for spec, x in bound}, {spec.name: spec for spec, _ in bound},
+        site = Site(
+            self.program, self.code, scope, x, match,
+            operands, {spec.name: spec for spec, _ in bound},
         )  # fmt: skip
+        self.code.pending.append((step, site))
+        for operand in x.operands:
+            for name in symbols(operand):
+                if scope.place(name) is None:
+                    self.outside.append((name, x, scope))
+                self.code.mentions.add(name)
+        if match.form.opcode == "call" and isinstance(site.bound["function"], s.Register):
+            self.code.calls_pointers = True
+
+    def check_names(self) -> None:
+        """Raises: PtxError for a name that no variable, function, label or list has."""
+        code, program = self.code, self.program
+        known = {*code.tables, *code.prototypes, *program.codes, *program.externals}
+        for name, x, scope in self.outside:
+            if name not in known and scope.label(name) is None:
+                shown = print_instruction(x)
+                raise PtxError(f"`{shown}`: `{name}` is not declared", line=x.line)
+
+
+def symbols(x: s.Operand | None) -> Iterator[str]:
+    """The names of variables, functions and labels in an operand."""
+    match x:
+        case s.Symbol(name):
+            yield name
+        case s.Vector(elements) | s.Arguments(elements):
+            for element in elements:
+                yield from symbols(element)
+        case s.Pair(first, second):
+            yield from symbols(first)
+            yield from symbols(second)
+        case s.Address(base, _, coordinates):
+            yield from symbols(base)
+            for element in coordinates:
+                yield from symbols(element)
+        case _:
+            return
 
 
 def slot_of(site: Site, register: s.Register) -> int:

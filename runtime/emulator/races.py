@@ -23,16 +23,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import warps_of
 from .errors import Stop
 
 if TYPE_CHECKING:
     from .barriers import Barrier
     from .machine import Batch
     from .memory import Arena
+    from .program import Granules
 
 Array = NDArray[Any]
-Place = tuple[int, int]
-"""A location that something was released at: its arena's identity, its byte."""
+Place = tuple[int, int, int]
+"""A location that something was released at: its arena's identity, its byte, and the block that
+may acquire it, or `ALL`."""
+ALL = -1
 
 CLOCK_BITS = 40
 THREAD_MASK = (1 << (CLOCK_BITS - 1)) - 1
@@ -53,6 +57,7 @@ class Shadow:
 
     def __init__(self, size: int, granule: int) -> None:
         count = -(-size // granule) + 1
+        self.granule = granule
         self.writes = np.zeros(count, np.int64)
         self.reads = np.zeros(count, np.int64)
         self.others = np.zeros(count, np.int64)
@@ -71,14 +76,21 @@ class Clocks:
     """For a warp, what it knows of other blocks."""
     fenced: dict[int, Known] = field(default_factory=dict)
     """For a warp, what it knew at its last fence: what its strong writes hand over."""
+    near_fenced: dict[int, Known] = field(default_factory=dict)
+    """The same for its own block, for which a fence of scope `.cta` is enough."""
     seen: dict[int, Known] = field(default_factory=dict)
     """For a warp, what its strong reads saw, which its next fence makes known."""
+    near_seen: dict[int, Known] = field(default_factory=dict)
     versions: dict[tuple[int, Place], int] = field(default_factory=dict)
     """Which version of what was released at a place a warp has seen."""
     ticks: int = 0
     """How often any clock went up."""
     stamped_at: int = -1
     stamps: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    floor: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    """For each thread a clock up to which it is behind all warps of its block."""
+    first: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    """For each thread the number of its block's first thread, as records have it."""
     numbers: Array | None = None
 
     def tick(self, warps: Any) -> None:
@@ -94,6 +106,10 @@ class Released:
     known: Known = field(default_factory=dict)
     version: int = 0
 
+    def add(self, known: Known) -> None:
+        join_known(self.known, known)
+        self.version += 1
+
 
 @dataclass
 class Gathering:
@@ -105,10 +121,10 @@ class Gathering:
 
 
 class Races:
-    """The detector of a launch. `granule` bytes are told apart."""
+    """The detector of a launch. `granules` are how many bytes are told apart."""
 
-    def __init__(self, granule: int) -> None:
-        self.granule = granule
+    def __init__(self, granules: Granules) -> None:
+        self.granules = granules
         self.released: dict[Place, Released] = {}
         self.agents: dict[tuple[Any, ...], int] = {}
         """Numbers of the agents of asynchronous work, by what they are."""
@@ -130,7 +146,8 @@ class Races:
 
     def shadow(self, arena: Arena) -> Shadow:
         if arena.shadow is None:
-            arena.shadow = Shadow(arena.bytes.size, self.granule)
+            fine = self.granules.shared if arena.name == "shared" else self.granules.globals
+            arena.shadow = Shadow(arena.bytes.size, fine)
         shadow = arena.shadow
         assert isinstance(shadow, Shadow)
         return shadow
@@ -148,22 +165,29 @@ class Races:
         if clocks.stamped_at != clocks.ticks:
             if clocks.numbers is None:
                 clocks.numbers = (batch.all_threads + (batch.first * batch.stride + 1)) << 1
+                clocks.first = (batch.first + batch.block_of) * batch.stride + 1
             clocks.stamps = np.repeat(clocks.clock << CLOCK_BITS, 32) | clocks.numbers
+            passed = clocks.knows.copy()
+            within = np.arange(batch.warps) % passed.shape[1]
+            passed[np.arange(batch.warps), within] = clocks.met - 1
+            clocks.floor = np.repeat(passed.min(axis=1), 32)
             clocks.stamped_at = clocks.ticks
         return clocks.stamps
 
     # accesses
 
     def read(
-        self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, weak: bool
-    ) -> None:
-        """Threads read `size` bytes each."""
+        self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, weak: bool,
+        narrow: bool = False,
+    ) -> None:  # fmt: skip
+        """Threads read `size` bytes each. A strong access may be `narrow`: of scope `.cta`."""
         if arena.constant:
             return
         shadow = self.shadow(arena)
-        records = self._records(batch, threads, not weak)
-        for at in self._granules(index, size):
-            self._conflicts(batch, shadow.writes[at], records, threads, "read", "written")
+        now = _Now(self._records(batch, threads, not weak), threads, narrow)
+        records = now.records
+        for at in self._granules(shadow.granule, index, size):
+            self._conflicts(batch, shadow.writes[at], now, "read", "written")
             old = shadow.reads[at]
             moved = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
             if moved.any():
@@ -176,24 +200,21 @@ class Races:
 
     def write(
         self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, weak: bool,
-        values: list[Array],
+        values: list[Array], narrow: bool = False,
     ) -> None:  # fmt: skip
         """Threads write `size` bytes each, the elements in `values`."""
         shadow = self.shadow(arena)
-        records = self._records(batch, threads, not weak)
+        now = _Now(self._records(batch, threads, not weak), threads, narrow)
         new = _Values(arena, index, values, len(threads))
-        for at in self._granules(index, size):
-            if self._unordered(batch, shadow.writes[at], records, threads) is not None:
-                changed = new.change()
-                self._conflicts(batch, shadow.writes[at], records, threads, "written", "written",
-                                changed)  # fmt: skip
-            self._conflicts(batch, shadow.reads[at], records, threads, "written", "read", new)
-            self._conflicts(batch, shadow.others[at], records, threads, "written", "read", new)
-            shadow.writes[at] = records
+        for at in self._granules(shadow.granule, index, size):
+            self._conflicts(batch, shadow.writes[at], now, "written", "written", new)
+            self._conflicts(batch, shadow.reads[at], now, "written", "read", new)
+            self._conflicts(batch, shadow.others[at], now, "written", "read", new)
+            shadow.writes[at] = now.records
             if not isinstance(at, slice):
-                self._same_place(shadow, at, records, threads, new)
+                self._same_place(shadow, at, now.records, threads, new)
         if not weak:
-            self._publish(batch, arena, index, threads)
+            self._publish(batch, arena, index, threads, narrow)
 
     def _same_place(
         self, shadow: Shadow, at: Array, records: Array, threads: Array, new: _Values
@@ -211,45 +232,51 @@ class Races:
                        who)  # fmt: skip
 
     def atomic(
-        self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, order: str
-    ) -> None:
+        self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, order: str,
+        narrow: bool = False,
+    ) -> None:  # fmt: skip
         """Threads do atomic operations, with an order of "", relaxed, acquire, ..."""
         shadow = self.shadow(arena)
         if order in ("release", "acq_rel"):
-            self._fence(batch, threads, acquires=False)
-        records = self._records(batch, threads, True)
-        for at in self._granules(index, size):
-            self._conflicts(batch, shadow.writes[at], records, threads, "written", "written")
-            self._conflicts(batch, shadow.reads[at], records, threads, "written", "read")
-            self._conflicts(batch, shadow.others[at], records, threads, "written", "read")
-            shadow.writes[at] = records
-        self._publish(batch, arena, index, threads)
-        self._see(batch, arena, index, threads)
+            self.release(batch, threads, narrow)
+        now = _Now(self._records(batch, threads, True), threads, narrow)
+        for at in self._granules(shadow.granule, index, size):
+            self._conflicts(batch, shadow.writes[at], now, "written", "written")
+            self._conflicts(batch, shadow.reads[at], now, "written", "read")
+            self._conflicts(batch, shadow.others[at], now, "written", "read")
+            shadow.writes[at] = now.records
+            if narrow:  # and other blocks at the same time
+                far = ~self._is_near(batch, shadow.writes[at], threads)
+                if far.any():
+                    raise Stop("race", "threads of other blocks do atomic operations of scope "
+                               "`.cta` at one place", int(threads[far][0]))  # fmt: skip
+        self._publish(batch, arena, index, threads, narrow)
+        self.observe(batch, arena, index, threads, narrow)
         if order in ("acquire", "acq_rel"):
-            self._learn_seen(batch, threads)
+            self._learn_seen(batch, threads, narrow)
 
     def launched(self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array) -> None:
         """Copies in the background begin, which will write these bytes at a time not known."""
         shadow = self.shadow(arena)
-        records = self._records(batch, threads, False)
-        for at in self._granules(index, size):
+        now = _Now(self._records(batch, threads, False), threads, False)
+        for at in self._granules(shadow.granule, index, size):
             for old, what in ((shadow.writes, "written"), (shadow.reads, "read"),
                               (shadow.others, "read")):  # fmt: skip
-                self._conflicts(batch, old[at], records, threads, "written", what)
+                self._conflicts(batch, old[at], now, "written", what)
             shadow.writes[at] = _PENDING
 
     def landed(self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array) -> None:
         """Copies of threads are done, and these threads know it."""
         shadow = self.shadow(arena)
         records = self._records(batch, threads, False)
-        for at in self._granules(index, size):
+        for at in self._granules(shadow.granule, index, size):
             shadow.writes[at] = records
 
-    def _granules(self, index: Array, size: int) -> list[Any]:
+    def _granules(self, granule: int, index: Array, size: int) -> list[Any]:
         """Positions in the shadow of accesses: one for each granule, as slices if they can be."""
-        first = index // self.granule
+        first = index // granule
         n = len(first)
-        steps = range(max(-(-size // self.granule), 1))
+        steps = range(max(-(-size // granule), 1))
         low = int(first[0])
         stride = int(first[1]) - low if n > 1 else 1
         if (
@@ -262,10 +289,16 @@ class Races:
 
     # what is ordered
 
-    def _unordered(self, batch: Batch, old: Array, records: Array, threads: Array) -> Array | None:
+    def _unordered(self, batch: Batch, old: Array, now: _Now) -> Array | None:
         """Which old accesses are not ordered before those that are made now."""
+        records, threads = now.records, now.threads
         foreign = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
-        foreign &= (old & records & 1) == 0
+        if int(records[0]) & 1:
+            apart = (old & 1) == 0
+            foreign &= apart | ~self._is_near(batch, old, threads) if now.narrow else apart
+        if not foreign.any():
+            return None
+        foreign &= ~self._is_long_ago(batch, old, threads)
         if not foreign.any():
             return None
         which = np.flatnonzero(foreign)
@@ -287,6 +320,25 @@ class Races:
         bad = which[~ordered]
         return bad if len(bad) else None
 
+    def _is_near(self, batch: Batch, old: Array, threads: Array) -> Array:
+        """Which accesses are of the same block."""
+        self._stamps(batch)
+        first = self.clocks(batch).first
+        if threads is not batch.all_threads:
+            first = first[threads]
+        within = ((old >> 1) & THREAD_MASK) - first
+        near: Array = within.view(np.uint64) < np.uint64(batch.stride)
+        return near
+
+    def _is_long_ago(self, batch: Batch, old: Array, threads: Array) -> Array:
+        """Accesses of the same block at a clock that all of it has passed: surely ordered."""
+        near = self._is_near(batch, old, threads)
+        floor = self.clocks(batch).floor
+        if threads is not batch.all_threads:
+            floor = floor[threads]
+        near &= old >> CLOCK_BITS <= floor
+        return near
+
     def _known_far(self, batch: Batch, clocks: Clocks, before: Array, my_warp: Array) -> Array:
         """Whether accesses of other blocks are known to warps."""
         per = batch.stride // 32
@@ -302,24 +354,24 @@ class Races:
         return result
 
     def _conflicts(
-        self, batch: Batch, old: Array, records: Array, threads: Array, now: str, then: str,
-        values: Any = None,
+        self, batch: Batch, old: Array, now: _Now, does: str, did: str,
+        values: _Values | None = None,
     ) -> None:  # fmt: skip
-        bad = self._unordered(batch, old, records, threads)
+        bad = self._unordered(batch, old, now)
         if bad is None:
             return
         if values is not None:
-            bad = bad[values.change().changed[bad]]
+            bad = bad[values.changed[bad]]
             if not len(bad):
                 return
         at = int(bad[0])
         if old[at] == _PENDING:
-            text = f"is {now} while a copy to it is on its way"
+            text = f"is {does} while a copy to it is on its way"
         else:
             number = ((int(old[at]) >> 1) & THREAD_MASK) - 1
-            text = (f"is {now} here and was {then} by {self.actor(batch, number)}, "
+            text = (f"is {does} here and was {did} by {self.actor(batch, number)}, "
                     "with nothing between that orders them")  # fmt: skip
-        raise Stop("race", f"a place {text}", int(threads[at]))
+        raise Stop("race", f"a place {text}", int(now.threads[at]))
 
     def actor(self, batch: Batch, number: int) -> str:
         """Who made an access, in words."""
@@ -339,7 +391,7 @@ class Races:
         if barrier.gathering is None:
             barrier.gathering = Gathering(np.zeros((batch.blocks, per), np.int64))
         gathering = barrier.gathering
-        warps = np.unique(threads >> 5)
+        warps = warps_of(threads)
         blocks = warps // per
         np.maximum.at(gathering.clocks, blocks, clocks.knows[warps])
         np.maximum.at(gathering.clocks, (blocks, warps % per), clocks.clock[warps])
@@ -356,10 +408,11 @@ class Races:
         clocks, gathering = self.clocks(batch), barrier.gathering
         assert isinstance(gathering, Gathering)
         per = batch.stride // 32
-        warps = np.unique(threads >> 5)
+        warps = warps_of(threads)
         blocks = warps // per
         clocks.knows[warps] = np.maximum(clocks.knows[warps], gathering.clocks[blocks])
         clocks.met[warps] = clocks.clock[warps]
+        clocks.ticks += 1
         if gathering.foreign or gathering.fenced:
             for warp in warps.tolist():
                 if warp // per in gathering.foreign:
@@ -379,34 +432,30 @@ class Races:
     def warp(self, batch: Batch, threads: Array) -> None:
         """Lanes met."""
         clocks = self.clocks(batch)
-        warps = np.unique(threads >> 5)
+        warps = warps_of(threads)
         clocks.tick(warps)
         clocks.met[warps] = clocks.clock[warps]
 
-    def fence(self, batch: Batch, threads: Array) -> None:
-        """Threads execute a fence."""
-        self._fence(batch, threads, acquires=True)
+    def fence(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
+        """Threads execute a fence; a `narrow` one is for their own block (`.cta`)."""
+        self._learn_seen(batch, threads, narrow)
+        self.release(batch, threads, narrow)
 
-    def _fence(self, batch: Batch, threads: Array, *, acquires: bool) -> None:
-        clocks = self.clocks(batch)
-        if acquires:
-            self._learn_seen(batch, threads)
-        for warp in np.unique(threads >> 5).tolist():
-            clocks.fenced[warp] = self.knowledge(batch, warp)
-            clocks.tick(warp)
-
-    def acquire(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
+    def acquire(
+        self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool = False
+    ) -> None:
         """Threads read with `acquire`: what was released there is known to them now."""
-        self._see(batch, arena, index, threads)
-        self._learn_seen(batch, threads)
+        self.observe(batch, arena, index, threads, narrow)
+        self._learn_seen(batch, threads, narrow)
 
-    def observe(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
-        """Threads read with a strong operation, to which a later fence may give an order."""
-        self._see(batch, arena, index, threads)
-
-    def release(self, batch: Batch, threads: Array) -> None:
+    def release(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
         """Threads are about to write with `release`."""
-        self._fence(batch, threads, acquires=False)
+        clocks = self.clocks(batch)
+        for warp in warps_of(threads).tolist():
+            clocks.near_fenced[warp] = self.knowledge(batch, warp)
+            if not narrow:
+                clocks.fenced[warp] = clocks.near_fenced[warp]
+            clocks.tick(warp)
 
     def knowledge(self, batch: Batch, warp: int) -> Known:
         """All that a warp knows now, its own accesses included."""
@@ -415,44 +464,72 @@ class Races:
         own[warp % per] = clocks.clock[warp]
         return {**clocks.foreign.get(warp, {}), batch.first + warp // per: own}
 
-    def _publish(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
+    def _publish(
+        self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool
+    ) -> None:
         """Strong writes hand over what their warps knew at their last fence."""
-        fenced = self.clocks(batch).fenced
-        if not fenced:
+        clocks, per = self.clocks(batch), batch.stride // 32
+        if not clocks.near_fenced:
             return
         for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
-            known = fenced.get(thread >> 5)
+            warp = thread >> 5
+            known = None if narrow else clocks.fenced.get(warp)
             if known is not None:
-                released = self.released.setdefault((id(arena), at), Released())
-                join_known(released.known, known)
-                released.version += 1
+                self.released.setdefault((id(arena), at, ALL), Released()).add(known)
+            known = clocks.near_fenced.get(warp)
+            if known is not None:
+                place = (id(arena), at, batch.first + warp // per)
+                self.released.setdefault(place, Released()).add(known)
 
-    def _see(self, batch: Batch, arena: Arena, index: Array, threads: Array) -> None:
+    def observe(
+        self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool = False
+    ) -> None:
+        """Threads read with a strong operation, to which a later fence may give an order."""
         if not self.released:
             return
-        clocks = self.clocks(batch)
-        for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
-            place = (id(arena), at)
-            released = self.released.get(place)
-            if released is None or clocks.versions.get((thread >> 5, place)) == released.version:
-                continue
-            clocks.versions[thread >> 5, place] = released.version
-            join_known(clocks.seen.setdefault(thread >> 5, {}), released.known)
-
-    def _learn_seen(self, batch: Batch, threads: Array) -> None:
         clocks, per = self.clocks(batch), batch.stride // 32
-        if not clocks.seen:
+        for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
+            warp = thread >> 5
+            near = (id(arena), at, batch.first + warp // per)
+            self._take(clocks, warp, near, clocks.near_seen)
+            if not narrow:
+                self._take(clocks, warp, (id(arena), at, ALL), clocks.seen)
+
+    def _take(self, clocks: Clocks, warp: int, place: Place, into: dict[int, Known]) -> None:
+        released = self.released.get(place)
+        if released is None or clocks.versions.get((warp, place)) == released.version:
             return
-        for warp in np.unique(threads >> 5).tolist():
-            known = dict(clocks.seen.pop(warp, {}))
-            own = known.pop(batch.first + warp // per, None)
-            if own is not None:
-                clocks.knows[warp] = np.maximum(clocks.knows[warp], own)
-                # a lane may have learnt from another one of its warp
-                clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
-                clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
-            if known:
-                join_known(clocks.foreign.setdefault(warp, {}), known)
+        clocks.versions[warp, place] = released.version
+        join_known(into.setdefault(warp, {}), released.known)
+
+    def _learn_seen(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
+        clocks = self.clocks(batch)
+        if not (clocks.seen or clocks.near_seen):
+            return
+        for warp in warps_of(threads).tolist():
+            self._learn(batch, warp, clocks.near_seen.pop(warp, {}))
+            if not narrow:
+                self._learn(batch, warp, clocks.seen.pop(warp, {}))
+
+    def _learn(self, batch: Batch, warp: int, found: Known) -> None:
+        clocks, per = self.clocks(batch), batch.stride // 32
+        known = dict(found)
+        own = known.pop(batch.first + warp // per, None)
+        if own is not None:
+            clocks.knows[warp] = np.maximum(clocks.knows[warp], own)
+            # a lane may have learnt from another one of its warp
+            clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
+        if known:
+            join_known(clocks.foreign.setdefault(warp, {}), known)
+
+
+@dataclass(frozen=True)
+class _Now:
+    """An access that is made: its records, its threads, whether its scope is the block."""
+
+    records: Array
+    threads: Array
+    narrow: bool
 
 
 class _Values:
@@ -461,9 +538,6 @@ class _Values:
     def __init__(self, arena: Arena, index: Array, values: list[Array], n: int) -> None:
         self.arena, self.index, self.values, self.n = arena, index, values, n
         self._changed: Array | None = None
-
-    def change(self) -> _Values:
-        return self
 
     @property
     def changed(self) -> Array:

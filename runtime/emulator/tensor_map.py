@@ -28,11 +28,11 @@ SIZE = 128
 """The bytes of a tensor map in memory."""
 
 _KINDS: tuple[np.dtype[Any], ...] = tuple(
-    np.dtype(t)
-    for t in ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", ml_dtypes.bfloat16)
+    np.dtype(t) for t in ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", ml_dtypes.bfloat16)
 )
 _FIELDS = struct.Struct("<8sQ5Q4Q5H5B5B")
 _MAGIC = b"tensormp"
+
 
 @dataclass(frozen=True, eq=False)
 class TensorMap:
@@ -155,9 +155,34 @@ class EncodedMap:
         return offset.reshape(-1), inside.reshape(-1)
 
     @cached_property
-    def fill_bytes(self) -> npt.NDArray[np.uint8]:
-        """The bytes of one element beyond the array."""
-        return np.full(1, np.nan if self.fills_nan else 0, self.dtype).view(np.uint8)
+    def fill(self) -> npt.NDArray[Any]:
+        """One element beyond the array."""
+        made: npt.NDArray[Any] = np.full(1, np.nan if self.fills_nan else 0, self.dtype)
+        return made
+
+    @cached_property
+    def wide(self) -> EncodedMap | None:
+        """The same array and box in elements of 8 bytes, `None` where they do not add up."""
+        per = 8 // self.dtype.itemsize
+        if per == 1 or self.fills_nan or self.shape[0] % per or self.steps[0] != 1:
+            return None
+        return EncodedMap(
+            self.address,
+            (self.shape[0] // per, *self.shape[1:]),
+            (8, *self.strides[1:]),
+            (self.box[0] // per, *self.box[1:]),
+            self.steps,
+            np.dtype(np.uint64),
+            self.swizzle,
+            False,
+        )
+
+    def widest(self, start: tuple[int, ...]) -> tuple[EncodedMap, tuple[int, ...]]:
+        """This map and the start of a box, in the largest elements in which a copy is the same."""
+        per = 8 // self.dtype.itemsize
+        if self.wide is None or start[0] % per:
+            return self, start
+        return self.wide, (start[0] // per, *start[1:])
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,6 @@
 """ONNX models in: a `.pipe` source that a person can read, with its weights beside it.
 
-Needs the package `onnx`: `pip install stagefuse[onnx]`. Nothing of it is imported before it is used.
+Needs the package `onnx`: `pip install stagefuse[onnx]`. It is imported when it is first used.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 from stagefuse.compiler.ops import BUILTINS
@@ -15,19 +16,20 @@ from stagefuse.dsl import ast
 from stagefuse.dsl.check import statements
 from stagefuse.dsl.check.frame import Frame
 from stagefuse.dsl.check.literals import typed
-from stagefuse.dsl.check.modules import Checker
+from stagefuse.dsl.check.modules import Checker, ModuleScope
 from stagefuse.dsl.check.record import Recorder
 from stagefuse.dsl.check.values import Items, Tensor, Value
 from stagefuse.dsl.dims import Expr, Facts, sym
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.parser import parse
-from stagefuse.dsl.source import Source
+from stagefuse.dsl.source import Source, Span
 from stagefuse.dsl.types import TensorType
 
 from .errors import Refused
 from .names import MODULES
 
 _HEAD = "pipeline p():\n"
+_IMPORTS = "".join(f"import {name}\n" for name in MODULES)
 
 
 @dataclass
@@ -42,9 +44,8 @@ class Body:
     def start(dims: Mapping[str, tuple[int, int | None]]) -> Body:
         """An empty body under sizes with their ranges."""
         headers: dict[str, tuple[DType, tuple[int, ...]]] = {}
-        checker = Checker(BUILTINS, _standard, lambda path: headers, {})
-        head = "".join(f"import {name}\n" for name in MODULES)
-        source = Source("<import>", f'{head}weights w = "w"\n')
+        checker = Checker(BUILTINS, _standard, lambda path: headers, {}, modules=dict(_library()))
+        source = Source("<import>", f'{_IMPORTS}weights w = "w"\n')
         module, _ = parse(source)
         scope = checker.enter(module, source, "")
         facts = Facts({name: (low, high) for name, (low, high) in dims.items()})
@@ -59,8 +60,7 @@ class Body:
 
     def input(self, name: str, type: TensorType) -> None:
         """An argument of the pipeline."""
-        span = _statement(f"{name} = 0").span
-        self.frame.locals[name] = self.frame.recorder.input(name, type, span)
+        self.frame.locals[name] = self.frame.recorder.input(name, type, _nowhere())
 
     def add(self, line: str) -> None:
         """A statement. Raises Refused with the checker's words."""
@@ -90,8 +90,7 @@ class Body:
         return found
 
     def _tensor(self, value: Value) -> Tensor:
-        span = _statement("a = 0").span
-        return typed(self.frame.recorder, value, None, span)
+        return typed(self.frame.recorder, value, None, _nowhere())
 
     def same(self, a: Expr | int, b: Expr | int) -> bool:
         """Whether two sizes are equal in every call."""
@@ -107,6 +106,20 @@ def _statement(line: str) -> ast.Stmt:
     (pipeline,) = module.items
     assert isinstance(pipeline, ast.Pipeline)
     return pipeline.body[0]
+
+
+@cache
+def _nowhere() -> Span:
+    return Span(Source("<import>", "\n"), 0, 0)
+
+
+@cache
+def _library() -> dict[str, ModuleScope | None]:
+    """The modules of the standard library, read once in a process."""
+    checker = Checker(BUILTINS, _standard, lambda path: {}, {})
+    source = Source("<import>", _IMPORTS)
+    checker.enter(parse(source)[0], source, "")
+    return checker.modules
 
 
 def _standard(name: str) -> Source | None:

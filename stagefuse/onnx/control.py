@@ -1,12 +1,14 @@
-"""Functions are inlined, `If` on a constant is its branch, `Loop` with a known count is unrolled."""
+"""Functions are inlined, `If` on a constant is its branch, a `Loop` of known turns is unrolled."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
+from . import schemas
 from .errors import Refused
 from .node import Val
 
@@ -38,7 +40,8 @@ def inline(
         given = call.input[number] if number < len(call.input) else ""
         inner[name] = env[given] if given else None
     absent = {n for n in function.input if inner[n] is None}
-    attributes = {a.name: a for a in function.attribute_proto}
+    attributes = schemas.default_attributes(call, owner.opsets)
+    attributes |= {a.name: a for a in function.attribute_proto}
     attributes |= {a.name: a for a in call.attribute}
     saved, before = owner.opsets, len(owner.problems)
     owner.opsets = saved | {e.domain or "ai.onnx": e.version for e in function.opset_import}
@@ -93,6 +96,8 @@ def translate(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) ->
         _branch(owner, proto, env, depth)
     elif proto.op_type == "Loop":
         _loop(owner, proto, env, depth)
+    elif proto.op_type == "Scan":
+        _scan(owner, proto, env, depth)
     else:
         return False
     return True
@@ -162,17 +167,66 @@ def _loop(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> Non
     _finish(owner, proto, env, carried, scanned)
 
 
+def _scan(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> None:
+    """A scan over axes of a known length, one step after another."""
+    if owner.opsets["ai.onnx"] < 9:
+        raise Refused("the batched Scan of opset 8", "opset 9 or later")
+    attributes = {a.name: a for a in proto.attribute}
+    graph = attributes["body"].g
+    count = attributes["num_scan_inputs"].i
+    values = [v for i in proto.input if (v := env[i]) is not None]
+    carried: list[Val | None] = [*values[: len(values) - count]]
+    sources = values[len(values) - count :]
+    outputs = len(graph.output) - len(carried)
+
+    def listed(name: str, length: int) -> list[int]:
+        return list(attributes[name].ints) if name in attributes else [0] * length
+
+    axes = [a % v.rank for a, v in zip(listed("scan_input_axes", count), sources, strict=True)]
+    steps = sources[0].shape[axes[0]].as_int()
+    if steps is None or not 1 <= steps <= MAX_TRIPS:
+        raise Refused(f"a scan of {sources[0].shape[axes[0]]} steps",
+                      f"a known number, at most {MAX_TRIPS}; `sizes` gives a size one value")
+    backward = listed("scan_input_directions", count)
+    scanned: list[list[Val]] = [[] for _ in range(outputs)]
+    for turn in range(steps):
+        given = [v for v in carried if v is not None]
+        for value, axis, back in zip(sources, axes, backward, strict=True):
+            given.append(_element(owner, value, axis, steps - 1 - turn if back else turn))
+        found = _graph(owner, graph, env, given, depth)
+        if any(f is None for f in found):
+            env.update({name: None for name in proto.output if name})
+            return
+        carried = found[: len(carried)]
+        for kept, result in zip(scanned, found[len(carried) :], strict=True):
+            assert result is not None
+            kept.append(result)
+    for kept, back in zip(scanned, listed("scan_output_directions", outputs), strict=True):
+        if back:
+            kept.reverse()
+    _finish(owner, proto, env, carried, scanned, listed("scan_output_axes", outputs))
+
+
+def _element(owner: Translator, value: Val, axis: int, at: int) -> Val:
+    """One position of an axis."""
+    name, text = owner.names.value("part"), owner.materialize(value)
+    cut = ", ".join(str(at) if k == axis else ":" for k in range(value.rank))
+    owner.body.add(f"{name} = {text}[{cut}]")
+    return Val(name, owner.body.tensor(name), None, value.depends)
+
+
 def _finish(
     owner: Translator, proto: onnx.NodeProto, env: Env, carried: list[Val | None],
-    scanned: list[list[Val]],
+    scanned: list[list[Val]], axes: Sequence[int] = (),
 ) -> None:
+    """The results: what was carried last, and what was kept of each turn, stacked."""
     results = list(carried)
-    for values in scanned:
+    for number, values in enumerate(scanned):
         if not values:
             raise Refused("a loop of no turns that stacks results", "results of a known shape")
         name = owner.names.value(proto.output[len(results)] or "stacked")
         parts = ", ".join(owner.materialize(v) for v in values)
-        owner.body.add(f"{name} = stack([{parts}], axis=0)")
+        owner.body.add(f"{name} = stack([{parts}], axis={axes[number] if axes else 0})")
         depends = frozenset[str]().union(*(v.depends for v in values))
         results.append(Val(name, owner.body.tensor(name), None, depends))
     for output, value in zip(proto.output, results, strict=False):

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, minimum
+from stagefuse.dsl.dtypes import from_numpy
 
 from .node import Node
 from .reading import _NUMPY
@@ -50,9 +51,9 @@ class Unfolded(Exception):
     """A rule that does not hold for these operands."""
 
 
-def tidy(array: Any) -> Array:
+def tidy(found: Any) -> Array:
     """Sizes that are numbers become numbers."""
-    array = np.asarray(array)
+    array: Array = np.asarray(found)
     if array.dtype != object:
         return array
     whole = [as_expr(v).as_int() for v in array.reshape(-1)]
@@ -62,7 +63,7 @@ def tidy(array: Any) -> Array:
 
 
 def is_symbolic(array: Array) -> bool:
-    return array.dtype == object
+    return bool(array.dtype == object)
 
 
 def _shape(node: Node) -> Array:
@@ -79,7 +80,8 @@ def _binary(numbers: Callable[..., Any], sizes: Callable[..., Any] | None) -> Ca
             raise Unfolded
         facts = node.body.frame.recorder.facts
         apply = np.frompyfunc(lambda x, y: sizes(_expr(x), _expr(y), facts), 2, 1)
-        return np.asarray(apply(a, b), object)
+        found: Array = np.asarray(apply(a, b), object)
+        return found
 
     return rule
 
@@ -127,7 +129,8 @@ def _compared(name: str) -> Callable[..., Any]:
             return np.asarray(functions[name](a, b))
         facts = node.body.frame.recorder.facts
         apply = np.frompyfunc(lambda x, y: decide(facts, _expr(x), _expr(y)), 2, 1)
-        return np.asarray(apply(a, b)).astype(bool)
+        found: Array = np.asarray(apply(a, b)).astype(bool)
+        return found
 
     return rule
 
@@ -187,17 +190,17 @@ def _slice(node: Node, x: Array, *rest: Array) -> Array:
 
 def _cast(node: Node, x: Array, *like: Array) -> Array:
     if node.op == "CastLike":
-        wanted: Any = like[0].dtype if like[0].dtype != object else np.dtype(np.int64)
+        wanted: Any = np.dtype(np.int64) if is_symbolic(like[0]) else like[0].dtype
     else:
-        wanted = np.dtype(_NUMPY.get(node.attr("to"), object))
+        wanted = np.dtype(_NUMPY.get(node.attr("to"), np.void))
     if is_symbolic(x):
         if wanted.name not in ("int64", "int32"):
             raise Unfolded
         return x
-    if wanted == object or x.dtype.kind == "f" and wanted.kind in "iu":
+    if x.dtype.kind == "f" and wanted.kind in "iu":
         if not np.all(np.isfinite(x)) or np.any(np.abs(x) > 1e9):
             raise Unfolded
-    if wanted == object or wanted.kind == "V":
+    if from_numpy(wanted) is None:
         raise Unfolded
     return x.astype(wanted)
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 
-from .errors import OnnxError
+from .body import Body
+from .errors import OnnxError, Problem
 from .reading import check_model, read_model
-from .translate import Translator
+from .translate import Range, Translator
 from .writer import write_source
+
+Sizes: TypeAlias = Mapping[str, int | tuple[int, ...]]
+MAX_STEP = 128
+"""The greatest multiple that is tried for a size."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +38,54 @@ class Imported:
 
 
 def import_onnx(
-    model: str | Path, folder: str | Path = ".", *, fixed: Mapping[str, Any] | None = None
+    model: str | Path,
+    folder: str | Path = ".",
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    sizes: Sizes | None = None,
 ) -> Path:
     """Write the `.pipe` of a model file, and a `.safetensors` beside it; the path of the `.pipe`.
 
-    `fixed` gives inputs of the model values for good: shapes, axes and the like that the program
-    must know while it is compiled. Files of the same names are written over.
+    Both are called like the model; files of these names are written over. `fixed` gives inputs
+    of the model values for good: shapes, axes and the like that the program must know while it is
+    compiled. `sizes` gives sizes that vary a range, `{"sequence": (1, 512)}`, with a step,
+    `{"height": (32, 1024, 32)}`, or one value; a size without a name is `"input.axis"`. Without it
+    sizes are at least 1, and what the model's own shapes need beside that.
 
     Raises OnnxError with everything that cannot be imported, OSError.
     """
-    path, folder = Path(model), Path(folder)
-    found = import_model(read_model(path), name=path.stem, folder=path.parent, fixed=fixed)
-    folder.mkdir(parents=True, exist_ok=True)
+    target = Path(folder) / f"{file_stem(Path(model).stem)}.pipe"
+    return import_to(model, target, fixed=fixed, sizes=sizes)
+
+
+def import_to(
+    model: str | Path,
+    target: Path,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    sizes: Sizes | None = None,
+) -> Path:
+    """The same, to a `.pipe` file of any name. Nothing is written unless all can be imported."""
+    path = Path(model)
+    try:
+        found = import_model(
+            read_model(path), name=target.stem, folder=path.parent, fixed=fixed, sizes=sizes
+        )
+    except OnnxError as error:
+        raise OnnxError(error.problems, str(path)) from error
+    target.parent.mkdir(parents=True, exist_ok=True)
     if found.arrays:
         from safetensors.numpy import save_file
 
         whole = {k: np.ascontiguousarray(a).reshape(a.shape) for k, a in found.arrays.items()}
-        save_file(whole, folder / found.weights_file)
-    target = folder / f"{Path(found.weights_file).stem}.pipe"
+        save_file(whole, target.parent / found.weights_file)
     target.write_text(found.text, encoding="utf-8")
     return target
+
+
+def file_stem(name: str) -> str:
+    """A name that a file, and in quotes the source, can have."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip(".") or "model"
 
 
 def import_model(
@@ -61,24 +94,79 @@ def import_model(
     name: str = "model",
     folder: Path | None = None,
     fixed: Mapping[str, Any] | None = None,
+    sizes: Sizes | None = None,
 ) -> Imported:
     """The source of a model in memory. External data are read from `folder` alone.
 
     Raises OnnxError.
     """
     check_model(model)
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip(".") or "model"
-    translator = Translator(folder, {k: np.asarray(v) for k, v in (fixed or {}).items()})
-    unknown = sorted(set(translator.fixed) - {i.name for i in model.graph.input})
+    stem = file_stem(name)
+    given = {k: np.asarray(v) for k, v in (fixed or {}).items()}
+    unknown = sorted(set(given) - {i.name for i in model.graph.input})
     if unknown:
-        from .errors import Problem
-
         raise OnnxError([Problem(f"`fixed` names {unknown[0]!r}, which is no input of the model")])
-    pipeline = translator.names.value(stem)
-    body = translator.model(model)
+    translator, body, pipeline = _inferred(model, stem, folder, given, _ranges(sizes or {}))
     weights_file = f"{stem}.safetensors"
     text = write_source(translator, body, pipeline, weights_file, model)
     return Imported(
         text, translator.arrays, {a: b for a, b, _ in translator.inputs},
         {a: b for a, b, _ in translator.results}, pipeline, weights_file,
     )  # fmt: skip
+
+
+def _ranges(sizes: Sizes) -> dict[str, Range]:
+    """Ranges by the model's name of a size. Raises OnnxError."""
+    found: dict[str, Range] = {}
+    for name, given in sizes.items():
+        low, high, *step = (given, given) if isinstance(given, int) else given
+        found[name] = Range(low, high, *step)
+        if not 0 <= low <= high or found[name].step < 1:
+            raise OnnxError([Problem(f"`sizes` gives {name!r} the range {given}")])
+    return found
+
+
+def _inferred(
+    model: onnx.ModelProto, stem: str, folder: Path | None,
+    fixed: Mapping[str, np.ndarray[Any, Any]], ranges: dict[str, Range],
+) -> tuple[Translator, Body, str]:
+    """The translation; where shapes fit only for some sizes, those are taken.
+
+    That is up to a bound, where a constant is cut to a size, and multiples of a power of two,
+    where a size is halved and doubled again.
+    """
+    first: OnnxError | None = None
+    step = 1
+    while True:
+        translator = Translator(folder, fixed, ranges=ranges)
+        pipeline = translator.names.value(stem)
+        try:
+            return translator, _translated(translator, model), pipeline
+        except OnnxError as error:
+            first = first or error
+        uneven = [n for n in translator.uneven if translator.range_of(n).step in (1, step)]
+        if translator.likely:
+            ranges = ranges | {
+                name: replace(translator.range_of(name), high=high)
+                for name, high in translator.likely.items()
+            }
+        elif uneven and step < MAX_STEP:
+            step *= 2
+            ranges = ranges | {n: replace(translator.range_of(n), step=step) for n in uneven}
+        else:
+            raise first
+
+
+def _translated(translator: Translator, model: onnx.ModelProto) -> Body:
+    """The body; where a model that the standard's checker refuses made us fail, its words."""
+    try:
+        return translator.model(model)
+    except (OnnxError, MemoryError):
+        raise
+    except Exception as error:
+        try:
+            onnx.checker.check_model(model)
+        except Exception as found:
+            reason = str(found).strip().splitlines() or [type(found).__name__]
+            raise OnnxError([Problem(f"the model is not valid: {reason[0]}")]) from error
+        raise

@@ -9,11 +9,11 @@ from stagefuse.compiler.ops import BUILTINS
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.lexer import CONSTANTS, KEYWORDS, LOGIC
 
-MODULES = ("nn", "math", "image", "onnx")
+MODULES = ("nn", "math", "onnx")
 _TAKEN = frozenset(
     (*BUILTINS, *DTYPES, *CONSTANTS, *KEYWORDS, *LOGIC, *MODULES, "w", "int", "float", "str",
      "bool", "has", "len", "extern", "scan", "state",
-     *"bocijkmnqrt", *(f"{letter}{k}" for letter in "imdqrb" for k in range(10)))
+     *"bocijkmnqrt", *(f"{letter}{k}" for letter in "imdqrbt" for k in range(10)))
 )  # fmt: skip
 """What a value cannot be called; among it the indices of the notation that is written."""
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -39,7 +39,7 @@ class Names:
         return self._fresh(text if text[0].isalpha() else f"N{text}")
 
     def _fresh(self, text: str) -> str:
-        text = text[:60]
+        text = text[:60] + ("_" if text in _TAKEN else "")
         name, number = text, 1
         while name in self.taken:
             number += 1

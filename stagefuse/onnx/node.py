@@ -1,4 +1,4 @@
-"""What the record of an op sees: the node, its inputs as typed values, and the body it writes to."""
+"""What the record of an op sees: the node, its inputs as typed values, the body it writes to."""
 
 from __future__ import annotations
 
@@ -121,14 +121,13 @@ class Node:
 
     def operand(self, index: int) -> str:
         """The same, but a known scalar is a plain literal, which takes the dtype that it meets."""
-        found = self.val(index)
-        return self._plain(found) or self.materialize(found)
-
-    @staticmethod
-    def _plain(value: Val) -> str | None:
-        if value.known is None or value.known.dtype == object or value.known.shape:
-            return None
-        return literal(value.known[()])
+        found, other = self.val(index), self.maybe(0 if index else 1)
+        known = found.known
+        if known is None or known.dtype == object or known.size != 1 or other is None:
+            return self.materialize(found)
+        if other.known is not None or other.dtype != found.dtype or found.rank > other.rank:
+            return self.materialize(found)
+        return literal(known.reshape(-1)[0])
 
     def known(self, index: int, what: str) -> np.ndarray[Any, Any]:
         """The elements of an input, which must be known while importing. Raises Refused."""

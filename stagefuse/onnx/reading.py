@@ -50,7 +50,7 @@ def check_model(model: onnx.ModelProto, path: str = "") -> None:
     """Whether there is a graph to import at all. Raises OnnxError."""
     if not model.HasField("graph") or not model.graph.output:
         raise OnnxError([Problem("the model has no graph with results: is the file whole?")], path)
-    if not any(entry.domain in ("", "ai.onnx") for entry in model.opset_import):
+    if not model.opset_import:
         raise OnnxError([Problem("the model does not say which opset it uses")], path)
 
 
@@ -140,10 +140,11 @@ def _external(tensor: onnx.TensorProto, folder: Path | None, size: int) -> Any:
 def inside(folder: Path, location: str) -> Path:
     """A file of a folder, whatever links it goes through. Raises Refused."""
     root = os.path.realpath(folder)
-    found = os.path.realpath(os.path.join(root, location))
     parts = location.replace("\\", "/").split("/")
-    outside = os.path.commonpath([root, found]) != root
-    if not location or "\0" in location or os.path.isabs(location) or ".." in parts or outside:
+    found = root
+    if location.isprintable() and not os.path.isabs(location) and ".." not in parts:
+        found = os.path.realpath(os.path.join(root, location))
+    if found == root or os.path.commonpath([root, found]) != root:
         raise Refused(f"the external data `{location}` is outside the model's folder")
     if not os.path.isfile(found):
         raise Refused(f"there is no file `{location}` beside the model")

@@ -39,6 +39,17 @@ def _defaults(op: str, version: int, domain: str) -> dict[str, Any]:
     return {n: value_of(d, None) for n, d in found.items() if d.type}
 
 
+def default_attributes(
+    proto: onnx.NodeProto, opsets: dict[str, int]
+) -> dict[str, onnx.AttributeProto]:
+    """The defaults of a node's attributes, which the body of its function refers to."""
+    schema = schema_of(proto.op_type, opsets.get(proto.domain or "ai.onnx", 1), proto.domain)
+    if schema is None:
+        return {}
+    found = {n: a.default_value for n, a in schema.attributes.items()}
+    return {n: d for n, d in found.items() if d.type}
+
+
 def attributes(proto: onnx.NodeProto, version: int, folder: Path | None) -> dict[str, Any]:
     """The attributes of a node over the defaults of its opset. Raises Refused for unknown ones."""
     found = dict(_defaults(proto.op_type, version, proto.domain))
@@ -59,11 +70,20 @@ def value_of(attribute: onnx.AttributeProto, folder: Path | None) -> Any:
         return attribute.s.decode("utf-8", "replace")
     if attribute.type == kinds.STRINGS:
         return [s.decode("utf-8", "replace") for s in attribute.strings]
-    if attribute.type in (kinds.INTS, kinds.FLOATS):
-        return list(attribute.ints or attribute.floats)
+    if attribute.type == kinds.INTS:
+        return list(attribute.ints)
+    if attribute.type == kinds.FLOATS:
+        return list(map(_shortest, attribute.floats))
+    if attribute.type == kinds.FLOAT:
+        return _shortest(attribute.f)
     if attribute.type == kinds.SPARSE_TENSOR:
         raise Refused("a sparse tensor", "a dense one", attribute.name)
     return onnx.helper.get_attribute_value(attribute)
+
+
+def _shortest(value: float) -> float:
+    """The shortest number that rounds to the same f32: 1e-05 for 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
 
 
 def require_read(node: Node, given: Iterable[str]) -> None:
@@ -94,8 +114,9 @@ def function_of(proto: onnx.NodeProto, node: Node) -> onnx.FunctionProto | None:
 def _type_proto(node: Node, index: int) -> bytes:
     value = node.maybe(index)
     if value is None:
-        return onnx.TypeProto().SerializeToString()
+        return b""
     numbers = {np.dtype(v).name: k for k, v in _NUMPY.items()}
     shape = [d.as_int() for d in value.shape]
     made = onnx.helper.make_tensor_type_proto(numbers[value.dtype.numpy.name], shape)
-    return bytes(made.SerializeToString())
+    text: bytes = made.SerializeToString()
+    return text

@@ -24,12 +24,27 @@ from .reading import array_of, dtype_of
 from .record import Written, records
 from .text import literal, size_text
 
-MAX_NODES = 200_000
-"""Nodes that are translated, those of functions and loops each time: a bound on hostile files."""
+MAX_UNFOLDED = 5_000
+"""Nodes that functions and loops may unfold to, beside ten times those that the file holds."""
 MAX_DEPTH = 40
 
 Env: TypeAlias = "dict[str, Val | None]"
 """Values by the model's names; None for one whose node could not be translated."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a size of the model may be: multiples of `step` from `low` to `high`."""
+
+    low: int = 1
+    high: int | None = None
+    step: int = 1
+
+    @property
+    def factors(self) -> tuple[int, int | None]:
+        """The least and the greatest multiple, counted in steps."""
+        high = None if self.high is None else self.high // self.step
+        return -(-self.low // self.step), high
 
 
 @dataclass
@@ -44,25 +59,32 @@ class Translator:
     inputs: list[tuple[str, str, TensorType]] = field(default_factory=list)
     results: list[tuple[str, str, TensorType]] = field(default_factory=list)
     sizes: dict[str, str] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    likely: dict[str, int] = field(default_factory=dict)
+    uneven: set[str] = field(default_factory=set)
     functions: dict[tuple[str, str], onnx.FunctionProto] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     count: int = 0
+    most: int = MAX_UNFOLDED
 
     def model(self, model: onnx.ModelProto) -> Body:
         """The body of the main graph. Raises OnnxError with everything that is in the way."""
         self.opsets = {e.domain or "ai.onnx": e.version for e in model.opset_import}
         newest = onnx.defs.onnx_opset_version()
+        self.opsets.setdefault("ai.onnx", newest)
         if not 1 <= self.opsets["ai.onnx"] <= newest:
             raise OnnxError([Problem(
                 f"the model is of opset {self.opsets['ai.onnx']}", need=f"opset 1 to {newest}")])
         self.functions = {(f.domain, f.name): f for f in model.functions}
+        held = len(model.graph.node) + sum(len(f.node) for f in model.functions)
+        self.most = MAX_UNFOLDED + 10 * held
         graph = model.graph
         env: Env = {}
         self.held = {t.name for t in graph.initializer}
         types = [(i, self._input_type(i)) for i in graph.input if i.name not in self.held]
-        self.body = Body.start({name: (1, None) for name in self.sizes.values()})
+        self.body = Body.start({new: self.range_of(old).factors for old, new in self.sizes.items()})
         for info, type in types:
             env[info.name] = None if type is None else self._input(info.name, type)
         self.initializers(graph, env)
@@ -93,20 +115,28 @@ class Translator:
                                          need="its number of dimensions"))  # fmt: skip
             return None
         dims = tensor.shape.dim
-        if any(d.WhichOneof("value") == "dim_value" and d.dim_value < 0 for d in dims):
+        if any(d.WhichOneof("value") == "dim_value" and d.dim_value < -1 for d in dims):
             self.problems.append(Problem(f"the input `{info.name}` has a negative size"))
             return None
-        shape = tuple(self._size(d, info.name) for d in dims)
+        shape = tuple(self._size(d, f"{info.name}.{axis}") for axis, d in enumerate(dims))
         return TensorType(dtype, shape)
 
-    def _size(self, dim: Any, owner: str) -> Expr:
-        kind = dim.WhichOneof("value")
-        if kind == "dim_value":
+    def _size(self, dim: Any, place: str) -> Expr:
+        """A size of an input; one that varies and has no name (or -1) is called by its place."""
+        if dim.WhichOneof("value") == "dim_value" and dim.dim_value >= 0:
             return as_expr(dim.dim_value)
-        wanted = dim.dim_param if kind == "dim_param" and dim.dim_param else f"N{len(self.sizes)}"
+        named = any(c.isalnum() for c in dim.dim_param)
+        wanted = dim.dim_param if named else place
+        known = self.range_of(wanted)
+        if known.low == known.high:
+            return as_expr(known.low)
         if wanted not in self.sizes:
             self.sizes[wanted] = self.names.size(wanted)
-        return sym(self.sizes[wanted])
+        return sym(self.sizes[wanted]) * known.step
+
+    def range_of(self, size: str) -> Range:
+        """What one of the model's sizes may be."""
+        return self.ranges.get(size, Range())
 
     def _input(self, name: str, type: TensorType) -> Val | None:
         if name in self.fixed:
@@ -149,14 +179,15 @@ class Translator:
                 self.node(node, env, depth)
             except Refused as refusal:
                 self.problems.append(refusal.at(node.op_type, node.name or node.output[0]))
+                self._suspect([v for i in node.input if i and (v := env.get(i)) is not None])
                 env.update({name: None for name in node.output if name})
 
     def node(self, proto: onnx.NodeProto, env: Env, depth: int) -> None:
         """One node: folded, written by its record, or replaced by its function. Raises Refused."""
         self.count += 1
-        if self.count > MAX_NODES or depth > MAX_DEPTH:
+        if self.count > self.most or depth > MAX_DEPTH:
             raise OnnxError([Problem("functions and loops of this model unfold without end",
-                                     need=f"at most {MAX_NODES} nodes, {MAX_DEPTH} deep")])
+                                     need=f"at most {self.most} nodes, {MAX_DEPTH} deep")])
         missing = [i for i in proto.input if i and i not in env]
         if missing:
             raise Refused(f"nothing before it computes its input `{missing[0]}`")
@@ -172,6 +203,19 @@ class Translator:
                                     for name, array in zip(proto.output, folded, strict=False)])
             return
         self._write(proto, node, env, depth)
+
+    def _suspect(self, values: Sequence[Val]) -> None:
+        """Note what the shapes of something that does not fit say of the sizes that were meant.
+
+        `min(128, T)`: at most 128. `(H + 1) // 2`: multiples of a power of two.
+        """
+        known = {new: old for old, new in self.sizes.items()}
+        for size in (d for v in values for d in v.shape):
+            for name, most in minima(size):
+                if name in known and self.range_of(known[name]).high is None:
+                    old = known[name]
+                    self.likely[old] = min(most, self.likely.get(old, most))
+            self.uneven |= {known[name] for name in quotients(size) if name in known}
 
     def _write(self, proto: onnx.NodeProto, node: Node, env: Env, depth: int) -> None:
         record = records().get(schemas.full_name(proto))
@@ -234,9 +278,8 @@ class Translator:
         assert known is not None
         if known.dtype == object:
             return _stacked(known)
-        plain = literal(known[()]) if not known.shape else None
-        if plain is not None:
-            return f"{value.dtype}({plain})"
+        if not known.shape:
+            return f"{value.dtype}({literal(known[()])})"
         return self._weight(value, known)
 
     def _weight(self, value: Val, known: np.ndarray[Any, Any]) -> str:
@@ -252,10 +295,35 @@ class Translator:
 def _stacked(known: np.ndarray[Any, Any]) -> str:
     """Sizes as a tensor."""
     if not known.shape:
-        return f"i64({size_text(known[()])})"
+        return f"i64({size_text(known.item())})"
     if known.ndim > 1:
         raise Refused("sizes in a tensor of more than one dimension", "vectors of sizes")
     return f"stack([{', '.join(f'i64({size_text(v)})' for v in known)}])"
+
+
+def minima(size: Expr) -> list[tuple[str, int]]:
+    """The sizes that occur as `min(number, size)`, with the number."""
+    found = []
+    for monomial, _ in size.terms:
+        for atom, _ in monomial:
+            inner = [a for a in atom.args if isinstance(a, Expr)]
+            numbers = [n for a in inner if (n := a.as_int()) is not None]
+            names = [s for a in inner if (s := a.as_symbol()) is not None]
+            if atom.kind == "min" and len(numbers) == len(names) == 1:
+                found.append((names[0], numbers[0]))
+            found += [pair for a in inner for pair in minima(a)]
+    return found
+
+
+def quotients(size: Expr) -> set[str]:
+    """The sizes that occur divided."""
+    atoms = [atom for monomial, _ in size.terms for atom, _ in monomial if atom.args]
+    found = set[str]()
+    for atom in atoms:
+        inner = [a for a in atom.args if isinstance(a, Expr)]
+        for a in inner:
+            found |= set(a.symbols()) if atom.kind == "//" else quotients(a)
+    return found
 
 
 def needed(nodes: Sequence[onnx.NodeProto], wanted: Iterable[str]) -> list[onnx.NodeProto]:

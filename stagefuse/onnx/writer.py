@@ -82,7 +82,12 @@ def _signature(
     head = f"pipeline {pipeline}({', '.join(inputs)}) -> {gives}"
     if len(head) > WIDTH:
         wide = "".join(f"\n    {i}," for i in inputs)
-        gives = gives if len(results) == 1 else "(" + "".join(f"\n    {o}," for o in outputs) + "\n)"
+        if len(results) > 1:
+            gives = "(" + "".join(f"\n    {o}," for o in outputs) + "\n)"
         head = f"pipeline {pipeline}({wide}\n) -> {gives}"
-    sizes = ", ".join(f"{name} >= 1" for name in translator.sizes.values())
+    ranges = {new: translator.range_of(old).factors for old, new in translator.sizes.items()}
+    sizes = ", ".join(
+        f"{name} >= {low}" if high is None else f"{name} in {low}..={high}"
+        for name, (low, high) in ranges.items()
+    )
     return (head + (f"\nwhere {sizes}:" if sizes else ":")).split("\n")

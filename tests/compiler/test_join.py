@@ -86,6 +86,21 @@ def test_attention(sizes: tuple[int, int, int]) -> None:
     np.testing.assert_allclose(found, wanted, atol=6 * 64 * 2**-24)
 
 
+@pytest.mark.parametrize("width, out", [(16, 16), (16, 48), (48, 16), (8, 32)])
+def test_attention_of_heads_whose_tiles_differ(width: int, out: int) -> None:
+    """Scores and values have panels of their own widths, and one number of rows a tile."""
+    print(f"seed {SEED}")
+    rng = np.random.default_rng(SEED)
+    graph = attention(2, width, out)
+    inputs = {
+        name: rng.standard_normal((2, 2, size, wide), np.float32)
+        for name, size, wide in (("q", 75, width), ("k", 53, width), ("v", 53, out))
+    }
+    ((found, wanted),) = both(graph, inputs, {"B": 2, "T": 75, "S": 53})
+    # as above; a score is a sum of at most 48 products
+    np.testing.assert_allclose(found, wanted, atol=6 * 3 * 64 * 2**-24)
+
+
 def test_a_softmax_that_something_else_reads_is_stored() -> None:
     b = Builder(FACTS)
     q = b.input("q", tensor(sym("B"), sym("T"), 16))
@@ -150,6 +165,16 @@ def test_what_repeats_or_leaves_out_is_not_inverted() -> None:
     assert inverse(repeat, [sym("B"), const(2)], [sym("B")], facts) is None
     part = View(("i0",), (sym("i0") + 1,))
     assert inverse(part, [sym("B") - 1], [sym("B")], facts) is None
+
+
+def test_a_slice_after_a_reordering_is_not_inverted() -> None:
+    """Rows that the slice leaves out have no place in the result."""
+    i = [sym(f"i{k}") for k in range(4)]
+    view = View(("i0", "i1", "i2", "i3"), (i[0], i[3], i[1] * 6 + i[2]))
+    source = tuple(map(const, (2, 3, 30)))
+    facts = Facts()
+    assert inverse(view, tuple(map(const, (2, 5, 6, 3))), source, facts) is not None
+    assert inverse(view, tuple(map(const, (2, 5, 6, 2))), source, facts) is None
 
 
 def test_one_loaded_attention_serves_every_size() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from stagefuse.dsl.diagnostics import CompileError
 from stagefuse.dsl.format import formatted
+from stagefuse.dsl.frozen import Frozen
 from stagefuse.dsl.lexer import Lexer
 from stagefuse.dsl.parser import parse_or_raise
 from stagefuse.dsl.source import Source, Span
@@ -104,9 +104,8 @@ def bare(node: Any) -> Any:
     """A syntax tree without the places of its nodes."""
     if isinstance(node, Span):
         return None
-    if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        fields = [bare(getattr(node, f.name)) for f in dataclasses.fields(node)]
-        return (type(node).__name__, *fields)
+    if isinstance(node, Frozen):
+        return (type(node).__name__, *(bare(getattr(node, n)) for n in node.__match_args__))
     if isinstance(node, tuple | list):
         return [bare(item) for item in node]
     return node

@@ -3,28 +3,28 @@
 Work put on a stream is kept until the host waits for it, so what the host does too early shows.
 Every access to memory is compared with earlier ones: two that touch a byte, one writing, must be
 ordered by streams, events or edges of a graph (happens-before). Memory must be alive, and read
-only after something wrote it. Kernels are the handmade ones, run by the emulator, each buffer with
-exact bounds; parameters are checked as their PTX declares them. Faults are kept in `faults` too,
-where an exception would be lost.
+only after something wrote it. Kernels run in the emulator, each buffer with exact bounds; their
+parameters are checked as the PTX declares them. What launches touch is noted by `noting`, since
+addresses alone don't say it. Faults are kept in `faults` too, where an exception would be lost.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from stagefuse.runtime import emulator
 from stagefuse.runtime.cuda.calls import Graph, Node, View
 from stagefuse.runtime.errors import DeviceError, OutOfMemory
+
+from .fake_code import Library, NotedNode
+from .fake_tensor import FakeTensor
 
 READ, WRITE, ATOMIC = "read", "write", "atomic"
 Access = tuple["Block", int, int, str]  # begin and end in the block
@@ -54,40 +54,10 @@ class Op:
     done: bool = False
 
 
-PARAMETER = re.compile(r"\.param \.(u64|s64) \w+")
-# For each kernel, from its dims: bytes behind each pointer but the status, and how it is used.
-FOOTPRINTS: dict[str, Callable[..., list[tuple[int, str]]]] = {
-    "add": lambda count: [(4 * count, READ), (12, READ), (4 * count, WRITE)],
-    "scale": lambda count, n: [(4 * count, READ), (4 * count, WRITE)],
-    "take": lambda count, n: [(4 * n, READ), (8 * count, READ), (4 * count, WRITE)],
-}
-
-
-class Library:
-    """Loaded code: the kinds of each entry's parameters, and what runs it."""
-
-    def __init__(self, text: str) -> None:
-        parts = re.split(r"\.visible \.entry (\w+)\(", text)[1:]
-        self.entries = {
-            name: PARAMETER.findall(body.partition("{")[0])
-            for name, body in zip(parts[::2], parts[1::2], strict=True)
-        }
-        self.text = text
-
-    @property
-    def module(self) -> emulator.Module:
-        return _emulated(self.text)
-
-
-@lru_cache(maxsize=16)
-def _emulated(text: str) -> emulator.Module:
-    return emulator.load(text)
-
-
 class FakeCuda:
     """GPUs as (name, major, minor, bytes of memory)."""
 
-    Node, Graph, View = Node, Graph, View
+    Node, Graph, View = NotedNode, Graph, View
 
     def __init__(self, *gpus: tuple[str, int, int, int]) -> None:
         self.gpus = gpus or (("NVIDIA H200", 9, 0, 1 << 24),)
@@ -405,9 +375,9 @@ class FakeCuda:
         kinds = library.entries[name]
         values = [int(v) for v in node.arguments]
         signed = [v - (1 << 64) if v >> 63 else v for v in values]
-        dims = [signed[i] for i, kind in enumerate(kinds) if kind == "s64"]
         pointers = [i for i, kind in enumerate(kinds) if kind == "u64"]
-        sizes = [*FOOTPRINTS[name](*dims), (16, ATOMIC)]
+        touches: tuple[tuple[int, bool], ...] = node.touches  # type: ignore[attr-defined]
+        sizes = [*((size, WRITE if writes else READ) for size, writes in touches), (16, ATOMIC)]
         arguments: list[Any] = [np.int64(v) for v in signed]
         accesses: list[Access] = []
         for i, (size, kind) in zip(pointers, sizes, strict=True):
@@ -421,10 +391,14 @@ class FakeCuda:
         def run() -> None:
             if name == self.fail_kernel:
                 raise DeviceError(f"running on the GPU: {name}: an illegal memory access")
+            reads = [(b, i, j, b.bytes[i:j].copy()) for b, i, j, kind in accesses if kind == READ]
             library.module.launch(
                 name, grid=node.grid, block=node.block, cluster=node.cluster,
                 shared_bytes=node.shared_bytes, args=arguments,
             )  # fmt: skip
+            for block, begin, end, before_ in reads:
+                same = np.array_equal(block.bytes[begin:end], before_)
+                self._require(same, f"{name} writes what its plan says it reads")
             for block, begin, end, kind in accesses:
                 if kind == WRITE:
                     block.known[begin:end] = True
@@ -498,6 +472,8 @@ class FakeCuda:
         for block, begin, end, kind in accesses:
             self._require(block.alive, "an access to freed memory")
             for other, first, last, theirs in block.accesses:
+                if other == number:
+                    continue
                 if first < end and begin < last and (kind != theirs or kind == WRITE):
                     ordered = before >> other & 1 or {kind, theirs} == {READ}
                     self._require(bool(ordered), f"a {kind} that nothing orders after a {theirs}")
@@ -524,36 +500,3 @@ class FakeCuda:
                     self.broken = error
                     raise
         self.host |= mask
-
-
-class FakeTensor:
-    """An array of another library on the GPU."""
-
-    def __init__(
-        self,
-        cuda: FakeCuda,
-        address: int,
-        shape: tuple[int, ...],
-        dtype: Any,
-        stream: int | None,
-    ) -> None:
-        self.cuda, self.address, self.shape = cuda, address, shape
-        self.dtype, self.stream = np.dtype(dtype), stream
-        self.strides: tuple[int, ...] | None = None
-        self.owner: Any = None
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (2, 0)
-
-    def __dlpack__(self, **_: Any) -> FakeTensor:
-        return self
-
-    def numpy(self, stream: int | None = None) -> Any:
-        at = self.cuda.foreign_stream() if stream is None else stream
-        return self.cuda.read(self.address, self.shape, self.dtype, at)
-
-    def release(self) -> None:
-        """Free it, as its library would."""
-        block = self.cuda.blocks.pop(self.address)
-        self.cuda._retire(block)
-        self.cuda.used -= block.bytes.nbytes

@@ -1,9 +1,9 @@
 /* A CUDA driver without a GPU, for tests of how cuda.bindings is called.
 
    It has the functions that runtime/cuda/calls.py uses, with the signatures and the structures of
-   cuda.h, and runs the handmade kernels (add, scale, take) on the processor, at once. A wrong
-   handle, size or state is an error code, as with the real one. What was launched is written, a
-   line each, to the file that STUB_CUDA_LOG names. */
+   cuda.h. A launch runs at once, by the function given to stub_runner. A wrong handle, size or
+   state is an error code, as with the real one. What was launched is written, a line each, to the
+   file that STUB_CUDA_LOG names. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -20,7 +20,8 @@ enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_HANDLE = 400, NOT_F
 
 enum { CONTEXT = 0x11, STREAM, EVENT, LIBRARY, KERNEL, GRAPH, NODE, EXEC };
 typedef struct { int kind; int alive; } Handle;
-typedef struct { Handle h; int index; } Kernel;
+typedef struct Library Library;
+typedef struct { Handle h; Library *home; char name[128]; int count; } Kernel;
 typedef struct {
   Kernel *func;
   unsigned grid[3], block[3], shared;
@@ -30,17 +31,21 @@ typedef struct {
 typedef struct Node {
   Handle h;
   Params p;
-  uint64_t values[8];
+  uint64_t values[64];
   unsigned cluster[3];
   int deps;
   struct Node *next;
 } Node;
 typedef struct { Handle h; Node *first, *last; } Graph;
 typedef struct { Handle h; Graph *graph; } Exec;
-typedef struct { Handle h; Kernel kernels[3]; } Library;
+struct Library { Handle h; char *text; Kernel kernels[256]; int count; };
+typedef struct Block { uint64_t base, size; struct Block *next; } Block;
 
-static const char *NAMES[3] = {"add", "scale", "take"};
-static const int COUNTS[3] = {5, 5, 6};
+/* text of the module, entry, grid, block, cluster, shared bytes, values of the parameters */
+typedef int (*Runner)(const char *, const char *, const unsigned *, const unsigned *,
+                      const unsigned *, unsigned, const uint64_t *);
+static Runner runner;
+static Block *blocks;
 static Handle context = {CONTEXT, 1};
 static __thread Handle *current;
 static int64_t held;
@@ -71,7 +76,7 @@ API cuDeviceGetName(char *to, int size, CUdevice d) {
 API cuDeviceGetAttribute(int *v, int which, CUdevice d) {
   *v = which == 75 ? 9 : 0; /* 75 and 76: compute capability */ return d == 0 ? OK : 101;
 }
-API cuDeviceTotalMem_v2(size_t *n, CUdevice d) { *n = 1 << 24; return d == 0 ? OK : 101; }
+API cuDeviceTotalMem_v2(size_t *n, CUdevice d) { *n = 1 << 26; return d == 0 ? OK : 101; }
 API cuDevicePrimaryCtxRetain(void **c, CUdevice d) { *c = &context; held++; return d == 0 ? OK : 101; }
 API cuDevicePrimaryCtxRelease_v2(CUdevice d) { held--; return d == 0 ? OK : 101; }
 static __thread int depth;
@@ -94,26 +99,35 @@ API cuLibraryLoadData(Library **to, const void *code, void *a, void *b, unsigned
   const char *text = code;
   if (n || m || !text) return INVALID_VALUE;
   if (!memcmp(text, "\177ELF", 4)) text += 4;
-  if (!current || memcmp(text, ".version", 8)) return 218;
-  *to = make(sizeof **to, LIBRARY);
-  for (int i = 0; i < 3; i++) {
-    char entry[32];
-    snprintf(entry, sizeof entry, ".entry %s(", NAMES[i]);
-    (*to)->kernels[i] = (Kernel){{KERNEL, strstr(text, entry) != NULL}, i};
+  if (!current || !strstr(text, ".version ")) return 218; /* a real cubin, say */
+  Library *made = make(sizeof *made, LIBRARY);
+  made->text = strdup(text);
+  for (char *at = strstr(made->text, ".entry "); at; at = strstr(at + 1, ".entry ")) {
+    if (made->count == 256) return 218;
+    Kernel *k = &made->kernels[made->count++];
+    k->h.kind = KERNEL, k->h.alive = 1, k->home = made;
+    if (sscanf(at, ".entry %127[A-Za-z0-9_$]", k->name) != 1) return 218;
+    char *end = strchr(at, ')');
+    for (char *p = strstr(at, ".param "); p && p < end; p = strstr(p + 1, ".param ")) k->count++;
+    if (k->count > 64) return 218;
   }
+  *to = made;
   return OK;
 }
-API cuLibraryUnload(Library *l) { return drop(l, LIBRARY); }
+API cuLibraryUnload(Library *l) {
+  for (int i = 0; good(l, LIBRARY) && i < l->count; i++) l->kernels[i].h.alive = 0;
+  return drop(l, LIBRARY);
+}
 API cuLibraryGetKernel(Kernel **to, Library *l, const char *name) {
   if (!good(l, LIBRARY)) return INVALID_HANDLE;
-  for (int i = 0; i < 3; i++)
-    if (!strcmp(name, NAMES[i]) && l->kernels[i].h.alive) return *to = &l->kernels[i], OK;
+  for (int i = 0; i < l->count; i++)
+    if (!strcmp(name, l->kernels[i].name)) return *to = &l->kernels[i], OK;
   return NOT_FOUND;
 }
 API cuKernelGetFunction(Kernel **to, Kernel *k) { *to = k; return good(k, KERNEL) ? OK : INVALID_HANDLE; }
 API cuKernelGetParamInfo(Kernel *k, size_t i, size_t *offset, size_t *size) {
   if (!good(k, KERNEL)) return INVALID_HANDLE;
-  if (i >= (size_t)COUNTS[k->index]) return INVALID_VALUE;
+  if (i >= (size_t)k->count) return INVALID_VALUE;
   *offset = 8 * i;
   if (size) *size = 8;
   return OK;
@@ -125,14 +139,33 @@ API cuKernelSetAttribute(int which, int value, Kernel *k, CUdevice d) {
 
 API cuMemAlloc_v2(CUdeviceptr *p, size_t n) {
   if (!n) return INVALID_VALUE;
-  if (n > 1 << 24) return OUT_OF_MEMORY;
+  if (n > 1 << 26) return OUT_OF_MEMORY;
   void *at = NULL;
   if (posix_memalign(&at, 512, n)) return OUT_OF_MEMORY;
   memset(at, 0xCB, n);
   *p = (CUdeviceptr)at, held++;
+  Block *block = calloc(1, sizeof *block);
+  *block = (Block){*p, n, blocks};
+  blocks = block;
   return OK;
 }
-API cuMemFree_v2(CUdeviceptr p) { free((void *)p), held--; return p && current ? OK : INVALID_VALUE; }
+API cuMemFree_v2(CUdeviceptr p) {
+  for (Block **at = &blocks; *at && current; at = &(*at)->next) {
+    Block *block = *at;
+    if (block->base != p) continue;
+    *at = block->next, held--;
+    free((void *)p), free(block);
+    return OK;
+  }
+  return INVALID_VALUE;
+}
+/* How many bytes there are from an address on; 0 outside of all memory. */
+__attribute__((visibility("default"))) uint64_t stub_room(uint64_t p) {
+  for (Block *b = blocks; b; b = b->next)
+    if (b->base <= p && p < b->base + b->size) return b->base + b->size - p;
+  return 0;
+}
+__attribute__((visibility("default"))) void stub_runner(Runner given) { runner = given; }
 API cuMemHostAlloc(void **p, size_t n, unsigned flags) {
   *p = malloc(n), held++;
   return flags == 1 ? OK : INVALID_VALUE;
@@ -186,7 +219,7 @@ API cuEventSynchronize(void *e) { return good(e, EVENT) ? OK : INVALID_HANDLE; }
 static CUresult fill(Node *n, const Params *p) {
   if (!good(p->func, KERNEL) || p->extra || !p->params) return INVALID_VALUE;
   n->p = *p;
-  for (int i = 0; i < COUNTS[p->func->index]; i++) n->values[i] = *(uint64_t *)p->params[i];
+  for (int i = 0; i < p->func->count; i++) n->values[i] = *(uint64_t *)p->params[i];
   return OK;
 }
 API cuGraphCreate(Graph **g, unsigned flags) { *g = make(sizeof **g, GRAPH); return flags ? 1 : OK; }
@@ -219,33 +252,21 @@ API cuGraphExecKernelNodeSetParams_v2(Exec *e, Node *n, const Params *p) {
   return good(e, EXEC) && good(n, NODE) ? fill(n, p) : INVALID_HANDLE;
 }
 
-static void run(Node *n) {
-  uint64_t *v = n->values;
-  int64_t count = (int64_t)v[n->p.func->index == 1 ? 2 : 3], width = (int64_t)v[n->p.func->index == 1 ? 3 : 4];
-  int64_t threads = (int64_t)n->p.grid[0] * n->p.block[0];
-  for (int64_t i = 0; i < count && i < threads; i++) {
-    float *a = (float *)v[0], *y = (float *)v[n->p.func->index == 1 ? 1 : 2];
-    if (n->p.func->index == 0) y[i] = a[i] + ((float *)v[1])[i % 3];
-    if (n->p.func->index == 1) y[i] = a[i] * (float)width;
-    if (n->p.func->index == 2) {
-      int64_t id = ((int64_t *)v[1])[i], *status = (int64_t *)v[5];
-      if (id >= 0 && id < width) y[i] = a[id];
-      else if (!status[0]) status[0] = 1, status[1] = id;
-    }
-  }
-}
 API cuGraphLaunch(Exec *e, void *s) {
   if (!good(e, EXEC) || !good(s, STREAM) || !good(e->graph, GRAPH)) return INVALID_HANDLE;
   const char *path = getenv("STUB_CUDA_LOG");
   FILE *log = path ? fopen(path, "a") : NULL;
-  for (Node *n = e->graph->first; n; n = n->next) {
-    run(n);
+  CUresult code = runner ? OK : NOT_FOUND;
+  for (Node *n = e->graph->first; n && !code; n = n->next) {
+    if (!n->cluster[0]) n->cluster[0] = n->cluster[1] = n->cluster[2] = 1;
     if (log)
-      fprintf(log, "%s grid %u block %u shared %u cluster %u after %d\n", NAMES[n->p.func->index],
+      fprintf(log, "%s grid %u block %u shared %u cluster %u after %d\n", n->p.func->name,
               n->p.grid[0], n->p.block[0], n->p.shared, n->cluster[0], n->deps);
+    code = runner(n->p.func->home->text, n->p.func->name, n->p.grid, n->p.block, n->cluster,
+                  n->p.shared, n->values);
   }
   if (log) fclose(log);
-  return OK;
+  return code;
 }
 
 __attribute__((visibility("default"))) int64_t stub_held(void) { return held; }

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 import stagefuse as sf
 from stagefuse.runtime.cuda import calls, found
 from stagefuse.runtime.devices import open_plan
 
-from . import handmade, handmade_gpu
+from . import handmade, handmade_gpu, stub_gpu
 
 
 class Array:
@@ -22,6 +23,7 @@ class Array:
 
     def __init__(self, content: np.ndarray[Any, Any]) -> None:
         self.content = content
+        stub_gpu.foreign[content.ctypes.data] = content.nbytes
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -84,16 +86,19 @@ def arrays_of_others() -> None:
         second = pipe(x=capsule)
         assert len(capsule.streams) == 1 and capsule.streams[0] > 2
         check([content(second.y), content(second.z)], content(first.y))
+        empty = pipe(x=Array(np.zeros((0, 3), np.float32)))
+        assert empty.y.shape == (0, 3)
+        assert pipe(x=Capsule(empty.y)).y.shape == (0, 3)
         y, z = Array(np.empty_like(x)), Array(np.empty_like(x))
         pipe(x=first.y, out=(y, z))
         check([y.content, z.content], content(first.y))
         with pipe.driver.active():  # type: ignore[attr-defined]
             stream = calls.stream()
-        on: Any = pipe.on(stream)  # type: ignore[attr-defined]
+        on = pipe.on(stream)
         third = on(x=first.y)
         check([content(third.y), content(third.z)], content(first.y))
         held = third.y.__dlpack__(stream=None, max_version=(1, 0))
-        del first, second, third, capsule, held
+        del first, second, third, capsule, held, empty
         gc.collect()
         with pipe.driver.active():  # type: ignore[attr-defined]
             calls.close_stream(stream)
@@ -121,7 +126,7 @@ def errors() -> None:
             raise AssertionError
         np.testing.assert_array_equal(pipe(table=table, ids=np.array([4])), table[4:])
         try:
-            pipe(table=np.zeros(1 << 23, np.float32), ids=np.array([4]))
+            pipe(table=np.zeros(1 << 25, np.float32), ids=np.array([4]))
         except sf.OutOfMemory as failure:
             assert "CUDA_ERROR_OUT_OF_MEMORY" in str(failure)
         else:
@@ -138,8 +143,31 @@ def errors() -> None:
         raise AssertionError
 
 
+def own_tests() -> None:
+    """The tests that are for a GPU, but for those that need PyTorch."""
+    as_text()
+    assert pytest.main(["-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"]) == 0
+
+
+def comparison() -> None:
+    """What `make gpu` compares, here the emulator with itself, by way of the driver."""
+    from benchmarks.gpu import __main__ as command
+
+    as_text()
+    sys.argv = ["benchmarks.gpu", "--parts", "compare", "--dry", "--only", "W2a,W4,W6"]
+    assert command.main() == 0
+
+
+def as_text() -> None:
+    """Take the stub for a GPU, and PTX where there is machine code too, which it can't run."""
+    found.has_driver = lambda: True
+    found._cubin_runs = lambda *_: False
+
+
 def main() -> None:
-    cases = {f.__name__: f for f in (calls_and_map, arrays_of_others, launches, errors)}
+    stub_gpu.install()
+    every = (calls_and_map, arrays_of_others, launches, errors, own_tests, comparison)
+    cases = {f.__name__: f for f in every}
     cases[sys.argv[1]]()
     gc.collect()
     held = ctypes.CDLL("libcuda.so.1").stub_held

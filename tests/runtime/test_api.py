@@ -15,6 +15,7 @@ import stagefuse as sf
 from stagefuse.compiler import plan_file
 from stagefuse.compiler.plan import Plan
 from stagefuse.runtime import devices
+from stagefuse.runtime.cuda import found
 
 from . import handmade, handmade_gpu
 
@@ -179,3 +180,18 @@ def test_compile_refuses_wrong_programs_and_names(tmp_path: Path) -> None:
         sf.compile(TEXT, pipeline="q")
     with pytest.raises(FileNotFoundError):
         sf.compile(tmp_path / "none.pipe")
+
+
+@pytest.mark.skipif(found.has_driver(), reason="this machine has a driver")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.fused"
+    plan_file.write(handmade_gpu.plan(), path)
+    with pytest.raises(sf.DeviceError, match='(?s)help: .*(device="emulator"|stagefuse\\[gpu\\])'):
+        sf.load(path, device="cuda:0", pipeline="affine")
+    with sf.load(path, pipeline="affine") as pipeline:
+        assert pipeline.device == "cpu"
+        with pytest.raises(sf.InputError, match="cpu has no streams"):
+            pipeline.on(0)
+    plan_file.write(handmade_gpu.plan(objects={}), path)
+    with pytest.raises(sf.DeviceError, match="no CPU code"):
+        sf.load(path, pipeline="affine")

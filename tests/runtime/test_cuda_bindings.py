@@ -53,9 +53,9 @@ def test_calls_and_map(folder: Path) -> None:
     said, log = run(folder, "calls_and_map")
     assert said == "held 0"
     assert log[:3] == [
-        "add grid 2 block 64 shared 0 cluster 0 after 0",
-        "scale grid 2 block 64 shared 0 cluster 0 after 1",
-        "scale grid 2 block 64 shared 0 cluster 0 after 1",
+        "add grid 2 block 64 shared 0 cluster 1 after 0",
+        "scale grid 2 block 64 shared 0 cluster 1 after 1",
+        "scale grid 2 block 64 shared 0 cluster 1 after 1",
     ]
 
 
@@ -73,3 +73,15 @@ def test_clusters_and_shared_memory(folder: Path) -> None:
 def test_errors(folder: Path) -> None:
     said, _ = run(folder, "errors")
     assert said == "held 2"  # the library and the context that the case itself left open
+
+
+def test_the_tests_for_a_gpu(folder: Path) -> None:
+    said, _ = run(folder, "own_tests")
+    assert " passed" in said and "failed" not in said
+
+
+def test_what_make_gpu_compares(folder: Path) -> None:
+    said, log = run(folder, "comparison")
+    for row in ("| W2a | 185 | 0 | 0 |", "| W4 | 1536 | 0 | 0 |", "| W6 | 96 | 0 | 0 |"):
+        assert row in said
+    assert len(log) >= 3

@@ -1,8 +1,9 @@
-"""Calls on a GPU that is a fake: arguments, order, lifetimes and errors, all but times."""
+"""Calls on a GPU that is a fake: arguments, order and lifetimes, all but times."""
 
 from __future__ import annotations
 
 import gc
+import random
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,34 +14,16 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
-from stagefuse.runtime.cuda import arrays, driver, found, results
+from benchmarks.gpu.plans import plan_of
+from benchmarks.workloads import FAMILIES
+from stagefuse.runtime.cuda import driver
 from stagefuse.runtime.device_pipeline import DevicePipeline
 from stagefuse.runtime.devices import open_plan
 
-from . import handmade, handmade_gpu
-from .fake_cuda import FakeCuda, FakeTensor, Fault
-
-
-@pytest.fixture()
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    fake = installed(monkeypatch)
-    yield fake
-    gc.collect()
-    assert fake.faults == []
-    assert fake.leaks() == {}
-
-
-def installed(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, int, int, int]) -> FakeCuda:
-    fake = FakeCuda(*gpus)
-    for module in (arrays, driver, found, results):
-        monkeypatch.setattr(module, "calls", fake)
-    return fake
-
-
-def opened(name: str, device: str = "cuda:0", **changes: Any) -> DevicePipeline:
-    pipeline = open_plan(handmade_gpu.plan(**changes), name, device)
-    assert isinstance(pipeline, DevicePipeline)
-    return pipeline
+from . import handmade_gpu
+from .cuda_run import batch, check, opened, read
+from .fake_cuda import FakeCuda, Fault
+from .fake_tensor import FakeTensor
 
 
 @pytest.fixture()
@@ -53,25 +36,6 @@ def affine(cuda: FakeCuda) -> Iterator[DevicePipeline]:
 def lookup(cuda: FakeCuda) -> Iterator[DevicePipeline]:
     with opened("lookup") as pipeline:
         yield pipeline
-
-
-def batch(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    return np.random.default_rng().standard_normal(shape, np.float32)
-
-
-def check(found: Any, x: np.ndarray[Any, Any]) -> None:
-    for ours, expected in zip(found, handmade_gpu.expected(x), strict=True):
-        array = ours if isinstance(ours, np.ndarray) else read(ours)
-        np.testing.assert_array_equal(array, expected)
-
-
-def read(array: Any, stream: int | None = None) -> Any:
-    """A result on the GPU, read as another library would: by DLPack on its own stream."""
-    fake: FakeCuda = arrays.calls  # type: ignore[assignment]
-    own = fake.foreign_stream() if stream is None else stream
-    tensor = array.__dlpack__(stream=own)
-    assert isinstance(tensor, FakeTensor)
-    return tensor.numpy(own)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 3), (3, 30), (64, 9), (0, 3), (5, 0), (7, 66)])
@@ -145,6 +109,17 @@ def test_results_outlive_the_pipeline(cuda: FakeCuda) -> None:
     gc.collect()
     assert cuda.leaks() == {"blocks": 1, "contexts": 1}
     del exported
+
+
+def test_what_nobody_closes_goes_with_the_last_reference(cuda: FakeCuda) -> None:
+    pipeline = opened("affine")
+    x = batch((2, 6))
+    check(pipeline.submit(x=x).result(), x)
+    results = pipeline.map({"x": x} for _ in range(5))
+    check(next(results), x)
+    del pipeline, results
+    gc.collect()
+    assert cuda.leaks() == {}
 
 
 def test_out_on_the_gpu(affine: DevicePipeline, lookup: DevicePipeline, cuda: FakeCuda) -> None:
@@ -322,126 +297,71 @@ def test_memory_whose_address_is_known_is_freed(affine: DevicePipeline, cuda: Fa
     assert cuda.counts["free"] >= 4
 
 
-# Errors
+def test_any_order_of_uses(affine: DevicePipeline, lookup: DevicePipeline, cuda: FakeCuda) -> None:
+    """Calls with arrays here and there, on streams, chained, dropped: all right, nothing raced."""
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance, rng = random.Random(seed), np.random.default_rng(seed)
+    streams = [cuda.foreign_stream() for _ in range(2)]
+    kept: list[tuple[Any, np.ndarray[Any, Any]]] = []  # results with their inputs
+
+    def there(x: np.ndarray[Any, Any]) -> FakeTensor:
+        return cuda.tensor(x, chance.choice([None, *streams]))
+
+    for _ in range(60):
+        x = rng.standard_normal((chance.randrange(1, 4), 3 * chance.randrange(1, 3)), np.float32)
+        use = chance.randrange(7)
+        if use == 0:
+            check(affine(x=x), x)
+        elif use == 1:
+            kept.append((affine(x=there(x)), x))
+        elif use == 2:
+            on = affine.on(chance.choice(streams))
+            first = on(x=there(x))
+            y, _ = handmade_gpu.expected(x)
+            kept += [(first, x), (on(x=first.y), y)]
+        elif use == 3:
+            outs = (there(x), np.empty_like(x))
+            chance.choice([affine, affine.on(streams[0])])(x=there(x), out=outs)
+            check((outs[0].numpy(streams[0]), outs[1]), x)
+        elif use == 4:
+            count = chance.randrange(5)
+            for found in affine.map(({"x": b} for b in [x] * count), depth=2):
+                check(found, x)
+        elif use == 5:
+            bad = chance.random() < 0.3
+            table, ids = x[0], np.array([0, 7 if bad else -1 % x.shape[1]])
+            if bad:
+                with pytest.raises(sf.IndexOutOfRange):
+                    lookup(table=there(table), ids=ids)
+            else:
+                np.testing.assert_array_equal(read(lookup(table=there(table), ids=ids)), table[ids])
+        elif kept:
+            check(*kept.pop(chance.randrange(len(kept))))
+    for result, x in kept:
+        check(result, x)
 
 
-@pytest.mark.parametrize(
-    "name", ["stream", "event", "pin", "copy_in", "graph", "replay", "copy_out", "record", "finish"]
-)
-def test_an_error_belongs_to_its_call(affine: DevicePipeline, cuda: FakeCuda, name: str) -> None:
-    cuda.fail[name] = sf.DeviceError(f"{name}: CUDA_ERROR_UNKNOWN")
-    x = batch((2, 6))
-    with pytest.raises(sf.DeviceError, match=name):
-        affine(x=x)
-    check(affine(x=x), x)
+# Compiled pipelines
 
 
-@pytest.mark.parametrize("name", ["load", "kernel", "allocate", "stream", "copy_in", "finish"])
-def test_a_pipeline_that_can_not_be_opened(cuda: FakeCuda, name: str) -> None:
-    cuda.fail[name] = sf.DeviceError(f"{name}: CUDA_ERROR_UNKNOWN")
-    with pytest.raises(sf.DeviceError, match=name):
-        opened("affine")
-
-
-def test_a_kernel_that_fails(affine: DevicePipeline, cuda: FakeCuda) -> None:
-    """It ends the context, so later calls fail too; closing does not."""
-    cuda.fail_kernel = "scale"
-    with pytest.raises(sf.DeviceError, match="illegal memory access"):
-        affine(x=batch((2, 6)))
-    with pytest.raises(sf.DeviceError, match="illegal memory access"):
-        affine(x=batch((2, 6)))
-    affine.close()
-    cuda.broken = None
-    for held in (cuda.blocks, cuda.pinned, cuda.streams, cuda.events, cuda.graphs, cuda.libraries):
-        held.clear()  # type: ignore[attr-defined]
-    cuda.contexts = 0
-
-
-def test_out_of_memory(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    big = replace(handmade.affine(), checks=(), gpu=(handmade_gpu.affine("sm_90a"),))
-    plan = handmade_gpu.plan(big)
+@pytest.mark.parametrize("name", ["W4", "W6", "W7"])
+def test_edges_and_memory_of_compiled_pipelines(cuda: FakeCuda, name: str) -> None:
+    """Every launch waits for what it needs, and memory is used again only behind its readers."""
+    family, seed = FAMILIES[name], random.randrange(1 << 31)
+    print(f"seed {seed}")
+    workload = family.workload(seed, family.tiny)
+    plan = replace(plan_of(workload, "sm_90a"), cubins={})
     with open_plan(plan, None, "cuda:0") as pipeline:
-        x = batch((64, 3))
-        check(pipeline(x=x), x)
-        with pytest.raises(sf.OutOfMemory, match="intermediates"):
-            pipeline(x=np.zeros((64, 3 * 10_000), np.float32))
-        check(pipeline(x=x), x)
-        tensor = cuda.tensor(x)
-        cuda.fail["allocate"] = sf.OutOfMemory("allocating for a result")
-        with pytest.raises(sf.OutOfMemory, match="a result"):
-            pipeline(x=tensor)
-        check(pipeline(x=tensor), x)
-    monkeypatch.setattr(cuda, "gpus", (("small", 9, 0, 8),))
-    with pytest.raises(sf.OutOfMemory, match="weights"):
-        open_plan(plan, None, "cuda:0")
-
-
-def test_parameters_that_are_not_the_plans(cuda: FakeCuda) -> None:
-    text = handmade_gpu.ptx("sm_90a").replace("    .param .s64 p_count,\n", "", 1)
-    plan = handmade_gpu.plan(ptx={"sm_90a": text}, cubins={}, **{
-        "pipelines": tuple(replace(p, gpu=p.gpu[2:]) for p in handmade_gpu.plan().pipelines)
-    })  # fmt: skip
-    with pytest.raises(sf.PlanError, match="add takes parameters of"):
-        open_plan(plan, "affine", "cuda:0")
-
-
-# Which code runs where
-
-
-@pytest.mark.parametrize(
-    ("capability", "arch"),
-    [((8, 0), "sm_80"), ((8, 6), "sm_80"), ((8, 9), "sm_89"), ((9, 0), "sm_90a"),
-     ((10, 0), "sm_89"), ((12, 0), "sm_89")],
-)  # fmt: skip
-def test_the_newest_code_that_runs(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], arch: str
-) -> None:
-    installed(monkeypatch, ("a GPU", *capability, 1 << 24))
-    with opened("affine") as pipeline:
-        assert pipeline.driver.arch == arch
-        assert pipeline.driver.cubin == (arch == "sm_90a")  # type: ignore[attr-defined]
-        x = batch((2, 6))
-        check(pipeline(x=x), x)
-
-
-def test_cubins_are_for_one_major_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    cubins = {a: b"\x7fELF" + handmade_gpu.ptx(a).encode() for a in ("sm_80", "sm_89")}
-    for capability, wanted in (((8, 6), ("sm_80", True)), ((10, 0), ("sm_89", False))):
-        installed(monkeypatch, ("a GPU", *capability, 1 << 24))
-        with opened("affine", cubins=cubins) as pipeline:
-            driver_: Any = pipeline.driver
-            assert (driver_.arch, driver_.cubin) == wanted
-
-
-def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = installed(monkeypatch, ("Tesla T4", 7, 5, 1 << 24))
-    with pytest.raises(sf.DeviceError, match="(?s)Tesla T4.*7.5.*older than any"):
-        opened("affine")
-    fake.gpus = (("NVIDIA A100", 8, 0, 1 << 24),)
-    only = {"ptx": {"sm_90a": handmade_gpu.ptx("sm_90a")}, "pipelines": tuple(
-        replace(p, gpu=p.gpu[2:]) for p in handmade_gpu.plan().pipelines)}  # fmt: skip
-    with pytest.raises(sf.DeviceError, match='(?s)A100.*holds sm_90a.*target="a100"'):
-        open_plan(handmade_gpu.plan(**only), "affine", "cuda:0")
-    with pytest.raises(sf.DeviceError, match="cuda:3 is not there: this machine has 1 GPU"):
-        opened("affine", "cuda:3")
-    fake.gpus = ()
-    with pytest.raises(sf.DeviceError, match="this machine has no GPU"):
-        opened("affine")
-
-
-def test_the_gpu_is_taken_where_there_is_one(
-    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(found, "has_driver", lambda: True)
-    with open_plan(handmade_gpu.plan(), "affine") as pipeline:
-        assert pipeline.device == "cuda:0"
-    with open_plan(handmade.plan(), "affine") as pipeline:
-        assert pipeline.device == "cpu"
-    with open_plan(handmade_gpu.plan(), "affine", threads=1) as pipeline:
-        assert pipeline.device == "cpu"
-    cuda.gpus = (("Tesla T4", 7, 5, 1 << 24),)
-    with open_plan(handmade_gpu.plan(), "affine") as pipeline:
-        assert pipeline.device == "cpu"
+        for given in (workload.inputs, {k: cuda.tensor(v) for k, v in workload.inputs.items()}):
+            found = pipeline(**given)
+            results = list(found) if isinstance(found, tuple) else [found]
+            results = [r if isinstance(r, np.ndarray) else read(r) for r in results]
+            assert workload.error(results, workload.reference()) <= family.tolerance
+        batches = [workload.inputs] * 4
+        for found in pipeline.map(batches, depth=3):
+            results = list(found) if isinstance(found, tuple) else [found]
+            assert workload.error(results, workload.reference()) <= family.tolerance
 
 
 # That the fake sees what it is there to see

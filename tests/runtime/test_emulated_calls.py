@@ -14,6 +14,7 @@ import pytest
 
 import stagefuse as sf
 from stagefuse.compiler import plan_file
+from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.runtime import emulator
 from stagefuse.runtime.device_pipeline import DevicePipeline
 from stagefuse.runtime.devices import open_plan
@@ -233,3 +234,28 @@ def test_examples_as_on_the_cpu(name: str, target: str) -> None:
     for one, other in pairs:
         # both are f32 sums of at most some thousand terms, in orders of their own
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_every_dtype_goes_in_and_out(name: str) -> None:
+    dtype = DTYPES[name]
+    expression = "x and s" if dtype.is_bool else "x + s"
+    text = f"pipeline p(x: {name}[N], s: {name}[]) -> {name}[N]:\n    {expression}\n"
+    inputs = {
+        "x": np.random.default_rng().integers(0, 3, 7).astype(dtype.numpy),
+        "s": np.array(1, np.float32).astype(dtype.numpy),
+    }
+    with sf.compile(text, device="cpu") as pipe:
+        expected = pipe(**inputs)
+    with sf.compile(text, device="emulator") as pipe:
+        for found in (pipe(**inputs), *pipe.map([inputs, inputs])):
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found.view(np.uint8), expected.view(np.uint8))
+
+
+def test_the_report_of_compiled_code() -> None:
+    text = "pipeline p(x: f32[N]) -> f32[N]:\n    x * 2.0\n"
+    with sf.compile(text, device="emulator:sm_80") as pipe:
+        report = str(pipe.report())
+    assert "sm_80, 1 kernel" in report and "  registers: " in report
+    assert "us on a100 with N = " in report and "bound by " in report

@@ -248,6 +248,8 @@ SM_80 = handmade_gpu.affine("sm_80")
     [
         (launch(kernel="ad"), "no such entry"),
         (launch(buffers=(0, 1, 9)), "buffer 9"),
+        (launch(buffers=(0, 1)), "gives 4 parameters of 8 bytes, not u64, u64, u64, s64, u64"),
+        (launch(dims=("B", "T")), "gives 6 parameters"),
         (launch(buffers=(0, 1, -1)), "buffer -1"),
         (launch(writes=(4,)), "can't write buffer 4"),
         (launch(writes=(0,)), "can't write buffer 0"),

@@ -17,8 +17,8 @@ from .record import SLOTS, Form, Match, OperandSpec
 __all__ = ["SLOTS", "Form", "Match", "OperandSpec", "forms", "matches"]
 
 
-UNORDERED = ("atom", "red", "ld", "st", "fence")
-"""Opcodes whose modifiers ptxas takes in any order; CUDA's own headers write some another way."""
+UNORDERED = ("atom", "red", "ld", "st", "fence", "ldmatrix", "stmatrix", "mbarrier", "cp")
+"""Opcodes whose modifiers ptxas takes in any order; CUDA's headers and CUTLASS write some so."""
 
 
 @cache

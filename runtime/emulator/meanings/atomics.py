@@ -112,7 +112,7 @@ def _apply(memory: Array, at: Array, operands: list[Array], op: str, update: Any
 
 
 def atomic(
-    g: Group, site_space: str, order: str, addresses: Array, size: int,
+    g: Group, site_space: str, order: str, narrow: bool, addresses: Array, size: int,
     act: Callable[[Part, Array | None], None],
 ) -> None:  # fmt: skip
     """Runs `act` on each part of memory that atomics go to, with what all of them share."""
@@ -124,7 +124,7 @@ def atomic(
         if arena.constant or part.space not in ("global", "shared"):
             raise Stop("out-of-bounds", f"an atomic on {arena.name}", int(part.threads[0]))
         if machine.races is not None:
-            machine.races.atomic(g.batch, arena, part.index, size, part.threads, order)
+            machine.races.atomic(g.batch, arena, part.index, size, part.threads, order, narrow)
         missing = arena.unwritten(part.index, size) if size <= 8 else None
         if missing is not None:
             at = int(np.flatnonzero(missing)[0])
@@ -143,7 +143,7 @@ def _picked(x: Any, g: Group, where: Array | None) -> Array:
 @effect("atomic.atom", "atomic.red")
 def atom(site: Site) -> Run:
     kind, op = site.word("T"), site.word("op")
-    space, order = space_of(site), order_of(site)
+    space, order, narrow = space_of(site), order_of(site), site.word("scope") == "cta"
     at = address(site, "a")
     dtype = _bits_dtype(kind)
     size = TYPES[kind].size_bytes
@@ -171,7 +171,7 @@ def atom(site: Site) -> Run:
                     old[where] = found
             g.batch.machine.progress += 1
 
-        atomic(g, space, order, at(g), size * len(gets), act)
+        atomic(g, space, order, narrow, at(g), size * len(gets), act)
         if put is not None:
             put(g, old.view(DTYPES[kind]))
 
@@ -181,7 +181,7 @@ def atom(site: Site) -> Run:
 @effect("atomic.cas")
 def cas(site: Site) -> Run:
     kind = site.word("T")
-    space, order = space_of(site), order_of(site)
+    space, order, narrow = space_of(site), order_of(site), site.word("scope") == "cta"
     at = address(site, "a")
     b, c = (getter(site, site.operand(n), kind) for n in "bc")
     put = putter(site, site.operand("d"), kind)
@@ -204,7 +204,7 @@ def cas(site: Site) -> Run:
             else:
                 old[where] = found
 
-        atomic(g, space, order, at(g), size, act)
+        atomic(g, space, order, narrow, at(g), size, act)
         put(g, old)
 
     return run

@@ -125,10 +125,12 @@ def warp(site: Site) -> Control:
 
 @effect("barrier.fence")
 def fence(site: Site) -> Run:
+    narrow = "cta" in site.match.slots.values()
+
     def run(g: Group) -> None:
         races = g.batch.machine.races
         if races is not None:
-            races.fence(g.batch, g.threads())
+            races.fence(g.batch, g.threads(), narrow)
 
     return run
 

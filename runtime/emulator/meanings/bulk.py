@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..access import Part, peer_blocks, places
 from ..errors import Stop
-from ..memory import RANK_BITS, Arena
+from ..memory import RANK_BITS
 from ..operands import Get, address, elements, getter
 from ..order import (
     Agent,
@@ -28,6 +28,7 @@ from ..order import (
     bulk_wait,
 )
 from ..program import Run, Site
+from ..region import Region, count, span
 from ..values import DTYPES
 from . import effect
 from .mbarrier import advanced, find, using
@@ -57,10 +58,10 @@ def element_dtype(type_: str) -> np.dtype[Any]:
 
 
 def reduced(op: str, old: Array, new: Array, dtype: np.dtype[Any]) -> Array:
-    """The bytes of `old op new`, element by element."""
+    """`old op new`, element by element of `dtype`, in the units that both are in."""
     with np.errstate(all="ignore"):
         combined = _COMBINE[op](old.view(dtype), new.view(dtype))
-    return np.ascontiguousarray(combined).view(np.uint8)
+    return np.ascontiguousarray(combined).view(old.dtype)
 
 
 def one_by_one(g: Group) -> Iterator[tuple[int, int]]:
@@ -98,42 +99,34 @@ def sized(g: Group, size: int, thread: int) -> int:
     return size
 
 
-def written(arena: Arena, index: Array, thread: int) -> None:
-    """Raises: Stop where nothing wrote the source of a copy."""
-    if arena.valid is not None and not (known := arena.valid[index] != 0).all():
-        at = int(np.asarray(index).reshape(-1)[int(np.argmin(known))])
-        within = at % arena.stride if arena.stride else at
-        raise Stop("uninitialised", f"nothing wrote offset {within} of {arena.name}", thread)
-
-
-def put_bytes(arena: Arena, index: Array, data: Array, thread: int) -> None:
-    """Writes the bytes of a copy."""
-    if arena.constant:
-        raise Stop("out-of-bounds", f"{arena.name} cannot be written", thread)
-    arena.bytes[index] = data
-    if arena.valid is not None:
-        arena.valid[index] = 1
-
-
-def span(part: Part, size: int) -> Array:
+def part_span(part: Part, size: int) -> Region:
     """The bytes from the start of a part on."""
-    return int(part.index[0]) + np.arange(size)
+    return span(part.arena, int(part.index[0]), size)
 
 
 def move(
-    batch: Batch, thread: int, source: tuple[Arena, Array], target: tuple[Arena, Array],
-    reader: Agent, writer: Agent, op: str = "", dtype: Any = None,
+    batch: Batch, thread: int, source: Region, target: Region, reader: Agent, writer: Agent,
+    op: str = "", dtype: Any = None,
 ) -> None:  # fmt: skip
     """Copies bytes, or combines elements of `dtype` with those that are there."""
-    written(*source, thread)
-    async_read(batch, (thread,), *source, reader)
-    data = source[0].bytes[source[1]]
+    source.check_written(thread)
+    async_read(batch, (thread,), source, reader)
+    data = source.read()
     if op:
-        written(*target, thread)
-        data = reduced(op, target[0].bytes[target[1]], data, dtype)
-    async_write(batch, (thread,), *target, writer, atomic=bool(op))
-    put_bytes(*target, data, thread)
-    batch.machine.progress += 1
+        target.check_written(thread)
+        data = reduced(op, target.read().view(np.uint8), data.view(np.uint8), dtype)
+    async_write(batch, (thread,), target, writer, atomic=bool(op))
+    target.write(data, thread)
+    moved(batch, source, target, bool(op))
+
+
+def moved(batch: Batch, source: Region, target: Region, combines: bool = False) -> None:
+    """Counts a copy that was made."""
+    machine = batch.machine
+    machine.progress += 1
+    for region, what in ((source, "read"), (target, "atomic" if combines else "written")):
+        space = "shared" if region.arena is batch.shared else "global"
+        count(machine, space, what, region.size)
 
 
 def barrier_at(g: Group, at: int, thread: int) -> int:
@@ -185,8 +178,8 @@ def _load(site: Site, multicast: bool, source_space: str = "global", op: str = "
             for at, b in destinations(g, thread, int(to_[i]), int(bar_[i]), chosen):
                 target = place(g, "shared", at, n, thread)
                 agent = agent_of(g, b, thread)
-                move(g.batch, thread, (part.arena, span(part, n)), (target.arena, span(target, n)),
-                     agent, agent, op, dtype)  # fmt: skip
+                move(g.batch, thread, part_span(part, n), part_span(target, n), agent, agent, op,
+                     dtype)  # fmt: skip
                 deliver(g, b, thread, n, agent)
 
     return run
@@ -224,8 +217,8 @@ def _store(site: Site, op: str = "") -> Run:
             part = place(g, "shared", int(from_[i]), n, thread)
             target = place(g, "global", int(to_[i]), n, thread)
             reader, writer = bulk_agents(g.batch, thread)
-            move(g.batch, thread, (part.arena, span(part, n)), (target.arena, span(target, n)),
-                 reader, writer, op, dtype)  # fmt: skip
+            move(g.batch, thread, part_span(part, n), part_span(target, n), reader, writer, op,
+                 dtype)  # fmt: skip
 
     return run
 
@@ -273,8 +266,9 @@ def _st_async(site: Site) -> Run:
         for i, thread in one_by_one(g):
             part = place(g, "shared", int(to_[i]), size, thread, size)
             agent = agent_of(g, int(bar_[i]), thread)
-            async_write(g.batch, (thread,), part.arena, span(part, size), agent)
-            put_bytes(part.arena, span(part, size), data[i], thread)
+            target = part_span(part, size)
+            async_write(g.batch, (thread,), target, agent)
+            target.write(data[i], thread)
             deliver(g, int(bar_[i]), thread, size, agent)
         g.batch.machine.progress += 1
 
@@ -291,12 +285,11 @@ def _red_async(site: Site) -> Run:
         to_, bar_, data = to(g), bar(g), values(get, g)
         for i, thread in one_by_one(g):
             part = place(g, "shared", int(to_[i]), dtype.itemsize, thread, dtype.itemsize)
-            index = span(part, dtype.itemsize)
+            target = part_span(part, dtype.itemsize)
             agent = agent_of(g, int(bar_[i]), thread)
-            written(part.arena, index, thread)
-            async_write(g.batch, (thread,), part.arena, index, agent, atomic=True)
-            new = reduced(op, part.arena.bytes[index], data[i : i + 1].view(np.uint8), dtype)
-            put_bytes(part.arena, index, new, thread)
+            target.check_written(thread)
+            async_write(g.batch, (thread,), target, agent, atomic=True)
+            target.write(reduced(op, target.read(), data[i : i + 1], dtype), thread)
             deliver(g, int(bar_[i]), thread, dtype.itemsize, agent)
         g.batch.machine.progress += 1
 

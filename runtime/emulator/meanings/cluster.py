@@ -11,7 +11,7 @@ from ..access import peer_blocks
 from ..errors import Stop
 from ..memory import RANK_BITS, SHARED_WINDOW
 from ..operands import getter, putter
-from ..order import Clock, acquire, join, publish
+from ..order import Clock, acquire, join, publish, publish_initialisations
 from ..program import Control, Run, Site, Step
 from ..special import cluster_rank
 from . import control, effect
@@ -97,10 +97,9 @@ class ClusterBarrier:
         self.phase[threads] += 1
         for cluster in np.unique(self.of[threads]):
             mine = threads[self.of[threads] == cluster]
-            if publishes:
-                clock = publish(self.batch, mine)
-                old = self.clocks.get(int(cluster))
-                self.clocks[int(cluster)] = clock if old is None else join(old, clock)
+            hand_over = publish if publishes else publish_initialisations
+            clock = join(self.clocks.get(int(cluster)), hand_over(self.batch, mine))
+            self.clocks[int(cluster)] = clock
         self.open()
 
     def open(self) -> None:

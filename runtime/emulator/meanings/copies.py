@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stagefuse.compiler.ptx import syntax as s
 
 from .. import access
+from ..arrays import distinct
 from ..memory import Arena
 from ..operands import address, getter
 from ..program import Run, Site
@@ -85,7 +86,7 @@ def _begin(g: Group, to: Array, source: Array, size: int, sizes: Array) -> None:
     """Starts copies of `size` bytes, of which each thread reads its own number."""
     batch, threads = g.batch, g.threads()
     rows = np.zeros((g.n, size), np.uint8)
-    for count in np.unique(sizes):
+    for count in distinct(sizes):
         if count:
             which = np.flatnonzero(sizes == count)
             _read(g, source[which], threads[which], min(int(count), size), rows, which)
@@ -97,8 +98,7 @@ def _begin(g: Group, to: Array, source: Array, size: int, sizes: Array) -> None:
     if machine.races is not None:
         machine.races.launched(batch, part.arena, part.index, size, threads)
     if part.arena.valid is not None:  # whoever looks before the wait sees nothing
-        for j in range(size):
-            part.arena.valid[part.index + j] = 0
+        part.arena.forget(part.index, size)
     copies = copies_of(batch)
     copies.flights.append(Flight(part.arena, part.index, rows, threads, copies.committed[threads]))
 

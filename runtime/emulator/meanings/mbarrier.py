@@ -13,7 +13,16 @@ from ..access import places
 from ..barrier_object import BarrierMisuse, BarrierObject, pending_of, phase_of
 from ..errors import Stop
 from ..operands import Get, address, getter, putter
-from ..order import Clock, acquire, join, proxy_fence, publish
+from ..order import (
+    Clock,
+    acquire,
+    comes_behind,
+    initialisation_fence,
+    join,
+    origin,
+    proxy_fence,
+    publish,
+)
 from ..program import Control, Run, Site, Step
 from . import control, effect
 from .copies import copies_of
@@ -55,16 +64,24 @@ def located(g: Group, space: str, addresses: Array) -> Iterator[tuple[int, Array
             yield int(index), part.threads[mine], where[mine]
 
 
-def find(batch: Batch, index: int, thread: int) -> Object:
-    """The barrier at a place.
+def find(batch: Batch, index: int, threads: Array | int) -> Object:
+    """The barrier at a place, for threads that use it.
 
-    Raises: Stop where none was initialised.
+    Raises: Stop where none was initialised, or nothing orders that before.
     """
+    who = np.atleast_1d(np.asarray(threads))
     found = objects(batch).get(index)
     if found is None:
         offset = index % batch.shared.stride if batch.shared.stride else index
         raise Stop("uninitialised", f"no mbarrier was initialised at {offset:#x} of shared memory",
-                   thread)  # fmt: skip
+                   int(who[0]))  # fmt: skip
+    for thread in who[:1] if len(who) == 1 else who[np.diff(who // 32, prepend=-1) > 0]:
+        if int(thread) // 32 in found.known_to:
+            continue
+        if not comes_behind(batch, int(thread), found.origin):
+            raise Stop("race", "an mbarrier is used with nothing that orders this after its "
+                       "initialisation", int(thread))  # fmt: skip
+        found.known_to.add(int(thread) // 32)
     return found
 
 
@@ -94,10 +111,12 @@ def _init(site: Site) -> Run:
         batch.state.setdefault("serials", [])
         for index, threads, at in located(g, space, where(g)):
             n, thread = int(counts[at[0]]), int(threads[0])
+            mark = origin(batch, thread)
             clock = publish(batch, threads)
             with using(thread):
                 made = BarrierObject(n, join, clock, clock, serial=len(batch.state["serials"]))
             batch.state["serials"].append(index)
+            made.origin = mark
             objects(batch)[index] = made
         batch.machine.progress += 1
 
@@ -110,7 +129,7 @@ def _inval(site: Site) -> Run:
 
     def run(g: Group) -> None:
         for index, threads, _ in located(g, space, where(g)):
-            find(g.batch, index, int(threads[0]))
+            find(g.batch, index, threads)
             del objects(g.batch)[index]
 
     return run
@@ -129,7 +148,7 @@ def _arrival(site: Site, drop: bool, expects: bool) -> Run:
         states = np.zeros(g.n, np.uint64)
         for index, threads, at in located(g, space, where(g)):
             thread = int(threads[0])
-            barrier = find(batch, index, thread)
+            barrier = find(batch, index, threads)
             clock = None if relaxed else publish(batch, threads)
             total = int(given[at].astype(np.int64).sum())
             if expects:
@@ -180,7 +199,7 @@ def _bytes(site: Site, change: Callable[[Batch, Object, int, Array], None]) -> R
         given = np.broadcast_to(number(g), g.n)
         for index, threads, at in located(g, space, where(g)):
             thread = int(threads[0])
-            barrier, total = find(g.batch, index, thread), int(given[at].astype(np.int64).sum())
+            barrier, total = find(g.batch, index, threads), int(given[at].astype(np.int64).sum())
             with using(thread):
                 change(g.batch, barrier, total, threads)
             advanced(g.batch, barrier)
@@ -210,7 +229,7 @@ def _ask(site: Site, parity: bool) -> Callable[[Group], Array]:
         asked = np.broadcast_to(phase(g), g.n)
         found = np.zeros(g.n, np.bool_)
         for index, threads, at in located(g, space, where(g)):
-            barrier = find(g.batch, index, int(threads[0]))
+            barrier = find(g.batch, index, threads)
             if parity:
                 complete = (asked[at] & 1) != (barrier.phase & 1)
             else:
@@ -252,7 +271,7 @@ def _why(site: Site, parity: bool) -> Callable[[Group], str]:
 
     def why(g: Group) -> str:
         index, threads, at = next(iter(located(g, space, where(g))))
-        barrier, asked = find(g.batch, index, int(threads[0])), np.broadcast_to(phase(g), g.n)
+        barrier, asked = find(g.batch, index, threads), np.broadcast_to(phase(g), g.n)
         number = int(asked[at[0]]) & 1 if parity else phase_of(int(asked[at[0]]))
         return (
             f"waits for phase {'of parity ' if parity else ''}{number} of the mbarrier at "
@@ -318,7 +337,7 @@ def _async_arrive(site: Site) -> Run:
         batch = g.batch
         copies_of(batch).arrive(batch, g.threads(), None)
         for index, threads, at in located(g, space, where(g)):
-            barrier, clock = find(batch, index, int(threads[0])), publish(batch, threads)
+            barrier, clock = find(batch, index, threads), publish(batch, threads)
             if not counts:
                 barrier.pending += len(at)
             with using(int(threads[0])):
@@ -330,8 +349,8 @@ def _async_arrive(site: Site) -> Run:
 
 @effect("barrier.fence_init")
 def _fence_init(site: Site) -> Run:
-    """A barrier exists for all from its initialisation on: what uses it must be ordered after."""
-    return lambda g: None
+    """What was initialised is known behind a cluster barrier, even a relaxed one."""
+    return lambda g: initialisation_fence(g.batch, g.threads())
 
 
 @effect("barrier.proxy")

@@ -53,7 +53,7 @@ def order_of(site: Site) -> str:
 @effect("memory.ld")
 def ld(site: Site) -> Run:
     kind = site.word("T")
-    space, order = space_of(site), order_of(site)
+    space, order, narrow = space_of(site), order_of(site), site.word("scope") == "cta"
     at = address(site, "a")
     results = elements(site.operand("d"))
     if kind == "b128":
@@ -67,7 +67,7 @@ def ld(site: Site) -> Run:
         addresses = at(g)
         if order:
             g.looks = True
-        values = access.load(g, space, addresses, dtype, count, order=order)
+        values = access.load(g, space, addresses, dtype, count, order=order, narrow=narrow)
         for put, value in zip(puts, values, strict=True):
             put(g, value)
 
@@ -108,7 +108,7 @@ def _ld128(site: Site, space: str, at: Any) -> Run:
 @effect("memory.st")
 def st(site: Site) -> Run:
     kind = site.word("T")
-    space, order = space_of(site), order_of(site)
+    space, order, narrow = space_of(site), order_of(site), site.word("scope") == "cta"
     at = address(site, "a")
     if kind == "b128":
         wide = getter(site, site.operand("b"), "b128")
@@ -119,7 +119,9 @@ def st(site: Site) -> Run:
     raw = DTYPES[f"b{TYPES[kind].bits}"]
 
     def run(g: Group) -> None:
-        access.store(g, space, at(g), [get(g).view(raw) for get in gets], order=order)
+        access.store(
+            g, space, at(g), [get(g).view(raw) for get in gets], order=order, narrow=narrow
+        )
 
     return run
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx import syntax as s
 
+from ..arrays import warps_of
 from ..errors import Stop
 from ..program import Code, Control, Site, Step
 from . import control
@@ -74,7 +75,7 @@ def _setmaxnreg(site: Site) -> Control:
             return False
         pool = RegisterPool.of_batch(batch)
         blocked = np.zeros(batch.warps, np.bool_)
-        for warp in np.unique(g.threads() // 32).tolist():
+        for warp in warps_of(g.threads()).tolist():
             block = warp * 32 // batch.stride
             needed = number - int(pool.of_warp[warp])
             if not grows and needed > 0:

@@ -23,6 +23,7 @@ from stagefuse.compiler.ptx.types import TYPES
 
 from .. import access
 from .. import floats as fl
+from ..arrays import warps_of
 from ..operands import Get, address, elements, getter, putter
 from ..program import Run, Site
 from . import effect
@@ -88,6 +89,8 @@ def unpacked(words: Array, kind: str) -> Array:
 
 def warp_rows(g: Group, values: Any, warps: Array) -> Array:
     """A register's values as a row of 32 lanes for each of some warps."""
+    if g.n == 32 * len(warps):
+        return np.ascontiguousarray(values).reshape(-1, 32)
     whole = np.zeros(g.batch.threads, values.dtype)
     whole[g.threads()] = values
     found: Array = whole.reshape(-1, 32)[warps]
@@ -102,9 +105,12 @@ def _registers(g: Group, gets: list[Get], warps: Array) -> Array:
 
 def _give(g: Group, puts: list[Any], values: Array, warps: Array) -> None:
     """Writes results: values by warp, lane, register."""
-    whole = np.zeros((g.batch.warps, *values.shape[1:]), values.dtype)
-    whole[warps] = values
-    flat = whole.reshape(-1, values.shape[2])[g.threads()]
+    if g.n == 32 * len(warps):
+        flat = values.reshape(-1, values.shape[2])
+    else:
+        whole = np.zeros((g.batch.warps, *values.shape[1:]), values.dtype)
+        whole[warps] = values
+        flat = whole.reshape(-1, values.shape[2])[g.threads()]
     for i, put in enumerate(puts):
         put(g, np.ascontiguousarray(flat[:, i]))
 
@@ -127,7 +133,7 @@ def mma(site: Site) -> Run:
     c_kind = "f16" if d_kind == "f16" else d_kind
 
     def run(g: Group) -> None:
-        warps = np.unique(g.threads() // 32)
+        warps = warps_of(g.threads())
         n = len(warps)
 
         def matrix(name: str, kind: str, order: Array) -> Array:
@@ -181,7 +187,7 @@ def ldmatrix(site: Site) -> Run:
     transposed = "trans" in site.match.slots
 
     def run(g: Group) -> None:
-        warps = np.unique(g.threads() // 32)
+        warps = warps_of(g.threads())
         index, threads, part = _row_places(g, at, warps, count, space)
         machine = g.batch.machine
         access.count(g, part.space, "read", index, 16, threads)
@@ -205,7 +211,7 @@ def stmatrix(site: Site) -> Run:
     transposed = "trans" in site.match.slots
 
     def run(g: Group) -> None:
-        warps = np.unique(g.threads() // 32)
+        warps = warps_of(g.threads())
         index, threads, part = _row_places(g, at, warps, count, space)
         words = _registers(g, gets, warps).transpose(0, 2, 1)
         rows = np.ascontiguousarray(words).view(np.uint16).reshape(len(warps), count, 8, 8)
@@ -229,7 +235,7 @@ def movmatrix(site: Site) -> Run:
     get, put = getter(site, site.operand("a"), "b32"), putter(site, site.operand("d"), "b32")
 
     def run(g: Group) -> None:
-        warps = np.unique(g.threads() // 32)
+        warps = warps_of(g.threads())
         words = _registers(g, [get], warps).reshape(len(warps), 32)
         rows = words.view(np.uint16).reshape(-1, 8, 8).transpose(0, 2, 1)
         moved = np.ascontiguousarray(rows).view(np.uint32).reshape(len(warps), 32, 1)

@@ -15,6 +15,7 @@ from ..memory import ALLOCATION_BITS, Arena
 from ..operands import Get, address, getter
 from ..order import async_read, async_write, bulk_agents
 from ..program import Run, Site
+from ..region import Region, span
 from ..swizzle import ALIGNMENT as SWIZZLE_ALIGNMENT
 from ..swizzle import swizzle
 from ..tensor_map import SIZE, EncodedMap, decode
@@ -23,12 +24,11 @@ from .bulk import (
     agent_of,
     deliver,
     destinations,
+    moved,
     one_by_one,
     place,
-    put_bytes,
     reduced,
     values,
-    written,
 )
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ def map_at(g: Group, at: int, thread: int) -> EncodedMap:
         raise Stop("misaligned", f"a tensor map at {at:#x}, no multiple of 64", thread)
     (part,) = places(g, "", np.array([at], np.int64), 8, np.array([thread]))
     start = int(part.index[0])
-    index = np.arange(start, start + SIZE)
     if start + SIZE > len(part.arena.bytes):
         raise Stop("out-of-bounds", "a tensor map has 128 bytes", thread)
-    written(part.arena, index, thread)
-    found = decode(part.arena.bytes[index].tobytes())
+    place = span(part.arena, start, SIZE)
+    place.check_written(thread)
+    found = decode(place.read().tobytes())
     if found is None:
         raise Stop("uninitialised", f"no tensor map at {at:#x}", thread)
     return found
@@ -65,34 +65,39 @@ def map_at(g: Group, at: int, thread: int) -> EncodedMap:
 class Box:
     """One box of a tensor: where its elements lie in global and in shared memory."""
 
-    def __init__(self, g: Group, tensor: EncodedMap, start: tuple[int, ...], thread: int) -> None:
+    def __init__(
+        self, g: Group, tensor: EncodedMap, start: tuple[int, ...], thread: int, *,
+        combines: bool = False,
+    ) -> None:  # fmt: skip
         if len(start) != tensor.rank:
             raise Stop("out-of-bounds", f"{len(start)} coordinates of a map with {tensor.rank} "
                        "dimensions", thread)  # fmt: skip
+        if not combines:
+            tensor, start = tensor.widest(start)
         self.tensor, self.thread = tensor, thread
         offset, self.inside = tensor.elements(start)
+        arena, base = _global_arena(g, tensor.address, thread)
+        index = base + offset[self.inside]
         size = tensor.dtype.itemsize
-        each = np.arange(size)
-        self.arena, base = _global_arena(g, tensor.address, thread)
-        self.index: Array = ((base + offset[self.inside])[:, None] + each).reshape(-1)
-        """The bytes of the elements inside the array, in the order of the box."""
-        if self.index.size and (self.index.min() < 0 or self.index.max() >= self.arena.limit):
+        if index.size and (index.min() < 0 or index.max() + size > arena.limit):
             raise Stop("out-of-bounds", "a tensor map describes more than its allocation", thread)
+        self.outside = Region(arena, index, size)
+        """The elements that lie in the array, in global memory, in the order of the box."""
 
-    def shared(self, g: Group, at: int) -> tuple[Arena, Array]:
-        """The bytes of the box at a shared address, `[elements][size]`.
+    def shared(self, g: Group, at: int) -> Region:
+        """All elements of the box at a shared address.
 
         Raises: Stop where the address is not aligned as the swizzle needs, or out of bounds.
         """
-        tensor = self.tensor
+        tensor, unit = self.tensor, self.tensor.dtype.itemsize
         part = place(g, "shared", at, tensor.box_bytes, self.thread, SWIZZLE_ALIGNMENT[0])
-        start = int(part.index[0])
-        block = start // part.arena.stride * part.arena.stride
-        within = start - block + np.arange(tensor.box_bytes)
-        within = swizzle(within, tensor.swizzle)
-        if int(within.max()) >= part.arena.limit:
+        start, stride = int(part.index[0]), part.arena.stride
+        block = start // stride * stride
+        within = swizzle(np.arange(start - block, start - block + tensor.box_bytes, unit),
+                         tensor.swizzle)  # fmt: skip
+        if int(within.max()) + unit > part.arena.limit:
             raise Stop("out-of-bounds", "a box ends beyond shared memory", self.thread)
-        return part.arena, (block + within).reshape(-1, tensor.dtype.itemsize)
+        return Region(part.arena, block + within, unit)
 
 
 def _global_arena(g: Group, at: int, thread: int) -> tuple[Arena, int]:
@@ -126,16 +131,19 @@ def _load(site: Site, multicast: bool) -> Run:
 
 def _load_box(g: Group, box: Box, at: int, bar: int) -> None:
     thread, tensor = box.thread, box.tensor
-    written(box.arena, box.index, thread)
+    box.outside.check_written(thread)
     agent = agent_of(g, bar, thread)
-    async_read(g.batch, (thread,), box.arena, box.index, agent)
-    arena, index = box.shared(g, at)
-    data = np.empty(index.shape, np.uint8)
-    data[:] = tensor.fill_bytes
-    data[box.inside] = box.arena.bytes[box.index].reshape(-1, tensor.dtype.itemsize)
-    async_write(g.batch, (thread,), arena, index.reshape(-1), agent)
-    put_bytes(arena, index, data, thread)
-    g.batch.machine.progress += 1
+    async_read(g.batch, (thread,), box.outside, agent)
+    target = box.shared(g, at)
+    data = box.outside.read()
+    if len(data) < target.index.size:
+        whole = np.empty(target.index.size, data.dtype)
+        whole[:] = tensor.fill.view(data.dtype)
+        whole[box.inside] = data
+        data = whole
+    async_write(g.batch, (thread,), target, agent)
+    target.write(data, thread)
+    moved(g.batch, box.outside, target)
     deliver(g, bar, thread, tensor.box_bytes, agent)
 
 
@@ -156,8 +164,15 @@ def _store(site: Site, op: str) -> Run:
     def run(g: Group) -> None:
         map_, from_ = tensor(g), source(g)
         coordinates = [values(get, g) for get in gets]
+        done: set[tuple[int, ...]] = set()
         for i, thread in one_by_one(g):
-            box = Box(g, map_at(g, int(map_[i]), thread), _start(coordinates, i), thread)
+            start = _start(coordinates, i)
+            same = (thread // 32, int(map_[i]), int(from_[i]), *start)
+            if same in done and not op:  # a warp stores the same box once: CUTLASS elects no lane
+                bulk_agents(g.batch, thread)
+                continue
+            done.add(same)
+            box = Box(g, map_at(g, int(map_[i]), thread), start, thread, combines=bool(op))
             _store_box(g, box, int(from_[i]), op)
 
     return run
@@ -166,18 +181,18 @@ def _store(site: Site, op: str) -> Run:
 def _store_box(g: Group, box: Box, at: int, op: str) -> None:
     thread, batch = box.thread, g.batch
     reader, writer = bulk_agents(batch, thread)
-    arena, index = box.shared(g, at)
+    whole = box.shared(g, at)
     # what lies outside the array is not read either: it need not have been written
-    source = index[box.inside].reshape(-1)
-    written(arena, source, thread)
-    async_read(batch, (thread,), arena, source, reader)
-    data = arena.bytes[source]
+    source = Region(whole.arena, whole.index[box.inside], whole.unit)
+    source.check_written(thread)
+    async_read(batch, (thread,), source, reader)
+    data = source.read()
     if op:
-        written(box.arena, box.index, thread)
-        data = reduced(op, box.arena.bytes[box.index], data, box.tensor.dtype)
-    async_write(batch, (thread,), box.arena, box.index, writer, atomic=bool(op))
-    put_bytes(box.arena, box.index, data, thread)
-    batch.machine.progress += 1
+        box.outside.check_written(thread)
+        data = reduced(op, box.outside.read(), data, box.tensor.dtype)
+    async_write(batch, (thread,), box.outside, writer, atomic=bool(op))
+    box.outside.write(data, thread)
+    moved(batch, source, box.outside, bool(op))
 
 
 @effect("bulk.tensor_store")

@@ -11,9 +11,10 @@ from ..access import places
 from ..errors import Stop
 from ..operands import address, getter
 from ..program import Run, Site
+from ..region import Region, span
 from ..tensor_map import SIZE, replace
 from . import effect
-from .bulk import one_by_one, put_bytes, values
+from .bulk import one_by_one, values
 
 if TYPE_CHECKING:
     from ..machine import Group
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-def _bytes(g: Group, space: str, at: int, thread: int) -> tuple[Any, Array]:
+def _map_bytes(g: Group, space: str, at: int, thread: int) -> Region:
     (part,) = places(g, space, np.array([at], np.int64), 8, np.array([thread]))
     start = int(part.index[0])
     if start + SIZE > part.arena.bytes.size:
         raise Stop("out-of-bounds", "a tensor map has 128 bytes", thread)
-    return part.arena, np.arange(start, start + SIZE)
+    return span(part.arena, start, SIZE)
 
 
 @effect("bulk.replace_field")
@@ -42,9 +43,9 @@ def _replace(site: Site) -> Run:
         at, new = where(g), values(value, g)
         which = values(ordinal, g) if ordinal is not None else np.zeros(g.n, np.uint32)
         for i, thread in one_by_one(g):
-            arena, index = _bytes(g, space, int(at[i]), thread)
-            changed = replace(arena.bytes[index].tobytes(), field, int(which[i]), int(new[i]))
-            put_bytes(arena, index, np.frombuffer(changed, np.uint8), thread)
+            place = _map_bytes(g, space, int(at[i]), thread)
+            changed = replace(place.read().tobytes(), field, int(which[i]), int(new[i]))
+            place.write(np.frombuffer(changed, np.uint8), thread)
 
     return run
 
@@ -59,9 +60,8 @@ def _publish(site: Site) -> Run:
         for i, thread in one_by_one(g):
             if i and int(to_[i]) == int(to_[i - 1]):
                 continue
-            arena, index = _bytes(g, "shared", int(from_[i]), thread)
-            target, place = _bytes(g, "global", int(to_[i]), thread)
-            put_bytes(target, place, arena.bytes[index], thread)
+            place = _map_bytes(g, "shared", int(from_[i]), thread)
+            _map_bytes(g, "global", int(to_[i]), thread).write(place.read(), thread)
 
     return run
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..operands import getter, putter, result_parts
+from ..arrays import warps_of
+from ..operands import Get, getter, putter, result_parts
 from ..program import Run, Site
 from ..values import DTYPES
 from . import effect
@@ -40,6 +42,24 @@ def _masked(site: Site, g: Group, mask: Any) -> Array:
     return _full(g, (lanes & np.uint32(1)).astype(np.bool_), False)
 
 
+def _each_mask(mask: Get, run: Run) -> Run:
+    """Runs for the threads of each mask on their own: a warp may be several groups of lanes."""
+
+    def split(g: Group) -> None:
+        masks = mask(g)
+        if not getattr(masks, "ndim", 0) or bool((masks == masks[0]).all()):
+            run(g)
+            return
+        sel, n = g.sel, g.n
+        for each in np.unique(masks):
+            held = masks == each
+            g.narrow(held, int(np.count_nonzero(held)))
+            run(g)
+            g.sel, g.n = sel, n
+
+    return split
+
+
 def pack_bits(rows: Array) -> Array:
     """A word of each warp from 32 flags."""
     return np.packbits(rows, axis=1, bitorder="little").view(np.uint32)[:, 0]
@@ -62,7 +82,7 @@ def vote(site: Site) -> Run:
         result = {"any": some, "all": every}.get(op, every | ~some)
         put(g, _spread(g, np.asarray(result)))
 
-    return run
+    return _each_mask(mask, run)
 
 
 @effect("warp.shfl")
@@ -76,30 +96,39 @@ def shfl(site: Site) -> Run:
 
     def run(g: Group) -> None:
         threads = g.threads()
-        lane = threads % 32
-        bval = np.asarray(b(g)).astype(np.int64) & 31
-        cval = np.asarray(c(g)).astype(np.int64)
-        clamp, segment = cval & 31, (cval >> 8) & 31
-        high = (lane & segment) | (clamp & ~segment)
-        low = lane & segment
-        if mode == "up":
-            source = lane - bval
-            inside = source >= high
-        elif mode == "down":
-            source = lane + bval
-            inside = source <= high
-        elif mode == "bfly":
-            source = lane ^ bval
-            inside = source <= high
+        lane = threads & 31
+        bval, cval = np.asarray(b(g)), np.asarray(c(g))
+        if bval.ndim or cval.ndim:
+            source, inside = _sources(mode, lane, bval, cval)
         else:
-            source = low | (bval & ~segment)
-            inside = source <= high
-        source = np.where(inside, source, lane)
+            lanes, within = _source_table(mode, int(bval), int(cval))
+            source, inside = lanes[lane], within[lane]
         values = _full(g, a(g)).reshape(-1)
         put(g, values[threads - lane + source])
         also(g, inside)
 
     return run
+
+
+def _sources(mode: str, lane: Array, b: Array, c: Array) -> tuple[Array, Array]:
+    """The lane that each lane reads, and whether that is within its segment."""
+    bval, cval = b.astype(np.int64) & 31, c.astype(np.int64)
+    clamp, segment = cval & 31, (cval >> 8) & 31
+    high = (lane & segment) | (clamp & ~segment)
+    low = lane & segment
+    source: Array = {
+        "up": lambda: lane - bval,
+        "down": lambda: lane + bval,
+        "bfly": lambda: lane ^ bval,
+        "idx": lambda: low | (bval & ~segment),
+    }[mode]()
+    inside = source >= high if mode == "up" else source <= high
+    return np.where(inside, source, lane), np.broadcast_to(inside, lane.shape)
+
+
+@lru_cache(maxsize=512)
+def _source_table(mode: str, b: int, c: int) -> tuple[Array, Array]:
+    return _sources(mode, np.arange(32), np.asarray(b), np.asarray(c))
 
 
 @effect("warp.match_any")
@@ -116,7 +145,7 @@ def match_any(site: Site) -> Run:
             result[:, lane] = pack_bits(same)
         put(g, g.of(result.reshape(-1)).copy())
 
-    return run
+    return _each_mask(mask, run)
 
 
 @effect("warp.match_all")
@@ -133,7 +162,7 @@ def match_all(site: Site) -> Run:
         put(g, _spread(g, np.where(same, pack_bits(part), 0).astype(np.uint32)))
         also(g, _spread(g, same))
 
-    return run
+    return _each_mask(mask, run)
 
 
 @effect("warp.redux")
@@ -155,7 +184,7 @@ def redux(site: Site) -> Run:
         rows = np.where(part, _full(g, a(g)), dtype.type(neutral))
         put(g, _spread(g, function.reduce(rows, axis=1, dtype=dtype)))
 
-    return run
+    return _each_mask(mask, run)
 
 
 @effect("warp.activemask")
@@ -175,9 +204,9 @@ def elect(site: Site) -> Run:
         put(g, chosen.astype(np.uint32))
         also(g, chosen == g.threads() % 32)
 
-    return run
+    return _each_mask(mask, run)
 
 
 def whole_warps(batch: Batch, g: Group) -> Array:
     """The warps of a group, all of whose lanes that exist are in it."""
-    return np.unique(g.threads() // 32)
+    return warps_of(g.threads())

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from stagefuse.compiler.ptx import syntax as s
 
 from ..errors import Stop
-from ..matrix_descriptor import MatrixDescriptor
+from ..matrix_descriptor import operand_addresses
 from ..operands import elements, getter
 from ..order import acquire, async_read, product_agent
 from ..program import Code, Control, Run, Site, Step, slot_of
-from ..warpgroup_product import accumulate, bytes_of, decode, operand_from_registers
+from ..region import Region, count
+from ..warpgroup_product import accumulate, decode, operand_from_registers
 from ..warpgroups import THREADS, Warpgroups
 from . import control
 
@@ -173,22 +174,18 @@ def _operand(
     type_: str, flip: int,
 ) -> NDArray[np.float64]:  # fmt: skip
     """A matrix `[rows][K]` that a descriptor finds in the block's shared memory."""
-    matrix = MatrixDescriptor.decode(bits)
-    size = bytes_of(type_)
-    at = matrix.mn_major(rows) if flip else matrix.k_major(rows)
+    unit = 2 if flip else 8
+    at = operand_addresses(bits, rows, bool(flip))
     arena, thread = g.batch.shared, int(threads[0])
-    if int(at.max()) + (size if flip else 1) > arena.limit:
-        raise Stop("out-of-bounds", f"an operand ends at byte {int(at.max()) + 1} of shared memory "
-                   f"with {arena.limit}", thread)  # fmt: skip
-    index = at + block * arena.stride
-    if flip:
-        index = (index[..., None] + np.arange(size)).reshape(rows, -1)
-    if arena.valid is not None and not arena.valid[index].all():
-        raise Stop("uninitialised", "an operand in shared memory has bytes that nothing wrote",
-                   thread)  # fmt: skip
+    if int(at.max()) + unit > arena.limit:
+        raise Stop("out-of-bounds", f"an operand ends at byte {int(at.max()) + unit} of shared "
+                   f"memory with {arena.limit}", thread)  # fmt: skip
+    region = Region(arena, at + block * arena.stride, unit)
+    region.check_written(thread)
     agent = product_agent(g.batch, number, int(groups.open[number]))
-    async_read(g.batch, threads[::32].tolist(), arena, index.reshape(-1), agent)
-    return decode(arena.bytes[index], type_)
+    async_read(g.batch, threads[::32].tolist(), region, agent)
+    count(g.batch.machine, "shared", "read", region.size)
+    return decode(region.read().view(np.uint8), type_)
 
 
 def watched(code: Code) -> frozenset[str]:

@@ -43,16 +43,16 @@ def _conv(n: Node) -> Written:
 
 
 def _layer(n: Node, window: Window, groups: int) -> str | None:
-    """`nn.conv2d(x, w.stem, ...)` where the weights are named as a layer's and it is a plain one."""
+    """`nn.conv2d(x, w.stem, ...)` where it is plain and its weights are named as a layer's."""
     name = {1: "conv1d", 2: "conv2d"}.get(window.rank)
     scope = n.layer(n.val(1), n.maybe(2))
-    options = {"stride": window.strides, "padding": tuple(a for p in window.pads for a in p),
-               "dilation": window.dilations}  # fmt: skip
+    options = {"stride": window.strides, "dilation": window.dilations,
+               "padding": tuple(a.as_int() for p in window.pads for a in p)}  # fmt: skip
     if name is None or scope is None or any(len(set(o)) > 1 for o in options.values()):
         return None
-    if options["padding"][0].as_int() is None:  # type: ignore[union-attr]
+    if None in options["padding"]:
         return None
-    plain = {"stride": 1, "padding": as_expr(0), "dilation": 1}
+    plain = {"stride": 1, "padding": 0, "dilation": 1}
     more = [f"{k}={o[0]}" for k, o in options.items() if o[0] != plain[k]]
     more += [f"groups={groups}"] if groups != 1 else []
     return f"nn.{name}({', '.join([n.x(0), scope, *more])})"

@@ -36,8 +36,6 @@ def _constant_of_shape(n: Node) -> str:
     dtype = dtype_of(1 if value is None else _number(value.dtype))
     shape = n.sizes(0, "shape")
     text = literal(number)
-    if text is None:
-        raise Refused("a tensor of NaN", attribute="value")
     return f"full({listed(shape)}, {text}, {dtype})"
 
 
@@ -71,11 +69,11 @@ def _range(n: Node) -> str:
 
 
 def _size(value: object) -> Expr | int:
-    return value if isinstance(value, Expr) else int(value)  # type: ignore[call-overload, no-any-return]
+    return value if isinstance(value, Expr) else int(value)  # type: ignore[call-overload]
 
 
 def _text(value: object) -> str:
-    return size_text(value) if isinstance(value, Expr) else literal(value) or "0"
+    return size_text(value) if isinstance(value, Expr) else literal(value)
 
 
 @op("OneHot")

@@ -18,7 +18,7 @@ def _gather(n: Node) -> str:
     value, ids = n.val(0), n.val(1)
     axis = n.attr("axis", 0) % value.rank
     if ids.known is not None and not ids.known.shape:
-        at = size_text(ids.known[()])
+        at = size_text(ids.known.item())
     else:
         at = n.bound(ids, "ids")
     return f"{n.bound(value)}[{subscript(value.rank, **{f'a{axis}': at})}]"

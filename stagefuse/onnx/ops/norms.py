@@ -51,6 +51,10 @@ def _layer_norm(n: Node) -> Written:
     """Computed in f32 or wider; the mean and 1 / deviation are results too."""
     value = n.val(0)
     axis, eps = n.attr("axis", -1) % value.rank, n.attr("epsilon", 1e-5)
+    scope = n.layer(n.val(1), n.maybe(2))
+    alone = len(n.outputs) == 1 and axis == value.rank - 1 and n.val(1).rank == 1
+    if scope is not None and alone and not value.dtype.is_small_float:
+        return f"nn.layer_norm({n.x(0)}, {scope}, eps={eps!r})"
     axes = tuple(range(axis, value.rank))
     where = f"axis={axis_text(axes)}, keepdims=True"
     x = n.x(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from stagefuse.dsl.dims import as_expr
 
 from ..errors import Refused
@@ -51,9 +53,7 @@ def _with_places(n: Node, value: Val, window: Window, text: str, order: int) -> 
     spatial = value.shape[2:]
     places = []
     for k in range(window.rank):
-        inner = 1
-        for size in window.size[k + 1 :]:
-            inner *= size
+        inner = math.prod(window.size[k + 1 :])
         step = f"{tap}[{', '.join(rest)}] // {inner} % {window.size[k]}"
         start = window.pads[k][0]
         places.append(f"({window.positions[k]} * {window.strides[k]} - {start}"

@@ -33,27 +33,28 @@ class Axis:
     def sources(self, transform: str) -> np.ndarray[Any, Any]:
         """The old position, not whole, of each new one."""
         at, one = np.arange(self.new, dtype=np.float64), self.new == 1
+        whole = self.scale * self.size  # the new size before it is rounded down
         match transform:
             case "asymmetric":
                 return np.asarray(at / self.scale)
             case "align_corners":
-                return at * 0.0 if one else np.asarray(at * (self.size - 1) / (self.new - 1))
+                return at * 0.0 if one else np.asarray(at * (self.size - 1) / (whole - 1))
             case "pytorch_half_pixel" if one:
                 return at * 0.0 - 0.5
             case "half_pixel_symmetric":
-                shift = self.size / 2 * (1 - self.new / (self.scale * self.size))
+                shift = self.size / 2 * (1 - self.new / whole)
                 return np.asarray(shift + (at + 0.5) / self.scale - 0.5)
             case "tf_crop_and_resize":
                 start, end = self.roi
                 if one:
                     return np.asarray(at + 0.5 * (start + end) * (self.size - 1))
-                step = (end - start) * (self.size - 1) / (self.new - 1)
+                step = (end - start) * (self.size - 1) / (whole - 1)
                 return np.asarray(start * (self.size - 1) + at * step)
         return np.asarray((at + 0.5) / self.scale - 0.5)
 
 
 def _nearest(x: np.ndarray[Any, Any], mode: str, size: int) -> np.ndarray[Any, Any]:
-    rounding = {
+    rounding: dict[str, Any] = {
         "round_prefer_floor": lambda v: np.ceil(v - 0.5), "floor": np.floor, "ceil": np.ceil,
         "round_prefer_ceil": lambda v: np.floor(v + 0.5),
     }  # fmt: skip
@@ -89,16 +90,22 @@ def _taps(n: Node, axis: Axis, x: np.ndarray[Any, Any], mode: str) -> tuple[Any,
 
 
 @op("Resize", unread=["coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a",
-                      "exclude_outside", "antialias", "extrapolation_value"])  # fmt: skip
+                      "exclude_outside", "antialias", "extrapolation_value",
+                      "keep_aspect_ratio_policy"])  # fmt: skip
 def _resize(n: Node) -> Written:
     mode = n.one_of("mode", "nearest", *MODES)
     value = n.val(0)
     if n.opset < 11:
         transform, nearest = "asymmetric", "floor"
-        axes = _by_scales(value, list(range(value.rank)), _floats(n, 1, "scales"))
     else:
         transform = n.attr("coordinate_transformation_mode", "half_pixel")
         nearest = n.attr("nearest_mode", "round_prefer_floor")
+    factors = _factors(n, value) if mode == "nearest" and _is_copy(transform, nearest) else None
+    if factors is not None:
+        return _repeated(n, value, factors)
+    if n.opset < 11:
+        axes = _by_scales(value, list(range(value.rank)), _floats(n, 1, "scales"))
+    else:
         axes = _axes(n, value, transform)
     return _resized(n, value, axes, mode, transform, nearest)
 
@@ -119,7 +126,8 @@ def _floats(n: Node, index: int, what: str) -> list[float]:
 def _fixed(value: Val, axis: int) -> int:
     size = value.shape[axis].as_int()
     if size is None:
-        raise Refused(f"resizing axis {axis} of a size that varies", "a constant size")
+        raise Refused(f"resizing axis {axis} of a size that varies",
+                      "a constant size, or nearest by a whole factor")  # fmt: skip
     return size
 
 
@@ -164,6 +172,46 @@ def _axes(n: Node, value: Val, transform: str) -> list[Axis]:
     return [Axis(a.axis, a.size, a.new, a.scale, ends[a.axis]) for a in found]
 
 
+def _factors(n: Node, value: Val) -> dict[int, int] | None:
+    """Whole factors by axis, where sizes may vary; None where one is not whole or not known."""
+    scales, sizes = n.maybe(1 if n.opset < 11 else 2), n.maybe(3)
+    axes = [a % value.rank for a in n.attr("axes") or range(value.rank)]
+    if sizes is not None and (sizes.known is None or sizes.known.size):
+        wanted = n.sizes(3, "sizes")
+        found = {}
+        for axis, size in zip(axes, wanted, strict=True):
+            fits = [k for k in range(1, 17) if n.body.same(value.shape[axis] * k, size)]
+            if not fits:
+                return None
+            found[axis] = fits[0]
+        return found
+    if scales is None or scales.known is None or scales.known.size != len(axes):
+        return None
+    numbers = [float(s) for s in scales.known.reshape(-1)]
+    if any(s != int(s) or s < 1 for s in numbers):
+        return None
+    return {axis: int(s) for axis, s in zip(axes, numbers, strict=True)}
+
+
+def _is_copy(transform: str, nearest: str) -> bool:
+    """Whether enlarging by a whole factor repeats each element."""
+    return (transform, nearest) == ("asymmetric", "floor") or (
+        transform in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
+        and nearest.startswith("round")
+    )
+
+
+def _repeated(n: Node, value: Val, factors: dict[int, int]) -> Written:
+    """Each element as often as the factors say."""
+    names = [f"i{k}" for k in range(value.rank)]
+    times = [factors.get(k, 1) for k in range(value.rank)]
+    if all(t == 1 for t in times):
+        return value
+    at = ", ".join(m if t == 1 else f"{m} // {t}" for m, t in zip(names, times, strict=True))
+    shape = [d * t for d, t in zip(value.shape, times, strict=True)]
+    return n.define(n.hint, ranged(names, shape), f"{n.bound(value)}[{at}]")
+
+
 def _resized(
     n: Node, value: Val, axes: list[Axis], mode: str, transform: str, nearest: str
 ) -> Written:
@@ -181,7 +229,7 @@ def _resized(
         shape[axis.axis] = axis_size(axis)
         if mode == "nearest":
             ids = _nearest(x, nearest, axis.size)
-            text = _copied(n, text, axis, ids, names, shape, value.rank)
+            text = _copied(n, text, axis, ids, value.rank)
             continue
         ids, weights = _taps(n, axis, x, mode)
         place = n.x_of(n.constant(f"{n.hint}.places{axis.axis}", ids))
@@ -201,17 +249,8 @@ def axis_size(axis: Axis) -> Any:
     return as_expr(axis.new)
 
 
-def _copied(
-    n: Node, text: str, axis: Axis, ids: np.ndarray[Any, Any], names: list[str], shape: list[Any],
-    rank: int,
-) -> str:
-    """Nearest: a whole factor is a division of the index, anything else a table of positions."""
-    factor = axis.new // axis.size if axis.size else 0
-    if factor and factor * axis.size == axis.new and np.array_equal(
-        ids, np.arange(axis.new) // factor
-    ):
-        at = ", ".join(f"{m} // {factor}" if k == axis.axis else m for k, m in enumerate(names))
-        return n.define("resized", ranged(names, shape), f"{text}[{at}]").text
+def _copied(n: Node, text: str, axis: Axis, ids: np.ndarray[Any, Any], rank: int) -> str:
+    """Nearest by any factor: a table of positions."""
     place = n.x_of(n.constant(f"{n.hint}.places{axis.axis}", ids))
     return n.let("resized", f"{text}[{subscript(rank, **{f'a{axis.axis}': place})}]").text
 

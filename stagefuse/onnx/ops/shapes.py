@@ -195,7 +195,7 @@ def _filled(n: Node, value: Val, both: dict[int, tuple[Expr, Expr]]) -> str:
         fill = repr(float(n.attr("value", 0.0)))
     elif n.maybe(2) is not None:
         number = n.known(2, "constant_value").reshape(-1)
-        fill = (literal(number[0]) if number.size else None) or "0"
+        fill = literal(number[0]) if number.size else "0"
     text = n.x(0)
     widths = [both.get(k, (as_expr(0), as_expr(0))) for k in range(value.rank)]
     less = [tuple((w.as_int() or 0) < 0 for w in pair) for pair in widths]
@@ -254,7 +254,9 @@ def _space_to_depth(n: Node) -> str:
     s = n.attr("blocksize")
     high, wide = floordiv(h, s), floordiv(w, s)
     blocks = f"reshape({n.x(0)}, {listed([b, c, high, s, wide, s])})"
-    return f"reshape(transpose({blocks}, [0, 3, 5, 1, 2, 4]), {listed([b, c * s * s, high, wide])})"
+    deep_last = n.one_of("mode", "DCR", "DCR", "CRD") == "DCR"
+    order = [0, 3, 5, 1, 2, 4] if deep_last else [0, 1, 3, 5, 2, 4]
+    return f"reshape(transpose({blocks}, {order}), {listed([b, c * s * s, high, wide])})"
 
 
 @op("CenterCropPad")

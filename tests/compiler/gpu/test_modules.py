@@ -37,8 +37,9 @@ def test_kernels_assemble_for_every_arch_without_spills(tmp_path: Path) -> None:
         assert report["spill bytes"] == 0, launch.kernel
         assert 0 < report["registers"] <= 168
         assert 0 < report["occupancy"] <= 1
-        assert report["predicted"]["bound"] in ("launch", "memory", "arithmetic")
-        assert report["predicted"]["microseconds"] > 0
+        idle = report["predicted"]["bound"] == "nothing to do"
+        assert idle or report["predicted"]["bound"] in ("launch", "memory", "arithmetic")
+        assert idle == (report["predicted"]["microseconds"] == 0)
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:

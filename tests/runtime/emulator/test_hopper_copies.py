@@ -12,8 +12,11 @@ from .fixtures import Array, close, fault, launch
 def test_bulk_copies_through_two_buffers(rng: np.random.Generator) -> None:
     x = rng.uniform(-1, 1, 256 * 5).astype(np.float32)
     y = np.zeros_like(x)
-    launch("tma", "bulk_double", np.int32(x.size), x, y, grid=1, block=64)
+    record = launch("tma", "bulk_double", np.int32(x.size), x, y, grid=1, block=64)
     assert np.array_equal(y, 2 * x)
+    assert record.bytes["global", "read"] == record.bytes["global", "written"] == x.nbytes
+    # each byte comes in, is read and written by a thread, and goes out
+    assert record.bytes["shared", "read"] == record.bytes["shared", "written"] == 2 * x.nbytes
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,7 @@ def test_bulk_copies_through_two_buffers(rng: np.random.Generator) -> None:
         ("EARLY_WRITE", ("race",)),
         ("MISALIGNED", ("misaligned",)),
         ("PENDING", ("race",)),
+        ("EARLY_USE", ("race", "uninitialised")),
     ],
 )
 def test_bulk_copies_with_a_bug(variant: str, kinds: tuple[str, ...]) -> None:

@@ -292,3 +292,21 @@ def test_the_record() -> None:
     assert record.bank_conflicts == 2 * 31  # all lanes in one bank
     assert record.lines[line_of(text, "shl.b32")] == 64
     assert record.total == sum(record.instructions.values())
+
+
+def test_kernels_of_a_module_do_not_share_their_memory() -> None:
+    """Shared arrays of other kernels take no room, and names are looked for when loading."""
+    one = kernel("st.shared.u32 [s], %r0; ld.shared.u32 %r4, [s+4096];", 1,
+                 shared=".shared .align 4 .b32 s[1024];")  # fmt: skip
+    many = "".join(
+        one[one.index(".visible") :].replace("entry k(", f"entry k{i}(") for i in range(100)
+    )
+    module = emulator.load(one + many)
+    for name in ("k", "k99"):
+        with pytest.raises(emulator.Fault) as caught:
+            module.launch(name, grid=1, block=1, args=[words(1)])
+        assert caught.value.kind == "out-of-bounds"
+    with pytest.raises(PtxError, match="`missing` is not declared"):
+        emulator.load(kernel("ld.shared.u32 %r4, [missing];"))
+    with pytest.raises(PtxError, match="`NOWHERE` is not declared"):
+        emulator.load(kernel("bra NOWHERE;"))

@@ -171,3 +171,12 @@ def test_async_copies(rng: np.random.Generator) -> None:
     with pytest.raises(Exception) as caught:
         launch("tile.EARLY_READ", "stencil_async", *args, grid=1, block=128)
     assert caught.value.kind in ("race", "uninitialised")  # type: ignore[attr-defined]
+
+
+def test_tiles_vote_each_for_themselves() -> None:
+    """Four quarters of a warp vote in one instruction, each with its own mask."""
+    x = np.zeros(32, np.int32)
+    x[:8] = 60
+    y = np.zeros((32, 4), np.int32)
+    launch("reduce", "tiles", x, y, grid=1, block=32)
+    assert (y[:, 3] & 1).tolist() == [1] * 8 + [0] * 24

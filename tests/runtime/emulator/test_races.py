@@ -240,3 +240,43 @@ def test_a_message_names_both_sides() -> None:
 
 def test_the_search_can_be_left_out() -> None:
     run(kernel("st.global.u32 [%d0], %r1;"), words(1), grid=2, block=1, races=False)
+
+
+HANDED = """
+        setp.ne.u32 %p0, %r1, 0;
+        @%p0 bra READER;
+        st.global.u32 [%d0+4], 5;
+        st.release.gpu.global.u32 [%d0], 1;
+        ret;
+    READER:
+        ld.acquire.gpu.global.u32 %r4, [%d0];
+        setp.eq.u32 %p2, %r4, 0;
+        @%p2 bra READER;
+        ld.global.u32 %r5, [%d0+4];"""
+
+
+def test_scopes_that_are_too_small() -> None:
+    """What is released for the block, or acquired so, hands nothing over to another block."""
+    run(kernel(HANDED), words(2), grid=2, block=1)
+    for planted in (("release.gpu", "release.cta"), ("acquire.gpu", "acquire.cta")):
+        assert fault(kernel(HANDED.replace(*planted)), words(2), grid=2, block=1).kind == "race"
+    fences = HANDED.replace("st.release.gpu", "fence.acq_rel.gpu; st.relaxed.gpu").replace(
+        "ld.acquire.gpu.global.u32 %r4, [%d0];",
+        "ld.relaxed.gpu.global.u32 %r4, [%d0]; fence.acq_rel.gpu;",
+    )
+    run(kernel(fences), words(2), grid=2, block=1)
+    narrow = fences.replace("fence.acq_rel.gpu", "fence.acq_rel.cta", 1)
+    assert fault(kernel(narrow), words(2), grid=2, block=1).kind == "race"
+    counter = "atom.cta.global.add.u32 %r4, [%d0], 1;"
+    assert fault(kernel(counter), words(1), grid=2, block=32).kind == "race"
+    run(kernel(counter), words(1), grid=1, block=64)
+    run(kernel(counter.replace("cta", "gpu")), words(1), grid=2, block=32)
+
+
+def test_the_scope_of_a_block_is_enough_inside_it() -> None:
+    body = HANDED.replace("%r1, 0", "%r3, 32").replace("setp.ne", "setp.ge").replace(".gpu", ".cta")
+    body = "setp.eq.u32 %p5, %r0, 0; setp.eq.u32 %p6, %r0, 32; or.pred %p7, %p5, %p6;\n" + (
+        "@!%p7 ret;\n" + body)  # fmt: skip
+    run(kernel(body), words(2), block=64)
+    assert fault(kernel(body.replace("st.release.cta", "st.relaxed.cta")), words(2),
+                 block=64).kind == "race"  # fmt: skip

@@ -146,3 +146,27 @@ def test_persistent_matmul_that_makes_its_tensor_maps(rng: np.random.Generator) 
     wide = a.astype(np.float64), b.astype(np.float64).T
     expected = wide[0] @ wide[1]
     close(c, expected, product_error(*wide) + 2.0**-11 * np.abs(expected))
+
+
+def test_matmul_over_a_cluster(rng: np.random.Generator) -> None:
+    m, n, k = 128, 128, 160
+    a, b = (rng.uniform(-1, 1, s).astype(BF16) for s in ((m, k), (k, n)))
+    c = np.zeros((m, n), np.float32)
+    args = (a, b, c, *np.int32([m, n, k, k, n, n]), *SCRATCH)
+    sizes = {"grid": 2, "block": 128, "cluster": 2, "shared_bytes": 4 * 24576}
+    launch("triton.matmul_cluster.sm_90a", "matmul", *args, **sizes)
+    wide = a.astype(np.float64), b.astype(np.float64)
+    close(c, wide[0] @ wide[1], product_error(*wide))
+
+
+def test_attention_of_specialised_warps(rng: np.random.Generator) -> None:
+    length = 256
+    q, k, v = (rng.uniform(-1, 1, (length, 64)).astype(np.float16) for _ in range(3))
+    o = np.zeros_like(q)
+    scale = np.float32(0.125 * np.log2(np.e))
+    args = (q, k, v, o, np.int32(length), scale, np.zeros((2, 640), np.uint8), np.uint64(0))
+    sizes = {"grid": 2, "block": 384, "shared_bytes": 66040}
+    launch("triton.attention_specialised.sm_90a", "attention_specialised", *args, **sizes)
+    wide = [x.astype(np.float64) for x in (q, k, v)]
+    p = np.exp2(wide[0] @ wide[1].T * scale)
+    close(o, p / p.sum(1, keepdims=True) @ wide[2], 3 * 2.0**-11)

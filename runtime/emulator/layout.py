@@ -1,0 +1,64 @@
+"""What a kernel has: the functions that it may call, and where its variables lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .program import Code, Granules, aligned, alignment, byte_size
+
+if TYPE_CHECKING:
+    from .program import Program
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The memory of a kernel: offsets of shared variables, where dynamic shared memory begins,
+    and the bytes of local memory that a thread may need."""
+
+    codes: tuple[Code, ...]
+    shared: dict[str, int]
+    dynamic_offset: int
+    local_bytes: int
+    granules: Granules
+
+
+def lay_out(program: Program, entry: Code) -> Layout:
+    """The layout of a kernel: only what it, and what it calls, names takes part."""
+    codes = _reached(program, entry)
+    places = [place for code in codes for place in code.shared]
+    named = {name for code in codes for name in code.mentions}
+    module = program.globals.places
+    places += [p for name, p in module.items() if p.space == "shared" and name in named]
+    offset, found = 0, dict[str, int]()
+    for place in places:
+        offset = aligned(offset, alignment(place.variable))
+        found[place.key] = offset
+        offset += byte_size(place.variable)
+    local = sum(aligned(code.local_bytes, 16) for code in codes)
+    granules = entry.granules
+    for code in codes:
+        granules = granules.joined(code.granules)
+    dynamic = aligned(offset, _dynamic_alignment(program, codes, named))
+    return Layout(codes, found, dynamic, local, granules)
+
+
+def _dynamic_alignment(program: Program, codes: tuple[Code, ...], named: set[str]) -> int:
+    dynamic = [p for name, p in program.globals.places.items() if name in named]
+    dynamic += [place for code in codes for place in code.dynamic]
+    return max([16, *(alignment(p.variable) for p in dynamic if p.space == "dynamic")])
+
+
+def _reached(program: Program, entry: Code) -> tuple[Code, ...]:
+    """The entry and all functions that it may call, directly or through pointers."""
+    found: dict[str, Code] = {}
+    left = [entry]
+    while left:
+        code = left.pop()
+        if code.name in found:
+            continue
+        found[code.name] = code
+        left += [program.codes[name] for name in sorted(code.mentions & set(program.codes))]
+        if code.calls_pointers:
+            left += [c for c in program.codes.values() if not c.function.is_entry]
+    return tuple(found.values())

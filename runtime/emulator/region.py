@@ -1,0 +1,74 @@
+"""Places in memory that asynchronous work reads or writes at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Stop
+from .memory import Arena
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Region:
+    """Units of `unit` bytes (1, 2, 4 or 8) of an arena, at byte positions that are multiples."""
+
+    arena: Arena
+    index: Array
+    unit: int
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.index.size * self.unit
+
+    def read(self) -> Array:
+        """Its units as unsigned integers, in its order and shape."""
+        found: Array = self.arena.view(np.dtype(f"u{self.unit}"))[self.index // self.unit]
+        return found
+
+    def write(self, values: Array, thread: int) -> None:
+        """Writes its units.
+
+        Raises: Stop where they may not be written.
+        """
+        if self.arena.constant:
+            raise Stop("out-of-bounds", f"{self.arena.name} cannot be written", thread)
+        self.arena.store(self.index, values.view(f"u{self.unit}"))
+
+    def check_written(self, thread: int) -> None:
+        """Raises: Stop where nothing wrote some of its bytes."""
+        missing = self.arena.unwritten(self.index, self.unit)
+        if missing is not None:
+            at = int(self.index.reshape(-1)[int(np.argmax(missing))])
+            within = at % self.arena.stride if self.arena.stride else at
+            raise Stop("uninitialised", f"nothing wrote offset {within} of {self.arena.name}",
+                       thread)  # fmt: skip
+
+    def granules(self, granule: int) -> Array:
+        """The numbers of the granules that it touches; some may come more than once."""
+        first: Array = self.index.reshape(-1) // granule
+        if self.unit <= granule:
+            return first
+        steps = np.arange(self.unit // granule)
+        spread: Array = (first[:, None] + steps).reshape(-1)
+        return spread
+
+
+def count(machine: Machine, space: str, what: str, size: int) -> None:
+    """Adds to the bytes that a launch moved, by space and by `read`, `written` or `atomic`."""
+    machine.traffic[space, what] = machine.traffic.get((space, what), 0) + size
+
+
+def span(arena: Arena, start: int, size: int) -> Region:
+    """Bytes one after the other, in units as large as they can be."""
+    unit = next(u for u in (8, 4, 2, 1) if start % u == 0 and size % u == 0)
+    return Region(arena, np.arange(start, start + size, unit), unit)

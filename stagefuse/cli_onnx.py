@@ -1,0 +1,79 @@
+"""`stagefuse import`: an ONNX model becomes a `.pipe` source with its weights beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_shared import FILE, JSON, pairs, reported, show_json, working
+
+
+@click.command("import")
+@FILE
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+    help="The .pipe file to write.",
+)
+@click.option(
+    "--fix", "fixed", multiple=True, metavar="INPUT=VALUE",
+    help="Give an input of the model a value for good: numbers with commas, or a .npy file.",
+)
+@click.option(
+    "--size", "sizes", multiple=True, metavar="NAME=RANGE",
+    help="Give a size of the model a range, such as sequence=1..=512 or height=32..=1024/32 "
+    "(its multiples of 32), or one value.",
+)
+@JSON
+def import_command(
+    file: Path, output: Path | None, fixed: tuple[str, ...], sizes: tuple[str, ...], as_json: bool
+) -> None:
+    """Import FILE (.onnx) as a .pipe source, with its weights in a .safetensors beside it.
+
+    Without --output both go to the current folder, called like the model.
+    """
+    with reported(as_json), working(f"importing {file}"):
+        from .onnx.importing import file_stem, import_to
+
+        target = output or Path(f"{file_stem(file.stem)}.pipe")
+        import_to(file, target, fixed=fixed_values(fixed), sizes=size_ranges(sizes))
+    weights = target.with_suffix(".safetensors")
+    written = [str(path) for path in (target, weights) if path.is_file()]
+    if as_json:
+        return show_json(output=str(target), files=written)
+    click.echo("\n".join(written))
+
+
+def size_ranges(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Least and greatest value, and step, by the name of a size."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, text in pairs(options, "--size").items():
+        ends, _, step = text.partition("/")
+        low, _, high = ends.partition("..")
+        numbers = (low, high.removeprefix("=") or low, step or "1")
+        if not all(number.isdigit() for number in numbers):
+            raise click.UsageError(f"--size {name} takes a number or a range, not {text!r}")
+        found[name] = tuple(map(int, numbers))
+    return found
+
+
+def fixed_values(options: Sequence[str]) -> dict[str, Any]:
+    """Arrays by input name: of a .npy file, or integers or numbers with commas."""
+    import numpy as np
+
+    found: dict[str, Any] = {}
+    for name, text in pairs(options, "--fix").items():
+        try:
+            if text.endswith(".npy"):
+                found[name] = np.load(text, allow_pickle=False)
+                continue
+            parts = text.strip("[]").split(",")
+            whole = all(p.strip().lstrip("-").isdigit() for p in parts)
+            array = np.array([int(p) if whole else float(p) for p in parts],
+                             np.int64 if whole else np.float32)  # fmt: skip
+            found[name] = array if "[" in text or "," in text else array[0]
+        except (OSError, ValueError, EOFError) as error:
+            raise click.UsageError(f"--fix {name}: {text!r} is no array: {error}") from error
+    return found

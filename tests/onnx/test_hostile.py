@@ -1,0 +1,151 @@
+"""Damaged and hostile models give an error in words, read nothing outside, and never hang."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+import stagefuse as sf
+from stagefuse.onnx import OnnxError, import_model
+
+from . import models
+from .models import F32, node
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(OnnxError) as caught:
+        sf.import_onnx(path, path.parent / "out")
+    assert not (path.parent / "out").exists(), "nothing is written"
+    return str(caught.value)
+
+
+def test_every_truncation_is_refused_or_a_whole_model(tmp_path: Path) -> None:
+    whole = models.mlp(np.random.default_rng(1)).SerializeToString()
+    path = tmp_path / "cut.onnx"
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        refused(path)
+
+
+def test_random_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    rng = np.random.default_rng(seed)
+    whole = np.frombuffer(models.residual(rng).SerializeToString(), np.uint8)
+    path = tmp_path / "damaged.onnx"
+    for _ in range(60):
+        damaged = whole.copy()
+        at = rng.integers(0, len(whole), 6)
+        damaged[at] = rng.integers(0, 256, 6)
+        path.write_bytes(damaged.tobytes())
+        try:
+            sf.import_onnx(path, tmp_path / "out")
+        except OnnxError:
+            pass
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {type(error).__name__}") from error
+
+
+def external(tmp_path: Path, location: str, **entries: str) -> Path:
+    tensor = TensorProto(name="weight", data_type=F32, dims=[4],
+                         data_location=TensorProto.EXTERNAL)  # fmt: skip
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=value)
+    made = models.model([node("Add", ["x", "weight"], ["y"])], {"x": (F32, [4])}, ["y"])
+    made.graph.initializer.append(tensor)
+    folder = tmp_path / "model"
+    folder.mkdir(exist_ok=True)
+    (folder / "inside.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    (tmp_path / "secret.bin").write_bytes(bytes(16))
+    (folder / "m.onnx").write_bytes(made.SerializeToString())
+    return folder / "m.onnx"
+
+
+def test_external_data_are_read_from_the_model_s_folder(tmp_path: Path) -> None:
+    path = sf.import_onnx(external(tmp_path, "inside.bin"), tmp_path / "out")
+    y = sf.compile(path)(x=np.ones(4, np.float32))
+    np.testing.assert_array_equal(y, [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "a/../../secret.bin", "",
+                                      "..\\secret.bin", "inside.bin\0", "."])  # fmt: skip
+def test_external_data_outside_the_folder_are_refused(tmp_path: Path, location: str) -> None:
+    text = refused(external(tmp_path, location))
+    assert "outside the model's folder" in text or "there is no file" in text
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    path = external(tmp_path, "link.bin")
+    os.symlink(tmp_path / "secret.bin", path.parent / "link.bin")
+    assert "outside the model's folder" in refused(path)
+
+
+@pytest.mark.parametrize("entries", [{"offset": "4"}, {"length": "1000"}, {"offset": "-8"},
+                                     {"offset": "much"}, {"length": "99999999999999999999"}])
+def test_external_data_beyond_their_file_are_refused(
+    tmp_path: Path, entries: dict[str, str]
+) -> None:
+    assert "weight" in refused(external(tmp_path, "inside.bin", **entries))
+
+
+def test_huge_and_negative_dims_are_refused_before_any_memory_is_taken() -> None:
+    for dims in ([1 << 40, 1 << 40], [-1], [1 << 62], [1] * 100):
+        made = models.model([node("Add", ["x", "big"], ["y"])], {"x": (F32, [4])}, ["y"])
+        made.graph.initializer.append(TensorProto(name="big", data_type=F32, dims=dims))
+        with pytest.raises(OnnxError, match="big"):
+            import_model(made)
+
+
+def test_a_huge_constant_is_not_made_while_importing() -> None:
+    made = models.model(
+        [node("ConstantOfShape", ["shape"], ["zeros"]), node("ReduceSum", ["zeros"], ["y"])],
+        {"x": (F32, [4])}, ["y"], {"shape": np.array([1 << 20, 1 << 20], np.int64)},
+    )  # fmt: skip
+    assert "full([1048576, 1048576], 0.0, f32)" in import_model(made).text
+
+
+def test_nodes_in_a_circle_are_refused() -> None:
+    made = models.model([node("Add", ["x", "b_"], ["a_"]), node("Neg", ["a_"], ["b_"])],
+                        {"x": (F32, [4])}, ["b_"])  # fmt: skip
+    with pytest.raises(OnnxError, match="nothing before it computes"):
+        import_model(made)
+
+
+def test_functions_that_call_themselves_or_unfold_without_end_are_refused() -> None:
+    domain = "own"
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
+    loop = helper.make_function(
+        domain, "F", ["x"], ["y"], [helper.make_node("F", ["x"], ["y"], domain=domain)], opsets)
+    wide = [helper.make_function(
+        domain, f"G{k}", ["x"], ["y"],
+        [helper.make_node(f"G{k + 1}", ["x"], ["a"], domain=domain),
+         helper.make_node(f"G{k + 1}", ["a"], ["y"], domain=domain)], opsets)
+        for k in range(30)]  # fmt: skip
+    last = helper.make_function(domain, "G30", ["x"], ["y"],
+                                [helper.make_node("Neg", ["x"], ["y"])], opsets)  # fmt: skip
+    for name, functions in (("F", [loop]), ("G0", [*wide, last])):
+        made = models.model([helper.make_node(name, ["x"], ["y"], domain=domain)],
+                            {"x": (F32, [4])}, ["y"])  # fmt: skip
+        made.opset_import.append(opsets[1])
+        made.functions.extend(functions)
+        with pytest.raises(OnnxError, match="without end"):
+            import_model(made)
+
+
+def test_names_cannot_break_out_of_the_source() -> None:
+    evil = '"\n    import os\n"""'
+    made = models.model(
+        [node("Add", ["x", evil], [evil + "y"]), node("Neg", [evil + "z"], ["z"])],
+        {"x": (F32, [2]), evil + "z": (F32, [evil])}, [evil + "y", "z"],
+        {evil: np.arange(2, dtype=np.float32)},
+    )  # fmt: skip
+    made.producer_name = evil
+    found = import_model(made, name=evil)
+    assert not any(line.strip() == "import os" for line in found.text.splitlines())
+    pipe = sf.compile(found.text, weights={"w": found.arrays})
+    ones = np.ones(2, np.float32)
+    y, _ = pipe(**{found.inputs["x"]: ones, found.inputs[evil + "z"]: ones})
+    np.testing.assert_array_equal(y, [1, 2])

@@ -1,0 +1,142 @@
+"""Models are imported as sources that compile and compute what the standard's reference does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import stagefuse as sf
+from stagefuse.onnx import OnnxError, import_model
+
+from . import models
+from .models import F32, I64, node
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    request.node.add_report_section("setup", "seed", f"seed {seed}")
+    return np.random.default_rng(seed)
+
+
+def inputs_of(name: str, rng: np.random.Generator) -> dict[str, Any]:
+    match name:
+        case "attention":
+            mask = (np.arange(7)[None, :] < rng.integers(1, 8, (3, 1))).astype(np.int64)
+            return {"ids": rng.integers(0, 50, (3, 7)), "mask": mask}
+        case "residual":
+            return {"image": rng.standard_normal((2, 3, 32, 32)).astype(np.float32)}
+        case "quantised":
+            return {"x": rng.standard_normal((5, 12)).astype(np.float32)}
+    return {"x": rng.standard_normal((3, 8)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "attention", "quantised"])
+def test_an_imported_model_computes_what_the_reference_does(
+    name: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    build: Callable[..., onnx.ModelProto] = getattr(models, name)
+    made = build(rng)
+    onnx.save(made, tmp_path / f"{name}.onnx")
+    path = sf.import_onnx(tmp_path / f"{name}.onnx", tmp_path / "out")
+    assert path == tmp_path / "out" / f"{name}.pipe"
+    inputs = inputs_of(name, rng)
+    found = sf.compile(path)(**inputs)
+    (wanted,) = models.reference(made, **inputs)
+    # f32 throughout: the deepest sum has 147 products (the stem), and a few layers follow
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)
+
+
+def test_the_source_reads_like_one_written_by_hand(rng: np.random.Generator) -> None:
+    text = import_model(models.mlp(rng), name="mlp").text
+    assert text == '''"""Imported from ONNX.
+
+In the model, `Batch` is `batch`.
+"""
+
+import nn
+
+weights w = "mlp.safetensors"
+
+pipeline mlp(x: f32[Batch, 8]) -> f32[Batch, 4]
+where Batch >= 1:
+    fc1_Gemm_output_0 = nn.linear(x, w.fc1)
+    act_Relu_output_0 = nn.relu(fc1_Gemm_output_0)
+    logits = nn.linear(act_Relu_output_0, w.fc2)
+    probs = nn.softmax(logits)
+    probs
+'''
+
+
+def test_arithmetic_of_shapes_leaves_no_trace(rng: np.random.Generator) -> None:
+    text = import_model(models.attention(rng)).text
+    assert "reshape(" in text and "[Batch, Sequence, 4, 8]" in text
+    assert "stack" not in text and "concat" not in text
+
+
+def test_everything_that_cannot_be_imported_is_named_at_once() -> None:
+    made = models.model(
+        [node("NonZero", ["x"], ["a"]), node("Dropout", ["x", "", "yes"], ["b"]),
+         node("MaxPool", ["x"], ["c"], kernel_shape=[2], auto_pad="ELSE")],
+        {"x": (F32, ["B", 2, 4])}, ["a", "b", "c"], {"yes": np.array(True)},
+    )  # fmt: skip
+    with pytest.raises(OnnxError) as caught:
+        import_model(made)
+    found = {(p.op, p.node, p.attribute) for p in caught.value.problems}
+    assert found == {("NonZero", "node_a", ""), ("Dropout", "node_b", ""),
+                     ("MaxPool", "node_c", "auto_pad")}  # fmt: skip
+    assert all(p.need for p in caught.value.problems if p.op != "Dropout")
+
+
+def test_an_attribute_that_a_record_does_not_read_is_refused() -> None:
+    made = models.model([node("Relu", ["x"], ["y"], slope=0.5)], {"x": (F32, [4])}, ["y"])
+    with pytest.raises(OnnxError) as caught:
+        import_model(made)
+    assert caught.value.problems[0].attribute == "slope"
+
+
+def test_an_input_that_must_be_known_can_be_fixed() -> None:
+    made = models.model([node("Reshape", ["x", "shape"], ["y"])],
+                        {"x": (F32, [6]), "shape": (I64, [2])}, ["y"])  # fmt: skip
+    with pytest.raises(OnnxError) as caught:
+        import_model(made)
+    assert caught.value.problems[0].inputs == ("shape",)
+    found = import_model(made, fixed={"shape": np.array([2, -1])})
+    assert found.inputs == {"x": "x"} and "-> f32[2, 3]" in found.text
+
+
+def test_names_that_the_language_takes_are_changed() -> None:
+    made = models.model([node("Add", ["sum", "in put"], ["w"]), node("Neg", ["w"], ["pipeline"])],
+                        {"sum": (F32, ["n"]), "in put": (F32, ["n"])}, ["pipeline"])  # fmt: skip
+    found = import_model(made)
+    x = np.arange(3, dtype=np.float32)
+    pipe = sf.compile(found.text)
+    y = pipe(**{found.inputs["sum"]: x, found.inputs["in put"]: x})
+    np.testing.assert_array_equal(y, -2 * x)
+
+
+def test_the_command_writes_both_files(rng: np.random.Generator, tmp_path: Path) -> None:
+    onnx.save(models.mlp(rng), tmp_path / "net.onnx")
+    command = [sys.executable, "-m", "stagefuse", "import", str(tmp_path / "net.onnx"), "-o",
+               str(tmp_path / "made.pipe")]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "made.pipe"), str(tmp_path / "made.safetensors")]
+    assert 'weights w = "made.safetensors"' in (tmp_path / "made.pipe").read_text()
+
+
+def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"\xff" * 40)
+    command = [sys.executable, "-m", "stagefuse", "import", str(tmp_path / "bad.onnx")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "this is no ONNX model" in done.stderr
+    assert "bad.onnx" in done.stderr
