@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stagefuse.compiler.ptx import syntax as s
-
 from .errors import Stop
 
 if TYPE_CHECKING:
@@ -17,23 +15,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 _AXES = {"x": 0, "y": 1, "z": 2}
 SM_COUNT = 132
-RESERVED_BYTES = 1024
-"""The shared memory of a block that CUDA keeps for itself (cooperative groups use it)."""
-
-
-def reserves_shared(module: s.Module) -> bool:
-    """Whether a program asks where the reserved shared memory lies."""
-    return any(_asks(function.body or ()) for function in module.functions)
-
-
-def _asks(body: tuple[s.Statement, ...]) -> bool:
-    for x in body:
-        if isinstance(x, s.Scope) and _asks(x.body):
-            return True
-        if isinstance(x, s.Instruction) and x.opcode == "mov":
-            if any(isinstance(o, s.Special) and "reserved_smem" in o.name for o in x.operands):
-                return True
-    return False
 
 
 def special_value(batch: Batch, name: str) -> Array:
@@ -116,10 +97,10 @@ def _scalar(batch: Batch, stem: str, within: Array, block: Array) -> Array:
         "total_smem_size": machine.shared_bytes,
         "aggr_smem_size": machine.shared_bytes,
         "reserved_smem_offset_begin": machine.reserved_offset,
-        "reserved_smem_offset_end": machine.reserved_offset + RESERVED_BYTES,
-        "reserved_smem_offset_cap": machine.reserved_offset + RESERVED_BYTES,
         "reserved_smem_offset_0": machine.reserved_offset,
-        "reserved_smem_offset_1": machine.reserved_offset,
+        "reserved_smem_offset_1": machine.reserved_offset + 512,
+        "reserved_smem_offset_end": machine.reserved_offset + 1024,
+        "reserved_smem_offset_cap": machine.reserved_offset + 1024,
     }
     if stem in ("envreg1", "envreg2"):
         # where cooperative groups keep the barrier of a grid, as the CUDA driver gives it
