@@ -26,7 +26,7 @@ from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
 from .order import exits
 from .program import Code, Program, Step, aligned
-from .special import special_value
+from .special import RESERVED_BYTES, special_value
 from .values import stored_dtype
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ Call = tuple["Frame", int, tuple[Any, ...]]
 
 BATCH_THREADS = 1 << 14
 """Threads of a batch, about: their registers stay in the processor's second-level cache."""
-RESERVED_BYTES = 1024
-"""Shared memory that the system keeps in each block from sm_80 on."""
 IDLE_TURNS = 30
 """How often loops may come round with nothing changing before more blocks join."""
 STUCK_TURNS = 20_000
@@ -168,8 +166,9 @@ class Batch:
                 self.shared.store(at + start, np.zeros(len(at), np.uint64))
         local = machine.local_bytes
         each = aligned(local, 16)
-        self.local = Arena("local", self.threads * each, limit=local, stride=each)
-        # what nothing wrote is not looked for here: compilers copy structs with their gaps
+        # unoptimised code copies objects whole, with what nothing wrote in them
+        known = "debug" in machine.program.module.target or not machine.looks_for_unwritten
+        self.local = Arena("local", self.threads * each, valid=known, limit=local, stride=each)
         self.local_base: Array = self.all_threads * each
         self.barriers = Barriers(self)
         self.ready: dict[tuple[Any, ...], Group] = {}

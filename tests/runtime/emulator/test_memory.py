@@ -205,6 +205,7 @@ def test_buffers_that_are_not_contiguous_and_pointers_into_them() -> None:
         ("ld.global.v2.u32 {%r4, %r5}, [%d0+4];", "misaligned", "ld.global.v2"),
         ("ld.shared.u32 %r4, [s];", "uninitialised", "ld.shared"),
         ("ld.shared.u32 %r4, [s+128];", "out-of-bounds", "ld.shared"),
+        ("ld.local.u32 %r4, [l+4];", "uninitialised", "ld.local"),
         ("ld.local.u32 %r4, [l+8];", "out-of-bounds", "ld.local"),
         ("trap;", "trap", "trap"),
         ("atom.global.add.u32 %r4, [%d0+128], 1;", "out-of-bounds", "atom"),
