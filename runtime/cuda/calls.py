@@ -186,11 +186,11 @@ def kernel(library: Any, name: str) -> Any:
     return _call("cuLibraryGetKernel", f"looking for the kernel {name}", library, name.encode())
 
 
-def parameter_sizes(kernel: Any) -> list[int] | None:
-    """Bytes of each parameter of a kernel; None from drivers before CUDA 12.4, which can't say."""
+def parameter_sizes(kernel: Any, count: int) -> list[int] | None:
+    """Bytes of a kernel's first parameters; None from drivers before CUDA 12.4, which can't say."""
     driver = _driver()
     sizes: list[int] = []
-    while True:
+    while len(sizes) < count:
         try:
             code, _, size = driver.cuKernelGetParamInfo(kernel, len(sizes))
         except RuntimeError:
@@ -199,6 +199,7 @@ def parameter_sizes(kernel: Any) -> list[int] | None:
             return sizes
         _raise(driver, code, "asking for a kernel's parameters")
         sizes.append(int(size))
+    return sizes
 
 
 # Memory
