@@ -372,6 +372,8 @@ class Builder:
         type = self.type(x)
         if not guards and exprs == type.shape and at == tuple(syms):
             return x
+        if guards and type.dtype.is_float:
+            fill = float(fill)  # one spelling of a number, so that views of views fold
         return self._one(View(names, at, guards, fill), (x,), TensorType(type.dtype, exprs))
 
     def broadcast(self, x: Ref, shape: Sequence[IntLike]) -> Ref:

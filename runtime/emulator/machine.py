@@ -25,8 +25,8 @@ from .layout import Layout
 from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
 from .order import exits
-from .program import Code, Program, Step
-from .special import special_value
+from .program import Code, Program, Step, aligned
+from .special import RESERVED_BYTES, special_value
 from .values import stored_dtype
 
 if TYPE_CHECKING:
@@ -156,13 +156,21 @@ class Batch:
         self._special: dict[str, Array] = {}
         self._frames: dict[tuple[int, int], Frame] = {}
         self.shared = Arena(
-            "shared", count * machine.shared_stride, valid=False,
+            "shared", count * machine.shared_stride, valid=not machine.looks_for_unwritten,
             limit=machine.shared_bytes, stride=machine.shared_stride,
         )  # fmt: skip
         self.shared_base: Array = self.block_of * machine.shared_stride
+        if machine.has_reserved:
+            for block in range(count):
+                start = block * machine.shared_stride + machine.reserved_offset
+                zeros = np.zeros(RESERVED_BYTES // 8, np.uint64)
+                self.shared.store(np.arange(start, start + RESERVED_BYTES, 8), zeros)
         local = machine.local_bytes
-        self.local = Arena("local", self.threads * local, valid=False, limit=local, stride=local)
-        self.local_base: Array = self.all_threads * local
+        each = aligned(local, 16)
+        # unoptimised code copies objects whole, with what nothing wrote in them
+        known = "debug" in machine.program.module.target or not machine.looks_for_unwritten
+        self.local = Arena("local", self.threads * each, valid=known, limit=local, stride=each)
+        self.local_base: Array = self.all_threads * each
         self.barriers = Barriers(self)
         self.ready: dict[tuple[Any, ...], Group] = {}
         self.waiting: dict[tuple[Any, ...], tuple[Group, Step, Get | None]] = {}
@@ -414,6 +422,12 @@ class Machine:
         self.layout = layout
         self.shared_bytes = layout.dynamic_offset + shared_bytes
         self.dynamic_bytes = shared_bytes
+        self.looks_for_unwritten = True
+        self.reserved_offset = aligned(self.shared_bytes, 128)
+        """Where shared memory lies that the system keeps, for kernels that ask for it."""
+        self.has_reserved = layout.uses_reserved
+        if self.has_reserved:
+            self.shared_bytes = self.reserved_offset + RESERVED_BYTES
         self.shared_stride = -(-self.shared_bytes // 1024) * 1024
         self.local_bytes = layout.local_bytes
         self.progress = 0
