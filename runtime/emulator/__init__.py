@@ -8,7 +8,8 @@
 A NumPy array is a device buffer, updated in place, an allocation of its own with exact bounds;
 `Pointer(array, byte_offset)` points into one; `uninitialised(shape, dtype)` is a buffer that
 nothing wrote yet; a NumPy scalar is a scalar, `bytes` a struct by value. `module.globals["name"]`
-are `.global` and `.const` variables as arrays. A kernel that does something wrong raises `Fault`.
+are `.global` and `.const` variables as arrays. `TensorMap(array, box=(rows, columns), swizzle=128)`
+is a descriptor for tensor copies. A kernel that does something wrong raises `Fault`.
 
 How to add a family of instructions: rows in a module of `compiler/ptx/table/` whose `meaning`
 names a function, and that function in a module of `meanings/` (found by itself; see its docstring
@@ -23,13 +24,14 @@ for the three kinds). What a function has to work with:
   positions. `shared::cluster` addresses of `mapa` are `(rank + 1) << RANK_BITS | offset`
   (`memory.py`; `access.peer_blocks` finds the block), generic ones have `SHARED_WINDOW` added;
   a cluster is always within one batch.
-- Waiting: a `control` function gives False after it put the group away. What waits for an event
-  in memory (`mbarrier.try_wait`) sets `g.looks = True` and lets the loop around it come round:
-  other groups run first. What changes something that others may wait for adds to
-  `machine.progress`, or the launch may be taken for a deadlock.
-- Asynchronous work: keep it in `g.batch.state` and let it land where the ISA says that it is
-  visible, as `meanings/copies.py` does; `machine.races.launched` and `landed` tell the race
-  detector.
+- Waiting: a `control` function gives False after it put the group away with `batch.park(g, step)`,
+  until `batch.unpark(meaning)` lets it look again (`mbarrier.try_wait`); or a function sets
+  `g.looks = True` and the loop around it comes round: other groups run first. What changes
+  something that others may wait for adds to `machine.progress`, or the launch may be taken for a
+  deadlock. `batch.converge` brings the lanes of a mask together, `converge_warpgroups` four warps.
+- Asynchronous work: done when it is issued, by an `Agent` (`order.py`) that reads and writes a
+  `Region`; threads are ordered after it where they `acquire` the agent's clock. Copies by
+  `cp.async` land where a thread waits for them (`meanings/copies.py`).
 - An argument with a method `parameter_bytes(heap)` gives its own bytes (a tensor map), and
   `heap.address_of(array, name)` the address of an array.
 """

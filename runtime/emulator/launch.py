@@ -43,6 +43,10 @@ class Record:
     bank_conflicts: int = 0
     printed: tuple[str, ...] = ()
 
+    def bytes_in(self, space: str) -> int:
+        """All bytes that accesses to a memory space moved."""
+        return sum(n for (where, _), n in self.bytes.items() if where == space)
+
     @property
     def total(self) -> int:
         """All instructions that threads executed."""
@@ -63,11 +67,12 @@ class Module:
     def launch(
         self, name: str, *, grid: int | Sequence[int], block: int | Sequence[int],
         cluster: int | Sequence[int] = 1, shared_bytes: int = 0, args: Sequence[Argument] = (),
-        races: bool = True,
+        races: bool = True, unwritten: bool = True,
     ) -> Record:  # fmt: skip
         """Runs a kernel to its end. Arrays among the arguments are changed in place.
 
-        `races=False` leaves out the search for races, which makes it faster.
+        `races=False` leaves out the search for races, which makes it faster. `unwritten=False`
+        lets kernels read shared memory that nothing wrote, as some do that ignore what they read.
 
         Raises: Fault where the kernel does something wrong; ValueError where the launch does.
         """
@@ -85,6 +90,7 @@ class Module:
         machine = Machine(
             self.program, code, layout, *sizes, params, variables, heap, shared_bytes, search
         )
+        machine.looks_for_unwritten = unwritten
         self._initialise(variables, machine)
         for each in layout.codes:
             each.make_ready()

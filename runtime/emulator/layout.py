@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from .program import Program
 
 
+MOST_CALLS = 64
+"""How deep calls may be nested."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """The memory of a kernel: offsets of shared variables, where dynamic shared memory begins,
@@ -21,6 +25,7 @@ class Layout:
     dynamic_offset: int
     local_bytes: int
     granules: Granules
+    uses_reserved: bool
 
 
 def lay_out(program: Program, entry: Code) -> Layout:
@@ -35,12 +40,15 @@ def lay_out(program: Program, entry: Code) -> Layout:
         offset = aligned(offset, alignment(place.variable))
         found[place.key] = offset
         offset += byte_size(place.variable)
-    local = sum(aligned(code.local_bytes, 16) for code in codes)
+    local = sum(aligned(code.local_bytes, 16) for code in codes[1:])
+    local = aligned(entry.local_bytes, 16) + local if local else entry.local_bytes
+    if any(code in _reached(program, *_called(program, code)) for code in codes):
+        local *= MOST_CALLS  # a function calls itself
     granules = entry.granules
     for code in codes:
         granules = granules.joined(code.granules)
     dynamic = aligned(offset, _dynamic_alignment(program, codes, named))
-    return Layout(codes, found, dynamic, local, granules)
+    return Layout(codes, found, dynamic, local, granules, any(c.uses_reserved for c in codes))
 
 
 def _dynamic_alignment(program: Program, codes: tuple[Code, ...], named: set[str]) -> int:
@@ -49,16 +57,22 @@ def _dynamic_alignment(program: Program, codes: tuple[Code, ...], named: set[str
     return max([16, *(alignment(p.variable) for p in dynamic if p.space == "dynamic")])
 
 
-def _reached(program: Program, entry: Code) -> tuple[Code, ...]:
-    """The entry and all functions that it may call, directly or through pointers."""
+def _called(program: Program, code: Code) -> list[Code]:
+    """The functions that a function may call."""
+    found = [program.codes[name] for name in sorted(code.mentions & set(program.codes))]
+    if code.calls_pointers:
+        found += [c for c in program.codes.values() if not c.function.is_entry]
+    return found
+
+
+def _reached(program: Program, *first: Code) -> tuple[Code, ...]:
+    """Functions and all those that they may call, directly or through pointers."""
     found: dict[str, Code] = {}
-    left = [entry]
+    left = list(first)
     while left:
         code = left.pop()
         if code.name in found:
             continue
         found[code.name] = code
-        left += [program.codes[name] for name in sorted(code.mentions & set(program.codes))]
-        if code.calls_pointers:
-            left += [c for c in program.codes.values() if not c.function.is_entry]
+        left += _called(program, code)
     return tuple(found.values())

@@ -25,8 +25,8 @@ from .layout import Layout
 from .memory import CALL_PARAM, Arena, Heap
 from .operands import Get
 from .order import exits
-from .program import Code, Program, Step
-from .special import special_value
+from .program import Code, Program, Step, aligned
+from .special import RESERVED_BYTES, special_value
 from .values import stored_dtype
 
 if TYPE_CHECKING:
@@ -156,13 +156,20 @@ class Batch:
         self._special: dict[str, Array] = {}
         self._frames: dict[tuple[int, int], Frame] = {}
         self.shared = Arena(
-            "shared", count * machine.shared_stride, valid=False,
+            "shared", count * machine.shared_stride, valid=not machine.looks_for_unwritten,
             limit=machine.shared_bytes, stride=machine.shared_stride,
         )  # fmt: skip
         self.shared_base: Array = self.block_of * machine.shared_stride
+        if machine.layout.uses_reserved:  # it starts with zeros
+            at = np.arange(machine.reserved_offset, machine.shared_bytes, 8)
+            for start in range(0, count * machine.shared_stride, machine.shared_stride):
+                self.shared.store(at + start, np.zeros(len(at), np.uint64))
         local = machine.local_bytes
-        self.local = Arena("local", self.threads * local, valid=False, limit=local, stride=local)
-        self.local_base: Array = self.all_threads * local
+        each = aligned(local, 16)
+        # unoptimised code copies objects whole, with what nothing wrote in them
+        known = "debug" in machine.program.module.target or not machine.looks_for_unwritten
+        self.local = Arena("local", self.threads * each, valid=known, limit=local, stride=each)
+        self.local_base: Array = self.all_threads * each
         self.barriers = Barriers(self)
         self.ready: dict[tuple[Any, ...], Group] = {}
         self.waiting: dict[tuple[Any, ...], tuple[Group, Step, Get | None]] = {}
@@ -414,6 +421,11 @@ class Machine:
         self.layout = layout
         self.shared_bytes = layout.dynamic_offset + shared_bytes
         self.dynamic_bytes = shared_bytes
+        self.looks_for_unwritten = True
+        self.reserved_offset = aligned(self.shared_bytes, 128)
+        """Where shared memory lies that the system keeps, for kernels that ask for it."""
+        if layout.uses_reserved:
+            self.shared_bytes = self.reserved_offset + RESERVED_BYTES
         self.shared_stride = -(-self.shared_bytes // 1024) * 1024
         self.local_bytes = layout.local_bytes
         self.progress = 0

@@ -153,6 +153,8 @@ def write(g: Group, slot: int, values: Any) -> None:
     a = g.regs[slot]
     if a is None:
         a = g.fresh(slot)
+    if not a.flags.writeable:  # one value for all threads
+        a = g.regs[slot] = a.copy()
     if a.dtype is not values.dtype:
         a = a.view(values.dtype)
     a[sel] = values

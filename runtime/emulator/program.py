@@ -68,7 +68,8 @@ class Granules:
         addresses = [spec for spec in form.specs if spec.kind == "address"]
         if not addresses:
             return self
-        size = 4
+        words = [TYPES[word].size_bytes for word in match.slots.values() if word in TYPES]
+        size = min([4, *words])
         if "T" in match:
             size = TYPES[match.get("T")].size_bytes * int(match.get("vec", "v1")[1:])
         elif form.opcode in ("ldmatrix", "stmatrix"):
@@ -114,6 +115,10 @@ class Code:
     mentions: set[str] = field(default_factory=set)
     """Names of variables and functions that it uses."""
     calls_pointers: bool = False
+    swapped: set[s.Address] = field(default_factory=set)
+    """Addresses, as they are written, of its compare-and-swaps."""
+    uses_reserved: bool = False
+    """Whether it looks for the shared memory that the system keeps for itself."""
     granules: Granules = field(default_factory=lambda: Granules())
     pending: list[tuple[Step, Site]] = field(default_factory=list)
     """Steps that are made ready when the function is first used."""
@@ -351,6 +356,10 @@ class _Decode:
         )  # fmt: skip
         self.code.pending.append((step, site))
         for operand in x.operands:
+            if isinstance(operand, s.Address) and match.form.meaning == "atomic.cas":
+                self.code.swapped.add(operand)
+            if isinstance(operand, s.Special) and operand.name.startswith("%reserved_smem"):
+                self.code.uses_reserved = True
             for name in symbols(operand):
                 if scope.place(name) is None:
                     self.outside.append((name, x, scope))

@@ -378,7 +378,7 @@ class Races:
         block = number // batch.stride
         if block >= AGENTS:
             kinds = {n: name[1] for name, n in self.agents.items()}
-            return f"an asynchronous copy or product ({kinds[block - AGENTS]})"
+            return f"an asynchronous copy or product ({kinds.get(block - AGENTS, 'cp.async')})"
         at, thread = batch.position(number - batch.first * batch.stride)
         return f"block {at} thread {thread}"
 

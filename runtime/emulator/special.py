@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 _AXES = {"x": 0, "y": 1, "z": 2}
 SM_COUNT = 132
+RESERVED_BYTES = 1024
+"""The shared memory of a block that CUDA keeps for itself (cooperative groups use it)."""
 
 
 def special_value(batch: Batch, name: str) -> Array:
@@ -96,9 +98,11 @@ def _scalar(batch: Batch, stem: str, within: Array, block: Array) -> Array:
         "dynamic_smem_size": machine.dynamic_bytes,
         "total_smem_size": machine.shared_bytes,
         "aggr_smem_size": machine.shared_bytes,
-        "reserved_smem_offset_begin": 0,
-        "reserved_smem_offset_end": 0,
-        "reserved_smem_offset_cap": 0,
+        "reserved_smem_offset_begin": machine.reserved_offset,
+        "reserved_smem_offset_end": machine.reserved_offset + RESERVED_BYTES,
+        "reserved_smem_offset_cap": machine.reserved_offset + RESERVED_BYTES,
+        "reserved_smem_offset_0": machine.reserved_offset,
+        "reserved_smem_offset_1": machine.reserved_offset,
     }
     if stem in ("envreg1", "envreg2"):
         # where cooperative groups keep the barrier of a grid, as the CUDA driver gives it

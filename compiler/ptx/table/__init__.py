@@ -17,7 +17,7 @@ from .record import SLOTS, Form, Match, OperandSpec
 __all__ = ["SLOTS", "Form", "Match", "OperandSpec", "forms", "matches"]
 
 
-UNORDERED = ("atom", "red", "ld", "st", "fence", "ldmatrix", "stmatrix", "mbarrier", "cp")
+UNORDERED = ("atom", "red", "ld", "st", "fence", "ldmatrix", "stmatrix", "mbarrier", "cp", "wmma")
 """Opcodes whose modifiers ptxas takes in any order; CUDA's headers and CUTLASS write some so."""
 
 

@@ -10,6 +10,7 @@ from stagefuse.compiler.ptx import syntax as s
 
 from ..errors import Stop
 from ..externals import EXTERNALS
+from ..layout import MOST_CALLS
 from ..operands import getter, putter, write
 from ..program import Control, Place, Run, Site, Step
 from . import control, effect
@@ -154,8 +155,8 @@ def call(site: Site) -> Control:
     def enter(machine: Machine, g: Group, target: str) -> None:
         code = machine.program.codes[target]
         frame, batch = g.frame, g.batch
-        if len(g.stack) > 64:
-            raise Stop("trap", "calls are nested more than 64 deep")
+        if len(g.stack) >= MOST_CALLS:
+            raise Stop("trap", f"calls are nested more than {MOST_CALLS} deep")
         base = frame.local_base + -(-frame.code.local_bytes // 16) * 16
         inner = batch.frame(code, len(g.stack) + 1, base)
         formals = code.formals[len(code.function.results) :]

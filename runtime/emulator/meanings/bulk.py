@@ -109,8 +109,8 @@ def move(
     op: str = "", dtype: Any = None,
 ) -> None:  # fmt: skip
     """Copies bytes, or combines elements of `dtype` with those that are there."""
-    source.check_written(thread)
     async_read(batch, (thread,), source, reader)
+    source.check_written(thread)
     data = source.read()
     if op:
         target.check_written(thread)

@@ -63,9 +63,13 @@ def ld(site: Site) -> Run:
     if space in ("param", "param::entry") and is_generic_variable(site, "a") == "entry":
         return _ld_entry(site, puts, dtype)
 
+    guess = not order and site.operand("a") in site.code.swapped
+    if guess:  # the first read of a compare-and-swap loop, which programs leave weak
+        order = "relaxed"
+
     def run(g: Group) -> None:
         addresses = at(g)
-        if order:
+        if order and not guess:
             g.looks = True
         values = access.load(g, space, addresses, dtype, count, order=order, narrow=narrow)
         for put, value in zip(puts, values, strict=True):

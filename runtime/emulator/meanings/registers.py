@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,13 +44,16 @@ class RegisterPool:
 def at_entry(batch: Batch) -> int:
     """The registers with which a thread starts: what the kernel says, else what ptxas takes.
 
-    That is the most a `setmaxnreg.inc` asks for, but no more than fit for all threads of a block.
+    That is the most a `setmaxnreg.inc` asks for, but no more than fit for all threads of a block
+    of the size that the kernel is said to be for.
     """
     code = batch.machine.entry
     said = code.function.directive("maxnreg")
     if said is not None:
         return int(said[0])
-    return min(most_asked(code), FILE // batch.stride // 8 * 8)
+    limit = code.function.directive("reqntid") or code.function.directive("maxntid")
+    threads = math.prod(map(int, limit)) if limit is not None else batch.stride
+    return min(most_asked(code), FILE // threads // 8 * 8)
 
 
 def most_asked(code: Code) -> int:

@@ -131,9 +131,9 @@ def _load(site: Site, multicast: bool) -> Run:
 
 def _load_box(g: Group, box: Box, at: int, bar: int) -> None:
     thread, tensor = box.thread, box.tensor
-    box.outside.check_written(thread)
     agent = agent_of(g, bar, thread)
     async_read(g.batch, (thread,), box.outside, agent)
+    box.outside.check_written(thread)
     target = box.shared(g, at)
     data = box.outside.read()
     if len(data) < target.index.size:
@@ -184,8 +184,8 @@ def _store_box(g: Group, box: Box, at: int, op: str) -> None:
     whole = box.shared(g, at)
     # what lies outside the array is not read either: it need not have been written
     source = Region(whole.arena, whole.index[box.inside], whole.unit)
-    source.check_written(thread)
     async_read(batch, (thread,), source, reader)
+    source.check_written(thread)
     data = source.read()
     if op:
         box.outside.check_written(thread)

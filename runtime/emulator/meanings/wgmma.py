@@ -118,6 +118,9 @@ def _mma_async(site: Site) -> Control:
         adds = _uniform(g, scale(g), threads, "scale-d")
         a_of = _uniform(g, a_bits(g), threads, "descriptor a") if a_bits is not None else None
         a_values = _registers(g, a_slots, threads) if in_registers else None
+        if adds.any() and any(g.regs[slot] is None for slot in results):
+            raise Stop("uninitialised", "adds to accumulators that nothing wrote",
+                       int(threads[adds][0, 0]))  # fmt: skip
         before = _registers(g, results, threads)
         after = np.empty_like(before)
         for i in range(len(threads)):
@@ -181,9 +184,9 @@ def _operand(
         raise Stop("out-of-bounds", f"an operand ends at byte {int(at.max()) + unit} of shared "
                    f"memory with {arena.limit}", thread)  # fmt: skip
     region = Region(arena, at + block * arena.stride, unit)
-    region.check_written(thread)
     agent = product_agent(g.batch, number, int(groups.open[number]))
     async_read(g.batch, threads[::32].tolist(), region, agent)
+    region.check_written(thread)
     count(g.batch.machine, "shared", "read", region.size)
     return decode(region.read().view(np.uint8), type_)
 

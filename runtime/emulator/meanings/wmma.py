@@ -1,159 +1,162 @@
-"""The older interface to the tensor cores: fragments whose layout is the implementation's choice.
+"""wmma: matrices whose fragments have no layout that a program may know.
 
-Here element `j` of lane `l` is number `(E l + j) mod size` of the matrix in row-major order, where
-`E` is how many a lane holds; some matrices are held more than once.
+Here lane i holds every 32nd element of the matrix, row by row, from the ith on; where a fragment
+has room for twice as many, as A and B of f16 have, the second half repeats the first.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..access import load, store
-from ..errors import Stop
+from stagefuse.compiler.ptx.types import TYPES
+
+from .. import access
+from .. import floats as fl
+from ..arrays import warps_of
 from ..operands import address, elements, getter, putter
 from ..program import Run, Site
-from ..values import DTYPES
-from ..warpgroup_product import decode
 from . import effect
+from .tensor import unpacked, warp_rows
 
 if TYPE_CHECKING:
     from ..machine import Group
 
 Array = NDArray[Any]
-LANES = 32
-_ELEMENTS = {"bf16": "b16", "tf32": "b32", "f16": "b16", "s8": "b8", "u8": "b8"}
 
 
-def _sizes(site: Site) -> tuple[int, int, int]:
-    found = re.fullmatch(r"m(\d+)n(\d+)k(\d+)", site.word("P"))
-    assert found is not None
-    m, n, k = map(int, found.groups())
-    return m, n, k
+def _shape(site: Site) -> tuple[int, int, int]:
+    name = next(w for w in site.match.slots.values() if w[0] == "m" and w[1:2].isdigit())
+    m, rest = name[1:].split("n")
+    n, k = rest.split("k")
+    return int(m), int(n), int(k)
 
 
-def _matrix(site: Site, operand: str) -> tuple[int, int]:
-    m, n, k = _sizes(site)
-    return {"a": (m, k), "b": (k, n)}.get(operand, (m, n))
+def _element(site: Site) -> str:
+    """The type of elements in memory: the last word."""
+    return next(w for w in reversed(list(site.match.slots.values())) if w in TYPES)
 
 
-def _numbers(g: Group, each: int, size: int) -> Array:
-    """The numbers of the elements that each thread holds, `[n][each]`."""
-    lane = g.threads() % LANES
-    found: Array = (lane[:, None] * each + np.arange(each)) % size
+def _layout(site: Site) -> tuple[int, int, bool]:
+    """Rows and columns of the matrix that is loaded or stored, and whether rows come first."""
+    m, n, k = _shape(site)
+    rows, columns = {"a": (m, k), "b": (k, n)}.get(
+        next(w for w in site.match.slots if w in "abcd"), (m, n)
+    )
+    return rows, columns, site.word("layout") == "row"
+
+
+def _places(rows: int, columns: int, by_rows: bool, held: int) -> list[tuple[Array, Array]]:
+    """For each element that a lane holds, its line in memory and its place in that."""
+    lane = np.arange(32)
+    found = []
+    for i in range(held):
+        at = (lane + 32 * i) % (rows * columns)
+        row, column = at // columns, at % columns
+        found.append((row, column) if by_rows else (column, row))
     return found
 
 
-def _offsets(numbers: Array, shape: tuple[int, int], layout: str, stride: Array) -> Array:
-    """Positions in memory, in elements, of numbered elements."""
-    row, column = numbers // shape[1], numbers % shape[1]
-    ld = stride[:, None]
-    found: Array = row * ld + column if layout == "row" else column * ld + row
-    return found
-
-
-def _stride(site: Site, g: Group, shape: tuple[int, int], layout: str) -> Array:
-    natural = shape[1] if layout == "row" else shape[0]
-    if not site.has("s"):
-        return np.full(g.n, natural, np.int64)
-    return np.broadcast_to(getter(site, site.operand("s"), "u32")(g), g.n).astype(np.int64)
+def _stride(site: Site, rows: int, columns: int, by_rows: bool) -> Any:
+    if site.has("stride"):
+        return getter(site, site.operand("stride"), "u32")
+    tight = np.uint32(columns if by_rows else rows)
+    return lambda g: tight
 
 
 @effect("wmma.load")
-def _load(site: Site) -> Run:
-    operand, type_ = site.instruction.modifiers[1], site.instruction.modifiers[-1]
-    shape, layout, space = _matrix(site, operand), site.word("L"), site.word("Q")
-    dtype = DTYPES[_ELEMENTS.get(type_, f"b{DTYPES[type_].itemsize * 8}")]
-    base = address(site, "p")
-    parts = elements(site.operand("d"))
-    width = 8 if type_ == "f64" else 4
-    puts = [putter(site, x, f"b{width * 8}") for x in parts]
-    each = len(parts) * width // dtype.itemsize
+def load(site: Site) -> Run:
+    rows, columns, by_rows = _layout(site)
+    kind = _element(site)
+    item = TYPES[kind].size_bytes
+    results = elements(site.operand("d"))
+    puts = [putter(site, x, "b32") for x in results]
+    at, stride = address(site, "p"), _stride(site, rows, columns, by_rows)
+    each = 4 // item
+    space = site.word("space") or "generic"
+    dtype = np.dtype(f"u{item}")
 
     def run(g: Group) -> None:
-        offsets = _offsets(_numbers(g, each, shape[0] * shape[1]), shape, layout,
-                           _stride(site, g, shape, layout)) * dtype.itemsize  # fmt: skip
-        start = np.broadcast_to(base(g), g.n)
-        columns = [load(g, space, start + offsets[:, j], dtype, 1)[0] for j in range(each)]
-        packed = np.stack(columns, axis=1).view(f"u{width}")
-        for j, put in enumerate(puts):
-            put(g, np.ascontiguousarray(packed[:, j]))
+        base, step = at(g), np.broadcast_to(stride(g), (g.n,)).astype(np.int64)
+        lane = g.threads() & 31
+        parts = [
+            access.load(g, space, base + (line[lane] * step + within[lane]) * item, dtype, 1)[0]
+            for line, within in _places(rows, columns, by_rows, len(puts) * each)
+        ]
+        for r, put in enumerate(puts):
+            words = np.stack(parts[r * each : (r + 1) * each], axis=1)
+            put(g, np.ascontiguousarray(words).view(np.uint32).reshape(-1))
 
     return run
 
 
 @effect("wmma.store")
-def _store(site: Site) -> Run:
-    type_ = site.instruction.modifiers[-1]
-    shape, layout, space = _matrix(site, "d"), site.word("L"), site.word("Q")
-    dtype = DTYPES[_ELEMENTS.get(type_, f"b{DTYPES[type_].itemsize * 8}")]
-    base = address(site, "p")
-    width = 8 if type_ == "f64" else 4
-    gets = [getter(site, x, f"b{width * 8}") for x in elements(site.operand("d"))]
-    each = len(gets) * width // dtype.itemsize
+def store(site: Site) -> Run:
+    rows, columns, by_rows = _layout(site)
+    kind = _element(site)
+    item = TYPES[kind].size_bytes
+    gets = [getter(site, x, "b32") for x in elements(site.operand("c"))]
+    at, stride = address(site, "p"), _stride(site, rows, columns, by_rows)
+    each = 4 // item
+    space = site.word("space") or "generic"
+    dtype = np.dtype(f"u{item}")
 
     def run(g: Group) -> None:
-        offsets = _offsets(_numbers(g, each, shape[0] * shape[1]), shape, layout,
-                           _stride(site, g, shape, layout)) * dtype.itemsize  # fmt: skip
-        start = np.broadcast_to(base(g), g.n)
-        data = np.stack([np.broadcast_to(get(g), g.n) for get in gets], axis=1).view(dtype)
-        for j in range(each):
-            store(g, space, start + offsets[:, j], [np.ascontiguousarray(data[:, j])])
+        base, step = at(g), np.broadcast_to(stride(g), (g.n,)).astype(np.int64)
+        lane = g.threads() & 31
+        places = _places(rows, columns, by_rows, len(gets) * each)
+        for r, get in enumerate(gets):
+            words = np.ascontiguousarray(np.broadcast_to(get(g), (g.n,)))
+            halves = words.view(dtype).reshape(g.n, each)
+            for e in range(each):
+                line, within = places[r * each + e]
+                addresses = base + (line[lane] * step + within[lane]) * item
+                access.store(g, space, addresses, [np.ascontiguousarray(halves[:, e])])
 
     return run
 
 
-def _types(site: Site) -> tuple[str, str, str, str]:
-    """The types of D, A, B and C; the oldest form gives only those of D and C."""
-    words = [w for w in site.instruction.modifiers[6:] if w != "satfinite"]
-    d, *middle, c = words
-    a, b = middle if middle else ("f16", "f16")
-    return d, a, b, c
+def _matrix(g: Group, gets: list[Any], kind: str, warps: Array, size: tuple[int, int]) -> Array:
+    """A matrix for each warp, as f64, from its fragment."""
+    columns = [warp_rows(g, np.broadcast_to(get(g), (g.n,)), warps) for get in gets]
+    words = np.ascontiguousarray(np.stack(columns, axis=2))
+    values = unpacked(words, kind)  # warp, lane, element
+    count = size[0] * size[1] // 32
+    return values[:, :, :count].transpose(0, 2, 1).reshape(len(warps), *size)
 
 
 @effect("wmma.mma")
-def _mma(site: Site) -> Run:
-    m, n, k = _sizes(site)
-    d_type, a_type, b_type, c_type = _types(site)
-    saturate = "satfinite" in site.instruction.modifiers
-    gets = {
-        name: [
-            getter(site, x, "b64" if kind == "f64" else "b32") for x in elements(site.operand(name))
-        ]
-        for name, kind in (("a", a_type), ("b", b_type), ("c", c_type))
-    }
-    width = 8 if d_type == "f64" else 4
-    puts = [putter(site, x, f"b{width * 8}") for x in elements(site.operand("d"))]
-
-    def matrix(g: Group, name: str, kind: str, shape: tuple[int, int]) -> Array:
-        columns = [np.broadcast_to(get(g), g.n) for get in gets[name]]
-        raw = np.stack(columns, axis=1).view(np.uint8).reshape(-1, LANES * len(columns) * 8 if
-              kind == "f64" else LANES * len(columns) * 4)  # fmt: skip
-        if kind == "f64":
-            found = raw.view(np.float64)
-        elif kind in ("f32", "s32"):
-            found = raw.view(DTYPES[kind]).astype(np.float64)
-        else:
-            found = decode(raw, kind)
-        return found[:, : shape[0] * shape[1]].reshape(-1, *shape)
+def mma(site: Site) -> Run:
+    m, n, k = _shape(site)
+    kind, d_kind = site.word("A") or "f16", site.word("D")
+    c_kind = site.word("C") or d_kind
+    gets = {x: [getter(site, e, "b32") for e in elements(site.operand(x))] for x in "abc"}
+    puts = [putter(site, x, "b32") for x in elements(site.operand("d"))]
+    clamps = "satfinite" in site.match.slots
 
     def run(g: Group) -> None:
-        if g.n % LANES:
-            raise Stop("barrier", "wmma takes whole warps", int(g.threads()[0]))
-        with np.errstate(all="ignore"):
-            product = matrix(g, "a", a_type, (m, k)) @ matrix(g, "b", b_type, (k, n))
-            total = product + matrix(g, "c", c_type, (m, n))
-            if d_type == "s32":
-                whole = total.astype(np.int64)
-                whole = np.clip(whole, -(2**31), 2**31 - 1) if saturate else whole
-                made = whole.astype(np.int32)
-            else:
-                made = total.astype(DTYPES[d_type])
-        packed = made.reshape(g.n, -1).view(f"u{width}")
-        for j, put in enumerate(puts):
-            put(g, np.ascontiguousarray(packed[:, j]))
+        warps = warps_of(g.threads())
+        a = _matrix(g, gets["a"], kind, warps, (m, k))
+        b = _matrix(g, gets["b"], kind, warps, (k, n))
+        total = np.matmul(a, b) + _matrix(g, gets["c"], c_kind, warps, (m, n))
+        held = total.reshape(len(warps), -1, 32).transpose(0, 2, 1)  # warp, lane, element
+        words = _words(np.ascontiguousarray(held), d_kind, clamps)
+        whole = np.zeros((g.batch.warps, *words.shape[1:]), np.uint32)
+        whole[warps] = words
+        flat = whole.reshape(-1, words.shape[2])[g.threads()]
+        for r, put in enumerate(puts):
+            put(g, np.ascontiguousarray(flat[:, r]))
 
     return run
+
+
+def _words(values: Array, kind: str, clamps: bool) -> Array:
+    if kind == "f32":
+        return fl.canonical(values.astype(fl.F32)).view(np.uint32)
+    if kind == "f16":
+        return np.ascontiguousarray(fl.to_f16(values)).view(np.uint32)
+    if clamps:
+        values = np.clip(values, -(2.0**31), 2.0**31 - 1)
+    return (values.astype(np.int64) & 0xFFFFFFFF).astype(np.uint32)

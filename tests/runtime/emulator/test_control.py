@@ -350,3 +350,43 @@ def test_the_grid_and_special_registers() -> None:
             (0xFFFFFFFF << lane) & 0xFFFFFFFF, 2]  # fmt: skip
     for i, expected in enumerate(want):
         assert (out[..., i] == expected).all(), names[i]
+
+
+def test_recursion_with_memory_of_each_call() -> None:
+    before = f"""
+.func (.param .b32 result) down(.param .b32 x)
+{{
+{REGISTERS}
+    .local .align 4 .b32 mine[2];
+    .param .b32 p; .param .b32 q;
+    ld.param.b32 %r0, [x];
+    mov.u32 %r2, 1;
+    setp.eq.u32 %p0, %r0, 0;
+    @%p0 bra END;
+    st.local.u32 [mine+4], %r0;
+    sub.u32 %r1, %r0, 1;
+    st.param.b32 [p], %r1;
+    call (q), down, (p);
+    ld.param.b32 %r2, [q];
+    ld.local.u32 %r3, [mine+4];
+    mul.lo.u32 %r2, %r2, %r3;
+END:
+    st.param.b32 [result], %r2;
+    ret;
+}}
+"""
+    text = kernel(
+        """
+        .param .b32 a; .param .b32 b;
+        and.b32 %r4, %r0, 7;
+        st.param.b32 [a], %r4;
+        call (b), down, (a);
+        ld.param.b32 %r5, [b];
+        st.global.u32 [%d20], %r5;""",
+        before=before,
+    )
+    out = words(32)
+    run(text, out)
+    assert (out == np.array([1, 1, 2, 6, 24, 120, 720, 5040])[np.arange(32) % 8]).all()
+    endless = text.replace("setp.eq.u32 %p0, %r0, 0;", "setp.eq.u32 %p0, %r0, 1000000;")
+    assert "nested more than 64 deep" in fault(endless, out).message

@@ -174,6 +174,7 @@ def test_pipelined_product(rng: np.random.Generator) -> None:
         ("WRONG_BYTES", "race"),
         ("NO_WGMMA_WAIT", "race"),
         ("GREEDY", "deadlock"),
+        ("UNINITIALISED", "uninitialised"),
     ],
 )
 def test_pipelined_product_with_a_bug(variant: str, kind: str, rng: np.random.Generator) -> None:

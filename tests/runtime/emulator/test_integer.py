@@ -198,3 +198,29 @@ def test_dot_products(rng: np.random.Generator, a_kind: str, b_kind: str) -> Non
     trial(rng, f"dp4a.{a_kind}.{b_kind}", kinds, b_kind, four)
     trial(rng, f"dp2a.lo.{a_kind}.{b_kind}", kinds, b_kind, lambda a, b, c: two(a, b, c, 0))
     trial(rng, f"dp2a.hi.{a_kind}.{b_kind}", kinds, b_kind, lambda a, b, c: two(a, b, c, 2))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("kind", ["u32", "s32"])
+def test_parts_of_words(rng: np.random.Generator, parts: int, kind: str) -> None:
+    bits = 32 // parts
+
+    def each(f: Reference, sat: bool, a: int, b: int) -> list[int]:
+        fields = [[wrapped(x >> s, f"{kind[0]}{bits}") for s in range(0, 32, bits)] for x in (a, b)]
+        found = [f(x, y) for x, y in zip(*fields, strict=True)]
+        return [clamped(x, f"{kind[0]}{bits}") if sat else x for x in found]
+
+    def joined(fields: list[int]) -> int:
+        return sum(unsigned(x, bits) << bits * i for i, x in enumerate(fields))
+
+    operations: dict[str, Reference] = {
+        "vadd": lambda a, b: a + b, "vsub": lambda a, b: a - b, "vmin": min, "vmax": max,
+        "vabsdiff": lambda a, b: abs(a - b),
+        "vavrg": lambda a, b: (a + b) // 2 if (a + b) < 0 else (a + b + 1) // 2,
+    }  # fmt: skip
+    kinds = (kind, kind, kind)
+    for name, f in operations.items():
+        op = f"{name}{parts}.{kind}.{kind}.{kind}"
+        trial(rng, op, kinds, kind, lambda a, b, c, f=f: joined(each(f, False, a, b)))
+        trial(rng, f"{op}.sat", kinds, kind, lambda a, b, c, f=f: joined(each(f, True, a, b)))
+        trial(rng, f"{op}.add", kinds, kind, lambda a, b, c, f=f: c + sum(each(f, False, a, b)))

@@ -206,6 +206,7 @@ def test_buffers_that_are_not_contiguous_and_pointers_into_them() -> None:
         ("ld.shared.u32 %r4, [s];", "uninitialised", "ld.shared"),
         ("ld.shared.u32 %r4, [s+128];", "out-of-bounds", "ld.shared"),
         ("ld.local.u32 %r4, [l+4];", "uninitialised", "ld.local"),
+        ("ld.local.u32 %r4, [l+8];", "out-of-bounds", "ld.local"),
         ("trap;", "trap", "trap"),
         ("atom.global.add.u32 %r4, [%d0+128], 1;", "out-of-bounds", "atom"),
         ("atom.shared.add.u32 %r4, [s], 1;", "uninitialised", "atom"),
@@ -289,6 +290,7 @@ def test_the_record() -> None:
     assert record.instructions["st.shared.u32"] == 64
     assert record.bytes["global", "read"] == 64 * 16
     assert record.bytes["global", "written"] == 10 * 4
+    assert record.bytes_in("global") == 64 * 16 + 10 * 4
     assert record.bank_conflicts == 2 * 31  # all lanes in one bank
     assert record.lines[line_of(text, "shl.b32")] == 64
     assert record.total == sum(record.instructions.values())

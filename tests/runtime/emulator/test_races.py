@@ -107,6 +107,24 @@ def test_atomics_and_plain_accesses_race() -> None:
     run(text.replace("ld.global", "ld.volatile.global"), words(1), grid=2, block=1)
 
 
+def test_a_compare_and_swap_may_begin_with_a_plain_read() -> None:
+    """As CUDA's programming guide writes atomics that do not exist."""
+    text = kernel("""
+        ld.global.u32 %r4, [%d0];
+    TOP:
+        mov.u32 %r5, %r4;
+        add.u32 %r6, %r5, 3;
+        atom.global.cas.b32 %r4, [%d0], %r5, %r6;
+        setp.ne.u32 %p0, %r4, %r5;
+        @%p0 bra TOP;""")
+    out = words(1)
+    run(text, out, grid=3, block=64)
+    assert out[0] == 3 * 64 * 3
+    other = text.replace("ld.global.u32 %r4, [%d0];", "ld.global.u32 %r4, [%d0]; mov.u64 %d2, %d0;")
+    assert fault(other.replace("cas.b32 %r4, [%d0]", "cas.b32 %r4, [%d2]"), words(1), grid=3,
+                 block=64).kind == "race"  # fmt: skip
+
+
 def test_bytes_of_a_word_are_apart() -> None:
     text = kernel("cvt.u64.u32 %d2, %r3; add.u64 %d3, %d0, %d2; cvt.u16.u32 %h0, %r0; "
                   "st.global.u8 [%d3], %h0;")  # fmt: skip
@@ -240,6 +258,9 @@ def test_a_message_names_both_sides() -> None:
 
 def test_the_search_can_be_left_out() -> None:
     run(kernel("st.global.u32 [%d0], %r1;"), words(1), grid=2, block=1, races=False)
+    text = kernel("ld.shared.u32 %r4, [s];", shared=TILE)
+    assert fault(text, words(1)).kind == "uninitialised"
+    run(text, words(1), unwritten=False)
 
 
 HANDED = """
