@@ -28,9 +28,9 @@ class Schedule:
     chunk: int = 4096
     columns: int = 256
     row_tile: Mapping[int, int] = field(default_factory=dict)
-    tiles_per_block: int = 8
+    tiles_per_block: int = 16
     packed_tiles: int = 8
-    panel_group: int = 2
+    panel_group: int = 1
     depth_block: int = 512
     stage_flops: int = 8
     step_flops: int = 16384
