@@ -48,11 +48,17 @@ GPU = Schedule(
     packed_tiles=1,
     panel_group=1,
     depth_block=1 << 40,
+    stage_flops=1 << 40,
 )
-"""A chunk is two vectors of 16 bytes of f32 for each of 256 lanes. A block of a product computes
-one tile over the whole depth."""
+"""Nothing is staged: what registers hold is not computed twice, and what they cannot hold costs
+more to keep than to compute. A chunk is two vectors of 16 bytes of f32 for each of 256 lanes. A
+block of a product computes one tile over the whole depth."""
 
-GPU_CHAIN = replace(GPU, row_tile=MappingProxyType({48: 32, 64: 32, 32: 32, 16: 32}))
+GPU_CHAIN = replace(
+    GPU,
+    stage_flops=CPU.stage_flops,
+    row_tile=MappingProxyType({48: 32, 64: 32, 32: 32, 16: 32}),
+)
 """Rows between two products: so many fit a block's shared memory."""
 
 GPU_HALF = replace(GPU, row_tile=MappingProxyType({48: 128, 64: 128, 32: 128, 16: 128}))

@@ -20,7 +20,7 @@ from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan
 from stagefuse.compiler.report import describe, report, work_of
 from stagefuse.compiler.run_passes import verified_kernel
 from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_HALF, GPU_WGMMA
-from stagefuse.dsl.dims import Expr, Facts, as_expr, const
+from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, minimum
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Assembled, AssemblerMissing, Usage, assemble
@@ -33,6 +33,7 @@ from .whole import lower_whole_parts, lower_whole_rest, whole
 
 JOINS = ("placed", "chained", "direct", "halved")
 TYPICAL_SIZE = 128
+SHORT_ROW = 1024
 WGMMA = ("sm_90a",)
 """Arches with warpgroup instructions."""
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
@@ -45,6 +46,7 @@ class SourceLowering(Lowering):
     def __init__(self, *args: Any) -> None:
         self.lines: dict[Value, int] = {}
         super().__init__(*args)
+        self.sizes = self.graph.facts
 
     def map(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
         value = super().map(node, at, guard)
@@ -125,6 +127,13 @@ class GpuCompiler:
             for form, name in ((lower_whole_parts, "parts"), (lower_whole_rest, "")):
                 yield SourceLowering(graph, group, sites, GPU), {"row": form}, const(1), name
             return
+        short = _short_rows(graph, group)
+        if short is not None:
+            low = SourceLowering(graph, group, sites, GPU)
+            low.sizes, few = short
+            yield low, GPU_FORMS, few, "short"
+            yield SourceLowering(graph, group, sites, GPU), GPU_FORMS, 1 - few, ""
+            return
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
         if group.kind == "contract" and is_half(graph, group):
             schedule = GPU_WGMMA if arches[0] in WGMMA else GPU_HALF
@@ -142,7 +151,7 @@ class GpuCompiler:
         self, pipeline: Pipeline, graph: Graph, lowered: Lowered, low: SourceLowering
     ) -> Entry:
         kernel = lowered.kernel
-        facts = graph.facts
+        facts = low.sizes
         wide = low.schedule == GPU_WGMMA
         key = (
             kernel.name,
@@ -279,6 +288,24 @@ class GpuCompiler:
             "occupancy limit": limit,
             "predicted": at_sizes,
         }  # fmt: skip
+
+
+def _short_rows(graph: Graph, group: Group) -> tuple[Facts, Expr] | None:
+    """What is known of sizes where rows that may be long are short enough for a warp, and an
+    expression that is 1 there and else 0."""
+    if group.kind != "row" or len(group.row_axes or ()) != 1:
+        return None
+    (axis,) = group.row_axes or ()
+    name = group.domain[axis].as_symbol()
+    if name is None or len(group.domain) == 1:
+        return None
+    low, high = graph.facts.ranges.get(name, (0, None))
+    most = None if high is None else graph.facts.bounds(as_expr(high))[1]
+    least = graph.facts.bounds(as_expr(low))[0]
+    if most is not None and most <= SHORT_ROW or least is None or least > SHORT_ROW:
+        return None
+    facts = graph.facts.with_ranges({name: (low, SHORT_ROW)})
+    return facts, 1 - minimum(floordiv(group.domain[axis], SHORT_ROW + 1), const(1))
 
 
 def _typical(facts: Facts, name: str) -> int:

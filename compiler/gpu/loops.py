@@ -297,7 +297,10 @@ class LoopWriter(BarrierWriter):
             before, self.facts = self.facts, facts
             self._forget_bounds()
             with code.branch_scope(), self.scope():
-                self.statements(body)
+                if facts is before:
+                    self.statements(body)
+                else:
+                    self.versions(body)  # there may be a still shorter one
             self.facts = before
             self._forget_bounds()
             self.unread, self.unwritten = set(), set()
@@ -315,7 +318,11 @@ class LoopWriter(BarrierWriter):
             (_, lo, hi), lanes = nest[-1], self.team.lanes * self.width_of(nest)
             name = self.resolve(hi - lo).as_symbol()
             most = None if name is None else self.most(hi - lo)
-            if name in self.kernel.dims and most is not None and most >= 8 * lanes:
+            if name not in self.kernel.dims:
+                continue
+            if most is None and self.team.lanes > 1 and not self.team.across:
+                return str(name), 16 * lanes
+            if most is not None and most >= 8 * lanes:
                 return str(name), most // 4
         return None
 
