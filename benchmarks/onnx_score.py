@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,50 @@ class Outcome:
     seconds: float = 0.0
 
 
+KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "light")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A test that the standard keeps as files."""
+
+    name: str
+    folder: str
+    rtol: float
+    atol: float
+
+    @cached_property
+    def model(self) -> Any:
+        return onnx.load(f"{self.folder}/model.onnx")
+
+    @cached_property
+    def data_sets(self) -> list[tuple[list[Any], list[Any]]]:
+        found = []
+        for path in sorted(Path(self.folder).glob("test_data_set_*")):
+            found.append((self._tensors(path, "input"), self._tensors(path, "output")))
+        return found
+
+    @staticmethod
+    def _tensors(path: Path, what: str) -> list[Any]:
+        files = sorted(path.glob(f"{what}_*.pb"), key=lambda p: int(p.stem.split("_")[1]))
+        return [onnx.load_tensor(str(f)) for f in files]
+
+
 @cache
-def all_cases() -> dict[str, Any]:
-    """The node tests by name."""
+def all_cases(kind: str = "node") -> dict[str, Any]:
+    """The tests of a kind by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {c.name: c for c in load_model_tests(kind="node")}
+        found = load_model_tests(kind=kind)
+    return {
+        c.name: c if c.model is not None else Stored(c.name, c.model_dir, c.rtol, c.atol)
+        for c in found
+    }
 
 
-def cases(pattern: str) -> list[Any]:
-    """The node tests whose name matches."""
-    return [c for name, c in all_cases().items() if re.search(pattern, name)]
+def cases(pattern: str, kind: str = "node") -> list[Any]:
+    """The tests of a kind whose name matches."""
+    return [c for name, c in all_cases(kind).items() if re.search(pattern, name)]
 
 
 def op_of(case: Any) -> str:
@@ -205,6 +238,7 @@ def _plain(o: Outcome) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
+    parser.add_argument("--kind", default="node", choices=KINDS)
     parser.add_argument("--device", default="CPU")
     parser.add_argument("--import-only", action="store_true")
     parser.add_argument("--json", type=Path, help="keep outcomes here; those that passed are kept")
@@ -213,7 +247,7 @@ def main() -> int:
     kept: dict[str, Outcome] = {}
     if options.json and options.json.exists():
         kept = {o["test"]: Outcome(**o) for o in json.loads(options.json.read_text())}
-    for case in cases(options.only):
+    for case in cases(options.only, options.kind):
         if case.name in kept and kept[case.name].status == "passed":
             continue
         found = kept[case.name] = outcome(case, options.device, options.import_only)

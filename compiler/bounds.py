@@ -47,7 +47,7 @@ class Bounds:
         key = (expr, tuple(guards), _ranges_of((expr, *guards), facts))
         if key in self.known:
             return None
-        conditions = _expanded((*guards, *self.given))
+        conditions = _expanded((*guards, *self.given), facts)
         if _Search(_sharpened(facts, conditions), conditions).proves(expr):
             self.known.add(key)
             return None
@@ -87,7 +87,7 @@ def _ranges_of(exprs: Iterable[Expr], facts: Facts) -> tuple[tuple[str, str], ..
     return tuple(sorted(found.items()))
 
 
-def _expanded(conditions: Iterable[Expr]) -> tuple[Expr, ...]:
+def _expanded(conditions: Iterable[Expr], facts: Facts) -> tuple[Expr, ...]:
     """The conditions, with what a product of sizes that is at least 1 says of its factors."""
     found: dict[Expr, None] = {}
     pending = list(conditions)
@@ -96,8 +96,22 @@ def _expanded(conditions: Iterable[Expr]) -> tuple[Expr, ...]:
         if condition not in found:
             found[condition] = None
             pending.extend(_factors(condition))
+            pending.extend(_of_extremes(condition, facts))
     return tuple(found)
 
+
+def _of_extremes(condition: Expr, facts: Facts) -> Iterator[Expr]:
+    """From max(0, a) >= 1: a >= 1, since the 0 is not; from min(a, b) >= c: both are."""
+    for monomial, coefficient in condition.terms:
+        if coefficient != 1 or len(monomial) != 1 or monomial[0][1] != 1:
+            continue
+        atom = monomial[0][0]
+        if atom.kind not in ("min", "max"):
+            continue
+        rest = condition - Expr(((monomial, coefficient),))
+        for part, other in (atom.args, atom.args[::-1]):
+            if atom.kind == "min" or _is_plain(-1 - (part + rest), facts):
+                yield other + rest
 
 def _factors(condition: Expr) -> Iterator[Expr]:
     """From b*d - x >= 1 where nothing is negative: b >= 1 and d >= 1; from a // 3 >= 1: a >= 3."""

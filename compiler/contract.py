@@ -6,7 +6,7 @@ varies along M, v alone along N, becomes one `Contract` of a strided matrix and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from stagefuse.dsl.dims import Expr, Facts, const, floordiv, sym
 from stagefuse.dsl.dtypes import F32, F64, DType
@@ -29,6 +29,8 @@ PANELS = {48: 1.0, 64: 1.0, 32: 1.05, 16: 1.3}
 """Columns that a packed panel may have, and the time that a product of one takes for each. 48 is
 three AVX-512 vectors of f32 and six of AVX2; the fewer vectors a row of the panel has, the more
 broadcasts its multiply-adds need."""
+TANGLED = 16
+"""Divisions in an index map from which on it is stored rather than composed with others."""
 NARROW = 12
 """Products with fewer columns than this are plain reductions: a panel would be mostly padding."""
 
@@ -54,6 +56,15 @@ def _fold_views(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, .
     return None if found is None else b.add(*found)
 
 
+def is_tangled(indices: Iterable[Expr], limit: int = TANGLED) -> bool:
+    """Whether an index map holds so many divisions that it is worth storing what it reads.
+
+    Reshapes of transposes of reshapes nest them, and each level multiplies them.
+    """
+    texts = map(str, indices)
+    return sum(text.count("//") + text.count("%") for text in texts) > limit
+
+
 def fold_views(
     b: Builder, outer: View, operand: Ref, type: TensorType
 ) -> tuple[View, tuple[Ref, ...], tuple[TensorType, ...]] | None:
@@ -67,7 +78,12 @@ def fold_views(
     at = dict(zip(inner.symbols, outer.indices, strict=True))
     facts = b.ranges(outer.symbols, type.shape)
     # A guarded map may leave the inner symbols' ranges, under which inner maps were simplified.
-    indices = tuple(facts.simplify(e.substitute(at, None)) for e in inner.indices)
+    raw = tuple(e.substitute(at, None) for e in inner.indices)
+    if is_tangled(raw, 4 * TANGLED):
+        return None
+    indices = tuple(facts.simplify(e) for e in raw)
+    if is_tangled(indices, TANGLED):
+        return None
     guard = tuple(g.substitute(at, None) for g in inner.guard)
     guards = tuple(g for g in dict.fromkeys((*outer.guard, *guard)) if not facts.is_nonneg(g))
     fill = outer.fill if outer.guard else inner.fill

@@ -16,6 +16,7 @@ import networkx as nx
 
 from stagefuse.dsl.dims import Expr, const, sym
 
+from .contract import is_tangled
 from .graph import (
     Concat,
     Constant,
@@ -132,8 +133,9 @@ class _Partitioner:
         demanded = any(self._must_store(user, node.id) for user in users)
         if not groups and not result:
             return
-        deep = self.depth[node.id] > DEPTH_LIMIT
-        if (deep or self._multiplies(node, users)) and not isinstance(node.primitive, Scalar):
+        large = self.depth[node.id] > DEPTH_LIMIT or self._multiplies(node, users)
+        large = large or any(self._is_tangled(node, group) for group in groups)
+        if large and not isinstance(node.primitive, Scalar):
             self._say(node, False, "the kernel would grow too large")
             return self._root(node)
         if isinstance(node.primitive, Scalar) and not result:
@@ -171,6 +173,13 @@ class _Partitioner:
         return any(isinstance(kind, Gather | Concat) for kind in kinds) and isinstance(
             node.primitive, Gather | Concat
         )
+
+    def _is_tangled(self, node: Node, group: Group) -> bool:
+        """Whether what a view reads would lie at a position that takes many divisions."""
+        if not isinstance(node.primitive, View):
+            return False
+        accesses = (self._operand_access(node, 0, a) for a in group.accesses.get(node.id, []))
+        return any(access is not None and is_tangled(access) for access in accesses)
 
     def _free_fits(self, node: Node, groups: list[Group]) -> bool:
         if isinstance(node.primitive, Concat):

@@ -87,11 +87,13 @@ def round_to(array: Array, dtype: DType) -> Array:
 def narrow(array: Array, dtype: DType) -> Array:
     """Float64 values as `dtype.numpy`, rounded once to nearest even; f8 saturates, NaN stays.
 
-    Infinities stay where the dtype has them.
+    Infinities stay where the dtype has them; what overflows f32, in which small floats are
+    computed, is one.
     """
     with np.errstate(all="ignore"):
         if dtype.bits == 8:
-            stays = np.isnan(array) if dtype.name == "f8e4m3" else ~np.isfinite(array)
+            computed = np.asarray(array).astype(np.float32)
+            stays = np.isnan(array) if dtype.name == "f8e4m3" else ~np.isfinite(computed)
             array = np.where(stays, array, _saturated(array, dtype))
         if dtype.is_small_float and dtype.name != "f16":
             array = _to_odd(np.asarray(array, np.float64))

@@ -325,7 +325,30 @@ def maximum(a: IntLike, b: IntLike, facts: Facts | None = None) -> Expr:
         return b
     if facts and facts.prove_le(b, a):
         return a
+    for one, other in ((a, b), (b, a)):
+        found = _within_maximum(one, other, facts)
+        if found is not None:
+            return found
     return _expr_of(Atom("max", "", tuple(sorted((a, b)))))
+
+
+def _within_maximum(a: Expr, b: Expr, facts: Facts | None) -> Expr | None:
+    """max(a, b) where a is max(p, q) + k and p + k differs from b by a number, or None.
+
+    What chains of slices make: max(max(N - 1, 0) - 1, 0) is max(N - 2, 0).
+    """
+    nested = [m[0][0] for m, c in a.terms if c == 1 and len(m) == 1 and m[0][1] == 1]
+    if len(nested) != 1 or nested[0].kind != "max":
+        return None
+    shift = a - _expr_of(nested[0])
+    if shift.as_int() is None:
+        return None
+    p, q = nested[0].args
+    for part, rest in ((p, q), (q, p)):
+        gap = (part + shift - b).as_int()
+        if gap is not None:
+            return a if gap >= 0 else maximum(rest + shift, b, facts)
+    return None
 
 
 def _divide(a: Expr, b: Expr) -> tuple[Expr, Expr]:

@@ -13,7 +13,7 @@ from stagefuse.compiler.plan_check import solve_order
 from stagefuse.dsl.dtypes import DTYPES, DType, from_numpy
 
 from . import interchange
-from .errors import InputError
+from .errors import InputError, OutOfMemory
 from .prepared import Evaluator
 from .signature import type_text
 
@@ -69,7 +69,11 @@ class Binder:
     def _dense(self, name: str, value: Any) -> Any:
         """The value, or a copy that is dense and aligned."""
         if value.flags.num & _C_AND_ALIGNED != _C_AND_ALIGNED:
-            return np.array(value, order="C", copy=True)
+            try:
+                return np.array(value, order="C", copy=True)
+            except MemoryError:
+                size = f"{value.nbytes / 1e6:,.1f} MB"
+                raise OutOfMemory(f"no memory for a dense copy of input `{name}`: {size}") from None
         return value
 
     def _as_array(self, name: str, argument: ArgumentPlan, value: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from stagefuse.compiler.plan import BufferPlan, GpuLaunchPlan, GpuPlan, PipelinePlan
 
-from .errors import PlanError
+from .errors import OutOfMemory, PlanError
 from .prepared import Evaluator, ResultSpec, larger_than_slot, result_specs, size_of
 
 ALIGNMENT = 256  # of buffers: a cache line's multiple, and more than TMA or vector loads need
@@ -96,7 +96,7 @@ class DevicePreparer:
         io_bytes = total
         total = self._arena(evaluate, launches, padded(total), places)
         if total > _MAX_BYTES:
-            raise PlanError(f"{self.where}: buffers are larger than memory can be")
+            raise OutOfMemory(f"{self.where}: buffers are larger than memory can be")
         after = order([self._accesses(n, places) for n in launches])
         return DeviceBucket(
             values,

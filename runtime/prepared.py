@@ -18,7 +18,7 @@ from stagefuse.compiler.plan import BufferPlan, PipelinePlan, StepPlan
 from stagefuse.dsl import dims
 from stagefuse.dsl.dtypes import DTYPES
 
-from .errors import PlanError
+from .errors import OutOfMemory, PlanError
 from .memory import ALIGNMENT, allocate, pointer_to
 
 _MAX = 1 << 62
@@ -80,14 +80,15 @@ class Evaluator:
 
 
 def size_of(buffer: BufferPlan, evaluate: Evaluator, where: str) -> int:
-    """The bytes of a buffer for the evaluator's sizes. Raises PlanError for an absurd one."""
+    """The bytes of a buffer for the evaluator's sizes. Raises PlanError, OutOfMemory."""
     size = DTYPES[buffer.dtype].itemsize
     for extent in evaluate.shape(buffer.shape):
         if extent < 0:
             raise PlanError(f"{where}: {buffer.name} has a negative size")
         size *= extent
     if size > _MAX:
-        raise PlanError(f"{where}: a buffer is larger than memory can be")
+        sizes = _sizes_text(evaluate.values)
+        raise OutOfMemory(f"{where}: {buffer.name} is larger than memory can be for {sizes}")
     return size
 
 

@@ -25,6 +25,7 @@ from stagefuse.runtime.errors import DeviceError
 from ..workloads import FAMILIES
 from .compare import compared
 from .environment import clocks, environment
+from .measure import engine_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -45,82 +46,99 @@ def main() -> int:
         "gpu": gpu.name, "arch": arch, "seed": options.seed, "environment": environment(),
     }  # fmt: skip
     print(f"{gpu}, code for {arch}, seed {options.seed}")
+    name = re.sub(r"\W+", "-", gpu.name).strip("-").lower()
+    path = options.out / f"gpu-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     for part in options.parts:
         begin = time.perf_counter()
-        report[part] = _PARTS[part](families, arch, options)
+        for so_far in _PARTS[part](families, arch, options):
+            report[part] = so_far
+            if not options.dry:
+                _write(report, path)
         print(f"{part}: {time.perf_counter() - begin:.0f} s", flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    name = re.sub(r"\W+", "-", gpu.name).strip("-").lower()
-    path = RESULTS / f"gpu-{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    if not options.dry:
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        path.with_suffix(".md").write_text(table(report))
-        print(path)
     print(table(report))
     return 0 if all(_sound(report.get(part)) for part in options.parts) else 1
+
+
+def _write(report: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table(report))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--only", type=lambda t: t.split(","), default=[], help="W1,W5a")
     parser.add_argument("--parts", type=lambda t: t.split(","), default=list(PARTS))
+    parser.add_argument(
+        "--engines", type=lambda t: t.split(","), default=list(engine_names()),
+        help="of the measurement, in order",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=30, help="in a round")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3)))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for both files")
     parser.add_argument("--dry", action="store_true", help="write no files")
     return parser.parse_args()
 
 
-def _tests(families: Any, arch: str, options: Any) -> dict[str, Any]:
+def _tests(families: Any, arch: str, options: Any) -> Iterator[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return {"good": done.returncode == 0, "output": (done.stdout + done.stderr)[-4000:]}
+    yield {"good": done.returncode == 0, "output": (done.stdout + done.stderr)[-4000:]}
 
 
-def _compare(families: Any, arch: str, options: Any) -> list[dict[str, Any]]:
-    rows = []
+def _compare(families: Any, arch: str, options: Any) -> Iterator[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
     for row in compared(families, options.seed, "cuda:0", arch):
         rows.append({**asdict(row), "good": row.good})
-        print(f"  {row.workload}: {row.failure or f'{row.different} of {row.elements} differ'}")
-    return rows
+        said = row.failure or f"{row.different} of {row.elements} differ"
+        print(f"  {row.workload}: {said}", flush=True)
+        yield rows
 
 
-def _sanitize(families: Any, arch: str, options: Any) -> dict[str, Any]:
+def _sanitize(families: Any, arch: str, options: Any) -> Iterator[dict[str, Any]]:
     """The comparison's runs under compute-sanitizer's tools, where it is installed."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
-        return {"good": True, "skipped": "there is no compute-sanitizer"}
+        yield {"good": True, "skipped": "there is no compute-sanitizer"}
+        return
     found: dict[str, Any] = {"good": True}
+    only = ",".join(f.name for f in families)
     for name in SANITIZERS:
         done = subprocess.run(
             [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m",
-             "benchmarks.gpu", "--parts", "compare", "--dry", "--seed", str(options.seed)],
+             "benchmarks.gpu", "--parts", "compare", "--dry", "--seed", str(options.seed),
+             "--only", only],
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         found[name] = {"good": done.returncode != 9, "output": done.stdout[-3000:]}
         found["good"] &= found[name]["good"]
-    return found
+        yield found
 
 
-def _measure(families: Any, arch: str, options: Any) -> dict[str, Any]:
+def _measure(families: Any, arch: str, options: Any) -> Iterator[dict[str, Any]]:
     from .measure import Gpu, measured
 
-    found: dict[str, Any] = {"copy_bandwidth": Gpu("cuda:0").copy_bandwidth(), "workloads": {}}
+    copy = Gpu("cuda:0").copy_bandwidth()
+    found: dict[str, Any] = {"copy_bandwidth": copy, "workloads": {}, "good": True}
     for family in families:
         times, moved = measured(
-            family, None, options.seed, "cuda:0", arch, options.rounds, options.calls
-        )
+            family, None, options.seed, "cuda:0", arch, options.rounds, options.calls,
+            options.engines,
+        )  # fmt: skip
         found["workloads"][family.name] = {
             "title": family.title, "sizes": dict(family.sizes), "bytes": moved,
             "clocks": clocks(), "engines": {name: asdict(t) for name, t in times.items()},
         }  # fmt: skip
-        print(f"  {family.name}", flush=True)
-    found["good"] = all(
-        not w["engines"]["stagefuse"]["failure"] for w in found["workloads"].values()
-    )
-    return found
+        print(f"  {family.name}", *(f"{n}: {_brief(t)}" for n, t in times.items()), flush=True)
+        found["good"] &= not any(t.failure for n, t in times.items() if n == "stagefuse")
+        yield found
+
+
+def _brief(timed: Any) -> str:
+    return timed.failure or f"{min(timed.gpu) * 1e6:.1f} us"
 
 
 _PARTS = {"tests": _tests, "compare": _compare, "sanitize": _sanitize, "measure": _measure}
@@ -161,12 +179,11 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
 def _times(found: dict[str, Any]) -> Iterator[str]:
     from statistics import median
 
-    from .measure import engine_names
-
     copy = found["copy_bandwidth"]
     yield f"\nCopy bandwidth: {copy / 1e9:.0f} GB/s."
     yield "Times are microseconds on the GPU, and of the whole call."
-    names: Sequence[str] = engine_names()
+    first: dict[str, Any] = next(iter(found["workloads"].values()), {"engines": {}})
+    names: Sequence[str] = tuple(first["engines"])
     yield f"\n| workload | {' | '.join(names)} | of copy bandwidth |"
     yield "|---" * (len(names) + 2) + "|"
     for name, workload in found["workloads"].items():
@@ -177,7 +194,7 @@ def _times(found: dict[str, Any]) -> Iterator[str]:
                 timed["failure"]
                 or f"{median(timed['gpu']) * 1e6:.1f} ({median(timed['call']) * 1e6:.0f})"
             )
-        ours = workload["engines"]["stagefuse"]["gpu"]
+        ours = workload["engines"].get("stagefuse", {"gpu": []})["gpu"]
         share = f"{100 * workload['bytes'] / median(ours) / copy:.0f} %" if ours else ""
         yield f"| {name} {workload['title']} | {' | '.join(cells)} | {share} |"
 

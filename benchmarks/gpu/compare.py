@@ -1,8 +1,9 @@
 """The GPU against the emulator, bit by bit, on small shapes of every workload.
 
 Both run the same PTX on the same data. Where the emulator says something else than the GPU, one of
-them is wrong, or the instruction is one whose result the PTX ISA leaves open within a bound, such
-as `ex2.approx`: the table says by how many units in the last place results differ at most.
+them is wrong, or the instruction is one whose result the PTX ISA leaves open: `ex2.approx` and its
+kind within a bound, and the order of a tensor core's sums. The table says by how many units in the
+last place results differ at most, which is much where a sum is near 0.
 """
 
 from __future__ import annotations

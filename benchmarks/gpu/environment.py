@@ -14,7 +14,7 @@ _QUERY = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,tem
 
 def environment() -> dict[str, Any]:
     """Names, versions and clocks; what can't be found is left out."""
-    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": _platform()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
@@ -22,6 +22,10 @@ def environment() -> dict[str, Any]:
             continue
     commit = _said("git", "rev-parse", "HEAD")
     return {**found, **({"commit": commit} if commit else {}), **clocks()}
+
+
+def _platform() -> str:
+    return f"{platform.system()} {platform.machine()}"
 
 
 def clocks() -> dict[str, str]:

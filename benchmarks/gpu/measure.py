@@ -19,7 +19,7 @@ from ..workload import Family, Workload
 from .plans import plan_of
 
 Run = Callable[[], Any]
-_FLUSH_BYTES = 256 << 20  # several times any L2 cache
+_FLUSH_BYTES = 1 << 30  # many times any L2 cache, and a quarter of a millisecond
 _COPY_BYTES = 1 << 30
 
 
@@ -84,7 +84,14 @@ class Gpu:
 
 
 def measured(
-    family: Family, sizes: Any, seed: int, device: str, arch: str, rounds: int, calls: int
+    family: Family,
+    sizes: Any,
+    seed: int,
+    device: str,
+    arch: str,
+    rounds: int,
+    calls: int,
+    engines: Sequence[str],
 ) -> tuple[dict[str, Timed], int]:
     """Times by engine, and the bytes of a workload's inputs, weights and results."""
     gpu = Gpu(device)
@@ -93,7 +100,8 @@ def measured(
     inputs = {name: gpu.tensor(array) for name, array in workload.inputs.items()}
     found: dict[str, Timed] = {}
     runs: dict[str, Run] = {}
-    for name, bind in _ENGINES.items():
+    for name in engines:
+        bind = _ENGINES[name]
         timed = found[name] = Timed()
         try:
             begin = time.perf_counter()
@@ -110,7 +118,7 @@ def measured(
                 timed.failure = f"error {timed.error:.2g}, more than {family.tolerance:.2g}"
         except Exception as error:
             timed.failure = f"{type(error).__name__}: {error}".partition("\n")[0]
-    for number in range(rounds):
+    for number in range(rounds if runs else 0):
         order = list(runs.items())
         for name, run in order[number % len(order) :] + order[: number % len(order)]:
             found[name].gpu.append(gpu.time(run, calls))

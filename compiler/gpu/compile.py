@@ -29,6 +29,7 @@ from .columns import lower_rows
 from .contract import is_half, lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
 from .emit import Entry, KernelWriter, module_text
 from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
+from .whole import lower_whole_parts, lower_whole_rest, whole
 
 JOINS = ("placed", "chained", "direct", "halved")
 TYPICAL_SIZE = 128
@@ -120,6 +121,10 @@ class GpuCompiler:
     ) -> Iterator[tuple[SourceLowering, Forms, Expr, str]]:
         """The kernels of a group, each with a factor of its grid that is 1 or 0, and what part of
         the group it is."""
+        if whole(graph, group):
+            for form, name in ((lower_whole_parts, "parts"), (lower_whole_rest, "")):
+                yield SourceLowering(graph, group, sites, GPU), {"row": form}, const(1), name
+            return
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
         if group.kind == "contract" and is_half(graph, group):
             schedule = GPU_WGMMA if arches[0] in WGMMA else GPU_HALF
@@ -128,9 +133,9 @@ class GpuCompiler:
         if split is not None:
             few = split.holds(rows_of(graph, group))
             others = 1 - few
-            for form, name in ((lower_parts, "parts"), (lower_sum_of_parts, "sum")):
+            for part, name in ((lower_parts, "parts"), (lower_sum_of_parts, "sum")):
                 low = SourceLowering(graph, group, sites, GPU)
-                yield low, {"contract": partial(form, split=split)}, few, name
+                yield low, {"contract": partial(part, split=split)}, few, name
         yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
 
     def _entry(

@@ -19,7 +19,8 @@ from stagefuse.dsl.dims import Expr, Facts, const, floordiv, minimum, mod, sym
 from .ir import Value, constant_text
 from .loops import Carry
 from .private import private_arrays, vector_width
-from .teams import Team, choose
+from .scan import scan_of
+from .teams import WARP_TEAM, Team, choose
 from .values import Memory
 from .wgmma import WgmmaWriter
 
@@ -64,7 +65,8 @@ class KernelWriter(WgmmaWriter):
         names = [name for name, _ in kernel.parallel]
         extents = [extent for _, extent in kernel.parallel]
         facts = facts.at_element(names, extents)
-        super().__init__(kernel, facts, choose(kernel, facts))
+        team = choose(kernel, facts) if scan_of(kernel) is None else WARP_TEAM
+        super().__init__(kernel, facts, team)
         for value, line in lines.items():
             self.lines[id(self._unique(value))] = line
         self.shared_limit = shared_limit

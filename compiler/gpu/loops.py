@@ -20,15 +20,16 @@ from stagefuse.compiler.kernel_ir import (
     If,
     Kernel,
     Let,
-    Load,
+    Op,
     SortRow,
     Statement,
     Store,
     TileProduct,
 )
-from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.compiler.scalar import FUNCTIONS
 from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod, sym
 
+from .barriers import BarrierWriter
 from .ir import Value
 from .private import accesses
 from .teams import (
@@ -41,9 +42,11 @@ from .teams import (
     nest_of,
     shared_loops,
 )
-from .values import Group, Memory, Scope, ValueWriter
+from .values import Group, Memory, Scope
 
 UNROLL = 4
+LIGHT = 64
+"""Values of several steps of a loop that are worth writing out to have more loads under way."""
 Carry = list[Value]
 Visit = Callable[[Carry], Carry]
 Nest = Sequence[tuple[str, Expr, Expr]]
@@ -59,18 +62,15 @@ class Slot:
     scopes: list[Scope] = field(default_factory=list)
 
 
-class LoopWriter(ValueWriter):
+class LoopWriter(BarrierWriter):
     """The body of a kernel, as far as its control flow goes."""
 
     def __init__(self, kernel: Kernel, facts: Facts, team: Team) -> None:
-        super().__init__(kernel, facts)
-        self.team = team
+        super().__init__(kernel, facts, team)
         self.width = 1
         self.in_team = team.lanes > 1
         self.slot: Slot | None = None
         self.mask: Value | None = None
-        self.unread: set[str] = set()  # memory written since the last barrier
-        self.unwritten: set[str] = set()  # memory read since
 
     # Statements
 
@@ -209,6 +209,12 @@ class LoopWriter(ValueWriter):
         """A loop in steps, several of them at a time so that their loads are on the way together;
         `body` gets the position."""
         code, last = self.code, self._value(end, start.type)
+        if unroll == 1:
+            only = code.const(step, start.type)
+            found = self._counted(
+                name, start, last, only, ends, carry, lambda c: body(sym(name), c)
+            )
+            return found[0]
         step_value = code.const(step, start.type)
         many = code.const(step * unroll, start.type)
 
@@ -326,7 +332,9 @@ class LoopWriter(ValueWriter):
         simple = all(isinstance(x, Let | Store) for x in body)
         cut = self._whole(loops) if simple and not self._touches_cells(s) else None
         if cut is None:
-            self.spread(loops, self.width_of(loops) if simple else 1, [], visit)
+            width = self.width_of(loops) if simple else 1
+            at_once = UNROLL if simple and _work(body) * width <= LIGHT else 1
+            self.spread(loops, width, [], visit, at_once=at_once)
             return
         index, lo, hi, whole = cut
         code = self.code
@@ -337,7 +345,7 @@ class LoopWriter(ValueWriter):
         code.branch(done)
         code.start(part)
         with code.branch_scope(), self.scope():
-            self.spread([(index, lo, hi)], 1, [], visit, unroll=False)
+            self.spread([(index, lo, hi)], 1, [], visit, unroll=False, at_once=1)
         code.start(done)
 
     def _touches_cells(self, s: For) -> bool:
@@ -372,9 +380,15 @@ class LoopWriter(ValueWriter):
         return self.width if fits else 1
 
     def spread(
-        self, loops: Nest, width: int, carry: Carry, visit: Visit, unroll: bool = True
+        self,
+        loops: Nest,
+        width: int,
+        carry: Carry,
+        visit: Visit,
+        unroll: bool = True,
+        at_once: int = UNROLL,
     ) -> Carry:
-        """Visits this lane's elements of a nest of loops."""
+        """Visits this lane's elements of nested loops: written out, or some at once in a loop."""
         extents = [self.resolve(hi - lo) for _, lo, hi in loops]
         total = const(1)
         for extent in extents:
@@ -386,7 +400,7 @@ class LoopWriter(ValueWriter):
         lanes = self.team.across or self.team.lanes
         slots = None if most is None else -(-most // (lanes * width))
         if not unroll or slots is None or slots * width > MOST_IN_REGISTERS:
-            return self._spread_loop(loops, extents, total, width, carry, visit)
+            return self._spread_loop(loops, extents, total, width, carry, visit, at_once)
         for number in range(slots):
             unit = sym("column" if self.team.across else "lane") + number * lanes
             mask = None
@@ -396,7 +410,14 @@ class LoopWriter(ValueWriter):
         return carry
 
     def _spread_loop(
-        self, loops: Nest, extents: list[Expr], total: Expr, width: int, carry: Carry, visit: Visit
+        self,
+        loops: Nest,
+        extents: list[Expr],
+        total: Expr,
+        width: int,
+        carry: Carry,
+        visit: Visit,
+        at_once: int,
     ) -> Carry:
         lanes = self.team.lanes
         kind = "i32" if self.is_small(total + UNROLL * lanes * width) else "i64"
@@ -408,7 +429,7 @@ class LoopWriter(ValueWriter):
             return self._visit(loops, extents, flat, width, None, present, visit, scaled=True)
 
         ends = (const(0), total - 1)
-        return self.strided(name, start, total, lanes * width, carry, body, ends)
+        return self.strided(name, start, total, lanes * width, carry, body, ends, at_once)
 
     def _visit(
         self,
@@ -476,48 +497,13 @@ class LoopWriter(ValueWriter):
         finally:
             self.slot = before
 
-    # Barriers
 
-    def barrier(self) -> None:
-        """Lanes of the team wait for each other and see what the others wrote."""
-        if self.team.is_block:
-            self.code.line("bar.sync 0;")
-        elif self.team.lanes > 1:
-            self.code.line("bar.warp.sync 0xffffffff;")
-        self.unread, self.unwritten = set(), set()
-
-    def order(self, s: Statement) -> None:
-        """A barrier before a statement that other lanes' work must precede."""
-        reads, writes = self._touched(s)
-        if (reads | writes) & self.unread or writes & self.unwritten:
-            self.barrier()
-        if not isinstance(s, For) or is_shared(s):
-            self.unread |= writes
-            self.unwritten |= reads
-
-    def _touched(self, s: Statement) -> tuple[set[str], set[str]]:
-        reads: set[str] = set()
-        writes: set[str] = set()
-        for x in walk([s]):
-            if isinstance(x, TileProduct):
-                reads |= {x.a, x.panel}
-                writes.add(x.dst)
-            elif isinstance(x, SortRow):
-                writes |= {x.keys, x.order}
-            elif isinstance(x, Store):
-                writes.add(x.buffer)
-            for value in _values(x):
-                reads |= {p.buffer for p in post_order(value) if isinstance(p, Load)}
-        tracked = {
-            name for name in reads | writes
-            if name in self.written and self.memory[name].space != "registers"
-        }  # fmt: skip
-        return reads & tracked, writes & tracked
-
-
-def _values(s: Statement) -> tuple[KernelValue, ...]:
-    if isinstance(s, Let | Fold):
-        return (s.value,)
-    if isinstance(s, Store):
-        return (*s.indices, s.value)
-    return (s.condition,) if isinstance(s, If) else ()
+def _work(body: Sequence[Statement]) -> int:
+    """Operations of plain statements, by what they cost."""
+    return sum(
+        FUNCTIONS[part.fn].flops if part.fn in FUNCTIONS else 1
+        for s in body
+        if isinstance(s, Let | Store)
+        for part in post_order(s.value)
+        if isinstance(part, Op)
+    )

@@ -6,14 +6,14 @@ from stagefuse.compiler.kernel_ir import TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from . import scalars
-from .folds import FoldWriter
 from .ir import Value
 from .loops import Carry
+from .scan import ScanWriter
 
 COLUMNS = 4
 
 
-class ProductWriter(FoldWriter):
+class ProductWriter(ScanWriter):
     """The body of a kernel, as far as its matrix products go."""
 
     def product(self, s: TileProduct) -> None:

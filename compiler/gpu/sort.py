@@ -32,7 +32,7 @@ class SortWriter(ProductWriter):
             self.write(order, self.address(order, here), [place])
             return carry
 
-        self.spread([("at'", const(0), as_expr(s.count))], 1, [], number, unroll=False)
+        self.spread([("at'", const(0), as_expr(s.count))], 1, [], number, unroll=False, at_once=1)
         self.barrier()
         size = code.variable(kind, code.const(2, kind))
         half = code.variable(kind, code.const(1, kind))
@@ -87,7 +87,7 @@ class SortWriter(ProductWriter):
                     self.write(order, at_order[1], [i])
             return carry
 
-        self.spread([("at'", const(0), as_expr(s.count))], 1, [], compare, unroll=False)
+        self.spread([("at'", const(0), as_expr(s.count))], 1, [], compare, unroll=False, at_once=1)
         self.barrier()
 
     def _key(self, raw: Value, dtype: DType) -> Value:

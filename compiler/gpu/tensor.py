@@ -11,6 +11,8 @@ multiply-adds. Fragments: PTX ISA 9.7.14.5, "mma.m16n8k8" for .tf32, "mma.m16n8k
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.kernel_ir import Alloc, For, TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
@@ -22,7 +24,8 @@ from .teams import most_of
 
 STAGES = 3  # of a product alone in its kernel
 DEPTH = 16  # of a stage, and of sums that tensor cores make
-SHALLOW = 64  # depth that is one stage where there are other products
+SHALLOW = 96  # depth that may come in one stage
+ONCE_BYTES = 48 << 10  # of that stage
 HALF_DEPTH = 32  # of a stage of 16-bit operands
 
 
@@ -72,15 +75,17 @@ class TensorWriter(SortWriter):
         stages, depth = STAGES, DEPTH
         if left.dtype.bits == 16:
             depth = HALF_DEPTH
-        elif not self._is_alone():
-            known = t.depth.as_int()
-            depth = 2 * DEPTH
-            if known is not None and known <= SHALLOW and not inside:
-                stages, depth = 1, -(-known // DEPTH) * DEPTH
-        return Tile(
+        else:
+            depth = DEPTH if self._is_alone() else 2 * DEPTH
+        found = Tile(
             t, s.hi - s.lo, most, first, step, s.index, s.lo, stages, depth, inside,
             left.dtype.itemsize, warps,
         )  # fmt: skip
+        deepest = self.facts.bounds(self.resolve(t.depth))[1]
+        if deepest is None or not 0 < deepest <= SHALLOW or inside or found.size == 2:
+            return found
+        once = replace(found, stages=1, depth=-(-deepest // DEPTH) * DEPTH)
+        return once if once.stage_bytes <= ONCE_BYTES else found
 
     def _is_alone(self) -> bool:
         """Whether the kernel has one product and no scratch but its tile."""
@@ -113,6 +118,15 @@ class TensorWriter(SortWriter):
         across = tile.columns // tile.warps_across // 8
         sums = [code.variable("float", zero) for _ in range(2 * across * 4)]
         self.sums = sums
+        if tile.stages == 1:
+            nothing = code.const(0, "i32")
+            code.line("bar.sync 0;")
+            copies.issue(0, code.const(1, "i1"))
+            code.line("cp.async.wait_group 0;")
+            code.line("bar.sync 0;")
+            self._multiply_stage(tile, ring, nothing, nothing, sums, across)
+            code.line("bar.sync 0;")
+            return self._store_tile(tile, base, sums, across)
         step = code.variable("i32", code.const(0, "i32"))
         read = code.variable("i32", code.const(0, "i32"))
         head, done = code.label("depth"), code.label("summed")
@@ -121,15 +135,9 @@ class TensorWriter(SortWriter):
             now = Value(code, step.text, "i32", code.depth)
             at = Value(code, read.text, "i32", code.depth)
             code.branch_if(now.compare("lt", steps), done, holds=False)
-            if tile.stages > 1:
-                code.line(f"cp.async.wait_group {tile.stages - 2};")
-                code.line("bar.sync 0;")
-                copies.issue_next((now + (tile.stages - 1)).compare("lt", steps), at)
-            else:
-                code.line("bar.sync 0;")
-                copies.issue(0, now.compare("lt", steps))
-                code.line("cp.async.wait_group 0;")
-                code.line("bar.sync 0;")
+            code.line(f"cp.async.wait_group {tile.stages - 2};")
+            code.line("bar.sync 0;")
+            copies.issue_next((now + (tile.stages - 1)).compare("lt", steps), at)
             if tile.size == 2:
                 self._half_stage(tile, ring, at, sums, across)
             else:

@@ -18,10 +18,12 @@ MOST_FACTORS = 8
 
 
 def _factors(m: Match) -> list[Ref]:
-    """The factors of a product of products, as they are nested."""
+    """The factors of a product of products, as they are nested; none of one with too many."""
     found: list[Ref] = []
     pending = list(m.operands[::-1])
-    while pending and len(found) <= MOST_FACTORS:
+    while pending:
+        if len(found) + len(pending) > MOST_FACTORS:
+            return []
         ref = pending.pop()
         inner = m.args(ref, "mul")
         if inner is None:

@@ -255,6 +255,9 @@ def cut_bounds(facts: Facts, cut: Cut, extent: Expr) -> tuple[Expr, Expr]:
         if facts.is_nonneg(-cut.start - 1):
             length = minimum(extent, -cut.start, facts)
             return extent - length, length
+        if facts.is_nonneg(cut.start) and not is_part(facts, cut.start, extent):
+            # of the length that `[:-start]` has; where it is 0, nothing is at the start
+            return cut.start, maximum(extent - cut.start, 0, facts)
     low, high = (0, 0) if step > 0 else (-1, -1)
     start = const(0) if step > 0 else extent - 1
     stop = extent if step > 0 else const(-1)

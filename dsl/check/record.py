@@ -11,7 +11,11 @@ from ..dtypes import BOOL, F32, I64, DType
 from ..program import Apply, Check, ValueId
 from ..source import Span
 from ..types import TensorType
+from .report import Failed
 from .values import Dim, Number, Scope, Space, Tensor
+
+MAX_RANK = 32
+"""Dimensions of a tensor that a plan can hold."""
 
 
 class Recorder:
@@ -55,6 +59,9 @@ class Recorder:
         """Record one operation and return its results."""
         results = []
         for result_type in types:
+            if result_type.rank > MAX_RANK:
+                raise Failed("E0207", f"a tensor has at most {MAX_RANK} dimensions", span,
+                             f"this has {result_type.rank}")
             value = len(self.types)
             self.types[value] = result_type
             results.append(Tensor(value, result_type, space))

@@ -69,7 +69,12 @@ def _driver() -> Any:
     except ImportError as error:
         raise DeviceError(f"cuda-bindings is not there: {error}\n{HELP}") from None
     try:
-        _raise(driver, driver.cuInit(0)[0], "starting CUDA")
+        code = driver.cuInit(0)[0]
+        if code == driver.CUresult.CUDA_ERROR_NO_DEVICE:
+            raise DeviceError(
+                "CUDA sees no GPU on this machine\n  = help: is CUDA_VISIBLE_DEVICES set?"
+            )
+        _raise(driver, code, "starting CUDA")
     except DeviceError:
         raise
     except Exception as error:  # the bindings' own kinds
@@ -181,11 +186,11 @@ def kernel(library: Any, name: str) -> Any:
     return _call("cuLibraryGetKernel", f"looking for the kernel {name}", library, name.encode())
 
 
-def parameter_sizes(kernel: Any) -> list[int] | None:
-    """Bytes of each parameter of a kernel; None from drivers before CUDA 12.4, which can't say."""
+def parameter_sizes(kernel: Any, count: int) -> list[int] | None:
+    """Bytes of a kernel's first parameters; None from drivers before CUDA 12.4, which can't say."""
     driver = _driver()
     sizes: list[int] = []
-    while True:
+    while len(sizes) < count:
         try:
             code, _, size = driver.cuKernelGetParamInfo(kernel, len(sizes))
         except RuntimeError:
@@ -194,6 +199,7 @@ def parameter_sizes(kernel: Any) -> list[int] | None:
             return sizes
         _raise(driver, code, "asking for a kernel's parameters")
         sizes.append(int(size))
+    return sizes
 
 
 # Memory

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from math import prod
+from threading import local
 from typing import Any
 
 import numpy as np
 
 from stagefuse.compiler.plan import Plan
 
-from ..drivers import Launch, Memory, Region
+from ..drivers import Launch, Memory, Region, closing, quietly
 from ..errors import InputError, PlanError
 from ..memory import pointer_to
-from . import calls, found
+from . import calls, found, torch_tensors
 from .arrays import CudaArray
 from .results import ResultMemory
 
@@ -51,6 +53,8 @@ class CudaDriver:
         self._kernels: dict[str, Any] = {}
         self._context = calls.open_context(self.number)
         self._active = _Active(self._context)
+        self._thread = local()
+        self._events: list[int] = []  # one a thread, to order streams by
         self.results = ResultMemory(self)
         self._closed = False
 
@@ -61,7 +65,7 @@ class CudaDriver:
         self._library = calls.load(self._code)
         for name, count in kernels.items():
             kernel = self._kernels[name] = calls.kernel(self._library, name)
-            sizes = calls.parameter_sizes(kernel)
+            sizes = calls.parameter_sizes(kernel, count)
             if sizes is not None and sizes != [8] * count:
                 raise PlanError(
                     f"the kernel {name} takes parameters of {sizes} bytes, but its launches give "
@@ -164,28 +168,51 @@ class CudaDriver:
             value.order_before(stream)
             array = value
             device = value.number
-        elif not _on_a_gpu(value):
-            return None
         else:
-            try:
-                view = calls.view(value, stream or 1)
-            except InputError as error:
-                raise InputError(f"input `{name}`: {error}") from None
-            device = view.device
-            size = view.dtype.itemsize * int(np.prod(view.shape, dtype=np.int64))
-            strides = None
-            if view.strides is not None:
-                strides = tuple(s * view.dtype.itemsize for s in view.strides)
-            region = Region(Memory(view.address, size, (view.owner, value)), 0, size)
-            array = CudaArray(
-                region, view.shape, view.dtype, strides, view.readonly, driver=self, number=device
-            )
+            viewed = self._view(value, name, stream)
+            if viewed is None:
+                return None
+            array, device = viewed
         if device != self.number:
             raise InputError(
                 f"input `{name}` is in the memory of cuda:{device}, but this pipeline runs on "
                 f"{self.device}\n  = help: copy it there first"
             )
         return array
+
+    def _view(self, value: Any, name: str, stream: int) -> tuple[CudaArray, int] | None:
+        """An array of another library on a GPU, ready on the stream, and its GPU."""
+        try:
+            tensor = torch_tensors.read(value)
+            if tensor is not None:
+                if tensor.device == self.number:
+                    self._order(tensor.stream, stream)
+                return self._made(tensor, False, value), tensor.device
+            if not _on_a_gpu(value):
+                return None
+            view = calls.view(value, stream or 1)
+            return self._made(view, view.readonly, (view.owner, value)), view.device
+        except InputError as error:
+            raise InputError(f"input `{name}`: {error}") from None
+
+    def _made(self, view: Any, readonly: bool, owner: Any) -> CudaArray:
+        size = view.dtype.itemsize * prod(view.shape)
+        strides = view.strides and tuple(s * view.dtype.itemsize for s in view.strides)
+        region = Region(Memory(view.address, size, owner), 0, size)
+        return CudaArray(
+            region, view.shape, view.dtype, strides, readonly, driver=self, number=view.device
+        )
+
+    def _order(self, first: int, then: int) -> None:
+        """Let what comes next on a stream wait for what is on another one now."""
+        if first == then:
+            return
+        event = getattr(self._thread, "event", None)
+        if event is None:
+            event = self._thread.event = calls.event()
+            self._events.append(event)
+        calls.record(event, first)
+        calls.wait(then, event)
 
     def array(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: int
@@ -199,9 +226,11 @@ class CudaDriver:
             return
         self._closed = True
         library, self._library = self._library, None
-        if library is not None:
-            with self.active():
-                calls.unload(library)
+        events, self._events = self._events, []
+        with closing(self):
+            quietly(*((calls.close_event, event) for event in events))
+            if library is not None:
+                quietly((calls.unload, library))
         self.results.close()
 
     def release(self) -> None:

@@ -6,7 +6,7 @@ what a compilation will find.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -28,6 +28,7 @@ from stagefuse.dsl.types import TensorType
 from .errors import Refused
 from .names import MODULES
 
+MAX_TERMS, MAX_DEGREE, MAX_SIZE = 200, 32, 1 << 62
 _HEAD = "pipeline p():\n"
 _IMPORTS = "".join(f"import {name}\n" for name in MODULES)
 
@@ -82,7 +83,10 @@ class Body:
         """The type of a bound name, or those of a tuple's items."""
         value = self.frame.locals[name]
         items: tuple[Value, ...] = value.items if isinstance(value, Items) else (value,)
-        return [self._tensor(item).type for item in items]
+        found = [self._tensor(item).type for item in items]
+        for type in found:
+            require_sane(type.shape)
+        return found
 
     def tensor(self, name: str) -> TensorType:
         """The type of a bound name; a number or a size becomes a scalar."""
@@ -95,6 +99,15 @@ class Body:
     def same(self, a: Expr | int, b: Expr | int) -> bool:
         """Whether two sizes are equal in every call."""
         return self.frame.recorder.facts.prove_eq(a, b)
+
+
+def require_sane(sizes: Sequence[Expr]) -> None:
+    """Raises Refused for sizes that only a hostile file has: their arithmetic would never end."""
+    for size in sizes:
+        degree = max((sum(power for _, power in m) for m, _ in size.terms), default=0)
+        high = any(abs(c) >= MAX_SIZE for _, c in size.terms)
+        if high or len(size.terms) > MAX_TERMS or degree > MAX_DEGREE:
+            raise Refused("a size that is larger, or more complicated, than any tensor's")
 
 
 def _statement(line: str) -> ast.Stmt:

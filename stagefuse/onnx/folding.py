@@ -15,6 +15,7 @@ import numpy as np
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, minimum
 from stagefuse.dsl.dtypes import from_numpy
 
+from .body import require_sane
 from .node import Node
 from .reading import _NUMPY
 
@@ -56,6 +57,7 @@ def tidy(found: Any) -> Array:
     array: Array = np.asarray(found)
     if array.dtype != object:
         return array
+    require_sane([as_expr(v) for v in array.reshape(-1)])
     whole = [as_expr(v).as_int() for v in array.reshape(-1)]
     if any(n is None for n in whole):
         return array

@@ -12,10 +12,12 @@ from stagefuse.dsl.lexer import CONSTANTS, KEYWORDS, LOGIC
 MODULES = ("nn", "math", "onnx")
 _TAKEN = frozenset(
     (*BUILTINS, *DTYPES, *CONSTANTS, *KEYWORDS, *LOGIC, *MODULES, "w", "int", "float", "str",
-     "bool", "has", "len", "extern", "scan", "state",
-     *"bocijkmnqrt", *(f"{letter}{k}" for letter in "imdqrbt" for k in range(10)))
+     "bool", "has", "len", "extern", "scan", "state")
 )  # fmt: skip
-"""What a value cannot be called; among it the indices of the notation that is written."""
+INDICES = frozenset(
+    (*"bocijkmnqrt", *(f"{letter}{k}" for letter in "imdqrbt" for k in range(10)))
+)
+"""Indices of the notation that is written: there nothing else can be called so."""
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -25,12 +27,16 @@ class Names:
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self.taken = set(_TAKEN) | set(taken)
 
-    def value(self, wanted: str) -> str:
-        """An identifier for a value: what is special becomes `_`, the first letter is small."""
+    def value(self, wanted: str, is_input: bool = False) -> str:
+        """An identifier for a value: what is special becomes `_`, the first letter is small.
+
+        Only inputs may be called like an index; index notation reads them by another name.
+        """
         text = re.sub(r"[^A-Za-z0-9_]+", "_", wanted).strip("_") or "v"
         if text[0].isdigit():
             text = f"v{text}"
-        return self._fresh(text[0].lower() + text[1:])
+        text = text[0].lower() + text[1:]
+        return self._fresh(f"{text}_" if text in INDICES and not is_input else text)
 
     def size(self, wanted: str) -> str:
         """An identifier for a size: `batch_size` becomes `BatchSize`."""

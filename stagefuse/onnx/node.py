@@ -14,6 +14,7 @@ from stagefuse.dsl.types import TensorType
 
 from .body import Body
 from .errors import Refused
+from .names import INDICES
 from .text import literal, size_text
 
 Shape: TypeAlias = tuple[Expr, ...]
@@ -182,6 +183,8 @@ class Node:
     def bound(self, value: Val, hint: str = "") -> str:
         """A name for a value: index notation reads names, not expressions."""
         text = self.materialize(value)
+        if text in INDICES:
+            return self.let(f"{text}_", text).text
         if text.replace("_", "a").isalnum() and text[0].isalpha():
             return text
         if text.startswith("w") and "(" not in text and '"' not in text:

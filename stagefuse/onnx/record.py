@@ -33,7 +33,7 @@ def op(*names: str, unread: Sequence[str] = ()) -> Callable[[Writer], Writer]:
     """Registers a function as the record of ops; `unread` are attributes without effect here."""
 
     def register(write: Writer) -> Writer:
-        family = write.__module__.rpartition(".")[2]
+        family = str(write.__module__).rpartition(".")[2]
         for name in names:
             if name in _FOUND:
                 raise ValueError(f"two records are named {name}")

@@ -141,7 +141,7 @@ class Translator:
     def _input(self, name: str, type: TensorType) -> Val | None:
         if name in self.fixed:
             return self.constant(name, np.asarray(self.fixed[name]))
-        text = self.names.value(name)
+        text = self.names.value(name, is_input=True)
         self.body.input(text, type)
         self.inputs.append((name, text, type))
         return Val(text, type, None, frozenset([name]), name)
@@ -227,7 +227,13 @@ class Translator:
             if function is not None:
                 return control.inline(self, function, proto, env, depth)
             raise Refused("this op is not supported", "a record for it")
-        written = record.write(node)
+        try:
+            written = record.write(node)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise Refused(
+                f"translating it failed with {type(error).__name__}: {error}",
+                "a node as the standard has it; if it is one, this is a fault of stagefuse",
+            ) from error
         given = {a.name for a in proto.attribute}
         schemas.require_read(node, given - record.unread)
         self._bind(proto, env, self._values(node, written))

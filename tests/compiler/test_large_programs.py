@@ -63,3 +63,21 @@ def test_a_concatenation_of_many(tmp_path: Path) -> None:
     pipe = compiled(tmp_path, "x: f32[3]", [f"concat([{parts}])"])
     want = np.concatenate([X[n % 3 :] for n in range(200)])
     np.testing.assert_array_equal(pipe(x=X), want)
+
+
+def test_reshapes_of_transposes_of_reshapes(tmp_path: Path) -> None:
+    lines = ["for n in 0..8:", "    x = reshape(transpose(x, [2, 0, 1]), [A, B, C])", "x"]
+    pipe = compiled(tmp_path, "x: f32[A, B, C]", lines)
+    x = want = np.random.default_rng().standard_normal((2, 3, 4), np.float32)
+    for _ in range(8):
+        want = want.transpose(2, 0, 1).reshape(2, 3, 4)
+    np.testing.assert_array_equal(pipe(x=x), want)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_differences_of_neighbours_of_any_number(tmp_path: Path, n: int) -> None:
+    pipe = compiled(tmp_path, "x: f32[N]", ["x[1:] - x[:-1], x[1:][1:]"])
+    x = np.random.default_rng().standard_normal(n, np.float32)
+    found = pipe(x=x)
+    np.testing.assert_array_equal(found[0], x[1:] - x[:-1])
+    np.testing.assert_array_equal(found[1], x[2:])

@@ -164,6 +164,7 @@ def test_one_wrong_line(line: str, code: str, place: str, words: str, advice: st
         ("fn f(x: f32[B]) -> f32[*Q]:\n    x", "E0219", "the size `Q` does not follow"),
         ("pipeline p(x: f32[B]) where B >= 5, B <= 3:\n    x", "E0217", "no size is left"),
         ("pipeline p(x: f32[B, -1]):\n    x", "E0219", "the size -1 is negative"),
+        (f"pipeline p(x: f32[{'1, ' * 33}]):\n    x", "E0207", "at most 32 dimensions"),
         ("pipeline p(n: int):\n    n", "E0219", "the inputs of a pipeline are tensors"),
         ("pipeline p(x: f32[*S]):\n    x", "E0219", "a fixed number of dimensions"),
         ("pipeline p(x: f32[2 * A * B]):\n    x", "E0219", "`A` does not follow"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
+from benchmarks.gpu.plans import plan_of
+from benchmarks.workloads import FAMILIES
 from stagefuse.runtime.cuda import found
 from stagefuse.runtime.device_pipeline import DevicePipeline
 from stagefuse.runtime.devices import open_plan
@@ -96,3 +100,34 @@ def test_a_compiled_pipeline() -> None:
     with sf.compile(text, device="cuda:0") as pipe:
         x = np.arange(35, dtype=np.float32).reshape(5, 7)
         np.testing.assert_array_equal(pipe(x=x), x * 2 + x.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("name", ["W2a", "W4", "W5a", "W7"])
+def test_workloads(name: str) -> None:
+    family, seed = FAMILIES[name], random.randrange(1 << 31)
+    print(f"seed {seed}")
+    workload = family.workload(seed, family.tiny)
+    reference = workload.reference()
+    with open_plan(plan_of(workload, found.arch_of(0)), None, "cuda:0") as pipe:
+        for results in (pipe(**workload.inputs), *pipe.map([workload.inputs] * 3)):
+            listed = list(results) if isinstance(results, tuple) else [results]
+            assert workload.error(listed, reference) <= family.tolerance
+
+
+def test_threads_and_pipelines_at_once(affine: DevicePipeline) -> None:
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(20):
+                x = batch((4, 6))
+                check(affine(x=x), x)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures

@@ -107,6 +107,26 @@ def test_a_huge_constant_is_not_made_while_importing() -> None:
     assert "full([1048576, 1048576], 0.0, f32)" in import_model(made).text
 
 
+def test_sizes_that_are_squared_without_end_are_refused() -> None:
+    names = [f"s{k}" for k in range(8)]
+    for shape in ([1 << 20], names):
+        nodes, rank = [], len(shape)
+        for k in range(40):
+            nodes += [node("Flatten", [f"v{k}"], [f"f{k}"], axis=rank if k == 0 else 1),
+                      node("Transpose", [f"f{k}"], [f"t{k}"]),
+                      node("Mul", [f"f{k}", f"t{k}"], [f"o{k}"]),
+                      node("Flatten", [f"o{k}"], [f"v{k + 1}"], axis=2)]
+        made = models.model(nodes, {"v0": (F32, shape)}, ["v40"])
+        with pytest.raises(OnnxError):
+            import_model(made)
+    sized = [node("Shape", ["x"], ["d0"]), node("ReduceProd", ["d0"], ["d1"])]
+    sized += [node("Mul", [f"d{k}", f"d{k}"], [f"d{k + 1}"]) for k in range(1, 40)]
+    sized.append(node("Expand", ["x", "d40"], ["y"]))
+    made = models.model(sized, {"x": (F32, names)}, ["y"])
+    with pytest.raises(OnnxError, match="more complicated"):
+        import_model(made)
+
+
 def test_nodes_in_a_circle_are_refused() -> None:
     made = models.model([node("Add", ["x", "b_"], ["a_"]), node("Neg", ["a_"], ["b_"])],
                         {"x": (F32, [4])}, ["b_"])  # fmt: skip

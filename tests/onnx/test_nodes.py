@@ -37,7 +37,7 @@ def test_every_record_imports_its_tests_or_says_why(cases: list[object]) -> None
     by_op: dict[str, list[object]] = {}
     for case in cases:
         by_op.setdefault(onnx_score.op_of(case), []).append(case)
-    untested = sorted(set(records()) - set(by_op))
+    untested = sorted({op for op in records() if "::" not in op} - set(by_op))
     assert untested == ["GlobalLpPool"], "records that the standard does not test"
     for op in sorted(set(records()) & set(by_op)):
         found = [onnx_score.outcome(case, "CPU", True) for case in by_op[op][:8]]

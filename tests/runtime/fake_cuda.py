@@ -189,9 +189,9 @@ class FakeCuda:
                 raise DeviceError(f"looking for the kernel {name}: not found")
             return (library, name)
 
-    def parameter_sizes(self, kernel: Any) -> list[int]:
+    def parameter_sizes(self, kernel: Any, count: int) -> list[int]:
         library, name = kernel
-        return [8] * len(library.entries[name])
+        return [8] * min(len(library.entries[name]), count)
 
     # Memory
 

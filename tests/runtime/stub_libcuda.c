@@ -66,7 +66,7 @@ static CUresult drop(void *handle, int kind) {
   return OK;
 }
 
-API cuInit(unsigned flags) { return flags ? INVALID_VALUE : OK; }
+API cuInit(unsigned flags) { return getenv("STUB_CUDA_HIDDEN") ? 100 : flags ? INVALID_VALUE : OK; }
 API cuDriverGetVersion(int *v) { *v = 13010; return OK; }
 API cuDeviceGetCount(int *n) { *n = 1; return OK; }
 API cuDeviceGet(CUdevice *d, int n) { *d = n; return n == 0 ? OK : 101; }

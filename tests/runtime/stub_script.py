@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 from dataclasses import replace
 from typing import Any
@@ -143,6 +144,20 @@ def errors() -> None:
         raise AssertionError
 
 
+def hidden() -> None:
+    """No GPU, as with an empty CUDA_VISIBLE_DEVICES."""
+    os.environ["STUB_CUDA_HIDDEN"] = "1"
+    for _ in range(2):
+        try:
+            found.gpus()
+        except sf.DeviceError as refused:
+            assert "CUDA sees no GPU" in str(refused)
+        else:
+            raise AssertionError
+    found.has_driver = lambda: True
+    assert found.usable_device(handmade_gpu.plan()) is None and found.first_arch() is None
+
+
 def own_tests() -> None:
     """The tests that are for a GPU, but for those that need PyTorch."""
     as_text()
@@ -166,7 +181,7 @@ def as_text() -> None:
 
 def main() -> None:
     stub_gpu.install()
-    every = (calls_and_map, arrays_of_others, launches, errors, own_tests, comparison)
+    every = (calls_and_map, arrays_of_others, launches, errors, hidden, own_tests, comparison)
     cases = {f.__name__: f for f in every}
     cases[sys.argv[1]]()
     gc.collect()

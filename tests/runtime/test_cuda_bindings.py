@@ -75,6 +75,11 @@ def test_errors(folder: Path) -> None:
     assert said == "held 2"  # the library and the context that the case itself left open
 
 
+def test_hidden_gpus(folder: Path) -> None:
+    said, _ = run(folder, "hidden")
+    assert said == "held 0"
+
+
 def test_the_tests_for_a_gpu(folder: Path) -> None:
     said, _ = run(folder, "own_tests")
     assert " passed" in said and "failed" not in said

@@ -52,3 +52,12 @@ def test_a_negative_size_is_refused_at_the_call(tmp_path: Path) -> None:
     with pytest.raises(sf.InputError, match="must not be negative"):
         pipe(x=np.zeros(1, np.float32))
     assert pipe(x=np.zeros(3, np.float32))[1].shape == (1,)
+
+
+def test_what_does_not_fit_memory_is_out_of_memory(tmp_path: Path) -> None:
+    pipe = compiled(tmp_path, "pipeline p(x: f32[N]):\n    x + 1.0\n")
+    with pytest.raises(sf.OutOfMemory, match="dense copy of input `x`"):
+        pipe(x=np.broadcast_to(np.float32(1), (1 << 45,)))
+    pipe = compiled(tmp_path, "pipeline p(x: u8[N]):\n    x, zeros([N * (1 << 60)])\n")
+    with pytest.raises(sf.OutOfMemory, match="larger than memory can be for N = 9"):
+        pipe(x=np.zeros(9, np.uint8))

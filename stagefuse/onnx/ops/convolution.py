@@ -36,10 +36,19 @@ def _conv(n: Node) -> Written:
     scoped = _layer(n, window, groups)
     if scoped is not None:
         return scoped
-    text = convolved(n, padded(n, value, window), n.bound(weight, "kernel"), weight, window, groups)
+    x, w = padded(n, value, window), n.bound(weight, "kernel")
+    text = _library(x, w, window, groups) or convolved(n, x, w, weight, window, groups).text
     if n.maybe(2) is None:
         return text
-    return f"{text.text} + {per_channel(n.bound(n.val(2), 'bias'), value.rank)}"
+    return f"{text} + {per_channel(n.bound(n.val(2), 'bias'), value.rank)}"
+
+
+def _library(x: str, w: str, window: Window, groups: int) -> str | None:
+    """`nn.convolve2d(...)` where all axes have one stride and one dilation."""
+    if window.rank > 2 or len(set(window.strides)) > 1 or len(set(window.dilations)) > 1:
+        return None
+    options = f"stride={window.strides[0]}, dilation={window.dilations[0]}, groups={groups}"
+    return f"nn.convolve{window.rank}d({x}, {w}, {options})"
 
 
 def _layer(n: Node, window: Window, groups: int) -> str | None:

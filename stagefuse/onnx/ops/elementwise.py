@@ -8,13 +8,25 @@ from ..errors import Refused
 from ..node import Node
 from ..reading import dtype_of, type_name
 from ..record import op
+from .norms import per_channel
 
 
 def _infix(sign: str) -> Callable[[Node], str]:
     def write(n: Node) -> str:
-        return f"{n.operand(0)} {sign} {n.operand(1)}"
+        return f"{n.operand(0)} {sign} {aligned(n)}"
 
     return write
+
+
+def aligned(n: Node) -> str:
+    """The second operand; before opset 7, `axis` says which axis of the first its own begin at."""
+    if n.opset >= 7 or not n.attr("broadcast", 0):
+        return n.operand(1)
+    first, second, axis = n.val(0), n.val(1), n.attr("axis")
+    behind = 0 if axis is None else first.rank - axis % first.rank - second.rank
+    if behind <= 0:
+        return n.operand(1)
+    return f"{n.bound(second, 'c')}[{', '.join([':'] * second.rank + ['None'] * behind)}]"
 
 
 for _name, _sign in {
@@ -22,14 +34,14 @@ for _name, _sign in {
     "Greater": ">", "GreaterOrEqual": ">=", "And": "&", "Or": "|", "Xor": "^",
     "BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^",
 }.items():  # fmt: skip
-    op(_name, unread=["axis", "broadcast"] if _name in ("Add", "Sub", "Mul") else [])(_infix(_sign))
+    op(_name)(_infix(_sign))
 
 
 @op("Div")
 def _div(n: Node) -> str:
     """Integers divide towards zero."""
     if n.val(0).dtype.is_float:
-        return f"{n.operand(0)} / {n.operand(1)}"
+        return f"{n.operand(0)} / {aligned(n)}"
     return f"onnx.truncated_div({n.x(0)}, {n.x(1)})"
 
 
@@ -45,7 +57,7 @@ def _pow(n: Node) -> str:
     """The result has the dtype of the base."""
     base, power = n.val(0), n.val(1)
     if base.dtype == power.dtype:
-        return f"{n.operand(0)} ** {n.operand(1)}"
+        return f"{n.operand(0)} ** {aligned(n)}"
     if base.dtype.is_float:
         return f"{n.x(0)} ** {base.dtype}({n.x(1)})"
     if power.dtype.is_float:
@@ -208,9 +220,12 @@ def _shrink(n: Node) -> str:
 
 @op("PRelu")
 def _prelu(n: Node) -> str:
-    x = n.x(0)
+    """Before opset 7 a vector of slopes is one per channel."""
+    x, slope = n.x(0), n.operand(1)
+    if n.opset < 7 and n.val(1).rank == 1 and n.val(1).shape[0].as_int() != 1:
+        slope = per_channel(n.bound(n.val(1), "slope"), n.val(0).rank)
     zero = "0.0" if n.val(0).dtype.is_float else "0"
-    return f"select({x} < {zero}, {x} * {n.operand(1)}, {x})"
+    return f"select({x} < {zero}, {x} * {slope}, {x})"
 
 
 @op("Swish")

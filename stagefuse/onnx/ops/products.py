@@ -15,7 +15,7 @@ def _matmul(n: Node) -> str:
     return f"{n.x(0)} @ {n.x(1)}"
 
 
-@op("Gemm")
+@op("Gemm", unread=["broadcast"])
 def _gemm(n: Node) -> str:
     """alpha * A' @ B' + beta * C; a plain layer is `nn.linear`."""
     plain = n.attr("alpha", 1.0) == n.attr("beta", 1.0) == 1.0 and not n.attr("transA", 0)

@@ -101,16 +101,17 @@ def _matmul_integer(n: Node) -> str:
 @op("QLinearMatMul")
 def _qlinear_matmul(n: Node) -> str:
     """Products in i32, scaled in f32."""
-    a = n.let("whole", _less(n, 0, 2, rows=True)).text
-    b = n.let("whole", _less(n, 3, 5)).text
+    a = n.let("whole", less_zero(n, 0, 2, rows=True)).text
+    b = n.let("whole", less_zero(n, 3, 5)).text
     total = n.let("total", f"f32({a} @ {b})").text
-    scale = f"{_factor(n, 1, rows=True)} * {_factor(n, 4)} / {_factor(n, 6)}"
+    scale = f"{scale_of(n, 1, rows=True)} * {scale_of(n, 4)} / {scale_of(n, 6)}"
     dtype = n.val(7).dtype
-    zero = f"f32({_point(n, 7)})"
+    zero = f"f32({point(n, 7)})"
     return saturated(dtype, f"{total} * ({scale})", zero)
 
 
-def _point(n: Node, index: int, rows: bool = False) -> str:
+def point(n: Node, index: int, rows: bool = False) -> str:
+    """A scale or zero point: one for all, or one for each row or column."""
     value = n.val(index)
     text = n.bound(value, "c")
     if value.rank == 1 and value.shape[0].as_int() == 1:
@@ -118,13 +119,17 @@ def _point(n: Node, index: int, rows: bool = False) -> str:
     return f"{text}[:, None]" if rows and value.rank == 1 else text
 
 
-def _factor(n: Node, index: int, rows: bool = False) -> str:
-    text = _point(n, index, rows)
+def scale_of(n: Node, index: int, rows: bool = False) -> str:
+    """A scale as f32."""
+    text = point(n, index, rows)
     return text if n.val(index).dtype.name == "f32" else f"f32({text})"
 
 
-def _less(n: Node, index: int, zero: int, rows: bool = False) -> str:
-    return f"i32({n.x(index)}) - i32({_point(n, zero, rows)})"
+def less_zero(n: Node, index: int, zero: int, rows: bool = False) -> str:
+    """A quantised input without its zero point, in i32."""
+    if n.maybe(zero) is None:
+        return f"i32({n.x(index)})"
+    return f"i32({n.x(index)}) - i32({point(n, zero, rows)})"
 
 
 def _whole_conv(n: Node, x: Val, weight: Val, index: int) -> Val:
@@ -150,17 +155,18 @@ def _conv_integer(n: Node) -> Written:
 @op("QLinearConv")
 def _qlinear_conv(n: Node) -> str:
     rank = n.val(0).rank
-    x = n.let("whole", _less(n, 0, 2))
+    x = n.let("whole", less_zero(n, 0, 2))
     kernel = n.val(5)
     zero = f"{n.bound(kernel, 'c')}[:{', None' * (rank - 1)}]"
-    point = zero if kernel.rank and kernel.shape[0].as_int() != 1 else _point(n, 5)
-    w = n.let("kernel", f"i32({n.x(3)}) - i32({point})")
+    if kernel.rank == 0 or kernel.shape[0].as_int() == 1:
+        zero = point(n, 5)
+    w = n.let("kernel", f"i32({n.x(3)}) - i32({zero})")
     total = _whole_conv(n, x, w, 3).text
     if n.maybe(8) is not None:
-        total = f"{total} + {per_channel(n.bound(n.val(8), 'bias'), rank)}"
+        total = f"i32({total}) + {per_channel(n.bound(n.val(8), 'bias'), rank)}"
     scales = n.val(4)
-    ws = _factor(n, 4)
+    ws = scale_of(n, 4)
     if scales.rank and scales.shape[0].as_int() != 1:
         ws = per_channel(n.bound(scales, "scales"), rank)
-    scale = f"{_factor(n, 1)} * {ws} / {_factor(n, 6)}"
-    return saturated(n.val(7).dtype, f"f32({total}) * ({scale})", f"f32({_point(n, 7)})")
+    scale = f"{scale_of(n, 1)} * {ws} / {scale_of(n, 6)}"
+    return saturated(n.val(7).dtype, f"f32({total}) * ({scale})", f"f32({point(n, 7)})")

@@ -33,6 +33,8 @@ where T in 1..=512:
     e / sum(e, axis=-1, keepdims=True)""",
     "half rows": """(x: f16[B, 512], y: bf16[B, 512]) -> (f16[B, 512], bf16[B, 512], f16[B]):
     f16(f32(x) * 2.0 + f32(y)), y * y, max(x, axis=-1)""",
+    "whole tensors": """(x: f32[B, T, D], m: bool[D, B]) -> (f32[], f32[], bool[], f32[], i64[]):
+    sum(x * x), max(x), all(m), mean(tanh(x)), sum(i32(m))""",
     "columns": """(x: f32[B, T]) -> (f32[T], f32[T]):
     sum(x, axis=0), max(x * x, axis=0)""",
     "several axes": """(x: f32[B, T, D], i: i32[B, T, D]) -> (
@@ -62,6 +64,9 @@ where T in 1..=64:
     transpose((e / sum(e, axis=-1, keepdims=True)) @ v, [0, 2, 1, 3])""",
     "convolution": """(x: f32[B, 4, 9, 10], w: f32[13, 4, 3, 3]) -> f32[B, 13, 7, 8]:
     y[b, o, i, j] = sum[c, u, v] x[b, c, i + u, j + v] * w[o, c, u, v]""",
+    "scans": """(x: f32[B, T], y: f64[T, D], i: i32[B, T, D]) -> (
+    f32[B, T], f32[B, T], f64[T, D], i64[B, T, D]):
+    cumsum(tanh(x), axis=1), cumsum(x, axis=0), cumsum(y, axis=1), cumsum(i, axis=2)""",
     "long sort": """(x: f32[B, T]) -> (f32[B, T], f32[B, T]):
     sort(x), cumsum(x, axis=1)""",
 }  # fmt: skip
