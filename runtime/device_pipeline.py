@@ -201,14 +201,17 @@ class DevicePipeline(Pipeline):
         space.idle = False
         elsewhere: dict[int, Region] = {}
         for number, operand in zip(self._preparer.inputs, operands, strict=True):
-            if isinstance(operand, DeviceArray):
+            if isinstance(operand, DeviceArray) and operand.region.is_aligned:
                 elsewhere[number] = operand.region
+            elif isinstance(operand, DeviceArray):
+                driver.copy(space.region(bucket, number), operand.region, stream)
             elif operand.nbytes:
                 driver.copy_in(space.region(bucket, number), operand, stream)
         moves: list[tuple[Region, Region]] = []
         for number, target in zip(self._preparer.results, targets, strict=True):
             if isinstance(target, DeviceArray):
-                if any(target.region.overlaps(r) for r in elsewhere.values()):
+                shared = any(target.region.overlaps(r) for r in elsewhere.values())
+                if shared or not target.region.is_aligned:
                     moves.append((target.region, space.region(bucket, number)))
                 else:
                     elsewhere[number] = target.region

@@ -25,6 +25,9 @@ class Memory:
     owner: Any = None
 
 
+KERNEL_ALIGNMENT = 16
+
+
 @dataclass(frozen=True, eq=False)
 class Region:
     """A part of memory, in bytes."""
@@ -37,6 +40,12 @@ class Region:
     def place(self) -> tuple[Any, int]:
         """Where it is; keeps nothing alive."""
         return (self.memory.handle, self.offset)
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether kernels, which move 16 bytes at a time, may work on it where it lies."""
+        base = self.memory.handle if isinstance(self.memory.handle, int) else 0
+        return (base + self.offset) % KERNEL_ALIGNMENT == 0
 
     def overlaps(self, other: Region) -> bool:
         """Whether both share a byte; memory of one handle only."""

@@ -88,6 +88,15 @@ def test_arrays_on_the_gpu_stay_there(affine: DevicePipeline, cuda: FakeCuda) ->
     assert cuda.counts["graph"] == 2
 
 
+def test_tensors_between_16_bytes_are_moved(affine: DevicePipeline, cuda: FakeCuda) -> None:
+    x = batch((2, 6))
+    padded = np.concatenate([np.zeros(3, np.float32), x.reshape(-1)])
+    whole = cuda.tensor(padded, cuda.foreign_stream())
+    tensor = FakeTensor(cuda, whole.address + 12, x.shape, x.dtype, whole.stream)
+    check(affine(x=tensor), x)
+    assert cuda.counts["copy"] == 1
+
+
 def test_array_interface(affine: DevicePipeline, cuda: FakeCuda) -> None:
     tensor = cuda.tensor(batch((2, 6)))
     interface = affine(x=tensor).y.__cuda_array_interface__
