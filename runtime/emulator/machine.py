@@ -42,8 +42,12 @@ BATCH_THREADS = 1 << 14
 """Threads of a batch, about: their registers stay in the processor's second-level cache."""
 IDLE_TURNS = 30
 """How often loops may come round with nothing changing before more blocks join."""
-STUCK_TURNS = 20_000
+STUCK_TURNS = 8_000
 """How often before that counts as a deadlock."""
+LOOK_TURNS = 500
+"""How often before registers are looked at: a loop that reads much memory is no deadlock."""
+MOST_REVIVALS = 400
+"""How often a loop in which only registers change may go on so; counters do that forever."""
 
 
 class Frame:
@@ -112,6 +116,15 @@ class Group:
     def special(self, name: str) -> Array:
         """The values of a special register."""
         return self.of(self.batch.special(name))
+
+    def checksum(self) -> int:
+        """A number that is very likely another one when some register changes."""
+        found = 0
+        for slot, values in enumerate(self.regs):
+            if values is not None and values.dtype.names is None:
+                raw = self.of(values).view(f"u{values.dtype.itemsize}")
+                found = hash((found, slot, int(raw.sum(dtype=np.uint64)), int(raw[0])))
+        return found
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -269,7 +282,7 @@ class Batch:
             return True
         g.turn += 1
         g.looks = False
-        self.machine.turned()
+        self.machine.turned(g)
         self.push(g)
         return False
 
@@ -429,7 +442,9 @@ class Machine:
         self.shared_stride = -(-self.shared_bytes // 1024) * 1024
         self.local_bytes = layout.local_bytes
         self.progress = 0
-        self._idle, self._last = 0, 0
+        self._idle, self._last, self._revived = 0, 0, 0
+        self._sums: dict[tuple[int, int], int] = {}
+        """Checksums of the registers of groups that loop, by batch and instruction."""
         self.traffic: dict[tuple[str, str], int] = {}
         """Bytes by memory space and by what was done to them."""
         self.conflicts = 0
@@ -492,12 +507,19 @@ class Machine:
             self._workspace = self.heap.add(arena)
         return self._workspace
 
-    def turned(self) -> None:
-        """Counts a loop that came round while nothing changed."""
+    def turned(self, g: Group) -> None:
+        """Counts a loop that came round while nothing changed: no memory, and no register."""
         if self.progress != self._last:
             self._last, self._idle = self.progress, 0
-        else:
-            self._idle += 1
+            return
+        self._idle += 1
+        if self._idle % LOOK_TURNS == 0 and self._revived < MOST_REVIVALS:
+            key = (id(g.batch), g.pc)
+            sums = g.checksum()
+            if key in self._sums and self._sums[key] != sums:
+                self._idle = 0
+                self._revived += 1
+            self._sums[key] = sums
 
     def _spinning(self, batch: Batch) -> Fault:
         if not batch.ready:

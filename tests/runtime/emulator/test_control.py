@@ -390,3 +390,23 @@ END:
     assert (out == np.array([1, 1, 2, 6, 24, 120, 720, 5040])[np.arange(32) % 8]).all()
     endless = text.replace("setp.eq.u32 %p0, %r0, 0;", "setp.eq.u32 %p0, %r0, 1000000;")
     assert "nested more than 64 deep" in fault(endless, out).message
+
+
+def test_a_long_loop_over_volatile_memory_is_no_deadlock() -> None:
+    text = kernel(
+        """
+        mov.u32 %r4, 0; mov.u32 %r5, 0;
+        mov.u64 %d2, %d1;
+    TOP:
+        ld.volatile.global.u32 %r6, [%d2];
+        add.u32 %r4, %r4, %r6;
+        add.u64 %d2, %d2, 4;
+        add.u32 %r5, %r5, 1;
+        setp.lt.u32 %p0, %r5, 12000;
+        @%p0 bra TOP;
+        st.global.u32 [%d20], %r4;""",
+        2,
+    )
+    out = words(32)
+    run(text, out, np.arange(12000, dtype=np.uint32))
+    assert (out == 12000 * 11999 // 2).all()
