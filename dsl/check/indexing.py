@@ -235,6 +235,8 @@ def _clamped(facts: Facts, expr: Expr, extent: Expr, low: int, high: int) -> Exp
         return minimum(expr, top, facts)
 
     def from_end() -> Expr:
+        if low == 0:  # written so that `x[:-1]` and `x[-1:]` add up, and `x[1:]` has its length
+            return extent - minimum(extent, -expr, facts)
         return maximum(expr + extent, low, facts)
 
     if facts.is_nonneg(expr):
@@ -255,9 +257,6 @@ def cut_bounds(facts: Facts, cut: Cut, extent: Expr) -> tuple[Expr, Expr]:
         if facts.is_nonneg(-cut.start - 1):
             length = minimum(extent, -cut.start, facts)
             return extent - length, length
-        if facts.is_nonneg(cut.start) and not is_part(facts, cut.start, extent):
-            # of the length that `[:-start]` has; where it is 0, nothing is at the start
-            return cut.start, maximum(extent - cut.start, 0, facts)
     low, high = (0, 0) if step > 0 else (-1, -1)
     start = const(0) if step > 0 else extent - 1
     stop = extent if step > 0 else const(-1)
