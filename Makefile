@@ -29,6 +29,7 @@ lint: $(READY)
 bench: $(PEERS)
 	$(PEERS_BIN)/python -m benchmarks.bench $(BENCH)
 	$(PEERS_BIN)/python -m benchmarks.startup
+	$(PEERS_BIN)/python -m benchmarks.emulator
 
 gpu: $(if $(wildcard $(GPU_SITE)),,gpu-site)
 	PYTHONPATH=$(GPU_SITE):. $(PYTHON) -m benchmarks.gpu $(GPU)

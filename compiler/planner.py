@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stagefuse.dsl.dims import as_expr
+from stagefuse.dsl.dims import Expr, as_expr
 from stagefuse.dsl.program import Pipeline
 from stagefuse.dsl.source import Span
 
@@ -63,7 +63,7 @@ class Planner:
         return PipelinePlan(
             pipeline.name, pipeline.doc, buffers.inputs, buffers.results(), dims,
             tuple(buffers.plans), tuple(steps), slots, tuple(map(_check, pipeline.checks)),
-            tuple(_site(s) for s in sites.spans), gpu=gpu,
+            tuple(_site(*place) for place in sites.places), gpu=gpu,
         )  # fmt: skip
 
     def _steps(
@@ -120,8 +120,8 @@ def _place(span: Span | None) -> dict[str, Any]:
     return {"file": span.source.name, "line": span.line, "column": span.column, "text": text}
 
 
-def _site(span: Span | None) -> SitePlan:
-    return SitePlan(**_place(span))
+def _site(span: Span | None, extent: Expr) -> SitePlan:
+    return SitePlan(**_place(span), extent=str(extent))
 
 
 def _check(check: Any) -> CheckPlan:

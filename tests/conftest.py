@@ -20,6 +20,11 @@ def strict_bounds() -> Iterator[None]:
     Bounds.strict = False
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that none of them runs alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     seed = int(os.environ.get("STAGEFUSE_SEED") or secrets.randbits(32))

@@ -178,6 +178,28 @@ def conv1d(weight: Array, stride: int, padding: int, dilation: int, groups: int)
 
 
 ATTEND = "q: f32[B, 4, T, 8], k: f32[B, {g}, S, 8], v: f32[B, {g}, S, 3]"
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def lstm(x: Array, h: Array, c: Array, r: Array, p: Array | None = None) -> Array:
+    """The next hidden and cell state side by side. Source: the ONNX operator LSTM."""
+    i, o, f, u = np.split(x + h @ r.T, 4, axis=1)
+    pi, po, pf = np.zeros((3, 1)) if p is None else np.split(p, 3)
+    cell = sigmoid(f + pf * c) * c + sigmoid(i + pi * c) * np.tanh(u)
+    return np.concatenate([sigmoid(o + po * cell) * np.tanh(cell), cell], axis=1)
+
+
+def gru(x: Array, h: Array, r: Array, bias: Array, reset_after: bool) -> Array:
+    """The next hidden state. Source: the ONNX operator GRU."""
+    xz, xr, xh = np.split(x, 3, axis=1)
+    rz, rr, rh = np.split(r, 3)
+    bz, br, bh = np.split(bias, 3)
+    z, keep = sigmoid(xz + h @ rz.T + bz), sigmoid(xr + h @ rr.T + br)
+    inner = keep * (h @ rh.T + bh) if reset_after else (keep * h) @ rh.T + bh
+    return (1 - z) * np.tanh(xh + inner) + z * h
+
+
 CASES = [
     pointwise("relu", lambda x: np.maximum(x, 0)),
     pointwise("leaky_relu", lambda x: np.where(x > 0, x, 0.1 * x), ", slope=0.1"),
@@ -316,6 +338,22 @@ CASES = [
     Case("onnx.truncated_div", "x: i32[N], y: i32[N]", "onnx.truncated_div(x, y)",
          lambda x, y: np.trunc(x / y),
          {"x": np.arange(-9, 9, dtype=np.int32), "y": np.array([3, -4, 5] * 6, np.int32)}),
+    Case("onnx.rnn_step", "x: f32[B, H], h: f32[B, H], r: f32[H, H], b: f32[H]",
+         "onnx.rnn_step(x, h, r, b)", lambda x, h, r, b: np.tanh(x + h @ r.T + b),
+         {"x": normal(3, 5), "h": normal(3, 5, seed=1), "r": normal(5, 5), "b": normal(5)}),
+    Case("onnx.lstm_step", "x: f32[B, 20], h: f32[B, 5], c: f32[B, 5], r: f32[20, 5]",
+         "h, c = onnx.lstm_step(x, h, c, r)\nconcat([h, c], axis=1)", lstm,
+         {"x": normal(3, 20), "h": normal(3, 5), "c": normal(3, 5, seed=1), "r": normal(20, 5)}),
+    Case("onnx.peephole_lstm_step",
+         "x: f32[B, 20], h: f32[B, 5], c: f32[B, 5], r: f32[20, 5], q: f32[15]",
+         "h, c = onnx.peephole_lstm_step(x, h, c, r, q)\nconcat([h, c], axis=1)", lstm,
+         {"x": normal(3, 20), "h": normal(3, 5), "c": normal(3, 5, seed=1), "r": normal(20, 5),
+          "q": normal(15)}),
+    *(Case("onnx.gru_step", "x: f32[B, 15], h: f32[B, 5], r: f32[15, 5], b: f32[15]",
+           f"onnx.gru_step(x, h, r, b, reset_after={after})",
+           lambda x, h, r, b, after=after: gru(x, h, r, b, after),
+           {"x": normal(3, 15), "h": normal(3, 5), "r": normal(15, 5), "b": normal(15)})
+      for after in (False, True)),
     Case("image.to_chw", "x: u8[B, H, W, C]", "image.to_chw(x)",
          lambda x: x.transpose(0, 3, 1, 2), {"x": PIXELS}),
     Case("image.to_hwc", "x: u8[B, C, H, W]", "image.to_hwc(x)",

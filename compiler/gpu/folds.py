@@ -9,7 +9,8 @@ import itertools
 from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import is_unrolled
-from stagefuse.compiler.kernel_ir import Fold
+from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.kernel_ir import Fold, Load
 from stagefuse.compiler.scalar import identity
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import DType
@@ -37,6 +38,12 @@ class FoldWriter(LoopWriter):
                 scope.locals[s.name] = self._finished(s, self._fold_here(s))
 
     def _is_tiny(self, s: Fold) -> bool:
+        """Whether each lane folds it all by itself: few elements, none in another's registers."""
+        for part in post_order(s.value):
+            if isinstance(part, Load) and part.buffer in self.memory:
+                memory = self.memory[part.buffer]
+                if memory.shape and memory.space == "registers":
+                    return False
         sizes = [extent.as_int() for _, extent in s.loops]
         total = 1
         for size in sizes:

@@ -29,14 +29,15 @@ Parallel: TypeAlias = tuple[list[tuple[str, Expr]], Expr]
 
 @dataclass
 class Sites:
-    """The places whose data-dependent positions are checked, numbered from 0."""
+    """The places whose data-dependent positions are checked, numbered from 0, each with the size
+    of the axis that it indexes."""
 
-    spans: list[Span | None] = field(default_factory=list)
+    places: list[tuple[Span | None, Expr]] = field(default_factory=list)
 
-    def number(self, span: Span | None) -> int:
-        if span not in self.spans:
-            self.spans.append(span)
-        return self.spans.index(span)
+    def number(self, span: Span | None, extent: Expr) -> int:
+        if (span, extent) not in self.places:
+            self.places.append((span, extent))
+        return self.places.index((span, extent))
 
 
 @dataclass

@@ -105,7 +105,7 @@ def lower_scatter(low: Lowering) -> Parallel:
     def step() -> None:
         wanted = low.value(indices, (Index(sym("u")),), ())
         name = low.name("at")
-        checked = Checked(wanted, size, low.sites.number(node.span))
+        checked = Checked(wanted, size, low.sites.number(node.span, size))
         low.emit(Let(name, checked))
         place: tuple[Value, ...] = (*here[:axis], Local(name, I64), *here[axis + 1 :])
         source = (*here[:axis], Index(sym("u")), *here[axis + 1 :])

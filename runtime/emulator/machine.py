@@ -160,11 +160,10 @@ class Batch:
             limit=machine.shared_bytes, stride=machine.shared_stride,
         )  # fmt: skip
         self.shared_base: Array = self.block_of * machine.shared_stride
-        if machine.has_reserved:
-            for block in range(count):
-                start = block * machine.shared_stride + machine.reserved_offset
-                zeros = np.zeros(RESERVED_BYTES // 8, np.uint64)
-                self.shared.store(np.arange(start, start + RESERVED_BYTES, 8), zeros)
+        if machine.layout.uses_reserved:  # it starts with zeros
+            at = np.arange(machine.reserved_offset, machine.shared_bytes, 8)
+            for start in range(0, count * machine.shared_stride, machine.shared_stride):
+                self.shared.store(at + start, np.zeros(len(at), np.uint64))
         local = machine.local_bytes
         each = aligned(local, 16)
         # unoptimised code copies objects whole, with what nothing wrote in them
@@ -425,8 +424,7 @@ class Machine:
         self.looks_for_unwritten = True
         self.reserved_offset = aligned(self.shared_bytes, 128)
         """Where shared memory lies that the system keeps, for kernels that ask for it."""
-        self.has_reserved = layout.uses_reserved
-        if self.has_reserved:
+        if layout.uses_reserved:
             self.shared_bytes = self.reserved_offset + RESERVED_BYTES
         self.shared_stride = -(-self.shared_bytes // 1024) * 1024
         self.local_bytes = layout.local_bytes

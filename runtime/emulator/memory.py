@@ -97,6 +97,13 @@ class Arena:
         missing: Array = self._valid_view(size)[index // size] != _ONES[size]
         return missing if missing.any() else None
 
+    def untouched(self, index: Array, size: int) -> Array | None:
+        """Which of these elements have no byte that something wrote, `None` if none has."""
+        if self.valid is None:
+            return None
+        missing: Array = self._valid_view(size)[index // size] == 0
+        return missing if missing.any() else None
+
 
 def _garbage(size: int) -> Array:
     """Bytes that are unlikely to look right."""

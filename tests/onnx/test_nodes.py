@@ -17,6 +17,9 @@ KNOWN = {
     f"test_attention_4d_{name}{end}"
     for end in ("", "_expanded")
     for name in ("causal_fp16", "gqa_with_past_and_present_fp16")
+} | {
+    # the expected values hold the rounding of another algorithm where they should be 0
+    "test_dft_inverse", "test_dft_inverse_opset19",
 }  # fmt: skip
 
 

@@ -61,3 +61,12 @@ def test_what_does_not_fit_memory_is_out_of_memory(tmp_path: Path) -> None:
     pipe = compiled(tmp_path, "pipeline p(x: u8[N]):\n    x, zeros([N * (1 << 60)])\n")
     with pytest.raises(sf.OutOfMemory, match="larger than memory can be for N = 9"):
         pipe(x=np.zeros(9, np.uint8))
+
+
+def test_an_index_out_of_range_names_the_size_of_the_axis(tmp_path: Path) -> None:
+    pipe = compiled(tmp_path, "pipeline p(x: f32[A, B], i: i64[N], j: i64[N]):\n    x[i, j]\n")
+    x = np.zeros((3, 4), np.float32)
+    for i, j, said in ((3, 0, "it is 3, the axis has size 3"), (0, -5, "it is -5.*has size 4")):
+        with pytest.raises(sf.IndexOutOfRange, match=said) as found:
+            pipe(x=x, i=np.array([i]), j=np.array([j]))
+        assert found.value.line == 2

@@ -134,6 +134,24 @@ def test_short_and_long_rows_have_kernels_of_their_own(
         np.testing.assert_allclose(found, e / e.sum(1, keepdims=True), rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_softmax_of_few_elements(
+    count: int, axis: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """The row that is summed lies in the registers of the lanes, however short it is."""
+    shape = [3, 7, 7]
+    shape[axis] = count
+    sizes = ", ".join(map(str, shape))
+    head = f"import nn\npipeline p(x: f32[{sizes}]) -> f32[{sizes}]:"
+    text = f"{head}\n    nn.softmax(x, axis={axis})\n"
+    emulated = Emulated(compiled(tmp_path / "p.pipe", text, ("sm_90a",)), "sm_90a")
+    x = rng.standard_normal(shape).astype(np.float32)
+    (found,) = emulated({"x": x}, {})
+    e = np.exp(x.astype(float))
+    np.testing.assert_allclose(found, e / e.sum(axis, keepdims=True), rtol=1e-5)
+
+
 def test_a_product_of_few_rows_and_one_of_many_are_the_same(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,3 +180,18 @@ def test_tiles_vote_each_for_themselves() -> None:
     y = np.zeros((32, 4), np.int32)
     launch("reduce", "tiles", x, y, grid=1, block=32)
     assert (y[:, 3] & 1).tolist() == [1] * 8 + [0] * 24
+
+
+def test_structures_with_gaps(rng: np.random.Generator) -> None:
+    x = rng.uniform(-1, 1, 32).astype(np.float32)
+    y = np.zeros(32, np.dtype({"names": "abc", "formats": "i1 f4 i2".split(), "offsets": [0, 4, 8],
+                               "itemsize": 12}))  # fmt: skip
+    launch("reduce", "reverse_structs", x, y.view(np.uint8), grid=1, block=32)
+    assert np.array_equal(y["b"], x[::-1]) and np.array_equal(y["a"], np.arange(31, -1, -1))
+
+
+def test_tiles_of_two_warps(rng: np.random.Generator) -> None:
+    x = rng.integers(-100, 100, 128).astype(np.int32)
+    y = np.zeros_like(x)
+    launch("reduce", "large_tiles", x, y, grid=1, block=128)
+    assert np.array_equal(y, np.repeat(x.reshape(2, 64).sum(1), 64))

@@ -1,0 +1,75 @@
+"""Discrete Fourier transforms, as products with matrices of cosines and sines.
+
+Source: the definition of DFT in the ONNX operator reference.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stagefuse.dsl.dims import as_expr
+
+from ..errors import Refused
+from ..node import Node, Val
+from ..record import Written, op
+from ..text import pairs
+from .shapes import subscript
+
+MAX_LENGTH = 4096
+"""Of a transform: its matrices are stored, and a fast one would be another algorithm."""
+
+
+@op("DFT")
+def _dft(n: Node) -> Written:
+    """The last axis holds real and imaginary parts, or real parts alone."""
+    value = n.val(0)
+    axis = n.attr("axis", 1) if n.opset < 20 else -2
+    if n.opset >= 20 and n.maybe(2) is not None:
+        axis = n.ints(2, "axis")[0]
+    axis = axis % value.rank
+    size = value.shape[axis].as_int()
+    length = n.ints(1, "dft_length")[0] if n.maybe(1) is not None else size
+    if size is None or length is None or length > MAX_LENGTH:
+        raise Refused("a transform of a length that varies, or is long",
+                      f"a constant length, at most {MAX_LENGTH}")  # fmt: skip
+    inverse, half = bool(n.attr("inverse", 0)), bool(n.attr("onesided", 0))
+    if inverse and half:
+        raise Refused("the inverse of a half spectrum", "the whole spectrum", "onesided")
+    text = _fitted(n, value, axis, size, length)
+    count = length // 2 + 1 if half else length
+    turns = np.outer(np.arange(length), np.arange(count)) / length
+    angle = 2 * np.pi * turns * (1 if inverse else -1)
+    scale = 1 / length if inverse else 1.0
+    matrices = [
+        n.x_of(n.constant(f"{n.hint}.{name}", (part * scale).astype(value.dtype.numpy)))
+        for name, part in (("cos", np.cos(angle)), ("sin", np.sin(angle)))
+    ]
+    parts = [f"{text}[..., {k}]" for k in range(value.shape[-1].as_int() or 1)]
+    return _transformed(n, parts, matrices, axis, value.rank)
+
+
+def _fitted(n: Node, value: Val, axis: int, size: int, length: int) -> str:
+    """The input cut, or with zeros added, to the length of the transform."""
+    if length < size:
+        cut = subscript(value.rank, **{f"a{axis}": f":{length}"})
+        return n.let("cut", f"{n.bound(value)}[{cut}]").text
+    if length == size:
+        return n.bound(value)
+    zero = as_expr(0)
+    widths = [(zero, as_expr(length - size) if k == axis else zero) for k in range(value.rank)]
+    return n.let("padded", f"pad({n.x(0)}, {pairs(widths)})").text
+
+
+def _transformed(
+    n: Node, parts: list[str], matrices: list[str], axis: int, rank: int
+) -> str:
+    """(re + i im) @ (cos + i sin) along an axis, the parts stacked behind."""
+    order = [k for k in range(rank - 1) if k != axis] + [axis]
+    back = [order.index(k) for k in range(rank - 1)]
+    moved = [n.let("part", f"transpose({p}, {order})").text for p in parts]
+    real, imaginary = (f"{moved[0]} @ {m}" for m in matrices)
+    if len(moved) > 1:
+        real = f"{real} - {moved[1]} @ {matrices[1]}"
+        imaginary = f"{imaginary} + {moved[1]} @ {matrices[0]}"
+    both = [f"transpose({t}, {back})" for t in (f"({real})", f"({imaginary})")]
+    return f"stack([{', '.join(both)}], axis=-1)"
