@@ -122,6 +122,18 @@ def test_pipelines_equal_the_reference_on_odd_shapes(
             agree(b, a, argument.dtype)
 
 
+def test_short_and_long_rows_have_kernels_of_their_own(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    plan = compiled(tmp_path / "p.pipe", f"pipeline p{PIPELINES['softmax']}\n", ("sm_80",))
+    emulated = Emulated(plan, "sm_80")
+    for width in (1, 40, 1024, 1025, 5000):
+        x = rng.standard_normal((2, width)).astype(np.float32)
+        (found,) = emulated({"x": x}, {"B": 2, "T": width})
+        e = np.exp(x.astype(float) - x.max(1, keepdims=True))
+        np.testing.assert_allclose(found, e / e.sum(1, keepdims=True), rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("axis", [1, 2])
 def test_a_softmax_of_few_elements(
@@ -138,18 +150,6 @@ def test_a_softmax_of_few_elements(
     (found,) = emulated({"x": x}, {})
     e = np.exp(x.astype(float))
     np.testing.assert_allclose(found, e / e.sum(axis, keepdims=True), rtol=1e-5)
-
-
-def test_short_and_long_rows_have_kernels_of_their_own(
-    tmp_path: Path, rng: np.random.Generator
-) -> None:
-    plan = compiled(tmp_path / "p.pipe", f"pipeline p{PIPELINES['softmax']}\n", ("sm_80",))
-    emulated = Emulated(plan, "sm_80")
-    for width in (1, 40, 1024, 1025, 5000):
-        x = rng.standard_normal((2, width)).astype(np.float32)
-        (found,) = emulated({"x": x}, {"B": 2, "T": width})
-        e = np.exp(x.astype(float) - x.max(1, keepdims=True))
-        np.testing.assert_allclose(found, e / e.sum(1, keepdims=True), rtol=1e-5, atol=1e-9)
 
 
 def test_a_product_of_few_rows_and_one_of_many_are_the_same(
