@@ -93,8 +93,11 @@ class Expr:
         parts: list[str] = []
         for monomial, coefficient in sorted(self.terms, key=_print_order):
             text = _monomial_text(monomial, abs(coefficient))
-            if not parts:
-                parts.append(f"-{text}" if coefficient < 0 else text)
+            if not parts and coefficient < 0:  # a sign binds tighter than // and %
+                quotient = coefficient == -1 and monomial and monomial[0][0].kind in ("//", "%")
+                parts.append(f"-({text})" if quotient and len(monomial) == 1 else f"-{text}")
+            elif not parts:
+                parts.append(text)
             else:
                 parts.append(f"{'-' if coefficient < 0 else '+'} {text}")
         return " ".join(parts)
