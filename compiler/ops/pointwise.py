@@ -261,9 +261,9 @@ def _lower_log10(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -
     scaled = b.map("log2", b.cast(refs[0], dtype))
     found = b.map("mul", scaled, b.scalar(math.log10(2.0), dtype, shape))
     rounded = b.cast(found, results[0].dtype)
-    if results[0].dtype.bits > 8:
+    if results[0].dtype.name != "f8e5m2":
         return [rounded]
-    # a conversion to f8 saturates, and the logarithms of 0 and infinity are infinite
+    # its conversions saturate, and the logarithms of 0 and infinity are infinite
     return [b.map("select", b.map("isinf", found), b.map("log2", refs[0]), rounded)]
 
 
