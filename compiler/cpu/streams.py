@@ -20,6 +20,8 @@ from .memory import Memory
 
 LARGE_BYTES = 16 << 20
 """A result of this size is not in the caches when its reader comes."""
+LONG = 256
+"""Elements of a loop that streams: in shorter rows the tiles cost more than they save."""
 TILE = 64
 """Elements of a tile: at least one line of 64 bytes of any dtype."""
 LINE = 64
@@ -36,7 +38,7 @@ class StreamWriter(LoopWriter):
         code = self.code
         lo, hi = self.index(s.lo), self.index(s.hi)
         tiles, plain = code.label("stream"), code.label("plain")
-        streams = self._streams(s, stores, lo)
+        streams = self._streams(s, stores, lo) & (hi - lo).compare("ge", LONG)
         before = code.block
         code.branch_if(streams, tiles, plain)
         code.start(tiles)

@@ -38,12 +38,13 @@ def lines_from(count: int, dtype: np.dtype, skip: int) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=LEVELS)
 def compiled(request: pytest.FixtureRequest) -> Compiled:
-    before, streams.LARGE_BYTES = streams.LARGE_BYTES, 1
+    before = streams.LARGE_BYTES, streams.LONG
+    streams.LARGE_BYTES, streams.LONG = 1, 1
     try:
         kinds = [F32, F64, DTYPES["bf16"], DTYPES["i8"], DTYPES["bool"]][:4]
         return Compiled([rows(f"rows.{t}", t) for t in kinds], request.param)
     finally:
-        streams.LARGE_BYTES = before
+        streams.LARGE_BYTES, streams.LONG = before
 
 
 @pytest.mark.parametrize("level", LEVELS)
