@@ -8,19 +8,18 @@ they are made anew. `STAGEFUSE_CACHE` names another folder; if it is empty, noth
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import lark
+
+from .cache import cache_folder, replace_file
 
 
 def kept(make: Callable[[], lark.Lark], *depends: str) -> lark.Lark:
     """The parser that `make` gives, from the cache if it is there for the same `depends`."""
-    folder = _folder()
+    folder = cache_folder()
     if folder is None:
         return make()
     versions = (lark.__version__, sys.implementation.cache_tag or "", *map(str, sys.version_info))
@@ -30,30 +29,5 @@ def kept(make: Callable[[], lark.Lark], *depends: str) -> lark.Lark:
         return lark.Lark.load(file)
     parser = make()
     with suppress(OSError):
-        _write(parser, path)
+        replace_file(path, parser.save)
     return parser
-
-
-def _folder() -> Path | None:
-    """Where tables are kept: a folder that only this user can write."""
-    named = os.environ.get("STAGEFUSE_CACHE")
-    if named is not None:
-        return Path(named) if named else None
-    base = os.environ.get("XDG_CACHE_HOME")
-    with suppress(RuntimeError):  # no home folder
-        return (Path(base) if base else Path.home() / ".cache") / "stagefuse"
-    return None
-
-
-def _write(parser: lark.Lark, path: Path) -> None:
-    """Writes tables under another name first, so that no reader sees a part of them."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            parser.save(file)
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise

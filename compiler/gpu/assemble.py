@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stagefuse.compiler.errors import InternalError
+from stagefuse.dsl.cache import cache_folder, replace_file
 
 PROCESSES = 2
 PACKAGE = "nvidia-cuda-nvcc"
@@ -149,19 +149,8 @@ def _key(tool: Path, arch: str, text: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _folder() -> Path | None:
-    """Where results are kept, as the parser's tables are (`dsl.tables`)."""
-    named = os.environ.get("STAGEFUSE_CACHE")
-    if named is not None:
-        return Path(named) if named else None
-    base = os.environ.get("XDG_CACHE_HOME")
-    with suppress(RuntimeError):  # no home folder
-        return (Path(base) if base else Path.home() / ".cache") / "stagefuse"
-    return None
-
-
 def _kept(key: str) -> Assembled | None:
-    folder = _folder()
+    folder = cache_folder()
     if folder is None:
         return None
     with suppress(OSError, ValueError, TypeError, KeyError):
@@ -173,23 +162,11 @@ def _kept(key: str) -> Assembled | None:
 
 
 def _keep(key: str, made: Assembled) -> None:
-    folder = _folder()
+    folder = cache_folder()
     if folder is None:
         return
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     usage: dict[str, object] = {name: asdict(u) for name, u in made.usage.items()}
     usage["sha256"] = hashlib.sha256(made.cubin).hexdigest()
-    _replace(folder / f"cubin-{key}.bin", made.cubin)
-    _replace(folder / f"cubin-{key}.json", json.dumps(usage).encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
+    text = json.dumps(usage).encode()
+    replace_file(folder / f"cubin-{key}.bin", lambda file: file.write(made.cubin))
+    replace_file(folder / f"cubin-{key}.json", lambda file: file.write(text))

@@ -7,7 +7,8 @@ from pathlib import Path
 import lark
 import pytest
 
-from stagefuse.dsl import parser, tables
+from stagefuse.dsl import parser
+from stagefuse.dsl.cache import cache_folder
 from stagefuse.dsl.source import Source
 
 PROGRAM = Source("t.pipe", "fn f(x: f32):\n    x + 1\n")
@@ -49,4 +50,4 @@ def test_a_broken_file_is_replaced(
 def test_without_a_folder_nothing_is_kept(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGEFUSE_CACHE", folder)
     assert not parser.parse(PROGRAM)[1]
-    assert (tables._folder() is None) == (not folder)
+    assert (cache_folder() is None) == (not folder)
