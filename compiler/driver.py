@@ -86,21 +86,26 @@ def compile_graphs(
         from .gpu.compile import GpuCompiler
 
         gpu = GpuCompiler(arches, source.name)
-    planner = Planner(load, verify, "cpu" in targets, gpu)
-    plans = tuple(planner.plan(p, graph) for p, graph in graphs)
-    objects: Mapping[str, bytes] = {}
-    plan = Plan(plans, objects, planner.arrays, source.text, source.name, {})
-    if "cpu" not in targets:
-        return plan if gpu is None else gpu.finish(plan)
-    from .cpu.build import LevelBuild
-
-    build = LevelBuild(planner.ordered(), levels)
+    planner = Planner(load, verify, gpu)
+    begun = [planner.begin(p, graph) for p, graph in graphs]
+    build = None
     try:
+        if gpu is not None:
+            gpu.start()
+        plans = tuple(planner.plan(b, "cpu" in targets) for b in begun)
+        if "cpu" in targets:
+            from .cpu.build import LevelBuild
+
+            build = LevelBuild(planner.ordered(), levels)
         planner.verify_kernels()
-        plan = plan if gpu is None else gpu.finish(plan)
-        return replace(plan, objects=build.objects())
+        plan = Plan(plans, {}, planner.arrays, source.text, source.name, {})
+        if build is not None:
+            plan = replace(plan, objects=build.objects())
+        return plan if gpu is None else gpu.finish(plan)
     finally:
-        build.stop()
+        for running in (build, gpu):
+            if running is not None:
+                running.stop()
 
 
 def gpu_arches(targets: Sequence[str]) -> tuple[str, ...]:

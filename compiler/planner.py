@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stagefuse.dsl.dims import Expr, as_expr
@@ -18,8 +19,22 @@ if TYPE_CHECKING:
 
     from .bounds import Bounds
     from .gpu.compile import GpuCompiler
+    from .graph import Ref
     from .kernel_ir import Kernel
     from .lower import Lowered, Sites
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A pipeline whose graph has been through the passes, with its plans for GPUs."""
+
+    pipeline: Pipeline
+    graph: Graph
+    bounds: Bounds | None
+    passed: Mapping[Any, str]
+    stored: Mapping[Ref, np.ndarray[Any, Any]]
+    sites: Sites
+    gpu: tuple[GpuPlan, ...]
 
 
 class Planner:
@@ -29,16 +44,15 @@ class Planner:
         self,
         load: Callable[[str, str], np.ndarray[Any, Any]],
         verify: bool,
-        cpu: bool = True,
         gpu: GpuCompiler | None = None,
     ) -> None:
-        self.load, self.verify, self.cpu, self.gpu = load, verify, cpu, gpu
+        self.load, self.verify, self.gpu = load, verify, gpu
         self.kernels: dict[str, Kernel] = {}
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
         self.unverified: list[tuple[Kernel, Graph, Bounds]] = []
 
-    def plan(self, pipeline: Pipeline, graph: Graph) -> PipelinePlan:
-        """The plan of a pipeline."""
+    def begin(self, pipeline: Pipeline, graph: Graph) -> Begun:
+        """Runs the passes, and makes the kernels for GPUs: they take longest from here on."""
         from .lower import Sites
         from .passes import pipeline_of
         from .run_passes import bounds_of, run_passes
@@ -49,40 +63,46 @@ class Planner:
         passed = {place: text for run in runs for place, text in run.reasons.items()}
         stored = weight_arrays(graph, self.load)
         sites = Sites()
-        buffers = Buffers(pipeline, graph, stored, self.arrays)
-        steps: list[StepPlan] = []
-        if self.cpu:
-            steps = self._steps(graph, buffers, sites, bounds, passed)
-        slots = buffers.slots([s.buffers for s in steps])
         gpu: tuple[GpuPlan, ...] = ()
         if self.gpu is not None:
-            own = Buffers(pipeline, graph, stored, self.arrays)
-            gpu = self.gpu.plan(pipeline, graph, own, sites, bounds, passed)
+            buffers = Buffers(pipeline, graph, stored, self.arrays)
+            gpu, kernels = self.gpu.plan(pipeline, graph, buffers, sites, passed)
+            if bounds is not None:
+                self.unverified += [(k, graph, bounds) for k in kernels]
+        return Begun(pipeline, graph, bounds, passed, stored, sites, gpu)
+
+    def plan(self, begun: Begun, cpu: bool = True) -> PipelinePlan:
+        """The plan of a pipeline."""
+        pipeline, sites = begun.pipeline, begun.sites
+        buffers = Buffers(pipeline, begun.graph, begun.stored, self.arrays)
+        steps = self._steps(begun, buffers) if cpu else []
+        slots = buffers.slots([s.buffers for s in steps])
         ranges = pipeline.facts.ranges
         dims = tuple(DimPlan(d, *_range_text(ranges.get(d, (0, None)))) for d in pipeline.dims)
         return PipelinePlan(
             pipeline.name, pipeline.doc, buffers.inputs, buffers.results(), dims,
             tuple(buffers.plans), tuple(steps), slots, tuple(map(_check, pipeline.checks)),
-            tuple(_site(*place) for place in sites.places), gpu=gpu,
+            tuple(_site(*place) for place in sites.places), gpu=begun.gpu,
         )  # fmt: skip
 
-    def _steps(
-        self, graph: Graph, buffers: Buffers, sites: Sites, bounds: Any, passed: dict[Any, str]
-    ) -> list[StepPlan]:
+    def _steps(self, begun: Begun, buffers: Buffers) -> list[StepPlan]:
         from .fuse import partition
         from .join import join
         from .lower import lower
         from .report import report
         from .schedule import CPU
 
+        graph, bounds = begun.graph, begun.bounds
         found = join(graph, partition(graph))
         reasons = {d.node: d for d in found.decisions}
         steps: list[StepPlan] = []
         for group in found.groups:
-            lowered = lower(graph, group, sites, CPU)
+            lowered = lower(graph, group, begun.sites, CPU)
             if bounds is not None and lowered.kernel.name not in self.kernels:
                 self.unverified.append((lowered.kernel, graph, bounds))
-            steps.append(self._step(buffers, lowered, report(graph, lowered, reasons, passed)))
+            steps.append(
+                self._step(buffers, lowered, report(graph, lowered, reasons, begun.passed))
+            )
         return steps
 
     def _step(self, buffers: Buffers, lowered: Lowered, report: dict[str, Any]) -> StepPlan:
@@ -97,7 +117,7 @@ class Planner:
         )  # fmt: skip
 
     def verify_kernels(self) -> None:
-        """Checks the CPU's kernels, if that is wanted: apart, so that LLVM can begin before."""
+        """Checks kernels, if that is wanted: apart, so that LLVM and ptxas can begin before."""
         from .run_passes import verified_kernel
 
         while self.unverified:

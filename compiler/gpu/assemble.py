@@ -20,7 +20,6 @@ from pathlib import Path
 from stagefuse.compiler.errors import InternalError
 from stagefuse.dsl.cache import cache_folder, replace_file
 
-PROCESSES = 2
 PACKAGE = "nvidia-cuda-nvcc"
 
 
@@ -59,23 +58,34 @@ def ptxas() -> Path:
     return Path(found)
 
 
+class Assembly:
+    """Modules being assembled, a process for each arch, while the caller goes on."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        """Starts on texts by arch. Raises AssemblerMissing."""
+        tool = ptxas()
+        self.made: dict[str, Assembled | _Run] = {}
+        for arch, text in texts.items():
+            self.made[arch] = _kept(_key(tool, arch, text)) or _Run(tool, arch, text)
+
+    def results(self) -> dict[str, Assembled]:
+        """The modules by arch; waits for them. Raises InternalError."""
+        return {a: m.result() if isinstance(m, _Run) else m for a, m in self.made.items()}
+
+    def stop(self) -> None:
+        """Ends processes that are not waited for."""
+        for run in self.made.values():
+            if isinstance(run, _Run):
+                run.stop()
+
+
 def assemble(texts: Mapping[str, str]) -> dict[str, Assembled]:
-    """Modules by arch, assembled; two processes run at a time."""
-    tool = ptxas()
-    found: dict[str, Assembled] = {}
-    running: list[tuple[str, _Run]] = []
-    for arch, text in texts.items():
-        kept = _kept(_key(tool, arch, text))
-        if kept is not None:
-            found[arch] = kept
-            continue
-        if len(running) == PROCESSES:
-            name, run = running.pop(0)
-            found[name] = run.result()
-        running.append((arch, _Run(tool, arch, text)))
-    for name, run in running:
-        found[name] = run.result()
-    return {arch: found[arch] for arch in texts}
+    """Modules by arch, assembled. Raises AssemblerMissing, InternalError."""
+    running = Assembly(texts)
+    try:
+        return running.results()
+    finally:
+        running.stop()
 
 
 class _Run:
@@ -105,6 +115,13 @@ class _Run:
         with suppress(OSError):
             _keep(self.key, made)
         return made
+
+    def stop(self) -> None:
+        """Ends the process, if it still runs, and removes its files."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+        self.folder.cleanup()
 
     def _quoted(self, said: str) -> str:
         lines = self.text.splitlines()

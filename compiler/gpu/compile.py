@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,18 +13,17 @@ from stagefuse.compiler.buffers import Buffers, size_of
 from stagefuse.compiler.fuse import Group, partition
 from stagefuse.compiler.graph import Graph, Node
 from stagefuse.compiler.join import join
-from stagefuse.compiler.kernel_ir import Value
+from stagefuse.compiler.kernel_ir import Kernel, Value
 from stagefuse.compiler.lower import FORMS, Lowered, Sites, finish
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan
 from stagefuse.compiler.report import describe, report, work_of
-from stagefuse.compiler.run_passes import verified_kernel
 from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_HALF, GPU_WGMMA
 from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, minimum
 from stagefuse.dsl.program import Pipeline
 
-from .assemble import Assembled, AssemblerMissing, Usage, assemble
+from .assemble import Assembled, AssemblerMissing, Assembly, Usage, assemble
 from .chain import LONGEST, lower_chain
 from .columns import lower_rows
 from .contract import is_half, lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
@@ -73,7 +73,8 @@ class GpuCompiler:
         self.arches, self.source_name = tuple(arches), source_name
         self.entries: dict[object, Entry] = {}
         self.tensor: set[str] = set()  # kernels that use tensor cores
-        self.verified: set[str] = set()
+        self.kernels: dict[str, Kernel] = {}
+        self.assembly: Assembly | None = None
         self.costs: dict[tuple[str, str, int], _Cost] = {}
         self.modules: dict[str, dict[str, Entry]] = {arch: {} for arch in self.arches}
 
@@ -83,10 +84,11 @@ class GpuCompiler:
         graph: Graph,
         buffers: Buffers,
         sites: Sites,
-        bounds: Any,
         passed: Mapping[Any, str],
-    ) -> tuple[GpuPlan, ...]:
-        """The plans of a pipeline whose graph has been through the passes."""
+    ) -> tuple[tuple[GpuPlan, ...], list[Kernel]]:
+        """The plans of a pipeline whose graph has been through the passes, and the kernels that
+        no pipeline before had."""
+        fresh: list[Kernel] = []
         found = join(graph, partition(graph), JOINS, LONGEST)
         reasons = {d.node: d for d in found.decisions}
         launches: dict[str, list[GpuLaunchPlan]] = {arch: [] for arch in self.arches}
@@ -95,9 +97,9 @@ class GpuCompiler:
                 for low, forms, share, part in self._lowerings(graph, group, sites, arches):
                     lowered = finish(low, forms)
                     lowered = replace(lowered, label=f"{lowered.label} {part}".strip())
-                    if bounds is not None and lowered.kernel.name not in self.verified:
-                        verified_kernel(lowered.kernel, graph, bounds)
-                        self.verified.add(lowered.kernel.name)
+                    kernel = lowered.kernel
+                    if self.kernels.setdefault(kernel.name, kernel) is kernel:
+                        fresh.append(kernel)
                     entry = self._entry(pipeline, graph, lowered, low)
                     notes = report(graph, lowered, reasons, passed)
                     launch = self._launch(buffers, lowered, entry, share, notes)
@@ -109,7 +111,8 @@ class GpuCompiler:
         steps = zip(*launches.values(), strict=True)
         slots = buffers.slots([[n for x in step for n in x.buffers] for step in steps])
         plans = tuple(buffers.plans)
-        return tuple(GpuPlan(arch, plans, tuple(x), slots) for arch, x in launches.items())
+        made = tuple(GpuPlan(arch, plans, tuple(x), slots) for arch, x in launches.items())
+        return made, fresh
 
     def _families(self, graph: Graph, group: Group) -> list[tuple[str, ...]]:
         """The arches by what kernels of a group they have in common."""
@@ -212,16 +215,25 @@ class GpuCompiler:
         sizes = {d: _typical(graph.facts, d) for d in sorted(names)}
         return _Cost(moved, flops, entry.grid * share, entry.shared_bytes, sizes)
 
+    def start(self) -> None:
+        """Starts to assemble, when all pipelines are planned."""
+        with suppress(AssemblerMissing):
+            self.assembly = Assembly(self._texts(self.arches))
+
+    def stop(self) -> None:
+        """Ends what is not waited for."""
+        if self.assembly is not None:
+            self.assembly.stop()
+
     def finish(self, plan: Plan) -> Plan:
         """The plan with modules, machine code and what is known of each launch."""
         texts = self._texts(self.arches)
-        try:
-            made = assemble(texts)
+        made: dict[str, Assembled] = {}
+        if self.assembly is not None:
+            made = self.assembly.results()
             roomy = [arch for arch in self.arches if self._give_room(arch, made[arch])]
             texts.update(self._texts(roomy))
             made.update(assemble(self._texts(roomy)))
-        except AssemblerMissing:
-            made = {}
         pipelines = tuple(self._reported(p, made) for p in plan.pipelines)
         cubins = {arch: m.cubin for arch, m in made.items()}
         return replace(plan, pipelines=pipelines, ptx=texts, cubins=cubins)

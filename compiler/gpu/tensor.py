@@ -119,12 +119,11 @@ class TensorWriter(SortWriter):
         sums = [code.variable("float", zero) for _ in range(2 * across * 4)]
         self.sums = sums
         if tile.stages == 1:
-            nothing = code.const(0, "i32")
             code.line("bar.sync 0;")
             copies.issue(0, code.const(1, "i1"))
             code.line("cp.async.wait_group 0;")
             code.line("bar.sync 0;")
-            self._multiply_stage(tile, ring, nothing, nothing, sums, across)
+            self._multiply_once(tile, ring, sums, across)
             code.line("bar.sync 0;")
             return self._store_tile(tile, base, sums, across)
         step = code.variable("i32", code.const(0, "i32"))
@@ -166,34 +165,70 @@ class TensorWriter(SortWriter):
         self, tile: Tile, ring: Value, at: Value, now: Value, sums: list[Value], across: int
     ) -> None:
         """The products of the stage number `now`, which lies at `at` in the ring."""
-        g, q, _, right = self._lane(tile)
         left = self._left_rows(tile, ring, at, now)
+        right = self._right_start(tile, ring) + at
+        for begin in range(0, tile.depth, DEPTH):
+            self._multiply_step(tile, left, right, begin, sums, across)
+
+    def _multiply_once(self, tile: Tile, ring: Value, sums: list[Value], across: int) -> None:
+        """The products of the only stage, in a loop: written out they would be long."""
+        code = self.code
+        nothing = code.const(0, "i32")
+        ((start, _), *_) = left = self._left_rows(tile, ring, nothing, nothing)
+        right = self._right_start(tile, ring)
+        along, _ = tile.right_steps
+        places = [code.variable("i32", v) for v in (start, right)]
+        stop = start + tile.depth * 4
+        again = code.label("step")
+        with code.loop_scope(), self.scope():
+            code.line('.pragma "nounroll";')
+            code.start(again)
+            now_left, now_right = (Value(code, v.text, "i32", code.depth) for v in places)
+            rows = [(now_left, offset) for _, offset in left]
+            self._multiply_step(tile, rows, now_right, 0, sums, across)
+            code.write("add.s32", now_left, now_left, code.const(DEPTH * 4, "i32"))
+            code.write("add.s32", now_right, now_right, code.const(DEPTH * along * 4, "i32"))
+            code.branch_if(now_left.compare("lt", stop), again)
+
+    def _right_start(self, tile: Tile, ring: Value) -> Value:
+        """Where this lane's part of the right operand begins in the first stage."""
+        g, q, _, right = self._lane(tile)
         column = right * (tile.columns // tile.warps_across) + g
         along, apart = tile.right_steps
-        place = self.index(q * along + column * apart, "i32")
-        right_at = ring + place * 4 + tile.left_bytes + at
-        for begin in range(0, tile.depth, DEPTH):
-            steps = range(begin, begin + DEPTH, 8)
-            a = [
+        return ring + self.index(q * along + column * apart, "i32") * 4 + tile.left_bytes
+
+    def _multiply_step(
+        self,
+        tile: Tile,
+        left: list[tuple[Value, int]],
+        right: Value,
+        begin: int,
+        sums: list[Value],
+        across: int,
+    ) -> None:
+        """The products of `DEPTH` elements of the depth from `begin` on."""
+        along, apart = tile.right_steps
+        steps = range(begin, begin + DEPTH, 8)
+        a = [
+            [
+                self._split(left[m * 2 + half][0], left[m * 2 + half][1] + (k + 4 * part) * 4)
+                for part in range(2)
+                for half in range(2)
+            ]
+            for m in range(2)
+            for k in steps
+        ]
+        for n in range(across):
+            b = [
                 [
-                    self._split(left[m * 2 + half][0], left[m * 2 + half][1] + (k + 4 * part) * 4)
+                    self._split(right, ((k + 4 * part) * along + n * 8 * apart) * 4)
                     for part in range(2)
-                    for half in range(2)
                 ]
-                for m in range(2)
                 for k in steps
             ]
-            for n in range(across):
-                b = [
-                    [
-                        self._split(right_at, ((k + 4 * part) * along + n * 8 * apart) * 4)
-                        for part in range(2)
-                    ]
-                    for k in steps
-                ]
-                for m in range(2):
-                    rows = a[m * len(steps) : (m + 1) * len(steps)]
-                    self._add_product(sums[(m * across + n) * 4 :][:4], rows, b)
+            for m in range(2):
+                rows = a[m * len(steps) : (m + 1) * len(steps)]
+                self._add_product(sums[(m * across + n) * 4 :][:4], rows, b)
 
     def _half_stage(
         self, tile: Tile, ring: Value, at: Value, sums: list[Value], across: int
