@@ -82,7 +82,7 @@ class BufferPlan:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One kernel launch: `symbol` over `count` iterations, handed out `grain` at a time.
+    """One kernel launch: `symbol` over `count` iterations, handed out at least `grain` at a time.
 
     The kernel is `void symbol(ptr args, i64 begin, i64 end, ptr scratch, ptr status)`; `args`
     holds 8-byte slots, the pointers of `buffers` in order and then the values of `dims`.

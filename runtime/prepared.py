@@ -22,6 +22,9 @@ from .errors import OutOfMemory, PlanError
 from .memory import ALIGNMENT, allocate, pointer_to
 
 _MAX = 1 << 62
+_RANGES = 64
+"""Ranges of a step for each thread, at most: neighbours that run on two threads disturb each
+other's prefetching, and fewer leave a thread waiting for the others at the end."""
 # A step record: function, argument slots, count, grain, scratch, stride of scratch, status.
 _RECORD = 7
 _FUNCTION, _ARGS, _COUNT, _GRAIN, _SCRATCH, _STRIDE, _STATUS = range(_RECORD)
@@ -147,7 +150,8 @@ class Preparer:
             if count > _MAX or not 0 <= stride < _MAX:
                 raise PlanError(f"{self.plan.name}: step {step.symbol} has an absurd size")
             scratch_bytes = max(scratch_bytes, stride * self.threads)
-            grain = min(max(evaluate(step.grain), 1), count)
+            grain = max(evaluate(step.grain), -(-count // (_RANGES * self.threads)))
+            grain = min(grain, count)
             records.append([self.functions[step.symbol], 8 * len(args), count, grain, 0, stride, 0])
             labels.append(step)
             for buffer in step.buffers:
