@@ -21,6 +21,7 @@ from stagefuse.dsl.dtypes import BF16, F16
 
 from .fuse import Access, Decision, Group, Partition
 from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index, split_index
+from .windows import is_worth_it, windows_of
 
 PACKED_BYTES = 1 << 20
 """All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
@@ -288,6 +289,9 @@ class _Joiner:
         assert isinstance(product, Contract)
         facts = self.graph.facts
         if reader.kind == "contract":
+            windows = windows_of(self.graph, anchor)
+            if windows is not None and is_worth_it(self.graph, anchor, windows):
+                return True
             return (
                 bool(product.batch)
                 or self._few_rows(product, node)

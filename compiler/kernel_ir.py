@@ -187,7 +187,9 @@ class TileProduct:
     64-byte aligned at its offset. `dst`: row stride `dst_row`, whole rows of nr are written.
     Of the columns only the first `width` are wanted, if given; the others may stay as they are.
     A panel that lies elsewhere in steps has `panel_row` and `panel_col`, its strides along k and
-    along c, which backends for GPUs take; only its first `width` columns are there.
+    along c; only its first `width` columns are there. The CPU takes steps of 1 along c, and also
+    a `panel_place` instead: where row k begins, an expression over `k` and dimensions; all nr
+    columns are there.
     All three buffers have the same dtype, f32 or f64; backends for GPUs also take f16 and bf16
     operands of an f32 `dst`.
     """
@@ -209,6 +211,7 @@ class TileProduct:
     width: Expr | None = None
     panel_row: Expr | None = None
     panel_col: Expr | None = None
+    panel_place: Expr | None = None
 
 
 @dataclass(frozen=True)

@@ -345,6 +345,13 @@ def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
     for wanted in (s.width, s.panel_row, s.panel_col):
         if wanted is not None:
             check.symbols(scope, wanted)
+    if s.panel_place is not None:
+        inner = scope.inner()
+        inner.enter_loop("k", const(0), s.depth)
+        check.symbols(inner, s.panel_place)
+        place = s.panel_offset + s.panel_place
+        for index in (place, place + (s.nr - 1)):
+            check.inside(panel.name, index, size_of(panel.shape), inner, (s.rows - 1,))
     if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check._text) is not None:
         check.fail(7, f"{s.rows} rows may be more than {s.mr}")
     some = (s.rows - 1, s.depth - 1)
@@ -359,7 +366,9 @@ def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
 
 
 def _panel_end(s: TileProduct) -> Expr:
-    """The last element of a panel, from its first."""
+    """The last element of a panel in steps, from its first."""
+    if s.panel_place is not None:
+        return const(0)
     if s.panel_row is None or s.panel_col is None:
         return s.depth * s.nr - 1
     return (s.depth - 1) * s.panel_row + ((s.width or const(s.nr)) - 1) * s.panel_col

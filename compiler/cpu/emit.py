@@ -32,6 +32,7 @@ from .ir import Value
 from .memory import Memory
 from .module import Module
 from .pool import pool_text
+from .scratch import padded, places_of
 from .sort import sort_symbol, sort_text
 from .tile import TileShape, tile_text
 
@@ -76,6 +77,7 @@ class KernelWriter(FoldWriter):
             self.scopes[0].indices[name] = value
         self._allocate()
         self._aliases()
+        self._tables()
         self._parallel(code.value("%begin", "i64"), code.value("%end", "i64"))
         head = (
             f'define void @"{kernel.name}"(ptr noalias readonly %args, i64 %begin, i64 %end,'
@@ -107,9 +109,14 @@ class KernelWriter(FoldWriter):
 
     def _tile(self, s: TileProduct) -> None:
         dst, a, panel = self.memory[s.dst], self.memory[s.a], self.memory[s.panel]
-        shape = TileShape(scalars.REGISTER[dst.dtype.name], s.nr)
         if {dst.dtype, a.dtype, panel.dtype} != {dst.dtype} or dst.dtype.bits < 32:
             raise TypeError("a tile product takes f32 or f64 throughout")
+        if s.panel_col not in (None, const(1)):
+            raise TypeError("the columns of a panel are adjacent")
+        width = s.width or const(s.nr)
+        rows = "places" if s.panel_place else "steps" if s.panel_row else "packed"
+        element = scalars.REGISTER[dst.dtype.name]
+        shape = TileShape(element, s.nr, rows, width.as_int() != s.nr)
         self.module.helpers[shape.symbol] = tile_text(shape, self.module.level)
 
         def place(memory: Memory, offset: Expr) -> str:
@@ -119,19 +126,34 @@ class KernelWriter(FoldWriter):
             )
             return f"ptr {pointer.text}"
 
-        numbers = {
-            name: f"i64 {self.index(expr).text}"
-            for name, expr in (
-                ("dst_row", s.dst_row), ("a_row", s.a_row), ("a_col", s.a_col),
-                ("rows", s.rows), ("depth", s.depth), ("width", s.width or const(s.nr)),
-            )
-        }  # fmt: skip
+        def number(expr: Expr) -> str:
+            return f"i64 {self.index(expr).text}"
+
+        table = self.places[s.panel_place, s.depth].text if s.panel_place else "null"
         self.code.line(
-            f"call void @{shape.symbol}({place(dst, s.dst_offset)}, {numbers['dst_row']},"
-            f" {place(a, s.a_offset)}, {numbers['a_row']}, {numbers['a_col']},"
-            f" {place(panel, s.panel_offset)}, {numbers['rows']}, {numbers['depth']},"
-            f" {numbers['width']}, i1 {int(s.accumulate)})"
+            f"call void @{shape.symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
+            f" {place(a, s.a_offset)}, {number(s.a_row)}, {number(s.a_col)},"
+            f" {place(panel, s.panel_offset)}, {number(s.panel_row or const(0))}, ptr {table},"
+            f" {number(s.rows)}, {number(s.depth)}, {number(width)}, i1 {int(s.accumulate)})"
         )
+
+    def _tables(self) -> None:
+        """Fills the tables of where panels' rows begin, for all steps of the range."""
+        for place, count in places_of(self.kernel.body):
+            table = self._scratch(padded(count * 8))
+            self.places[place, count] = table
+
+            def body(k: Value, _: list[Value]) -> list[Value]:
+                self.scopes[-1].indices["k"] = k
+                at = self.code.pure(
+                    f"getelementptr i64, ptr {table.text}, i64 {k.text}", "ptr"  # noqa: B023
+                )
+                found = self.index(place)  # noqa: B023
+                self.code.line(f"store i64 {found.text}, ptr {at.text}, align 8{self._access()}")
+                return []
+
+            zero = self.code.const(0, "i64")
+            self._loop(zero, self.index(count), [], body, [], {"k"}, True, True)
 
     def _sort(self, s: SortRow) -> None:
         dtype = self.memory[s.keys].dtype

@@ -142,6 +142,9 @@ class LoopWriter(ValueWriter):
         if short:
             properties.append(self.module.node('!{!"llvm.loop.interleave.count", i32 1}'))
             properties.append(self.module.node('!{!"llvm.loop.unroll.disable"}'))
+            if self.module.level == "v4":  # what is left over is done under a mask
+                name = "llvm.loop.vectorize.predicate.enable"
+                properties.append(self.module.node(f'!{{!"{name}", i1 true}}'))
         else:  # a third of the compile time, for loops that the vectoriser interleaves
             properties.append(self.module.node('!{!"llvm.loop.unroll.runtime.disable"}'))
         return f", !llvm.loop {self.module.loop(properties)}"

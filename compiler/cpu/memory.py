@@ -61,6 +61,7 @@ class MemoryWriter(ABC):
         self.scratch = const(0)
         self.allocas: list[str] = []
         self.tiles: dict[str, tuple[Value, Value]] = {}  # stores that go to the stack for now
+        self.places: dict[tuple[Expr, Expr], Value] = {}  # tables, by what is in them
         self.has_streams = False
         self.results = {b.name for b in kernel.buffers if b.mode == "out"}
         self._unique = Unique()

@@ -9,6 +9,7 @@ from stagefuse.compiler.kernel_ir import (
     Kernel,
     SortRow,
     Statement,
+    TileProduct,
 )
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv
 from stagefuse.dsl.dtypes import DType
@@ -40,6 +41,13 @@ def alloc_size(statement: Alloc) -> Expr:
     return padded(size)
 
 
+def places_of(body: Sequence[Statement]) -> Iterator[tuple[Expr, Expr]]:
+    """The rows of panels that a table places, each once: where they begin, and their number."""
+    products = (s for s in walk(body) if isinstance(s, TileProduct))
+    found = ((s.panel_place, s.depth) for s in products if s.panel_place is not None)
+    yield from dict.fromkeys(found)
+
+
 def _scratch_sizes(body: Sequence[Statement]) -> Iterator[Expr]:
     dtypes: dict[str, DType] = {}
     for s in walk(body):
@@ -49,3 +57,5 @@ def _scratch_sizes(body: Sequence[Statement]) -> Iterator[Expr]:
         elif isinstance(s, SortRow):
             yield padded(as_expr(s.count) * dtypes[s.keys].itemsize)
             yield padded(as_expr(s.count) * 8)
+    for _, count in places_of(body):
+        yield padded(count * 8)

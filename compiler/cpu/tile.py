@@ -2,7 +2,7 @@
 
 One function serves any number of rows of a tile. It walks register tiles, chosen so that
 accumulators, a row of the panel and one broadcast fit the registers: a register tile of every
-height up to the highest has its own loop over k.
+height up to the highest has its own loop over k. Columns left over are done a vector at a time.
 """
 
 from __future__ import annotations
@@ -19,14 +19,22 @@ SUFFIX = {"float": "f32", "double": "f64"}
 
 @dataclass(frozen=True)
 class TileShape:
-    """A micro-kernel: element type and columns of a panel row."""
+    """A micro-kernel: element type and columns of a panel's row.
+
+    `rows`: where the rows of a panel lie. They are "packed", one after the other; or in equal
+    "steps", the last one at the end of its buffer perhaps; or at "places" from a table. `tails`:
+    whether fewer columns may be wanted than a panel has.
+    """
 
     element: str
     columns: int
+    rows: str = "packed"
+    tails: bool = True
 
     @property
     def symbol(self) -> str:
-        return f"sf.tile.{SUFFIX[self.element]}.{self.columns}"
+        whole = "" if self.tails else ".whole"
+        return f"sf.tile.{SUFFIX[self.element]}.{self.columns}.{self.rows}{whole}"
 
 
 def lanes_of(element: str, columns: int, level: str) -> int:
@@ -62,102 +70,204 @@ def tallest(element: str, columns: int, level: str) -> int:
 
 
 def tile_text(shape: TileShape, level: str) -> str:
-    """The function `symbol(dst, dst_row, a, a_row, a_col, panel, rows, depth, width, add)`.
+    """The function `symbol(dst, dst_row, a, a_row, a_col, panel, step, places, rows, depth, width,
+    add)`.
 
-    The sums start at 0, or where `add` at what dst holds. Whole register tiles first, all of
-    them for a stretch of columns before the next, so that its part of the panel stays in the
-    first-level cache; then what rows are left.
+    The sums start at 0, or where `add` at what dst holds. The rows are divided evenly: first
+    register tiles with a row more, all of them for a stretch of columns before the next, so that
+    its part of the panel stays in the first-level cache; then the others. `step` and `places`
+    (i64, one for each k) say where the rows of the panel begin, where they are not packed.
     """
-    element = shape.element
-    height = tallest(element, shape.columns, level)
+    height = tallest(shape.element, shape.columns, level)
     out = [
         f"define internal void @{shape.symbol}(ptr noalias %dst, i64 %dst_row, ptr readonly %a,"
-        " i64 %a_row, i64 %a_col, ptr noalias readonly %panel, i64 %rows, i64 %depth,"
-        " i64 %width, i1 %add)"
+        " i64 %a_row, i64 %a_col, ptr noalias readonly %panel, i64 %step,"
+        " ptr noalias readonly %places, i64 %rows, i64 %depth, i64 %width, i1 %add)"
         " noinline noduplicate nounwind {",
         "entry:",
-        f"  %rest = urem i64 %rows, {height}",
-        "  %whole = sub i64 %rows, %rest",
-        f"  %some = icmp sge i64 %rows, {height}",
-        f"  br i1 %some, label %enter{height}, label %last",
-        "last:",
-        "  switch i64 %rest, label %return [",
-        *(f"    i64 {rows}, label %enter{rows}" for rows in range(1, height)),
+        "  %any = icmp sgt i64 %rows, 0",
+        "  br i1 %any, label %divide, label %return",
+        "divide:",
+        f"  %up = add i64 %rows, {height - 1}",
+        f"  %tiles = udiv i64 %up, {height}",
+        "  %low = udiv i64 %rows, %tiles",
+        "  %higher = urem i64 %rows, %tiles",
+        "  %high = add i64 %low, 1",
+        "  %split = mul i64 %higher, %high",
+        "  %even = icmp eq i64 %higher, 0",
+        "  br i1 %even, label %second, label %choose",
+        "second:",
+        "  br label %choose",
+        "choose:",
+        "  %from = phi i64 [ 0, %divide ], [ %split, %second ]",
+        "  %to = phi i64 [ %split, %divide ], [ %rows, %second ]",
+        "  %each = phi i64 [ %high, %divide ], [ %low, %second ]",
+        "  switch i64 %each, label %return [",
+        *(f"    i64 {rows}, label %enter{rows}" for rows in range(1, height + 1)),
         "  ]",
     ]
     for rows in range(1, height + 1):
-        end = ("%rows", "%return") if rows < height else ("%whole", "%last")
-        out += _columns(shape, level, rows, *end)
+        out += _columns(shape, level, rows)
+    out += [
+        "done:",
+        "  %more = icmp slt i64 %to, %rows",
+        "  br i1 %more, label %second, label %return",
+    ]
     return "\n".join([*out, "return:", "  ret void", "}"])
 
 
-def _columns(shape: TileShape, level: str, rows: int, end: str, after: str) -> list[str]:
-    """The loops over columns and over register tiles of some rows, from the first left to `end`."""
-    element = shape.element
-    wide, lanes = register_tile(element, shape.columns, level, rows)
-    first = "0" if end == "%whole" else "%whole"
+@dataclass(frozen=True)
+class _Stretch:
+    """Register tiles of one size, `rows` by `wide` vectors. `tail`: only lanes within the width
+    are read."""
+
+    shape: TileShape
+    rows: int
+    wide: int
+    lanes: int
+    tail: bool = False
+
+    @property
+    def name(self) -> str:
+        """What its labels and values end with."""
+        return f"{self.rows}{'t' if self.tail else ''}"
+
+    @property
+    def vector(self) -> str:
+        return f"<{self.lanes} x {self.shape.element}>"
+
+
+def _columns(shape: TileShape, level: str, rows: int) -> list[str]:
+    """The loops over columns and over register tiles of some rows."""
+    wide, lanes = register_tile(shape.element, shape.columns, level, rows)
+    main = _Stretch(shape, rows, wide, lanes)
+    out = [f"enter{rows}:"]
+    if not shape.tails:
+        out.append(f"  br label %column{rows}")
+        return [*out, *_stretches(main, "0", f"%enter{rows}", "%width")]
+    tail = _Stretch(shape, rows, 1, lanes, True)
+    # a vector may reach beyond the width where what lies there is still the panel's
+    most = 0 if shape.rows == "steps" else lanes - 1
+    out += [
+        f"  %main_up{rows} = add i64 %width, {most}",
+        f"  %main_rest{rows} = urem i64 %main_up{rows}, {wide * lanes}",
+        f"  %main{rows} = sub i64 %main_up{rows}, %main_rest{rows}",
+        f"  %main_any{rows} = icmp sgt i64 %main{rows}, 0",
+        f"  br i1 %main_any{rows}, label %column{rows}, label %turn{rows}",
+        *_stretches(main, "0", f"%enter{rows}", f"%main{rows}", f"turn{rows}"),
+        f"turn{rows}:",
+        f"  %tail_any{rows} = icmp slt i64 %main{rows}, %width",
+        f"  br i1 %tail_any{rows}, label %column{rows}t, label %done",
+        *_stretches(tail, f"%main{rows}", f"%turn{rows}", "%width"),
+    ]
+    return out
+
+
+def _stretches(s: _Stretch, begin: str, entry: str, stop: str, after: str = "done") -> list[str]:
+    """Stretches of columns from `begin` to `stop`, all rows of one before the next."""
+    element, n = s.shape.element, s.name
     return [
-        f"enter{rows}:",
-        f"  br label %column{rows}",
-        f"column{rows}:",
-        f"  %col{rows} = phi i64 [ 0, %enter{rows} ], [ %col_next{rows}, %row_done{rows} ]",
-        f"  %d_col{rows} = getelementptr {element}, ptr %dst, i64 %col{rows}",
-        f"  %p_base{rows} = getelementptr {element}, ptr %panel, i64 %col{rows}",
-        f"  br label %start{rows}",
-        f"start{rows}:",
-        f"  %row{rows} = phi i64 [ {first}, %column{rows} ], [ %row_next{rows}, %next{rows} ]",
-        f"  %a_skip{rows} = mul i64 %row{rows}, %a_row",
-        f"  %a_base{rows} = getelementptr {element}, ptr %a, i64 %a_skip{rows}",
-        f"  %d_skip{rows} = mul i64 %row{rows}, %dst_row",
-        f"  %d_base{rows} = getelementptr {element}, ptr %d_col{rows}, i64 %d_skip{rows}",
-        *_product(shape, rows, wide, lanes),
-        f"next{rows}:",
-        f"  %row_next{rows} = add i64 %row{rows}, {rows}",
-        f"  %more_rows{rows} = icmp slt i64 %row_next{rows}, {end}",
-        f"  br i1 %more_rows{rows}, label %start{rows}, label %row_done{rows}",
-        f"row_done{rows}:",
-        f"  %col_next{rows} = add i64 %col{rows}, {wide * lanes}",
-        f"  %more{rows} = icmp slt i64 %col_next{rows}, %width",
-        f"  br i1 %more{rows}, label %column{rows}, label {after}",
+        f"column{n}:",
+        f"  %col{n} = phi i64 [ {begin}, {entry} ], [ %col_next{n}, %row_done{n} ]",
+        f"  %d_col{n} = getelementptr {element}, ptr %dst, i64 %col{n}",
+        f"  %p_base{n} = getelementptr {element}, ptr %panel, i64 %col{n}",
+        *_mask(s),
+        f"  br label %start{n}",
+        f"start{n}:",
+        f"  %row{n} = phi i64 [ %from, %column{n} ], [ %row_next{n}, %next{n} ]",
+        f"  %a_skip{n} = mul i64 %row{n}, %a_row",
+        f"  %a_base{n} = getelementptr {element}, ptr %a, i64 %a_skip{n}",
+        f"  %d_skip{n} = mul i64 %row{n}, %dst_row",
+        f"  %d_base{n} = getelementptr {element}, ptr %d_col{n}, i64 %d_skip{n}",
+        *_product(s),
+        f"next{n}:",
+        f"  %row_next{n} = add i64 %row{n}, {s.rows}",
+        f"  %more_rows{n} = icmp slt i64 %row_next{n}, %to",
+        f"  br i1 %more_rows{n}, label %start{n}, label %row_done{n}",
+        f"row_done{n}:",
+        f"  %col_next{n} = add i64 %col{n}, {s.wide * s.lanes}",
+        f"  %more{n} = icmp slt i64 %col_next{n}, {stop}",
+        f"  br i1 %more{n}, label %column{n}, label %{after}",
     ]
 
 
-def _product(shape: TileShape, rows: int, wide: int, lanes: int) -> list[str]:
-    """The loop over k for a register tile of some rows, then its stores."""
-    element, size, t = shape.element, WIDTH[shape.element], f"r{rows}_"
-    vector = f"<{lanes} x {element}>"
+def _reads_part(s: _Stretch) -> bool:
+    """Whether what lies behind the wanted columns may not be read."""
+    return s.tail and s.shape.rows == "steps"
+
+
+def _mask(s: _Stretch) -> list[str]:
+    """The lanes of a tail's vector within the width."""
+    if not _reads_part(s):
+        return []
+    n, integers = s.name, f"<{s.lanes} x i64>"
+    steps = ", ".join(f"i64 {lane}" for lane in range(s.lanes))
+    return [
+        f"  %left{n} = sub i64 %width, %col{n}",
+        f"  %left_in{n} = insertelement {integers} poison, i64 %left{n}, i64 0",
+        f"  %left_all{n} = shufflevector {integers} %left_in{n}, {integers} poison,"
+        f" <{s.lanes} x i32> zeroinitializer",
+        f"  %mask{n} = icmp sgt {integers} %left_all{n}, <{steps}>",
+    ]
+
+
+def _row_of_panel(s: _Stretch) -> list[str]:
+    """The pointer to the panel's row k."""
+    element, n = s.shape.element, s.name
+    t = f"r{n}_"
+    if s.shape.rows == "places":
+        at = [
+            f"  %{t}pp = getelementptr i64, ptr %places, i64 %{t}k",
+            f"  %{t}pk = load i64, ptr %{t}pp, align 8",
+        ]
+    else:
+        step = "%step" if s.shape.rows == "steps" else str(s.shape.columns)
+        at = [f"  %{t}pk = mul i64 %{t}k, {step}"]
+    return [*at, f"  %{t}p = getelementptr {element}, ptr %p_base{n}, i64 %{t}pk"]
+
+
+def _product(s: _Stretch) -> list[str]:
+    """The loop over k for a register tile, then its stores."""
+    element, size, n = s.shape.element, WIDTH[s.shape.element], s.name
+    rows, wide, lanes, vector = s.rows, s.wide, s.lanes, s.vector
+    t = f"r{n}_"
     cells = [(r, c) for r in range(rows) for c in range(wide)]
     suffix = f"v{lanes}f{8 * size}"
     out = []
     for r in range(rows):
         out.append(f"  %{t}o{r} = mul i64 %a_row, {r}")
-        out.append(f"  %{t}a{r} = getelementptr {element}, ptr %a_base{rows}, i64 %{t}o{r}")
+        out.append(f"  %{t}a{r} = getelementptr {element}, ptr %a_base{n}, i64 %{t}o{r}")
         out.append(f"  %{t}e{r} = mul i64 %dst_row, {r}")
-        out.append(f"  %{t}d{r} = getelementptr {element}, ptr %d_base{rows}, i64 %{t}e{r}")
+        out.append(f"  %{t}d{r} = getelementptr {element}, ptr %d_base{n}, i64 %{t}e{r}")
     for r, c in cells:
         out.append(f"  %{t}w{r}_{c} = getelementptr {element}, ptr %{t}d{r}, i64 {c * lanes}")
-    out += [f"  br i1 %add, label %add{rows}, label %begin{rows}", f"add{rows}:"]
+    out += [f"  br i1 %add, label %add{n}, label %begin{n}", f"add{n}:"]
     for r, c in cells:
         out.append(f"  %{t}g{r}_{c} = load {vector}, ptr %{t}w{r}_{c}, align {size}")
-    out += [f"  br label %begin{rows}", f"begin{rows}:"]
+    out += [f"  br label %begin{n}", f"begin{n}:"]
     for r, c in cells:
         out.append(
-            f"  %{t}h{r}_{c} = phi {vector} [ zeroinitializer, %start{rows} ],"
-            f" [ %{t}g{r}_{c}, %add{rows} ]"
+            f"  %{t}h{r}_{c} = phi {vector} [ zeroinitializer, %start{n} ],"
+            f" [ %{t}g{r}_{c}, %add{n} ]"
         )
     out += [f"  %{t}some = icmp sgt i64 %depth, 0"]
-    out += [f"  br i1 %{t}some, label %loop{rows}, label %stop{rows}", f"loop{rows}:"]
-    out.append(f"  %{t}k = phi i64 [ 0, %begin{rows} ], [ %{t}k1, %loop{rows} ]")
+    out += [f"  br i1 %{t}some, label %loop{n}, label %stop{n}", f"loop{n}:"]
+    out.append(f"  %{t}k = phi i64 [ 0, %begin{n} ], [ %{t}k1, %loop{n} ]")
     for r, c in cells:
         out.append(
-            f"  %{t}s{r}_{c} = phi {vector} [ %{t}h{r}_{c}, %begin{rows} ],"
-            f" [ %{t}n{r}_{c}, %loop{rows} ]"
+            f"  %{t}s{r}_{c} = phi {vector} [ %{t}h{r}_{c}, %begin{n} ],"
+            f" [ %{t}n{r}_{c}, %loop{n} ]"
         )
-    out.append(f"  %{t}pk = mul i64 %{t}k, {shape.columns}")
-    out.append(f"  %{t}p = getelementptr {element}, ptr %p_base{rows}, i64 %{t}pk")
+    out += _row_of_panel(s)
     for c in range(wide):
         out.append(f"  %{t}q{c} = getelementptr {element}, ptr %{t}p, i64 {c * lanes}")
-        out.append(f"  %{t}b{c} = load {vector}, ptr %{t}q{c}, align {size}")
+        if _reads_part(s):
+            out.append(
+                f"  %{t}b{c} = call {vector} @llvm.masked.load.{suffix}.p0(ptr align {size}"
+                f" %{t}q{c}, <{lanes} x i1> %mask{n}, {vector} zeroinitializer)"
+            )
+        else:
+            out.append(f"  %{t}b{c} = load {vector}, ptr %{t}q{c}, align {size}")
     out.append(f"  %{t}ak = mul i64 %{t}k, %a_col")
     for r in range(rows):
         out += [
@@ -175,15 +285,15 @@ def _product(shape: TileShape, rows: int, wide: int, lanes: int) -> list[str]:
     out += [
         f"  %{t}k1 = add nuw nsw i64 %{t}k, 1",
         f"  %{t}m = icmp slt i64 %{t}k1, %depth",
-        f"  br i1 %{t}m, label %loop{rows}, label %stop{rows}",
-        f"stop{rows}:",
+        f"  br i1 %{t}m, label %loop{n}, label %stop{n}",
+        f"stop{n}:",
     ]
     for r, c in cells:
         out.append(
-            f"  %{t}z{r}_{c} = phi {vector} [ %{t}h{r}_{c}, %begin{rows} ],"
-            f" [ %{t}n{r}_{c}, %loop{rows} ]"
+            f"  %{t}z{r}_{c} = phi {vector} [ %{t}h{r}_{c}, %begin{n} ],"
+            f" [ %{t}n{r}_{c}, %loop{n} ]"
         )
     for r, c in cells:
         out.append(f"  store {vector} %{t}z{r}_{c}, ptr %{t}w{r}_{c}, align {size}")
-    out.append(f"  br label %next{rows}")
+    out.append(f"  br label %next{n}")
     return out

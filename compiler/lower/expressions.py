@@ -156,7 +156,8 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
                 s.dst_offset, s.dst_row, s.a_offset, s.a_row, s.a_col, s.panel_offset, s.rows,
                 s.depth,
             }  # fmt: skip
-            found |= {e for e in (s.width, s.panel_row, s.panel_col) if e is not None}
+            others = (s.width, s.panel_row, s.panel_col, s.panel_place)
+            found |= {e for e in others if e is not None}
         elif isinstance(s, SortRow):
             found.add(as_expr(s.count))
     return found
@@ -171,4 +172,6 @@ def bound_names(body: Sequence[Statement]) -> set[str]:
             found |= bound_names(s.body)
         elif isinstance(s, Fold):
             found |= {n for n, _ in s.loops}
+        elif isinstance(s, TileProduct) and s.panel_place is not None:
+            found.add("k")
     return found

@@ -18,9 +18,10 @@ from ..graph import (
 from ..kernel_ir import Kernel, Value
 from ..schedule import Schedule
 from .blocks import Parallel, Sites
+from .convolution import lower_product
 from .expressions import at_least_one, bound_names, exprs_of, product_of
 from .pointwise import lower_pointwise
-from .products import lower_chain, lower_contract
+from .products import lower_chain
 from .rows import lower_row
 from .sequences import lower_scan, lower_scatter, lower_sort
 from .values import Lowering
@@ -41,7 +42,7 @@ class Lowered:
 FORMS: dict[str, Callable[[Lowering], Parallel]] = {
     "pointwise": lower_pointwise,
     "row": lower_row,
-    "contract": lower_contract,
+    "contract": lower_product,
     "chain": lower_chain,
     "scan": lower_scan,
     "sort": lower_sort,

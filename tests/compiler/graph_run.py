@@ -23,8 +23,13 @@ def graph_of(builder: Builder, results: Sequence[Ref]) -> Graph:
     return builder.graph.live()
 
 
-def native(graph: Graph, dims: Sequence[str], threads: int | None = None) -> Loaded:
-    """The graph compiled for this machine."""
+def native(
+    graph: Graph,
+    dims: Sequence[str],
+    threads: int | None = None,
+    levels: Sequence[str] | None = None,
+) -> Loaded:
+    """The graph compiled for this machine, or for some levels."""
     inputs = tuple(
         (node.primitive.name, node.type, NOWHERE)
         for node in graph.nodes.values()
@@ -33,7 +38,7 @@ def native(graph: Graph, dims: Sequence[str], threads: int | None = None) -> Loa
     results = tuple((f"r{i}", i) for i in range(len(graph.results)))
     signature = Pipeline("test", "", inputs, results, {}, (), graph.facts, tuple(dims))
     graphs = [(signature, graph)]
-    plan = compile_graphs(graphs, lambda *_: np.zeros(0), NOWHERE.source, host_levels())
+    plan = compile_graphs(graphs, lambda *_: np.zeros(0), NOWHERE.source, levels or host_levels())
     return Loaded(plan, threads=threads)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import mmap
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from stagefuse.compiler.kernel_ir import (
     Store,
     TileProduct,
 )
-from stagefuse.dsl.dims import const, floordiv, minimum, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, DType
 
 from .cpu_run import LEVELS, Compiled
@@ -166,6 +168,23 @@ def tile_kernel(dtype: DType, accumulate: bool) -> Kernel:
     )  # fmt: skip
 
 
+def place_kernel(dtype: DType, rows: str) -> Kernel:
+    """The first N columns of a product with a panel whose rows lie in steps of K + 3, or where
+    those of a window do: every other one 50 further on."""
+    where: dict[str, Expr] = {"panel_row": K + 3, "panel_col": const(1)}
+    if rows == "places":
+        k = sym("k")
+        where = {"panel_place": floordiv(k, 2) + mod(k, const(2)) * 50}
+    return Kernel(
+        f"place.{dtype}.{rows}",
+        (Buffer("a", dtype, (M, K), "in"), Buffer("p", dtype, (K * (K + 3) + 150,), "in"),
+         Buffer("y", dtype, (M, const(48)), "inout")),
+        ("K", "M", "N"), (),
+        (TileProduct("y", const(0), const(48), "a", const(0), K, const(1), "p", const(1),
+                     M, K, 1000, 48, width=N, **where),),
+    )  # fmt: skip
+
+
 def sort_kernel(dtype: DType, descending: bool) -> Kernel:
     kind = dtype.compute
     return Kernel(
@@ -196,6 +215,7 @@ KERNELS = [
     *(fold_kernel(*case) for case in FOLDS),
     *(sort_kernel(*case) for case in SORTS),
     *(tile_kernel(t, add) for t in (F32, F64) for add in (False, True)),
+    *(place_kernel(t, rows) for t in (F32, F64) for rows in ("steps", "places")),
     softmax_kernel(), pad_kernel(), gather_kernel(), divided_kernel(), scan_kernel(),
     window_kernel(), whole_kernel(),
 ]  # fmt: skip
@@ -318,6 +338,39 @@ def test_tile_product(compiled: Compiled, dtype: DType, accumulate: bool) -> Non
             y = np.full((m, 48), 7, dtype.numpy)
             compiled(f"tile.{dtype}.{accumulate}", [a, p, y], {"M": m, "K": k}, 2, 1)
             assert np.allclose(y, a.astype(float) @ p + 7 * accumulate, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", ["steps", "places"])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_product_of_rows_elsewhere(compiled: Compiled, dtype: DType, rows: str) -> None:
+    for m, k in itertools.product((1, 2, 9, 10, 19), (0, 1, 2, 30)):
+        for n in (1, 7, 8, 15, 16, 17, 31, 33, 47, 48):
+            a, p = numbers(dtype, (m, k)), numbers(dtype, (k * (k + 3) + 150,))
+            steps = np.arange(k)
+            begin = 1 + (steps * (k + 3) if rows == "steps" else steps // 2 + steps % 2 * 50)
+            y = np.zeros((m, 48), dtype.numpy)
+            compiled(f"place.{dtype}.{rows}", [a, p, y], {"K": k, "M": m, "N": n})
+            want = a.astype(float) @ p.astype(float)[begin[:, None] + np.arange(n)]
+            assert np.allclose(y[:, :n], want, atol=1e-4)
+
+
+def test_a_panel_at_the_end_of_memory_is_not_read_beyond(compiled: Compiled) -> None:
+    """The last row of a panel in steps may end where its pages do."""
+    k, n = 3, 13
+    size = k * (k + 3) + 150
+    with mmap.mmap(-1, 2 * mmap.PAGESIZE) as memory:
+        libc = ctypes.CDLL(None, use_errno=True)
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        assert libc.mprotect(ctypes.c_void_p(begin + mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+        place = begin + mmap.PAGESIZE - 4 * (1 + (k - 1) * (k + 3) + n)
+        p = np.ctypeslib.as_array((ctypes.c_float * size).from_address(place))
+        wanted = p[: 1 + (k - 1) * (k + 3) + n]
+        wanted[:] = numbers(F32, wanted.shape)
+        a, y = numbers(F32, (5, k)), np.zeros((5, 48), np.float32)
+        compiled("place.f32.steps", [a, p, y], {"K": k, "M": 5, "N": n})
+        want = a.astype(float) @ np.stack([wanted[1 + r * (k + 3) :][:n] for r in range(k)])
+        assert np.allclose(y[:, :n], want, atol=1e-4)
+        assert libc.mprotect(ctypes.c_void_p(begin + mmap.PAGESIZE), mmap.PAGESIZE, 3) == 0
 
 
 @pytest.mark.parametrize("dtype, descending", SORTS)

@@ -1,0 +1,390 @@
+"""Convolutions, and products whose panels are rows of a tensor as it lies, by stretches.
+
+A step copies the part of the source that its columns see into scratch, once, with zeros around
+(a stripe); phases of a stride lie apart, so that the columns of a row are adjacent for every shift
+of the window. Columns are then counted flat over the stripe, the gap between its rows included,
+and row k of a panel is the stripe from some place on. A source whose rows are adjacent anyway is
+read where it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
+
+from ..contract import PANELS, panel_width
+from ..graph import flatten_index, split_index
+from ..kernel_ir import Alloc, Const, Index, Load, Store, TileProduct
+from ..windows import FEW_ROWS, Axis, Windows, is_worth_it, windows_of
+from .blocks import Parallel
+from .expressions import as_dtype, at_least_one, product_of
+from .products import _Product as Product
+from .products import _product as product_of_group
+from .products import lower_contract
+from .values import Lowering
+
+STRIPE = 1 << 17
+"""Elements of a stripe that, with a few rows of the matrix, fit the second-level cache."""
+STRETCH = 480
+"""Columns of a step where any number will do: ten panels of 48, five vectors of AVX-512 in six."""
+STEPS = 8
+"""Steps that a product should have for threads to share."""
+HIGH = 64
+"""Rows that an image is taken to have where that is not known."""
+COPY = 1.0
+"""The time to copy an element into a stripe, in those of 32 multiply-adds."""
+
+
+def lower_product(low: Lowering) -> Parallel:
+    """A product by stretches of its source where that is better, else with packed panels."""
+    p = product_of_group(low, low.group.anchor)
+    windows = None
+    if p.operands[1] in low.group.packs:
+        windows = windows_of(low.graph, p.ref.node)
+    if windows is None or not is_worth_it(low.graph, p.ref.node, windows):
+        return lower_contract(low)
+    step = _direct_step(low, p, windows)
+    if step is not None:
+        return _Direct(low, p, windows, step).lower()
+    return _Striped(low, p, windows).lower()
+
+
+def _direct_step(low: Lowering, p: Product, windows: Windows) -> Expr | None:
+    """The step between the rows of panels, where they are read in the source itself."""
+    most = low.facts.bounds(p.rows)[1]
+    source = low.graph.type(windows.source)
+    alone = low.group.packs[p.operands[1]].members == {p.operands[1].node}
+    if not windows.is_plain or not alone or source.dtype != p.dtype:
+        return None
+    if most is None or most > FEW_ROWS:
+        return None
+    offset = flatten_index(windows.indices, source.shape)
+    steps = [offset.coefficient(name) for name, _, _ in windows.digits]
+    wanted = const(1)
+    for axis in reversed(windows.axes):
+        found = offset.coefficient(f"d{axis.axis}")
+        if found is None or not low.facts.prove_eq(found, wanted):
+            return None
+        wanted = wanted * axis.size
+    along = steps[-1]
+    if along is None:
+        return None
+    for found, (_, _, step) in zip(steps, windows.digits, strict=True):
+        if found is None or not low.facts.prove_eq(found, along * step):
+            return None
+    return along
+
+
+class _Stretches:
+    """What both ways share: the loops over tiles, and what follows the product."""
+
+    width: int
+    tiles: int
+
+    def __init__(self, low: Lowering, p: Product, windows: Windows) -> None:
+        self.low, self.p, self.windows = low, p, windows
+        self.outer = [*p.batch, *((f"d{a}", p.domain[a]) for a in windows.outer)]
+
+    def blocks(self) -> tuple[str, Expr]:
+        block = self.p.row_tile * self.tiles
+        return "mb", floordiv(self.p.rows + (block - 1), block, self.low.facts)
+
+    def tiles_of(self, columns: Expr, body: Callable[[str, Expr, Expr, Expr, Expr], None]) -> None:
+        """Runs a body for every panel of a number of columns and every tile down, given a tile,
+        the first row and the number of rows, the first column and the number of columns."""
+        low, p = self.low, self.p
+        tile = low.name("tile")
+        low.emit(Alloc(tile, p.dtype, (const(p.row_tile), const(self.width))))
+        first = sym("mb") * (p.row_tile * self.tiles)
+        end = minimum(first + p.row_tile * self.tiles, p.rows, low.facts)
+
+        def one_panel() -> None:
+            column = sym("p") * self.width
+            count = minimum(columns - column, const(self.width), low.facts)
+
+            def one_tile() -> None:
+                start = first + sym("t") * p.row_tile
+                rows = minimum(end - start, const(p.row_tile), low.facts)
+                body(tile, start, rows, column, count)
+
+            tiles = floordiv(end - first + (p.row_tile - 1), p.row_tile, low.facts)
+            low.loop("t", const(0), tiles, one_tile)
+
+        panels = floordiv(columns + (self.width - 1), self.width, low.facts)
+        low.loop("p", const(0), panels, one_panel)
+
+    def finish(
+        self, tile: str, start: Expr, rows: Expr, column: Expr, count: Expr,
+        pitch: Expr, wide: Expr, origin: tuple[Expr, Expr],
+    ) -> None:  # fmt: skip
+        """Stores `count` columns of a tile from `column` on, in rows of `pitch` of which `wide`
+        are wanted. `origin` is the place of row and column 0 in the result."""
+        low, p, axes = self.low, self.p, self.windows.axes
+
+        def store(line: Expr, c: Expr, inside: Expr) -> None:
+            at: dict[int, Expr] = {x: sym(f"d{x}") for x in p.primitive.batch}
+            at.update({a: sym(f"d{a}") for a in self.windows.outer})
+            lead = split_index(start + sym("r"), [p.domain[x] for x in p.primitive.rows], low.facts)
+            at.update(zip(p.primitive.rows, lead, strict=True))
+            at[axes[-1].axis] = origin[1] + c
+            if len(axes) > 1:
+                at[axes[0].axis] = origin[0] + line
+            load = Load(tile, (Index(sym("r")), Index(inside)), p.dtype)
+            with low.part(low.group, {p.ref: lambda _: load}):
+                low.store([at.get(x, const(0)) for x in range(len(p.domain))])
+
+        def one_line() -> None:
+            skip = column - sym("s") * pitch  # from the line's first column to the tile's
+            begin = maximum(skip, 0, low.facts)
+            stop = minimum(skip + count, wide, low.facts)
+            low.loop(
+                "c", begin, stop, lambda: store(sym("s"), sym("c"), sym("c") - skip), vector=True
+            )
+
+        def one_row() -> None:
+            if len(axes) == 1:
+                low.loop(
+                    "c", const(0), count, lambda: store(const(0), column + sym("c"), sym("c")),
+                    vector=True,
+                )  # fmt: skip
+                return
+            lines = floordiv(column + count + (pitch - 1), pitch, low.facts)
+            low.loop("s", floordiv(column, pitch, low.facts), lines, one_line)
+
+        low.loop("r", const(0), rows, one_row)
+
+
+class _Direct(_Stretches):
+    """Rows of panels read where they lie."""
+
+    def __init__(self, low: Lowering, p: Product, windows: Windows, step: Expr) -> None:
+        super().__init__(low, p, windows)
+        self.step = step
+        self.columns = product_of([a.size for a in windows.axes])
+        self.width = panel_width(self.columns)
+        self.p = replace(p, row_tile=low.schedule.row_tile[self.width])
+        self.tiles = -(-FEW_ROWS // self.p.row_tile)
+
+    def lower(self) -> Parallel:
+        low, p = self.low, self.p
+        stretch = STRETCH // self.width * self.width
+        pieces = floordiv(self.columns + (stretch - 1), stretch, low.facts)
+        parallel = [*self.outer, self.blocks(), ("nb", pieces)]
+        low.bind(parallel)
+        first = sym("nb") * stretch
+        count = minimum(self.columns - first, const(stretch), low.facts)
+        source = low.graph.type(self.windows.source)
+        offset = flatten_index(self.windows.indices, source.shape)
+        moved = {f"d{a.axis}": 0 for a in self.windows.axes}
+        base = offset.substitute({**moved, **{name: 0 for name, _, _ in self.windows.digits}})
+        name, left = low.buffer(self.windows.source, "in").name, low.buffer(p.operands[0], "in")
+
+        def one_tile(tile: str, start: Expr, rows: Expr, column: Expr, wanted: Expr) -> None:
+            low.emit(
+                TileProduct(
+                    tile, const(0), const(self.width), left.name,
+                    p.base + start * p.primitive.row_stride, p.primitive.row_stride, const(1),
+                    name, base + first + column, rows, p.depth, p.row_tile, self.width,
+                    width=wanted, panel_row=self.step, panel_col=const(1),
+                )
+            )  # fmt: skip
+            wide = self.windows.axes[-1].size
+            place = (const(0), const(0))
+            self.finish(tile, start, rows, first + column, wanted, wide, wide, place)
+
+        self.tiles_of(count, one_tile)
+        return parallel, at_least_one(p.depth) * minimum(p.rows, FEW_ROWS) * stretch
+
+
+class _Striped(_Stretches):
+    """Rows of panels in a stripe of the source that each step copies."""
+
+    def __init__(self, low: Lowering, p: Product, windows: Windows) -> None:
+        super().__init__(low, p, windows)
+        self.along = windows.axes[-1]
+        self.across = windows.axes[0] if len(windows.axes) > 1 else None
+        self.channels = product_of([size for _, size, _ in windows.channels])
+        self.phases = self.along.phases * (self.across.phases if self.across else 1)
+        self.above = self.across.reach if self.across else 0
+        self.wide, self.pitch = self._columns()
+        self.rows, self.width, self.tiles = self._choice()
+        self.p = replace(p, row_tile=low.schedule.row_tile[self.width])
+        gap = self.wide + self.along.reach - self.pitch
+        size = (self.rows + self.above) * self.pitch + gap
+        self.plane = floordiv(size + 15, 32) * 32 + 16 if size.as_int() is not None else size
+        """An odd number of lines: planes lie in different sets of the caches."""
+
+    def _columns(self) -> tuple[Expr, Expr]:
+        """Columns of a step along the last axis, and from row to row of the stripe.
+
+        Where the zeros before a row and those behind it are enough for both, they are shared.
+        """
+        along = self.along
+        depth = self.channels * (self.phases * (1 + self.above))
+        known, size = depth.as_int(), along.size.as_int()
+        most = STRETCH
+        if known is not None:
+            most = max(STRIPE // known // 48 * 48, 48)
+        if size is None or size > most:
+            wide = const(min(most, STRETCH if known else 240))
+            return wide, wide + along.reach
+        before = max(-(-(-along.first - along.low - (along.phases - 1)) // along.step), 0)
+        extent = along.extent.as_int()
+        if extent is None:
+            return along.size, along.size + along.reach
+        behind = -(-(extent - along.first - along.low) // along.step)
+        pitch = max(size, size + along.reach - before, behind)
+        return along.size, const(min(pitch, size + along.reach))
+
+    def _choice(self) -> tuple[int, int, int]:
+        """Rows of columns in a step, the width of panels, tiles down: what costs least.
+
+        Time is counted in vectors of 16 columns by a row of the matrix and an element of depth.
+        """
+        p, low = self.p, self.low
+        height = 1 if self.across is None else self.across.size.as_int() or HIGH
+        if self.along.size.as_int() is None:
+            height = 1
+        pitch, wide = self.pitch.as_int(), self.wide.as_int()
+        channels, depth = self.channels.as_int(), p.depth.as_int()
+        matrix = p.rows.as_int() or FEW_ROWS
+        if pitch is None or wide is None or channels is None or depth is None:
+            return 1, 48, -(-matrix // low.schedule.row_tile[48])
+        best: tuple[float, int, int] | None = None
+        for rows in range(1, height + 1):
+            stored = channels * self.phases * (rows + self.above) * pitch
+            if best and stored > STRIPE:
+                break
+            columns = (rows - 1) * pitch + wide
+            for width in (48, 64, 32):
+                time = matrix * depth * panels_time(columns, width) / 32 + COPY * stored
+                whole = -(-height // rows) * time
+                if best is None or whole < 0.995 * best[0]:
+                    best = whole, rows, width
+        assert best is not None
+        _, rows, width = best
+        steps = -(-height // rows) * -(-(self.along.size.as_int() or wide) // wide)
+        tiles = -(-matrix // low.schedule.row_tile[width])
+        parts = min(tiles, max(1, STEPS // steps))
+        return rows, width, -(-tiles // parts)
+
+    def lower(self) -> Parallel:
+        low, p, along, across = self.low, self.p, self.along, self.across
+        pieces = floordiv(along.size + (self.wide - 1), self.wide, low.facts)
+        bands = const(1) if across is None else floordiv(
+            across.size + (self.rows - 1), const(self.rows), low.facts
+        )  # fmt: skip
+        parallel = [*self.outer, ("yb", bands), ("xb", pieces), self.blocks()]
+        low.bind(parallel)
+        x0, y0 = sym("xb") * self.wide, sym("yb") * self.rows
+        if pieces.as_int() == 1:
+            x0 = const(0)
+        wide = minimum(along.size - x0, self.wide, low.facts)
+        rows = const(1)
+        if across is not None:
+            rows = minimum(across.size - y0, const(self.rows), low.facts)
+        stripe = low.name("stripe")
+        planes = self.channels * self.phases
+        low.emit(Alloc(stripe, p.dtype, (planes * self.plane + self.width,)))
+        self._fill(stripe, planes, x0, y0, rows)
+        left = low.buffer(p.operands[0], "in")
+
+        def one_tile(tile: str, start: Expr, count: Expr, column: Expr, wanted: Expr) -> None:
+            low.emit(
+                TileProduct(
+                    tile, const(0), const(self.width), left.name,
+                    p.base + start * p.primitive.row_stride, p.primitive.row_stride, const(1),
+                    stripe, column, count, p.depth, p.row_tile, self.width,
+                    width=wanted, panel_place=self._place(),
+                )
+            )  # fmt: skip
+            self.finish(
+                tile, start, count, column, wanted, self.pitch, wide, (y0, x0)
+            )
+
+        self.tiles_of((rows - 1) * self.pitch + wide, one_tile)
+        return parallel, at_least_one(p.depth) * (self.rows * self.wide)
+
+    def _place(self) -> Expr:
+        """Where row k of a panel begins in the stripe, from its first column on."""
+        digits = self.windows.at(sym("k"))
+        channel = flatten_index(
+            [digits[n] for n, _, _ in self.windows.channels],
+            [size for _, size, _ in self.windows.channels],
+        )
+        place, phase = const(0), const(0)
+        for axis in self.windows.axes:
+            shift = axis.shift().substitute(digits)
+            phase = phase * axis.phases + (mod(shift, axis.phases) if axis.phases > 1 else 0)
+            whole = floordiv(shift, axis.step)
+            place = place + (whole if axis is self.along else whole * self.pitch)
+        return (channel * self.phases + phase) * self.plane + place
+
+    def _fill(self, stripe: str, planes: Expr, x0: Expr, y0: Expr, rows: Expr) -> None:
+        """Copies what the step's columns see; elsewhere there are zeros."""
+        low, p, windows = self.low, self.p, self.windows
+        node = low.graph.nodes[p.operands[1].node]
+        zero = Const(0.0, p.dtype)
+        low.loop(
+            "z", const(0), planes * self.plane + self.width,
+            lambda: low.emit(Store(stripe, (Index(sym("z")),), zero)), vector=True,
+        )  # fmt: skip
+        plane = flatten_index(
+            [sym(n) for n, _, _ in windows.channels], [size for _, size, _ in windows.channels]
+        )
+        at: dict[int, Expr] = {}
+
+        def element(where: Expr) -> None:
+            indices = [at.get(n, e) for n, e in enumerate(windows.indices)]
+            value = low.value(node.operands[0], tuple(map(Index, indices)), ())
+            low.emit(Store(stripe, (Index(where),), as_dtype(value, p.dtype)))
+
+        def line(phase: Expr, row: Expr) -> None:
+            along = self.along
+
+            def stretch(x_phase: Expr) -> None:
+                begin, stop = along.inside(x_phase, x0)
+                begin, stop = maximum(begin, 0, low.facts), minimum(stop, self.pitch, low.facts)
+                at[along.source] = (x0 + sym("x")) * along.step + x_phase + along.first + along.low
+                first = (plane * self.phases + phase * along.phases + x_phase) * self.plane
+                low.loop(
+                    "x", begin, stop, lambda: element(first + row * self.pitch + sym("x")),
+                    vector=True,
+                )  # fmt: skip
+
+            self._phases("u", along, stretch)
+
+        def band(phase: Expr) -> None:
+            axis = self.across
+            if axis is None:
+                return line(const(0), const(0))
+            begin, stop = axis.inside(phase, y0)
+            begin, stop = maximum(begin, 0, low.facts), minimum(stop, rows + self.above, low.facts)
+            at[axis.source] = (y0 + sym("y")) * axis.step + phase + axis.first + axis.low
+            low.loop("y", begin, stop, lambda: line(phase, sym("y")))
+
+        def channels(left: list[tuple[str, Expr]]) -> None:
+            if left:
+                (name, size), *rest = left
+                return low.loop(name, const(0), size, lambda: channels(rest))
+            if self.across is None:
+                return band(const(0))
+            self._phases("v", self.across, band)
+
+        with low.part(low.group.packs[p.operands[1]], {}):
+            channels([(n, size) for n, size, _ in windows.channels])
+
+    def _phases(self, name: str, axis: Axis, body: Callable[[Expr], None]) -> None:
+        if axis.phases == 1:
+            return body(const(0))
+        self.low.loop(name, const(0), const(axis.phases), lambda: body(sym(name)))
+
+
+def panels_time(columns: int, width: int) -> float:
+    """The time of panels of a width for some columns, in those of a vector in a full panel."""
+    whole, rest = divmod(columns, width)
+    vectors = -(-rest // 16)
+    last = width // 16 * PANELS[width] if vectors * 16 == width else vectors * PANELS[16]
+    return whole * (width // 16) * PANELS[width] + last

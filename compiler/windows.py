@@ -1,0 +1,255 @@
+"""Products whose panels are windows of a tensor: convolutions, and plain matrices as a case of it.
+
+The columns of such a product are places along the last axes of a tensor, and k picks a channel and
+a shift. Flat over those axes, row k of a panel is then a stretch of the tensor that begins
+somewhere else for each k, and nothing needs to be repeated as patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod, sym
+
+from .graph import Contract, Graph, Ref, View, flatten_index
+
+Digits: TypeAlias = tuple[tuple[str, Expr, Expr], ...]
+"""The parts of k, outermost first: a symbol, its size, and the step of k for each."""
+
+FEW_ROWS = 256
+"""Rows of a matrix up to which reading the other one in place is cheaper than copying it."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis along which windows move: element `step * d + first + shift(k)` of a source's axis.
+
+    `axis` is the result's, `source` the source's. `shifts` are digits of k with their steps, whose
+    sum begins at 0 and ends at `last`.
+    """
+
+    axis: int
+    size: Expr
+    source: int
+    extent: Expr
+    step: int
+    first: int
+    shifts: tuple[tuple[str, int], ...]
+    low: int
+    last: int
+
+    @property
+    def phases(self) -> int:
+        """Places of a shift within a step; 1 if all are whole steps."""
+        return self.step if any(d % self.step for _, d in self.shifts) else 1
+
+    @property
+    def reach(self) -> int:
+        """How many whole steps beyond a column its window goes."""
+        return self.last // self.step
+
+    def shift(self) -> Expr:
+        """The shift for the digits of k, from 0."""
+        total = const(-self.low)
+        for name, step in self.shifts:
+            total = total + sym(name) * step
+        return total
+
+    def inside(self, phase: Expr, start: Expr) -> tuple[Expr, Expr]:
+        """The steps from `start`, of one phase, at which there is an element of the source."""
+        first = phase + (self.first + self.low)
+        low = floordiv(const(self.step - 1) - first, self.step)
+        high = floordiv(self.extent - 1 - first, self.step) + 1
+        return low - start, high - start
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Panels that are windows over the last `axes` (one or two) of a product's columns.
+
+    `indices` find an element of the source from the result's symbols d0, d1... and the digits of
+    k; `channels` are the digits that move no window; `outer` the other axes of the columns.
+    """
+
+    source: Ref
+    indices: tuple[Expr, ...]
+    digits: Digits
+    channels: Digits
+    outer: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    guarded: bool
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether elements of a panel's row are adjacent in the source, and never outside."""
+        return not self.guarded and all(a.step == 1 and not a.shifts for a in self.axes)
+
+    def at(self, k: Expr) -> dict[str, Expr]:
+        """The digits of k."""
+        return {
+            name: floordiv(k, step) if place == 0 else mod(floordiv(k, step), size)
+            for place, (name, size, step) in enumerate(self.digits)
+        }
+
+
+def windows_of(graph: Graph, anchor: int) -> Windows | None:
+    """The windows that the panels of a product are, if they are."""
+    node = graph.nodes[anchor]
+    contract, panels = node.primitive, graph.nodes[node.operands[1].node]
+    assert isinstance(contract, Contract)
+    view, domain = panels.primitive, node.type.shape
+    columns = [a for a in contract.columns if domain[a].as_int() != 1]
+    if not columns or not isinstance(view, View) or (view.guard and view.fill != 0):
+        return None
+    digits = _digits(view, contract.depth)
+    if digits is None:
+        return None
+    names = [*(f"d{a}" for a in range(len(domain))), *(name for name, _, _ in digits)]
+    facts = graph.facts.at_element(names, [*domain, *(size for _, size, _ in digits)])
+    unfold = _Unfolding(view, contract, domain, columns, digits, facts)
+    shape = graph.type(panels.operands[0]).shape
+    indices = tuple(map(unfold, view.indices))
+    guards = [g for g in map(unfold, view.guard) if g != unfold.tail and not facts.is_nonneg(g)]
+    axes: list[Axis] = []
+    for axis in reversed(columns[-2:]):
+        found = _axis(axis, domain[axis], indices, shape, digits)
+        if found is None or (axes and found.source != axes[0].source - 1):
+            break
+        axes.insert(0, found)
+    ends = {e for a in axes for e in (indices[a.source], a.extent - 1 - indices[a.source])}
+    if not axes or not ends.issuperset(guards):
+        return None
+    moving = {name for a in axes for name, _ in a.shifts}
+    moved = {f"d{a.axis}" for a in axes} | moving
+    others = [e for n, e in enumerate(indices) if n not in {a.source for a in axes}]
+    if any(e.symbols() & moved for e in others):
+        return None
+    return Windows(
+        panels.operands[0], indices, digits, tuple(d for d in digits if d[0] not in moving),
+        tuple(a for a in columns if a not in {x.axis for x in axes}), tuple(axes), bool(guards),
+    )  # fmt: skip
+
+
+def is_worth_it(graph: Graph, anchor: int, windows: Windows) -> bool:
+    """Whether a product is better done by stretches of its source than with packed panels."""
+    if any(a.shifts or a.step > 1 for a in windows.axes) or len(windows.axes) > 1:
+        return True
+    node, rows = graph.nodes[anchor], const(1)
+    assert isinstance(node.primitive, Contract)
+    for axis in node.primitive.rows:
+        rows = rows * node.type.shape[axis]
+    most = graph.facts.bounds(rows)[1]
+    return most is not None and most <= FEW_ROWS
+
+
+class _Unfolding:
+    """Index expressions of panels over the result's symbols and the digits of k."""
+
+    def __init__(
+        self, view: View, contract: Contract, domain: Sequence[Expr], columns: Sequence[int],
+        digits: Digits, facts: Facts,
+    ) -> None:  # fmt: skip
+        *lead, panel, k, column = view.symbols
+        self.panel, self.facts, width = panel, facts, contract.panel
+        whole = sym("column")
+        self.joined = {column: whole - sym(panel) * width}
+        self.split = {panel: floordiv(whole, width)}
+        flat = flatten_index([sym(f"d{a}") for a in columns], [domain[a] for a in columns])
+        count = const(1)
+        for axis in columns:
+            count = count * domain[axis]
+        self.tail = count - 1 - flat  # at least 0, since there is a column
+        depth = const(0)
+        for name, _, step in digits:
+            depth = depth + sym(name) * step
+        batch = (sym(f"d{a}") for a in contract.batch)
+        self.names: dict[str, Expr] = dict(zip(lead, batch, strict=True))
+        self.names |= {"column": flat, k: depth}
+
+    def __call__(self, expr: Expr) -> Expr:
+        expr = expr.substitute(self.joined)
+        if self.panel in expr.symbols():
+            expr = expr.substitute(self.split)
+        return self.facts.simplify(expr.substitute(self.names, self.facts))
+
+
+def _axis(
+    axis: int, size: Expr, indices: Sequence[Expr], shape: Sequence[Expr], digits: Digits
+) -> Axis | None:
+    """The axis of windows that a column's axis is, if it is found in one index, in steps."""
+    name = f"d{axis}"
+    found = [n for n, e in enumerate(indices) if name in e.symbols()]
+    if len(found) != 1:
+        return None
+    index = indices[found[0]]
+    sizes = {digit: size.as_int() for digit, size, _ in digits}
+    rest, shifts, low, high = index, [], 0, 0
+    for symbol in sorted(index.symbols()):
+        slope = index.coefficient(symbol)
+        step = None if slope is None else slope.as_int()
+        if step is None or symbol not in (name, *sizes):
+            return None
+        rest = rest - sym(symbol) * step
+        if symbol == name:
+            own = step
+            continue
+        count = sizes[symbol]
+        if count is None:
+            return None
+        shifts.append((symbol, step))
+        low, high = low + min(step, 0) * (count - 1), high + max(step, 0) * (count - 1)
+    first = rest.as_int()
+    if first is None or own < 1:
+        return None
+    place = found[0]
+    return Axis(axis, size, place, shape[place], own, first, tuple(shifts), low, high - low)
+
+
+def _digits(view: View, depth: Expr) -> Digits | None:
+    """The parts of k that index expressions tell apart by dividing it."""
+    name = view.symbols[-2]
+    cuts: set[int] = set()
+    for expr in (*view.indices, *view.guard):
+        if not _cut(expr, name, cuts):
+            return None
+    steps = sorted(cuts | {1}, reverse=True)
+    if any(a % b for a, b in zip(steps, steps[1:], strict=False)):
+        return None
+    known = depth.as_int()
+    if len(steps) > 1 and (known is None or known % steps[0]):
+        return None
+    most = depth if known is None else const(known // steps[0])
+    sizes = [most, *(const(a // b) for a, b in zip(steps, steps[1:], strict=False))]
+    places = enumerate(zip(sizes, steps, strict=True))
+    return tuple((f"k{n}", size, const(step)) for n, (size, step) in places)
+
+
+def _cut(expr: Expr, name: str, cuts: set[int]) -> bool:
+    """Collects where quotients and remainders cut a symbol; False if one does so in another way."""
+    for monomial, _ in expr.terms:
+        for atom, _power in monomial:
+            if atom.kind == "sym" or not any(name in a.symbols() for a in atom.args):
+                continue
+            inner, divisor = atom.args
+            scale, by = _scale(inner, name), divisor.as_int()
+            if scale is None or by is None or by < 1 or not _cut(inner, name, cuts):
+                return False
+            cuts.add(scale * by)
+    return True
+
+
+def _scale(expr: Expr, name: str) -> int | None:
+    """The step of a symbol within a quotient or remainder of it."""
+    if expr == sym(name):
+        return 1
+    if len(expr.terms) != 1 or expr.terms[0][1] != 1 or len(expr.terms[0][0]) != 1:
+        return None
+    ((atom, power),) = expr.terms[0][0]
+    if power != 1 or atom.kind not in ("//", "%"):
+        return None
+    scale, by = _scale(atom.args[0], name), atom.args[1].as_int()
+    if scale is None or by is None:
+        return None
+    return scale * by if atom.kind == "//" else scale

@@ -1,0 +1,147 @@
+"""Convolutions by stretches of their source, of every step, shift, border and size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stagefuse.compiler.bounds import Bounds
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.fuse import partition
+from stagefuse.compiler.graph import Builder, Contract, Graph, Ref
+from stagefuse.compiler.join import join
+from stagefuse.compiler.kernel_ir import TileProduct
+from stagefuse.compiler.kernel_verify import verify_kernel
+from stagefuse.compiler.lower import Sites, lower
+from stagefuse.compiler.passes import pipeline_of
+from stagefuse.compiler.run_passes import run_passes
+from stagefuse.compiler.schedule import CPU
+from stagefuse.compiler.windows import windows_of
+from stagefuse.dsl.dims import Expr, Facts, as_expr, floordiv, sym
+from stagefuse.dsl.dtypes import BF16, F32, F64, DType
+from stagefuse.dsl.types import TensorType
+
+from .cpu_run import LEVELS
+from .graph_run import both, graph_of, native
+
+SEED = np.random.SeedSequence().entropy
+Size = int | str | Expr
+
+
+def convolution(
+    source: Sequence[Size], outer: int, kernel: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], dtype: DType = F32, relu: bool = False,
+) -> Graph:  # fmt: skip
+    """The graph of x [B, C, space...] with w [O, C, kernel...], and a bias after it."""
+    b = Builder(Facts().with_ranges({"B": (0, 8), "H": (9, 300), "W": (9, 300)}))
+    sizes = [sym(s) if isinstance(s, str) else as_expr(s) for s in source]
+    x = b.input("x", TensorType(dtype, tuple(sizes)))
+    w = b.input("w", TensorType(dtype, (as_expr(outer), sizes[1], *map(as_expr, kernel))))
+    bias = b.input("bias", TensorType(dtype, (as_expr(outer),)))
+    seen: Ref = b.map("maximum", x, b.scalar(0.0, dtype, sizes)) if relu else x
+    space = range(len(kernel))
+    around = [sizes[a + 2] + 2 * padding[a] for a in space]
+    if any(padding):
+        seen = b.view(
+            seen, [*sizes[:2], *around],
+            lambda *at: [*at[:2], *(at[a + 2] - padding[a] for a in space)],
+            lambda *at: [e for a in space if padding[a] for e in
+                         (at[a + 2] - padding[a], sizes[a + 2] + padding[a] - 1 - at[a + 2])],
+        )  # fmt: skip
+    results = [
+        floordiv(around[a] - dilation[a] * (kernel[a] - 1) - 1, stride[a]) + 1 for a in space
+    ]
+    domain = [sizes[0], as_expr(outer), *results, sizes[1], *map(as_expr, kernel)]
+    n = len(kernel)
+
+    def windows(*at: Expr) -> list[Expr]:
+        moved = [at[2 + a] * stride[a] + at[3 + n + a] * dilation[a] for a in space]
+        return [at[0], at[2 + n], *moved]
+
+    left = b.view(seen, domain, windows)
+    right = b.view(w, domain, lambda *at: [at[1], *at[2 + n :]])
+    total = b.reduce("sum", b.map("mul", left, right), list(range(2 + n, len(domain))))
+    added = b.view(bias, domain[: 2 + n], lambda *at: [at[1]])
+    return graph_of(b, [b.map("add", total, added)])
+
+
+CASES: list[dict[str, Any]] = [
+    dict(source=("B", 3, 23, 29), outer=20, kernel=(7, 7), stride=(2, 2), padding=(3, 3)),
+    dict(source=("B", 16, 7, 7), outer=37, kernel=(3, 3), padding=(1, 1)),
+    dict(source=(2, 5, 14, 14), outer=16, kernel=(3, 3), padding=(1, 1), relu=True),
+    dict(source=(1, 4, 1, 17), outer=9, kernel=(1, 3), padding=(0, 1)),
+    dict(source=(1, 4, 17, 5), outer=9, kernel=(3, 3), padding=(2, 2)),
+    dict(source=(1, 70, 9, 9), outer=40, kernel=(3, 3)),
+    dict(source=("B", 20, 9, 9), outer=30, kernel=(1, 1), stride=(2, 2)),
+    dict(source=("B", 20, 11, 13), outer=30, kernel=(1, 1)),
+    dict(source=("B", 20, 11, 13), outer=300, kernel=(1, 1)),
+    dict(source=(1, 6, 40, 31), outer=13, kernel=(5, 3), stride=(3, 2), padding=(2, 1)),
+    dict(source=(1, 6, 40, 31), outer=13, kernel=(3, 3), padding=(2, 2), dilation=(2, 2)),
+    dict(source=(1, 6, 40, 31), outer=13, kernel=(3, 5), stride=(2, 3), padding=(5, 7),
+         dilation=(2, 3)),
+    dict(source=(1, 3, 9, 700), outer=17, kernel=(3, 3), padding=(1, 1)),
+    dict(source=("B", 12, 101), outer=33, kernel=(5,), padding=(2,)),
+    dict(source=(2, 12, 1501), outer=33, kernel=(3,), stride=(2,), padding=(1,)),
+    dict(source=(1, 5, "H", "W"), outer=19, kernel=(3, 3), padding=(1, 1)),
+    dict(source=(1, 5, "H", "W"), outer=19, kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+    dict(source=(1, 5, "H", "W"), outer=19, kernel=(1, 1)),
+    dict(source=(1, 5, 8, "W"), outer=290, kernel=(1, 1)),
+    dict(source=(1, 3, 17, 19), outer=7, kernel=(3, 3), padding=(1, 1), dtype=F64),
+    dict(source=(1, 3, 17, 19), outer=7, kernel=(3, 3), padding=(1, 1), dtype=BF16),
+]  # fmt: skip
+
+
+def of(case: dict[str, Any]) -> Graph:
+    ones = (1,) * len(case["kernel"])
+    zeros = (0,) * len(ones)
+    return convolution(**{"stride": ones, "padding": zeros, "dilation": ones, **case})
+
+
+@pytest.mark.parametrize(
+    ("case", "level"),
+    [(c, level) for level in LEVELS for c in (CASES if level == LEVELS[-1] else CASES[::3])],
+    ids=lambda c: c if isinstance(c, str) else f"{c['source']}{c['kernel']}",
+)
+def test_convolution(case: dict[str, Any], level: str) -> None:
+    print(f"seed {SEED}")
+    rng = np.random.default_rng(SEED)
+    graph = of(case)
+    dims = [s for s in case["source"] if isinstance(s, str)]
+    pipe = native(graph, dims, levels=(level,))
+    dtype = case.get("dtype", F32)
+    for number in range(3):
+        sizes = {d: int(rng.integers(0, 4) if d == "B" else rng.integers(9, 130)) for d in dims}
+        shape = [sizes[s] if isinstance(s, str) else s for s in case["source"]]
+        depth = int(np.prod([shape[1], *case["kernel"]]))
+        of_weights = (case["outer"], shape[1], *case["kernel"])
+        given = {"x": shape, "w": of_weights, "bias": (case["outer"],)}
+        feeds = {n: rng.standard_normal(s).astype(dtype.numpy) for n, s in given.items()}
+        ((found, wanted),) = both(graph, feeds, sizes, pipe)
+        magnitudes = {k: np.abs(v) for k, v in feeds.items()}
+        ((_, scale),) = both(graph, magnitudes, sizes, pipe)
+        # each product is added at most K times, each time rounding once (Higham 2002, section 3.1)
+        unit = {F32: 2.0**-24, F64: 2.0**-53, BF16: 2.0**-24}[dtype]
+        error = np.abs(found.astype(np.float64) - wanted)
+        sums = wanted - feeds["bias"].astype(np.float64).reshape(-1, *(1,) * len(case["kernel"]))
+        # a sum is rounded to bf16, and again with the bias
+        last = 2.0**-7.99 * (np.abs(wanted) + np.abs(sums)) if dtype == BF16 else 0
+        assert np.all(error <= (depth + 2) * (unit + 2.0**-50) * scale + last)
+        if not dims:
+            break
+        print(number, sizes, level)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['source']}{c['kernel']}")
+def test_every_access_is_proved_to_be_inside(case: dict[str, Any]) -> None:
+    graph, _ = run_passes(of(case), pipeline_of(lambda *_: np.zeros(0)), Bounds())
+    products = [n.id for n in graph.nodes.values() if isinstance(n.primitive, Contract)]
+    assert products and all(windows_of(graph, n) is not None for n in products)
+    found = []
+    for group in join(graph, partition(graph)).groups:
+        kernel = lower(graph, group, Sites(), CPU).kernel
+        found += [s for s in walk(kernel.body) if isinstance(s, TileProduct)]
+        assert verify_kernel(kernel, graph.facts).open == []
+    assert all(s.panel_place is not None or s.panel_row is not None for s in found)
