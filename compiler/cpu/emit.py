@@ -184,6 +184,7 @@ class KernelWriter(FoldWriter):
 
         def body(i: Value, _: list[Value]) -> list[Value]:
             self._bind(i, extents)
+            self._place_row()
             self.statements(kernel.body)
             return []
 

@@ -38,7 +38,7 @@ class StreamWriter(LoopWriter):
         code = self.code
         lo, hi = self.index(s.lo), self.index(s.hi)
         tiles, plain = code.label("stream"), code.label("plain")
-        streams = self._streams(s, stores, lo) & (hi - lo).compare("ge", LONG)
+        streams = self._streams(s, stores, lo, hi)
         before = code.block
         code.branch_if(streams, tiles, plain)
         code.start(tiles)
@@ -76,9 +76,9 @@ class StreamWriter(LoopWriter):
             stride = stride * extent
         return place.coefficient(index) == const(1)
 
-    def _streams(self, s: For, stores: list[Store], lo: Value) -> Value:
-        """Whether all results are large and begin on a line, and there is a whole tile."""
-        streams: Value | None = None
+    def _streams(self, s: For, stores: list[Store], lo: Value, hi: Value) -> Value:
+        """Whether a loop is long, and all its results are large and begin on a line."""
+        streams = (hi - lo).compare("ge", LONG)
         for store in stores:
             memory = self.memory[store.buffer]
             size = self.index(_count(memory.shape) * memory.dtype.itemsize)
@@ -87,9 +87,23 @@ class StreamWriter(LoopWriter):
                 at = self._address(memory, store.indices)
             place = self.code.pure(f"ptrtoint ptr {at.text} to i64", "i64")
             fine = size.compare("ge", LARGE_BYTES) & (place & (LINE - 1)).compare("eq", 0)
-            streams = fine if streams is None else streams & fine
-        assert streams is not None
+            streams = streams & fine
         return streams
+
+    def _place_row(self) -> None:
+        """The scratch row of an iteration lies in the result's place, unless that is streamed."""
+        if (found := self.in_place) is None:
+            return
+        last, scratch, result = found.last, self.scratch_row, self.memory[found.store.buffer]
+        assert scratch is not None
+        lo, hi = self.index(last.lo), self.index(last.hi)
+        with self._inner_scope():
+            self.scopes[-1].indices[last.index] = lo
+            place = self._address(result, found.store.indices)
+        stores = [x for x in last.body if isinstance(x, Store)]
+        if self._may_stream(last, stores):
+            place = self._streams(last, stores, lo, hi).select(scratch, place)
+        self.memory[found.row].pointer = place
 
     def _tiles(self, s: For, stores: list[Store], lo: Value, end: Value) -> None:
         """The whole tiles of a loop, each computed and then stored past the caches."""
