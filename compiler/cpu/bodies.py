@@ -9,6 +9,7 @@ from stagefuse.compiler.kernel_ir import (
     Fold,
     For,
     If,
+    Index,
     Let,
     SortRow,
     Statement,
@@ -16,7 +17,7 @@ from stagefuse.compiler.kernel_ir import (
     TileProduct,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dims import Expr, const
 
 from .values import post_order
 
@@ -76,3 +77,14 @@ def values_of(body: Sequence[Statement], written: frozenset[str]) -> Iterator[Ke
             yield s.value
         elif isinstance(s, Store):
             yield from (*s.indices, s.value)
+
+
+def is_walk(store: Store, shape: Sequence[Expr], index: str) -> bool:
+    """Whether a store goes along its buffer, element by element, as the index does."""
+    place, stride = const(0), const(1)
+    for value, extent in reversed(list(zip(store.indices, shape, strict=True))):
+        if not isinstance(value, Index):
+            return False
+        place = place + value.expr * stride
+        stride = stride * extent
+    return place.coefficient(index) == const(1)

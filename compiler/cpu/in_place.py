@@ -14,7 +14,7 @@ from stagefuse.compiler.kernel_ir import Alloc, Fold, For, Index, Kernel, Let, L
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import const, sym
 
-from .bodies import walk
+from .bodies import is_walk, walk
 from .values import post_order
 
 
@@ -30,7 +30,7 @@ class InPlace:
 def row_in_place(kernel: Kernel) -> InPlace | None:
     """A row that nothing reads after its place in the result is written.
 
-    The last statement must be a loop over the whole row, and reads it only at its own position.
+    The last statement must be a loop along the whole row, and reads it only at its own position.
     The store is the last of the loop: those before it have read the row by then.
     """
     last = kernel.body[-1] if kernel.body else None
@@ -42,6 +42,8 @@ def row_in_place(kernel: Kernel) -> InPlace | None:
     results = {b.name: b for b in kernel.buffers if b.mode == "out"}
     written = [s.buffer for s in walk(kernel.body) if isinstance(s, Store)]
     if store.buffer not in results or written.count(store.buffer) != 1:
+        return None
+    if not is_walk(store, results[store.buffer].shape, last.index):
         return None
     here = (Index(sym(last.index)),)
     rows = [

@@ -9,17 +9,17 @@ otherwise, and for the rest of a row, the plain loop runs.
 
 from __future__ import annotations
 
-from stagefuse.compiler.kernel_ir import For, Index, Let, Store
+from stagefuse.compiler.kernel_ir import For, Let, Store
 from stagefuse.dsl.dims import Expr, const
 
 from . import scalars
-from .bodies import values_of
+from .bodies import is_walk, values_of
 from .ir import Value
 from .loops import SHORT_LOOP, LoopWriter
 from .memory import Memory
 
-LARGE_BYTES = 16 << 20
-"""A result of this size is not in the caches when its reader comes."""
+LARGE_BYTES = 32 << 20
+"""Results of this size together are not in the caches when their reader comes."""
 LONG = 256
 """Elements of a loop that streams: in shorter rows the tiles cost more than they save."""
 TILE = 64
@@ -62,33 +62,25 @@ class StreamWriter(LoopWriter):
             and bool(stores)
             and all(isinstance(x, Let | Store) for x in s.body)
             and len(set(names)) == len(names)
-            and all(x.buffer in self.results and self._is_walk(x, s.index) for x in stores)
+            and all(
+                x.buffer in self.results and is_walk(x, self.memory[x.buffer].shape, s.index)
+                for x in stores
+            )
         )
-
-    def _is_walk(self, store: Store, index: str) -> bool:
-        place, stride = const(0), const(1)
-        for value, extent in reversed(
-            list(zip(store.indices, self.memory[store.buffer].shape, strict=True))
-        ):
-            if not isinstance(value, Index):
-                return False
-            place = place + value.expr * stride
-            stride = stride * extent
-        return place.coefficient(index) == const(1)
 
     def _streams(self, s: For, stores: list[Store], lo: Value, hi: Value) -> Value:
         """Whether a loop is long, and all its results are large and begin on a line."""
         streams = (hi - lo).compare("ge", LONG)
+        total = const(0)
         for store in stores:
             memory = self.memory[store.buffer]
-            size = self.index(_count(memory.shape) * memory.dtype.itemsize)
+            total = total + _count(memory.shape) * memory.dtype.itemsize
             with self._inner_scope():
                 self.scopes[-1].indices[s.index] = lo
                 at = self._address(memory, store.indices)
             place = self.code.pure(f"ptrtoint ptr {at.text} to i64", "i64")
-            fine = size.compare("ge", LARGE_BYTES) & (place & (LINE - 1)).compare("eq", 0)
-            streams = streams & fine
-        return streams
+            streams = streams & (place & (LINE - 1)).compare("eq", 0)
+        return streams & self.index(total).compare("ge", LARGE_BYTES)
 
     def _place_row(self) -> None:
         """The scratch row of an iteration lies in the result's place, unless that is streamed."""

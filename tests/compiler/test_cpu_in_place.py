@@ -31,6 +31,7 @@ CASES = {
     "one": (IN, LAST + Z, "row"),
     "two": (OUT, LAST + Y + Z, "row"),
     "mirrored": (IN, LAST + Z.replace("row.f32[n]", "row.f32[N - 1 - n]"), None),
+    "across": (IN, LAST + Z.replace("z[m, n]", "z[n, m]"), None),
     "narrower": ("in f32[M, N]", "for n in 0..N - 1 vector\n" + Z, None),
     "later": (OUT, LAST + Z + LAST + Y, "row"),  # the second loop's result, if any
     "again": (IN, LAST + Z.replace("$total.f32", "x.f32[m, n]") + LAST + Z, None),
