@@ -155,12 +155,8 @@ def power_of_two(c: Code, k: Value, kind: str) -> Value:
     return (k + BIAS[kind]).shl(MANTISSA[kind]).as_float(kind)
 
 
-FAR_BELOW = -(1 << 30)
-"""An exponent that `scale` takes for minus infinity."""
-
-
 def scale(c: Code, p: Value, k: Value) -> Value:
-    """p 2^k for p in 1/2 .. 2, rounded once; 0 for k = FAR_BELOW."""
+    """p 2^k for p in 1/2 .. 2 and k in -2^15 .. 2^15 or so, rounded once."""
     return c.call(f"sf.scale.{SUFFIX[p.type]}", p.type, p, k)
 
 
@@ -176,9 +172,10 @@ def scale_text(llvm_type: str, level: str) -> str:
         short = k.to("trunc", "i32")
         result = code.call(f"llvm.ldexp.f{BITS[llvm_type]}.i32", llvm_type, p, short)
     else:
-        half = k.ashr(1)  # of FAR_BELOW: its power of two wraps to 1
+        vanishes = k.compare("lt", -(BIAS[llvm_type] + MANTISSA[llvm_type]))
+        half = vanishes.select(code.const(0, k.type), k.ashr(1))
         rest = power_of_two(code, k - half, llvm_type)
-        rest = k.compare("eq", FAR_BELOW).select(code.const(0.0, llvm_type), rest)
+        rest = vanishes.select(code.const(0.0, llvm_type), rest)
         result = (p * power_of_two(code, half, llvm_type)) * rest
     name = f"sf.scale.{SUFFIX[llvm_type]}"
     return internal_function(name, [p, k], code, result)
@@ -221,17 +218,17 @@ def reduce_ln2(c: Code, x: Value) -> tuple[Value, Value]:
 
 def exp(c: Code, x: Value, low: Value | None = None) -> Value:
     """e^x; of x + low if a low part is given."""
-    limits = (-104.0, 89.0) if x.type == "float" else (-746.0, 710.0)
+    # far below where the result vanishes, since a result that almost does takes an assist
+    limits = (-1000.0, 89.0) if x.type == "float" else (-2000.0, 710.0)
     r, k = reduce_ln2(c, clamp(c, x, *limits))
     if low is not None:
         r = r + low
     if x.type == "float":
-        p = c.fma(c.polynomial(r, EXP_F32), r * r, r) + 1.0
+        p = c.fma(c.fma(c.polynomial(r, EXP_F32), r, 1.0), r, 1.0)
     else:
         tail = c.fma(c.polynomial(r, EXP_F64), r * (r * r), (r * r) * 0.5)
         p = (r + tail) + 1.0
-    far_below = c.const(FAR_BELOW, k.type)
-    return scale(c, p, x.compare("lt", limits[0]).select(far_below, k))
+    return scale(c, p, k)
 
 
 def expm1(c: Code, x: Value) -> Value:
