@@ -41,6 +41,7 @@ from ..schedule import Schedule
 from ..value_ranges import is_position
 from .blocks import Blocks, Scope, Sites
 from .expressions import all_of, as_dtype, expand, minus, product_of, symbols_of
+from .shares import share, shared_sum
 
 
 class Lowering(Blocks):
@@ -175,6 +176,8 @@ class Lowering(Blocks):
         if node.id in self.staged and not guard:
             return self.stage(node, at)
         args = tuple(self.value(ref, at, guard) for ref in node.operands)
+        if shared_sum(self.graph, node) in self.group.members:
+            return share(*args)
         if primitive.fn != "cast":
             return Op(primitive.fn, args, dtype.compute)
         value = as_dtype(args[0], dtype.compute)
