@@ -11,8 +11,8 @@ from stagefuse.dsl.dims import Expr, const, parse
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.program import Pipeline
 
-from .graph import Graph, Input, Node, Ref, Weight
-from .plan import ArgumentPlan, BufferPlan
+from .graph import Graph, Input, Node, Recurrence, Ref, Weight
+from .plan import ArgumentPlan, BufferPlan, LoopPlan
 
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
@@ -71,7 +71,13 @@ class Buffers:
         )
 
     def of(self, ref: Ref) -> int:
-        """The buffer of a value, made if there is none yet."""
+        """The buffer of a value, made if there is none yet.
+
+        What a recurrence carried last lies where it is carried.
+        """
+        primitive = self.graph.nodes[ref.node].primitive if ref.node >= 0 else None
+        if isinstance(primitive, Recurrence) and ref.result < primitive.carried:
+            ref = self.graph.nodes[ref.node].operands[ref.result]
         if ref not in self.index:
             type = self.graph.type(ref)
             self.index[ref] = len(self.plans)
@@ -98,7 +104,9 @@ class Buffers:
         self.arrays.setdefault(name, array)
         return "constant", name
 
-    def slots(self, steps: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    def slots(
+        self, steps: Sequence[Sequence[int]], loops: Sequence[LoopPlan] = ()
+    ) -> tuple[str, ...]:
         """Places arena buffers, given those that each step uses: those of one size that live at
         different times share a slot. Gives the slots' sizes."""
         last: dict[int, int] = {}
@@ -107,6 +115,12 @@ class Buffers:
             for used in buffers:
                 last[used] = number
                 first.setdefault(used, number)
+        for loop in reversed(loops):  # what lives into or out of a loop lives all through it
+            for used, begin in first.items():
+                touches = begin < loop.end and last[used] >= loop.first
+                if touches and (begin < loop.first or last[used] >= loop.end):
+                    first[used] = min(begin, loop.first)
+                    last[used] = max(last[used], loop.end - 1)
         slots: list[tuple[str, int]] = []  # size and the last step of the present tenant
         for index in sorted(first, key=lambda b: (first[b], b)):
             buffer = self.plans[index]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.program import Apply, Pipeline
 
 from .graph import Builder, Graph, Ref
 from .ops import BUILTINS
+from .recurrence import carried, latest, recurrence
 
 
 def build_graph(pipeline: Pipeline) -> Graph:
@@ -34,5 +37,18 @@ def _lower(b: Builder, pipeline: Pipeline, apply: Apply, operands: list[Ref]) ->
         expr = attributes["expr"]
         assert isinstance(expr, Expr)
         return [b.position((), (), expr)]
+    if apply.op == "carried":
+        return [carried(b, attributes["step"], attributes["number"], operands[0])]
+    if apply.op == "recurrence":
+        return _recurrence(b, attributes, operands)
     made = BUILTINS[apply.op].lower(b, operands, attributes, types)
     return list(made)
+
+
+def _recurrence(b: Builder, attributes: dict[str, Any], operands: list[Ref]) -> list[Ref]:
+    """What is carried last and what is gathered; of the carried values, operands are views."""
+    step, count, number = attributes["step"], attributes["count"], attributes["carried"]
+    held = [b.graph.nodes[ref.node].operands[0] for ref in operands[:number]]
+    gathered = list(zip(operands[2 * number :], attributes["places"], strict=True))
+    made = recurrence(b, step, count, held, operands[number : 2 * number], gathered)
+    return [*(latest(b, ref, count) for ref in made[:number]), *made[number:]]

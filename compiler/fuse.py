@@ -18,6 +18,7 @@ from stagefuse.dsl.dims import Expr, const, sym
 
 from .contract import is_tangled
 from .graph import (
+    Carried,
     Concat,
     Constant,
     Contract,
@@ -28,6 +29,7 @@ from .graph import (
     Map,
     Node,
     Position,
+    Recurrence,
     Reduce,
     Ref,
     Scalar,
@@ -37,10 +39,12 @@ from .graph import (
     View,
     Weight,
 )
+from .kernel_order import ordered_groups
+from .recurrence import Held, Nests, held_values
 from .scalar import FUNCTIONS
 
 Access: TypeAlias = tuple[Expr, ...] | None  # None: at positions read from data
-SOURCES = (Input, Weight, Constant)
+SOURCES = (Input, Weight, Constant, Carried, Recurrence)
 FREE = (View, Position, Gather, Concat)
 CHEAP_FLOPS = 2
 DEPTH_LIMIT = 64
@@ -55,7 +59,8 @@ class Group:
 
     `placed`: a root that holds another value in another order, as that value and the place of
     its element d0, d1... `rows`: in a chain, the row kernel between its two products. `packs`:
-    panels that the kernel packs itself, as the kernel that would.
+    panels that the kernel packs itself, as the kernel that would. `nest`: the recurrences at whose
+    steps the kernel runs, outermost first.
     """
 
     kind: str  # pointwise, row, contract, chain, scan, sort, scatter
@@ -68,6 +73,16 @@ class Group:
     placed: dict[Ref, tuple[Ref, tuple[Expr, ...]]] = field(default_factory=dict)
     rows: Group | None = None
     packs: dict[Ref, Group] = field(default_factory=dict)
+    nest: tuple[str, ...] = ()
+
+    def source(self, root: Ref) -> Ref:
+        """The value that a root holds."""
+        return self.placed[root][0] if root in self.placed else root
+
+    def reads(self, graph: Graph) -> set[Ref]:
+        """The values that members read, and stored ones that roots hold."""
+        found = {ref for member in self.members for ref in graph.nodes[member].operands}
+        return found | {ref for ref, _ in self.placed.values() if ref.node not in self.members}
 
 
 @dataclass(frozen=True)
@@ -111,14 +126,56 @@ class _Partitioner:
         self.decisions: list[Decision] = []
         self.stored: set[Ref] = set()
         self.depth: dict[int, int] = {}  # of a node, from the nearest stored node that uses it
+        self.nests = Nests(graph)
+        self.held = held_values(graph, self.nests)
 
     def run(self) -> Partition:
         for node in reversed(list(self.graph.nodes.values())):
             self.of[node.id] = []
-            if not isinstance(node.primitive, SOURCES):
+            if isinstance(node.primitive, SOURCES):
+                self.depth[node.id] = 0
+                self._copies(node)
+            else:
                 self._place(node)
-        ordered = self._ordered()
+        self._hold()
+        ordered = ordered_groups(self.graph, self.groups)
         return Partition(ordered, self.decisions[::-1])
+
+    # What recurrences hold
+
+    def _is_direct(self, node: Node, held: Held) -> bool:
+        """Whether the kernel that computes a node can store it where a recurrence holds it."""
+        apart = is_free(node) or isinstance(node.primitive, (*SOURCES, Scalar, Scan, Sort, Scatter))
+        return not apart and held.nest == self.nests.of(node.id)
+
+    def _copies(self, node: Node) -> list[Group]:
+        """Kernels that store what recurrences hold of a node that no kernel of theirs computes."""
+        made = []
+        for number, type in enumerate(node.types):
+            ref = Ref(node.id, number)
+            for held in self.held.get(ref, ()):
+                if not self._is_direct(node, held):
+                    group = Group("pointwise", [], type.shape, nest=held.nest)
+                    group.accesses[node.id] = [_identity(type.shape)]
+                    _place_root(group, ref, held)
+                    made.append(group)
+        self.groups.extend(made)
+        return made
+
+    def _hold(self) -> None:
+        """Has kernels store their roots where recurrences hold them, and nowhere else if
+        nothing else reads them."""
+        for group in list(self.groups):
+            for ref in list(group.roots):
+                node = self.graph.nodes[ref.node]
+                wanted = self.held.get(ref, ())
+                direct = [held for held in wanted if self._is_direct(node, held)]
+                for held in direct:
+                    _place_root(group, ref, held)
+                readers = [g for user in self.uses.get(ref, ()) for g in self.of[user]]
+                read = any(g is not group for g in readers) or ref in self.graph.results
+                if direct and not read and len(direct) == len(wanted):
+                    group.roots.remove(ref)
 
     # Placing one node
 
@@ -128,7 +185,11 @@ class _Partitioner:
         groups: list[Group] = []
         for user in users:
             groups.extend(g for g in self.of[user] if g not in groups)
+        groups.extend(self._copies(node))
         result = any(ref in self.graph.results for ref in refs)
+        result = result or any(
+            self._is_direct(node, held) for ref in refs for held in self.held.get(ref, ())
+        )
         self.depth[node.id] = 1 + max((self.depth[user] for user in users), default=0)
         demanded = any(self._must_store(user, node.id) for user in users)
         if not groups and not result:
@@ -182,6 +243,10 @@ class _Partitioner:
         return any(access is not None and is_tangled(access) for access in accesses)
 
     def _free_fits(self, node: Node, groups: list[Group]) -> bool:
+        if isinstance(node.primitive, Gather | Concat):
+            nest = self.nests.of(node.id)
+            if any(group.nest != nest for group in groups):
+                return False
         if isinstance(node.primitive, Concat):
             return len(groups) == 1 and groups[0].kind in ("pointwise", "row")
         return True
@@ -192,7 +257,7 @@ class _Partitioner:
             group.members.add(node.id)
             at = group.accesses.setdefault(node.id, [])
             if Ref(node.id) in group.roots:
-                identity = tuple(sym(f"d{i}") for i in range(len(group.domain)))
+                identity = _identity(group.domain)
                 full = node.type.shape == group.domain
                 access = identity if full else self._row_access(node, group)
                 if access not in at:
@@ -250,6 +315,8 @@ class _Partitioner:
         """Why a node may not be computed inside a kernel, or None if it may."""
         primitive = node.primitive
         accesses = group.accesses.get(node.id, [])
+        if self.nests.of(node.id) != group.nest:
+            return "it is the same at every step"
         if isinstance(primitive, Map):
             return self._map_refusal(node, group, accesses)
         if isinstance(primitive, Reduce):
@@ -339,7 +406,7 @@ class _Partitioner:
         return None
 
     def _contract_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
-        identity = tuple(sym(f"d{i}") for i in range(len(group.domain)))
+        identity = _identity(group.domain)
         if group.kind != "pointwise":
             return f"a {group.kind} kernel holds no matrix product"
         if node.type.shape != group.domain:
@@ -364,7 +431,7 @@ class _Partitioner:
                 continue
             accesses = group.accesses.get(node.id, [])
             if isinstance(node.primitive, Map):
-                identity = tuple(sym(f"d{i}") for i in range(len(group.domain)))
+                identity = _identity(group.domain)
                 if node.type.shape != group.domain or identity not in accesses:
                     continue
             after: set[int] = set()
@@ -385,9 +452,10 @@ class _Partitioner:
         domain = node.type.shape
         roots = [Ref(node.id, i) for i in range(len(node.types))]
         group = Group("pointwise" if kind == "contract" else kind, roots, domain)
+        group.nest = self.nests.of(node.id)
         self.groups.append(group)
         if kind in ("pointwise", "contract"):
-            group.accesses[node.id] = [tuple(sym(f"d{i}") for i in range(len(domain)))]
+            group.accesses[node.id] = [_identity(domain)]
         else:
             group.accesses[node.id] = [None]
             group.anchor = node.id
@@ -396,19 +464,15 @@ class _Partitioner:
     def _say(self, node: Node, fused: bool, reason: str) -> None:
         self.decisions.append(Decision(node.id, fused, reason))
 
-    def _ordered(self) -> list[Group]:
-        """Kernels sorted so that each follows the kernels whose results it reads."""
-        maker = {root: i for i, g in enumerate(self.groups) for root in g.roots}
-        order = nx.DiGraph()
-        order.add_nodes_from(range(len(self.groups)))
-        for i, group in enumerate(self.groups):
-            for member in sorted(group.members):
-                for ref in self.graph.nodes[member].operands:
-                    if ref in maker and maker[ref] != i:
-                        order.add_edge(maker[ref], i)
-        priority = {i: max(r.node for r in g.roots) for i, g in enumerate(self.groups)}
-        ranked = nx.lexicographical_topological_sort(order, key=lambda i: priority[i])
-        return [self.groups[i] for i in ranked]
+
+def _identity(shape: Sequence[Expr]) -> tuple[Expr, ...]:
+    return tuple(sym(f"d{i}") for i in range(len(shape)))
+
+
+def _place_root(group: Group, ref: Ref, held: Held) -> None:
+    """Has a kernel store a value of its domain, or of part of it, where a recurrence holds it."""
+    group.roots.append(held.root)
+    group.placed[held.root] = (ref, (held.place, *_identity(held.shape)))
 
 
 def _count(shape: Sequence[Expr]) -> Expr:

@@ -194,9 +194,39 @@ class Contract:
     panel: int = 48
 
 
+@dataclass(frozen=True)
+class Carried:
+    """The two latest values of what a recurrence carries: the one at its step is at [step % 2].
+
+    Operand: the value before the first step. Result: [2, ...]; the other half is not defined at
+    the first step.
+    """
+
+    FORM: ClassVar[str] = "carried {number} over {step}"
+    step: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """Steps one after the other: what depends on the symbol `step` or on what is carried over it
+    is computed at each of the `count` steps, from 0.
+
+    Operands: the `carried` nodes, as many values for the next step, and what is gathered. Results:
+    for each carried node its two latest values, the last at [count % 2]; for each gathered
+    value, all of them along a new first axis, that of a step at its place in `places`.
+    """
+
+    FORM: ClassVar[str] = "recurrence of {count} over {step} carries {carried} gathers at {places}"
+    step: str
+    count: Expr
+    carried: int
+    places: tuple[Expr, ...]
+
+
 Primitive: TypeAlias = (
     Input | Weight | Constant | Scalar | Map | Reduce | View | Gather | Position | Concat | Scan
-    | Sort | Scatter | Contract
+    | Sort | Scatter | Contract | Carried | Recurrence
 )  # fmt: skip
 
 

@@ -15,6 +15,9 @@ Invariants, as `VerifyError` numbers them:
 8. A constant has the bytes that its type needs; a scalar is a number of its dtype.
 9. A product's axes are different axes of the result, the others have size 1; its panels have the
    shape that `Contract` states, and its rows lie within its first operand.
+10. A recurrence reads its `carried` nodes in order, the values for the next step have the type
+   of those that they replace, and its step has the range 0..count. Nothing reads what a step
+   computes but the other nodes of the step and its recurrence, and no shape depends on a step.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stagefuse.dsl.dims import Expr, Facts, const, floordiv
+from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, sym
 from stagefuse.dsl.dtypes import BOOL, F32, F64, I64, DType
 from stagefuse.dsl.types import TensorType
 
 from .bounds import Bounds, nonempty, positions, size_of
 from .errors import VerifyError
 from .graph import (
+    Carried,
     Concat,
     Constant,
     Contract,
@@ -39,6 +43,7 @@ from .graph import (
     Map,
     Node,
     Position,
+    Recurrence,
     Reduce,
     Scalar,
     Scan,
@@ -48,6 +53,7 @@ from .graph import (
     Weight,
 )
 from .graph_text import place_of, print_node
+from .recurrence import Nests, gathered_type
 from .scalar import FUNCTIONS
 
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin")
@@ -72,6 +78,7 @@ class _Check:
         inputs = [n for n in graph.nodes.values() if isinstance(n.primitive, Input)]
         shapes = [d.symbols() for n in inputs for t in n.types for d in t.shape]
         self.sizes = frozenset(self.facts.ranges).union(*shapes)
+        self.nests = Nests(graph)
         names = [n.primitive.name for n in inputs if isinstance(n.primitive, Input)]
         if len(set(names)) != len(names):
             raise VerifyError(3, f"inputs share a name: {', '.join(sorted(names))}")
@@ -94,17 +101,21 @@ class _Check:
                 0 <= ref.result < len(self.graph.nodes[ref.node].types)
             ):
                 raise VerifyError(1, f"the result %{ref.node}.{ref.result} does not exist")
+            if self.nests.depends.get(ref.node):
+                self.fail(self.graph.nodes[ref.node], 10, "a result depends on a step")
         if set(self.graph.topology.nodes) != seen or set(self.graph.topology.edges) != edges:
             raise VerifyError(2, "the topology differs from the operands of the nodes")
 
     def node(self, node: Node) -> None:
         operands = tuple(self.graph.type(ref) for ref in node.operands)
         key = (self.facts.divisible, node.primitive, operands, node.types)
-        if key in self.bounds.known:
+        if key in self.bounds.known and not isinstance(node.primitive, Carried | Recurrence):
             return
         for type in node.types:
             for size in type.shape:
                 self.symbols(node, size, frozenset())
+                if size.symbols() & self.nests.ends.keys():
+                    self.fail(node, 10, f"the size {size} depends on a step")
         RULES[type_of(node)](self, node, node.primitive, operands)
         self.bounds.known.add(key)
 
@@ -312,6 +323,34 @@ def _contract(check: _Check, node: Node, p: Contract, operands: tuple[TensorType
             check.fail(node, 9, f"its rows leave the first operand: {why}")
 
 
+def _carried(check: _Check, node: Node, p: Carried, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, len(operands) == 1, "what is carried has one start")
+    check.types(node, TensorType(operands[0].dtype, (const(2), *operands[0].shape)))
+    if p.step not in check.nests.ends:
+        check.fail(node, 10, f"no recurrence ends the steps of `{p.step}`")
+
+
+def _recurrence(check: _Check, node: Node, p: Recurrence, operands: tuple[TensorType, ...]) -> None:
+    n, places = p.carried, p.places
+    check.require(node, len(operands) == 2 * n + len(places), "its operands are too many or few")
+    for number, ref in enumerate(node.operands[:n]):
+        if check.graph.nodes[ref.node].primitive != Carried(p.step, number):
+            check.fail(node, 10, f"operand {number} is not what it carries")
+    low, high = check.facts.ranges.get(p.step, (None, None))
+    if low != 0 or high is None or as_expr(high) != p.count - 1:
+        check.fail(node, 10, f"`{p.step}` does not run over 0..{p.count}")
+    if check.nests.ends[p.step] != node.id:
+        check.fail(node, 10, f"`{p.step}` has two recurrences")
+    held, following, gathered = operands[:n], operands[n : 2 * n], operands[2 * n :]
+    for one, other in zip(held, following, strict=True):
+        if one.dtype != other.dtype or not check.same_shape(one.shape[1:], other.shape):
+            check.fail(node, 10, f"the next value of {one} is {other}")
+    for place in places:
+        if place not in (sym(p.step), p.count - 1 - sym(p.step)):
+            check.fail(node, 10, f"a step has no place {place}")
+    check.types(node, *held, *(gathered_type(t, p.count) for t in gathered))
+
+
 Rule = Callable[[_Check, Node, Any, tuple[TensorType, ...]], None]
 RULES: dict[type, Rule] = {
     Input: _leaf,
@@ -328,5 +367,7 @@ RULES: dict[type, Rule] = {
     Sort: _sort,
     Scatter: _scatter,
     Contract: _contract,
+    Carried: _carried,
+    Recurrence: _recurrence,
 }
 """What each primitive must satisfy."""

@@ -17,6 +17,7 @@ from stagefuse.dsl.numpy_later import np
 
 from . import scalar
 from .graph import (
+    Carried,
     Concat,
     Constant,
     Contract,
@@ -27,6 +28,7 @@ from .graph import (
     Map,
     Node,
     Position,
+    Recurrence,
     Reduce,
     Ref,
     Scalar,
@@ -36,6 +38,7 @@ from .graph import (
     View,
     Weight,
 )
+from .recurrence import Nests
 from .scalar import Array, highest, lowest, round_to, wide
 
 Values = Mapping[str, Any]
@@ -113,7 +116,7 @@ class _Run:
         wide: bool,
         weights: Mapping[tuple[str, str], Array],
     ) -> None:
-        self.graph, self.inputs, self.dims = graph, inputs, dims
+        self.graph, self.inputs, self.dims = graph, inputs, dict(dims)
         self.wide, self.weights = wide, weights
         self.values: dict[Ref, Array] = {}
         self.left: dict[Ref, int] = {}
@@ -123,19 +126,55 @@ class _Run:
         for ref in graph.results:
             self.left[ref] = self.left.get(ref, 0) + 1
         self.products = self._products()
+        self.nests = Nests(graph)
+        self.bodies: dict[tuple[str, ...], list[Node]] = {}
+        for node in graph.nodes.values():
+            nest = self.nests.of(node.id)
+            if isinstance(node.primitive, Carried):
+                nest = nest[:-1]  # it starts before the first step
+            self.bodies.setdefault(nest, []).append(node)
+            if nest:  # what a step reads is needed at every step
+                self.left.update({ref: self.left[ref] + 1 for ref in node.operands})
 
     def results(self) -> list[Array]:
-        for node in self.graph.nodes.values():
+        self._run(())
+        return [self.values[ref] for ref in self.graph.results]
+
+    def _run(self, nest: tuple[str, ...]) -> None:
+        """Every node that is computed in these recurrences, and in those inside them."""
+        for node in self.bodies.get(nest, ()):
             if node.id in self.products:
                 continue
-            found = self.node(node, [self.values[ref] for ref in self._operands(node)])
+            if isinstance(node.primitive, Recurrence):
+                found = self._steps(node, node.primitive, nest)
+            else:
+                found = self.node(node, [self.values[ref] for ref in self._operands(node)])
             for number, (array, type) in enumerate(zip(found, node.types, strict=True)):
                 ref = Ref(node.id, number)
                 if self.left.get(ref):
                     self.values[ref] = self.finish(array, type.dtype)
-            for operand in self._operands(node):
+            for operand in self._operands(node) if not nest else ():
                 self._release(operand)
-        return [self.values[ref] for ref in self.graph.results]
+
+    def _steps(self, node: Node, p: Recurrence, nest: tuple[str, ...]) -> tuple[Array, ...]:
+        """The results of a recurrence, one step after the other."""
+        count, held = p.count.evaluate(self.dims), node.operands[: p.carried]
+        following = node.operands[p.carried : 2 * p.carried]
+        gathered = node.operands[2 * p.carried :]
+        shapes = [tuple(d.evaluate(self.dims) for d in t.shape) for t in node.types[p.carried :]]
+        kept = [np.zeros(s, self._stored(r)) for s, r in zip(shapes, gathered, strict=True)]
+        for step in range(count):
+            self.dims[p.step] = step
+            self._run((*nest, p.step))
+            for ref, value in zip(held, following, strict=True):
+                self.values[ref][(step + 1) % 2] = self.values[value]
+            for array, value, place in zip(kept, gathered, p.places, strict=True):
+                array[place.evaluate(self.dims)] = self.values[value]
+        return (*(self.values[ref] for ref in held), *kept)
+
+    def _stored(self, ref: Ref) -> Any:
+        dtype = self.graph.type(ref).dtype
+        return np.float64 if dtype.is_float else dtype.numpy
 
     def _products(self) -> frozenset[int]:
         """Products that only sums read: with wide values the sum computes both at once."""
@@ -163,7 +202,7 @@ class _Run:
     def _release(self, ref: Ref) -> None:
         self.left[ref] -= 1
         if not self.left[ref]:
-            del self.values[ref]
+            self.values.pop(ref, None)  # a recurrence of no steps computes nothing
 
     def finish(self, array: Array, dtype: DType) -> Array:
         if dtype.is_float:
@@ -219,6 +258,8 @@ class _Run:
                 run = np.cumsum if p.kind == "sum" else np.cumprod
                 with np.errstate(all="ignore"):
                     return run(args[0], axis=p.axis, dtype=args[0].dtype)
+            case Carried():
+                return np.stack([args[0], args[0]])
             case Scatter():
                 return self._scatter(p, args, node)
             case Contract():
@@ -300,7 +341,7 @@ class _Run:
         wide_panels = np.moveaxis(panels, -3, -2).reshape(side_by_side)[..., :columns]
         found: Array = np.matmul(flat[at], wide_panels)
         order = (*p.batch, *p.rows, *p.columns)
-        return found.reshape([shape[a] for a in order]).transpose(np.argsort(order))
+        return found.reshape([shape[a] for a in order]).transpose(np.argsort(order)).reshape(shape)
 
 
 def _sliced(fn: Any, args: Sequence[Array]) -> Array:

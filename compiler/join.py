@@ -69,13 +69,15 @@ class _Joiner:
             for g in self.groups
             if self.maker.get(ref) is not g
             and ref not in g.packs
-            and any(ref in self.graph.nodes[m].operands for m in g.members)
+            and ref in g.reads(self.graph)
         ]
 
     def _private(self, group: Group, reader: Group) -> bool:
-        """Whether one kernel alone reads the only result of another."""
+        """Whether one kernel alone reads the only result of another, at the same steps."""
         (ref, *others) = group.roots
-        return not others and ref not in self.graph.results and self._readers(ref) == [reader]
+        if others or ref in self.graph.results or group.nest != reader.nest:
+            return False
+        return self._readers(ref) == [reader]
 
     def _replace(self, old: Sequence[Group], new: Group) -> None:
         """Puts a kernel in the place of the last of several."""
@@ -242,6 +244,8 @@ class _Joiner:
             return
         own = [{left.node}, {panels.node, self._viewed(panels).node}]
         if any(m is None or m.members != o for m, o in zip(made, own, strict=True)):
+            return
+        if any(m is not None and m.nest != group.nest for m in made):
             return
         steps = steps_of(self.graph, panels, node)
         if steps is None or not self._is_aligned(node, steps):

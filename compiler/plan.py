@@ -100,6 +100,17 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class LoopPlan:
+    """Steps (or launches) from `first` to before `end` run again for each of `count` values of
+    the symbol `step`, from 0. A loop that contains another comes before it."""
+
+    step: str
+    count: str
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
 class GpuLaunchPlan:
     """One launch of the entry `kernel` of the arch's PTX; sizes are expressions over the dims.
 
@@ -135,6 +146,7 @@ class GpuPlan:
     buffers: tuple[BufferPlan, ...]
     launches: tuple[GpuLaunchPlan, ...]
     slots: tuple[str, ...] = ()
+    loops: tuple[LoopPlan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,8 @@ class PipelinePlan:
     """An entry point: its signature, its buffers and its steps in order.
 
     `slots` are sizes in bytes of the arena's parts; buffers that live at different times may
-    share one. Steps run one after the other. `gpu` holds the same pipeline for GPUs, an arch each.
+    share one. Steps run one after the other, those of a loop many times. `gpu` holds the same
+    pipeline for GPUs, an arch each.
     """
 
     name: str
@@ -172,6 +185,7 @@ class PipelinePlan:
     sites: tuple[SitePlan, ...] = ()
     report: dict[str, Any] = field(default_factory=dict)
     gpu: tuple[GpuPlan, ...] = ()
+    loops: tuple[LoopPlan, ...] = ()
 
 
 @dataclass(frozen=True)

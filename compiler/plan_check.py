@@ -6,7 +6,8 @@
 3. Buffers: each has one of the roles; an input or a result names a buffer of that role and of its
    type, and each such buffer belongs to exactly one; an arena buffer has a slot; a weight or a
    constant has an array of its dtype and shape.
-4. Steps: buffers and dims exist; the symbol is a plain name.
+4. Steps: buffers and dims exist; the symbol is a plain name. Loops lie within the steps, one
+   inside another or apart; only steps inside a loop use its step.
 5. Objects: ELF files of known levels.
 6. GPU code: PTX of known arches, each for the arch that it is filed under; cubins are ELF files
    that go with it. A pipeline has at most one GpuPlan an arch: rule 3 holds for its buffers, which
@@ -36,6 +37,7 @@ from .plan import (
     DimPlan,
     GpuLaunchPlan,
     GpuPlan,
+    LoopPlan,
     PipelinePlan,
     Plan,
 )
@@ -184,6 +186,7 @@ class _Pipeline:
             raise self.fault(f"{role}s and buffers with that role do not match one to one")
 
     def steps(self) -> None:
+        around = self.loops(self.pipeline.loops, len(self.pipeline.steps), "")
         for number, step in enumerate(self.pipeline.steps):
             what = f"step {number} ({step.symbol})"
             if not _SYMBOL.match(step.symbol):
@@ -192,9 +195,26 @@ class _Pipeline:
                 if not 0 <= buffer < len(self.pipeline.buffers):
                     raise self.fault(f"{what} uses buffer {buffer}, which does not exist")
             for dim in step.dims:
-                self.expression(dim, what)
+                if dim not in around[number]:
+                    self.expression(dim, what)
             for text in (step.count, step.grain, step.scratch_bytes):
                 self.expression(text, what)
+
+    def loops(self, loops: Sequence[LoopPlan], steps: int, where: str) -> list[frozenset[str]]:
+        """The steps of the loops around each of the plan's steps."""
+        around = [frozenset[str]() for _ in range(steps)]
+        for number, loop in enumerate(loops):
+            what = f"{where}loop {number} ({loop.step})"
+            if not _NAME.match(loop.step) or loop.step in self.dims:
+                raise self.fault(f"{what} has no name of its own")
+            self.expression(loop.count, what)
+            if not 0 <= loop.first < loop.end <= steps:
+                raise self.fault(f"{what} runs from {loop.first} to {loop.end} of {steps} steps")
+            if len(set(around[loop.first : loop.end])) > 1 or loop.step in around[loop.first]:
+                raise self.fault(f"{what} is neither inside another loop nor apart from it")
+            for step in range(loop.first, loop.end):
+                around[step] |= {loop.step}
+        return around
 
     def gpu(self, gpu: GpuPlan) -> None:
         if gpu.arch not in self.plan.ptx:
@@ -208,11 +228,14 @@ class _Pipeline:
             if types != [(b.dtype, b.shape) for b in gpu.buffers if b.role == role]:
                 raise self.fault(f"{gpu.arch}: {role}s and buffers with that role differ")
         entries = dict(_ENTRY.findall(self.plan.ptx[gpu.arch]))
+        around = self.loops(gpu.loops, len(gpu.launches), f"{gpu.arch}, ")
         for number, launch in enumerate(gpu.launches):
-            self.launch(gpu, launch, f"{gpu.arch}, launch {number} ({launch.kernel})", entries)
+            what = f"{gpu.arch}, launch {number} ({launch.kernel})"
+            self.launch(gpu, launch, what, entries, around[number])
 
     def launch(
-        self, gpu: GpuPlan, launch: GpuLaunchPlan, what: str, entries: Mapping[str, str]
+        self, gpu: GpuPlan, launch: GpuLaunchPlan, what: str, entries: Mapping[str, str],
+        steps: frozenset[str],
     ) -> None:
         if launch.kernel not in entries:
             raise self.fault(f"{what}: the PTX has no such entry")
@@ -226,7 +249,8 @@ class _Pipeline:
         for buffer in launch.writes:
             if buffer not in launch.buffers or gpu.buffers[buffer].role not in ("arena", "result"):
                 raise self.fault(f"{what} can't write buffer {buffer}")
-        for text in (*launch.grid, launch.shared_bytes, *launch.dims):
+        dims = [d for d in launch.dims if d not in steps]
+        for text in (*launch.grid, launch.shared_bytes, *dims):
             self.expression(text, what)
         threads = launch.block[0] * launch.block[1] * launch.block[2]
         sides = zip(launch.block, _MAX_BLOCK, strict=True)

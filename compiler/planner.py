@@ -12,7 +12,7 @@ from stagefuse.dsl.source import Span
 
 from .buffers import Buffers
 from .graph import Graph
-from .plan import CheckPlan, DimPlan, GpuPlan, PipelinePlan, SitePlan, StepPlan
+from .plan import CheckPlan, DimPlan, GpuPlan, LoopPlan, PipelinePlan, SitePlan, StepPlan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,19 +75,22 @@ class Planner:
         """The plan of a pipeline."""
         pipeline, sites = begun.pipeline, begun.sites
         buffers = Buffers(pipeline, begun.graph, begun.stored, self.arrays)
-        steps = self._steps(begun, buffers) if cpu else []
-        slots = buffers.slots([s.buffers for s in steps])
+        steps, loops = self._steps(begun, buffers) if cpu else ([], ())
+        slots = buffers.slots([s.buffers for s in steps], loops)
         ranges = pipeline.facts.ranges
         dims = tuple(DimPlan(d, *_range_text(ranges.get(d, (0, None)))) for d in pipeline.dims)
         return PipelinePlan(
             pipeline.name, pipeline.doc, buffers.inputs, buffers.results(), dims,
             tuple(buffers.plans), tuple(steps), slots, tuple(map(_check, pipeline.checks)),
-            tuple(_site(*place) for place in sites.places), gpu=begun.gpu,
+            tuple(_site(*place) for place in sites.places), gpu=begun.gpu, loops=loops,
         )  # fmt: skip
 
-    def _steps(self, begun: Begun, buffers: Buffers) -> list[StepPlan]:
+    def _steps(
+        self, begun: Begun, buffers: Buffers
+    ) -> tuple[list[StepPlan], tuple[LoopPlan, ...]]:
         from .fuse import partition
         from .join import join
+        from .kernel_order import loops_of
         from .lower import lower
         from .report import report
         from .schedule import CPU
@@ -103,7 +106,7 @@ class Planner:
             steps.append(
                 self._step(buffers, lowered, report(graph, lowered, reasons, begun.passed))
             )
-        return steps
+        return steps, loops_of(graph, [group.nest for group in found.groups])
 
     def _step(self, buffers: Buffers, lowered: Lowered, report: dict[str, Any]) -> StepPlan:
         from .cpu.scratch import scratch_bytes

@@ -204,6 +204,26 @@ class For(Frozen):
     body: tuple[Stmt, ...]
 
 
+class Start(Frozen):
+    """`name = value` of a scan: a carried value before the first step."""
+
+    span: Span
+    name: str
+    name_span: Span
+    value: Expr
+
+
+class Scan(Frozen):
+    """`scan name in range with starts:`."""
+
+    span: Span
+    name: str
+    name_span: Span
+    range: Expr
+    starts: tuple[Start, ...]
+    body: tuple[Stmt, ...]
+
+
 class Branch(Frozen):
     span: Span
     condition: Expr
@@ -231,7 +251,18 @@ class IndexDef(Frozen):
     value: Expr
 
 
-Stmt: TypeAlias = Assign | For | If | ExprStmt | IndexDef
+class StepDef(Frozen):
+    """`name[at, indices] = value`: what a step of a scan gives, at a position that it computes."""
+
+    span: Span
+    name: str
+    name_span: Span
+    at: Expr
+    indices: tuple[IndexVar, ...]
+    value: Expr
+
+
+Stmt: TypeAlias = Assign | For | Scan | If | ExprStmt | IndexDef | StepDef
 
 # Items
 

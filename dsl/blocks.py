@@ -41,9 +41,9 @@ FOREIGN = {
     "match": "use `if` and `elif` on constants",
     "struct": "there are no structs; several results are a tuple",
 }
-RESERVED = ("extern", "scan", "state")
+RESERVED = ("extern", "state")
 ITEMS = frozenset(("FN", "PIPELINE", "CONST", "IMPORT", "WEIGHTS"))
-HEADERS = frozenset(("FN", "PIPELINE", "FOR", "IF", "ELIF", "ELSE"))
+HEADERS = frozenset(("FN", "PIPELINE", "FOR", "SCAN", "IF", "ELIF", "ELSE"))
 _PLAIN = frozenset(("EQUAL", "DOT", "COMMA", "PIPE", "LPAR", "LSQB"))
 """After a name that begins a line, these make it a plain name and no statement of Python."""
 
@@ -174,7 +174,7 @@ def _check_start(source: Source, placed: Placed, level: _Level, problems: list[D
     after = rest[0].kind if rest else ""
     span = Span(source, first.start, first.end)
     wrong: Diagnostic | None = None
-    if first.kind == "NAME" and _is_foreign(first.value, after):
+    if first.kind in ("NAME", "WITH") and _is_foreign(first.value, after):
         wrong = error(
             "E0110",
             f"`{first.value}` is not a statement of this language",

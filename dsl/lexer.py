@@ -12,8 +12,9 @@ from .diagnostics import Diagnostic, Help, error
 from .source import Source, Span
 
 KEYWORDS = frozenset(
-    ("pipeline", "fn", "const", "import", "weights", "for", "in", "if", "elif", "else", "where")
-)
+    ("pipeline", "fn", "const", "import", "weights", "for", "scan", "with", "in", "if", "elif",
+     "else", "where")
+)  # fmt: skip
 CONSTANTS = {"True": "TRUE", "False": "FALSE", "None": "NONE"}
 LOGIC = {"and": "AND", "or": "OR", "not": "NOT"}
 REDUCTIONS = frozenset(("sum", "prod", "max", "min", "mean", "any", "all"))

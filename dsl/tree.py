@@ -17,8 +17,9 @@ MAX_DEPTH = 100
 """Expressions inside expressions; more could exhaust Python's stack in the phases that follow."""
 _TRANSPARENT = frozenset(("arguments", "items", "parenthesized"))
 _STATEMENTS = frozenset(
-    ("line_statement", "for_statement", "if_statement", "block", "error_statement", "module")
-)
+    ("line_statement", "for_statement", "scan_statement", "if_statement", "block",
+     "error_statement", "module")
+)  # fmt: skip
 
 
 class _Index:
@@ -171,6 +172,17 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
             return None
         return ast.For(span, target, self._expr(c[1]), c[2][1])
 
+    def on_scan_statement(self, span: Span, c: Children) -> Any:
+        name, range, starts, (_, body) = c
+        return ast.Scan(
+            span, str(name), self._span(name), self._expr(range), tuple(starts or ()), body
+        )
+
+    on_starts = on_generics
+
+    def on_start(self, span: Span, c: Children) -> Any:
+        return ast.Start(span, str(c[0]), self._span(c[0]), self._expr(c[1]))
+
     def on_if_statement(self, span: Span, c: Children) -> Any:
         *pairs, orelse = c
         branches = tuple(
@@ -194,10 +206,13 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
         if not isinstance(target.base, ast.Name):
             self._problem("E0113", "only a name can be defined by its indices", target.span)
             return None
-        indices = self._index_vars(target.items)
+        base, items = target.base, target.items
+        at = items[0] if items and isinstance(items[0], ast.Binary) else None
+        indices = self._index_vars(items if at is None else items[1:])
         if indices is None:
             return None
-        base = target.base
+        if at is not None:
+            return ast.StepDef(span, base.name, base.span, at, indices, value)
         return ast.IndexDef(span, base.name, base.span, indices, value)
 
     def _index_vars(self, items: tuple[Any, ...]) -> tuple[ast.IndexVar, ...] | None:

@@ -38,7 +38,7 @@ _SHOWN = {
     "NOT": "`not`",
 }
 _PUNCTUATION = {kind: text for text, kind in OPERATORS.items()}
-_HEADS = frozenset(("FN", "PIPELINE", "IF", "ELIF", "ELSE", "FOR"))
+_HEADS = frozenset(("FN", "PIPELINE", "IF", "ELIF", "ELSE", "FOR", "SCAN"))
 _ENDS = frozenset(("NAME", "INT", "FLOAT", "STRING", "RPAR", "RSQB", "TRUE", "FALSE", "NONE"))
 _BEGINS = frozenset(
     ("NAME", "INT", "FLOAT", "STRING", "REDUCE", "TRUE", "FALSE", "NONE", "NOT", "TILDE")

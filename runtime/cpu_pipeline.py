@@ -189,6 +189,7 @@ class CpuPipeline(Pipeline):
         site, value = workspace.status[0], workspace.status[1]
         if site:
             workspace.status[0] = workspace.status[1] = 0
+            workspace.forget()  # loops may have ended in the middle
         if len(self._free) < _MAX_FREE_WORKSPACES and self._code is not None:
             self._free.append(workspace)
         if site:

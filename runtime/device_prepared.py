@@ -7,13 +7,13 @@ must wait for which, from the memory they touch: the rest may overlap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from stagefuse.compiler.plan import BufferPlan, GpuLaunchPlan, GpuPlan, PipelinePlan
+from stagefuse.compiler.plan import BufferPlan, GpuLaunchPlan, GpuPlan, LoopPlan, PipelinePlan
 
 from .errors import OutOfMemory, PlanError
 from .prepared import Evaluator, ResultSpec, larger_than_slot, result_specs, size_of
@@ -22,6 +22,7 @@ ALIGNMENT = 256  # of buffers: a cache line's multiple, and more than TMA or vec
 STATUS_BYTES = 16
 _MAX_GRID = (2**31 - 1, 65535, 65535)  # CUDA programming guide, technical specifications
 _MAX_BYTES = 1 << 46
+_MAX_LAUNCHES = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +93,8 @@ class DevicePreparer:
             size = size_of(self.gpu.buffers[number], evaluate, self.where)
             places[number] = (padded(total), size)
             total = padded(total) + size
-        launches = [n for n in self.gpu.launches if self._runs(n, evaluate)]
+        turns = list(self._turns(0, len(self.gpu.launches), self.gpu.loops, values))
+        launches = [n for n, _ in turns]
         io_bytes = total
         total = self._arena(evaluate, launches, padded(total), places)
         if total > _MAX_BYTES:
@@ -104,15 +106,37 @@ class DevicePreparer:
             tuple(
                 PreparedLaunch(
                     n, self._grid(n, evaluate), evaluate(n.shared_bytes),
-                    tuple(evaluate(d) for d in n.dims),
+                    tuple(sizes(d) for d in n.dims),
                     tuple(self._writes(n, b) for b in n.buffers), waits,
                 )
-                for n, waits in zip(launches, after, strict=True)
+                for (n, sizes), waits in zip(turns, after, strict=True)
             ),
             places,
             total,
             io_bytes,
         )  # fmt: skip
+
+    def _turns(
+        self, first: int, end: int, loops: Sequence[LoopPlan], values: dict[str, int]
+    ) -> Iterator[tuple[GpuLaunchPlan, Evaluator]]:
+        """The launches that run, loops turn by turn, each with the sizes and turns it sees."""
+        evaluate = Evaluator(values)
+        while first < end:
+            inside = [n for n, loop in enumerate(loops) if loop.first == first and loop.end <= end]
+            if not inside:
+                if self._runs(self.gpu.launches[first], evaluate):
+                    yield self.gpu.launches[first], evaluate
+                first += 1
+                continue
+            loop, inner = loops[inside[0]], loops[inside[0] + 1 :]
+            count = evaluate(loop.count)
+            if count * (loop.end - first) > _MAX_LAUNCHES:
+                raise OutOfMemory(
+                    f"{self.where}: {count} steps are more launches than a graph should hold"
+                )
+            for turn in range(count):
+                yield from self._turns(first, loop.end, inner, {**values, loop.step: turn})
+            first = loop.end
 
     def _runs(self, launch: GpuLaunchPlan, evaluate: Evaluator) -> bool:
         return all(evaluate(side) > 0 for side in launch.grid)
@@ -214,6 +238,8 @@ def order(accesses: Sequence[Sequence[tuple[int, int, bool]]]) -> list[tuple[int
     for number, mine in enumerate(accesses):
         direct, known = [], 0
         for other in range(number - 1, -1, -1):
+            if known == (1 << number) - 1:
+                break
             if not known >> other & 1 and _conflict(mine, accesses[other]):
                 direct.append(other)
                 known |= before[other] | 1 << other

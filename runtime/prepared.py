@@ -1,5 +1,8 @@
 """A pipeline made ready for sizes: which addresses and counts its steps get.
 
+A loop is a record after those of its steps, see `compiler.cpu.pool`: the number of the turn is
+among the argument slots, and so are the addresses of the slots that hold it for kernels.
+
 A `Bucket` is what one combination of sizes fixes: a template of the kernels' argument slots and
 of the step records. A `Workspace` is what one call at a time owns: the arena, scratch memory and
 the status word. `Workspace.bind` puts the two together; calls only fill in the addresses of
@@ -8,13 +11,13 @@ inputs and results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from stagefuse.compiler.plan import BufferPlan, PipelinePlan, StepPlan
+from stagefuse.compiler.plan import BufferPlan, LoopPlan, PipelinePlan, StepPlan
 from stagefuse.dsl import dims
 from stagefuse.dsl.dtypes import DTYPES
 
@@ -39,6 +42,16 @@ class ResultSpec:
     size: int
 
 
+@dataclass(frozen=True)
+class Loop:
+    """Records from `first` to before `end`, `count` times; `slots` hold the turn's number."""
+
+    first: int
+    end: int
+    count: int
+    slots: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Bucket:
     """What a combination of sizes fixes. Slots of the arena are offsets until bound."""
@@ -47,12 +60,14 @@ class Bucket:
     results: tuple[ResultSpec, ...]
     args: np.ndarray[Any, Any]
     records: np.ndarray[Any, Any]
-    labels: tuple[StepPlan, ...]
+    labels: tuple[StepPlan | None, ...]  # None: the end of a loop
     arena_slots: np.ndarray[Any, Any]
+    inner_slots: np.ndarray[Any, Any]  # those that hold offsets into `args` itself
     input_slots: tuple[tuple[int, ...], ...]
     result_slots: tuple[tuple[int, ...], ...]
     arena_bytes: int
     scratch_bytes: int
+    loops: tuple[Loop, ...] = ()
 
 
 class Evaluator:
@@ -137,39 +152,22 @@ class Preparer:
         """The bucket for values of the dims. Raises PlanError if the plan contradicts itself."""
         evaluate = Evaluator(values)
         offsets, arena_bytes = self._arena(evaluate)
-        args: list[int] = []
-        records: list[list[int]] = []
-        used: dict[int, list[int]] = {}
-        labels: list[StepPlan] = []
-        scratch_bytes = 0
-        for step in self.plan.steps:
-            count = evaluate(step.count)
-            if count <= 0:
-                continue
-            stride = _padded(evaluate(step.scratch_bytes))
-            if count > _MAX or not 0 <= stride < _MAX:
-                raise PlanError(f"{self.plan.name}: step {step.symbol} has an absurd size")
-            scratch_bytes = max(scratch_bytes, stride * self.threads)
-            grain = max(evaluate(step.grain), -(-count // (_RANGES * self.threads)))
-            grain = min(grain, count)
-            records.append([self.functions[step.symbol], 8 * len(args), count, grain, 0, stride, 0])
-            labels.append(step)
-            for buffer in step.buffers:
-                used.setdefault(buffer, []).append(len(args))
-                args.append(self._fixed.get(buffer, offsets.get(buffer, 0)))
-            args.extend(evaluate(dim) & 0xFFFFFFFFFFFFFFFF for dim in step.dims)
-        arena = [slot for buffer in offsets for slot in used.get(buffer, ())]
+        table = _Table(self, evaluate, offsets)
+        table.add(0, len(self.plan.steps), self.plan.loops)
+        arena = [slot for buffer in offsets for slot in table.used.get(buffer, ())]
         return Bucket(
             values,
             result_specs(self.plan, evaluate),
-            np.array(args or [0], np.uint64),
-            np.array(records, np.uint64).reshape(-1, _RECORD),
-            tuple(labels),
+            np.array(table.args or [0], np.uint64),
+            np.array(table.records, np.uint64).reshape(-1, _RECORD),
+            tuple(table.labels),
             np.array(arena, np.intp),
-            tuple(tuple(used.get(i.buffer, ())) for i in self.plan.inputs),
-            tuple(tuple(used.get(r.buffer, ())) for r in self.plan.results),
+            np.array(table.inner, np.intp),
+            tuple(tuple(table.used.get(i.buffer, ())) for i in self.plan.inputs),
+            tuple(tuple(table.used.get(r.buffer, ())) for r in self.plan.results),
             arena_bytes,
-            _padded(scratch_bytes),
+            _padded(table.scratch_bytes),
+            tuple(table.loops),
         )
 
     def _arena(self, evaluate: Evaluator) -> tuple[dict[int, int], int]:
@@ -186,6 +184,73 @@ class Preparer:
                     raise larger_than_slot(buffer, evaluate, self.plan.name)
                 offsets[i] = starts[buffer.slot]
         return offsets, total
+
+
+class _Table:
+    """The records of steps and their argument slots, filled in order."""
+
+    def __init__(self, owner: Preparer, evaluate: Evaluator, offsets: dict[int, int]) -> None:
+        self.owner, self.evaluate, self.offsets = owner, evaluate, offsets
+        self.args: list[int] = []
+        self.records: list[list[int]] = []
+        self.labels: list[StepPlan | None] = []
+        self.used: dict[int, list[int]] = {}
+        self.turns: dict[str, list[int]] = {}
+        self.inner: list[int] = []
+        self.loops: list[Loop] = []
+        self.scratch_bytes = 0
+
+    def add(self, first: int, end: int, loops: Sequence[LoopPlan]) -> None:
+        """The plan's steps from `first` to before `end`, in loops that are among these."""
+        while first < end:
+            inside = [n for n, loop in enumerate(loops) if loop.first == first and loop.end <= end]
+            if inside:
+                self.loop(loops[inside[0]], loops[inside[0] + 1 :])
+                first = loops[inside[0]].end
+            else:
+                self.step(self.owner.plan.steps[first])
+                first += 1
+
+    def loop(self, plan: LoopPlan, inner: Sequence[LoopPlan]) -> None:
+        count, first = self.evaluate(plan.count), len(self.records)
+        if count > _MAX:
+            raise PlanError(f"{self.owner.plan.name}: the loop {plan.step} has an absurd size")
+        if count <= 0:
+            return
+        self.turns[plan.step] = []
+        self.add(plan.first, plan.end, inner)
+        end = len(self.records)
+        if end == first:
+            return
+        copies = self.turns.pop(plan.step)
+        at = len(self.args)
+        self.records.append([0, 8 * at, count, end - first, 0, len(copies), 0])
+        self.labels.append(None)
+        self.inner.extend(range(at + 1, at + 1 + len(copies)))
+        self.args.extend([0, *(8 * slot for slot in copies)])
+        self.loops.append(Loop(first, end, count, tuple(copies)))
+
+    def step(self, step: StepPlan) -> None:
+        owner, evaluate = self.owner, self.evaluate
+        count = evaluate(step.count)
+        if count <= 0:
+            return
+        stride = _padded(evaluate(step.scratch_bytes))
+        if count > _MAX or not 0 <= stride < _MAX:
+            raise PlanError(f"{owner.plan.name}: step {step.symbol} has an absurd size")
+        self.scratch_bytes = max(self.scratch_bytes, stride * owner.threads)
+        grain = max(evaluate(step.grain), -(-count // (_RANGES * owner.threads)))
+        grain = min(grain, count)
+        function = owner.functions[step.symbol]
+        self.records.append([function, 8 * len(self.args), count, grain, 0, stride, 0])
+        self.labels.append(step)
+        for buffer in step.buffers:
+            self.used.setdefault(buffer, []).append(len(self.args))
+            self.args.append(owner._fixed.get(buffer, self.offsets.get(buffer, 0)))
+        for dim in step.dims:
+            if dim in self.turns:
+                self.turns[dim].append(len(self.args))
+            self.args.append(0 if dim in self.turns else evaluate(dim) & 0xFFFFFFFFFFFFFFFF)
 
 
 def _sizes_text(values: dict[str, int]) -> str:
@@ -214,6 +279,10 @@ class Workspace:
         self._memory = allocate(0, "intermediates")
         self._bound: dict[Bucket, Bound] = {}
 
+    def forget(self) -> None:
+        """Drop what is bound: the next call binds again."""
+        self._bound.clear()
+
     def bind(self, bucket: Bucket) -> Bound:
         """The bucket with this workspace's addresses. Raises OutOfMemory."""
         bound = self._bound.get(bucket)
@@ -229,6 +298,7 @@ class Workspace:
         start = np.uint64(pointer_to(self._memory)) if needed else np.uint64(0)
         table = bucket.args.copy()
         table[bucket.arena_slots] += start
+        table[bucket.inner_slots] += np.uint64(pointer_to(table))
         records = bucket.records.copy()
         records[:, _ARGS] += np.uint64(pointer_to(table))
         records[:, _SCRATCH] = start + np.uint64(bucket.arena_bytes)

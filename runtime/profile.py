@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from .errors import InputError
 from .memory import pointer_to
-from .prepared import Bucket, Workspace
+from .prepared import Bound, Bucket, Workspace
 
 if TYPE_CHECKING:
     from .cpu_pipeline import CpuPipeline
@@ -74,12 +75,16 @@ def _call(
                 bound.args[place] = pointer_to(array)
     run = pipeline._loaded().run
     times = [perf_counter_ns()]
-    for number in range(bound.count):
+    order: list[int] = []
+    for number in _turns(bucket, bound, 0, bound.count):
         run(bound.address + number * _RECORD_BYTES, 1, pipeline.threads)
+        order.append(number)
         times.append(perf_counter_ns())
     pipeline._finish(workspace, bucket)
     events = [event(f"call {call}", times[0], times[-1], origin, {"call": call})]
-    for number, step in enumerate(bucket.labels):
+    for place, number in enumerate(order):
+        step = bucket.labels[number]
+        assert step is not None
         notes = {
             "kernel": step.symbol,
             "iterations": int(bucket.records[number, 2]),
@@ -87,8 +92,24 @@ def _call(
             **step.report,
         }
         name = step.label or step.symbol
-        events.append(event(name, times[number], times[number + 1], origin, notes))
+        events.append(event(name, times[place], times[place + 1], origin, notes))
     return events
+
+
+def _turns(bucket: Bucket, bound: Bound, first: int, end: int) -> Iterator[int]:
+    """The records of kernels in the order in which they run, loops turn by turn."""
+    while first < end:
+        loops = [n for n in bucket.loops if n.first == first and n.end < end]
+        if not loops:
+            yield first
+            first += 1
+            continue
+        loop = loops[-1]  # the outermost: it was recorded after those inside it
+        for turn in range(loop.count):
+            for slot in loop.slots:
+                bound.args[slot] = turn
+            yield from _turns(bucket, bound, loop.first, loop.end)
+        first = loop.end + 1
 
 
 def event(name: str, begin: int, end: int, origin: int, args: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 `sf_run(steps, count, threads) -> i64` runs steps in order and returns how many it finished: it
 stops after a step that left a nonzero status. A step is seven 8-byte fields (`STEP_FIELDS`): the
 kernel, its arguments, the extent of its flattened loop, the smallest range worth a thread, scratch
-and its size for each thread, the status. Ranges of `grain` iterations are handed out by an atomic
-counter. One caller at a time has the pool; others, and steps of a single range, run inline.
+and its size for each thread, the status. One without a kernel ends a loop: `arguments` point to
+the number of the turn, which starts at 0, and the addresses of as many copies of it as `stride`
+says; until there have been `count` turns it goes on `grain` records before it. Ranges of `grain`
+iterations are handed out by an atomic counter. One caller at a time has the pool; others, and
+steps of a single range, run inline.
 
 How the threads meet: `ticket` holds a counter and, in its low byte, how many threads take part.
 The caller writes the job, then the ticket, and works too. A worker whose number is below that
@@ -246,7 +249,30 @@ step:
   %scratch = extractvalue $STEP %record, 4
   %status = extractvalue $STEP %record, 6
   %something = icmp sgt i64 %size, 0
-  br i1 %something, label %choose, label %next
+  br i1 %something, label %kind, label %next
+kind:
+  %loops = icmp eq ptr %fn, null
+  br i1 %loops, label %turn, label %choose
+turn:
+  %copies = extractvalue $STEP %record, 5
+  %turned = load i64, ptr %args, align 8
+  %turn1 = add i64 %turned, 1
+  %again = icmp slt i64 %turn1, %size
+  %turn2 = select i1 %again, i64 %turn1, i64 0
+  store i64 %turn2, ptr %args, align 8
+  %back = sub i64 0, %grain
+  %jump = select i1 %again, i64 %back, i64 1
+  br label %copy
+copy:
+  %c = phi i64 [ 0, %turn ], [ %c1, %write ]
+  %c1 = add i64 %c, 1
+  %left = icmp slt i64 %c, %copies
+  br i1 %left, label %write, label %next
+write:
+  %entry2 = getelementptr i64, ptr %args, i64 %c1
+  %slot = load ptr, ptr %entry2, align 8
+  store i64 %turn2, ptr %slot, align 8
+  br label %copy
 choose:
   %sane = icmp sgt i64 %grain, 0
   %large = icmp sgt i64 %size, %grain
@@ -279,7 +305,8 @@ check:
   %bad = icmp ne i64 %code, 0
   br i1 %bad, label %end, label %next
 next:
-  %i2 = add i64 %i, 1
+  %by = phi i64 [ 1, %step ], [ 1, %check ], [ %jump, %copy ]
+  %i2 = add i64 %i, %by
   %more = icmp slt i64 %i2, %count
   br i1 %more, label %step, label %end
 end:

@@ -14,6 +14,7 @@ from stagefuse.compiler.fuse import Group, partition
 from stagefuse.compiler.graph import Graph, Node
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Kernel, Value
+from stagefuse.compiler.kernel_order import loops_of
 from stagefuse.compiler.lower import FORMS, Lowered, Sites, finish
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.values import Lowering
@@ -92,6 +93,7 @@ class GpuCompiler:
         found = join(graph, partition(graph), JOINS, LONGEST)
         reasons = {d.node: d for d in found.decisions}
         launches: dict[str, list[GpuLaunchPlan]] = {arch: [] for arch in self.arches}
+        nests: dict[str, list[tuple[str, ...]]] = {arch: [] for arch in self.arches}
         for group in found.groups:
             for arches in self._families(graph, group):
                 for low, forms, share, part in self._lowerings(graph, group, sites, arches):
@@ -108,10 +110,12 @@ class GpuCompiler:
                         self.costs[(pipeline.name, arch, len(launches[arch]))] = cost
                         self.modules[arch][entry.name] = entry
                         launches[arch].append(launch)
+                        nests[arch].append(group.nest)
+        loops = loops_of(graph, next(iter(nests.values())))
         steps = zip(*launches.values(), strict=True)
-        slots = buffers.slots([[n for x in step for n in x.buffers] for step in steps])
+        slots = buffers.slots([[n for x in step for n in x.buffers] for step in steps], loops)
         plans = tuple(buffers.plans)
-        made = tuple(GpuPlan(arch, plans, tuple(x), slots) for arch, x in launches.items())
+        made = tuple(GpuPlan(arch, plans, tuple(x), slots, loops) for arch, x in launches.items())
         return made, fresh
 
     def _families(self, graph: Graph, group: Group) -> list[tuple[str, ...]]:

@@ -67,7 +67,7 @@ def finish(low: Lowering, forms: Mapping[str, Callable[[Lowering], Parallel]]) -
     dims = tuple(sorted(frozenset[str]().union(*(e.symbols() for e in exprs)) - loops))
     kernel = Kernel("", buffers, dims, tuple(parallel), body)
     digest = hashlib.sha256(fingerprint(kernel).encode()).hexdigest()[:10]
-    label = graph.nodes[group.roots[0].node].label or "kernel"
+    label = graph.nodes[group.source(group.roots[0]).node].label or "kernel"
     kernel = replace(kernel, name=f"k_{digest}", label=label)
     grain = floordiv(const(low.schedule.step_flops) + work - 1, at_least_one(work))
     return Lowered(kernel, tuple(low.buffers), count, grain, label, tuple(sorted(group.members)))

@@ -29,18 +29,15 @@ def lower_row(low: Lowering) -> Parallel:
     parallel = low.axes(outer)
     low.bind(parallel)
     position = [sym(f"d{a}") for a in range(len(domain))]
-    full = [r for r in low.group.roots if low.graph.type(r).shape == domain]
-    for ref in low.group.roots:
+    sources = {r: low.group.source(r) for r in low.group.roots}
+    full = [r for r, source in sources.items() if low.graph.type(source).shape == domain]
+    for ref, source in sources.items():
         if ref not in full:
-            access = low.group.accesses[ref.node][0] or ()
-            at = tuple(map(Index, access))
-            low.emit(Store(low.buffer(ref, "out").name, at, low.value(ref, at, ())))
+            low.store_root(ref, low.group.accesses[source.node][0] or ())
 
     def store() -> None:
         for ref in full:
-            at = tuple(map(Index, position))
-            value = low.value(ref, at, ())
-            low.emit(Store(low.buffer(ref, "out").name, at, value))
+            low.store_root(ref, position)
 
     if full:
         low.nest(low.axes(sorted(inner)), store)

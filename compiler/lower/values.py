@@ -55,17 +55,16 @@ class Lowering(Blocks):
     def store(self, at: Sequence[Expr]) -> None:
         """Stores every root at a position of the domain."""
         for ref in self.group.roots:
-            source, place = ref, at[: self.graph.type(ref).rank] if self.flat else at
-            value = None
-            if ref in self.group.placed:
-                source, moved = self.group.placed[ref]
-                value = self.value(source, tuple(map(Index, at)), ())
-                here = {f"d{a}": e for a, e in enumerate(at)}
-                place = [e.substitute(here, self.facts) for e in moved]
-            values = tuple(map(Index, place))
-            if value is None:
-                value = self.value(ref, values, ())
-            self.emit(Store(self.buffer(ref, "out").name, values, value))
+            flat = self.flat and ref not in self.group.placed
+            self.store_root(ref, at[: self.graph.type(ref).rank] if flat else at)
+
+    def store_root(self, ref: Ref, at: Sequence[Expr]) -> None:
+        """Stores a root's value at a position of it, wherever that is placed."""
+        value = self.value(self.group.source(ref), tuple(map(Index, at)), ())
+        if ref in self.group.placed:
+            here = {f"d{a}": e for a, e in enumerate(at)}
+            at = [e.substitute(here, self.facts) for e in self.group.placed[ref][1]]
+        self.emit(Store(self.buffer(ref, "out").name, tuple(map(Index, at)), value))
 
     def when(self, tests: Sequence[Expr], body: Callable[[], None]) -> None:
         """Statements that run where expressions are at least 0."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..graph import Builder, Constant, Contract, Graph, Node, Ref, Scalar, Weight
 from ..interpret import evaluate_node
+from ..recurrence import Nests
 from .record import Pass
 
 GROWTH = 2
@@ -64,10 +65,13 @@ def fold_constants(graph: Graph, load: Callable[[str, str], np.ndarray[Any, Any]
 
 def _constant_nodes(graph: Graph) -> set[int]:
     known: set[int] = set()
+    depends = Nests(graph).depends
     for node in graph.nodes.values():
         static = all(d.as_int() is not None for t in node.types for d in t.shape)
         if isinstance(node.primitive, Weight | Constant | Scalar):
             known.add(node.id)
+        elif depends.get(node.id):
+            continue
         elif node.operands and static and not isinstance(node.primitive, Contract):
             if all(ref.node in known for ref in node.operands):
                 known.add(node.id)

@@ -14,11 +14,12 @@ from .values import Dim, DTypeValue, Space, Value
 
 if TYPE_CHECKING:
     from .notation import Notation
+    from .recurrence import Steps
 
 
 @dataclass
 class Frame:
-    """A body being evaluated: its module, its names, and the index notation around it."""
+    """A body being evaluated: its module, its names, the index notation and the scan around it."""
 
     checker: Checker
     recorder: Recorder
@@ -29,6 +30,7 @@ class Frame:
     indices: dict[str, Dim] = field(default_factory=dict)
     space: Space = ()
     notation: Notation | None = None
+    steps: Steps | None = None
 
     def find(self, name: str) -> Value | None:
         """The value of a name, or None."""

@@ -160,7 +160,7 @@ class _Layout:
                 self.indices.append(item)
 
     def _position(self, item: At, extent: Expr, base: Tensor) -> Expr:
-        at = wrapped(self.facts, item.expr, extent)
+        at = wrapped(self.recorder, item.expr, extent)
         for gap in (at, extent - 1 - at):
             if self.facts.is_nonneg(gap):
                 continue
@@ -192,12 +192,18 @@ class _Layout:
         )
 
 
-def wrapped(facts: Facts, expr: Expr, extent: Expr) -> Expr:
-    """The position that an index means: a negative one counts from the end."""
+def wrapped(recorder: Recorder, expr: Expr, extent: Expr) -> Expr:
+    """The position that an index means: a negative one counts from the end.
+
+    One that a step of a scan moves counts from one side at all steps, from the start if it can.
+    """
+    facts = recorder.facts
     if facts.is_nonneg(expr):
         return expr
     if facts.is_nonneg(-expr - 1):
         return expr + extent
+    if expr.symbols() & recorder.steps.keys():
+        return expr
     return expr + extent * (const(1) - _is_nonneg(facts, expr))
 
 

@@ -36,7 +36,7 @@ from .values import (
 
 Headers = Mapping[str, tuple[DType, tuple[int, ...]]]
 SPECIALS = ("has", "len")
-RESERVED = ("extern", "scan", "state")
+RESERVED = ("extern", "state")
 CONSTANT_TYPES = ("int", "float", "bool", "str", "weights")
 MAX_STEPS = 100_000
 

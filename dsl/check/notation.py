@@ -162,7 +162,7 @@ class Notation:
             position = size(value)
             if position is not None:
                 position = (
-                    wrapped(self.frame.recorder.facts, position, extent)
+                    wrapped(self.frame.recorder, position, extent)
                     if (not mentions([item], scope))
                     else position
                 )
@@ -182,7 +182,7 @@ class Notation:
     def infer(self) -> None:
         """Find every range. Raises Failed."""
         recorder = self.frame.recorder
-        ranges = Ranges(self.indices, self.uses, recorder.facts)
+        ranges = Ranges(self.indices, self.uses, recorder.facts, recorder.steps)
         try:
             self.ranges = ranges.infer()
         except RangeProblem as problem:
@@ -242,7 +242,7 @@ class Notation:
             return value.expr
         position = size(value)
         if position is not None:
-            return wrapped(frame.recorder.facts, position, extent)
+            return wrapped(frame.recorder, position, extent)
         if isinstance(value, Scope) and value.leaf is not None:
             value = frame.recorder.weight(value, item.span)
         if not isinstance(value, Tensor) or value.type.rank or not value.type.dtype.is_int:
@@ -266,7 +266,7 @@ class Notation:
             if isinstance(value, Dim) and value.space:
                 into.append(value.expr)
             elif size(value) is not None:
-                into.append(wrapped(frame.recorder.facts, size(value) or const(0), extent))
+                into.append(wrapped(frame.recorder, size(value) or const(0), extent))
             else:
                 return None
         operands.append(_as_i64(frame, ids, item.span))

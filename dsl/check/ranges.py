@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ..dims import Expr, Facts, const, floordiv, maximum, minimum, sym
+from ..dims import Expr, Facts, as_expr, const, floordiv, maximum, minimum, sym
 from ..source import Span
 from .unify import range_notes
 
@@ -73,8 +73,14 @@ class Later:
 class Ranges:
     """The ranges of the indices of one definition."""
 
-    def __init__(self, indices: list[Index], uses: list[Use], facts: Facts) -> None:
-        self.facts = facts
+    def __init__(
+        self,
+        indices: list[Index],
+        uses: list[Use],
+        facts: Facts,
+        steps: Collection[str] = (),
+    ) -> None:
+        self.facts, self.steps = facts, steps
         self.indices = {index.symbol: index for index in indices}
         self.uses = [use.unwrapped() for use in uses]
         self.found: dict[str, Range] = {}
@@ -187,16 +193,22 @@ class Ranges:
         steps = floordiv(bound, abs(factor), self.facts)
         return maximum(steps + 1, 0, self.facts)
 
+    def _ends(self, symbol: str) -> Range:
+        if symbol in self.indices:
+            return self.found[symbol]
+        low, high = self.facts.ranges[symbol]
+        return as_expr(low), as_expr(high or 0) + 1
+
     def _extreme(self, expr: Expr, highest: bool) -> Expr | None:
         """The expression at the end of the known ranges that makes it highest or lowest."""
         for symbol in sorted(expr.symbols()):
-            if symbol not in self.indices:
+            if symbol not in self.indices and symbol not in self.steps:
                 continue
             slope = expr.coefficient(symbol)
             factor = slope.as_int() if slope is not None else None
             if factor is None:
                 return None
-            low, stop = self.found[symbol]
+            low, stop = self._ends(symbol)
             at = stop - 1 if (factor > 0) == highest else low
             expr = expr.substitute({symbol: at}, self.facts)
         return expr

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from ..dims import Expr, Facts, const, minimum
+from ..dims import Expr, Facts, const, minimum, sym
 from ..dtypes import BOOL, F32, I64, DType
 from ..program import Apply, Check, ValueId
 from ..source import Span
 from ..types import TensorType
 from .report import Failed
 from .values import Dim, Number, Scope, Space, Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """The step of a scan: its name in the source, its first value, and how many there are."""
+
+    name: str
+    first: Expr
+    count: Expr
+
 
 MAX_RANK = 32
 """Dimensions of a tensor that a plan can hold."""
@@ -29,6 +40,7 @@ class Recorder:
         self.stack: list[Span] = []
         self.hidden = 0
         self.labels: list[str] = [name]
+        self.steps: dict[str, Step] = {}
         self._shared: dict[tuple[Any, ...], Tensor] = {}
 
     @property
@@ -59,6 +71,7 @@ class Recorder:
         """Record one operation and return its results."""
         results = []
         for result_type in types:
+            self._require_constant_shape(result_type, span)
             if result_type.rank > MAX_RANK:
                 raise Failed("E0207", f"a tensor has at most {MAX_RANK} dimensions", span,
                              f"this has {result_type.rank}")
@@ -162,15 +175,61 @@ class Recorder:
         """`value` with one leading axis per index of `space`, repeated along the new ones."""
         if value.space == space:
             return value
-        from ..dims import sym
-
         names = tuple(name for name, _ in space)
         shape = tuple(extent for _, extent in space)
         indices = tuple(sym(name) for name, _ in value.space)
         return self.access((value,), shape, names, indices, span, space)
 
+    def step(self, name: str, first: Expr, count: Expr) -> str:
+        """A new symbol for the steps of a scan, from 0 to before `count`."""
+        symbol = f"step{len(self.steps) + 1}"
+        self.steps[symbol] = Step(name, first, count)
+        self.facts = self.facts.with_ranges({symbol: (0, count - 1)})
+        return symbol
+
+    def shown(self, text: str) -> str:
+        """A text with the steps of scans as the source names them."""
+        for symbol, step in reversed(self.steps.items()):
+            first = "" if step.first == const(0) else f" - {step.first}"
+            text = text.replace(symbol, f"({step.name}{first})" if first else step.name)
+        return text
+
+    def _require_constant_shape(self, type: TensorType, span: Span) -> None:
+        if self.steps and any(d.symbols() & self.steps.keys() for d in type.shape):
+            raise Failed(
+                "E0221", "the shape of a value changes from step to step", span,
+                self.shown(str(type)),
+                help="index notation over a range that fits every step has one shape: "
+                "`y[j in 0..4] = x[t + j]`; `select(condition, a, b)` leaves elements out",
+            )  # fmt: skip
+
+    def _at_every_step(self, expr: Expr, relation: str, message: str, span: Span) -> Expr:
+        """A condition that implies one that mentions steps. Raises Failed if none is found."""
+        for symbol, step in reversed(self.steps.items()):
+            if symbol not in expr.symbols():
+                continue
+            slope = expr.coefficient(symbol)
+            rising = slope is not None and self.facts.is_nonneg(slope)
+            falling = slope is not None and self.facts.is_nonneg(-slope)
+            if relation == "==0" or not (rising or falling):
+                raise Failed("E0221", f"{self.shown(message)} at every step", span,
+                             "this cannot be decided before the steps are known")  # fmt: skip
+            at = const(0) if rising else step.count - 1
+            expr = self.facts.simplify(expr.substitute({symbol: at}, self.facts))
+            high = self.facts.bounds(expr)[1]
+            if high is not None and high < 0:
+                where = f"at `{step.name}` = {at + step.first}"
+                raise Failed("E0216", self.shown(message), span, where)
+        return expr
+
     def check(self, expr: Expr, relation: str, message: str, span: Span) -> None:
-        """Ask for a condition to be tested when the pipeline is called."""
+        """Ask for a condition to be tested when the pipeline is called. Raises Failed for one
+        that some step of a scan always breaks."""
+        if expr.symbols() & self.steps.keys():
+            expr = self._at_every_step(expr, relation, message, span)
+            message = self.shown(message)
+            if self.facts.is_nonneg(expr):
+                return
         found = Check(expr, relation, message, span)
         if found not in self.checks:
             self.checks.append(found)

@@ -31,6 +31,7 @@ CODES.update(
         "E0218": "a body without a result",
         "E0219": "a type",
         "E0220": "an unknown attribute",
+        "E0221": "a recurrence",
     }
 )
 MAX_REPORTS = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .. import ast
-from . import expressions, notation
+from . import expressions, notation, recurrence
 from .apply import size
 from .frame import Frame
 from .report import Failed, text_of
@@ -64,6 +64,10 @@ def _statement(frame: Frame, statement: ast.Stmt, is_result: bool) -> Value | No
             value = expressions.evaluate(frame, statement.value)
             assign(frame, statement.target, value)
             return POISON if is_poison(value) and is_result else None
+        case ast.IndexDef() if recurrence.is_gathered(frame, statement):
+            recurrence.gather(frame, statement)
+        case ast.StepDef():
+            recurrence.gather(frame, statement)
         case ast.IndexDef():
             frame.checker.require_free(statement.name, statement.name_span)
             value = notation.definition(frame, statement)
@@ -76,6 +80,8 @@ def _statement(frame: Frame, statement: ast.Stmt, is_result: bool) -> Value | No
             _require_used(value, statement)
         case ast.For():
             _loop(frame, statement)
+        case ast.Scan():
+            recurrence.scan(frame, statement)
         case ast.If():
             return _branch(frame, statement, is_result)
     return None
@@ -125,8 +131,11 @@ def _bound(statements: Sequence[ast.Stmt]) -> Iterator[str]:
         match statement:
             case ast.Assign():
                 yield from _targets(statement.target)
-            case ast.IndexDef():
+            case ast.IndexDef() | ast.StepDef():
                 yield statement.name
+            case ast.Scan():
+                yield from (start.name for start in statement.starts)
+                yield from _gathered(statement.body)
             case ast.For():
                 yield from _targets(statement.target)
                 yield from _bound(statement.body)
@@ -134,6 +143,20 @@ def _bound(statements: Sequence[ast.Stmt]) -> Iterator[str]:
                 for branch in statement.branches:
                     yield from _bound(branch.body)
                 yield from _bound(statement.orelse)
+
+
+def _gathered(statements: Sequence[ast.Stmt]) -> Iterator[str]:
+    """The names that the body of a scan may gather."""
+    for statement in statements:
+        match statement:
+            case ast.IndexDef() | ast.StepDef():
+                yield statement.name
+            case ast.For():
+                yield from _gathered(statement.body)
+            case ast.If():
+                for branch in statement.branches:
+                    yield from _gathered(branch.body)
+                yield from _gathered(statement.orelse)
 
 
 def _targets(target: ast.Target) -> Iterator[str]:

@@ -79,6 +79,9 @@ def test_every_primitive_has_a_line() -> None:
         "%12 = scatter add along 0 %0 %7 %0 : f32[N, M]\n"
         "%13 = contract batch=[] rows=[0] columns=[1] depth=M base=0 row_stride=M panel=16 "
         "%0 %0 : f32[N, M]\n"
+        "%14 = carried 0 over step1 %0 : f32[2, N, M]\n"
+        "%15 = recurrence of N over step1 carries 1 gathers at [step1, N - step1 - 1] "
+        "%14 %0 %0 %0 : f32[2, N, M], f32[N, N, M], f32[N, N, M]\n"
         "results %11.1 %13\n"
     )
     graph = parse_graph(text)

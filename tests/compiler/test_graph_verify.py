@@ -35,6 +35,7 @@ def test_random_graphs_are_right(seed: int) -> None:
     assert not verify_graph(built.passed()).open
 
 
+STEP = "dim step1 in 0..=N - 1\n"
 FAULTS = [
     (3, "%1 = input x : f32\nresults %0"),
     (4, "%1 = map exp %0 %0 : f32[N, M]\nresults %1"),
@@ -102,6 +103,14 @@ FAULTS = [
     (9, "%1 = input w : f32[(N + 15) // 16, M, 16]\n"
         "%2 = contract batch=[] rows=[0] columns=[1] depth=M base=0 row_stride=M + 1 panel=16 "
         "%0 %1 : f32[N, N]\nresults %2"),
+    (10, STEP + "%1 = view (i0) -> [step1, i0] %0 : f32[M]\n"
+         "%2 = recurrence of N over step1 carries 0 gathers at [step1] %1 : f32[N, M]\n"
+         "%3 = view (i0) -> [step1, i0] %2 : f32[M]\nresults %3"),
+    (10, STEP + "%1 = carried 0 over step1 %0 : f32[2, N, M]\n"
+         "%2 = recurrence of M over step1 carries 1 gathers at [] %1 %0 : f32[2, N, M]\n"
+         "results %2"),
+    (10, STEP + "%1 = recurrence of N over step1 carries 0 gathers at [0] %0 : f32[N, N, M]\n"
+         "results %1"),
 ]  # fmt: skip
 
 

@@ -264,3 +264,48 @@ def test_the_same_error_of_a_function_is_said_once_with_its_call() -> None:
     )
     assert found.primary.span.line == 2
     assert "in the call `f(x, y)` at t.pipe:4:5" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "where", "words", "help"),
+    [
+        ("scan t in 0..4 with s = 0.0:\n        s = x[0] * s", "E0221", "s = x[0] * s",
+         "`s` would change its type", "zeros([...], f32)"),
+        ("scan t in 0..4 with s = 0:\n        s = 0.5", "E0202", "s = 0.5", "", ""),
+        ("scan t in 0..4 with s = 0:\n        s = f32(s)", "E0221", "s = f32(s)",
+         "`s` would change its type", "`f32(...)`"),
+        ("scan t in 0..4 with s = 0.0:\n        r = s", "E0221", "s = 0.0",
+         "never gets a next value", "s = ..."),
+        ("scan t in 0..4 with s = 0.0, s = 1.0:\n        s = s", "E0221", "s", "twice", ""),
+        ("scan t in 0..4 with s = ids:\n        s = s + 1\n        y[t] = s\n        y[t] = s",
+         "E0221", "y", "gathered twice", ""),
+        ("scan t in 0..4 with s = 0.0:\n        s = s + 1.0\n        y[2 * t] = s", "E0221",
+         "2 * t", "every position of `y`", "`y[4 - 1 - t]`"),
+        ("scan t in 1..4 with s = 0.0:\n        s = s + 1.0\n        y[t] = s", "E0221", "t",
+         "every position of `y`", "`y[t - 1]`"),
+        ("scan t in 0..4 with s = 0.0:\n        s = s + sum(x[:t])", "E0221", "x[:t]",
+         "changes from step to step", "index notation"),
+        ("scan t in 0..4 with s = 0.0:\n        s = s + f32(ids[t - 1])", "E0216", "t - 1",
+         "index t - 1 is out of bounds", ""),
+        ("scan t in 0..5 with s = 0.0:\n        s = s + x[0, t]", "E0216", "t",
+         "index t is out of bounds", ""),
+        ("scan t in x with s = 0.0:\n        s = s + 1.0", "E0204", "x", "over a range", "0..N"),
+        ("scan t in 0..4 with s = zeros:\n        s = s", "E0204", "zeros", "carries tensors", ""),
+        ("y[B - i] = x", "E0113", "B - i", "an index is a name", ""),
+    ],
+)  # fmt: skip
+def test_recurrences(lines: str, code: str, where: str, words: str, help: str) -> None:
+    found = body(lines + "\n    x")
+    text = found.primary.span.source.text
+    span = found.primary.span
+    assert (found.code, text[span.start : span.end]) == (code, where)
+    assert words in found.message
+    assert help in (found.help.text if found.help else "")
+
+
+def test_an_error_in_a_step_is_reported_once() -> None:
+    found = only(
+        "pipeline p(x: f32[T]) -> f32[T]:\n"
+        "    scan t in 0..T with s = 0.0:\n        s = s + nothing\n        y[t] = s\n    y + s\n"
+    )
+    assert found.code == "E0201"
