@@ -60,7 +60,8 @@ class Group:
     `placed`: a root that holds another value in another order, as that value and the place of
     its element d0, d1... `rows`: in a chain, the row kernel between its two products. `packs`:
     panels that the kernel packs itself, as the kernel that would. `nest`: the recurrences at whose
-    steps the kernel runs, outermost first.
+    steps the kernel runs, outermost first. `when`: 1 at sizes at which the kernel runs and 0 at
+    others, where another one has the same results.
     """
 
     kind: str  # pointwise, row, contract, chain, scan, sort, scatter
@@ -74,6 +75,7 @@ class Group:
     rows: Group | None = None
     packs: dict[Ref, Group] = field(default_factory=dict)
     nest: tuple[str, ...] = ()
+    when: Expr = const(1)
 
     def source(self, root: Ref) -> Ref:
         """The value that a root holds."""

@@ -1,6 +1,6 @@
 """Joins kernels around matrix products, so that what lies between two kernels stays in scratch.
 
-Three joins, tried in this order on the kernels that `fuse` found:
+Joins, tried in this order on the kernels that `fuse` found:
 
 - *placed*: a kernel that only copies a product's result into another order disappears; the
   product stores its elements where the copy would have put them.
@@ -9,6 +9,7 @@ Three joins, tried in this order on the kernels that `fuse` found:
 - *packed*: the panels of a product are packed in the kernel that multiplies by them, where they
   would be larger than what they come from (a convolution's patches) or are used once (a product
   in a batch).
+- *thin*: a product whose panels are packed for many rows has a second kernel, for few.
 """
 
 from __future__ import annotations
@@ -16,23 +17,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stagefuse.dsl.dims import Expr, Facts, const, sym
+from stagefuse.dsl.dims import Expr, Facts, const, maximum, minimum, sym
 from stagefuse.dsl.dtypes import BF16, F16
 
 from .fuse import Access, Decision, Group, Partition
 from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index, split_index
-from .windows import is_worth_it, windows_of
+from .windows import is_worth_it, step_in_place, windows_of
 
 PACKED_BYTES = 1 << 20
 """All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
 
 FEW_ROWS = 1024
+THIN = 36
+"""Rows of a product that read the other matrix faster in place than packed: one tile."""
 
 
 def join(
     graph: Graph,
     found: Partition,
-    joins: Sequence[str] = ("placed", "chained", "packed"),
+    joins: Sequence[str] = ("placed", "chained", "packed", "thin"),
     longest: int | None = None,
 ) -> Partition:
     """The partition with kernels joined where nothing else needs what passes between them.
@@ -52,7 +55,7 @@ class _Joiner:
     def run(self, joins: Sequence[str]) -> Partition:
         rules = {
             "placed": self._placed, "chained": self._chained, "packed": self._packed,
-            "direct": self._direct, "halved": self._halved,
+            "direct": self._direct, "halved": self._halved, "thin": self._thin,
         }  # fmt: skip
         for joined in (rules[name] for name in joins):
             for group in list(self.groups):
@@ -206,6 +209,37 @@ class _Joiner:
             self._replace([packer, group], joined)
             self._say(panels, "its panels are packed where they are used")
             group = joined
+
+    def _thin(self, group: Group) -> None:
+        """A product that may have few rows gets another kernel for them, which packs nothing."""
+        if group.kind != "contract" or group.anchor is None or group.packs:
+            return
+        node = self.graph.nodes[group.anchor]
+        panels, product = node.operands[1], node.primitive
+        packer, windows = self.maker.get(panels), windows_of(self.graph, group.anchor)
+        if packer is None or windows is None or not self._private(packer, group):
+            return
+        assert isinstance(product, Contract)
+        same = self.graph.type(windows.source).dtype == node.type.dtype
+        if packer.members != {panels.node} or not same:
+            return
+        if step_in_place(self.graph, windows) is None:
+            return
+        rows = _count([node.type.shape[a] for a in product.rows])
+        least, _ = self.graph.facts.bounds(rows)
+        if least is not None and least > THIN:
+            return
+        few = minimum(maximum(THIN + 1 - rows, 0), 1)
+        thin = replace(
+            group, members=group.members | packer.members, packs={panels: packer}, when=few
+        )
+        many = [replace(g, when=1 - few) for g in (packer, group)]
+        place = self.groups.index(group)
+        self.groups[place : place + 1] = [many[1], thin]
+        self.groups[self.groups.index(packer)] = many[0]
+        self.maker[panels] = many[0]
+        self.maker.update((root, many[1]) for root in group.roots)
+        self._say(panels, f"its panels are packed, but for up to {THIN} rows")
 
     def _direct(self, group: Group) -> None:
         """Panels that are elements of a tensor in steps need not be packed at all."""

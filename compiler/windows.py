@@ -144,6 +144,25 @@ def is_worth_it(graph: Graph, anchor: int, windows: Windows) -> bool:
     return most is not None and most <= FEW_ROWS
 
 
+def step_in_place(graph: Graph, windows: Windows) -> Expr | None:
+    """The step between the rows of panels in the source itself; None if they do not lie so."""
+    if not windows.is_plain:
+        return None
+    offset = flatten_index(windows.indices, graph.type(windows.source).shape)
+    wanted = const(1)
+    for axis in reversed(windows.axes):
+        found = offset.coefficient(f"d{axis.axis}")
+        if found is None or not graph.facts.prove_eq(found, wanted):
+            return None
+        wanted = wanted * axis.size
+    along = offset.coefficient(windows.digits[-1][0])
+    for name, _, step in windows.digits:
+        found = offset.coefficient(name)
+        if along is None or found is None or not graph.facts.prove_eq(found, along * step):
+            return None
+    return along
+
+
 class _Unfolding:
     """Index expressions of panels over the result's symbols and the digits of k."""
 

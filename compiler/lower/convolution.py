@@ -17,7 +17,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from ..contract import PANELS, panel_width
 from ..graph import flatten_index, split_index
 from ..kernel_ir import Alloc, Const, Index, Load, Store, TileProduct
-from ..windows import FEW_ROWS, Axis, Windows, is_worth_it, windows_of
+from ..windows import FEW_ROWS, Axis, Windows, is_worth_it, step_in_place, windows_of
 from .blocks import Parallel
 from .expressions import as_dtype, at_least_one, product_of
 from .products import _Product as Product
@@ -29,6 +29,8 @@ STRIPE = 1 << 17
 """Elements of a stripe that, with a few rows of the matrix, fit the second-level cache."""
 STRETCH = 480
 """Columns of a step where any number will do: ten panels of 48, five vectors of AVX-512 in six."""
+BAND = 16
+"""Rows of the other matrix that few rows take at a time."""
 STEPS = 8
 """Steps that a product should have for threads to share."""
 HIGH = 64
@@ -43,38 +45,16 @@ def lower_product(low: Lowering) -> Parallel:
     windows = None
     if p.operands[1] in low.group.packs:
         windows = windows_of(low.graph, p.ref.node)
-    if windows is None or not is_worth_it(low.graph, p.ref.node, windows):
+    wanted = windows is not None and is_worth_it(low.graph, p.ref.node, windows)
+    if windows is None or not (wanted or low.group.when != const(1)):
         return lower_contract(low)
-    step = _direct_step(low, p, windows)
-    if step is not None:
+    most, source = low.facts.bounds(p.rows)[1], low.graph.type(windows.source)
+    few = low.group.when != const(1) or (most is not None and most <= FEW_ROWS)
+    alone = low.group.packs[p.operands[1]].members == {p.operands[1].node}
+    step = step_in_place(low.graph, windows)
+    if few and alone and source.dtype == p.dtype and step is not None:
         return _Direct(low, p, windows, step).lower()
     return _Striped(low, p, windows).lower()
-
-
-def _direct_step(low: Lowering, p: Product, windows: Windows) -> Expr | None:
-    """The step between the rows of panels, where they are read in the source itself."""
-    most = low.facts.bounds(p.rows)[1]
-    source = low.graph.type(windows.source)
-    alone = low.group.packs[p.operands[1]].members == {p.operands[1].node}
-    if not windows.is_plain or not alone or source.dtype != p.dtype:
-        return None
-    if most is None or most > FEW_ROWS:
-        return None
-    offset = flatten_index(windows.indices, source.shape)
-    steps = [offset.coefficient(name) for name, _, _ in windows.digits]
-    wanted = const(1)
-    for axis in reversed(windows.axes):
-        found = offset.coefficient(f"d{axis.axis}")
-        if found is None or not low.facts.prove_eq(found, wanted):
-            return None
-        wanted = wanted * axis.size
-    along = steps[-1]
-    if along is None:
-        return None
-    for found, (_, _, step) in zip(steps, windows.digits, strict=True):
-        if found is None or not low.facts.prove_eq(found, along * step):
-            return None
-    return along
 
 
 class _Stretches:
@@ -91,12 +71,10 @@ class _Stretches:
         block = self.p.row_tile * self.tiles
         return "mb", floordiv(self.p.rows + (block - 1), block, self.low.facts)
 
-    def tiles_of(self, columns: Expr, body: Callable[[str, Expr, Expr, Expr, Expr], None]) -> None:
-        """Runs a body for every panel of a number of columns and every tile down, given a tile,
-        the first row and the number of rows, the first column and the number of columns."""
+    def tiles_of(self, columns: Expr, body: Callable[[Expr, Expr, Expr, Expr], None]) -> None:
+        """Runs a body for every panel of a number of columns and every tile down, given the first
+        row and the number of rows, the first column and the number of columns."""
         low, p = self.low, self.p
-        tile = low.name("tile")
-        low.emit(Alloc(tile, p.dtype, (const(p.row_tile), const(self.width))))
         first = sym("mb") * (p.row_tile * self.tiles)
         end = minimum(first + p.row_tile * self.tiles, p.rows, low.facts)
 
@@ -106,21 +84,32 @@ class _Stretches:
 
             def one_tile() -> None:
                 start = first + sym("t") * p.row_tile
-                rows = minimum(end - start, const(p.row_tile), low.facts)
-                body(tile, start, rows, column, count)
+                body(start, minimum(end - start, const(p.row_tile), low.facts), column, count)
 
+            if self.tiles == 1:
+                return body(first, end - first, column, count)
             tiles = floordiv(end - first + (p.row_tile - 1), p.row_tile, low.facts)
             low.loop("t", const(0), tiles, one_tile)
 
         panels = floordiv(columns + (self.width - 1), self.width, low.facts)
         low.loop("p", const(0), panels, one_panel)
 
+    def tile(self, panels: int = 1) -> str:
+        """Scratch for a tile of each of some panels."""
+        name = self.low.name("tile")
+        shape = (const(panels), const(self.p.row_tile), const(self.width))
+        self.low.emit(Alloc(name, self.p.dtype, shape))
+        return name
+
     def finish(
-        self, tile: str, start: Expr, rows: Expr, column: Expr, count: Expr,
+        self, tile: tuple[str, Expr], start: Expr, rows: Expr, column: Expr, count: Expr,
         pitch: Expr, wide: Expr, origin: tuple[Expr, Expr],
     ) -> None:  # fmt: skip
-        """Stores `count` columns of a tile from `column` on, in rows of `pitch` of which `wide`
-        are wanted. `origin` is the place of row and column 0 in the result."""
+        """Stores `count` columns of a tile (its name and number) from `column` on.
+
+        They are in rows of `pitch` of which `wide` are wanted; row and column 0 of them are at
+        `origin` in the result.
+        """
         low, p, axes = self.low, self.p, self.windows.axes
 
         def store(line: Expr, c: Expr, inside: Expr) -> None:
@@ -131,7 +120,8 @@ class _Stretches:
             at[axes[-1].axis] = origin[1] + c
             if len(axes) > 1:
                 at[axes[0].axis] = origin[0] + line
-            load = Load(tile, (Index(sym("r")), Index(inside)), p.dtype)
+            name, place = tile
+            load = Load(name, (Index(place), Index(sym("r")), Index(inside)), p.dtype)
             with low.part(low.group, {p.ref: lambda _: load}):
                 low.store([at.get(x, const(0)) for x in range(len(p.domain))])
 
@@ -157,7 +147,11 @@ class _Stretches:
 
 
 class _Direct(_Stretches):
-    """Rows of panels read where they lie."""
+    """Rows of panels read where they lie.
+
+    Few rows of the matrix wait for the other one's: they take it in bands of some of its rows, so
+    that it is read along its lines.
+    """
 
     def __init__(self, low: Lowering, p: Product, windows: Windows, step: Expr) -> None:
         super().__init__(low, p, windows)
@@ -165,11 +159,14 @@ class _Direct(_Stretches):
         self.columns = product_of([a.size for a in windows.axes])
         self.width = panel_width(self.columns)
         self.p = replace(p, row_tile=low.schedule.row_tile[self.width])
-        self.tiles = -(-FEW_ROWS // self.p.row_tile)
+        most = low.facts.bounds(p.rows)[1]
+        self.is_thin = most is None or most <= self.p.row_tile or most > FEW_ROWS
+        self.tiles = 1 if self.is_thin else -(-FEW_ROWS // self.p.row_tile)
 
     def lower(self) -> Parallel:
         low, p = self.low, self.p
-        stretch = STRETCH // self.width * self.width
+        panels = STRETCH // self.width
+        stretch = panels * self.width
         pieces = floordiv(self.columns + (stretch - 1), stretch, low.facts)
         parallel = [*self.outer, self.blocks(), ("nb", pieces)]
         low.bind(parallel)
@@ -180,22 +177,46 @@ class _Direct(_Stretches):
         moved = {f"d{a.axis}": 0 for a in self.windows.axes}
         base = offset.substitute({**moved, **{name: 0 for name, _, _ in self.windows.digits}})
         name, left = low.buffer(self.windows.source, "in").name, low.buffer(p.operands[0], "in")
+        tile = self.tile(panels if self.is_thin else 1)
+        area = p.row_tile * self.width
 
-        def one_tile(tile: str, start: Expr, rows: Expr, column: Expr, wanted: Expr) -> None:
+        def multiply(
+            place: Expr, start: Expr, rows: Expr, column: Expr, wanted: Expr, begin: Expr,
+            depth: Expr, adds: bool,
+        ) -> None:  # fmt: skip
+            stride = p.primitive.row_stride
             low.emit(
                 TileProduct(
-                    tile, const(0), const(self.width), left.name,
-                    p.base + start * p.primitive.row_stride, p.primitive.row_stride, const(1),
-                    name, base + first + column, rows, p.depth, p.row_tile, self.width,
-                    width=wanted, panel_row=self.step, panel_col=const(1),
+                    tile, place * area, const(self.width), left.name,
+                    p.base + start * stride + begin, stride, const(1),
+                    name, base + first + column + begin * self.step, rows, depth,
+                    p.row_tile, self.width, adds, wanted, self.step, const(1),
                 )
             )  # fmt: skip
-            wide = self.windows.axes[-1].size
-            place = (const(0), const(0))
-            self.finish(tile, start, rows, first + column, wanted, wide, wide, place)
 
-        self.tiles_of(count, one_tile)
-        return parallel, at_least_one(p.depth) * minimum(p.rows, FEW_ROWS) * stretch
+        def store(place: Expr, start: Expr, rows: Expr, column: Expr, wanted: Expr) -> None:
+            wide = self.windows.axes[-1].size
+            zero = (const(0), const(0))
+            self.finish((tile, place), start, rows, first + column, wanted, wide, wide, zero)
+
+        def whole(start: Expr, rows: Expr, column: Expr, wanted: Expr) -> None:
+            multiply(const(0), start, rows, column, wanted, const(0), p.depth, False)
+            store(const(0), start, rows, column, wanted)
+
+        def band(begin: Expr, adds: bool) -> None:
+            depth = minimum(p.depth - begin, const(BAND), low.facts)
+            self.tiles_of(
+                count, lambda s, r, c, w: multiply(sym("p"), s, r, c, w, begin, depth, adds)
+            )
+
+        if self.is_thin:
+            band(const(0), False)
+            bands = floordiv(p.depth + (BAND - 1), BAND, low.facts)
+            low.loop("kb", const(1), bands, lambda: band(sym("kb") * BAND, True))
+            self.tiles_of(count, lambda s, r, c, w: store(sym("p"), s, r, c, w))
+        else:
+            self.tiles_of(count, whole)
+        return parallel, at_least_one(p.depth) * stretch
 
 
 class _Striped(_Stretches):
@@ -291,7 +312,9 @@ class _Striped(_Stretches):
         self._fill(stripe, planes, x0, y0, rows)
         left = low.buffer(p.operands[0], "in")
 
-        def one_tile(tile: str, start: Expr, count: Expr, column: Expr, wanted: Expr) -> None:
+        tile = self.tile()
+
+        def one_tile(start: Expr, count: Expr, column: Expr, wanted: Expr) -> None:
             low.emit(
                 TileProduct(
                     tile, const(0), const(self.width), left.name,
@@ -300,9 +323,8 @@ class _Striped(_Stretches):
                     width=wanted, panel_place=self._place(),
                 )
             )  # fmt: skip
-            self.finish(
-                tile, start, count, column, wanted, self.pitch, wide, (y0, x0)
-            )
+            place = (tile, const(0))
+            self.finish(place, start, count, column, wanted, self.pitch, wide, (y0, x0))
 
         self.tiles_of((rows - 1) * self.pitch + wide, one_tile)
         return parallel, at_least_one(p.depth) * (self.rows * self.wide)

@@ -60,7 +60,7 @@ def finish(low: Lowering, forms: Mapping[str, Callable[[Lowering], Parallel]]) -
     graph, group = low.graph, low.group
     parallel, work = forms[group.kind](low)
     body = tuple(low.scopes[0].body)
-    count = product_of([extent for _, extent in parallel])
+    count = product_of([extent for _, extent in parallel]) * group.when
     buffers = tuple(low.buffers.values())
     exprs = exprs_of(body) | {e for b in buffers for e in b.shape} | {e for _, e in parallel}
     loops = {name for name, _ in parallel} | bound_names(body)

@@ -38,7 +38,10 @@ class _Product:
         return self.primitive.depth
 
     def width(self, panel: Expr) -> Expr:
-        """The columns of a panel; fewer in the last."""
+        """The columns of a panel; fewer in the last, unless they are known to come out even."""
+        known = self.columns.as_int()
+        if known is not None and known % self.panel == 0:
+            return const(self.panel)
         return minimum(self.columns - panel * self.panel, const(self.panel))
 
     @property

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler.bounds import Bounds
+from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.graph import Builder, Contract, Graph
+from stagefuse.compiler.join import join
+from stagefuse.compiler.lower import Sites, lower
 from stagefuse.compiler.passes import pipeline_of
 from stagefuse.compiler.run_passes import run_passes
+from stagefuse.compiler.schedule import CPU
 from stagefuse.dsl.dims import Facts, const, sym
 from stagefuse.dsl.dtypes import F32, F64, DType
 from stagefuse.dsl.types import TensorType
@@ -97,3 +101,27 @@ def test_a_convolution_with_a_kernel_of_one_is_a_product() -> None:
         "bcij,oc->boij", np.abs(feeds["x"][:, :, ::2, ::2]), np.abs(feeds["w"][..., 0, 0])
     )
     assert np.all(np.abs(found - wanted) <= 21 * (2.0**-24 + 2.0**-50) * scale)
+
+
+def test_few_rows_of_a_matrix_pack_nothing(compiled: tuple[Graph, CpuPipeline]) -> None:
+    """A product of two inputs has three kernels; of the last two one runs."""
+    rng = np.random.default_rng(SEED)
+    graph, pipe = compiled
+    dtype = graph.type(graph.results[0]).dtype
+    unit = 2.0 ** (-24 if dtype.bits == 32 else -53)
+    for m in (1, 9, 35, 36, 37):
+        for k, n in ((15, 17), (16, 480), (33, 481), (100, 975)):
+            feeds = {
+                "x": rng.standard_normal((m, k)).astype(dtype.numpy),
+                "y": rng.standard_normal((k, n)).astype(dtype.numpy),
+            }
+            ((found, wanted),) = both(graph, feeds, {"M": m, "K": k, "N": n}, pipe)
+            scale = np.abs(feeds["x"].astype(float)) @ np.abs(feeds["y"].astype(float))
+            assert np.all(np.abs(found - wanted) <= (k + 1) * (unit + 2.0**-50) * scale)
+    optimized, _ = run_passes(graph, pipeline_of(lambda *_: np.zeros(0)), Bounds())
+    groups = join(optimized, partition(optimized)).groups
+    counts = [lower(optimized, g, Sites(), CPU).count for g in groups]
+    sizes = {"K": 100, "N": 97}
+    for m in (1, 36, 37):
+        runs = [m > 36, m > 36, m <= 36]
+        assert [c.evaluate({"M": m, **sizes}) > 0 for c in counts] == runs
