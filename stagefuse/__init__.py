@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .dsl.diagnostics import CompileError
     from .onnx.errors import OnnxError
+    from .onnx.export.exporting import export_onnx
     from .onnx.importing import import_onnx
     from .runtime.api import compile, load
     from .runtime.errors import (
@@ -41,6 +42,7 @@ __all__ = [
     "Pipeline",
     "PlanError",
     "compile",
+    "export_onnx",
     "import_onnx",
     "load",
 ]
@@ -50,6 +52,7 @@ _HOMES = {
     "OnnxError": "onnx.errors",
     "Pipeline": "runtime.pipeline",
     "compile": "runtime.api",
+    "export_onnx": "onnx.export.exporting",
     "import_onnx": "onnx.importing",
     "load": "runtime.api",
 }

@@ -71,6 +71,7 @@ def commands() -> None:
 commands.add_command(cli_emulate.emulate)
 commands.add_command(cli_fmt.fmt)
 commands.add_command(cli_onnx.import_command)
+commands.add_command(cli_onnx.export_command)
 
 
 @commands.command("compile", short_help="Compile FILE to a .fused file.")

@@ -1,4 +1,4 @@
-"""`stagefuse import`: an ONNX model becomes a `.pipe` source with its weights beside it."""
+"""`stagefuse import` and `export`: from an ONNX model to a `.pipe` source and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Any
 
 import click
 
-from .cli_shared import FILE, JSON, pairs, reported, show_json, working
+from .cli_shared import (
+    FILE,
+    JSON,
+    PIPELINE,
+    WEIGHTS,
+    named_weights,
+    pairs,
+    reported,
+    show_json,
+    working,
+)
 
 
 @click.command("import")
@@ -77,3 +87,44 @@ def fixed_values(options: Sequence[str]) -> dict[str, Any]:
         except (OSError, ValueError, EOFError) as error:
             raise click.UsageError(f"--fix {name}: {text!r} is no array: {error}") from error
     return found
+
+
+@click.command("export")
+@FILE
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+    help="The .onnx file to write; without, beside FILE.",
+)
+@click.option("--opset", type=int, metavar="N", help="The version of the standard.")
+@click.option("--external-data", is_flag=True, help="Keep the weights in a file beside the model.")
+@WEIGHTS
+@PIPELINE
+@JSON
+def export_command(
+    file: Path, output: Path | None, opset: int | None, external_data: bool,
+    weights: tuple[str, ...], pipeline: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Export a pipeline of FILE (.pipe) as an ONNX model in the standard's own domain.
+
+    Without --output it goes beside FILE, with the ending .onnx. Weights of more than 2 GB go to
+    a file MODEL.data beside it.
+    """
+    target = output or file.with_suffix(".onnx")
+    with reported(as_json), working(f"exporting {file}"):
+        from stagefuse.runtime.errors import InputError
+
+        from .onnx.export.exporting import OPSET, export_to
+
+        try:
+            paths = export_to(
+                file, target, pipeline=pipeline, opset=OPSET if opset is None else opset,
+                external_data=external_data, weights=named_weights(weights),
+            )  # fmt: skip
+        except InputError:
+            raise
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+    written = [str(path) for path in paths]
+    if as_json:
+        return show_json(output=str(target), files=written)
+    click.echo("\n".join(written))

@@ -415,3 +415,25 @@ def test_small_floats_come_from_npy_files_and_json_has_no_nan(shell: Shell, tmp_
     code, out, _ = shell("run", path, "--input", tmp_path / "x.npy", "--json")
     found = [r["values"] for r in json.loads(out)["results"]]
     assert code == 0 and found == [[1.0, 0.0], ["inf", "nan"]]
+
+
+def test_export_writes_a_model(shell: Shell, good: Path, tmp_path: Path) -> None:
+    code, out, err = shell("export", good)
+    assert (code, out, err) == (0, f"{tmp_path / 'good.onnx'}\n", "")
+    code, out, _ = shell("export", good, "-o", tmp_path / "m.onnx", "--opset", 19, "--json")
+    assert code == 0 and json.loads(out)["files"] == [str(tmp_path / "m.onnx")]
+    code, _, err = shell("export", good, "--opset", 3)
+    assert code == 2 and "17 to" in err
+    code, _, err = shell("export", good, "--pipeline", "other")
+    assert code == 2 and "there is classify" in err
+
+
+def test_export_names_what_has_no_onnx_form(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "bits.pipe"
+    path.write_text("pipeline p(x: i64[N], y: i64[N]) -> i64[N]:\n    x & y\n")
+    code, out, err = shell("export", path, "--opset", 17)
+    assert (code, out) == (1, "")
+    assert "error[E0301]" in err and "bits.pipe:2:5" in err and "--opset 18" in err
+    assert not (tmp_path / "bits.onnx").exists()
+    code, out, _ = shell("export", path, "--opset", 17, "--json")
+    assert code == 1 and json.loads(out)["diagnostics"][0]["code"] == "E0301"

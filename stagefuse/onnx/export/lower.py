@@ -1,0 +1,301 @@
+"""From the dataflow graph of a pipeline to the nodes of a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stagefuse.compiler.graph import (
+    Concat,
+    Constant,
+    Gather,
+    Graph,
+    Indirect,
+    Input,
+    Map,
+    Node,
+    Position,
+    Reduce,
+    Ref,
+    Scalar,
+    Scan,
+    Scatter,
+    Sort,
+    View,
+    Weight,
+)
+from stagefuse.compiler.plan import ArgumentPlan
+from stagefuse.compiler.plan_check import solve_order
+from stagefuse.compiler.scalar import LARGEST
+from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dtypes import BOOL, I64, DType
+from stagefuse.dsl.program import Pipeline
+
+from .forms import Context, Form, one
+from .model import ELEMENT, Array, Model, Tensor, Unsupported, carrier
+from .naming import names_of
+from .patterns import PATTERNS
+from .products import product
+from .sizes import Sizes
+from .views import Access, Lookup
+from .windows import pool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A node that has no ONNX form, and why."""
+
+    node: Node
+    message: str
+    opset: int
+
+
+def lower(
+    pipeline: Pipeline, graph: Graph, opset: int, load: Callable[[str, str], Array]
+) -> tuple[Model, list[Tensor], list[Tensor], list[Failure]]:
+    """The model, its inputs, its results, and what has no ONNX form."""
+    run = _Lowering(pipeline, graph, opset, load)
+    inputs = run.inputs()
+    results = run.results()
+    return run.model, inputs, results, run.failures
+
+
+class _Lowering:
+    def __init__(
+        self, pipeline: Pipeline, graph: Graph, opset: int, load: Callable[[str, str], Array]
+    ) -> None:
+        self.pipeline, self.graph, self.load = pipeline, graph, load
+        self.model = Model(opset)
+        self.sizes = Sizes(self.model, graph.facts)
+        self.context = Context(graph, self.model, self.sizes)
+        self.values: dict[Ref, Tensor] = {}
+        self.given: dict[str, Tensor] = {}
+        self.failures: list[Failure] = []
+
+    def inputs(self) -> list[Tensor]:
+        """The inputs, and the sizes that their shapes give."""
+        declared = []
+        for name, type, _ in self.pipeline.inputs:
+            self.given[name] = self.model.input(name, type.dtype, type.shape)
+            declared.append(ArgumentPlan(name, "", tuple(map(str, type.shape)), 0))
+        tensors = list(self.given.values())
+        for name, at, axis, rest, factor in solve_order(declared):
+            self.sizes.sources[name] = (tensors[at], axis, rest, factor)
+        return tensors
+
+    def results(self) -> list[Tensor]:
+        """Each result, whole, of its own dtype, under its own name."""
+        forms = self._forms()
+        names = names_of(self.graph)
+        for node_id, form in forms.items():
+            node = self.graph.nodes[node_id]
+            if any(ref not in self.values for ref in form.needs):
+                continue  # something before it failed
+            self._write(node, form, names.get(node_id))
+        self.model.path = ""
+        found: list[Tensor] = []
+        for place, (name, ref) in enumerate(
+            zip([n for n, _ in self.pipeline.results], self.graph.results, strict=True)
+        ):
+            if ref in self.values:
+                many = len(self.graph.results) > 1
+                default = f"result{place}" if many else "result"
+                found.append(self._result(ref, name or default, bool(name), found))
+        return found
+
+    def _write(self, node: Node, form: Form, name: tuple[int, str] | None) -> None:
+        path = [re.sub(r"\W", "_", part) for part in node.label.split(".")[1:-1]]
+        self.model.path = "/".join([*path, ""])
+        before = len(self.model.nodes)
+        try:
+            made = form.write([self.values[ref] for ref in form.needs])
+        except Unsupported as error:
+            self.failures.append(Failure(node, error.message, error.opset))
+            return
+        if name and len(self.model.nodes) > before and len(made) == 1 and made[0].known is None:
+            own = self.model.nodes[-1].output[0]
+            if own == made[0].name:
+                depth, own_name = name
+                full = "/".join([*path[:depth], own_name])
+                made = [self._renamed(made[0], full, before)]
+        for number, tensor in enumerate(made):
+            self.values[Ref(node.id, number)] = tensor
+
+    def _renamed(self, tensor: Tensor, name: str, since: int = 0) -> Tensor:
+        found = Tensor(self.model.rename(tensor.name, name, since), tensor.dtype, tensor.shape)
+        self.model.renamed(tensor, found)
+        self.values.update((ref, found) for ref, t in self.values.items() if t == tensor)
+        return found
+
+    def _result(self, ref: Ref, name: str, is_named: bool, before: Sequence[Tensor]) -> Tensor:
+        type = self.graph.type(ref)
+        found = self.context.layout.whole(self.values[ref], type.shape)
+        found = self._stored(found, type.dtype)
+        fixed = found.name in self.model.constants or found in self.given.values()
+        if fixed or found in before:
+            found = self.model.node("Identity", [found], type.dtype, type.shape)
+        plain = re.fullmatch(r"[A-Za-z_]\w*", found.name) and found.name != found.name.title()
+        if is_named and found.name != name or not is_named and not plain:
+            found = self._renamed(found, name)
+        return found
+
+    def _stored(self, x: Tensor, dtype: DType) -> Tensor:
+        """In the dtype of the result. Storing f8e5m2 keeps infinities and saturates the rest."""
+        if dtype.name != "f8e5m2":
+            return self.model.cast(x, dtype)
+        maps, largest = self.context.maps, LARGEST[dtype.name]
+        kept = maps.op("Max", maps.op("Min", x, maps.like(x, largest)), maps.like(x, -largest))
+        infinite = self.model.node("IsInf", [x], BOOL, x.shape)
+        whole = maps.where(infinite, x, kept)
+        code = ELEMENT[dtype.name]
+        return self.model.node("Cast", [whole], dtype, x.shape, to=code, saturate=0)
+
+    # Forms
+
+    def _forms(self) -> dict[int, Form]:
+        """The forms of the nodes that the results need, in order of the graph."""
+        wanted = {ref.node for ref in self.graph.results}
+        found: dict[int, Form] = {}
+        for node in reversed(self.graph.nodes.values()):
+            if node.id not in wanted:
+                continue
+            form = self._form(node)
+            found[node.id] = form
+            wanted.update(ref.node for ref in form.needs)
+        return dict(reversed(found.items()))
+
+    def _form(self, node: Node) -> Form:
+        for pattern in (product, pool, *PATTERNS):
+            form = pattern(self.context, node)
+            if form is not None:
+                return form
+        return self._plain(node)
+
+    def _plain(self, node: Node) -> Form:
+        c, p, type = self.context, node.primitive, node.type
+        shapes = [self.graph.type(ref).shape for ref in node.operands]
+        match p:
+            case Input():
+                return one([], lambda: self._carried(self.given[p.name]))
+            case Weight():
+                return one([], lambda: self._weight(p, node))
+            case Constant():
+                shape = [d.as_int() or 0 for d in type.shape]
+                array = np.frombuffer(p.data, type.dtype.numpy).reshape(shape)
+                return one([], lambda: self._carried(self.model.constant(array, type.dtype)))
+            case Scalar():
+                value = np.array(p.value)
+                return one([], lambda: self.model.constant(value, carrier(type.dtype)))
+            case Map():
+                return Form(node.operands, lambda t: [self._map(p.fn, t, node)])
+            case Reduce():
+                return one(node.operands, lambda t: c.folds.reduce(
+                    p.kind, t, shapes[0], p.axes, type.dtype))  # fmt: skip
+            case View():
+                access = Access(shapes[0], p.symbols, type.shape, p.indices, p.guard, p.fill)
+                return one(node.operands, lambda t: c.views.write(t, access))
+            case Gather():
+                return Form(node.operands, lambda t: [self._gather(p, t, node)])
+            case Position():
+                return one([], lambda: self._position(p, type.shape))
+            case Concat():
+                return Form(node.operands, lambda t: [self._concat(p, t, node)])
+            case Scan():
+                return one(node.operands, lambda t: c.folds.scan(p.kind, t, type.shape, p.axis))
+            case Sort():
+                return Form(node.operands, lambda t: c.folds.sort(
+                    t[0], type.shape, p.axis, p.descending))  # fmt: skip
+            case Scatter():
+                return Form(node.operands, lambda t: [c.folds.scatter(
+                    p.kind, t, shapes[0], shapes[2], p.axis)])  # fmt: skip
+        return Form((), lambda _: self._refuse(p))
+
+    def _refuse(self, primitive: Any) -> Sequence[Tensor]:
+        raise Unsupported(f"`{type(primitive).__name__.lower()}` has no ONNX form here")
+
+    def _carried(self, tensor: Tensor) -> Tensor:
+        """A stored tensor in the dtype that the model computes with."""
+        dtype = tensor.dtype
+        if dtype.is_float and dtype.bits == 8:
+            self.model.need(19, f"{dtype}")
+        return self.model.cast(tensor, carrier(dtype))
+
+    def _weight(self, p: Weight, node: Node) -> Tensor:
+        array = self.load(p.weights, p.key)
+        files = {n.primitive.weights for n in self.graph.nodes.values()
+                 if isinstance(n.primitive, Weight)}  # fmt: skip
+        name = p.key if len(files) == 1 else f"{p.weights}.{p.key}"
+        return self._carried(self.model.weight(name, array, node.type.dtype))
+
+    def _map(self, fn: str, operands: Sequence[Tensor], node: Node) -> Tensor:
+        if fn == "cast" and node.type.dtype != carrier(node.type.dtype):
+            return self._rounded(operands[0], node)
+        return self.context.maps.apply(fn, operands, node.type.dtype)
+
+    def _rounded(self, x: Tensor, node: Node) -> Tensor:
+        """A conversion to a dtype that the model only stores."""
+        dtype = node.type.dtype
+        if dtype.bits == 8:
+            self.model.need(19, f"{dtype}")
+        own = self.graph.type(node.operands[0]).dtype
+        if own == dtype:
+            return x
+        return self.model.cast(self.model.cast(x, dtype), carrier(dtype))
+
+    def _gather(self, p: Gather, tensors: Sequence[Tensor], node: Node) -> Tensor:
+        c = self.context
+        own = self.graph.type(node.operands[0]).shape
+        facts = self.graph.facts.at_element(p.symbols, node.type.shape)
+
+        def lookup(index: Indirect) -> Lookup:
+            exprs = (*index.indices, index.scale, index.offset)
+            used = frozenset[str]().union(*(e.symbols() for e in exprs))
+            names = tuple(n for n in p.symbols if n in used)
+            shape = tuple(node.type.shape[p.symbols.index(n)] for n in names)
+
+            def build() -> Tensor:
+                ids = self.graph.type(node.operands[index.operand]).shape
+                access = Access(ids, names, shape, index.indices)
+                found = c.views.write(tensors[index.operand], access)
+                lines = {n: self.sizes.positions(d, len(names) - k - 1)
+                         for k, (n, d) in enumerate(zip(names, shape, strict=True))}  # fmt: skip
+                if index.scale.as_int() != 1:
+                    by = self.sizes.value(index.scale, lines, facts)
+                    found = self.sizes.apply("Mul", found, by)
+                if index.offset.terms:
+                    by = self.sizes.value(index.offset, lines, facts)
+                    found = self.sizes.apply("Add", found, by)
+                return found
+
+            return Lookup(names, build)
+
+        indices = tuple(lookup(i) if isinstance(i, Indirect) else i for i in p.indices)
+        x = c.layout.whole(tensors[0], own)
+        return c.views.write(x, Access(own, p.symbols, node.type.shape, indices))
+
+    def _position(self, p: Position, shape: tuple[Expr, ...]) -> Tensor:
+        lines = {n: self.sizes.positions(d, len(shape) - k - 1)
+                 for k, (n, d) in enumerate(zip(p.symbols, shape, strict=True))}  # fmt: skip
+        facts = self.graph.facts.at_element(p.symbols, shape)
+        known = p.expr.as_int()
+        if known is not None:
+            return self.model.constant(known)
+        if not p.expr.symbols() & set(p.symbols):
+            return self.sizes.scalar(p.expr)
+        return self.sizes.value(p.expr, lines, facts)
+
+    def _concat(self, p: Concat, tensors: Sequence[Tensor], node: Node) -> Tensor:
+        """The axes that all parts only repeat stay small."""
+        c = self.context
+        whole = []
+        for tensor, ref in zip(tensors, node.operands, strict=True):
+            shape = self.graph.type(ref).shape
+            whole.append(c.layout.whole(tensor, shape))
+        return self.model.node("Concat", whole, whole[0].dtype, node.type.shape, axis=p.axis)
+
+
+__all__ = ["I64", "lower"]
