@@ -11,6 +11,7 @@ from stagefuse.compiler.kernel_ir import (
     If,
     Index,
     Let,
+    Load,
     SortRow,
     Statement,
     Store,
@@ -22,6 +23,8 @@ from stagefuse.dsl.dims import Expr, const
 from .values import post_order
 
 UNROLLED, UNROLLED_VALUES = 32, 400
+WINDOW, WINDOW_VALUES = 64, 2000
+"""The same for folds over several loops, the windows of an image: whatever they read lies near."""
 
 
 def walk(body: Sequence[Statement]) -> Iterator[Statement]:
@@ -45,13 +48,19 @@ def written_buffers(body: Sequence[Statement]) -> frozenset[str]:
     return frozenset(found)
 
 
-def is_unrolled(s: Fold) -> bool:
+def is_short(s: Fold, most: int = UNROLLED, values: int = UNROLLED_VALUES) -> bool:
     """Whether a fold is short enough to be written out, so that a loop around it can be wide."""
     extents = [extent.as_int() for _, extent in s.loops]
-    count = math.prod(UNROLLED + 1 if e is None else e for e in extents)
-    if None in extents or count > UNROLLED or s.kind.startswith("arg"):
+    count = math.prod(most + 1 if e is None else e for e in extents)
+    if None in extents or count > most or s.kind.startswith("arg"):
         return False
-    return count * len(post_order(s.value)) <= UNROLLED_VALUES
+    return count * len(post_order(s.value)) <= values
+
+
+def is_unrolled(s: Fold) -> bool:
+    """Whether a fold is written out on the CPU: one that is short, or over a window."""
+    window = sum(extent.as_int() != 1 for _, extent in s.loops) > 1
+    return is_short(s, WINDOW, WINDOW_VALUES) if window else is_short(s)
 
 
 def is_loop(s: Statement) -> bool:
@@ -68,6 +77,22 @@ def at_most(expr: Expr, limit: int) -> bool:
         atom, power = expr.terms[0][0][0]
         return power == 1 and atom.kind == "min" and any(at_most(a, limit) for a in atom.args)
     return False
+
+
+def is_adjacent(body: Sequence[Statement], index: str) -> bool:
+    """Whether what statements read is adjacent along a loop, or the same: no gathers."""
+    for value in values_of(body, frozenset()):
+        for part in post_order(value):
+            if isinstance(part, Load) and part.indices:
+                *lead, last = part.indices
+                if not isinstance(last, Index) or any(
+                    not isinstance(v, Index) or index in v.expr.symbols() for v in lead
+                ):
+                    return False
+                step = last.expr.coefficient(index)
+                if step not in (const(0), const(1)):
+                    return False
+    return True
 
 
 def values_of(body: Sequence[Statement], written: frozenset[str]) -> Iterator[KernelValue]:

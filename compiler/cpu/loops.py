@@ -16,7 +16,7 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 
 from . import scalars
-from .bodies import at_most, is_loop, values_of, walk
+from .bodies import at_most, is_adjacent, is_loop, values_of, walk
 from .ir import Value
 from .reading import ValueWriter
 from .values import parts
@@ -75,7 +75,8 @@ class LoopWriter(ValueWriter):
 
         ahead = list(values_of(s.body, self.written))
         short = at_most(s.hi - s.lo, SHORT_LOOP) or at_most(s.hi, SHORT_LOOP)
-        self._loop(lo, hi, [], body, ahead, {s.index}, s.vector, innermost, short)
+        masked = short and is_adjacent(s.body, s.index)
+        self._loop(lo, hi, [], body, ahead, {s.index}, s.vector, innermost, short, masked)
 
     def _loop(
         self,
@@ -88,9 +89,11 @@ class LoopWriter(ValueWriter):
         parallel: bool,
         innermost: bool,
         short: bool = False,
+        masked: bool = False,
     ) -> list[Value]:
         """A counted loop with accumulators; checks among `ahead` that it does not change go
-        before it. A `short` loop is widened once, not interleaved."""
+        before it. A `short` loop is widened once, not interleaved; where it is `masked`, what is
+        left over is done under a mask and not one by one."""
         code = self.code
         enter, loop, after = code.label("enter"), code.label("loop"), code.label("after")
         before = code.block
@@ -112,7 +115,7 @@ class LoopWriter(ValueWriter):
             latch = code.block
             following = code.emit(f"add nsw i64 {i.text}, 1", "i64")
             again = code.emit(f"icmp slt i64 {following.text}, {hi.text}", "i1")
-            code.branch_if(again, loop, after, self._loop_metadata(group, innermost, short))
+            code.branch_if(again, loop, after, self._loop_metadata(group, innermost, short, masked))
             phis = [
                 f"  {i.text} = phi i64 [ {lo.text}, %{entered} ], [ {following.text}, %{latch} ]"
             ]
@@ -133,7 +136,7 @@ class LoopWriter(ValueWriter):
             for first, result in zip(start, results, strict=True)
         ]
 
-    def _loop_metadata(self, group: str, innermost: bool, short: bool) -> str:
+    def _loop_metadata(self, group: str, innermost: bool, short: bool, masked: bool) -> str:
         if not innermost:
             return ""
         properties = []
@@ -142,7 +145,7 @@ class LoopWriter(ValueWriter):
         if short:
             properties.append(self.module.node('!{!"llvm.loop.interleave.count", i32 1}'))
             properties.append(self.module.node('!{!"llvm.loop.unroll.disable"}'))
-            if self.module.level == "v4":  # what is left over is done under a mask
+            if masked and self.module.level == "v4":
                 name = "llvm.loop.vectorize.predicate.enable"
                 properties.append(self.module.node(f'!{{!"{name}", i1 true}}'))
         else:  # a third of the compile time, for loops that the vectoriser interleaves

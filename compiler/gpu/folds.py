@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-from stagefuse.compiler.cpu.bodies import is_unrolled
+from stagefuse.compiler.cpu.bodies import is_short
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import Fold, Load
 from stagefuse.compiler.scalar import identity
@@ -48,7 +48,7 @@ class FoldWriter(LoopWriter):
         total = 1
         for size in sizes:
             total *= FEW + 1 if size is None else size
-        return total <= FEW and is_unrolled(s)
+        return total <= FEW and is_short(s)
 
     # Steps
 
@@ -95,7 +95,7 @@ class FoldWriter(LoopWriter):
     def _fold_here(self, s: Fold) -> Carry:
         before, self.mask = self.mask, None
         try:
-            if is_unrolled(s):
+            if is_short(s):
                 return self._fold_unrolled(s)
             if self.team.across:
                 return self._fold_down(s)

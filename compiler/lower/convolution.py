@@ -36,7 +36,7 @@ STEPS = 8
 HIGH = 64
 """Rows that an image is taken to have where that is not known."""
 COPY = 1.0
-"""The time to copy an element into a stripe, in those of 32 multiply-adds."""
+"""Cycles to copy an element into a stripe."""
 
 
 def lower_product(low: Lowering) -> Parallel:
@@ -262,7 +262,8 @@ class _Striped(_Stretches):
     def _choice(self) -> tuple[int, int, int]:
         """Rows of columns in a step, the width of panels, tiles down: what costs least.
 
-        Time is counted in vectors of 16 columns by a row of the matrix and an element of depth.
+        Time is counted in cycles of two vectors of 16 columns by a row of the matrix. Parts of
+        the matrix, where there are few bands of the image, each copy their stripe again.
         """
         p, low = self.p, self.low
         height = 1 if self.across is None else self.across.size.as_int() or HIGH
@@ -273,23 +274,22 @@ class _Striped(_Stretches):
         matrix = p.rows.as_int() or FEW_ROWS
         if pitch is None or wide is None or channels is None or depth is None:
             return 1, 48, -(-matrix // low.schedule.row_tile[48])
-        best: tuple[float, int, int] | None = None
+        pieces = -(-(self.along.size.as_int() or wide) // wide)
+        best: tuple[float, int, int, int] | None = None
         for rows in range(1, height + 1):
             stored = channels * self.phases * (rows + self.above) * pitch
             if best and stored > STRIPE:
                 break
-            columns = (rows - 1) * pitch + wide
+            bands = -(-height // rows)
             for width in (48, 64, 32):
-                time = matrix * depth * panels_time(columns, width) / 32 + COPY * stored
-                whole = -(-height // rows) * time
+                tiles = -(-matrix // low.schedule.row_tile[width])
+                parts = min(tiles, -(-STEPS // (bands * pieces)))
+                time = panels_time((rows - 1) * pitch + wide, width) * matrix * depth / 2
+                whole = bands * (time + COPY * stored * parts)
                 if best is None or whole < 0.995 * best[0]:
-                    best = whole, rows, width
+                    best = whole, rows, width, -(-tiles // parts)
         assert best is not None
-        _, rows, width = best
-        steps = -(-height // rows) * -(-(self.along.size.as_int() or wide) // wide)
-        tiles = -(-matrix // low.schedule.row_tile[width])
-        parts = min(tiles, max(1, STEPS // steps))
-        return rows, width, -(-tiles // parts)
+        return best[1:]
 
     def lower(self) -> Parallel:
         low, p, along, across = self.low, self.p, self.along, self.across
@@ -348,15 +348,15 @@ class _Striped(_Stretches):
         """Copies what the step's columns see; elsewhere there are zeros."""
         low, p, windows = self.low, self.p, self.windows
         node = low.graph.nodes[p.operands[1].node]
-        zero = Const(0.0, p.dtype)
-        low.loop(
-            "z", const(0), planes * self.plane + self.width,
-            lambda: low.emit(Store(stripe, (Index(sym("z")),), zero)), vector=True,
-        )  # fmt: skip
         plane = flatten_index(
             [sym(n) for n, _, _ in windows.channels], [size for _, size, _ in windows.channels]
         )
         at: dict[int, Expr] = {}
+
+        def clear(first: Expr, size: Expr) -> None:
+            spot = (Index(first + sym("z")),)
+            zero = Const(0.0, p.dtype)
+            low.loop("z", const(0), size, lambda: low.emit(Store(stripe, spot, zero)), vector=True)
 
         def element(where: Expr) -> None:
             indices = [at.get(n, e) for n, e in enumerate(windows.indices)]
@@ -391,10 +391,13 @@ class _Striped(_Stretches):
             if left:
                 (name, size), *rest = left
                 return low.loop(name, const(0), size, lambda: channels(rest))
+            size = self.plane * self.phases
+            clear(plane * size, size)
             if self.across is None:
                 return band(const(0))
             self._phases("v", self.across, band)
 
+        clear(planes * self.plane, const(self.width))
         with low.part(low.group.packs[p.operands[1]], {}):
             channels([(n, size) for n, size, _ in windows.channels])
 
