@@ -27,7 +27,7 @@ from stagefuse.dsl.dims import Expr, as_expr, const
 
 from . import scalars, vector_math
 from .bodies import is_loop, values_of, walk
-from .folds import FoldWriter
+from .fetch import FetchWriter
 from .ir import Value
 from .memory import Memory
 from .module import Module
@@ -63,7 +63,7 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
     return "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
 
 
-class KernelWriter(FoldWriter):
+class KernelWriter(FetchWriter):
     """Writes the function of one kernel."""
 
     def text(self) -> str:
