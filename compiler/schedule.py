@@ -18,18 +18,21 @@ class Schedule:
     `chunk`: what one parallel step of a flat pointwise kernel handles. `columns`: adjacent columns
     that a column reduction accumulates side by side. `row_tile`: rows of a product's scratch tile
     by the width of its panels. `tiles_per_block`, `panel_group`: tiles down and panels across that
-    one step of a product computes; `packed_tiles`: tiles down where it packs its panels itself.
-    `depth_block`: how much of a long sum of products is done at a time, so that the panel's part
-    stays in the second-level cache. `stage_flops`: a value this dear that several passes over a
-    row need is kept in a scratch row. `step_flops`: arithmetic that makes a parallel step worth
-    handing to another thread.
+    one step of a product computes, at most; the tiles' rows of the left operand are no more than
+    `block_bytes`, so that they stay in the second-level cache. `packed_tiles`: tiles down where a
+    step packs its panels itself. `deep_tiles`: tiles down where two are too many bytes;
+    `depth_block` of the sum is then done at a time, so that it is the panel's part that stays.
+    `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
+    `step_flops`: arithmetic that makes a parallel step worth handing to another thread.
     """
 
     chunk: int = 4096
     columns: int = 256
     row_tile: Mapping[int, int] = field(default_factory=dict)
-    tiles_per_block: int = 16
+    tiles_per_block: int = 6
+    block_bytes: int = 800_000
     packed_tiles: int = 8
+    deep_tiles: int = 16
     panel_group: int = 1
     depth_block: int = 512
     stage_flops: int = 8
@@ -45,7 +48,9 @@ GPU = Schedule(
     columns=128,
     row_tile=MappingProxyType({48: 64, 64: 64, 32: 64, 16: 64}),
     tiles_per_block=1,
+    block_bytes=1 << 60,
     packed_tiles=1,
+    deep_tiles=1,
     panel_group=1,
     depth_block=1 << 40,
     stage_flops=1 << 40,

@@ -10,6 +10,7 @@ from stagefuse.dsl.dtypes import DType
 
 from ..graph import Contract, Ref, View, flatten_index, split_index
 from ..kernel_ir import Alloc, Const, Index, Load, Store, TileProduct, Value
+from ..schedule import Schedule
 from .blocks import Parallel
 from .expressions import as_dtype, at_least_one, product_of
 from .values import Lowering
@@ -121,14 +122,12 @@ def lower_contract(low: Lowering) -> Parallel:
     p = _product(low, low.group.anchor)
     packs = p.operands[1] in low.group.packs
     group = low.schedule.panel_group
-    tiles = low.schedule.packed_tiles if packs else low.schedule.tiles_per_block
+    tiles, whole = _blocking(low.schedule, p, packs)
     block = p.row_tile * tiles
     blocks = floordiv(p.rows + (block - 1), block, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)
     parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
     low.bind(parallel)
-    known = p.depth.as_int()
-    whole = known is not None and known <= low.schedule.depth_block
     tile = _tile(low, p, 1 if whole else tiles)
     matrix = _Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
     first = sym("mb") * block
@@ -178,6 +177,18 @@ def lower_contract(low: Lowering) -> Parallel:
 
     low.loop("p", sym("nb") * group, minimum(sym("nb") * group + group, p.panels), one_panel)
     return parallel, at_least_one(p.depth) * (group * p.panel)
+
+
+def _blocking(schedule: Schedule, p: _Product, packs: bool) -> tuple[int, bool]:
+    """Tiles down that a step computes, and whether over the whole depth at once."""
+    depth = p.depth.as_int()
+    if depth is not None and not packs:
+        row_bytes = p.row_tile * max(1, depth) * p.dtype.itemsize
+        tiles = min(schedule.tiles_per_block, schedule.block_bytes // row_bytes)
+        if tiles >= min(2, schedule.tiles_per_block):
+            return tiles, True
+    whole = depth is not None and depth <= schedule.depth_block
+    return schedule.packed_tiles if packs else schedule.deep_tiles, whole
 
 
 def lower_chain(low: Lowering) -> Parallel:
