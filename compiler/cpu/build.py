@@ -75,9 +75,8 @@ class LevelBuild:
         alone = [level for level in self.texts if level not in self.children]
         found = {level: compile_text(self.texts[level], level) for level in alone}
         for level, child in self.children.items():
-            assert child.stdout is not None
-            output = child.stdout.read()
-            if child.wait() or not output:  # whatever is wrong with processes here
+            output = child.output()
+            if not output:  # whatever is wrong with processes here
                 output = compile_text(self.texts[level], level)
             found[level] = output
         return {level: found[level] for level in self.texts}
@@ -85,25 +84,54 @@ class LevelBuild:
     def stop(self) -> None:
         """Ends processes that are not waited for."""
         for child in self.children.values():
-            child.kill()
-            child.communicate()
+            child.stop()
 
 
-def _start(text: str, level: str) -> subprocess.Popen[bytes] | None:
-    """A process that compiles a text; None where no process can be started."""
-    script = _CHILD.format(path=[p or "." for p in sys.path], level=level)
-    with tempfile.TemporaryFile() as source:  # a pipe would fill before the child reads it
-        source.write(text.encode())
-        source.seek(0)
+class _Child:
+    """A process that compiles a text to a file of its own.
+
+    Both ways are files, not pipes: those are full before the other side reads, and a process that
+    is stopped while it waits to write, and goes on later, may leave the rest unwritten.
+
+    Raises OSError where no process can be started.
+    """
+
+    def __init__(self, text: str, level: str) -> None:
+        script = _CHILD.format(path=[p or "." for p in sys.path], level=level)
+        self.file = tempfile.TemporaryFile()
         try:
-            return subprocess.Popen(
-                [sys.executable, "-c", script],
-                stdin=source,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
+            with tempfile.TemporaryFile() as source:
+                source.write(text.encode())
+                source.seek(0)
+                self.process = subprocess.Popen(
+                    [sys.executable, "-c", script],
+                    stdin=source, stdout=self.file, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
         except OSError:
-            return None
+            self.file.close()
+            raise
+
+    def output(self) -> bytes:
+        """The object file; waits for it. Nothing if the process failed."""
+        with self.file:
+            if self.process.wait():
+                return b""
+            self.file.seek(0)
+            return self.file.read()
+
+    def stop(self) -> None:
+        """Ends a process that is not waited for."""
+        self.process.kill()
+        self.process.wait()
+        self.file.close()
+
+
+def _start(text: str, level: str) -> _Child | None:
+    """A process that compiles a text; None where no process can be started."""
+    try:
+        return _Child(text, level)
+    except OSError:
+        return None
 
 
 def build(kernels: Sequence[Kernel], level: str) -> bytes:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import struct
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -196,3 +198,19 @@ def test_levels_built_together_are_the_levels_built_alone(monkeypatch: pytest.Mo
     assert found == {level: build.build(kernels, level) for level in build.LEVELS}
     monkeypatch.setattr(build.sys, "executable", "/nowhere/python")
     assert build.LevelBuild(kernels, build.LEVELS).objects() == found
+
+
+def test_a_process_that_is_stopped_for_a_while_gives_its_whole_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from stagefuse.compiler.cpu import build
+
+    script = "{path!r}; {level!r}; import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
+    monkeypatch.setattr(build, "_CHILD", script)
+    text = "x" * 500_000  # more than a pipe holds
+    child = build._start(text, "v3")
+    assert child is not None
+    for signal_number in (signal.SIGSTOP, signal.SIGCONT):
+        time.sleep(0.5)
+        os.kill(child.process.pid, signal_number)
+    assert child.output() == text.encode()
