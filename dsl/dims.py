@@ -408,6 +408,10 @@ _EVALUATE: dict[str, Callable[[int, int], int]] = {
 }
 
 
+MOST_EXPRESSIONS = 200
+"""How many expressions a proof may look at before the question is left open."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known of symbols: inclusive ranges, and expressions that a number divides.
@@ -526,19 +530,33 @@ class Facts:
 
     def is_nonneg(self, expr: IntLike) -> bool:
         """Whether it is proved to be at least 0."""
-        return self._prove_nonneg(as_expr(expr), 5)
+        return self._prove_nonneg(as_expr(expr), 5, [MOST_EXPRESSIONS])
 
-    def _prove_nonneg(self, expr: Expr, fuel: int) -> bool:
-        """Intervals first; then any one atom is replaced by its worst case, and again."""
+    def _prove_nonneg(self, expr: Expr, fuel: int, left: list[int]) -> bool:
+        """Intervals first; then any one atom is replaced by its worst case, and again.
+
+        `left` counts down the expressions that are looked at.
+        """
         low = self._interval(expr, 0)[0]
         if low is not None and low >= 0:
             return True
-        if fuel == 0:
+        if fuel <= self._unproved.get(expr, 0) or not left[0]:
             return False
+        left[0] -= 1
         for cases in self._worst_cases(expr):
-            if all(self._prove_nonneg(case, fuel - 1) for case in cases):
+            if all(self._prove_nonneg(case, fuel - 1, left) for case in cases):
                 return True
+        if left[0]:
+            self._unproved[expr] = fuel
         return False
+
+    @cached_property
+    def _unproved(self) -> dict[Expr, int]:
+        """Expressions that no proof was found for, and with how much fuel.
+
+        Atoms replaced in another order lead to the same expression again.
+        """
+        return {}
 
     def _worst_cases(self, expr: Expr) -> Iterator[list[Expr]]:
         """Lists of expressions: where all of one list are not negative, neither is `expr`."""
@@ -575,8 +593,8 @@ class Facts:
             scaled, remainder = _divide(slope, b)
             if scaled.terms and not remainder.terms:
                 yield [rest + scaled * (a if sign < 0 else a - b + 1)]
-            if sign > 0 and self._interval(a, 0)[0] == 0:
-                yield [rest]
+            if sign > 0:
+                yield [rest, a]
         elif atom.kind == "%" and self._sign(b - 1) == 1:
             yield [rest + slope * (b - 1)] if sign < 0 else [rest]
 
