@@ -372,6 +372,15 @@ CASES = [
              :, :, ((np.arange(20) * 2 + 1) * 13) // 40], {"x": PIXELS}),
     Case("image.center_crop", "x: u8[B, H, W, 3]", "image.center_crop(x, 6, 9)",
          lambda x: x[:, 2:8, 2:11], {"x": PIXELS}),
+    Case("image.center_square", "x: u8[B, H, W, 3]", "image.center_square(x)",
+         lambda x: x[:, :, 1:12], {"x": PIXELS}),
+    Case("image.center_square", "x: u8[B, H, W, 3]", "image.center_square(x)",
+         lambda x: x[:, 2:7], {"x": np.ascontiguousarray(PIXELS[:, :10, :5])}),
+    *(Case("nn.pad_same", "x: f32[B, 4, 9, 8]", f"nn.pad_same(x, {size}, {stride})",
+           lambda x, around=around: np.pad(x, ((0, 0), (0, 0), *around)), {"x": IMAGE})
+      for size, stride, around in (
+          (3, 1, ((1, 1), (1, 1))), (3, 2, ((1, 1), (0, 1))), (5, 3, ((1, 1), (1, 2))),
+          (2, 1, ((0, 1), (0, 1))), (1, 2, ((0, 0), (0, 0))))),
 ]  # fmt: skip
 
 

@@ -30,7 +30,6 @@ from .values import (
     BuiltinFunction,
     Dim,
     DTypeValue,
-    EntryPoint,
     Function,
     Items,
     NoneValue,
@@ -76,8 +75,6 @@ def call(
         case Function():
             return _Inlining(frame, function, args, keywords, span).value()
     notes = []
-    if isinstance(function, EntryPoint):
-        notes = ["a pipeline is an entry point; what two pipelines share is a `fn`"]
     if isinstance(function, Scope):
         notes = ["weights are passed to a function: `nn.linear(x, w.layer)`"]
     raise Failed("E0204", "this cannot be called", callee.span, describe(function), notes=notes)

@@ -19,7 +19,6 @@ from .values import (
     BuiltinFunction,
     Dim,
     DTypeValue,
-    EntryPoint,
     Function,
     Interval,
     Items,
@@ -170,7 +169,7 @@ class Checker:
                 return self._weights(scope, item)
             case ast.Fn():
                 return Function(item, scope)
-        return EntryPoint(item.name)
+        return Function(_as_function(item), scope)
 
     def _constant(self, scope: ModuleScope, item: ast.Const) -> Value:
         from .expressions import evaluate
@@ -247,6 +246,14 @@ class Checker:
                 missing = "" if module in self.modules else f", after `import {module}`"
                 return f"`{module}` has it: `{module}.{name}`{missing}"
         return None
+
+
+def _as_function(node: ast.Pipeline) -> ast.Fn:
+    """What a call of a pipeline inlines: its signature, its conditions and its body."""
+    return ast.Fn(
+        node.span, node.name, node.name_span, (), node.params, node.result, node.where, node.body,
+        node.doc,
+    )  # fmt: skip
 
 
 def _is_constant(value: Value) -> bool:

@@ -149,17 +149,10 @@ class Scope(Value):
 
 @dataclass(frozen=True, eq=False)
 class Function(Value):
-    """An `fn` of a module."""
+    """An `fn` of a module, or a pipeline, called as one."""
 
     node: ast.Fn
     module: ModuleScope
-
-
-@dataclass(frozen=True)
-class EntryPoint(Value):
-    """A pipeline of the file, which cannot be called."""
-
-    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,8 +221,6 @@ def describe(value: Value) -> str:
             return f"the range {value.start}..{value.stop}"
         case Function():
             return f"the function `{value.node.name}`"
-        case EntryPoint():
-            return f"the pipeline `{value.name}`"
         case BuiltinFunction():
             return f"the built-in `{value.record.name}`"
         case Special():

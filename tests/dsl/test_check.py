@@ -283,6 +283,41 @@ def test_modules_of_the_program_itself() -> None:
     assert result_types(text, helper=helper, base=base) == ["f32[3, N]"]
 
 
+def test_pipelines_are_called_as_functions_are() -> None:
+    model = """
+weights w = "model.npz"
+pipeline model(x: f32[B, 8]) -> (y: f32[B, 8], n: i64[B])
+where B in 1..=64:
+    x @ w.layer[10].weight, argmax(x, axis=1)
+"""
+    text = """
+import model
+pipeline twice(x: f32[B, 8]) -> f32[B, 8]
+where B >= 1:
+    model.model(once(x)).y
+pipeline once(x: f32[B, 8]) -> f32[B, 8]:
+    y, n = model.model(x)
+    y
+"""
+    pipeline = checked(text, model=model)
+    assert [str(pipeline.types[value]) for _, value in pipeline.results] == ["f32[B, 8]"]
+    assert [str(c.expr) for c in pipeline.checks if c.relation == ">=0"].count("-B + 64") == 2
+    assert [a.label for a in pipeline.body if a.op == "matmul"] == [
+        "twice.once.model.matmul", "twice.model.matmul"
+    ]  # fmt: skip
+
+
+def test_the_greatest_square_of_an_image_is_inside_it() -> None:
+    text = """
+pipeline p(x: u8[B, H, W]):
+    side = min(H, W)
+    top = (H - side) // 2
+    left = (W - side) // 2
+    x[:, top:top + side, left:left + side]
+"""
+    assert result_types(text) == ["u8[B, min(H, W), min(H, W)]"]
+
+
 def test_operations_know_where_they_stand_and_what_called_them() -> None:
     text = "fn f(x: f32[N]) -> f32[N]:\n    exp(x)\npipeline p(x: f32[N]):\n    f(f(x))\n"
     pipeline = checked(text)
