@@ -46,7 +46,8 @@ def import_onnx(
 ) -> Path:
     """Write the `.pipe` of a model file, and a `.safetensors` beside it; the path of the `.pipe`.
 
-    Both are called like the model; files of these names are written over. `fixed` gives inputs
+    Both are called like the model, or like `folder` where that is a `.pipe` file to be made; files
+    of these names are written over. `fixed` gives inputs
     of the model values for good: shapes, axes and the like that the program must know while it is
     compiled. `sizes` gives sizes that vary a range, `{"sequence": (1, 512)}`, with a step,
     `{"height": (32, 1024, 32)}`, or one value; a size without a name is `"input.axis"`. Without it
@@ -54,7 +55,9 @@ def import_onnx(
 
     Raises OnnxError with everything that cannot be imported, OSError.
     """
-    target = Path(folder) / f"{file_stem(Path(model).stem)}.pipe"
+    target = Path(folder)
+    if target.suffix != ".pipe":
+        target = target / f"{file_stem(Path(model).stem)}.pipe"
     return import_to(model, target, fixed=fixed, sizes=sizes)
 
 
