@@ -116,7 +116,7 @@ for some sizes
         ("concat(x, x)", "E0204", "x", "a list of tensors", "`[x]`"),
         ("sum(x, axis=ids)", "E0208", "ids", "an axis", ""),
         ("x(3)", "E0204", "x", "cannot be called", ""),
-        ("p(x)", "E0204", "p", "cannot be called", ""),
+        ("p(x, ids)", "E0211", "p(x, ids)", "`p` calls itself", ""),
         ("x.shape", "E0220", "shape", "no attribute `shape`", "f32[B, T]"),
         ("x[:, 4]", "E0216", "4", "index 4 is out of bounds", ""),
         ("x[:, -5]", "E0216", "-5", "index -5 is out of bounds", ""),
