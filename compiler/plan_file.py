@@ -53,13 +53,8 @@ _PADDING_FIELD = 0xD935  # the extra field that Android's zipalign uses
 _MAX_HEADER = 100_000_000
 _GPU_PLANS: Any = tuple[GpuPlan, ...]
 
-# Names of dtypes in safetensors files.
-_SAFETENSORS = {
-    "f64": "F64", "f32": "F32", "f16": "F16", "bf16": "BF16", "f8e4m3": "F8_E4M3",
-    "f8e5m2": "F8_E5M2", "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8", "u8": "U8",
-    "bool": "BOOL",
-}  # fmt: skip
-_FROM_SAFETENSORS = {theirs: ours for ours, theirs in _SAFETENSORS.items()}
+_FROM_SAFETENSORS = {d.stored: d for d in DTYPES.values()}
+
 
 
 def write(plan: Plan, path: str | Path) -> None:
@@ -168,7 +163,7 @@ def _safetensors(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[bytes, lis
             raise PlanError(f"the array {name!r} has the dtype {array.dtype}, which no plan holds")
         end = offset + array.nbytes
         header[name] = {
-            "dtype": _SAFETENSORS[dtype.name],
+            "dtype": dtype.stored,
             "shape": list(array.shape),
             "data_offsets": [offset, end],
         }
@@ -363,7 +358,7 @@ def _header_bytes(data: memoryview) -> memoryview:
 
 def _array(body: memoryview, name: str, entry: Any) -> np.ndarray[Any, Any]:
     try:
-        dtype = DTYPES[_FROM_SAFETENSORS[entry["dtype"]]].numpy
+        dtype = _FROM_SAFETENSORS[entry["dtype"]].numpy
         shape, (begin, end) = entry["shape"], entry["data_offsets"]
         numbers = [*shape, begin, end]
         size = dtype.itemsize

@@ -12,11 +12,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DType:
-    """An element type: `kind` is float, int, uint or bool; `bits` the size in memory."""
+    """An element type: `kind` is float, int, uint or bool; `bits` the size in memory.
+
+    `array` is the name of NumPy's dtype, or of that of `ml_dtypes` if NumPy has none; `stored`
+    the name in safetensors files. `digits` are those of a float's significand, with the one that
+    is not stored, and `exponent` the bits of its exponent.
+    """
 
     name: str
     kind: str
     bits: int
+    array: str
+    stored: str
+    digits: int = 0
+    exponent: int = 0
 
     def __str__(self) -> str:
         return self.name
@@ -57,35 +66,38 @@ class DType:
         """The NumPy dtype; bf16 and f8 are those of `ml_dtypes`."""
         import numpy as np
 
-        if self.name in _NUMPY:
-            return np.dtype(_NUMPY[self.name])
+        if not self.is_extended:
+            return np.dtype(self.array)
         import ml_dtypes
 
-        small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[self.name]))
+        small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.array))
         return small
 
+    @property
+    def is_extended(self) -> bool:
+        """Whether NumPy lacks this one and `ml_dtypes` has it."""
+        return self.is_small_float and self.name != "f16"
 
-_NUMPY = {
-    "f64": "float64", "f32": "float32", "f16": "float16", "i64": "int64", "i32": "int32",
-    "i16": "int16", "i8": "int8", "u8": "uint8", "bool": "bool",
-}  # fmt: skip
-_ML_DTYPES = {"bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2"}
 
-F64 = DType("f64", "float", 64)
-F32 = DType("f32", "float", 32)
-F16 = DType("f16", "float", 16)
-BF16 = DType("bf16", "float", 16)
-F8E4M3 = DType("f8e4m3", "float", 8)
-F8E5M2 = DType("f8e5m2", "float", 8)
-I64 = DType("i64", "int", 64)
-I32 = DType("i32", "int", 32)
-I16 = DType("i16", "int", 16)
-I8 = DType("i8", "int", 8)
-U8 = DType("u8", "uint", 8)
-BOOL = DType("bool", "bool", 8)
+F64 = DType("f64", "float", 64, "float64", "F64", 53, 11)
+F32 = DType("f32", "float", 32, "float32", "F32", 24, 8)
+F16 = DType("f16", "float", 16, "float16", "F16", 11, 5)
+BF16 = DType("bf16", "float", 16, "bfloat16", "BF16", 8, 8)
+F8E4M3 = DType("f8e4m3", "float", 8, "float8_e4m3fn", "F8_E4M3", 4, 4)
+F8E5M2 = DType("f8e5m2", "float", 8, "float8_e5m2", "F8_E5M2", 3, 5)
+I64 = DType("i64", "int", 64, "int64", "I64")
+I32 = DType("i32", "int", 32, "int32", "I32")
+I16 = DType("i16", "int", 16, "int16", "I16")
+I8 = DType("i8", "int", 8, "int8", "I8")
+U64 = DType("u64", "uint", 64, "uint64", "U64")
+U32 = DType("u32", "uint", 32, "uint32", "U32")
+U16 = DType("u16", "uint", 16, "uint16", "U16")
+U8 = DType("u8", "uint", 8, "uint8", "U8")
+BOOL = DType("bool", "bool", 8, "bool", "BOOL")
 
 DTYPES: dict[str, DType] = {
-    d.name: d for d in (F64, F32, F16, BF16, F8E4M3, F8E5M2, I64, I32, I16, I8, U8, BOOL)
+    d.name: d
+    for d in (F64, F32, F16, BF16, F8E4M3, F8E5M2, I64, I32, I16, I8, U64, U32, U16, U8, BOOL)
 }
 CLASSES = ("float", "int", "number", "any")
 
@@ -108,8 +120,4 @@ def from_numpy(dtype: Any) -> DType | None:
     wanted = np.dtype(dtype)
     if not wanted.isnative:
         return None
-    name = wanted.name
-    for ours, theirs in (*_NUMPY.items(), *_ML_DTYPES.items()):
-        if theirs == name:
-            return DTYPES[ours]
-    return None
+    return next((d for d in DTYPES.values() if d.array == wanted.name), None)

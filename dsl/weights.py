@@ -24,31 +24,13 @@ MAX_RANK = 64
 MAX_BYTES = 1 << 62
 _NPY_HEADER_BYTES = 1 << 16
 
-_SAFETENSORS_DTYPES = {
-    "F64": "f64",
-    "F32": "f32",
-    "F16": "f16",
-    "BF16": "bf16",
-    "F8_E4M3": "f8e4m3",
-    "F8_E5M2": "f8e5m2",
-    "I64": "i64",
-    "I32": "i32",
-    "I16": "i16",
-    "I8": "i8",
-    "U8": "u8",
-    "BOOL": "bool",
-}
-_NUMPY_DTYPES = {
-    "f8": "f64",
-    "f4": "f32",
-    "f2": "f16",
-    "i8": "i64",
-    "i4": "i32",
-    "i2": "i16",
-    "i1": "i8",
-    "u1": "u8",
-    "b1": "bool",
-}
+_SAFETENSORS = {d.stored: d for d in dtypes.DTYPES.values()}
+_NUMPY = {
+    f"{'f' if d.is_float else 'i' if d.kind == 'int' else d.kind[0]}{d.itemsize}": d
+    for d in dtypes.DTYPES.values() if not d.is_extended
+}  # fmt: skip
+"""By NumPy's code for a kind and a size."""
+
 
 
 class WeightsError(Exception):
@@ -210,8 +192,7 @@ def _safetensors_entry(key: str, entry: Any, data_start: int, size_bytes: int) -
     begin, end = offsets
     if not 0 <= begin <= end <= size_bytes - data_start:
         raise ValueError(f"the offsets of `{key}` leave the file")
-    name = _SAFETENSORS_DTYPES.get(stored)
-    dtype = dtypes.DTYPES[name] if name else None
+    dtype = _SAFETENSORS.get(stored)
     size = _checked_size(key, tuple(shape), dtype.itemsize if dtype else 1)
     if dtype is not None and size != end - begin:
         raise ValueError(f"`{key}` takes {size} bytes and its offsets span {end - begin}")
@@ -234,8 +215,7 @@ def _npz_entry(
     with archive.open(info) as member:
         start, description = _npy_header(key, member)
     stored, fortran, shape = description
-    name = _NUMPY_DTYPES.get(stored[1:])
-    dtype = dtypes.DTYPES[name] if name else None
+    dtype = _NUMPY.get(stored[1:])
     size = _checked_size(key, shape, dtype.itemsize if dtype else 1)
     if dtype is not None and start + size != info.file_size:
         raise ValueError(f"`{key}` takes {size} bytes and {info.file_size - start} are stored")

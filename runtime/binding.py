@@ -202,7 +202,7 @@ def _dtype_text(dtype: np.dtype[Any]) -> str:
 
 
 def _numpy_text(dtype: DType) -> str:
-    module = "ml_dtypes" if dtype.name in ("bf16", "f8e4m3", "f8e5m2") else "np"
+    module = "ml_dtypes" if dtype.is_extended else "np"
     return f"{module}.{dtype.numpy.name}"
 
 

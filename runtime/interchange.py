@@ -17,11 +17,7 @@ from .errors import InputError
 
 CPU_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost: memory that the processor reads
 # What NumPy's DLPack lacks: torch's name of the dtype to ours.
-_TORCH_ONLY = {
-    "torch.bfloat16": "bf16",
-    "torch.float8_e4m3fn": "f8e4m3",
-    "torch.float8_e5m2": "f8e5m2",
-}
+_TORCH_ONLY = {f"torch.{d.array}": d.name for d in DTYPES.values() if d.is_extended}
 _HOMES = {"torch": "torch", "jax": "jax.numpy", "jaxlib": "jax.numpy"}
 Importer = Callable[[np.ndarray[Any, Any]], Any]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from stagefuse.compiler.scalar import LARGEST
-from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.dtypes import DTYPES, DType
 
 from . import vector_math
 from .ir import BITS, Code, Value
@@ -19,12 +19,14 @@ from .ir import BITS, Code, Value
 Rule: TypeAlias = Callable[[Code, Sequence[Value], DType], Value]
 
 REGISTER = {
-    "f64": "double", "f32": "float", "f16": "float", "bf16": "float", "f8e4m3": "float",
-    "f8e5m2": "float", "i64": "i64", "i32": "i32", "i16": "i16", "i8": "i8", "u8": "i8",
-    "bool": "i1",
+    d.name: "i1" if d.is_bool else f"i{d.bits}" if d.is_int
+    else "double" if d.bits == 64 else "float"
+    for d in DTYPES.values()
 }  # fmt: skip
 MEMORY = {
-    **REGISTER, "f16": "half", "bf16": "i16", "f8e4m3": "i8", "f8e5m2": "i8", "bool": "i8",
+    d.name: "half" if d.name == "f16" else f"i{d.bits}" if d.is_bool or d.is_small_float
+    else REGISTER[d.name]
+    for d in DTYPES.values()
 }  # fmt: skip
 
 
@@ -237,9 +239,17 @@ def _pow(c: Code, a: Sequence[Value], t: DType) -> Value:
             if y.text == c.const(exponent, y.type).text:
                 return form(x)
         return c.call(vector_math.symbol("pow", x.type), x.type, x, y)
+    if t.kind == "uint" and t.bits == 64:
+        return unsigned_power(x, y, lambda a, b: c.call("sf.pow.i64", "i64", a, b))
     word = "zext" if t.kind == "uint" else "sext"
     wide = c.call("sf.pow.i64", "i64", x.to(word, "i64"), y.to(word, "i64"))
     return wide.to("trunc", x.type)
+
+
+def unsigned_power(x: Value, y: Value, power: Callable[[Value, Value], Value]) -> Value:
+    """A power of 64 bits by one of half the exponent, which is not negative."""
+    half = power(x, y.lshr(1))
+    return half * half * (y & 1).compare("ne", 0).select(x, 1)
 
 
 _POWERS: dict[float, Callable[[Value], Value]] = {

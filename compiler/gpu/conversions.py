@@ -73,9 +73,13 @@ def _float_to_integer(c: Code, value: Value, kind: str) -> Value:
 
 
 def _float_to_unsigned(c: Code, value: Value, kind: str) -> Value:
-    result = c.pure(f"cvt.rzi.u32.{TYPE[value.type]}", "i32", value)
-    if value.type == "double":
-        result = value.is_nan().select(c.const(0, "i32"), result)
+    """The same, unsigned."""
+    wide = "i64" if kind == "i64" else "i32"
+    result = c.pure(f"cvt.rzi.u{BITS[wide]}.{TYPE[value.type]}", wide, value)
+    if wide == "i64" or value.type == "double":
+        result = value.is_nan().select(c.const(0, wide), result)
+    if kind not in NARROW:
+        return result
     top = c.const((1 << BITS[kind]) - 1, "i32")
     result = c.extreme("umin", result, top)
     return c.narrowed(Value(c, result.text, kind, result.depth))

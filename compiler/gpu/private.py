@@ -108,7 +108,7 @@ def vector_width(writer: LoopWriter) -> int:
     if not found or writer.team.lanes == 1:
         return 1
     width = VECTOR_BYTES // max(d.itemsize for d in found)
-    narrow = any(d.itemsize == 1 or d.name == "i16" for d in found)
+    narrow = any(d.itemsize == 1 or d.is_int and d.bits == 16 for d in found)
     return min(width, 4) if narrow else min(width, 8)
 
 

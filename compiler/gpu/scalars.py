@@ -12,7 +12,7 @@ from typing import Any, cast
 from stagefuse.compiler.cpu import scalars as shared
 from stagefuse.compiler.cpu import vector_math
 from stagefuse.compiler.cpu.ir import BITS
-from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.dtypes import DTYPES, DType
 
 from .ir import Code, Value
 
@@ -20,12 +20,18 @@ REGISTER = shared.REGISTER
 Rule = Callable[[Code, Sequence[Value], DType], Value]
 
 ACCESS = {
-    "f64": "f64", "f32": "f32", "f16": "b16", "bf16": "b16", "f8e4m3": "u8", "f8e5m2": "u8",
-    "i64": "b64", "i32": "b32", "i16": "s16", "i8": "s8", "u8": "s8", "bool": "u8",
+    d.name: f"f{d.bits}" if d.is_float and d.bits >= 32
+    else "u8" if d.bits == 8 and not d.is_int
+    else f"b{d.bits}" if d.is_float or d.bits >= 32
+    else f"s{d.bits}"  # narrow integers of either sign are held sign-extended
+    for d in DTYPES.values()
 }  # fmt: skip
 """The type of a load or store."""
 RAW = {
-    **REGISTER, "f16": "half", "bf16": "half", "f8e4m3": "i32", "f8e5m2": "i32", "bool": "i32",
+    d.name: "half" if d.is_float and d.bits == 16
+    else "i32" if d.bits == 8 and not d.is_int
+    else REGISTER[d.name]
+    for d in DTYPES.values()
 }  # fmt: skip
 """The register type that is loaded and stored."""
 
@@ -126,6 +132,11 @@ def _pow(code: Code, args: Sequence[Value], dtype: DType) -> Value:
             if y.text == code.const(exponent, y.type).text:
                 return form(x)
         return _formula(code, vector_math.FUNCTIONS["pow"][0], args)
+    if dtype.kind == "uint" and dtype.bits == 64:
+        by_half = shared.unsigned_power(
+            cast(Any, x), cast(Any, y), cast(Any, lambda a, b: integer_power(code, a, b))
+        )
+        return cast(Value, by_half)
     word = "zext" if dtype.kind == "uint" else "sext"
     return integer_power(code, x.to(word, "i64"), y.to(word, "i64")).to("trunc", x.type)
 

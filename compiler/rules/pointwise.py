@@ -168,12 +168,6 @@ def _cast(m: Match) -> Made:
     return m.map("cast", under[0]) if first != last else under[0]
 
 
-MANTISSA = {"f64": 53, "f32": 24, "f16": 11, "bf16": 8, "f8e4m3": 4, "f8e5m2": 3}
-FLOATS_HELD = {"f64": ("f32", "f16", "bf16", "f8e4m3", "f8e5m2"),
-               "f32": ("f16", "bf16", "f8e4m3", "f8e5m2"), "f16": ("f8e4m3", "f8e5m2"),
-               "bf16": ("f8e4m3", "f8e5m2")}  # fmt: skip
-
-
 def holds(wide: DType, narrow: DType) -> bool:
     """Whether every value of one dtype is one of another."""
     if wide == narrow or narrow.is_bool:
@@ -183,8 +177,8 @@ def holds(wide: DType, narrow: DType) -> bool:
     bits = narrow.bits - (narrow.kind == "int")
     if wide.is_float:
         if narrow.is_float:
-            return narrow.name in FLOATS_HELD.get(wide.name, ())
-        return bits <= MANTISSA[wide.name]
+            return narrow.digits <= wide.digits and narrow.exponent <= wide.exponent
+        return bits <= wide.digits
     if narrow.is_float:
         return False
     signs = wide.kind == "int" or narrow.kind == "uint"

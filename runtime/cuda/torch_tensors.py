@@ -16,11 +16,7 @@ from stagefuse.dsl.dtypes import DTYPES
 
 from ..errors import InputError
 
-_NAMES = {
-    "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16",
-    "float8_e4m3fn": "f8e4m3", "float8_e5m2": "f8e5m2", "int64": "i64", "int32": "i32",
-    "int16": "i16", "int8": "i8", "uint8": "u8", "bool": "bool",
-}  # fmt: skip
+_NAMES = {d.array: d.name for d in DTYPES.values()}
 _dtypes: dict[Any, np.dtype[Any] | None] = {}  # PyTorch's own objects to NumPy's
 
 

@@ -73,7 +73,7 @@ def call(op: Op, dtype: DType) -> tuple[str, DType] | None:
     return text, result.dtype
 
 
-@pytest.mark.parametrize("name", ["f32", "f16", "i8", "i64", "bool"])
+@pytest.mark.parametrize("name", ["f32", "f16", "i8", "i64", "u16", "u32", "u64", "bool"])
 def test_compiled_pointwise_operations_keep_their_tolerance(name: str, tmp_path: Path) -> None:
     dtype = DTYPES[name]
     calls = [(op.name, 2 * op.ulp if op.scalar != "pow" else 8.0, *found)

@@ -67,7 +67,8 @@ class Folds:
             return F32
         if dtype.is_bool:
             return U8
-        return I32 if dtype.name == "i16" else dtype
+        wider = {"i16": I32, "u16": I32, "u32": I64}
+        return wider.get(dtype.name, dtype)
 
     def _with_identity(self, kind: str, x: Tensor, axes: list[int]) -> Tensor:
         """One more element, for axes that may be empty: engines refuse to reduce nothing."""
@@ -110,8 +111,8 @@ class Folds:
         self, x: Tensor, shape: Sequence[Expr], axis: int, descending: bool
     ) -> tuple[Tensor, Tensor]:
         x, dtype = self.layout.whole(x, shape), x.dtype
-        if dtype.is_bool:
-            x = self.model.cast(x, U8)
+        if dtype.is_int or dtype.is_bool:
+            x = self.model.cast(x, self._accumulator("max", dtype))
         given = [x, self.sizes.vector([shape[axis]])]
         results = [(x.dtype, tuple(shape)), (I64, tuple(shape))]
         values, order = self.model.many(

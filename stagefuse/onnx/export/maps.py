@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from stagefuse.dsl.dims import Expr
-from stagefuse.dsl.dtypes import BOOL, F16, F32, I32, U8, DType
+from stagefuse.dsl.dtypes import BOOL, DTYPES, F16, F32, I32, I64, U8, DType
 
 from .model import Model, Tensor, Unsupported, carrier
 from .sizes import broadcast
@@ -21,11 +21,12 @@ from .sizes import broadcast
 Writer: TypeAlias = Callable[["Maps", Sequence[Tensor]], Tensor]
 
 WIDE_ONLY = {
-    "Neg": ("u8", "u16"), "Max": ("i16", "u16"), "Min": ("i16", "u16"),
-    "Where": ("i16", "u16", "bool"), "Less": ("bool",), "LessOrEqual": ("bool",),
+    "Neg": ("u8", "u16", "u32", "u64"), "Max": ("i16", "u16"), "Min": ("i16", "u16"),
+    "Where": ("i16", "u16", "u64", "bool"), "Less": ("bool",), "LessOrEqual": ("bool",),
     "Greater": ("bool",), "GreaterOrEqual": ("bool",), "Sign": ("f16",),
 }  # fmt: skip
-"""Ops, with the dtypes that the standard or its main engine lacks: computed in a wider one."""
+"""Ops, with the dtypes that the standard or its main engine lacks: computed in a wider one, or in
+i64, where the result has the same bits."""
 
 
 class Maps:
@@ -50,7 +51,7 @@ class Maps:
         """A node whose operands broadcast; of the last operand's dtype unless it is given."""
         own = operands[-1].dtype
         if own.name in WIDE_ONLY.get(op, ()):
-            wider = U8 if own.is_bool else F32 if own.is_float else I32
+            wider = U8 if own.is_bool else F32 if own.is_float else I64 if own.bits > 16 else I32
             choice = op == "Where"
             wide = [*operands[:choice], *(self.model.cast(x, wider) for x in operands[choice:])]
             found = self.op(op, *wide, dtype=dtype, **attributes)
@@ -198,7 +199,7 @@ class Maps:
         inside = self.op("And", self.compare("GreaterOrEqual", count, zero),
                          self.compare("Less", count, self.like(count, width)))  # fmt: skip
         by = self.where(inside, count, zero)
-        unsigned = DType(f"u{width}", "uint", width)
+        unsigned = DTYPES[f"u{width}"]
         flipped, sign = a, zero
         if not left and a.dtype.kind == "int":
             self.model.need(18, "`>>` of signed integers")

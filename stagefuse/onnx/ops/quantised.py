@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from stagefuse.dsl.dtypes import DType
 
 from ..errors import Refused
@@ -33,10 +35,9 @@ def spread(n: Node, value: Val, of: Val, axis: int, block: int = 0) -> str:
 
 def saturated(dtype: DType, text: str, zero: str | None) -> str:
     """round(text) + zero in an integer dtype, at most its ends."""
-    low, high = (0, 255) if dtype.name == "u8" else (-(1 << (dtype.bits - 1)),
-                                                     (1 << (dtype.bits - 1)) - 1)  # fmt: skip
+    info = np.iinfo(dtype.numpy)
     whole = f"round({text})" + (f" + {zero}" if zero else "")
-    return f"{dtype}(clamp({whole}, {low}.0, {high}.0))"
+    return f"{dtype}(clamp({whole}, {info.min}.0, {info.max}.0))"
 
 
 @op("QuantizeLinear", unread=["saturate", "precision"])

@@ -167,7 +167,7 @@ def test_a_product_of_few_rows_and_one_of_many_are_the_same(
     np.testing.assert_allclose(many, plain, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["f32", "f16", "i8", "i64", "bool"])
+@pytest.mark.parametrize("name", ["f32", "f16", "i8", "i64", "u16", "u32", "u64", "bool"])
 def test_pointwise_operations_keep_their_tolerance(name: str, tmp_path: Path) -> None:
     dtype = DTYPES[name]
     calls = [(op.name, 2 * op.ulp if op.scalar != "pow" else 8.0, *found)
