@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from stagefuse.dsl.dims import Expr, const, parse
 from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.program import Pipeline
 
-from .graph import Graph, Input, Node, Recurrence, Ref, Weight
-from .plan import ArgumentPlan, BufferPlan, LoopPlan
+from .graph import Graph, Input, Node, Recurrence, Ref, State, Update, Weight
+from .plan import ArgumentPlan, BufferPlan, LoopPlan, StatePlan
+from .scalar import convert
 
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
@@ -41,6 +43,7 @@ class Buffers:
         self.index: dict[Ref, int] = {}
         self.inputs = self._inputs()
         self._results()
+        self.states = self._states()
 
     def _inputs(self) -> tuple[ArgumentPlan, ...]:
         found: list[ArgumentPlan] = []
@@ -56,28 +59,44 @@ class Buffers:
         return tuple(found)
 
     def _results(self) -> None:
-        for number, ref in enumerate(self.graph.results):
+        for number, (name, _) in enumerate(self.pipeline.results):
+            ref = self.graph.results[number]
             type = self.graph.type(ref)
-            self.index[ref] = len(self.plans)
-            name = self.pipeline.results[number][0] or f"result{number}"
+            self.index[ref] = self.index[self._home(ref)] = len(self.plans)
+            name = name or f"result{number}"
             self.plans.append(BufferPlan(name, str(type.dtype), shape_text(type.shape), "result"))
+
+    def _states(self) -> tuple[StatePlan, ...]:
+        found: list[StatePlan] = []
+        nodes = {n.primitive.name: n for n in self.graph.nodes.values()
+                 if isinstance(n.primitive, State)}  # fmt: skip
+        for state in self.pipeline.states:
+            number = len(self.plans)
+            dtype, shape = state.type.dtype, shape_text(state.type.shape)
+            self.plans.append(BufferPlan(state.name, str(dtype), shape, "state"))
+            if state.name in nodes:
+                self.index[Ref(nodes[state.name].id)] = number
+            value, array = state.initial, None
+            if isinstance(value, tuple):
+                array, value = "/".join(value), 0
+            initial = convert(np.asarray(value), dtype).astype(dtype.numpy).tobytes().hex()
+            found.append(StatePlan(state.name, str(dtype), shape, number, initial, array))
+        return tuple(found)
 
     def results(self) -> tuple[ArgumentPlan, ...]:
         """The pipeline's results with their buffers."""
         return tuple(
             ArgumentPlan(name, str(t.dtype), shape_text(t.shape), self.index[ref])
-            for (name, _), ref in zip(self.pipeline.results, self.graph.results, strict=True)
+            for (name, _), ref in zip(self.pipeline.results, self.graph.results, strict=False)
             for t in (self.graph.type(ref),)
         )
 
     def of(self, ref: Ref) -> int:
         """The buffer of a value, made if there is none yet.
 
-        What a recurrence carried last lies where it is carried.
+        What a recurrence carried last lies where it is carried, and an update where its base lies.
         """
-        primitive = self.graph.nodes[ref.node].primitive if ref.node >= 0 else None
-        if isinstance(primitive, Recurrence) and ref.result < primitive.carried:
-            ref = self.graph.nodes[ref.node].operands[ref.result]
+        ref = self._home(ref)
         if ref not in self.index:
             type = self.graph.type(ref)
             self.index[ref] = len(self.plans)
@@ -88,6 +107,18 @@ class Buffers:
             shape = shape_text(type.shape)
             self.plans.append(BufferPlan(name, str(type.dtype), shape, role, None, array))
         return self.index[ref]
+
+    def _home(self, ref: Ref) -> Ref:
+        """The value in whose memory a value lies."""
+        while ref.node >= 0:
+            node = self.graph.nodes[ref.node]
+            if isinstance(node.primitive, Recurrence) and ref.result < node.primitive.carried:
+                ref = node.operands[ref.result]
+            elif isinstance(node.primitive, Update):
+                ref = node.operands[0]
+            else:
+                break
+        return ref
 
     def scratch(self, name: str, size: Expr) -> int:
         """A new buffer of bytes for one step."""

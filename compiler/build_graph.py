@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from stagefuse.dsl.dims import Expr
-from stagefuse.dsl.program import Apply, Pipeline
+from stagefuse.dsl.program import Apply, Pipeline, State
 
 from .graph import Builder, Graph, Ref
 from .ops import BUILTINS
@@ -20,8 +21,21 @@ def build_graph(pipeline: Pipeline) -> Graph:
         with builder.at(apply.span, apply.stack, apply.label):
             made = _lower(builder, pipeline, apply, [values[v] for v in apply.operands])
         values.update(zip(apply.results, made, strict=True))
-    builder.graph.results = tuple(values[v] for _, v in pipeline.results)
+    kept = [_kept(builder, values, state) for state in pipeline.states]
+    results = [values[v] for _, v in pipeline.results]
+    builder.graph.results = (*results, *(ref for ref in kept if ref is not None))
     return builder.graph.live()
+
+
+def _kept(b: Builder, values: Mapping[int, Ref], state: State) -> Ref | None:
+    """The update that gives a state its value after the call; None if it stays as it was."""
+    if state.after == state.before:
+        return None
+    after = values[state.after]
+    if state.after == state.updated:
+        return after
+    with b.at(state.span, (), state.name):
+        return b.whole_update(values[state.updated], after, state.name)
 
 
 def _lower(b: Builder, pipeline: Pipeline, apply: Apply, operands: list[Ref]) -> list[Ref]:
@@ -29,6 +43,8 @@ def _lower(b: Builder, pipeline: Pipeline, apply: Apply, operands: list[Ref]) ->
     types = tuple(pipeline.types[v] for v in apply.results)
     if apply.op == "input":
         return [b.input(attributes["name"], types[0])]
+    if apply.op == "state":
+        return [b.state(attributes["name"], types[0])]
     if apply.op == "weight":
         return [b.weight(attributes["weights"], attributes["key"], types[0])]
     if apply.op == "constant":

@@ -36,15 +36,18 @@ from .graph import (
     Scan,
     Scatter,
     Sort,
+    State,
+    Update,
     View,
     Weight,
+    Within,
 )
 from .kernel_order import ordered_groups
 from .recurrence import Held, Nests, held_values
 from .scalar import FUNCTIONS
 
 Access: TypeAlias = tuple[Expr, ...] | None  # None: at positions read from data
-SOURCES = (Input, Weight, Constant, Carried, Recurrence)
+SOURCES = (Input, State, Weight, Constant, Carried, Recurrence)
 FREE = (View, Position, Gather, Concat)
 CHEAP_FLOPS = 2
 DEPTH_LIMIT = 64
@@ -64,7 +67,7 @@ class Group:
     others, where another one has the same results.
     """
 
-    kind: str  # pointwise, row, contract, chain, scan, sort, scatter
+    kind: str  # pointwise, row, contract, chain, scan, sort, scatter, update
     roots: list[Ref]
     domain: tuple[Expr, ...]
     members: set[int] = field(default_factory=set)
@@ -85,6 +88,17 @@ class Group:
         """The values that members read, and stored ones that roots hold."""
         found = {ref for member in self.members for ref in graph.nodes[member].operands}
         return found | {ref for ref, _ in self.placed.values() if ref.node not in self.members}
+
+    def loads(self, graph: Graph) -> set[Ref]:
+        """What the kernel reads from memory, but for the base of an update."""
+        found = {ref for ref, _ in self.placed.values() if ref.node not in self.members}
+        for member in self.members:
+            node = graph.nodes[member]
+            operands = node.operands[1:] if isinstance(node.primitive, Update) else node.operands
+            found |= {ref for ref in operands if ref.node not in self.members}
+        for part in (*self.packs.values(), *([self.rows] if self.rows else [])):
+            found |= part.loads(graph)
+        return found
 
 
 @dataclass(frozen=True)
@@ -114,14 +128,17 @@ def flops(node: Node) -> int:
     return FUNCTIONS[node.primitive.fn].flops if isinstance(node.primitive, Map) else 0
 
 
-def partition(graph: Graph) -> Partition:
-    """The kernels of a graph."""
-    return _Partitioner(graph).run()
+def partition(graph: Graph, apart: frozenset[int] = frozenset()) -> Partition:
+    """The kernels of a graph; what the updates in `apart` store is computed in other kernels."""
+    return _Partitioner(graph, apart).run()
 
 
 class _Partitioner:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, apart: frozenset[int]) -> None:
+        self.graph, self.apart = graph, apart
+        self.keeps = any(
+            isinstance(n.primitive, Update) and n.primitive.state for n in graph.nodes.values()
+        )
         self.uses = graph.uses()
         self.groups: list[Group] = []
         self.of: dict[int, list[Group]] = {}  # the kernels that compute a node
@@ -147,7 +164,8 @@ class _Partitioner:
 
     def _is_direct(self, node: Node, held: Held) -> bool:
         """Whether the kernel that computes a node can store it where a recurrence holds it."""
-        apart = is_free(node) or isinstance(node.primitive, (*SOURCES, Scalar, Scan, Sort, Scatter))
+        held_apart = (*SOURCES, Scalar, Scan, Sort, Scatter, Update)
+        apart = is_free(node) or isinstance(node.primitive, held_apart)
         return not apart and held.nest == self.nests.of(node.id)
 
     def _copies(self, node: Node) -> list[Group]:
@@ -221,9 +239,16 @@ class _Partitioner:
         self._root(node)
 
     def _must_store(self, user: int, node: int) -> bool:
-        """Whether a user reads this node from memory: products do, and data-ordered kernels."""
-        primitive = self.graph.nodes[user].primitive
-        return isinstance(primitive, Contract)
+        """Whether a user reads this node from memory: products do, and updates their base and
+        their positions; where there are states, all do that read checked positions."""
+        reader = self.graph.nodes[user]
+        if self.keeps and isinstance(self.graph.nodes[node].primitive, Within):
+            return True
+        if isinstance(reader.primitive, Update):
+            base, value, *tensors = reader.operands
+            stored = {base.node, *(ref.node for ref in tensors)}
+            return node in stored or (user in self.apart and node == value.node)
+        return isinstance(reader.primitive, Contract)
 
     def _multiplies(self, node: Node, users: Sequence[int]) -> bool:
         """Whether a node would be computed anew for each use, and so would what it reads.
@@ -250,7 +275,7 @@ class _Partitioner:
             if any(group.nest != nest for group in groups):
                 return False
         if isinstance(node.primitive, Concat):
-            return len(groups) == 1 and groups[0].kind in ("pointwise", "row")
+            return len(groups) == 1 and groups[0].kind in ("pointwise", "row", "update")
         return True
 
     def _join(self, node: Node, groups: Sequence[Group]) -> None:
@@ -302,10 +327,16 @@ class _Partitioner:
             kept = iter(access)
             rank = len(access) + len(primitive.axes)
             return tuple(sym(f"f{a}") if a in primitive.axes else next(kept) for a in range(rank))
-        if isinstance(primitive, Gather):
+        if isinstance(primitive, Within):
+            return access
+        if isinstance(primitive, Gather | Update):
             at = dict(zip(primitive.symbols, access, strict=True))
+            if isinstance(primitive, Update) and place == 1:
+                return access
             if place == 0:
-                return None
+                if isinstance(primitive, Gather):
+                    return None
+                return _written(primitive, at, self.graph)
             for index in primitive.indices:
                 if isinstance(index, Indirect) and index.operand == place:
                     return tuple(e.substitute(at, self.graph.facts) for e in index.indices)
@@ -319,7 +350,7 @@ class _Partitioner:
         accesses = group.accesses.get(node.id, [])
         if self.nests.of(node.id) != group.nest:
             return "it is the same at every step"
-        if isinstance(primitive, Map):
+        if isinstance(primitive, Map | Within):
             return self._map_refusal(node, group, accesses)
         if isinstance(primitive, Reduce):
             return self._reduce_refusal(node, group, accesses)
@@ -355,10 +386,10 @@ class _Partitioner:
             if steps > DEPTH_LIMIT:
                 return CHEAP_FLOPS + 1
             here = self.graph.nodes[pending.pop()]
-            if isinstance(here.primitive, Reduce | Contract | Scan | Sort | Scatter):
+            if isinstance(here.primitive, Reduce | Contract | Scan | Sort | Scatter | Update):
                 return CHEAP_FLOPS + 1
             total += flops(here)
-            if isinstance(here.primitive, Map) or is_free(here):
+            if isinstance(here.primitive, Map | Within) or is_free(here):
                 pending.extend(ref.node for ref in here.operands)
         return total
 
@@ -448,15 +479,17 @@ class _Partitioner:
 
     def _root(self, node: Node) -> None:
         self.depth[node.id] = 0
-        kind = {Contract: "contract", Scan: "scan", Sort: "sort", Scatter: "scatter"}.get(
-            type(node.primitive), "pointwise"
-        )
+        kind = {
+            Contract: "contract", Scan: "scan", Sort: "sort", Scatter: "scatter", Update: "update",
+        }.get(type(node.primitive), "pointwise")  # fmt: skip
         domain = node.type.shape
+        if kind == "update":
+            domain = self.graph.type(node.operands[1]).shape
         roots = [Ref(node.id, i) for i in range(len(node.types))]
         group = Group("pointwise" if kind == "contract" else kind, roots, domain)
         group.nest = self.nests.of(node.id)
         self.groups.append(group)
-        if kind in ("pointwise", "contract"):
+        if kind in ("pointwise", "contract", "update"):
             group.accesses[node.id] = [_identity(domain)]
         else:
             group.accesses[node.id] = [None]
@@ -475,6 +508,14 @@ def _place_root(group: Group, ref: Ref, held: Held) -> None:
     """Has a kernel store a value of its domain, or of part of it, where a recurrence holds it."""
     group.roots.append(held.root)
     group.placed[held.root] = (ref, (held.place, *_identity(held.shape)))
+
+
+def _written(update: Update, at: dict[str, Expr], graph: Graph) -> Access:
+    """Where in its base an update writes."""
+    if any(isinstance(index, Indirect) for index in update.indices):
+        return None
+    exprs = [index for index in update.indices if isinstance(index, Expr)]
+    return tuple(e.substitute(at, graph.facts) for e in exprs)
 
 
 def _count(shape: Sequence[Expr]) -> Expr:

@@ -56,6 +56,14 @@ class Input:
 
 
 @dataclass(frozen=True)
+class State:
+    """What a session keeps, as it is before the call."""
+
+    FORM: ClassVar[str] = "state {name}"
+    name: str
+
+
+@dataclass(frozen=True)
 class Weight:
     """A tensor of a weight file: the file's name in the source, and the tensor's key."""
 
@@ -176,6 +184,34 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class Within:
+    """The i64 operand as positions: p with p..p+length in 0..extent; negative counts from the end.
+
+    One that is not is reported, and is 0.
+    """
+
+    FORM: ClassVar[str] = "within {extent}[[ for {length}]]"
+    extent: Expr
+    length: Expr = const(1)
+
+
+@dataclass(frozen=True)
+class Update:
+    """Operands base, value, index tensors: result[indices] = value[symbols], else the base.
+
+    The result lies where the base lies: whatever else reads the base runs before, or the base is a
+    copy. Index tensors hold positions that are known to be inside; of repeated ones the last
+    holds. `state` names what it changes for the next call too: its base is that state, or an
+    update of it.
+    """
+
+    FORM: ClassVar[str] = "update[[ of {state}]] {symbols} -> {indices}"
+    symbols: tuple[str, ...]
+    indices: tuple[Expr | Indirect, ...]
+    state: str = ""
+
+
+@dataclass(frozen=True)
 class Contract:
     """A matrix product: operands a and panels, both f32 or f64.
 
@@ -225,8 +261,8 @@ class Recurrence:
 
 
 Primitive: TypeAlias = (
-    Input | Weight | Constant | Scalar | Map | Reduce | View | Gather | Position | Concat | Scan
-    | Sort | Scatter | Contract | Carried | Recurrence
+    Input | State | Weight | Constant | Scalar | Map | Reduce | View | Gather | Position | Concat
+    | Scan | Sort | Scatter | Within | Update | Contract | Carried | Recurrence
 )  # fmt: skip
 
 
@@ -255,7 +291,10 @@ def _topology() -> Any:
 
 @dataclass
 class Graph:
-    """Nodes by id, in a topological order, with the inputs' names and the results."""
+    """Nodes by id, in a topological order, with the inputs' names and the results.
+
+    Behind the pipeline's results stand the updates that give its states their new values.
+    """
 
     facts: Facts
     nodes: dict[int, Node] = field(default_factory=dict)
@@ -335,6 +374,9 @@ class Builder:
 
     def input(self, name: str, type: TensorType) -> Ref:
         return self._one(Input(name), (), type)
+
+    def state(self, name: str, type: TensorType) -> Ref:
+        return self._one(State(name), (), type)
 
     def weight(self, weights: str, key: str, type: TensorType) -> Ref:
         return self._one(Weight(weights, key), (), type)
@@ -448,6 +490,27 @@ class Builder:
         """result[symbols] = x[indices]; `Indirect.operand` counts from 1 in `index_tensors`."""
         type = TensorType(self.type(x).dtype, tuple(shape))
         return self._one(Gather(tuple(symbols), tuple(indices)), (x, *index_tensors), type)
+
+    def within(self, x: Ref, extent: Expr, length: Expr) -> Ref:
+        return self._one(Within(extent, length), (x,), self.type(x))
+
+    def update(
+        self,
+        base: Ref,
+        value: Ref,
+        index_tensors: Sequence[Ref],
+        symbols: Sequence[str],
+        indices: Sequence[Expr | Indirect],
+        state: str = "",
+    ) -> Ref:
+        """base with value at indices; `Indirect.operand` counts from 2 in `index_tensors`."""
+        primitive = Update(tuple(symbols), tuple(indices), state)
+        return self._one(primitive, (base, value, *index_tensors), self.type(base))
+
+    def whole_update(self, base: Ref, value: Ref, state: str) -> Ref:
+        """All of a state becomes a value."""
+        names = self.symbols(self.type(base).rank)
+        return self.update(base, value, (), names, tuple(map(sym, names)), state)
 
     def position(self, shape: Sequence[IntLike], symbols: Sequence[str], expr: Expr) -> Ref:
         exprs = tuple(map(as_expr, shape))

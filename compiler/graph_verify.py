@@ -18,6 +18,8 @@ Invariants, as `VerifyError` numbers them:
 10. A recurrence reads its `carried` nodes in order, the values for the next step have the type
    of those that they replace, and its step has the range 0..count. Nothing reads what a step
    computes but the other nodes of the step and its recurrence, and no shape depends on a step.
+11. States have different names; an update of one is based on it, or on another update of it.
+12. What an update reads as a position is inside its base, whatever the data is.
 """
 
 from __future__ import annotations
@@ -45,16 +47,21 @@ from .graph import (
     Position,
     Recurrence,
     Reduce,
+    Ref,
     Scalar,
     Scan,
     Scatter,
     Sort,
+    State,
+    Update,
     View,
     Weight,
+    Within,
 )
 from .graph_text import place_of, print_node
 from .recurrence import Nests, gathered_type
 from .scalar import FUNCTIONS
+from .value_ranges import is_position
 
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin")
 
@@ -77,8 +84,15 @@ class _Check:
         self.graph, self.bounds, self.facts = graph, bounds, graph.facts
         inputs = [n for n in graph.nodes.values() if isinstance(n.primitive, Input)]
         shapes = [d.symbols() for n in inputs for t in n.types for d in t.shape]
+        shapes += [
+            d.symbols() for n in graph.nodes.values() if isinstance(n.primitive, State)
+            for d in n.type.shape
+        ]  # fmt: skip
         self.sizes = frozenset(self.facts.ranges).union(*shapes)
         self.nests = Nests(graph)
+        kept = [n.primitive.name for n in graph.nodes.values() if isinstance(n.primitive, State)]
+        if len(set(kept)) != len(kept):
+            raise VerifyError(11, f"states share a name: {', '.join(sorted(kept))}")
         names = [n.primitive.name for n in inputs if isinstance(n.primitive, Input)]
         if len(set(names)) != len(names):
             raise VerifyError(3, f"inputs share a name: {', '.join(sorted(names))}")
@@ -295,6 +309,55 @@ def _scatter(check: _Check, node: Node, p: Scatter, operands: tuple[TensorType, 
     check.types(node, base)
 
 
+def _within(check: _Check, node: Node, p: Within, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, len(operands) == 1, "positions have one operand")
+    check.require(node, operands[0].dtype == I64, "positions are i64")
+    for expr in (p.extent, p.length):
+        check.symbols(node, expr, frozenset())
+    check.types(node, operands[0])
+
+
+def _update(check: _Check, node: Node, p: Update, operands: tuple[TensorType, ...]) -> None:
+    check.require(node, len(operands) >= 2, "an update has a base and a value")
+    base, value, *tensors = operands
+    check.require(node, base.dtype == value.dtype, "a base and a value have one dtype")
+    check.require(node, len(p.indices) == base.rank, "an update has an index per axis")
+    check.types(node, base)
+    own = frozenset(p.symbols)
+    check.require(node, len(own) == len(p.symbols) == value.rank, "a symbol per axis of the value")
+    check.require(node, not own & check.sizes, "an index map hides a size")
+    if p.state and _state_of(check.graph, node.operands[0]) != p.state:
+        check.fail(node, 11, f"its base is neither the state `{p.state}` nor an update of it")
+    facts = positions(check.facts, p.symbols, value.shape)
+    guards = nonempty(value.shape)
+    for index, extent in zip(p.indices, base.shape, strict=True):
+        if not isinstance(index, Indirect):
+            check.symbols(node, index, own)
+            check.inside(node, index, extent, facts, (*guards, *nonempty(base.shape)))
+            continue
+        check.require(node, 1 < index.operand < len(operands), "an index operand is missing")
+        tensor = tensors[index.operand - 2]
+        check.require(node, tensor.dtype == I64, "an index tensor is i64")
+        check.require(node, len(index.indices) == tensor.rank, "an index tensor's rank differs")
+        for expr in (*index.indices, index.scale, index.offset):
+            check.symbols(node, expr, own)
+        for expr, size in zip(index.indices, tensor.shape, strict=True):
+            check.inside(node, expr, size, facts, guards)
+        at = check.facts.at_element(p.symbols, value.shape)
+        ref = node.operands[index.operand]
+        plain = index.scale == const(1)
+        if not plain or not is_position(check.graph, ref, extent, index.offset, at):
+            check.fail(node, 12, f"%{ref.node} is not proved to be a position in {extent}")
+
+
+def _state_of(graph: Graph, ref: Ref) -> str:
+    """The state that a value is, before or after updates; "" for another value."""
+    p = graph.nodes[ref.node].primitive
+    if isinstance(p, State):
+        return p.name
+    return p.state if isinstance(p, Update) else ""
+
+
 def _contract(check: _Check, node: Node, p: Contract, operands: tuple[TensorType, ...]) -> None:
     check.require(node, len(operands) == 2 and len(node.types) == 1, "a product has two operands")
     a, panels = operands
@@ -354,6 +417,7 @@ def _recurrence(check: _Check, node: Node, p: Recurrence, operands: tuple[Tensor
 Rule = Callable[[_Check, Node, Any, tuple[TensorType, ...]], None]
 RULES: dict[type, Rule] = {
     Input: _leaf,
+    State: _leaf,
     Weight: _leaf,
     Constant: _leaf,
     Scalar: _leaf,
@@ -366,6 +430,8 @@ RULES: dict[type, Rule] = {
     Scan: _scan,
     Sort: _sort,
     Scatter: _scatter,
+    Within: _within,
+    Update: _update,
     Contract: _contract,
     Carried: _carried,
     Recurrence: _recurrence,

@@ -35,8 +35,11 @@ from .graph import (
     Scan,
     Scatter,
     Sort,
+    State,
+    Update,
     View,
     Weight,
+    Within,
 )
 from .recurrence import Nests
 from .scalar import Array, highest, lowest, round_to, wide
@@ -63,18 +66,19 @@ def evaluate(
     dims: Mapping[str, int],
     wide: bool = True,
     weights: Mapping[tuple[str, str], Array] | None = None,
+    states: Mapping[str, Array] | None = None,
 ) -> list[Array]:
     """The graph's results: float64 for floats, their own dtype for the rest.
 
     `dims` binds every dimension variable; `weights` is by (file name in the source, key).
-    Raises OutOfRange for an index out of range.
+    `states` are what a session keeps, before the call. Raises OutOfRange for an index out of range.
     """
-    return _Run(graph, inputs, dims, wide, weights or {}).results()
+    return _Run(graph, inputs, dims, wide, weights or {}, states or {}).results()
 
 
 def evaluate_node(graph: Graph, node: Node, operands: Sequence[Array]) -> list[Array]:
     """The results of one node of known shape, each rounded to its dtype; floats in float64."""
-    run = _Run(Graph(graph.facts), {}, {}, False, {})
+    run = _Run(Graph(graph.facts), {}, {}, False, {}, {})
     found = run.node(node, [wide(np.asarray(a)) for a in operands])
     return [run.finish(a, t.dtype) for a, t in zip(found, node.types, strict=True)]
 
@@ -115,9 +119,10 @@ class _Run:
         dims: Mapping[str, int],
         wide: bool,
         weights: Mapping[tuple[str, str], Array],
+        states: Mapping[str, Array],
     ) -> None:
         self.graph, self.inputs, self.dims = graph, inputs, dict(dims)
-        self.wide, self.weights = wide, weights
+        self.wide, self.weights, self.states = wide, weights, states
         self.values: dict[Ref, Array] = {}
         self.left: dict[Ref, int] = {}
         for node in graph.nodes.values():
@@ -232,6 +237,8 @@ class _Run:
         match p:
             case Input():
                 return self._source(self.inputs[p.name], node)
+            case State():
+                return self._source(self.states[p.name], node)
             case Weight():
                 return self._source(self.weights[p.weights, p.key], node)
             case Constant():
@@ -262,6 +269,10 @@ class _Run:
                 return np.stack([args[0], args[0]])
             case Scatter():
                 return self._scatter(p, args, node)
+            case Within():
+                return self._within(p, args[0], node)
+            case Update():
+                return self._update(p, args)
             case Contract():
                 return self._contract(p, args, self._shape(node))
             case _:
@@ -327,6 +338,28 @@ class _Run:
             else:
                 combine(result, at, moved)
         return np.moveaxis(result, 0, p.axis)
+
+    def _within(self, p: Within, x: Array, node: Node) -> Array:
+        extent, length = p.extent.evaluate(self.dims), p.length.evaluate(self.dims)
+        found = np.where(x < 0, x + extent, x)
+        wrong = (found < 0) | (found + length > extent)
+        if wrong.any():
+            raise OutOfRange(node, int(x[wrong][0]), extent)
+        return found
+
+    def _update(self, p: Update, args: Sequence[Array]) -> Array:
+        result, value = np.array(args[0]), args[1]
+        values = self._grid(p.symbols, value.shape)
+        at = []
+        for index in p.indices:
+            if isinstance(index, Indirect):
+                spot = tuple(index_values(e, values) for e in index.indices)
+                found = args[index.operand][spot] * index_values(index.scale, values)
+                at.append(found + index_values(index.offset, values))
+            else:
+                at.append(index_values(index, values))
+        result[tuple(np.broadcast_arrays(*at, value)[:-1]) if at else ()] = value
+        return result
 
     def _contract(self, p: Contract, args: Sequence[Array], shape: tuple[int, ...]) -> Array:
         flat, panels = args[0].reshape(-1), args[1]

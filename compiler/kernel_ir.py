@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, TypeAlias
 
-from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import I64, DType
 
 
@@ -91,14 +91,15 @@ class Local:
 class Checked:
     """A position read from data: negative counts from the end of `extent`.
 
-    One that is still out of range is noted in the status (site + 1 and the value, the first
-    wins) and becomes 0. One that is `proved` to be in 0..extent needs none of this.
+    One from which fewer than `length` positions follow is noted in the status (site + 1 and the
+    value, the first wins) and becomes 0. One that is `proved` to be in 0..extent needs none of it.
     """
 
     value: Value
     extent: Expr
     site: int
     proved: bool = False
+    length: Expr = const(1)
 
     @property
     def dtype(self) -> DType:
@@ -246,7 +247,8 @@ class Buffer:
 class Kernel:
     """A kernel: its buffers and dimensions in ABI order, and the body of one parallel step.
 
-    The parallel indices (name, extent) run row-major as one flattened range.
+    The parallel indices (name, extent) run row-major as one flattened range. One that is `guarded`
+    does nothing where a kernel before it has noted a position in the status.
     """
 
     name: str
@@ -255,3 +257,4 @@ class Kernel:
     parallel: tuple[tuple[str, Expr], ...]
     body: tuple[Statement, ...]
     label: str = field(default="", compare=False)
+    guarded: bool = False

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from .fuse import Group
 
 
-def ordered_groups(graph: Graph, groups: Sequence[Group], depth: int = 0) -> list[Group]:
-    """Kernels sorted so that each follows the kernels whose results it reads; those of one
-    recurrence stand together."""
+def ordered_groups(
+    graph: Graph,
+    groups: Sequence[Group],
+    depth: int = 0,
+    before: Sequence[tuple[Group, Group]] = (),
+) -> list[Group]:
+    """Kernels sorted so that each follows the kernels whose results it reads, and so that of each
+    pair of `before` the first comes first; those of one recurrence stand together."""
     maker = {root: i for i, g in enumerate(groups) for root in g.roots}
     blocks: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
@@ -29,6 +34,11 @@ def ordered_groups(graph: Graph, groups: Sequence[Group], depth: int = 0) -> lis
         for ref in group.reads(graph):
             if ref in maker and block_of[maker[ref]] != block_of[i]:
                 order.add_edge(block_of[maker[ref]], block_of[i])
+    place = {group: i for i, group in enumerate(groups)}
+    for first, second in before:
+        ends = [block_of[place[g]] for g in (first, second) if g in place]
+        if len(ends) == 2 and ends[0] != ends[1]:
+            order.add_edge(*ends)
     priority = {
         name: max(r.node for i in members for r in map(groups[i].source, groups[i].roots))
         for name, members in blocks.items()
@@ -36,7 +46,10 @@ def ordered_groups(graph: Graph, groups: Sequence[Group], depth: int = 0) -> lis
     found: list[Group] = []
     for name in nx.lexicographical_topological_sort(order, key=lambda n: (priority[n], n)):
         inside = [groups[i] for i in blocks[name]]
-        found += inside if name.startswith("#") else ordered_groups(graph, inside, depth + 1)
+        if name.startswith("#"):
+            found += inside
+        else:
+            found += ordered_groups(graph, inside, depth + 1, before)
     return found
 
 

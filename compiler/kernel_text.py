@@ -25,7 +25,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
-from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import DTYPES
 
 from .cpu.values import Unique, parts, post_order
@@ -69,6 +69,8 @@ def print_kernel(kernel: Kernel) -> str:
     lines = [FIRST_LINE, f"kernel {write_str(kernel.name)}{label}"]
     lines.extend(form_of(Buffer).write(b) for b in kernel.buffers)
     lines.append(" ".join(["dims", *kernel.dims]))
+    if kernel.guarded:
+        lines.append("guarded")
     lines.extend(f"parallel {name} in {extent}" for name, extent in kernel.parallel)
     lines.extend(print_statements(kernel.body))
     return "\n".join(lines) + "\n"
@@ -179,7 +181,8 @@ def _write_one(value: Value, inner: Callable[[Value], str]) -> str:
         return f"{value.fn}.{value.dtype}{to}({', '.join(map(inner, value.args))})"
     if isinstance(value, Checked):
         word = "proved" if value.proved else "checked"
-        return f"{word}({inner(value.value)} of {value.extent} at {value.site})"
+        length = "" if value.length == const(1) else f" for {value.length}"
+        return f"{word}({inner(value.value)} of {value.extent}{length} at {value.site})"
     guard = ""
     if value.guard or repr(value.fill) != "0":
         guard = f" if {', '.join(map(inner, value.guard))} else {write_number(value.fill)}"
@@ -227,12 +230,15 @@ class _Parser:
         dims = []
         while reader.peek():
             dims.append(reader.name())
+        guarded = self._is("guarded")
+        if guarded:
+            self._next("guarded").end()
         parallel: list[tuple[str, Expr]] = []
         while self._is("parallel"):
             parallel.append(_read_loop(self._next("parallel"), None))
             self.lines[self.at - 1].reader.end()
         body = self.block(0)
-        return Kernel(name, tuple(buffers), tuple(dims), tuple(parallel), body, label)
+        return Kernel(name, tuple(buffers), tuple(dims), tuple(parallel), body, label, guarded)
 
     def _is(self, keyword: str) -> bool:
         return self.at < len(self.lines) and self.lines[self.at].reader.peek() == keyword
@@ -321,10 +327,11 @@ class _Parser:
             value = self.value(reader, depth + 1)
             reader.expect("of")
             extent = reader.expr()
+            length = reader.expr() if reader.accept("for") else const(1)
             reader.expect("at")
             site = reader.integer()
             reader.expect(")")
-            return Checked(value, extent, site, token == "proved")
+            return Checked(value, extent, site, token == "proved", length)
         name, _, dtype = token.rpartition(".")
         if dtype not in DTYPES or not name:
             reader.fail(f"expected a value, found `{token}`")

@@ -159,6 +159,7 @@ class _Check:
                 self.fail(3, f"the scalar `{value.name}` is {scope.scalars[value.name]}")
         elif isinstance(value, Checked):
             self.symbols(scope, value.extent)
+            self.symbols(scope, value.length)
             if value.value.dtype != I64:
                 self.fail(3, f"a position is i64, not {value.value.dtype}")
         elif isinstance(value, Op):
@@ -241,8 +242,10 @@ class _Check:
         if isinstance(value, Op) and value.fn in _ARITHMETIC and value.dtype == I64:
             return _ARITHMETIC[value.fn](*(self.expr(a, scope) for a in value.args))
         if id(value) not in self.data:
-            high: IntEnd = value.extent - 1 if isinstance(value, Checked) else WIDEST[1]
+            high: IntEnd = WIDEST[1]
             low = 0 if isinstance(value, Checked) else WIDEST[0]
+            if isinstance(value, Checked):
+                high = value.extent - value.length
             self.data[id(value)] = (f"$data{len(self.data)}", (low, high))
         return sym(self.data[id(value)][0])
 

@@ -20,7 +20,8 @@ from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.signature import REQUIRED, OpError, Param
 from stagefuse.dsl.types import TensorType
 
-INTERNAL = ("input", "weight", "constant", "dim", "access", "position")
+INTERNAL = ("input", "weight", "constant", "dim", "access", "position", "within",
+            "update")  # fmt: skip
 """What no program writes: the checker puts it in."""
 HEAD = """\
 # Operations

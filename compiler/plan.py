@@ -30,7 +30,7 @@ TARGETS = {  # what a caller names: what code is made for
     "h200": "sm_90a",
     "h20": "sm_90a",
 }
-ROLES = ("input", "result", "arena", "weight", "constant")
+ROLES = ("input", "result", "arena", "weight", "constant", "state")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,21 @@ class BufferPlan:
 
 
 @dataclass(frozen=True)
+class StatePlan:
+    """What a session keeps between calls, in a buffer of its own.
+
+    It begins as the plan's array `array`, or with all elements the bytes `initial`, hexadecimal.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+    buffer: int
+    initial: str
+    array: str | None = None
+
+
+@dataclass(frozen=True)
 class StepPlan:
     """One kernel launch: `symbol` over `count` iterations, handed out at least `grain` at a time.
 
@@ -119,7 +134,8 @@ class GpuLaunchPlan:
     of `buffers` (indices into the GpuPlan's), an s64 for each of `dims`, and a u64 pointer to the
     status, two s64: the number of a site plus one (0: nothing to report) and the value found there.
     `writes` are those of `buffers` that it writes; () leaves it open, and then it may write each
-    one that is not an input, a weight or a constant.
+    one that is not an input, a weight or a constant. One that `reports` may write the status; one
+    that is `guarded` reads it, so that it comes after all before it that report.
     """
 
     kernel: str
@@ -132,14 +148,17 @@ class GpuLaunchPlan:
     label: str = ""
     report: dict[str, Any] = field(default_factory=dict)
     writes: tuple[int, ...] = ()
+    reports: bool = False
+    guarded: bool = False
 
 
 @dataclass(frozen=True)
 class GpuPlan:
     """A pipeline on one arch: its launches in an order that is right one after the other.
 
-    The buffers with the role input are the pipeline's inputs, in order, and those with the role
-    result its results. `slots` are sizes in bytes of the arena's parts, as a PipelinePlan's.
+    The buffers with the role input are the pipeline's inputs, in order, those with the role result
+    its results, those with the role state its states. `slots` are sizes in bytes of the arena's
+    parts, as a PipelinePlan's.
     """
 
     arch: str
@@ -170,7 +189,7 @@ class PipelinePlan:
 
     `slots` are sizes in bytes of the arena's parts; buffers that live at different times may
     share one. Steps run one after the other, those of a loop many times. `gpu` holds the same
-    pipeline for GPUs, an arch each.
+    pipeline for GPUs, an arch each. A session fixes the dims in the shapes of `states`.
     """
 
     name: str
@@ -186,6 +205,7 @@ class PipelinePlan:
     report: dict[str, Any] = field(default_factory=dict)
     gpu: tuple[GpuPlan, ...] = ()
     loops: tuple[LoopPlan, ...] = ()
+    states: tuple[StatePlan, ...] = ()
 
 
 @dataclass(frozen=True)

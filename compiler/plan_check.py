@@ -2,9 +2,11 @@
 
 1. Names: pipelines, inputs and dims are distinct identifiers.
 2. Types: each dtype is one of the language's; each shape, count, size and bound is a dimension
-   expression over the pipeline's dims, and every dim follows from the inputs' shapes.
-3. Buffers: each has one of the roles; an input or a result names a buffer of that role and of its
-   type, and each such buffer belongs to exactly one; an arena buffer has a slot; a weight or a
+   expression over the pipeline's dims, and every dim follows from the inputs' shapes, or stands in
+   that of a state.
+3. Buffers: each has one of the roles; an input, a result or a state names a buffer of that role and
+   of its type, and each such buffer belongs to exactly one; a state begins as an element or as an
+   array of its dtype; an arena buffer has a slot; a weight or a
    constant has an array of its dtype and shape.
 4. Steps: buffers and dims exist; the symbol is a plain name. Loops lie within the steps, one
    inside another or apart; only steps inside a loop use its step.
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from stagefuse.dsl import dims
 from stagefuse.dsl.dtypes import DTYPES, from_numpy
@@ -34,12 +37,12 @@ from .plan import (
     ROLES,
     ArgumentPlan,
     BufferPlan,
-    DimPlan,
     GpuLaunchPlan,
     GpuPlan,
     LoopPlan,
     PipelinePlan,
     Plan,
+    StatePlan,
 )
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]*\Z")
@@ -48,6 +51,8 @@ _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*(?:\(([^)]*)\))?")
 _PARAMETER = re.compile(r"\.param\s+\.(\w+)")
 _EIGHT_BYTES = frozenset(("u64", "s64", "b64"))
 _TARGET = re.compile(r"^\s*\.target\s+(\w+)", re.MULTILINE)
+WRITTEN = ("arena", "result", "state")
+"""Roles of buffers that launches may write."""
 _MAX_EXPRESSION = 20_000
 # CUDA programming guide, technical specifications per compute capability.
 _MAX_BLOCK = (1024, 1024, 64)
@@ -99,6 +104,7 @@ class _Pipeline:
         _distinct((d.name for d in pipeline.dims), f"{self.where}: dim")
         _distinct((i.name or "" for i in pipeline.inputs), f"{self.where}: input")
         _distinct((r.name for r in pipeline.results if r.name), f"{self.where}: result")
+        _distinct((s.name for s in pipeline.states), f"{self.where}: state")
         for dim in pipeline.dims:
             self.expression(dim.low, f"the range of {dim.name}")
             if dim.high is not None:
@@ -109,12 +115,15 @@ class _Pipeline:
             self.buffer(buffer, f"buffer {number} ({buffer.name})", len(pipeline.slots))
         self.arguments("input", pipeline.inputs)
         self.arguments("result", pipeline.results)
+        self.arguments("state", pipeline.states)
+        for state in pipeline.states:
+            self.state(state)
         self.steps()
         _distinct((g.arch for g in pipeline.gpu), f"{self.where}: code for the arch")
         for gpu in pipeline.gpu:
             self.gpu(gpu)
         self.others()
-        unknown = undetermined(pipeline.inputs, pipeline.dims)
+        unknown = undetermined(pipeline)
         if unknown:
             raise self.fault(f"no input's shape determines the dims {', '.join(unknown)}")
 
@@ -168,10 +177,21 @@ class _Pipeline:
                 f"{dtype or array.dtype}{list(array.shape)}"
             )
 
-    def arguments(self, role: str, arguments: Sequence[ArgumentPlan]) -> None:
+    def state(self, state: StatePlan) -> None:
+        try:
+            initial = bytes.fromhex(state.initial)
+        except ValueError:
+            initial = b""
+        if len(initial) != DTYPES[state.dtype].itemsize:
+            raise self.fault(f"state {state.name} begins as {state.initial!r}, no {state.dtype}")
+        if state.array is not None:
+            buffer = self.pipeline.buffers[state.buffer]
+            self.array(replace(buffer, array=state.array), f"state {state.name}")
+
+    def arguments(self, role: str, arguments: Sequence[ArgumentPlan | StatePlan]) -> None:
         for argument in arguments:
             what = f"{role} {argument.name or ''}".strip()
-            name_needed = role == "input" or argument.name is not None
+            name_needed = role != "result" or argument.name is not None
             if name_needed and not _NAME.match(argument.name or ""):
                 raise self.fault(f"{argument.name!r} is not a name of an {role}")
             if not 0 <= argument.buffer < len(self.pipeline.buffers):
@@ -223,7 +243,11 @@ class _Pipeline:
             self.expression(text, f"{gpu.arch}, slot {number}")
         for number, buffer in enumerate(gpu.buffers):
             self.buffer(buffer, f"{gpu.arch}, buffer {number} ({buffer.name})", len(gpu.slots))
-        for role, arguments in (("input", self.pipeline.inputs), ("result", self.pipeline.results)):
+        given: tuple[tuple[str, Sequence[ArgumentPlan | StatePlan]], ...] = (
+            ("input", self.pipeline.inputs), ("result", self.pipeline.results),
+            ("state", self.pipeline.states),
+        )  # fmt: skip
+        for role, arguments in given:
             types = [(a.dtype, a.shape) for a in arguments]
             if types != [(b.dtype, b.shape) for b in gpu.buffers if b.role == role]:
                 raise self.fault(f"{gpu.arch}: {role}s and buffers with that role differ")
@@ -247,7 +271,7 @@ class _Pipeline:
             if not 0 <= buffer < len(gpu.buffers):
                 raise self.fault(f"{what} uses buffer {buffer}, which does not exist")
         for buffer in launch.writes:
-            if buffer not in launch.buffers or gpu.buffers[buffer].role not in ("arena", "result"):
+            if buffer not in launch.buffers or gpu.buffers[buffer].role not in WRITTEN:
                 raise self.fault(f"{what} can't write buffer {buffer}")
         dims = [d for d in launch.dims if d not in steps]
         for text in (*launch.grid, launch.shared_bytes, *dims):
@@ -270,16 +294,24 @@ class _Pipeline:
                 self.expression(site.extent, "a site")
 
 
-def undetermined(inputs: Sequence[ArgumentPlan], declared: Sequence[DimPlan]) -> list[str]:
-    """The dims that do not follow from the inputs' shapes by `solve_order`."""
-    known = {name for name, *_ in solve_order(inputs)}
-    return [d.name for d in declared if d.name not in known]
+def session_dims(pipeline: PipelinePlan) -> tuple[str, ...]:
+    """The dims that a session fixes: those in the shapes of its states."""
+    texts = {text for state in pipeline.states for text in state.shape}
+    used = frozenset[str]().union(*(dims.parse(text).symbols() for text in texts))
+    return tuple(d.name for d in pipeline.dims if d.name in used)
+
+
+def undetermined(pipeline: PipelinePlan) -> list[str]:
+    """The dims that neither follow from the inputs' shapes nor are a session's."""
+    given = session_dims(pipeline)
+    known = {name for name, *_ in solve_order(pipeline.inputs, given)}.union(given)
+    return [d.name for d in pipeline.dims if d.name not in known]
 
 
 def solve_order(
-    inputs: Sequence[ArgumentPlan],
+    inputs: Sequence[ArgumentPlan], given: Iterable[str] = ()
 ) -> list[tuple[str, int, int, dims.Expr, int]]:
-    """How dims follow from the inputs' shapes, one after the other.
+    """How dims follow from the inputs' shapes, one after the other, and from dims that are given.
 
     Each entry is (dim, input, axis, rest, factor): the size of the axis is
     `factor * dim + rest`, where `rest` holds only dims of earlier entries.
@@ -291,7 +323,7 @@ def solve_order(
     ]
     axes.sort(key=lambda entry: entry[2].as_symbol() is None)
     order: list[tuple[str, int, int, dims.Expr, int]] = []
-    known: set[str] = set()
+    known = set(given)
     progress = True
     while progress:
         progress = False

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from .bounds import Bounds
     from .gpu.compile import GpuCompiler
-    from .graph import Ref
     from .kernel_ir import Kernel
     from .lower import Lowered, Sites
 
@@ -32,7 +31,6 @@ class Begun:
     graph: Graph
     bounds: Bounds | None
     passed: Mapping[Any, str]
-    stored: Mapping[Ref, np.ndarray[Any, Any]]
     sites: Sites
     gpu: tuple[GpuPlan, ...]
 
@@ -56,26 +54,37 @@ class Planner:
         from .lower import Sites
         from .passes import pipeline_of
         from .run_passes import bounds_of, run_passes
-        from .stored import weight_arrays
 
         bounds = bounds_of(pipeline) if self.verify else None
         graph, runs = run_passes(graph, pipeline_of(self.load), bounds)
         passed = {place: text for run in runs for place, text in run.reasons.items()}
-        stored = weight_arrays(graph, self.load)
         sites = Sites()
         gpu: tuple[GpuPlan, ...] = ()
         if self.gpu is not None:
-            buffers = Buffers(pipeline, graph, stored, self.arrays)
-            gpu, kernels = self.gpu.plan(pipeline, graph, buffers, sites, passed)
+
+            def buffers_of(arranged: Graph) -> Buffers:
+                return self._buffers(pipeline, arranged)
+
+            gpu, kernels, arranged = self.gpu.plan(pipeline, graph, buffers_of, sites, passed)
             if bounds is not None:
-                self.unverified += [(k, graph, bounds) for k in kernels]
-        return Begun(pipeline, graph, bounds, passed, stored, sites, gpu)
+                self.unverified += [(k, arranged, bounds) for k in kernels]
+        return Begun(pipeline, graph, bounds, passed, sites, gpu)
+
+    def _buffers(self, pipeline: Pipeline, graph: Graph) -> Buffers:
+        from .stored import weight_arrays
+
+        for state in pipeline.states:
+            if isinstance(state.initial, tuple):
+                self.arrays["/".join(state.initial)] = self.load(*state.initial)
+        return Buffers(pipeline, graph, weight_arrays(graph, self.load), self.arrays)
 
     def plan(self, begun: Begun, cpu: bool = True) -> PipelinePlan:
         """The plan of a pipeline."""
         pipeline, sites = begun.pipeline, begun.sites
-        buffers = Buffers(pipeline, begun.graph, begun.stored, self.arrays)
-        steps, loops = self._steps(begun, buffers) if cpu else ([], ())
+        if cpu:
+            buffers, steps, loops = self._steps(begun)
+        else:
+            buffers, steps, loops = self._buffers(pipeline, begun.graph), [], ()
         slots = buffers.slots([s.buffers for s in steps], loops)
         ranges = pipeline.facts.ranges
         dims = tuple(DimPlan(d, *_range_text(ranges.get(d, (0, None)))) for d in pipeline.dims)
@@ -83,20 +92,22 @@ class Planner:
             pipeline.name, pipeline.doc, buffers.inputs, buffers.results(), dims,
             tuple(buffers.plans), tuple(steps), slots, tuple(map(_check, pipeline.checks)),
             tuple(_site(*place) for place in sites.places), gpu=begun.gpu, loops=loops,
+            states=buffers.states,
         )  # fmt: skip
 
-    def _steps(
-        self, begun: Begun, buffers: Buffers
-    ) -> tuple[list[StepPlan], tuple[LoopPlan, ...]]:
+    def _steps(self, begun: Begun) -> tuple[Buffers, list[StepPlan], tuple[LoopPlan, ...]]:
+        """The buffers, steps and loops on the CPU."""
         from .fuse import partition
+        from .in_place import arrange
         from .join import join
         from .kernel_order import loops_of
         from .lower import lower
         from .report import report
         from .schedule import CPU
 
-        graph, bounds = begun.graph, begun.bounds
-        found = join(graph, partition(graph))
+        bounds = begun.bounds
+        graph, found = arrange(begun.graph, lambda g, apart: join(g, partition(g, apart)))
+        buffers = self._buffers(begun.pipeline, graph)
         reasons = {d.node: d for d in found.decisions}
         steps: list[StepPlan] = []
         for group in found.groups:
@@ -106,7 +117,7 @@ class Planner:
             steps.append(
                 self._step(buffers, lowered, report(graph, lowered, reasons, begun.passed))
             )
-        return steps, loops_of(graph, [group.nest for group in found.groups])
+        return buffers, steps, loops_of(graph, [group.nest for group in found.groups])
 
     def _step(self, buffers: Buffers, lowered: Lowered, report: dict[str, Any]) -> StepPlan:
         from .cpu.scratch import scratch_bytes
@@ -143,8 +154,11 @@ def _place(span: Span | None) -> dict[str, Any]:
     return {"file": span.source.name, "line": span.line, "column": span.column, "text": text}
 
 
-def _site(span: Span | None, extent: Expr) -> SitePlan:
-    return SitePlan(**_place(span), extent=str(extent))
+def _site(span: Span | None, extent: Expr, length: Expr) -> SitePlan:
+    message = ""
+    if length.as_int() != 1:
+        message = f"the start of this slice of {length} positions is out of range"
+    return SitePlan(**_place(span), message=message, extent=str(extent))
 
 
 def _check(check: Any) -> CheckPlan:

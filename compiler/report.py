@@ -39,12 +39,17 @@ def report(
 
 
 def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:
-    """The arithmetic of a kernel, and the bytes of the buffers that it uses."""
+    """The arithmetic of a kernel, and the bytes that it touches of its buffers."""
     work, moved = const(0), const(0)
     for number in lowered.nodes:
         work = work + _work(graph, graph.nodes[number])
-    for buffer in lowered.kernel.buffers:
-        moved = moved + size_of(buffer.shape) * buffer.dtype.itemsize
+    updates = [n for n in map(graph.nodes.get, lowered.nodes) if n and _type_name(n) == "Update"]
+    for ref, buffer in zip(lowered.values, lowered.kernel.buffers, strict=True):
+        shape = buffer.shape
+        for node in updates:
+            if ref == node.operands[0]:  # of what it updates it touches no more than it writes
+                shape = graph.type(node.operands[1]).shape
+        moved = moved + size_of(shape) * buffer.dtype.itemsize
     return work, moved
 
 

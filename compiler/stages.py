@@ -13,6 +13,7 @@ from .build_graph import build_graph
 from .front import check_source
 from .fuse import partition
 from .graph_text import print_graph
+from .in_place import arrange
 from .join import join
 from .kernel_text import print_kernel
 from .lower import Sites, lower
@@ -55,7 +56,8 @@ def _text(pipeline: Pipeline, stage: str, load: Callable[[str, str], Any]) -> st
     if stage != "kernels":
         return print_graph(graph)
     sites, seen = Sites(), dict[str, str]()
-    for group in join(graph, partition(graph)).groups:
+    graph, found = arrange(graph, lambda g, apart: join(g, partition(g, apart)))
+    for group in found.groups:
         kernel = lower(graph, group, sites, CPU).kernel
         verified_kernel(kernel, graph, bounds)
         seen.setdefault(kernel.name, print_kernel(kernel))

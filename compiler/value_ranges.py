@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stagefuse.dsl.dims import Expr, IntLike, as_expr, const
+from stagefuse.dsl.dims import Expr, Facts, IntLike, as_expr, const
 from stagefuse.dsl.dtypes import F64
 
 from .graph import (
@@ -24,26 +24,30 @@ from .graph import (
     Scalar,
     Sort,
     View,
+    Within,
 )
 
 DEPTH = 40
 """Operands of operands that a proof may go down."""
 SAFE = 1 << 62
 """Sums of two numbers below this do not wrap."""
+_NONE = const(0)
 SAME = ("floor", "trunc", "round", "ceil")
 """Functions that keep a whole limit: what is at most 3 stays at most 3."""
 
 
-def is_position(graph: Graph, ref: Ref, extent: Expr) -> bool:
-    """Whether every element is proved to be in 0..extent."""
-    proof = _Proof(graph)
-    return proof.at_least(ref, const(0)) and proof.at_most(ref, extent - 1)
+def is_position(
+    graph: Graph, ref: Ref, extent: Expr, offset: Expr = _NONE, facts: Facts | None = None
+) -> bool:
+    """Whether every element plus `offset` is proved to be in 0..extent, where `facts` hold."""
+    proof = _Proof(graph, facts or graph.facts)
+    return proof.at_least(ref, -offset) and proof.at_most(ref, extent - 1 - offset)
 
 
 class _Proof:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, facts: Facts) -> None:
         self.graph = graph
-        self.facts = graph.facts
+        self.facts = facts
 
     def at_most(self, ref: Ref, limit: Expr, depth: int = DEPTH) -> bool:
         return self._bounded(ref, limit, True, depth)
@@ -76,6 +80,8 @@ class _Proof:
             case View(guard=guard, fill=fill):
                 filled = not guard or self._number(fill, limit, above)
                 return filled and self._bounded(node.operands[0], limit, above, depth - 1)
+            case Within(extent=extent, length=length):
+                return self._between(const(0), extent - length, limit, above)
             case Gather():
                 return self._bounded(node.operands[0], limit, above, depth - 1)
             case Concat():

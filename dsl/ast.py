@@ -242,7 +242,7 @@ class ExprStmt(Frozen):
 
 
 class IndexDef(Frozen):
-    """`name[indices] = value`."""
+    """`name[indices] = value`, a definition; an update where name and indices have values."""
 
     span: Span
     name: str
@@ -252,7 +252,10 @@ class IndexDef(Frozen):
 
 
 class StepDef(Frozen):
-    """`name[at, indices] = value`: what a step of a scan gives, at a position that it computes."""
+    """`name[at, indices] = value`: what a step of a scan gives, at a position that it computes.
+
+    Where the name has a value and no step is in the position, an update of items.
+    """
 
     span: Span
     name: str
@@ -262,7 +265,29 @@ class StepDef(Frozen):
     value: Expr
 
 
-Stmt: TypeAlias = Assign | For | Scan | If | ExprStmt | IndexDef | StepDef
+class ItemAssign(Frozen):
+    """`name[items] = value`: expressions, slices and `...`."""
+
+    span: Span
+    name: str
+    name_span: Span
+    items: tuple[Expr, ...]
+    value: Expr
+
+
+class State(Frozen):
+    """`state name: type = initial`: what a session keeps between calls."""
+
+    span: Span
+    name: str
+    name_span: Span
+    type: TypeExpr
+    initial: Expr
+
+
+Stmt: TypeAlias = (
+    Assign | For | Scan | If | ExprStmt | IndexDef | StepDef | ItemAssign | State
+)  # fmt: skip
 
 # Items
 

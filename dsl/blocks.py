@@ -36,12 +36,12 @@ FOREIGN = {
     "await": "a pipeline has no side effects to wait for",
     "assert": "state facts in `where`",
     "del": "a name may be bound again",
-    "global": "there is no state in the language",
-    "nonlocal": "there is no state in the language",
+    "global": "what lives between calls is `state name: type = initial` in a pipeline",
+    "nonlocal": "what lives between calls is `state name: type = initial` in a pipeline",
     "match": "use `if` and `elif` on constants",
     "struct": "there are no structs; several results are a tuple",
 }
-RESERVED = ("extern", "state")
+RESERVED = ("extern",)
 ITEMS = frozenset(("FN", "PIPELINE", "CONST", "IMPORT", "WEIGHTS"))
 HEADERS = frozenset(("FN", "PIPELINE", "FOR", "SCAN", "IF", "ELIF", "ELSE"))
 _PLAIN = frozenset(("EQUAL", "DOT", "COMMA", "PIPE", "LPAR", "LSQB"))
@@ -220,7 +220,9 @@ def _no_item(word: str, kind: str, after: str, span: Span) -> Diagnostic:
     near = nearest(word, KEYWORDS) if kind == "NAME" and after == "NAME" else None
     if near is not None:
         return error("E0109", f"`{word}` starts no item", span, help=f"write `{near}`")
-    if kind == "NAME" and after == "EQUAL":
+    if kind == "STATE":
+        advice = "what a session keeps is declared first in the body of its pipeline"
+    elif kind == "NAME" and after == "EQUAL":
         advice = f"a constant is `const {word} = ...`; other assignments stand in a body"
     else:
         advice = "a file holds `import`, `const`, `weights`, `fn` and `pipeline`"

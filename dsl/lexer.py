@@ -54,6 +54,8 @@ _TOKEN = re.compile(
 _ITEM = re.compile(r"(?:pipeline|fn|const|import|weights)[ ]+[^\W\d]")
 """An item at the start of a line: no bracket reaches this far."""
 _BLANK = re.compile(r"[ \t\f]*")
+_NAMED = re.compile(r"[ \t\f]+[^\W\d]\w*[ \t\f]*:")
+"""What makes `state` a declaration at the start of a line; else it is a name."""
 _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\", '"': '"', "'": "'", "\n": "", "r": "\r", "0": "\0"}
 
 
@@ -224,7 +226,7 @@ class Lexer:
             return Token("NAME", text, start, end)
         if text in REDUCTIONS and self.text[end : end + 1] == "[":
             return Token("REDUCE", text, start, end)
-        if text in KEYWORDS:
+        if text in KEYWORDS or (text == "state" and not current and _NAMED.match(self.text, end)):
             return Token(text.upper(), text, start, end)
         return Token(CONSTANTS.get(text) or LOGIC.get(text, "NAME"), text, start, end)
 

@@ -40,6 +40,23 @@ class Check:
 
 
 @dataclass(frozen=True)
+class State:
+    """What a session keeps between calls: its value before a call, and after it.
+
+    It begins as a number, or as the tensor of a weight file: the file's name and the key.
+    `updated` is the last value that came from updates of items alone.
+    """
+
+    name: str
+    type: TensorType
+    initial: int | float | bool | tuple[str, str]
+    before: ValueId
+    updated: ValueId
+    after: ValueId
+    span: Span
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """An entry point: what goes in, what comes out, and the operations between."""
 
@@ -53,6 +70,13 @@ class Pipeline:
     dims: tuple[str, ...]
     checks: tuple[Check, ...] = ()
     span: Span | None = None
+    states: tuple[State, ...] = ()
+
+    @property
+    def session_dims(self) -> tuple[str, ...]:
+        """The dimensions that a session fixes: those in the shapes of its states."""
+        used = {s for state in self.states for size in state.type.shape for s in size.symbols()}
+        return tuple(d for d in self.dims if d in used)
 
 
 @dataclass(frozen=True)

@@ -198,17 +198,29 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
         if value is None:
             return ast.ExprStmt(span, self._expr(target))
         if isinstance(target, ast.Subscript):
-            return self._index_definition(span, target, self._expr(value))
+            return self._items_assigned(span, target, self._expr(value))
         found = self._target(target)
         return None if found is None else ast.Assign(span, found, self._expr(value))
 
-    def _index_definition(self, span: Span, target: ast.Subscript, value: ast.Expr) -> Any:
-        if not isinstance(target.base, ast.Name):
-            self._problem("E0113", "only a name can be defined by its indices", target.span)
+    def on_state_statement(self, span: Span, c: Children) -> Any:
+        name, declared, initial = c[:3]
+        end = initial.span.end
+        where = Span(span.source, span.start, end)
+        return ast.State(where, str(name), self._span(name), declared, self._expr(initial))
+
+    def _items_assigned(self, span: Span, target: ast.Subscript, value: ast.Expr) -> Any:
+        """A definition where the items are indices, else an assignment to items of a value."""
+        base = target.base
+        if not isinstance(base, ast.Name):
+            self._problem("E0113", "only items of a name can be assigned to", target.span)
             return None
-        base, items = target.base, target.items
+        items = target.items
         at = items[0] if items and isinstance(items[0], ast.Binary) else None
-        indices = self._index_vars(items if at is None else items[1:])
+        others = items if at is None else items[1:]
+        named = all(isinstance(item, ast.Name) for item in others)
+        if not named and not any(isinstance(item, _Index) for item in others):
+            return ast.ItemAssign(span, base.name, base.span, items, value)
+        indices = self._index_vars(others)
         if indices is None:
             return None
         if at is not None:
@@ -232,7 +244,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
             else:
                 self._problem(
                     "E0113", "an index is a name, with a range if it needs one", item.span,
-                    "write `y[i, j in 0..3] = ...`; values are never assigned in place",
+                    "write `y[i, j in 0..3] = ...`, or positions and slices alone",
                 )  # fmt: skip
                 return None
         return tuple(found)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stagefuse.compiler.plan import ArgumentPlan, PipelinePlan
-from stagefuse.compiler.plan_check import solve_order
+from stagefuse.compiler.plan_check import session_dims, solve_order
 from stagefuse.dsl.dtypes import DTYPES, DType, from_numpy
 
 from . import interchange
@@ -26,7 +26,7 @@ class Binder:
     def __init__(self, plan: PipelinePlan) -> None:
         self.plan = plan
         self.expected = [(i.name or "", DTYPES[i.dtype].numpy) for i in plan.inputs]
-        self._order = solve_order(plan.inputs)
+        self._order = solve_order(plan.inputs, session_dims(plan))
         self._ranges = {d.name: d for d in plan.dims}
 
     def arrays(self, given: Mapping[str, Any]) -> list[np.ndarray[Any, Any]]:
@@ -113,10 +113,15 @@ class Binder:
             )
         return np.array(value, dtype.numpy)
 
-    def sizes(self, arrays: Sequence[np.ndarray[Any, Any]]) -> dict[str, int]:
-        """The values of the dims. Raises InputError where the shapes do not fit the signature."""
-        values: dict[str, int] = {}
-        origin: dict[str, str] = {}
+    def sizes(
+        self, arrays: Sequence[np.ndarray[Any, Any]], given: Mapping[str, int] | None = None
+    ) -> dict[str, int]:
+        """The values of the dims, some of them given by a session.
+
+        Raises InputError where the shapes do not fit the signature.
+        """
+        values = dict(given or {})
+        origin = dict.fromkeys(values, "the session")
         for name, i, axis, rest, factor in self._order:
             if name in values:
                 continue

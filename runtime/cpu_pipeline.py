@@ -7,9 +7,10 @@ results into a free workspace's argument slots and enter `sf_run`, which holds n
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import numpy as np
 
 from stagefuse.compiler.plan import PipelinePlan, Plan
 
-from . import native
+from . import interchange, native
 from .binding import Binder
 from .errors import DeviceError, InputError, PlanError
-from .memory import POOLED_BYTES, ResultPool, pointer_to
+from .memory import POOLED_BYTES, ResultPool, allocate, pointer_to
 from .pipeline import Pipeline, check_out, chosen
 from .prepared import Bucket, Preparer, Workspace
 from .report import Report
+from .session import HostStates, Session
 
 _MAX_BUCKETS = 1024
 _MAX_THREADS = 64  # of the pool in generated code
@@ -69,7 +71,7 @@ class CpuPipeline(Pipeline):
 
     def __init__(self, plan: Plan, name: str | None = None, *, threads: int | None = None) -> None:
         one = chosen(plan, name)
-        super().__init__(one, Binder(one))
+        super().__init__(one, Binder(one), plan.arrays)
         self.threads = _thread_count(threads)
         self._code: _Code | None = _Code(plan)
         functions = self._code.addresses(self._plan)
@@ -80,6 +82,23 @@ class CpuPipeline(Pipeline):
         self._pool = ResultPool()
 
     def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
+        arrays, convert = self._in_order(args, inputs)
+        bucket = self._buckets.get(tuple([a.shape for a in arrays])) or self._bucket(arrays)
+        return self._called(bucket, arrays, convert, out, ())
+
+    def _call_in(
+        self, session: Session, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
+    ) -> Any:
+        arrays, convert = self._in_order(args, inputs)
+        key = (session.key, *[a.shape for a in arrays])
+        bucket = self._buckets.get(key) or self._bucket(arrays, session)
+        assert isinstance(session.states, HostStates)
+        return self._called(bucket, arrays, convert, out, session.states.arrays)
+
+    def _in_order(
+        self, args: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> tuple[list[np.ndarray[Any, Any]], interchange.Importer | None]:
+        """The inputs in order, and what makes results the caller's kind of arrays."""
         arrays: list[np.ndarray[Any, Any]] = []
         try:
             for name, dtype in self._expected:
@@ -93,17 +112,25 @@ class CpuPipeline(Pipeline):
                 arrays.append(array)
             if args or len(inputs) != len(arrays):
                 raise KeyError
-            convert = None
+            return arrays, None
         except KeyError:
-            arrays, convert = self._bind(args, inputs)
-        bucket = self._buckets.get(tuple([a.shape for a in arrays])) or self._bucket(arrays)
+            return self._bind(args, inputs)
+
+    def _called(
+        self,
+        bucket: Bucket,
+        arrays: list[np.ndarray[Any, Any]],
+        convert: interchange.Importer | None,
+        out: Any,
+        states: Sequence[np.ndarray[Any, Any]],
+    ) -> Any:
         if out is None:
             results = self._fresh(bucket)
-            self._execute(bucket, arrays, results)
+            self._execute(bucket, arrays, results, states)
         else:
             given = self._given(out)
             results = self._targets(bucket, arrays, given)
-            self._execute(bucket, arrays, results)
+            self._execute(bucket, arrays, results, states)
             for (_, target), result in zip(given, results, strict=True):
                 if result is not target:
                     np.copyto(target, result)
@@ -112,21 +139,32 @@ class CpuPipeline(Pipeline):
             results = [convert(result) for result in results]
         return results[0] if self._tuple is None else self._tuple(*results)
 
+    def _new_states(
+        self, types: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]
+    ) -> HostStates:
+        return HostStates([_state(dtype, shape) for dtype, shape in types])
+
     def _loaded(self) -> _Code:
         code = self._code
         if code is None:
             raise InputError(f"the pipeline {self.name} is closed")
         return code
 
-    def _bucket(self, arrays: list[np.ndarray[Any, Any]]) -> Bucket:
+    def _bucket(
+        self, arrays: list[np.ndarray[Any, Any]], session: Session | None = None
+    ) -> Bucket:
         """The bucket of a combination of shapes seen for the first time."""
         self._loaded()
+        if session is None:
+            self._require_session()
         for argument, array in zip(self._plan.inputs, arrays, strict=True):
             self._binder.array(argument, array)  # the fast path does not look at ranks
-        bucket = self._preparer.prepare(self._binder.sizes(arrays))
+        sizes = None if session is None else session.sizes
+        bucket = self._preparer.prepare(self._binder.sizes(arrays, sizes))
         if len(self._buckets) >= _MAX_BUCKETS:
             self._buckets = {}
-        self._buckets[tuple([a.shape for a in arrays])] = bucket
+        key = tuple([a.shape for a in arrays])
+        self._buckets[key if session is None else (session.key, *key)] = bucket
         self._last = bucket.dims
         return bucket
 
@@ -162,6 +200,7 @@ class CpuPipeline(Pipeline):
         bucket: Bucket,
         arrays: list[np.ndarray[Any, Any]],
         results: list[np.ndarray[Any, Any]],
+        states: Sequence[np.ndarray[Any, Any]] = (),
     ) -> None:
         code = self._loaded()  # the reference keeps the code while it runs
         try:
@@ -176,6 +215,11 @@ class CpuPipeline(Pipeline):
                 for slot in slots:
                     args[slot] = pointer
         for array, slots in zip(results, bucket.result_slots, strict=True):
+            if slots:
+                pointer = pointer_to(array)
+                for slot in slots:
+                    args[slot] = pointer
+        for array, slots in zip(states, bucket.state_slots, strict=True):
             if slots:
                 pointer = pointer_to(array)
                 for slot in slots:
@@ -198,15 +242,22 @@ class CpuPipeline(Pipeline):
     def report(self) -> Report:
         return Report.of_plan(self._plan, self._code.level if self._code else "")
 
-    def profile(self, path: str | Path, /, *, calls: int = 5, **inputs: Any) -> Path:
+    def _profile(
+        self, path: Path, calls: int, inputs: dict[str, Any], session: Session | None
+    ) -> Path:
         from . import profile
 
-        return profile.write_trace(self, Path(path), calls, inputs)
+        return profile.write_trace(self, path, calls, inputs, session)
 
     def _release(self) -> None:
         self._code = None
         self._buckets, self._free = {}, []
         self._pool.clear()
+
+
+def _state(dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    size = math.prod(shape) * dtype.itemsize
+    return allocate(size, "a state").view(dtype).reshape(shape)
 
 
 def _thread_count(threads: int | None) -> int:

@@ -22,10 +22,12 @@ from . import interchange
 from .device_arrays import DeviceArray, DeviceBinder
 from .device_prepared import DeviceBucket, DevicePreparer
 from .device_space import Space
+from .device_states import DeviceStates
 from .drivers import Driver, Memory, Region, closing, quietly
 from .errors import DeviceError, IndexOutOfRange, InputError, OutOfMemory
 from .pipeline import Pipeline, check_out, check_out_type, chosen
 from .report import Report
+from .session import Session
 
 _MAX_BUCKETS = 1024
 _MAX_FREE_SPACES = 8
@@ -38,7 +40,7 @@ class DevicePipeline(Pipeline):
 
     def __init__(self, plan: Plan, name: str | None, driver: Driver) -> None:
         one = chosen(plan, name)
-        super().__init__(one, DeviceBinder(one))
+        super().__init__(one, DeviceBinder(one), plan.arrays)
         self.driver, self.device = driver, driver.device
         self._gpu = gpu_plan(one.gpu, driver.arch, one.name)
         self._preparer = DevicePreparer(one, self._gpu)
@@ -80,16 +82,33 @@ class DevicePipeline(Pipeline):
     def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
         return self._call(None, args, out, inputs)
 
+    def _call_in(
+        self, session: Session, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
+    ) -> Any:
+        return self._call(None, args, out, inputs, session)
+
+    def _new_states(
+        self, types: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]
+    ) -> DeviceStates:
+        return DeviceStates(self.driver, types)
+
     def on(self, stream: Any) -> OnStream:
         return OnStream(self, self.driver.adopt(stream))
 
-    def _call(self, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]) -> Any:
+    def _call(
+        self,
+        stream: Any,
+        args: tuple[Any, ...],
+        out: Any,
+        inputs: dict[str, Any],
+        session: Session | None = None,
+    ) -> Any:
         with self._lock:
             self._require_open()
             self._calls += 1
         try:
             with self.driver.active():
-                return self._on_space(self._acquire(), stream, args, out, inputs)
+                return self._on_space(self._acquire(), stream, args, out, inputs, session)
         finally:
             with self._lock:
                 self._calls -= 1
@@ -97,10 +116,16 @@ class DevicePipeline(Pipeline):
                     self._idle.notify_all()
 
     def _on_space(
-        self, space: Space, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
+        self,
+        space: Space,
+        stream: Any,
+        args: tuple[Any, ...],
+        out: Any,
+        inputs: dict[str, Any],
+        session: Session | None,
     ) -> Any:
         try:
-            result, waited = self._run(space, stream, args, out, inputs)
+            result, waited = self._run(space, stream, args, out, inputs, session)
             if waited:
                 space.owners = ()
         except (InputError, IndexOutOfRange):
@@ -113,18 +138,26 @@ class DevicePipeline(Pipeline):
         return result
 
     def _run(
-        self, space: Space, stream: Any, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
+        self,
+        space: Space,
+        stream: Any,
+        args: tuple[Any, ...],
+        out: Any,
+        inputs: dict[str, Any],
+        session: Session | None,
     ) -> tuple[Any, bool]:
         """What the call gives, and whether it is whole already."""
         on = space.stream if stream is None else stream
         operands, convert, model = self._operands(on, args, inputs)
-        bucket = self._bucket(operands)
+        bucket = self._bucket(operands, session)
         given = None if out is None else self._given(out, lambda x: self._out_view(x, on))
         if given is None:
             targets = self._fresh(bucket, model is not None, on)
         else:
             targets = self._targets(bucket, operands, given)
-        self._start(space, on, bucket, operands, targets)
+        states = None if session is None else session.states
+        assert states is None or isinstance(states, DeviceStates)
+        self._start(space, on, bucket, operands, targets, states)
         here = not all(isinstance(x, DeviceArray) for x in (*operands, *targets))
         whole = stream is None or here or bool(self._plan.sites)
         self._settle(space, on, bucket, targets, whole)
@@ -191,8 +224,9 @@ class DevicePipeline(Pipeline):
         bucket: DeviceBucket,
         operands: Sequence[Operand],
         targets: Sequence[Operand],
+        states: DeviceStates | None,
     ) -> None:
-        """Put the call's work on the stream."""
+        """Put the call's work on the stream, behind earlier work on its states."""
         driver = self.driver
         self._reserve(space, bucket)
         space.owners = (*operands, *targets)
@@ -200,6 +234,9 @@ class DevicePipeline(Pipeline):
             driver.wait(stream, space.done)
         space.idle = False
         elsewhere: dict[int, Region] = {}
+        if states is not None:
+            driver.wait(stream, states.done)
+            elsewhere.update(zip(self._preparer.states, states.regions, strict=True))
         for number, operand in zip(self._preparer.inputs, operands, strict=True):
             if isinstance(operand, DeviceArray) and operand.region.is_aligned:
                 elsewhere[number] = operand.region
@@ -210,12 +247,14 @@ class DevicePipeline(Pipeline):
         moves: list[tuple[Region, Region]] = []
         for number, target in zip(self._preparer.results, targets, strict=True):
             if isinstance(target, DeviceArray):
-                shared = any(target.region.overlaps(r) for r in elsewhere.values())
+                shared = any(target.region.overlaps(r) for r in elsewhere.values() if r.size)
                 if shared or not target.region.is_aligned:
                     moves.append((target.region, space.region(bucket, number)))
                 else:
                     elsewhere[number] = target.region
         driver.replay(space.graph(bucket, elsewhere), stream)
+        if states is not None:
+            driver.record(states.done, stream)
         for number, target in zip(self._preparer.results, targets, strict=True):
             if not isinstance(target, DeviceArray) and target.nbytes:
                 driver.copy_out(target, space.region(bucket, number), stream)
@@ -249,13 +288,20 @@ class DevicePipeline(Pipeline):
             space.idle = True
             raise self._out_of_range(site - 1, value, bucket.dims)
 
-    def _bucket(self, operands: Sequence[Operand]) -> DeviceBucket:
+    def _bucket(
+        self, operands: Sequence[Operand], session: Session | None = None
+    ) -> DeviceBucket:
         key = tuple([a.shape for a in operands])
+        if session is not None:
+            key = (session.key, *key)
         bucket = self._buckets.get(key)
         if bucket is None:
+            if session is None:
+                self._require_session()
             for argument, array in zip(self._plan.inputs, operands, strict=True):
                 self._binder.array(argument, array)  # the quick way does not look at ranks
-            bucket = self._preparer.prepare(self._binder.sizes(operands))
+            sizes = None if session is None else session.sizes
+            bucket = self._preparer.prepare(self._binder.sizes(operands, sizes))
             if len(self._buckets) >= _MAX_BUCKETS:
                 self._buckets = {}
             self._buckets[key] = bucket
@@ -326,6 +372,7 @@ class DevicePipeline(Pipeline):
         space.close()
 
     def map(self, batches: Iterable[Mapping[str, Any]], *, depth: int = 3) -> Iterator[Any]:
+        self._require_session()
         if depth < 1:
             raise InputError(f"depth is {depth}, but at least one batch must be under way")
         from .device_map import mapped
@@ -335,10 +382,12 @@ class DevicePipeline(Pipeline):
     def report(self) -> Report:
         return Report.of_gpu(self._plan, self._gpu)
 
-    def profile(self, path: str | Path, /, *, calls: int = 5, **inputs: Any) -> Path:
+    def _profile(
+        self, path: Path, calls: int, inputs: dict[str, Any], session: Session | None
+    ) -> Path:
         from . import device_profile
 
-        return device_profile.write_trace(self, Path(path), calls, inputs)
+        return device_profile.write_trace(self, path, calls, inputs, session)
 
     def _release(self) -> None:
         with self._idle:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from stagefuse.compiler.plan import BufferPlan, GpuLaunchPlan, GpuPlan, LoopPlan, PipelinePlan
+from stagefuse.compiler.plan_check import WRITTEN
 
 from .errors import OutOfMemory, PlanError
 from .prepared import Evaluator, ResultSpec, larger_than_slot, result_specs, size_of
@@ -64,6 +65,7 @@ class DevicePreparer:
         self.where = f"{plan.name} on {gpu.arch}"
         self.inputs = _with_role(gpu.buffers, "input")
         self.results = _with_role(gpu.buffers, "result")
+        self.states = _with_role(gpu.buffers, "state")
 
     def weights(
         self, arrays: Mapping[str, np.ndarray[Any, Any]]
@@ -99,7 +101,9 @@ class DevicePreparer:
         total = self._arena(evaluate, launches, padded(total), places)
         if total > _MAX_BYTES:
             raise OutOfMemory(f"{self.where}: buffers are larger than memory can be")
-        after = order([self._accesses(n, places) for n in launches])
+        status = self._status(launches)
+        accesses = [self._accesses(n, places) for n in launches]
+        after = order([a + s for a, s in zip(accesses, status, strict=True)])
         return DeviceBucket(
             values,
             result_specs(self.plan, evaluate),
@@ -191,14 +195,34 @@ class DevicePreparer:
         """
         found = []
         for number in launch.buffers:
-            if self.gpu.buffers[number].role in ("arena", "result"):
+            role = self.gpu.buffers[number].role
+            if role == "state":  # each lies apart, and where does not matter
+                begin = -_MAX_BYTES - number - 1
+                found.append((begin, begin + 1, self._writes(launch, number)))
+            elif role in WRITTEN:
                 begin, size = places[number]
                 found.append((begin, begin + size, self._writes(launch, number)))
         return found
 
+    def _status(self, launches: Sequence[GpuLaunchPlan]) -> list[list[tuple[int, int, bool]]]:
+        """The status as accesses after which those that are guarded come after those that report,
+        and no others are ordered: each guarded launch has a byte that all that report touch."""
+        found: list[list[tuple[int, int, bool]]] = []
+        guarded = 0
+        for launch in launches:
+            mine: list[tuple[int, int, bool]] = []
+            if launch.guarded:
+                mine.append((-2 - guarded, -1 - guarded, True))
+                guarded += 1
+            found.append(mine)
+        for launch, mine in zip(launches, found, strict=True):
+            if launch.reports and guarded:
+                mine.append((-1 - guarded, -1, False))
+        return found
+
     def _writes(self, launch: GpuLaunchPlan, number: int) -> bool:
         """Whether a launch may write a buffer."""
-        if self.gpu.buffers[number].role not in ("arena", "result"):
+        if self.gpu.buffers[number].role not in WRITTEN:
             return False
         return not launch.writes or number in launch.writes
 

@@ -12,22 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 from .device_prepared import DeviceBucket
 from .device_space import Space
+from .device_states import DeviceStates
+from .drivers import Region
 from .errors import InputError
 from .profile import event, invented, names_of
+from .session import Session
 
 if TYPE_CHECKING:
     from .device_pipeline import DevicePipeline
 
 
-def write_trace(pipeline: DevicePipeline, path: Path, calls: int, inputs: dict[str, Any]) -> Path:
+def write_trace(
+    pipeline: DevicePipeline,
+    path: Path,
+    calls: int,
+    inputs: dict[str, Any],
+    session: Session | None,
+) -> Path:
     """Run `calls` calls launch by launch and write their trace."""
     if calls < 1:
         raise InputError(f"calls is {calls}, but at least one is needed")
-    operands, _ = pipeline._bind((), inputs or invented(pipeline))
+    operands, _ = pipeline._bind((), inputs or invented(pipeline, session))
     pipeline._require_open()
-    bucket = pipeline._bucket(operands)
+    bucket = pipeline._bucket(operands, session)
+    states: dict[int, Region] = {}
+    if session is not None and isinstance(session.states, DeviceStates):
+        states.update(zip(pipeline._preparer.states, session.states.regions, strict=True))
     with pipeline.driver.active():
-        events = _measured(pipeline, bucket, operands, calls)
+        events = _measured(pipeline, bucket, operands, states, calls)
     document = {
         "displayTimeUnit": "ns",
         "traceEvents": events,
@@ -38,7 +50,11 @@ def write_trace(pipeline: DevicePipeline, path: Path, calls: int, inputs: dict[s
 
 
 def _measured(
-    pipeline: DevicePipeline, bucket: DeviceBucket, operands: list[Any], calls: int
+    pipeline: DevicePipeline,
+    bucket: DeviceBucket,
+    operands: list[Any],
+    states: dict[int, Region],
+    calls: int,
 ) -> list[dict[str, Any]]:
     driver = pipeline.driver
     space = Space(driver, pipeline._weights)
@@ -48,7 +64,7 @@ def _measured(
         for number, operand in zip(pipeline._preparer.inputs, operands, strict=True):
             if operand.nbytes:
                 driver.copy_in(space.region(bucket, number), operand, space.stream)
-        graphs = [driver.graph([n]) for n in space.single_launches(bucket)]
+        graphs = [driver.graph([n]) for n in space.single_launches(bucket, states)]
         driver.finish(space.stream)
         try:
             origin = perf_counter_ns()

@@ -91,9 +91,11 @@ class Space:
         self._graphs[bucket] = (graph, places)
         return graph
 
-    def single_launches(self, bucket: DeviceBucket) -> list[Launch]:
+    def single_launches(
+        self, bucket: DeviceBucket, elsewhere: Mapping[int, Region]
+    ) -> list[Launch]:
         """The bucket's launches, each to be a graph of its own."""
-        launches = self._launches(bucket, {}, range(len(bucket.launches)))
+        launches = self._launches(bucket, elsewhere, range(len(bucket.launches)))
         return [replace(n, after=()) for n in launches]
 
     def _launches(

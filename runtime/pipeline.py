@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque, namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from stagefuse.compiler.plan import PipelinePlan, Plan
+from stagefuse.compiler.plan import PipelinePlan, Plan, StatePlan
+from stagefuse.compiler.plan_check import session_dims
 from stagefuse.dsl.dtypes import DTYPES
 
 from . import interchange
@@ -21,6 +23,11 @@ from .errors import IndexOutOfRange, InputError, InternalError
 from .prepared import Evaluator
 from .report import Report
 from .signature import Signature, of_plan
+
+if TYPE_CHECKING:
+    from .session import Session, States
+
+Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 
 
 class Pipeline(ABC):
@@ -33,8 +40,10 @@ class Pipeline(ABC):
     device = "cpu"
     threads = 1  # of this machine's processor that run one call
 
-    def __init__(self, plan: PipelinePlan, binder: Binder) -> None:
+    def __init__(self, plan: PipelinePlan, binder: Binder, arrays: Arrays) -> None:
         self._plan, self._binder = plan, binder
+        self._arrays = {s.array: arrays[s.array] for s in plan.states if s.array is not None}
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
         self._executor: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -63,6 +72,50 @@ class Pipeline(ABC):
         Raises InputError, IndexOutOfRange, OutOfMemory, DeviceError.
         """
 
+    def session(self, **sizes: int) -> Session:
+        """New states, and the pipeline on them; `sizes` are those in the states' shapes.
+
+        Raises InputError, OutOfMemory, DeviceError.
+        """
+        from .session import Session
+
+        if not self._plan.states:
+            raise InputError(f"{self.name} keeps nothing between calls: call the pipeline itself")
+        with self._lock:
+            self._require_open()
+        made = Session(self, sizes)
+        self._sessions.add(made)
+        return made
+
+    @abstractmethod
+    def _call_in(
+        self, session: Session, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
+    ) -> Any:
+        """What a call gives that reads and updates the states of a session."""
+
+    @abstractmethod
+    def _new_states(self, types: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]) -> States:
+        """Memory for states of dtypes and shapes, with arbitrary contents. Raises OutOfMemory."""
+
+    def _initial(
+        self, state: StatePlan, dtype: np.dtype[Any], shape: tuple[int, ...]
+    ) -> np.ndarray[Any, Any]:
+        """What a state begins as; an array that is not to be written."""
+        if state.array is not None:
+            return self._arrays[state.array]
+        element = np.frombuffer(bytes.fromhex(state.initial), dtype)
+        return np.broadcast_to(element[0], shape)
+
+    def _require_session(self) -> None:
+        """Raise InputError where a call needs one."""
+        if self._plan.states:
+            kept = ", ".join(f"`{state.name}`" for state in self._plan.states)
+            sizes = ", ".join(f"{name}=..." for name in session_dims(self._plan))
+            raise InputError(
+                f"{self.name} keeps {kept} between calls, so it is called through a session\n"
+                f"  = help: `session = pipeline.session({sizes})`, then `session(...)`"
+            )
+
     def on(self, stream: Any) -> Callable[..., Any]:
         """The pipeline on a GPU's stream of the caller's, an object with `__cuda_stream__`.
 
@@ -76,12 +129,18 @@ class Pipeline(ABC):
     def report(self) -> Report:
         """What the compiler decided, kernel by kernel; prints as a table."""
 
-    @abstractmethod
     def profile(self, path: str | Path, /, *, calls: int = 5, **inputs: Any) -> Path:
         """Run it step by step and write the times as a Chrome trace, which Perfetto opens.
 
         Without inputs it makes some with the sizes of the latest new combination of shapes.
         """
+        self._require_session()
+        return self._profile(Path(path), calls, inputs, None)
+
+    @abstractmethod
+    def _profile(
+        self, path: Path, calls: int, inputs: dict[str, Any], session: Session | None
+    ) -> Path: ...
 
     @abstractmethod
     def _release(self) -> None:
@@ -141,6 +200,7 @@ class Pipeline(ABC):
 
         The inputs must stay unchanged until it is done.
         """
+        self._require_session()
         with self._lock:
             self._require_open()
             if self._executor is None:
@@ -182,6 +242,8 @@ class Pipeline(ABC):
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:
+            for session in list(self._sessions):
+                session.close()
             self._release()
 
     def __enter__(self) -> Pipeline:

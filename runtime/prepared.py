@@ -68,6 +68,7 @@ class Bucket:
     arena_bytes: int
     scratch_bytes: int
     loops: tuple[Loop, ...] = ()
+    state_slots: tuple[tuple[int, ...], ...] = ()
 
 
 class Evaluator:
@@ -168,6 +169,7 @@ class Preparer:
             arena_bytes,
             _padded(table.scratch_bytes),
             tuple(table.loops),
+            tuple(tuple(table.used.get(s.buffer, ())) for s in self.plan.states),
         )
 
     def _arena(self, evaluate: Evaluator) -> tuple[dict[int, int], int]:

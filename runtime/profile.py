@@ -17,6 +17,7 @@ import numpy as np
 from .errors import InputError
 from .memory import pointer_to
 from .prepared import Bound, Bucket, Workspace
+from .session import HostStates, Session
 
 if TYPE_CHECKING:
     from .cpu_pipeline import CpuPipeline
@@ -25,18 +26,20 @@ if TYPE_CHECKING:
 _RECORD_BYTES = 56
 
 
-def write_trace(pipeline: CpuPipeline, path: Path, calls: int, inputs: dict[str, Any]) -> Path:
+def write_trace(
+    pipeline: CpuPipeline, path: Path, calls: int, inputs: dict[str, Any], session: Session | None
+) -> Path:
     """Run `calls` calls step by step and write their trace."""
     if calls < 1:
         raise InputError(f"calls is {calls}, but at least one is needed")
     if not inputs:
-        inputs = invented(pipeline)
+        inputs = invented(pipeline, session)
     arrays, _ = pipeline._bind((), inputs)
-    bucket = pipeline._bucket(arrays)
+    bucket = pipeline._bucket(arrays, session)
     events = names_of(pipeline, f"steps, {pipeline.threads} threads")
     origin = perf_counter_ns()
     for call in range(calls):
-        events += _call(pipeline, bucket, arrays, call, origin)
+        events += _call(pipeline, bucket, arrays, session, call, origin)
     document = {
         "displayTimeUnit": "ns",
         "traceEvents": events,
@@ -63,13 +66,19 @@ def _call(
     pipeline: CpuPipeline,
     bucket: Bucket,
     arrays: list[np.ndarray[Any, Any]],
+    session: Session | None,
     call: int,
     origin: int,
 ) -> list[dict[str, Any]]:
     results = pipeline._fresh(bucket)
     workspace = Workspace()
     bound = workspace.bind(bucket)
-    for values, slots in ((arrays, bucket.input_slots), (results, bucket.result_slots)):
+    states: list[np.ndarray[Any, Any]] = []
+    if session is not None and isinstance(session.states, HostStates):
+        states = session.states.arrays
+    for values, slots in (
+        (arrays, bucket.input_slots), (results, bucket.result_slots), (states, bucket.state_slots),
+    ):  # fmt: skip
         for array, places in zip(values, slots, strict=True):
             for place in places:
                 bound.args[place] = pointer_to(array)
@@ -119,12 +128,14 @@ def event(name: str, begin: int, end: int, origin: int, args: dict[str, Any]) ->
     }  # fmt: skip
 
 
-def invented(pipeline: Pipeline) -> dict[str, Any]:
+def invented(pipeline: Pipeline, session: Session | None) -> dict[str, Any]:
     """Inputs with the sizes of the latest new call, or with moderate ones in the ranges."""
     from .pipeline import example_inputs
     from .prepared import Evaluator
 
     values = dict(pipeline._last or {})
+    if session is not None:
+        values.update(session.sizes)
     for dim in pipeline._plan.dims:
         if dim.name not in values:
             evaluate = Evaluator(values)

@@ -26,13 +26,15 @@ class Argument:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and results of a pipeline, and the inclusive range of each dimension variable."""
+    """Inputs and results of a pipeline, the inclusive range of each dimension variable, and what a
+    session keeps."""
 
     name: str
     inputs: tuple[Argument, ...]
     results: tuple[Argument, ...]
     ranges: tuple[tuple[str, str, str | None], ...]
     doc: str = ""
+    states: tuple[Argument, ...] = ()
 
     def __str__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))
@@ -44,7 +46,8 @@ class Signature:
             for name, low, high in self.ranges
             if high is not None or low != "0"
         )
-        return f"{self.name}({inputs}) -> {results}" + (f" where {where}" if where else "")
+        kept = f" state ({', '.join(map(str, self.states))})" if self.states else ""
+        return f"{self.name}({inputs}) -> {results}{kept}" + (f" where {where}" if where else "")
 
 
 def type_text(dtype: str, shape: tuple[object, ...]) -> str:
@@ -60,4 +63,5 @@ def of_plan(plan: PipelinePlan) -> Signature:
         tuple(Argument(a.name, a.dtype, a.shape) for a in plan.results),
         tuple((d.name, d.low, d.high) for d in plan.dims),
         plan.doc,
+        tuple(Argument(s.name, s.dtype, s.shape) for s in plan.states),
     )

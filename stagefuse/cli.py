@@ -39,6 +39,7 @@ from .cli_shared import (
     whole_numbers,
     working,
 )
+from .cli_states import STATE_IN, STATE_OUT, called, example_call
 
 
 def main() -> None:
@@ -163,6 +164,9 @@ def check(file: Path, weights: tuple[str, ...], as_json: bool) -> None:
 @FILE
 @INPUTS
 @OUTPUT_DIR
+@SIZES
+@STATE_IN
+@STATE_OUT
 @WEIGHTS
 @PIPELINE
 @DEVICE
@@ -172,6 +176,9 @@ def run(
     file: Path,
     inputs: tuple[str, ...],
     output_dir: Path | None,
+    sizes: tuple[str, ...],
+    state_in: Path | None,
+    state_out: Path | None,
     weights: tuple[str, ...],
     pipeline: str | None,
     device: str | None,
@@ -181,14 +188,17 @@ def run(
     """Run FILE (.pipe or .fused) on arrays from .npy files.
 
     With --output-dir every result becomes a .npy file there; without, results are printed.
+    A pipeline that keeps states needs the sizes in their shapes, or the states of a call before.
 
     \b
     stagefuse run model.fused --input ids=ids.npy --input mask=mask.npy
     stagefuse run model.pipe --input x.npy --output-dir results
+    stagefuse run decoder.fused --size S=1024 --input tokens.npy --state-out talk.npz
     """
     with reported(as_json):
         with opened(file, weights, pipeline, threads, device) as pipe:
-            found = pipe(**read_inputs(inputs, pipe))
+            arrays = read_inputs(inputs, pipe)
+            found = called(pipe, arrays, sizes, state_in, state_out)
             show_results(pipe, found, output_dir, as_json)
 
 
@@ -338,12 +348,13 @@ def bench(
     """
     with reported(as_json):
         with opened(file, weights, pipeline, threads, device) as pipe:
-            inputs = example_inputs(pipe, sizes)
-            pipe(**inputs)
+            call, again = example_call(pipe, example_inputs(pipe, sizes), sizes)
+            call()
             times = []
             for _ in range(calls):
+                again()
                 started = time.perf_counter()
-                pipe(**inputs)
+                call()
                 times.append(time.perf_counter() - started)
     times.sort()
     median, low, high = times[len(times) // 2], times[0], times[-1]

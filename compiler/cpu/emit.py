@@ -75,10 +75,19 @@ class KernelWriter(FetchWriter):
         for number, name in enumerate(kernel.dims):
             value = self._slot(args, len(kernel.buffers) + number, "i64")
             self.scopes[0].indices[name] = value
+        skip = code.label("skip") if kernel.guarded else ""
+        if kernel.guarded:
+            run = code.label("run")
+            noted = code.emit("load i64, ptr %status, align 8", "i64")
+            code.branch_if(noted.compare("eq", 0), run, skip)
+            code.start(run)
         self._allocate()
         self._aliases()
         self._tables()
         self._parallel(code.value("%begin", "i64"), code.value("%end", "i64"))
+        if kernel.guarded:
+            code.branch(skip)
+            code.start(skip)
         head = (
             f'define void @"{kernel.name}"(ptr noalias readonly %args, i64 %begin, i64 %end,'
             " ptr %scratch, ptr %status) #0 {"

@@ -14,7 +14,7 @@ from stagefuse.compiler.kernel_ir import (
     Op,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import F32
 
 from . import scalars
@@ -186,6 +186,8 @@ class ValueWriter(MemoryWriter):
         code = self.code
         given, extent = self.value(checked.value), self.index(checked.extent)
         place = given.compare("lt", 0).select(given + extent, given)
+        if checked.length != const(1):
+            extent = extent - self.index(checked.length - 1)
         inside = place.compare("lt", extent, unsigned=True) & extent.compare("gt", 0)
         fine = inside
         for guard in guards:
@@ -224,7 +226,7 @@ class ValueWriter(MemoryWriter):
                 elif isinstance(part, Local):
                     names = frozenset((f"%{part.name}",))
                 elif isinstance(part, Checked):
-                    names |= part.extent.symbols()
+                    names |= part.extent.symbols() | part.length.symbols()
                 elif isinstance(part, Load):
                     for extent in self.memory[part.buffer].shape:
                         names |= extent.symbols()

@@ -65,7 +65,8 @@ class Unique:
             return ("load", value.buffer, places, guards, repr(value.fill))
         if isinstance(value, Op):
             return (value.fn, self._ids(value.args), value.dtype.name, value.to)
-        return ("checked", self._ids((value.value,)), value.extent, value.site, value.proved)
+        place = (value.extent, value.length, value.site, value.proved)
+        return ("checked", self._ids((value.value,)), place)
 
     def _rebuilt(self, value: Value) -> Value:
         def own(values: Sequence[Value]) -> tuple[Value, ...]:

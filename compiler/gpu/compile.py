@@ -12,6 +12,7 @@ from typing import Any
 from stagefuse.compiler.buffers import Buffers, size_of
 from stagefuse.compiler.fuse import Group, partition
 from stagefuse.compiler.graph import Graph, Node
+from stagefuse.compiler.in_place import arrange
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Kernel, Value
 from stagefuse.compiler.kernel_order import loops_of
@@ -83,14 +84,17 @@ class GpuCompiler:
         self,
         pipeline: Pipeline,
         graph: Graph,
-        buffers: Buffers,
+        buffers_of: Callable[[Graph], Buffers],
         sites: Sites,
         passed: Mapping[Any, str],
-    ) -> tuple[tuple[GpuPlan, ...], list[Kernel]]:
-        """The plans of a pipeline whose graph has been through the passes, and the kernels that
-        no pipeline before had."""
+    ) -> tuple[tuple[GpuPlan, ...], list[Kernel], Graph]:
+        """The plans of a pipeline whose graph has been through the passes, the kernels that no
+        pipeline before had, and the graph that they are of."""
         fresh: list[Kernel] = []
-        found = join(graph, partition(graph), JOINS, LONGEST)
+        graph, found = arrange(
+            graph, lambda g, apart: join(g, partition(g, apart), JOINS, LONGEST)
+        )
+        buffers = buffers_of(graph)
         reasons = {d.node: d for d in found.decisions}
         launches: dict[str, list[GpuLaunchPlan]] = {arch: [] for arch in self.arches}
         nests: dict[str, list[tuple[str, ...]]] = {arch: [] for arch in self.arches}
@@ -116,7 +120,7 @@ class GpuCompiler:
         slots = buffers.slots([[n for x in step for n in x.buffers] for step in steps], loops)
         plans = tuple(buffers.plans)
         made = tuple(GpuPlan(arch, plans, tuple(x), slots, loops) for arch, x in launches.items())
-        return made, fresh
+        return made, fresh, graph
 
     def _families(self, graph: Graph, group: Group) -> list[tuple[str, ...]]:
         """The arches by what kernels of a group they have in common."""
@@ -202,7 +206,7 @@ class GpuCompiler:
         return GpuLaunchPlan(
             entry.name, (str(entry.grid * share), "1", "1"), (entry.team.threads, 1, 1), (1, 1, 1),
             str(entry.shared_bytes), tuple(used), lowered.kernel.dims, lowered.label, notes,
-            tuple(dict.fromkeys(writes)),
+            tuple(dict.fromkeys(writes)), lowered.reports, lowered.kernel.guarded,
         )  # fmt: skip
 
     def _parts(self, buffers: Buffers, lowered: Lowered, number: int) -> int:

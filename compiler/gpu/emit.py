@@ -85,6 +85,10 @@ class KernelWriter(WgmmaWriter):
         for note in notes:
             code.comment(note)
         self._parameters(name)
+        if self.kernel.guarded and self.status is not None:
+            noted = code.fresh("i64")
+            code.line(f"ld.global.b64 {noted.text}, [{self.status.text}];")
+            code.branch_if(noted.compare("eq", 0), "$end", holds=False)
         self._lanes()
         self._set_up()
         grid = floordiv(self.count + (self.team.per_block - 1), self.team.per_block)

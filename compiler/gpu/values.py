@@ -200,9 +200,13 @@ class ValueWriter(IndexWriter):
 
     def _checked(self, checked: Checked) -> Value:
         """The position, after noting one out of range."""
+        if checked.proved:
+            return self.value(checked.value)
         code = self.code
         given, extent = self.value(checked.value), self.index(checked.extent, "i64")
         place = given.compare("lt", 0).select(given + extent, given)
+        if checked.length != const(1):
+            extent = self.index(checked.extent - checked.length + 1, "i64")
         inside = place.compare("lt", extent, unsigned=True) & extent.compare("gt", 0)
         wrong = inside ^ 1
         self.report(wrong if self.active is None else wrong & self.active, checked.site + 1, given)

@@ -30,14 +30,15 @@ Parallel: TypeAlias = tuple[list[tuple[str, Expr]], Expr]
 @dataclass
 class Sites:
     """The places whose data-dependent positions are checked, numbered from 0, each with the size
-    of the axis that it indexes."""
+    of the axis that it indexes and how many positions it takes from there."""
 
-    places: list[tuple[Span | None, Expr]] = field(default_factory=list)
+    places: list[tuple[Span | None, Expr, Expr]] = field(default_factory=list)
 
-    def number(self, span: Span | None, extent: Expr) -> int:
-        if (span, extent) not in self.places:
-            self.places.append((span, extent))
-        return self.places.index((span, extent))
+    def number(self, span: Span | None, extent: Expr, length: Expr | None = None) -> int:
+        place = (span, extent, const(1) if length is None else length)
+        if place not in self.places:
+            self.places.append(place)
+        return self.places.index(place)
 
 
 @dataclass
@@ -65,6 +66,8 @@ class Blocks:
     # Buffers and scopes
 
     def buffer(self, ref: Ref, mode: str) -> Buffer:
+        if self.group.kind == "update" and ref in self.group.roots:
+            ref = self.graph.nodes[ref.node].operands[0]  # where it is updated
         if ref not in self.buffers:
             type = self.graph.type(ref)
             shape = type.shape

@@ -132,7 +132,7 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
             elif isinstance(v, Op):
                 pending.extend(v.args)
             elif isinstance(v, Checked):
-                found.add(v.extent)
+                found.update((v.extent, v.length))
                 pending.append(v.value)
 
     for s in body:

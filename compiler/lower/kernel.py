@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, get_args
 
 from stagefuse.dsl.dims import Expr, const, floordiv
 from stagefuse.dsl.dtypes import DType
 
+from ..cpu.bodies import walk
+from ..cpu.values import post_order
 from ..fuse import Group
 from ..graph import (
     Graph,
     Ref,
 )
-from ..kernel_ir import Kernel, Value
+from ..kernel_ir import Checked, Kernel, Statement, Value
+from ..kernel_text import values_of
 from ..schedule import Schedule
 from .blocks import Parallel, Sites
 from .convolution import lower_product
@@ -24,6 +27,7 @@ from .pointwise import lower_pointwise
 from .products import lower_chain
 from .rows import lower_row
 from .sequences import lower_scan, lower_scatter, lower_sort
+from .updates import lower_update
 from .values import Lowering
 
 
@@ -37,6 +41,7 @@ class Lowered:
     grain: Expr
     label: str
     nodes: tuple[int, ...]
+    reports: bool
 
 
 FORMS: dict[str, Callable[[Lowering], Parallel]] = {
@@ -47,6 +52,7 @@ FORMS: dict[str, Callable[[Lowering], Parallel]] = {
     "scan": lower_scan,
     "sort": lower_sort,
     "scatter": lower_scatter,
+    "update": lower_update,
 }
 
 
@@ -65,12 +71,23 @@ def finish(low: Lowering, forms: Mapping[str, Callable[[Lowering], Parallel]]) -
     exprs = exprs_of(body) | {e for b in buffers for e in b.shape} | {e for _, e in parallel}
     loops = {name for name, _ in parallel} | bound_names(body)
     dims = tuple(sorted(frozenset[str]().union(*(e.symbols() for e in exprs)) - loops))
-    kernel = Kernel("", buffers, dims, tuple(parallel), body)
+    kernel = Kernel("", buffers, dims, tuple(parallel), body, guarded=group.kind == "update")
     digest = hashlib.sha256(fingerprint(kernel).encode()).hexdigest()[:10]
     label = graph.nodes[group.source(group.roots[0]).node].label or "kernel"
     kernel = replace(kernel, name=f"k_{digest}", label=label)
     grain = floordiv(const(low.schedule.step_flops) + work - 1, at_least_one(work))
-    return Lowered(kernel, tuple(low.buffers), count, grain, label, tuple(sorted(group.members)))
+    nodes = tuple(sorted(group.members))
+    return Lowered(kernel, tuple(low.buffers), count, grain, label, nodes, _reports(body))
+
+
+def _reports(body: Sequence[Statement]) -> bool:
+    """Whether statements may note a position in the status."""
+    return any(
+        isinstance(part, Checked) and not part.proved
+        for statement in walk(body)
+        for value in values_of(statement)
+        for part in post_order(value)
+    )
 
 
 def fingerprint(kernel: Kernel) -> str:

@@ -23,6 +23,7 @@ from ..graph import (
     Ref,
     Scalar,
     View,
+    Within,
 )
 from ..kernel_ir import (
     Alloc,
@@ -161,6 +162,10 @@ class Lowering(Blocks):
             return self.index(primitive.expr, dict(zip(primitive.symbols, at, strict=True)))
         if isinstance(primitive, Gather):
             return self.gather(node, at, guard)
+        if isinstance(primitive, Within):
+            value = as_dtype(self.value(node.operands[0], at, guard), I64)
+            site = self.sites.number(node.span, primitive.extent, primitive.length)
+            return Checked(value, primitive.extent, site, False, primitive.length)
         if isinstance(primitive, Concat):
             return self.concat(node, at, guard)
         if isinstance(primitive, Contract):
@@ -259,8 +264,11 @@ class Lowering(Blocks):
             spot = tuple(self.index(e, here) for e in index.indices)
             value = self.value(node.operands[index.operand], spot, guard)
             value = as_dtype(value, I64)
-            plain = index.scale == const(1) and index.offset == const(0)
-            proved = plain and is_position(self.graph, node.operands[index.operand], extent)
+            ref = node.operands[index.operand]
+            inside = self.graph.facts.at_element(gather.symbols, node.type.shape)
+            proved = index.scale == const(1) and is_position(
+                self.graph, ref, extent, index.offset, inside
+            )
             checks = checks or not proved
             if index.scale != const(1):
                 value = Op("mul", (value, self.index(index.scale, here)), I64)

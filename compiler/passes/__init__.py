@@ -25,6 +25,7 @@ def discovered() -> dict[str, type[Pass]]:
 def pipeline_of(load: Callable[[str, str], Any]) -> tuple[Pass, ...]:
     """The passes from the checked program's graph to the one that is fused, in order."""
     from .batch_steps import BatchSteps
+    from .check_first import CheckFirst
     from .find_products import FindProducts
     from .fold_constants import FoldConstants
     from .join_products import JoinProducts
@@ -38,6 +39,7 @@ def pipeline_of(load: Callable[[str, str], Any]) -> tuple[Pass, ...]:
         FindProducts(),
         FoldConstants(load),
         OwnResults(),
+        CheckFirst(),
     )
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from stagefuse.dsl.dims import sym
 
-from ..graph import Constant, Graph, Input, Node, Ref, Scalar, View, Weight
+from ..graph import Constant, Graph, Input, Node, Ref, Scalar, State, Update, View, Weight
 from .record import Pass
 
 
@@ -15,7 +15,8 @@ from .record import Pass
 class OwnResults(Pass):
     """Results that are inputs, weights or constants are copied, as are those that occur again.
 
-    A caller owns what it gets: no result shares its memory with an input or another result.
+    A caller owns what it gets: no result shares its memory with an input or another result, nor
+    with a state. The updates that give states their new values stay as they are.
     """
 
     name: ClassVar[str] = "own_results"
@@ -26,11 +27,22 @@ class OwnResults(Pass):
         for node in graph.nodes.values():
             copy.add(node)
         results: list[Ref] = []
-        for ref in graph.results:
-            source = isinstance(graph.nodes[ref.node].primitive, Input | Weight | Constant | Scalar)
-            results.append(_copied(copy, ref) if source or ref in results else ref)
+        for number, ref in enumerate(graph.results):
+            primitive = graph.nodes[ref.node].primitive
+            shared = isinstance(primitive, Input | State | Weight | Constant | Scalar)
+            if isinstance(primitive, Update) and primitive.state:
+                shared = _is_updated(graph, ref) or ref in graph.results[number + 1 :]
+            results.append(_copied(copy, ref) if shared or ref in results else ref)
         copy.results = tuple(results)
         return copy
+
+
+def _is_updated(graph: Graph, ref: Ref) -> bool:
+    """Whether a state has another value after this one."""
+    return any(
+        isinstance(node.primitive, Update) and node.primitive.state and node.operands[0] == ref
+        for node in graph.nodes.values()
+    )
 
 
 def _copied(graph: Graph, ref: Ref) -> Ref:

@@ -10,7 +10,7 @@ from ..dtypes import DType
 from ..source import Span
 from .modules import Checker, ModuleScope
 from .record import Recorder
-from .values import Dim, DTypeValue, Space, Value
+from .values import Dim, DTypeValue, Space, Tensor, Value
 
 if TYPE_CHECKING:
     from .notation import Notation
@@ -31,6 +31,7 @@ class Frame:
     space: Space = ()
     notation: Notation | None = None
     steps: Steps | None = None
+    states: dict[str, Tensor] = field(default_factory=dict)  # as updates of items alone left them
 
     def find(self, name: str) -> Value | None:
         """The value of a name, or None."""
@@ -57,8 +58,12 @@ class Frame:
         ]
 
     def bind(self, name: str, value: Value, span: Span) -> None:
-        """Bind a local name. Raises Failed."""
+        """Bind a local name; a state keeps its type. Raises Failed."""
         self.checker.require_free(name, span)
+        if name in self.states:
+            from .updates import kept
+
+            value = kept(self, name, value, span)
         self.locals[name] = value
 
     def within(self, indices: dict[str, Dim], space: Space, notation: Notation | None) -> Frame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..dims import Expr, Facts, const, floordiv, maximum, minimum, sym
 from ..dtypes import I64
@@ -51,11 +51,44 @@ class Ids:
     span: Span
 
 
-Item: TypeAlias = At | Cut | NewAxis | Dots | Ids
+@dataclass(frozen=True)
+class Run:
+    """A slice of known length from a position that is read from data."""
+
+    start: Tensor
+    length: Expr
+    span: Span
+
+
+Item: TypeAlias = At | Cut | NewAxis | Dots | Ids | Run
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The elements that an index selects: their shape, and where each lies in the base.
+
+    Each of `indices`, one per axis of the base, is an expression over `symbols`, or says how it is
+    read from one of `tensors`.
+    """
+
+    tensors: tuple[Tensor, ...]
+    shape: tuple[Expr, ...]
+    symbols: tuple[str, ...]
+    indices: tuple[Any, ...]
 
 
 def index(recorder: Recorder, base: Tensor, items: Sequence[Item], span: Span) -> Tensor:
     """`base[items]`. Raises Failed."""
+    found = select(recorder, base, items, span)
+    operands = (base, *found.tensors)
+    return recorder.access(operands, found.shape, found.symbols, found.indices, span)
+
+
+def select(
+    recorder: Recorder, base: Tensor, items: Sequence[Item], span: Span, checked: bool = False
+) -> Selection:
+    """What `items` select of the base; `checked`: what they read is checked apart. Raises Failed.
+    """
     shape = base.type.shape
     full = _with_dots(items, len(shape), base, span)
     extents = _extents(full, shape)
@@ -70,19 +103,29 @@ def index(recorder: Recorder, base: Tensor, items: Sequence[Item], span: Span) -
         if advanced and not apart and number == advanced[0]:
             layout.place_common()
         layout.add(item, extent, base)
-    operands = [base, *(layout.operand(item) for item in arrays)]
-    indices = tuple(
-        ("tensor", 1 + arrays.index(entry), layout.into(entry.tensor), const(1), const(0))
-        if isinstance(entry, Ids)
-        else entry
-        for entry in layout.indices
-    )
-    return recorder.access(operands, tuple(layout.shape), tuple(layout.symbols), indices, span)
+    tensors: list[Tensor] = []
+    indices: list[Any] = []
+    for entry, extent in zip(layout.indices, shape, strict=True):
+        if not isinstance(entry, Ids | tuple):
+            indices.append(entry)
+            continue
+        item, place = entry if isinstance(entry, tuple) else (entry, None)
+        into: tuple[Expr, ...] = ()
+        if isinstance(item, Ids):
+            into, place = layout.into(item.tensor), const(0)
+        tensor = item.start if isinstance(item, Run) else item.tensor
+        tensor = layout.operand(tensor, item.span)
+        if checked or isinstance(item, Run):
+            length = item.length if isinstance(item, Run) else const(1)
+            tensor = recorder.within(tensor, extent, length, span)
+        tensors.append(tensor)
+        indices.append(("tensor", len(tensors), into, const(1), place))
+    return Selection(tuple(tensors), tuple(layout.shape), tuple(layout.symbols), tuple(indices))
 
 
 def _with_dots(items: Sequence[Item], rank: int, base: Tensor, span: Span) -> list[Item]:
     """The items with `...` written out, one per axis besides `None`."""
-    used = sum(isinstance(item, At | Cut | Ids) for item in items)
+    used = sum(isinstance(item, At | Cut | Ids | Run) for item in items)
     dots = [item for item in items if isinstance(item, Dots)]
     if len(dots) > 1:
         raise Failed("E0216", "`...` can stand once in an index", dots[1].span)
@@ -134,7 +177,7 @@ class _Layout:
         self.recorder, self.facts, self.common = recorder, recorder.facts, common
         self.shape: list[Expr] = []
         self.symbols: list[str] = []
-        self.indices: list[Expr | Ids] = []
+        self.indices: list[Expr | Ids | tuple[Run, Expr]] = []
         self.common_symbols: list[Expr] = []
 
     def axis(self, extent: Expr) -> Expr:
@@ -156,6 +199,9 @@ class _Layout:
             case Cut():
                 start, length = cut_bounds(self.facts, item, extent)
                 self.indices.append(start + self.axis(length) * item.step)
+            case Run():
+                _require_part(self.recorder, item, extent)
+                self.indices.append((item, self.axis(item.length)))
             case Ids():
                 self.indices.append(item)
 
@@ -173,13 +219,12 @@ class _Layout:
             self.recorder.check(gap, ">=0", message, item.span)
         return at
 
-    def operand(self, item: Ids) -> Tensor:
-        tensor = item.tensor
+    def operand(self, tensor: Tensor, span: Span) -> Tensor:
         if tensor.type.dtype == I64:
             return tensor
         wide = tensor.type.with_dtype(I64)
         attributes = (("dtype", I64),)
-        return self.recorder.apply("cast", (tensor,), attributes, (wide,), item.span)[0]
+        return self.recorder.apply("cast", (tensor,), attributes, (wide,), span)[0]
 
     def into(self, tensor: Tensor) -> tuple[Expr, ...]:
         """The indices into an index tensor, aligned at the last axis."""
@@ -190,6 +235,18 @@ class _Layout:
             const(0) if extent == const(1) and full != const(1) else symbol
             for symbol, extent, full in zip(own, shape, wide, strict=True)
         )
+
+
+def _require_part(recorder: Recorder, item: Run, extent: Expr) -> None:
+    """Ask that a slice is no longer than its axis. Raises Failed."""
+    gap = extent - item.length
+    if recorder.facts.is_nonneg(gap):
+        return
+    text = f"a slice of {item.length} positions does not fit a dimension of size {extent}"
+    _, high = recorder.facts.bounds(gap)
+    if high is not None and high < 0:
+        raise Failed("E0216", text, item.span)
+    recorder.check(gap, ">=0", text, item.span)
 
 
 def wrapped(recorder: Recorder, expr: Expr, extent: Expr) -> Expr:

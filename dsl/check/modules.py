@@ -35,7 +35,7 @@ from .values import (
 
 Headers = Mapping[str, tuple[DType, tuple[int, ...]]]
 SPECIALS = ("has", "len")
-RESERVED = ("extern", "state")
+RESERVED = ("extern",)
 CONSTANT_TYPES = ("int", "float", "bool", "str", "weights")
 MAX_STEPS = 100_000
 

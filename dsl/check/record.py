@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..dims import Expr, Facts, const, minimum, sym
 from ..dtypes import BOOL, F32, I64, DType
@@ -14,6 +14,9 @@ from ..source import Span
 from ..types import TensorType
 from .report import Failed
 from .values import Dim, Number, Scope, Space, Tensor
+
+if TYPE_CHECKING:
+    from .indexing import Selection
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,31 @@ class Recorder:
                 self._require_elements(extent, shape, span)
         result = TensorType(operands[0].full_type.dtype, shape)
         return self.apply("access", operands, attributes, (result,), span, space)[0]
+
+    def within(self, at: Tensor, extent: Expr, length: Expr, span: Span) -> Tensor:
+        """Positions from data, checked: each with the `length` that begins there in 0..extent."""
+        attributes = (("extent", extent), ("length", length))
+        return self.apply("within", (at,), attributes, (at.full_type,), span)[0]
+
+    def update(
+        self,
+        base: Tensor,
+        value: Tensor,
+        at: Selection,
+        state: str,
+        span: Span,
+    ) -> Tensor:
+        """The base with a value in place of what is selected; `state` is kept for the next call."""
+        for index, extent in zip(at.indices, base.type.shape, strict=True):
+            if isinstance(index, tuple):
+                self._require_elements(extent, value.type.shape, span)
+        attributes = (("symbols", at.symbols), ("indices", at.indices), ("state", state))
+        operands = (base, value, *at.tensors)
+        return self.apply("update", operands, attributes, (base.type,), span)[0]
+
+    def state(self, name: str, declared: TensorType, span: Span) -> Tensor:
+        """What the state of a session is before the call."""
+        return self.apply("state", (), (("name", name),), (declared,), span)[0]
 
     def _require_elements(self, extent: Expr, shape: tuple[Expr, ...], span: Span) -> None:
         """Ask that nothing is read from an empty dimension: its kernel could not tell."""

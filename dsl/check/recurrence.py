@@ -79,7 +79,9 @@ def scan(frame: Frame, node: ast.Scan) -> None:
     if not recorder.facts.is_nonneg(count):
         count = maximum(count, 0, recorder.facts)
     steps = Steps(recorder.step(node.name, interval.start, count), node.name, interval.start, count)
-    inner = replace(frame, locals=dict(frame.locals), steps=steps)
+    own = {start.name for start in node.starts}
+    kept = {name: state for name, state in frame.states.items() if name not in own}
+    inner = replace(frame, locals=dict(frame.locals), steps=steps, states=kept)
     inner.bind(node.name, Dim(sym(steps.symbol) + interval.start), node.name_span)
     carried = [
         _carry(inner, steps, number, start, tensor)
@@ -188,7 +190,7 @@ def _bindings(statements: Sequence[ast.Stmt], name: str) -> Iterator[Span]:
         match statement:
             case ast.Assign() if name in _targets(statement.target):
                 yield statement.span
-            case ast.IndexDef() | ast.StepDef() if statement.name == name:
+            case ast.IndexDef() | ast.StepDef() | ast.ItemAssign() if statement.name == name:
                 yield statement.name_span
             case ast.For():
                 yield from _bindings(statement.body, name)
@@ -236,8 +238,12 @@ def _finish(
         frame.bind(name, result, where)
 
 
-def is_gathered(frame: Frame, node: ast.IndexDef) -> bool:
-    """Whether the first index of a definition is the step of the scan around it."""
+def is_gathered(frame: Frame, node: ast.IndexDef | ast.StepDef) -> bool:
+    """Whether the first index of a definition is the step of the scan around it, or made of it."""
+    if isinstance(node, ast.StepDef):
+        name = "" if frame.steps is None else frame.steps.name
+        in_update = isinstance(frame.locals.get(node.name), Tensor)
+        return not in_update or notation.mentions([node.at], {name: None})
     if frame.steps is None or not node.indices or node.indices[0].range is not None:
         return False
     value = frame.locals.get(node.indices[0].name)

@@ -32,6 +32,8 @@ CODES.update(
         "E0219": "a type",
         "E0220": "an unknown attribute",
         "E0221": "a recurrence",
+        "E0222": "an update of items",
+        "E0223": "state",
     }
 )
 MAX_REPORTS = 100

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from .. import ast
 from ..diagnostics import Diagnostic
 from ..dims import Expr, Facts, as_expr, maximum, minimum, sym
 from ..dtypes import F32, I64, DType
-from ..program import Pipeline, Program, ValueId
+from ..program import Pipeline, Program, State, ValueId
 from ..signature import Builtin
 from ..source import Source, Span
 from ..types import TensorType
-from . import literals, statements
+from . import literals, statements, subscripts, updates
 from .apply import Arg
 from .calls import _Inlining
 from .declared import (
@@ -104,10 +105,16 @@ class _Entry:
         for param in self.node.params:
             with self.checker.reporter.catching(), suppress(Silent):
                 specs.append((param, self._input_spec(param)))
-        if len(specs) < len(self.node.params):
+        lines = [s for s in self.node.body if isinstance(s, ast.State)]
+        lines = [s for s, own in zip(lines, self.node.body, strict=False) if s is own]
+        states = []
+        for state in lines:
+            with self.checker.reporter.catching(), suppress(Silent):
+                states.append((state, self._state_type(state)))
+        if len(specs) < len(self.node.params) or len(states) < len(lines):
             return None
         dims = tuple(self.signature.variables)
-        self._require_solvable(specs)
+        self._require_solvable([s.shape.before for _, s in specs], [t.shape for _, t in states])
         facts = gather_facts(self.recorder, self.signature, self.node.where)
         self.recorder.facts = facts
         self.frame.dims = {name: sym(name) for name in dims}
@@ -117,10 +124,18 @@ class _Entry:
             self.checker.require_free(param.name, param.span)
             self.frame.locals[param.name] = self.recorder.input(param.name, declared, param.span)
             inputs.append((param.name, declared, param.span))
-        value = statements.body(self.frame, self.node.body, f"`{self.node.name}`")
+        begun = [self._begin(state, type) for state, type in states]
+        rest = self.node.body[len(lines) :]
+        if not rest:
+            what = f"the body of `{self.node.name}` has no result"
+            raise Failed("E0218", what, lines[-1].span)
+        value = statements.body(self.frame, rest, f"`{self.node.name}`")
         if is_poison(value):
             return None
         results = self._results(value)
+        kept = [state for state in map(self._kept, begun) if state is not None]
+        if len(kept) < len(begun):
+            return None
         return Pipeline(
             self.node.name,
             self.node.doc,
@@ -132,7 +147,51 @@ class _Entry:
             dims,
             tuple(self.recorder.checks),
             self.node.span,
+            tuple(kept),
         )
+
+    # States
+
+    def _state_type(self, node: ast.State) -> TensorType:
+        """The declared type of a state. Raises Failed, Silent."""
+        self.checker.require_free(node.name, node.name_span)
+        taken = {p.name: p.span for p in self.node.params}
+        for other in self.node.body:
+            if other is node:
+                break
+            if isinstance(other, ast.State):
+                taken[other.name] = other.name_span
+        if node.name in taken:
+            raise Failed("E0210", f"`{node.name}` is named twice", node.name_span, "again here",
+                         [(taken[node.name], "first here")])
+        spec = self.signature.spec(node.type)
+        if isinstance(spec, ConstantSpec) or spec.shape.rest is not None:
+            scalar = {"int": "i64", "float": "f32", "bool": "bool[]"}.get(str(spec))
+            raise Failed("E0223", "a state is a tensor with a fixed number of dimensions",
+                         node.type.span, help=scalar and f"a scalar is `{scalar}`")
+        return TensorType(_dtype(spec), spec.shape.before)
+
+    def _begin(self, node: ast.State, declared: TensorType) -> State | None:
+        """The state as it is before the call; None if its initial value is wrong."""
+        before = self.recorder.state(node.name, declared, node.name_span)
+        self.frame.locals[node.name] = before
+        self.frame.states[node.name] = before
+        try:
+            initial = updates.initial(self.frame, node, declared)
+        except subscripts.Poisoned:
+            return None
+        except Failed as failure:
+            self.checker.reporter.report(failure)
+            return None
+        span = node.name_span
+        return State(node.name, declared, initial, before.id, before.id, before.id, span)
+
+    def _kept(self, state: State | None) -> State | None:
+        """The state with its value after the call; None if that is wrong."""
+        after = None if state is None else self.frame.locals[state.name]
+        if state is None or not isinstance(after, Tensor):
+            return None
+        return replace(state, updated=self.frame.states[state.name].id, after=after.id)
 
     def _input_spec(self, param: ast.Param) -> TensorSpec:
         spec = self.signature.spec(param.type)
@@ -158,10 +217,12 @@ class _Entry:
             raise Failed("E0219", "an input of a pipeline has no default", param.default.span)
         return spec
 
-    def _require_solvable(self, specs: list[tuple[ast.Param, TensorSpec]]) -> None:
-        """Each size must follow from the shapes of the inputs."""
-        known: set[str] = set()
-        pending = [e for _, spec in specs for e in spec.shape.before]
+    def _require_solvable(
+        self, inputs: list[tuple[Expr, ...]], states: list[tuple[Expr, ...]]
+    ) -> None:
+        """Each size must follow from the shapes of the inputs, or be one that a session gives."""
+        known = {name for shape in states for size in shape for name in size.symbols()}
+        pending = [e for shape in inputs for e in shape]
         while True:
             before = len(known)
             for expr in pending:

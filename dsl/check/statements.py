@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .. import ast
-from . import expressions, notation, recurrence
+from . import expressions, notation, recurrence, updates
 from .apply import size
 from .frame import Frame
 from .report import Failed, text_of
@@ -66,13 +66,21 @@ def _statement(frame: Frame, statement: ast.Stmt, is_result: bool) -> Value | No
             return POISON if is_poison(value) and is_result else None
         case ast.IndexDef() if recurrence.is_gathered(frame, statement):
             recurrence.gather(frame, statement)
-        case ast.StepDef():
+        case ast.StepDef() if recurrence.is_gathered(frame, statement):
             recurrence.gather(frame, statement)
+        case ast.StepDef():
+            return updates.update(frame, statement)
         case ast.IndexDef():
+            if updates.is_update(frame, statement):
+                return updates.update(frame, statement)
             frame.checker.require_free(statement.name, statement.name_span)
             value = notation.definition(frame, statement)
-            frame.locals[statement.name] = value
+            frame.bind(statement.name, value, statement.name_span)
             return value if is_result else None
+        case ast.ItemAssign():
+            return updates.update(frame, statement)
+        case ast.State():
+            raise updates.misplaced(frame, statement)
         case ast.ExprStmt():
             value = expressions.evaluate(frame, statement.value)
             if is_result:
@@ -131,7 +139,7 @@ def _bound(statements: Sequence[ast.Stmt]) -> Iterator[str]:
         match statement:
             case ast.Assign():
                 yield from _targets(statement.target)
-            case ast.IndexDef() | ast.StepDef():
+            case ast.IndexDef() | ast.StepDef() | ast.ItemAssign() | ast.State():
                 yield statement.name
             case ast.Scan():
                 yield from (start.name for start in statement.starts)

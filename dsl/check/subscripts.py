@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .. import ast
 from ..dims import Expr
 from ..source import Span
 from . import expressions, indexing, notation
 from .apply import size, whole
 from .frame import Frame
-from .report import Failed, nearest
+from .report import Failed, nearest, text_of
 from .values import (
     POISON,
     Items,
@@ -50,10 +52,15 @@ def subscript(frame: Frame, node: ast.Subscript) -> Value:
             "inside index notation every value is a single element",
         )
     try:
-        items = [_index_item(frame, item) for item in node.items]
+        items = index_items(frame, node.items)
     except Poisoned:
         return POISON
     return indexing.index(frame.recorder, base, items, node.span)
+
+
+def index_items(frame: Frame, nodes: Sequence[ast.Expr]) -> list[indexing.Item]:
+    """The items of an index. Raises Failed, Poisoned."""
+    return [_index_item(frame, node) for node in nodes]
 
 
 def _scope_item(frame: Frame, base: Scope, node: ast.Subscript) -> Value | None:
@@ -164,19 +171,25 @@ def _index_item(frame: Frame, node: ast.Expr) -> indexing.Item:
     raise Failed("E0216", "this is not an index", node.span, describe(value))
 
 
-def _slice(frame: Frame, node: ast.Slice) -> indexing.Cut:
+def _slice(frame: Frame, node: ast.Slice) -> indexing.Cut | indexing.Run:
     ends: list[Expr | None] = []
     for part in (node.start, node.stop, node.step):
         value = None if part is None else expressions.evaluate(frame, part)
         if isinstance(value, Poison):
             raise Poisoned
+        if isinstance(value, Tensor) and part is node.start:
+            return _run(frame, node, value)
         if part is None or value is None or isinstance(value, NoneValue):
             ends.append(None)
             continue
         end = size(value)
         if end is None:
             raise Failed(
-                "E0216", "the bounds of a slice are integers over sizes", part.span, describe(value)
+                "E0216",
+                "the bounds of a slice are integers over sizes",
+                part.span,
+                describe(value),
+                help="the length of a slice is known: `x[n : n + 4]`, or mask what is not wanted",
             )
         ends.append(end)
     step = 1 if ends[2] is None else ends[2].as_int()
@@ -184,3 +197,31 @@ def _slice(frame: Frame, node: ast.Slice) -> indexing.Cut:
         assert node.step is not None
         raise Failed("E0216", "the step of a slice is a constant other than 0", node.step.span)
     return indexing.Cut(ends[0], ends[1], step, node.span)
+
+
+def _run(frame: Frame, node: ast.Slice, start: Tensor) -> indexing.Run:
+    """`x[n : n + T]`, where n is read from data. Raises Failed, Poisoned."""
+    assert node.start is not None
+    if start.type.rank or start.space or not start.type.dtype.is_int:
+        raise Failed(
+            "E0216", "a slice starts at a single integer", node.start.span, describe(start)
+        )
+    own = text_of(node.start.span)
+    if node.step is None and isinstance(node.stop, ast.Binary) and node.stop.op == "+":
+        for same, rest in ((node.stop.left, node.stop.right), (node.stop.right, node.stop.left)):
+            if text_of(same.span) != own:
+                continue
+            value = expressions.evaluate(frame, rest)
+            if isinstance(value, Poison):
+                raise Poisoned
+            length = size(value)
+            if length is not None and frame.recorder.facts.is_nonneg(length):
+                return indexing.Run(start, length, node.span)
+    raise Failed(
+        "E0216",
+        "the length of this slice is not known while compiling",
+        node.span,
+        "",
+        [(node.start.span, f"{describe(start)}, read from data")],
+        help=f"repeat the start and add a size: `{own} : {own} + 4`",
+    )

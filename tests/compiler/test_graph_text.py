@@ -82,7 +82,11 @@ def test_every_primitive_has_a_line() -> None:
         "%14 = carried 0 over step1 %0 : f32[2, N, M]\n"
         "%15 = recurrence of N over step1 carries 1 gathers at [step1, N - step1 - 1] "
         "%14 %0 %0 %0 : f32[2, N, M], f32[N, N, M], f32[N, N, M]\n"
-        "results %11.1 %13\n"
+        "%16 = state kept : f32[N, M]\n"
+        "%17 = within N for 2 %7 : i64[N]\n"
+        "%18 = update of kept (i0, i1) -> [operand 2 at [i0], i1] %16 %0 %17 : f32[N, M]\n"
+        "%19 = update (i0) -> [i0] %7 %7 : i64[N]\n"
+        "results %11.1 %13 %19 %18\n"
     )
     graph = parse_graph(text)
     assert print_graph(graph) == text.replace("dim N in 1..=64\ndim M in 0..", "dim M in 0..\n"

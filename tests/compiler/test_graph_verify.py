@@ -36,7 +36,19 @@ def test_random_graphs_are_right(seed: int) -> None:
 
 
 STEP = "dim step1 in 0..=N - 1\n"
+KEPT = "%1 = state kept : f32[N, M]\n%2 = input at : i64[]\n"
 FAULTS = [
+    (4, "%1 = within N %0 : f32[N, M]\nresults %1"),
+    (4, KEPT + "%3 = update (i0) -> [i0] %1 %0 : f32[N, M]\nresults %3"),
+    (4, KEPT + "%3 = update (i0, i1) -> [operand 2 at [], i1] %1 %0 : f32[N, M]\nresults %3"),
+    (7, KEPT + "%3 = update (i0, i1) -> [i0 + 1, i1] %1 %0 : f32[N, M]\nresults %3"),
+    (11, KEPT + "%3 = state kept : f32\nresults %1 %3"),
+    (11, KEPT + "%3 = update of other (i0, i1) -> [i0, i1] %1 %0 : f32[N, M]\nresults %3"),
+    (11, KEPT + "%3 = update of kept (i0, i1) -> [i0, i1] %0 %0 : f32[N, M]\nresults %3"),
+    (12, KEPT + "%3 = input row : f32[M]\n"
+     "%4 = update (i0) -> [operand 2 at [], i0] %1 %3 %2 : f32[N, M]\nresults %4"),
+    (12, KEPT + "%3 = within N %2 : i64[]\n%4 = update (i0, i1) -> "
+     "[operand 2 at [] plus i0, i1] %1 %0 %3 : f32[N, M]\nresults %4"),
     (3, "%1 = input x : f32\nresults %0"),
     (4, "%1 = map exp %0 %0 : f32[N, M]\nresults %1"),
     (4, "%1 = map exq %0 : f32[N, M]\nresults %1"),

@@ -51,13 +51,14 @@ def test_random_kernels_read_back(seed: int) -> None:
 def test_every_statement_has_a_line() -> None:
     text = (
         'stagefuse kernel 1\nkernel "k-1" for "a label"\n'
-        "buffer b0 : in bf16[N, 4]\nbuffer b1 : out f32[N]\nbuffer b2 : in i64[N]\ndims N\n"
+        "buffer b0 : in bf16[N, 4]\nbuffer b1 : out f32[N]\nbuffer b2 : in i64[N]\n"
+        "dims N\nguarded\n"
         "parallel d0 in N\nparallel d1 in 4\n"
         "alloc row : f32[N]\nalloc total : f32[]\nalloc keys : f32[N]\nalloc order : i64[N]\n"
         "fold r1 = max over (f0 in N, f1 in 4) : f32 of b0.bf16[f0, f1]\n"
         "for d2 in 0..N vector\n"
         "  let v1 = round_to.f32<bf16>(add.f32($r1.f32, f32(-0.0)))\n"
-        "  %0 = checked(b2.i64[d2] of N at 3)\n"
+        "  %0 = checked(b2.i64[d2] of N for 2 at 3)\n"
         "  store row[d2] = b0.bf16[{%0}, d1 if ge.bool(index(N - d2 - 1), i64(0)) else -0.5]\n"
         "  if ge.bool(%0, i64(0))\n"
         "    store b1[d2] = mul.f32($v1.f32, $v1.f32)\n"

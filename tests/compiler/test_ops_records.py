@@ -21,7 +21,8 @@ round trunc isnan isinf maximum minimum clamp select sum mean prod max min any a
 var reshape transpose concat stack split broadcast_to pad flip cumsum sort topk iota zeros ones
 full""".split()
 OPERATORS = """add sub mul div floordiv mod pow matmul neg eq ne lt le gt ge and or not bitand
-bitor bitxor invert shl shr cast input weight constant dim access position""".split()
+bitor bitxor invert shl shr cast input weight constant dim access position within
+update""".split()
 
 
 def test_every_builtin_and_operator_of_the_language_has_a_record() -> None:

@@ -77,7 +77,7 @@ def test_line_ends_and_a_byte_order_mark_are_accepted(ending: str) -> None:
         ("extern f\n", "`extern` is reserved for a later version"),
         ("fn f(x: f32):\n    (x\n", "`(` is never closed"),
         ("fn f(x: f32):\n    'x\n    1\n", "this string has no end"),
-        ("fn f(x: f32):\n    x[0] = 1\n    x", "an index is a name, with a range if it needs one"),
+        ("fn f(x: f32):\n    x.y[0] = 1\n    x", "only items of a name can be assigned to"),
     ],
 )
 def test_errors_are_named(text: str, message: str) -> None:

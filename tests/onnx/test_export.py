@@ -324,6 +324,16 @@ def test_what_an_opset_lacks_is_named_all_at_once(tmp_path: Path) -> None:
     exported(text, tmp_path, opset=18)
 
 
+@pytest.mark.parametrize(("body", "words"), [
+    ("state n: i64 = 0\n    n = n + 1\n    x", "a model keeps no `n` between calls"),
+    ("y = x\n    y[at] = 0.0\n    y", "`update` has no ONNX form here"),
+])  # fmt: skip
+def test_states_and_updates_are_refused(body: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(sf.CompileError) as caught:
+        exported(f"pipeline p(x: f32[4], at: i64) -> f32[4]:\n    {body}\n", tmp_path)
+    assert words in str(caught.value) and caught.value.diagnostics[0].code == "E0301"
+
+
 @pytest.mark.parametrize("opset", [17, 18, 19, 20, 22, 23, 25])
 def test_every_opset_is_written(opset: int, tmp_path: Path, rng: np.random.Generator) -> None:
     text = """import nn

@@ -86,6 +86,13 @@ def model_of(
     pipeline: Pipeline, graph: Graph, load: Callable[[str, str], Array], opset: int = OPSET
 ) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """A model without its tensors, and those by name. Raises CompileError."""
+    if pipeline.states:
+        raise CompileError(
+            tuple(
+                error("E0301", f"a model keeps no `{state.name}` between calls", state.span)
+                for state in pipeline.states
+            )
+        )
     model, inputs, results, failures = lower(pipeline, graph, opset, load)
     if failures:
         raise CompileError(_diagnostics(pipeline, failures, opset))
