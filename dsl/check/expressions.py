@@ -194,6 +194,8 @@ def _binary(frame: Frame, node: ast.Binary) -> Value:
             return Number(same if node.op == "==" else not same)
     if node.op == "/":
         _require_division(left, right, node)
+    if node.op == "+" and isinstance(left.value, Text) and isinstance(right.value, Text):
+        return Text(left.value.value + right.value.value)
     if node.op == "+" and isinstance(left.value, Items) and isinstance(right.value, Items):
         return Items(left.value.items + right.value.items, left.value.bracket)
     return _operator(frame, node.op, BINARY[node.op], [left, right], node)

@@ -1,136 +1,132 @@
-"""Recurrences over a known number of steps, which `for` unrolls.
+"""Recurrent layers: functions of the library over `scan`.
 
 Source: the definitions of RNN, GRU and LSTM in the ONNX operator reference.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stagefuse.dsl.dims import Expr
 
 from ..errors import Refused
 from ..node import Node, Val
 from ..record import Written, op
-from ..text import size_text
+from ..text import literal, size_text
 
-MAX_STEPS = 512
-ACTIVATIONS = {"RNN": ["Tanh"], "GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
-
-
-@dataclass
-class Layer:
-    """One direction: the sums of the input for all steps, its weights, its first state."""
-
-    n: Node
-    index: int
-    backward: bool
-    steps: int
-    batch: Expr
-    hidden: int
-
-    def part(self, number: int, rank: int) -> str:
-        """This direction's part of an input."""
-        colons = ", ".join([":"] * (rank - 1))
-        return f"{self.n.bound(self.n.val(number), 'c')}[{self.index}, {colons}]"
-
-    def start(self, number: int, name: str) -> str:
-        """The first state: given, or zeros."""
-        fresh = self.n.fresh(name)
-        dtype = self.n.val(0).dtype
-        text = f"zeros([{size_text(self.batch)}, {self.hidden}], {dtype})"
-        if self.n.maybe(number) is not None:
-            text = self.part(number, 3)
-            if self.n.attr("layout", 0):
-                text = f"{self.n.bound(self.n.val(number), 'c')}[:, {self.index}, :]"
-        self.n.body.add(f"{fresh} = {text}")
-        return fresh
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+USUAL = {"RNN": ["Tanh"], "GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
+"""The activations of one direction where the model names none."""
+DEFAULTS: dict[str, tuple[float | None, float | None]] = {
+    "sigmoid": (None, None), "tanh": (None, None), "relu": (None, None),
+    "softsign": (None, None), "softplus": (None, None), "leakyrelu": (0.01, None),
+    "thresholdedrelu": (1.0, None), "elu": (1.0, None), "hardsigmoid": (0.2, 0.5),
+    "affine": (1.0, 0.0), "scaledtanh": (1.0, 1.0),
+}  # fmt: skip
+"""alpha and beta of the activations, None where there is none."""
+BACKWARD = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}
 
 
-@op("RNN", "GRU", "LSTM", unread=["activation_alpha", "activation_beta"])
+@op("RNN", "GRU", "LSTM")
 def _recurrent(n: Node) -> Written:
-    _require_plain(n)
     by_batch = bool(n.attr("layout", 0))
     x = n.let("steps", f"transpose({n.x(0)}, [1, 0, 2])").text if by_batch else n.bound(n.val(0))
-    time, batch = n.val(0).shape[1 if by_batch else 0], n.val(0).shape[0 if by_batch else 1]
-    steps = time.as_int()
-    if steps is None or not 1 <= steps <= MAX_STEPS:
-        raise Refused(f"{time} steps", f"a number known while importing, at most {MAX_STEPS}; "
-                      "`sizes` gives a size one value")  # fmt: skip
-    _require_whole(n, steps)
-    directions = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}
-    kind = n.one_of("direction", "forward", *directions)
+    shape = n.val(0).shape
+    batch, steps = (shape[0], shape[1]) if by_batch else (shape[1], shape[0])
+    backward = BACKWARD[n.one_of("direction", "forward", *BACKWARD)]
+    options = [_activations(n, len(backward)), _options(n, steps)]
     found = [
-        _layer(Layer(n, index, backward, steps, batch, n.attr("hidden_size")), x)
-        for index, backward in enumerate(directions[kind])
+        _direction(n, index, x, batch, {**options[0][index], **options[1]}, reverse)
+        for index, reverse in enumerate(backward)
     ]
-    axis = 2 if by_batch else 1
-    order = "[1, 0, 2]" if by_batch else ""
-    rows = [f"transpose({y}, {order})" if order else y for y, *_ in found]
-    results: list[str | Val] = [n.let(n.hint, f"stack([{', '.join(rows)}], axis={axis})")]
-    for k in range(1, len(found[0])):
-        last = ", ".join(states[k] for states in found)
-        results.append(f"stack([{last}], axis={1 if by_batch else 0})")
+    rows = [f"transpose({y}, [1, 0, 2])" if by_batch else y for y, *_ in found]
+    results: list[str | Val] = [n.let(n.hint, _joined(rows, 2 if by_batch else 1))]
+    for states in list(zip(*found, strict=True))[1:]:
+        results.append(_joined(states, 1 if by_batch else 0))
     return results
 
 
-def _require_plain(n: Node) -> None:
+def _joined(parts: list[str] | tuple[str, ...], axis: int) -> str:
+    return f"stack([{', '.join(parts)}], axis={axis})"
+
+
+def _options(n: Node, steps: Expr) -> dict[str, str]:
+    """Arguments that all directions share."""
+    found: dict[str, str] = {}
+    lengths = n.maybe(4)
+    if lengths is not None:
+        known = None if lengths.known is None else {int(v) for v in lengths.known.reshape(-1)}
+        if known != {steps.as_int()}:
+            found["lengths"] = n.bound(lengths) if lengths.dtype.bits == 64 else f"i64({n.x(4)})"
     if n.attr("clip"):
-        raise Refused("states that are clipped", "plain states", "clip")
-    if n.attr("input_forget", 0):
-        raise Refused("coupled gates", "gates of their own", "input_forget")
-    given = n.attr("activations")
-    if given and [a.lower() for a in given] != [
-        a.lower() for a in ACTIVATIONS[n.op] * (len(given) // len(ACTIVATIONS[n.op]))
-    ]:
-        raise Refused(f"the activations {given}", f"{ACTIVATIONS[n.op]}", "activations")
+        found["clip"] = literal(float(n.attr("clip")))
+    if n.op == "GRU" and n.attr("linear_before_reset", 0):
+        found["reset_after"] = "True"
+    if n.op == "LSTM" and n.attr("input_forget", 0):
+        found["coupled"] = "True"
+    return found
 
 
-def _require_whole(n: Node, steps: int) -> None:
-    if n.maybe(4) is None:
-        return
-    if any(length != steps for length in n.ints(4, "sequence_lens")):
-        raise Refused("sequences of different lengths", "all of one length")
+def _activations(n: Node, directions: int) -> list[dict[str, str]]:
+    """For each direction the arguments that name its activations, where they are not the usual.
 
-
-def _layer(layer: Layer, x: str) -> list[str]:
-    """The states of all steps and the last ones, in lines; names of them."""
-    n, hidden = layer.n, layer.hidden
-    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[n.op] * hidden
-    whole = f"{x} @ transpose({layer.part(1, 3)})"
-    bias = ""
-    if n.maybe(3) is not None:
-        bias = n.let("bias", layer.part(3, 2)).text
-        whole = f"{whole} + {bias}[:{gates}]"
-        if n.op == "LSTM":
-            whole = f"{whole} + {bias}[{gates}:]"
-    inputs = n.let("gates", whole).text
-    r = n.let("r_", layer.part(2, 3)).text
-    after = f"{bias}[{gates}:]" if bias else f"zeros([{gates}], {n.val(0).dtype})"
-    h = layer.start(5, "h")
-    states = [h]
-    step = f"{inputs}[{f'{layer.steps - 1} - t' if layer.backward else 't'}]"
+    alpha and beta are given in order, to the activations that have any. Raises Refused.
+    """
+    usual = USUAL[n.op] * directions
+    names = [a.lower() for a in n.attr("activations") or usual]
     if n.op == "RNN":
-        call = f"onnx.rnn_step({step}, {h}, {r}, {after})"
-    elif n.op == "GRU":
-        reset = ", reset_after=True" if n.attr("linear_before_reset", 0) else ""
-        call = f"onnx.gru_step({step}, {h}, {r}, {after}{reset})"
-    else:
-        states.append(layer.start(6, "cell"))
-        peephole = n.maybe(7) is not None
-        more = f", {n.let('p', layer.part(7, 2)).text}" if peephole else ""
-        name = "peephole_lstm_step" if peephole else "lstm_step"
-        call = f"onnx.{name}({step}, {', '.join(states)}, {r}{more})"
-    return [_loop(n, layer, states, call), *states]
+        names = names[:directions]  # the schema's default has one for each of two directions
+    alphas, betas = list(n.attr("activation_alpha") or ()), list(n.attr("activation_beta") or ())
+    if len(names) != len(usual) or not DEFAULTS.keys() >= set(names):
+        raise Refused(f"the activations {names}", f"{len(usual)} of {', '.join(DEFAULTS)}",
+                      "activations")  # fmt: skip
+    found: list[dict[str, str]] = [{} for _ in range(directions)]
+    each = len(USUAL[n.op])
+    for number, name in enumerate(names):
+        place, letter = found[number // each], "fgk"[number % each]
+        if name != usual[number].lower():
+            place[letter] = f'"{name}"'
+        for what, given, default in zip(("alpha", "beta"), (alphas, betas), DEFAULTS[name],
+                                        strict=True):  # fmt: skip
+            if default is not None:
+                value = given.pop(0) if given else default
+                place[f"{letter}_{what}"] = literal(float(value))
+    return found
 
 
-def _loop(n: Node, layer: Layer, states: list[str], call: str) -> str:
-    """The unrolled loop, which collects the states of all steps."""
-    rows = n.fresh("rows")
-    h = f"{states[0]}[None, :, :]"
-    order = f"[{h}, {rows}]" if layer.backward else f"[{rows}, {h}]"
-    shape = f"[0, {size_text(layer.batch)}, {layer.hidden}]"
-    n.body.add(f"{rows} = zeros({shape}, {n.val(0).dtype})")
-    n.body.add(f"for t in 0..{layer.steps}:\n    {', '.join(states)} = {call}\n"
-               f"    {rows} = concat({order}, axis=0)")  # fmt: skip
-    return rows
+def _direction(
+    n: Node, index: int, x: str, batch: Expr, options: dict[str, str], reverse: bool
+) -> list[str]:
+    """One direction in lines: names of the states of all steps and of the last ones."""
+
+    def part(number: int, rank: int) -> str:
+        colons = ", ".join([":"] * (rank - 1))
+        return f"{n.bound(n.val(number), 'c')}[{index}, {colons}]"
+
+    def start(number: int, hint: str) -> str:
+        if n.maybe(number) is None:
+            shape = f"[{size_text(batch)}, {n.attr('hidden_size')}]"
+            return n.let(hint, f"zeros({shape}, {n.val(0).dtype})").text
+        axes = f":, {index}, :" if n.attr("layout", 0) else f"{index}, :, :"
+        return f"{n.bound(n.val(number), 'c')}[{axes}]"
+
+    size = GATES[n.op] * int(n.attr("hidden_size"))
+    gates = f"{x} @ transpose({part(1, 3)})"
+    bias = f"zeros([{size}], {n.val(0).dtype})"
+    if n.maybe(3) is not None:
+        whole = n.let("bias", part(3, 2)).text
+        bias = f"{whole}[{size}:]"
+        gates += f" + {whole}[:{size}]" + ("" if n.op == "GRU" else f" + {bias}")
+    arguments = [n.let("gates", gates).text, part(2, 3)]
+    if n.op == "GRU":
+        arguments.append(bias)
+    arguments.append(start(5, "h"))
+    hints = ["y", "h"]
+    if n.op == "LSTM":
+        arguments.append(start(6, "c"))
+        hints.append("c")
+        if n.maybe(7) is not None:
+            arguments.append(f"peepholes={part(7, 2)}")
+    if reverse:
+        options = {**options, "reverse": "True"}
+    arguments += [f"{name}={value}" for name, value in options.items()]
+    call = f"onnx.{n.op.lower()}({', '.join(arguments)})"
+    return [v.text for v in n.many(hints, call)]
