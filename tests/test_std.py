@@ -182,22 +182,81 @@ def sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
-def lstm(x: Array, h: Array, c: Array, r: Array, p: Array | None = None) -> Array:
-    """The next hidden and cell state side by side. Source: the ONNX operator LSTM."""
-    i, o, f, u = np.split(x + h @ r.T, 4, axis=1)
+def recurrence(
+    step: Callable[[Array, tuple[Array, ...]], tuple[Array, ...]],
+    gates: Array,
+    states: tuple[Array, ...],
+    lengths: Array | None = None,
+    reverse: bool = False,
+) -> Array:
+    """The states of all steps, then the last ones, flat side by side."""
+    steps = range(len(gates))
+    rows = np.zeros((len(gates), *states[0].shape))
+    for t in reversed(steps) if reverse else steps:
+        found = step(gates[t], states)
+        inside = np.ones(len(gates[t]), bool) if lengths is None else t < lengths
+        rows[t] = np.where(inside[:, None], found[0], 0)
+        states = tuple(np.where(inside[:, None], a, b) for a, b in zip(found, states, strict=True))
+    return np.concatenate([rows.ravel(), *(x.ravel() for x in states)])
+
+
+def lstm(r: Array, order: str, p: Array | None = None, coupled: bool = False) -> Callable[..., Any]:
+    """A step of an LSTM whose gates are in this order. Source: the ONNX operator LSTM."""
     pi, po, pf = np.zeros((3, 1)) if p is None else np.split(p, 3)
-    cell = sigmoid(f + pf * c) * c + sigmoid(i + pi * c) * np.tanh(u)
-    return np.concatenate([sigmoid(o + po * cell) * np.tanh(cell), cell], axis=1)
+
+    def step(x: Array, states: tuple[Array, ...]) -> tuple[Array, ...]:
+        h, c = states
+        gate = dict(zip(order, np.split(x + h @ r.T, 4, axis=1), strict=True))
+        i = sigmoid(gate["i"] + pi * c)
+        forget = 1 - i if coupled else sigmoid(gate["f"] + pf * c)
+        cell = forget * c + i * np.tanh(gate["u"])
+        return sigmoid(gate["o"] + po * cell) * np.tanh(cell), cell
+
+    return step
 
 
-def gru(x: Array, h: Array, r: Array, bias: Array, reset_after: bool) -> Array:
-    """The next hidden state. Source: the ONNX operator GRU."""
-    xz, xr, xh = np.split(x, 3, axis=1)
-    rz, rr, rh = np.split(r, 3)
-    bz, br, bh = np.split(bias, 3)
-    z, keep = sigmoid(xz + h @ rz.T + bz), sigmoid(xr + h @ rr.T + br)
-    inner = keep * (h @ rh.T + bh) if reset_after else (keep * h) @ rh.T + bh
-    return (1 - z) * np.tanh(xh + inner) + z * h
+def gru(r: Array, bias: Array, order: str, reset_after: bool = True) -> Callable[..., Any]:
+    """A step of a GRU whose gates are in this order. Source: the ONNX operator GRU."""
+    parts, biases = (dict(zip(order, np.split(a, 3), strict=True)) for a in (r, bias))
+
+    def step(x: Array, states: tuple[Array, ...]) -> tuple[Array, ...]:
+        (h,) = states
+        gate = dict(zip(order, np.split(x, 3, axis=1), strict=True))
+        z, keep = (sigmoid(gate[k] + h @ parts[k].T + biases[k]) for k in "zr")
+        rn, bn = parts["n"], biases["n"]
+        inner = keep * (h @ rn.T + bn) if reset_after else (keep * h) @ rn.T + bn
+        return ((1 - z) * np.tanh(gate["n"] + inner) + z * h,)
+
+    return step
+
+
+def rnn(r: Array, activation: Callable[[Array], Array] = np.tanh) -> Callable[..., Any]:
+    return lambda x, states: (activation(x + states[0] @ r.T),)
+
+
+STEPS, STATE = normal(5, 3, 4) * 0.5, normal(3, 6) * 0.5
+LENGTHS = np.array([5, 0, 2])
+FLAT = "concat([reshape(y, [-1]), reshape(h, [-1])])"
+FLAT_C = "concat([reshape(y, [-1]), reshape(h, [-1]), reshape(c, [-1])])"
+
+
+def layer(gates: int, name: str = "l0") -> dict[str, Array]:
+    """The weights of a recurrent layer of PyTorch, of 4 inputs and 6 states."""
+    size = 6 * gates
+    return {
+        f"weight_ih_{name}": normal(size, 4) * 0.4, f"weight_hh_{name}": normal(size, 6) * 0.4,
+        f"bias_ih_{name}": normal(size), f"bias_hh_{name}": normal(size, seed=1) * 0.4,
+    }  # fmt: skip
+
+
+def layered(
+    step: Callable[..., Any], p: dict[str, Array], states: tuple[Array, ...], x: Array, **how: Any
+) -> Array:
+    """A recurrence over what a layer's input adds to its gates; GRUs add the other bias inside."""
+    w, r, one, other = (wide(a) for a in p.values())
+    if len(w) == 18:
+        return recurrence(gru(r, other, "rzn"), x @ w.T + one, states, **how)
+    return recurrence(step(r), x @ w.T + one + other, states, **how)
 
 
 CASES = [
@@ -341,22 +400,49 @@ CASES = [
     Case("onnx.truncated_div", "x: i32[N], y: i32[N]", "onnx.truncated_div(x, y)",
          lambda x, y: np.trunc(x / y),
          {"x": np.arange(-9, 9, dtype=np.int32), "y": np.array([3, -4, 5] * 6, np.int32)}),
-    Case("onnx.rnn_step", "x: f32[B, H], h: f32[B, H], r: f32[H, H], b: f32[H]",
-         "onnx.rnn_step(x, h, r, b)", lambda x, h, r, b: np.tanh(x + h @ r.T + b),
-         {"x": normal(3, 5), "h": normal(3, 5, seed=1), "r": normal(5, 5), "b": normal(5)}),
-    Case("onnx.lstm_step", "x: f32[B, 20], h: f32[B, 5], c: f32[B, 5], r: f32[20, 5]",
-         "h, c = onnx.lstm_step(x, h, c, r)\nconcat([h, c], axis=1)", lstm,
-         {"x": normal(3, 20), "h": normal(3, 5), "c": normal(3, 5, seed=1), "r": normal(20, 5)}),
-    Case("onnx.peephole_lstm_step",
-         "x: f32[B, 20], h: f32[B, 5], c: f32[B, 5], r: f32[20, 5], q: f32[15]",
-         "h, c = onnx.peephole_lstm_step(x, h, c, r, q)\nconcat([h, c], axis=1)", lstm,
-         {"x": normal(3, 20), "h": normal(3, 5), "c": normal(3, 5, seed=1), "r": normal(20, 5),
-          "q": normal(15)}),
-    *(Case("onnx.gru_step", "x: f32[B, 15], h: f32[B, 5], r: f32[15, 5], b: f32[15]",
-           f"onnx.gru_step(x, h, r, b, reset_after={after})",
-           lambda x, h, r, b, after=after: gru(x, h, r, b, after),
-           {"x": normal(3, 15), "h": normal(3, 5), "r": normal(15, 5), "b": normal(15)})
+    Case("nn.rnn nn.rnn_steps nn.input_gates nn.within", "x: f32[T, B, 4], h: f32[B, 6]",
+         f"y, h = nn.rnn(x, w, h=h)\n{FLAT}",
+         lambda x, h: layered(rnn, layer(1), (h,), x), {"x": STEPS, "h": STATE}, layer(1)),
+    Case("nn.lstm nn.lstm_steps", "x: f32[T, B, 4], h: f32[B, 6], c: f32[B, 6], n: i64[B]",
+         f"y, h, c = nn.lstm(x, w, h, c, lengths=n)\n{FLAT_C}",
+         lambda x, h, c, n: layered(lambda r: lstm(r, "ifuo"), layer(4), (h, c), x, lengths=n),
+         {"x": STEPS, "h": STATE, "c": STATE * 2, "n": LENGTHS}, layer(4)),
+    Case("nn.lstm", "x: f32[T, B, 4]",
+         f'y, h, c = nn.lstm(x, w, name="l1_reverse", reverse=True)\n{FLAT_C}',
+         lambda x: layered(lambda r: lstm(r, "ifuo"), layer(4), (np.zeros((3, 6)),) * 2, x,
+                           reverse=True), {"x": STEPS}, layer(4, "l1_reverse")),
+    Case("nn.gru nn.gru_steps", "x: f32[T, B, 4], n: i64[B]",
+         f"y, h = nn.gru(x, w, reverse=True, lengths=n)\n{FLAT}",
+         lambda x, n: layered(rnn, layer(3), (np.zeros((3, 6)),), x, lengths=n, reverse=True),
+         {"x": STEPS, "n": LENGTHS}, layer(3)),
+    Case("onnx.rnn onnx.clipped onnx.activated",
+         "x: f32[T, B, 6], r: f32[6, 6], h: f32[B, 6], n: i64[B]",
+         f'y, h = onnx.rnn(x, r, h, n, True, 0.3, "leakyrelu", 0.2)\n{FLAT}',
+         lambda x, r, h, n: recurrence(
+             rnn(r, lambda v: np.where(v < 0, 0.2, 1) * np.clip(v, -0.3, 0.3)),
+             x, (h,), n, True),
+         {"x": normal(5, 3, 6), "r": normal(6, 6) * 0.4, "h": STATE, "n": LENGTHS}),
+    *(Case("onnx.lstm", "x: f32[T, B, 24], r: f32[24, 6], h: f32[B, 6], c: f32[B, 6], p: f32[18]",
+           f"y, h, c = onnx.lstm(x, r, h, c, peepholes=p, coupled={coupled})\n{FLAT_C}",
+           lambda x, r, h, c, p, coupled=coupled: recurrence(
+               lstm(r, "iofu", p, coupled), x, (h, c)),
+           {"x": normal(5, 3, 24), "r": normal(24, 6) * 0.4, "h": STATE, "c": STATE * 2,
+            "p": normal(18)})
+      for coupled in (False, True)),
+    *(Case("onnx.gru", "x: f32[T, B, 18], r: f32[18, 6], b: f32[18], h: f32[B, 6]",
+           f"y, h = onnx.gru(x, r, b, h, reset_after={after})\n{FLAT}",
+           lambda x, r, b, h, after=after: recurrence(gru(r, b, "zrn", after), x, (h,)),
+           {"x": normal(5, 3, 18), "r": normal(18, 6) * 0.4, "b": normal(18), "h": STATE})
       for after in (False, True)),
+    *(Case("onnx.activated", "x: f32[B, 7]", f'onnx.activated(x, "{name}", 0.7, 0.3)', want,
+           {"x": X})
+      for name, want in (
+          ("sigmoid", sigmoid), ("tanh", np.tanh), ("relu", lambda x: np.maximum(x, 0)),
+          ("thresholdedrelu", lambda x: np.where(x > 0.7, x, 0)),
+          ("hardsigmoid", lambda x: np.clip(0.7 * x + 0.3, 0, 1)),
+          ("elu", lambda x: np.where(x > 0, x, 0.7 * np.expm1(x))),
+          ("softsign", lambda x: x / (1 + abs(x))), ("softplus", lambda x: np.log1p(np.exp(x))),
+          ("affine", lambda x: 0.7 * x + 0.3), ("scaledtanh", lambda x: 0.7 * np.tanh(0.3 * x)))),
     Case("image.to_chw", "x: u8[B, H, W, C]", "image.to_chw(x)",
          lambda x: x.transpose(0, 3, 1, 2), {"x": PIXELS}),
     Case("image.to_hwc", "x: u8[B, C, H, W]", "image.to_hwc(x)",

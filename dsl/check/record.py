@@ -208,9 +208,9 @@ class Recorder:
         indices = tuple(sym(name) for name, _ in value.space)
         return self.access((value,), shape, names, indices, span, space)
 
-    def step(self, name: str, first: Expr, count: Expr) -> str:
+    def step(self, name: str, first: Expr, count: Expr, symbol: str = "") -> str:
         """A new symbol for the steps of a scan, from 0 to before `count`."""
-        symbol = f"step{len(self.steps) + 1}"
+        symbol = symbol or f"step{len(self.steps) + 1}"
         self.steps[symbol] = Step(name, first, count)
         self.facts = self.facts.with_ranges({symbol: (0, count - 1)})
         return symbol

@@ -7,7 +7,7 @@ what a compilation will find.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
@@ -18,8 +18,8 @@ from stagefuse.dsl.check.frame import Frame
 from stagefuse.dsl.check.literals import typed
 from stagefuse.dsl.check.modules import Checker, ModuleScope
 from stagefuse.dsl.check.record import Recorder
-from stagefuse.dsl.check.values import Items, Tensor, Value
-from stagefuse.dsl.dims import Expr, Facts, sym
+from stagefuse.dsl.check.values import Dim, Items, Tensor, Value
+from stagefuse.dsl.dims import Expr, Facts, const, sym
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.parser import parse
 from stagefuse.dsl.source import Source, Span
@@ -78,6 +78,16 @@ class Body:
         finally:
             found.clear()
         self.lines.append(line)
+
+    def within(self, turn: str, count: Expr, carried: Mapping[str, TensorType]) -> Body:
+        """The body of a scan over `turn`, which carries values of these types, without lines."""
+        recorder = self.frame.recorder
+        recorder.step(turn, const(0), count, turn)
+        inner = Body(replace(self.frame, locals=dict(self.frame.locals)), self.headers, [])
+        inner.frame.locals[turn] = Dim(sym(turn))
+        for name, type in carried.items():
+            inner.input(name, type)
+        return inner
 
     def types(self, name: str) -> list[TensorType]:
         """The type of a bound name, or those of a tuple's items."""

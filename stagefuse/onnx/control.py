@@ -1,4 +1,4 @@
-"""Functions are inlined, `If` on a constant is its branch, a `Loop` of known turns is unrolled."""
+"""Functions are inlined, `If` on a constant is its branch, `Loop` and `Scan` are a `scan`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from . import schemas
+from stagefuse.dsl.dims import const, sym
+
+from . import scans, schemas
 from .errors import Refused
 from .node import Val
+from .text import size_text
 
 if TYPE_CHECKING:
     from .translate import Env, Translator
@@ -103,8 +106,8 @@ def translate(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) ->
     return True
 
 
-def _graph(
-    owner: Translator, graph: onnx.GraphProto, env: Env, inputs: list[Val], depth: int
+def subgraph(
+    owner: Translator, graph: onnx.GraphProto, env: Env, inputs: Sequence[Val | None], depth: int
 ) -> list[Val | None]:
     """The results of a subgraph. Raises Refused."""
     inner = dict(env)
@@ -129,104 +132,137 @@ def _branch(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> N
     graphs = {a.name: a.g for a in proto.attribute}
     truth = bool(_known(env, proto.input[0], "the condition of `If`").reshape(-1)[0])
     chosen = graphs["then_branch" if truth else "else_branch"]
-    for name, value in zip(proto.output, _graph(owner, chosen, env, [], depth), strict=False):
+    for name, value in zip(proto.output, subgraph(owner, chosen, env, [], depth), strict=False):
         env[name] = value
 
 
 def _loop(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> None:
-    """A loop of a known number of turns, one after another."""
+    """A loop of a known number of turns: a scan, or where its body is none, turn after turn."""
     (graph,) = [a.g for a in proto.attribute if a.name == "body"]
-    if not proto.input[0]:
-        raise Refused("a loop without a number of turns", "a recurrence in the language")
-    trips = int(_known(env, proto.input[0], "the number of turns of `Loop`").reshape(-1)[0])
-    if trips > MAX_TRIPS:
-        raise Refused(f"a loop of {trips} turns", f"at most {MAX_TRIPS}, or a recurrence")
-    carried = [env[i] for i in proto.input[2:] if i]
+    trips = env[proto.input[0]] if proto.input[0] else None
+    if trips is None:
+        raise Refused("a loop without a number of turns", "a number of turns that is known")
+    count = scans.count_of(trips)
+    if count is None:
+        raise Refused("the number of turns of `Loop` must be known while importing",
+                      "a constant; `fixed=` gives inputs values", inputs=sorted(trips.depends))
     going = True
     if len(proto.input) > 1 and proto.input[1]:
         going = bool(_known(env, proto.input[1], "the condition of `Loop`").reshape(-1)[0])
+    states = [v for i in proto.input[2:] if i and (v := env[i]) is not None]
+    always = owner.constant("going", np.array(True))
+    steps = scans.Steps(
+        graph, count if going else const(0), states, _hints(proto),
+        lambda turn, carried: [owner.constant(turn, np.array(sym(turn), object)), always, *carried],
+        1,
+    )
+    try:
+        carried, gathered = scans.write(owner, steps, env, depth)
+    except Refused as refused:
+        number = count.as_int()
+        if number is None or number > MAX_TRIPS:
+            raise refused
+        return _unrolled(owner, proto, graph, env, states, number if going else 0, depth)
+    _bind(proto, env, [*carried, *gathered])
+
+
+def _unrolled(
+    owner: Translator, proto: onnx.NodeProto, graph: onnx.GraphProto, env: Env,
+    states: Sequence[Val], trips: int, depth: int,
+) -> None:
+    """The turns of a loop one after another; it may end early, by a condition that is known."""
+    carried: list[Val | None] = list(states)
     scanned: list[list[Val]] = [[] for _ in graph.output[1 + len(carried):]]
-    for turn in range(max(trips, 0)):
-        if not going:
-            break
+    for turn in range(trips):
         given = [owner.constant("turn", np.array(turn, np.int64)),
                  owner.constant("going", np.array(True)), *carried]
-        found = _graph(owner, graph, env, [g for g in given if g is not None], depth)
+        found = subgraph(owner, graph, env, given, depth)
         if any(f is None for f in found):
             env.update({name: None for name in proto.output if name})
             return
         condition = found[0]
         if condition is None or condition.known is None:
-            raise Refused("a loop whose end depends on data", "a recurrence in the language",
+            raise Refused("a loop whose end depends on data", "a number of turns that is known",
                           inputs=sorted(condition.depends) if condition is not None else ())
-        going = bool(condition.known.reshape(-1)[0])
         carried = found[1 : 1 + len(carried)]
         for kept, value in zip(scanned, found[1 + len(carried) :], strict=True):
             assert value is not None
             kept.append(value)
+        if not bool(condition.known.reshape(-1)[0]):
+            break
     _finish(owner, proto, env, carried, scanned)
 
 
 def _scan(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> None:
-    """A scan over axes of a known length, one step after another."""
+    """A scan over axes of some values."""
     if owner.opsets["ai.onnx"] < 9:
         raise Refused("the batched Scan of opset 8", "opset 9 or later")
     attributes = {a.name: a for a in proto.attribute}
     graph = attributes["body"].g
-    count = attributes["num_scan_inputs"].i
+    number = attributes["num_scan_inputs"].i
     values = [v for i in proto.input if (v := env[i]) is not None]
-    carried: list[Val | None] = [*values[: len(values) - count]]
-    sources = values[len(values) - count :]
-    outputs = len(graph.output) - len(carried)
+    states, sources = values[: len(values) - number], values[len(values) - number :]
+    outputs = len(graph.output) - len(states)
 
     def listed(name: str, length: int) -> list[int]:
         return list(attributes[name].ints) if name in attributes else [0] * length
 
-    axes = [a % v.rank for a, v in zip(listed("scan_input_axes", count), sources, strict=True)]
-    steps = sources[0].shape[axes[0]].as_int()
-    if steps is None or not 1 <= steps <= MAX_TRIPS:
-        raise Refused(f"a scan of {sources[0].shape[axes[0]]} steps",
-                      f"a known number, at most {MAX_TRIPS}; `sizes` gives a size one value")
-    backward = listed("scan_input_directions", count)
-    scanned: list[list[Val]] = [[] for _ in range(outputs)]
-    for turn in range(steps):
-        given = [v for v in carried if v is not None]
-        for value, axis, back in zip(sources, axes, backward, strict=True):
-            given.append(_element(owner, value, axis, steps - 1 - turn if back else turn))
-        found = _graph(owner, graph, env, given, depth)
-        if any(f is None for f in found):
-            env.update({name: None for name in proto.output if name})
-            return
-        carried = found[: len(carried)]
-        for kept, result in zip(scanned, found[len(carried) :], strict=True):
-            assert result is not None
-            kept.append(result)
-    for kept, back in zip(scanned, listed("scan_output_directions", outputs), strict=True):
-        if back:
-            kept.reverse()
-    _finish(owner, proto, env, carried, scanned, listed("scan_output_axes", outputs))
+    axes = [a % v.rank for a, v in zip(listed("scan_input_axes", number), sources, strict=True)]
+    count = sources[0].shape[axes[0]]
+    back = listed("scan_input_directions", number)
+
+    def inputs(turn: str, carried: list[Val]) -> list[Val | None]:
+        at = [size_text(count - 1 - sym(turn)) if b else turn for b in back]
+        cut = zip(sources, axes, at, strict=True)
+        return [*carried, *(_element(owner, v, axis, place) for v, axis, place in cut)]
+
+    directions = listed("scan_output_directions", outputs)
+    steps = scans.Steps(graph, count, states, _hints(proto), inputs, 0, directions)
+    carried, gathered = scans.write(owner, steps, env, depth)
+    axes = listed("scan_output_axes", outputs)
+    moved = [_moved(owner, v, axis) for v, axis in zip(gathered, axes, strict=True)]
+    _bind(proto, env, [*carried, *moved])
 
 
-def _element(owner: Translator, value: Val, axis: int, at: int) -> Val:
+def _hints(proto: onnx.NodeProto) -> list[str]:
+    return [name or "unused" for name in proto.output]
+
+
+def _bind(proto: onnx.NodeProto, env: Env, values: Sequence[Val]) -> None:
+    env.update((name, v) for name, v in zip(proto.output, values, strict=False) if name)
+
+
+def _moved(owner: Translator, value: Val, axis: int) -> Val:
+    """A value with its first axis at another place."""
+    axis %= value.rank
+    if axis == 0:
+        return value
+    order = [*range(1, axis + 1), 0, *range(axis + 1, value.rank)]
+    name = owner.names.value(value.text)
+    owner.body.add(f"{name} = transpose({value.text}, {order})")
+    return Val(name, owner.body.tensor(name), None, value.depends)
+
+
+def _element(owner: Translator, value: Val, axis: int, at: str) -> Val:
     """One position of an axis."""
     name, text = owner.names.value("part"), owner.materialize(value)
-    cut = ", ".join(str(at) if k == axis else ":" for k in range(value.rank))
+    cut = ", ".join(at if k == axis else ":" for k in range(value.rank))
     owner.body.add(f"{name} = {text}[{cut}]")
     return Val(name, owner.body.tensor(name), None, value.depends)
 
 
 def _finish(
     owner: Translator, proto: onnx.NodeProto, env: Env, carried: list[Val | None],
-    scanned: list[list[Val]], axes: Sequence[int] = (),
+    scanned: list[list[Val]],
 ) -> None:
     """The results: what was carried last, and what was kept of each turn, stacked."""
     results = list(carried)
-    for number, values in enumerate(scanned):
+    for values in scanned:
         if not values:
             raise Refused("a loop of no turns that stacks results", "results of a known shape")
         name = owner.names.value(proto.output[len(results)] or "stacked")
         parts = ", ".join(owner.materialize(v) for v in values)
-        owner.body.add(f"{name} = stack([{parts}], axis={axes[number] if axes else 0})")
+        owner.body.add(f"{name} = stack([{parts}])")
         depends = frozenset[str]().union(*(v.depends for v in values))
         results.append(Val(name, owner.body.tensor(name), None, depends))
     for output, value in zip(proto.output, results, strict=False):

@@ -65,19 +65,3 @@ def test_an_input_may_be_called_like_an_index() -> None:
     found = import_model(made)
     y = sf.compile(found.text)(i0=np.arange(3, dtype=np.float32))
     np.testing.assert_array_equal(y, [0, 1, 2, 0, 1, 2])
-
-
-def test_a_recurrence_needs_a_known_number_of_steps() -> None:
-    rng = np.random.default_rng(0)
-    weights = {"W": models.drawn(rng, 1, 16, 3), "R": models.drawn(rng, 1, 16, 4),
-               "B": models.drawn(rng, 1, 32)}  # fmt: skip
-    made = models.model([node("LSTM", ["x", "W", "R", "B"], ["y", "h"], hidden_size=4)],
-                        {"x": (F32, ["steps", "batch", 3])}, ["y", "h"], weights)  # fmt: skip
-    with pytest.raises(OnnxError, match="Steps steps"):
-        import_model(made)
-    found = import_model(made, sizes={"steps": 6})
-    x = rng.standard_normal((6, 2, 3)).astype(np.float32)
-    wanted = models.reference(made, x=x)
-    for got, want in zip(sf.compile(found.text, weights={"w": found.arrays})(x=x), wanted,
-                         strict=True):  # fmt: skip
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

@@ -32,9 +32,9 @@ def _recurrent(n: Node) -> Written:
     shape = n.val(0).shape
     batch, steps = (shape[0], shape[1]) if by_batch else (shape[1], shape[0])
     backward = BACKWARD[n.one_of("direction", "forward", *BACKWARD)]
-    options = [_activations(n, len(backward)), _options(n, steps)]
+    activations, options = _activations(n, len(backward)), _options(n, steps)
     found = [
-        _direction(n, index, x, batch, {**options[0][index], **options[1]}, reverse)
+        _direction(n, index, x, batch, {**activations[index], **options}, reverse)
         for index, reverse in enumerate(backward)
     ]
     rows = [f"transpose({y}, [1, 0, 2])" if by_batch else y for y, *_ in found]
