@@ -115,7 +115,9 @@ class Planner:
             if bounds is not None and lowered.kernel.name not in self.kernels:
                 self.unverified.append((lowered.kernel, graph, bounds))
             steps.append(
-                self._step(buffers, lowered, report(graph, lowered, reasons, begun.passed))
+                self._step(
+                    buffers, lowered, report(graph, lowered, reasons, begun.passed, group.nest)
+                )
             )
         return buffers, steps, loops_of(graph, [group.nest for group in found.groups])
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, const
 
 from .buffers import size_of
 from .fuse import Decision, flops
-from .graph import Contract, Graph, Map, Node, Reduce
+from .graph import Contract, Graph, Map, Node, Recurrence, Reduce
 from .lower import Lowered
 
 
 def report(
-    graph: Graph, lowered: Lowered, decisions: Mapping[int, Decision], passed: Mapping[Any, str]
+    graph: Graph,
+    lowered: Lowered,
+    decisions: Mapping[int, Decision],
+    passed: Mapping[Any, str],
+    nest: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Bytes and arithmetic as expressions, lines, fused nodes, and the reasons for fusing them."""
+    """Bytes and arithmetic as expressions, lines, fused nodes, and the reasons for fusing them;
+    of a kernel in recurrences also how often it runs."""
     nodes = [graph.nodes[n] for n in lowered.nodes]
     work, moved = work_of(graph, lowered)
     lines = sorted({n.span.line for n in nodes if n.span is not None})
@@ -35,7 +40,17 @@ def report(
     return {
         "bytes": str(moved), "flops": str(work), "lines": lines, "fused": fused,
         "reasons": reasons,
+        **({"turns": str(turns_of(graph, nest))} if nest else {}),
     }  # fmt: skip
+
+
+def turns_of(graph: Graph, nest: Sequence[str]) -> Expr:
+    """How often the body of some recurrences, one inside the other, runs."""
+    total = const(1)
+    for node in graph.nodes.values():
+        if isinstance(node.primitive, Recurrence) and node.primitive.step in nest:
+            total = total * node.primitive.count
+    return total
 
 
 def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Row:
     """The launches of one kernel: how many, where it comes from, and totals over the launches.
 
+    `turns` is how often the recurrences around it run, "" for a kernel in none.
+
     `bytes` and `flops` are what its buffers hold and what its operations count, for given sizes;
     None without sizes. `gpu` holds what is known of the launches on a GPU: registers of a thread,
     bytes of shared memory of a block, the share of an SM's threads that fit at once, predicted
@@ -30,6 +32,7 @@ class Row:
     bytes: int | None
     flops: int | None
     gpu: tuple[str, ...] = ()
+    turns: str = ""
 
 
 GPU_TITLES = ("regs", "shared", "occupancy", "predicted us", "bound by")
@@ -57,6 +60,7 @@ def _row(
         _total(launches, "bytes", sizes),
         _total(launches, "flops", sizes),
         _gpu(launches) if "sm_" in level else (),
+        str(first.notes.get("turns", "")),
     )
 
 
@@ -83,7 +87,12 @@ def _total(launches: list[Kernel], note: str, sizes: Mapping[str, int] | None) -
     if sizes is None or any(note not in kernel.notes for kernel in launches):
         return None
     known = dict(sizes)
-    return sum(dims.parse(str(kernel.notes[note])).evaluate(known) for kernel in launches)
+
+    def value(kernel: Kernel) -> int:
+        one = dims.parse(str(kernel.notes[note])).evaluate(known)
+        return one * max(dims.parse(str(kernel.notes.get("turns", "1"))).evaluate(known), 0)
+
+    return sum(map(value, launches))
 
 
 def _counted(names: Any) -> str:
@@ -132,7 +141,8 @@ def table(
     for title in GPU_TITLES if on_gpu else ():
         found.add_column(title, justify="right", no_wrap=True)
     for row in rows(report, sizes):
-        cells = [row.symbol, row.label.partition(".")[2], str(row.launches), row.fused or "copy"]
+        count = f"{row.launches} x {row.turns}" if row.turns else str(row.launches)
+        cells = [row.symbol, row.label.partition(".")[2], count, row.fused or "copy"]
         if sizes is not None:
             cells += [_millions(row.bytes), _millions(row.flops)]
         if seconds is not None:

@@ -107,7 +107,7 @@ class GpuCompiler:
                     if self.kernels.setdefault(kernel.name, kernel) is kernel:
                         fresh.append(kernel)
                     entry = self._entry(pipeline, graph, lowered, low)
-                    notes = report(graph, lowered, reasons, passed)
+                    notes = report(graph, lowered, reasons, passed, group.nest)
                     launch = self._launch(buffers, lowered, entry, share, notes)
                     cost = self._cost(graph, lowered, entry, share)
                     for arch in arches:

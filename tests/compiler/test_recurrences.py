@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
+from stagefuse import tables
 from stagefuse.compiler.build_graph import build_graph
 from stagefuse.compiler.driver import check_file, compile_file
 from stagefuse.compiler.errors import PlanError, VerifyError
@@ -255,3 +256,13 @@ def test_more_steps_than_a_graph_should_hold_are_refused_on_a_gpu(tmp_path: Path
     pipe = sf.compile(path, device="emulator")
     with pytest.raises(OutOfMemory, match="launches"):
         pipe(x=np.zeros(1 << 17, np.float32))
+
+
+def test_explain_says_how_often_a_kernel_runs(tmp_path: Path) -> None:
+    path, _ = checked(CASES[0].source, tmp_path)
+    report = sf.compile(path).report()
+    turns = [r.turns for r in tables.rows(report, {"T": 5, "B": 1, "D": 1, "H": 1})]
+    assert turns.count("T") == 2
+    totals = [tables.rows(report, {"T": t, "B": 2, "D": 3, "H": 4}) for t in (3, 6)]
+    (once, twice) = (sum(r.flops or 0 for r in rows) for rows in totals)
+    assert twice == 2 * once
