@@ -152,12 +152,13 @@ def _loop(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> Non
     states = [v for i in proto.input[2:] if i and (v := env[i]) is not None]
     always = owner.constant("going", np.array(True))
     steps = scans.Steps(
-        graph, count if going else const(0), states, _hints(proto),
+        lambda inputs: subgraph(owner, graph, env, inputs, depth),
+        count if going else const(0), states, _hints(proto),
         lambda turn, carried: [owner.constant(turn, np.array(sym(turn), object)), always, *carried],
         1,
     )
     try:
-        carried, gathered = scans.write(owner, steps, env, depth)
+        carried, gathered = scans.write(owner, steps)
     except Refused as refused:
         number = count.as_int()
         if number is None or number > MAX_TRIPS:
@@ -194,34 +195,45 @@ def _unrolled(
 
 
 def _scan(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> None:
-    """A scan over axes of some values."""
-    if owner.opsets["ai.onnx"] < 9:
-        raise Refused("the batched Scan of opset 8", "opset 9 or later")
+    """A scan over axes of some values; that of opset 8 is one for each element of a batch."""
     attributes = {a.name: a for a in proto.attribute}
-    graph = attributes["body"].g
-    number = attributes["num_scan_inputs"].i
-    values = [v for i in proto.input if (v := env[i]) is not None]
+    graph, number = attributes["body"].g, attributes["num_scan_inputs"].i
+    batched = owner.opsets["ai.onnx"] < 9
+    if batched and proto.input[0]:
+        raise Refused("sequences of different lengths", "all of one length")
+    values = [v for i in proto.input if i and (v := env[i]) is not None]
     states, sources = values[: len(values) - number], values[len(values) - number :]
     outputs = len(graph.output) - len(states)
 
     def listed(name: str, length: int) -> list[int]:
         return list(attributes[name].ints) if name in attributes else [0] * length
 
-    axes = [a % v.rank for a, v in zip(listed("scan_input_axes", number), sources, strict=True)]
-    count = sources[0].shape[axes[0]]
-    back = listed("scan_input_directions", number)
+    back = listed("directions" if batched else "scan_input_directions", number)
+    axes, ahead = listed("scan_input_axes", number), listed("scan_output_directions", outputs)
+    places = listed("scan_output_axes", outputs)
 
-    def inputs(turn: str, carried: list[Val]) -> list[Val | None]:
-        at = [size_text(count - 1 - sym(turn)) if b else turn for b in back]
-        cut = zip(sources, axes, at, strict=True)
-        return [*carried, *(_element(owner, v, axis, place) for v, axis, place in cut)]
+    def one(given: Sequence[Val | None]) -> list[Val]:
+        """The results for states and sources."""
+        there = [v for v in given if v is not None]
+        states, sources = there[: len(there) - number], there[len(there) - number :]
+        along = [a % v.rank for a, v in zip(axes, sources, strict=True)]
+        count = sources[0].shape[along[0]]
 
-    directions = listed("scan_output_directions", outputs)
-    steps = scans.Steps(graph, count, states, _hints(proto), inputs, 0, directions)
-    carried, gathered = scans.write(owner, steps, env, depth)
-    axes = listed("scan_output_axes", outputs)
-    moved = [_moved(owner, v, axis) for v, axis in zip(gathered, axes, strict=True)]
-    _bind(proto, env, [*carried, *moved])
+        def inputs(turn: str, carried: list[Val]) -> list[Val]:
+            at = [size_text(count - 1 - sym(turn)) if b else turn for b in back]
+            cut = zip(sources, along, at, strict=True)
+            return [*carried, *(_element(owner, v, axis, place) for v, axis, place in cut)]
+
+        body = scans.Steps(lambda given: subgraph(owner, graph, env, given, depth), count, states,
+                           _hints(proto), inputs, 0, ahead)  # fmt: skip
+        carried, gathered = scans.write(owner, body)
+        return [*carried, *(_moved(owner, v, a) for v, a in zip(gathered, places, strict=True))]
+
+    if not batched:
+        return _bind(proto, env, one(values))
+    each = scans.Steps(one, sources[0].shape[0], [], _hints(proto),
+                       lambda turn, _: [_element(owner, v, 0, turn) for v in values])  # fmt: skip
+    _bind(proto, env, scans.write(owner, each)[1])
 
 
 def _hints(proto: onnx.NodeProto) -> list[str]:

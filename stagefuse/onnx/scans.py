@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx
-
 from stagefuse.dsl.dims import Expr, const, sym
 
 from .errors import Refused
@@ -15,10 +13,12 @@ from .node import Val
 from .text import size_text
 
 if TYPE_CHECKING:
-    from .translate import Env, Translator
+    from .translate import Translator
 
-Inputs = Callable[[str, list[Val]], list[Val | None]]
+Inputs = Callable[[str, list[Val]], Sequence[Val | None]]
 """The inputs of the body, given the name of the turn and what is carried."""
+Turn = Callable[[Sequence[Val | None]], Sequence[Val | None]]
+"""The results of the body for its inputs."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Steps:
     """A body to be run `count` times, from the values `states`; `hints` name them and what is
     gathered. The first `skipped` results of the body are neither."""
 
-    graph: onnx.GraphProto
+    body: Turn
     count: Expr
     states: Sequence[Val]
     hints: Sequence[str]
@@ -35,7 +35,7 @@ class Steps:
     backward: Sequence[int] = ()
 
 
-def write(owner: Translator, steps: Steps, env: Env, depth: int) -> tuple[list[Val], list[Val]]:
+def write(owner: Translator, steps: Steps) -> tuple[list[Val], list[Val]]:
     """What is carried last and what is gathered, after a line that is a scan.
 
     Raises Refused if the body is none, such as one that changes the shape of what it carries.
@@ -48,7 +48,7 @@ def write(owner: Translator, steps: Steps, env: Env, depth: int) -> tuple[list[V
     ]
     owner.body = outer.within(turn, steps.count, {c.text: c.type for c in carried})
     try:
-        found = _results(owner, steps, env, steps.inputs(turn, carried), depth)
+        found = _results(owner, steps, steps.inputs(turn, carried))
         texts = [owner.materialize(v) for v in found]
         lines = owner.body.lines
     finally:
@@ -78,14 +78,10 @@ def write(owner: Translator, steps: Steps, env: Env, depth: int) -> tuple[list[V
     return made[:count], made[count:]
 
 
-def _results(
-    owner: Translator, steps: Steps, env: Env, inputs: Sequence[Val | None], depth: int
-) -> list[Val]:
+def _results(owner: Translator, steps: Steps, inputs: Sequence[Val | None]) -> list[Val]:
     """The results of the body at a turn, but for those skipped. Raises Refused."""
-    from .control import subgraph
-
     before = len(owner.problems)
-    found = subgraph(owner, steps.graph, env, inputs, depth)
+    found = steps.body(inputs)
     problems = owner.problems[before:]
     del owner.problems[before:]
     if problems:

@@ -208,3 +208,18 @@ def test_a_loop_that_data_end_is_refused() -> None:
                         {"many": np.array(1 << 40)})  # fmt: skip
     with pytest.raises(OnnxError, match="a loop whose end depends on data"):
         import_model(made)
+
+
+def test_the_scan_of_opset_8_is_one_for_each_element_of_a_batch(rng: np.random.Generator) -> None:
+    body = graph([node("Add", ["s", "row"], ["s2"]), node("Identity", ["s2"], ["y"])],
+                 {"s": (F32, [2]), "row": (F32, [2])}, ["s2", "y"])  # fmt: skip
+    made = models.model(
+        [node("Scan", ["", "s0", "x"], ["s1", "ys"], body=body, num_scan_inputs=1,
+              directions=[1])],
+        {"s0": (F32, ["B", 2]), "x": (F32, ["B", "T", 2])}, ["s1", "ys"], opset=8,
+    )  # fmt: skip
+    x, s0 = models.drawn(rng, 3, 5, 2), models.drawn(rng, 3, 2)
+    last, rows = computed(made, {"s0": s0, "x": x})
+    wanted = s0[:, None] + np.cumsum(x[:, ::-1].astype(np.float64), axis=1)
+    np.testing.assert_allclose(rows, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(last, wanted[:, -1], rtol=1e-5, atol=1e-5)
