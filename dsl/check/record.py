@@ -240,8 +240,8 @@ class Recorder:
             rising = slope is not None and self.facts.is_nonneg(slope)
             falling = slope is not None and self.facts.is_nonneg(-slope)
             if relation == "==0" or not (rising or falling):
-                raise Failed("E0221", f"{self.shown(message)} at every step", span,
-                             "this cannot be decided before the steps are known")  # fmt: skip
+                raise Failed("E0221", "this may fail at some step", span, self.shown(message),
+                             notes=["a call checks sizes, and no sizes decide this"])  # fmt: skip
             at = const(0) if rising else step.count - 1
             expr = self.facts.simplify(expr.substitute({symbol: at}, self.facts))
             high = self.facts.bounds(expr)[1]

@@ -289,6 +289,8 @@ def test_the_same_error_of_a_function_is_said_once_with_its_call() -> None:
          "index t - 1 is out of bounds", ""),
         ("scan t in 0..5 with s = 0.0:\n        s = s + x[0, t]", "E0216", "t",
          "index t is out of bounds", ""),
+        ("scan t in 0..4 with s = 0.0:\n        s = s + f32(ids[t % N])", "E0221", "t % N",
+         "may fail at some step", ""),
         ("scan t in x with s = 0.0:\n        s = s + 1.0", "E0204", "x", "over a range", "0..N"),
         ("scan t in 0..4 with s = zeros:\n        s = s", "E0204", "zeros", "carries tensors", ""),
         ("y[B - i] = x", "E0113", "B - i", "an index is a name", ""),
