@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 import stagefuse as sf
+from stagefuse.compiler.front import check_source
 from stagefuse.onnx import OnnxError, import_model
 
+from ..compiler.recurrences import CASES, SIZES, Case
 from . import models
+from .export_run import by_reference, by_runtime, exported, onnxruntime
 from .models import F32, I64, node
 
 BOOL = onnx.TensorProto.BOOL
@@ -223,3 +227,26 @@ def test_the_scan_of_opset_8_is_one_for_each_element_of_a_batch(rng: np.random.G
     wanted = s0[:, None] + np.cumsum(x[:, ::-1].astype(np.float64), axis=1)
     np.testing.assert_allclose(rows, wanted, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(last, wanted[:, -1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_a_scan_is_exported_as_a_loop(
+    case: Case, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    made = exported(case.source, tmp_path)
+    program, found, _ = check_source(tmp_path / "p.pipe", {})
+    assert not found and "Loop" in {n.op_type for n in made.graph.node}
+    for sizes in SIZES:
+        if min(sizes["T"], sizes["D"], sizes["B"]) < case.least:
+            continue
+        inputs = case.inputs(program.pipelines[0], sizes, rng)
+        if onnxruntime is None and sizes["T"] < 2:
+            continue  # the package's own implementation wants a turn
+        run = by_reference if onnxruntime is None else by_runtime
+        wanted = case.meaning(*(v.astype(np.float64 if v.dtype.kind == "f" else np.int64)
+                                for v in inputs.values()))  # fmt: skip
+        for got, want in zip(run(made, inputs), wanted, strict=True):
+            if onnxruntime is None:
+                got = got.reshape(np.shape(want))  # it stacks scalars as vectors of one
+            assert np.shape(got) == np.shape(want)
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

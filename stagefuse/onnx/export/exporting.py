@@ -19,6 +19,7 @@ from stagefuse.dsl.dims import Expr, as_expr
 from stagefuse.dsl.program import Pipeline, Program
 from stagefuse.runtime.errors import InputError
 
+from .loops import read_inside
 from .lower import Failure, lower
 from .model import ELEMENT, Array, Model, Tensor
 
@@ -97,7 +98,7 @@ def model_of(
     if failures:
         raise CompileError(_diagnostics(pipeline, failures, opset))
     proto = _proto(pipeline, model, inputs, results)
-    used = {name for node in proto.graph.node for name in node.input}
+    used = {name for node in proto.graph.node for name in read_inside(node)}
     return proto, {name: array for name, array in model.constants.items() if name in used}
 
 
@@ -160,7 +161,7 @@ def _live(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodePr
     found = []
     for node in reversed(nodes):
         if wanted & set(node.output):
-            wanted |= set(node.input)
+            wanted |= read_inside(node)
             found.append(node)
     return found[::-1]
 

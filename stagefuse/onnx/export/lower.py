@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from stagefuse.compiler.graph import (
     Map,
     Node,
     Position,
+    Recurrence,
     Reduce,
     Ref,
     Scalar,
@@ -36,6 +38,7 @@ from stagefuse.dsl.dtypes import BOOL, I64, DType
 from stagefuse.dsl.program import Pipeline
 
 from .forms import Context, Form, one
+from .loops import Body
 from .model import ELEMENT, Array, Model, Tensor, Unsupported, carrier
 from .naming import names_of
 from .patterns import PATTERNS
@@ -58,13 +61,13 @@ def lower(
     pipeline: Pipeline, graph: Graph, opset: int, load: Callable[[str, str], Array]
 ) -> tuple[Model, list[Tensor], list[Tensor], list[Failure]]:
     """The model, its inputs, its results, and what has no ONNX form."""
-    run = _Lowering(pipeline, graph, opset, load)
+    run = Lowering(pipeline, graph, opset, load)
     inputs = run.inputs()
     results = run.results()
     return run.model, inputs, results, run.failures
 
 
-class _Lowering:
+class Lowering:
     def __init__(
         self, pipeline: Pipeline, graph: Graph, opset: int, load: Callable[[str, str], Array]
     ) -> None:
@@ -75,6 +78,20 @@ class _Lowering:
         self.values: dict[Ref, Tensor] = {}
         self.given: dict[str, Tensor] = {}
         self.failures: list[Failure] = []
+
+    def inside(self) -> Lowering:
+        """One that writes into the body of a loop."""
+        found = copy.copy(self)
+        found.model = Model(self.model.opset)
+        found.sizes = Sizes(found.model, self.sizes.facts)
+        found.context = Context(self.graph, found.model, found.sizes)
+        return found
+
+    def begin(self, around: Lowering, values: Mapping[Ref, Tensor]) -> None:
+        """Start the body: it may read what the model around has made so far."""
+        self.model.begin(around.model)
+        self.sizes.sources, self.sizes.steps = around.sizes.sources, dict(around.sizes.steps)
+        self.values = dict(values)
 
     def inputs(self) -> list[Tensor]:
         """The inputs, and the sizes that their shapes give."""
@@ -89,13 +106,8 @@ class _Lowering:
 
     def results(self) -> list[Tensor]:
         """Each result, whole, of its own dtype, under its own name."""
-        forms = self._forms()
-        names = names_of(self.graph)
-        for node_id, form in forms.items():
-            node = self.graph.nodes[node_id]
-            if any(ref not in self.values for ref in form.needs):
-                continue  # something before it failed
-            self._write(node, form, names.get(node_id))
+        forms = self.forms({ref.node for ref in self.graph.results}, self.graph.nodes.keys())
+        self.write_all(forms, names_of(self.graph))
         self.model.path = ""
         found: list[Tensor] = []
         for place, (name, ref) in enumerate(
@@ -106,6 +118,16 @@ class _Lowering:
                 default = f"result{place}" if many else "result"
                 found.append(self._result(ref, name or default, bool(name), found))
         return found
+
+    def write_all(
+        self, forms: Mapping[int, Form], names: Mapping[int, tuple[int, str]] | None = None
+    ) -> None:
+        """The nodes of some forms, in order."""
+        for node_id, form in forms.items():
+            node = self.graph.nodes[node_id]
+            if any(ref not in self.values for ref in form.needs):
+                continue  # something before it failed
+            self._write(node, form, (names or {}).get(node_id))
 
     def _write(self, node: Node, form: Form, name: tuple[int, str] | None) -> None:
         path = [re.sub(r"\W", "_", part) for part in node.label.split(".")[1:-1]]
@@ -156,12 +178,15 @@ class _Lowering:
 
     # Forms
 
-    def _forms(self) -> dict[int, Form]:
-        """The forms of the nodes that the results need, in order of the graph."""
-        wanted = {ref.node for ref in self.graph.results}
+    def forms(
+        self, roots: Set[int], among: Set[int], known: Sequence[Ref] = ()
+    ) -> dict[int, Form]:
+        """The forms of nodes among some that the roots need, in order of the graph; `known` need
+        none."""
+        wanted = set(roots)
         found: dict[int, Form] = {}
         for node in reversed(self.graph.nodes.values()):
-            if node.id not in wanted:
+            if node.id not in wanted or node.id not in among or Ref(node.id) in known:
                 continue
             form = self._form(node)
             found[node.id] = form
@@ -212,6 +237,8 @@ class _Lowering:
             case Scatter():
                 return Form(node.operands, lambda t: [c.folds.scatter(
                     p.kind, t, shapes[0], shapes[2], p.axis)])  # fmt: skip
+            case Recurrence():
+                return Body(self, node).form()
         return Form((), lambda _: self._refuse(p))
 
     def _refuse(self, primitive: Any) -> Sequence[Tensor]:

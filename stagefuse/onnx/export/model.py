@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -68,6 +68,12 @@ class Model:
         self.path, self.result = "", ""
         self._taken: set[str] = set()
         self._made: dict[Any, tuple[Tensor, ...]] = {}
+
+    def begin(self, around: Model) -> None:
+        """Become the body of a loop in another model, whose names, constants and values it has."""
+        self.constants, self.elements = around.constants, around.elements
+        self.values, self._taken = around.values, around._taken
+        self._made, self.path = dict(around._made), around.path
 
     def need(self, opset: int, what: str) -> None:
         """Raises Unsupported if the opset is older."""
@@ -165,10 +171,17 @@ class Model:
         Nodes before `since` don't use it.
         """
         new = self.fresh(new)
-        for proto in self.nodes[since:]:
-            for names in (proto.input, proto.output):
-                for place, name in enumerate(names):
-                    if name == old:
-                        names[place] = new
+        _rename(self.nodes[since:], old, new)
         self.values[new] = self.values.pop(old)
         return new
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
+    """Call a value something else, in the bodies of loops too."""
+    for proto in nodes:
+        for names in (proto.input, proto.output):
+            for place, name in enumerate(names):
+                if name == old:
+                    names[place] = new
+        for attribute in proto.attribute:
+            _rename(attribute.g.node, old, new)

@@ -17,11 +17,13 @@ class Sizes:
     """Expressions over sizes and index symbols. A size is an i64 tensor of shape [1].
 
     `sources` says how each size follows from a shape: input, axis, what to take away, divisor.
+    `steps` are the turns of the loops around.
     """
 
     def __init__(self, model: Model, facts: Facts) -> None:
         self.model, self.facts = model, facts
         self.sources: dict[str, tuple[Tensor, int, Expr, int]] = {}
+        self.steps: dict[str, Tensor] = {}
 
     def vector(self, exprs: Sequence[Expr]) -> Tensor:
         """Sizes one after another, i64 [n]."""
@@ -105,6 +107,8 @@ class Sizes:
         return found if positive else self.apply("Mul", found, self.apply("Min", b, one))
 
     def _size(self, name: str) -> Tensor:
+        if name in self.steps:
+            return self.steps[name]
         source, axis, rest, factor = self.sources[name]
         found = self.model.node("Shape", [source], I64, (const(1),), start=axis, end=axis + 1)
         if rest.terms:
