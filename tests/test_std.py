@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -46,6 +47,16 @@ class Case:
 
 UNIT = np.linspace(-1, 1, 41, dtype=np.float32)[:, None]
 ANGLES = np.linspace(-6, 6, 41, dtype=np.float32)[:, None]
+
+
+SMALL = np.concatenate([
+    s * np.concatenate([
+        np.linspace(0, 9, 145), 2.0 ** np.arange(-20, 17), 1.125 * 2.0 ** np.arange(-19, 17),
+        [231, 232, 233, 247, 248, 463, 464, 465, 61439, 61440, np.inf],
+    ])
+    for s in (1, -1)
+]).astype(np.float32)  # fmt: skip
+"""Around the ties and the ends of the smallest floats."""
 
 
 def wide(x: Array) -> Array:
@@ -397,6 +408,28 @@ CASES = [
          {"x": normal(40) * 9, "y": normal(40, seed=3)}),
     Case("onnx.fmod", "x: i32[N], y: i32[N]", "onnx.fmod(x, y)", np.fmod,
          {"x": np.arange(-9, 9, dtype=np.int32), "y": np.array([3, -4, 5] * 6, np.int32)}),
+    *(Case("onnx.wrapped", "x: i32[N]", f"onnx.wrapped(x, {bits}, signed={signed})",
+           lambda x, kind=kind: x.astype(kind).astype(np.int32),
+           {"x": np.arange(-300, 301, 7, dtype=np.int32)})
+      for bits, signed, kind in ((4, True, ml_dtypes.int4), (4, False, ml_dtypes.uint4),
+                                 (2, True, ml_dtypes.int2), (2, False, ml_dtypes.uint2))),
+    Case("onnx.float4e2m1", "x: f32[N]", "onnx.float4e2m1(x)",
+         lambda x: x.astype(ml_dtypes.float4_e2m1fn).astype(np.float32),
+         {"x": SMALL[abs(SMALL) < 9]}),
+    *(Case(f"onnx.{name}", "x: f32[N]", f"onnx.{name}(x, saturate={saturate})",
+           lambda x, kind=kind, end=end: np.where(
+               abs(x) >= end[0], np.sign(x) * end[1], x.astype(kind).astype(np.float32)),
+           {"x": SMALL})
+      for name, kind, least, top in (
+          ("float8e4m3fnuz", ml_dtypes.float8_e4m3fnuz, 248.0, 240.0),
+          ("float8e5m2fnuz", ml_dtypes.float8_e5m2fnuz, 61440.0, 57344.0))
+      for saturate, end in ((True, (least, top)), (False, (least, np.nan)))),
+    Case("onnx.overflowing", "x: f32[N], y: f32[N]", "onnx.overflowing(x, y, 5.0, 4.0, True)",
+         lambda x, y: np.where(abs(x) >= 5, np.sign(x) * 4, y), {"x": SMALL, "y": SMALL}),
+    Case("onnx.f8e4m3_or_nan", "x: f32[N]", "f32(onnx.f8e4m3_or_nan(x))",
+         lambda x: x.astype(ml_dtypes.float8_e4m3fn).astype(np.float32), {"x": SMALL}),
+    Case("onnx.f8e5m2_or_inf", "x: f32[N]", "f32(onnx.f8e5m2_or_inf(x))",
+         lambda x: x.astype(ml_dtypes.float8_e5m2).astype(np.float32), {"x": SMALL}),
     Case("onnx.truncated_div", "x: i32[N], y: i32[N]", "onnx.truncated_div(x, y)",
          lambda x, y: np.trunc(x / y),
          {"x": np.arange(-9, 9, dtype=np.int32), "y": np.array([3, -4, 5] * 6, np.int32)}),

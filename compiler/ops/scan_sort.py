@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from stagefuse.compiler import interpret
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.dsl.dims import Expr, Facts, as_expr
 from stagefuse.dsl.dtypes import I64
-from stagefuse.dsl.numpy_later import np
+from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
 from .record import Args, Op, Types, X, axis_of, product, range_note, reshape
 
 
-def _cumsum_rule(args: Args, facts: Facts) -> Types:
-    x, axis = args["x"], args.get("axis")
-    dtype = x.dtype if x.dtype.is_float else I64
-    if axis is None:
-        return (TensorType(dtype, (product(x.shape),)),)
-    _single(axis, x, "`cumsum`")
-    return (x.with_dtype(dtype),)
+def _running_rule(name: str) -> Callable[[Args, Facts], Types]:
+    def rule(args: Args, facts: Facts) -> Types:
+        x, axis = args["x"], args.get("axis")
+        dtype = x.dtype if x.dtype.is_float else I64
+        if axis is None:
+            return (TensorType(dtype, (product(x.shape),)),)
+        _single(axis, x, f"`{name}`")
+        return (x.with_dtype(dtype),)
+
+    return rule
 
 
 def _single(axis: Any, x: TensorType, name: str) -> int:
@@ -33,17 +36,23 @@ def _single(axis: Any, x: TensorType, name: str) -> int:
     return axis_of(axis, x.rank, name)
 
 
-def _lower_cumsum(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
-    x, axis = b.cast(refs[0], results[0].dtype), attrs.get("axis")
-    if axis is None:
-        return [b.scan("sum", reshape(b, x, results[0].shape), 0)]
-    return [b.scan("sum", x, _single(axis, results[0], "`cumsum`"))]
+def _lower_running(kind: str) -> Callable[..., list[Ref]]:
+    def lower(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
+        x, axis = b.cast(refs[0], results[0].dtype), attrs.get("axis")
+        if axis is None:
+            return [b.scan(kind, reshape(b, x, results[0].shape), 0)]
+        return [b.scan(kind, x, _single(axis, results[0], f"`cum{kind}`"))]
+
+    return lower
 
 
-def _cumsum(x: Any, axis: int | None = None) -> Any:
-    x = np.asarray(x)
-    with np.errstate(all="ignore"):
-        return np.cumsum(x, axis, dtype=np.float64 if x.dtype.kind == "f" else np.int64)
+def _running(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def reference(x: Any, axis: int | None = None) -> Any:
+        x = np.asarray(x)
+        with np.errstate(all="ignore"):
+            return fn(x, axis, dtype=np.float64 if x.dtype.kind == "f" else np.int64)
+
+    return reference
 
 
 def _sort_rule(args: Args, facts: Facts) -> Types:
@@ -94,7 +103,13 @@ OPS = (
     Op("cumsum", (X, Param("axis", "axis", None)),
        "The running sum along an axis, or over all elements in row-major order. Integers and"
        " bools give i64, which wraps. From a NaN on all are NaN.",
-       _cumsum_rule, _lower_cumsum, _cumsum, ("cumsum([1, 2, 3])", "[1, 3, 6]")),
+       _running_rule("cumsum"), _lower_running("sum"), _running(later.cumsum),
+       ("cumsum([1, 2, 3])", "[1, 3, 6]")),
+    Op("cumprod", (X, Param("axis", "axis", None)),
+       "The running product along an axis, or over all elements in row-major order. Integers and"
+       " bools give i64, which wraps. From a NaN on all are NaN.",
+       _running_rule("cumprod"), _lower_running("prod"), _running(later.cumprod),
+       ("cumprod([1, 2, 3])", "[1, 2, 6]")),
     Op("sort", (X, AXIS, Param("descending", "bool", False, keyword_only=True)),
        "The elements in rising order along an axis, equal ones in the order they had. NaN is"
        " the greatest value.",

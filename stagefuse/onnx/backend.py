@@ -12,6 +12,7 @@ from onnx.backend.base import BackendRep as BaseRep
 
 from .errors import OnnxError
 from .importing import Imported, import_model
+from .reading import HELD
 
 DEVICES = {"CPU": "cpu", "EMULATOR": "emulator"}
 
@@ -40,13 +41,17 @@ class BackendRep(BaseRep):
             items: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
             given = dict(zip(self.names, items, strict=False))
         imported, pipe = self._pipe(given)
-        found = pipe(**{new: np.asarray(given[old]) for old, new in imported.inputs.items()})
+        found = pipe(**{new: held(given[old]) for old, new in imported.inputs.items()})
         results = (found,) if len(imported.results) == 1 else tuple(found)
-        return tuple(np.asarray(r) for r in results)
+        kinds = [o.type.tensor_type.elem_type for o in self.model.graph.output]
+        return tuple(
+            np.asarray(r).astype(HELD[kind][1]) if kind in HELD else np.asarray(r)
+            for r, kind in zip(results, kinds, strict=True)
+        )
 
     def _pipe(self, given: Mapping[str, Any]) -> tuple[Imported, Any]:
         while True:
-            fixed = {n: np.asarray(given[n]) for n in sorted(self.fixed)}
+            fixed = {n: held(given[n]) for n in sorted(self.fixed)}
             key = tuple(a.tobytes() for a in fixed.values())
             if key not in self._pipes:
                 try:
@@ -65,6 +70,15 @@ class BackendRep(BaseRep):
             return False
         self.fixed |= more
         return bool(more)
+
+
+def held(given: Any) -> np.ndarray[Any, Any]:
+    """An array; of an element type that the language lacks, in the dtype that holds it."""
+    array = np.asarray(given)
+    for dtype, kind in HELD.values():
+        if array.dtype == kind:
+            return array.astype(np.float32 if dtype.is_float else np.int32).astype(dtype.numpy)
+    return array
 
 
 class Backend(BaseBackend):

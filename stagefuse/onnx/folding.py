@@ -192,6 +192,8 @@ def _slice(node: Node, x: Array, *rest: Array) -> Array:
 
 def _cast(node: Node, x: Array, *like: Array) -> Array:
     if node.op == "CastLike":
+        if node.val(1).held:
+            raise Unfolded
         wanted: Any = np.dtype(np.int64) if is_symbolic(like[0]) else like[0].dtype
     else:
         wanted = np.dtype(_NUMPY.get(node.attr("to"), np.void))

@@ -26,7 +26,8 @@ class Val:
 
     `text` is the expression that names it; empty for a known one that nothing has named yet.
     `known` are its elements where they are known while importing: numbers, or sizes (`Expr`) in
-    an array of objects. `depends` are the inputs of the model that its elements depend on.
+    an array of objects. `depends` are the inputs of the model that its elements depend on. `held`
+    is the element type in the model (`TensorProto.DataType`) if the language has none for it.
     """
 
     text: str
@@ -34,6 +35,7 @@ class Val:
     known: np.ndarray[Any, Any] | None = None
     depends: frozenset[str] = frozenset()
     name: str = ""
+    held: int = 0
 
     @property
     def dtype(self) -> DType:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from stagefuse.dsl.dtypes import DType, from_numpy
+from stagefuse.dsl.dtypes import F32, I8, U8, DType, from_numpy
 
 from .errors import OnnxError, Problem, Refused
 
@@ -30,6 +30,13 @@ _NUMPY: dict[int, Any] = {
     16: ml_dtypes.bfloat16, 17: ml_dtypes.float8_e4m3fn, 19: ml_dtypes.float8_e5m2,
 }  # fmt: skip
 """Source: `TensorProto.DataType` of onnx.proto."""
+
+HELD: dict[int, tuple[DType, Any]] = {
+    18: (F32, ml_dtypes.float8_e4m3fnuz), 20: (F32, ml_dtypes.float8_e5m2fnuz),
+    21: (U8, ml_dtypes.uint4), 22: (I8, ml_dtypes.int4), 23: (F32, ml_dtypes.float4_e2m1fn),
+    24: (F32, ml_dtypes.float8_e8m0fnu), 25: (U8, ml_dtypes.uint2), 26: (I8, ml_dtypes.int2),
+}  # fmt: skip
+"""Element types that the language lacks: the dtype that holds their values, and the array's."""
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
@@ -61,7 +68,12 @@ def type_name(number: int) -> str:
 
 
 def dtype_of(number: int) -> DType:
-    """The language's dtype for a TensorProto data type. Raises Refused."""
+    """The language's dtype for a TensorProto data type. Raises Refused.
+
+    Where it has none, that of `HELD`, which holds the same values in more bits.
+    """
+    if number in HELD:
+        return HELD[number][0]
     found = from_numpy(_NUMPY[number]) if number in _NUMPY else None
     if found is None:
         name = type_name(number)
@@ -71,13 +83,13 @@ def dtype_of(number: int) -> DType:
 
 def array_of(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
     """The elements of a tensor; external ones come from a file in `folder`. Raises Refused."""
+    if tensor.data_type in HELD:
+        return _held(tensor, folder)
     if tensor.data_type not in _NUMPY:
         name = type_name(tensor.data_type)
         raise Refused(f"a tensor of the element type {name}", f"the dtype {name} in the language")
     dtype, shape = np.dtype(_NUMPY[tensor.data_type]), tuple(tensor.dims)
-    count = math.prod(shape)
-    if len(shape) > MAX_RANK or any(d < 0 for d in shape) or count > MAX_ELEMENTS:
-        raise Refused(f"the tensor `{tensor.name}` has the impossible shape {list(shape)[:8]}")
+    count = _count(tensor)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raw: Any = _external(tensor, folder, count * dtype.itemsize)
     elif tensor.HasField("raw_data"):
@@ -90,6 +102,36 @@ def array_of(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, A
             f"not {count * dtype.itemsize}"
         )
     return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _count(tensor: onnx.TensorProto) -> int:
+    """How many elements a tensor has. Raises Refused."""
+    shape = tuple(tensor.dims)
+    count: int = math.prod(shape)
+    if len(shape) > MAX_RANK or any(d < 0 for d in shape) or count > MAX_ELEMENTS:
+        raise Refused(f"the tensor `{tensor.name}` has the impossible shape {list(shape)[:8]}")
+    return count
+
+
+def _held(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
+    """The elements of a type that the language lacks, as one that it has. Raises Refused."""
+    dtype, kind = HELD[tensor.data_type]
+    bits = next(n for n in (2, 4, 8) if type_name(tensor.data_type) in _OF_BITS[n])
+    size = -(-_count(tensor) * bits // 8)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raw = bytes(_external(tensor, folder, size))
+        tensor = onnx.TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=raw)
+    held = len(tensor.raw_data) if tensor.HasField("raw_data") else len(tensor.int32_data)
+    if held != size:
+        raise Refused(f"the tensor `{tensor.name}` needs {size} bytes of data and has {held}")
+    array: np.ndarray[Any, Any] = onnx.numpy_helper.to_array(tensor).astype(kind)
+    return array.astype(np.float32 if dtype.is_float else np.int32).astype(dtype.numpy)
+
+
+_OF_BITS = {
+    2: ("int2", "uint2"), 4: ("int4", "uint4", "float4e2m1"),
+    8: ("float8e4m3fnuz", "float8e5m2fnuz", "float8e8m0"),
+}  # fmt: skip
 
 
 def _typed_fields(

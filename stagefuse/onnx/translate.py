@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +20,7 @@ from .errors import OnnxError, Problem, Refused
 from .folding import fold
 from .names import Names, safe_key, weight_path
 from .node import Node, Val
-from .reading import array_of, dtype_of
+from .reading import HELD, array_of, dtype_of
 from .record import Written, records
 from .text import literal, size_text
 
@@ -66,6 +66,7 @@ class Translator:
     opsets: dict[str, int] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
+    lacking: dict[str, int] = field(default_factory=dict)
     count: int = 0
     most: int = MAX_UNFOLDED
 
@@ -104,6 +105,8 @@ class Translator:
                                          need="a tensor"))  # fmt: skip
             return None
         tensor = info.type.tensor_type
+        if tensor.elem_type in HELD:
+            self.lacking[info.name] = tensor.elem_type
         try:
             dtype = dtype_of(tensor.elem_type)
         except Refused as refusal:
@@ -144,7 +147,7 @@ class Translator:
         text = self.names.value(name, is_input=True)
         self.body.input(text, type)
         self.inputs.append((name, text, type))
-        return Val(text, type, None, frozenset([name]), name)
+        return Val(text, type, None, frozenset([name]), name, self.lacking.get(name, 0))
 
     def _results(self, graph: onnx.GraphProto, env: Env) -> None:
         for info in graph.output:
@@ -159,7 +162,9 @@ class Translator:
         """The stored tensors of a graph."""
         for tensor in graph.initializer:
             try:
-                env[tensor.name] = self.constant(tensor.name, array_of(tensor, self.folder))
+                found = self.constant(tensor.name, array_of(tensor, self.folder))
+                held = tensor.data_type if tensor.data_type in HELD else 0
+                env[tensor.name] = replace(found, held=held)
             except Refused as refusal:
                 env[tensor.name] = None
                 self.problems.append(refusal.at("", ""))

@@ -121,6 +121,8 @@ where T in 1..=99:
 where T in 3..=99:
     a, b = topk(x, 3)
     sort(x), a, b, cumsum(i8(x), axis=1)""",
+    "running products": """(x: f32[B, T], n: i32[B, T]) -> (f32[B, T], i64[B, T], i64[B*T]):
+    cumprod(x, axis=0), cumprod(n, axis=1), cumprod(n % 3 - 1)""",
     "views": """(x: f32[B, T, 12], y: f32[B, T]) -> (
     f32[B, 4, T, 3], f32[2*B, T], f32[B, 2, T], f32[B+3, T+1], f32[B, T]):
     a = reshape(x, [B, T, 4, 3]) |> transpose([0, 2, 1, 3])

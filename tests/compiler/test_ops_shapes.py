@@ -369,7 +369,8 @@ def test_scans_and_sorts_equal_numpy(dtype: DType) -> None:
         for axis in (0, -1):
             x = sample(rng, shape, dtype)
             for name, static in (
-                ("cumsum", {"axis": axis}), ("cumsum", {"axis": None}), ("sort", {"axis": axis}),
+                ("cumsum", {"axis": axis}), ("cumsum", {"axis": None}),
+                ("cumprod", {"axis": axis}), ("sort", {"axis": axis}),
                 ("sort", {"axis": axis, "descending": True}),
                 ("topk", {"k": shape[axis] // 2, "axis": axis}),
                 ("topk", {"k": shape[axis], "axis": axis}),

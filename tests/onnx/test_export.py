@@ -80,7 +80,10 @@ def sized(pipeline: Pipeline, sizes: dict[str, int]) -> dict[str, int]:
 def test_pipelines_on_odd_shapes(
     name: str, run: Any, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    model = exported(f"pipeline p{PIPELINES[name]}\n", tmp_path)
+    newest = "cumprod" in PIPELINES[name]
+    if newest and run is by_runtime:
+        pytest.skip("an op of opset 26")
+    model = exported(f"pipeline p{PIPELINES[name]}\n", tmp_path, opset=26 if newest else 21)
     pipeline = check_source(tmp_path / "p.pipe", {})[0].pipelines[0]
     graph = build_graph(pipeline)
     for sizes in ((3, 5, 7), (1, 1, 1), (17, 33, 19), (0, 4, 2), (4, 0, 3)):

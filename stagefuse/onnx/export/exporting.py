@@ -27,7 +27,7 @@ CODES["E0301"] = "no ONNX form"
 
 OPSET = 21
 """What is written unless another is asked for: read by engines of 2024 and on."""
-OLDEST, NEWEST = 17, 25
+OLDEST, NEWEST = 17, 26
 INLINE_BYTES = (1 << 31) - (1 << 24)
 """Weights of more are stored beside the model: a protocol buffer holds at most 2 GiB."""
 ALIGNED = 4096

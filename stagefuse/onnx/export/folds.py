@@ -11,11 +11,13 @@ from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import F16, F32, I32, I64, U8, DType
 
 from .layout import Layout
-from .model import Model, Tensor, Unsupported, carrier
+from .model import Model, Tensor, carrier
 from .sizes import Sizes
 
 REDUCTIONS = {"sum": "ReduceSum", "prod": "ReduceProd", "max": "ReduceMax", "min": "ReduceMin",
               "any": "ReduceMax", "all": "ReduceMin", "mean": "ReduceMean"}  # fmt: skip
+
+_RUNNING = {"sum": "CumSum", "prod": "CumProd"}
 
 
 class Folds:
@@ -100,12 +102,12 @@ class Folds:
         return self.model.node(op, [x], I64, kept, axis=axis, keepdims=0)
 
     def scan(self, kind: str, x: Tensor, shape: Sequence[Expr], axis: int) -> Tensor:
-        if kind != "sum":
-            raise Unsupported("a running product has no ONNX op before opset 26")
+        if kind == "prod":
+            self.model.need(26, "`cumprod`")
         x = self.layout.whole(x, shape)
         wide = F32 if x.dtype == F16 else x.dtype
         given = [self.model.cast(x, wide), self.model.constant(axis)]
-        return self.model.cast(self.model.node("CumSum", given, wide, shape), x.dtype)
+        return self.model.cast(self.model.node(_RUNNING[kind], given, wide, shape), x.dtype)
 
     def sort(
         self, x: Tensor, shape: Sequence[Expr], axis: int, descending: bool

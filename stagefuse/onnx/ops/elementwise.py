@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..errors import Refused
-from ..node import Node
-from ..reading import dtype_of, type_name
+from ..node import Node, Val
+from ..reading import HELD, dtype_of, type_name
 from ..record import op
 from .norms import per_channel
 
@@ -151,19 +152,44 @@ def _where(n: Node) -> str:
 
 
 @op("Cast", "CastLike", unread=["saturate", "round_mode"])
-def _cast(n: Node) -> str:
-    """Conversion to f8 saturates, so that `saturate=0` is refused for those."""
-    if n.op == "CastLike":
-        to = n.val(1).dtype
+def _cast(n: Node) -> Val | str:
+    """By the language's conversions, or by functions for element types that it lacks."""
+    like = n.val(1) if n.op == "CastLike" else None
+    number = n.attr("to") if like is None else like.held
+    saturate = bool(n.attributes.get("saturate", 1))
+    if number in HELD:
+        return narrowed(n, number, n.x(0), saturate)
+    if like is not None:
+        to = like.dtype
     else:
-        number = n.attr("to")
         try:
             to = dtype_of(number)
         except Refused as refusal:
             raise Refused(f"a conversion to {type_name(number)}", refusal.need, "to") from refusal
-    if to.name.startswith("f8") and not n.attributes.get("saturate", 1):
-        raise Refused("a conversion that does not saturate", "it in the language", "saturate")
+    if to.name in OVERFLOWING and not saturate:
+        return f"onnx.{OVERFLOWING[to.name]}(f32({n.x(0)}))"
     return f"{to}({n.x(0)})"
+
+
+OVERFLOWING = {"f8e4m3": "f8e4m3_or_nan", "f8e5m2": "f8e5m2_or_inf"}
+
+
+def narrowed(n: Node, number: int, text: str, saturate: bool = True) -> Val:
+    """A conversion to an element type that the language lacks, in the dtype that holds it.
+
+    Integers wrap.
+    """
+    name, dtype = type_name(number), HELD[number][0]
+    if name == "float8e8m0":
+        raise Refused(f"a conversion to {name}", f"the dtype {name} in the language", "to")
+    if dtype.is_int:
+        bits, signed = int(name[-1]), name[0] == "i"
+        text = f"{dtype}(onnx.wrapped(i32({text}), {bits}, signed={signed}))"
+    elif name == "float4e2m1":
+        text = f"onnx.float4e2m1(f32({text}))"
+    else:
+        text = f"onnx.{name}(f32({text}), saturate={saturate})"
+    return replace(n.let(n.hint, text), held=number)
 
 
 @op("LeakyRelu")

@@ -78,8 +78,9 @@ def _topk(n: Node) -> Written:
     return [f"{turn}{top.text}", places]
 
 
-@op("CumSum")
-def _cumsum(n: Node) -> str:
+@op("CumSum", "CumProd")
+def _running(n: Node) -> str:
+    name, first = ("cumsum", 0) if n.op == "CumSum" else ("cumprod", 1)
     value = n.val(0)
     axis = n.ints(1, "axis")[0] % value.rank
     text = n.x(0)
@@ -87,9 +88,9 @@ def _cumsum(n: Node) -> str:
         text = f"flip({text}, axis={axis})"
     if n.attr("exclusive", 0):
         widths = ", ".join("(1, 0)" if k == axis else "(0, 0)" for k in range(value.rank))
-        ahead = n.let("ahead", f"pad({text}, [{widths}])").text
+        ahead = n.let("ahead", f"pad({text}, [{widths}], value={first})").text
         text = f"{ahead}[{subscript(value.rank, **{f'a{axis}': ':-1'})}]"
-    text = f"cumsum({text}, axis={axis})"
+    text = f"{name}({text}, axis={axis})"
     if n.attr("reverse", 0):
         text = f"flip({text}, axis={axis})"
     plain = value.dtype.is_float or value.dtype.name == "i64"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from stagefuse.dsl.dtypes import DType
 
 from ..errors import Refused
 from ..node import Node, Val
-from ..reading import dtype_of
+from ..reading import HELD, dtype_of, type_name
 from ..record import Written, op
 from ..windows import padded, window_of
 from .convolution import convolved, kernel_size
+from .elementwise import narrowed
 from .norms import per_channel
 
 
@@ -33,21 +36,25 @@ def spread(n: Node, value: Val, of: Val, axis: int, block: int = 0) -> str:
     return n.define("scale", ranges, f"{text}[{at}]").text
 
 
-def saturated(dtype: DType, text: str, zero: str | None) -> str:
-    """round(text) + zero in an integer dtype, at most its ends."""
+def saturated(
+    dtype: DType, text: str, zero: str | None, ends: tuple[int, int] | None = None
+) -> str:
+    """round(text) + zero in an integer dtype, at most its ends, or those given."""
     info = np.iinfo(dtype.numpy)
+    low, high = ends or (info.min, info.max)
     whole = f"round({text})" + (f" + {zero}" if zero else "")
-    return f"{dtype}(clamp({whole}, {info.min}.0, {info.max}.0))"
+    return f"{dtype}(clamp({whole}, {low}.0, {high}.0))"
 
 
 @op("QuantizeLinear", unread=["saturate", "precision"])
-def _quantize(n: Node) -> str:
+def _quantize(n: Node) -> Val | str:
     """round(x / scale) + zero point, to even; f8 by conversion, which saturates."""
     value, scale = n.val(0), n.val(1)
     axis, block = n.attr("axis", 1), n.attr("block_size", 0)
     number = n.attr("output_dtype", 0)
     zero = n.maybe(2)
-    dtype = zero.dtype if zero is not None else dtype_of(number or 2)
+    number = number or (2 if zero is None else zero.held)
+    dtype = zero.dtype if zero is not None else dtype_of(number)
     x = n.x(0) if value.dtype.is_float else f"f32({n.x(0)})"
     s = spread(n, scale, value, axis, block)
     if value.dtype.is_float and scale.dtype != value.dtype:
@@ -55,9 +62,15 @@ def _quantize(n: Node) -> str:
     if value.dtype.is_small_float and scale.dtype == value.dtype:
         x, s = f"f32({x})", f"f32({s})"
     if dtype.is_float:
-        return f"{dtype}({x} / {s})"
+        held = number in HELD
+        return narrowed(n, number, f"{x} / {s}") if held else f"{dtype}({x} / {s})"
     z = None if zero is None else f"f32({spread(n, zero, value, axis, block)})"
-    return saturated(dtype, f"{x} / {s}", z)
+    if number not in HELD:
+        return saturated(dtype, f"{x} / {s}", z)
+    bits = int(type_name(number)[-1])
+    low = -(1 << (bits - 1)) if dtype.kind == "int" else 0
+    text = saturated(dtype, f"{x} / {s}", z, (low, low + (1 << bits) - 1))
+    return replace(n.let(n.hint, text), held=number)
 
 
 @op("DequantizeLinear")
