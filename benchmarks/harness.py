@@ -160,7 +160,6 @@ def measure(
 ) -> Row:  # fmt: skip
     """Compile and check on every engine, then take the rounds."""
     row = Row(family.name, family.title, sizes, {})
-    ready = []
     with tempfile.TemporaryDirectory() as folder:
         workload = family.workload(settings.seed, sizes)
         for number, result in enumerate(workload.reference()):
@@ -168,19 +167,27 @@ def measure(
         job = Job(family.name, sizes, settings.seed, folder)
         for process in running:
             progress(f"{family.name}: {process.engine} compiles")
-            row.engines[process.engine] = _loaded(process.ask("load", job))
-            if not row.engines[process.engine].failure:
-                ready.append(process)
+            row.engines[process.engine] = loaded(process.ask("load", job))
+    take_rounds(row, running, settings, progress)
+    return row
+
+
+def take_rounds(
+    row: Row, running: Sequence[Process], settings: Settings,
+    progress: Callable[[str], None] = lambda text: None,
+) -> None:  # fmt: skip
+    """A batch of each engine that has the row's work ready, and again."""
+    ready = [process for process in running if not row.engines[process.engine].failure]
     for number in range(settings.rounds):
-        progress(f"{family.name}: round {number + 1} of {settings.rounds}")
+        progress(f"{row.name}: round {number + 1} of {settings.rounds}")
         turn = number % max(1, len(ready))
         for process in ready[turn:] + ready[:turn]:
             batch = process.ask("batch", settings.seconds, settings.tries)
             _add(row.engines[process.engine], batch)
-    return row
 
 
-def _loaded(answer: Loaded | Failure) -> Measured:
+def loaded(answer: Loaded | Failure) -> Measured:
+    """An engine that is ready, or has failed."""
     if isinstance(answer, Failure):
         return Measured(failure=answer.reason)
     return Measured(answer.compile_seconds, answer.error)

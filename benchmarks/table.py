@@ -59,7 +59,7 @@ def header(engines: Sequence[str]) -> list[str]:
 def line(row: Row, engines: Sequence[str]) -> str:
     """A row of Markdown: times over the best peer's, and what is behind them."""
     best, ours = row.best, row.engines.get("stagefuse")
-    cells = [f"{row.name} {row.title} ({shape(row)})"]
+    cells = [f"{row.name} {row.title}" + (f" ({shape(row)})" if row.sizes else "")]
     for name in engines:
         ratio = row.ratio(name)
         text = "failed" if row.engines[name].failure else f"{ratio:.2f}"

@@ -80,6 +80,17 @@ class Session:
         self.bound = bound
         return Loaded(seconds, error)
 
+    def open(self, model: str) -> Loaded:
+        """Compile a model of the gallery, and run it once."""
+        from .gallery import bound
+
+        self.bound = None
+        start = time.perf_counter()
+        found = bound(self.engine, model, self.threads)
+        found.run()
+        self.bound = found
+        return Loaded(time.perf_counter() - start, 0.0)
+
     def batch(self, seconds: float, tries: int) -> Batch:
         """The least disturbed of some batches, or the first undisturbed one."""
         assert self.bound is not None

@@ -11,6 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
+from stagefuse.dsl.format import formatted
+from stagefuse.dsl.source import Source
+
 from .body import Body
 from .errors import OnnxError, Problem
 from .reading import check_model, read_model
@@ -111,7 +114,9 @@ def import_model(
         raise OnnxError([Problem(f"`fixed` names {unknown[0]!r}, which is no input of the model")])
     translator, body, pipeline = _inferred(model, stem, folder, given, _ranges(sizes or {}))
     weights_file = f"{stem}.safetensors"
-    text = write_source(translator, body, pipeline, weights_file, model)
+    text = formatted(
+        Source(f"{stem}.pipe", write_source(translator, body, pipeline, weights_file, model))
+    )
     return Imported(
         text, translator.arrays, {a: b for a, b, _ in translator.inputs},
         {a: b for a, b, _ in translator.results}, pipeline, weights_file,

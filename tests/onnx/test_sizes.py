@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
+from stagefuse.dsl.format import formatted
+from stagefuse.dsl.source import Source
 from stagefuse.onnx import OnnxError, import_model
 
 from . import models
@@ -40,15 +42,20 @@ def halved_and_doubled() -> models.ModelProto:
 
 def test_sizes_that_are_halved_and_doubled_are_multiples() -> None:
     found = import_model(halved_and_doubled())
-    assert "x: f32[1, 2, 4*H, 4*W]" in found.text
+    assert "x: f32[1, 2, 4 * H, 4 * W]" in found.text
     x = np.random.default_rng(0).standard_normal((1, 2, 8, 12)).astype(np.float32)
     (want,) = models.reference(halved_and_doubled(), x=x)
     np.testing.assert_array_equal(sf.compile(found.text)(x=x), want)
 
 
+def test_sources_have_the_one_layout() -> None:
+    text = import_model(halved_and_doubled()).text
+    assert formatted(Source("model.pipe", text)) == text
+
+
 def test_sizes_can_be_given() -> None:
     found = import_model(halved_and_doubled(), sizes={"h": 8, "w": (8, 64, 8)})
-    assert "x: f32[1, 2, 8, 8*W]" in found.text and "where W in 1..=8:" in found.text
+    assert "x: f32[1, 2, 8, 8 * W]" in found.text and "where W in 1..=8:" in found.text
     with pytest.raises(OnnxError, match="'h'"):
         import_model(halved_and_doubled(), sizes={"h": (8, 4)})
 
