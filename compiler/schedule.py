@@ -23,7 +23,8 @@ class Schedule:
     step packs its panels itself. `deep_tiles`: tiles down where two are too many bytes;
     `depth_block` of the sum is then done at a time, so that it is the panel's part that stays.
     `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
-    `step_flops`: arithmetic that makes a parallel step worth handing to another thread.
+    `step_flops`: arithmetic that makes a parallel step worth handing to another thread;
+    `turn_flops`: the same in a recurrence, whose threads would meet at every one of its steps.
     """
 
     chunk: int = 4096
@@ -37,6 +38,7 @@ class Schedule:
     depth_block: int = 2048
     stage_flops: int = 8
     step_flops: int = 16384
+    turn_flops: int = 262144
 
 
 CPU = Schedule(row_tile=MappingProxyType({48: 36, 64: 42, 32: 42, 16: 30}))

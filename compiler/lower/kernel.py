@@ -75,7 +75,8 @@ def finish(low: Lowering, forms: Mapping[str, Callable[[Lowering], Parallel]]) -
     digest = hashlib.sha256(fingerprint(kernel).encode()).hexdigest()[:10]
     label = graph.nodes[group.source(group.roots[0]).node].label or "kernel"
     kernel = replace(kernel, name=f"k_{digest}", label=label)
-    grain = floordiv(const(low.schedule.step_flops) + work - 1, at_least_one(work))
+    least = low.schedule.turn_flops if group.nest else low.schedule.step_flops
+    grain = floordiv(const(least) + work - 1, at_least_one(work))
     nodes = tuple(sorted(group.members))
     return Lowered(kernel, tuple(low.buffers), count, grain, label, nodes, _reports(body))
 
