@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         PlanError,
     )
     from .runtime.pipeline import Pipeline
+    from .runtime.session import Session
 
 __all__ = [
     "CompileError",
@@ -41,6 +42,7 @@ __all__ = [
     "OutOfMemory",
     "Pipeline",
     "PlanError",
+    "Session",
     "compile",
     "export_onnx",
     "import_onnx",
@@ -51,6 +53,7 @@ _HOMES = {
     "CompileError": "dsl.diagnostics",
     "OnnxError": "onnx.errors",
     "Pipeline": "runtime.pipeline",
+    "Session": "runtime.session",
     "compile": "runtime.api",
     "export_onnx": "onnx.export.exporting",
     "import_onnx": "onnx.importing",

@@ -245,6 +245,16 @@ def test_closing(plan: Plan) -> None:
             late()
 
 
+def test_zeros_are_not_copied_to_the_gpu(plan: Plan, cuda: FakeCuda) -> None:
+    with open_plan(replace(plan, cubins={}), None, "cuda:0") as pipe:
+        session = pipe.session(S=5, D=3)
+        session(x=np.ones(3, np.float32), at=0)
+        copies = cuda.counts["copy_in"]
+        session.reset()
+        assert cuda.counts["copy_in"] == copies + 3  # h, small, count
+        assert not session.state["kept"].any()
+
+
 def test_memory_on_the_gpu_goes_with_the_session(plan: Plan, cuda: FakeCuda) -> None:
     with open_plan(replace(plan, cubins={}), None, "cuda:0") as pipe:
         session = pipe.session(S=5, D=3)
