@@ -36,9 +36,14 @@ from .cli_shared import (
     help="Give a size of the model a range, such as sequence=1..=512 or height=32..=1024/32 "
     "(its multiples of 32), or one value.",
 )
+@click.option(
+    "--plain", is_flag=True,
+    help="Write one line for each node, instead of layers, functions and loops.",
+)
 @JSON
 def import_command(
-    file: Path, output: Path | None, fixed: tuple[str, ...], sizes: tuple[str, ...], as_json: bool
+    file: Path, output: Path | None, fixed: tuple[str, ...], sizes: tuple[str, ...], plain: bool,
+    as_json: bool,
 ) -> None:
     """Import FILE (.onnx) as a .pipe source, with its weights in a .safetensors beside it.
 
@@ -48,7 +53,9 @@ def import_command(
         from .onnx.importing import file_stem, import_to
 
         target = output or Path(f"{file_stem(file.stem)}.pipe")
-        import_to(file, target, fixed=fixed_values(fixed), sizes=size_ranges(sizes))
+        import_to(
+            file, target, fixed=fixed_values(fixed), sizes=size_ranges(sizes), plain=plain
+        )
     weights = target.with_suffix(".safetensors")
     written = [str(path) for path in (target, weights) if path.is_file()]
     if as_json:

@@ -82,10 +82,12 @@ def erf(x: Array) -> Array:
     return np.vectorize(scalar)(x)
 
 
-def attend(q: Array, k: Array, v: Array, mask: Any = None, causal: bool = False) -> Array:
+def attend(
+    q: Array, k: Array, v: Array, mask: Any = None, causal: bool = False, bias: Any = 0.0
+) -> Array:
     times = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, times, 1), np.repeat(v, times, 1)
-    scores = q @ k.transpose(0, 1, 3, 2) * q.shape[-1] ** -0.5
+    scores = q @ k.transpose(0, 1, 3, 2) * q.shape[-1] ** -0.5 + bias
     keep = np.ones(scores.shape, bool) if mask is None else np.broadcast_to(mask, scores.shape)
     if causal:
         t, s = scores.shape[-2:]
@@ -342,6 +344,9 @@ CASES = [
          {"q": Q, "k": K[:, :2].copy(), "v": V[:, :2].copy()}),
     Case("nn.attend", ATTEND.format(g=4), "nn.attend(q, k, v, scale=1.0)",
          lambda q, k, v: attend(q * 8**0.5, k, v), {"q": Q, "k": K, "v": V}),
+    Case("nn.attend", ATTEND.format(g=4) + ", a: f32[B, 1, 1, S]", "nn.attend(q, k, v, bias=a)",
+         lambda q, k, v, a: attend(q, k, v, bias=a),
+         {"q": Q, "k": K, "v": V, "a": normal(2, 1, 1, 6)}),
     Case("nn.rope", "x: f32[B, H, T, 8]", "nn.rope(x)", lambda x: rope(x, np.arange(5)),
          {"x": Q}),
     Case("nn.rope", "x: f32[B, H, T, 8], at: i64[T]", "nn.rope(x, at)", rope,

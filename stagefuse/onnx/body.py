@@ -7,7 +7,7 @@ what a compilation will find.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 
@@ -33,13 +33,26 @@ _HEAD = "pipeline p():\n"
 _IMPORTS = "".join(f"import {name}\n" for name in MODULES)
 
 
+@dataclass(frozen=True)
+class Line:
+    """A statement: its text, its syntax tree, and the types of the names that it binds."""
+
+    text: str
+    tree: ast.Stmt
+    types: dict[str, list[TensorType]]
+
+
 @dataclass
 class Body:
-    """Lines of one pipeline, with the checker that follows them."""
+    """Lines of one pipeline, with the checker that follows them.
+
+    `hints` are the model's own names of values, with the layer that they belong to.
+    """
 
     frame: Frame
     headers: dict[str, tuple[DType, tuple[int, ...]]]
-    lines: list[str]
+    lines: list[Line]
+    hints: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def start(dims: Mapping[str, tuple[int, int | None]]) -> Body:
@@ -65,8 +78,9 @@ class Body:
 
     def add(self, line: str) -> None:
         """A statement. Raises Refused with the checker's words."""
-        statement = _statement(line)
+        statement = parsed(line)
         found = self.frame.checker.reporter.found
+        before = dict(self.frame.locals)
         try:
             statements.run(self.frame, [statement], False)
             if found:
@@ -77,13 +91,15 @@ class Body:
                 )
         finally:
             found.clear()
-        self.lines.append(line)
+        bound = [n for n, v in self.frame.locals.items() if before.get(n) is not v]
+        self.lines.append(Line(line, statement, {n: self._types(n) for n in bound}))
 
     def within(self, turn: str, count: Expr, carried: Mapping[str, TensorType]) -> Body:
         """The body of a scan over `turn`, which carries values of these types, without lines."""
         recorder = self.frame.recorder
         recorder.step(turn, const(0), count, turn)
-        inner = Body(replace(self.frame, locals=dict(self.frame.locals)), self.headers, [])
+        inner = Body(replace(self.frame, locals=dict(self.frame.locals)), self.headers, [],
+                     self.hints)  # fmt: skip
         inner.frame.locals[turn] = Dim(sym(turn))
         for name, type in carried.items():
             inner.input(name, type)
@@ -91,12 +107,15 @@ class Body:
 
     def types(self, name: str) -> list[TensorType]:
         """The type of a bound name, or those of a tuple's items."""
-        value = self.frame.locals[name]
-        items: tuple[Value, ...] = value.items if isinstance(value, Items) else (value,)
-        found = [self._tensor(item).type for item in items]
+        found = self._types(name)
         for type in found:
             require_sane(type.shape)
         return found
+
+    def _types(self, name: str) -> list[TensorType]:
+        value = self.frame.locals[name]
+        items: tuple[Value, ...] = value.items if isinstance(value, Items) else (value,)
+        return [self._tensor(item).type for item in items]
 
     def tensor(self, name: str) -> TensorType:
         """The type of a bound name; a number or a size becomes a scalar."""
@@ -120,7 +139,7 @@ def require_sane(sizes: Sequence[Expr]) -> None:
             raise Refused("a size that is larger, or more complicated, than any tensor's")
 
 
-def _statement(line: str) -> ast.Stmt:
+def parsed(line: str) -> ast.Stmt:
     """The syntax tree of one statement. Raises Refused."""
     text = _HEAD + "".join(f"    {part}\n" for part in line.split("\n"))
     module, problems = parse(Source("<import>", text))

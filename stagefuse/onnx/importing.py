@@ -46,6 +46,7 @@ def import_onnx(
     *,
     fixed: Mapping[str, Any] | None = None,
     sizes: Sizes | None = None,
+    plain: bool = False,
 ) -> Path:
     """Write the `.pipe` of a model file, and a `.safetensors` beside it; the path of the `.pipe`.
 
@@ -54,14 +55,15 @@ def import_onnx(
     of the model values for good: shapes, axes and the like that the program must know while it is
     compiled. `sizes` gives sizes that vary a range, `{"sequence": (1, 512)}`, with a step,
     `{"height": (32, 1024, 32)}`, or one value; a size without a name is `"input.axis"`. Without it
-    sizes are at least 1, and what the model's own shapes need beside that.
+    sizes are at least 1, and what the model's own shapes need beside that. `plain` writes one line
+    for each node, under the model's names, instead of layers, functions and loops.
 
     Raises OnnxError with everything that cannot be imported, OSError.
     """
     target = Path(folder)
     if target.suffix != ".pipe":
         target = target / f"{file_stem(Path(model).stem)}.pipe"
-    return import_to(model, target, fixed=fixed, sizes=sizes)
+    return import_to(model, target, fixed=fixed, sizes=sizes, plain=plain)
 
 
 def import_to(
@@ -70,13 +72,15 @@ def import_to(
     *,
     fixed: Mapping[str, Any] | None = None,
     sizes: Sizes | None = None,
+    plain: bool = False,
 ) -> Path:
     """The same, to a `.pipe` file of any name. Nothing is written unless all can be imported."""
     path = Path(model)
     try:
         found = import_model(
-            read_model(path), name=target.stem, folder=path.parent, fixed=fixed, sizes=sizes
-        )
+            read_model(path), name=target.stem, folder=path.parent, fixed=fixed, sizes=sizes,
+            plain=plain,
+        )  # fmt: skip
     except OnnxError as error:
         raise OnnxError(error.problems, str(path)) from error
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,8 +105,11 @@ def import_model(
     folder: Path | None = None,
     fixed: Mapping[str, Any] | None = None,
     sizes: Sizes | None = None,
+    plain: bool = False,
 ) -> Imported:
     """The source of a model in memory. External data are read from `folder` alone.
+
+    `plain` writes one line for each node, instead of functions, loops and layers.
 
     Raises OnnxError.
     """
@@ -114,11 +121,10 @@ def import_model(
         raise OnnxError([Problem(f"`fixed` names {unknown[0]!r}, which is no input of the model")])
     translator, body, pipeline = _inferred(model, stem, folder, given, _ranges(sizes or {}))
     weights_file = f"{stem}.safetensors"
-    text = formatted(
-        Source(f"{stem}.pipe", write_source(translator, body, pipeline, weights_file, model))
-    )
+    text, arrays = write_source(translator, body, pipeline, weights_file, model, plain)
+    text = formatted(Source(f"{stem}.pipe", text))
     return Imported(
-        text, translator.arrays, {a: b for a, b, _ in translator.inputs},
+        text, arrays, {a: b for a, b, _ in translator.inputs},
         {a: b for a, b, _ in translator.results}, pipeline, weights_file,
     )  # fmt: skip
 

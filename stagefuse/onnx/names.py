@@ -32,26 +32,41 @@ class Names:
 
         Only inputs may be called like an index; index notation reads them by another name.
         """
-        text = re.sub(r"[^A-Za-z0-9_]+", "_", wanted).strip("_") or "v"
-        if text[0].isdigit():
-            text = f"v{text}"
-        text = text[0].lower() + text[1:]
-        return self._fresh(f"{text}_" if text in INDICES and not is_input else text)
+        return self._fresh(identifier(wanted, is_input))
+
+    def fresh(self, wanted: str) -> str:
+        """An identifier for a local value."""
+        return self._fresh(self.clean(wanted))
+
+    def clean(self, wanted: str) -> str:
+        """The identifier, whether it is taken or not."""
+        return identifier(wanted)
 
     def size(self, wanted: str) -> str:
         """An identifier for a size: `batch_size` becomes `BatchSize`."""
         parts = [p for p in re.split(r"[^A-Za-z0-9]+", wanted) if p]
         text = "".join(p[0].upper() + p[1:] for p in parts) or "N"
-        return self._fresh(text if text[0].isalpha() else f"N{text}")
+        text = text[:60] if text[0].isalpha() else f"N{text[:60]}"
+        return self._fresh(f"{text}_" if text in _TAKEN else text)
 
     def _fresh(self, text: str) -> str:
-        text = text[:60] + ("_" if text in _TAKEN else "")
         name, number = text, 1
         while name in self.taken:
             number += 1
             name = f"{text}_{number}" if text[-1].isdigit() else f"{text}{number}"
         self.taken.add(name)
         return name
+
+
+def identifier(wanted: str, is_input: bool = False) -> str:
+    """A name in the language: what is special becomes `_`, the first letter is small."""
+    text = re.sub(r"[^A-Za-z0-9_]+", "_", wanted).strip("_") or "v"
+    if text[0].isdigit():
+        text = f"v{text}"
+    text = text[0].lower() + text[1:]
+    if text in _TAKEN or (text in INDICES and not is_input):
+        text = f"{text}_"
+    return text[:60]
 
 
 def safe_key(name: str, taken: Iterable[str] = ()) -> str:

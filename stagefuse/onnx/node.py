@@ -66,6 +66,7 @@ class Node:
     constant: Callable[[str, np.ndarray[Any, Any]], Val]
     is_held: Callable[[str], bool]
     hint: str = "v"
+    scope: str = ""
     read: set[str] = field(default_factory=set)
 
     # Attributes. Each is marked as read; what no record reads is refused.
@@ -164,21 +165,26 @@ class Node:
 
     # Writing
 
+    def _fresh(self, hint: str) -> str:
+        name = self.fresh(hint)
+        self.body.hints[name] = f"{self.scope}/{hint}" if self.scope else hint
+        return name
+
     def let(self, hint: str, text: str) -> Val:
         """A line `name = text`. Raises Refused."""
-        name = self.fresh(hint)
+        name = self._fresh(hint)
         self.body.add(f"{name} = {text}")
         return Val(name, self.body.tensor(name), None, self.depends)
 
     def define(self, hint: str, indices: Sequence[str], text: str) -> Val:
         """A line in index notation: `name[indices] = text`. Raises Refused."""
-        name = self.fresh(hint)
+        name = self._fresh(hint)
         self.body.add(f"{name}[{', '.join(indices)}] = {text}")
         return Val(name, self.body.tensor(name), None, self.depends)
 
     def many(self, hints: Sequence[str], text: str) -> list[Val]:
         """A line `a, b = text`."""
-        names = [self.fresh(hint) for hint in hints]
+        names = [self._fresh(hint) for hint in hints]
         self.body.add(f"{', '.join(names)} = {text}")
         return [Val(n, self.body.tensor(n), None, self.depends) for n in names]
 

@@ -50,7 +50,7 @@ def write(owner: Translator, steps: Steps) -> tuple[list[Val], list[Val]]:
     try:
         found = _results(owner, steps, steps.inputs(turn, carried))
         texts = [owner.materialize(v) for v in found]
-        lines = owner.body.lines
+        lines = [line.text for line in owner.body.lines]
     finally:
         owner.body = outer
     count = len(carried)

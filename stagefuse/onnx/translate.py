@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -250,7 +251,7 @@ class Translator:
         hint = next((o for o in proto.output if o), "v")
         return Node(proto.op_type, proto.name, version, attributes, values, list(proto.output),
                     self.body, self.names.value, self.materialize, self.constant,
-                    self.held.__contains__, hint)  # fmt: skip
+                    self.held.__contains__, hint, _layer_of(proto, hint))  # fmt: skip
 
     def _values(self, node: Node, written: Written) -> list[Val]:
         items = [written] if isinstance(written, str | Val) else list(written)
@@ -349,6 +350,19 @@ def needed(nodes: Sequence[onnx.NodeProto], wanted: Iterable[str]) -> list[onnx.
             for graph in (attribute.g, *attribute.graphs):
                 alive.update(control.outer_names(graph))
     return kept[::-1]
+
+
+def _layer_of(proto: onnx.NodeProto, output: str) -> str:
+    """The path of the layer that a node belongs to, as exporters tell it: empty if they do not."""
+    if "/" in output:
+        return ""  # the result's own name says it
+    if "/" in proto.name:
+        return str(proto.name).rpartition("/")[0]
+    for entry in proto.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = re.findall(r"'([\w.]*)'", entry.value)
+            return scopes[-2] if len(scopes) > 1 else ""
+    return ""
 
 
 DTYPE_OF_SIZES: DType = from_numpy(np.int64)  # type: ignore[assignment]

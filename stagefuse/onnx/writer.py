@@ -4,36 +4,64 @@ from __future__ import annotations
 
 import re
 import textwrap
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import onnx
 
+from stagefuse.compiler.front import check_text
+from stagefuse.dsl.source import Source
 from stagefuse.dsl.types import TensorType
 
 from .body import Body
+from .lift.source import lifted
 from .names import MODULES, Names
 
 if TYPE_CHECKING:
     from .translate import Translator
 
+Array: TypeAlias = "np.ndarray[Any, Any]"
 WIDTH = 100
 
 
 def write_source(
-    translator: Translator, body: Body, pipeline: str, weights_file: str, model: onnx.ModelProto
-) -> str:
-    """The text of the `.pipe` file."""
+    translator: Translator, body: Body, pipeline: str, weights_file: str, model: onnx.ModelProto,
+    plain: bool = False,
+) -> tuple[str, dict[str, Array]]:
+    """The text of the `.pipe` file, and the tensors that it names.
+
+    `plain` keeps one line for each node of the model.
+    """
     results = _results(translator, body)
-    lines = [_about(translator, model), ""]
-    used = [m for m in MODULES if any(re.search(rf"\b{m}\.", line) for line in body.lines)]
-    lines += [*(f"import {name}" for name in used), *([""] if used else [])]
-    if translator.arrays:
-        lines += [f'weights w = "{weights_file}"', ""]
-    lines += _signature(translator, pipeline, results)
-    for statement in body.lines:
-        lines += [f"    {part}" for part in statement.split("\n")]
+    about, signature = _about(translator, model), _signature(translator, pipeline, results)
+
+    def whole(functions: list[str], lines: list[str], has_weights: bool) -> str:
+        text = "\n\n".join([*functions, "\n".join([*signature, *lines])])
+        used = [m for m in MODULES if re.search(rf"\b{m}\.", text)]
+        head = [about, "\n".join(f"import {name}" for name in used)]
+        head.append(f'weights w = "{weights_file}"' if has_weights else "")
+        return "\n\n".join([*filter(None, head), text]) + "\n"
+
+    if not plain:
+        inputs = [(text, type) for _, text, type in translator.inputs]
+        found = lifted(body, inputs, [(n, t) for n, t, _ in results], translator.arrays)
+        text = whole(found.functions, found.lines, bool(found.arrays))
+        if _is_right(text, found.arrays, [type for _, _, type in results]):
+            return text, found.arrays
+    lines = [f"    {part}" for line in body.lines for part in line.text.split("\n")]
     lines.append("    " + ", ".join(text for _, text, _ in results))
-    return "\n".join(lines) + "\n"
+    return whole([], lines, bool(translator.arrays)), translator.arrays
+
+
+def _is_right(text: str, arrays: dict[str, Array], types: list[TensorType]) -> bool:
+    """Whether a source is right, with results of these types."""
+    weights = {"w": arrays} if arrays else {}
+    program, found, _ = check_text(Source("<import>", text), Path(), weights)
+    if found:
+        return False
+    (pipeline,) = program.pipelines
+    return [pipeline.types[v] for _, v in pipeline.results] == types
 
 
 def _about(translator: Translator, model: onnx.ModelProto) -> str:

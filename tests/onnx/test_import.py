@@ -69,16 +69,23 @@ weights w = "mlp.safetensors"
 
 pipeline mlp(x: f32[Batch, 8]) -> f32[Batch, 4]
 where Batch >= 1:
+    nn.linear(x, w.fc1) |> nn.relu |> nn.linear(w.fc2) |> nn.softmax
+'''
+
+
+def test_a_plain_source_has_a_line_for_each_node(rng: np.random.Generator) -> None:
+    text = import_model(models.mlp(rng), name="mlp", plain=True).text
+    assert text.endswith("""\
     fc1_Gemm_output_0 = nn.linear(x, w.fc1)
     act_Relu_output_0 = nn.relu(fc1_Gemm_output_0)
     logits = nn.linear(act_Relu_output_0, w.fc2)
     probs = nn.softmax(logits)
     probs
-'''
+""")
 
 
 def test_arithmetic_of_shapes_leaves_no_trace(rng: np.random.Generator) -> None:
-    text = import_model(models.attention(rng)).text
+    text = import_model(models.attention(rng), plain=True).text
     assert "reshape(" in text and "[Batch, Sequence, 4, 8]" in text
     assert "stack" not in text and "concat" not in text
 

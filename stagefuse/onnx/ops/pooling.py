@@ -35,11 +35,27 @@ def _max_pool(n: Node) -> Written:
     value = n.val(0)
     plain = window_of(n, n.attr("kernel_shape"), value.shape[2:])
     window = rounded_up(n, plain, value.shape[2:])
+    if len(n.outputs) < 2 and (call := _library(n, "nn.max_pool", value, window)) is not None:
+        n.attr("storage_order")
+        return call
     text = padded(n, value, window, _lowest(value))
     order = n.attr("storage_order", 0)
     if len(n.outputs) < 2 or not n.outputs[1]:
         return n.define(n.hint, _indices(window), _pool(n, window, text, "max"))
     return _with_places(n, value, window, text, order)
+
+
+def _library(n: Node, name: str, value: Val, window: Window) -> str | None:
+    """A pool over images with square windows, strides and padding."""
+    around = {p for pair in window.pads for p in pair}
+    steps = {(k, s) for k, s in zip(window.size, window.strides, strict=True)}
+    padding = next(iter(around)).as_int() if len(around) == 1 else None
+    even = len(steps) == 1 and set(window.dilations) == {1} and padding is not None
+    if value.rank != 4 or not even or not value.dtype.is_float:
+        return None
+    ((size, stride),) = steps
+    more = f", stride={stride}" if stride != size else ""
+    return f"{name}({n.x(0)}, {size}{more}{f', padding={padding}' if padding else ''})"
 
 
 def _with_places(n: Node, value: Val, window: Window, text: str, order: int) -> Written:
@@ -72,9 +88,12 @@ def _average_pool(n: Node) -> Written:
     value = n.val(0)
     plain = window_of(n, n.attr("kernel_shape"), value.shape[2:])
     window = rounded_up(n, plain, value.shape[2:])
-    text = padded(n, value, window)
     counted = bool(n.attr("count_include_pad", 0))
-    if not window.is_padded or (counted and window.pads == plain.pads):
+    whole = not window.is_padded or (counted and window.pads == plain.pads)
+    if whole and (call := _library(n, "nn.avg_pool", value, window)) is not None:
+        return call
+    text = padded(n, value, window)
+    if whole:
         return n.define(n.hint, _indices(window), _pool(n, window, text, "mean"))
     total = n.define("total", _indices(window), _pool(n, window, text, "sum")).text
     ones = f"full([{spatial_text(value.shape[2:])}], 1.0, {value.dtype})"

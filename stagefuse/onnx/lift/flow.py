@@ -1,0 +1,262 @@
+"""How values pass through several occurrences of a stretch of statements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from stagefuse.dsl.dims import Expr, sym
+from stagefuse.dsl.types import TensorType
+
+from .program import Apply, Compute, Loop, Statement, Value
+from .terms import Term
+
+Place: TypeAlias = tuple[int, int]
+"""A statement of the stretch, and the number of an operand or result."""
+Group: TypeAlias = tuple[list[Place], list[str]]
+"""Operands that are weights, and for each occurrence the path that they are below."""
+
+
+class Flow:
+    """The stretches of one length that begin at `starts`.
+
+    `slots` are all operands, `outs` the results that something outside reads.
+    """
+
+    def __init__(self, body: list[Statement], starts: list[int], length: int,
+                 results: Sequence[Value]) -> None:  # fmt: skip
+        self.body, self.starts, self.length = body, starts, length
+        self.where = [
+            {v: (t, r) for t in range(length) for r, v in enumerate(body[s + t].gives)}
+            for s in starts
+        ]
+        self.inside = {n for s in starts for n in range(s, s + length)}
+        read = set(results)
+        self.read_outside: list[set[Place]] = [set() for _ in starts]
+        for k, start in enumerate(starts):
+            own = self.where[k]
+            for n, statement in enumerate(body):
+                if start <= n < start + length:
+                    continue
+                for v in statement.reads:
+                    if v in own:
+                        self.read_outside[k].add(own[v])
+            self.read_outside[k] |= {own[v] for v in read if v in own}
+        self.results = read
+        self.outs = sorted(set[Place]().union(*self.read_outside))
+        self.slots = [(t, j) for t in range(length) for j in range(len(body[starts[0] + t].reads))]
+
+    def read(self, k: int, slot: Place) -> Value:
+        return self.body[self.starts[k] + slot[0]].reads[slot[1]]
+
+    def number(self, k: int, slot: Place) -> Value | Term:
+        statement = self.body[self.starts[k] + slot[0]]
+        assert isinstance(statement, Compute | Apply)
+        return statement.numbers[slot[1]]
+
+    def numbers(self, slot: Place) -> list[Value | Term]:
+        return [self.number(k, slot) for k in range(len(self.starts))]
+
+    def _is_consistent(self) -> bool:
+        """Whether what is read inside is the same in every occurrence."""
+        for slot in self.slots:
+            places = [w.get(self.read(k, slot)) for k, w in enumerate(self.where)]
+            if any(p != places[0] for p in places):
+                return False
+        return not any(isinstance(self.body[self.starts[0] + t], Loop) for t in range(self.length))
+
+    def _outside(self) -> list[Place]:
+        """The slots that read tensors made outside the stretch."""
+        first = ((s, self.read(0, s)) for s in self.slots)
+        return [s for s, v in first if v not in self.where[0] and v.path is None]
+
+    # Functions
+
+    def is_function(self) -> bool:
+        if not self._is_consistent() or not self.outs or self.types() is None:
+            return False
+        groups = self.scopes()
+        return groups is not None and all(
+            len({self.read(k, members[0]).type for k in range(len(self.starts))}) == 1
+            for members, bases in groups
+            if self.is_tensor(members, bases)
+        )
+
+    def is_tensor(self, members: list[Place], bases: list[str]) -> bool:
+        """Whether a group of weights is a single tensor, not a scope."""
+        first = self.read(0, members[0])
+        return len(members) == 1 and not first.is_scope and first.path == bases[0]
+
+    def parameters(self) -> list[Place]:
+        """One slot for each tensor that must be handed over."""
+        seen: dict[tuple[int, ...], Place] = {}
+        for slot in self._outside():
+            key = tuple(id(self.read(k, slot)) for k in range(len(self.starts)))
+            seen.setdefault(key, slot)
+        return list(seen.values())
+
+    def types(self) -> list[TensorType] | None:
+        """Types of the parameters that fit all occurrences; None if there are none.
+
+        A size that differs, or is computed, gets a name.
+        """
+        names: dict[tuple[Expr, ...], Expr] = {}
+        found, plain, named = [], set(), self._sizes()
+        for slot in self.parameters():
+            types = [self.read(k, slot).type for k in range(len(self.starts))]
+            first = types[0]
+            if first is None or any(
+                t is None or t.dtype != first.dtype or t.rank != first.rank for t in types
+            ):
+                return None
+            shape = []
+            for axis in range(first.rank):
+                sizes = tuple(t.shape[axis] for t in types if t is not None)
+                same = all(s == sizes[0] for s in sizes)
+                if same and (sizes[0].as_int() is not None or sizes[0].as_symbol() in named):
+                    plain |= {sizes[0].as_symbol()}
+                    shape.append(sizes[0])
+                else:
+                    if sizes not in names:
+                        taken = [*named, *map(str, names.values())]
+                        names[sizes] = _axis_name(first.rank, axis, taken)
+                    shape.append(names[sizes])
+            found.append(TensorType(first.dtype, tuple(shape)))
+        return found if named <= plain else None
+
+    def _sizes(self) -> set[str]:
+        """The sizes that the stretch names itself."""
+        found = set()
+        for t in range(self.length):
+            statement = self.body[self.starts[0] + t]
+            if isinstance(statement, Compute):
+                stack = list(statement.term.args)
+                while stack:
+                    part = stack.pop()
+                    if part.kind == "size":
+                        found.add(part.value)
+                    elif not part.is_operand:
+                        stack += part.args
+                if statement.term.kind == "block":
+                    found.add("?")
+        return found
+
+    # Loops
+
+    def is_loop(self) -> bool:
+        """Whether each turn reads of the turns before only what the one directly before leaves."""
+        begin = self.starts[0]
+        if not self.outs or any(
+            isinstance(s, Loop) for s in self.body[begin : begin + self.length]
+        ):
+            return False
+        last = len(self.starts) - 1
+        for k in range(last):
+            after = {v for n, s in enumerate(self.body) if n >= self.starts[k] + 2 * self.length
+                     for v in s.reads} | self.results  # fmt: skip
+            if any(v in after for v in self.where[k]):
+                return False
+        for slot in self.slots:
+            places = [w.get(self.read(k, slot)) for k, w in enumerate(self.where)]
+            if any(p != places[0] for p in places):
+                return False
+        for slot in self._outside():
+            before = [self.where[k].get(self.read(k + 1, slot)) for k in range(last)]
+            if any(b is not None for b in before) and any(b != before[0] for b in before):
+                return False
+        for slots, _ in self.carried():
+            if len({id(self.read(0, s)) for s in slots}) > 1:
+                return False
+        return True
+
+    def carried(self) -> list[tuple[list[Place], Place]]:
+        """What a turn leaves for the next, with the slots that read it."""
+        found: dict[Place, list[Place]] = {}
+        for slot in self._outside():
+            out = self.where[0].get(self.read(1, slot))
+            if out is not None:
+                found.setdefault(out, []).append(slot)
+        return [(slots, out) for out, slots in found.items()]
+
+    def _from_outside(self) -> list[Place]:
+        moved = {s for slots, _ in self.carried() for s in slots}
+        return [s for s in self._outside() if s not in moved]
+
+    def invariant(self) -> list[Place]:
+        return [s for s in self._from_outside()
+                if len({id(self.read(k, s)) for k in range(len(self.starts))}) == 1]  # fmt: skip
+
+    def loop_items(self) -> list[Place]:
+        """One slot for each tensor that differs from turn to turn."""
+        same = set(self.invariant())
+        seen: dict[tuple[int, ...], Place] = {}
+        for slot in self._from_outside():
+            if slot not in same:
+                key = tuple(id(self.read(k, slot)) for k in range(len(self.starts)))
+                seen.setdefault(key, slot)
+        return list(seen.values())
+
+    # Weights and numbers
+
+    def scopes(self) -> list[Group] | None:
+        """The slots that read weights, grouped under paths that differ: one list of paths each."""
+        groups: list[tuple[list[Place], list[list[str]]]] = []
+        for slot in self.slots:
+            values = [self.read(k, slot) for k in range(len(self.starts))]
+            if values[0].path is None:
+                continue
+            if any(v.base is not None or v.path is None for v in values):
+                return None
+            paths = [(v.path or "").split(".") for v in values]
+            if all(p == paths[0] for p in paths):
+                continue
+            for members, bases in groups:
+                common = [_common(b, p) for b, p in zip(bases, paths, strict=True)]
+                if all(common) and self._fits([*members, slot], common):
+                    members.append(slot)
+                    bases[:] = common
+                    break
+            else:
+                groups.append(([slot], paths))
+        return [(members, [".".join(b) for b in bases]) for members, bases in groups]
+
+    def _fits(self, members: list[Place], bases: list[list[str]]) -> bool:
+        for slot in members:
+            rest = {tuple((self.read(k, slot).path or "").split(".")[len(b):])
+                    for k, b in enumerate(bases)}  # fmt: skip
+            if len(rest) > 1:
+                return False
+        return True
+
+    def varying_numbers(self) -> list[Place]:
+        """The numbers that are not the same in all occurrences."""
+        found = []
+        for t in range(self.length):
+            first = self.body[self.starts[0] + t]
+            if isinstance(first, Compute | Apply):
+                for j, number in enumerate(first.numbers):
+                    others = [self.number(k, (t, j)) for k in range(len(self.starts))]
+                    if any(o is not number for o in others):
+                        found.append((t, j))
+        return found
+
+
+_AXES = {1: "D", 2: "BD", 3: "BTD", 4: "BCHW"}
+
+
+def _axis_name(rank: int, axis: int, taken: Sequence[str]) -> Expr:
+    """A name for a size, by the place of its axis."""
+    stem = _AXES[rank][axis] if rank in _AXES else "D"
+    name, number = stem, 2
+    while name in taken:
+        name, number = f"{stem}{number}", number + 1
+    return sym(name)
+
+
+def _common(a: list[str], b: list[str]) -> list[str]:
+    found = []
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        found.append(x)
+    return found

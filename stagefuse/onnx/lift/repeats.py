@@ -1,0 +1,393 @@
+"""What repeats becomes a function that is called, or a loop over weights.
+
+Statements are compared by how they are written, whatever their operands; a stretch that occurs
+several times with the same flow of values inside is a candidate, and the one that saves most text
+is folded first. A function or loop is a statement like others, so that larger ones may hold it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from .flow import Flow, Group, Place
+from .layout import suggestion
+from .program import Apply, Compute, Function, Loop, Program, Statement, Value
+from .terms import Term
+
+LONGEST = 160
+MOST_PARAMETERS, MOST_NUMBERS, MOST_TARGETS, MOST_RESULTS = 7, 4, 3, 4
+LEAST_GAIN, LEAST_BODY = 40, 90
+BEGINS = 30
+"""What it is worth that a function begins with a layer, not with the end of the one before."""
+TRIED = 600
+"""Stretches that are looked at in full, those first that could save most."""
+
+Slot: TypeAlias = "Value | Term"
+
+
+def fold(program: Program, names: Sequence[str]) -> None:
+    """Fold what repeats, the best first, until nothing is worth it. `names` are the tensors'."""
+    folder = _Folder(program, list(names))
+    while folder.step():
+        pass
+    for function in list(program.functions):
+        inner = Program(function.body, function.results)
+        within = _Folder(inner, [])
+        within.taken = {f.name for f in program.functions}
+        while within.step():
+            pass
+        function.body = inner.body
+        at = program.functions.index(function)
+        program.functions[at:at] = inner.functions
+
+
+@dataclass
+class _Found:
+    """One way to fold: stretches of one length, and what it saves."""
+
+    gain: int
+    starts: list[int]
+    length: int
+    is_loop: bool
+
+    def holds_twice(self, starts: list[int], length: int) -> bool:
+        """Whether a shorter stretch occurs more than once in one of these."""
+        begin, end = self.starts[0], self.starts[0] + self.length
+        return sum(begin <= s and s + length <= end for s in starts) > 1
+
+
+class _Folder:
+    def __init__(self, program: Program, names: list[str]) -> None:
+        self.program, self.names = program, names
+        self.taken: set[str] = set()
+        self.children: dict[str, set[str]] = defaultdict(set)
+        for name in names:
+            parts = name.split(".")
+            for n in range(1, len(parts)):
+                self.children[".".join(parts[:n])].add(parts[n])
+
+    def step(self) -> bool:
+        """Fold the best candidate; whether there was one."""
+        candidates = self._candidates(self.program.body)
+        best = self._best(candidates)
+        while best is not None:
+            inner = self._best([c for c in candidates if best.holds_twice(c[1], c[2])])
+            if inner is None:
+                break
+            best = inner  # what repeats inside is folded first
+        if best is None:
+            return False
+        flow = Flow(self.program.body, best.starts, best.length, self.program.results)
+        if best.is_loop:
+            self._loop(flow)
+        else:
+            self._function(flow)
+        return True
+
+    def _best(self, candidates: list[tuple[int, list[int], int]]) -> _Found | None:
+        best: _Found | None = None
+        for bound, starts, length in candidates:
+            if best is not None and bound + BEGINS <= best.gain:
+                break
+            for is_loop, group in _groups(starts, length):
+                gain = self._gain(self.program.body, group, length, is_loop)
+                if gain > (best.gain if best is not None else LEAST_GAIN):
+                    best = _Found(gain, group, length, is_loop)
+        return best
+
+    def _candidates(self, body: list[Statement]) -> list[tuple[int, list[int], int]]:
+        """Stretches that occur more than once: what folding them saves at most, and where."""
+        cuts = _cuts(body, self.program.results)
+        codes: dict[object, int] = {}
+        keys = [codes.setdefault(s.key, len(codes)) for s in body]
+        costs = [s.cost for s in body]
+        seen: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for n, start in enumerate(cuts):
+            for end in cuts[n + 1 :]:
+                if end - start > LONGEST:
+                    break
+                seen[tuple(keys[start:end])].append(start)
+        found = []
+        for key, starts in seen.items():
+            apart = _apart(starts, len(key))
+            if len(apart) > 1:
+                total = sum(costs[starts[0] : starts[0] + len(key)])
+                found.append((total * (len(apart) - 1), apart, len(key)))
+        return sorted(found, key=lambda f: (-f[0], f[1], f[2]))[:TRIED]
+
+    def _gain(self, body: list[Statement], starts: list[int], length: int, is_loop: bool) -> int:
+        flow = Flow(body, starts, length, self.program.results)
+        inner = sum(s.cost for s in body[starts[0] : starts[0] + length])
+        saved = inner * (len(starts) - 1)
+        groups = flow.scopes()
+        if groups is None:
+            return 0
+        if is_loop:
+            if not flow.is_loop():
+                return 0
+            items = len(flow.varying_numbers()) + len(flow.loop_items())
+            if items + len(groups) > MOST_TARGETS:
+                return 0
+            texts = sum(len(p) for _, bases in groups for p in bases)
+            indexed = all(self._indexed(bases) is not None for _, bases in groups) and not items
+            return saved - 30 - (20 if indexed else texts + 10 * items * len(starts))
+        if not flow.is_function() or length < 2:
+            return 0
+        count = len(flow.parameters()) + len(groups) + len(flow.varying_numbers())
+        too_many = len(flow.varying_numbers()) > MOST_NUMBERS or len(flow.outs) > MOST_RESULTS
+        if count > MOST_PARAMETERS or too_many or inner < LEAST_BODY:
+            return 0
+        applied = [s.function for s in body[starts[0] : starts[0] + length] if isinstance(s, Apply)]
+        if len(applied) != len(set(applied)):
+            return 0  # a part of a loop
+        begins = any(v.path is not None for v in body[starts[0]].reads)
+        call = 12 + 9 * count + 8 * (len(flow.outs) - 1)
+        return saved - len(starts) * call - 50 - 12 * count + BEGINS * begins
+
+    def _indexed(self, bases: Sequence[str]) -> tuple[str, int, bool] | None:
+        """`a.b.0`, `a.b.1`: the scope above, the first number, whether those are all below it."""
+        above = {b.rpartition(".")[0] for b in bases}
+        last = [b.rpartition(".")[2] for b in bases]
+        if len(above) != 1 or not all(n.isdigit() for n in last):
+            return None
+        numbers = [int(n) for n in last]
+        if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            return None
+        (scope,) = above
+        whole = self.children[scope] == {str(n) for n in numbers}
+        return scope, numbers[0], whole
+
+    # Folding
+
+    def _function(self, flow: Flow) -> None:
+        groups = flow.scopes() or []
+        inputs = flow.parameters()
+        numbers = flow.varying_numbers()
+        types = flow.types() or []
+        copies: dict[Value, Value] = {}
+        params: list[Value] = []
+        for slot, type in zip(inputs, types, strict=True):
+            value = flow.read(0, slot)
+            copies[value] = Value(type, parameter_name(value) if params else "x")
+            params.append(copies[value])
+        bases = []
+        for members, paths in groups:
+            is_tensor = flow.is_tensor(members, paths)
+            own = flow.read(0, members[0]).type if is_tensor else None
+            bases.append(Value(own, is_scope=not is_tensor))
+        constants = [_constant(flow, slot) for slot in numbers]
+        body = _copied(flow, 0, copies, groups, bases, dict(zip(numbers, constants, strict=True)))
+        results = [body[t].gives[r] for t, r in flow.outs]
+        name = self._name(groups)
+        function = Function(name, [*params, *bases, *constants], body, results)
+        self.program.functions.append(function)
+        calls: dict[int, Statement] = {}
+        for k, start in enumerate(flow.starts):
+            reads = [flow.read(k, slot) for slot in inputs]
+            for (_, paths), base in zip(groups, bases, strict=True):
+                reads.append(Value(base.type, path=paths[k], is_scope=base.is_scope))
+            given = [flow.number(k, slot) for slot in numbers]
+            gives = [flow.body[start + t].gives[r] for t, r in flow.outs]
+            calls[start] = Apply(function, reads, given, gives)
+        self._replace(flow, calls)
+
+    def _loop(self, flow: Flow) -> None:
+        groups = flow.scopes() or []
+        numbers, rest = flow.varying_numbers(), flow.loop_items()
+        targets: list[Value] = []
+        rows: list[list[Slot]] = [[] for _ in flow.starts]
+        copies: dict[Value, Value] = {}
+        indexed = [self._indexed(paths) for _, paths in groups]
+        bases: list[Value] = []
+        plain = not numbers and not rest and all(i is not None for i in indexed)
+        firsts = {i[1] for i in indexed if i is not None}
+        by_number = plain and len(firsts) == 1 and not (len(groups) == 1 and indexed[0][2])  # type: ignore[index]
+        if by_number:
+            index = Value(None, "i", name="index")
+            targets.append(index)
+            (first,) = firsts
+            for k in range(len(flow.starts)):
+                rows[k].append(Value(name=str(first + k)))
+            for scope, _, _ in (i for i in indexed if i is not None):
+                bases.append(Value(path=scope, base=index, is_scope=True))
+        else:
+            for members, paths in groups:
+                tensor = flow.is_tensor(members, paths)
+                type = flow.read(0, members[0]).type if tensor else None
+                base = Value(type, is_scope=not tensor)
+                base.hint = _word(paths[0])
+                bases.append(base)
+                targets.append(base)
+                for k, path in enumerate(paths):
+                    rows[k].append(Value(base.type, path=path, is_scope=not tensor))
+            for slot in rest:
+                value = flow.read(0, slot)
+                copies[value] = Value(value.type, parameter_name(value))
+                targets.append(copies[value])
+                for k in range(len(flow.starts)):
+                    rows[k].append(flow.read(k, slot))
+        constants = []
+        for slot in numbers:
+            constants.append(_constant(flow, slot))
+            targets.append(constants[-1])
+            for k in range(len(flow.starts)):
+                rows[k].append(flow.number(k, slot))
+        carried = []
+        for slots, out in flow.carried():
+            begin = flow.read(0, slots[0])
+            inside = Value(begin.type)
+            carried.append((begin, inside, out, slots))
+        slot_copies = {s: inside for _, inside, _, slots in carried for s in slots}
+        body = _copied(flow, 0, copies, groups, bases, dict(zip(numbers, constants, strict=True)),
+                       slot_copies)  # fmt: skip
+        last = flow.starts[-1]
+        leaves = [body[t].gives[r] for t, r in flow.outs]
+        gives = [flow.body[last + t].gives[r] for t, r in flow.outs]
+        outer = [flow.read(0, s) for s in flow.invariant()]
+        loop = Loop(targets, rows,
+                    [(b, i, body[o[0]].gives[o[1]]) for b, i, o, _ in carried],
+                    body, leaves, gives, outer)  # fmt: skip
+        self._replace(flow, {flow.starts[0]: loop})
+
+    def _replace(self, flow: Flow, new: dict[int, Statement]) -> None:
+        gone = {s + t for s in flow.starts for t in range(flow.length)}
+        body: list[Statement] = []
+        for n, statement in enumerate(flow.body):
+            if n in new:
+                body.append(new[n])
+            elif n not in gone:
+                body.append(statement)
+        self.program.body = body
+
+    def _name(self, groups: list[Group]) -> str:
+        numbered = len(groups) == 1 and all(p.split(".")[-1].isdigit() for p in groups[0][1])
+        word = _word(groups[0][1][0]) if numbered else "block"
+        taken = self.taken | {f.name for f in self.program.functions}
+        name, number = word, 2
+        while name in taken:
+            name, number = f"{word}{number}", number + 1
+        return name
+
+
+def _word(path: str) -> str:
+    """A word for what a scope holds: `encoder.layer.3` is a layer, `blocks.1` a block."""
+    parts = [p.rstrip("0123456789_") for p in path.split(".")]
+    words = [p for p in parts if p]
+    word = words[-1].lower() if words and len(words[-1]) > 1 else "layer"
+    word = "".join(c if c.isalnum() else "_" for c in word).strip("_") or "block"
+    return word[:-1] if word.endswith("s") and len(word) > 3 and word[-2] != "s" else word
+
+
+def _constant(flow: Flow, slot: Place) -> Value:
+    """A parameter for a number that differs."""
+    number = flow.number(0, slot)
+    if isinstance(number, Term):
+        is_int = all(isinstance(n, Term) and _is_int(n) for n in flow.numbers(slot))
+        return Value(None, _number_hint(flow, slot), name="number", path="int" if is_int else "")
+    return Value(None, number.hint, name="number", path=number.path)
+
+
+def _is_int(term: Term) -> bool:
+    return _is_int(term.args[0]) if term.kind == "unary" else term.value[0] == "int"
+
+
+def _number_hint(flow: Flow, slot: Place) -> str:
+    """What a number is: the keyword that it is given by."""
+    statement = flow.body[flow.starts[0] + slot[0]]
+    number = flow.number(0, slot)
+    if isinstance(statement, Compute) and statement.term.kind == "call":
+        names = statement.term.value[1]
+        at = len(statement.term.args) - len(names)
+        for name, arg in zip(names, statement.term.args[at:], strict=True):
+            if arg is number:
+                return str(name)
+    if isinstance(statement, Apply):
+        params = statement.function.params
+        return params[len(statement.reads) + slot[1]].hint
+    return "a"
+
+
+def _groups(starts: list[int], length: int) -> Iterator[tuple[bool, list[int]]]:
+    """All occurrences, as calls of a function; each run of neighbours, as turns of a loop."""
+    yield False, starts
+    run = [starts[0]]
+    for start in [*starts[1:], -1]:
+        if start == run[-1] + length:
+            run.append(start)
+        else:
+            if len(run) > 1:
+                yield True, run
+            run = [start]
+
+
+def _apart(starts: Sequence[int], length: int) -> list[int]:
+    kept: list[int] = []
+    for start in starts:
+        if not kept or start >= kept[-1] + length:
+            kept.append(start)
+    return kept
+
+
+def _cuts(body: list[Statement], results: Sequence[Value]) -> list[int]:
+    """Places where fewer values pass than around them, in order."""
+    place = {v: n for n, s in enumerate(body) for v in s.gives}
+    last: dict[Value, int] = {}
+    for n, statement in enumerate(body):
+        for value in statement.reads:
+            last[value] = n
+    last.update({v: len(body) for v in results})
+    change = [0] * (len(body) + 2)
+    for value, start in place.items():
+        change[start + 1] += 1
+        change[last.get(value, start) + 1] -= 1
+    live, total = [], 0
+    for delta in change[: len(body) + 1]:
+        total += delta
+        live.append(total)
+    inner = range(1, len(body))
+    return [0, *(n for n in inner if live[n - 1] >= live[n] <= live[n + 1]), len(body)]
+
+
+def parameter_name(value: Value) -> str:
+    """A name for a tensor that is handed over: an input's without its number, or of what it is."""
+    if value.maker is None:
+        return value.name.rstrip("0123456789_") or "x"
+    found = suggestion(value)
+    return "y" if found == "x" else found
+
+
+def _copied(
+    flow: Flow, k: int, copies: dict[Value, Value],
+    groups: list[Group], bases: list[Value],
+    numbers: dict[Place, Value], slots: dict[Place, Value] | None = None,
+) -> list[Statement]:
+    """One occurrence as a body of its own: reads of parameters and of paths below them."""
+    copies = dict(copies)
+    given = dict(slots or {})
+    for (members, paths), base in zip(groups, bases, strict=True):
+        for slot in members:
+            value = flow.read(k, slot)
+            rest = (value.path or "")[len(paths[k]) :].lstrip(".")
+            if base.path is None and not rest:
+                given[slot] = base
+            elif base.path is not None:  # below a number: `w.layers[i].rest`
+                path = f"{base.path}.?" + (f".{rest}" if rest else "")
+                given[slot] = Value(value.type, path=path, base=base.base, is_scope=value.is_scope)
+            else:
+                given[slot] = Value(value.type, path=rest, base=base, is_scope=value.is_scope)
+    made: list[Statement] = []
+    for t in range(flow.length):
+        statement = flow.body[flow.starts[k] + t]
+        reads = [given.get((t, j)) or copies.get(v, v) for j, v in enumerate(statement.reads)]
+        gives = [Value(v.type, v.hint) for v in statement.gives]
+        copies.update(zip(statement.gives, gives, strict=True))
+        if isinstance(statement, Compute | Apply):
+            own = [numbers.get((t, j), n) for j, n in enumerate(statement.numbers)]
+            if isinstance(statement, Compute):
+                made.append(Compute(statement.term, reads, own, gives))
+            else:
+                made.append(Apply(statement.function, reads, own, gives))
+    return made

@@ -1,0 +1,139 @@
+"""What weights are called: layers get a scope each, from the model's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ..names import safe_key
+from .terms import Term
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+OPTIONAL = ("bias",)
+"""Tensors whose absence from a scope means something."""
+
+
+@dataclass
+class Naming:
+    """Keys of the new weights file, as they are given out."""
+
+    arrays: dict[str, Array]
+    prefix: str
+    claims: dict[str, tuple[Term, str]] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)
+    paths: dict[Term, str] = field(default_factory=dict)
+
+    def cleaned(self, key: str) -> str:
+        return cleaned(key).removeprefix(self.prefix)
+
+    def plain(self, weight: Term) -> None:
+        """A tensor that is used as it is keeps its name."""
+        wanted = self.cleaned(weight.value)
+        key = wanted
+        while not self._is_free(key, (weight, "")):
+            key = safe_key(wanted, [*self.claims, key])
+        self._claim(key, (weight, ""))
+        self.paths[weight] = key
+
+    def layer(self, scope: Term, hint: str) -> None:
+        """A scope for tensors of one layer: that of their names, or of the value's."""
+        parts = list(zip(scope.value, scope.args, strict=True))
+        for path in self._candidates(parts, hint):
+            keys = {f"{path}.{end}": (tensor, how) for (end, how), tensor in parts}
+            lacks = {f"{path}.{end}" for end in OPTIONAL} - set(keys)
+            if all(self._is_free(k, c) for k, c in keys.items()) and not lacks & set(self.claims):
+                break
+        for key, claim in keys.items():
+            self._claim(key, claim)
+        self.absent |= lacks
+        self.paths[scope] = path
+
+    def _candidates(self, parts: list[tuple[Any, Term]], hint: str) -> Iterator[str]:
+        exact: list[str] = []
+        near: list[str] = []
+        for (end, _), tensor in parts:
+            scope, _, last = self.cleaned(tensor.value).rpartition(".")
+            (exact if last == end else near).append(scope)
+        own = [s for s in exact + near if s]
+        named = scope_of(hint).removeprefix(self.prefix)
+        yield from own[: len(exact)] if exact else []
+        yield from [named] if named else []
+        yield from own
+        base = named or self.cleaned(parts[0][1].value)
+        yield base
+        number = 2
+        while True:
+            yield f"{base}_{number}"
+            number += 1
+
+    def _is_free(self, key: str, claim: tuple[Term, str]) -> bool:
+        if key in self.absent or self.claims.get(key, claim) != claim:
+            return False
+        above = key.split(".")
+        if any(".".join(above[:n]) in self.claims for n in range(1, len(above))):
+            return False  # a tensor with tensors below it would be both
+        return not any(k.startswith(f"{key}.") for k in self.claims)
+
+    def _claim(self, key: str, claim: tuple[Term, str]) -> None:
+        self.claims[key] = claim
+
+    def stored(self) -> dict[str, Array]:
+        """The tensors of the new file."""
+        return {k: _stored(self.arrays[t.value], how) for k, (t, how) in self.claims.items()}
+
+
+def _stored(array: Array, how: str) -> Array:
+    if how == "transposed":
+        return array.T
+    return array.reshape(-1) if how == "flat" else array
+
+
+def named_weights(
+    order: Iterable[Term], hints: dict[Term, str], arrays: dict[str, Array],
+    kept: Iterable[Term] = (),
+) -> Naming:
+    """Names for the weights and scopes of a program, in order of use; `kept` ones stay."""
+    used = list(order)
+    naming = Naming(arrays, _prefix([t.value for t in used if t.kind == "weight"]))
+    for term in kept:
+        for tensor in term.args or (term,):
+            naming.claims[tensor.value] = (tensor, "")
+    for term in used:
+        if term.kind == "weight":
+            naming.plain(term)
+    for term in used:
+        if term.kind == "scope":
+            naming.layer(term, hints.get(term, ""))
+    return naming
+
+
+def _prefix(keys: list[str]) -> str:
+    """What all tensors named by folders begin with, such as the name of the whole model."""
+    paths = [cleaned(k).split(".")[:-1] for k in keys if "/" in k]
+    if len(paths) < 2:
+        return ""
+    common = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return "".join(f"{p}." for p in common)
+
+
+def cleaned(key: str) -> str:
+    """A tensor's name in dots: those of folders too, without a number of results."""
+    text = re.sub(r":\d+$", "", key)
+    text = re.sub(r"[/;]+", ".", text)
+    return ".".join(p for p in re.sub(r":+", "_", text).split(".") if p) or "tensor"
+
+
+def scope_of(hint: str) -> str:
+    """The scope that a value's name tells: `/layer1/layer1.0/conv1/Conv_output_0`."""
+    folders = [p for p in hint.split("/")[:-1] if p]
+    kept = [p for n, p in enumerate(folders)
+            if n + 1 == len(folders) or not folders[n + 1].startswith(f"{p}.")]  # fmt: skip
+    return cleaned(".".join(kept)) if kept else ""
