@@ -16,6 +16,7 @@ import networkx as nx
 
 from stagefuse.dsl.dims import Expr, const, sym
 
+from .attention import Softmax
 from .contract import is_tangled
 from .graph import (
     Carried,
@@ -64,10 +65,11 @@ class Group:
     its element d0, d1... `rows`: in a chain, the row kernel between its two products. `packs`:
     panels that the kernel packs itself, as the kernel that would. `nest`: the recurrences at whose
     steps the kernel runs, outermost first. `when`: 1 at sizes at which the kernel runs and 0 at
-    others, where another one has the same results.
+    others, where another one has the same results. `softmax`: in attention, what the row kernel
+    computes.
     """
 
-    kind: str  # pointwise, row, contract, chain, scan, sort, scatter, update
+    kind: str  # pointwise, row, contract, chain, attention, scan, sort, scatter, update
     roots: list[Ref]
     domain: tuple[Expr, ...]
     members: set[int] = field(default_factory=set)
@@ -79,6 +81,7 @@ class Group:
     packs: dict[Ref, Group] = field(default_factory=dict)
     nest: tuple[str, ...] = ()
     when: Expr = const(1)
+    softmax: Softmax | None = None
 
     def source(self, root: Ref) -> Ref:
         """The value that a root holds."""
@@ -302,8 +305,10 @@ class _Partitioner:
         return existing[0] if existing else None
 
     def _inner_axes(self, group: Group, access: Access) -> tuple[int, ...]:
+        """The axes that a reduction runs along, read there; one of size 1 only if all are."""
         used = {e.as_symbol() for e in access or ()}
-        return tuple(i for i in range(len(group.domain)) if f"d{i}" not in used)
+        inner = tuple(i for i in range(len(group.domain)) if f"d{i}" not in used)
+        return tuple(i for i in inner if group.domain[i].as_int() != 1) or inner
 
     def _push(self, node: Node, group: Group) -> None:
         """Notes where the node's operands are read."""
@@ -444,9 +449,7 @@ class _Partitioner:
             return f"a {group.kind} kernel holds no matrix product"
         if node.type.shape != group.domain:
             return "its tiles are not those of the result"
-        sizes = enumerate(group.domain)
-        plain = tuple(const(0) if d.as_int() == 1 else identity[i] for i, d in sizes)
-        if any(a not in (identity, plain) for a in accesses):
+        if any(a != identity for a in accesses):
             return "it is read in another order than it is computed"
         return None
 
@@ -500,10 +503,6 @@ class _Partitioner:
         self.decisions.append(Decision(node.id, fused, reason))
 
 
-def _identity(shape: Sequence[Expr]) -> tuple[Expr, ...]:
-    return tuple(sym(f"d{i}") for i in range(len(shape)))
-
-
 def _place_root(group: Group, ref: Ref, held: Held) -> None:
     """Has a kernel store a value of its domain, or of part of it, where a recurrence holds it."""
     group.roots.append(held.root)
@@ -516,6 +515,11 @@ def _written(update: Update, at: dict[str, Expr], graph: Graph) -> Access:
         return None
     exprs = [index for index in update.indices if isinstance(index, Expr)]
     return tuple(e.substitute(at, graph.facts) for e in exprs)
+
+
+def _identity(domain: Sequence[Expr]) -> tuple[Expr, ...]:
+    """A kernel's own position; along an axis of size 1 there is only 0."""
+    return tuple(const(0) if d.as_int() == 1 else sym(f"d{i}") for i, d in enumerate(domain))
 
 
 def _count(shape: Sequence[Expr]) -> Expr:

@@ -4,6 +4,8 @@ Joins, tried in this order on the kernels that `fuse` found:
 
 - *placed*: a kernel that only copies a product's result into another order disappears; the
   product stores its elements where the copy would have put them.
+- *attended*: with softmax between them, no row of scores is ever whole: sums over ranges of keys
+  are corrected as greater scores come. For GPUs.
 - *chained*: a product whose rows go through row reductions into another product (attention)
   computes a block of rows from end to end.
 - *packed*: the panels of a product are packed in the kernel that multiplies by them, where they
@@ -17,11 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stagefuse.dsl.dims import Expr, Facts, const, maximum, minimum, sym
-from stagefuse.dsl.dtypes import BF16, F16
+from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
+from stagefuse.dsl.dtypes import BF16, F16, F32
 
-from .fuse import Access, Decision, Group, Partition
-from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index, split_index
+from .attention import find_softmax, is_cheap
+from .fuse import Access, Decision, Group, Partition, flops
+from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index
+from .inverse import inverse
 from .windows import is_worth_it, step_in_place, windows_of
 
 PACKED_BYTES = 1 << 20
@@ -30,6 +34,9 @@ PACKED_BYTES = 1 << 20
 FEW_ROWS = 1024
 THIN = 36
 """Rows of a product that read the other matrix faster in place than packed: one tile."""
+
+WIDEST_HEAD = 256
+"""Elements of a query, and of a value, in attention."""
 
 
 def join(
@@ -56,6 +63,7 @@ class _Joiner:
         rules = {
             "placed": self._placed, "chained": self._chained, "packed": self._packed,
             "direct": self._direct, "halved": self._halved, "thin": self._thin,
+            "attended": self._attended,
         }  # fmt: skip
         for joined in (rules[name] for name in joins):
             for group in list(self.groups):
@@ -120,55 +128,124 @@ class _Joiner:
         self._replace([product, copy], joined)
         self._say(source, "each element is stored where its user wants it")
 
-    def _chained(self, last: Group) -> None:
+    def _between(self, last: Group) -> tuple[Group, Group] | None:
+        """The product and the row reductions of it whose rows a product multiplies."""
         if last.kind != "contract" or last.anchor is None:
-            return
+            return None
         anchor = self.graph.nodes[last.anchor]
         middle = self.maker.get(anchor.operands[0])
         if middle is None or middle.kind != "row" or not self._private(middle, last):
+            return None
+        if anchor.operands[1] in middle.roots or not self._is_rows_of(middle, anchor):
+            return None
+        first = next((g for g in self.groups if self._scores(g, middle)), None)
+        return None if first is None else (first, middle)
+
+    def _chained(self, last: Group) -> None:
+        found = self._between(last)
+        if found is None:
             return
+        first, middle = found
         most = self.graph.facts.bounds(middle.domain[-1])[1]
         if self.longest is not None and (most is None or most > self.longest):
             return
-        if anchor.operands[1] in middle.roots or not self._is_rows_of(middle, anchor):
-            return
-        first = next((g for g in self.groups if self._scores(g, middle)), None)
-        if first is None:
-            return
-        rows = replace(
-            middle,
-            members=first.members | middle.members,
-            accesses={**first.accesses, **middle.accesses},
-            anchor=first.anchor,
-            placed={},
-        )
+        rows = _rows_between(first, middle)
         members = rows.members | last.members
         chain = replace(last, kind="chain", members=members, rows=rows)
         self._replace([first, middle, last], chain)
         self._say(first.roots[0], "its rows stay in scratch between two products")
         self._say(middle.roots[0], "its rows stay in scratch between two products")
 
+    def _attended(self, last: Group) -> None:
+        found = self._between(last)
+        if found is None:
+            return
+        first, middle = found
+        (root,), (scores,) = middle.roots, first.roots
+        softmax = find_softmax(self.graph, root, scores, middle.members)
+        nodes = [self.graph.nodes[g.anchor or 0] for g in (first, last)]
+        if softmax is None or not _is_narrow(*nodes):
+            return
+        masks = [g for g in self.groups if self._is_mask(g, middle)]
+        packs = self._halves_of(*nodes) or self._lying(*nodes)
+        rows = _rows_between(first, middle)
+        rows.members.update(*(g.members for g in masks))
+        members = rows.members.union(last.members, *(g.members for g in packs.values()))
+        joined = replace(
+            last, kind="attention", members=members, rows=rows, packs=packs, softmax=softmax
+        )
+        unused = [g for g in packs.values() if self._private_to(g, {id(first), id(last)})]
+        self._replace([first, middle, last, *masks, *unused], joined)
+        for ref in (scores, root):
+            self._say(ref, "its rows are summed as they come, and never stored")
+        for group in masks:
+            self._say(group.roots[0], "it is computed where scores are masked")
+
+    def _is_mask(self, group: Group, middle: Group) -> bool:
+        """Whether a kernel makes no more than a cheap mask for row reductions."""
+        if group.kind != "pointwise" or not self._private(group, middle) or group.placed:
+            return False
+        work = sum(flops(self.graph.nodes[m]) for m in group.members)
+        return is_cheap(self.graph, group.members, work)
+
+    def _private_to(self, group: Group, readers: set[int]) -> bool:
+        """Whether only some kernels read the only result of another."""
+        (ref, *others) = group.roots
+        if others or ref in self.graph.results:
+            return False
+        return {id(g) for g in self._readers(ref)} <= readers
+
+    def _lying(self, *products: Node) -> dict[Ref, Group]:
+        """The panels of products that are elements of a tensor in steps, with who packs them."""
+        found: dict[Ref, Group] = {}
+        for node in products:
+            panels = node.operands[1]
+            packer = self.maker.get(panels)
+            if packer is None or packer.members != {panels.node} or packer.placed:
+                continue
+            if steps_of(self.graph, panels, node) is not None:
+                found[panels] = packer
+        return found
+
+    def _halves_of(self, *products: Node) -> dict[Ref, Group]:
+        """The operands of the products of attention, if all are converted from one 16-bit dtype,
+        with who converts them."""
+        first, last = products
+        found: dict[Ref, Group] = {}
+        dtypes = set()
+        for ref, node in ((first.operands[0], None), *((p.operands[1], p) for p in products)):
+            source = ref if node is None else self._viewed(ref)
+            half, maker = self._halves(source), self.maker.get(ref)
+            if half is None or maker is None or maker.members != {ref.node, source.node}:
+                return {}
+            if node is not None and steps_of(self.graph, ref, node) is None:
+                return {}
+            dtypes.add(self.graph.type(half).dtype)
+            found[ref] = maker
+        return found if len(dtypes) == 1 else {}
+
     def _is_rows_of(self, middle: Group, anchor: Node) -> bool:
         """Whether a product's matrix is the dense result of row reductions along its depth."""
         product, type = anchor.primitive, self.graph.type(anchor.operands[0])
         assert isinstance(product, Contract)
         rank = type.rank
-        lead = (*product.batch, *product.rows)
-        if middle.row_axes != (rank - 1,) or lead != tuple(range(rank - 1)):
+        lead = [a for a in range(rank - 1) if type.shape[a].as_int() != 1]
+        axes = _longer(anchor, (*product.batch, *product.rows))
+        if middle.row_axes != (rank - 1,) or axes != lead:
             return False
         if middle.domain != type.shape or type.dtype.bits < 32:
             return False
-        sizes = tuple(anchor.type.shape[a] for a in lead)
         count = const(1)
         for a in product.rows:
             count = count * anchor.type.shape[a]
         places = [
             const(0) if anchor.type.shape[a].as_int() == 1 else sym(f"i{a}") for a in product.batch
         ]
-        base = flatten_index(places, sizes[: len(places)]) * count * product.depth
+        sizes = tuple(anchor.type.shape[a] for a in product.batch)
+        base = flatten_index(places, sizes) * count * product.depth
         same = self.graph.facts.prove_eq
         return (
-            sizes == type.shape[:-1]
+            [anchor.type.shape[a] for a in axes] == [type.shape[a] for a in lead]
             and same(type.shape[-1], product.depth)
             and same(product.row_stride, product.depth)
             and same(product.base, base)
@@ -184,8 +261,9 @@ class _Joiner:
         product = anchor.primitive
         assert isinstance(product, Contract)
         last = len(first.domain) - 1
-        ordered = (*product.batch, *product.rows) == tuple(range(last))
-        if not ordered or product.columns != (last,) or anchor.type.shape != first.domain:
+        axes = _longer(anchor, (*product.batch, *product.rows))
+        whole = _longer(anchor, range(last))
+        if axes != whole or product.columns != (last,) or anchor.type.shape != first.domain:
             return False
         reads = middle.accesses.get(first.roots[0].node, [])
         return bool(reads) and all(_along_row(a, first.domain) for a in reads)
@@ -359,6 +437,32 @@ class _Joiner:
         return self.graph.facts.prove_le(source * 2, total)
 
 
+def _longer(node: Node, axes: Sequence[int]) -> list[int]:
+    """The axes of a result that are not of size 1."""
+    return [a for a in axes if node.type.shape[a].as_int() != 1]
+
+
+def _rows_between(first: Group, middle: Group) -> Group:
+    """The row kernel between two products, with what the first product is of."""
+    return replace(
+        middle,
+        members=first.members | middle.members,
+        accesses={**first.accesses, **middle.accesses},
+        anchor=first.anchor,
+        placed={},
+    )
+
+
+def _is_narrow(first: Node, last: Node) -> bool:
+    """Whether registers and shared memory hold a query and a value of attention, in f32."""
+    scores, sums = first.primitive, last.primitive
+    assert isinstance(scores, Contract) and isinstance(sums, Contract)
+    columns = _count([last.type.shape[a] for a in sums.columns]).as_int()
+    sizes = (scores.depth.as_int(), columns)
+    narrow = all(n is not None and 0 < n <= WIDEST_HEAD for n in sizes)
+    return narrow and first.type.dtype == last.type.dtype == F32
+
+
 def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr] | None:
     """Where a view that packs panels finds its elements in its operand, over the view's own
     symbols of the batch: the first one, and the steps along the depth and along the columns;
@@ -406,72 +510,3 @@ def _count(shape: Sequence[Expr]) -> Expr:
     for size in shape:
         total = total * size
     return total
-
-
-def inverse(
-    view: View, shape: Sequence[Expr], source: Sequence[Expr], facts: Facts
-) -> tuple[Expr, ...] | None:
-    """Where each element of the source goes, if a view only reorders: result[at(d...)] = source[d].
-
-    The expressions, one per axis of the result, are over d0, d1... of the source's axes. A view
-    is inverted if it leaves no element out and every index is a symbol, a quotient or remainder
-    of one (an axis that was joined), or several symbols in row-major order (an axis that was
-    split). Both compositions are then proved to be identities; None if that fails.
-    """
-    if not facts.prove_eq(_count(shape), _count(source)):
-        return None
-    sizes = dict(zip(view.symbols, shape, strict=True))
-    at: dict[str, Expr] = {name: const(0) for name in view.symbols}
-    for axis, index in enumerate(view.indices):
-        here = sym(f"d{axis}")
-        parts = _parts(index, sizes)
-        if parts is None:
-            return None
-        names = [name for name, _ in parts]
-        if len(parts) == 1:
-            ((name, step),) = parts
-            at[name] = at[name] + here * step
-        else:
-            pieces = split_index(here, [sizes[n] for n in names], _ranged(facts, source))
-            at.update(zip(names, pieces, strict=True))
-    forward = _ranged(facts, source)
-    found = {name: forward.simplify(e) for name, e in at.items()}
-    for axis, index in enumerate(view.indices):
-        whole = const(0) if source[axis].as_int() == 1 else sym(f"d{axis}")
-        if not forward.prove_eq(index.substitute(found, forward), whole):
-            return None
-    back = facts.at_element(view.symbols, shape)
-    origin = {f"d{axis}": index for axis, index in enumerate(view.indices)}
-    for name, expr in found.items():
-        whole = const(0) if sizes[name].as_int() == 1 else sym(name)
-        if not back.prove_eq(expr.substitute(origin, back), whole):
-            return None
-    return tuple(found[name] for name in view.symbols)
-
-
-def _ranged(facts: Facts, shape: Sequence[Expr]) -> Facts:
-    return facts.at_element([f"d{a}" for a in range(len(shape))], shape)
-
-
-def _parts(index: Expr, sizes: dict[str, Expr]) -> list[tuple[str, Expr]] | None:
-    """The symbols of an index, outermost first, with the step of the axis within the symbol."""
-    if index == const(0):
-        return []
-    name = index.as_symbol()
-    if name is not None:
-        return [(name, const(1))]
-    used = [n for n in sizes if n in index.symbols()]
-    if len(used) > 1:
-        flat = flatten_index([sym(n) for n in used], [sizes[n] for n in used])
-        return [(n, const(1)) for n in used] if flat == index else None
-    if len(index.terms) != 1 or index.terms[0][1] != 1 or len(index.terms[0][0]) != 1:
-        return None
-    ((atom, power),) = index.terms[0][0]
-    if power != 1 or atom.kind not in ("//", "%"):
-        return None
-    inner, divisor = atom.args
-    if atom.kind == "//":
-        name = inner.as_symbol()
-        return None if name is None else [(name, divisor)]
-    below = _parts(inner, sizes)
-    return below if below is not None and len(below) == 1 else None

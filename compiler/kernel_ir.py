@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, TypeAlias
 
-from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod
 from stagefuse.dsl.dtypes import I64, DType
 
 
@@ -216,6 +216,63 @@ class TileProduct:
 
 
 @dataclass(frozen=True)
+class Operand:
+    """A matrix in a buffer: its element (i, j) lies at offset + i * along + j * across. Where it
+    is cut into panels of so many columns, j is the column in its panel, and the panels lie `step`
+    apart."""
+
+    buffer: str
+    offset: Expr
+    along: Expr
+    across: Expr
+    panel: int = 0
+    step: Expr = field(default_factory=lambda: const(0))
+
+    def place(self, i: Expr, j: Expr, facts: Facts | None = None) -> Expr:
+        """Where an element lies."""
+        start = self.offset + i * self.along
+        if not self.panel:
+            return start + j * self.across
+        inside = mod(j, self.panel, facts) * self.across
+        return start + floordiv(j, self.panel, facts) * self.step + inside
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Rows weighted by the exponentials of scores, none of which are stored (softmax).
+
+    raw(r, j) = sum over k of queries[r, k] * keys[k, j]
+    weight(r, j) = exp(score(r, j) - max over kept j of score(r, j)), 0 where not `keep`(r, j)
+    dst[r, c] = sum over j of weight(r, j) * values[j, c], totals[r] = sum over j of weight(r, j)
+
+    r < `rows` (at most `mr`), k < `depth`, c < `columns`, `lo` <= j < `hi`; if no j is kept, all
+    is 0. `score` (f32) and `keep` (bool) are values in which `row` and `key` are the indices r and
+    j, and `raw` is a bound f32. Values of keys that are not kept do not count, even if they are
+    infinite. If all scores of a row are -infinity, the total is NaN where `keep` is always true,
+    and else 0. `dst` is scratch in rows of `dst_row` elements, `totals` scratch, both
+    f32; the operands are f32, f16 or bf16. For GPUs only.
+    """
+
+    dst: str
+    dst_row: Expr
+    totals: str
+    queries: Operand
+    keys: Operand
+    values: Operand
+    rows: Expr
+    mr: int
+    lo: Expr
+    hi: Expr
+    depth: int
+    columns: int
+    row: str
+    key: str
+    raw: str
+    score: Value
+    keep: Value
+
+
+@dataclass(frozen=True)
 class SortRow:
     """Sorts `count` scratch elements of `keys` in place, stably, and `order` (i64) with them.
 
@@ -229,7 +286,9 @@ class SortRow:
     descending: bool
 
 
-Statement: TypeAlias = Let | Store | For | Fold | Alloc | If | TileProduct | SortRow
+Statement: TypeAlias = (
+    Let | Store | For | Fold | Alloc | If | TileProduct | Attend | SortRow
+)
 
 
 @dataclass(frozen=True)

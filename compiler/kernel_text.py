@@ -39,6 +39,7 @@ from .kernel_ir import (
     Load,
     Local,
     Op,
+    Operand,
     Statement,
     Value,
 )
@@ -385,6 +386,21 @@ def _read_loop(reader: Reader, env: object) -> tuple[str, Expr]:
     return name, reader.expr()
 
 
+def _write_operand(x: Operand, env: object) -> str:
+    panels = f", {x.panel}, {x.step}" if x.panel else ""
+    return f"{x.buffer}({x.offset}, {x.along}, {x.across}{panels})"
+
+
+def _read_operand(reader: Reader, env: object) -> Operand:
+    name = reader.name()
+    offset, along, across, *panels = reader.list_of(reader.expr, "(", ")")
+    if not panels:
+        return Operand(name, offset, along, across)
+    panel, step = panels
+    return Operand(name, offset, along, across, panel.as_int() or 0, step)
+
+
+CODECS[Operand] = Codec(_write_operand, _read_operand)
 CODECS[Value] = Codec(lambda v, env: env.text(v), lambda reader, env: env.value(reader))
 CODECS[tuple[tuple[str, Expr], ...]] = listed(
     Codec(lambda loop, env: f"{loop[0]} in {EXPR.write(loop[1], env)}", _read_loop), "(", ")"

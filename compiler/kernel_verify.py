@@ -30,6 +30,7 @@ from .errors import VerifyError
 from .graph_verify import REDUCTIONS
 from .kernel_ir import (
     Alloc,
+    Attend,
     Buffer,
     Checked,
     Const,
@@ -42,6 +43,7 @@ from .kernel_ir import (
     Load,
     Local,
     Op,
+    Operand,
     SortRow,
     Statement,
     Store,
@@ -377,6 +379,41 @@ def _panel_end(s: TileProduct) -> Expr:
     return (s.depth - 1) * s.panel_row + ((s.width or const(s.nr)) - 1) * s.panel_col
 
 
+def _attend(check: _Check, s: Attend, scope: _Scope) -> None:
+    operands = (s.queries, s.keys, s.values)
+    dtypes = {check.buffer(scope, x.buffer).dtype for x in operands}
+    made = [check.buffer(scope, name) for name in (s.dst, s.totals)]
+    if len(dtypes) != 1 or not dtypes <= {F32, F16, BF16} or {b.dtype for b in made} != {F32}:
+        check.fail(7, "attention is of f32, f16 or bf16 into f32")
+    if {b.mode for b in made} != {"scratch"}:
+        check.fail(5, "the results of attention are scratch")
+    exprs = [s.dst_row, s.rows, s.lo, s.hi]
+    for x in operands:
+        exprs += [x.offset, x.along, x.across, x.step]
+    for expr in exprs:
+        check.symbols(scope, expr)
+    if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check._text) is not None:
+        check.fail(7, f"{s.rows} rows may be more than {s.mr}")
+    inner = scope.inner()
+    for name, lo, hi in ((s.row, const(0), s.rows), (s.key, s.lo, s.hi)):
+        check.bind(inner, name)
+        inner.enter_loop(name, lo, hi)
+    check.bind(inner, s.raw)
+    inner.scalars[s.raw] = F32
+    check.typed(s.score, inner, F32, "a score")
+    check.typed(s.keep, inner, BOOL, "what keeps a score")
+    r, j = sym(s.row), sym(s.key)
+    ends: list[tuple[Operand, Expr, Expr]] = []
+    for last in (0, 1):
+        k, c = (s.depth - 1) * last, (s.columns - 1) * last
+        ends += [(s.queries, r, const(k)), (s.keys, const(k), j), (s.values, j, const(c))]
+    for x, a, b in ends:
+        buffer = scope.buffers[x.buffer]
+        check.inside(buffer.name, x.place(a, b, inner.facts), size_of(buffer.shape), inner, ())
+    for buffer, index in zip(made, (r * s.dst_row + s.columns - 1, r), strict=True):
+        check.inside(buffer.name, index, size_of(buffer.shape), inner, ())
+
+
 def _sort(check: _Check, s: SortRow, scope: _Scope) -> None:
     keys, order = check.buffer(scope, s.keys), check.buffer(scope, s.order)
     check.symbols(scope, as_expr(s.count))
@@ -399,6 +436,7 @@ RULES: dict[type, Rule] = {
     Alloc: _alloc,
     If: _if,
     TileProduct: _tile,
+    Attend: _attend,
     SortRow: _sort,
 }
 """What each statement must satisfy."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from stagefuse.compiler.kernel_ir import (
+    Attend,
     Fold,
     For,
     If,
@@ -43,6 +44,8 @@ def written_buffers(body: Sequence[Statement]) -> frozenset[str]:
             found.add(s.buffer)
         elif isinstance(s, TileProduct):
             found.add(s.dst)
+        elif isinstance(s, Attend):
+            found |= {s.dst, s.totals}
         elif isinstance(s, SortRow):
             found |= {s.keys, s.order}
     return frozenset(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import (
+    Attend,
     Fold,
     For,
     If,
@@ -56,6 +57,8 @@ class BarrierWriter(ValueWriter):
             if isinstance(x, TileProduct):
                 reads |= {x.a, x.panel}
                 writes.add(x.dst)
+            elif isinstance(x, Attend):
+                writes |= {x.dst, x.totals}
             elif isinstance(x, SortRow):
                 writes |= {x.keys, x.order}
             elif isinstance(x, Store):

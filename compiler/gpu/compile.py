@@ -26,6 +26,7 @@ from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, minimum
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Assembled, AssemblerMissing, Assembly, Usage, assemble
+from .attention import lower_attention
 from .chain import LONGEST, lower_chain
 from .columns import lower_rows
 from .contract import is_half, lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
@@ -33,13 +34,23 @@ from .emit import Entry, KernelWriter, module_text
 from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
 from .whole import lower_whole_parts, lower_whole_rest, whole
 
-JOINS = ("placed", "chained", "direct", "halved")
+JOINS = ("placed", "attended", "chained", "direct", "halved")
 TYPICAL_SIZE = 128
 SHORT_ROW = 1024
+ROOM = (".minnctapersm 1", ".maxnreg 200")
+"""What is said of kernels that spill, one after the other. Without a word on how many blocks are
+wanted, ptxas trades a few spills for another block; given all registers, it sometimes begins so
+many loads early that it spills again."""
 WGMMA = ("sm_90a",)
 """Arches with warpgroup instructions."""
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
-GPU_FORMS = {**FORMS, "contract": lower_contract, "row": lower_rows, "chain": lower_chain}
+GPU_FORMS = {
+    **FORMS,
+    "contract": lower_contract,
+    "row": lower_rows,
+    "chain": lower_chain,
+    "attention": lower_attention,
+}
 
 
 class SourceLowering(Lowering):
@@ -239,9 +250,10 @@ class GpuCompiler:
         made: dict[str, Assembled] = {}
         if self.assembly is not None:
             made = self.assembly.results()
-            roomy = [arch for arch in self.arches if self._give_room(arch, made[arch])]
-            texts.update(self._texts(roomy))
-            made.update(assemble(self._texts(roomy)))
+            for hint in ROOM:
+                roomy = [arch for arch in self.arches if self._give_room(arch, made[arch], hint)]
+                texts.update(self._texts(roomy))
+                made.update(assemble(self._texts(roomy)))
         pipelines = tuple(self._reported(p, made) for p in plan.pipelines)
         cubins = {arch: m.cubin for arch, m in made.items()}
         return replace(plan, pipelines=pipelines, ptx=texts, cubins=cubins)
@@ -252,15 +264,12 @@ class GpuCompiler:
             for arch in arches
         }
 
-    def _give_room(self, arch: str, made: Assembled) -> bool:
-        """Lets kernels that spill have as many registers as they want; whether there are any.
-
-        Without a word on how many blocks are wanted, ptxas trades a few spills for another block.
-        """
+    def _give_room(self, arch: str, made: Assembled, hint: str) -> bool:
+        """Says of kernels that spill how many registers they may have; whether there are any."""
         entries = self.modules[arch]
         spilled = [n for n in entries if made.usage[n].spill_stores or made.usage[n].spill_loads]
         for name in spilled:
-            entries[name] = entries[name].with_room()
+            entries[name] = entries[name].with_room(hint)
         return bool(spilled)
 
     def _reported(self, pipeline: PipelinePlan, made: Mapping[str, Assembled]) -> PipelinePlan:

@@ -45,10 +45,12 @@ class Entry:
     workspace: Expr | None
     tables: frozenset[str]
 
-    def with_room(self) -> Entry:
-        """The same with all the registers that a block alone on an SM can have."""
+    def with_room(self, hint: str) -> Entry:
+        """The same with a directive on its registers, instead of another."""
         head, body = self.text.split("{", 1)
-        return replace(self, text=f"{head.rstrip()} .minnctapersm 1\n{{{body}")
+        head, _, threads = head.rstrip().rpartition(".reqntid ")
+        sizes = ", ".join(threads.replace(",", "").split()[:3])
+        return replace(self, text=f"{head}.reqntid {sizes} {hint}\n{{{body}")
 
 
 class KernelWriter(WgmmaWriter):

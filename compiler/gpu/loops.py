@@ -15,6 +15,7 @@ from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import (
     Alloc,
+    Attend,
     Fold,
     For,
     If,
@@ -100,6 +101,8 @@ class LoopWriter(BarrierWriter):
             self.fold(s)
         elif isinstance(s, TileProduct):
             self.product(s)
+        elif isinstance(s, Attend):
+            self.attend(s)
         elif isinstance(s, SortRow):
             self.sort(s)
         elif not isinstance(s, Alloc):
@@ -109,6 +112,9 @@ class LoopWriter(BarrierWriter):
         raise NotImplementedError
 
     def product(self, s: TileProduct) -> None:
+        raise NotImplementedError
+
+    def attend(self, s: Attend) -> None:
         raise NotImplementedError
 
     def sort(self, s: SortRow) -> None:

@@ -10,6 +10,7 @@ from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import (
     Alloc,
+    Attend,
     Fold,
     For,
     If,
@@ -51,6 +52,9 @@ def accesses(body: tuple[Statement, ...], nest: Nest | None = None) -> Iterator[
     for s in body:
         if isinstance(s, TileProduct):
             yield from (Access(n, (), None, False) for n in (s.dst, s.a, s.panel))
+        elif isinstance(s, Attend):
+            names = (s.dst, s.totals, s.queries.buffer, s.keys.buffer, s.values.buffer)
+            yield from (Access(n, (), None, False) for n in names)
         elif isinstance(s, SortRow):
             yield from (Access(n, (), None, False) for n in (s.keys, s.order))
         elif isinstance(s, For) and is_warp_loop(s):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.kernel_ir import (
     Alloc,
+    Attend,
     Fold,
     For,
     Index,
@@ -133,6 +134,9 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     statements = list(walk(kernel.body))
     if any(isinstance(s, SortRow) for s in statements):
         return Team(BLOCK_LANES, 1)
+    attends = [s for s in statements if isinstance(s, Attend)]
+    if attends:
+        return Team(2 * attends[0].mr, 1)  # 16 rows a warp
     products = [s for s in statements if isinstance(s, TileProduct)]
     if products:
         return Team(PRODUCT_LANES * max(1, max(s.mr for s in products) // 64), 1)

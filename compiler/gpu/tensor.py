@@ -18,7 +18,7 @@ from stagefuse.compiler.kernel_ir import Alloc, For, TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from .copies import WARP_ROWS, Copies, Tile
-from .ir import Value
+from .ir import Code, Value
 from .sort import SortWriter
 from .teams import most_of
 
@@ -48,7 +48,7 @@ class TensorWriter(SortWriter):
             return
         code = self.code
         done = code.label("exact")
-        code.branch_if(self._any_odd(), done, holds=False)
+        code.branch_if(self.any_odd(self.sums), done, holds=False)
         with code.branch_scope(), self.scope():
             self.barrier()
             super().plain(s)
@@ -228,7 +228,7 @@ class TensorWriter(SortWriter):
             ]
             for m in range(2):
                 rows = a[m * len(steps) : (m + 1) * len(steps)]
-                self._add_product(sums[(m * across + n) * 4 :][:4], rows, b)
+                self.add_product(sums[(m * across + n) * 4 :][:4], rows, b)
 
     def _half_stage(
         self, tile: Tile, ring: Value, at: Value, sums: list[Value], across: int
@@ -250,19 +250,19 @@ class TensorWriter(SortWriter):
         kind = self.memory[tile.s.a].dtype.name
         for k in range(0, tile.depth, 16):
             a = [
-                self._matrices(left_at, (m * 16 * tile.left_pitch + k) * 2, 4, False)
+                self.matrices(left_at, (m * 16 * tile.left_pitch + k) * 2, 4, False)
                 for m in range(2)
             ]
             for n in range(0, across, 2):
                 count = min(across - n, 2)
                 offset = (n * 8 * apart + k * along) * 2
-                b = self._matrices(right_at, offset, 2 * count, not tile.is_deep)
+                b = self.matrices(right_at, offset, 2 * count, not tile.is_deep)
                 for j in range(count):
                     for m in range(2):
                         own = sums[(m * across + n + j) * 4 :][:4]
                         _mma(self, own, a[m], b[2 * j : 2 * j + 2], f"m16n8k16 {kind}")
 
-    def _matrices(self, at: Value, offset: int, count: int, transposed: bool) -> list[Value]:
+    def matrices(self, at: Value, offset: int, count: int, transposed: bool) -> list[Value]:
         """So many 8 x 8 matrices of 16-bit elements from shared memory, a register each."""
         found = [self.code.fresh("i32") for _ in range(count)]
         listed = ", ".join(v.text for v in found)
@@ -273,7 +273,7 @@ class TensorWriter(SortWriter):
         )
         return found
 
-    def _add_product(
+    def add_product(
         self, sums: list[Value], rows: list[list[_Parts]], columns: list[list[_Parts]]
     ) -> None:
         """A fragment's products over a few steps, summed by themselves and then added."""
@@ -299,16 +299,10 @@ class TensorWriter(SortWriter):
         return [(memory.start + self.index(p, "i32") * 4 + depth, 0) for p in places]
 
     def _split(self, at: Value, offset: int) -> tuple[Value, Value]:
-        """An f32 of shared memory as two tf32 values: rounded, and what rounding lost."""
-        code = self.code
-        value = code.fresh("float")
-        code.write("ld.shared.f32", value, f"[{at.text}+{offset}]")
-        high, low = code.fresh("i32"), code.fresh("i32")
-        rest = code.fresh("float")
-        code.write("cvt.rna.tf32.f32", high, value)
-        code.write("sub.rn.f32", rest, value, high.as_float("float"))
-        code.write("cvt.rna.tf32.f32", low, rest)
-        return high, low
+        """An f32 of shared memory as two tf32 values."""
+        value = self.code.fresh("float")
+        self.code.write("ld.shared.f32", value, f"[{at.text}+{offset}]")
+        return tf32_parts(self.code, value)
 
     def _store_tile(self, tile: Tile, base: Expr, sums: list[Value], across: int) -> None:
         memory = self.memory[tile.s.dst]
@@ -322,11 +316,11 @@ class TensorWriter(SortWriter):
                     pair = sums[(m * across + n) * 4 + half * 2 :][:2]
                     self.write(memory, self.address(memory, (place, None)), pair)
 
-    def _any_odd(self) -> Value:
+    def any_odd(self, sums: list[Value]) -> Value:
         """Whether the block has a sum that is infinite or NaN."""
         code = self.code
         total: Value | None = None
-        for value in self.sums:
+        for value in sums:
             nothing = code.emit("mul.rn.f32", "float", value, code.const(0.0, "float"))
             total = nothing if total is None else code.emit("add.rn.f32", "float", total, nothing)
         assert total is not None
@@ -335,6 +329,19 @@ class TensorWriter(SortWriter):
         code.line(f"bar.red.or.pred {found.text}, 0, {odd.text};")
         self.unread, self.unwritten = set(), set()
         return found
+
+
+def tf32_parts(code: Code, value: Value) -> _Parts:
+    """An f32 as two tf32 values: rounded to nearest, and what rounding lost, cut off.
+
+    `cvt.rna.tf32` would say so too, but ptxas makes five instructions of it. It differs in NaN
+    alone, which may lose itself in the first and stays in the second.
+    """
+    keep = code.const(-1 << 13, "i32")
+    half = code.pure("add.s32", "i32", value.bits(), code.const(1 << 12, "i32"))
+    high = code.pure("and.b32", "i32", half, keep)
+    rest = code.pure("sub.rn.f32", "float", value, high.as_float("float"))
+    return high, code.pure("and.b32", "i32", rest.bits(), keep)
 
 
 def _mma(

@@ -11,9 +11,9 @@ from __future__ import annotations
 from stagefuse.compiler.kernel_ir import For
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
+from .attend import AttendWriter
 from .copies import Copies, Copy, Tile
 from .ir import Value
-from .tensor import TensorWriter
 
 STAGES = 4
 DEPTH = 64  # of a stage: rows of 128 bytes
@@ -94,7 +94,7 @@ class SwizzledCopies(Copies):
         return Copy(source, target, w.index(k, "i32"), valid, step, 16, deep)
 
 
-class WgmmaWriter(TensorWriter):
+class WgmmaWriter(AttendWriter):
     """The body of a kernel, as far as its products by warpgroups go."""
 
     has_wgmma = False

@@ -9,6 +9,7 @@ from stagefuse.dsl.dtypes import BOOL, I64, DType
 
 from ..kernel_ir import (
     Alloc,
+    Attend,
     Checked,
     Const,
     Fold,
@@ -158,6 +159,12 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
             }  # fmt: skip
             others = (s.width, s.panel_row, s.panel_col, s.panel_place)
             found |= {e for e in others if e is not None}
+        elif isinstance(s, Attend):
+            found |= {s.dst_row, s.rows, s.lo, s.hi}
+            for x in (s.queries, s.keys, s.values):
+                found |= {x.offset, x.along, x.across, x.step}
+            value(s.score)
+            value(s.keep)
         elif isinstance(s, SortRow):
             found.add(as_expr(s.count))
     return found
@@ -174,4 +181,6 @@ def bound_names(body: Sequence[Statement]) -> set[str]:
             found |= {n for n, _ in s.loops}
         elif isinstance(s, TileProduct) and s.panel_place is not None:
             found.add("k")
+        elif isinstance(s, Attend):
+            found |= {s.row, s.key}
     return found

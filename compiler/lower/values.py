@@ -12,7 +12,6 @@ from stagefuse.dsl.dtypes import BOOL, I64
 from ..fuse import Group, flops
 from ..graph import (
     Concat,
-    Contract,
     Gather,
     Graph,
     Indirect,
@@ -52,6 +51,7 @@ class Lowering(Blocks):
         super().__init__(graph, group, sites, schedule)
         self.staged = self.choose_staged()
         self.made: dict[tuple[Ref, tuple[Value, ...], tuple[Value, ...]], Value] | None = None
+        self.keeps_f32 = False  # 16- and 8-bit values are not rounded inside the kernel
 
     def store(self, at: Sequence[Expr]) -> None:
         """Stores every root at a position of the domain."""
@@ -83,7 +83,8 @@ class Lowering(Blocks):
     ) -> Iterator[None]:
         """Inside, values are those of another kernel that is part of this one.
 
-        `products` says where the results of its matrix products lie.
+        `products` says where the results of its matrix products lie, and whatever else a
+        statement makes.
         """
         before = self.group, self.products, self.staged
         self.group, self.products = group, dict(products)
@@ -143,6 +144,8 @@ class Lowering(Blocks):
                 self.made = None
 
     def _make(self, ref: Ref, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
+        if ref in self.products:
+            return self.products[ref](at)
         node = self.graph.nodes[ref.node]
         type = node.types[ref.result]
         if self.group.kind in ("scan", "sort", "scatter") and ref in self.group.roots:
@@ -168,8 +171,6 @@ class Lowering(Blocks):
             return Checked(value, primitive.extent, site, False, primitive.length)
         if isinstance(primitive, Concat):
             return self.concat(node, at, guard)
-        if isinstance(primitive, Contract):
-            return self.products[ref](at)
         if isinstance(primitive, Reduce):
             return self.reduce(ref, at)
         raise AssertionError(f"{primitive} has no value inside a kernel")
@@ -185,7 +186,8 @@ class Lowering(Blocks):
         if primitive.fn != "cast":
             return Op(primitive.fn, args, dtype.compute)
         value = as_dtype(args[0], dtype.compute)
-        if dtype.is_small_float and self.graph.type(node.operands[0]).dtype != dtype:
+        rounds = dtype.is_small_float and not self.keeps_f32
+        if rounds and self.graph.type(node.operands[0]).dtype != dtype:
             return Op("round_to", (value,), dtype.compute, dtype)
         return value
 

@@ -1,0 +1,153 @@
+"""Finds softmax between two products, whatever it was written as: the structure of attention.
+
+Weights of keys are exp(s - max s), where something says that they are kept, times what follows
+from their sum. With them the rows of scores need not be stored: partial sums are corrected when a
+greater score comes (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .graph import Contract, Gather, Graph, Map, Position, Reduce, Ref, Scalar, View
+
+CHEAP_FLOPS = 16
+"""Arithmetic of an element of a mask that is computed where it is read."""
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Values of a graph over rows: a weight is exp(`score` - max of it), 0 where `keep` does not
+    hold; `total` is their sum; the result is the weight `by` (div or mul) `norm`, which depends on
+    the total alone."""
+
+    score: Ref
+    keep: Ref | None
+    total: Ref
+    norm: Ref
+    by: str
+
+
+def find_softmax(graph: Graph, root: Ref, scores: Ref, members: set[int]) -> Softmax | None:
+    """The structure of a row kernel's only result, if it is a softmax of something of `scores`."""
+    root = plain(graph, root)
+    node = graph.nodes[root.node]
+    if not isinstance(node.primitive, Map) or node.primitive.fn not in ("div", "mul"):
+        return None
+    pairs = [node.operands] if node.primitive.fn == "div" else [node.operands, node.operands[::-1]]
+    for first, norm in pairs:
+        weight = plain(graph, first)
+        total = _sum_under(graph, norm, members)
+        if total is None or plain(graph, graph.nodes[total.node].operands[0]) != weight:
+            continue
+        found = _weight(graph, weight)
+        if found is None:
+            continue
+        score, keep = found
+        parts = [score] if keep is None else [score, keep]
+        if any(_reduces(graph, ref, members) for ref in parts):
+            continue
+        if keep is not None and not _reads(graph, score, scores, members):
+            continue
+        return Softmax(score, keep, total, norm, node.primitive.fn)
+    return None
+
+
+def plain(graph: Graph, ref: Ref) -> Ref:
+    """A value before conversions between floats, which a fused kernel need not make."""
+    node = graph.nodes[ref.node]
+    while node.primitive == Map("cast") and node.type.dtype.is_float:
+        (source,) = node.operands
+        if not graph.type(source).dtype.is_float:
+            break
+        ref, node = source, graph.nodes[source.node]
+    return ref
+
+
+def _weight(graph: Graph, weight: Ref) -> tuple[Ref, Ref | None] | None:
+    """The scores of exp(scores - their maximum), and where that is kept."""
+    keep: Ref | None = None
+    node = graph.nodes[weight.node]
+    if node.primitive == Map("select"):
+        keep, kept, other = node.operands
+        if _number(graph, other) != 0:
+            return None
+        node = graph.nodes[plain(graph, kept).node]
+    if node.primitive != Map("exp"):
+        return None
+    shifted = graph.nodes[plain(graph, node.operands[0]).node]
+    if shifted.primitive != Map("sub"):
+        return None
+    score = plain(graph, shifted.operands[0])
+    most = _viewed(graph, shifted.operands[1])
+    found = graph.nodes[most.node].primitive
+    last = (graph.type(score).rank - 1,)
+    if not isinstance(found, Reduce) or found.kind != "max" or found.axes != last:
+        return None
+    if plain(graph, graph.nodes[most.node].operands[0]) != score:
+        return None
+    return score, keep
+
+
+def _viewed(graph: Graph, ref: Ref) -> Ref:
+    """What a value repeats or converts."""
+    node = graph.nodes[ref.node]
+    while isinstance(node.primitive, View) and not node.primitive.guard:
+        ref = plain(graph, node.operands[0])
+        node = graph.nodes[ref.node]
+    return ref
+
+
+def _number(graph: Graph, ref: Ref) -> float | None:
+    primitive = graph.nodes[_viewed(graph, ref).node].primitive
+    return float(primitive.value) if isinstance(primitive, Scalar) else None
+
+
+def _under(graph: Graph, ref: Ref, members: set[int]) -> list[int]:
+    """The members that a value is made of, as far as the first reductions and products."""
+    found: list[int] = []
+    pending, seen = [ref.node], {ref.node}
+    while pending:
+        number = pending.pop()
+        found.append(number)
+        node = graph.nodes[number]
+        if number not in members or isinstance(node.primitive, Reduce | Contract):
+            continue
+        fresh = [r.node for r in node.operands if r.node not in seen]
+        seen.update(fresh)
+        pending += fresh
+    return found
+
+
+def _sum_under(graph: Graph, norm: Ref, members: set[int]) -> Ref | None:
+    """The only reduction that a value depends on, if it is a sum along the rows."""
+    inside = _under(graph, norm, members)
+    sums = [n for n in inside if isinstance(graph.nodes[n].primitive, Reduce)]
+    others = [n for n in inside if n not in members or _is_product(graph, n)]
+    if len(sums) != 1 or others:
+        return None
+    node = graph.nodes[sums[0]]
+    assert isinstance(node.primitive, Reduce)
+    last = graph.type(node.operands[0]).rank - 1
+    return Ref(sums[0]) if node.primitive.kind == "sum" and node.primitive.axes == (last,) else None
+
+
+def _is_product(graph: Graph, number: int) -> bool:
+    return isinstance(graph.nodes[number].primitive, Contract)
+
+
+def _reduces(graph: Graph, ref: Ref, members: set[int]) -> bool:
+    inside = _under(graph, ref, members)
+    return any(n in members and isinstance(graph.nodes[n].primitive, Reduce) for n in inside)
+
+
+def _reads(graph: Graph, ref: Ref, scores: Ref, members: set[int]) -> bool:
+    return scores.node in _under(graph, ref, members)
+
+
+def is_cheap(graph: Graph, numbers: set[int], flops: int) -> bool:
+    """Whether nodes are maps of so little arithmetic that a mask is computed where it is read."""
+    kinds = (Map, View, Position, Scalar, Gather)
+    return flops <= CHEAP_FLOPS and all(
+        isinstance(graph.nodes[n].primitive, kinds) for n in numbers
+    )
