@@ -251,6 +251,10 @@ class Code:
     def fma(self, a: Value, b: Operand, c: Operand) -> Value:
         return self.intrinsic("fma", a, self.operand(b, a.type), self.operand(c, a.type))
 
+    def own_exp(self, x: Value) -> Value | None:
+        """e^x by an instruction of the target, if it has one that is exact enough."""
+        return None
+
     def polynomial(self, x: Value, coefficients: Sequence[float]) -> Value:
         """Horner's rule; the lowest coefficient comes first."""
         total = self.const(coefficients[-1], x.type)

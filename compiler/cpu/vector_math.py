@@ -218,6 +218,9 @@ def reduce_ln2(c: Code, x: Value) -> tuple[Value, Value]:
 
 def exp(c: Code, x: Value, low: Value | None = None) -> Value:
     """e^x; of x + low if a low part is given."""
+    own = c.own_exp(x) if low is None else None
+    if own is not None:
+        return own
     # far below where the result vanishes, since a result that almost does takes an assist
     limits = (-1000.0, 89.0) if x.type == "float" else (-2000.0, 710.0)
     r, k = reduce_ln2(c, clamp(c, x, *limits))

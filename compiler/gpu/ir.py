@@ -501,6 +501,12 @@ class Code:
     def fma(self, a: Value, b: Operand, c: Operand) -> Value:
         return self.intrinsic("fma", a, self.operand(b, a.type), self.operand(c, a.type))
 
+    def own_exp(self, x: Value) -> Value | None:
+        """e^x of an f32, within 2 ulp."""
+        from .exponent import exp_f32
+
+        return exp_f32(self, x) if x.type == "float" else None
+
     def polynomial(self, x: Value, coefficients: Sequence[float]) -> Value:
         """Horner's rule; the lowest coefficient comes first."""
         total = self.const(coefficients[-1], x.type)
