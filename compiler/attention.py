@@ -9,8 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .graph import Contract, Gather, Graph, Map, Position, Reduce, Ref, Scalar, View
+from stagefuse.dsl.dtypes import F32
 
+from .buffers import size_of
+from .graph import Contract, Gather, Graph, Map, Node, Position, Reduce, Ref, Scalar, View
+
+WIDEST_HEAD = 256
+"""Elements of a query, and of a value, in attention."""
 CHEAP_FLOPS = 16
 """Arithmetic of an element of a mask that is computed where it is read."""
 
@@ -151,3 +156,13 @@ def is_cheap(graph: Graph, numbers: set[int], flops: int) -> bool:
     return flops <= CHEAP_FLOPS and all(
         isinstance(graph.nodes[n].primitive, kinds) for n in numbers
     )
+
+
+def is_narrow(first: Node, last: Node) -> bool:
+    """Whether registers and shared memory hold a query and a value of attention, in f32."""
+    scores, sums = first.primitive, last.primitive
+    assert isinstance(scores, Contract) and isinstance(sums, Contract)
+    columns = size_of([last.type.shape[a] for a in sums.columns]).as_int()
+    sizes = (scores.depth.as_int(), columns)
+    narrow = all(n is not None and 0 < n <= WIDEST_HEAD for n in sizes)
+    return narrow and first.type.dtype == last.type.dtype == F32

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
-from stagefuse.dsl.dtypes import BF16, F16, F32
+from stagefuse.dsl.dtypes import BF16, F16
 
-from .attention import find_softmax, is_cheap
+from .attention import find_softmax, is_cheap, is_narrow
 from .fuse import Access, Decision, Group, Partition, flops
 from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index
 from .inverse import inverse
@@ -34,9 +34,6 @@ PACKED_BYTES = 1 << 20
 FEW_ROWS = 1024
 THIN = 36
 """Rows of a product that read the other matrix faster in place than packed: one tile."""
-
-WIDEST_HEAD = 256
-"""Elements of a query, and of a value, in attention."""
 
 
 def join(
@@ -164,7 +161,7 @@ class _Joiner:
         (root,), (scores,) = middle.roots, first.roots
         softmax = find_softmax(self.graph, root, scores, middle.members)
         nodes = [self.graph.nodes[g.anchor or 0] for g in (first, last)]
-        if softmax is None or not _is_narrow(*nodes):
+        if softmax is None or not is_narrow(*nodes):
             return
         masks = [g for g in self.groups if self._is_mask(g, middle)]
         packs = self._halves_of(*nodes) or self._lying(*nodes)
@@ -451,16 +448,6 @@ def _rows_between(first: Group, middle: Group) -> Group:
         anchor=first.anchor,
         placed={},
     )
-
-
-def _is_narrow(first: Node, last: Node) -> bool:
-    """Whether registers and shared memory hold a query and a value of attention, in f32."""
-    scores, sums = first.primitive, last.primitive
-    assert isinstance(scores, Contract) and isinstance(sums, Contract)
-    columns = _count([last.type.shape[a] for a in sums.columns]).as_int()
-    sizes = (scores.depth.as_int(), columns)
-    narrow = all(n is not None and 0 < n <= WIDEST_HEAD for n in sizes)
-    return narrow and first.type.dtype == last.type.dtype == F32
 
 
 def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr] | None:
