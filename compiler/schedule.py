@@ -35,7 +35,7 @@ class Schedule:
     packed_tiles: int = 8
     deep_tiles: int = 16
     panel_group: int = 1
-    depth_block: int = 2048
+    depth_block: int = 512
     stage_flops: int = 8
     step_flops: int = 16384
     turn_flops: int = 262144
