@@ -15,10 +15,10 @@ def per_channel(text: str, rank: int) -> str:
 
 
 @op("BatchNormalization", unread=["spatial", "momentum", "is_test"])
-def _batch_norm(n: Node) -> str:
-    """With the statistics of the model; training is refused."""
+def _batch_norm(n: Node) -> Written:
+    """With the statistics of the model; in training with those of the batch."""
     if n.attr("training_mode", 0):
-        raise Refused("batch normalization in training", attribute="training_mode")
+        return _trained(n)
     rank, eps = n.val(0).rank, n.attr("epsilon", 1e-5)
     gamma, beta, mean, var = (n.bound(n.val(k), "c") for k in range(1, 5))
     dtype, wide = n.val(0).dtype, n.val(4).dtype
@@ -29,6 +29,23 @@ def _batch_norm(n: Node) -> str:
     x = n.x(0) if dtype == wide else f"{wide}({n.x(0)})"
     text = f"{x} * {per_channel(scale, rank)} + {per_channel(shift, rank)}"
     return text if dtype == wide else f"{dtype}({text})"
+
+
+def _trained(n: Node) -> Written:
+    """By the batch's own mean and variance, with which the model's are mixed."""
+    rank, wide = n.val(0).rank, n.val(3).dtype
+    axes = ", ".join(str(k) for k in range(rank) if k != 1)
+    x = n.let("x", f"{wide}({n.x(0)})").text
+    gamma, beta, mean, var = (n.bound(n.val(k), "c") for k in range(1, 5))
+    found = n.let("mean_of_batch", f"mean({x}, axis=({axes},))").text
+    spread = n.let("variance_of_batch", f"var({x}, axis=({axes},))").text
+    scale = n.let("scale", f"{wide}({gamma}) * rsqrt({spread} + {n.attr('epsilon', 1e-5)!r})").text
+    y = (f"({x} - {per_channel(found, rank)}) * {per_channel(scale, rank)}"
+         f" + {per_channel(f'{wide}({beta})', rank)}")  # fmt: skip
+    keep = n.attr("momentum", 0.9)
+    mixed = ((mean, found), (var, spread))
+    kept = [f"{old} * {keep!r} + {new} * {1 - keep!r}" for old, new in mixed]
+    return [f"{n.val(0).dtype}({y})", *kept]
 
 
 def standardized(n: Node, x: str, axes: tuple[int, ...], eps: float) -> str:
