@@ -169,3 +169,20 @@ def test_names_cannot_break_out_of_the_source() -> None:
     ones = np.ones(2, np.float32)
     y, _ = pipe(**{found.inputs["x"]: ones, found.inputs[evil + "z"]: ones})
     np.testing.assert_array_equal(y, [1, 2])
+
+
+@pytest.mark.parametrize("kind", ["INT4", "UINT2", "FLOAT4E2M1", "FLOAT8E4M3FNUZ"])
+def test_packed_elements_take_as_many_bytes_as_they_need(kind: str) -> None:
+    number = TensorProto.DataType.Value(kind)
+    for size in (0, 1, 9):
+        tensor = TensorProto(name="q", data_type=number, dims=[7], raw_data=bytes(size))
+        made = models.model(
+            [node("Cast", ["q"], ["w"], to=F32), node("Add", ["x", "w"], ["y"])],
+            {"x": (F32, [7])}, ["y"], opset=25,
+        )  # fmt: skip
+        made.graph.initializer.append(tensor)
+        with pytest.raises(OnnxError, match="bytes of data"):
+            import_model(made)
+    made.graph.initializer[0].dims[0] = 1 << 50
+    with pytest.raises(OnnxError, match="impossible shape"):
+        import_model(made)

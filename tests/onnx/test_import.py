@@ -147,3 +147,21 @@ def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "this is no ONNX model" in done.stderr
     assert "bad.onnx" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["INT4", "UINT4", "INT2", "UINT2"])
+def test_packed_weights_are_held_in_bytes(kind: str, rng: np.random.Generator) -> None:
+    number = onnx.TensorProto.DataType.Value(kind)
+    element = onnx.helper.tensor_dtype_to_np_dtype(number)
+    low = -(1 << (int(kind[-1]) - 1)) if kind[0] == "I" else 0
+    values = rng.integers(low, low + (1 << int(kind[-1])), (3, 5))
+    made = models.model(
+        [node("DequantizeLinear", ["q", "scale"], ["w"]), node("MatMul", ["x", "w"], ["y"])],
+        {"x": (F32, ["B", 3])}, ["y"], {"scale": np.array(0.5, np.float32)}, opset=25,
+    )  # fmt: skip
+    made.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(element), "q"))
+    found = import_model(made)
+    assert found.arrays["q"].dtype == (np.int8 if kind[0] == "I" else np.uint8)
+    x = rng.standard_normal((4, 3)).astype(np.float32)
+    y = sf.compile(found.text, weights={"w": found.arrays})(x=x)
+    np.testing.assert_allclose(y, x @ (0.5 * values), rtol=1e-5, atol=1e-5)
