@@ -72,6 +72,7 @@ class Layout:
 
     def reshaped(self, x: Tensor, shape: Sequence[Expr]) -> Tensor:
         """The same elements in order under another shape; sizes that vary are left to -1 or 0."""
+        x = self.model.reshaped.get(x.name, x)
         if x.shape == tuple(shape):
             return x
         facts, given = self.sizes.facts, [d.as_int() for d in shape]
@@ -86,4 +87,6 @@ class Layout:
         else:
             target = self.sizes.vector(shape)
         zero = {"allowzero": 1} if target.known is None or 0 in given else {}
-        return self.model.node("Reshape", [x, target], x.dtype, shape, **zero)
+        found = self.model.node("Reshape", [x, target], x.dtype, shape, **zero)
+        self.model.reshaped[found.name] = x
+        return found

@@ -65,6 +65,7 @@ class Model:
         self.constants: dict[str, Array] = {}
         self.elements: dict[str, int] = {}
         self.values: dict[str, Tensor] = {}
+        self.reshaped: dict[str, Tensor] = {}  # by a reshape's result, what it is of
         self.path, self.result = "", ""
         self._taken: set[str] = set()
         self._made: dict[Any, tuple[Tensor, ...]] = {}
@@ -161,6 +162,8 @@ class Model:
 
     def renamed(self, old: Tensor, new: Tensor) -> None:
         """Equal nodes give the renamed tensor from now on."""
+        if old.name in self.reshaped:
+            self.reshaped[new.name] = self.reshaped.pop(old.name)
         for key, made in self._made.items():
             if old in made:
                 self._made[key] = tuple(new if t == old else t for t in made)

@@ -61,7 +61,7 @@ class Views:
             const(0) if stored.as_int() == 1 else index
             for stored, index in zip(x.shape, access.indices[lead:], strict=True)
         ]
-        if self._is_reshape(access, facts):
+        if self.is_reshape(access):
             if not self._is_plain(indices, access):
                 return self.layout.reshaped(self.layout.whole(x, access.own), access.shape)
         return self._accessed(x, indices, access, facts)
@@ -72,7 +72,9 @@ class Views:
         plain = all(t in access.symbols for t in texts) and len(set(texts)) == len(texts)
         return plain and all(isinstance(i, Expr) for i in indices)
 
-    def _is_reshape(self, access: Access, facts: Facts) -> bool:
+    def is_reshape(self, access: Access) -> bool:
+        """Whether an access keeps all elements in their order."""
+        facts = self.sizes.facts.at_element(access.symbols, access.shape)
         if any(isinstance(i, Lookup) for i in access.indices):
             return False
         at = [const(0) if d.as_int() == 1 else sym(n)

@@ -13,6 +13,7 @@ from stagefuse.dsl.dtypes import F16, F32
 from .forms import Context, Form, Traced, one
 from .layout import Labels
 from .model import Tensor
+from .views import Access
 
 
 def axes_of(c: Context, found: Traced, shape: Sequence[Expr]) -> Labels | None:
@@ -65,18 +66,18 @@ def _window(
 
 
 def _windows(
-    c: Context, x: Traced, axes: Sequence[int], shape: Sequence[Expr]
+    c: Context, x: Traced, axes: Sequence[int], shape: Sequence[Expr], lead: int = 2
 ) -> list[_Window] | None:
-    """The windows of the axes from the third; the result has a batch and channels before."""
+    """The windows of the axes after the first `lead`, a batch and channels."""
     out = [n for n in range(len(shape)) if n not in axes]
     own = c.shape(x.root)
-    if len(own) < 3 or len(out) != len(own):
+    if len(own) <= lead or len(out) != len(own):
         return None
     if x.indices[0] != (const(0) if shape[out[0]].as_int() == 1 else sym(x.symbols[out[0]])):
         return None
     found = [
         _window(c, index, extent, place, x, axes, shape)
-        for index, extent, place in zip(x.indices[2:], own[2:], out[2:], strict=True)
+        for index, extent, place in zip(x.indices[lead:], own[lead:], out[lead:], strict=True)
     ]
     return [w for w in found if w is not None] if None not in found else None
 
@@ -107,7 +108,7 @@ def _source(c: Context, ref: Ref, fill: float) -> tuple[Ref, list[int]]:
 
 def convolution(c: Context, node: Node, a: Traced, b: Traced, axes: tuple[int, ...]) -> Form | None:
     for x, w in ((a, b), (b, a)):
-        found = _as_conv(c, node, x, w, axes)
+        found = _as_conv(c, node, x, w, axes) or _in_groups(c, node, x, w, axes)
         if found is not None:
             return found
     return None
@@ -140,6 +141,60 @@ def _as_conv(c: Context, node: Node, x: Traced, w: Traced, axes: tuple[int, ...]
         )  # fmt: skip
 
     return one([source, w.root], write)
+
+
+def _in_groups(
+    c: Context, node: Node, x: Traced, w: Traced, axes: tuple[int, ...]
+) -> Form | None:
+    """y[b, g, o, t] = sum[c, k] x[b, g, c, t*stride + k*dilation] * w[g, o, c, k]."""
+    shape = c.shape(node.operands[0])
+    labels, windows = axes_of(c, w, shape), _windows(c, x, axes, shape, 3)
+    if labels is None or windows is None or len(labels) != len(windows) + 3:
+        return None
+    kinds = {c.graph.type(ref).dtype for ref in (x.root, w.root)}
+    if not node.type.dtype.is_float or kinds != {node.type.dtype}:
+        return None
+    out = [n for n in range(len(shape)) if n not in axes]
+    own, kernel = c.shape(x.root), c.shape(w.root)
+    groups = own[1].as_int()
+    named = [None if n is None else x.symbols[n] for n in labels]
+    read = [str(e) if e.terms else None for e in x.indices[1:3]]
+    if groups is None or read != [named[0], named[2]] or labels[0] not in (out[1], None):
+        return None
+    if labels[1] not in (out[2], None) or labels[3:] != [v.axis for v in windows]:
+        return None
+    if {n for n in labels[2:] if n is not None} != {n for n in axes if shape[n].as_int() != 1}:
+        return None
+    merged, made = (own[0], own[1] * own[2], *own[3:]), (node.type.shape)
+    source, pads = _source(c, _unsplit(c, x.root, merged), 0.0)
+    results = (made[0], made[1] * made[2], *made[3:])
+    weights = (kernel[0] * kernel[1], *kernel[2:])
+
+    def write(image: Tensor, weight: Tensor) -> Tensor:
+        image = c.layout.whole(image, c.shape(source))
+        image = image if source != x.root else c.layout.reshaped(image, merged)
+        weight = c.layout.reshaped(c.layout.whole(weight, kernel), weights)
+        found = c.model.node(
+            "Conv", [image, weight], image.dtype, results, group=groups, pads=pads,
+            kernel_shape=[v.kernel for v in windows], strides=[v.stride for v in windows],
+            dilations=[v.dilation for v in windows],
+        )  # fmt: skip
+        return c.layout.reshaped(found, made)
+
+    return one([source, w.root], write)
+
+
+def _unsplit(c: Context, ref: Ref, shape: tuple[Expr, ...]) -> Ref:
+    """What a reshape to groups of channels is of, if it has that shape; else the value itself."""
+    node = c.node(ref)
+    if not isinstance(node.primitive, View) or node.primitive.guard:
+        return ref
+    below = node.operands[0]
+    access = Access(
+        c.shape(below), node.primitive.symbols, node.type.shape, node.primitive.indices
+    )
+    is_split = c.shape(below) == shape and c.views.is_reshape(access)
+    return below if is_split else ref
 
 
 def _groups(
