@@ -1,7 +1,8 @@
 """Weights files: the tensors' names, dtypes and shapes, and arrays mapped from the file on demand.
 
-Reads `.safetensors` (with a bounded header parser of our own: the file may be hostile) and NumPy's
-`.npz`. Only headers are read when a file is opened; tensor bytes are mapped when asked for.
+Reads `.safetensors` (with a bounded header parser of our own: the file may be hostile), NumPy's
+`.npz` and `.gguf`. Only headers are read when a file is opened; tensor bytes are mapped when asked
+for.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import IO, Any
 
 from . import dtypes
 from .dtypes import DType
+from .gguf import read_gguf
 from .numpy_later import np
+from .tensor_header import TensorHeader, checked_size
 
 MAX_HEADER_BYTES = 100_000_000
 """The largest header that is accepted. Source: the safetensors format, `MAX_HEADER_SIZE`."""
-MAX_RANK = 64
-MAX_BYTES = 1 << 62
 _NPY_HEADER_BYTES = 1 << 16
 
 _SAFETENSORS = {d.stored: d for d in dtypes.DTYPES.values()}
@@ -35,20 +36,6 @@ _NUMPY = {
 
 class WeightsError(Exception):
     """A weights file that cannot be read: missing, damaged, or of a kind that is not known."""
-
-
-@dataclass(frozen=True)
-class TensorHeader:
-    """One tensor of a file: what it is and, unless compressed, where its bytes lie."""
-
-    key: str
-    dtype: DType | None
-    stored_dtype: str
-    shape: tuple[int, ...]
-    offset: int | None
-    size_bytes: int
-    fortran: bool = False
-    big_endian: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,10 +64,22 @@ class WeightsFile:
             dtype = dtype.newbyteorder(">")
         if header.size_bytes == 0:
             return np.zeros(header.shape, header.dtype.numpy)
+        if header.block is not None:
+            return self._native(self._blocks(header), header)
         raw = np.memmap(self.path, np.uint8, "r", header.offset, (header.size_bytes,))
         order: Any = "F" if header.fortran else "C"
         array = np.asarray(raw).view(dtype).reshape(header.shape, order=order)
         return self._native(array, header)
+
+    def _blocks(self, header: TensorHeader) -> np.ndarray[Any, Any]:
+        """A part of each block, gathered."""
+        assert header.offset is not None and header.dtype is not None and header.block is not None
+        stride, own = header.block
+        count = header.size_bytes // own
+        span = (count - 1) * stride + own
+        raw = np.memmap(self.path, np.uint8, "r", header.offset, (span,))
+        rows = np.lib.stride_tricks.as_strided(raw, (count, own), (stride, 1))
+        return np.ascontiguousarray(rows).view(header.dtype.numpy).reshape(header.shape)
 
     def _read_compressed(self, header: TensorHeader) -> np.ndarray[Any, Any]:
         try:
@@ -101,10 +100,10 @@ class WeightsFile:
 def open_weights(path: str | Path) -> WeightsFile:
     """The weights file at `path`, by its extension. Raises: WeightsError, in words for the user."""
     path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".gguf": read_gguf}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise WeightsError(f"`{path.name}` is neither .safetensors nor .npz")
+        raise WeightsError(f"`{path.name}` is none of .safetensors, .npz and .gguf")
     try:
         with path.open("rb") as file:
             tensors = reader(file, path.stat().st_size)
@@ -125,20 +124,6 @@ def open_weights(path: str | Path) -> WeightsFile:
     ) as error:
         raise WeightsError(f"`{path}` is damaged: {error}") from error
     return WeightsFile(path, {tensor.key: tensor for tensor in tensors})
-
-
-def _checked_size(key: str, shape: tuple[int, ...], itemsize: int) -> int:
-    """The bytes that `shape` takes; never a number that overflows 64 bits."""
-    if len(shape) > MAX_RANK:
-        raise ValueError(f"`{key}` has {len(shape)} dimensions")
-    size = itemsize
-    for extent in shape:
-        if type(extent) is not int or not 0 <= extent < MAX_BYTES:
-            raise ValueError(f"`{key}` has an invalid shape")
-        size *= extent
-        if size > MAX_BYTES:
-            raise ValueError(f"`{key}` has an impossible size")
-    return size
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -193,7 +178,7 @@ def _safetensors_entry(key: str, entry: Any, data_start: int, size_bytes: int) -
     if not 0 <= begin <= end <= size_bytes - data_start:
         raise ValueError(f"the offsets of `{key}` leave the file")
     dtype = _SAFETENSORS.get(stored)
-    size = _checked_size(key, tuple(shape), dtype.itemsize if dtype else 1)
+    size = checked_size(key, tuple(shape), dtype.itemsize if dtype else 1)
     if dtype is not None and size != end - begin:
         raise ValueError(f"`{key}` takes {size} bytes and its offsets span {end - begin}")
     return TensorHeader(key, dtype, stored, tuple(shape), data_start + begin, end - begin)
@@ -216,7 +201,7 @@ def _npz_entry(
         start, description = _npy_header(key, member)
     stored, fortran, shape = description
     dtype = _NUMPY.get(stored[1:])
-    size = _checked_size(key, shape, dtype.itemsize if dtype else 1)
+    size = checked_size(key, shape, dtype.itemsize if dtype else 1)
     if dtype is not None and start + size != info.file_size:
         raise ValueError(f"`{key}` takes {size} bytes and {info.file_size - start} are stored")
     offset: int | None = None
