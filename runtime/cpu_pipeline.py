@@ -84,6 +84,10 @@ class CpuPipeline(Pipeline):
     def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
         arrays, convert = self._in_order(args, inputs)
         bucket = self._buckets.get(tuple([a.shape for a in arrays])) or self._bucket(arrays)
+        if out is None and convert is None:  # the usual case at once
+            results = self._fresh(bucket)
+            self._execute(bucket, arrays, results)
+            return results[0] if self._tuple is None else self._tuple(*results)
         return self._called(bucket, arrays, convert, out, ())
 
     def _call_in(
@@ -219,8 +223,8 @@ class CpuPipeline(Pipeline):
                 pointer = pointer_to(array)
                 for slot in slots:
                     args[slot] = pointer
-        for array, slots in zip(states, bucket.state_slots, strict=True):
-            if slots:
+        if states:
+            for array, slots in zip(states, bucket.state_slots, strict=True):
                 pointer = pointer_to(array)
                 for slot in slots:
                     args[slot] = pointer
