@@ -405,7 +405,8 @@ class _Partitioner:
         """
         names = [e.as_symbol() for e in access if e != const(0)]
         if any(n is None for n in names) or len(set(names)) != len(names):
-            return self._same_size(node, group)
+            window = any(s.startswith("f") for e in access for s in e.symbols())
+            return not window and self._same_size(node, group)
         inner = group.row_axes if any(str(n).startswith("f") for n in names) else ()
         needed = {
             f"d{i}"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import stagefuse as sf
 from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.fuse import partition
@@ -145,3 +146,23 @@ def test_every_access_is_proved_to_be_inside(case: dict[str, Any]) -> None:
         found += [s for s in walk(kernel.body) if isinstance(s, TileProduct)]
         assert verify_kernel(kernel, graph.facts).open == []
     assert all(s.panel_place is not None or s.panel_row is not None for s in found)
+
+
+def test_what_every_window_reads_again_is_stored(rng: np.random.Generator) -> None:
+    """As many elements go in as come out, and each is read by 25 windows."""
+    text = """
+import nn
+pipeline p(x: f32[B, 4, H, W], w: f32[4, 1, 5, 5]):
+    y = nn.gelu_tanh(x)
+    nn.convolve2d(pad(y, [(0, 0), (0, 0), (2, 2), (2, 2)]), w, 1, 1, 4)
+"""
+    pipe = sf.compile(text)
+    assert len(pipe.report().kernels) == 2
+    x = rng.standard_normal((2, 4, 7, 9), np.float32)
+    w = rng.standard_normal((4, 1, 5, 5), np.float32)
+    wide = x.astype(float)
+    y = 0.5 * wide * (1 + np.tanh(0.7978845608028654 * (wide + 0.044715 * wide**3)))
+    padded = np.pad(y, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(2, 3))
+    want = np.einsum("bchwij,cij->bchw", windows, w[:, 0])
+    np.testing.assert_allclose(pipe(x=x, w=w), want, rtol=0, atol=1e-5)
