@@ -15,6 +15,7 @@ from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.graph import Builder, Contract, Graph, Ref
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import TileProduct
+from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
 from stagefuse.compiler.kernel_verify import verify_kernel
 from stagefuse.compiler.lower import Sites, lower
 from stagefuse.compiler.passes import pipeline_of
@@ -145,6 +146,7 @@ def test_every_access_is_proved_to_be_inside(case: dict[str, Any]) -> None:
         kernel = lower(graph, group, Sites(), CPU).kernel
         found += [s for s in walk(kernel.body) if isinstance(s, TileProduct)]
         assert verify_kernel(kernel, graph.facts).open == []
+        assert parse_kernel(print_kernel(kernel)) == kernel
     assert all(s.panel_place is not None or s.panel_row is not None for s in found)
 
 
