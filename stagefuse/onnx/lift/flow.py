@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from stagefuse.dsl.dims import Expr, sym
@@ -20,31 +20,30 @@ Group: TypeAlias = tuple[list[Place], list[str]]
 class Flow:
     """The stretches of one length that begin at `starts`.
 
-    `slots` are all operands, `outs` the results that something outside reads.
+    `slots` are all operands, `outs` the results that something outside reads; `readers` are the
+    statements that read a value.
     """
 
     def __init__(self, body: list[Statement], starts: list[int], length: int,
-                 results: Sequence[Value]) -> None:  # fmt: skip
+                 results: Sequence[Value], readers: Mapping[Value, list[int]]) -> None:  # fmt: skip
         self.body, self.starts, self.length = body, starts, length
         self.where = [
             {v: (t, r) for t in range(length) for r, v in enumerate(body[s + t].gives)}
             for s in starts
         ]
-        self.inside = {n for s in starts for n in range(s, s + length)}
-        read = set(results)
-        self.read_outside: list[set[Place]] = [set() for _ in starts]
-        for k, start in enumerate(starts):
-            own = self.where[k]
-            for n, statement in enumerate(body):
-                if start <= n < start + length:
-                    continue
-                for v in statement.reads:
-                    if v in own:
-                        self.read_outside[k].add(own[v])
-            self.read_outside[k] |= {own[v] for v in read if v in own}
-        self.results = read
+        self.results, self.readers = set(results), readers
+        self.read_outside = [
+            {place for v, place in own.items() if self._is_read_outside(v, start)}
+            for own, start in zip(self.where, starts, strict=True)
+        ]
         self.outs = sorted(set[Place]().union(*self.read_outside))
         self.slots = [(t, j) for t in range(length) for j in range(len(body[starts[0] + t].reads))]
+
+    def _is_read_outside(self, value: Value, start: int) -> bool:
+        end = start + self.length
+        return value in self.results or any(
+            not start <= n < end for n in self.readers.get(value, ())
+        )
 
     def read(self, k: int, slot: Place) -> Value:
         return self.body[self.starts[k] + slot[0]].reads[slot[1]]
@@ -152,9 +151,11 @@ class Flow:
             return False
         last = len(self.starts) - 1
         for k in range(last):
-            after = {v for n, s in enumerate(self.body) if n >= self.starts[k] + 2 * self.length
-                     for v in s.reads} | self.results  # fmt: skip
-            if any(v in after for v in self.where[k]):
+            end = self.starts[k] + 2 * self.length
+            if any(
+                v in self.results or any(n >= end for n in self.readers.get(v, ()))
+                for v in self.where[k]
+            ):
                 return False
         for slot in self.slots:
             places = [w.get(self.read(k, slot)) for k, w in enumerate(self.where)]

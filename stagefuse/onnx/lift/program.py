@@ -54,12 +54,13 @@ class Compute(Statement):
     def __init__(self, term: Term, reads: Sequence[Value], numbers: Sequence[Term | Value],
                  gives: list[Value]) -> None:  # fmt: skip
         self.term, self.reads, self.numbers, self.gives = term, list(reads), list(numbers), gives
+        kinds = tuple((v.path is not None, v.is_scope) for v in self.reads)
+        self._key = skeleton(term), kinds, len(gives)
         self._owns()
 
     @property
     def key(self) -> object:
-        kinds = tuple((v.path is not None, v.is_scope) for v in self.reads)
-        return skeleton(self.term), kinds, len(self.gives)
+        return self._key
 
     @property
     def cost(self) -> int:

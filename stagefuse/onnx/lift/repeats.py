@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from .flow import Flow, Group, Place
 from .layout import suggestion
-from .program import Apply, Compute, Function, Loop, Program, Statement, Value
+from .program import Apply, Compute, Function, Loop, Program, Statement, Value, read_by
 from .terms import Term
 
 LONGEST = 160
@@ -71,6 +71,9 @@ class _Folder:
 
     def step(self) -> bool:
         """Fold the best candidate; whether there was one."""
+        self.readers: dict[Value, list[int]] = defaultdict(list)
+        for number, value in read_by(self.program.body):
+            self.readers[value].append(number)
         candidates = self._candidates(self.program.body)
         best = self._best(candidates)
         while best is not None:
@@ -80,7 +83,7 @@ class _Folder:
             best = inner  # what repeats inside is folded first
         if best is None:
             return False
-        flow = Flow(self.program.body, best.starts, best.length, self.program.results)
+        flow = Flow(self.program.body, best.starts, best.length, self.program.results, self.readers)
         if best.is_loop:
             self._loop(flow)
         else:
@@ -119,7 +122,7 @@ class _Folder:
         return sorted(found, key=lambda f: (-f[0], f[1], f[2]))[:TRIED]
 
     def _gain(self, body: list[Statement], starts: list[int], length: int, is_loop: bool) -> int:
-        flow = Flow(body, starts, length, self.program.results)
+        flow = Flow(body, starts, length, self.program.results, self.readers)
         inner = sum(s.cost for s in body[starts[0] : starts[0] + length])
         saved = inner * (len(starts) - 1)
         groups = flow.scopes()
