@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +29,19 @@ from .graph_run import graph_of
 from .test_fused_graphs import _Random
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+LIBRARY = [p.stem for p in (ROOT / "dsl" / "std").glob("*.pipe")]
+
+
+def _is_whole(source: str) -> bool:
+    """Whether it needs neither weights nor other sources, which are made by scripts."""
+    imports = re.findall(r"^import ([\w, ]+)", source, re.MULTILINE)
+    named = {name.strip() for line in imports for name in line.split(",")}
+    return "\nweights " not in source and named <= set(LIBRARY)
+
+
 EXAMPLES = [
-    p
-    for p in sorted((ROOT / "examples").glob("*.pipe"))
-    if "\nweights " not in p.read_text("utf-8")
+    p for p in sorted((ROOT / "examples").glob("*.pipe")) if _is_whole(p.read_text("utf-8"))
 ]
-"""Those that need no weights, which are made by their scripts."""
 
 
 @dataclass(frozen=True)
