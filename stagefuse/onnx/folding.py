@@ -37,6 +37,8 @@ def fold(node: Node) -> list[Array] | None:
     rule = RULES.get(node.op)
     if rule is None or any(a is None or a.size > MAX_KNOWN for a in arrays):
         return None
+    if node.op == "Transpose" and arrays[0] is not None and arrays[0].dtype.kind == "f":
+        return None  # a weight: it may be read as it is too, and is then stored once
     try:
         with np.errstate(all="ignore"):
             found = rule(node, *(a for a in arrays if a is not None))

@@ -33,6 +33,8 @@ class Naming:
     def plain(self, weight: Term) -> None:
         """A tensor that is used as it is keeps its name."""
         wanted = self.cleaned(weight.value)
+        if self._is_below_a_tensor(wanted):
+            wanted = wanted.replace(".", "_")
         key = wanted
         while not self._is_free(key, (weight, "")):
             key = safe_key(wanted, [*self.claims, key])
@@ -73,10 +75,13 @@ class Naming:
     def _is_free(self, key: str, claim: tuple[Term, str]) -> bool:
         if key in self.absent or self.claims.get(key, claim) != claim:
             return False
-        above = key.split(".")
-        if any(".".join(above[:n]) in self.claims for n in range(1, len(above))):
+        if self._is_below_a_tensor(key):
             return False  # a tensor with tensors below it would be both
         return not any(k.startswith(f"{key}.") for k in self.claims)
+
+    def _is_below_a_tensor(self, key: str) -> bool:
+        parts = key.split(".")
+        return any(".".join(parts[:n]) in self.claims for n in range(1, len(parts)))
 
     def _claim(self, key: str, claim: tuple[Term, str]) -> None:
         self.claims[key] = claim
