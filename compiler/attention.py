@@ -13,6 +13,7 @@ from stagefuse.dsl.dtypes import F32
 
 from .buffers import size_of
 from .graph import Contract, Gather, Graph, Map, Node, Position, Reduce, Ref, Scalar, View
+from .softmax import plain, weight
 
 WIDEST_HEAD = 256
 """Elements of a query, and of a value, in attention."""
@@ -41,14 +42,14 @@ def find_softmax(graph: Graph, root: Ref, scores: Ref, members: set[int]) -> Sof
         return None
     pairs = [node.operands] if node.primitive.fn == "div" else [node.operands, node.operands[::-1]]
     for first, norm in pairs:
-        weight = plain(graph, first)
+        weights = plain(graph, first)
         total = _sum_under(graph, norm, members)
-        if total is None or plain(graph, graph.nodes[total.node].operands[0]) != weight:
+        if total is None or plain(graph, graph.nodes[total.node].operands[0]) != weights:
             continue
-        found = _weight(graph, weight)
+        found = weight(graph, weights, (graph.type(weights).rank - 1,))
         if found is None:
             continue
-        score, keep = found
+        score, _, keep = found
         parts = [score] if keep is None else [score, keep]
         if any(_reduces(graph, ref, members) for ref in parts):
             continue
@@ -56,56 +57,6 @@ def find_softmax(graph: Graph, root: Ref, scores: Ref, members: set[int]) -> Sof
             continue
         return Softmax(score, keep, total, norm, node.primitive.fn)
     return None
-
-
-def plain(graph: Graph, ref: Ref) -> Ref:
-    """A value before conversions between floats, which a fused kernel need not make."""
-    node = graph.nodes[ref.node]
-    while node.primitive == Map("cast") and node.type.dtype.is_float:
-        (source,) = node.operands
-        if not graph.type(source).dtype.is_float:
-            break
-        ref, node = source, graph.nodes[source.node]
-    return ref
-
-
-def _weight(graph: Graph, weight: Ref) -> tuple[Ref, Ref | None] | None:
-    """The scores of exp(scores - their maximum), and where that is kept."""
-    keep: Ref | None = None
-    node = graph.nodes[weight.node]
-    if node.primitive == Map("select"):
-        keep, kept, other = node.operands
-        if _number(graph, other) != 0:
-            return None
-        node = graph.nodes[plain(graph, kept).node]
-    if node.primitive != Map("exp"):
-        return None
-    shifted = graph.nodes[plain(graph, node.operands[0]).node]
-    if shifted.primitive != Map("sub"):
-        return None
-    score = plain(graph, shifted.operands[0])
-    most = _viewed(graph, shifted.operands[1])
-    found = graph.nodes[most.node].primitive
-    last = (graph.type(score).rank - 1,)
-    if not isinstance(found, Reduce) or found.kind != "max" or found.axes != last:
-        return None
-    if plain(graph, graph.nodes[most.node].operands[0]) != score:
-        return None
-    return score, keep
-
-
-def _viewed(graph: Graph, ref: Ref) -> Ref:
-    """What a value repeats or converts."""
-    node = graph.nodes[ref.node]
-    while isinstance(node.primitive, View) and not node.primitive.guard:
-        ref = plain(graph, node.operands[0])
-        node = graph.nodes[ref.node]
-    return ref
-
-
-def _number(graph: Graph, ref: Ref) -> float | None:
-    primitive = graph.nodes[_viewed(graph, ref).node].primitive
-    return float(primitive.value) if isinstance(primitive, Scalar) else None
 
 
 def _under(graph: Graph, ref: Ref, members: set[int]) -> list[int]:

@@ -84,7 +84,7 @@ def at_most(expr: Expr, limit: int) -> bool:
 
 def is_adjacent(body: Sequence[Statement], index: str) -> bool:
     """Whether what statements read is adjacent along a loop, or the same: no gathers."""
-    for value in values_of(body, frozenset()):
+    for value in values_of(body):
         for part in post_order(value):
             if isinstance(part, Load) and part.indices:
                 *lead, last = part.indices
@@ -98,7 +98,7 @@ def is_adjacent(body: Sequence[Statement], index: str) -> bool:
     return True
 
 
-def values_of(body: Sequence[Statement], written: frozenset[str]) -> Iterator[KernelValue]:
+def values_of(body: Sequence[Statement]) -> Iterator[KernelValue]:
     """Values that statements always compute: not those inside branches and loops."""
     for s in body:
         if isinstance(s, Let):

@@ -149,20 +149,21 @@ class KernelWriter(FetchWriter):
     def _tables(self) -> None:
         """Fills the tables of where panels' rows begin, for all steps of the range."""
         for place, count in places_of(self.kernel.body):
-            table = self._scratch(padded(count * 8))
-            self.places[place, count] = table
+            self.places[place, count] = self._scratch(padded(count * 8))
+            self._fill(self.places[place, count], place, count)
 
-            def body(k: Value, _: list[Value]) -> list[Value]:
-                self.scopes[-1].indices["k"] = k
-                at = self.code.pure(
-                    f"getelementptr i64, ptr {table.text}, i64 {k.text}", "ptr"  # noqa: B023
-                )
-                found = self.index(place)  # noqa: B023
-                self.code.line(f"store i64 {found.text}, ptr {at.text}, align 8{self._access()}")
-                return []
+    def _fill(self, table: Value, place: Expr, count: Expr) -> None:
+        """A table of an expression over `k`, i64 each."""
 
-            zero = self.code.const(0, "i64")
-            self._loop(zero, self.index(count), [], body, [], {"k"}, True, True)
+        def body(k: Value, _: list[Value]) -> list[Value]:
+            self.scopes[-1].indices["k"] = k
+            at = self.code.pure(f"getelementptr i64, ptr {table.text}, i64 {k.text}", "ptr")
+            found = self.index(place)
+            self.code.line(f"store i64 {found.text}, ptr {at.text}, align 8{self._access()}")
+            return []
+
+        zero = self.code.const(0, "i64")
+        self._loop(zero, self.index(count), [], body, [], {"k"}, True, True)
 
     def _sort(self, s: SortRow) -> None:
         dtype = self.memory[s.keys].dtype
@@ -200,7 +201,7 @@ class KernelWriter(FetchWriter):
         self._loop(begin, end, [], body, self._ahead(), self._bound(), flat, flat)
 
     def _ahead(self) -> list[KernelValue]:
-        return list(values_of(self.kernel.body, self.written))
+        return list(values_of(self.kernel.body))
 
     def _bound(self) -> set[str]:
         return {name for name, _ in self.kernel.parallel}

@@ -73,7 +73,7 @@ class LoopWriter(ValueWriter):
             self.statements(s.body)
             return []
 
-        ahead = list(values_of(s.body, self.written))
+        ahead = list(values_of(s.body))
         short = at_most(s.hi - s.lo, SHORT_LOOP) or at_most(s.hi, SHORT_LOOP)
         masked = short and is_adjacent(s.body, s.index)
         self._loop(lo, hi, [], body, ahead, {s.index}, s.vector, innermost, short, masked)

@@ -18,9 +18,9 @@ from stagefuse.dsl.dtypes import I64, DType
 
 from . import scalars
 from .bodies import walk, written_buffers
-from .in_place import row_in_place
 from .ir import Code, Value
 from .module import Module
+from .result_rows import row_in_result
 from .scratch import alloc_size, padded
 from .values import Unique
 
@@ -64,7 +64,7 @@ class MemoryWriter(ABC):
         self.tiles: dict[str, tuple[Value, Value]] = {}  # stores that go to the stack for now
         self.places: dict[tuple[Expr, Expr], Value] = {}  # tables, by what is in them
         self.has_streams = False
-        self.in_place = row_in_place(kernel)
+        self.row_in_result = row_in_result(kernel)
         self.scratch_row: Value | None = None  # of the row that may lie in a result's place
         self.results = {b.name for b in kernel.buffers if b.mode == "out"}
         self._unique = Unique()
@@ -86,7 +86,7 @@ class MemoryWriter(ABC):
             if isinstance(s, Alloc):
                 pointer = self._scratch(alloc_size(s))
                 self.memory[s.name] = Memory(pointer, s.dtype, s.shape)
-                if self.in_place is not None and s.name == self.in_place.row:
+                if self.row_in_result is not None and s.name == self.row_in_result.row:
                     self.scratch_row = pointer
             elif isinstance(s, SortRow):
                 count = as_expr(s.count)
@@ -106,8 +106,8 @@ class MemoryWriter(ABC):
             else read
             for name in self.memory
         }
-        if self.in_place is not None:
-            scopes[self.in_place.row] = scopes[self.in_place.store.buffer]
+        if self.row_in_result is not None:
+            scopes[self.row_in_result.row] = scopes[self.row_in_result.store.buffer]
         every = sorted(set(scopes.values()), key=lambda text: int(text[1:]))
         for name, memory in self.memory.items():
             own = module.node(f"!{{{scopes[name]}}}")

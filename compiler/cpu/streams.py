@@ -84,7 +84,7 @@ class StreamWriter(LoopWriter):
 
     def _place_row(self) -> None:
         """The scratch row of an iteration lies in the result's place, unless that is streamed."""
-        if (found := self.in_place) is None:
+        if (found := self.row_in_result) is None:
             return
         last, scratch, result = found.last, self.scratch_row, self.memory[found.store.buffer]
         assert scratch is not None
@@ -103,7 +103,7 @@ class StreamWriter(LoopWriter):
         count = (end - lo).ashr(TILE.bit_length() - 1)
         tiles = {x.buffer: self._stack(self.memory[x.buffer]) for x in stores}
         zero, size = code.const(0, "i64"), code.const(TILE, "i64")
-        ahead = list(values_of(s.body, self.written))
+        ahead = list(values_of(s.body))
 
         def tile(number: Value, _: list[Value]) -> list[Value]:
             first = lo + number.shl(TILE.bit_length() - 1)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..graph import Graph, Map, Node, Reduce, Ref, Scalar, View
+from ..graph import Graph, Map, Node, Reduce, Ref, View
 from ..kernel_ir import Const, Op, Value
+from ..softmax import number, plain, viewed, weight
 
 LEAST = 2.0**-60
 """Of a constant that bounds a divisor from below."""
@@ -18,20 +19,19 @@ LEAST = 2.0**-60
 
 def shared_sum(graph: Graph, node: Node) -> int | None:
     """The node that adds up the numerators of a quotient, if the quotient is a softmax's."""
-    if not _is_map(node, "div"):
+    if node.primitive != Map("div"):
         return None
-    numerators, divisor = node.operands[0], _unspread(graph, node.operands[1])
-    exponentials = graph.nodes[numerators.node]
-    bounded = _is_map(graph.nodes[divisor.node], "maximum")
-    for total in _bounded(graph, divisor) if bounded else [divisor]:
+    numerators = plain(graph, node.operands[0])
+    for total, is_bounded in _totals(graph, viewed(graph, node.operands[1])):
         found = graph.nodes[total.node]
-        if not (isinstance(found.primitive, Reduce) and found.primitive.kind == "sum"):
+        if not isinstance(found.primitive, Reduce) or found.primitive.kind != "sum":
             continue
-        if found.operands != (numerators,):
+        if plain(graph, found.operands[0]) != numerators:
             continue
-        if bounded:
-            exponentials = _unmasked(graph, exponentials)
-        if _is_below_one(graph, exponentials, found.primitive.axes):
+        parts = weight(graph, numerators, found.primitive.axes)
+        if parts is None or not _is_of_its_row(graph, parts[1], found.primitive.axes):
+            continue
+        if is_bounded or parts[2] is None:
             return found.id
     return None
 
@@ -42,54 +42,21 @@ def share(numerator: Value, divisor: Value) -> Value:
     return Op("mul", (numerator, Op("div", (Const(1.0, dtype), divisor), dtype)), dtype)
 
 
-def _is_map(node: Node, fn: str) -> bool:
-    return isinstance(node.primitive, Map) and node.primitive.fn == fn
+def _totals(graph: Graph, divisor: Ref) -> Iterator[tuple[Ref, bool]]:
+    """What a divisor may be the sum of, and whether a constant of a fair size bounds it."""
+    node = graph.nodes[divisor.node]
+    if node.primitive != Map("maximum"):
+        yield divisor, False
+        return
+    for value, limit in (node.operands, node.operands[::-1]):
+        least = number(graph, limit)
+        if least is not None and least >= LEAST:
+            yield viewed(graph, value), True
 
 
-def _unspread(graph: Graph, ref: Ref) -> Ref:
-    """What a broadcast repeats."""
-    while isinstance((node := graph.nodes[ref.node]).primitive, View):
-        if node.primitive.guard:
-            break
-        ref = node.operands[0]
-    return ref
-
-
-def _bounded(graph: Graph, ref: Ref) -> Iterator[Ref]:
-    """The operands of a maximum whose other operand is a constant of a fair size."""
-    first, second = (_unspread(graph, operand) for operand in graph.nodes[ref.node].operands)
-    for value, limit in ((first, second), (second, first)):
-        primitive = graph.nodes[limit.node].primitive
-        if isinstance(primitive, Scalar) and float(primitive.value) >= LEAST:
-            yield value
-
-
-def _unmasked(graph: Graph, node: Node) -> Node:
-    """What a mask leaves where it does not put 0."""
-    if _is_map(node, "select"):
-        other = graph.nodes[_unspread(graph, node.operands[2]).node].primitive
-        if isinstance(other, Scalar) and other.value == 0:
-            return graph.nodes[node.operands[1].node]
-    return node
-
-
-def _is_below_one(graph: Graph, node: Node, axes: tuple[int, ...]) -> bool:
-    """Whether values are exp(x - max(x)), the greatest along the axes taken away from each."""
-    if not _is_map(node, "exp"):
-        return False
-    difference = graph.nodes[node.operands[0].node]
-    if not _is_map(difference, "sub"):
-        return False
-    x, spread = difference.operands
-    view = graph.nodes[spread.node]
-    if not isinstance(view.primitive, View) or view.primitive.guard:
-        return False
-    kept = [s for axis, s in enumerate(view.primitive.symbols) if axis not in axes]
-    largest = graph.nodes[view.operands[0].node]
-    return (
-        [str(i) for i in view.primitive.indices] == kept
-        and isinstance(largest.primitive, Reduce)
-        and largest.primitive.kind == "max"
-        and largest.primitive.axes == axes
-        and largest.operands == (x,)
-    )
+def _is_of_its_row(graph: Graph, spread: Ref, axes: tuple[int, ...]) -> bool:
+    """Whether what is spread along the axes is, in each row, that row's own."""
+    view = graph.nodes[spread.node].primitive
+    return isinstance(view, View) and [str(i) for i in view.indices] == [
+        symbol for axis, symbol in enumerate(view.symbols) if axis not in axes
+    ]

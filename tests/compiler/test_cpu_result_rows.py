@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler.cpu import streams
-from stagefuse.compiler.cpu.in_place import row_in_place
+from stagefuse.compiler.cpu.result_rows import row_in_result
 from stagefuse.compiler.kernel_text import parse_kernel
 
 from .cpu_run import LEVELS, Compiled
@@ -45,7 +45,7 @@ def kernel(name: str, y: str, rest: str) -> object:
 @pytest.mark.parametrize("name", CASES)
 def test_which_rows_may_be_in_place(name: str) -> None:
     y, rest, expected = CASES[name]
-    found = row_in_place(kernel(name, y, rest))
+    found = row_in_result(kernel(name, y, rest))
     assert (found.row if found else None) == expected
 
 

@@ -7,19 +7,17 @@ the lines are fetched while the row is computed, and the last loop finds them in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stagefuse.compiler.kernel_ir import Alloc, Fold, For, Index, Kernel, Let, Load, Store
-from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.compiler.kernel_ir import Alloc, For, Index, Kernel, Let, Load, Store
 from stagefuse.dsl.dims import const, sym
 
-from .bodies import is_walk, walk
+from .bodies import is_walk, values_of, walk
 from .values import post_order
 
 
 @dataclass(frozen=True)
-class InPlace:
+class RowInResult:
     """The scratch row `row` may lie where `store`, in the kernel's `last` loop, stores."""
 
     row: str
@@ -27,7 +25,7 @@ class InPlace:
     store: Store
 
 
-def row_in_place(kernel: Kernel) -> InPlace | None:
+def row_in_result(kernel: Kernel) -> RowInResult | None:
     """A row that nothing reads after its place in the result is written.
 
     The last statement must be a loop along the whole row, and reads it only at its own position.
@@ -54,18 +52,10 @@ def row_in_place(kernel: Kernel) -> InPlace | None:
     for row in reversed(rows):
         loads = [
             part.indices
-            for value in _values(last)
+            for value in values_of(last.body)
             for part in post_order(value)
             if isinstance(part, Load) and part.buffer == row
         ]
         if loads and all(place == here for place in loads):
-            return InPlace(row, last, store)
+            return RowInResult(row, last, store)
     return None
-
-
-def _values(loop: For) -> Iterator[KernelValue]:
-    for s in loop.body:
-        if isinstance(s, Store):
-            yield from (*s.indices, s.value)
-        elif isinstance(s, Let | Fold):
-            yield s.value
