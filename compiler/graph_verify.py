@@ -123,7 +123,9 @@ class _Check:
     def node(self, node: Node) -> None:
         operands = tuple(self.graph.type(ref) for ref in node.operands)
         key = (self.facts.divisible, node.primitive, operands, node.types)
-        if key in self.bounds.known and not isinstance(node.primitive, Carried | Recurrence):
+        if key in self.bounds.known and not isinstance(
+            node.primitive, Carried | Recurrence | Update
+        ):  # what holds of these depends on other nodes too
             return
         for type in node.types:
             for size in type.shape:
@@ -167,6 +169,31 @@ class _Check:
         self.require(node, len(set(symbols)) == len(symbols), "an index map repeats a symbol")
         self.require(node, not set(symbols) & self.sizes, "an index map hides a size")
         return frozenset(symbols)
+
+    def indices(
+        self, node: Node, primitive: Gather | Update, own: frozenset[str],
+        operands: tuple[TensorType, ...], shape: tuple[Expr, ...],
+    ) -> None:  # fmt: skip
+        """What a gather or an update reads of its first operand, at each position in a shape;
+        index tensors are the last operands."""
+        first = 2 if isinstance(primitive, Update) else 1
+        facts = positions(self.facts, primitive.symbols, shape)
+        guards = nonempty(shape)
+        for index, extent in zip(primitive.indices, operands[0].shape, strict=True):
+            if not isinstance(index, Indirect):
+                self.symbols(node, index, own)
+                self.inside(node, index, extent, facts, (*guards, *nonempty(operands[0].shape)))
+                continue
+            is_there = first <= index.operand < len(operands)
+            self.require(node, is_there, "an index operand is missing")
+            tensor = operands[index.operand]
+            self.require(node, tensor.dtype == I64, "an index tensor is i64")
+            same = len(index.indices) == tensor.rank
+            self.require(node, same, "an index tensor's rank differs")
+            for expr in (*index.indices, index.scale, index.offset):
+                self.symbols(node, expr, own)
+            for expr, size in zip(index.indices, tensor.shape, strict=True):
+                self.inside(node, expr, size, facts, guards)
 
     def inside(
         self, node: Node, index: Expr, extent: Expr, facts: Facts, guards: Sequence[Expr]
@@ -242,21 +269,7 @@ def _gather(check: _Check, node: Node, p: Gather, operands: tuple[TensorType, ..
     own = check.map_symbols(node, p.symbols)
     check.require(node, len(p.indices) == operands[0].rank, "a gather has an index per axis")
     check.types(node, TensorType(operands[0].dtype, node.type.shape))
-    facts = positions(check.facts, p.symbols, node.type.shape)
-    guards = nonempty(node.type.shape)
-    for index, extent in zip(p.indices, operands[0].shape, strict=True):
-        if not isinstance(index, Indirect):
-            check.symbols(node, index, own)
-            check.inside(node, index, extent, facts, (*guards, *nonempty(operands[0].shape)))
-            continue
-        check.require(node, 0 < index.operand < len(operands), "an index operand is missing")
-        tensor = operands[index.operand]
-        check.require(node, tensor.dtype == I64, "an index tensor is i64")
-        check.require(node, len(index.indices) == tensor.rank, "an index tensor's rank differs")
-        for expr in (*index.indices, index.scale, index.offset):
-            check.symbols(node, expr, own)
-        for expr, size in zip(index.indices, tensor.shape, strict=True):
-            check.inside(node, expr, size, facts, guards)
+    check.indices(node, p, own, operands, node.type.shape)
 
 
 def _position(check: _Check, node: Node, p: Position, operands: tuple[TensorType, ...]) -> None:
@@ -319,7 +332,7 @@ def _within(check: _Check, node: Node, p: Within, operands: tuple[TensorType, ..
 
 def _update(check: _Check, node: Node, p: Update, operands: tuple[TensorType, ...]) -> None:
     check.require(node, len(operands) >= 2, "an update has a base and a value")
-    base, value, *tensors = operands
+    base, value = operands[:2]
     check.require(node, base.dtype == value.dtype, "a base and a value have one dtype")
     check.require(node, len(p.indices) == base.rank, "an update has an index per axis")
     check.types(node, base)
@@ -328,21 +341,10 @@ def _update(check: _Check, node: Node, p: Update, operands: tuple[TensorType, ..
     check.require(node, not own & check.sizes, "an index map hides a size")
     if p.state and _state_of(check.graph, node.operands[0]) != p.state:
         check.fail(node, 11, f"its base is neither the state `{p.state}` nor an update of it")
-    facts = positions(check.facts, p.symbols, value.shape)
-    guards = nonempty(value.shape)
+    check.indices(node, p, own, operands, value.shape)
     for index, extent in zip(p.indices, base.shape, strict=True):
         if not isinstance(index, Indirect):
-            check.symbols(node, index, own)
-            check.inside(node, index, extent, facts, (*guards, *nonempty(base.shape)))
             continue
-        check.require(node, 1 < index.operand < len(operands), "an index operand is missing")
-        tensor = tensors[index.operand - 2]
-        check.require(node, tensor.dtype == I64, "an index tensor is i64")
-        check.require(node, len(index.indices) == tensor.rank, "an index tensor's rank differs")
-        for expr in (*index.indices, index.scale, index.offset):
-            check.symbols(node, expr, own)
-        for expr, size in zip(index.indices, tensor.shape, strict=True):
-            check.inside(node, expr, size, facts, guards)
         at = check.facts.at_element(p.symbols, value.shape)
         ref = node.operands[index.operand]
         plain = index.scale == const(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ class Value:
         self.maker: Statement | None = None
 
 
-class Statement:
+class Statement(ABC):
     """Something computed: `reads` are its operands, `gives` its results."""
 
     reads: list[Value]
@@ -38,14 +39,14 @@ class Statement:
             value.maker = self
 
     @property
+    @abstractmethod
     def key(self) -> object:
         """Equal for statements that may be the same one in a function."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def cost(self) -> int:
         """About how many characters it takes."""
-        raise NotImplementedError
 
 
 class Compute(Statement):
