@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar
 
-from stagefuse.dsl.dims import Atom, Expr, Facts, IntLike, as_expr, const, floordiv, sym
+from stagefuse.dsl.dims import Atom, Expr, IntLike, as_expr, const, floordiv, sym
+from stagefuse.dsl.facts import Facts
 
 SMALL = (0, 1, 2, 3, 4, 5, 8, 12, 17, 64, 1000)
 TRIES = 300

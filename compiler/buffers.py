@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stagefuse.dsl.dims import Expr, const, parse
+from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.program import Pipeline

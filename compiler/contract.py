@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from stagefuse.dsl.dims import Expr, Facts, const, floordiv, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, sym
 from stagefuse.dsl.dtypes import F32, F64, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .graph import (

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
-from stagefuse.dsl.dims import Expr, Facts, IntLike, as_expr, const, floordiv, mod, sym
+from stagefuse.dsl.dims import Expr, IntLike, as_expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import BOOL, I64, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.source import Span
 from stagefuse.dsl.types import TensorType
 

@@ -26,7 +26,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stagefuse.dsl.dims import Expr, Facts, IntLike, as_expr
+from stagefuse.dsl.dims import Expr, IntLike, as_expr
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .errors import IRTextError

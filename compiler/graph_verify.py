@@ -27,8 +27,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, sym
+from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, sym
 from stagefuse.dsl.dtypes import BOOL, F32, F64, I64, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .bounds import Bounds, nonempty, positions, size_of

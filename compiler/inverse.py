@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stagefuse.dsl.dims import Expr, Facts, const, sym
+from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.facts import Facts
 
 from .buffers import size_of
 from .graph import View, flatten_index, split_index

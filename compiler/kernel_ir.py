@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, TypeAlias
 
-from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod
+from stagefuse.dsl.dims import Expr, const, floordiv, mod
 from stagefuse.dsl.dtypes import I64, DType
+from stagefuse.dsl.facts import Facts
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, maximum, minimum, mod, sym
+from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, minimum, mod, sym
 from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I64, DType
+from stagefuse.dsl.facts import Facts
 
 from .bounds import Bounds, size_of
 from .cpu.values import Unique, post_order

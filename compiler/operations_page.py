@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from stagefuse.compiler import ops
-from stagefuse.dsl.dims import Facts, const
+from stagefuse.dsl.dims import const
 from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.signature import REQUIRED, OpError, Param
 from stagefuse.dsl.types import TensorType
 

@@ -27,7 +27,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from stagefuse.dsl import dims
+from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES, from_numpy
 
 from .errors import PlanError
@@ -136,7 +137,7 @@ class _Pipeline:
         if len(text) > _MAX_EXPRESSION:
             raise self.fault(f"{what} is an expression of {len(text)} characters")
         try:
-            expr = dims.parse(text)
+            expr = parse(text)
         except (ValueError, RecursionError) as error:
             raise self.fault(f"{what}: {error}") from None
         unknown = sorted(expr.symbols() - self.dims)
@@ -170,7 +171,7 @@ class _Pipeline:
         if array is None:
             raise self.fault(f"{what} reads the array {buffer.array!r}, which the plan lacks")
         dtype = from_numpy(array.dtype)
-        shape = tuple(dims.parse(text).as_int() for text in buffer.shape)
+        shape = tuple(parse(text).as_int() for text in buffer.shape)
         if dtype is None or dtype.name != buffer.dtype or shape != array.shape:
             raise self.fault(
                 f"{what} is {buffer.dtype}[{', '.join(buffer.shape)}], but its array is "
@@ -297,7 +298,7 @@ class _Pipeline:
 def session_dims(pipeline: PipelinePlan) -> tuple[str, ...]:
     """The dims that a session fixes: those in the shapes of its states."""
     texts = {text for state in pipeline.states for text in state.shape}
-    used = frozenset[str]().union(*(dims.parse(text).symbols() for text in texts))
+    used = frozenset[str]().union(*(parse(text).symbols() for text in texts))
     return tuple(d.name for d in pipeline.dims if d.name in used)
 
 
@@ -310,19 +311,19 @@ def undetermined(pipeline: PipelinePlan) -> list[str]:
 
 def solve_order(
     inputs: Sequence[ArgumentPlan], given: Iterable[str] = ()
-) -> list[tuple[str, int, int, dims.Expr, int]]:
+) -> list[tuple[str, int, int, Expr, int]]:
     """How dims follow from the inputs' shapes, one after the other, and from dims that are given.
 
     Each entry is (dim, input, axis, rest, factor): the size of the axis is
     `factor * dim + rest`, where `rest` holds only dims of earlier entries.
     """
     axes = [
-        (i, axis, dims.parse(text))
+        (i, axis, parse(text))
         for i, argument in enumerate(inputs)
         for axis, text in enumerate(argument.shape)
     ]
     axes.sort(key=lambda entry: entry[2].as_symbol() is None)
-    order: list[tuple[str, int, int, dims.Expr, int]] = []
+    order: list[tuple[str, int, int, Expr, int]] = []
     known = set(given)
     progress = True
     while progress:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stagefuse.dsl.dims import Expr, parse_tokens
+from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dims_text import parse_tokens
 from stagefuse.dsl.dtypes import DTYPES, DType
 from stagefuse.dsl.types import TensorType
 

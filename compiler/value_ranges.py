@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from stagefuse.dsl.dims import Expr, Facts, IntLike, as_expr, const
+from stagefuse.dsl.dims import Expr, IntLike, as_expr, const
 from stagefuse.dsl.dtypes import F64
+from stagefuse.dsl.facts import Facts
 
 from .graph import (
     Concat,

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
+from stagefuse.dsl.facts import Facts
 
 from .graph import Contract, Graph, Ref, View, flatten_index
 

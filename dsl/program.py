@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .dims import Expr, Facts
+from .dims import Expr
+from .facts import Facts
 from .source import Source, Span
 from .types import TensorType
 

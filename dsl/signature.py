@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .dims import Expr, Facts
+from .dims import Expr
+from .facts import Facts
 from .types import TensorType
 
 

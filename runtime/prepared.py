@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from stagefuse.compiler.plan import BufferPlan, LoopPlan, PipelinePlan, StepPlan
-from stagefuse.dsl import dims
+from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES
 
 from .errors import OutOfMemory, PlanError
@@ -74,18 +75,18 @@ class Bucket:
 class Evaluator:
     """Values of the plan's expressions for one combination of sizes, each computed once."""
 
-    _parsed: dict[str, dims.Expr] = {}
+    _parsed: dict[str, Expr] = {}
 
     def __init__(self, values: dict[str, int]) -> None:
         self.values = values
         self._known: dict[str, int] = {}
 
     @classmethod
-    def parse(cls, text: str) -> dims.Expr:
+    def parse(cls, text: str) -> Expr:
         """The expression, parsed once in this process."""
         expr = cls._parsed.get(text)
         if expr is None:
-            expr = cls._parsed[text] = dims.parse(text)
+            expr = cls._parsed[text] = parse(text)
         return expr
 
     def __call__(self, text: str) -> int:

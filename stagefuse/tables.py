@@ -82,15 +82,15 @@ def _gpu(launches: list[Kernel]) -> tuple[str, ...]:
 
 
 def _total(launches: list[Kernel], note: str, sizes: Mapping[str, int] | None) -> int | None:
-    from stagefuse.dsl import dims
+    from stagefuse.dsl.dims_text import parse
 
     if sizes is None or any(note not in kernel.notes for kernel in launches):
         return None
     known = dict(sizes)
 
     def value(kernel: Kernel) -> int:
-        one = dims.parse(str(kernel.notes[note])).evaluate(known)
-        return one * max(dims.parse(str(kernel.notes.get("turns", "1"))).evaluate(known), 0)
+        one = parse(str(kernel.notes[note])).evaluate(known)
+        return one * max(parse(str(kernel.notes.get("turns", "1"))).evaluate(known), 0)
 
     return sum(map(value, launches))
 

@@ -18,7 +18,7 @@ from stagefuse.compiler.kernel_ir import (
     TileProduct,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Facts
+from stagefuse.dsl.facts import Facts
 
 from .teams import Team, is_shared
 from .values import ValueWriter

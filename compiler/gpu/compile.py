@@ -22,7 +22,8 @@ from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan
 from stagefuse.compiler.report import describe, report, work_of
 from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_HALF, GPU_WGMMA
-from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, minimum
+from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Assembled, AssemblerMissing, Assembly, Usage, assemble

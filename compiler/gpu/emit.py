@@ -14,7 +14,8 @@ from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.vector_math import two_over_pi_table
 from stagefuse.compiler.kernel_ir import Alloc, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, Facts, const, floordiv, minimum, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
+from stagefuse.dsl.facts import Facts
 
 from .ir import Value, constant_text
 from .loops import Carry

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from stagefuse.compiler.cpu import scalars as shared
-from stagefuse.dsl.dims import Atom, Expr, Facts, as_expr, const, floordiv, mod, sym
+from stagefuse.dsl.dims import Atom, Expr, as_expr, const, floordiv, mod, sym
+from stagefuse.dsl.facts import Facts
 
 from .ir import Code, Value
 

@@ -28,7 +28,8 @@ from stagefuse.compiler.kernel_ir import (
     TileProduct,
 )
 from stagefuse.compiler.scalar import FUNCTIONS
-from stagefuse.dsl.dims import Expr, Facts, const, floordiv, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
+from stagefuse.dsl.facts import Facts
 
 from .barriers import BarrierWriter
 from .ir import Value

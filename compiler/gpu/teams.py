@@ -23,7 +23,8 @@ from stagefuse.compiler.kernel_ir import (
     Store,
     TileProduct,
 )
-from stagefuse.dsl.dims import Expr, Facts
+from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.facts import Facts
 
 WARP = 32
 BLOCK_LANES = 256

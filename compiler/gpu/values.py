@@ -24,8 +24,9 @@ from stagefuse.compiler.kernel_ir import (
     Op,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, Facts, const
+from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.facts import Facts
 
 from . import scalars
 from .index import IndexWriter

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from stagefuse.dsl.dims import Expr, Facts, const
+from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.source import Span
 
 from ..fuse import Group

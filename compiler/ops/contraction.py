@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from stagefuse.compiler.graph import Builder, Ref
-from stagefuse.dsl.dims import Expr, Facts, const
+from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import I32, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.signature import OpError
 from stagefuse.dsl.types import TensorType

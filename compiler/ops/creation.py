@@ -7,8 +7,9 @@ from typing import Any
 
 from stagefuse.compiler import scalar
 from stagefuse.compiler.graph import Builder, Ref
-from stagefuse.dsl.dims import Expr, Facts, as_expr, sym
+from stagefuse.dsl.dims import Expr, as_expr, sym
 from stagefuse.dsl.dtypes import BOOL, F32, I64, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType

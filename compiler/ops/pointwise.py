@@ -11,8 +11,8 @@ from typing import Any
 from stagefuse.compiler import scalar
 from stagefuse.compiler.graph import Builder, Ref, Scalar
 from stagefuse.compiler.scalar import FUNCTIONS, ScalarFn
-from stagefuse.dsl.dims import Facts
 from stagefuse.dsl.dtypes import BOOL, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from stagefuse.compiler.graph import Builder, Ref, flatten_index, split_index
-from stagefuse.dsl.dims import Expr, Facts, as_expr, const
+from stagefuse.dsl.dims import Expr, as_expr, const
 from stagefuse.dsl.dtypes import DType, in_class
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 

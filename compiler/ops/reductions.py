@@ -8,8 +8,9 @@ from typing import Any
 from stagefuse.compiler import interpret
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.compiler.scalar import wide
-from stagefuse.dsl.dims import Expr, Facts, const
+from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import F32, I64, DType, from_numpy
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType

@@ -7,8 +7,9 @@ from typing import Any
 
 from stagefuse.compiler import interpret
 from stagefuse.compiler.graph import Builder, Ref
-from stagefuse.dsl.dims import Expr, Facts, as_expr
+from stagefuse.dsl.dims import Expr, as_expr
 from stagefuse.dsl.dtypes import I64
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from stagefuse.compiler.graph import Builder, Ref
-from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv
+from stagefuse.dsl.dims import Expr, as_expr, const, floordiv
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType

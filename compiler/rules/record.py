@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from stagefuse.dsl.dims import Expr, Facts
+from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from ..graph import Builder, Map, Primitive, Ref, Scalar, View

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .. import ast
-from ..dims import Expr, Facts, const, floordiv, maximum, minimum, mod, sym
+from ..dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from ..dtypes import CLASSES, DTYPES, DType
+from ..facts import Facts
 from ..source import Span
 from . import expressions
 from .apply import size

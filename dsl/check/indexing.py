@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ..dims import Expr, Facts, const, floordiv, maximum, minimum, sym
+from ..dims import Expr, const, floordiv, maximum, minimum, sym
 from ..dtypes import I64
+from ..facts import Facts
 from ..source import Span
 from .record import Recorder
 from .report import Failed

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..dims import Expr, Facts, const, floordiv, maximum, minimum, mod
+from ..dims import Expr, const, floordiv, maximum, minimum, mod
 from ..dtypes import I64, DType
+from ..facts import Facts
 from ..signature import Builtin
 from ..source import Span
 from .record import Recorder, default_dtype

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .. import ast
-from ..dims import Facts
 from ..dtypes import DTYPES, DType
+from ..facts import Facts
 from ..signature import Builtin
 from ..source import Source, Span
 from ..weights import WeightsError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ..dims import Expr, Facts, as_expr, const, floordiv, maximum, minimum, sym
+from ..dims import Expr, as_expr, const, floordiv, maximum, minimum, sym
+from ..facts import Facts
 from ..source import Span
 from .unify import range_notes
 

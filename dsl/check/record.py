@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..dims import Expr, Facts, const, minimum, sym
+from ..dims import Expr, const, minimum, sym
 from ..dtypes import BOOL, F32, I64, DType
+from ..facts import Facts
 from ..program import Apply, Check, ValueId
 from ..source import Span
 from ..types import TensorType

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from .. import ast
 from ..diagnostics import Diagnostic
-from ..dims import Expr, Facts, as_expr, maximum, minimum, sym
+from ..dims import Expr, as_expr, maximum, minimum, sym
 from ..dtypes import F32, I64, DType
+from ..facts import Facts
 from ..program import Pipeline, Program, State, ValueId
 from ..signature import Builtin
 from ..source import Source, Span

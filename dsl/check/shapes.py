@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ..dims import Expr, Facts, const
+from ..dims import Expr, const
+from ..facts import Facts
 from ..types import TensorType
 from .report import Failed, text_of
 from .unify import differ_for_some, range_text

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ..dims import Expr, Facts, floordiv, mod
+from ..dims import Expr, floordiv, mod
+from ..facts import Facts
 
 VARIABLE_PREFIX = "?"
 

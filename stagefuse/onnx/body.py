@@ -19,8 +19,9 @@ from stagefuse.dsl.check.literals import typed
 from stagefuse.dsl.check.modules import Checker, ModuleScope
 from stagefuse.dsl.check.record import Recorder
 from stagefuse.dsl.check.values import Dim, Items, Tensor, Value
-from stagefuse.dsl.dims import Expr, Facts, const, sym
+from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.parser import parse
 from stagefuse.dsl.source import Source, Span
 from stagefuse.dsl.types import TensorType

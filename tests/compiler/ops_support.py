@@ -11,8 +11,9 @@ from stagefuse.compiler import scalar
 from stagefuse.compiler.graph import Builder, Ref
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.ops import BUILTINS
-from stagefuse.dsl.dims import Facts, const, sym
+from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import DType, from_numpy
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagefuse.compiler.bounds import Bounds
-from stagefuse.dsl.dims import Expr, Facts, as_expr, parse
+from stagefuse.dsl.dims import Expr, as_expr
+from stagefuse.dsl.dims_text import parse
+from stagefuse.dsl.facts import Facts
 
 SIZES = {"B": (1, 256), "T": (0, 512), "H": (0, None)}
 LOOPS = {

@@ -22,8 +22,9 @@ from stagefuse.compiler.passes import pipeline_of
 from stagefuse.compiler.run_passes import run_passes
 from stagefuse.compiler.schedule import CPU
 from stagefuse.compiler.windows import windows_of
-from stagefuse.dsl.dims import Expr, Facts, as_expr, floordiv, sym
+from stagefuse.dsl.dims import Expr, as_expr, floordiv, sym
 from stagefuse.dsl.dtypes import BF16, F32, F64, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .cpu_run import LEVELS

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler.graph import Builder, Ref
-from stagefuse.dsl.dims import Expr, Facts, const, sym
+from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import F32, F64, I64, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .graph_run import both, graph_of, native

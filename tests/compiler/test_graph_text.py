@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from stagefuse.compiler.errors import IRTextError
 from stagefuse.compiler.graph import Builder, Constant, Graph
 from stagefuse.compiler.graph_text import FORMS, parse_graph, print_graph, same_graph
-from stagefuse.dsl.dims import Facts, const, sym
+from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import DTYPES, F32, F64, I64
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .graph_run import graph_of

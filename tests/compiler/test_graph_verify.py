@@ -9,8 +9,8 @@ from stagefuse.compiler.errors import VerifyError
 from stagefuse.compiler.graph import Graph, Node, Primitive, Ref, Scalar
 from stagefuse.compiler.graph_text import parse_graph
 from stagefuse.compiler.graph_verify import RULES, verify_graph
-from stagefuse.dsl.dims import Facts
 from stagefuse.dsl.dtypes import F32
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.source import Source, Span
 from stagefuse.dsl.types import TensorType
 

@@ -11,8 +11,9 @@ import pytest
 from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.graph import Builder, Graph, Ref, View
 from stagefuse.compiler.join import inverse, join
-from stagefuse.dsl.dims import Expr, Facts, as_expr, const, floordiv, mod, sym
+from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import F32
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .graph_run import both, graph_of, native

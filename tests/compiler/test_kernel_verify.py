@@ -9,7 +9,7 @@ from stagefuse.compiler.errors import VerifyError
 from stagefuse.compiler.kernel_ir import Statement
 from stagefuse.compiler.kernel_text import parse_kernel
 from stagefuse.compiler.kernel_verify import RULES, verify_kernel
-from stagefuse.dsl.dims import Facts
+from stagefuse.dsl.facts import Facts
 
 from .ir_cases import BUILT, kernels_of, random_graph
 

@@ -14,8 +14,9 @@ from stagefuse.compiler.build_graph import build_graph
 from stagefuse.compiler.front import check_source
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.ops import BUILTINS, Op
-from stagefuse.dsl.dims import Facts, sym
+from stagefuse.dsl.dims import sym
 from stagefuse.dsl.dtypes import BOOL, DTYPES, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.signature import OpError
 from stagefuse.dsl.types import TensorType
 

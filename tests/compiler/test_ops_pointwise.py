@@ -11,8 +11,9 @@ import pytest
 from stagefuse.compiler import scalar
 from stagefuse.compiler.graph import Builder, Map
 from stagefuse.compiler.ops import BUILTINS
-from stagefuse.dsl.dims import Facts, const, sym
+from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import BOOL, DTYPES, F16, F32, I8, I32, I64, U8, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.signature import OpError
 from stagefuse.dsl.types import TensorType
 from tests.compiler.ops_support import agree, reference, run, sample

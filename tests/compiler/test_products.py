@@ -13,8 +13,9 @@ from stagefuse.compiler.lower import Sites, lower
 from stagefuse.compiler.passes import pipeline_of
 from stagefuse.compiler.run_passes import run_passes
 from stagefuse.compiler.schedule import CPU
-from stagefuse.dsl.dims import Facts, const, sym
+from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import F32, F64, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
 

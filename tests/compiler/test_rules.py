@@ -25,8 +25,9 @@ from stagefuse.compiler.passes.simplify import Simplify
 from stagefuse.compiler.rules import RULES
 from stagefuse.compiler.rules.pointwise import holds
 from stagefuse.compiler.scalar import convert, wide
-from stagefuse.dsl.dims import Facts, const, sym
+from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import BF16, BOOL, DTYPES, F16, F32, F64, I8, I32, I64, U8, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .graph_run import both, graph_of

@@ -12,7 +12,7 @@ from stagefuse.compiler.build_graph import build_graph
 from stagefuse.compiler.front import check_text
 from stagefuse.compiler.graph import Graph
 from stagefuse.compiler.value_ranges import is_position
-from stagefuse.dsl.dims import parse
+from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.source import Source
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, parse, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
+from stagefuse.dsl.dims_text import parse
 
 SYMBOLS = [sym("k"), sym("n"), sym("m")]
 

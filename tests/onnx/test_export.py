@@ -16,8 +16,9 @@ from stagefuse.compiler.front import check_source
 from stagefuse.compiler.graph import Builder, Graph, Indirect, Input, Ref
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.ops import BUILTINS
-from stagefuse.dsl.dims import Facts, const, floordiv, mod, sym
+from stagefuse.dsl.dims import const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import DTYPES, F32, F64, I64, DType
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.program import Pipeline
 from stagefuse.dsl.types import TensorType
 from stagefuse.onnx.export.exporting import model_of

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from stagefuse.dsl.dims import Atom, Expr, Facts, const
+from stagefuse.dsl.dims import Atom, Expr, const
 from stagefuse.dsl.dtypes import BOOL, I64
+from stagefuse.dsl.facts import Facts
 
 from .model import Model, Tensor
 

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from stagefuse.compiler.graph import flatten_index
-from stagefuse.dsl.dims import Expr, Facts, const, sym
+from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import BOOL, I64
+from stagefuse.dsl.facts import Facts
 
 from .layout import Labels, Layout
 from .model import Model, Tensor

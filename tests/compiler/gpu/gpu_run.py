@@ -12,7 +12,7 @@ from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.plan import GpuPlan, PipelinePlan, Plan
 from stagefuse.compiler.ptx import check, read_module
 from stagefuse.compiler.ptx.syntax import Instruction
-from stagefuse.dsl.dims import parse
+from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES
 
 ARCHES = {"sm_80": "a100", "sm_89": "l40", "sm_90a": "h200"}

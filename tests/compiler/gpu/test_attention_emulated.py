@@ -21,8 +21,8 @@ from stagefuse.compiler.kernel_verify import verify_kernel
 from stagefuse.compiler.lower import Sites, finish
 from stagefuse.compiler.plan import Plan
 from stagefuse.compiler.schedule import GPU
-from stagefuse.dsl.dims import Facts
 from stagefuse.dsl.dtypes import F32
+from stagefuse.dsl.facts import Facts
 
 from ..ir_cases import of_text
 from .gpu_run import Emulated, check_legal, compiled, launches

@@ -1,0 +1,287 @@
+"""What is known of the symbols of expressions, and what follows: bounds, equality, divisibility."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from .dims import APPLY, Atom, Expr, IntLike, as_expr, const, divide, expr_of
+
+MOST_EXPRESSIONS = 200
+"""How many expressions a proof may look at before the question is left open."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of symbols: inclusive ranges, and expressions that a number divides.
+
+    A symbol without a range is at least 0. A bound may itself be an expression.
+    """
+
+    ranges: Mapping[str, tuple[IntLike, IntLike | None]] = field(default_factory=dict)
+    divisible: tuple[tuple[Expr, IntLike], ...] = ()
+
+    def with_ranges(self, ranges: Mapping[str, tuple[IntLike, IntLike | None]]) -> Facts:
+        """These facts with further symbols."""
+        return Facts({**self.ranges, **ranges}, self.divisible)
+
+    def at_element(self, names: Sequence[str], shape: Sequence[Expr]) -> Facts:
+        """These facts at an element of a tensor: `names` are within its axes, and no axis is
+        empty, since there is an element."""
+        found = self
+        for name, size in zip(names, shape, strict=True):
+            axis = size.as_symbol()
+            if axis is not None:
+                low, high = found.ranges.get(axis, (0, None))
+                least = found.bounds(low)[0]
+                if least is None or least < 1:
+                    found = found.with_ranges({axis: (1, high)})
+            found = found.with_ranges({name: (0, size - 1)})
+        return found
+
+    def bounds(self, expr: IntLike) -> tuple[int | None, int | None]:
+        """The least and greatest value that can be proved; None where there is no bound."""
+        expr = as_expr(expr)
+        low, high = self._interval(expr, 0)
+        for name in sorted(expr.symbols(), reverse=True):
+            for end in self.ranges.get(name, (0, None)):
+                if end is None or as_expr(end).as_int() is not None:
+                    continue
+                slope = expr.coefficient(name)
+                sign = self._sign(slope) if slope is not None and slope.terms else None
+                if sign is None:
+                    continue
+                a, b = self.bounds(expr.substitute({name: end}))
+                is_upper = end is self.ranges[name][1]
+                if is_upper == (sign > 0):
+                    high = b if high is None or (b is not None and b < high) else high
+                else:
+                    low = a if low is None or (a is not None and a > low) else low
+        return low, high
+
+    def interval(self, expr: Expr) -> tuple[int | None, int | None]:
+        """Ends between which it lies, by interval arithmetic alone: quick, and often wide."""
+        return self._interval(expr, 0)
+
+    def _sign(self, expr: Expr) -> int | None:
+        low, high = self._interval(expr, 0)
+        if low is not None and low >= 0:
+            return 1
+        if high is not None and high <= 0:
+            return -1
+        return None
+
+    def _interval(self, expr: Expr, depth: int) -> tuple[int | None, int | None]:
+        low: int | None = 0
+        high: int | None = 0
+        for monomial, coefficient in expr.terms:
+            span: tuple[int | None, int | None] = (coefficient, coefficient)
+            for atom, power in monomial:
+                around = self._symbol(atom.name, depth) if atom.kind == "sym" else (
+                    self._atom(atom, depth)
+                )
+                for _ in range(power):
+                    span = _interval_product(span, around)
+            low = None if low is None or span[0] is None else low + span[0]
+            high = None if high is None or span[1] is None else high + span[1]
+        return low, high
+
+    @cached_property
+    def _ends(self) -> dict[str, tuple[int | None, int | None]]:
+        """What `_symbol` found."""
+        return {}
+
+    def _symbol(self, name: str, depth: int) -> tuple[int | None, int | None]:
+        if name in self._ends:
+            return self._ends[name]
+        if depth > 12:
+            return None, None
+        low, high = self.ranges.get(name, (0, None))
+        top = None if high is None else self._interval(as_expr(high), depth + 1)[1]
+        found = (self._interval(as_expr(low), depth + 1)[0], top)
+        if depth == 0:
+            self._ends[name] = found
+        return found
+
+    def _atom(self, atom: Atom, depth: int) -> tuple[int | None, int | None]:
+        (a_lo, a_hi), (b_lo, b_hi) = (self._interval(arg, depth + 1) for arg in atom.args)
+        if atom.kind == "min":
+            known = [v for v in (a_hi, b_hi) if v is not None]
+            return _both(min, a_lo, b_lo), min(known) if known else None
+        if atom.kind == "max":
+            known = [v for v in (a_lo, b_lo) if v is not None]
+            return max(known) if known else None, _both(max, a_hi, b_hi)
+        if b_lo is None or b_lo < 0:
+            return None, None
+        if atom.kind == "%":
+            limit = None if b_hi is None else max(b_hi - 1, 0)
+            if a_lo is not None and a_lo >= 0 and a_hi is not None:
+                limit = a_hi if limit is None else min(limit, a_hi)
+            return 0, limit
+        if a_lo is None or a_lo < 0:
+            bottom = None if a_lo is None else (a_lo if b_lo == 0 else a_lo // b_lo)
+        else:
+            bottom = 0 if b_hi is None or b_lo == 0 else a_lo // b_hi
+        top = None if a_hi is None else max(a_hi // max(b_lo, 1), 0 if b_lo == 0 else a_hi)
+        if a_hi is not None and b_lo > 0:
+            top = a_hi // b_lo if a_hi >= 0 else (0 if b_hi is None else a_hi // b_hi)
+        return bottom, top
+
+    def is_nonneg(self, expr: IntLike) -> bool:
+        """Whether it is proved to be at least 0."""
+        return self._prove_nonneg(as_expr(expr), 5, [MOST_EXPRESSIONS])
+
+    def _prove_nonneg(self, expr: Expr, fuel: int, left: list[int]) -> bool:
+        """Intervals first; then any one atom is replaced by its worst case, and again.
+
+        `left` counts down the expressions that are looked at.
+        """
+        low = self._interval(expr, 0)[0]
+        if low is not None and low >= 0:
+            return True
+        if fuel <= self._unproved.get(expr, 0) or not left[0]:
+            return False
+        left[0] -= 1
+        for cases in self._worst_cases(expr):
+            if all(self._prove_nonneg(case, fuel - 1, left) for case in cases):
+                return True
+        if left[0]:
+            self._unproved[expr] = fuel
+        return False
+
+    @cached_property
+    def _unproved(self) -> dict[Expr, int]:
+        """Expressions that no proof was found for, and with how much fuel.
+
+        Atoms replaced in another order lead to the same expression again.
+        """
+        return {}
+
+    def _worst_cases(self, expr: Expr) -> Iterator[list[Expr]]:
+        """Lists of expressions: where all of one list are not negative, neither is `expr`."""
+        for name in sorted(expr.symbols(), reverse=True):
+            low, high = self.ranges.get(name, (0, None))
+            slope = expr.coefficient(name)
+            sign = self._sign(slope) if slope is not None and slope.terms else None
+            if sign is not None:
+                end = low if sign > 0 else high
+                if end is not None and as_expr(end).as_int() is None:
+                    yield [expr.substitute({name: end})]
+        for monomial, coefficient in expr.terms:
+            for atom, power in monomial:
+                if power != 1 or atom.kind == "sym":
+                    continue
+                slope = Expr(((tuple(p for p in monomial if p[0] != atom), coefficient),))
+                sign = self._sign(slope)
+                if sign is not None:
+                    rest = expr - Expr(((monomial, coefficient),))
+                    yield from self._worst_of_function(atom, slope, rest, sign)
+
+    def _worst_of_function(
+        self, atom: Atom, slope: Expr, rest: Expr, sign: int
+    ) -> Iterator[list[Expr]]:
+        a, b = atom.args
+        if atom.kind in ("min", "max"):
+            options = [rest + slope * arg for arg in atom.args]
+            if (atom.kind == "min") == (sign > 0):
+                yield options
+            else:
+                yield from ([option] for option in options)
+        elif atom.kind == "//" and self._sign(b - 1) == 1:
+            # a - b + 1 <= b * (a // b) <= a for b >= 1
+            scaled, remainder = divide(slope, b)
+            if scaled.terms and not remainder.terms:
+                yield [rest + scaled * (a if sign < 0 else a - b + 1)]
+            if sign > 0:
+                yield [rest, a]
+        elif atom.kind == "%" and self._sign(b - 1) == 1:
+            yield [rest + slope * (b - 1)] if sign < 0 else [rest]
+
+    def is_positive(self, expr: IntLike) -> bool:
+        """Whether it is proved to be at least 1."""
+        return self.is_nonneg(as_expr(expr) - 1)
+
+    def prove_le(self, a: IntLike, b: IntLike) -> bool:
+        return self.is_nonneg(as_expr(b) - as_expr(a))
+
+    def prove_lt(self, a: IntLike, b: IntLike) -> bool:
+        return self.is_nonneg(as_expr(b) - as_expr(a) - 1)
+
+    def prove_eq(self, a: IntLike, b: IntLike) -> bool:
+        """Whether two expressions are equal for every size."""
+        a, b = as_expr(a), as_expr(b)
+        if a == b or self.simplify(a) == self.simplify(b):
+            return True
+        return self.bounds(a - b) == (0, 0)
+
+    def simplify(self, expr: Expr) -> Expr:
+        """The expression rebuilt with these facts."""
+        fixed = {
+            name: low
+            for name, (low, high) in self.ranges.items()
+            if high is not None and low == high and name in expr.symbols()
+        }
+        total = const(0)
+        for monomial, coefficient in expr.terms:
+            product = const(coefficient)
+            for atom, power in monomial:
+                if atom.kind == "sym":
+                    factor = as_expr(fixed.get(atom.name, expr_of(atom)))
+                else:
+                    a, b = (self.simplify(arg) for arg in atom.args)
+                    factor = APPLY[atom.kind](a, b, self)
+                for _ in range(power):
+                    product = product * factor
+            total = total + product
+        return self._undo_division(total)
+
+    def _undo_division(self, expr: Expr) -> Expr:
+        """b*(a // b) is a where b divides a."""
+        for monomial, coefficient in expr.terms:
+            for atom, power in monomial:
+                if atom.kind == "//" and power == 1 and self.divides(*atom.args):
+                    a, b = atom.args
+                    others = tuple(p for p in monomial if p[0] != atom)
+                    slope, remainder = divide(Expr(((others, coefficient),)), b)
+                    if slope.terms and not remainder.terms:
+                        rest = expr - Expr(((monomial, coefficient),))
+                        return self._undo_division(rest + slope * a)
+        return expr
+
+    def divides(self, expr: IntLike, by: IntLike) -> bool:
+        """Whether `by` is proved to divide `expr`."""
+        expr, by = as_expr(expr), as_expr(by)
+        if not expr.terms:
+            return True
+        rest = divide(expr, by)[1]
+        if not rest.terms:
+            return True
+        for known, number in self.divisible:
+            quotient, left = divide(rest, known)
+            if quotient.terms and not left.terms:
+                if not divide(as_expr(number) * quotient, by)[1].terms:
+                    return True
+        return False
+
+
+def _both(choose: Callable[[int, int], int], a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else choose(a, b)
+
+
+def _interval_product(
+    x: tuple[int | None, int | None], y: tuple[int | None, int | None]
+) -> tuple[int | None, int | None]:
+    """The interval of a product; None stands for minus infinity below and infinity above."""
+    (a, b), (c, d) = x, y
+    if a is not None and c is not None and b is not None and d is not None:
+        if a >= 0 and c >= 0:
+            return a * c, b * d
+        ends = (a * c, a * d, b * c, b * d)
+        return min(ends), max(ends)
+    inf = float("inf")
+    ends_x = (-inf if x[0] is None else x[0], inf if x[1] is None else x[1])
+    ends_y = (-inf if y[0] is None else y[0], inf if y[1] is None else y[1])
+    corners = [0 if a == 0 or b == 0 else a * b for a in ends_x for b in ends_y]
+    low, high = min(corners), max(corners)
+    return (None if low == -inf else int(low), None if high == inf else int(high))
