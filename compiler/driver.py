@@ -18,6 +18,9 @@ from .plan import GPU_ARCHES, LEVELS, TARGETS, Plan
 if TYPE_CHECKING:
     import numpy as np
 
+LARGE = 150
+"""Nodes of graphs whose kernels surely are a large module."""
+
 
 def check_file(
     path: str | Path, weights: Mapping[str, Any] | None = None
@@ -87,16 +90,18 @@ def compile_graphs(
 
         gpu = GpuCompiler(arches, source.name)
     planner = Planner(load, verify, gpu)
-    begun = [planner.begin(p, graph) for p, graph in graphs]
     build = None
     try:
-        if gpu is not None:
-            gpu.start()
-        plans = tuple(planner.plan(b, "cpu" in targets) for b in begun)
         if "cpu" in targets:
             from .cpu.build import LevelBuild
 
-            build = LevelBuild(planner.ordered(), levels)
+            build = LevelBuild(levels, sum(len(graph.nodes) for _, graph in graphs) > LARGE)
+        begun = [planner.begin(p, graph) for p, graph in graphs]
+        if gpu is not None:
+            gpu.start()
+        plans = tuple(planner.plan(b, "cpu" in targets) for b in begun)
+        if build is not None:
+            build.start(planner.ordered())
         planner.verify_kernels()
         plan = Plan(plans, {}, planner.arrays, source.text, source.name, {})
         if build is not None:

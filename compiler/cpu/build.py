@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 
 import llvmlite.binding as llvm
 
@@ -52,23 +53,41 @@ ALONE_CHARACTERS = 50_000
 _CHILD = """
 import sys
 sys.path[:] = {path!r}
-from stagefuse.compiler.cpu.build import compile_text
+from stagefuse.compiler.cpu.build import compile_text, target_machine
+target_machine({level!r})
 sys.stdout.buffer.write(compile_text(sys.stdin.read(), {level!r}))
 """
 
 
 class LevelBuild:
-    """The object files of kernels for some levels, being made from here on.
+    """The object files of kernels for some levels, being made from `start` on.
 
     llvmlite lets one thread at a time into LLVM, so that a large module for a second level is
     compiled by a process of its own, while the caller goes on and then compiles the first.
+    `soon`: a large module is to be expected, and the process may load LLVM until it comes.
     """
 
-    def __init__(self, kernels: Sequence[Kernel], levels: Sequence[str]) -> None:
-        self.texts = {level: module_text(kernels, level) for level in levels}
-        large = [x for x in levels[1:] if len(self.texts[x]) > ALONE_CHARACTERS and sys.executable]
-        started = ((level, _start(self.texts[level], level)) for level in large)
-        self.children = {level: child for level, child in started if child is not None}
+    def __init__(self, levels: Sequence[str], soon: bool = False) -> None:
+        self.texts = dict.fromkeys(levels, "")
+        self.children: dict[str, _Child] = {}
+        if soon:
+            self._start(levels[1:])
+
+    def start(self, kernels: Sequence[Kernel]) -> None:
+        """Have the kernels compiled."""
+        self.texts = {level: module_text(kernels, level) for level in self.texts}
+        others = list(self.texts)[1:]
+        self._start([x for x in others if len(self.texts[x]) > ALONE_CHARACTERS])
+        for level, child in list(self.children.items()):
+            if not child.send(self.texts[level]):
+                self.children.pop(level).stop()
+
+    def _start(self, levels: Sequence[str]) -> None:
+        """Processes for the levels that have none; there are fewer where none can be started."""
+        for level in levels:
+            if level not in self.children and sys.executable:
+                with suppress(OSError):
+                    self.children[level] = _Child(level)
 
     def objects(self) -> dict[str, bytes]:
         """The object files; waits for them."""
@@ -88,28 +107,35 @@ class LevelBuild:
 
 
 class _Child:
-    """A process that compiles a text to a file of its own.
+    """A process that loads LLVM, waits for a text, and compiles it to a file.
 
-    Both ways are files, not pipes: those are full before the other side reads, and a process that
-    is stopped while it waits to write, and goes on later, may leave the rest unwritten.
+    A file and not a pipe: that is full before the other side reads, and a process that is stopped
+    while it waits to write, and goes on later, may leave the rest unwritten.
 
     Raises OSError where no process can be started.
     """
 
-    def __init__(self, text: str, level: str) -> None:
+    def __init__(self, level: str) -> None:
         script = _CHILD.format(path=[p or "." for p in sys.path], level=level)
         self.file = tempfile.TemporaryFile()
         try:
-            with tempfile.TemporaryFile() as source:
-                source.write(text.encode())
-                source.seek(0)
-                self.process = subprocess.Popen(
-                    [sys.executable, "-c", script],
-                    stdin=source, stdout=self.file, stderr=subprocess.DEVNULL,
-                )  # fmt: skip
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", script],
+                stdin=subprocess.PIPE, stdout=self.file, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
         except OSError:
             self.file.close()
             raise
+
+    def send(self, text: str) -> bool:
+        """Give it the text; False if it has ended."""
+        assert self.process.stdin is not None
+        try:
+            with self.process.stdin as pipe:
+                pipe.write(text.encode())
+        except OSError:
+            return False
+        return True
 
     def output(self) -> bytes:
         """The object file; waits for it. Nothing if the process failed."""
@@ -122,16 +148,11 @@ class _Child:
     def stop(self) -> None:
         """Ends a process that is not waited for."""
         self.process.kill()
+        if self.process.stdin is not None:
+            with suppress(OSError):  # of what it has not read
+                self.process.stdin.close()
         self.process.wait()
         self.file.close()
-
-
-def _start(text: str, level: str) -> _Child | None:
-    """A process that compiles a text; None where no process can be started."""
-    try:
-        return _Child(text, level)
-    except OSError:
-        return None
 
 
 def build(kernels: Sequence[Kernel], level: str) -> bytes:

@@ -39,7 +39,8 @@ from .tile import TileShape, tile_text
 
 def module_text(kernels: Sequence[Kernel], level: str) -> str:
     """The LLVM module of kernels, their helpers and the thread pool."""
-    module = Module(level)
+    products = [s for k in kernels for s in walk(k.body) if isinstance(s, TileProduct)]
+    module = Module(level, frozenset((s.nr, _rows_of(s)) for s in products if not _is_whole(s)))
     functions = [KernelWriter(kernel, module).text() for kernel in kernels]
     width = "512" if level == "v4" else "256"
     tail = f'attributes #0 = {{ nounwind "prefer-vector-width"="{width}" }}'
@@ -61,6 +62,15 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
     if any("@sf.two_over_pi" in text for text in helpers):
         helpers.insert(0, vector_math.table_text())
     return "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
+
+
+def _rows_of(s: TileProduct) -> str:
+    """How the rows of a product's panel lie, in the words of `TileShape`."""
+    return "places" if s.panel_place else "steps" if s.panel_row else "packed"
+
+
+def _is_whole(s: TileProduct) -> bool:
+    return s.width is None or s.width.as_int() == s.nr
 
 
 class KernelWriter(FetchWriter):
@@ -123,10 +133,10 @@ class KernelWriter(FetchWriter):
         if s.panel_col not in (None, const(1)):
             raise TypeError("the columns of a panel are adjacent")
         width = s.width or const(s.nr)
-        rows = "places" if s.panel_place else "steps" if s.panel_row else "packed"
-        element = scalars.REGISTER[dst.dtype.name]
-        shape = TileShape(element, s.nr, rows, width.as_int() != s.nr)
-        self.module.helpers[shape.symbol] = tile_text(shape, self.module.level)
+        rows, element = _rows_of(s), scalars.REGISTER[dst.dtype.name]
+        shape = TileShape(element, s.nr, rows, (s.nr, rows) in self.module.partial)
+        if shape.symbol not in self.module.helpers:
+            self.module.helpers[shape.symbol] = tile_text(shape, self.module.level)
 
         def place(memory: Memory, offset: Expr) -> str:
             at = self.index(offset)

@@ -194,10 +194,30 @@ def test_levels_built_together_are_the_levels_built_alone(monkeypatch: pytest.Mo
     body = (Store("y", at, Op("exp", (Load("x", at, F32),), F32)),)
     buffers = (Buffer("x", F32, (n,), "in"), Buffer("y", F32, (n,), "out"))
     kernels = [Kernel("k", buffers, ("N",), (("i", n),), body)]
-    found = build.LevelBuild(kernels, build.LEVELS).objects()
-    assert found == {level: build.build(kernels, level) for level in build.LEVELS}
+    alone = {level: build.build(kernels, level) for level in build.LEVELS}
+
+    def together(soon: bool) -> dict[str, bytes]:
+        running = build.LevelBuild(build.LEVELS, soon)
+        running.start(kernels)
+        try:
+            return running.objects()
+        finally:
+            running.stop()
+
+    assert together(True) == together(False) == alone
+    monkeypatch.setattr(build, "_CHILD", "raise SystemExit(1)")
+    assert together(True) == alone
     monkeypatch.setattr(build.sys, "executable", "/nowhere/python")
-    assert build.LevelBuild(kernels, build.LEVELS).objects() == found
+    assert together(True) == alone
+
+
+def test_a_build_that_is_given_up_leaves_no_process() -> None:
+    from stagefuse.compiler.cpu import build
+
+    running = build.LevelBuild(build.LEVELS, soon=True)
+    (child,) = running.children.values()
+    running.stop()
+    assert child.process.poll() is not None and child.file.closed
 
 
 def test_a_process_that_is_stopped_for_a_while_gives_its_whole_result(
@@ -208,8 +228,8 @@ def test_a_process_that_is_stopped_for_a_while_gives_its_whole_result(
     script = "{path!r}; {level!r}; import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
     monkeypatch.setattr(build, "_CHILD", script)
     text = "x" * 500_000  # more than a pipe holds
-    child = build._start(text, "v3")
-    assert child is not None
+    child = build._Child("v3")
+    assert child.send(text)
     for signal_number in (signal.SIGSTOP, signal.SIGCONT):
         time.sleep(0.5)
         os.kill(child.process.pid, signal_number)
