@@ -13,7 +13,7 @@ import llvmlite.binding as llvm
 from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.compiler.plan import LEVELS
 
-from .emit import module_text
+from .emit import AS_WRITTEN, module_text
 
 TRIPLE = "x86_64-unknown-linux-gnu"
 _targets: dict[str, llvm.TargetMachine] = {}
@@ -33,19 +33,31 @@ def target_machine(level: str) -> llvm.TargetMachine:
 
 
 def compile_text(text: str, level: str, speed: int = 2) -> bytes:
-    """The object file of a module given as text."""
-    machine = target_machine(level)
-    module = llvm.parse_assembly(text, llvm.create_context())
-    module.triple = TRIPLE
-    module.data_layout = str(machine.target_data)
-    module.verify()
+    """The object file of a module given as text; what stands behind AS_WRITTEN in it is linked
+    after the passes."""
+    machine, context = target_machine(level), llvm.create_context()
+    parts = [_parsed(part, machine, context) for part in text.split(AS_WRITTEN)]
+    module, written = parts[0], parts[1:]
     options = llvm.create_pipeline_tuning_options(speed_level=speed)
     options.loop_vectorization = True
     options.loop_interleaving = True
     options.slp_vectorization = False
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
+    for part in written:
+        names = [f.name for f in part.functions if not f.is_declaration]
+        module.link_in(part)
+        for name in names:
+            module.get_function(name).linkage = llvm.Linkage.internal
     return bytes(machine.emit_object(module))
+
+
+def _parsed(text: str, machine: llvm.TargetMachine, context: llvm.ContextRef) -> llvm.ModuleRef:
+    module = llvm.parse_assembly(text, context)
+    module.triple = TRIPLE
+    module.data_layout = str(machine.target_data)
+    module.verify()
+    return module
 
 
 ALONE_CHARACTERS = 50_000

@@ -34,11 +34,14 @@ from .module import Module
 from .pool import pool_text
 from .scratch import padded, places_of
 from .sort import sort_symbol, sort_text
-from .tile import TileShape, tile_text
+from .tile import TileShape, declaration, tile_text
+
+AS_WRITTEN = "\n; linked behind the passes\n"
+"""Between a module that passes improve, and one of functions that are good as they are written."""
 
 
 def module_text(kernels: Sequence[Kernel], level: str) -> str:
-    """The LLVM module of kernels, their helpers and the thread pool."""
+    """The LLVM module of kernels, their helpers and the thread pool, then that of micro-kernels."""
     products = [s for k in kernels for s in walk(k.body) if isinstance(s, TileProduct)]
     module = Module(level, frozenset((s.nr, _rows_of(s)) for s in products if not _is_whole(s)))
     functions = [KernelWriter(kernel, module).text() for kernel in kernels]
@@ -61,7 +64,10 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
         helpers.append(scalars.INTEGER_POW)
     if any("@sf.two_over_pi" in text for text in helpers):
         helpers.insert(0, vector_math.table_text())
-    return "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
+    apart = [module.micro_kernels[name] for name in sorted(module.micro_kernels)]
+    helpers += map(declaration, apart)
+    text = "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
+    return text + AS_WRITTEN + "\n\n".join(apart) + "\n" if apart else text
 
 
 def _rows_of(s: TileProduct) -> str:
@@ -135,8 +141,8 @@ class KernelWriter(FetchWriter):
         width = s.width or const(s.nr)
         rows, element = _rows_of(s), scalars.REGISTER[dst.dtype.name]
         shape = TileShape(element, s.nr, rows, (s.nr, rows) in self.module.partial)
-        if shape.symbol not in self.module.helpers:
-            self.module.helpers[shape.symbol] = tile_text(shape, self.module.level)
+        if shape.symbol not in self.module.micro_kernels:
+            self.module.micro_kernels[shape.symbol] = tile_text(shape, self.module.level)
 
         def place(memory: Memory, offset: Expr) -> str:
             at = self.index(offset)

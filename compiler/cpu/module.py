@@ -16,6 +16,7 @@ class Module:
         self.level = level
         self.partial = partial
         self.helpers: dict[str, str] = {}
+        self.micro_kernels: dict[str, str] = {}  # apart: no pass would improve them
         self.metadata: list[str] = []
         self._known: dict[str, str] = {}
 

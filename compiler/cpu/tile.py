@@ -7,6 +7,7 @@ height up to the highest has its own loop over k. Columns left over are done a v
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 REGISTERS = {"v3": (16, 32), "v4": (32, 64)}  # vector registers, bytes of each
@@ -80,7 +81,7 @@ def tile_text(shape: TileShape, level: str) -> str:
     """
     height = tallest(shape.element, shape.columns, level)
     out = [
-        f"define internal void @{shape.symbol}(ptr noalias %dst, i64 %dst_row, ptr readonly %a,"
+        f"define void @{shape.symbol}(ptr noalias %dst, i64 %dst_row, ptr readonly %a,"
         " i64 %a_row, i64 %a_col, ptr noalias readonly %panel, i64 %step,"
         " ptr noalias readonly %places, i64 %rows, i64 %depth, i64 %width, i1 %add)"
         " noinline noduplicate nounwind {",
@@ -114,6 +115,12 @@ def tile_text(shape: TileShape, level: str) -> str:
         "  br i1 %more, label %second, label %return",
     ]
     return "\n".join([*out, "return:", "  ret void", "}"])
+
+
+def declaration(text: str) -> str:
+    """What a module needs of a function of another, given that function's text."""
+    head = text[: text.index("{")].strip().replace("define", "declare", 1)
+    return re.sub(r" %\w+(?=[,)])", "", head)
 
 
 @dataclass(frozen=True)
