@@ -8,7 +8,8 @@ from typing import Any
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.program import Apply, Pipeline, State
 
-from .graph import Builder, Graph, Ref
+from .graph import Graph, Ref
+from .graph_builder import Builder
 from .ops import BUILTINS
 from .recurrence import carried, latest, recurrence
 

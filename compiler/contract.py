@@ -13,18 +13,8 @@ from stagefuse.dsl.dtypes import F32, F64, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
-from .graph import (
-    Builder,
-    Contract,
-    Graph,
-    Map,
-    Node,
-    Reduce,
-    Ref,
-    View,
-    flatten_index,
-    split_index,
-)
+from .graph import Contract, Graph, Map, Node, Reduce, Ref, View, flatten_index, split_index
+from .graph_builder import Builder
 
 PANELS = {48: 1.0, 64: 1.0, 32: 1.05, 16: 1.3}
 """Columns that a packed panel may have, and the time that a product of one takes for each. 48 is

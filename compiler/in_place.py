@@ -15,20 +15,8 @@ import networkx as nx
 from stagefuse.dsl.dims import const, sym
 
 from .fuse import SOURCES, Group, Partition
-from .graph import (
-    Builder,
-    Gather,
-    Graph,
-    Indirect,
-    Node,
-    Ref,
-    Scalar,
-    Scatter,
-    State,
-    Update,
-    View,
-    Within,
-)
+from .graph import Gather, Graph, Indirect, Node, Ref, Scalar, Scatter, State, Update, View, Within
+from .graph_builder import Builder
 from .kernel_order import ordered_groups
 from .value_ranges import is_position
 

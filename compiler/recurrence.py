@@ -15,7 +15,8 @@ from typing import Any
 from stagefuse.dsl.dims import Expr, const, mod, sym
 from stagefuse.dsl.types import TensorType
 
-from .graph import Builder, Carried, Graph, Primitive, Recurrence, Ref
+from .graph import Carried, Graph, Primitive, Recurrence, Ref
+from .graph_builder import Builder
 
 
 class Nests:

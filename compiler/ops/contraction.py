@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stagefuse.compiler.graph import Builder, Ref
+from stagefuse.compiler.graph import Ref
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import I32, DType
 from stagefuse.dsl.facts import Facts

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stagefuse.compiler.graph import Builder, Indirect, Ref
+from stagefuse.compiler.graph import Indirect, Ref
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.interpret import index_values
 from stagefuse.dsl.dims import Expr, as_expr, sym
 from stagefuse.dsl.dtypes import I64

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from stagefuse.compiler import scalar
-from stagefuse.compiler.graph import Builder, Ref, Scalar
+from stagefuse.compiler.graph import Ref, Scalar
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.scalar import FUNCTIONS, ScalarFn
 from stagefuse.dsl.dtypes import BOOL, DType
 from stagefuse.dsl.facts import Facts

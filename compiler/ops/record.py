@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from stagefuse.compiler.graph import Builder, Ref, flatten_index, split_index
+from stagefuse.compiler.graph import Ref, flatten_index, split_index
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.dsl.dims import Expr, as_expr, const
 from stagefuse.dsl.dtypes import DType, in_class
 from stagefuse.dsl.facts import Facts

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from stagefuse.compiler import interpret
-from stagefuse.compiler.graph import Builder, Ref
+from stagefuse.compiler.graph import Ref
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.scalar import wide
 from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import F32, I64, DType, from_numpy

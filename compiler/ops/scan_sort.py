@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from stagefuse.compiler import interpret
-from stagefuse.compiler.graph import Builder, Ref
+from stagefuse.compiler.graph import Ref
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.dsl.dims import Expr, as_expr
 from stagefuse.dsl.dtypes import I64
 from stagefuse.dsl.facts import Facts

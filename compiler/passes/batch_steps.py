@@ -10,7 +10,6 @@ from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.types import TensorType
 
 from ..graph import (
-    Builder,
     Carried,
     Concat,
     Gather,
@@ -27,6 +26,7 @@ from ..graph import (
     Sort,
     View,
 )
+from ..graph_builder import Builder
 from ..recurrence import Nests, gathered_type, recurrence
 from .record import Pass, Place
 from .simplify import Simplify

@@ -9,7 +9,8 @@ from typing import ClassVar
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.types import TensorType
 
-from ..graph import Builder, Gather, Graph, Indirect, Node, Ref, Update, View
+from ..graph import Gather, Graph, Indirect, Node, Ref, Update, View
+from ..graph_builder import Builder
 from ..value_ranges import is_position
 from .record import Pass
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..graph import Builder, Constant, Contract, Graph, Node, Ref, Scalar, Weight
+from ..graph import Constant, Contract, Graph, Node, Ref, Scalar, Weight
+from ..graph_builder import Builder
 from ..interpret import evaluate_node
 from ..recurrence import Nests
 from .record import Pass

@@ -10,7 +10,8 @@ from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.types import TensorType
 
 from ..contract import panel_width
-from ..graph import Builder, Constant, Graph, Map, Node, Reduce, Ref, View, Weight
+from ..graph import Constant, Graph, Map, Node, Reduce, Ref, View, Weight
+from ..graph_builder import Builder
 from .record import Pass, Place
 
 

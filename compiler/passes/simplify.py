@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from stagefuse.dsl.types import TensorType
 
-from ..graph import Builder, Graph, Map, Primitive, Ref
+from ..graph import Graph, Map, Primitive, Ref
+from ..graph_builder import Builder
 from ..rules import RULES, Match, Rule
 from .record import Pass
 

@@ -11,7 +11,8 @@ from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
-from ..graph import Builder, Map, Primitive, Ref, Scalar, View
+from ..graph import Map, Primitive, Ref, Scalar, View
+from ..graph_builder import Builder
 
 Number: TypeAlias = float | int | bool
 Made: TypeAlias = Ref | tuple[Ref, ...] | None

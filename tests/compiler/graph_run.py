@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from stagefuse.compiler.driver import compile_graphs
-from stagefuse.compiler.graph import Builder, Graph, Input, Ref
+from stagefuse.compiler.graph import Graph, Input, Ref
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.dsl.program import Pipeline
 from stagefuse.dsl.source import Source, Span

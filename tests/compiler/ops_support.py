@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from stagefuse.compiler import scalar
-from stagefuse.compiler.graph import Builder, Ref
+from stagefuse.compiler.graph import Ref
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.ops import BUILTINS
 from stagefuse.dsl.dims import const, sym

@@ -12,7 +12,8 @@ import stagefuse as sf
 from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.fuse import partition
-from stagefuse.compiler.graph import Builder, Contract, Graph, Ref
+from stagefuse.compiler.graph import Contract, Graph, Ref
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import TileProduct
 from stagefuse.compiler.kernel_text import parse_kernel, print_kernel

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagefuse.compiler.graph import Builder, Ref
+from stagefuse.compiler.graph import Ref
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import F32, F64, I64, DType
 from stagefuse.dsl.facts import Facts

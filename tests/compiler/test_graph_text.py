@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagefuse.compiler.errors import IRTextError
-from stagefuse.compiler.graph import Builder, Constant, Graph
+from stagefuse.compiler.graph import Constant, Graph
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.graph_text import FORMS, parse_graph, print_graph, same_graph
 from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import DTYPES, F32, F64, I64

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler.fuse import partition
-from stagefuse.compiler.graph import Builder, Graph, Ref, View
+from stagefuse.compiler.graph import Graph, Ref, View
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.join import inverse, join
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import F32

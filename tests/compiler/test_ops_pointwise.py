@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler import scalar
-from stagefuse.compiler.graph import Builder, Map
+from stagefuse.compiler.graph import Map
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.ops import BUILTINS
 from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import BOOL, DTYPES, F16, F32, I8, I32, I64, U8, DType

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler import scalar
-from stagefuse.compiler.graph import Builder, Gather, Indirect, Map, Reduce, Sort, View
+from stagefuse.compiler.graph import Gather, Indirect, Map, Reduce, Sort, View
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.interpret import OutOfRange, evaluate
 from stagefuse.compiler.ops import BUILTINS
 from stagefuse.dsl.dims import const, floordiv, sym

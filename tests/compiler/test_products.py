@@ -7,7 +7,8 @@ import pytest
 
 from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.fuse import partition
-from stagefuse.compiler.graph import Builder, Contract, Graph
+from stagefuse.compiler.graph import Contract, Graph
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.join import join
 from stagefuse.compiler.lower import Sites, lower
 from stagefuse.compiler.passes import pipeline_of

@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagefuse.compiler.graph import (
-    Builder,
-    Concat,
-    Constant,
-    Gather,
-    Graph,
-    Indirect,
-    Position,
-    Ref,
-    View,
-)
+from stagefuse.compiler.graph import Concat, Constant, Gather, Graph, Indirect, Position, Ref, View
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.graph_verify import verify_graph
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.passes.simplify import Simplify

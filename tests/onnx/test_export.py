@@ -13,7 +13,8 @@ import pytest
 import stagefuse as sf
 from stagefuse.compiler.build_graph import build_graph
 from stagefuse.compiler.front import check_source
-from stagefuse.compiler.graph import Builder, Graph, Indirect, Input, Ref
+from stagefuse.compiler.graph import Graph, Indirect, Input, Ref
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.ops import BUILTINS
 from stagefuse.dsl.dims import const, floordiv, mod, sym
