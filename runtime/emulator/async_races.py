@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import warps_of
+from .clocks import AGENTS, CLOCK_BITS, PROXIED, THREAD_MASK, Known, join_known
 from .errors import Stop
-from .races import AGENTS, CLOCK_BITS, PROXIED, THREAD_MASK, Known, Races, join_known
+from .races import Races
 
 if TYPE_CHECKING:
     from .machine import Batch

@@ -31,8 +31,9 @@ from .async_races import (
 )
 from .async_races import initialisation_fence as fence_initialisation
 from .async_races import proxy_fence as fence_proxy
+from .clocks import AGENTS, Known, join_known
 from .errors import Stop
-from .races import AGENTS, Known, Races, join_known
+from .races import Races
 from .region import Region
 
 if TYPE_CHECKING:

@@ -1,0 +1,88 @@
+"""What warps know of each other: vector clocks, and what of them is handed over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Place = tuple[int, int, int]
+"""A location that something was released at: its arena's identity, its byte, and the block that
+may acquire it, or `ALL`."""
+ALL = -1
+
+CLOCK_BITS = 40
+THREAD_MASK = (1 << (CLOCK_BITS - 1)) - 1
+AGENTS = 1 << 26
+"""Numbers of blocks from here on are agents of asynchronous work (`order.py`), not of the grid."""
+PROXIED = 1 << 40
+"""Added to a block's number: its clocks that are known behind a proxy fence."""
+
+Known = dict[int, Array]
+"""For blocks by their number in the grid, the clock of each of their warps that is known."""
+
+
+@dataclass
+class Clocks:
+    """What the warps of a batch know."""
+
+    clock: Array
+    met: Array
+    """The clock of each warp at which its lanes last met."""
+    knows: Array
+    """For each warp, the clock that it knows of each warp of its block."""
+    foreign: dict[int, Known] = field(default_factory=dict)
+    """For a warp, what it knows of other blocks."""
+    fenced: dict[int, Known] = field(default_factory=dict)
+    """For a warp, what it knew at its last fence: what its strong writes hand over."""
+    near_fenced: dict[int, Known] = field(default_factory=dict)
+    """The same for its own block, for which a fence of scope `.cta` is enough."""
+    seen: dict[int, Known] = field(default_factory=dict)
+    """For a warp, what its strong reads saw, which its next fence makes known."""
+    near_seen: dict[int, Known] = field(default_factory=dict)
+    versions: dict[tuple[int, Place], int] = field(default_factory=dict)
+    """Which version of what was released at a place a warp has seen."""
+    ticks: int = 0
+    """How often any clock went up."""
+    stamped_at: int = -1
+    stamps: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    floor: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    """For each thread a clock up to which it is behind all warps of its block."""
+    first: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    """For each thread the number of its block's first thread, as records have it."""
+    numbers: Array | None = None
+
+    def tick(self, warps: Any) -> None:
+        """Lets clocks of warps go up."""
+        self.clock[warps] += 1
+        self.ticks += 1
+
+
+@dataclass
+class Released:
+    """What was handed over at a place, and how often."""
+
+    known: Known = field(default_factory=dict)
+    version: int = 0
+
+    def add(self, known: Known) -> None:
+        join_known(self.known, known)
+        self.version += 1
+
+
+@dataclass
+class Gathering:
+    """What those that came to a barrier bring, by block of the batch."""
+
+    clocks: Array
+    foreign: dict[int, Known] = field(default_factory=dict)
+    fenced: set[int] = field(default_factory=set)
+
+
+def join_known(into: Known, other: Known) -> None:
+    for block, known in other.items():
+        mine = into.get(block)
+        into[block] = known if mine is None else np.maximum(mine, known)
