@@ -1,31 +1,79 @@
-"""Row kernels for a GPU: as the CPU's, but reductions over outer axes take 32 columns a block.
+"""Row kernels for a GPU: as the CPU's, but where memory runs along the result and not along what
+is reduced, a block takes some columns of the result.
 
-Memory runs along the kept axis, so that the lanes of a warp take adjacent columns, and the warps
-of the block share the rows.
+Lanes take adjacent columns, and the rest of the block shares the rows. 64 bytes of a row are
+enough for memory to be read at its rate, and leave many blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from stagefuse.compiler.graph import Reduce, Ref, flatten_index
 from stagefuse.compiler.lower.blocks import Parallel
-from stagefuse.compiler.lower.rows import _is_column as is_column
+from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.rows import lower_row
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.dsl.dims import const, floordiv, minimum, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
-COLUMNS = 32
+ROW_BYTES = 64
+LEAST_COLUMNS = 8
 
 
 def lower_rows(low: Lowering) -> Parallel:
     """Rows, or blocks of columns whose reductions are folds of their own."""
-    if low.group.row_axes or not is_column(low):
-        return lower_row(low)
     domain = low.group.domain
-    last = len(domain) - 1
-    blocks = floordiv(domain[last] + (COLUMNS - 1), COLUMNS, low.facts)
-    parallel = [*low.axes(range(last)), ("block", blocks)]
+    long = [a for a, size in enumerate(domain) if size.as_int() != 1]
+    if any(a in (low.group.row_axes or ()) for a in long):
+        return lower_row(low)
+    position = [sym(f"d{a}") if a in long else const(0) for a in range(len(domain))]
+    read = _greatest(low)
+    across = bool(long) and read is not None and _runs_along(low, read, f"d{long[-1]}")
+    if not across or read is None:
+        parallel = low.axes(long)
+        low.bind(parallel)
+        _store(low, position)
+        return parallel, const(1)
+    *outer, last = long
+    width = ROW_BYTES // low.graph.type(read).dtype.itemsize
+    blocks = floordiv(domain[last] + (width - 1), width, low.facts)
+    parallel = [*low.axes(outer), ("block", blocks)]
     low.bind(parallel)
-    lo = sym("block") * COLUMNS
-    hi = minimum(lo + COLUMNS, domain[last])
-    position = [sym(f"d{a}") for a in range(len(domain))]
-    low.loop(f"d{last}", lo, hi, lambda: low.store(position), vector=True)
-    return parallel, const(COLUMNS * 16)
+    lo = sym("block") * width
+    hi = minimum(lo + width, domain[last])
+    low.loop(f"d{last}", lo, hi, lambda: _store(low, position), vector=True)
+    return parallel, const(width * 16)
+
+
+def _store(low: Lowering, position: Sequence[Expr]) -> None:
+    """Stores every root at a position of the domain, or where its own axes say."""
+    for ref in low.group.roots:
+        source = low.group.source(ref)
+        whole = low.graph.type(source).shape == low.group.domain
+        low.store_root(ref, position if whole else low.group.accesses[source.node][0] or ())
+
+
+def _greatest(low: Lowering) -> Ref | None:
+    """The greatest tensor that is read; a size without a bound counts as the greatest."""
+    facts, graph = low.graph.facts, low.graph
+
+    def size(ref: Ref) -> tuple[bool, int, int]:
+        most = facts.bounds(size_of(graph.type(ref).shape))[1]
+        return most is None, most or 0, -ref.node
+
+    return max(low.group.loads(graph), key=size, default=None)
+
+
+def _runs_along(low: Lowering, read: Ref, name: str) -> bool:
+    """Whether adjacent places along an axis of the result, of which there are some, are adjacent
+    in a tensor."""
+    most = low.graph.facts.bounds(low.group.domain[int(name[1:])])[1]
+    if most is not None and most < LEAST_COLUMNS:
+        return False
+    for member in low.group.members:
+        primitive = low.graph.nodes[member].primitive
+        if isinstance(primitive, Reduce) and primitive.kind.startswith("arg"):
+            return False
+    shape = low.graph.type(read).shape
+    found = [a for a in low.group.accesses.get(read.node, []) if a is not None]
+    return any(flatten_index(a, shape).coefficient(name) == const(1) for a in found)

@@ -103,6 +103,8 @@ class KernelWriter(WgmmaWriter):
         code.start("$end")
         code.line("ret;")
         threads = f".reqntid {self.team.threads}, 1, 1"
+        if self.team.resident:
+            threads += f" .minnctapersm {self.team.resident}"
         lines = [
             f".visible .entry {name}(", ",\n".join(self._declared(name)), f") {threads}",
             "{", *code.registers(), *code.text(), "}",
@@ -156,8 +158,8 @@ class KernelWriter(WgmmaWriter):
             self.facts = self.facts.with_ranges({"lane": (0, team.lanes - 1)})
         self.warp = thread.lshr(5)
         if team.across:
-            self.symbols["column"], self.symbols["row"] = thread & (team.across - 1), self.warp
-            assert team.across == 32
+            self.symbols["column"] = thread & (team.across - 1)
+            self.symbols["row"] = thread.lshr(team.across.bit_length() - 1)
             ranges = {"column": (0, team.across - 1), "row": (0, team.down - 1)}
             self.facts = self.facts.with_ranges(ranges)
         kind = "i32" if self.is_small(self.count + team.per_block) else "i64"

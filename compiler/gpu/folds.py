@@ -17,7 +17,7 @@ from stagefuse.dsl.dtypes import DType
 
 from . import scalars
 from .ir import Code, Value
-from .loops import Carry, LoopWriter
+from .loops import Carry, LoopWriter, Slot
 from .teams import WARP
 
 NOWHERE = {"i32": (1 << 31) - 1, "i64": (1 << 63) - 1}
@@ -33,6 +33,8 @@ class FoldWriter(LoopWriter):
         if self.in_team and not self._is_tiny(s):
             self.scopes[-1].locals[s.name] = self._finished(s, self._fold_by_team(s))
             return
+        if self.team.across and self.slot is not None and not is_short(s):
+            return self._fold_columns(s, self.slot)
         for scope in self.elements():
             with self._alone():
                 scope.locals[s.name] = self._finished(s, self._fold_here(s))
@@ -97,8 +99,6 @@ class FoldWriter(LoopWriter):
         try:
             if is_short(s):
                 return self._fold_unrolled(s)
-            if self.team.across:
-                return self._fold_down(s)
             return self._fold_nest(s, 0, self._start(s))
         finally:
             self.mask = before
@@ -121,8 +121,11 @@ class FoldWriter(LoopWriter):
             name, const(0), extent, total, lambda carry: self._fold_nest(s, depth + 1, carry)
         )
 
-    def _fold_down(self, s: Fold) -> Carry:
-        """A fold that the lanes of one element share, along its longest loop."""
+    # Columns
+
+    def _fold_columns(self, s: Fold, slot: Slot) -> None:
+        """A fold for each element of a slot, all at once: lanes that have the same elements share
+        its longest loop."""
         sizes = [self.most(extent) for _, extent in s.loops]
         longest = max(range(len(sizes)), key=lambda n: (sizes[n] is None, sizes[n] or 0))
         name, extent = s.loops[longest]
@@ -131,34 +134,65 @@ class FoldWriter(LoopWriter):
         kind = "i32" if self.is_small(extent + DEEP * self.team.down) else "i64"
         start = self.index(sym("row"), kind)
 
+        def nest(depth: int, carry: Carry) -> Carry:
+            if depth < len(rest.loops):
+                inner, size = rest.loops[depth]
+                return self.loop(inner, const(0), size, carry, lambda c: nest(depth + 1, c))
+            scopes = [replace(x, values=dict(x.values), locals=dict(x.locals)) for x in slot.scopes]
+            self.slot = replace(slot, scopes=scopes)  # values of this turn stay in it
+            found = [
+                self._step(s, [carry[number]])[0] for number, _ in enumerate(self.elements())
+            ]
+            self.slot = slot
+            return found
+
         def body(place: Expr, carry: Carry) -> Carry:
             with self.binding(**{name: place}):
-                return self._fold_nest(rest, 0, carry)
+                return nest(0, carry)
 
+        before, self.mask = self.mask, None
         ends = (const(0), extent - 1)
-        total = self.strided(
-            f"{name}'", start, extent, self.team.down, self._start(s), body, ends, DEEP
+        totals = self.strided(
+            f"{name}'", start, extent, self.team.down, self._start(s) * slot.width, body, ends, DEEP
         )
-        return self._meet(s, total)
+        self.mask = before
+        for scope, total in zip(self.elements(), self._meet(s, totals), strict=True):
+            scope.locals[s.name] = total
 
-    def _meet(self, s: Fold, total: Carry) -> Carry:
-        """The reduction over the lanes of one element, in shared memory, in their order."""
+    def _meet(self, s: Fold, totals: Carry) -> Carry:
+        """The reductions over the lanes that have the same columns, in their order: by shuffles
+        in a warp, then in shared memory."""
         code, team = self.code, self.team
-        raw = self._raw(total[0])
-        place = self.shared_address(self.reserve(team.lanes * 8))
-        at = place + self.symbols["lane"] * 8
-        code.write(f"st.shared.{_access(raw)}", f"[{at.text}]", raw)
+        step = WARP // 2
+        while step >= team.across:
+            totals = [
+                combine(code, s.kind, t, shuffled(code, t, step), s.dtype) for t in totals
+            ]
+            step //= 2
+        warps, row = team.lanes // WARP, team.across * len(totals) * 8
+        start = self.shared_address(self.reserve(warps * row))
+        if self.in_loop():
+            code.line("bar.sync 0;")  # the last reductions here may not have been read
+        lane = self.symbols["lane"]
+        column = start + self.symbols["column"] * (len(totals) * 8)
+        first = (lane & (WARP - 1)).compare("lt", team.across)
+        at = column + lane.lshr(5) * row
+        raws = [self._raw(t) for t in totals]
+        for number, raw in enumerate(raws):
+            code.write(f"st.shared.{_access(raw)}", f"[{at.text}+{number * 8}]", raw, guard=first)
         self.barrier()
-        first = place + self.symbols["column"] * 8
-        found: Value | None = None
-        for row in range(team.down):
-            read = code.fresh(raw.type)
-            offset = row * team.across * 8
-            code.write(f"ld.shared.{_access(raw)}", read, f"[{first.text}+{offset}]")
-            value = read.compare("ne", 0) if total[0].type == "i1" else read
-            found = value if found is None else combine(code, s.kind, found, value, s.dtype)
-        assert found is not None
-        return [found]
+        found: Carry = []
+        for number, (raw, total) in enumerate(zip(raws, totals, strict=True)):
+            whole: Value | None = None
+            for warp in range(warps):
+                read = code.fresh(raw.type)
+                place = f"[{column.text}+{warp * row + number * 8}]"
+                code.write(f"ld.shared.{_access(raw)}", read, place)
+                value = read.compare("ne", 0) if total.type == "i1" else read
+                whole = value if whole is None else combine(code, s.kind, whole, value, s.dtype)
+            assert whole is not None
+            found.append(whole)
+        return found
 
     # A team
 

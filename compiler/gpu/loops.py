@@ -346,7 +346,7 @@ class LoopWriter(BarrierWriter):
         simple = all(isinstance(x, Let | Store) for x in body)
         cut = self._whole(loops) if simple and not self._touches_cells(s) else None
         if cut is None:
-            width = self.width_of(loops) if simple else 1
+            width = self.width_of(loops) if simple or self.team.across else 1
             at_once = UNROLL if simple and _work(body) * width <= LIGHT else 1
             self.spread(loops, width, [], visit, at_once=at_once)
             return

@@ -98,6 +98,8 @@ def _of_values(
 
 def vector_width(writer: LoopWriter) -> int:
     """Adjacent elements a lane takes at a time, so that the widest accesses are 16 bytes."""
+    if writer.team.across:
+        return writer.team.width
     dtypes = {b.name: b.dtype for b in writer.kernel.buffers}
     shapes = {b.name: b.shape for b in writer.kernel.buffers}
     for s in walk(writer.kernel.body):

@@ -7,9 +7,10 @@ it does in step. Rows short enough are unrolled, so that their elements stay in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Attend,
@@ -18,12 +19,13 @@ from stagefuse.compiler.kernel_ir import (
     Index,
     Kernel,
     Let,
+    Load,
     SortRow,
     Statement,
     Store,
     TileProduct,
 )
-from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.facts import Facts
 
 WARP = 32
@@ -39,12 +41,15 @@ MOST_IN_REGISTERS = 32
 @dataclass(frozen=True)
 class Team:
     """`lanes` execute a step; a block holds `per_block` teams. One lane, or whole warps; more
-    than one warp are a block. If `across` is set, a shared loop has that many elements at most,
-    and the lanes that have the same one share the folds inside it."""
+    than one warp are a block. If `across` is set, a shared loop has that many times `width`
+    elements at most, and the lanes that have the same ones share the folds inside it. `resident`:
+    blocks of an SM that the kernel is compiled for, if that is not left to ptxas."""
 
     lanes: int
     per_block: int
     across: int = 0
+    width: int = 1
+    resident: int = 0
 
     @property
     def threads(self) -> int:
@@ -62,7 +67,16 @@ class Team:
 
 LANE = Team(1, BLOCK_LANES)
 WARP_TEAM = Team(WARP, BLOCK_LANES // WARP)
-COLUMN_TEAM = Team(1024, 1, WARP)
+COLUMN_LANES = 512
+LOADING = 1024
+"""Threads of an SM of a kernel that only reduces: ptxas then leaves each enough registers for all
+its loads to be under way at once."""
+REDUCERS = 1 << 17
+"""Lanes that keep a device's memory busy with reductions of rows."""
+LOADS = 8
+"""Vectors that a lane should have of a row to make sharing it with more lanes worth it."""
+WINDOW = 32
+"""Elements of a window that one lane reduces by itself."""
 
 
 def shared_loops(body: Sequence[Statement]) -> Iterator[tuple[tuple[str, Expr, Expr], ...]]:
@@ -118,9 +132,6 @@ def _is(value: object, name: str) -> bool:
 
 
 def _reads(stores: Sequence[Store]) -> set[str]:
-    from stagefuse.compiler.cpu.values import post_order
-    from stagefuse.compiler.kernel_ir import Load
-
     return {
         part.buffer
         for store in stores
@@ -148,40 +159,96 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     if not loops:
         return LANE if not arrays else WARP_TEAM
     most = max((_most(nest, facts) for nest in loops), default=0)
-    if not arrays and most <= WARP and _folds_deep(kernel.body, facts):
-        return COLUMN_TEAM
+    columns = None if arrays else _columns(kernel, facts)
+    if columns is not None:
+        return columns
     if not kernel.parallel and most > 1024:
         return Team(1024, 1)
-    if most <= 8 and not arrays:
+    if not arrays and most <= (WINDOW if _folds_windows(kernel.body) else 8):
         return LANE
     if most <= 1024:
         return WARP_TEAM
+    if not arrays and all(isinstance(s, Fold | Let | Store) for s in kernel.body):
+        return _reducers(kernel, most, facts)
     lanes = BLOCK_LANES if most <= 8192 else 512
     if not kernel.parallel or _few(kernel, facts):
         lanes = 1024
     return Team(lanes, 1)
 
 
-def _folds_deep(body: Sequence[Statement], facts: Facts) -> bool:
-    """Whether a step is one shared loop around folds of many elements."""
-    if len(body) != 1 or not isinstance(body[0], For) or not is_shared(body[0]):
-        return False
-    folds = [s for s in body[0].body if isinstance(s, Fold)]
-    others = [s for s in body[0].body if not isinstance(s, Fold | Let | Store)]
-    if not folds or others:
-        return False
-    return max(_most([(n, Expr(()), e) for n, e in s.loops], facts) for s in folds) > WARP
+def _columns(kernel: Kernel, facts: Facts) -> Team | None:
+    """The team of a kernel whose step is one shared loop of few iterations, around folds of many
+    elements: lanes take adjacent iterations as vectors, where memory runs along them."""
+    loop = kernel.body[0] if len(kernel.body) == 1 else None
+    if not isinstance(loop, For):
+        return None
+    folds = [s for s in loop.body if isinstance(s, Fold)]
+    if not is_shared(loop) or any(not isinstance(s, Fold | Let | Store) for s in loop.body):
+        return None
+    deep = max((_most([(n, Expr(()), e) for n, e in s.loops], facts) for s in folds), default=0)
+    most = _most([(loop.index, loop.lo, loop.hi)], facts)
+    if deep <= WARP or most > COLUMN_LANES or any(s.kind.startswith("arg") for s in folds):
+        return None
+    width = _vector_of_columns(kernel, loop, folds, facts)
+    across = 1
+    while across < min(-(-most // width), WARP):
+        across *= 2
+    return Team(COLUMN_LANES, 1, across, width, LOADING // COLUMN_LANES)
+
+
+def _vector_of_columns(kernel: Kernel, loop: For, folds: Sequence[Fold], facts: Facts) -> int:
+    """Adjacent iterations of a loop whose elements are vectors of 16 bytes in all that its folds
+    read along it; 1 if they need not be aligned."""
+    buffers = {b.name: b for b in kernel.buffers}
+    widest, ends = 0, [loop.lo, *smaller_of(loop.hi)]
+    for part in (p for s in folds for p in post_order(s.value) if isinstance(p, Load)):
+        buffer, place, step = buffers[part.buffer], const(0), const(1)
+        for index, extent in reversed(list(zip(part.indices, buffer.shape, strict=True))):
+            place = place + index.expr * step if isinstance(index, Index) else place
+            step = step * extent
+        if place.coefficient(loop.index) == const(1):
+            widest = max(widest, buffer.dtype.itemsize)
+            ends.append(place.substitute({loop.index: loop.lo}))
+    width = min(16 // widest, 8) if widest else 1
+    while width > 1 and not all(facts.divides(e, width) for e in ends):
+        width //= 2
+    return width
+
+
+def _folds_windows(body: Sequence[Statement]) -> bool:
+    """Whether all folds are over several axes: memory does not run along them."""
+    folds = [s for s in walk(body) if isinstance(s, Fold)]
+    return all(sum(e.as_int() != 1 for _, e in s.loops) > 1 for s in folds)
+
+
+def _reducers(kernel: Kernel, most: int, facts: Facts) -> Team:
+    """The team of a kernel that only reduces rows: a warp, or more where rows are few."""
+    rows = const(1)
+    for _, extent in kernel.parallel:
+        rows = rows * extent
+    count, lanes = facts.bounds(rows)[0] or 1, WARP
+    while lanes < 1024 and count * lanes < REDUCERS and most > lanes * 4 * LOADS:
+        lanes *= 2
+    team = Team(lanes, 1) if lanes > WARP else WARP_TEAM
+    return replace(team, resident=LOADING // team.threads)
 
 
 def most_of(lo: Expr, hi: Expr, facts: Facts) -> int | None:
     """The most iterations that a loop can be proved to have."""
-    if len(hi.terms) == 1 and hi.terms[0][1] == 1 and len(hi.terms[0][0]) == 1:
-        atom, power = hi.terms[0][0][0]
-        if power == 1 and atom.kind == "min":
-            ends = [most_of(lo, arg, facts) for arg in atom.args]
-            known = [e for e in ends if e is not None]
-            return min(known) if known else None
+    ends = smaller_of(hi)
+    if len(ends) > 1:
+        known = [e for e in (most_of(lo, end, facts) for end in ends) if e is not None]
+        return min(known) if known else None
     return facts.bounds(hi - lo)[1]
+
+
+def smaller_of(expr: Expr) -> tuple[Expr, ...]:
+    """The expressions of which one is the smallest, or the one itself."""
+    if len(expr.terms) == 1 and expr.terms[0][1] == 1 and len(expr.terms[0][0]) == 1:
+        atom, power = expr.terms[0][0][0]
+        if power == 1 and atom.kind == "min":
+            return atom.args
+    return (expr,)
 
 
 def _most(nest: Sequence[tuple[str, Expr, Expr]], facts: Facts) -> int:

@@ -1,0 +1,171 @@
+"""Products of few rows, reductions of rows and columns, and products split along their depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stagefuse.compiler.gpu import contract
+from stagefuse.dsl.dtypes import DTYPES
+
+from .gpu_run import ARCHES, Emulated, check_legal, compiled, launches
+
+ROUNDING = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8, "f64": 2.0**-53}
+PRODUCT = "pipeline p(x: {0}[{1}, {2}], w: {0}[{3}]) -> {0}[{1}, {4}]:\n    {5}\n"
+
+
+def product(dtype: str, rows: int, depth: int, columns: int, lies: str) -> str:
+    """A product with a weight that lies along its columns or along its depth."""
+    shape, text = f"{depth}, {columns}", "x @ w"
+    if lies == "deep":
+        shape, text = f"{columns}, {depth}", "x @ transpose(w, [1, 0])"
+    return PRODUCT.format(dtype, rows, depth, shape, columns, text)
+
+
+def check(found: np.ndarray, left: np.ndarray, right: np.ndarray, dtype: str) -> None:
+    """Within rounding of the sum's steps in f32 and of the result."""
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    wide = "f64" if dtype == "f64" else "f32"
+    bound = np.abs(a) @ np.abs(b) * (a.shape[1] + 2) * ROUNDING[wide]
+    wanted = a @ b
+    error = np.abs(found.astype(np.float64) - wanted)
+    assert np.all(error <= bound + np.abs(wanted) * ROUNDING[dtype] * 1.01 + 1e-37)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("lies", ["deep", "across"])
+@pytest.mark.parametrize(
+    ("dtype", "depth", "columns"),
+    [
+        ("f32", 2304, 40), ("f32", 331, 67), ("f32", 40, 19), ("f64", 97, 34), ("bf16", 520, 72),
+        ("f16", 301, 33), ("f32", 1, 50), ("f32", 130, 5), ("bf16", 1100, 1), ("f32", 77, 300),
+    ],
+)  # fmt: skip
+def test_one_row(
+    dtype: str, depth: int, columns: int, lies: str, arch: str, tmp_path: Path,
+    rng: np.random.Generator,
+) -> None:  # fmt: skip
+    text = product(dtype, 1, depth, columns, lies)
+    plan = compiled(tmp_path / "p.pipe", text, (arch,))
+    check_legal(plan)
+    assert all(not x.report["spill bytes"] for x in launches(plan))
+    kind = DTYPES[dtype].numpy
+    x = rng.standard_normal((1, depth)).astype(kind)
+    w = rng.standard_normal((depth, columns)).astype(kind)
+    stored = w if lies == "across" else np.ascontiguousarray(w.T)
+    (found,) = Emulated(plan, arch)({"x": x, "w": stored}, {})
+    check(found, x, w, dtype)
+
+
+def test_a_weight_is_read_in_vectors_whichever_way_it_lies(tmp_path: Path) -> None:
+    for lies in ("deep", "across"):
+        text = product("bf16", 1, 4096, 4096, lies)
+        plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
+        (launch,) = launches(plan)
+        assert "ld.global.nc.v4.b32" in plan.ptx["sm_90a"], lies
+        assert int(launch.grid[0]) * launch.block[0] >= 1 << 16, lies
+
+
+def test_the_dequantisation_of_a_weight_is_part_of_its_loads(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    text = """pipeline p(x: f32[1, 256], w: i8[96, 256], scale: f32[96, 4]) -> f32[1, 96]:
+    wide = f32(reshape(w, [96, 4, 64])) * scale[:, :, None]
+    tanh(x @ transpose(reshape(wide, [96, 256]), [1, 0]))
+"""
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
+    assert len(launches(plan)) == 1
+    x = rng.standard_normal((1, 256)).astype(np.float32)
+    w = rng.integers(-128, 128, (96, 256)).astype(np.int8)
+    scale = rng.random((96, 4)).astype(np.float32) / 2000
+    (found,) = Emulated(plan)({"x": x, "w": w, "scale": scale}, {})
+    wide = w.astype(np.float64) * np.repeat(scale.astype(np.float64), 64, axis=1)
+    np.testing.assert_allclose(found, np.tanh(x.astype(np.float64) @ wide.T), 1e-5, 1e-6)
+
+
+REDUCTIONS = """pipeline p(x: f32[B, T, 40], i: i32[B, T, 12]) -> (
+    f32[B, 40], f32[40], i64[T, 12], bool[B, 12], f32[B, 40], f32[T, 40]):
+    a, b, c = max(x, axis=1), sum(x, axis=(0, 1)), sum(i, axis=0)
+    a, b, c, any(i > 7, axis=1), mean(x * x, axis=1) + 1.0, min(x, axis=0)
+"""
+
+
+@pytest.mark.parametrize("sizes", [(1, 40), (3, 7), (50, 3), (2, 333), (0, 5), (4, 0)])
+def test_columns(sizes: tuple[int, int], tmp_path: Path, rng: np.random.Generator) -> None:
+    plan = compiled(tmp_path / "p.pipe", REDUCTIONS, ("sm_80",))
+    check_legal(plan)
+    b, t = sizes
+    x = rng.standard_normal((b, t, 40)).astype(np.float32)
+    i = rng.integers(0, 9, (b, t, 12)).astype(np.int32)
+    found = Emulated(plan, "sm_80")({"x": x, "i": i}, {"B": b, "T": t})
+    wide = x.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wanted = [
+            np.max(wide, 1, initial=-np.inf), wide.sum((0, 1)), i.sum(0, dtype=np.int64),
+            (i > 7).any(1), (wide * wide).sum(1) / t + 1, np.min(wide, 0, initial=np.inf),
+        ]  # fmt: skip
+    for a, e in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, e, 1e-5, 1e-4)
+
+
+CONVOLUTION = """import nn
+
+weights w = "w.npz"
+
+pipeline p(x: f32[B, {0}, {1}, {2}], r: f32[B, {3}, {4}, {5}]) -> f32[B, {3}, {4}, {5}]
+where B in 1..=64:
+    maximum(nn.conv2d(x, w.c, {6}) * w.scale[:, None, None] + r, 0.0)
+"""
+CONVOLUTIONS = [
+    # channels, height, width, out, window, stride, padding, dilation, groups
+    (24, 9, 10, 20, 3, 1, 1, 1, 1),
+    (30, 11, 7, 70, 3, 2, 1, 1, 1),
+    (24, 12, 13, 16, 3, 1, 2, 2, 1),
+    (17, 14, 9, 33, 5, 3, 2, 1, 1),
+    (200, 5, 6, 40, 1, 1, 0, 1, 1),
+    (200, 7, 8, 40, 1, 2, 0, 1, 1),
+    (48, 8, 8, 32, 3, 1, 1, 1, 2),
+    (16, 9, 9, 16, 3, 2, 1, 1, 16),
+    (3, 21, 22, 12, 7, 2, 3, 1, 1),
+]
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolutions(
+    case: tuple[int, ...], few: bool, tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if not few:
+        monkeypatch.setattr(contract, "FULL", 0)
+    channels, height, width, out, window, stride, padding, dilation, groups = case
+    reach = dilation * (window - 1)
+    tall, wide = ((n + 2 * padding - reach - 1) // stride + 1 for n in (height, width))
+    kernel = rng.standard_normal((out, channels // groups, window, window)).astype(np.float32)
+    scale = rng.standard_normal(out).astype(np.float32)
+    np.savez(tmp_path / "w.npz", **{"c.weight": kernel, "scale": scale})
+    how = f"stride={stride}, padding={padding}, dilation={dilation}, groups={groups}"
+    text = CONVOLUTION.format(channels, height, width, out, tall, wide, how)
+    arch = list(ARCHES)[sum(case) % 3]
+    plan = compiled(tmp_path / "p.pipe", text, (arch,))
+    check_legal(plan)
+    assert all(not x.report["spill bytes"] for x in launches(plan))
+    split = any(" parts" in x.label for x in launches(plan))
+    assert split == (few and groups == 1 and channels * window * window >= 192)
+    for b in (1, 3):
+        x = rng.standard_normal((b, channels, height, width)).astype(np.float32)
+        r = rng.standard_normal((b, out, tall, wide)).astype(np.float32)
+        (found,) = Emulated(plan, arch)({"x": x, "r": r}, {"B": b})
+        padded = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *[(padding, padding)] * 2])
+        wanted = np.zeros(r.shape)
+        for m in range(window):
+            for n in range(window):
+                i, j = m * dilation, n * dilation
+                seen = padded[:, :, i : i + stride * tall : stride, j : j + stride * wide : stride]
+                seen = seen[:, :, :tall, :wide].reshape(b, groups, -1, tall, wide)
+                part = kernel[:, :, m, n].astype(np.float64).reshape(groups, out // groups, -1)
+                wanted += np.einsum("bgcij,goc->bgoij", seen, part).reshape(wanted.shape)
+        wanted = np.maximum(wanted * scale.astype(np.float64)[:, None, None] + r, 0)
+        np.testing.assert_allclose(found, wanted, 1e-5, 1e-4)
