@@ -30,7 +30,7 @@ from .assemble import Assembled, AssemblerMissing, Assembly, Usage, assemble
 from .attention import lower_attention
 from .chain import LONGEST, lower_chain
 from .columns import lower_rows
-from .contract import is_half, lower_contract, lower_parts, lower_sum_of_parts, rows_of, thin
+from .contract import is_half, lower_contract, lower_parts, lower_sum_of_parts, thin
 from .emit import Entry, KernelWriter, module_text
 from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
 from .whole import lower_whole_parts, lower_whole_rest, whole
@@ -163,11 +163,12 @@ class GpuCompiler:
         split = thin(graph, group)
         others = const(1)
         if split is not None:
-            few = split.holds(rows_of(graph, group))
-            others = 1 - few
+            others = 1 - split.few
             for part, name in ((lower_parts, "parts"), (lower_sum_of_parts, "sum")):
                 low = SourceLowering(graph, group, sites, GPU)
-                yield low, {"contract": partial(part, split=split)}, few, name
+                yield low, {"contract": partial(part, split=split)}, split.few, name
+        if others == const(0):
+            return
         yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
 
     def _entry(

@@ -1,9 +1,9 @@
 """Matrix products for a GPU: a block computes a tile of rows by a few adjacent panels.
 
 The tile goes to scratch, where all lanes take its elements in the order of the result and finish
-them with what follows the product. A product of few rows would leave most of the device idle: its
-depth is split among blocks, and a second kernel sums the parts and finishes. Both ways are in the
-plan, and the grid of one of them is empty.
+them with what follows the product. A product of few tiles would leave most of the device idle: its
+depth is split among blocks, and a second kernel sums the parts and finishes. Where sizes decide,
+both ways are in the plan, and the grid of one of them is empty.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stagefuse.compiler.fuse import Group
-from stagefuse.compiler.graph import Contract, Graph, Ref, View, flatten_index
+from stagefuse.compiler.graph import Contract, Graph, Ref, View
 from stagefuse.compiler.join import steps_of
 from stagefuse.compiler.kernel_ir import (
     Alloc,
@@ -22,7 +22,6 @@ from stagefuse.compiler.kernel_ir import (
     Local,
     Store,
     TileProduct,
-    Value,
 )
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import product_of as size_of
@@ -33,7 +32,7 @@ from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.products import _product as product_of
 from stagefuse.compiler.lower.products import _stored_panels as stored_panels
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.compiler.schedule import GPU_WGMMA
+from stagefuse.compiler.schedule import GPU, GPU_WGMMA
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32
 
@@ -160,60 +159,53 @@ def lower_contract(low: Lowering) -> Parallel:
     return parallel, p.depth * (rows * group * p.panel)
 
 
-# Products of few rows
+# Products of few tiles
 
 FULL = 132
 """Blocks that fill a device."""
 LEAST_DEPTH = 96
 MOST_SPLITS = 16
-MOST_ROWS = 2048
+RUN = 128
+"""Adjacent elements of the result that a warp sums parts of."""
 
 
 @dataclass(frozen=True)
 class Thin:
-    """How a product of at most `rows` rows is split: `count` parts, each `depth` deep."""
+    """How a product of at most `FULL` tiles is split: `count` parts, each `depth` deep; `few` is 1
+    for the sizes at which there are so few tiles, and else 0."""
 
-    rows: int
+    few: Expr
     depth: int
     count: int
 
-    def holds(self, rows: Expr) -> Expr:
-        """1 where a product has so few rows, else 0."""
-        return 1 - minimum(floordiv(rows, self.rows + 1), const(1))
-
 
 def thin(graph: Graph, group: Group) -> Thin | None:
-    """How to split a group's product where it has few rows, if that helps."""
+    """How to split a group's product where it has few tiles, if that may be."""
     if group.kind != "contract" or group.anchor is None:
         return None
     node = graph.nodes[group.anchor]
     product = node.primitive
     assert isinstance(product, Contract)
     depth = product.depth.as_int()
-    columns = size_of([node.type.shape[a] for a in product.columns]).as_int()
-    if depth is None or columns is None or depth < 2 * LEAST_DEPTH:
+    if depth is None or depth < 2 * LEAST_DEPTH or product.batch or node.type.dtype != F32:
         return None
-    if product.batch or node.type.dtype != F32:
-        return None
-    across = -(-columns // (PANELS[product.panel] * product.panel))
-    rows = min(FULL // across * 64, MOST_ROWS)
-    if not rows:
+    rows, columns = (
+        size_of([node.type.shape[a] for a in axes]) for axes in (product.rows, product.columns)
+    )
+    across = PANELS[product.panel] * product.panel
+    down = GPU.row_tile[product.panel]
+    tiles = floordiv(rows + (down - 1), down) * floordiv(columns + (across - 1), across)
+    few = 1 - minimum(floordiv(tiles, FULL + 1), const(1))
+    few = graph.facts.simplify(few)
+    if few == const(0):
         return None
     part = max(LEAST_DEPTH, -(-depth // (MOST_SPLITS * 16)) * 16)
-    return Thin(rows, part, -(-depth // part))
+    return Thin(few, part, -(-depth // part))
 
 
 def is_half(graph: Graph, group: Group) -> bool:
     """Whether a group's product takes 16-bit operands as they are."""
     return group.anchor is not None and graph.nodes[group.anchor].operands[0] in group.packs
-
-
-def rows_of(graph: Graph, group: Group) -> Expr:
-    """The rows of a group's product."""
-    assert group.anchor is not None
-    node = graph.nodes[group.anchor]
-    assert isinstance(node.primitive, Contract)
-    return size_of([node.type.shape[a] for a in node.primitive.rows])
 
 
 def parts_of(ref: Ref) -> Ref:
@@ -264,30 +256,22 @@ def lower_parts(low: Lowering, split: Thin) -> Parallel:
 
 
 def lower_sum_of_parts(low: Lowering, split: Thin) -> Parallel:
-    """The sum of the parts, and what follows the product."""
+    """The sum of the parts, and what follows the product; in the order in which parts lie."""
     p = product_of(low, low.group.anchor)
     parts = _parts(low, p, split, "in")
-    domain = p.domain
-    last = len(domain) - 1
-    parallel = low.axes(range(last))
+    runs = floordiv(p.columns + (RUN - 1), RUN, low.facts)
+    parallel = [("row", p.rows), ("run", runs)]
     low.bind(parallel)
+    begin = sym("run") * RUN
+    end = minimum(begin + RUN, p.columns)
 
-    def total(at: tuple[Value, ...]) -> Value:
-        scope = low.scopes[-1]
-        key = ("total", at)
-        if key not in scope.known:
-            row, column = (
-                low.index(flatten_index([sym(f"i{a}") for a in axes], [domain[a] for a in axes]),
-                          {f"i{a}": at[a] for a in axes})
-                for axes in (p.primitive.rows, p.primitive.columns)
-            )  # fmt: skip
-            value = Load(parts.name, (Index(sym("k")), row, column), p.dtype)
-            name = low.name("total")
-            low.emit(Fold(name, "sum", (("k", const(split.count)),), value, p.dtype))
-            scope.known[key] = Local(name, p.dtype)
-        return scope.known[key]
+    def element() -> None:
+        place = (Index(sym("k")), Index(sym("row")), Index(sym("c")))
+        name = low.name("total")
+        value = Load(parts.name, place, p.dtype)
+        low.emit(Fold(name, "sum", (("k", const(split.count)),), value, p.dtype))
+        with low.part(low.group, {p.ref: lambda _: Local(name, p.dtype)}):
+            low.store(p.place(low, sym("row"), sym("c")))
 
-    position = [sym(f"d{a}") for a in range(len(domain))]
-    with low.part(low.group, {p.ref: total}):
-        low.loop(f"d{last}", const(0), domain[last], lambda: low.store(position), vector=True)
-    return parallel, domain[last] * split.count
+    low.loop("c", begin, end, element, vector=True)
+    return parallel, const(RUN * split.count)

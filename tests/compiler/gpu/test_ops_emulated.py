@@ -155,12 +155,12 @@ def test_a_softmax_of_few_elements(
 def test_a_product_of_few_rows_and_one_of_many_are_the_same(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contract, "MOST_ROWS", 20)
+    monkeypatch.setattr(contract, "FULL", 1)
     text = f"pipeline p{MORE['deep linear']}\n"
     emulated = Emulated(compiled(tmp_path / "p.pipe", text, ("sm_89",)), "sm_89")
     weights = rng.standard_normal((50, 200)).astype(np.float32)
-    rows = rng.standard_normal((1, 23, 200)).astype(np.float32)
-    (many,) = emulated({"x": rows, "w": weights}, {"B": 1, "T": 23})
+    rows = rng.standard_normal((1, 70, 200)).astype(np.float32)
+    (many,) = emulated({"x": rows, "w": weights}, {"B": 1, "T": 70})
     (few,) = emulated({"x": rows[:, :7], "w": weights}, {"B": 1, "T": 7})
     np.testing.assert_allclose(many[:, :7], few, rtol=1e-5, atol=1e-5)
     plain = np.tanh(rows.astype(float) @ weights.T.astype(float)) + rows[:, :, :50]
