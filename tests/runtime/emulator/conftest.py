@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import random
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+from stagefuse.runtime import emulator
+
+from .hardware import Hardware
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--hardware", action="store_true", help="run launches on GPU 0 too")
+    parser.addoption("--hardware-report", type=Path, help="a file to add a line to for each")
+
+
+@cache
+def _hardware(report: Path | None) -> Hardware:
+    return Hardware(report)
+
+
+@pytest.fixture(autouse=True)
+def on_hardware(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches run on the GPU too where the option asks for it."""
+    if request.config.getoption("--hardware", default=False):
+        hardware = _hardware(request.config.getoption("--hardware-report"))
+        launch = hardware.wrap(emulator.Module.launch, request.node.nodeid)
+        monkeypatch.setattr(emulator.Module, "launch", launch)
 
 
 @pytest.fixture

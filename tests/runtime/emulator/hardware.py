@@ -1,0 +1,257 @@
+"""Launches of the emulator, made on a GPU too: `pytest tests/runtime/emulator --hardware`.
+
+A launch that the emulator finds no fault in runs on GPU 0 with the same memory. What the two leave
+there must be the same, bit for bit but for NaN's payload, unless the kernel executed something
+whose result the PTX ISA leaves open: an approximation, a tensor core's order of sums, the order
+of atomic operations. Then memory gets what the GPU left, so the test's own assertions judge that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stagefuse.compiler.ptx import print_module
+from stagefuse.compiler.ptx import syntax as s
+from stagefuse.runtime import emulator
+from stagefuse.runtime.cuda import calls
+from stagefuse.runtime.emulator.memory import Arena
+from stagefuse.runtime.emulator.program import Place
+
+Array = NDArray[Any]
+OPEN = re.compile(r"approx|^(mma|wgmma|wmma|atom|div\.full)|^red.*\.b?f|^tanh|^(ex2|lg2|sin|cos)")
+"""Names of instructions whose results, or their order, the ISA leaves open."""
+
+
+class Hardware:
+    """GPU 0 as a place for the emulator's launches; `report` gets a line for each."""
+
+    def __init__(self, report: Path | None) -> None:
+        self.report = report
+        self.context = calls.open_context(0)
+        calls.enter(self.context)
+        self._libraries: dict[int, tuple[emulator.Module, Any]] = {}
+
+    def wrap(self, emulated: Callable[..., Any], test: str) -> Callable[..., Any]:
+        """`emulator.Module.launch`, with the launch on the GPU behind it."""
+
+        def launch(module: emulator.Module, name: str, **given: Any) -> Any:
+            memory = _Memory()
+            try:
+                variables = self._variables(module, memory)
+                raw = self._parameters(module, name, given, memory)
+                record = emulated(module, name, **given)
+                if raw is not None:
+                    self._run(module, name, given, raw)
+                    found = memory.compared() + self._globals(variables)
+                    self._judge(test, name, record, found)
+                return record
+            finally:
+                memory.close()
+
+        return launch
+
+    def _library(self, module: emulator.Module) -> Any:
+        known = self._libraries.get(id(module))
+        if known is None:
+            text = print_module(module.syntax).encode() + b"\0"
+            known = self._libraries[id(module)] = (module, calls.load(text))
+        return known[1]
+
+    def _variables(self, module: emulator.Module, memory: _Memory) -> list[tuple[int, Array]]:
+        """Where the module's variables lie, which get the values that they have here; but for
+        those that hold addresses, which differ."""
+        plain = {
+            v.name: v.space
+            for v in module.syntax.variables
+            if all(isinstance(x, s.Immediate | s.FloatImmediate) for x in v.initial)
+        }
+        found = []
+        for name, array in module.globals.items():
+            if name in plain:
+                address, _ = calls._call(
+                    "cuLibraryGetGlobal", name, self._library(module), name.encode()
+                )
+                memory.put(int(address), array)
+                if plain[name] == "global":
+                    found.append((int(address), array))
+        return found
+
+    def _globals(self, variables: list[tuple[int, Array]]) -> list[tuple[Array, Array]]:
+        return [(array, _fetched(address, array)) for address, array in variables]
+
+    def _parameters(
+        self, module: emulator.Module, name: str, given: dict[str, Any], memory: _Memory
+    ) -> tuple[Array, list[int]] | None:
+        """The kernel's parameters and where each begins; None where the launch is refused."""
+        try:
+            code = module._entry(name)
+            args = [memory.encoded(a) for a in given.get("args", ())]
+            arena = module._params(code, memory, args)  # type: ignore[arg-type]
+        except ValueError:  # as the emulator will say
+            return None
+        return arena.bytes, [f.offset for f in code.formals if isinstance(f, Place)]
+
+    def _run(
+        self, module: emulator.Module, name: str, given: dict[str, Any],
+        raw: tuple[Array, list[int]],
+    ) -> None:  # fmt: skip
+        driver = calls._driver()
+        kernel = calls.kernel(self._library(module), name)
+        said = module._entry(name).function.directive("reqnctapercluster")
+        grid, block, cluster = (_three(given.get(k, 1)) for k in ("grid", "block", "cluster"))
+        size = int(given.get("shared_bytes", 0))
+        kinds = driver.CUfunction_attribute
+        device = calls._call("cuDeviceGet", name, 0)
+        for kind, value in (
+            (kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, size),
+            (kinds.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
+        ):
+            calls._call("cuKernelSetAttribute", name, kind, value, kernel, device)
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = block
+        config.sharedMemBytes = size
+        if said is None and cluster != (1, 1, 1):
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            dim = attribute.value.clusterDim
+            dim.x, dim.y, dim.z = cluster
+            config.attrs, config.numAttrs = [attribute], 1
+        data, offsets = raw
+        places = np.array([data.ctypes.data + o for o in offsets], np.uint64)
+        function = calls._call("cuKernelGetFunction", name, kernel)
+        calls._call("cuLaunchKernelEx", name, config, function, int(places.ctypes.data), 0)
+        try:
+            calls.finish(0)
+        except Exception as error:
+            print(f"{name} broke the GPU's context: {error}", flush=True)
+            os._exit(70)  # nothing else can run in this process
+
+    def _judge(self, test: str, name: str, record: Any, pairs: list[tuple[Array, Array]]) -> None:
+        different = sum(int(np.count_nonzero(_differ(a, b))) for a, b in pairs)
+        left_open = sorted({n for n in record.instructions if OPEN.search(n)})
+        for held, found in pairs:
+            if held.flags.writeable:
+                held.view(np.ndarray)[...] = found
+        if self.report is not None:
+            line = {"test": test, "kernel": name, "elements": sum(a.size for a, _ in pairs),
+                    "different": different, "open": left_open}  # fmt: skip
+            with self.report.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        assert not different or left_open, f"{different} elements differ on the GPU"
+
+
+class _Memory:
+    """The GPU's memory of a launch, where the emulator has a heap."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[int, Array]] = {}
+        self._addresses: list[int] = []
+        self._views: list[Array] = []
+
+    def put(self, address: int, array: Array) -> None:
+        data = np.ascontiguousarray(array.view(np.ndarray))
+        if data.nbytes:
+            calls._call("cuMemcpyHtoD", "copying in", address, data.ctypes.data, data.nbytes)
+
+    def _new(self, size: int) -> int:
+        address = calls.allocate(max(size, 16), "a test")
+        self._addresses.append(address)
+        return address
+
+    def add(self, arena: Arena) -> int:
+        address = self._new(len(arena.bytes))
+        self.put(address, arena.bytes)
+        return address
+
+    def address_of(self, array: Array, name: str) -> int:
+        key = (array.__array_interface__["data"][0], array.nbytes)
+        if key not in self._known:
+            self._known[key] = self._new(array.nbytes), array
+            self.put(self._known[key][0], array)
+        return self._known[key][0]
+
+    def address_of_view(self, array: Array) -> int:
+        if array.flags.c_contiguous:
+            return self.address_of(array, "array")
+        low, _ = np.lib.array_utils.byte_bounds(array)
+        whole = array.base
+        assert isinstance(whole, np.ndarray) and whole.flags.c_contiguous
+        return self.address_of(whole, "array") + low - whole.__array_interface__["data"][0]
+
+    def encoded(self, value: Any) -> Any:
+        """An argument, with a tensor map as the driver encodes it."""
+        if not isinstance(value, emulator.TensorMap):
+            return value
+        return _Encoded(_tensor_map(value, self.address_of_view(value.array)))
+
+    def compared(self) -> list[tuple[Array, Array]]:
+        return [(array, _fetched(at, array)) for at, array in self._known.values()]
+
+    def close(self) -> None:
+        for address in self._addresses:
+            calls.free(address)
+
+
+class _Encoded:
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    def parameter_bytes(self, heap: Any) -> bytes:
+        return self.raw
+
+
+def _tensor_map(given: emulator.TensorMap, address: int) -> bytes:
+    driver = calls._driver()
+    kinds = driver.CUtensorMapDataType
+    names = {"f2": "FLOAT16", "f4": "FLOAT32", "f8": "FLOAT64", "i4": "INT32", "i8": "INT64"}
+    array, size = given.array, given.array.itemsize
+    code = f"{array.dtype.kind}{size}"
+    name = "BFLOAT16" if array.dtype.name == "bfloat16" else names.get(code, f"UINT{8 * size}")
+    swizzle = f"{given.swizzle}B" if given.swizzle else "NONE"
+    made = calls._call(
+        "cuTensorMapEncodeTiled", "encoding a tensor map",
+        getattr(kinds, f"CU_TENSOR_MAP_DATA_TYPE_{name}"), array.ndim, address,
+        [driver.cuuint64_t(n) for n in reversed(array.shape)],
+        [driver.cuuint64_t(n) for n in reversed(array.strides[:-1])],
+        [driver.cuuint32_t(n) for n in reversed(given.box)],
+        [driver.cuuint32_t(n) for n in reversed(given.element_strides or ())],
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        getattr(driver.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{swizzle}"),
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_NONE,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA
+        if given.fill == "nan"
+        else driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )  # fmt: skip
+    return b"".join(int(word).to_bytes(8, "little") for word in made.opaque)
+
+
+def _fetched(address: int, array: Array) -> Array:
+    found = np.empty(array.shape, array.dtype)
+    if found.nbytes:
+        calls._call("cuMemcpyDtoH", "copying out", found.ctypes.data, address, found.nbytes)
+    return found
+
+
+def _differ(a: Array, b: Array) -> Array:
+    """Which elements differ in a bit; NaN are all the same."""
+    one, two = (np.ascontiguousarray(x.view(np.ndarray)) for x in (a, b))
+    if one.dtype.itemsize not in (1, 2, 4, 8) or one.dtype.names:
+        return np.asarray(one.reshape(-1).view("u1") != two.reshape(-1).view("u1"))
+    raw = f"u{one.dtype.itemsize}"
+    return np.asarray((one.view(raw) != two.view(raw)) & ~((one != one) & (two != two)))
+
+
+def _three(given: Any) -> tuple[int, int, int]:
+    sides = (given,) if isinstance(given, int | np.integer) else tuple(given)
+    a, b, c = (*map(int, sides), *(1,) * (3 - len(sides)))
+    return a, b, c
+
