@@ -14,6 +14,7 @@ from stagefuse.dsl.source import Source
 
 from .graph import Graph
 from .plan import GPU_ARCHES, LEVELS, TARGETS, Plan
+from .tuned import RULES, Choices, beside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,8 @@ def compile_file(
     """The plan of a file's pipelines, or of one of them, with CPU code for some levels.
 
     `targets` are cpu, names of GPUs, and arches. `verify` checks the graph after every pass, and
-    every kernel. Raises CompileError, OSError.
+    every kernel. Schedules are those of the lock file beside the source, if there is one.
+    Raises CompileError, OSError, and PlanError for a lock file that is none.
     """
     from .front import check_source
 
@@ -52,7 +54,8 @@ def compile_file(
     program, found, load = check_source(Path(path), weights or {})
     if found:
         raise CompileError(found)
-    return compile_program(program, load, pipeline, begin, levels, verify, targets)
+    choices = beside(Path(path))
+    return compile_program(program, load, pipeline, begin, levels, verify, targets, choices)
 
 
 def compile_program(
@@ -63,13 +66,14 @@ def compile_program(
     levels: Sequence[str] = LEVELS,
     verify: bool = True,
     targets: Sequence[str] = ("cpu",),
+    choices: Choices = RULES,
 ) -> Plan:
     """The plan of a checked program; `load` gives a weight file's tensor by name and key."""
     from .build_graph import build_graph
 
     chosen = [p for p in program.pipelines if only in (None, p.name)]
     graphs = [(p, build_graph(p)) for p in chosen]
-    return compile_graphs(graphs, load, program.source, levels, verify, targets)
+    return compile_graphs(graphs, load, program.source, levels, verify, targets, choices)
 
 
 def compile_graphs(
@@ -79,6 +83,7 @@ def compile_graphs(
     levels: Sequence[str] = LEVELS,
     verify: bool = True,
     targets: Sequence[str] = ("cpu",),
+    choices: Choices = RULES,
 ) -> Plan:
     """The plan of pipelines given as graphs; of each `Pipeline` only the signature is read."""
     from .planner import Planner
@@ -89,7 +94,7 @@ def compile_graphs(
         from .gpu.compile import GpuCompiler
 
         gpu = GpuCompiler(arches, source.name)
-    planner = Planner(load, verify, gpu)
+    planner = Planner(load, verify, gpu, choices)
     build = None
     try:
         if "cpu" in targets:

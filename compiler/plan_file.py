@@ -20,7 +20,6 @@ import json
 import mmap
 import os
 import struct
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from typing import IO, Any
 import numpy as np
 
 from stagefuse.dsl.dtypes import DTYPES, from_numpy
+from stagefuse.dsl.files import replace_file
 
 from .errors import PlanError
 from .plan import (
@@ -60,24 +60,7 @@ _FROM_SAFETENSORS = {d.stored: d for d in DTYPES.values()}
 def write(plan: Plan, path: str | Path) -> None:
     """Write a plan file. Raises PlanError for a plan that `plan_check` refuses, OSError."""
     check(plan)
-    target = Path(path)
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from error
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            _write_members(plan, file)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.fchmod(file.fileno(), 0o666 & ~mask)
-        os.replace(temporary, target)
-    except OSError as error:
-        os.unlink(temporary)
-        raise OSError(error.errno, error.strerror, str(target)) from error
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    replace_file(Path(path), lambda file: _write_members(plan, file))
 
 
 def _write_members(plan: Plan, file: IO[bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stagefuse.dsl.dims import Expr, as_expr
@@ -13,6 +14,7 @@ from stagefuse.dsl.source import Span
 from .buffers import Buffers
 from .graph import Graph
 from .plan import CheckPlan, DimPlan, GpuPlan, LoopPlan, PipelinePlan, SitePlan, StepPlan
+from .tuned import RULES, Choices, scheduled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,8 +45,9 @@ class Planner:
         load: Callable[[str, str], np.ndarray[Any, Any]],
         verify: bool,
         gpu: GpuCompiler | None = None,
+        choices: Choices = RULES,
     ) -> None:
-        self.load, self.verify, self.gpu = load, verify, gpu
+        self.load, self.verify, self.gpu, self.choices = load, verify, gpu, choices
         self.kernels: dict[str, Kernel] = {}
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
         self.unverified: list[tuple[Kernel, Graph, Bounds]] = []
@@ -111,14 +114,15 @@ class Planner:
         reasons = {d.node: d for d in found.decisions}
         steps: list[StepPlan] = []
         for group in found.groups:
-            lowered = lower(graph, group, begun.sites, CPU)
+            lowered, changes = scheduled(
+                partial(lower, graph, group, begun.sites), CPU, "cpu", self.choices
+            )
             if bounds is not None and lowered.kernel.name not in self.kernels:
                 self.unverified.append((lowered.kernel, graph, bounds))
-            steps.append(
-                self._step(
-                    buffers, lowered, report(graph, lowered, reasons, begun.passed, group.nest)
-                )
-            )
+            notes = report(graph, lowered, reasons, begun.passed, group.nest)
+            if changes:
+                notes["tuned"] = dict(changes)
+            steps.append(self._step(buffers, lowered, notes))
         return buffers, steps, loops_of(graph, [group.nest for group in found.groups])
 
     def _step(self, buffers: Buffers, lowered: Lowered, report: dict[str, Any]) -> StepPlan:

@@ -73,3 +73,20 @@ GPU_HALF = replace(GPU, row_tile=MappingProxyType({48: 128, 64: 128, 32: 128, 16
 
 GPU_WGMMA = replace(GPU_HALF, panel_group=4)
 """The same for Hopper's warpgroups: four panels of 64 columns."""
+
+TRIALS: Mapping[str, Mapping[str, tuple[int, ...]]] = MappingProxyType(
+    {
+        "cpu": {
+            "tiles_per_block": (2, 3, 12),
+            "block_bytes": (200_000, 400_000, 1_600_000),
+            "packed_tiles": (4, 16),
+            "deep_tiles": (8, 32),
+            "depth_block": (256, 1024),
+            "panel_group": (2,),
+            "chunk": (1024, 16384),
+            "columns": (64, 512),
+            "step_flops": (4096, 65536, 262_144),
+        }
+    }
+)
+"""What `--tune` tries by target, one change at a time, against the rules' choice."""

@@ -7,11 +7,12 @@ folder; if it is empty, nothing is kept.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
+
+from .files import replace_file
 
 
 def cache_folder() -> Path | None:
@@ -25,15 +26,7 @@ def cache_folder() -> Path | None:
     return None
 
 
-def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes under another name first, so that no reader sees a part. Raises OSError."""
+def keep(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file of the cache, whole or not at all. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
+    replace_file(path, write, 0o600)

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import lark
 
-from .cache import cache_folder, replace_file
+from .cache import cache_folder, keep
 
 
 def kept(make: Callable[[], lark.Lark], *depends: str) -> lark.Lark:
@@ -29,5 +29,5 @@ def kept(make: Callable[[], lark.Lark], *depends: str) -> lark.Lark:
         return lark.Lark.load(file)
     parser = make()
     with suppress(OSError):
-        replace_file(path, parser.save)
+        keep(path, parser.save)
     return parser

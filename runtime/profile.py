@@ -91,11 +91,13 @@ def _call(
         times.append(perf_counter_ns())
     pipeline._finish(workspace, bucket)
     events = [event(f"call {call}", times[0], times[-1], origin, {"call": call})]
+    numbers = {id(step): n for n, step in enumerate(pipeline._plan.steps)}
     for place, number in enumerate(order):
         step = bucket.labels[number]
         assert step is not None
         notes = {
             "kernel": step.symbol,
+            "step": numbers[id(step)],
             "iterations": int(bucket.records[number, 2]),
             "grain": int(bucket.records[number, 3]),
             **step.report,

@@ -40,6 +40,7 @@ from .cli_shared import (
     working,
 )
 from .cli_states import STATE_IN, STATE_OUT, called, example_call
+from .cli_tune import tuned_first
 
 
 def main() -> None:
@@ -86,6 +87,13 @@ commands.add_command(cli_onnx.export_command)
     help="What to make code for, comma-separated: cpu, a100, l20, l40, h100, h200, h20.",
 )
 @click.option("--no-verify", is_flag=True, help="Don't check the graph after each pass.")
+@click.option(
+    "--tune", is_flag=True,
+    help="Measure schedules for the CPU on this machine first, with the sizes of --size, and write "
+    "the fastest to FILE's lock file (.tuned.json), which every compilation reads.",
+)
+@SIZES
+@THREADS
 @WEIGHTS
 @PIPELINE
 @JSON
@@ -94,6 +102,9 @@ def compile_command(
     output: Path | None,
     target: str,
     no_verify: bool,
+    tune: bool,
+    sizes: tuple[str, ...],
+    threads: int | None,
     weights: tuple[str, ...],
     pipeline: str | None,
     as_json: bool,
@@ -103,8 +114,15 @@ def compile_command(
     \b
     stagefuse compile model.pipe -o model.fused
     stagefuse compile model.pipe --target h200,a100,cpu --weights w=other.safetensors
+    stagefuse compile model.pipe --tune --size B=8 --size T=128
     """
     output = output or file.with_suffix(".fused")
+    for option, value in (("--size", sizes), ("--threads", threads)):
+        if value and not tune:
+            raise click.UsageError(f"{option} is for --tune")
+    if tune:
+        with reported(as_json):
+            tuned_first(file, weights, pipeline, sizes, threads, as_json)
     started = time.perf_counter()
     with reported(as_json):
         plan = compiled(file, weights, target, pipeline, verify=not no_verify)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import click
+
+from stagefuse.dsl.files import replace_file
 
 from .cli_exit import DONE, WRONG_PROGRAM
 from .cli_shared import JSON, reported, show_json
@@ -56,12 +56,5 @@ def fmt(files: tuple[Path, ...], check: bool, diff: bool, as_json: bool) -> int:
 def _replace(path: Path, text: str) -> None:
     """Writes a file whole or not at all; it keeps its permissions, and a link stays one."""
     target = path.resolve()
-    number, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(number, "wb") as file:
-            file.write(text.encode())
-        os.chmod(name, target.stat().st_mode & 0o7777)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+    mode = target.stat().st_mode & 0o7777
+    replace_file(target, lambda file: file.write(text.encode()), mode)

@@ -116,6 +116,9 @@ def reasons(report: Report) -> list[str]:
             key = (bool(reason["fused"]), str(reason["because"]))
             grouped.setdefault(key, []).append(reason["node"])
         found.append(f"{kernel.symbol}  {kernel.label}")
+        changes = kernel.notes.get("tuned", {})
+        if changes:
+            found.append(f"    tuned: {', '.join(f'{n} = {v}' for n, v in changes.items())}")
         for (fused, because), names in grouped.items():
             verb = "fused because" if fused else "not fused because"
             found.append(f"    {_counted(names)}: {verb} {because}")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: tests, comparison with the emulator, sanitizer, measurements.
+"""`python -m benchmarks.gpu`: tests, comparisons with the emulator, sanitizer, measurements.
 
 Writes benchmarks/results/gpu-NAME-TIME.json and .md. A part that fails is named in both, and the
 exit code is 1; the other parts are taken all the same.
@@ -13,9 +13,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from .measure import engine_names
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-PARTS = ("tests", "compare", "sanitize", "measure")
+PARTS = ("tests", "emulator", "compare", "sanitize", "measure")
 
 
 def main() -> int:
@@ -89,6 +91,29 @@ def _tests(families: Any, arch: str, options: Any) -> Iterator[dict[str, Any]]:
     yield {"good": done.returncode == 0, "output": (done.stdout + done.stderr)[-4000:]}
 
 
+def _emulator(families: Any, arch: str, options: Any) -> Iterator[dict[str, Any]]:
+    """The emulator's own tests, each launch of which is made on the GPU too."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = Path(folder) / "launches"
+        lines.touch()
+        jobs = ["-n", "auto"] if find_spec("xdist") else []
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", *jobs,
+             "tests/runtime/emulator", "--hardware", "--hardware-report", str(lines)],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        launches = [json.loads(line) for line in lines.read_text().splitlines()]
+    different = [n for n in launches if n["different"]]
+    yield {
+        "good": done.returncode == 0,
+        "output": (done.stdout + done.stderr)[-4000:],
+        "launches": len(launches),
+        "elements": sum(n["elements"] for n in launches),
+        "different launches": len(different),
+        "left open": sorted({name for n in different for name in n["open"]}),
+    }
+
+
 def _compare(families: Any, arch: str, options: Any) -> Iterator[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     for row in compared(families, options.seed, "cuda:0", arch):
@@ -141,7 +166,10 @@ def _brief(timed: Any) -> str:
     return timed.failure or f"{min(timed.gpu) * 1e6:.1f} us"
 
 
-_PARTS = {"tests": _tests, "compare": _compare, "sanitize": _sanitize, "measure": _measure}
+_PARTS = {
+    "tests": _tests, "emulator": _emulator, "compare": _compare, "sanitize": _sanitize,
+    "measure": _measure,
+}  # fmt: skip
 
 
 def _sound(part: Any) -> bool:
@@ -159,6 +187,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     if "tests" in report:
         last = report["tests"]["output"].strip().splitlines()[-1:] or [""]
         yield f"\nTests: {last[0]}"
+    if "emulator" in report:
+        yield from _emulated(report["emulator"])
     if "compare" in report:
         yield "\n| workload | elements | bits differ | ulps at most | error | tolerance |"
         yield "|---|---|---|---|---|---|"
@@ -174,6 +204,16 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"\ncompute-sanitizer: {said.get('skipped') or tools}"
     if "measure" in report:
         yield from _times(report["measure"])
+
+
+def _emulated(found: dict[str, Any]) -> Iterator[str]:
+    last = found["output"].strip().splitlines()[-1:] or [""]
+    yield f"\nThe emulator's tests with their launches on the GPU: {last[0]}"
+    yield (
+        f"{found['launches']} launches left {found['elements']} elements; all but "
+        f"{found['different launches']} launches the same bits as in the emulator. Those executed "
+        f"instructions whose result the PTX ISA leaves open: {', '.join(found['left open'])}."
+    )
 
 
 def _times(found: dict[str, Any]) -> Iterator[str]:

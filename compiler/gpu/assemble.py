@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stagefuse.compiler.errors import InternalError
-from stagefuse.dsl.cache import cache_folder, replace_file
+from stagefuse.dsl.cache import cache_folder, keep
 
 PACKAGE = "nvidia-cuda-nvcc"
 
@@ -185,5 +185,5 @@ def _keep(key: str, made: Assembled) -> None:
     usage: dict[str, object] = {name: asdict(u) for name, u in made.usage.items()}
     usage["sha256"] = hashlib.sha256(made.cubin).hexdigest()
     text = json.dumps(usage).encode()
-    replace_file(folder / f"cubin-{key}.bin", lambda file: file.write(made.cubin))
-    replace_file(folder / f"cubin-{key}.json", lambda file: file.write(text))
+    keep(folder / f"cubin-{key}.bin", lambda file: file.write(made.cubin))
+    keep(folder / f"cubin-{key}.json", lambda file: file.write(text))
