@@ -9,8 +9,8 @@ Joins, tried in this order on the kernels that `fuse` found:
 - *chained*: a product whose rows go through row reductions into another product (attention)
   computes a block of rows from end to end.
 - *packed*: the panels of a product are packed in the kernel that multiplies by them, where they
-  would be larger than what they come from (a convolution's patches) or are used once (a product
-  in a batch).
+  would be larger than what they come from (a convolution's patches, quantised weights) or are used
+  once (a product in a batch).
 - *thin*: a product whose panels are packed for many rows has a second kernel, for few.
 """
 
@@ -24,7 +24,7 @@ from stagefuse.dsl.dtypes import BF16, F16
 
 from .attention import find_softmax, is_cheap, is_narrow
 from .fuse import Access, Decision, Group, Partition, flops
-from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index
+from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight, flatten_index
 from .inverse import inverse
 from .windows import is_worth_it, step_in_place, windows_of
 
@@ -402,6 +402,8 @@ class _Joiner:
         assert isinstance(product, Contract)
         facts = self.graph.facts
         if reader.kind == "contract":
+            if self._holds_codes(packer):
+                return True
             windows = windows_of(self.graph, anchor)
             if windows is not None and is_worth_it(self.graph, anchor, windows):
                 return True
@@ -413,6 +415,11 @@ class _Joiner:
         size = product.depth * (product.panel * node.type.dtype.itemsize)
         most = facts.bounds(size * self.graph.type(panels).shape[-3])[1]
         return most is not None and most <= PACKED_BYTES
+
+    def _holds_codes(self, packer: Group) -> bool:
+        """Whether panels are computed of constants alone: then they were kept small."""
+        nodes = (self.graph.nodes[ref.node] for ref in packer.loads(self.graph))
+        return all(isinstance(node.primitive, Constant | Weight) for node in nodes)
 
     def _few_rows(self, product: Contract, node: Node) -> bool:
         """Whether panels would be packed only a few times."""

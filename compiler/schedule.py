@@ -21,7 +21,8 @@ class Schedule:
     one step of a product computes, at most; the tiles' rows of the left operand are no more than
     `block_bytes`, so that they stay in the second-level cache. `packed_tiles`: tiles down where a
     step packs its panels itself. `deep_tiles`: tiles down where two are too many bytes;
-    `depth_block` of the sum is then done at a time, so that it is the panel's part that stays.
+    `depth_block` of the sum is then done at a time, so that it is the panel's part that stays, and
+    `codes_block` where that part is computed of codes, so that it stays in the first-level cache.
     `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
     `step_flops`: arithmetic that makes a parallel step worth handing to another thread;
     `turn_flops`: the same in a recurrence, whose threads would meet at every one of its steps.
@@ -36,6 +37,7 @@ class Schedule:
     deep_tiles: int = 16
     panel_group: int = 1
     depth_block: int = 512
+    codes_block: int = 128
     stage_flops: int = 8
     step_flops: int = 16384
     turn_flops: int = 262144
@@ -55,6 +57,7 @@ GPU = Schedule(
     deep_tiles=1,
     panel_group=1,
     depth_block=1 << 40,
+    codes_block=1 << 40,
     stage_flops=1 << 40,
 )
 """Nothing is staged: what registers hold is not computed twice, and what they cannot hold costs

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import DType
 
-from ..graph import Contract, Ref, View, flatten_index, split_index
+from ..graph import Contract, Map, Ref, View, flatten_index, split_index
 from ..kernel_ir import Alloc, Const, Index, Load, Store, TileProduct, Value
-from ..schedule import Schedule
 from .blocks import Parallel
 from .expressions import as_dtype, at_least_one, product_of
 from .values import Lowering
+
+TOGETHER = (8, 4, 2, 1)
+"""Rows of a panel that are computed of codes at a time, the first of these that divides."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def lower_contract(low: Lowering) -> Parallel:
     p = _product(low, low.group.anchor)
     packs = p.operands[1] in low.group.packs
     group = low.schedule.panel_group
-    tiles, whole = _blocking(low.schedule, p, packs)
+    tiles, whole = _blocking(low, p, packs)
     block = p.row_tile * tiles
     blocks = floordiv(p.rows + (block - 1), block, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)
@@ -132,7 +134,8 @@ def lower_contract(low: Lowering) -> Parallel:
     matrix = _Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
     first = sym("mb") * block
     end = minimum(first + block, p.rows)
-    deep = p.depth if whole else const(low.schedule.depth_block)
+    size = _stretch(low, p)
+    deep = p.depth if whole else const(size)
     scratch = _panel_scratch(low, p, const(1), deep) if packs else None
 
     def over_tiles(body: Callable[[Expr, Expr], None]) -> None:
@@ -167,7 +170,6 @@ def lower_contract(low: Lowering) -> Parallel:
 
             over_tiles(one_tile)
             return
-        size = low.schedule.depth_block
         one_block(_Depth(const(0), minimum(const(size), p.depth), packed=packs))
         begin = sym("kb") * size
         rest = _Depth(begin, minimum(p.depth - begin, const(size)), packed=packs, adds=True)
@@ -179,16 +181,27 @@ def lower_contract(low: Lowering) -> Parallel:
     return parallel, at_least_one(p.depth) * (group * p.panel)
 
 
-def _blocking(schedule: Schedule, p: _Product, packs: bool) -> tuple[int, bool]:
+def _blocking(low: Lowering, p: _Product, packs: bool) -> tuple[int, bool]:
     """Tiles down that a step computes, and whether over the whole depth at once."""
-    depth = p.depth.as_int()
+    schedule, depth = low.schedule, p.depth.as_int()
     if depth is not None and not packs:
         row_bytes = p.row_tile * max(1, depth) * p.dtype.itemsize
         tiles = min(schedule.tiles_per_block, schedule.block_bytes // row_bytes)
         if tiles >= min(2, schedule.tiles_per_block):
             return tiles, True
-    whole = depth is not None and depth <= schedule.depth_block
+    whole = depth is not None and depth <= _stretch(low, p)
     return schedule.packed_tiles if packs else schedule.deep_tiles, whole
+
+
+def _stretch(low: Lowering, p: _Product) -> int:
+    """The part of the sum that is done at a time where not all of it is."""
+    return low.schedule.codes_block if _holds_codes(low, p) else low.schedule.depth_block
+
+
+def _holds_codes(low: Lowering, p: _Product) -> bool:
+    """Whether the kernel computes its panels of codes."""
+    ref = p.operands[1]
+    return ref in low.group.packs and isinstance(low.graph.nodes[ref.node].primitive, Map)
 
 
 def lower_chain(low: Lowering) -> Parallel:
@@ -288,6 +301,8 @@ def _pack(
     ref = p.operands[1]
     node = low.graph.nodes[ref.node]
     view = node.primitive
+    if _holds_codes(low, p):
+        return _unfold(low, p, scratch, panel, place, piece)
     assert isinstance(view, View)
     lead = [*(sym(n) for n, _ in p.batch), panel, piece.begin + sym("k")]
     guards = [g for g in view.guard if not _is_tail(g, view, p)]
@@ -313,6 +328,34 @@ def _pack(
 
     with low.part(low.group.packs[ref], {}):
         low.loop("k", const(0), piece.length, one_k)
+
+
+def _unfold(
+    low: Lowering, p: _Product, scratch: str, panel: Expr, place: Expr, piece: _Depth
+) -> None:
+    """Fills a panel of scratch with a stretch of what is computed of codes, all columns of it.
+
+    A few rows at a time: they share bytes and scales.
+    """
+    ref = p.operands[1]
+    lead = [*(sym(n) for n, _ in p.batch), panel]
+    facts = low.facts
+    together = next(n for n in TOGETHER if all(facts.divides(e, n) for e in (p.depth, piece.begin)))
+
+    def put(k: Expr) -> None:
+        value = low.value(ref, tuple(map(Index, (*lead, piece.begin + k, sym("c")))), ())
+        spot = (Index(place), Index(k), Index(sym("c")))
+        low.emit(Store(scratch, spot, as_dtype(value, p.dtype)))
+
+    def some() -> None:
+        for n in range(together):
+            put(sym("k") * together + n)
+
+    def rows() -> None:
+        low.loop("c", const(0), const(p.panel), some, vector=True)
+
+    with low.part(low.group.packs[ref], {}):
+        low.loop("k", const(0), floordiv(piece.length, together, facts), rows)
 
 
 def _is_tail(guard: Expr, view: View, p: _Product) -> bool:

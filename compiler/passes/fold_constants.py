@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..graph import Constant, Contract, Graph, Node, Ref, Scalar, Weight
+from ..codes import kept_codes
+from ..graph import Constant, Contract, Graph, Node, Position, Ref, Scalar, Weight
 from ..graph_builder import Builder
 from ..interpret import evaluate_node
 from ..recurrence import Nests
 from .record import Pass
 
+SOURCES = (Weight, Constant, Scalar, Position)
 GROWTH = 2
 """A folded tensor may be this many times as large as what it is computed from."""
 
@@ -22,7 +24,8 @@ GROWTH = 2
 class FoldConstants(Pass):
     """What depends on weights and constants alone becomes a constant; `load` reads the weights.
 
-    A result much larger than what it is computed from stays: it would only fill the plan.
+    A result much larger than what it is computed from stays: it would only fill the plan. So do
+    codes and scales, which products and gathers unfold as they read them.
     """
 
     name: ClassVar[str] = "fold_constants"
@@ -43,13 +46,22 @@ def fold_constants(graph: Graph, load: Callable[[str, str], np.ndarray[Any, Any]
     builder = Builder(graph.facts)
     new: dict[Ref, Ref] = {}
     cache: dict[Ref, np.ndarray[Any, Any]] = {}
-    wanted = {
-        ref for node in graph.nodes.values() if node.id not in known for ref in node.operands
-    } | set(graph.results)
+    kept = kept_codes(
+        graph,
+        known,
+        lambda ref: _evaluate(graph, graph.nodes[ref.node], load, cache)[ref.result],
+    )
+    wanted = set(graph.results)
+    for node in graph.nodes.values():
+        if node.id not in known:
+            wanted.update(node.operands[1:] if Ref(node.id) in kept else node.operands)
     for node in graph.nodes.values():
         with builder.at(node.span, node.stack, node.label):
             refs = [Ref(node.id, i) for i in range(len(node.types))]
-            source = isinstance(node.primitive, Weight | Constant | Scalar)
+            source = isinstance(node.primitive, SOURCES)
+            if refs[0] in kept:
+                new[refs[0]] = kept[refs[0]](builder, new)
+                continue
             if node.id in known and not source and _worth(graph, node, known):
                 if wanted & set(refs):
                     arrays = _evaluate(graph, node, load, cache)
@@ -69,10 +81,10 @@ def _constant_nodes(graph: Graph) -> set[int]:
     depends = Nests(graph).depends
     for node in graph.nodes.values():
         static = all(d.as_int() is not None for t in node.types for d in t.shape)
-        if isinstance(node.primitive, Weight | Constant | Scalar):
-            known.add(node.id)
-        elif depends.get(node.id):
+        if depends.get(node.id):
             continue
+        if isinstance(node.primitive, SOURCES) and static:
+            known.add(node.id)
         elif node.operands and static and not isinstance(node.primitive, Contract):
             if all(ref.node in known for ref in node.operands):
                 known.add(node.id)
@@ -87,7 +99,7 @@ def _size(graph: Graph, ref: Ref) -> int:
 
 
 def _worth(graph: Graph, node: Node, known: set[int]) -> bool:
-    """Whether the result is not much larger than the stored tensors behind it."""
+    """Whether the result is not much larger than the stored tensors behind it, if there are any."""
     behind: set[int] = set()
     pending = [node.id]
     while pending:
@@ -95,8 +107,9 @@ def _worth(graph: Graph, node: Node, known: set[int]) -> bool:
         if here not in behind:
             behind.add(here)
             pending.extend(ref.node for ref in graph.nodes[here].operands)
-    stored = sum(_size(graph, Ref(n)) for n in behind if not graph.nodes[n].operands)
-    return _size(graph, Ref(node.id)) <= max(GROWTH * stored, 64 * 1024)
+    tensors = [n for n in behind if isinstance(graph.nodes[n].primitive, Weight | Constant)]
+    stored = sum(_size(graph, Ref(n)) for n in tensors)
+    return bool(tensors) and _size(graph, Ref(node.id)) <= max(GROWTH * stored, 64 * 1024)
 
 
 def _evaluate(
