@@ -126,13 +126,33 @@ class LoopPlan:
 
 
 @dataclass(frozen=True)
+class TensorMapPlan:
+    """A tensor map of a launch: what tensor copies know of one of its buffers.
+
+    The elements of `buffer` from `offset` on, as an array of `sizes`, outermost dimension first;
+    elements of all but the last dimension, which is contiguous, are `strides` elements apart.
+    Copies move boxes of `box` elements, whose rows are swizzled in `swizzle` bytes (0: not at
+    all); beyond the sizes there are zeros. Offset, sizes and strides are expressions over the dims.
+    One with a size of 0 may not be used by the kernel.
+    """
+
+    buffer: int
+    offset: str
+    sizes: tuple[str, ...]
+    strides: tuple[str, ...]
+    box: tuple[int, ...]
+    swizzle: int = 0
+
+
+@dataclass(frozen=True)
 class GpuLaunchPlan:
     """One launch of the entry `kernel` of the arch's PTX; sizes are expressions over the dims.
 
     `grid` counts blocks, also where `cluster` is not (1, 1, 1); `shared_bytes` is the dynamic
     shared memory of a block. The parameters of the entry are 8 bytes each: a u64 pointer for each
     of `buffers` (indices into the GpuPlan's), an s64 for each of `dims`, and a u64 pointer to the
-    status, two s64: the number of a site plus one (0: nothing to report) and the value found there.
+    status, two s64: the number of a site plus one (0: nothing to report) and the value found there;
+    behind them 128 bytes, aligned to 64, for each of `maps`, which are of `buffers`.
     `writes` are those of `buffers` that it writes; () leaves it open, and then it may write each
     one that is not an input, a weight or a constant. One that `reports` may write the status; one
     that is `guarded` reads it, so that it comes after all before it that report.
@@ -150,6 +170,7 @@ class GpuLaunchPlan:
     writes: tuple[int, ...] = ()
     reports: bool = False
     guarded: bool = False
+    maps: tuple[TensorMapPlan, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@
 6. GPU code: PTX of known arches, each for the arch that it is filed under; cubins are ELF files
    that go with it. A pipeline has at most one GpuPlan an arch: rule 3 holds for its buffers, which
    give its inputs and results in order; its launches name entries of the arch's PTX and give as
-   many parameters as those have, all of 8 bytes; their blocks and clusters are within the limits
-   of the arch.
+   many parameters as those have, all of 8 bytes, and behind them their tensor maps, which are of
+   buffers of theirs, and for sm_90a alone; their blocks and clusters are within the limits of the
+   arch.
 
 Sizes (that a buffer fits its slot, that counts are sane) depend on dims, so the runtime checks
 them for each new combination of sizes.
@@ -44,12 +45,13 @@ from .plan import (
     PipelinePlan,
     Plan,
     StatePlan,
+    TensorMapPlan,
 )
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]*\Z")
 _SYMBOL = re.compile(r"[A-Za-z_.$][\w.$]*\Z")
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*(?:\(([^)]*)\))?")
-_PARAMETER = re.compile(r"\.param\s+\.(\w+)")
+_PARAMETER = re.compile(r"\.param\s+\.(align\s+64\s+\.b8\s+[\w$]+\[128\]|\w+)")
 _EIGHT_BYTES = frozenset(("u64", "s64", "b64"))
 _TARGET = re.compile(r"^\s*\.target\s+(\w+)", re.MULTILINE)
 WRITTEN = ("arena", "result", "state")
@@ -58,6 +60,8 @@ _MAX_EXPRESSION = 20_000
 # CUDA programming guide, technical specifications per compute capability.
 _MAX_BLOCK = (1024, 1024, 64)
 _MAX_THREADS = 1024
+_MAX_BOX = 256
+_SWIZZLES = (0, 32, 64, 128)
 _MAX_CLUSTER = 16  # more than 8 is a kernel's own choice on Hopper
 
 
@@ -131,7 +135,8 @@ class _Pipeline:
     def fault(self, message: str) -> PlanError:
         return PlanError(f"{self.where}: {message}")
 
-    def expression(self, text: str, what: str) -> None:
+    def expression(self, text: str, what: str, steps: frozenset[str] = frozenset()) -> None:
+        """Checks an expression over the dims, and over the steps of loops around it."""
         if text in self.seen:
             return
         if len(text) > _MAX_EXPRESSION:
@@ -140,10 +145,11 @@ class _Pipeline:
             expr = parse(text)
         except (ValueError, RecursionError) as error:
             raise self.fault(f"{what}: {error}") from None
-        unknown = sorted(expr.symbols() - self.dims)
+        unknown = sorted(expr.symbols() - self.dims - steps)
         if unknown:
             raise self.fault(f"{what} uses the unknown dim {unknown[0]!r} in {text!r}")
-        self.seen.add(text)
+        if not steps:
+            self.seen.add(text)
 
     def type(self, dtype: str, shape: Sequence[str], what: str) -> None:
         if dtype not in DTYPES:
@@ -266,14 +272,20 @@ class _Pipeline:
             raise self.fault(f"{what}: the PTX has no such entry")
         taken = _PARAMETER.findall(entries[launch.kernel])
         given = len(launch.buffers) + len(launch.dims) + 1
-        if len(taken) != given or not _EIGHT_BYTES.issuperset(taken):
+        maps = [kind for kind in taken if kind.startswith("align")]
+        plain = taken[: len(taken) - len(maps)]
+        if len(plain) != given or not _EIGHT_BYTES.issuperset(plain):
             raise self.fault(f"{what} gives {given} parameters of 8 bytes, not {', '.join(taken)}")
+        if len(maps) != len(launch.maps):
+            raise self.fault(f"{what} gives {len(launch.maps)} tensor maps, not {len(maps)}")
         for buffer in launch.buffers:
             if not 0 <= buffer < len(gpu.buffers):
                 raise self.fault(f"{what} uses buffer {buffer}, which does not exist")
         for buffer in launch.writes:
             if buffer not in launch.buffers or gpu.buffers[buffer].role not in WRITTEN:
                 raise self.fault(f"{what} can't write buffer {buffer}")
+        for number, found in enumerate(launch.maps):
+            self.map(gpu, launch, found, f"{what}, map {number}", steps)
         dims = [d for d in launch.dims if d not in steps]
         for text in (*launch.grid, launch.shared_bytes, *dims):
             self.expression(text, what)
@@ -284,6 +296,28 @@ class _Pipeline:
         blocks = launch.cluster[0] * launch.cluster[1] * launch.cluster[2]
         if min(launch.cluster) < 1 or blocks > (_MAX_CLUSTER if gpu.arch == "sm_90a" else 1):
             raise self.fault(f"{what}: {gpu.arch} has no cluster of {launch.cluster} blocks")
+
+    def map(
+        self, gpu: GpuPlan, launch: GpuLaunchPlan, found: TensorMapPlan, what: str,
+        steps: frozenset[str],
+    ) -> None:
+        """Limits of tensor maps: CUDA driver API, "Tensor Map Object Management"."""
+        if gpu.arch != "sm_90a":
+            raise self.fault(f"{what}: {gpu.arch} has no tensor maps")
+        if found.buffer not in launch.buffers:
+            raise self.fault(f"{what} is of buffer {found.buffer}, which the launch does not use")
+        rank = len(found.sizes)
+        if not 1 <= rank <= 5 or len(found.strides) != rank - 1 or len(found.box) != rank:
+            raise self.fault(
+                f"{what} has {rank} sizes, {len(found.strides)} strides and boxes of {found.box}"
+            )
+        inner = found.box[-1] * DTYPES[gpu.buffers[found.buffer].dtype].itemsize
+        if not all(1 <= n <= _MAX_BOX for n in found.box) or inner % 16:
+            raise self.fault(f"{what} has boxes of {found.box} elements")
+        if found.swizzle not in _SWIZZLES or (found.swizzle and inner > found.swizzle):
+            raise self.fault(f"{what} has rows of {inner} bytes, swizzled in {found.swizzle}")
+        for text in (found.offset, *found.sizes, *found.strides):
+            self.expression(text, what, steps)
 
     def others(self) -> None:
         for check in self.pipeline.checks:

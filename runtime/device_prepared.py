@@ -13,9 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from stagefuse.compiler.plan import BufferPlan, GpuLaunchPlan, GpuPlan, LoopPlan, PipelinePlan
+from stagefuse.compiler.plan import (
+    BufferPlan,
+    GpuLaunchPlan,
+    GpuPlan,
+    LoopPlan,
+    PipelinePlan,
+    TensorMapPlan,
+)
 from stagefuse.compiler.plan_check import WRITTEN
+from stagefuse.dsl.dtypes import DTYPES
 
+from .drivers import TensorMap
 from .errors import OutOfMemory, PlanError
 from .prepared import Evaluator, ResultSpec, larger_than_slot, result_specs, size_of
 
@@ -24,6 +33,9 @@ STATUS_BYTES = 16
 _MAX_GRID = (2**31 - 1, 65535, 65535)  # CUDA programming guide, technical specifications
 _MAX_BYTES = 1 << 46
 _MAX_LAUNCHES = 1 << 16
+MAP_STEP = 16  # bytes; CUDA driver API, "Tensor Map Object Management"
+_MAX_MAP_SIZE = 1 << 32
+_MAX_MAP_STRIDE = 1 << 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +48,7 @@ class PreparedLaunch:
     dims: tuple[int, ...]
     writes: tuple[bool, ...]  # of the plan's buffers, in its order
     after: tuple[int, ...]
+    maps: tuple[TensorMap, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +125,7 @@ class DevicePreparer:
                     n, self._grid(n, evaluate), evaluate(n.shared_bytes),
                     tuple(sizes(d) for d in n.dims),
                     tuple(self._writes(n, b) for b in n.buffers), waits,
+                    tuple(self._map(n, m, sizes) for m in n.maps),
                 )
                 for (n, sizes), waits in zip(turns, after, strict=True)
             ),
@@ -156,6 +170,31 @@ class DevicePreparer:
         if not 0 <= evaluate(launch.shared_bytes) <= 1 << 20:
             raise PlanError(f"{what} asks for an absurd amount of shared memory")
         return x, y, z
+
+    def _map(self, launch: GpuLaunchPlan, map: TensorMapPlan, evaluate: Evaluator) -> TensorMap:
+        """A tensor map with its numbers. Raises PlanError if it has elements beyond its buffer, or
+        none could be made."""
+        buffer = self.gpu.buffers[map.buffer]
+        unit = DTYPES[buffer.dtype].itemsize
+        offset, sizes = evaluate(map.offset), tuple(evaluate(n) for n in map.sizes)
+        strides = tuple(evaluate(n) for n in map.strides)
+        made = TensorMap(
+            launch.buffers.index(map.buffer), buffer.dtype, offset * unit, sizes,
+            tuple(n * unit for n in strides), map.box, map.swizzle,
+        )  # fmt: skip
+        if made.is_empty:
+            return made
+        last = offset + sum((n - 1) * s for n, s in zip(sizes, (*strides, 1), strict=True))
+        what = f"{self.where}: a tensor map of {launch.kernel}"
+        if offset < 0 or min(strides, default=0) < 0 or min(sizes) < 0 or (
+            last >= size_of(buffer, evaluate, self.where) // unit
+        ):
+            raise PlanError(f"{what} has elements beyond the buffer {buffer.name}")
+        if max(sizes) > _MAX_MAP_SIZE or max(made.strides, default=0) >= _MAX_MAP_STRIDE:
+            raise PlanError(f"{what} has sizes {sizes}, more than a map can have")
+        if any(n % MAP_STEP for n in (made.offset, *made.strides)):
+            raise PlanError(f"{what} has steps that are no multiples of {MAP_STEP} bytes")
+        return made
 
     def _arena(
         self,

@@ -56,12 +56,35 @@ class Region:
         )
 
 
+MAP_BYTES = 128
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """A tensor map of a launch with all numbers known: the elements of the region number `region`
+    from `offset` on, in bytes, as an array of `sizes`, outermost dimension first, whose elements
+    but for those of the last dimension are `strides` bytes apart."""
+
+    region: int
+    dtype: str
+    offset: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to be copied by it; it is then 128 zeros."""
+        return 0 in self.sizes
+
+
 @dataclass(frozen=True, eq=False)
 class Launch:
     """A launch with all numbers known. `after` are the launches of its graph that it waits for,
     `writes` says which of the regions it may write.
 
-    The parameters are the regions' addresses, `dims` as s64, and the address of `status`.
+    The parameters are the regions' addresses, `dims` as s64, the address of `status`, and `maps`.
     """
 
     kernel: str
@@ -75,6 +98,7 @@ class Launch:
     status: Region
     after: tuple[int, ...]
     label: str = ""
+    maps: tuple[TensorMap, ...] = ()
 
 
 def quietly(*steps: tuple[Any, ...]) -> None:
@@ -97,19 +121,6 @@ def closing(driver: Driver) -> Iterator[None]:
         yield
 
 
-class Like(Protocol):
-    """Arrays of another library of one dtype and shape, dense in a device's memory."""
-
-    def address(self, value: Any) -> int:
-        """Where such an array lies; 0 for any other value, and for one without elements."""
-
-    def new(self) -> Any:
-        """A new one, with arbitrary contents."""
-
-    def stream(self) -> Any:
-        """What the library works on now: arrays are whole behind it."""
-
-
 class Driver(Protocol):
     """What a device does for a pipeline. Streams, events and graphs are the driver's own objects.
 
@@ -122,8 +133,9 @@ class Driver(Protocol):
     def active(self) -> AbstractContextManager[Any]:
         """Within it this thread may use the device; behind it all is as before."""
 
-    def load(self, kernels: Mapping[str, int]) -> None:
-        """Load the code; `kernels` are the entries that will be launched: name to parameters."""
+    def load(self, kernels: Mapping[str, Sequence[int]]) -> None:
+        """Load the code; `kernels` are the entries that will be launched: the bytes of each of
+        their parameters."""
 
     def allocate(self, size: int, purpose: str) -> Memory: ...
     def free(self, memory: Memory) -> None:
@@ -161,11 +173,8 @@ class Driver(Protocol):
         """Zero bytes."""
 
     def graph(self, launches: Sequence[Launch]) -> Any: ...
-    def update(self, graph: Any, number: int, regions: Mapping[int, Region]) -> None:
-        """Give a launch of a graph other regions, by their positions in it.
-
-        Replays under way are not affected.
-        """
+    def update(self, graph: Any, number: int, launch: Launch) -> None:
+        """Give a launch of a graph other regions; replays under way are not affected."""
 
     def replay(self, graph: Any, stream: Any) -> None: ...
     def close_graph(self, graph: Any) -> None: ...
@@ -175,16 +184,6 @@ class Driver(Protocol):
 
         None for a value that is elsewhere. Raises InputError for one that can't be read.
         """
-
-    def like(self, value: Any) -> Like | None:
-        """What is like a value that was viewed; None where its library has no quick way."""
-
-    def order(self, first: Any, then: Any) -> None:
-        """Let what comes next on a stream wait for what is on another one now."""
-
-    def empty(self, model: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """A new array of the library of `model` in this device's memory; None where that can't be
-        asked for."""
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: Any) -> Any:
         """A DeviceArray with memory of its own, to be written on the stream."""

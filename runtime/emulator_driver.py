@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from stagefuse.compiler.plan import Plan
+from stagefuse.dsl.dtypes import DTYPES
 
-from .drivers import Launch, Memory, Region
+from .drivers import MAP_BYTES, Launch, Memory, Region, TensorMap
 from .errors import DeviceError, InputError, OutOfMemory
 from .memory import MAX_BYTES, allocate
 
@@ -70,7 +70,7 @@ class EmulatorDriver:
     def active(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def load(self, kernels: Mapping[str, int]) -> None:
+    def load(self, kernels: Mapping[str, Sequence[int]]) -> None:
         from . import emulator
 
         self._module, self._new = emulator.load(self._text), emulator.uninitialised
@@ -147,10 +147,8 @@ class EmulatorDriver:
     def graph(self, launches: Sequence[Launch]) -> list[Launch]:
         return list(launches)
 
-    def update(self, graph: list[Launch], number: int, regions: Mapping[int, Region]) -> None:
-        launch = graph[number]
-        now = tuple(regions.get(i, old) for i, old in enumerate(launch.regions))
-        graph[number] = replace(launch, regions=now)
+    def update(self, graph: list[Launch], number: int, launch: Launch) -> None:
+        graph[number] = launch
 
     def replay(self, graph: list[Launch], stream: Any) -> None:
         with self._lock:
@@ -161,7 +159,8 @@ class EmulatorDriver:
         dims = [np.int64(d) for d in launch.dims]
         return self._module.launch(
             launch.kernel, grid=launch.grid, block=launch.block, cluster=launch.cluster,
-            shared_bytes=launch.shared_bytes, args=[*buffers[:-1], *dims, buffers[-1]],
+            shared_bytes=launch.shared_bytes,
+            args=[*buffers[:-1], *dims, buffers[-1], *(_map(m, buffers) for m in launch.maps)],
         )  # fmt: skip
 
     def close_graph(self, graph: Any) -> None:
@@ -170,17 +169,20 @@ class EmulatorDriver:
     def view(self, value: Any, name: str, stream: Any) -> Any:
         return None
 
-    def like(self, value: Any) -> None:
-        return None
-
-    def order(self, first: Any, then: Any) -> None:
-        pass
-
-    def empty(self, model: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        return None
-
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: Any) -> Any:
         raise DeviceError("the emulator has no device memory to put results into")
 
     def close(self) -> None:
         self._module = None
+
+
+def _map(map: TensorMap, buffers: Sequence[np.ndarray[Any, Any]]) -> Any:
+    """A tensor map of one of a launch's buffers, which are bytes."""
+    from . import emulator
+
+    if map.is_empty:
+        return bytes(MAP_BYTES)
+    return emulator.TensorMap.of_part(
+        buffers[map.region], map.offset, DTYPES[map.dtype].numpy, map.sizes, map.strides, map.box,
+        map.swizzle,
+    )  # fmt: skip

@@ -8,13 +8,15 @@ Explicit graph nodes come from the bindings: cuda.core's drop a kernel's cluster
 
 from __future__ import annotations
 
+import ctypes
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..drivers import MAP_BYTES
 from ..errors import DeviceError, InputError, OutOfMemory
 
 HELP = '  = help: python -m pip install "stagefuse[gpu]"'
@@ -23,11 +25,18 @@ _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING: cheaper events
 _DEFAULT_SHARED = 48 * 1024  # more must be asked for, kernel by kernel
 _PORTABLE_CLUSTER = 8
 _PEAK_BYTES = 1 << 47
+_MAP_TYPES = {  # CUtensorMapDataType; types that it lacks are moved as plain bytes
+    "bool": 0, "u8": 0, "i8": 0, "f8e4m3": 0, "f8e5m2": 0, "u16": 1, "i16": 1, "u32": 2, "i32": 3,
+    "u64": 4, "i64": 5, "f16": 6, "f32": 7, "f64": 8, "bf16": 9,
+}  # fmt: skip
+_MAP_SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}  # CUtensorMapSwizzle
+_PROMOTION = 2  # CU_TENSOR_MAP_L2_PROMOTION_L2_128B
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A kernel launch in a graph; `arguments` are the 8-byte values of its parameters, as u64."""
+    """A kernel launch in a graph; `arguments` are the 8-byte values of its parameters, and `maps`
+    those after them, as `tensor_map` makes them."""
 
     kernel: Any
     grid: tuple[int, int, int]
@@ -37,22 +46,16 @@ class Node:
     arguments: np.ndarray[Any, Any]
     after: tuple[int, ...] = ()
     label: str = ""
+    maps: tuple[Any, ...] = ()
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Graph:
-    """Launches made ready to run together: an instantiated graph, or one launch by itself.
+    """An instantiated graph with its nodes, in the order in which they were given."""
 
-    `parameters` are the structures of CUDA's, each of a node, and `_alive` is what they point to.
-    """
-
-    nodes: tuple[Node, ...]
-    parameters: tuple[Any, ...]
-    made: tuple[Any, ...] = ()
-    definition: Any = None
-    executable: Any = None
-    stream: int | None = None  # of the one launch
-    _alive: tuple[Any, ...] = ()
+    definition: Any
+    executable: Any
+    nodes: tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +126,6 @@ def _call(name: str, doing: str, *arguments: Any) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _check(code: Any, doing: str) -> None:
-    """`_raise` for what every call does, where each tenth of a microsecond counts."""
-    if code:
-        _raise(_driver(), code, doing)
-
-
 # Devices
 
 
@@ -171,17 +168,11 @@ def open_context(number: int) -> Any:
 
 def enter(context: Any) -> None:
     """Make the context this thread's until `leave`."""
-    _check(_driver().cuCtxPushCurrent(context)[0], "choosing a GPU")
+    _call("cuCtxPushCurrent", "choosing a GPU", context)
 
 
 def leave() -> None:
-    _check(_driver().cuCtxPopCurrent()[0], "leaving a GPU")
-
-
-def is_current(context: Any) -> bool:
-    """Whether the context is this thread's already, such as after PyTorch's calls."""
-    code, found = _driver().cuCtxGetCurrent()
-    return not code and int(found) == int(context)
+    _call("cuCtxPopCurrent", "leaving a GPU")
 
 
 def close_context(number: int) -> None:
@@ -248,15 +239,15 @@ def unpin(address: int) -> None:
 
 
 def copy_in(address: int, host: int, size: int, stream: int) -> None:
-    _check(_driver().cuMemcpyHtoDAsync(address, host, size, stream)[0], "copying to the GPU")
+    _call("cuMemcpyHtoDAsync", "copying to the GPU", address, host, size, stream)
 
 
 def copy_out(host: int, address: int, size: int, stream: int) -> None:
-    _check(_driver().cuMemcpyDtoHAsync(host, address, size, stream)[0], "copying from the GPU")
+    _call("cuMemcpyDtoHAsync", "copying from the GPU", host, address, size, stream)
 
 
 def copy(to: int, source: int, size: int, stream: int) -> None:
-    _check(_driver().cuMemcpyDtoDAsync(to, source, size, stream)[0], "copying on the GPU")
+    _call("cuMemcpyDtoDAsync", "copying on the GPU", to, source, size, stream)
 
 
 def clear(address: int, size: int, stream: int) -> None:
@@ -275,7 +266,7 @@ def close_stream(stream: int) -> None:
 
 
 def finish(stream: int) -> None:
-    _check(_driver().cuStreamSynchronize(stream)[0], "running on the GPU")
+    _call("cuStreamSynchronize", "running on the GPU", stream)
 
 
 def event() -> int:
@@ -287,11 +278,11 @@ def close_event(event: int) -> None:
 
 
 def record(event: int, stream: int) -> None:
-    _check(_driver().cuEventRecord(event, stream)[0], "recording an event")
+    _call("cuEventRecord", "recording an event", event, stream)
 
 
 def wait(stream: int, event: int) -> None:
-    _check(_driver().cuStreamWaitEvent(stream, event, 0)[0], "waiting for an event")
+    _call("cuStreamWaitEvent", "waiting for an event", stream, event, 0)
 
 
 def reached(event: int) -> bool:
@@ -304,106 +295,112 @@ def reached(event: int) -> bool:
 
 
 def finish_event(event: int) -> None:
-    _check(_driver().cuEventSynchronize(event)[0], "running on the GPU")
+    _call("cuEventSynchronize", "running on the GPU", event)
+
+
+# Tensor maps
+
+
+def tensor_map(
+    dtype: str,
+    address: int,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    box: Sequence[int],
+    swizzle: int,
+) -> np.ndarray[Any, Any]:
+    """The 128 bytes of a tensor map, aligned as the driver wants them; innermost dimension first,
+    `strides` in bytes, of all dimensions but the innermost.
+
+    The bindings' own object is not aligned, and so their function for it is not called.
+    """
+    room = np.zeros(MAP_BYTES + 64, np.uint8)
+    made = room[-room.ctypes.data % 64 :][:MAP_BYTES]
+    rank = len(sizes)
+    lists: list[np.ndarray[Any, Any]] = [
+        np.array(sizes, np.uint64), np.array([*strides, 0], np.uint64),
+        np.array(box, np.uint32), np.ones(rank, np.uint32),
+    ]  # fmt: skip
+    code = _encode_tiled()(
+        made.ctypes.data, _MAP_TYPES[dtype], rank, address, *(a.ctypes.data for a in lists), 0,
+        _MAP_SWIZZLES[swizzle], _PROMOTION, 0,
+    )  # fmt: skip
+    driver = _driver()
+    _raise(driver, driver.CUresult(code), "making a tensor map")
+    return made
+
+
+@functools.cache
+def _encode_tiled() -> Any:
+    """The driver's `cuTensorMapEncodeTiled`. Raises DeviceError where it has none."""
+    name = b"cuTensorMapEncodeTiled"
+    address, _ = _call("cuGetProcAddress", "looking for tensor maps", name, 12000, 0)
+    address = int(address)
+    if not address:
+        raise DeviceError("this NVIDIA driver has no tensor maps\n  = help: CUDA 12 brought them")
+    pointer, number = ctypes.c_void_p, ctypes.c_uint32
+    return ctypes.CFUNCTYPE(
+        ctypes.c_int, pointer, number, number, pointer, *(pointer,) * 4, *(number,) * 4
+    )(address)
 
 
 # Graphs
 
 
 def graph(nodes: Sequence[Node], device: int) -> Graph:
-    """The nodes as an instantiated graph; a single one is launched by itself, which is cheaper."""
-    for node in nodes:
-        _allow(node, device)
-    if len(nodes) == 1:
-        configuration, pointers = _configuration(nodes[0])
-        return Graph(tuple(nodes), (configuration,), _alive=pointers)
-    both = [_parameters(node) for node in nodes]
-    parameters, alive = tuple(p for p, _ in both), tuple(a for _, a in both)
+    """The nodes as an instantiated graph."""
     definition = _call("cuGraphCreate", "making a graph", 0)
     made: list[Any] = []
     try:
-        for node, structure in zip(nodes, parameters, strict=True):
+        for node in nodes:
+            _allow(node, device)
+            parameters, _alive = _parameters(node)
             after = [made[i] for i in node.after]
             doing = f"adding the launch of {node.label}"
             made.append(
-                _call("cuGraphAddKernelNode", doing, definition, after, len(after), structure)
+                _call("cuGraphAddKernelNode", doing, definition, after, len(after), parameters)
             )
             _set_cluster(made[-1], node)
         executable = _call("cuGraphInstantiate", "preparing a graph", definition, 0)
     except BaseException:
         _call("cuGraphDestroy", "closing a graph", definition)
         raise
-    return Graph(tuple(nodes), parameters, tuple(made), definition, executable, _alive=alive)
+    return Graph(definition, executable, tuple(made))
 
 
-def update(graph: Graph, number: int, arguments: Mapping[int, int]) -> None:
-    """Give a node other arguments, by position; launches under way keep theirs."""
-    node = graph.nodes[number]
-    for position, value in arguments.items():
-        node.arguments[position] = value
-    if graph.executable is not None:
-        code = _driver().cuGraphExecKernelNodeSetParams(
-            graph.executable, graph.made[number], graph.parameters[number]
-        )[0]
-        _check(code, "changing a launch")
+def update(graph: Graph, number: int, node: Node) -> None:
+    """Give a node other arguments; launches under way keep theirs."""
+    parameters, _alive = _parameters(node)
+    _call(
+        "cuGraphExecKernelNodeSetParams", f"changing the launch of {node.label}",
+        graph.executable, graph.nodes[number], parameters,
+    )  # fmt: skip
 
 
 def replay(graph: Graph, stream: int) -> None:
-    if graph.executable is not None:
-        _check(_driver().cuGraphLaunch(graph.executable, stream)[0], "launching a graph")
-        return
-    (configuration,) = graph.parameters
-    if graph.stream != stream:
-        configuration.hStream = stream
-        graph.stream = stream
-    function, _, addresses = graph._alive
-    code = _driver().cuLaunchKernelEx(configuration, function, addresses, 0)[0]
-    _check(code, "launching a kernel")
+    _call("cuGraphLaunch", "launching a graph", graph.executable, stream)
 
 
 def close_graph(graph: Graph) -> None:
-    if graph.executable is not None:
-        _call("cuGraphExecDestroy", "closing a graph", graph.executable)
-        _call("cuGraphDestroy", "closing a graph", graph.definition)
+    _call("cuGraphExecDestroy", "closing a graph", graph.executable)
+    _call("cuGraphDestroy", "closing a graph", graph.definition)
 
 
 def _parameters(node: Node) -> tuple[Any, Any]:
-    """A node's structure for a graph, and the addresses of its arguments, which it points to."""
-    found = _driver().CUDA_KERNEL_NODE_PARAMS()
-    found.func = _call("cuKernelGetFunction", f"preparing {node.label}", node.kernel)
-    _set_sides(found, node)
-    addresses = _addresses(node)
-    found.kernelParams = int(addresses.ctypes.data)
-    return found, addresses
-
-
-def _configuration(node: Node) -> tuple[Any, tuple[Any, Any, int]]:
-    """A node's structure for a launch by itself, its function, and the addresses of its arguments
-    as an array and as a pointer to it."""
+    """A node's parameters, and what must live until the driver has copied them."""
     driver = _driver()
-    found = driver.CUlaunchConfig()
-    _set_sides(found, node)
-    if node.cluster != (1, 1, 1):
-        cluster = driver.CUlaunchAttribute()
-        cluster.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-        sides = cluster.value.clusterDim
-        sides.x, sides.y, sides.z = node.cluster
-        found.attrs, found.numAttrs = [cluster], 1
-    function = _call("cuKernelGetFunction", f"preparing {node.label}", node.kernel)
-    addresses = _addresses(node)
-    return found, (function, addresses, int(addresses.ctypes.data))
-
-
-def _set_sides(structure: Any, node: Node) -> None:
-    structure.gridDimX, structure.gridDimY, structure.gridDimZ = node.grid
-    structure.blockDimX, structure.blockDimY, structure.blockDimZ = node.block
-    structure.sharedMemBytes = node.shared_bytes
-
-
-def _addresses(node: Node) -> np.ndarray[Any, Any]:
-    """The addresses of a node's arguments, which stay where they are."""
-    count = len(node.arguments)
-    return node.arguments.ctypes.data + 8 * np.arange(count, dtype=np.uint64)
+    values = np.ascontiguousarray(node.arguments, np.uint64)
+    addresses = values.ctypes.data + 8 * np.arange(len(values), dtype=np.uint64)
+    if node.maps:
+        more = np.array([m.ctypes.data for m in node.maps], np.uint64)
+        addresses = np.concatenate([addresses, more])
+    found = driver.CUDA_KERNEL_NODE_PARAMS()
+    found.func = _call("cuKernelGetFunction", f"preparing {node.label}", node.kernel)
+    found.gridDimX, found.gridDimY, found.gridDimZ = node.grid
+    found.blockDimX, found.blockDimY, found.blockDimZ = node.block
+    found.sharedMemBytes = node.shared_bytes
+    found.kernelParams = int(addresses.ctypes.data)
+    return found, (values, addresses, node.maps)
 
 
 def _allow(node: Node, device: int) -> None:

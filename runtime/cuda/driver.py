@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from threading import local
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 from stagefuse.compiler.plan import Plan
 
-from ..drivers import Launch, Memory, Region, closing, quietly
+from ..drivers import MAP_BYTES, Launch, Memory, Region, TensorMap, closing, quietly
 from ..errors import InputError, PlanError
 from ..memory import pointer_to
 from . import calls, found, torch_tensors
@@ -53,24 +52,24 @@ class CudaDriver:
         self._library: Any = None
         self._kernels: dict[str, Any] = {}
         self._context = calls.open_context(self.number)
-        self._active, self._nothing = _Active(self._context), nullcontext()
+        self._active = _Active(self._context)
         self._thread = local()
         self._events: list[int] = []  # one a thread, to order streams by
         self.results = ResultMemory(self)
         self._closed = False
 
-    def active(self) -> AbstractContextManager[Any]:
-        return self._nothing if calls.is_current(self._context) else self._active
+    def active(self) -> _Active:
+        return self._active
 
-    def load(self, kernels: Mapping[str, int]) -> None:
+    def load(self, kernels: Mapping[str, Sequence[int]]) -> None:
         self._library = calls.load(self._code)
-        for name, count in kernels.items():
+        for name, given in kernels.items():
             kernel = self._kernels[name] = calls.kernel(self._library, name)
-            sizes = calls.parameter_sizes(kernel, count)
-            if sizes is not None and sizes != [8] * count:
+            sizes = calls.parameter_sizes(kernel, len(given))
+            if sizes is not None and sizes != list(given):
                 raise PlanError(
                     f"the kernel {name} takes parameters of {sizes} bytes, but its launches give "
-                    f"{count} of 8"
+                    f"{list(given)}"
                 )
 
     def allocate(self, size: int, purpose: str) -> Memory:
@@ -143,8 +142,8 @@ class CudaDriver:
     def graph(self, launches: Sequence[Launch]) -> Any:
         return calls.graph([self._node(n) for n in launches], self.number)
 
-    def update(self, graph: Any, number: int, regions: Mapping[int, Region]) -> None:
-        calls.update(graph, number, {i: _address(region) for i, region in regions.items()})
+    def update(self, graph: Any, number: int, launch: Launch) -> None:
+        calls.update(graph, number, self._node(launch))
 
     def replay(self, graph: Any, stream: int) -> None:
         calls.replay(graph, stream)
@@ -162,6 +161,7 @@ class CudaDriver:
             self._kernels[launch.kernel], launch.grid, launch.block, launch.cluster,
             launch.shared_bytes, np.array(values, np.uint64), launch.after,
             launch.label or launch.kernel,
+            tuple(_tensor_map(m, launch.regions[m.region]) for m in launch.maps),
         )  # fmt: skip
 
     def view(self, value: Any, name: str, stream: int) -> CudaArray | None:
@@ -187,7 +187,7 @@ class CudaDriver:
             tensor = torch_tensors.read(value)
             if tensor is not None:
                 if tensor.device == self.number:
-                    self.order(tensor.stream, stream)
+                    self._order(tensor.stream, stream)
                 return self._made(tensor, False, value), tensor.device
             if not _on_a_gpu(value):
                 return None
@@ -195,9 +195,6 @@ class CudaDriver:
             return self._made(view, view.readonly, (view.owner, value)), view.device
         except InputError as error:
             raise InputError(f"input `{name}`: {error}") from None
-
-    def like(self, value: Any) -> torch_tensors.Like | None:
-        return torch_tensors.like(value, self.number)
 
     def _made(self, view: Any, readonly: bool, owner: Any) -> CudaArray:
         size = view.dtype.itemsize * prod(view.shape)
@@ -207,7 +204,8 @@ class CudaDriver:
             region, view.shape, view.dtype, strides, readonly, driver=self, number=view.device
         )
 
-    def order(self, first: int, then: int) -> None:
+    def _order(self, first: int, then: int) -> None:
+        """Let what comes next on a stream wait for what is on another one now."""
         if first == then:
             return
         event = getattr(self._thread, "event", None)
@@ -216,9 +214,6 @@ class CudaDriver:
             self._events.append(event)
         calls.record(event, first)
         calls.wait(then, event)
-
-    def empty(self, model: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        return torch_tensors.empty(model, shape, dtype)
 
     def array(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: int
@@ -242,6 +237,15 @@ class CudaDriver:
     def release(self) -> None:
         """Let go of the context, once it is closed and no result lives."""
         calls.close_context(self.number)
+
+
+def _tensor_map(map: TensorMap, region: Region) -> Any:
+    if map.is_empty:
+        return np.zeros(MAP_BYTES, np.uint8)
+    return calls.tensor_map(
+        map.dtype, _address(region) + map.offset, map.sizes[::-1], map.strides[::-1],
+        map.box[::-1], map.swizzle,
+    )  # fmt: skip
 
 
 def _address(region: Region) -> int:

@@ -16,9 +16,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from .memory import Pointer
 from .swizzle import WIDTHS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .memory import Heap
 
 MOST_PER_BOX = 256
@@ -39,7 +42,8 @@ class TensorMap:
     """A tensor copy's view of `array`: boxes of `box` elements, outermost dimension first.
 
     `fill` is what elements beyond the array read as. `element_strides` takes every s-th element of
-    a dimension, so that a box delivers `ceil(box / s)` of them.
+    a dimension, so that a box delivers `ceil(box / s)` of them. `within` is where the array begins
+    in a larger one that is another argument.
 
     Raises: ValueError where the driver would refuse the map, saying which rule.
     """
@@ -50,6 +54,25 @@ class TensorMap:
     element_strides: tuple[int, ...] | None = None
     interleave: int = 0
     fill: str = "zero"
+    within: Pointer | None = None
+
+    @classmethod
+    def of_part(
+        cls,
+        memory: npt.NDArray[np.uint8],
+        offset: int,
+        dtype: npt.DTypeLike,
+        sizes: Sequence[int],
+        strides: Sequence[int],
+        box: tuple[int, ...],
+        swizzle: int = 0,
+    ) -> TensorMap:
+        """The map of an array that begins `offset` bytes into the bytes of a buffer; `strides` are
+        bytes, of all dimensions but the last. Raises ValueError if it does not lie in there."""
+        steps = (*strides, np.dtype(dtype).itemsize)
+        plain = memory.view(np.ndarray)
+        seen: npt.NDArray[Any] = np.ndarray(tuple(sizes), dtype, plain, offset, steps)
+        return cls(seen, box, swizzle, within=Pointer(memory, offset))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "box", tuple(int(b) for b in self.box))
@@ -88,6 +111,9 @@ class TensorMap:
 
     def parameter_bytes(self, heap: Heap) -> bytes:
         """The map as a kernel's argument, with its array in the launch's memory."""
+        if self.within is not None:
+            start = heap.address_of(self.within.array, "array") + self.within.byte_offset
+            return self.encode(start)
         return self.encode(heap.address_of_view(self.array))
 
     def encode(self, address: int) -> bytes:

@@ -11,7 +11,7 @@ from stagefuse.runtime import emulator
 from stagefuse.runtime.cuda.calls import Node
 from stagefuse.runtime.drivers import Launch
 
-PARAMETER = re.compile(r"\.param \.(u64|s64) \w+")
+PARAMETER = re.compile(r"\.param \.(u64|s64|align)\b")
 
 
 class NotedNode(Node):

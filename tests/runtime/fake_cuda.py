@@ -13,13 +13,15 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.runtime import emulator
 from stagefuse.runtime.cuda.calls import Graph, Node, View
 from stagefuse.runtime.errors import DeviceError, OutOfMemory
 
@@ -52,6 +54,25 @@ class Op:
     run: Callable[[], None]
     blocks: list[Block]
     done: bool = False
+
+
+@dataclass(frozen=True)
+class FakeMap:
+    """A tensor map, innermost dimension first."""
+
+    dtype: str
+    address: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int
+
+    def of(self, memory: np.ndarray[Any, Any], start: int) -> emulator.TensorMap:
+        """The emulator's map, of the bytes of a buffer that starts at an address."""
+        return emulator.TensorMap.of_part(
+            memory, self.address - start, DTYPES[self.dtype].numpy, self.sizes[::-1],
+            self.strides[::-1], self.box[::-1], self.swizzle,
+        )  # fmt: skip
 
 
 class FakeCuda:
@@ -133,13 +154,6 @@ class FakeCuda:
         self._finish(self.streams[stream])
         return found[0].view(dtype).reshape(shape)
 
-    def finish_all(self) -> None:
-        """The device has done all that it was given; the host does not know it yet."""
-        for op in self.ops:
-            if not op.done:
-                op.done = True
-                op.run()
-
     # Devices
 
     def driver_version(self) -> tuple[int, int]:
@@ -160,9 +174,6 @@ class FakeCuda:
             self.stack().append(context)
         else:
             raise self.broken
-
-    def is_current(self, context: str) -> bool:
-        return self.broken is None and self.stack()[-1:] == [context]
 
     def leave(self) -> None:
         self._require(bool(self.stack()), "a context left that was not entered")
@@ -201,7 +212,7 @@ class FakeCuda:
 
     def parameter_sizes(self, kernel: Any, count: int) -> list[int]:
         library, name = kernel
-        return [8] * min(len(library.entries[name]), count)
+        return [128 if kind == "align" else 8 for kind in library.entries[name]][:count]
 
     # Memory
 
@@ -348,14 +359,14 @@ class FakeCuda:
                 self._check_node(node)
                 good = all(0 <= i < number for i in node.after)
                 self._require(good, "an edge from a node that is not there yet")
-            graph = Graph(tuple(nodes), tuple(n.arguments.copy() for n in nodes))
+            graph = Graph(None, list(nodes), tuple(range(len(nodes))))
             self.graphs.add(graph)
             return graph
 
-    def update(self, graph: Graph, number: int, arguments: Mapping[int, int]) -> None:
+    def update(self, graph: Graph, number: int, node: Node) -> None:
         with self._entered("update"):
-            for position, value in arguments.items():
-                graph.parameters[number][position] = value
+            self._check_node(node)
+            graph.executable[graph.nodes[number]] = node
 
     def close_graph(self, graph: Graph) -> None:
         with self._entered("close_graph"):
@@ -365,25 +376,26 @@ class FakeCuda:
         with self._entered("replay"):
             self._require(graph in self.graphs, "a graph that is closed")
             start, masks = self.streams[stream], list[int]()
-            for node, arguments in zip(graph.nodes, graph.parameters, strict=True):
+            for node in graph.executable:
                 mask = start
                 for other in node.after:
                     mask |= masks[other]
-                masks.append(self._launch(node, arguments, mask))
+                masks.append(self._launch(node, mask))
                 self.streams[stream] |= masks[-1]
 
     def _check_node(self, node: Node) -> None:
         library, name = node.kernel
         self._require(library in self.libraries, "a kernel of an unloaded library")
         kinds = library.entries[name]
-        wanted = (len(kinds), np.dtype(np.uint64))
-        found = (len(node.arguments), node.arguments.dtype)
+        maps = kinds.count("align")
+        wanted = (len(kinds) - maps, np.dtype(np.uint64), maps)
+        found = (len(node.arguments), node.arguments.dtype, len(node.maps))
         self._require(found == wanted, f"{name} takes {wanted}, the launch gives {found}")
 
-    def _launch(self, node: Node, given: np.ndarray[Any, Any], before: int) -> int:
+    def _launch(self, node: Node, before: int) -> int:
         library, name = node.kernel
         kinds = library.entries[name]
-        values = [int(v) for v in given]
+        values = [int(v) for v in node.arguments]
         signed = [v - (1 << 64) if v >> 63 else v for v in values]
         pointers = [i for i, kind in enumerate(kinds) if kind == "u64"]
         touches: tuple[tuple[int, bool], ...] = node.touches  # type: ignore[attr-defined]
@@ -397,6 +409,12 @@ class FakeCuda:
                 arguments[i] = block.bytes[begin : begin + size]
             else:
                 arguments[i] = np.zeros(0, np.uint8)
+        for map in node.maps:
+            own = [
+                i for i, (size, _) in zip(pointers, sizes, strict=True)
+                if isinstance(map, FakeMap) and 0 <= map.address - values[i] < size
+            ]  # fmt: skip
+            arguments.append(map.of(arguments[own[0]], values[own[0]]) if own else bytes(map))
 
         def run() -> None:
             if name == self.fail_kernel:
@@ -415,6 +433,11 @@ class FakeCuda:
             self.launched.append((name, node.grid))
 
         return self._put(before, run, accesses)
+
+    def tensor_map(self, dtype: str, address: int, *numbers: Any) -> FakeMap:
+        self._require(address % 16 == 0, "a tensor map of memory that is not aligned")
+        self._at(address, 1)
+        return FakeMap(dtype, address, *numbers)
 
     # Arrays of other libraries
 

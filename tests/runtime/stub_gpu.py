@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from stagefuse.runtime import emulator
+from stagefuse.runtime.drivers import MAP_BYTES
+from stagefuse.runtime.emulator.tensor_map import decode
 
 _PARAMETER = re.compile(r"\.param \.(\w+)")
 _THREE = ctypes.POINTER(ctypes.c_uint)
@@ -38,7 +40,12 @@ def install() -> None:
     ) -> int:
         try:
             module, kinds = _loaded(text), _kinds(text, name.decode())
-            arguments = [_argument(kind, values[i], room) for i, kind in enumerate(kinds)]
+            plain = len(kinds) - kinds.count("align")
+            arguments = [_argument(kind, values[i], room) for i, kind in enumerate(kinds[:plain])]
+            for i in range(plain, len(kinds)):
+                at = plain + (i - plain) * MAP_BYTES // 8
+                encoded = np.array(values[at : at + MAP_BYTES // 8], np.uint64).tobytes()
+                arguments.append(_map(encoded, arguments, values))
             module.launch(
                 name.decode(), grid=grid[:3], block=block[:3], cluster=cluster[:3],
                 shared_bytes=shared, args=arguments,
@@ -62,6 +69,21 @@ def _kinds(text: bytes, name: str) -> list[str]:
     found = re.search(rf"\.entry {re.escape(name)}\s*\(([^)]*)\)", text.decode())
     assert found is not None
     return _PARAMETER.findall(found[1])
+
+
+def _map(encoded: bytes, arguments: list[Any], values: Any) -> Any:
+    """The emulator's map for one in the memory of an argument."""
+    map = decode(encoded)
+    if map is None:
+        return encoded
+    for i, memory in enumerate(arguments):
+        offset = map.address - values[i]
+        if isinstance(memory, np.ndarray) and 0 <= offset < memory.nbytes:
+            return emulator.TensorMap.of_part(
+                memory, offset, map.dtype, map.shape[::-1], map.strides[:0:-1], map.box[::-1],
+                map.swizzle,
+            )  # fmt: skip
+    raise ValueError(f"a tensor map of {map.address:#x}, where no argument is")
 
 
 def _argument(kind: str, value: int, room: Any) -> Any:

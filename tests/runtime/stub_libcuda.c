@@ -21,7 +21,7 @@ enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_HANDLE = 400, NOT_F
 enum { CONTEXT = 0x11, STREAM, EVENT, LIBRARY, KERNEL, GRAPH, NODE, EXEC };
 typedef struct { int kind; int alive; } Handle;
 typedef struct Library Library;
-typedef struct { Handle h; Library *home; char name[128]; int count; } Kernel;
+typedef struct { Handle h; Library *home; char name[128]; int count, size[64]; } Kernel;
 typedef struct {
   Kernel *func;
   unsigned grid[3], block[3], shared;
@@ -31,7 +31,7 @@ typedef struct {
 typedef struct Node {
   Handle h;
   Params p;
-  uint64_t values[64];
+  uint64_t values[64 * 16];
   unsigned cluster[3];
   int deps;
   struct Node *next;
@@ -87,7 +87,6 @@ API cuCtxPopCurrent_v2(void **c) {
   current = depth ? &context : NULL;
   return OK;
 }
-API cuCtxGetCurrent(void **c) { *c = current; return OK; }
 API cuGetErrorName(CUresult e, const char **s) {
   *s = e == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : e == 500 ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR_STUB";
   return OK;
@@ -109,8 +108,10 @@ API cuLibraryLoadData(Library **to, const void *code, void *a, void *b, unsigned
     k->h.kind = KERNEL, k->h.alive = 1, k->home = made;
     if (sscanf(at, ".entry %127[A-Za-z0-9_$]", k->name) != 1) return 218;
     char *end = strchr(at, ')');
-    for (char *p = strstr(at, ".param "); p && p < end; p = strstr(p + 1, ".param ")) k->count++;
-    if (k->count > 64) return 218;
+    for (char *p = strstr(at, ".param "); p && p < end; p = strstr(p + 1, ".param ")) {
+      if (k->count == 64) return 218;
+      k->size[k->count++] = strncmp(p, ".param .align 64 .b8", 20) ? 8 : 128;
+    }
   }
   *to = made;
   return OK;
@@ -130,7 +131,7 @@ API cuKernelGetParamInfo(Kernel *k, size_t i, size_t *offset, size_t *size) {
   if (!good(k, KERNEL)) return INVALID_HANDLE;
   if (i >= (size_t)k->count) return INVALID_VALUE;
   *offset = 8 * i;
-  if (size) *size = 8;
+  if (size) *size = k->size[i];
   return OK;
 }
 API cuKernelSetAttribute(int which, int value, Kernel *k, CUdevice d) {
@@ -217,10 +218,35 @@ API cuEventRecord(void *e, void *s) { return good(s, STREAM) && good(e, EVENT) ?
 API cuEventQuery(void *e) { return good(e, EVENT) ? OK : INVALID_HANDLE; }
 API cuEventSynchronize(void *e) { return good(e, EVENT) ? OK : INVALID_HANDLE; }
 
+/* A map as the emulator has it: magic, address, sizes, strides, box, steps, rank, type, swizzle. */
+API cuTensorMapEncodeTiled(void *to, int type, unsigned rank, void *at, const uint64_t *sizes,
+                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps,
+                           int interleave, int swizzle, int promotion, int fill) {
+  static const int WIDTHS[] = {0, 32, 64, 128};
+  if ((uintptr_t)to % 64 || (uintptr_t)at % 16 || !at || rank < 1 || rank > 5) return INVALID_VALUE;
+  if (type < 0 || type > 9 || swizzle < 0 || swizzle > 3 || interleave || fill) return INVALID_VALUE;
+  if (promotion < 0 || promotion > 3) return INVALID_VALUE;
+  unsigned char *out = memset(to, 0, 128);
+  memcpy(out, "tensormp", 8), memcpy(out + 8, &at, 8);
+  for (unsigned i = 0; i < 5; i++) {
+    uint64_t size = i < rank ? sizes[i] : 1, stride = i + 1 < rank ? strides[i] : 0;
+    uint16_t wide = i < rank ? box[i] : 1;
+    if (!size || size > 1ull << 32 || stride % 16 || stride >> 40 || !wide || wide > 256)
+      return INVALID_VALUE;
+    if (i < rank && steps[i] != 1) return INVALID_VALUE;
+    memcpy(out + 16 + 8 * i, &size, 8), memcpy(out + 88 + 2 * i, &wide, 2), out[98 + i] = 1;
+    if (i < 4) memcpy(out + 56 + 8 * i, &stride, 8);
+  }
+  out[103] = rank, out[104] = type, out[105] = WIDTHS[swizzle];
+  return OK;
+}
+
 static CUresult fill(Node *n, const Params *p) {
   if (!good(p->func, KERNEL) || p->extra || !p->params) return INVALID_VALUE;
   n->p = *p;
-  for (int i = 0; i < p->func->count; i++) n->values[i] = *(uint64_t *)p->params[i];
+  uint64_t *to = n->values;
+  for (int i = 0; i < p->func->count; to += p->func->size[i++] / 8)
+    memcpy(to, p->params[i], p->func->size[i]);
   return OK;
 }
 API cuGraphCreate(Graph **g, unsigned flags) { *g = make(sizeof **g, GRAPH); return flags ? 1 : OK; }
@@ -253,43 +279,21 @@ API cuGraphExecKernelNodeSetParams_v2(Exec *e, Node *n, const Params *p) {
   return good(e, EXEC) && good(n, NODE) ? fill(n, p) : INVALID_HANDLE;
 }
 
-static CUresult launch(Node *n) {
-  const char *path = getenv("STUB_CUDA_LOG");
-  FILE *log = path ? fopen(path, "a") : NULL;
-  if (!n->cluster[0]) n->cluster[0] = n->cluster[1] = n->cluster[2] = 1;
-  if (log)
-    fprintf(log, "%s grid %u block %u shared %u cluster %u after %d\n", n->p.func->name,
-            n->p.grid[0], n->p.block[0], n->p.shared, n->cluster[0], n->deps);
-  if (log) fclose(log);
-  if (!runner) return NOT_FOUND;
-  return runner(n->p.func->home->text, n->p.func->name, n->p.grid, n->p.block, n->cluster,
-                n->p.shared, n->values);
-}
 API cuGraphLaunch(Exec *e, void *s) {
   if (!good(e, EXEC) || !good(s, STREAM) || !good(e->graph, GRAPH)) return INVALID_HANDLE;
-  CUresult code = OK;
-  for (Node *n = e->graph->first; n && !code; n = n->next) code = launch(n);
-  return code;
-}
-
-typedef struct { int id; char pad[4]; unsigned value[16]; } Attribute; /* CUlaunchAttribute */
-typedef struct {
-  unsigned grid[3], block[3], shared;
-  void *stream;
-  Attribute *attributes;
-  unsigned count;
-} Configuration; /* CUlaunchConfig */
-API cuLaunchKernelEx(const Configuration *c, Kernel *f, void **params, void **extra) {
-  if (!good(c->stream, STREAM)) return INVALID_HANDLE;
-  Node n = {0};
-  Params p = {.func = f, .shared = c->shared, .params = params, .extra = extra};
-  memcpy(p.grid, c->grid, sizeof p.grid), memcpy(p.block, c->block, sizeof p.block);
-  for (unsigned i = 0; i < c->count; i++) {
-    if (c->attributes[i].id != 4) return INVALID_VALUE;
-    memcpy(n.cluster, c->attributes[i].value, sizeof n.cluster);
+  const char *path = getenv("STUB_CUDA_LOG");
+  FILE *log = path ? fopen(path, "a") : NULL;
+  CUresult code = runner ? OK : NOT_FOUND;
+  for (Node *n = e->graph->first; n && !code; n = n->next) {
+    if (!n->cluster[0]) n->cluster[0] = n->cluster[1] = n->cluster[2] = 1;
+    if (log)
+      fprintf(log, "%s grid %u block %u shared %u cluster %u after %d\n", n->p.func->name,
+              n->p.grid[0], n->p.block[0], n->p.shared, n->cluster[0], n->deps);
+    code = runner(n->p.func->home->text, n->p.func->name, n->p.grid, n->p.block, n->cluster,
+                  n->p.shared, n->values);
   }
-  CUresult code = fill(&n, &p);
-  return code ? code : launch(&n);
+  if (log) fclose(log);
+  return code;
 }
 
 __attribute__((visibility("default"))) int64_t stub_held(void) { return held; }
