@@ -41,21 +41,19 @@ PLANES = {1: (1,), 2: (2,), 3: (4,), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (8,), 8: 
 """Widths of the planes in which integers of so many bits are stored."""
 
 
-def kept_codes(
-    graph: Graph, known: set[int], evaluate: Evaluate, panels: bool = True
-) -> dict[Ref, Maker]:
-    """Values that are worth computing of codes: gathers from constants, and `panels` of them.
+def kept_codes(graph: Graph, known: set[int], evaluate: Evaluate) -> dict[Ref, Maker]:
+    """Values that are worth computing of codes: panels of constants, and gathers from constants.
 
     `known` are the constant nodes, `evaluate` computes one of them.
     """
     uses = graph.uses()
     found: dict[Ref, Maker | None] = {}
     for node in graph.nodes.values():
-        if isinstance(node.primitive, Contract) and node.operands[1].node in known and panels:
-            ref = node.operands[1]
-            readers = [graph.nodes[user] for user in uses[ref]]
-            if ref not in found and all(_multiplies_by(r, ref) for r in readers):
-                found[ref] = _panels(graph, node, evaluate)
+        if isinstance(node.primitive, Contract) and node.operands[1].node in known:
+            panels = node.operands[1]
+            readers = [graph.nodes[user] for user in uses[panels]]
+            if panels not in found and all(_multiplies_by(r, panels) for r in readers):
+                found[panels] = _panels(graph, node, evaluate)
         elif isinstance(node.primitive, Gather) and node.id not in known:
             if node.operands[0].node in known:
                 found[Ref(node.id)] = _gathered(graph, node, evaluate)

@@ -26,6 +26,8 @@ class Schedule:
     `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
     `step_flops`: arithmetic that makes a parallel step worth handing to another thread;
     `turn_flops`: the same in a recurrence, whose threads would meet at every one of its steps.
+    `tile_columns`: columns of a tile that warpgroups compute, at most, 0 where none do.
+    `tensor_copies`: whether tensor copies bring the operands of such tiles.
     """
 
     chunk: int = 4096
@@ -41,6 +43,8 @@ class Schedule:
     stage_flops: int = 8
     step_flops: int = 16384
     turn_flops: int = 262144
+    tile_columns: int = 0
+    tensor_copies: bool = False
 
 
 CPU = Schedule(row_tile=MappingProxyType({48: 36, 64: 42, 32: 42, 16: 30}))
@@ -74,8 +78,11 @@ GPU_CHAIN = replace(
 GPU_HALF = replace(GPU, row_tile=MappingProxyType({48: 128, 64: 128, 32: 128, 16: 128}))
 """Products of 16-bit operands, which need more arithmetic for each byte."""
 
-GPU_WGMMA = replace(GPU_HALF, panel_group=4)
+GPU_WGMMA = replace(GPU_HALF, tile_columns=256)
 """The same for Hopper's warpgroups: four panels of 64 columns."""
+
+GPU_TMA = replace(GPU_WGMMA, tensor_copies=True)
+"""The same where tensor maps can have the operands."""
 
 TRIALS: Mapping[str, Mapping[str, tuple[int, ...]]] = MappingProxyType(
     {

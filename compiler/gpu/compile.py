@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from stagefuse.compiler.buffers import Buffers, size_of
@@ -19,9 +20,9 @@ from stagefuse.compiler.kernel_order import loops_of
 from stagefuse.compiler.lower import FORMS, Lowered, Sites, finish
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan
+from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan, TensorMapPlan
 from stagefuse.compiler.report import describe, report, work_of
-from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_HALF, GPU_WGMMA
+from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_HALF, GPU_TMA, GPU_WGMMA
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.program import Pipeline
@@ -30,9 +31,18 @@ from .assemble import Assembled, AssemblerMissing, Assembly, Usage, assemble
 from .attention import lower_attention
 from .chain import LONGEST, lower_chain
 from .columns import lower_rows
-from .contract import is_half, lower_contract, lower_parts, lower_sum_of_parts, thin
+from .contract import (
+    is_half,
+    lower_contract,
+    lower_parts,
+    lower_sum_of_parts,
+    thin,
+    whole_of,
+)
 from .emit import Entry, KernelWriter, module_text
+from .persistent import PersistentWriter, Whole, form_of
 from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
+from .tensor_maps import TensorMap
 from .whole import lower_whole_parts, lower_whole_rest, whole
 
 JOINS = ("placed", "attended", "chained", "direct", "halved")
@@ -55,7 +65,10 @@ GPU_FORMS = {
 
 
 class SourceLowering(Lowering):
-    """A lowering that remembers the line that each value comes from."""
+    """A lowering that remembers the line that each value comes from. `whole`: the matrices of a
+    product whose operands come by tensor copies."""
+
+    whole: Whole | None = None
 
     def __init__(self, *args: Any) -> None:
         self.lines: dict[Value, int] = {}
@@ -110,7 +123,9 @@ class GpuCompiler:
         reasons = {d.node: d for d in found.decisions}
         launches: dict[str, list[GpuLaunchPlan]] = {arch: [] for arch in self.arches}
         nests: dict[str, list[tuple[str, ...]]] = {arch: [] for arch in self.arches}
+        uses: list[tuple[list[int], tuple[str, ...]]] = []  # what launches of all arches read
         for group in found.groups:
+            begun = {arch: len(done) for arch, done in launches.items()}
             for arches in self._families(graph, group):
                 for low, forms, share, part in self._lowerings(graph, group, sites, arches):
                     lowered = finish(low, forms)
@@ -127,11 +142,14 @@ class GpuCompiler:
                         self.modules[arch][entry.name] = entry
                         launches[arch].append(launch)
                         nests[arch].append(group.nest)
-        loops = loops_of(graph, next(iter(nests.values())))
-        steps = zip(*launches.values(), strict=True)
-        slots = buffers.slots([[n for x in step for n in x.buffers] for step in steps], loops)
+            for step in zip_longest(*(done[begun[arch] :] for arch, done in launches.items())):
+                uses.append(([n for x in step if x for n in x.buffers], group.nest))
+        slots = buffers.slots([used for used, _ in uses], loops_of(graph, [n for _, n in uses]))
         plans = tuple(buffers.plans)
-        made = tuple(GpuPlan(arch, plans, tuple(x), slots, loops) for arch, x in launches.items())
+        made = tuple(
+            GpuPlan(arch, plans, tuple(x), slots, loops_of(graph, nests[arch]))
+            for arch, x in launches.items()
+        )
         return made, fresh, graph
 
     def _families(self, graph: Graph, group: Group) -> list[tuple[str, ...]]:
@@ -158,8 +176,12 @@ class GpuCompiler:
             yield SourceLowering(graph, group, sites, GPU), GPU_FORMS, 1 - few, ""
             return
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
+        whole_product: Whole | None = None
         if group.kind == "contract" and is_half(graph, group):
-            schedule = GPU_WGMMA if arches[0] in WGMMA else GPU_HALF
+            schedule = GPU_HALF
+            if arches[0] in WGMMA:
+                whole_product = whole_of(SourceLowering(graph, group, sites, GPU_TMA))
+                schedule = GPU_WGMMA if whole_product is None else GPU_TMA
         split = thin(graph, group)
         others = const(1)
         if split is not None:
@@ -169,24 +191,33 @@ class GpuCompiler:
                 yield low, {"contract": partial(part, split=split)}, split.few, name
         if others == const(0):
             return
-        yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
+        low = SourceLowering(graph, group, sites, schedule)
+        low.whole = whole_product
+        yield low, GPU_FORMS, others, ""
 
     def _entry(
         self, pipeline: Pipeline, graph: Graph, lowered: Lowered, low: SourceLowering
     ) -> Entry:
         kernel = lowered.kernel
         facts = low.sizes
-        wide = low.schedule == GPU_WGMMA
+        wide = bool(low.schedule.tile_columns)
+        form = None if low.whole is None else form_of(kernel)
         key = (
             kernel.name,
             wide,
+            str(low.whole),
             *(str(facts.ranges.get(d)) for d in kernel.dims),
             str(facts.divisible),
         )
         if key not in self.entries:
             name = self._name(pipeline, lowered.label)
             limit = ARCHES["sm_90a"].block_shared if wide else SHARED_LIMIT
-            writer = KernelWriter(kernel, facts, limit, low.lines, wide)
+            if form is not None and low.whole is not None:
+                writer: KernelWriter = PersistentWriter(
+                    kernel, facts, limit, low.lines, form, low.whole
+                )
+            else:
+                writer = KernelWriter(kernel, facts, limit, low.lines, wide)
             self.entries[key] = writer.entry(name, _notes(graph, lowered))
             if "mma" in self.entries[key].text:
                 self.tensor.add(name)
@@ -220,6 +251,7 @@ class GpuCompiler:
             entry.name, (str(entry.grid * share), "1", "1"), (entry.team.threads, 1, 1), (1, 1, 1),
             str(entry.shared_bytes), tuple(used), lowered.kernel.dims, lowered.label, notes,
             tuple(dict.fromkeys(writes)), lowered.reports, lowered.kernel.guarded,
+            tuple(_map_plan(lowered.kernel, used, found) for found in entry.maps),
         )  # fmt: skip
 
     def _parts(self, buffers: Buffers, lowered: Lowered, number: int) -> int:
@@ -269,7 +301,10 @@ class GpuCompiler:
     def _give_room(self, arch: str, made: Assembled, hint: str) -> bool:
         """Says of kernels that spill how many registers they may have; whether there are any."""
         entries = self.modules[arch]
-        spilled = [n for n in entries if made.usage[n].spill_stores or made.usage[n].spill_loads]
+        spilled = [
+            n for n, entry in entries.items()
+            if (made.usage[n].spill_stores or made.usage[n].spill_loads) and not entry.has_roles
+        ]  # fmt: skip
         for name in spilled:
             entries[name] = entries[name].with_room(hint)
         return bool(spilled)
@@ -337,6 +372,14 @@ def _short_rows(graph: Graph, group: Group) -> tuple[Facts, Expr] | None:
         return None
     facts = graph.facts.with_ranges({name: (low, SHORT_ROW)})
     return facts, 1 - minimum(floordiv(group.domain[axis], SHORT_ROW + 1), const(1))
+
+
+def _map_plan(kernel: Kernel, used: Sequence[int], found: TensorMap) -> TensorMapPlan:
+    number = next(n for n, b in enumerate(kernel.buffers) if b.name == found.buffer)
+    return TensorMapPlan(
+        used[number], str(found.offset), tuple(map(str, found.sizes)),
+        tuple(map(str, found.strides)), found.box, found.swizzle,
+    )  # fmt: skip
 
 
 def _typical(facts: Facts, name: str) -> int:

@@ -32,14 +32,14 @@ from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.products import _product as product_of
 from stagefuse.compiler.lower.products import _stored_panels as stored_panels
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.compiler.schedule import GPU, GPU_WGMMA
+from stagefuse.compiler.schedule import GPU
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32
 
+from .persistent import Whole, suits
+
 PANELS = {48: 2, 64: 2, 32: 2, 16: 4}
 """Panels of a width that make a tile."""
-WIDE_PANELS = {48: 5, 64: 4, 32: 8, 16: 16}
-"""Panels of a tile that warpgroups compute, of 256 columns at most."""
 TOGETHER = 8
 """Blocks below each other that run together, so that they share what they read of the panels."""
 PADDING = 8
@@ -61,13 +61,10 @@ def multiply(
         panels = stored_panels(low, p)
         return emit_product(low, p, target, matrix, panels, start, count, piece=piece)
     ref = p.operands[1]
-    view, source = low.graph.nodes[ref.node].primitive, low.graph.nodes[ref.node].operands[0]
+    source = low.graph.nodes[ref.node].operands[0]
     if p.operands[0] in low.group.packs:
         (source,) = low.graph.nodes[source.node].operands  # as it is before it is converted
-    steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
-    assert steps is not None and isinstance(view, View)
-    lead = dict(zip(view.symbols, (sym(n) for n, _ in p.batch), strict=False))
-    first, along, across = (e.substitute(lead) for e in steps)
+    first, along, across = right_of(low, p)
     piece = piece or p.all_of_it
     name, offset, row = target
     low.emit(
@@ -79,6 +76,18 @@ def multiply(
             p.row_tile, p.panel, False, p.width(sym("p")), along, across,
         )
     )  # fmt: skip
+
+
+def right_of(low: Lowering, p: Product) -> tuple[Expr, Expr, Expr]:
+    """Where the right operand's elements lie, which are in steps: the first one of the batch at
+    hand, and the steps along the depth and along the columns."""
+    ref = p.operands[1]
+    steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
+    view = low.graph.nodes[ref.node].primitive
+    assert steps is not None and isinstance(view, View)
+    lead = dict(zip(view.symbols, (sym(n) for n, _ in p.batch), strict=False))
+    first, along, across = (e.substitute(lead) for e in steps)
+    return first, along, across
 
 
 def _moves_in_chunks(low: Lowering, p: Product) -> bool:
@@ -109,7 +118,8 @@ def lower_contract(low: Lowering) -> Parallel:
     """Tiles of rows by panels: computed, then stored with what follows."""
     p = product_of(low, low.group.anchor)
     known = p.panels.as_int()
-    most = (WIDE_PANELS if low.schedule == GPU_WGMMA else PANELS)[p.panel]
+    wide = low.schedule.tile_columns
+    most = wide // p.panel if wide else PANELS[p.panel]
     group = most if known is None else min(most, known)
     if not _moves_in_chunks(low, p):
         group = 1  # a lane has few registers for the places of single elements
@@ -119,7 +129,9 @@ def lower_contract(low: Lowering) -> Parallel:
     parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
     row_block = sym("mb")
     single = p.rows.as_symbol() is not None or p.rows.as_int() is not None
-    square = is_half(low.graph, low.group) and single  # of a product of sizes too much to prove
+    # of a product of sizes too much to prove
+    together = not low.schedule.tensor_copies  # which have an order of their own
+    square = is_half(low.graph, low.group) and single and together
     if square:
         high = floordiv(blocks + (TOGETHER - 1), TOGETHER)
         parallel = [*p.batch, ("mg", high), ("nb", groups), ("mi", const(TOGETHER))]
@@ -151,12 +163,20 @@ def lower_contract(low: Lowering) -> Parallel:
         with low.part(low.group, {p.ref: lambda _: inside}):
             low.store(p.place(low, start + sym("r"), at))
 
-    def whole() -> None:
+    def all_of_it() -> None:
         low.loop("p", first, minimum(first + group, p.panels), one_panel)
         low.loop("r", const(0), count, finish, vector=True)
 
-    low.when([p.rows - start - 1] if square else [], whole)
+    low.when([p.rows - start - 1] if square else [], all_of_it)
     return parallel, p.depth * (rows * group * p.panel)
+
+
+def whole_of(low: Lowering) -> Whole | None:
+    """The matrices of a product of 16-bit operands, if tensor copies can bring them."""
+    p = product_of(low, low.group.anchor)
+    first, _, _ = right_of(low, p)
+    whole = Whole(p.rows, p.columns, p.base, first)
+    return whole if suits(whole, p.batch) else None
 
 
 # Products of few tiles

@@ -22,6 +22,7 @@ from .loops import Carry
 from .private import private_arrays, vector_width
 from .scan import scan_of
 from .teams import WARP_TEAM, Team, choose
+from .tensor_maps import MAP_ALIGNMENT, MAP_BYTES, TensorMap
 from .values import Memory
 from .wgmma import WgmmaWriter
 
@@ -35,7 +36,9 @@ ROUND_BLOCKS = 512
 class Entry:
     """A kernel's PTX and how it is launched; sizes are expressions over its dimensions.
 
-    `workspace`: bytes of scratch in global memory, passed after the buffers, if any.
+    `workspace`: bytes of scratch in global memory, passed after the buffers, if any. `maps`: tensor
+    maps, passed after everything else. `has_roles`: warps move registers among each other, so that
+    how many each has is settled.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Entry:
     shared_bytes: Expr
     workspace: Expr | None
     tables: frozenset[str]
+    maps: tuple[TensorMap, ...] = ()
+    has_roles: bool = False
 
     def with_room(self, hint: str) -> Entry:
         """The same with a directive on its registers, instead of another."""
@@ -81,10 +86,12 @@ class KernelWriter(WgmmaWriter):
         self.scratch = const(0)  # bytes of a team in its workspace
         self.rounds = False
         self.step: Value | None = None
+        self.name = ""
+        self.maps: list[TensorMap] = []
 
     def entry(self, name: str, notes: Sequence[str]) -> Entry:
         """The whole function; `notes` are comments at its top."""
-        code = self.code
+        code, self.name = self.code, name
         for note in notes:
             code.comment(note)
         self._parameters(name)
@@ -94,12 +101,7 @@ class KernelWriter(WgmmaWriter):
             code.branch_if(noted.compare("eq", 0), "$end", holds=False)
         self._lanes()
         self._set_up()
-        grid = floordiv(self.count + (self.team.per_block - 1), self.team.per_block)
-        if self.rounds:
-            grid = minimum(grid, const(ROUND_BLOCKS))
-            self._all_rounds(grid)
-        else:
-            self._one_step()
+        grid = self._steps()
         code.start("$end")
         code.line("ret;")
         threads = f".reqntid {self.team.threads}, 1, 1"
@@ -112,8 +114,18 @@ class KernelWriter(WgmmaWriter):
         workspace = self.scratch * grid * self.team.per_block if self.rounds else None
         return Entry(
             name, "\n".join(lines), self.team, grid, self.shared, workspace,
-            frozenset(code.tables),
+            frozenset(code.tables), tuple(self.maps), "setmaxnreg" in "".join(lines),
         )  # fmt: skip
+
+    def _steps(self) -> Expr:
+        """The steps of the parallel loop, and how many blocks divide them."""
+        grid = floordiv(self.count + (self.team.per_block - 1), self.team.per_block)
+        if not self.rounds:
+            self._one_step()
+            return grid
+        grid = minimum(grid, const(ROUND_BLOCKS))
+        self._all_rounds(grid)
+        return grid
 
     # Parameters
 
@@ -123,7 +135,20 @@ class KernelWriter(WgmmaWriter):
 
     def _declared(self, name: str) -> list[str]:
         kinds = ["s64" if n in self.kernel.dims else "u64" for n in self._slots()]
-        return [f"\t.param .{kind} {name}_{n}" for n, kind in enumerate(kinds)]
+        plain = [f"\t.param .{kind} {name}_{n}" for n, kind in enumerate(kinds)]
+        maps = [
+            f"\t.param .align {MAP_ALIGNMENT} .b8 {name}_map{n}[{MAP_BYTES}]"
+            for n in range(len(self.maps))
+        ]
+        return [*plain, *maps]
+
+    def tensor_map(self, map: TensorMap) -> Value:
+        """The address of a tensor map among the parameters."""
+        if map not in self.maps:
+            self.maps.append(map)
+        name = f"{self.name}_map{self.maps.index(map)}"
+        at = self.code.pure("mov.b64", "i64", Value(self.code, name, "i64"))
+        return self.code.pure("cvta.param.u64", "i64", at)
 
     def _parameters(self, name: str) -> None:
         code = self.code

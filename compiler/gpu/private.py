@@ -96,17 +96,18 @@ def _of_values(
                 yield Access(part.buffer, part.indices, nest, simple)
 
 
-def vector_width(writer: LoopWriter) -> int:
+def vector_width(writer: LoopWriter, body: tuple[Statement, ...] | None = None) -> int:
     """Adjacent elements a lane takes at a time, so that the widest accesses are 16 bytes."""
     if writer.team.across:
         return writer.team.width
+    body = writer.kernel.body if body is None else body
     dtypes = {b.name: b.dtype for b in writer.kernel.buffers}
     shapes = {b.name: b.shape for b in writer.kernel.buffers}
-    for s in walk(writer.kernel.body):
+    for s in walk(body):
         if isinstance(s, Alloc):
             dtypes[s.name], shapes[s.name] = s.dtype, s.shape
     found = []
-    for a in accesses(writer.kernel.body):
+    for a in accesses(body):
         if a.nest is None or not a.simple or not a.indices or a.buffer not in shapes:
             continue
         if _steps_by_one(a, shapes[a.buffer]):

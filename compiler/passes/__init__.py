@@ -22,9 +22,8 @@ def discovered() -> dict[str, type[Pass]]:
     return found
 
 
-def pipeline_of(load: Callable[[str, str], Any], narrow: bool = False) -> tuple[Pass, ...]:
-    """The passes from the checked program's graph to the one that is fused, in order; with
-    `narrow`, to one whose kernels convert what weights are stored in as they read it."""
+def pipeline_of(load: Callable[[str, str], Any]) -> tuple[Pass, ...]:
+    """The passes from the checked program's graph to the one that is fused, in order."""
     from .batch_steps import BatchSteps
     from .check_first import CheckFirst
     from .find_products import FindProducts
@@ -38,7 +37,7 @@ def pipeline_of(load: Callable[[str, str], Any], narrow: bool = False) -> tuple[
         BatchSteps(),
         JoinProducts(),
         FindProducts(),
-        FoldConstants(load, narrow),
+        FoldConstants(load),
         OwnResults(),
         CheckFirst(),
     )

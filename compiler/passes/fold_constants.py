@@ -12,7 +12,6 @@ from ..codes import kept_codes
 from ..graph import Constant, Contract, Graph, Node, Position, Ref, Scalar, Weight
 from ..graph_builder import Builder
 from ..interpret import evaluate_node
-from ..narrow import widened
 from ..recurrence import Nests
 from .record import Pass
 
@@ -26,31 +25,24 @@ class FoldConstants(Pass):
     """What depends on weights and constants alone becomes a constant; `load` reads the weights.
 
     A result much larger than what it is computed from stays: it would only fill the plan. So do
-    codes and scales, which products and gathers unfold as they read them. With `narrow`, so does a
-    large weight that is stored in fewer bits than it is used in, where its readers can convert what
-    they read, and panels of products are not kept as codes: that is what kernels for GPUs do.
+    codes and scales, which products and gathers unfold as they read them.
     """
 
     name: ClassVar[str] = "fold_constants"
     requires: ClassVar[tuple[str, ...]] = ("views-folded", "products-found")
     establishes: ClassVar[tuple[str, ...]] = ("constants-folded",)
     load: Callable[[str, str], np.ndarray[Any, Any]] = field(repr=False)
-    narrow: bool = False
 
     def run(self, graph: Graph) -> Graph:
-        return fold_constants(graph, self.load, self.narrow)
+        return fold_constants(graph, self.load)
 
 
-def fold_constants(
-    graph: Graph, load: Callable[[str, str], np.ndarray[Any, Any]], narrow: bool = False
-) -> Graph:
+def fold_constants(graph: Graph, load: Callable[[str, str], np.ndarray[Any, Any]]) -> Graph:
     """The graph with constant tensors in place of the nodes that compute them.
 
     Only the last node of a constant chain is stored; a broadcast is left to the kernels.
     """
     known = _constant_nodes(graph)
-    if narrow:
-        known -= widened(graph, known)
     builder = Builder(graph.facts)
     new: dict[Ref, Ref] = {}
     cache: dict[Ref, np.ndarray[Any, Any]] = {}
@@ -58,7 +50,6 @@ def fold_constants(
         graph,
         known,
         lambda ref: _evaluate(graph, graph.nodes[ref.node], load, cache)[ref.result],
-        panels=not narrow,
     )
     wanted = set(graph.results)
     for node in graph.nodes.values():

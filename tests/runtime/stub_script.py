@@ -6,13 +6,17 @@ import ctypes
 import gc
 import os
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16 as BF16
 
 import stagefuse as sf
+from stagefuse.compiler.driver import compile_file
 from stagefuse.runtime.cuda import calls, found
 from stagefuse.runtime.devices import open_plan
 
@@ -116,6 +120,20 @@ def launches() -> None:
         check(pipe(x=x), x)
 
 
+def tensor_maps() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.pipe"
+        path.write_text(
+            "pipeline product(x: bf16[B, 72], w: bf16[72, 40]) -> f32[B, 40]:\n    f32(x @ w)\n"
+        )
+        plan = replace(compile_file(path, targets=["h100"]), cubins={})
+    with open_plan(plan, None, "cuda:0") as pipe:
+        for rows in (3, 0, 3, 130):
+            x, w = batch((rows, 72)).astype(BF16), batch((72, 40)).astype(BF16)
+            wide = x.astype(float) @ w.astype(float)
+            np.testing.assert_allclose(pipe(x=x, w=w), wide, rtol=2**-8, atol=1e-3)
+
+
 def errors() -> None:
     with open_plan(handmade_gpu.plan(), "lookup", "cuda:0") as pipe:
         table = batch((1, 5))[0]
@@ -181,7 +199,10 @@ def as_text() -> None:
 
 def main() -> None:
     stub_gpu.install()
-    every = (calls_and_map, arrays_of_others, launches, errors, hidden, own_tests, comparison)
+    every = (
+        calls_and_map, arrays_of_others, launches, tensor_maps, errors, hidden, own_tests,
+        comparison,
+    )  # fmt: skip
     cases = {f.__name__: f for f in every}
     cases[sys.argv[1]]()
     gc.collect()

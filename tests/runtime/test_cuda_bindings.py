@@ -90,3 +90,9 @@ def test_what_make_gpu_compares(folder: Path) -> None:
     for row in ("| W2a | 185 | 0 | 0 |", "| W4 | 1536 | 0 | 0 |", "| W6 | 96 | 0 | 0 |"):
         assert row in said
     assert len(log) >= 3
+
+
+def test_tensor_maps(folder: Path) -> None:
+    said, log = run(folder, "tensor_maps")
+    assert said == "held 0"
+    assert all("block 384" in line for line in log) and len(log) == 3

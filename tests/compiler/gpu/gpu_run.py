@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stagefuse.compiler.driver import compile_file
-from stagefuse.compiler.plan import GpuPlan, PipelinePlan, Plan
+from stagefuse.compiler.plan import GpuPlan, PipelinePlan, Plan, TensorMapPlan
 from stagefuse.compiler.ptx import check, read_module
 from stagefuse.compiler.ptx.syntax import Instruction
 from stagefuse.dsl.dims_text import parse
@@ -82,11 +82,26 @@ class Emulated:
                 continue
             args = [arrays[n] for n in launch.buffers]
             args += [np.int64(dims[d]) for d in launch.dims]
+            maps = [_map(m, self.gpu, arrays, size) for m in launch.maps]
             self.module.launch(
                 launch.kernel, grid=grid, block=launch.block, cluster=launch.cluster,
-                shared_bytes=size(launch.shared_bytes), args=[*args, self.status],
+                shared_bytes=size(launch.shared_bytes), args=[*args, self.status, *maps],
             )  # fmt: skip
         return [_array(*r) for r in results]
+
+
+def _map(map: TensorMapPlan, gpu: GpuPlan, arrays: list[Any], size: Callable[[str], int]) -> Any:
+    """A tensor map of one of a launch's buffers."""
+    from stagefuse.runtime import emulator
+
+    dtype = DTYPES[gpu.buffers[map.buffer].dtype].numpy
+    sizes, strides = ([size(e) for e in listed] for listed in (map.sizes, map.strides))
+    if 0 in sizes:
+        return bytes(128)
+    return emulator.TensorMap.of_part(
+        arrays[map.buffer], size(map.offset) * dtype.itemsize, dtype, sizes,
+        [n * dtype.itemsize for n in strides], map.box, map.swizzle,
+    )  # fmt: skip
 
 
 def _bytes(array: Any) -> Any:

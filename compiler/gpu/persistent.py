@@ -1,0 +1,425 @@
+"""Products of 16-bit operands on Hopper by warps with roles, whose blocks stay for many tiles.
+
+A block is three warpgroups. One thread of the last brings stages of both operands by tensor copies,
+as far ahead as the ring is long, over the ends of tiles; the other two multiply 64 rows each by all
+columns of a tile, and finish them: 8 rows at a time go through shared memory of their warp, so that
+what follows the product is computed on adjacent elements, while the next tile's operands come.
+Registers go from those that copy to those that multiply. The stages are as `wgmma` has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from stagefuse.compiler.kernel_ir import Alloc, For, If, Kernel, Let, Statement, Store, TileProduct
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.dsl.dims import Expr, const, minimum, sym
+from stagefuse.dsl.facts import Facts
+
+from .emit import KernelWriter
+from .ir import Value
+from .loops import Carry
+from .private import vector_width
+from .ring import Ring, Stage, arrive, copy_box, elected, expect, wait
+from .teams import WARP, Team
+from .tensor_maps import TensorMap, in_steps, start_of
+from .values import Memory
+from .wgmma import DEPTH, GROUP_ROWS, HIGH, ROW_BYTES
+
+GROUP = 128
+"""Threads of a warpgroup."""
+READERS = 2
+"""Warpgroups that multiply."""
+ROWS = READERS * GROUP_ROWS
+FEW, MANY = 40, 232
+"""Registers of a thread that copies, and of one that multiplies: as many as all had before."""
+BLOCKS = 132
+"""Blocks that stay: one for each SM of the largest device of the arch."""
+TOGETHER = 16
+"""Tiles below each other that run together, so that they share what they read."""
+MOST_STAGES = 8
+PIECE_ROWS = 8
+PIECES = (64, 48, 32, 16, 8)
+"""Columns that a warp finishes at a time."""
+PADDING = 8
+"""Elements between the rows of a piece, so that four rows lie in different banks."""
+PANEL = 64
+"""Columns of a box of an operand whose columns are contiguous."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The matrices that a kernel's tiles are of: `rows`, `columns`, and the elements at which the
+    left and the right one begin in their buffers."""
+
+    rows: Expr
+    columns: Expr
+    left: Expr
+    right: Expr
+
+
+@dataclass(frozen=True)
+class Form:
+    """A kernel's body: what comes first, its product, and what is stored of each element where a
+    condition holds. `plain`: as if it held everywhere."""
+
+    first: tuple[Statement, ...]
+    product: TileProduct
+    columns: int
+    condition: KernelValue | None
+    stores: tuple[Statement, ...]
+    plain: tuple[Statement, ...]
+
+
+def form_of(kernel: Kernel) -> Form | None:
+    """The body of a product's kernel, if it is one that can be finished in pieces."""
+    first = [s for s in kernel.body if not isinstance(s, Alloc | For)]
+    allocs = [s for s in kernel.body if isinstance(s, Alloc)]
+    loops = [s for s in kernel.body if isinstance(s, For)]
+    if len(allocs) != 1 or len(loops) != 2 or any(not isinstance(s, Let) for s in first):
+        return None
+    products, rows = loops
+    if len(products.body) != 1 or len(rows.body) != 1:
+        return None
+    (product,), (columns,) = products.body, rows.body
+    if not isinstance(product, TileProduct) or not isinstance(columns, For):
+        return None
+    condition, stores = None, columns.body
+    if len(stores) == 1 and isinstance(stores[0], If):
+        condition, stores = stores[0].condition, stores[0].body
+    if not all(isinstance(s, Let | Store) for s in stores) or product.panel_row is None:
+        return None
+    width = columns.hi.as_int()
+    if width is None or (rows.index, columns.index) != ("r", "c"):
+        return None
+    inner = replace(columns, body=stores)
+    plain: tuple[Statement, ...] = (*allocs, replace(rows, body=(inner,)))
+    return Form(tuple(first), product, width, condition, stores, plain)
+
+
+def suits(whole: Whole, loops: Sequence[tuple[str, Expr]]) -> bool:
+    """Whether tensor maps can have the operands of a product in a batch of these loops."""
+    return all(
+        (steps := in_steps(offset, loops)) is not None and len(steps) <= 3
+        for offset in (whole.left, whole.right)
+    )
+
+
+class PersistentWriter(KernelWriter):
+    """Writes the entry of a product's kernel."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        facts: Facts,
+        shared_limit: int,
+        lines: Mapping[KernelValue, int],
+        form: Form,
+        whole: Whole,
+    ) -> None:
+        super().__init__(kernel, facts, shared_limit, lines)
+        self.form, self.whole = form, whole
+        self.team = Team((READERS + 1) * GROUP, 1)
+        self.batch = kernel.parallel[:-2]
+        self.is_deep = form.product.panel_row == const(1)
+        panels = -(-form.columns // PANEL)
+        right = form.columns if self.is_deep else panels * DEPTH
+        self.left_bytes = ROWS * ROW_BYTES
+        self.stage_bytes = self.left_bytes + -(-right * ROW_BYTES // 1024) * 1024
+        self.copied = self.left_bytes + right * ROW_BYTES
+        self.piece = next(n for n in PIECES if form.columns % n == 0)
+        self.piece_bytes = PIECE_ROWS * (self.piece + PADDING) * 4
+        pieces = READERS * GROUP // WARP * self.piece_bytes
+        room = shared_limit - pieces
+        self.stages = min(room // Ring.bytes_of(1, self.stage_bytes), MOST_STAGES)
+        self.code.tables.update(("shared", "aligned shared"))
+
+    def _plan_scratch(self) -> None:
+        """The stages come first, then the pieces of warps."""
+        self.arrays: list[tuple[Alloc, Expr]] = []
+        self.width = vector_width(self, self.form.plain)
+        self.ring_start = self.reserve(Ring.bytes_of(self.stages, self.stage_bytes))
+        self.pieces_start = self.reserve(READERS * GROUP // WARP * self.piece_bytes)
+
+    def _steps(self) -> Expr:
+        code = self.code
+        thread = self.symbols["lane"]
+        ring = Ring(self, self.ring_start, self.stages, self.stage_bytes)
+        ring.prepare(thread.compare("eq", 0), READERS * GROUP // WARP)
+        copies = code.label("copies")
+        code.branch_if(thread.compare("lt", READERS * GROUP), copies, holds=False)
+        with code.branch_scope(), self.scope():
+            code.line(f"setmaxnreg.inc.sync.aligned.u32 {MANY};")
+            self._multiply_all(ring)
+            code.branch("$end")
+        code.start(copies)
+        with code.branch_scope(), self.scope():
+            code.line(f"setmaxnreg.dec.sync.aligned.u32 {FEW};")
+            code.branch_if(thread.compare("lt", READERS * GROUP + WARP), "$end", holds=False)
+            code.branch_if(elected(code), "$end", holds=False)
+            self._copy_all(ring)
+        return minimum(self.count, const(BLOCKS))
+
+    # Tiles
+
+    def _each_tile(self, body: Callable[[], None]) -> None:
+        """Runs for each of this block's tiles, whose place is then named."""
+        code = self.code
+        tile = code.variable("i32", self._special("ctaid.x"))
+        apart, end = self._special("nctaid.x"), self.index(self.count, "i32")
+        head, done = code.label("tile"), code.label("tiles")
+        with code.loop_scope(), self.scope():
+            code.start(head)
+            now = Value(code, tile.text, "i32", code.depth)
+            code.branch_if(now.compare("lt", end), done, holds=False)
+            with self.named(**self._places(now)):
+                body()
+            code.write("add.s32", tile, tile, apart)
+            code.branch(head)
+        code.start(done)
+
+    def _special(self, name: str) -> Value:
+        return self.code.pure("mov.u32", "i32", Value(self.code, f"%{name}", "i32"))
+
+    def _places(self, tile: Value) -> dict[str, tuple[Value, Expr, Expr]]:
+        """The batch, row and column of a tile: `TOGETHER` rows of them are taken column by column,
+        then the next rows."""
+        code = self.code
+        *batch, (down, blocks), (across, groups) = self.kernel.parallel
+        high, wide = self.index(blocks, "i32"), self.index(groups, "i32")
+        found: dict[str, tuple[Value, Expr, Expr]] = {}
+        rest, inside = tile, tile
+        if batch:
+            rest = code.unsigned_division(tile, high * wide)
+            inside = tile - rest * (high * wide)
+        for name, extent in reversed(batch[1:]):
+            before = code.unsigned_division(rest, self.index(extent, "i32"))
+            found[name] = (rest - before * self.index(extent, "i32"), const(0), extent - 1)
+            rest = before
+        if batch:
+            found[batch[0][0]] = (rest, const(0), batch[0][1] - 1)
+        band = code.unsigned_division(inside, wide * TOGETHER)
+        first = band * TOGETHER
+        height = code.intrinsic("smin", high - first, code.const(TOGETHER, "i32"))
+        inside = inside - band * (wide * TOGETHER)
+        column = code.unsigned_division(inside, height)
+        found[down] = (first + inside - column * height, const(0), blocks - 1)
+        found[across] = (column, const(0), groups - 1)
+        return found
+
+    # Copies
+
+    def _copy_all(self, ring: Ring) -> None:
+        """The thread that fills stages."""
+        code, s = self.code, self.form.product
+        (down, _), (across, _) = self.kernel.parallel[-2:]
+        turn = ring.turn(filling=True)
+        depth = self.index(s.depth, "i32")
+        left, right = self._left_map(), self._right_map()
+
+        def one_tile() -> None:
+            row, column = self.index(sym(down) * ROWS), self.index(sym(across) * self.form.columns)
+            row, column = row.to("trunc", "i32"), column.to("trunc", "i32")
+            ends = [self._batch_place(offset) for offset in (self.whole.left, self.whole.right)]
+            with self._depth(depth, DEPTH) as k:
+                stage = turn.now()
+                wait(code, stage.empty, stage.parity)
+                expect(code, stage.full, self.copied)
+                copy_box(code, left, (k, row, *ends[0]), stage.start, stage.full)
+                target = stage.start + self.left_bytes
+                if self.is_deep:
+                    copy_box(code, right, (k, column, *ends[1]), target, stage.full)
+                else:
+                    for n in range(-(-self.form.columns // PANEL)):
+                        start = (column + n * PANEL, k, *ends[1])
+                        at = target + n * DEPTH * ROW_BYTES
+                        copy_box(code, right, start, at, stage.full)
+                turn.step(stage)
+
+        self._each_tile(one_tile)
+
+    def _batch_place(self, offset: Expr) -> list[Value]:
+        """The indices of a map's outer dimensions, the innermost of them first."""
+        steps = in_steps(offset, self.batch) or []
+        return [self.index(sym(name), "i32") for name, _, _ in reversed(steps)]
+
+    def _map(
+        self, buffer: str, offset: Expr, inner: Sequence[Expr], stride: Expr, box: tuple[int, int]
+    ) -> Value:
+        steps = in_steps(offset, self.batch) or []
+        sizes = (*(extent for _, extent, _ in steps), *inner)
+        strides = (*(step for _, _, step in steps), stride)
+        start = start_of(offset, self.batch)
+        return self.tensor_map(
+            TensorMap(buffer, start, sizes, strides, (*(1 for _ in steps), *box))
+        )
+
+    def _left_map(self) -> Value:
+        s, whole = self.form.product, self.whole
+        return self._map(s.a, whole.left, (whole.rows, s.depth), s.a_row, (ROWS, DEPTH))
+
+    def _right_map(self) -> Value:
+        s, whole = self.form.product, self.whole
+        assert s.panel_row is not None and s.panel_col is not None
+        if self.is_deep:
+            box = (self.form.columns, DEPTH)
+            sizes = (whole.columns, s.depth)
+            return self._map(s.panel, whole.right, sizes, s.panel_col, box)
+        sizes = (s.depth, whole.columns)
+        return self._map(s.panel, whole.right, sizes, s.panel_row, (DEPTH, PANEL))
+
+    @contextmanager
+    def _depth(self, end: Value, step: int) -> Iterator[Value]:
+        """A loop over the depth in steps."""
+        code = self.code
+        at = code.variable("i32", code.const(0, "i32"))
+        head, done = code.label("depth"), code.label("summed")
+        with code.loop_scope(), self.scope():
+            code.start(head)
+            now = Value(code, at.text, "i32", code.depth)
+            code.branch_if(now.compare("lt", end), done, holds=False)
+            yield now
+            code.write("add.s32", at, at, code.const(step, "i32"))
+            code.branch(head)
+        code.start(done)
+
+    # Products
+
+    def _multiply_all(self, ring: Ring) -> None:
+        """The warps that multiply, each with the 16 rows of its tiles that it finishes."""
+        code, s, thread = self.code, self.form.product, self.symbols["lane"]
+        self.symbols = {**self.symbols, "lane": thread & (WARP - 1)}
+        self.facts = self.facts.with_ranges({"lane": (0, WARP - 1)})
+        self._forget_bounds()
+        team, self.team = self.team, Team(WARP, 1)
+        turn = ring.turn(filling=False)
+        zero = code.const(0.0, "float")
+        sums = [code.variable("float", zero) for _ in range(self.form.columns // 2)]
+        last = code.variable("i32", ring.barriers)  # the stage that was read last
+        first_lane = self.first_lane()
+        depth = self.index(s.depth, "i32")
+
+        def one_tile() -> None:
+            self.statements(self.form.first)
+            with self._depth(depth, DEPTH) as k:
+                stage = turn.now()
+                wait(code, stage.full, stage.parity)
+                self._add_stage(ring, stage, thread.lshr(7), k.compare("gt", 0), sums)
+                code.line("wgmma.wait_group.sync.aligned 1;")
+                arrive(code, last, first_lane & k.compare("gt", 0))
+                code.set(last, stage.empty)
+                turn.step(stage)
+            code.line("wgmma.wait_group.sync.aligned 0;")
+            some = depth.compare("gt", 0)
+            arrive(code, last, first_lane & some)
+            if not self.facts.is_positive(self.resolve(s.depth)):
+                for total in sums:
+                    code.set(total, zero, some ^ 1)
+            self._finish(thread.lshr(5), sums)
+
+        self._each_tile(one_tile)
+        self.team = team
+
+    def _add_stage(
+        self, ring: Ring, stage: Stage, group: Value, adds: Value, sums: Sequence[Value]
+    ) -> None:
+        """The products of a stage: this warpgroup's 64 rows by all columns, 16 deep at a time. The
+        first of a tile adds to nothing."""
+        code, columns = self.code, self.form.columns
+        kind = self.memory[self.form.product.a].dtype.name
+        at = stage.number * (ring.size >> 4)
+        left = descriptor(ring.start + group * (GROUP_ROWS * ROW_BYTES), 1) + at
+        # rows of a stage run along the columns, or panels of 64 columns follow each other
+        panel = 1 if self.is_deep else DEPTH * ROW_BYTES >> 4
+        right = descriptor(ring.start + self.left_bytes, panel) + at
+        apart = 2 if self.is_deep else ROW_BYTES
+        listed = ", ".join(v.text for v in sums)
+        code.line("wgmma.fence.sync.aligned;")
+        for k in range(DEPTH // 16):
+            a, b = self._whole_descriptor(left + 2 * k), self._whole_descriptor(right + apart * k)
+            code.line(
+                f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} {{{listed}}}, "
+                f"{a.text}, {b.text}, {'1' if k else adds.text}, 1, 1, 0, {int(not self.is_deep)};"
+            )
+        code.line("wgmma.commit_group.sync.aligned;")
+
+    def _whole_descriptor(self, low: Value) -> Value:
+        code = self.code
+        found = code.fresh("i64")
+        code.write("mov.b64", found, f"{{{low.text}, {code.const(HIGH, 'i32').text}}}")
+        return found
+
+    # What follows
+
+    def _finish(self, warp: Value, sums: Sequence[Value]) -> None:
+        """The warp's part of the tile, piece by piece."""
+        code, columns = self.code, self.form.columns
+        start = self.shared_address(self.pieces_start) + warp * self.piece_bytes
+        lane = self.symbols["lane"]
+        pitch = self.piece + PADDING
+        target = start + lane.lshr(2) * (pitch * 4) + (lane & 3) * 8
+        each = 2 * self.piece // 8  # values of a lane in 8 rows of a piece
+        parts = [(half, p) for p in range(columns // self.piece) for half in range(2)]
+
+        def one_part(carry: Carry) -> Carry:
+            part = self.symbols["part"]
+            self.barrier()
+            stored = code.label("stored")
+            for number, (half, p) in enumerate(parts):
+                other = code.label("other")
+                code.branch_if(part.compare("eq", number), other, holds=False)
+                for n in range(each // 2):
+                    place = (p * self.piece // 8 + n) * 4 + half * 2
+                    pair = ", ".join(v.text for v in sums[place : place + 2])
+                    code.line(f"st.shared.v2.f32 [{target.text}+{n * 32}], {{{pair}}};")
+                code.branch(stored)
+                code.start(other)
+            code.start(stored)
+            self.barrier()
+            row = warp * (2 * PIECE_ROWS) + (part & 1) * PIECE_ROWS
+            column = part.lshr(1) * self.piece
+            ends = {"row'": (row, const(0), const(ROWS - PIECE_ROWS)),
+                    "column'": (column, const(0), const(columns - self.piece))}  # fmt: skip
+            self.multiples |= {"row'": PIECE_ROWS, "column'": self.piece}
+            with self.named(**ends), self.scope():
+                self._finish_piece(start - (row * pitch + column) * 4)
+            return carry
+
+        end, step = code.const(len(parts), "i32"), code.const(1, "i32")
+        ends = (const(0), const(len(parts) - 1))
+        self._counted("part", code.const(0, "i32"), end, step, ends, [], one_part)
+
+    def _finish_piece(self, origin: Value) -> None:
+        """What follows the product, for a piece of a tile that begins at `origin`."""
+        form, s = self.form, self.form.product
+        tile = self._tile(origin)
+        self.memory[tile.name] = tile
+        row, column = sym("row'"), sym("column'")
+        loops = [("r", row, row + PIECE_ROWS), ("c", column, column + self.piece)]
+        even = form.condition is None or self.divides(self.width, self.whole.columns)
+        full = self.facts.is_nonneg(self.resolve(s.rows) - ROWS)
+
+        def visit(carry: Carry) -> Carry:
+            assert self.slot is not None
+            mask = None if full else self.holds("lt", sym("r"), s.rows)
+            if form.condition is not None:
+                with self.scope(), self.binding(c=self.slot.first):
+                    inside = self.value(form.condition)
+                mask = inside if mask is None else mask & inside
+            with self.when(mask):
+                self.statements(form.stores)
+            return carry
+
+        self.spread(loops, self.width if even else 1, [], visit)
+
+    def _tile(self, origin: Value) -> Memory:
+        (made,) = [s for s in self.kernel.body if isinstance(s, Alloc)]
+        shape = (const(ROWS), const(self.piece + PADDING))
+        return Memory(made.name, made.dtype, shape, "shared", origin)
+
+
+def descriptor(address: Value, leading: int) -> Value:
+    """The lower half of a descriptor; `leading`: units of 16 bytes between panels."""
+    return (address & 0x3FFFF).lshr(4) | (leading << 16)

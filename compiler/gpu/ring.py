@@ -1,0 +1,126 @@
+"""A ring of stages in shared memory that one thread fills by tensor copies and warps empty.
+
+Each stage has two barriers. `full` completes when all bytes of the stage have come, `empty` when
+all its readers have arrived. Who fills and who reads each go round in their own turn: one that has
+been round n times waits for the phase of parity n (filling: the one before it, which on the first
+round counts as complete). PTX ISA 9.7.13.15, "mbarrier", and 9.7.9.27, "cp.async.bulk.tensor".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stagefuse.dsl.dims import Expr
+
+from .folds import FoldWriter
+from .ir import Code, Value
+
+BARRIER_BYTES = 8
+
+
+def wait(code: Code, barrier: Value, parity: Value) -> None:
+    """Waits until the phase of a parity is complete."""
+    done, again = code.fresh("i1"), code.label("wait")
+    code.start(again)
+    code.line(
+        f"mbarrier.try_wait.parity.shared::cta.b64 {done.text}, [{barrier.text}], {parity.text};"
+    )
+    code.branch_if(done, again, holds=False)
+
+
+def arrive(code: Code, barrier: Value, guard: Value | None = None) -> None:
+    """Counts this thread at a barrier."""
+    code.line(f"{code.guarded(guard)}mbarrier.arrive.shared::cta.b64 _, [{barrier.text}];")
+
+
+def expect(code: Code, barrier: Value, size: int) -> None:
+    """Counts this thread at a barrier, which then waits for bytes too."""
+    code.line(f"mbarrier.arrive.expect_tx.shared::cta.b64 _, [{barrier.text}], {size};")
+
+
+def copy_box(
+    code: Code, map: Value, start: Sequence[Value], target: Value, barrier: Value
+) -> None:
+    """Starts to copy a box of a tensor map; `start` is its first element, innermost first."""
+    at = ", ".join(v.text for v in start)
+    code.line(
+        f"cp.async.bulk.tensor.{len(start)}d.shared::cluster.global.tile."
+        f"mbarrier::complete_tx::bytes [{target.text}], [{map.text}, {{{at}}}], [{barrier.text}];"
+    )
+
+
+def elected(code: Code) -> Value:
+    """Whether this lane is the one of its warp, all of whose lanes are here."""
+    code.line(f"elect.sync _|{(found := code.fresh('i1')).text}, 0xffffffff;")
+    return found
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage at hand: its number, where it lies, its barriers, and the parity to wait for."""
+
+    number: Value
+    start: Value
+    full: Value
+    empty: Value
+    parity: Value
+
+
+class Ring:
+    """So many stages, each of so many bytes, that so many warps read."""
+
+    def __init__(self, writer: FoldWriter, start: Expr, stages: int, size: int) -> None:
+        self.writer, self.stages, self.size = writer, stages, size
+        self.start = writer.shared_address(start)
+        self.barriers = self.start + stages * size
+
+    @staticmethod
+    def bytes_of(stages: int, size: int) -> int:
+        """Shared memory of a ring, barriers included."""
+        return stages * (size + 2 * BARRIER_BYTES)
+
+    def prepare(self, first: Value, readers: int) -> None:
+        """Makes the barriers, by the thread for which `first` holds; then all may use them."""
+        code = self.writer.code
+        skip = code.label("prepared")
+        code.branch_if(first, skip, holds=False)
+        with code.branch_scope():
+            for n in range(2 * self.stages):
+                count = 1 if n < self.stages else readers
+                at = f"[{self.barriers.text}+{n * BARRIER_BYTES}]"
+                code.line(f"mbarrier.init.shared::cta.b64 {at}, {count};")
+            code.line("fence.mbarrier_init.release.cluster;")
+        code.start(skip)
+        code.line("bar.sync 0;")
+
+    def turn(self, filling: bool) -> Turn:
+        return Turn(self, filling)
+
+
+class Turn:
+    """Where a thread is in a ring."""
+
+    def __init__(self, ring: Ring, filling: bool) -> None:
+        self.ring, code = ring, ring.writer.code
+        self.number = code.variable("i32", code.const(0, "i32"))
+        self.parity = code.variable("i32", code.const(int(filling), "i32"))
+
+    def now(self) -> Stage:
+        """The stage at hand, until `step`."""
+        ring, code = self.ring, self.ring.writer.code
+        number = Value(code, self.number.text, "i32", code.depth)
+        full = ring.barriers + number * BARRIER_BYTES
+        return Stage(
+            number, ring.start + number * ring.size, full, full + ring.stages * BARRIER_BYTES,
+            Value(code, self.parity.text, "i32", code.depth),
+        )  # fmt: skip
+
+    def step(self, stage: Stage) -> None:
+        """Goes on to the next stage."""
+        code = self.ring.writer.code
+        after = stage.number + 1
+        wraps = after.compare("eq", self.ring.stages)
+        turned = stage.parity ^ 1
+        code.set(self.number, wraps.select(code.const(0, "i32"), after))
+        code.set(self.parity, wraps.select(turned, stage.parity))

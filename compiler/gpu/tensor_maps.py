@@ -1,0 +1,49 @@
+"""Tensor maps of kernels: what tensor copies know of a buffer, over the kernel's dimensions.
+
+A map is a parameter of 128 bytes, which the runtime makes when it knows where the buffer lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stagefuse.dsl.dims import Expr, const
+
+MAP_BYTES = 128
+MAP_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """The elements of `buffer` from `offset` on as an array of `sizes`, `strides` elements apart,
+    outermost dimension first; the last one is contiguous and has no stride. Copies move boxes of
+    `box` elements, whose rows are swizzled in `swizzle` bytes; beyond the sizes there are zeros."""
+
+    buffer: str
+    offset: Expr
+    sizes: tuple[Expr, ...]
+    strides: tuple[Expr, ...]
+    box: tuple[int, ...]
+    swizzle: int = 128
+
+
+Loops = Sequence[tuple[str, Expr]]
+
+
+def in_steps(offset: Expr, loops: Loops) -> list[tuple[str, Expr, Expr]] | None:
+    """The loops that an offset moves with, as (index, extent, step); None if it does not do so in
+    steps."""
+    found = []
+    for name, extent in loops:
+        step = offset.coefficient(name)
+        if step is None or step.symbols() & {n for n, _ in loops}:
+            return None
+        if step != const(0):
+            found.append((name, extent, step))
+    return found
+
+
+def start_of(offset: Expr, loops: Loops) -> Expr:
+    """An offset where all loops begin."""
+    return offset.substitute({name: 0 for name, _ in loops})

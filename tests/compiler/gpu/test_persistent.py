@@ -1,0 +1,139 @@
+"""Products by warps with roles: tiles that a block takes in turn, tails, batches, what follows."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from stagefuse.compiler.gpu import persistent
+from stagefuse.compiler.gpu.assemble import AssemblerMissing, ptxas
+from stagefuse.dsl.dtypes import DTYPES
+
+from .gpu_run import Emulated, check_legal, compiled
+
+BF16 = ml_dtypes.bfloat16
+
+
+@pytest.fixture()
+def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few that each has many tiles."""
+    monkeypatch.setattr(persistent, "BLOCKS", 2)
+    monkeypatch.setattr(persistent, "TOGETHER", 2)
+
+
+def run(folder: Path, text: str, dims: dict[str, int], **inputs: Any) -> list[Any]:
+    plan = compiled(folder / "p.pipe", text, ("sm_90a",))
+    check_legal(plan)
+    assert "cp.async.bulk.tensor" in plan.ptx["sm_90a"]
+    return Emulated(plan)(inputs, dims)
+
+
+def drawn(rng: np.random.Generator, *shape: int, kind: Any = BF16) -> Any:
+    return np.asarray(rng.standard_normal(shape)).astype(kind)
+
+
+def agree(found: Any, wanted: Any, scale: float = 1.0) -> None:
+    """Within the rounding of bf16, and of sums in f32 of factors up to about `scale`."""
+    np.testing.assert_allclose(
+        np.asarray(found).astype(float), wanted, rtol=2**-8, atol=1e-5 * scale
+    )
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("rows", "depth"), [(1, 8), (128, 64), (300, 136), (129, 1000)])
+def test_tails(
+    transposed: bool, rows: int, depth: int, tmp_path: Path, rng: np.random.Generator,
+    few_blocks: None,
+) -> None:  # fmt: skip
+    right, given = ("w", "K, 520") if not transposed else ("transpose(w, [1, 0])", "520, K")
+    text = (
+        f"pipeline p(x: bf16[N, K], w: bf16[{given}]) -> f32[N, 520]\n"
+        f"where N in 0..=4096, K in 0..=4096, K % 8 == 0:\n    f32(x @ {right})\n"
+    )
+    x, w = drawn(rng, rows, depth), drawn(rng, depth, 520)
+    (y,) = run(tmp_path, text, {"N": rows, "K": depth}, x=x, w=w.T.copy() if transposed else w)
+    agree(y, x.astype(float) @ w.astype(float), depth)
+
+
+def test_a_sum_of_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
+    text = (
+        "pipeline p(x: bf16[N, K], w: bf16[K, 64], b: bf16[64]) -> bf16[N, 64]\n"
+        "where K in 0..=64, K % 8 == 0:\n    x @ w + b\n"
+    )
+    b = drawn(rng, 64)
+    inputs = {"x": np.zeros((3, 0), BF16), "w": np.zeros((0, 64), BF16), "b": b}
+    (y,) = run(tmp_path, text, {"N": 3, "K": 0}, **inputs)
+    np.testing.assert_array_equal(y, np.broadcast_to(b, (3, 64)))
+
+
+def test_what_follows(tmp_path: Path, rng: np.random.Generator, few_blocks: None) -> None:
+    text = (
+        "import nn\n"
+        "pipeline p(x: bf16[B, T, 96], w: bf16[200, 96], b: f32[200], r: bf16[B, T, 200],"
+        " s: f32[T]) -> (y: bf16[B, T, 200], z: f32[B, T, 200])\n"
+        "where B in 1..=64, T in 1..=512:\n"
+        "    h = x @ transpose(w, [1, 0])\n"
+        "    a = f32(h) + b\n"
+        "    y = bf16(nn.gelu(a)) + r\n"
+        "    (y, a * s[:, None])\n"
+    )
+    b, t = 3, 50
+    x, w = drawn(rng, b, t, 96), drawn(rng, 200, 96)
+    bias, r = drawn(rng, 200, kind=np.float32), drawn(rng, b, t, 200)
+    s = drawn(rng, t, kind=np.float32)
+    y, z = run(tmp_path, text, {"B": b, "T": t}, x=x, w=w, b=bias, r=r, s=s)
+    a = (x.astype(float) @ w.T.astype(float)).astype(BF16).astype(float) + bias
+    np.testing.assert_allclose(z, a * s[:, None], rtol=2**-7, atol=2**-7)
+    gelu = a * 0.5 * (1 + np.vectorize(math.erf)(a / math.sqrt(2)))
+    np.testing.assert_allclose(y.astype(float), gelu + r.astype(float), rtol=2**-6, atol=2**-5)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+def test_batches_in_any_order(
+    kind: str, tmp_path: Path, rng: np.random.Generator, few_blocks: None
+) -> None:
+    text = (
+        f"pipeline p(q: {kind}[B, T, 3, 72], k: {kind}[B, S, 3, 72], v: {kind}[3, 72, 136])"
+        f" -> ({kind}[B, 3, T, S], {kind}[B, T, 3, 136])\n"
+        "where B in 1..=8, T in 1..=512, S in 8..=512, S % 8 == 0:\n"
+        "    s = sum_of(q, k)\n"
+        "    u = sum_with(q, v)\n"
+        "    (s, u)\n"
+        f"fn sum_of(q: {kind}[B, T, H, D], k: {kind}[B, S, H, D]) -> {kind}[B, H, T, S]:\n"
+        "    y[b, h, i, j] = sum[d] q[b, i, h, d] * k[b, j, h, d]\n"
+        f"fn sum_with(q: {kind}[B, T, H, D], v: {kind}[H, D, E]) -> {kind}[B, T, H, E]:\n"
+        "    y[b, i, h, e] = sum[d] q[b, i, h, d] * v[h, d, e]\n"
+    )
+    dtype = DTYPES[kind].numpy
+    q, k = drawn(rng, 2, 70, 3, 72, kind=dtype), drawn(rng, 2, 40, 3, 72, kind=dtype)
+    v = drawn(rng, 3, 72, 136, kind=dtype)
+    s, u = run(tmp_path, text, {"B": 2, "T": 70, "S": 40}, q=q, k=k, v=v)
+    wide = [a.astype(float) for a in (q, k, v)]
+    np.testing.assert_allclose(
+        s.astype(float), np.einsum("bihd,bjhd->bhij", *wide[:2]), rtol=2**-7, atol=2**-6
+    )
+    np.testing.assert_allclose(
+        u.astype(float), np.einsum("bihd,hde->bihe", wide[0], wide[2]), rtol=2**-7, atol=2**-6
+    )
+
+
+def test_registers_are_handed_over(tmp_path: Path) -> None:
+    """What ptxas says where it can't keep the kernel as it is written."""
+    text = "pipeline p(x: bf16[N, 512], w: bf16[512, 512]) -> bf16[N, 512]:\n    x @ w\n"
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
+    source = tmp_path / "p.ptx"
+    source.write_text(plan.ptx["sm_90a"])
+    try:
+        tool = ptxas()
+    except AssemblerMissing:
+        pytest.skip("needs ptxas")
+    command = [str(tool), "-arch=sm_90a", "-o", str(tmp_path / "p.cubin"), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    said = done.stdout + done.stderr
+    assert "setmaxnreg" not in said and "wgmma" not in said and "spill" not in said, said
