@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 from . import syntax as s
 
@@ -16,8 +17,12 @@ def print_module(module: s.Module) -> str:
     lines += [f".version {major}.{minor}", f".target {', '.join(module.target)}"]
     lines += [f".address_size {module.address_size}", ""]
     lines += [f'.file {number} "{name}"' for number, name in module.files]
+    # declarations come first: initial values of variables may be addresses of what they declare
+    declared = list(takewhile(lambda f: f.body is None, module.functions))
+    for function in declared:
+        lines += [*_function(function), ""]
     lines += [f"{_variable(v)};" for v in module.variables]
-    for function in module.functions:
+    for function in module.functions[len(declared) :]:
         lines += ["", *_function(function)]
     for section in module.sections:
         lines += ["", f".section .{section.name}", "{", section.text, "}"]
@@ -147,7 +152,7 @@ def print_operand(x: s.Operand) -> str:
 
 
 def _offset(offset: int) -> str:
-    return f"+{offset}" if offset > 0 else str(offset) if offset else ""
+    return f"+{offset}" if offset else ""  # `+-4`: the grammar has no other form for it
 
 
 def _strings(texts: tuple[int | str, ...]) -> str:

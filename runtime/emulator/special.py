@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 _AXES = {"x": 0, "y": 1, "z": 2}
 SM_COUNT = 132
+SM_WARPS = 64
+"""Numbers of warps on an SM, which are more than a block has."""
 RESERVED_BYTES = 1024
 """The shared memory of a block that CUDA keeps for itself (cooperative groups use it)."""
 
@@ -88,7 +90,7 @@ def _scalar(batch: Batch, stem: str, within: Array, block: Array) -> Array:
     values: dict[str, Any] = {
         "laneid": lane,
         "warpid": within // 32,
-        "nwarpid": batch.stride // 32,
+        "nwarpid": SM_WARPS,
         "smid": block % SM_COUNT,
         "nsmid": SM_COUNT,
         "gridid": 0,

@@ -71,12 +71,15 @@ def _widened(kind: str, a: Any, ftz: bool) -> Any:
 
 
 def _float_to_int(match: Match, to: str, source: str) -> Function:
+    """Clamped. NaN gives 0 where neither type has 64 bits, else the top bit (PTX ISA, "cvt")."""
     integral, ftz = _INTEGRAL[match.get("irnd")], "ftz" in match
     dtype, limit = DTYPES[to], np.iinfo(DTYPES[to])
+    wide = source == "f64" or dtype.itemsize == 8
+    nan = float(1 << 8 * dtype.itemsize - 1) * (-1 if limit.min else 1) if wide else 0.0
 
     def run(a: Any) -> Any:
         x = integral(_widened(source, a, ftz))
-        x = np.where(x == x, x, 0.0)
+        x = np.where(x == x, x, nan)
         low, high = float(limit.min), float(limit.max)
         above = x >= high if high > 2.0**53 else x > high
         inside = np.where(above | (x < low), 0.0, x).astype(dtype)

@@ -137,16 +137,19 @@ class Hardware:
 
     def _judge(self, test: str, name: str, record: Any, pairs: list[tuple[Array, Array]]) -> None:
         different = sum(int(np.count_nonzero(_differ(a, b))) for a, b in pairs)
+        samples = _samples(pairs)
         left_open = sorted({n for n in record.instructions if OPEN.search(n)})
         for held, found in pairs:
             if held.flags.writeable:
                 held.view(np.ndarray)[...] = found
         if self.report is not None:
             line = {"test": test, "kernel": name, "elements": sum(a.size for a, _ in pairs),
-                    "different": different, "open": left_open}  # fmt: skip
+                    "different": different, "open": left_open, "samples": samples}  # fmt: skip
             with self.report.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        assert not different or left_open, f"{different} elements differ on the GPU"
+        assert not different or left_open, "\n".join(
+            [f"{different} elements differ on the GPU", *samples]
+        )
 
 
 class _Memory:
@@ -248,6 +251,21 @@ def _differ(a: Array, b: Array) -> Array:
         return np.asarray(one.reshape(-1).view("u1") != two.reshape(-1).view("u1"))
     raw = f"u{one.dtype.itemsize}"
     return np.asarray((one.view(raw) != two.view(raw)) & ~((one != one) & (two != two)))
+
+
+def _samples(pairs: list[tuple[Array, Array]], most: int = 4) -> list[str]:
+    """The first elements that differ, in words, with what stands there in arrays of that size."""
+    found = []
+    for here, there in pairs:
+        for at in np.flatnonzero(_differ(here, there))[:most].tolist():
+            same = [a.reshape(-1)[at] for a, _ in pairs if a is not here and a.size == here.size]
+            one, two = (x.view(np.ndarray).reshape(-1)[at : at + 1] for x in (here, there))
+            given = f" of {', '.join(map(str, same))}" if same else ""
+            found.append(
+                f"element {at}{given}: {one[0]} ({one.tobytes()[::-1].hex()}) in the emulator, "
+                f"{two[0]} ({two.tobytes()[::-1].hex()}) on the GPU"
+            )
+    return found
 
 
 def _three(given: Any) -> tuple[int, int, int]:

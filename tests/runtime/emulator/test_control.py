@@ -57,8 +57,8 @@ def test_jump_tables() -> None:
     text = kernel("""
         and.b32 %r4, %r0, 3;
         mov.u32 %r5, 7;
-        brx.idx %r4, TABLE;
     TABLE: .branchtargets A, B, C, A;
+        brx.idx %r4, TABLE;
     A:  mov.u32 %r5, 1; bra END;
     B:  mov.u32 %r5, 2; bra END;
     C:  mov.u32 %r5, 3;
@@ -113,10 +113,10 @@ def test_calls() -> None:
         .param .b32 a; .param .b32 b;
         st.param.b32 [a], 9;
         mov.u64 %d3, triple;
+    PROTO: .callprototype (.param .b32 _) _ (.param .b32 _);
         call (b), %d3, (a), PROTO;
         ld.param.b32 %r6, [b];
         }
-    PROTO: .callprototype (.param .b32 _) _ (.param .b32 _);
         mad.lo.u32 %r5, %r6, 100000, %r5;
         st.global.u32 [%d20], %r5;""",
         before=FUNCTIONS,
@@ -142,10 +142,10 @@ def test_printf_and_assertions() -> None:
         st.local.f64 [%d2+8], %g0;
         mov.u64 %d4, format; cvta.global.u64 %d5, %d4;
         {
-        .param .b64 p0; .param .b64 p1; .param .b32 r;
-        st.param.b64 [p0], %d5;
-        st.param.b64 [p1], %d3;
-        call.uni (r), vprintf, (p0, p1);
+        .param .b64 a; .param .b64 b; .param .b32 r;
+        st.param.b64 [a], %d5;
+        st.param.b64 [b], %d3;
+        call.uni (r), vprintf, (a, b);
         ld.param.b32 %r5, [r];
         }""",
         before=before,
@@ -153,7 +153,7 @@ def test_printf_and_assertions() -> None:
     )
     record = run(text, words(3), block=3)
     assert record.printed == ("i=0 x=0.00\n", "i=1 x=1.00\n", "i=2 x=2.00\n")
-    failing = text.replace("vprintf, (p0, p1)", "__assertfail, (p0, p0, r, p0, p0)").replace(
+    failing = text.replace("vprintf, (a, b)", "__assertfail, (a, a, r, a, a)").replace(
         "call.uni (r),", "call.uni")  # fmt: skip
     found = fault(failing, words(3), block=3)
     assert found.kind == "trap" and "assertion `i=%d" in found.message
@@ -347,7 +347,7 @@ def test_the_grid_and_special_registers() -> None:
     linear = tx + 10 * (ty + 2 * tz)
     lane = linear % 32
     want = [tx, ty, tz, cx, cy, cz, 10, 2, lane, linear // 32, (1 << lane) - 1,
-            (0xFFFFFFFF << lane) & 0xFFFFFFFF, 2]  # fmt: skip
+            (0xFFFFFFFF << lane) & 0xFFFFFFFF, 64]  # fmt: skip
     for i, expected in enumerate(want):
         assert (out[..., i] == expected).all(), names[i]
 

@@ -10,7 +10,8 @@ from .kernels import fault, kernel, line_of, run, words
 TILE = ".shared .align 4 .b32 s[128];"
 
 REDUCTION = """
-        shl.b32 %r4, %r0, 2;
+        mov.u32 %r11, s;
+        mad.lo.u32 %r4, %r0, 4, %r11;
         st.shared.u32 [%r4], %r3;
         bar.sync 0;
         mov.u32 %r5, 64;
@@ -18,7 +19,7 @@ REDUCTION = """
         setp.ge.u32 %p0, %r0, %r5;
         @%p0 bra NEXT;
         add.u32 %r6, %r0, %r5;
-        shl.b32 %r7, %r6, 2;
+        mad.lo.u32 %r7, %r6, 4, %r11;
         ld.shared.u32 %r8, [%r7];
         ld.shared.u32 %r9, [%r4];
         add.u32 %r9, %r9, %r8;
