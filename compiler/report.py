@@ -56,8 +56,16 @@ def turns_of(graph: Graph, nest: Sequence[str]) -> Expr:
 def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:
     """The arithmetic of a kernel, and the bytes that it touches of its buffers."""
     work, moved = const(0), const(0)
+    parts = [
+        b for ref, b in zip(lowered.values, lowered.kernel.buffers, strict=True)
+        if ref.node < 0 and b.mode == "in"
+    ]  # fmt: skip
+    for buffer in parts:  # of a product that another kernel has computed in parts
+        work = work + size_of(buffer.shape)
     for number in lowered.nodes:
-        work = work + _work(graph, graph.nodes[number])
+        node = graph.nodes[number]
+        if not (parts and isinstance(node.primitive, Contract)):
+            work = work + _work(graph, node)
     updates = [n for n in map(graph.nodes.get, lowered.nodes) if n and _type_name(n) == "Update"]
     for ref, buffer in zip(lowered.values, lowered.kernel.buffers, strict=True):
         shape = buffer.shape

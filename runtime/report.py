@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,17 +46,26 @@ class Report:
         )
 
     @staticmethod
-    def of_gpu(plan: PipelinePlan, gpu: GpuPlan) -> Report:
-        return Report(
-            str(of_plan(plan)),
-            gpu.arch,
-            tuple(
-                Kernel(n.kernel, n.label, _sides(n.grid), _sides(n.block), n.report)
-                for n in gpu.launches
-            ),
-            gpu.slots,
-            plan.report,
-        )
+    def of_gpu(
+        plan: PipelinePlan, gpu: GpuPlan, sizes: Mapping[str, int] | None = None
+    ) -> Report:
+        """With times predicted at sizes, or else at the largest that the pipeline takes."""
+        from stagefuse.compiler.gpu.predict import largest, predict
+
+        at = largest(plan.dims) if sizes is None else dict(sizes)
+        kernels = []
+        for n in gpu.launches:
+            found, notes = predict(gpu, n, at), dict(n.report)
+            if found is not None:
+                notes["predicted"] = {
+                    "sizes": at, "bytes": found.bytes, "flops": found.flops,
+                    "devices": {
+                        name: {"microseconds": round(time, 2), "bound": bound}
+                        for name, (time, bound) in found.devices.items()
+                    },
+                }  # fmt: skip
+            kernels.append(Kernel(n.kernel, n.label, _sides(n.grid), _sides(n.block), notes))
+        return Report(str(of_plan(plan)), gpu.arch, tuple(kernels), gpu.slots, plan.report)
 
     def __str__(self) -> str:
         count = f"{len(self.kernels)} kernel" + ("" if len(self.kernels) == 1 else "s")
@@ -97,12 +107,12 @@ def _lines_of(kernel: Kernel, on_gpu: bool) -> list[str]:
 
 
 def _prediction(notes: dict[str, Any]) -> str:
-    sizes = ", ".join(f"{name} = {size}" for name, size in notes.get("sizes", {}).items())
-    return (
-        f"{notes.get('microseconds')} us on {notes.get('device')}"
-        + (f" with {sizes}" if sizes else "")
-        + f", bound by {notes.get('bound')}"
+    sizes = ", ".join(f"{name} = {size}" for name, size in notes["sizes"].items())
+    times = ", ".join(
+        f"{one['microseconds']} us on {name} (bound by {one['bound']})"
+        for name, one in notes["devices"].items()
     )
+    return times + (f" with {sizes}" if sizes else "")
 
 
 def _text(note: object) -> str:

@@ -265,7 +265,7 @@ def explain(
     """Show the kernels of FILE (.pipe or .fused): what each fuses, and why.
 
     With sizes, also the bytes and operations of each. Of code for GPUs: registers, shared memory,
-    occupancy, and the time predicted at typical sizes.
+    occupancy, and the time predicted for each device at these sizes, or else the largest.
 
     \b
     stagefuse explain model.fused --size B=8 --size T=128
@@ -283,9 +283,11 @@ def explain(
 
         levels = "/".join(plan.objects)
         chosen = [p for p in plan.pipelines if pipeline in (None, p.name)]
-        both = [(Report.of_plan(p, levels), p) for p in chosen if levels or not p.gpu]
-        both += [(Report.of_gpu(p, g), p) for p in chosen for g in p.gpu]
-        reports = [report for report, _ in both]
+        numbers = whole_numbers(sizes) if sizes else None
+        for entry in chosen if numbers is not None else ():
+            require_sizes([d.name for d in entry.dims], numbers or {})
+        reports = [Report.of_plan(p, levels) for p in chosen if levels or not p.gpu]
+        reports += [Report.of_gpu(p, g, numbers) for p in chosen for g in p.gpu]
     if as_json:
         show_json(pipelines=[asdict(r) for r in reports])
         return
@@ -293,11 +295,8 @@ def explain(
 
     from . import tables
 
-    numbers = whole_numbers(sizes) if sizes else None
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    for report, entry in both:
-        if numbers is not None:
-            require_sizes([d.name for d in entry.dims], numbers)
+    for report in reports:
         console.print(report.signature, markup=False, style="bold")
         if report.level.startswith("sm_"):
             console.print(tables.heading(report), markup=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ class Row:
     `bytes` and `flops` are what its buffers hold and what its operations count, for given sizes;
     None without sizes. `gpu` holds what is known of the launches on a GPU: registers of a thread,
     bytes of shared memory of a block, the share of an SM's threads that fit at once, predicted
-    microseconds over the launches and what bounds them; "" for what is not known.
+    microseconds over the launches on each of the arch's devices, and what bounds them on the first
+    of them; "" for what is not known.
     """
 
     symbol: str
@@ -35,7 +36,7 @@ class Row:
     turns: str = ""
 
 
-GPU_TITLES = ("regs", "shared", "occupancy", "predicted us", "bound by")
+_GPU_TITLES = ("regs", "shared", "occupancy", "us", "bound by")
 
 
 def rows(report: Report, sizes: Mapping[str, int] | None = None) -> list[Row]:
@@ -66,19 +67,35 @@ def _row(
 
 def _gpu(launches: list[Kernel]) -> tuple[str, ...]:
     notes = [kernel.notes for kernel in launches]
-    if any("registers" not in note for note in notes):
-        return ("",) * len(GPU_TITLES)
+    if any("predicted" not in note for note in notes):
+        return ("",) * len(_GPU_TITLES)
     first = notes[0]
     spilled = f" +{first['spill bytes']} B spilled" if first.get("spill bytes") else ""
-    predicted = [note.get("predicted", {}) for note in notes]
-    time = sum(p.get("microseconds", 0) for p in predicted)
+    times = _times(launches)
+    bounds = [note["predicted"]["devices"] for note in notes]
+    bound = max(
+        (next(iter(b.values())) for b in bounds), key=lambda one: float(one["microseconds"])
+    )["bound"]
     return (
         f"{first['registers']}{spilled}",
         str(first.get("shared bytes", "")),
         f"{100 * first.get('occupancy', 0):.0f} %",
-        f"{time:.1f}",
-        str(predicted[0].get("bound", "")),
+        "/".join(f"{time:.1f}" for time in times.values()) if any(times.values()) else "",
+        str(bound),
     )
+
+
+def _times(launches: Sequence[Kernel]) -> dict[str, float]:
+    """Microseconds predicted over launches, by device."""
+    from stagefuse.dsl.dims_text import parse
+
+    found: dict[str, float] = {}
+    for kernel in launches:
+        notes = kernel.notes.get("predicted", {"devices": {}, "sizes": {}})
+        turns = max(parse(str(kernel.notes.get("turns", "1"))).evaluate(notes["sizes"]), 0)
+        for name, one in notes["devices"].items():
+            found[name] = found.get(name, 0.0) + one["microseconds"] * turns
+    return found
 
 
 def _total(launches: list[Kernel], note: str, sizes: Mapping[str, int] | None) -> int | None:
@@ -135,17 +152,20 @@ def table(
 
     found = Table(box=None, pad_edge=False, header_style="bold")
     found.add_column("kernel", no_wrap=True)
-    found.add_column("computes", no_wrap=True)
+    on_gpu = report.level.startswith("sm_")
+    if not on_gpu:  # there a kernel's name says it
+        found.add_column("computes", no_wrap=True)
     found.add_column("launches", justify="right")
-    found.add_column("what it fuses", overflow="fold")
+    found.add_column("what it fuses", overflow="fold", min_width=16)
     for title in ("MB", "MFLOP") * (sizes is not None) + ("us",) * (seconds is not None):
         found.add_column(title, justify="right", no_wrap=True)
-    on_gpu = report.level.startswith("sm_")
-    for title in GPU_TITLES if on_gpu else ():
+    for title in _gpu_titles(report) if on_gpu else ():
         found.add_column(title, justify="right", no_wrap=True)
     for row in rows(report, sizes):
         count = f"{row.launches} x {row.turns}" if row.turns else str(row.launches)
-        cells = [row.symbol, row.label.partition(".")[2], count, row.fused or "copy"]
+        cells = [row.symbol, count, row.fused or "copy"]
+        if not on_gpu:
+            cells.insert(1, row.label.partition(".")[2])
         if sizes is not None:
             cells += [_millions(row.bytes), _millions(row.flops)]
         if seconds is not None:
@@ -158,17 +178,20 @@ def _millions(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:.2f}"
 
 
+def _gpu_titles(report: Report) -> list[str]:
+    named = {"us": f"us {'/'.join(_times(report.kernels))}".rstrip()}
+    return [named.get(title, title) for title in _GPU_TITLES]
+
+
 def heading(report: Report) -> str:
-    """For which arch the code is, and for which device and sizes its times are predicted."""
-    predicted = [k.notes["predicted"] for k in report.kernels if "predicted" in k.notes]
-    if not predicted:
+    """For which arch the code is, and the times predicted for its devices, with the sizes."""
+    notes = next((k.notes["predicted"] for k in report.kernels if "predicted" in k.notes), None)
+    if notes is None:
         return f"on {report.level}"
-    sizes: dict[str, int] = {}
-    for one in predicted:
-        sizes.update(one["sizes"])
-    named = ", ".join(f"{name} = {size}" for name, size in sorted(sizes.items()))
-    total = sum(one["microseconds"] for one in predicted)
+    named = ", ".join(f"{name} = {size}" for name, size in sorted(notes["sizes"].items()))
+    times = _times(report.kernels).items()
     return (
-        f"on {report.level}: {total:.0f} us predicted for {predicted[0]['device']}"
+        f"on {report.level}, predicted: "
+        + ", ".join(f"{time:.0f} us on {name}" for name, time in times)
         + (f" with {named}" if named else "")
     )

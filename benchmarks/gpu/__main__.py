@@ -162,6 +162,21 @@ def _measure(families: Any, arch: str, options: Any) -> Iterator[dict[str, Any]]
         yield found
 
 
+def _kernels(families: Any, arch: str, options: Any) -> Iterator[dict[str, Any]]:
+    from .kernels import described, timed
+    from .measure import Gpu
+
+    gpu, device = Gpu("cuda:0"), described(found.gpu(0).name, arch)
+    report: dict[str, Any] = {"device": device.name, "workloads": {}, "good": True}
+    for family in families:
+        try:
+            report["workloads"][family.name] = timed(family, options.seed, gpu, arch, device)
+        except Exception as error:
+            print(f"  {family.name}: {type(error).__name__}: {error}", flush=True)
+            report["good"] = False
+        yield report
+
+
 def _brief(timed: Any) -> str:
     return timed.failure or f"{min(timed.gpu) * 1e6:.1f} us"
 
@@ -204,6 +219,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"\ncompute-sanitizer: {said.get('skipped') or tools}"
     if "measure" in report:
         yield from _times(report["measure"])
+    if "kernels" in report:
+        yield from _predictions(report["kernels"])
 
 
 def _emulated(found: dict[str, Any]) -> Iterator[str]:
@@ -214,6 +231,20 @@ def _emulated(found: dict[str, Any]) -> Iterator[str]:
         f"{found['different launches']} launches the same bits as in the emulator. Those executed "
         f"instructions whose result the PTX ISA leaves open: {', '.join(found['left open'])}."
     )
+
+
+def _predictions(found: dict[str, Any]) -> Iterator[str]:
+    yield "\nEach kernel by itself, the caches overwritten before each call, beside what it takes"
+    yield f"at least on a {found['device']} by the model of `explain`, in microseconds.\n"
+    yield "| workload | kernel | launches | measured | predicted | bound by | times more |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, rows in found["workloads"].items():
+        for row in rows:
+            more = row["measured"] / row["predicted"] if row["predicted"] else float("nan")
+            yield (
+                f"| {name} | {row['kernel']} | {row['launches']} | {row['measured']:.1f} | "
+                f"{row['predicted']:.1f} | {row['bound']} | {more:.1f} |"
+            )
 
 
 def _times(found: dict[str, Any]) -> Iterator[str]:

@@ -50,12 +50,16 @@ class Gpu:
     def tensor(self, array: Any) -> Any:
         return self.torch.from_numpy(array).to(self.device)
 
+    def flush(self) -> None:
+        """Overwrite the caches."""
+        self._flush.zero_()
+
     def time(self, run: Run, calls: int) -> float:
         """The median time of a call on the GPU."""
         pairs = []
         with self.torch.cuda.stream(self.stream):
             for _ in range(calls):
-                self._flush.zero_()
+                self.flush()
                 start, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
                 start.record(self.stream)
                 run()

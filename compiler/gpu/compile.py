@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -21,9 +21,10 @@ from stagefuse.compiler.lower import FORMS, Lowered, Sites, finish
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan, TensorMapPlan
-from stagefuse.compiler.report import describe, report, work_of
+from stagefuse.compiler.report import describe, report
 from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_HALF, GPU_TMA, GPU_WGMMA
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum
+from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.program import Pipeline
 
@@ -41,12 +42,12 @@ from .contract import (
 )
 from .emit import Entry, KernelWriter, module_text
 from .persistent import PersistentWriter, Whole, form_of
-from .targets import ARCHES, SHARED_LIMIT, TARGETS, TYPICAL, occupancy, predicted
+from .predict import largest
+from .targets import ARCHES, SHARED_LIMIT, occupancy
 from .tensor_maps import TensorMap
 from .whole import lower_whole_parts, lower_whole_rest, whole
 
 JOINS = ("placed", "attended", "chained", "direct", "halved")
-TYPICAL_SIZE = 128
 SHORT_ROW = 1024
 ROOM = (".minnctapersm 1", ".maxnreg 200")
 """What is said of kernels that spill, one after the other. Without a word on how many blocks are
@@ -82,27 +83,15 @@ class SourceLowering(Lowering):
         return value
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """A launch's work as expressions, for predictions."""
-
-    moved: Expr
-    flops: Expr
-    grid: Expr
-    shared: Expr
-    sizes: dict[str, int]
-
-
 class GpuCompiler:
     """Compiles pipelines for arches; kernels are shared by all of a file."""
 
     def __init__(self, arches: Sequence[str], source_name: str) -> None:
         self.arches, self.source_name = tuple(arches), source_name
         self.entries: dict[object, Entry] = {}
-        self.tensor: set[str] = set()  # kernels that use tensor cores
+        self.arithmetic: dict[str, str] = {}  # of kernels, as `Target.rate` has it
         self.kernels: dict[str, Kernel] = {}
         self.assembly: Assembly | None = None
-        self.costs: dict[tuple[str, str, int], _Cost] = {}
         self.modules: dict[str, dict[str, Entry]] = {arch: {} for arch in self.arches}
 
     def plan(
@@ -136,9 +125,7 @@ class GpuCompiler:
                     entry = self._entry(pipeline, graph, lowered, low)
                     notes = report(graph, lowered, reasons, passed, group.nest)
                     launch = self._launch(buffers, lowered, entry, share, notes)
-                    cost = self._cost(graph, lowered, entry, share)
                     for arch in arches:
-                        self.costs[(pipeline.name, arch, len(launches[arch]))] = cost
                         self.modules[arch][entry.name] = entry
                         launches[arch].append(launch)
                         nests[arch].append(group.nest)
@@ -219,8 +206,7 @@ class GpuCompiler:
             else:
                 writer = KernelWriter(kernel, facts, limit, low.lines, wide)
             self.entries[key] = writer.entry(name, _notes(graph, lowered))
-            if "mma" in self.entries[key].text:
-                self.tensor.add(name)
+            self.arithmetic[name] = _arithmetic(self.entries[key].text)
         return self.entries[key]
 
     def _name(self, pipeline: Pipeline, label: str) -> str:
@@ -261,12 +247,6 @@ class GpuCompiler:
             size = size_of(buffer.shape) * buffer.dtype.itemsize
             buffers.index[ref] = buffers.scratch(f"parts of t{-1 - ref.node}", size)
         return buffers.index[ref]
-
-    def _cost(self, graph: Graph, lowered: Lowered, entry: Entry, share: Expr) -> _Cost:
-        flops, moved = work_of(graph, lowered)
-        names = {*lowered.kernel.dims, *flops.symbols(), *moved.symbols()}
-        sizes = {d: _typical(graph.facts, d) for d in sorted(names)}
-        return _Cost(moved, flops, entry.grid * share, entry.shared_bytes, sizes)
 
     def start(self) -> None:
         """Starts to assemble, when all pipelines are planned."""
@@ -313,38 +293,24 @@ class GpuCompiler:
         plans = []
         for gpu in pipeline.gpu:
             usage = made[gpu.arch].usage if gpu.arch in made else {}
+            sizes = largest(pipeline.dims)
             launches = tuple(
-                replace(x, report={**x.report, **self._figures(pipeline, n, x, gpu.arch, usage)})
-                for n, x in enumerate(gpu.launches)
+                replace(x, report={**x.report, **self._figures(x, gpu.arch, usage, sizes)})
+                for x in gpu.launches
             )
             plans.append(replace(gpu, launches=launches))
         return replace(pipeline, gpu=tuple(plans))
 
     def _figures(
-        self,
-        pipeline: PipelinePlan,
-        number: int,
-        launch: GpuLaunchPlan,
-        arch: str,
-        usage: Mapping[str, Usage],
+        self, launch: GpuLaunchPlan, arch: str, usage: Mapping[str, Usage], sizes: dict[str, int]
     ) -> dict[str, Any]:
-        """Registers, spills, occupancy and a prediction at typical sizes."""
+        """What predictions need beside work and grid: registers, spills, occupancy at sizes,
+        arithmetic."""
         if launch.kernel not in usage:
             return {}
-        cost, used = self.costs[(pipeline.name, arch, number)], usage[launch.kernel]
-        shared = cost.shared.evaluate(cost.sizes) + used.shared
+        used = usage[launch.kernel]
+        shared = parse(launch.shared_bytes).evaluate(sizes) + used.shared
         resident, limit = occupancy(ARCHES[arch], launch.block[0], used.registers, shared)
-        target = TARGETS[TYPICAL[arch]]
-        moved, flops = cost.moved.evaluate(cost.sizes), cost.flops.evaluate(cost.sizes)
-        grid = cost.grid.evaluate(cost.sizes)
-        tensor = launch.kernel in self.tensor
-        time, bound = predicted(target, moved, flops, grid, resident, tensor)
-        at_sizes = {
-            "device": target.name, "sizes": cost.sizes, "microseconds": round(time, 2),
-            "bound": bound, "bytes": moved, "flops": flops,
-        }  # fmt: skip
-        if not grid:  # another kernel does it for such sizes
-            at_sizes.update(microseconds=0.0, bound="nothing to do")
         return {
             "registers": used.registers,
             "spill bytes": used.spill_stores + used.spill_loads,
@@ -352,8 +318,15 @@ class GpuCompiler:
             "blocks per SM": resident,
             "occupancy": round(resident * launch.block[0] / ARCHES[arch].threads, 3),
             "occupancy limit": limit,
-            "predicted": at_sizes,
-        }  # fmt: skip
+            "arithmetic": self.arithmetic[launch.kernel],
+        }
+
+
+def _arithmetic(text: str) -> str:
+    """What a kernel's PTX multiplies with, as `Target.rate` has it."""
+    if "mma" not in text:
+        return "f32"
+    return "tf32" if ".tf32" in text else "half"
 
 
 def _short_rows(graph: Graph, group: Group) -> tuple[Facts, Expr] | None:
@@ -380,14 +353,6 @@ def _map_plan(kernel: Kernel, used: Sequence[int], found: TensorMap) -> TensorMa
         used[number], str(found.offset), tuple(map(str, found.sizes)),
         tuple(map(str, found.strides)), found.box, found.swizzle,
     )  # fmt: skip
-
-
-def _typical(facts: Facts, name: str) -> int:
-    """A size in the middle of what a dimension may be."""
-    low, high = facts.ranges.get(name, (0, None))
-    least = facts.bounds(as_expr(low))[0] or 0
-    most = None if high is None else facts.bounds(as_expr(high))[1]
-    return max(least, min(TYPICAL_SIZE, TYPICAL_SIZE if most is None else most))
 
 
 def _notes(graph: Graph, lowered: Lowered) -> list[str]:
