@@ -13,16 +13,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 from stagefuse.compiler.plan import GpuPlan, Plan
 
 from . import interchange
+from .device_again import repeatable
 from .device_arrays import DeviceArray, DeviceBinder
 from .device_prepared import DeviceBucket, DevicePreparer
-from .device_space import Space
+from .device_space import Ready, Space
 from .device_states import DeviceStates
+from .device_stream import OnStream
 from .drivers import MAP_BYTES, Driver, Memory, Region, closing, quietly
 from .errors import DeviceError, IndexOutOfRange, InputError, OutOfMemory
 from .pipeline import Pipeline, check_out, check_out_type, chosen
@@ -48,6 +51,7 @@ class DevicePipeline(Pipeline):
         self._free: list[Space] = []
         self._spaces: list[Space] = []
         self._maps: set[Any] = set()  # of device_map.Lanes, under way
+        self._bound: WeakSet[OnStream] = WeakSet()
         self._idle = threading.Condition(self._lock)
         self._calls = 0  # under way
         self._weight_memory: Memory | None = None
@@ -83,12 +87,12 @@ class DevicePipeline(Pipeline):
         self._weights = {i: Region(memory, *place) for i, place in places.items()}
 
     def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
-        return self._call(None, args, out, inputs)
+        return self._call(args, out, inputs, None)
 
     def _call_in(
         self, session: Session, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
     ) -> Any:
-        return self._call(None, args, out, inputs, session)
+        return self._call(args, out, inputs, session)
 
     def _new_states(
         self, types: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]
@@ -96,29 +100,37 @@ class DevicePipeline(Pipeline):
         return DeviceStates(self.driver, types)
 
     def on(self, stream: Any) -> OnStream:
-        return OnStream(self, self.driver.adopt(stream))
+        made = OnStream(self, self.driver.adopt(stream), stream)
+        with self._lock:
+            self._bound.add(made)
+        return made
 
     def _call(
-        self,
-        stream: Any,
-        args: tuple[Any, ...],
-        out: Any,
-        inputs: dict[str, Any],
-        session: Session | None = None,
+        self, args: tuple[Any, ...], out: Any, inputs: dict[str, Any], session: Session | None
     ) -> Any:
         with self._lock:
             self._require_open()
             self._calls += 1
         try:
             with self.driver.active():
-                return self._on_space(self._acquire(), stream, args, out, inputs, session)
+                space = self.acquire()
+                try:
+                    result = self.made(space, None, args, out, inputs, session)
+                except (InputError, IndexOutOfRange):
+                    self.give_back(space)
+                    raise
+                except BaseException:
+                    self.discard(space, None)
+                    raise
+                self.give_back(space)
+                return result
         finally:
             with self._lock:
                 self._calls -= 1
                 if self._closed:
                     self._idle.notify_all()
 
-    def _on_space(
+    def made(
         self,
         space: Space,
         stream: Any,
@@ -127,18 +139,17 @@ class DevicePipeline(Pipeline):
         inputs: dict[str, Any],
         session: Session | None,
     ) -> Any:
-        try:
-            result, waited = self._run(space, stream, args, out, inputs, session)
-            if waited:
-                space.owners = ()
-        except (InputError, IndexOutOfRange):
-            self._give_back(space)
-            raise
-        except BaseException:
-            self._discard(space, stream)
-            raise
-        self._give_back(space)
-        return result
+        """What a call in a space gives: as its latest one where it can be, else from scratch."""
+        again = space.again
+        if again is not None and not args:
+            started = again.start(stream, session, out, inputs)
+            if started is not None:
+                result, where = started
+                if stream is None or self._plan.sites:
+                    self._settle(space, where, again.bucket)
+                return result
+        space.again = None
+        return self._run(space, stream, args, out, inputs, session)
 
     def _run(
         self,
@@ -148,45 +159,50 @@ class DevicePipeline(Pipeline):
         out: Any,
         inputs: dict[str, Any],
         session: Session | None,
-    ) -> tuple[Any, bool]:
-        """What the call gives, and whether it is whole already."""
+    ) -> Any:
         on = space.stream if stream is None else stream
         operands, convert, model = self._operands(on, args, inputs)
         bucket = self._bucket(operands, session)
-        given = None if out is None else self._given(out, lambda x: self._out_view(x, on))
+        made = None if out is not None or model is None else self._like(model, bucket)
+        given = None
+        if made is not None:
+            given = [(x, self._viewed(x, "out", on)) for x in made]
+        elif out is not None:
+            given = self._given(out, lambda x: self._out_view(x, on))
         if given is None:
             targets = self._fresh(bucket, model is not None, on)
         else:
             targets = self._targets(bucket, operands, given)
-        states = None if session is None else session.states
-        assert states is None or isinstance(states, DeviceStates)
-        self._start(space, on, bucket, operands, targets, states)
-        here = not all(isinstance(x, DeviceArray) for x in (*operands, *targets))
-        whole = stream is None or here or bool(self._plan.sites)
-        self._settle(space, on, bucket, targets, whole)
+        ready = self._start(space, on, bucket, operands, targets, session)
+        there = all(isinstance(x, DeviceArray) for x in (*operands, *targets))
+        if stream is None or self._plan.sites or not there:
+            self._settle(space, on, bucket)
+        else:
+            for target in targets:
+                target.is_made_on(on)
         if given is not None:
+            if ready is not None and not args:
+                owners = [owner for owner, _ in given]
+                space.again = repeatable(self, space, bucket, ready, session, inputs, owners)
             for (_, target), result in zip(given, targets, strict=True):
                 if result is not target and isinstance(target, np.ndarray):
                     np.copyto(target, result)
-            return out, whole
-        if model is not None:
-            convert = interchange.device_importer(model)
-        if convert is not None:
-            targets = [convert(t) for t in targets]
-        return (targets[0] if self._tuple is None else self._tuple(*targets)), whole
-
-    def _settle(
-        self, space: Space, stream: Any, bucket: DeviceBucket, targets: list[Operand], whole: bool
-    ) -> None:
-        """Wait until the results are whole, or note what they are behind."""
-        if whole:
-            self.driver.finish(stream)
-            space.idle = True
-            self.report_status(space, space.status_host, bucket)
+            if made is None:
+                return out
+            targets = made
         else:
-            self.driver.record(space.done, stream)
-            for target in targets:
-                target.is_made_on(stream)
+            convert = convert if model is None else interchange.device_importer(model)
+            if convert is not None:
+                targets = [convert(t) for t in targets]
+        return targets[0] if self._tuple is None else self._tuple(*targets)
+
+    def _settle(self, space: Space, stream: Any, bucket: DeviceBucket) -> None:
+        """Wait until the results are whole, and raise what the kernels reported."""
+        if self._plan.sites and space.status_host is not None:
+            self.driver.copy_out(space.status_host, space.status, stream)
+        self.driver.finish(stream)
+        space.rest()
+        self.report_status(space, space.status_host, bucket)
 
     def _operands(
         self, stream: Any, args: tuple[Any, ...], inputs: dict[str, Any]
@@ -227,23 +243,28 @@ class DevicePipeline(Pipeline):
         bucket: DeviceBucket,
         operands: Sequence[Operand],
         targets: Sequence[Operand],
-        states: DeviceStates | None,
-    ) -> None:
-        """Put the call's work on the stream, behind earlier work on its states."""
+        session: Session | None,
+    ) -> Ready | None:
+        """Put the call's work on the stream, behind earlier work on its states.
+
+        Gives the launches if they are all of it: every array is used where it lies.
+        """
         driver = self.driver
         self._reserve(space, bucket)
-        space.owners = (*operands, *targets)
-        if stream != space.stream and not space.idle:
-            driver.wait(stream, space.done)
-        space.idle = False
+        space.own((*operands, *targets))
+        space.come_after(stream)
         elsewhere: dict[int, Region] = {}
-        if states is not None:
+        states = None if session is None else session.states
+        if isinstance(states, DeviceStates):
             driver.wait(stream, states.done)
             elsewhere.update(zip(self._preparer.states, states.regions, strict=True))
+        direct = True
         for number, operand in zip(self._preparer.inputs, operands, strict=True):
             if isinstance(operand, DeviceArray) and operand.region.is_aligned:
                 elsewhere[number] = operand.region
-            elif isinstance(operand, DeviceArray):
+                continue
+            direct = False
+            if isinstance(operand, DeviceArray):
                 driver.copy(space.region(bucket, number), operand.region, stream)
             elif operand.nbytes:
                 driver.copy_in(space.region(bucket, number), operand, stream)
@@ -255,16 +276,18 @@ class DevicePipeline(Pipeline):
                     moves.append((target.region, space.region(bucket, number)))
                 else:
                     elsewhere[number] = target.region
-        driver.replay(space.graph(bucket, elsewhere), stream)
-        if states is not None:
+        ready = space.ready(bucket, elsewhere)
+        driver.replay(ready.graph, stream)
+        if isinstance(states, DeviceStates):
             driver.record(states.done, stream)
         for number, target in zip(self._preparer.results, targets, strict=True):
-            if not isinstance(target, DeviceArray) and target.nbytes:
-                driver.copy_out(target, space.region(bucket, number), stream)
+            if not isinstance(target, DeviceArray):
+                direct = False
+                if target.nbytes:
+                    driver.copy_out(target, space.region(bucket, number), stream)
         for to, source in moves:
             driver.copy(to, source, stream)
-        if self._plan.sites and space.status_host is not None:
-            driver.copy_out(space.status_host, space.status, stream)
+        return ready if direct and not moves else None
 
     def _reserve(self, space: Space, bucket: DeviceBucket) -> None:
         """Memory for the call, if need be that of spaces which no call uses now."""
@@ -287,8 +310,7 @@ class DevicePipeline(Pipeline):
         site, value = (int(x) for x in status.view(np.int64))
         if site:
             space.clear_status()
-            self.driver.finish_event(space.done)
-            space.idle = True
+            space.finish()
             raise self._out_of_range(site - 1, value, bucket.dims)
 
     def _bucket(
@@ -310,6 +332,11 @@ class DevicePipeline(Pipeline):
             self._buckets[key] = bucket
             self._last = bucket.dims
         return bucket
+
+    def _like(self, model: Any, bucket: DeviceBucket) -> list[Any] | None:
+        """New arrays of the caller's library for the results, where it can be asked for them."""
+        made = [self.driver.empty(model, spec.shape, spec.dtype) for spec in bucket.results]
+        return None if any(x is None for x in made) else made
 
     def _fresh(self, bucket: DeviceBucket, on_device: bool, stream: Any) -> list[Operand]:
         if not on_device:
@@ -345,28 +372,27 @@ class DevicePipeline(Pipeline):
             targets.append(target)
         return targets
 
-    def _acquire(self) -> Space:
+    def acquire(self) -> Space:
         """A space that no call uses and whose work is done."""
         with self._lock:
             for number, space in enumerate(self._free):
                 if space.idle or self.driver.reached(space.done):
                     del self._free[number]
-                    space.owners = ()
+                    space.rest()
                     return space
             if len(self._free) >= _MAX_FREE_SPACES:
                 space = self._free.pop(0)
-                self.driver.finish_event(space.done)
-                space.owners = ()
+                space.finish()
                 return space
             space = Space(self.driver, self._weights)
             self._spaces.append(space)
             return space
 
-    def _give_back(self, space: Space) -> None:
-        with self._lock:
-            self._free.append(space)
+    def give_back(self, space: Space) -> None:
+        space.mark()
+        self._free.append(space)  # without the lock: a garbage collection within it may come here
 
-    def _discard(self, space: Space, stream: Any) -> None:
+    def discard(self, space: Space, stream: Any) -> None:
         """Close a space whose call failed; what the failure left in it is gone with it."""
         with self._lock:
             self._spaces.remove(space)
@@ -397,6 +423,8 @@ class DevicePipeline(Pipeline):
             self._idle.wait_for(lambda: self._calls == 0)
         for lanes in list(self._maps):
             lanes.close()
+        for on in list(self._bound):
+            on.let_go()
         with closing(self.driver):
             self._give_all_back()
         quietly((self.driver.close,))
@@ -419,16 +447,6 @@ class DevicePipeline(Pipeline):
         if memory is not None:
             quietly((self.driver.free, memory))
         self._buckets, self._weights = {}, {}
-
-
-class OnStream:
-    """A pipeline bound to a stream; see `DevicePipeline.on`."""
-
-    def __init__(self, pipeline: DevicePipeline, stream: Any) -> None:
-        self._pipeline, self._stream = pipeline, stream
-
-    def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
-        return self._pipeline._call(self._stream, args, out, inputs)
 
 
 def gpu_plan(plans: Sequence[GpuPlan], arch: str, name: str) -> GpuPlan:

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .device_prepared import STATUS_BYTES, DeviceBucket, padded
 from .drivers import Driver, Launch, Memory, Region, quietly
 
+if TYPE_CHECKING:
+    from .device_again import Again
+
 _MAX_GRAPHS = 64
+
+
+class Ready:
+    """A bucket's launches in a space as a graph, and where the buffers lie that lie elsewhere."""
+
+    def __init__(
+        self, driver: Driver, bucket: DeviceBucket, launches: Sequence[Launch],
+        elsewhere: Mapping[int, Region],
+    ) -> None:  # fmt: skip
+        self._driver = driver
+        self.graph = driver.graph(launches)
+        self.places = {b: region.place for b, region in elsewhere.items()}
+        self._uses: dict[int, list[tuple[int, int]]] = {}  # launches, and positions in them
+        for number, launch in enumerate(bucket.launches):
+            for position, buffer in enumerate(launch.plan.buffers):
+                self._uses.setdefault(buffer, []).append((number, position))
+
+    def move(self, regions: Mapping[int, Region]) -> None:
+        """Have buffers lie in other regions from now on."""
+        changed: dict[int, dict[int, Region]] = {}
+        for buffer, region in regions.items():
+            for number, position in self._uses.get(buffer, ()):
+                changed.setdefault(number, {})[position] = region
+        for number, arguments in changed.items():
+            self._driver.update(self.graph, number, arguments)
 
 
 class Space:
     """Memory, a stream and the graphs of buckets that replay in it.
 
     `owners` keeps alive what work under way reads and writes. Where a space is not `idle`, there
-    may be such work: on its stream, or on another, and then `done` is recorded behind it.
+    may be such work: behind what `done` stands for, or on the stream `busy`, which `done` is not
+    recorded on yet.
     """
 
     def __init__(self, driver: Driver, weights: Mapping[int, Region]) -> None:
@@ -29,7 +59,10 @@ class Space:
         self.memory: Memory | None = None
         self.owners: tuple[Any, ...] = ()
         self.idle = True
-        self._graphs: dict[DeviceBucket, tuple[Any, dict[int, tuple[Any, int]]]] = {}
+        self.busy: Any = None
+        self.again: Again | None = None  # the latest call, if it can be made again
+        self._past: deque[tuple[Any, tuple[Any, ...]]] = deque()  # owners, until an event
+        self._graphs: dict[DeviceBucket, Ready] = {}
         try:
             self.stream = driver.stream()
             self.done = driver.event()
@@ -45,13 +78,53 @@ class Space:
         self._drop_graphs()
         if self.memory is not None:  # let go of the old one first
             memory, self.memory = self.memory, None
-            self.driver.finish(self.stream)
+            self.finish()
             self.driver.free(memory)
         self.memory = self.driver.allocate(padded(bucket.size), "intermediates")
         self.clear_status()
 
+    def come_after(self, stream: Any) -> None:
+        """Let what comes next on a stream find the space's memory free for it."""
+        if not self.idle and (self.busy is None or self.busy != stream):
+            self.mark()
+            self.driver.wait(stream, self.done)
+        self.idle, self.busy = False, stream
+
+    def mark(self) -> None:
+        """Let `done` stand for all work in the space."""
+        if self.busy is not None:
+            self.driver.record(self.done, self.busy)
+            self.busy = None
+
+    def finish(self) -> None:
+        """Wait until no work is under way."""
+        self.mark()
+        self.driver.finish_event(self.done)
+        self.driver.finish(self.stream)
+        self.rest()
+
+    def rest(self) -> None:
+        """Take note that no work is under way."""
+        self.idle, self.busy, self.owners = True, None, ()
+        while self._past:
+            self.driver.close_event(self._past.popleft()[0])
+
+    def own(self, owners: tuple[Any, ...]) -> None:
+        """Keep alive what the next work uses, beside what work under way does."""
+        if self.owners and self.busy is not None:
+            event = None
+            while self._past and self.driver.reached(self._past[0][0]):
+                if event is not None:
+                    self.driver.close_event(event)
+                event, _ = self._past.popleft()
+            event = self.driver.event() if event is None else event
+            self._past.append((event, self.owners))
+            self.driver.record(event, self.busy)
+        self.owners = owners
+
     def clear_status(self) -> None:
-        """Zero the status, behind what `done` stands for; `done` then stands for that too."""
+        """Zero the status, behind all work in the space; `done` then stands for that too."""
+        self.mark()
         self.driver.wait(self.stream, self.done)
         self.driver.clear(self.status, self.stream)
         self.driver.record(self.done, self.stream)
@@ -68,41 +141,31 @@ class Space:
         offset, size = bucket.places[buffer]
         return Region(self.memory, offset, size)
 
-    def graph(self, bucket: DeviceBucket, elsewhere: Mapping[int, Region]) -> Any:
-        """The bucket's graph, with buffers that lie elsewhere than in this memory."""
-        places = {b: region.place for b, region in elsewhere.items()}
-        known = self._graphs.get(bucket)
-        if known is None:
+    def ready(self, bucket: DeviceBucket, elsewhere: Mapping[int, Region]) -> Ready:
+        """The bucket's launches, with buffers that lie elsewhere than in this memory."""
+        ready = self._graphs.get(bucket)
+        if ready is None:
             if len(self._graphs) >= _MAX_GRAPHS:
                 self._drop_graphs()
-            every = range(len(bucket.launches))
-            graph = self.driver.graph(self._launches(bucket, elsewhere, every))
-        else:
-            graph, before = known
-            if places == before:
-                return graph
-            moved = {b for b in places.keys() | before.keys() if places.get(b) != before.get(b)}
-            touched = [
-                i for i, n in enumerate(bucket.launches) if not moved.isdisjoint(n.plan.buffers)
-            ]
-            launches = self._launches(bucket, elsewhere, touched)
-            for number, launch in zip(touched, launches, strict=True):
-                self.driver.update(graph, number, launch)
-        self._graphs[bucket] = (graph, places)
-        return graph
+            launches = self._launches(bucket, elsewhere)
+            ready = self._graphs[bucket] = Ready(self.driver, bucket, launches, elsewhere)
+            return ready
+        places, before = {b: r.place for b, r in elsewhere.items()}, ready.places
+        if places != before:
+            every = (b for b in before | places if places.get(b) != before.get(b))
+            ready.move({b: elsewhere.get(b) or self.region(bucket, b) for b in every})
+            ready.places = places
+        return ready
 
     def single_launches(
         self, bucket: DeviceBucket, elsewhere: Mapping[int, Region]
     ) -> list[Launch]:
         """The bucket's launches, each to be a graph of its own."""
-        launches = self._launches(bucket, elsewhere, range(len(bucket.launches)))
-        return [replace(n, after=()) for n in launches]
+        return [replace(n, after=()) for n in self._launches(bucket, elsewhere)]
 
-    def _launches(
-        self, bucket: DeviceBucket, elsewhere: Mapping[int, Region], numbers: Sequence[int]
-    ) -> list[Launch]:
+    def _launches(self, bucket: DeviceBucket, elsewhere: Mapping[int, Region]) -> list[Launch]:
         found = []
-        for prepared in (bucket.launches[i] for i in numbers):
+        for prepared in bucket.launches:
             plan = prepared.plan
             regions = tuple(
                 elsewhere.get(b) or self.weights.get(b) or self.region(bucket, b)
@@ -119,18 +182,19 @@ class Space:
 
     def _drop_graphs(self) -> None:
         graphs, self._graphs = self._graphs, {}
+        self.again = None
         if graphs:
-            quietly((self.driver.finish, self.stream))
-        quietly(*((self.driver.close_graph, graph) for graph, _ in graphs.values()))
+            quietly((self.finish,))
+        quietly(*((self.driver.close_graph, ready.graph) for ready in graphs.values()))
 
     def close(self) -> None:
         """Wait for what is under way and give everything back, as far as the device lets."""
         driver = self.driver
         if self.done is not None:
-            quietly((driver.finish_event, self.done))
+            quietly((self.mark,), (driver.finish_event, self.done))
         if self.stream is not None:
             quietly((driver.finish, self.stream))
-        self.owners = ()
+        quietly((self.rest,))
         self._drop_graphs()
         if self.memory is not None:
             quietly((driver.free, self.memory))

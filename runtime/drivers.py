@@ -121,6 +121,19 @@ def closing(driver: Driver) -> Iterator[None]:
         yield
 
 
+class Like(Protocol):
+    """Arrays of another library of one dtype and shape, dense in a device's memory."""
+
+    def address(self, value: Any) -> int:
+        """Where such an array lies; 0 for any other value, and for one without elements."""
+
+    def new(self) -> Any:
+        """A new one, with arbitrary contents."""
+
+    def stream(self) -> Any:
+        """What the library works on now: arrays are whole behind it."""
+
+
 class Driver(Protocol):
     """What a device does for a pipeline. Streams, events and graphs are the driver's own objects.
 
@@ -173,8 +186,11 @@ class Driver(Protocol):
         """Zero bytes."""
 
     def graph(self, launches: Sequence[Launch]) -> Any: ...
-    def update(self, graph: Any, number: int, launch: Launch) -> None:
-        """Give a launch of a graph other regions; replays under way are not affected."""
+    def update(self, graph: Any, number: int, regions: Mapping[int, Region]) -> None:
+        """Give a launch of a graph other regions, by their positions in it.
+
+        Replays under way are not affected.
+        """
 
     def replay(self, graph: Any, stream: Any) -> None: ...
     def close_graph(self, graph: Any) -> None: ...
@@ -184,6 +200,16 @@ class Driver(Protocol):
 
         None for a value that is elsewhere. Raises InputError for one that can't be read.
         """
+
+    def like(self, value: Any) -> Like | None:
+        """What is like a value that was viewed; None where its library has no quick way."""
+
+    def order(self, first: Any, then: Any) -> None:
+        """Let what comes next on a stream wait for what is on another one now."""
+
+    def empty(self, model: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """A new array of the library of `model` in this device's memory; None where that can't be
+        asked for."""
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: Any) -> Any:
         """A DeviceArray with memory of its own, to be written on the stream."""

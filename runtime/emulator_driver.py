@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -147,8 +148,10 @@ class EmulatorDriver:
     def graph(self, launches: Sequence[Launch]) -> list[Launch]:
         return list(launches)
 
-    def update(self, graph: list[Launch], number: int, launch: Launch) -> None:
-        graph[number] = launch
+    def update(self, graph: list[Launch], number: int, regions: Mapping[int, Region]) -> None:
+        launch = graph[number]
+        now = tuple(regions.get(i, old) for i, old in enumerate(launch.regions))
+        graph[number] = replace(launch, regions=now)
 
     def replay(self, graph: list[Launch], stream: Any) -> None:
         with self._lock:
@@ -167,6 +170,15 @@ class EmulatorDriver:
         pass
 
     def view(self, value: Any, name: str, stream: Any) -> Any:
+        return None
+
+    def like(self, value: Any) -> None:
+        return None
+
+    def order(self, first: Any, then: Any) -> None:
+        pass
+
+    def empty(self, model: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         return None
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,8 @@ _PROMOTION = 2  # CU_TENSOR_MAP_L2_PROMOTION_L2_128B
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A kernel launch in a graph; `arguments` are the 8-byte values of its parameters, and `maps`
-    those after them, as `tensor_map` makes them."""
+    """A kernel launch in a graph; `arguments` are the 8-byte values of its parameters, as u64, and
+    `maps` those after them, as `tensor_map` makes them."""
 
     kernel: Any
     grid: tuple[int, int, int]
@@ -49,13 +49,20 @@ class Node:
     maps: tuple[Any, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Graph:
-    """An instantiated graph with its nodes, in the order in which they were given."""
+    """Launches made ready to run together: an instantiated graph, or one launch by itself.
 
-    definition: Any
-    executable: Any
-    nodes: tuple[Any, ...]
+    `parameters` are the structures of CUDA's, each of a node, and `_alive` is what they point to.
+    """
+
+    nodes: tuple[Node, ...]
+    parameters: tuple[Any, ...]
+    made: tuple[Any, ...] = ()
+    definition: Any = None
+    executable: Any = None
+    stream: int | None = None  # of the one launch
+    _alive: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +133,12 @@ def _call(name: str, doing: str, *arguments: Any) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+def _check(code: Any, doing: str) -> None:
+    """`_raise` for what every call does, where each tenth of a microsecond counts."""
+    if code:
+        _raise(_driver(), code, doing)
+
+
 # Devices
 
 
@@ -168,11 +181,17 @@ def open_context(number: int) -> Any:
 
 def enter(context: Any) -> None:
     """Make the context this thread's until `leave`."""
-    _call("cuCtxPushCurrent", "choosing a GPU", context)
+    _check(_driver().cuCtxPushCurrent(context)[0], "choosing a GPU")
 
 
 def leave() -> None:
-    _call("cuCtxPopCurrent", "leaving a GPU")
+    _check(_driver().cuCtxPopCurrent()[0], "leaving a GPU")
+
+
+def is_current(context: Any) -> bool:
+    """Whether the context is this thread's already, such as after PyTorch's calls."""
+    code, found = _driver().cuCtxGetCurrent()
+    return not code and int(found) == int(context)
 
 
 def close_context(number: int) -> None:
@@ -239,15 +258,15 @@ def unpin(address: int) -> None:
 
 
 def copy_in(address: int, host: int, size: int, stream: int) -> None:
-    _call("cuMemcpyHtoDAsync", "copying to the GPU", address, host, size, stream)
+    _check(_driver().cuMemcpyHtoDAsync(address, host, size, stream)[0], "copying to the GPU")
 
 
 def copy_out(host: int, address: int, size: int, stream: int) -> None:
-    _call("cuMemcpyDtoHAsync", "copying from the GPU", host, address, size, stream)
+    _check(_driver().cuMemcpyDtoHAsync(host, address, size, stream)[0], "copying from the GPU")
 
 
 def copy(to: int, source: int, size: int, stream: int) -> None:
-    _call("cuMemcpyDtoDAsync", "copying on the GPU", to, source, size, stream)
+    _check(_driver().cuMemcpyDtoDAsync(to, source, size, stream)[0], "copying on the GPU")
 
 
 def clear(address: int, size: int, stream: int) -> None:
@@ -266,7 +285,7 @@ def close_stream(stream: int) -> None:
 
 
 def finish(stream: int) -> None:
-    _call("cuStreamSynchronize", "running on the GPU", stream)
+    _check(_driver().cuStreamSynchronize(stream)[0], "running on the GPU")
 
 
 def event() -> int:
@@ -278,11 +297,11 @@ def close_event(event: int) -> None:
 
 
 def record(event: int, stream: int) -> None:
-    _call("cuEventRecord", "recording an event", event, stream)
+    _check(_driver().cuEventRecord(event, stream)[0], "recording an event")
 
 
 def wait(stream: int, event: int) -> None:
-    _call("cuStreamWaitEvent", "waiting for an event", stream, event, 0)
+    _check(_driver().cuStreamWaitEvent(stream, event, 0)[0], "waiting for an event")
 
 
 def reached(event: int) -> bool:
@@ -295,7 +314,7 @@ def reached(event: int) -> bool:
 
 
 def finish_event(event: int) -> None:
-    _call("cuEventSynchronize", "running on the GPU", event)
+    _check(_driver().cuEventSynchronize(event)[0], "running on the GPU")
 
 
 # Tensor maps
@@ -348,59 +367,104 @@ def _encode_tiled() -> Any:
 
 
 def graph(nodes: Sequence[Node], device: int) -> Graph:
-    """The nodes as an instantiated graph."""
+    """The nodes as an instantiated graph; a single one is launched by itself, which is cheaper."""
+    for node in nodes:
+        _allow(node, device)
+    if len(nodes) == 1:
+        configuration, pointers = _configuration(nodes[0])
+        return Graph(tuple(nodes), (configuration,), _alive=pointers)
+    both = [_parameters(node) for node in nodes]
+    parameters, alive = tuple(p for p, _ in both), tuple(a for _, a in both)
     definition = _call("cuGraphCreate", "making a graph", 0)
     made: list[Any] = []
     try:
-        for node in nodes:
-            _allow(node, device)
-            parameters, _alive = _parameters(node)
+        for node, structure in zip(nodes, parameters, strict=True):
             after = [made[i] for i in node.after]
             doing = f"adding the launch of {node.label}"
             made.append(
-                _call("cuGraphAddKernelNode", doing, definition, after, len(after), parameters)
+                _call("cuGraphAddKernelNode", doing, definition, after, len(after), structure)
             )
             _set_cluster(made[-1], node)
         executable = _call("cuGraphInstantiate", "preparing a graph", definition, 0)
     except BaseException:
         _call("cuGraphDestroy", "closing a graph", definition)
         raise
-    return Graph(definition, executable, tuple(made))
+    return Graph(tuple(nodes), parameters, tuple(made), definition, executable, _alive=alive)
 
 
-def update(graph: Graph, number: int, node: Node) -> None:
-    """Give a node other arguments; launches under way keep theirs."""
-    parameters, _alive = _parameters(node)
-    _call(
-        "cuGraphExecKernelNodeSetParams", f"changing the launch of {node.label}",
-        graph.executable, graph.nodes[number], parameters,
-    )  # fmt: skip
+def update(
+    graph: Graph, number: int, arguments: Mapping[int, int], maps: Mapping[int, Any]
+) -> None:
+    """Give a node other arguments and maps, by position; launches under way keep theirs."""
+    node = graph.nodes[number]
+    for position, value in arguments.items():
+        node.arguments[position] = value
+    for position, made in maps.items():
+        node.maps[position][:] = made
+    if graph.executable is not None:
+        code = _driver().cuGraphExecKernelNodeSetParams(
+            graph.executable, graph.made[number], graph.parameters[number]
+        )[0]
+        _check(code, "changing a launch")
 
 
 def replay(graph: Graph, stream: int) -> None:
-    _call("cuGraphLaunch", "launching a graph", graph.executable, stream)
+    if graph.executable is not None:
+        _check(_driver().cuGraphLaunch(graph.executable, stream)[0], "launching a graph")
+        return
+    (configuration,) = graph.parameters
+    if graph.stream != stream:
+        configuration.hStream = stream
+        graph.stream = stream
+    function, _, addresses = graph._alive
+    code = _driver().cuLaunchKernelEx(configuration, function, addresses, 0)[0]
+    _check(code, "launching a kernel")
 
 
 def close_graph(graph: Graph) -> None:
-    _call("cuGraphExecDestroy", "closing a graph", graph.executable)
-    _call("cuGraphDestroy", "closing a graph", graph.definition)
+    if graph.executable is not None:
+        _call("cuGraphExecDestroy", "closing a graph", graph.executable)
+        _call("cuGraphDestroy", "closing a graph", graph.definition)
 
 
 def _parameters(node: Node) -> tuple[Any, Any]:
-    """A node's parameters, and what must live until the driver has copied them."""
-    driver = _driver()
-    values = np.ascontiguousarray(node.arguments, np.uint64)
-    addresses = values.ctypes.data + 8 * np.arange(len(values), dtype=np.uint64)
-    if node.maps:
-        more = np.array([m.ctypes.data for m in node.maps], np.uint64)
-        addresses = np.concatenate([addresses, more])
-    found = driver.CUDA_KERNEL_NODE_PARAMS()
+    """A node's structure for a graph, and the addresses of its arguments, which it points to."""
+    found = _driver().CUDA_KERNEL_NODE_PARAMS()
     found.func = _call("cuKernelGetFunction", f"preparing {node.label}", node.kernel)
-    found.gridDimX, found.gridDimY, found.gridDimZ = node.grid
-    found.blockDimX, found.blockDimY, found.blockDimZ = node.block
-    found.sharedMemBytes = node.shared_bytes
+    _set_sides(found, node)
+    addresses = _addresses(node)
     found.kernelParams = int(addresses.ctypes.data)
-    return found, (values, addresses, node.maps)
+    return found, addresses
+
+
+def _configuration(node: Node) -> tuple[Any, tuple[Any, Any, int]]:
+    """A node's structure for a launch by itself, its function, and the addresses of its arguments
+    as an array and as a pointer to it."""
+    driver = _driver()
+    found = driver.CUlaunchConfig()
+    _set_sides(found, node)
+    if node.cluster != (1, 1, 1):
+        cluster = driver.CUlaunchAttribute()
+        cluster.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        sides = cluster.value.clusterDim
+        sides.x, sides.y, sides.z = node.cluster
+        found.attrs, found.numAttrs = [cluster], 1
+    function = _call("cuKernelGetFunction", f"preparing {node.label}", node.kernel)
+    addresses = _addresses(node)
+    return found, (function, addresses, int(addresses.ctypes.data))
+
+
+def _set_sides(structure: Any, node: Node) -> None:
+    structure.gridDimX, structure.gridDimY, structure.gridDimZ = node.grid
+    structure.blockDimX, structure.blockDimY, structure.blockDimZ = node.block
+    structure.sharedMemBytes = node.shared_bytes
+
+
+def _addresses(node: Node) -> np.ndarray[Any, Any]:
+    """The addresses of a node's arguments and maps, which stay where they are."""
+    first, count = node.arguments.ctypes.data, len(node.arguments)
+    places = [*range(first, first + 8 * count, 8), *(m.ctypes.data for m in node.maps)]
+    return np.array(places, np.uint64)
 
 
 def _allow(node: Node, device: int) -> None:

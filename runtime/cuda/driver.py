@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from math import prod
 from threading import local
 from typing import Any
@@ -35,6 +37,14 @@ class _Active:
         calls.leave()
 
 
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """A graph, and the tensor maps of its launches."""
+
+    made: calls.Graph
+    maps: tuple[tuple[TensorMap, ...], ...]
+
+
 class CudaDriver:
     """A driver of one GPU, in the primary context, which it shares with other libraries."""
 
@@ -52,14 +62,14 @@ class CudaDriver:
         self._library: Any = None
         self._kernels: dict[str, Any] = {}
         self._context = calls.open_context(self.number)
-        self._active = _Active(self._context)
+        self._active, self._nothing = _Active(self._context), nullcontext()
         self._thread = local()
         self._events: list[int] = []  # one a thread, to order streams by
         self.results = ResultMemory(self)
         self._closed = False
 
-    def active(self) -> _Active:
-        return self._active
+    def active(self) -> AbstractContextManager[Any]:
+        return self._nothing if calls.is_current(self._context) else self._active
 
     def load(self, kernels: Mapping[str, Sequence[int]]) -> None:
         self._library = calls.load(self._code)
@@ -139,17 +149,24 @@ class CudaDriver:
     def clear(self, target: Region, stream: int) -> None:
         calls.clear(_address(target), target.size, stream)
 
-    def graph(self, launches: Sequence[Launch]) -> Any:
-        return calls.graph([self._node(n) for n in launches], self.number)
+    def graph(self, launches: Sequence[Launch]) -> _Graph:
+        nodes = [self._node(n) for n in launches]
+        return _Graph(calls.graph(nodes, self.number), tuple(n.maps for n in launches))
 
-    def update(self, graph: Any, number: int, launch: Launch) -> None:
-        calls.update(graph, number, self._node(launch))
+    def update(self, graph: _Graph, number: int, regions: Mapping[int, Region]) -> None:
+        arguments = {i: _address(region) for i, region in regions.items()}
+        maps = {
+            i: _tensor_map(m, regions[m.region])
+            for i, m in enumerate(graph.maps[number])
+            if m.region in regions
+        }
+        calls.update(graph.made, number, arguments, maps)
 
-    def replay(self, graph: Any, stream: int) -> None:
-        calls.replay(graph, stream)
+    def replay(self, graph: _Graph, stream: int) -> None:
+        calls.replay(graph.made, stream)
 
-    def close_graph(self, graph: Any) -> None:
-        calls.close_graph(graph)
+    def close_graph(self, graph: _Graph) -> None:
+        calls.close_graph(graph.made)
 
     def _node(self, launch: Launch) -> calls.Node:
         values = [
@@ -187,7 +204,7 @@ class CudaDriver:
             tensor = torch_tensors.read(value)
             if tensor is not None:
                 if tensor.device == self.number:
-                    self._order(tensor.stream, stream)
+                    self.order(tensor.stream, stream)
                 return self._made(tensor, False, value), tensor.device
             if not _on_a_gpu(value):
                 return None
@@ -195,6 +212,9 @@ class CudaDriver:
             return self._made(view, view.readonly, (view.owner, value)), view.device
         except InputError as error:
             raise InputError(f"input `{name}`: {error}") from None
+
+    def like(self, value: Any) -> torch_tensors.Like | None:
+        return torch_tensors.like(value, self.number)
 
     def _made(self, view: Any, readonly: bool, owner: Any) -> CudaArray:
         size = view.dtype.itemsize * prod(view.shape)
@@ -204,8 +224,7 @@ class CudaDriver:
             region, view.shape, view.dtype, strides, readonly, driver=self, number=view.device
         )
 
-    def _order(self, first: int, then: int) -> None:
-        """Let what comes next on a stream wait for what is on another one now."""
+    def order(self, first: int, then: int) -> None:
         if first == then:
             return
         event = getattr(self._thread, "event", None)
@@ -214,6 +233,9 @@ class CudaDriver:
             self._events.append(event)
         calls.record(event, first)
         calls.wait(then, event)
+
+    def empty(self, model: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        return torch_tensors.empty(model, shape, dtype)
 
     def array(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, stream: int

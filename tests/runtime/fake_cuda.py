@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,6 +154,13 @@ class FakeCuda:
         self._finish(self.streams[stream])
         return found[0].view(dtype).reshape(shape)
 
+    def finish_all(self) -> None:
+        """The device has done all that it was given; the host does not know it yet."""
+        for op in self.ops:
+            if not op.done:
+                op.done = True
+                op.run()
+
     # Devices
 
     def driver_version(self) -> tuple[int, int]:
@@ -174,6 +181,9 @@ class FakeCuda:
             self.stack().append(context)
         else:
             raise self.broken
+
+    def is_current(self, context: str) -> bool:
+        return self.broken is None and self.stack()[-1:] == [context]
 
     def leave(self) -> None:
         self._require(bool(self.stack()), "a context left that was not entered")
@@ -359,14 +369,18 @@ class FakeCuda:
                 self._check_node(node)
                 good = all(0 <= i < number for i in node.after)
                 self._require(good, "an edge from a node that is not there yet")
-            graph = Graph(None, list(nodes), tuple(range(len(nodes))))
+            given = [(n.arguments.copy(), list(n.maps)) for n in nodes]
+            graph = Graph(tuple(nodes), tuple(given))
             self.graphs.add(graph)
             return graph
 
-    def update(self, graph: Graph, number: int, node: Node) -> None:
+    def update(
+        self, graph: Graph, number: int, arguments: Mapping[int, int], maps: Mapping[int, Any]
+    ) -> None:
         with self._entered("update"):
-            self._check_node(node)
-            graph.executable[graph.nodes[number]] = node
+            for given, changed in zip(graph.parameters[number], (arguments, maps), strict=True):
+                for position, value in changed.items():
+                    given[position] = value
 
     def close_graph(self, graph: Graph) -> None:
         with self._entered("close_graph"):
@@ -376,11 +390,11 @@ class FakeCuda:
         with self._entered("replay"):
             self._require(graph in self.graphs, "a graph that is closed")
             start, masks = self.streams[stream], list[int]()
-            for node in graph.executable:
+            for node, given in zip(graph.nodes, graph.parameters, strict=True):
                 mask = start
                 for other in node.after:
                     mask |= masks[other]
-                masks.append(self._launch(node, mask))
+                masks.append(self._launch(node, *given, mask))
                 self.streams[stream] |= masks[-1]
 
     def _check_node(self, node: Node) -> None:
@@ -392,10 +406,12 @@ class FakeCuda:
         found = (len(node.arguments), node.arguments.dtype, len(node.maps))
         self._require(found == wanted, f"{name} takes {wanted}, the launch gives {found}")
 
-    def _launch(self, node: Node, before: int) -> int:
+    def _launch(
+        self, node: Node, given: np.ndarray[Any, Any], maps: list[Any], before: int
+    ) -> int:
         library, name = node.kernel
         kinds = library.entries[name]
-        values = [int(v) for v in node.arguments]
+        values = [int(v) for v in given]
         signed = [v - (1 << 64) if v >> 63 else v for v in values]
         pointers = [i for i, kind in enumerate(kinds) if kind == "u64"]
         touches: tuple[tuple[int, bool], ...] = node.touches  # type: ignore[attr-defined]
@@ -409,7 +425,7 @@ class FakeCuda:
                 arguments[i] = block.bytes[begin : begin + size]
             else:
                 arguments[i] = np.zeros(0, np.uint8)
-        for map in node.maps:
+        for map in maps:
             own = [
                 i for i, (size, _) in zip(pointers, sizes, strict=True)
                 if isinstance(map, FakeMap) and 0 <= map.address - values[i] < size

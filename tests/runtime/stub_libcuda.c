@@ -87,6 +87,7 @@ API cuCtxPopCurrent_v2(void **c) {
   current = depth ? &context : NULL;
   return OK;
 }
+API cuCtxGetCurrent(void **c) { *c = current; return OK; }
 API cuGetErrorName(CUresult e, const char **s) {
   *s = e == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : e == 500 ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR_STUB";
   return OK;
@@ -279,21 +280,43 @@ API cuGraphExecKernelNodeSetParams_v2(Exec *e, Node *n, const Params *p) {
   return good(e, EXEC) && good(n, NODE) ? fill(n, p) : INVALID_HANDLE;
 }
 
-API cuGraphLaunch(Exec *e, void *s) {
-  if (!good(e, EXEC) || !good(s, STREAM) || !good(e->graph, GRAPH)) return INVALID_HANDLE;
+static CUresult launch(Node *n) {
   const char *path = getenv("STUB_CUDA_LOG");
   FILE *log = path ? fopen(path, "a") : NULL;
-  CUresult code = runner ? OK : NOT_FOUND;
-  for (Node *n = e->graph->first; n && !code; n = n->next) {
-    if (!n->cluster[0]) n->cluster[0] = n->cluster[1] = n->cluster[2] = 1;
-    if (log)
-      fprintf(log, "%s grid %u block %u shared %u cluster %u after %d\n", n->p.func->name,
-              n->p.grid[0], n->p.block[0], n->p.shared, n->cluster[0], n->deps);
-    code = runner(n->p.func->home->text, n->p.func->name, n->p.grid, n->p.block, n->cluster,
-                  n->p.shared, n->values);
-  }
+  if (!n->cluster[0]) n->cluster[0] = n->cluster[1] = n->cluster[2] = 1;
+  if (log)
+    fprintf(log, "%s grid %u block %u shared %u cluster %u after %d\n", n->p.func->name,
+            n->p.grid[0], n->p.block[0], n->p.shared, n->cluster[0], n->deps);
   if (log) fclose(log);
+  if (!runner) return NOT_FOUND;
+  return runner(n->p.func->home->text, n->p.func->name, n->p.grid, n->p.block, n->cluster,
+                n->p.shared, n->values);
+}
+API cuGraphLaunch(Exec *e, void *s) {
+  if (!good(e, EXEC) || !good(s, STREAM) || !good(e->graph, GRAPH)) return INVALID_HANDLE;
+  CUresult code = OK;
+  for (Node *n = e->graph->first; n && !code; n = n->next) code = launch(n);
   return code;
+}
+
+typedef struct { int id; char pad[4]; unsigned value[16]; } Attribute; /* CUlaunchAttribute */
+typedef struct {
+  unsigned grid[3], block[3], shared;
+  void *stream;
+  Attribute *attributes;
+  unsigned count;
+} Configuration; /* CUlaunchConfig */
+API cuLaunchKernelEx(const Configuration *c, Kernel *f, void **params, void **extra) {
+  if (!good(c->stream, STREAM)) return INVALID_HANDLE;
+  Node n = {0};
+  Params p = {.func = f, .shared = c->shared, .params = params, .extra = extra};
+  memcpy(p.grid, c->grid, sizeof p.grid), memcpy(p.block, c->block, sizeof p.block);
+  for (unsigned i = 0; i < c->count; i++) {
+    if (c->attributes[i].id != 4) return INVALID_VALUE;
+    memcpy(n.cluster, c->attributes[i].value, sizeof n.cluster);
+  }
+  CUresult code = fill(&n, &p);
+  return code ? code : launch(&n);
 }
 
 __attribute__((visibility("default"))) int64_t stub_held(void) { return held; }

@@ -54,7 +54,7 @@ def test_one_graph_a_bucket_one_launch_a_call(affine: DevicePipeline, cuda: Fake
     affine(x=batch((3, 6)))
     assert cuda.counts["graph"] == 2
     (*_, graph), _ = cuda.graphs, None
-    assert [n.after for n in graph.executable] == [(), (0,), (0,)]
+    assert [n.after for n in graph.nodes] == [(), (0,), (0,)]
 
 
 def test_weights_are_uploaded_once(affine: DevicePipeline, cuda: FakeCuda) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -23,13 +24,18 @@ class Tensor(FakeTensor):
     is_cuda, layout, requires_grad = True, "strided", False
     device = SimpleNamespace(index=0)
     kind = "float32"
-    dtype = property(lambda self: f"torch.{self.kind}", lambda *_: None)  # type: ignore[assignment]
+    dtype = property(  # type: ignore[assignment]
+        lambda self: sys.intern(f"torch.{self.kind}"), lambda *_: None
+    )
 
     def __dlpack__(self, **_: Any) -> FakeTensor:
         raise AssertionError
 
     def data_ptr(self) -> int:
         return self.address
+
+    def get_device(self) -> int:
+        return self.device.index
 
     def is_contiguous(self) -> bool:
         return self.strides is None
@@ -41,10 +47,19 @@ class Tensor(FakeTensor):
 
 @pytest.fixture()
 def torch(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The fake module; `at` is its current stream."""
-    fake = SimpleNamespace(Tensor=Tensor, strided="strided", at=cuda.foreign_stream())
-    stream = SimpleNamespace(current_stream=lambda _: SimpleNamespace(cuda_stream=fake.at))
-    fake.cuda = stream
+    """The fake module; `at` is its current stream, `made` what `empty` has made."""
+    fake = SimpleNamespace(Tensor=Tensor, strided="strided", float32="torch.float32", made=[])
+    fake.at = cuda.foreign_stream()
+    fake._C = SimpleNamespace(_cuda_getCurrentRawStream=lambda _: fake.at)
+
+    def empty(shape: tuple[int, ...], *, dtype: str, device: Any) -> Tensor:
+        size = 4 * int(np.prod(shape))
+        address = cuda._allocate(max(size, 1))
+        cuda.foreign.add(address)
+        fake.made.append(address)
+        return Tensor(cuda, address, shape, np.float32, None)
+
+    fake.empty = empty
     monkeypatch.setitem(sys.modules, "torch", fake)  # type: ignore[arg-type]
     torch_tensors._dtypes.clear()
     return fake
@@ -65,12 +80,119 @@ def test_they_are_read_behind_the_current_stream(cuda: FakeCuda, torch: SimpleNa
             found = [cuda.read(o.address, o.shape, np.float32, torch.at) for o in outs]
             check(found, x)
         assert "view" not in cuda.counts
-        on = pipe.on(torch.at)  # nothing to order on one stream
-        before = cuda.counts["record"]
-        on(x=tensor(cuda, torch, x), out=outs)
-        assert cuda.counts["record"] == before + 1  # behind the call itself
-        found = [cuda.read(o.address, o.shape, np.float32, torch.at) for o in outs]
-        check(found, x)
+
+
+def taken(cuda: FakeCuda, before: dict[str, int]) -> dict[str, int]:
+    """What was asked of the driver since then."""
+    return {name: n - before.get(name, 0) for name, n in cuda.counts.items() if n > before[name]}
+
+
+def there(cuda: FakeCuda, arrays: Any, stream: int) -> list[Any]:
+    return [cuda.read(a.address, a.shape, np.float32, stream) for a in arrays]
+
+
+def test_a_call_again_is_one_launch(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+    x = batch((2, 6))
+    with opened("affine") as pipe:
+        on, at = pipe.on(torch.at), torch.at
+        given, outs = tensor(cuda, torch, x), (tensor(cuda, torch, x), tensor(cuda, torch, x))
+        on(x=given, out=outs)
+        for _ in range(3):
+            before = dict(cuda.counts)
+            assert on(x=given, out=outs) is outs
+            assert taken(cuda, before) == {"replay": 1}
+        check(there(cuda, outs, at), x)
+        pipe(x=given, out=outs)
+        before = dict(cuda.counts)
+        pipe(x=given, out=outs)
+        assert taken(cuda, before) == {"replay": 1, "finish": 1}
+        torch.at = cuda.foreign_stream()  # PyTorch goes on elsewhere: one event orders both
+        before = dict(cuda.counts)
+        on(x=given, out=outs)
+        assert taken(cuda, before) == {"replay": 1, "record": 1, "wait": 1}
+
+
+def test_calls_again_with_other_tensors(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+    """Each of what a call depends on changes, and results are of the tensors given."""
+    with opened("affine") as pipe:
+        on = pipe.on(torch.at)
+        for shape in ((2, 6), (2, 6), (4, 3), (4, 3), (2, 6), (0, 3), (2, 6), (2, 6)):
+            x = batch(shape)
+            outs = tensor(cuda, torch, x), tensor(cuda, torch, x)
+            for call in (on, pipe):
+                call(x=tensor(cuda, torch, x), out=outs)
+                check(there(cuda, outs, torch.at), x)
+                check(there(cuda, call(x=tensor(cuda, torch, x)), torch.at), x)
+            check(pipe(x=x), x)
+        x = batch((2, 6))
+        given = tensor(cuda, torch, x)
+        y, z = on(x=given)
+        on(x=given, out=(given, z))  # over its input
+        check(there(cuda, (given, z), torch.at), x)
+        with pytest.raises(sf.InputError, match="share memory"):
+            on(x=given, out=(y, y))
+        padded = tensor(cuda, torch, np.concatenate([x.reshape(-1)[:3], x.reshape(-1)]))
+        padded.address, padded.shape = padded.address + 12, x.shape
+        check(there(cuda, on(x=padded), torch.at), x)
+        for change in ({"requires_grad": True}, {"strides": (1, 2)}, {"kind": "int32"}):
+            on(x=given)
+            wrong = tensor(cuda, torch, x)
+            vars(wrong).update(change)
+            with pytest.raises(sf.InputError):
+                on(x=wrong)
+
+
+def test_tensors_live_until_they_are_used(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+    """What a call reads may be dropped at once; its memory is not, until the call is done."""
+    alive: WeakSet[Tensor] = WeakSet()
+    with opened("affine") as pipe:
+        on = pipe.on(cuda.foreign_stream())
+        for number in range(6):
+            given = tensor(cuda, torch, batch((2, 6)))
+            alive.add(given)
+            on(x=given)
+            del given
+            assert len(alive) == number + 1
+        cuda.finish_all()
+        for _ in range(2):
+            on(x=tensor(cuda, torch, batch((2, 6))))
+        assert not alive
+
+
+def test_what_is_bound_to_a_stream(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+    """Its memory is its own while it lives, and the pipeline's when it is dropped."""
+    x = batch((2, 6))
+    with opened("affine") as pipe:
+        one, other = pipe.on(cuda.foreign_stream()), pipe.on(cuda.foreign_stream())
+        results = [call(x=tensor(cuda, torch, x)) for call in (one, other, one, other)]
+        assert len(pipe._spaces) == 2
+        del one, other
+        for _ in range(3):
+            results.append(pipe.on(cuda.foreign_stream())(x=tensor(cuda, torch, x)))
+            check(pipe(x=x), x)
+        kept = pipe.on(torch.at)
+        kept(x=tensor(cuda, torch, x))
+    with pytest.raises(sf.InputError, match="closed"):
+        kept(x=x)
+
+
+def test_indices_are_looked_at_again(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+    with opened("lookup") as pipe:
+        table = batch((5,))
+        ids = [np.array([4, 0]), np.array([1, 5]), np.array([2, 2])]
+        at = tensor(cuda, torch, table)
+        tensors = [tensor(cuda, torch, i) for i in ids]
+        for t in tensors:
+            t.kind = "int64"
+        for call in (pipe, pipe.on(torch.at)):
+            for _ in range(2):
+                for one, t in zip(ids, tensors, strict=True):
+                    if 5 in one:
+                        with pytest.raises(sf.IndexOutOfRange, match="it is 5"):
+                            call(table=at, ids=t)
+                    else:
+                        (found,) = there(cuda, [call(table=at, ids=t)], torch.at)
+                        np.testing.assert_array_equal(found, table[one])
 
 
 def test_what_is_refused(cuda: FakeCuda, torch: SimpleNamespace) -> None:
