@@ -94,7 +94,7 @@ def compile_graphs(
         from .gpu.compile import GpuCompiler
 
         gpu = GpuCompiler(arches, source.name)
-    planner = Planner(load, verify, gpu, choices)
+    planner = Planner(load, verify, gpu, choices, "cpu" in targets)
     build = None
     try:
         if "cpu" in targets:
@@ -104,7 +104,7 @@ def compile_graphs(
         begun = [planner.begin(p, graph) for p, graph in graphs]
         if gpu is not None:
             gpu.start()
-        plans = tuple(planner.plan(b, "cpu" in targets) for b in begun)
+        plans = tuple(planner.plan(b) for b in begun)
         if build is not None:
             build.start(planner.ordered())
         planner.verify_kernels()

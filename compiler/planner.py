@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Begun:
-    """A pipeline whose graph has been through the passes, with its plans for GPUs."""
+    """A pipeline whose graph has been through the passes, with its plans for GPUs. `graph` is the
+    CPU's, if there is code for one."""
 
     pipeline: Pipeline
     graph: Graph
@@ -46,8 +47,10 @@ class Planner:
         verify: bool,
         gpu: GpuCompiler | None = None,
         choices: Choices = RULES,
+        cpu: bool = True,
     ) -> None:
         self.load, self.verify, self.gpu, self.choices = load, verify, gpu, choices
+        self.cpu = cpu
         self.kernels: dict[str, Kernel] = {}
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
         self.unverified: list[tuple[Kernel, Graph, Bounds]] = []
@@ -55,11 +58,14 @@ class Planner:
     def begin(self, pipeline: Pipeline, graph: Graph) -> Begun:
         """Runs the passes, and makes the kernels for GPUs: they take longest from here on."""
         from .lower import Sites
+        from .narrow import has_narrow
         from .passes import pipeline_of
         from .run_passes import bounds_of, run_passes
 
         bounds = bounds_of(pipeline) if self.verify else None
-        graph, runs = run_passes(graph, pipeline_of(self.load), bounds)
+        narrow = self.gpu is not None and has_narrow(graph)
+        given = graph
+        graph, runs = run_passes(given, pipeline_of(self.load, narrow), bounds)
         passed = {place: text for run in runs for place, text in run.reasons.items()}
         sites = Sites()
         gpu: tuple[GpuPlan, ...] = ()
@@ -71,6 +77,8 @@ class Planner:
             gpu, kernels, arranged = self.gpu.plan(pipeline, graph, buffers_of, sites, passed)
             if bounds is not None:
                 self.unverified += [(k, arranged, bounds) for k in kernels]
+        if narrow and self.cpu:
+            graph, _ = run_passes(given, pipeline_of(self.load), bounds)
         return Begun(pipeline, graph, bounds, passed, sites, gpu)
 
     def _buffers(self, pipeline: Pipeline, graph: Graph) -> Buffers:
@@ -81,10 +89,10 @@ class Planner:
                 self.arrays["/".join(state.initial)] = self.load(*state.initial)
         return Buffers(pipeline, graph, weight_arrays(graph, self.load), self.arrays)
 
-    def plan(self, begun: Begun, cpu: bool = True) -> PipelinePlan:
+    def plan(self, begun: Begun) -> PipelinePlan:
         """The plan of a pipeline."""
         pipeline, sites = begun.pipeline, begun.sites
-        if cpu:
+        if self.cpu:
             buffers, steps, loops = self._steps(begun)
         else:
             buffers, steps, loops = self._buffers(pipeline, begun.graph), [], ()

@@ -22,8 +22,9 @@ def discovered() -> dict[str, type[Pass]]:
     return found
 
 
-def pipeline_of(load: Callable[[str, str], Any]) -> tuple[Pass, ...]:
-    """The passes from the checked program's graph to the one that is fused, in order."""
+def pipeline_of(load: Callable[[str, str], Any], narrow: bool = False) -> tuple[Pass, ...]:
+    """The passes from the checked program's graph to the one that is fused, in order; with
+    `narrow`, to one whose kernels convert what weights are stored in as they read it."""
     from .batch_steps import BatchSteps
     from .check_first import CheckFirst
     from .find_products import FindProducts
@@ -37,7 +38,7 @@ def pipeline_of(load: Callable[[str, str], Any]) -> tuple[Pass, ...]:
         BatchSteps(),
         JoinProducts(),
         FindProducts(),
-        FoldConstants(load),
+        FoldConstants(load, narrow),
         OwnResults(),
         CheckFirst(),
     )

@@ -12,6 +12,7 @@ from ..codes import kept_codes
 from ..graph import Constant, Contract, Graph, Node, Position, Ref, Scalar, Weight
 from ..graph_builder import Builder
 from ..interpret import evaluate_node
+from ..narrow import widened
 from ..recurrence import Nests
 from .record import Pass
 
@@ -25,24 +26,31 @@ class FoldConstants(Pass):
     """What depends on weights and constants alone becomes a constant; `load` reads the weights.
 
     A result much larger than what it is computed from stays: it would only fill the plan. So do
-    codes and scales, which products and gathers unfold as they read them.
+    codes and scales, which products and gathers unfold as they read them. With `narrow`, so does a
+    large weight that is stored in fewer bits than it is used in, where its readers can convert what
+    they read as kernels for GPUs do.
     """
 
     name: ClassVar[str] = "fold_constants"
     requires: ClassVar[tuple[str, ...]] = ("views-folded", "products-found")
     establishes: ClassVar[tuple[str, ...]] = ("constants-folded",)
     load: Callable[[str, str], np.ndarray[Any, Any]] = field(repr=False)
+    narrow: bool = False
 
     def run(self, graph: Graph) -> Graph:
-        return fold_constants(graph, self.load)
+        return fold_constants(graph, self.load, self.narrow)
 
 
-def fold_constants(graph: Graph, load: Callable[[str, str], np.ndarray[Any, Any]]) -> Graph:
+def fold_constants(
+    graph: Graph, load: Callable[[str, str], np.ndarray[Any, Any]], narrow: bool = False
+) -> Graph:
     """The graph with constant tensors in place of the nodes that compute them.
 
     Only the last node of a constant chain is stored; a broadcast is left to the kernels.
     """
     known = _constant_nodes(graph)
+    if narrow:
+        known -= widened(graph, known)
     builder = Builder(graph.facts)
     new: dict[Ref, Ref] = {}
     cache: dict[Ref, np.ndarray[Any, Any]] = {}

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.gpu import contract
 from stagefuse.dsl.dtypes import DTYPES
 
@@ -169,3 +171,49 @@ def test_convolutions(
                 wanted += np.einsum("bgcij,goc->bgoij", seen, part).reshape(wanted.shape)
         wanted = np.maximum(wanted * scale.astype(np.float64)[:, None, None] + r, 0)
         np.testing.assert_allclose(found, wanted, 1e-5, 1e-4)
+
+
+NARROW = {
+    # signature, formula, is the stored weight read, what it is for x, a and q * s
+    "one row": ("x: f32[1, 512]) -> f32[1, 136]", "x @ f32(w.a)", True, lambda x, a, q: x @ a),
+    "rows": ("x: bf16[B, 512]) -> bf16[B, 136]", "x @ w.a", True, lambda x, a, q: x @ a),
+    "turned": (
+        "x: bf16[B, 136]) -> bf16[B, 512]", "x @ transpose(w.a, [1, 0])", True,
+        lambda x, a, q: x @ a.T,
+    ),
+    "wide rows": ("x: f32[B, 512]) -> f32[B, 136]", "x @ f32(w.a)", False, lambda x, a, q: x @ a),
+    "integers": (
+        "x: f32[1, 512]) -> f32[1, 136]", "x @ (f32(w.q) * w.s)", True, lambda x, a, q: x @ q,
+    ),
+    "table": ("x: i64[B]) -> f32[B, 136]", "f32(w.a[x])", True, lambda x, a, q: a[x]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", [("h200",), ("cpu", "h200")], ids=str)
+@pytest.mark.parametrize("name", NARROW)
+def test_narrow_weights_are_converted_by_who_reads_them(
+    name: str, targets: tuple[str, ...], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    signature, formula, stays, meaning = NARROW[name]
+    a = rng.standard_normal((512, 136)).astype(DTYPES["bf16"].numpy)
+    q = rng.integers(-99, 99, (512, 136)).astype(np.int8)
+    s = rng.random(136).astype(np.float32)
+    save_file({"a": a, "q": q, "s": s}, tmp_path / "w.safetensors")
+    path = tmp_path / "p.pipe"
+    path.write_text(f'weights w = "w.safetensors"\npipeline p({signature}:\n    {formula}\n')
+    plan = compile_file(path, targets=targets)
+    emulated = Emulated(plan)
+    stored = [plan.arrays[str(b.array)] for b in emulated.gpu.buffers if b.array is not None]
+    assert stays == all(x.dtype.itemsize < 4 or x.size == 136 for x in stored)
+    argument = emulated.pipeline.inputs[0]
+    shape = [5 if d == "B" else int(d) for d in argument.shape]
+    x = rng.standard_normal(shape) if argument.dtype != "i64" else rng.integers(0, 512, shape)
+    x = x.astype(DTYPES[argument.dtype].numpy)
+    (found,) = emulated({"x": x}, {"B": 5})
+    wide = x if argument.dtype == "i64" else x.astype(np.float64)
+    wanted = meaning(wide, a.astype(np.float64), q * s.astype(np.float64))
+    step = 2.0**-8 if found.dtype.itemsize == 2 else 1e-5
+    np.testing.assert_allclose(found.astype(np.float64), wanted, step, 1e-3)
+    if "cpu" in targets:
+        cpu = [plan.arrays[str(b.array)] for b in emulated.pipeline.buffers if b.array is not None]
+        assert name == "table" or all(x.dtype == np.float32 for x in cpu)

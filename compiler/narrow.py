@@ -1,0 +1,83 @@
+"""Weights stored in fewer bits than they are used in, and who can convert them while reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stagefuse.dsl.dtypes import BF16, F16
+
+from .graph import Contract, Graph, Map, Node, Ref, Scalar, View
+
+LARGE = 1 << 16
+"""Elements of a weight from which on its bytes matter."""
+SIMPLE = ("cast", "mul", "add", "sub")
+"""What dequantisation is made of."""
+
+
+def has_narrow(graph: Graph) -> bool:
+    """Whether a graph has a large tensor stored in 16 bits or fewer."""
+    return any(_is_narrow(graph, Ref(node.id)) for node in graph.nodes.values())
+
+
+def widened(graph: Graph, known: set[int]) -> set[int]:
+    """Of the constant nodes, those that widen large narrow tensors for readers that can do so
+    themselves: reductions, and products whose other operand is as narrow."""
+    uses = graph.uses()
+    found: set[int] = set()
+    for number in known:
+        readers = [u for u in uses.get(Ref(number), ()) if u not in known]
+        if not readers or Ref(number) in graph.results:
+            continue
+        chain = _chain(graph, number)
+        if chain and all(_converts(graph, graph.nodes[u]) for u in readers):
+            found |= chain
+    return found
+
+
+def _is_narrow(graph: Graph, ref: Ref) -> bool:
+    node, type = graph.nodes[ref.node], graph.type(ref)
+    count = 1
+    for size in type.shape:
+        count *= size.as_int() or 0
+    return not node.operands and not type.dtype.is_bool and type.dtype.bits <= 16 and count >= LARGE
+
+
+def _chain(graph: Graph, number: int) -> set[int]:
+    """The nodes that make a wide value of one large narrow tensor, its scales and offsets; none
+    if they do something else."""
+    wide = graph.nodes[number].type.dtype.bits
+    chain, narrow, pending = set[int](), 0, [number]
+    while pending:
+        node = graph.nodes[pending.pop()]
+        if node.id in chain or isinstance(node.primitive, Scalar):
+            continue
+        if _is_narrow(graph, Ref(node.id)):
+            narrow += 1
+            continue
+        if not node.operands:
+            continue
+        plain = isinstance(node.primitive, Map) and node.primitive.fn in SIMPLE
+        if not plain and not isinstance(node.primitive, View):
+            return set()
+        if node.type.dtype.bits == wide:
+            chain.add(node.id)
+        pending += [ref.node for ref in node.operands]
+    return chain if narrow == 1 and wide > 16 else set()
+
+
+def _converts(graph: Graph, reader: Node) -> bool:
+    """Whether a node that reads a widened weight can read the stored one."""
+    if isinstance(reader.primitive, Map):
+        return True
+    if not isinstance(reader.primitive, Contract):
+        return False
+    stored = {graph.type(s).dtype for operand in reader.operands for s in _stored(graph, operand)}
+    return len(stored) == 1 and stored <= {F16, BF16}
+
+
+def _stored(graph: Graph, ref: Ref) -> Iterator[Ref]:
+    """What an operand of a product is cast from, through a view; else itself."""
+    node = graph.nodes[ref.node]
+    if isinstance(node.primitive, View):
+        return _stored(graph, node.operands[0])
+    return iter([node.operands[0] if node.primitive == Map("cast") else ref])
