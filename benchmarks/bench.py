@@ -60,8 +60,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def level(isa: str | None) -> str:
-    """The level of x86-64 to compile for."""
-    from stagefuse.runtime.native import detect_level
+    """The level of x86-64 to compile for, and whether with AMX: "v3", "v4" or "v4-amx"."""
+    from stagefuse.runtime.native import detect_level, may_use_tiles
 
     has = detect_level()
     if has is None:
@@ -69,7 +69,7 @@ def level(isa: str | None) -> str:
     wanted = {"avx2": "v3", "avx512": "v4", None: has}[isa]
     if wanted > has:
         raise SystemExit(f"this machine has no {isa}")
-    return wanted
+    return f"{wanted}-amx" if isa is None and may_use_tiles() else wanted
 
 
 def shapes(family: Family, size: str) -> Sequence[Sizes]:

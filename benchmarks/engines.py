@@ -56,8 +56,9 @@ class Stagefuse(Engine):
         program, found, load = front.check_text(source, PIPES, given)
         if found:
             raise ValueError("\n".join(str(f) for f in found))
-        plan = driver.compile_program(program, load, None, levels=(self.level,))
-        pipeline = CpuPipeline(plan, threads=self.threads)
+        plan = driver.compile_program(program, load, None, levels=(self.level[:2],))
+        tiles = self.level.endswith("amx")
+        pipeline = CpuPipeline(plan, threads=self.threads, tiles=tiles)
         inputs = workload.inputs
         several = len(plan.pipelines[0].results) > 1
         return Bound(

@@ -30,7 +30,7 @@ class Settings:
 
     engines: tuple[str, ...]
     threads: int
-    level: str  # of x86-64: v3 is AVX2, v4 AVX-512
+    level: str  # of x86-64: v3 is AVX2, v4 AVX-512, v4-amx has AMX too
     rounds: int
     seconds: float  # of a batch
     tries: int  # for a batch that nothing disturbs

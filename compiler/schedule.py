@@ -33,10 +33,10 @@ class Schedule:
     chunk: int = 4096
     columns: int = 256
     row_tile: Mapping[int, int] = field(default_factory=dict)
-    tiles_per_block: int = 6
+    tiles_per_block: int = 16
     block_bytes: int = 800_000
     packed_tiles: int = 8
-    deep_tiles: int = 16
+    deep_tiles: int = 6
     panel_group: int = 1
     depth_block: int = 512
     codes_block: int = 128
@@ -47,9 +47,9 @@ class Schedule:
     tensor_copies: bool = False
 
 
-CPU = Schedule(row_tile=MappingProxyType({48: 36, 64: 42, 32: 42, 16: 30}))
-"""Row tiles are whole register tiles of AVX-512 and AVX2 (9 and 4, 14 and 6, 14 and 6, 30 and 6
-rows) and fit the first-level cache: 36 x 48 f32 are 7 KB. So do 256 columns."""
+CPU = Schedule(row_tile=MappingProxyType({48: 32, 64: 32, 32: 32, 16: 32}))
+"""Row tiles are whole tiles of AMX, come close to whole register tiles of AVX-512 and AVX2, and
+fit the first-level cache: 32 x 48 f32 are 6 KB. So do 256 columns."""
 
 GPU = Schedule(
     chunk=2048,

@@ -36,7 +36,7 @@ _DENSE = 0x0001 | 0x0100  # of `ndarray.flags.num`: C-contiguous and aligned
 class _Code:
     """A loaded object; its threads end and its code goes when nothing refers to it any more."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, tiles: bool) -> None:
         level = native.detect_level()
         usable = [x for x in ("v4", "v3") if x in plan.objects and (level or "") >= x]
         if not usable:
@@ -50,6 +50,7 @@ class _Code:
         self.level = usable[0]
         try:
             self._object = native.NativeObject(plan.objects[self.level])
+            self._object.use_tiles(tiles and native.may_use_tiles())
             # Not at exit: a daemon thread may still be running the code then.
             weakref.finalize(self, self._object.close).atexit = False
             self.run: Callable[[int, int, int], Any] = self._object.function(
@@ -67,13 +68,20 @@ class _Code:
 
 
 class CpuPipeline(Pipeline):
-    """A pipeline as native code on this machine's processor."""
+    """A pipeline as native code on this machine's processor; `tiles`: with AMX if it has that."""
 
-    def __init__(self, plan: Plan, name: str | None = None, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        name: str | None = None,
+        *,
+        threads: int | None = None,
+        tiles: bool = True,
+    ) -> None:
         one = chosen(plan, name)
         super().__init__(one, Binder(one), plan.arrays)
         self.threads = _thread_count(threads)
-        self._code: _Code | None = _Code(plan)
+        self._code: _Code | None = _Code(plan, tiles)
         functions = self._code.addresses(self._plan)
         self._preparer = Preparer(self._plan, functions, plan.arrays, self.threads)
         self._expected = self._binder.expected

@@ -34,6 +34,8 @@ EXTERNAL = frozenset(
 )
 STUB = 16  # bytes of a jump to an external function
 _V3 = frozenset("avx avx2 bmi1 bmi2 f16c fma abm movbe xsave".split())
+_AMX = frozenset("amx_tile amx_bf16".split())
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 _V4 = _V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
 
 
@@ -71,12 +73,32 @@ def detect_level(cpuinfo: str | None = None) -> str | None:
             cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
         except OSError:
             return None
+    flags = _flags(cpuinfo)
+    return "v4" if flags >= _V4 else "v3" if flags >= _V3 else None
+
+
+def _flags(cpuinfo: str) -> set[str]:
+    """What the first processor can do."""
     for line in cpuinfo.splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "flags":
-            flags = set(value.split())
-            return "v4" if flags >= _V4 else "v3" if flags >= _V3 else None
-    return None
+            return set(value.split())
+    return set()
+
+
+@lru_cache(maxsize=1)
+def may_use_tiles() -> bool:
+    """Whether this machine has AMX for bf16 and lets this process use it, which it must ask once.
+
+    Source: Linux, Documentation/arch/x86/xstate.rst.
+    """
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    if not _flags(cpuinfo) >= _AMX:
+        return False
+    return bool(_libc().syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 
 
 @dataclass
@@ -297,6 +319,11 @@ class NativeObject:
         """A callable with ctypes types; it releases Python's lock. Keep this object alive."""
         call: Callable[..., Any] = ctypes.CFUNCTYPE(result, *arguments)(self.address(name))
         return call
+
+    def use_tiles(self, on: bool) -> None:
+        """Whether products may use AMX; only where `may_use_tiles`. At first they do not."""
+        if "sf_use_tiles" in self._symbols:
+            self.function("sf_use_tiles", None, ctypes.c_int32)(int(on))
 
     def close(self) -> None:
         """Ends the pool's threads and unmaps the code. Nothing of it may be running."""

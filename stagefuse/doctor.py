@@ -80,7 +80,8 @@ def _processor() -> Finding:
         model = names[0] if names else model
     if level is None:
         return Finding("processor", model, False, "x86-64-v3 (AVX2 and FMA) is needed")
-    return Finding("processor", f"{model}: x86-64-{level} ({LEVELS.get(level, '')})", True)
+    units = LEVELS.get(level, "") + (", AMX" if native.may_use_tiles() else "")
+    return Finding("processor", f"{model}: x86-64-{level} ({units})", True)
 
 
 def _package(name: str, optional: bool = False) -> Finding:

@@ -23,18 +23,17 @@ from stagefuse.compiler.kernel_ir import (
     TileProduct,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, as_expr, const
+from stagefuse.dsl.dims import as_expr
 
-from . import scalars, vector_math
+from . import pieces, scalars, vector_math
 from .bodies import is_loop, values_of, walk
-from .fetch import FetchWriter
 from .ir import Value
 from .memory import Memory
 from .module import Module
 from .pool import pool_text
-from .scratch import padded, places_of
+from .products import ProductWriter, is_whole, rows_of
 from .sort import sort_symbol, sort_text
-from .tile import TileShape, declaration, tile_text
+from .tile import declaration
 
 AS_WRITTEN = "\n; linked behind the passes\n"
 """Between a module that passes improve, and one of functions that are good as they are written."""
@@ -43,7 +42,7 @@ AS_WRITTEN = "\n; linked behind the passes\n"
 def module_text(kernels: Sequence[Kernel], level: str) -> str:
     """The LLVM module of kernels, their helpers and the thread pool, then that of micro-kernels."""
     products = [s for k in kernels for s in walk(k.body) if isinstance(s, TileProduct)]
-    module = Module(level, frozenset((s.nr, _rows_of(s)) for s in products if not _is_whole(s)))
+    module = Module(level, frozenset((s.nr, rows_of(s)) for s in products if not is_whole(s)))
     functions = [KernelWriter(kernel, module).text() for kernel in kernels]
     width = "512" if level == "v4" else "256"
     tail = f'attributes #0 = {{ nounwind "prefer-vector-width"="{width}" }}'
@@ -66,20 +65,14 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
         helpers.insert(0, vector_math.table_text())
     apart = [module.micro_kernels[name] for name in sorted(module.micro_kernels)]
     helpers += map(declaration, apart)
+    if any(pieces.is_symbol(name) for name in module.micro_kernels):
+        apart.append(pieces.shared_text())
+        helpers.append(pieces.TEXT)
     text = "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
     return text + AS_WRITTEN + "\n\n".join(apart) + "\n" if apart else text
 
 
-def _rows_of(s: TileProduct) -> str:
-    """How the rows of a product's panel lie, in the words of `TileShape`."""
-    return "places" if s.panel_place else "steps" if s.panel_row else "packed"
-
-
-def _is_whole(s: TileProduct) -> bool:
-    return s.width is None or s.width.as_int() == s.nr
-
-
-class KernelWriter(FetchWriter):
+class KernelWriter(ProductWriter):
     """Writes the function of one kernel."""
 
     def text(self) -> str:
@@ -97,10 +90,12 @@ class KernelWriter(FetchWriter):
             noted = code.emit("load i64, ptr %status, align 8", "i64")
             code.branch_if(noted.compare("eq", 0), run, skip)
             code.start(run)
+        self._open_caches()
         self._allocate()
         self._aliases()
         self._tables()
         self._parallel(code.value("%begin", "i64"), code.value("%end", "i64"))
+        self._close_caches()
         if kernel.guarded:
             code.branch(skip)
             code.start(skip)
@@ -131,55 +126,6 @@ class KernelWriter(FetchWriter):
             self._sort(s)
         elif not isinstance(s, Alloc):
             raise TypeError(f"unknown statement {s}")
-
-    def _tile(self, s: TileProduct) -> None:
-        dst, a, panel = self.memory[s.dst], self.memory[s.a], self.memory[s.panel]
-        if {dst.dtype, a.dtype, panel.dtype} != {dst.dtype} or dst.dtype.bits < 32:
-            raise TypeError("a tile product takes f32 or f64 throughout")
-        if s.panel_col not in (None, const(1)):
-            raise TypeError("the columns of a panel are adjacent")
-        width = s.width or const(s.nr)
-        rows, element = _rows_of(s), scalars.REGISTER[dst.dtype.name]
-        shape = TileShape(element, s.nr, rows, (s.nr, rows) in self.module.partial)
-        if shape.symbol not in self.module.micro_kernels:
-            self.module.micro_kernels[shape.symbol] = tile_text(shape, self.module.level)
-
-        def place(memory: Memory, offset: Expr) -> str:
-            at = self.index(offset)
-            pointer = self.code.pure(
-                f"getelementptr {shape.element}, ptr {memory.pointer.text}, i64 {at.text}", "ptr"
-            )
-            return f"ptr {pointer.text}"
-
-        def number(expr: Expr) -> str:
-            return f"i64 {self.index(expr).text}"
-
-        table = self.places[s.panel_place, s.depth].text if s.panel_place else "null"
-        self.code.line(
-            f"call void @{shape.symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
-            f" {place(a, s.a_offset)}, {number(s.a_row)}, {number(s.a_col)},"
-            f" {place(panel, s.panel_offset)}, {number(s.panel_row or const(0))}, ptr {table},"
-            f" {number(s.rows)}, {number(s.depth)}, {number(width)}, i1 {int(s.accumulate)})"
-        )
-
-    def _tables(self) -> None:
-        """Fills the tables of where panels' rows begin, for all steps of the range."""
-        for place, count in places_of(self.kernel.body):
-            self.places[place, count] = self._scratch(padded(count * 8))
-            self._fill(self.places[place, count], place, count)
-
-    def _fill(self, table: Value, place: Expr, count: Expr) -> None:
-        """A table of an expression over `k`, i64 each."""
-
-        def body(k: Value, _: list[Value]) -> list[Value]:
-            self.scopes[-1].indices["k"] = k
-            at = self.code.pure(f"getelementptr i64, ptr {table.text}, i64 {k.text}", "ptr")
-            found = self.index(place)
-            self.code.line(f"store i64 {found.text}, ptr {at.text}, align 8{self._access()}")
-            return []
-
-        zero = self.code.const(0, "i64")
-        self._loop(zero, self.index(count), [], body, [], {"k"}, True, True)
 
     def _sort(self, s: SortRow) -> None:
         dtype = self.memory[s.keys].dtype

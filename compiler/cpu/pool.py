@@ -3,7 +3,8 @@
 `sf_run(steps, count, threads) -> i64` runs steps in order and returns how many it finished: it
 stops after a step that left a nonzero status. A step is seven 8-byte fields (`STEP_FIELDS`): the
 kernel, its arguments, the extent of its flattened loop, the smallest range worth a thread, scratch
-and its size for each thread, the status. One without a kernel ends a loop: `arguments` point to
+and its size for each thread, the status. The first word of a thread's scratch is 0 when it begins
+with a step. One without a kernel ends a loop: `arguments` point to
 the number of the turn, which starts at 0, and the addresses of as many copies of it as `stride`
 says; until there have been `count` turns it goes on `grain` records before it. Ranges of `grain`
 iterations are handed out by an atomic counter. One caller at a time has the pool; others, and
@@ -70,6 +71,17 @@ define internal void @sf.futex_wake(ptr %word) noinline nounwind {
   ret void
 }
 
+define internal void @sf.unmark(ptr %scratch, i64 %bytes) alwaysinline nounwind {
+entry:
+  %any = icmp sgt i64 %bytes, 0
+  br i1 %any, label %clear, label %done
+clear:
+  store i64 0, ptr %scratch, align 8
+  br label %done
+done:
+  ret void
+}
+
 define internal void @sf.take_ranges(i64 %thread) noinline nounwind {
 entry:
   %step = load $STEP, ptr @sf.job, align 8
@@ -82,6 +94,7 @@ entry:
   %status = extractvalue $STEP %step, 6
   %offset = mul i64 %stride, %thread
   %scratch = getelementptr i8, ptr %base, i64 %offset
+  call void @sf.unmark(ptr %scratch, i64 %stride)
   br label %take
 take:
   %begin = atomicrmw add ptr @sf.next, i64 %grain seq_cst, align 8
@@ -280,6 +293,8 @@ choose:
   %split = and i1 %split1, %large
   br i1 %split, label %parallel, label %inline
 inline:
+  %stride = extractvalue $STEP %record, 5
+  call void @sf.unmark(ptr %scratch, i64 %stride)
   call void %fn(ptr %args, i64 0, i64 %size, ptr %scratch, ptr %status)
   br label %check
 parallel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from stagefuse.compiler.kernel_ir import (
     Alloc,
@@ -12,16 +13,21 @@ from stagefuse.compiler.kernel_ir import (
     TileProduct,
 )
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv
-from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.dtypes import F32, DType
 
-from .bodies import walk
+from . import pieces
+from .bodies import walk, written_buffers
 
 SCRATCH_ALIGN = 64
+CUT_BYTES = 1_200_000
+"""Of rows cut into pieces that stay in the second-level cache."""
 
 
 def scratch_bytes(kernel: Kernel) -> Expr:
     """The private memory a thread needs for a kernel."""
-    total = const(0)
+    total = const(SCRATCH_ALIGN if caches_of(kernel) else 0)
+    for cache in caches_of(kernel).values():
+        total = total + cache.size
     for size in _scratch_sizes(kernel.body):
         total = total + size
     return total
@@ -39,6 +45,64 @@ def alloc_size(statement: Alloc) -> Expr:
     for extent in statement.shape:
         size = size * extent
     return padded(size)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Rows and a panel cut into pieces, of at most `most` steps of a sum; see `pieces`."""
+
+    columns: int
+    most: Expr
+    entries: int
+
+    @property
+    def size(self) -> Expr:
+        steps = floordiv(self.most, pieces.STEP)
+        each = self.entries * pieces.ROW_BYTES + pieces.panel_bytes(self.columns)
+        return padded(const(pieces.HEADER) + steps * each)
+
+
+Source = tuple[str, str, int]
+"""What a product's pieces are of: a buffer of rows, panels, and how wide they are."""
+
+
+def source_of(s: TileProduct) -> Source:
+    return s.a, s.panel, s.nr
+
+
+def caches_of(kernel: Kernel) -> dict[Source, Cache]:
+    """The caches of products that may be of pieces: packed panels, and rows of an f32 input, as
+    many as a step of the kernel multiplies, so that they are of use for more than one panel."""
+    scratch = {s.name: s for s in walk(kernel.body) if isinstance(s, Alloc)}
+    inputs = {b.name: b.dtype for b in kernel.buffers if b.mode == "in"}
+    written = written_buffers(kernel.body)
+    found: dict[Source, Cache] = {}
+    products = [s for s in walk(kernel.body) if isinstance(s, TileProduct)]
+    # of a known depth in stretches there is too much
+    deep = {source_of(s) for s in products if s.accumulate}
+    deep &= {source_of(s) for s in products if s.depth.as_int() is not None}
+    for s in products:
+        if (
+            source_of(s) in deep
+            or s.panel_row is not None
+            or s.panel_place is not None
+            or inputs.get(s.a) != F32
+            or s.a in written
+            or s.a_col != const(1)
+            or (s.mr, s.nr % 16) != (pieces.ROWS, 0)
+            or s.dst not in scratch
+            or len(scratch[s.dst].shape) != 3
+        ):
+            continue
+        if source_of(s) not in found:
+            most = floordiv(s.depth + (pieces.STEP - 1), pieces.STEP) * pieces.STEP
+            known = most.as_int()
+            fits = pieces.ENTRIES
+            if known is not None:
+                fits = CUT_BYTES // max(1, known * pieces.ROW_BYTES // pieces.STEP)
+            entries = min(max(1, fits), pieces.ENTRIES)
+            found[source_of(s)] = Cache(s.nr, most, entries)
+    return found
 
 
 def places_of(body: Sequence[Statement]) -> Iterator[tuple[Expr, Expr]]:

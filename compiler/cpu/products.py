@@ -1,0 +1,149 @@
+"""Products by tiles: calls of micro-kernels, and what those keep in scratch."""
+
+from __future__ import annotations
+
+from stagefuse.compiler.kernel_ir import For, Kernel, TileProduct
+from stagefuse.dsl.dims import Expr, const
+
+from . import pieces, scalars
+from .bodies import walk, written_buffers
+from .fetch import FetchWriter
+from .ir import Value
+from .memory import Memory
+from .module import Module
+from .scratch import SCRATCH_ALIGN, Cache, Source, caches_of, padded, places_of, source_of
+from .tile import TileShape, tile_text
+
+
+def rows_of(s: TileProduct) -> str:
+    """How the rows of a product's panel lie, in the words of `TileShape`."""
+    return "places" if s.panel_place else "steps" if s.panel_row else "packed"
+
+
+def is_whole(s: TileProduct) -> bool:
+    return s.width is None or s.width.as_int() == s.nr
+
+
+class ProductWriter(FetchWriter):
+    """The function of a kernel, as far as its products go."""
+
+    def __init__(self, kernel: Kernel, module: Module) -> None:
+        super().__init__(kernel, module)
+        self.caches: dict[Source, tuple[Cache, Value]] = {}
+        self.has_tiles: Value | None = None
+
+    def _tile(self, s: TileProduct) -> None:
+        dst, a, panel = self.memory[s.dst], self.memory[s.a], self.memory[s.panel]
+        if {dst.dtype, a.dtype, panel.dtype} != {dst.dtype} or dst.dtype.bits < 32:
+            raise TypeError("a tile product takes f32 or f64 throughout")
+        if s.panel_col not in (None, const(1)):
+            raise TypeError("the columns of a panel are adjacent")
+        width = s.width or const(s.nr)
+        rows, element = rows_of(s), scalars.REGISTER[dst.dtype.name]
+        shape = TileShape(element, s.nr, rows, (s.nr, rows) in self.module.partial)
+        if shape.symbol not in self.module.micro_kernels:
+            self.module.micro_kernels[shape.symbol] = tile_text(shape, self.module.level)
+
+        def place(memory: Memory, offset: Expr) -> str:
+            at = self.index(offset)
+            pointer = self.code.pure(
+                f"getelementptr {shape.element}, ptr {memory.pointer.text}, i64 {at.text}", "ptr"
+            )
+            return f"ptr {pointer.text}"
+
+        def number(expr: Expr) -> str:
+            return f"i64 {self.index(expr).text}"
+
+        if source_of(s) in self.caches:
+            cache, kept = self.caches[source_of(s)]
+            symbol = pieces.symbol(s.nr)
+            self.module.micro_kernels[symbol] = pieces.tile_text(s.nr, shape.symbol)
+            assert self.has_tiles is not None
+            kept = self.has_tiles.select(kept, self.code.value("null", "ptr"))
+            self.code.line(
+                f"call void @{symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
+                f" {place(a, s.a_offset)}, {number(s.a_row)}, {place(panel, s.panel_offset)},"
+                f" {number(s.rows)}, {number(s.depth)}, {number(width)}, i1 {int(s.accumulate)},"
+                f" ptr {kept.text}, i64 {cache.entries}, {number(cache.most)})"
+            )
+            return
+        table = self.places[s.panel_place, s.depth].text if s.panel_place else "null"
+        self.code.line(
+            f"call void @{shape.symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
+            f" {place(a, s.a_offset)}, {number(s.a_row)}, {number(s.a_col)},"
+            f" {place(panel, s.panel_offset)}, {number(s.panel_row or const(0))}, ptr {table},"
+            f" {number(s.rows)}, {number(s.depth)}, {number(width)}, i1 {int(s.accumulate)})"
+        )
+
+    def _tables(self) -> None:
+        """Fills the tables of where panels' rows begin, for all steps of the range."""
+        for place, count in places_of(self.kernel.body):
+            self.places[place, count] = self._scratch(padded(count * 8))
+            self._fill(self.places[place, count], place, count)
+
+    def _fill(self, table: Value, place: Expr, count: Expr) -> None:
+        """A table of an expression over `k`, i64 each."""
+
+        def body(k: Value, _: list[Value]) -> list[Value]:
+            self.scopes[-1].indices["k"] = k
+            at = self.code.pure(f"getelementptr i64, ptr {table.text}, i64 {k.text}", "ptr")
+            found = self.index(place)
+            self.code.line(f"store i64 {found.text}, ptr {at.text}, align 8{self._access()}")
+            return []
+
+        zero = self.code.const(0, "i64")
+        self._loop(zero, self.index(count), [], body, [], {"k"}, True, True)
+
+    # products of pieces
+
+    def _open_caches(self) -> None:
+        """Has the thread's tiles ready and its caches empty, at its first range of a step: the
+        first word of its scratch is then 0."""
+        found = caches_of(self.kernel) if self.module.level == "v4" else {}
+        if not found:
+            return
+        code = self.code
+        mark = self._scratch(const(SCRATCH_ALIGN))
+        self.caches = {key: (cache, self._scratch(cache.size)) for key, cache in found.items()}
+        on = code.emit("load i32, ptr @sf.uses_tiles, align 4", "i32").compare("ne", 0)
+        self.has_tiles = on
+        begin, clear, after = code.label("tiles"), code.label("clear"), code.label("ready")
+        code.branch_if(on, begin, after)
+        code.start(begin)
+        code.line("call void @sf.pieces.begin()")
+        seen = code.emit(f"load i64, ptr {mark.text}, align 8", "i64")
+        code.branch_if(seen.compare("eq", 0), clear, after)
+        code.start(clear)
+        code.line(f"store i64 1, ptr {mark.text}, align 8")
+        for _, place in self.caches.values():
+            code.line(
+                f"call void @llvm.memset.p0.i64(ptr align 64 {place.text}, i8 0,"
+                f" i64 {pieces.HEADER}, i1 false)"
+            )
+        code.branch(after)
+        code.start(after)
+
+    def _close_caches(self) -> None:
+        if self.has_tiles is None:
+            return
+        code = self.code
+        end, after = code.label("untile"), code.label("ended")
+        code.branch_if(self.has_tiles, end, after)
+        code.start(end)
+        code.line("call void @sf.pieces.end()")
+        code.branch(after)
+        code.start(after)
+
+    def _for(self, s: For) -> None:
+        super()._for(s)
+        self._forget_panels(s)
+
+    def _forget_panels(self, s: For) -> None:
+        """What has been cut of panels that a loop writes is of no use any more."""
+        written = written_buffers([s])
+        if any(isinstance(x, TileProduct) for x in walk([s])):
+            return
+        for (_, panel, _), (_, place) in self.caches.items():
+            if panel in written:
+                at = self.code.pure(f"getelementptr i8, ptr {place.text}, i64 8", "ptr")
+                self.code.line(f"store i64 0, ptr {at.text}, align 8")

@@ -1,0 +1,159 @@
+"""f32 products on AMX: as right as those of vectors, and the same whatever came before."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from stagefuse.compiler.graph import Graph
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.dsl.dims import const, sym
+from stagefuse.dsl.dtypes import F32
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.types import TensorType
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
+from stagefuse.runtime.native import may_use_tiles
+
+from .graph_run import graph_of, native
+
+pytestmark = pytest.mark.skipif(not may_use_tiles(), reason="needs AMX")
+UNIT = 2.0**-24
+Array = np.ndarray
+
+
+def product(depth: int | None, batch: bool = False) -> Graph:
+    """x @ y for x [M, K] and y [K, N], K known or not; of a batch, the kernel packs y."""
+    b = Builder(Facts().with_ranges({"B": (0, 8), "M": (0, 4096), "K": (0, 8192), "N": (0, 4096)}))
+    m, n = sym("M"), sym("N")
+    k = sym("K") if depth is None else const(depth)
+    lead = [sym("B")] if batch else []
+    x = b.input("x", TensorType(F32, (*lead, m, k)))
+    y = b.input("y", TensorType(F32, (*lead, k, n)))
+    left = b.view(x, [*lead, m, n, k], lambda *i: [*i[:-3], i[-3], i[-1]])
+    right = b.view(y, [*lead, m, n, k], lambda *i: [*i[:-3], i[-1], i[-2]])
+    return graph_of(b, [b.reduce("sum", b.map("mul", left, right), [len(lead) + 2])])
+
+
+@cache
+def compiled(depth: int | None = None, batch: bool = False, threads: int = 1) -> CpuPipeline:
+    dims = (*(["B"] if batch else []), "M", *(["K"] if depth is None else []), "N")
+    return native(product(depth, batch), dims, threads)
+
+
+def vectors(pipe: CpuPipeline, x: Array, y: Array) -> Array:
+    """What the pipeline gives without tiles."""
+    assert pipe._code is not None
+    pipe._code._object.use_tiles(False)
+    try:
+        return np.asarray(pipe(x=x, y=y))
+    finally:
+        pipe._code._object.use_tiles(True)
+
+
+def matrices(rng: np.random.Generator, m: int, k: int, n: int) -> tuple[Array, Array]:
+    return rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+
+
+def check(found: Array, x: Array, y: Array) -> None:
+    """Each of the six products of pieces is added once, and each addition rounds once; what is left
+    out of a product is below 2^-26 of it."""
+    wanted = x.astype(float) @ y.astype(float)
+    scale = np.abs(x).astype(float) @ np.abs(y).astype(float)
+    bound = (6 * x.shape[-1] + 1) * UNIT * scale
+    assert np.all(np.abs(found - wanted) <= bound)
+
+
+SIZES = [(m, n) for m in (16, 17, 31, 32, 33, 64, 143) for n in (16, 1, 47, 48, 49, 200)]
+
+
+@pytest.mark.parametrize("depth", [24, 31, 32, 33, 100, 513])
+def test_every_shape_of_a_tile(rng: np.random.Generator, depth: int) -> None:
+    for m, n in SIZES:
+        x, y = matrices(rng, m, depth, n)
+        check(compiled(depth)(x=x, y=y), x, y)
+
+
+@pytest.mark.parametrize("shape", [(40, 23, 50), (150, 520, 97), (300, 1030, 50), (1100, 60, 49)])
+def test_a_depth_that_is_not_known(rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
+    x, y = matrices(rng, *shape)
+    check(compiled()(x=x, y=y), x, y)
+
+
+def test_panels_that_the_kernel_packs(rng: np.random.Generator) -> None:
+    """A panel's scratch holds another one at every step."""
+    for m, k, n in ((70, 64, 100), (16, 33, 200), (300, 700, 49)):
+        x = rng.standard_normal((3, m, k), np.float32)
+        y = rng.standard_normal((3, k, n), np.float32)
+        check(compiled(batch=True)(x=x, y=y), x, y)
+
+
+def test_the_error_is_that_of_vectors(rng: np.random.Generator) -> None:
+    for depth in (64, 384, 1024):
+        x, y = matrices(rng, 128, depth, 96)
+        wanted = x.astype(float) @ y.astype(float)
+        pieces, plain = compiled(depth)(x=x, y=y), vectors(compiled(depth), x, y)
+        assert not np.array_equal(pieces, plain)  # tiles were used
+        assert np.linalg.norm(pieces - wanted) <= 1.25 * np.linalg.norm(plain - wanted)
+
+
+def test_the_same_bits_from_any_number_of_threads(rng: np.random.Generator) -> None:
+    x, y = matrices(rng, 500, 384, 700)
+    results = [compiled(384, threads=threads)(x=x, y=y) for threads in (1, 2, 3) for _ in range(3)]
+    assert all(np.array_equal(r, results[0]) for r in results)
+
+
+def test_memory_that_has_changed_since_the_last_call(rng: np.random.Generator) -> None:
+    for threads in (1, 2):
+        pipe = compiled(384, threads=threads)
+        x, y = matrices(rng, 96, 384, 96)
+        for _ in range(3):
+            x[:] = rng.standard_normal(x.shape)
+            y[:] = rng.standard_normal(y.shape)
+            check(pipe(x=x, y=y), x, y)
+
+
+SPECIAL = [np.inf, -np.inf, np.nan, 3.4e38, -2.0**126, 1e-45, -1e-39, 2.0**-126, 1e-20, 2.0**63]
+
+
+@pytest.mark.parametrize("value", SPECIAL)
+@pytest.mark.parametrize("side", ["x", "y"])
+@np.errstate(all="ignore")
+def test_what_has_no_pieces(rng: np.random.Generator, value: float, side: str) -> None:
+    """A row of a block or a column of a panel that is out of range is multiplied by vectors."""
+    depth = 100
+    x, y = matrices(rng, 80, depth, 100)
+    (x if side == "x" else y)[37, 41] = value
+    found, plain = compiled(depth)(x=x, y=y), vectors(compiled(depth), x, y)
+    touched = (slice(32, 64), slice(None)) if side == "x" else (slice(None), slice(0, 48))
+    assert np.array_equal(found[touched], plain[touched], equal_nan=True)
+    others = np.ones(found.shape, bool)
+    others[touched] = False
+    assert np.isfinite(found[others]).all()
+    if np.isfinite(value) and abs(value) < 1:
+        check(found, x, y)
+
+
+def test_products_below_the_normal_range() -> None:
+    """They are kept, as f32 keeps them."""
+    pipe = compiled(64)
+    x, y = np.zeros((32, 64), np.float32), np.zeros((64, 48), np.float32)
+    x[:, 3], y[3] = 3e-20, 7e-21
+    assert np.array_equal(pipe(x=x, y=y), vectors(pipe, x, y))
+
+
+def test_magnitudes_far_apart(rng: np.random.Generator) -> None:
+    """Each element's error is small beside its own row and column."""
+    x, y = matrices(rng, 64, 200, 64)
+    x *= (2.0 ** rng.integers(-30, 30, (64, 1))).astype(np.float32)
+    y *= (2.0 ** rng.integers(-8, 30, (1, 64))).astype(np.float32)
+    check(compiled(200)(x=x, y=y), x, y)
+
+
+def test_zeros_are_not_out_of_range(rng: np.random.Generator) -> None:
+    x, y = matrices(rng, 64, 384, 96)
+    x[x < 0] = 0
+    pieces = compiled(384)(x=x, y=y)
+    assert not np.array_equal(pieces, vectors(compiled(384), x, y))
+    check(pieces, x, y)
