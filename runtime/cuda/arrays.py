@@ -82,10 +82,12 @@ class CudaArray(DeviceArray):
             self.order_before(_LEGACY_STREAM if stream is None else stream)
         elif self.users is not None:
             self.users.unknown = True
-        exported = calls.export(
-            self.address, self.region.size, self.shape, self.dtype, self.region.memory.owner
-        )
-        return exported.__dlpack__(stream=-1, max_version=max_version)
+        size = self.dtype.itemsize
+        steps = None if self.strides is None else tuple(n // size for n in self.strides)
+        return calls.export(
+            self.address, self.shape, steps, self.dtype, self.number, self.region.memory.owner,
+            max_version,
+        )  # fmt: skip
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

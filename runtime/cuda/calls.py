@@ -18,6 +18,7 @@ import numpy as np
 
 from ..drivers import MAP_BYTES
 from ..errors import DeviceError, InputError, OutOfMemory
+from . import dlpack
 
 HELP = '  = help: python -m pip install "stagefuse[gpu]"'
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no order with the legacy default stream
@@ -25,6 +26,7 @@ _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING: cheaper events
 _DEFAULT_SHARED = 48 * 1024  # more must be asked for, kernel by kernel
 _PORTABLE_CLUSTER = 8
 _PEAK_BYTES = 1 << 47
+_DLPACK_CUDA = 2  # kDLCUDA
 _MAP_TYPES = {  # CUtensorMapDataType; types that it lacks are moved as plain bytes
     "bool": 0, "u8": 0, "i8": 0, "f8e4m3": 0, "f8e5m2": 0, "u16": 1, "i16": 1, "u32": 2, "i32": 3,
     "u64": 4, "i64": 5, "f16": 6, "f32": 7, "f64": 8, "bf16": 9,
@@ -516,11 +518,17 @@ def view(value: Any, stream: int) -> View:
 
 
 def export(
-    address: int, size: int, shape: tuple[int, ...], dtype: np.dtype[Any], owner: Any
+    address: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    dtype: np.dtype[Any],
+    number: int,
+    owner: Any,
+    max_version: tuple[int, int] | None,
 ) -> Any:
-    """An object with `__dlpack__` for dense memory; it keeps `owner` alive."""
-    from cuda.core import Buffer
-    from cuda.core.utils import StridedMemoryView
+    """A DLPack capsule of memory of GPU `number`, which keeps `owner` alive."""
+    return dlpack.capsule(
+        address, shape, dtype, (_DLPACK_CUDA, number), owner, strides=strides,
+        max_version=max_version,
+    )  # fmt: skip
 
-    buffer = Buffer.from_handle(address, size, owner=owner)
-    return StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)

@@ -13,6 +13,7 @@ import pytest
 import stagefuse as sf
 from benchmarks.gpu.plans import plan_of
 from benchmarks.workloads import FAMILIES
+from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.runtime.cuda import found
 from stagefuse.runtime.device_pipeline import DevicePipeline
 from stagefuse.runtime.devices import open_plan
@@ -60,6 +61,18 @@ def test_map_and_submit(affine: DevicePipeline) -> None:
     for result, x in zip(affine.map({"x": x} for x in batches), batches, strict=True):
         check(result, x)
     check(affine.submit(x=batches[0]).result(), batches[0])
+
+
+@pytest.mark.parametrize("name", ["bf16", "f16", "f64", "i8", "i64", "u8", "f8e4m3", "f8e5m2"])
+def test_tensors_of_every_dtype_come_back_as_tensors(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    array = DTYPES[name].array
+    source = f"pipeline p(x: {name}[N]) -> {name}[N]:\n    flip(x, axis=0)\n"
+    with sf.compile(source, device="cuda:0") as pipe:
+        x = torch.arange(1, 8, device="cuda").to(getattr(torch, array))
+        y = pipe(x=x)
+    assert isinstance(y, torch.Tensor) and y.dtype == x.dtype and y.is_cuda
+    assert y.cpu().double().tolist() == x.cpu().double().tolist()[::-1]
 
 
 def test_tensors_of_torch_stay_on_the_gpu(affine: DevicePipeline) -> None:

@@ -467,8 +467,9 @@ class FakeCuda:
             self.streams[consumer] |= self.streams[producer]
 
     def export(
-        self, address: int, size: int, shape: tuple[int, ...], dtype: Any, owner: Any
-    ) -> FakeTensor:
+        self, address: int, shape: tuple[int, ...], strides: Any, dtype: Any, number: int,
+        owner: Any, max_version: Any,
+    ) -> FakeTensor:  # fmt: skip
         tensor = FakeTensor(self, address, shape, dtype, None)
         tensor.owner = owner
         return tensor
