@@ -220,7 +220,8 @@ class TileProduct:
 class Operand:
     """A matrix in a buffer: its element (i, j) lies at offset + i * along + j * across. Where it
     is cut into panels of so many columns, j is the column in its panel, and the panels lie `step`
-    apart."""
+    apart. Where its rows come in runs of so many, i is the number of the run, and the rows of one
+    lie `step` apart."""
 
     buffer: str
     offset: Expr
@@ -228,10 +229,14 @@ class Operand:
     across: Expr
     panel: int = 0
     step: Expr = field(default_factory=lambda: const(0))
+    run: int = 0
 
     def place(self, i: Expr, j: Expr, facts: Facts | None = None) -> Expr:
         """Where an element lies."""
         start = self.offset + i * self.along
+        if self.run:
+            run, inside = floordiv(i, self.run, facts), mod(i, self.run, facts)
+            start = self.offset + run * self.along + inside * self.step
         if not self.panel:
             return start + j * self.across
         inside = mod(j, self.panel, facts) * self.across
@@ -252,6 +257,11 @@ class Attend:
     infinite. If all scores of a row are -infinity, the total is NaN where `keep` is always true,
     and else 0. `dst` is scratch in rows of `dst_row` elements, `totals` scratch, both
     f32; the operands are f32, f16 or bf16. For GPUs only.
+
+    With `most`, scratch as `totals` is, the keys are dealt out in so many `ways`, each key to one
+    of them. Way w has rows w * mr + r of the results, over its keys alone, and most[w * mr + r] is
+    their greatest kept score, -infinity if there is none; then the total is 0. `lo` is a multiple
+    of 64 and of the panels, or no key below it is kept.
     """
 
     dst: str
@@ -271,6 +281,8 @@ class Attend:
     raw: str
     score: Value
     keep: Value
+    most: str = ""
+    ways: int = 1
 
 
 @dataclass(frozen=True)

@@ -388,6 +388,7 @@ def _read_loop(reader: Reader, env: object) -> tuple[str, Expr]:
 
 def _write_operand(x: Operand, env: object) -> str:
     panels = f", {x.panel}, {x.step}" if x.panel else ""
+    panels = f", 0, {x.step}, {x.run}" if x.run else panels
     return f"{x.buffer}({x.offset}, {x.along}, {x.across}{panels})"
 
 
@@ -396,8 +397,9 @@ def _read_operand(reader: Reader, env: object) -> Operand:
     offset, along, across, *panels = reader.list_of(reader.expr, "(", ")")
     if not panels:
         return Operand(name, offset, along, across)
-    panel, step = panels
-    return Operand(name, offset, along, across, panel.as_int() or 0, step)
+    panel, step, *runs = panels
+    run = runs[0].as_int() or 0 if runs else 0
+    return Operand(name, offset, along, across, panel.as_int() or 0, step, run)
 
 
 CODECS[Operand] = Codec(_write_operand, _read_operand)

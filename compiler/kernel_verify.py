@@ -383,7 +383,7 @@ def _panel_end(s: TileProduct) -> Expr:
 def _attend(check: _Check, s: Attend, scope: _Scope) -> None:
     operands = (s.queries, s.keys, s.values)
     dtypes = {check.buffer(scope, x.buffer).dtype for x in operands}
-    made = [check.buffer(scope, name) for name in (s.dst, s.totals)]
+    made = [check.buffer(scope, name) for name in (s.dst, s.totals, *filter(None, [s.most]))]
     if len(dtypes) != 1 or not dtypes <= {F32, F16, BF16} or {b.dtype for b in made} != {F32}:
         check.fail(7, "attention is of f32, f16 or bf16 into f32")
     if {b.mode for b in made} != {"scratch"}:
@@ -410,8 +410,17 @@ def _attend(check: _Check, s: Attend, scope: _Scope) -> None:
         ends += [(s.queries, r, const(k)), (s.keys, const(k), j), (s.values, j, const(c))]
     for x, a, b in ends:
         buffer = scope.buffers[x.buffer]
-        check.inside(buffer.name, x.place(a, b, inner.facts), size_of(buffer.shape), inner, ())
-    for buffer, index in zip(made, (r * s.dst_row + s.columns - 1, r), strict=True):
+        place = x.place(a, b, inner.facts)
+        if x.run:  # whole runs, whose numbers bounds see through
+            inner.enter_loop("run'", const(0), floordiv(s.rows + (x.run - 1), x.run))
+            inner.enter_loop("row'", const(0), const(x.run))
+            place = x.offset + sym("run'") * x.along + sym("row'") * x.step + b * x.across
+        check.inside(buffer.name, place, size_of(buffer.shape), inner, ())
+    if s.ways != 1 and (s.ways < 1 or not s.most):
+        check.fail(7, "keys are dealt out in one way or more, with their greatest scores")
+    last_row = r + (s.ways - 1) * s.mr
+    places = (last_row * s.dst_row + s.columns - 1, last_row, last_row)
+    for buffer, index in zip(made, places, strict=False):
         check.inside(buffer.name, index, size_of(buffer.shape), inner, ())
 
 

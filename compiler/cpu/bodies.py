@@ -45,7 +45,7 @@ def written_buffers(body: Sequence[Statement]) -> frozenset[str]:
         elif isinstance(s, TileProduct):
             found.add(s.dst)
         elif isinstance(s, Attend):
-            found |= {s.dst, s.totals}
+            found |= {s.dst, s.totals, *filter(None, [s.most])}
         elif isinstance(s, SortRow):
             found |= {s.keys, s.order}
     return frozenset(found)

@@ -39,11 +39,32 @@ class ExactAttendWriter(TensorWriter):
             lowest = code.const(-math.inf, "float")
             carry = [lowest, zero]
             most, total = self.loop(s.key, s.lo, s.hi, carry, lambda c: self._one_key(s, c))
-            if isinstance(s.keep, Const):
+            if s.most:
+                self._only_way(s, most)
+            elif isinstance(s.keep, Const):
                 some = self.holds("gt", s.hi, s.lo) & most.compare("eq", -math.inf)
                 total = some.select(code.const(math.nan, "float"), total)
             self.write(totals, self.address(totals, (lane, None)), [total])
         code.start(out)
+
+    def _only_way(self, s: Attend, greatest: Value) -> None:
+        """The first way has all keys, and the others none."""
+        code = self.code
+        zero = self._held(code.const(0.0, "float"))
+        dst, totals, most = (self.memory[n] for n in (s.dst, s.totals, s.most))
+        self.write(most, self.address(most, (sym("lane"), None)), [greatest])
+        for way in range(1, s.ways):
+            row = sym("lane") + way * s.mr
+
+            def cleared(carry: Carry, row: Expr = row) -> Carry:
+                place = row * s.dst_row + sym("c'")
+                self.write(dst, self.address(dst, (place, None)), [zero])
+                return carry
+
+            self.loop("c'", const(0), const(s.columns), [], cleared)
+            self.write(totals, self.address(totals, (row, None)), [zero])
+            nothing = self._held(code.const(-math.inf, "float"))
+            self.write(most, self.address(most, (row, None)), [nothing])
 
     def _one_key(self, s: Attend, carry: Carry) -> Carry:
         """One more key."""

@@ -10,6 +10,8 @@ from stagefuse.dsl.dims import Expr, const, floordiv, mod
 STAGE_BYTES = 96 << 10
 """Shared memory of a block on every arch."""
 STAGES = 2
+MOST_STAGES = 4
+"""Where warps share rows: of few rows, what takes time is to bring the keys."""
 QUERY_BYTES = 256
 """Of a query that stays in registers."""
 
@@ -87,13 +89,27 @@ def side(
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a block; `held`: queries stay in registers and leave their place to the keys."""
+    """Sizes of a block; `held`: queries stay in registers and leave their place to the keys.
+    `ways`: warps that share rows and divide a block of keys."""
 
     queries: Side
     keys: Side
     values: Side
     size: int
     held: bool
+    ways: int
+
+    @property
+    def share(self) -> int:
+        """Keys of a block that a warp takes."""
+        return self.block // self.ways
+
+    @property
+    def stages(self) -> int:
+        """Blocks of keys that shared memory holds."""
+        if self.ways == 1:
+            return STAGES
+        return max(STAGES, min((STAGE_BYTES - self.start) // self.stage_bytes, MOST_STAGES))
 
     @property
     def block(self) -> int:
@@ -115,7 +131,7 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        return max(self.query_bytes, self.start + STAGES * self.stage_bytes)
+        return max(self.query_bytes, self.start + self.stages * self.stage_bytes)
 
 
 def shape_of(s: Attend, size: int) -> Shape:
@@ -124,7 +140,7 @@ def shape_of(s: Attend, size: int) -> Shape:
     most = 64 if size == 2 else 32
     blocks = [s.keys.panel] if s.keys.panel else [most]
     unit = 16 if size == 2 else 8
-    while blocks[-1] % (2 * unit) == 0:
+    while blocks[-1] % (2 * unit * s.ways) == 0:
         blocks.append(blocks[-1] // 2)
     for block in blocks:
         found = Shape(
@@ -133,6 +149,7 @@ def shape_of(s: Attend, size: int) -> Shape:
             side(s.values, block, s.columns, True, size, False),
             size,
             held,
+            s.ways,
         )
         if found.bytes <= STAGE_BYTES:
             break

@@ -6,6 +6,10 @@ No row of scores is ever whole: sums over the keys so far are corrected when a g
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from stagefuse.compiler.attention import Softmax
+from stagefuse.compiler.fuse import Group
 from stagefuse.compiler.graph import View
 from stagefuse.compiler.join import steps_of
 from stagefuse.compiler.kernel_ir import (
@@ -23,9 +27,11 @@ from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.products import _product as product_of
 from stagefuse.compiler.lower.values import Lowering
+from stagefuse.compiler.schedule import GPU_WGMMA
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, F32, I64
 
+from .attend_groups import GROUP_ROWS, groups_of, takes_groups
 from .attend_shape import rows_of_block
 from .contract import left_of
 from .kept import kept
@@ -34,66 +40,119 @@ PADDING = 4
 """Elements between the rows of a tile, so that eight rows lie in different banks."""
 
 
-def lower_attention(low: Lowering) -> Parallel:
-    """Blocks of rows: attended, then stored with what follows."""
+@dataclass(frozen=True)
+class Attention:
+    """The parts of a group: two products, what lies between, and where operands lie, over the
+    indices of the batch. `half`: operands are multiplied in 16 bits."""
+
+    low: Lowering
+    first: Product
+    last: Product
+    rows: Group
+    softmax: Softmax
+    queries: Operand
+    keys_at: Operand
+    values_at: Operand
+    half: bool
+    depth: int
+    columns: int
+
+    @property
+    def keys(self) -> Expr:
+        return self.last.depth
+
+    def weights(self, place: list[Expr], most: Expr, row: str = "r") -> tuple[Value, Value]:
+        """The score and whether it is kept, at a place over `row`, at most so great, and key j."""
+        low, softmax = self.low, self.softmax
+        before = low.facts
+        low.facts = before.with_ranges({row: (0, most), "j": (0, self.keys - 1)})
+        at = tuple(map(Index, place))
+        low.keeps_f32 = True
+        with low.part(self.rows, {self.first.ref: lambda _: Local("raw", F32)}):
+            score = low.value(softmax.score, at, ())
+            always = Const(True, BOOL)
+            keep = always if softmax.keep is None else low.value(softmax.keep, at, ())
+        low.facts = before
+        return score, keep
+
+    def finish(self, own: Value, total: Value, row: Expr, column: Expr) -> None:
+        """Stores an element of the result whose weighted sum is `own`, with what follows."""
+        low, softmax = self.low, self.softmax
+        place = tuple(map(Index, self.first.place(low, row, const(0))))
+        with low.part(self.rows, {softmax.total: lambda _: total}):
+            norm = low.value(softmax.norm, place, ())
+        value: Value = Op(softmax.by, (own, norm), F32)
+        if not low.facts.is_positive(self.keys):  # of no keys the sum is 0, whatever divides it
+            some = Op("gt", (Index(self.keys), Const(0, I64)), BOOL)
+            value = Op("select", (some, value, Const(0.0, F32)), F32)
+        with low.part(low.group, {self.last.ref: lambda _: value}):
+            low.store(self.last.place(low, row, column))
+
+
+def attention_of(low: Lowering) -> Attention:
+    """The parts of a lowering's group."""
     group, rows, softmax = low.group, low.group.rows, low.group.softmax
     assert rows is not None and softmax is not None
     first, last = product_of(low, rows.anchor), product_of(low, group.anchor)
-    depth, columns, keys = first.depth.as_int(), last.columns.as_int(), last.depth
+    depth, columns = first.depth.as_int(), last.columns.as_int()
     assert depth is not None and columns is not None
     half = first.operands[0] in group.packs
-    most = rows_of_block(depth, columns, 2 if half else 4)
+    q = left_of(low, first)
+    low.keeps_f32 = True
+    return Attention(
+        low, first, last, rows, softmax, Operand(q.name, q.start, q.step, const(1)),
+        panels_of(low, first, half), panels_of(low, last, half), half, depth, columns,
+    )  # fmt: skip
+
+
+def suits_groups(low: Lowering) -> bool:
+    """Whether Hopper's warpgroups can multiply a group's operands. `low` is only asked."""
+    a = attention_of(low)
+    operands = (a.queries, a.keys_at, a.values_at)
+    return a.half and takes_groups(operands, a.depth, a.columns, low.facts)
+
+
+def lower_attention(low: Lowering) -> Parallel:
+    """Blocks of rows: attended, then stored with what follows."""
+    a = attention_of(low)
+    first = a.first
+    most = rows_of_block(a.depth, a.columns, 2 if a.half else 4)
+    if low.schedule == GPU_WGMMA:
+        most = groups_of(a.depth, a.columns) * GROUP_ROWS
     blocks = floordiv(first.rows + (most - 1), most, low.facts)
     parallel = [*first.batch, ("mb", blocks)]
     low.bind(parallel)
-    start = sym("mb") * most
+    block = sym("mb")
+    if a.softmax.keep is not None:  # the last rows first, as they may keep the most keys
+        block = blocks - 1 - block
+    start = block * most
     count = minimum(first.rows - start, const(most))
     totals, tile = low.name("totals"), low.name("tile")
-    pitch = const(-(-columns // 8) * 8 + PADDING)
+    pitch = const(-(-a.columns // 8) * 8 + PADDING)
+    low.emit(Alloc(tile, F32, (const(most), pitch)))  # first, where it is aligned most
     low.emit(Alloc(totals, F32, (const(most),)))
-    low.emit(Alloc(tile, F32, (const(most), pitch)))
-    row, key = sym("r"), sym("j")
-    before = low.facts
-    low.facts = before.with_ranges({"r": (0, count - 1), "j": (0, keys - 1)})
-    at = tuple(map(Index, first.place(low, start + row, key)))
-    low.keeps_f32 = True
-    with low.part(rows, {first.ref: lambda _: Local("raw", F32)}):
-        score = low.value(softmax.score, at, ())
-        always = Const(True, BOOL)
-        keep = always if softmax.keep is None else low.value(softmax.keep, at, ())
-    low.facts = before
-    lo, hi = kept(keep, "r", "j").ends(most, keys)
-    q = left_of(low, first)
-    queries = Operand(q.name, q.start + start * q.step, q.step, const(1))
-    keys_at, values_at = panels_of(low, first, half), panels_of(low, last, half)
+    score, keep = a.weights(first.place(low, start + sym("r"), sym("j")), count - 1)
+    lo, hi = kept(keep, "r", "j").ends(most, a.keys)
+    q = a.queries
+    queries = Operand(q.buffer, q.offset + start * q.along, q.along, q.across)
     low.emit(
         Attend(
-            tile, pitch, totals, queries, keys_at, values_at, count, most, lo, hi, depth, columns,
-            "r", "j", "raw", score, keep,
+            tile, pitch, totals, queries, a.keys_at, a.values_at, count, most, lo, hi, a.depth,
+            a.columns, "r", "j", "raw", score, keep,
         )
     )  # fmt: skip
-    zero = Const(0.0, F32)
-
-    def norm(row: Expr) -> Value:
-        total = Load(totals, (Index(row),), F32)
-        place = tuple(map(Index, first.place(low, start + row, const(0))))
-        with low.part(rows, {softmax.total: lambda _: total}):
-            return low.value(softmax.norm, place, ())
 
     def element() -> None:
-        here = Load(tile, (Index(sym("r")), Index(sym("c"))), F32)
-        value: Value = Op(softmax.by, (here, norm(sym("r"))), F32)
-        if not low.facts.is_positive(keys):  # of no keys the sum is 0, whatever it is divided by
-            value = Op("select", (Op("gt", (Index(keys), Const(0, I64)), BOOL), value, zero), F32)
-        with low.part(group, {last.ref: lambda _: value}):
-            low.store(last.place(low, start + sym("r"), sym("c")))
+        own = Load(tile, (Index(sym("r")), Index(sym("c"))), F32)
+        total = Load(totals, (Index(sym("r")),), F32)
+        a.finish(own, total, start + sym("r"), sym("c"))
 
-    def finish() -> None:
+    def row() -> None:
         low.facts = low.facts.with_ranges({"r": (0, most - 1)})
-        low.loop("c", const(0), const(columns), element, vector=True)
+        low.loop("c", const(0), const(a.columns), element, vector=True)
 
-    low.loop("r", const(0), count, finish, vector=True)
-    return parallel, keys * (most * (depth + columns))
+    low.loop("r", const(0), count, row, vector=True)
+    return parallel, a.keys * (most * (a.depth + a.columns))
 
 
 def panels_of(low: Lowering, p: Product, half: bool) -> Operand:

@@ -58,7 +58,7 @@ class BarrierWriter(ValueWriter):
                 reads |= {x.a, x.panel}
                 writes.add(x.dst)
             elif isinstance(x, Attend):
-                writes |= {x.dst, x.totals}
+                writes |= {x.dst, x.totals, *filter(None, [x.most])}
             elif isinstance(x, SortRow):
                 writes |= {x.keys, x.order}
             elif isinstance(x, Store):

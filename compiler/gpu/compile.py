@@ -29,7 +29,8 @@ from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Assembled, AssemblerMissing, Assembly, Usage, assemble
-from .attention import lower_attention
+from .attention import lower_attention, suits_groups
+from .attention_split import lower_joined, lower_pieces, split_of
 from .chain import LONGEST, lower_chain
 from .columns import lower_rows
 from .contract import (
@@ -141,7 +142,10 @@ class GpuCompiler:
 
     def _families(self, graph: Graph, group: Group) -> list[tuple[str, ...]]:
         """The arches by what kernels of a group they have in common."""
-        if group.kind != "contract" or not is_half(graph, group):
+        groups = group.kind == "contract" and is_half(graph, group)
+        if group.kind == "attention":
+            groups = suits_groups(SourceLowering(graph, group, Sites(), GPU))
+        if not groups:
             return [self.arches]
         families = [tuple(a for a in self.arches if (a in WGMMA) == has) for has in (False, True)]
         return [f for f in families if f]
@@ -161,6 +165,9 @@ class GpuCompiler:
             low.sizes, few = short
             yield low, GPU_FORMS, few, "short"
             yield SourceLowering(graph, group, sites, GPU), GPU_FORMS, 1 - few, ""
+            return
+        if group.kind == "attention":
+            yield from _attentions(graph, group, sites, arches)
             return
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
         whole_product: Whole | None = None
@@ -327,6 +334,24 @@ def _arithmetic(text: str) -> str:
     if "mma" not in text:
         return "f32"
     return "tf32" if ".tf32" in text else "half"
+
+
+def _attentions(
+    graph: Graph, group: Group, sites: Sites, arches: Sequence[str]
+) -> Iterator[tuple[SourceLowering, Forms, Expr, str]]:
+    """The kernels of attention: of few queries in two, the others in one."""
+    asked = SourceLowering(graph, group, Sites(), GPU)
+    split = split_of(asked)
+    others = const(1)
+    if split is not None:
+        others = 1 - split.few
+        for part, name in ((lower_pieces, "pieces"), (lower_joined, "joined")):
+            low = SourceLowering(graph, group, sites, GPU)
+            share = const(1) if name == "pieces" else split.few  # no piece, no block
+            yield low, {"attention": partial(part, split=split)}, share, name
+    if graph.facts.bounds(others)[1] != 0:
+        schedule = GPU_WGMMA if arches[0] in WGMMA and suits_groups(asked) else GPU
+        yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
 
 
 def _short_rows(graph: Graph, group: Group) -> tuple[Facts, Expr] | None:

@@ -18,6 +18,7 @@ from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, minimum, sym
 from stagefuse.dsl.facts import Facts
 
+from .attend_groups import GROUP_ROWS
 from .emit import KernelWriter
 from .ir import Value
 from .loops import Carry
@@ -26,7 +27,7 @@ from .ring import Ring, Stage, arrive, copy_box, elected, expect, wait
 from .teams import WARP, Team
 from .tensor_maps import TensorMap, in_steps, start_of
 from .values import Memory
-from .wgmma import DEPTH, GROUP_ROWS, HIGH, ROW_BYTES
+from .wgmma import DEPTH, HIGH, ROW_BYTES
 
 GROUP = 128
 """Threads of a warpgroup."""

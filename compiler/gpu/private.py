@@ -53,8 +53,8 @@ def accesses(body: tuple[Statement, ...], nest: Nest | None = None) -> Iterator[
         if isinstance(s, TileProduct):
             yield from (Access(n, (), None, False) for n in (s.dst, s.a, s.panel))
         elif isinstance(s, Attend):
-            names = (s.dst, s.totals, s.queries.buffer, s.keys.buffer, s.values.buffer)
-            yield from (Access(n, (), None, False) for n in names)
+            names = (s.dst, s.totals, s.most, s.queries.buffer, s.keys.buffer, s.values.buffer)
+            yield from (Access(n, (), None, False) for n in names if n)
         elif isinstance(s, SortRow):
             yield from (Access(n, (), None, False) for n in (s.keys, s.order))
         elif isinstance(s, For) and is_warp_loop(s):

@@ -148,7 +148,7 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
         return Team(BLOCK_LANES, 1)
     attends = [s for s in statements if isinstance(s, Attend)]
     if attends:
-        return Team(2 * attends[0].mr, 1)  # 16 rows a warp
+        return Team(2 * attends[0].mr * attends[0].ways, 1)  # 16 rows a warp
     products = [s for s in statements if isinstance(s, TileProduct)]
     if products:
         return Team(PRODUCT_LANES * max(1, max(s.mr for s in products) // 64), 1)
