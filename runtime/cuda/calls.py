@@ -51,11 +51,11 @@ class Node:
     maps: tuple[Any, ...] = ()
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Graph:
-    """Launches made ready to run together: an instantiated graph, or one launch by itself.
+    """An instantiated graph of nodes, in the order in which they were given.
 
-    `parameters` are the structures of CUDA's, each of a node, and `_alive` is what they point to.
+    Of each node `made` is CUDA's, and `parameters` its structure, which points into `alive`.
     """
 
     nodes: tuple[Node, ...]
@@ -63,8 +63,7 @@ class Graph:
     made: tuple[Any, ...] = ()
     definition: Any = None
     executable: Any = None
-    stream: int | None = None  # of the one launch
-    _alive: tuple[Any, ...] = ()
+    alive: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,29 +368,29 @@ def _encode_tiled() -> Any:
 
 
 def graph(nodes: Sequence[Node], device: int) -> Graph:
-    """The nodes as an instantiated graph; a single one is launched by itself, which is cheaper."""
-    for node in nodes:
-        _allow(node, device)
-    if len(nodes) == 1:
-        configuration, pointers = _configuration(nodes[0])
-        return Graph(tuple(nodes), (configuration,), _alive=pointers)
-    both = [_parameters(node) for node in nodes]
-    parameters, alive = tuple(p for p, _ in both), tuple(a for _, a in both)
+    """The nodes as an instantiated graph. One for a single node too: it takes the processor less
+    than half of what a launch by itself does, on an H100 1.6 us to 3.6."""
     definition = _call("cuGraphCreate", "making a graph", 0)
-    made: list[Any] = []
+    parameters, made, alive = [], list[Any](), []
     try:
-        for node, structure in zip(nodes, parameters, strict=True):
+        for node in nodes:
+            _allow(node, device)
+            structure, addresses = _parameters(node)
             after = [made[i] for i in node.after]
             doing = f"adding the launch of {node.label}"
             made.append(
                 _call("cuGraphAddKernelNode", doing, definition, after, len(after), structure)
             )
             _set_cluster(made[-1], node)
+            parameters.append(structure)
+            alive.append(addresses)
         executable = _call("cuGraphInstantiate", "preparing a graph", definition, 0)
     except BaseException:
         _call("cuGraphDestroy", "closing a graph", definition)
         raise
-    return Graph(tuple(nodes), parameters, tuple(made), definition, executable, _alive=alive)
+    return Graph(
+        tuple(nodes), tuple(parameters), tuple(made), definition, executable, tuple(alive)
+    )
 
 
 def update(
@@ -401,72 +400,35 @@ def update(
     node = graph.nodes[number]
     for position, value in arguments.items():
         node.arguments[position] = value
-    for position, made in maps.items():
-        node.maps[position][:] = made
-    if graph.executable is not None:
-        code = _driver().cuGraphExecKernelNodeSetParams(
-            graph.executable, graph.made[number], graph.parameters[number]
-        )[0]
-        _check(code, "changing a launch")
+    for position, bytes in maps.items():
+        node.maps[position][:] = bytes
+    code = _driver().cuGraphExecKernelNodeSetParams(
+        graph.executable, graph.made[number], graph.parameters[number]
+    )[0]
+    _check(code, "changing a launch")
 
 
 def replay(graph: Graph, stream: int) -> None:
-    if graph.executable is not None:
-        _check(_driver().cuGraphLaunch(graph.executable, stream)[0], "launching a graph")
-        return
-    (configuration,) = graph.parameters
-    if graph.stream != stream:
-        configuration.hStream = stream
-        graph.stream = stream
-    function, _, addresses = graph._alive
-    code = _driver().cuLaunchKernelEx(configuration, function, addresses, 0)[0]
-    _check(code, "launching a kernel")
+    _check(_driver().cuGraphLaunch(graph.executable, stream)[0], "launching a graph")
 
 
 def close_graph(graph: Graph) -> None:
-    if graph.executable is not None:
-        _call("cuGraphExecDestroy", "closing a graph", graph.executable)
-        _call("cuGraphDestroy", "closing a graph", graph.definition)
+    _call("cuGraphExecDestroy", "closing a graph", graph.executable)
+    _call("cuGraphDestroy", "closing a graph", graph.definition)
 
 
 def _parameters(node: Node) -> tuple[Any, Any]:
-    """A node's structure for a graph, and the addresses of its arguments, which it points to."""
-    found = _driver().CUDA_KERNEL_NODE_PARAMS()
-    found.func = _call("cuKernelGetFunction", f"preparing {node.label}", node.kernel)
-    _set_sides(found, node)
-    addresses = _addresses(node)
-    found.kernelParams = int(addresses.ctypes.data)
-    return found, addresses
-
-
-def _configuration(node: Node) -> tuple[Any, tuple[Any, Any, int]]:
-    """A node's structure for a launch by itself, its function, and the addresses of its arguments
-    as an array and as a pointer to it."""
-    driver = _driver()
-    found = driver.CUlaunchConfig()
-    _set_sides(found, node)
-    if node.cluster != (1, 1, 1):
-        cluster = driver.CUlaunchAttribute()
-        cluster.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-        sides = cluster.value.clusterDim
-        sides.x, sides.y, sides.z = node.cluster
-        found.attrs, found.numAttrs = [cluster], 1
-    function = _call("cuKernelGetFunction", f"preparing {node.label}", node.kernel)
-    addresses = _addresses(node)
-    return found, (function, addresses, int(addresses.ctypes.data))
-
-
-def _set_sides(structure: Any, node: Node) -> None:
-    structure.gridDimX, structure.gridDimY, structure.gridDimZ = node.grid
-    structure.blockDimX, structure.blockDimY, structure.blockDimZ = node.block
-    structure.sharedMemBytes = node.shared_bytes
-
-
-def _addresses(node: Node) -> np.ndarray[Any, Any]:
-    """The addresses of a node's arguments and maps, which stay where they are."""
+    """A node's structure, and the addresses of its arguments and maps, to which it points."""
     first, count = node.arguments.ctypes.data, len(node.arguments)
     places = [*range(first, first + 8 * count, 8), *(m.ctypes.data for m in node.maps)]
-    return np.array(places, np.uint64)
+    addresses = np.array(places, np.uint64)
+    found = _driver().CUDA_KERNEL_NODE_PARAMS()
+    found.func = _call("cuKernelGetFunction", f"preparing {node.label}", node.kernel)
+    found.gridDimX, found.gridDimY, found.gridDimZ = node.grid
+    found.blockDimX, found.blockDimY, found.blockDimZ = node.block
+    found.sharedMemBytes = node.shared_bytes
+    found.kernelParams = int(addresses.ctypes.data)
+    return found, addresses
 
 
 def _allow(node: Node, device: int) -> None:

@@ -299,26 +299,6 @@ API cuGraphLaunch(Exec *e, void *s) {
   return code;
 }
 
-typedef struct { int id; char pad[4]; unsigned value[16]; } Attribute; /* CUlaunchAttribute */
-typedef struct {
-  unsigned grid[3], block[3], shared;
-  void *stream;
-  Attribute *attributes;
-  unsigned count;
-} Configuration; /* CUlaunchConfig */
-API cuLaunchKernelEx(const Configuration *c, Kernel *f, void **params, void **extra) {
-  if (!good(c->stream, STREAM)) return INVALID_HANDLE;
-  Node n = {0};
-  Params p = {.func = f, .shared = c->shared, .params = params, .extra = extra};
-  memcpy(p.grid, c->grid, sizeof p.grid), memcpy(p.block, c->block, sizeof p.block);
-  for (unsigned i = 0; i < c->count; i++) {
-    if (c->attributes[i].id != 4) return INVALID_VALUE;
-    memcpy(n.cluster, c->attributes[i].value, sizeof n.cluster);
-  }
-  CUresult code = fill(&n, &p);
-  return code ? code : launch(&n);
-}
-
 __attribute__((visibility("default"))) int64_t stub_held(void) { return held; }
 
 API cuGetProcAddress_v2(const char *name, void **to, int version, uint64_t flags, int *status) {
