@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 if TYPE_CHECKING:
@@ -28,12 +28,11 @@ class Atom:
     name: str = ""
     args: tuple[Expr, ...] = ()
 
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.kind, self.name, self.args))
-
     def __hash__(self) -> int:
-        return self._hash
+        found: int | None = self.__dict__.get("_hash")
+        if found is None:
+            found = self.__dict__["_hash"] = hash((self.kind, self.name, self.args))
+        return found
 
     def __str__(self) -> str:
         if self.kind == "sym":
@@ -54,24 +53,40 @@ class Expr:
     terms: tuple[tuple[Monomial, int], ...]
 
     def __add__(self, other: IntLike) -> Expr:
+        return self._plus(as_expr(other), 1)
+
+    def _plus(self, other: Expr, times: int) -> Expr:
+        if not other.terms:
+            return self
+        if not self.terms and times == 1:
+            return other
         total = dict(self.terms)
-        for monomial, coefficient in as_expr(other).terms:
-            total[monomial] = total.get(monomial, 0) + coefficient
+        for monomial, coefficient in other.terms:
+            total[monomial] = total.get(monomial, 0) + times * coefficient
         return _from_terms(total)
 
     def __mul__(self, other: IntLike) -> Expr:
+        other = as_expr(other)
+        for one, factor in ((self, other.as_int()), (other, self.as_int())):
+            if factor is not None:
+                return one._scaled(factor)
         product: dict[Monomial, int] = {}
         for left, a in self.terms:
-            for right, b in as_expr(other).terms:
+            for right, b in other.terms:
                 monomial = _times(left, right)
                 product[monomial] = product.get(monomial, 0) + a * b
         return _from_terms(product)
 
+    def _scaled(self, factor: int) -> Expr:
+        if factor == 1:
+            return self
+        return Expr(tuple([(m, c * factor) for m, c in self.terms])) if factor else const(0)
+
     def __neg__(self) -> Expr:
-        return Expr(tuple((m, -c) for m, c in self.terms))
+        return self._scaled(-1)
 
     def __sub__(self, other: IntLike) -> Expr:
-        return self + -as_expr(other)
+        return self._plus(as_expr(other), -1)
 
     def __rsub__(self, other: IntLike) -> Expr:
         return as_expr(other) - self
@@ -79,12 +94,11 @@ class Expr:
     __radd__ = __add__
     __rmul__ = __mul__
 
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self.terms)
-
     def __hash__(self) -> int:
-        return self._hash
+        found: int | None = self.__dict__.get("_hash")
+        if found is None:
+            found = self.__dict__["_hash"] = hash(self.terms)
+        return found
 
     def __str__(self) -> str:
         return self._text
@@ -222,6 +236,8 @@ def _wrapped(expr: Expr) -> str:
 
 
 def _times(left: Monomial, right: Monomial) -> Monomial:
+    if not left or not right:
+        return left or right
     powers = dict(left)
     for atom, power in right:
         powers[atom] = powers.get(atom, 0) + power
@@ -258,11 +274,13 @@ def expr_of(atom: Atom) -> Expr:
     return Expr(((((atom, 1),), 1),))
 
 
+@lru_cache(maxsize=1 << 14)
 def const(value: int) -> Expr:
     """The constant `value`."""
-    return Expr((((), value),)) if value else Expr(())
+    return Expr((((), int(value)),)) if value else Expr(())
 
 
+@lru_cache(maxsize=1 << 14)
 def sym(name: str) -> Expr:
     """The symbol `name`."""
     return expr_of(Atom("sym", name))
