@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 from stagefuse.compiler.ops import BUILTINS
@@ -140,8 +140,10 @@ def require_sane(sizes: Sequence[Expr]) -> None:
             raise Refused("a size that is larger, or more complicated, than any tensor's")
 
 
+@lru_cache(maxsize=4096)
 def parsed(line: str) -> ast.Stmt:
-    """The syntax tree of one statement. Raises Refused."""
+    """The syntax tree of one statement; a model is translated again for other sizes, in the same
+    words. Raises Refused."""
     text = _HEAD + "".join(f"    {part}\n" for part in line.split("\n"))
     module, problems = parse(Source("<import>", text))
     if problems:

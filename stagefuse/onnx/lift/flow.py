@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import TypeAlias
 
 from stagefuse.dsl.dims import Expr, sym
@@ -15,6 +16,9 @@ Place: TypeAlias = tuple[int, int]
 """A statement of the stretch, and the number of an operand or result."""
 Group: TypeAlias = tuple[list[Place], list[str]]
 """Operands that are weights, and for each occurrence the path that they are below."""
+Path: TypeAlias = tuple[str, ...]
+MOST_SCOPES = 7
+"""Parameters that scopes of weights may take."""
 
 
 class Flow:
@@ -74,7 +78,7 @@ class Flow:
     def is_function(self) -> bool:
         if not self._is_consistent() or not self.outs or self.types() is None:
             return False
-        groups = self.scopes()
+        groups = self.scopes
         return groups is not None and all(
             len({self.read(k, members[0]).type for k in range(len(self.starts))}) == 1
             for members, bases in groups
@@ -199,34 +203,45 @@ class Flow:
 
     # Weights and numbers
 
+    @cached_property
     def scopes(self) -> list[Group] | None:
-        """The slots that read weights, grouped under paths that differ: one list of paths each."""
-        groups: list[tuple[list[Place], list[list[str]]]] = []
+        """The slots that read weights, grouped under paths that differ: one list of paths each.
+
+        None if there is no such grouping, or it has more than `MOST_SCOPES` groups.
+        """
+        groups: list[tuple[list[Place], list[Path]]] = []
+        turns = range(len(self.starts))
         for slot in self.slots:
-            values = [self.read(k, slot) for k in range(len(self.starts))]
-            if values[0].path is None:
+            if self.read(0, slot).path is None:
                 continue
+            values = [self.read(k, slot) for k in turns]
             if any(v.base is not None or v.path is None for v in values):
                 return None
-            paths = [(v.path or "").split(".") for v in values]
+            paths = [_parts(v.path or "") for v in values]
             if all(p == paths[0] for p in paths):
                 continue
             for members, bases in groups:
                 common = [_common(b, p) for b, p in zip(bases, paths, strict=True)]
-                if all(common) and self._fits([*members, slot], common):
+                if not all(common):
+                    continue
+                asked = [slot] if common == bases else [*members, slot]
+                if self._fits(asked, common):
                     members.append(slot)
                     bases[:] = common
                     break
             else:
                 groups.append(([slot], paths))
+                if len(groups) > MOST_SCOPES:
+                    return None
         return [(members, [".".join(b) for b in bases]) for members, bases in groups]
 
-    def _fits(self, members: list[Place], bases: list[list[str]]) -> bool:
+    def _fits(self, members: Sequence[Place], bases: Sequence[Path]) -> bool:
+        """Whether each slot reads the same below the bases in all occurrences."""
         for slot in members:
-            rest = {tuple((self.read(k, slot).path or "").split(".")[len(b):])
-                    for k, b in enumerate(bases)}  # fmt: skip
-            if len(rest) > 1:
-                return False
+            first = _parts(self.read(0, slot).path or "")[len(bases[0]) :]
+            for k, base in enumerate(bases):
+                if _parts(self.read(k, slot).path or "")[len(base) :] != first:
+                    return False
         return True
 
     def varying_numbers(self) -> list[Place]:
@@ -254,10 +269,16 @@ def _axis_name(rank: int, axis: int, taken: Sequence[str]) -> Expr:
     return sym(name)
 
 
-def _common(a: list[str], b: list[str]) -> list[str]:
-    found = []
+@lru_cache(maxsize=1 << 16)
+def _parts(path: str) -> Path:
+    return tuple(path.split("."))
+
+
+def _common(a: Path, b: Path) -> Path:
+    """What two paths begin with."""
+    count = 0
     for x, y in zip(a, b, strict=False):
         if x != y:
             break
-        found.append(x)
-    return found
+        count += 1
+    return a if count == len(a) else a[:count]

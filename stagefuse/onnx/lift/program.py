@@ -57,6 +57,8 @@ class Compute(Statement):
         self.term, self.reads, self.numbers, self.gives = term, list(reads), list(numbers), gives
         kinds = tuple((v.path is not None, v.is_scope) for v in self.reads)
         self._key = skeleton(term), kinds, len(gives)
+        paths = sum(len(v.path) for v in self.reads if v.path is not None)
+        self._cost = own_size(term) + 4 * len(self.reads) + paths + 4
         self._owns()
 
     @property
@@ -65,8 +67,7 @@ class Compute(Statement):
 
     @property
     def cost(self) -> int:
-        paths = sum(len(v.path) for v in self.reads if v.path is not None)
-        return own_size(self.term) + 4 * len(self.reads) + paths + 4
+        return self._cost
 
 
 @dataclass(eq=False)

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeAlias
 
-from .flow import Flow, Group, Place
+from .flow import MOST_SCOPES, Flow, Group, Place
 from .layout import suggestion
 from .program import Apply, Compute, Function, Loop, Program, Statement, Value, read_by
 from .terms import Term
 
 LONGEST = 160
-MOST_PARAMETERS, MOST_NUMBERS, MOST_TARGETS, MOST_RESULTS = 7, 4, 3, 4
+MOST_PARAMETERS, MOST_NUMBERS, MOST_TARGETS, MOST_RESULTS = MOST_SCOPES, 4, 3, 4
 LEAST_GAIN, LEAST_BODY = 40, 90
 BEGINS = 30
 """What it is worth that a function begins with a layer, not with the end of the one before."""
@@ -104,28 +105,40 @@ class _Folder:
     def _candidates(self, body: list[Statement]) -> list[tuple[int, list[int], int]]:
         """Stretches that occur more than once: what folding them saves at most, and where."""
         cuts = _cuts(body, self.program.results)
+        ends = set(cuts)
         codes: dict[object, int] = {}
         keys = [codes.setdefault(s.key, len(codes)) for s in body]
-        costs = [s.cost for s in body]
-        seen: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for n, start in enumerate(cuts):
-            for end in cuts[n + 1 :]:
-                if end - start > LONGEST:
-                    break
-                seen[tuple(keys[start:end])].append(start)
+        totals = [0, *accumulate(s.cost for s in body)]
+        after: dict[tuple[int, int], int] = {}  # one number for each different stretch
+        seen: dict[int, list[int]] = defaultdict(list)
+        lengths: dict[int, int] = {}
+        for start in cuts:
+            stretch = 0
+            for end in range(start + 1, min(start + LONGEST, len(body)) + 1):
+                stretch = after.setdefault((stretch, keys[end - 1]), len(after) + 1)
+                if end in ends:
+                    seen[stretch].append(start)
+                    lengths[stretch] = end - start
         found = []
-        for key, starts in seen.items():
-            apart = _apart(starts, len(key))
+        for stretch, starts in seen.items():
+            length = lengths[stretch]
+            apart = _apart(starts, length)
             if len(apart) > 1:
-                total = sum(costs[starts[0] : starts[0] + len(key)])
-                found.append((total * (len(apart) - 1), apart, len(key)))
+                total = totals[starts[0] + length] - totals[starts[0]]
+                found.append((total * (len(apart) - 1), apart, length))
         return sorted(found, key=lambda f: (-f[0], f[1], f[2]))[:TRIED]
 
     def _gain(self, body: list[Statement], starts: list[int], length: int, is_loop: bool) -> int:
-        flow = Flow(body, starts, length, self.program.results, self.readers)
-        inner = sum(s.cost for s in body[starts[0] : starts[0] + length])
+        first = body[starts[0] : starts[0] + length]
+        inner = sum(s.cost for s in first)
         saved = inner * (len(starts) - 1)
-        groups = flow.scopes()
+        if not is_loop:
+            applied = [s.function for s in first if isinstance(s, Apply)]
+            part_of_loop = len(applied) != len(set(applied))
+            if length < 2 or inner < LEAST_BODY or part_of_loop:
+                return 0
+        flow = Flow(body, starts, length, self.program.results, self.readers)
+        groups = flow.scopes
         if groups is None:
             return 0
         if is_loop:
@@ -137,16 +150,13 @@ class _Folder:
             texts = sum(len(p) for _, bases in groups for p in bases)
             indexed = all(self._indexed(bases) is not None for _, bases in groups) and not items
             return saved - 30 - (20 if indexed else texts + 10 * items * len(starts))
-        if not flow.is_function() or length < 2:
+        if len(flow.outs) > MOST_RESULTS or not flow.is_function():
             return 0
-        count = len(flow.parameters()) + len(groups) + len(flow.varying_numbers())
-        too_many = len(flow.varying_numbers()) > MOST_NUMBERS or len(flow.outs) > MOST_RESULTS
-        if count > MOST_PARAMETERS or too_many or inner < LEAST_BODY:
+        varying = len(flow.varying_numbers())
+        count = len(flow.parameters()) + len(groups) + varying
+        if count > MOST_PARAMETERS or varying > MOST_NUMBERS:
             return 0
-        applied = [s.function for s in body[starts[0] : starts[0] + length] if isinstance(s, Apply)]
-        if len(applied) != len(set(applied)):
-            return 0  # a part of a loop
-        begins = any(v.path is not None for v in body[starts[0]].reads)
+        begins = any(v.path is not None for v in first[0].reads)
         call = 12 + 9 * count + 8 * (len(flow.outs) - 1)
         return saved - len(starts) * call - 50 - 12 * count + BEGINS * begins
 
@@ -166,7 +176,7 @@ class _Folder:
     # Folding
 
     def _function(self, flow: Flow) -> None:
-        groups = flow.scopes() or []
+        groups = flow.scopes or []
         inputs = flow.parameters()
         numbers = flow.varying_numbers()
         types = flow.types() or []
@@ -198,7 +208,7 @@ class _Folder:
         self._replace(flow, calls)
 
     def _loop(self, flow: Flow) -> None:
-        groups = flow.scopes() or []
+        groups = flow.scopes or []
         numbers, rest = flow.varying_numbers(), flow.loop_items()
         targets: list[Value] = []
         rows: list[list[Slot]] = [[] for _ in flow.starts]
