@@ -46,6 +46,7 @@ from .persistent import PersistentWriter, Whole, form_of
 from .predict import largest
 from .targets import ARCHES, SHARED_LIMIT, occupancy
 from .tensor_maps import TensorMap
+from .tiles import choices
 from .whole import lower_whole_parts, lower_whole_rest, whole
 
 JOINS = ("placed", "attended", "chained", "direct", "halved")
@@ -74,6 +75,7 @@ class SourceLowering(Lowering):
 
     def __init__(self, *args: Any) -> None:
         self.lines: dict[Value, int] = {}
+        self.warpgroups = False
         super().__init__(*args)
         self.sizes = self.graph.facts
 
@@ -142,7 +144,9 @@ class GpuCompiler:
 
     def _families(self, graph: Graph, group: Group) -> list[tuple[str, ...]]:
         """The arches by what kernels of a group they have in common."""
-        groups = group.kind == "contract" and is_half(graph, group)
+        groups = group.kind == "contract" and (
+            is_half(graph, group) or bool(choices(graph, group))
+        )
         if group.kind == "attention":
             groups = suits_groups(SourceLowering(graph, group, Sites(), GPU))
         if not groups:
@@ -169,6 +173,14 @@ class GpuCompiler:
         if group.kind == "attention":
             yield from _attentions(graph, group, sites, arches)
             return
+        others = const(1)
+        for choice in choices(graph, group) if arches[0] in WGMMA else ():
+            low = SourceLowering(graph, group, sites, GPU)
+            low.warpgroups, low.sizes = True, choice.facts
+            yield low, {"contract": partial(lower_contract, shape=choice.shape)}, choice.holds, ""
+            others = others - choice.holds
+        if others == const(0):
+            return
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
         whole_product: Whole | None = None
         if group.kind == "contract" and is_half(graph, group):
@@ -177,12 +189,12 @@ class GpuCompiler:
                 whole_product = whole_of(SourceLowering(graph, group, sites, GPU_TMA))
                 schedule = GPU_WGMMA if whole_product is None else GPU_TMA
         split = thin(graph, group)
-        others = const(1)
         if split is not None:
-            others = 1 - split.few
+            few = split.few * others
+            others = others - few
             for part, name in ((lower_parts, "parts"), (lower_sum_of_parts, "sum")):
                 low = SourceLowering(graph, group, sites, GPU)
-                yield low, {"contract": partial(part, split=split)}, split.few, name
+                yield low, {"contract": partial(part, split=split)}, few, name
         if others == const(0):
             return
         low = SourceLowering(graph, group, sites, schedule)
@@ -194,7 +206,7 @@ class GpuCompiler:
     ) -> Entry:
         kernel = lowered.kernel
         facts = low.sizes
-        wide = bool(low.schedule.tile_columns)
+        wide = low.warpgroups or bool(low.schedule.tile_columns)
         form = None if low.whole is None else form_of(kernel)
         key = (
             kernel.name,
@@ -241,9 +253,10 @@ class GpuCompiler:
             used.append(buffers.scratch(f"{entry.name} workspace", entry.workspace))
             writes.append(used[-1])
         return GpuLaunchPlan(
-            entry.name, (str(entry.grid * share), "1", "1"), (entry.team.threads, 1, 1), (1, 1, 1),
-            str(entry.shared_bytes), tuple(used), lowered.kernel.dims, lowered.label, notes,
-            tuple(dict.fromkeys(writes)), lowered.reports, lowered.kernel.guarded,
+            entry.name, (str(entry.grid * share), "1", "1"), (entry.team.threads, 1, 1),
+            (entry.cluster, 1, 1), str(entry.shared_bytes), tuple(used), lowered.kernel.dims,
+            lowered.label, notes, tuple(dict.fromkeys(writes)), lowered.reports,
+            lowered.kernel.guarded,
             tuple(_map_plan(lowered.kernel, used, found) for found in entry.maps),
         )  # fmt: skip
 

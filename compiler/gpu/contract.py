@@ -8,7 +8,7 @@ both ways are in the plan, and the grid of one of them is empty.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagefuse.compiler.fuse import Group
 from stagefuse.compiler.graph import Contract, Graph, Ref, View
@@ -36,12 +36,15 @@ from stagefuse.compiler.schedule import GPU
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32
 
+from .clusters import RANK
 from .persistent import Whole, suits
+from .tiles import Shape
 
 PANELS = {48: 2, 64: 2, 32: 2, 16: 4}
 """Panels of a width that make a tile."""
 TOGETHER = 8
 """Blocks below each other that run together, so that they share what they read of the panels."""
+MOST_BESIDE = 12
 PADDING = 8
 """Elements between the rows of a tile, so that eight rows lie in different banks."""
 
@@ -114,15 +117,20 @@ def left_of(low: Lowering, p: Product) -> Matrix:
     return Matrix(low.buffer(ref, "in").name, p.base, p.primitive.row_stride)
 
 
-def lower_contract(low: Lowering) -> Parallel:
-    """Tiles of rows by panels: computed, then stored with what follows."""
+def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
+    """Tiles of rows by panels: computed, then stored with what follows. In a given shape, whose
+    depth a cluster of blocks may share, each of them stores some of its rows."""
     p = product_of(low, low.group.anchor)
-    known = p.panels.as_int()
-    wide = low.schedule.tile_columns
-    most = wide // p.panel if wide else PANELS[p.panel]
-    group = most if known is None else min(most, known)
-    if not _moves_in_chunks(low, p):
-        group = 1  # a lane has few registers for the places of single elements
+    if shape is None:
+        known = p.panels.as_int()
+        wide = low.schedule.tile_columns
+        most = wide // p.panel if wide else PANELS[p.panel]
+        group = most if known is None else min(most, known)
+        if not _moves_in_chunks(low, p):
+            group = 1  # a lane has few registers for the places of single elements
+    else:
+        p = _in_shape(low, p, shape)
+        group = shape.columns // p.panel
     rows = p.row_tile
     blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)
@@ -136,12 +144,22 @@ def lower_contract(low: Lowering) -> Parallel:
         high = floordiv(blocks + (TOGETHER - 1), TOGETHER)
         parallel = [*p.batch, ("mg", high), ("nb", groups), ("mi", const(TOGETHER))]
         row_block = sym("mg") * TOGETHER + sym("mi")
+    ends, column_block = (const(0), const(rows)), sym("nb")
+    beside = 1 if shape is None else _beside(groups)
+    if beside > 1:
+        high = floordiv(groups, beside)
+        parallel = [*p.batch, ("ng", high), ("mb", blocks), ("ni", const(beside))]
+        column_block = sym("ng") * beside + sym("ni")
+    if shape is not None and shape.split > 1:
+        parallel.append((RANK, const(shape.split)))
+        own = rows // shape.split
+        ends = sym(RANK) * own, sym(RANK) * own + own
     low.bind(parallel)
     width = group * p.panel + PADDING
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
     matrix = left_of(low, p)
-    first = sym("nb") * group
+    first = column_block * group
     start = row_block * rows
     count = minimum(p.rows - start, const(rows))
 
@@ -165,7 +183,7 @@ def lower_contract(low: Lowering) -> Parallel:
 
     def all_of_it() -> None:
         low.loop("p", first, minimum(first + group, p.panels), one_panel)
-        low.loop("r", const(0), count, finish, vector=True)
+        low.loop("r", ends[0], minimum(p.rows - start, ends[1]), finish, vector=True)
 
     low.when([p.rows - start - 1] if square else [], all_of_it)
     return parallel, p.depth * (rows * group * p.panel)
@@ -177,6 +195,21 @@ def whole_of(low: Lowering) -> Whole | None:
     first, _, _ = right_of(low, p)
     whole = Whole(p.rows, p.columns, p.base, first)
     return whole if suits(whole, p.batch) else None
+
+
+def _in_shape(low: Lowering, p: Product, shape: Shape) -> Product:
+    """The product in tiles of a shape. Panels that lie in steps are as wide as the tile."""
+    panel = shape.columns if p.operands[1] in low.group.packs else p.panel
+    panels = floordiv(p.columns + (panel - 1), panel, low.facts)
+    primitive = replace(p.primitive, panel=panel)
+    return replace(p, primitive=primitive, panels=panels, row_tile=shape.rows)
+
+
+def _beside(groups: Expr) -> int:
+    """Tiles beside each other that run together with those below them: about a square of them
+    shares what it reads."""
+    known = groups.as_int()
+    return 1 if known is None else max(n for n in range(1, MOST_BESIDE + 1) if known % n == 0)
 
 
 # Products of few tiles

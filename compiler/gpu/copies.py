@@ -80,6 +80,10 @@ class Tile:
         rows = self.columns if self.is_deep else self.depth
         return self.left_bytes + rows * self.pitch * self.size
 
+    @property
+    def ring_bytes(self) -> int:
+        return self.stages * self.stage_bytes
+
 
 @dataclass
 class Copy:

@@ -23,8 +23,8 @@ from .private import private_arrays, vector_width
 from .scan import scan_of
 from .teams import WARP_TEAM, Team, choose
 from .tensor_maps import MAP_ALIGNMENT, MAP_BYTES, TensorMap
+from .tf32 import SplitWriter
 from .values import Memory
-from .wgmma import WgmmaWriter
 
 PTX_VERSION = "8.7"
 PARAMETER_LIMIT = 4096  # bytes of parameters of a kernel on every target
@@ -38,7 +38,7 @@ class Entry:
 
     `workspace`: bytes of scratch in global memory, passed after the buffers, if any. `maps`: tensor
     maps, passed after everything else. `has_roles`: warps move registers among each other, so that
-    how many each has is settled.
+    how many each has is settled. `cluster`: blocks that follow each other and share their memory.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Entry:
     tables: frozenset[str]
     maps: tuple[TensorMap, ...] = ()
     has_roles: bool = False
+    cluster: int = 1
 
     def with_room(self, hint: str) -> Entry:
         """The same with a directive on its registers, instead of another."""
@@ -59,7 +60,7 @@ class Entry:
         return replace(self, text=f"{head}.reqntid {sizes} {hint}\n{{{body}")
 
 
-class KernelWriter(WgmmaWriter):
+class KernelWriter(SplitWriter):
     """Writes the entry of one kernel."""
 
     def __init__(
@@ -107,6 +108,8 @@ class KernelWriter(WgmmaWriter):
         threads = f".reqntid {self.team.threads}, 1, 1"
         if self.team.resident:
             threads += f" .minnctapersm {self.team.resident}"
+        if self.cluster > 1:
+            threads = f".reqnctapercluster {self.cluster}, 1, 1 {threads}"
         lines = [
             f".visible .entry {name}(", ",\n".join(self._declared(name)), f") {threads}",
             "{", *code.registers(), *code.text(), "}",
@@ -115,6 +118,7 @@ class KernelWriter(WgmmaWriter):
         return Entry(
             name, "\n".join(lines), self.team, grid, self.shared, workspace,
             frozenset(code.tables), tuple(self.maps), "setmaxnreg" in "".join(lines),
+            self.cluster,
         )  # fmt: skip
 
     def _steps(self) -> Expr:

@@ -460,10 +460,10 @@ class LoopWriter(BarrierWriter):
         flat = unit if scaled else unit * width
         places: dict[str, Expr] = {}
         for (name, lo, _), extent in reversed(list(zip(loops[1:], extents[1:], strict=True))):
-            places[name] = lo + mod(flat, extent, self.facts)
+            places[name] = self.resolve(lo) + mod(flat, extent, self.facts)
             flat = floordiv(flat, extent, self.facts)
         name, lo, _ = loops[0]
-        places[name] = lo + flat
+        places[name] = self.resolve(lo) + flat
         last = loops[-1][0]
         with self._slot(Slot(last, self.resolve(places[last]), width), mask):
             with self.binding(**places):

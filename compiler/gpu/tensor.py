@@ -94,7 +94,7 @@ class TensorWriter(SortWriter):
 
     def _ring(self, tile: Tile) -> Value:
         """The stages: over the tile, which is not yet in use, where there is nothing else."""
-        size = tile.stages * tile.stage_bytes
+        size = tile.ring_bytes
         memory = self.memory[tile.s.dst]
         if self._is_alone() and memory.start is not None:
             known = (memory.shape[0] * memory.shape[1] * 4).as_int() or 0

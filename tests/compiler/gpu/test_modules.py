@@ -36,7 +36,9 @@ def test_kernels_assemble_for_every_arch_without_spills(tmp_path: Path) -> None:
     for launch in launches(plan):
         report = launch.report
         assert report["spill bytes"] == 0, launch.kernel
-        assert 0 < report["registers"] <= 168
+        entry = f".entry {launch.kernel}("
+        wide = "wgmma" in plan.ptx["sm_90a"].partition(entry)[2].partition(".entry")[0]
+        assert 0 < report["registers"] <= (255 if wide else 168)
         assert 0 < report["occupancy"] <= 1
         assert report["arithmetic"] in ("f32", "tf32")
 
@@ -48,10 +50,11 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first.pipelines == second.pipelines
 
 
-def test_texts_differ_between_arches_only_in_their_target(tmp_path: Path) -> None:
+def test_texts_differ_between_arches_only_in_their_target_and_products(tmp_path: Path) -> None:
     texts = compiled(tmp_path / "p.pipe", TEXT).ptx
-    bodies = {text.replace(f".target {arch}\n", "") for arch, text in texts.items()}
-    assert len(bodies) == 1
+    bodies = [text.replace(f".target {arch}\n", "") for arch, text in texts.items()]
+    assert bodies[0] == bodies[1]
+    assert ["wgmma" in body for body in bodies] == [False, False, True]
 
 
 def test_names_lines_and_comments_are_those_of_the_source(tmp_path: Path) -> None:

@@ -1,0 +1,256 @@
+"""Tiles of f32 matrix products by Hopper's warpgroup instructions, three tf32 products each.
+
+A warpgroup computes 64 rows. It reads them from shared memory straight into fragments and splits
+them there (PTX ISA 9.7.15.5.1, "Register Fragments for wgmma.mma_async"); the columns are split
+by all lanes into two matrices in shared memory, swizzled rows of 128 bytes along the depth, which
+is how tf32 operands must lie, whatever way they lie in memory. While a stage is multiplied the next
+one is split, and later ones are on their way from memory. Tensor cores truncate their sums, so that
+those of a stage go to registers of their own and are added up outside, while the next are made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stagefuse.compiler.kernel_ir import For
+from stagefuse.dsl.dims import Expr, floordiv, mod, sym
+
+from .attend_groups import GROUP_ROWS
+from .chunks import ChunkCopies
+from .clusters import ClusterWriter
+from .copies import Copies, Tile
+from .ir import Value
+
+DEPTH = 32  # of a stage: rows of 128 bytes
+STEP = 8  # of an instruction
+CHUNK = 4  # elements in 16 bytes
+ROW_BYTES = 128
+WIDEST = 128  # columns of a tile
+AT_ONCE = 64  # of them, in one instruction
+STAGES = 4
+GROUP_LANES = 128
+PRODUCTS = ((1, 0), (0, 1), (0, 0))
+"""Parts of the left and of the right operand that are multiplied; the small products first."""
+
+_Parts = tuple[list[Value], list[Value]]
+"""The higher and the lower parts of a lane's elements for one instruction: four registers each."""
+
+
+class SplitTile(Tile):
+    """A tile whose right operand lies in shared memory as it came, and split."""
+
+    @property
+    def part_bytes(self) -> int:
+        """The higher or the lower parts of a stage's columns."""
+        return self.columns * ROW_BYTES
+
+    @property
+    def halves(self) -> int:
+        """Instructions that the columns take."""
+        return 1 if self.columns <= AT_ONCE else 2
+
+    @property
+    def ring_bytes(self) -> int:
+        return 4 * self.part_bytes + super().ring_bytes
+
+
+class SplitWriter(ClusterWriter):
+    """The body of a kernel, as far as its f32 products by warpgroups go."""
+
+    def _tile_of(self, s: For) -> Tile | None:
+        found = super()._tile_of(s)
+        if found is None or not self.has_wgmma or found.size != 4 or found.in_scratch:
+            return found
+        lanes, columns = self.team.lanes, found.columns
+        if lanes * GROUP_ROWS != found.rows * GROUP_LANES or columns > WIDEST or columns % 16:
+            return found
+        if columns * DEPTH // CHUNK % lanes:
+            return found
+        self.code.tables.add("aligned shared")
+        return SplitTile(**{**vars(found), "depth": DEPTH, "stages": STAGES})
+
+    def _multiply(self, tile: Tile, base: Expr) -> None:
+        if not isinstance(tile, SplitTile):
+            return super()._multiply(tile, base)
+        ring = self._ring(tile)
+        own = self.own_stretch(tile)
+        assert isinstance(own, SplitTile)
+        self.sums = _SplitProduct(self, own, ring).write()
+        self._store_groups(tile, base, self.sums)
+        if self.cluster > 1:
+            self.sums = self.sum_of_cluster(tile, base)
+
+
+@dataclass
+class _Column:
+    """Four elements of a column along the depth: where they lie, and where their parts go."""
+
+    source: Value
+    target: Value
+
+
+class _SplitProduct:
+    """One product being written."""
+
+    def __init__(self, writer: SplitWriter, tile: SplitTile, ring: Value) -> None:
+        self.w, self.tile, self.code = writer, tile, writer.code
+        self.parts, self.raw = ring, ring + 4 * tile.part_bytes
+        lane = sym("lane")
+        within = mod(lane, 32)
+        row = floordiv(lane, 32) * 16 + floordiv(within, 4)
+        place = row * tile.left_pitch + mod(within, 4)
+        self.left = self.raw + writer.index(place, "i32") * 4
+        self.columns = self._columns()
+
+    def write(self) -> list[Value]:
+        """The loop over the depth; gives the sums of this lane."""
+        code, tile, w = self.code, self.tile, self.w
+        steps = w.index(floordiv(tile.s.depth + (DEPTH - 1), DEPTH), "i32")
+        lies = tile.most == 1 and tile.s.panel_row is not None
+        self.copies = ChunkCopies(w, tile, self.raw) if lies else Copies(w, tile, self.raw)
+        for n in range(tile.stages - 1):
+            self.copies.issue(n, code.const(n, "i32").compare("lt", steps))
+        count = tile.columns // 2
+        self.sums = self._zeros("float", count)
+        self.found = [self._zeros("float", count // tile.halves) for _ in range(2)]
+        self.fragments: list[list[_Parts]] = [
+            [(self._zeros("i32", 4), self._zeros("i32", 4)) for _ in range(DEPTH // STEP)]
+            for _ in range(2)
+        ]
+        step, slot = (code.variable("i32", code.const(n, "i32")) for n in (0, tile.stage_bytes))
+        head, summed = code.label("depth"), code.label("summed")
+        ends = [code.label("multiplied") for _ in range(2)]
+        self._if(code.const(0, "i32").compare("lt", steps), code.const(0, "i32"), 0)
+        with code.loop_scope(), w.scope():
+            code.start(head)
+            now, at = (Value(code, v.text, "i32", code.depth) for v in (step, slot))
+            for turn in range(2):
+                code.branch_if((now + turn).compare("lt", steps), ends[turn], holds=False)
+                self._multiply(turn)
+                ahead = (now + (turn + tile.stages - 1)).compare("lt", steps)
+                self.copies.start(ahead, self._later(at, tile.stages - 2))
+                self._if((now + (turn + 1)).compare("lt", steps), at, 1 - turn)
+                at = self._later(at, 1)
+            code.write("add.s32", step, step, code.const(2, "i32"))
+            code.set(slot, at)
+            code.branch(head)
+        for turn, end in enumerate(ends):
+            code.start(end)
+            code.line("wgmma.wait_group.sync.aligned 0;")
+            self._add(1 - turn if tile.halves == 1 else 1)
+            code.branch(summed)
+        code.start(summed)
+        code.line("cp.async.wait_group 0;")
+        code.line("bar.sync 0;")
+        return self.sums
+
+    def _zeros(self, kind: str, count: int) -> list[Value]:
+        zero = self.code.const(0.0 if kind == "float" else 0, kind)
+        return [self.code.variable(kind, zero) for _ in range(count)]
+
+    def _later(self, slot: Value, stages: int) -> Value:
+        """The place in the ring of a stage some stages later."""
+        end = self.tile.stages * self.tile.stage_bytes
+        after = slot + stages * self.tile.stage_bytes
+        return after.compare("ge", end).select(after - end, after)
+
+    # Products
+
+    def _multiply(self, turn: int) -> None:
+        """Starts the products of a stage, and adds those of the one before."""
+        code, tile = self.code, self.tile
+        columns = tile.columns // tile.halves
+        for half in range(tile.halves):
+            number = turn if tile.halves == 1 else half
+            listed = ", ".join(v.text for v in self.found[number])
+            start = self.parts + (2 * turn * tile.part_bytes + half * columns * ROW_BYTES)
+            code.line("wgmma.fence.sync.aligned;")
+            adds = 0
+            for x, y in PRODUCTS:
+                for n, parts in enumerate(self.fragments[turn]):
+                    a = ", ".join(v.text for v in parts[x])
+                    b = self.w._descriptor(start + (y * tile.part_bytes + n * STEP * 4), 1)
+                    code.line(
+                        f"wgmma.mma_async.sync.aligned.m64n{columns}k8.f32.tf32.tf32 "
+                        f"{{{listed}}}, {{{a}}}, {b.text}, {adds}, 1, 1;"
+                    )
+                    adds = 1
+            code.line("wgmma.commit_group.sync.aligned;")
+            code.line("wgmma.wait_group.sync.aligned 1;")
+            self._add(1 - number)
+
+    def _add(self, number: int) -> None:
+        """Adds what one of the two sets of registers holds to the sums."""
+        found = self.found[number]
+        first = number * len(found) if self.tile.halves == 2 else 0
+        for total, part in zip(self.sums[first:], found, strict=False):
+            self.code.write("add.rn.f32", total, total, part)
+
+    # Splitting
+
+    def _if(self, some: Value, slot: Value, turn: int) -> None:
+        """Splits the stage in a place of the ring, if there is one."""
+        code = self.code
+        none = code.label("split")
+        code.branch_if(some, none, holds=False)
+        with code.branch_scope():
+            code.line(f"cp.async.wait_group {self.tile.stages - 2};")
+            code.line("bar.sync 0;")
+            self._split_rows(self.left + slot, turn)
+            for column in self.columns:
+                self._split_column(column.source + slot, column.target, turn)
+            code.line("fence.proxy.async.shared::cta;")
+            code.line("bar.sync 0;")
+        code.start(none)
+
+    def _split_rows(self, left: Value, turn: int) -> None:
+        for n, parts in enumerate(self.fragments[turn]):
+            for register, (part, half) in enumerate((p, h) for p in range(2) for h in range(2)):
+                k = n * STEP + part * 4
+                offset = (half * 8 * self.tile.left_pitch + k) * 4
+                value = self.code.emit("ld.shared.f32", "float", _at(left, offset))
+                for target, found in zip(parts, self._split(value), strict=True):
+                    self.code.set(target[register], found)
+
+    def _columns(self) -> list[_Column]:
+        """What of a stage's columns this lane splits."""
+        w, tile = self.w, self.tile
+        along, apart = tile.right_steps
+        found = []
+        for n in range(tile.columns * DEPTH // CHUNK // w.team.lanes):
+            flat = sym("lane") + n * w.team.lanes
+            column, chunk = mod(flat, tile.columns), floordiv(flat, tile.columns)
+            source = w.index(column * apart + chunk * (CHUNK * along), "i32") * 4
+            place = w.index(chunk, "i32") ^ w.index(mod(column, 8), "i32")
+            target = self.parts + w.index(column * ROW_BYTES, "i32") + place.shl(4)
+            found.append(_Column(self.raw + tile.left_bytes + source, target))
+        return found
+
+    def _split_column(self, source: Value, target: Value, turn: int) -> None:
+        code, tile = self.code, self.tile
+        along, _ = tile.right_steps
+        values = [code.fresh("float") for _ in range(CHUNK)]
+        if along == 1:
+            listed = ", ".join(v.text for v in values)
+            code.line(f"ld.shared.v4.f32 {{{listed}}}, [{source.text}];")
+        else:
+            for n, value in enumerate(values):
+                code.line(f"ld.shared.f32 {value.text}, [{source.text}+{n * along * 4}];")
+        for number, parts in enumerate(zip(*map(self._split, values), strict=True)):
+            offset = (2 * turn + number) * tile.part_bytes
+            listed = ", ".join(v.text for v in parts)
+            code.line(f"st.shared.v4.b32 [{target.text}+{offset}], {{{listed}}};")
+
+    def _split(self, value: Value) -> tuple[Value, Value]:
+        """An f32 as two tf32 values: rounded to nearest, and the rest, which tensor cores cut."""
+        code = self.code
+        high = code.emit("cvt.rn.tf32.f32", "i32", value)
+        rest = code.emit("sub.rn.f32", "float", value, high.as_float("float"))
+        return high, rest.bits()
+
+
+def _at(address: Value, offset: int) -> Value:
+    return Value(address.code, f"[{address.text}+{offset}]", "float", address.depth)
+
+
+__all__ = ["SplitTile", "SplitWriter"]

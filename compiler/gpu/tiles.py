@@ -1,0 +1,199 @@
+"""Which tiles compute an f32 product on warpgroups, by what they are predicted to take.
+
+A tile has some rows and columns of the result, and a cluster of blocks may share its depth, so that
+products of any size fill the device. Sizes that are not known while compiling get a few kernels,
+and those of a call choose one: the grids of the others are empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from stagefuse.compiler.fuse import Group
+from stagefuse.compiler.graph import Contract, Graph, Node
+from stagefuse.compiler.join import steps_of
+from stagefuse.compiler.lower.expressions import product_of as size_of
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod
+from stagefuse.dsl.dtypes import F32
+from stagefuse.dsl.facts import Facts
+
+from .attend_groups import GROUP_ROWS
+from .tf32 import CHUNK, DEPTH, GROUP_LANES, WIDEST
+
+FULL = 132  # multiprocessors
+CLOCKS_PER_FLOP = 3 / 2048 / 0.65
+"""Of a multiprocessor's tensor cores: three products of tf32 for one of f32, at the
+share of their rate that is measured."""
+BYTES_PER_CLOCK = 36
+"""That a multiprocessor gets of operands when all of them ask."""
+BETWEEN = 50
+"""Clocks of a stage that nothing else hides."""
+LEAST = 1400
+"""Clocks that a stage takes at least, however small the tile: it waits for two barriers."""
+LAUNCH = 2000
+"""Clocks until a kernel is there and gone."""
+BLOCK = 3000
+"""Clocks of a block to its first product and from the last one on."""
+MEETING = 3000
+"""Clocks that the blocks of a cluster take to exchange their sums."""
+SPLITS = (1, 2, 4, 8)
+ROWS = (GROUP_ROWS, 2 * GROUP_ROWS)
+COLUMNS = (32, 64, 96, 128)
+LEAST_COLUMNS = 32
+SAMPLES = (16, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Rows for which kernels are chosen where they are not known."""
+UNKNOWN = 1024
+MOST_KERNELS = 3
+LOSS = 0.08
+"""Of time, for having fewer kernels."""
+
+Sizes = tuple[int, int, int, int]
+"""Batch, rows, columns and depth of a product."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tile of a product, in elements, and into how many stretches its depth is cut."""
+
+    rows: int
+    columns: int
+    split: int
+
+    def clocks(self, sizes: Sizes) -> float:
+        """About what a product takes."""
+        batch, rows, columns, depth = sizes
+        blocks = batch * -(-rows // self.rows) * -(-columns // self.columns) * self.split
+        stages = -(-depth // (DEPTH * self.split))
+        flops = 2 * self.rows * self.columns * DEPTH
+        loaded = (self.rows + self.columns) * DEPTH * 4
+        stage = max(flops * CLOCKS_PER_FLOP, loaded / BYTES_PER_CLOCK, LEAST) + BETWEEN
+        turns = -(-blocks // FULL)
+        return LAUNCH + turns * (stages * stage + BLOCK + MEETING * (self.split > 1))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel's tile, an expression that is 1 where the kernel runs, else 0, and what is known of
+    sizes there."""
+
+    shape: Shape
+    holds: Expr
+    facts: Facts
+
+
+def choices(graph: Graph, group: Group) -> tuple[Choice, ...]:
+    """The kernels of an f32 product on warpgroups; none where it is no work for them."""
+    if group.kind != "contract" or group.anchor is None:
+        return ()
+    node = graph.nodes[group.anchor]
+    product = node.primitive
+    assert isinstance(product, Contract)
+    batch, rows, columns = (
+        size_of([node.type.shape[a] for a in axes])
+        for axes in (product.batch, product.rows, product.columns)
+    )
+    if node.type.dtype != F32 or (columns.as_int() or LEAST_COLUMNS) < LEAST_COLUMNS:
+        return ()
+    found = _in_chunks(graph, group, node)
+    if found is None:
+        return ()
+    facts, aligned = found
+    wide = columns.as_int()
+    measure = rows if wide is not None else rows * columns
+    unit = 1 if wide is not None else UNKNOWN
+    low, high = facts.bounds(measure)
+    samples = [s for s in SAMPLES if (low or 0) <= s * unit and (high is None or s * unit <= high)]
+    if measure.as_int() is not None or not samples:
+        samples = [max(1, (measure.as_int() or low or 1) // unit)]
+    others = wide or UNKNOWN, product.depth.as_int() or UNKNOWN
+    sizes = [(batch.as_int() or 1, s, *others) for s in samples]
+    limits = [_at_most(measure, s * unit) for s in samples]
+    shapes = _shapes(product, node.operands[1] in group.packs)
+    return tuple(
+        Choice(shape, holds * aligned, facts)
+        for shape, holds in _pick(shapes, sizes, limits).items()
+    )
+
+
+def _pick(
+    shapes: Sequence[Shape], sizes: Sequence[Sizes], limits: Sequence[Expr]
+) -> dict[Shape, Expr]:
+    """A few shapes that together are about the best for all sizes, which increase, and for which of
+    them each is; `limits` are 1 for sizes up to one of them."""
+    best = {size: _quickest(shapes, size) for size in sizes}
+    good = sorted(set(best.values()), key=repr)
+
+    def loss(chosen: tuple[Shape, ...]) -> float:
+        return sum(_quickest(chosen, z).clocks(z) / b.clocks(z) for z, b in best.items()) / len(
+            best
+        )
+
+    for count in range(1, len(good) + 1):
+        chosen = min(combinations(good, count), key=loss)
+        if count == MOST_KERNELS or loss(chosen) <= 1 + LOSS:
+            break
+    wanted = [_quickest(chosen, size) for size in sizes]
+    found: dict[Shape, Expr] = {}
+    before = const(0)
+    for n, shape in enumerate(wanted):
+        last = n + 1 == len(wanted)
+        if not last and wanted[n + 1] == shape:
+            continue
+        now = const(1) if last else limits[n]
+        found[shape] = found.get(shape, const(0)) + now - before
+        before = now
+    return found
+
+
+def _quickest(shapes: Sequence[Shape], sizes: Sizes) -> Shape:
+    return min(shapes, key=lambda shape: shape.clocks(sizes))
+
+
+def _at_most(size: Expr, most: int) -> Expr:
+    """1 where a size is no more, else 0."""
+    return 1 - minimum(floordiv(size, most + 1), const(1))
+
+
+def _shapes(product: Contract, direct: bool) -> list[Shape]:
+    """The tiles that a product can have. Panels that lie in steps may have any width."""
+    most = -(-(product.depth.as_int() or UNKNOWN) // DEPTH)
+    found = []
+    for rows in ROWS:
+        lanes = rows // GROUP_ROWS * GROUP_LANES
+        widths = COLUMNS if direct else range(product.panel, WIDEST + 1, product.panel)
+        for columns in widths:
+            if columns * DEPTH // CHUNK % lanes or columns % 16:
+                continue
+            found += [Shape(rows, columns, n) for n in SPLITS if n == 1 or n <= most]
+    return found
+
+
+def _in_chunks(graph: Graph, group: Group, node: Node) -> tuple[Facts, Expr] | None:
+    """What must be known of sizes for 16 bytes of either operand to be adjacent and aligned, and an
+    expression that is 1 where it is so; None where that does not depend on sizes alone."""
+    product = node.primitive
+    assert isinstance(product, Contract)
+    left, right = node.operands
+    if left in group.packs:
+        return None
+    ends = [product.base, product.row_stride]
+    if right in group.packs:
+        steps = steps_of(graph, right, node)
+        if steps is None or const(1) not in steps[1:]:
+            return None
+        first, along, across = steps
+        ends += [first, across if along == const(1) else along]
+        if along != const(1):
+            ends.append(size_of([node.type.shape[a] for a in product.columns]))
+    shapes = [node.type.shape, *(graph.type(ref).shape for ref in node.operands)]
+    sizes = {name for shape in shapes for size in shape for name in size.symbols()}
+    facts, aligned = graph.facts, const(1)
+    for end in ends:
+        if not facts.divides(end, CHUNK) and end.symbols() <= sizes:
+            if end.as_int() is not None:
+                return None
+            facts = replace(facts, divisible=(*facts.divisible, (end, CHUNK)))
+            aligned = aligned * (1 - minimum(mod(end, CHUNK), const(1)))
+    return (facts, aligned) if all(facts.divides(e, CHUNK) for e in ends) else None
