@@ -95,12 +95,31 @@ class StatePlan:
     array: str | None = None
 
 
+CUT_ROWS = 16
+"""With fewer rows products of pieces are slower than those of vectors."""
+
+
+def cut_bytes(depth: int, columns: int) -> int:
+    """Of a panel in pieces: for every 32 rows three bf16 for an element, then 64 bytes of marks."""
+    return -(-depth // 32) * 32 * columns * 6 + 64
+
+
+@dataclass(frozen=True)
+class PiecesPlan:
+    """Packed panels that a step on AMX can have in pieces: the place of their buffer among the
+    step's, and how many rows the step multiplies them by."""
+
+    buffer: int
+    rows: str
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """One kernel launch: `symbol` over `count` iterations, handed out at least `grain` at a time.
 
     The kernel is `void symbol(ptr args, i64 begin, i64 end, ptr scratch, ptr status)`; `args`
-    holds 8-byte slots, the pointers of `buffers` in order and then the values of `dims`.
+    holds 8-byte slots, the pointers of `buffers` in order, the values of `dims`, and for each of
+    `pieces` the address of what `sf_cut_N` makes of the panels, or 0.
     `scratch_bytes` is private memory of each thread.
     """
 
@@ -112,6 +131,7 @@ class StepPlan:
     scratch_bytes: str = "0"
     label: str = ""
     report: dict[str, Any] = field(default_factory=dict)
+    pieces: tuple[PiecesPlan, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,11 @@ from .plan import (
     GpuLaunchPlan,
     GpuPlan,
     LoopPlan,
+    PiecesPlan,
     PipelinePlan,
     Plan,
     StatePlan,
+    StepPlan,
     TensorMapPlan,
 )
 
@@ -226,6 +228,16 @@ class _Pipeline:
                     self.expression(dim, what)
             for text in (step.count, step.grain, step.scratch_bytes):
                 self.expression(text, what)
+            for cut in step.pieces:
+                self.pieces(step, cut, what)
+
+    def pieces(self, step: StepPlan, cut: PiecesPlan, what: str) -> None:
+        if not 0 <= cut.buffer < len(step.buffers):
+            raise self.fault(f"{what} has pieces of its buffer {cut.buffer}, which does not exist")
+        buffer = self.pipeline.buffers[step.buffers[cut.buffer]]
+        if buffer.dtype != "f32" or len(buffer.shape) < 2:
+            raise self.fault(f"{what} has pieces of {buffer.name}, which holds no panels of f32")
+        self.expression(cut.rows, what)
 
     def loops(self, loops: Sequence[LoopPlan], steps: int, where: str) -> list[frozenset[str]]:
         """The steps of the loops around each of the plan's steps."""

@@ -13,7 +13,16 @@ from stagefuse.dsl.source import Span
 
 from .buffers import Buffers
 from .graph import Graph
-from .plan import CheckPlan, DimPlan, GpuPlan, LoopPlan, PipelinePlan, SitePlan, StepPlan
+from .plan import (
+    CheckPlan,
+    DimPlan,
+    GpuPlan,
+    LoopPlan,
+    PiecesPlan,
+    PipelinePlan,
+    SitePlan,
+    StepPlan,
+)
 from .tuned import RULES, Choices, scheduled
 
 if TYPE_CHECKING:
@@ -134,14 +143,20 @@ class Planner:
         return buffers, steps, loops_of(graph, [group.nest for group in found.groups])
 
     def _step(self, buffers: Buffers, lowered: Lowered, report: dict[str, Any]) -> StepPlan:
-        from .cpu.scratch import scratch_bytes
+        from .cpu.scratch import caches_of, scratch_bytes
 
         kernel = lowered.kernel
         self.kernels.setdefault(kernel.name, kernel)
         used = tuple(buffers.of(ref) for ref in lowered.values)
+        places = {b.name: number for number, b in enumerate(kernel.buffers)}
+        pieces = tuple(
+            PiecesPlan(places[panel], str(cache.rows))
+            for (_, panel, _), cache in caches_of(kernel).items()
+            if cache.rows is not None
+        )
         return StepPlan(
             kernel.name, used, kernel.dims, str(lowered.count), str(lowered.grain),
-            str(scratch_bytes(kernel)), lowered.label, report,
+            str(scratch_bytes(kernel)), lowered.label, report, pieces,
         )  # fmt: skip
 
     def verify_kernels(self) -> None:

@@ -50,7 +50,9 @@ class _Code:
         self.level = usable[0]
         try:
             self._object = native.NativeObject(plan.objects[self.level])
-            self._object.use_tiles(tiles and native.may_use_tiles())
+            tiles = tiles and native.may_use_tiles()
+            self._object.use_tiles(tiles)
+            self.cut = self._cut if tiles else None
             # Not at exit: a daemon thread may still be running the code then.
             weakref.finalize(self, self._object.close).atexit = False
             self.run: Callable[[int, int, int], Any] = self._object.function(
@@ -58,6 +60,12 @@ class _Code:
             )
         except (native.ObjectError, KeyError) as error:
             raise PlanError(f"the machine code of the plan does not load: {error}") from None
+
+    def _cut(self, columns: int, panels: int, count: int, depth: int, to: int) -> None:
+        try:
+            self._object.cut(columns, panels, count, depth, to)
+        except KeyError as error:
+            raise PlanError(f"the machine code of the plan lacks the function {error}") from None
 
     def addresses(self, plan: PipelinePlan) -> dict[str, int]:
         """Where the kernels of a pipeline lie."""
@@ -83,7 +91,8 @@ class CpuPipeline(Pipeline):
         self.threads = _thread_count(threads)
         self._code: _Code | None = _Code(plan, tiles)
         functions = self._code.addresses(self._plan)
-        self._preparer = Preparer(self._plan, functions, plan.arrays, self.threads)
+        cut = self._code.cut
+        self._preparer = Preparer(self._plan, functions, plan.arrays, self.threads, cut)
         self._expected = self._binder.expected
         self._buckets: dict[tuple[tuple[int, ...], ...], Bucket] = {}
         self._free: list[Workspace] = []

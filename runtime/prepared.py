@@ -11,13 +11,22 @@ inputs and results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from stagefuse.compiler.plan import BufferPlan, LoopPlan, PipelinePlan, StepPlan
+from stagefuse.compiler.plan import (
+    CUT_ROWS,
+    BufferPlan,
+    LoopPlan,
+    PiecesPlan,
+    PipelinePlan,
+    StepPlan,
+    cut_bytes,
+)
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES
@@ -25,6 +34,7 @@ from stagefuse.dsl.dtypes import DTYPES
 from .errors import OutOfMemory, PlanError
 from .memory import ALIGNMENT, allocate, pointer_to
 
+Cut: TypeAlias = Callable[[int, int, int, int, int], None]
 _MAX = 1 << 62
 _RANGES = 64
 """Ranges of a step for each thread, at most: neighbours that run on two threads disturb each
@@ -139,8 +149,10 @@ class Preparer:
         functions: dict[str, int],
         arrays: Mapping[str, np.ndarray[Any, Any]],
         threads: int,
+        cut: Cut | None = None,
     ) -> None:
         self.plan, self.functions, self.threads = plan, functions, threads
+        self._cut = Pieces(cut) if cut else None
         needed = {b.array for b in plan.buffers if b.array is not None}
         # Kept as long as kernels may read them: what is mapped or dense already is not copied.
         self._arrays = {name: np.require(arrays[name], None, ["C", "A"]) for name in needed}
@@ -173,6 +185,13 @@ class Preparer:
             tuple(tuple(table.used.get(s.buffer, ())) for s in self.plan.states),
         )
 
+    def pieces(self, step: StepPlan, cut: PiecesPlan, evaluate: Evaluator) -> int:
+        """The address of the pieces of a step's panels, or 0."""
+        buffer = self.plan.buffers[step.buffers[cut.buffer]]
+        if self._cut is None or buffer.array is None or evaluate(cut.rows) < CUT_ROWS:
+            return 0
+        return self._cut.of(self._arrays[buffer.array], evaluate.shape(buffer.shape))
+
     def _arena(self, evaluate: Evaluator) -> tuple[dict[int, int], int]:
         """Where in the arena each of its buffers begins, and the arena's size."""
         sizes = [evaluate(text) for text in self.plan.slots]
@@ -187,6 +206,34 @@ class Preparer:
                     raise larger_than_slot(buffer, evaluate, self.plan.name)
                 offsets[i] = starts[buffer.slot]
         return offsets, total
+
+
+class Pieces:
+    """Panels of constants in pieces, each buffer's made when it is first of use.
+
+    They take 1.5 times the constants' memory, and cutting what is not among them takes as long as
+    a product of 30 rows: so there are LARGEST bytes of them at most.
+    """
+
+    LARGEST = 1 << 29
+
+    def __init__(self, cut: Cut) -> None:
+        self._cut = cut
+        self._known: dict[int, np.ndarray[Any, Any]] = {}
+
+    def of(self, panels: np.ndarray[Any, Any], shape: Sequence[int]) -> int:
+        """The address of the pieces of panels [..., depth, columns], or 0."""
+        *lead, depth, columns = shape
+        count, place = math.prod(lead), pointer_to(panels)
+        if place in self._known:
+            return pointer_to(self._known[place])
+        size = count * cut_bytes(depth, columns)
+        used = sum(made.nbytes for made in self._known.values())
+        if not count or depth < 1 or used + size > self.LARGEST:
+            return 0
+        made = allocate(size, "weights in pieces")
+        self._cut(columns, place, count, depth, pointer_to(made))
+        return pointer_to(self._known.setdefault(place, made))
 
 
 class _Table:
@@ -254,6 +301,7 @@ class _Table:
             if dim in self.turns:
                 self.turns[dim].append(len(self.args))
             self.args.append(0 if dim in self.turns else evaluate(dim) & 0xFFFFFFFFFFFFFFFF)
+        self.args.extend(owner.pieces(step, cut, evaluate) for cut in step.pieces)
 
 
 def _sizes_text(values: dict[str, int]) -> str:

@@ -25,7 +25,7 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import as_expr
 
-from . import pieces, scalars, vector_math
+from . import cutting, pieces, scalars, vector_math
 from .bodies import is_loop, values_of, walk
 from .ir import Value
 from .memory import Memory
@@ -68,6 +68,7 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
     if any(pieces.is_symbol(name) for name in module.micro_kernels):
         apart.append(pieces.shared_text())
         helpers.append(pieces.TEXT)
+        helpers += map(cutting.cut_text, sorted(module.cut_columns))
     text = "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
     return text + AS_WRITTEN + "\n\n".join(apart) + "\n" if apart else text
 

@@ -17,6 +17,7 @@ class Module:
         self.partial = partial
         self.helpers: dict[str, str] = {}
         self.micro_kernels: dict[str, str] = {}  # apart: no pass would improve them
+        self.cut_columns: set[int] = set()  # of panels that are cut before a kernel runs
         self.metadata: list[str] = []
         self._known: dict[str, str] = {}
 

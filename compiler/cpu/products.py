@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from stagefuse.compiler.kernel_ir import For, Kernel, TileProduct
-from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.dims import Expr, const, floordiv
 
-from . import pieces, scalars
+from . import cutting, pieces, scalars
 from .bodies import walk, written_buffers
 from .fetch import FetchWriter
 from .ir import Value
@@ -30,6 +30,7 @@ class ProductWriter(FetchWriter):
     def __init__(self, kernel: Kernel, module: Module) -> None:
         super().__init__(kernel, module)
         self.caches: dict[Source, tuple[Cache, Value]] = {}
+        self.cut: dict[Source, Value] = {}  # what was cut before the kernel runs
         self.has_tiles: Value | None = None
 
     def _tile(self, s: TileProduct) -> None:
@@ -60,11 +61,12 @@ class ProductWriter(FetchWriter):
             self.module.micro_kernels[symbol] = pieces.tile_text(s.nr, shape.symbol)
             assert self.has_tiles is not None
             kept = self.has_tiles.select(kept, self.code.value("null", "ptr"))
+            ready = self._ready(s, cache)
             self.code.line(
                 f"call void @{symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
                 f" {place(a, s.a_offset)}, {number(s.a_row)}, {place(panel, s.panel_offset)},"
                 f" {number(s.rows)}, {number(s.depth)}, {number(width)}, i1 {int(s.accumulate)},"
-                f" ptr {kept.text}, i64 {cache.entries}, {number(cache.most)})"
+                f" ptr {kept.text}, i64 {cache.entries}, {number(cache.most)}, ptr {ready.text})"
             )
             return
         table = self.places[s.panel_place, s.depth].text if s.panel_place else "null"
@@ -105,6 +107,9 @@ class ProductWriter(FetchWriter):
         code = self.code
         mark = self._scratch(const(SCRATCH_ALIGN))
         self.caches = {key: (cache, self._scratch(cache.size)) for key, cache in found.items()}
+        slot = len(self.kernel.buffers) + len(self.kernel.dims)
+        for number, key in enumerate(k for k, cache in found.items() if cache.rows is not None):
+            self.cut[key] = self._slot(code.value("%args", "ptr"), slot + number, "ptr")
         on = code.emit("load i32, ptr @sf.uses_tiles, align 4", "i32").compare("ne", 0)
         self.has_tiles = on
         begin, clear, after = code.label("tiles"), code.label("clear"), code.label("ready")
@@ -122,6 +127,21 @@ class ProductWriter(FetchWriter):
             )
         code.branch(after)
         code.start(after)
+
+    def _ready(self, s: TileProduct, cache: Cache) -> Value:
+        """The pieces of a panel that was cut beforehand, or null."""
+        code, null = self.code, self.code.value("null", "ptr")
+        if cache.rows is None:
+            return null
+        self.module.cut_columns.add(s.nr)
+        first = self.cut[source_of(s)]
+        panel = self.index(floordiv(s.panel_offset, s.depth * s.nr))
+        steps = self.index(floordiv(cache.most, cutting.STEP))
+        size = steps * cutting.panel_bytes(s.nr) + cutting.MARK_BYTES
+        place = panel * size
+        at = code.pure(f"getelementptr i8, ptr {first.text}, i64 {place.text}", "ptr")
+        there = code.pure(f"icmp ne ptr {first.text}, null", "i1")
+        return there.select(at, null)
 
     def _close_caches(self) -> None:
         if self.has_tiles is None:

@@ -15,7 +15,7 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv
 from stagefuse.dsl.dtypes import F32, DType
 
-from . import pieces
+from . import cutting, pieces
 from .bodies import walk, written_buffers
 
 SCRATCH_ALIGN = 64
@@ -49,16 +49,25 @@ def alloc_size(statement: Alloc) -> Expr:
 
 @dataclass(frozen=True)
 class Cache:
-    """Rows and a panel cut into pieces, of at most `most` steps of a sum; see `pieces`."""
+    """Rows and a panel cut into pieces, of at most `most` steps of a sum; see `pieces`.
+
+    `rows`: of the matrix that the panels are multiplied by, if they may be cut beforehand: `depth`
+    is then all of it.
+    """
 
     columns: int
-    most: Expr
+    depth: Expr
     entries: int
+    rows: Expr | None
+
+    @property
+    def most(self) -> Expr:
+        return floordiv(self.depth + (cutting.STEP - 1), cutting.STEP) * cutting.STEP
 
     @property
     def size(self) -> Expr:
-        steps = floordiv(self.most, pieces.STEP)
-        each = self.entries * pieces.ROW_BYTES + pieces.panel_bytes(self.columns)
+        steps = floordiv(self.most, cutting.STEP)
+        each = self.entries * cutting.ROW_BYTES + cutting.panel_bytes(self.columns)
         return padded(const(pieces.HEADER) + steps * each)
 
 
@@ -74,7 +83,7 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
     """The caches of products that may be of pieces: packed panels, and rows of an f32 input, as
     many as a step of the kernel multiplies, so that they are of use for more than one panel."""
     scratch = {s.name: s for s in walk(kernel.body) if isinstance(s, Alloc)}
-    inputs = {b.name: b.dtype for b in kernel.buffers if b.mode == "in"}
+    inputs = {b.name: b for b in kernel.buffers if b.mode == "in"}
     written = written_buffers(kernel.body)
     found: dict[Source, Cache] = {}
     products = [s for s in walk(kernel.body) if isinstance(s, TileProduct)]
@@ -86,7 +95,8 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
             source_of(s) in deep
             or s.panel_row is not None
             or s.panel_place is not None
-            or inputs.get(s.a) != F32
+            or s.a not in inputs
+            or inputs[s.a].dtype != F32
             or s.a in written
             or s.a_col != const(1)
             or (s.mr, s.nr % 16) != (pieces.ROWS, 0)
@@ -95,14 +105,22 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
         ):
             continue
         if source_of(s) not in found:
-            most = floordiv(s.depth + (pieces.STEP - 1), pieces.STEP) * pieces.STEP
-            known = most.as_int()
-            fits = pieces.ENTRIES
+            known, fits = s.depth.as_int(), pieces.ENTRIES
             if known is not None:
-                fits = CUT_BYTES // max(1, known * pieces.ROW_BYTES // pieces.STEP)
+                fits = CUT_BYTES // max(1, known * cutting.ROW_BYTES // cutting.STEP)
+            rows = None
+            if known and s.panel in inputs:
+                rows = floordiv(_count(inputs[s.a].shape), known)
             entries = min(max(1, fits), pieces.ENTRIES)
-            found[source_of(s)] = Cache(s.nr, most, entries)
+            found[source_of(s)] = Cache(s.nr, s.depth, entries, rows)
     return found
+
+
+def _count(shape: Sequence[Expr]) -> Expr:
+    total = const(1)
+    for extent in shape:
+        total = total * extent
+    return total
 
 
 def places_of(body: Sequence[Statement]) -> Iterator[tuple[Expr, Expr]]:

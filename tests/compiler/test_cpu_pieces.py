@@ -7,14 +7,17 @@ from functools import cache
 import numpy as np
 import pytest
 
+from stagefuse.compiler import driver
 from stagefuse.compiler.graph import Graph
 from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.plan import Plan
 from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import F32
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
 from stagefuse.runtime.native import may_use_tiles
+from stagefuse.runtime.prepared import Pieces
 
 from .graph_run import graph_of, native
 
@@ -114,7 +117,7 @@ def test_memory_that_has_changed_since_the_last_call(rng: np.random.Generator) -
             check(pipe(x=x, y=y), x, y)
 
 
-SPECIAL = [np.inf, -np.inf, np.nan, 3.4e38, -2.0**126, 1e-45, -1e-39, 2.0**-126, 1e-20, 2.0**63]
+SPECIAL = [np.inf, -np.inf, np.nan, 3.4e38, -(2.0**126), 1e-45, -1e-39, 2.0**-126, 1e-20, 2.0**63]
 
 
 @pytest.mark.parametrize("value", SPECIAL)
@@ -157,3 +160,44 @@ def test_zeros_are_not_out_of_range(rng: np.random.Generator) -> None:
     pieces = compiled(384)(x=x, y=y)
     assert not np.array_equal(pieces, vectors(compiled(384), x, y))
     check(pieces, x, y)
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Array]:
+    """x @ w for 100 x 150 weights, of which the second of four panels has an infinity."""
+    folder = tmp_path_factory.mktemp("linear")
+    weights = np.random.default_rng(3).standard_normal((100, 150), np.float32)
+    weights[7, 60] = np.inf
+    np.savez(folder / "w.npz", w=weights)
+    source = folder / "linear.pipe"
+    source.write_text('weights w = "w.npz"\n\npipeline main(x: f32[M, 100]):\n    x @ w.w\n')
+    return driver.compile_file(source), weights
+
+
+@pytest.mark.parametrize("rows", [0, 1, 15, 16, 33, 200])
+@np.errstate(invalid="ignore")
+def test_weights_are_cut_once(
+    rng: np.random.Generator, linear: tuple[Plan, Array], rows: int
+) -> None:
+    plan, weights = linear
+    pipe = CpuPipeline(plan)
+    x = rng.standard_normal((rows, 100), np.float32)
+    found = np.asarray(pipe(x=x))
+    finite = [c for c in range(150) if c != 60]
+    check(found[:, finite], x, weights[:, finite])
+    assert np.array_equal(found[:, 60], np.float32(np.inf) * np.sign(x[:, 7]))
+    made = pipe._preparer._cut
+    assert made is not None and len(made._known) == (rows >= 16)
+
+
+def test_weights_that_are_too_large_are_cut_in_each_call(
+    rng: np.random.Generator,
+    linear: tuple[Plan, Array],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = rng.standard_normal((64, 100), np.float32)
+    found = np.asarray(CpuPipeline(linear[0])(x=x))
+    monkeypatch.setattr(Pieces, "LARGEST", 0)
+    other = CpuPipeline(linear[0], threads=2)
+    assert np.array_equal(other(x=x), found)
+    assert other._preparer._cut is not None and not other._preparer._cut._known

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from stagefuse.compiler import plan_file
 from stagefuse.compiler.errors import PlanError
-from stagefuse.compiler.plan import ArgumentPlan, BufferPlan, DimPlan, GpuPlan, Plan
+from stagefuse.compiler.plan import ArgumentPlan, BufferPlan, DimPlan, GpuPlan, PiecesPlan, Plan
 from stagefuse.dsl.dtypes import DTYPES
 
 from . import handmade, handmade_gpu
@@ -199,6 +199,9 @@ def buffer(number: int, **changes: Any) -> dict[str, Any]:
         (step(count="3*B*"), "not a dimension expression"),
         (step(scratch_bytes="T)"), "not a dimension expression"),
         (step(symbol="a b"), "not a symbol"),
+        (step(pieces=(PiecesPlan(3, "B"),)), "pieces of its buffer 3"),
+        (step(pieces=(PiecesPlan(1, "B"),)), "no panels of f32"),
+        (step(pieces=(PiecesPlan(0, "3*"),)), "not a dimension expression"),
         (buffer(0, dtype="f31"), "unknown dtype"),
         (buffer(0, role="output"), "unknown role"),
         (buffer(0, shape=("B", "T")), "differ in type"),
