@@ -315,6 +315,8 @@ def code_held(code: Code, value: Value) -> Value:
 
 def combine(code: Code, kind: str, total: Value, value: Value, dtype: DType) -> Value:
     """One step of a fold; sums and products may be reassociated."""
+    if total.text == code.const(identity(kind, dtype), total.type).text:
+        return value
     code.contract = True
     if kind == "sum":
         return total + value

@@ -507,6 +507,13 @@ class Code:
 
         return exp_f32(self, x) if x.type == "float" else None
 
+    def quotient(self, a: Operand, b: Value) -> Value:
+        """a / b, where b is in 1 .. 2^100 or NaN."""
+        from .quotients import quotient
+
+        a = self.operand(a, b.type)
+        return quotient(self, a, b) if b.type == "float" else a / b
+
     def polynomial(self, x: Value, coefficients: Sequence[float]) -> Value:
         """Horner's rule; the lowest coefficient comes first."""
         total = self.const(coefficients[-1], x.type)

@@ -14,6 +14,7 @@ from stagefuse.compiler.cpu import vector_math
 from stagefuse.compiler.cpu.ir import BITS
 from stagefuse.dsl.dtypes import DTYPES, DType
 
+from . import quotients
 from .ir import Code, Value
 
 REGISTER = shared.REGISTER
@@ -43,6 +44,8 @@ def from_memory(code: Code, raw: Value, dtype: DType) -> Value:
     if dtype.name == "f16":
         return raw.to("fpext", "float")
     if dtype.name == "bf16":
+        if raw.type == "i32":  # in the upper half already
+            return raw.as_float("float")
         wide = code.pure("cvt.u32.u16", "i32", raw)
         return wide.shl(16).as_float("float")
     if dtype.is_small_float:
@@ -96,6 +99,10 @@ def apply(code: Code, fn: str, args: Sequence[Value], dtype: DType) -> Value:
     """A scalar function of operands of `dtype` (of the last operand, where they differ)."""
     if fn == "pow":
         return _pow(code, args, dtype)
+    if fn in _OWN_F32 and args[0].type == "float":
+        return _formula(code, _OWN_F32[fn], args)
+    if fn == "div" and args[0].text == code.const(1.0, "float").text:
+        return _formula(code, quotients.reciprocal, args[1:])
     if fn in vector_math.FUNCTIONS:
         return _formula(code, vector_math.FUNCTIONS[fn][0], args)
     rule = cast(Rule, shared.RULES[fn])
@@ -116,6 +123,7 @@ def _formula(
     return cast(Value, found)
 
 
+_OWN_F32 = {"rsqrt": quotients.rsqrt, "sigmoid": quotients.sigmoid}
 _POWERS: dict[float, Callable[[Value], Value]] = {
     1.0: lambda x: x,
     2.0: lambda x: x * x,
