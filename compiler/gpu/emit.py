@@ -20,8 +20,8 @@ from stagefuse.dsl.facts import Facts
 from .ir import Value, constant_text
 from .loops import Carry
 from .private import private_arrays, vector_width
-from .scan import scan_of
-from .teams import WARP_TEAM, Team, choose
+from .scan import scan_of, team_of
+from .teams import Team, choose
 from .tensor_maps import MAP_ALIGNMENT, MAP_BYTES, TensorMap
 from .tf32 import SplitWriter
 from .values import Memory
@@ -74,7 +74,8 @@ class KernelWriter(SplitWriter):
         names = [name for name, _ in kernel.parallel]
         extents = [extent for _, extent in kernel.parallel]
         facts = facts.at_element(names, extents)
-        team = choose(kernel, facts) if scan_of(kernel) is None else WARP_TEAM
+        scan = scan_of(kernel)
+        team = choose(kernel, facts) if scan is None else team_of(scan, facts)
         super().__init__(kernel, facts, team)
         for value, line in lines.items():
             self.lines[id(self._unique(value))] = line

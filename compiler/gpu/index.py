@@ -103,7 +103,9 @@ class IndexWriter:
 
     def _factor_of(self, atom: Atom) -> int:
         if atom.kind == "sym":
-            return self.multiples.get(atom.name, 1)
+            known = [n for e, n in self.facts.divisible if e.as_symbol() == atom.name]
+            numbers = [n for n in map(as_expr, known) if n.as_int() is not None]
+            return math.lcm(self.multiples.get(atom.name, 1), *(n.as_int() or 1 for n in numbers))
         if atom.kind == "//":
             return 1
         a, b = (self._factor(arg) for arg in atom.args)

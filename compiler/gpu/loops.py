@@ -47,6 +47,8 @@ from .teams import (
 from .values import Group, Memory, Scope
 
 UNROLL = 4
+SLOTS = 8
+"""Vectors of a row that a lane has in its version for rows of usual lengths."""
 LIGHT = 64
 """Values of several steps of a loop that are worth writing out to have more loads under way."""
 Carry = list[Value]
@@ -291,23 +293,31 @@ class LoopWriter(BarrierWriter):
         self.symbols, self.facts, self.unread, self.unwritten = before
         self._forget_bounds()
 
-    def versions(self, body: Sequence[Statement]) -> None:
-        """The body; of one whose rows may be short, a version for those before it."""
-        cut = self._short_rows(body)
-        if cut is None:
+    def versions(self, body: Sequence[Statement], told: bool = False) -> None:
+        """The body; of one whose rows may be short, or whole vectors unless that is told, a version
+        for those before it."""
+        uneven = None if told else self._uneven_rows(body)
+        cut = None if uneven else self._short_rows(body)
+        code = self.code
+        if uneven is not None:
+            known = self.facts.with_divisor(sym(uneven), self.width)
+            condition = (self.index(sym(uneven), "i32") & (self.width - 1)).compare("eq", 0)
+        elif cut is not None:
+            name, most = cut
+            known = self.facts.with_ranges({name: (self.facts.ranges.get(name, (0,))[0], most)})
+            condition = self.holds("le", sym(name), const(most))
+        else:
             return self.statements(body)
-        code, (name, most) = self.code, cut
         long, done = code.label("long"), code.label("done")
-        code.branch_if(self.holds("le", sym(name), const(most)), long, holds=False)
-        low = self.facts.ranges.get(name, (0, None))[0]
-        for facts in (self.facts.with_ranges({name: (low, most)}), self.facts):
+        code.branch_if(condition, long, holds=False)
+        for facts in (known, self.facts):
             before, self.facts = self.facts, facts
             self._forget_bounds()
             with code.branch_scope(), self.scope():
-                if facts is before:
+                if facts is before and cut is not None:
                     self.statements(body)
                 else:
-                    self.versions(body)  # there may be a still shorter one
+                    self.versions(body, told or uneven is not None)
             self.facts = before
             self._forget_bounds()
             self.unread, self.unwritten = set(), set()
@@ -316,10 +326,23 @@ class LoopWriter(BarrierWriter):
                 code.start(long)
         code.start(done)
 
+    def _uneven_rows(self, body: Sequence[Statement]) -> str | None:
+        """The dimension that rows are long, if nobody knows whether it is a number of vectors."""
+        if self.team.across or self.width & (self.width - 1) or not self._is_plain(body):
+            return None
+        for nest in shared_loops(body):
+            name = self.resolve(nest[-1][2] - nest[-1][1]).as_symbol()
+            if name in self.kernel.dims and self.width_of(nest) < self.width:
+                return str(name)
+        return None
+
+    def _is_plain(self, body: Sequence[Statement]) -> bool:
+        return all(isinstance(s, For | Fold | Store | Let | Alloc) for s in body)
+
     def _short_rows(self, body: Sequence[Statement]) -> tuple[str, int] | None:
-        """The dimension that rows are long, and a quarter of the most that it may be, if lanes
-        would have many places for elements that are seldom there."""
-        if any(not isinstance(s, For | Fold | Store | Let | Alloc) for s in body):
+        """The dimension that rows are long, and a length up to which another version is better,
+        whose lanes have fewer places for elements that may not be there."""
+        if not self._is_plain(body):
             return None
         for nest in shared_loops(body):
             (_, lo, hi), lanes = nest[-1], self.team.lanes * self.width_of(nest)
@@ -327,9 +350,12 @@ class LoopWriter(BarrierWriter):
             most = None if name is None else self.most(hi - lo)
             if name not in self.kernel.dims:
                 continue
-            if most is None and self.team.lanes > 1 and not self.team.across:
-                return str(name), 16 * lanes
-            if most is not None and most >= 8 * lanes:
+            if self.team.lanes == 1 or self.team.across:
+                continue
+            least, some = self.facts.bounds(sym(str(name)))[0] or 0, SLOTS * lanes
+            if most is None or most > some >= least:
+                return str(name), some
+            if most == some and most >= 4 * least:
                 return str(name), most // 4
         return None
 
@@ -376,16 +402,20 @@ class LoopWriter(BarrierWriter):
         most = most_of(lo, hi, self.facts)
         if most is None or length.as_int() is not None or most % (self.team.lanes * self.width):
             return None
-        if not self._is_cut(hi, lo + most) or not self.divides(self.width, self.resolve(lo)):
+        if self._cut(hi, lo + most) is None or not self.divides(self.width, self.resolve(lo)):
             return None
+        if self.width > 1 and self.divides(self.width, self.resolve(hi)):
+            return None  # in whole vectors, which predicates tell from those behind the end
         return index, lo, hi, const(most)
 
-    def _is_cut(self, hi: Expr, whole: Expr) -> bool:
-        """Whether an end is the smaller of a full one and another."""
+    def _cut(self, hi: Expr, whole: Expr) -> Expr | None:
+        """The other end if an end is the smaller of a full one and another."""
         if len(hi.terms) != 1 or hi.terms[0][1] != 1 or len(hi.terms[0][0]) != 1:
-            return False
+            return None
         atom, power = hi.terms[0][0][0]
-        return power == 1 and atom.kind == "min" and whole in atom.args
+        if power != 1 or atom.kind != "min" or whole not in atom.args:
+            return None
+        return atom.args[1 - atom.args.index(whole)]
 
     def width_of(self, loops: Nest) -> int:
         """Adjacent elements of the innermost loop that a lane takes at a time."""
@@ -415,6 +445,10 @@ class LoopWriter(BarrierWriter):
         slots = None if most is None else -(-most // (lanes * width))
         if not unroll or slots is None or slots * width > MOST_IN_REGISTERS:
             return self._spread_loop(loops, extents, total, width, carry, visit, at_once)
+        (_, lo, hi), *others = loops
+        end = None if others else self._cut(hi, lo + slots * lanes * width)
+        if end is not None:  # what lies behind a full loop is behind the other end too
+            total = self.resolve(end - lo)
         for number in range(slots):
             unit = sym("column" if self.team.across else "lane") + number * lanes
             mask = None

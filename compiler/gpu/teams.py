@@ -36,6 +36,10 @@ UNKNOWN = 4096
 """What a size without a bound counts as."""
 MOST_IN_REGISTERS = 32
 """Elements of a row that one lane holds when loops are unrolled."""
+WARP_ROW = 1024
+"""The longest row that a warp takes."""
+BLOCKS = ((8192, 256), (1 << 62, 512))
+"""Lanes of a block that takes a row, by the most elements that it has."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +170,11 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
         return Team(1024, 1)
     if not arrays and most <= (WINDOW if _folds_windows(kernel.body) else 8):
         return LANE
-    if most <= 1024:
+    if most <= WARP_ROW:
         return WARP_TEAM
     if not arrays and all(isinstance(s, Fold | Let | Store) for s in kernel.body):
         return _reducers(kernel, most, facts)
-    lanes = BLOCK_LANES if most <= 8192 else 512
+    lanes = next(lanes for limit, lanes in BLOCKS if most <= limit)
     if not kernel.parallel or _few(kernel, facts):
         lanes = 1024
     return Team(lanes, 1)
