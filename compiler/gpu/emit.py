@@ -28,6 +28,8 @@ from .values import Memory
 
 PTX_VERSION = "8.7"
 PARAMETER_LIMIT = 4096  # bytes of parameters of a kernel on every target
+MOST_BYTES = 1 << 42
+"""No buffer of any GPU is larger."""
 ROUND_BLOCKS = 512
 """Blocks of a kernel that keeps its scratch in a workspace."""
 
@@ -73,7 +75,7 @@ class KernelWriter(SplitWriter):
     ) -> None:
         names = [name for name, _ in kernel.parallel]
         extents = [extent for _, extent in kernel.parallel]
-        facts = facts.at_element(names, extents)
+        facts = _as_stored(kernel, facts.at_element(names, extents))
         scan = scan_of(kernel)
         team = choose(kernel, facts) if scan is None else team_of(scan, facts)
         super().__init__(kernel, facts, team)
@@ -293,6 +295,22 @@ class KernelWriter(SplitWriter):
 
     def in_loop(self) -> bool:
         return self.rounds or super().in_loop()
+
+
+def _as_stored(kernel: Kernel, facts: Facts) -> Facts:
+    """These facts with what follows from that every buffer lies in a device's memory."""
+    for b in kernel.buffers:
+        for axis, extent in enumerate(b.shape):
+            name, size = extent.as_symbol(), b.dtype.itemsize
+            if name is None:
+                continue
+            for other in (*b.shape[:axis], *b.shape[axis + 1 :]):
+                size *= max(facts.bounds(other)[0] or 1, 1)
+            low, high = facts.ranges.get(name, (0, None))
+            most = None if high is None else facts.bounds(high)[1]
+            if most is None or most > MOST_BYTES // size:
+                facts = facts.with_ranges({name: (low, MOST_BYTES // size)})
+    return facts
 
 
 def _bytes(s: Alloc) -> Expr:
