@@ -172,10 +172,10 @@ class GpuCompiler:
                 yield SourceLowering(graph, group, sites, GPU), {"scan": form}, split_scan, name
         classes = _classes_of_rows(graph, group)
         if classes:
-            for facts, part, share in classes:
+            for facts, name, share in classes:
                 low = SourceLowering(graph, group, sites, GPU)
                 low.sizes = facts
-                yield low, GPU_FORMS, share * others, part
+                yield low, GPU_FORMS, share * others, name
             return
         if group.kind == "attention":
             yield from _attentions(graph, group, sites, arches)

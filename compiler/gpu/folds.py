@@ -17,8 +17,9 @@ from stagefuse.dsl.dtypes import DType
 
 from . import scalars
 from .ir import Code, Value
-from .loops import Carry, LoopWriter, Slot
+from .loops import Carry, Slot
 from .teams import WARP
+from .versions import VersionWriter
 
 NOWHERE = {"i32": (1 << 31) - 1, "i64": (1 << 63) - 1}
 FEW = 4
@@ -26,7 +27,7 @@ DEEP = 8
 """Rows of a column that a lane has on the way at a time."""
 
 
-class FoldWriter(LoopWriter):
+class FoldWriter(VersionWriter):
     """The body of a kernel, as far as its reductions go."""
 
     def fold(self, s: Fold) -> None:

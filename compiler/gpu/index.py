@@ -173,7 +173,7 @@ class IndexWriter:
         """A term's size and whether it is subtracted."""
         if kind == "i64" and len(monomial) == 1 and 1 < abs(coefficient) <= INT32:
             ((atom, power),) = monomial
-            if power == 1 and self.is_small(Expr((((((atom, 1),), 1),)))):
+            if power == 1 and self.is_small(Expr(((((atom, 1),), 1),))):
                 number = self.code.const(abs(coefficient), "i32")
                 found = self.code.pure("mul.wide.s32", "i64", self.atom(atom, "i32"), number)
                 return found, coefficient < 0

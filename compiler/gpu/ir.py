@@ -292,13 +292,14 @@ class Code:
             if key in scope.known:
                 return scope.known[key]
         scope = self.place(operands)
-        result = self._registered(kind, scope)
+        result = self.registered(kind, scope)
         listed = ", ".join(o.text for o in (result, *map(self._held, operands)))
         scope.lines.append(Line(f"\t{op} {listed};", self.loc))
         scope.known[key] = result
         return result
 
-    def _registered(self, kind: str, scope: _Scope) -> Value:
+    def registered(self, kind: str, scope: _Scope) -> Value:
+        """A new register, set in a scope."""
         made = self.fresh(kind)
         return Value(self, made.text, kind, self.scopes.index(scope))
 
@@ -401,38 +402,13 @@ class Code:
 
     def unsigned_division(self, a: Value, b: Value) -> Value:
         if a.type == "i64" and a.known is None and b.known is None:
-            return self._long_division(a, b)
+            from .conversions import long_division
+
+            return long_division(self, a, b)
         bits = 64 if a.type == "i64" else 32
         return self.narrowed(
             self.pure(f"div.u{bits}", a.type, self.zero_extended(a), self.zero_extended(b))
         )
-
-    def _long_division(self, a: Value, b: Value) -> Value:
-        """a / b, both unsigned of 64 bits: in 32 where both fit, which takes a quarter as long."""
-        key = ("div.u64", "i64", a.text, b.text)
-        for known in self.scopes:
-            if key in known.known:
-                return known.known[key]
-        scope = self.place((a, b))
-        result = scope.known[key] = self._registered("i64", scope)
-        both, (high, x, y) = self.fresh("i64"), (self.fresh("i32") for _ in range(3))
-        long, (wide, done) = self.fresh("i1"), (self.label(n) for n in ("wide", "divided"))
-        lines = (
-            f"\tor.b64 {both.text}, {a.text}, {b.text};",
-            f"\tmov.b64 {{{x.text}, {high.text}}}, {both.text};",
-            f"\tsetp.ne.s32 {long.text}, {high.text}, 0;",
-            f"\t@{long.text} bra {wide};",
-            f"\tcvt.u32.u64 {x.text}, {a.text};",
-            f"\tcvt.u32.u64 {y.text}, {b.text};",
-            f"\tdiv.u32 {x.text}, {x.text}, {y.text};",
-            f"\tcvt.u64.u32 {result.text}, {x.text};",
-            f"\tbra {done};",
-            f"{wide}:",
-            f"\tdiv.u64 {result.text}, {a.text}, {b.text};",
-            f"{done}:",
-        )
-        scope.lines.extend(Line(text, self.loc) for text in lines)
-        return result
 
     def remainder(self, a: Value, b: Value) -> Value:
         """The exact remainder of floats, with the sign of `a`."""
