@@ -31,6 +31,7 @@ class IndexWriter:
         self.multiples: dict[str, int] = {}  # symbols that a number divides
         self._small: dict[Expr, bool] = {}
         self._resolved: dict[Expr, Expr] = {}
+        self._values: dict[tuple[Expr, str | None], tuple[Value, object]] = {}  # and their scopes
 
     # Names
 
@@ -60,7 +61,7 @@ class IndexWriter:
             self._resolved = {}
 
     def _forget_bounds(self) -> None:
-        self._small, self._resolved = {}, {}
+        self._small, self._resolved, self._values = {}, {}, {}
 
     def resolve(self, expr: Expr) -> Expr:
         """An expression over registers alone."""
@@ -143,6 +144,18 @@ class IndexWriter:
         return self._value(self.resolve(expr), kind)
 
     def _value(self, expr: Expr, kind: str | None = None) -> Value:
+        """The value of an expression over registers, as long as where it was computed is open."""
+        scopes, key = self.code.scopes, (expr, kind)
+        known = self._values.get(key)
+        if known is not None:
+            value, scope = known
+            if value.depth < len(scopes) and scopes[value.depth] is scope:
+                return value
+        value = self._computed(expr, kind)
+        self._values[key] = value, scopes[value.depth]
+        return value
+
+    def _computed(self, expr: Expr, kind: str | None) -> Value:
         small = self.is_small(expr)
         own = "i32" if small else "i64"
         found = self._sum(expr, own)
