@@ -42,6 +42,7 @@ from .contract import (
     whole_of,
 )
 from .emit import Entry, KernelWriter, module_text
+from .packing import lower_pointwise
 from .persistent import PersistentWriter, Whole, form_of
 from .predict import largest
 from .split_scan import lower_stretch_scans, lower_stretches, splits
@@ -62,6 +63,7 @@ WGMMA = ("sm_90a",)
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
 GPU_FORMS = {
     **FORMS,
+    "pointwise": lower_pointwise,
     "contract": lower_contract,
     "row": lower_rows,
     "chain": lower_chain,
@@ -180,14 +182,29 @@ class GpuCompiler:
         if group.kind == "attention":
             yield from _attentions(graph, group, sites, arches)
             return
-        others = const(1)
-        for choice in choices(graph, group) if arches[0] in WGMMA else ():
+        split, others, summed = thin(graph, group), const(1), const(0)
+        if split is not None and split.low != const(0):
+            summed = split.few * split.low
+            others = 1 - summed
+            low = SourceLowering(graph, group, sites, GPU)
+            form = partial(lower_parts, split=split, is_low=True)
+            yield low, {"contract": form}, summed, "parts"
+        found = choices(graph, group) if arches[0] in WGMMA and others != const(0) else ()
+        for choice in found:
             low = SourceLowering(graph, group, sites, GPU)
             low.warpgroups, low.sizes = True, choice.facts
-            yield low, {"contract": partial(lower_contract, shape=choice.shape)}, choice.holds, ""
-            others = others - choice.holds
-        if others == const(0):
-            return
+            share = choice.holds * others
+            yield low, {"contract": partial(lower_contract, shape=choice.shape)}, share, ""
+        others = others * (1 - sum((c.holds for c in found), const(0)))
+        if split is not None:
+            few = split.few * others
+            if few != const(0):
+                low = SourceLowering(graph, group, sites, GPU)
+                yield low, {"contract": partial(lower_parts, split=split)}, few, "parts"
+            others, summed = others - few, summed + few
+            if summed != const(0):
+                low = SourceLowering(graph, group, sites, GPU)
+                yield low, {"contract": partial(lower_sum_of_parts, split=split)}, summed, "sum"
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
         whole_product: Whole | None = None
         if group.kind == "contract" and is_half(graph, group):
@@ -195,13 +212,6 @@ class GpuCompiler:
             if arches[0] in WGMMA:
                 whole_product = whole_of(SourceLowering(graph, group, sites, GPU_TMA))
                 schedule = GPU_WGMMA if whole_product is None else GPU_TMA
-        split = thin(graph, group)
-        if split is not None:
-            few = split.few * others
-            others = others - few
-            for part, name in ((lower_parts, "parts"), (lower_sum_of_parts, "sum")):
-                low = SourceLowering(graph, group, sites, GPU)
-                yield low, {"contract": partial(part, split=split)}, few, name
         if others == const(0):
             return
         low = SourceLowering(graph, group, sites, schedule)
