@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.vector_math import two_over_pi_table
-from stagefuse.compiler.kernel_ir import Alloc, Kernel
+from stagefuse.compiler.kernel_ir import Alloc, Attend, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 from stagefuse.dsl.facts import Facts
 
+from .attend_groups import GROUP
 from .ir import Value, constant_text
 from .loops import Carry
 from .private import private_arrays, vector_width
@@ -78,6 +79,8 @@ class KernelWriter(SplitWriter):
         facts = _as_stored(kernel, facts.at_element(names, extents))
         scan = scan_of(kernel)
         team = choose(kernel, facts) if scan is None else team_of(scan, facts)
+        if has_wgmma and any(isinstance(s, Attend) for s in walk(kernel.body)):
+            team = replace(team, helpers=GROUP)
         super().__init__(kernel, facts, team)
         for value, line in lines.items():
             self.lines[id(self._unique(value))] = line

@@ -19,6 +19,7 @@ from . import scalars
 from .ir import Code, Value
 from .loops import Carry, Slot
 from .teams import WARP
+from .tensor_maps import TensorMap
 from .versions import VersionWriter
 
 NOWHERE = {"i32": (1 << 31) - 1, "i64": (1 << 63) - 1}
@@ -281,6 +282,10 @@ class FoldWriter(VersionWriter):
         raise NotImplementedError
 
     def shared_address(self, offset: Expr) -> Value:
+        raise NotImplementedError
+
+    def tensor_map(self, map: TensorMap) -> Value:
+        """The address of a tensor map of the kernel."""
         raise NotImplementedError
 
     def in_loop(self) -> bool:

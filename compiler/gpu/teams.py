@@ -47,17 +47,19 @@ class Team:
     """`lanes` execute a step; a block holds `per_block` teams. One lane, or whole warps; more
     than one warp are a block. If `across` is set, a shared loop has that many times `width`
     elements at most, and the lanes that have the same ones share the folds inside it. `resident`:
-    blocks of an SM that the kernel is compiled for, if that is not left to ptxas."""
+    blocks of an SM that the kernel is compiled for, if that is not left to ptxas. A block has
+    `helpers` more threads, which do what one of its statements wants and are gone then."""
 
     lanes: int
     per_block: int
     across: int = 0
     width: int = 1
     resident: int = 0
+    helpers: int = 0
 
     @property
     def threads(self) -> int:
-        return self.lanes * self.per_block
+        return self.lanes * self.per_block + self.helpers
 
     @property
     def down(self) -> int:
