@@ -37,8 +37,9 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32
 
 from .clusters import RANK
-from .persistent import Whole, suits
+from .persistent import ROWS, Whole, suits
 from .tiles import Shape
+from .widths import widths
 
 PANELS = {48: 2, 64: 2, 32: 2, 16: 4}
 """Panels of a width that make a tile."""
@@ -121,7 +122,11 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
     """Tiles of rows by panels: computed, then stored with what follows. In a given shape, whose
     depth a cluster of blocks may share, each of them stores some of its rows."""
     p = product_of(low, low.group.anchor)
-    if shape is None:
+    if low.schedule.tensor_copies:
+        known, most = p.columns.as_int(), low.schedule.tile_columns
+        most = most if known is None else min(most, -(-known // 16) * 16)
+        p, group = _in_shape(low, p, Shape(ROWS, most, 1)), 1
+    elif shape is None:
         known = p.panels.as_int()
         wide = low.schedule.tile_columns
         most = wide // p.panel if wide else PANELS[p.panel]
@@ -212,14 +217,23 @@ def _beside(groups: Expr) -> int:
     return 1 if known is None else max(n for n in range(1, MOST_BESIDE + 1) if known % n == 0)
 
 
+def tile_widths(graph: Graph, group: Group) -> list[tuple[int, Expr]]:
+    """The columns of the tiles that such a product may be cut into, as `widths` gives them."""
+    assert group.anchor is not None
+    node = graph.nodes[group.anchor]
+    product, shape = node.primitive, node.type.shape
+    assert isinstance(product, Contract)
+    rows, columns = (size_of([shape[a] for a in x]) for x in (product.rows, product.columns))
+    batch = [shape[a] for a in product.batch]
+    return widths(rows, columns, batch, graph.facts)
+
+
 # Products of few tiles
 
 FULL = 132
 """Blocks that fill a device."""
-BLOCKS = 8 * FULL
-"""Blocks that a product of few rows should have: several for each multiprocessor."""
-FEW_ROWS = 32
-"""Rows of a tile for products of few rows."""
+FED = 16
+"""Blocks that draw what memory gives, where tensor copies bring their operands."""
 LEAST_DEPTH = 96
 MOST_SPLITS = 16
 RUN = 128
@@ -228,19 +242,16 @@ RUN = 128
 
 @dataclass(frozen=True)
 class Thin:
-    """How a product of few tiles or few rows is split: `count` parts, each `depth` deep. `few` is
-    1 for the sizes at which it is, and else 0; `low` where it has few rows."""
+    """How a product of few tiles is split: `count` parts, each `depth` deep; `few` is 1
+    for the sizes at which there are so few tiles, and else 0."""
 
     few: Expr
-    low: Expr
     depth: int
     count: int
 
 
-def thin(graph: Graph, group: Group) -> Thin | None:
-    """How to split a group's product where that is worth it, if it may be: where its tiles are
-    fewer than multiprocessors, and where a matrix of known size has few rows, whose time is that
-    of reading the other one."""
+def thin(graph: Graph, group: Group, most: int = FULL) -> Thin | None:
+    """How to split a group's product where it has at most so many tiles, if that may be."""
     if group.kind != "contract" or group.anchor is None:
         return None
     node = graph.nodes[group.anchor]
@@ -252,22 +263,15 @@ def thin(graph: Graph, group: Group) -> Thin | None:
     rows, columns = (
         size_of([node.type.shape[a] for a in axes]) for axes in (product.rows, product.columns)
     )
-    width = PANELS[product.panel] * product.panel
+    across = PANELS[product.panel] * product.panel
     down = GPU.row_tile[product.panel]
-    across = floordiv(columns + (width - 1), width)
-    known, count = across.as_int(), MOST_SPLITS
-    if known is not None:
-        count = min(-(-BLOCKS // max(known, 1)), MOST_SPLITS)
-    most = floordiv(rows, FEW_ROWS + 1)
-    many = floordiv(floordiv(rows + (down - 1), down) * across, FULL + 1)
-    if known is not None and count > 1:
-        many = minimum(many, most)
-    few = graph.facts.simplify(1 - minimum(many, const(1)))
+    tiles = floordiv(rows + (down - 1), down) * floordiv(columns + (across - 1), across)
+    few = 1 - minimum(floordiv(tiles, most + 1), const(1))
+    few = graph.facts.simplify(few)
     if few == const(0):
         return None
-    low = graph.facts.simplify(1 - minimum(most, const(1)))
-    part = max(LEAST_DEPTH, -(-depth // (max(count, 2) * 16)) * 16)
-    return Thin(few, low, part, -(-depth // part))
+    part = max(LEAST_DEPTH, -(-depth // (MOST_SPLITS * 16)) * 16)
+    return Thin(few, part, -(-depth // part))
 
 
 def is_half(graph: Graph, group: Group) -> bool:
@@ -286,18 +290,14 @@ def _parts(low: Lowering, p: Product, split: Thin, mode: str) -> Buffer:
     return low.buffers.setdefault(parts_of(p.ref), Buffer(name, p.dtype, shape, mode))
 
 
-def lower_parts(low: Lowering, split: Thin, is_low: bool = False) -> Parallel:
-    """The products of the parts of the depth, a panel and 64 rows a block; of few rows, some
-    panels by those."""
-    p, group = product_of(low, low.group.anchor), 1
-    if is_low and _moves_in_chunks(low, p):
-        p, group = replace(p, row_tile=FEW_ROWS), PANELS[p.panel]
+def lower_parts(low: Lowering, split: Thin) -> Parallel:
+    """The products of the parts of the depth, a panel and 64 rows a block."""
+    p = product_of(low, low.group.anchor)
     rows, depth = p.row_tile, split.depth
     blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
-    groups = floordiv(p.panels + (group - 1), group, low.facts)
-    parallel = [("mb", blocks), ("nb", groups), ("ks", const(split.count))]
+    parallel = [("mb", blocks), ("nb", p.panels), ("ks", const(split.count))]
     low.bind(parallel)
-    width = group * p.panel + PADDING
+    width = p.panel + PADDING
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
     matrix = left_of(low, p)
@@ -306,7 +306,7 @@ def lower_parts(low: Lowering, split: Thin, is_low: bool = False) -> Parallel:
     count = minimum(p.rows - start, const(rows))
     begin = sym("ks") * depth
     piece = Depth(begin, minimum(p.depth - begin, const(depth)))
-    first = sym("nb") * group
+    first = sym("nb")
 
     def one_panel() -> None:
         target = (tile, (sym("p") - first) * p.panel, const(width))
@@ -319,11 +319,11 @@ def lower_parts(low: Lowering, split: Thin, is_low: bool = False) -> Parallel:
         low.when([p.columns - 1 - at], lambda: low.emit(Store(parts.name, places, inside)))
 
     def finish() -> None:
-        low.loop("c", const(0), const(group * p.panel), column, vector=True)
+        low.loop("c", const(0), const(p.panel), column, vector=True)
 
-    low.loop("p", first, minimum(first + group, p.panels, low.facts), one_panel)
+    low.loop("p", first, first + 1, one_panel)
     low.loop("r", const(0), count, finish, vector=True)
-    return parallel, const(depth * rows * group * p.panel)
+    return parallel, const(depth * rows * p.panel)
 
 
 def lower_sum_of_parts(low: Lowering, split: Thin) -> Parallel:

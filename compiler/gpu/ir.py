@@ -178,6 +178,8 @@ class Code:
         self.contract = False  # whether a product and a sum may become one instruction
         self.loc = 0
         self.tables: set[str] = set()
+        self.stored: dict[str, tuple[str, Value]] = {}
+        """Registers whose value is that of another one, with an element as it is stored."""
         self.scopes = [_Scope(self.root, False)]
         self._counts: dict[str, int] = {}
         self._labels: dict[str, int] = {}
@@ -292,14 +294,13 @@ class Code:
             if key in scope.known:
                 return scope.known[key]
         scope = self.place(operands)
-        result = self.registered(kind, scope)
+        result = self._registered(kind, scope)
         listed = ", ".join(o.text for o in (result, *map(self._held, operands)))
         scope.lines.append(Line(f"\t{op} {listed};", self.loc))
         scope.known[key] = result
         return result
 
-    def registered(self, kind: str, scope: _Scope) -> Value:
-        """A new register, set in a scope."""
+    def _registered(self, kind: str, scope: _Scope) -> Value:
         made = self.fresh(kind)
         return Value(self, made.text, kind, self.scopes.index(scope))
 
@@ -401,10 +402,6 @@ class Code:
         return self.pure("and.b32", value.type, value, mask)
 
     def unsigned_division(self, a: Value, b: Value) -> Value:
-        if a.type == "i64" and a.known is None and b.known is None:
-            from .conversions import long_division
-
-            return long_division(self, a, b)
         bits = 64 if a.type == "i64" else 32
         return self.narrowed(
             self.pure(f"div.u{bits}", a.type, self.zero_extended(a), self.zero_extended(b))
@@ -511,13 +508,6 @@ class Code:
         from .exponent import exp_f32
 
         return exp_f32(self, x) if x.type == "float" else None
-
-    def quotient(self, a: Operand, b: Value) -> Value:
-        """a / b, where b is in 1 .. 2^100 or NaN."""
-        from .quotients import quotient
-
-        a = self.operand(a, b.type)
-        return quotient(self, a, b) if b.type == "float" else a / b
 
     def polynomial(self, x: Value, coefficients: Sequence[float]) -> Value:
         """Horner's rule; the lowest coefficient comes first."""

@@ -4,7 +4,9 @@ A block is three warpgroups. One thread of the last brings stages of both operan
 as far ahead as the ring is long, over the ends of tiles; the other two multiply 64 rows each by all
 columns of a tile, and finish them: 8 rows at a time go through shared memory of their warp, so that
 what follows the product is computed on adjacent elements, while the next tile's operands come.
-Registers go from those that copy to those that multiply. The stages are as `wgmma` has them.
+Where tiles are wide, registers go from those that copy to those that multiply. Two blocks below
+each other are a cluster, and bring half of the right operand each, for both. Stages lie as in
+`wgmma`.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ from dataclasses import dataclass, replace
 
 from stagefuse.compiler.kernel_ir import Alloc, For, If, Kernel, Let, Statement, Store, TileProduct
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, const, minimum, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.facts import Facts
 
 from .attend_groups import GROUP_ROWS
 from .emit import KernelWriter
 from .ir import Value
-from .loops import Carry
+from .loops import Carry, work_of
 from .private import vector_width
-from .ring import Ring, Stage, arrive, copy_box, elected, expect, wait
+from .ring import Ring, Stage, arrive, arrive_in_all, copy_box, elected, expect, wait
 from .teams import WARP, Team
 from .tensor_maps import TensorMap, in_steps, start_of
 from .values import Memory
@@ -36,6 +38,8 @@ READERS = 2
 ROWS = READERS * GROUP_ROWS
 FEW, MANY = 40, 232
 """Registers of a thread that copies, and of one that multiplies: as many as all had before."""
+CLUSTER = 2
+"""Blocks below each other that bring the right operand for each other."""
 BLOCKS = 132
 """Blocks that stay: one for each SM of the largest device of the arch."""
 TOGETHER = 16
@@ -46,6 +50,8 @@ PIECES = (64, 48, 32, 16, 8)
 """Columns that a warp finishes at a time."""
 PADDING = 8
 """Elements between the rows of a piece, so that four rows lie in different banks."""
+LIGHT = 12
+"""Operations on an element after a product that are written out for every piece."""
 PANEL = 64
 """Columns of a box of an operand whose columns are contiguous."""
 
@@ -121,12 +127,13 @@ class PersistentWriter(KernelWriter):
         whole: Whole,
     ) -> None:
         super().__init__(kernel, facts, shared_limit, lines)
-        self.form, self.whole = form, whole
+        self.form, self.whole, self.has_roles = form, whole, True
         self.team = Team((READERS + 1) * GROUP, 1)
         self.batch = kernel.parallel[:-2]
         self.is_deep = form.product.panel_row == const(1)
         panels = -(-form.columns // PANEL)
         right = form.columns if self.is_deep else panels * DEPTH
+        self.hands_over = form.columns > 128  # else all have enough
         self.left_bytes = ROWS * ROW_BYTES
         self.stage_bytes = self.left_bytes + -(-right * ROW_BYTES // 1024) * 1024
         self.copied = self.left_bytes + right * ROW_BYTES
@@ -136,6 +143,16 @@ class PersistentWriter(KernelWriter):
         room = shared_limit - pieces
         self.stages = min(room // Ring.bytes_of(1, self.stage_bytes), MOST_STAGES)
         self.code.tables.update(("shared", "aligned shared"))
+        few = facts.bounds(whole.rows)[1]
+        pairs = few is None or few > ROWS
+        self.together = CLUSTER if pairs else 1
+        self.boxes = 1 if self.is_deep else panels  # that a block brings of a stage
+        part = form.columns if self.is_deep else DEPTH
+        self.box_rows = part // self.together
+
+    @property
+    def cluster(self) -> int:
+        return self.together
 
     def _plan_scratch(self) -> None:
         """The stages come first, then the pieces of warps."""
@@ -147,29 +164,51 @@ class PersistentWriter(KernelWriter):
     def _steps(self) -> Expr:
         code = self.code
         thread = self.symbols["lane"]
-        ring = Ring(self, self.ring_start, self.stages, self.stage_bytes)
+        ring = Ring(self, self.ring_start, self.stages, self.stage_bytes, self.cluster)
         ring.prepare(thread.compare("eq", 0), READERS * GROUP // WARP)
-        copies = code.label("copies")
+        copies, all_done = code.label("copies"), code.label("finished")
         code.branch_if(thread.compare("lt", READERS * GROUP), copies, holds=False)
         with code.branch_scope(), self.scope():
-            code.line(f"setmaxnreg.inc.sync.aligned.u32 {MANY};")
+            if self.hands_over:
+                code.line(f"setmaxnreg.inc.sync.aligned.u32 {MANY};")
             self._multiply_all(ring)
-            code.branch("$end")
+            code.branch(all_done)
         code.start(copies)
         with code.branch_scope(), self.scope():
-            code.line(f"setmaxnreg.dec.sync.aligned.u32 {FEW};")
-            code.branch_if(thread.compare("lt", READERS * GROUP + WARP), "$end", holds=False)
-            code.branch_if(elected(code), "$end", holds=False)
+            if self.hands_over:
+                code.line(f"setmaxnreg.dec.sync.aligned.u32 {FEW};")
+            code.branch_if(thread.compare("lt", READERS * GROUP + WARP), all_done, holds=False)
+            code.branch_if(elected(code), all_done, holds=False)
             self._copy_all(ring)
-        return minimum(self.count, const(BLOCKS))
+        code.start(all_done)
+        if self.cluster > 1:  # no block may end while another one counts at its barriers
+            code.line("barrier.cluster.arrive.relaxed;")
+            code.line("barrier.cluster.wait;")
+        return minimum(self.tiles, const(BLOCKS // self.cluster)) * self.cluster
 
     # Tiles
+
+    @property
+    def down(self) -> Expr:
+        """Tiles below each other, those of a cluster together."""
+        (_, blocks), _ = self.kernel.parallel[-2:]
+        return floordiv(blocks + (self.cluster - 1), self.cluster)
+
+    @property
+    def tiles(self) -> Expr:
+        """All tiles, those of a cluster together."""
+        total = self.down * self.kernel.parallel[-1][1]
+        for _, extent in self.batch:
+            total = total * extent
+        return total
 
     def _each_tile(self, body: Callable[[], None]) -> None:
         """Runs for each of this block's tiles, whose place is then named."""
         code = self.code
-        tile = code.variable("i32", self._special("ctaid.x"))
-        apart, end = self._special("nctaid.x"), self.index(self.count, "i32")
+        tile, apart = self._special("ctaid.x"), self._special("nctaid.x")
+        if self.cluster > 1:
+            tile, apart = (v.lshr(self.cluster.bit_length() - 1) for v in (tile, apart))
+        tile, end = code.variable("i32", tile), self.index(self.tiles, "i32")
         head, done = code.label("tile"), code.label("tiles")
         with code.loop_scope(), self.scope():
             code.start(head)
@@ -188,7 +227,8 @@ class PersistentWriter(KernelWriter):
         """The batch, row and column of a tile: `TOGETHER` rows of them are taken column by column,
         then the next rows."""
         code = self.code
-        *batch, (down, blocks), (across, groups) = self.kernel.parallel
+        *batch, (down, _), (across, groups) = self.kernel.parallel
+        blocks = self.down
         high, wide = self.index(blocks, "i32"), self.index(groups, "i32")
         found: dict[str, tuple[Value, Expr, Expr]] = {}
         rest, inside = tile, tile
@@ -201,12 +241,16 @@ class PersistentWriter(KernelWriter):
             rest = before
         if batch:
             found[batch[0][0]] = (rest, const(0), batch[0][1] - 1)
-        band = code.unsigned_division(inside, wide * TOGETHER)
-        first = band * TOGETHER
-        height = code.intrinsic("smin", high - first, code.const(TOGETHER, "i32"))
-        inside = inside - band * (wide * TOGETHER)
+        most = max(TOGETHER // self.cluster, 1)
+        band = code.unsigned_division(inside, wide * most)
+        first = band * most
+        height = code.intrinsic("smin", high - first, code.const(most, "i32"))
+        inside = inside - band * (wide * most)
         column = code.unsigned_division(inside, height)
-        found[down] = (first + inside - column * height, const(0), blocks - 1)
+        row = first + inside - column * height
+        if self.cluster > 1:
+            row = row * self.cluster + self._special("cluster_ctarank")
+        found[down] = (row, const(0), blocks * self.cluster - 1)
         found[across] = (column, const(0), groups - 1)
         return found
 
@@ -219,6 +263,9 @@ class PersistentWriter(KernelWriter):
         turn = ring.turn(filling=True)
         depth = self.index(s.depth, "i32")
         left, right = self._left_map(), self._right_map()
+        own = code.const(0, "i32")  # the first row of a stage's right operand that it brings
+        if self.cluster > 1:
+            own = self._special("cluster_ctarank") * self.box_rows
 
         def one_tile() -> None:
             row, column = self.index(sym(down) * ROWS), self.index(sym(across) * self.form.columns)
@@ -230,13 +277,10 @@ class PersistentWriter(KernelWriter):
                 expect(code, stage.full, self.copied)
                 copy_box(code, left, (k, row, *ends[0]), stage.start, stage.full)
                 target = stage.start + self.left_bytes
-                if self.is_deep:
-                    copy_box(code, right, (k, column, *ends[1]), target, stage.full)
-                else:
-                    for n in range(-(-self.form.columns // PANEL)):
-                        start = (column + n * PANEL, k, *ends[1])
-                        at = target + n * DEPTH * ROW_BYTES
-                        copy_box(code, right, start, at, stage.full)
+                for n in range(self.boxes):
+                    start = (k, column + own) if self.is_deep else (column + n * PANEL, k + own)
+                    to = target + n * DEPTH * ROW_BYTES + own * ROW_BYTES
+                    copy_box(code, right, (*start, *ends[1]), to, stage.full, self.cluster)
                 turn.step(stage)
 
         self._each_tile(one_tile)
@@ -265,11 +309,11 @@ class PersistentWriter(KernelWriter):
         s, whole = self.form.product, self.whole
         assert s.panel_row is not None and s.panel_col is not None
         if self.is_deep:
-            box = (self.form.columns, DEPTH)
+            box = (self.box_rows, DEPTH)
             sizes = (whole.columns, s.depth)
             return self._map(s.panel, whole.right, sizes, s.panel_col, box)
         sizes = (s.depth, whole.columns)
-        return self._map(s.panel, whole.right, sizes, s.panel_row, (DEPTH, PANEL))
+        return self._map(s.panel, whole.right, sizes, s.panel_row, (self.box_rows, PANEL))
 
     @contextmanager
     def _depth(self, end: Value, step: int) -> Iterator[Value]:
@@ -302,6 +346,12 @@ class PersistentWriter(KernelWriter):
         first_lane = self.first_lane()
         depth = self.index(s.depth, "i32")
 
+        def release(where: Value) -> None:
+            if self.cluster == 1:
+                return arrive(code, last, first_lane & where)
+            now = Value(code, last.text, "i32", code.depth)
+            arrive_in_all(code, now, self.symbols["lane"], self.cluster, where)
+
         def one_tile() -> None:
             self.statements(self.form.first)
             with self._depth(depth, DEPTH) as k:
@@ -309,12 +359,12 @@ class PersistentWriter(KernelWriter):
                 wait(code, stage.full, stage.parity)
                 self._add_stage(ring, stage, thread.lshr(7), k.compare("gt", 0), sums)
                 code.line("wgmma.wait_group.sync.aligned 1;")
-                arrive(code, last, first_lane & k.compare("gt", 0))
+                release(k.compare("gt", 0))
                 code.set(last, stage.empty)
                 turn.step(stage)
             code.line("wgmma.wait_group.sync.aligned 0;")
             some = depth.compare("gt", 0)
-            arrive(code, last, first_lane & some)
+            release(some)
             if not self.facts.is_positive(self.resolve(s.depth)):
                 for total in sums:
                     code.set(total, zero, some ^ 1)
@@ -364,20 +414,26 @@ class PersistentWriter(KernelWriter):
         each = 2 * self.piece // 8  # values of a lane in 8 rows of a piece
         parts = [(half, p) for p in range(columns // self.piece) for half in range(2)]
 
+        def store(half: int, p: int) -> None:
+            for n in range(each // 2):
+                place = (p * self.piece // 8 + n) * 4 + half * 2
+                pair = ", ".join(v.text for v in sums[place : place + 2])
+                code.line(f"st.shared.v2.f32 [{target.text}+{n * 32}], {{{pair}}};")
+
         def one_part(carry: Carry) -> Carry:
             part = self.symbols["part"]
             self.barrier()
-            stored = code.label("stored")
-            for number, (half, p) in enumerate(parts):
-                other = code.label("other")
-                code.branch_if(part.compare("eq", number), other, holds=False)
-                for n in range(each // 2):
-                    place = (p * self.piece // 8 + n) * 4 + half * 2
-                    pair = ", ".join(v.text for v in sums[place : place + 2])
-                    code.line(f"st.shared.v2.f32 [{target.text}+{n * 32}], {{{pair}}};")
-                code.branch(stored)
-                code.start(other)
-            code.start(stored)
+            if part.known is not None:
+                store(*parts[part.known])
+            else:
+                stored = code.label("stored")
+                for number, place in enumerate(parts):
+                    other = code.label("other")
+                    code.branch_if(part.compare("eq", number), other, holds=False)
+                    store(*place)
+                    code.branch(stored)
+                    code.start(other)
+                code.start(stored)
             self.barrier()
             row = warp * (2 * PIECE_ROWS) + (part & 1) * PIECE_ROWS
             column = part.lshr(1) * self.piece
@@ -388,8 +444,13 @@ class PersistentWriter(KernelWriter):
                 self._finish_piece(start - (row * pitch + column) * 4)
             return carry
 
-        end, step = code.const(len(parts), "i32"), code.const(1, "i32")
         ends = (const(0), const(len(parts) - 1))
+        if work_of(self.form.stores) <= LIGHT:
+            for number in range(len(parts)):
+                with self.named(part=(code.const(number, "i32"), *ends)), self.scope():
+                    one_part([])
+            return
+        end, step = code.const(len(parts), "i32"), code.const(1, "i32")
         self._counted("part", code.const(0, "i32"), end, step, ends, [], one_part)
 
     def _finish_piece(self, origin: Value) -> None:

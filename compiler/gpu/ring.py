@@ -39,15 +39,39 @@ def expect(code: Code, barrier: Value, size: int) -> None:
     code.line(f"mbarrier.arrive.expect_tx.shared::cta.b64 _, [{barrier.text}], {size};")
 
 
+def arrive_in_all(code: Code, barrier: Value, lane: Value, blocks: int, guard: Value) -> None:
+    """Counts a warp at the barrier of the same place in each block of its cluster."""
+    far = code.pure("mapa.shared::cluster.u32", "i32", barrier, lane & (blocks - 1))
+    mine = code.guarded(guard & lane.compare("lt", blocks))
+    code.line(f"{mine}mbarrier.arrive.shared::cluster.b64 _, [{far.text}];")
+
+
 def copy_box(
-    code: Code, map: Value, start: Sequence[Value], target: Value, barrier: Value
+    code: Code,
+    map: Value,
+    start: Sequence[Value],
+    target: Value,
+    barrier: Value,
+    blocks: int = 1,
 ) -> None:
-    """Starts to copy a box of a tensor map; `start` is its first element, innermost first."""
+    """Starts to copy a box of a tensor map; `start` is its first element, innermost first. It comes
+    to the same place in each of so many blocks of the cluster."""
     at = ", ".join(v.text for v in start)
+    way, mask = (".multicast::cluster", f", {(1 << blocks) - 1}") if blocks > 1 else ("", "")
     code.line(
         f"cp.async.bulk.tensor.{len(start)}d.shared::cluster.global.tile."
-        f"mbarrier::complete_tx::bytes [{target.text}], [{map.text}, {{{at}}}], [{barrier.text}];"
+        f"mbarrier::complete_tx::bytes{way} [{target.text}], [{map.text}, {{{at}}}], "
+        f"[{barrier.text}]{mask};"
     )
+
+
+def meet(code: Code, blocks: int) -> None:
+    """All threads of the cluster wait for each other."""
+    if blocks == 1:
+        code.line("bar.sync 0;")
+        return
+    code.line("barrier.cluster.arrive.aligned;")
+    code.line("barrier.cluster.wait.aligned;")
 
 
 def elected(code: Code) -> Value:
@@ -68,10 +92,12 @@ class Stage:
 
 
 class Ring:
-    """So many stages, each of so many bytes, that so many warps read."""
+    """So many stages, each of so many bytes, which blocks of a cluster may fill for each other."""
 
-    def __init__(self, writer: FoldWriter, start: Expr, stages: int, size: int) -> None:
-        self.writer, self.stages, self.size = writer, stages, size
+    def __init__(
+        self, writer: FoldWriter, start: Expr, stages: int, size: int, blocks: int = 1
+    ) -> None:
+        self.writer, self.stages, self.size, self.blocks = writer, stages, size, blocks
         self.start = writer.shared_address(start)
         self.barriers = self.start + stages * size
 
@@ -87,12 +113,12 @@ class Ring:
         code.branch_if(first, skip, holds=False)
         with code.branch_scope():
             for n in range(2 * self.stages):
-                count = 1 if n < self.stages else readers
+                count = 1 if n < self.stages else readers * self.blocks
                 at = f"[{self.barriers.text}+{n * BARRIER_BYTES}]"
                 code.line(f"mbarrier.init.shared::cta.b64 {at}, {count};")
             code.line("fence.mbarrier_init.release.cluster;")
         code.start(skip)
-        code.line("bar.sync 0;")
+        meet(code, self.blocks)
 
     def turn(self, filling: bool) -> Turn:
         return Turn(self, filling)

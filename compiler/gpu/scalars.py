@@ -14,7 +14,6 @@ from stagefuse.compiler.cpu import vector_math
 from stagefuse.compiler.cpu.ir import BITS
 from stagefuse.dsl.dtypes import DTYPES, DType
 
-from . import quotients
 from .ir import Code, Value
 
 REGISTER = shared.REGISTER
@@ -41,13 +40,13 @@ def from_memory(code: Code, raw: Value, dtype: DType) -> Value:
     """A stored element as a register value."""
     if dtype.is_bool:
         return raw.compare("ne", 0)
-    if dtype.name == "f16":
-        return raw.to("fpext", "float")
-    if dtype.name == "bf16":
-        if raw.type == "i32":  # in the upper half already
-            return raw.as_float("float")
-        wide = code.pure("cvt.u32.u16", "i32", raw)
-        return wide.shl(16).as_float("float")
+    if dtype.name in ("f16", "bf16"):
+        if dtype.name == "f16":
+            found = raw.to("fpext", "float")
+        else:
+            found = code.pure("cvt.u32.u16", "i32", raw).shl(16).as_float("float")
+        code.stored[found.text] = (dtype.name, raw)
+        return found
     if dtype.is_small_float:
         narrow = code.narrowed(Value(code, raw.text, "i8", raw.depth))
         return cast(Value, shared.from_memory(cast(Any, code), cast(Any, narrow), dtype))
@@ -59,6 +58,9 @@ def to_memory(code: Code, value: Value, dtype: DType) -> Value:
     if dtype.is_bool:
         return value.to("zext", "i32")
     if dtype.name in ("f16", "bf16"):
+        kind, raw = code.stored.get(value.text, ("", value))
+        if kind == dtype.name:
+            return raw
         return code.pure(f"cvt.rn.{dtype.name}.f32", "half", value)
     if dtype.is_small_float:
         stored = shared.to_memory(cast(Any, code), cast(Any, value), dtype)
@@ -99,10 +101,6 @@ def apply(code: Code, fn: str, args: Sequence[Value], dtype: DType) -> Value:
     """A scalar function of operands of `dtype` (of the last operand, where they differ)."""
     if fn == "pow":
         return _pow(code, args, dtype)
-    if fn in _OWN_F32 and args[0].type == "float":
-        return _formula(code, _OWN_F32[fn], args)
-    if fn == "div" and args[0].text == code.const(1.0, "float").text:
-        return _formula(code, quotients.reciprocal, args[1:])
     if fn in vector_math.FUNCTIONS:
         return _formula(code, vector_math.FUNCTIONS[fn][0], args)
     rule = cast(Rule, shared.RULES[fn])
@@ -123,7 +121,6 @@ def _formula(
     return cast(Value, found)
 
 
-_OWN_F32 = {"rsqrt": quotients.rsqrt, "sigmoid": quotients.sigmoid}
 _POWERS: dict[float, Callable[[Value], Value]] = {
     1.0: lambda x: x,
     2.0: lambda x: x * x,

@@ -11,9 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from stagefuse.compiler.gpu import persistent
+from stagefuse.compiler.gpu import persistent, widths
 from stagefuse.compiler.gpu.assemble import AssemblerMissing, ptxas
+from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.dsl.facts import Facts
 
 from .gpu_run import Emulated, check_legal, compiled
 
@@ -46,11 +48,15 @@ def agree(found: Any, wanted: Any, scale: float = 1.0) -> None:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(("rows", "depth"), [(1, 8), (128, 64), (300, 136), (129, 1000)])
+@pytest.mark.parametrize(
+    ("rows", "depth", "width"),
+    [(1, 8, 256), (128, 64, 64), (300, 136, 256), (129, 1000, 128), (300, 72, 64)],
+)
 def test_tails(
-    transposed: bool, rows: int, depth: int, tmp_path: Path, rng: np.random.Generator,
-    few_blocks: None,
+    transposed: bool, rows: int, depth: int, width: int, tmp_path: Path, rng: np.random.Generator,
+    few_blocks: None, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(widths, "COSTS", {width: 1})
     right, given = ("w", "K, 520") if not transposed else ("transpose(w, [1, 0])", "520, K")
     text = (
         f"pipeline p(x: bf16[N, K], w: bf16[{given}]) -> f32[N, 520]\n"
@@ -137,3 +143,15 @@ def test_registers_are_handed_over(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     said = done.stdout + done.stderr
     assert "setmaxnreg" not in said and "wgmma" not in said and "spill" not in said, said
+
+
+def test_one_width_is_the_best_for_every_size() -> None:
+    for columns in (const(4096), const(1000), sym("M")):
+        found = widths.widths(sym("N"), columns, [], Facts({}, {}))
+        assert [w for w, _ in found] == [256, 64]
+        for n in (1, 128, 129, 700, 1024, 2048, 4096, 10000):
+            for m in (8, 300, 1024, 5000):
+                assert sum(best.evaluate({"N": n, "M": m}) for _, best in found) == 1
+    for size, width in ((1024, 64), (4096, 256), (8192, 256)):
+        (only,) = widths.widths(const(size), const(size), [], Facts({}, {}))
+        assert only == (width, const(1))
