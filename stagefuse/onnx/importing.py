@@ -146,10 +146,10 @@ def _inferred(
 ) -> tuple[Translator, Body, str]:
     """The translation; where shapes fit only for some sizes, those are taken.
 
-    That is up to a bound, where a constant is cut to a size, and multiples of a power of two,
-    where a size is halved and doubled again.
+    That is up to a bound, where a constant is cut to a size, one value, where an exporter wrote it
+    into a shape, and multiples of a power of two, where a size is halved and doubled again.
     """
-    first: OnnxError | None = None
+    shown: OnnxError | None = None  # in the widest ranges that are likely
     step = 1
     while True:
         translator = Translator(folder, fixed, ranges=ranges)
@@ -157,18 +157,20 @@ def _inferred(
         try:
             return translator, _translated(translator, model), pipeline
         except OnnxError as error:
-            first = first or error
+            shown = shown if step > 1 and shown else error
         uneven = [n for n in translator.uneven if translator.range_of(n).step in (1, step)]
-        if translator.likely:
-            ranges = ranges | {
-                name: replace(translator.range_of(name), high=high)
-                for name, high in translator.likely.items()
-            }
+        narrower = {
+            name: range
+            for name, ends in translator.likely.items()
+            if (range := translator.range_of(name).within(*ends)) != translator.range_of(name)
+        }
+        if narrower:
+            ranges = ranges | narrower
         elif uneven and step < MAX_STEP:
             step *= 2
             ranges = ranges | {n: replace(translator.range_of(n), step=step) for n in uneven}
         else:
-            raise first
+            raise shown
 
 
 def _translated(translator: Translator, model: onnx.ModelProto) -> Body:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
-from stagefuse.dsl.dims import Expr, as_expr, sym
+from stagefuse.dsl.dims import Expr, as_expr, const, sym
 from stagefuse.dsl.dtypes import DType, from_numpy
 from stagefuse.dsl.types import TensorType
 
@@ -23,6 +23,7 @@ from .names import Names, safe_key, weight_path
 from .node import Node, Val
 from .reading import HELD, array_of, dtype_of
 from .record import Written, records
+from .suspects import Ends, at_least, equal_at, minima, quotients
 from .text import literal, size_text
 
 MAX_UNFOLDED = 5_000
@@ -47,6 +48,12 @@ class Range:
         high = None if self.high is None else self.high // self.step
         return -(-self.low // self.step), high
 
+    def within(self, low: int, high: int | None) -> Range:
+        """Those between two ends too; itself if there are none."""
+        highs = [h for h in (self.high, high) if h is not None]
+        found = replace(self, low=max(self.low, low), high=min(highs, default=None))
+        return self if found.high is not None and found.high < found.low else found
+
 
 @dataclass
 class Translator:
@@ -61,7 +68,7 @@ class Translator:
     results: list[tuple[str, str, TensorType]] = field(default_factory=list)
     sizes: dict[str, str] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    likely: dict[str, int] = field(default_factory=dict)
+    likely: dict[str, Ends] = field(default_factory=dict)
     uneven: set[str] = field(default_factory=set)
     functions: dict[tuple[str, str], onnx.FunctionProto] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
@@ -132,8 +139,9 @@ class Translator:
         named = any(c.isalnum() for c in dim.dim_param)
         wanted = dim.dim_param if named else place
         known = self.range_of(wanted)
-        if known.low == known.high:
-            return as_expr(known.low)
+        least, most = known.factors
+        if least == most:
+            return as_expr(least * known.step)
         if wanted not in self.sizes:
             self.sizes[wanted] = self.names.size(wanted)
         return sym(self.sizes[wanted]) * known.step
@@ -185,7 +193,8 @@ class Translator:
                 self.node(node, env, depth)
             except Refused as refusal:
                 self.problems.append(refusal.at(node.op_type, node.name or node.output[0]))
-                self._suspect([v for i in node.input if i and (v := env.get(i)) is not None])
+                values = [v for i in node.input if i and (v := env.get(i)) is not None]
+                self._suspect(node, values)
                 env.update({name: None for name in node.output if name})
 
     def node(self, proto: onnx.NodeProto, env: Env, depth: int) -> None:
@@ -210,18 +219,38 @@ class Translator:
             return
         self._write(proto, node, env, depth)
 
-    def _suspect(self, values: Sequence[Val]) -> None:
+    def _suspect(self, proto: onnx.NodeProto, values: Sequence[Val]) -> None:
         """Note what the shapes of something that does not fit say of the sizes that were meant.
 
-        `min(128, T)`: at most 128. `(H + 1) // 2`: multiples of a power of two.
+        `min(128, T)`: at most 128. `(H + 1) // 2`: multiples of a power of two. A reshape of
+        [T, 8] to [9, 8]: T is 9. The greatest 20 of T: at least 20.
         """
         known = {new: old for old, new in self.sizes.items()}
         for size in (d for v in values for d in v.shape):
             for name, most in minima(size):
                 if name in known and self.range_of(known[name]).high is None:
-                    old = known[name]
-                    self.likely[old] = min(most, self.likely.get(old, most))
+                    self._narrow(known[name], (1, most))
             self.uneven |= {known[name] for name in quotients(size) if name in known}
+        if len(values) < 2 or values[1].known is None:
+            return
+        asked = _sizes_in(values[1].known)
+        if proto.op_type == "Reshape" and all(v.as_int() is None or v.as_int() for v in asked):
+            found = equal_at(_product(values[0].shape), _product(asked))
+            if found is not None and found[0] in known:
+                self._narrow(known[found[0]], found[1])
+        if proto.op_type == "TopK" and len(asked) == 1 and values[0].shape:
+            axis = next((a.i for a in proto.attribute if a.name == "axis"), -1)
+            least = at_least(values[0].shape[axis], asked[0].as_int() or 0)
+            for name in () if least is None else least[0]:
+                self._narrow(known[name], (least[1] if least else 1, None))
+
+    def _narrow(self, size: str, ends: Ends) -> None:
+        """Note that a size of the model is likely between two ends, counted in its steps."""
+        step = self.range_of(size).step
+        low, high = (None if end is None else end * step for end in ends)
+        before = self.likely.get(size, (1, None))
+        highs = [h for h in (high, before[1]) if h is not None]
+        self.likely[size] = max(low or 1, before[0]), min(highs, default=None)
 
     def _write(self, proto: onnx.NodeProto, node: Node, env: Env, depth: int) -> None:
         record = records().get(schemas.full_name(proto))
@@ -313,29 +342,18 @@ def _stacked(known: np.ndarray[Any, Any]) -> str:
     return f"stack([{', '.join(f'i64({size_text(v)})' for v in known)}])"
 
 
-def minima(size: Expr) -> list[tuple[str, int]]:
-    """The sizes that occur as `min(number, size)`, with the number."""
-    found = []
-    for monomial, _ in size.terms:
-        for atom, _ in monomial:
-            inner = [a for a in atom.args if isinstance(a, Expr)]
-            numbers = [n for a in inner if (n := a.as_int()) is not None]
-            names = [s for a in inner if (s := a.as_symbol()) is not None]
-            if atom.kind == "min" and len(numbers) == len(names) == 1:
-                found.append((names[0], numbers[0]))
-            found += [pair for a in inner for pair in minima(a)]
-    return found
+def _sizes_in(known: np.ndarray[Any, Any]) -> list[Expr]:
+    """The sizes of a known shape; none if it is something else."""
+    if known.dtype.kind not in "iO":
+        return []
+    return [v if isinstance(v, Expr) else as_expr(int(v)) for v in known.reshape(-1)]
 
 
-def quotients(size: Expr) -> set[str]:
-    """The sizes that occur divided."""
-    atoms = [atom for monomial, _ in size.terms for atom, _ in monomial if atom.args]
-    found = set[str]()
-    for atom in atoms:
-        inner = [a for a in atom.args if isinstance(a, Expr)]
-        for a in inner:
-            found |= set(a.symbols()) if atom.kind == "//" else quotients(a)
-    return found
+def _product(sizes: Iterable[Expr]) -> Expr:
+    total = const(1)
+    for size in sizes:
+        total = total * size
+    return total
 
 
 def needed(nodes: Sequence[onnx.NodeProto], wanted: Iterable[str]) -> list[onnx.NodeProto]:

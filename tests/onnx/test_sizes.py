@@ -28,6 +28,80 @@ def test_a_table_that_is_cut_to_a_size_bounds_it() -> None:
     np.testing.assert_array_equal(y, x + np.arange(5, dtype=np.float32))
 
 
+def test_a_table_that_is_cut_to_a_part_of_a_size_bounds_it() -> None:
+    made = models.model(
+        [node("MaxPool", ["x"], ["h"], kernel_shape=[8], strides=[8]),
+         node("Shape", ["h"], ["shape"], start=2, end=3),
+         node("Slice", ["table", "zero", "shape"], ["rows"]), node("Add", ["h", "rows"], ["y"])],
+        {"x": (F32, [1, 1, "time"])}, ["y"],
+        {"table": np.arange(5, dtype=np.float32), "zero": np.array([0])},
+    )  # fmt: skip
+    assert "where Time in 1..=47:" in import_model(made).text
+
+
+def test_a_size_that_an_exporter_wrote_into_a_shape_is_that() -> None:
+    made = models.model(
+        [node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+         node("Shape", ["x"], ["batch"], start=0, end=1), node("Mul", ["batch", "two"], ["rows"]),
+         node("Concat", ["nine", "rows", "four"], ["shape"], axis=0),
+         node("Reshape", ["t", "shape"], ["y"])],
+        {"x": (F32, ["batch", "time", 8])}, ["y"],
+        {"two": np.array([2]), "nine": np.array([9]), "four": np.array([4])},
+    )  # fmt: skip
+    found = import_model(made)
+    assert "x: f32[Batch, 9, 8]" in found.text
+    x = np.arange(144, dtype=np.float32).reshape(2, 9, 8)
+    y = sf.compile(found.text)(x=x)
+    np.testing.assert_array_equal(y, x.transpose(1, 0, 2).reshape(9, 4, 4))
+
+
+def test_what_is_chosen_of_a_size_is_there() -> None:
+    made = models.model(
+        [node("MaxPool", ["x"], ["h"], kernel_shape=[2], strides=[2]),
+         node("TopK", ["h", "three"], ["y", "at"])],
+        {"x": (F32, ["batch", 1, "time"])}, ["y", "at"], {"three": np.array([3])},
+    )  # fmt: skip
+    assert "where Batch >= 1, Time >= 6:" in import_model(made).text
+
+
+RESIZINGS = [
+    ("nearest", "asymmetric", "floor"), ("nearest", "asymmetric", "ceil"),
+    ("nearest", "half_pixel", "round_prefer_floor"), ("nearest", "half_pixel", "round_prefer_ceil"),
+    ("nearest", "align_corners", "round_prefer_floor"), ("linear", "half_pixel", ""),
+    ("linear", "pytorch_half_pixel", ""), ("linear", "align_corners", ""),
+    ("linear", "asymmetric", ""), ("cubic", "half_pixel", ""), ("cubic", "align_corners", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode, transform, nearest", RESIZINGS)
+@pytest.mark.parametrize("by", ["scales", "sizes"])
+def test_resizing_of_sizes_that_vary(
+    mode: str, transform: str, nearest: str, by: str, rng: np.random.Generator
+) -> None:
+    """To the size of another tensor, or by a fraction, as by constants."""
+    rounding = {"nearest_mode": nearest} if nearest else {}
+    names = ["x", "", "scales"] if by == "scales" else ["x", "", "", "sizes"]
+    nodes = [node("Resize", names, ["y"], mode=mode, **rounding,
+                  coordinate_transformation_mode=transform)]  # fmt: skip
+    inputs = {"x": (F32, [1, 2, "h", "w"])}
+    given = {"scales": np.array([1, 1, 1.5, 0.75], np.float32)}
+    if by == "sizes":
+        nodes.insert(0, node("Shape", ["like"], ["sizes"]))
+        inputs["like"] = (F32, [1, 2, "m", "n"])
+        given = {}
+    made = models.model(nodes, inputs, ["y"], given)
+    found = import_model(made)
+    pipe = sf.compile(found.text)
+    for h, w, m, n in ((4, 8, 6, 6), (6, 12, 1, 17), (10, 4, 5, 4), (2, 16, 7, 31)):
+        feeds = {"x": rng.standard_normal((1, 2, h, w)).astype(np.float32)}
+        if by == "sizes":
+            feeds["like"] = np.zeros((1, 2, m, n), np.float32)
+        (want,) = models.reference(made, **feeds)
+        y = pipe(**feeds)
+        assert y.shape == want.shape
+        np.testing.assert_allclose(y, want, rtol=0, atol=1e-5 * np.abs(feeds["x"]).max())
+
+
 def halved_and_doubled() -> models.ModelProto:
     """The skeleton of a U-Net: what is pooled and enlarged again meets what it was."""
     return models.model(

@@ -6,16 +6,19 @@ Source: the definition of Resize in the ONNX operator reference.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+from stagefuse.dsl.dims import Expr, as_expr
 
 from ..errors import Refused
 from ..node import Node, Val
 from ..record import Written, op
 from .indexing import ranged
 from .shapes import subscript
+from .stretching import Stretch, scaled, stretched
 
 MODES = ("nearest", "linear", "cubic")
 
@@ -131,16 +134,32 @@ def _fixed(value: Val, axis: int) -> int:
     return size
 
 
-def _by_scales(value: Val, axes: list[int], scales: list[float]) -> list[Axis]:
-    found = []
+def _by_scales(value: Val, axes: list[int], scales: list[float]) -> list[Axis | Stretch]:
+    found: list[Axis | Stretch] = []
     for axis, scale in zip(axes, scales, strict=True):
-        if scale != 1.0:
-            size = _fixed(value, axis)
+        size = value.shape[axis].as_int()
+        if scale != 1.0 and size is None:
+            found.append(scaled(axis, value.shape[axis], scale))
+        elif scale != 1.0 and size is not None:
             found.append(Axis(axis, size, math.floor(size * scale), scale))
     return found
 
 
-def _axes(n: Node, value: Val, transform: str) -> list[Axis]:
+def _by_sizes(value: Val, axes: list[int], wanted: list[Expr], crops: bool) -> list[Axis | Stretch]:
+    found: list[Axis | Stretch] = []
+    for axis, new in zip(axes, wanted, strict=True):
+        size = value.shape[axis]
+        old, number = size.as_int(), new.as_int()
+        if size == new and not crops:
+            continue
+        if old is None or number is None:
+            found.append(Stretch(axis, size, new))
+        else:
+            found.append(Axis(axis, old, number, number / max(old, 1)))
+    return found
+
+
+def _axes(n: Node, value: Val, transform: str) -> list[Axis | Stretch]:
     axes = [a % value.rank for a in n.attr("axes") or range(value.rank)]
     policy = n.attr("keep_aspect_ratio_policy", "stretch")
     sizes = n.maybe(3)
@@ -151,25 +170,25 @@ def _axes(n: Node, value: Val, transform: str) -> list[Axis]:
             found += [Axis(a, _fixed(value, a), _fixed(value, a), 1.0) for a in axes
                       if a not in whole]  # fmt: skip
     else:
-        wanted = n.ints(3, "sizes")
-        if policy != "stretch":
+        crops = transform == "tf_crop_and_resize"
+        if policy == "stretch":
+            found = _by_sizes(value, axes, n.sizes(3, "sizes"), crops)
+        else:
+            wanted = n.ints(3, "sizes")
             pick = min if policy == "not_larger" else max
             scale = pick(w / _fixed(value, a) for w, a in zip(wanted, axes, strict=True))
             wanted = [math.floor(scale * _fixed(value, a) + 0.5) for a in axes]
             found = [Axis(a, _fixed(value, a), w, scale)
                      for a, w in zip(axes, wanted, strict=True)]  # fmt: skip
-        else:
-            found = [
-                Axis(a, _fixed(value, a), w, w / max(_fixed(value, a), 1))
-                for a, w in zip(axes, wanted, strict=True)
-                if transform == "tf_crop_and_resize" or value.shape[a].as_int() != w
-            ]
     if transform != "tf_crop_and_resize":
         return found
     roi = _floats(n, 1, "roi")
     half = len(roi) // 2
     ends = {a: (roi[k], roi[half + k]) for k, a in enumerate(axes)}
-    return [Axis(a.axis, a.size, a.new, a.scale, ends[a.axis]) for a in found]
+    for a in found:
+        if isinstance(a, Stretch):
+            raise Refused("a part of a size that varies", "constant sizes")
+    return [replace(a, roi=ends[a.axis]) for a in found if isinstance(a, Axis)]
 
 
 def _factors(n: Node, value: Val) -> dict[int, int] | None:
@@ -213,7 +232,7 @@ def _repeated(n: Node, value: Val, factors: dict[int, int]) -> Written:
 
 
 def _resized(
-    n: Node, value: Val, axes: list[Axis], mode: str, transform: str, nearest: str
+    n: Node, value: Val, axes: list[Axis | Stretch], mode: str, transform: str, nearest: str
 ) -> Written:
     text, dtype = n.bound(value), value.dtype
     if not axes:
@@ -224,9 +243,12 @@ def _resized(
     shape = list(value.shape)
     outside = []
     for axis in axes:
+        shape[axis.axis] = as_expr(axis.new)
+        if isinstance(axis, Stretch):
+            text = stretched(n, text, value.rank, axis, mode, transform, nearest)
+            continue
         x = axis.sources(transform)
         outside.append((axis, (x < 0) | (x > axis.size - 1)))
-        shape[axis.axis] = axis_size(axis)
         if mode == "nearest":
             ids = _nearest(x, nearest, axis.size)
             text = _copied(n, text, axis, ids, value.rank)
@@ -241,12 +263,6 @@ def _resized(
     if transform == "tf_crop_and_resize":
         text = _extrapolated(n, text, outside, value.rank)
     return text if mode == "nearest" or dtype.name == "f32" else f"{dtype}({text})"
-
-
-def axis_size(axis: Axis) -> Any:
-    from stagefuse.dsl.dims import as_expr
-
-    return as_expr(axis.new)
 
 
 def _copied(n: Node, text: str, axis: Axis, ids: np.ndarray[Any, Any], rank: int) -> str:

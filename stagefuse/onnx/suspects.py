@@ -1,0 +1,79 @@
+"""What shapes that do not fit say of the sizes that a model was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from stagefuse.dsl.dims import Expr
+
+Ends = tuple[int, int | None]
+"""The least and the greatest that a size may be."""
+FURTHEST = 1 << 16
+"""Sizes that are tried."""
+OTHERS = (101, 211, 307, 401, 503)
+"""What the other sizes are meanwhile."""
+
+
+def minima(size: Expr) -> list[tuple[str, int]]:
+    """The sizes that occur alone in `min(number, ...)`, with the greatest at which that is not
+    the number."""
+    found = []
+    for monomial, _ in size.terms:
+        for atom, _ in monomial:
+            inner = [a for a in atom.args if isinstance(a, Expr)]
+            numbers = [n for a in inner if (n := a.as_int()) is not None]
+            rest = [a for a in inner if a.as_int() is None]
+            if atom.kind == "min" and len(numbers) == len(rest) == 1 == len(rest[0].symbols()):
+                last = _up_to(rest[0], numbers[0])
+                found += [(name, last) for name in rest[0].symbols() if last]
+            found += [pair for a in inner for pair in minima(a)]
+    return found
+
+
+def quotients(size: Expr) -> set[str]:
+    """The sizes that occur divided."""
+    atoms = [atom for monomial, _ in size.terms for atom, _ in monomial if atom.args]
+    found = set[str]()
+    for atom in atoms:
+        inner = [a for a in atom.args if isinstance(a, Expr)]
+        for a in inner:
+            found |= set(a.symbols()) if atom.kind == "//" else quotients(a)
+    return found
+
+
+def equal_at(a: Expr, b: Expr) -> tuple[str, Ends] | None:
+    """The one size, and the first values of it, for which two numbers of elements are equal
+    whatever the other sizes are. An exporter wrote it into a shape."""
+    rest = a - b
+    for name in sorted(rest.symbols()):
+        others: Mapping[str, int] = dict(zip(sorted(rest.symbols() - {name}), OTHERS, strict=False))
+        if len(others) < len(rest.symbols()) - 1:
+            return None
+
+        def fits(value: int, name: str = name, others: Mapping[str, int] = others) -> bool:
+            return rest.evaluate({**others, name: value}) == 0
+
+        low = next((v for v in range(1, FURTHEST) if fits(v)), None)
+        if low is not None and rest.substitute({name: low}).as_int() == 0:
+            high = low
+            while fits(high + 1) and rest.substitute({name: high + 1}).as_int() == 0:
+                high += 1
+            return name, (low, high)
+    return None
+
+
+def at_least(size: Expr, least: int) -> tuple[Sequence[str], int] | None:
+    """The sizes in a number, and the least value of all of them at which it is so great."""
+    found = _up_to(size, least - 1)
+    return (sorted(size.symbols()), found + 1) if found < FURTHEST else None
+
+
+def _up_to(size: Expr, most: int) -> int:
+    """The last value, at most FURTHEST, of all sizes in a growing number at which it is at most
+    something; 0 if there is none."""
+    low, high = 0, FURTHEST
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = size.evaluate(dict.fromkeys(size.symbols(), middle)) <= most
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
