@@ -20,9 +20,10 @@ class Schedule:
     by the width of its panels. `tiles_per_block`, `panel_group`: tiles down and panels across that
     one step of a product computes, at most; the tiles' rows of the left operand are no more than
     `block_bytes`, so that they stay in the second-level cache. `packed_tiles`: tiles down where a
-    step packs its panels itself. `deep_tiles`: tiles down where two are too many bytes;
-    `depth_block` of the sum is then done at a time, so that it is the panel's part that stays, and
-    `codes_block` where that part is computed of codes, so that it stays in the first-level cache.
+    step packs its panels itself. `deep_tiles`, `deep_panels`: tiles down and panels across where
+    four tiles are too many bytes; `depth_block` of the sum is then done at a time for all of them,
+    and `codes_block` where panels are computed of codes, whose part then stays in the first-level
+    cache.
     `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
     `step_flops`: arithmetic that makes a parallel step worth handing to another thread;
     `turn_flops`: the same in a recurrence, whose threads would meet at every one of its steps.
@@ -33,10 +34,11 @@ class Schedule:
     chunk: int = 4096
     columns: int = 256
     row_tile: Mapping[int, int] = field(default_factory=dict)
-    tiles_per_block: int = 16
+    tiles_per_block: int = 8
     block_bytes: int = 800_000
     packed_tiles: int = 8
-    deep_tiles: int = 6
+    deep_tiles: int = 8
+    deep_panels: int = 4
     panel_group: int = 1
     depth_block: int = 512
     codes_block: int = 128
@@ -59,6 +61,7 @@ GPU = Schedule(
     block_bytes=1 << 60,
     packed_tiles=1,
     deep_tiles=1,
+    deep_panels=1,
     panel_group=1,
     depth_block=1 << 40,
     codes_block=1 << 40,
@@ -87,10 +90,11 @@ GPU_TMA = replace(GPU_WGMMA, tensor_copies=True)
 TRIALS: Mapping[str, Mapping[str, tuple[int, ...]]] = MappingProxyType(
     {
         "cpu": {
-            "tiles_per_block": (2, 3, 12),
+            "tiles_per_block": (3, 4, 16),
             "block_bytes": (200_000, 400_000, 1_600_000),
             "packed_tiles": (4, 16),
-            "deep_tiles": (8, 32),
+            "deep_tiles": (4, 16),
+            "deep_panels": (2, 8),
             "depth_block": (256, 1024),
             "panel_group": (2,),
             "chunk": (1024, 16384),

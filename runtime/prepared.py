@@ -152,10 +152,10 @@ class Preparer:
         cut: Cut | None = None,
     ) -> None:
         self.plan, self.functions, self.threads = plan, functions, threads
-        self._cut = Pieces(cut) if cut else None
         needed = {b.array for b in plan.buffers if b.array is not None}
         # Kept as long as kernels may read them: what is mapped or dense already is not copied.
         self._arrays = {name: np.require(arrays[name], None, ["C", "A"]) for name in needed}
+        self._pieces = Pieces(plan, self._arrays, cut) if cut else None
         self._fixed = {
             i: pointer_to(self._arrays[b.array])
             for i, b in enumerate(plan.buffers)
@@ -188,9 +188,9 @@ class Preparer:
     def pieces(self, step: StepPlan, cut: PiecesPlan, evaluate: Evaluator) -> int:
         """The address of the pieces of a step's panels, or 0."""
         buffer = self.plan.buffers[step.buffers[cut.buffer]]
-        if self._cut is None or buffer.array is None or evaluate(cut.rows) < CUT_ROWS:
+        if self._pieces is None or buffer.array is None or evaluate(cut.rows) < CUT_ROWS:
             return 0
-        return self._cut.of(self._arrays[buffer.array], evaluate.shape(buffer.shape))
+        return self._pieces.of(buffer.array)
 
     def _arena(self, evaluate: Evaluator) -> tuple[dict[int, int], int]:
         """Where in the arena each of its buffers begins, and the arena's size."""
@@ -209,31 +209,42 @@ class Preparer:
 
 
 class Pieces:
-    """Panels of constants in pieces, each buffer's made when it is first of use.
+    """Panels of constants in pieces, each array's made when it is first of use.
 
     They take 1.5 times the constants' memory, and cutting what is not among them takes as long as
-    a product of 30 rows: so there are LARGEST bytes of them at most.
+    a product of 30 rows: so there are LARGEST bytes of them at most, those of the first steps.
+    Which ones they are is the plan's alone, as the bits of results are.
     """
 
     LARGEST = 1 << 29
 
-    def __init__(self, cut: Cut) -> None:
-        self._cut = cut
-        self._known: dict[int, np.ndarray[Any, Any]] = {}
+    def __init__(self, plan: PipelinePlan, arrays: Mapping[str, np.ndarray[Any, Any]], cut: Cut):
+        self._cut, self._arrays = cut, arrays
+        self._known: dict[str, np.ndarray[Any, Any]] = {}
+        self.sizes: dict[str, int] = {}
+        for step in plan.steps:
+            for pieces in step.pieces:
+                name = plan.buffers[step.buffers[pieces.buffer]].array
+                if name is not None and name not in self.sizes:
+                    size = _bytes_of_pieces(arrays[name].shape)
+                    if sum(self.sizes.values()) + size <= self.LARGEST:
+                        self.sizes[name] = size
 
-    def of(self, panels: np.ndarray[Any, Any], shape: Sequence[int]) -> int:
-        """The address of the pieces of panels [..., depth, columns], or 0."""
-        *lead, depth, columns = shape
-        count, place = math.prod(lead), pointer_to(panels)
-        if place in self._known:
-            return pointer_to(self._known[place])
-        size = count * cut_bytes(depth, columns)
-        used = sum(made.nbytes for made in self._known.values())
-        if not count or depth < 1 or used + size > self.LARGEST:
-            return 0
-        made = allocate(size, "weights in pieces")
-        self._cut(columns, place, count, depth, pointer_to(made))
-        return pointer_to(self._known.setdefault(place, made))
+    def of(self, name: str) -> int:
+        """The address of the pieces of an array of panels [..., depth, columns], or 0."""
+        size = self.sizes.get(name, 0)
+        if size and name not in self._known:
+            *lead, depth, columns = self._arrays[name].shape
+            made = allocate(size, "weights in pieces")
+            panels = pointer_to(self._arrays[name])
+            self._cut(columns, panels, math.prod(lead), depth, pointer_to(made))
+            self._known.setdefault(name, made)
+        return pointer_to(self._known[name]) if size else 0
+
+
+def _bytes_of_pieces(shape: Sequence[int]) -> int:
+    *lead, depth, columns = shape
+    return math.prod(lead) * cut_bytes(depth, columns) if depth else 0
 
 
 class _Table:

@@ -30,7 +30,7 @@ from .cutting import (
 
 ROWS = 32
 """Of a product's tile."""
-ENTRIES = 24
+ENTRIES = 32
 """Tiles of rows that a cache holds at most."""
 LEAST_ROWS, LEAST_DEPTH = CUT_ROWS, 24
 """With fewer rows to use it for, cutting a panel takes longer than it saves; with fewer steps, most
@@ -88,12 +88,12 @@ define void @sf.pieces.end() {_FEATURES} {{
 
 def tile_text(columns: int, vectors: str) -> str:
     """The function `symbol(dst, dst_row, a, a_row, panel, rows, depth, width, add, cache, entries,
-    most, ready)`: as `tile.tile_text`'s, for a packed panel and at most 32 rows; all 32 of
+    most, ready, mark)`: as `tile.tile_text`'s, for a packed panel and at most 32 rows; all 32 of
     dst are there to be overwritten.
 
     `cache` is null where tiles may not be used; it holds `entries` tiles of rows and a panel, of at
-    most `most` steps, a multiple of 32. `ready`: the panel's pieces and mark, or null. `vectors`:
-    the micro-kernel for what it does not take.
+    most `most` steps, a multiple of 32. `ready`, `mark`: the panel's pieces and its mark, or null.
+    `vectors`: the micro-kernel for what it does not take.
     """
     return "\n".join([*_tile(columns, vectors), "", *panel_text(columns)])
 
@@ -102,7 +102,7 @@ def _tile(columns: int, vectors: str) -> list[str]:
     out = [
         f"define void @{symbol(columns)}(ptr noalias %dst, i64 %dst_row, ptr readonly %a,"
         " i64 %a_row, ptr readonly %panel, i64 %rows, i64 %depth, i64 %width, i1 %add,"
-        " ptr %cache, i64 %entries, i64 %most, ptr %ready) noinline noduplicate"
+        " ptr %cache, i64 %entries, i64 %most, ptr %ready, ptr %mark) noinline noduplicate"
         f" {_FEATURES} {{",
         "entry:",
         "  %off = icmp eq ptr %cache, null",
@@ -188,9 +188,6 @@ def _panel_at_hand(columns: int) -> list[str]:
         "  %is_ready = icmp ne ptr %ready, null",
         "  br i1 %is_ready, label %panel_ready, label %panel_look",
         "panel_ready:",
-        f"  %mark_steps = udiv i64 %most, {STEP}",
-        f"  %mark_skip = mul i64 %mark_steps, {panel_bytes(columns)}",
-        "  %mark = getelementptr i8, ptr %ready, i64 %mark_skip",
         "  br label %panel_have",
         "panel_look:",
         "  %behind = mul i64 %entries, %entry_bytes",

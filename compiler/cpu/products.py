@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stagefuse.compiler.kernel_ir import For, Kernel, TileProduct
-from stagefuse.dsl.dims import Expr, const, floordiv
+from stagefuse.dsl.dims import Expr, const, floordiv, mod
 
 from . import cutting, pieces, scalars
 from .bodies import walk, written_buffers
@@ -61,12 +61,13 @@ class ProductWriter(FetchWriter):
             self.module.micro_kernels[symbol] = pieces.tile_text(s.nr, shape.symbol)
             assert self.has_tiles is not None
             kept = self.has_tiles.select(kept, self.code.value("null", "ptr"))
-            ready = self._ready(s, cache)
+            ready, mark = self._ready(s, cache)
             self.code.line(
                 f"call void @{symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
                 f" {place(a, s.a_offset)}, {number(s.a_row)}, {place(panel, s.panel_offset)},"
                 f" {number(s.rows)}, {number(s.depth)}, {number(width)}, i1 {int(s.accumulate)},"
-                f" ptr {kept.text}, i64 {cache.entries}, {number(cache.most)}, ptr {ready.text})"
+                f" ptr {kept.text}, i64 {cache.entries}, {number(cache.most)}, ptr {ready.text},"
+                f" ptr {mark.text})"
             )
             return
         table = self.places[s.panel_place, s.depth].text if s.panel_place else "null"
@@ -128,20 +129,25 @@ class ProductWriter(FetchWriter):
         code.branch(after)
         code.start(after)
 
-    def _ready(self, s: TileProduct, cache: Cache) -> Value:
-        """The pieces of a panel that was cut beforehand, or null."""
-        code, null = self.code, self.code.value("null", "ptr")
+    def _ready(self, s: TileProduct, cache: Cache) -> tuple[Value, Value]:
+        """Where the pieces of a panel that was cut beforehand lie, and its mark; or null."""
+        null = self.code.value("null", "ptr")
         if cache.rows is None:
-            return null
+            return null, null
         self.module.cut_columns.add(s.nr)
         first = self.cut[source_of(s)]
-        panel = self.index(floordiv(s.panel_offset, s.depth * s.nr))
-        steps = self.index(floordiv(cache.most, cutting.STEP))
-        size = steps * cutting.panel_bytes(s.nr) + cutting.MARK_BYTES
-        place = panel * size
-        at = code.pure(f"getelementptr i8, ptr {first.text}, i64 {place.text}", "ptr")
-        there = code.pure(f"icmp ne ptr {first.text}, null", "i1")
-        return there.select(at, null)
+        depth, each = self.memory[s.panel].shape[-2], cutting.panel_bytes(s.nr)
+        all_steps = floordiv(depth + (cutting.STEP - 1), cutting.STEP)
+        begin = floordiv(mod(s.panel_offset, depth * s.nr), s.nr * cutting.STEP)
+        panel = floordiv(s.panel_offset, depth * s.nr) * (all_steps * each + cutting.MARK_BYTES)
+        there = self.code.pure(f"icmp ne ptr {first.text}, null", "i1")
+
+        def at(place: Expr) -> Value:
+            offset = self.index(place).text
+            pointer = self.code.pure(f"getelementptr i8, ptr {first.text}, i64 {offset}", "ptr")
+            return there.select(pointer, null)
+
+        return at(panel + begin * each), at(panel + all_steps * each)
 
     def _close_caches(self) -> None:
         if self.has_tiles is None:

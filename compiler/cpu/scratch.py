@@ -51,8 +51,7 @@ def alloc_size(statement: Alloc) -> Expr:
 class Cache:
     """Rows and a panel cut into pieces, of at most `most` steps of a sum; see `pieces`.
 
-    `rows`: of the matrix that the panels are multiplied by, if they may be cut beforehand: `depth`
-    is then all of it.
+    `rows`: of the matrix that the panels are multiplied by, if they may be cut beforehand.
     """
 
     columns: int
@@ -87,12 +86,10 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
     written = written_buffers(kernel.body)
     found: dict[Source, Cache] = {}
     products = [s for s in walk(kernel.body) if isinstance(s, TileProduct)]
-    # of a known depth in stretches there is too much
     deep = {source_of(s) for s in products if s.accumulate}
-    deep &= {source_of(s) for s in products if s.depth.as_int() is not None}
     for s in products:
         if (
-            source_of(s) in deep
+            (source_of(s) in deep and s.panel not in inputs)  # a panel is all that is at hand
             or s.panel_row is not None
             or s.panel_place is not None
             or s.a not in inputs
@@ -105,13 +102,13 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
         ):
             continue
         if source_of(s) not in found:
-            known, fits = s.depth.as_int(), pieces.ENTRIES
-            if known is not None:
+            known, entries, rows = s.depth.as_int(), pieces.ENTRIES, None
+            if known is not None and source_of(s) not in deep:
                 fits = CUT_BYTES // max(1, known * cutting.ROW_BYTES // cutting.STEP)
-            rows = None
-            if known and s.panel in inputs:
-                rows = floordiv(_count(inputs[s.a].shape), known)
-            entries = min(max(1, fits), pieces.ENTRIES)
+                entries = min(max(1, fits), entries)
+            whole = s.panel in inputs and inputs[s.panel].shape[-2].as_int()
+            if whole:
+                rows = floordiv(_count(inputs[s.a].shape), whole)
             found[source_of(s)] = Cache(s.nr, s.depth, entries, rows)
     return found
 

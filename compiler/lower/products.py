@@ -123,20 +123,24 @@ def lower_contract(low: Lowering) -> Parallel:
     """Blocks of rows by groups of panels: tiles are computed, then stored with what follows."""
     p = _product(low, low.group.anchor)
     packs = p.operands[1] in low.group.packs
-    group = low.schedule.panel_group
     tiles, whole = _blocking(low, p, packs)
+    deep = not whole and not packs  # stretches of the sum outside, panels inside
+    group = low.schedule.deep_panels if deep else low.schedule.panel_group
     block = p.row_tile * tiles
     blocks = floordiv(p.rows + (block - 1), block, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)
     parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
     low.bind(parallel)
-    tile = _tile(low, p, 1 if whole else tiles)
+    tile = _tile(low, p, 1 if whole else tiles * group if deep else tiles)
     matrix = _Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
     first = sym("mb") * block
     end = minimum(first + block, p.rows)
     size = _stretch(low, p)
-    deep = p.depth if whole else const(size)
-    scratch = _panel_scratch(low, p, const(1), deep) if packs else None
+    held = p.depth if whole else const(size)
+    scratch = _panel_scratch(low, p, const(1), held) if packs else None
+    place = const(0) if whole else sym("t")
+    if deep:
+        place = place + (sym("p") - sym("nb") * group) * tiles
 
     def over_tiles(body: Callable[[Expr, Expr], None]) -> None:
         def one_tile() -> None:
@@ -147,12 +151,22 @@ def lower_contract(low: Lowering) -> Parallel:
 
     def multiply(start: Expr, count: Expr, piece: _Depth) -> None:
         panels = _Panels(scratch, -sym("p")) if scratch else _stored_panels(low, p)
-        place = const(0) if whole else sym("t") * (p.row_tile * p.panel)
-        target = (tile, place, const(p.panel))
+        target = (tile, place * (p.row_tile * p.panel), const(p.panel))
         _emit_product(low, p, target, matrix, panels, start, count, piece=piece)
 
     def finish(start: Expr, count: Expr) -> None:
-        _finish(low, p, tile, const(0) if whole else sym("t"), start, count, sym("p"))
+        _finish(low, p, tile, place, start, count, sym("p"))
+
+    def over_panels(body: Callable[[], None]) -> None:
+        end = minimum(sym("nb") * group + group, p.panels)
+        low.loop("p", sym("nb") * group, end, body)
+
+    def in_stretches(body: Callable[[_Depth], None]) -> None:
+        body(_Depth(const(0), minimum(const(size), p.depth), packed=packs))
+        begin = sym("kb") * size
+        rest = _Depth(begin, minimum(p.depth - begin, const(size)), packed=packs, adds=True)
+        count = floordiv(p.depth + (size - 1), size, low.facts)
+        low.loop("kb", const(1), count, lambda: body(rest))
 
     def one_block(piece: _Depth) -> None:
         if scratch:
@@ -170,14 +184,14 @@ def lower_contract(low: Lowering) -> Parallel:
 
             over_tiles(one_tile)
             return
-        one_block(_Depth(const(0), minimum(const(size), p.depth), packed=packs))
-        begin = sym("kb") * size
-        rest = _Depth(begin, minimum(p.depth - begin, const(size)), packed=packs, adds=True)
-        count = floordiv(p.depth + (size - 1), size, low.facts)
-        low.loop("kb", const(1), count, lambda: one_block(rest))
+        in_stretches(one_block)
         over_tiles(finish)
 
-    low.loop("p", sym("nb") * group, minimum(sym("nb") * group + group, p.panels), one_panel)
+    if deep:
+        in_stretches(lambda piece: over_panels(lambda: one_block(piece)))
+        over_panels(lambda: over_tiles(finish))
+    else:
+        over_panels(one_panel)
     return parallel, at_least_one(p.depth) * (group * p.panel)
 
 
@@ -187,7 +201,7 @@ def _blocking(low: Lowering, p: _Product, packs: bool) -> tuple[int, bool]:
     if depth is not None and not packs:
         row_bytes = p.row_tile * max(1, depth) * p.dtype.itemsize
         tiles = min(schedule.tiles_per_block, schedule.block_bytes // row_bytes)
-        if tiles >= min(2, schedule.tiles_per_block):
+        if tiles >= min(4, schedule.tiles_per_block):
             return tiles, True
     whole = depth is not None and depth <= _stretch(low, p)
     return schedule.packed_tiles if packs else schedule.deep_tiles, whole
