@@ -418,6 +418,20 @@ CASES = [
            {"x": np.arange(-300, 301, 7, dtype=np.int32)})
       for bits, signed, kind in ((4, True, ml_dtypes.int4), (4, False, ml_dtypes.uint4),
                                  (2, True, ml_dtypes.int2), (2, False, ml_dtypes.uint2))),
+    Case("onnx.cubic", "x: f32[N]", "onnx.cubic(x, -0.75)", lambda x: np.select(
+        [abs(x) <= 1, abs(x) < 2],
+        [1.25 * abs(x) ** 3 - 2.25 * x**2 + 1,
+         -0.75 * (abs(x) ** 3 - 5 * x**2 + 8 * abs(x) - 4)], 0.0), {"x": UNIT[:, 0] * 2.5}),
+    *(Case("onnx.unpacked", "q: u8[N, G, B]", f"onnx.unpacked(q, {bits})",
+           lambda q, bits=bits: (q[..., None] >> np.arange(0, 8, bits) & (1 << bits) - 1).reshape(
+               *q.shape[:-1], -1), {"q": np.arange(240, dtype=np.uint8).reshape(3, 8, 10)})
+      for bits in (2, 4, 8)),
+    Case("onnx.unfolded", "q: u8[N, G, B], scale: f32[N, G], zero: f32[N, G]",
+         "onnx.unfolded(q, scale, zero, 4)",
+         lambda q, s, z: ((np.stack([q & 15, q >> 4], -1).reshape(2, 3, 8) - z[..., None])
+                          * s[..., None]).reshape(2, 24),
+         {"q": np.arange(0, 240, 10, dtype=np.uint8).reshape(2, 3, 4),
+          "scale": normal(2, 3), "zero": normal(2, 3, seed=1)}),
     Case("onnx.float4e2m1", "x: f32[N]", "onnx.float4e2m1(x)",
          lambda x: x.astype(ml_dtypes.float4_e2m1fn).astype(np.float32),
          {"x": SMALL[abs(SMALL) < 9]}),

@@ -111,3 +111,33 @@ def _fused_matmul(n: Node) -> str:
     alpha = n.attr("alpha", 1.0)
     text = f"{sides[0]} @ {sides[1]}"
     return text if alpha == 1.0 else f"{alpha!r} * ({text})"
+
+
+@op(f"{DOMAIN}::MatMulNBits", unread=["accuracy_level", "weight_prepacked"])
+def _matmul_nbits(n: Node) -> str:
+    """x times a matrix [N, K] of blocks along K, whose codes have 2, 4 or 8 bits."""
+    rows, depth, size = n.attr("N"), n.attr("K"), n.attr("block_size")
+    bits = n.attr("bits", 4)
+    if bits not in (2, 4, 8):
+        raise Refused(f"codes of {bits} bits", "2, 4 or 8", "bits")
+    if n.maybe(4) is not None:
+        raise Refused("blocks in another order", "no `g_idx`")
+    blocks = -(-depth // size)
+    shape = f"[{rows}, {blocks}]"
+    zero = n.maybe(3)
+    if zero is None:
+        zeros = f"full({shape}, {1 << bits - 1}.0, f32)"
+    elif zero.dtype.is_int:
+        packed = f"reshape({n.x(3)}, [{rows}, 1, {-(-blocks * bits // 8)}])"
+        zeros = f"f32(onnx.unpacked({packed}, {bits}))[:, 0, :{blocks}]"
+    else:
+        zeros = f"f32(reshape({n.x(3)}, {shape}))"
+    codes = f"reshape({n.x(1)}, [{rows}, {blocks}, {size * bits // 8}])"
+    scale = f"f32(reshape({n.x(2)}, {shape}))"
+    matrix = f"onnx.unfolded({codes}, {scale}, {zeros}, {bits})[:, :{depth}]"
+    dtype = n.val(0).dtype.name
+    x = n.x(0) if dtype == "f32" else f"f32({n.x(0)})"
+    text = f"{x} @ transpose({n.let('matrix', matrix).text})"
+    if n.maybe(5) is not None:
+        text += f" + {n.x(5)}" if dtype == "f32" else f" + f32({n.x(5)})"
+    return text if dtype == "f32" else f"{dtype}({text})"
