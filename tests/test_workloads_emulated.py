@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.gpu.__main__ import table
 from benchmarks.gpu.compare import bits, compared, ulps
+from benchmarks.gpu.kernels import described
 from benchmarks.gpu.plans import plan_of
 from benchmarks.workloads import FAMILIES
 from stagefuse.compiler.plan import GPU_ARCHES
@@ -60,8 +61,19 @@ def test_the_table_of_a_report() -> None:
         "sanitize": {"good": True, "skipped": "there is no compute-sanitizer"},
         "measure": {"copy_bandwidth": 1e12, "good": True, "workloads": {
             "W1": {"title": "t", "sizes": {}, "bytes": 1_500_000, "engines": engines}}},
+        "kernels": {"device": "a100", "good": True, "workloads": {"W1": [
+            {"kernel": "main_add_0", "launches": 2, "measured": 3.0, "predicted": 2.0,
+             "bound": "memory", "bytes": 1, "flops": 1}]}},
     }  # fmt: skip
     text = table(report)
     assert "| W1 t | 3.0 (10) | 3.0 (10) | RuntimeError: no | 50 % |" in text
     assert "Tests: 10 passed" in text and "there is no compute-sanitizer" in text
     assert "| W1 | 165 | 0 | 0 |" in text
+    assert "| W1 | main_add_0 | 2 | 3.0 | 2.0 | memory | 1.5 |" in text
+
+
+def test_a_gpu_is_described_by_its_name() -> None:
+    names = {"NVIDIA H200": "h200", "NVIDIA H20": "h20", "NVIDIA H100 80GB HBM3": "h100"}
+    assert {name: described(name, "sm_90a").name for name in names} == names
+    assert described("NVIDIA L40S", "sm_89").name == "l40"
+    assert described("another", "sm_89").name == "l20"  # the first

@@ -24,7 +24,7 @@ def described(name: str, arch: str) -> Target:
     """The device that predictions are for: that of the GPU's name, or else the arch's first."""
     devices = devices_of(arch)
     for device in devices:
-        if re.search(rf"\b{device.name}\b", name, re.IGNORECASE):
+        if re.search(rf"\b{device.name}S?\b", name, re.IGNORECASE):
             return device
     return devices[0]
 
