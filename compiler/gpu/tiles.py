@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 
 from stagefuse.compiler.fuse import Group
@@ -122,6 +123,22 @@ def _pick(
 ) -> dict[Shape, Expr]:
     """A few shapes that together are about the best for all sizes, which increase, and for which of
     them each is; `limits` are 1 for sizes up to one of them."""
+    wanted = _few(tuple(shapes), tuple(sizes))
+    found: dict[Shape, Expr] = {}
+    before = const(0)
+    for n, shape in enumerate(wanted):
+        last = n + 1 == len(wanted)
+        if not last and wanted[n + 1] == shape:
+            continue
+        now = const(1) if last else limits[n]
+        found[shape] = found.get(shape, const(0)) + now - before
+        before = now
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _few(shapes: tuple[Shape, ...], sizes: tuple[Sizes, ...]) -> list[Shape]:
+    """For each size the best of a few shapes."""
     best = {size: _quickest(shapes, size) for size in sizes}
     good = sorted(set(best.values()), key=repr)
 
@@ -134,17 +151,7 @@ def _pick(
         chosen = min(combinations(good, count), key=loss)
         if count == MOST_KERNELS or loss(chosen) <= 1 + LOSS:
             break
-    wanted = [_quickest(chosen, size) for size in sizes]
-    found: dict[Shape, Expr] = {}
-    before = const(0)
-    for n, shape in enumerate(wanted):
-        last = n + 1 == len(wanted)
-        if not last and wanted[n + 1] == shape:
-            continue
-        now = const(1) if last else limits[n]
-        found[shape] = found.get(shape, const(0)) + now - before
-        before = now
-    return found
+    return [_quickest(chosen, size) for size in sizes]
 
 
 def _quickest(shapes: Sequence[Shape], sizes: Sizes) -> Shape:
