@@ -12,7 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, TypeAlias, Union
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from .facts import Facts
@@ -20,19 +22,36 @@ if TYPE_CHECKING:
 IntLike: TypeAlias = Union["Expr", int]
 
 
-@dataclass(frozen=True, order=True)
 class Atom:
-    """A symbol (`kind` is "sym", `name` set) or a function of expressions."""
+    """A symbol (`kind` is "sym", `name` set) or a function of expressions.
 
+    Equal ones are one object, so that comparing and hashing what is made of them is quick.
+    """
+
+    __slots__ = ("__weakref__", "args", "kind", "name")
     kind: str
-    name: str = ""
-    args: tuple[Expr, ...] = ()
+    name: str
+    args: tuple[Expr, ...]
 
-    def __hash__(self) -> int:
-        found: int | None = self.__dict__.get("_hash")
+    def __new__(cls, kind: str, name: str = "", args: tuple[Expr, ...] = ()) -> Atom:
+        key = (kind, name, args)
+        found = _atoms.get(key)
         if found is None:
-            found = self.__dict__["_hash"] = hash((self.kind, self.name, self.args))
+            with _making:
+                found = _atoms.get(key)
+                if found is None:
+                    found = _atoms[key] = super().__new__(cls)
+                    found.kind, found.name, found.args = key
         return found
+
+    def __lt__(self, other: Atom) -> bool:
+        return (self.kind, self.name, self.args) < (other.kind, other.name, other.args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Atom, (self.kind, self.name, self.args)
+
+    def __repr__(self) -> str:
+        return f"Atom({self})"
 
     def __str__(self) -> str:
         if self.kind == "sym":
@@ -43,6 +62,8 @@ class Atom:
         return f"{_wrapped(a)} {self.kind} {_wrapped(b)}"
 
 
+_atoms: WeakValueDictionary[tuple[str, str, tuple[Expr, ...]], Atom] = WeakValueDictionary()
+_making = Lock()
 Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
 
 
@@ -254,12 +275,13 @@ def _from_terms(terms: Mapping[Monomial, int]) -> Expr:
 
 def _join_divisions(expr: Expr) -> Expr:
     """c * (b * (a // b) + a % b) is c * a."""
-    kinds = {atom.kind for monomial, _ in expr.terms for atom, _power in monomial}
-    if "//" not in kinds or "%" not in kinds:
+    atoms = [atom for monomial, _ in expr.terms for atom, _power in monomial]
+    quotients = {atom.args for atom in atoms if atom.kind == "//"}
+    if not quotients:
         return expr
     for monomial, coefficient in expr.terms:
         for atom, power in monomial:
-            if atom.kind != "%" or power != 1:
+            if atom.kind != "%" or power != 1 or atom.args not in quotients:
                 continue
             a, b = atom.args
             others = Expr(((tuple(p for p in monomial if p[0] != atom), coefficient),))
