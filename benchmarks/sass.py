@@ -163,8 +163,8 @@ def table() -> str:
     lines = [
         f"Instructions of our kernels and of Triton {triton.__version__}'s, by nvdisasm: all of a",
         "kernel, or those of the loop around its tensor-core instructions (mma). A lane has as",
-        "many elements in both. Ours divide with correct rounding, and are also for sizes that no",
-        "block divides, in a second version that is counted here and jumped over.",
+        "many elements in both. Ours divide and take roots and powers to 1 or 2 units in the last",
+        "place, as the reference does.",
         "",
         "| kernel | arch | ours | Triton | ours / Triton |",
         "|---|---|---|---|---|",

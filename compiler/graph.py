@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     pass
 
 
+_NUMBERS = (float, int)
+
+
 class _BitEqual:
     """Equal where all fields are, numbers bit for bit: 0.0 is not -0.0, nor is 1 True."""
 
     def _bits(self) -> tuple[Any, ...]:
-        values = (getattr(self, name) for name in self.__dataclass_fields__)  # type: ignore[attr-defined]
-        return tuple(repr(v) if isinstance(v, float | int) else v for v in values)
+        values = [getattr(self, name) for name in self.__dataclass_fields__]  # type: ignore[attr-defined]
+        return tuple([repr(v) if isinstance(v, _NUMBERS) else v for v in values])
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other._bits() == self._bits()

@@ -262,6 +262,8 @@ class Attend:
     of them. Way w has rows w * mr + r of the results, over its keys alone, and most[w * mr + r] is
     their greatest kept score, -infinity if there is none; then the total is 0. `lo` is a multiple
     of 64 and of the panels, or no key below it is kept.
+
+    `extent`: how many keys there are, `hi` at most; not given where none needs to know.
     """
 
     dst: str
@@ -283,6 +285,7 @@ class Attend:
     keep: Value
     most: str = ""
     ways: int = 1
+    extent: Expr | None = None
 
 
 @dataclass(frozen=True)

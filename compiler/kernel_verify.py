@@ -388,15 +388,18 @@ def _attend(check: _Check, s: Attend, scope: _Scope) -> None:
         check.fail(7, "attention is of f32, f16 or bf16 into f32")
     if {b.mode for b in made} != {"scratch"}:
         check.fail(5, "the results of attention are scratch")
-    exprs = [s.dst_row, s.rows, s.lo, s.hi]
+    exprs = [s.dst_row, s.rows, s.lo, s.hi, *(() if s.extent is None else (s.extent,))]
     for x in operands:
         exprs += [x.offset, x.along, x.across, x.step]
     for expr in exprs:
         check.symbols(scope, expr)
     if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check._text) is not None:
         check.fail(7, f"{s.rows} rows may be more than {s.mr}")
+    most = s.hi if s.extent is None else s.extent
+    if check.bounds.broken(most - s.hi, scope.facts, scope.guards, check._text) is not None:
+        check.fail(7, f"{s.hi} keys may be more than {most}")
     inner = scope.inner()
-    for name, lo, hi in ((s.row, const(0), s.rows), (s.key, s.lo, s.hi)):
+    for name, lo, hi in ((s.row, const(0), s.rows), (s.key, s.lo, most)):
         check.bind(inner, name)
         inner.enter_loop(name, lo, hi)
     check.bind(inner, s.raw)

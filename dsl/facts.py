@@ -26,6 +26,10 @@ class Facts:
         """These facts with further symbols."""
         return Facts({**self.ranges, **ranges}, self.divisible)
 
+    def with_divisor(self, expr: Expr, number: int) -> Facts:
+        """These facts where a number divides an expression too."""
+        return Facts(self.ranges, (*self.divisible, (expr, number)))
+
     def at_element(self, names: Sequence[str], shape: Sequence[Expr]) -> Facts:
         """These facts at an element of a tensor: `names` are within its axes, and no axis is
         empty, since there is an element."""

@@ -255,6 +255,10 @@ class Code:
         """e^x by an instruction of the target, if it has one that is exact enough."""
         return None
 
+    def quotient(self, a: Operand, b: Value) -> Value:
+        """a / b, where b is in 1 .. 2^100 or NaN."""
+        return self.operand(a, b.type) / b
+
     def polynomial(self, x: Value, coefficients: Sequence[float]) -> Value:
         """Horner's rule; the lowest coefficient comes first."""
         total = self.const(coefficients[-1], x.type)

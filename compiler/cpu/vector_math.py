@@ -320,7 +320,7 @@ def tanh(c: Code, x: Value) -> Value:
     z = a * a
     small = c.fma(a * z, c.polynomial(z, TANH_F32), a)
     e = exp(c, clamp(c, a, 0.0, 10.0) * 2.0)
-    large = 1.0 - 2.0 / (e + 1.0)
+    large = 1.0 - c.quotient(2.0, e + 1.0)
     return copysign(c, a.compare("lt", 0.625).select(small, large), x)
 
 

@@ -184,7 +184,7 @@ class Attending:
         """The sums and totals to scratch, where the stages were."""
         code, w, s = self.code, self.w, self.s
         code.line("cp.async.wait_group 0;")
-        code.line("bar.sync 0;")
+        w.barrier()
         totals = [self.quad("add.rn.f32", x) for x in self.total]
         if isinstance(s.keep, Const) and not s.most:
             nan = code.const(math.nan, "float")

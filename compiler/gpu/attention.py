@@ -31,7 +31,7 @@ from stagefuse.compiler.schedule import GPU_WGMMA
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, F32, I64
 
-from .attend_groups import GROUP_ROWS, groups_of, takes_groups
+from .attend_groups import GROUP_ROWS, READERS, takes_groups
 from .attend_shape import rows_of_block
 from .contract import left_of
 from .kept import kept
@@ -109,7 +109,7 @@ def suits_groups(low: Lowering) -> bool:
     """Whether Hopper's warpgroups can multiply a group's operands. `low` is only asked."""
     a = attention_of(low)
     operands = (a.queries, a.keys_at, a.values_at)
-    return a.half and takes_groups(operands, a.depth, a.columns, low.facts)
+    return a.half and takes_groups(operands, a.depth, a.columns, a.first.batch, low.facts)
 
 
 def lower_attention(low: Lowering) -> Parallel:
@@ -118,7 +118,7 @@ def lower_attention(low: Lowering) -> Parallel:
     first = a.first
     most = rows_of_block(a.depth, a.columns, 2 if a.half else 4)
     if low.schedule == GPU_WGMMA:
-        most = groups_of(a.depth, a.columns) * GROUP_ROWS
+        most = READERS * GROUP_ROWS
     blocks = floordiv(first.rows + (most - 1), most, low.facts)
     parallel = [*first.batch, ("mb", blocks)]
     low.bind(parallel)
@@ -138,7 +138,7 @@ def lower_attention(low: Lowering) -> Parallel:
     low.emit(
         Attend(
             tile, pitch, totals, queries, a.keys_at, a.values_at, count, most, lo, hi, a.depth,
-            a.columns, "r", "j", "raw", score, keep,
+            a.columns, "r", "j", "raw", score, keep, extent=a.keys,
         )
     )  # fmt: skip
 

@@ -28,9 +28,10 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.dsl.dims import Atom, Expr, const, floordiv, maximum, minimum, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from stagefuse.dsl.dtypes import BOOL, F32
 
+from .attend_groups import shared_by
 from .attention import PADDING, Attention, attention_of
 from .contract import parts_of
 from .kept import kept
@@ -95,7 +96,7 @@ def _sharing(a: Attention) -> tuple[int | None, int]:
     for axis in a.first.primitive.batch:
         name = f"d{axis}"
         step = a.queries.offset.coefficient(name)
-        counts = {_divisor(e, name) for e in (a.keys_at.offset, a.values_at.offset)}
+        counts = {shared_by(e, name) for e in (a.keys_at.offset, a.values_at.offset)}
         (count, *others) = counts
         if step is None or others or not count:
             continue
@@ -103,25 +104,6 @@ def _sharing(a: Attention) -> tuple[int | None, int]:
         if whole:
             return axis, whole[-1]
     return None, 1
-
-
-def _divisor(expr: Expr, name: str) -> int | None:
-    """The number that a symbol is divided by wherever it stands in an expression."""
-    found: set[int | None] = set()
-
-    def visit(e: Expr) -> None:
-        for monomial, _ in e.terms:
-            for atom, _ in monomial:
-                if atom == Atom("sym", name):
-                    found.add(None)
-                elif atom.kind == "//" and atom.args[0].as_symbol() == name:
-                    found.add(atom.args[1].as_int())
-                else:
-                    for arg in atom.args:
-                        visit(arg)
-
-    visit(expr)
-    return found.pop() if len(found) == 1 else None
 
 
 def _ways(a: Attention) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from stagefuse.compiler.buffers import Buffers, size_of
 from stagefuse.compiler.fuse import Group, partition
-from stagefuse.compiler.graph import Graph, Node
+from stagefuse.compiler.graph import Graph, Node, Scan
 from stagefuse.compiler.in_place import arrange
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Kernel, Value
@@ -45,15 +45,18 @@ from .contract import (
     whole_of,
 )
 from .emit import Entry, KernelWriter, module_text
+from .packing import lower_pointwise
 from .persistent import PersistentWriter, Whole, form_of
 from .predict import largest
+from .split_scan import lower_stretch_scans, lower_stretches, splits
 from .targets import ARCHES, SHARED_LIMIT, occupancy
 from .tensor_maps import TensorMap
 from .tiles import choices
 from .whole import lower_whole_parts, lower_whole_rest, whole
 
 JOINS = ("placed", "attended", "chained", "direct", "halved")
-SHORT_ROW = 1024
+SHORT_ROWS = (256, 1024)
+"""Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
 ROOM = (".minnctapersm 1", ".maxnreg 200")
 """What is said of kernels that spill, one after the other. Without a word on how many blocks are
 wanted, ptxas trades a few spills for another block; given all registers, it sometimes begins so
@@ -63,6 +66,7 @@ WGMMA = ("sm_90a",)
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
 GPU_FORMS = {
     **FORMS,
+    "pointwise": lower_pointwise,
     "contract": lower_contract,
     "row": lower_rows,
     "chain": lower_chain,
@@ -166,23 +170,20 @@ class GpuCompiler:
             for form, name in ((lower_whole_parts, "parts"), (lower_whole_rest, "")):
                 yield SourceLowering(graph, group, sites, GPU), {"row": form}, const(1), name
             return
-        short = _short_rows(graph, group)
-        if short is not None:
-            low = SourceLowering(graph, group, sites, GPU)
-            low.sizes, few = short
-            yield low, GPU_FORMS, few, "short"
-            yield SourceLowering(graph, group, sites, GPU), GPU_FORMS, 1 - few, ""
+        split_scan = splits(graph, group)
+        others = const(1) if split_scan is None else 1 - split_scan
+        if split_scan is not None:
+            for form, name in ((lower_stretches, "parts"), (lower_stretch_scans, "stretches")):
+                yield SourceLowering(graph, group, sites, GPU), {"scan": form}, split_scan, name
+        classes = _classes_of_rows(graph, group)
+        if classes:
+            for facts, name, share in classes:
+                low = SourceLowering(graph, group, sites, GPU)
+                low.sizes = facts
+                yield low, GPU_FORMS, share * others, name
             return
         if group.kind == "attention":
             yield from _attentions(graph, group, sites, arches)
-            return
-        others = const(1)
-        for choice in choices(graph, group) if arches[0] in WGMMA else ():
-            low = SourceLowering(graph, group, sites, GPU)
-            low.warpgroups, low.sizes = True, choice.facts
-            yield low, {"contract": partial(lower_contract, shape=choice.shape)}, choice.holds, ""
-            others = others - choice.holds
-        if others == const(0):
             return
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
         whole_product: Whole | None = None
@@ -192,12 +193,29 @@ class GpuCompiler:
                 whole_product = whole_of(SourceLowering(graph, group, sites, GPU_TMA))
                 schedule = GPU_WGMMA if whole_product is None else GPU_TMA
         split = thin(graph, group, FULL if whole_product is None else FED)
+        others, summed = const(1), const(0)
+        if split is not None and split.low != const(0):
+            summed = split.few * split.low
+            others = 1 - summed
+            low = SourceLowering(graph, group, sites, GPU)
+            form = partial(lower_parts, split=split, is_low=True)
+            yield low, {"contract": form}, summed, "parts"
+        found = choices(graph, group) if arches[0] in WGMMA and others != const(0) else ()
+        for choice in found:
+            low = SourceLowering(graph, group, sites, GPU)
+            low.warpgroups, low.sizes = True, choice.facts
+            share = choice.holds * others
+            yield low, {"contract": partial(lower_contract, shape=choice.shape)}, share, ""
+        others = others * (1 - sum((c.holds for c in found), const(0)))
         if split is not None:
             few = split.few * others
-            others = others - few
-            for part, name in ((lower_parts, "parts"), (lower_sum_of_parts, "sum")):
+            if few != const(0):
                 low = SourceLowering(graph, group, sites, GPU)
-                yield low, {"contract": partial(part, split=split)}, few, name
+                yield low, {"contract": partial(lower_parts, split=split)}, few, "parts"
+            others, summed = others - few, summed + few
+            if summed != const(0):
+                low = SourceLowering(graph, group, sites, GPU)
+                yield low, {"contract": partial(lower_sum_of_parts, split=split)}, summed, "sum"
         if others == const(0):
             return
         if whole_product is None:
@@ -374,22 +392,35 @@ def _attentions(
         yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
 
 
-def _short_rows(graph: Graph, group: Group) -> tuple[Facts, Expr] | None:
-    """What is known of sizes where rows that may be long are short enough for a warp, and an
-    expression that is 1 there and else 0."""
-    if group.kind != "row" or len(group.row_axes or ()) != 1:
-        return None
-    (axis,) = group.row_axes or ()
-    name = group.domain[axis].as_symbol()
+def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]]:
+    """For rows that may be short or long: what is known of sizes in each class of lengths, its
+    name, and an expression that is 1 there and else 0."""
+    axes = tuple(group.row_axes or ())
+    if group.kind == "scan":
+        scan = graph.nodes[group.roots[0].node].primitive
+        axes = (scan.axis,) if isinstance(scan, Scan) and scan.axis == len(group.domain) - 1 else ()
+    if group.kind not in ("row", "scan") or len(axes) != 1:
+        return []
+    (axis,) = axes
+    length = group.domain[axis]
+    name = length.as_symbol()
     if name is None or len(group.domain) == 1:
-        return None
+        return []
     low, high = graph.facts.ranges.get(name, (0, None))
     most = None if high is None else graph.facts.bounds(as_expr(high))[1]
     least = graph.facts.bounds(as_expr(low))[0]
-    if most is not None and most <= SHORT_ROW or least is None or least > SHORT_ROW:
-        return None
-    facts = graph.facts.with_ranges({name: (low, SHORT_ROW)})
-    return facts, 1 - minimum(floordiv(group.domain[axis], SHORT_ROW + 1), const(1))
+    if least is None:
+        return []
+    limits = [n for n in SHORT_ROWS if least <= n and (most is None or n < most)]
+    found, above = [], const(1)
+    for limit in limits:
+        beyond = minimum(floordiv(length, limit + 1), const(1))
+        facts = graph.facts.with_ranges({name: (low, limit)})
+        found.append((facts, f"to {limit}", above - beyond))
+        low, above = limit + 1, beyond
+    if found:
+        found.append((graph.facts.with_ranges({name: (low, high)}), "", above))
+    return found
 
 
 def _map_plan(kernel: Kernel, used: Sequence[int], found: TensorMap) -> TensorMapPlan:

@@ -232,6 +232,10 @@ def tile_widths(graph: Graph, group: Group) -> list[tuple[int, Expr]]:
 
 FULL = 132
 """Blocks that fill a device."""
+BLOCKS = 8 * FULL
+"""Blocks that a product of few rows should have: several for each multiprocessor."""
+FEW_ROWS = 32
+"""Rows of a tile for products of few rows."""
 FED = 16
 """Blocks that draw what memory gives, where tensor copies bring their operands."""
 LEAST_DEPTH = 96
@@ -242,16 +246,19 @@ RUN = 128
 
 @dataclass(frozen=True)
 class Thin:
-    """How a product of few tiles is split: `count` parts, each `depth` deep; `few` is 1
-    for the sizes at which there are so few tiles, and else 0."""
+    """How a product of few tiles or few rows is split: `count` parts, each `depth` deep. `few` is
+    1 for the sizes at which it is, and else 0; `low` where it has few rows."""
 
     few: Expr
+    low: Expr
     depth: int
     count: int
 
 
-def thin(graph: Graph, group: Group, most: int = FULL) -> Thin | None:
-    """How to split a group's product where it has at most so many tiles, if that may be."""
+def thin(graph: Graph, group: Group, enough: int = FULL) -> Thin | None:
+    """How to split a group's product where that is worth it, if it may be: where its tiles are
+    at most `enough`, and where a matrix of known size has few rows, whose time is that
+    of reading the other one."""
     if group.kind != "contract" or group.anchor is None:
         return None
     node = graph.nodes[group.anchor]
@@ -263,15 +270,22 @@ def thin(graph: Graph, group: Group, most: int = FULL) -> Thin | None:
     rows, columns = (
         size_of([node.type.shape[a] for a in axes]) for axes in (product.rows, product.columns)
     )
-    across = PANELS[product.panel] * product.panel
+    width = PANELS[product.panel] * product.panel
     down = GPU.row_tile[product.panel]
-    tiles = floordiv(rows + (down - 1), down) * floordiv(columns + (across - 1), across)
-    few = 1 - minimum(floordiv(tiles, most + 1), const(1))
-    few = graph.facts.simplify(few)
+    across = floordiv(columns + (width - 1), width)
+    known, count = across.as_int(), MOST_SPLITS
+    if known is not None:
+        count = min(-(-BLOCKS // max(known, 1)), MOST_SPLITS)
+    most = floordiv(rows, FEW_ROWS + 1)
+    many = floordiv(floordiv(rows + (down - 1), down) * across, enough + 1)
+    if known is not None and count > 1:
+        many = minimum(many, most)
+    few = graph.facts.simplify(1 - minimum(many, const(1)))
     if few == const(0):
         return None
-    part = max(LEAST_DEPTH, -(-depth // (MOST_SPLITS * 16)) * 16)
-    return Thin(few, part, -(-depth // part))
+    low = graph.facts.simplify(1 - minimum(most, const(1)))
+    part = max(LEAST_DEPTH, -(-depth // (max(count, 2) * 16)) * 16)
+    return Thin(few, low, part, -(-depth // part))
 
 
 def is_half(graph: Graph, group: Group) -> bool:
@@ -290,14 +304,18 @@ def _parts(low: Lowering, p: Product, split: Thin, mode: str) -> Buffer:
     return low.buffers.setdefault(parts_of(p.ref), Buffer(name, p.dtype, shape, mode))
 
 
-def lower_parts(low: Lowering, split: Thin) -> Parallel:
-    """The products of the parts of the depth, a panel and 64 rows a block."""
-    p = product_of(low, low.group.anchor)
+def lower_parts(low: Lowering, split: Thin, is_low: bool = False) -> Parallel:
+    """The products of the parts of the depth, a panel and 64 rows a block; of few rows, some
+    panels by those."""
+    p, group = product_of(low, low.group.anchor), 1
+    if is_low and _moves_in_chunks(low, p):
+        p, group = replace(p, row_tile=FEW_ROWS), PANELS[p.panel]
     rows, depth = p.row_tile, split.depth
     blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
-    parallel = [("mb", blocks), ("nb", p.panels), ("ks", const(split.count))]
+    groups = floordiv(p.panels + (group - 1), group, low.facts)
+    parallel = [("mb", blocks), ("nb", groups), ("ks", const(split.count))]
     low.bind(parallel)
-    width = p.panel + PADDING
+    width = group * p.panel + PADDING
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
     matrix = left_of(low, p)
@@ -306,7 +324,7 @@ def lower_parts(low: Lowering, split: Thin) -> Parallel:
     count = minimum(p.rows - start, const(rows))
     begin = sym("ks") * depth
     piece = Depth(begin, minimum(p.depth - begin, const(depth)))
-    first = sym("nb")
+    first = sym("nb") * group
 
     def one_panel() -> None:
         target = (tile, (sym("p") - first) * p.panel, const(width))
@@ -319,11 +337,11 @@ def lower_parts(low: Lowering, split: Thin) -> Parallel:
         low.when([p.columns - 1 - at], lambda: low.emit(Store(parts.name, places, inside)))
 
     def finish() -> None:
-        low.loop("c", const(0), const(p.panel), column, vector=True)
+        low.loop("c", const(0), const(group * p.panel), column, vector=True)
 
-    low.loop("p", first, first + 1, one_panel)
+    low.loop("p", first, minimum(first + group, p.panels, low.facts), one_panel)
     low.loop("r", const(0), count, finish, vector=True)
-    return parallel, const(depth * rows * p.panel)
+    return parallel, const(depth * rows * group * p.panel)
 
 
 def lower_sum_of_parts(low: Lowering, split: Thin) -> Parallel:

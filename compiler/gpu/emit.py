@@ -12,22 +12,25 @@ from dataclasses import dataclass, replace
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.vector_math import two_over_pi_table
-from stagefuse.compiler.kernel_ir import Alloc, Kernel
+from stagefuse.compiler.kernel_ir import Alloc, Attend, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 from stagefuse.dsl.facts import Facts
 
+from .attend_groups import GROUP
 from .ir import Value, constant_text
 from .loops import Carry
 from .private import private_arrays, vector_width
-from .scan import scan_of
-from .teams import WARP_TEAM, Team, choose
+from .scan import scan_of, team_of
+from .teams import Team, choose
 from .tensor_maps import MAP_ALIGNMENT, MAP_BYTES, TensorMap
 from .tf32 import SplitWriter
 from .values import Memory
 
 PTX_VERSION = "8.7"
 PARAMETER_LIMIT = 4096  # bytes of parameters of a kernel on every target
+MOST_BYTES = 1 << 42
+"""No buffer of any GPU is larger."""
 ROUND_BLOCKS = 512
 """Blocks of a kernel that keeps its scratch in a workspace."""
 
@@ -73,8 +76,11 @@ class KernelWriter(SplitWriter):
     ) -> None:
         names = [name for name, _ in kernel.parallel]
         extents = [extent for _, extent in kernel.parallel]
-        facts = facts.at_element(names, extents)
-        team = choose(kernel, facts) if scan_of(kernel) is None else WARP_TEAM
+        facts = _as_stored(kernel, facts.at_element(names, extents))
+        scan = scan_of(kernel)
+        team = choose(kernel, facts) if scan is None else team_of(scan, facts)
+        if has_wgmma and any(isinstance(s, Attend) for s in walk(kernel.body)):
+            team = replace(team, helpers=GROUP)
         super().__init__(kernel, facts, team)
         for value, line in lines.items():
             self.lines[id(self._unique(value))] = line
@@ -292,6 +298,22 @@ class KernelWriter(SplitWriter):
 
     def in_loop(self) -> bool:
         return self.rounds or super().in_loop()
+
+
+def _as_stored(kernel: Kernel, facts: Facts) -> Facts:
+    """These facts with what follows from that every buffer lies in a device's memory."""
+    for b in kernel.buffers:
+        for axis, extent in enumerate(b.shape):
+            name, size = extent.as_symbol(), b.dtype.itemsize
+            if name is None:
+                continue
+            for other in (*b.shape[:axis], *b.shape[axis + 1 :]):
+                size *= max(facts.bounds(other)[0] or 1, 1)
+            low, high = facts.ranges.get(name, (0, None))
+            most = None if high is None else facts.bounds(high)[1]
+            if most is None or most > MOST_BYTES // size:
+                facts = facts.with_ranges({name: (low, MOST_BYTES // size)})
+    return facts
 
 
 def _bytes(s: Alloc) -> Expr:

@@ -17,8 +17,10 @@ from stagefuse.dsl.dtypes import DType
 
 from . import scalars
 from .ir import Code, Value
-from .loops import Carry, LoopWriter, Slot
+from .loops import Carry, Slot
 from .teams import WARP
+from .tensor_maps import TensorMap
+from .versions import VersionWriter
 
 NOWHERE = {"i32": (1 << 31) - 1, "i64": (1 << 63) - 1}
 FEW = 4
@@ -26,7 +28,7 @@ DEEP = 8
 """Rows of a column that a lane has on the way at a time."""
 
 
-class FoldWriter(LoopWriter):
+class FoldWriter(VersionWriter):
     """The body of a kernel, as far as its reductions go."""
 
     def fold(self, s: Fold) -> None:
@@ -179,7 +181,7 @@ class FoldWriter(LoopWriter):
         at = column + lane.lshr(5) * row
         raws = [self._raw(t) for t in totals]
         for number, raw in enumerate(raws):
-            code.write(f"st.shared.{_access(raw)}", f"[{at.text}+{number * 8}]", raw, guard=first)
+            code.write(f"st.shared.{access_of(raw)}", f"[{at.text}+{number * 8}]", raw, guard=first)
         self.barrier()
         found: Carry = []
         for number, (raw, total) in enumerate(zip(raws, totals, strict=True)):
@@ -187,7 +189,7 @@ class FoldWriter(LoopWriter):
             for warp in range(warps):
                 read = code.fresh(raw.type)
                 place = f"[{column.text}+{warp * row + number * 8}]"
-                code.write(f"ld.shared.{_access(raw)}", read, place)
+                code.write(f"ld.shared.{access_of(raw)}", read, place)
                 value = read.compare("ne", 0) if total.type == "i1" else read
                 whole = value if whole is None else combine(code, s.kind, whole, value, s.dtype)
             assert whole is not None
@@ -248,13 +250,13 @@ class FoldWriter(LoopWriter):
         raws = [self._raw(v) for v in total]
         for place, raw in zip(places, raws, strict=True):
             at = self.shared_address(place) + warp * 8
-            code.write(f"st.shared.{_access(raw)}", f"[{at.text}]", raw, guard=leader)
+            code.write(f"st.shared.{access_of(raw)}", f"[{at.text}]", raw, guard=leader)
         self.barrier()
         found: Carry = []
         for place, raw, value in zip(places, raws, total, strict=True):
             at = self.shared_address(place) + (lane & (warps - 1)) * 8
             read = code.fresh(raw.type)
-            code.write(f"ld.shared.{_access(raw)}", read, f"[{at.text}]")
+            code.write(f"ld.shared.{access_of(raw)}", read, f"[{at.text}]")
             found.append(read.compare("ne", 0) if value.type == "i1" else read)
         return self._butterfly(s, found, warps)
 
@@ -282,12 +284,16 @@ class FoldWriter(LoopWriter):
     def shared_address(self, offset: Expr) -> Value:
         raise NotImplementedError
 
+    def tensor_map(self, map: TensorMap) -> Value:
+        """The address of a tensor map of the kernel."""
+        raise NotImplementedError
+
     def in_loop(self) -> bool:
         """Whether what is written now may run again."""
         return self.code.depth > 0
 
 
-def _access(value: Value) -> str:
+def access_of(value: Value) -> str:
     return {"i64": "b64", "float": "f32", "double": "f64"}.get(value.type, "b32")
 
 
@@ -315,6 +321,8 @@ def code_held(code: Code, value: Value) -> Value:
 
 def combine(code: Code, kind: str, total: Value, value: Value, dtype: DType) -> Value:
     """One step of a fold; sums and products may be reassociated."""
+    if total.text == code.const(identity(kind, dtype), total.type).text:
+        return value
     code.contract = True
     if kind == "sum":
         return total + value

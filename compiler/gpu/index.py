@@ -31,6 +31,7 @@ class IndexWriter:
         self.multiples: dict[str, int] = {}  # symbols that a number divides
         self._small: dict[Expr, bool] = {}
         self._resolved: dict[Expr, Expr] = {}
+        self._values: dict[tuple[Expr, str | None], tuple[Value, object]] = {}  # and their scopes
 
     # Names
 
@@ -60,7 +61,7 @@ class IndexWriter:
             self._resolved = {}
 
     def _forget_bounds(self) -> None:
-        self._small, self._resolved = {}, {}
+        self._small, self._resolved, self._values = {}, {}, {}
 
     def resolve(self, expr: Expr) -> Expr:
         """An expression over registers alone."""
@@ -103,7 +104,9 @@ class IndexWriter:
 
     def _factor_of(self, atom: Atom) -> int:
         if atom.kind == "sym":
-            return self.multiples.get(atom.name, 1)
+            known = [n for e, n in self.facts.divisible if e.as_symbol() == atom.name]
+            numbers = [n for n in map(as_expr, known) if n.as_int() is not None]
+            return math.lcm(self.multiples.get(atom.name, 1), *(n.as_int() or 1 for n in numbers))
         if atom.kind == "//":
             return 1
         a, b = (self._factor(arg) for arg in atom.args)
@@ -141,6 +144,18 @@ class IndexWriter:
         return self._value(self.resolve(expr), kind)
 
     def _value(self, expr: Expr, kind: str | None = None) -> Value:
+        """The value of an expression over registers, as long as where it was computed is open."""
+        scopes, key = self.code.scopes, (expr, kind)
+        known = self._values.get(key)
+        if known is not None:
+            value, scope = known
+            if value.depth < len(scopes) and scopes[value.depth] is scope:
+                return value
+        value = self._computed(expr, kind)
+        self._values[key] = value, scopes[value.depth]
+        return value
+
+    def _computed(self, expr: Expr, kind: str | None) -> Value:
         small = self.is_small(expr)
         own = "i32" if small else "i64"
         found = self._sum(expr, own)
@@ -169,6 +184,12 @@ class IndexWriter:
         self, monomial: tuple[tuple[Atom, int], ...], coefficient: int, kind: str
     ) -> tuple[Value, bool]:
         """A term's size and whether it is subtracted."""
+        if kind == "i64" and len(monomial) == 1 and 1 < abs(coefficient) <= INT32:
+            ((atom, power),) = monomial
+            if power == 1 and self.is_small(Expr(((((atom, 1),), 1),))):
+                number = self.code.const(abs(coefficient), "i32")
+                found = self.code.pure("mul.wide.s32", "i64", self.atom(atom, "i32"), number)
+                return found, coefficient < 0
         factors = [self.atom(atom, kind) for atom, power in monomial for _ in range(power)]
         factors.sort(key=lambda v: v.depth)
         found = factors[0]

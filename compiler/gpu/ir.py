@@ -294,13 +294,14 @@ class Code:
             if key in scope.known:
                 return scope.known[key]
         scope = self.place(operands)
-        result = self._registered(kind, scope)
+        result = self.registered(kind, scope)
         listed = ", ".join(o.text for o in (result, *map(self._held, operands)))
         scope.lines.append(Line(f"\t{op} {listed};", self.loc))
         scope.known[key] = result
         return result
 
-    def _registered(self, kind: str, scope: _Scope) -> Value:
+    def registered(self, kind: str, scope: _Scope) -> Value:
+        """A new register, set in a scope."""
         made = self.fresh(kind)
         return Value(self, made.text, kind, self.scopes.index(scope))
 
@@ -402,6 +403,10 @@ class Code:
         return self.pure("and.b32", value.type, value, mask)
 
     def unsigned_division(self, a: Value, b: Value) -> Value:
+        if a.type == "i64" and a.known is None and b.known is None:
+            from .conversions import long_division
+
+            return long_division(self, a, b)
         bits = 64 if a.type == "i64" else 32
         return self.narrowed(
             self.pure(f"div.u{bits}", a.type, self.zero_extended(a), self.zero_extended(b))
@@ -508,6 +513,13 @@ class Code:
         from .exponent import exp_f32
 
         return exp_f32(self, x) if x.type == "float" else None
+
+    def quotient(self, a: Operand, b: Value) -> Value:
+        """a / b, where b is in 1 .. 2^100 or NaN."""
+        from .quotients import quotient
+
+        a = self.operand(a, b.type)
+        return quotient(self, a, b) if b.type == "float" else a / b
 
     def polynomial(self, x: Value, coefficients: Sequence[float]) -> Value:
         """Horner's rule; the lowest coefficient comes first."""

@@ -36,13 +36,11 @@ from .ir import Value
 from .private import accesses
 from .teams import (
     MOST_IN_REGISTERS,
-    WARP,
     Team,
     is_shared,
     is_warp_loop,
     most_of,
     nest_of,
-    shared_loops,
 )
 from .values import Group, Memory, Scope
 
@@ -269,69 +267,7 @@ class LoopWriter(BarrierWriter):
         return totals, counter
 
     def by_warps(self, s: For) -> None:
-        """Rows, each done by a warp as a team of its own."""
-        code, team = self.code, self.team
-        before = self.symbols, self.facts, self.unread, self.unwritten
-        lane = self.symbols["lane"]
-        self.team = Team(WARP, team.lanes // WARP)
-        self.symbols = {**self.symbols, "lane": lane & (WARP - 1)}
-        self.facts = self.facts.with_ranges({"lane": (0, WARP - 1)})
-        self._forget_bounds()
-        self.unread, self.unwritten = set(), set()
-
-        def body(carry: Carry) -> Carry:
-            self.versions(s.body)
-            return carry
-
-        end = self.index(s.hi, "i32")
-        warps = code.const(team.lanes // WARP, "i32")
-        first = lane.lshr(5) + self.index(s.lo, "i32")
-        self._counted(s.index, first, end, warps, (s.lo, s.hi - 1), [], body)
-        self.team = team
-        self.symbols, self.facts, self.unread, self.unwritten = before
-        self._forget_bounds()
-
-    def versions(self, body: Sequence[Statement]) -> None:
-        """The body; of one whose rows may be short, a version for those before it."""
-        cut = self._short_rows(body)
-        if cut is None:
-            return self.statements(body)
-        code, (name, most) = self.code, cut
-        long, done = code.label("long"), code.label("done")
-        code.branch_if(self.holds("le", sym(name), const(most)), long, holds=False)
-        low = self.facts.ranges.get(name, (0, None))[0]
-        for facts in (self.facts.with_ranges({name: (low, most)}), self.facts):
-            before, self.facts = self.facts, facts
-            self._forget_bounds()
-            with code.branch_scope(), self.scope():
-                if facts is before:
-                    self.statements(body)
-                else:
-                    self.versions(body)  # there may be a still shorter one
-            self.facts = before
-            self._forget_bounds()
-            self.unread, self.unwritten = set(), set()
-            if facts is not before:
-                code.branch(done)
-                code.start(long)
-        code.start(done)
-
-    def _short_rows(self, body: Sequence[Statement]) -> tuple[str, int] | None:
-        """The dimension that rows are long, and a quarter of the most that it may be, if lanes
-        would have many places for elements that are seldom there."""
-        if any(not isinstance(s, For | Fold | Store | Let | Alloc) for s in body):
-            return None
-        for nest in shared_loops(body):
-            (_, lo, hi), lanes = nest[-1], self.team.lanes * self.width_of(nest)
-            name = self.resolve(hi - lo).as_symbol()
-            most = None if name is None else self.most(hi - lo)
-            if name not in self.kernel.dims:
-                continue
-            if most is None and self.team.lanes > 1 and not self.team.across:
-                return str(name), 16 * lanes
-            if most is not None and most >= 8 * lanes:
-                return str(name), most // 4
-        return None
+        raise NotImplementedError
 
     def share(self, s: For) -> None:
         """A nest of independent iterations, divided among the lanes."""
@@ -376,16 +312,20 @@ class LoopWriter(BarrierWriter):
         most = most_of(lo, hi, self.facts)
         if most is None or length.as_int() is not None or most % (self.team.lanes * self.width):
             return None
-        if not self._is_cut(hi, lo + most) or not self.divides(self.width, self.resolve(lo)):
+        if self._cut(hi, lo + most) is None or not self.divides(self.width, self.resolve(lo)):
             return None
+        if self.width > 1 and self.divides(self.width, self.resolve(hi)):
+            return None  # in whole vectors, which predicates tell from those behind the end
         return index, lo, hi, const(most)
 
-    def _is_cut(self, hi: Expr, whole: Expr) -> bool:
-        """Whether an end is the smaller of a full one and another."""
+    def _cut(self, hi: Expr, whole: Expr) -> Expr | None:
+        """The other end if an end is the smaller of a full one and another."""
         if len(hi.terms) != 1 or hi.terms[0][1] != 1 or len(hi.terms[0][0]) != 1:
-            return False
+            return None
         atom, power = hi.terms[0][0][0]
-        return power == 1 and atom.kind == "min" and whole in atom.args
+        if power != 1 or atom.kind != "min" or whole not in atom.args:
+            return None
+        return atom.args[1 - atom.args.index(whole)]
 
     def width_of(self, loops: Nest) -> int:
         """Adjacent elements of the innermost loop that a lane takes at a time."""
@@ -415,6 +355,10 @@ class LoopWriter(BarrierWriter):
         slots = None if most is None else -(-most // (lanes * width))
         if not unroll or slots is None or slots * width > MOST_IN_REGISTERS:
             return self._spread_loop(loops, extents, total, width, carry, visit, at_once)
+        (_, lo, hi), *others = loops
+        end = None if others else self._cut(hi, lo + slots * lanes * width)
+        if end is not None:  # what lies behind a full loop is behind the other end too
+            total = self.resolve(end - lo)
         for number in range(slots):
             unit = sym("column" if self.team.across else "lane") + number * lanes
             mask = None

@@ -14,6 +14,7 @@ from stagefuse.compiler.cpu import vector_math
 from stagefuse.compiler.cpu.ir import BITS
 from stagefuse.dsl.dtypes import DTYPES, DType
 
+from . import quotients
 from .ir import Code, Value
 
 REGISTER = shared.REGISTER
@@ -40,6 +41,8 @@ def from_memory(code: Code, raw: Value, dtype: DType) -> Value:
     """A stored element as a register value."""
     if dtype.is_bool:
         return raw.compare("ne", 0)
+    if dtype.name == "bf16" and raw.type == "i32":  # in the upper half already
+        return raw.as_float("float")
     if dtype.name in ("f16", "bf16"):
         if dtype.name == "f16":
             found = raw.to("fpext", "float")
@@ -101,6 +104,10 @@ def apply(code: Code, fn: str, args: Sequence[Value], dtype: DType) -> Value:
     """A scalar function of operands of `dtype` (of the last operand, where they differ)."""
     if fn == "pow":
         return _pow(code, args, dtype)
+    if fn in _OWN_F32 and args[0].type == "float":
+        return _formula(code, _OWN_F32[fn], args)
+    if fn == "div" and args[0].text == code.const(1.0, "float").text:
+        return _formula(code, quotients.reciprocal, args[1:])
     if fn in vector_math.FUNCTIONS:
         return _formula(code, vector_math.FUNCTIONS[fn][0], args)
     rule = cast(Rule, shared.RULES[fn])
@@ -121,6 +128,7 @@ def _formula(
     return cast(Value, found)
 
 
+_OWN_F32 = {"rsqrt": quotients.rsqrt, "sigmoid": quotients.sigmoid}
 _POWERS: dict[float, Callable[[Value], Value]] = {
     1.0: lambda x: x,
     2.0: lambda x: x * x,

@@ -36,6 +36,10 @@ UNKNOWN = 4096
 """What a size without a bound counts as."""
 MOST_IN_REGISTERS = 32
 """Elements of a row that one lane holds when loops are unrolled."""
+WARP_ROW = 1024
+"""The longest row that a warp takes."""
+BLOCKS = ((8192, 256), (1 << 62, 512))
+"""Lanes of a block that takes a row, by the most elements that it has."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,19 @@ class Team:
     """`lanes` execute a step; a block holds `per_block` teams. One lane, or whole warps; more
     than one warp are a block. If `across` is set, a shared loop has that many times `width`
     elements at most, and the lanes that have the same ones share the folds inside it. `resident`:
-    blocks of an SM that the kernel is compiled for, if that is not left to ptxas."""
+    blocks of an SM that the kernel is compiled for, if that is not left to ptxas. A block has
+    `helpers` more threads, which do what one of its statements wants and are gone then."""
 
     lanes: int
     per_block: int
     across: int = 0
     width: int = 1
     resident: int = 0
+    helpers: int = 0
 
     @property
     def threads(self) -> int:
-        return self.lanes * self.per_block
+        return self.lanes * self.per_block + self.helpers
 
     @property
     def down(self) -> int:
@@ -166,11 +172,11 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
         return Team(1024, 1)
     if not arrays and most <= (WINDOW if _folds_windows(kernel.body) else 8):
         return LANE
-    if most <= 1024:
+    if most <= WARP_ROW:
         return WARP_TEAM
     if not arrays and all(isinstance(s, Fold | Let | Store) for s in kernel.body):
         return _reducers(kernel, most, facts)
-    lanes = BLOCK_LANES if most <= 8192 else 512
+    lanes = next(lanes for limit, lanes in BLOCKS if most <= limit)
     if not kernel.parallel or _few(kernel, facts):
         lanes = 1024
     return Team(lanes, 1)

@@ -327,7 +327,11 @@ class ValueWriter(IndexWriter):
         if wide == "i32":
             return self._value(expr, "i32") * size
         if not self.is_small(expr):
-            return self._value(expr, "i64") * size
+            terms = [Expr((t,)) for t in expr.terms]
+            small = sum((t for t in terms if self.is_small(t)), const(0))
+            if small == const(0) or small == expr:
+                return self._value(expr * size, "i64")
+            return self._scaled(expr - small, size, wide) + self._scaled(small, size, wide)
         value = self._value(expr, "i32")
         if size == 1 or value.known is not None:
             return (value.to("sext", "i64")) * size
@@ -371,6 +375,9 @@ class ValueWriter(IndexWriter):
         code.write(f"ld.{space}{_vector(number)}.{name}", _listed(found), at, guard=self.active)
         if not packed:
             return found
+        if memory.dtype.name == "bf16":  # each in the upper half of a word
+            words = (w for low in found for w in (low.shl(16), low & ~0xFFFF))
+            return tuple(words)
         halves = tuple(code.fresh("half") for _ in range(count))
         for n, word in enumerate(found):
             code.write("mov.b32", f"{{{halves[2 * n].text}, {halves[2 * n + 1].text}}}", word)

@@ -160,7 +160,7 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
             others = (s.width, s.panel_row, s.panel_col, s.panel_place)
             found |= {e for e in others if e is not None}
         elif isinstance(s, Attend):
-            found |= {s.dst_row, s.rows, s.lo, s.hi}
+            found |= {s.dst_row, s.rows, s.lo, s.hi, *(() if s.extent is None else (s.extent,))}
             for x in (s.queries, s.keys, s.values):
                 found |= {x.offset, x.along, x.across, x.step}
             value(s.score)

@@ -42,12 +42,20 @@ def _other_axes(low: Lowering, axis: int) -> tuple[list[tuple[str, Expr]], list[
 def lower_scan(low: Lowering) -> Parallel:
     node, primitive = _anchor(low, Scan)
     axis = primitive.axis
-    parallel, at = _other_axes(low, axis)
+    parallel, _ = _other_axes(low, axis)
+    size = low.group.domain[axis]
+    scan_along(low, const(0), size, start_of(primitive.kind, node.type.dtype.compute))
+    return parallel, at_least_one(size) * 4
+
+
+def scan_along(low: Lowering, lo: Expr, hi: Expr, start: Value) -> None:
+    """The loop of a scan over a part of its axis, from what lies before that."""
+    node, primitive = _anchor(low, Scan)
     dtype = node.type.dtype.compute
     total = low.name("total")
     low.emit(Alloc(total, dtype, ()))
-    low.emit(Store(total, (), start_of(primitive.kind, dtype)))
-    here = tuple(map(Index, at))
+    low.emit(Store(total, (), start))
+    here = tuple(Index(sym(f"d{a}")) for a in range(len(low.group.domain)))
 
     def step() -> None:
         value = as_dtype(low.value(node.operands[0], here, ()), dtype)
@@ -58,8 +66,7 @@ def lower_scan(low: Lowering) -> Parallel:
         out = low.buffer(low.group.roots[0], "out")
         low.emit(Store(out.name, here, Local(name, dtype)))
 
-    low.loop(f"d{axis}", const(0), low.group.domain[axis], step)
-    return parallel, at_least_one(low.group.domain[axis]) * 4
+    low.loop(f"d{primitive.axis}", lo, hi, step)
 
 
 def lower_sort(low: Lowering) -> Parallel:

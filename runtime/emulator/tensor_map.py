@@ -182,8 +182,9 @@ class EncodedMap:
 
     @cached_property
     def fill(self) -> npt.NDArray[Any]:
-        """One element beyond the array."""
-        made: npt.NDArray[Any] = np.full(1, np.nan if self.fills_nan else 0, self.dtype)
+        """One element beyond the array; NaN as H100 makes it, whatever the type."""
+        words = np.full(4, 0x7FF7 if self.fills_nan else 0, np.uint16)
+        made: npt.NDArray[Any] = words.view(np.uint8)[: self.dtype.itemsize].view(self.dtype)
         return made
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
@@ -213,3 +214,56 @@ def test_what_is_refused(cuda: FakeCuda, torch: SimpleNamespace) -> None:
         x.device = SimpleNamespace(index=1)
         with pytest.raises(sf.InputError, match="memory of cuda:1"):
             pipe(x=x)
+
+
+def test_a_space_grows_while_it_is_used(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+    with opened("affine") as pipe:
+        on, found = pipe.on(cuda.foreign_stream()), []
+        for rows in (1, 20, 3, 64, 64, 1):
+            x = batch((rows, 9))
+            found.append((on(x=tensor(cuda, torch, x)), x))
+        for results, x in found:
+            check(there(cuda, results, on.stream), x)
+
+
+def test_a_failed_launch_leaves_the_pipeline_usable(
+    cuda: FakeCuda, torch: SimpleNamespace
+) -> None:
+    x = batch((2, 6))
+    with opened("affine") as pipe:
+        for call in (pipe, pipe.on(torch.at), pipe.on(cuda.foreign_stream())):
+            for where in ("replay", "update", "record"):
+                call(x=tensor(cuda, torch, x))
+                call(x=tensor(cuda, torch, x))
+                cuda.fail[where] = sf.DeviceError("no")
+                if where != "record" or call is not pipe:  # which goes where PyTorch is
+                    with pytest.raises(sf.DeviceError, match="no"):
+                        call(x=tensor(cuda, torch, x))
+                cuda.fail.clear()
+                found = call(x=tensor(cuda, torch, x))
+                check(there(cuda, found, getattr(call, "stream", torch.at)), x)
+
+
+def test_threads_share_what_is_bound_to_a_stream(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+    failures: list[BaseException] = []
+    with opened("affine") as pipe:
+        on = pipe.on(torch.at)
+
+        def work(rows: int) -> None:
+            try:
+                for _ in range(8):
+                    x = batch((rows, 6))
+                    with cuda._lock:  # the fake's own, for what is no call of the driver's
+                        given = tensor(cuda, torch, x)
+                    results = on(x=given)
+                    with cuda._lock:
+                        check(there(cuda, results, torch.at), x)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(1 + n % 2,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures

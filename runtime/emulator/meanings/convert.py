@@ -152,8 +152,9 @@ def _packed(match: Match, to: str) -> Function:
 
 
 def _to_f8(x: Any, to: str) -> Any:
-    """f32 to 8-bit floats, clamped to the largest finite one; NaN stays."""
-    return np.clip(x, -_MOST[to], _MOST[to]).astype(fl.F32).astype(_F8[to]).view(np.uint8)
+    """f32 to 8-bit floats, clamped to the largest finite one; NaN becomes the positive 0x7f."""
+    made = np.clip(x, -_MOST[to], _MOST[to]).astype(fl.F32).astype(_F8[to]).view(np.uint8)
+    return np.where(x == x, made, np.uint8(0x7F))
 
 
 def _f8(match: Match, to: str, source: str) -> Function:

@@ -165,16 +165,18 @@ def transcendental(match: Match) -> Function:
 
 @pure("float.abs", "float.neg")
 def abs_neg(match: Match) -> Function:
-    """Only the sign bit changes; f32 may flush first."""
+    """Only the sign bit changes; f32 may flush first. NaN of 16 bits is the hardware's own."""
     negates = match.form.opcode == "neg"
     if _is_half(match):
         bit = np.uint16(0x8000)
         flip: Function = (lambda b: b ^ bit) if negates else (lambda b: b & ~bit)
+        infinity = np.uint16(0x7F80 if "bf16" in match.get("T") else 0x7C00)
 
         def bits(x: Any) -> Any:
             half = x.view(fl.F16) if "ftz" in match else x
             flat = fl.flush(half) if "ftz" in match else half
-            return flip(np.ascontiguousarray(flat).view(fl.U16))
+            raw = np.ascontiguousarray(flat).view(fl.U16)
+            return np.where(raw & ~bit > infinity, np.uint16(0x7FFF), flip(raw))
 
         return halves(match, bits, raw=True)
     plain: Function = np.negative if negates else np.abs
@@ -222,8 +224,8 @@ def min_max(match: Match) -> Function:
 def testp(match: Match) -> Function:
     name = match.get("test")
 
-    def normal(a: Any) -> Any:
-        return np.isfinite(a) & (np.abs(a) >= np.finfo(a.dtype).smallest_normal)
+    def normal(a: Any) -> Any:  # zeros are, says the ISA
+        return np.isfinite(a) & ((np.abs(a) >= np.finfo(a.dtype).smallest_normal) | (a == 0))
 
     tests: dict[str, Function] = {
         "finite": np.isfinite,
@@ -231,7 +233,7 @@ def testp(match: Match) -> Function:
         "number": lambda a: ~np.isnan(a),
         "notanumber": np.isnan,
         "normal": normal,
-        "subnormal": lambda a: (a != 0) & np.isfinite(a) & ~normal(a),
+        "subnormal": lambda a: np.isfinite(a) & ~normal(a),
     }
     return tests[name]
 

@@ -130,7 +130,7 @@ def sad(match: Match) -> Function:
 
 @pure("int.div", "int.rem")
 def div_rem(match: Match) -> Function:
-    """Truncated towards zero. By zero the hardware gives all ones, and a."""
+    """Truncated towards zero. By zero the ISA leaves it open, and the hardware gives all ones."""
     dtype = DTYPES[match.get("T")]
     ones = np.array(-1, f"i{dtype.itemsize}").view(dtype)[()]
     zero, one = dtype.type(0), dtype.type(1)
@@ -148,7 +148,7 @@ def div_rem(match: Match) -> Function:
 
     def rem(a: Any, b: Any) -> Any:
         q, by = quotient(a, b)
-        return np.where(b == zero, a, a - q * by)
+        return np.where(b == zero, ones, a - q * by)
 
     return div if match.form.opcode == "div" else rem
 

@@ -335,10 +335,12 @@ def test_a_wrong_kernel_is_found(which: int) -> None:
     wrong = {
         2: replace(right, score=Local("other", F32)),
         3: replace(right, score=right.keep),
-        6: replace(right, hi=right.hi + 1),
+        6: replace(right, hi=right.hi + 1, extent=None),
         7: replace(right, mr=right.mr - 1),
+        -7: replace(right, hi=right.hi + 1, extent=right.hi),
     }
-    for invariant, statement in wrong.items():
+    for number, statement in wrong.items():
+        invariant = abs(number)
         body = (*kernel.body[:at], statement, *kernel.body[at + 1 :])
         with pytest.raises(VerifyError) as error:
             verify_kernel(replace(kernel, body=body), facts)

@@ -127,7 +127,7 @@ def test_short_and_long_rows_have_kernels_of_their_own(
 ) -> None:
     plan = compiled(tmp_path / "p.pipe", f"pipeline p{PIPELINES['softmax']}\n", ("sm_80",))
     emulated = Emulated(plan, "sm_80")
-    for width in (1, 40, 1024, 1025, 5000):
+    for width in (1, 40, 63, 130, 256, 257, 1000, 1023, 1024, 1025, 1028, 4101, 5000, 16388, 4097):
         x = rng.standard_normal((2, width)).astype(np.float32)
         (found,) = emulated({"x": x}, {"B": 2, "T": width})
         e = np.exp(x.astype(float) - x.max(1, keepdims=True))

@@ -29,8 +29,15 @@ def on_hardware(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Launches run on the GPU too where the option asks for it."""
     if request.config.getoption("--hardware", default=False):
         hardware = _hardware(request.config.getoption("--hardware-report"))
-        launch = hardware.wrap(emulator.Module.launch, request.node.nodeid)
+        left_open = request.node.get_closest_marker("left_open") is not None
+        launch = hardware.wrap(emulator.Module.launch, request.node.nodeid, left_open)
         monkeypatch.setattr(emulator.Module, "launch", launch)
+
+
+@pytest.fixture
+def is_emulated(request: pytest.FixtureRequest) -> bool:
+    """Whether results are the emulator's, which is exact where hardware only approximates."""
+    return not request.config.getoption("--hardware", default=False)
 
 
 @pytest.fixture

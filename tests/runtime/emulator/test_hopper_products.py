@@ -88,7 +88,9 @@ def operand(rows: int, dtype: type, rng: np.random.Generator) -> Array:
 
 @pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
 @pytest.mark.parametrize("name", FORMS)
-def test_one_instruction(name: str, swizzle: int, rng: np.random.Generator) -> None:
+def test_one_instruction(
+    name: str, swizzle: int, rng: np.random.Generator, is_emulated: bool
+) -> None:
     ta, tb, n, td, a_is_k_major, b_is_k_major, sign = FORMS[name]
     pieces, pairs, expected, error = [], [], np.zeros((64, n)), np.zeros((64, n))
     at = 0
@@ -105,7 +107,9 @@ def test_one_instruction(name: str, swizzle: int, rng: np.random.Generator) -> N
             a, b = ((v.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) for v in (a, b))
         wa, wb = a.astype(np.float64), b.astype(np.float64).T
         expected += sign * (wa @ wb)
-        error += product_error(wa, wb)
+        # H100 sums 8-bit floats in fewer bits than f32 has: errors of 2^-13 were seen
+        small = np.dtype(ta).itemsize == 1 and not is_emulated
+        error += product_error(wa, wb, 2.0**-13 if small else 2.0**-24)
     image = np.concatenate(pieces)
     out = np.zeros((128, n // 2), td)
     args = (np.int32(image.size), np.int32(2), image.view(np.uint32), np.array(pairs, np.uint64))

@@ -70,7 +70,8 @@ def test_f16_accumulators_through_shared_memory(rng: np.random.Generator) -> Non
         mul.wide.u32 %d4, %r0, 16;
         add.u64 %d5, %d1, %d4;
         ld.global.v4.u32 {registers(4, 4)}, [%d5];
-        mul.lo.u32 %r8, %r0, 16;
+        mov.u32 %r9, s;
+        mad.lo.u32 %r8, %r0, 16, %r9;
         st.shared.v4.u32 [%r8], {registers(4, 4)};
         bar.sync 0;
         wmma.load.a.sync.aligned.row.{shape}.shared.f16 {registers(10, 8)}, [s], 16;

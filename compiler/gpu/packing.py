@@ -1,0 +1,59 @@
+"""Pointwise kernels for a GPU: as the CPU's, but panels are packed some columns a lane.
+
+Where a panel's elements lie in its source is a matter of many divisions: of the column, and of
+the row of the panel, such as into a channel and a place in its window. A lane has adjacent columns
+and writes several rows of them, so that the former is done once for all these and, where rows are
+taken by whole windows, the latter while compiling.
+"""
+
+from __future__ import annotations
+
+from stagefuse.compiler.graph import Contract, Ref
+from stagefuse.compiler.lower.blocks import Parallel
+from stagefuse.compiler.lower.pointwise import lower_pointwise as plain
+from stagefuse.compiler.lower.values import Lowering
+from stagefuse.dsl.dims import const, floordiv, minimum, sym
+
+MOST_ROWS = 9
+"""Rows of a panel that a lane writes: a window of 3 x 3."""
+COLUMNS = 128
+"""Columns of a step: a vector of four for each lane of a warp."""
+
+
+def lower_pointwise(low: Lowering) -> Parallel:
+    """Panels by groups of rows, anything else as on the CPU."""
+    roots = low.group.roots
+    if len(roots) != 1 or low.group.placed or not _are_panels(low, roots[0]):
+        return plain(low)
+    *lead, panels, depth, width = low.group.domain
+    deep, wide = depth.as_int(), width.as_int()
+    if not deep or not wide:
+        return plain(low)
+    rows = max(n for n in range(1, MOST_ROWS + 1) if deep % n == 0)
+    if rows == 1:
+        return plain(low)
+    rank = len(low.group.domain)
+    group = max(COLUMNS // wide, 1)
+    blocks = floordiv(panels + (group - 1), group, low.facts)
+    parallel = [*low.axes(range(len(lead))), ("kb", const(deep // rows)), ("pb", blocks)]
+    low.bind(parallel)
+    outer = [sym(f"d{a}") for a in range(len(lead))]
+    panel, column = f"d{rank - 3}", f"d{rank - 1}"
+
+    def columns() -> None:
+        for n in range(rows):
+            low.store((*outer, sym(panel), sym("kb") * rows + n, sym(column)))
+
+    first = sym("pb") * group
+    low.loop(
+        panel, first, minimum(first + group, panels),
+        lambda: low.loop(column, const(0), width, columns, vector=True), vector=True,
+    )  # fmt: skip
+    return parallel, const(rows * group * wide * max(1, low.cost()))
+
+
+def _are_panels(low: Lowering, ref: Ref) -> bool:
+    """Whether products read a value as their panels."""
+    readers = [low.graph.nodes[n] for n in low.graph.uses().get(ref, ())]
+    products = (isinstance(n.primitive, Contract) and n.operands[1] == ref for n in readers)
+    return bool(readers) and all(products)

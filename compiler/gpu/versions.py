@@ -1,0 +1,107 @@
+"""Versions of a step for rows that are short, or whole vectors, before the one for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stagefuse.compiler.kernel_ir import Alloc, Fold, For, Let, Statement, Store
+from stagefuse.dsl.dims import const, sym
+
+from .loops import Carry, LoopWriter
+from .teams import WARP, Team, shared_loops
+
+SLOTS = 8
+"""Vectors of a row that a lane has in its version for rows of usual lengths."""
+
+
+class VersionWriter(LoopWriter):
+    """The body of a kernel, as far as it depends on how long rows are."""
+
+    def by_warps(self, s: For) -> None:
+        """Rows, each done by a warp as a team of its own."""
+        code, team = self.code, self.team
+        before = self.symbols, self.facts, self.unread, self.unwritten
+        lane = self.symbols["lane"]
+        self.team = Team(WARP, team.lanes // WARP)
+        self.symbols = {**self.symbols, "lane": lane & (WARP - 1)}
+        self.facts = self.facts.with_ranges({"lane": (0, WARP - 1)})
+        self._forget_bounds()
+        self.unread, self.unwritten = set(), set()
+
+        def body(carry: Carry) -> Carry:
+            self.versions(s.body)
+            return carry
+
+        end = self.index(s.hi, "i32")
+        warps = code.const(team.lanes // WARP, "i32")
+        first = lane.lshr(5) + self.index(s.lo, "i32")
+        self._counted(s.index, first, end, warps, (s.lo, s.hi - 1), [], body)
+        self.team = team
+        self.symbols, self.facts, self.unread, self.unwritten = before
+        self._forget_bounds()
+
+    def versions(self, body: Sequence[Statement], told: bool = False) -> None:
+        """The body; of one whose rows may be short, or whole vectors unless that is told, a version
+        for those before it."""
+        uneven = None if told else self._uneven_rows(body)
+        cut = None if uneven else self._short_rows(body)
+        code = self.code
+        if uneven is not None:
+            known = self.facts.with_divisor(sym(uneven), self.width)
+            condition = (self.index(sym(uneven), "i32") & (self.width - 1)).compare("eq", 0)
+        elif cut is not None:
+            name, most = cut
+            known = self.facts.with_ranges({name: (self.facts.ranges.get(name, (0,))[0], most)})
+            condition = self.holds("le", sym(name), const(most))
+        else:
+            return self.statements(body)
+        long, done = code.label("long"), code.label("done")
+        code.branch_if(condition, long, holds=False)
+        for facts in (known, self.facts):
+            before, self.facts = self.facts, facts
+            self._forget_bounds()
+            with code.branch_scope(), self.scope():
+                if facts is before and cut is not None:
+                    self.statements(body)
+                else:
+                    self.versions(body, told or uneven is not None)
+            self.facts = before
+            self._forget_bounds()
+            self.unread, self.unwritten = set(), set()
+            if facts is not before:
+                code.branch(done)
+                code.start(long)
+        code.start(done)
+
+    def _uneven_rows(self, body: Sequence[Statement]) -> str | None:
+        """The dimension that rows are long, if nobody knows whether it is a number of vectors."""
+        if self.team.across or self.width & (self.width - 1) or not self._is_plain(body):
+            return None
+        for nest in shared_loops(body):
+            name = self.resolve(nest[-1][2] - nest[-1][1]).as_symbol()
+            if name in self.kernel.dims and self.width_of(nest) < self.width:
+                return str(name)
+        return None
+
+    def _is_plain(self, body: Sequence[Statement]) -> bool:
+        return all(isinstance(s, For | Fold | Store | Let | Alloc) for s in body)
+
+    def _short_rows(self, body: Sequence[Statement]) -> tuple[str, int] | None:
+        """The dimension that rows are long, and a length up to which another version is better,
+        whose lanes have fewer places for elements that may not be there."""
+        if not self._is_plain(body):
+            return None
+        for nest in shared_loops(body):
+            (_, lo, hi), lanes = nest[-1], self.team.lanes * self.width_of(nest)
+            name = self.resolve(hi - lo).as_symbol()
+            most = None if name is None else self.most(hi - lo)
+            if name not in self.kernel.dims:
+                continue
+            if self.team.lanes == 1 or self.team.across:
+                continue
+            least, some = self.facts.bounds(sym(str(name)))[0] or 0, SLOTS * lanes
+            if most is None or most > some >= least:
+                return str(name), some
+            if most == some and most >= 4 * least:
+                return str(name), most // 4
+        return None
