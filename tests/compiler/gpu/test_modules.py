@@ -154,6 +154,7 @@ def test_predictions_follow_sizes_and_devices(tmp_path: Path) -> None:
             for name, (time, bound) in large.devices.items():
                 assert (time == 0) == (bound == "nothing to do")
                 assert not time or time > small.devices[name][0]
-        whole = sum(predict(gpu, n, sizes).flops for n in gpu.launches)  # type: ignore[union-attr]
+        said = [predict(gpu, launch, sizes) for launch in gpu.launches]
+        run = sum(p.flops for p in said if p is not None and p.devices[names[0]][0])
         product = 2 * 64 * 512 * 1536 * 384
-        assert product < whole < 1.1 * (1 + any("parts" in n.label for n in gpu.launches)) * product
+        assert product < run < 1.1 * product  # by one of the kernels that share the sizes
