@@ -32,7 +32,7 @@ from .measure import engine_names
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-PARTS = ("tests", "emulator", "compare", "sanitize", "measure")
+PARTS = ("tests", "emulator", "compare", "sanitize", "measure", "kernels")
 
 
 def main() -> int:
@@ -183,7 +183,7 @@ def _brief(timed: Any) -> str:
 
 _PARTS = {
     "tests": _tests, "emulator": _emulator, "compare": _compare, "sanitize": _sanitize,
-    "measure": _measure,
+    "measure": _measure, "kernels": _kernels,
 }  # fmt: skip
 
 
