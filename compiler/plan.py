@@ -119,7 +119,7 @@ class StepPlan:
 
     The kernel is `void symbol(ptr args, i64 begin, i64 end, ptr scratch, ptr status)`; `args`
     holds 8-byte slots, the pointers of `buffers` in order, the values of `dims`, and for each of
-    `pieces` the address of what `sf_cut_N` makes of the panels, or 0.
+    `pieces` the address of what the kernel `sf_cut_N` makes of the panels, or 0.
     `scratch_bytes` is private memory of each thread.
     """
 

@@ -50,9 +50,8 @@ class _Code:
         self.level = usable[0]
         try:
             self._object = native.NativeObject(plan.objects[self.level])
-            tiles = tiles and native.may_use_tiles()
-            self._object.use_tiles(tiles)
-            self.cut = self._cut if tiles else None
+            self.uses_tiles = tiles and native.may_use_tiles()
+            self._object.use_tiles(self.uses_tiles)
             # Not at exit: a daemon thread may still be running the code then.
             weakref.finalize(self, self._object.close).atexit = False
             self.run: Callable[[int, int, int], Any] = self._object.function(
@@ -61,11 +60,12 @@ class _Code:
         except (native.ObjectError, KeyError) as error:
             raise PlanError(f"the machine code of the plan does not load: {error}") from None
 
-    def _cut(self, columns: int, panels: int, count: int, depth: int, to: int) -> None:
+    def cutter(self, columns: int) -> int:
+        """The kernel that cuts panels of so many columns into pieces."""
         try:
-            self._object.cut(columns, panels, count, depth, to)
+            return self._object.address(f"sf_cut_{columns}")
         except KeyError as error:
-            raise PlanError(f"the machine code of the plan lacks the function {error}") from None
+            raise PlanError(f"the machine code of the plan lacks the kernel {error}") from None
 
     def addresses(self, plan: PipelinePlan) -> dict[str, int]:
         """Where the kernels of a pipeline lie."""
@@ -91,8 +91,8 @@ class CpuPipeline(Pipeline):
         self.threads = _thread_count(threads)
         self._code: _Code | None = _Code(plan, tiles)
         functions = self._code.addresses(self._plan)
-        cut = self._code.cut
-        self._preparer = Preparer(self._plan, functions, plan.arrays, self.threads, cut)
+        cutter = self._code if self._code.uses_tiles else None
+        self._preparer = Preparer(self._plan, functions, plan.arrays, self.threads, cutter)
         self._expected = self._binder.expected
         self._buckets: dict[tuple[tuple[int, ...], ...], Bucket] = {}
         self._free: list[Workspace] = []

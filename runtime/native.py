@@ -325,12 +325,6 @@ class NativeObject:
         if "sf_use_tiles" in self._symbols:
             self.function("sf_use_tiles", None, ctypes.c_int32)(int(on))
 
-    def cut(self, columns: int, panels: int, count: int, depth: int, to: int) -> None:
-        """Makes pieces of packed panels at an address; see `compiler.cpu.pieces`."""
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        run = self.function(f"sf_cut_{columns}", None, pointer, number, number, pointer)
-        run(panels, count, depth, to)
-
     def close(self) -> None:
         """Ends the pool's threads and unmaps the code. Nothing of it may be running."""
         if self._closed:

@@ -11,10 +11,9 @@ inputs and results.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,6 @@ from stagefuse.compiler.plan import (
     PiecesPlan,
     PipelinePlan,
     StepPlan,
-    cut_bytes,
 )
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dims_text import parse
@@ -33,8 +31,8 @@ from stagefuse.dsl.dtypes import DTYPES
 
 from .errors import OutOfMemory, PlanError
 from .memory import ALIGNMENT, allocate, pointer_to
+from .pieces import Cutter, Pieces
 
-Cut: TypeAlias = Callable[[int, int, int, int, int], None]
 _MAX = 1 << 62
 _RANGES = 64
 """Ranges of a step for each thread, at most: neighbours that run on two threads disturb each
@@ -149,13 +147,13 @@ class Preparer:
         functions: dict[str, int],
         arrays: Mapping[str, np.ndarray[Any, Any]],
         threads: int,
-        cut: Cut | None = None,
+        cutter: Cutter | None = None,
     ) -> None:
         self.plan, self.functions, self.threads = plan, functions, threads
         needed = {b.array for b in plan.buffers if b.array is not None}
         # Kept as long as kernels may read them: what is mapped or dense already is not copied.
         self._arrays = {name: np.require(arrays[name], None, ["C", "A"]) for name in needed}
-        self._pieces = Pieces(plan, self._arrays, cut) if cut else None
+        self._pieces = Pieces(plan, self._arrays, cutter) if cutter else None
         self._fixed = {
             i: pointer_to(self._arrays[b.array])
             for i, b in enumerate(plan.buffers)
@@ -168,6 +166,8 @@ class Preparer:
         offsets, arena_bytes = self._arena(evaluate)
         table = _Table(self, evaluate, offsets)
         table.add(0, len(self.plan.steps), self.plan.loops)
+        if self._pieces is not None:
+            self._pieces.cut(self.threads)
         arena = [slot for buffer in offsets for slot in table.used.get(buffer, ())]
         return Bucket(
             values,
@@ -206,45 +206,6 @@ class Preparer:
                     raise larger_than_slot(buffer, evaluate, self.plan.name)
                 offsets[i] = starts[buffer.slot]
         return offsets, total
-
-
-class Pieces:
-    """Panels of constants in pieces, each array's made when it is first of use.
-
-    They take 1.5 times the constants' memory, and cutting what is not among them takes as long as
-    a product of 30 rows: so there are LARGEST bytes of them at most, those of the first steps.
-    Which ones they are is the plan's alone, as the bits of results are.
-    """
-
-    LARGEST = 1 << 29
-
-    def __init__(self, plan: PipelinePlan, arrays: Mapping[str, np.ndarray[Any, Any]], cut: Cut):
-        self._cut, self._arrays = cut, arrays
-        self._known: dict[str, np.ndarray[Any, Any]] = {}
-        self.sizes: dict[str, int] = {}
-        for step in plan.steps:
-            for pieces in step.pieces:
-                name = plan.buffers[step.buffers[pieces.buffer]].array
-                if name is not None and name not in self.sizes:
-                    size = _bytes_of_pieces(arrays[name].shape)
-                    if sum(self.sizes.values()) + size <= self.LARGEST:
-                        self.sizes[name] = size
-
-    def of(self, name: str) -> int:
-        """The address of the pieces of an array of panels [..., depth, columns], or 0."""
-        size = self.sizes.get(name, 0)
-        if size and name not in self._known:
-            *lead, depth, columns = self._arrays[name].shape
-            made = allocate(size, "weights in pieces")
-            panels = pointer_to(self._arrays[name])
-            self._cut(columns, panels, math.prod(lead), depth, pointer_to(made))
-            self._known.setdefault(name, made)
-        return pointer_to(self._known[name]) if size else 0
-
-
-def _bytes_of_pieces(shape: Sequence[int]) -> int:
-    *lead, depth, columns = shape
-    return math.prod(lead) * cut_bytes(depth, columns) if depth else 0
 
 
 class _Table:

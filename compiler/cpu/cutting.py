@@ -237,21 +237,27 @@ def panel_text(columns: int) -> list[str]:
 
 
 def cut_text(columns: int) -> str:
-    """The function `sf_cut_N(panels, count, depth, to)`: cuts panels that lie one after the other,
-    each to as many bytes as its pieces are, and MARK_BYTES."""
+    """The kernel `sf_cut_N` over panels that lie one after the other: each becomes as many bytes as
+    its pieces are, and MARK_BYTES. Its arguments: the panels, their depth, and where to."""
     return f"""declare i1 @sf.pieces.panel.{columns}(ptr, i64, ptr) nounwind
 
-define void @sf_cut_{columns}(ptr %panels, i64 %count, i64 %depth, ptr %to) nounwind {{
+define void @sf_cut_{columns}(ptr %args, i64 %begin, i64 %end, ptr %scratch, ptr %status)
+    nounwind {{
 entry:
+  %panels = load ptr, ptr %args, align 8
+  %depth_at = getelementptr i64, ptr %args, i64 1
+  %depth = load i64, ptr %depth_at, align 8
+  %to_at = getelementptr i64, ptr %args, i64 2
+  %to = load ptr, ptr %to_at, align 8
   %up = add i64 %depth, {STEP - 1}
   %steps = udiv i64 %up, {STEP}
   %behind = mul i64 %steps, {panel_bytes(columns)}
   %each = add i64 %behind, {MARK_BYTES}
   %size = mul i64 %depth, {4 * columns}
-  %some = icmp sgt i64 %count, 0
+  %some = icmp slt i64 %begin, %end
   br i1 %some, label %panel, label %done
 panel:
-  %p = phi i64 [ 0, %entry ], [ %p1, %panel ]
+  %p = phi i64 [ %begin, %entry ], [ %p1, %panel ]
   %skip = mul i64 %p, %size
   %from = getelementptr i8, ptr %panels, i64 %skip
   %place = mul i64 %p, %each
@@ -261,7 +267,7 @@ panel:
   %mark = getelementptr i8, ptr %out, i64 %behind
   store i64 %flag, ptr %mark, align 8
   %p1 = add i64 %p, 1
-  %more = icmp slt i64 %p1, %count
+  %more = icmp slt i64 %p1, %end
   br i1 %more, label %panel, label %done
 done:
   ret void

@@ -337,7 +337,8 @@ def _pack(
     def one_k() -> None:
         zero = Const(0.0, p.dtype)
         start = const(0) if guards else p.width(panel)
-        low.loop("c", start, const(p.panel), lambda: put(zero, sym("c")), vector=True)
+        if start != const(p.panel):
+            low.loop("c", start, const(p.panel), lambda: put(zero, sym("c")), vector=True)
         _over_columns(low, p, panel, element, guards_at)
 
     with low.part(low.group.packs[ref], {}):

@@ -17,7 +17,7 @@ from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
 from stagefuse.runtime.native import may_use_tiles
-from stagefuse.runtime.prepared import Pieces
+from stagefuse.runtime.pieces import Pieces
 
 from .graph_run import graph_of, native
 
@@ -196,7 +196,7 @@ def test_weights_are_cut_once(
     check(found[:, finite], x, weights[:, finite])
     assert np.array_equal(found[:, 60], np.float32(np.inf) * np.sign(x[:, 7]))
     made = pipe._preparer._pieces
-    assert made is not None and len(made._known) == (rows >= 16)
+    assert made is not None and len(made.made) == (rows >= 16)
 
 
 def test_weights_that_are_too_large_are_cut_in_each_call(
@@ -211,4 +211,4 @@ def test_weights_that_are_too_large_are_cut_in_each_call(
     # of the panel with the infinity (of 32 or 48 columns) more or less is multiplied by vectors
     plain = np.r_[0:32, 96:150]
     assert np.array_equal(np.asarray(other(x=x))[:, plain], found[:, plain])
-    assert other._preparer._pieces is not None and not other._preparer._pieces._known
+    assert other._preparer._pieces is not None and not other._preparer._pieces.made
