@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks.gpu.__main__ import table
+from benchmarks.gpu.__main__ import _PARTS, PARTS, table
 from benchmarks.gpu.compare import bits, compared, ulps
 from benchmarks.gpu.kernels import described
 from benchmarks.gpu.plans import plan_of
@@ -77,3 +77,4 @@ def test_a_gpu_is_described_by_its_name() -> None:
     assert {name: described(name, "sm_90a").name for name in names} == names
     assert described("NVIDIA L40S", "sm_89").name == "l40"
     assert described("another", "sm_89").name == "l20"  # the first
+    assert set(PARTS) == set(_PARTS)

@@ -1,4 +1,5 @@
-"""`python -m benchmarks.gpu`: tests, comparisons with the emulator, sanitizer, measurements.
+"""`python -m benchmarks.gpu`: tests, comparisons with the emulator, sanitizer, measurements of
+whole pipelines and of each kernel.
 
 Writes benchmarks/results/gpu-NAME-TIME.json and .md. A part that fails is named in both, and the
 exit code is 1; the other parts are taken all the same.
