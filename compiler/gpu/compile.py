@@ -46,7 +46,8 @@ from .contract import (
 )
 from .emit import Entry, KernelWriter, module_text
 from .packing import lower_pointwise
-from .persistent import PersistentWriter, Whole, form_of
+from .persistent import PersistentWriter, Whole
+from .pieces import form_of
 from .predict import largest
 from .split_scan import lower_stretch_scans, lower_stretches, splits
 from .targets import ARCHES, SHARED_LIMIT, occupancy
@@ -221,7 +222,7 @@ class GpuCompiler:
         if whole_product is None:
             yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
             return
-        for width, best in tile_widths(graph, group):
+        for width, best in tile_widths(graph, group, whole_product):
             low = SourceLowering(graph, group, sites, replace(schedule, tile_columns=width))
             low.whole = whole_product
             yield low, GPU_FORMS, graph.facts.simplify(others * best), f"by {width}"

@@ -37,7 +37,8 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32
 
 from .clusters import RANK
-from .persistent import ROWS, Whole, suits
+from .persistent import Whole, cluster_of, suits
+from .pieces import ROWS
 from .tiles import Shape
 from .widths import widths
 
@@ -197,8 +198,10 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
 def whole_of(low: Lowering) -> Whole | None:
     """The matrices of a product of 16-bit operands, if tensor copies can bring them."""
     p = product_of(low, low.group.anchor)
-    first, _, _ = right_of(low, p)
-    whole = Whole(p.rows, p.columns, p.base, first)
+    first, along, across = right_of(low, p)
+    strides = (p.primitive.row_stride, across if along == const(1) else along)
+    cluster = cluster_of(p.rows, strides, low.facts)
+    whole = Whole(p.rows, p.columns, p.base, first, cluster)
     return whole if suits(whole, p.batch) else None
 
 
@@ -217,15 +220,13 @@ def _beside(groups: Expr) -> int:
     return 1 if known is None else max(n for n in range(1, MOST_BESIDE + 1) if known % n == 0)
 
 
-def tile_widths(graph: Graph, group: Group) -> list[tuple[int, Expr]]:
+def tile_widths(graph: Graph, group: Group, whole: Whole) -> list[tuple[int, Expr]]:
     """The columns of the tiles that such a product may be cut into, as `widths` gives them."""
     assert group.anchor is not None
     node = graph.nodes[group.anchor]
-    product, shape = node.primitive, node.type.shape
-    assert isinstance(product, Contract)
-    rows, columns = (size_of([shape[a] for a in x]) for x in (product.rows, product.columns))
-    batch = [shape[a] for a in product.batch]
-    return widths(rows, columns, batch, graph.facts)
+    assert isinstance(node.primitive, Contract)
+    batch = [node.type.shape[a] for a in node.primitive.batch]
+    return widths(whole.rows, whole.columns, batch, whole.cluster, graph.facts)
 
 
 # Products of few tiles

@@ -5,7 +5,7 @@ as far ahead as the ring is long, over the ends of tiles; the other two multiply
 columns of a tile, and finish them: 8 rows at a time go through shared memory of their warp, so that
 what follows the product is computed on adjacent elements, while the next tile's operands come.
 Where tiles are wide, registers go from those that copy to those that multiply. Two blocks below
-each other are a cluster, and bring half of the right operand each, for both. Stages lie as in
+each other may be a cluster, and bring half of the right operand each, for both. Stages lie as in
 `wgmma`.
 """
 
@@ -13,45 +13,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from stagefuse.compiler.kernel_ir import Alloc, For, If, Kernel, Let, Statement, Store, TileProduct
+from stagefuse.compiler.kernel_ir import Alloc, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.facts import Facts
 
-from .attend_groups import GROUP_ROWS
-from .emit import KernelWriter
 from .ir import Value
-from .loops import Carry, work_of
+from .pieces import PIECE_BYTES, ROWS, Form, PieceWriter
 from .private import vector_width
 from .ring import Ring, Stage, arrive, arrive_in_all, copy_box, elected, expect, wait
 from .teams import WARP, Team
 from .tensor_maps import TensorMap, in_steps, start_of
-from .values import Memory
 from .wgmma import DEPTH, HIGH, ROW_BYTES
 
 GROUP = 128
 """Threads of a warpgroup."""
 READERS = 2
 """Warpgroups that multiply."""
-ROWS = READERS * GROUP_ROWS
+WARPS = READERS * GROUP // WARP
 FEW, MANY = 40, 232
 """Registers of a thread that copies, and of one that multiplies: as many as all had before."""
 CLUSTER = 2
-"""Blocks below each other that bring the right operand for each other."""
+"""Blocks below each other that bring the right operand for each other, if any do."""
+LINE = 64
+"""Elements in a line of the L2 cache."""
 BLOCKS = 132
 """Blocks that stay: one for each SM of the largest device of the arch."""
 TOGETHER = 16
 """Tiles below each other that run together, so that they share what they read."""
 MOST_STAGES = 8
-PIECE_ROWS = 8
-PIECES = (64, 48, 32, 16, 8)
-"""Columns that a warp finishes at a time."""
-PADDING = 8
-"""Elements between the rows of a piece, so that four rows lie in different banks."""
-LIGHT = 12
-"""Operations on an element after a product that are written out for every piece."""
 PANEL = 64
 """Columns of a box of an operand whose columns are contiguous."""
 
@@ -59,51 +51,14 @@ PANEL = 64
 @dataclass(frozen=True)
 class Whole:
     """The matrices that a kernel's tiles are of: `rows`, `columns`, and the elements at which the
-    left and the right one begin in their buffers."""
+    left and the right one begin in their buffers. `cluster`: blocks that bring the right one
+    together."""
 
     rows: Expr
     columns: Expr
     left: Expr
     right: Expr
-
-
-@dataclass(frozen=True)
-class Form:
-    """A kernel's body: what comes first, its product, and what is stored of each element where a
-    condition holds. `plain`: as if it held everywhere."""
-
-    first: tuple[Statement, ...]
-    product: TileProduct
-    columns: int
-    condition: KernelValue | None
-    stores: tuple[Statement, ...]
-    plain: tuple[Statement, ...]
-
-
-def form_of(kernel: Kernel) -> Form | None:
-    """The body of a product's kernel, if it is one that can be finished in pieces."""
-    first = [s for s in kernel.body if not isinstance(s, Alloc | For)]
-    allocs = [s for s in kernel.body if isinstance(s, Alloc)]
-    loops = [s for s in kernel.body if isinstance(s, For)]
-    if len(allocs) != 1 or len(loops) != 2 or any(not isinstance(s, Let) for s in first):
-        return None
-    products, rows = loops
-    if len(products.body) != 1 or len(rows.body) != 1:
-        return None
-    (product,), (columns,) = products.body, rows.body
-    if not isinstance(product, TileProduct) or not isinstance(columns, For):
-        return None
-    condition, stores = None, columns.body
-    if len(stores) == 1 and isinstance(stores[0], If):
-        condition, stores = stores[0].condition, stores[0].body
-    if not all(isinstance(s, Let | Store) for s in stores) or product.panel_row is None:
-        return None
-    width = columns.hi.as_int()
-    if width is None or (rows.index, columns.index) != ("r", "c"):
-        return None
-    inner = replace(columns, body=stores)
-    plain: tuple[Statement, ...] = (*allocs, replace(rows, body=(inner,)))
-    return Form(tuple(first), product, width, condition, stores, plain)
+    cluster: int
 
 
 def suits(whole: Whole, loops: Sequence[tuple[str, Expr]]) -> bool:
@@ -114,7 +69,17 @@ def suits(whole: Whole, loops: Sequence[tuple[str, Expr]]) -> bool:
     )
 
 
-class PersistentWriter(KernelWriter):
+def cluster_of(rows: Expr, strides: Sequence[Expr], facts: Facts) -> int:
+    """How many blocks bring the right operand together. Clusters start later and wait for each
+    other, but where rows of the operands do not begin with lines of the L2 cache, that is what
+    limits: a box touches twice as many."""
+    most = facts.bounds(rows)[1]
+    if most is not None and most <= ROWS or all(facts.divides(s, LINE) for s in strides):
+        return 1
+    return CLUSTER
+
+
+class PersistentWriter(PieceWriter):
     """Writes the entry of a product's kernel."""
 
     def __init__(
@@ -126,8 +91,8 @@ class PersistentWriter(KernelWriter):
         form: Form,
         whole: Whole,
     ) -> None:
-        super().__init__(kernel, facts, shared_limit, lines)
-        self.form, self.whole, self.has_roles = form, whole, True
+        super().__init__(kernel, facts, shared_limit, lines, form, whole.columns)
+        self.whole, self.has_roles = whole, True
         self.team = Team((READERS + 1) * GROUP, 1)
         self.batch = kernel.parallel[:-2]
         self.is_deep = form.product.panel_row == const(1)
@@ -137,35 +102,29 @@ class PersistentWriter(KernelWriter):
         self.left_bytes = ROWS * ROW_BYTES
         self.stage_bytes = self.left_bytes + -(-right * ROW_BYTES // 1024) * 1024
         self.copied = self.left_bytes + right * ROW_BYTES
-        self.piece = next(n for n in PIECES if form.columns % n == 0)
-        self.piece_bytes = PIECE_ROWS * (self.piece + PADDING) * 4
-        pieces = READERS * GROUP // WARP * self.piece_bytes
-        room = shared_limit - pieces
+        room = shared_limit - WARPS * PIECE_BYTES
         self.stages = min(room // Ring.bytes_of(1, self.stage_bytes), MOST_STAGES)
         self.code.tables.update(("shared", "aligned shared"))
-        few = facts.bounds(whole.rows)[1]
-        pairs = few is None or few > ROWS
-        self.together = CLUSTER if pairs else 1
         self.boxes = 1 if self.is_deep else panels  # that a block brings of a stage
         part = form.columns if self.is_deep else DEPTH
-        self.box_rows = part // self.together
+        self.box_rows = part // self.cluster
 
     @property
     def cluster(self) -> int:
-        return self.together
+        return self.whole.cluster
 
     def _plan_scratch(self) -> None:
         """The stages come first, then the pieces of warps."""
         self.arrays: list[tuple[Alloc, Expr]] = []
         self.width = vector_width(self, self.form.plain)
         self.ring_start = self.reserve(Ring.bytes_of(self.stages, self.stage_bytes))
-        self.pieces_start = self.reserve(READERS * GROUP // WARP * self.piece_bytes)
+        self.pieces_start = self.reserve(WARPS * PIECE_BYTES)
 
     def _steps(self) -> Expr:
         code = self.code
         thread = self.symbols["lane"]
         ring = Ring(self, self.ring_start, self.stages, self.stage_bytes, self.cluster)
-        ring.prepare(thread.compare("eq", 0), READERS * GROUP // WARP)
+        ring.prepare(thread.compare("eq", 0), WARPS)
         copies, all_done = code.label("copies"), code.label("finished")
         code.branch_if(thread.compare("lt", READERS * GROUP), copies, holds=False)
         with code.branch_scope(), self.scope():
@@ -368,7 +327,7 @@ class PersistentWriter(KernelWriter):
             if not self.facts.is_positive(self.resolve(s.depth)):
                 for total in sums:
                     code.set(total, zero, some ^ 1)
-            self._finish(thread.lshr(5), sums)
+            self.finish(thread.lshr(5), sums)
 
         self._each_tile(one_tile)
         self.team = team
@@ -381,7 +340,7 @@ class PersistentWriter(KernelWriter):
         code, columns = self.code, self.form.columns
         kind = self.memory[self.form.product.a].dtype.name
         at = stage.number * (ring.size >> 4)
-        left = descriptor(ring.start + group * (GROUP_ROWS * ROW_BYTES), 1) + at
+        left = descriptor(ring.start + group * (ROWS // READERS * ROW_BYTES), 1) + at
         # rows of a stage run along the columns, or panels of 64 columns follow each other
         panel = 1 if self.is_deep else DEPTH * ROW_BYTES >> 4
         right = descriptor(ring.start + self.left_bytes, panel) + at
@@ -401,85 +360,6 @@ class PersistentWriter(KernelWriter):
         found = code.fresh("i64")
         code.write("mov.b64", found, f"{{{low.text}, {code.const(HIGH, 'i32').text}}}")
         return found
-
-    # What follows
-
-    def _finish(self, warp: Value, sums: Sequence[Value]) -> None:
-        """The warp's part of the tile, piece by piece."""
-        code, columns = self.code, self.form.columns
-        start = self.shared_address(self.pieces_start) + warp * self.piece_bytes
-        lane = self.symbols["lane"]
-        pitch = self.piece + PADDING
-        target = start + lane.lshr(2) * (pitch * 4) + (lane & 3) * 8
-        each = 2 * self.piece // 8  # values of a lane in 8 rows of a piece
-        parts = [(half, p) for p in range(columns // self.piece) for half in range(2)]
-
-        def store(half: int, p: int) -> None:
-            for n in range(each // 2):
-                place = (p * self.piece // 8 + n) * 4 + half * 2
-                pair = ", ".join(v.text for v in sums[place : place + 2])
-                code.line(f"st.shared.v2.f32 [{target.text}+{n * 32}], {{{pair}}};")
-
-        def one_part(carry: Carry) -> Carry:
-            part = self.symbols["part"]
-            self.barrier()
-            if part.known is not None:
-                store(*parts[part.known])
-            else:
-                stored = code.label("stored")
-                for number, place in enumerate(parts):
-                    other = code.label("other")
-                    code.branch_if(part.compare("eq", number), other, holds=False)
-                    store(*place)
-                    code.branch(stored)
-                    code.start(other)
-                code.start(stored)
-            self.barrier()
-            row = warp * (2 * PIECE_ROWS) + (part & 1) * PIECE_ROWS
-            column = part.lshr(1) * self.piece
-            ends = {"row'": (row, const(0), const(ROWS - PIECE_ROWS)),
-                    "column'": (column, const(0), const(columns - self.piece))}  # fmt: skip
-            self.multiples |= {"row'": PIECE_ROWS, "column'": self.piece}
-            with self.named(**ends), self.scope():
-                self._finish_piece(start - (row * pitch + column) * 4)
-            return carry
-
-        ends = (const(0), const(len(parts) - 1))
-        if work_of(self.form.stores) <= LIGHT:
-            for number in range(len(parts)):
-                with self.named(part=(code.const(number, "i32"), *ends)), self.scope():
-                    one_part([])
-            return
-        end, step = code.const(len(parts), "i32"), code.const(1, "i32")
-        self._counted("part", code.const(0, "i32"), end, step, ends, [], one_part)
-
-    def _finish_piece(self, origin: Value) -> None:
-        """What follows the product, for a piece of a tile that begins at `origin`."""
-        form, s = self.form, self.form.product
-        tile = self._tile(origin)
-        self.memory[tile.name] = tile
-        row, column = sym("row'"), sym("column'")
-        loops = [("r", row, row + PIECE_ROWS), ("c", column, column + self.piece)]
-        even = form.condition is None or self.divides(self.width, self.whole.columns)
-        full = self.facts.is_nonneg(self.resolve(s.rows) - ROWS)
-
-        def visit(carry: Carry) -> Carry:
-            assert self.slot is not None
-            mask = None if full else self.holds("lt", sym("r"), s.rows)
-            if form.condition is not None:
-                with self.scope(), self.binding(c=self.slot.first):
-                    inside = self.value(form.condition)
-                mask = inside if mask is None else mask & inside
-            with self.when(mask):
-                self.statements(form.stores)
-            return carry
-
-        self.spread(loops, self.width if even else 1, [], visit)
-
-    def _tile(self, origin: Value) -> Memory:
-        (made,) = [s for s in self.kernel.body if isinstance(s, Alloc)]
-        shape = (const(ROWS), const(self.piece + PADDING))
-        return Memory(made.name, made.dtype, shape, "shared", origin)
 
 
 def descriptor(address: Value, leading: int) -> Value:

@@ -2,8 +2,8 @@
 
 SMs take tiles in turn, so that a product takes as many rounds as its tiles go to each SM, rounded
 up. Wide tiles read each operand less often, and narrow ones leave fewer SMs idle in the last
-round. The sizes of a call may decide it: then there is a kernel for each width that may be the
-best, and the grids of the others are empty.
+round. Where the sizes of a call decide it, there is a kernel for each of a few widths, and the
+grids of all but one are empty.
 """
 
 from __future__ import annotations
@@ -13,26 +13,31 @@ from collections.abc import Mapping, Sequence
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum
 from stagefuse.dsl.facts import Facts
 
-from .persistent import BLOCKS, CLUSTER, ROWS
+from .persistent import BLOCKS
+from .pieces import ROWS
 
-COSTS = {256: 200, 128: 112, 64: 70}
-"""The columns of a tile, and the time that it takes for each of its depth."""
+WIDTHS = (256, 240, 224, 192, 160, 144, 128, 96, 64)
+"""Columns of a tile."""
+FEW_WIDTHS = (256, 64)
+"""The same where sizes are not known."""
+FIXED, PER_COLUMN = 48, 0.59
+"""The time that a tile takes for each of its depth: what its rows take, and each column. Fitted to
+tiles of 64, 128 and 256 columns on an H100, products of 1024, 2048 and 4096 rows and columns."""
 
 
 def widths(
-    rows: Expr, columns: Expr, batch: Sequence[Expr], facts: Facts
+    rows: Expr, columns: Expr, batch: Sequence[Expr], cluster: int, facts: Facts
 ) -> list[tuple[int, Expr]]:
     """The widths that may be the best, each with a factor that is 1 for sizes where it is, else 0;
-    of equal ones the widest. If all may be, only the widest and the narrowest are taken."""
-    times: dict[int, Expr] = {}
+    of equal ones the widest. `cluster`: blocks that take tiles together."""
+    known = all(e.as_int() is not None for e in (rows, columns, *batch))
     most = facts.bounds(columns)[1]
-    for width, cost in COSTS.items():
+    times: dict[int, Expr] = {}
+    for width in WIDTHS if known else FEW_WIDTHS:
         if not times or most is None or width // 2 < most:
-            times[width] = _rounds(rows, columns, batch, width) * cost
-    found = _best_of(times, facts)
-    if len(found) < 3:
-        return found
-    return _best_of({width: times[width] for width in (max(times), min(times))}, facts)
+            cost = round(FIXED + PER_COLUMN * width)
+            times[width] = _rounds(rows, columns, batch, width, cluster) * cost
+    return _best_of(times, facts)
 
 
 def _best_of(times: Mapping[int, Expr], facts: Facts) -> list[tuple[int, Expr]]:
@@ -52,11 +57,13 @@ def _best_of(times: Mapping[int, Expr], facts: Facts) -> list[tuple[int, Expr]]:
     return found
 
 
-def _rounds(rows: Expr, columns: Expr, batch: Sequence[Expr], width: int) -> Expr:
-    tiles = _over(_over(rows, ROWS), CLUSTER) * _over(columns, width)
+def _rounds(
+    rows: Expr, columns: Expr, batch: Sequence[Expr], width: int, cluster: int
+) -> Expr:
+    tiles = _over(_over(rows, ROWS), cluster) * _over(columns, width)
     for extent in batch:
         tiles = tiles * extent
-    return _over(tiles, BLOCKS // CLUSTER)
+    return _over(tiles, BLOCKS // cluster)
 
 
 def _over(size: Expr, by: int) -> Expr:

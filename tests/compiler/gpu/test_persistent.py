@@ -17,7 +17,7 @@ from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.facts import Facts
 
-from .gpu_run import Emulated, check_legal, compiled
+from .gpu_run import Emulated, check_legal, compiled, launches
 
 BF16 = ml_dtypes.bfloat16
 
@@ -56,7 +56,7 @@ def test_tails(
     transposed: bool, rows: int, depth: int, width: int, tmp_path: Path, rng: np.random.Generator,
     few_blocks: None, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(widths, "COSTS", {width: 1})
+    monkeypatch.setattr(widths, "FEW_WIDTHS", (width,))
     right, given = ("w", "K, 520") if not transposed else ("transpose(w, [1, 0])", "520, K")
     text = (
         f"pipeline p(x: bf16[N, K], w: bf16[{given}]) -> f32[N, 520]\n"
@@ -65,6 +65,26 @@ def test_tails(
     x, w = drawn(rng, rows, depth), drawn(rng, depth, 520)
     (y,) = run(tmp_path, text, {"N": rows, "K": depth}, x=x, w=w.T.copy() if transposed else w)
     agree(y, x.astype(float) @ w.astype(float), depth)
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(128, 1), (136, 2)])
+def test_blocks_bring_operands_together_where_lines_limit(
+    depth: int, blocks: int, tmp_path: Path, rng: np.random.Generator, few_blocks: None
+) -> None:
+    text = (
+        f"pipeline p(x: bf16[N, {depth}], w: bf16[{depth}, 320], v: bf16[320, {depth}])"
+        " -> (bf16[N, 320], bf16[N, 320])\nwhere N in 1..=4096:\n"
+        "    x @ w, x @ transpose(v, [1, 0])\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
+    found = {n.cluster for n in launches(plan) if n.maps}
+    assert found == {(blocks, 1, 1)}
+    x, w, v = drawn(rng, 300, depth), drawn(rng, depth, 320), drawn(rng, 320, depth)
+    y, z = Emulated(plan)({"x": x, "w": w, "v": v}, {"N": 300})
+    for got, right in ((y, w), (z, v.T)):
+        np.testing.assert_allclose(
+            got.astype(float), x.astype(float) @ right.astype(float), rtol=2**-8, atol=1e-3
+        )
 
 
 def test_a_sum_of_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -147,11 +167,11 @@ def test_registers_are_handed_over(tmp_path: Path) -> None:
 
 def test_one_width_is_the_best_for_every_size() -> None:
     for columns in (const(4096), const(1000), sym("M")):
-        found = widths.widths(sym("N"), columns, [], Facts({}, {}))
+        found = widths.widths(sym("N"), columns, [], 1, Facts({}, {}))
         assert [w for w, _ in found] == [256, 64]
         for n in (1, 128, 129, 700, 1024, 2048, 4096, 10000):
             for m in (8, 300, 1024, 5000):
                 assert sum(best.evaluate({"N": n, "M": m}) for _, best in found) == 1
-    for size, width in ((1024, 64), (4096, 256), (8192, 256)):
-        (only,) = widths.widths(const(size), const(size), [], Facts({}, {}))
+    for size, width in ((1024, 64), (3072, 192), (4096, 256), (8192, 256)):
+        (only,) = widths.widths(const(size), const(size), [], 1, Facts({}, {}))
         assert only == (width, const(1))
