@@ -52,7 +52,7 @@ class Again:
         self._inputs = [(name, place.like.address) for name, place in inputs.items()]
         self._results = [place.like for place in results]
         self._addresses = list(addresses)
-        self._stream = self._places[0].like.stream
+        self._stream = self._places[0].like.stream()
         self._form = form
 
     def start(
@@ -79,15 +79,19 @@ class Again:
         if 0 in addresses:
             return None
         space, theirs = self._space, self._stream()
-        if addresses != self._addresses:
-            if not self._move(addresses):
-                return None
-            space.own((*inputs.values(), *made))
-        else:  # the same memory, which its owners keep; another object may stand for it
-            space.owners = (*inputs.values(), *made)
-        if stream is None:
+        moved = addresses != self._addresses
+        if moved and not self._move(addresses):
+            return None
+        if stream is None or stream == theirs:
             stream = theirs
-        elif stream != theirs:
+            if space.owns:
+                space.own(())  # what dies is used again behind this call, as in its library
+        else:
+            owners = (*inputs.values(), *made)
+            if moved:
+                space.own(owners)
+            else:  # the same memory; another object may stand for it
+                space.owners = owners
             self._driver.order(theirs, stream)
         self._launch(stream)
         if out is None:
@@ -115,13 +119,13 @@ class Again:
                 for other, begin in zip(self._places[:number], addresses, strict=False):
                     if at < begin + other.size and begin < at + place.size:
                         return False
-        regions = {
-            place.buffer: Region(Memory(at, place.size), 0, place.size)
-            for place, at, before in zip(self._places, addresses, self._addresses, strict=True)
-            if at != before
-        }
-        self._ready.move(regions)
-        self._ready.places.update({b: region.place for b, region in regions.items()})
+        self._ready.move(
+            {
+                place.buffer: Region(Memory(at, place.size), 0, place.size)
+                for place, at, before in zip(self._places, addresses, self._addresses, strict=True)
+                if at != before
+            }
+        )
         self._addresses = addresses
         return True
 

@@ -37,6 +37,7 @@ class Ready:
         """Have buffers lie in other regions from now on."""
         changed: dict[int, dict[int, Region]] = {}
         for buffer, region in regions.items():
+            self.places[buffer] = region.place
             for number, position in self._uses.get(buffer, ()):
                 changed.setdefault(number, {})[position] = region
         for number, arguments in changed.items():
@@ -109,17 +110,22 @@ class Space:
         while self._past:
             self.driver.close_event(self._past.popleft()[0])
 
+    @property
+    def owns(self) -> bool:
+        """Whether anything is kept alive."""
+        return bool(self.owners or self._past)
+
     def own(self, owners: tuple[Any, ...]) -> None:
         """Keep alive what the next work uses, beside what work under way does."""
+        free = []
+        while self._past and self.driver.reached(self._past[0][0]):
+            free.append(self._past.popleft()[0])
         if self.owners and self.busy is not None:
-            event = None
-            while self._past and self.driver.reached(self._past[0][0]):
-                if event is not None:
-                    self.driver.close_event(event)
-                event, _ = self._past.popleft()
-            event = self.driver.event() if event is None else event
+            event = free.pop() if free else self.driver.event()
             self._past.append((event, self.owners))
             self.driver.record(event, self.busy)
+        for event in free:
+            self.driver.close_event(event)
         self.owners = owners
 
     def clear_status(self) -> None:

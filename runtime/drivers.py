@@ -6,7 +6,7 @@ Launches are put together once as a graph, whose edges say what waits for what, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -130,8 +130,8 @@ class Like(Protocol):
     def new(self) -> Any:
         """A new one, with arbitrary contents."""
 
-    def stream(self) -> Any:
-        """What the library works on now: arrays are whole behind it."""
+    def stream(self) -> Callable[[], Any]:
+        """What asks for the stream on which the library works now: arrays are whole behind it."""
 
 
 class Driver(Protocol):

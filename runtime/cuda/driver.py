@@ -154,7 +154,7 @@ class CudaDriver:
         return _Graph(calls.graph(nodes, self.number), tuple(n.maps for n in launches))
 
     def update(self, graph: _Graph, number: int, regions: Mapping[int, Region]) -> None:
-        arguments = {i: _address(region) for i, region in regions.items()}
+        arguments = {i: r.memory.handle + r.offset for i, r in regions.items()}
         maps = {
             i: _tensor_map(m, regions[m.region])
             for i, m in enumerate(graph.maps[number])
