@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
+from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.format import formatted
 from stagefuse.dsl.source import Source
 
@@ -146,13 +147,14 @@ def _inferred(
 ) -> tuple[Translator, Body, str]:
     """The translation; where shapes fit only for some sizes, those are taken.
 
-    That is up to a bound, where a constant is cut to a size, one value, where an exporter wrote it
-    into a shape, and multiples of a power of two, where a size is halved and doubled again.
+    That is up to a bound, where a constant is cut to a size; one value, where an exporter wrote it
+    into a shape; another size or a sum of others that it meets; and multiples of a power of two,
+    where a size is halved and doubled again.
     """
     shown: OnnxError | None = None  # in the widest ranges that are likely
-    step = 1
+    step, equal = 1, dict[str, Expr]()
     while True:
-        translator = Translator(folder, fixed, ranges=ranges)
+        translator = Translator(folder, fixed, ranges=ranges, equal=equal)
         pipeline = translator.names.value(stem)
         try:
             return translator, _translated(translator, model), pipeline
@@ -166,6 +168,8 @@ def _inferred(
         }
         if narrower:
             ranges = ranges | narrower
+        elif translator.meant.keys() - equal:
+            equal = translator.meant | equal
         elif uneven and step < MAX_STEP:
             step *= 2
             ranges = ranges | {n: replace(translator.range_of(n), step=step) for n in uneven}

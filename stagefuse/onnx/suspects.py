@@ -15,15 +15,15 @@ OTHERS = (101, 211, 307, 401, 503)
 
 
 def minima(size: Expr) -> list[tuple[str, int]]:
-    """The sizes that occur alone in `min(number, ...)`, with the greatest at which that is not
-    the number."""
+    """The sizes that occur in `min(number, ...)`, with the greatest of all of them at which that
+    is not the number: 32 for both in `min(64, P + T)`."""
     found = []
     for monomial, _ in size.terms:
         for atom, _ in monomial:
             inner = [a for a in atom.args if isinstance(a, Expr)]
             numbers = [n for a in inner if (n := a.as_int()) is not None]
             rest = [a for a in inner if a.as_int() is None]
-            if atom.kind == "min" and len(numbers) == len(rest) == 1 == len(rest[0].symbols()):
+            if atom.kind == "min" and len(numbers) == len(rest) == 1:
                 last = _up_to(rest[0], numbers[0])
                 found += [(name, last) for name in rest[0].symbols() if last]
             found += [pair for a in inner for pair in minima(a)]

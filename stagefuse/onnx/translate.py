@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,6 +30,10 @@ from .text import literal, size_text
 MAX_UNFOLDED = 5_000
 """Nodes that functions and loops may unfold to, beside ten times those that the file holds."""
 MAX_DEPTH = 40
+BROADCASTS = frozenset(
+    ("Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mul", "Or", "Sub", "Where")
+)
+"""Ops whose operands have the same sizes, or 1."""
 
 Env: TypeAlias = "dict[str, Val | None]"
 """Values by the model's names; None for one whose node could not be translated."""
@@ -69,6 +74,8 @@ class Translator:
     sizes: dict[str, str] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
     likely: dict[str, Ends] = field(default_factory=dict)
+    equal: Mapping[str, Expr] = field(default_factory=dict)
+    meant: dict[str, Expr] = field(default_factory=dict)
     uneven: set[str] = field(default_factory=set)
     functions: dict[tuple[str, str], onnx.FunctionProto] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
@@ -142,9 +149,16 @@ class Translator:
         least, most = known.factors
         if least == most:
             return as_expr(least * known.step)
-        if wanted not in self.sizes:
-            self.sizes[wanted] = self.names.size(wanted)
-        return sym(self.sizes[wanted]) * known.step
+        if wanted in self.equal:
+            parts = self.equal[wanted]
+            return parts.substitute({name: self._named(name) for name in parts.symbols()})
+        return self._named(wanted)
+
+    def _named(self, size: str) -> Expr:
+        """A size that varies, by its name in the source."""
+        if size not in self.sizes:
+            self.sizes[size] = self.names.size(size)
+        return sym(self.sizes[size]) * self.range_of(size).step
 
     def range_of(self, size: str) -> Range:
         """What one of the model's sizes may be."""
@@ -223,7 +237,7 @@ class Translator:
         """Note what the shapes of something that does not fit say of the sizes that were meant.
 
         `min(128, T)`: at most 128. `(H + 1) // 2`: multiples of a power of two. A reshape of
-        [T, 8] to [9, 8]: T is 9. The greatest 20 of T: at least 20.
+        [T, 8] to [9, 8]: T is 9. The greatest 20 of T: at least 20. [N] plus [P + T]: N is P + T.
         """
         known = {new: old for old, new in self.sizes.items()}
         for size in (d for v in values for d in v.shape):
@@ -231,6 +245,10 @@ class Translator:
                 if name in known and self.range_of(known[name]).high is None:
                     self._narrow(known[name], (1, most))
             self.uneven |= {known[name] for name in quotients(size) if name in known}
+        if proto.op_type in BROADCASTS:
+            for a, b in combinations((v.shape for v in values), 2):
+                for first, second in zip(reversed(a), reversed(b), strict=False):
+                    self._equate(first, second)
         if len(values) < 2 or values[1].known is None:
             return
         asked = _sizes_in(values[1].known)
@@ -243,6 +261,25 @@ class Translator:
             least = at_least(values[0].shape[axis], asked[0].as_int() or 0)
             for name in () if least is None else least[0]:
                 self._narrow(known[name], (least[1] if least else 1, None))
+
+    def _equate(self, a: Expr, b: Expr) -> None:
+        """Note that two sizes are likely the same: `Total` is `Past + Time`."""
+        known = {new: old for old, new in self.sizes.items()}
+        for lone, other in ((b, a), (a, b)):
+            name, used = lone.as_symbol(), other.symbols()
+            if a == b or name not in known or name in used or not used <= set(known):
+                continue
+            if self.range_of(known[name]) != Range() or other.as_int() == 1:
+                continue
+            if not used:
+                self._narrow(known[name], (other.as_int() or 1,) * 2)
+            elif all(self.range_of(known[n]).step == 1 for n in used):
+                others = {n: sym(known[n]) for n in used}
+                settled = {known[n] for n in used} & self.meant.keys()
+                needed = any(known[name] in e.symbols() for e in self.meant.values())
+                if not settled and not needed:
+                    self.meant.setdefault(known[name], other.substitute(others))
+            return
 
     def _narrow(self, size: str, ends: Ends) -> None:
         """Note that a size of the model is likely between two ends, counted in its steps."""

@@ -64,6 +64,34 @@ def test_what_is_chosen_of_a_size_is_there() -> None:
     assert "where Batch >= 1, Time >= 6:" in import_model(made).text
 
 
+def test_a_mask_is_as_long_as_what_it_masks() -> None:
+    """The sizes of inputs that meet are the same, whatever the model calls them."""
+    made = models.model(
+        [node("Concat", ["past", "x"], ["all"], axis=1), node("Mul", ["all", "mask"], ["y"]),
+         node("Add", ["x", "more"], ["z"])],
+        {"past": (F32, ["batch", "past"]), "x": (F32, ["batch", "time"]),
+         "mask": (F32, ["batch", "total"]), "more": (F32, ["other", "time2"])}, ["y", "z"],
+    )  # fmt: skip
+    found = import_model(made)
+    assert "mask: f32[Batch, Past + Time]" in found.text and "more: f32[Batch, Time]" in found.text
+    x = np.ones((2, 3), np.float32)
+    y, z = sf.compile(found.text)(past=x, x=x, mask=np.ones((2, 6), np.float32), more=x)
+    assert y.shape == (2, 6) and np.array_equal(z, x + x)
+
+
+def test_positions_of_what_is_past_and_what_is_new_share_a_table() -> None:
+    made = models.model(
+        [node("Concat", ["past", "x"], ["all"], axis=1),
+         node("Shape", ["all"], ["shape"], start=1, end=2),
+         node("Slice", ["table", "zero", "shape"], ["rows"]), node("Add", ["all", "rows"], ["y"])],
+        {"past": (F32, ["batch", "past"]), "x": (F32, ["batch", "time"])}, ["y"],
+        {"table": np.arange(64, dtype=np.float32), "zero": np.array([0])},
+    )  # fmt: skip
+    assert "where Batch >= 1, Past in 1..=32, Time in 1..=32:" in import_model(made).text
+    found = import_model(made, sizes={"time": 1})
+    assert "where Batch >= 1, Past in 1..=63:" in found.text
+
+
 RESIZINGS = [
     ("nearest", "asymmetric", "floor"), ("nearest", "asymmetric", "ceil"),
     ("nearest", "half_pixel", "round_prefer_floor"), ("nearest", "half_pixel", "round_prefer_ceil"),
