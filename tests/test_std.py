@@ -45,6 +45,40 @@ class Case:
         return "\n".join(lines) + "\n"
 
 
+def sampled(image: Array, row: float, column: float) -> float:
+    """An image between its elements, with zeros around."""
+    total = 0.0
+    for i in (int(np.floor(row)), int(np.floor(row)) + 1):
+        for j in (int(np.floor(column)), int(np.floor(column)) + 1):
+            if 0 <= i < image.shape[0] and 0 <= j < image.shape[1]:
+                total += (1 - abs(row - i)) * (1 - abs(column - j)) * image[i, j]
+    return total
+
+
+def boxes_averaged(x: Array, rois: Array, of: Array) -> Array:
+    """2 x 3 bins of boxes at half the scale, whose sides are at least 1, of 2 x 2 samples."""
+    y = np.zeros((len(rois), x.shape[1], 2, 3))
+    for r, c, i, j in np.ndindex(*y.shape):
+        left, top, right, bottom = rois[r] * 0.5
+        high, wide = max(bottom - top, 1) / 2, max(right - left, 1) / 3
+        for s, t in np.ndindex(2, 2):
+            row, column = top + (i + (s + 0.5) / 2) * high, left + (j + (t + 0.5) / 2) * wide
+            row, column = min(max(row, 0), x.shape[2] - 1), min(max(column, 0), x.shape[3] - 1)
+            y[r, c, i, j] += sampled(x[of[r], c], row, column) / 4
+    return y
+
+
+def convolved_at(x: Array, w: Array, offset: Array, mask: Array) -> Array:
+    """A convolution in two groups whose taps are moved, two sets of offsets."""
+    y = np.zeros((x.shape[0], w.shape[0], *offset.shape[-2:]))
+    for b, o, i, j, d, k, m in np.ndindex(*y.shape, *w.shape[1:]):
+        c = o // 2 * 2 + d
+        moved = offset[b, c // 2, k, m, :, i, j]
+        value = sampled(x[b, c], 2 * i + k - 1 + moved[0], j + 2 * m + moved[1])
+        y[b, o, i, j] += value * mask[b, c // 2, k, m, i, j] * w[o, d, k, m]
+    return y
+
+
 UNIT = np.linspace(-1, 1, 41, dtype=np.float32)[:, None]
 ANGLES = np.linspace(-6, 6, 41, dtype=np.float32)[:, None]
 
@@ -432,6 +466,18 @@ CASES = [
                           * s[..., None]).reshape(2, 24),
          {"q": np.arange(0, 240, 10, dtype=np.uint8).reshape(2, 3, 4),
           "scale": normal(2, 3), "zero": normal(2, 3, seed=1)}),
+    Case("onnx.roi_align onnx.roi_taps onnx.taps",
+         "x: f32[N, C, H, W], rois: f32[R, 4], of: i64[R]",
+         "onnx.roi_align(x, rois, of, 2, 3, 2, 0.5, False, False)", boxes_averaged,
+         {"x": normal(2, 3, 5, 7),
+          "rois": np.array([[1, 2, 9, 8], [0, 0, 14, 10], [4, 3, 4.5, 3.2]], np.float32),
+          "of": np.array([1, 0, 1])},
+         where="N in 1..=4, H in 1..=9, W in 1..=9"),
+    Case("onnx.deform_conv", "x: f32[2, 4, 5, 6], w: f32[4, 2, 2, 2],"
+         " offset: f32[2, 2, 2, 2, 2, 3, 4], mask: f32[2, 2, 2, 2, 3, 4]",
+         "onnx.deform_conv(x, w, offset, mask, step_i=2, apart_l=2, before_i=1)", convolved_at,
+         {"x": normal(2, 4, 5, 6), "w": normal(4, 2, 2, 2),
+          "offset": normal(2, 2, 2, 2, 2, 3, 4), "mask": normal(2, 2, 2, 2, 3, 4)}),
     Case("onnx.float4e2m1", "x: f32[N]", "onnx.float4e2m1(x)",
          lambda x: x.astype(ml_dtypes.float4_e2m1fn).astype(np.float32),
          {"x": SMALL[abs(SMALL) < 9]}),

@@ -1,4 +1,7 @@
-"""Samples of an image at positions that are data. Source: the definition of GridSample."""
+"""Samples of an image at positions that are data.
+
+Source: the definitions of GridSample, RoiAlign and DeformConv in the ONNX operator reference.
+"""
 
 from __future__ import annotations
 
@@ -136,3 +139,45 @@ def _natural(n: Node) -> list[Expr]:
         (d - 1) * strides[k] + kernel[k] - pads[k] - pads[rank + k]
         for k, d in enumerate(n.val(0).shape[2:])
     ]
+
+
+@op("RoiAlign", unread=["coordinate_transformation_mode"])
+def _roi_align(n: Node) -> str:
+    samples = n.attr("sampling_ratio", 0)
+    if not samples:
+        raise Refused("as many samples as a box has elements", "a number", "sampling_ratio")
+    half = n.opset >= 16 and n.one_of(
+        "coordinate_transformation_mode", "half_pixel", "half_pixel", "output_half_pixel"
+    ) == "half_pixel"
+    largest = n.one_of("mode", "avg", "avg", "max") == "max"
+    rows, columns = n.attr("output_height", 1), n.attr("output_width", 1)
+    scale = n.attr("spatial_scale", 1.0)
+    return (
+        f"onnx.roi_align({n.x(0)}, {n.x(1)}, {n.x(2)}, {rows}, {columns}, {samples}, {scale!r},"
+        f" {half}, {largest})"
+    )
+
+
+@op("DeformConv")
+def _deform_conv(n: Node) -> str:
+    """Two spatial axes; biases are added after."""
+    value, weight, offset = n.val(0), n.val(1), n.val(2)
+    if value.rank != 4:
+        raise Refused(f"{value.rank - 2} spatial axes", "two")
+    n.attr("kernel_shape")
+    n.attr("group", 1)
+    rows, columns = weight.shape[2:]
+    sets = n.attr("offset_group", 1)
+    places = [sets, rows, columns]
+    size = [*offset.shape[2:]]
+    moved = f"reshape({n.x(2)}, {listed([offset.shape[0], *places, 2, *size])})"
+    options = []
+    if n.maybe(4) is not None:
+        options.append(f"mask=reshape({n.x(4)}, {listed([offset.shape[0], *places, *size])})")
+    steps, apart = n.attr("strides") or [1, 1], n.attr("dilations") or [1, 1]
+    before = n.attr("pads") or [0, 0, 0, 0]
+    names = ("step_i", "step_j", "apart_k", "apart_l", "before_i", "before_j")
+    given = zip(names, [*steps, *apart, *before[:2]], strict=True)
+    options += [f"{name}={number}" for name, number in given]
+    text = f"onnx.deform_conv({n.x(0)}, {n.x(1)}, {moved}, {', '.join(options)})"
+    return text if n.maybe(3) is None else f"{text} + {n.x(3)}[:, None, None]"

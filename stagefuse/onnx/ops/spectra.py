@@ -1,18 +1,18 @@
 """Discrete Fourier transforms, as products with matrices of cosines and sines.
 
-Source: the definition of DFT in the ONNX operator reference.
+Source: the definitions of DFT and STFT in the ONNX operator reference.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from stagefuse.dsl.dims import as_expr
+from stagefuse.dsl.dims import as_expr, floordiv
 
 from ..errors import Refused
 from ..node import Node, Val
 from ..record import Written, op
-from ..text import pairs
+from ..text import pairs, size_text
 from .shapes import subscript
 
 MAX_LENGTH = 4096
@@ -73,3 +73,29 @@ def _transformed(
         imaginary = f"{imaginary} + {moved[1]} @ {matrices[0]}"
     both = [f"transpose({t}, {back})" for t in (f"({real})", f"({imaginary})")]
     return f"stack([{', '.join(both)}], axis=-1)"
+
+
+@op("STFT")
+def _stft(n: Node) -> Written:
+    """Transforms of stretches of a signal, [batch, stretch, frequency, real and imaginary]."""
+    value = n.val(0)
+    step = n.ints(1, "frame_step")[0]
+    window = n.maybe(2)
+    size = window.shape[0].as_int() if window is not None else n.ints(3, "frame_length")[0]
+    if size is None or not 1 <= size <= MAX_LENGTH or step < 1:
+        raise Refused("a transform of a length that varies, or is long",
+                      f"a constant length, at most {MAX_LENGTH}")  # fmt: skip
+    count = size // 2 + 1 if n.attr("onesided", 1) else size
+    angle = -2 * np.pi * np.outer(np.arange(size), np.arange(count)) / size
+    matrices = [
+        n.x_of(n.constant(f"{n.hint}.{name}", part.astype(value.dtype.numpy)))
+        for name, part in (("cos", np.cos(angle)), ("sin", np.sin(angle)))
+    ]
+    stretches = floordiv(value.shape[1] - size, step) + 1
+    ranges = ["b", f"f in 0..{size_text(stretches)}", f"t in 0..{size}"]
+    share = "" if window is None else f" * {n.bound(window, 'window')}[t]"
+    text, parts = n.bound(value), []
+    for k in range(1 if value.rank == 2 else value.shape[-1].as_int() or 1):
+        signal = text if value.rank == 2 else n.let("signal", f"{text}[:, :, {k}]").text
+        parts.append(n.define("stretch", ranges, f"{signal}[b, {step} * f + t]{share}").text)
+    return _transformed(n, parts, matrices, 2, 4)
