@@ -8,8 +8,6 @@ order of the stretches (PTX ISA 9.7.9.22, "mapa", and 9.7.13.4, "barrier.cluster
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 
 from .copies import Tile
@@ -29,20 +27,17 @@ class ClusterWriter(WgmmaWriter):
         name, extent = self.kernel.parallel[-1] if self.kernel.parallel else ("", const(1))
         return (extent.as_int() or 1) if name == RANK else 1
 
-    def own_stretch(self, tile: Tile) -> Tile:
-        """The block's stretch of a product, in whole stages."""
-        s = tile.s
+    def own_stretch(self, tile: Tile) -> tuple[Expr, Expr]:
+        """The block's stretch of a product's depth, in whole stages: its begin and length."""
+        depth = tile.s.depth
         if self.cluster == 1:
-            return tile
+            return const(0), depth
         all_stages = tile.depth * self.cluster
-        stretch = floordiv(s.depth + (all_stages - 1), all_stages) * tile.depth
+        stretch = floordiv(depth + (all_stages - 1), all_stages) * tile.depth
         begin = sym(RANK) * stretch
-        length = stretch
-        if stretch * self.cluster != s.depth:
-            length = maximum(minimum(s.depth - begin, length), const(0))
-        row = const(s.nr) if s.panel_row is None else s.panel_row
-        own = replace(s, a_offset=s.a_offset + begin * s.a_col, depth=length)
-        return replace(tile, s=own, first=tile.first + begin * row)
+        if stretch * self.cluster == depth:
+            return begin, stretch
+        return begin, maximum(minimum(depth - begin, stretch), const(0))
 
     def sum_of_cluster(self, tile: Tile, base: Expr) -> list[Value]:
         """The block's rows of the tile, whose parts lie in the tiles of the cluster: summed, and
@@ -51,18 +46,21 @@ class ClusterWriter(WgmmaWriter):
         self._rendezvous()
         across = tile.columns // VECTOR
         rows = tile.rows // self.cluster
-        found: list[Value] = []
-        for n in range(-(-rows * across // lanes)):
+        assert memory.start is not None
+        loaded: list[tuple[Expr, Value, list[list[Value]]]] = []
+        for n in range(-(-rows * across // lanes)):  # all are on the way before one is waited for
             flat = sym("lane") + n * lanes
             row, column = floordiv(flat, across), mod(flat, across) * VECTOR
             place = base + (sym(RANK) * rows + row) * tile.s.dst_row + column
             own = self.holds("lt", flat, const(rows * across))
-            assert memory.start is not None
             at = memory.start + self.index(place, "i32") * memory.dtype.itemsize
-            sums = [code.variable("float", code.const(0.0, "float")) for _ in range(VECTOR)]
-            for rank in range(self.cluster):
-                for total, part in zip(sums, self._of_peer(at, rank, own), strict=True):
-                    code.write("add.rn.f32", total, total, part)
+            parts = [self._of_peer(at, rank, own) for rank in range(self.cluster)]
+            loaded.append((place, own, parts))
+        found: list[Value] = []
+        for place, own, (sums, *others) in loaded:
+            for part in others:
+                for total, value in zip(sums, part, strict=True):
+                    code.write("add.rn.f32", total, total, value)
             with self.when(own):
                 self.write(memory, self.address(memory, (place, None)), sums)
             found += sums

@@ -31,6 +31,7 @@ from stagefuse.dsl.program import Pipeline
 from .assemble import Assembled, AssemblerMissing, Assembly, Usage, assemble
 from .attention import lower_attention, suits_groups
 from .attention_split import lower_joined, lower_pieces, split_of
+from .boxes import Matrices
 from .chain import LONGEST, lower_chain
 from .columns import lower_rows
 from .contract import (
@@ -40,6 +41,7 @@ from .contract import (
     lower_contract,
     lower_parts,
     lower_sum_of_parts,
+    matrices_of,
     thin,
     tile_widths,
     whole_of,
@@ -84,6 +86,7 @@ class SourceLowering(Lowering):
     def __init__(self, *args: Any) -> None:
         self.lines: dict[Value, int] = {}
         self.warpgroups = False
+        self.boxes: Matrices | None = None
         super().__init__(*args)
         self.sizes = self.graph.facts
 
@@ -196,7 +199,7 @@ class GpuCompiler:
         split = thin(graph, group, FULL if whole_product is None else FED)
         others, summed = const(1), const(0)
         if split is not None and split.low != const(0):
-            summed = split.few * split.low
+            summed = split.low
             others = 1 - summed
             low = SourceLowering(graph, group, sites, GPU)
             form = partial(lower_parts, split=split, is_low=True)
@@ -205,6 +208,7 @@ class GpuCompiler:
         for choice in found:
             low = SourceLowering(graph, group, sites, GPU)
             low.warpgroups, low.sizes = True, choice.facts
+            low.boxes = matrices_of(low, choice.shape)
             share = choice.holds * others
             yield low, {"contract": partial(lower_contract, shape=choice.shape)}, share, ""
         others = others * (1 - sum((c.holds for c in found), const(0)))
@@ -238,6 +242,7 @@ class GpuCompiler:
             kernel.name,
             wide,
             str(low.whole),
+            str(low.boxes),
             *(str(facts.ranges.get(d)) for d in kernel.dims),
             str(facts.divisible),
         )
@@ -249,7 +254,7 @@ class GpuCompiler:
                     kernel, facts, limit, low.lines, form, low.whole
                 )
             else:
-                writer = KernelWriter(kernel, facts, limit, low.lines, wide)
+                writer = KernelWriter(kernel, facts, limit, low.lines, wide, low.boxes)
             self.entries[key] = writer.entry(name, _notes(graph, lowered))
             self.arithmetic[name] = _arithmetic(self.entries[key].text)
         return self.entries[key]

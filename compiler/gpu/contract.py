@@ -36,6 +36,7 @@ from stagefuse.compiler.schedule import GPU
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32
 
+from .boxes import Matrices
 from .clusters import RANK
 from .persistent import Whole, cluster_of, suits
 from .pieces import ROWS
@@ -46,7 +47,8 @@ PANELS = {48: 2, 64: 2, 32: 2, 16: 4}
 """Panels of a width that make a tile."""
 TOGETHER = 8
 """Blocks below each other that run together, so that they share what they read of the panels."""
-MOST_BESIDE = 12
+BESIDE = 12
+"""Tiles of a shape beside each other that run together, at most."""
 PADDING = 8
 """Elements between the rows of a tile, so that eight rows lie in different banks."""
 
@@ -151,11 +153,8 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
         parallel = [*p.batch, ("mg", high), ("nb", groups), ("mi", const(TOGETHER))]
         row_block = sym("mg") * TOGETHER + sym("mi")
     ends, column_block = (const(0), const(rows)), sym("nb")
-    beside = 1 if shape is None else _beside(groups)
-    if beside > 1:
-        high = floordiv(groups, beside)
-        parallel = [*p.batch, ("ng", high), ("mb", blocks), ("ni", const(beside))]
-        column_block = sym("ng") * beside + sym("ni")
+    if shape is not None:
+        parallel, row_block, column_block = _order(low, p, group)
     if shape is not None and shape.split > 1:
         parallel.append((RANK, const(shape.split)))
         own = rows // shape.split
@@ -213,11 +212,31 @@ def _in_shape(low: Lowering, p: Product, shape: Shape) -> Product:
     return replace(p, primitive=primitive, panels=panels, row_tile=shape.rows)
 
 
-def _beside(groups: Expr) -> int:
-    """Tiles beside each other that run together with those below them: about a square of them
-    shares what it reads."""
+def matrices_of(low: Lowering, shape: Shape) -> Matrices | None:
+    """What the tiles of an f32 product in a shape are of, if tensor copies can bring them."""
+    p = _in_shape(low, product_of(low, low.group.anchor), shape)
+    if p.operands[1] not in low.group.packs:
+        return None
+    first, _, _ = right_of(low, p)
+    if not suits(Whole(p.rows, p.columns, p.base, first, 1), p.batch):
+        return None
+    _, row, column = _order(low, p, shape.columns // p.panel)
+    return Matrices(
+        p.rows, p.columns, p.base, first, row * shape.rows, column * shape.columns, tuple(p.batch)
+    )
+
+
+def _order(low: Lowering, p: Product, group: int) -> tuple[list[tuple[str, Expr]], Expr, Expr]:
+    """The tiles of a product in a shape as loops, with the row and the column of the one at hand:
+    about a square of them, which share what they read, run together."""
+    blocks = floordiv(p.rows + (p.row_tile - 1), p.row_tile, low.facts)
+    groups = floordiv(p.panels + (group - 1), group, low.facts)
     known = groups.as_int()
-    return 1 if known is None else max(n for n in range(1, MOST_BESIDE + 1) if known % n == 0)
+    if known is None or known == 1:
+        return [*p.batch, ("mb", blocks), ("nb", groups)], sym("mb"), sym("nb")
+    beside = max(n for n in range(1, BESIDE + 1) if known % n == 0)
+    loops = [*p.batch, ("ng", const(known // beside)), ("mb", blocks), ("ni", const(beside))]
+    return loops, sym("mb"), sym("ng") * beside + sym("ni")
 
 
 def tile_widths(graph: Graph, group: Group, whole: Whole) -> list[tuple[int, Expr]]:
@@ -285,6 +304,8 @@ def thin(graph: Graph, group: Group, enough: int = FULL) -> Thin | None:
     if few == const(0):
         return None
     low = graph.facts.simplify(1 - minimum(most, const(1)))
+    if known is None or count == 1:
+        low = few * low  # else all that are low are few
     part = max(LEAST_DEPTH, -(-depth // (max(count, 2) * 16)) * 16)
     return Thin(few, low, part, -(-depth // part))
 

@@ -18,6 +18,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 from stagefuse.dsl.facts import Facts
 
 from .attend_groups import GROUP
+from .boxes import Matrices
 from .ir import Value, constant_text
 from .loops import Carry
 from .private import private_arrays, vector_width
@@ -73,6 +74,7 @@ class KernelWriter(SplitWriter):
         shared_limit: int,
         lines: Mapping[KernelValue, int],
         has_wgmma: bool = False,
+        tiled: Matrices | None = None,
     ) -> None:
         names = [name for name, _ in kernel.parallel]
         extents = [extent for _, extent in kernel.parallel]
@@ -85,7 +87,7 @@ class KernelWriter(SplitWriter):
         for value, line in lines.items():
             self.lines[id(self._unique(value))] = line
         self.shared_limit = shared_limit
-        self.has_wgmma = has_wgmma
+        self.has_wgmma, self.tiled = has_wgmma, tiled
         self.count = const(1)
         for extent in extents:
             self.count = self.count * extent

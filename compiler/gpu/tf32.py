@@ -10,13 +10,13 @@ those of a stage go to registers of their own and are added up outside, while th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagefuse.compiler.kernel_ir import For
-from stagefuse.dsl.dims import Expr, floordiv, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from .attend_groups import GROUP_ROWS
-from .chunks import ChunkCopies
+from .boxes import BoxCopies, Matrices, Slot
 from .clusters import ClusterWriter
 from .copies import Copies, Tile
 from .ir import Value
@@ -54,8 +54,23 @@ class SplitTile(Tile):
         return 4 * self.part_bytes + super().ring_bytes
 
 
+class BoxTile(SplitTile):
+    """One whose operands come by tensor copies: rows along the depth are swizzled."""
+
+    @property
+    def left_pitch(self) -> int:
+        return DEPTH
+
+    @property
+    def pitch(self) -> int:
+        return DEPTH if self.is_deep else self.columns
+
+
 class SplitWriter(ClusterWriter):
-    """The body of a kernel, as far as its f32 products by warpgroups go."""
+    """The body of a kernel, as far as its f32 products by warpgroups go. `tiled`: what its tiles
+    are of, if tensor copies can bring them."""
+
+    tiled: Matrices | None = None
 
     def _tile_of(self, s: For) -> Tile | None:
         found = super()._tile_of(s)
@@ -67,15 +82,13 @@ class SplitWriter(ClusterWriter):
         if columns * DEPTH // CHUNK % lanes:
             return found
         self.code.tables.add("aligned shared")
-        return SplitTile(**{**vars(found), "depth": DEPTH, "stages": STAGES})
+        kind = SplitTile if self.tiled is None else BoxTile
+        return kind(**{**vars(found), "depth": DEPTH, "stages": STAGES})
 
     def _multiply(self, tile: Tile, base: Expr) -> None:
         if not isinstance(tile, SplitTile):
             return super()._multiply(tile, base)
-        ring = self._ring(tile)
-        own = self.own_stretch(tile)
-        assert isinstance(own, SplitTile)
-        self.sums = _SplitProduct(self, own, ring).write()
+        self.sums = _SplitProduct(self, tile, self._ring(tile)).write()
         self._store_groups(tile, base, self.sums)
         if self.cluster > 1:
             self.sums = self.sum_of_cluster(tile, base)
@@ -95,21 +108,28 @@ class _SplitProduct:
     def __init__(self, writer: SplitWriter, tile: SplitTile, ring: Value) -> None:
         self.w, self.tile, self.code = writer, tile, writer.code
         self.parts, self.raw = ring, ring + 4 * tile.part_bytes
-        lane = sym("lane")
-        within = mod(lane, 32)
-        row = floordiv(lane, 32) * 16 + floordiv(within, 4)
-        place = row * tile.left_pitch + mod(within, 4)
-        self.left = self.raw + writer.index(place, "i32") * 4
+        self.begin, self.length = writer.own_stretch(tile)
+        self.boxes: BoxCopies | None = None
+        self.copies: Copies | None = None
+        if writer.tiled is not None:
+            self.boxes = BoxCopies(writer, tile, self.raw, writer.tiled, self.begin)
+        else:
+            self.copies = Copies(writer, self._own_tile(), self.raw)
         self.columns = self._columns()
+
+    def _own_tile(self) -> Tile:
+        """The tile, of this block's stretch of the depth alone."""
+        tile, s, begin = self.tile, self.tile.s, self.begin
+        row = const(s.nr) if s.panel_row is None else s.panel_row
+        own = replace(s, a_offset=s.a_offset + begin * s.a_col, depth=self.length)
+        return replace(tile, s=own, first=tile.first + begin * row)
 
     def write(self) -> list[Value]:
         """The loop over the depth; gives the sums of this lane."""
         code, tile, w = self.code, self.tile, self.w
-        steps = w.index(floordiv(tile.s.depth + (DEPTH - 1), DEPTH), "i32")
-        lies = tile.most == 1 and tile.s.panel_row is not None
-        self.copies = ChunkCopies(w, tile, self.raw) if lies else Copies(w, tile, self.raw)
+        self.steps = w.index(floordiv(self.length + (DEPTH - 1), DEPTH), "i32")
         for n in range(tile.stages - 1):
-            self.copies.issue(n, code.const(n, "i32").compare("lt", steps))
+            self._fetch(code.const(n, "i32"), code.const(n, "i32"))
         count = tile.columns // 2
         self.sums = self._zeros("float", count)
         self.found = [self._zeros("float", count // tile.halves) for _ in range(2)]
@@ -117,30 +137,35 @@ class _SplitProduct:
             [(self._zeros("i32", 4), self._zeros("i32", 4)) for _ in range(DEPTH // STEP)]
             for _ in range(2)
         ]
-        step, slot = (code.variable("i32", code.const(n, "i32")) for n in (0, tile.stage_bytes))
+        step, number, parity = (code.variable("i32", code.const(n, "i32")) for n in (0, 1, 0))
         head, summed = code.label("depth"), code.label("summed")
         ends = [code.label("multiplied") for _ in range(2)]
-        self._if(code.const(0, "i32").compare("lt", steps), code.const(0, "i32"), 0)
+        zero = code.const(0, "i32")
+        self._split(zero, Slot(zero, zero), 0)
         with code.loop_scope(), w.scope():
             code.start(head)
-            now, at = (Value(code, v.text, "i32", code.depth) for v in (step, slot))
+            now, *place = (Value(code, v.text, "i32", code.depth) for v in (step, number, parity))
+            slot = Slot(*place)
             for turn in range(2):
-                code.branch_if((now + turn).compare("lt", steps), ends[turn], holds=False)
+                code.branch_if((now + turn).compare("lt", self.steps), ends[turn], holds=False)
                 self._multiply(turn)
-                ahead = (now + (turn + tile.stages - 1)).compare("lt", steps)
-                self.copies.start(ahead, self._later(at, tile.stages - 2))
-                self._if((now + (turn + 1)).compare("lt", steps), at, 1 - turn)
-                at = self._later(at, 1)
+                free = self._later(slot, tile.stages - 2).number
+                self._fetch(now + (turn + tile.stages - 1), free)
+                self._split(now + (turn + 1), slot, 1 - turn)
+                slot = self._later(slot, 1)
             code.write("add.s32", step, step, code.const(2, "i32"))
-            code.set(slot, at)
+            code.set(number, slot.number)
+            code.set(parity, slot.parity)
             code.branch(head)
         for turn, end in enumerate(ends):
             code.start(end)
             code.line("wgmma.wait_group.sync.aligned 0;")
-            self._add(1 - turn if tile.halves == 1 else 1)
+            for half in range(tile.halves):
+                self._add(1 - turn if tile.halves == 1 else half)
             code.branch(summed)
         code.start(summed)
-        code.line("cp.async.wait_group 0;")
+        if self.copies is not None:
+            code.line("cp.async.wait_group 0;")
         code.line("bar.sync 0;")
         return self.sums
 
@@ -148,36 +173,54 @@ class _SplitProduct:
         zero = self.code.const(0.0 if kind == "float" else 0, kind)
         return [self.code.variable(kind, zero) for _ in range(count)]
 
-    def _later(self, slot: Value, stages: int) -> Value:
-        """The place in the ring of a stage some stages later."""
-        end = self.tile.stages * self.tile.stage_bytes
-        after = slot + stages * self.tile.stage_bytes
-        return after.compare("ge", end).select(after - end, after)
+    def _later(self, slot: Slot, stages: int) -> Slot:
+        """The place in the ring of a stage some stages later, fewer than there are."""
+        after, end = slot.number + stages, self.tile.stages
+        wraps = after.compare("ge", end)
+        return Slot(wraps.select(after - end, after), wraps.select(slot.parity ^ 1, slot.parity))
+
+    def _fetch(self, stage: Value, slot: Value) -> None:
+        """Starts the copies of a stage, if there is one."""
+        some = stage.compare("lt", self.steps)
+        if self.boxes is not None:
+            return self.boxes.start(some, stage, slot)
+        assert self.copies is not None
+        self.copies.start(some, slot * self.tile.stage_bytes)
 
     # Products
 
     def _multiply(self, turn: int) -> None:
-        """Starts the products of a stage, and adds those of the one before."""
+        """Starts the products of a stage. Where all columns are one instruction's, the sums of the
+        stage before are added then; where they are two's, each is added before the next of it."""
+        code, tile = self.code, self.tile
+        for half in range(tile.halves):
+            if tile.halves == 1:
+                self._start(turn, 0, self.found[turn])
+                code.line("wgmma.wait_group.sync.aligned 1;")
+                self._add(1 - turn)
+                continue
+            code.line("wgmma.wait_group.sync.aligned 1;")
+            self._add(half)
+            self._start(turn, half, self.found[half])
+
+    def _start(self, turn: int, half: int, found: list[Value]) -> None:
+        """Starts the products of a stage by some columns."""
         code, tile = self.code, self.tile
         columns = tile.columns // tile.halves
-        for half in range(tile.halves):
-            number = turn if tile.halves == 1 else half
-            listed = ", ".join(v.text for v in self.found[number])
-            start = self.parts + (2 * turn * tile.part_bytes + half * columns * ROW_BYTES)
-            code.line("wgmma.fence.sync.aligned;")
-            adds = 0
-            for x, y in PRODUCTS:
-                for n, parts in enumerate(self.fragments[turn]):
-                    a = ", ".join(v.text for v in parts[x])
-                    b = self.w._descriptor(start + (y * tile.part_bytes + n * STEP * 4), 1)
-                    code.line(
-                        f"wgmma.mma_async.sync.aligned.m64n{columns}k8.f32.tf32.tf32 "
-                        f"{{{listed}}}, {{{a}}}, {b.text}, {adds}, 1, 1;"
-                    )
-                    adds = 1
-            code.line("wgmma.commit_group.sync.aligned;")
-            code.line("wgmma.wait_group.sync.aligned 1;")
-            self._add(1 - number)
+        listed = ", ".join(v.text for v in found)
+        start = self.parts + (2 * turn * tile.part_bytes + half * columns * ROW_BYTES)
+        code.line("wgmma.fence.sync.aligned;")
+        adds = 0
+        for x, y in PRODUCTS:
+            for n, parts in enumerate(self.fragments[turn]):
+                a = ", ".join(v.text for v in parts[x])
+                b = self.w._descriptor(start + (y * tile.part_bytes + n * STEP * 4), 1)
+                code.line(
+                    f"wgmma.mma_async.sync.aligned.m64n{columns}k8.f32.tf32.tf32 "
+                    f"{{{listed}}}, {{{a}}}, {b.text}, {adds}, 1, 1;"
+                )
+                adds = 1
+        code.line("wgmma.commit_group.sync.aligned;")
 
     def _add(self, number: int) -> None:
         """Adds what one of the two sets of registers holds to the sums."""
@@ -188,29 +231,45 @@ class _SplitProduct:
 
     # Splitting
 
-    def _if(self, some: Value, slot: Value, turn: int) -> None:
-        """Splits the stage in a place of the ring, if there is one."""
+    def _split(self, stage: Value, slot: Slot, turn: int) -> None:
+        """Splits a stage in a place of the ring, if there is one."""
         code = self.code
         none = code.label("split")
-        code.branch_if(some, none, holds=False)
+        code.branch_if(stage.compare("lt", self.steps), none, holds=False)
         with code.branch_scope():
-            code.line(f"cp.async.wait_group {self.tile.stages - 2};")
-            code.line("bar.sync 0;")
-            self._split_rows(self.left + slot, turn)
+            start = self.raw + slot.number * self.tile.stage_bytes
+            if self.boxes is not None:  # each lane sees for itself that the stage is there
+                self.boxes.wait(slot)
+                self._split_rows(start, turn)
+                code.line("bar.sync 0;")
+            else:
+                code.line(f"cp.async.wait_group {self.tile.stages - 2};")
+                code.line("bar.sync 0;")
+                self._split_rows(start, turn)
             for column in self.columns:
-                self._split_column(column.source + slot, column.target, turn)
+                self._split_column(column.source + start, column.target, turn)
             code.line("fence.proxy.async.shared::cta;")
             code.line("bar.sync 0;")
         code.start(none)
 
-    def _split_rows(self, left: Value, turn: int) -> None:
+    def _split_rows(self, start: Value, turn: int) -> None:
+        code, tile = self.code, self.tile
+        within = mod(sym("lane"), 32)
+        row, q = floordiv(sym("lane"), 32) * 16 + floordiv(within, 4), mod(within, 4)
+        first = start + self.w.index(row * tile.left_pitch + q, "i32") * 4
+        swizzle = self.w.index(mod(floordiv(within, 4), 8) * 16, "i32")
         for n, parts in enumerate(self.fragments[turn]):
-            for register, (part, half) in enumerate((p, h) for p in range(2) for h in range(2)):
+            for part in range(2):
                 k = n * STEP + part * 4
-                offset = (half * 8 * self.tile.left_pitch + k) * 4
-                value = self.code.emit("ld.shared.f32", "float", _at(left, offset))
-                for target, found in zip(parts, self._split(value), strict=True):
-                    self.code.set(target[register], found)
+                at, offset = first, k * 4
+                if isinstance(tile, BoxTile):
+                    at, offset = first + (swizzle ^ (k * 4)), 0
+                for half in range(2):
+                    place = offset + half * 8 * tile.left_pitch * 4
+                    value = code.emit("ld.shared.f32", "float", _at(at, place))
+                    register = part * 2 + half
+                    for target, found in zip(parts, self._parts_of(value), strict=True):
+                        code.set(target[register], found)
 
     def _columns(self) -> list[_Column]:
         """What of a stage's columns this lane splits."""
@@ -220,10 +279,12 @@ class _SplitProduct:
         for n in range(tile.columns * DEPTH // CHUNK // w.team.lanes):
             flat = sym("lane") + n * w.team.lanes
             column, chunk = mod(flat, tile.columns), floordiv(flat, tile.columns)
+            moved = w.index(chunk, "i32") ^ w.index(mod(column, 8), "i32")
+            place = w.index(column * ROW_BYTES, "i32") + moved.shl(4)
             source = w.index(column * apart + chunk * (CHUNK * along), "i32") * 4
-            place = w.index(chunk, "i32") ^ w.index(mod(column, 8), "i32")
-            target = self.parts + w.index(column * ROW_BYTES, "i32") + place.shl(4)
-            found.append(_Column(self.raw + tile.left_bytes + source, target))
+            if isinstance(tile, BoxTile) and tile.is_deep:
+                source = place
+            found.append(_Column(source + tile.left_bytes, self.parts + place))
         return found
 
     def _split_column(self, source: Value, target: Value, turn: int) -> None:
@@ -236,12 +297,12 @@ class _SplitProduct:
         else:
             for n, value in enumerate(values):
                 code.line(f"ld.shared.f32 {value.text}, [{source.text}+{n * along * 4}];")
-        for number, parts in enumerate(zip(*map(self._split, values), strict=True)):
+        for number, parts in enumerate(zip(*map(self._parts_of, values), strict=True)):
             offset = (2 * turn + number) * tile.part_bytes
             listed = ", ".join(v.text for v in parts)
             code.line(f"st.shared.v4.b32 [{target.text}+{offset}], {{{listed}}};")
 
-    def _split(self, value: Value) -> tuple[Value, Value]:
+    def _parts_of(self, value: Value) -> tuple[Value, Value]:
         """An f32 as two tf32 values: rounded to nearest, and the rest, which tensor cores cut."""
         code = self.code
         high = code.emit("cvt.rn.tf32.f32", "i32", value)
@@ -253,4 +314,4 @@ def _at(address: Value, offset: int) -> Value:
     return Value(address.code, f"[{address.text}+{offset}]", "float", address.depth)
 
 
-__all__ = ["SplitTile", "SplitWriter"]
+__all__ = ["BoxTile", "SplitTile", "SplitWriter"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 
-from stagefuse.compiler.fuse import Group
+from stagefuse.compiler.fuse import Group, flops
 from stagefuse.compiler.graph import Contract, Graph, Node
 from stagefuse.compiler.join import steps_of
 from stagefuse.compiler.lower.expressions import product_of as size_of
@@ -21,37 +21,35 @@ from stagefuse.dsl.dtypes import F32
 from stagefuse.dsl.facts import Facts
 
 from .attend_groups import GROUP_ROWS
-from .tf32 import CHUNK, DEPTH, GROUP_LANES, WIDEST
+from .tf32 import AT_ONCE, CHUNK, DEPTH, GROUP_LANES, WIDEST
 
-FULL = 132  # multiprocessors
-CLOCKS_PER_FLOP = 3 / 2048 / 0.65
-"""Of a multiprocessor's tensor cores: three products of tf32 for one of f32, at the
-share of their rate that is measured."""
-BYTES_PER_CLOCK = 36
-"""That a multiprocessor gets of operands when all of them ask."""
-BETWEEN = 50
-"""Clocks of a stage that nothing else hides."""
-LEAST = 1400
-"""Clocks that a stage takes at least, however small the tile: it waits for two barriers."""
-LAUNCH = 2000
+FULL = {1: 132, 2: 128, 4: 112, 8: 96}
+"""Multiprocessors that clusters of so many blocks fill: each lies in one of the device's parts, of
+14 to 18 of them."""
+CLOCKS_PER_FLOP = 3 / 2048
+"""Of a multiprocessor's tensor cores: three products of tf32 for one of f32."""
+STAGE = 450, 1.3
+"""Clocks of a stage that nothing hides, and what its products take for each clock of theirs."""
+LAUNCH = 1500
 """Clocks until a kernel is there and gone."""
-BLOCK = 3000
+BLOCK = 2500
 """Clocks of a block to its first product and from the last one on."""
-MEETING = 3000
+MEETING = 4000
 """Clocks that the blocks of a cluster take to exchange their sums."""
-SPLITS = (1, 2, 4, 8)
+FINISH = 16, 128
+"""Operations of an element from the sums to memory, and how many a clock a multiprocessor does."""
 ROWS = (GROUP_ROWS, 2 * GROUP_ROWS)
 COLUMNS = (32, 64, 96, 128)
 LEAST_COLUMNS = 32
-SAMPLES = (16, 64, 128, 256, 512, 1024, 2048, 4096)
+SAMPLES = (64, 128, 256, 512, 1024, 2048, 4096)
 """Rows for which kernels are chosen where they are not known."""
 UNKNOWN = 1024
 MOST_KERNELS = 3
 LOSS = 0.08
 """Of time, for having fewer kernels."""
 
-Sizes = tuple[int, int, int, int]
-"""Batch, rows, columns and depth of a product."""
+Sizes = tuple[int, int, int, int, int]
+"""Batch, rows, columns and depth of a product, and operations on each element that follow."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +62,23 @@ class Shape:
 
     def clocks(self, sizes: Sizes) -> float:
         """About what a product takes."""
-        batch, rows, columns, depth = sizes
+        batch, rows, columns, depth, work = sizes
         blocks = batch * -(-rows // self.rows) * -(-columns // self.columns) * self.split
         stages = -(-depth // (DEPTH * self.split))
-        flops = 2 * self.rows * self.columns * DEPTH
-        loaded = (self.rows + self.columns) * DEPTH * 4
-        stage = max(flops * CLOCKS_PER_FLOP, loaded / BYTES_PER_CLOCK, LEAST) + BETWEEN
-        turns = -(-blocks // FULL)
-        return LAUNCH + turns * (stages * stage + BLOCK + MEETING * (self.split > 1))
+        together = 2 if self.rows == GROUP_ROWS and self.columns <= AT_ONCE else 1
+        turns, rest = divmod(-(-blocks // FULL[self.split]), together)
+        return LAUNCH + turns * self._turn(together, stages, work) + self._turn(rest, stages, work)
+
+    def _turn(self, blocks: int, stages: int, work: int) -> float:
+        """What so many blocks take that a multiprocessor has at a time."""
+        if not blocks:
+            return 0
+        products = 2 * self.rows * self.columns * DEPTH * CLOCKS_PER_FLOP
+        waits, share = STAGE
+        most, rate = FINISH
+        finish = self.rows // self.split * self.columns * (most + work) / rate
+        meeting = MEETING if self.split > 1 else 0
+        return BLOCK + meeting + stages * (waits + blocks * share * products) + blocks * finish
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,8 @@ def choices(graph: Graph, group: Group) -> tuple[Choice, ...]:
     if measure.as_int() is not None or not samples:
         samples = [max(1, (measure.as_int() or low or 1) // unit)]
     others = wide or UNKNOWN, product.depth.as_int() or UNKNOWN
-    sizes = [(batch.as_int() or 1, s, *others) for s in samples]
+    work = sum(flops(graph.nodes[m]) for m in group.members)
+    sizes = [(batch.as_int() or 1, s, *others, work) for s in samples]
     limits = [_at_most(measure, s * unit) for s in samples]
     shapes = _shapes(product, node.operands[1] in group.packs)
     return tuple(
@@ -173,7 +181,9 @@ def _shapes(product: Contract, direct: bool) -> list[Shape]:
         for columns in widths:
             if columns * DEPTH // CHUNK % lanes or columns % 16:
                 continue
-            found += [Shape(rows, columns, n) for n in SPLITS if n == 1 or n <= most]
+            if rows == GROUP_ROWS and columns > AT_ONCE:
+                continue  # one warpgroup does not hide what it waits for
+            found += [Shape(rows, columns, n) for n in FULL if n == 1 or n <= most]
     return found
 
 

@@ -40,7 +40,7 @@ def test_tiles_of_any_sizes(
     monkeypatch.setattr(tiles, "_shapes", lambda *_: [shape])
     plan = compiled(tmp_path / "p.pipe", TEXT, ("sm_90a",))
     check_legal(plan)
-    assert "wgmma" in plan.ptx["sm_90a"]
+    assert "wgmma" in plan.ptx["sm_90a"] and "cp.async.bulk.tensor" in plan.ptx["sm_90a"]
     assert all(not x.report["spill bytes"] for x in launches(plan))
     assert max(x.cluster[0] for x in launches(plan)) == shape.split
     emulated = Emulated(plan)
@@ -73,10 +73,34 @@ def test_infinities_and_nan(
     np.testing.assert_array_equal(found[~finite], expected[~finite])
     with np.errstate(invalid="ignore"):
         bound = 140 * 2.0**-24 * (np.abs(x.astype(np.float64)) @ np.abs(w.astype(np.float64)))
-    assert (np.abs(found - wide)[finite] <= bound[finite]).all()
+        assert (np.abs(found - wide)[finite] <= bound[finite]).all()
 
 
-@pytest.mark.parametrize("rows", [1, 64, 65, 100, 1000, 5000])
+def test_batches_and_packed_panels(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Tensor copies bring the operands of a batch, other copies panels that lie in no steps."""
+    text = (
+        "pipeline p(x: f32[M, 64], w: f32[64, 4, 40], u: f32[B, M, 36], v: f32[B, 36, 40])"
+        " -> (f32[M, 40, 4], f32[B, M, 40])\nwhere M in 40..=4096:\n"
+        "    y[m, j, i] = sum[k] x[m, k] * w[k, i, j]\n"
+        "    y, u @ v\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
+    wide = [x for x in launches(plan) if int(x.shared_bytes) > 48 << 10]
+    assert sorted(len(x.maps) for x in wide) == [0, 2]
+    assert not any(x.report["spill bytes"] for x in wide)
+    emulated = Emulated(plan)
+    for b, m in ((2, 70), (3, 41)):
+        x, w, u, v = (
+            rng.standard_normal(s).astype(np.float32)
+            for s in ((m, 64), (64, 4, 40), (b, m, 36), (b, 36, 40))
+        )
+        y, z = emulated({"x": x, "w": w, "u": u, "v": v}, {"M": m, "B": b})
+        near(y.reshape(m, 160), x, w.transpose(0, 2, 1).reshape(64, 160))
+        for n in range(b):
+            near(z[n], u[n], v[n])
+
+
+@pytest.mark.parametrize("rows", [33, 64, 65, 100, 1000, 5000])
 def test_one_kernel_runs_for_any_number_of_rows(rows: int, tmp_path: Path) -> None:
     text = (
         "pipeline p(x: f32[M, 384], w: f32[384, 1536], v: f32[1536, 384]) -> f32[M, 384]:\n"
@@ -93,6 +117,6 @@ def test_shapes_fill_the_device() -> None:
     shapes = [Shape(r, c, s) for r in (64, 128) for c in (64, 128) for s in (1, 2, 4, 8)]
     small, large = (
         min(shapes, key=lambda s, z=z: s.clocks(z))
-        for z in ((1, 128, 384, 1536), (1, 4096, 4096, 4096))
+        for z in ((1, 128, 384, 1536, 0), (1, 4096, 4096, 4096, 0))
     )
     assert small.split > 1 and (large.rows, large.columns, large.split) == (128, 128, 1)
