@@ -258,4 +258,4 @@ def test_the_report_of_compiled_code() -> None:
     with sf.compile(text, device="emulator:sm_80") as pipe:
         report = str(pipe.report())
     assert "sm_80, 1 kernel" in report and "  registers: " in report
-    assert "us on a100 (bound by memory) with N = 4096" in report
+    assert "us on a100 (bound by start) with N = 4096" in report

@@ -135,6 +135,10 @@ def test_predictions_have_their_bound() -> None:
     assert predicted(device, 1 << 30, 1 << 40, 0, 256, 4) == (0.0, "nothing to do")
     time, bound = predicted(device, 1 << 10, 1 << 10, 1, 256, 4)
     assert bound == "start" and device.start < time < 2 * device.start
+    near = predicted(device, 1 << 24, 1 << 20, 10000, 256, 4, "f32", 1 << 24)
+    assert near[0] < predicted(device, 1 << 24, 1 << 20, 10000, 256, 4)[0]
+    far = predicted(device, 1 << 27, 1 << 20, 10000, 256, 4, "f32", 1 << 27)
+    assert far == predicted(device, 1 << 27, 1 << 20, 10000, 256, 4)  # more than is cached
     tensor = [predicted(device, 1, 1 << 40, 10000, 256, 4, a)[0] for a in ("f32", "tf32", "half")]
     assert tensor[0] > tensor[1] > tensor[2]
 
