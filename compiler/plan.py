@@ -172,7 +172,9 @@ class GpuLaunchPlan:
     shared memory of a block. The parameters of the entry are 8 bytes each: a u64 pointer for each
     of `buffers` (indices into the GpuPlan's), an s64 for each of `dims`, and a u64 pointer to the
     status, two s64: the number of a site plus one (0: nothing to report) and the value found there;
-    behind them 128 bytes, aligned to 64, for each of `maps`, which are of `buffers`.
+    behind them 128 bytes, aligned to 64, for each of `maps`, which are of `buffers`. The blocks of
+    one that `stays` share its work whatever their number: a device with fewer multiprocessors than
+    `grid` has blocks gets one for each, as far as clusters divide.
     `writes` are those of `buffers` that it writes; () leaves it open, and then it may write each
     one that is not an input, a weight or a constant. One that `reports` may write the status; one
     that is `guarded` reads it, so that it comes after all before it that report.
@@ -191,6 +193,7 @@ class GpuLaunchPlan:
     reports: bool = False
     guarded: bool = False
     maps: tuple[TensorMapPlan, ...] = ()
+    stays: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class DevicePipeline(Pipeline):
         super().__init__(one, DeviceBinder(one), plan.arrays)
         self.driver, self.device = driver, driver.device
         self._gpu = gpu_plan(one.gpu, driver.arch, one.name)
-        self._preparer = DevicePreparer(one, self._gpu)
+        self._preparer = DevicePreparer(one, self._gpu, driver.multiprocessors)
         self._buckets: dict[tuple[tuple[int, ...], ...], DeviceBucket] = {}
         self._free: list[Space] = []
         self._spaces: list[Space] = []

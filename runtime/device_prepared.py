@@ -71,10 +71,12 @@ def padded(size: int) -> int:
 
 
 class DevicePreparer:
-    """Makes buckets of one pipeline on one arch."""
+    """Makes buckets of one pipeline on one arch, for a device of so many multiprocessors."""
 
-    def __init__(self, plan: PipelinePlan, gpu: GpuPlan) -> None:
-        self.plan, self.gpu = plan, gpu
+    def __init__(
+        self, plan: PipelinePlan, gpu: GpuPlan, multiprocessors: int | None = None
+    ) -> None:
+        self.plan, self.gpu, self.multiprocessors = plan, gpu, multiprocessors
         self.where = f"{plan.name} on {gpu.arch}"
         self.inputs = _with_role(gpu.buffers, "input")
         self.results = _with_role(gpu.buffers, "result")
@@ -161,6 +163,9 @@ class DevicePreparer:
 
     def _grid(self, launch: GpuLaunchPlan, evaluate: Evaluator) -> tuple[int, int, int]:
         x, y, z = (evaluate(side) for side in launch.grid)
+        if launch.stays and self.multiprocessors is not None:
+            beside = launch.cluster[0]
+            x = min(x, max(self.multiprocessors // beside, 1) * beside)
         what = f"{self.where}: the launch of {launch.kernel}"
         for side, limit, cluster in zip((x, y, z), _MAX_GRID, launch.cluster, strict=True):
             if side > limit:

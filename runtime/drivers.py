@@ -142,6 +142,7 @@ class Driver(Protocol):
 
     device: str  # as the caller writes it: "emulator", "cuda:0"
     arch: str  # of the code that it runs
+    multiprocessors: int | None  # of the device, if it has any
 
     def active(self) -> AbstractContextManager[Any]:
         """Within it this thread may use the device; behind it all is as before."""

@@ -62,6 +62,7 @@ class EmulatorDriver:
                 f"holds {holds}\n  = help: compile it again, such as with target=\"h100\""
             )
         self.arch = usable[0]
+        self.multiprocessors: int | None = None
         self._text = plan.ptx[self.arch]
         self._module: Any = None
         self._new: Any = None

@@ -288,7 +288,7 @@ class GpuCompiler:
             (entry.cluster, 1, 1), str(entry.shared_bytes), tuple(used), lowered.kernel.dims,
             lowered.label, notes, tuple(dict.fromkeys(writes)), lowered.reports,
             lowered.kernel.guarded,
-            tuple(_map_plan(lowered.kernel, used, found) for found in entry.maps),
+            tuple(_map_plan(lowered.kernel, used, found) for found in entry.maps), entry.stays,
         )  # fmt: skip
 
     def _parts(self, buffers: Buffers, lowered: Lowered, number: int) -> int:
@@ -334,7 +334,7 @@ class GpuCompiler:
         entries = self.modules[arch]
         spilled = [
             n for n, entry in entries.items()
-            if (made.usage[n].spill_stores or made.usage[n].spill_loads) and not entry.has_roles
+            if (made.usage[n].spill_stores or made.usage[n].spill_loads) and not entry.stays
         ]  # fmt: skip
         for name in spilled:
             entries[name] = entries[name].with_room(hint)

@@ -41,8 +41,9 @@ class Entry:
     """A kernel's PTX and how it is launched; sizes are expressions over its dimensions.
 
     `workspace`: bytes of scratch in global memory, passed after the buffers, if any. `maps`: tensor
-    maps, passed after everything else. `has_roles`: warps have roles, and how many registers each
-    may have is settled. `cluster`: blocks that follow each other and share their memory.
+    maps, passed after everything else. `stays`: its blocks share the work whatever their number,
+    and how many registers they may have is settled. `cluster`: blocks that follow each other and
+    share their memory.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Entry:
     workspace: Expr | None
     tables: frozenset[str]
     maps: tuple[TensorMap, ...] = ()
-    has_roles: bool = False
+    stays: bool = False
     cluster: int = 1
 
     def with_room(self, hint: str) -> Entry:
@@ -97,7 +98,7 @@ class KernelWriter(SplitWriter):
         self.step: Value | None = None
         self.name = ""
         self.maps: list[TensorMap] = []
-        self.has_roles = False
+        self.stays = False
 
     def entry(self, name: str, notes: Sequence[str]) -> Entry:
         """The whole function; `notes` are comments at its top."""
@@ -126,7 +127,7 @@ class KernelWriter(SplitWriter):
         workspace = self.scratch * grid * self.team.per_block if self.rounds else None
         return Entry(
             name, "\n".join(lines), self.team, grid, self.shared, workspace,
-            frozenset(code.tables), tuple(self.maps), self.has_roles, self.cluster,
+            frozenset(code.tables), tuple(self.maps), self.stays, self.cluster,
         )  # fmt: skip
 
     def _steps(self) -> Expr:

@@ -92,7 +92,7 @@ class PersistentWriter(PieceWriter):
         whole: Whole,
     ) -> None:
         super().__init__(kernel, facts, shared_limit, lines, form, whole.columns)
-        self.whole, self.has_roles = whole, True
+        self.whole, self.stays = whole, True
         self.team = Team((READERS + 1) * GROUP, 1)
         self.batch = kernel.parallel[:-2]
         self.is_deep = form.product.panel_row == const(1)

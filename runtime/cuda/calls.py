@@ -174,6 +174,14 @@ def describe(number: int) -> tuple[str, int, int, int]:
     return name, int(major), int(minor), int(_call("cuDeviceTotalMem", doing, device))
 
 
+def multiprocessors(number: int) -> int | None:
+    """How many multiprocessors a GPU has."""
+    kind = _driver().CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+    doing = f"describing GPU {number}"
+    device = _call("cuDeviceGet", doing, number)
+    return int(_call("cuDeviceGetAttribute", doing, kind, device)) or None
+
+
 def open_context(number: int) -> Any:
     """The GPU's primary context, which other libraries in this process use too."""
     device = _call("cuDeviceGet", "opening a GPU", number)

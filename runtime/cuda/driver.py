@@ -59,6 +59,7 @@ class CudaDriver:
         self._code = (
             plan.cubins[choice.arch] if choice.cubin else plan.ptx[choice.arch].encode() + b"\0"
         )
+        self.multiprocessors: int | None = calls.multiprocessors(self.number)
         self._library: Any = None
         self._kernels: dict[str, Any] = {}
         self._context = calls.open_context(self.number)

@@ -172,6 +172,9 @@ class FakeCuda:
     def describe(self, number: int) -> tuple[str, int, int, int]:
         return self.gpus[number]
 
+    def multiprocessors(self, number: int) -> int:
+        return 7
+
     def open_context(self, number: int) -> str:
         self.contexts += 1
         return f"context {number}"

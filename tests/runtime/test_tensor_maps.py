@@ -127,6 +127,19 @@ def test_a_map_beyond_its_buffer_is_refused(plan: Plan, changes: Any, said: str)
         DevicePreparer(pipeline, pipeline.gpu[0]).prepare({"B": 3})
 
 
+def test_blocks_that_stay_are_as_many_as_there_is_room_for(plan: Plan) -> None:
+    (pipeline,) = plan.pipelines
+    (gpu,) = pipeline.gpu
+    assert [n.stays for n in gpu.launches] == [bool(n.maps) for n in gpu.launches]
+
+    def blocks(multiprocessors: int | None) -> list[int]:
+        prepared = DevicePreparer(pipeline, gpu, multiprocessors).prepare({"B": 4096})
+        return [n.grid[0] for n in prepared.launches if n.plan.stays]
+
+    assert blocks(None) == blocks(132) == [32]
+    assert (blocks(7), blocks(1)) == ([6], [2])  # two are a cluster
+
+
 def test_entries_and_launches_have_as_many_maps(plan: Plan) -> None:
     (pipeline,) = plan.pipelines
     (gpu,) = pipeline.gpu
