@@ -36,6 +36,9 @@ class Facts:
         found = self
         for name, size in zip(names, shape, strict=True):
             axis = size.as_symbol()
+            if axis is None and len(size.symbols()) == 1:  # blocks of an axis
+                (only,) = size.symbols()
+                axis = only if size.substitute({only: const(0)}).as_int() == 0 else None
             if axis is not None:
                 low, high = found.ranges.get(axis, (0, None))
                 least = found.bounds(low)[0]

@@ -47,18 +47,19 @@ from .contract import (
     whole_of,
 )
 from .emit import Entry, KernelWriter, module_text
-from .packing import lower_pointwise
 from .persistent import PersistentWriter, Whole
 from .pieces import form_of
 from .predict import largest
 from .split_scan import lower_stretch_scans, lower_stretches, splits
 from .targets import ARCHES, SHARED_LIMIT, occupancy
+from .teams import WARP_ROW
 from .tensor_maps import TensorMap
 from .tiles import choices
+from .transposed import lower_elements
 from .whole import lower_whole_parts, lower_whole_rest, whole
 
 JOINS = ("placed", "attended", "chained", "direct", "halved")
-SHORT_ROWS = (256, 1024)
+SHORT_ROWS = (256, 1024, 4096)
 """Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
 ROOM = (".minnctapersm 1", ".maxnreg 200")
 """What is said of kernels that spill, one after the other. Without a word on how many blocks are
@@ -69,7 +70,7 @@ WGMMA = ("sm_90a",)
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
 GPU_FORMS = {
     **FORMS,
-    "pointwise": lower_pointwise,
+    "pointwise": lower_elements,
     "contract": lower_contract,
     "row": lower_rows,
     "chain": lower_chain,
@@ -418,6 +419,8 @@ def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]
     if least is None:
         return []
     limits = [n for n in SHORT_ROWS if least <= n and (most is None or n < most)]
+    if group.kind == "scan":
+        limits = [n for n in limits if n == WARP_ROW]
     found, above = [], const(1)
     for limit in limits:
         beyond = minimum(floordiv(length, limit + 1), const(1))

@@ -37,8 +37,8 @@ UNKNOWN = 4096
 MOST_IN_REGISTERS = 32
 """Elements of a row that one lane holds when loops are unrolled."""
 WARP_ROW = 1024
-"""The longest row that a warp takes."""
-BLOCKS = ((8192, 256), (1 << 62, 512))
+"""The most elements of one step's rows that a warp takes."""
+BLOCKS = ((1024, 128), (8192, 256), (1 << 62, 512))
 """Lanes of a block that takes a row, by the most elements that it has."""
 
 
@@ -75,8 +75,8 @@ LANE = Team(1, BLOCK_LANES)
 WARP_TEAM = Team(WARP, BLOCK_LANES // WARP)
 COLUMN_LANES = 512
 LOADING = 1024
-"""Threads of an SM of a kernel that only reduces: ptxas then leaves each enough registers for all
-its loads to be under way at once."""
+"""Threads of an SM of a kernel that only reduces, or only computes elements: ptxas then leaves each
+enough registers for all its loads to be under way at once."""
 REDUCERS = 1 << 17
 """Lanes that keep a device's memory busy with reductions of rows."""
 LOADS = 8
@@ -172,14 +172,35 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
         return Team(1024, 1)
     if not arrays and most <= (WINDOW if _folds_windows(kernel.body) else 8):
         return LANE
-    if most <= WARP_ROW:
+    if most * _rows_of_a_step(kernel) <= WARP_ROW:
         return WARP_TEAM
     if not arrays and all(isinstance(s, Fold | Let | Store) for s in kernel.body):
         return _reducers(kernel, most, facts)
     lanes = next(lanes for limit, lanes in BLOCKS if most <= limit)
     if not kernel.parallel or _few(kernel, facts):
         lanes = 1024
+    if all(isinstance(s, For) and _plain(s) for s in kernel.body):
+        return Team(lanes, 1, resident=max(1, LOADING // lanes))
     return Team(lanes, 1)
+
+
+def _rows_of_a_step(kernel: Kernel) -> int:
+    """How many operands a step reads a row of: not those of which all steps read the same."""
+    outer = {name for name, _ in kernel.parallel}
+    found = set()
+    for s in walk(kernel.body):
+        if not isinstance(s, Let | Fold | Store):
+            continue
+        for part in (p for p in post_order(s.value) if isinstance(p, Load)):
+            names = {n for i in part.indices if isinstance(i, Index) for n in i.expr.symbols()}
+            if names & outer and names - outer:
+                found.add(part.buffer)
+    return max(1, len(found))
+
+
+def _plain(s: For) -> bool:
+    """A shared loop that only loads, computes and stores."""
+    return is_shared(s) and all(isinstance(x, Let | Store) for x in s.body)
 
 
 def _columns(kernel: Kernel, facts: Facts) -> Team | None:
