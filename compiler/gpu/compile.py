@@ -50,6 +50,7 @@ from .emit import Entry, KernelWriter, module_text
 from .persistent import PersistentWriter, Whole
 from .pieces import form_of
 from .predict import largest
+from .scatter import lower_ranges
 from .split_scan import lower_stretch_scans, lower_stretches, splits
 from .targets import ARCHES, SHARED_LIMIT, occupancy
 from .teams import WARP_ROW
@@ -73,6 +74,7 @@ GPU_FORMS = {
     "pointwise": lower_elements,
     "contract": lower_contract,
     "row": lower_rows,
+    "scatter": lower_ranges,
     "chain": lower_chain,
     "attention": lower_attention,
 }

@@ -8,12 +8,12 @@ from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from . import scalars
 from .ir import Value
 from .loops import Carry
-from .scan import ScanWriter
+from .scatter import ScatterWriter
 
 COLUMNS = 4
 
 
-class ProductWriter(ScanWriter):
+class ProductWriter(ScatterWriter):
     """The body of a kernel, as far as its matrix products go."""
 
     def product(self, s: TileProduct) -> None:

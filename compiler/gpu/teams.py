@@ -159,7 +159,7 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     if products:
         return Team(PRODUCT_LANES * max(1, max(s.mr for s in products) // 64), 1)
     if kernel.parallel and any(b.mode == "inout" for b in kernel.buffers):
-        return LANE  # a scatter's steps are one after the other: lanes take other axes
+        return WARP_TEAM  # a scatter
     loops = list(shared_loops(kernel.body))
     arrays = any(isinstance(s, Alloc) and s.shape for s in statements)
     if not loops:

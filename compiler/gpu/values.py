@@ -315,7 +315,8 @@ class ValueWriter(IndexWriter):
         wide = memory.start.type
         at = memory.start
         for part in self._by_depth(expr):
-            at = at + self._scaled(part, size, wide)
+            for some in self._by_width(part, wide):
+                at = at + self._scaled(some, size, wide)
         if offset is not None:
             at = at + (offset * size).to("trunc", wide)
         fixed = next((c for m, c in expr.terms if m == ()), 0) * size
@@ -327,15 +328,19 @@ class ValueWriter(IndexWriter):
         if wide == "i32":
             return self._value(expr, "i32") * size
         if not self.is_small(expr):
-            terms = [Expr((t,)) for t in expr.terms]
-            small = sum((t for t in terms if self.is_small(t)), const(0))
-            if small == const(0) or small == expr:
-                return self._value(expr * size, "i64")
-            return self._scaled(expr - small, size, wide) + self._scaled(small, size, wide)
+            return self._value(expr * size, "i64")
         value = self._value(expr, "i32")
         if size == 1 or value.known is not None:
             return (value.to("sext", "i64")) * size
         return self.code.pure("mul.wide.s32", "i64", value, self.code.const(size, "i32"))
+
+    def _by_width(self, expr: Expr, wide: str) -> list[Expr]:
+        """Terms that take 64 bits, and those that do not: the latter are scaled and added at once."""
+        if wide == "i32" or self.is_small(expr):
+            return [expr]
+        terms = [Expr((t,)) for t in expr.terms]
+        small = sum((t for t in terms if self.is_small(t)), const(0))
+        return [e for e in (expr - small, small) if e != const(0)]
 
     def _by_depth(self, expr: Expr) -> list[Expr]:
         """An expression's terms, those that change in the same loop together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, const, sym
@@ -98,40 +99,57 @@ def lower_sort(low: Lowering) -> Parallel:
 def lower_scatter(low: Lowering) -> Parallel:
     node, primitive = _anchor(low, Scatter)
     axis = primitive.axis
-    base, indices, updates = node.operands
+    base, _, updates = node.operands
     size = low.group.domain[axis]
     parallel, at = _other_axes(low, axis)
     ref = low.group.roots[0]
     here: tuple[Value, ...] = tuple(map(Index, at))
-    dtype = node.type.dtype
 
     def copy() -> None:
         value = low.value(base, here, ())
         low.emit(Store(low.buffer(ref, "out").name, here, value))
 
     def step() -> None:
-        wanted = low.value(indices, (Index(sym("u")),), ())
         name = low.name("at")
-        checked = Checked(wanted, size, low.sites.number(node.span, size))
-        low.emit(Let(name, checked))
-        place: tuple[Value, ...] = (*here[:axis], Local(name, I64), *here[axis + 1 :])
-        source = (*here[:axis], Index(sym("u")), *here[axis + 1 :])
-        value = low.value(updates, source, ())
-        out = low.buffer(ref, "inout")
-        if primitive.kind != "set":
-            combine = {"add": "add", "max": "maximum"}[primitive.kind]
-            value = Op(combine, (Load(out.name, place, dtype), value), dtype.compute)
-        store = Store(out.name, place, value)
+        low.emit(Let(name, position_of(low)))
+        store = update_at(low, here, Local(name, I64))
         if low.facts.is_positive(size):
             return low.emit(store)
-        # in nothing every position is out of range: it is reported, and there is none to write
-        some = Op("ge", (Index(size - 1), Const(0, I64)), BOOL)
-        low.emit(If(some, (store,)))
+        low.emit(If(is_some(size), (store,)))
 
     low.loop(f"d{axis}", const(0), size, copy)
     count = low.graph.type(updates).shape[axis]
     low.loop("u", const(0), count, step)
     return parallel, at_least_one(size + count)
+
+
+def position_of(low: Lowering) -> Checked:
+    """Where along its axis a scatter's update `u` goes."""
+    node, primitive = _anchor(low, Scatter)
+    size = low.group.domain[primitive.axis]
+    wanted = low.value(node.operands[1], (Index(sym("u")),), ())
+    return Checked(wanted, size, low.sites.number(node.span, size))
+
+
+def is_some(size: Expr) -> Value:
+    """Whether there is an element. In nothing every position is out of range: it is reported, and
+    there is none to write."""
+    return Op("ge", (Index(size - 1), Const(0, I64)), BOOL)
+
+
+def update_at(low: Lowering, here: Sequence[Value], at: Value) -> Store:
+    """The store that combines a scatter's update `u` with the element at a position of its axis,
+    and of the other axes as `here` has them."""
+    node, primitive = _anchor(low, Scatter)
+    axis, dtype = primitive.axis, node.type.dtype
+    place: tuple[Value, ...] = (*here[:axis], at, *here[axis + 1 :])
+    source = (*here[:axis], Index(sym("u")), *here[axis + 1 :])
+    value = low.value(node.operands[2], source, ())
+    out = low.buffer(low.group.roots[0], "inout")
+    if primitive.kind != "set":
+        combine = {"add": "add", "max": "maximum"}[primitive.kind]
+        value = Op(combine, (Load(out.name, place, dtype), value), dtype.compute)
+    return Store(out.name, place, value)
 
 
 def _anchor(low: Lowering, kind: type) -> tuple[Node, Any]:

@@ -1,0 +1,69 @@
+"""Scatters by ranges combine every element with its updates in their order, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .gpu_run import Emulated, check_legal, compiled
+
+TEXT = """
+pipeline line(x: f32[N], i: i64[M], u: f32[M]) -> f32[N]:
+    scatter_add(x, i, u)
+
+pipeline rows(x: f32[N, D], i: i64[M], u: f32[M, D]) -> f32[N, D]:
+    scatter_add(x, i, u * 0.5, axis=0)
+
+pipeline columns(x: i32[D, N], i: i64[M], u: i32[D, M]) -> i32[D, N]:
+    scatter_max(x, i, u, axis=1)
+
+pipeline planes(x: f32[B, N, D], i: i64[M], u: f32[B, M, D]) -> f32[B, N, D]:
+    scatter_set(x, i, u, axis=1)
+"""
+
+
+def _added(x: Any, i: Any, u: Any, axis: int, combine: Any) -> Any:
+    y = np.moveaxis(x.copy(), axis, 0)
+    for n, update in zip(i, np.moveaxis(u, axis, 0), strict=True):
+        y[n] = combine(y[n], update)
+    return np.moveaxis(y, 0, axis)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_scatters(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    plan = compiled(tmp_path / "p.pipe", TEXT, (arch,))
+    check_legal(plan)
+    line, rows, columns, planes = (Emulated(plan, arch, n) for n in range(4))
+
+    def data(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    for n, m in ((1, 40), (5, 300), (90, 130), (3000, 1), (40, 0)):
+        i = rng.integers(-n, n, m)
+        dims = {"N": n, "M": m}
+        x, u = data(n), data(m)
+        (found,) = line({"x": x, "i": i, "u": u}, dims)
+        np.testing.assert_array_equal(found, _added(x, i, u, 0, np.add))
+        for d in (37, 132):
+            x, u = data(n, d), data(m, d)
+            (found,) = rows({"x": x, "i": i, "u": u}, {**dims, "D": d})
+            half = np.float32(0.5)
+            np.testing.assert_array_equal(found, _added(x, i, u * half, 0, np.add))
+        a, b = (rng.integers(-99, 99, s).astype(np.int32) for s in ((6, n), (6, m)))
+        (found,) = columns({"x": a, "i": i, "u": b}, {**dims, "D": 6})
+        np.testing.assert_array_equal(found, _added(a, i, b, 1, np.maximum))
+        x, u = data(2, n, 9), data(2, m, 9)
+        (found,) = planes({"x": x, "i": i, "u": u}, {**dims, "B": 2, "D": 9})
+        np.testing.assert_array_equal(found, _added(x, i, u, 1, lambda _, v: v))
+
+
+def test_a_position_out_of_range_is_reported(tmp_path: Path, rng: np.random.Generator) -> None:
+    emulated = Emulated(compiled(tmp_path / "p.pipe", TEXT, ("sm_90a",)))
+    i = rng.integers(0, 50, 200)
+    i[70] = 50
+    x, u = np.zeros(50, np.float32), np.ones(200, np.float32)
+    emulated({"x": x, "i": i, "u": u}, {"N": 50, "M": 200})
+    assert emulated.status[0] and emulated.status[1] == 50
