@@ -177,17 +177,8 @@ class GpuCompiler:
             for form, name in ((lower_whole_parts, "parts"), (lower_whole_rest, "")):
                 yield SourceLowering(graph, group, sites, GPU), {"row": form}, const(1), name
             return
-        split_scan = splits(graph, group)
-        others = const(1) if split_scan is None else 1 - split_scan
-        if split_scan is not None:
-            for form, name in ((lower_stretches, "parts"), (lower_stretch_scans, "stretches")):
-                yield SourceLowering(graph, group, sites, GPU), {"scan": form}, split_scan, name
-        classes = _classes_of_rows(graph, group)
-        if classes:
-            for facts, name, share in classes:
-                low = SourceLowering(graph, group, sites, GPU)
-                low.sizes = facts
-                yield low, GPU_FORMS, share * others, name
+        if group.kind in ("row", "scan"):
+            yield from _rows(graph, group, sites)
             return
         if group.kind == "attention":
             yield from _attentions(graph, group, sites, arches)
@@ -399,6 +390,21 @@ def _attentions(
     if graph.facts.bounds(others)[1] != 0:
         schedule = GPU_WGMMA if arches[0] in WGMMA and suits_groups(asked) else GPU
         yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
+
+
+def _rows(
+    graph: Graph, group: Group, sites: Sites
+) -> Iterator[tuple[SourceLowering, Forms, Expr, str]]:
+    """The kernels of rows: of long scans in two, the others by how long rows are."""
+    others, split = const(1), splits(graph, group)
+    if split is not None:
+        others = 1 - split
+        for form, name in ((lower_stretches, "parts"), (lower_stretch_scans, "stretches")):
+            yield SourceLowering(graph, group, sites, GPU), {"scan": form}, split, name
+    for facts, name, share in _classes_of_rows(graph, group) or [(graph.facts, "", const(1))]:
+        low = SourceLowering(graph, group, sites, GPU)
+        low.sizes = facts
+        yield low, GPU_FORMS, share * others, name
 
 
 def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]]:

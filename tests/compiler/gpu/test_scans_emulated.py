@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stagefuse.dsl.dims_text import parse
+
 from .gpu_run import Emulated, check_legal, compiled
 
 TEXT = """
@@ -56,11 +58,15 @@ def test_scans(dtype: str, arch: str, tmp_path: Path, rng: np.random.Generator) 
 
 def test_a_scan_of_a_long_row_is_split(tmp_path: Path) -> None:
     plan = compiled(tmp_path / "p.pipe", TEXT.format(t="f32"), ("sm_90a",))
-    launches = plan.pipelines[0].gpu[0].launches
-    sizes = [str(x.grid[0]) for x in launches]
-    assert [x.label for x in launches] == [
-        "line.cumsum parts",
-        "line.cumsum stretches",
-        "line.cumsum",
-    ]
-    assert len(set(sizes)) == 2
+
+    def runs(pipeline: int, **sizes: int) -> list[str]:
+        launches = plan.pipelines[pipeline].gpu[0].launches
+        return [x.label for x in launches if parse(x.grid[0]).evaluate(sizes)]
+
+    split = ["cumsum parts", "cumsum stretches"]
+    assert runs(0, N=1 << 20) == [f"line.{x}" for x in split] and len(runs(0, N=16000)) == 1
+    assert runs(1, B=4, N=1 << 20) == [f"rows.{x}" for x in split]
+    assert runs(1, B=4, N=100) == ["rows.cumsum to 1024"]
+    assert len(runs(1, B=1 << 12, N=1 << 20)) == 1 and len(runs(1, B=4, N=2000)) == 1
+    assert runs(2, N=8192, B=300) == [f"columns.{x}" for x in split]
+    assert len(runs(2, N=8192, B=1 << 20)) == 1
