@@ -79,9 +79,10 @@ class KernelWriter(SplitWriter):
     ) -> None:
         names = [name for name, _ in kernel.parallel]
         extents = [extent for _, extent in kernel.parallel]
-        facts = _as_stored(kernel, facts.at_element(names, extents))
+        facts = facts.at_element(names, extents)
         scan = scan_of(kernel)
         team = choose(kernel, facts) if scan is None else team_of(scan, facts)
+        facts = _as_stored(kernel, facts)
         if has_wgmma and any(isinstance(s, Attend) for s in walk(kernel.body)):
             team = replace(team, helpers=GROUP)
         super().__init__(kernel, facts, team)

@@ -335,7 +335,7 @@ class ValueWriter(IndexWriter):
         return self.code.pure("mul.wide.s32", "i64", value, self.code.const(size, "i32"))
 
     def _by_width(self, expr: Expr, wide: str) -> list[Expr]:
-        """Terms that take 64 bits, and those that do not: the latter are scaled and added at once."""
+        """Terms that take 64 bits, and those that do not, which are scaled and added at once."""
         if wide == "i32" or self.is_small(expr):
             return [expr]
         terms = [Expr((t,)) for t in expr.terms]

@@ -102,6 +102,7 @@ class VersionWriter(LoopWriter):
             least, some = self.facts.bounds(sym(str(name)))[0] or 0, SLOTS * lanes
             if most is None or most > some >= least:
                 return str(name), some
-            if most == some and most >= 4 * least:
-                return str(name), most // 4
+            fewer = max(lanes, most // 4)
+            if 2 * lanes <= most <= some and least <= fewer:
+                return str(name), fewer
         return None
