@@ -22,14 +22,16 @@ from stagefuse.dsl.types import TensorType
 from .graph import Contract, Gather, Graph, Indirect, Map, Node, Ref, Scalar, View
 from .graph_builder import Builder
 from .interpret import evaluate_node
+from .recurrence import Nests
 
 Array = Any
 Evaluate = Callable[[Ref], Array]
 Maker = Callable[[Builder, Mapping[Ref, Ref]], Ref]
 """Makes a value in a new graph, given what stands there for values of the old one."""
 
-LEAST = 1 << 16
-"""Elements that are worth keeping as codes."""
+LEAST, LEAST_IN_STEPS = 1 << 16, 1 << 20
+"""Elements that are worth keeping as codes. What every step of a recurrence reads stays in a cache
+in f32 too, unless it is large."""
 MOST_BITS = 16
 """Bits stored for an element, and for the work to make it, above which it is unfolded while
 compiling: half of f32."""
@@ -46,14 +48,15 @@ def kept_codes(graph: Graph, known: set[int], evaluate: Evaluate) -> dict[Ref, M
 
     `known` are the constant nodes, `evaluate` computes one of them.
     """
-    uses = graph.uses()
+    uses, steps = graph.uses(), Nests(graph).depends
     found: dict[Ref, Maker | None] = {}
     for node in graph.nodes.values():
         if isinstance(node.primitive, Contract) and node.operands[1].node in known:
             panels = node.operands[1]
             readers = [graph.nodes[user] for user in uses[panels]]
             if panels not in found and all(_multiplies_by(r, panels) for r in readers):
-                found[panels] = _panels(graph, node, evaluate)
+                least = LEAST_IN_STEPS if steps.get(node.id) else LEAST
+                found[panels] = _panels(graph, node, evaluate, least)
         elif isinstance(node.primitive, Gather) and node.id not in known:
             if node.operands[0].node in known:
                 found[Ref(node.id)] = _gathered(graph, node, evaluate)
@@ -64,7 +67,7 @@ def _multiplies_by(reader: Node, panels: Ref) -> bool:
     return isinstance(reader.primitive, Contract) and reader.operands[0] != panels
 
 
-def _panels(graph: Graph, product: Node, evaluate: Evaluate) -> Maker | None:
+def _panels(graph: Graph, product: Node, evaluate: Evaluate, least: int) -> Maker | None:
     """What makes the panels of a product."""
     node = graph.nodes[product.operands[1].node]
     view, contract = node.primitive, product.primitive
@@ -78,7 +81,7 @@ def _panels(graph: Graph, product: Node, evaluate: Evaluate) -> Maker | None:
     if any(guard != columns - 1 - (first + sym(column)) for guard in view.guard):
         return None  # it pads by more than the columns after the last one, which nothing reads
     space = _Space(graph, evaluate, view.symbols, node.type.shape, -2, view.guard)
-    kept = space.choose(node.operands[0], view.indices)
+    kept = space.choose(node.operands[0], view.indices, least)
     if kept is None:
         return None
 
@@ -107,7 +110,7 @@ def _gathered(graph: Graph, node: Node, evaluate: Evaluate) -> Maker | None:
         return None
     names = tuple(f"t{n}" for n in range(len(shape)))
     space = _Space(graph, evaluate, names, shape, -1)
-    kept = space.choose(table, tuple(map(sym, names)))
+    kept = space.choose(table, tuple(map(sym, names)), LEAST)
     if kept is None:
         return None
 
@@ -169,12 +172,12 @@ class _Space:
         """The size of the axis of groups."""
         return self.shape[self.axis].as_int() or 0
 
-    def choose(self, ref: Ref, at: tuple[Expr, ...]) -> Kept | None:
-        """How to have a value at positions of it, if that is worth it."""
+    def choose(self, ref: Ref, at: tuple[Expr, ...], least: int) -> Kept | None:
+        """How to have a value at positions of it, if that is worth it for so many elements."""
         count = 1
         for size in self.shape:
             count *= size.as_int() or 0
-        if count < LEAST:
+        if count < least:
             return None
         kept = self._value(ref, at)
         return kept if kept.bits <= MOST_BITS else None

@@ -126,6 +126,28 @@ def test_other_codes(name: str, rng: np.random.Generator, tmp_path: Path) -> Non
         check_product(pipe(x=x), x, form_matrix(name, weights), 3 if name == "twice" else 1)
 
 
+def test_steps_of_a_recurrence_read_numbers(rng: np.random.Generator, tmp_path: Path) -> None:
+    """Small weights are unfolded once, not at each of its steps."""
+    few = rng.integers(-7, 8, (288, 288)).astype(np.int8)
+    path = tmp_path / "steps.pipe"
+    path.write_text(
+        'weights w = "w.npz"\n\n'
+        "pipeline p(x: f32[T, B, 288]) -> f32[T, B, 288]:\n"
+        "    scan t in 0..T with h = zeros([B, 288], f32):\n"
+        "        h = tanh(x[t] + h @ (f32(w.few) * 0.01))\n"
+        "        y[t] = h\n"
+        "    y\n"
+    )
+    plan = compile_file(path, weights={"w": {"few": few}}, levels=host_levels()[-1:])
+    assert sum(a.nbytes for a in plan.arrays.values()) == 4 * few.size
+    x = rng.standard_normal((3, 2, 288)).astype(np.float32)
+    h, wanted = np.zeros((2, 288)), []
+    for t in range(3):
+        h = np.tanh(x[t] + h @ (few * 0.01))
+        wanted.append(h)
+    np.testing.assert_allclose(open_plan(plan, None, "cpu")(x=x), wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("name", ["as ONNX has them", "few bits"])
 def test_codes_in_the_emulator(
