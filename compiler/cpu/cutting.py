@@ -180,10 +180,28 @@ def rows_text() -> str:
     )
 
 
-def panel_text(columns: int) -> list[str]:
-    """`sf.pieces.panel.N(panel, depth, to)`: cuts a panel, with zeros up to a multiple of 32 steps.
-    Whether it is out of range."""
+def panel_symbol(columns: int, placed: bool) -> str:
+    return f"sf.pieces.panel.{columns}{'.places' if placed else ''}"
+
+
+def panel_text(columns: int, placed: bool) -> list[str]:
+    """`panel_symbol(panel, places, depth, to)`: cuts a panel, with zeros up to a multiple of 32
+    steps. Whether it is out of range. `placed`: whether its rows lie at places of a table."""
     tiles = columns // 16
+    rows = [
+        f"  %s0 = mul i64 %k0, {columns}",
+        "  %a0 = getelementptr float, ptr %panel, i64 %s0",
+        f"  %a1 = getelementptr float, ptr %a0, i64 {16 * columns}",
+    ]
+    if placed:
+        rows = []
+        for n in ("0", "1"):
+            rows += [
+                f"  %in{n} = select i1 %is{n}, i64 %k{n}, i64 0",
+                f"  %pp{n} = getelementptr i64, ptr %places, i64 %in{n}",
+                f"  %s{n} = load i64, ptr %pp{n}, align 8",
+                f"  %a{n} = getelementptr float, ptr %panel, i64 %s{n}",
+            ]
     body: list[str] = []
     before = seen = Seen("row")
     for c in range(tiles):
@@ -200,7 +218,8 @@ def panel_text(columns: int) -> list[str]:
         body += _cut(f"c{c}", f"%x{c}", f"%y{c}", seen, places)
         seen = Seen(f"c{c}")
     return [
-        f"define i1 @sf.pieces.panel.{columns}(ptr %panel, i64 %depth, ptr %to) nounwind {{",
+        f"define i1 @{panel_symbol(columns, placed)}(ptr %panel, ptr %places, i64 %depth, ptr %to)"
+        " nounwind {",
         "entry:",
         "  br label %row",
         "row:",
@@ -217,9 +236,7 @@ def panel_text(columns: int) -> list[str]:
         "  %m0 = shufflevector <16 x i1> %m0.in, <16 x i1> poison, <16 x i32> zeroinitializer",
         "  %m1.in = insertelement <16 x i1> poison, i1 %is1, i64 0",
         "  %m1 = shufflevector <16 x i1> %m1.in, <16 x i1> poison, <16 x i32> zeroinitializer",
-        f"  %s0 = mul i64 %k0, {columns}",
-        "  %a0 = getelementptr float, ptr %panel, i64 %s0",
-        f"  %a1 = getelementptr float, ptr %a0, i64 {16 * columns}",
+        *rows,
         f"  %o0 = mul i64 %step, {panel_bytes(columns)}",
         "  %o1 = shl i64 %in, 6",
         "  %o = add i64 %o0, %o1",
@@ -239,7 +256,7 @@ def panel_text(columns: int) -> list[str]:
 def cut_text(columns: int) -> str:
     """The kernel `sf_cut_N` over panels that lie one after the other: each becomes as many bytes as
     its pieces are, and MARK_BYTES. Its arguments: the panels, their depth, and where to."""
-    return f"""declare i1 @sf.pieces.panel.{columns}(ptr, i64, ptr) nounwind
+    return f"""declare i1 @sf.pieces.panel.{columns}(ptr, ptr, i64, ptr) nounwind
 
 define void @sf_cut_{columns}(ptr %args, i64 %begin, i64 %end, ptr %scratch, ptr %status)
     nounwind {{
@@ -262,7 +279,7 @@ panel:
   %from = getelementptr i8, ptr %panels, i64 %skip
   %place = mul i64 %p, %each
   %out = getelementptr i8, ptr %to, i64 %place
-  %bad = call i1 @sf.pieces.panel.{columns}(ptr %from, i64 %depth, ptr %out)
+  %bad = call i1 @sf.pieces.panel.{columns}(ptr %from, ptr null, i64 %depth, ptr %out)
   %flag = zext i1 %bad to i64
   %mark = getelementptr i8, ptr %out, i64 %behind
   store i64 %flag, ptr %mark, align 8

@@ -24,6 +24,7 @@ from .cutting import (
     ROW_BYTES,
     STEP,
     panel_bytes,
+    panel_symbol,
     panel_text,
     rows_text,
 )
@@ -49,8 +50,8 @@ define void @sf_use_tiles(i32 %on) nounwind {
 """What a module has of it that may be improved: whoever loads it says whether tiles may be used."""
 
 
-def symbol(columns: int) -> str:
-    return f"sf.pieces.{columns}"
+def symbol(columns: int, placed: bool) -> str:
+    return f"sf.pieces.{columns}{'.places' if placed else ''}"
 
 
 def is_symbol(name: str) -> bool:
@@ -86,24 +87,25 @@ define void @sf.pieces.end() {_FEATURES} {{
 {rows_text()}"""
 
 
-def tile_text(columns: int, vectors: str) -> str:
-    """The function `symbol(dst, dst_row, a, a_row, panel, rows, depth, width, add, cache, entries,
-    most, ready, mark)`: as `tile.tile_text`'s, for a packed panel and at most 32 rows; all 32 of
-    dst are there to be overwritten.
+def tile_text(columns: int, placed: bool, vectors: str) -> str:
+    """The function `symbol(dst, dst_row, a, a_row, panel, places, rows, depth, width, add, cache,
+    entries, most, ready, mark)`: as `tile.tile_text`'s, for at most 32 rows; all 32 of dst are
+    there to be overwritten. `placed`: whether the panel's rows lie at places, or are packed.
 
     `cache` is null where tiles may not be used; it holds `entries` tiles of rows and a panel, of at
     most `most` steps, a multiple of 32. `ready`, `mark`: the panel's pieces and its mark, or null.
     `vectors`: the micro-kernel for what it does not take.
     """
-    return "\n".join([*_tile(columns, vectors), "", *panel_text(columns)])
+    parts = (_tile(columns, placed, vectors), [""], panel_text(columns, placed))
+    return "\n".join(line for part in parts for line in part)
 
 
-def _tile(columns: int, vectors: str) -> list[str]:
+def _tile(columns: int, placed: bool, vectors: str) -> list[str]:
     out = [
-        f"define void @{symbol(columns)}(ptr noalias %dst, i64 %dst_row, ptr readonly %a,"
-        " i64 %a_row, ptr readonly %panel, i64 %rows, i64 %depth, i64 %width, i1 %add,"
-        " ptr %cache, i64 %entries, i64 %most, ptr %ready, ptr %mark) noinline noduplicate"
-        f" {_FEATURES} {{",
+        f"define void @{symbol(columns, placed)}(ptr noalias %dst, i64 %dst_row, ptr readonly %a,"
+        " i64 %a_row, ptr readonly %panel, ptr readonly %places, i64 %rows, i64 %depth,"
+        " i64 %width, i1 %add, ptr %cache, i64 %entries, i64 %most, ptr %ready, ptr %mark)"
+        f" noinline noduplicate {_FEATURES} {{",
         "entry:",
         "  %off = icmp eq ptr %cache, null",
         f"  %few = icmp slt i64 %rows, {LEAST_ROWS}",
@@ -113,10 +115,10 @@ def _tile(columns: int, vectors: str) -> list[str]:
         "  br i1 %not, label %vectors, label %look",
         "vectors:",
         f"  call void @{vectors}(ptr %dst, i64 %dst_row, ptr %a, i64 %a_row, i64 1, ptr %panel,"
-        " i64 0, ptr null, i64 %rows, i64 %depth, i64 %width, i1 %add)",
+        " i64 0, ptr %places, i64 %rows, i64 %depth, i64 %width, i1 %add)",
         "  ret void",
         *_rows_at_hand(),
-        *_panel_at_hand(columns),
+        *_panel_at_hand(columns, placed),
         "multiply:",
         "  %bad = or i64 %bad_rows, %bad_panel",
         "  %fine = icmp eq i64 %bad, 0",
@@ -182,7 +184,7 @@ def _rows_at_hand() -> list[str]:
     ]
 
 
-def _panel_at_hand(columns: int) -> list[str]:
+def _panel_at_hand(columns: int, placed: bool) -> list[str]:
     """Cuts the panel unless it was beforehand, or is the last one that was."""
     return [
         "  %is_ready = icmp ne ptr %ready, null",
@@ -199,7 +201,8 @@ def _panel_at_hand(columns: int) -> list[str]:
         "  %panel_found = icmp eq i64 %panel_there, %panel_key",
         "  br i1 %panel_found, label %panel_have, label %panel_cut",
         "panel_cut:",
-        f"  %panel_is_bad = call i1 @sf.pieces.panel.{columns}(ptr %panel, i64 %depth, ptr %own)",
+        f"  %panel_is_bad = call i1 @{panel_symbol(columns, placed)}(ptr %panel, ptr %places,"
+        " i64 %depth, ptr %own)",
         "  %panel_flag = zext i1 %panel_is_bad to i64",
         "  store i64 %panel_key, ptr %panel_key_at, align 8",
         "  store i64 %panel_flag, ptr %panel_flag_at, align 8",

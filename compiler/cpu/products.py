@@ -55,22 +55,23 @@ class ProductWriter(FetchWriter):
         def number(expr: Expr) -> str:
             return f"i64 {self.index(expr).text}"
 
+        table = self.places[s.panel_place, s.depth].text if s.panel_place else "null"
         if source_of(s) in self.caches:
             cache, kept = self.caches[source_of(s)]
-            symbol = pieces.symbol(s.nr)
-            self.module.micro_kernels[symbol] = pieces.tile_text(s.nr, shape.symbol)
+            placed = rows == "places"
+            symbol = pieces.symbol(s.nr, placed)
+            self.module.micro_kernels[symbol] = pieces.tile_text(s.nr, placed, shape.symbol)
             assert self.has_tiles is not None
             kept = self.has_tiles.select(kept, self.code.value("null", "ptr"))
             ready, mark = self._ready(s, cache)
             self.code.line(
                 f"call void @{symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
                 f" {place(a, s.a_offset)}, {number(s.a_row)}, {place(panel, s.panel_offset)},"
-                f" {number(s.rows)}, {number(s.depth)}, {number(width)}, i1 {int(s.accumulate)},"
-                f" ptr {kept.text}, i64 {cache.entries}, {number(cache.most)}, ptr {ready.text},"
-                f" ptr {mark.text})"
+                f" ptr {table}, {number(s.rows)}, {number(s.depth)}, {number(width)},"
+                f" i1 {int(s.accumulate)}, ptr {kept.text}, i64 {cache.entries},"
+                f" {number(cache.most)}, ptr {ready.text}, ptr {mark.text})"
             )
             return
-        table = self.places[s.panel_place, s.depth].text if s.panel_place else "null"
         self.code.line(
             f"call void @{shape.symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
             f" {place(a, s.a_offset)}, {number(s.a_row)}, {number(s.a_col)},"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stagefuse.compiler.kernel_ir import (
     Alloc,
+    Buffer,
     Kernel,
     SortRow,
     Statement,
@@ -19,6 +20,7 @@ from . import cutting, pieces
 from .bodies import walk, written_buffers
 
 SCRATCH_ALIGN = 64
+ROW_ELEMENTS = pieces.ROWS * cutting.STEP
 CUT_BYTES = 1_200_000
 """Of rows cut into pieces that stay in the second-level cache."""
 
@@ -79,8 +81,8 @@ def source_of(s: TileProduct) -> Source:
 
 
 def caches_of(kernel: Kernel) -> dict[Source, Cache]:
-    """The caches of products that may be of pieces: packed panels, and rows of an f32 input, as
-    many as a step of the kernel multiplies, so that they are of use for more than one panel."""
+    """The caches of products that may be of pieces: rows of an f32 input, and panels that are
+    packed or, for a matrix that stays in the cache, placed."""
     scratch = {s.name: s for s in walk(kernel.body) if isinstance(s, Alloc)}
     inputs = {b.name: b for b in kernel.buffers if b.mode == "in"}
     written = written_buffers(kernel.body)
@@ -91,7 +93,6 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
         if (
             (source_of(s) in deep and s.panel not in inputs)  # a panel is all that is at hand
             or s.panel_row is not None
-            or s.panel_place is not None
             or s.a not in inputs
             or inputs[s.a].dtype != F32
             or s.a in written
@@ -99,6 +100,7 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
             or (s.mr, s.nr % 16) != (pieces.ROWS, 0)
             or s.dst not in scratch
             or len(scratch[s.dst].shape) != 3
+            or (s.panel_place is not None and not _stays(inputs[s.a]))
         ):
             continue
         if source_of(s) not in found:
@@ -106,11 +108,17 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
             if known is not None and source_of(s) not in deep:
                 fits = CUT_BYTES // max(1, known * cutting.ROW_BYTES // cutting.STEP)
                 entries = min(max(1, fits), entries)
-            whole = s.panel in inputs and inputs[s.panel].shape[-2].as_int()
-            if whole:
+            panels = inputs[s.panel].shape if s.panel in inputs and s.panel_place is None else ()
+            if len(panels) > 2 and panels[-1] == const(s.nr) and (whole := panels[-2].as_int()):
                 rows = floordiv(_count(inputs[s.a].shape), whole)
             found[source_of(s)] = Cache(s.nr, s.depth, entries, rows)
     return found
+
+
+def _stays(matrix: Buffer) -> bool:
+    """Whether all of a matrix stays in the cache in pieces."""
+    size = _count(matrix.shape).as_int()
+    return size is not None and size * cutting.ROW_BYTES <= CUT_BYTES * ROW_ELEMENTS
 
 
 def _count(shape: Sequence[Expr]) -> Expr:

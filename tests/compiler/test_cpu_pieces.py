@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
 from stagefuse.compiler import driver
 from stagefuse.compiler.graph import Graph
@@ -121,6 +122,32 @@ def test_memory_that_has_changed_since_the_last_call(rng: np.random.Generator) -
             x[:] = rng.standard_normal(x.shape)
             y[:] = rng.standard_normal(y.shape)
             check(pipe(x=x, y=y), x, y)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(40, 7, 19), (64, 16, 30), (16, 3, 5), (70, 5, 64)])
+def test_convolutions(rng: np.random.Generator, shape: tuple[int, int, int], stride: int) -> None:
+    """Of images of some channels and size to some channels."""
+    outer, inner, size = shape
+    b = Builder(Facts())
+    x = b.input("x", TensorType(F32, tuple(map(const, (2, inner, size, size)))))
+    y = b.input("y", TensorType(F32, tuple(map(const, (outer, inner, 3, 3)))))
+    across = (size - 3) // stride + 1
+    domain = [2, outer, across, across, inner, 3, 3]
+    left = b.view(x, domain, lambda n, o, i, j, c, u, v: [n, c, stride * i + u, stride * j + v])
+    right = b.view(y, domain, lambda n, o, i, j, c, u, v: [o, c, u, v])
+    pipe = native(graph_of(b, [b.reduce("sum", b.map("mul", left, right), [4, 5, 6])]), (), 2)
+    image = rng.standard_normal((2, inner, size, size), np.float32)
+    kernel = rng.standard_normal((outer, inner, 3, 3), np.float32)
+    for _ in range(2):
+        windows = sliding_window_view(image.astype(float), (3, 3), axis=(2, 3))
+        windows = windows[:, :, ::stride, ::stride]
+        found, plain = np.asarray(pipe(x=image, y=kernel)), vectors(pipe, image, kernel)
+        wanted = np.einsum("bcijuv,ocuv->boij", windows, kernel.astype(float))
+        scale = np.einsum("bcijuv,ocuv->boij", np.abs(windows), np.abs(kernel).astype(float))
+        assert np.all(np.abs(found - wanted) <= 6 * (9 * inner + 1) * UNIT * scale)
+        assert np.linalg.norm(found - wanted) <= 1.5 * np.linalg.norm(plain - wanted)
+        image[:] = rng.standard_normal(image.shape)
 
 
 SPECIAL = [np.inf, -np.inf, np.nan, 3.4e38, -(2.0**126), 1e-45, -1e-39, 2.0**-126, 1e-20, 2.0**63]
