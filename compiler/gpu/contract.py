@@ -126,9 +126,7 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
     depth a cluster of blocks may share, each of them stores some of its rows."""
     p = product_of(low, low.group.anchor)
     if low.schedule.tensor_copies:
-        known, most = p.columns.as_int(), low.schedule.tile_columns
-        most = most if known is None else min(most, -(-known // 16) * 16)
-        p, group = _in_shape(low, p, Shape(ROWS, most, 1)), 1
+        p, group = _in_shape(low, p, Shape(ROWS, low.schedule.tile_columns, 1)), 1
     elif shape is None:
         known = p.panels.as_int()
         wide = low.schedule.tile_columns

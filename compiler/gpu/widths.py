@@ -9,6 +9,7 @@ grids of all but one are empty.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum
 from stagefuse.dsl.facts import Facts
@@ -19,7 +20,9 @@ from .pieces import ROWS
 WIDTHS = (256, 240, 224, 192, 160, 144, 128, 96, 64)
 """Columns of a tile."""
 FEW_WIDTHS = (256, 64)
-"""The same where sizes are not known."""
+"""The same where columns are not known."""
+SAMPLES = (1, 2, 4, 8, 16, 32, 64)
+"""Tiles below each other for which two widths are chosen where they are not known."""
 FIXED, PER_COLUMN = 48, 0.59
 """The time that a tile takes for each of its depth: what its rows take, and each column. Fitted to
 tiles of 64, 128 and 256 columns on an H100, products of 1024, 2048 and 4096 rows and columns."""
@@ -33,11 +36,28 @@ def widths(
     known = all(e.as_int() is not None for e in (rows, columns, *batch))
     most = facts.bounds(columns)[1]
     times: dict[int, Expr] = {}
-    for width in WIDTHS if known else FEW_WIDTHS:
-        if not times or most is None or width // 2 < most:
-            cost = round(FIXED + PER_COLUMN * width)
-            times[width] = _rounds(rows, columns, batch, width, cluster) * cost
+    for width in WIDTHS if known else few_widths(columns.as_int()):
+        if most is not None:  # in whole steps of tensor copies
+            width = min(width, max(-(-most // 16) * 16, 16))
+        times[width] = _rounds(rows, columns, batch, width, cluster) * _cost(width)
     return _best_of(times, facts)
+
+
+def few_widths(columns: int | None) -> tuple[int, ...]:
+    """The two widths that lose least against the best one, on average over numbers of rows."""
+    if columns is None:
+        return FEW_WIDTHS
+    every = [
+        {w: -(-n * -(-columns // w) // BLOCKS) * _cost(w) for w in WIDTHS} for n in SAMPLES
+    ]
+    return min(
+        combinations(WIDTHS, 2),
+        key=lambda pair: sum(min(times[w] for w in pair) / min(times.values()) for times in every),
+    )
+
+
+def _cost(width: int) -> int:
+    return round(FIXED + PER_COLUMN * width)
 
 
 def _best_of(times: Mapping[int, Expr], facts: Facts) -> list[tuple[int, Expr]]:

@@ -329,12 +329,13 @@ def finish_event(event: int) -> None:
 # Tensor maps
 
 
+@functools.lru_cache(maxsize=1024)
 def tensor_map(
     dtype: str,
     address: int,
-    sizes: Sequence[int],
-    strides: Sequence[int],
-    box: Sequence[int],
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    box: tuple[int, ...],
     swizzle: int,
 ) -> np.ndarray[Any, Any]:
     """The 128 bytes of a tensor map, aligned as the driver wants them; innermost dimension first,
