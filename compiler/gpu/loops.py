@@ -42,7 +42,7 @@ from .teams import (
     most_of,
     nest_of,
 )
-from .values import Group, Memory, Scope
+from .values import VECTOR_BYTES, Group, Memory, Scope
 
 UNROLL = 4
 LIGHT = 64
@@ -146,10 +146,12 @@ class LoopWriter(BarrierWriter):
             vector = self.vector_of(memory, place)
             found.append((value, place[1], vector, self.address(memory, place)))
         offsets = {o.text if o is not None else "" for _, o, _, _ in found}
+        width = 1
         if len(found) > 1 and found[0][2] is not None and len(offsets) == 1:
-            return self.write(memory, found[0][3], [v for v, _, _, _ in found])
-        for value, _, _, at in found:
-            self.write(memory, at, [value])
+            width = min(len(found), VECTOR_BYTES // memory.dtype.itemsize)
+            width = min(width, 4) if memory.dtype.itemsize == 1 else width
+        for n in range(0, len(found), width):
+            self.write(memory, found[n][3], [v for v, _, _, _ in found[n : n + width]])
 
     def only_one(self) -> Value | None:
         """Of lanes that have the same element, the one that stores."""

@@ -106,14 +106,20 @@ def vector_width(writer: LoopWriter, body: tuple[Statement, ...] | None = None) 
     for s in walk(body):
         if isinstance(s, Alloc):
             dtypes[s.name], shapes[s.name] = s.dtype, s.shape
-    found = []
+    found, ends = [], set[Expr]()
     for a in accesses(body):
         if a.nest is None or not a.simple or not a.indices or a.buffer not in shapes:
             continue
         if _steps_by_one(a, shapes[a.buffer]):
             found.append(dtypes[a.buffer])
+            ends.update(a.nest[-1][1:])
     if not found or writer.team.lanes == 1:
         return 1
+    if writer.team.resident:  # it only reduces, and most bytes are of what is narrowest
+        wide = VECTOR_BYTES // min(d.itemsize for d in found)
+        while wide > 1 and not all(writer.divides(wide, writer.resolve(e)) for e in ends):
+            wide //= 2
+        return wide
     width = VECTOR_BYTES // max(d.itemsize for d in found)
     narrow = any(d.itemsize == 1 or d.is_int and d.bits == 16 for d in found)
     return min(width, 4) if narrow else min(width, 8)

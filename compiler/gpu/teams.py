@@ -172,10 +172,10 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
         return Team(1024, 1)
     if not arrays and most <= (WINDOW if _folds_windows(kernel.body) else 8):
         return LANE
-    if most * _rows_of_a_step(kernel) <= WARP_ROW:
-        return WARP_TEAM
     if not arrays and all(isinstance(s, Fold | Let | Store) for s in kernel.body):
         return _reducers(kernel, most, facts)
+    if most * _rows_of_a_step(kernel) <= WARP_ROW:
+        return WARP_TEAM
     lanes = next(lanes for limit, lanes in BLOCKS if most <= limit)
     if not kernel.parallel or _few(kernel, facts):
         lanes = 1024
@@ -224,19 +224,19 @@ def _columns(kernel: Kernel, facts: Facts) -> Team | None:
 
 
 def _vector_of_columns(kernel: Kernel, loop: For, folds: Sequence[Fold], facts: Facts) -> int:
-    """Adjacent iterations of a loop whose elements are vectors of 16 bytes in all that its folds
-    read along it; 1 if they need not be aligned."""
+    """Adjacent iterations of a loop whose elements are vectors of 16 bytes of the narrowest that
+    its folds read along it; 1 if they need not be aligned."""
     buffers = {b.name: b for b in kernel.buffers}
-    widest, ends = 0, [loop.lo, *smaller_of(loop.hi)]
+    sizes, ends = set[int](), [loop.lo, *smaller_of(loop.hi)]
     for part in (p for s in folds for p in post_order(s.value) if isinstance(p, Load)):
         buffer, place, step = buffers[part.buffer], const(0), const(1)
         for index, extent in reversed(list(zip(part.indices, buffer.shape, strict=True))):
             place = place + index.expr * step if isinstance(index, Index) else place
             step = step * extent
         if place.coefficient(loop.index) == const(1):
-            widest = max(widest, buffer.dtype.itemsize)
+            sizes.add(buffer.dtype.itemsize)
             ends.append(place.substitute({loop.index: loop.lo}))
-    width = min(16 // widest, 8) if widest else 1
+    width = 16 // min(sizes) if sizes else 1
     while width > 1 and not all(facts.divides(e, width) for e in ends):
         width //= 2
     return width

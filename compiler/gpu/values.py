@@ -70,6 +70,14 @@ class Group:
     width: int
     at: int
 
+    def part(self, size: int) -> Group:
+        """The elements around this one that one access of elements of so many bytes can have."""
+        most = VECTOR_BYTES // size
+        if self.width <= most:
+            return self
+        begin = self.at // most * most
+        return Group(self.name, self.first + begin, most, self.at - begin)
+
 
 class ValueWriter(IndexWriter):
     """The body of a kernel, as far as its values go."""
@@ -274,20 +282,25 @@ class ValueWriter(IndexWriter):
         vector = self.vector_of(memory, place) if even else None
         if vector is not None:
             return self._read_vector(memory, vector, place[1])
+        if self.group is not None and self.divides(self.group.width, self.group.first):
+            # what is the same for all elements of the group is read once
+            place = self.without_carry(self.resolve(place[0]), self.group.width), place[1]
         (raw,) = self._access(memory, self.address(memory, place), 1)
         return scalars.from_memory(self.code, raw, memory.dtype)
 
     def _read_vector(self, memory: Memory, first: Expr, offset: Value | None) -> Value:
         assert self.group is not None
+        part = self.group.part(memory.dtype.itemsize)
         at = self.address(memory, (first, offset))
-        raw = self._access(memory, at, self.group.width)[self.group.at]
+        raw = self._access(memory, at, part.width)[part.at]
         return scalars.from_memory(self.code, raw, memory.dtype)
 
     def vector_of(self, memory: Memory, place: Place) -> Expr | None:
-        """The position of a group's first element, if the group is one aligned vector."""
-        group, (expr, offset) = self.group, place
-        if group is None or group.width * memory.dtype.itemsize > VECTOR_BYTES:
+        """The position of a group's first element, if the group is one aligned vector, or of the
+        part of it that is one here."""
+        if self.group is None:
             return None
+        group, (expr, offset) = self.group.part(memory.dtype.itemsize), place
         start = expr.substitute({**self.bound, group.name: group.first}, self.facts)
         if expr.coefficient(group.name) != const(1) and not self._is_row(expr, start, group):
             return None
@@ -370,7 +383,9 @@ class ValueWriter(IndexWriter):
         code, raw = self.code, scalars.RAW[memory.dtype.name]
         access = scalars.ACCESS[memory.dtype.name]
         packed = raw == "half" and count > 1  # pairs of halves, as there is no vector of eight
-        kind, number = ("i32", count // 2) if packed else (raw, count)
+        packed = packed or (memory.dtype.itemsize == 1 and count > 4)
+        each = 4 // memory.dtype.itemsize
+        kind, number = ("i32", count // each) if packed else (raw, count)
         found = tuple(code.fresh(kind) for _ in range(number))
         if self.active is not None and self.active.known != 1:
             for register in found:
@@ -380,6 +395,13 @@ class ValueWriter(IndexWriter):
         code.write(f"ld.{space}{_vector(number)}.{name}", _listed(found), at, guard=self.active)
         if not packed:
             return found
+        if each == 4:
+            places = [(word, n) for word in found for n in range(0, 32, 8)]
+            if access[0] == "s":
+                bytes_ = [word.shl(24 - n).ashr(24) for word, n in places]
+            else:
+                bytes_ = [word.lshr(n) & 0xFF for word, n in places]
+            return tuple(Value(code, v.text, raw, v.depth) for v in bytes_)
         if memory.dtype.name == "bf16":  # each in the upper half of a word
             words = (w for low in found for w in (low.shl(16), low & ~0xFFFF))
             return tuple(words)

@@ -103,21 +103,39 @@ def test_a_weight_is_read_in_vectors_whichever_way_it_lies(tmp_path: Path) -> No
         assert int(launch.grid[0]) * launch.block[0] >= 1 << 16, lies
 
 
+@pytest.mark.parametrize("dtype", ["i8", "u8"])
+@pytest.mark.parametrize(
+    ("depth", "columns", "group"), [(512, 96, 64), (4096, 5, 32), (1000, 40, 20), (300, 37, 0)]
+)
 def test_the_dequantisation_of_a_weight_is_part_of_its_loads(
-    tmp_path: Path, rng: np.random.Generator
+    depth: int, columns: int, group: int, dtype: str, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    text = """pipeline p(x: f32[1, 256], w: i8[96, 256], scale: f32[96, 4]) -> f32[1, 96]:
-    wide = f32(reshape(w, [96, 4, 64])) * scale[:, :, None]
-    tanh(x @ transpose(reshape(wide, [96, 256]), [1, 0]))
+    """With scales of groups along the depth, the last one with a scale for each column."""
+    if group:
+        count = depth // group
+        text = f"""pipeline p(x: f32[1, {depth}], w: {dtype}[{columns}, {depth}],
+           scale: f32[{columns}, {count}]) -> f32[1, {columns}]:
+    wide = f32(reshape(w, [{columns}, {count}, {group}])) * scale[:, :, None]
+    tanh(x @ transpose(reshape(wide, [{columns}, {depth}]), [1, 0]))
+"""
+    else:
+        text = f"""pipeline p(x: f32[1, {depth}], w: {dtype}[{depth}, {columns}],
+           scale: f32[{columns}]) -> f32[1, {columns}]:
+    tanh(x @ (f32(w) * scale))
 """
     plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
     assert len(launches(plan)) == 1
-    x = rng.standard_normal((1, 256)).astype(np.float32)
-    w = rng.integers(-128, 128, (96, 256)).astype(np.int8)
-    scale = rng.random((96, 4)).astype(np.float32) / 2000
+    check_legal(plan)
+    x = rng.standard_normal((1, depth)).astype(np.float32)
+    ends = np.iinfo(DTYPES[dtype].numpy)
+    shape = (columns, depth) if group else (depth, columns)
+    w = rng.integers(ends.min, ends.max + 1, shape).astype(DTYPES[dtype].numpy)
+    scale = rng.random((columns, depth // group) if group else columns).astype(np.float32) / 9000
     (found,) = Emulated(plan)({"x": x, "w": w, "scale": scale}, {})
-    wide = w.astype(np.float64) * np.repeat(scale.astype(np.float64), 64, axis=1)
-    np.testing.assert_allclose(found, np.tanh(x.astype(np.float64) @ wide.T), 1e-5, 1e-6)
+    each = np.repeat(scale.astype(np.float64), group, axis=1) if group else scale
+    wide = w.astype(np.float64) * each
+    wanted = np.tanh(x.astype(np.float64) @ (wide.T if group else wide))
+    np.testing.assert_allclose(found, wanted, 1e-5, 1e-6)
 
 
 REDUCTIONS = """pipeline p(x: f32[B, T, 40], i: i32[B, T, 12]) -> (
