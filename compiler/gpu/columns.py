@@ -1,8 +1,8 @@
 """Row kernels for a GPU: as the CPU's, but where memory runs along the result and not along what
 is reduced, a block takes some columns of the result.
 
-Lanes take adjacent columns, and the rest of the block shares the rows. 64 bytes of a row are
-enough for memory to be read at its rate, and leave many blocks.
+Lanes take adjacent columns, and the rest of the block shares the rows. A block has 128 bytes of a
+row, or 64 where there would be fewer blocks than multiprocessors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from stagefuse.compiler.lower.rows import lower_row
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
-ROW_BYTES = 64
+ROW_BYTES = (128, 64)
+LEAST_BLOCKS = 128
 LEAST_COLUMNS = 8
 
 
@@ -35,7 +36,7 @@ def lower_rows(low: Lowering) -> Parallel:
         _store(low, position)
         return parallel, const(1)
     *outer, last = long
-    width = ROW_BYTES // low.graph.type(read).dtype.itemsize
+    width = _width(low, read, domain[last])
     blocks = floordiv(domain[last] + (width - 1), width, low.facts)
     parallel = [*low.axes(outer), ("block", blocks)]
     low.bind(parallel)
@@ -43,6 +44,13 @@ def lower_rows(low: Lowering) -> Parallel:
     hi = minimum(lo + width, domain[last])
     low.loop(f"d{last}", lo, hi, lambda: _store(low, position), vector=True)
     return parallel, const(width * 16)
+
+
+def _width(low: Lowering, read: Ref, columns: Expr) -> int:
+    """The columns of a block, of a tensor of which it reads most."""
+    wide, narrow = (size // low.graph.type(read).dtype.itemsize for size in ROW_BYTES)
+    known = columns.as_int()
+    return narrow if known is not None and known < wide * LEAST_BLOCKS else wide
 
 
 def _store(low: Lowering, position: Sequence[Expr]) -> None:

@@ -1,9 +1,9 @@
-"""Pointwise kernels for a GPU: as the CPU's, but panels are packed some columns a lane.
+"""Pointwise kernels for a GPU: as the CPU's, but panels of windows are packed some columns a lane.
 
-Where a panel's elements lie in its source is a matter of many divisions: of the column, and of
-the row of the panel, such as into a channel and a place in its window. A lane has adjacent columns
-and writes several rows of them, so that the former is done once for all these and, where rows are
-taken by whole windows, the latter while compiling.
+Where a panel's elements lie in the source of a convolution is a matter of many divisions: of the
+column, and of the row of the panel, into a channel and a place in its window. A lane has adjacent
+columns and writes several rows of them, so that the former is done once for all these and, where
+rows are taken by whole windows, the latter while compiling.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from stagefuse.compiler.graph import Contract, Ref
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.pointwise import lower_pointwise as plain
 from stagefuse.compiler.lower.values import Lowering
+from stagefuse.compiler.windows import windows_of
 from stagefuse.dsl.dims import const, floordiv, minimum, sym
 
 MOST_ROWS = 9
@@ -21,9 +22,9 @@ COLUMNS = 128
 
 
 def lower_pointwise(low: Lowering) -> Parallel:
-    """Panels by groups of rows, anything else as on the CPU."""
+    """Panels of windows by groups of rows, anything else as on the CPU."""
     roots = low.group.roots
-    if len(roots) != 1 or low.group.placed or not _are_panels(low, roots[0]):
+    if len(roots) != 1 or low.group.placed or not _are_windows(low, roots[0]):
         return plain(low)
     *lead, panels, depth, width = low.group.domain
     deep, wide = depth.as_int(), width.as_int()
@@ -52,8 +53,11 @@ def lower_pointwise(low: Lowering) -> Parallel:
     return parallel, const(rows * group * wide * max(1, low.cost()))
 
 
-def _are_panels(low: Lowering, ref: Ref) -> bool:
-    """Whether products read a value as their panels."""
+def _are_windows(low: Lowering, ref: Ref) -> bool:
+    """Whether products read a value as their panels, whose elements are windows of a tensor."""
     readers = [low.graph.nodes[n] for n in low.graph.uses().get(ref, ())]
     products = (isinstance(n.primitive, Contract) and n.operands[1] == ref for n in readers)
-    return bool(readers) and all(products)
+    if not readers or not all(products):
+        return False
+    windows = windows_of(low.graph, readers[0].id)
+    return windows is not None and any(a.shifts or a.step > 1 for a in windows.axes)

@@ -256,7 +256,7 @@ def _reducers(kernel: Kernel, most: int, facts: Facts) -> Team:
     count, lanes = facts.bounds(rows)[0] or 1, WARP
     while lanes < 1024 and count * lanes < REDUCERS and most > lanes * 4 * LOADS:
         lanes *= 2
-    team = Team(lanes, 1) if lanes > WARP else WARP_TEAM
+    team = Team(lanes, 1) if lanes > WARP else Team(WARP, 2)  # of small blocks few idle at the end
     return replace(team, resident=LOADING // team.threads)
 
 
