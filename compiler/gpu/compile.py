@@ -36,7 +36,6 @@ from .chain import LONGEST, lower_chain
 from .columns import lower_rows
 from .contract import (
     FED,
-    FULL,
     is_half,
     lower_contract,
     lower_parts,
@@ -190,7 +189,7 @@ class GpuCompiler:
             if arches[0] in WGMMA:
                 whole_product = whole_of(SourceLowering(graph, group, sites, GPU_TMA))
                 schedule = GPU_WGMMA if whole_product is None else GPU_TMA
-        split = thin(graph, group, FULL if whole_product is None else FED)
+        split = thin(graph, group, None if whole_product is None else FED)
         others, summed = const(1), const(0)
         if split is not None and split.low != const(0):
             summed = split.low

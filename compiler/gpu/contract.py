@@ -273,10 +273,10 @@ class Thin:
     count: int
 
 
-def thin(graph: Graph, group: Group, enough: int = FULL) -> Thin | None:
-    """How to split a group's product where that is worth it, if it may be: where its tiles are
-    at most `enough`, and where a matrix of known size has few rows, whose time is that
-    of reading the other one."""
+def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
+    """How to split a group's product where that is worth it, if it may be: where its tiles are at
+    most `enough` (`FULL`), and where a matrix of known size has few rows, whose time is that of
+    reading the other one."""
     if group.kind != "contract" or group.anchor is None:
         return None
     node = graph.nodes[group.anchor]
@@ -295,6 +295,7 @@ def thin(graph: Graph, group: Group, enough: int = FULL) -> Thin | None:
     if known is not None:
         count = min(-(-BLOCKS // max(known, 1)), MOST_SPLITS)
     most = floordiv(rows, FEW_ROWS + 1)
+    enough = FULL if enough is None else enough
     many = floordiv(floordiv(rows + (down - 1), down) * across, enough + 1)
     if known is not None and count > 1:
         many = minimum(many, most)
