@@ -50,15 +50,15 @@ class _Attention(Attending):
         behind = floordiv(s.hi + (shape.block - 1), shape.block, w.facts)
         start, end = w.index(first, "i32"), w.index(behind, "i32")
         held: list[Fragment] | None = None
-        if shape.held:
-            code.line("cp.async.wait_group 0;")
-            code.line("bar.sync 0;")
-            held = [self.query(k) for k in range(0, shape.queries.wide, self.deep)]
+        if shape.held and not shape.start:
+            held = self.hold(0)
             code.line("bar.sync 0;")
         ahead = shape.stages - 1
         for n in range(ahead):
             at_n = code.const(n * shape.stage_bytes, "i32")
             self.fetch(first + n, at_n, (start + n).compare("lt", end))
+        if shape.held and shape.start:
+            held = self.hold(ahead)
         self.begin_sums()
         block = code.variable("i32", start)
         stage = code.variable("i32", code.const(0, "i32"))
@@ -83,6 +83,12 @@ class _Attention(Attending):
             code.branch(head)
         code.start(done)
         self.finish(end.compare("gt", start))
+
+    def hold(self, under_way: int) -> list[Fragment]:
+        """The queries, when but so many groups of copies are under way."""
+        self.code.line(f"cp.async.wait_group {under_way};")
+        self.code.line("bar.sync 0;")
+        return [self.query(k) for k in range(0, self.shape.queries.wide, self.deep)]
 
     @property
     def deep(self) -> int:

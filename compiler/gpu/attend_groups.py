@@ -12,10 +12,12 @@ wait for those products.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from stagefuse.compiler.kernel_ir import Attend, Operand
+from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.kernel_ir import Attend, Load, Operand
+from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Atom, Expr, const, floordiv, mod, sym
 from stagefuse.dsl.facts import Facts
 
@@ -27,11 +29,7 @@ from .tensor_maps import Loops, TensorMap, start_of
 
 GROUP = 128
 """Threads of a warpgroup."""
-READERS = 2
-"""Warpgroups that multiply."""
 GROUP_ROWS = 64
-FEW, MANY = 24, 240
-"""Registers of a thread that copies, and of one that multiplies: as many as all had before."""
 PANEL = 64  # elements of a row of a panel
 ROW_BYTES = 128
 CHUNK = 8  # elements in 16 bytes
@@ -39,10 +37,44 @@ STAGES = 2
 ALIGNMENT = 1024  # of panels
 HIGH = 0x40000040
 """The upper half of a descriptor: swizzle of 128 bytes, 1024 bytes between groups of 8 rows."""
-KEYS = {64: 128, 128: 128, 256: 64}
-"""Keys at a time, by elements of the wider heads: what registers and shared memory hold."""
+FIRST_TURN = 2
+"""The barrier at which the first warpgroup waits for its turn; the others' follow."""
 MOST_STEPS = 3
 """Dimensions of the batch in a tensor map."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a block works: `keys` at a time, what registers and shared memory hold; `readers` are the
+    warpgroups that multiply, in `turns` or as they come. `few`, `many`: registers of a thread that
+    copies, and of one that multiplies, as many together as all had before."""
+
+    keys: int
+    readers: int
+    turns: bool
+    few: int
+    many: int
+
+    @property
+    def rows(self) -> int:
+        return self.readers * GROUP_ROWS
+
+
+FORMS = {
+    64: Form(128, 3, True, 32, 160),
+    128: Form(128, 2, False, 24, 240),
+    256: Form(64, 2, True, 24, 240),
+}
+"""By elements of the wider heads, as measured. Where exponentials take as long as products, three
+warpgroups that take turns leave fewer gaps."""
+ROOMY = {**FORMS, 64: Form(128, 2, True, 24, 240)}
+"""Where a mask or a bias is read, whose places need registers."""
+
+
+def form_of(depth: int, columns: int, values: Iterable[KernelValue]) -> Form:
+    """The form for heads of so many elements; `values`: what scores and masks are."""
+    loads = any(isinstance(part, Load) for v in values for part in post_order(v))
+    return (ROOMY if loads else FORMS)[max(depth, columns)]
 
 
 @dataclass(frozen=True)
@@ -86,7 +118,7 @@ def takes_groups(
 ) -> bool:
     """Whether operands of 16 bits lie as warpgroups take them: heads of whole panels in aligned
     rows, keys and values in steps of the batch."""
-    if depth not in KEYS or columns not in KEYS:
+    if depth not in FORMS or columns not in FORMS:
         return False
     queries, keys, values = s
     sides = (Rows(queries, 0, depth, True), Rows(keys, 0, depth, False),
@@ -133,55 +165,89 @@ def shared_by(expr: Expr, name: str) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-class GroupAttending(Attending):
-    """One statement being written for warpgroups."""
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
-    def __init__(self, writer: ExactAttendWriter, s: Attend, kind: str) -> None:
-        block = KEYS[max(s.depth, s.columns)]
-        self.queries = Rows(s.queries, s.mr, s.depth, True)
+
+class GroupAttending(Attending):
+    """One statement being written for warpgroups. `room`: bytes of shared memory of a block. One
+    that `stays` for many steps has the results of one beside the keys of the next, and then
+    warpgroups do not wait for each other. Queries of warpgroups lie `apart` so many bytes."""
+
+    def __init__(self, writer: ExactAttendWriter, s: Attend, kind: str, room: int) -> None:
+        self.form = form_of(s.depth, s.columns, (s.score, s.keep))
+        block = self.form.keys
+        self.queries = Rows(s.queries, GROUP_ROWS, s.depth, True)
         self.keys, self.values = (
             Rows(s.keys, block, s.depth, False), Rows(s.values, block, s.columns, True)
         )  # fmt: skip
-        starts = [self.queries.bytes]
-        for side in (self.keys, self.values):
-            size = Ring.bytes_of(STAGES, side.bytes)
-            starts.append(starts[-1] + -(-size // ALIGNMENT) * ALIGNMENT)
-        super().__init__(writer, s, kind, block, starts[-1])
+        sides = (self.keys, self.values)
+        rings = [_aligned(Ring.bytes_of(STAGES, side.bytes)) for side in sides]
+        results = GROUP_ROWS * (s.dst_row.as_int() or 0) * 4
+        used = _aligned(writer.reserve(0).as_int() or 0)
+        self.stays = used + sum(rings) <= room and results % ALIGNMENT == 0
+        self.apart = results if self.stays else self.queries.bytes
+        first = used if self.stays else self.form.readers * self.apart
+        super().__init__(writer, s, kind, block, 0)
+        writer.reserve(max(first + sum(rings) - (writer.reserve(0).as_int() or 0), 0))
+        self.warp = floordiv(sym("thread"), 32)
         self.code.tables.add("aligned shared")
         self.key_ring, self.value_ring = (
             Ring(writer, const(start), STAGES, side.bytes)
-            for start, side in zip(starts, (self.keys, self.values), strict=False)
+            for start, side in zip((first, first + rings[0]), sides, strict=True)
         )
 
     # Order
 
-    def write(self) -> None:
-        code, w, s = self.code, self.w, self.s
-        thread = w.symbols["lane"]
+    def by_roles(
+        self, each_step: Callable[[Callable[[], None]], None], multiply: Callable[[], None]
+    ) -> None:
+        """All steps of the block. `each_step` writes what it is given for each of them, `multiply`
+        a step of those that do so."""
+        code, thread, readers = self.code, self.w.symbols["thread"], self.form.readers
         for ring in (self.key_ring, self.value_ring):
-            ring.prepare(thread.compare("eq", 0), READERS * GROUP // 32)
-        first = floordiv(s.lo, self.block, w.facts)
-        behind = floordiv(s.hi + (self.block - 1), self.block, w.facts)
-        start, end = w.index(first, "i32"), w.index(behind, "i32")
+            ring.prepare(thread.compare("eq", 0), readers * GROUP // 32)
         multiplies = code.label("multiplies")
-        code.branch_if(thread.compare("lt", READERS * GROUP), multiplies)
-        with code.branch_scope(), w.scope():
-            code.line(f"setmaxnreg.dec.sync.aligned.u32 {FEW};")
-            code.branch_if(thread.compare("lt", READERS * GROUP + 32), "$end", holds=False)
+        code.branch_if(thread.compare("lt", readers * GROUP), multiplies)
+        with code.branch_scope(), self.w.scope():
+            code.line(f"setmaxnreg.dec.sync.aligned.u32 {self.form.few};")
+            code.branch_if(thread.compare("lt", readers * GROUP + 32), "$end", holds=False)
             code.branch_if(elected(code), "$end", holds=False)
-            self.bring_all(start, end)
+            self.maps = [self.map(side) for side in (self.keys, self.values)]
+            self.turns = [ring.turn(filling=True) for ring in (self.key_ring, self.value_ring)]
+            each_step(self.bring_all)
             code.branch("$end")
         code.start(multiplies)
-        code.line(f"setmaxnreg.inc.sync.aligned.u32 {MANY};")
-        self.multiply(first, behind, start, end)
+        code.line(f"setmaxnreg.inc.sync.aligned.u32 {self.form.many};")
+        self.key_turn, self.value_turn = (
+            ring.turn(filling=False) for ring in (self.key_ring, self.value_ring)
+        )
+        self.read = code.variable("i32", self.value_ring.barriers)  # the values read last
+        self.lead = (thread & 31).compare("eq", 0)
+        group = self.w.index(floordiv(sym("thread"), GROUP), "i32")
+        self.is_last = group.compare("eq", readers - 1)
+        self.turn = group + FIRST_TURN
+        self.next_turn = self.is_last.select(code.const(FIRST_TURN, "i32"), self.turn + 1)
+        if self.form.turns:
+            code.line(f"{code.guarded(self.is_last)}bar.arrive {FIRST_TURN}, {2 * GROUP};")
+        each_step(multiply)
+        if self.form.turns:  # the last one's last turn is followed by none
+            first = group.compare("eq", 0)
+            code.line(f"{code.guarded(first)}bar.sync {FIRST_TURN}, {2 * GROUP};")
+
+    def span(self) -> tuple[Expr, Expr, Value, Value]:
+        """The first block of keys and the one behind the last, also as values."""
+        s, w = self.s, self.w
+        first = floordiv(s.lo, self.block, w.facts)
+        behind = floordiv(s.hi + (self.block - 1), self.block, w.facts)
+        return first, behind, w.index(first, "i32"), w.index(behind, "i32")
 
     # The thread that copies
 
-    def bring_all(self, start: Value, end: Value) -> None:
+    def bring_all(self) -> None:
         """Keys and values of each block, the keys of the next one before the values."""
         code = self.code
-        maps = [self.map(side) for side in (self.keys, self.values)]
-        turns = [ring.turn(filling=True) for ring in (self.key_ring, self.value_ring)]
+        _, _, start, end = self.span()
         block = code.variable("i32", start)
         head, over = code.label("bring"), code.label("brought")
         with code.loop_scope(), self.w.scope():
@@ -189,7 +255,7 @@ class GroupAttending(Attending):
             now = Value(code, block.text, "i32", code.depth)
             code.branch_if(now.compare("le", end), over, holds=False)
             for side, map, turn, late in zip(
-                (self.keys, self.values), maps, turns, (0, 1), strict=True
+                (self.keys, self.values), self.maps, self.turns, (0, 1), strict=True
             ):
                 skip = code.label("none")
                 there = (now - late).compare("ge", start) & (now - late).compare("lt", end)
@@ -231,21 +297,19 @@ class GroupAttending(Attending):
 
     # Those that multiply
 
-    def multiply(self, first: Expr, behind: Expr, start: Value, end: Value) -> None:
+    def write(self) -> None:
         code, w = self.code, self.w
+        first, behind, start, end = self.span()
         self.begin_sums()
         zero = code.const(0.0, "float")
         self.scored = [code.variable("float", zero) for _ in range(self.block // 2)]
-        self.key_turn, self.value_turn = (
-            ring.turn(filling=False) for ring in (self.key_ring, self.value_ring)
-        )
-        self.read = code.variable("i32", self.value_ring.barriers)  # the values read last
-        self.lead = (w.symbols["lane"] & 31).compare("eq", 0)
         some, done = start.compare("lt", end), code.label("attended")
         code.branch_if(some, done, holds=False)
         self.bring_queries()
         with code.branch_scope(), w.scope():
+            self.wait_for_turn()
             stage = self.score()
+            self.end_turn()
             code.line("wgmma.wait_group.sync.aligned 0;")
             arrive(code, stage.empty, self.lead)
             with w.named(**{"kb'": (start, first, first)}):
@@ -263,8 +327,10 @@ class GroupAttending(Attending):
         code.start(over)
         with code.branch_scope(), w.scope():
             code.line("wgmma.wait_group.sync.aligned 0;")
+            arrive(code, self.read, self.lead & end.compare("gt", start + 1))
             self.add_values(self.ready())
             code.line("wgmma.wait_group.sync.aligned 0;")
+            arrive(code, self.read, self.lead)
         code.start(done)
         self.finish(some)
 
@@ -275,27 +341,43 @@ class GroupAttending(Attending):
         code.line("wgmma.wait_group.sync.aligned 0;")
         arrive(code, self.read, self.lead & later)
         weights = self.ready()
+        self.wait_for_turn()
         stage = self.score()
         self.add_values(weights)
+        self.end_turn()
         code.line("wgmma.wait_group.sync.aligned 1;")
         arrive(code, stage.empty, self.lead)
         self.weigh(self.fragments())
 
+    def wait_for_turn(self) -> None:
+        """Warpgroups start the products of a block one after the other, so that each takes its
+        exponentials while the others' products are under way."""
+        if self.form.turns:
+            self.code.line(f"bar.sync {self.turn.text}, {2 * GROUP};")
+
+    def end_turn(self) -> None:
+        """Lets the next warpgroup go on, after the last one the first."""
+        if self.form.turns:
+            self.code.line(f"bar.arrive {self.next_turn.text}, {2 * GROUP};")
+
     def bring_queries(self) -> None:
-        """Each reader brings a part of the queries; those that are not there become zeros."""
-        w, code, side, lanes = self.w, self.code, self.queries, self.w.team.lanes
+        """Each warpgroup brings its queries; those that are not there become zeros."""
+        w, code, side = self.w, self.code, self.queries
         wide = side.features // CHUNK
-        down = lanes // wide  # a multiple of 8: a lane's chunks are exchanged alike
-        chunk, row = mod(sym("lane"), wide), floordiv(sym("lane"), wide)
-        inside = w.index(mod(chunk, CHUNK), "i32") ^ w.index(mod(row, 8), "i32")
-        high = w.index(floordiv(chunk, CHUNK) * side.panel + row * ROW_BYTES, "i32")
-        at = self.ring + high + inside.shl(4)
+        down = GROUP // wide
+        thread, group = mod(sym("thread"), GROUP), floordiv(sym("thread"), GROUP)
+        chunk, row = mod(thread, wide), floordiv(thread, wide)
+        start = group * self.apart + floordiv(chunk, CHUNK) * side.panel + row * ROW_BYTES
+        first = group * GROUP_ROWS + row
         memory = w.memory[side.operand.buffer]
-        left = w.index(self.s.rows - row, "i32")
+        left = w.index(self.s.rows - first, "i32")
         whole, nothing = code.const(16, "i32"), code.const(0, "i32")
         for n in range(side.count // down):
+            key = w.index(mod(row + n * down, 8), "i32")
+            inside = w.index(mod(chunk, CHUNK), "i32") ^ key
+            at = self.ring + w.index(start, "i32") + inside.shl(4)
             size = left.compare("gt", n * down).select(whole, nothing)
-            source = w.address(memory, (side.place(row + n * down, chunk * CHUNK), None))
+            source = w.address(memory, (side.place(first + n * down, chunk * CHUNK), None))
             code.line(
                 f"cp.async.cg.shared.global [{at.text}+{n * down * ROW_BYTES}], {source}, 16, "
                 f"{size.text};"
@@ -320,8 +402,8 @@ class GroupAttending(Attending):
         """Starts the products of queries and the next keys; where those lie."""
         code, w = self.code, self.w
         stage = self.key_turn.now()
-        group = w.index(floordiv(sym("lane"), GROUP), "i32")
-        left = self.ring + group * (GROUP_ROWS * ROW_BYTES)
+        group = w.index(floordiv(sym("thread"), GROUP), "i32")
+        left = self.ring + group * self.apart
         sums = ", ".join(v.text for v in self.scored)
         wait(code, stage.full, stage.parity)
         code.line("wgmma.fence.sync.aligned;")

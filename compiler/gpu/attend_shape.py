@@ -89,7 +89,8 @@ def side(
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a block; `held`: queries stay in registers and leave their place to the keys.
+    """Sizes of a block; `held`: queries stay in registers, and leave their place to the keys if
+    they are many.
     `ways`: warps that share rows and divide a block of keys."""
 
     queries: Side
@@ -127,7 +128,7 @@ class Shape:
     @property
     def start(self) -> int:
         """Where the stages begin."""
-        return 0 if self.held else self.query_bytes
+        return 0 if self.held and self.ways == 1 else self.query_bytes
 
     @property
     def bytes(self) -> int:
@@ -137,9 +138,9 @@ class Shape:
 def shape_of(s: Attend, size: int) -> Shape:
     """The most keys at a time that shared memory has room for, and registers."""
     held = s.depth * size <= QUERY_BYTES
-    most = 64 if size == 2 else 32
-    blocks = [s.keys.panel] if s.keys.panel else [most]
     unit = 16 if size == 2 else 8
+    most = 64 if size == 2 else 32
+    blocks = [s.keys.panel or (most if s.ways == 1 else unit * s.ways)]
     while blocks[-1] % (2 * unit * s.ways) == 0:
         blocks.append(blocks[-1] // 2)
     for block in blocks:

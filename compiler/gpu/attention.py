@@ -21,6 +21,7 @@ from stagefuse.compiler.kernel_ir import (
     Local,
     Op,
     Operand,
+    Store,
     Value,
 )
 from stagefuse.compiler.lower.blocks import Parallel
@@ -31,7 +32,7 @@ from stagefuse.compiler.schedule import GPU_WGMMA
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, F32, I64
 
-from .attend_groups import GROUP_ROWS, READERS, takes_groups
+from .attend_groups import form_of, takes_groups
 from .attend_shape import rows_of_block
 from .contract import left_of
 from .kept import kept
@@ -75,13 +76,19 @@ class Attention:
         low.facts = before
         return score, keep
 
-    def finish(self, own: Value, total: Value, row: Expr, column: Expr) -> None:
-        """Stores an element of the result whose weighted sum is `own`, with what follows."""
+    def factor(self, total: Value, row: Expr) -> Value:
+        """What the weighted sums of a row are multiplied by: a quotient for each of them would
+        take longer than all else that follows the last key."""
         low, softmax = self.low, self.softmax
         place = tuple(map(Index, self.first.place(low, row, const(0))))
         with low.part(self.rows, {softmax.total: lambda _: total}):
             norm = low.value(softmax.norm, place, ())
-        value: Value = Op(softmax.by, (own, norm), F32)
+        return norm if softmax.by == "mul" else Op("div", (Const(1.0, F32), norm), F32)
+
+    def finish(self, own: Value, factor: Value, row: Expr, column: Expr) -> None:
+        """Stores an element of the result whose weighted sum is `own`, with what follows."""
+        low = self.low
+        value: Value = Op("mul", (own, factor), F32)
         if not low.facts.is_positive(self.keys):  # of no keys the sum is 0, whatever divides it
             some = Op("gt", (Index(self.keys), Const(0, I64)), BOOL)
             value = Op("select", (some, value, Const(0.0, F32)), F32)
@@ -118,7 +125,8 @@ def lower_attention(low: Lowering) -> Parallel:
     first = a.first
     most = rows_of_block(a.depth, a.columns, 2 if a.half else 4)
     if low.schedule == GPU_WGMMA:
-        most = READERS * GROUP_ROWS
+        values = a.weights(first.place(low, sym("r"), sym("j")), const(0))
+        most = form_of(a.depth, a.columns, values).rows
     blocks = floordiv(first.rows + (most - 1), most, low.facts)
     parallel = [*first.batch, ("mb", blocks)]
     low.bind(parallel)
@@ -142,15 +150,21 @@ def lower_attention(low: Lowering) -> Parallel:
         )
     )  # fmt: skip
 
+    total = Load(totals, (Index(sym("r")),), F32)
+
+    def factor() -> None:
+        value = a.factor(total, start + sym("r"))
+        low.emit(Store(totals, (Index(sym("r")),), value))
+
     def element() -> None:
         own = Load(tile, (Index(sym("r")), Index(sym("c"))), F32)
-        total = Load(totals, (Index(sym("r")),), F32)
         a.finish(own, total, start + sym("r"), sym("c"))
 
     def row() -> None:
         low.facts = low.facts.with_ranges({"r": (0, most - 1)})
         low.loop("c", const(0), const(a.columns), element, vector=True)
 
+    low.loop("r", const(0), count, factor, vector=True)
     low.loop("r", const(0), count, row, vector=True)
     return parallel, a.keys * (most * (a.depth + a.columns))
 

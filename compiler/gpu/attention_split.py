@@ -18,6 +18,7 @@ from stagefuse.compiler.kernel_ir import (
     Const,
     Fold,
     Index,
+    Let,
     Load,
     Local,
     Op,
@@ -42,8 +43,11 @@ MOST_ROWS = 64
 LEAST_KEYS = 512
 CHUNK = 32
 """Columns of a row that the second kernel takes at a time."""
+TOGETHER = 8
+"""Pieces that a lane reads at a time."""
 PIECE = 256
 """Keys that a block has at least."""
+WAYS = 4
 BLOCKS = 264
 """Two for each multiprocessor of the largest devices."""
 
@@ -110,7 +114,7 @@ def _ways(a: Attention) -> int:
     """Warps that divide the keys of a block: each takes whole steps of its products."""
     unit = 16 if a.half else 8
     widest = max(a.depth, a.columns)
-    ways = 4 if widest <= 128 else 2
+    ways = WAYS if widest <= 128 else 2
     while any(x.panel % (unit * ways) for x in (a.keys_at, a.values_at)):
         ways //= 2
     return ways
@@ -237,14 +241,18 @@ def lower_joined(low: Lowering, split: Split) -> Parallel:
     parallel = [*last.batch, ("row", last.rows), ("cb", const(across))]
     low.bind(parallel)
     batch = [sym(n) for n, _ in first.batch]
-    loops = (("k", split.pieces),)
 
-    def part(buffer: Buffer, of: Expr) -> Value:
-        return Load(buffer.name, tuple(map(Index, (sym("k"), *batch, sym("row"), of))), F32)
+    def part(buffer: Buffer, of: Expr, k: Expr | None = None, fill: float = 0) -> Value:
+        """A number of the piece k, or of one that may be behind the last."""
+        at = tuple(map(Index, (sym("k") if k is None else k, *batch, sym("row"), of)))
+        if k is None:
+            return Load(buffer.name, at, F32)
+        inside = Op("lt", (Index(k), Index(split.pieces)), BOOL)
+        return Load(buffer.name, at, F32, (inside,), fill)
 
-    def folded(kind: str, value: Value) -> Value:
+    def folded(kind: str, value: Value, extent: Expr = split.pieces) -> Value:
         name = low.name(kind)
-        low.emit(Fold(name, kind, loops, value, F32))
+        low.emit(Fold(name, kind, (("k", extent),), value, F32))
         return Local(name, F32)
 
     greatest = folded("max", part(figures, const(0)))
@@ -254,9 +262,19 @@ def lower_joined(low: Lowering, split: Split) -> Parallel:
         nothing = Op("eq", (greatest, Const(-math.inf, F32)), BOOL)
         total = Op("select", (nothing, Const(math.nan, F32), total), F32)
 
+    name = low.name("factor")
+    low.emit(Let(name, a.factor(total, sym("row"))))
+
+    def weighed(k: Expr) -> Value:
+        most = part(figures, const(0), k, -math.inf)
+        return Op("mul", (weight(most, greatest), part(sums, sym("c"), k, 0.0)), F32)
+
     def element() -> None:
-        own = folded("sum", Op("mul", (factor, part(sums, sym("c"))), F32))
-        a.finish(own, total, sym("row"), sym("c"))
+        total = weighed(sym("k") * TOGETHER)
+        for n in range(1, TOGETHER):
+            total = Op("add", (total, weighed(sym("k") * TOGETHER + n)), F32)
+        own = folded("sum", total, floordiv(split.pieces + (TOGETHER - 1), TOGETHER))
+        a.finish(own, Local(name, F32), sym("row"), sym("c"))
 
     begin = sym("cb") * CHUNK
     low.loop("c", begin, minimum(begin + CHUNK, a.columns), element, vector=True)

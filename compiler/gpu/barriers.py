@@ -35,9 +35,7 @@ class BarrierWriter(ValueWriter):
 
     def barrier(self) -> None:
         """Lanes of the team wait for each other and see what the others wrote."""
-        if self.team.helpers:
-            self.code.line(f"bar.sync 1, {self.team.lanes};")
-        elif self.team.is_block:
+        if self.team.is_block:
             self.code.line("bar.sync 0;")
         elif self.team.lanes > 1:
             self.code.line("bar.warp.sync 0xffffffff;")

@@ -29,6 +29,7 @@ from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Assembled, AssemblerMissing, Assembly, Usage, assemble
+from .attend_roles import RolesWriter, attends
 from .attention import lower_attention, suits_groups
 from .attention_split import lower_joined, lower_pieces, split_of
 from .boxes import Matrices
@@ -246,6 +247,8 @@ class GpuCompiler:
                 writer: KernelWriter = PersistentWriter(
                     kernel, facts, limit, low.lines, form, low.whole
                 )
+            elif wide and attends(kernel):
+                writer = RolesWriter(kernel, facts, limit, low.lines)
             else:
                 writer = KernelWriter(kernel, facts, limit, low.lines, wide, low.boxes)
             self.entries[key] = writer.entry(name, _notes(graph, lowered))

@@ -7,17 +7,17 @@ or in a workspace, one more buffer, where it does not fit: then the blocks go ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.vector_math import two_over_pi_table
-from stagefuse.compiler.kernel_ir import Alloc, Attend, Kernel
+from stagefuse.compiler.kernel_ir import Alloc, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 from stagefuse.dsl.facts import Facts
 
-from .attend_groups import GROUP
 from .boxes import Matrices
 from .ir import Value, constant_text
 from .loops import Carry
@@ -83,8 +83,6 @@ class KernelWriter(SplitWriter):
         scan = scan_of(kernel)
         team = choose(kernel, facts) if scan is None else team_of(scan, facts)
         facts = _as_stored(kernel, facts)
-        if has_wgmma and any(isinstance(s, Attend) for s in walk(kernel.body)):
-            team = replace(team, helpers=GROUP)
         super().__init__(kernel, facts, team)
         for value, line in lines.items():
             self.lines[id(self._unique(value))] = line
@@ -235,6 +233,12 @@ class KernelWriter(SplitWriter):
         self._counted("round", self.team_number, end, step, ends, [], body)
 
     def _body(self, step: Value) -> None:
+        with self.at_step(step):
+            self.versions(self.kernel.body)
+
+    @contextmanager
+    def at_step(self, step: Value) -> Iterator[None]:
+        """Inside, the parallel indices are those of a step."""
         rest = sym("step")
         with self.named(step=(step, const(0), self.count - 1)):
             places: dict[str, Expr] = {}
@@ -244,7 +248,7 @@ class KernelWriter(SplitWriter):
             if self.kernel.parallel:
                 places[self.kernel.parallel[0][0]] = rest
             with self.binding(**places):
-                self.versions(self.kernel.body)
+                yield
 
     # Scratch
 

@@ -8,11 +8,11 @@ them there by cp.async, two stages ahead of what is multiplied and one behind wh
 
 from __future__ import annotations
 
-from stagefuse.compiler.kernel_ir import Attend, For
+from stagefuse.compiler.kernel_ir import For
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from .attend import AttendWriter
-from .attend_groups import GROUP_ROWS, GroupAttending
+from .attend_groups import GROUP_ROWS
 from .copies import Copies, Copy, Tile
 from .ir import Value
 
@@ -98,11 +98,6 @@ class WgmmaWriter(AttendWriter):
     """The body of a kernel, as far as its products by warpgroups go."""
 
     has_wgmma = False
-
-    def attend(self, s: Attend) -> None:
-        if not self.has_wgmma or s.mr < 2 * GROUP_ROWS:
-            return super().attend(s)
-        GroupAttending(self, s, self.memory[s.queries.buffer].dtype.name).write()
 
     def _tile_of(self, s: For) -> Tile | None:
         found = super()._tile_of(s)

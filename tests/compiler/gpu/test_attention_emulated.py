@@ -13,6 +13,7 @@ import pytest
 
 from stagefuse.compiler.errors import VerifyError
 from stagefuse.compiler.fuse import partition
+from stagefuse.compiler.gpu import attend_roles
 from stagefuse.compiler.gpu.compile import JOINS, GpuCompiler
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Attend, Kernel, Local
@@ -157,6 +158,23 @@ def test_attention_gives_what_float64_does(
     plan = attend(case, tmp_path / "p.pipe")
     check_legal(plan)
     check(case, plan, rng)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("bf16", (1, 2, 1, 450, 200), 64, 64, "causal", "sm_90a"),
+        Case("f16", (1, 3, 3, 130, 140), 128, 64, "mask", "sm_90a"),
+        Case("bf16", (1, 2, 2, 140, 120), 256, 256, "", "sm_90a"),
+    ],
+    ids=str,
+)
+def test_blocks_stay_for_many_tiles(
+    case: Case, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attend_roles, "BLOCKS", 2)
+    monkeypatch.setattr(attend_roles, "MANY", 1)
+    check(case, attend(case, tmp_path / "p.pipe"), rng)
 
 
 @pytest.mark.parametrize("head", [16, 64, 128, 256])
