@@ -261,6 +261,9 @@ def test_code_for_several_gpus_in_one_file(shell: Shell, tmp_path: Path) -> None
         assert {"gpu.json", "kernels/sm_80.ptx", "kernels/sm_90a.ptx"} <= set(archive.namelist())
     code, out, _ = shell("explain", path.with_suffix(".fused"))
     assert code == 0 and "on sm_80" in out and "on sm_90a" in out and "occupancy" in out
+    assert "us h100/h200/h20" in out and "with N = 4096" in out
+    code, out, _ = shell("explain", path.with_suffix(".fused"), "--size", "N=100000000")
+    assert code == 0 and "on a100 with N = 100000000" in out and "memory" in out
     code, out, _ = shell("explain", path.with_suffix(".fused"), "--ir", "ptx", "--json")
     assert code == 0 and list(json.loads(out)["ptx"]) == ["sm_80", "sm_90a"]
     code, out, _ = shell("explain", path, "--ir", "ptx")
