@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from .device_prepared import DeviceBucket
 from .device_space import Ready, Space
@@ -47,7 +48,8 @@ class Again:
         form: Callable[..., Any] | None,
     ) -> None:
         self.bucket = bucket
-        self._driver, self._space, self._ready, self._states = space.driver, space, ready, states
+        self._driver, self._space, self._ready = space.driver, space, ready
+        self._states = None if states is None else ref(states)  # which die with their session
         self._places = (*inputs.values(), *results)
         self._inputs = [(name, place.like.address) for name, place in inputs.items()]
         self._results = [place.like for place in results]
@@ -64,7 +66,7 @@ class Again:
         done.
         """
         states = None if session is None else session.states
-        if len(inputs) != len(self._inputs) or states is not self._states:
+        if len(inputs) != len(self._inputs) or not self._is_of(states):
             return None
         addresses = [address(inputs.get(name)) for name, address in self._inputs]
         if out is None:
@@ -93,13 +95,17 @@ class Again:
             else:  # the same memory; another object may stand for it
                 space.owners = owners
             self._driver.order(theirs, stream)
-        self._launch(stream)
+        self._launch(stream, states)
         if out is None:
             out = made[0] if self._form is None else self._form(*made)
         return out, stream
 
-    def _launch(self, stream: Any) -> None:
-        space, states = self._space, self._states
+    def _is_of(self, states: Any) -> bool:
+        """Whether the latest call was of the same session, or also of none."""
+        return states is None if self._states is None else states is self._states() is not None
+
+    def _launch(self, stream: Any, states: Any) -> None:
+        space = self._space
         if space.busy is None or space.busy != stream:
             space.come_after(stream)
         if states is None:

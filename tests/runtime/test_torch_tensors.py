@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
@@ -12,7 +15,9 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
+from stagefuse.compiler.driver import compile_file
 from stagefuse.runtime.cuda import torch_tensors
+from stagefuse.runtime.devices import open_plan
 
 from .cuda_run import batch, check, opened
 from .fake_cuda import FakeCuda
@@ -245,6 +250,35 @@ def test_a_failed_launch_leaves_the_pipeline_usable(
                 cuda.fail.clear()
                 found = call(x=tensor(cuda, torch, x))
                 check(there(cuda, found, stream), x)
+
+
+def test_sessions_of_tensors(cuda: FakeCuda, torch: SimpleNamespace, tmp_path: Path) -> None:
+    """A call again is one of the same session; their states do not mix, and die with them."""
+    path = tmp_path / "p.pipe"
+    path.write_text(
+        "pipeline p(x: f32[D]) -> f32[D] where D in 1..=9:\n"
+        "    state total: f32[D] = 0.0\n    total = total + x\n    total\n"
+    )
+    plan = replace(compile_file(path, targets=("h100",), levels=()), cubins={})
+    with open_plan(plan, None, "cuda:0") as pipe:
+        sessions = [pipe.session(D=5), pipe.session(D=5)]
+        sums = [np.zeros(5, np.float32), np.zeros(5, np.float32)]
+        for number in (0, 0, 0, 1, 0, 1, 1, 1, 0):
+            x = batch((5,))
+            sums[number] += x
+            found = sessions[number](x=tensor(cuda, torch, x))
+            np.testing.assert_array_equal(*there(cuda, [found], torch.at), sums[number])
+        sessions[0].reset()
+        for _ in range(2):
+            sessions[0](x=tensor(cuda, torch, x))
+        (found,) = there(cuda, [sessions[0](x=tensor(cuda, torch, x))], torch.at)
+        np.testing.assert_allclose(found, 3 * x, rtol=1e-6)
+        before = cuda.leaks()["blocks"]
+        sessions.clear()
+        gc.collect()
+        assert cuda.leaks()["blocks"] == before - 2
+        with pytest.raises(sf.InputError, match="session"):
+            pipe(x=tensor(cuda, torch, x))
 
 
 def test_threads_share_what_is_bound_to_a_stream(cuda: FakeCuda, torch: SimpleNamespace) -> None:
