@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16 as BF16
 
 import stagefuse as sf
 from benchmarks.gpu.plans import plan_of
@@ -113,6 +114,27 @@ def test_a_compiled_pipeline() -> None:
     with sf.compile(text, device="cuda:0") as pipe:
         x = np.arange(35, dtype=np.float32).reshape(5, 7)
         np.testing.assert_array_equal(pipe(x=x), x * 2 + x.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("depth", [128, 136])  # whole lines of the cache, and not
+def test_products_of_16_bits(depth: int) -> None:
+    text = (
+        f"pipeline p(x: bf16[N, {depth}], w: bf16[{depth}, 328], v: bf16[328, {depth}],"
+        " b: bf16[328]) -> (bf16[N, 328], f32[N, 328])\nwhere N in 0..=4096:\n"
+        "    maximum(x @ w + b, bf16(0.0)), f32(x @ transpose(v, [1, 0])) * 0.5\n"
+    )
+    rng = np.random.default_rng()
+    w, v, b = (
+        rng.standard_normal(shape).astype(BF16) for shape in ((depth, 328), (328, depth), (328,))
+    )
+    with sf.compile(text, device="cuda:0") as pipe:
+        for rows in (1, 129, 600, 0):
+            x = rng.standard_normal((rows, depth)).astype(BF16)
+            y, z = pipe(x=x, w=w, v=v, b=b)
+            wide = [a.astype(float) for a in (x, w, v, b)]
+            plain = np.maximum(wide[0] @ wide[1] + wide[3], 0)
+            np.testing.assert_allclose(y.astype(float), plain, rtol=2**-7, atol=2**-3)
+            np.testing.assert_allclose(z, wide[0] @ wide[2].T / 2, rtol=2**-8, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["W2a", "W4", "W5a", "W7"])
