@@ -111,6 +111,9 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
     if last in _axes(b, u):
         u, v = v, u
     left, right = _axes(b, u), _axes(b, v)
+    repeated = [a for a in outer if a not in left | right and domain[a].as_int() != 1]
+    if repeated:
+        return _repeated(b, node, (u, v), repeated)
     if not (set(k) <= left & right) or last in left or last not in right:
         return None
     m = tuple(a for a in outer if a in left - right)
@@ -139,6 +142,35 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
     type = node.type.with_dtype(dtype)
     (product,) = b.add(primitive, (a, panels), (type,))
     return (b.cast(product, node.type.dtype),)
+
+
+def _repeated(
+    b: Builder, node: Node, factors: tuple[Ref, Ref], axes: Sequence[int]
+) -> tuple[Ref, ...] | None:
+    """A product that is the same along some axes: found without them, and then repeated."""
+    reduce = node.primitive
+    assert isinstance(reduce, Reduce)
+    domain = b.type(factors[0]).shape
+    rest = [a for a in range(len(domain)) if a not in axes]
+
+    def place(*at: Expr) -> list[Expr]:
+        return [at[rest.index(a)] if a in rest else const(0) for a in range(len(domain))]
+
+    u, v = (_view(b, x, [domain[a] for a in rest], place, None) for x in factors)
+    unfolded = zip(factors, (b.graph.nodes[x.node].operands for x in (u, v)), strict=True)
+    if any(x in operands for x, operands in unfolded):
+        return None  # there may be no first element along those axes
+    whole = b.map("mul", u, v)
+    total = b.reduce("sum", whole, [rest.index(a) for a in reduce.axes], node.type.dtype)
+    found = _product(b, b.graph.nodes[total.node], (whole,))
+    if found is None:
+        return None
+    outer = [a for a in range(len(domain)) if a not in reduce.axes]
+    return (
+        b.view(found[0], node.type.shape, lambda *at: [
+            i for i, a in zip(at, outer, strict=True) if a in rest
+        ]),
+    )  # fmt: skip
 
 
 def _factors(b: Builder, ref: Ref) -> tuple[Ref, Ref] | None:

@@ -28,6 +28,7 @@ class Val:
     `known` are its elements where they are known while importing: numbers, or sizes (`Expr`) in
     an array of objects. `depends` are the inputs of the model that its elements depend on. `held`
     is the element type in the model (`TensorProto.DataType`) if the language has none for it.
+    `sizes` are those that its elements are, where they were made floats.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Val:
     depends: frozenset[str] = frozenset()
     name: str = ""
     held: int = 0
+    sizes: np.ndarray[Any, Any] | None = None
 
     @property
     def dtype(self) -> DType:

@@ -30,6 +30,21 @@ def minima(size: Expr) -> list[tuple[str, int]]:
     return found
 
 
+def maxima(size: Expr) -> list[tuple[str, int]]:
+    """The size that occurs in `max(0, ...)`, with the least at which that is more than 0: what a
+    window without elements gives is rarely meant."""
+    found = []
+    for monomial, _ in size.terms:
+        for atom, _ in monomial:
+            inner = [a for a in atom.args if isinstance(a, Expr)]
+            rest = [a for a in inner if a.as_int() is None]
+            if atom.kind == "max" and len(rest) == len(inner) - 1 == len(rest[0].symbols()):
+                least = at_least(rest[0], 1)
+                found += [] if least is None else [(name, least[1]) for name in least[0]]
+            found += [pair for a in inner for pair in maxima(a)]
+    return found
+
+
 def quotients(size: Expr) -> set[str]:
     """The sizes that occur divided."""
     atoms = [atom for monomial, _ in size.terms for atom, _ in monomial if atom.args]

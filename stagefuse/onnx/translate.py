@@ -24,7 +24,7 @@ from .names import Names, safe_key, weight_path
 from .node import Node, Val
 from .reading import HELD, array_of, dtype_of
 from .record import Written, records
-from .suspects import Ends, at_least, equal_at, minima, quotients
+from .suspects import Ends, at_least, equal_at, maxima, minima, quotients
 from .text import literal, size_text
 
 MAX_UNFOLDED = 5_000
@@ -236,14 +236,18 @@ class Translator:
     def _suspect(self, proto: onnx.NodeProto, values: Sequence[Val]) -> None:
         """Note what the shapes of something that does not fit say of the sizes that were meant.
 
-        `min(128, T)`: at most 128. `(H + 1) // 2`: multiples of a power of two. A reshape of
-        [T, 8] to [9, 8]: T is 9. The greatest 20 of T: at least 20. [N] plus [P + T]: N is P + T.
+        `min(128, T)`: at most 128. `max(0, T - 4)`: at least 5. `(H + 1) // 2`: multiples of a
+        power of two. A reshape of [T, 8] to [9, 8]: T is 9. The greatest 20 of T: at least 20.
+        [N] plus [P + T]: N is P + T.
         """
         known = {new: old for old, new in self.sizes.items()}
         for size in (d for v in values for d in v.shape):
             for name, most in minima(size):
                 if name in known and self.range_of(known[name]).high is None:
                     self._narrow(known[name], (1, most))
+            for name, low in maxima(size):
+                if name in known:
+                    self._narrow(known[name], (low, None))
             self.uneven |= {known[name] for name in quotients(size) if name in known}
         if proto.op_type in BROADCASTS:
             for a, b in combinations((v.shape for v in values), 2):

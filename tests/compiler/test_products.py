@@ -128,3 +128,30 @@ def test_few_rows_of_a_matrix_pack_nothing(compiled: tuple[Graph, CpuPipeline]) 
     for m in (1, 36, 37):
         runs = [m > 36, m > 36, m <= 36]
         assert [c.evaluate({"M": m, **sizes}) > 0 for c in counts] == runs
+
+
+def test_a_product_that_is_repeated_is_computed_once() -> None:
+    """Along B, which neither factor has, and which may be 0."""
+    rng = np.random.default_rng(SEED)
+    b = Builder(Facts({"B": (0, None)}))
+    x = b.input("x", TensorType(F32, (const(5), const(40))))
+    w = b.input("w", TensorType(F32, (const(40), const(30))))
+    like = b.input("like", TensorType(F32, (sym("B"),)))
+    domain = [5, sym("B"), 40, 30]
+    left = b.view(x, domain, lambda i, n, k, j: [i, k])
+    right = b.view(w, domain, lambda i, n, k, j: [k, j])
+    product = b.reduce("sum", b.map("mul", left, right), [2])
+    added = b.map("add", product, b.view(like, [5, sym("B"), 30], lambda i, n, j: [n]))
+    graph = graph_of(b, [product, added])
+    optimized, _ = run_passes(graph, pipeline_of(lambda *_: np.zeros(0)), Bounds())
+    (found,) = (n for n in optimized.nodes.values() if isinstance(n.primitive, Contract))
+    assert found.type.shape == (const(5), const(30))
+    pipe = native(graph, ("B",))
+    for size in (0, 1, 3):
+        feeds = {"x": rng.standard_normal((5, 40)).astype(np.float32),
+                 "w": rng.standard_normal((40, 30)).astype(np.float32),
+                 "like": np.zeros(size, np.float32)}  # fmt: skip
+        scale = np.abs(feeds["x"]).astype(float) @ np.abs(feeds["w"]).astype(float)
+        for got, wanted in both(graph, feeds, {"B": size}, pipe):
+            assert got.shape == (5, size, 30)
+            assert np.all(np.abs(got - wanted) <= 41 * 2.0**-24 * scale[:, None, :])

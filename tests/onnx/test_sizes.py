@@ -92,6 +92,33 @@ def test_positions_of_what_is_past_and_what_is_new_share_a_table() -> None:
     assert "where Batch >= 1, Past in 1..=63:" in found.text
 
 
+def test_ranges_of_floats_and_shapes_of_nothing() -> None:
+    """`arange(W, dtype=float)`, and -1 beside sizes that may be 0."""
+    made = models.model(
+        [node("Shape", ["x"], ["w"], start=1, end=2), node("Squeeze", ["w"], ["n"]),
+         node("Cast", ["n"], ["limit"], to=F32), node("Range", ["zero", "limit", "one"], ["at"]),
+         node("Squeeze", ["x", "two"], ["flat"]), node("Add", ["flat", "at"], ["sum"]),
+         node("Concat", ["keep", "w", "rest"], ["shape"], axis=0),
+         node("Reshape", ["sum", "shape"], ["y"])],
+        {"x": (F32, ["b", "w", 1])}, ["y"],
+        {"zero": np.array(0, np.float32), "one": np.array(1, np.float32), "keep": np.array([0]),
+         "rest": np.array([-1]), "two": np.array([2])},
+    )  # fmt: skip
+    found = import_model(made)
+    y = sf.compile(found.text)(x=np.ones((2, 3, 1), np.float32))
+    np.testing.assert_array_equal(y, np.tile([[[1.0], [2.0], [3.0]]], (2, 1, 1)))
+
+
+def test_windows_that_would_be_empty_are_not_meant() -> None:
+    made = models.model(
+        [node("MaxPool", ["x"], ["a"], kernel_shape=[5]), node("Shape", ["a"], ["s"]),
+         node("ConstantOfShape", ["s"], ["zeros"]),
+         node("Pad", ["zeros", "four"], ["b"]), node("Add", ["x", "b"], ["y"])],
+        {"x": (F32, [1, 1, "t"])}, ["y"], {"four": np.array([0, 0, 4, 0, 0, 0])},
+    )  # fmt: skip
+    assert "where T >= 5:" in import_model(made).text
+
+
 RESIZINGS = [
     ("nearest", "asymmetric", "floor"), ("nearest", "asymmetric", "ceil"),
     ("nearest", "half_pixel", "round_prefer_floor"), ("nearest", "half_pixel", "round_prefer_ceil"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def _number(dtype: np.dtype[np.generic]) -> int:
 def _range(n: Node) -> str:
     """The number of elements must be known, or follow from sizes."""
     dtype = n.val(0).dtype
-    start, limit, delta = (n.known(k, what).reshape(-1)[0]
+    start, limit, delta = (_element(n, k, what)
                            for k, what in enumerate(("start", "limit", "delta")))  # fmt: skip
     count: Expr | int
     if any(isinstance(v, Expr) for v in (start, limit, delta)):
@@ -68,8 +69,16 @@ def _range(n: Node) -> str:
     return text if not isinstance(start, Expr) and start == 0 else f"{text} + {_text(start)}"
 
 
-def _size(value: object) -> Expr | int:
-    return value if isinstance(value, Expr) else int(value)  # type: ignore[call-overload]
+def _element(n: Node, index: int, what: str) -> Any:
+    """The element of an input, or the size that it is as a float."""
+    sizes = n.val(index).sizes
+    return (n.known(index, what) if sizes is None else sizes).reshape(-1)[0]
+
+
+def _size(value: Any) -> Expr | int:
+    if not isinstance(value, Expr) and value != int(value):
+        raise Refused("a range between sizes and fractions", "whole numbers")
+    return value if isinstance(value, Expr) else int(value)
 
 
 def _text(value: object) -> str:

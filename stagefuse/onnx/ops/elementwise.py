@@ -168,6 +168,9 @@ def _cast(n: Node) -> Val | str:
             raise Refused(f"a conversion to {type_name(number)}", refusal.need, "to") from refusal
     if to.name in OVERFLOWING and not saturate:
         return f"onnx.{OVERFLOWING[to.name]}(f32({n.x(0)}))"
+    known = n.val(0).known
+    if to.is_float and known is not None and known.dtype == object:
+        return replace(n.let(n.hint, f"{to}({n.x(0)})"), sizes=known)
     return f"{to}({n.x(0)})"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stagefuse.dsl.dims import Expr, as_expr
+from stagefuse.dsl.dims import Expr, as_expr, divide
 
 from ..errors import Refused
 from ..node import Node, Val
@@ -26,7 +26,17 @@ def _reshape(n: Node) -> str:
     keep = not n.attr("allowzero", 0)
     own = n.val(0).shape
     shape = [own[k] if keep and d.as_int() == 0 else d for k, d in enumerate(sizes)]
-    return f"reshape({n.x(0)}, {listed(shape)})"
+    return f"reshape({n.x(0)}, {listed(_completed(shape, own))})"
+
+
+def _completed(shape: list[Expr], own: Sequence[Expr]) -> list[Expr]:
+    """A shape with a size in place of -1 where that divides whatever the sizes are, even 0."""
+    if sum(d.as_int() == -1 for d in shape) != 1:
+        return shape
+    left, rest = divide(product(own), product([d for d in shape if d.as_int() != -1]))
+    if rest != as_expr(0):
+        return shape
+    return [left if d.as_int() == -1 else d for d in shape]
 
 
 @op("Flatten")
