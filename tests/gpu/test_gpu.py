@@ -92,6 +92,48 @@ def test_tensors_of_torch_stay_on_the_gpu(affine: DevicePipeline) -> None:
         affine(x=torch.from_numpy(batch((12, 8))).cuda().T)
 
 
+def test_tensors_again_and_again(affine: DevicePipeline) -> None:
+    """Calls with tensors that come and go, on PyTorch's streams and beside them, waited for at the
+    end."""
+    torch = pytest.importorskip("torch")
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance, rng = random.Random(seed), np.random.default_rng(seed)
+    streams = [torch.cuda.default_stream(), torch.cuda.Stream()]
+    calls = [affine, *map(affine.on, streams)]
+    kept = []
+    for _ in range(200):
+        x = rng.standard_normal(chance.choice([(2, 6), (2, 6), (64, 30), (0, 3)]), np.float32)
+        with torch.cuda.stream(chance.choice(streams)):
+            given = torch.from_numpy(x).cuda()
+            outs = (torch.empty_like(given), torch.empty_like(given))
+            call = chance.choice(calls)
+            for _ in range(chance.randrange(1, 4)):
+                found = call(x=given, out=outs) if chance.random() < 0.5 else call(x=given)
+        kept.append((found, x))
+        if chance.random() < 0.5:  # results that nobody looks at
+            del kept[chance.randrange(len(kept))]
+    torch.cuda.synchronize()
+    for found, x in kept:
+        check([t.cpu().numpy() for t in found], x)
+
+
+def test_a_session_of_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    text = (
+        "pipeline p(x: f32[D]) -> f32[D] where D in 1..=900:\n"
+        "    state total: f32[D] = 0.0\n    total = total + x\n    total\n"
+    )
+    with sf.compile(text, device="cuda:0") as pipe:
+        sessions = [pipe.session(D=700) for _ in range(2)]
+        sums = [np.zeros(700, np.float32) for _ in sessions]
+        for number in (0, 0, 0, 1, 0, 1, 1, 1, 0):
+            x = batch((700,))
+            sums[number] += x
+            found = sessions[number](x=torch.from_numpy(x).cuda())
+            np.testing.assert_array_equal(found.cpu().numpy(), sums[number])
+
+
 def test_index_out_of_range() -> None:
     with opened("lookup") as lookup:
         table = batch((5,))

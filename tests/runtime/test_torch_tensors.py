@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import random
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import numpy as np
 import pytest
@@ -53,17 +54,22 @@ class Tensor(FakeTensor):
 
 @pytest.fixture()
 def torch(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The fake module; `at` is its current stream, `made` what `empty` has made."""
-    fake = SimpleNamespace(Tensor=Tensor, strided="strided", float32="torch.float32", made=[])
+    """The fake module; `at` is its current stream."""
+    fake = SimpleNamespace(Tensor=Tensor, strided="strided", float32="torch.float32")
     fake.at = cuda.foreign_stream()
     fake._C = SimpleNamespace(_cuda_getCurrentRawStream=lambda _: fake.at)
 
+    free: dict[tuple[int, int], list[int]] = {}
+
     def empty(shape: tuple[int, ...], *, dtype: str, device: Any) -> Tensor:
+        """Memory that died on this stream is used again, behind what is on it, as PyTorch does."""
         size = 4 * int(np.prod(shape))
-        address = cuda._allocate(max(size, 1))
+        waiting = free.setdefault((fake.at, size), [])
+        address = waiting.pop() if waiting else cuda._allocate(max(size, 1))
         cuda.foreign.add(address)
-        fake.made.append(address)
-        return Tensor(cuda, address, shape, np.float32, None)
+        made = Tensor(cuda, address, shape, np.float32, None)
+        finalize(made, waiting.append, address)
+        return made
 
     fake.empty = empty
     monkeypatch.setitem(sys.modules, "torch", fake)  # type: ignore[arg-type]
@@ -165,6 +171,44 @@ def test_tensors_live_until_they_are_used(cuda: FakeCuda, torch: SimpleNamespace
         for _ in range(2):
             on(x=tensor(cuda, torch, batch((2, 6))))
         assert not alive
+
+
+def test_any_order_of_tensors(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+    """Tensors come and go on PyTorch's streams and beside them, and their memory is used again:
+    the fake would see a write that nothing orders behind a call that still reads."""
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance, rng = random.Random(seed), np.random.default_rng(seed)
+    streams = [cuda.foreign_stream() for _ in range(2)]
+
+    def filled(x: np.ndarray[Any, Any]) -> Tensor:
+        made: Tensor = torch.empty(x.shape, dtype="torch.float32", device=None)
+        block, begin = cuda._at(made.address, x.nbytes)
+
+        def run() -> None:
+            block.bytes[begin : begin + x.nbytes] = x.reshape(-1).view(np.uint8)
+            block.known[begin : begin + x.nbytes] = True
+
+        cuda._enqueue(torch.at, run, [(block, begin, begin + x.nbytes, "write")])
+        return made
+
+    with opened("affine") as pipe:
+        calls: list[Any] = [pipe, *map(pipe.on, streams)]
+        kept: list[Any] = []
+        for _ in range(80):
+            x = rng.standard_normal(chance.choice([(2, 6), (2, 6), (3, 3)]), np.float32)
+            torch.at, call = chance.choice(streams), chance.choice(calls)
+            given, outs = filled(x), (filled(x), filled(x))
+            for _ in range(chance.randrange(1, 4)):
+                found = call(x=given, out=outs) if chance.random() < 0.5 else call(x=given)
+            kept.append((found, x))
+            if chance.random() < 0.5:
+                del kept[chance.randrange(len(kept))]
+            del given, outs, found
+        for stream in streams:
+            cuda._finish(cuda.streams[stream])
+        for found, x in kept:
+            check(there(cuda, found, streams[0]), x)
 
 
 def test_what_is_bound_to_a_stream(cuda: FakeCuda, torch: SimpleNamespace) -> None:
