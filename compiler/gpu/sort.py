@@ -42,7 +42,7 @@ class SortWriter(ProductWriter):
             code.start(grow)
             size, half, step = (Value(code, v.text, kind, code.depth) for v in (size, half, step))
             code.branch_if(half.compare("lt", count), done, holds=False)
-            self._stage(s, keys.dtype, size - 1)
+            self._stage(s, keys.dtype, size - 1, half)
             code.set(step, half.lshr(1))
             self._halving(s, keys.dtype, step)
             code.set(half, size)
@@ -57,25 +57,30 @@ class SortWriter(ProductWriter):
             code.start(head)
             inner = Value(code, step.text, step.type, code.depth)
             code.branch_if(inner.compare("gt", 0), done, holds=False)
-            self._stage(s, dtype, inner)
+            self._stage(s, dtype, inner, inner)
             bits = "64" if step.type == "i64" else "32"
             code.write(f"shr.u{bits}", step, step, code.const(1, "i32"))
             code.branch(head)
         code.start(done)
 
-    def _stage(self, s: SortRow, dtype: DType, flip: Value) -> None:
-        """Compares each element with the one whose number differs in the bits of `flip`."""
+    def _stage(self, s: SortRow, dtype: DType, flip: Value, half: Value) -> None:
+        """Compares each element whose number does not have the bit `half` with the one whose number
+        differs in the bits of `flip`, of which that is the highest."""
         code = self.code
         keys, order = self.memory[s.keys], self.memory[s.order]
-        count = self.index(as_expr(s.count), flip.type)
-        name = "other'"
+        count, last = self.index(as_expr(s.count), flip.type), as_expr(s.count) - 1
+        below, mask = half - 1, half + half - 1
+        pairs = ((count + mask) & (mask ^ -1)).lshr(1)
+        here, there = "here'", "other'"
 
         def compare(carry: Carry) -> Carry:
-            mine = self.index(sym("at'"), flip.type)
+            pair = self.index(sym("pair'"), flip.type)
+            mine = pair + (pair & (below ^ -1))
             other = mine ^ flip
-            pair = other.compare("gt", mine) & other.compare("lt", count)
-            with self.when(pair), self.named(**{name: (other, const(0), as_expr(s.count) - 1)}):
-                places = [(sym("at'"), None), (sym(name), None)]
+            with self.when(other.compare("lt", count)), self.named(
+                **{here: (mine, const(0), last), there: (other, const(0), last)}
+            ):
+                places = [(sym(here), None), (sym(there), None)]
                 at_keys = [self.address(keys, p) for p in places]
                 at_order = [self.address(order, p) for p in places]
                 a, b = (self._key(self._access(keys, at, 1)[0], dtype) for at in at_keys)
@@ -87,7 +92,9 @@ class SortWriter(ProductWriter):
                     self.write(order, at_order[1], [i])
             return carry
 
-        self.spread([("at'", const(0), as_expr(s.count))], 1, [], compare, unroll=False, at_once=1)
+        with self.named(**{"pairs'": (pairs, const(0), as_expr(s.count))}):
+            loops = [("pair'", const(0), sym("pairs'"))]
+            self.spread(loops, 1, [], compare, unroll=False, at_once=1)
         self.barrier()
 
     def _key(self, raw: Value, dtype: DType) -> Value:
