@@ -286,6 +286,7 @@ RULES: dict[str, Rule] = {
     "sub": lambda c, a, t: a[0] - a[1],
     "mul": lambda c, a, t: a[0] * a[1],
     "div": lambda c, a, t: a[0] / a[1],
+    "reciprocal": lambda c, a, t: 1.0 / a[0],
     "floordiv": _floordiv,
     "mod": _mod,
     "pow": _pow,

@@ -22,6 +22,12 @@ def reciprocal(code: Code, x: Value) -> Value:
     return _refined(code, code.fma(-scaled, near, 1.0), near, near) * factor
 
 
+def usual_reciprocal(code: Code, x: Value) -> Value:
+    """1 / x for x from 2^-60 to 2^60, rounded correctly."""
+    near = code.pure("rcp.approx.ftz.f32", "float", x)
+    return code.fma(code.fma(-x, near, 1.0), near, near)
+
+
 def rsqrt(code: Code, x: Value) -> Value:
     """1 / sqrt(x) within 1 ulp."""
     near = code.pure("rsqrt.approx.f32", "float", x)

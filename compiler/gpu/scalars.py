@@ -128,7 +128,11 @@ def _formula(
     return cast(Value, found)
 
 
-_OWN_F32 = {"rsqrt": quotients.rsqrt, "sigmoid": quotients.sigmoid}
+_OWN_F32 = {
+    "reciprocal": quotients.usual_reciprocal,
+    "rsqrt": quotients.rsqrt,
+    "sigmoid": quotients.sigmoid,
+}
 _POWERS: dict[float, Callable[[Value], Value]] = {
     1.0: lambda x: x,
     2.0: lambda x: x * x,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..graph import Graph, Map, Node, Reduce, Ref, View
-from ..kernel_ir import Const, Op, Value
+from ..kernel_ir import Op, Value
 from ..softmax import number, plain, viewed, weight
 
 LEAST = 2.0**-60
@@ -39,7 +39,7 @@ def shared_sum(graph: Graph, node: Node) -> int | None:
 def share(numerator: Value, divisor: Value) -> Value:
     """The quotient, as a product."""
     dtype = numerator.dtype
-    return Op("mul", (numerator, Op("div", (Const(1.0, dtype), divisor), dtype)), dtype)
+    return Op("mul", (numerator, Op("reciprocal", (divisor,), dtype)), dtype)
 
 
 def _totals(graph: Graph, divisor: Ref) -> Iterator[tuple[Ref, bool]]:
