@@ -21,6 +21,7 @@ from .measure import Gpu
 SIZES = [
     (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192),
     (4000, 4104, 1000), (512, 4096, 4096), (4096, 512, 2048), (8192, 4096, 1024),
+    (1, 14336, 4096), (16, 14336, 4096),
 ]  # fmt: skip
 ENGINES = ("stagefuse", "cuBLAS", "torch.compile")
 QUICK = ENGINES[:2]  # torch.compile tries kernels for minutes
@@ -92,15 +93,17 @@ def main() -> None:
     options = parser.parse_args()
     gpu = Gpu("cuda:0")
     print("; ".join(f"{k} {v}" for k, v in {**environment(), **clocks()}.items()), "\n")
-    print("| m × n × k | right | " + " | ".join(options.engines) + " | TFLOP/s |")
-    print("|---" * (len(options.engines) + 3) + "|")
+    print("| m × n × k | right | " + " | ".join(options.engines) + " | TFLOP/s | GB/s |")
+    print("|---" * (len(options.engines) + 4) + "|")
     for size in SIZES:
         for transposed in (False, True):
             times = measured(gpu, size, transposed, options.engines, options.rounds)
             listed = " | ".join(f"{t * 1e6:.1f}" for t in times.values())
-            rate = 2 * size[0] * size[1] * size[2] / next(iter(times.values())) / 1e12
+            (m, n, k), first = size, next(iter(times.values()))
+            rates = 2 * m * n * k / first / 1e12, 2 * (m * k + k * n + m * n) / first / 1e9
             right = "transposed" if transposed else "as is"
-            print(f"| {' × '.join(map(str, size))} | {right} | {listed} | {rate:.0f} |", flush=True)
+            print(f"| {' × '.join(map(str, size))} | {right} | {listed} | "
+                  f"{rates[0]:.0f} | {rates[1]:.0f} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
