@@ -16,8 +16,6 @@ and IA-32 Architectures Optimization Reference Manual, chapter 20.
 
 from __future__ import annotations
 
-from stagefuse.compiler.plan import CUT_ROWS
-
 from .cutting import (
     FLOATS,
     HALVES,
@@ -33,7 +31,7 @@ ROWS = 32
 """Of a product's tile."""
 ENTRIES = 32
 """Tiles of rows that a cache holds at most."""
-LEAST_ROWS, LEAST_DEPTH = CUT_ROWS, 24
+LEAST_ROWS, LEAST_DEPTH = 16, 24
 """With fewer rows to use it for, cutting a panel takes longer than it saves; with fewer steps, most
 of a tile are zeros."""
 HEADER = 64 + 16 * ENTRIES

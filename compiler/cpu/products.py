@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stagefuse.compiler.kernel_ir import For, Kernel, TileProduct
+from stagefuse.compiler.plan import CUT_ROWS
 from stagefuse.dsl.dims import Expr, const, floordiv, mod
 
 from . import cutting, pieces, scalars
@@ -62,7 +63,10 @@ class ProductWriter(FetchWriter):
             symbol = pieces.symbol(s.nr, placed)
             self.module.micro_kernels[symbol] = pieces.tile_text(s.nr, placed, shape.symbol)
             assert self.has_tiles is not None
-            kept = self.has_tiles.select(kept, self.code.value("null", "ptr"))
+            use = self.has_tiles
+            if cache.rows is not None:
+                use = use & self.index(cache.rows).compare("ge", CUT_ROWS)
+            kept = use.select(kept, self.code.value("null", "ptr"))
             ready, mark = self._ready(s, cache)
             self.code.line(
                 f"call void @{symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
