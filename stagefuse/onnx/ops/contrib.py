@@ -64,8 +64,10 @@ def _qlinear_concat(n: Node) -> str:
 
 @op(f"{DOMAIN}::QGemm")
 def _qgemm(n: Node) -> Written:
-    """Products in i32; without a scale of its own the result stays f32."""
-    a, b = n.let("whole", less_zero(n, 0, 2)).text, n.let("whole", less_zero(n, 3, 5)).text
+    """Products in i32; without a scale of its own the result stays f32. The second matrix may
+    have a zero point and a scale for each column of the result."""
+    a = n.let("whole", less_zero(n, 0, 2)).text
+    b = n.let("whole", less_zero(n, 3, 5, rows=bool(n.attr("transB", 0)))).text
     a = f"transpose({a})" if n.attr("transA", 0) else a
     b = f"transpose({b})" if n.attr("transB", 0) else b
     total = n.let("total", f"{a} @ {b}").text
