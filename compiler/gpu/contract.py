@@ -256,6 +256,9 @@ FEW_ROWS = 32
 """Rows of a tile for products of few rows."""
 FED = 16
 """Blocks that draw what memory gives, where tensor copies bring their operands."""
+MOST_SPLIT_COLUMNS = 6144
+"""Columns up to which few rows are split too where tensor copies could bring operands: of more
+columns there are enough tiles of 64 to draw what memory gives."""
 LEAST_DEPTH = 96
 MOST_SPLITS = 16
 RUN = 128
@@ -297,13 +300,17 @@ def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
     most = floordiv(rows, FEW_ROWS + 1)
     enough = FULL if enough is None else enough
     many = floordiv(floordiv(rows + (down - 1), down) * across, enough + 1)
-    if known is not None and count > 1:
+    copied = enough != FULL and (columns.as_int() or 0) > MOST_SPLIT_COLUMNS
+    by_rows = known is not None and count > 1 and not copied
+    if by_rows:
         many = minimum(many, most)
+    elif known is not None and known > enough:
+        return None
     few = graph.facts.simplify(1 - minimum(many, const(1)))
     if few == const(0):
         return None
     low = graph.facts.simplify(1 - minimum(most, const(1)))
-    if known is None or count == 1:
+    if not by_rows:
         low = few * low  # else all that are low are few
     part = max(LEAST_DEPTH, -(-depth // (max(count, 2) * 16)) * 16)
     return Thin(few, low, part, -(-depth // part))
