@@ -36,8 +36,9 @@ from .packing import lower_pointwise
 SQUARE = 32
 LEAST = 9
 """Elements of an axis from which on it is worth taking as squares."""
-MOST = 4
-"""Operands that are read this way: each has a square."""
+MOST_BYTES = 8
+"""Bytes of all operands' elements that are read this way: squares of eight warps lie in shared
+memory, and two f32 take 67 KB of it."""
 
 
 def lower_elements(low: Lowering) -> Parallel:
@@ -52,14 +53,23 @@ def lower_elements(low: Lowering) -> Parallel:
     for axis, (name, extent) in reversed(list(enumerate(parallel))):
         if not _is_long(low, extent) or not _is_long(low, loop.hi):
             continue
-        loads = _across(low, loop, name)
-        if 0 < len(loads) <= MOST:
+        loads = _that_fit(_across(low, loop, name))
+        if loads:
             low.scopes[0].body[:] = _squares(low, loop, name, extent, loads)
             outer = [*parallel[:axis], (f"{name}s", _squares_of(extent)), *parallel[axis + 1 :]]
             outer.append((f"{loop.index}s", _squares_of(loop.hi)))
             low.bind(outer)
             return outer, const(SQUARE * SQUARE) * max(1, low.cost())
     return parallel, work
+
+
+def _that_fit(loads: list[Load]) -> list[Load]:
+    """The first of them that shared memory has room for."""
+    found: list[Load] = []
+    for load in loads:
+        if sum(x.stored.itemsize for x in (*found, load)) <= MOST_BYTES:
+            found.append(load)
+    return found
 
 
 def _squares_of(extent: Expr) -> Expr:

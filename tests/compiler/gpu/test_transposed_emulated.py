@@ -22,6 +22,10 @@ pipeline planes(x: u8[B, 23, N, 9]) -> f32[B, 9, 23, N]:
 pipeline turned(x: i64[M, N, 33]) -> i64[33, M, N]:
     transpose(x, [2, 0, 1])
 
+pipeline several(x: f32[M, N], y: f32[M, N], z: i64[M, N]) -> f32[N, M]:
+    t = transpose(x, [1, 0]) * transpose(y, [1, 0])
+    t + transpose(f32(z), [1, 0]) - transpose(x, [1, 0])
+
 pipeline half(x: f16[64, 96]) -> f16[96, 64]:
     -transpose(x, [1, 0])
 """
@@ -33,9 +37,10 @@ def test_squares(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
 
     plan = compiled(tmp_path / "p.pipe", TEXT, (arch,))
     check_legal(plan)
-    plain, sums, planes, turned, half = (Emulated(plan, arch, n) for n in range(5))
+    plain, sums, planes, turned, several, half = (Emulated(plan, arch, n) for n in range(6))
     for gpu in (p.gpu[0] for p in plan.pipelines):
-        assert all(x.report["shared bytes"] for x in gpu.launches if x.report.get("registers"))
+        used = [x.report["shared bytes"] for x in gpu.launches if x.report.get("registers")]
+        assert all(0 < n <= 72 << 10 for n in used)
     for m, n in ((1, 1), (31, 65), (32, 32), (33, 1), (0, 7), (100, 37)):
         dims = {"M": m, "N": n}
         x = rng.standard_normal((m, n)).astype(np.float32)
@@ -48,6 +53,9 @@ def test_squares(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
         )
         i = rng.integers(-9, 9, (m, n, 33))
         np.testing.assert_array_equal(turned({"x": i}, dims)[0], i.transpose(2, 0, 1))
+        w, k = z.T.copy(), rng.integers(-9, 9, (m, n))
+        (found,) = several({"x": x, "y": w, "z": k}, dims)
+        np.testing.assert_allclose(found, (x * w + k - x).T, rtol=1e-5, atol=1e-5)
         b = rng.integers(0, 255, (2, 23, n, 9)).astype(np.uint8)
         (found,) = planes({"x": b}, {"B": 2, "N": n})
         np.testing.assert_allclose(found, b.transpose(0, 3, 1, 2) / 3, rtol=1e-6)
