@@ -121,17 +121,29 @@ def launches() -> None:
 
 
 def tensor_maps() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "product.pipe"
-        path.write_text(
-            "pipeline product(x: bf16[B, 72], w: bf16[72, 40]) -> f32[B, 40]:\n    f32(x @ w)\n"
-        )
-        plan = replace(compile_file(path, targets=["h100"]), cubins={})
-    with open_plan(plan, None, "cuda:0") as pipe:
+    with open_plan(product("bf16"), None, "cuda:0") as pipe:
         for rows in (3, 0, 3, 130):
             x, w = batch((rows, 72)).astype(BF16), batch((72, 40)).astype(BF16)
             wide = x.astype(float) @ w.astype(float)
             np.testing.assert_allclose(pipe(x=x, w=w), wide, rtol=2**-8, atol=1e-3)
+    with open_plan(product("f16"), None, "cuda:0") as pipe:  # arrays that lie elsewhere each time
+        w = batch((72, 40)).astype(np.float16)
+        several = [batch((130, 72)).astype(np.float16) for _ in range(2)]
+        for x in several * 3:
+            wide = x.astype(float) @ w.astype(float)
+            found = content(pipe(x=Array(x), w=Array(w)))
+            np.testing.assert_allclose(found, wide, rtol=2**-8, atol=1e-3)
+
+
+def product(dtype: str) -> Any:
+    """The plan of a product whose kernels read by tensor maps."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.pipe"
+        path.write_text(
+            f"pipeline product(x: {dtype}[B, 72], w: {dtype}[72, 40]) -> f32[B, 40]:\n"
+            "    f32(x @ w)\n"
+        )
+        return replace(compile_file(path, targets=["h100"]), cubins={})
 
 
 def errors() -> None:

@@ -95,4 +95,4 @@ def test_what_make_gpu_compares(folder: Path) -> None:
 def test_tensor_maps(folder: Path) -> None:
     said, log = run(folder, "tensor_maps")
     assert said == "held 0"
-    assert all("block 384" in line for line in log) and len(log) == 3
+    assert all("block 384" in line for line in log) and len(log) == 3 + 6
