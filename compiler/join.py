@@ -352,12 +352,16 @@ class _Joiner:
         if None in sources or len(dtypes) != 1:
             return
         own = [{left.node}, {panels.node, self._viewed(panels).node}]
-        if any(m is None or m.members != o for m, o in zip(made, own, strict=True)):
-            return
         if any(m is not None and m.nest != group.nest for m in made):
             return
         steps = steps_of(self.graph, panels, node)
         if steps is None or not self._is_aligned(node, steps):
+            return
+        if made[1] is None or made[1].members != own[1]:
+            return
+        if made[0] is not None and made[0].members != own[0]:
+            made[0] = self._unconverted(made[0], left, group)
+        if made[0] is None or made[0].members != own[0]:
             return
         makers = [m for m in made if m is not None]
         joined = replace(
@@ -365,10 +369,29 @@ class _Joiner:
             members=group.members.union(*(m.members for m in makers)),
             packs=dict(zip((left, panels), makers, strict=True)),
         )
-        unused = [m for m in makers if self._private(m, group)]
+        unused = [m for m in makers if m in self.groups and self._private(m, group)]
         self._replace([*unused, group], joined)
         for ref in (left, panels):
             self._say(ref, "its elements are multiplied as they are stored")
+
+    def _unconverted(self, maker: Group, ref: Ref, reader: Group) -> Group | None:
+        """The kernel that would convert what another one makes: that one then stores it as it is
+        before. None if others read what is converted."""
+        (source,) = self.graph.nodes[ref.node].operands
+        if ref in self.graph.results or self._readers(ref) != [reader]:
+            return None
+        if source.node not in maker.members or maker.placed or maker.kind == "update":
+            return None
+        used = any(ref in self.graph.nodes[m].operands for m in maker.members)
+        roots = [source if r == ref else r for r in maker.roots]
+        stored = replace(
+            maker,
+            roots=list(dict.fromkeys(roots)),
+            members=maker.members if used else maker.members - {ref.node},
+        )
+        self._replace([maker], stored)
+        del self.maker[ref]
+        return Group("pointwise", [ref], maker.domain, {ref.node}, nest=maker.nest)
 
     def _viewed(self, panels: Ref) -> Ref:
         """What panels are packed from."""

@@ -176,3 +176,34 @@ def test_one_width_is_the_best_for_every_size() -> None:
     for size, width in ((1024, 64), (3072, 192), (4096, 256), (8192, 256)):
         (only,) = widths.widths(const(size), const(size), [], 1, Facts({}, {}))
         assert only == (width, const(1))
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_80"])
+def test_what_one_product_makes_in_16_bits_the_next_one_takes(
+    arch: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    text = (
+        "import nn\n"
+        "pipeline p(x: bf16[N, 64], a: bf16[136, 64], b: bf16[64, 136], g: f32[64],"
+        " c: bf16[64, 72])"
+        " -> (bf16[N, 64], bf16[N, 72])\nwhere N in 1..=4096:\n"
+        "    h = nn.gelu(x @ transpose(a, [1, 0]))\n"
+        "    y = h @ transpose(b, [1, 0]) + x\n"
+        "    f = f32(y)\n"
+        "    n = f * rsqrt(mean(f * f, axis=-1, keepdims=True) + 1e-6) * g\n"
+        "    z = bf16(n) @ c\n"
+        "    y, z\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, (arch,))
+    assert "tf32" not in plan.ptx[arch]
+    x, a, b = drawn(rng, 130, 64), drawn(rng, 136, 64), drawn(rng, 64, 136)
+    a, b = (np.asarray(m.astype(float) / 8).astype(BF16) for m in (a, b))
+    g = drawn(rng, 64, kind=np.float32)
+    c = drawn(rng, 64, 72)
+    y, z = Emulated(plan, arch)({"x": x, "a": a, "b": b, "g": g, "c": c}, {"N": 130})
+    wx, wa, wb, wc = (m.astype(float) for m in (x, a, b, c))
+    h = wx @ wa.T
+    plain = (h / 2 * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))) @ wb.T + wx
+    np.testing.assert_allclose(y.astype(float), plain, rtol=2**-6, atol=2**-5)
+    norm = plain / np.sqrt((plain**2).mean(1, keepdims=True) + 1e-6) * g
+    np.testing.assert_allclose(z.astype(float), norm @ wc, rtol=2**-5, atol=2**-3)
