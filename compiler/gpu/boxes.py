@@ -19,8 +19,6 @@ from .ir import Value
 from .ring import BARRIER_BYTES, copy_box, elected, expect, wait
 from .tensor_maps import Loops, TensorMap, in_steps, start_of
 
-WARP = 32
-
 
 @dataclass(frozen=True)
 class Matrices:
@@ -46,10 +44,17 @@ class Slot:
 
 
 class BoxCopies:
-    """Tensor copies of both operands into a ring of stages; `begin`: where the depth begins."""
+    """Tensor copies of both operands into a ring of stages; `begin`: where the depth begins.
+    `others`: more barriers to prepare, each with how many arrive at it."""
 
     def __init__(
-        self, writer: FoldWriter, tile: Tile, ring: Value, matrices: Matrices, begin: Expr
+        self,
+        writer: FoldWriter,
+        tile: Tile,
+        ring: Value,
+        matrices: Matrices,
+        begin: Expr,
+        others: Sequence[tuple[Value, int]] = (),
     ) -> None:
         self.w, self.tile, self.ring, self.of = writer, tile, ring, matrices
         self.code = writer.code
@@ -60,16 +65,16 @@ class BoxCopies:
             writer.index(e).to("trunc", "i32") for e in (matrices.row, matrices.column)
         )
         self.maps = self._left(), self._right()
-        self._prepare()
+        full = [(self.barriers + n * BARRIER_BYTES, 1) for n in range(tile.stages)]
+        self._prepare([*full, *others])
 
-    def _prepare(self) -> None:
+    def _prepare(self, barriers: Sequence[tuple[Value, int]]) -> None:
         code = self.code
         skip = code.label("prepared")
         code.branch_if(self.w.index(sym("lane"), "i32").compare("eq", 0), skip, holds=False)
         with code.branch_scope():
-            for n in range(self.tile.stages):
-                at = f"[{self.barriers.text}+{n * BARRIER_BYTES}]"
-                code.line(f"mbarrier.init.shared::cta.b64 {at}, 1;")
+            for barrier, count in barriers:
+                code.line(f"mbarrier.init.shared::cta.b64 [{barrier.text}], {count};")
             code.line("fence.mbarrier_init.release.cluster;")
         code.start(skip)
         code.line("bar.sync 0;")
@@ -101,11 +106,11 @@ class BoxCopies:
         return self._map(s.panel, of.right, (s.depth, of.columns), s.panel_row, box, 0)
 
     def start(self, some: Value, stage: Value, slot: Value) -> None:
-        """Starts the copies of a stage, if it is one, into a place of the ring."""
+        """Starts the copies of a stage into a place of the ring, by a lane of the warp for which
+        `some` holds, if it does for one."""
         code, tile = self.code, self.tile
         skip = code.label("filled")
-        first = self.w.index(sym("lane"), "i32").compare("lt", WARP)
-        code.branch_if(first & some, skip, holds=False)
+        code.branch_if(some, skip, holds=False)
         with code.branch_scope():
             code.branch_if(elected(code), skip, holds=False)
             barrier, start = self.barriers + slot * BARRIER_BYTES, self.place(slot)

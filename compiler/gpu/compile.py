@@ -330,7 +330,8 @@ class GpuCompiler:
         entries = self.modules[arch]
         spilled = [
             n for n, entry in entries.items()
-            if (made.usage[n].spill_stores or made.usage[n].spill_loads) and not entry.stays
+            if (made.usage[n].spill_stores or made.usage[n].spill_loads)
+            and not (entry.stays or entry.team.helpers)
         ]  # fmt: skip
         for name in spilled:
             entries[name] = entries[name].with_room(hint)

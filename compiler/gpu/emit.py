@@ -26,6 +26,7 @@ from .scan import scan_of, team_of
 from .teams import Team, choose
 from .tensor_maps import MAP_ALIGNMENT, MAP_BYTES, TensorMap
 from .tf32 import SplitWriter
+from .tf32_roles import GROUP
 from .values import Memory
 
 PTX_VERSION = "8.7"
@@ -82,6 +83,8 @@ class KernelWriter(SplitWriter):
         facts = facts.at_element(names, extents)
         scan = scan_of(kernel)
         team = choose(kernel, facts) if scan is None else team_of(scan, facts)
+        if tiled is not None:
+            team = replace(team, helpers=GROUP, resident=2 if team.lanes == GROUP else 1)
         facts = _as_stored(kernel, facts)
         super().__init__(kernel, facts, team)
         for value, line in lines.items():

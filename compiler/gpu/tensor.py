@@ -326,7 +326,8 @@ class TensorWriter(SortWriter):
         assert total is not None
         odd = code.emit("setp.nan.f32", "i1", total, total)
         found = code.fresh("i1")
-        code.line(f"bar.red.or.pred {found.text}, 0, {odd.text};")
+        who = f"1, {self.team.lanes}" if self.team.helpers else "0"
+        code.line(f"bar.red.or.pred {found.text}, {who}, {odd.text};")
         self.unread, self.unwritten = set(), set()
         return found
 

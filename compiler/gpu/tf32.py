@@ -2,10 +2,11 @@
 
 A warpgroup computes 64 rows. It reads them from shared memory straight into fragments and splits
 them there (PTX ISA 9.7.15.5.1, "Register Fragments for wgmma.mma_async"); the columns are split
-by all lanes into two matrices in shared memory, swizzled rows of 128 bytes along the depth, which
-is how tf32 operands must lie, whatever way they lie in memory. While a stage is multiplied the next
-one is split, and later ones are on their way from memory. Tensor cores truncate their sums, so that
-those of a stage go to registers of their own and are added up outside, while the next are made.
+into two matrices in shared memory, swizzled rows of 128 bytes along the depth, which is how tf32
+operands must lie, whatever way they lie in memory. Tensor cores truncate their sums, so that those
+of a stage go to registers of their own and are added up outside. Where tensor copies bring the
+operands, warps have roles (`tf32_roles`). Here all lanes bring them by cp.async and split, stages
+ahead of what is multiplied: panels that lie in no steps.
 """
 
 from __future__ import annotations
@@ -16,54 +17,29 @@ from stagefuse.compiler.kernel_ir import For
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from .attend_groups import GROUP_ROWS
-from .boxes import BoxCopies, Matrices, Slot
+from .boxes import Matrices, Slot
 from .clusters import ClusterWriter
 from .copies import Copies, Tile
 from .ir import Value
+from .split_parts import (
+    CHUNK,
+    DEPTH,
+    PRODUCTS,
+    ROW_BYTES,
+    STEP,
+    BoxTile,
+    SplitTile,
+    parts_of,
+    split_column,
+)
+from .tf32_roles import RoleProduct
 
-DEPTH = 32  # of a stage: rows of 128 bytes
-STEP = 8  # of an instruction
-CHUNK = 4  # elements in 16 bytes
-ROW_BYTES = 128
 WIDEST = 128  # columns of a tile
-AT_ONCE = 64  # of them, in one instruction
 STAGES = 4
 GROUP_LANES = 128
-PRODUCTS = ((1, 0), (0, 1), (0, 0))
-"""Parts of the left and of the right operand that are multiplied; the small products first."""
 
 _Parts = tuple[list[Value], list[Value]]
 """The higher and the lower parts of a lane's elements for one instruction: four registers each."""
-
-
-class SplitTile(Tile):
-    """A tile whose right operand lies in shared memory as it came, and split."""
-
-    @property
-    def part_bytes(self) -> int:
-        """The higher or the lower parts of a stage's columns."""
-        return self.columns * ROW_BYTES
-
-    @property
-    def halves(self) -> int:
-        """Instructions that the columns take."""
-        return 1 if self.columns <= AT_ONCE else 2
-
-    @property
-    def ring_bytes(self) -> int:
-        return 4 * self.part_bytes + super().ring_bytes
-
-
-class BoxTile(SplitTile):
-    """One whose operands come by tensor copies: rows along the depth are swizzled."""
-
-    @property
-    def left_pitch(self) -> int:
-        return DEPTH
-
-    @property
-    def pitch(self) -> int:
-        return DEPTH if self.is_deep else self.columns
 
 
 class SplitWriter(ClusterWriter):
@@ -71,6 +47,12 @@ class SplitWriter(ClusterWriter):
     are of, if tensor copies can bring them."""
 
     tiled: Matrices | None = None
+
+    def barrier(self) -> None:
+        if not self.team.helpers:
+            return super().barrier()
+        self.code.line(f"bar.sync 1, {self.team.lanes};")
+        self.unread, self.unwritten = set(), set()
 
     def _tile_of(self, s: For) -> Tile | None:
         found = super()._tile_of(s)
@@ -88,7 +70,11 @@ class SplitWriter(ClusterWriter):
     def _multiply(self, tile: Tile, base: Expr) -> None:
         if not isinstance(tile, SplitTile):
             return super()._multiply(tile, base)
-        self.sums = _SplitProduct(self, tile, self._ring(tile)).write()
+        ring = self._ring(tile)
+        if isinstance(tile, BoxTile):
+            self.sums = RoleProduct(self, tile, ring).write()
+        else:
+            self.sums = _SplitProduct(self, tile, ring).write()
         self._store_groups(tile, base, self.sums)
         if self.cluster > 1:
             self.sums = self.sum_of_cluster(tile, base)
@@ -108,21 +94,14 @@ class _SplitProduct:
     def __init__(self, writer: SplitWriter, tile: SplitTile, ring: Value) -> None:
         self.w, self.tile, self.code = writer, tile, writer.code
         self.parts, self.raw = ring, ring + 4 * tile.part_bytes
-        self.begin, self.length = writer.own_stretch(tile)
-        self.boxes: BoxCopies | None = None
-        self.copies: Copies | None = None
-        if writer.tiled is not None:
-            self.boxes = BoxCopies(writer, tile, self.raw, writer.tiled, self.begin)
-        else:
-            self.copies = Copies(writer, self._own_tile(), self.raw)
-        self.columns = self._columns()
-
-    def _own_tile(self) -> Tile:
-        """The tile, of this block's stretch of the depth alone."""
-        tile, s, begin = self.tile, self.tile.s, self.begin
+        s = tile.s
+        begin, self.length = writer.own_stretch(tile)
         row = const(s.nr) if s.panel_row is None else s.panel_row
         own = replace(s, a_offset=s.a_offset + begin * s.a_col, depth=self.length)
-        return replace(tile, s=own, first=tile.first + begin * row)
+        self.copies = Copies(
+            writer, replace(tile, s=own, first=tile.first + begin * row), self.raw
+        )
+        self.columns = self._columns()
 
     def write(self) -> list[Value]:
         """The loop over the depth; gives the sums of this lane."""
@@ -164,8 +143,7 @@ class _SplitProduct:
                 self._add(1 - turn if tile.halves == 1 else half)
             code.branch(summed)
         code.start(summed)
-        if self.copies is not None:
-            code.line("cp.async.wait_group 0;")
+        code.line("cp.async.wait_group 0;")
         code.line("bar.sync 0;")
         return self.sums
 
@@ -181,11 +159,7 @@ class _SplitProduct:
 
     def _fetch(self, stage: Value, slot: Value) -> None:
         """Starts the copies of a stage, if there is one."""
-        some = stage.compare("lt", self.steps)
-        if self.boxes is not None:
-            return self.boxes.start(some, stage, slot)
-        assert self.copies is not None
-        self.copies.start(some, slot * self.tile.stage_bytes)
+        self.copies.start(stage.compare("lt", self.steps), slot * self.tile.stage_bytes)
 
     # Products
 
@@ -238,16 +212,12 @@ class _SplitProduct:
         code.branch_if(stage.compare("lt", self.steps), none, holds=False)
         with code.branch_scope():
             start = self.raw + slot.number * self.tile.stage_bytes
-            if self.boxes is not None:  # each lane sees for itself that the stage is there
-                self.boxes.wait(slot)
-                self._split_rows(start, turn)
-                code.line("bar.sync 0;")
-            else:
-                code.line(f"cp.async.wait_group {self.tile.stages - 2};")
-                code.line("bar.sync 0;")
-                self._split_rows(start, turn)
+            code.line(f"cp.async.wait_group {self.tile.stages - 2};")
+            code.line("bar.sync 0;")
+            self._split_rows(start, turn)
             for column in self.columns:
-                self._split_column(column.source + start, column.target, turn)
+                source, offset = column.source + start, 2 * turn * self.tile.part_bytes
+                split_column(code, self.tile, source, column.target, offset)
             code.line("fence.proxy.async.shared::cta;")
             code.line("bar.sync 0;")
         code.start(none)
@@ -257,19 +227,13 @@ class _SplitProduct:
         within = mod(sym("lane"), 32)
         row, q = floordiv(sym("lane"), 32) * 16 + floordiv(within, 4), mod(within, 4)
         first = start + self.w.index(row * tile.left_pitch + q, "i32") * 4
-        swizzle = self.w.index(mod(floordiv(within, 4), 8) * 16, "i32")
         for n, parts in enumerate(self.fragments[turn]):
-            for part in range(2):
-                k = n * STEP + part * 4
-                at, offset = first, k * 4
-                if isinstance(tile, BoxTile):
-                    at, offset = first + (swizzle ^ (k * 4)), 0
-                for half in range(2):
-                    place = offset + half * 8 * tile.left_pitch * 4
-                    value = code.emit("ld.shared.f32", "float", _at(at, place))
-                    register = part * 2 + half
-                    for target, found in zip(parts, self._parts_of(value), strict=True):
-                        code.set(target[register], found)
+            for register, (part, half) in enumerate((p, h) for p in range(2) for h in range(2)):
+                place = (n * STEP + part * 4 + half * 8 * tile.left_pitch) * 4
+                value = code.fresh("float")
+                code.line(f"ld.shared.f32 {value.text}, [{first.text}+{place}];")
+                for target, found in zip(parts, parts_of(code, value), strict=True):
+                    code.set(target[register], found)
 
     def _columns(self) -> list[_Column]:
         """What of a stage's columns this lane splits."""
@@ -282,36 +246,5 @@ class _SplitProduct:
             moved = w.index(chunk, "i32") ^ w.index(mod(column, 8), "i32")
             place = w.index(column * ROW_BYTES, "i32") + moved.shl(4)
             source = w.index(column * apart + chunk * (CHUNK * along), "i32") * 4
-            if isinstance(tile, BoxTile) and tile.is_deep:
-                source = place
             found.append(_Column(source + tile.left_bytes, self.parts + place))
         return found
-
-    def _split_column(self, source: Value, target: Value, turn: int) -> None:
-        code, tile = self.code, self.tile
-        along, _ = tile.right_steps
-        values = [code.fresh("float") for _ in range(CHUNK)]
-        if along == 1:
-            listed = ", ".join(v.text for v in values)
-            code.line(f"ld.shared.v4.f32 {{{listed}}}, [{source.text}];")
-        else:
-            for n, value in enumerate(values):
-                code.line(f"ld.shared.f32 {value.text}, [{source.text}+{n * along * 4}];")
-        for number, parts in enumerate(zip(*map(self._parts_of, values), strict=True)):
-            offset = (2 * turn + number) * tile.part_bytes
-            listed = ", ".join(v.text for v in parts)
-            code.line(f"st.shared.v4.b32 [{target.text}+{offset}], {{{listed}}};")
-
-    def _parts_of(self, value: Value) -> tuple[Value, Value]:
-        """An f32 as two tf32 values: rounded to nearest, and the rest, which tensor cores cut."""
-        code = self.code
-        high = code.emit("cvt.rn.tf32.f32", "i32", value)
-        rest = code.emit("sub.rn.f32", "float", value, high.as_float("float"))
-        return high, rest.bits()
-
-
-def _at(address: Value, offset: int) -> Value:
-    return Value(address.code, f"[{address.text}+{offset}]", "float", address.depth)
-
-
-__all__ = ["BoxTile", "SplitTile", "SplitWriter"]

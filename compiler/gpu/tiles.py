@@ -21,7 +21,8 @@ from stagefuse.dsl.dtypes import F32
 from stagefuse.dsl.facts import Facts
 
 from .attend_groups import GROUP_ROWS
-from .tf32 import AT_ONCE, CHUNK, DEPTH, GROUP_LANES, WIDEST
+from .split_parts import AT_ONCE, CHUNK, DEPTH
+from .tf32 import GROUP_LANES, WIDEST
 
 FULL = {1: 132, 2: 128, 4: 112, 8: 96}
 """Multiprocessors that clusters of so many blocks fill: each lies in one of the device's parts, of
