@@ -78,6 +78,8 @@ class RolesWriter(KernelWriter):
             return self.count
         if not self.differ:
             return minimum(self.count, const(BLOCKS))
+        if self.attending.form.readers > 2:  # measured: 213 us as they come, 262 in pairs
+            return self.count
         many = minimum(floordiv(self.count, MANY * BLOCKS), const(1))
         return self.count - many * (self.count - BLOCKS)
 
