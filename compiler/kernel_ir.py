@@ -253,10 +253,11 @@ class Attend:
 
     r < `rows` (at most `mr`), k < `depth`, c < `columns`, `lo` <= j < `hi`; if no j is kept, all
     is 0. `score` (f32) and `keep` (bool) are values in which `row` and `key` are the indices r and
-    j, and `raw` is a bound f32. Values of keys that are not kept do not count, even if they are
-    infinite. If all scores of a row are -infinity, the total is NaN where `keep` is always true,
-    and else 0. `dst` is scratch in rows of `dst_row` elements, `totals` scratch, both
-    f32; the operands are f32, f16 or bf16. For GPUs only.
+    j, and `raw` is a bound f32. Values of keys that are not kept do not count; an infinite one
+    gives NaN where operands have 16 bits, as 0 times it does in the graph. If all scores of a row
+    are -infinity, the total is NaN where `keep` is always true, and else 0. `dst` is scratch in
+    rows of `dst_row` elements, `totals` scratch, both f32; the operands are f32, f16 or bf16. For
+    GPUs only.
 
     With `most`, scratch as `totals` is, the keys are dealt out in so many `ways`, each key to one
     of them. Way w has rows w * mr + r of the results, over its keys alone, and most[w * mr + r] is
