@@ -9,6 +9,7 @@ Both ways are in the plan, and the sizes of a call make the grid of one of them 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from stagefuse.compiler.kernel_ir import (
@@ -177,12 +178,33 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
     figures = _parts(low, first, split, const(2), "out")
     sums = _parts(low, last, split, const(a.columns), "out")
 
-    def way(scratch: str, number: int) -> Value:
-        return Load(scratch, (Index(sym("r") + number * ROWS),), F32)
-
     def place(of: Expr) -> tuple[Value, ...]:
         batch = along([sym(n) for n, _ in first.batch])
         return tuple(map(Index, (sym("ks"), *batch, row, of)))
+
+    _ways_joined(low, split, rows, a.columns, (tile, *made), (figures.name, sums.name), place)
+    return parallel, split.length * (ROWS * (a.depth + a.columns))
+
+
+def _ways_joined(
+    low: Lowering,
+    split: Split,
+    rows: Expr,
+    columns: int,
+    scratch: Sequence[str],
+    results: tuple[str, str],
+    place: Callable[[Expr], tuple[Value, ...]],
+) -> None:
+    """What the ways of a piece found together: greatest scores and totals, and sums, of all rows.
+
+    `scratch` are the sums, totals, greatest scores and factors of each way; `results` the buffers
+    of figures and sums, in which `place` finds a row's.
+    """
+    tile, totals, most, factors = scratch
+    figures, sums = results
+
+    def way(name: str, number: int) -> Value:
+        return Load(name, (Index(sym("r") + number * ROWS),), F32)
 
     def weigh() -> None:
         greatest = way(most, 0)
@@ -193,8 +215,8 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
             factor = weight(way(most, n), greatest)
             low.emit(Store(factors, (Index(sym("r") + n * ROWS),), factor))
             total = Op("add", (total, Op("mul", (factor, way(totals, n)), F32)), F32)
-        low.emit(Store(figures.name, place(const(0)), greatest))
-        low.emit(Store(figures.name, place(const(1)), total))
+        low.emit(Store(figures, place(const(0)), greatest))
+        low.emit(Store(figures, place(const(1)), total))
 
     def element() -> None:
         total: Value | None = None
@@ -203,14 +225,13 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
             part = Op("mul", (way(factors, n), Load(tile, at, F32)), F32)
             total = part if total is None else Op("add", (total, part), F32)
         assert total is not None
-        low.emit(Store(sums.name, place(sym("c")), total))
+        low.emit(Store(sums, place(sym("c")), total))
 
     def elements() -> None:
-        low.loop("c", const(0), const(a.columns), element, vector=True)
+        low.loop("c", const(0), const(columns), element, vector=True)
 
     low.loop("r", const(0), rows, weigh, vector=True)
     low.loop("r", const(0), rows, elements, vector=True)
-    return parallel, split.length * (ROWS * (a.depth + a.columns))
 
 
 def _ends(a: Attention, begin: Expr, queries: int) -> tuple[Expr, Expr]:

@@ -339,22 +339,26 @@ def tensor_map(
     strides: tuple[int, ...],
     box: tuple[int, ...],
     swizzle: int,
+    steps: tuple[int, ...] | None = None,
+    fills_nan: bool = False,
 ) -> np.ndarray[Any, Any]:
     """The 128 bytes of a tensor map, aligned as the driver wants them; innermost dimension first,
-    `strides` in bytes, of all dimensions but the innermost.
+    `strides` in bytes, of all dimensions but the innermost. Of every dimension it takes each
+    `steps`-th element, 1 without; what lies beyond is 0, or NaN.
 
     The bindings' own object is not aligned, and so their function for it is not called.
     """
     room = np.zeros(MAP_BYTES + 64, np.uint8)
     made = room[-room.ctypes.data % 64 :][:MAP_BYTES]
     rank = len(sizes)
+    every = (1,) * rank if steps is None else steps
     lists: list[np.ndarray[Any, Any]] = [
         np.array(sizes, np.uint64), np.array([*strides, 0], np.uint64),
-        np.array(box, np.uint32), np.ones(rank, np.uint32),
+        np.array(box, np.uint32), np.array(every, np.uint32),
     ]  # fmt: skip
     code = _encode_tiled()(
         made.ctypes.data, _MAP_TYPES[dtype], rank, address, *(a.ctypes.data for a in lists), 0,
-        _MAP_SWIZZLES[swizzle], _PROMOTION, 0,
+        _MAP_SWIZZLES[swizzle], _PROMOTION, int(fills_nan),
     )  # fmt: skip
     driver = _driver()
     _raise(driver, driver.CUresult(code), "making a tensor map")

@@ -24,6 +24,7 @@ from stagefuse.compiler.ptx import syntax as s
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.runtime import emulator
 from stagefuse.runtime.cuda import calls
+from stagefuse.runtime.emulator.launch import _dim
 from stagefuse.runtime.emulator.memory import Arena
 from stagefuse.runtime.emulator.program import Place
 
@@ -115,7 +116,7 @@ class Hardware:
         driver = calls._driver()
         kernel = calls.kernel(self._library(module), name)
         said = module._entry(name).function.directive("reqnctapercluster")
-        grid, block, cluster = (_three(given.get(k, 1)) for k in ("grid", "block", "cluster"))
+        grid, block, cluster = (_dim(given.get(k, 1)) for k in ("grid", "block", "cluster"))
         size = int(given.get("shared_bytes", 0))
         kinds = driver.CUfunction_attribute
         device = calls._call("cuDeviceGet", name, 0)
@@ -224,22 +225,12 @@ class _Encoded:
 
 
 def _tensor_map(given: emulator.TensorMap, address: int) -> bytes:
-    """As `calls.tensor_map`, with all that a map may say."""
-    array, rank = given.array, given.array.ndim
-    room = np.zeros(128 + 64, np.uint8)
-    made = room[-room.ctypes.data % 64 :][:128]
+    array, steps = given.array, given.element_strides
     name = next((d.name for d in DTYPES.values() if d.numpy == array.dtype), "u8")
-    lists: list[Array] = [
-        np.array(array.shape[::-1], np.uint64),
-        np.array([*array.strides[:-1][::-1], 0], np.uint64),
-        np.array(given.box[::-1], np.uint32),
-        np.array((given.element_strides or (1,) * rank)[::-1], np.uint32),
-    ]
-    code = calls._encode_tiled()(
-        made.ctypes.data, calls._MAP_TYPES[name], rank, address, *(a.ctypes.data for a in lists), 0,
-        calls._MAP_SWIZZLES[given.swizzle], 0, int(given.fill == "nan"),
+    made: Array = calls.tensor_map(
+        name, address, array.shape[::-1], array.strides[:-1][::-1], given.box[::-1], given.swizzle,
+        None if steps is None else steps[::-1], given.fill == "nan",
     )  # fmt: skip
-    assert code == 0, f"the driver refuses the tensor map: {code}"
     return made.tobytes()
 
 
@@ -272,9 +263,3 @@ def _samples(pairs: list[tuple[Array, Array]], most: int = 4) -> list[str]:
                 f"{two[0]} ({two.tobytes()[::-1].hex()}) on the GPU"
             )
     return found
-
-
-def _three(given: Any) -> tuple[int, int, int]:
-    sides = (given,) if isinstance(given, int | np.integer) else tuple(given)
-    a, b, c = (*map(int, sides), *(1,) * (3 - len(sides)))
-    return a, b, c
