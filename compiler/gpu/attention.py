@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from stagefuse.compiler.attention import Softmax
 from stagefuse.compiler.fuse import Group
 from stagefuse.compiler.graph import View
-from stagefuse.compiler.join import steps_of
+from stagefuse.compiler.join_operands import steps_of
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Attend,

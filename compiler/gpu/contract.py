@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from stagefuse.compiler.fuse import Group
 from stagefuse.compiler.graph import Contract, Graph, Ref, View
-from stagefuse.compiler.join import steps_of
+from stagefuse.compiler.join_operands import steps_of
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Buffer,

@@ -14,7 +14,7 @@ from itertools import combinations
 
 from stagefuse.compiler.fuse import Group, flops
 from stagefuse.compiler.graph import Contract, Graph, Node
-from stagefuse.compiler.join import steps_of
+from stagefuse.compiler.join_operands import steps_of
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod
 from stagefuse.dsl.dtypes import F32

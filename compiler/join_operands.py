@@ -1,0 +1,304 @@
+"""How products take their operands where these lie, rather than from kernels that prepare them.
+
+- *packed*: the panels of a product are packed in the kernel that multiplies by them, where they
+  would be larger than what they come from (a convolution's patches, quantised weights) or are used
+  once (a product in a batch).
+- *thin*: a product whose panels are packed for many rows has a second kernel, for few.
+- *direct*: panels whose elements lie in steps are not packed at all. For GPUs.
+- *halved*: operands that are converted from 16 bits are multiplied as they are stored. For GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
+from stagefuse.dsl.dtypes import BF16, F16
+
+from .fuse import Decision, Group, Partition
+from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight, flatten_index
+from .windows import is_worth_it, step_in_place, windows_of
+
+PACKED_BYTES = 1 << 20
+"""All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
+
+FEW_ROWS = 1024
+THIN = 36
+"""Rows of a product that read the other matrix faster in place than packed: one tile."""
+
+
+class OperandJoiner:
+    """Kernels, and joins of those that make operands into those of products."""
+
+    def __init__(self, graph: Graph, found: Partition, longest: int | None) -> None:
+        self.graph, self.longest = graph, longest
+        self.groups = list(found.groups)
+        self.decisions = list(found.decisions)
+        self.maker = {root: g for g in self.groups for root in g.roots}
+
+    # What the joins share
+
+    def _readers(self, ref: Ref) -> list[Group]:
+        """The kernels that read a stored result; members compute their operands' positions."""
+        return [
+            g
+            for g in self.groups
+            if self.maker.get(ref) is not g and ref not in g.packs and ref in g.reads(self.graph)
+        ]
+
+    def _private(self, group: Group, reader: Group) -> bool:
+        """Whether one kernel alone reads the only result of another, at the same steps."""
+        (ref, *others) = group.roots
+        if others or ref in self.graph.results or group.nest != reader.nest:
+            return False
+        return self._readers(ref) == [reader]
+
+    def _replace(self, old: Sequence[Group], new: Group) -> None:
+        """Puts a kernel in the place of the last of several."""
+        place = max(self.groups.index(g) for g in old)
+        self.groups[place] = new
+        self.groups = [g for g in self.groups if g not in old]
+        for root in new.roots:
+            self.maker[root] = new
+
+    def _say(self, ref: Ref, reason: str) -> None:
+        self.decisions = [d for d in self.decisions if d.node != ref.node]
+        self.decisions.append(Decision(ref.node, True, reason))
+
+    # The joins
+
+    def _packed(self, group: Group) -> None:
+        anchors = [] if group.anchor is None else [group.anchor]
+        if group.kind == "chain" and group.rows is not None and group.rows.anchor is not None:
+            anchors.append(group.rows.anchor)
+        if group.kind not in ("contract", "chain"):
+            return
+        for anchor in anchors:
+            panels = self.graph.nodes[anchor].operands[1]
+            packer = self.maker.get(panels)
+            if packer is None or not self._packs_well(packer, panels, anchor, group):
+                continue
+            joined = replace(
+                group,
+                members=group.members | packer.members,
+                packs={**group.packs, panels: packer},
+            )
+            self._replace([packer, group], joined)
+            self._say(panels, "its panels are packed where they are used")
+            group = joined
+
+    def _thin(self, group: Group) -> None:
+        """A product that may have few rows gets another kernel for them, which packs nothing."""
+        if group.kind != "contract" or group.anchor is None or group.packs:
+            return
+        node = self.graph.nodes[group.anchor]
+        panels, product = node.operands[1], node.primitive
+        packer, windows = self.maker.get(panels), windows_of(self.graph, group.anchor)
+        if packer is None or windows is None or not self._private(packer, group):
+            return
+        assert isinstance(product, Contract)
+        same = self.graph.type(windows.source).dtype == node.type.dtype
+        if packer.members != {panels.node} or not same:
+            return
+        if step_in_place(self.graph, windows) is None:
+            return
+        rows = count_of([node.type.shape[a] for a in product.rows])
+        least, _ = self.graph.facts.bounds(rows)
+        if least is not None and least > THIN:
+            return
+        few = minimum(maximum(THIN + 1 - rows, 0), 1)
+        thin = replace(
+            group, members=group.members | packer.members, packs={panels: packer}, when=few
+        )
+        many = [replace(g, when=1 - few) for g in (packer, group)]
+        place = self.groups.index(group)
+        self.groups[place : place + 1] = [many[1], thin]
+        self.groups[self.groups.index(packer)] = many[0]
+        self.maker[panels] = many[0]
+        self.maker.update((root, many[1]) for root in group.roots)
+        self._say(panels, f"its panels are packed, but for up to {THIN} rows")
+
+    def _direct(self, group: Group) -> None:
+        """Panels that are elements of a tensor in steps need not be packed at all."""
+        if group.kind not in ("contract", "chain"):
+            return
+        rows = group.rows.anchor if group.rows is not None else None
+        for anchor in (group.anchor, rows):
+            panels = None if anchor is None else self.graph.nodes[anchor].operands[1]
+            packer = None if panels is None else self.maker.get(panels)
+            if panels is None or packer is None or not self._private(packer, group):
+                continue
+            if packer.members != {panels.node} or packer.placed:
+                continue
+            if steps_of(self.graph, panels, self.graph.nodes[anchor or 0]) is None:
+                continue
+            joined = replace(
+                group,
+                members=group.members | packer.members,
+                packs={**group.packs, panels: packer},
+            )
+            self._replace([packer, group], joined)
+            self._say(panels, "its panels are read where they lie")
+            group = joined
+
+    def _halved(self, group: Group) -> None:
+        """A product whose operands are both converted from one 16-bit dtype takes them as they
+        are, if 16 bytes of either are adjacent and aligned."""
+        if group.kind != "contract" or group.anchor is None or group.packs:
+            return
+        node = self.graph.nodes[group.anchor]
+        left, panels = node.operands
+        made = [self.maker.get(ref) for ref in (left, panels)]
+        sources = [self._halves(ref) for ref in (left, self._viewed(panels))]
+        dtypes = {self.graph.type(ref).dtype for ref in sources if ref is not None}
+        if None in sources or len(dtypes) != 1:
+            return
+        own = [{left.node}, {panels.node, self._viewed(panels).node}]
+        if any(m is not None and m.nest != group.nest for m in made):
+            return
+        steps = steps_of(self.graph, panels, node)
+        if steps is None or not self._is_aligned(node, steps):
+            return
+        if made[1] is None or made[1].members != own[1]:
+            return
+        if made[0] is not None and made[0].members != own[0]:
+            made[0] = self._unconverted(made[0], left, group)
+        if made[0] is None or made[0].members != own[0]:
+            return
+        makers = [m for m in made if m is not None]
+        joined = replace(
+            group,
+            members=group.members.union(*(m.members for m in makers)),
+            packs=dict(zip((left, panels), makers, strict=True)),
+        )
+        unused = [m for m in makers if m in self.groups and self._private(m, group)]
+        self._replace([*unused, group], joined)
+        for ref in (left, panels):
+            self._say(ref, "its elements are multiplied as they are stored")
+
+    def _unconverted(self, maker: Group, ref: Ref, reader: Group) -> Group | None:
+        """The kernel that would convert what another one makes: that one then stores it as it is
+        before. None if others read what is converted."""
+        (source,) = self.graph.nodes[ref.node].operands
+        if ref in self.graph.results or self._readers(ref) != [reader]:
+            return None
+        if source.node not in maker.members or maker.placed or maker.kind == "update":
+            return None
+        used = any(ref in self.graph.nodes[m].operands for m in maker.members)
+        roots = [source if r == ref else r for r in maker.roots]
+        stored = replace(
+            maker,
+            roots=list(dict.fromkeys(roots)),
+            members=maker.members if used else maker.members - {ref.node},
+        )
+        self._replace([maker], stored)
+        del self.maker[ref]
+        return Group("pointwise", [ref], maker.domain, {ref.node}, nest=maker.nest)
+
+    def _viewed(self, panels: Ref) -> Ref:
+        """What panels are packed from."""
+        node = self.graph.nodes[panels.node]
+        return node.operands[0] if isinstance(node.primitive, View) else panels
+
+    def _halves(self, ref: Ref) -> Ref | None:
+        """The f16 or bf16 tensor that a value is converted from."""
+        node = self.graph.nodes[ref.node]
+        if node.primitive != Map("cast"):
+            return None
+        source = node.operands[0]
+        return source if self.graph.type(source).dtype in (F16, BF16) else None
+
+    def _is_aligned(self, product: Node, steps: tuple[Expr, Expr, Expr]) -> bool:
+        contract = product.primitive
+        assert isinstance(contract, Contract)
+        first, along, across = steps
+        one = {along, across} & {const(1)}
+        columns = count_of([product.type.shape[a] for a in contract.columns])
+        ends = [contract.base, contract.row_stride, first, across if along == const(1) else along]
+        if along != const(1):
+            ends.append(columns)
+        return bool(one) and all(self.graph.facts.divides(e, 8) for e in ends)
+
+    def _packs_well(self, packer: Group, panels: Ref, anchor: int, reader: Group) -> bool:
+        if packer.kind != "pointwise" or not self._private(packer, reader):
+            return False
+        node = self.graph.nodes[anchor]
+        product = node.primitive
+        assert isinstance(product, Contract)
+        facts = self.graph.facts
+        if reader.kind == "contract":
+            if self._holds_codes(packer):
+                return True
+            windows = windows_of(self.graph, anchor)
+            if windows is not None and is_worth_it(self.graph, anchor, windows):
+                return True
+            return (
+                bool(product.batch)
+                or self._few_rows(product, node)
+                or (self._expands(packer, panels))
+            )
+        size = product.depth * (product.panel * node.type.dtype.itemsize)
+        most = facts.bounds(size * self.graph.type(panels).shape[-3])[1]
+        return most is not None and most <= PACKED_BYTES
+
+    def _holds_codes(self, packer: Group) -> bool:
+        """Whether panels are computed of constants alone: then they were kept small."""
+        nodes = (self.graph.nodes[ref.node] for ref in packer.loads(self.graph))
+        return all(isinstance(node.primitive, Constant | Weight) for node in nodes)
+
+    def _few_rows(self, product: Contract, node: Node) -> bool:
+        """Whether panels would be packed only a few times."""
+        rows = count_of([node.type.shape[a] for a in product.rows])
+        most = self.graph.facts.bounds(rows)[1]
+        return most is not None and most <= FEW_ROWS
+
+    def _expands(self, packer: Group, panels: Ref) -> bool:
+        """Whether panels repeat the elements that they are packed from."""
+        read = {
+            ref
+            for m in packer.members
+            for ref in self.graph.nodes[m].operands
+            if ref.node not in packer.members
+        }
+        total, source = count_of(self.graph.type(panels).shape), const(0)
+        for ref in read:
+            source = source + count_of(self.graph.type(ref).shape)
+        return self.graph.facts.prove_le(source * 2, total)
+
+
+def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr] | None:
+    """Where a view that packs panels finds its elements in its operand, over the view's own
+    symbols of the batch: the first one, and the steps along the depth and along the columns;
+    None if they do not lie in steps."""
+    node = graph.nodes[panels.node]
+    view = node.primitive
+    contract = product.primitive
+    if not isinstance(view, View) or not isinstance(contract, Contract):
+        return None
+    panel, k, column = view.symbols[-3:]
+    width = node.type.shape[-1]
+    columns = count_of([product.type.shape[a] for a in contract.columns])
+    single = node.type.shape[-3].as_int() == 1
+    place = sym(column) if single else sym(panel) * width + sym(column)
+    if any(guard != columns - 1 - place for guard in view.guard):
+        return None  # it pads by more than the panels' tail
+    offset = flatten_index(view.indices, graph.type(node.operands[0]).shape)
+    along, across = offset.coefficient(k), offset.coefficient(column)
+    step = const(0) if single else offset.coefficient(panel)
+    if along is None or across is None or step is None:
+        return None
+    if not single and step != across * width:
+        return None
+    inner = {panel, k, column}
+    first = offset.substitute({name: 0 for name in inner})
+    if (first.symbols() | along.symbols() | across.symbols()) & inner:
+        return None
+    return first, along, across
+
+
+def count_of(shape: Sequence[Expr]) -> Expr:
+    total = const(1)
+    for size in shape:
+        total = total * size
+    return total
