@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .bounds import Bounds
     from .gpu.compile import GpuCompiler
     from .kernel_ir import Kernel
+    from .layers import Numbered
     from .lower import Lowered, Sites
 
 
@@ -83,9 +84,9 @@ class Planner:
             def buffers_of(arranged: Graph) -> Buffers:
                 return self._buffers(pipeline, arranged)
 
-            gpu, kernels, arranged = self.gpu.plan(pipeline, graph, buffers_of, sites, passed)
+            gpu, kernels = self.gpu.plan(pipeline, graph, buffers_of, sites, passed)
             if bounds is not None:
-                self.unverified += [(k, arranged, bounds) for k in kernels]
+                self.unverified += [(kernel, own, bounds) for kernel, own in kernels]
         if narrow and self.cpu:
             graph, _ = run_passes(given, pipeline_of(self.load), bounds)
         return Begun(pipeline, graph, bounds, passed, sites, gpu)
@@ -121,6 +122,7 @@ class Planner:
         from .in_place import arrange
         from .join import join
         from .kernel_order import loops_of
+        from .layers import Layers
         from .lower import lower
         from .report import report
         from .schedule import CPU
@@ -130,19 +132,23 @@ class Planner:
         buffers = self._buffers(begun.pipeline, graph)
         reasons = {d.node: d for d in found.decisions}
         steps: list[StepPlan] = []
+        layers = Layers(graph)
         for group in found.groups:
+            own = layers.of(group)
             lowered, changes = scheduled(
-                partial(lower, graph, group, begun.sites), CPU, "cpu", self.choices
+                partial(lower, own.graph, group, begun.sites), CPU, "cpu", self.choices
             )
             if bounds is not None and lowered.kernel.name not in self.kernels:
-                self.unverified.append((lowered.kernel, graph, bounds))
+                self.unverified.append((lowered.kernel, own.graph, bounds))
             notes = report(graph, lowered, reasons, begun.passed, group.nest)
             if changes:
                 notes["tuned"] = dict(changes)
-            steps.append(self._step(buffers, lowered, notes))
+            steps.append(self._step(buffers, lowered, own, notes))
         return buffers, steps, loops_of(graph, [group.nest for group in found.groups])
 
-    def _step(self, buffers: Buffers, lowered: Lowered, report: dict[str, Any]) -> StepPlan:
+    def _step(
+        self, buffers: Buffers, lowered: Lowered, own: Numbered, report: dict[str, Any]
+    ) -> StepPlan:
         from .cpu.scratch import caches_of, scratch_bytes
 
         kernel = lowered.kernel
@@ -155,8 +161,9 @@ class Planner:
             if cache.rows is not None
         )
         return StepPlan(
-            kernel.name, used, kernel.dims, str(lowered.count), str(lowered.grain),
-            str(scratch_bytes(kernel)), lowered.label, report, pieces,
+            kernel.name, used, own.dims(kernel.dims), str(own.known(lowered.count)),
+            str(own.known(lowered.grain)), str(own.known(scratch_bytes(kernel))), lowered.label,
+            report, pieces,
         )  # fmt: skip
 
     def verify_kernels(self) -> None:

@@ -16,6 +16,7 @@ from .graph_text import print_graph
 from .in_place import arrange
 from .join import join
 from .kernel_text import print_kernel
+from .layers import Layers
 from .lower import Sites, lower
 from .passes import Pass, pipeline_of
 from .run_passes import bounds_of, run_passes, verified_kernel
@@ -57,8 +58,10 @@ def _text(pipeline: Pipeline, stage: str, load: Callable[[str, str], Any]) -> st
         return print_graph(graph)
     sites, seen = Sites(), dict[str, str]()
     graph, found = arrange(graph, lambda g, apart: join(g, partition(g, apart)))
+    layers = Layers(graph)
     for group in found.groups:
-        kernel = lower(graph, group, sites, CPU).kernel
-        verified_kernel(kernel, graph, bounds)
+        own = layers.of(group).graph
+        kernel = lower(own, group, sites, CPU).kernel
+        verified_kernel(kernel, own, bounds)
         seen.setdefault(kernel.name, print_kernel(kernel))
     return "\n".join(seen.values())

@@ -17,6 +17,7 @@ from stagefuse.compiler.in_place import arrange
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Kernel, Value
 from stagefuse.compiler.kernel_order import loops_of
+from stagefuse.compiler.layers import Layers, Numbered
 from stagefuse.compiler.lower import FORMS, Lowered, Sites, finish
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.values import Lowering
@@ -118,10 +119,10 @@ class GpuCompiler:
         buffers_of: Callable[[Graph], Buffers],
         sites: Sites,
         passed: Mapping[Any, str],
-    ) -> tuple[tuple[GpuPlan, ...], list[Kernel], Graph]:
-        """The plans of a pipeline whose graph has been through the passes, the kernels that no
-        pipeline before had, and the graph that they are of."""
-        fresh: list[Kernel] = []
+    ) -> tuple[tuple[GpuPlan, ...], list[tuple[Kernel, Graph]]]:
+        """The plans of a pipeline whose graph has been through the passes, and the kernels that no
+        pipeline before had, each with the graph that it is of."""
+        fresh: list[tuple[Kernel, Graph]] = []
         graph, found = arrange(
             graph, lambda g, apart: join(g, partition(g, apart), JOINS, LONGEST)
         )
@@ -130,18 +131,20 @@ class GpuCompiler:
         launches: dict[str, list[GpuLaunchPlan]] = {arch: [] for arch in self.arches}
         nests: dict[str, list[tuple[str, ...]]] = {arch: [] for arch in self.arches}
         uses: list[tuple[list[int], tuple[str, ...]]] = []  # what launches of all arches read
+        layers = Layers(graph)
         for group in found.groups:
             begun = {arch: len(done) for arch, done in launches.items()}
-            for arches in self._families(graph, group):
-                for low, forms, share, part in self._lowerings(graph, group, sites, arches):
+            own = layers.of(group)
+            for arches in self._families(own.graph, group):
+                for low, forms, share, part in self._lowerings(own.graph, group, sites, arches):
                     lowered = finish(low, forms)
                     lowered = replace(lowered, label=f"{lowered.label} {part}".strip())
                     kernel = lowered.kernel
                     if self.kernels.setdefault(kernel.name, kernel) is kernel:
-                        fresh.append(kernel)
+                        fresh.append((kernel, own.graph))
                     entry = self._entry(pipeline, graph, lowered, low)
                     notes = report(graph, lowered, reasons, passed, group.nest)
-                    launch = self._launch(buffers, lowered, entry, share, notes)
+                    launch = self._launch(buffers, lowered, entry, own, share, notes)
                     for arch in arches:
                         self.modules[arch][entry.name] = entry
                         launches[arch].append(launch)
@@ -154,7 +157,7 @@ class GpuCompiler:
             GpuPlan(arch, plans, tuple(x), slots, loops_of(graph, nests[arch]))
             for arch, x in launches.items()
         )
-        return made, fresh, graph
+        return made, fresh
 
     def _families(self, graph: Graph, group: Group) -> list[tuple[str, ...]]:
         """The arches by what kernels of a group they have in common."""
@@ -266,6 +269,7 @@ class GpuCompiler:
         buffers: Buffers,
         lowered: Lowered,
         entry: Entry,
+        own: Numbered,
         share: Expr,
         notes: dict[str, Any],
     ) -> GpuLaunchPlan:
@@ -277,14 +281,17 @@ class GpuCompiler:
             used[n] for n, b in enumerate(lowered.kernel.buffers) if b.mode in ("out", "inout")
         ]
         if entry.workspace is not None:
-            used.append(buffers.scratch(f"{entry.name} workspace", entry.workspace))
+            size = own.known(entry.workspace)
+            used.append(buffers.scratch(f"{entry.name} workspace", size))
             writes.append(used[-1])
         return GpuLaunchPlan(
-            entry.name, (str(entry.grid * share), "1", "1"), (entry.team.threads, 1, 1),
-            (entry.cluster, 1, 1), str(entry.shared_bytes), tuple(used), lowered.kernel.dims,
+            entry.name, (str(own.known(entry.grid * share)), "1", "1"),
+            (entry.team.threads, 1, 1), (entry.cluster, 1, 1),
+            str(own.known(entry.shared_bytes)), tuple(used), own.dims(lowered.kernel.dims),
             lowered.label, notes, tuple(dict.fromkeys(writes)), lowered.reports,
             lowered.kernel.guarded,
-            tuple(_map_plan(lowered.kernel, used, found) for found in entry.maps), entry.stays,
+            tuple(_map_plan(lowered.kernel, used, found, own) for found in entry.maps),
+            entry.stays,
         )  # fmt: skip
 
     def _parts(self, buffers: Buffers, lowered: Lowered, number: int) -> int:
@@ -443,11 +450,13 @@ def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]
     return found
 
 
-def _map_plan(kernel: Kernel, used: Sequence[int], found: TensorMap) -> TensorMapPlan:
+def _map_plan(
+    kernel: Kernel, used: Sequence[int], found: TensorMap, own: Numbered
+) -> TensorMapPlan:
     number = next(n for n, b in enumerate(kernel.buffers) if b.name == found.buffer)
+    sizes, strides = (tuple(str(own.known(e)) for e in x) for x in (found.sizes, found.strides))
     return TensorMapPlan(
-        used[number], str(found.offset), tuple(map(str, found.sizes)),
-        tuple(map(str, found.strides)), found.box, found.swizzle,
+        used[number], str(own.known(found.offset)), sizes, strides, found.box, found.swizzle
     )  # fmt: skip
 
 
