@@ -10,7 +10,7 @@ from stagefuse.compiler.graph import Ref
 from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.scalar import wide
 from stagefuse.dsl.dims import Expr, const
-from stagefuse.dsl.dtypes import F32, I64, DType, from_numpy
+from stagefuse.dsl.dtypes import F32, F64, I64, DType, from_numpy
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
@@ -100,10 +100,16 @@ def _lower(kind: str) -> Callable[..., list[Ref]]:
 
 
 def _mean(b: Builder, x: Ref, axes: Sequence[int], dtype: DType, less: int = 0) -> Ref:
-    """The mean in `dtype`, without its axes; `less` is taken from the divisor."""
+    """The mean in `dtype`, without its axes; `less` is taken from the divisor.
+
+    Integers are summed exactly; those of 64 bits in f64, since their sum may need more bits.
+    """
     type = b.type(x)
-    source = x if not type.dtype.is_float else b.cast(x, dtype)
-    exact = dtype if type.dtype.is_float else I64
+    if type.dtype.is_int and type.dtype.bits == 64:
+        exact, source = F64, b.cast(x, F64)
+    else:
+        exact = dtype if type.dtype.is_float else I64
+        source = x if not type.dtype.is_float else b.cast(x, dtype)
     total = b.cast(_reduced(b, "sum", source, axes, exact), dtype)
     count = product([type.shape[a] for a in axes]) - less
     return b.map("div", total, count_as(b, count, dtype, b.type(total).shape))

@@ -93,6 +93,13 @@ def test_sums_of_narrow_integers_and_bools_are_i64() -> None:
     assert run("mean", {"x": np.array([1, 2], np.int8)})[0] == 1.5
 
 
+def test_means_of_integers_of_64_bits_do_not_wrap() -> None:
+    for dtype in (np.int64, np.uint64):
+        x = np.full(8, np.iinfo(dtype).max - 7, dtype)
+        agree(run("mean", {"x": x})[0], x.astype(float).mean(), 2.0**-23)
+        agree(run("var", {"x": x})[0], 0.0)
+
+
 def test_means_of_f16_do_not_overflow() -> None:
     x = np.full(1000, 1000, np.float16)
     assert run("mean", {"x": x}, wide=False)[0] == 1000
