@@ -51,6 +51,10 @@ class ModuleScope:
     open: list[str] = field(default_factory=list)
 
 
+class Endless(Exception):
+    """A program has too many statements to check more of it, which has been reported."""
+
+
 @dataclass
 class Checker:
     """What the check of one program shares: built-ins, files, reports, and how far it has come."""
@@ -69,10 +73,18 @@ class Checker:
     symbolic: bool = False
 
     def step(self, span: Span) -> None:
-        """Count one statement; a program that never ends is refused."""
+        """Count one statement. Raises Endless, after reporting it, for a program of too many."""
         self.steps += 1
         if self.steps > MAX_STEPS:
-            raise Failed("E0208", f"this program unrolls to more than {MAX_STEPS} statements", span)
+            self.reporter.report(
+                Failed(
+                    "E0208",
+                    f"this program unrolls to more than {MAX_STEPS} statements",
+                    span,
+                    help="index notation and `scan` run over long ranges without unrolling",
+                )
+            )
+            raise Endless
 
     def is_builtin(self, name: str) -> bool:
         record = self.builtins.get(name)

@@ -16,8 +16,8 @@ from ..signature import Builtin
 from ..source import Source, Span
 from ..types import TensorType
 from . import literals, statements, subscripts, updates
+from .agreement import Agreement
 from .apply import Arg
-from .calls import _Inlining
 from .declared import (
     ConstantSpec,
     Signature,
@@ -29,10 +29,12 @@ from .declared import (
 )
 from .expressions import evaluate
 from .frame import Frame
-from .modules import Checker, Headers, ModuleScope
+from .inlining import Inlining
+from .modules import Checker, Endless, Headers, ModuleScope
 from .record import Recorder, divided
 from .report import Failed, text_of
-from .unify import Declared, Solver
+from .results import as_declared
+from .unify import Declared
 from .values import NONE, Dim, Function, Items, Number, Scope, Tensor, Value, is_poison
 
 REPRESENTATIVE = {"float": F32, "int": I64, "number": F32, "any": F32}
@@ -68,6 +70,8 @@ def check(
                 if id(item) not in checker.called:
                     _check_uncalled(checker, scope, item)
         _require_overrides(checker, module, scope)
+    except Endless:
+        pass
     except RecursionError:
         checker.reporter.report(
             Failed("E0211", "this program is nested too deeply", Span(source, 0, 0))
@@ -244,13 +248,13 @@ class _Entry:
 
     def _results(self, value: Value) -> tuple[tuple[str | None, ValueId], ...]:
         """The results as declared. Raises Failed."""
-        declared = self.node.result
-        caller = _Results(self)
+        signature = Signature(Frame(self.checker, self.recorder, self.frame.module))
+        agreement = Agreement(
+            self.recorder, signature, f"`{self.node.name}`", self.node.name_span
+        )
+        agreement.solver.values = dict(self.frame.dims)
         span = self.node.body[-1].span
-        if isinstance(declared, ast.TypeExpr):
-            value = caller.one_result(value, declared, span)
-        elif declared is not None:
-            value = caller.several_results(value, declared, span)
+        value = as_declared(agreement, value, self.node.result, span)
         items = value.items if isinstance(value, Items) else (value,)
         names = value.names if isinstance(value, Items) and value.names else (None,) * len(items)
         found = []
@@ -264,19 +268,6 @@ class _Entry:
             tensor = literals.typed(self.recorder, item, None, span)
             found.append((name, tensor.id))
         return tuple(found)
-
-
-class _Results(_Inlining):
-    """Comparing the results of a pipeline with its declaration, as those of a call are."""
-
-    def __init__(self, entry: _Entry) -> None:
-        node = entry.node
-        self.caller, self.span, self.recorder = entry.frame, node.name_span, entry.recorder
-        self.checker, self.frame, self.what = entry.checker, entry.frame, f"`{node.name}`"
-        self.solver = Solver(entry.recorder.facts, self._later)
-        self.solver.values = dict(entry.frame.dims)
-        self.dtypes, self.origin = {}, {}
-        self.signature = Signature(Frame(entry.checker, entry.recorder, entry.frame.module))
 
 
 def _dtype(spec: TensorSpec) -> DType:
@@ -424,7 +415,7 @@ def _check_uncalled(checker: Checker, scope: ModuleScope, node: ast.Fn) -> None:
             for name in signature.variables:
                 recorder.facts.ranges.setdefault(name, (0, None))  # type: ignore[attr-defined]
             recorder.hidden = 1
-            call = _Inlining(caller, Function(node, scope), args, {}, node.name_span)
+            call = Inlining(caller, Function(node, scope), args, {}, node.name_span)
             call.value()
     except Silent:
         pass

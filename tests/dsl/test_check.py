@@ -377,3 +377,13 @@ pipeline p(x: f32[N]):
     x
 """
     assert result_types(text) == ["f32[N]"]
+
+
+def test_parentheses_around_one_result_type_are_those_around_one_value() -> None:
+    assert result_types(
+        "fn f(x: f32[N]) -> (f32[N]):\n    x\n"
+        "fn g(x: f32[N]) -> (y: f32[N]):\n    x\n"
+        "pipeline p(x: f32[B]) -> (f32[B]):\n    f(x) + g(x).y\n"
+    ) == ["f32[B]"]
+    pipeline = checked("pipeline p(x: f32[B]) -> (y: f32[B]):\n    x\n")
+    assert [name for name, _ in pipeline.results] == ["y"]

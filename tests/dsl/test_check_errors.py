@@ -200,6 +200,8 @@ def test_one_wrong_line(line: str, code: str, place: str, words: str, advice: st
          "E0208", "not known while compiling"),
         ("pipeline p(x: f32[B]):\n    for i in 0..100000000:\n        x = x + 1\n    x",
          "E0208", "unrolls"),
+        ("fn f(x: f32[N]) -> (f32[N]):\n    x, x\npipeline p(x: f32[B]):\n    f(x)",
+         "E0205", "declares 1 result"),
         ("pipeline p(x: f32[B]):\n    for i in x:\n        y = i\n    x", "E0204", "a loop runs"),
         ("pipeline p(x: f32[B]):\n    x + 9 ** 9999", "E0207", "64 bits"),
     ],
@@ -208,6 +210,15 @@ def test_one_wrong_program(text: str, code: str, words: str) -> None:
     found = only(text + "\n")
     assert found.code == code, render(found)
     assert words in found.message
+
+
+def test_a_program_of_too_many_statements_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stagefuse.dsl.check.modules.MAX_STEPS", 500)
+    found = only(
+        "pipeline p(x: f32[B]):\n    for i in 0..30:\n        for j in 0..30:\n"
+        "            x = x + 1.0\n    x\npipeline q(x: f32[B]):\n    x + 1.0\n"
+    )
+    assert found.code == "E0208" and "unrolls to more than 500" in found.message
 
 
 @pytest.mark.parametrize(
