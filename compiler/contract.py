@@ -6,14 +6,27 @@ varies along M, v alone along N, becomes one `Contract` of a strided matrix and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from stagefuse.dsl.dims import Expr, const, floordiv, sym
 from stagefuse.dsl.dtypes import F32, F64, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
-from .graph import Contract, Graph, Map, Node, Reduce, Ref, View, flatten_index, split_index
+from .graph import (
+    Constant,
+    Contract,
+    Graph,
+    Map,
+    Node,
+    Reduce,
+    Ref,
+    Scalar,
+    View,
+    Weight,
+    flatten_index,
+    split_index,
+)
 from .graph_builder import Builder
 
 PANELS = {48: 1.0, 64: 1.0, 32: 1.05, 16: 1.3}
@@ -22,6 +35,9 @@ three AVX-512 vectors of f32 and six of AVX2; the fewer vectors a row of the pan
 broadcasts its multiply-adds need."""
 TANGLED = 16
 """Divisions in an index map from which on it is stored rather than composed with others."""
+FEW_PLACES = 16
+"""Places of an image up to which a convolution has them as rows, and weights in the panels: a panel
+of places would be mostly padding."""
 NARROW = 12
 """Products with fewer columns than this are plain reductions: a panel would be mostly padding."""
 
@@ -111,6 +127,9 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
     if last in _axes(b, u):
         u, v = v, u
     left, right = _axes(b, u), _axes(b, v)
+    if _has_few_places(b, u, domain, (left - right).difference(k), (right - left).difference(k)):
+        u, v, left, right = v, u, right, left
+        last = max(right - left)
     repeated = [a for a in outer if a not in left | right and domain[a].as_int() != 1]
     if repeated:
         return _repeated(b, node, (u, v), repeated)
@@ -142,6 +161,28 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
     type = node.type.with_dtype(dtype)
     (product,) = b.add(primitive, (a, panels), (type,))
     return (b.cast(product, node.type.dtype),)
+
+
+def _has_few_places(
+    b: Builder, u: Ref, domain: Sequence[Expr], left: Set[int], right: Set[int]
+) -> bool:
+    """Whether rows are constant, as weights are, and few places of an image are in a row of the
+    result."""
+    if not left or not right:
+        return False
+    rows, places = _total(domain, sorted(left)), _total(domain, [a for a in right if a > max(left)])
+    most, least = b.facts.bounds(places)[1], b.facts.bounds(rows)[0]
+    few = most is not None and most <= FEW_PLACES and least is not None and least > FEW_PLACES
+    return few and _is_constant(b.graph, u)
+
+
+def _is_constant(graph: Graph, ref: Ref) -> bool:
+    """Whether a value follows from weights and constants alone."""
+    node = graph.nodes[ref.node]
+    if isinstance(node.primitive, Weight | Constant | Scalar):
+        return True
+    through = isinstance(node.primitive, Map | View)
+    return through and all(_is_constant(graph, operand) for operand in node.operands)
 
 
 def _repeated(

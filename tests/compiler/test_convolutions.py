@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import stagefuse as sf
 from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.graph import Contract, Graph, Ref
 from stagefuse.compiler.graph_builder import Builder
@@ -27,6 +29,7 @@ from stagefuse.dsl.dims import Expr, as_expr, floordiv, sym
 from stagefuse.dsl.dtypes import BF16, F32, F64, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from .cpu_run import LEVELS
 from .graph_run import both, graph_of, native
@@ -170,3 +173,30 @@ pipeline p(x: f32[B, 4, H, W], w: f32[4, 1, 5, 5]):
     windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(2, 3))
     want = np.einsum("bchwij,cij->bchw", windows, w[:, 0])
     np.testing.assert_allclose(pipe(x=x, w=w), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_few_places_are_rows_and_weights_lie_in_panels(
+    level: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    high, wide = (int(n) for n in rng.integers(1, 5, 2))
+    channels, out = (int(n) for n in rng.integers(17, 70, 2))
+    kernel = rng.standard_normal((out, channels, 3, 3), np.float32)
+    np.savez(tmp_path / "w.npz", **{"c.weight": kernel})
+    (tmp_path / "p.pipe").write_text(f"""
+import nn
+weights w = "w.npz"
+pipeline p(x: f32[B, {channels}, {high}, {wide}]) -> f32[B, {out}, {high}, {wide}]:
+    nn.relu(nn.conv2d(x, w.c, padding=1))
+""")
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=2)
+    for b in (0, 1, 7):
+        x = rng.standard_normal((b, channels, high, wide), np.float32)
+        padded = np.pad(x.astype(float), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+        want = np.einsum("bchwij,ocij->bohw", windows, kernel)
+        most = np.einsum("bchwij,ocij->bohw", abs(windows), abs(kernel))
+        bound = (9 * channels + 2) * 2.0**-24 * most  # Higham 2002, section 3.1
+        assert np.all(abs(pipe(x=x) - np.maximum(want, 0)) <= bound)
+    # the weights' panels are made while compiling
+    assert len(pipe.report().kernels) == 2

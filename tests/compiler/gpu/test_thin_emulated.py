@@ -177,6 +177,7 @@ where B in 1..=64:
 CONVOLUTIONS = [
     # channels, height, width, out, window, stride, padding, dilation, groups
     (24, 9, 10, 20, 3, 1, 1, 1, 1),
+    (24, 3, 4, 20, 3, 1, 1, 1, 1),
     (30, 11, 7, 70, 3, 2, 1, 1, 1),
     (24, 12, 13, 16, 3, 1, 2, 2, 1),
     (17, 14, 9, 33, 5, 3, 2, 1, 1),
