@@ -23,23 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import warps_of
-from .clocks import (
-    AGENTS,
-    ALL,
-    CLOCK_BITS,
-    THREAD_MASK,
-    Clocks,
-    Gathering,
-    Known,
-    Place,
-    Released,
-    join_known,
-)
+from .clocks import AGENTS, CLOCK_BITS, THREAD_MASK, Clocks
 from .errors import Stop
+from .happens_before import HappensBefore
+from .written import Written
 
 if TYPE_CHECKING:
-    from .barriers import Barrier
     from .machine import Batch
     from .memory import Arena
     from .program import Granules
@@ -60,29 +49,16 @@ class Shadow:
         self.others = np.zeros(count, np.int64)
 
 
-class Races:
+class Races(HappensBefore):
     """The detector of a launch. `granules` are how many bytes are told apart."""
 
     def __init__(self, granules: Granules) -> None:
+        super().__init__()
         self.granules = granules
-        self.released: dict[Place, Released] = {}
         self.agents: dict[tuple[Any, ...], int] = {}
         """Numbers of the agents of asynchronous work, by what they are."""
 
     # the state of a batch
-
-    def clocks(self, batch: Batch) -> Clocks:
-        """The clocks of a batch."""
-        found = batch.state.get("clocks")
-        if found is None:
-            per = batch.stride // 32
-            found = batch.state["clocks"] = Clocks(
-                np.ones(batch.warps, np.int64), np.zeros(batch.warps, np.int64),
-                np.zeros((batch.warps, per), np.int64),
-            )  # fmt: skip
-            found.met[:] = 1
-        assert isinstance(found, Clocks)
-        return found
 
     def shadow(self, arena: Arena) -> Shadow:
         if arena.shadow is None:
@@ -145,7 +121,7 @@ class Races:
         """Threads write `size` bytes each, the elements in `values`."""
         shadow = self.shadow(arena)
         now = _Now(self._records(batch, threads, not weak), threads, narrow)
-        new = _Values(arena, index, values, len(threads))
+        new = Written(arena, index, values, len(threads))
         for at in self._granules(shadow.granule, index, size):
             self._conflicts(batch, shadow.writes[at], now, "written", "written", new)
             self._conflicts(batch, shadow.reads[at], now, "written", "read", new)
@@ -157,7 +133,7 @@ class Races:
             self._publish(batch, arena, index, threads, narrow)
 
     def _same_place(
-        self, shadow: Shadow, at: Array, records: Array, threads: Array, new: _Values
+        self, shadow: Shadow, at: Array, records: Array, threads: Array, new: Written
     ) -> None:
         """Threads that write to one place in the same instruction, unless the same value."""
         lost = shadow.writes[at] != records
@@ -295,7 +271,7 @@ class Races:
 
     def _conflicts(
         self, batch: Batch, old: Array, now: _Now, does: str, did: str,
-        values: _Values | None = None,
+        values: Written | None = None,
     ) -> None:  # fmt: skip
         bad = self._unordered(batch, old, now)
         if bad is None:
@@ -322,146 +298,6 @@ class Races:
         at, thread = batch.position(number - batch.first * batch.stride)
         return f"block {at} thread {thread}"
 
-    # what makes order
-
-    def arrive(self, batch: Batch, barrier: Barrier, threads: Array) -> None:
-        """Threads come to a barrier: what they know is for those that will wait there."""
-        clocks = self.clocks(batch)
-        per = batch.stride // 32
-        if barrier.gathering is None:
-            barrier.gathering = Gathering(np.zeros((batch.blocks, per), np.int64))
-        gathering = barrier.gathering
-        warps = warps_of(threads)
-        blocks = warps // per
-        np.maximum.at(gathering.clocks, blocks, clocks.knows[warps])
-        np.maximum.at(gathering.clocks, (blocks, warps % per), clocks.clock[warps])
-        if clocks.foreign or clocks.fenced:
-            for warp in warps.tolist():
-                if warp in clocks.foreign:
-                    join_known(gathering.foreign.setdefault(warp // per, {}), clocks.foreign[warp])
-                if warp in clocks.fenced:
-                    gathering.fenced.add(warp // per)
-        clocks.tick(warps)
-
-    def opened(self, batch: Batch, barrier: Barrier, threads: Array) -> None:
-        """Threads that waited at a barrier go on."""
-        clocks, gathering = self.clocks(batch), barrier.gathering
-        assert isinstance(gathering, Gathering)
-        per = batch.stride // 32
-        warps = warps_of(threads)
-        blocks = warps // per
-        clocks.knows[warps] = np.maximum(clocks.knows[warps], gathering.clocks[blocks])
-        clocks.met[warps] = clocks.clock[warps]
-        clocks.ticks += 1
-        if gathering.foreign or gathering.fenced:
-            for warp in warps.tolist():
-                if warp // per in gathering.foreign:
-                    join_known(clocks.foreign.setdefault(warp, {}), gathering.foreign[warp // per])
-                if warp // per in gathering.fenced:
-                    clocks.fenced[warp] = self.knowledge(batch, warp)
-
-    def closed(self, barrier: Barrier, blocks: Array) -> None:
-        """A barrier of blocks begins anew."""
-        if barrier.gathering is not None:
-            gathering = barrier.gathering
-            gathering.clocks[blocks] = 0
-            for block in np.flatnonzero(blocks).tolist():
-                gathering.foreign.pop(block, None)
-                gathering.fenced.discard(block)
-
-    def warp(self, batch: Batch, threads: Array) -> None:
-        """Lanes met."""
-        clocks = self.clocks(batch)
-        warps = warps_of(threads)
-        clocks.tick(warps)
-        clocks.met[warps] = clocks.clock[warps]
-
-    def fence(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
-        """Threads execute a fence; a `narrow` one is for their own block (`.cta`)."""
-        self._learn_seen(batch, threads, narrow)
-        self.release(batch, threads, narrow)
-
-    def acquire(
-        self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool = False
-    ) -> None:
-        """Threads read with `acquire`: what was released there is known to them now."""
-        self.observe(batch, arena, index, threads, narrow)
-        self._learn_seen(batch, threads, narrow)
-
-    def release(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
-        """Threads are about to write with `release`."""
-        clocks = self.clocks(batch)
-        for warp in warps_of(threads).tolist():
-            clocks.near_fenced[warp] = self.knowledge(batch, warp)
-            if not narrow:
-                clocks.fenced[warp] = clocks.near_fenced[warp]
-            clocks.tick(warp)
-
-    def knowledge(self, batch: Batch, warp: int) -> Known:
-        """All that a warp knows now, its own accesses included."""
-        clocks, per = self.clocks(batch), batch.stride // 32
-        own = clocks.knows[warp].copy()
-        own[warp % per] = clocks.clock[warp]
-        return {**clocks.foreign.get(warp, {}), batch.first + warp // per: own}
-
-    def _publish(
-        self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool
-    ) -> None:
-        """Strong writes hand over what their warps knew at their last fence."""
-        clocks, per = self.clocks(batch), batch.stride // 32
-        if not clocks.near_fenced:
-            return
-        for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
-            warp = thread >> 5
-            known = None if narrow else clocks.fenced.get(warp)
-            if known is not None:
-                self.released.setdefault((id(arena), at, ALL), Released()).add(known)
-            known = clocks.near_fenced.get(warp)
-            if known is not None:
-                place = (id(arena), at, batch.first + warp // per)
-                self.released.setdefault(place, Released()).add(known)
-
-    def observe(
-        self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool = False
-    ) -> None:
-        """Threads read with a strong operation, to which a later fence may give an order."""
-        if not self.released:
-            return
-        clocks, per = self.clocks(batch), batch.stride // 32
-        for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
-            warp = thread >> 5
-            near = (id(arena), at, batch.first + warp // per)
-            self._take(clocks, warp, near, clocks.near_seen)
-            if not narrow:
-                self._take(clocks, warp, (id(arena), at, ALL), clocks.seen)
-
-    def _take(self, clocks: Clocks, warp: int, place: Place, into: dict[int, Known]) -> None:
-        released = self.released.get(place)
-        if released is None or clocks.versions.get((warp, place)) == released.version:
-            return
-        clocks.versions[warp, place] = released.version
-        join_known(into.setdefault(warp, {}), released.known)
-
-    def _learn_seen(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
-        clocks = self.clocks(batch)
-        if not (clocks.seen or clocks.near_seen):
-            return
-        for warp in warps_of(threads).tolist():
-            self._learn(batch, warp, clocks.near_seen.pop(warp, {}))
-            if not narrow:
-                self._learn(batch, warp, clocks.seen.pop(warp, {}))
-
-    def _learn(self, batch: Batch, warp: int, found: Known) -> None:
-        clocks, per = self.clocks(batch), batch.stride // 32
-        known = dict(found)
-        own = known.pop(batch.first + warp // per, None)
-        if own is not None:
-            clocks.knows[warp] = np.maximum(clocks.knows[warp], own)
-            # a lane may have learnt from another one of its warp
-            clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
-        if known:
-            join_known(clocks.foreign.setdefault(warp, {}), known)
-
 
 @dataclass(frozen=True)
 class _Now:
@@ -470,33 +306,6 @@ class _Now:
     records: Array
     threads: Array
     narrow: bool
-
-
-class _Values:
-    """What an access writes, to tell whether it changes anything."""
-
-    def __init__(self, arena: Arena, index: Array, values: list[Array], n: int) -> None:
-        self.arena, self.index, self.values, self.n = arena, index, values, n
-        self._changed: Array | None = None
-
-    @property
-    def changed(self) -> Array:
-        """Whether each thread's values differ from what memory holds."""
-        if self._changed is None:
-            changed = np.zeros(self.n, np.bool_)
-            for j, value in enumerate(self.values):
-                item = value.dtype.itemsize
-                changed |= self.arena.load(self.index + j * item, value.dtype) != value
-            self._changed = changed
-        return self._changed
-
-    def differ(self, a: Array, b: Array) -> Array:
-        """Whether threads a and b write different values, position by position."""
-        result = np.zeros(len(a), np.bool_)
-        for value in self.values:
-            whole = np.broadcast_to(value, (self.n,))
-            result |= whole[a] != whole[b]
-        return result
 
 
 def _pick(at: Any, held: Array) -> Array:

@@ -1,0 +1,180 @@
+"""Happens-before: what each warp knows of the others, and how it learns it.
+
+Barriers, releases that are acquired through the memory they were made at, and fences hand over
+what a warp knows: for each other warp, up to which clock. See `races.py` for the clocks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import warps_of
+from .clocks import ALL, Clocks, Gathering, Known, Place, Released, join_known
+
+if TYPE_CHECKING:
+    from .barriers import Barrier
+    from .machine import Batch
+    from .memory import Arena
+
+Array = NDArray[Any]
+
+
+class HappensBefore:
+    """The clocks of a launch, and what makes order between accesses."""
+
+    def __init__(self) -> None:
+        self.released: dict[Place, Released] = {}
+
+    def clocks(self, batch: Batch) -> Clocks:
+        """The clocks of a batch."""
+        found = batch.state.get("clocks")
+        if found is None:
+            per = batch.stride // 32
+            found = batch.state["clocks"] = Clocks(
+                np.ones(batch.warps, np.int64), np.zeros(batch.warps, np.int64),
+                np.zeros((batch.warps, per), np.int64),
+            )  # fmt: skip
+            found.met[:] = 1
+        assert isinstance(found, Clocks)
+        return found
+
+    def arrive(self, batch: Batch, barrier: Barrier, threads: Array) -> None:
+        """Threads come to a barrier: what they know is for those that will wait there."""
+        clocks = self.clocks(batch)
+        per = batch.stride // 32
+        if barrier.gathering is None:
+            barrier.gathering = Gathering(np.zeros((batch.blocks, per), np.int64))
+        gathering = barrier.gathering
+        warps = warps_of(threads)
+        blocks = warps // per
+        np.maximum.at(gathering.clocks, blocks, clocks.knows[warps])
+        np.maximum.at(gathering.clocks, (blocks, warps % per), clocks.clock[warps])
+        if clocks.foreign or clocks.fenced:
+            for warp in warps.tolist():
+                if warp in clocks.foreign:
+                    join_known(gathering.foreign.setdefault(warp // per, {}), clocks.foreign[warp])
+                if warp in clocks.fenced:
+                    gathering.fenced.add(warp // per)
+        clocks.tick(warps)
+
+    def opened(self, batch: Batch, barrier: Barrier, threads: Array) -> None:
+        """Threads that waited at a barrier go on."""
+        clocks, gathering = self.clocks(batch), barrier.gathering
+        assert isinstance(gathering, Gathering)
+        per = batch.stride // 32
+        warps = warps_of(threads)
+        blocks = warps // per
+        clocks.knows[warps] = np.maximum(clocks.knows[warps], gathering.clocks[blocks])
+        clocks.met[warps] = clocks.clock[warps]
+        clocks.ticks += 1
+        if gathering.foreign or gathering.fenced:
+            for warp in warps.tolist():
+                if warp // per in gathering.foreign:
+                    join_known(clocks.foreign.setdefault(warp, {}), gathering.foreign[warp // per])
+                if warp // per in gathering.fenced:
+                    clocks.fenced[warp] = self.knowledge(batch, warp)
+
+    def closed(self, barrier: Barrier, blocks: Array) -> None:
+        """A barrier of blocks begins anew."""
+        if barrier.gathering is not None:
+            gathering = barrier.gathering
+            gathering.clocks[blocks] = 0
+            for block in np.flatnonzero(blocks).tolist():
+                gathering.foreign.pop(block, None)
+                gathering.fenced.discard(block)
+
+    def warp(self, batch: Batch, threads: Array) -> None:
+        """Lanes met."""
+        clocks = self.clocks(batch)
+        warps = warps_of(threads)
+        clocks.tick(warps)
+        clocks.met[warps] = clocks.clock[warps]
+
+    def fence(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
+        """Threads execute a fence; a `narrow` one is for their own block (`.cta`)."""
+        self._learn_seen(batch, threads, narrow)
+        self.release(batch, threads, narrow)
+
+    def acquire(
+        self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool = False
+    ) -> None:
+        """Threads read with `acquire`: what was released there is known to them now."""
+        self.observe(batch, arena, index, threads, narrow)
+        self._learn_seen(batch, threads, narrow)
+
+    def release(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
+        """Threads are about to write with `release`."""
+        clocks = self.clocks(batch)
+        for warp in warps_of(threads).tolist():
+            clocks.near_fenced[warp] = self.knowledge(batch, warp)
+            if not narrow:
+                clocks.fenced[warp] = clocks.near_fenced[warp]
+            clocks.tick(warp)
+
+    def knowledge(self, batch: Batch, warp: int) -> Known:
+        """All that a warp knows now, its own accesses included."""
+        clocks, per = self.clocks(batch), batch.stride // 32
+        own = clocks.knows[warp].copy()
+        own[warp % per] = clocks.clock[warp]
+        return {**clocks.foreign.get(warp, {}), batch.first + warp // per: own}
+
+    def _publish(
+        self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool
+    ) -> None:
+        """Strong writes hand over what their warps knew at their last fence."""
+        clocks, per = self.clocks(batch), batch.stride // 32
+        if not clocks.near_fenced:
+            return
+        for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
+            warp = thread >> 5
+            known = None if narrow else clocks.fenced.get(warp)
+            if known is not None:
+                self.released.setdefault((id(arena), at, ALL), Released()).add(known)
+            known = clocks.near_fenced.get(warp)
+            if known is not None:
+                place = (id(arena), at, batch.first + warp // per)
+                self.released.setdefault(place, Released()).add(known)
+
+    def observe(
+        self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool = False
+    ) -> None:
+        """Threads read with a strong operation, to which a later fence may give an order."""
+        if not self.released:
+            return
+        clocks, per = self.clocks(batch), batch.stride // 32
+        for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
+            warp = thread >> 5
+            near = (id(arena), at, batch.first + warp // per)
+            self._take(clocks, warp, near, clocks.near_seen)
+            if not narrow:
+                self._take(clocks, warp, (id(arena), at, ALL), clocks.seen)
+
+    def _take(self, clocks: Clocks, warp: int, place: Place, into: dict[int, Known]) -> None:
+        released = self.released.get(place)
+        if released is None or clocks.versions.get((warp, place)) == released.version:
+            return
+        clocks.versions[warp, place] = released.version
+        join_known(into.setdefault(warp, {}), released.known)
+
+    def _learn_seen(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
+        clocks = self.clocks(batch)
+        if not (clocks.seen or clocks.near_seen):
+            return
+        for warp in warps_of(threads).tolist():
+            self._learn(batch, warp, clocks.near_seen.pop(warp, {}))
+            if not narrow:
+                self._learn(batch, warp, clocks.seen.pop(warp, {}))
+
+    def _learn(self, batch: Batch, warp: int, found: Known) -> None:
+        clocks, per = self.clocks(batch), batch.stride // 32
+        known = dict(found)
+        own = known.pop(batch.first + warp // per, None)
+        if own is not None:
+            clocks.knows[warp] = np.maximum(clocks.knows[warp], own)
+            # a lane may have learnt from another one of its warp
+            clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
+        if known:
+            join_known(clocks.foreign.setdefault(warp, {}), known)
