@@ -46,6 +46,8 @@ def _types() -> dict[str, PtxType]:
         PtxType("e5m2x2", "packed", 16, "%rs"),
         PtxType("u4", "unsigned", 4),
         PtxType("s4", "signed", 4),
+        PtxType("u2", "unsigned", 2),
+        PtxType("s2", "signed", 2),
         PtxType("b1", "bits", 1),
     ]
     return {row.name: row for row in rows}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .access import places
 from .errors import Stop
+from .memory import ALLOCATION_BITS, Arena
 
 if TYPE_CHECKING:
     from .machine import Group
@@ -76,7 +77,33 @@ def assertfail(g: Group, arguments: list[Array]) -> Array:
     raise Stop("trap", f"assertion `{message}` failed in {function} ({file}:{line})", thread)
 
 
+def malloc(g: Group, arguments: list[Array]) -> Array:
+    """An allocation of its own for each thread, with exact bounds, which nothing wrote."""
+    heap = g.batch.machine.heap
+    sizes = [int(n) for n in arguments[0]]
+    made = [heap.add(Arena("memory of malloc", n, limit=n)) if n else 0 for n in sizes]
+    return np.array(made, np.uint64)
+
+
+def free(g: Group, arguments: list[Array]) -> None:
+    """Later accesses are out of bounds.
+
+    Raises: Stop where the address is not one that `malloc` gave, or is freed already.
+    """
+    heap = g.batch.machine.heap
+    for address, thread in zip(arguments[0].tolist(), g.threads().tolist(), strict=True):
+        if address == 0:
+            continue
+        number, rest = address >> ALLOCATION_BITS, address & ((1 << ALLOCATION_BITS) - 1)
+        arena = heap.arenas[number - 1] if 0 < number <= len(heap.arenas) else None
+        if arena is None or rest or arena.name != "memory of malloc":
+            raise Stop("out-of-bounds", f"free of {address:#x}, which malloc did not give", thread)
+        arena.name, arena.limit = "memory that was freed", 0
+
+
 EXTERNALS: dict[str, Callable[[Group, list[Array]], Array | None]] = {
     "vprintf": vprintf,
     "__assertfail": assertfail,
+    "malloc": malloc,
+    "free": free,
 }

@@ -27,6 +27,8 @@ class Frame:
     def __init__(self, batch: Batch, code: Code, depth: int, local_base: int) -> None:
         self.code, self.depth, self.local_base = code, depth, local_base
         self.regs: list[Array | None] = [None] * len(code.registers)
+        self.stack: Array | None = None
+        """Where each thread's stack ended before the call first grew it, else -1."""
         self.params = [
             Arena("param", batch.threads * size, limit=size, stride=size)
             for size in code.param_sizes

@@ -13,17 +13,20 @@ if TYPE_CHECKING:
 
 MOST_CALLS = 64
 """How deep calls may be nested."""
+STACK_BYTES = 4096
+"""How much a thread may allocate on its stack."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """The memory of a kernel: offsets of shared variables, where dynamic shared memory begins,
-    and the bytes of local memory that a thread may need."""
+    the bytes of local memory that a thread may need, and where its stack begins in there."""
 
     codes: tuple[Code, ...]
     shared: dict[str, int]
     dynamic_offset: int
     local_bytes: int
+    stack_offset: int
     granules: Granules
     uses_reserved: bool
 
@@ -44,11 +47,16 @@ def lay_out(program: Program, entry: Code) -> Layout:
     local = aligned(entry.local_bytes, 16) + local if local else entry.local_bytes
     if any(code in _reached(program, *_called(program, code)) for code in codes):
         local *= MOST_CALLS  # a function calls itself
+    stack = aligned(local, 16)
+    if any(code.uses_stack for code in codes):
+        local = stack + STACK_BYTES
     granules = entry.granules
     for code in codes:
         granules = granules.joined(code.granules)
     dynamic = aligned(offset, _dynamic_alignment(program, codes, named))
-    return Layout(codes, found, dynamic, local, granules, any(c.uses_reserved for c in codes))
+    return Layout(
+        codes, found, dynamic, local, stack, granules, any(c.uses_reserved for c in codes)
+    )
 
 
 def _dynamic_alignment(program: Program, codes: tuple[Code, ...], named: set[str]) -> int:

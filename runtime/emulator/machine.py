@@ -37,6 +37,8 @@ Dim = tuple[int, int, int]
 
 BATCH_THREADS = 1 << 14
 """Threads of a batch, about: their registers stay in the processor's second-level cache."""
+BATCH_LOCAL_BYTES = 1 << 25
+"""Local memory of a batch, about: kernels that need much have smaller batches."""
 IDLE_TURNS = 30
 """How often loops may come round with nothing changing before more blocks join."""
 STUCK_TURNS = 8_000
@@ -361,7 +363,8 @@ class Machine:
         if self.cluster[2] > 1:
             per = self.grid[0] * self.grid[1] * self.cluster[2]
         stride = -(-self.block[0] * self.block[1] * self.block[2] // 32) * 32
-        size = max(BATCH_THREADS // stride // per, 1) * per
+        threads = min(BATCH_THREADS, BATCH_LOCAL_BYTES // max(self.local_bytes, 1))
+        size = max(threads // stride // per, 1) * per
         first, live = 0, list[Batch]()
         while first < total or live:
             if not live or self._idle > IDLE_TURNS and first < total:

@@ -15,7 +15,7 @@ from .swizzle import swizzle
 
 _WIDTH_OF_MODE = (0, 128, 64, 32)
 K_BYTES = 32
-"""The bytes of K that one instruction consumes, of every type."""
+"""The bytes of K that one instruction consumes, of every type; of a sparse product's B twice."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,18 @@ class MatrixDescriptor:
 
         return cls(field(0), field(16), field(32), bits >> 49 & 7, _WIDTH_OF_MODE[bits >> 62 & 3])
 
-    def k_major(self, rows: int) -> npt.NDArray[np.int64]:
-        """Addresses of the 8-byte units of an operand with contiguous K: `[rows][4]`."""
-        row, byte = np.arange(rows)[:, None], np.arange(0, K_BYTES, 8)[None, :]
+    def k_major(self, rows: int, deep: int) -> npt.NDArray[np.int64]:
+        """Addresses of the 8-byte units of an operand with contiguous K: `[rows][deep / 8]`."""
+        row, byte = np.arange(rows)[:, None], np.arange(0, deep, 8)[None, :]
         group = self.start + row // 8 * self.stride
         if self.width == 0:
             return (group + row % 8 * 16 + byte // 16 * self.leading + byte % 16).astype(np.int64)
-        return swizzle(group + row % 8 * self.width + byte, self.width, self.base_offset)
+        at = row % 8 * self.width + byte // self.width * self.leading + byte % self.width
+        return swizzle(group + at, self.width, self.base_offset)
 
-    def mn_major(self, rows: int) -> npt.NDArray[np.int64]:
-        """Addresses of the 2-byte elements of an operand with contiguous rows: `[rows][16]`."""
-        row, k = np.arange(rows)[:, None], np.arange(K_BYTES // 2)[None, :]
+    def mn_major(self, rows: int, deep: int) -> npt.NDArray[np.int64]:
+        """Addresses of the 2-byte elements where rows are contiguous: `[rows][deep / 2]`."""
+        row, k = np.arange(rows)[:, None], np.arange(deep // 2)[None, :]
         if self.width == 0:
             at = row % 8 * 2 + row // 8 * self.stride + k % 8 * 16 + k // 8 * self.leading
             return (self.start + at).astype(np.int64)
@@ -58,9 +59,11 @@ class MatrixDescriptor:
 
 
 @lru_cache(maxsize=1024)
-def operand_addresses(bits: int, rows: int, mn_major: bool) -> npt.NDArray[np.int64]:
+def operand_addresses(
+    bits: int, rows: int, mn_major: bool, deep: int = K_BYTES
+) -> npt.NDArray[np.int64]:
     """The addresses of an operand's units by its descriptor; they are not to be changed."""
     matrix = MatrixDescriptor.decode(bits)
-    found = matrix.mn_major(rows) if mn_major else matrix.k_major(rows)
+    found = matrix.mn_major(rows, deep) if mn_major else matrix.k_major(rows, deep)
     found.flags.writeable = False
     return found

@@ -117,6 +117,7 @@ class Code:
     calls_pointers: bool = False
     swapped: set[s.Address] = field(default_factory=set)
     """Addresses, as they are written, of its compare-and-swaps."""
+    uses_stack: bool = False
     uses_reserved: bool = False
     """Whether it looks for the shared memory that the system keeps for itself."""
     granules: Granules = field(default_factory=lambda: Granules())
@@ -355,6 +356,7 @@ class _Decode:
             operands, {spec.name: spec for spec, _ in bound},
         )  # fmt: skip
         self.code.pending.append((step, site))
+        self.code.uses_stack |= match.form.meaning.startswith("stack.")
         for operand in x.operands:
             if isinstance(operand, s.Address) and match.form.meaning == "atomic.cas":
                 self.code.swapped.add(operand)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MOST_PER_BOX = 256
 MOST_RANK = 5
 MOST_ELEMENT_STRIDE = 8
+OUT_OF_BOUNDS_NAN = 0x7FF7
+"""What H100 fills 16 bits with beyond a map whose fill is NaN, whatever their type."""
 SIZE = 128
 """The bytes of a tensor map in memory."""
 
@@ -183,7 +185,7 @@ class EncodedMap:
     @cached_property
     def fill(self) -> npt.NDArray[Any]:
         """One element beyond the array; NaN as H100 makes it, whatever the type."""
-        words = np.full(4, 0x7FF7 if self.fills_nan else 0, np.uint16)
+        words = np.full(4, OUT_OF_BOUNDS_NAN if self.fills_nan else 0, np.uint16)
         made: npt.NDArray[Any] = words.view(np.uint8)[: self.dtype.itemsize].view(self.dtype)
         return made
 

@@ -17,7 +17,8 @@ from .record import SLOTS, Form, Match, OperandSpec
 __all__ = ["SLOTS", "Form", "Match", "OperandSpec", "forms", "matches"]
 
 
-UNORDERED = ("atom", "red", "ld", "st", "fence", "ldmatrix", "stmatrix", "mbarrier", "cp", "wmma")
+UNORDERED = ("atom", "red", "ld", "st", "fence", "ldmatrix", "stmatrix", "mbarrier", "cp", "wmma",
+             "min", "max")  # fmt: skip
 """Opcodes whose modifiers ptxas takes in any order; CUDA's headers and CUTLASS write some so."""
 
 

@@ -51,12 +51,25 @@ FORMS = (
     *_barriers("barrier", " ?aligned", (6, 0), 30),
     _sync("bar", "warp sync", "a:b32", "wait for the lanes of a mask", "barrier.warp", (6, 0), 30),
     _sync("membar", "level", "", "order memory accesses", "barrier.fence", level="cta gl sys"),
+    _sync("membar", "proxy alias", "", "order accesses through aliases", "barrier.proxy", (7, 5),
+          70),
     _sync("fence", "?O S", "", "order memory accesses", "barrier.fence", (6, 0), 70,
           O="sc acq_rel", S="cta gpu sys"),
     _sync("fence", "?O S", "", "order memory accesses", "barrier.fence", (7, 8), 90,
           O="sc acq_rel", S="cluster"),
     _sync("fence", "O S", "", "order memory accesses one way", "barrier.fence", (8, 6), 90,
           O="acquire release", S="cta cluster gpu sys"),
+    *(
+        form
+        for order, space in (("acquire", "cluster"), ("release", "cta"))
+        for form in (
+            _sync("fence", f"{order} sync_restrict::shared::{space} S", "",
+                  "order accesses to mbarriers one way", "barrier.fence", (8, 6), 90, S="cluster"),
+            _sync("fence", f"proxy async::generic {order} sync_restrict::shared::{space} S", "",
+                  "order accesses of both proxies one way", "barrier.proxy", (8, 6), 90,
+                  S="cluster"),
+        )
+    ),
     _sync("fence", "proxy alias", "", "order accesses through aliases", "barrier.proxy", (7, 5),
           70),
     _sync("fence", "proxy async ?P", "", "order accesses of the asynchronous proxy",

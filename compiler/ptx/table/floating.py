@@ -111,6 +111,11 @@ FORMS = (
           _HALF, T="f16 f16x2"),
     _form("fma", "rn relu T", _THREE, "a * b + c, rounded once, at least 0", 80, (7, 0),
           _HALF, T="bf16 bf16x2"),
+    *(
+        _form("fma", f"rn oob {relu}T", _THREE, "a * b + c, 0 where a or b is out of bounds", 90,
+              (8, 1), _HALF, T="f16 f16x2 bf16 bf16x2")
+        for relu in ("", "relu ")
+    ),
     _form("testp", "test T", ">p:pred a:T", "whether a is of that class",
           test="finite infinite number notanumber normal subnormal", T="f32 f64"),
     _form("copysign", "T", ">d:T a:T b:T", "b with the sign of a", T="f32 f64"),

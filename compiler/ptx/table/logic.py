@@ -24,6 +24,19 @@ def _compare(opcode: str, modifiers: str, operands: str, summary: str, target: i
                 target, summary=summary)  # fmt: skip
 
 
+def _set(result: str, modifiers: str, operands: str, words: str, target: int = 0,
+         version: tuple[int, int] = (1, 0), **choices: str) -> tuple[Form, ...]:  # fmt: skip
+    """A comparison whose result is a number, alone and combined with a predicate."""
+    head, rest = modifiers.split(" ", 1) if modifiers.startswith("?ftz") else ("", modifiers)
+    text = "all ones or 1.0 where a and b compare so, else 0"
+    return (
+        _compare("set", f"C {modifiers}", f">d:{result} {operands}", text, target, version,
+                 C=words, **choices),
+        _compare("set", f"C bool {head} {rest}", f">d:{result} {operands} !c:pred",
+                 f"{text}; after a logical operation with c", target, version, C=words, **choices),
+    )  # fmt: skip
+
+
 def _setp(types: str, words: str, target: int = 0, version: tuple[int, int] = (1, 0),
           ftz: str = "", result: str = ">d:pred|p") -> tuple[Form, ...]:  # fmt: skip
     return (
@@ -58,22 +71,31 @@ FORMS = (
     *_setp("f64", _CMP_HALF),
     *_setp("f16", _CMP_HALF, 53, (4, 2), "?ftz ", ">d:pred"),
     *_setp("bf16", _CMP_HALF, 90, (7, 8), result=">d:pred"),
-    _compare("setp", "C ?ftz f16x2", ">d:pred|p a:f16x2 b:f16x2",
-             "whether the low and the high halves compare so", 53, (4, 2), C=_CMP_HALF),
     *(
-        _compare("set", "C D T", ">d:D a:T b:T", "all ones or 1.0 where a and b compare so, else 0",
-                 C=comparisons, D="u32 s32 f32", T=types)
+        _compare("setp", modifiers, f">d:pred|p a:{kind} b:{kind}{operand}",
+                 "whether the low and the high halves compare so", target, version, C=_CMP_HALF)
+        for kind, ftz, target, version in (("f16x2", "?ftz ", 53, (4, 2)), ("bf16x2", "", 90,
+                                           (7, 8)))
+        for modifiers, operand in ((f"C {ftz}{kind}", ""), (f"C bool {ftz}{kind}", " !c:pred"))
+    ),
+    *(
+        form
         for comparisons, types in (
             ("eq ne", "b16 b32 b64"),
             ("eq ne lt le gt ge lo ls hi hs", "u16 u32 u64"),
             ("eq ne lt le gt ge", "s16 s32 s64"),
             (_CMP_HALF, "f64"),
         )
+        for form in _set("D", "D T", "a:T b:T", comparisons, D="u32 s32 f32", T=types)
     ),
-    _compare("set", "C ?ftz D f32", ">d:D a:f32 b:f32",
-             "all ones or 1.0 where a and b compare so, else 0", C=_CMP_HALF, D="u32 s32 f32"),
-    _compare("set", "C ?ftz D D", ">d:D a:D b:D", "1.0 where a and b compare so, else 0", 53,
-             (4, 2), C=_CMP_HALF, D="f16 f16x2"),
+    *_set("D", "?ftz D f32", "a:f32 b:f32", _CMP_HALF, D="u32 s32 f32"),
+    *(
+        form
+        for kind, ftz, target, version in (("f16", "?ftz ", 53, (4, 2)), ("bf16", "", 90, (7, 8)))
+        for each, others in ((kind, "u16 s16 u32 s32"), (f"{kind}x2", "u32 s32"))
+        for form in _set("D", f"{ftz}D {each}", f"a:{each} b:{each}", _CMP_HALF, target, version,
+                         D=f"{each} {others}")
+    ),
     _compare("selp", "T", ">d:T a:T b:T p:pred", "a where p, else b", T=_NUMBERS),
     _compare("slct", "T s32", ">d:T a:T b:T c:s32", "a where c >= 0, else b", T=_NUMBERS),
     _compare("slct", "?ftz T f32", ">d:T a:T b:T c:f32", "a where c >= 0, else b", T=_NUMBERS),

@@ -32,10 +32,11 @@ def _arrivals(opcode: str, drop: str) -> tuple[Form, ...]:
                           f"expect n more bytes, then arrive{drop}", f"{opcode}_expect_tx", (8, 0),
                           90, R=orders, S=spaces),
             ]  # fmt: skip
-    forms.append(
-        _mbarrier(f"{opcode} noComplete ?S b64", ">d:b64 [a:shared] n:u32",
-                  f"arrive{drop} without completing the phase")
-    )  # fmt: skip
+    forms += [
+        _mbarrier(f"{opcode} noComplete {words}?S b64", ">d:b64 [a:shared] n:u32",
+                  f"arrive{drop} without completing the phase", "", first, target, W="cta")
+        for words, first, target in (("", (7, 0), 80), ("release W ", (8, 0), 90))
+    ]  # fmt: skip
     return tuple(forms)
 
 

@@ -18,14 +18,17 @@ def _memory(opcode: str, modifiers: str, operands: str, summary: str, target: in
 
 def _moves(opcode: str, head: str, tail: str, operands: str, summary: str, target: int = 0,
            version: tuple[int, int] = (1, 0), **choices: str) -> tuple[Form, ...]:  # fmt: skip
-    """A load or store of one value, and of vectors of up to 16 bytes."""
+    """A load or store of one value, and of vectors of up to 16 bytes; one of 16 bytes came late."""
     effects = _WRITES if opcode == "st" else _READS
     meaning = "memory.st" if opcode == "st" else "memory.ld"
+    rows = [("", "", f"{_SMALL} {_LARGE}"), ("vec", "v2 v4", _SMALL), ("vec", "v2", _LARGE)]
+    rows += [("", "", "b128")] if opcode != "ldu" else []
     return tuple(
-        _memory(opcode, " ".join((head, tail, vector, "T")), operands, summary, target, version,
-                effects, meaning, T=types, **({"vec": words} if words else {}), **choices)
-        for vector, words, types in (("", "", f"{_SMALL} {_LARGE}"), ("vec", "v2 v4", _SMALL),
-                                     ("vec", "v2", _LARGE))
+        Form(opcode, " ".join((head, tail, vector, "T")), operands, meaning, _SECTION,
+             {"T": types, **({"vec": words} if words else {}), **choices},
+             max(version, (8, 3)) if types == "b128" else version,
+             max(target, 70) if types == "b128" else target, effects=effects, summary=summary)
+        for vector, words, types in rows
     )  # fmt: skip
 
 
@@ -43,10 +46,12 @@ FORMS = (
             space=f"global {_SHARED} local const param param::entry"),
     *_moves("ld", "?weak space", "", ">d:T*vec~ [a]", "load from another block of the cluster",
             90, (7, 8), space="shared::cluster"),
-    _memory("ld", "?weak ?space T", ">d:T [a]", "load", 70, (8, 3), _READS,
-            space=f"global {_SHARED} local const", T="b128"),
     *_moves("ld", "volatile ?space", "?prefetched", ">d:T*vec~ [a]", "load, never left out",
             space=f"global {_SHARED}"),
+    *_moves("ld", "volatile space", "", ">d:T*vec~ [a]", "load, never left out", 90, (7, 8),
+            space="shared::cluster"),
+    _memory("ld", "mmio relaxed sys ?global T", ">d:T~ [a]", "load, exactly once", 70, (8, 2),
+            _READS, T=f"{_SMALL} {_LARGE}"),
     *(
         form
         for scopes, spaces, target, version in _SCOPES
@@ -59,18 +64,18 @@ FORMS = (
     ),
     *_moves("ld", "global ?cop nc", _CACHES, ">d:T*vec~ [a:global] h:b64?",
             "load of what no thread writes", 32, (3, 1), cop="ca cg cs"),
-    _memory("ld", "global nc T", ">d:T [a:global]", "load of what no thread writes", 70,
-            (8, 3), _READS, T="b128"),
     *_moves("ldu", "?global", "", ">d:T*vec~ [a]", "load of what is the same for a warp", 20,
             (2, 0)),
     *_moves("st", "?weak ?space ?cop", "?evict ?hint", _ST, "store", cop="wb cg cs wt",
             space=f"global {_SHARED} local param"),
     *_moves("st", "?weak space", "", "[a] b:T*vec~", "store to another block of the cluster", 90,
             (7, 8), space="shared::cluster"),
-    _memory("st", "?weak ?space T", "[a] b:T", "store", 70, (8, 3), _WRITES,
-            space=f"global {_SHARED} local", T="b128"),
     *_moves("st", "volatile ?space", "", "[a] b:T*vec~", "store, never left out",
             space=f"global {_SHARED}"),
+    *_moves("st", "volatile space", "", "[a] b:T*vec~", "store, never left out", 90, (7, 8),
+            space="shared::cluster"),
+    _memory("st", "mmio relaxed sys ?global T", "[a] b:T~", "store, exactly once", 70, (8, 2),
+            _WRITES, T=f"{_SMALL} {_LARGE}"),
     _memory("prefetch", "?space L", "[a]", "bring a line into a cache", 20, (2, 0),
             L="L1 L2", meaning="memory.prefetch", space="global local"),
     _memory("prefetch", "global L", "[a]", "bring a line into a cache", 80, (7, 4),
@@ -84,6 +89,12 @@ FORMS = (
     _memory("createpolicy", "fractional P ?Q b64", ">d:b64 f:f32?", "a cache policy", 80, (7, 4),
             P="L2::evict_last L2::evict_normal L2::evict_first L2::evict_unchanged",
             Q="L2::evict_first L2::evict_unchanged", meaning="memory.createpolicy"),
+    _memory("createpolicy", "range ?global P ?Q b64", ">d:b64 [a] n:u32 whole:u32",
+            "a cache policy for a range of addresses", 80, (7, 4),
+            P="L2::evict_last L2::evict_normal L2::evict_first L2::evict_unchanged",
+            Q="L2::evict_first L2::evict_unchanged", meaning="memory.createpolicy"),
+    _memory("createpolicy", "cvt L2 b64", ">d:b64 a:b64", "a cache policy from access properties",
+            80, (7, 4), meaning="memory.createpolicy"),
     _memory("isspacep", "S", ">p:pred a:u64", "whether a generic address is in that space", 20,
             (2, 0), S=_SPACES),
     _memory("cvta", "to S T", ">d:T a:T", "generic address to address in that space", 20, (2, 0),

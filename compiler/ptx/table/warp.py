@@ -87,10 +87,14 @@ FORMS = (
     ),
     *_atom("exch", "b128", "an exchange of 16 bytes", 90, (8, 3)),
     *(
-        Form("red", f"{head} op {mid}?hint vec T", "[a:global] b:T*vec h:b64?", "atomic.red",
-             _SECTION, {"op": ops, "T": types, "order": "relaxed release"}, (8, 1), 90,
-             effects=_ATOMIC, summary="each element added to memory")
-        for head in ("?order ?scope global",)
-        for ops, mid, types in (("add", "", "f32"), ("add", "noftz ", "f16 f16x2 bf16 bf16x2"))
+        Form(opcode, f"?order ?scope ?global op {mid}?hint vec T",
+             f"{result}[a:global] b:T*vec h:b64?", f"atomic.{opcode}", _SECTION,
+             {"op": ops, "T": types, "vec": counts, "order": orders}, (8, 1), 90, effects=_ATOMIC,
+             summary="an operation on memory for each element")
+        for opcode, result, orders in (("atom", ">d:T*vec ", "relaxed acquire release acq_rel"),
+                                       ("red", "", "relaxed release"))
+        for ops, mid, types, counts in (("add", "", "f32", "v2 v4"),
+                                        ("add min max", "noftz ", "f16 bf16", "v2 v4 v8"),
+                                        ("add min max", "noftz ", "f16x2 bf16x2", "v2 v4"))
     ),
 )  # fmt: skip

@@ -27,24 +27,27 @@ Update = Callable[[Array, Array], Array]
 """Old values and operands to new values."""
 
 
-def _half_add(kind: str) -> Update:
-    """Addition of 16-bit floats, given as their bits."""
+_HALVES: dict[str, Update] = {"add": fl.odd_sum, "min": np.fmin, "max": np.fmax}
 
-    def add(old: Array, b: Array) -> Array:
+
+def _half_update(op: str, kind: str) -> Update:
+    """An operation on 16-bit floats, given as their bits."""
+
+    def update(old: Array, b: Array) -> Array:
         x, y = (np.ascontiguousarray(v).view(fl.U16) for v in (old, b))
         if kind.startswith("bf16"):
-            total = fl.to_bf16(fl.odd_sum(*(fl.from_bf16(v).astype(fl.F64) for v in (x, y))))
+            new = fl.to_bf16(_HALVES[op](*(fl.from_bf16(v).astype(fl.F64) for v in (x, y))))
         else:
-            half = fl.odd_sum(*(v.view(fl.F16).astype(fl.F64) for v in (x, y)))
-            total = fl.to_f16(half).view(fl.U16)
-        return np.ascontiguousarray(total).view(old.dtype)
+            half = _HALVES[op](*(v.view(fl.F16).astype(fl.F64) for v in (x, y)))
+            new = fl.to_f16(half).view(fl.U16)
+        return np.ascontiguousarray(new).view(old.dtype)
 
-    return add
+    return update
 
 
 def _update(op: str, kind: str) -> Update:
-    if op == "add" and TYPES[kind].bits == 16 or kind in ("f16x2", "bf16x2"):
-        return _half_add(kind)
+    if kind.removesuffix("x2") in ("f16", "bf16"):
+        return _half_update(op, kind)
     updates: dict[str, Update] = {
         "add": np.add,
         "min": np.minimum,
@@ -151,13 +154,14 @@ def atom(site: Site) -> Run:
     gets = [getter(site, x, kind) for x in parts]
     update = _update(op, kind)
     has_result = site.match.form.opcode == "atom"
-    put = putter(site, site.operand("d"), kind) if has_result else None
+    results = elements(site.operand("d")) if has_result else ()
+    puts = [putter(site, x, kind) for x in results]
     if kind == "b128":
         dtype = DTYPES["b128"]
 
     def run(g: Group) -> None:
         values = [np.broadcast_to(get(g), (g.n,)) for get in gets]
-        old = np.empty(g.n, dtype)
+        old = np.empty((len(gets), g.n), dtype)
 
         def act(part: Part, where: Array | None) -> None:
             view = part.arena.view(dtype)
@@ -166,14 +170,14 @@ def atom(site: Site) -> Run:
                 index = part.index // size + j
                 found = _apply(view, index, [b], op, update)
                 if where is None:
-                    old[:] = found
+                    old[j] = found
                 else:
-                    old[where] = found
+                    old[j, where] = found
             g.batch.machine.progress += 1
 
         atomic(g, space, order, narrow, at(g), size * len(gets), act)
-        if put is not None:
-            put(g, old.view(DTYPES[kind]))
+        for put, before in zip(puts, old, strict=bool(puts)):
+            put(g, before.view(DTYPES[kind]))
 
     return run
 

@@ -14,6 +14,7 @@ from ..layout import MOST_CALLS
 from ..operands import getter, putter, write
 from ..program import Control, Place, Run, Site, Step
 from . import control, effect
+from .stack import leave
 
 if TYPE_CHECKING:
     from ..machine import Group, Machine
@@ -80,6 +81,7 @@ def ret(site: Site) -> Control:
             g.batch.exit(g)
             return False
         frame, pc, takes = g.stack[-1]
+        leave(g)
         callee = g.frame
         g.stack = g.stack[:-1]
         g.frame, g.regs, g.pc = frame, frame.regs, pc + 1

@@ -41,7 +41,9 @@ def cvt(match: Match) -> Function:
     a_float, d_float = (TYPES[t].kind == "float" for t in (source, to))
     if to == "tf32":
         mode = match.get("R") or "rna"
-        return lambda a: fl.to_tf32(_relu(match, a), mode)
+        most = float(np.array(0x7F7FE000, np.uint32).view(np.float32))  # the largest tf32
+        clamp: Function = (lambda a: np.clip(a, -most, most)) if "satfinite" in match else np.array
+        return lambda a: fl.to_tf32(clamp(_relu(match, a)), mode)
     if not a_float and not d_float:
         return _int_to_int(match, to, source)
     if a_float and not d_float:
@@ -174,10 +176,11 @@ def pack(match: Match) -> Function:
     """PTX ISA, "cvt.pack": clamped values, a above b, and below the rest of c where it is given."""
     to = match.get("D")
     bits = TYPES[to].bits
-    limit, mask = np.iinfo(DTYPES[to]), (1 << bits) - 1
+    mask = (1 << bits) - 1
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if to[0] == "s" else (0, mask)
 
     def field(x: Any) -> Any:
-        return np.clip(np.asarray(x).astype(np.int64), limit.min, limit.max) & mask
+        return np.clip(np.asarray(x).astype(np.int64), low, high) & mask
 
     def run(a: Any, b: Any, c: Any = 0) -> Any:
         packed = (field(a) << bits) | field(b)

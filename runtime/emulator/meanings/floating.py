@@ -14,6 +14,7 @@ import numpy as np
 from stagefuse.compiler.ptx.table import Match
 
 from .. import floats as fl
+from ..tensor_map import OUT_OF_BOUNDS_NAN
 from . import pure
 
 Function = Callable[..., Any]
@@ -107,10 +108,26 @@ def add_sub_mul(match: Match) -> Function:
 
 @pure("float.fma", "float.mad")
 def fma(match: Match) -> Function:
+    if "oob" in match:
+        return _bounded_fma(match)
     if _is_half(match):
         return halves(match, fl.fma_exact)
     mode = match.get("rnd", "rn")
     return finished(match, lambda a, b, c: fl.fma(a, b, c, mode))
+
+
+def _bounded_fma(match: Match) -> Function:
+    """0 where a or b is the NaN that tensor copies fill with beyond an array."""
+    plain = halves(match, fl.fma_exact)
+
+    def run(*operands: Any) -> Any:
+        a, b, c = np.broadcast_arrays(*map(np.atleast_1d, operands))
+        result = np.atleast_1d(plain(a, b, c))
+        beyond = [np.ascontiguousarray(x).view(fl.U16) == OUT_OF_BOUNDS_NAN for x in (a, b)]
+        raw = np.where(beyond[0] | beyond[1], np.uint16(0), result.view(fl.U16))
+        return raw.view(result.dtype)
+
+    return run
 
 
 @pure("float.div")

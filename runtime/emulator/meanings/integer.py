@@ -120,7 +120,29 @@ def mul24(match: Match) -> Function:
 @pure("int.mad24")
 def mad24(match: Match) -> Function:
     product = _mul24(match)
+    if "sat" in match:
+        return lambda a, b, c: _clamp32(product(a, b).astype(np.int64) + c)
     return lambda a, b, c: product(a, b) + c
+
+
+@pure("int.fns")
+def fns(match: Match) -> Function:
+    """PTX ISA, "fns": the |c|-th 1 from bit b up, or down where c < 0; of c = 0 bit b itself."""
+
+    def run(a: Any, base: Any, c: Any) -> Any:
+        a, base, c = np.broadcast_arrays(*map(np.atleast_1d, (a, base, c)))
+        position = base.astype(np.int64)
+        left = np.where(c == 0, 1, np.abs(c.astype(np.int64)))
+        found = np.full(a.shape, 0xFFFFFFFF, np.uint32)
+        for i in range(32):
+            at = np.where(c < 0, position - i, position + i)
+            seen = (at >= 0) & (at < 32) & ((c != 0) | (i == 0))
+            held = seen & ((a >> np.clip(at, 0, 31).astype(np.uint32)) & 1 == 1)
+            left = left - held
+            found = np.where(held & (left == 0), at.astype(np.uint32), found)
+        return found
+
+    return run
 
 
 @pure("int.sad")
@@ -320,7 +342,11 @@ def dot(match: Match) -> Function:
 
 @effect("carry.add", "carry.addc", "carry.sub", "carry.subc", "carry.mad", "carry.madc")
 def carry(site: Site) -> Run:
-    """Arithmetic with the condition code's carry (for subtraction, borrow)."""
+    """Arithmetic with the condition code's carry; a subtraction leaves 1 where it borrows nothing.
+
+    The ISA leaves the mixture of both open. nvcc's division of 128 bits reads with `addc` what
+    `subc.cc` left, and is right with this choice.
+    """
     opcode = site.match.form.opcode
     takes, gives = opcode.endswith("c"), "cc" in site.match.slots
     kind = site.word("T")
@@ -339,8 +365,9 @@ def carry(site: Site) -> Run:
         flags = g.batch.state.setdefault("carry", np.zeros(g.batch.threads, np.bool_))
         bit = g.of(flags).astype(unsigned) if takes else unsigned.type(0)
         if subtracts:
-            result = a - b - bit
-            out = (a < b) | ((a == b) & (bit != 0))
+            borrow = unsigned.type(1) - bit if takes else bit
+            result = a - b - borrow
+            out = (a > b) | ((a == b) & (borrow == 0))
         else:
             result = a + b + bit
             out = (result < a) | ((bit != 0) & (result == a))

@@ -178,9 +178,9 @@ def comparison(word: str, kind: str) -> Function:
 
 def _floats_of(kind: str, x: Any, ftz: bool) -> Any:
     if kind.startswith("bf16"):
-        return fl.from_bf16(np.atleast_1d(x).view(fl.U16))
+        return fl.from_bf16(np.ascontiguousarray(np.atleast_1d(x)).view(fl.U16))
     if kind == "f16x2":
-        x = np.atleast_1d(x).view(fl.F16)
+        x = np.ascontiguousarray(np.atleast_1d(x)).view(fl.F16)
     return fl.flush(x) if ftz else x
 
 
@@ -189,7 +189,7 @@ _BOOL: dict[str, Function] = {"and": np.logical_and, "or": np.logical_or, "xor":
 
 @pure("compare.setp")
 def setp(match: Match) -> Function:
-    kind = match.get("T") or "f16x2"
+    kind = match.get("T") or next(k for k in ("f16x2", "bf16x2") if k in match)
     test, ftz = comparison(match.get("C"), kind), "ftz" in match
     is_float = TYPES[kind].kind in ("float", "packed")
     join = _BOOL.get(match.get("bool"))
@@ -200,11 +200,12 @@ def setp(match: Match) -> Function:
             a, b = _floats_of(kind, a, ftz), _floats_of(kind, b, ftz)
         return test(a, b)
 
-    if kind == "f16x2":
+    if kind.endswith("x2"):
 
-        def both(a: Any, b: Any) -> Any:
+        def both(a: Any, b: Any, c: Any = None) -> Any:
             result = compare(*np.broadcast_arrays(np.atleast_1d(a), np.atleast_1d(b)))
-            return np.ascontiguousarray(result[0::2]), np.ascontiguousarray(result[1::2])
+            low, high = np.ascontiguousarray(result[0::2]), np.ascontiguousarray(result[1::2])
+            return (low, high) if join is None else (join(low, c), join(high, c))
 
         return both
 
@@ -219,22 +220,25 @@ def setp(match: Match) -> Function:
 
 @pure("compare.set")
 def set_(match: Match) -> Function:
-    to = match.get("D")
-    kind = match.get("T") or ("f32" if "f32" in match else to)
-    if kind in ("u32", "s32"):
-        kind = match.get("T", "f32")
+    to, kind = match.get("D"), match.get("T") or match.form.slots[-1].name
     test, ftz = comparison(match.get("C"), kind), "ftz" in match
     is_float = TYPES[kind].kind in ("float", "packed")
+    join, per = _BOOL.get(match.get("bool")), 2 if kind.endswith("x2") else 1
+    held_as = np.dtype(np.uint16) if per == 2 else DTYPES[to]
+    ones = {"f16": 0x3C00, "bf16": 0x3F80}.get(to.removesuffix("x2"))
 
-    def run(a: Any, b: Any) -> Any:
+    def run(a: Any, b: Any, c: Any = None) -> Any:
+        a, b = np.broadcast_arrays(np.atleast_1d(a), np.atleast_1d(b))
         if is_float:
             a, b = _floats_of(kind, a, ftz), _floats_of(kind, b, ftz)
         held = test(a, b)
-        if to in ("u32", "s32"):
-            return np.where(held, np.int32(-1), np.int32(0)).view(DTYPES[to])
-        if to == "f16x2":
-            return held.astype(fl.F16).view(fl.U32)
-        return held.astype(DTYPES[to])
+        if join is not None:
+            held = join(held, np.repeat(np.broadcast_to(c, len(held) // per), per))
+        if to == "f32":
+            return held.astype(np.float32)
+        true = ones if ones is not None else (1 << 8 * held_as.itemsize) - 1
+        raw = np.where(held, true, 0).astype(f"u{held_as.itemsize}")
+        return raw.view(DTYPES[to])
 
     return run
 

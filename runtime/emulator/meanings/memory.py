@@ -57,7 +57,7 @@ def ld(site: Site) -> Run:
     at = address(site, "a")
     results = elements(site.operand("d"))
     if kind == "b128":
-        return _ld128(site, space, at)
+        return _ld128(site, space, order, narrow, at)
     puts = [putter(site, x, kind) for x in results]
     dtype, count = DTYPES[kind], len(results)
     if space in ("param", "param::entry") and is_generic_variable(site, "a") == "entry":
@@ -96,12 +96,14 @@ def _ld_entry(site: Site, puts: list[Any], dtype: np.dtype[Any]) -> Run:
     return run
 
 
-def _ld128(site: Site, space: str, at: Any) -> Run:
+def _ld128(site: Site, space: str, order: str, narrow: bool, at: Any) -> Run:
     put = putter(site, site.operand("d"), "b128")
     both = DTYPES["b128"]
 
     def run(g: Group) -> None:
-        low, high = access.load(g, space, at(g), DTYPES["b64"], 2)
+        if order:
+            g.looks = True
+        low, high = access.load(g, space, at(g), DTYPES["b64"], 2, order=order, narrow=narrow)
         values = np.empty(g.n, both)
         values["low"], values["high"] = low, high
         put(g, values)
@@ -117,8 +119,9 @@ def st(site: Site) -> Run:
     if kind == "b128":
         wide = getter(site, site.operand("b"), "b128")
         return lambda g: access.store(
-            g, space, at(g), [np.ascontiguousarray(wide(g)[n]) for n in ("low", "high")]
-        )
+            g, space, at(g), [np.ascontiguousarray(wide(g)[n]) for n in ("low", "high")],
+            order=order, narrow=narrow,
+        )  # fmt: skip
     gets = [getter(site, x, kind) for x in elements(site.operand("b"))]
     raw = DTYPES[f"b{TYPES[kind].bits}"]
 

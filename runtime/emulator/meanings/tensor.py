@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from stagefuse.compiler.ptx import syntax as s
 from stagefuse.compiler.ptx.types import TYPES
 
 from .. import access
@@ -26,6 +27,7 @@ from .. import floats as fl
 from ..arrays import warps_of
 from ..operands import Get, address, elements, getter, putter
 from ..program import Run, Site
+from ..sparse import indices_of_rows, spread
 from . import effect
 
 if TYPE_CHECKING:
@@ -64,6 +66,11 @@ def _c_order(rows: int) -> Array:
     return order
 
 
+def _bits(x: Array) -> Array:
+    raw = np.ascontiguousarray(x).view(np.uint8)
+    return np.unpackbits(raw, axis=-1, bitorder="little").astype(np.float64)
+
+
 def _nibbles(x: Array, signed: bool) -> Array:
     bits = (x[..., None] >> (4 * np.arange(8, dtype=np.uint32))) & np.uint32(15)
     values = bits.astype(np.float64).reshape(*x.shape[:-1], -1)
@@ -76,6 +83,8 @@ def unpacked(words: Array, kind: str) -> Array:
         return fl.from_bf16(words.view(np.uint16)).astype(fl.F64)
     if kind in ("u4", "s4"):
         return _nibbles(words, kind == "s4")
+    if kind == "b1":
+        return _bits(words)
     if kind == "tf32":  # the lower 13 bits are ignored
         words = words & np.uint32(0xFFFFE000)
     dtype: Any = {
@@ -121,7 +130,7 @@ def mma(site: Site) -> Run:
     rows = int(shape[1 : shape.index("n")])
     a_kind = site.word("A") or "f16"
     b_kind = site.word("B") or a_kind
-    d_kind = site.word("D") or "f16"
+    d_kind = site.word("D") or ("s32" if a_kind == "b1" else "f16")
     wide = "f64" if a_kind == "f64" else "b32"
     gets = {n: [getter(site, x, wide) for x in elements(site.operand(n))] for n in "abc"}
     puts = [putter(site, x, wide) for x in elements(site.operand("d"))]
@@ -130,7 +139,7 @@ def mma(site: Site) -> Run:
     c_order = _c_order(rows)
     back = np.argsort(c_order.reshape(-1))
     clamps = "satfinite" in site.match.slots
-    c_kind = "f16" if d_kind == "f16" else d_kind
+    c_kind, ones_differ = d_kind, site.word("joined") == "xor"
 
     def run(g: Group) -> None:
         warps = warps_of(g.threads())
@@ -141,9 +150,45 @@ def mma(site: Site) -> Run:
             return unpacked(words, kind).reshape(n, -1)[:, order]
 
         a, b = matrix("a", a_kind, a_order), matrix("b", b_kind, b_order)
-        total = np.matmul(a, b) + matrix("c", c_kind, c_order)
+        product = np.matmul(a, b)
+        if ones_differ:  # the number of bits that differ: a + b - 2ab for each
+            product = a.sum(2)[:, :, None] + b.sum(1)[:, None, :] - 2 * product
+        total = product + matrix("c", c_kind, c_order)
         flat = total.reshape(n, -1)[:, back].reshape(n, 32, rows // 4)
         _give(g, puts, _narrowed(flat, d_kind, clamps), warps)
+
+    return run
+
+
+@effect("tensor.mma_sparse")
+def mma_sparse(site: Site) -> Run:
+    kinds = {"a": site.word("A"), "b": site.word("B") or site.word("A"), "c": site.word("D")}
+    shape = next(w for w in site.match.slots if w[0] == "m" and w[1].isdigit())
+    depth = int(shape.split("k")[1])
+    gets = {n: [getter(site, x, "b32") for x in elements(site.operand(n))] for n in "abc"}
+    puts = [putter(site, x, "b32") for x in elements(site.operand("d"))]
+    each = 32 // TYPES[kinds["a"]].bits
+    orders = {"a": _a_order(16, len(gets["a"]), each), "b": _b_order(len(gets["b"]), each),
+              "c": _c_order(16)}  # fmt: skip
+    back = np.argsort(orders["c"].reshape(-1))
+    metadata, selector = getter(site, site.operand("e"), "b32"), site.operand("selector")
+    lanes = depth * TYPES[kinds["a"]].bits // (256 if each < 4 else 128)
+    if not isinstance(selector, s.Immediate) or not 0 <= selector.value < 4 // lanes:
+        raise site.error(f"the selector is a constant below {4 // lanes}")
+    chosen = selector.value
+    clamps = "satfinite" in site.match.slots
+
+    def run(g: Group) -> None:
+        warps = warps_of(g.threads())
+        n = len(warps)
+        a, b, c = (
+            unpacked(_registers(g, gets[name], warps), kinds[name]).reshape(n, -1)[:, orders[name]]
+            for name in "abc"
+        )
+        words = _registers(g, [metadata], warps)[:, :, 0]
+        whole = spread(a, indices_of_rows(words, kinds["a"], depth, chosen), kinds["a"])
+        flat = (np.matmul(whole, b) + c).reshape(n, -1)[:, back].reshape(n, 32, 4)
+        _give(g, puts, _narrowed(flat, kinds["c"], clamps), warps)
 
     return run
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from stagefuse.compiler.ptx import syntax as s
 
 from ..errors import Stop
-from ..matrix_descriptor import operand_addresses
+from ..matrix_descriptor import K_BYTES, operand_addresses
 from ..operands import elements, getter
 from ..order import acquire, async_read, product_agent
 from ..program import Code, Control, Run, Site, Step, slot_of
 from ..region import Region, count
+from ..sparse import indices_of_rows, spread
 from ..warpgroup_product import accumulate, decode, operand_from_registers
 from ..warpgroups import THREADS, Warpgroups
 from . import control
@@ -105,6 +106,11 @@ def _mma_async(site: Site) -> Control:
     a_bits = None if in_registers else getter(site, site.operand("a"), "b64")
     b_bits = getter(site, site.operand("b"), "b64")
     scale = getter(site, site.operand("scale_d"), "pred")
+    deep = K_BYTES
+    metadata = getter(site, site.operand("e"), "b32") if site.has("e") else None
+    if metadata is not None:
+        deep = 2 * K_BYTES
+        selector = _selector(site, ta)
 
     def work(g: Group, groups: Warpgroups, numbers: Array, threads: Array) -> None:
         flat = threads.reshape(-1)
@@ -122,16 +128,22 @@ def _mma_async(site: Site) -> Control:
             raise Stop("uninitialised", "adds to accumulators that nothing wrote",
                        int(threads[adds][0, 0]))  # fmt: skip
         before = _registers(g, results, threads)
+        words = None
+        if metadata is not None:
+            words = np.ascontiguousarray(np.broadcast_to(metadata(g), (g.n,))).reshape(-1, THREADS)
         after = np.empty_like(before)
         for i in range(len(threads)):
             block = int(g.batch.block_of[threads[i, 0]])
             wg = int(numbers[i])
-            b = _operand(g, groups, wg, threads[i], block, int(b_of[i]), n, tb, flip_b)
+            b = _operand(g, groups, wg, threads[i], block, int(b_of[i]), n, tb, flip_b, deep)
             if a_values is not None:
                 a = operand_from_registers(a_values[i], ta)
             else:
                 assert a_of is not None
                 a = _operand(g, groups, wg, threads[i], block, int(a_of[i]), 64, ta, flip_a)
+            if words is not None:
+                numbers_of = indices_of_rows(words[i].reshape(4, 32), ta, b.shape[1], selector)
+                a = spread(a, numbers_of.reshape(64, -1), ta)
             after[i] = accumulate(
                 before[i] if adds[i] else None, a if sign == 1 else -a, b, dtype, saturate
             )
@@ -144,6 +156,15 @@ def _mma_async(site: Site) -> Control:
         groups.mark(g, flat, results, a_slots)
 
     return _together(work)
+
+
+def _selector(site: Site, kind: str) -> int:
+    """Which lanes' metadata counts: the first or second pair of four, or all of them."""
+    x = site.operand("selector")
+    most = 2 if kind in ("f16", "bf16", "tf32") else 1
+    if not isinstance(x, s.Immediate) or not 0 <= x.value < most:
+        raise site.error(f"the selector is a constant below {most}")
+    return x.value
 
 
 def _uniform(g: Group, values: Any, threads: Array, what: str) -> Array:
@@ -174,11 +195,11 @@ def _registers(g: Group, slots: list[int], threads: Array) -> Array:
 
 def _operand(
     g: Group, groups: Warpgroups, number: int, threads: Array, block: int, bits: int, rows: int,
-    type_: str, flip: int,
+    type_: str, flip: int, deep: int = K_BYTES,
 ) -> NDArray[np.float64]:  # fmt: skip
     """A matrix `[rows][K]` that a descriptor finds in the block's shared memory."""
     unit = 2 if flip else 8
-    at = operand_addresses(bits, rows, bool(flip))
+    at = operand_addresses(bits, rows, bool(flip), deep)
     arena, thread = g.batch.shared, int(threads[0])
     if int(at.max()) + unit > arena.limit:
         raise Stop("out-of-bounds", f"an operand ends at byte {int(at.max()) + unit} of shared "

@@ -96,7 +96,7 @@ def _source(k: Kernel, match: Match, spec: OperandSpec) -> object:
             return 40
         if spec.name == "size":
             return 16 if match.form.opcode == "cp" else 128
-        return {"scale": -1, "trans": 1, "mode": 1}.get(spec.name[:5], 4)
+        return {"scale": -1, "trans": 1, "mode": 1, "selec": 0}.get(spec.name[:5], 4)
     if spec.kind == "predicate":
         return ~k.reg("pred")
     if spec.type == "any":

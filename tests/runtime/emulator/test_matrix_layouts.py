@@ -41,14 +41,14 @@ def test_operand_bytes_are_distinct(width: int, mn: bool) -> None:
         stride,
         width,
     )
-    at = matrix.mn_major(64) if mn else matrix.k_major(64)
+    at = matrix.mn_major(64, 32) if mn else matrix.k_major(64, 32)
     assert len(np.unique(at)) == at.size and at.min() >= 1024
 
 
 def test_step_along_k_within_a_swizzled_row() -> None:
     """32 bytes added to the start are the next 32 bytes of each row (K advance)."""
-    first = MatrixDescriptor(0, 16, 1024, 0, 128).k_major(16)
-    second = MatrixDescriptor(32, 16, 1024, 0, 128).k_major(16)
+    first = MatrixDescriptor(0, 16, 1024, 0, 128).k_major(16, 32)
+    second = MatrixDescriptor(32, 16, 1024, 0, 128).k_major(16, 32)
     both = np.concatenate([first, second], axis=1)
     plain = np.arange(16)[:, None] * 128 + np.arange(0, 64, 8)
     assert np.array_equal(both, swizzle(plain, 128))
