@@ -28,7 +28,7 @@ from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.facts import Facts
 
-from . import scalars
+from . import packed, scalars
 from .index import IndexWriter
 from .ir import Value
 
@@ -380,46 +380,26 @@ class ValueWriter(IndexWriter):
         return found
 
     def _loaded(self, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
-        code, raw = self.code, scalars.RAW[memory.dtype.name]
-        access = scalars.ACCESS[memory.dtype.name]
-        packed = raw == "half" and count > 1  # pairs of halves, as there is no vector of eight
-        packed = packed or (memory.dtype.itemsize == 1 and count > 4)
-        each = 4 // memory.dtype.itemsize
-        kind, number = ("i32", count // each) if packed else (raw, count)
+        code, dtype = self.code, memory.dtype
+        is_packed = packed.is_packed(dtype, count)
+        kind = "i32" if is_packed else scalars.RAW[dtype.name]
+        number = count * dtype.itemsize // 4 if is_packed else count
         found = tuple(code.fresh(kind) for _ in range(number))
         if self.active is not None and self.active.known != 1:
             for register in found:
                 code.set(register, code.const(0, kind))
         space = "global.nc" if memory.constant else memory.space
-        name = "b32" if packed else access
+        name = "b32" if is_packed else scalars.ACCESS[dtype.name]
         code.write(f"ld.{space}{_vector(number)}.{name}", _listed(found), at, guard=self.active)
-        if not packed:
-            return found
-        if each == 4:
-            places = [(word, n) for word in found for n in range(0, 32, 8)]
-            if access[0] == "s":
-                bytes_ = [word.shl(24 - n).ashr(24) for word, n in places]
-            else:
-                bytes_ = [word.lshr(n) & 0xFF for word, n in places]
-            return tuple(Value(code, v.text, raw, v.depth) for v in bytes_)
-        if memory.dtype.name == "bf16":  # each in the upper half of a word
-            words = (w for low in found for w in (low.shl(16), low & ~0xFFFF))
-            return tuple(words)
-        halves = tuple(code.fresh("half") for _ in range(count))
-        for n, word in enumerate(found):
-            code.write("mov.b32", f"{{{halves[2 * n].text}, {halves[2 * n + 1].text}}}", word)
-        return halves
+        return packed.unpacked(code, found, dtype) if is_packed else found
 
     def write(self, memory: Memory, at: str, values: Sequence[Value]) -> None:
         """Stores adjacent elements."""
         code = self.code
         raw = [self._held(scalars.to_memory(code, v, memory.dtype)) for v in values]
         name = scalars.ACCESS[memory.dtype.name].replace("s", "b", 1)
-        if raw[0].type == "half" and len(raw) > 1:
-            words = [code.fresh("i32") for _ in raw[::2]]
-            for n, word in enumerate(words):
-                code.write("mov.b32", word, f"{{{raw[2 * n].text}, {raw[2 * n + 1].text}}}")
-            raw, name = words, "b32"
+        if packed.is_packed(memory.dtype, len(raw)):
+            raw, name = packed.packed(code, raw, memory.dtype), "b32"
         code.write(f"st.{memory.space}{_vector(len(raw))}.{name}", at, _listed(raw),
                    guard=self.active)  # fmt: skip
 

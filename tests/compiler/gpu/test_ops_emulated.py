@@ -33,6 +33,10 @@ where T in 1..=512:
     e / sum(e, axis=-1, keepdims=True)""",
     "half rows": """(x: f16[B, 512], y: bf16[B, 512]) -> (f16[B, 512], bf16[B, 512], f16[B]):
     f16(f32(x) * 2.0 + f32(y)), y * y, max(x, axis=-1)""",
+    "narrow integers": """(x: i16[B, 64], y: u16[B, 64], z: i8[B, 64], m: u8[B, 64]) -> (
+    i16[B], u16[64], i64[B], i16[B, 64], u16[B, 64], i8[64], u8[B], i16[B, 64]):
+    a, b = max(x, axis=1), min(y, axis=0)
+    a, b, sum(x, axis=1), x * 3, y + 7, max(z, axis=0), min(m, axis=1), i16(z) - x[::-1]""",
     "whole tensors": """(x: f32[B, T, D], m: bool[D, B]) -> (f32[], f32[], bool[], f32[], i64[]):
     sum(x * x), max(x), all(m), mean(tanh(x)), sum(i32(m))""",
     "columns": """(x: f32[B, T]) -> (f32[T], f32[T]):

@@ -1,0 +1,59 @@
+"""Adjacent elements of 8 or 16 bits in words of 32: there are no vectors of more than four."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stagefuse.dsl.dtypes import DType
+
+from . import scalars
+from .ir import Code, Value
+
+MOST = 4
+"""Elements that one access has as they are."""
+
+
+def is_packed(dtype: DType, count: int) -> bool:
+    """Whether an access of so many adjacent elements is one of words."""
+    pairs = scalars.RAW[dtype.name] == "half" and count > 1
+    return pairs or (dtype.itemsize < 4 and count > MOST)
+
+
+def unpacked(code: Code, words: Sequence[Value], dtype: DType) -> tuple[Value, ...]:
+    """The elements in words, the low bits first, as a load of each alone would give them.
+
+    Those of bf16 stay in the upper half of a word, which is their f32.
+    """
+    raw = scalars.RAW[dtype.name]
+    if dtype.name == "bf16":
+        return tuple(w for low in words for w in (low.shl(16), low & ~0xFFFF))
+    if raw == "half":
+        halves = tuple(code.fresh(raw) for _ in range(2 * len(words)))
+        for n, word in enumerate(words):
+            code.write("mov.b32", f"{{{halves[2 * n].text}, {halves[2 * n + 1].text}}}", word)
+        return halves
+    bits = dtype.bits
+    places = [(word, n) for word in words for n in range(0, 32, bits)]
+    if scalars.ACCESS[dtype.name][0] == "s":
+        found = [word.shl(32 - bits - n).ashr(32 - bits) for word, n in places]
+    else:
+        found = [word.lshr(n) & ((1 << bits) - 1) for word, n in places]
+    return tuple(Value(code, v.text, raw, v.depth) for v in found)
+
+
+def packed(code: Code, raw: Sequence[Value], dtype: DType) -> list[Value]:
+    """Elements as stores of each alone would write them, in words."""
+    if raw[0].type == "half":
+        words = [code.fresh("i32") for _ in raw[::2]]
+        for n, word in enumerate(words):
+            code.write("mov.b32", word, f"{{{raw[2 * n].text}, {raw[2 * n + 1].text}}}")
+        return words
+    each = 32 // dtype.bits
+    found = []
+    for first in range(0, len(raw), each):
+        word = code.const(0, "i32")
+        for n, value in enumerate(raw[first : first + each]):
+            part = Value(code, value.text, "i32", value.depth) & ((1 << dtype.bits) - 1)
+            word = word | part.shl(n * dtype.bits)
+        found.append(word)
+    return found
