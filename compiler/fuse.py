@@ -9,126 +9,40 @@ its reason.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
 
-import networkx as nx
+from stagefuse.dsl.dims import Expr, sym
 
-from stagefuse.dsl.dims import Expr, const, sym
-
-from .attention import Softmax
 from .contract import is_tangled
+from .fuse_rules import DEPTH_LIMIT, Rules
 from .graph import (
-    Carried,
     Concat,
-    Constant,
     Contract,
     Gather,
     Graph,
     Indirect,
-    Input,
     Map,
     Node,
-    Position,
-    Recurrence,
     Reduce,
     Ref,
     Scalar,
     Scan,
     Scatter,
     Sort,
-    State,
     Update,
     View,
-    Weight,
     Within,
 )
+from .groups import (
+    SOURCES,
+    Access,
+    Decision,
+    Group,
+    Partition,
+    is_free,
+    own_position,
+)
 from .kernel_order import ordered_groups
-from .recurrence import Held, Nests, held_values
-from .scalar import FUNCTIONS
-
-Access: TypeAlias = tuple[Expr, ...] | None  # None: at positions read from data
-SOURCES = (Input, State, Weight, Constant, Carried, Recurrence)
-FREE = (View, Position, Gather, Concat)
-CHEAP_FLOPS = 2
-DEPTH_LIMIT = 64
-"""Nodes on a path inside one kernel; later phases recurse along it."""
-ROW_LIMIT = 1 << 16
-"""Elements of a whole-tensor reduction that one thread may still handle with its users."""
-
-
-@dataclass(eq=False)
-class Group:
-    """A kernel to be: roots are stored, members computed inside; `domain` is the loop space.
-
-    `placed`: a root that holds another value in another order, as that value and the place of
-    its element d0, d1... `rows`: in a chain, the row kernel between its two products. `packs`:
-    panels that the kernel packs itself, as the kernel that would. `nest`: the recurrences at whose
-    steps the kernel runs, outermost first. `when`: 1 at sizes at which the kernel runs and 0 at
-    others, where another one has the same results. `softmax`: in attention, what the row kernel
-    computes.
-    """
-
-    kind: str  # pointwise, row, contract, chain, attention, scan, sort, scatter, update
-    roots: list[Ref]
-    domain: tuple[Expr, ...]
-    members: set[int] = field(default_factory=set)
-    accesses: dict[int, list[Access]] = field(default_factory=dict)
-    row_axes: tuple[int, ...] | None = None
-    anchor: int | None = None
-    placed: dict[Ref, tuple[Ref, tuple[Expr, ...]]] = field(default_factory=dict)
-    rows: Group | None = None
-    packs: dict[Ref, Group] = field(default_factory=dict)
-    nest: tuple[str, ...] = ()
-    when: Expr = const(1)
-    softmax: Softmax | None = None
-
-    def source(self, root: Ref) -> Ref:
-        """The value that a root holds."""
-        return self.placed[root][0] if root in self.placed else root
-
-    def reads(self, graph: Graph) -> set[Ref]:
-        """The values that members read, and stored ones that roots hold."""
-        found = {ref for member in self.members for ref in graph.nodes[member].operands}
-        return found | {ref for ref, _ in self.placed.values() if ref.node not in self.members}
-
-    def loads(self, graph: Graph) -> set[Ref]:
-        """What the kernel reads from memory, but for the base of an update."""
-        found = {ref for ref, _ in self.placed.values() if ref.node not in self.members}
-        for member in self.members:
-            node = graph.nodes[member]
-            operands = node.operands[1:] if isinstance(node.primitive, Update) else node.operands
-            found |= {ref for ref in operands if ref.node not in self.members}
-        for part in (*self.packs.values(), *([self.rows] if self.rows else [])):
-            found |= part.loads(graph)
-        return found
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Why a node was fused into a kernel, or was not."""
-
-    node: int
-    fused: bool
-    reason: str
-
-
-@dataclass
-class Partition:
-    """The kernels in an order in which each comes after what it reads."""
-
-    groups: list[Group]
-    decisions: list[Decision]
-
-
-def is_free(node: Node) -> bool:
-    """Whether a node is only an index map: it is computed again wherever it is read."""
-    return isinstance(node.primitive, FREE)
-
-
-def flops(node: Node) -> int:
-    """Arithmetic per element, as the scalar table counts it."""
-    return FUNCTIONS[node.primitive.fn].flops if isinstance(node.primitive, Map) else 0
+from .recurrence import Held, held_values
 
 
 def partition(graph: Graph, apart: frozenset[int] = frozenset()) -> Partition:
@@ -136,19 +50,20 @@ def partition(graph: Graph, apart: frozenset[int] = frozenset()) -> Partition:
     return _Partitioner(graph, apart).run()
 
 
-class _Partitioner:
+class _Partitioner(Rules):
     def __init__(self, graph: Graph, apart: frozenset[int]) -> None:
-        self.graph, self.apart = graph, apart
+        super().__init__(graph)
+        self.apart = apart
         self.keeps = any(
             isinstance(n.primitive, Update) and n.primitive.state for n in graph.nodes.values()
         )
         self.uses = graph.uses()
+        self.place = {number: place for place, number in enumerate(graph.nodes)}
         self.groups: list[Group] = []
         self.of: dict[int, list[Group]] = {}  # the kernels that compute a node
         self.decisions: list[Decision] = []
         self.stored: set[Ref] = set()
         self.depth: dict[int, int] = {}  # of a node, from the nearest stored node that uses it
-        self.nests = Nests(graph)
         self.held = held_values(graph, self.nests)
 
     def run(self) -> Partition:
@@ -179,7 +94,7 @@ class _Partitioner:
             for held in self.held.get(ref, ()):
                 if not self._is_direct(node, held):
                     group = Group("pointwise", [], type.shape, nest=held.nest)
-                    group.accesses[node.id] = [_identity(type.shape)]
+                    group.accesses[node.id] = [own_position(type.shape)]
                     _place_root(group, ref, held)
                     made.append(group)
         self.groups.extend(made)
@@ -227,9 +142,9 @@ class _Partitioner:
         if is_free(node) and not result and not demanded and self._free_fits(node, groups):
             return self._join(node, groups)
         if len(groups) == 1 and not result and not demanded:
-            reason = self._refusal(node, groups[0])
+            reason = self.refusal(node, groups[0])
             if reason is None:
-                self._say(node, True, self._why(node, groups[0]))
+                self._say(node, True, self.why(node, groups[0]))
                 return self._join(node, groups)
             self._say(node, False, reason)
         elif groups and isinstance(node.primitive, Map | Reduce):
@@ -287,14 +202,14 @@ class _Partitioner:
             group.members.add(node.id)
             at = group.accesses.setdefault(node.id, [])
             if Ref(node.id) in group.roots:
-                identity = _identity(group.domain)
+                identity = own_position(group.domain)
                 full = node.type.shape == group.domain
                 access = identity if full else self._row_access(node, group)
                 if access not in at:
                     at.insert(0, access)
             if isinstance(node.primitive, Reduce) and group.kind == "pointwise":
                 group.kind = "row"
-                group.row_axes = self._inner_axes(group, at[0])
+                group.row_axes = self.inner_axes(group, at[0])
             if isinstance(node.primitive, Contract):
                 group.kind, group.anchor = "contract", node.id
             else:
@@ -303,12 +218,6 @@ class _Partitioner:
     def _row_access(self, node: Node, group: Group) -> Access:
         existing = group.accesses[node.id]
         return existing[0] if existing else None
-
-    def _inner_axes(self, group: Group, access: Access) -> tuple[int, ...]:
-        """The axes that a reduction runs along, read there; one of size 1 only if all are."""
-        used = {e.as_symbol() for e in access or ()}
-        inner = tuple(i for i in range(len(group.domain)) if f"d{i}" not in used)
-        return tuple(i for i in inner if group.domain[i].as_int() != 1) or inner
 
     def _push(self, node: Node, group: Group) -> None:
         """Notes where the node's operands are read."""
@@ -347,139 +256,39 @@ class _Partitioner:
                     return tuple(e.substitute(at, self.graph.facts) for e in index.indices)
         return None
 
-    # Rules
-
-    def _refusal(self, node: Node, group: Group) -> str | None:
-        """Why a node may not be computed inside a kernel, or None if it may."""
-        primitive = node.primitive
-        accesses = group.accesses.get(node.id, [])
-        if self.nests.of(node.id) != group.nest:
-            return "it is the same at every step"
-        if isinstance(primitive, Map | Within):
-            return self._map_refusal(node, group, accesses)
-        if isinstance(primitive, Reduce):
-            return self._reduce_refusal(node, group, accesses)
-        if isinstance(primitive, Contract):
-            return self._contract_refusal(node, group, accesses)
-        return "its elements depend on each other"
-
-    def _map_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
-        cheap = self._chain_flops(node) <= CHEAP_FLOPS
-        if cheap:
-            return None
-        if group.kind in ("scan", "sort", "scatter"):
-            return None if group.kind != "scatter" else "a scatter reads it by position"
-        last = len(group.domain) - 1
-        for access in accesses:
-            if access is None:
-                return "it is read at positions that depend on data"
-            if self._once(node, group, access):
-                continue
-            symbols = frozenset[str]().union(*(e.symbols() for e in access))
-            if any(s.startswith("f") for s in symbols) or f"d{last}" in symbols:
-                return "it would be computed again for every use"
-        plain = {tuple(str(e).replace("f", "d") for e in a) for a in accesses if a is not None}
-        if len(plain) > 1:
-            return "it is read at several places"
-        return None
-
-    def _chain_flops(self, node: Node) -> int:
-        """Arithmetic of a node and of what it would pull in through other maps."""
-        total, pending, steps = 0, [node.id], 0
-        while pending and total <= CHEAP_FLOPS:
-            steps += 1
-            if steps > DEPTH_LIMIT:
-                return CHEAP_FLOPS + 1
-            here = self.graph.nodes[pending.pop()]
-            if isinstance(here.primitive, Reduce | Contract | Scan | Sort | Scatter | Update):
-                return CHEAP_FLOPS + 1
-            total += flops(here)
-            if isinstance(here.primitive, Map | Within) or is_free(here):
-                pending.extend(ref.node for ref in here.operands)
-        return total
-
-    def _once(self, node: Node, group: Group, access: tuple[Expr, ...]) -> bool:
-        """Whether each element is computed once per pass: sizes agree and axes are distinct.
-
-        A pass over a row (an axis f0, f1...) computes it once if it differs from row to row.
-        """
-        names = [e.as_symbol() for e in access if e != const(0)]
-        if any(n is None for n in names) or len(set(names)) != len(names):
-            window = any(s.startswith("f") for e in access for s in e.symbols())
-            return not window and self._same_size(node, group)
-        inner = group.row_axes if any(str(n).startswith("f") for n in names) else ()
-        needed = {
-            f"d{i}"
-            for i, d in enumerate(group.domain)
-            if d.as_int() != 1 and i not in (inner or ())
-        }
-        return needed <= set(names)
-
-    def _same_size(self, node: Node, group: Group) -> bool:
-        return _count(node.type.shape) == _count(group.domain)
-
-    def _reduce_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
-        if group.kind not in ("pointwise", "row"):
-            return f"a {group.kind} kernel holds no row reduction"
-        if len(accesses) != 1 or accesses[0] is None:
-            return "it is read at several places"
-        names = [e.as_symbol() for e in accesses[0] if e.as_int() != 0]
-        if any(n is None or not n.startswith("d") for n in names):
-            return "it would be computed again for every use"
-        if len(set(names)) != len(names):
-            return "it is read along a diagonal"
-        for place, size in zip(accesses[0], node.type.shape, strict=True):
-            name = place.as_symbol()
-            if name is not None and group.domain[int(name[1:])] != size:
-                return "only a part of it is read"
-            if name is None and size.as_int() != 1:
-                return "only a part of it is read"
-        inner = self._inner_axes(group, accesses[0])
-        if group.row_axes is not None and set(inner) != set(group.row_axes):
-            return "its rows run along other axes"
-        operand = self.graph.type(node.operands[0]).shape
-        rows = [d for i, d in enumerate(group.domain) if i not in inner and d.as_int() != 1]
-        most = self.graph.facts.bounds(_count(operand))[1]
-        if not rows and (most is None or most > ROW_LIMIT):
-            return "one thread would do all of it"
-        return None
-
-    def _contract_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
-        identity = _identity(group.domain)
-        if group.kind != "pointwise":
-            return f"a {group.kind} kernel holds no matrix product"
-        if node.type.shape != group.domain:
-            return "its tiles are not those of the result"
-        if any(a != identity for a in accesses):
-            return "it is read in another order than it is computed"
-        return None
-
-    def _why(self, node: Node, group: Group) -> str:
-        if isinstance(node.primitive, Contract):
-            return "what follows works on its tiles while they are in cache"
-        if isinstance(node.primitive, Reduce):
-            return "its row is in cache when the users need the result"
-        return "each element is used where it is computed"
+    # Kernels
 
     def _second_result(self, node: Node, groups: list[Group], demanded: bool) -> Group | None:
         """A kernel that can store this node besides its own result, without a cycle."""
         for group in groups:
-            if group.kind not in ("pointwise", "row") or self._refusal(node, group):
+            if group.kind not in ("pointwise", "row") or self.refusal(node, group):
                 continue
             accesses = group.accesses.get(node.id, [])
             if isinstance(node.primitive, Map):
-                identity = _identity(group.domain)
+                identity = own_position(group.domain)
                 if node.type.shape != group.domain or identity not in accesses:
                     continue
-            after: set[int] = set()
-            for other in groups:
-                if other is not group:
-                    after |= {r.node for r in other.roots} | other.members
-            for start in list(after):
-                after |= nx.descendants(self.graph.topology, start)
-            if not after & {r.node for r in group.roots}:
+            if not self._depends(group, [other for other in groups if other is not group]):
                 return group
         return None
+
+    def _depends(self, group: Group, others: Sequence[Group]) -> bool:
+        """Whether a kernel needs what others compute."""
+        ends = {r.node for r in group.roots}
+        last = max(self.place[end] for end in ends)  # nothing after it leads there
+        pending = [n for g in others for n in (*(r.node for r in g.roots), *g.members)]
+        seen = set(pending)
+        while pending:
+            here = pending.pop()
+            if here in ends:
+                return True
+            fresh = [
+                n for n in self.graph.topology.successors(here)
+                if n not in seen and self.place[n] <= last
+            ]  # fmt: skip
+            seen.update(fresh)
+            pending += fresh
+        return False
 
     def _root(self, node: Node) -> None:
         self.depth[node.id] = 0
@@ -494,7 +303,7 @@ class _Partitioner:
         group.nest = self.nests.of(node.id)
         self.groups.append(group)
         if kind in ("pointwise", "contract", "update"):
-            group.accesses[node.id] = [_identity(domain)]
+            group.accesses[node.id] = [own_position(domain)]
         else:
             group.accesses[node.id] = [None]
             group.anchor = node.id
@@ -507,7 +316,7 @@ class _Partitioner:
 def _place_root(group: Group, ref: Ref, held: Held) -> None:
     """Has a kernel store a value of its domain, or of part of it, where a recurrence holds it."""
     group.roots.append(held.root)
-    group.placed[held.root] = (ref, (held.place, *_identity(held.shape)))
+    group.placed[held.root] = (ref, (held.place, *own_position(held.shape)))
 
 
 def _written(update: Update, at: dict[str, Expr], graph: Graph) -> Access:
@@ -516,15 +325,3 @@ def _written(update: Update, at: dict[str, Expr], graph: Graph) -> Access:
         return None
     exprs = [index for index in update.indices if isinstance(index, Expr)]
     return tuple(e.substitute(at, graph.facts) for e in exprs)
-
-
-def _identity(domain: Sequence[Expr]) -> tuple[Expr, ...]:
-    """A kernel's own position; along an axis of size 1 there is only 0."""
-    return tuple(const(0) if d.as_int() == 1 else sym(f"d{i}") for i, d in enumerate(domain))
-
-
-def _count(shape: Sequence[Expr]) -> Expr:
-    total = const(1)
-    for size in shape:
-        total = total * size
-    return total

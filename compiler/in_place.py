@@ -14,9 +14,9 @@ import networkx as nx
 
 from stagefuse.dsl.dims import const, sym
 
-from .fuse import SOURCES, Group, Partition
 from .graph import Gather, Graph, Indirect, Node, Ref, Scalar, Scatter, State, Update, View, Within
 from .graph_builder import Builder
+from .groups import SOURCES, Group, Partition
 from .kernel_order import ordered_groups
 from .value_ranges import is_position
 

@@ -19,8 +19,8 @@ from dataclasses import replace
 from stagefuse.dsl.dims import Expr, const, sym
 
 from .attention import find_softmax, is_cheap, is_narrow
-from .fuse import Access, Group, Partition, flops
 from .graph import Contract, Graph, Node, Ref, View, flatten_index
+from .groups import Access, Group, Partition, flops
 from .inverse import inverse
 from .join_operands import OperandJoiner, steps_of
 

@@ -16,8 +16,8 @@ from dataclasses import replace
 from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
 from stagefuse.dsl.dtypes import BF16, F16
 
-from .fuse import Decision, Group, Partition
 from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight, flatten_index
+from .groups import Decision, Group, Partition
 from .windows import is_worth_it, step_in_place, windows_of
 
 PACKED_BYTES = 1 << 20

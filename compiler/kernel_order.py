@@ -11,7 +11,7 @@ from .graph import Graph, Recurrence
 from .plan import LoopPlan
 
 if TYPE_CHECKING:
-    from .fuse import Group
+    from .groups import Group
 
 
 def ordered_groups(

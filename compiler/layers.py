@@ -15,8 +15,8 @@ from typing import TypeAlias
 from stagefuse.dsl.dims import Expr, sym
 from stagefuse.dsl.facts import Facts
 
-from .fuse import Group
 from .graph import Gather, Graph, Node, Ref, State, Update, View
+from .groups import Group
 
 MOST_NUMBERS = 4
 """Of one kernel. One that uses more layers is like no other."""

@@ -8,8 +8,8 @@ from typing import Any
 from stagefuse.dsl.dims import Expr, const
 
 from .buffers import size_of
-from .fuse import Decision, flops
 from .graph import Contract, Graph, Map, Node, Recurrence, Reduce
+from .groups import Decision, flops
 from .lower import Lowered
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stagefuse.compiler.attention import Softmax
-from stagefuse.compiler.fuse import Group
 from stagefuse.compiler.graph import View
+from stagefuse.compiler.groups import Group
 from stagefuse.compiler.join_operands import steps_of
 from stagefuse.compiler.kernel_ir import (
     Alloc,

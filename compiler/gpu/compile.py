@@ -11,8 +11,9 @@ from itertools import zip_longest
 from typing import Any
 
 from stagefuse.compiler.buffers import Buffers, size_of
-from stagefuse.compiler.fuse import Group, partition
+from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.graph import Graph, Node, Scan
+from stagefuse.compiler.groups import Group
 from stagefuse.compiler.in_place import arrange
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Kernel, Value

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from stagefuse.compiler.fuse import Group
 from stagefuse.compiler.graph import Contract, Graph, Ref, View
+from stagefuse.compiler.groups import Group
 from stagefuse.compiler.join_operands import steps_of
 from stagefuse.compiler.kernel_ir import (
     Alloc,

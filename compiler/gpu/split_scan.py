@@ -7,8 +7,8 @@ make the grids of one of them empty.
 
 from __future__ import annotations
 
-from stagefuse.compiler.fuse import Group
 from stagefuse.compiler.graph import Graph, Ref, Scan
+from stagefuse.compiler.groups import Group
 from stagefuse.compiler.kernel_ir import Alloc, Buffer, Fold, Index, Let, Load, Local, Op, Store
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.compiler.lower.blocks import Parallel

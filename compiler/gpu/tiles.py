@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 
-from stagefuse.compiler.fuse import Group, flops
 from stagefuse.compiler.graph import Contract, Graph, Node
+from stagefuse.compiler.groups import Group, flops
 from stagefuse.compiler.join_operands import steps_of
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod

@@ -5,8 +5,9 @@ The parts are cut along the longest axis, where the order of the result is fixed
 
 from __future__ import annotations
 
-from stagefuse.compiler.fuse import ROW_LIMIT, Group
+from stagefuse.compiler.fuse_rules import ROW_LIMIT
 from stagefuse.compiler.graph import Graph, Reduce, Ref
+from stagefuse.compiler.groups import Group
 from stagefuse.compiler.kernel_ir import Buffer, Fold, Index, Load, Local, Store
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import as_dtype

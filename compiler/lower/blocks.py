@@ -10,11 +10,11 @@ from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.source import Span
 
-from ..fuse import Group
 from ..graph import (
     Graph,
     Ref,
 )
+from ..groups import Group
 from ..kernel_ir import (
     Buffer,
     For,

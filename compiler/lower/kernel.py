@@ -12,11 +12,11 @@ from stagefuse.dsl.dtypes import DType
 
 from ..cpu.bodies import walk
 from ..cpu.values import post_order
-from ..fuse import Group
 from ..graph import (
     Graph,
     Ref,
 )
+from ..groups import Group
 from ..kernel_ir import Checked, Kernel, Statement, Value
 from ..kernel_text import values_of
 from ..schedule import Schedule

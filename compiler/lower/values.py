@@ -9,7 +9,6 @@ from dataclasses import replace
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import BOOL, I64
 
-from ..fuse import Group, flops
 from ..graph import (
     Concat,
     Gather,
@@ -24,6 +23,7 @@ from ..graph import (
     View,
     Within,
 )
+from ..groups import Group, flops
 from ..kernel_ir import (
     Alloc,
     Checked,

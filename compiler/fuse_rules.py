@@ -1,0 +1,140 @@
+"""What may be computed inside a kernel, and why not: the rules of fusion."""
+
+from __future__ import annotations
+
+from stagefuse.dsl.dims import Expr, const
+
+from .graph import Contract, Graph, Map, Node, Reduce, Scan, Scatter, Sort, Update, Within
+from .groups import Access, Group, count_of, flops, is_free, own_position
+from .recurrence import Nests
+
+CHEAP_FLOPS = 2
+DEPTH_LIMIT = 64
+"""Nodes on a path inside one kernel; later phases recurse along it."""
+ROW_LIMIT = 1 << 16
+"""Elements of a whole-tensor reduction that one thread may still handle with its users."""
+
+
+class Rules:
+    """The rules for the nodes of a graph and the kernels that they may become part of."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.nests = graph, Nests(graph)
+
+    def inner_axes(self, group: Group, access: Access) -> tuple[int, ...]:
+        """The axes that a reduction runs along, read there; one of size 1 only if all are."""
+        used = {e.as_symbol() for e in access or ()}
+        inner = tuple(i for i in range(len(group.domain)) if f"d{i}" not in used)
+        return tuple(i for i in inner if group.domain[i].as_int() != 1) or inner
+
+    def refusal(self, node: Node, group: Group) -> str | None:
+        """Why a node may not be computed inside a kernel, or None if it may."""
+        primitive = node.primitive
+        accesses = group.accesses.get(node.id, [])
+        if self.nests.of(node.id) != group.nest:
+            return "it is the same at every step"
+        if isinstance(primitive, Map | Within):
+            return self._map_refusal(node, group, accesses)
+        if isinstance(primitive, Reduce):
+            return self._reduce_refusal(node, group, accesses)
+        if isinstance(primitive, Contract):
+            return self._contract_refusal(node, group, accesses)
+        return "its elements depend on each other"
+
+    def _map_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
+        cheap = self._chain_flops(node) <= CHEAP_FLOPS
+        if cheap:
+            return None
+        if group.kind in ("scan", "sort", "scatter"):
+            return None if group.kind != "scatter" else "a scatter reads it by position"
+        last = len(group.domain) - 1
+        for access in accesses:
+            if access is None:
+                return "it is read at positions that depend on data"
+            if self._once(node, group, access):
+                continue
+            symbols = frozenset[str]().union(*(e.symbols() for e in access))
+            if any(s.startswith("f") for s in symbols) or f"d{last}" in symbols:
+                return "it would be computed again for every use"
+        plain = {tuple(str(e).replace("f", "d") for e in a) for a in accesses if a is not None}
+        if len(plain) > 1:
+            return "it is read at several places"
+        return None
+
+    def _chain_flops(self, node: Node) -> int:
+        """Arithmetic of a node and of what it would pull in through other maps."""
+        total, pending, steps = 0, [node.id], 0
+        while pending and total <= CHEAP_FLOPS:
+            steps += 1
+            if steps > DEPTH_LIMIT:
+                return CHEAP_FLOPS + 1
+            here = self.graph.nodes[pending.pop()]
+            if isinstance(here.primitive, Reduce | Contract | Scan | Sort | Scatter | Update):
+                return CHEAP_FLOPS + 1
+            total += flops(here)
+            if isinstance(here.primitive, Map | Within) or is_free(here):
+                pending.extend(ref.node for ref in here.operands)
+        return total
+
+    def _once(self, node: Node, group: Group, access: tuple[Expr, ...]) -> bool:
+        """Whether each element is computed once per pass: sizes agree and axes are distinct.
+
+        A pass over a row (an axis f0, f1...) computes it once if it differs from row to row.
+        """
+        names = [e.as_symbol() for e in access if e != const(0)]
+        if any(n is None for n in names) or len(set(names)) != len(names):
+            window = any(s.startswith("f") for e in access for s in e.symbols())
+            return not window and self._same_size(node, group)
+        inner = group.row_axes if any(str(n).startswith("f") for n in names) else ()
+        needed = {
+            f"d{i}"
+            for i, d in enumerate(group.domain)
+            if d.as_int() != 1 and i not in (inner or ())
+        }
+        return needed <= set(names)
+
+    def _same_size(self, node: Node, group: Group) -> bool:
+        return count_of(node.type.shape) == count_of(group.domain)
+
+    def _reduce_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
+        if group.kind not in ("pointwise", "row"):
+            return f"a {group.kind} kernel holds no row reduction"
+        if len(accesses) != 1 or accesses[0] is None:
+            return "it is read at several places"
+        names = [e.as_symbol() for e in accesses[0] if e.as_int() != 0]
+        if any(n is None or not n.startswith("d") for n in names):
+            return "it would be computed again for every use"
+        if len(set(names)) != len(names):
+            return "it is read along a diagonal"
+        for place, size in zip(accesses[0], node.type.shape, strict=True):
+            name = place.as_symbol()
+            if name is not None and group.domain[int(name[1:])] != size:
+                return "only a part of it is read"
+            if name is None and size.as_int() != 1:
+                return "only a part of it is read"
+        inner = self.inner_axes(group, accesses[0])
+        if group.row_axes is not None and set(inner) != set(group.row_axes):
+            return "its rows run along other axes"
+        operand = self.graph.type(node.operands[0]).shape
+        rows = [d for i, d in enumerate(group.domain) if i not in inner and d.as_int() != 1]
+        most = self.graph.facts.bounds(count_of(operand))[1]
+        if not rows and (most is None or most > ROW_LIMIT):
+            return "one thread would do all of it"
+        return None
+
+    def _contract_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
+        identity = own_position(group.domain)
+        if group.kind != "pointwise":
+            return f"a {group.kind} kernel holds no matrix product"
+        if node.type.shape != group.domain:
+            return "its tiles are not those of the result"
+        if any(a != identity for a in accesses):
+            return "it is read in another order than it is computed"
+        return None
+
+    def why(self, node: Node, group: Group) -> str:
+        if isinstance(node.primitive, Contract):
+            return "what follows works on its tiles while they are in cache"
+        if isinstance(node.primitive, Reduce):
+            return "its row is in cache when the users need the result"
+        return "each element is used where it is computed"
