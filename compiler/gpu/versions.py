@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stagefuse.compiler.kernel_ir import Alloc, Fold, For, Let, Statement, Store
 from stagefuse.dsl.dims import const, sym
 
-from .loops import Carry, LoopWriter
+from .loops import Carry, LoopWriter, Nest
 from .teams import WARP, Team, shared_loops
 
 SLOTS = 8
@@ -77,11 +77,22 @@ class VersionWriter(LoopWriter):
         """The dimension that rows are long, if nobody knows whether it is a number of vectors."""
         if self.team.across or self.width & (self.width - 1) or not self._is_plain(body):
             return None
-        for nest in shared_loops(body):
-            name = self.resolve(nest[-1][2] - nest[-1][1]).as_symbol()
-            if name in self.kernel.dims and self.width_of(nest) < self.width:
-                return str(name)
+        for name, nest in self._rows(body):
+            if self.width_of(nest) < self.width:
+                return name
         return None
+
+    def _rows(self, body: Sequence[Statement]) -> list[tuple[str, Nest]]:
+        """The shared loops along rows that are as long as a dimension. One that nothing goes along
+        but a single loop among others is not worth a version of all of them."""
+        nests = list(shared_loops(body))
+        names = [self.resolve(nest[-1][2] - nest[-1][1]).as_symbol() for nest in nests]
+        return [
+            (name, nest)
+            for name, nest in zip(names, nests, strict=True)
+            if name in self.kernel.dims and name is not None
+            and (names.count(name) > 1 or len(names) == 1)
+        ]  # fmt: skip
 
     def _is_plain(self, body: Sequence[Statement]) -> bool:
         return all(isinstance(s, For | Fold | Store | Let | Alloc) for s in body)
@@ -91,18 +102,15 @@ class VersionWriter(LoopWriter):
         whose lanes have fewer places for elements that may not be there."""
         if not self._is_plain(body):
             return None
-        for nest in shared_loops(body):
+        for name, nest in self._rows(body):
             (_, lo, hi), lanes = nest[-1], self.team.lanes * self.width_of(nest)
-            name = self.resolve(hi - lo).as_symbol()
-            most = None if name is None else self.most(hi - lo)
-            if name not in self.kernel.dims:
-                continue
+            most = self.most(hi - lo)
             if self.team.lanes == 1 or self.team.across:
                 continue
-            least, some = self.facts.bounds(sym(str(name)))[0] or 0, SLOTS * lanes
+            least, some = self.facts.bounds(sym(name))[0] or 0, SLOTS * lanes
             if most is None or most > some >= least:
-                return str(name), some
+                return name, some
             fewer = max(lanes, most // 4)
             if 2 * lanes <= most <= some and least <= fewer:
-                return str(name), fewer
+                return name, fewer
         return None
