@@ -118,6 +118,7 @@ class Planner:
 
     def _steps(self, begun: Begun) -> tuple[Buffers, list[StepPlan], tuple[LoopPlan, ...]]:
         """The buffers, steps and loops on the CPU."""
+        from .alike import Copies
         from .fuse import partition
         from .in_place import arrange
         from .join import join
@@ -132,14 +133,18 @@ class Planner:
         buffers = self._buffers(begun.pipeline, graph)
         reasons = {d.node: d for d in found.decisions}
         steps: list[StepPlan] = []
-        layers = Layers(graph)
+        layers, copies = Layers(graph), Copies[Mapping[str, int]](graph)
         for group in found.groups:
             own = layers.of(group)
-            lowered, changes = scheduled(
-                partial(lower, own.graph, group, begun.sites), CPU, "cpu", self.choices
-            )
-            if bounds is not None and lowered.kernel.name not in self.kernels:
-                self.unverified.append((lowered.kernel, own.graph, bounds))
+            alike = copies.of(own.graph, group)
+            if not alike.made:
+                lowered, changes = scheduled(
+                    partial(lower, own.graph, group, begun.sites), CPU, "cpu", self.choices
+                )
+                alike.keep([(lowered, changes)])
+                if bounds is not None and lowered.kernel.name not in self.kernels:
+                    self.unverified.append((lowered.kernel, own.graph, bounds))
+            ((lowered, changes),) = alike.made
             notes = report(graph, lowered, reasons, begun.passed, group.nest)
             if changes:
                 notes["tuned"] = dict(changes)

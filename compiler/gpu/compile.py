@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
+from stagefuse.compiler.alike import Copies
 from stagefuse.compiler.buffers import Buffers, size_of
 from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.graph import Graph, Node, Scan
@@ -102,6 +103,16 @@ class SourceLowering(Lowering):
         return value
 
 
+class Way(NamedTuple):
+    """A kernel of a group for some arches, with a factor of its grid that is 1 or 0, and what part
+    of the group it is."""
+
+    arches: tuple[str, ...]
+    entry: Entry
+    share: Expr
+    part: str
+
+
 class GpuCompiler:
     """Compiles pipelines for arches; kernels are shared by all of a file."""
 
@@ -132,24 +143,21 @@ class GpuCompiler:
         launches: dict[str, list[GpuLaunchPlan]] = {arch: [] for arch in self.arches}
         nests: dict[str, list[tuple[str, ...]]] = {arch: [] for arch in self.arches}
         uses: list[tuple[list[int], tuple[str, ...]]] = []  # what launches of all arches read
-        layers = Layers(graph)
+        layers, copies = Layers(graph), Copies[Way](graph)
         for group in found.groups:
             begun = {arch: len(done) for arch, done in launches.items()}
             own = layers.of(group)
-            for arches in self._families(own.graph, group):
-                for low, forms, share, part in self._lowerings(own.graph, group, sites, arches):
-                    lowered = finish(low, forms)
-                    lowered = replace(lowered, label=f"{lowered.label} {part}".strip())
-                    kernel = lowered.kernel
-                    if self.kernels.setdefault(kernel.name, kernel) is kernel:
-                        fresh.append((kernel, own.graph))
-                    entry = self._entry(pipeline, graph, lowered, low)
-                    notes = report(graph, lowered, reasons, passed, group.nest)
-                    launch = self._launch(buffers, lowered, entry, own, share, notes)
-                    for arch in arches:
-                        self.modules[arch][entry.name] = entry
-                        launches[arch].append(launch)
-                        nests[arch].append(group.nest)
+            alike = copies.of(own.graph, group)
+            if not alike.made:
+                alike.keep(self._kernels(pipeline, own.graph, group, sites, fresh))
+            for lowered, way in alike.made:
+                lowered = replace(lowered, label=f"{lowered.label} {way.part}".strip())
+                notes = report(graph, lowered, reasons, passed, group.nest)
+                launch = self._launch(buffers, lowered, way, own, notes)
+                for arch in way.arches:
+                    self.modules[arch][way.entry.name] = way.entry
+                    launches[arch].append(launch)
+                    nests[arch].append(group.nest)
             for step in zip_longest(*(done[begun[arch] :] for arch, done in launches.items())):
                 uses.append(([n for x in step if x for n in x.buffers], group.nest))
         slots = buffers.slots([used for used, _ in uses], loops_of(graph, [n for _, n in uses]))
@@ -159,6 +167,27 @@ class GpuCompiler:
             for arch, x in launches.items()
         )
         return made, fresh
+
+    def _kernels(
+        self,
+        pipeline: Pipeline,
+        graph: Graph,
+        group: Group,
+        sites: Sites,
+        fresh: list[tuple[Kernel, Graph]],
+    ) -> list[tuple[Lowered, Way]]:
+        """The kernels of a group, made; those that none before were are added to `fresh`."""
+        made = []
+        for arches in self._families(graph, group):
+            for low, forms, share, part in self._lowerings(graph, group, sites, arches):
+                lowered = finish(low, forms)
+                kernel = lowered.kernel
+                if self.kernels.setdefault(kernel.name, kernel) is kernel:
+                    fresh.append((kernel, graph))
+                name = f"{lowered.label} {part}".strip()
+                entry = self._entry(pipeline, graph, lowered, low, name)
+                made.append((lowered, Way(arches, entry, share, part)))
+        return made
 
     def _families(self, graph: Graph, group: Group) -> list[tuple[str, ...]]:
         """The arches by what kernels of a group they have in common."""
@@ -230,7 +259,7 @@ class GpuCompiler:
             yield low, GPU_FORMS, graph.facts.simplify(others * best), f"by {width}"
 
     def _entry(
-        self, pipeline: Pipeline, graph: Graph, lowered: Lowered, low: SourceLowering
+        self, pipeline: Pipeline, graph: Graph, lowered: Lowered, low: SourceLowering, label: str
     ) -> Entry:
         kernel = lowered.kernel
         facts = low.sizes
@@ -245,7 +274,7 @@ class GpuCompiler:
             str(facts.divisible),
         )
         if key not in self.entries:
-            name = self._name(pipeline, lowered.label)
+            name = self._name(pipeline, label)
             limit = ARCHES["sm_90a"].block_shared if wide else SHARED_LIMIT
             if form is not None and low.whole is not None:
                 writer: KernelWriter = PersistentWriter(
@@ -266,14 +295,9 @@ class GpuCompiler:
         return f"{stem}_{len(self.entries)}"
 
     def _launch(
-        self,
-        buffers: Buffers,
-        lowered: Lowered,
-        entry: Entry,
-        own: Numbered,
-        share: Expr,
-        notes: dict[str, Any],
+        self, buffers: Buffers, lowered: Lowered, way: Way, own: Numbered, notes: dict[str, Any]
     ) -> GpuLaunchPlan:
+        entry = way.entry
         used = [
             buffers.of(ref) if ref.node >= 0 else self._parts(buffers, lowered, n)
             for n, ref in enumerate(lowered.values)
@@ -286,7 +310,7 @@ class GpuCompiler:
             used.append(buffers.scratch(f"{entry.name} workspace", size))
             writes.append(used[-1])
         return GpuLaunchPlan(
-            entry.name, (str(own.known(entry.grid * share)), "1", "1"),
+            entry.name, (str(own.known(entry.grid * way.share)), "1", "1"),
             (entry.team.threads, 1, 1), (entry.cluster, 1, 1),
             str(own.known(entry.shared_bytes)), tuple(used), own.dims(lowered.kernel.dims),
             lowered.label, notes, tuple(dict.fromkeys(writes)), lowered.reports,

@@ -73,12 +73,17 @@ def finish(low: Lowering, forms: Mapping[str, Callable[[Lowering], Parallel]]) -
     dims = tuple(sorted(frozenset[str]().union(*(e.symbols() for e in exprs)) - loops))
     kernel = Kernel("", buffers, dims, tuple(parallel), body, guarded=group.kind == "update")
     digest = hashlib.sha256(fingerprint(kernel).encode()).hexdigest()[:10]
-    label = graph.nodes[group.source(group.roots[0]).node].label or "kernel"
+    label = label_of(graph, group)
     kernel = replace(kernel, name=f"k_{digest}", label=label)
     least = low.schedule.turn_flops if group.nest else low.schedule.step_flops
     grain = floordiv(const(least) + work - 1, at_least_one(work))
     nodes = tuple(sorted(group.members))
     return Lowered(kernel, tuple(low.buffers), count, grain, label, nodes, _reports(body))
+
+
+def label_of(graph: Graph, group: Group) -> str:
+    """Where in the source the kernel of a group comes from."""
+    return graph.nodes[group.source(group.roots[0]).node].label or "kernel"
 
 
 def _reports(body: Sequence[Statement]) -> bool:
