@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib.resources import files
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +30,45 @@ class _Weights:
         self.arrays: dict[str, Mapping[str, Any]] = {}
         self.paths: dict[str, str] = {}
         self.opened: dict[str, WeightsFile] = {}
+        if not isinstance(given, Mapping):
+            raise TypeError(f"weights= is a mapping by name, not a {type(given).__name__}")
         for name, value in given.items():
             if isinstance(value, Mapping):
                 self.arrays[f"<{name}>"] = value
                 self.paths[name] = f"<{name}>"
-            else:
+            elif isinstance(value, str | PathLike):
                 self.paths[name] = str(Path(value).absolute())
+            else:
+                raise TypeError(f"the weights {name!r} are a {type(value).__name__}, "
+                                f"neither a path nor a mapping of arrays")
 
     def file(self, path: str) -> WeightsFile:
         if path not in self.opened:
             self.opened[path] = open_weights(self.folder / path)
         return self.opened[path]
 
-    def headers(self, path: str) -> Mapping[str, tuple[DType, tuple[int, ...]]]:
+    def headers(self, path: str) -> Mapping[str, tuple[DType | str, tuple[int, ...]]]:
         """Dtypes and shapes by key. Raises WeightsError."""
         if path not in self.arrays:
-            return self.file(path).headers()
-        found: dict[str, tuple[DType, tuple[int, ...]]] = {}
+            return self.file(path).all_headers()
+        found: dict[str, tuple[DType | str, tuple[int, ...]]] = {}
         for key, value in self.arrays[path].items():
-            array = np.asarray(value)
-            dtype = from_numpy(array.dtype)
-            if dtype is None:
-                raise WeightsError(f"the array `{key}` has the dtype {array.dtype}")
-            found[key] = (dtype, array.shape)
+            if not isinstance(key, str):
+                raise WeightsError(f"the key {key!r} is no text: `layer.0.weight` names an array")
+            array = _native(value)
+            found[key] = (from_numpy(array.dtype) or str(array.dtype), array.shape)
         return found
 
     def load(self, path: str, key: str) -> np.ndarray[Any, Any]:
         if path in self.arrays:
-            return np.asarray(self.arrays[path][key])
+            return _native(self.arrays[path][key])
         return self.file(path).array(key)
+
+
+def _native(value: Any) -> np.ndarray[Any, Any]:
+    """An array in this machine's order of bytes, a view where it is."""
+    array = np.asarray(value)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def check_source(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import stat
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ class WeightsFile:
         """The dtype and shape of every tensor whose dtype the language knows."""
         known = self.tensors.values()
         return {t.key: (t.dtype, t.shape) for t in known if t.dtype is not None}
+
+    def all_headers(self) -> dict[str, tuple[DType | str, tuple[int, ...]]]:
+        """The same of every tensor: dtypes that the language lacks as the file names them."""
+        return {t.key: (t.dtype or t.stored_dtype, t.shape) for t in self.tensors.values()}
 
     def array(self, key: str) -> np.ndarray[Any, Any]:
         """The tensor `key` as a read-only array; mapped from the file, or read where compressed."""
@@ -105,8 +110,11 @@ def open_weights(path: str | Path) -> WeightsFile:
     if reader is None:
         raise WeightsError(f"`{path.name}` is none of .safetensors, .npz and .gguf")
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise WeightsError(f"`{path}` is no regular file")
         with path.open("rb") as file:
-            tensors = reader(file, path.stat().st_size)
+            tensors = reader(file, status.st_size)
     except FileNotFoundError as error:
         raise WeightsError(f"there is no file `{path}`") from error
     except OSError as error:

@@ -62,6 +62,12 @@ class Pipeline(ABC):
     def __repr__(self) -> str:
         return f"<pipeline {self.signature}>"
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a pipeline is code and memory of this process and is not copied or pickled: "
+            "load its file where it is needed"
+        )
+
     @abstractmethod
     def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
         """Results for inputs by name: one array, or a named tuple of several.

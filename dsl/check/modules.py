@@ -33,7 +33,8 @@ from .values import (
     describe,
 )
 
-Headers = Mapping[str, tuple[DType, tuple[int, ...]]]
+Headers = Mapping[str, tuple[DType | str, tuple[int, ...]]]
+"""The dtype and shape of each tensor of a weights file; a text is a dtype that is not known."""
 SPECIALS = ("has", "len")
 RESERVED = ("extern",)
 CONSTANT_TYPES = ("int", "float", "bool", "str", "weights")
@@ -202,16 +203,18 @@ class Checker:
         path = self.overrides.get(item.name, item.path)
         self.weights[name] = path
         try:
-            tensors = dict(self.open_weights(path))
+            headers = self.open_weights(path)
         except (WeightsError, OSError) as error:
             raise Failed(
                 "E0214",
                 str(error),
                 item.path_span,
                 help=f"the path is relative to the source; `--weights {item.name}=PATH` gives "
-                "another",
+                "another" if path == item.path else None,
             ) from error
-        return Scope(WeightsHandle(name, path, tensors), "")
+        tensors = {k: (d, shape) for k, (d, shape) in headers.items() if isinstance(d, DType)}
+        unread = {k: d for k, (d, _) in headers.items() if isinstance(d, str)}
+        return Scope(WeightsHandle(name, path, tensors, unread), "")
 
     def _import(self, item: ast.Import) -> Value:
         from ..parser import LazyItems, parse

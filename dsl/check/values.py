@@ -5,7 +5,7 @@ Only tensors exist when a pipeline runs; everything else is known while compilin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -100,11 +100,15 @@ class Interval(Value):
 
 @dataclass(frozen=True)
 class WeightsHandle:
-    """An opened weights file as the checker sees it: headers by tensor key."""
+    """An opened weights file as the checker sees it: headers by tensor key.
+
+    `unread` has the keys of tensors whose dtypes the language lacks, with what the file says.
+    """
 
     name: str
     path: str
     tensors: dict[str, tuple[DType, tuple[int, ...]]]
+    unread: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def below(self) -> dict[str, dict[str, None]]:

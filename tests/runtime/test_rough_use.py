@@ -1,5 +1,8 @@
 """Calls that go wrong half-way: what came before is whole, and nothing is read out of bounds."""
 
+import copy
+import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,49 @@ def test_what_does_not_fit_memory_is_out_of_memory(tmp_path: Path) -> None:
     pipe = compiled(tmp_path, "pipeline p(x: u8[N]):\n    x, zeros([N * (1 << 60)])\n")
     with pytest.raises(sf.OutOfMemory, match="larger than memory can be for N = 9"):
         pipe(x=np.zeros(9, np.uint8))
+
+
+def test_a_pipeline_is_not_pickled_or_copied(tmp_path: Path) -> None:
+    pipe = compiled(tmp_path, "pipeline p(x: f32[N]):\n    x + 1.0\n")
+    for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="load its file where it is needed"):
+            copied(pipe)
+
+
+SCALED = 'weights w = "w.npz"\npipeline p(x: f32[4]):\n    x * w.a\n'
+
+
+def test_weights_of_foreign_byte_order_are_read(tmp_path: Path) -> None:
+    a = np.arange(4, dtype=">f4")
+    pipe = sf.compile(SCALED, weights={"w": {"a": a, "other": np.zeros(2, complex)}})
+    assert pipe(x=np.ones(4, np.float32)).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "said"),
+    [
+        ({"w": 3}, TypeError, "neither a path nor a mapping"),
+        (["w.npz"], TypeError, "a mapping by name"),
+        ({"w": {3: np.zeros(4, np.float32)}}, sf.CompileError, "the key 3 is no text"),
+        ({"w": {"a": np.zeros(4, complex)}}, sf.CompileError, "`a` has the dtype complex128"),
+        ({"w": {"b": np.zeros(4, np.float32)}}, sf.CompileError, "have no `a`"),
+    ],
+)
+def test_wrong_weights(given: Any, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        sf.compile(SCALED, weights=given)
+
+
+def test_weights_that_are_a_pipe_or_of_an_unknown_dtype(tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_text(SCALED)
+    os.mkfifo(tmp_path / "w.npz")
+    with pytest.raises(sf.CompileError, match="no regular file"):
+        sf.compile(path)
+    (tmp_path / "w.npz").unlink()
+    np.savez(tmp_path / "w.npz", a=np.zeros(4, "M8[s]"))
+    with pytest.raises(sf.CompileError, match="`a` has the dtype <M8"):
+        sf.compile(path)
 
 
 def test_an_index_out_of_range_names_the_size_of_the_axis(tmp_path: Path) -> None:
