@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from stagefuse.compiler.kernel_ir import (
     Attend,
@@ -19,9 +19,9 @@ from stagefuse.compiler.kernel_ir import (
     TileProduct,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.dims import Expr, const, sym
 
-from .values import post_order
+from .values import post_order, renamed
 
 UNROLLED, UNROLLED_VALUES = 32, 400
 WINDOW, WINDOW_VALUES = 64, 2000
@@ -82,9 +82,9 @@ def at_most(expr: Expr, limit: int) -> bool:
     return False
 
 
-def is_adjacent(body: Sequence[Statement], index: str) -> bool:
-    """Whether what statements read is adjacent along a loop, or the same: no gathers."""
-    for value in values_of(body):
+def is_adjacent(values: Iterable[KernelValue], index: str) -> bool:
+    """Whether what values read is adjacent along a loop, or the same: no gathers."""
+    for value in values:
         for part in post_order(value):
             if isinstance(part, Load) and part.indices:
                 *lead, last = part.indices
@@ -96,6 +96,28 @@ def is_adjacent(body: Sequence[Statement], index: str) -> bool:
                 if step not in (const(0), const(1)):
                     return False
     return True
+
+
+def folds_what_it_stores(loop: For, fold: Fold) -> bool:
+    """Whether a fold goes over the elements that the loop before it has stored, and over nothing
+    else that it has: both can be one loop.
+    """
+    if not loop.vector or fold.kind.startswith("arg") or fold.loops != ((_name(fold), loop.hi),):
+        return False
+    if loop.lo != const(0) or not all(isinstance(x, Let | Store) for x in loop.body):
+        return False
+    here = {_name(fold): sym(loop.index)}
+    stored = {x.buffer: x.indices for x in loop.body if isinstance(x, Store)}
+    read = [
+        (part.buffer, tuple(renamed(v, here) for v in part.indices))
+        for part in post_order(fold.value)
+        if isinstance(part, Load) and part.buffer in stored
+    ]
+    return bool(read) and all(stored[buffer] == place for buffer, place in read)
+
+
+def _name(fold: Fold) -> str:
+    return fold.loops[0][0] if fold.loops else ""
 
 
 def values_of(body: Sequence[Statement]) -> Iterator[KernelValue]:

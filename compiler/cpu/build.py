@@ -16,6 +16,9 @@ from stagefuse.compiler.plan import LEVELS
 from .emit import AS_WRITTEN, module_text
 
 TRIPLE = "x86_64-unknown-linux-gnu"
+OPTION = "-indvars-widen-indvars=false"
+"""The short loops that are done under a mask count in 32 bits, and shall go on to do so: masks of
+16 lanes are made of one vector then. All other loops count in 64 bits."""
 _targets: dict[str, llvm.TargetMachine] = {}
 
 
@@ -23,9 +26,11 @@ def target_machine(level: str) -> llvm.TargetMachine:
     """The code generator for a level of x86-64, the same on every host."""
     if level not in LEVELS:
         raise ValueError(f"no such instruction-set level: {level}")
-    if level not in _targets:
+    if not _targets:
+        llvm.set_option("", OPTION)
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
+    if level not in _targets:
         _targets[level] = llvm.Target.from_triple(TRIPLE).create_target_machine(
             cpu=f"x86-64-{level}", opt=3, reloc="pic", codemodel="small"
         )

@@ -21,12 +21,10 @@ LINE = 64
 class FetchWriter(FoldWriter):
     """The function of a kernel, with what its products' tiles fetch ahead."""
 
-    def statements(self, body: Sequence[Statement]) -> None:
-        for number, s in enumerate(body):
-            if isinstance(s, TileProduct) and number + 1 < len(body):
-                self._fetch_ahead(body[number + 1])
-            self.statement(s)
-            self._forget()
+    def first_of(self, body: Sequence[Statement]) -> int:
+        if isinstance(body[0], TileProduct) and len(body) > 1:
+            self._fetch_ahead(body[1])
+        return super().first_of(body)
 
     def _fetch_ahead(self, s: Statement) -> None:
         """Asks for the lines that a nest of loops will store."""

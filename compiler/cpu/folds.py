@@ -3,22 +3,56 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from stagefuse.compiler.kernel_ir import (
     Fold,
+    For,
+    Statement,
+    Store,
 )
 from stagefuse.compiler.scalar import identity
 from stagefuse.dsl.dtypes import I64, DType
 
 from . import scalars
-from .bodies import is_unrolled
+from .bodies import at_most, folds_what_it_stores, is_adjacent, is_unrolled, values_of
 from .ir import BITS, Code, Value
+from .loops import SHORT_LOOP
 from .streams import StreamWriter
 
 
 class FoldWriter(StreamWriter):
     """The function of a kernel, as far as its reductions go."""
+
+    def first_of(self, body: Sequence[Statement]) -> int:
+        """A loop and a fold of what it stores are one."""
+        match body:
+            case [For() as loop, Fold() as fold, *_] if self._joins(loop, fold):
+                self._for_and_fold(loop, fold)
+                return 2
+        return super().first_of(body)
+
+    def _joins(self, loop: For, fold: Fold) -> bool:
+        stores = [x for x in loop.body if isinstance(x, Store)]
+        return folds_what_it_stores(loop, fold) and not self._may_stream(loop, stores)
+
+    def _for_and_fold(self, loop: For, fold: Fold) -> None:
+        """A loop whose elements are accumulated as they are stored."""
+        ((name, _),) = fold.loops
+
+        def body(i: Value, totals: list[Value]) -> list[Value]:
+            self.scopes[-1].indices |= {loop.index: i, name: i}
+            self.statements(loop.body)
+            return [self._step(fold, totals[0])]
+
+        start = self.code.const(identity(fold.kind, fold.dtype), scalars.REGISTER[fold.dtype.name])
+        ahead, short = [*values_of(loop.body), fold.value], at_most(loop.hi, SHORT_LOOP)
+        masked = is_adjacent(values_of(loop.body), loop.index) and is_adjacent([fold.value], name)
+        (total,) = self._loop(
+            self.index(loop.lo), self.index(loop.hi), [start], body, ahead, {loop.index, name},
+            True, True, short, masked,
+        )  # fmt: skip
+        self.scopes[-1].locals[fold.name] = total
 
     def _fold(self, s: Fold) -> None:
         if s.kind in ("argmax", "argmin"):
@@ -27,10 +61,13 @@ class FoldWriter(StreamWriter):
             result = self._fold_unrolled(s)
         else:
             result = self._fold_nest(s, s.kind, s.dtype, lambda total, at: self._step(s, total))
+        if s.name in self.lost_nans:  # any number will do in place of what a NaN has made
+            result = self.code.emit(f"freeze {result.type} {result.text}", result.type)
         self.scopes[-1].locals[s.name] = result
 
     def _step(self, s: Fold, total: Value) -> Value:
-        return combine(self.code, s.kind, total, self.value(s.value), s.dtype)
+        loses = s.name in self.lost_nans
+        return combine(self.code, s.kind, total, self.value(s.value), s.dtype, loses)
 
     def _fold_unrolled(self, s: Fold) -> Value:
         """A fold over a few positions, written out."""
@@ -61,8 +98,11 @@ class FoldWriter(StreamWriter):
                 at = position * size + i if number else i
                 return [step(totals[0], at) if last else nest(number + 1, totals[0], at)]
 
-            bound = {n for n, _ in s.loops[number:]}
-            return self._loop(zero, size, [total], body, [s.value], bound, False, last)[0]
+            bound, ahead = {n for n, _ in s.loops[number:]}, [s.value]
+            short, masked = at_most(extent, SHORT_LOOP), last and is_adjacent(ahead, name)
+            return self._loop(
+                zero, size, [total], body, ahead, bound, False, last, short and last, masked
+            )[0]
 
         start = code.const(identity(kind, dtype), scalars.REGISTER[dtype.name])
         return nest(0, start, zero) if s.loops else step(start, zero)
@@ -86,8 +126,11 @@ class FoldWriter(StreamWriter):
         return place.compare("eq", (1 << 63) - 1).select(code.const(0, "i64"), place)
 
 
-def combine(code: Code, kind: str, total: Value, value: Value, dtype: DType) -> Value:
-    """One step of a fold; sums and products may be reassociated."""
+def combine(
+    code: Code, kind: str, total: Value, value: Value, dtype: DType, loses_nans: bool = False
+) -> Value:
+    """One step of a fold; sums and products may be reassociated. `loses_nans`: an extreme of
+    which one is NaN may be anything."""
     if kind in ("sum", "prod"):
         if not dtype.is_float:
             return total + value if kind == "sum" else total * value
@@ -101,8 +144,7 @@ def combine(code: Code, kind: str, total: Value, value: Value, dtype: DType) -> 
         return total & value
     if dtype.is_float:  # of zeros either may be found: to tell them apart would take twice as long
         word = f"llvm.{kind}imum.f{BITS[total.type]}"
-        return code.emit(
-            f"call nsz {total.type} @{word}({total.type} {total.text}, {value.type} {value.text})",
-            total.type,
-        )
+        flags = "nnan nsz" if loses_nans else "nsz"
+        operands = f"{total.type} {total.text}, {value.type} {value.text}"
+        return code.emit(f"call {flags} {total.type} @{word}({operands})", total.type)
     return scalars.extreme(code, total, value, dtype, kind)

@@ -22,6 +22,8 @@ from .reading import ValueWriter
 from .values import parts
 
 SHORT_LOOP = 64
+LANES = 16
+"""Of a vector of f32, where there are masks."""
 Body = Callable[[Value, list[Value]], list[Value]]
 
 
@@ -33,9 +35,15 @@ class LoopWriter(ValueWriter):
         """Writes one statement."""
 
     def statements(self, body: Sequence[Statement]) -> None:
-        for s in body:
-            self.statement(s)
+        done = 0
+        while done < len(body):
+            done += self.first_of(body[done:])
             self._forget()
+
+    def first_of(self, body: Sequence[Statement]) -> int:
+        """Writes the first of some statements, and those that become one with it; how many."""
+        self.statement(body[0])
+        return 1
 
     def _store(self, s: Store) -> None:
         memory = self.memory[s.buffer]
@@ -75,7 +83,7 @@ class LoopWriter(ValueWriter):
 
         ahead = list(values_of(s.body))
         short = at_most(s.hi - s.lo, SHORT_LOOP) or at_most(s.hi, SHORT_LOOP)
-        masked = short and is_adjacent(s.body, s.index)
+        masked = is_adjacent(ahead, s.index)
         self._loop(lo, hi, [], body, ahead, {s.index}, s.vector, innermost, short, masked)
 
     def _loop(
@@ -92,9 +100,18 @@ class LoopWriter(ValueWriter):
         masked: bool = False,
     ) -> list[Value]:
         """A counted loop with accumulators; checks among `ahead` that it does not change go
-        before it. A `short` loop is widened once, not interleaved; where it is `masked`, what is
-        left over is done under a mask and not one by one."""
+        before it. A `short` loop is widened once, not interleaved. Where a loop may be `masked`,
+        what is left over of whole vectors is done under a mask and not one by one: in a short loop
+        after it, if it is not short itself."""
         code = self.code
+        if masked and not short and innermost and self._leaves_rest(lo, hi):
+            middle = lo + ((hi - lo) & -SHORT_LOOP)
+            start = self._loop(lo, middle, start, body, ahead, bound, parallel, True)
+            return self._loop(middle, hi, start, body, ahead, bound, parallel, True, True, True)
+        masked = masked and short and self.module.level == "v4"
+        kind, first, end = "i64", lo, hi
+        if masked:  # a mask of 16 lanes is made of one vector of numbers, and not of two
+            kind, first, end = "i32", code.const(0, "i32"), (hi - lo).to("trunc", "i32")
         enter, loop, after = code.label("enter"), code.label("loop"), code.label("after")
         before = code.block
         code.branch_if(lo.compare("lt", hi), enter, after)
@@ -108,20 +125,21 @@ class LoopWriter(ValueWriter):
             code.branch(loop)
             code.start(loop)
             heads = len(code.lines)
-            i = code.value(code.fresh("i"), "i64")
+            n = code.value(code.fresh("i"), kind)
             totals = [code.value(code.fresh("s"), v.type) for v in start]
             with self._scope():
-                results = body(i, totals)
+                results = body(n if kind == "i64" else lo + n.to("zext", "i64"), totals)
             latch = code.block
-            following = code.emit(f"add nsw i64 {i.text}, 1", "i64")
-            again = code.emit(f"icmp slt i64 {following.text}, {hi.text}", "i1")
+            following = code.emit(f"add nuw nsw {kind} {n.text}, 1", kind)
+            again = code.emit(f"icmp slt {kind} {following.text}, {end.text}", "i1")
             code.branch_if(again, loop, after, self._loop_metadata(group, innermost, short, masked))
             phis = [
-                f"  {i.text} = phi i64 [ {lo.text}, %{entered} ], [ {following.text}, %{latch} ]"
+                f"  {n.text} = phi {kind} [ {first.text}, %{entered} ],"
+                f" [ {following.text}, %{latch} ]"
             ]
-            for first, total, result in zip(start, totals, results, strict=True):
+            for begun, total, result in zip(start, totals, results, strict=True):
                 phis.append(
-                    f"  {total.text} = phi {total.type} [ {first.text}, %{entered} ],"
+                    f"  {total.text} = phi {total.type} [ {begun.text}, %{entered} ],"
                     f" [ {result.text}, %{latch} ]"
                 )
             code.lines[heads:heads] = phis
@@ -136,6 +154,12 @@ class LoopWriter(ValueWriter):
             for first, result in zip(start, results, strict=True)
         ]
 
+    def _leaves_rest(self, lo: Value, hi: Value) -> bool:
+        """Whether a loop may do other than whole vectors, on a target that has masks."""
+        known = lo.text.isdigit() and hi.text.isdigit()
+        whole = known and (int(hi.text) - int(lo.text)) % LANES == 0
+        return self.module.level == "v4" and not whole
+
     def _loop_metadata(self, group: str, innermost: bool, short: bool, masked: bool) -> str:
         if not innermost:
             return ""
@@ -145,7 +169,7 @@ class LoopWriter(ValueWriter):
         if short:
             properties.append(self.module.node('!{!"llvm.loop.interleave.count", i32 1}'))
             properties.append(self.module.node('!{!"llvm.loop.unroll.disable"}'))
-            if masked and self.module.level == "v4":
+            if masked:
                 name = "llvm.loop.vectorize.predicate.enable"
                 properties.append(self.module.node(f'!{{!"{name}", i1 true}}'))
         else:  # a third of the compile time, for loops that the vectoriser interleaves

@@ -19,6 +19,7 @@ from stagefuse.dsl.dtypes import I64, DType
 from . import scalars
 from .bodies import walk, written_buffers
 from .ir import Code, Value
+from .lost_nans import lost_nans
 from .module import Module
 from .result_rows import row_in_result
 from .scratch import alloc_size, padded
@@ -65,6 +66,7 @@ class MemoryWriter(ABC):
         self.places: dict[tuple[Expr, Expr], Value] = {}  # tables, by what is in them
         self.has_streams = False
         self.row_in_result = row_in_result(kernel)
+        self.lost_nans = lost_nans(kernel)
         self.scratch_row: Value | None = None  # of the row that may lie in a result's place
         self.results = {b.name for b in kernel.buffers if b.mode == "out"}
         self._unique = Unique()

@@ -5,10 +5,11 @@ Everything here walks without recursion: a fused chain can be thousands of opera
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from stagefuse.compiler.kernel_ir import Checked, Const, Index, Load, Local, Op, Value
+from stagefuse.dsl.dims import Expr
 
 
 def parts(value: Value) -> tuple[Value, ...]:
@@ -95,3 +96,24 @@ def post_order(value: Value) -> list[Value]:
             stack.append((top, True))
             stack.extend((p, False) for p in parts(top))
     return found
+
+
+def renamed(value: Value, names: Mapping[str, Expr]) -> Value:
+    """A value with expressions in place of index symbols."""
+    made: dict[int, Value] = {}
+
+    def own(values: Sequence[Value]) -> tuple[Value, ...]:
+        return tuple(made[id(v)] for v in values)
+
+    for part in post_order(value):
+        new = part
+        if isinstance(part, Index):
+            new = Index(part.expr.substitute(names, None))
+        elif isinstance(part, Load):
+            new = replace(part, indices=own(part.indices), guard=own(part.guard))
+        elif isinstance(part, Op):
+            new = replace(part, args=own(part.args))
+        elif isinstance(part, Checked):
+            new = replace(part, value=own((part.value,))[0])
+        made[id(part)] = new
+    return made[id(value)]

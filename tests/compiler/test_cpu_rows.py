@@ -1,0 +1,82 @@
+"""Passes over a row: which of them are one loop, what a maximum may lose, and the results."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stagefuse.compiler.cpu.emit import module_text
+from stagefuse.compiler.cpu.lost_nans import lost_nans
+from stagefuse.compiler.kernel_ir import Kernel
+from stagefuse.compiler.kernel_text import parse_kernel
+
+from .cpu_run import LEVELS, Compiled
+
+SIZES = [0, 1, 2, 7, 15, 16, 17, 33, 63, 64, 65, 100, 128, 131, 300, 1009]
+HEAD = """stagefuse kernel 1
+kernel {name} for test
+buffer x : in f32[M, N]
+buffer y : {mode} f32[M, N]
+buffer z : out f32[M, N]
+dims M N
+parallel m in M
+"""
+SOFTMAX = """alloc row : f32[N]
+fold most = max over (f in N) : f32 of x.f32[m, f]
+for s in 0..N vector
+  store row[s] = exp.f32(sub.f32(x.f32[m, s], $most.f32))
+fold total = sum over (f in N) : f32 of row.f32[f]
+for n in 0..N vector
+  store z[m, n] = mul.f32(row.f32[n], reciprocal.f32($total.f32))
+"""
+EDITS = {
+    "softmax": ("", ""),
+    "scores too": ("reciprocal.f32($total.f32))\n",
+                   "reciprocal.f32($total.f32))\n  store y[m, n] = $most.f32\n"),
+    "not divided": ("mul.f32(row.f32[n], reciprocal.f32($total.f32))", "row.f32[n]"),
+    "of others": ("sub.f32(x.f32[m, s]", "sub.f32(y.f32[m, s]"),
+    "some": ("of row.f32[f]", "of select.f32(gt.bool(row.f32[f], f32(0)), row.f32[f], f32(0))"),
+    "mirrored": ("of row.f32[f]", "of row.f32[N - 1 - f]"),
+    "capped": ("exp.f32(sub.f32(x.f32[m, s], $most.f32))",
+               "minimum.f32(exp.f32(sub.f32(x.f32[m, s], $most.f32)), f32(1))"),
+}  # fmt: skip
+
+
+def kernel(name: str) -> Kernel:
+    old, new = EDITS[name]
+    mode = "out" if "store y" in new else "in"
+    head = HEAD.format(name=name.replace(" ", "_"), mode=mode)
+    return parse_kernel(head + SOFTMAX.replace(old, new, 1) if old else head + SOFTMAX)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_maximum_may_lose_a_nan_where_all_results_are_nan_anyway(name: str) -> None:
+    assert lost_nans(kernel(name)) == ({"most"} if name == "softmax" else set())
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_loop_and_the_sum_of_what_it_stores_are_one(name: str) -> None:
+    def loops(k: Kernel) -> int:
+        return module_text([k], "v3").count("!llvm.loop ")
+
+    # `y` may be streamed, and then its loop is written twice
+    apart = loops(kernel("mirrored"))
+    assert loops(kernel(name)) == apart - (name not in ("mirrored",))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_softmax_of_rows_with_special_numbers(level: str, rng: np.random.Generator) -> None:
+    compiled = Compiled([kernel("softmax")], level)
+    for n in SIZES:
+        x = rng.normal(0, 3, (40, n)).astype(np.float32)
+        for row, value in enumerate((np.nan, -np.nan, np.inf, -np.inf, 1e38, -1e38)):
+            if n:
+                x[row, rng.integers(n)] = value
+                x[row + 6, :] = value
+        y, z = np.zeros_like(x), np.full_like(x, 7)
+        assert compiled("softmax", [x, y, z], {"M": len(x), "N": n})[0] == 0
+        with np.errstate(all="ignore"):
+            wide = x.astype(np.float64)
+            e = np.exp(wide - wide.max(-1, keepdims=True, initial=-np.inf))
+            expected = e / e.sum(-1, keepdims=True)
+        np.testing.assert_allclose(z, expected, rtol=2e-6, atol=1e-38)
