@@ -22,10 +22,12 @@ class Rules:
         self.graph, self.nests = graph, Nests(graph)
 
     def inner_axes(self, group: Group, access: Access) -> tuple[int, ...]:
-        """The axes that a reduction runs along, read there; one of size 1 only if all are."""
+        """The axes that a reduction runs along, read there; one of size 1 only if all are, and the
+        last one is."""
         used = {e.as_symbol() for e in access or ()}
         inner = tuple(i for i in range(len(group.domain)) if f"d{i}" not in used)
-        return tuple(i for i in inner if group.domain[i].as_int() != 1) or inner
+        long = tuple(i for i in inner if group.domain[i].as_int() != 1)
+        return long or (inner if len(group.domain) - 1 in inner else ())
 
     def refusal(self, node: Node, group: Group) -> str | None:
         """Why a node may not be computed inside a kernel, or None if it may."""

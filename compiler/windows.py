@@ -8,7 +8,7 @@ somewhere else for each k, and nothing needs to be repeated as patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
@@ -119,6 +119,7 @@ def windows_of(graph: Graph, anchor: int) -> Windows | None:
         if found is None or (axes and found.source != axes[0].source - 1):
             break
         axes.insert(0, found)
+    axes = [_within(a, indices[a.source], guards, facts) for a in axes]
     ends = {e for a in axes for e in (indices[a.source], a.extent - 1 - indices[a.source])}
     if not axes or not ends.issuperset(guards):
         return None
@@ -225,6 +226,16 @@ def _axis(
         return None
     place = found[0]
     return Axis(axis, size, place, shape[place], own, first, tuple(shifts), low, high - low)
+
+
+def _within(axis: Axis, index: Expr, guards: Sequence[Expr], facts: Facts) -> Axis:
+    """The axis as far as guards let windows see it: a tensor may have been cut before."""
+    for guard in guards:
+        extent = guard + index + 1
+        moved = {f"d{axis.axis}", *(name for name, _ in axis.shifts)}
+        if not extent.symbols() & moved and facts.prove_le(extent, axis.extent):
+            axis = replace(axis, extent=extent)
+    return axis
 
 
 def _digits(view: View, depth: Expr) -> Digits | None:

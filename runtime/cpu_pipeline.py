@@ -50,7 +50,7 @@ class _Code:
         self.level = usable[0]
         try:
             self._object = native.NativeObject(plan.objects[self.level])
-            self.uses_tiles = tiles and native.may_use_tiles()
+            self.uses_tiles = tiles and self.level == "v4" and native.may_use_tiles()
             self._object.use_tiles(self.uses_tiles)
             # Not at exit: a daemon thread may still be running the code then.
             weakref.finalize(self, self._object.close).atexit = False

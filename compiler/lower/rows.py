@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
-from ..graph import (
-    Reduce,
-    Ref,
-)
+from ..graph import Node, Reduce, Ref, flatten_index
 from ..kernel_ir import (
     Alloc,
     Index,
@@ -19,6 +16,9 @@ from ..kernel_ir import (
 from .blocks import Parallel
 from .expressions import COMBINE, as_dtype, at_least_one, product_of, start_of
 from .values import Lowering
+
+WINDOW, WINDOW_WIDTH = 64, 16
+"""Elements of a window, of a row of it, up to which a fold of them is written out, is short."""
 
 
 def lower_row(low: Lowering) -> Parallel:
@@ -59,9 +59,29 @@ def _is_column(low: Lowering) -> bool:
         node = low.graph.nodes[member]
         if isinstance(node.primitive, Reduce):
             rank = low.graph.type(node.operands[0]).rank
-            if rank - 1 in node.primitive.axes or node.primitive.kind.startswith("arg"):
+            along = rank - 1 in node.primitive.axes and not _is_large_window(low, node)
+            if along or node.primitive.kind.startswith("arg"):
                 return False
     return True
+
+
+def _is_large_window(low: Lowering, node: Node) -> bool:
+    """Whether a reduction reads little along its own last axis, but much else, and everything it
+    reads runs along the kept axis too: a convolution with one channel in its result."""
+    primitive = node.primitive
+    assert isinstance(primitive, Reduce)
+    shape = low.graph.type(node.operands[0]).shape
+    last, whole = shape[-1].as_int(), product_of([shape[a] for a in primitive.axes]).as_int()
+    if last is None or last > WINDOW_WIDTH or (whole is not None and whole <= WINDOW):
+        return False
+    column = f"d{len(low.group.domain) - 1}"
+    steps = set()
+    for ref in low.group.loads(low.graph):
+        for access in low.group.accesses.get(ref.node, [None]):
+            if access is None:
+                return False
+            steps.add(flatten_index(access, low.graph.type(ref).shape).coefficient(column))
+    return const(1) in steps and steps <= {const(0), const(1)}
 
 
 def _columns(low: Lowering) -> Parallel:
@@ -73,7 +93,7 @@ def _columns(low: Lowering) -> Parallel:
     lo = sym("block") * low.schedule.columns
     hi = minimum(lo + low.schedule.columns, domain[last])
     low.column = (lo, hi)
-    position = [sym(f"d{a}") for a in range(len(domain))]
+    position = [const(0) if size.as_int() == 1 else sym(f"d{a}") for a, size in enumerate(domain)]
     symbol = f"d{last}"
     low.facts = low.facts.with_ranges({symbol: (0, domain[last] - 1)})
     marks = tuple(map(Index, position))

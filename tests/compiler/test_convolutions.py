@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,32 @@ pipeline p(x: f32[B, {channels}, {high}, {wide}]) -> f32[B, {out}, {high}, {wide
         assert np.all(abs(pipe(x=x) - np.maximum(want, 0)) <= bound)
     # the weights' panels are made while compiling
     assert len(pipe.report().kernels) == 2
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("out", [1, 5])
+def test_a_part_of_a_tensor_whose_channels_lie_innermost(
+    level: str, out: int, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Of one channel in the result columns are accumulated, of several a stripe is taken."""
+    high, wide, cut = 7, int(rng.integers(30, 60)), int(rng.integers(9, 25))
+    (tmp_path / "p.pipe").write_text(f"""
+import nn
+pipeline p(y: f32[B, {high}, {wide}, 3], w: f32[{out}, 3, 3, 9]) -> f32[B, {out}, {high}, {cut}]:
+    x = transpose(y[:, :, :{cut}], [0, 3, 1, 2])
+    nn.gelu(nn.convolve2d(pad(x, [(0, 0), (0, 0), (1, 1), (4, 4)]), w, 1, 1, 1))
+""")
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=2)
+    w = rng.standard_normal((out, 3, 3, 9), np.float32)
+    for b in (0, 1, 3):
+        y = rng.standard_normal((b, high, wide, 3), np.float32)
+        x = y[:, :, :cut].astype(float).transpose(0, 3, 1, 2)
+        padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (4, 4)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 9), axis=(2, 3))
+        want = np.einsum("bchwij,ocij->bohw", windows, w)
+        most = np.einsum("bchwij,ocij->bohw", abs(windows), abs(w))
+        gelu = want * (1 + np.vectorize(math.erf, "d")(want / np.sqrt(2))) / 2
+        # gelu's slope is at most 1.13, and it is off by few ulp of itself and of what it adds
+        bound = 1.2 * (3 * 27 + 8) * 2.0**-24 * most
+        assert np.all(abs(pipe(y=y, w=w) - gelu) <= bound)
+    assert len(pipe.report().kernels) == 1
