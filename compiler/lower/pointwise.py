@@ -43,7 +43,7 @@ def _is_flat(low: Lowering) -> bool:
     for member in low.group.members:
         node = low.graph.nodes[member]
         if isinstance(node.primitive, View):
-            if low.graph.type(node.operands[0]).shape:
+            if low.graph.type(node.operands[0]).shape or node.primitive.guard:
                 return False
         elif not isinstance(node.primitive, Map | Scalar):
             return False

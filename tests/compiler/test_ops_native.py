@@ -128,6 +128,11 @@ where T in 3..=99:
     f32[B, 4, T, 3], f32[2*B, T], f32[B, 2, T], f32[B+3, T+1], f32[B, T]):
     a = reshape(x, [B, T, 4, 3]) |> transpose([0, 2, 1, 3])
     a, concat([y, y * 2.0]), stack([y, y], axis=1), pad(y, [(1, 2), (0, 1)], value=2.5), flip(y)""",
+    "scalars in larger tensors": """(x: f32[], y: f32[B, T]) -> (
+    f32[3], f32[2, 4], f32[2], f32[]):
+    m = max(abs(y))
+    a, b = pad(x[None], [(1, 1)], value=2.5), pad(m[None, None], [(1, 0), (2, 1)])
+    a, b, concat([x[None], m[None]]), m""",
     "gathers": """(x: f32[T, D], ids: i64[B], u: f32[B, D]) -> (f32[B, D], f32[T, D])
 where T in 3..=99:
     x[ids % 3 - 1], scatter_add(x, ids % 3, u)""",
