@@ -103,10 +103,11 @@ def check_text(
 def read_source(path: Path) -> Source:
     """The text of a file. Raises OSError, and CompileError if it is not UTF-8."""
     data = path.read_bytes()
+    name = str(path).encode("utf-8", "backslashreplace").decode()  # a name may be any bytes
     try:
-        return Source(str(path), data.decode("utf-8"))
+        return Source(name, data.decode("utf-8"))
     except UnicodeDecodeError as wrong:
-        source = Source(str(path), data.decode("utf-8", "replace"))
+        source = Source(name, data.decode("utf-8", "replace"))
         start = len(Source("", data[: wrong.start].decode("utf-8")).text)
         raise CompileError([
             error("E0101", f"the byte 0x{data[wrong.start]:02X} is no UTF-8 here",

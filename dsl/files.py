@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,9 +14,16 @@ from typing import IO
 def replace_file(path: Path, write: Callable[[IO[bytes]], object], mode: int | None = None) -> None:
     """Writes under another name first, so that a reader sees the old file or the new one.
 
-    The file's permissions are `mode`, without it those that new files have here.
+    The file's permissions are `mode`, without it those that new files have here. A link stays one,
+    and what is no file, such as `/dev/null` or a pipe, is written into.
     Raises OSError, which names `path`, and what `write` raises.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        whole = io.BytesIO()
+        write(whole)
+        _write_into(path, whole.getvalue())
+        return
+    path = path.resolve() if path.is_symlink() else path
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
@@ -31,6 +39,16 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], mode: int | N
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _write_into(path: Path, data: bytes) -> None:
+    try:
+        with path.open("wb", buffering=0) as file:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _usual_mode() -> int:

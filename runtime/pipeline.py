@@ -19,7 +19,7 @@ from stagefuse.dsl.dtypes import DTYPES
 
 from . import interchange
 from .binding import Binder
-from .errors import IndexOutOfRange, InputError, InternalError
+from .errors import IndexOutOfRange, InputError, InternalError, OutOfMemory
 from .prepared import Evaluator
 from .report import Report
 from .signature import Signature, of_plan
@@ -320,7 +320,18 @@ def check_out_type(
 
 
 def example_inputs(plan: PipelinePlan, values: Mapping[str, int]) -> dict[str, Any]:
-    """Inputs of given sizes: zeros for integers, small numbers for floats."""
+    """Inputs of given sizes: zeros for integers, small numbers for floats.
+
+    Raises OutOfMemory where they are too large.
+    """
+    try:
+        return _examples(plan, values)
+    except (MemoryError, ValueError, OverflowError) as error:
+        sizes = ", ".join(f"{n} = {v}" for n, v in values.items())
+        raise OutOfMemory(f"inputs with {sizes} do not fit this machine's memory") from error
+
+
+def _examples(plan: PipelinePlan, values: Mapping[str, int]) -> dict[str, Any]:
     evaluate = Evaluator(dict(values))
     inputs: dict[str, Any] = {}
     for argument in plan.inputs:

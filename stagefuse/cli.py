@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import gc
+import io
 import json
 import sys
 import time
@@ -34,6 +35,7 @@ from .cli_shared import (
     read_inputs,
     reported,
     require_sizes,
+    require_source,
     show_json,
     show_results,
     whole_numbers,
@@ -46,6 +48,8 @@ from .cli_tune import tuned_first
 def main() -> None:
     """The console script."""
     arguments = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and sources may hold anything
+        sys.stdout.reconfigure(errors="backslashreplace")
     gc.set_threshold(100_000)  # a command allocates much, frees little and ends soon: a tenth less
     sys.exit(cli_exit.guarded(lambda: run_command(arguments), arguments))
 
@@ -116,7 +120,10 @@ def compile_command(
     stagefuse compile model.pipe --target h200,a100,cpu --weights w=other.safetensors
     stagefuse compile model.pipe --tune --size B=8 --size T=128
     """
+    require_source(file, "compile")
     output = output or file.with_suffix(".fused")
+    if output.exists() and output.samefile(file):
+        raise click.UsageError(f"-o: {output} is the source itself")
     for option, value in (("--size", sizes), ("--threads", threads)):
         if value and not tune:
             raise click.UsageError(f"{option} is for --tune")
@@ -162,6 +169,7 @@ def check(file: Path, weights: tuple[str, ...], as_json: bool) -> None:
     \b
     stagefuse check model.pipe
     """
+    require_source(file, "check")
     with reported(as_json), working(f"checking {file}"):
         from stagefuse.compiler import driver
         from stagefuse.dsl.diagnostics import CompileError, render_all, to_json

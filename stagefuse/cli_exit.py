@@ -34,7 +34,8 @@ def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
     """The exit code of `run`, with every error told on stderr (or as JSON on stdout)."""
     try:
         found = run()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # which it is where a shell closed it
+            sys.stdout.flush()
         return found if isinstance(found, int) else DONE
     except click.exceptions.Exit as end:
         return end.exit_code
@@ -44,6 +45,8 @@ def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return INTERRUPTED
+    except SystemExit as end:  # what click makes of a reader that has gone
+        return DONE if isinstance(end.__context__, BrokenPipeError) else _number(end.code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -59,6 +62,10 @@ def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
             return _our_fault(error, arguments)
         click.echo(text, err=True)
         return code
+
+
+def _number(code: object) -> int:
+    return code if isinstance(code, int) else DONE if code is None else OUR_FAULT
 
 
 def classify(error: BaseException) -> tuple[int, str]:
@@ -120,7 +127,7 @@ def _our_fault(error: BaseException, arguments: Sequence[str]) -> int:
             source = Path(name).read_text(encoding="utf-8", errors="replace")
             parts.append(f"--- {name}\n{source}")
     number, path = tempfile.mkstemp(prefix="stagefuse-fault-", suffix=".txt")
-    with open(number, "w", encoding="utf-8") as file:
+    with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write("\n\n".join(parts))
     click.echo(f"internal error: {type(error).__name__}: {error}", err=True)
     click.echo("  = note: this is a fault of stagefuse, not of the program", err=True)

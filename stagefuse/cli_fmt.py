@@ -55,6 +55,5 @@ def fmt(files: tuple[Path, ...], check: bool, diff: bool, as_json: bool) -> int:
 
 def _replace(path: Path, text: str) -> None:
     """Writes a file whole or not at all; it keeps its permissions, and a link stays one."""
-    target = path.resolve()
-    mode = target.stat().st_mode & 0o7777
-    replace_file(target, lambda file: file.write(text.encode()), mode)
+    mode = path.stat().st_mode & 0o7777
+    replace_file(path, lambda file: file.write(text.encode()), mode)

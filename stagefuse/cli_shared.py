@@ -16,6 +16,8 @@ import click
 from . import cli_exit
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from stagefuse.compiler.plan import Plan
     from stagefuse.runtime.pipeline import Pipeline
 
@@ -146,6 +148,12 @@ def is_plan(file: Path) -> bool:
         return file.suffix == ".fused" or handle.read(4) == b"PK\x03\x04"
 
 
+def require_source(file: Path, command: str) -> None:
+    """Refuse a compiled file where a source is wanted."""
+    if is_plan(file):
+        raise click.UsageError(f"`{command}` takes a source, and {file} is compiled already")
+
+
 def compiled(
     file: Path,
     weights: Sequence[str],
@@ -210,7 +218,6 @@ def read_inputs(options: Sequence[str], pipe: Pipeline) -> dict[str, Any]:
 
     A .npy file does not know bf16 and f8: its bytes are taken for what the input is.
     """
-    import numpy as np
 
     from stagefuse.dsl.dtypes import DTYPES
 
@@ -221,10 +228,7 @@ def read_inputs(options: Sequence[str], pipe: Pipeline) -> dict[str, Any]:
     for name, path in pairs(named, "--input").items():
         if not Path(path).is_file():
             raise click.UsageError(f"--input {name}: there is no file {path!r}")
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise click.UsageError(f"--input {name}: {path!r} is no .npy file: {error}") from error
+        array = _array_of(name, path)
         small = wanted.get(name)
         if small is not None and small.is_small_float and array.dtype == f"V{small.itemsize}":
             array = array.view(small.numpy)
@@ -232,11 +236,25 @@ def read_inputs(options: Sequence[str], pipe: Pipeline) -> dict[str, Any]:
     return found
 
 
+def _array_of(name: str, path: str) -> np.ndarray[Any, Any]:
+    """The array of a .npy file."""
+    import numpy as np
+
+    with open(path, "rb") as file:
+        if file.read(6) != np.lib.format.MAGIC_PREFIX:
+            raise click.UsageError(f"--input {name}: {path!r} is no .npy file")
+    try:
+        array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise click.UsageError(f"--input {name}: {path!r} cannot be read: {error}") from error
+    return array
+
+
 def whole_numbers(options: Sequence[str]) -> dict[str, int]:
     """The --size options by name."""
     sizes: dict[str, int] = {}
     for name, text in pairs(options, "--size").items():
-        if not text.isdigit():
+        if not text.isdecimal():
             raise click.UsageError(f"--size {name} takes a whole number, not {text!r}")
         sizes[name] = int(text)
     return sizes

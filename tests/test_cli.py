@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -164,13 +166,59 @@ def test_bench_times_calls(shell: Shell, good: Path) -> None:
         ["bench", "GOOD"],
         ["bench", "GOOD", "--size", "Q=3"],
         ["check", "GOOD", "--weights", "w"],
+        ["compile", "GOOD", "-o", "GOOD"],
+        ["bench", "GOOD", "--size", "B=\u00b2", "--size", "N=1"],
+        ["run", "GOOD", "--input", "x=GOOD"],
     ],
     ids=" ".join,
 )
 def test_wrong_usage_is_2(shell: Shell, good: Path, arguments: list[str]) -> None:
-    code, out, err = shell(*[good if a == "GOOD" else a for a in arguments])
+    source = good.read_text()
+    code, out, err = shell(*[a.replace("GOOD", str(good)) for a in arguments])
     assert (code, out) == (2, "")
-    assert err
+    assert err and good.read_text() == source
+
+
+def test_a_plan_is_no_source(shell: Shell, good: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.fused"
+    assert shell("compile", good, "-o", plan)[0] == 0
+    for command in ("compile", "check"):
+        code, _, err = shell(command, plan)
+        assert code == 2 and "is compiled already" in err
+
+
+def test_inputs_beyond_all_memory(shell: Shell, good: Path) -> None:
+    for size in (10**12, 10**21):
+        code, _, err = shell("bench", good, "--size", f"B={size}", "--size", "N=100")
+        assert code == 3 and f"B = {size}" in err
+
+
+def test_what_is_no_file_is_written_into_and_links_stay(
+    shell: Shell, good: Path, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "plan"
+    os.mkfifo(pipe)
+    link = tmp_path / "link.fused"
+    link.symlink_to(tmp_path / "there.fused")
+    assert shell("compile", good, "-o", link)[0] == 0
+    found = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    assert shell("compile", good, "-o", pipe)[0] == 0
+    reader.join()
+    assert link.is_symlink() and pipe.is_fifo()
+    assert found == [(tmp_path / "there.fused").read_bytes()]
+
+
+def test_streams_that_are_closed_and_names_beyond_utf8(good: Path) -> None:
+    odd = os.fsencode(good.parent) + b"/\xff.pipe"
+    with open(odd, "wb") as file:
+        file.write(good.read_bytes())
+    run = [sys.executable, "-m", "stagefuse"]
+    made = subprocess.run([*run, "compile", odd], capture_output=True, check=False)
+    assert (made.returncode, made.stderr) == (0, b"") and b"udcff.fused" in made.stdout
+    closed = ["sh", "-c", '"$@" >&-', "sh", *run, "check", str(good)]
+    assert subprocess.run(closed, capture_output=True, check=False).returncode == 0
 
 
 def test_a_target_that_is_not_there_is_3(shell: Shell, good: Path) -> None:
