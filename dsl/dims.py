@@ -28,7 +28,8 @@ class Atom:
     Equal ones are one object, so that comparing and hashing what is made of them is quick.
     """
 
-    __slots__ = ("__weakref__", "args", "kind", "name")
+    __slots__ = ("__weakref__", "args", "key", "kind", "name")
+    key: tuple[str, str, tuple[Expr, ...]]
     kind: str
     name: str
     args: tuple[Expr, ...]
@@ -41,14 +42,14 @@ class Atom:
                 found = _atoms.get(key)
                 if found is None:
                     found = _atoms[key] = super().__new__(cls)
-                    found.kind, found.name, found.args = key
+                    found.key = found.kind, found.name, found.args = key
         return found
 
     def __lt__(self, other: Atom) -> bool:
-        return (self.kind, self.name, self.args) < (other.kind, other.name, other.args)
+        return self.key < other.key
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Atom, (self.kind, self.name, self.args)
+        return Atom, self.key
 
     def __repr__(self) -> str:
         return f"Atom({self})"
@@ -81,10 +82,19 @@ class Expr:
             return self
         if not self.terms and times == 1:
             return other
+        if len(other.terms) == 1 and not other.terms[0][0]:  # a number
+            return self._moved(times * other.terms[0][1])
         total = dict(self.terms)
         for monomial, coefficient in other.terms:
             total[monomial] = total.get(monomial, 0) + times * coefficient
         return _from_terms(total)
+
+    def _moved(self, by: int) -> Expr:
+        """The sum with a number other than 0, whose monomial comes first."""
+        rest = self.terms
+        if rest and not rest[0][0]:
+            by, rest = by + rest[0][1], rest[1:]
+        return Expr((((), by), *rest)) if by else Expr(rest)
 
     def __mul__(self, other: IntLike) -> Expr:
         other = as_expr(other)
@@ -178,7 +188,7 @@ class Expr:
         """This with symbols replaced at once; `facts` describe the symbols of the result."""
         if not self.symbols() & values.keys():
             return self
-        total = const(0)
+        total: dict[Monomial, int] = {}
         for monomial, coefficient in self.terms:
             product = const(coefficient)
             for atom, power in monomial:
@@ -189,8 +199,9 @@ class Expr:
                     factor = APPLY[atom.kind](a, b, facts)
                 for _ in range(power):
                     product = product * factor
-            total = total + product
-        return total
+            for part, count in product.terms:
+                total[part] = total.get(part, 0) + count
+        return _from_terms(total)
 
     def evaluate(self, values: Mapping[str, int]) -> int:
         """The value for given symbols. Raises KeyError for a symbol without one."""
@@ -275,8 +286,8 @@ def _from_terms(terms: Mapping[Monomial, int]) -> Expr:
 
 def _join_divisions(expr: Expr) -> Expr:
     """c * (b * (a // b) + a % b) is c * a."""
-    atoms = [atom for monomial, _ in expr.terms for atom, _power in monomial]
-    quotients = {atom.args for atom in atoms if atom.kind == "//"}
+    atoms = [atom for monomial, _ in expr.terms for atom, _power in monomial if atom.args]
+    quotients = {atom.args for atom in atoms if atom.kind == "//"} if atoms else None
     if not quotients:
         return expr
     for monomial, coefficient in expr.terms:
