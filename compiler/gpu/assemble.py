@@ -21,6 +21,9 @@ from stagefuse.compiler.errors import InternalError
 from stagefuse.dsl.cache import cache_folder, keep
 
 PACKAGE = "nvidia-cuda-nvcc"
+OPTIONS = ("-v", "--split-compile=4")
+"""A module's kernels are compiled by so many threads. The code is the same whatever their number,
+but that is noted in the file, which is to be the same on every machine."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class _Run:
         self.source.write_text(text, encoding="utf-8")
         self.output = self.source.with_suffix(".cubin")
         files = ["-o", str(self.output), str(self.source)]
-        command = [str(tool), "-v", f"-arch={arch}", *files]
+        command = [str(tool), *OPTIONS, f"-arch={arch}", *files]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -162,7 +165,7 @@ def read_usage(said: str) -> dict[str, Usage]:
 
 def _key(tool: Path, arch: str, text: str) -> str:
     stamp = tool.stat()
-    parts = (str(tool), str(stamp.st_size), str(stamp.st_mtime_ns), arch, text)
+    parts = (str(tool), str(stamp.st_size), str(stamp.st_mtime_ns), *OPTIONS, arch, text)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
