@@ -114,6 +114,7 @@ def _of_extremes(condition: Expr, facts: Facts) -> Iterator[Expr]:
             if atom.kind == "min" or _is_plain(-1 - (part + rest), facts):
                 yield other + rest
 
+
 def _factors(condition: Expr) -> Iterator[Expr]:
     """From b*d - x >= 1 where nothing is negative: b >= 1 and d >= 1; from a // 3 >= 1: a >= 3."""
     rising = [m for m, c in condition.terms if c > 0 and m]
@@ -212,6 +213,7 @@ class _Search:
 
     def _moves(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:
         """Lists of goals, each of which proves this one. What is exact has no alternative."""
+        yield from self._bounded(goal)
         exact = next(self._divisions(goal), None) or next(self._eliminated(goal, True), None)
         if exact is not None:
             yield exact
@@ -243,9 +245,24 @@ class _Search:
             self.depths[name] = len(_ranges_of([sym(name)], self.facts))
         return self.depths[name], name
 
-    def _divisions(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:
-        """The goal times the divisor of a quotient that is a term of it."""
+    def _bounded(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:
+        """The goal with the greatest value of a quotient whose numerator a condition bounds."""
         for monomial, coefficient in goal.terms:
+            if coefficient > 0 or len(monomial) != 1 or monomial[0][1] != 1:
+                continue
+            atom = monomial[0][0]
+            by = atom.args[1].as_int() if atom.kind == "//" else None
+            if by is None or by < 1:
+                continue
+            for condition in self.conditions:
+                most = (condition + atom.args[0]).as_int()
+                if most is not None:
+                    yield (goal - Expr(((monomial, coefficient),)) + coefficient * (most // by),)
+
+    def _divisions(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:
+        """The goal times the divisor of a quotient that is a term of it: of a position, which is
+        subtracted, before that of a size."""
+        for monomial, coefficient in sorted(goal.terms, key=lambda term: term[1] > 0):
             if abs(coefficient) != 1 or len(monomial) != 1:
                 continue
             ((atom, power),) = monomial
@@ -312,6 +329,9 @@ def _multiples(expr: Expr, condition: Expr) -> tuple[Expr, ...]:
         if inside == const(1) and outside is not None and outside.terms:
             if all(c > 0 for _, c in outside.terms):
                 found[outside] = None
+        own, wanted = (None if e is None else e.as_int() for e in (inside, outside))
+        if own and wanted and wanted % own == 0 and wanted // own > 0:
+            found[const(wanted // own)] = None
     return tuple(found)
 
 

@@ -43,14 +43,16 @@ NARROW = 3
 three columns or four and 5000 rows on a CPU, panels of 16 take a third of a reduction's time."""
 
 
-def rebuild(graph: Graph) -> Graph:
-    """The graph with chains of views folded into one and products found; meaning unchanged."""
+def rebuild(graph: Graph, few_places: bool = True) -> Graph:
+    """The graph with chains of views folded into one and products found; meaning unchanged. With
+    `few_places`, convolutions of few places have them as rows."""
     builder = Builder(graph.facts)
     new: dict[Ref, Ref] = {}
     for node in graph.nodes.values():
         operands = [new[ref] for ref in node.operands]
         with builder.at(node.span, node.stack, node.label):
-            made = _fold_views(builder, node, operands) or _product(builder, node, operands)
+            made = _fold_views(builder, node, operands)
+            made = made or _product(builder, node, operands, few_places)
             made = made or builder.add(node.primitive, operands, node.types)
         new.update({Ref(node.id, i): ref for i, ref in enumerate(made)})
     builder.graph.results = tuple(new[ref] for ref in graph.results)
@@ -109,7 +111,9 @@ def _axes(b: Builder, ref: Ref) -> frozenset[int]:
     return frozenset(n for n, d in enumerate(node.type.shape) if d.as_int() != 1)
 
 
-def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...] | None:
+def _product(
+    b: Builder, node: Node, operands: Sequence[Ref], few_places: bool
+) -> tuple[Ref, ...] | None:
     reduce = node.primitive
     if not isinstance(reduce, Reduce) or reduce.kind != "sum" or not node.type.dtype.is_float:
         return None
@@ -128,12 +132,14 @@ def _product(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...]
     if last in _axes(b, u):
         u, v = v, u
     left, right = _axes(b, u), _axes(b, v)
-    if _has_few_places(b, u, domain, (left - right).difference(k), (right - left).difference(k)):
+    if few_places and _has_few_places(
+        b, u, domain, (left - right).difference(k), (right - left).difference(k)
+    ):
         u, v, left, right = v, u, right, left
         last = max(right - left)
     repeated = [a for a in outer if a not in left | right and domain[a].as_int() != 1]
     if repeated:
-        return _repeated(b, node, (u, v), repeated)
+        return _repeated(b, node, (u, v), repeated, few_places)
     if not (set(k) <= left & right) or last in left or last not in right:
         return None
     m = tuple(a for a in outer if a in left - right)
@@ -187,7 +193,7 @@ def _is_constant(graph: Graph, ref: Ref) -> bool:
 
 
 def _repeated(
-    b: Builder, node: Node, factors: tuple[Ref, Ref], axes: Sequence[int]
+    b: Builder, node: Node, factors: tuple[Ref, Ref], axes: Sequence[int], few_places: bool
 ) -> tuple[Ref, ...] | None:
     """A product that is the same along some axes: found without them, and then repeated."""
     reduce = node.primitive
@@ -204,7 +210,7 @@ def _repeated(
         return None  # there may be no first element along those axes
     whole = b.map("mul", u, v)
     total = b.reduce("sum", whole, [rest.index(a) for a in reduce.axes], node.type.dtype)
-    found = _product(b, b.graph.nodes[total.node], (whole,))
+    found = _product(b, b.graph.nodes[total.node], (whole,), few_places)
     if found is None:
         return None
     outer = [a for a in range(len(domain)) if a not in reduce.axes]

@@ -50,6 +50,10 @@ class Rules:
         if group.kind in ("scan", "sort", "scatter"):
             return None if group.kind != "scatter" else "a scatter reads it by position"
         last = len(group.domain) - 1
+        other = group.kind == "contract"
+        turned = group.kind == "pointwise" and accesses != [own_position(node.type.shape)]
+        if (other or turned) and self._finishes_product(node):
+            return "it finishes a product of another kernel"
         for access in accesses:
             if access is None:
                 return "it is read at positions that depend on data"
@@ -62,6 +66,17 @@ class Rules:
         if len(plain) > 1:
             return "it is read at several places"
         return None
+
+    def _finishes_product(self, node: Node) -> bool:
+        """Whether a node's elements are those of a product, one for one."""
+        steps = 0
+        while isinstance(node.primitive, Map) and steps < DEPTH_LIMIT:
+            operands = [self.graph.nodes[ref.node] for ref in node.operands]
+            products = [n for n in operands if isinstance(n.primitive, Contract | Map)]
+            if not products:
+                return False
+            node, steps = products[0], steps + 1
+        return isinstance(node.primitive, Contract)
 
     def _chain_flops(self, node: Node) -> int:
         """Arithmetic of a node and of what it would pull in through other maps."""

@@ -42,6 +42,7 @@ class _Joiner(OperandJoiner):
     def run(self, joins: Sequence[str]) -> Partition:
         rules = {
             "placed": self._placed, "chained": self._chained, "packed": self._packed,
+            "gathered": self._gathered,
             "direct": self._direct, "halved": self._halved, "thin": self._thin,
             "attended": self._attended,
         }  # fmt: skip

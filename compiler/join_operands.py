@@ -4,6 +4,7 @@
   would be larger than what they come from (a convolution's patches, quantised weights) or are used
   once (a product in a batch).
 - *thin*: a product whose panels are packed for many rows has a second kernel, for few.
+- *gathered*: rows that are windows of a tensor are read where that lies. For GPUs.
 - *direct*: panels whose elements lie in steps are not packed at all. For GPUs.
 - *halved*: operands that are converted from 16 bits are multiplied as they are stored. For GPUs.
 """
@@ -14,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
-from stagefuse.dsl.dtypes import BF16, F16
+from stagefuse.dsl.dtypes import BF16, F16, F32
 
+from .gathered import gathered_of
 from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight, flatten_index
 from .groups import Decision, Group, Partition
 from .windows import is_worth_it, step_in_place, windows_of
@@ -23,6 +25,8 @@ from .windows import is_worth_it, step_in_place, windows_of
 PACKED_BYTES = 1 << 20
 """All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
 
+CHUNK = 8
+"""Elements of 16 bits that are copied at a time."""
 FEW_ROWS = 1024
 THIN = 36
 """Rows of a product that read the other matrix faster in place than packed: one tile."""
@@ -44,7 +48,10 @@ class OperandJoiner:
         return [
             g
             for g in self.groups
-            if self.maker.get(ref) is not g and ref not in g.packs and ref in g.reads(self.graph)
+            if self.maker.get(ref) is not g
+            and ref not in g.packs
+            and ref.node not in g.members
+            and ref in g.reads(self.graph)
         ]
 
     def _private(self, group: Group, reader: Group) -> bool:
@@ -157,8 +164,7 @@ class OperandJoiner:
         own = [{left.node}, {panels.node, self._viewed(panels).node}]
         if any(m is not None and m.nest != group.nest for m in made):
             return
-        steps = steps_of(self.graph, panels, node)
-        if steps is None or not self._is_aligned(node, steps):
+        if not self._is_aligned(node):
             return
         if made[1] is None or made[1].members != own[1]:
             return
@@ -176,6 +182,85 @@ class OperandJoiner:
         self._replace([*unused, group], joined)
         for ref in (left, panels):
             self._say(ref, "its elements are multiplied as they are stored")
+
+    def _gathered(self, group: Group) -> None:
+        """Rows that are windows of a tensor are never stored: the product reads the tensor, and as
+        it is stored in 16 bits where both operands are."""
+        if group.kind != "contract" or group.anchor is None or group.packs:
+            return
+        node = self.graph.nodes[group.anchor]
+        left, panels = node.operands
+        found, maker = gathered_of(self.graph, node), self.maker.get(left)
+        if found is None or maker is None or maker.kind != "pointwise":
+            return
+        if not self._private(maker, group) or self.graph.type(found.source).dtype != F32:
+            return
+        half, packer = self._halves(found.source), self.maker.get(panels)
+        if half is None or packer is None or not self._packs_halves(node, half, packer, group):
+            half = None
+        if not self._stored(half or found.source, found.source, maker):
+            return
+        packs = {left: self._part(left, half)}
+        if half is not None and packer is not None:
+            self._stored(self._halves(self._viewed(panels)) or panels, panels, packer)
+            packs[panels] = self._part(panels, half)
+        members = group.members.union(*(p.members for p in packs.values()))
+        used = [self.maker[ref] for ref in packs]
+        self._replace([*used, group], replace(group, members=members, packs=packs))
+        self._say(left, "its rows are gathered where they are multiplied")
+        if half is not None:
+            self._say(panels, "its elements are multiplied as they are stored")
+
+    def _part(self, ref: Ref, half: Ref | None) -> Group:
+        """A kernel that would make an operand, of 16-bit elements or as it is."""
+        node = self.graph.nodes[ref.node]
+        members = {ref.node, node.operands[0].node} if half is not None else {ref.node}
+        return Group("pointwise", [ref], node.type.shape, members, nest=self.maker[ref].nest)
+
+    def _packs_halves(self, node: Node, half: Ref, packer: Group, reader: Group) -> bool:
+        """Whether a kernel packs panels of elements stored in the same 16 bits, in steps."""
+        panels = node.operands[1]
+        viewed = self._viewed(panels)
+        stored = self._halves(viewed)
+        if stored is None or not self._private(packer, reader):
+            return False
+        if viewed.node not in packer.members or packer.placed or packer.kind != "pointwise":
+            return False
+        same = self.graph.type(stored).dtype == self.graph.type(half).dtype
+        return same and lies_in_chunks(self.graph, node)
+
+    def _stored(self, wanted: Ref, source: Ref, reader: Group) -> bool:
+        """Has a value in memory that a kernel reads, or computes for itself by the way; `source` is
+        what it is converted to, or itself."""
+        maker = self.maker.get(source)
+        if maker not in (None, reader) and source != wanted and wanted.node in maker.members:
+            return self._stored_before(wanted, source, maker, reader)
+        if wanted.node not in reader.members or wanted in self.maker:
+            return True
+        members, pending = set[int](), [wanted.node]
+        while pending:
+            here = pending.pop()
+            if here in reader.members and here not in members:
+                members.add(here)
+                pending += [ref.node for ref in self.graph.nodes[here].operands]
+        shape = self.graph.type(wanted).shape
+        made = Group("pointwise", [wanted], shape, members, nest=reader.nest)
+        self.groups.insert(self.groups.index(reader), made)
+        self.maker[wanted] = made
+        return True
+
+    def _stored_before(self, wanted: Ref, source: Ref, maker: Group, reader: Group) -> bool:
+        """Has a kernel store what it converts, and what comes of that only for other readers."""
+        if maker.placed or maker.kind == "update":
+            return False
+        roots, members = list(dict.fromkeys((wanted, *maker.roots))), maker.members
+        if source not in self.graph.results and self._readers(source) == [reader]:
+            roots.remove(source)
+            del self.maker[source]
+            if not any(source in self.graph.nodes[m].operands for m in members):
+                members = members - {source.node}
+        self._replace([maker], replace(maker, roots=roots, members=members))
+        return True
 
     def _unconverted(self, maker: Group, ref: Ref, reader: Group) -> Group | None:
         """The kernel that would convert what another one makes: that one then stores it as it is
@@ -209,16 +294,12 @@ class OperandJoiner:
         source = node.operands[0]
         return source if self.graph.type(source).dtype in (F16, BF16) else None
 
-    def _is_aligned(self, product: Node, steps: tuple[Expr, Expr, Expr]) -> bool:
+    def _is_aligned(self, product: Node) -> bool:
         contract = product.primitive
         assert isinstance(contract, Contract)
-        first, along, across = steps
-        one = {along, across} & {const(1)}
-        columns = count_of([product.type.shape[a] for a in contract.columns])
-        ends = [contract.base, contract.row_stride, first, across if along == const(1) else along]
-        if along != const(1):
-            ends.append(columns)
-        return bool(one) and all(self.graph.facts.divides(e, 8) for e in ends)
+        ends = (contract.base, contract.row_stride)
+        aligned = all(self.graph.facts.divides(e, CHUNK) for e in ends)
+        return aligned and lies_in_chunks(self.graph, product)
 
     def _packs_well(self, packer: Group, panels: Ref, anchor: int, reader: Group) -> bool:
         if packer.kind != "pointwise" or not self._private(packer, reader):
@@ -295,6 +376,19 @@ def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr
     if (first.symbols() | along.symbols() | across.symbols()) & inner:
         return None
     return first, along, across
+
+
+def lies_in_chunks(graph: Graph, product: Node) -> bool:
+    """Whether 16 bytes of 16-bit elements of a right operand are adjacent and aligned, in steps."""
+    contract, steps = product.primitive, steps_of(graph, product.operands[1], product)
+    assert isinstance(contract, Contract)
+    if steps is None or const(1) not in steps[1:]:
+        return False
+    first, along, across = steps
+    ends = [first, across if along == const(1) else along]
+    if along != const(1):
+        ends.append(count_of([product.type.shape[a] for a in contract.columns]))
+    return all(graph.facts.divides(e, CHUNK) for e in ends)
 
 
 def count_of(shape: Sequence[Expr]) -> Expr:

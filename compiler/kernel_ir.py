@@ -192,6 +192,9 @@ class TileProduct:
     along c; only its first `width` columns are there. The CPU takes steps of 1 along c, and also
     a `panel_place` instead: where row k begins, an expression over `k` and dimensions; all nr
     columns are there.
+    An `a` that is no matrix has `a_indices` instead: where its element of row `i` and depth `k` is
+    in the buffer, one for each axis; it is 0 unless every `a_guard` is at least 0. Each is a part
+    that depends on i plus one that depends on k. For GPUs only.
     All three buffers have the same dtype, f32 or f64; backends for GPUs also take f16 and bf16
     operands of an f32 `dst`.
     """
@@ -214,6 +217,8 @@ class TileProduct:
     panel_row: Expr | None = None
     panel_col: Expr | None = None
     panel_place: Expr | None = None
+    a_indices: tuple[Expr, ...] = ()
+    a_guard: tuple[Expr, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -362,13 +362,33 @@ def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
         check.fail(7, f"{s.rows} rows may be more than {s.mr}")
     some = (s.rows - 1, s.depth - 1)
     last = (s.rows - 1, s.depth - 1)
-    for buffer, first, end in (
-        (a, s.a_offset, s.a_offset + last[0] * s.a_row + last[1] * s.a_col),
+    ends = [
         (panel, s.panel_offset, s.panel_offset + _panel_end(s)),
         (dst, s.dst_offset, s.dst_offset + last[0] * s.dst_row + s.nr - 1),
-    ):
+    ]
+    if s.a_indices:
+        _gathered(check, s, a, scope)
+    else:
+        ends.append((a, s.a_offset, s.a_offset + last[0] * s.a_row + last[1] * s.a_col))
+    for buffer, first, end in ends:
         for index in (first, end):
             check.inside(buffer.name, index, size_of(buffer.shape), scope, some)
+
+
+def _gathered(check: _Check, s: TileProduct, a: Buffer, scope: _Scope) -> None:
+    """A left operand that is no matrix: in bounds, and a sum of parts of the row and the depth."""
+    inner = scope.inner()
+    inner.enter_loop("i", const(0), s.rows)
+    inner.enter_loop("k", const(0), s.depth)
+    for expr in (*s.a_indices, *s.a_guard):
+        check.symbols(inner, expr)
+        if "i" in (expr - expr.substitute({"k": 0})).symbols():
+            check.fail(7, f"{expr} is no sum of parts of i and of k")
+    if len(s.a_indices) != len(a.shape):
+        check.fail(4, f"`{a.name}` has {len(a.shape)} axes, not {len(s.a_indices)}")
+    ends = (s.rows - 1 - sym("i"), s.depth - 1 - sym("k"))
+    for index, extent in zip(s.a_indices, a.shape, strict=True):
+        check.inside(a.name, index, extent, inner, (*s.a_guard, *ends))
 
 
 def _panel_end(s: TileProduct) -> Expr:

@@ -7,16 +7,22 @@ from collections.abc import Iterator
 from stagefuse.dsl.dtypes import BF16, F16
 
 from .graph import Contract, Graph, Map, Node, Ref, Scalar, View
+from .join_operands import lies_in_chunks
 
 LARGE = 1 << 16
 """Elements of a weight from which on its bytes matter."""
+SMALL = 1 << 8
+"""The same where a product can multiply by it as it is stored."""
 SIMPLE = ("cast", "mul", "add", "sub")
 """What dequantisation is made of."""
 
 
 def has_narrow(graph: Graph) -> bool:
-    """Whether a graph has a large tensor stored in 16 bits or fewer."""
-    return any(_is_narrow(graph, Ref(node.id)) for node in graph.nodes.values())
+    """Whether a graph has a tensor stored in so few bits that readers may convert it."""
+    return any(
+        _is_narrow(graph, Ref(node.id), SMALL if node.type.dtype in (F16, BF16) else LARGE)
+        for node in graph.nodes.values()
+    )
 
 
 def widened(graph: Graph, known: set[int]) -> set[int]:
@@ -28,30 +34,36 @@ def widened(graph: Graph, known: set[int]) -> set[int]:
         readers = [u for u in uses.get(Ref(number), ()) if u not in known]
         if not readers or Ref(number) in graph.results:
             continue
-        chain = _chain(graph, number)
+        least = SMALL if all(_is_stored_so(graph, graph.nodes[u]) for u in readers) else LARGE
+        chain = _chain(graph, number, least)
         if chain and all(_converts(graph, graph.nodes[u]) for u in readers):
             found |= chain
     return found
 
 
-def _is_narrow(graph: Graph, ref: Ref) -> bool:
+def _is_stored_so(graph: Graph, reader: Node) -> bool:
+    """Whether a node is a product whose right operand can be read in whole chunks."""
+    return isinstance(reader.primitive, Contract) and lies_in_chunks(graph, reader)
+
+
+def _is_narrow(graph: Graph, ref: Ref, least: int) -> bool:
     node, type = graph.nodes[ref.node], graph.type(ref)
     count = 1
     for size in type.shape:
         count *= size.as_int() or 0
-    return not node.operands and not type.dtype.is_bool and type.dtype.bits <= 16 and count >= LARGE
+    return not node.operands and not type.dtype.is_bool and type.dtype.bits <= 16 and count >= least
 
 
-def _chain(graph: Graph, number: int) -> set[int]:
-    """The nodes that make a wide value of one large narrow tensor, its scales and offsets; none
-    if they do something else."""
+def _chain(graph: Graph, number: int, least: int) -> set[int]:
+    """The nodes that make a wide value of one narrow tensor of so many elements, its scales and
+    offsets; none if they do something else."""
     wide = graph.nodes[number].type.dtype.bits
     chain, narrow, pending = set[int](), 0, [number]
     while pending:
         node = graph.nodes[pending.pop()]
         if node.id in chain or isinstance(node.primitive, Scalar):
             continue
-        if _is_narrow(graph, Ref(node.id)):
+        if _is_narrow(graph, Ref(node.id), least):
             narrow += 1
             continue
         if not node.operands:

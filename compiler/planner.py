@@ -67,6 +67,7 @@ class Planner:
 
     def begin(self, pipeline: Pipeline, graph: Graph) -> Begun:
         """Runs the passes, and makes the kernels for GPUs: they take longest from here on."""
+        from .convolved import has_windows
         from .lower import Sites
         from .narrow import has_narrow
         from .passes import pipeline_of
@@ -74,8 +75,9 @@ class Planner:
 
         bounds = bounds_of(pipeline) if self.verify else None
         narrow = self.gpu is not None and has_narrow(graph)
+        windows = self.gpu is not None and has_windows(graph)
         given = graph
-        graph, runs = run_passes(given, pipeline_of(self.load, narrow), bounds)
+        graph, runs = run_passes(given, pipeline_of(self.load, narrow, windows), bounds)
         passed = {place: text for run in runs for place, text in run.reasons.items()}
         sites = Sites()
         gpu: tuple[GpuPlan, ...] = ()
@@ -87,7 +89,7 @@ class Planner:
             gpu, kernels = self.gpu.plan(pipeline, graph, buffers_of, sites, passed)
             if bounds is not None:
                 self.unverified += [(kernel, own, bounds) for kernel, own in kernels]
-        if narrow and self.cpu:
+        if self.cpu and (narrow or windows):
             graph, _ = run_passes(given, pipeline_of(self.load), bounds)
         return Begun(pipeline, graph, bounds, passed, sites, gpu)
 

@@ -257,6 +257,12 @@ def _digits(view: View, depth: Expr) -> Digits | None:
     return tuple((f"k{n}", size, const(step)) for n, (size, step) in places)
 
 
+def cuts_of(expr: Expr, name: str) -> set[int] | None:
+    """Where quotients and remainders cut a symbol; None if one does so in another way."""
+    cuts: set[int] = set()
+    return cuts if _cut(expr, name, cuts) else None
+
+
 def _cut(expr: Expr, name: str, cuts: set[int]) -> bool:
     """Collects where quotients and remainders cut a symbol; False if one does so in another way."""
     for monomial, _ in expr.terms:

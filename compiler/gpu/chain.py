@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from stagefuse.compiler.kernel_ir import Alloc, Index, Load
 from stagefuse.compiler.lower.blocks import Parallel
-from stagefuse.compiler.lower.products import _Matrix as Matrix
 from stagefuse.compiler.lower.products import _product as product_of
 from stagefuse.compiler.lower.products import _row as row_between
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
-from .contract import PADDING, PANELS, multiply
+from .contract import PADDING, PANELS, Left, multiply
 
 ROWS = 32
 LONGEST = 512
@@ -39,9 +38,7 @@ def lower_chain(low: Lowering) -> Parallel:
     across = some * last.panel + PADDING
     tile = low.name("tile")
     low.emit(Alloc(tile, last.dtype, (const(ROWS), const(across))))
-    matrix = Matrix(
-        low.buffer(first.operands[0], "in").name, first.base, first.primitive.row_stride
-    )
+    matrix = Left(low.buffer(first.operands[0], "in").name, first.base, first.primitive.row_stride)
     start = sym("mb") * ROWS
     count = minimum(first.rows - start, const(ROWS))
 
@@ -54,7 +51,7 @@ def lower_chain(low: Lowering) -> Parallel:
 
     low.loop("pg", const(0), groups, score_group)
     low.loop("r", const(0), count, lambda: row_between(low, first, scores, start), vector=True)
-    inside = Matrix(scores, -start * width, width)
+    inside = Left(scores, -start * width, width)
 
     def weigh() -> None:
         place = (sym("p") - sym("qg") * some) * last.panel

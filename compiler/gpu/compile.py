@@ -62,7 +62,7 @@ from .tiles import choices
 from .transposed import lower_elements
 from .whole import lower_whole_parts, lower_whole_rest, whole
 
-JOINS = ("placed", "attended", "chained", "direct", "halved")
+JOINS = ("placed", "attended", "chained", "gathered", "direct", "halved")
 SHORT_ROWS = (256, 1024, 4096)
 """Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
 ROOM = (".minnctapersm 1", ".maxnreg 200")

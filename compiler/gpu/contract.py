@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from stagefuse.compiler.gathered import Gathered, gathered_of
 from stagefuse.compiler.graph import Contract, Graph, Ref, View
 from stagefuse.compiler.groups import Group
 from stagefuse.compiler.join_operands import steps_of
@@ -26,15 +27,13 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.products import _Depth as Depth
-from stagefuse.compiler.lower.products import _emit_product as emit_product
-from stagefuse.compiler.lower.products import _Matrix as Matrix
 from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.products import _product as product_of
 from stagefuse.compiler.lower.products import _stored_panels as stored_panels
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.schedule import GPU
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
-from stagefuse.dsl.dtypes import F32
+from stagefuse.dsl.dtypes import BF16, F16, F32
 
 from .boxes import Matrices
 from .clusters import RANK
@@ -53,36 +52,68 @@ PADDING = 8
 """Elements between the rows of a tile, so that eight rows lie in different banks."""
 
 
+@dataclass(frozen=True)
+class Left:
+    """The left operand in a buffer: row i begins at `start` + i * `step`, or its element of row i
+    and depth k is at `indices`, 0 unless every `guard` is at least 0."""
+
+    name: str
+    start: Expr
+    step: Expr
+    indices: tuple[Expr, ...] = ()
+    guard: tuple[Expr, ...] = ()
+
+    def rows(self, s: TileProduct, start: Expr, begin: Expr) -> TileProduct:
+        """A product of the rows from `start` on, and of the depth from `begin` on."""
+        if not self.indices:
+            return replace(s, a_offset=self.start + start * self.step + begin, a_row=self.step)
+        here = {"i": start + sym("i"), "k": begin + sym("k")}
+        indices, guard = (tuple(e.substitute(here) for e in x) for x in (self.indices, self.guard))
+        return replace(s, a_indices=indices, a_guard=guard)
+
+
 def multiply(
     low: Lowering,
     p: Product,
     target: tuple[str, Expr, Expr],
-    matrix: Matrix,
+    left: Left,
     start: Expr,
     count: Expr,
     piece: Depth | None = None,
 ) -> None:
     """The product of `count` rows from `start` by the panel p, into (name, offset, row)."""
-    packer = low.group.packs.get(p.operands[1])
-    if packer is None:
-        panels = stored_panels(low, p)
-        return emit_product(low, p, target, matrix, panels, start, count, piece=piece)
-    ref = p.operands[1]
-    source = low.graph.nodes[ref.node].operands[0]
-    if p.operands[0] in low.group.packs:
-        (source,) = low.graph.nodes[source.node].operands  # as it is before it is converted
-    first, along, across = right_of(low, p)
+    ref, zero = p.operands[1], const(0)
     piece = piece or p.all_of_it
     name, offset, row = target
-    low.emit(
-        TileProduct(
-            name, offset, row, matrix.name,
-            matrix.start + start * matrix.step + piece.begin, matrix.step, const(1),
-            low.buffer(source, "in").name,
-            first + sym("p") * p.panel * across + piece.begin * along, count, piece.length,
-            p.row_tile, p.panel, False, p.width(sym("p")), along, across,
-        )
+    product = TileProduct(
+        name, offset, row, left.name, zero, zero, const(1), "", zero, count, piece.length,
+        p.row_tile, p.panel, False, p.width(sym("p")),
     )  # fmt: skip
+    product = left.rows(product, start, piece.begin)
+    if ref not in low.group.packs:
+        panels = stored_panels(low, p)
+        first = (panels.first + sym("p")) * p.depth * p.panel + piece.begin * p.panel
+        return low.emit(replace(product, panel=panels.name, panel_offset=first))
+    first, along, across = right_of(low, p)
+    source = low.buffer(stored_of(low.graph, low.group, ref), "in")
+    first = first + sym("p") * p.panel * across + piece.begin * along
+    low.emit(
+        replace(
+            product, panel=source.name, panel_offset=first, panel_row=along, panel_col=across
+        )
+    )
+
+
+def stored_of(graph: Graph, group: Group, ref: Ref) -> Ref:
+    """What a product reads in place of an operand."""
+    if ref not in group.packs:
+        return ref
+    node = graph.nodes[ref.node]
+    if isinstance(node.primitive, View):
+        (ref,) = node.operands
+        node = graph.nodes[ref.node]
+    # a member of the kernel is not stored: it converts what is
+    return node.operands[0] if ref.node in group.members else ref
 
 
 def right_of(low: Lowering, p: Product) -> tuple[Expr, Expr, Expr]:
@@ -113,12 +144,28 @@ def _moves_in_chunks(low: Lowering, p: Product) -> bool:
     return all(low.graph.facts.divides(e, 4) for e in ends)
 
 
-def left_of(low: Lowering, p: Product) -> Matrix:
-    """The left operand, or what it is converted from where the product takes that."""
+def left_of(low: Lowering, p: Product) -> Left:
+    """The left operand where it is stored."""
     ref = p.operands[0]
-    if ref in low.group.packs:
-        (ref,) = low.graph.nodes[ref.node].operands
-    return Matrix(low.buffer(ref, "in").name, p.base, p.primitive.row_stride)
+    name = low.buffer(stored_of(low.graph, low.group, ref), "in").name
+    found = gathered_in(low.graph, low.group, p.ref.node)
+    if found is None:
+        return Left(name, p.base, p.primitive.row_stride)
+    here = {name: sym(d) for name, (d, _) in zip(found.lead, p.batch, strict=True)}
+    here |= {found.row: sym("i"), found.depth: sym("k")}
+    indices, guard = (
+        tuple(e.substitute(here) for e in exprs) for exprs in (found.indices, found.guard)
+    )
+    return Left(name, const(0), const(0), indices, guard)
+
+
+def gathered_in(graph: Graph, group: Group, anchor: int) -> Gathered | None:
+    """How a group gathers the rows of a product, if it does."""
+    node = graph.nodes[anchor]
+    left = node.operands[0]
+    if left not in group.packs or not isinstance(graph.nodes[left.node].primitive, View):
+        return None
+    return gathered_of(graph, node)
 
 
 def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
@@ -195,6 +242,8 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
 def whole_of(low: Lowering) -> Whole | None:
     """The matrices of a product of 16-bit operands, if tensor copies can bring them."""
     p = product_of(low, low.group.anchor)
+    if gathered_in(low.graph, low.group, p.ref.node) is not None:
+        return None
     first, along, across = right_of(low, p)
     strides = (p.primitive.row_stride, across if along == const(1) else along)
     cluster = cluster_of(p.rows, strides, low.facts)
@@ -318,7 +367,10 @@ def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
 
 def is_half(graph: Graph, group: Group) -> bool:
     """Whether a group's product takes 16-bit operands as they are."""
-    return group.anchor is not None and graph.nodes[group.anchor].operands[0] in group.packs
+    if group.anchor is None:
+        return False
+    left = graph.nodes[group.anchor].operands[0]
+    return left in group.packs and graph.type(stored_of(graph, group, left)).dtype in (F16, BF16)
 
 
 def parts_of(ref: Ref) -> Ref:

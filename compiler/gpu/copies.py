@@ -12,6 +12,7 @@ from stagefuse.compiler.kernel_ir import TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from .folds import FoldWriter
+from .gather import Gather
 from .ir import Value
 
 WARP_ROWS = 32
@@ -107,11 +108,11 @@ class Copies:
 
     def __init__(self, writer: FoldWriter, tile: Tile, ring: Value) -> None:
         self.writer, self.tile = writer, tile
-        code = writer.code
+        code, s = writer.code, tile.s
         self.stage = code.variable("i32", code.const(0, "i32"))
+        self.gather = Gather(writer, s, tile.depth, tile.size) if s.a_indices else None
         left = [] if tile.in_scratch else self._left(ring)
         self.parts = [*left, *self._right(ring)]
-        s = tile.s
         whole = writer.divides(tile.depth, writer.resolve(s.depth))
         self.left = None if whole else code.variable("i32", writer.index(s.depth, "i32"))
         if self.left is not None:  # a part that is not there begins beyond any depth
@@ -120,20 +121,34 @@ class Copies:
 
     def _left(self, ring: Value) -> list[Copy]:
         w, tile = self.writer, self.tile
-        s = tile.s
-        chunk = 16 // tile.size
-        aligned = all(w.divides(chunk, w.resolve(e)) for e in (s.a_offset, s.a_row))
-        width = chunk if aligned else 1
+        s, lanes, width = tile.s, w.team.lanes, self._left_width()
         found = []
-        lanes = w.team.lanes
         for n in range(tile.rows * tile.depth // width // lanes):
             flat = sym("lane") + n * lanes
             row, k = floordiv(flat, tile.depth // width), mod(flat, tile.depth // width) * width
             valid = w.holds("lt", row, s.rows)
-            place = s.a_offset + row * s.a_row + k
-            target = (row * tile.left_pitch + k) * tile.size
-            found.append(self._copy(ring, s.a, place, target, k, valid, const(1), width, True))
+            target = self._left_target(ring, row, k)
+            if self.gather is not None:
+                self.gather.add(target, row, k, valid)
+                continue
+            source = self.source(s.a, s.a_offset + row * s.a_row + k)
+            step = w.index(const(tile.depth * tile.size), "i64")
+            place = w.index(k, "i32")
+            found.append(Copy(source, target, place, valid, step, width * tile.size, True))
         return found
+
+    def _left_width(self) -> int:
+        """Elements of the left operand that one copy moves: 16 bytes of aligned ones."""
+        if self.gather is not None:
+            return self.gather.width
+        w, s, chunk = self.writer, self.tile.s, 16 // self.tile.size
+        aligned = all(w.divides(chunk, w.resolve(e)) for e in (s.a_offset, s.a_row))
+        return chunk if aligned else 1
+
+    def _left_target(self, ring: Value, row: Expr, k: Expr) -> Value:
+        """Where an element of the left operand goes in the first stage."""
+        tile = self.tile
+        return ring + self.writer.index((row * tile.left_pitch + k) * tile.size, "i32")
 
     def _right(self, ring: Value) -> list[Copy]:
         """Chunks of the panels: along whichever of depth and columns is contiguous."""
@@ -216,6 +231,8 @@ class Copies:
         with code.branch_scope():
             for part in self.parts:
                 self._one(part, stage)
+            if self.gather is not None:
+                self.gather.start(stage)
             if self.left is not None:
                 code.write("sub.s32", self.left, self.left, code.const(self.tile.depth, "i32"))
         code.start(skip)

@@ -132,7 +132,9 @@ class IndexWriter:
         a, b = (self.without_carry(arg, width) for arg in atom.args)
         small = next((c for m, c in a.terms if m == ()), 0) % width
         if not small or not self.divides(width, a - small) or not self.divides(width, b):
-            return whole
+            if a == atom.args[0]:
+                return whole
+            return (floordiv if atom.kind == "//" else mod)(a, b, self.facts)
         if atom.kind == "//":
             return floordiv(a - small, b, self.facts)
         return mod(a - small, b, self.facts) + small

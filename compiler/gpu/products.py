@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stagefuse.compiler.graph import flatten_index
 from stagefuse.compiler.kernel_ir import TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
@@ -35,7 +36,7 @@ class ProductWriter(ScatterWriter):
             found: Carry = []
             for n, row in enumerate(rows):
                 with self.when(masks[n]):
-                    left = self._element(s, s.a_offset + row * s.a_row + k * s.a_col)
+                    left = self._left(s, row, k)
                 sums = totals[n * COLUMNS : (n + 1) * COLUMNS]
                 found += [code.fma(left, b, t) for b, t in zip(right, sums, strict=True)]
             return found
@@ -45,6 +46,19 @@ class ProductWriter(ScatterWriter):
             with self.when(masks[n]):
                 place = s.dst_offset + row * s.dst_row + column
                 self._store_sums(s, place, totals[n * COLUMNS : (n + 1) * COLUMNS])
+
+    def _left(self, s: TileProduct, row: Expr, k: Expr) -> Value:
+        """An element of the left operand; 0 where it lies nowhere."""
+        if not s.a_indices:
+            return self._element(s, s.a_offset + row * s.a_row + k * s.a_col)
+        place = flatten_index(s.a_indices, self.memory[s.a].shape)
+        with self.binding(**{**self.bound, "i": row, "k": k}):
+            there = self.code.const(1, "i1")
+            for guard in s.a_guard:
+                there = there & self.holds("ge", guard, const(0))
+            with self.when(there):
+                found = self._element(s, place)
+        return there.select(found, self.code.const(0.0, found.type))
 
     def _element(self, s: TileProduct, place: Expr) -> Value:
         memory = self.memory[s.a]

@@ -41,18 +41,9 @@ class WgmmaTile(Tile):
 class SwizzledCopies(Copies):
     """Copies of 16 bytes to their place in a swizzled stage."""
 
-    def _left(self, ring: Value) -> list[Copy]:
-        w, s = self.writer, self.tile.s
-        found = []
-        across, lanes = DEPTH // CHUNK, w.team.lanes
-        for n in range(self.tile.rows * across // lanes):
-            flat = sym("lane") + n * lanes
-            row, chunk = floordiv(flat, across), mod(flat, across)
-            valid = w.holds("lt", row, s.rows)
-            place = s.a_offset + row * s.a_row + chunk * CHUNK
-            target = self._swizzled(ring, const(0), row, chunk)
-            found.append(self._at(target, s.a, place, chunk * CHUNK, valid, const(1), True))
-        return found
+    def _left_target(self, ring: Value, row: Expr, k: Expr) -> Value:
+        target = self._swizzled(ring, const(0), row, floordiv(k, CHUNK))
+        return target + self.writer.index(mod(k, CHUNK) * 2, "i32")
 
     def _right(self, ring: Value) -> list[Copy]:
         w, tile = self.writer, self.tile

@@ -157,7 +157,7 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
                 s.dst_offset, s.dst_row, s.a_offset, s.a_row, s.a_col, s.panel_offset, s.rows,
                 s.depth,
             }  # fmt: skip
-            others = (s.width, s.panel_row, s.panel_col, s.panel_place)
+            others = (s.width, s.panel_row, s.panel_col, s.panel_place, *s.a_indices, *s.a_guard)
             found |= {e for e in others if e is not None}
         elif isinstance(s, Attend):
             found |= {s.dst_row, s.rows, s.lo, s.hi, *(() if s.extent is None else (s.extent,))}
@@ -179,8 +179,9 @@ def bound_names(body: Sequence[Statement]) -> set[str]:
             found |= bound_names(s.body)
         elif isinstance(s, Fold):
             found |= {n for n, _ in s.loops}
-        elif isinstance(s, TileProduct) and s.panel_place is not None:
-            found.add("k")
+        elif isinstance(s, TileProduct):
+            found |= {"k"} if s.panel_place is not None else set()
+            found |= {"i", "k"} if s.a_indices else set()
         elif isinstance(s, Attend):
             found |= {s.row, s.key}
     return found

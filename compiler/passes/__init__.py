@@ -22,10 +22,14 @@ def discovered() -> dict[str, type[Pass]]:
     return found
 
 
-def pipeline_of(load: Callable[[str, str], Any], narrow: bool = False) -> tuple[Pass, ...]:
+def pipeline_of(
+    load: Callable[[str, str], Any], narrow: bool = False, channels_last: bool = False
+) -> tuple[Pass, ...]:
     """The passes from the checked program's graph to the one that is fused, in order; with
-    `narrow`, to one whose kernels convert what weights are stored in as they read it."""
+    `narrow`, to one whose kernels convert what weights are stored in as they read it; with
+    `channels_last`, to one whose images lie as kernels for GPUs want them."""
     from .batch_steps import BatchSteps
+    from .channels_last import ChannelsLast
     from .check_first import CheckFirst
     from .find_products import FindProducts
     from .fold_constants import FoldConstants
@@ -37,7 +41,8 @@ def pipeline_of(load: Callable[[str, str], Any], narrow: bool = False) -> tuple[
         Simplify(),
         BatchSteps(),
         JoinProducts(),
-        FindProducts(),
+        FindProducts(few_places=not channels_last),
+        *((ChannelsLast(),) if channels_last else ()),
         FoldConstants(load, narrow),
         OwnResults(),
         CheckFirst(),

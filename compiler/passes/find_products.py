@@ -15,11 +15,14 @@ class FindProducts(Pass):
     """A view of a view is one view; a sum of a product along an axis is a `Contract`.
 
     Both at once: a product's operands are in place only where the views around them are folded,
-    and the views that pack its panels fold into those of the weights.
+    and the views that pack its panels fold into those of the weights. With `few_places`, a
+    convolution of few places has them as rows.
     """
 
     name: ClassVar[str] = "find_products"
     establishes: ClassVar[tuple[str, ...]] = ("views-folded", "products-found")
 
+    few_places: bool = True
+
     def run(self, graph: Graph) -> Graph:
-        return rebuild(graph)
+        return rebuild(graph, self.few_places)

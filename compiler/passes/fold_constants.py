@@ -32,7 +32,7 @@ class FoldConstants(Pass):
     """
 
     name: ClassVar[str] = "fold_constants"
-    requires: ClassVar[tuple[str, ...]] = ("views-folded", "products-found")
+    requires: ClassVar[tuple[str, ...]] = ("products-found",)
     establishes: ClassVar[tuple[str, ...]] = ("constants-folded",)
     load: Callable[[str, str], np.ndarray[Any, Any]] = field(repr=False)
     narrow: bool = False

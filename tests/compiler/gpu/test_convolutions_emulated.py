@@ -1,0 +1,123 @@
+"""Convolutions on tensor cores, whose windows are gathered: every border, step, hole and group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from .gpu_run import Emulated, check_legal, compiled, launches
+
+DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+UNIT = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
+CASES: list[dict[str, Any]] = [
+    dict(kind="f16", image=(2, 3, 15, 13), outer=16, size=7, stride=2, padding=3),
+    dict(kind="bf16", image=(1, 17, 11, 7), outer=24, size=3, padding=2, dilation=2),
+    dict(kind="f16", image=(2, 64, 5, 7), outer=72, size=3, padding=1),
+    dict(kind="bf16", image=(3, 16, 7, 5), outer=20, size=3, padding=1),
+    dict(kind="f16", image=(2, 16, 6, 6), outer=32, size=3, padding=1, groups=2),
+    dict(kind="f16", image=(1, 1, 13, 13), outer=16, size=5),
+    dict(kind="bf16", image=(2, 20, 7, 7), outer=40, size=1, stride=2),
+    dict(kind="f32", image=(2, 5, 9, 11), outer=20, size=3, padding=1),
+]
+
+
+def convolved(x: Any, w: Any, case: dict[str, Any]) -> Any:
+    """The sums in float64."""
+    stride, padding = case.get("stride", 1), case.get("padding", 0)
+    dilation, groups = case.get("dilation", 1), case.get("groups", 1)
+    around = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    x, reach = np.pad(x, around), dilation * (case["size"] - 1) + 1
+    seen = np.lib.stride_tricks.sliding_window_view(x, (reach, reach), axis=(2, 3))
+    seen = seen[:, :, ::stride, ::stride, ::dilation, ::dilation]
+    parts = zip(np.split(seen, groups, 1), np.split(w, groups, 0), strict=True)
+    return np.concatenate([np.einsum("bcijmn,ocmn->boij", a, b) for a, b in parts], 1)
+
+
+def source(case: dict[str, Any], dims: str) -> str:
+    kind, (_, inner, high, wide) = case["kind"], case["image"]
+    stride, padding = case.get("stride", 1), case.get("padding", 0)
+    dilation, groups = case.get("dilation", 1), case.get("groups", 1)
+    edges = f"[(0, 0), (0, 0), ({padding}, {padding}), ({padding}, {padding})]"
+    weights = f"{kind}[{case['outer']}, {inner // groups}, {case['size']}, {case['size']}]"
+    return (
+        "import nn\n"
+        f"pipeline p(x: {kind}[{dims}, {inner}, {high}, {wide}], w: {weights},"
+        f" b: {kind}[{case['outer']}]):\n"
+        f"    y = nn.convolve2d(pad(x, {edges}), w, {stride}, {dilation}, {groups})\n"
+        "    nn.relu(y + b[:, None, None])\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "arch"),
+    [(case, ("sm_90a", "sm_80", "sm_90a")[n % 3]) for n, case in enumerate(CASES)],
+    ids=lambda c: c if isinstance(c, str) else f"{c['kind']}{c['image']}{c['size']}",
+)
+def test_convolution(
+    case: dict[str, Any], arch: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    batch = case["image"][0]
+    dims = {"B": batch} if batch == 3 else {}
+    plan = compiled(tmp_path / "p.pipe", source(case, "B" if dims else str(batch)), (arch,))
+    check_legal(plan)
+    assert all(n.report["spill bytes"] == 0 for n in launches(plan) if "spill bytes" in n.report)
+    dtype, outer = DTYPES[case["kind"]], case["outer"]
+    of_weights = (outer, case["image"][1] // case.get("groups", 1), case["size"], case["size"])
+    shapes = {"x": case["image"], "w": of_weights, "b": (outer,)}
+    inputs = {n: np.asarray(rng.standard_normal(s)).astype(dtype) for n, s in shapes.items()}
+    x, w, b = (inputs[n].astype(float) for n in shapes)
+    sums, scale = convolved(x, w, case), convolved(np.abs(x), np.abs(w), case)
+    wanted = np.maximum(sums + b[:, None, None], 0)
+    depth = int(np.prod(of_weights[1:]))
+    # each product is added at most `depth` times; the sum is rounded, and again with the bias
+    unit = UNIT[case["kind"]]
+    most = (depth + 2) * 2.0**-24 * scale + unit * (2 * np.abs(sums) + np.abs(b[:, None, None]))
+    assert "cp.async.c" in plan.ptx[arch] and "mma" in plan.ptx[arch]
+    (got,) = Emulated(plan, arch)(inputs, dims)
+    assert np.all(np.abs(got.astype(float) - wanted) <= most)
+
+
+def test_infinities_and_nan_lie_where_they_should(tmp_path: Path, rng: np.random.Generator) -> None:
+    case = dict(kind="f32", image=(1, 4, 6, 7), outer=16, size=3, padding=1)
+    plan = compiled(tmp_path / "p.pipe", source(case, "1"), ("sm_90a",))
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in ((1, 4, 6, 7), (16, 4, 3, 3)))
+    x[0, 1, 0, 3], x[0, 3, 5, 6] = np.inf, np.nan
+    b = rng.standard_normal(16).astype(np.float32)
+    (got,) = Emulated(plan)({"x": x, "w": w, "b": b}, {})
+    with np.errstate(invalid="ignore"):
+        wanted = np.maximum(convolved(x.astype(float), w, case) + b[:, None, None], 0)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_stay_in_16_bits_and_nothing_stores_windows(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    text = (
+        "import nn\n"
+        "weights w = 'w.npz'\n"
+        "pipeline p(x: f16[1, 16, 9, 9]) -> f16[1, 32, 5, 5]:\n"
+        "    edges = [(0, 0), (0, 0), (1, 1), (1, 1)]\n"
+        "    h = nn.relu(nn.convolve2d(pad(x, edges), w.a, 1, 1, 1))\n"
+        "    s = nn.convolve2d(h, w.d, 2, 1, 1)\n"
+        "    nn.relu(nn.convolve2d(pad(h, edges), w.c, 2, 1, 1) + s)\n"
+    )
+    w = {
+        "a": rng.standard_normal((16, 16, 3, 3)).astype(np.float16),
+        "c": rng.standard_normal((32, 16, 3, 3)).astype(np.float16),
+        "d": rng.standard_normal((32, 16, 1, 1)).astype(np.float16),
+    }
+    np.savez(tmp_path / "w.npz", **w)
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_89",))
+    assert {b.dtype for g in plan.pipelines[0].gpu for b in g.buffers} == {"f16"}
+    assert len(launches(plan)) == 4  # the image in another order, and three products
+    x = rng.standard_normal((1, 16, 9, 9)).astype(np.float16)
+    (got,) = Emulated(plan, "sm_89")({"x": x}, {})
+    f = {n: a.astype(float) for n, a in w.items()}
+    h = np.maximum(convolved(x.astype(float), f["a"], dict(size=3, padding=1)), 0)
+    s = convolved(h, f["d"], dict(size=1, stride=2))
+    y = convolved(h, f["c"], dict(size=3, stride=2, padding=1)) + s
+    np.testing.assert_allclose(got.astype(float), np.maximum(y, 0), rtol=2**-7, atol=0.25)
