@@ -27,6 +27,7 @@ class Schedule:
     `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
     `step_flops`: arithmetic that makes a parallel step worth handing to another thread;
     `turn_flops`: the same in a recurrence, whose threads would meet at every one of its steps.
+    `parts`: a concatenation of so many parts has a loop for each, at most.
     `tile_columns`: columns of a tile that warpgroups compute, at most, 0 where none do.
     `tensor_copies`: whether tensor copies bring the operands of such tiles.
     """
@@ -45,6 +46,7 @@ class Schedule:
     stage_flops: int = 8
     step_flops: int = 16384
     turn_flops: int = 262144
+    parts: int = 64
     tile_columns: int = 0
     tensor_copies: bool = False
 
@@ -66,6 +68,7 @@ GPU = Schedule(
     depth_block=1 << 40,
     codes_block=1 << 40,
     stage_flops=1 << 40,
+    parts=0,
 )
 """Nothing is staged: what registers hold is not computed twice, and what they cannot hold costs
 more to keep than to compute. A chunk is two vectors of 16 bytes of f32 for each of 256 lanes. A

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from stagefuse.dsl.dims import const, floordiv, minimum, sym
+from collections.abc import Callable
+from functools import partial
 
-from ..graph import (
-    Map,
-    Scalar,
-    View,
-)
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
+
+from ..graph import Concat, Map, Scalar, View
 from .blocks import Parallel
 from .expressions import product_of
 from .values import Lowering
@@ -33,8 +32,48 @@ def lower_pointwise(low: Lowering) -> Parallel:
         hi = minimum(lo + chunk, total)
     low.bind(parallel)
     work = (total if outer else const(low.schedule.chunk)) * max(1, low.cost())
-    low.loop(index, lo, hi, lambda: low.store((*lead, sym(index))), vector=True)
+    _by_parts(low, (index, lo, hi), lambda at: low.store((*lead, at)))
     return parallel, work
+
+
+def _by_parts(low: Lowering, loop: tuple[str, Expr, Expr], body: Callable[[Expr], None]) -> None:
+    """A vector loop along the last axis; one for each part of a concatenation, if there is one:
+    otherwise every element would be chosen among those of all parts."""
+    index, lo, hi = loop
+    facts, (axis, parts) = low.facts, _parts(low)
+
+    def along(start: Expr, end: Expr) -> None:
+        low.loop(index, start, end, lambda: body(sym(index)), vector=True)
+
+    def within(start: Expr, end: Expr) -> None:
+        low.facts = facts.with_ranges({axis: (start, end - 1)})
+        along(lo, hi)
+
+    for start, end in parts:
+        if axis != index:
+            low.when([sym(axis) - start, end - 1 - sym(axis)], partial(within, start, end))
+        elif (lo, end) == (const(0), start + 1):
+            body(start)
+        else:
+            along(maximum(lo, start, facts), minimum(hi, end, facts))
+        low.facts = facts
+    if not parts:
+        along(lo, hi)
+
+
+def _parts(low: Lowering) -> tuple[str, list[tuple[Expr, Expr]]]:
+    """The axis that a concatenation in the kernel is along and where its parts begin and end, of
+    the one with most parts; no parts if there is none, or too many for loops of their own."""
+    found: tuple[str, list[tuple[Expr, Expr]]] = "", []
+    for member in low.group.members:
+        node = low.graph.nodes[member]
+        if isinstance(node.primitive, Concat):
+            axis = f"d{node.primitive.axis}"
+            accesses = low.group.accesses.get(member, [])
+            whole = all(a is not None and a[node.primitive.axis] == sym(axis) for a in accesses)
+            if whole and len(found[1]) < len(node.operands) <= low.schedule.parts:
+                found = axis, list(zip(*low.stretches(node), strict=True))
+    return found
 
 
 def _is_flat(low: Lowering) -> bool:

@@ -286,23 +286,37 @@ class Lowering(Blocks):
         return self.value(node.operands[0], tuple(place), guard)
 
     def concat(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
-        axis = node.primitive.axis if isinstance(node.primitive, Concat) else 0
-        starts = [const(0)]
-        for ref in node.operands:
-            starts.append(starts[-1] + self.graph.type(ref).shape[axis])
-        position = at[axis]
-        result: Value | None = None
-        for ref, start, end in reversed(
-            list(zip(node.operands, starts[:-1], starts[1:], strict=True))
-        ):
-            low = Op("ge", (position, Index(start)), BOOL)
+        """The part that a position lies in; those that it is known not to lie in are left out."""
+        assert isinstance(node.primitive, Concat)
+        axis = node.primitive.axis
+        position, result = at[axis], None
+        parts = list(zip(node.operands, *self.stretches(node), strict=True))
+        possible = [part for part in parts if not self._is_outside(position, *part[1:])]
+        for ref, start, end in reversed(possible or parts[-1:]):
             high = Op("lt", (position, Index(end)), BOOL)
             inside = minus(position, start)
+            tests = (self.nonneg(inside), None if self._is_below(position, end) else high)
             place = (*at[:axis], inside, *at[axis + 1 :])
-            value = self.value(ref, place, (*guard, low, high))
+            value = self.value(ref, place, (*guard, *(t for t in tests if t is not None)))
             result = value if result is None else Op("select", (high, value, result), value.dtype)
         assert result is not None
         return result
+
+    def _is_below(self, position: Value, end: Expr) -> bool:
+        return isinstance(position, Index) and self.facts.prove_lt(position.expr, end)
+
+    def _is_outside(self, position: Value, start: Expr, end: Expr) -> bool:
+        beyond = isinstance(position, Index) and self.facts.prove_le(end, position.expr)
+        return beyond or self._is_below(position, start)
+
+    def stretches(self, node: Node) -> tuple[list[Expr], list[Expr]]:
+        """Where the parts of a concatenation begin and end along its axis."""
+        assert isinstance(node.primitive, Concat)
+        ends: list[Expr] = []
+        for ref in node.operands:
+            size = self.graph.type(ref).shape[node.primitive.axis]
+            ends.append(ends[-1] + size if ends else size)
+        return [const(0), *ends[:-1]], ends
 
     def reduce(self, ref: Ref, at: tuple[Value, ...]) -> Value:
         node = self.graph.nodes[ref.node]

@@ -1,0 +1,68 @@
+"""Concatenations: a loop for each part, along any axis, between any operations and views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.driver import compile_file
+from stagefuse.compiler.fuse import partition
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.join import join
+from stagefuse.compiler.kernel_ir import Op
+from stagefuse.compiler.kernel_text import values_of
+from stagefuse.compiler.kernel_verify import verify_kernel
+from stagefuse.compiler.lower import Sites, lower
+from stagefuse.compiler.schedule import CPU
+from stagefuse.dsl.dims import as_expr, sym
+from stagefuse.dsl.dtypes import F32
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.types import TensorType
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
+
+from .cpu_run import LEVELS
+from .graph_run import graph_of
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_parts_have_loops_of_their_own(
+    axis: int, level: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    other = [int(n) for n in rng.integers(1, 20, 3)]
+    first, last = ([str(n) for n in other] for _ in range(2))
+    first[axis], last[axis] = "N", "M"
+    whole = [str(n) for n in other]
+    whole[axis] = "N + M + 1"
+    one = [str(n) for n in other]
+    one[axis] = "1"
+    (tmp_path / "p.pipe").write_text(f"""
+pipeline p(x: f32[{", ".join(first)}], y: f32[{", ".join(one)}], z: f32[{", ".join(last)}])
+-> f32[{", ".join(whole)}]:
+    maximum(concat([x * 2.0, y, z - 1.0], axis={axis}), 0.25)
+""")
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=2)
+    for n, m in [(0, 0), (0, 5), (1, 1), (17, 0), tuple(int(i) for i in rng.integers(0, 70, 2))]:
+        arrays = []
+        for size in (n, 1, m):
+            shape = [*other[:axis], size, *other[axis + 1 :]]
+            arrays.append(rng.standard_normal(shape, np.float32))
+        x, y, z = arrays
+        want = np.maximum(np.concatenate([x * 2, y, z - 1], axis), np.float32(0.25))
+        np.testing.assert_array_equal(pipe(x=x, y=y, z=z), want)
+
+
+def test_no_element_is_chosen_among_parts() -> None:
+    b = Builder(Facts().with_ranges({"B": (0, 8)}))
+    x, y = (b.input(name, TensorType(F32, (sym("B"), as_expr(33)))) for name in "xy")
+    columns = [b.view(v, (sym("B"), 33, 1), lambda *at: at[:2]) for v in (x, b.map("add", x, y))]
+    graph = graph_of(b, [b.concat(columns, 2), b.concat([y, x], 1), b.concat([y, x], 0)])
+    for group in join(graph, partition(graph)).groups:
+        kernel = lower(graph, group, Sites(), CPU).kernel
+        assert verify_kernel(kernel, graph.facts).open == []
+        values = [v for s in walk(kernel.body) for value in values_of(s) for v in post_order(value)]
+        assert values and "select" not in {v.fn for v in values if isinstance(v, Op)}
