@@ -45,9 +45,13 @@ _SCALARS = {
 @click.option("--cluster", default="1", show_default=True, metavar="X[,Y[,Z]]", help="In blocks.")
 @click.option("--shared", default=0, show_default=True, help="Dynamic shared memory in bytes.")
 @click.option(
-    "--arg", "arguments", multiple=True, metavar="ARG",
+    "--arg",
+    "arguments",
+    multiple=True,
+    metavar="ARG",
     help="In order: FILE.npy, zeros:f32[64], new:f32[64] (unwritten), random:f32[64], or s32:5.",
 )
+@click.option("--time-limit", type=float, metavar="SECONDS", help="Stop a kernel that runs on.")
 @OUTPUT_DIR
 @WEIGHTS
 @PIPELINE
@@ -63,6 +67,7 @@ def emulate(
     cluster: str,
     shared: int,
     arguments: tuple[str, ...],
+    time_limit: float | None,
     output_dir: Path | None,
     weights: tuple[str, ...],
     pipeline: str | None,
@@ -73,13 +78,17 @@ def emulate(
     FILE is a .pipe or .fused file, run with --input or with made-up inputs of the given --size,
     or a .ptx file, of which --kernel is launched with each --arg. A fault of a kernel (access out
     of bounds or misaligned, race, unwritten memory read, barrier, deadlock) is shown with its
-    line; of a .ptx file's it is exit code 1, of our own a fault of stagefuse.
+    line; of a .ptx file's it is exit code 1, of our own a fault of stagefuse. A deadlock says
+    where threads stand, and so does a kernel that --time-limit stops.
     """
     with reported(as_json):
         if file.suffix == ".ptx":
             sides = {"grid": grid, "block": block, "cluster": cluster}
             shape = {name: _sides(text, name) for name, text in sides.items()}
-            return emulate_ptx(file, kernel, shape, shared, arguments, output_dir, as_json)
+            sizes_of = {**shape, "shared_bytes": shared, "time_limit": time_limit}
+            return emulate_ptx(file, kernel, sizes_of, arguments, output_dir, as_json)
+        if time_limit is not None:
+            raise click.UsageError("--time-limit is for .ptx files")
         device = "emulator" if arch is None else f"emulator:{arch}"
         with opened(file, weights, pipeline, device=device) as pipe:
             given = read_inputs(inputs, pipe) if inputs else example_inputs(pipe, sizes)
@@ -95,8 +104,7 @@ def emulate(
 def emulate_ptx(
     file: Path,
     kernel: str | None,
-    shape: dict[str, tuple[int, int, int]],
-    shared: int,
+    sizes: dict[str, Any],
     arguments: Sequence[str],
     output_dir: Path | None,
     as_json: bool,
@@ -116,11 +124,8 @@ def emulate_ptx(
         raise click.UsageError(f"--kernel is one of {', '.join(entries) or 'none'}")
     values = [_argument(a) for a in arguments]
     try:
-        record = emulator.load(text).launch(
-            kernel, grid=shape["grid"], block=shape["block"], cluster=shape["cluster"],
-            shared_bytes=shared, args=values,
-        )  # fmt: skip
-    except (emulator.Fault, PtxError, ValueError) as error:
+        record = emulator.load(text).launch(kernel, args=values, **sizes)
+    except (emulator.Fault, PtxError, ValueError, TimeoutError) as error:
         raise InputError(f"{file}: {error}") from error
     buffers = {i: v for i, v in enumerate(values) if isinstance(v, np.ndarray)}
     if output_dir is not None:
@@ -132,7 +137,7 @@ def emulate_ptx(
             kernel=kernel, record=_record(record),
             buffers={str(i): np.asarray(v).tolist() for i, v in buffers.items()},
         )  # fmt: skip
-    click.echo(f"{kernel}: grid {shape['grid']}, block {shape['block']}", err=True)
+    click.echo(f"{kernel}: grid {sizes['grid']}, block {sizes['block']}", err=True)
     click.echo(_summary(record), err=True)
     for number, array in buffers.items():
         click.echo(f"arg {number}: {array.dtype.name}{list(array.shape)}")
@@ -160,9 +165,12 @@ def _argument(text: str) -> Any:
             raise click.UsageError(f"--arg: there is no file {text!r}")
         return np.load(text, allow_pickle=False)
     buffer = _BUFFER.match(text)
-    if buffer and buffer[2] in DTYPES:
+    if buffer:
         shape = tuple(int(n) for n in buffer[3].split(",") if n.strip())
-        dtype = DTYPES[buffer[2]].numpy
+        name = buffer[2] if buffer[2] in DTYPES else f"i{buffer[2][1:]}"  # s32 is PTX's word
+        if name not in DTYPES or buffer[2][:1] not in ("s", name[0]):
+            raise click.UsageError(f"--arg takes types, and there is no type {buffer[2]!r}")
+        dtype = DTYPES[name].numpy
         if buffer[1] == "new":
             return emulator.uninitialised(shape, dtype)
         if buffer[1] == "zeros":
@@ -199,5 +207,3 @@ def _record(record: Any) -> dict[str, Any]:
         "bytes": {f"{space} {how}": n for (space, how), n in record.bytes.items()},
         "bank_conflicts": record.bank_conflicts,
     }
-
-

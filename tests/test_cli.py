@@ -413,6 +413,28 @@ def test_emulate_of_ptx(shell: Shell, tmp_path: Path) -> None:
     assert code == 1 and "out-of-bounds" in err and "ld.global.f32" in err
     code, out, err = shell("emulate", path, "--kernel", "add", "--arg", "zeros:f32[6]")
     assert code == 1 and "parameters" in err
+    (tmp_path / "loop.ptx").write_text(LOOP)
+    loop = ("emulate", tmp_path / "loop.ptx", "--arg", "zeros:s32[1]")
+    code, out, err = shell(*loop, "--time-limit", "0.2")
+    assert code == 1 and "k has not ended: 32 at line" in err
+    code, out, err = shell("emulate", path, "--kernel", "add", "--arg", "zeros:f33[6]")
+    assert code == 2 and "there is no type 'f33'" in err
+
+
+LOOP = """.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry k(.param .u64 p)
+{
+    .reg .b32 %r<1>;
+    .reg .pred %p<1>;
+    mov.u32 %r0, 0;
+L:  add.u32 %r0, %r0, 1;
+    setp.ne.u32 %p0, %r0, 0;
+    @%p0 bra L;
+    ret;
+}
+"""
 
 
 def test_every_option_is_explained() -> None:

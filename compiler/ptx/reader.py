@@ -382,9 +382,12 @@ class _Resolve:
 
     def instruction(self, x: s.Instruction) -> s.Instruction:
         guard = x.guard
-        if guard is not None:
-            guard = s.Guard(self.register(guard.register.name, x.line), guard.negated)
-        operands = tuple(self.operand(o, x.line) for o in x.operands)
+        try:
+            if guard is not None:
+                guard = s.Guard(self.register(guard.register.name, x.line), guard.negated)
+            operands = tuple(self.operand(o, x.line) for o in x.operands)
+        except PtxError as error:
+            raise PtxError(f"`{x.name}`: {error.message}", line=x.line) from None
         return s.Instruction(x.opcode, x.modifiers, operands, guard, x.line, self.loc)
 
     def type_of(self, name: str) -> str | None:

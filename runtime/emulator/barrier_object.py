@@ -37,6 +37,8 @@ class BarrierObject(Generic[Clock]):
     """Tells apart barriers that were in one place one after the other."""
     origin: Any = None
     """Who initialised it, for whoever checks that its uses come behind that."""
+    maker: int = -1
+    """The thread that initialised it."""
     known_to: set[int] = field(default_factory=set)
     """Who was found to come behind that."""
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Selection = Array | slice | None
+MOST_PLACES = 64
+"""How many places a group notes: a loop that looks at more of them is none that waits."""
 Call = tuple["Frame", int, tuple[Any, ...]]
 """A caller: its frame, the instruction that called, what takes the results."""
 
@@ -41,7 +43,8 @@ class Frame:
 class Group:
     """Threads of a batch at the same instruction. `sel` is `None` for all of the batch's."""
 
-    __slots__ = ("batch", "frame", "regs", "pc", "stack", "sel", "n", "turn", "looks")
+    __slots__ = ("batch", "frame", "regs", "pc", "stack", "sel", "n", "turn", "looks", "rounds",
+                 "seen", "places")  # fmt: skip
 
     def __init__(
         self, batch: Batch, frame: Frame, pc: int, stack: tuple[Call, ...],
@@ -52,6 +55,12 @@ class Group:
         self.sel, self.n, self.turn = sel, n, turn
         self.looks = False
         """Whether it looked at memory that others may write, since its last turn."""
+        self.places: set[Any] = set()
+        """What it looked at since loops were last looked at: addresses, or barriers."""
+        self.rounds = 0
+        """How often it jumped back."""
+        self.seen: tuple[int, int] | None = None
+        """What it found a long while ago, for loops in which nothing changes."""
 
     def threads(self) -> Array:
         """The threads, as sorted indices within the batch."""
@@ -72,7 +81,7 @@ class Group:
         """A group of the threads where `held`; this one is not changed."""
         sel = compact(self.threads()[held])
         made = Group(self.batch, self.frame, self.pc, self.stack, sel, count, self.turn)
-        made.looks = self.looks
+        made.looks, made.places = self.looks, set(self.places)
         return made
 
     def fresh(self, slot: int) -> Array:
@@ -89,6 +98,12 @@ class Group:
     def special(self, name: str) -> Array:
         """The values of a special register."""
         return self.of(self.batch.special(name))
+
+    def look(self, addresses: Array) -> None:
+        """Notes that it looks at memory, or a barrier there, which others may change."""
+        self.looks = True
+        if len(self.places) < MOST_PLACES:
+            self.places.add((self.pc, int(addresses[0]), int(addresses[-1])))
 
     def checksum(self) -> int:
         """A number that is very likely another one when some register changes."""
@@ -130,3 +145,4 @@ def merge(into: Group, other: Group) -> None:
     into.sel = None if into.n == into.batch.threads else compact(threads)
     into.turn = max(into.turn, other.turn)
     into.looks |= other.looks
+    into.places |= other.places

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx import PtxError, read_module
 from stagefuse.compiler.ptx import syntax as s
+from stagefuse.compiler.ptx.check import target_number
 from stagefuse.compiler.ptx.types import TYPES
 
 from .layout import Layout, lay_out
@@ -23,6 +25,8 @@ from .races import Races
 from .values import DTYPES
 
 Array = NDArray[Any]
+NEWEST = 90
+"""The newest GPUs that are emulated, as targets number them."""
 Argument = Any
 """An array or `Pointer` (an address), a NumPy scalar, or `bytes` (a struct by value)."""
 
@@ -67,14 +71,15 @@ class Module:
     def launch(
         self, name: str, *, grid: int | Sequence[int], block: int | Sequence[int],
         cluster: int | Sequence[int] = 1, shared_bytes: int = 0, args: Sequence[Argument] = (),
-        races: bool = True, unwritten: bool = True,
+        races: bool = True, unwritten: bool = True, time_limit: float | None = None,
     ) -> Record:  # fmt: skip
         """Runs a kernel to its end. Arrays among the arguments are changed in place.
 
         `races=False` leaves out the search for races, which makes it faster. `unwritten=False`
         lets kernels read shared memory that nothing wrote, as some do that ignore what they read.
 
-        Raises: Fault where the kernel does something wrong; ValueError where the launch does.
+        Raises: Fault where the kernel does something wrong; ValueError where the launch does;
+        TimeoutError, which says where threads stand, after `time_limit` seconds.
         """
         code = self._entry(name)
         sizes = _dim(grid), _dim(block), self._cluster(code, _dim(cluster))
@@ -91,6 +96,8 @@ class Module:
             self.program, code, layout, *sizes, params, variables, heap, shared_bytes, search
         )
         machine.looks_for_unwritten = unwritten
+        if time_limit is not None:
+            machine.deadline = monotonic() + time_limit
         self._initialise(variables, machine)
         for each in layout.codes:
             each.make_ready()
@@ -140,8 +147,9 @@ class Module:
     def _params(self, code: Code, heap: Heap, args: Sequence[Argument]) -> Arena:
         formals = [f for f in code.formals if isinstance(f, Place)]
         if len(formals) != len(args):
-            raise ValueError(f"`{code.name}` has {len(formals)} parameters, and {len(args)} "
-                             "arguments were given")  # fmt: skip
+            listed = ", ".join(f"{f.variable.name}: {_kind(f.variable)}" for f in formals)
+            raise ValueError(f"`{code.name}` has {len(formals)} parameters ({listed}), and "
+                             f"{len(args)} arguments were given")  # fmt: skip
         size = max([f.offset + byte_size(f.variable) for f in formals], default=0)
         data = np.zeros(max(-(-size // 16) * 16, 16), np.uint8)
         for formal, value in zip(formals, args, strict=True):
@@ -181,9 +189,14 @@ class Module:
 def load(text: str | s.Module) -> Module:
     """A module from PTX text.
 
-    Raises: PtxError with the line of what is no PTX, or of an instruction that is not known.
+    Raises: PtxError with the line of what is no PTX, or of an instruction that is not known; and
+    for a target that has instructions which work in ways that are not emulated.
     """
     module = read_module(text) if isinstance(text, str) else text
+    number, _ = target_number(module.target[0])
+    if number > NEWEST:
+        raise PtxError(f"the target is {module.target[0]}, and the emulator knows GPUs up to "
+                       f"sm_{NEWEST}a")  # fmt: skip
     loaded = Module(module, Program(module))
     for place in loaded.program.globals.places.values():
         v = place.variable
@@ -223,6 +236,11 @@ def _settle_allocator() -> None:
     that again costs more than the arithmetic on it.
     """
     np.empty(24 << 20, np.uint8)
+
+
+def _kind(v: s.Variable) -> str:
+    """The type of a parameter in words."""
+    return f"{byte_size(v)} bytes" if v.shape else v.type
 
 
 def _dim(x: int | Sequence[int]) -> Dim:

@@ -13,6 +13,7 @@ others may write (a spin loop) lets others go first, each time round.
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,10 +44,12 @@ IDLE_TURNS = 30
 """How often loops may come round with nothing changing before more blocks join."""
 STUCK_TURNS = 8_000
 """How often before that counts as a deadlock."""
+LONG_LOOP = 1024
+"""How often a loop comes round before it is looked at: whether anything changed, and the time."""
 LOOK_TURNS = 500
-"""How often before registers are looked at: a loop that reads much memory is no deadlock."""
+"""How often before a loop is looked at: one that reads much memory is no deadlock."""
 MOST_REVIVALS = 400
-"""How often a loop in which only registers change may go on so; counters do that forever."""
+"""How often a loop that changes no memory may go on so."""
 
 
 class Batch:
@@ -180,13 +183,28 @@ class Batch:
     def jump(self, g: Group, pc: int) -> bool:
         """Moves a group to an instruction; whether it goes on at once."""
         back, g.pc = pc <= g.pc, pc
-        if not (back and g.looks):
+        if not back:
+            return True
+        g.rounds += 1
+        if g.rounds % LONG_LOOP == 0:
+            self.machine.check_time(self, g)
+            self._look_at_loop(g)
+        if not g.looks:
             return True
         g.turn += 1
         g.looks = False
         self.machine.turned(g)
         self.push(g)
         return False
+
+    def _look_at_loop(self, g: Group) -> None:
+        """Makes a loop one that waits for others, where nothing changed since a long while."""
+        now = self.machine.progress, g.checksum()
+        if g.seen == now:
+            g.looks = True
+            g.rounds -= 1  # from now on each time
+        else:
+            g.seen = now
 
     def exit(self, g: Group) -> None:
         """Ends the threads of a group."""
@@ -279,6 +297,21 @@ class Batch:
             self.push(g)
         return bool(parked)
 
+    def places(self, most: int = 5) -> str:
+        """Where threads stand, in words: what most of them wait at first."""
+        groups = [*self.ready.values(), *(g for g, _, _ in self.waiting.values())]
+        groups += [entry.group for b in self.barriers.known.values() for entry in b.parked]
+        found = []
+        for g in sorted(groups, key=lambda g: -g.n):
+            steps = g.frame.code.steps
+            if g.pc < len(steps):
+                block, thread = self.position(int(g.threads()[0]))
+                line = steps[g.pc].instruction.line
+                found.append(f"{g.n} at line {line} `{steps[g.pc]}` (block {block} thread "
+                             f"{thread}{' and others' if g.n > 1 else ''})")  # fmt: skip
+        more = f", and {len(found) - most} groups more" if len(found) > most else ""
+        return ", ".join(found[:most]) + more
+
     def stuck(self) -> Fault:
         """The fault when no group can go on: why the first one waits."""
         for g, step, _ in self.waiting.values():
@@ -332,9 +365,11 @@ class Machine:
         self.shared_stride = -(-self.shared_bytes // 1024) * 1024
         self.local_bytes = layout.local_bytes
         self.progress = 0
+        self.deadline: float | None = None
+        """When the launch has run for too long, by `time.monotonic`."""
         self._idle, self._last, self._revived = 0, 0, 0
-        self._sums: dict[tuple[int, int], int] = {}
-        """Checksums of the registers of groups that loop, by batch and instruction."""
+        self._seen: dict[tuple[int, int], Any] = {}
+        """What groups that loop looked at, else their registers, by batch and instruction."""
         self.traffic: dict[tuple[str, str], int] = {}
         """Bytes by memory space and by what was done to them."""
         self.conflicts = 0
@@ -376,6 +411,7 @@ class Machine:
     def _advance(self, batch: Batch, others: bool) -> bool:
         """Runs a batch until it ends, or, with others beside it, for a while."""
         while not batch.is_done:
+            self.check_time(batch)
             idle = self._idle
             if not batch.step() and not batch.wake():
                 if not others:
@@ -398,19 +434,28 @@ class Machine:
             self._workspace = self.heap.add(arena)
         return self._workspace
 
+    def check_time(self, batch: Batch, g: Group | None = None) -> None:
+        """Raises: TimeoutError, which says where threads stand, after the deadline."""
+        if self.deadline is None or monotonic() < self.deadline:
+            return
+        if g is not None:
+            batch.push(g)
+        raise TimeoutError(f"{self.entry.name} has not ended: {batch.places()}")
+
     def turned(self, g: Group) -> None:
-        """Counts a loop that came round while nothing changed: no memory, and no register."""
+        """Counts a loop that came round while nothing changed: no memory, nor where it looks."""
         if self.progress != self._last:
             self._last, self._idle = self.progress, 0
             return
         self._idle += 1
         if self._idle % LOOK_TURNS == 0 and self._revived < MOST_REVIVALS:
             key = (id(g.batch), g.pc)
-            sums = g.checksum()
-            if key in self._sums and self._sums[key] != sums:
+            seen = frozenset(g.places) or g.checksum()
+            if key in self._seen and self._seen[key] != seen:
                 self._idle = 0
                 self._revived += 1
-            self._sums[key] = sums
+            self._seen[key] = seen
+            g.places.clear()
 
     def _spinning(self, batch: Batch) -> Fault:
         if not batch.ready:
@@ -441,8 +486,11 @@ class Machine:
         x = step.instruction
         thread = stop.thread if stop.thread is not None else int(g.threads()[0])
         block, within = batch.position(thread)
+        message = stop.message
+        if stop.kind == "deadlock" and (places := batch.places()):
+            message += f"; threads stand so: {places};"
         return Fault(
-            stop.kind, stop.message, kernel=self.entry.name, instruction=str(step), line=x.line,
+            stop.kind, message, kernel=self.entry.name, instruction=str(step), line=x.line,
             file=self.program.module.file(x.loc.file) if x.loc else "",
             source_line=x.loc.line if x.loc else 0, block=block, thread=within,
         )  # fmt: skip

@@ -41,6 +41,9 @@ class Warpgroups:
         self.used: Array = np.zeros(n, np.bool_)
         """Whether the open group has products."""
         self.fenced: Array = np.zeros(n, np.bool_)
+        """Whether a `wgmma.fence` orders the registers of the next product."""
+        self.waited: Array = np.zeros(n, np.bool_)
+        """Whether a group was waited for since the last fence."""
         self._marks: dict[tuple[int, int], Array] = {}
         self._operands: dict[tuple[int, int], Array] = {}
 
@@ -101,7 +104,14 @@ class Warpgroups:
             target_marks[threads] = 0
 
     def forget(self, g: Group, slots: list[int]) -> None:
-        """An ordinary instruction wrote registers: they belong to no product any more."""
+        """An ordinary instruction wrote registers: they belong to no product any more.
+
+        Behind a wait, a fence is due before the next product. Where it stands among those writes
+        is open: compilers move them over it, and the assembler puts them right.
+        """
+        if slots:
+            groups = self.of[g.threads()]
+            self.fenced[groups[self.waited[groups]]] = False
         for slot in slots:
             for table in (self._marks, self._operands):
                 marks = table.get((id(g.frame), slot))
@@ -116,6 +126,10 @@ class Warpgroups:
         threads = g.threads()
         return bool((marks[threads] > self.done[self.of[threads]]).any())
 
+    def fence(self, groups: Array) -> None:
+        """Some warpgroups execute a `wgmma.fence`."""
+        self.fenced[groups], self.waited[groups] = True, False
+
     def commit(self, groups: Array) -> None:
         """Closes the open group of some warpgroups."""
         self.open[groups] += 1
@@ -125,3 +139,4 @@ class Warpgroups:
         """Completes all groups but the last `pending` ones that were closed."""
         upto = self.open[groups] - 1 - pending
         self.done[groups] = np.maximum(self.done[groups], upto)
+        self.waited[groups] = True

@@ -120,7 +120,7 @@ def atomic(
 ) -> None:  # fmt: skip
     """Runs `act` on each part of memory that atomics go to, with what all of them share."""
     machine = g.batch.machine
-    g.looks = True
+    g.look(addresses)
     threads = g.threads()
     for part in places(g, site_space, addresses, size, threads):
         arena = part.arena

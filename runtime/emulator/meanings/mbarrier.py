@@ -75,7 +75,8 @@ def find(batch: Batch, index: int, threads: Array | int) -> Object:
         offset = index % batch.shared.stride if batch.shared.stride else index
         raise Stop("uninitialised", f"no mbarrier was initialised at {offset:#x} of shared memory",
                    int(who[0]))  # fmt: skip
-    for thread in who[:1] if len(who) == 1 else who[np.diff(who // 32, prepend=-1) > 0]:
+    others = who[who != found.maker]  # who made it may use it at once, and no other lane
+    for thread in others if len(others) < 2 else others[np.diff(others // 32, prepend=-1) > 0]:
         if int(thread) // 32 in found.known_to:
             continue
         if not comes_behind(batch, int(thread), found.origin):
@@ -116,7 +117,7 @@ def _init(site: Site) -> Run:
             with using(thread):
                 made = BarrierObject(n, join, clock, clock, serial=len(batch.state["serials"]))
             batch.state["serials"].append(index)
-            made.origin = mark
+            made.origin, made.maker = mark, thread
             objects(batch)[index] = made
         batch.machine.progress += 1
 
@@ -248,7 +249,7 @@ def _test(site: Site, parity: bool) -> Run:
     def run(g: Group) -> None:
         found = ask(g)
         if not found.all():
-            g.looks = True
+            g.look(g.threads())
         put(g, found)
 
     return run

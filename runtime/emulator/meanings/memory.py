@@ -70,7 +70,7 @@ def ld(site: Site) -> Run:
     def run(g: Group) -> None:
         addresses = at(g)
         if order and not guess:
-            g.looks = True
+            g.look(addresses)
         values = access.load(g, space, addresses, dtype, count, order=order, narrow=narrow)
         for put, value in zip(puts, values, strict=True):
             put(g, value)
@@ -101,9 +101,10 @@ def _ld128(site: Site, space: str, order: str, narrow: bool, at: Any) -> Run:
     both = DTYPES["b128"]
 
     def run(g: Group) -> None:
+        addresses = at(g)
         if order:
-            g.looks = True
-        low, high = access.load(g, space, at(g), DTYPES["b64"], 2, order=order, narrow=narrow)
+            g.look(addresses)
+        low, high = access.load(g, space, addresses, DTYPES["b64"], 2, order=order, narrow=narrow)
         values = np.empty(g.n, both)
         values["low"], values["high"] = low, high
         put(g, values)

@@ -50,7 +50,7 @@ def _together(work: Work) -> Control:
 @control("wgmma.fence")
 def _fence(site: Site) -> Control:
     def work(g: Group, groups: Warpgroups, numbers: Array, threads: Array) -> None:
-        groups.fenced[numbers] = True
+        groups.fence(numbers)
 
     return _together(work)
 
@@ -115,8 +115,9 @@ def _mma_async(site: Site) -> Control:
     def work(g: Group, groups: Warpgroups, numbers: Array, threads: Array) -> None:
         flat = threads.reshape(-1)
         if not groups.fenced[numbers].all():
-            raise Stop("race", "no `wgmma.fence` orders this warpgroup's registers before its "
-                       "first wgmma", int(threads[~groups.fenced[numbers]][0, 0]))  # fmt: skip
+            late = int(threads[~groups.fenced[numbers]][0, 0])
+            raise Stop("race", "no `wgmma.fence` orders what this warpgroup wrote to registers "
+                       "before this wgmma", late)  # fmt: skip
         if any(groups.is_marked(g, slot) for slot in a_slots):
             raise Stop("race", "an operand in registers is what an outstanding wgmma writes",
                        int(flat[0]))  # fmt: skip

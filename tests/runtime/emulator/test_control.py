@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stagefuse.compiler.ptx import PtxError
 from stagefuse.runtime import emulator
 
 from .kernels import HEAD, REGISTERS, fault, kernel, line_of, run, words
@@ -410,3 +411,45 @@ def test_a_long_loop_over_volatile_memory_is_no_deadlock() -> None:
     out = words(32)
     run(text, out, np.arange(12000, dtype=np.uint32))
     assert (out == 12000 * 11999 // 2).all()
+
+
+def test_a_loop_in_which_nothing_changes_is_a_deadlock() -> None:
+    for body in ("L: bra L;", "L: ld.global.u32 %r4, [%d0]; setp.eq.u32 %p0, %r4, 0; @%p0 bra L;"):
+        found = fault(kernel(body), words(1))
+        assert found.kind == "deadlock" and "32 at line" in found.message
+
+
+def test_a_deadlock_says_where_threads_stand() -> None:
+    text = kernel(
+        """
+        setp.lt.u32 %p0, %r0, 32;
+        @%p0 bra ONE;
+        barrier.sync 1, 64;
+        bra END;
+    ONE:
+        barrier.sync 2, 64;
+    END:"""
+    )
+    found = fault(text, words(1), block=64)
+    assert found.kind == "deadlock"
+    for number, thread in ((1, 32), (2, 0)):
+        line = line_of(text, f"barrier.sync {number}")
+        where = f"32 at line {line} `barrier.sync {number}, 64;` (block (0, 0, 0) thread ({thread}"
+        assert where in found.message
+
+
+def test_a_launch_that_takes_too_long() -> None:
+    text = kernel(
+        """
+        mov.u32 %r4, 0;
+    L:  add.u32 %r4, %r4, 1;
+        setp.lt.u32 %p0, %r4, 4000000000;
+        @%p0 bra L;"""
+    )
+    with pytest.raises(TimeoutError, match=r"k has not ended: 32 at line \d+ "):
+        run(text, words(1), time_limit=0.2)
+
+
+def test_a_target_beyond_hopper_is_refused() -> None:
+    with pytest.raises(PtxError, match="sm_100a, and the emulator knows GPUs up to sm_90a"):
+        emulator.load(kernel("").replace("sm_90a", "sm_100a"))
