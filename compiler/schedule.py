@@ -24,6 +24,8 @@ class Schedule:
     four tiles are too many bytes; `depth_block` of the sum is then done at a time for all of them,
     and `codes_block` where panels are computed of codes, whose part then stays in the first-level
     cache.
+    `columns_by_memory`: whether reductions whose memory runs along a kept axis accumulate columns
+    side by side whatever axis they are written along.
     `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
     `step_flops`: arithmetic that makes a parallel step worth handing to another thread;
     `turn_flops`: the same in a recurrence, whose threads would meet at every one of its steps.
@@ -34,6 +36,7 @@ class Schedule:
 
     chunk: int = 4096
     columns: int = 256
+    columns_by_memory: bool = True
     row_tile: Mapping[int, int] = field(default_factory=dict)
     tiles_per_block: int = 8
     block_bytes: int = 800_000
@@ -58,6 +61,7 @@ fit the first-level cache: 32 x 48 f32 are 6 KB. So do 256 columns."""
 GPU = Schedule(
     chunk=2048,
     columns=128,
+    columns_by_memory=False,
     row_tile=MappingProxyType({48: 64, 64: 64, 32: 64, 16: 64}),
     tiles_per_block=1,
     block_bytes=1 << 60,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
+from ..cpu.bodies import UNROLLED
 from ..graph import Node, Reduce, Ref, flatten_index
 from ..kernel_ir import (
     Alloc,
@@ -24,11 +25,12 @@ WINDOW, WINDOW_WIDTH = 64, 16
 def lower_row(low: Lowering) -> Parallel:
     domain, inner = low.group.domain, low.group.row_axes or ()
     outer = [a for a in range(len(domain)) if a not in inner]
-    if not inner and _is_column(low):
+    alone = all(domain[a].as_int() == 1 for a in inner)
+    if _is_column(low) and (alone if low.schedule.columns_by_memory else not inner):
         return _columns(low)
     parallel = low.axes(outer)
     low.bind(parallel)
-    position = [sym(f"d{a}") for a in range(len(domain))]
+    position = [const(0) if e.as_int() == 1 else sym(f"d{a}") for a, e in enumerate(domain)]
     sources = {r: low.group.source(r) for r in low.group.roots}
     full = [r for r, source in sources.items() if low.graph.type(source).shape == domain]
     for ref, source in sources.items():
@@ -55,14 +57,38 @@ def _is_column(low: Lowering) -> bool:
     """Whether memory runs along the kept axis: then accumulate whole stretches of columns."""
     if not low.group.domain or low.group.domain[-1].as_int() in range(8):
         return False
+    along, steps = False, const(0)
     for member in low.group.members:
         node = low.graph.nodes[member]
         if isinstance(node.primitive, Reduce):
-            rank = low.graph.type(node.operands[0]).rank
-            along = rank - 1 in node.primitive.axes and not _is_large_window(low, node)
-            if along or node.primitive.kind.startswith("arg"):
+            if node.primitive.kind.startswith("arg"):
                 return False
-    return True
+            shape = low.graph.type(node.operands[0]).shape
+            steps = steps + product_of([shape[a] for a in node.primitive.axes])
+            last = len(shape) - 1 in node.primitive.axes
+            along = along or (last and not _is_large_window(low, node))
+    few = steps.as_int() in range(UNROLLED + 1)
+    found = None if few or not low.schedule.columns_by_memory else _runs_along_kept(low)
+    return not along if found is None else found
+
+
+def _runs_along_kept(low: Lowering) -> bool | None:
+    """Whether what reductions read is adjacent along the last axis of the domain, and not along
+    what is reduced; None if it is neither, or along both as in a window."""
+    last, found = f"d{len(low.group.domain) - 1}", None
+    for ref in low.group.loads(low.graph):
+        for access in low.group.accesses.get(ref.node, []):
+            symbols = [e.symbols() for e in access or ()]
+            reduced = [any(name.startswith("f") for name in s) for s in symbols]
+            if not access or not any(reduced):
+                continue
+            if reduced[-1] and last in symbols[-1]:
+                return None
+            if reduced[-1] and any(last in s for s in symbols):
+                return False
+            if not reduced[-1] and access[-1].coefficient(last) == const(1):
+                found = True
+    return found
 
 
 def _is_large_window(low: Lowering, node: Node) -> bool:
