@@ -6,7 +6,8 @@ varies along M, v alone along N, becomes one `Contract` of a strided matrix and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass
 
 from stagefuse.dsl.dims import Expr, const, floordiv, sym
 from stagefuse.dsl.dtypes import F32, F64, DType
@@ -43,16 +44,51 @@ NARROW = 3
 three columns or four and 5000 rows on a CPU, panels of 16 take a third of a reduction's time."""
 
 
-def rebuild(graph: Graph, few_places: bool = True) -> Graph:
+@dataclass(frozen=True)
+class Sums:
+    """Sums of the product of two factors over a domain: `left` varies along the axes `rows`,
+    `right` along `columns`, both along `batch` and, of which there are sums, along `depth`.
+    `outer`: the axes of the result."""
+
+    left: Ref
+    right: Ref
+    domain: tuple[Expr, ...]
+    outer: tuple[int, ...]
+    batch: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    depth: tuple[int, ...]
+
+    def contract(self, base: Expr, row: Expr, width: int) -> Contract:
+        """The product of a matrix whose rows begin at `base` and are `row` apart by panels of a
+        width."""
+        where = {axis: place for place, axis in enumerate(self.outer)}
+        return Contract(
+            tuple(where[x] for x in self.batch),
+            tuple(where[x] for x in self.rows),
+            tuple(where[x] for x in self.columns),
+            total_of(self.domain, self.depth),
+            base.substitute({f"i{x}": sym(f"i{where[x]}") for x in self.batch}),
+            row,
+            width,
+        )
+
+
+Finder = Callable[[Builder, Node, Sums], "Ref | None"]
+"""Another form of sums, if there is one: the value of the node that they are the result of."""
+
+
+def rebuild(graph: Graph, few_places: bool = True, finder: Finder | None = None) -> Graph:
     """The graph with chains of views folded into one and products found; meaning unchanged. With
-    `few_places`, convolutions of few places have them as rows."""
+    `few_places`, convolutions of few places have them as rows. What `finder` finds goes before
+    products of f32 and f64."""
     builder = Builder(graph.facts)
     new: dict[Ref, Ref] = {}
     for node in graph.nodes.values():
         operands = [new[ref] for ref in node.operands]
         with builder.at(node.span, node.stack, node.label):
             made = _fold_views(builder, node, operands)
-            made = made or _product(builder, node, operands, few_places)
+            made = made or _product(builder, node, operands, few_places, finder)
             made = made or builder.add(node.primitive, operands, node.types)
         new.update({Ref(node.id, i): ref for i, ref in enumerate(made)})
     builder.graph.results = tuple(new[ref] for ref in graph.results)
@@ -100,7 +136,7 @@ def fold_views(
     return View(outer.symbols, indices, guards, fill), below.operands, (type,)
 
 
-def _axes(b: Builder, ref: Ref) -> frozenset[int]:
+def axes_of(b: Builder, ref: Ref) -> frozenset[int]:
     """The axes of the domain along which a factor varies."""
     node = b.graph.nodes[ref.node]
     if isinstance(node.primitive, View):
@@ -112,13 +148,15 @@ def _axes(b: Builder, ref: Ref) -> frozenset[int]:
 
 
 def _product(
-    b: Builder, node: Node, operands: Sequence[Ref], few_places: bool
+    b: Builder, node: Node, operands: Sequence[Ref], few_places: bool, finder: Finder | None
 ) -> tuple[Ref, ...] | None:
     reduce = node.primitive
-    if not isinstance(reduce, Reduce) or reduce.kind != "sum" or not node.type.dtype.is_float:
+    if not isinstance(reduce, Reduce) or reduce.kind != "sum":
+        return None
+    if not node.type.dtype.is_float and finder is None:
         return None
     factors = _factors(b, operands[0])
-    if factors is None or b.type(operands[0]).dtype != node.type.dtype:
+    if factors is None or b.type(operands[0]).dtype.kind != node.type.dtype.kind:
         return None
     domain = b.type(operands[0]).shape
     u, v = factors
@@ -129,9 +167,9 @@ def _product(
     last = next((a for a in reversed(outer) if domain[a].as_int() != 1), None)
     if last is None:
         return None
-    if last in _axes(b, u):
+    if last in axes_of(b, u):
         u, v = v, u
-    left, right = _axes(b, u), _axes(b, v)
+    left, right = axes_of(b, u), axes_of(b, v)
     if few_places and _has_few_places(
         b, u, domain, (left - right).difference(k), (right - left).difference(k)
     ):
@@ -139,7 +177,7 @@ def _product(
         last = max(right - left)
     repeated = [a for a in outer if a not in left | right and domain[a].as_int() != 1]
     if repeated:
-        return _repeated(b, node, (u, v), repeated, few_places)
+        return _repeated(b, node, (u, v), repeated, few_places, finder)
     if not (set(k) <= left & right) or last in left or last not in right:
         return None
     m = tuple(a for a in outer if a in left - right)
@@ -147,27 +185,29 @@ def _product(
     batch = tuple(a for a in outer if a in left & right)
     if not m or not n:
         return None
-    columns = _total(domain, n)
-    narrow = columns.as_int()
+    narrow = total_of(domain, n).as_int()
     if narrow is not None and narrow < NARROW:
         return None
+    sums = Sums(u, v, domain, tuple(outer), batch, m, n, k)
+    found = None if finder is None else finder(b, node, sums)
+    if found is not None:
+        return (found,)
+    if not node.type.dtype.is_float or b.type(operands[0]).dtype != node.type.dtype:
+        return None
+    return (_plain(b, node, sums),)
+
+
+def _plain(b: Builder, node: Node, s: Sums) -> Ref:
+    """The product in f32 or f64."""
     dtype = F64 if node.type.dtype == F64 else F32
-    width = panel_width(_total(domain, n))
-    panels = _pack(b, _cast(b, v, dtype), domain, batch, n, k, width)
-    a, base, row = _matrix(b, _cast(b, u, dtype), domain, batch, m, k)
-    where = {axis: place for place, axis in enumerate(outer)}
-    primitive = Contract(
-        tuple(where[x] for x in batch),
-        tuple(where[x] for x in m),
-        tuple(where[x] for x in n),
-        _total(domain, k),
-        base.substitute({f"i{x}": sym(f"i{where[x]}") for x in batch}),
-        row,
-        width,
-    )
+    width = panel_width(total_of(s.domain, s.columns))
+    right = cast_of(b, s.right, dtype)
+    panels = packed(b, right, s.domain, s.batch, s.columns, s.depth, width)
+    left = cast_of(b, s.left, dtype)
+    a, base, row = matrix_of(b, left, s.domain, s.batch, s.rows, s.depth)
     type = node.type.with_dtype(dtype)
-    (product,) = b.add(primitive, (a, panels), (type,))
-    return (b.cast(product, node.type.dtype),)
+    (product,) = b.add(s.contract(base, row, width), (a, panels), (type,))
+    return b.cast(product, node.type.dtype)
 
 
 def _has_few_places(
@@ -177,7 +217,8 @@ def _has_few_places(
     result."""
     if not left or not right:
         return False
-    rows, places = _total(domain, sorted(left)), _total(domain, [a for a in right if a > max(left)])
+    rows = total_of(domain, sorted(left))
+    places = total_of(domain, [a for a in right if a > max(left)])
     most, least = b.facts.bounds(places)[1], b.facts.bounds(rows)[0]
     few = most is not None and most <= FEW_PLACES and least is not None and least > FEW_PLACES
     return few and _is_constant(b.graph, u)
@@ -193,7 +234,12 @@ def _is_constant(graph: Graph, ref: Ref) -> bool:
 
 
 def _repeated(
-    b: Builder, node: Node, factors: tuple[Ref, Ref], axes: Sequence[int], few_places: bool
+    b: Builder,
+    node: Node,
+    factors: tuple[Ref, Ref],
+    axes: Sequence[int],
+    few_places: bool,
+    finder: Finder | None,
 ) -> tuple[Ref, ...] | None:
     """A product that is the same along some axes: found without them, and then repeated."""
     reduce = node.primitive
@@ -204,13 +250,13 @@ def _repeated(
     def place(*at: Expr) -> list[Expr]:
         return [at[rest.index(a)] if a in rest else const(0) for a in range(len(domain))]
 
-    u, v = (_view(b, x, [domain[a] for a in rest], place, None) for x in factors)
+    u, v = (view_of(b, x, [domain[a] for a in rest], place, None) for x in factors)
     unfolded = zip(factors, (b.graph.nodes[x.node].operands for x in (u, v)), strict=True)
     if any(x in operands for x, operands in unfolded):
         return None  # there may be no first element along those axes
     whole = b.map("mul", u, v)
     total = b.reduce("sum", whole, [rest.index(a) for a in reduce.axes], node.type.dtype)
-    found = _product(b, b.graph.nodes[total.node], (whole,), few_places)
+    found = _product(b, b.graph.nodes[total.node], (whole,), few_places, finder)
     if found is None:
         return None
     outer = [a for a in range(len(domain)) if a not in reduce.axes]
@@ -228,17 +274,29 @@ def _factors(b: Builder, ref: Ref) -> tuple[Ref, Ref] | None:
     """
     node = b.graph.nodes[ref.node]
     if node.primitive == Map("mul"):
-        return node.operands[0], node.operands[1]
+        return _below(b, node.operands[0]), _below(b, node.operands[1])
     if not isinstance(node.primitive, View) or node.primitive.guard:
         return None
     product = b.graph.nodes[node.operands[0].node]
     if product.primitive != Map("mul"):
         return None
-    first, second = (_through(b, node, factor) for factor in product.operands)
+    first, second = (through(b, node, _below(b, factor)) for factor in product.operands)
     return first, second
 
 
-def _through(b: Builder, view: Node, factor: Ref) -> Ref:
+def _below(b: Builder, factor: Ref) -> Ref:
+    """A factor; where it is a converted view, as a view of what is converted."""
+    node = b.graph.nodes[factor.node]
+    if node.primitive != Map("cast"):
+        return factor
+    view = b.graph.nodes[node.operands[0].node]
+    if not isinstance(view.primitive, View) or view.primitive.guard:
+        return factor
+    source = b.cast(view.operands[0], node.type.dtype)
+    return b.add(view.primitive, (source,), (node.type,))[0]
+
+
+def through(b: Builder, view: Node, factor: Ref) -> Ref:
     """A factor seen through the view of the product."""
     type = TensorType(b.type(factor).dtype, view.type.shape)
     (made,) = b.add(view.primitive, (factor,), (type,))
@@ -246,7 +304,7 @@ def _through(b: Builder, view: Node, factor: Ref) -> Ref:
     return folded[0] if folded else made
 
 
-def _cast(b: Builder, x: Ref, dtype: DType) -> Ref:
+def cast_of(b: Builder, x: Ref, dtype: DType) -> Ref:
     """x in a dtype; of a view, what it looks at, so that what is repeated is converted once."""
     node = b.graph.nodes[x.node]
     if not isinstance(node.primitive, View) or node.type.dtype == dtype:
@@ -263,7 +321,7 @@ def panel_width(columns: Expr) -> int:
     return min(PANELS, key=lambda width: -(-known // width) * width * PANELS[width])
 
 
-def _total(domain: Sequence[Expr], axes: Sequence[int]) -> Expr:
+def total_of(domain: Sequence[Expr], axes: Sequence[int]) -> Expr:
     total = const(1)
     for axis in axes:
         total = total * domain[axis]
@@ -277,7 +335,7 @@ def _split(
     return dict(zip(axes, parts, strict=True))
 
 
-def _pack(
+def packed(
     b: Builder,
     v: Ref,
     domain: Sequence[Expr],
@@ -287,7 +345,7 @@ def _pack(
     width: int,
 ) -> Ref:
     """The columns in panels: [batch..., panels, K, width], the last one padded with zeros."""
-    columns, depth = _total(domain, n), _total(domain, k)
+    columns, depth = total_of(domain, n), total_of(domain, k)
     count = floordiv(columns + (width - 1), width, b.facts)
     shape = [*(domain[x] for x in batch), count, depth, const(width)]
     names = b.symbols(len(shape))
@@ -301,10 +359,10 @@ def _pack(
         found.update(_split(at[-2], domain, k, inside))
         return [found.get(axis, const(0)) for axis in range(len(domain))]
 
-    return _view(b, v, shape, place, lambda *at: [columns - 1 - (at[-3] * width + at[-1])])
+    return view_of(b, v, shape, place, lambda *at: [columns - 1 - (at[-3] * width + at[-1])])
 
 
-def _view(b: Builder, x: Ref, shape: Sequence[Expr], place: object, guard: object) -> Ref:
+def view_of(b: Builder, x: Ref, shape: Sequence[Expr], place: object, guard: object) -> Ref:
     """A view of x, folded into x if that is one."""
     made = b.view(x, shape, place, guard)  # type: ignore[arg-type]
     node = b.graph.nodes[made.node]
@@ -312,7 +370,7 @@ def _view(b: Builder, x: Ref, shape: Sequence[Expr], place: object, guard: objec
     return folded[0] if folded else made
 
 
-def _matrix(
+def matrix_of(
     b: Builder,
     u: Ref,
     domain: Sequence[Expr],
@@ -321,6 +379,19 @@ def _matrix(
     k: Sequence[int],
 ) -> tuple[Ref, Expr, Expr]:
     """The rows as (tensor, offset of the batch, row stride): in place if its strides allow."""
+    found = in_place(b, u, domain, batch, m, k)
+    return rows_of(b, u, domain, batch, m, k) if found is None else found
+
+
+def in_place(
+    b: Builder,
+    u: Ref,
+    domain: Sequence[Expr],
+    batch: Sequence[int],
+    m: Sequence[int],
+    k: Sequence[int],
+) -> tuple[Ref, Expr, Expr] | None:
+    """The rows as (tensor, offset of the batch, row stride) where they lie, if they do."""
     node = b.graph.nodes[u.node]
     symbols = b.symbols(len(domain))
     if isinstance(node.primitive, View) and not node.primitive.guard:
@@ -331,10 +402,27 @@ def _matrix(
     row, column = _stride(b, offset, domain, m), _stride(b, offset, domain, k)
     rest = offset.substitute({f"i{a}": 0 for a in (*m, *k)})
     others = {f"i{a}" for a in range(len(domain)) if a not in batch}
-    if row is not None and column == const(1) and not rest.symbols() & others:
-        return source, rest, row
-    rows, depth = _total(domain, m), _total(domain, k)
-    shape = [*(domain[x] for x in batch), rows, depth]
+    if row is None or column != const(1) or rest.symbols() & others:
+        return None
+    return source, rest, row
+
+
+def rows_of(
+    b: Builder,
+    u: Ref,
+    domain: Sequence[Expr],
+    batch: Sequence[int],
+    m: Sequence[int],
+    k: Sequence[int],
+    multiple: int = 1,
+) -> tuple[Ref, Expr, Expr]:
+    """The rows stored one after the other, each as long as a multiple of so many elements and
+    zeros at its end, as (tensor, offset of the batch, row stride)."""
+    rows, depth = total_of(domain, m), total_of(domain, k)
+    long = (
+        depth if multiple == 1 else floordiv(depth + (multiple - 1), multiple, b.facts) * multiple
+    )
+    shape = [*(domain[x] for x in batch), rows, long]
     facts = b.ranges(b.symbols(len(shape)), shape)
 
     def place(*at: Expr) -> list[Expr]:
@@ -343,9 +431,10 @@ def _matrix(
         found.update(_split(at[-1], domain, k, facts))
         return [found.get(axis, const(0)) for axis in range(len(domain))]
 
-    dense = _view(b, u, shape, place, None)
-    base = flatten_index([sym(f"i{x}") for x in batch], shape[: len(batch)]) * rows * depth
-    return dense, base, depth
+    guard = None if long == depth else lambda *at: [depth - 1 - at[-1]]
+    dense = view_of(b, u, shape, place, guard)
+    base = flatten_index([sym(f"i{x}") for x in batch], shape[: len(batch)]) * rows * long
+    return dense, base, long
 
 
 def _stride(b: Builder, offset: Expr, domain: Sequence[Expr], axes: Sequence[int]) -> Expr | None:

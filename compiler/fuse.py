@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from stagefuse.dsl.dims import Expr, sym
 
+from .byte_operands import is_code
 from .contract import is_tangled
 from .fuse_rules import DEPTH_LIMIT, Rules
 from .graph import (
@@ -166,7 +167,7 @@ class _Partitioner(Rules):
             base, value, *tensors = reader.operands
             stored = {base.node, *(ref.node for ref in tensors)}
             return node in stored or (user in self.apart and node == value.node)
-        return isinstance(reader.primitive, Contract)
+        return isinstance(reader.primitive, Contract) or is_code(self.graph, self.uses, node, user)
 
     def _multiplies(self, node: Node, users: Sequence[int]) -> bool:
         """Whether a node would be computed anew for each use, and so would what it reads.

@@ -213,7 +213,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Contract:
-    """A matrix product: operands a and panels, both f32 or f64.
+    """A matrix product: operands a and panels, both f32, f64 or (for GPUs) i32.
 
     `batch`, `rows`, `columns` are the result's axes; `depth` the length of the sum. Row m (flat)
     of the matrix starts at element `base + m * row_stride` of `a` and is contiguous; `base` is

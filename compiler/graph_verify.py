@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, sym
-from stagefuse.dsl.dtypes import BOOL, F32, F64, I64, DType
+from stagefuse.dsl.dtypes import BOOL, F32, F64, I32, I64, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
@@ -365,7 +365,8 @@ def _contract(check: _Check, node: Node, p: Contract, operands: tuple[TensorType
     check.require(node, len(operands) == 2 and len(node.types) == 1, "a product has two operands")
     a, panels = operands
     dtypes = {a.dtype, panels.dtype, node.type.dtype}
-    check.require(node, len(dtypes) == 1 and a.dtype in (F32, F64), "a product is of f32 or f64")
+    known = len(dtypes) == 1 and a.dtype in (F32, F64, I32)
+    check.require(node, known, "a product is of f32, f64 or i32")
     shape, axes = node.type.shape, (*p.batch, *p.rows, *p.columns)
     if sorted(set(axes)) != sorted(axes) or any(
         not 0 <= x < len(shape) or (x not in axes and shape[x].as_int() != 1)

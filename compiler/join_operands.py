@@ -6,7 +6,8 @@
 - *thin*: a product whose panels are packed for many rows has a second kernel, for few.
 - *gathered*: rows that are windows of a tensor are read where that lies. For GPUs.
 - *direct*: panels whose elements lie in steps are not packed at all. For GPUs.
-- *halved*: operands that are converted from 16 bits are multiplied as they are stored. For GPUs.
+- *halved*: operands that are converted from 16 or 8 bits are multiplied as they are stored. For
+  GPUs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import replace
 from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
 from stagefuse.dsl.dtypes import BF16, F16, F32
 
+from .byte_operands import codes_of
 from .gathered import gathered_of
 from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight, flatten_index
 from .groups import Decision, Group, Partition
@@ -69,9 +71,9 @@ class OperandJoiner:
         for root in new.roots:
             self.maker[root] = new
 
-    def _say(self, ref: Ref, reason: str) -> None:
+    def _say(self, ref: Ref, reason: str, fused: bool = True) -> None:
         self.decisions = [d for d in self.decisions if d.node != ref.node]
-        self.decisions.append(Decision(ref.node, True, reason))
+        self.decisions.append(Decision(ref.node, fused, reason))
 
     # The joins
 
@@ -150,8 +152,8 @@ class OperandJoiner:
             group = joined
 
     def _halved(self, group: Group) -> None:
-        """A product whose operands are both converted from one 16-bit dtype takes them as they
-        are, if 16 bytes of either are adjacent and aligned."""
+        """A product whose operands are both converted from one 16-bit dtype, or from 8-bit ones,
+        takes them as they are, if 16 bytes of either are adjacent and aligned."""
         if group.kind != "contract" or group.anchor is None or group.packs:
             return
         node = self.graph.nodes[group.anchor]
@@ -159,12 +161,13 @@ class OperandJoiner:
         made = [self.maker.get(ref) for ref in (left, panels)]
         sources = [self._halves(ref) for ref in (left, self._viewed(panels))]
         dtypes = {self.graph.type(ref).dtype for ref in sources if ref is not None}
-        if None in sources or len(dtypes) != 1:
+        codes = codes_of(self.graph, node)
+        if codes is None and (None in sources or len(dtypes) != 1):
             return
         own = [{left.node}, {panels.node, self._viewed(panels).node}]
         if any(m is not None and m.nest != group.nest for m in made):
             return
-        if not self._is_aligned(node):
+        if not self._is_aligned(node, 16 if codes else CHUNK):
             return
         if made[1] is None or made[1].members != own[1]:
             return
@@ -182,6 +185,10 @@ class OperandJoiner:
         self._replace([*unused, group], joined)
         for ref in (left, panels):
             self._say(ref, "its elements are multiplied as they are stored")
+        for ref in codes or ():
+            if isinstance(self.graph.nodes[ref.node].primitive, View):
+                self._say(ref, "tensor cores take 8-bit operands along the depth, from rows that"
+                               " begin at multiples of 16 bytes", False)  # fmt: skip
 
     def _gathered(self, group: Group) -> None:
         """Rows that are windows of a tensor are never stored: the product reads the tensor, and as
@@ -294,12 +301,13 @@ class OperandJoiner:
         source = node.operands[0]
         return source if self.graph.type(source).dtype in (F16, BF16) else None
 
-    def _is_aligned(self, product: Node) -> bool:
+    def _is_aligned(self, product: Node, chunk: int) -> bool:
+        """Whether so many elements of both operands are adjacent and aligned."""
         contract = product.primitive
         assert isinstance(contract, Contract)
         ends = (contract.base, contract.row_stride)
-        aligned = all(self.graph.facts.divides(e, CHUNK) for e in ends)
-        return aligned and lies_in_chunks(self.graph, product)
+        aligned = all(self.graph.facts.divides(e, chunk) for e in ends)
+        return aligned and lies_in_chunks(self.graph, product, chunk)
 
     def _packs_well(self, packer: Group, panels: Ref, anchor: int, reader: Group) -> bool:
         if packer.kind != "pointwise" or not self._private(packer, reader):
@@ -378,17 +386,18 @@ def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr
     return first, along, across
 
 
-def lies_in_chunks(graph: Graph, product: Node) -> bool:
-    """Whether 16 bytes of 16-bit elements of a right operand are adjacent and aligned, in steps."""
+def lies_in_chunks(graph: Graph, product: Node, chunk: int = CHUNK) -> bool:
+    """Whether 16 bytes of a right operand are adjacent and aligned, in steps; elements are of 16
+    bits, or 16 in a chunk, which then must lie along the depth."""
     contract, steps = product.primitive, steps_of(graph, product.operands[1], product)
     assert isinstance(contract, Contract)
-    if steps is None or const(1) not in steps[1:]:
+    if steps is None or const(1) not in (steps[1:] if chunk == CHUNK else steps[1:2]):
         return False
     first, along, across = steps
     ends = [first, across if along == const(1) else along]
     if along != const(1):
         ends.append(count_of([product.type.shape[a] for a in contract.columns]))
-    return all(graph.facts.divides(e, CHUNK) for e in ends)
+    return all(graph.facts.divides(e, chunk) for e in ends)
 
 
 def count_of(shape: Sequence[Expr]) -> Expr:

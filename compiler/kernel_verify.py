@@ -22,10 +22,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, minimum, mod, sym
-from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I64, DType
+from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, DType
 from stagefuse.dsl.facts import Facts
 
 from .bounds import Bounds, size_of
+from .byte_operands import is_byte
 from .cpu.values import Unique, post_order
 from .errors import VerifyError
 from .graph_verify import REDUCTIONS
@@ -342,9 +343,14 @@ def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
     dst, a, panel = (check.buffer(scope, name) for name in (s.dst, s.a, s.panel))
     if dst.mode == "in":
         check.fail(5, f"`{dst.name}` is only read")
-    wide = F32 if a.dtype in (F16, BF16) else a.dtype
-    if a.dtype != panel.dtype or dst.dtype != wide or wide not in (F32, F64):
-        check.fail(7, "a product is of f32 or f64, or of f16 or bf16 into f32")
+    bytes_ = is_byte(a.dtype) and is_byte(panel.dtype) and a.dtype.is_float == panel.dtype.is_float
+    wide = a.dtype
+    if a.dtype in (F16, BF16) or bytes_:
+        wide = F32 if a.dtype.is_float else I32
+    if (a.dtype != panel.dtype and not bytes_) or dst.dtype != wide or wide not in (F32, F64, I32):
+        check.fail(
+            7, "a product is of f32, f64 or i32, or of 16- or 8-bit operands into f32 or i32"
+        )
     for expr in (s.dst_offset, s.dst_row, s.a_offset, s.a_row, s.a_col, s.panel_offset, s.rows,
                  s.depth):  # fmt: skip
         check.symbols(scope, expr)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from stagefuse.dsl.dtypes import BF16, F16
 
+from .byte_operands import codes_of, stored_for
 from .graph import Contract, Graph, Map, Node, Ref, Scalar, View
 from .join_operands import lies_in_chunks
 
@@ -27,15 +26,17 @@ def has_narrow(graph: Graph) -> bool:
 
 def widened(graph: Graph, known: set[int]) -> set[int]:
     """Of the constant nodes, those that widen large narrow tensors for readers that can do so
-    themselves: reductions, and products whose other operand is as narrow."""
+    themselves: reductions, and products whose other operand is as narrow; those of 8 bits, however
+    small."""
     uses = graph.uses()
     found: set[int] = set()
     for number in known:
         readers = [u for u in uses.get(Ref(number), ()) if u not in known]
         if not readers or Ref(number) in graph.results:
             continue
-        least = SMALL if all(_is_stored_so(graph, graph.nodes[u]) for u in readers) else LARGE
-        chain = _chain(graph, number, least)
+        bytes_ = all(codes_of(graph, graph.nodes[u]) is not None for u in readers)
+        small = all(_is_stored_so(graph, graph.nodes[u]) for u in readers)
+        chain = _chain(graph, number, 0 if bytes_ else SMALL if small else LARGE)
         if chain and all(_converts(graph, graph.nodes[u]) for u in readers):
             found |= chain
     return found
@@ -83,13 +84,5 @@ def _converts(graph: Graph, reader: Node) -> bool:
         return True
     if not isinstance(reader.primitive, Contract):
         return False
-    stored = {graph.type(s).dtype for operand in reader.operands for s in _stored(graph, operand)}
-    return len(stored) == 1 and stored <= {F16, BF16}
-
-
-def _stored(graph: Graph, ref: Ref) -> Iterator[Ref]:
-    """What an operand of a product is cast from, through a view; else itself."""
-    node = graph.nodes[ref.node]
-    if isinstance(node.primitive, View):
-        return _stored(graph, node.operands[0])
-    return iter([node.operands[0] if node.primitive == Map("cast") else ref])
+    stored = {graph.type(stored_for(graph, operand)).dtype for operand in reader.operands}
+    return len(stored) == 1 and stored <= {F16, BF16} or codes_of(graph, reader) is not None

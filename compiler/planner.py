@@ -67,6 +67,7 @@ class Planner:
 
     def begin(self, pipeline: Pipeline, graph: Graph) -> Begun:
         """Runs the passes, and makes the kernels for GPUs: they take longest from here on."""
+        from .byte_products import has_bytes
         from .convolved import has_windows
         from .lower import Sites
         from .narrow import has_narrow
@@ -74,7 +75,7 @@ class Planner:
         from .run_passes import bounds_of, run_passes
 
         bounds = bounds_of(pipeline) if self.verify else None
-        narrow = self.gpu is not None and has_narrow(graph)
+        narrow = self.gpu is not None and (has_narrow(graph) or has_bytes(graph))
         windows = self.gpu is not None and has_windows(graph)
         given = graph
         graph, runs = run_passes(given, pipeline_of(self.load, narrow, windows), bounds)

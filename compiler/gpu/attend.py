@@ -19,7 +19,7 @@ from .attend_exact import ExactAttendWriter
 from .attend_shape import Shape, Side, shape_of
 from .attend_weights import Attending, Fragment
 from .ir import Value
-from .tensor import _mma as mma
+from .mma import Kind, mma
 from .tensor import tf32_parts
 
 CHUNK_DEPTH = 16  # of sums that tensor cores make in tf32
@@ -217,12 +217,13 @@ class _Attention(Attending):
         steps = range(0, side.wide, self.deep)
         queries: Sequence[Fragment | None] = held or [None] * len(steps)
         if self.half:
+            kind = Kind(self.kind, self.kind, 2, "f32")
             for k, query in zip(steps, queries, strict=True):
                 a = query or self.query(k)
                 for n in range(0, shape.share, 16):
                     b = self.half_fragments(side, base, n, k)
                     for j in range(2):
-                        mma(self.w, found[n // 8 + j], a, b[2 * j :][:2], f"m16n8k16 {self.kind}")
+                        mma(self.code, kind, found[n // 8 + j], a, b[2 * j :][:2])
             return found
         apart, along = side.steps  # neighbouring keys are columns of this product
         start = base + self.w.index(self.g * apart + self.q * along, "i32") * 4
@@ -232,10 +233,7 @@ class _Attention(Attending):
             rows = [[tf32_parts(code, v) for v in fragment] for fragment in halves]
             for n, own in enumerate(found):
                 columns = [
-                    [
-                        self.split(start, (n * 8 * apart + (k + 4 * p) * along) * 4)
-                        for p in range(2)
-                    ]
+                    [self.split(start, (n * 8 * apart + (k + 4 * p) * along) * 4) for p in range(2)]
                     for k, _ in group
                 ]
                 self.w.add_product(own, rows, columns)
@@ -266,13 +264,14 @@ class _Attention(Attending):
         side = shape.values
         base = self.own(side, self.ring + shape.start + shape.keys.elements * shape.size + at)
         if self.half:
+            kind = Kind(self.kind, self.kind, 2, "f32")
             for k in range(0, shape.share, 16):
                 a = self.packed(weights[k // 8], weights[k // 8 + 1])
                 for n in range(0, side.wide, 16):
                     b = self.half_fragments(side, base, n, k)
                     for j in range(2):
                         own = self.sums[(n // 8 + j) * 4 :][:4]
-                        mma(self.w, own, a, b[2 * j :][:2], f"m16n8k16 {self.kind}")
+                        mma(self.code, kind, own, a, b[2 * j :][:2])
             return
         along, apart = side.steps
         start = base + self.w.index(self.q * 2 * along + self.g * apart, "i32") * 4
@@ -282,10 +281,7 @@ class _Attention(Attending):
             rows = [[tf32_parts(self.code, v) for v in fragment] for fragment in halves]
             for n in range(side.wide // 8):
                 columns = [
-                    [
-                        self.split(start, ((k + p) * along + n * 8 * apart) * 4)
-                        for p in range(2)
-                    ]
+                    [self.split(start, ((k + p) * along + n * 8 * apart) * 4) for p in range(2)]
                     for k in blocks
                 ]
                 self.w.add_product(self.sums[n * 4 :][:4], rows, columns)

@@ -40,26 +40,29 @@ from .chain import LONGEST, lower_chain
 from .columns import lower_rows
 from .contract import (
     FED,
-    is_half,
     lower_contract,
     lower_parts,
     lower_sum_of_parts,
     matrices_of,
+    operands_of,
+    sums_roughly,
     thin,
     tile_widths,
     whole_of,
 )
 from .emit import Entry, KernelWriter, module_text
+from .mma import EIGHTS
 from .persistent import PersistentWriter, Whole
 from .pieces import form_of
 from .predict import largest
 from .scatter import lower_ranges
 from .split_scan import lower_stretch_scans, lower_stretches, splits
-from .targets import ARCHES, SHARED_LIMIT, occupancy
+from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, occupancy
 from .teams import WARP_ROW
 from .tensor_maps import TensorMap
 from .tiles import choices
 from .transposed import lower_elements
+from .wgmma import MOST_ROUGH_COLUMNS
 from .whole import lower_whole_parts, lower_whole_rest, whole
 
 JOINS = ("placed", "attended", "chained", "gathered", "direct", "halved")
@@ -93,6 +96,7 @@ class SourceLowering(Lowering):
         self.lines: dict[Value, int] = {}
         self.warpgroups = False
         self.boxes: Matrices | None = None
+        self.eights = KernelWriter.eights
         super().__init__(*args)
         self.sizes = self.graph.facts
 
@@ -180,6 +184,8 @@ class GpuCompiler:
         made = []
         for arches in self._families(graph, group):
             for low, forms, share, part in self._lowerings(graph, group, sites, arches):
+                if sums_roughly(graph, group):
+                    low.eights = EIGHTS[arches[0]]
                 lowered = finish(low, forms)
                 kernel = lowered.kernel
                 if self.kernels.setdefault(kernel.name, kernel) is kernel:
@@ -191,8 +197,10 @@ class GpuCompiler:
 
     def _families(self, graph: Graph, group: Group) -> list[tuple[str, ...]]:
         """The arches by what kernels of a group they have in common."""
+        if sums_roughly(graph, group):
+            return [(a,) for a in self.arches]
         groups = group.kind == "contract" and (
-            is_half(graph, group) or bool(choices(graph, group))
+            operands_of(graph, group) is not None or bool(choices(graph, group))
         )
         if group.kind == "attention":
             groups = suits_groups(SourceLowering(graph, group, Sites(), GPU))
@@ -218,11 +226,14 @@ class GpuCompiler:
             return
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
         whole_product: Whole | None = None
-        if group.kind == "contract" and is_half(graph, group):
+        kind = operands_of(graph, group) if group.kind == "contract" else None
+        if kind is not None:
             schedule = GPU_HALF
             if arches[0] in WGMMA:
                 whole_product = whole_of(SourceLowering(graph, group, sites, GPU_TMA))
                 schedule = GPU_WGMMA if whole_product is None else GPU_TMA
+                if kind.is_rough and whole_product is None:
+                    schedule = replace(schedule, tile_columns=MOST_ROUGH_COLUMNS)
         split = thin(graph, group, None if whole_product is None else FED)
         others, summed = const(1), const(0)
         if split is not None and split.low != const(0):
@@ -268,6 +279,7 @@ class GpuCompiler:
         key = (
             kernel.name,
             wide,
+            low.eights,
             str(low.whole),
             str(low.boxes),
             *(str(facts.ranges.get(d)) for d in kernel.dims),
@@ -284,8 +296,9 @@ class GpuCompiler:
                 writer = RolesWriter(kernel, facts, limit, low.lines)
             else:
                 writer = KernelWriter(kernel, facts, limit, low.lines, wide, low.boxes)
+            writer.eights = low.eights
             self.entries[key] = writer.entry(name, _notes(graph, lowered))
-            self.arithmetic[name] = _arithmetic(self.entries[key].text)
+            self.arithmetic[name] = arithmetic_of(self.entries[key].text)
         return self.entries[key]
 
     def _name(self, pipeline: Pipeline, label: str) -> str:
@@ -402,13 +415,6 @@ class GpuCompiler:
         }
 
 
-def _arithmetic(text: str) -> str:
-    """What a kernel's PTX multiplies with, as `Target.rate` has it."""
-    if "mma" not in text:
-        return "f32"
-    return "tf32" if ".tf32" in text else "half"
-
-
 def _attentions(
     graph: Graph, group: Group, sites: Sites, arches: Sequence[str]
 ) -> Iterator[tuple[SourceLowering, Forms, Expr, str]]:
@@ -494,6 +500,3 @@ def _notes(graph: Graph, lowered: Lowered) -> list[str]:
         shape = ", ".join(map(str, node.type.shape))
         found.append(f"node {number}: {describe(node)} {node.type.dtype}[{shape}]{line}")
     return found
-
-
-__all__ = ["GpuCompiler"]

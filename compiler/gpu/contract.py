@@ -33,13 +33,15 @@ from stagefuse.compiler.lower.products import _stored_panels as stored_panels
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.schedule import GPU
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
-from stagefuse.dsl.dtypes import BF16, F16, F32
+from stagefuse.dsl.dtypes import F32, I32
 
 from .boxes import Matrices
 from .clusters import RANK
+from .mma import NAMES, Kind, kind_of
 from .persistent import Whole, cluster_of, suits
 from .pieces import ROWS
 from .tiles import Shape
+from .wgmma import MOST_ROUGH_COLUMNS
 from .widths import widths
 
 PANELS = {48: 2, 64: 2, 32: 2, 16: 4}
@@ -192,8 +194,12 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
     single = p.rows.as_symbol() is not None or p.rows.as_int() is not None
     # of a product of sizes too much to prove
     together = not low.schedule.tensor_copies  # which have an order of their own
-    square = is_half(low.graph, low.group) and single and together
-    if square:
+    narrow = operands_of(low.graph, low.group) is not None
+    square = narrow and single and together
+    few = blocks.as_int()
+    if square and few is not None and few <= TOGETHER:
+        parallel, square = [*p.batch, ("nb", groups), ("mb", blocks)], False
+    elif square:
         high = floordiv(blocks + (TOGETHER - 1), TOGETHER)
         parallel = [*p.batch, ("mg", high), ("nb", groups), ("mi", const(TOGETHER))]
         row_block = sym("mg") * TOGETHER + sym("mi")
@@ -240,13 +246,15 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
 
 
 def whole_of(low: Lowering) -> Whole | None:
-    """The matrices of a product of 16-bit operands, if tensor copies can bring them."""
+    """The matrices of a product of narrow operands, if tensor copies can bring them."""
     p = product_of(low, low.group.anchor)
     if gathered_in(low.graph, low.group, p.ref.node) is not None:
         return None
     first, along, across = right_of(low, p)
     strides = (p.primitive.row_stride, across if along == const(1) else along)
-    cluster = cluster_of(p.rows, strides, low.facts)
+    kind = operands_of(low.graph, low.group)
+    assert kind is not None
+    cluster = cluster_of(p.rows, strides, kind.size, low.facts)
     whole = Whole(p.rows, p.columns, p.base, first, cluster)
     return whole if suits(whole, p.batch) else None
 
@@ -288,11 +296,13 @@ def _order(low: Lowering, p: Product, group: int) -> tuple[list[tuple[str, Expr]
 
 def tile_widths(graph: Graph, group: Group, whole: Whole) -> list[tuple[int, Expr]]:
     """The columns of the tiles that such a product may be cut into, as `widths` gives them."""
+    kind = operands_of(graph, group)
     assert group.anchor is not None
     node = graph.nodes[group.anchor]
     assert isinstance(node.primitive, Contract)
     batch = [node.type.shape[a] for a in node.primitive.batch]
-    return widths(whole.rows, whole.columns, batch, whole.cluster, graph.facts)
+    most = MOST_ROUGH_COLUMNS if kind is not None and kind.is_rough else None
+    return widths(whole.rows, whole.columns, batch, whole.cluster, graph.facts, most)
 
 
 # Products of few tiles
@@ -335,7 +345,12 @@ def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
     product = node.primitive
     assert isinstance(product, Contract)
     depth = product.depth.as_int()
-    if depth is None or depth < 2 * LEAST_DEPTH or product.batch or node.type.dtype != F32:
+    if (
+        depth is None
+        or depth < 2 * LEAST_DEPTH
+        or product.batch
+        or node.type.dtype not in (F32, I32)
+    ):
         return None
     rows, columns = (
         size_of([node.type.shape[a] for a in axes]) for axes in (product.rows, product.columns)
@@ -365,12 +380,19 @@ def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
     return Thin(few, low, part, -(-depth // part))
 
 
-def is_half(graph: Graph, group: Group) -> bool:
-    """Whether a group's product takes 16-bit operands as they are."""
-    if group.anchor is None:
-        return False
-    left = graph.nodes[group.anchor].operands[0]
-    return left in group.packs and graph.type(stored_of(graph, group, left)).dtype in (F16, BF16)
+def operands_of(graph: Graph, group: Group) -> Kind | None:
+    """What a group's product multiplies if it takes its operands as they are, in 16 or 8 bits."""
+    if group.anchor is None or graph.nodes[group.anchor].operands[0] not in group.packs:
+        return None
+    stored = (stored_of(graph, group, ref) for ref in graph.nodes[group.anchor].operands)
+    left, right = (graph.type(ref).dtype for ref in stored)
+    return kind_of(left, right) if left.name in NAMES else None
+
+
+def sums_roughly(graph: Graph, group: Group) -> bool:
+    """Whether a group is a product of f8, for which every arch has other instructions."""
+    kind = operands_of(graph, group) if group.kind == "contract" else None
+    return kind is not None and kind.is_rough
 
 
 def parts_of(ref: Ref) -> Ref:

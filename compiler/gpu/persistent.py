@@ -1,4 +1,4 @@
-"""Products of 16-bit operands on Hopper by warps with roles, whose blocks stay for many tiles.
+"""Products of 16- and 8-bit operands on Hopper by warps with roles; blocks stay for many tiles.
 
 A block is three warpgroups. One thread of the last brings stages of both operands by tensor copies,
 as far ahead as the ring is long, over the ends of tiles; the other two multiply 64 rows each by all
@@ -6,7 +6,9 @@ columns of a tile, and finish them: 8 rows at a time go through shared memory of
 what follows the product is computed on adjacent elements, while the next tile's operands come.
 Where tiles are wide, registers go from those that copy to those that multiply. Two blocks below
 each other may be a cluster, and bring half of the right operand each, for both. Stages lie as in
-`wgmma`.
+`wgmma`. Tensor cores keep some 13 bits of a sum of f8: those of a stage, 128 of the depth, are
+found by themselves, and added up by the warps while the other warpgroup multiplies (as in
+DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024, section 3.3.2).
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.facts import Facts
 
 from .ir import Value
+from .mma import BYTES, kind_of, wgmma
 from .pieces import PIECE_BYTES, ROWS, Form, PieceWriter
 from .private import vector_width
 from .ring import Ring, Stage, arrive, arrive_in_all, copy_box, elected, expect, wait
 from .teams import WARP, Team
 from .tensor_maps import TensorMap, in_steps, start_of
-from .wgmma import DEPTH, HIGH, ROW_BYTES
+from .wgmma import HIGH, PANEL, PANEL_BYTES, ROW_BYTES
 
 GROUP = 128
 """Threads of a warpgroup."""
@@ -37,15 +40,13 @@ FEW, MANY = 40, 232
 """Registers of a thread that copies, and of one that multiplies: as many as all had before."""
 CLUSTER = 2
 """Blocks below each other that bring the right operand for each other, if any do."""
-LINE = 64
-"""Elements in a line of the L2 cache."""
+LINE_BYTES = 128
+"""Of the L2 cache."""
 BLOCKS = 132
 """Blocks that stay: one for each SM of the largest device of the arch."""
 TOGETHER = 16
 """Tiles below each other that run together, so that they share what they read."""
 MOST_STAGES = 8
-PANEL = 64
-"""Columns of a box of an operand whose columns are contiguous."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,16 @@ def suits(whole: Whole, loops: Sequence[tuple[str, Expr]]) -> bool:
     )
 
 
-def cluster_of(rows: Expr, strides: Sequence[Expr], facts: Facts) -> int:
+def cluster_of(rows: Expr, strides: Sequence[Expr], size: int, facts: Facts) -> int:
     """How many blocks bring the right operand together. Clusters start later and wait for each
     other, but where rows of the operands do not begin with lines of the L2 cache, that is what
-    limits: a box touches twice as many."""
+    limits: a box touches twice as many. `size`: bytes of an element."""
     most = facts.bounds(rows)[1]
-    if most is not None and most <= ROWS or all(facts.divides(s, LINE) for s in strides):
+    if (
+        most is not None
+        and most <= ROWS
+        or all(facts.divides(s, LINE_BYTES // size) for s in strides)
+    ):
         return 1
     return CLUSTER
 
@@ -95,9 +100,13 @@ class PersistentWriter(PieceWriter):
         self.whole, self.stays = whole, True
         self.team = Team((READERS + 1) * GROUP, 1)
         self.batch = kernel.parallel[:-2]
+        types = {b.name: b.dtype for b in kernel.buffers}
+        self.kind = kind_of(types[form.product.a], types[form.product.panel])
+        self.depth = ROW_BYTES // self.kind.size
+        """Of a stage."""
         self.is_deep = form.product.panel_row == const(1)
         panels = -(-form.columns // PANEL)
-        right = form.columns if self.is_deep else panels * DEPTH
+        right = form.columns if self.is_deep else panels * PANEL
         self.hands_over = form.columns > 128  # else all have enough
         self.left_bytes = ROWS * ROW_BYTES
         self.stage_bytes = self.left_bytes + -(-right * ROW_BYTES // 1024) * 1024
@@ -106,7 +115,7 @@ class PersistentWriter(PieceWriter):
         self.stages = min(room // Ring.bytes_of(1, self.stage_bytes), MOST_STAGES)
         self.code.tables.update(("shared", "aligned shared"))
         self.boxes = 1 if self.is_deep else panels  # that a block brings of a stage
-        part = form.columns if self.is_deep else DEPTH
+        part = form.columns if self.is_deep else PANEL
         self.box_rows = part // self.cluster
 
     @property
@@ -230,7 +239,7 @@ class PersistentWriter(PieceWriter):
             row, column = self.index(sym(down) * ROWS), self.index(sym(across) * self.form.columns)
             row, column = row.to("trunc", "i32"), column.to("trunc", "i32")
             ends = [self._batch_place(offset) for offset in (self.whole.left, self.whole.right)]
-            with self._depth(depth, DEPTH) as k:
+            with self._depth(depth, self.depth) as k:
                 stage = turn.now()
                 wait(code, stage.empty, stage.parity)
                 expect(code, stage.full, self.copied)
@@ -238,7 +247,7 @@ class PersistentWriter(PieceWriter):
                 target = stage.start + self.left_bytes
                 for n in range(self.boxes):
                     start = (k, column + own) if self.is_deep else (column + n * PANEL, k + own)
-                    to = target + n * DEPTH * ROW_BYTES + own * ROW_BYTES
+                    to = target + n * PANEL_BYTES + own * ROW_BYTES
                     copy_box(code, right, (*start, *ends[1]), to, stage.full, self.cluster)
                 turn.step(stage)
 
@@ -262,13 +271,13 @@ class PersistentWriter(PieceWriter):
 
     def _left_map(self) -> Value:
         s, whole = self.form.product, self.whole
-        return self._map(s.a, whole.left, (whole.rows, s.depth), s.a_row, (ROWS, DEPTH))
+        return self._map(s.a, whole.left, (whole.rows, s.depth), s.a_row, (ROWS, self.depth))
 
     def _right_map(self) -> Value:
         s, whole = self.form.product, self.whole
         assert s.panel_row is not None and s.panel_col is not None
         if self.is_deep:
-            box = (self.box_rows, DEPTH)
+            box = (self.box_rows, self.depth)
             sizes = (whole.columns, s.depth)
             return self._map(s.panel, whole.right, sizes, s.panel_col, box)
         sizes = (s.depth, whole.columns)
@@ -299,8 +308,9 @@ class PersistentWriter(PieceWriter):
         self._forget_bounds()
         team, self.team = self.team, Team(WARP, 1)
         turn = ring.turn(filling=False)
-        zero = code.const(0.0, "float")
-        sums = [code.variable("float", zero) for _ in range(self.form.columns // 2)]
+        kind, zero = self.kind, code.const(0, self.kind.register)
+        sums = self.sums_of(kind, self.form.columns)
+        parts = self.sums_of(kind, self.form.columns) if kind.is_rough else sums
         last = code.variable("i32", ring.barriers)  # the stage that was read last
         first_lane = self.first_lane()
         depth = self.index(s.depth, "i32")
@@ -313,46 +323,55 @@ class PersistentWriter(PieceWriter):
 
         def one_tile() -> None:
             self.statements(self.form.first)
-            with self._depth(depth, DEPTH) as k:
+            for total in sums if kind.is_rough else ():
+                code.set(total, zero)
+            with self._depth(depth, self.depth) as k:
                 stage = turn.now()
                 wait(code, stage.full, stage.parity)
-                self._add_stage(ring, stage, thread.lshr(7), k.compare("gt", 0), sums)
-                code.line("wgmma.wait_group.sync.aligned 1;")
-                release(k.compare("gt", 0))
-                code.set(last, stage.empty)
+                if kind.is_rough:
+                    self._add_stage(ring, stage, thread.lshr(7), "0", parts)
+                    code.line("wgmma.wait_group.sync.aligned 0;")
+                    code.set(last, stage.empty)
+                    release(code.const(1, "i1"))
+                    self.add_parts(kind, sums, parts)
+                else:
+                    self._add_stage(ring, stage, thread.lshr(7), k.compare("gt", 0).text, sums)
+                    code.line("wgmma.wait_group.sync.aligned 1;")
+                    release(k.compare("gt", 0))
+                    code.set(last, stage.empty)
                 turn.step(stage)
-            code.line("wgmma.wait_group.sync.aligned 0;")
-            some = depth.compare("gt", 0)
-            release(some)
-            if not self.facts.is_positive(self.resolve(s.depth)):
-                for total in sums:
-                    code.set(total, zero, some ^ 1)
+            if not kind.is_rough:
+                code.line("wgmma.wait_group.sync.aligned 0;")
+                some = depth.compare("gt", 0)
+                release(some)
+                if not self.facts.is_positive(self.resolve(s.depth)):
+                    for total in sums:
+                        code.set(total, zero, some ^ 1)
             self.finish(thread.lshr(5), sums)
 
         self._each_tile(one_tile)
         self.team = team
 
     def _add_stage(
-        self, ring: Ring, stage: Stage, group: Value, adds: Value, sums: Sequence[Value]
+        self, ring: Ring, stage: Stage, group: Value, adds: str, sums: Sequence[Value]
     ) -> None:
-        """The products of a stage: this warpgroup's 64 rows by all columns, 16 deep at a time. The
-        first of a tile adds to nothing."""
-        code, columns = self.code, self.form.columns
-        kind = self.memory[self.form.product.a].dtype.name
+        """The products of a stage: this warpgroup's 64 rows by all columns, 32 bytes of the depth
+        at a time; added to the sums so far where `adds` holds."""
+        code, columns, kind = self.code, self.form.columns, self.kind
         at = stage.number * (ring.size >> 4)
         left = descriptor(ring.start + group * (ROWS // READERS * ROW_BYTES), 1) + at
         # rows of a stage run along the columns, or panels of 64 columns follow each other
-        panel = 1 if self.is_deep else DEPTH * ROW_BYTES >> 4
+        panel = 1 if self.is_deep else PANEL_BYTES >> 4
         right = descriptor(ring.start + self.left_bytes, panel) + at
-        apart = 2 if self.is_deep else ROW_BYTES
-        listed = ", ".join(v.text for v in sums)
+        step = BYTES >> 4
+        apart = step if self.is_deep else kind.depth * ROW_BYTES >> 4
         code.line("wgmma.fence.sync.aligned;")
-        for k in range(DEPTH // 16):
-            a, b = self._whole_descriptor(left + 2 * k), self._whole_descriptor(right + apart * k)
-            code.line(
-                f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} {{{listed}}}, "
-                f"{a.text}, {b.text}, {'1' if k else adds.text}, 1, 1, 0, {int(not self.is_deep)};"
+        for k in range(ROW_BYTES // BYTES):
+            a, b = (
+                self._whole_descriptor(left + step * k),
+                self._whole_descriptor(right + apart * k),
             )
+            wgmma(code, kind, columns, sums, a, b, "1" if k else adds, not self.is_deep)
         code.line("wgmma.commit_group.sync.aligned;")
 
     def _whole_descriptor(self, low: Value) -> Value:

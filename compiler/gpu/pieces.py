@@ -94,7 +94,7 @@ class PieceWriter(KernelWriter):
         code, columns = self.code, self.form.columns
         start = self.shared_address(self.pieces_start) + warp * PIECE_BYTES
         first = warp * (2 * PIECE_ROWS)
-        if work_of(self.form.stores) <= LIGHT:
+        if work_of(self.form.stores) <= LIGHT and self._is_even():
             begin = 0
             while begin < columns:
                 wide = next(n for n in PIECES if n <= columns - begin)
@@ -125,9 +125,7 @@ class PieceWriter(KernelWriter):
         ends = (const(0), const(count - 1))
         self._counted("piece", code.const(0, "i32"), end, step, ends, [], one_piece)
 
-    def _piece(
-        self, start: Value, sums: Sequence[Value], half: int, begin: int, wide: int
-    ) -> None:
+    def _piece(self, start: Value, sums: Sequence[Value], half: int, begin: int, wide: int) -> None:
         """Stores a piece, when all lanes have read the one before."""
         lane = self.symbols["lane"]
         at = start + lane.lshr(2) * (PITCH * 4) + (lane & 3) * 8
@@ -135,7 +133,7 @@ class PieceWriter(KernelWriter):
         for n in range(wide // 8):
             place = (begin // 8 + n) * 4 + half * 2
             pair = ", ".join(v.text for v in sums[place : place + 2])
-            self.code.line(f"st.shared.v2.f32 [{at.text}+{n * 32}], {{{pair}}};")
+            self.code.line(f"st.shared.v2.b32 [{at.text}+{n * 32}], {{{pair}}};")
 
     def _finish_piece(self, start: Value, row: Value, column: Value, wide: int) -> None:
         """What follows the product, for the piece that begins at a row and column of the tile."""
@@ -145,6 +143,11 @@ class PieceWriter(KernelWriter):
         self.multiples |= {"row'": PIECE_ROWS, "column'": 16 if wide % 16 == 0 else 8}
         with self.named(**ends), self.scope():
             self._elements(start - (row * PITCH + column) * 4, wide)
+
+    def _is_even(self) -> bool:
+        """Whether rows of the result are whole vectors. Others are single elements: many, whose
+        places would take registers if all pieces were written out."""
+        return self.form.condition is None or self.divides(self.width, self.all_columns)
 
     def _elements(self, origin: Value, wide: int) -> None:
         """Every element of a piece, of a tile that would begin at `origin`."""
@@ -156,7 +159,7 @@ class PieceWriter(KernelWriter):
             ("r", sym("row'"), sym("row'") + PIECE_ROWS),
             ("c", sym("column'"), sym("column'") + wide),
         ]
-        even = form.condition is None or self.divides(self.width, self.all_columns)
+        even = self._is_even()
         full = self.facts.is_nonneg(self.resolve(rows) - ROWS)
 
         def visit(carry: Carry) -> Carry:

@@ -18,7 +18,7 @@ class ProductWriter(ScatterWriter):
     """The body of a kernel, as far as its matrix products go."""
 
     def product(self, s: TileProduct) -> None:
-        code, kind = self.code, "double" if self.memory[s.dst].dtype.bits == 64 else "float"
+        code, kind = self.code, scalars.REGISTER[self.memory[s.dst].dtype.name]
         across = s.nr // COLUMNS
         down = self.team.lanes // across
         count = -(-s.mr // down)
@@ -27,7 +27,7 @@ class ProductWriter(ScatterWriter):
         rows = [first_row + n * down for n in range(count)]
         own = self.holds("lt", lane, const(across * down))
         masks = [self.holds("lt", row, s.rows) & own for row in rows]
-        zero = code.const(0.0, kind)
+        zero = code.const(0, kind)
 
         def step(totals: Carry) -> Carry:
             k = sym("k'")
@@ -38,7 +38,8 @@ class ProductWriter(ScatterWriter):
                 with self.when(masks[n]):
                     left = self._left(s, row, k)
                 sums = totals[n * COLUMNS : (n + 1) * COLUMNS]
-                found += [code.fma(left, b, t) for b, t in zip(right, sums, strict=True)]
+                for b, total in zip(right, sums, strict=True):
+                    found.append(code.fma(left, b, total) if b.is_float else left * b + total)
             return found
 
         totals = self.loop("k'", const(0), s.depth, [zero] * (count * COLUMNS), step)

@@ -36,7 +36,8 @@ SHARED_LIMIT = 96 << 10
 @dataclass(frozen=True)
 class Target:
     """A device: streaming multiprocessors, clock in GHz, memory bandwidth in GB/s, dense
-    tensor-core rates in TFLOP/s for bf16 and tf32, and the L2 cache in MB."""
+    tensor-core rates in TFLOP/s for bf16, tf32 and 8-bit operands, and the L2 cache in MB. Those of
+    f8 on devices without it are those of f16, into which it is converted."""
 
     name: str
     arch: Arch
@@ -45,12 +46,15 @@ class Target:
     bandwidth: float
     tensor_bf16: float
     tensor_tf32: float
+    tensor_eights: float
     cache: int
     start: float = 1.2  # microseconds of a kernel that does nothing much, in a graph
 
     def rate(self, arithmetic: str) -> float:
         """TFLOP/s: of "f32" without tensor cores, of f32 as three products of "tf32", and of
-        "half", bf16 or f16."""
+        "half", bf16 or f16, and of "eights", operands of 8 bits."""
+        if arithmetic == "eights":
+            return self.tensor_eights
         if arithmetic == "half":
             return self.tensor_bf16
         if arithmetic == "tf32":
@@ -61,12 +65,12 @@ class Target:
 TARGETS = {
     t.name: t
     for t in (
-        Target("a100", ARCHES["sm_80"], 108, 1.41, 2039, 312, 156, 40),
-        Target("l20", ARCHES["sm_89"], 92, 2.52, 864, 119.5, 59.8, 96),
-        Target("l40", ARCHES["sm_89"], 142, 2.49, 864, 181, 90.5, 96),
-        Target("h100", ARCHES["sm_90a"], 132, 1.98, 3350, 989, 494, 50),
-        Target("h200", ARCHES["sm_90a"], 132, 1.98, 4800, 989, 494, 50),
-        Target("h20", ARCHES["sm_90a"], 78, 1.98, 4000, 148, 74, 60),
+        Target("a100", ARCHES["sm_80"], 108, 1.41, 2039, 312, 156, 624, 40),
+        Target("l20", ARCHES["sm_89"], 92, 2.52, 864, 119.5, 59.8, 239, 96),
+        Target("l40", ARCHES["sm_89"], 142, 2.49, 864, 181, 90.5, 362, 96),
+        Target("h100", ARCHES["sm_90a"], 132, 1.98, 3350, 989, 494, 1979, 50),
+        Target("h200", ARCHES["sm_90a"], 132, 1.98, 4800, 989, 494, 1979, 50),
+        Target("h20", ARCHES["sm_90a"], 78, 1.98, 4000, 148, 74, 296, 60),
     )
 }
 _REACHED = 0.89
@@ -75,6 +79,15 @@ _CACHED = 1.75
 """How much quicker the L2 cache is: sums of parts just written, 5.2 TB/s on an H100."""
 _LATENCY = 0.7  # microseconds from a load to its data, with memory busy
 _IN_FLIGHT = 64  # bytes that a thread has under way: four loads of 16
+
+
+def arithmetic_of(text: str) -> str:
+    """What a kernel's PTX multiplies with, as `Target.rate` has it."""
+    if "mma" not in text:
+        return "f32"
+    if ".tf32" in text:
+        return "tf32"
+    return "eights" if "k32." in text else "half"
 
 
 def occupancy(arch: Arch, threads: int, registers: int, shared: int) -> tuple[int, str]:

@@ -1,12 +1,11 @@
 """Tiles of matrix products on tensor cores, those of f32 as exact as f32 arithmetic.
 
-Operands come through shared memory (`copies`). f16 and bf16 are multiplied as they are. Each f32
-is split into two tf32 values, and three products of them are summed in f32; the fourth is below
-f32's rounding. Tensor cores truncate their sums, so that those of a stage are added up outside
-(Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022). An infinity or
-NaN does not survive the split: a block that finds one in its result computes the tile again by
-multiply-adds. Fragments: PTX ISA 9.7.14.5, "mma.m16n8k8" for .tf32, "mma.m16n8k16" for .bf16, and
-9.7.14.5.15, "ldmatrix".
+Operands come through shared memory (`copies`). Those of 16 and 8 bits are multiplied as they are
+(`narrow_tiles`). Each f32 is split into two tf32 values, and three products of them are summed in
+f32; the fourth is below f32's rounding. Tensor cores truncate their sums, so that those of a stage
+are added up outside (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores",
+2022). An infinity or NaN does not survive the split: a block that finds one in its result computes
+the tile again by multiply-adds. Fragments: PTX ISA 9.7.14.5, "mma.m16n8k8" for .tf32.
 """
 
 from __future__ import annotations
@@ -15,25 +14,28 @@ from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.kernel_ir import Alloc, For, TileProduct
-from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv
+from stagefuse.dsl.dtypes import F32
 
 from .copies import WARP_ROWS, Copies, Tile
 from .ir import Code, Value
-from .sort import SortWriter
+from .mma import NAMES, Kind, mma
+from .narrow_tiles import NarrowWriter
 from .teams import most_of
 
 STAGES = 3  # of a product alone in its kernel
 DEPTH = 16  # of a stage, and of sums that tensor cores make
 SHALLOW = 96  # depth that may come in one stage
 ONCE_BYTES = 48 << 10  # of that stage
-HALF_DEPTH = 32  # of a stage of 16-bit operands
+NARROW_BYTES = 64  # of a row of a stage of 16- and 8-bit operands
+TF32 = Kind("tf32", "tf32", 4, "f32")
 
 
 _Parts = tuple[Value, Value]
 """An f32 as two tf32 values."""
 
 
-class TensorWriter(SortWriter):
+class TensorWriter(NarrowWriter):
     """The body of a kernel, as far as its products by tensor cores go."""
 
     ring: tuple[Expr, int] | None = None
@@ -43,7 +45,7 @@ class TensorWriter(SortWriter):
         if tile is None:
             return super().plain(s)
         self._multiply(tile, tile.s.dst_offset.substitute({s.index: s.lo}))
-        if tile.size == 2:  # nothing is split
+        if tile.size < 4:  # nothing is split
             self.barrier()
             return
         code = self.code
@@ -66,15 +68,15 @@ class TensorWriter(SortWriter):
             return None
         left, warps = self.memory[t.a], self.team.lanes // 32
         across = warps // (t.mr // WARP_ROWS)
-        if left.dtype.name not in ("f32", "f16", "bf16") or t.a_col != const(1):
+        if (left.dtype != F32 and left.dtype.name not in NAMES) or t.a_col != const(1):
             return None
         if not across or most * t.nr % (8 * across):
             return None
         first = t.panel_offset.substitute({s.index: s.lo})
         inside = left.space == "shared"
         stages, depth = STAGES, DEPTH
-        if left.dtype.bits == 16:
-            depth = HALF_DEPTH
+        if left.dtype.bits < 32:
+            depth = NARROW_BYTES // left.dtype.itemsize
         else:
             depth = DEPTH if self._is_alone() else 2 * DEPTH
         found = Tile(
@@ -82,7 +84,7 @@ class TensorWriter(SortWriter):
             left.dtype.itemsize, warps,
         )  # fmt: skip
         deepest = self.facts.bounds(self.resolve(t.depth))[1]
-        if deepest is None or not 0 < deepest <= SHALLOW or inside or found.size == 2:
+        if deepest is None or not 0 < deepest <= SHALLOW or inside or found.size < 4:
             return found
         once = replace(found, stages=1, depth=-(-deepest // DEPTH) * DEPTH)
         return once if once.stage_bytes <= ONCE_BYTES else found
@@ -114,9 +116,9 @@ class TensorWriter(SortWriter):
         copies = Copies(self, tile, ring)
         for n in range(tile.stages - 1):
             copies.issue(n, code.const(n, "i32").compare("lt", steps))
-        zero = code.const(0.0, "float")
+        register = "float" if tile.size == 4 else self.kind_in(tile).register
         across = tile.columns // tile.warps_across // 8
-        sums = [code.variable("float", zero) for _ in range(2 * across * 4)]
+        sums = [code.variable(register, code.const(0, register)) for _ in range(2 * across * 4)]
         self.sums = sums
         if tile.stages == 1:
             code.line("bar.sync 0;")
@@ -137,8 +139,8 @@ class TensorWriter(SortWriter):
             code.line(f"cp.async.wait_group {tile.stages - 2};")
             code.line("bar.sync 0;")
             copies.issue_next((now + (tile.stages - 1)).compare("lt", steps), at)
-            if tile.size == 2:
-                self._half_stage(tile, ring, at, sums, across)
+            if tile.size < 4:
+                self.narrow_stage(tile, ring, at, sums, across)
             else:
                 self._multiply_stage(tile, ring, at, now, sums, across)
             code.write("add.s32", step, step, code.const(1, "i32"))
@@ -150,16 +152,6 @@ class TensorWriter(SortWriter):
         code.line("cp.async.wait_group 0;")
         code.line("bar.sync 0;")
         self._store_tile(tile, base, sums, across)
-
-    def _lane(self, tile: Tile) -> tuple[Expr, Expr, Expr, Expr]:
-        """The lane's row and column in a fragment (g, q), and its warp's place (down, across)."""
-        lane = sym("lane")
-        within = mod(lane, 32)
-        warp = floordiv(lane, 32)
-        return (
-            floordiv(within, 4), mod(within, 4), floordiv(warp, tile.warps_across),
-            mod(warp, tile.warps_across),
-        )  # fmt: skip
 
     def _multiply_stage(
         self, tile: Tile, ring: Value, at: Value, now: Value, sums: list[Value], across: int
@@ -192,7 +184,7 @@ class TensorWriter(SortWriter):
 
     def _right_start(self, tile: Tile, ring: Value) -> Value:
         """Where this lane's part of the right operand begins in the first stage."""
-        g, q, _, right = self._lane(tile)
+        g, q, _, right = self.lane_place(tile)
         column = right * (tile.columns // tile.warps_across) + g
         along, apart = tile.right_steps
         return ring + self.index(q * along + column * apart, "i32") * 4 + tile.left_bytes
@@ -230,49 +222,6 @@ class TensorWriter(SortWriter):
                 rows = a[m * len(steps) : (m + 1) * len(steps)]
                 self.add_product(sums[(m * across + n) * 4 :][:4], rows, b)
 
-    def _half_stage(
-        self, tile: Tile, ring: Value, at: Value, sums: list[Value], across: int
-    ) -> None:
-        """The products of a stage of 16-bit operands, in fragments loaded by ldmatrix."""
-        _, _, down, right = self._lane(tile)
-        lane = mod(sym("lane"), 32)
-        row, high = mod(lane, 8), floordiv(lane, 16)
-        middle = mod(floordiv(lane, 8), 2)
-        first = (down * WARP_ROWS + mod(lane, 16)) * tile.left_pitch + high * 8
-        left_at = ring + self.index(first, "i32") * 2 + at
-        column = right * (tile.columns // tile.warps_across)
-        if tile.is_deep:
-            start = (column + row + high * 8) * tile.pitch + middle * 8
-        else:
-            start = (row + middle * 8) * tile.pitch + column + high * 8
-        right_at = ring + self.index(start, "i32") * 2 + tile.left_bytes + at
-        along, apart = tile.right_steps
-        kind = self.memory[tile.s.a].dtype.name
-        for k in range(0, tile.depth, 16):
-            a = [
-                self.matrices(left_at, (m * 16 * tile.left_pitch + k) * 2, 4, False)
-                for m in range(2)
-            ]
-            for n in range(0, across, 2):
-                count = min(across - n, 2)
-                offset = (n * 8 * apart + k * along) * 2
-                b = self.matrices(right_at, offset, 2 * count, not tile.is_deep)
-                for j in range(count):
-                    for m in range(2):
-                        own = sums[(m * across + n + j) * 4 :][:4]
-                        _mma(self, own, a[m], b[2 * j : 2 * j + 2], f"m16n8k16 {kind}")
-
-    def matrices(self, at: Value, offset: int, count: int, transposed: bool) -> list[Value]:
-        """So many 8 x 8 matrices of 16-bit elements from shared memory, a register each."""
-        found = [self.code.fresh("i32") for _ in range(count)]
-        listed = ", ".join(v.text for v in found)
-        way = ".trans" if transposed else ""
-        self.code.line(
-            f"ldmatrix.sync.aligned.m8n8.x{count}{way}.shared.b16 {{{listed}}}, "
-            f"[{at.text}+{offset}];"
-        )
-        return found
-
     def add_product(
         self, sums: list[Value], rows: list[list[_Parts]], columns: list[list[_Parts]]
     ) -> None:
@@ -281,13 +230,13 @@ class TensorWriter(SortWriter):
         found = [code.variable("float", code.const(0.0, "float")) for _ in range(4)]
         for a, b in zip(rows, columns, strict=True):
             for x, y in ((1, 0), (0, 1), (0, 0)):  # the small products first
-                _mma(self, found, [r[x] for r in a], [c[y] for c in b])
+                mma(code, TF32, found, [r[x] for r in a], [c[y] for c in b])
         for total, part in zip(sums, found, strict=True):
             code.write("add.rn.f32", total, total, part)
 
     def _left_rows(self, tile: Tile, ring: Value, at: Value, now: Value) -> list[tuple[Value, int]]:
         """Where this lane's four rows of the left operand begin, as address and offset."""
-        g, q, down, _ = self._lane(tile)
+        g, q, down, _ = self.lane_place(tile)
         first, s = down * WARP_ROWS + g, tile.s
         if not tile.in_scratch:
             start = ring + self.index(first * tile.left_pitch + q, "i32") * 4 + at
@@ -306,7 +255,7 @@ class TensorWriter(SortWriter):
 
     def _store_tile(self, tile: Tile, base: Expr, sums: list[Value], across: int) -> None:
         memory = self.memory[tile.s.dst]
-        g, q, down, right = self._lane(tile)
+        g, q, down, right = self.lane_place(tile)
         for m in range(2):
             for half in range(2):
                 row = down * WARP_ROWS + m * 16 + half * 8 + g
@@ -343,14 +292,3 @@ def tf32_parts(code: Code, value: Value) -> _Parts:
     high = code.pure("and.b32", "i32", half, keep)
     rest = code.pure("sub.rn.f32", "float", value, high.as_float("float"))
     return high, code.pure("and.b32", "i32", rest.bits(), keep)
-
-
-def _mma(
-    w: TensorWriter, sums: list[Value], a: list[Value], b: list[Value], form: str = "m16n8k8 tf32"
-) -> None:
-    d = ", ".join(v.text for v in sums)
-    shape, kind = form.split()
-    w.code.line(
-        f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 {{{d}}}, "
-        f"{{{', '.join(v.text for v in a)}}}, {{{', '.join(v.text for v in b)}}}, {{{d}}};"
-    )

@@ -188,7 +188,7 @@ class _SplitProduct:
         for x, y in PRODUCTS:
             for n, parts in enumerate(self.fragments[turn]):
                 a = ", ".join(v.text for v in parts[x])
-                b = self.w._descriptor(start + (y * tile.part_bytes + n * STEP * 4), 1)
+                b = self.w.descriptor(start + (y * tile.part_bytes + n * STEP * 4), 1)
                 code.line(
                     f"wgmma.mma_async.sync.aligned.m64n{columns}k8.f32.tf32.tf32 "
                     f"{{{listed}}}, {{{a}}}, {b.text}, {adds}, 1, 1;"

@@ -1,4 +1,4 @@
-"""Tiles of 16-bit matrix products by Hopper's warpgroup instructions.
+"""Tiles of products of 16- and 8-bit operands by Hopper's warpgroup instructions.
 
 Two warpgroups compute 64 rows each of a tile 128 rows high, straight from shared memory. Operands
 lie there in rows of 128 bytes whose chunks of 16 are exchanged by the row's number, the 128-byte
@@ -8,6 +8,8 @@ them there by cp.async, two stages ahead of what is multiplied and one behind wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stagefuse.compiler.kernel_ir import For
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
@@ -15,11 +17,17 @@ from .attend import AttendWriter
 from .attend_groups import GROUP_ROWS
 from .copies import Copies, Copy, Tile
 from .ir import Value
+from .mma import BYTES, Kind, wgmma
 
 STAGES = 4
-DEPTH = 64  # of a stage: rows of 128 bytes
-ROW_BYTES = 128
-CHUNK = 8  # elements in 16 bytes
+ROW_BYTES = 128  # of a stage along the depth
+CHUNK_BYTES = 16
+PANEL = 64
+"""Columns of a row of an operand whose columns are adjacent, of 16 bits each."""
+PANEL_BYTES = PANEL * ROW_BYTES
+"""Of such rows in a stage: its depth is as many elements."""
+MOST_ROUGH_COLUMNS = 192
+"""Of a tile whose sums are found twice over, those of a stage and those of all stages."""
 HIGH = 0x40000040
 """The upper half of a descriptor: swizzle of 128 bytes, 1024 bytes between groups of 8 rows."""
 
@@ -33,29 +41,35 @@ class WgmmaTile(Tile):
 
     @property
     def stage_bytes(self) -> int:
-        panels = -(-self.columns // 64)
-        right = self.columns * ROW_BYTES if self.is_deep else panels * DEPTH * ROW_BYTES
+        panels = -(-self.columns // PANEL)
+        right = self.columns * ROW_BYTES if self.is_deep else panels * PANEL_BYTES
         return self.left_bytes + -(-right // 1024) * 1024
 
 
 class SwizzledCopies(Copies):
     """Copies of 16 bytes to their place in a swizzled stage."""
 
+    @property
+    def chunk(self) -> int:
+        """Elements of a copy."""
+        return CHUNK_BYTES // self.tile.size
+
     def _left_target(self, ring: Value, row: Expr, k: Expr) -> Value:
-        target = self._swizzled(ring, const(0), row, floordiv(k, CHUNK))
-        return target + self.writer.index(mod(k, CHUNK) * 2, "i32")
+        target = self._swizzled(ring, const(0), row, floordiv(k, self.chunk))
+        return target + self.writer.index(mod(k, self.chunk) * self.tile.size, "i32")
 
     def _right(self, ring: Value) -> list[Copy]:
         w, tile = self.writer, self.tile
         s, lanes = tile.s, w.team.lanes
         row, step = s.panel_row or const(s.nr), s.panel_col or const(1)
-        across = (DEPTH if tile.is_deep else tile.columns) // CHUNK
-        total = DEPTH * tile.columns // CHUNK
+        across = (tile.depth if tile.is_deep else tile.columns) // self.chunk
+        total = tile.depth * tile.columns // self.chunk
         found = []
         for n in range(-(-total // lanes)):
             flat = sym("lane") + n * lanes
             outer, chunk = floordiv(flat, across), mod(flat, across)
-            k, column = (chunk * CHUNK, outer) if tile.is_deep else (outer, chunk * CHUNK)
+            inner = chunk * self.chunk
+            k, column = (inner, outer) if tile.is_deep else (outer, inner)
             panel, inside = floordiv(column, s.nr), mod(column, s.nr)
             valid = w.holds("lt", panel, tile.panels)
             if s.width is not None:
@@ -64,8 +78,8 @@ class SwizzledCopies(Copies):
             place = tile.first + panel * tile.step + k * row + inside * step
             start = const(tile.left_bytes)
             if not tile.is_deep:
-                start = start + floordiv(chunk, CHUNK) * (DEPTH * ROW_BYTES)
-            target = self._swizzled(ring, start, outer, mod(chunk, CHUNK))
+                start = start + floordiv(chunk, 8) * PANEL_BYTES
+            target = self._swizzled(ring, start, outer, mod(chunk, 8))
             copy = self._at(target, s.panel, place, k, valid, row, tile.is_deep)
             copy.own = w.holds("lt", flat, const(total))
             found.append(copy)
@@ -81,7 +95,7 @@ class SwizzledCopies(Copies):
         self, target: Value, name: str, place: Expr, k: Expr, valid: Value, row: Expr, deep: bool
     ) -> Copy:
         w = self.writer
-        source, step = self.source(name, place), w.index(row * (DEPTH * 2), "i64")
+        source, step = self.source(name, place), w.index(row * ROW_BYTES, "i64")
         return Copy(source, target, w.index(k, "i32"), valid, step, 16, deep)
 
 
@@ -92,27 +106,31 @@ class WgmmaWriter(AttendWriter):
 
     def _tile_of(self, s: For) -> Tile | None:
         found = super()._tile_of(s)
-        if found is None or not self.has_wgmma or found.size != 2:
+        if found is None or not self.has_wgmma or found.size > 2:
             return found
         if found.rows != 2 * GROUP_ROWS or self.team.lanes != 256 or found.columns > 256:
             return found
         if found.s.panel_row is None:
             return found
+        if self.kind_in(found).is_rough and found.columns > MOST_ROUGH_COLUMNS:
+            return found
         self.code.tables.add("aligned shared")
-        return WgmmaTile(**{**vars(found), "depth": DEPTH, "stages": STAGES})
+        depth = ROW_BYTES // found.size
+        return WgmmaTile(**{**vars(found), "depth": depth, "stages": STAGES})
 
     def _multiply(self, tile: Tile, base: Expr) -> None:
         if not isinstance(tile, WgmmaTile):
             return super()._multiply(tile, base)
         code, s = self.code, tile.s
         ring = self._ring(tile)
-        steps = self.index(floordiv(s.depth + (DEPTH - 1), DEPTH), "i32")
+        kind = self.kind_in(tile)
+        steps = self.index(floordiv(s.depth + (tile.depth - 1), tile.depth), "i32")
         copies = SwizzledCopies(self, tile, ring)
         ahead = STAGES - 2
         for n in range(ahead):
             copies.issue(n, code.const(n, "i32").compare("lt", steps))
-        zero = code.const(0.0, "float")
-        sums = [code.variable("float", zero) for _ in range(tile.columns // 2)]
+        sums = self.sums_of(kind, tile.columns)
+        parts = self.sums_of(kind, tile.columns) if kind.is_rough else sums
         step = code.variable("i32", code.const(0, "i32"))
         read = code.variable("i32", code.const(0, "i32"))
         head, done = code.label("depth"), code.label("summed")
@@ -124,12 +142,13 @@ class WgmmaWriter(AttendWriter):
             code.line(f"cp.async.wait_group {ahead - 1};")
             code.line("fence.proxy.async.shared::cta;")
             code.line("bar.sync 0;")
-            self._products(tile, ring, at, sums)
+            self._products(tile, ring, at, parts)
             end = STAGES * tile.stage_bytes
             later = at + ahead * tile.stage_bytes
             slot = later.compare("ge", end).select(later - end, later)
             copies.start((now + ahead).compare("lt", steps), slot)
-            code.line("wgmma.wait_group.sync.aligned 1;")
+            code.line(f"wgmma.wait_group.sync.aligned {0 if kind.is_rough else 1};")
+            self.add_parts(kind, sums, parts)
             code.write("add.s32", step, step, code.const(1, "i32"))
             after = at + tile.stage_bytes
             code.set(read, after.compare("ge", end).select(code.const(0, "i32"), after))
@@ -146,22 +165,29 @@ class WgmmaWriter(AttendWriter):
         group = self.index(floordiv(sym("lane"), 128), "i32")
         left = ring + at + group * (GROUP_ROWS * ROW_BYTES)
         right = ring + at + tile.left_bytes
-        kind = self.memory[tile.s.a].dtype.name
+        kind = self.kind_in(tile)
         # rows of a stage run along the columns, or panels of 64 columns follow each other
-        panel = 1 if tile.is_deep else DEPTH * ROW_BYTES >> 4
-        stride = 2 * 16 if tile.is_deep else 16 * ROW_BYTES
+        panel = 1 if tile.is_deep else PANEL_BYTES >> 4
+        stride = BYTES if tile.is_deep else kind.depth * ROW_BYTES
         code.line("wgmma.fence.sync.aligned;")
-        listed = ", ".join(v.text for v in sums)
-        for k in range(DEPTH // 16):
-            a = self._descriptor(left + k * 32, 1)
-            b = self._descriptor(right + k * stride, panel)
-            code.line(
-                f"wgmma.mma_async.sync.aligned.m64n{tile.columns}k16.f32.{kind}.{kind} "
-                f"{{{listed}}}, {a.text}, {b.text}, 1, 1, 1, 0, {int(not tile.is_deep)};"
-            )
+        for k in range(tile.depth // kind.depth):
+            a = self.descriptor(left + k * BYTES, 1)
+            b = self.descriptor(right + k * stride, panel)
+            adds = "0" if kind.is_rough and not k else "1"
+            wgmma(code, kind, tile.columns, sums, a, b, adds, not tile.is_deep)
         code.line("wgmma.commit_group.sync.aligned;")
 
-    def _descriptor(self, address: Value, leading: int) -> Value:
+    def sums_of(self, kind: Kind, columns: int) -> list[Value]:
+        """What a lane has of the sums of 64 rows by so many columns, all 0."""
+        zero = self.code.const(0, kind.register)
+        return [self.code.variable(kind.register, zero) for _ in range(columns // 2)]
+
+    def add_parts(self, kind: Kind, sums: Sequence[Value], parts: Sequence[Value]) -> None:
+        """Adds what a stage gave where that was not added by the tensor cores."""
+        for total, part in zip(sums, parts, strict=True) if kind.is_rough else ():
+            self.code.write("add.rn.f32", total, total, part)
+
+    def descriptor(self, address: Value, leading: int) -> Value:
         """Where a matrix lies; `leading`: units of 16 bytes between its panels."""
         code = self.code
         low = ((address & 0x3FFFF).lshr(4)) | (leading << 16)

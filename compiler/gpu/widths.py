@@ -29,14 +29,21 @@ tiles of 64, 128 and 256 columns on an H100, products of 1024, 2048 and 4096 row
 
 
 def widths(
-    rows: Expr, columns: Expr, batch: Sequence[Expr], cluster: int, facts: Facts
+    rows: Expr,
+    columns: Expr,
+    batch: Sequence[Expr],
+    cluster: int,
+    facts: Facts,
+    widest: int | None = None,
 ) -> list[tuple[int, Expr]]:
     """The widths that may be the best, each with a factor that is 1 for sizes where it is, else 0;
-    of equal ones the widest. `cluster`: blocks that take tiles together."""
+    of equal ones the widest. `cluster`: blocks that take tiles together; `widest`: the most columns
+    that a tile may have."""
     known = all(e.as_int() is not None for e in (rows, columns, *batch))
     most = facts.bounds(columns)[1]
     times: dict[int, Expr] = {}
     for width in WIDTHS if known else few_widths(columns.as_int()):
+        width = min(width, widest or width)
         if most is not None:  # in whole steps of tensor copies
             width = min(width, max(-(-most // 16) * 16, 16))
         times[width] = _rounds(rows, columns, batch, width, cluster) * _cost(width)
@@ -47,9 +54,7 @@ def few_widths(columns: int | None) -> tuple[int, ...]:
     """The two widths that lose least against the best one, on average over numbers of rows."""
     if columns is None:
         return FEW_WIDTHS
-    every = [
-        {w: -(-n * -(-columns // w) // BLOCKS) * _cost(w) for w in WIDTHS} for n in SAMPLES
-    ]
+    every = [{w: -(-n * -(-columns // w) // BLOCKS) * _cost(w) for w in WIDTHS} for n in SAMPLES]
     return min(
         combinations(WIDTHS, 2),
         key=lambda pair: sum(min(times[w] for w in pair) / min(times.values()) for times in every),
@@ -77,9 +82,7 @@ def _best_of(times: Mapping[int, Expr], facts: Facts) -> list[tuple[int, Expr]]:
     return found
 
 
-def _rounds(
-    rows: Expr, columns: Expr, batch: Sequence[Expr], width: int, cluster: int
-) -> Expr:
+def _rounds(rows: Expr, columns: Expr, batch: Sequence[Expr], width: int, cluster: int) -> Expr:
     tiles = _over(_over(rows, ROWS), cluster) * _over(columns, width)
     for extent in batch:
         tiles = tiles * extent

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..byte_products import product_of_bytes
 from ..contract import rebuild
 from ..graph import Graph
 from .record import Pass
@@ -16,13 +17,15 @@ class FindProducts(Pass):
 
     Both at once: a product's operands are in place only where the views around them are folded,
     and the views that pack its panels fold into those of the weights. With `few_places`, a
-    convolution of few places has them as rows.
+    convolution of few places has them as rows. With `narrow`, a product of 8-bit operands is one
+    of these as they are stored.
     """
 
     name: ClassVar[str] = "find_products"
     establishes: ClassVar[tuple[str, ...]] = ("views-folded", "products-found")
-
     few_places: bool = True
+    narrow: bool = False
 
     def run(self, graph: Graph) -> Graph:
-        return rebuild(graph, self.few_places)
+        finder = product_of_bytes if self.narrow else None
+        return rebuild(graph, self.few_places, finder)

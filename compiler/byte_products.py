@@ -1,0 +1,301 @@
+"""Products of 8-bit operands, for GPUs, whose tensor cores multiply them as they are stored.
+
+A factor is scale * (code - zero), with a code of 8 bits, and a zero and a scale that are the same
+all along the depth; so is what ONNX quantises. Then
+
+    sum (x - p) (y - q) = sum x y - p sum y - q sum x + depth p q,
+
+in i32, whatever wraps, and scales are factors of the sum. Tensor cores take 8-bit operands along
+the depth alone, from rows at multiples of 16 bytes: those that lie otherwise are stored so first,
+constants while compiling and others by a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from stagefuse.dsl.dims import Expr, const, floordiv
+from stagefuse.dsl.dtypes import F32, I32, I64, DType
+
+from .byte_operands import is_byte
+from .contract import (
+    Sums,
+    axes_of,
+    cast_of,
+    in_place,
+    packed,
+    panel_width,
+    rows_of,
+    through,
+    total_of,
+    view_of,
+)
+from .graph import Graph, Map, Node, Reduce, Ref, Scalar, View
+from .graph_builder import Builder
+from .join_operands import steps_of
+
+CHUNK = 16
+"""Bytes that copies move, of which the start of every row is a multiple."""
+LARGEST = 255
+"""What a code less its zero is at most."""
+
+
+def has_bytes(graph: Graph) -> bool:
+    """Whether a graph may have products of 8-bit operands."""
+    nodes = graph.nodes.values()
+    return any(is_byte(t.dtype) for node in nodes for t in node.types) and any(
+        isinstance(node.primitive, Reduce) and node.primitive.kind == "sum" for node in nodes
+    )
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """scale * (code - zero), each of one shape; `zero` is an integer of at most 8 bits."""
+
+    code: Ref
+    zero: Ref | None = None
+    scales: tuple[Ref, ...] = ()
+
+
+def product_of_bytes(b: Builder, node: Node, s: Sums) -> Ref | None:
+    """The sums as a product of codes and what makes them of it, if both factors have codes."""
+    u, v = _factor(b, s.left), _factor(b, s.right)
+    if u is None or v is None:
+        return None
+    dtypes = [b.type(x.code).dtype for x in (u, v)]
+    scales = (*u.scales, *v.scales)
+    if dtypes[0].is_float != dtypes[1].is_float or not _sums_exactly(b, node, s):
+        return None
+    if any(axes_of(b, scale) & set(s.depth) for scale in scales):
+        return None
+    if any(zero is not None and not _is_shared(b, zero, s) for zero in (u.zero, v.zero)):
+        return None
+    if dtypes[0].is_float:
+        if u.zero is not None or v.zero is not None or node.type.dtype.bits > 32:
+            return None
+        total = _product(b, node, s, u.code, v.code, F32)
+    elif scales and not node.type.dtype.is_float or not _is_exact(b, node, s, u, v):
+        return None
+    else:
+        shifts = _shifts(b, s, u, v)  # before the product: what follows a product is fused with it
+        total = _product(b, node, s, u.code, v.code, I32)
+        for fn, shift in shifts:
+            total = b.map(fn, total, shift)
+    if node.type.dtype.is_float:
+        total = b.cast(total, F32)
+        for scale in scales:
+            total = b.map("mul", total, _at_result(b, scale, s))
+    return b.cast(total, node.type.dtype)
+
+
+def _sums_exactly(b: Builder, node: Node, s: Sums) -> bool:
+    """Whether products of elements are what is summed: those of narrow integers have wrapped."""
+    dtype = b.type(s.left).dtype
+    return dtype == node.type.dtype if dtype.is_float else dtype in (I32, I64)
+
+
+def _is_shared(b: Builder, zero: Ref, s: Sums) -> bool:
+    """Whether a zero is the same all along the depth, or is but for where a factor is padded."""
+    if not axes_of(b, zero) & set(s.depth):
+        return True
+    view = b.graph.nodes[zero.node].primitive
+    if not isinstance(view, View):
+        return False
+    moving = {view.symbols[a] for a in s.depth}
+    return not any(e.symbols() & moving for e in view.indices)
+
+
+def _is_exact(b: Builder, node: Node, s: Sums, u: _Factor, v: _Factor) -> bool:
+    """Whether a sum in i32 is what was asked for: one that wraps as i32 does, or never does."""
+    if node.type.dtype == I32:
+        return True
+    if node.type.dtype not in (I64, F32):
+        return False
+    most = b.facts.bounds(total_of(s.domain, s.depth))[1]
+    return most is not None and most * _largest(b, u) * _largest(b, v) < 1 << 31
+
+
+def _largest(b: Builder, x: _Factor) -> int:
+    signed = b.type(x.code).dtype.kind == "int"
+    return 128 if signed and x.zero is None else LARGEST
+
+
+# Factors
+
+
+def _factor(b: Builder, ref: Ref) -> _Factor | None:
+    node, dtype = b.graph.nodes[ref.node], b.type(ref).dtype
+    if is_byte(dtype):
+        return _Factor(ref)
+    primitive = node.primitive
+    if isinstance(primitive, View):
+        inner = _factor(b, node.operands[0])
+        return None if inner is None else _seen(b, node, inner)
+    if not isinstance(primitive, Map) or not (dtype.is_float or dtype.bits > 8):
+        return None
+    if primitive.fn == "cast":
+        return _converted(b, node)
+    if primitive.fn == "sub":
+        inner, zero = _factor(b, node.operands[0]), _zero(b, node.operands[1])
+        if inner is None or zero is None or inner.zero is not None or inner.scales:
+            return None
+        return None if b.type(inner.code).dtype.is_float else replace(inner, zero=zero)
+    if primitive.fn == "mul" and dtype == F32:
+        for this, other in (node.operands, node.operands[::-1]):
+            inner = _factor(b, this)
+            if inner is not None:
+                return replace(inner, scales=(*inner.scales, other))
+    return None
+
+
+def _converted(b: Builder, node: Node) -> _Factor | None:
+    """A conversion that changes no value."""
+    inner, dtype = _factor(b, node.operands[0]), node.type.dtype
+    if inner is None or (inner.scales and dtype != F32):
+        return None
+    if b.type(inner.code).dtype.is_float and not dtype.is_float:
+        return None
+    return inner  # 16 bits hold a code less its zero, also those of f16 and bf16
+
+
+def _seen(b: Builder, view: Node, x: _Factor) -> _Factor | None:
+    """A factor through a view, which may pad with zeros."""
+    primitive = view.primitive
+    assert isinstance(primitive, View)
+    if primitive.guard and primitive.fill != 0:
+        return None
+
+    def part(ref: Ref, pads: bool) -> Ref:
+        type = b.type(ref)
+        if not pads and all(d.as_int() == 1 for d in type.shape):
+            return b.view(ref, view.type.shape, lambda *_: [const(0)] * type.rank)
+        if primitive.guard:
+            padded = replace(primitive, fill=0.0 if type.dtype.is_float else 0)
+            return through(b, replace(view, primitive=padded), ref)
+        return through(b, view, ref)
+
+    return _Factor(
+        part(x.code, True),
+        None if x.zero is None else part(x.zero, True),
+        tuple(part(scale, False) for scale in x.scales),
+    )
+
+
+def _zero(b: Builder, ref: Ref) -> Ref | None:
+    """An integer of 8 bits that a value is, in i32."""
+    node, dtype = b.graph.nodes[ref.node], b.type(ref).dtype
+    if dtype.bits == 8 and dtype.is_int:
+        return b.cast(ref, I32)
+    if isinstance(node.primitive, Scalar):
+        value = float(node.primitive.value)
+        inside = value == int(value) and -128 <= value <= LARGEST
+        return b.scalar(int(value), I32) if inside else None
+    if isinstance(node.primitive, View) and not node.primitive.guard:
+        inner = _zero(b, node.operands[0])
+        return None if inner is None else through(b, node, inner)
+    if node.primitive == Map("cast") and (dtype.is_float or dtype.bits > 8):
+        return _zero(b, node.operands[0])
+    return None
+
+
+# The product
+
+
+def _product(b: Builder, node: Node, s: Sums, x: Ref, y: Ref, dtype: DType) -> Ref:
+    """The sums of products of codes."""
+    left, base, row = _lines(b, x, s, s.rows)
+    width = panel_width(total_of(s.domain, s.columns))
+    primitive = s.contract(base, row, width)
+    type = node.type.with_dtype(dtype)
+    a = b.cast(left, dtype)
+    lying = in_place(b, y, s.domain, s.batch, s.columns, s.depth)
+    if lying is not None and _is_aligned(b, *lying[1:]):
+        panels = packed(b, cast_of(b, y, dtype), s.domain, s.batch, s.columns, s.depth, width)
+        product = Node(-1, primitive, (a, panels), (type,))
+        steps = steps_of(b.graph, panels, product)
+        if steps is not None and steps[1] == const(1) and _is_aligned(b, steps[0], steps[2]):
+            return b.add(primitive, (a, panels), (type,))[0]
+    lines, _, _ = rows_of(b, y, s.domain, s.batch, s.columns, s.depth, CHUNK)
+    panels = _panels_of(b, b.cast(lines, dtype), s, width)
+    return b.add(primitive, (a, panels), (type,))[0]
+
+
+def _lines(b: Builder, x: Ref, s: Sums, outer: Sequence[int]) -> tuple[Ref, Expr, Expr]:
+    """The rows of an operand along the depth, where they lie if they begin at multiples of 16
+    bytes."""
+    lying = in_place(b, x, s.domain, s.batch, outer, s.depth)
+    if lying is not None and _is_aligned(b, *lying[1:]):
+        return lying
+    return rows_of(b, x, s.domain, s.batch, outer, s.depth, CHUNK)
+
+
+def _is_aligned(b: Builder, *places: Expr) -> bool:
+    return all(b.facts.divides(e, CHUNK) for e in places)
+
+
+def _panels_of(b: Builder, lines: Ref, s: Sums, width: int) -> Ref:
+    """The panels of a right operand whose columns are stored one after the other."""
+    columns, depth = total_of(s.domain, s.columns), total_of(s.domain, s.depth)
+    batch = [s.domain[x] for x in s.batch]
+    count = floordiv(columns + (width - 1), width, b.facts)
+    return b.view(
+        lines,
+        [*batch, count, depth, const(width)],
+        lambda *at: [*at[:-3], at[-3] * width + at[-1], at[-2]],
+        lambda *at: [columns - 1 - (at[-3] * width + at[-1])],
+    )
+
+
+# Zeros
+
+
+def _shifts(b: Builder, s: Sums, u: _Factor, v: _Factor) -> list[tuple[str, Ref]]:
+    """What is to be added to the sums of codes, or subtracted, where zeros are taken off them."""
+    found = [
+        ("sub", _sum_of(b, s, zero, other))
+        for zero, other in ((u.zero, v.code), (v.zero, u.code))
+        if zero is not None
+    ]
+    if u.zero is not None and v.zero is not None:
+        found.append(("add", _sum_of(b, s, u.zero, v.zero)))
+    return found
+
+
+def _sum_of(b: Builder, s: Sums, zero: Ref, other: Ref) -> Ref:
+    """The sums of the product of two integers over the domain in i32, of which the first mostly is
+    the same along the depth; computed for the axes alone along which something changes."""
+    if axes_of(b, zero) & set(s.depth):
+        return _sum_along(b, s, (zero, other))
+    return b.map("mul", _at_result(b, zero, s), _sum_along(b, s, (other,)))
+
+
+def _sum_along(b: Builder, s: Sums, factors: Sequence[Ref]) -> Ref:
+    used = frozenset[int]().union(*(axes_of(b, x) for x in factors)) | set(s.depth)
+    axes = [a for a in range(len(s.domain)) if a in used]
+
+    def place(*at: Expr) -> list[Expr]:
+        return [at[axes.index(a)] if a in used else const(0) for a in range(len(s.domain))]
+
+    shape = [s.domain[a] for a in axes]
+    small = [view_of(b, x, shape, place, None) for x in factors]
+    product = small[0]
+    if len(small) > 1:
+        product = b.map("mul", *(b.cast(x, I32) for x in small))
+    total = b.reduce("sum", product, [axes.index(a) for a in s.depth], I32)
+    return b.view(
+        total,
+        [s.domain[a] for a in s.outer],
+        lambda *at: [i for i, a in zip(at, s.outer, strict=True) if a in used],
+    )
+
+
+def _at_result(b: Builder, x: Ref, s: Sums) -> Ref:
+    """A value over the domain that is the same along the depth, over the result."""
+    shape = [s.domain[a] for a in s.outer]
+    where = {a: n for n, a in enumerate(s.outer)}
+
+    def place(*at: Expr) -> list[Expr]:
+        return [at[where[a]] if a in where else const(0) for a in range(len(s.domain))]
+
+    return view_of(b, x, shape, place, None)
