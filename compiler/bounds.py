@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar
 
-from stagefuse.dsl.dims import Atom, Expr, IntLike, as_expr, const, floordiv, sym
+from stagefuse.dsl.dims import Atom, Expr, IntLike, Monomial, as_expr, const, expr_of, floordiv, sym
 from stagefuse.dsl.facts import Facts
 
 SMALL = (0, 1, 2, 3, 4, 5, 8, 12, 17, 64, 1000)
@@ -123,15 +123,22 @@ def _factors(condition: Expr) -> Iterator[Expr]:
     least = -sum(c for m, c in condition.terms if not m)
     if least < 1 or not rising or not all(_never_negative(a) for m, _ in terms for a, _ in m):
         return
-    common = set.intersection(*({a for a, p in m if p == 1} for m, _ in terms))
+    common = set.intersection(*({a for a, _ in m} for m, _ in terms))
     for atom in sorted(common):
-        rest = Expr(tuple((tuple(f for f in m if f[0] != atom), c) for m, c in terms))
-        factor = Expr(((((atom, 1),), 1),))
-        yield factor - 1
+        rest = Expr(tuple((_without(m, atom), c) for m, c in terms))
+        yield expr_of(atom) - 1
         if rest.as_int() is None:
             yield rest - 1
-        elif rest == const(1) and atom.kind == "//" and (by := atom.args[1].as_int()) is not None:
+        elif condition == expr_of(atom) - least and atom.kind == "//" and (
+            by := atom.args[1].as_int()
+        ) is not None:
             yield atom.args[0] - by * least
+
+
+def _without(monomial: Monomial, atom: Atom) -> Monomial:
+    """A monomial over one of its factors."""
+    lower = ((a, p - (a == atom)) for a, p in monomial)
+    return tuple((a, p) for a, p in lower if p)
 
 
 def _never_negative(atom: Atom) -> bool:
@@ -218,9 +225,20 @@ class _Search:
         if exact is not None:
             yield exact
             return
+        yield from self._undivided(goal)
         yield from self._functions(goal, ("min", "max"))
         yield from islice(self._eliminated(goal, False), 1)
         yield from self._functions(goal, ("//", "%"))
+
+    def _undivided(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:
+        """The goal without a factor of all its terms that is never negative; a constant that adds
+        to it is left out."""
+        terms = [(m, c) for m, c in goal.terms if m or c < 0]
+        common = set.intersection(*({a for a, _ in m} for m, _ in terms)) if terms else set[Atom]()
+        for atom in sorted(common):
+            if self._plain(expr_of(atom)):
+                parts = (Expr(((_without(m, atom), c),)) for m, c in terms)
+                yield (sum(parts, const(0)),)
 
     def _eliminated(self, goal: Expr, loops: bool) -> Iterator[tuple[Expr, ...]]:
         """A symbol at the end of its range that is worst for the goal.
@@ -294,8 +312,9 @@ class _Search:
             if (atom.kind == "min") == rising:
                 yield options
             else:
-                # the shorter one first: it is proved, or fails, at less cost
-                yield from ((o,) for o in sorted(options, key=_length))
+                # where more cancels first, then the shorter: it is proved, or fails, at less cost
+                order = sorted(options, key=lambda o: (len(o.terms), _length(o)))
+                yield from ((o,) for o in order)
             return
         if not self._plain(b - 1):
             return
