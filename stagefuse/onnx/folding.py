@@ -22,6 +22,8 @@ from .reading import _NUMPY
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MAX_KNOWN = 4096
 """Elements of a result that is folded here; larger ones become tensors of the program."""
+MAX_SIZES = 64
+"""The same of a tensor of sizes that has several dimensions."""
 
 
 def fold(node: Node) -> list[Array] | None:
@@ -45,7 +47,7 @@ def fold(node: Node) -> list[Array] | None:
     except (TypeError, ValueError, IndexError, ArithmeticError, Unfolded):
         return None
     results = found if isinstance(found, list) else [found]
-    if any(r.size > MAX_KNOWN for r in results):
+    if any(r.size > (MAX_SIZES if is_symbolic(r) and r.ndim > 1 else MAX_KNOWN) for r in results):
         return None
     return [tidy(r) for r in results]
 
@@ -108,6 +110,13 @@ def _divided(a: Expr, b: Expr, facts: Any) -> Expr:
     if not facts.is_nonneg(a) or not facts.is_positive(b):
         raise Unfolded
     return floordiv(a, b, facts)
+
+
+def _power(node: Node, a: Array, b: Array) -> Array:
+    """Of one number: a root that makes a size. Others are left to the language."""
+    if a.size != 1 or b.size != 1 or is_symbolic(a) or is_symbolic(b):
+        raise Unfolded
+    return np.asarray(np.power(a, b)).astype(a.dtype)
 
 
 def _compared(name: str) -> Callable[..., Any]:
@@ -288,7 +297,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "Sub": _binary(np.subtract, lambda a, b, f: a - b),
     "Mul": _binary(np.multiply, lambda a, b, f: a * b),
     "Div": _binary(_truncated, _divided),
-    "Mod": _binary(np.mod, None),
+    "Mod": _binary(np.mod, None), "Pow": _power,
     "Max": _binary(np.maximum, maximum), "Min": _binary(np.minimum, minimum),
     "Equal": _compared("Equal"), "Less": _compared("Less"), "Greater": _compared("Greater"),
     "LessOrEqual": _compared("LessOrEqual"), "GreaterOrEqual": _compared("GreaterOrEqual"),

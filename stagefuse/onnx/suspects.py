@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
-from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dims import Expr, const, sym
 
 Ends = tuple[int, int | None]
 """The least and the greatest that a size may be."""
 FURTHEST = 1 << 16
 """Sizes that are tried."""
+BROADCASTS = frozenset(
+    ("Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mul", "Or", "Sub", "Where")
+)
+"""Ops whose operands have the same sizes, or 1."""
 OTHERS = (101, 211, 307, 401, 503)
 """What the other sizes are meanwhile."""
 
@@ -92,3 +97,39 @@ def _up_to(size: Expr, most: int) -> int:
         fits = size.evaluate(dict.fromkeys(size.symbols(), middle)) <= most
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
+
+
+def alike(
+    op: str, axis: int, shapes: Sequence[Sequence[Expr]], asked: Sequence[Expr]
+) -> list[tuple[Expr, Expr]]:
+    """Pairs of sizes that an op takes to be equal. `asked` is the shape that a reshape asks for."""
+    if op in BROADCASTS:
+        return [pair for a, b in combinations(shapes, 2)
+                for pair in zip(reversed(a), reversed(b), strict=False)]  # fmt: skip
+    if op == "MatMul" and min(map(len, shapes)) > 1:
+        (*first, _, inner), (*second, depth, _) = shapes
+        return [(inner, depth), *zip(reversed(first), reversed(second), strict=False)]
+    if op == "Concat" and shapes[0]:
+        along = axis % len(shapes[0])
+        return [(a, b) for other in shapes[1:]
+                for k, (a, b) in enumerate(zip(shapes[0], other, strict=False))
+                if k != along]  # fmt: skip
+    numbers = [v.as_int() for v in asked]
+    if op == "Reshape" and -1 in numbers:
+        at, sizes = numbers.index(-1), shapes[0]
+        before = list(zip(sizes[:-1], asked[:at], strict=False))
+        return before + list(zip(reversed(sizes[1:]), reversed(asked[at + 1 :]), strict=False))
+    return []
+
+
+def solved(a: Expr, b: Expr) -> list[tuple[str, Expr]]:
+    """Sizes that are something else where a is b: `P` is `Q`, where `P + T` is `Q + T`."""
+    rest = a - b
+    found = []
+    for name in sorted(rest.symbols()):
+        others = rest.substitute({name: const(0)})
+        value = others if others - sym(name) == rest else const(0) - others
+        if rest in (others + sym(name), others - sym(name)):
+            found.append((name, value))
+    whole = [(name, value) for name, value in found if all(c > 0 for _, c in value.terms)]
+    return sorted(whole, key=lambda pair: len(pair[1].terms))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,17 +23,12 @@ from .names import Names, safe_key, weight_path
 from .node import Node, Val
 from .reading import HELD, array_of, dtype_of
 from .record import Written, records
-from .suspects import Ends, at_least, equal_at, maxima, minima, quotients
+from .suspects import Ends, alike, at_least, equal_at, maxima, minima, quotients, solved
 from .text import literal, size_text
 
 MAX_UNFOLDED = 5_000
 """Nodes that functions and loops may unfold to, beside ten times those that the file holds."""
 MAX_DEPTH = 40
-BROADCASTS = frozenset(
-    ("Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mul", "Or", "Sub", "Where")
-)
-"""Ops whose operands have the same sizes, or 1."""
-
 Env: TypeAlias = "dict[str, Val | None]"
 """Values by the model's names; None for one whose node could not be translated."""
 
@@ -237,8 +231,8 @@ class Translator:
         """Note what the shapes of something that does not fit say of the sizes that were meant.
 
         `min(128, T)`: at most 128. `max(0, T - 4)`: at least 5. `(H + 1) // 2`: multiples of a
-        power of two. A reshape of [T, 8] to [9, 8]: T is 9. The greatest 20 of T: at least 20.
-        [N] plus [P + T]: N is P + T.
+        power of two. A reshape of [T, 8] to [9, 8]: T is 9, and of [N, T] to [B, -1]: N is B. The
+        greatest 20 of T: at least 20. [N] plus [P + T]: N is P + T.
         """
         known = {new: old for old, new in self.sizes.items()}
         for size in (d for v in values for d in v.shape):
@@ -249,19 +243,19 @@ class Translator:
                 if name in known:
                     self._narrow(known[name], (low, None))
             self.uneven |= {known[name] for name in quotients(size) if name in known}
-        if proto.op_type in BROADCASTS:
-            for a, b in combinations((v.shape for v in values), 2):
-                for first, second in zip(reversed(a), reversed(b), strict=False):
-                    self._equate(first, second)
-        if len(values) < 2 or values[1].known is None:
+        axis = next((a.i for a in proto.attribute if a.name == "axis"), -1)
+        told = len(values) > 1 and values[1].known is not None
+        asked = _sizes_in(values[1].known) if told and values[1].known is not None else []
+        if len(values) > 1:
+            for first, second in alike(proto.op_type, axis, [v.shape for v in values], asked):
+                self._equate(first, second)
+        if not told:
             return
-        asked = _sizes_in(values[1].known)
         if proto.op_type == "Reshape" and all(v.as_int() is None or v.as_int() for v in asked):
             found = equal_at(_product(values[0].shape), _product(asked))
             if found is not None and found[0] in known:
                 self._narrow(known[found[0]], found[1])
         if proto.op_type == "TopK" and len(asked) == 1 and values[0].shape:
-            axis = next((a.i for a in proto.attribute if a.name == "axis"), -1)
             least = at_least(values[0].shape[axis], asked[0].as_int() or 0)
             for name in () if least is None else least[0]:
                 self._narrow(known[name], (least[1] if least else 1, None))
@@ -269,11 +263,11 @@ class Translator:
     def _equate(self, a: Expr, b: Expr) -> None:
         """Note that two sizes are likely the same: `Total` is `Past + Time`."""
         known = {new: old for old, new in self.sizes.items()}
-        for lone, other in ((b, a), (a, b)):
-            name, used = lone.as_symbol(), other.symbols()
-            if a == b or name not in known or name in used or not used <= set(known):
+        for name, other in () if 1 in (a.as_int(), b.as_int()) else solved(a, b):
+            used = other.symbols()
+            if name not in known or not used <= set(known):
                 continue
-            if self.range_of(known[name]) != Range() or other.as_int() == 1:
+            if self.range_of(known[name]) != Range():
                 continue
             if not used:
                 self._narrow(known[name], (other.as_int() or 1,) * 2)
@@ -379,7 +373,7 @@ def _stacked(known: np.ndarray[Any, Any]) -> str:
     if not known.shape:
         return f"i64({size_text(known.item())})"
     if known.ndim > 1:
-        raise Refused("sizes in a tensor of more than one dimension", "vectors of sizes")
+        return f"stack([{', '.join(map(_stacked, known))}])"
     return f"stack([{', '.join(f'i64({size_text(v)})' for v in known)}])"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stagefuse.dsl.dims import Expr, as_expr, floordiv, maximum
+from stagefuse.dsl.dims import Expr, as_expr, floordiv, maximum, minimum
 
 from .errors import Refused
 from .node import Node, Val
@@ -97,14 +97,15 @@ def rounded_up(n: Node, window: Window, spatial: Sequence[Expr]) -> Window:
     pads = []
     for k, size in enumerate(spatial):
         (before, after), stride, extent = window.pads[k], window.strides[k], window.extents[k]
-        known = (size + before + after).as_int()
-        front = (size + before).as_int()
-        if known is None or front is None:
-            raise Refused("rounding up over a size that varies", "a constant size", "ceil_mode")
-        count = -(-(known - extent) // stride) + 1
-        if (count - 1) * stride >= front:
-            count -= 1
-        more = max((count - 1) * stride + extent - known, 0)
+        whole = size + before + after
+        count = floordiv(whole - extent + stride - 1, stride) + 1
+        last = after.as_int()
+        more = (count - 1) * stride + extent - whole
+        if last is None or last > extent - stride:
+            # the last window begins at an element, not in the padding behind it
+            begun = floordiv(size + before + stride - 1, stride)
+            count = minimum(count, maximum(count - 1, begun))
+            more = maximum((count - 1) * stride + extent - whole, 0)
         pads.append((before, after + more))
     return Window(window.size, window.strides, window.dilations, tuple(pads))
 

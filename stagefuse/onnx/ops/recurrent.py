@@ -26,7 +26,8 @@ BACKWARD = {"forward": [False], "reverse": [True], "bidirectional": [False, True
 
 
 @op("RNN", "GRU", "LSTM")
-def _recurrent(n: Node) -> Written:
+def recurrent(n: Node) -> Written:
+    """The layers' results; inputs as the standard has them."""
     by_batch = bool(n.attr("layout", 0))
     x = n.let("steps", f"transpose({n.x(0)}, [1, 0, 2])").text if by_batch else n.bound(n.val(0))
     shape = n.val(0).shape
