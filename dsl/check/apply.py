@@ -359,7 +359,7 @@ def _axis(value: Value) -> Any:
 
 
 def _pair(value: Value) -> Any:
-    both = _each(value, whole) if isinstance(value, Items) else None
+    both = _each(value, size) if isinstance(value, Items) else None
     return both if both is not None and len(both) == 2 else None
 
 
@@ -404,7 +404,7 @@ _WANTED = {
     "axis": "an axis or a tuple of axes",
     "dims": "a list of sizes",
     "ints": "a list of integers",
-    "pairs": "a list of pairs of integers",
+    "pairs": "a list of pairs of integers over sizes",
     "scalar": "a number known while compiling",
 }
 
