@@ -42,11 +42,15 @@ class BackendRep(BaseRep):
             given = dict(zip(self.names, items, strict=False))
         imported, pipe = self._pipe(given)
         found = pipe(**{new: held(given[old]) for old, new in imported.inputs.items()})
-        results = (found,) if len(imported.results) == 1 else tuple(found)
+        results = found if isinstance(found, tuple) else (found,)
+        parts = [np.asarray(r) for r, _ in zip(results, imported.results, strict=False)]
+        for name, (axis, place) in imported.counts.items():
+            at = list(imported.results).index(name)
+            parts[at] = parts[at].take(np.arange(int(results[place])), axis)
         kinds = [o.type.tensor_type.elem_type for o in self.model.graph.output]
         return tuple(
-            np.asarray(r).astype(HELD[kind][1]) if kind in HELD else np.asarray(r)
-            for r, kind in zip(results, kinds, strict=True)
+            r.astype(HELD[kind][1]) if kind in HELD else r
+            for r, kind in zip(parts, kinds, strict=True)
         )
 
     def _pipe(self, given: Mapping[str, Any]) -> tuple[Imported, Any]:

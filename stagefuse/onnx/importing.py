@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +30,9 @@ MAX_STEP = 128
 class Imported:
     """A model as source: `text` names its weights `weights_file`, which holds `arrays`.
 
-    `inputs` and `results` give the pipeline's names by the model's, in the model's order.
+    `inputs` and `results` give the pipeline's names by the model's, in the model's order. `counts`
+    are of results with as many rows as there can be: their axis, and the place, behind the model's
+    results, of the one that tells how many of them are meant.
     """
 
     text: str
@@ -39,6 +41,7 @@ class Imported:
     results: dict[str, str]
     pipeline: str
     weights_file: str
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def import_onnx(
@@ -124,9 +127,12 @@ def import_model(
     weights_file = f"{stem}.safetensors"
     text, arrays = write_source(translator, body, pipeline, weights_file, model, plain)
     text = formatted(Source(f"{stem}.pipe", text))
+    order = list(dict.fromkeys(rows.count for rows in translator.counts.values()))
+    own = len(translator.results) - len(order)
     return Imported(
         text, arrays, {a: b for a, b, _ in translator.inputs},
-        {a: b for a, b, _ in translator.results}, pipeline, weights_file,
+        {a: b for a, b, _ in translator.results[:own]}, pipeline, weights_file,
+        {n: (rows.axis, own + order.index(rows.count)) for n, rows in translator.counts.items()},
     )  # fmt: skip
 
 

@@ -21,6 +21,14 @@ Shape: TypeAlias = tuple[Expr, ...]
 
 
 @dataclass(frozen=True)
+class Rows:
+    """An axis of which only the first `count` positions are meant; `count` is a name of an i64."""
+
+    axis: int
+    count: str
+
+
+@dataclass(frozen=True)
 class Val:
     """A value of the model.
 
@@ -28,7 +36,8 @@ class Val:
     `known` are its elements where they are known while importing: numbers, or sizes (`Expr`) in
     an array of objects. `depends` are the inputs of the model that its elements depend on. `held`
     is the element type in the model (`TensorProto.DataType`) if the language has none for it.
-    `sizes` are those that its elements are, where they were made floats.
+    `sizes` are those that its elements are, where they were made floats. `rows` tells of an axis
+    that is as long as it can be.
     """
 
     text: str
@@ -38,6 +47,7 @@ class Val:
     name: str = ""
     held: int = 0
     sizes: np.ndarray[Any, Any] | None = None
+    rows: Rows | None = None
 
     @property
     def dtype(self) -> DType:
@@ -210,4 +220,4 @@ def _whole(value: Any) -> Expr | int:
     return value if isinstance(value, Expr) else int(value)
 
 
-__all__ = ["Node", "Shape", "Val", "size_text"]
+__all__ = ["Node", "Rows", "Shape", "Val", "size_text"]

@@ -114,6 +114,8 @@ def alike(
         return [(a, b) for other in shapes[1:]
                 for k, (a, b) in enumerate(zip(shapes[0], other, strict=False))
                 if k != along]  # fmt: skip
+    if op == "NonMaxSuppression" and [len(s) for s in shapes[:2]] == [3, 3]:
+        return [(shapes[0][0], shapes[1][0]), (shapes[0][1], shapes[1][2])]
     numbers = [v.as_int() for v in asked]
     if op == "Reshape" and -1 in numbers:
         at, sizes = numbers.index(-1), shapes[0]
@@ -123,7 +125,8 @@ def alike(
 
 
 def solved(a: Expr, b: Expr) -> list[tuple[str, Expr]]:
-    """Sizes that are something else where a is b: `P` is `Q`, where `P + T` is `Q + T`."""
+    """Sizes that are something else where a is b: `Q` is `P`, where `P + T` is `Q + T`; those of b
+    come first."""
     rest = a - b
     found = []
     for name in sorted(rest.symbols()):
@@ -132,4 +135,4 @@ def solved(a: Expr, b: Expr) -> list[tuple[str, Expr]]:
         if rest in (others + sym(name), others - sym(name)):
             found.append((name, value))
     whole = [(name, value) for name, value in found if all(c > 0 for _, c in value.terms)]
-    return sorted(whole, key=lambda pair: len(pair[1].terms))
+    return sorted(whole, key=lambda pair: (len(pair[1].terms), pair[0] not in b.symbols()))

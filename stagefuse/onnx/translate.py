@@ -15,12 +15,12 @@ from stagefuse.dsl.dims import Expr, as_expr, const, sym
 from stagefuse.dsl.dtypes import DType, from_numpy
 from stagefuse.dsl.types import TensorType
 
-from . import control, schemas
+from . import control, counted, schemas
 from .body import Body
 from .errors import OnnxError, Problem, Refused
 from .folding import fold
 from .names import Names, safe_key, weight_path
-from .node import Node, Val
+from .node import Node, Rows, Val
 from .reading import HELD, array_of, dtype_of
 from .record import Written, records
 from .suspects import Ends, alike, at_least, equal_at, maxima, minima, quotients, solved
@@ -56,7 +56,8 @@ class Range:
 
 @dataclass
 class Translator:
-    """One import: what was found so far. `problems` are all that stands in the way."""
+    """One import: what was found so far. `problems` are all that stands in the way; `counts` are
+    of results whose rows depend on data."""
 
     folder: Path | None
     fixed: Mapping[str, np.ndarray[Any, Any]]
@@ -65,6 +66,7 @@ class Translator:
     arrays: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     inputs: list[tuple[str, str, TensorType]] = field(default_factory=list)
     results: list[tuple[str, str, TensorType]] = field(default_factory=list)
+    counts: dict[str, Rows] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
     likely: dict[str, Ends] = field(default_factory=dict)
@@ -174,6 +176,11 @@ class Translator:
                     self.problems.append(Problem(f"nothing computes the result `{info.name}`"))
                 continue
             self.results.append((info.name, self.materialize(found), found.type))
+            if found.rows is not None:
+                self.counts[info.name] = found.rows
+        for count in dict.fromkeys(rows.count for rows in self.counts.values()):
+            name = next(n for n, rows in self.counts.items() if rows.count == count)
+            self.results.append((f"{name}_count", count, self.body.tensor(count)))
 
     def initializers(self, graph: onnx.GraphProto, env: Env) -> None:
         """The stored tensors of a graph."""
@@ -217,9 +224,11 @@ class Translator:
         if any(i and env[i] is None for i in proto.input):
             env.update({name: None for name in proto.output if name})
             return  # what is wrong with that input has been said
+        counted.refuse_branches(proto, env)
         if control.translate(self, proto, env, depth):
             return
         node = self._node(proto, env)
+        counted.refuse_size(node)
         folded = fold(node)
         if folded is not None:
             self._bind(proto, env, [self.constant(name, array, node.depends)
@@ -275,8 +284,9 @@ class Translator:
                 others = {n: sym(known[n]) for n in used}
                 settled = {known[n] for n in used} & self.meant.keys()
                 needed = any(known[name] in e.symbols() for e in self.meant.values())
-                if not settled and not needed:
-                    self.meant.setdefault(known[name], other.substitute(others))
+                if settled or needed:
+                    continue
+                self.meant.setdefault(known[name], other.substitute(others))
             return
 
     def _narrow(self, size: str, ends: Ends) -> None:
@@ -306,7 +316,7 @@ class Translator:
             ) from error
         given = {a.name for a in proto.attribute}
         schemas.require_read(node, given - record.unread)
-        self._bind(proto, env, self._values(node, written))
+        self._bind(proto, env, counted.carried(node, self._values(node, written)))
 
     def _node(self, proto: onnx.NodeProto, env: Env) -> Node:
         values = [env[i] if i else None for i in proto.input]

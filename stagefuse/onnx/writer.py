@@ -75,10 +75,27 @@ def _about(translator: Translator, model: onnx.ModelProto) -> str:
         )
         if old != new
     ]  # fmt: skip
-    if not changed:
+    notes = [f"In the model, {', '.join(changed)}."] if changed else []
+    notes += _counted(translator)
+    if not notes:
         return f'"""{title}"""'
-    names = textwrap.fill(f"In the model, {', '.join(changed)}.", WIDTH)
-    return f'"""{title}\n\n{names}\n"""'
+    about = "\n\n".join(textwrap.fill(note, WIDTH) for note in notes)
+    return f'"""{title}\n\n{about}\n"""'
+
+
+def _counted(translator: Translator) -> list[str]:
+    """For each number of rows that depends on data, the results that have it."""
+    labels = {name: label for name, label, _ in translator.results}
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name, rows in translator.counts.items():
+        groups.setdefault((rows.count, rows.axis), []).append(f"`{labels[name]}`")
+    order = list(dict.fromkeys(count for count, _ in groups))
+    return [
+        f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} as many elements along axis "
+        f"{axis} as there can be; the first `{translator.results[order.index(count) - len(order)][1]}` "  # noqa: E501
+        "are meant, the others are filling."
+        for (count, axis), names in groups.items()
+    ]
 
 
 def _plain(text: str) -> str:

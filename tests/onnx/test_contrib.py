@@ -1,4 +1,4 @@
-"""Ops of ONNX Runtime's own domain: by their meaning in NumPy, and by ONNX Runtime if it is there."""
+"""Ops of ONNX Runtime's own domain, by their meaning in NumPy and, where it is, by ONNX Runtime."""
 
 from __future__ import annotations
 

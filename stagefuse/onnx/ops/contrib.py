@@ -40,8 +40,8 @@ def _quick_gelu(n: Node) -> str:
     return f"{x} * sigmoid({n.attr('alpha', 1.702)!r} * {x})"
 
 
-@op(f"{DOMAIN}::FusedMatMul", f"{DOMAIN}::TransposeMatMul")
-def _fused_matmul(n: Node) -> str:
+def product(n: Node) -> str:
+    """Of two sides that may be transposed, scaled."""
     alpha = n.attr("alpha", 1.0)
     text = f"{_side(n, 0, 'A')} @ {_side(n, 1, 'B')}"
     return text if alpha == 1.0 else f"{alpha!r} * ({text})"
@@ -57,6 +57,11 @@ def _side(n: Node, index: int, name: str) -> str:
         order = [*order[:-2], order[-1], order[-2]]
     text = n.x(index)
     return text if order == sorted(order) else f"transpose({text}, {order})"
+
+
+@op(f"{DOMAIN}::FusedMatMul", f"{DOMAIN}::TransposeMatMul")
+def _fused_matmul(n: Node) -> str:
+    return product(n)
 
 
 # What follows a product
@@ -105,8 +110,8 @@ def _fused_gemm(n: Node) -> str:
 
 
 @op(f"{DOMAIN}::FusedMatMulActivation")
-def _fused_product(n: Node) -> str:
-    return activated(n, _fused_matmul(n))
+def _activated_product(n: Node) -> str:
+    return activated(n, product(n))
 
 
 @op(f"{DOMAIN}::GemmFastGelu")
@@ -237,8 +242,8 @@ def _group_norm(n: Node) -> Written:
         text = f"nn.silu({text})"
     if value.dtype.name != "f32":
         text = f"{value.dtype}({text})"
-    y = n.let("normed", text)
-    return [channels_last(n, y) if last else y, total]
+    normed = n.let("normed", text)
+    return [channels_last(n, normed) if last else normed, total]
 
 
 # Sums

@@ -190,7 +190,7 @@ def _three(n: Node) -> list[Val]:
 # Rotary positions
 
 
-def rotated(n: Node, x: str, cosine: str, sine: str, interleaved: bool) -> str:
+def rotated(x: str, cosine: str, sine: str, interleaved: bool) -> str:
     return f"onnx.rotated({x}, {cosine}, {sine}{', interleaved=True' if interleaved else ''})"
 
 
@@ -215,7 +215,7 @@ def _rotary(n: Node) -> str:
     else:
         at = n.let("at", f"{at}[0] + iota({size_text(steps)})").text
         turns = [n.let(c, f"{n.x(k)}[{at}]").text for k, c in ((2, "cosine"), (3, "sine"))]
-    y = rotated(n, text, *turns, bool(n.attr("interleaved", 0)))
+    y = rotated(text, turns[0], turns[1], bool(n.attr("interleaved", 0)))
     return f"nn.merge_heads({y})" if flat else y
 
 
@@ -247,7 +247,7 @@ def _grouped(n: Node) -> Written:
         turns = [n.let(c, f"{n.x(i)}[{places}][:, None]").text
                  for i, c in ((7, "cosine"), (8, "sine"))]  # fmt: skip
         back = bool(n.attr("rotary_interleaved", 0))
-        q, k = (n.let(c, rotated(n, t.text, *turns, back)) for c, t in (("q", q), ("k", k)))
+        q, k = (n.let(t.text, rotated(t.text, turns[0], turns[1], back)) for t in (q, k))
     if n.maybe(3) is not None and not first:
         k, v = (_appended(n, n.val(i), t, before, total, name)
                 for i, t, name in ((3, k, "keys"), (4, v, "values")))  # fmt: skip

@@ -9,33 +9,12 @@ import numpy as np
 from ..errors import Refused
 from ..node import Node
 from ..reading import dtype_of
-from ..record import Written, op
+from ..record import op
 from ..text import listed
 from .shapes import subscript
 
 MAX_DET = 4
 """Rows of a matrix whose determinant is written out: it has 24 terms then."""
-
-
-@op("NonZero")
-def _nonzero(n: Node) -> Written:
-    """Positions of what is not 0; how many there are has to be known."""
-    known = n.known(0, "X")
-    if known.dtype == object:
-        raise Refused("sizes that vary", "numbers")
-    return n.constant(n.hint, np.array(np.nonzero(np.atleast_1d(known)), np.int64))
-
-
-@op("Compress")
-def _compress(n: Node) -> str:
-    """The elements where a known condition holds, along an axis or of all in one row."""
-    value, axis = n.val(0), n.attr("axis")
-    keep = np.flatnonzero(n.known(1, "condition"))
-    places = n.x_of(n.constant("places", keep.astype(np.int64)))
-    if axis is None:
-        return f"{n.let('flat', f'reshape({n.x(0)}, [-1])').text}[{places}]"
-    at = subscript(value.rank, **{f"a{axis % value.rank}": places})
-    return f"{n.bound(value)}[{at}]"
 
 
 @op("Col2Im")

@@ -1,0 +1,88 @@
+"""What is chosen by data: its number is known when it runs; there is room for all there can be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import Refused
+from ..node import Node, Rows, Val
+from ..record import Written, op
+from ..text import literal, size_text
+from .shapes import subscript
+
+MANY = 1 << 31
+"""So many boxes of a class, and more, are all."""
+
+
+def first_rows(found: Val, count: Val, axis: int) -> Val:
+    return replace(found, rows=Rows(axis, count.text))
+
+
+@op("NonZero")
+def _nonzero(n: Node) -> Written:
+    """Positions of what is not 0, a column for each."""
+    value = n.val(0)
+    if value.known is not None and value.known.dtype != object:
+        places = np.array(np.nonzero(np.atleast_1d(value.known)), np.int64)
+        return n.constant(n.hint, places)
+    if not value.rank:
+        raise Refused("the position of a single element", "a tensor with dimensions")
+    flat = n.x(0) if value.rank == 1 else f"reshape({n.x(0)}, [-1])"
+    at, count = n.many(["at", "count"], f"onnx.nonzero_flat({flat})")
+    parts = []
+    for k, size in enumerate(value.shape):
+        inner = math.prod(value.shape[k + 1 :], start=1)
+        step = f"{at.text} // ({size_text(inner)})" if k < value.rank - 1 else at.text
+        parts.append(f"{step} % {size_text(size)}" if k else step)
+    text = f"stack([{', '.join(parts)}])"
+    return first_rows(n.let(n.hint, text), count, 1)
+
+
+@op("Compress")
+def _compress(n: Node) -> Written:
+    """The elements where a condition holds, along an axis or of all in one row."""
+    value, axis, condition = n.val(0), n.attr("axis"), n.val(1)
+    if axis is None:
+        text, rank, axis = n.let("flat", f"reshape({n.x(0)}, [-1])").text, 1, 0
+    else:
+        text, rank, axis = n.bound(value), value.rank, axis % value.rank
+    if condition.known is not None:
+        keep = np.flatnonzero(condition.known)
+        places = n.x_of(n.constant("places", keep.astype(np.int64)))
+        return f"{text}[{subscript(rank, **{f'a{axis}': places})}]"
+    at, count = n.many(["at", "count"], f"onnx.nonzero_flat({n.x(1)})")
+    found = n.let(n.hint, f"{text}[{subscript(rank, **{f'a{axis}': at.text})}]")
+    return first_rows(found, count, axis)
+
+
+@op("NonMaxSuppression")
+def _non_max_suppression(n: Node) -> Written:
+    """Rows (batch, class, box). Inputs: boxes, scores, most of a class, limits of overlap and of
+    scores. Boxes and scores may be counted themselves."""
+    (most,) = n.ints(2, "max_output_boxes_per_class") if n.maybe(2) is not None else (0,)
+    limit = _number(n, 3) if n.maybe(3) is not None else "0.0"
+    options = [f"most={max(most, 0)}"] if most < MANY else []
+    least = f"least={_number(n, 4)}" if n.maybe(4) is not None else ""
+    scores = n.x(1)
+    rows = n.val(1).rows
+    if rows is not None:
+        size = size_text(n.val(1).shape[2])
+        inside = f"iota({size})[None, None, :] < {rows.count}"
+        scores = n.let("scores", f"select({inside}, {scores}, -math.INF)").text
+        least = least or "least=-3.4e38"
+    if n.attr("center_point_box", 0):
+        options.append("centred=True")
+    given = ", ".join(filter(None, [n.x(0), scores, limit, *options, least]))
+    found, count = n.many([n.hint, "count"], f"onnx.non_max_suppression({given})")
+    return first_rows(found, count, 0)
+
+
+def _number(n: Node, index: int) -> str:
+    """One number, which may be in a vector."""
+    value = n.val(index)
+    if value.known is not None:
+        return literal(value.known.reshape(-1)[0])
+    return f"reshape({n.x(index)}, [])" if value.rank else n.x(index)
