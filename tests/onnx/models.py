@@ -95,8 +95,8 @@ def residual(rng: np.random.Generator) -> ModelProto:
     return model(nodes, {"image": (F32, ["N", 3, 32, 32])}, ["scores"], weights)
 
 
-def attention(rng: np.random.Generator, width: int = 32, heads: int = 4) -> ModelProto:
-    """A BERT layer with its embedding; shapes are computed by Shape, Gather and Concat."""
+def _bert(rng: np.random.Generator, width: int, heads: int) -> dict[str, np.ndarray[Any, Any]]:
+    """What `attention` stores: products are transposed and have lost their names."""
     weights: dict[str, np.ndarray[Any, Any]] = {
         "embeddings.weight": drawn(rng, 50, width) * 5, "eps": np.array(1e-12, np.float32),
         "half": np.array(0.5, np.float32), "one": np.array(1, np.float32),
@@ -105,6 +105,7 @@ def attention(rng: np.random.Generator, width: int = 32, heads: int = 4) -> Mode
         "heads": np.array([heads, width // heads], np.int64), "flat": np.array([width], np.int64),
         "scale": np.array(np.sqrt(width // heads), np.float32),
         "low": np.array(-3.4e38, np.float32), "axes12": np.array([1, 2], np.int64),
+        "two": np.array([2], np.int64),
     }  # fmt: skip
     for name, (rows, columns) in {
         "query": (width, width), "key": (width, width), "value": (width, width),
@@ -114,6 +115,12 @@ def attention(rng: np.random.Generator, width: int = 32, heads: int = 4) -> Mode
         weights[f"layer.{name}.bias"] = drawn(rng, columns)
     for norm in ("norm1", "norm2"):
         weights |= {f"{norm}.weight": 1 + drawn(rng, width), f"{norm}.bias": drawn(rng, width)}
+    return weights
+
+
+def attention(rng: np.random.Generator, width: int = 32, heads: int = 4) -> ModelProto:
+    """A BERT layer with its embedding; shapes are computed by Shape, Gather and Concat."""
+    weights = _bert(rng, width, heads)
     nodes: list[NodeProto] = []
 
     def add(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
@@ -149,7 +156,6 @@ def attention(rng: np.random.Generator, width: int = 32, heads: int = 4) -> Mode
                 perm=[0, 2, 1, 3])  # fmt: skip
     shape = add("Shape", [x], "/Shape_output_0")
     batch = add("Slice", [shape, "axes", "two"], "/Slice_output_0")
-    weights["two"] = np.array([2], np.int64)
     whole = add("Concat", [batch, "flat"], "/Concat_output_0", axis=0)
     mixed = add("Reshape", [mixed, whole], "/Reshape_output_0")
     x = add("Add", [dense(mixed, "output"), x], "/residual_output_0")

@@ -14,9 +14,9 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from .flow import MOST_SCOPES, Flow, Group, Place
-from .layout import suggestion
 from .program import Apply, Compute, Function, Loop, Program, Statement, Value, read_by
 from .terms import Term
+from .words import suggestion
 
 LONGEST = 160
 MOST_PARAMETERS, MOST_NUMBERS, MOST_TARGETS, MOST_RESULTS = MOST_SCOPES, 4, 3, 4
