@@ -308,7 +308,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "ReduceMax": _reduced(np.max), "ReduceMin": _reduced(np.min), "Split": _split,
     "Neg": _unary(np.negative), "Not": _unary(np.logical_not), "Abs": _unary(np.abs),
     "Floor": _unary(np.floor), "Ceil": _unary(np.ceil), "Sqrt": _unary(np.sqrt),
-    "Identity": _identity, "Transpose": lambda node, x: np.transpose(x, node.attr("perm")),
+    "Relu": _unary(lambda x: np.maximum(x, 0)), "Identity": _identity,
+    "Transpose": lambda node, x: np.transpose(x, node.attr("perm")),
     "And": _binary(np.logical_and, None), "Or": _binary(np.logical_or, None),
 }  # fmt: skip
 

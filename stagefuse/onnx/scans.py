@@ -62,13 +62,14 @@ def write(owner: Translator, steps: Steps) -> tuple[list[Val], list[Val]]:
         else:
             outer.add(f"{carried[k].text} = {owner.materialize(state)}")
     gathered = [names.value(h) for h in steps.hints[count:]]
-    if moving:
-        lines = [*lines, f"{', '.join(carried[k].text for k in moving)} = "
-                         f"{', '.join(texts[k] for k in moving)}"]  # fmt: skip
     for k, name in enumerate(gathered):
         back = k < len(steps.backward) and steps.backward[k]
         at = size_text(steps.count - 1 - sym(turn)) if back else turn
         lines = [*lines, f"{name}[{at}] = {texts[count + k]}"]
+    # what is gathered may be what was carried into the turn, so that is bound again last
+    if moving:
+        lines = [*lines, f"{', '.join(carried[k].text for k in moving)} = "
+                         f"{', '.join(texts[k] for k in moving)}"]  # fmt: skip
     if lines:
         head = f"scan {turn} in 0..{size_text(steps.count)}"
         head += f" with {', '.join(starts)}:" if starts else ":"

@@ -135,8 +135,8 @@ def _attentions(f: Callable[..., Array], rng: np.random.Generator) -> dict[str, 
         "lengths": Case("Attention", [x, w, b, np.array([2, 3], np.int32)], projected,
                         attributes=some),
         "mask of queries by keys": Case(
-            "Attention", [x, w, b, rng.integers(0, 2, (B, T, T)).astype(np.int32)], projected,
-            attributes=some),
+            "Attention", [x, w, b, np.tril(rng.integers(0, 2, (B, T, T)) | np.eye(T, dtype=int)
+                                           ).astype(np.int32)], projected, attributes=some),
         "past": Case("Attention", [x, w, b, None, f(2, B, H, P, D)],
                      lambda *a: projected(*a, causal=True), (0, 1),
                      attributes={**some, "unidirectional": 1}),

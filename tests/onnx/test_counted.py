@@ -129,9 +129,25 @@ def test_positions_of_what_is_not_zero(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(y[:, : int(count)], np.nonzero(x))
 
 
+@pytest.mark.parametrize(("size", "in_order"), [(1, 1), (7, 1), (23, 0)])
+def test_each_element_once(size: int, in_order: int, rng: np.random.Generator) -> None:
+    outputs = ["y", "first", "which", "often"]
+    made = models.model([node("Unique", ["x"], outputs, sorted=in_order)],
+                        {"x": (I64, ["N"])}, outputs)  # fmt: skip
+    x = rng.integers(0, 6, size)
+    y, first, which, often, count = sf.compile(import_model(made).text)(x=x)
+    places = np.unique(x, return_index=True)[1]
+    places = places if in_order else np.sort(places)
+    meant = int(count)
+    np.testing.assert_array_equal(y[:meant], x[places])
+    np.testing.assert_array_equal(first[:meant], places)
+    np.testing.assert_array_equal(y[which], x)
+    np.testing.assert_array_equal(often[:meant], (x[:, None] == x[places]).sum(0))
+
+
 def test_the_standards_tests_pass() -> None:
     """Those of the ops that count, with all inputs given at the call."""
-    chosen = [c for c in onnx_score.cases("")
-              if onnx_score.op_of(c) in ("NonMaxSuppression", "NonZero", "Compress")]  # fmt: skip
+    ops = ("NonMaxSuppression", "NonZero", "Compress", "Unique")
+    chosen = [c for c in onnx_score.cases("") if onnx_score.op_of(c) in ops]
     found = [onnx_score.outcome(c, "CPU", False) for c in chosen]
-    assert len(found) == 16 and [o for o in found if o.status != "passed"] == []
+    assert len(found) == 23 and [o for o in found if o.status != "passed"] == []

@@ -181,6 +181,20 @@ def test_a_loop_over_a_size_is_a_scan(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(rows, sums * np.arange(600)[:, None], rtol=1e-4, atol=1e-2)
 
 
+def test_what_a_turn_was_given_can_be_gathered(rng: np.random.Generator) -> None:
+    """Not what it carries on."""
+    body = graph(
+        [node("Identity", ["s"], ["before"]), node("Add", ["s", "s"], ["s2"]),
+         node("Identity", ["go"], ["go2"])],
+        {"i": (I64, []), "go": (BOOL, []), "s": (F32, [3])}, ["go2", "s2", "before"],
+    )  # fmt: skip
+    s0 = models.drawn(rng, 3)
+    last, rows = computed(loop(body, ["last", "rows_"], ["s0"]),
+                          {"x": models.drawn(rng, 4, 3), "s0": s0})  # fmt: skip
+    np.testing.assert_array_equal(last, 16 * s0)
+    np.testing.assert_array_equal(rows, s0 * np.array([[1], [2], [4], [8]], np.float32))
+
+
 def growing(turns: str) -> onnx.ModelProto:
     body = graph(
         [node("Concat", ["s", "x"], ["s2"], axis=0), node("Identity", ["go"], ["go2"])],

@@ -15,7 +15,9 @@ KINDS = {"none": "scatter_set", "add": "scatter_add", "max": "scatter_max", "min
 
 def scattered(n: Node, base: str, places: str, updates: str) -> str:
     """Rows of `base` with `updates` put in, or combined, by the node's `reduction`."""
-    kind = n.one_of("reduction", "none", *KINDS)
+    kind = n.one_of("reduction", "none", *KINDS, "mul")
+    if kind == "mul":
+        return f"onnx.scatter_product({base}, {places}, {updates})"
     if kind != "min":
         return f"{KINDS[kind]}({base}, {places}, {updates})"
     turn = "-" if n.val(0).dtype.is_float else "~"
@@ -30,7 +32,7 @@ def positive(text: str, size: Expr) -> str:
 @op("ScatterElements", "Scatter")
 def _scatter_elements(n: Node) -> Written:
     """All elements in one row: position times stride, summed over the axes."""
-    value, ids, updates = n.val(0), n.val(1), n.val(2)
+    value, ids = n.val(0), n.val(1)
     axis = n.attr("axis", 0) % value.rank
     names = [f"i{k}" for k in range(value.rank)]
     at = n.bound(n.let("ids", f"i64({n.x(1)})"))
@@ -43,7 +45,6 @@ def _scatter_elements(n: Node) -> Written:
     ]
     places = n.define("places", indices, " + ".join(terms)).text
     flat = [f"reshape({t}, [-1])" for t in (n.x(0), places, n.x(2))]
-    del updates
     return f"reshape({scattered(n, *flat)}, {listed(value.shape)})"
 
 

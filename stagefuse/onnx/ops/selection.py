@@ -86,3 +86,32 @@ def _number(n: Node, index: int) -> str:
     if value.known is not None:
         return literal(value.known.reshape(-1)[0])
     return f"reshape({n.x(index)}, [])" if value.rank else n.x(index)
+
+
+@op("Unique")
+def _unique(n: Node) -> Written:
+    """Each element once, or each part along an axis: in rising order, or in that of the first ones.
+
+    Results: they, where each is first, which of them each is, how often each is there.
+    """
+    value, axis = n.val(0), n.attr("axis")
+    order = list(range(value.rank))
+    if axis is not None:
+        order = [axis % value.rank, *(k for k in order if k != axis % value.rank)]
+    moved = n.x(0) if order == sorted(order) else f"transpose({n.x(0)}, {order})"
+    sizes = [value.shape[k] for k in order]
+    rows = size_text(math.prod(sizes[: None if axis is None else 1], start=1))
+    width = 1 if axis is None else size_text(math.prod(sizes[1:], start=1))
+    flat = f"reshape({moved}, [{rows}, {width}])"
+    is_bool = value.dtype.is_bool
+    flat = f"u8({flat})" if is_bool else flat
+    call = f"onnx.unique({flat}, {bool(n.attr('sorted', 1))})"
+    y, first, which, often, count = n.many(["unique", "first", "which", "often", "count"], call)
+    text = f"reshape({y.text}, [{', '.join(map(size_text, sizes))}])" if axis is not None else (
+        f"reshape({y.text}, [{rows}])")
+    back = [order.index(k) for k in range(value.rank)]
+    if axis is not None and back != sorted(back):
+        text = f"transpose({text}, {back})"
+    found = n.let(n.hint, f"bool({text})" if is_bool else text)
+    return [first_rows(found, count, 0 if axis is None else axis % value.rank),
+            first_rows(first, count, 0), which, first_rows(often, count, 0)]  # fmt: skip

@@ -11,6 +11,7 @@ from stagefuse.dsl.dims import as_expr, floordiv
 
 from ..errors import Refused
 from ..node import Node, Val
+from ..reading import dtype_of
 from ..record import Written, op
 from ..text import pairs, size_text
 from .shapes import subscript
@@ -34,7 +35,7 @@ def _dft(n: Node) -> Written:
                       f"a constant length, at most {MAX_LENGTH}")  # fmt: skip
     inverse, half = bool(n.attr("inverse", 0)), bool(n.attr("onesided", 0))
     if inverse and half:
-        raise Refused("the inverse of a half spectrum", "the whole spectrum", "onesided")
+        return _from_half(n, value, axis, length if n.maybe(1) is not None else 2 * (size - 1))
     text = _fitted(n, value, axis, size, length)
     count = length // 2 + 1 if half else length
     turns = np.outer(np.arange(length), np.arange(count)) / length
@@ -46,6 +47,27 @@ def _dft(n: Node) -> Written:
     ]
     parts = [f"{text}[..., {k}]" for k in range(value.shape[-1].as_int() or 1)]
     return _transformed(n, parts, matrices, axis, value.rank)
+
+
+def _from_half(n: Node, value: Val, axis: int, length: int) -> Written:
+    """The real signal of a half spectrum: the other half is its conjugate."""
+    count, size = length // 2 + 1, value.shape[axis].as_int() or 0
+    if length < 1 or value.shape[-1].as_int() != 2:
+        raise Refused("the inverse of a half spectrum without imaginary parts", "both parts")
+    text = _fitted(n, value, axis, size, count)
+    angle = 2 * np.pi * np.outer(np.arange(count), np.arange(length)) / length
+    twice = np.full((count, 1), 2.0)
+    twice[0] = 1.0
+    twice[-1] = 1.0 if length % 2 == 0 else 2.0 if count > 1 else 1.0
+    cosine, sine = (
+        n.x_of(n.constant(f"{n.hint}.{name}", (part * twice / length).astype(value.dtype.numpy)))
+        for name, part in (("cos", np.cos(angle)), ("sin", np.sin(angle)))
+    )
+    order = [k for k in range(value.rank - 1) if k != axis] + [axis]
+    back = [order.index(k) for k in range(value.rank - 1)]
+    real, imaginary = (n.let("part", f"transpose({text}[..., {k}], {order})").text for k in (0, 1))
+    y = n.let("signal", f"transpose({real} @ {cosine} - {imaginary} @ {sine}, {back})")
+    return f"{y.text}[..., None]"
 
 
 def _fitted(n: Node, value: Val, axis: int, size: int, length: int) -> str:
@@ -99,3 +121,24 @@ def _stft(n: Node) -> Written:
         signal = text if value.rank == 2 else n.let("signal", f"{text}[:, :, {k}]").text
         parts.append(n.define("stretch", ranges, f"{signal}[b, {step} * f + t]{share}").text)
     return _transformed(n, parts, matrices, 2, 4)
+
+
+@op("MelWeightMatrix")
+def _mel_weights(n: Node) -> Written:
+    """Triangles over the bins of a spectrum, evenly spaced in mel. Source: the op's definition."""
+    bins, length, rate = (n.ints(k, "a number")[0] for k in range(3))
+    low, high = (float(n.known(k, "an edge").reshape(-1)[0]) for k in (3, 4))
+    if not (0 < bins <= MAX_LENGTH and 0 < length <= MAX_LENGTH and rate > 0):
+        raise Refused("a spectrum of so many bins", f"at most {MAX_LENGTH}")
+    ends = 2595 * np.log10(1 + np.array([low, high]) / 700)
+    mel = np.arange(bins + 2) * ((ends[1] - ends[0]) / (bins + 2)) + ends[0]
+    at = np.floor((length + 1) * (700 * np.expm1(mel / 2595 * np.log(10))) // rate)
+    j = np.arange(length // 2 + 1)[:, None]
+    left, centre, right = at[:-2], at[1:-1], at[2:]
+    with np.errstate(all="ignore"):
+        rising = np.where(centre > left, (j - left) / (centre - left), j == centre)
+        falling = (right - j) / (right - centre)
+    weights = np.where((j >= left) & (j <= centre), rising, 0.0)
+    weights = np.where((j >= centre) & (j < right) & (right > centre), falling, weights)
+    dtype = dtype_of(n.attr("output_datatype", 1))
+    return n.constant(n.hint, weights.astype(dtype.numpy))
