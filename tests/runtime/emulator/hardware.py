@@ -9,10 +9,8 @@ of atomic operations. Then memory gets what the GPU left, so the test's own asse
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,11 @@ from stagefuse.compiler.ptx import print_module
 from stagefuse.compiler.ptx import syntax as s
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.runtime import emulator
-from stagefuse.runtime.cuda import calls
 from stagefuse.runtime.emulator.launch import _dim
 from stagefuse.runtime.emulator.memory import Arena
 from stagefuse.runtime.emulator.program import Place
+
+from .device_process import DeviceProcess
 
 Array = NDArray[Any]
 OPEN = re.compile(
@@ -40,17 +39,16 @@ without a rounding modifier, which may be contracted, and NaN narrowed from f64.
 class Hardware:
     """GPU 0 as a place for the emulator's launches; `report` gets a line for each."""
 
-    def __init__(self, report: Path | None) -> None:
+    def __init__(self, report: Path | None, device: DeviceProcess | None = None) -> None:
         self.report = report
-        self.context = calls.open_context(0)
-        calls.enter(self.context)
-        self._libraries: dict[int, tuple[emulator.Module, Any]] = {}
+        self.device = device or DeviceProcess()
+        self._modules: dict[tuple[int, int], tuple[emulator.Module, int]] = {}
 
     def wrap(self, emulated: Callable[..., Any], test: str, left_open: bool) -> Callable[..., Any]:
         """`emulator.Module.launch`, with the launch on the GPU behind it."""
 
         def launch(module: emulator.Module, name: str, **given: Any) -> Any:
-            memory = _Memory()
+            memory = _Memory(self.device)
             try:
                 variables = self._variables(module, memory)
                 raw = self._parameters(module, name, given, memory)
@@ -65,15 +63,14 @@ class Hardware:
 
         return launch
 
-    def _library(self, module: emulator.Module) -> Any:
-        known = self._libraries.get(id(module))
-        if known is None:
-            syntax, (major, minor) = module.syntax, calls.driver_version()
-            if major == 13:  # which knows PTX 9 up to the same number
-                syntax = replace(syntax, version=min(syntax.version, (9, minor)))
-            text = print_module(syntax).encode() + b"\0"
-            known = self._libraries[id(module)] = (module, calls.load(text))
-        return known[1]
+    def _module(self, module: emulator.Module) -> int:
+        """The module in the GPU's process, by its number there."""
+        key = (id(module), self.device.life)
+        if key not in self._modules:
+            number = self.device.call("load", print_module(module.syntax))
+            key = (id(module), self.device.life)
+            self._modules[key] = module, number
+        return self._modules[key][1]
 
     def _variables(self, module: emulator.Module, memory: _Memory) -> list[tuple[int, Array]]:
         """Where the module's variables lie, which get the values that they have here; but for
@@ -86,16 +83,14 @@ class Hardware:
         found = []
         for name, array in module.globals.items():
             if name in plain:
-                address, _ = calls._call(
-                    "cuLibraryGetGlobal", name, self._library(module), name.encode()
-                )
-                memory.put(int(address), array)
+                address = self.device.call("variable", self._module(module), name)
+                memory.put(address, array)
                 if plain[name] == "global":
-                    found.append((int(address), array))
+                    found.append((address, array))
         return found
 
     def _globals(self, variables: list[tuple[int, Array]]) -> list[tuple[Array, Array]]:
-        return [(array, _fetched(address, array)) for address, array in variables]
+        return [(array, _fetched(self.device, at, array)) for at, array in variables]
 
     def _parameters(
         self, module: emulator.Module, name: str, given: dict[str, Any], memory: _Memory
@@ -113,37 +108,14 @@ class Hardware:
         self, module: emulator.Module, name: str, given: dict[str, Any],
         raw: tuple[Array, list[int]],
     ) -> None:  # fmt: skip
-        driver = calls._driver()
-        kernel = calls.kernel(self._library(module), name)
         said = module._entry(name).function.directive("reqnctapercluster")
         grid, block, cluster = (_dim(given.get(k, 1)) for k in ("grid", "block", "cluster"))
-        size = int(given.get("shared_bytes", 0))
-        kinds = driver.CUfunction_attribute
-        device = calls._call("cuDeviceGet", name, 0)
-        for kind, value in (
-            (kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, size),
-            (kinds.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
-        ):
-            calls._call("cuKernelSetAttribute", name, kind, value, kernel, device)
-        config = driver.CUlaunchConfig()
-        config.gridDimX, config.gridDimY, config.gridDimZ = grid
-        config.blockDimX, config.blockDimY, config.blockDimZ = block
-        config.sharedMemBytes = size
-        if said is None and cluster != (1, 1, 1):
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-            dim = attribute.value.clusterDim
-            dim.x, dim.y, dim.z = cluster
-            config.attrs, config.numAttrs = [attribute], 1
         data, offsets = raw
-        places = np.array([data.ctypes.data + o for o in offsets], np.uint64)
-        function = calls._call("cuKernelGetFunction", name, kernel)
-        calls._call("cuLaunchKernelEx", name, config, function, int(places.ctypes.data), 0)
-        try:
-            calls.finish(0)
-        except Exception as error:
-            print(f"{name} broke the GPU's context: {error}", flush=True)
-            os._exit(70)  # nothing else can run in this process
+        self.device.call(
+            "launch", self._module(module), name, grid, block,
+            cluster if said is None and cluster != (1, 1, 1) else None,
+            int(given.get("shared_bytes", 0)), data.tobytes(), offsets,
+        )  # fmt: skip
 
     def _judge(
         self, test: str, name: str, record: Any, pairs: list[tuple[Array, Array]], is_open: bool
@@ -167,18 +139,19 @@ class Hardware:
 class _Memory:
     """The GPU's memory of a launch, where the emulator has a heap."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: DeviceProcess) -> None:
+        self.device = device
+        self._life = 0
         self._known: dict[tuple[int, int], tuple[int, Array]] = {}
         self._addresses: list[int] = []
         self._views: list[Array] = []
 
     def put(self, address: int, array: Array) -> None:
-        data = np.ascontiguousarray(array.view(np.ndarray))
-        if data.nbytes:
-            calls._call("cuMemcpyHtoD", "copying in", address, data.ctypes.data, data.nbytes)
+        self.device.call("put", address, np.ascontiguousarray(array.view(np.ndarray)).tobytes())
 
     def _new(self, size: int) -> int:
-        address = calls.allocate(max(size, 16), "a test")
+        address: int = self.device.call("allocate", size)
+        self._life = self.device.life
         self._addresses.append(address)
         return address
 
@@ -206,14 +179,26 @@ class _Memory:
         """An argument, with a tensor map as the driver encodes it."""
         if not isinstance(value, emulator.TensorMap):
             return value
-        return _Encoded(_tensor_map(value, self.address_of_view(value.array)))
+        return _Encoded(self.device.call("tensor_map", *self._fields(value)))
+
+    def _fields(self, given: emulator.TensorMap) -> tuple[Any, ...]:
+        """A tensor map as `calls.tensor_map` takes it."""
+        array, steps = given.array, given.element_strides
+        name = next((d.name for d in DTYPES.values() if d.numpy == array.dtype), "u8")
+        return (
+            name, self.address_of_view(array), array.shape[::-1], array.strides[:-1][::-1],
+            given.box[::-1], given.swizzle, None if steps is None else steps[::-1],
+            given.fill == "nan",
+        )  # fmt: skip
 
     def compared(self) -> list[tuple[Array, Array]]:
-        return [(array, _fetched(at, array)) for at, array in self._known.values()]
+        return [(array, _fetched(self.device, at, array)) for at, array in self._known.values()]
 
     def close(self) -> None:
-        for address in self._addresses:
-            calls.free(address)
+        """Frees it, unless it went with the process it was in."""
+        if self.device.is_running and self.device.life == self._life:
+            for address in self._addresses:
+                self.device.call("free", address)
 
 
 class _Encoded:
@@ -224,21 +209,9 @@ class _Encoded:
         return self.raw
 
 
-def _tensor_map(given: emulator.TensorMap, address: int) -> bytes:
-    array, steps = given.array, given.element_strides
-    name = next((d.name for d in DTYPES.values() if d.numpy == array.dtype), "u8")
-    made: Array = calls.tensor_map(
-        name, address, array.shape[::-1], array.strides[:-1][::-1], given.box[::-1], given.swizzle,
-        None if steps is None else steps[::-1], given.fill == "nan",
-    )  # fmt: skip
-    return made.tobytes()
-
-
-def _fetched(address: int, array: Array) -> Array:
-    found = np.empty(array.shape, array.dtype)
-    if found.nbytes:
-        calls._call("cuMemcpyDtoH", "copying out", found.ctypes.data, address, found.nbytes)
-    return found
+def _fetched(device: DeviceProcess, address: int, array: Array) -> Array:
+    raw: bytes = device.call("fetch", address, array.nbytes)
+    return np.frombuffer(raw, array.dtype).reshape(array.shape)
 
 
 def _differ(a: Array, b: Array) -> Array:
