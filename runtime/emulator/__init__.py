@@ -9,7 +9,8 @@ A NumPy array is a device buffer, updated in place, an allocation of its own wit
 `Pointer(array, byte_offset)` points into one; `uninitialised(shape, dtype)` is a buffer that
 nothing wrote yet; a NumPy scalar is a scalar, `bytes` a struct by value. `module.globals["name"]`
 are `.global` and `.const` variables as arrays. `TensorMap(array, box=(rows, columns), swizzle=128)`
-is a descriptor for tensor copies. A kernel that does something wrong raises `Fault`.
+is a descriptor for tensor copies, `Im2colMap` one for columns of pixels. A kernel that does
+something wrong raises `Fault`.
 
 How to add a family of instructions: rows in a module of `compiler/ptx/table/` whose `meaning`
 names a function, and that function in a module of `meanings/` (found by itself; see its docstring
@@ -39,6 +40,7 @@ for the three kinds). What a function has to work with:
 from __future__ import annotations
 
 from .errors import KINDS, Fault
+from .im2col import Im2colMap
 from .launch import Module, Record, load
 from .memory import Pointer, uninitialised
 from .tensor_map import TensorMap
@@ -46,6 +48,7 @@ from .tensor_map import TensorMap
 __all__ = [
     "KINDS",
     "Fault",
+    "Im2colMap",
     "Module",
     "Pointer",
     "Record",

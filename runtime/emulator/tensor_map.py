@@ -35,7 +35,7 @@ SIZE = 128
 _KINDS: tuple[np.dtype[Any], ...] = tuple(
     np.dtype(t) for t in ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", ml_dtypes.bfloat16)
 )
-_FIELDS = struct.Struct("<8sQ5Q4Q5H5B5B")
+_FIELDS = struct.Struct("<8sQ5Q4Q5H5B5BB3h3h")
 _MAGIC = b"tensormp"
 
 
@@ -123,15 +123,27 @@ class TensorMap:
 
         The real encoding is not documented; programs only carry it.
         """
-        rank = self.array.ndim
-        sizes = [*reversed(self.array.shape)] + [1] * (MOST_RANK - rank)
-        strides = [*reversed(self.array.strides[:-1])] + [0] * (MOST_RANK - rank)
-        box = [*reversed(self.box)] + [1] * (MOST_RANK - rank)
-        steps = [*reversed(self.element_strides or ())] + [1] * (MOST_RANK - rank)
-        kind = _kind_of(self.array.dtype)
-        flags = (rank, kind, self.swizzle, self.fill == "nan", 0)
-        packed = _FIELDS.pack(_MAGIC, address, *sizes, *strides, *box, *steps, *flags)
-        return packed.ljust(SIZE, b"\0")
+        steps = self.element_strides or ()
+        return pack(address, self.array, self.box, steps, self.swizzle, self.fill)
+
+
+def pack(
+    address: int, array: npt.NDArray[Any], box: tuple[int, ...], steps: tuple[int, ...],
+    swizzle: int, fill: str, corners: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+) -> bytes:  # fmt: skip
+    """A map's fields in memory; `corners` are those of im2col, where `box` is a column."""
+    rank = array.ndim
+
+    def padded(values: Sequence[int], by: int, count: int = MOST_RANK) -> list[int]:
+        return [*reversed(values)] + [by] * (count - len(values))
+
+    flags = (rank, _kind_of(array.dtype), swizzle, fill == "nan", 0, corners is not None)
+    lower, upper = corners or ((), ())
+    packed = _FIELDS.pack(
+        _MAGIC, address, *padded(array.shape, 1), *padded(array.strides[:-1], 0, 4),
+        *padded(box, 1), *padded(steps, 1), *flags, *padded(lower, 0, 3), *padded(upper, 0, 3),
+    )  # fmt: skip
+    return packed.ljust(SIZE, b"\0")
 
 
 def _kind_of(dtype: np.dtype[Any]) -> int:
@@ -153,6 +165,9 @@ class EncodedMap:
     dtype: np.dtype[Any]
     swizzle: int
     fills_nan: bool
+    lower: tuple[int, ...] = ()
+    upper: tuple[int, ...] = ()
+    """The corners of im2col, where `box` is the channels and the pixels of a column."""
 
     @property
     def rank(self) -> int:
@@ -160,7 +175,9 @@ class EncodedMap:
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Elements that a box delivers in each dimension."""
+        """Elements that a box delivers in each dimension; channels and pixels of a column."""
+        if self.lower:
+            return self.box[0], self.box[1]
         return tuple(-(-b // s) for b, s in zip(self.box, self.steps, strict=True))
 
     @cached_property
@@ -193,7 +210,7 @@ class EncodedMap:
     def wide(self) -> EncodedMap | None:
         """The same array and box in elements of 8 bytes, `None` where they do not add up."""
         per = 8 // self.dtype.itemsize
-        if per == 1 or self.fills_nan or self.shape[0] % per or self.steps[0] != 1:
+        if per == 1 or self.lower or self.fills_nan or self.shape[0] % per or self.steps[0] != 1:
             return None
         return EncodedMap(
             self.address,
@@ -221,7 +238,8 @@ def decode(encoded: bytes) -> EncodedMap | None:
     if magic != _MAGIC:
         return None
     sizes, strides, box, steps = rest[:5], rest[5:9], rest[9:14], rest[14:19]
-    rank, kind, width, fills_nan, _ = rest[19:]
+    rank, kind, width, fills_nan, _, is_im2col = rest[19:25]
+    axes = rank - 2 if is_im2col else 0
     dtype = _KINDS[kind]
     return EncodedMap(
         address,
@@ -232,6 +250,8 @@ def decode(encoded: bytes) -> EncodedMap | None:
         dtype,
         width,
         bool(fills_nan),
+        tuple(rest[25 : 25 + axes]),
+        tuple(rest[28 : 28 + axes]),
     )
 
 

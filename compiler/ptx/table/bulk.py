@@ -33,6 +33,30 @@ def _reduce(ops: str, types: str, noftz: str = "") -> Form:
                  "reduce", redop=ops, T=types)  # fmt: skip
 
 
+def _im2col(dim: int) -> tuple[Form, ...]:
+    """Copies of columns of pixels; loads move each pixel by an offset along each axis."""
+    offsets, only = f"o:b16*{dim - 2}", f"{dim}d"
+    load = f"[d:shared] [t:tensor] [m:shared] {offsets}"
+    text = "copy a column of pixels"
+    return (
+        _bulk("cp", f"async bulk tensor dim shared::cluster global im2col {_BYTES} ?hint",
+              f"{load} h:b64?", f"{text} in", "tensor_load", dim=only),
+        _bulk("cp", f"async bulk tensor dim shared::cta global im2col {_BYTES} ?hint",
+              f"{load} h:b64?", f"{text} in", "tensor_load", (8, 6), dim=only),
+        _bulk("cp", f"async bulk tensor dim shared::cluster global im2col {_BYTES} "
+              "multicast::cluster ?hint", f"{load} mask:b16 h:b64?",
+              f"{text} into each block of a mask", "tensor_load_multicast", dim=only),
+        _bulk("cp", "async bulk tensor dim global shared::cta im2col_no_offs bulk_group ?hint",
+              "[t:tensor] [a:shared] h:b64?", f"{text} out", "tensor_store", dim=only),
+        _bulk("cp", "reduce async bulk tensor dim global shared::cta redop im2col_no_offs "
+              "bulk_group ?hint", "[t:tensor] [a:shared] h:b64?",
+              "combine a column of pixels with a tensor", "tensor_reduce", dim=only),
+        _bulk("cp", "async bulk prefetch tensor dim L2 global im2col ?hint",
+              f"[t:tensor] {offsets} h:b64?", "bring a column of pixels into the L2 cache",
+              "prefetch_tensor", dim=only),
+    )  # fmt: skip
+
+
 FORMS = (
     _bulk("cp", f"async bulk shared::cluster global {_BYTES} ?hint",
           "[d:shared] [a:global] n:u32 [m:shared] h:b64?",
@@ -81,6 +105,7 @@ FORMS = (
           "[t:tensor] [a:shared] h:b64?", "combine a box with a tensor", "tensor_reduce"),
     _bulk("cp", "async bulk prefetch tensor dim L2 global ?tile ?hint", "[t:tensor] h:b64?",
           "bring a box of a tensor into the L2 cache", "prefetch_tensor"),
+    *(form for dim in (3, 4, 5) for form in _im2col(dim)),
     _bulk("prefetch", "?P tensormap", "[a:global]", "bring a tensor map into its cache",
           "prefetch_map", P="const param"),
     _bulk("fence", "proxy F order scope", "[a:global] #size:u32",

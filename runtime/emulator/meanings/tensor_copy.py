@@ -11,8 +11,9 @@ from stagefuse.compiler.ptx import syntax as s
 
 from ..access import places
 from ..errors import Stop
+from ..im2col import column
 from ..memory import ALLOCATION_BITS, Arena
-from ..operands import Get, address, getter
+from ..operands import Get, address, elements, getter
 from ..order import async_read, async_write, bulk_agents
 from ..program import Run, Site
 from ..region import Region, span
@@ -67,15 +68,20 @@ class Box:
 
     def __init__(
         self, g: Group, tensor: EncodedMap, start: tuple[int, ...], thread: int, *,
-        combines: bool = False,
+        combines: bool = False, moves: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
         if len(start) != tensor.rank:
             raise Stop("out-of-bounds", f"{len(start)} coordinates of a map with {tensor.rank} "
                        "dimensions", thread)  # fmt: skip
+        if bool(tensor.lower) != (moves is not None):
+            used, made = ("im2col", "tiles") if moves is not None else ("tiles", "im2col")
+            raise Stop("out-of-bounds", f"a copy of {used} with a map for {made}", thread)
         if not combines:
             tensor, start = tensor.widest(start)
         self.tensor, self.thread = tensor, thread
-        offset, self.inside = tensor.elements(start)
+        offset, self.inside = (
+            tensor.elements(start) if moves is None else column(tensor, start, moves)
+        )
         arena, base = _global_arena(g, tensor.address, thread)
         index = base + offset[self.inside]
         size = tensor.dtype.itemsize
@@ -111,17 +117,34 @@ def _start(coordinates: list[Array], i: int) -> tuple[int, ...]:
     return tuple(int(c[i]) for c in coordinates)
 
 
+def _moves(site: Site) -> list[Get] | None:
+    """How a copy of im2col moves its pixels: the offsets of a load; a store has none."""
+    if not any(word.startswith("im2col") for word in site.match.slots):
+        return None
+    if not site.has("o"):
+        return []
+    return [getter(site, x, "b16") for x in elements(site.operand("o"))]
+
+
+def _moved_by(moves: list[Array] | None, i: int, rank: int) -> tuple[int, ...] | None:
+    if moves is None:
+        return None
+    return tuple(int(m[i]) for m in moves) or (0,) * (rank - 2)
+
+
 def _load(site: Site, multicast: bool) -> Run:
     to, bar, tensor = (address(site, name) for name in ("d", "m", "t"))
     mask = getter(site, site.operand("mask"), "b16") if multicast else None
-    gets = _coordinates(site)
+    gets, offsets = _coordinates(site), _moves(site)
 
     def run(g: Group) -> None:
         to_, bar_, map_ = to(g), bar(g), tensor(g)
+        moves = None if offsets is None else [values(get, g) for get in offsets]
         masks = values(mask, g) if mask is not None else None
         coordinates = [values(get, g) for get in gets]
         for i, thread in one_by_one(g):
-            box = Box(g, map_at(g, int(map_[i]), thread), _start(coordinates, i), thread)
+            box = Box(g, map_at(g, int(map_[i]), thread), _start(coordinates, i), thread,
+                      moves=_moved_by(moves, i, len(gets)))  # fmt: skip
             chosen = int(masks[i]) if masks is not None else None
             for at, b in destinations(g, thread, int(to_[i]), int(bar_[i]), chosen):
                 _load_box(g, box, at, b)
@@ -160,6 +183,7 @@ def _tensor_load_multicast(site: Site) -> Run:
 def _store(site: Site, op: str) -> Run:
     tensor, source = address(site, "t"), address(site, "a")
     gets = _coordinates(site)
+    moves = None if _moves(site) is None else (0,) * (len(gets) - 2)
 
     def run(g: Group) -> None:
         map_, from_ = tensor(g), source(g)
@@ -172,7 +196,8 @@ def _store(site: Site, op: str) -> Run:
                 bulk_agents(g.batch, thread)
                 continue
             done.add(same)
-            box = Box(g, map_at(g, int(map_[i]), thread), start, thread, combines=bool(op))
+            box = Box(g, map_at(g, int(map_[i]), thread), start, thread, combines=bool(op),
+                      moves=moves)  # fmt: skip
             _store_box(g, box, int(from_[i]), op)
 
     return run
