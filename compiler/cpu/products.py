@@ -66,6 +66,8 @@ class ProductWriter(FetchWriter):
             use = self.has_tiles
             if cache.rows is not None:
                 use = use & self.index(cache.rows).compare("ge", CUT_ROWS)
+            if cache.across is not None and cache.across.as_int() is None:
+                use = use & self.index(cache.across).compare("ge", pieces.LEAST_COLUMNS)
             kept = use.select(kept, self.code.value("null", "ptr"))
             ready, mark = self._ready(s, cache)
             self.code.line(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from stagefuse.compiler.kernel_ir import (
@@ -54,12 +54,14 @@ class Cache:
     """Rows and a panel cut into pieces, of at most `most` steps of a sum; see `pieces`.
 
     `rows`: of the matrix that the panels are multiplied by, if they may be cut beforehand.
+    `across`: the columns of all its panels, where that is known.
     """
 
     columns: int
     depth: Expr
     entries: int
     rows: Expr | None
+    across: Expr | None
 
     @property
     def most(self) -> Expr:
@@ -101,6 +103,7 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
             or s.dst not in scratch
             or len(scratch[s.dst].shape) != 3
             or (s.panel_place is not None and not _stays(inputs[s.a]))
+            or ((across := _across(s, inputs, scratch)) and _is_narrow(across))
         ):
             continue
         if source_of(s) not in found:
@@ -111,8 +114,23 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
             panels = inputs[s.panel].shape if s.panel in inputs and s.panel_place is None else ()
             if len(panels) > 2 and panels[-1] == const(s.nr) and (whole := panels[-2].as_int()):
                 rows = floordiv(_count(inputs[s.a].shape), whole)
-            found[source_of(s)] = Cache(s.nr, s.depth, entries, rows)
+            found[source_of(s)] = Cache(s.nr, s.depth, entries, rows, across)
     return found
+
+
+def _across(
+    s: TileProduct, inputs: Mapping[str, Buffer], scratch: Mapping[str, Alloc]
+) -> Expr | None:
+    """The columns of all packed panels that rows are multiplied by."""
+    memory = inputs.get(s.panel) or scratch.get(s.panel)
+    if memory is None or s.panel_place is not None or len(memory.shape) < 3:
+        return None
+    return memory.shape[-3] * s.nr
+
+
+def _is_narrow(across: Expr) -> bool:
+    known = across.as_int()
+    return known is not None and known < pieces.LEAST_COLUMNS
 
 
 def _stays(matrix: Buffer) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 from stagefuse.compiler import driver
+from stagefuse.compiler.cpu import pieces
 from stagefuse.compiler.graph import Graph
 from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.plan import CUT_ROWS, Plan
@@ -25,6 +27,14 @@ from .graph_run import graph_of, native
 pytestmark = pytest.mark.skipif(not may_use_tiles(), reason="needs AMX")
 UNIT = 2.0**-24
 Array = np.ndarray
+
+
+@pytest.fixture(autouse=True, scope="module")
+def narrow() -> Iterator[None]:
+    """Pieces for matrices of any width."""
+    before, pieces.LEAST_COLUMNS = pieces.LEAST_COLUMNS, 0
+    yield
+    pieces.LEAST_COLUMNS = before
 
 
 def product(depth: int | None, batch: bool = False) -> Graph:
