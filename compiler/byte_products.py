@@ -12,8 +12,9 @@ constants while compiling and others by a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from stagefuse.dsl.dims import Expr, const, floordiv
 from stagefuse.dsl.dtypes import F32, I32, I64, DType
@@ -31,7 +32,7 @@ from .contract import (
     total_of,
     view_of,
 )
-from .graph import Graph, Map, Node, Reduce, Ref, Scalar, View
+from .graph import Constant, Graph, Map, Node, Reduce, Ref, Scalar, View, Weight
 from .graph_builder import Builder
 from .join_operands import steps_of
 
@@ -39,6 +40,8 @@ CHUNK = 16
 """Bytes that copies move, of which the start of every row is a multiple."""
 LARGEST = 255
 """What a code less its zero is at most."""
+Load = Callable[[str, str], Any]
+"""A tensor of a weight file, by the file's name in the source and the tensor's key."""
 
 
 def has_bytes(graph: Graph) -> bool:
@@ -58,11 +61,16 @@ class _Factor:
     scales: tuple[Ref, ...] = ()
 
 
-def product_of_bytes(b: Builder, node: Node, s: Sums) -> Ref | None:
-    """The sums as a product of codes and what makes them of it, if both factors have codes."""
+def product_of_bytes(b: Builder, node: Node, s: Sums, load: Load | None = None) -> Ref | None:
+    """The sums as a product of codes and what makes them of it, if both factors have codes. `load`
+    reads weights, of which many a zero is 0."""
     u, v = _factor(b, s.left), _factor(b, s.right)
     if u is None or v is None:
         return None
+    u, v = (
+        replace(x, zero=None) if x.zero is not None and _is_zero(b, x.zero, load) else x
+        for x in (u, v)
+    )
     dtypes = [b.type(x.code).dtype for x in (u, v)]
     scales = (*u.scales, *v.scales)
     if dtypes[0].is_float != dtypes[1].is_float or not _sums_exactly(b, node, s):
@@ -168,8 +176,12 @@ def _seen(b: Builder, view: Node, x: _Factor) -> _Factor | None:
 
     def part(ref: Ref, pads: bool) -> Ref:
         type = b.type(ref)
-        if not pads and all(d.as_int() == 1 for d in type.shape):
-            return b.view(ref, view.type.shape, lambda *_: [const(0)] * type.rank)
+        if not pads and not axes_of(b, ref):  # the same number everywhere
+            one, places = ref, [const(0)] * type.rank
+            seen = b.graph.nodes[ref.node]
+            if isinstance(seen.primitive, View) and not seen.primitive.guard:
+                one, places = seen.operands[0], list(seen.primitive.indices)
+            return b.view(one, view.type.shape, lambda *_: places)
         if primitive.guard:
             padded = replace(primitive, fill=0.0 if type.dtype.is_float else 0)
             return through(b, replace(view, primitive=padded), ref)
@@ -197,6 +209,20 @@ def _zero(b: Builder, ref: Ref) -> Ref | None:
     if node.primitive == Map("cast") and (dtype.is_float or dtype.bits > 8):
         return _zero(b, node.operands[0])
     return None
+
+
+def _is_zero(b: Builder, ref: Ref, load: Load | None) -> bool:
+    """Whether all elements of a constant are 0."""
+    node = b.graph.nodes[ref.node]
+    primitive = node.primitive
+    if isinstance(primitive, View) or primitive == Map("cast"):
+        padded = isinstance(primitive, View) and primitive.guard and primitive.fill != 0
+        return not padded and _is_zero(b, node.operands[0], load)
+    if isinstance(primitive, Weight) and load is not None:
+        return not load(primitive.weights, primitive.key).any()
+    if isinstance(primitive, Constant):
+        return not any(primitive.data)
+    return isinstance(primitive, Scalar) and primitive.value == 0
 
 
 # The product
@@ -265,9 +291,20 @@ def _shifts(b: Builder, s: Sums, u: _Factor, v: _Factor) -> list[tuple[str, Ref]
 def _sum_of(b: Builder, s: Sums, zero: Ref, other: Ref) -> Ref:
     """The sums of the product of two integers over the domain in i32, of which the first mostly is
     the same along the depth; computed for the axes alone along which something changes."""
-    if axes_of(b, zero) & set(s.depth):
+    first, second = (axes_of(b, x) & set(s.depth) for x in (zero, other))
+    if first:
         return _sum_along(b, s, (zero, other))
-    return b.map("mul", _at_result(b, zero, s), _sum_along(b, s, (other,)))
+    whole = _sum_along(b, s, (other,)) if second else _times_depth(b, other, s)
+    return b.map("mul", _at_result(b, zero, s), whole)
+
+
+def _times_depth(b: Builder, x: Ref, s: Sums) -> Ref:
+    """The sum of an i32 that is the same along the depth."""
+    depth, one = total_of(s.domain, s.depth), _at_result(b, x, s)
+    shape, known = b.type(one).shape, depth.as_int()
+    if known is not None:
+        return b.map("mul", one, b.scalar(known, I32, shape))
+    return b.map("mul", one, b.cast(b.position(shape, b.symbols(len(shape)), depth), I32))
 
 
 def _sum_along(b: Builder, s: Sums, factors: Sequence[Ref]) -> Ref:

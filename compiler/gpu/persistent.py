@@ -23,8 +23,9 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.facts import Facts
 
 from .ir import Value
+from .loops import work_of
 from .mma import BYTES, kind_of, wgmma
-from .pieces import PIECE_BYTES, ROWS, Form, PieceWriter
+from .pieces import LIGHT, PIECE_BYTES, ROWS, Form, PieceWriter
 from .private import vector_width
 from .ring import Ring, Stage, arrive, arrive_in_all, copy_box, elected, expect, wait
 from .teams import WARP, Team
@@ -107,7 +108,8 @@ class PersistentWriter(PieceWriter):
         self.is_deep = form.product.panel_row == const(1)
         panels = -(-form.columns // PANEL)
         right = form.columns if self.is_deep else panels * PANEL
-        self.hands_over = form.columns > 128  # else all have enough
+        # else all have enough
+        self.hands_over = form.columns > 128 or work_of(form.stores) > LIGHT
         self.left_bytes = ROWS * ROW_BYTES
         self.stage_bytes = self.left_bytes + -(-right * ROW_BYTES // 1024) * 1024
         self.copied = self.left_bytes + right * ROW_BYTES

@@ -41,7 +41,7 @@ def pipeline_of(
         Simplify(),
         BatchSteps(),
         JoinProducts(),
-        FindProducts(few_places=not channels_last, narrow=narrow),
+        FindProducts(not channels_last, narrow, load),
         *((ChannelsLast(),) if channels_last else ()),
         FoldConstants(load, narrow),
         OwnResults(),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
-from ..byte_products import product_of_bytes
+from ..byte_products import Load, product_of_bytes
 from ..contract import rebuild
 from ..graph import Graph
 from .record import Pass
@@ -18,14 +19,15 @@ class FindProducts(Pass):
     Both at once: a product's operands are in place only where the views around them are folded,
     and the views that pack its panels fold into those of the weights. With `few_places`, a
     convolution of few places has them as rows. With `narrow`, a product of 8-bit operands is one
-    of these as they are stored.
+    of these as they are stored; `load` reads weights.
     """
 
     name: ClassVar[str] = "find_products"
     establishes: ClassVar[tuple[str, ...]] = ("views-folded", "products-found")
     few_places: bool = True
     narrow: bool = False
+    load: Load | None = field(default=None, repr=False)
 
     def run(self, graph: Graph) -> Graph:
-        finder = product_of_bytes if self.narrow else None
+        finder = partial(product_of_bytes, load=self.load) if self.narrow else None
         return rebuild(graph, self.few_places, finder)
