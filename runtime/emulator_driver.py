@@ -59,7 +59,8 @@ class EmulatorDriver:
             holds = ", ".join(plan.ptx) or "none"
             raise DeviceError(
                 f"{device} runs GPU code{f' for {wanted}' if colon else ''}, and of that the plan "
-                f"holds {holds}\n  = help: compile it again, such as with target=\"h100\""
+                f"holds {holds}\n  = help: compile it again, such as with target=\"h100\", or "
+                "`--target h100`"
             )
         self.arch = usable[0]
         self.multiprocessors: int | None = None

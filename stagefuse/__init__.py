@@ -5,7 +5,8 @@
     pipe = sf.compile("model.pipe")
     y = pipe(x=x)
 
-Nothing heavy is imported before it is used.
+Nothing heavy is imported before it is used. `import_onnx` and `export_onnx` are here too where the
+package `onnx` is installed, and left out of `from stagefuse import *`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .dsl.diagnostics import CompileError
     from .onnx.errors import OnnxError
-    from .onnx.export.exporting import export_onnx
-    from .onnx.importing import import_onnx
+    from .onnx.export.exporting import export_onnx as export_onnx
+    from .onnx.importing import import_onnx as import_onnx
     from .runtime.api import compile, load
     from .runtime.errors import (
         DeviceError,
@@ -44,8 +45,6 @@ __all__ = [
     "PlanError",
     "Session",
     "compile",
-    "export_onnx",
-    "import_onnx",
     "load",
 ]
 
@@ -62,7 +61,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in __all__ and name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = _HOMES.get(name, "runtime.errors")
     value = getattr(import_module(f".{home}", __name__), name)

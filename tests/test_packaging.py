@@ -64,3 +64,15 @@ def test_command_line_starts_without_the_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_that_need_no_other_package_are_there_without_onnx() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['onnx'] = None\n"
+        "from stagefuse import *\n"
+        "import stagefuse, pydoc\n"
+        "assert compile is stagefuse.compile and OnnxError is stagefuse.OnnxError\n"
+        "assert 'export' in pydoc.render_doc(stagefuse)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
