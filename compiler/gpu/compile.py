@@ -39,7 +39,7 @@ from .boxes import Matrices
 from .chain import LONGEST, lower_chain
 from .columns import lower_rows
 from .contract import (
-    FED,
+    enough_tiles,
     lower_contract,
     lower_parts,
     lower_sum_of_parts,
@@ -62,7 +62,6 @@ from .teams import WARP_ROW
 from .tensor_maps import TensorMap
 from .tiles import choices
 from .transposed import lower_elements
-from .wgmma import MOST_ROUGH_COLUMNS
 from .whole import lower_whole_parts, lower_whole_rest, whole
 
 JOINS = ("placed", "attended", "chained", "gathered", "direct", "halved")
@@ -225,23 +224,20 @@ class GpuCompiler:
             yield from _attentions(graph, group, sites, arches)
             return
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
-        whole_product: Whole | None = None
+        whole_product = enough = None
         kind = operands_of(graph, group) if group.kind == "contract" else None
         if kind is not None:
             schedule = GPU_HALF
             if arches[0] in WGMMA:
                 whole_product = whole_of(SourceLowering(graph, group, sites, GPU_TMA))
                 schedule = GPU_WGMMA if whole_product is None else GPU_TMA
-                if kind.is_rough and whole_product is None:
-                    schedule = replace(schedule, tile_columns=MOST_ROUGH_COLUMNS)
-        split = thin(graph, group, None if whole_product is None else FED)
+                enough = enough_tiles(graph, group, whole_product)
+        split = thin(graph, group, enough)
         others, summed = const(1), const(0)
         if split is not None and split.low != const(0):
-            summed = split.low
-            others = 1 - summed
-            low = SourceLowering(graph, group, sites, GPU)
+            summed, others = split.low, 1 - split.low
             form = partial(lower_parts, split=split, is_low=True)
-            yield low, {"contract": form}, summed, "parts"
+            yield SourceLowering(graph, group, sites, GPU), {"contract": form}, summed, "parts"
         found = choices(graph, group) if arches[0] in WGMMA and others != const(0) else ()
         for choice in found:
             low = SourceLowering(graph, group, sites, GPU)
@@ -261,10 +257,11 @@ class GpuCompiler:
                 yield low, {"contract": partial(lower_sum_of_parts, split=split)}, summed, "sum"
         if others == const(0):
             return
-        if whole_product is None:
+        if not schedule.tile_columns:
             yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
             return
-        for width, best in tile_widths(graph, group, whole_product):
+        cluster = 1 if whole_product is None else whole_product.cluster
+        for width, best in tile_widths(graph, group, cluster):
             low = SourceLowering(graph, group, sites, replace(schedule, tile_columns=width))
             low.whole = whole_product
             yield low, GPU_FORMS, graph.facts.simplify(others * best), f"by {width}"

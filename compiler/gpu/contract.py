@@ -174,12 +174,10 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
     """Tiles of rows by panels: computed, then stored with what follows. In a given shape, whose
     depth a cluster of blocks may share, each of them stores some of its rows."""
     p = product_of(low, low.group.anchor)
-    if low.schedule.tensor_copies:
+    if low.schedule.tile_columns:
         p, group = _in_shape(low, p, Shape(ROWS, low.schedule.tile_columns, 1)), 1
     elif shape is None:
-        known = p.panels.as_int()
-        wide = low.schedule.tile_columns
-        most = wide // p.panel if wide else PANELS[p.panel]
+        known, most = p.panels.as_int(), PANELS[p.panel]
         group = most if known is None else min(most, known)
         if not _moves_in_chunks(low, p):
             group = 1  # a lane has few registers for the places of single elements
@@ -294,15 +292,17 @@ def _order(low: Lowering, p: Product, group: int) -> tuple[list[tuple[str, Expr]
     return loops, sym("mb"), sym("ng") * beside + sym("ni")
 
 
-def tile_widths(graph: Graph, group: Group, whole: Whole) -> list[tuple[int, Expr]]:
-    """The columns of the tiles that such a product may be cut into, as `widths` gives them."""
+def tile_widths(graph: Graph, group: Group, cluster: int) -> list[tuple[int, Expr]]:
+    """The columns of the tiles of operands in few bits that warpgroups may compute."""
     kind = operands_of(graph, group)
     assert group.anchor is not None
     node = graph.nodes[group.anchor]
-    assert isinstance(node.primitive, Contract)
-    batch = [node.type.shape[a] for a in node.primitive.batch]
+    product, shape = node.primitive, node.type.shape
+    assert isinstance(product, Contract)
+    rows, columns = (size_of([shape[a] for a in x]) for x in (product.rows, product.columns))
+    batch = [shape[a] for a in product.batch]
     most = MOST_ROUGH_COLUMNS if kind is not None and kind.is_rough else None
-    return widths(whole.rows, whole.columns, batch, whole.cluster, graph.facts, most)
+    return widths(rows, columns, batch, cluster, graph.facts, most)
 
 
 # Products of few tiles
@@ -315,6 +315,9 @@ FEW_ROWS = 32
 """Rows of a tile for products of few rows."""
 FED = 16
 """Blocks that draw what memory gives, where tensor copies bring their operands."""
+GATHERED_FED, GATHERED_DEEP = 40, 1024
+"""The same where operands are gathered, and the depth from which on splitting it costs less than
+one block takes for it. Both by the model, not measured."""
 MOST_SPLIT_COLUMNS = 6144
 """Columns up to which few rows are split too where tensor copies could bring operands: of more
 columns there are enough tiles of 64 to draw what memory gives."""
@@ -378,6 +381,16 @@ def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
         low = few * low  # else all that are low are few
     part = max(LEAST_DEPTH, -(-depth // (max(count, 2) * 16)) * 16)
     return Thin(few, low, part, -(-depth // part))
+
+
+def enough_tiles(graph: Graph, group: Group, whole: Whole | None) -> int:
+    """Tiles up to which a product of operands in few bits on warpgroups is split, if it may be."""
+    assert group.anchor is not None
+    product = graph.nodes[group.anchor].primitive
+    assert isinstance(product, Contract)
+    if whole is not None:
+        return FED
+    return GATHERED_FED if (product.depth.as_int() or 0) >= GATHERED_DEEP else 0
 
 
 def operands_of(graph: Graph, group: Group) -> Kind | None:

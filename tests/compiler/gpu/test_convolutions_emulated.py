@@ -22,6 +22,7 @@ CASES: list[dict[str, Any]] = [
     dict(kind="f16", image=(1, 1, 13, 13), outer=16, size=5),
     dict(kind="bf16", image=(2, 20, 7, 7), outer=40, size=1, stride=2),
     dict(kind="f32", image=(2, 5, 9, 11), outer=20, size=3, padding=1),
+    dict(kind="f16", image=(1, 16, 9, 9), outer=200, size=3, padding=1),
 ]
 
 
