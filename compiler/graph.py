@@ -30,10 +30,15 @@ class _BitEqual:
         return tuple([repr(v) if isinstance(v, _NUMBERS) else v for v in values])
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         return type(other) is type(self) and other._bits() == self._bits()
 
     def __hash__(self) -> int:
-        return hash(self._bits())
+        found: int | None = self.__dict__.get("_hash")
+        if found is None:
+            found = self.__dict__["_hash"] = hash(self._bits())
+        return found
 
 
 WIDE = 64
@@ -283,12 +288,6 @@ class Node:
         return self.types[0]
 
 
-def _topology() -> Any:
-    import networkx as nx  # 70 ms, and checking a program builds no graph
-
-    return nx.DiGraph()
-
-
 @dataclass
 class Graph:
     """Nodes by id, in a topological order, with the inputs' names and the results.
@@ -298,13 +297,28 @@ class Graph:
 
     facts: Facts
     nodes: dict[int, Node] = field(default_factory=dict)
-    topology: Any = field(default_factory=_topology)
     results: tuple[Ref, ...] = ()
+    made: Any = field(default=None, repr=False, compare=False)  # the topology, once it is asked for
 
     def add(self, node: Node) -> None:
         self.nodes[node.id] = node
-        self.topology.add_node(node.id)
-        self.topology.add_edges_from((ref.node, node.id) for ref in node.operands)
+        if self.made is not None:
+            self._connect(node)
+
+    @property
+    def topology(self) -> Any:
+        """The nodes' numbers as a NetworkX directed graph, from operands to their users."""
+        if self.made is None:
+            import networkx as nx  # 70 ms, and checking a program asks for no topology
+
+            self.made = nx.DiGraph()
+            for node in self.nodes.values():
+                self._connect(node)
+        return self.made
+
+    def _connect(self, node: Node) -> None:
+        self.made.add_node(node.id)
+        self.made.add_edges_from((ref.node, node.id) for ref in node.operands)
 
     def type(self, ref: Ref) -> TensorType:
         return self.nodes[ref.node].types[ref.result]

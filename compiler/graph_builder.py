@@ -73,12 +73,11 @@ class Builder:
     ) -> tuple[Ref, ...]:
         """The results of a primitive, made once for equal primitives and operands."""
         key = (primitive, tuple(operands), tuple(types))
-        if key not in self._known:
-            self._known[key] = len(self.graph.nodes)
-            self.graph.add(
-                Node(self._known[key], primitive, tuple(operands), tuple(types), *self._where)
-            )
-        return tuple(Ref(self._known[key], i) for i in range(len(types)))
+        number = self._known.get(key)
+        if number is None:
+            number = self._known[key] = len(self.graph.nodes)
+            self.graph.add(Node(number, primitive, key[1], key[2], *self._where))
+        return tuple([Ref(number, i) for i in range(len(types))])
 
     def _one(self, primitive: Primitive, operands: Sequence[Ref], type: TensorType) -> Ref:
         return self.add(primitive, operands, (type,))[0]

@@ -4,7 +4,8 @@ Invariants, as `VerifyError` numbers them:
 
 1. A node is stored under its id, after every node whose result it reads; each operand and each
    result of the graph is a result that its node has.
-2. The NetworkX topology has the same nodes, and an edge from each operand's node to its user.
+2. The NetworkX topology, once made, has the same nodes, and an edge from each operand's node to
+   its user.
 3. Inputs have different names.
 4. A primitive has as many operands as it takes, of the dtypes and ranks that it takes, and its
    axes, kinds and symbols are ones that exist.
@@ -118,7 +119,8 @@ class _Check:
                 raise VerifyError(1, f"the result %{ref.node}.{ref.result} does not exist")
             if self.nests.depends.get(ref.node):
                 self.fail(self.graph.nodes[ref.node], 10, "a result depends on a step")
-        if set(self.graph.topology.nodes) != seen or set(self.graph.topology.edges) != edges:
+        made = self.graph.made
+        if made is not None and (set(made.nodes) != seen or set(made.edges) != edges):
             raise VerifyError(2, "the topology differs from the operands of the nodes")
 
     def node(self, node: Node) -> None:

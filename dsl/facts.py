@@ -33,6 +33,17 @@ class Facts:
     def at_element(self, names: Sequence[str], shape: Sequence[Expr]) -> Facts:
         """These facts at an element of a tensor: `names` are within its axes, and no axis is
         empty, since there is an element."""
+        key = (tuple(names), tuple(shape))
+        if key not in self._at:
+            self._at[key] = self._at_element(*key)
+        return self._at[key]
+
+    @cached_property
+    def _at(self) -> dict[tuple[tuple[str, ...], tuple[Expr, ...]], Facts]:
+        """Facts at elements, which remember what could not be proved there."""
+        return {}
+
+    def _at_element(self, names: Sequence[str], shape: Sequence[Expr]) -> Facts:
         found = self
         for name, size in zip(names, shape, strict=True):
             axis = size.as_symbol()
