@@ -42,18 +42,20 @@ class OperandJoiner:
         self.groups = list(found.groups)
         self.decisions = list(found.decisions)
         self.maker = {root: g for g in self.groups for root in g.roots}
+        self.users = {ref: frozenset(users) for ref, users in graph.uses().items()}
 
     # What the joins share
 
     def _readers(self, ref: Ref) -> list[Group]:
         """The kernels that read a stored result; members compute their operands' positions."""
+        users, maker = self.users.get(ref, frozenset()), self.maker.get(ref)
         return [
             g
             for g in self.groups
-            if self.maker.get(ref) is not g
+            if g is not maker
             and ref not in g.packs
             and ref.node not in g.members
-            and ref in g.reads(self.graph)
+            and (not users.isdisjoint(g.members) or (g.placed and ref in g.reads(self.graph)))
         ]
 
     def _private(self, group: Group, reader: Group) -> bool:

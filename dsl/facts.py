@@ -235,11 +235,9 @@ class Facts:
 
     def simplify(self, expr: Expr) -> Expr:
         """The expression rebuilt with these facts."""
-        fixed = {
-            name: low
-            for name, (low, high) in self.ranges.items()
-            if high is not None and low == high and name in expr.symbols()
-        }
+        fixed = self._fixed(expr.symbols())
+        if not fixed and not any(atom.args for monomial, _ in expr.terms for atom, _ in monomial):
+            return expr  # a sum of products of symbols
         total = const(0)
         for monomial, coefficient in expr.terms:
             product = const(coefficient)
@@ -253,6 +251,15 @@ class Facts:
                     product = product * factor
             total = total + product
         return self._undo_division(total)
+
+    def _fixed(self, names: frozenset[str]) -> dict[str, IntLike]:
+        """The symbols that have one value."""
+        found: dict[str, IntLike] = {}
+        for name in names:
+            low, high = self.ranges.get(name, (0, None))
+            if high is not None and low == high:
+                found[name] = low
+        return found
 
     def _undo_division(self, expr: Expr) -> Expr:
         """b*(a // b) is a where b divides a."""
