@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from stagefuse.dsl.dims import const
 
+from .attention import Softmax
 from .graph import (
     Concat,
     Contract,
@@ -79,12 +80,21 @@ class _Walk:
                 self._number(ref.node)
         for member in sorted(self.inside):
             self._number(member)
-        for _ in range(2):
-            for number in list(self.numbers):
-                node = graph.nodes[number]
-                if number in self.inside or isinstance(node.primitive, SEEN_THROUGH):
-                    for ref in node.operands:
-                        self.numbers.setdefault(ref.node, len(self.numbers))
+        self._number_outside()
+
+    def _number_outside(self) -> None:
+        """Numbers what is read, and what that is made of: a value behind a conversion may be taken
+        in place of it."""
+        behind = [(number, 0) for number in self.numbers]
+        for number, depth in behind:
+            node = self.graph.nodes[number]
+            moves = isinstance(node.primitive, View) or node.primitive == Map("cast")
+            if depth and not isinstance(node.primitive, SEEN_THROUGH) or depth > 1 and not moves:
+                continue
+            for ref in node.operands:
+                if ref.node not in self.numbers:
+                    self.numbers[ref.node] = len(self.numbers)
+                    behind.append((ref.node, depth if depth and moves else depth + 1))
 
     def _number(self, node: int) -> None:
         pending = [node]
@@ -120,32 +130,21 @@ class _Walk:
             return tuple(map(self.of, value))
         if isinstance(value, Mapping):
             return tuple((self.of(k), self.of(v)) for k, v in value.items())
-        if isinstance(value, Group):
-            return self.group(value)
-        return value
+        if isinstance(value, Softmax):
+            return tuple(self.of(getattr(value, f.name)) for f in fields(value))
+        return self.group(value) if isinstance(value, Group) else value
 
     def group(self, group: Group) -> Hashable:
         """All that a group says."""
-        softmax, anchor = group.softmax, group.anchor
+        says = {f.name: getattr(group, f.name) for f in fields(group)}
+        says["members"] = sorted(self.numbers[member] for member in group.members)
+        says["anchor"] = None if group.anchor is None else Ref(group.anchor)
         accesses = {
             Ref(node): found if node in self.inside else [_without_numbers(at) for at in found]
             for node, found in group.accesses.items()
         }
-        return (
-            group.kind,
-            self.of(group.roots),
-            group.domain,
-            tuple(sorted(self.numbers[member] for member in group.members)),
-            tuple(sorted(self.of(accesses), key=_first)),
-            group.row_axes,
-            None if anchor is None else self.of(Ref(anchor)),
-            self.of(group.placed),
-            self.of(group.rows),
-            self.of(group.packs),
-            group.nest,
-            group.when,
-            softmax and tuple(self.of(getattr(softmax, f.name)) for f in fields(softmax)),
-        )
+        says["accesses"] = sorted(self.of(accesses), key=_first)
+        return tuple(map(self.of, says.values()))
 
 
 def _without_numbers(access: Access) -> Access:
