@@ -135,8 +135,9 @@ def combine(
         if not dtype.is_float:
             return total + value if kind == "sum" else total * value
         word = "fadd" if kind == "sum" else "fmul"
+        # with `nsz` too LLVM would make (a + b) * c of a * c + b * c, which overflows elsewhere
         return code.emit(
-            f"{word} reassoc nsz contract {total.type} {total.text}, {value.text}", total.type
+            f"{word} reassoc contract {total.type} {total.text}, {value.text}", total.type
         )
     if kind == "any":
         return total | value

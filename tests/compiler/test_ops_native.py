@@ -139,6 +139,16 @@ where T in 3..=99:
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("device", ["cpu", "emulator"])
+def test_a_factor_stays_in_the_sum(device: str) -> None:
+    """Out of it, sums of large terms would overflow, and infinite ones would be no NaN."""
+    pipe = sf.compile("pipeline p(x: f32[K], y: f32[3]):\n    z[c] = sum[a] y[a] * x[c]\n",
+                      device=device)  # fmt: skip
+    x = np.array([0.1, 1e-10, 0, np.inf], np.float32)
+    found = pipe(x=x, y=np.array([3e38, 3e38, -1], np.float32))
+    np.testing.assert_allclose(found, [6e37, 6e28, 0, np.nan], 1e-5)
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_compiled_pipelines_equal_the_reference_on_odd_shapes(name: str, tmp_path: Path) -> None:
     path = tmp_path / "p.pipe"
