@@ -15,11 +15,13 @@ from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .graph import (
+    Concat,
     Constant,
     Contract,
     Graph,
     Map,
     Node,
+    Position,
     Reduce,
     Ref,
     Scalar,
@@ -34,6 +36,8 @@ PANELS = {48: 1.0, 64: 1.0, 32: 1.05, 16: 1.3}
 """Columns that a packed panel may have, and the time that a product of one takes for each. 48 is
 three AVX-512 vectors of f32 and six of AVX2; the fewer vectors a row of the panel has, the more
 broadcasts its multiply-adds need."""
+LARGE = 1 << 15
+"""Bytes of codes that are worth reading as they are."""
 TANGLED = 16
 """Divisions in an index map from which on it is stored rather than composed with others."""
 FEW_PLACES = 16
@@ -183,7 +187,7 @@ def _product(
     m = tuple(a for a in outer if a in left - right)
     n = tuple(a for a in outer if a in right - left)
     batch = tuple(a for a in outer if a in left & right)
-    if not m or not n:
+    if not n or not (m or is_quantised(b.graph, v)):
         return None
     narrow = total_of(domain, n).as_int()
     if narrow is not None and narrow < NARROW:
@@ -231,6 +235,23 @@ def _is_constant(graph: Graph, ref: Ref) -> bool:
         return True
     through = isinstance(node.primitive, Map | View)
     return through and all(_is_constant(graph, operand) for operand in node.operands)
+
+
+def is_quantised(graph: Graph, ref: Ref) -> bool:
+    """Whether a value is a pointwise function of constants alone, a large one of them in 8 bits or
+    fewer. A product of a single row by them is one too: panels can stay codes."""
+    found, pending = False, [ref.node]
+    while pending:
+        node = graph.nodes[pending.pop()]
+        if isinstance(node.primitive, Map | View | Concat):
+            pending += [operand.node for operand in node.operands]
+        elif isinstance(node.primitive, Weight | Constant):
+            size = total_of(node.type.shape, range(node.type.rank)).as_int() or 0
+            narrow = node.type.dtype.bits <= 8 and not node.type.dtype.is_bool
+            found = found or (narrow and size >= LARGE)
+        elif not isinstance(node.primitive, Scalar | Position):
+            return False
+    return found
 
 
 def _repeated(
@@ -399,7 +420,8 @@ def in_place(
     else:
         source, indices = u, tuple(map(sym, symbols))
     offset = flatten_index(indices, b.type(source).shape)
-    row, column = _stride(b, offset, domain, m), _stride(b, offset, domain, k)
+    row = _stride(b, offset, domain, m) if m else total_of(domain, k)
+    column = _stride(b, offset, domain, k)
     rest = offset.substitute({f"i{a}": 0 for a in (*m, *k)})
     others = {f"i{a}" for a in range(len(domain)) if a not in batch}
     if row is None or column != const(1) or rest.symbols() & others:

@@ -44,7 +44,7 @@ class _Joiner(OperandJoiner):
             "placed": self._placed, "chained": self._chained, "packed": self._packed,
             "gathered": self._gathered,
             "direct": self._direct, "halved": self._halved, "thin": self._thin,
-            "attended": self._attended,
+            "attended": self._attended, "coded": self._coded,
         }  # fmt: skip
         for joined in (rules[name] for name in joins):
             for group in list(self.groups):

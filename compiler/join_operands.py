@@ -8,6 +8,8 @@
 - *direct*: panels whose elements lie in steps are not packed at all. For GPUs.
 - *halved*: operands that are converted from 16 or 8 bits are multiplied as they are stored. For
   GPUs.
+- *coded*: panels that are computed of constants are computed in the kernels that multiply by them,
+  a stage at a time. For GPUs.
 """
 
 from __future__ import annotations
@@ -152,6 +154,58 @@ class OperandJoiner:
             self._replace([packer, group], joined)
             self._say(panels, "its panels are read where they lie")
             group = joined
+
+    def _coded(self, group: Group) -> None:
+        """Panels that are computed of codes are never stored. Where both operands are converted
+        from one 16-bit dtype, the left one is taken as it is, and the panels are in that dtype."""
+        if group.kind not in ("contract", "chain"):
+            return
+        rows = group.rows.anchor if group.rows is not None else None
+        for anchor in (group.anchor, rows):
+            node = None if anchor is None else self.graph.nodes[anchor]
+            packer = None if node is None else self.maker.get(node.operands[1])
+            if node is None or packer is None:
+                continue
+            left, panels = node.operands
+            if not is_coded(self.graph, panels) or not self._holds_codes(packer):
+                continue
+            if packer.members & group.members or panels in self.graph.results:
+                continue
+            if left in group.packs and self.graph.type(self._viewed(left)).dtype != F32:
+                continue  # windows of narrow elements, by which panels would be rounded
+            packs = {**group.packs, panels: packer}
+            if group.kind == "contract" and left not in packs and self._halves(left) is not None:
+                packs.update(self._half_rows(group, node))
+            joined = replace(
+                group,
+                members=group.members.union(*(g.members for g in packs.values())),
+                packs=packs,
+            )
+            made = (g for g in packs.values() if g in self.groups)
+            unused = [g for g in made if all(self._readers(r) == [group] for r in g.roots)]
+            self._replace([*unused, group], joined)
+            self._say(panels, "its panels are computed where they are multiplied")
+            group = joined
+
+    def _half_rows(self, group: Group, product: Node) -> dict[Ref, Group]:
+        """Who converts the rows of a product from the 16-bit dtype that its panels are in; empty if
+        they are in another one, or if not 16 bytes of rows are adjacent and aligned."""
+        left, panels = product.operands
+        half, right = self._halves(left), self._halves(panels)
+        contract, maker = product.primitive, self.maker.get(left)
+        assert isinstance(contract, Contract)
+        if half is None or right is None:
+            return {}
+        if self.graph.type(half).dtype != self.graph.type(right).dtype:
+            return {}
+        ends = (contract.base, contract.row_stride)
+        if maker is None or maker.nest != group.nest:
+            return {}
+        if not all(self.graph.facts.divides(e, 8) for e in ends):
+            return {}
+        if maker.members != {left.node}:
+            maker = self._unconverted(maker, left, group)
+        return {} if maker is None or maker.members != {left.node} else {left: maker}
 
     def _halved(self, group: Group) -> None:
         """A product whose operands are both converted from one 16-bit dtype, or from 8-bit ones,
@@ -407,3 +461,9 @@ def count_of(shape: Sequence[Expr]) -> Expr:
     for size in shape:
         total = total * size
     return total
+
+
+def is_coded(graph: Graph, panels: Ref) -> bool:
+    """Whether panels are computed, and not just elements of a tensor in another order."""
+    node = graph.nodes[panels.node]
+    return isinstance(node.primitive, Map) and node.type.dtype == F32

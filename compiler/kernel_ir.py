@@ -197,6 +197,8 @@ class TileProduct:
     that depends on i plus one that depends on k. For GPUs only.
     All three buffers have the same dtype, f32 or f64; backends for GPUs also take f16 and bf16
     operands of an f32 `dst`.
+    A panel that no memory holds has an `element` instead, an f32 value in which `k` and `c` are
+    the indices of its row and column; it is rounded to the dtype of `a`. For GPUs only.
     """
 
     dst: str
@@ -219,6 +221,9 @@ class TileProduct:
     panel_place: Expr | None = None
     a_indices: tuple[Expr, ...] = ()
     a_guard: tuple[Expr, ...] = ()
+    element: Value | None = None
+    k: str = ""
+    c: str = ""
 
 
 @dataclass(frozen=True)

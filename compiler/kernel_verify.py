@@ -340,24 +340,34 @@ def _if(check: _Check, s: If, scope: _Scope) -> None:
 
 
 def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
-    dst, a, panel = (check.buffer(scope, name) for name in (s.dst, s.a, s.panel))
+    dst, a = (check.buffer(scope, name) for name in (s.dst, s.a))
+    panel = None if s.element is not None else check.buffer(scope, s.panel)
     if dst.mode == "in":
         check.fail(5, f"`{dst.name}` is only read")
-    bytes_ = is_byte(a.dtype) and is_byte(panel.dtype) and a.dtype.is_float == panel.dtype.is_float
+    other = a.dtype if panel is None else panel.dtype
+    bytes_ = is_byte(a.dtype) and is_byte(other) and a.dtype.is_float == other.is_float
     wide = a.dtype
     if a.dtype in (F16, BF16) or bytes_:
         wide = F32 if a.dtype.is_float else I32
-    if (a.dtype != panel.dtype and not bytes_) or dst.dtype != wide or wide not in (F32, F64, I32):
+    if (a.dtype != other and not bytes_) or dst.dtype != wide or wide not in (F32, F64, I32):
         check.fail(
             7, "a product is of f32, f64 or i32, or of 16- or 8-bit operands into f32 or i32"
         )
+    if panel is None and (dst.dtype != F32 or is_byte(a.dtype)):
+        check.fail(7, "a product by elements that are computed is one of 16 bits or f32 into f32")
     for expr in (s.dst_offset, s.dst_row, s.a_offset, s.a_row, s.a_col, s.panel_offset, s.rows,
                  s.depth):  # fmt: skip
         check.symbols(scope, expr)
     for wanted in (s.width, s.panel_row, s.panel_col):
         if wanted is not None:
             check.symbols(scope, wanted)
-    if s.panel_place is not None:
+    if s.element is not None:
+        inner = scope.inner()
+        for name, extent in ((s.k, s.depth), (s.c, const(s.nr))):
+            check.bind(inner, name)
+            inner.enter_loop(name, const(0), extent)
+        check.typed(s.element, inner, F32, "an element of a panel")
+    if panel is not None and s.panel_place is not None:
         inner = scope.inner()
         inner.enter_loop("k", const(0), s.depth)
         check.symbols(inner, s.panel_place)
@@ -368,10 +378,9 @@ def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
         check.fail(7, f"{s.rows} rows may be more than {s.mr}")
     some = (s.rows - 1, s.depth - 1)
     last = (s.rows - 1, s.depth - 1)
-    ends = [
-        (panel, s.panel_offset, s.panel_offset + _panel_end(s)),
-        (dst, s.dst_offset, s.dst_offset + last[0] * s.dst_row + s.nr - 1),
-    ]
+    ends = [(dst, s.dst_offset, s.dst_offset + last[0] * s.dst_row + s.nr - 1)]
+    if panel is not None:
+        ends.append((panel, s.panel_offset, s.panel_offset + _panel_end(s)))
     if s.a_indices:
         _gathered(check, s, a, scope)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from stagefuse.dsl.dtypes import BF16, F16
 
 from .byte_operands import codes_of, stored_for
@@ -24,15 +26,17 @@ def has_narrow(graph: Graph) -> bool:
     )
 
 
-def widened(graph: Graph, known: set[int]) -> set[int]:
+def widened(graph: Graph, known: set[int], kept: Container[Ref]) -> set[int]:
     """Of the constant nodes, those that widen large narrow tensors for readers that can do so
     themselves: reductions, and products whose other operand is as narrow; those of 8 bits, however
-    small."""
+    small. Of those that can be `kept` as codes only what is stored as readers take it."""
     uses = graph.uses()
     found: set[int] = set()
     for number in known:
         readers = [u for u in uses.get(Ref(number), ()) if u not in known]
         if not readers or Ref(number) in graph.results:
+            continue
+        if Ref(number) in kept and not _is_stored(graph, stored_for(graph, Ref(number))):
             continue
         bytes_ = all(codes_of(graph, graph.nodes[u]) is not None for u in readers)
         small = all(_is_stored_so(graph, graph.nodes[u]) for u in readers)
@@ -40,6 +44,14 @@ def widened(graph: Graph, known: set[int]) -> set[int]:
         if chain and all(_converts(graph, graph.nodes[u]) for u in readers):
             found |= chain
     return found
+
+
+def _is_stored(graph: Graph, ref: Ref) -> bool:
+    """Whether a value is a stored tensor, or a view of one."""
+    node = graph.nodes[ref.node]
+    while isinstance(node.primitive, View):
+        node = graph.nodes[node.operands[0].node]
+    return not node.operands
 
 
 def _is_stored_so(graph: Graph, reader: Node) -> bool:

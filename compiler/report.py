@@ -62,10 +62,10 @@ def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:
     ]  # fmt: skip
     for buffer in parts:  # of a product that another kernel has computed in parts
         work = work + size_of(buffer.shape)
+    done = _before_products(graph, lowered.nodes) if parts else set[int]()
     for number in lowered.nodes:
-        node = graph.nodes[number]
-        if not (parts and isinstance(node.primitive, Contract)):
-            work = work + _work(graph, node)
+        if number not in done:
+            work = work + _work(graph, graph.nodes[number])
     updates = [n for n in map(graph.nodes.get, lowered.nodes) if n and _type_name(n) == "Update"]
     for ref, buffer in zip(lowered.values, lowered.kernel.buffers, strict=True):
         shape = buffer.shape
@@ -74,6 +74,18 @@ def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:
                 shape = graph.type(node.operands[1]).shape
         moved = moved + size_of(shape) * buffer.dtype.itemsize
     return work, moved
+
+
+def _before_products(graph: Graph, nodes: Sequence[int]) -> set[int]:
+    """Of some nodes the products, and those that compute what they multiply."""
+    inside, found = set(nodes), set[int]()
+    pending = [n for n in nodes if isinstance(graph.nodes[n].primitive, Contract)]
+    while pending:
+        number = pending.pop()
+        if number not in found:
+            found.add(number)
+            pending += [r.node for r in graph.nodes[number].operands if r.node in inside]
+    return found
 
 
 def describe(node: Node) -> str:

@@ -91,6 +91,10 @@ GPU_HALF = replace(GPU, row_tile=MappingProxyType({48: 128, 64: 128, 32: 128, 16
 GPU_WGMMA = replace(GPU_HALF, tile_columns=256)
 """The same for Hopper's warpgroups: four panels of 64 columns."""
 
+GPU_CODES = replace(GPU_HALF, tile_columns=128)
+"""The same where lanes compute the right operand: an SM holds two blocks, of which one multiplies
+while the other computes."""
+
 GPU_TMA = replace(GPU_WGMMA, tensor_copies=True)
 """The same where tensor maps can have the operands."""
 

@@ -25,7 +25,7 @@ from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan, TensorMapPlan
 from stagefuse.compiler.report import describe, report
-from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_HALF, GPU_TMA, GPU_WGMMA
+from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_CODES, GPU_HALF, GPU_TMA, GPU_WGMMA
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.facts import Facts
@@ -40,6 +40,8 @@ from .chain import LONGEST, lower_chain
 from .columns import lower_rows
 from .contract import (
     enough_tiles,
+    holds_codes,
+    low_rows,
     lower_contract,
     lower_parts,
     lower_sum_of_parts,
@@ -64,7 +66,7 @@ from .tiles import choices
 from .transposed import lower_elements
 from .whole import lower_whole_parts, lower_whole_rest, whole
 
-JOINS = ("placed", "attended", "chained", "gathered", "direct", "halved")
+JOINS = ("placed", "attended", "chained", "gathered", "coded", "direct", "halved")
 SHORT_ROWS = (256, 1024, 4096)
 """Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
 ROOM = (".minnctapersm 1", ".maxnreg 200")
@@ -228,7 +230,9 @@ class GpuCompiler:
         kind = operands_of(graph, group) if group.kind == "contract" else None
         if kind is not None:
             schedule = GPU_HALF
-            if arches[0] in WGMMA:
+            if arches[0] in WGMMA and holds_codes(graph, group):
+                schedule = GPU_CODES
+            elif arches[0] in WGMMA:
                 whole_product = whole_of(SourceLowering(graph, group, sites, GPU_TMA))
                 schedule = GPU_WGMMA if whole_product is None else GPU_TMA
                 enough = enough_tiles(graph, group, whole_product)
@@ -236,8 +240,10 @@ class GpuCompiler:
         others, summed = const(1), const(0)
         if split is not None and split.low != const(0):
             summed, others = split.low, 1 - split.low
-            form = partial(lower_parts, split=split, is_low=True)
-            yield SourceLowering(graph, group, sites, GPU), {"contract": form}, summed, "parts"
+            for rows, share in low_rows(graph, group, split):
+                low = SourceLowering(graph, group, sites, GPU)
+                form = partial(lower_parts, split=split, tile_rows=rows)
+                yield low, {"contract": form}, share, "parts"
         found = choices(graph, group) if arches[0] in WGMMA and others != const(0) else ()
         for choice in found:
             low = SourceLowering(graph, group, sites, GPU)
@@ -257,7 +263,7 @@ class GpuCompiler:
                 yield low, {"contract": partial(lower_sum_of_parts, split=split)}, summed, "sum"
         if others == const(0):
             return
-        if not schedule.tile_columns:
+        if not schedule.tile_columns or holds_codes(graph, group):
             yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
             return
         cluster = 1 if whole_product is None else whole_product.cluster

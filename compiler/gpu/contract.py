@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from stagefuse.compiler.gathered import Gathered, gathered_of
 from stagefuse.compiler.graph import Contract, Graph, Ref, View
 from stagefuse.compiler.groups import Group
-from stagefuse.compiler.join_operands import steps_of
+from stagefuse.compiler.join_operands import is_coded, steps_of
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Buffer,
@@ -21,10 +21,13 @@ from stagefuse.compiler.kernel_ir import (
     Index,
     Load,
     Local,
+    Op,
     Store,
     TileProduct,
+    Value,
 )
 from stagefuse.compiler.lower.blocks import Parallel
+from stagefuse.compiler.lower.expressions import as_dtype
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.products import _Depth as Depth
 from stagefuse.compiler.lower.products import _Product as Product
@@ -37,6 +40,7 @@ from stagefuse.dsl.dtypes import F32, I32
 
 from .boxes import Matrices
 from .clusters import RANK
+from .few_rows import MOST_ROWS
 from .mma import NAMES, Kind, kind_of
 from .persistent import Whole, cluster_of, suits
 from .pieces import ROWS
@@ -96,6 +100,9 @@ def multiply(
         panels = stored_panels(low, p)
         first = (panels.first + sym("p")) * p.depth * p.panel + piece.begin * p.panel
         return low.emit(replace(product, panel=panels.name, panel_offset=first))
+    if holds_codes(low.graph, low.group, p.ref.node):
+        element = _element_of(low, p, piece)
+        return low.emit(replace(product, element=element, k="k", c="c"))
     first, along, across = right_of(low, p)
     source = low.buffer(stored_of(low.graph, low.group, ref), "in")
     first = first + sym("p") * p.panel * across + piece.begin * along
@@ -118,6 +125,19 @@ def stored_of(graph: Graph, group: Group, ref: Ref) -> Ref:
     return node.operands[0] if ref.node in group.members else ref
 
 
+def _element_of(low: Lowering, p: Product, piece: Depth) -> Value:
+    """An element of the panel p that is computed, at row `k` of a stretch and column `c`."""
+    ref, before = p.operands[1], low.facts
+    low.facts = before.with_ranges({"k": (0, piece.length - 1), "c": (0, p.panel - 1)})
+    lead = [*(sym(n) for n, _ in p.batch), sym("p")]
+    with low.part(low.group.packs[ref], {}):
+        value = low.value(ref, tuple(map(Index, (*lead, piece.begin + sym("k"), sym("c")))), ())
+    low.facts = before
+    if isinstance(value, Op) and value.fn == "round_to" and operands_of(low.graph, low.group):
+        (value,) = value.args  # the product rounds to what its rows are in
+    return as_dtype(value, p.dtype)
+
+
 def right_of(low: Lowering, p: Product) -> tuple[Expr, Expr, Expr]:
     """Where the right operand's elements lie, which are in steps: the first one of the batch at
     hand, and the steps along the depth and along the columns."""
@@ -133,7 +153,7 @@ def right_of(low: Lowering, p: Product) -> tuple[Expr, Expr, Expr]:
 def _moves_in_chunks(low: Lowering, p: Product) -> bool:
     """Whether panels are packed, or lie so that 16 bytes of them are adjacent and aligned."""
     ref = p.operands[1]
-    if ref not in low.group.packs:
+    if ref not in low.group.packs or is_coded(low.graph, ref):
         return True
     steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
     assert steps is not None
@@ -175,7 +195,9 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
     depth a cluster of blocks may share, each of them stores some of its rows."""
     p = product_of(low, low.group.anchor)
     if low.schedule.tile_columns:
-        p, group = _in_shape(low, p, Shape(ROWS, low.schedule.tile_columns, 1)), 1
+        p = _in_shape(low, p, Shape(ROWS, low.schedule.tile_columns, 1))
+        group = low.schedule.tile_columns // p.panel
+        group = min(group, p.panels.as_int() or group)
     elif shape is None:
         known, most = p.panels.as_int(), PANELS[p.panel]
         group = most if known is None else min(most, known)
@@ -259,7 +281,8 @@ def whole_of(low: Lowering) -> Whole | None:
 
 def _in_shape(low: Lowering, p: Product, shape: Shape) -> Product:
     """The product in tiles of a shape. Panels that lie in steps are as wide as the tile."""
-    panel = shape.columns if p.operands[1] in low.group.packs else p.panel
+    lies = p.operands[1] in low.group.packs and not holds_codes(low.graph, low.group)
+    panel = shape.columns if lies else p.panel
     panels = floordiv(p.columns + (panel - 1), panel, low.facts)
     primitive = replace(p.primitive, panel=panel)
     return replace(p, primitive=primitive, panels=panels, row_tile=shape.rows)
@@ -268,7 +291,7 @@ def _in_shape(low: Lowering, p: Product, shape: Shape) -> Product:
 def matrices_of(low: Lowering, shape: Shape) -> Matrices | None:
     """What the tiles of an f32 product in a shape are of, if tensor copies can bring them."""
     p = _in_shape(low, product_of(low, low.group.anchor), shape)
-    if p.operands[1] not in low.group.packs:
+    if p.operands[1] not in low.group.packs or holds_codes(low.graph, low.group):
         return None
     first, _, _ = right_of(low, p)
     if not suits(Whole(p.rows, p.columns, p.base, first, 1), p.batch):
@@ -313,6 +336,8 @@ BLOCKS = 8 * FULL
 """Blocks that a product of few rows should have: several for each multiprocessor."""
 FEW_ROWS = 32
 """Rows of a tile for products of few rows."""
+VERY_FEW = (1, MOST_ROWS)
+"""Rows of tiles for products by codes, which lanes then multiply by what they compute."""
 FED = 16
 """Blocks that draw what memory gives, where tensor copies bring their operands."""
 GATHERED_FED, GATHERED_DEEP = 40, 1024
@@ -408,6 +433,35 @@ def sums_roughly(graph: Graph, group: Group) -> bool:
     return kind is not None and kind.is_rough
 
 
+def low_rows(graph: Graph, group: Group, split: Thin) -> list[tuple[int, Expr]]:
+    """The rows of the tiles of a product where it has few rows, and for each number of them an
+    expression that is 1 where tiles have so many, and else 0."""
+    assert group.anchor is not None
+    node = graph.nodes[group.anchor]
+    product = node.primitive
+    assert isinstance(product, Contract)
+    if not holds_codes(graph, group) or gathered_in(graph, group, node.id) is not None:
+        return [(FEW_ROWS, split.low)]
+    rows = size_of([node.type.shape[a] for a in product.rows])
+    found, below = [], const(0)
+    for most in (*VERY_FEW, FEW_ROWS):
+        within = 1 - minimum(floordiv(rows, most + 1), const(1))
+        share = graph.facts.simplify(split.low * (within - below))
+        below = within
+        if share != const(0):
+            found.append((most, share))
+    return found
+
+
+def holds_codes(graph: Graph, group: Group, anchor: int | None = None) -> bool:
+    """Whether a group computes the panels of its product, or of another one in it, of codes."""
+    anchor = group.anchor if anchor is None else anchor
+    if anchor is None:
+        return False
+    panels = graph.nodes[anchor].operands[1]
+    return panels in group.packs and is_coded(graph, panels)
+
+
 def parts_of(ref: Ref) -> Ref:
     """Stands for the buffer with the parts of a product, which is no value of the graph."""
     return Ref(-1 - ref.node)
@@ -419,12 +473,13 @@ def _parts(low: Lowering, p: Product, split: Thin, mode: str) -> Buffer:
     return low.buffers.setdefault(parts_of(p.ref), Buffer(name, p.dtype, shape, mode))
 
 
-def lower_parts(low: Lowering, split: Thin, is_low: bool = False) -> Parallel:
+def lower_parts(low: Lowering, split: Thin, tile_rows: int = 0) -> Parallel:
     """The products of the parts of the depth, a panel and 64 rows a block; of few rows, some
-    panels by those."""
+    panels by those, of very few one."""
     p, group = product_of(low, low.group.anchor), 1
-    if is_low and _moves_in_chunks(low, p):
-        p, group = replace(p, row_tile=FEW_ROWS), PANELS[p.panel]
+    if tile_rows and _moves_in_chunks(low, p):
+        p = replace(p, row_tile=tile_rows)
+        group = PANELS[p.panel] if tile_rows == FEW_ROWS else 1
     rows, depth = p.row_tile, split.depth
     blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)

@@ -48,12 +48,18 @@ def _float_to_float(c: Code, value: Value, kind: str) -> Value:
 
 
 def _signed_to_float(c: Code, value: Value, kind: str) -> Value:
+    small = c.fields.as_float(value) if kind == "float" else None
+    if small is not None:
+        return small
     bits = 64 if value.type == "i64" else 32
     return c.pure(f"cvt.rn.{TYPE[kind]}.s{bits}", kind, value)
 
 
 def _unsigned_to_float(c: Code, value: Value, kind: str) -> Value:
     value = _zext(c, value, "i32") if value.type in ("i1", *NARROW) else value
+    small = c.fields.as_float(value) if kind == "float" else None
+    if small is not None:
+        return small
     bits = 64 if value.type == "i64" else 32
     return c.pure(f"cvt.rn.{TYPE[kind]}.u{bits}", kind, value)
 

@@ -216,12 +216,21 @@ class Copies:
         """Starts the copies of the stage of this number."""
         self.start(some, self.writer.code.const(number * self.tile.stage_bytes, "i32"))
 
-    def issue_next(self, some: Value, reading: Value) -> None:
-        """Starts copies into the stage before the one that is read."""
+    def issue_next(self, some: Value, reading: Value, number: Value) -> None:
+        """Starts copies of the stage of this number into the one before that which is read."""
+        self.start(some, self.before(reading))
+
+    def before(self, reading: Value) -> Value:
+        """The offset of the stage before one."""
         code, size = self.writer.code, self.tile.stage_bytes
-        before = reading - size
         last = code.const((self.tile.stages - 1) * size, "i32")
-        self.start(some, reading.compare("eq", 0).select(last, before))
+        return reading.compare("eq", 0).select(last, reading - size)
+
+    def finish(self) -> None:
+        """Stores what `issue_next` computed, where not everything is copied."""
+
+    def fill(self, number: Value, into: Value) -> None:
+        """Computes what is not copied of the stage of this number into an offset of the ring."""
 
     def start(self, some: Value, stage: Value) -> None:
         """Starts copies into the stage at an offset, if there is something left to copy."""

@@ -17,6 +17,8 @@ from typing import TypeAlias, Union
 
 from stagefuse.compiler.cpu.ir import BITS, FLOATS, integer_of, round_to_single
 
+from .fields import Fields
+
 Operand: TypeAlias = Union["Value", int, float]
 Item: TypeAlias = Union["Line", list["Item"]]
 
@@ -180,6 +182,7 @@ class Code:
         self.tables: set[str] = set()
         self.stored: dict[str, tuple[str, Value]] = {}
         """Registers whose value is that of another one, with an element as it is stored."""
+        self.fields = Fields(self)
         self.scopes = [_Scope(self.root, False)]
         self._counts: dict[str, int] = {}
         self._labels: dict[str, int] = {}
@@ -346,9 +349,9 @@ class Code:
 
     def integer(self, op: str, a: Value, b: Value) -> Value:
         """An integer instruction, with constants computed here."""
-        folded = self._folded(op, a, b)
+        folded = self._folded(op, a, b) or self.fields.integer(op, a, b)
         if folded is not None:
-            return folded
+            return Value(self, folded.text, a.type, folded.depth)
         if a.type == "i1":
             return self.pure(f"{op}.pred", "i1", a, b)
         wide = a.type == "i64"
@@ -365,7 +368,10 @@ class Code:
             a = self.zero_extended(a)
         if op in ("shl", "lshr", "ashr") and wide:
             b = self.converted(b, "trunc", "i32") if b.known is None else b
-        return self.narrowed(self.pure(name, a.type, a, b), op)
+        result = self.pure(name, a.type, a, b)
+        if a.type == "i32":
+            self.fields.note(op, a, b, result)
+        return self.narrowed(result, op)
 
     def _folded(self, op: str, a: Value, b: Value) -> Value | None:
         x, y = a.known, b.known
@@ -392,6 +398,8 @@ class Code:
         """A narrow integer made a sign-extended pattern again after an operation."""
         if value.type not in NARROW or op in ("and", "or", "xor", "ashr", "rem"):
             return value
+        if self.fields.fits(value, BITS[value.type]):
+            return value
         by = self.const(32 - BITS[value.type], "i32")
         return self.pure("shr.s32", value.type, self.pure("shl.b32", "i32", value, by), by)
 
@@ -399,6 +407,9 @@ class Code:
         """The unsigned value of a narrow integer's pattern, in the same register type."""
         if value.type not in NARROW:
             return value
+        known = self.fields.unsigned(value)
+        if known is not None:
+            return Value(self, known.text, value.type, known.depth)
         mask = self.const((1 << BITS[value.type]) - 1, "i32")
         return self.pure("and.b32", value.type, value, mask)
 
@@ -435,7 +446,7 @@ class Code:
             name = "neu" if relation == "ne" else relation
             return self.pure(f"setp.{name}.{TYPE[a.type]}", "i1", a, b)
         x, y = a.known, b.known
-        if x is not None and y is not None and not unsigned:
+        if x is not None and y is not None and (not unsigned or min(x, y) >= 0):
             return self.const(int(_RELATION[relation](x, y)), "i1")
         if a.type == "i1":
             return self._compare_bits(relation, a, b)

@@ -411,12 +411,13 @@ class LoopWriter(BarrierWriter):
         name, lo, _ = loops[0]
         places[name] = self.resolve(lo) + flat
         last = loops[-1][0]
-        with self._slot(Slot(last, self.resolve(places[last]), width), mask):
+        with self.slot_of(Slot(last, self.resolve(places[last]), width), mask):
             with self.binding(**places):
                 return visit(carry)
 
     @contextmanager
-    def _slot(self, slot: Slot, mask: Value | None) -> Iterator[None]:
+    def slot_of(self, slot: Slot, mask: Value | None) -> Iterator[None]:
+        """Inside, values are those of a lane's elements, where a mask holds."""
         slot.scopes = [Scope() for _ in range(slot.width)]
         before = self.slot, self.in_team, self.mask
         self.slot, self.in_team, self.mask = slot, False, mask

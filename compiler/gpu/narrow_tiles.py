@@ -8,6 +8,7 @@ the fragments of `mma` lie the same way for both, 32 bytes of the depth at a tim
 from __future__ import annotations
 
 from stagefuse.dsl.dims import Expr, floordiv, mod, sym
+from stagefuse.dsl.dtypes import DType
 
 from .copies import WARP_ROWS, Tile
 from .ir import Value
@@ -24,7 +25,11 @@ class NarrowWriter(SortWriter):
     """How fragments of f8 are multiplied, as `mma.EIGHTS` has it."""
 
     def kind_in(self, tile: Tile) -> Kind:
-        return kind_of(self.memory[tile.s.a].dtype, self.memory[tile.s.panel].dtype)
+        return kind_of(self.memory[tile.s.a].dtype, self.right_dtype(tile))
+
+    def right_dtype(self, tile: Tile) -> DType:
+        """What a panel is in: one that is computed is rounded to what the left operand is in."""
+        return self.memory[tile.s.panel if tile.s.element is None else tile.s.a].dtype
 
     def lane_place(self, tile: Tile) -> tuple[Expr, Expr, Expr, Expr]:
         """The lane's row and column in a fragment (g, q), and its warp's place (down, across)."""
@@ -111,7 +116,7 @@ class NarrowWriter(SortWriter):
         count = min(across - n, 2)
         offset = n * 8 * apart * tile.size + begin * along
         found = self.matrices(start, offset, 2 * count, not tile.is_deep)
-        dtype = self.memory[tile.s.panel].dtype
+        dtype = self.right_dtype(tile)
         if self._converts(dtype.name):
             name = kind_of(dtype, dtype).left
             found = [h for word in found for h in halves_of(self.code, word, name, self.eights)]

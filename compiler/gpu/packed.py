@@ -36,8 +36,9 @@ def unpacked(code: Code, words: Sequence[Value], dtype: DType) -> tuple[Value, .
     places = [(word, n) for word in words for n in range(0, 32, bits)]
     if scalars.ACCESS[dtype.name][0] == "s":
         found = [word.shl(32 - bits - n).ashr(32 - bits) for word, n in places]
+        code.fields.note_signed(found, places, bits)
     else:
-        found = [word.lshr(n) & ((1 << bits) - 1) for word, n in places]
+        found = [code.fields.part(word, n, (1 << bits) - 1) for word, n in places]
     return tuple(Value(code, v.text, raw, v.depth) for v in found)
 
 

@@ -7,6 +7,7 @@ from stagefuse.compiler.kernel_ir import TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from . import scalars
+from .computed import vector
 from .ir import Value
 from .loops import Carry
 from .scatter import ScatterWriter
@@ -71,6 +72,8 @@ class ProductWriter(ScatterWriter):
         return size if self.divides(size, self.resolve(place)) else 1
 
     def _row_of_panel(self, s: TileProduct, k: Expr, column: Expr) -> list[Value]:
+        if s.element is not None:
+            return vector(self, s, k, column, COLUMNS, self.active)
         memory = self.memory[s.panel]
         found: list[Value] = []
         if s.panel_row is not None and s.panel_col is not None:

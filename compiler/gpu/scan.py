@@ -97,7 +97,7 @@ class ScanWriter(FoldWriter):
             def visit(carry: Carry) -> Carry:
                 place = first + sym("chunk'") * (lanes * width) + sym("lane") * width
                 mask = self.holds("lt", place, extent) if masked else None
-                with self._slot(Slot(s.index, self.resolve(s.lo + place), width), mask):
+                with self.slot_of(Slot(s.index, self.resolve(s.lo + place), width), mask):
                     return [self._chunk(scan, carry[0], mask, places)]
 
             return visit

@@ -12,12 +12,12 @@ from stagefuse.dsl.dims import as_expr, const, sym
 from stagefuse.dsl.dtypes import DType
 
 from . import scalars
+from .few_rows import FewRowsWriter
 from .ir import Code, Value
 from .loops import Carry
-from .products import ProductWriter
 
 
-class SortWriter(ProductWriter):
+class SortWriter(FewRowsWriter):
     """The body of a kernel, as far as its sorts go."""
 
     def sort(self, s: SortRow) -> None:

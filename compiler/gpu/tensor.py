@@ -17,6 +17,7 @@ from stagefuse.compiler.kernel_ir import Alloc, For, TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv
 from stagefuse.dsl.dtypes import F32
 
+from .computed import Computed
 from .copies import WARP_ROWS, Copies, Tile
 from .ir import Code, Value
 from .mma import NAMES, Kind, mma
@@ -67,10 +68,10 @@ class TensorWriter(NarrowWriter):
         if most is None or step is None or apart != const(t.nr) or t.accumulate:
             return None
         left, warps = self.memory[t.a], self.team.lanes // 32
-        across = warps // (t.mr // WARP_ROWS)
+        across = warps // max(t.mr // WARP_ROWS, 1)
         if (left.dtype != F32 and left.dtype.name not in NAMES) or t.a_col != const(1):
             return None
-        if not across or most * t.nr % (8 * across):
+        if t.mr % WARP_ROWS or not across or most * t.nr % (8 * across):
             return None
         first = t.panel_offset.substitute({s.index: s.lo})
         inside = left.space == "shared"
@@ -113,7 +114,7 @@ class TensorWriter(NarrowWriter):
         code, s = self.code, tile.s
         ring = self._ring(tile)
         steps = self.index(floordiv(s.depth + (tile.depth - 1), tile.depth), "i32")
-        copies = Copies(self, tile, ring)
+        copies = (Copies if s.element is None else Computed)(self, tile, ring)
         for n in range(tile.stages - 1):
             copies.issue(n, code.const(n, "i32").compare("lt", steps))
         register = "float" if tile.size == 4 else self.kind_in(tile).register
@@ -138,11 +139,13 @@ class TensorWriter(NarrowWriter):
             code.branch_if(now.compare("lt", steps), done, holds=False)
             code.line(f"cp.async.wait_group {tile.stages - 2};")
             code.line("bar.sync 0;")
-            copies.issue_next((now + (tile.stages - 1)).compare("lt", steps), at)
+            later = now + (tile.stages - 1)
+            copies.issue_next(later.compare("lt", steps), at, later)
             if tile.size < 4:
                 self.narrow_stage(tile, ring, at, sums, across)
             else:
                 self._multiply_stage(tile, ring, at, now, sums, across)
+            copies.finish()
             code.write("add.s32", step, step, code.const(1, "i32"))
             after = at + tile.stage_bytes
             wrapped = after.compare("ge", tile.stages * tile.stage_bytes)

@@ -19,6 +19,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from .attend_groups import GROUP_ROWS
 from .boxes import Matrices, Slot
 from .clusters import ClusterWriter
+from .computed import Computed
 from .copies import Copies, Tile
 from .ir import Value
 from .split_parts import (
@@ -98,9 +99,11 @@ class _SplitProduct:
         begin, self.length = writer.own_stretch(tile)
         row = const(s.nr) if s.panel_row is None else s.panel_row
         own = replace(s, a_offset=s.a_offset + begin * s.a_col, depth=self.length)
-        self.copies = Copies(
-            writer, replace(tile, s=own, first=tile.first + begin * row), self.raw
-        )
+        stretch = replace(tile, s=own, first=tile.first + begin * row)
+        if s.element is None:
+            self.copies = Copies(writer, stretch, self.raw)
+        else:
+            self.copies = Computed(writer, stretch, self.raw, begin)
         self.columns = self._columns()
 
     def write(self) -> list[Value]:
@@ -159,7 +162,9 @@ class _SplitProduct:
 
     def _fetch(self, stage: Value, slot: Value) -> None:
         """Starts the copies of a stage, if there is one."""
-        self.copies.start(stage.compare("lt", self.steps), slot * self.tile.stage_bytes)
+        start = slot * self.tile.stage_bytes
+        self.copies.start(stage.compare("lt", self.steps), start)
+        self.copies.fill(stage, start)
 
     # Products
 

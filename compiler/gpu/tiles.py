@@ -14,7 +14,7 @@ from itertools import combinations
 
 from stagefuse.compiler.graph import Contract, Graph, Node
 from stagefuse.compiler.groups import Group, flops
-from stagefuse.compiler.join_operands import steps_of
+from stagefuse.compiler.join_operands import is_coded, steps_of
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod
 from stagefuse.dsl.dtypes import F32
@@ -120,7 +120,7 @@ def choices(graph: Graph, group: Group) -> tuple[Choice, ...]:
     work = sum(flops(graph.nodes[m]) for m in group.members)
     sizes = [(batch.as_int() or 1, s, *others, work) for s in samples]
     limits = [_at_most(measure, s * unit) for s in samples]
-    shapes = _shapes(product, node.operands[1] in group.packs)
+    shapes = _shapes(product, _lies(graph, group, node))
     return tuple(
         Choice(shape, holds * aligned, facts)
         for shape, holds in _pick(shapes, sizes, limits).items()
@@ -188,6 +188,12 @@ def _shapes(product: Contract, direct: bool) -> list[Shape]:
     return found
 
 
+def _lies(graph: Graph, group: Group, node: Node) -> bool:
+    """Whether a product takes its right operand where it lies, unpacked."""
+    right = node.operands[1]
+    return right in group.packs and not is_coded(graph, right)
+
+
 def _in_chunks(graph: Graph, group: Group, node: Node) -> tuple[Facts, Expr] | None:
     """What must be known of sizes for 16 bytes of either operand to be adjacent and aligned, and an
     expression that is 1 where it is so; None where that does not depend on sizes alone."""
@@ -197,7 +203,7 @@ def _in_chunks(graph: Graph, group: Group, node: Node) -> tuple[Facts, Expr] | N
     if left in group.packs:
         return None
     ends = [product.base, product.row_stride]
-    if right in group.packs:
+    if _lies(graph, group, node):
         steps = steps_of(graph, right, node)
         if steps is None or const(1) not in steps[1:]:
             return None

@@ -90,6 +90,7 @@ class ValueWriter(IndexWriter):
         self.scopes = [Scope()]
         self.active: Value | None = None
         self.group: Group | None = None
+        self.together = 1  # positions from a multiple of this on share what is the same for them
         self.lines: dict[int, int] = {}  # of the source, by unique value
         self.status: Value | None = None
         self._unique = Unique()
@@ -323,6 +324,8 @@ class ValueWriter(IndexWriter):
         """The text of an address: loops outside first, the constant part as an offset."""
         code, offset = self.code, place[1]
         expr = self.resolve(place[0])
+        if self.together > 1:
+            expr = self.without_carry(expr, self.together)
         size = memory.dtype.itemsize
         assert memory.start is not None
         wide = memory.start.type

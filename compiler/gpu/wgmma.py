@@ -15,6 +15,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from .attend import AttendWriter
 from .attend_groups import GROUP_ROWS
+from .computed import Computed
 from .copies import Copies, Copy, Tile
 from .ir import Value
 from .mma import BYTES, Kind, wgmma
@@ -99,6 +100,16 @@ class SwizzledCopies(Copies):
         return Copy(source, target, w.index(k, "i32"), valid, step, 16, deep)
 
 
+class SwizzledComputed(Computed, SwizzledCopies):
+    """The same for a right operand that is computed: chunks of rows of 64 columns."""
+
+    widths = (CHUNK_BYTES // 2,)
+
+    def target(self, row: Expr, column: Expr, n: int) -> tuple[Value, int]:
+        start = floordiv(column, PANEL) * PANEL_BYTES + self.tile.left_bytes
+        return self._swizzled(self.ring, start, row + n, floordiv(mod(column, PANEL), 8)), 0
+
+
 class WgmmaWriter(AttendWriter):
     """The body of a kernel, as far as its products by warpgroups go."""
 
@@ -110,7 +121,7 @@ class WgmmaWriter(AttendWriter):
             return found
         if found.rows != 2 * GROUP_ROWS or self.team.lanes != 256 or found.columns > 256:
             return found
-        if found.s.panel_row is None:
+        if found.s.panel_row is None and found.s.element is None:
             return found
         if self.kind_in(found).is_rough and found.columns > MOST_ROUGH_COLUMNS:
             return found
@@ -125,7 +136,7 @@ class WgmmaWriter(AttendWriter):
         ring = self._ring(tile)
         kind = self.kind_in(tile)
         steps = self.index(floordiv(s.depth + (tile.depth - 1), tile.depth), "i32")
-        copies = SwizzledCopies(self, tile, ring)
+        copies = (SwizzledCopies if s.element is None else SwizzledComputed)(self, tile, ring)
         ahead = STAGES - 2
         for n in range(ahead):
             copies.issue(n, code.const(n, "i32").compare("lt", steps))
@@ -147,6 +158,7 @@ class WgmmaWriter(AttendWriter):
             later = at + ahead * tile.stage_bytes
             slot = later.compare("ge", end).select(later - end, later)
             copies.start((now + ahead).compare("lt", steps), slot)
+            copies.fill(now + ahead, slot)
             code.line(f"wgmma.wait_group.sync.aligned {0 if kind.is_rough else 1};")
             self.add_parts(kind, sums, parts)
             code.write("add.s32", step, step, code.const(1, "i32"))

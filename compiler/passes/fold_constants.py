@@ -49,8 +49,6 @@ def fold_constants(
     Only the last node of a constant chain is stored; a broadcast is left to the kernels.
     """
     known = _constant_nodes(graph)
-    if narrow:
-        known -= widened(graph, known)
     builder = Builder(graph.facts)
     new: dict[Ref, Ref] = {}
     cache: dict[Ref, np.ndarray[Any, Any]] = {}
@@ -59,6 +57,10 @@ def fold_constants(
         known,
         lambda ref: _evaluate(graph, graph.nodes[ref.node], load, cache)[ref.result],
     )
+    if narrow:
+        wide = widened(graph, known, kept)
+        known -= wide
+        kept = {ref: maker for ref, maker in kept.items() if ref.node not in wide}
     wanted = set(graph.results)
     for node in graph.nodes.values():
         if node.id not in known:

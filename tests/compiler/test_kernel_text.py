@@ -64,6 +64,8 @@ def test_every_statement_has_a_line() -> None:
         "    store b1[d2] = mul.f32($v1.f32, $v1.f32)\n"
         "tile_product dst=row dst_offset=0 dst_row=48 a=b1 a_offset=d0 a_row=1 a_col=1 panel=b1 "
         "panel_offset=0 rows=1 depth=1 mr=36 nr=48 accumulate=true width=N\n"
+        'tile_product dst=row dst_offset=0 dst_row=48 a=b1 a_offset=d0 a_row=1 a_col=1 panel="" '
+        "panel_offset=0 rows=1 depth=1 mr=36 nr=48 element=b0.bf16[k, c] k=k c=c\n"
         "attend dst=row dst_row=4 totals=keys queries=b1(d0, 4, 1, 0, 8, 2) "
         "keys=b1(0, 4, 1, 48, 192) values=b1(0, 1, 4) rows=2 mr=64 lo=0 hi=N depth=4 columns=4 "
         "row=r key=j raw=raw score=mul.f32($raw.f32, f32(0.5)) keep=le.bool(index(j), index(r)) "

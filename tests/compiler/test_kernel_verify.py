@@ -55,6 +55,12 @@ TILE = (
     "panel_offset=0 rows=min(N, 36) depth=M mr=36 nr=48"
 )
 
+COMPUTED = (
+    "alloc t : f32[36, 48]\n"
+    'tile_product dst=t dst_offset=0 dst_row=48 a=a a_offset=0 a_row=M a_col=1 panel="" '
+    "panel_offset=0 rows=min(N, 36) depth=M mr=36 nr=48 element="
+)
+
 FAULTS = [
     (1, "let r = f32(1.0)\nlet r = f32(2.0)"),
     (1, "for d0 in 0..N\n  store out[d0] = f32(0.0)"),
@@ -70,6 +76,11 @@ FAULTS = [
     (2, "fold r = sum over (i in M) : f32 of a.f32[d0, i]\nstore out[d0] = a.f32[d0, i]"),
     (2, "alloc row : f32[K]"),
     (2, TILE + " width=K"),
+    (1, COMPUTED + "f32(1.0) k=d0 c=c"),
+    (2, COMPUTED + "a.f32[0, q] k=k c=c"),
+    (3, COMPUTED + "index(k) k=k c=c"),
+    (6, COMPUTED + "a.f32[0, k + c] k=k c=c"),
+    (7, COMPUTED.replace("t : f32", "t : f64").replace("a=a", "a=t") + "f32(1.0) k=k c=c"),
     (2, "for i in 0..K\n  store out[d0] = f32(0.0)"),
     (3, "store out[d0] = i64(1)"),
     (3, "store half[d0] = bf16(1.0)"),
@@ -116,7 +127,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [*RIGHT, TILE])
+@pytest.mark.parametrize("text", [*RIGHT, TILE, COMPUTED + "a.f32[0, k] k=k c=c"])
 def test_right_kernels_pass(text: str) -> None:
     verify_kernel(parse_kernel(HEAD + text + "\n"), FACTS)
 

@@ -1,0 +1,124 @@
+"""What is known of integers that are parts of words, such as codes: their bounds, and their bits.
+
+A part of a word is one shift and one mask, in however many operations it was written. Narrowing an
+integer whose bounds fit changes nothing. A small one becomes a float without a conversion, of
+which a multiprocessor does few: it is put into the low bits of 2^23, which is then subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .ir import Code, Value
+
+ONE = 1 << 23
+"""From here to twice this, f32's lowest bit is worth one."""
+ONE_BITS = 0x4B000000
+CENTRE_BITS = 0x4B400000
+"""The bits of 2^23 and of 3 * 2^22."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """The bounds of an integer in a register. It is a word's bits from `shift` on under `mask`, if
+    there is a word; or what another one not below 0 is, and an `offset`."""
+
+    low: int
+    high: int
+    word: Value | None = None
+    shift: int = 0
+    mask: int = 0
+    base: Value | None = None
+    offset: int = 0
+
+
+class Fields:
+    """What is known of the registers of some code, by their text."""
+
+    def __init__(self, code: Code) -> None:
+        self.code = code
+        self.known: dict[str, Known] = {}
+        self.signed: dict[str, tuple[Value, int, int]] = {}
+        """Registers that are some bits of a word, extended by their sign: where they begin in
+        which, and their mask."""
+
+    def note_signed(
+        self, values: Sequence[Value], places: Sequence[tuple[Value, int]], bits: int
+    ) -> None:
+        """Notes that registers are so many bits of words, extended by their signs."""
+        for value, (word, shift) in zip(values, places, strict=True):
+            self.signed[value.text] = word, shift, (1 << bits) - 1
+            self.known[value.text] = Known(-(1 << bits - 1), (1 << bits - 1) - 1)
+
+    def part(self, word: Value, shift: int, mask: int) -> Value:
+        """Some bits of a word."""
+        code, found = self.code, word
+        if not mask:
+            return code.const(0, "i32")
+        if shift:
+            found = code.pure("shr.u32", "i32", found, code.const(shift, "i32"))
+        if mask.bit_length() + shift < 32:
+            found = code.pure("and.b32", "i32", found, code.const(mask, "i32"))
+        self.known[found.text] = Known(0, mask, word, shift, mask)
+        return found
+
+    def unsigned(self, value: Value) -> Value | None:
+        """A narrow integer as an unsigned one, if that is known otherwise than by masking it."""
+        if value.text in self.signed:
+            return self.part(*self.signed[value.text])
+        known = self.known.get(value.text)
+        return value if known is not None and known.low >= 0 else None
+
+    def fits(self, value: Value, bits: int) -> bool:
+        """Whether a value is within so many bits, one of which is its sign."""
+        known = self.known.get(value.text)
+        return known is not None and -(1 << bits - 1) <= known.low and known.high < 1 << bits - 1
+
+    def integer(self, op: str, a: Value, b: Value) -> Value | None:
+        """An operation on a part of a word that is one too."""
+        x, y = self.known.get(a.text), b.known
+        if x is None or y is None or y < 0 or x.word is None:
+            return None
+        if op == "and":
+            return a if x.mask & y == x.mask else self.part(x.word, x.shift, x.mask & y)
+        if op in ("lshr", "ashr"):
+            return self.part(x.word, x.shift + y, x.mask >> y)
+        return None
+
+    def note(self, op: str, a: Value, b: Value, result: Value) -> None:
+        """Notes what follows for the result of an operation that was written."""
+        x, y, number = self.known.get(a.text), self.known.get(b.text), b.known
+        if x is None or (y is None and number is None):
+            return
+        if y is not None:
+            if op == "or" and min(x.low, y.low) >= 0:
+                bits = max(x.high.bit_length(), y.high.bit_length())
+                self.known[result.text] = Known(0, (1 << bits) - 1)
+            return
+        assert number is not None
+        if op in ("add", "sub"):
+            by = number if op == "add" else -number
+            base, offset = (a, 0) if x.base is None else (x.base, x.offset)
+            if self.known[base.text].low >= 0:
+                self.known[result.text] = Known(
+                    x.low + by, x.high + by, base=base, offset=offset + by
+                )
+        elif op == "shl" and x.low >= 0 and x.high << number < 1 << 31:
+            self.known[result.text] = Known(x.low << number, x.high << number)
+
+    def as_float(self, value: Value) -> Value | None:
+        """A small integer as an f32, exactly; None if it may not be small."""
+        known, code = self.known.get(value.text), self.code
+        if known is None or known.high >= ONE // 2 or known.low < -ONE // 2:
+            return None
+        base, offset = (value, 0) if known.base is None else (known.base, known.offset)
+        if self.known[base.text].low >= 0 and self.known[base.text].high < ONE // 2:
+            bits = code.pure("or.b32", "i32", base, code.const(ONE_BITS, "i32"))
+            away = float(ONE - offset)
+        else:
+            bits = code.pure("add.s32", "i32", value, code.const(CENTRE_BITS, "i32"))
+            away = 1.5 * ONE
+        return code.pure("sub.rn.f32", "float", bits.as_float("float"), code.const(away, "float"))
