@@ -11,12 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata, util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .operations import Operations
 from .workload import Array, Workload
+
+if TYPE_CHECKING:
+    from stagefuse.compiler.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,12 @@ class Stagefuse(Engine):
     is_peer = False
 
     def bind(self, workload: Workload) -> Bound:
+        return self.bind_plan(self.plan(workload), workload)
+
+    def plan(self, workload: Workload) -> Plan:
+        """The workload compiled."""
         from stagefuse.compiler import driver, front
         from stagefuse.dsl.source import Source
-        from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
         from .workload import PIPES
 
@@ -56,7 +62,11 @@ class Stagefuse(Engine):
         program, found, load = front.check_text(source, PIPES, given)
         if found:
             raise ValueError("\n".join(str(f) for f in found))
-        plan = driver.compile_program(program, load, None, levels=(self.level[:2],))
+        return driver.compile_program(program, load, None, levels=(self.level[:2],))
+
+    def bind_plan(self, plan: Plan, workload: Workload) -> Bound:
+        from stagefuse.runtime.cpu_pipeline import CpuPipeline
+
         tiles = self.level.endswith("amx")
         pipeline = CpuPipeline(plan, threads=self.threads, tiles=tiles)
         inputs = workload.inputs

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import engines, table
+from benchmarks import engines, fusion, table
 from benchmarks.bench import shapes
 from benchmarks.harness import Measured, Row, Settings, measure, processes
 from benchmarks.worker import Job, Session
@@ -87,3 +87,16 @@ def test_workloads_and_shapes_are_chosen() -> None:
     assert shapes(family, "M=3,N=5") == [{"M": 3, "K": 1024, "N": 5}]
     with pytest.raises(SystemExit, match="has the sizes M, K, N"):
         shapes(family, "Q=3")
+
+
+def test_forms_of_fusion_can_be_left_out() -> None:
+    """That changes the code of a workload that has one, and not its results."""
+    for form in fusion.FORMS.values():
+        with fusion.without(form):
+            pass
+    for name, family in (("elements", "W1"), ("sums", "W2b"), ("chained", "W7")):
+        workload = FAMILIES[family].workload(1, FAMILIES[family].tiny)
+        _, code = fusion.compiled(workload, "v3")
+        apart, other = fusion.compiled(workload, "v3", fusion.FORMS[name])
+        assert code != other
+        assert workload.error(apart.arrays(apart.run()), workload.reference()) < 1e-3

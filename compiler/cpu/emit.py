@@ -25,7 +25,7 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import as_expr
 
-from . import cutting, pieces, scalars, vector_math
+from . import cutting, pieces, scalars, trigonometry, vector_math
 from .bodies import is_loop, values_of, walk
 from .ir import Value
 from .memory import Memory
@@ -62,7 +62,7 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
     if "@sf.pow.i64(" in body:
         helpers.append(scalars.INTEGER_POW)
     if any("@sf.two_over_pi" in text for text in helpers):
-        helpers.insert(0, vector_math.table_text())
+        helpers.insert(0, trigonometry.table_text())
     apart = [module.micro_kernels[name] for name in sorted(module.micro_kernels)]
     helpers += map(declaration, apart)
     if any(pieces.is_symbol(name) for name in module.micro_kernels):

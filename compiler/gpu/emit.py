@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from stagefuse.compiler.cpu.bodies import walk
-from stagefuse.compiler.cpu.vector_math import two_over_pi_table
+from stagefuse.compiler.cpu.trigonometry import two_over_pi_table
 from stagefuse.compiler.kernel_ir import Alloc, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym

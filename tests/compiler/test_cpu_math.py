@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagefuse.compiler.cpu.vector_math import FUNCTIONS, two_over_pi_table
+from stagefuse.compiler.cpu.trigonometry import two_over_pi_table
+from stagefuse.compiler.cpu.vector_math import FUNCTIONS
 from stagefuse.compiler.kernel_ir import Buffer, Index, Kernel, Load, Op, Store
 from stagefuse.dsl.dims import sym
 from stagefuse.dsl.dtypes import F32, F64, DType
