@@ -35,7 +35,7 @@ from stagefuse.dsl.dtypes import BOOL, F32
 
 from .attend_groups import shared_by
 from .attention import PADDING, Attention, attention_of
-from .contract import parts_of
+from .few_tiles import parts_of
 from .kept import kept
 
 ROWS = 16

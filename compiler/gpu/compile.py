@@ -39,20 +39,16 @@ from .boxes import Matrices
 from .chain import LONGEST, lower_chain
 from .columns import lower_rows
 from .contract import (
-    enough_tiles,
     holds_codes,
-    low_rows,
     lower_contract,
-    lower_parts,
-    lower_sum_of_parts,
     matrices_of,
     operands_of,
     sums_roughly,
-    thin,
     tile_widths,
     whole_of,
 )
 from .emit import Entry, KernelWriter, module_text
+from .few_tiles import enough_tiles, low_rows, lower_parts, lower_sum_of_parts, thin
 from .mma import EIGHTS
 from .persistent import PersistentWriter, Whole
 from .pieces import form_of
@@ -241,9 +237,8 @@ class GpuCompiler:
         if split is not None and split.low != const(0):
             summed, others = split.low, 1 - split.low
             for rows, share in low_rows(graph, group, split):
-                low = SourceLowering(graph, group, sites, GPU)
                 form = partial(lower_parts, split=split, tile_rows=rows)
-                yield low, {"contract": form}, share, "parts"
+                yield SourceLowering(graph, group, sites, GPU), {"contract": form}, share, "parts"
         found = choices(graph, group) if arches[0] in WGMMA and others != const(0) else ()
         for choice in found:
             low = SourceLowering(graph, group, sites, GPU)
@@ -255,12 +250,12 @@ class GpuCompiler:
         if split is not None:
             few = split.few * others
             if few != const(0):
-                low = SourceLowering(graph, group, sites, GPU)
-                yield low, {"contract": partial(lower_parts, split=split)}, few, "parts"
+                form = partial(lower_parts, split=split)
+                yield SourceLowering(graph, group, sites, GPU), {"contract": form}, few, "parts"
             others, summed = others - few, summed + few
             if summed != const(0):
-                low = SourceLowering(graph, group, sites, GPU)
-                yield low, {"contract": partial(lower_sum_of_parts, split=split)}, summed, "sum"
+                form = partial(lower_sum_of_parts, split=split)
+                yield SourceLowering(graph, group, sites, GPU), {"contract": form}, summed, "sum"
         if others == const(0):
             return
         if not schedule.tile_columns or holds_codes(graph, group):

@@ -18,7 +18,7 @@ from stagefuse.compiler.lower.sequences import scan_along
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
-from .contract import parts_of
+from .few_tiles import parts_of
 
 ALONG_ROWS, ALONG_COLUMNS = 4096, 64
 """Stretches are whole numbers of so many elements."""

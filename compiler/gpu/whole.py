@@ -16,7 +16,7 @@ from stagefuse.compiler.lower.rows import lower_row
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
-from .contract import parts_of
+from .few_tiles import parts_of
 
 PARTS = 256
 
