@@ -105,7 +105,9 @@ class LoopWriter(ValueWriter):
         after it, if it is not short itself."""
         code = self.code
         if masked and not short and innermost and self._leaves_rest(lo, hi):
-            middle = lo + ((hi - lo) & -SHORT_LOOP)
+            span = hi - lo  # less than 0 where a part of a row begins after the row's end
+            span = span.compare("gt", 0).select(span, code.const(0, "i64"))
+            middle = lo + (span & -SHORT_LOOP)
             start = self._loop(lo, middle, start, body, ahead, bound, parallel, True)
             return self._loop(middle, hi, start, body, ahead, bound, parallel, True, True, True)
         masked = masked and short and self.module.level == "v4"

@@ -66,3 +66,17 @@ def test_no_element_is_chosen_among_parts() -> None:
         assert verify_kernel(kernel, graph.facts).open == []
         values = [v for s in walk(kernel.body) for value in values_of(s) for v in post_order(value)]
         assert values and "select" not in {v.fn for v in values if isinstance(v, Op)}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_steps_of_a_long_axis_begin_beyond_some_parts(
+    level: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    (tmp_path / "p.pipe").write_text("""
+pipeline p(x: f32[N], y: f32[M]) -> f32[2 * N + M]:
+    concat([x, y, x * 2.0])
+""")
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=2)
+    for n, m in [(3, 12289), (5000, 3), (4096, 4096), (0, 9001), (1, 0)]:
+        x, y = rng.standard_normal(n, np.float32), rng.standard_normal(m, np.float32)
+        np.testing.assert_array_equal(pipe(x=x, y=y), np.concatenate([x, y, x * 2]))
