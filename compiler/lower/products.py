@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import DType
 
-from ..graph import Contract, Map, Ref, View, flatten_index, split_index
-from ..kernel_ir import Alloc, Const, Index, Load, Store, TileProduct, Value
+from ..graph import Contract, Ref, flatten_index, split_index
+from ..kernel_ir import Alloc, Index, Load, Store, TileProduct, Value
 from .blocks import Parallel
 from .expressions import as_dtype, at_least_one, product_of
+from .panels import holds_codes, over_columns, pack, panel_scratch
 from .values import Lowering
-
-TOGETHER = (8, 4, 2, 1)
-"""Rows of a panel that are computed of codes at a time, the first of these that divides."""
 
 
 @dataclass(frozen=True)
@@ -122,77 +120,101 @@ class _Panels:
 def lower_contract(low: Lowering) -> Parallel:
     """Blocks of rows by groups of panels: tiles are computed, then stored with what follows."""
     p = _product(low, low.group.anchor)
-    packs = p.operands[1] in low.group.packs
-    tiles, whole = _blocking(low, p, packs)
-    deep = not whole and not packs  # stretches of the sum outside, panels inside
-    group = low.schedule.deep_panels if deep else low.schedule.panel_group
-    block = p.row_tile * tiles
-    blocks = floordiv(p.rows + (block - 1), block, low.facts)
-    groups = floordiv(p.panels + (group - 1), group, low.facts)
-    parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
-    low.bind(parallel)
-    tile = _tile(low, p, 1 if whole else tiles * group if deep else tiles)
-    matrix = _Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
-    first = sym("mb") * block
-    end = minimum(first + block, p.rows)
-    size = _stretch(low, p)
-    held = p.depth if whole else const(size)
-    scratch = _panel_scratch(low, p, const(1), held) if packs else None
-    place = const(0) if whole else sym("t")
-    if deep:
-        place = place + (sym("p") - sym("nb") * group) * tiles
-
-    def over_tiles(body: Callable[[Expr, Expr], None]) -> None:
-        def one_tile() -> None:
-            start = first + sym("t") * p.row_tile
-            body(start, minimum(end - start, const(p.row_tile)))
-
-        low.loop("t", const(0), floordiv(end - first + (p.row_tile - 1), p.row_tile), one_tile)
-
-    def multiply(start: Expr, count: Expr, piece: _Depth) -> None:
-        panels = _Panels(scratch, -sym("p")) if scratch else _stored_panels(low, p)
-        target = (tile, place * (p.row_tile * p.panel), const(p.panel))
-        _emit_product(low, p, target, matrix, panels, start, count, piece=piece)
-
-    def finish(start: Expr, count: Expr) -> None:
-        _finish(low, p, tile, place, start, count, sym("p"))
-
-    def over_panels(body: Callable[[], None]) -> None:
-        end = minimum(sym("nb") * group + group, p.panels)
-        low.loop("p", sym("nb") * group, end, body)
-
-    def in_stretches(body: Callable[[_Depth], None]) -> None:
-        body(_Depth(const(0), minimum(const(size), p.depth), packed=packs))
-        begin = sym("kb") * size
-        rest = _Depth(begin, minimum(p.depth - begin, const(size)), packed=packs, adds=True)
-        count = floordiv(p.depth + (size - 1), size, low.facts)
-        low.loop("kb", const(1), count, lambda: body(rest))
-
-    def one_block(piece: _Depth) -> None:
-        if scratch:
-            _pack(low, p, scratch, sym("p"), const(0), piece)
-        over_tiles(lambda start, count: multiply(start, count, piece))
-
-    def one_panel() -> None:
-        if whole:
-            if scratch:
-                _pack(low, p, scratch, sym("p"), const(0), p.all_of_it)
-
-            def one_tile(start: Expr, count: Expr) -> None:
-                multiply(start, count, p.all_of_it)
-                finish(start, count)
-
-            over_tiles(one_tile)
-            return
-        in_stretches(one_block)
-        over_tiles(finish)
-
-    if deep:
-        in_stretches(lambda piece: over_panels(lambda: one_block(piece)))
-        over_panels(lambda: over_tiles(finish))
+    blocks = _Blocks(low, p)
+    if blocks.deep:
+        blocks.in_stretches(lambda piece: blocks.over_panels(lambda: blocks.multiply_all(piece)))
+        blocks.over_panels(lambda: blocks.over_tiles(blocks.finish))
     else:
-        over_panels(one_panel)
-    return parallel, at_least_one(p.depth) * (group * p.panel)
+        blocks.over_panels(blocks.one_panel)
+    return blocks.parallel, at_least_one(p.depth) * (blocks.group * p.panel)
+
+
+class _Blocks:
+    """Steps of a product: tiles of rows by panels, over the whole depth at once or over stretches
+    of it. Where those are outside and panels inside it is `deep`: a step has a tile of scratch for
+    each of its tiles."""
+
+    def __init__(self, low: Lowering, p: _Product) -> None:
+        self.low, self.p = low, p
+        packs = p.operands[1] in low.group.packs
+        tiles, self.whole = _blocking(low, p, packs)
+        self.deep = not self.whole and not packs
+        self.group = low.schedule.deep_panels if self.deep else low.schedule.panel_group
+        block = p.row_tile * tiles
+        blocks = floordiv(p.rows + (block - 1), block, low.facts)
+        groups = floordiv(p.panels + (self.group - 1), self.group, low.facts)
+        self.parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
+        low.bind(self.parallel)
+        self.tile = _tile(low, p, 1 if self.whole else tiles * self.group if self.deep else tiles)
+        left = low.buffer(p.operands[0], "in").name
+        self.matrix = _Matrix(left, p.base, p.primitive.row_stride)
+        self.first = sym("mb") * block
+        self.end = minimum(self.first + block, p.rows)
+        self.stretch = _stretch(low, p)
+        held = p.depth if self.whole else const(self.stretch)
+        self.scratch = panel_scratch(low, p, const(1), held) if packs else None
+        self.place = const(0) if self.whole else sym("t")
+        if self.deep:
+            self.place = self.place + (sym("p") - sym("nb") * self.group) * tiles
+
+    # Loops
+
+    def over_tiles(self, body: Callable[[Expr, Expr], None]) -> None:
+        """The body for each tile of rows, where it begins and how many rows it has."""
+        rows = self.p.row_tile
+
+        def one_tile() -> None:
+            start = self.first + sym("t") * rows
+            body(start, minimum(self.end - start, const(rows)))
+
+        count = floordiv(self.end - self.first + (rows - 1), rows)
+        self.low.loop("t", const(0), count, one_tile)
+
+    def over_panels(self, body: Callable[[], None]) -> None:
+        first = sym("nb") * self.group
+        self.low.loop("p", first, minimum(first + self.group, self.p.panels), body)
+
+    def in_stretches(self, body: Callable[[_Depth], None]) -> None:
+        """The body for each stretch of the depth; the first one does not add."""
+        p, size, packed = self.p, self.stretch, self.scratch is not None
+        body(_Depth(const(0), minimum(const(size), p.depth), packed=packed))
+        begin = sym("kb") * size
+        rest = _Depth(begin, minimum(p.depth - begin, const(size)), packed=packed, adds=True)
+        count = floordiv(p.depth + (size - 1), size, self.low.facts)
+        self.low.loop("kb", const(1), count, lambda: body(rest))
+
+    # What they do
+
+    def pack(self, piece: _Depth) -> None:
+        if self.scratch:
+            pack(self.low, self.p, self.scratch, sym("p"), const(0), piece)
+
+    def multiply(self, start: Expr, count: Expr, piece: _Depth) -> None:
+        low, p = self.low, self.p
+        panels = _Panels(self.scratch, -sym("p")) if self.scratch else _stored_panels(low, p)
+        target = (self.tile, self.place * (p.row_tile * p.panel), const(p.panel))
+        _emit_product(low, p, target, self.matrix, panels, start, count, piece=piece)
+
+    def finish(self, start: Expr, count: Expr) -> None:
+        _finish(self.low, self.p, self.tile, self.place, start, count, sym("p"))
+
+    def multiply_all(self, piece: _Depth) -> None:
+        """The products of a stretch of a panel by all tiles."""
+        self.pack(piece)
+        self.over_tiles(lambda start, count: self.multiply(start, count, piece))
+
+    def one_panel(self) -> None:
+        """All of a panel."""
+        if not self.whole:
+            self.in_stretches(self.multiply_all)
+            return self.over_tiles(self.finish)
+        self.pack(self.p.all_of_it)
+
+        def one_tile(start: Expr, count: Expr) -> None:
+            self.multiply(start, count, self.p.all_of_it)
+            self.finish(start, count)
+
+        self.over_tiles(one_tile)
 
 
 def _blocking(low: Lowering, p: _Product, packs: bool) -> tuple[int, bool]:
@@ -209,13 +231,7 @@ def _blocking(low: Lowering, p: _Product, packs: bool) -> tuple[int, bool]:
 
 def _stretch(low: Lowering, p: _Product) -> int:
     """The part of the sum that is done at a time where not all of it is."""
-    return low.schedule.codes_block if _holds_codes(low, p) else low.schedule.depth_block
-
-
-def _holds_codes(low: Lowering, p: _Product) -> bool:
-    """Whether the kernel computes its panels of codes."""
-    ref = p.operands[1]
-    return ref in low.group.packs and isinstance(low.graph.nodes[ref.node].primitive, Map)
+    return low.schedule.codes_block if holds_codes(low, p) else low.schedule.depth_block
 
 
 def lower_chain(low: Lowering) -> Parallel:
@@ -293,161 +309,13 @@ def _stored_panels(low: Lowering, p: _Product) -> _Panels:
     return _Panels(low.buffer(p.operands[1], "in").name, p.lead * p.panels)
 
 
-def _panel_scratch(low: Lowering, p: _Product, count: Expr, depth: Expr) -> str:
-    name = low.name("panels")
-    low.emit(Alloc(name, p.dtype, (count, depth, const(p.panel))))
-    return name
-
-
 def _all_panels(low: Lowering, p: _Product) -> _Panels:
     """Every panel of the batch at hand: in memory, or packed here first."""
     if p.operands[1] not in low.group.packs:
         return _stored_panels(low, p)
-    name = _panel_scratch(low, p, p.panels, p.depth)
-    low.loop("p", const(0), p.panels, lambda: _pack(low, p, name, sym("p"), sym("p"), p.all_of_it))
+    name = panel_scratch(low, p, p.panels, p.depth)
+    low.loop("p", const(0), p.panels, lambda: pack(low, p, name, sym("p"), sym("p"), p.all_of_it))
     return _Panels(name, const(0))
-
-
-def _pack(
-    low: Lowering, p: _Product, scratch: str, panel: Expr, place: Expr, piece: _Depth
-) -> None:
-    """Fills a panel of scratch with a stretch: what its columns read, zeros elsewhere."""
-    ref = p.operands[1]
-    node = low.graph.nodes[ref.node]
-    view = node.primitive
-    if _holds_codes(low, p):
-        return _unfold(low, p, scratch, panel, place, piece)
-    assert isinstance(view, View)
-    lead = [*(sym(n) for n, _ in p.batch), panel, piece.begin + sym("k")]
-    guards = [g for g in view.guard if not _is_tail(g, view, p)]
-    spot = (Index(place), Index(sym("k")))
-
-    def put(value: Value, column: Expr) -> None:
-        low.emit(Store(scratch, (*spot, Index(column)), as_dtype(value, p.dtype)))
-
-    def element(column: Expr) -> None:
-        here = dict(zip(view.symbols, map(Index, (*lead, column)), strict=True))
-        at = tuple(low.index(e, here) for e in view.indices)
-        put(low.value(node.operands[0], at, ()), column)
-
-    def guards_at(column: Expr) -> list[Expr]:
-        at = dict(zip(view.symbols, (*lead, column), strict=True))
-        return [g.substitute(at, low.facts) for g in guards]
-
-    def one_k() -> None:
-        zero = Const(0.0, p.dtype)
-        start = const(0) if guards else p.width(panel)
-        if start != const(p.panel):
-            low.loop("c", start, const(p.panel), lambda: put(zero, sym("c")), vector=True)
-        _over_columns(low, p, panel, element, guards_at)
-
-    with low.part(low.group.packs[ref], {}):
-        low.loop("k", const(0), piece.length, one_k)
-
-
-def _unfold(
-    low: Lowering, p: _Product, scratch: str, panel: Expr, place: Expr, piece: _Depth
-) -> None:
-    """Fills a panel of scratch with a stretch of what is computed of codes, all columns of it.
-
-    A few rows at a time: they share bytes and scales.
-    """
-    ref = p.operands[1]
-    lead = [*(sym(n) for n, _ in p.batch), panel]
-    facts = low.facts
-    together = next(n for n in TOGETHER if all(facts.divides(e, n) for e in (p.depth, piece.begin)))
-
-    def put(k: Expr) -> None:
-        value = low.value(ref, tuple(map(Index, (*lead, piece.begin + k, sym("c")))), ())
-        spot = (Index(place), Index(k), Index(sym("c")))
-        low.emit(Store(scratch, spot, as_dtype(value, p.dtype)))
-
-    def some() -> None:
-        for n in range(together):
-            put(sym("k") * together + n)
-
-    def rows() -> None:
-        low.loop("c", const(0), const(p.panel), some, vector=True)
-
-    with low.part(low.group.packs[ref], {}):
-        low.loop("k", const(0), floordiv(piece.length, together, facts), rows)
-
-
-def _is_tail(guard: Expr, view: View, p: _Product) -> bool:
-    """Whether a guard of a packing says no more than that the column is one of the product's."""
-    panel, column = sym(view.symbols[-3]), sym(view.symbols[-1])
-    if p.panels.as_int() == 1:
-        panel = const(0)
-    return guard == p.columns - 1 - (panel * p.panel + column)
-
-
-def _over_columns(
-    low: Lowering,
-    p: _Product,
-    panel: Expr,
-    body: Callable[[Expr], None],
-    guards: Callable[[Expr], Sequence[Expr]] = lambda _: (),
-) -> None:
-    """Runs a body for the columns of a panel at which guards hold, given their place there.
-
-    Columns of several axes are taken a row of the last axis at a time: neither the axes' indices
-    nor what is contiguous then need a division for each column.
-    """
-    sizes = [p.domain[a] for a in p.primitive.columns if p.domain[a].as_int() != 1]
-    first, width = panel * p.panel, p.width(panel)
-    if len(sizes) < 2:
-        _guarded(low, (const(0), width), None, guards(sym("c")), lambda: body(sym("c")))
-        return
-    inner = sizes[-1]
-
-    def one_row() -> None:
-        column = sym("s") * inner - first + sym("c")
-        low.facts = low.facts.with_ranges({"c": (0, inner - 1)})
-        ends = (
-            maximum(first - sym("s") * inner, 0),
-            minimum(first + width - sym("s") * inner, inner),
-        )
-        _guarded(low, ends, inner, guards(column), lambda: body(column))
-
-    rows = floordiv(first + width + (inner - 1), inner, low.facts)
-    low.loop("s", floordiv(first, inner, low.facts), rows, one_row)
-
-
-def _guarded(
-    low: Lowering,
-    ends: tuple[Expr, Expr],
-    within: Expr | None,
-    guards: Sequence[Expr],
-    body: Callable[[], None],
-) -> None:
-    """A vector loop over c between two ends, below `within`, where guards hold.
-
-    Guards that step by a number with c become ends of the loop; the others are tested, outside
-    where they can be.
-    """
-    lo, hi = ends
-    outside: list[Expr] = []
-    inside: list[Expr] = []
-    for guard in guards:
-        step = guard.coefficient("c")
-        known = None if step is None else step.as_int()
-        if known is None:
-            inside.append(guard)
-            continue
-        rest = guard - sym("c") * known
-        if known > 0:
-            lo = maximum(lo, floordiv(-rest + (known - 1), known))
-        elif known < 0:
-            hi = minimum(hi, floordiv(rest, -known) + 1)
-        else:
-            outside.append(guard)
-
-    def at_column() -> None:
-        if within is not None:
-            low.facts = low.facts.with_ranges({"c": (0, within - 1)})
-        low.when(inside, body)
-
-    low.when(outside, lambda: low.loop("c", lo, hi, at_column, vector=True))
 
 
 def _emit_product(
@@ -482,7 +350,7 @@ def _finish(
 
     def one_row() -> None:
         low.facts = low.facts.with_ranges({"r": (0, p.row_tile - 1)})
-        _over_columns(low, p, panel, element)
+        over_columns(low, p, panel, element)
 
     def element(column: Expr) -> None:
         inside = Load(tile, (Index(place), Index(sym("r")), Index(column)), p.dtype)

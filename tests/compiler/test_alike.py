@@ -32,6 +32,10 @@ where B in 1..=4, T in 1..=24:
         v = nn.split_heads(nn.linear(h, p.value), 2)
         x = x + nn.merge_heads(nn.attend(q, k, v, mask=(ids != 0)[:, None, None, :]))
         x = x + nn.linear(nn.gelu(nn.linear(h, p.up)), p.down)
+        x = x + f32(bf16(h) @ transpose(bf16(p.query.weight), [1, 0]))
+        bytes = i8(clamp(h * 20.0, -90.0, 90.0)) @ i8(clamp(p.key.weight * 20.0, -90.0, 90.0))
+        x = x + f32(bytes) / 400.0
+        x = x + transpose(nn.conv1d(transpose(h, [0, 2, 1]), p.near, padding=1), [0, 2, 1])
         chances = nn.softmax(h @ p.gate.weight)
         values, which = topk(chances, 2)
         x = x + p.table.weight[which[:, :, 0]] * values[:, :, 0:1]
@@ -49,7 +53,8 @@ def weights(rng: np.random.Generator) -> dict[str, Any]:
     shapes = {
         "norm.weight": (WIDTH,), "norm.bias": (WIDTH,), "up.weight": (HIDDEN, WIDTH),
         "up.bias": (HIDDEN,), "down.weight": (WIDTH, HIDDEN), "down.bias": (WIDTH,),
-        "gate.weight": (WIDTH, EXPERTS), "table.weight": (EXPERTS, WIDTH),
+        "gate.weight": (WIDTH, EXPERTS), "near.weight": (WIDTH, WIDTH, 3), "near.bias": (WIDTH,),
+        "table.weight": (EXPERTS, WIDTH),
         **{f"{n}.weight": (WIDTH, WIDTH) for n in ("query", "key", "value")},
     }  # fmt: skip
     return {
