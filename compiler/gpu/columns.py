@@ -10,11 +10,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stagefuse.compiler.graph import Reduce, Ref, flatten_index
+from stagefuse.compiler.kernel_ir import Value
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.rows import lower_row
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+
+from .windows_out import are_small, lower_windows, written_out
+
+
+class Written(Lowering):
+    """A lowering that may write reductions out."""
+
+    writes_out = False
+
+    def reduce(self, ref: Ref, at: tuple[Value, ...]) -> Value:
+        return written_out(self, ref, at) if self.writes_out else super().reduce(ref, at)
+
 
 ROW_BYTES = (128, 64)
 LEAST_BLOCKS = 128
@@ -35,6 +48,9 @@ def lower_rows(low: Lowering) -> Parallel:
         low.bind(parallel)
         _store(low, position)
         return parallel, const(1)
+    if are_small(low) and isinstance(low, Written):
+        low.writes_out = True
+        return lower_windows(low, lambda at: _store(low, at))
     *outer, last = long
     width = _width(low, read, domain[last])
     blocks = floordiv(domain[last] + (width - 1), width, low.facts)

@@ -37,7 +37,7 @@ from .attention import lower_attention, suits_groups
 from .attention_split import lower_joined, lower_pieces, split_of
 from .boxes import Matrices
 from .chain import LONGEST, lower_chain
-from .columns import lower_rows
+from .columns import Written, lower_rows
 from .contract import (
     holds_codes,
     lower_contract,
@@ -83,7 +83,7 @@ GPU_FORMS = {
 }
 
 
-class SourceLowering(Lowering):
+class SourceLowering(Written):
     """A lowering that remembers the line that each value comes from. `whole`: the matrices of a
     product whose operands come by tensor copies."""
 

@@ -9,7 +9,19 @@ from typing import ClassVar, TypeAlias
 from stagefuse.dsl.dims import Expr, const
 
 from ..convolved import Convolution, convolution_of, convolve, folded, last
-from ..graph import Concat, Contract, Graph, Map, Node, Reduce, Ref, View, flatten_index
+from ..graph import (
+    Concat,
+    Constant,
+    Contract,
+    Graph,
+    Map,
+    Node,
+    Reduce,
+    Ref,
+    View,
+    Weight,
+    flatten_index,
+)
 from ..graph_builder import Builder
 from .record import Pass
 
@@ -80,8 +92,29 @@ class _Mover:
             return made.ref
         if node.primitive == Map("cast"):
             return self.b.cast(self.last(node.operands[0], axis), node.type.dtype)
+        if isinstance(node.primitive, View) and ref not in self.moved:
+            stored = self._weights(node, node.primitive, axis)
+            if stored is not None:
+                return stored
         shape = last(self.graph.type(ref).shape, axis)
         return self.view(self.plain(ref), shape, lambda *at: _restored(at, axis))
+
+    def _weights(self, node: Node, view: View, axis: int) -> Ref | None:
+        """A view of weights with an axis last, along which they are then stored."""
+        (source,) = node.operands
+        if not isinstance(self.graph.nodes[source.node].primitive, Weight | Constant):
+            return None
+        names = [e.as_symbol() for e in view.indices]
+        if view.guard or view.symbols[axis] not in names[:-1]:
+            return None
+        own, shape = names.index(view.symbols[axis]), self.graph.type(source).shape
+        stored = self.b.view(self.plain(source), last(shape, own), lambda *at: _restored(at, own))
+
+        def place(*at: Expr) -> list[Expr]:
+            here = dict(zip(view.symbols, _restored(at, axis), strict=True))
+            return last([e.substitute(here) for e in view.indices], own)
+
+        return self.b.view(stored, last(node.type.shape, axis), place)
 
     def is_last(self, ref: Ref, axis: int) -> bool:
         """Whether a value is stored with an axis last, or what it is converted from is."""

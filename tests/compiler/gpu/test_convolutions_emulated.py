@@ -122,3 +122,35 @@ def test_weights_stay_in_16_bits_and_nothing_stores_windows(
     s = convolved(h, f["d"], dict(size=1, stride=2))
     y = convolved(h, f["c"], dict(size=3, stride=2, padding=1)) + s
     np.testing.assert_allclose(got.astype(float), np.maximum(y, 0), rtol=2**-7, atol=0.25)
+
+
+@pytest.mark.parametrize(("channels", "arch"), [(40, "sm_80"), (21, "sm_90a")])
+def test_windows_of_channels_are_written_out(
+    channels: int, arch: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    text = (
+        "import nn\n"
+        "weights w = 'w.npz'\n"
+        f"pipeline p(x: f16[B, 8, 9, 7]) -> f16[B, {channels}]\n"
+        "where B in 1..=8:\n"
+        "    edges = [(0, 0), (0, 0), (1, 1), (1, 1)]\n"
+        "    h = nn.convolve2d(pad(x, edges), w.a, 1, 1, 1)\n"
+        f"    h = nn.convolve2d(pad(h, edges), w.d, 1, 1, {channels})\n"
+        "    nn.global_avg_pool(nn.max_pool(h, 3, stride=2, padding=1))\n"
+    )
+    shapes = {"a": (channels, 8, 3, 3), "d": (channels, 1, 3, 3)}
+    w = {n: rng.standard_normal(s).astype(np.float16) for n, s in shapes.items()}
+    np.savez(tmp_path / "w.npz", **w)
+    plan = compiled(tmp_path / "p.pipe", text, (arch,))
+    kernels = plan.ptx[arch].split(".visible .entry")
+    vectors = {text.count("ld.global.nc.v4.b32") for text in kernels}
+    assert {9, 18} <= vectors if channels == 40 else not vectors & {9, 18}
+    x = rng.standard_normal((2, 8, 9, 7)).astype(np.float16)
+    (got,) = Emulated(plan, arch)({"x": x}, {"B": 2})
+    h = convolved(x.astype(float), w["a"].astype(float), dict(size=3, padding=1))
+    deep = dict(size=3, padding=1, groups=channels)
+    h = convolved(h.astype(np.float16).astype(float), w["d"].astype(float), deep)
+    h = np.pad(h, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    seen = np.lib.stride_tricks.sliding_window_view(h, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
+    wanted = seen.max((-1, -2)).mean((-1, -2))
+    np.testing.assert_allclose(got.astype(float), wanted, rtol=2**-8, atol=0.1)
