@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
 from ..cpu.bodies import UNROLLED
@@ -128,8 +130,17 @@ def _columns(low: Lowering) -> Parallel:
         if isinstance(node.primitive, Reduce):
             access = tuple(map(Index, low.group.accesses[member][0] or ()))
             _accumulate(low, Ref(member), access if access else marks)
-    low.loop(symbol, lo, hi, lambda: low.store(position), vector=True)
+    low.loop(symbol, lo, hi, lambda: _store_columns(low, position), vector=True)
     return parallel, const(low.schedule.columns * 16)
+
+
+def _store_columns(low: Lowering, position: Sequence[Expr]) -> None:
+    """Stores every root at a position of the domain, or where that lies in a root of other axes."""
+    for ref in low.group.roots:
+        source = low.group.source(ref)
+        is_whole = low.graph.type(source).shape == low.group.domain
+        at = position if is_whole else low.group.accesses[source.node][0]
+        low.store_root(ref, at or ())
 
 
 def _accumulate(low: Lowering, ref: Ref, at: tuple[Value, ...]) -> None:

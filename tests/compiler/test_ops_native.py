@@ -133,6 +133,9 @@ where T in 3..=99:
     m = max(abs(y))
     a, b = pad(x[None], [(1, 1)], value=2.5), pad(m[None, None], [(1, 0), (2, 1)])
     a, b, concat([x[None], m[None]]), m""",
+    "columns with and without a unit axis": """(x: f32[B, 40], y: f32[B]) -> (f32[B, 40], f32[40]):
+    v = y[::-1] @ x
+    v - x, v""",
     "gathers": """(x: f32[T, D], ids: i64[B], u: f32[B, D]) -> (f32[B, D], f32[T, D])
 where T in 3..=99:
     x[ids % 3 - 1], scatter_add(x, ids % 3, u)""",
