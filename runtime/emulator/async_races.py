@@ -93,18 +93,18 @@ def _also_known_as(races: Races, batch: Batch, threads: Array, key: int) -> None
 
 def async_access(
     races: Races, batch: Batch, threads: Iterable[int], region: Region, agent: tuple[int, int], *,
-    writes: bool = False, strong: bool = False,
+    writes: bool = False, strong: bool = False, every: bool = False,
 ) -> None:  # fmt: skip
     """An agent, by its number and time, accesses a region for the threads that set it going.
 
-    Raises: Stop where an access before is not ordered before that: for every thread's program, or
-    behind a proxy fence where it was an ordinary write.
+    Raises: Stop where an access before is not ordered before that in the program of any of them,
+    or with `every` of each of them; an ordinary write must be behind a proxy fence, too.
     """
     shadow = races.shadow(region.arena)
     at = region.granules(shadow.granule)
     number, time = agent
     record = (time << CLOCK_BITS) | ((AGENTS + number) * batch.stride + 1) << 1 | int(strong)
-    who = list(threads)
+    who = [[thread] for thread in threads] if every else [list(threads)]
     _check(races, batch, who, shadow.writes[at], record, "written", writes)
     old = shadow.reads[at]
     if writes:
@@ -142,20 +142,22 @@ def block_ends(races: Races, batch: Batch, block: int) -> None:
 
 
 def _check(
-    races: Races, batch: Batch, threads: list[int], old: Array, record: int, what: str,
+    races: Races, batch: Batch, groups: list[list[int]], old: Array, record: int, what: str,
     writes: bool,
 ) -> None:  # fmt: skip
+    """Raises: Stop where an old access is unordered for all threads of one of the groups."""
     first = int(old[0])
     stamps = [first] if (old == first).all() else np.unique(old).tolist()
     for stamp in stamps:
         if stamp in (0, record) or stamp & record & 1:
             continue
-        why = _unordered(races, batch, threads, stamp, what == "written")
-        if why:
-            now = "written" if writes else "read"
-            who = races.actor(batch, ((stamp >> 1) & THREAD_MASK) - 1)
-            text = f"a place is {now} by an asynchronous copy or product and was {what} by {who}, "
-            raise Stop("race", text + why, threads[0])
+        for threads in groups:
+            why = _unordered(races, batch, threads, stamp, what == "written")
+            if why:
+                now = "written" if writes else "read"
+                who = races.actor(batch, ((stamp >> 1) & THREAD_MASK) - 1)
+                text = f"a place is {now} by an asynchronous copy or product and was {what} by "
+                raise Stop("race", f"{text}{who}, {why}", threads[0])
 
 
 def _unordered(races: Races, batch: Batch, threads: list[int], stamp: int, is_write: bool) -> str:

@@ -207,11 +207,13 @@ def proxy_fence(batch: Batch, threads: Array) -> None:
         fence_proxy(races, batch, threads)
 
 
-def async_read(batch: Batch, threads: Iterable[int], region: Region, agent: Agent) -> None:
-    """An agent that threads set going reads bytes."""
+def async_read(
+    batch: Batch, threads: Iterable[int], region: Region, agent: Agent, every: bool = False
+) -> None:
+    """An agent that threads set going reads bytes, in the order of one or of `every` thread."""
     races = _races(batch)
     if races is not None and region.index.size:
-        async_access(races, batch, threads, region, (agent.number, agent.time))
+        async_access(races, batch, threads, region, (agent.number, agent.time), every=every)
 
 
 def async_write(

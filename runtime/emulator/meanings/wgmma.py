@@ -141,7 +141,8 @@ def _mma_async(site: Site) -> Control:
                 a = operand_from_registers(a_values[i], ta)
             else:
                 assert a_of is not None
-                a = _operand(g, groups, wg, threads[i], block, int(a_of[i]), 64, ta, flip_a)
+                a = _operand(g, groups, wg, threads[i], block, int(a_of[i]), 64, ta, flip_a,
+                             is_a=True)  # fmt: skip
             if words is not None:
                 numbers_of = indices_of_rows(words[i].reshape(4, 32), ta, b.shape[1], selector)
                 a = spread(a, numbers_of.reshape(64, -1), ta)
@@ -196,7 +197,7 @@ def _registers(g: Group, slots: list[int], threads: Array) -> Array:
 
 def _operand(
     g: Group, groups: Warpgroups, number: int, threads: Array, block: int, bits: int, rows: int,
-    type_: str, flip: int, deep: int = K_BYTES,
+    type_: str, flip: int, deep: int = K_BYTES, is_a: bool = False,
 ) -> NDArray[np.float64]:  # fmt: skip
     """A matrix `[rows][K]` that a descriptor finds in the block's shared memory."""
     unit = 2 if flip else 8
@@ -207,7 +208,12 @@ def _operand(
                    f"memory with {arena.limit}", thread)  # fmt: skip
     region = Region(arena, at + block * arena.stride, unit)
     agent = product_agent(g.batch, number, int(groups.open[number]))
-    async_read(g.batch, threads[::32].tolist(), region, agent)
+    leaders = threads[::32].tolist()
+    if is_a:  # a warp reads its own 16 rows of A, and all of B
+        for leader, part in zip(leaders, np.split(region.index, len(leaders)), strict=True):
+            async_read(g.batch, (leader,), Region(arena, part, unit), agent)
+    else:
+        async_read(g.batch, leaders, region, agent, every=True)
     region.check_written(thread)
     count(g.batch.machine, "shared", "read", region.size)
     return decode(region.read().view(np.uint8), type_)

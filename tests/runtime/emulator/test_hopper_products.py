@@ -6,7 +6,7 @@ import pytest
 
 from stagefuse.runtime import emulator
 
-from .fixtures import Array, close, fault, launch, product_error
+from .fixtures import HERE, Array, close, fault, launch, product_error
 from .test_hopper_copies import swizzled
 
 BF16, E4M3, E5M2 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
@@ -141,6 +141,22 @@ def test_operand_written_without_a_fence(rng: np.random.Generator) -> None:
     out = np.zeros((128, 4), np.float32)
     sizes = {"grid": 1, "block": 128, "shared_bytes": image.size}
     fault("race", "wgmma.MISSING_FENCE", "bf16_n8", *args, out, **sizes)
+
+
+@pytest.mark.parametrize("name, pairs", [("bf16_n8", True), ("bf16_n64_rs", False)])
+def test_operand_that_other_warps_write(name: str, pairs: bool, rng: np.random.Generator) -> None:
+    """Each warp reads all of B, so each must come behind what the others wrote of it."""
+    head, body = (HERE / "wgmma.ptx").read_text().split(f".visible .entry {name}(")
+    assert "bar.sync" in body.split(".visible")[0]
+    text = f"{head}.visible .entry {name}({body.replace('bar.sync', '// bar.sync', 1)}"
+    image, descriptor = k_major(operand(64, BF16, rng), 128, 0)
+    more = [np.zeros((128, 4), np.uint32), np.uint64(descriptor)]
+    if pairs:
+        more = [np.array([[descriptor, descriptor]], np.uint64)]
+    count = [np.int32(1)] if pairs else []
+    args = [np.int32(image.size), *count, image.view(np.uint32), *more, np.zeros((128, 32), "f4")]
+    with pytest.raises(emulator.Fault, match="race.*asynchronous copy or product"):
+        emulator.load(text).launch(name, grid=1, block=128, shared_bytes=image.size, args=args)
 
 
 GEMM_SHARED = 3 * (16384 + 8192) + 16384 + 48
