@@ -32,12 +32,8 @@ def probabilities(pipe: sf.Pipeline, recording: Array) -> Array:
     steps = -(-len(recording) // STEP)
     padded = np.zeros((steps, 1, STEP), np.float32)
     padded.reshape(-1)[: len(recording)] = recording
-    last, memory = np.zeros((1, 64), np.float32), np.zeros((2, 1, 128), np.float32)
-    found = np.zeros(steps, np.float32)
-    for step, samples in enumerate(padded):
-        result = pipe(samples=samples, last=last, memory=memory)
-        found[step], last, memory = result.probability[0], result.last, result.memory
-    return found
+    session = pipe.session(B=1)
+    return np.concatenate([session(samples=samples) for samples in padded])
 
 
 def spoken(found: Array) -> list[tuple[float, float]]:

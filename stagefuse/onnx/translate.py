@@ -207,8 +207,9 @@ class Translator:
             try:
                 self.node(node, env, depth)
             except Refused as refusal:
-                self.problems.append(refusal.at(node.op_type, node.name or node.output[0]))
                 values = [v for i in node.input if i and (v := env.get(i)) is not None]
+                refusal.need = refusal.need or self._written_in(node, values)
+                self.problems.append(refusal.at(node.op_type, node.name or node.output[0]))
                 self._suspect(node, values)
                 env.update({name: None for name in node.output if name})
 
@@ -235,6 +236,18 @@ class Translator:
                                     for name, array in zip(proto.output, folded, strict=False)])
             return
         self._write(proto, node, env, depth)
+
+    def _written_in(self, proto: onnx.NodeProto, values: Sequence[Val]) -> str:
+        """What is needed where an exporter wrote what several sizes make into a reshape: them."""
+        if proto.op_type != "Reshape" or len(values) < 2 or values[1].known is None:
+            return ""
+        asked = _sizes_in(values[1].known)
+        rest = _product(values[0].shape) - _product(asked)
+        known = {new: old for old, new in self.sizes.items()}
+        names = [f"`{known[n]}`" for n in sorted(rest.symbols()) if n in known]
+        if any(v.as_int() == -1 for v in asked) or len(names) < 2:
+            return ""
+        return f"the sizes that it was exported for, as `sizes=`: of {', '.join(names)}"
 
     def _suspect(self, proto: onnx.NodeProto, values: Sequence[Val]) -> None:
         """Note what the shapes of something that does not fit say of the sizes that were meant.

@@ -55,6 +55,19 @@ def test_a_size_that_an_exporter_wrote_into_a_shape_is_that() -> None:
     np.testing.assert_array_equal(y, x.transpose(1, 0, 2).reshape(9, 4, 4))
 
 
+def test_what_several_sizes_make_in_a_shape_asks_for_them() -> None:
+    """An exporter wrote height times width of its example."""
+    made = models.model(
+        [node("Reshape", ["x", "shape"], ["y"])], {"x": (F32, ["batch", "h", "w"])}, ["y"],
+        {"shape": np.array([30, 2])},
+    )  # fmt: skip
+    with pytest.raises(OnnxError) as caught:
+        import_model(made)
+    assert caught.value.problems[0].need == (
+        "the sizes that it was exported for, as `sizes=`: of `batch`, `h`, `w`")
+    assert "-> f32[30, 2]" in import_model(made, sizes={"batch": 2, "h": 5, "w": 6}).text
+
+
 def test_what_is_chosen_of_a_size_is_there() -> None:
     made = models.model(
         [node("MaxPool", ["x"], ["h"], kernel_shape=[2], strides=[2]),

@@ -129,17 +129,11 @@ class Flow:
 
     def _sizes(self) -> set[str]:
         """The sizes that the stretch names itself."""
-        found = set()
+        found = set[str]()
         for t in range(self.length):
             statement = self.body[self.starts[0] + t]
             if isinstance(statement, Compute):
-                stack = list(statement.term.args)
-                while stack:
-                    part = stack.pop()
-                    if part.kind == "size":
-                        found.add(part.value)
-                    elif not part.is_operand:
-                        stack += part.args
+                found.update(*(a.sizes for a in statement.term.args))
                 if statement.term.kind == "block":
                     found.add("?")
         return found

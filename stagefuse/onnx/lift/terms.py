@@ -37,10 +37,12 @@ class Term:
     | block | a statement's text with `{}` for operands, and the names it binds | operands |
 
     `free` are the indices that occur unbound, `type` the type where the checker gave it, `hint`
-    the value's name in the model, and `serial` grows with every term that is made.
+    the value's name in the model, and `serial` grows with every term that is made. `computes`
+    tells whether there is a tensor in it, `sizes` which sizes it names outside its operands.
     """
 
-    __slots__ = ("args", "free", "hint", "kind", "serial", "type", "value")
+    __slots__ = ("args", "computes", "free", "hint", "is_operand", "is_operation", "kind", "serial",
+                 "sizes", "type", "value")  # fmt: skip
 
     def __init__(self, kind: str, value: Any, args: tuple[Term, ...], serial: int) -> None:
         self.kind, self.value, self.args, self.serial = kind, value, args, serial
@@ -50,16 +52,14 @@ class Term:
         elif kind in ("index", "reduce"):
             free -= frozenset(value[1])
         self.free: frozenset[str] = free
+        self.computes = _computes(self)
+        self.is_operation = kind in OPERATIONS and not free and self.computes
+        self.is_operand = kind in LEAVES or self.is_operation
+        self.sizes: frozenset[str] = frozenset((value,)) if kind == "size" else frozenset()
+        if kind != "size" and not self.is_operand:
+            self.sizes = self.sizes.union(*(a.sizes for a in args))
         self.type: TensorType | None = None
         self.hint = ""
-
-    @property
-    def is_operation(self) -> bool:
-        return self.kind in OPERATIONS and not self.free and _computes(self)
-
-    @property
-    def is_operand(self) -> bool:
-        return self.kind in LEAVES or self.is_operation
 
     @property
     def number(self) -> float | None:
@@ -89,7 +89,7 @@ def _computes(term: Term) -> bool:
     """Whether there is a tensor in it: arithmetic of sizes and numbers is part of other terms."""
     if term.kind in ("call", "index", "reduce", "block"):
         return term.number is None  # `f32(0.5)` is a number
-    return any(a.is_operand or _computes(a) for a in term.args)
+    return any(a.is_operand or a.computes for a in term.args)
 
 
 def operands(term: Term) -> list[Term]:
