@@ -25,6 +25,7 @@ from .contract import (
     axes_of,
     cast_of,
     in_place,
+    matrix_of,
     packed,
     panel_width,
     rows_of,
@@ -32,9 +33,10 @@ from .contract import (
     total_of,
     view_of,
 )
+from .convolved import convolution_of
 from .graph import Constant, Graph, Map, Node, Reduce, Ref, Scalar, View, Weight
 from .graph_builder import Builder
-from .join_operands import steps_of
+from .join_operands import lies_in_chunks
 
 CHUNK = 16
 """Bytes that copies move, of which the start of every row is a multiple."""
@@ -61,9 +63,12 @@ class _Factor:
     scales: tuple[Ref, ...] = ()
 
 
-def product_of_bytes(b: Builder, node: Node, s: Sums, load: Load | None = None) -> Ref | None:
+def product_of_bytes(
+    b: Builder, node: Node, s: Sums, load: Load | None = None, convolves: bool = False
+) -> Ref | None:
     """The sums as a product of codes and what makes them of it, if both factors have codes. `load`
-    reads weights, of which many a zero is 0."""
+    reads weights, of which many a zero is 0. `convolves`: whether convolutions are left as they
+    are, for the pass `channels_last`."""
     u, v = _factor(b, s.left), _factor(b, s.right)
     if u is None or v is None:
         return None
@@ -82,12 +87,12 @@ def product_of_bytes(b: Builder, node: Node, s: Sums, load: Load | None = None) 
     if dtypes[0].is_float:
         if u.zero is not None or v.zero is not None or node.type.dtype.bits > 32:
             return None
-        total = _product(b, node, s, u.code, v.code, F32)
+        total = _product(b, node, s, (u.code, v.code), F32, convolves)
     elif scales and not node.type.dtype.is_float or not _is_exact(b, node, s, u, v):
         return None
     else:
         shifts = _shifts(b, s, u, v)  # before the product: what follows a product is fused with it
-        total = _product(b, node, s, u.code, v.code, I32)
+        total = _product(b, node, s, (u.code, v.code), I32, convolves)
         for fn, shift in shifts:
             total = b.map(fn, total, shift)
     if node.type.dtype.is_float:
@@ -228,23 +233,39 @@ def _is_zero(b: Builder, ref: Ref, load: Load | None) -> bool:
 # The product
 
 
-def _product(b: Builder, node: Node, s: Sums, x: Ref, y: Ref, dtype: DType) -> Ref:
+def _product(
+    b: Builder, node: Node, s: Sums, codes: tuple[Ref, Ref], dtype: DType, convolves: bool
+) -> Ref:
     """The sums of products of codes."""
-    left, base, row = _lines(b, x, s, s.rows)
+    x, y = codes
     width = panel_width(total_of(s.domain, s.columns))
-    primitive = s.contract(base, row, width)
     type = node.type.with_dtype(dtype)
-    a = b.cast(left, dtype)
+
+    def made(rows: tuple[Ref, Expr, Expr], panels: Ref) -> Ref:
+        left, base, row = rows
+        primitive = s.contract(base, row, width)
+        return b.add(primitive, (b.cast(left, dtype), panels), (type,))[0]
+
+    if convolves:
+        rows = matrix_of(b, x, s.domain, s.batch, s.rows, s.depth)
+        plain = made(rows, _packed(b, y, s, dtype, width))
+        found = convolution_of(b.graph, b.graph.nodes[plain.node])
+        if found is not None and found.is_image:
+            return plain  # which comes to have channels last
+    rows = _lines(b, x, s, s.rows)
     lying = in_place(b, y, s.domain, s.batch, s.columns, s.depth)
     if lying is not None and _is_aligned(b, *lying[1:]):
-        panels = packed(b, cast_of(b, y, dtype), s.domain, s.batch, s.columns, s.depth, width)
-        product = Node(-1, primitive, (a, panels), (type,))
-        steps = steps_of(b.graph, panels, product)
-        if steps is not None and steps[1] == const(1) and _is_aligned(b, steps[0], steps[2]):
-            return b.add(primitive, (a, panels), (type,))[0]
+        product = made(rows, _packed(b, y, s, dtype, width))
+        if lies_in_chunks(b.graph, b.graph.nodes[product.node], CHUNK):
+            return product
     lines, _, _ = rows_of(b, y, s.domain, s.batch, s.columns, s.depth, CHUNK)
-    panels = _panels_of(b, b.cast(lines, dtype), s, width)
-    return b.add(primitive, (a, panels), (type,))[0]
+    return made(rows, _panels_of(b, b.cast(lines, dtype), s, width))
+
+
+def _packed(b: Builder, y: Ref, s: Sums, dtype: DType, width: int) -> Ref:
+    """The panels of a right operand where it lies."""
+    right = cast_of(b, y, dtype)
+    return packed(b, right, s.domain, s.batch, s.columns, s.depth, width)
 
 
 def _lines(b: Builder, x: Ref, s: Sums, outer: Sequence[int]) -> tuple[Ref, Expr, Expr]:

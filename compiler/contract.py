@@ -38,6 +38,8 @@ three AVX-512 vectors of f32 and six of AVX2; the fewer vectors a row of the pan
 broadcasts its multiply-adds need."""
 LARGE = 1 << 15
 """Bytes of codes that are worth reading as they are."""
+LESS_ZERO = (Map("cast"), Map("sub"))
+"""What integers less their zeros are made of."""
 TANGLED = 16
 """Divisions in an index map from which on it is stored rather than composed with others."""
 FEW_PLACES = 16
@@ -148,6 +150,8 @@ def axes_of(b: Builder, ref: Ref) -> frozenset[int]:
             *(e.symbols() for e in (*node.primitive.indices, *node.primitive.guard))
         )
         return frozenset(n for n, s in enumerate(node.primitive.symbols) if s in used)
+    if node.primitive in LESS_ZERO and node.type.dtype.is_int:
+        return frozenset[int]().union(*(axes_of(b, x) for x in node.operands))
     return frozenset(n for n, d in enumerate(node.type.shape) if d.as_int() != 1)
 
 

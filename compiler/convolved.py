@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
-from stagefuse.dsl.dtypes import F32
+from stagefuse.dsl.dtypes import F32, I32, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
+from .byte_operands import codes_of, is_byte
 from .contract import fold_views, panel_width
 from .gathered import ADJACENT
 from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index, split_index
@@ -27,7 +28,8 @@ CHUNK_BYTES = 16
 class Convolution:
     """A product whose panels are `windows` of a source with `channels` along an `axis`, which the
     digit `channel` of the depth numbers, if there is more than one. `whole`: whether all channels
-    of the source are those of one window. `moves`: whether windows overlap or leave things out."""
+    of the source are those of one window. `moves`: whether windows overlap or leave things out;
+    `codes`: whether operands of 8 bits are multiplied, which must lie along the depth."""
 
     windows: Windows
     weights: Ref
@@ -36,6 +38,17 @@ class Convolution:
     channels: int
     whole: bool
     moves: bool
+    codes: bool
+
+    @property
+    def is_image(self) -> bool:
+        """Whether windows move, or the places are those of an image."""
+        return self.moves or len(self.windows.axes) == 2
+
+    @property
+    def must_move(self) -> bool:
+        """Whether channels are to be last in any case."""
+        return self.moves or (self.codes and self.is_image)
 
     @property
     def source(self) -> Ref:
@@ -54,11 +67,11 @@ def has_windows(graph: Graph) -> bool:
 
 
 def convolution_of(graph: Graph, node: Node) -> Convolution | None:
-    """A product as a convolution, if it is one of f32 or converted to it."""
+    """A product as a convolution, if it is one of f32 or converted to it, or of 8-bit operands."""
     product = node.primitive
     assert isinstance(product, Contract)
     windows = windows_of(graph, node.id)
-    if windows is None or node.type.dtype != F32 or product.depth.as_int() is None:
+    if windows is None or node.type.dtype not in (F32, I32) or product.depth.as_int() is None:
         return None
     if any(size.as_int() is None for _, size, _ in windows.digits) or len(windows.channels) > 1:
         return None
@@ -82,7 +95,8 @@ def convolution_of(graph: Graph, node: Node) -> Convolution | None:
     if not whole and (count % ADJACENT or not graph.facts.divides(rest, ADJACENT)):
         return None
     moves = any(a.shifts or a.step > 1 for a in windows.axes)
-    return Convolution(windows, node.operands[0], axis, channel, count, whole, moves)
+    codes = codes_of(graph, node) is not None
+    return Convolution(windows, node.operands[0], axis, channel, count, whole, moves, codes)
 
 
 def convolve(
@@ -100,13 +114,15 @@ class _Convolving:
         assert isinstance(node.primitive, Contract)
         self.b, self.node, self.found, self.weights = b, node, found, weights
         self.product, self.domain = node.primitive, node.type.shape
-        self.narrow = _narrow(b, image)
+        self.dtype, self.narrow = node.type.dtype, _narrow(b, image)
+        self.size = _stored(b, image).itemsize
         self.channels = self._padded(image, ready)
         self.image = self._image(image)
         self.depth = self.channels
         for _, size in found.taps:
             self.depth *= size
-        self.whole_depth = -(-self.depth // (CHUNK_BYTES // 2)) * (CHUNK_BYTES // 2)
+        chunk = CHUNK_BYTES // min(self.size, 2)
+        self.whole_depth = -(-self.depth // chunk) * chunk
         self.batch = list(self.product.batch)
         self.sizes = [self.domain[a] for a in self.batch]
 
@@ -122,7 +138,7 @@ class _Convolving:
             tuple(where[a] for a in p.batch), tuple(where[a] for a in p.columns),
             tuple(where[a] for a in p.rows), const(self.whole_depth), base, stride, width,
         )  # fmt: skip
-        type = TensorType(F32, tuple(self.domain[a] for a in order))
+        type = TensorType(self.dtype, tuple(self.domain[a] for a in order))
         return b.add(product, (left, self._panels(columns, width)), (type,))[0], order
 
     def _count(self, axes: Sequence[int]) -> Expr:
@@ -139,7 +155,7 @@ class _Convolving:
         count = self.found.channels
         if not self.found.whole or (ready and count % ADJACENT == 0):
             return count
-        chunk = CHUNK_BYTES // (2 if self.narrow else 4)
+        chunk = CHUNK_BYTES // self.size
         return ADJACENT if count <= ADJACENT else -(-count // chunk) * chunk
 
     def _image(self, image: Ref) -> Ref:
@@ -150,7 +166,7 @@ class _Convolving:
         stored = self.b.graph.nodes[image.node].operands[0] if self.narrow else image
         shape = [*self.b.type(stored).shape[:-1], const(self.channels)]
         made = self.b.view(stored, shape, lambda *at: at, lambda *at: [count - 1 - at[-1]])
-        return self.b.cast(folded(self.b, made), F32)
+        return self.b.cast(folded(self.b, made), self.dtype)
 
     def _digits(self, k: Expr) -> dict[str, Expr]:
         """The digits of the former depth at a place in the new one."""
@@ -243,7 +259,7 @@ class _Convolving:
             return found
 
         sizes = [*self.sizes, columns, const(self.whole_depth)]
-        ordered = b.cast(folded(b, b.view(stored, sizes, place_of, guard)), F32)
+        ordered = b.cast(folded(b, b.view(stored, sizes, place_of, guard)), self.dtype)
         count = floordiv(columns + (width - 1), width, b.facts)
         return b.view(
             ordered, [*self.sizes, count, const(self.whole_depth), const(width)],
@@ -262,9 +278,17 @@ def folded(b: Builder, x: Ref) -> Ref:
 
 
 def _narrow(b: Builder, x: Ref) -> bool:
-    """Whether a value is converted from 16 bits."""
-    node = b.graph.nodes[x.node]
-    return node.primitive == Map("cast") and b.type(node.operands[0]).dtype.bits == 16
+    """Whether a value is converted from 16 bits, or from 8."""
+    return _stored(b, x) != b.type(x).dtype
+
+
+def _stored(b: Builder, x: Ref) -> DType:
+    """The dtype of 16 or 8 bits that a value is converted from, else its own."""
+    node, own = b.graph.nodes[x.node], b.type(x).dtype
+    if node.primitive != Map("cast"):
+        return own
+    dtype = b.type(node.operands[0]).dtype
+    return dtype if dtype.bits == 16 or is_byte(dtype) else own
 
 
 def last(items: Sequence[T], axis: int) -> list[T]:

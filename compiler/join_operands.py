@@ -31,6 +31,8 @@ PACKED_BYTES = 1 << 20
 
 CHUNK = 8
 """Elements of 16 bits that are copied at a time."""
+BYTES = 16
+"""The same of 8 bits."""
 FEW_ROWS = 1024
 THIN = 36
 """Rows of a product that read the other matrix faster in place than packed: one tile."""
@@ -223,7 +225,7 @@ class OperandJoiner:
         own = [{left.node}, {panels.node, self._viewed(panels).node}]
         if any(m is not None and m.nest != group.nest for m in made):
             return
-        if not self._is_aligned(node, 16 if codes else CHUNK):
+        if not self._is_aligned(node, BYTES if codes else CHUNK):
             return
         if made[1] is None or made[1].members != own[1]:
             return
@@ -248,7 +250,7 @@ class OperandJoiner:
 
     def _gathered(self, group: Group) -> None:
         """Rows that are windows of a tensor are never stored: the product reads the tensor, and as
-        it is stored in 16 bits where both operands are."""
+        it is stored in 16 or 8 bits where both operands are."""
         if group.kind != "contract" or group.anchor is None or group.packs:
             return
         node = self.graph.nodes[group.anchor]
@@ -256,16 +258,19 @@ class OperandJoiner:
         found, maker = gathered_of(self.graph, node), self.maker.get(left)
         if found is None or maker is None or maker.kind != "pointwise":
             return
-        if not self._private(maker, group) or self.graph.type(found.source).dtype != F32:
+        codes, dtype = codes_of(self.graph, node), self.graph.type(found.source).dtype
+        if not self._private(maker, group) or (dtype != F32 and codes is None):
             return
-        half, packer = self._halves(found.source), self.maker.get(panels)
+        half = self._halves(found.source) if codes is None else codes[0]
+        packer = self.maker.get(panels)
         if half is None or packer is None or not self._packs_halves(node, half, packer, group):
             half = None
         if not self._stored(half or found.source, found.source, maker):
             return
         packs = {left: self._part(left, half)}
         if half is not None and packer is not None:
-            self._stored(self._halves(self._viewed(panels)) or panels, panels, packer)
+            stored = self._halves(self._viewed(panels)) if codes is None else codes[1]
+            self._stored(stored or panels, panels, packer)
             packs[panels] = self._part(panels, half)
         members = group.members.union(*(p.members for p in packs.values()))
         used = [self.maker[ref] for ref in packs]
@@ -281,15 +286,18 @@ class OperandJoiner:
         return Group("pointwise", [ref], node.type.shape, members, nest=self.maker[ref].nest)
 
     def _packs_halves(self, node: Node, half: Ref, packer: Group, reader: Group) -> bool:
-        """Whether a kernel packs panels of elements stored in the same 16 bits, in steps."""
-        panels = node.operands[1]
+        """Whether a kernel packs panels of elements stored in the same 16 bits, or in 8, in
+        steps."""
+        panels, codes = node.operands[1], codes_of(self.graph, node)
         viewed = self._viewed(panels)
-        stored = self._halves(viewed)
+        stored = self._halves(viewed) if codes is None else codes[1]
         if stored is None or not self._private(packer, reader):
             return False
         if viewed.node not in packer.members or packer.placed or packer.kind != "pointwise":
             return False
         same = self.graph.type(stored).dtype == self.graph.type(half).dtype
+        if codes is not None:
+            return lies_in_chunks(self.graph, node, BYTES)
         return same and lies_in_chunks(self.graph, node)
 
     def _stored(self, wanted: Ref, source: Ref, reader: Group) -> bool:

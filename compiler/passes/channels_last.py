@@ -46,7 +46,7 @@ class ChannelsLast(Pass):
             if isinstance(node.primitive, Contract)
             and (made := convolution_of(graph, node)) is not None
         }
-        if not any(made.moves for made in found.values()):
+        if not any(made.must_move for made in found.values()):
             return graph
         return _Mover(graph, found).run()
 
@@ -199,9 +199,10 @@ class _Mover:
         return None
 
     def _convolve(self, node: Node, found: Convolution) -> bool:
-        """A convolution; one of single elements only where its source has channels last."""
+        """A convolution; one of single elements only where its source has channels last, or of
+        8-bit operands."""
         ready = self.is_last(found.source, found.axis)
-        if not found.moves and not ready:
+        if not found.must_move and not ready:
             return False
         image, weights = self.last(found.source, found.axis), self.plain(found.weights)
         ref, order = convolve(self.b, node, found, image, weights, ready)

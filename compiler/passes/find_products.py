@@ -29,5 +29,7 @@ class FindProducts(Pass):
     load: Load | None = field(default=None, repr=False)
 
     def run(self, graph: Graph) -> Graph:
-        finder = partial(product_of_bytes, load=self.load) if self.narrow else None
+        finder = None
+        if self.narrow:
+            finder = partial(product_of_bytes, load=self.load, convolves=not self.few_places)
         return rebuild(graph, self.few_places, finder)

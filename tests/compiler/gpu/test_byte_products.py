@@ -292,3 +292,45 @@ def test_ptxas_has_nothing_to_say(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     said = done.stdout + done.stderr
     assert "setmaxnreg" not in said and "wgmma" not in said and "spill" not in said, said
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_quantised_convolutions_after_each_other(
+    arch: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """3 x 3 with steps, then 1 x 1: no window is stored, nor is the image between them again."""
+    text = (
+        "pipeline p(x: u8[N, 8, 9, 9], w: i8[16, 8, 3, 3], v: i8[32, 16]) -> i64[N, 32, 4, 4]\n"
+        "where N in 1..=64:\n"
+        "    a[n, o, i, j] = sum[c, p, q] (i32(x[n, c, 2*i + p, 2*j + q]) - 7)"
+        " * i32(w[o, c, p, q])\n"
+        "    h = u8(clamp(round(f32(a) * 0.001) + 128.0, 0.0, 255.0))\n"
+        "    y[n, o, i, j] = sum[c] i32(h[n, c, i, j]) * i32(v[o, c])\n"
+    )
+    plan = healthy(compiled(tmp_path / "p.pipe", text, (arch,)))
+    assert len(fused(plan, arch)) >= 2
+    x, w, v = drawn(rng, "u8", 5, 8, 9, 9), drawn(rng, "i8", 16, 8, 3, 3), drawn(rng, "i8", 32, 16)
+    windows = np.lib.stride_tricks.sliding_window_view(x.astype(int) - 7, (3, 3), (2, 3))
+    a = np.einsum("ncijpq,ocpq->noij", windows[:, :, ::2, ::2], w.astype(int))
+    h = np.clip(np.round(a.astype(np.float32) * np.float32(0.001)) + 128, 0, 255).astype(int)
+    (y,) = Emulated(plan, arch)({"x": x, "w": w, "v": v}, {"N": 5})
+    np.testing.assert_array_equal(y, np.einsum("ncij,oc->noij", h, v.astype(int)))
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_convolutions_of_f8(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    text = (
+        "import nn\n"
+        "pipeline p(x: f8e4m3[N, 5, 7, 7], w: f8e4m3[19, 5, 3, 3]) -> f32[N, 19, 7, 7]\n"
+        "where N in 1..=64:\n"
+        "    nn.convolve2d(pad(f32(x), [(0, 0), (0, 0), (1, 1), (1, 1)]), f32(w), stride=1,"
+        " dilation=1, groups=1)\n"
+    )
+    plan = healthy(compiled(tmp_path / "p.pipe", text, (arch,)))
+    x, w = drawn(rng, "f8e4m3", 5, 5, 7, 7), drawn(rng, "f8e4m3", 19, 5, 3, 3)
+    wide = np.pad(x.astype(float), [(0, 0), (0, 0), (1, 1), (1, 1)])
+    windows = np.lib.stride_tricks.sliding_window_view(wide, (3, 3), (2, 3))
+    (y,) = Emulated(plan, arch)({"x": x, "w": w}, {"N": 5})
+    found = y.transpose(0, 2, 3, 1).reshape(-1, 19)
+    rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 45)
+    agree(found, rows, w.astype(float).reshape(19, 45).T)
