@@ -48,6 +48,8 @@ BESIDE = 12
 """Tiles of a shape beside each other that run together, at most."""
 PADDING = 8
 """Elements between the rows of a tile, so that eight rows lie in different banks."""
+TURNED_PADDING = 2
+"""The same of a tile whose columns are read: two lanes to a bank."""
 
 
 @dataclass(frozen=True)
@@ -223,13 +225,15 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
         own = rows // shape.split
         ends = sym(RANK) * own, sym(RANK) * own + own
     low.bind(parallel)
-    width = group * p.panel + PADDING
+    turned = together and shape is None and _lies_along_rows(low, p)
+    width = group * p.panel + (TURNED_PADDING if turned else PADDING)
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
     matrix = left_of(low, p)
     first = column_block * group
     start = row_block * rows
     count = minimum(p.rows - start, const(rows))
+    stretch = ends[0], minimum(p.rows - start, ends[1])
 
     def one_panel() -> None:
         target = (tile, (sym("p") - first) * p.panel, const(width))
@@ -241,7 +245,11 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
 
     def column() -> None:
         at = first * p.panel + sym("c")
+        low.facts = low.facts.with_ranges({"r": (0, rows - 1)})
         low.when([p.columns - 1 - at], lambda: element(at))
+
+    def down() -> None:
+        low.loop("r", *stretch, column, vector=True)
 
     def element(at: Expr) -> None:
         # only columns of the product get here, which split_index may use
@@ -251,10 +259,19 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
 
     def all_of_it() -> None:
         low.loop("p", first, minimum(first + group, p.panels), one_panel)
-        low.loop("r", ends[0], minimum(p.rows - start, ends[1]), finish, vector=True)
+        if turned:
+            return low.loop("c", const(0), const(group * p.panel), down, vector=True)
+        low.loop("r", *stretch, finish, vector=True)
 
     low.when([p.rows - start - 1] if square else [], all_of_it)
     return parallel, p.depth * (rows * group * p.panel)
+
+
+def _lies_along_rows(low: Lowering, p: Product) -> bool:
+    """Whether results are placed so that those of adjacent rows are adjacent, not of columns."""
+    rows = {f"d{a}" for a in p.primitive.rows}
+    placed = [at[-1].as_symbol() for _, at in low.group.placed.values() if at]
+    return len(placed) == len(low.group.roots) and all(name in rows for name in placed)
 
 
 def whole_of(low: Lowering) -> Whole | None:
