@@ -19,8 +19,8 @@ import numpy as np
 from ..drivers import MAP_BYTES
 from ..errors import DeviceError, InputError, OutOfMemory
 from . import dlpack
+from .bindings import HELP, call, check, cuda, raise_for, text_of
 
-HELP = '  = help: python -m pip install "stagefuse[gpu]"'
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no order with the legacy default stream
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING: cheaper events
 _DEFAULT_SHARED = 48 * 1024  # more must be asked for, kernel by kernel
@@ -81,133 +81,72 @@ class View:
     owner: Any
 
 
-@functools.cache
-def _driver() -> Any:
-    """The bindings' driver module, initialised. Raises DeviceError."""
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise DeviceError(f"cuda-bindings is not there: {error}\n{HELP}") from None
-    try:
-        code = driver.cuInit(0)[0]
-        if code == driver.CUresult.CUDA_ERROR_NO_DEVICE:
-            raise DeviceError(
-                "CUDA sees no GPU on this machine\n  = help: is CUDA_VISIBLE_DEVICES set?"
-            )
-        _raise(driver, code, "starting CUDA")
-    except DeviceError:
-        raise
-    except Exception as error:  # the bindings' own kinds
-        missing = type(error).__name__ == "DynamicLibNotFoundError"
-        why = "it has no libcuda" if missing else f"{type(error).__name__}: {error}"
-        raise DeviceError(
-            f"this machine has no NVIDIA driver that works: {why}\n"
-            f'  = help: install the driver, or run on the CPU, or in the emulator: '
-            f'device="emulator"'
-        ) from None
-    return driver
-
-
-def _raise(driver: Any, code: Any, doing: str) -> None:
-    if int(code) == 0:
-        return
-    name = driver.cuGetErrorName(code)[1]
-    text = driver.cuGetErrorString(code)[1]
-    shown = f"{doing}: {_text(name)}: {_text(text)}"
-    if code == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-        raise OutOfMemory(shown)
-    raise DeviceError(shown)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _call(name: str, doing: str, *arguments: Any) -> Any:
-    """What a function of the driver gives. Raises DeviceError, OutOfMemory."""
-    driver = _driver()
-    try:
-        code, *values = getattr(driver, name)(*arguments)
-    except RuntimeError as error:  # the bindings' own, where the driver lacks a function
-        raise DeviceError(f"{doing}: {error}") from None
-    _raise(driver, code, doing)
-    if not values:
-        return None
-    return values[0] if len(values) == 1 else values
-
-
-def _check(code: Any, doing: str) -> None:
-    """`_raise` for what every call does, where each tenth of a microsecond counts."""
-    if code:
-        _raise(_driver(), code, doing)
-
-
 # Devices
 
 
 def driver_version() -> tuple[int, int]:
     """The CUDA version that the driver supports."""
-    version = _call("cuDriverGetVersion", "asking for the driver's version")
+    version = call("cuDriverGetVersion", "asking for the driver's version")
     return version // 1000, version % 1000 // 10
 
 
 def device_count() -> int:
-    driver = _driver()
+    driver = cuda()
     code, count = driver.cuDeviceGetCount()
     if code == driver.CUresult.CUDA_ERROR_NO_DEVICE:
         return 0
-    _raise(driver, code, "counting GPUs")
+    raise_for(driver, code, "counting GPUs")
     return int(count)
 
 
 def describe(number: int) -> tuple[str, int, int, int]:
     """Name, compute capability (major, minor) and bytes of memory of a GPU."""
-    kinds = _driver().CUdevice_attribute
+    kinds = cuda().CUdevice_attribute
     doing = f"describing GPU {number}"
-    device = _call("cuDeviceGet", doing, number)
-    name = _text(_call("cuDeviceGetName", doing, 128, device)).partition("\0")[0].strip()
+    device = call("cuDeviceGet", doing, number)
+    name = text_of(call("cuDeviceGetName", doing, 128, device)).partition("\0")[0].strip()
     major, minor = (
-        _call("cuDeviceGetAttribute", doing, kind, device)
+        call("cuDeviceGetAttribute", doing, kind, device)
         for kind in (
             kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
             kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
         )
     )
-    return name, int(major), int(minor), int(_call("cuDeviceTotalMem", doing, device))
+    return name, int(major), int(minor), int(call("cuDeviceTotalMem", doing, device))
 
 
 def multiprocessors(number: int) -> int | None:
     """How many multiprocessors a GPU has."""
-    kind = _driver().CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+    kind = cuda().CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
     doing = f"describing GPU {number}"
-    device = _call("cuDeviceGet", doing, number)
-    return int(_call("cuDeviceGetAttribute", doing, kind, device)) or None
+    device = call("cuDeviceGet", doing, number)
+    return int(call("cuDeviceGetAttribute", doing, kind, device)) or None
 
 
 def open_context(number: int) -> Any:
     """The GPU's primary context, which other libraries in this process use too."""
-    device = _call("cuDeviceGet", "opening a GPU", number)
-    return _call("cuDevicePrimaryCtxRetain", "opening a GPU", device)
+    device = call("cuDeviceGet", "opening a GPU", number)
+    return call("cuDevicePrimaryCtxRetain", "opening a GPU", device)
 
 
 def enter(context: Any) -> None:
     """Make the context this thread's until `leave`."""
-    _check(_driver().cuCtxPushCurrent(context)[0], "choosing a GPU")
+    check(cuda().cuCtxPushCurrent(context)[0], "choosing a GPU")
 
 
 def leave() -> None:
-    _check(_driver().cuCtxPopCurrent()[0], "leaving a GPU")
+    check(cuda().cuCtxPopCurrent()[0], "leaving a GPU")
 
 
 def is_current(context: Any) -> bool:
     """Whether the context is this thread's already, such as after PyTorch's calls."""
-    code, found = _driver().cuCtxGetCurrent()
+    code, found = cuda().cuCtxGetCurrent()
     return not code and int(found) == int(context)
 
 
 def close_context(number: int) -> None:
-    device = _call("cuDeviceGet", "closing a GPU", number)
-    _call("cuDevicePrimaryCtxRelease", "closing a GPU", device)
+    device = call("cuDeviceGet", "closing a GPU", number)
+    call("cuDevicePrimaryCtxRelease", "closing a GPU", device)
 
 
 # Code
@@ -215,20 +154,20 @@ def close_context(number: int) -> None:
 
 def load(code: bytes) -> Any:
     """A library of a cubin, or of PTX that ends with a zero byte."""
-    return _call("cuLibraryLoadData", "loading kernels", code, [], [], 0, [], [], 0)
+    return call("cuLibraryLoadData", "loading kernels", code, [], [], 0, [], [], 0)
 
 
 def unload(library: Any) -> None:
-    _call("cuLibraryUnload", "unloading kernels", library)
+    call("cuLibraryUnload", "unloading kernels", library)
 
 
 def kernel(library: Any, name: str) -> Any:
-    return _call("cuLibraryGetKernel", f"looking for the kernel {name}", library, name.encode())
+    return call("cuLibraryGetKernel", f"looking for the kernel {name}", library, name.encode())
 
 
 def parameter_sizes(kernel: Any, count: int) -> list[int] | None:
     """Bytes of a kernel's first parameters; None from drivers before CUDA 12.4, which can't say."""
-    driver = _driver()
+    driver = cuda()
     sizes: list[int] = []
     while len(sizes) < count:
         try:
@@ -237,7 +176,7 @@ def parameter_sizes(kernel: Any, count: int) -> list[int] | None:
             return None
         if code == driver.CUresult.CUDA_ERROR_INVALID_VALUE:  # there is no such parameter
             return sizes
-        _raise(driver, code, "asking for a kernel's parameters")
+        raise_for(driver, code, "asking for a kernel's parameters")
         sizes.append(int(size))
     return sizes
 
@@ -250,82 +189,82 @@ def allocate(size: int, purpose: str) -> int:
         raise OutOfMemory(f"{size} bytes for {purpose} are more than any GPU has")
     if size == 0:
         return 0
-    return int(_call("cuMemAlloc", f"allocating {size} bytes for {purpose}", size))
+    return int(call("cuMemAlloc", f"allocating {size} bytes for {purpose}", size))
 
 
 def free(address: int) -> None:
     """Free memory; waits until the GPU no longer uses it."""
     if address:
-        _call("cuMemFree", "freeing memory", address)
+        call("cuMemFree", "freeing memory", address)
 
 
 def pin(size: int, purpose: str) -> int:
     """The address of page-locked memory of this machine."""
-    return int(_call("cuMemHostAlloc", f"page-locking {size} bytes for {purpose}", size, 1))
+    return int(call("cuMemHostAlloc", f"page-locking {size} bytes for {purpose}", size, 1))
 
 
 def unpin(address: int) -> None:
-    _call("cuMemFreeHost", "freeing page-locked memory", address)
+    call("cuMemFreeHost", "freeing page-locked memory", address)
 
 
 def copy_in(address: int, host: int, size: int, stream: int) -> None:
-    _check(_driver().cuMemcpyHtoDAsync(address, host, size, stream)[0], "copying to the GPU")
+    check(cuda().cuMemcpyHtoDAsync(address, host, size, stream)[0], "copying to the GPU")
 
 
 def copy_out(host: int, address: int, size: int, stream: int) -> None:
-    _check(_driver().cuMemcpyDtoHAsync(host, address, size, stream)[0], "copying from the GPU")
+    check(cuda().cuMemcpyDtoHAsync(host, address, size, stream)[0], "copying from the GPU")
 
 
 def copy(to: int, source: int, size: int, stream: int) -> None:
-    _check(_driver().cuMemcpyDtoDAsync(to, source, size, stream)[0], "copying on the GPU")
+    check(cuda().cuMemcpyDtoDAsync(to, source, size, stream)[0], "copying on the GPU")
 
 
 def clear(address: int, size: int, stream: int) -> None:
-    _call("cuMemsetD8Async", "clearing memory", address, 0, size, stream)
+    call("cuMemsetD8Async", "clearing memory", address, 0, size, stream)
 
 
 # Streams and events
 
 
 def stream() -> int:
-    return int(_call("cuStreamCreate", "making a stream", _NON_BLOCKING))
+    return int(call("cuStreamCreate", "making a stream", _NON_BLOCKING))
 
 
 def close_stream(stream: int) -> None:
-    _call("cuStreamDestroy", "closing a stream", stream)
+    call("cuStreamDestroy", "closing a stream", stream)
 
 
 def finish(stream: int) -> None:
-    _check(_driver().cuStreamSynchronize(stream)[0], "running on the GPU")
+    check(cuda().cuStreamSynchronize(stream)[0], "running on the GPU")
 
 
 def event() -> int:
-    return int(_call("cuEventCreate", "making an event", _DISABLE_TIMING))
+    return int(call("cuEventCreate", "making an event", _DISABLE_TIMING))
 
 
 def close_event(event: int) -> None:
-    _call("cuEventDestroy", "closing an event", event)
+    call("cuEventDestroy", "closing an event", event)
 
 
 def record(event: int, stream: int) -> None:
-    _check(_driver().cuEventRecord(event, stream)[0], "recording an event")
+    check(cuda().cuEventRecord(event, stream)[0], "recording an event")
 
 
 def wait(stream: int, event: int) -> None:
-    _check(_driver().cuStreamWaitEvent(stream, event, 0)[0], "waiting for an event")
+    check(cuda().cuStreamWaitEvent(stream, event, 0)[0], "waiting for an event")
 
 
 def reached(event: int) -> bool:
-    driver = _driver()
+    driver = cuda()
     (code,) = driver.cuEventQuery(event)
     if code == driver.CUresult.CUDA_ERROR_NOT_READY:
         return False
-    _raise(driver, code, "running on the GPU")
+    raise_for(driver, code, "running on the GPU")
     return True
 
 
 def finish_event(event: int) -> None:
-    _check(_driver().cuEventSynchronize(event)[0], "running on the GPU")
+    check(cuda().cuEventSynchronize(event)[0], "running on the GPU")
 
 
 # Tensor maps
@@ -360,8 +299,8 @@ def tensor_map(
         made.ctypes.data, _MAP_TYPES[dtype], rank, address, *(a.ctypes.data for a in lists), 0,
         _MAP_SWIZZLES[swizzle], _PROMOTION, int(fills_nan),
     )  # fmt: skip
-    driver = _driver()
-    _raise(driver, driver.CUresult(code), "making a tensor map")
+    driver = cuda()
+    raise_for(driver, driver.CUresult(code), "making a tensor map")
     made.setflags(write=False)  # the next caller gets the same
     return made
 
@@ -370,7 +309,7 @@ def tensor_map(
 def _encode_tiled() -> Any:
     """The driver's `cuTensorMapEncodeTiled`. Raises DeviceError where it has none."""
     name = b"cuTensorMapEncodeTiled"
-    address, _ = _call("cuGetProcAddress", "looking for tensor maps", name, 12000, 0)
+    address, _ = call("cuGetProcAddress", "looking for tensor maps", name, 12000, 0)
     address = int(address)
     if not address:
         raise DeviceError("this NVIDIA driver has no tensor maps\n  = help: CUDA 12 brought them")
@@ -386,7 +325,7 @@ def _encode_tiled() -> Any:
 def graph(nodes: Sequence[Node], device: int) -> Graph:
     """The nodes as an instantiated graph. One for a single node too: it takes the processor less
     than half of what a launch by itself does, on an H100 1.6 us to 3.6."""
-    definition = _call("cuGraphCreate", "making a graph", 0)
+    definition = call("cuGraphCreate", "making a graph", 0)
     parameters, made, pointers = [], list[Any](), []
     try:
         for node in nodes:
@@ -395,14 +334,14 @@ def graph(nodes: Sequence[Node], device: int) -> Graph:
             after = [made[i] for i in node.after]
             doing = f"adding the launch of {node.label}"
             made.append(
-                _call("cuGraphAddKernelNode", doing, definition, after, len(after), structure)
+                call("cuGraphAddKernelNode", doing, definition, after, len(after), structure)
             )
             _set_cluster(made[-1], node)
             parameters.append(structure)
             pointers.append(addresses)
-        executable = _call("cuGraphInstantiate", "preparing a graph", definition, 0)
+        executable = call("cuGraphInstantiate", "preparing a graph", definition, 0)
     except BaseException:
-        _call("cuGraphDestroy", "closing a graph", definition)
+        call("cuGraphDestroy", "closing a graph", definition)
         raise
     return Graph(
         tuple(nodes), tuple(parameters), tuple(made), definition, executable, tuple(pointers),
@@ -420,19 +359,19 @@ def update(
     for position, map in maps.items():  # not its bytes: others may have the same map
         graph.maps[number][position] = map
         graph.pointers[number][len(node.arguments) + position] = map.ctypes.data
-    code = _driver().cuGraphExecKernelNodeSetParams(
+    code = cuda().cuGraphExecKernelNodeSetParams(
         graph.executable, graph.made[number], graph.parameters[number]
     )[0]
-    _check(code, "changing a launch")
+    check(code, "changing a launch")
 
 
 def replay(graph: Graph, stream: int) -> None:
-    _check(_driver().cuGraphLaunch(graph.executable, stream)[0], "launching a graph")
+    check(cuda().cuGraphLaunch(graph.executable, stream)[0], "launching a graph")
 
 
 def close_graph(graph: Graph) -> None:
-    _call("cuGraphExecDestroy", "closing a graph", graph.executable)
-    _call("cuGraphDestroy", "closing a graph", graph.definition)
+    call("cuGraphExecDestroy", "closing a graph", graph.executable)
+    call("cuGraphDestroy", "closing a graph", graph.definition)
 
 
 def _parameters(node: Node) -> tuple[Any, Any]:
@@ -440,8 +379,8 @@ def _parameters(node: Node) -> tuple[Any, Any]:
     first, count = node.arguments.ctypes.data, len(node.arguments)
     places = [*range(first, first + 8 * count, 8), *(m.ctypes.data for m in node.maps)]
     addresses = np.array(places, np.uint64)
-    found = _driver().CUDA_KERNEL_NODE_PARAMS()
-    found.func = _call("cuKernelGetFunction", f"preparing {node.label}", node.kernel)
+    found = cuda().CUDA_KERNEL_NODE_PARAMS()
+    found.func = call("cuKernelGetFunction", f"preparing {node.label}", node.kernel)
     found.gridDimX, found.gridDimY, found.gridDimZ = node.grid
     found.blockDimX, found.blockDimY, found.blockDimZ = node.block
     found.sharedMemBytes = node.shared_bytes
@@ -451,7 +390,7 @@ def _parameters(node: Node) -> tuple[Any, Any]:
 
 def _allow(node: Node, device: int) -> None:
     """Ask for shared memory and clusters beyond what every kernel may have."""
-    kinds = _driver().CUfunction_attribute
+    kinds = cuda().CUfunction_attribute
     doing = f"preparing {node.label}"
     blocks = node.cluster[0] * node.cluster[1] * node.cluster[2]
     wanted = []
@@ -461,18 +400,18 @@ def _allow(node: Node, device: int) -> None:
     if blocks > _PORTABLE_CLUSTER:
         wanted.append((kinds.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1))
     for kind, value in wanted:
-        number = _call("cuDeviceGet", doing, device)
-        _call("cuKernelSetAttribute", doing, kind, value, node.kernel, number)
+        number = call("cuDeviceGet", doing, device)
+        call("cuKernelSetAttribute", doing, kind, value, node.kernel, number)
 
 
 def _set_cluster(made: Any, node: Node) -> None:
     if node.cluster == (1, 1, 1):
         return
-    driver = _driver()
+    driver = cuda()
     value = driver.CUkernelNodeAttrValue()
     value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = node.cluster
     kind = driver.CUkernelNodeAttrID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-    _call("cuGraphKernelNodeSetAttribute", f"preparing {node.label}", made, kind, value)
+    call("cuGraphKernelNodeSetAttribute", f"preparing {node.label}", made, kind, value)
 
 
 # Arrays of other libraries
@@ -511,4 +450,3 @@ def export(
         address, shape, dtype, (_DLPACK_CUDA, number), owner, strides=strides,
         max_version=max_version,
     )  # fmt: skip
-

@@ -18,7 +18,7 @@ import numpy as np
 
 from stagefuse.compiler.gpu.assemble import AssemblerMissing, assemble
 from stagefuse.compiler.ptx import print_module, read_module
-from stagefuse.runtime.cuda import calls
+from stagefuse.runtime.cuda import bindings, calls
 
 PATIENCE = 120.0
 """Seconds until a call counts as one that hangs."""
@@ -35,10 +35,10 @@ class Device:
     def __init__(self) -> None:
         calls.enter(calls.open_context(0))
         self._libraries: list[Any] = []
-        device = calls._call("cuDeviceGet", "a test", 0)
-        kinds = calls._driver().CUdevice_attribute
+        device = bindings.call("cuDeviceGet", "a test", 0)
+        kinds = bindings.cuda().CUdevice_attribute
         major, minor = (
-            int(calls._call("cuDeviceGetAttribute", "a test", kind, device))
+            int(bindings.call("cuDeviceGetAttribute", "a test", kind, device))
             for kind in (kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                          kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
         )  # fmt: skip
@@ -53,12 +53,12 @@ class Device:
     def put(self, address: int, data: bytes) -> None:
         if data:
             raw = np.frombuffer(data, np.uint8)
-            calls._call("cuMemcpyHtoD", "copying in", address, raw.ctypes.data, len(raw))
+            bindings.call("cuMemcpyHtoD", "copying in", address, raw.ctypes.data, len(raw))
 
     def fetch(self, address: int, size: int) -> bytes:
         found = np.empty(size, np.uint8)
         if size:
-            calls._call("cuMemcpyDtoH", "copying out", found.ctypes.data, address, size)
+            bindings.call("cuMemcpyDtoH", "copying out", found.ctypes.data, address, size)
         return found.tobytes()
 
     def load(self, text: str) -> int:
@@ -74,7 +74,8 @@ class Device:
         return len(self._libraries) - 1
 
     def variable(self, module: int, name: str) -> int:
-        address, _ = calls._call("cuLibraryGetGlobal", name, self._libraries[module], name.encode())
+        library = self._libraries[module]
+        address, _ = bindings.call("cuLibraryGetGlobal", name, library, name.encode())
         return int(address)
 
     def tensor_map(self, *fields: Any) -> bytes:
@@ -85,15 +86,15 @@ class Device:
         self, module: int, name: str, grid: Dim, block: Dim, cluster: Dim | None, shared: int,
         parameters: bytes, offsets: Sequence[int],
     ) -> None:  # fmt: skip
-        driver = calls._driver()
+        driver = bindings.cuda()
         kernel = calls.kernel(self._libraries[module], name)
         kinds = driver.CUfunction_attribute
-        device = calls._call("cuDeviceGet", name, 0)
+        device = bindings.call("cuDeviceGet", name, 0)
         for kind, value in (
             (kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared),
             (kinds.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
         ):
-            calls._call("cuKernelSetAttribute", name, kind, value, kernel, device)
+            bindings.call("cuKernelSetAttribute", name, kind, value, kernel, device)
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.blockDimX, config.blockDimY, config.blockDimZ = block
@@ -106,8 +107,8 @@ class Device:
             config.attrs, config.numAttrs = [attribute], 1
         data = np.frombuffer(parameters, np.uint8).copy()
         places = np.array([data.ctypes.data + o for o in offsets], np.uint64)
-        function = calls._call("cuKernelGetFunction", name, kernel)
-        calls._call("cuLaunchKernelEx", name, config, function, int(places.ctypes.data), 0)
+        function = bindings.call("cuKernelGetFunction", name, kernel)
+        bindings.call("cuLaunchKernelEx", name, config, function, int(places.ctypes.data), 0)
         calls.finish(0)
 
 
