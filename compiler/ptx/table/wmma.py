@@ -15,12 +15,13 @@ _REGISTERS = {
     "u8": {"m16n16k16": (2, 2), "m8n32k16": (1, 4), "m32n8k16": (4, 1)},
     "s8": {"m16n16k16": (2, 2), "m8n32k16": (1, 4), "m32n8k16": (4, 1)},
     "tf32": {"m16n16k8": (4, 4)},
+    "f64": {"m8n8k4": (1, 1)},
 }
 """Registers of a lane for A and for B, by type and shape."""
 
 _SINCE = {"f16": (70, (6, 1)), "bf16": (80, (7, 0)), "tf32": (80, (7, 0)), "u8": (72, (6, 3)),
-          "s8": (72, (6, 3))}  # fmt: skip
-_RESULTS = {"f16": ("b32", 4), "f32": ("f32", 8), "s32": ("s32", 8)}
+          "s8": (72, (6, 3)), "f64": (80, (7, 0))}  # fmt: skip
+_RESULTS = {"f16": ("b32", 4), "f32": ("f32", 8), "s32": ("s32", 8), "f64": ("f64", 2)}
 
 
 def _form(modifiers: str, operands: str, meaning: str, summary: str, of: str,
@@ -33,7 +34,7 @@ def _form(modifiers: str, operands: str, meaning: str, summary: str, of: str,
 def _loads(kind: str) -> tuple[Form, ...]:
     return tuple(
         _form(f"load {which} sync aligned layout {shape} ?space {kind}",
-              f">d:b32*{counts[at]} [p] stride:u32?", "load",
+              f">d:{'f64' if kind == 'f64' else 'b32'}*{counts[at]} [p] stride:u32?", "load",
               f"the fragment of {which.upper()} from memory", kind, frozenset({"reads"}),
               layout="row col", space=_SPACE)
         for shape, counts in _REGISTERS[kind].items()
@@ -82,5 +83,8 @@ FORMS = (
     *_results("f32", " ".join(_SHAPES), "f16"),
     *_results("f32", "m16n16k8", "tf32"),
     *_results("s32", " ".join(_SHAPES), "s8"),
+    *_results("f64", "m8n8k4", "f64"),
+    _form("mma sync aligned LA LB m8n8k4 ?rnd D A A D", ">d:f64*2 a:f64*1 b:f64*1 c:f64*2", "mma",
+          "a * b + c", "f64", LA="row col", LB="row col", D="f64", A="f64"),
     *_products(),
 )

@@ -18,6 +18,7 @@ from .. import floats as fl
 from ..arrays import warps_of
 from ..operands import address, elements, getter, putter
 from ..program import Run, Site
+from ..values import DTYPES
 from . import effect
 from .tensor import unpacked, warp_rows
 
@@ -72,9 +73,10 @@ def load(site: Site) -> Run:
     kind = _element(site)
     item = TYPES[kind].size_bytes
     results = elements(site.operand("d"))
-    puts = [putter(site, x, "b32") for x in results]
+    word = _word(kind)
+    puts = [putter(site, x, word) for x in results]
     at, stride = address(site, "p"), _stride(site, rows, columns, by_rows)
-    each = 4 // item
+    each = DTYPES[word].itemsize // item
     space = site.word("space") or "generic"
     dtype = np.dtype(f"u{item}")
 
@@ -87,7 +89,7 @@ def load(site: Site) -> Run:
         ]
         for r, put in enumerate(puts):
             words = np.stack(parts[r * each : (r + 1) * each], axis=1)
-            put(g, np.ascontiguousarray(words).view(np.uint32).reshape(-1))
+            put(g, np.ascontiguousarray(words).view(DTYPES[word]).reshape(-1))
 
     return run
 
@@ -97,9 +99,10 @@ def store(site: Site) -> Run:
     rows, columns, by_rows = _layout(site)
     kind = _element(site)
     item = TYPES[kind].size_bytes
-    gets = [getter(site, x, "b32") for x in elements(site.operand("c"))]
+    word = _word(kind)
+    gets = [getter(site, x, word) for x in elements(site.operand("c"))]
     at, stride = address(site, "p"), _stride(site, rows, columns, by_rows)
-    each = 4 // item
+    each = DTYPES[word].itemsize // item
     space = site.word("space") or "generic"
     dtype = np.dtype(f"u{item}")
 
@@ -132,8 +135,9 @@ def mma(site: Site) -> Run:
     m, n, k = _shape(site)
     kind, d_kind = site.word("A") or "f16", site.word("D")
     c_kind = site.word("C") or d_kind
-    gets = {x: [getter(site, e, "b32") for e in elements(site.operand(x))] for x in "abc"}
-    puts = [putter(site, x, "b32") for x in elements(site.operand("d"))]
+    word = _word(kind)
+    gets = {x: [getter(site, e, word) for e in elements(site.operand(x))] for x in "abc"}
+    puts = [putter(site, x, word) for x in elements(site.operand("d"))]
     clamps = "satfinite" in site.match.slots
 
     def run(g: Group) -> None:
@@ -143,7 +147,7 @@ def mma(site: Site) -> Run:
         total = np.matmul(a, b) + _matrix(g, gets["c"], c_kind, warps, (m, n))
         held = total.reshape(len(warps), -1, 32).transpose(0, 2, 1)  # warp, lane, element
         words = _words(np.ascontiguousarray(held), d_kind, clamps)
-        whole = np.zeros((g.batch.warps, *words.shape[1:]), np.uint32)
+        whole = np.zeros((g.batch.warps, *words.shape[1:]), words.dtype)
         whole[warps] = words
         flat = whole.reshape(-1, words.shape[2])[g.threads()]
         for r, put in enumerate(puts):
@@ -152,7 +156,14 @@ def mma(site: Site) -> Run:
     return run
 
 
+def _word(kind: str) -> str:
+    """The type of a fragment's registers."""
+    return "b64" if kind == "f64" else "b32"
+
+
 def _words(values: Array, kind: str, clamps: bool) -> Array:
+    if kind == "f64":
+        return values.view(np.uint64)
     if kind == "f32":
         return fl.canonical(values.astype(fl.F32)).view(np.uint32)
     if kind == "f16":
