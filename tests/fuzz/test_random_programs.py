@@ -1,0 +1,80 @@
+"""Random programs equal what NumPy says of them, within the errors that their roundings may have.
+
+A failure prints the program and its seed; `STAGEFUSE_SEED` makes it again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stagefuse.compiler.plan import LEVELS
+from stagefuse.runtime import native
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
+from stagefuse.runtime.devices import open_plan
+from stagefuse.runtime.pipeline import Pipeline
+
+from . import measured as m
+from .growing import Node
+from .programs import Program, array, compiled, laid_out
+from .sizes import Sizes, sized
+
+SIZES: tuple[Sizes, ...] = (
+    {"M": 5, "N": 7, "K": 13}, {"M": 0, "N": 3, "K": 5}, {"M": 33, "N": 2, "K": 17},
+    {"M": 3, "N": 0, "K": 70}, {"M": 1, "N": 1, "K": 1},
+)  # fmt: skip
+WAYS = {  # what a program starts with, the sizes among its shapes, and its steps
+    "mixed": ((), (1, 2, 3, 5, 8), 10),
+    "wide": ((), (1, 16, 48, 64), 6),
+    "attention": (("attention",), (1, 5, 16), 2),
+    "convolution": (("convolution",), (1, 3, 8), 2),
+}
+
+
+def wrong(
+    pipe: Pipeline, program: Program, results: list[Node], sizes: Sizes, rng: np.random.Generator
+) -> list[str]:
+    """What a call with random inputs gives that it should not."""
+    special = bool(rng.random() < 0.4)
+    inputs = {n.name: array(rng, sized(n.shape, sizes), n.dtype, special) for n in program.inputs}
+    wanted = program.values(sizes, inputs)
+    used = program.used(program.live(results))
+    found = pipe(**{n.name: laid_out(rng, inputs[n.name]) for n in used})
+    found = found if isinstance(found, tuple) else (found,)
+    said = [(n.name, m.check(a, wanted[n.name])) for n, a in zip(results, found, strict=True)]
+    return [f"{pipe.device}, {sizes}: {name}: {text}" for name, text in said if text]
+
+
+@pytest.mark.parametrize("turn", range(2))
+@pytest.mark.parametrize("way", WAYS)
+def test_on_the_cpu(
+    way: str, turn: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, sizes, steps = WAYS[way]
+    program = Program(int(rng.integers(1 << 32)), steps, consts=sizes, first=first)
+    results = program.results()
+    text = program.source(results)
+    print(text)
+    plan = compiled(text, ["cpu"], LEVELS)
+    for level, threads, tiles in (("v3", 1, False), ("v4", 2, True), ("v4", 1, False)):
+        if level > (native.detect_level() or ""):
+            continue
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "detect_level", lambda *_, level=level: level)
+            pipe = CpuPipeline(plan, threads=threads, tiles=tiles)
+        with pipe:
+            for some in SIZES:
+                assert not wrong(pipe, program, results, some, rng)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
+@pytest.mark.parametrize("way", WAYS)
+def test_in_the_emulator(way: str, arch: str, rng: np.random.Generator) -> None:
+    first, sizes, steps = WAYS[way]
+    program = Program(int(rng.integers(1 << 32)), steps, consts=sizes, first=first)
+    results = program.results()
+    text = program.source(results)
+    print(text)
+    with open_plan(compiled(text, [arch], LEVELS), None, f"emulator:{arch}") as pipe:
+        for some in SIZES[:2]:
+            assert not wrong(pipe, program, results, some, rng)
