@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from stagefuse.compiler.cpu.ir import BITS
 
-from .ir import NARROW, TYPE, Code, Line, Value
+from .ir import NARROW, TYPE, Code, Value
+from .lines import Line
 
 
 def _bitcast(c: Code, value: Value, kind: str) -> Value:

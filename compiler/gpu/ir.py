@@ -2,25 +2,24 @@
 
 It has the interface of `compiler.cpu.ir`, so that formulas over scalars are written once for both.
 Equal pure instructions are written once, each in the outermost loop around it in which its
-operands exist: a loop has an open place before it where such instructions go. Types have LLVM's
-names. Narrow integers live in 32-bit registers as sign-extended patterns, whatever their sign; an
-i1 is a predicate. Reference: PTX ISA 8.7, chapter 9, "Instruction Set".
+operands exist (`lines`). Types have LLVM's names. Narrow integers live in 32-bit registers as
+sign-extended patterns, whatever their sign; an i1 is a predicate. Reference: PTX ISA 8.7, chapter
+9, "Instruction Set".
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, Union
 
 from stagefuse.compiler.cpu.ir import BITS, FLOATS, integer_of, round_to_single
 
 from .fields import Fields
+from .lines import Line, Lines, Scope
 
 Operand: TypeAlias = Union["Value", int, float]
-Item: TypeAlias = Union["Line", list["Item"]]
 
 CLASS = {
     "i1": "p", "half": "h", "i8": "r", "i16": "r", "i32": "r", "i64": "rd", "float": "f",
@@ -31,14 +30,6 @@ DECLARED = {"p": "pred", "h": "b16", "r": "b32", "rd": "b64", "f": "f32", "fd": 
 TYPE = {"half": "f16", "i8": "32", "i16": "32", "i32": "32", "i64": "64", "float": "f32",
         "double": "f64"}  # fmt: skip
 NARROW = ("i8", "i16")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of PTX with the place in the source that it stands for."""
-
-    text: str
-    loc: int = 0
 
 
 def constant_text(value: float | int, kind: str) -> str:
@@ -163,53 +154,17 @@ class Value:
         return self.code.pure(f"setp.nan.{TYPE[self.type]}", "i1", self, self)
 
 
-@dataclass
-class _Scope:
-    """A loop or branch being written: where its lines go, and what it knows."""
-
-    lines: list[Item]
-    fixed: bool  # a branch: what it computes stays inside
-    known: dict[tuple[str, ...], Value] = field(default_factory=dict)
-
-
-class Code:
+class Code(Lines):
     """The body of one function being written."""
 
     def __init__(self) -> None:
-        self.root: list[Item] = []
+        super().__init__()
         self.contract = False  # whether a product and a sum may become one instruction
-        self.loc = 0
         self.tables: set[str] = set()
         self.stored: dict[str, tuple[str, Value]] = {}
         """Registers whose value is that of another one, with an element as it is stored."""
         self.fields = Fields(self)
-        self.scopes = [_Scope(self.root, False)]
         self._counts: dict[str, int] = {}
-        self._labels: dict[str, int] = {}
-
-    @property
-    def depth(self) -> int:
-        return len(self.scopes) - 1
-
-    # Text
-
-    def text(self) -> list[str]:
-        """The lines, with `.loc` where the place in the source changes."""
-        found: list[str] = []
-        at = 0
-        stack: list[Iterator[Item]] = [iter(self.root)]
-        while stack:
-            item = next(stack[-1], None)
-            if item is None:
-                stack.pop()
-            elif isinstance(item, list):
-                stack.append(iter(item))
-            else:
-                if item.loc not in (0, at):
-                    at = item.loc
-                    found.append(f"\t.loc 1 {at} 0")
-                found.append(item.text)
-        return found
 
     def registers(self) -> list[str]:
         """Declarations of all registers."""
@@ -217,64 +172,6 @@ class Code:
             f"\t.reg .{DECLARED[c]} %{c}<{count + 1}>;"
             for c, count in sorted(self._counts.items())
         ]  # fmt: skip
-
-    def line(self, text: str) -> None:
-        """An instruction that stays here."""
-        self.scopes[-1].lines.append(Line(f"\t{text}", self.loc))
-
-    def comment(self, text: str) -> None:
-        self.scopes[-1].lines.append(Line(f"\t// {text}"))
-
-    def label(self, hint: str) -> str:
-        self._labels[hint] = self._labels.get(hint, 0) + 1
-        return f"${hint}{self._labels[hint]}"
-
-    def start(self, label: str) -> None:
-        self.scopes[-1].lines.append(Line(f"{label}:"))
-
-    def branch(self, label: str) -> None:
-        self.line(f"bra {label};")
-
-    def branch_if(self, condition: Value, label: str, holds: bool = True) -> None:
-        if condition.known is not None:
-            if bool(condition.known) == holds:
-                self.branch(label)
-            return
-        self.line(f"@{'' if holds else '!'}{condition.text} bra {label};")
-
-    # Scopes
-
-    @contextmanager
-    def loop_scope(self) -> Iterator[None]:
-        """A loop: what does not change in it is computed before it."""
-        outer = self.scopes[-1]
-        before: list[Item] = []
-        inside: list[Item] = []
-        outer.lines += [before, inside]
-        lines, outer.lines = outer.lines, before
-        self.scopes.append(_Scope(inside, False))
-        try:
-            yield
-        finally:
-            self.scopes.pop()
-            outer.lines = lines
-
-    @contextmanager
-    def branch_scope(self) -> Iterator[None]:
-        """A branch: what is computed inside is not known after it."""
-        self.scopes.append(_Scope(self.scopes[-1].lines, True))
-        try:
-            yield
-        finally:
-            self.scopes.pop()
-
-    def place(self, operands: Sequence[Value]) -> _Scope:
-        """The outermost scope in which operands exist and that no branch shuts in."""
-        least = max((o.depth for o in operands), default=0)
-        at = self.depth
-        while at > least and not self.scopes[at].fixed:
-            at -= 1
-        return self.scopes[at]
 
     # Values
 
@@ -303,7 +200,7 @@ class Code:
         scope.known[key] = result
         return result
 
-    def registered(self, kind: str, scope: _Scope) -> Value:
+    def registered(self, kind: str, scope: Scope) -> Value:
         """A new register, set in a scope."""
         made = self.fresh(kind)
         return Value(self, made.text, kind, self.scopes.index(scope))

@@ -97,7 +97,8 @@ class PersistentWriter(PieceWriter):
         form: Form,
         whole: Whole,
     ) -> None:
-        super().__init__(kernel, facts, shared_limit, lines, form, whole.columns)
+        super().__init__(kernel, facts, shared_limit, lines)
+        self.form, self.all_columns = form, whole.columns
         self.whole, self.stays = whole, True
         self.team = Team((READERS + 1) * GROUP, 1)
         self.batch = kernel.parallel[:-2]

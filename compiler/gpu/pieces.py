@@ -8,13 +8,12 @@ and l / 4 + 8 of its warp's, of these the columns 2 (l % 4) and the next of ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stagefuse.compiler.kernel_ir import Alloc, For, If, Kernel, Let, Statement, Store, TileProduct
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, sym
-from stagefuse.dsl.facts import Facts
 
 from .emit import KernelWriter
 from .ir import Value
@@ -75,19 +74,10 @@ def form_of(kernel: Kernel) -> Form | None:
 class PieceWriter(KernelWriter):
     """The entry of a product's kernel, as far as what follows the product goes."""
 
+    form: Form
+    all_columns: Expr
+    """Of the product."""
     pieces_start: Expr
-
-    def __init__(
-        self,
-        kernel: Kernel,
-        facts: Facts,
-        shared_limit: int,
-        lines: Mapping[KernelValue, int],
-        form: Form,
-        columns: Expr,
-    ) -> None:
-        super().__init__(kernel, facts, shared_limit, lines)
-        self.form, self.all_columns = form, columns
 
     def finish(self, warp: Value, sums: Sequence[Value]) -> None:
         """The rows of a warp, piece by piece: `sums` are what each of its lanes has of the tile."""
