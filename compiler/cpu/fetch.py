@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stagefuse.compiler.kernel_ir import For, Statement, Store, TileProduct
+from stagefuse.compiler.kernel_ir import For, If, Statement, Store, TileProduct
 
 from .bodies import is_walk
 from .folds import FoldWriter
@@ -22,8 +22,9 @@ class FetchWriter(FoldWriter):
     """The function of a kernel, with what its products' tiles fetch ahead."""
 
     def first_of(self, body: Sequence[Statement]) -> int:
-        if isinstance(body[0], TileProduct) and len(body) > 1:
-            self._fetch_ahead(body[1])
+        match body:
+            case [TileProduct() | If(body=(TileProduct(),)), following, *_]:
+                self._fetch_ahead(following)
         return super().first_of(body)
 
     def _fetch_ahead(self, s: Statement) -> None:

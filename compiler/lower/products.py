@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import DType
 
 from ..graph import Contract, Ref, flatten_index, split_index
@@ -122,8 +122,8 @@ def lower_contract(low: Lowering) -> Parallel:
     p = _product(low, low.group.anchor)
     blocks = _Blocks(low, p)
     if blocks.deep:
-        blocks.in_stretches(lambda piece: blocks.over_panels(lambda: blocks.multiply_all(piece)))
-        blocks.over_panels(lambda: blocks.over_tiles(blocks.finish))
+        blocks.all_but_last()
+        blocks.over_panels(lambda: blocks.over_tiles(blocks.last_of))
     else:
         blocks.over_panels(blocks.one_panel)
     return blocks.parallel, at_least_one(p.depth) * (blocks.group * p.panel)
@@ -157,6 +157,17 @@ class _Blocks:
         if self.deep:
             self.place = self.place + (sym("p") - sym("nb") * self.group) * tiles
 
+    @property
+    def stretches(self) -> Expr:
+        return floordiv(self.p.depth + (self.stretch - 1), self.stretch, self.low.facts)
+
+    @property
+    def later(self) -> _Depth:
+        """The stretch `kb`, which is not the first."""
+        begin, size = sym("kb") * self.stretch, const(self.stretch)
+        length = minimum(self.p.depth - begin, size)
+        return _Depth(begin, length, packed=self.scratch is not None, adds=True)
+
     # Loops
 
     def over_tiles(self, body: Callable[[Expr, Expr], None]) -> None:
@@ -176,12 +187,9 @@ class _Blocks:
 
     def in_stretches(self, body: Callable[[_Depth], None]) -> None:
         """The body for each stretch of the depth; the first one does not add."""
-        p, size, packed = self.p, self.stretch, self.scratch is not None
-        body(_Depth(const(0), minimum(const(size), p.depth), packed=packed))
-        begin = sym("kb") * size
-        rest = _Depth(begin, minimum(p.depth - begin, const(size)), packed=packed, adds=True)
-        count = floordiv(p.depth + (size - 1), size, self.low.facts)
-        self.low.loop("kb", const(1), count, lambda: body(rest))
+        packed = self.scratch is not None
+        body(_Depth(const(0), minimum(const(self.stretch), self.p.depth), packed=packed))
+        self.low.loop("kb", const(1), self.stretches, lambda: body(self.later))
 
     # What they do
 
@@ -202,6 +210,27 @@ class _Blocks:
         """The products of a stretch of a panel by all tiles."""
         self.pack(piece)
         self.over_tiles(lambda start, count: self.multiply(start, count, piece))
+
+    def all_but_last(self) -> None:
+        """Stretches of all panels, one after the other."""
+        low, size = self.low, self.stretch
+        first = _Depth(const(0), const(size))
+        more = [self.p.depth - size - 1]
+        low.when(more, lambda: self.over_panels(lambda: self.multiply_all(first)))
+        middle = self.stretches - 1
+        low.loop(
+            "kb", const(1), middle, lambda: self.over_panels(lambda: self.multiply_all(self.later))
+        )
+
+    def last_of(self, start: Expr, count: Expr) -> None:
+        """The last stretch of a tile, perhaps its only one, and what follows while it is cached."""
+        low, p = self.low, self.p
+        last = maximum(self.stretches - 1, const(1), low.facts)
+        low.loop("kb", last, self.stretches, lambda: self.multiply(start, count, self.later))
+        low.when(
+            [const(self.stretch) - p.depth], lambda: self.multiply(start, count, p.all_of_it)
+        )
+        self.finish(start, count)
 
     def one_panel(self) -> None:
         """All of a panel."""
