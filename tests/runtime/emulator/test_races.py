@@ -302,3 +302,27 @@ def test_the_scope_of_a_block_is_enough_inside_it() -> None:
     run(kernel(body), words(2), block=64)
     assert fault(kernel(body.replace("st.release.cta", "st.relaxed.cta")), words(2),
                  block=64).kind == "race"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "races"),
+    [
+        ("0f3F800000", "0f3F800001", False),  # 1 and the next number
+        ("0f3F800000", "0f3F900000", True),  # 1 and 1.125
+        ("0f3F800000", "0fBF800001", True),  # of another sign
+        ("100", "101", True),  # integers, which are no normal floats
+    ],
+)
+def test_lanes_that_store_to_one_place(low: str, high: str, races: bool) -> None:
+    """Roundings of one sum may: Triton lets all lanes store what they reduced."""
+    body = f"""
+        mov.b32 %r4, {low}; mov.b32 %r5, {high};
+        and.b32 %r6, %r0, 1;
+        setp.eq.u32 %p0, %r6, 0;
+        selp.b32 %r7, %r4, %r5, %p0;
+        st.shared.b32 [s], %r7;"""
+    text = kernel(body, shared=TILE)
+    if races:
+        assert "different values to one place" in fault(text, words(1)).message
+    else:
+        run(text, words(1))
