@@ -227,12 +227,22 @@ class OperandJoiner:
             return
         if not self._is_aligned(node, BYTES if codes else CHUNK):
             return
-        if made[1] is None or made[1].members != own[1]:
+        half, packer = sources[0], made[1]
+        if packer is None:
+            return
+        apart = packer.members != own[1]
+        if apart and (codes is not None or half is None):
+            return
+        if apart and half is not None and not self._packs_halves(node, half, packer, group):
             return
         if made[0] is not None and made[0].members != own[0]:
             made[0] = self._unconverted(made[0], left, group)
         if made[0] is None or made[0].members != own[0]:
             return
+        if apart:  # weights in another order are stored so, in 16 bits
+            self._stored(self._halves(self._viewed(panels)) or panels, panels, packer)
+            made[1] = part = self._part(panels, half)
+            self._replace([packer], part)
         makers = [m for m in made if m is not None]
         joined = replace(
             group,

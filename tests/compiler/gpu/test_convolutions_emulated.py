@@ -154,3 +154,23 @@ def test_windows_of_channels_are_written_out(
     seen = np.lib.stride_tricks.sliding_window_view(h, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
     wanted = seen.max((-1, -2)).mean((-1, -2))
     np.testing.assert_allclose(got.astype(float), wanted, rtol=2**-8, atol=0.1)
+
+
+def test_weights_of_one_place_are_multiplied_in_16_bits(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    text = (
+        "import nn\n"
+        "pipeline p(x: f16[1, 16, 6, 6], a: f16[32, 16, 3, 3], e: f16[48, 32, 1, 1])"
+        " -> f16[1, 48, 4, 4]:\n"
+        "    nn.convolve2d(nn.relu(nn.convolve2d(x, a, 1, 1, 1)), e, 1, 1, 1)\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80",))
+    assert {b.dtype for g in plan.pipelines[0].gpu for b in g.buffers} == {"f16"}
+    shapes = {"x": (1, 16, 6, 6), "a": (32, 16, 3, 3), "e": (48, 32, 1, 1)}
+    inputs = {n: rng.standard_normal(s).astype(np.float16) for n, s in shapes.items()}
+    (got,) = Emulated(plan, "sm_80")(inputs, {})
+    x, a, e = (v.astype(float) for v in inputs.values())
+    h = np.maximum(convolved(x, a, dict(size=3)), 0).astype(np.float16).astype(float)
+    wanted, scale = convolved(h, e, dict(size=1)), convolved(np.abs(h), np.abs(e), dict(size=1))
+    assert np.all(np.abs(got.astype(float) - wanted) <= 2**-10 * scale)
