@@ -23,6 +23,7 @@ from .graph import (
     Indirect,
     Map,
     Node,
+    Position,
     Reduce,
     Ref,
     Scalar,
@@ -140,7 +141,8 @@ class _Partitioner(Rules):
             return self._root(node)
         if isinstance(node.primitive, Scalar) and not result:
             return self._join(node, groups)
-        if is_free(node) and not result and not demanded and self._free_fits(node, groups):
+        again = is_free(node) or self._is_position(node)
+        if again and not result and not demanded and self._free_fits(node, groups):
             return self._join(node, groups)
         if len(groups) == 1 and not result and not demanded:
             reason = self.refusal(node, groups[0])
@@ -180,6 +182,12 @@ class _Partitioner(Rules):
         return any(isinstance(kind, Gather | Concat) for kind in kinds) and isinstance(
             node.primitive, Gather | Concat
         )
+
+    def _is_position(self, node: Node) -> bool:
+        """Whether a node is a position in another dtype, which nobody need store either."""
+        primitive = node.primitive
+        of = (self.graph.nodes[ref.node].primitive for ref in node.operands)
+        return primitive == Map("cast") and all(isinstance(p, Position) for p in of)
 
     def _is_tangled(self, node: Node, group: Group) -> bool:
         """Whether what a view reads would lie at a position that takes many divisions."""

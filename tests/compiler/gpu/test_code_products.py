@@ -192,3 +192,21 @@ def test_steps_of_a_recurrence(
         wanted.append(h)
     with open_plan(plan, None, "emulator") as pipe:
         np.testing.assert_allclose(np.asarray(pipe(x=x)), wanted, atol=1e-5)
+
+
+def test_layers_of_one_shape(rng: np.random.Generator, tmp_path: Path) -> None:
+    """What layers have in common, such as where bits lie in bytes, is computed in each of them."""
+    weights = {f"few{n}": rng.integers(-7, 8, (N, 384)).astype(np.int8) for n in range(2)}
+    plan = compiled(
+        f"pipeline p(x: f32[B, 384]) -> f32[B, {N}]:\n"
+        "    (x @ transpose(f32(w.few0) * 0.5)) * (x @ transpose(f32(w.few1) * 0.25))\n",
+        weights, tmp_path, "sm_80",
+    )  # fmt: skip
+    check_plan(plan, 2 * 4.1 * 384 * 192)
+    x = rng.standard_normal((2, 384)).astype(np.float32)
+    with open_plan(plan, None, "emulator") as pipe:
+        found = np.asarray(pipe(x=x))
+    a, b = (x.astype(float) @ weights[f"few{n}"].T for n in range(2))
+    sizes = (np.abs(x) @ np.abs(weights[f"few{n}"]).T for n in range(2))
+    first, second = sizes
+    assert np.all(np.abs(found - a * b / 8) <= 4 * 384 * 2.0**-24 * first * second / 8)
