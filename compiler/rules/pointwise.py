@@ -108,6 +108,8 @@ def _inverse(m: Match) -> Made:
 
 
 def _abs(m: Match) -> Made:
+    if m.dtype.kind == "uint":
+        return m.operands[0]
     under = m.args(m.operands[0], "neg")
     return m.map("abs", under[0]) if under else None
 
@@ -272,7 +274,7 @@ RULES = (
     Rule("projection", Map, PROJECTIONS, _twice, "f(f(x)) = f(x)"),
     Rule("whole", Map, WHOLE, _whole, "a whole number is rounded already"),
     Rule("inverse", Map, ("neg", "not", "invert"), _inverse, "f(f(x)) = x"),
-    Rule("abs-of-negated", Map, ("abs",), _abs, "|-x| = |x|"),
+    Rule("abs-of-negated", Map, ("abs",), _abs, "|-x| = |x|; an unsigned number is its own"),
     Rule("add-negated", Map, ("add",), _add_negated, "x + -y = x - y"),
     Rule("subtract-negated", Map, ("sub",), _subtract_negated, "x - -y = x + y"),
     Rule("signs", Map, ("mul", "div"), _signs, "-x * -y = x * y; -x * c = x * -c"),

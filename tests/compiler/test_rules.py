@@ -154,7 +154,8 @@ CASES: dict[str, tuple[list[Case], list[Case]]] = {
         [lambda k: k.map("neg", k.map("abs", k.x)), lambda k: k.map("exp", k.map("log", k.x))],
     ),
     "abs-of-negated": (
-        [lambda k: k.map("abs", k.map("neg", k.x)), lambda k: k.map("abs", k.map("neg", k.i))],
+        [lambda k: k.map("abs", k.map("neg", k.x)), lambda k: k.map("abs", k.map("neg", k.i)),
+         lambda k: k.map("abs", k.map("neg", k.u))],
         [lambda k: k.map("abs", k.map("exp", k.x))],
     ),
     "add-negated": (
