@@ -33,6 +33,7 @@ CHUNK = 8
 """Elements of 16 bits that are copied at a time."""
 BYTES = 16
 """The same of 8 bits."""
+PACKED = "tensor cores take 8-bit operands along the depth, from rows of whole 16 bytes"
 FEW_ROWS = 1024
 THIN = 36
 """Rows of a product that read the other matrix faster in place than packed: one tile."""
@@ -144,9 +145,10 @@ class OperandJoiner:
             packer = None if panels is None else self.maker.get(panels)
             if panels is None or packer is None or not self._private(packer, group):
                 continue
-            if packer.members != {panels.node} or packer.placed:
-                continue
-            if steps_of(self.graph, panels, self.graph.nodes[anchor or 0]) is None:
+            node = self.graph.nodes[anchor or 0]
+            if packer.members != {panels.node} or packer.placed or codes_of(self.graph, node):
+                continue  # codes are read before they are converted
+            if steps_of(self.graph, panels, node) is None:
                 continue
             joined = replace(
                 group,
@@ -227,6 +229,8 @@ class OperandJoiner:
             return
         if not self._is_aligned(node, BYTES if codes else CHUNK):
             return
+        if codes is not None:
+            made[1] = self._with_conversion(made[1], panels, codes[1], group)
         half, packer = sources[0], made[1]
         if packer is None:
             return
@@ -251,12 +255,33 @@ class OperandJoiner:
         )
         unused = [m for m in makers if m in self.groups and self._private(m, group)]
         self._replace([*unused, group], joined)
+        self._drop_unread(left, self._viewed(panels))
         for ref in (left, panels):
             self._say(ref, "its elements are multiplied as they are stored")
         for ref in codes or ():
             if isinstance(self.graph.nodes[ref.node].primitive, View):
-                self._say(ref, "tensor cores take 8-bit operands along the depth, from rows that"
-                               " begin at multiples of 16 bytes", False)  # fmt: skip
+                self._say(ref, PACKED, fused=False)
+
+    def _with_conversion(
+        self, packer: Group | None, panels: Ref, code: Ref, reader: Group
+    ) -> Group | None:
+        """The kernel that would pack panels, with the conversion of what it packs, where another
+        kernel converts that: also for others, such as the left operand."""
+        maker = self.maker.get(self._viewed(panels))
+        alone = packer is not None and packer.members == {panels.node} and maker is not None
+        if packer is None or not alone or not self._private(packer, reader):
+            return packer
+        part = self._part(panels, code)
+        self._replace([packer], part)
+        return part
+
+    def _drop_unread(self, *refs: Ref) -> None:
+        """Drops kernels that only make what all others compute for themselves."""
+        for ref in refs:
+            maker, kept = self.maker.get(ref), ref in self.graph.results
+            if maker in self.groups and maker.roots == [ref] and not kept:
+                if all(ref.node in reader.members for reader in self._readers(ref)):
+                    self.groups.remove(maker)
 
     def _gathered(self, group: Group) -> None:
         """Rows that are windows of a tensor are never stored: the product reads the tensor, and as

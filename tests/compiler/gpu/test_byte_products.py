@@ -334,3 +334,19 @@ def test_convolutions_of_f8(arch: str, tmp_path: Path, rng: np.random.Generator)
     found = y.transpose(0, 2, 3, 1).reshape(-1, 19)
     rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 45)
     agree(found, rows, w.astype(float).reshape(19, 45).T)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_one_tensor_on_both_sides(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    text = (
+        "pipeline p(x: i8[N, 64], w: i8[48, 64]) -> (i32[N, N], i32[N, 48])\n"
+        "where N in 1..=512:\n"
+        "    x @ transpose(x, [1, 0]), x @ transpose(w, [1, 0])\n"
+    )
+    plan = healthy(compiled(tmp_path / "p.pipe", text, (arch,)))
+    assert all("matmul" in launch.report["fused"] for launch in launches(plan))
+    assert all(launch.report["arithmetic"] == "eights" for launch in launches(plan))
+    x, w = drawn(rng, "i8", 40, 64), drawn(rng, "i8", 48, 64)
+    y, z = Emulated(plan, arch)({"x": x, "w": w}, {"N": 40})
+    agree(y, x, x.T)
+    agree(z, x, w.T)
