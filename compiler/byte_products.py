@@ -36,7 +36,7 @@ from .contract import (
 from .convolved import convolution_of
 from .graph import Constant, Graph, Map, Node, Reduce, Ref, Scalar, View, Weight
 from .graph_builder import Builder
-from .join_operands import lies_in_chunks
+from .steps import lies_in_chunks
 
 CHUNK = 16
 """Bytes that copies move, of which the start of every row is a multiple."""

@@ -22,7 +22,8 @@ from .attention import find_softmax, is_cheap, is_narrow
 from .graph import Contract, Graph, Node, Ref, View, flatten_index
 from .groups import Access, Group, Partition, flops
 from .inverse import inverse
-from .join_operands import OperandJoiner, steps_of
+from .join_operands import OperandJoiner
+from .steps import steps_of
 
 
 def join(

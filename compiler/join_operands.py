@@ -17,22 +17,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
+from stagefuse.dsl.dims import const, maximum, minimum
 from stagefuse.dsl.dtypes import BF16, F16, F32
 
 from .byte_operands import codes_of
 from .gathered import gathered_of
-from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight, flatten_index
+from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight
 from .groups import Decision, Group, Partition
+from .steps import BYTES, CHUNK, count_of, lies_in_chunks, steps_of
 from .windows import is_worth_it, step_in_place, windows_of
 
 PACKED_BYTES = 1 << 20
 """All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
 
-CHUNK = 8
-"""Elements of 16 bits that are copied at a time."""
-BYTES = 16
-"""The same of 8 bits."""
 PACKED = "tensor cores take 8-bit operands along the depth, from rows of whole 16 bytes"
 FEW_ROWS = 1024
 THIN = 36
@@ -453,57 +450,6 @@ class OperandJoiner:
         for ref in read:
             source = source + count_of(self.graph.type(ref).shape)
         return self.graph.facts.prove_le(source * 2, total)
-
-
-def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr] | None:
-    """Where a view that packs panels finds its elements in its operand, over the view's own
-    symbols of the batch: the first one, and the steps along the depth and along the columns;
-    None if they do not lie in steps."""
-    node = graph.nodes[panels.node]
-    view = node.primitive
-    contract = product.primitive
-    if not isinstance(view, View) or not isinstance(contract, Contract):
-        return None
-    panel, k, column = view.symbols[-3:]
-    width = node.type.shape[-1]
-    columns = count_of([product.type.shape[a] for a in contract.columns])
-    single = node.type.shape[-3].as_int() == 1
-    place = sym(column) if single else sym(panel) * width + sym(column)
-    if any(guard != columns - 1 - place for guard in view.guard):
-        return None  # it pads by more than the panels' tail
-    offset = flatten_index(view.indices, graph.type(node.operands[0]).shape)
-    along, across = offset.coefficient(k), offset.coefficient(column)
-    step = const(0) if single else offset.coefficient(panel)
-    if along is None or across is None or step is None:
-        return None
-    if not single and step != across * width:
-        return None
-    inner = {panel, k, column}
-    first = offset.substitute({name: 0 for name in inner})
-    if (first.symbols() | along.symbols() | across.symbols()) & inner:
-        return None
-    return first, along, across
-
-
-def lies_in_chunks(graph: Graph, product: Node, chunk: int = CHUNK) -> bool:
-    """Whether 16 bytes of a right operand are adjacent and aligned, in steps; elements are of 16
-    bits, or 16 in a chunk, which then must lie along the depth."""
-    contract, steps = product.primitive, steps_of(graph, product.operands[1], product)
-    assert isinstance(contract, Contract)
-    if steps is None or const(1) not in (steps[1:] if chunk == CHUNK else steps[1:2]):
-        return False
-    first, along, across = steps
-    ends = [first, across if along == const(1) else along]
-    if along != const(1):
-        ends.append(count_of([product.type.shape[a] for a in contract.columns]))
-    return all(graph.facts.divides(e, chunk) for e in ends)
-
-
-def count_of(shape: Sequence[Expr]) -> Expr:
-    total = const(1)
-    for size in shape:
-        total = total * size
-    return total
 
 
 def is_coded(graph: Graph, panels: Ref) -> bool:

@@ -8,7 +8,7 @@ from stagefuse.dsl.dtypes import BF16, F16
 
 from .byte_operands import codes_of, stored_for
 from .graph import Contract, Graph, Map, Node, Ref, Scalar, View
-from .join_operands import lies_in_chunks
+from .steps import lies_in_chunks
 
 LARGE = 1 << 16
 """Elements of a weight from which on its bytes matter."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from stagefuse.compiler.attention import Softmax
 from stagefuse.compiler.graph import View
 from stagefuse.compiler.groups import Group
-from stagefuse.compiler.join_operands import steps_of
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Attend,
@@ -29,6 +28,7 @@ from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.products import _product as product_of
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.schedule import GPU_WGMMA
+from stagefuse.compiler.steps import steps_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, F32, I64
 

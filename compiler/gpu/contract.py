@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from stagefuse.compiler.gathered import Gathered, gathered_of
 from stagefuse.compiler.graph import Contract, Graph, Ref, View
 from stagefuse.compiler.groups import Group
-from stagefuse.compiler.join_operands import is_coded, steps_of
+from stagefuse.compiler.join_operands import is_coded
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Index,
@@ -29,6 +29,7 @@ from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.products import _product as product_of
 from stagefuse.compiler.lower.products import _stored_panels as stored_panels
 from stagefuse.compiler.lower.values import Lowering
+from stagefuse.compiler.steps import steps_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
 from .boxes import Matrices

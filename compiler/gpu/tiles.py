@@ -14,8 +14,9 @@ from itertools import combinations
 
 from stagefuse.compiler.graph import Contract, Graph, Node
 from stagefuse.compiler.groups import Group, flops
-from stagefuse.compiler.join_operands import is_coded, steps_of
+from stagefuse.compiler.join_operands import is_coded
 from stagefuse.compiler.lower.expressions import product_of as size_of
+from stagefuse.compiler.steps import steps_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod
 from stagefuse.dsl.dtypes import F32
 from stagefuse.dsl.facts import Facts
