@@ -127,13 +127,7 @@ def _foreign(
     if bad.kind == "EQUAL":
         return _equal(tokens, at, before, other, both, span)
     if bad.value in ("&", "|") and adjacent and last == bad.value:
-        word = "and" if bad.value == "&" else "or"
-        return error(
-            "E0110",
-            f"`{last * 2}` is not an operator of this language",
-            both,
-            help=Help(f"write `{word}`", Edit(both, word)),
-        )
+        return _doubled(bad.value, both)
     if bad.kind in ("STAR", "POWER") and last in ("(", ","):
         return other("arguments are not unpacked in this language", "write them one by one")
     if bad.kind == "COLON" and after is not None and after.kind == "EQUAL":
@@ -145,15 +139,18 @@ def _foreign(
     if tokens[0].kind == "IMPORT" and bad.value in ("as", ".", ","):
         return other("an import is one name", "write `import name`, one a line")
     if last == ":" and tokens[0].kind in _HEADS and at > 1:
-        return error(
-            "E0109",
-            "a block starts on the next line",
-            span,
-            help="put it on lines of its own, indented",
-        )
+        what = "a block starts on the next line"
+        return error("E0109", what, span, help="put it on lines of its own, indented")
     if tokens[0].kind == "ELSE" and bad.value == "if":
         return other("there is no `else if` in this language", "write `elif`", both)
     return None
+
+
+def _doubled(operator: str, span: Span) -> Diagnostic:
+    """`&&` and `||`."""
+    word = "and" if operator == "&" else "or"
+    what = f"`{operator * 2}` is not an operator of this language"
+    return error("E0110", what, span, help=Help(f"write `{word}`", Edit(span, word)))
 
 
 def _equal(
