@@ -300,3 +300,36 @@ def layered(
     if len(w) == 18:
         return recurrence(gru(r, other, "rzn"), x @ w.T + one, states, **how)
     return recurrence(step(r), x @ w.T + one + other, states, **how)
+
+
+def multiplied_at(x: Array, at: Array, updates: Array) -> Array:
+    found = wide(x).copy()
+    for row, update in zip(at, updates, strict=True):
+        found[row] *= update
+    return found
+
+
+def overlapped(a: Array, b: Array) -> Array:
+    """The share of two boxes, of any corners, in what either covers."""
+    a, b = (np.sort(wide(z).reshape(-1, 2, 2), axis=1) for z in (a, b))
+    both = np.maximum(np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]), 0).prod(1)
+    own, other = ((z[:, 1] - z[:, 0]).prod(1) for z in (a, b))
+    return both / (own + other - both)
+
+
+def rotated(x: Array, c: Array, s: Array, beside: bool) -> Array:
+    """The first 2 * R elements as R pairs, each turned."""
+    found, count = wide(x).copy(), c.shape[-1]
+    first = slice(0, 2 * count, 2) if beside else slice(0, count)
+    second = slice(1, 2 * count, 2) if beside else slice(count, 2 * count)
+    a, b = found[..., first].copy(), found[..., second].copy()
+    found[..., first], found[..., second] = a * c - b * s, b * c + a * s
+    return found
+
+
+def requantized(x: Array) -> Array:
+    """x by way of codes of 0 to 255."""
+    low, high = min(x.min(), np.float32(0)), max(x.max(), np.float32(0))
+    scale = (high - low) / np.float32(255)
+    zero = np.round(-low / scale)
+    return (np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale

@@ -44,12 +44,16 @@ from .std_meanings import (
     layered,
     lstm,
     masked_softmax,
+    multiplied_at,
     normal,
+    overlapped,
     pointwise,
     pooled,
     recurrence,
+    requantized,
     rnn,
     rope,
+    rotated,
     sigmoid,
     softmax,
     wide,
@@ -314,6 +318,21 @@ CASES = [
       for size, stride, around in (
           (3, 1, ((1, 1), (1, 1))), (3, 2, ((1, 1), (0, 1))), (5, 3, ((1, 1), (1, 2))),
           (2, 1, ((0, 1), (0, 1))), (1, 2, ((0, 0), (0, 0))))),
+    Case("onnx.scatter_product", "x: f32[B, 7], at: i64[K], u: f32[K, 7]",
+         "onnx.scatter_product(x, at, u)", multiplied_at,
+         {"x": X, "at": np.array([1, 0, 1]), "u": normal(3, 7, seed=5)}),
+    Case("onnx.nonzero_flat", "x: f32[N]",
+         "at, n = onnx.nonzero_flat(x)\nf32(concat([at, reshape(n, [1])]))",
+         lambda x: np.array([*np.flatnonzero(x), *[0] * (x == 0).sum(), (x != 0).sum()]),
+         {"x": np.array([0, 2, 0, -1, 3], np.float32)}),
+    Case("onnx.overlap", "a: f32[B, 4], b: f32[B, 4]", "onnx.overlap(a, b)", overlapped,
+         {"a": normal(9, 4), "b": normal(9, 4, seed=2)}),
+    *(Case("onnx.rotated", "x: f32[B, H, T, 8], c: f32[T, 3], s: f32[T, 3]",
+           f"onnx.rotated(x, c, s, interleaved={beside})",
+           lambda x, c, s, beside=beside: rotated(x, c, s, beside),
+           {"x": Q, "c": normal(5, 3), "s": normal(5, 3, seed=4)}) for beside in (False, True)),
+    Case("onnx.dynamic_quantized", "x: f32[B, 7]",
+         "q, s, z = onnx.dynamic_quantized(x)\n(f32(q) - f32(z)) * s", requantized, {"x": X}),
 ]  # fmt: skip
 
 
@@ -333,6 +352,8 @@ def test_every_function_is_covered() -> None:
     for path in sorted(STD.glob("*.pipe")):
         if path.stem == "gguf":
             continue  # tests/dsl/test_gguf.py has a block of every kind
+        if path.stem == "onnx":  # what counts as it goes: tests/onnx/test_counted.py
+            covered |= {"onnx.non_max_suppression", "onnx.unique"}
         names = re.findall(r"^fn (\w+)", path.read_text(), re.MULTILINE)
         missing = [n for n in names if f"{path.stem}.{n}" not in covered]
         assert not missing, f"{path.name}: {missing}"
