@@ -177,6 +177,16 @@ def _is_plain(goal: Expr, facts: Facts) -> bool:
     return low is not None and low >= 0
 
 
+def _bounds_of(end: Expr, top: bool) -> Iterator[Expr]:
+    """An end of a range, and what it can't exceed: an argument of the least (greatest) in it."""
+    kind = "min" if top else "max"
+    for monomial, coefficient in end.terms:
+        if coefficient == 1 and len(monomial) == 1 and monomial[0][0].kind == kind:
+            rest = end - Expr(((monomial, coefficient),))
+            yield from (rest + part for part in monomial[0][0].args)
+    yield end
+
+
 class _Search:
     """Looks for a proof of goal >= 0: by intervals, else by way of goals that it follows from.
 
@@ -321,10 +331,28 @@ class _Search:
         if atom.kind == "%":
             yield (rest,) if rising else (rest + slope * (b - 1),)
         else:
+            for end in self._ends(a, not rising):
+                yield (rest + slope * floordiv(end, b, self.facts),)
             times = floordiv(slope, b, self.facts)
             if times * b == slope:
                 # a - b + 1 <= b * (a // b) <= a
                 yield (rest + times * (a - b + 1) if rising else rest + times * a,)
+
+    def _ends(self, expr: Expr, top: bool) -> Iterator[Expr]:
+        """What is never below (`top`) or above an expression: itself with a position, of an inner
+        loop first, at the end of its range."""
+        for name in sorted(expr.symbols(), key=self._depth, reverse=True):
+            slope = expr.coefficient(name)
+            if slope is None or name not in self.facts.ranges or self._depth(name)[0] < 2:
+                continue
+            low, high = self.facts.ranges[name]
+            if self._plain(slope) or self._plain(-slope):
+                greatest = self._plain(slope) == top
+                end = high if greatest else low
+                if end is not None:
+                    for bound in _bounds_of(as_expr(end), greatest):
+                        yield expr.substitute({name: bound})
+                return
 
     def _without_conditions(self, goal: Expr) -> Iterator[Expr]:
         """The goal less a condition that holds: it follows from what is left."""

@@ -17,6 +17,8 @@ LOOPS = {
     "r": ("0", "min(36, min(144*m + 144, B*T) - 144*m - 36*t) - 1"),
     "j": ("0", "(H*T + 47) // 48 - 1"),
     "k": ("0", "47"),
+    "h": ("0", "1"),
+    "p": ("max(0, 7*m - 9)", "min(T + 1, 7*m) - 1"),
 }
 FACTS = Facts({**SIZES, **{n: (parse(a), parse(b)) for n, (a, b) in LOOPS.items()}})
 
@@ -44,6 +46,7 @@ FACTS = Facts({**SIZES, **{n: (parse(a), parse(b)) for n, (a, b) in LOOPS.items(
         ("6*T*H - 36*t*H - min(36, B - 36*t)*H - min(40, H) - 5*T*H + H",
          ["T - B", "min(36, B - 36*t) - 1", "H - 1"]),
         ("T - 6", ["(T // 3)*H - 1", "T // 3 - 2"]),
+        ("384*(T // 48) - 192*(T // 48)*h - 192*h - p % 48 - 192*(p // 48) + 383", []),
     ],
 )
 def test_true_bounds_are_proved(goal: str, guards: list[str]) -> None:
