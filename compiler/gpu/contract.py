@@ -188,51 +188,21 @@ def gathered_in(graph: Graph, group: Group, anchor: int) -> Gathered | None:
 def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
     """Tiles of rows by panels: computed, then stored with what follows. In a given shape, whose
     depth a cluster of blocks may share, each of them stores some of its rows."""
-    p = product_of(low, low.group.anchor)
-    if low.schedule.tile_columns:
-        p = _in_shape(low, p, Shape(ROWS, low.schedule.tile_columns, 1))
-        group = low.schedule.tile_columns // p.panel
-        group = min(group, p.panels.as_int() or group)
-    elif shape is None:
-        known, most = p.panels.as_int(), PANELS[p.panel]
-        group = most if known is None else min(most, known)
-        if not moves_in_chunks(low, p):
-            group = 1  # a lane has few registers for the places of single elements
-    else:
-        p = _in_shape(low, p, shape)
-        group = shape.columns // p.panel
-    rows = p.row_tile
-    blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
-    groups = floordiv(p.panels + (group - 1), group, low.facts)
-    parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
-    row_block = sym("mb")
-    single = p.rows.as_symbol() is not None or p.rows.as_int() is not None
-    # of a product of sizes too much to prove
-    together = not low.schedule.tensor_copies  # which have an order of their own
-    narrow = operands_of(low.graph, low.group) is not None
-    square = narrow and single and together
-    few = blocks.as_int()
-    if square and few is not None and few <= TOGETHER:
-        parallel, square = [*p.batch, ("nb", groups), ("mb", blocks)], False
-    elif square:
-        high = floordiv(blocks + (TOGETHER - 1), TOGETHER)
-        parallel = [*p.batch, ("mg", high), ("nb", groups), ("mi", const(TOGETHER))]
-        row_block = sym("mg") * TOGETHER + sym("mi")
-    ends, column_block = (const(0), const(rows)), sym("nb")
-    if shape is not None:
-        parallel, row_block, column_block = _order(low, p, group)
+    p, group = _tile_of(low, product_of(low, low.group.anchor), shape)
+    rows, order = p.row_tile, _order(low, p, group, shape)
+    parallel, ends = order.loops, (const(0), const(rows))
     if shape is not None and shape.split > 1:
-        parallel.append((RANK, const(shape.split)))
+        parallel = [*parallel, (RANK, const(shape.split))]
         own = rows // shape.split
         ends = sym(RANK) * own, sym(RANK) * own + own
     low.bind(parallel)
-    turned = together and shape is None and _lies_along_rows(low, p)
+    turned = not low.schedule.tensor_copies and shape is None and _lies_along_rows(low, p)
     width = group * p.panel + (TURNED_PADDING if turned else PADDING)
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
     matrix = left_of(low, p)
-    first = column_block * group
-    start = row_block * rows
+    first = order.column * group
+    start = order.row * rows
     count = minimum(p.rows - start, const(rows))
     stretch = ends[0], minimum(p.rows - start, ends[1])
 
@@ -264,8 +234,59 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
             return low.loop("c", const(0), const(group * p.panel), down, vector=True)
         low.loop("r", *stretch, finish, vector=True)
 
-    low.when([p.rows - start - 1] if square else [], all_of_it)
+    low.when([p.rows - start - 1] if order.goes_beyond else [], all_of_it)
     return parallel, p.depth * (rows * group * p.panel)
+
+
+def _tile_of(low: Lowering, p: Product, shape: Shape | None) -> tuple[Product, int]:
+    """The product with as many rows as its tiles have, and the panels of a tile."""
+    if low.schedule.tile_columns:
+        p = _in_shape(low, p, Shape(ROWS, low.schedule.tile_columns, 1))
+        group = low.schedule.tile_columns // p.panel
+        return p, min(group, p.panels.as_int() or group)
+    if shape is not None:
+        p = _in_shape(low, p, shape)
+        return p, shape.columns // p.panel
+    if not moves_in_chunks(low, p):
+        return p, 1  # a lane has few registers for the places of single elements
+    known, most = p.panels.as_int(), PANELS[p.panel]
+    return p, most if known is None else min(most, known)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The tiles of a product as loops, and the row and the column of the one at hand; whether
+    there are loops for rows of tiles beyond the last one."""
+
+    loops: list[tuple[str, Expr]]
+    row: Expr
+    column: Expr
+    goes_beyond: bool = False
+
+
+def _order(low: Lowering, p: Product, group: int, shape: Shape | None) -> _Order:
+    """An order in which tiles that share what they read run together: some below each other, or,
+    in a shape, about a square of them."""
+    blocks = floordiv(p.rows + (p.row_tile - 1), p.row_tile, low.facts)
+    groups = floordiv(p.panels + (group - 1), group, low.facts)
+    plain = _Order([*p.batch, ("mb", blocks), ("nb", groups)], sym("mb"), sym("nb"))
+    if shape is not None:
+        known = groups.as_int()
+        if known is None or known == 1:
+            return plain
+        beside = max(n for n in range(1, BESIDE + 1) if known % n == 0)
+        loops = [*p.batch, ("ng", const(known // beside)), ("mb", blocks), ("ni", const(beside))]
+        return _Order(loops, sym("mb"), sym("ng") * beside + sym("ni"))
+    single = p.rows.as_symbol() is not None or p.rows.as_int() is not None
+    # of a product of sizes too much to prove; tensor copies have an order of their own
+    if low.schedule.tensor_copies or not single or operands_of(low.graph, low.group) is None:
+        return plain
+    few = blocks.as_int()
+    if few is not None and few <= TOGETHER:
+        return _Order([*p.batch, ("nb", groups), ("mb", blocks)], sym("mb"), sym("nb"))
+    high = floordiv(blocks + (TOGETHER - 1), TOGETHER)
+    loops = [*p.batch, ("mg", high), ("nb", groups), ("mi", const(TOGETHER))]
+    return _Order(loops, sym("mg") * TOGETHER + sym("mi"), sym("nb"), goes_beyond=True)
 
 
 def _lies_along_rows(low: Lowering, p: Product) -> bool:
@@ -306,23 +327,9 @@ def matrices_of(low: Lowering, shape: Shape) -> Matrices | None:
     first, _, _ = right_of(low, p)
     if not suits(Whole(p.rows, p.columns, p.base, first, 1), p.batch):
         return None
-    _, row, column = _order(low, p, shape.columns // p.panel)
-    return Matrices(
-        p.rows, p.columns, p.base, first, row * shape.rows, column * shape.columns, tuple(p.batch)
-    )
-
-
-def _order(low: Lowering, p: Product, group: int) -> tuple[list[tuple[str, Expr]], Expr, Expr]:
-    """The tiles of a product in a shape as loops, with the row and the column of the one at hand:
-    about a square of them, which share what they read, run together."""
-    blocks = floordiv(p.rows + (p.row_tile - 1), p.row_tile, low.facts)
-    groups = floordiv(p.panels + (group - 1), group, low.facts)
-    known = groups.as_int()
-    if known is None or known == 1:
-        return [*p.batch, ("mb", blocks), ("nb", groups)], sym("mb"), sym("nb")
-    beside = max(n for n in range(1, BESIDE + 1) if known % n == 0)
-    loops = [*p.batch, ("ng", const(known // beside)), ("mb", blocks), ("ni", const(beside))]
-    return loops, sym("mb"), sym("ng") * beside + sym("ni")
+    order = _order(low, p, shape.columns // p.panel, shape)
+    row, column = order.row * shape.rows, order.column * shape.columns
+    return Matrices(p.rows, p.columns, p.base, first, row, column, tuple(p.batch))
 
 
 def tile_widths(graph: Graph, group: Group, cluster: int) -> list[tuple[int, Expr]]:
