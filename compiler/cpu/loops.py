@@ -111,6 +111,27 @@ class LoopWriter(ValueWriter):
             start = self._loop(lo, middle, start, body, ahead, bound, parallel, True)
             return self._loop(middle, hi, start, body, ahead, bound, parallel, True, True, True)
         masked = masked and short and self.module.level == "v4"
+        with_group = parallel and innermost
+
+        def metadata(group: str) -> str:
+            return self._loop_metadata(group, innermost, short, masked)
+
+        return self._counted((lo, hi), start, body, ahead, bound, masked, with_group, metadata)
+
+    def _counted(
+        self,
+        ends: tuple[Value, Value],
+        start: list[Value],
+        body: Body,
+        ahead: Sequence[KernelValue],
+        bound: set[str],
+        masked: bool,
+        with_group: bool,
+        metadata: Callable[[str], str],
+    ) -> list[Value]:
+        """The blocks of a loop, its accumulators as phis; `with_group`, its accesses are of a
+        group, since they do not depend on each other."""
+        code, (lo, hi) = self.code, ends
         kind, first, end = "i64", lo, hi
         if masked:  # a mask of 16 lanes is made of one vector of numbers, and not of two
             kind, first, end = "i32", code.const(0, "i32"), (hi - lo).to("trunc", "i32")
@@ -120,7 +141,7 @@ class LoopWriter(ValueWriter):
         code.start(enter)
         with self._scope():
             self._hoist(ahead, bound)
-            group = self.module.distinct("distinct !{}") if parallel and innermost else ""
+            group = self.module.distinct("distinct !{}") if with_group else ""
             if group:
                 self.groups.append(group)
             entered = code.block
@@ -134,7 +155,7 @@ class LoopWriter(ValueWriter):
             latch = code.block
             following = code.emit(f"add nuw nsw {kind} {n.text}, 1", kind)
             again = code.emit(f"icmp slt {kind} {following.text}, {end.text}", "i1")
-            code.branch_if(again, loop, after, self._loop_metadata(group, innermost, short, masked))
+            code.branch_if(again, loop, after, metadata(group))
             phis = [
                 f"  {n.text} = phi {kind} [ {first.text}, %{entered} ],"
                 f" [ {following.text}, %{latch} ]"
