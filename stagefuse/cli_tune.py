@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .cli_shared import example_inputs, is_plan, named_weights, whole_numbers
+from .cli_shared import example_inputs, named_weights, whole_numbers
 
 if TYPE_CHECKING:
     from stagefuse.compiler.tuned import Choices
@@ -27,8 +27,6 @@ def tuned_first(
 
     What the file held for other kernels stays in it.
     """
-    if is_plan(file):
-        raise click.UsageError("--tune is for sources; a .fused file holds machine code")
     from stagefuse import __version__
     from stagefuse.compiler import tuned as lock
     from stagefuse.compiler.driver import compile_program

@@ -148,7 +148,7 @@ def test_what_can_not_be_tuned(source: Path, tmp_path: Path) -> None:
     assert "is for --tune" in run(commands, ["compile", str(source), "--size", "M=3"]).output
     run(commands, ["compile", str(source)])
     plan = str(source.with_suffix(".fused"))
-    assert "--tune is for sources" in run(commands, ["compile", plan, "--tune"]).output
+    assert "`compile` takes a source" in run(commands, ["compile", plan, "--tune"]).output
     states = tmp_path / "states.pipe"
     states.write_text(
         "pipeline p(x: f32[N]) -> f32[N]:\n    state s: f32[N] = 0.0\n    s[...] = s + x\n    s\n"

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from stagefuse.compiler.driver import compile_file
-from stagefuse.compiler.gpu import contract
+from stagefuse.compiler.gpu import few_tiles
 from stagefuse.dsl.dtypes import DTYPES
 
 from .gpu_run import ARCHES, Emulated, check_legal, compiled, launches
@@ -196,8 +196,8 @@ def test_convolutions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if not few:
-        monkeypatch.setattr(contract, "FULL", 0)
-        monkeypatch.setattr(contract, "FEW_ROWS", 0)
+        monkeypatch.setattr(few_tiles, "FULL", 0)
+        monkeypatch.setattr(few_tiles, "FEW_ROWS", 0)
     channels, height, width, out, window, stride, padding, dilation, groups = case
     reach = dilation * (window - 1)
     tall, wide = ((n + 2 * padding - reach - 1) // stride + 1 for n in (height, width))
@@ -266,7 +266,8 @@ def test_narrow_weights_are_converted_by_who_reads_them(
     plan = compile_file(path, targets=targets)
     emulated = Emulated(plan)
     stored = [plan.arrays[str(b.array)] for b in emulated.gpu.buffers if b.array is not None]
-    assert stays == all(x.dtype.itemsize < 4 or x.size == 136 for x in stored)
+    # but for scales, which lie in panels where codes do
+    assert stays == all(x.dtype.itemsize < 4 or x.size in (136, 144) for x in stored)
     argument = emulated.pipeline.inputs[0]
     shape = [5 if d == "B" else int(d) for d in argument.shape]
     x = rng.standard_normal(shape) if argument.dtype != "i64" else rng.integers(0, 512, shape)
@@ -278,4 +279,4 @@ def test_narrow_weights_are_converted_by_who_reads_them(
     np.testing.assert_allclose(found.astype(np.float64), wanted, step, 1e-3)
     if "cpu" in targets:
         cpu = [plan.arrays[str(b.array)] for b in emulated.pipeline.buffers if b.array is not None]
-        assert name == "table" or all(x.dtype == np.float32 for x in cpu)
+        assert name in ("table", "integers") or all(x.dtype == np.float32 for x in cpu)
