@@ -234,27 +234,35 @@ def _has_few_places(
 
 def _is_constant(graph: Graph, ref: Ref) -> bool:
     """Whether a value follows from weights and constants alone."""
-    node = graph.nodes[ref.node]
-    if isinstance(node.primitive, Weight | Constant | Scalar):
-        return True
-    through = isinstance(node.primitive, Map | View)
-    return through and all(_is_constant(graph, operand) for operand in node.operands)
+    found = _sources(graph, ref, (Map, View))
+    return all(isinstance(node.primitive, Weight | Constant | Scalar) for node in found)
 
 
 def is_quantised(graph: Graph, ref: Ref) -> bool:
     """Whether a value is a pointwise function of constants alone, a large one of them in 8 bits or
     fewer. A product of a single row by them is one too: panels can stay codes."""
-    found, pending = False, [ref.node]
+    found = _sources(graph, ref, (Map, View, Concat))
+    stored = [node for node in found if isinstance(node.primitive, Weight | Constant)]
+    made = [node for node in found if isinstance(node.primitive, Scalar | Position)]
+    return len(stored) + len(made) == len(found) and any(map(_is_large_and_narrow, stored))
+
+
+def _is_large_and_narrow(node: Node) -> bool:
+    size = total_of(node.type.shape, range(node.type.rank)).as_int() or 0
+    return node.type.dtype.bits <= 8 and not node.type.dtype.is_bool and size >= LARGE
+
+
+def _sources(graph: Graph, ref: Ref, kinds: tuple[type, ...]) -> list[Node]:
+    """The nodes of other kinds from which nodes of some kinds make a value, each once."""
+    seen, pending, found = {ref.node}, [ref.node], []
     while pending:
         node = graph.nodes[pending.pop()]
-        if isinstance(node.primitive, Map | View | Concat):
-            pending += [operand.node for operand in node.operands]
-        elif isinstance(node.primitive, Weight | Constant):
-            size = total_of(node.type.shape, range(node.type.rank)).as_int() or 0
-            narrow = node.type.dtype.bits <= 8 and not node.type.dtype.is_bool
-            found = found or (narrow and size >= LARGE)
-        elif not isinstance(node.primitive, Scalar | Position):
-            return False
+        if not isinstance(node.primitive, kinds):
+            found.append(node)
+            continue
+        fresh = {operand.node for operand in node.operands} - seen
+        seen |= fresh
+        pending += sorted(fresh)
     return found
 
 

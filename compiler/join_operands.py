@@ -92,14 +92,15 @@ class OperandJoiner:
             packer = self.maker.get(panels)
             if packer is None or not self._packs_well(packer, panels, anchor, group):
                 continue
-            joined = replace(
-                group,
-                members=group.members | packer.members,
-                packs={**group.packs, panels: packer},
-            )
-            self._replace([packer, group], joined)
+            group = self._take(group, panels, packer)
             self._say(panels, "its panels are packed where they are used")
-            group = joined
+
+    def _take(self, group: Group, panels: Ref, packer: Group) -> Group:
+        """A product together with what packs its panels."""
+        packs = {**group.packs, panels: packer}
+        joined = replace(group, members=group.members | packer.members, packs=packs)
+        self._replace([packer, group], joined)
+        return joined
 
     def _thin(self, group: Group) -> None:
         """A product that may have few rows gets another kernel for them, which packs nothing."""
@@ -147,14 +148,8 @@ class OperandJoiner:
                 continue  # codes are read before they are converted
             if steps_of(self.graph, panels, node) is None:
                 continue
-            joined = replace(
-                group,
-                members=group.members | packer.members,
-                packs={**group.packs, panels: packer},
-            )
-            self._replace([packer, group], joined)
+            group = self._take(group, panels, packer)
             self._say(panels, "its panels are read where they lie")
-            group = joined
 
     def _coded(self, group: Group) -> None:
         """Panels that are computed of codes are never stored. Where both operands are converted

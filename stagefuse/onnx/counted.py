@@ -200,7 +200,9 @@ def _reduced(n: Node, of: _Marked, result: Val) -> int:
     return of.axis if n.attr("keepdims", 1) else of.axis - sum(a < of.axis for a in gone)
 
 
-def _named(names: Iterable[str], rule: Callable[[Node, _Marked, Val], int]) -> dict[str, Callable[[Node, _Marked, Val], int]]:  # noqa: E501
+def _named(
+    names: Iterable[str], rule: Callable[[Node, _Marked, Val], int]
+) -> dict[str, Callable[[Node, _Marked, Val], int]]:
     return dict.fromkeys(names, rule)
 
 

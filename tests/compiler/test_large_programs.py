@@ -81,3 +81,27 @@ def test_differences_of_neighbours_of_any_number(tmp_path: Path, n: int) -> None
     found = pipe(x=x)
     np.testing.assert_array_equal(found[0], x[1:] - x[:-1])
     np.testing.assert_array_equal(found[1], x[2:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "of", "result", "product"),
+    [
+        ((40, 64), (64,), "[40]", "v @ x"),
+        ((40, 3, 3, 3), (2, 3, 4, 4), "[2, 40, 2, 2]", "nn.convolve2d(x, v, 1, 1, 1)"),
+    ],
+)
+def test_weights_of_weights_that_are_read_twice(
+    tmp_path: Path, shape: tuple[int, ...], of: tuple[int, ...], result: str, product: str
+) -> None:
+    np.savez(tmp_path / "w.npz", w=np.ones(shape, np.float32))
+    path = tmp_path / "p.pipe"
+    path.write_text(f"""import nn
+weights w = "w.npz"
+pipeline p(x: f32{list(of)}) -> f32{result}:
+    v = w.w
+    for n in 0..40:
+        v = v * 0.5 + v * v * 0.5
+    {product}
+""")
+    found = sf.compile(path)(x=np.ones(of, np.float32))
+    np.testing.assert_allclose(found, np.prod(shape[1:]), rtol=1e-5)
