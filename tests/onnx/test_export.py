@@ -352,6 +352,25 @@ where B in 1..=9, T in 1..=9:
     assert np.array_equal(by_reference(model, {"x": x})[1], x.max(1))
 
 
+@ENGINES_ONLY
+def test_one_value_as_several_results(run: Any, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Each result has a name of its own, be it an input, a constant, or made by a node."""
+    text = """
+pipeline p(x: f32[N], y: f32[N]) -> (a: f32[N], b: f32[N], f32[N], f32[N], c: f32[N], f32[N],
+                                     d: f32, f32, f32, f32[1], f32[1], f32[1])
+where N >= 1:
+    two = full([], 2.0, f32)
+    t = tanh(x + y)
+    t, t, t, x, x, x, two, two, two, t[0:1], t[0:1], t[0:1]
+"""
+    model = exported(text, tmp_path)
+    assert len({r.name for r in model.graph.output}) == 12
+    x, y = (rng.standard_normal(5).astype(np.float32) for _ in "xy")
+    t = np.tanh(np.float64(x) + np.float64(y)).astype(np.float32)
+    two = np.float32(2)
+    close(run(model, {"x": x, "y": y}), [t, t, t, x, x, x, two, two, two, t[:1], t[:1], t[:1]])
+
+
 def test_a_wrong_opset_or_pipeline_is_refused(tmp_path: Path) -> None:
     text = "".join(f"pipeline {n}(x: f32[N]) -> f32[N]:\n    x\n\n" for n in "ab")
     for options, words in (

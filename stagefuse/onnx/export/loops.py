@@ -97,12 +97,9 @@ class Body:
         for place, ref in enumerate(self.ends):
             shape = graph.type(ref).shape
             found = inner.context.layout.whole(inner.values[ref], shape)
-            kind = found.dtype
-            own = model.fresh(f"{model.path}result")
-            model.nodes.append(onnx.helper.make_node("Identity", [found.name], [own], name=own))
-            results.append(Tensor(own, kind, shape))
+            results.append(model.copy(found, "result"))
             first = () if place < len(states) else (self.primitive.count,)
-            kinds.append((kind, (*first, *shape)))
+            kinds.append((found.dtype, (*first, *shape)))
         made = onnx.helper.make_graph(
             model.nodes, "step", [_typed(t) for t in (turn, going, *carried)],
             [_typed(t) for t in results],

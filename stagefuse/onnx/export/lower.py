@@ -159,7 +159,7 @@ class Lowering:
         found = self._stored(found, type.dtype)
         fixed = found.name in self.model.constants or found in self.given.values()
         if fixed or found in before:
-            found = self.model.node("Identity", [found], type.dtype, type.shape)
+            found = self.model.copy(found)
         plain = re.fullmatch(r"[A-Za-z_]\w*", found.name) and found.name != found.name.title()
         if is_named and found.name != name or not is_named and not plain:
             found = self._renamed(found, name)

@@ -126,6 +126,13 @@ class Model:
         self._made[key] = made
         return made
 
+    def copy(self, x: Tensor, name: str = "Identity") -> Tensor:
+        """The same value under a name that nothing else has: a result of its own."""
+        own = self.fresh(f"{self.path}{name}")
+        self.nodes.append(onnx.helper.make_node("Identity", [x.name], [own], name=own))
+        made = self.values[own] = Tensor(own, x.dtype, x.shape)
+        return made
+
     def input(self, name: str, dtype: DType, shape: Sequence[Expr]) -> Tensor:
         made = Tensor(self.fresh(name), dtype, tuple(shape))
         self.values[made.name] = made
