@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar
 
-from stagefuse.dsl.dims import Atom, Expr, IntLike, Monomial, as_expr, const, expr_of, floordiv, sym
+from stagefuse.dsl.dims import Atom, Expr, as_expr, const, expr_of, floordiv, sym
 from stagefuse.dsl.facts import Facts
+
+from .conditions import combined, expanded, is_plain, sharpened, without
 
 SMALL = (0, 1, 2, 3, 4, 5, 8, 12, 17, 64, 1000)
 TRIES = 300
@@ -43,13 +45,12 @@ class Bounds:
 
         `what` gives the text of what asks, for a bound that is left open.
         """
-        if _is_plain(expr, facts):
+        if is_plain(expr, facts):
             return None
         key = (expr, tuple(guards), _ranges_of((expr, *guards), facts))
         if key in self.known:
             return None
-        conditions = _expanded((*guards, *self.given), facts)
-        if _Search(_sharpened(facts, conditions), conditions).proves(expr):
+        if _follows(expr, facts, expanded((*guards, *self.given), facts)):
             self.known.add(key)
             return None
         found = _counterexample(expr, facts, (*guards, *self.given))
@@ -88,95 +89,6 @@ def _ranges_of(exprs: Iterable[Expr], facts: Facts) -> tuple[tuple[str, str], ..
     return tuple(sorted(found.items()))
 
 
-def _expanded(conditions: Iterable[Expr], facts: Facts) -> tuple[Expr, ...]:
-    """The conditions, with what a product of sizes that is at least 1 says of its factors."""
-    found: dict[Expr, None] = {}
-    pending = list(conditions)
-    while pending:
-        condition = pending.pop()
-        if condition not in found:
-            found[condition] = None
-            pending.extend(_factors(condition))
-            pending.extend(_of_extremes(condition, facts))
-    return tuple(found)
-
-
-def _of_extremes(condition: Expr, facts: Facts) -> Iterator[Expr]:
-    """From max(0, a) >= 1: a >= 1, since the 0 is not; from min(a, b) >= c: both are."""
-    for monomial, coefficient in condition.terms:
-        if coefficient != 1 or len(monomial) != 1 or monomial[0][1] != 1:
-            continue
-        atom = monomial[0][0]
-        if atom.kind not in ("min", "max"):
-            continue
-        rest = condition - Expr(((monomial, coefficient),))
-        for part, other in (atom.args, atom.args[::-1]):
-            if atom.kind == "min" or _is_plain(-1 - (part + rest), facts):
-                yield other + rest
-
-
-def _factors(condition: Expr) -> Iterator[Expr]:
-    """From b*d - x >= 1 where nothing is negative: b >= 1 and d >= 1; from a // 3 >= 1: a >= 3."""
-    rising = [m for m, c in condition.terms if c > 0 and m]
-    atoms = {atom for monomial in rising for atom, _ in monomial}
-    terms = [t for t in condition.terms if t[0] and (t[1] > 0 or atoms & {a for a, _ in t[0]})]
-    least = -sum(c for m, c in condition.terms if not m)
-    if least < 1 or not rising or not all(_never_negative(a) for m, _ in terms for a, _ in m):
-        return
-    common = set.intersection(*({a for a, _ in m} for m, _ in terms))
-    for atom in sorted(common):
-        rest = Expr(tuple((_without(m, atom), c) for m, c in terms))
-        yield expr_of(atom) - 1
-        if rest.as_int() is None:
-            yield rest - 1
-        elif condition == expr_of(atom) - least and atom.kind == "//" and (
-            by := atom.args[1].as_int()
-        ) is not None:
-            yield atom.args[0] - by * least
-
-
-def _without(monomial: Monomial, atom: Atom) -> Monomial:
-    """A monomial over one of its factors."""
-    lower = ((a, p - (a == atom)) for a, p in monomial)
-    return tuple((a, p) for a, p in lower if p)
-
-
-def _never_negative(atom: Atom) -> bool:
-    """Whether it is so for sizes and positions, none of which is negative, without their ranges."""
-    if atom.kind == "sym":
-        return not atom.name.startswith("$")
-    numerator = atom.args[0]
-    return atom.kind == "%" or (
-        atom.kind == "//"
-        and all(c > 0 and all(_never_negative(a) for a, _ in m) for m, c in numerator.terms)
-    )
-
-
-def _sharpened(facts: Facts, conditions: Sequence[Expr]) -> Facts:
-    """The facts with ranges narrowed by conditions on one symbol: n - 3 >= 0."""
-    ranges: dict[str, tuple[IntLike, IntLike | None]] = {}
-    for condition in conditions:
-        names = condition.symbols()
-        if len(names) != 1:
-            continue
-        (name,) = names
-        low, high = ranges.get(name, facts.ranges.get(name, (0, None)))
-        least = (sym(name) - condition).as_int()
-        most = (condition + sym(name)).as_int()
-        known_low = as_expr(low).as_int()
-        known_high = None if high is None else as_expr(high).as_int()
-        if least is not None and known_low is not None and least > known_low:
-            ranges[name] = (least, high)
-        elif most is not None and (high is None or (known_high or 0) > most):
-            ranges[name] = (low, most)
-    return facts.with_ranges(ranges) if ranges else facts
-
-
-def _is_plain(goal: Expr, facts: Facts) -> bool:
-    low = facts.interval(goal)[0]
-    return low is not None and low >= 0
-
-
 def _bounds_of(end: Expr, top: bool) -> Iterator[Expr]:
     """An end of a range, and what it can't exceed: an argument of the least (greatest) in it."""
     kind = "min" if top else "max"
@@ -185,6 +97,17 @@ def _bounds_of(end: Expr, top: bool) -> Iterator[Expr]:
             rest = end - Expr(((monomial, coefficient),))
             yield from (rest + part for part in monomial[0][0].args)
     yield end
+
+
+def _follows(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
+    """Whether goal >= 0 is proved: from the conditions, or from what they say together."""
+    if _Search(sharpened(facts, conditions), conditions).proves(goal):
+        return True
+    more = combined([goal], conditions, facts)
+    if any(is_plain(-1 - condition, facts) for condition in more):
+        return True  # nothing meets the conditions
+    conditions = (*conditions, *more)
+    return bool(more) and _Search(sharpened(facts, conditions), conditions).proves(goal)
 
 
 class _Search:
@@ -211,8 +134,12 @@ class _Search:
 
     def _plain(self, goal: Expr) -> bool:
         if goal not in self.plain:
-            self.plain[goal] = _is_plain(goal, self.facts)
+            self.plain[goal] = is_plain(goal, self.facts)
         return self.plain[goal]
+
+    def _positive(self, divisor: Expr) -> bool:
+        goal = divisor - 1
+        return self._plain(goal) or any(map(self._plain, self._without_conditions(goal)))
 
     def _proves(self, goal: Expr) -> bool:
         if self._plain(goal):
@@ -221,7 +148,7 @@ class _Search:
             return False
         self.left -= 1
         self.failed.add(goal)
-        if any(self._plain(case) for case in self._without_conditions(goal)):
+        if any(map(self._plain, self._without_conditions(goal))):
             return True
         moves = list(self._moves(goal))
         if any(all(map(self._plain, cases)) for cases in moves):
@@ -247,7 +174,7 @@ class _Search:
         common = set.intersection(*({a for a, _ in m} for m, _ in terms)) if terms else set[Atom]()
         for atom in sorted(common):
             if self._plain(expr_of(atom)):
-                parts = (Expr(((_without(m, atom), c),)) for m, c in terms)
+                parts = (Expr(((without(m, atom), c),)) for m, c in terms)
                 yield (sum(parts, const(0)),)
 
     def _eliminated(self, goal: Expr, loops: bool) -> Iterator[tuple[Expr, ...]]:
@@ -294,7 +221,7 @@ class _Search:
             if abs(coefficient) != 1 or len(monomial) != 1:
                 continue
             ((atom, power),) = monomial
-            if atom.kind == "//" and power == 1 and self._plain(atom.args[1] - 1):
+            if atom.kind == "//" and power == 1 and self._positive(atom.args[1]):
                 a, b = atom.args
                 rest = goal - Expr(((monomial, coefficient),))
                 # for b >= 1: a // b <= r is a < (r + 1) * b, and a // b >= -r is a >= -r * b
@@ -326,7 +253,7 @@ class _Search:
                 order = sorted(options, key=lambda o: (len(o.terms), _length(o)))
                 yield from ((o,) for o in order)
             return
-        if not self._plain(b - 1):
+        if not self._positive(b):
             return
         if atom.kind == "%":
             yield (rest,) if rising else (rest + slope * (b - 1),)

@@ -1,10 +1,12 @@
 """Proofs of bounds: what is true is proved, what is false has a counterexample."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagefuse.compiler.bounds import Bounds
+from stagefuse.compiler.bounds import Bounds, _assign
 from stagefuse.dsl.dims import Expr, as_expr
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.facts import Facts
@@ -43,8 +45,10 @@ FACTS = Facts({**SIZES, **{n: (parse(a), parse(b)) for n, (a, b) in LOOPS.items(
         ("H - (48*k + j) // H - 1", ["H*H - 48*k - j - 1"]),
         ("H*H - H + 5", ["H - 1"]),
         ("H*min(r + 1, H) + min(512, H) - H - 1", ["H - 1", "min(r + 1, H) - 1"]),
-        ("6*T*H - 36*t*H - min(36, B - 36*t)*H - min(40, H) - 5*T*H + H",
-         ["T - B", "min(36, B - 36*t) - 1", "H - 1"]),
+        (
+            "6*T*H - 36*t*H - min(36, B - 36*t)*H - min(40, H) - 5*T*H + H",
+            ["T - B", "min(36, B - 36*t) - 1", "H - 1"],
+        ),
         ("T - 6", ["(T // 3)*H - 1", "T // 3 - 2"]),
         ("384*(T // 48) - 192*(T // 48)*h - 192*h - p % 48 - 192*(p // 48) + 383", []),
     ],
@@ -53,6 +57,59 @@ def test_true_bounds_are_proved(goal: str, guards: list[str]) -> None:
     bounds = Bounds()
     assert bounds.broken(parse(goal), FACTS, [parse(g) for g in guards], str) is None
     assert not bounds.open
+
+
+JOINED = Facts(
+    {
+        **dict.fromkeys(("M", "K", "N"), (0, 600)),
+        "i": (0, parse("K*M + 2")),
+        "q": (0, parse("K*M - 1")),
+        "p": (0, parse("K*M*N - 1")),
+        "s": (0, parse("min(K*M, 9*N) - 1")),
+        "j": (0, parse("K - 1")),
+        "l": (0, parse("(M + 7) // 8 - 1")),
+    }
+)
+"""Positions on axes that are products of sizes which may be 0."""
+
+
+@pytest.mark.parametrize(
+    ("goal", "guards"),
+    [
+        ("K - (i - 2) // M - 1", ["i - 2", "K*M - i + 1"]),
+        ("M - (i - 2) % M - 1", ["i - 2", "K*M - i + 1"]),
+        ("2*K - (i - 2) // M - 1", ["i - 2", "2*K*M - i + 1"]),
+        ("K - (i - 2) // (2*M) - 1", ["i - 2", "2*K*M - i + 1"]),
+        ("K + 2 - i // M", ["K*M + 3*M - i - 1"]),
+        ("K - (2*i - 2) // M - 1", ["i - 2", "K*M - 2*i + 1"]),
+        ("K - q // M - 1", []),
+        ("M - q % M - 1", []),
+        ("K - p // (M*N) - 1", []),
+        ("K*N - p // M - 1", []),
+        ("M - p // N % M - 1", []),
+        ("K - p // N // M - 1", []),
+        ("K - s // M - 1", []),
+        ("N - s // 9 - 1", []),
+        ("M - 1", ["q - 3"]),
+        ("M - 1", ["i - 2", "K*M - 2*i + 1"]),
+        ("K - 1", ["i - j - 2", "K*M - i + j + 1"]),
+        ("N - 1", ["(i - 2)*N - 1", "K*M - i + 1"]),
+        ("M - 2", ["i - 2", "M // 2 - i + 1"]),
+        ("(M + N) - (i - 2) % (M + N) - 1", ["i - 2", "K*M + K*N - i + 1"]),
+        ("M - 8*l - 1", []),
+        ("0 - 1", ["i - 2", "1 - i"]),
+    ],
+)
+def test_a_position_shows_that_no_factor_of_its_axis_is_zero(goal: str, guards: list[str]) -> None:
+    bounds = Bounds()
+    assert bounds.broken(parse(goal), JOINED, [parse(g) for g in guards], str) is None
+    assert not bounds.open
+
+
+@pytest.mark.parametrize("less", ["(0 - i) // 2", "min(0 - i, M)", "(M - N)"])
+def test_what_may_be_negative_says_nothing_of_the_rest(less: str) -> None:
+    found = Bounds().broken(parse("K - 1"), JOINED, [parse(f"K - {less} - 1")], str)
+    assert found is not None
 
 
 @pytest.mark.parametrize(
@@ -90,7 +147,7 @@ def test_divisibility_is_kept_by_counterexamples() -> None:
 
 
 def exprs() -> st.SearchStrategy[Expr]:
-    names = st.sampled_from(["B", "T", "i", "m", "k"])
+    names = st.sampled_from(["B", "T", "H", "i", "m", "j", "k"])
     leaves = names.map(parse) | st.integers(-40, 40).map(as_expr)
 
     def grown(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
@@ -109,19 +166,14 @@ def exprs() -> st.SearchStrategy[Expr]:
 
 @given(exprs(), exprs(), st.randoms(use_true_random=False))
 @settings(max_examples=300, deadline=None)
-def test_what_is_proved_holds(goal: Expr, guard: Expr, rng: object) -> None:
+def test_what_is_proved_holds(goal: Expr, guard: Expr, rng: random.Random) -> None:
     """Tries sizes and positions where a proof says that there is nothing to find."""
-    import random
-
-    from stagefuse.compiler import bounds as module
-
     bounds = Bounds()
     if bounds.broken(goal, FACTS, [guard], str) is not None or bounds.open:
         return
-    assert isinstance(rng, random.Random)
     for _ in range(60):
         values: dict[str, int] = {}
         wanted = sorted(goal.symbols() | guard.symbols())
-        if all(module._assign(n, FACTS, values, rng, 0) for n in wanted):
+        if all(_assign(n, FACTS, values, rng, 0) for n in wanted):
             if guard.evaluate(values) >= 0:
                 assert goal.evaluate(values) >= 0, values
