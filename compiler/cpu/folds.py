@@ -11,12 +11,13 @@ from stagefuse.compiler.kernel_ir import (
     Statement,
     Store,
 )
+from stagefuse.compiler.operators import BITS
 from stagefuse.compiler.scalar import identity
 from stagefuse.dsl.dtypes import I64, DType
 
 from . import scalars
 from .bodies import at_most, folds_what_it_stores, is_adjacent, is_unrolled, values_of
-from .ir import BITS, Code, Value
+from .ir import Code, Value
 from .loops import SHORT_LOOP
 from .streams import StreamWriter
 

@@ -12,18 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, Union
 
-FLOATS = ("half", "bfloat", "float", "double")
-BITS = {
-    "half": 16, "bfloat": 16, "float": 32, "double": 64,
-    "i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64,
-}  # fmt: skip
+from stagefuse.compiler.operators import BITS, FLOATS, Operators
 
 Operand: TypeAlias = Union["Value", int, float]
-
-
-def integer_of(llvm_type: str) -> str:
-    """The integer type as wide as a type."""
-    return f"i{BITS[llvm_type]}"
 
 
 def constant_text(value: float | int, llvm_type: str) -> str:
@@ -55,71 +46,26 @@ def round_to_single(value: float) -> float:
 
 
 @dataclass(frozen=True)
-class Value:
+class Value(Operators):
     """A value of LLVM: its name or constant text, its type, and the code it was written into."""
 
     code: Code
     text: str
     type: str
 
-    @property
-    def is_float(self) -> bool:
-        return self.type in FLOATS
-
-    def _binary(self, other: Operand, float_op: str, int_op: str, swap: bool = False) -> Value:
+    def binary(self, op: str, other: Operand, swap: bool = False) -> Value:
         right = self.code.operand(other, self.type)
         a, b = (right, self) if swap else (self, right)
         if self.is_float:
-            return self.code.pure(f"{float_op}{self.code.flags} {self.type} {a.text}, {b.text}",
-                                  self.type)  # fmt: skip
-        return self.code.pure(f"{int_op} {self.type} {a.text}, {b.text}", self.type)
-
-    def __add__(self, other: Operand) -> Value:
-        return self._binary(other, "fadd", "add")
-
-    def __radd__(self, other: Operand) -> Value:
-        return self._binary(other, "fadd", "add", swap=True)
-
-    def __sub__(self, other: Operand) -> Value:
-        return self._binary(other, "fsub", "sub")
-
-    def __rsub__(self, other: Operand) -> Value:
-        return self._binary(other, "fsub", "sub", swap=True)
-
-    def __mul__(self, other: Operand) -> Value:
-        return self._binary(other, "fmul", "mul")
-
-    def __rmul__(self, other: Operand) -> Value:
-        return self._binary(other, "fmul", "mul", swap=True)
-
-    def __truediv__(self, other: Operand) -> Value:
-        return self._binary(other, "fdiv", "sdiv")
-
-    def __rtruediv__(self, other: Operand) -> Value:
-        return self._binary(other, "fdiv", "sdiv", swap=True)
+            word = f"f{op}{self.code.flags}"
+        else:
+            word = "sdiv" if op == "div" else op
+        return self.code.pure(f"{word} {self.type} {a.text}, {b.text}", self.type)
 
     def __neg__(self) -> Value:
         if self.is_float:
             return self.code.pure(f"fneg {self.type} {self.text}", self.type)
         return 0 - self
-
-    def __and__(self, other: Operand) -> Value:
-        return self._binary(other, "", "and")
-
-    def __or__(self, other: Operand) -> Value:
-        return self._binary(other, "", "or")
-
-    def __xor__(self, other: Operand) -> Value:
-        return self._binary(other, "", "xor")
-
-    def shl(self, other: Operand) -> Value:
-        return self._binary(other, "", "shl")
-
-    def lshr(self, other: Operand) -> Value:
-        return self._binary(other, "", "lshr")
-
-    def ashr(self, other: Operand) -> Value:
-        return self._binary(other, "", "ashr")
 
     def compare(self, relation: str, other: Operand, unsigned: bool = False) -> Value:
         """Relation eq ne lt le gt ge; on floats false on NaN, but for ne."""
@@ -142,18 +88,9 @@ class Value:
         )
 
     def to(self, word: str, llvm_type: str) -> Value:
-        """A conversion instruction such as fpext, trunc, bitcast."""
         if self.type == llvm_type:
             return self
         return self.code.pure(f"{word} {self.type} {self.text} to {llvm_type}", llvm_type)
-
-    def bits(self) -> Value:
-        """The bit pattern as an integer."""
-        return self.to("bitcast", integer_of(self.type))
-
-    def as_float(self, llvm_type: str) -> Value:
-        """The float with this bit pattern."""
-        return self.to("bitcast", llvm_type)
 
     def is_nan(self) -> Value:
         return self.code.pure(f"fcmp uno {self.type} {self.text}, {self.text}", "i1")

@@ -38,7 +38,7 @@ class LoopWriter(ValueWriter):
         done = 0
         while done < len(body):
             done += self.first_of(body[done:])
-            self._forget()
+            self.forget()
 
     def first_of(self, body: Sequence[Statement]) -> int:
         """Writes the first of some statements, and those that become one with it; how many."""
@@ -225,7 +225,7 @@ class LoopWriter(ValueWriter):
                 self.scopes[-1].values[id(value)] = self._checked(value, guards)
 
     def _is_fixed(self, value: KernelValue, bound: set[str]) -> bool:
-        names = self._free(value)
+        names = self.names(value)
         if self._is_volatile(value) or names & bound:
             return False
         known: set[str] = set()

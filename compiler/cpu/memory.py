@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from stagefuse.compiler.evaluate import Evaluator, Known
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Index,
@@ -17,13 +18,12 @@ from stagefuse.dsl.dims import Expr, as_expr, const
 from stagefuse.dsl.dtypes import I64, DType
 
 from . import scalars
-from .bodies import walk, written_buffers
+from .bodies import walk
 from .ir import Code, Value
 from .lost_nans import lost_nans
 from .module import Module
 from .result_rows import row_in_result
 from .scratch import alloc_size, padded
-from .values import Unique
 
 
 @dataclass
@@ -37,28 +37,25 @@ class Memory:
 
 
 @dataclass
-class Scope:
+class Scope(Known[Value]):
     """What is known inside a loop or branch."""
 
-    values: dict[int, Value] = field(default_factory=dict)  # by identity of the unique value
     indices: dict[str, Value] = field(default_factory=dict)
-    locals: dict[str, Value] = field(default_factory=dict)
 
 
 Body = Callable[[Value, list[Value]], list[Value]]
 
 
-class MemoryWriter(ABC):
+class MemoryWriter(Evaluator[Value]):
     """The function of a kernel, as far as its memory goes."""
 
     def __init__(self, kernel: Kernel, module: Module) -> None:
-        self.kernel = kernel
+        super().__init__(kernel)
         self.module = module
         self.code = Code()
         self.code.flags = " contract"
-        self.scopes = [Scope()]
+        self.scopes: list[Scope] = [Scope()]
         self.memory: dict[str, Memory] = {}
-        self.written = written_buffers(kernel.body)
         self.groups: list[str] = []  # access groups of the loops around
         self.scratch = const(0)
         self.allocas: list[str] = []
@@ -69,9 +66,6 @@ class MemoryWriter(ABC):
         self.lost_nans = lost_nans(kernel)
         self.scratch_row: Value | None = None  # of the row that may lie in a result's place
         self.results = {b.name for b in kernel.buffers if b.mode == "out"}
-        self._unique = Unique()
-        self._volatile: dict[int, bool] = {}
-        self._names: dict[int, frozenset[str]] = {}
 
     def _slot(self, args: Value, number: int, kind: str) -> Value:
         at = self.code.pure(f"getelementptr i64, ptr {args.text}, i64 {number}", "ptr")
@@ -144,12 +138,6 @@ class MemoryWriter(ABC):
             f"getelementptr inbounds {kind}, ptr {memory.pointer.text}, i64 {offset.text}", "ptr"
         )
 
-    # values
-
     @abstractmethod
     def index(self, expr: Expr) -> Value:
         """The i64 value of an expression."""
-
-    @abstractmethod
-    def value(self, value: KernelValue) -> Value:
-        """A value of kernel IR."""

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from stagefuse.compiler.kernel_ir import (
     Checked,
     Const,
-    Index,
     Load,
-    Local,
     Op,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
@@ -20,7 +18,6 @@ from stagefuse.dsl.dtypes import F32
 from . import scalars
 from .ir import Value
 from .memory import Memory, MemoryWriter, Scope
-from .values import parts, post_order
 
 
 class ValueWriter(MemoryWriter):
@@ -81,45 +78,11 @@ class ValueWriter(MemoryWriter):
         quotient, rest = scalars.integer_division(self.code, a, b, unsigned=False)
         return quotient if kind == "//" else rest
 
-    def value(self, value: KernelValue) -> Value:
-        """A value of kernel IR, computed here unless it is known."""
-        value = self._unique(value)
-        self._is_volatile(value)
-        stack = [value]
-        while stack:
-            top = stack[-1]
-            if self._known(top) is not None:
-                stack.pop()
-                continue
-            missing = [p for p in self._needed(top) if self._known(p) is None]
-            stack.extend(missing)
-            if not missing:
-                self.scopes[-1].values[id(top)] = self._compute(top)
-        result = self._known(value)
-        assert result is not None
-        return result
+    def _constant(self, value: Const) -> Value:
+        return self.code.const(value.value, scalars.REGISTER[value.dtype.compute.name])
 
-    def _known(self, value: KernelValue) -> Value | None:
-        """What is at hand, for a unique value."""
-        if isinstance(value, Const):
-            return self.code.const(value.value, scalars.REGISTER[value.dtype.compute.name])
-        if isinstance(value, Index):
-            return self.index(value.expr)
-        if isinstance(value, Local):
-            for scope in reversed(self.scopes):
-                if value.name in scope.locals:
-                    return scope.locals[value.name]
-            raise KeyError(f"kernel {self.kernel.name} binds no value {value.name}")
-        for scope in reversed(self.scopes):
-            if id(value) in scope.values:
-                return scope.values[id(value)]
-        return None
-
-    def _needed(self, value: KernelValue) -> tuple[KernelValue, ...]:
-        """What is computed before a value: not what only a guarded load may look at."""
-        if isinstance(value, Load) and value.guard:
-            return value.guard
-        return parts(value)
+    def _position(self, expr: Expr) -> Value:
+        return self.index(expr)
 
     def _compute(self, value: KernelValue) -> Value:
         if isinstance(value, Load):
@@ -146,7 +109,7 @@ class ValueWriter(MemoryWriter):
         if self.module.level != "v4" or quotient.dtype != F32 or self._is_volatile(divisor):
             return False
         inner = next((s.indices.keys() for s in reversed(self.scopes) if s.indices), None)
-        return inner is not None and not self._free(divisor) & inner
+        return inner is not None and not self.names(divisor) & inner
 
     def _load(self, load: Load) -> Value:
         memory = self.memory[load.buffer]
@@ -200,38 +163,6 @@ class ValueWriter(MemoryWriter):
         code.branch(after)
         code.start(after)
         return inside.select(place, 0)
-
-    def _forget(self) -> None:
-        """Drops values that read memory which statements write."""
-        for scope in self.scopes:
-            for key in [k for k in scope.values if self._volatile.get(k, True)]:
-                del scope.values[key]
-
-    def _is_volatile(self, value: KernelValue) -> bool:
-        """Whether a unique value depends on memory that the kernel writes."""
-        if id(value) not in self._volatile:
-            for part in post_order(value):
-                own = isinstance(part, Load) and part.buffer in self.written
-                inside = any(self._volatile[id(p)] for p in parts(part))
-                self._volatile[id(part)] = own or inside
-        return self._volatile[id(value)]
-
-    def _free(self, value: KernelValue) -> frozenset[str]:
-        """Index symbols a unique value depends on, and locals with a % before their names."""
-        if id(value) not in self._names:
-            for part in post_order(value):
-                names = frozenset().union(*(self._names[id(p)] for p in parts(part)))
-                if isinstance(part, Index):
-                    names = part.expr.symbols()
-                elif isinstance(part, Local):
-                    names = frozenset((f"%{part.name}",))
-                elif isinstance(part, Checked):
-                    names |= part.extent.symbols() | part.length.symbols()
-                elif isinstance(part, Load):
-                    for extent in self.memory[part.buffer].shape:
-                        names |= extent.symbols()
-                self._names[id(part)] = names
-        return self._names[id(value)]
 
 
 REPORT = """

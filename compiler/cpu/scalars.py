@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from stagefuse.compiler.operators import BITS
 from stagefuse.compiler.scalar import LARGEST
 from stagefuse.dsl.dtypes import DTYPES, DType
 
 from . import vector_math
-from .ir import BITS, Code, Value
+from .ir import Code, Value
 
 Rule: TypeAlias = Callable[[Code, Sequence[Value], DType], Value]
 

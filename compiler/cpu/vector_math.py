@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from stagefuse.compiler.operators import BITS, integer_of
+
 from .exact import MAGIC, MAGIC_BITS, Pair, fast_two_sum, two_product, two_sum
-from .ir import BITS, Code, Value, integer_of
+from .ir import Code, Value
 from .trigonometry import cos, sin, tan
 
 Function: TypeAlias = Callable[..., Value]

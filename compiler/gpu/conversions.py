@@ -6,7 +6,7 @@ NaN.
 
 from __future__ import annotations
 
-from stagefuse.compiler.cpu.ir import BITS
+from stagefuse.compiler.operators import BITS
 
 from .ir import NARROW, TYPE, Code, Value
 from .lines import Line

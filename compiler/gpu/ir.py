@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, Union
 
-from stagefuse.compiler.cpu.ir import BITS, FLOATS, integer_of, round_to_single
+from stagefuse.compiler.cpu.ir import round_to_single
+from stagefuse.compiler.operators import BITS, Operators
 
 from .fields import Fields
 from .lines import Line, Lines, Scope
@@ -47,7 +48,7 @@ def constant_text(value: float | int, kind: str) -> str:
 
 
 @dataclass(frozen=True)
-class Value:
+class Value(Operators):
     """A register or constant, its type, and the depth of the loop in which it is set."""
 
     code: Code = field(repr=False)
@@ -56,70 +57,24 @@ class Value:
     depth: int = 0
 
     @property
-    def is_float(self) -> bool:
-        return self.type in FLOATS
-
-    @property
     def known(self) -> int | None:
         """The value if this is an integer constant."""
         if self.is_float or self.text[0] not in "-0123456789tf":
             return None
         return int(self.text == "true") if self.type == "i1" else int(self.text)
 
-    def _binary(self, other: Operand, float_op: str, int_op: str, swap: bool = False) -> Value:
+    def binary(self, op: str, other: Operand, swap: bool = False) -> Value:
         right = self.code.operand(other, self.type)
         a, b = (right, self) if swap else (self, right)
         if self.is_float:
-            rounding = "" if float_op != "div" and self.code.contract else ".rn"
-            return self.code.pure(f"{float_op}{rounding}.{TYPE[self.type]}", self.type, a, b)
-        return self.code.integer(int_op, a, b)
-
-    def __add__(self, other: Operand) -> Value:
-        return self._binary(other, "add", "add")
-
-    def __radd__(self, other: Operand) -> Value:
-        return self._binary(other, "add", "add", swap=True)
-
-    def __sub__(self, other: Operand) -> Value:
-        return self._binary(other, "sub", "sub")
-
-    def __rsub__(self, other: Operand) -> Value:
-        return self._binary(other, "sub", "sub", swap=True)
-
-    def __mul__(self, other: Operand) -> Value:
-        return self._binary(other, "mul", "mul")
-
-    def __rmul__(self, other: Operand) -> Value:
-        return self._binary(other, "mul", "mul", swap=True)
-
-    def __truediv__(self, other: Operand) -> Value:
-        return self._binary(other, "div", "div")
-
-    def __rtruediv__(self, other: Operand) -> Value:
-        return self._binary(other, "div", "div", swap=True)
+            rounding = "" if op != "div" and self.code.contract else ".rn"
+            return self.code.pure(f"{op}{rounding}.{TYPE[self.type]}", self.type, a, b)
+        return self.code.integer(op, a, b)
 
     def __neg__(self) -> Value:
         if self.is_float:
             return self.code.pure(f"neg.{TYPE[self.type]}", self.type, self)
         return 0 - self
-
-    def __and__(self, other: Operand) -> Value:
-        return self._binary(other, "", "and")
-
-    def __or__(self, other: Operand) -> Value:
-        return self._binary(other, "", "or")
-
-    def __xor__(self, other: Operand) -> Value:
-        return self._binary(other, "", "xor")
-
-    def shl(self, other: Operand) -> Value:
-        return self._binary(other, "", "shl")
-
-    def lshr(self, other: Operand) -> Value:
-        return self._binary(other, "", "lshr")
-
-    def ashr(self, other: Operand) -> Value:
-        return self._binary(other, "", "ashr")
 
     def compare(self, relation: str, other: Operand, unsigned: bool = False) -> Value:
         """Relation eq ne lt le gt ge; on floats false on NaN, but for ne."""
@@ -139,16 +94,7 @@ class Value:
         return self.code.pure(f"selp.{kind}", yes.type, yes, other, self)
 
     def to(self, word: str, kind: str) -> Value:
-        """A conversion named as LLVM's: fpext, trunc, bitcast."""
         return self if self.type == kind else self.code.converted(self, word, kind)
-
-    def bits(self) -> Value:
-        """The bit pattern as an integer."""
-        return self.to("bitcast", integer_of(self.type))
-
-    def as_float(self, kind: str) -> Value:
-        """The float with this bit pattern."""
-        return self.to("bitcast", kind)
 
     def is_nan(self) -> Value:
         return self.code.pure(f"setp.nan.{TYPE[self.type]}", "i1", self, self)

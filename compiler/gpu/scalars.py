@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from stagefuse.compiler.cpu import scalars as shared
 from stagefuse.compiler.cpu import vector_math
-from stagefuse.compiler.cpu.ir import BITS
+from stagefuse.compiler.operators import BITS
 from stagefuse.dsl.dtypes import DTYPES, DType
 
 from . import quotients

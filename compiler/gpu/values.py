@@ -12,15 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from stagefuse.compiler.cpu.bodies import written_buffers
-from stagefuse.compiler.cpu.values import Unique, parts, post_order
+from stagefuse.compiler.cpu.values import parts
+from stagefuse.compiler.evaluate import Evaluator, Known
 from stagefuse.compiler.kernel_ir import (
     Checked,
     Const,
     Index,
     Kernel,
     Load,
-    Local,
     Op,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
@@ -53,12 +52,7 @@ class Memory:
     cells: dict[object, Value] = field(default_factory=dict)
 
 
-@dataclass
-class Scope:
-    """What is known of kernel values inside a loop or branch."""
-
-    values: dict[int, Value] = field(default_factory=dict)
-    locals: dict[str, Value] = field(default_factory=dict)
+Scope = Known[Value]
 
 
 @dataclass(frozen=True)
@@ -79,23 +73,19 @@ class Group:
         return Group(self.name, self.first + begin, most, self.at - begin)
 
 
-class ValueWriter(IndexWriter):
+class ValueWriter(IndexWriter, Evaluator[Value]):
     """The body of a kernel, as far as its values go."""
 
     def __init__(self, kernel: Kernel, facts: Facts) -> None:
-        super().__init__(facts)
-        self.kernel = kernel
+        IndexWriter.__init__(self, facts)
+        Evaluator.__init__(self, kernel)
         self.memory: dict[str, Memory] = {}
-        self.written = written_buffers(kernel.body)
-        self.scopes = [Scope()]
+        self.scopes: list[Scope] = [Scope()]
         self.active: Value | None = None
         self.group: Group | None = None
         self.together = 1  # positions from a multiple of this on share what is the same for them
         self.lines: dict[int, int] = {}  # of the source, by unique value
         self.status: Value | None = None
-        self._unique = Unique()
-        self._volatile: dict[int, bool] = {}
-        self._names: dict[int, frozenset[str]] = {}
         self._strides: dict[str, tuple[Expr, ...]] = {}
 
     # Scopes
@@ -119,49 +109,13 @@ class ValueWriter(IndexWriter):
         finally:
             self.active = before
 
-    def forget(self) -> None:
-        """Drops values that read memory which statements write."""
-        for scope in self.scopes:
-            for key in [k for k in scope.values if self._volatile.get(k, True)]:
-                del scope.values[key]
-
     # Values
 
-    def value(self, value: KernelValue) -> Value:
-        """A value of kernel IR, computed here unless it is known."""
-        value = self._unique(value)
-        self._is_volatile(value)
-        stack = [value]
-        while stack:
-            top = stack[-1]
-            if self._known(top) is not None:
-                stack.pop()
-                continue
-            missing = [p for p in self._needed(top) if self._known(p) is None]
-            stack.extend(missing)
-            if not missing:
-                before = self.code.loc
-                self.code.loc = self.lines.get(id(top), before)
-                self.scopes[-1].values[id(top)] = self._compute(top)
-                self.code.loc = before
-        result = self._known(value)
-        assert result is not None
-        return result
+    def _constant(self, value: Const) -> Value:
+        return self.code.const(value.value, scalars.REGISTER[value.dtype.compute.name])
 
-    def _known(self, value: KernelValue) -> Value | None:
-        if isinstance(value, Const):
-            return self.code.const(value.value, scalars.REGISTER[value.dtype.compute.name])
-        if isinstance(value, Index):
-            return self.index(value.expr, "i64")
-        if isinstance(value, Local):
-            for scope in reversed(self.scopes):
-                if value.name in scope.locals:
-                    return scope.locals[value.name]
-            raise KeyError(f"kernel {self.kernel.name} binds no value {value.name}")
-        for scope in reversed(self.scopes):
-            if id(value) in scope.values:
-                return scope.values[id(value)]
-        return None
+    def _position(self, expr: Expr) -> Value:
+        return self.index(expr, "i64")
 
     def _needed(self, value: KernelValue) -> tuple[KernelValue, ...]:
         """What is computed before a value: not what only a guarded load may look at, and not
@@ -171,6 +125,13 @@ class ValueWriter(IndexWriter):
         return parts(value)
 
     def _compute(self, value: KernelValue) -> Value:
+        before = self.code.loc
+        self.code.loc = self.lines.get(id(value), before)
+        found = self._evaluated(value)
+        self.code.loc = before
+        return found
+
+    def _evaluated(self, value: KernelValue) -> Value:
         if isinstance(value, Load):
             return self._load(value)
         if isinstance(value, Checked):
@@ -433,29 +394,6 @@ class ValueWriter(IndexWriter):
         if key not in memory.cells:
             memory.cells[key] = self.code.fresh(value.type)
         self.code.set(memory.cells[key], value, self.active)
-
-    # What values depend on
-
-    def _is_volatile(self, value: KernelValue) -> bool:
-        """Whether a unique value depends on memory that the kernel writes."""
-        if id(value) not in self._volatile:
-            for part in post_order(value):
-                own = isinstance(part, Load) and part.buffer in self.written
-                inside = any(self._volatile[id(p)] for p in parts(part))
-                self._volatile[id(part)] = own or inside
-        return self._volatile[id(value)]
-
-    def names(self, value: KernelValue) -> frozenset[str]:
-        """Index symbols that a unique value depends on; locals with a % before their names."""
-        if id(value) not in self._names:
-            for part in post_order(value):
-                found = frozenset[str]().union(*(self._names[id(p)] for p in parts(part)))
-                if isinstance(part, Index):
-                    found = part.expr.symbols()
-                elif isinstance(part, Local):
-                    found = frozenset((f"%{part.name}",))
-                self._names[id(part)] = found
-        return self._names[id(value)]
 
 
 def _as_expr(value: KernelValue) -> Expr | None:
