@@ -1,10 +1,8 @@
 """Convolutions, and products whose panels are rows of a tensor as it lies, by stretches.
 
-A step copies the part of the source that its columns see into scratch, once, with zeros around
-(a stripe); phases of a stride lie apart, so that the columns of a row are adjacent for every shift
-of the window. Columns are then counted flat over the stripe, the gap between its rows included,
-and row k of a panel is the stripe from some place on. A source whose rows are adjacent anyway is
-read where it lies.
+A step copies the part of the source that its columns see into a stripe. Columns are counted flat
+over it, the gap between its rows included, and row k of a panel is the stripe from some place on. A
+source whose rows are adjacent anyway is read where it lies.
 """
 
 from __future__ import annotations
@@ -12,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 
 from ..contract import PANELS, panel_width
 from ..graph import flatten_index, split_index
-from ..kernel_ir import Alloc, Const, Index, Load, Store, TileProduct
-from ..windows import FEW_ROWS, Axis, Windows, is_worth_it, step_in_place, windows_of
+from ..kernel_ir import Alloc, Index, Load, TileProduct
+from ..windows import FEW_ROWS, Windows, is_worth_it, step_in_place, windows_of
 from .blocks import Parallel
-from .expressions import as_dtype, at_least_one, product_of
+from .expressions import at_least_one, product_of
 from .products import _Product as Product
 from .products import _product as product_of_group
 from .products import lower_contract
+from .stripe import Stripe
 from .values import Lowering
 
 STRIPE = 1 << 17
@@ -224,40 +223,20 @@ class _Striped(_Stretches):
 
     def __init__(self, low: Lowering, p: Product, windows: Windows) -> None:
         super().__init__(low, p, windows)
-        self.along = windows.axes[-1]
-        self.across = windows.axes[0] if len(windows.axes) > 1 else None
-        self.channels = product_of([size for _, size, _ in windows.channels])
-        self.phases = self.along.phases * (self.across.phases if self.across else 1)
-        self.above = self.across.reach if self.across else 0
-        self.wide, self.pitch = self._columns()
+        self.stripe = stripe = Stripe(low, windows, p.dtype)
+        self.wide, self.pitch = stripe.columns(*self._most())
         self.rows, self.width, self.tiles = self._choice()
         self.p = replace(p, row_tile=low.schedule.row_tile[self.width])
-        gap = self.wide + self.along.reach - self.pitch
-        size = (self.rows + self.above) * self.pitch + gap
-        self.plane = floordiv(size + 15, 32) * 32 + 16 if size.as_int() is not None else size
-        """An odd number of lines: planes lie in different sets of the caches."""
+        stripe.shape(self.rows, self.wide, self.pitch, self.width)
 
-    def _columns(self) -> tuple[Expr, Expr]:
-        """Columns of a step along the last axis, and from row to row of the stripe.
-
-        Where the zeros before a row and those behind it are enough for both, they are shared.
-        """
-        along = self.along
-        depth = self.channels * (self.phases * (1 + self.above))
-        known, size = depth.as_int(), along.size.as_int()
-        most = STRETCH
-        if known is not None:
-            most = max(STRIPE // known // 48 * 48, 48)
-        if size is None or size > most:
-            wide = const(min(most, STRETCH if known else 240))
-            return wide, wide + along.reach
-        before = max(-(-(-along.first - along.low - (along.phases - 1)) // along.step), 0)
-        extent = along.extent.as_int()
-        if extent is None:
-            return along.size, along.size + along.reach
-        behind = -(-(extent - along.first - along.low) // along.step)
-        pitch = max(size, size + along.reach - before, behind)
-        return along.size, const(min(pitch, size + along.reach))
+    def _most(self) -> tuple[int, int]:
+        """Columns of a step at most, and where their number is not known."""
+        stripe = self.stripe
+        depth = (stripe.channels * (stripe.phases * (1 + stripe.above))).as_int()
+        if depth is None:
+            return STRETCH, 240
+        most = max(STRIPE // depth // 48 * 48, 48)
+        return most, min(most, STRETCH)
 
     def _choice(self) -> tuple[int, int, int]:
         """Rows of columns in a step, the width of panels, tiles down: what costs least.
@@ -265,19 +244,20 @@ class _Striped(_Stretches):
         Time is counted in cycles of two vectors of 16 columns by a row of the matrix. Parts of
         the matrix, where there are few bands of the image, each copy their stripe again.
         """
-        p, low = self.p, self.low
-        height = 1 if self.across is None else self.across.size.as_int() or HIGH
-        if self.along.size.as_int() is None:
+        p, low, stripe = self.p, self.low, self.stripe
+        along, across = stripe.along, stripe.across
+        height = 1 if across is None else across.size.as_int() or HIGH
+        if along.size.as_int() is None:
             height = 1
         pitch, wide = self.pitch.as_int(), self.wide.as_int()
-        channels, depth = self.channels.as_int(), p.depth.as_int()
+        channels, depth = stripe.channels.as_int(), p.depth.as_int()
         matrix = p.rows.as_int() or FEW_ROWS
         if pitch is None or wide is None or channels is None or depth is None:
             return 1, 48, -(-matrix // low.schedule.row_tile[48])
-        pieces = -(-(self.along.size.as_int() or wide) // wide)
+        pieces = -(-(along.size.as_int() or wide) // wide)
         best: tuple[float, int, int, int] | None = None
         for rows in range(1, height + 1):
-            stored = channels * self.phases * (rows + self.above) * pitch
+            stored = channels * stripe.phases * (rows + stripe.above) * pitch
             if best and stored > STRIPE:
                 break
             bands = -(-height // rows)
@@ -292,35 +272,24 @@ class _Striped(_Stretches):
         return best[1:]
 
     def lower(self) -> Parallel:
-        low, p, along, across = self.low, self.p, self.along, self.across
-        pieces = floordiv(along.size + (self.wide - 1), self.wide, low.facts)
-        bands = const(1) if across is None else floordiv(
-            across.size + (self.rows - 1), const(self.rows), low.facts
-        )  # fmt: skip
-        parallel = [*self.outer, ("yb", bands), ("xb", pieces), self.blocks()]
+        low, p, stripe = self.low, self.p, self.stripe
+        bands, pieces = stripe.steps()
+        parallel = [*self.outer, bands, pieces, self.blocks()]
         low.bind(parallel)
-        x0, y0 = sym("xb") * self.wide, sym("yb") * self.rows
-        if pieces.as_int() == 1:
-            x0 = const(0)
-        wide = minimum(along.size - x0, self.wide, low.facts)
-        rows = const(1)
-        if across is not None:
-            rows = minimum(across.size - y0, const(self.rows), low.facts)
-        stripe = low.name("stripe")
-        planes = self.channels * self.phases
-        low.emit(Alloc(stripe, p.dtype, (planes * self.plane + self.width,)))
-        self._fill(stripe, planes, x0, y0, rows)
-        left = low.buffer(p.operands[0], "in")
-
-        tile = self.tile()
+        y0, x0, rows, wide = stripe.part()
+        stripe.alloc()
+        with low.part(low.group.packs[p.operands[1]], {}):
+            stripe.fill(low.graph.nodes[p.operands[1].node].operands[0], 0.0)
+        left, tile = low.buffer(p.operands[0], "in"), self.tile()
+        panel_place = stripe.place(self.windows.at(sym("k")))
 
         def one_tile(start: Expr, count: Expr, column: Expr, wanted: Expr) -> None:
             low.emit(
                 TileProduct(
                     tile, const(0), const(self.width), left.name,
                     p.base + start * p.primitive.row_stride, p.primitive.row_stride, const(1),
-                    stripe, column, count, p.depth, p.row_tile, self.width,
-                    width=wanted, panel_place=self._place(),
+                    stripe.name, column, count, p.depth, p.row_tile, self.width,
+                    width=wanted, panel_place=panel_place,
                 )
             )  # fmt: skip
             place = (tile, const(0))
@@ -328,83 +297,6 @@ class _Striped(_Stretches):
 
         self.tiles_of((rows - 1) * self.pitch + wide, one_tile)
         return parallel, at_least_one(p.depth) * (self.rows * self.wide)
-
-    def _place(self) -> Expr:
-        """Where row k of a panel begins in the stripe, from its first column on."""
-        digits = self.windows.at(sym("k"))
-        channel = flatten_index(
-            [digits[n] for n, _, _ in self.windows.channels],
-            [size for _, size, _ in self.windows.channels],
-        )
-        place, phase = const(0), const(0)
-        for axis in self.windows.axes:
-            shift = axis.shift().substitute(digits)
-            phase = phase * axis.phases + (mod(shift, axis.phases) if axis.phases > 1 else 0)
-            whole = floordiv(shift, axis.step)
-            place = place + (whole if axis is self.along else whole * self.pitch)
-        return (channel * self.phases + phase) * self.plane + place
-
-    def _fill(self, stripe: str, planes: Expr, x0: Expr, y0: Expr, rows: Expr) -> None:
-        """Copies what the step's columns see; elsewhere there are zeros."""
-        low, p, windows = self.low, self.p, self.windows
-        node = low.graph.nodes[p.operands[1].node]
-        plane = flatten_index(
-            [sym(n) for n, _, _ in windows.channels], [size for _, size, _ in windows.channels]
-        )
-        at: dict[int, Expr] = {}
-
-        def clear(first: Expr, size: Expr) -> None:
-            spot = (Index(first + sym("z")),)
-            zero = Const(0.0, p.dtype)
-            low.loop("z", const(0), size, lambda: low.emit(Store(stripe, spot, zero)), vector=True)
-
-        def element(where: Expr) -> None:
-            indices = [at.get(n, e) for n, e in enumerate(windows.indices)]
-            value = low.value(node.operands[0], tuple(map(Index, indices)), ())
-            low.emit(Store(stripe, (Index(where),), as_dtype(value, p.dtype)))
-
-        def line(phase: Expr, row: Expr) -> None:
-            along = self.along
-
-            def stretch(x_phase: Expr) -> None:
-                begin, stop = along.inside(x_phase, x0)
-                begin, stop = maximum(begin, 0, low.facts), minimum(stop, self.pitch, low.facts)
-                at[along.source] = (x0 + sym("x")) * along.step + x_phase + along.first + along.low
-                first = (plane * self.phases + phase * along.phases + x_phase) * self.plane
-                low.loop(
-                    "x", begin, stop, lambda: element(first + row * self.pitch + sym("x")),
-                    vector=True,
-                )  # fmt: skip
-
-            self._phases("u", along, stretch)
-
-        def band(phase: Expr) -> None:
-            axis = self.across
-            if axis is None:
-                return line(const(0), const(0))
-            begin, stop = axis.inside(phase, y0)
-            begin, stop = maximum(begin, 0, low.facts), minimum(stop, rows + self.above, low.facts)
-            at[axis.source] = (y0 + sym("y")) * axis.step + phase + axis.first + axis.low
-            low.loop("y", begin, stop, lambda: line(phase, sym("y")))
-
-        def channels(left: list[tuple[str, Expr]]) -> None:
-            if left:
-                (name, size), *rest = left
-                return low.loop(name, const(0), size, lambda: channels(rest))
-            size = self.plane * self.phases
-            clear(plane * size, size)
-            if self.across is None:
-                return band(const(0))
-            self._phases("v", self.across, band)
-
-        clear(planes * self.plane, const(self.width))
-        with low.part(low.group.packs[p.operands[1]], {}):
-            channels([(n, size) for n, size, _ in windows.channels])
-
-    def _phases(self, name: str, axis: Axis, body: Callable[[Expr], None]) -> None:
-        if axis.phases == 1:
-            return body(const(0))
-        self.low.loop(name, const(0), const(axis.phases), lambda: body(sym(name)))
 
 
 def panels_time(columns: int, width: int) -> float:

@@ -1,0 +1,171 @@
+"""The part of a tensor that some windows see, copied into scratch: a stripe.
+
+What lies outside the tensor is filled in around it. Phases of a stride lie apart, so that the
+columns of a row are adjacent for every shift of the window: counted flat over the stripe, the gap
+between its rows included, an element of all windows is a stretch that begins somewhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
+from stagefuse.dsl.dtypes import DType
+
+from ..graph import Ref, flatten_index
+from ..kernel_ir import Alloc, Const, Index, Store
+from ..windows import Axis, Windows
+from .expressions import as_dtype, product_of
+from .values import Lowering
+
+
+class Stripe:
+    """A stripe of `rows` of `wide` columns of windows, `pitch` from row to row.
+
+    There is a plane for each phase of each channel; `above` rows more than those of the windows
+    are in it, since they reach beyond their own.
+    """
+
+    name: str
+    rows: int
+    wide: Expr
+    pitch: Expr
+    plane: Expr
+    slack: int
+
+    def __init__(self, low: Lowering, windows: Windows, dtype: DType) -> None:
+        self.low, self.windows, self.dtype = low, windows, dtype
+        self.along = windows.axes[-1]
+        self.across = windows.axes[0] if len(windows.axes) > 1 else None
+        self.channels = product_of([size for _, size, _ in windows.channels])
+        self.phases = self.along.phases * (self.across.phases if self.across else 1)
+        self.above = self.across.reach if self.across else 0
+
+    def columns(self, most: int, unknown: int) -> tuple[Expr, Expr]:
+        """Columns of a step along the last axis, `most` at most and `unknown` where their number
+        is not known; and from row to row of the stripe.
+
+        Where what is filled in before a row and behind it is enough for both, it is shared.
+        """
+        along = self.along
+        size = along.size.as_int()
+        if size is None or size > most:
+            wide = const(unknown)
+            return wide, wide + along.reach
+        before = max(-(-(-along.first - along.low - (along.phases - 1)) // along.step), 0)
+        extent = along.extent.as_int()
+        if extent is None:
+            return along.size, along.size + along.reach
+        behind = -(-(extent - along.first - along.low) // along.step)
+        pitch = max(size, size + along.reach - before, behind)
+        return along.size, const(min(pitch, size + along.reach))
+
+    def shape(self, rows: int, wide: Expr, pitch: Expr, slack: int) -> None:
+        """Decides the sizes; `slack` elements may be read beyond the last plane."""
+        self.rows, self.wide, self.pitch, self.slack = rows, wide, pitch, slack
+        gap = wide + self.along.reach - pitch
+        size = (rows + self.above) * pitch + gap
+        self.plane = floordiv(size + 15, 32) * 32 + 16 if size.as_int() is not None else size
+        """An odd number of lines: planes lie in different sets of the caches."""
+
+    def steps(self) -> tuple[tuple[str, Expr], tuple[str, Expr]]:
+        """The bands of rows and the pieces of a row that are a stripe each, as loops."""
+        low = self.low
+        pieces = floordiv(self.along.size + (self.wide - 1), self.wide, low.facts)
+        bands = const(1) if self.across is None else floordiv(
+            self.across.size + (self.rows - 1), const(self.rows), low.facts
+        )  # fmt: skip
+        return ("yb", bands), ("xb", pieces)
+
+    def part(self) -> tuple[Expr, Expr, Expr, Expr]:
+        """The first row and column of a stripe's windows, and how many rows and columns."""
+        low, along, across = self.low, self.along, self.across
+        x0, y0 = sym("xb") * self.wide, sym("yb") * self.rows
+        if self.steps()[1][1].as_int() == 1:
+            x0 = const(0)
+        wide, rows = minimum(along.size - x0, self.wide, low.facts), const(1)
+        if across is not None:
+            rows = minimum(across.size - y0, const(self.rows), low.facts)
+        return y0, x0, rows, wide
+
+    def alloc(self) -> None:
+        """Scratch for it."""
+        self.name = self.low.name("stripe")
+        size = self.channels * self.phases * self.plane + self.slack
+        self.low.emit(Alloc(self.name, self.dtype, (size,)))
+
+    def place(self, digits: Mapping[str, Expr]) -> Expr:
+        """Where an element of all windows begins, from the first window's on."""
+        channel = flatten_index(
+            [digits[n] for n, _, _ in self.windows.channels],
+            [size for _, size, _ in self.windows.channels],
+        )
+        place, phase = const(0), const(0)
+        for axis in self.windows.axes:
+            shift = axis.shift().substitute(digits)
+            phase = phase * axis.phases + (mod(shift, axis.phases) if axis.phases > 1 else 0)
+            whole = floordiv(shift, axis.step)
+            place = place + (whole if axis is self.along else whole * self.pitch)
+        return (channel * self.phases + phase) * self.plane + place
+
+    def fill(self, source: Ref, around: float) -> None:
+        """Copies what the windows see of a source, `around` elsewhere."""
+        low, windows = self.low, self.windows
+        y0, x0, rows, _ = self.part()
+        plane = flatten_index(
+            [sym(n) for n, _, _ in windows.channels], [size for _, size, _ in windows.channels]
+        )
+        at: dict[int, Expr] = {}
+
+        def clear(first: Expr, size: Expr) -> None:
+            spot, value = (Index(first + sym("z")),), Const(around, self.dtype)
+            low.loop(
+                "z", const(0), size, lambda: low.emit(Store(self.name, spot, value)), vector=True
+            )
+
+        def element(where: Expr) -> None:
+            indices = [at.get(n, e) for n, e in enumerate(windows.indices)]
+            value = low.value(source, tuple(map(Index, indices)), ())
+            low.emit(Store(self.name, (Index(where),), as_dtype(value, self.dtype)))
+
+        def line(phase: Expr, row: Expr) -> None:
+            along = self.along
+
+            def stretch(x_phase: Expr) -> None:
+                begin, stop = along.inside(x_phase, x0)
+                begin, stop = maximum(begin, 0, low.facts), minimum(stop, self.pitch, low.facts)
+                at[along.source] = (x0 + sym("x")) * along.step + x_phase + along.first + along.low
+                first = (plane * self.phases + phase * along.phases + x_phase) * self.plane
+                low.loop(
+                    "x", begin, stop, lambda: element(first + row * self.pitch + sym("x")),
+                    vector=True,
+                )  # fmt: skip
+
+            self._phases("u", along, stretch)
+
+        def band(phase: Expr) -> None:
+            axis = self.across
+            if axis is None:
+                return line(const(0), const(0))
+            begin, stop = axis.inside(phase, y0)
+            begin, stop = maximum(begin, 0, low.facts), minimum(stop, rows + self.above, low.facts)
+            at[axis.source] = (y0 + sym("y")) * axis.step + phase + axis.first + axis.low
+            low.loop("y", begin, stop, lambda: line(phase, sym("y")))
+
+        def channels(left: list[tuple[str, Expr]]) -> None:
+            if left:
+                (name, size), *rest = left
+                return low.loop(name, const(0), size, lambda: channels(rest))
+            size = self.plane * self.phases
+            clear(plane * size, size)
+            if self.across is None:
+                return band(const(0))
+            self._phases("v", self.across, band)
+
+        clear(self.channels * self.phases * self.plane, const(self.slack))
+        channels([(n, size) for n, size, _ in windows.channels])
+
+    def _phases(self, name: str, axis: Axis, body: Callable[[Expr], None]) -> None:
+        if axis.phases == 1:
+            return body(const(0))
+        self.low.loop(name, const(0), const(axis.phases), lambda: body(sym(name)))
