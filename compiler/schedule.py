@@ -26,6 +26,7 @@ class Schedule:
     cache.
     `columns_by_memory`: whether reductions whose memory runs along a kept axis accumulate columns
     side by side whatever axis they are written along.
+    `stripes`: whether reductions over windows of an image read it from scratch, with its edges.
     `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
     `step_flops`: arithmetic that makes a parallel step worth handing to another thread;
     `turn_flops`: the same in a recurrence, whose threads would meet at every one of its steps.
@@ -37,6 +38,7 @@ class Schedule:
     chunk: int = 4096
     columns: int = 256
     columns_by_memory: bool = True
+    stripes: bool = True
     row_tile: Mapping[int, int] = field(default_factory=dict)
     tiles_per_block: int = 8
     block_bytes: int = 800_000
@@ -62,6 +64,7 @@ GPU = Schedule(
     chunk=2048,
     columns=128,
     columns_by_memory=False,
+    stripes=False,
     row_tile=MappingProxyType({48: 64, 64: 64, 32: 64, 16: 64}),
     tiles_per_block=1,
     block_bytes=1 << 60,

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from stagefuse.dsl.facts import Facts
 
-from .graph import Contract, Graph, Ref, View, flatten_index
+from .graph import Contract, Graph, Node, Ref, View, flatten_index
 
 Digits: TypeAlias = tuple[tuple[str, Expr, Expr], ...]
 """The parts of k, outermost first: a symbol, its size, and the step of k for each."""
@@ -68,7 +68,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Windows:
-    """Panels that are windows over the last `axes` (one or two) of a product's columns.
+    """What is read at windows over the last `axes` (one or two) of a product's columns, or of a
+    reduction's result.
 
     `indices` find an element of the source from the result's symbols d0, d1... and the digits of
     k; `channels` are the digits that move no window; `outer` the other axes of the columns.
@@ -81,6 +82,11 @@ class Windows:
     outer: tuple[int, ...]
     axes: tuple[Axis, ...]
     guarded: bool
+
+    @property
+    def share(self) -> bool:
+        """Whether windows overlap: what one of them reads, others do."""
+        return any(a.reach for a in self.axes)
 
     @property
     def is_plain(self) -> bool:
@@ -107,12 +113,48 @@ def windows_of(graph: Graph, anchor: int) -> Windows | None:
     digits = _digits(view, contract.depth)
     if digits is None:
         return None
-    names = [*(f"d{a}" for a in range(len(domain))), *(name for name, _, _ in digits)]
-    facts = graph.facts.at_element(names, [*domain, *(size for _, size, _ in digits)])
+    facts = _facts(graph, domain, digits)
     unfold = _Unfolding(view, contract, domain, columns, digits, facts)
-    shape = graph.type(panels.operands[0]).shape
     indices = tuple(map(unfold, view.indices))
     guards = [g for g in map(unfold, view.guard) if g != unfold.tail and not facts.is_nonneg(g)]
+    return _windows(graph, panels.operands[0], domain, columns, indices, guards, digits, facts)
+
+
+def windows_at(
+    graph: Graph, domain: Sequence[Expr], node: Node, access: Sequence[Expr], digits: Digits
+) -> Windows | None:
+    """The windows that a view is where it is read at `access`, if they are: of the innermost axes
+    of a `domain` d0, d1... and of a tensor, with `digits` that all move them."""
+    view = node.primitive
+    assert isinstance(view, View)
+    facts, here = _facts(graph, domain, digits), dict(zip(view.symbols, access, strict=True))
+
+    def at(expr: Expr) -> Expr:
+        return facts.simplify(expr.substitute(here, facts))
+
+    columns = [a for a, size in enumerate(domain) if size.as_int() != 1]
+    guards = [g for g in map(at, view.guard) if not facts.is_nonneg(g)]
+    indices, source = tuple(map(at, view.indices)), node.operands[0]
+    found = _windows(graph, source, domain, columns, indices, guards, digits, facts)
+    if found is None or found.channels or found.axes[-1].source != len(indices) - 1:
+        return None
+    if len(found.axes) > 1 and not found.axes[0].shifts:
+        found = replace(found, axes=found.axes[1:], outer=(*found.outer, found.axes[0].axis))
+    return found
+
+
+def _facts(graph: Graph, domain: Sequence[Expr], digits: Digits) -> Facts:
+    """What is known of an element of a domain and of a window."""
+    names = [*(f"d{a}" for a in range(len(domain))), *(name for name, _, _ in digits)]
+    return graph.facts.at_element(names, [*domain, *(size for _, size, _ in digits)])
+
+
+def _windows(
+    graph: Graph, source: Ref, domain: Sequence[Expr], columns: Sequence[int],
+    indices: tuple[Expr, ...], guards: list[Expr], digits: Digits, facts: Facts,
+) -> Windows | None:  # fmt: skip
+    """Windows of a source whose elements are at `indices`, under `guards`."""
+    shape = graph.type(source).shape
     axes: list[Axis] = []
     for axis in reversed(columns[-2:]):
         found = _axis(axis, domain[axis], indices, shape, digits)
@@ -129,7 +171,7 @@ def windows_of(graph: Graph, anchor: int) -> Windows | None:
     if any(e.symbols() & moved for e in others):
         return None
     return Windows(
-        panels.operands[0], indices, digits, tuple(d for d in digits if d[0] not in moving),
+        source, indices, digits, tuple(d for d in digits if d[0] not in moving),
         tuple(a for a in columns if a not in {x.axis for x in axes}), tuple(axes), bool(guards),
     )  # fmt: skip
 

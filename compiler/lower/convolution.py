@@ -273,8 +273,7 @@ class _Striped(_Stretches):
 
     def lower(self) -> Parallel:
         low, p, stripe = self.low, self.p, self.stripe
-        bands, pieces = stripe.steps()
-        parallel = [*self.outer, bands, pieces, self.blocks()]
+        parallel = [*self.outer, *stripe.steps(), self.blocks()]
         low.bind(parallel)
         y0, x0, rows, wide = stripe.part()
         stripe.alloc()

@@ -18,6 +18,7 @@ from ..kernel_ir import (
 )
 from .blocks import Parallel
 from .expressions import COMBINE, as_dtype, at_least_one, product_of, start_of
+from .planes import lower_plane, plane_of
 from .values import Lowering
 
 WINDOW, WINDOW_WIDTH = 64, 16
@@ -25,6 +26,9 @@ WINDOW, WINDOW_WIDTH = 64, 16
 
 
 def lower_row(low: Lowering) -> Parallel:
+    plane = plane_of(low)
+    if plane is not None:
+        return lower_plane(low, plane)
     domain, inner = low.group.domain, low.group.row_axes or ()
     outer = [a for a in range(len(domain)) if a not in inner]
     alone = all(domain[a].as_int() == 1 for a in inner)

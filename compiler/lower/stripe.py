@@ -68,21 +68,24 @@ class Stripe:
         self.plane = floordiv(size + 15, 32) * 32 + 16 if size.as_int() is not None else size
         """An odd number of lines: planes lie in different sets of the caches."""
 
-    def steps(self) -> tuple[tuple[str, Expr], tuple[str, Expr]]:
+    def steps(self) -> list[tuple[str, Expr]]:
         """The bands of rows and the pieces of a row that are a stripe each, as loops."""
-        low = self.low
-        pieces = floordiv(self.along.size + (self.wide - 1), self.wide, low.facts)
-        bands = const(1) if self.across is None else floordiv(
-            self.across.size + (self.rows - 1), const(self.rows), low.facts
-        )  # fmt: skip
-        return ("yb", bands), ("xb", pieces)
+        loops = [("yb", self._bands()), ("xb", self._pieces())]
+        return [(name, count) for name, count in loops if count != const(1)]
+
+    def _bands(self) -> Expr:
+        if self.across is None:
+            return const(1)
+        return floordiv(self.across.size + (self.rows - 1), const(self.rows), self.low.facts)
+
+    def _pieces(self) -> Expr:
+        return floordiv(self.along.size + (self.wide - 1), self.wide, self.low.facts)
 
     def part(self) -> tuple[Expr, Expr, Expr, Expr]:
         """The first row and column of a stripe's windows, and how many rows and columns."""
         low, along, across = self.low, self.along, self.across
-        x0, y0 = sym("xb") * self.wide, sym("yb") * self.rows
-        if self.steps()[1][1].as_int() == 1:
-            x0 = const(0)
+        x0 = const(0) if self._pieces() == const(1) else sym("xb") * self.wide
+        y0 = const(0) if self._bands() == const(1) else sym("yb") * self.rows
         wide, rows = minimum(along.size - x0, self.wide, low.facts), const(1)
         if across is not None:
             rows = minimum(across.size - y0, const(self.rows), low.facts)
@@ -108,8 +111,9 @@ class Stripe:
             place = place + (whole if axis is self.along else whole * self.pitch)
         return (channel * self.phases + phase) * self.plane + place
 
-    def fill(self, source: Ref, around: float) -> None:
-        """Copies what the windows see of a source, `around` elsewhere."""
+    def fill(self, source: Ref, around: float, seen: Expr | None = None) -> None:
+        """Copies what the windows see of a source, `around` elsewhere; of a row no more than is
+        `seen`, if that is said."""
         low, windows = self.low, self.windows
         y0, x0, rows, _ = self.part()
         plane = flatten_index(
@@ -122,6 +126,15 @@ class Stripe:
             low.loop(
                 "z", const(0), size, lambda: low.emit(Store(self.name, spot, value)), vector=True
             )
+
+        def each_row(first: Expr, seen: Expr) -> None:
+            def row() -> None:
+                clear((first + sym("v")) * self.plane + sym("y") * self.pitch, seen)
+
+            def plane() -> None:
+                low.loop("y", const(0), rows + self.above, row)
+
+            low.loop("v", const(0), const(self.phases), plane)
 
         def element(where: Expr) -> None:
             indices = [at.get(n, e) for n, e in enumerate(windows.indices)]
@@ -157,7 +170,10 @@ class Stripe:
                 (name, size), *rest = left
                 return low.loop(name, const(0), size, lambda: channels(rest))
             size = self.plane * self.phases
-            clear(plane * size, size)
+            if seen is None:
+                clear(plane * size, size)
+            else:
+                each_row(plane * self.phases, seen)
             if self.across is None:
                 return band(const(0))
             self._phases("v", self.across, band)

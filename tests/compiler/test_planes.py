@@ -1,0 +1,192 @@
+"""Reductions over windows of an image: their kernels read a stripe, whatever the window is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import stagefuse as sf
+from stagefuse.compiler.bounds import Bounds
+from stagefuse.compiler.build_graph import build_graph
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.driver import compile_file
+from stagefuse.compiler.front import check_text
+from stagefuse.compiler.kernel_ir import Alloc, Kernel
+from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
+from stagefuse.compiler.kernel_verify import verify_kernel
+from stagefuse.compiler.passes import pipeline_of
+from stagefuse.compiler.run_passes import run_passes
+from stagefuse.dsl.source import Source
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
+
+from .cpu_run import LEVELS
+from .ir_cases import kernels_of
+
+Array = np.ndarray[Any, Any]
+SIZES = {"B": 2, "H": 37, "W": 300}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Windows of x [B, C, H, W] or [B, C, W]: `size`, `step` and so on along its last axes."""
+
+    source: tuple[int | str, ...]
+    size: tuple[int, ...]
+    step: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    kind: str = "sum"  # with weights for each channel; or max
+
+    def text(self) -> str:
+        axes, (names, shifts) = len(self.size), ("ij", "pq")
+        x = "x" + str(list(self.source)).replace("'", "")
+        ranges = ", ".join(f"{n} in 0..{s}" for n, s in zip(shifts, self.size, strict=False))
+        at = ", ".join(
+            f"{self.step[a]} * {names[a]} + {self.dilation[a]} * {shifts[a]}" for a in range(axes)
+        )
+        around = ", ".join(map(str, ((0, 0), (0, 0), *self.padding)))
+        fill = "0.0" if self.kind == "sum" else "-1e30"
+        weight = f" * w[c, {', '.join(shifts[:axes])}]" if self.kind == "sum" else ""
+        kernel = str([self.source[1], *self.size])
+        return f"""
+pipeline p(x: f32{x[1:]}, w: f32{kernel}, bias: f32[{self.source[1]}]):
+    e = pad(x, [{around}], value={fill})
+    y[b, c, {", ".join(names[:axes])}] = {self.kind}[{ranges}] e[b, c, {at}]{weight}
+    maximum(y + bias[:, {", ".join(["None"] * axes)}], 0.0)
+"""
+
+    def meaning(self, x: Array, w: Array, bias: Array) -> Array:
+        """In float64."""
+        axes = tuple(range(2, x.ndim))
+        fill = 0.0 if self.kind == "sum" else -1e30
+        e = np.pad(x.astype(float), ((0, 0), (0, 0), *self.padding), constant_values=fill)
+        reach = [d * (s - 1) + 1 for d, s in zip(self.dilation, self.size, strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(e, reach, axis=axes)
+        cut = (
+            *(slice(None, None, s) for s in self.step),
+            *(slice(None, None, d) for d in self.dilation),
+        )
+        windows = windows[(slice(None), slice(None), *cut)]
+        inner = tuple(range(-len(axes), 0))
+        around = (1, -1, *(1 for _ in axes))
+        if self.kind == "max":
+            y = windows.max(inner)
+        else:
+            y = (windows * w.reshape(1, len(w), *(1 for _ in axes), *self.size)).sum(inner)
+        return np.maximum(y + bias.reshape(around), 0.0)
+
+
+def case(
+    source: tuple[int | str, ...], size: tuple[int, ...], step: int = 1, dilation: int = 1,
+    padding: int = 0, kind: str = "sum",
+) -> Case:  # fmt: skip
+    n = len(size)
+    return Case(source, size, (step,) * n, (dilation,) * n, ((padding,) * 2,) * n, kind)
+
+
+CASES = [
+    case((2, 5, 14, 14), (5, 5), padding=2),
+    case(("B", 3, 7, 7), (3, 3), padding=1),
+    case(("B", 3, 7, 6), (3, 3), padding=2, kind="max"),
+    case(("B", 4, 29, 31), (3, 3), step=2, padding=1),
+    case(("B", 4, 112, 57), (3, 3), step=2, padding=1, kind="max"),
+    case((1, 2, 31, 28), (7, 7), padding=3),
+    case((2, 3, 9, 33), (3, 3)),
+    case((1, 2, 20, 33), (3, 3), dilation=3, padding=3),
+    case((1, 2, 40, 41), (11, 9), padding=4),
+    case((1, 2, 13, 40), (3, 37), padding=7),
+    case((1, 2, 150, 130), (3, 5), padding=2),
+    case((1, 3, 8, 700), (3, 3), step=3, dilation=2, padding=1),
+    case((2, 3, 101), (31,), padding=15),
+    case((2, 3, 1001), (4,), step=3, padding=1),
+    case((2, 3, 77), (45,), padding=3, kind="max"),
+    case(("B", 3, "H", "W"), (3, 3), padding=1),
+    case(("B", 3, "H", "W"), (3, 3), step=2, padding=1, kind="max"),
+    case(("B", 3, 9, "W"), (2, 4), padding=1),
+    case(("B", 3, "H", 19), (5, 1), padding=2),
+    Case((1, 2, 12, 13), (3, 2), (1, 2), (2, 1), ((0, 3), (2, 0))),
+]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("c", CASES, ids=lambda c: f"{c.source}{c.size}{c.kind}")
+def test_windows_are_reduced_in_a_stripe(
+    c: Case, level: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    (tmp_path / "p.pipe").write_text(c.text())
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=2)
+    assert len(pipe.report().kernels) == 1
+    w = rng.standard_normal((c.source[1], *c.size)).astype(np.float32)
+    bias = rng.standard_normal(c.source[1]).astype(np.float32)
+    for number in range(3):
+        sizes = {n: int(rng.integers(9 if n != "B" else 0, most)) for n, most in SIZES.items()}
+        shape = [sizes[s] if isinstance(s, str) else s for s in c.source]
+        x = rng.standard_normal(shape).astype(np.float32)
+        found, want = pipe(x=x, w=w, bias=bias), c.meaning(x, w, bias)
+        assert found.shape == want.shape
+        # a sum rounds each product and each partial sum once (Higham 2002, section 3.1)
+        count = w[0].size + 2 if c.kind == "sum" else 1
+        most = c.meaning(abs(x), abs(w), abs(bias))
+        assert np.all(abs(found - want) <= count * 2.0**-24 * most), (number, sizes)
+        if not any(isinstance(s, str) for s in c.source):
+            break
+
+
+def kernels(text: str) -> list[Kernel]:
+    """The kernels of a pipeline, whose accesses are all proved to be inside."""
+    program, found, load = check_text(Source("p.pipe", text), Path(), {})
+    assert not found
+    graph, _ = run_passes(build_graph(program.pipelines[0]), pipeline_of(load), Bounds())
+    made = list(kernels_of(graph))
+    assert all(verify_kernel(kernel, graph.facts).open == [] for kernel in made)
+    assert [parse_kernel(print_kernel(kernel)) for kernel in made] == made
+    return made
+
+
+def has_stripe(kernel: Kernel) -> bool:
+    return any(isinstance(s, Alloc) and s.name.startswith("stripe") for s in walk(kernel.body))
+
+
+@pytest.mark.parametrize("c", CASES, ids=lambda c: f"{c.source}{c.size}{c.kind}")
+def test_every_access_to_a_stripe_is_proved(c: Case) -> None:
+    (kernel,) = kernels(c.text())
+    assert has_stripe(kernel)
+
+
+def test_windows_side_by_side_need_no_stripe() -> None:
+    (kernel,) = kernels("import nn\npipeline p(x: f32[2, 3, 20, 30]):\n    nn.max_pool(x, 2)\n")
+    assert not has_stripe(kernel)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_window_with_nan_and_infinity(
+    level: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    (tmp_path / "p.pipe").write_text(
+        "import nn\npipeline p(x: f32[1, 2, 20, 20]):\n    nn.max_pool(x, 3, stride=2, padding=1)\n"
+    )
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=1)
+    x = rng.standard_normal((1, 2, 20, 20)).astype(np.float32)
+    x[0, 0, 3, 4], x[0, 1, 0, 0], x[0, 1, 19, 19] = np.nan, -np.inf, np.inf
+    e = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(e, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
+    np.testing.assert_array_equal(pipe(x=x), windows.max((-1, -2)))
+
+
+def test_weights_that_differ_from_place_to_place_are_no_window(rng: np.random.Generator) -> None:
+    text = """
+pipeline p(x: f32[2, 3, 9, 30], w: f32[9, 28, 3]):
+    y[b, c, i, j] = sum[q in 0..3] x[b, c, i, j + q] * w[i, j, q]
+    y
+"""
+    (kernel,) = kernels(text)
+    assert not has_stripe(kernel)
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 9, 30), (9, 28, 3)))
+    windows = np.lib.stride_tricks.sliding_window_view(x.astype(float), 3, axis=3)
+    want = (windows * w).sum(-1)
+    most = (abs(windows) * abs(w)).sum(-1)
+    assert np.all(abs(sf.compile(text)(x=x, w=w) - want) <= 4 * 2.0**-24 * most)
