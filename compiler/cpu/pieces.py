@@ -16,6 +16,9 @@ and IA-32 Architectures Optimization Reference Manual, chapter 20.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count, cycle
+
 from .cutting import (
     FLOATS,
     HALVES,
@@ -38,6 +41,12 @@ LEAST_COLUMNS = 128
 """With fewer columns to use them for, cutting rows does: for 96 columns of a constant matrix both
 ways take as long, for 64 and 10 that of pieces took 1.5 and 2.5 times as long."""
 HEADER = 64 + 16 * ENTRIES
+APART = 7
+"""Lines that are fetched between two instructions of tiles. Where another hyperthread shares the
+core, such instructions hold each other up if less than eight operations are between them: a step
+takes 1.65 times as long without these (an address makes eight). Where none does, they cost
+nothing."""
+LINE = 64
 _FEATURES = 'nounwind "target-features"="+amx-tile,+amx-bf16"'
 TEXT = """@sf.uses_tiles = internal global i32 0, align 4
 
@@ -68,6 +77,7 @@ def shared_text() -> str:
 @sf.pieces.tiles = internal constant [64 x i8] [{sizes}], align 64
 declare void @llvm.x86.ldtilecfg(ptr)
 declare void @llvm.x86.tilerelease()
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare void @llvm.x86.tilezero(i8 immarg)
 declare void @llvm.x86.tileloadd64(i8 immarg, ptr, i64)
 declare void @llvm.x86.tilestored64(i8 immarg, ptr, i64)
@@ -102,6 +112,7 @@ def tile_text(columns: int, placed: bool, vectors: str) -> str:
 
 
 def _tile(columns: int, placed: bool, vectors: str) -> list[str]:
+    most = min(columns // 16, 2)
     out = [
         f"define void @{symbol(columns, placed)}(ptr noalias %dst, i64 %dst_row, ptr readonly %a,"
         " i64 %a_row, ptr readonly %panel, ptr readonly %places, i64 %rows, i64 %depth,"
@@ -130,13 +141,11 @@ def _tile(columns: int, placed: bool, vectors: str) -> list[str]:
         "  %sixteen = shl i64 %bytes, 4",
         "  %high_dst = getelementptr i8, ptr %dst, i64 %sixteen",
         "  %two = icmp sgt i64 %rows, 16",
-        "  br i1 %two, label %r2c0, label %r1c0",
+        f"  br i1 %two, label %r2c{most}, label %r1c{most}",
     ]
     for high in (2, 1):
-        for first in range(0, columns // 16, 2):
-            wide = min(2, columns // 16 - first)
-            last = first + wide >= columns // 16
-            out += _register_tile(high, first, wide, columns, last)
+        for wide in [2] * (columns >= 32) + [1] * (columns % 32 > 0):
+            out += _register_tiles(high, wide, columns)
     return [*out, "return:", "  ret void", "}"]
 
 
@@ -221,15 +230,22 @@ _PAIRS = ((2, 0), (0, 0), (0, 2), (0, 1), (1, 1), (1, 0))
 """Pieces that are multiplied (0 high, 1 middle, 2 low), so that one of two stays for the next."""
 
 
-def _register_tile(high: int, first: int, wide: int, columns: int, last: bool) -> list[str]:
-    """`high` by `wide` tiles of the result, from the tile `first` across, over the whole depth."""
-    n, tiles = f"r{high}c{first}", columns // 16
-    following = "return" if last else f"r{high}c{first + 2}"
+def _register_tiles(high: int, wide: int, columns: int) -> list[str]:
+    """Tiles of `high` by `wide` over the whole depth, from one side of the result to the other: all
+    pairs of a row, or the one that is left of an odd number."""
+    n, pairs = f"r{high}c{wide}", columns // 32
     sums = [(r, c) for r in range(high) for c in range(wide)]
-    out = [f"{n}:"]
-    for r, c in sums:
-        base = ("%low_dst", "%high_dst")[r]
-        out.append(f"  %{n}.d{r}{c} = getelementptr float, ptr {base}, i64 {16 * (first + c)}")
+    first, before = (0, "tiles") if wide == 2 or not pairs else (32 * pairs, f"r{high}c2.more")
+    out = [
+        f"{n}:",
+        f"  %{n}.c = phi i64 [ {first}, %{before} ], [ %{n}.c1, %{n}.stop ]",
+        f"  %{n}.skip = mul i64 %{n}.c, {1024 // 16}",
+        f"  %{n}.right = getelementptr i8, ptr %right, i64 %{n}.skip",
+    ]
+    for r, base in enumerate(("%low_dst", "%high_dst")[:high]):
+        out.append(f"  %{n}.d{r}0 = getelementptr float, ptr {base}, i64 %{n}.c")
+        if wide > 1:
+            out.append(f"  %{n}.d{r}1 = getelementptr float, ptr %{n}.d{r}0, i64 16")
     out += [f"  br i1 %add, label %{n}.add, label %{n}.zero", f"{n}.add:"]
     for t, (r, c) in enumerate(sums):
         out.append(f"  call void @llvm.x86.tileloadd64(i8 {t}, ptr %{n}.d{r}{c}, i64 %bytes)")
@@ -238,41 +254,79 @@ def _register_tile(high: int, first: int, wide: int, columns: int, last: bool) -
     out += [
         f"  br label %{n}.begin",
         f"{n}.begin:",
-        f"  %{n}.right = getelementptr i8, ptr %right, i64 {1024 * first}",
         f"  br label %{n}.loop",
-        f"{n}.loop:",
-        f"  %{n}.k = phi i64 [ 0, %{n}.begin ], [ %{n}.k1, %{n}.loop ]",
-        f"  %{n}.l = phi ptr [ %left, %{n}.begin ], [ %{n}.l1, %{n}.loop ]",
-        f"  %{n}.r = phi ptr [ %{n}.right, %{n}.begin ], [ %{n}.r1, %{n}.loop ]",
-    ]
-    held = (-1, -1)
-    for number, pair in enumerate(_PAIRS):
-        sides = (("l", high, 4, 2048, pair[0]), ("r", wide, 6, 1024 * tiles, pair[1]))
-        for which, (side, count, register, size, piece) in enumerate(sides):
-            if held[which] == piece:
-                continue
-            for t in range(count):
-                at = f"%{n}.{side}{number}.{t}"
-                out.append(
-                    f"  {at} = getelementptr i8, ptr %{n}.{side}, i64 {size * piece + 1024 * t}"
-                )
-                out.append(
-                    f"  call void @llvm.x86.tileloadd64(i8 {register + t}, ptr {at}, i64 64)"
-                )
-        held = pair
-        for t, (r, c) in enumerate(sums):
-            out.append(f"  call void @llvm.x86.tdpbf16ps(i8 {t}, i8 {4 + r}, i8 {6 + c})")
-    out += [
-        f"  %{n}.l1 = getelementptr i8, ptr %{n}.l, i64 {ROW_BYTES}",
-        f"  %{n}.r1 = getelementptr i8, ptr %{n}.r, i64 {panel_bytes(columns)}",
-        f"  %{n}.k1 = add i64 %{n}.k, {STEP}",
-        f"  %{n}.m = icmp slt i64 %{n}.k1, %depth",
+        *_steps(n, high, wide, columns),
         f"  br i1 %{n}.m, label %{n}.loop, label %{n}.stop",
         f"{n}.stop:",
     ]
     for t, (r, c) in enumerate(sums):
         out.append(f"  call void @llvm.x86.tilestored64(i8 {t}, ptr %{n}.d{r}{c}, i64 %bytes)")
-    if last:
-        return [*out, "  br label %return"]
-    out.append(f"  %{n}.wanted = icmp sgt i64 %width, {16 * (first + wide)}")
-    return [*out, f"  br i1 %{n}.wanted, label %{following}, label %return"]
+    out += [
+        f"  %{n}.c1 = add i64 %{n}.c, {16 * wide}",
+        f"  %{n}.wanted = icmp slt i64 %{n}.c1, %width",
+        f"  %{n}.inside = icmp slt i64 %{n}.c1, {32 * pairs}",
+        f"  %{n}.on = and i1 %{n}.wanted, %{n}.inside",
+        f"  br i1 %{n}.on, label %{n}, label %{n}.more",
+        f"{n}.more:",
+    ]
+    if wide == 2 and columns % 32:
+        return [*out, f"  br i1 %{n}.wanted, label %r{high}c1, label %return"]
+    return [*out, "  br label %return"]
+
+
+def _steps(n: str, high: int, wide: int, columns: int) -> list[str]:
+    """The loop over the depth up to its branch, which is on `m`. A block for each pair of pieces:
+    LLVM takes twice as long for all in one."""
+    size, last = 1024 * (columns // 16), f"{n}.pair{len(_PAIRS) - 1}"
+    out = [
+        f"{n}.loop:",
+        f"  %{n}.k = phi i64 [ 0, %{n}.begin ], [ %{n}.k1, %{last} ]",
+        f"  %{n}.l = phi ptr [ %left, %{n}.begin ], [ %{n}.l1, %{last} ]",
+        f"  %{n}.r = phi ptr [ %{n}.right, %{n}.begin ], [ %{n}.r1, %{last} ]",
+    ]
+    ahead = _ahead(n, high, wide, columns)
+    held = (-1, -1)
+    for number, (left, right) in enumerate(_PAIRS):
+        out += [f"  br label %{n}.pair{number}", f"{n}.pair{number}:"]
+        reads = [("l", 4 + t, 2048 * left + 1024 * t) for t in range(high) if left != held[0]]
+        reads += [("r", 6 + t, size * right + 1024 * t) for t in range(wide) if right != held[1]]
+        held = (left, right)
+        for side, register, offset in reads:
+            at = f"%{n}.at{number}.{register}"
+            out.append(f"  {at} = getelementptr i8, ptr %{n}.{side}, i64 {offset}")
+            out.append(f"  call void @llvm.x86.tileloadd64(i8 {register}, ptr {at}, i64 64)")
+            out += next(ahead)
+        for r in range(high):
+            for c in range(wide):
+                to = r * wide + c
+                out.append(f"  call void @llvm.x86.tdpbf16ps(i8 {to}, i8 {4 + r}, i8 {6 + c})")
+                out += next(ahead)
+    return [
+        *out,
+        f"  %{n}.l1 = getelementptr i8, ptr %{n}.l, i64 {ROW_BYTES}",
+        f"  %{n}.r1 = getelementptr i8, ptr %{n}.r, i64 {panel_bytes(columns)}",
+        f"  %{n}.k1 = add i64 %{n}.k, {STEP}",
+        f"  %{n}.m = icmp slt i64 %{n}.k1, %depth",
+    ]
+
+
+def _ahead(n: str, high: int, wide: int, columns: int) -> Iterator[list[str]]:
+    """Fetches of what the next step reads, and the step after it of the panel, APART at a time."""
+    step, piece = panel_bytes(columns), 1024 * (columns // 16)
+
+    def lines(side: str, begin: int, piece: int, tiles: int) -> list[tuple[str, int]]:
+        return [
+            (side, begin + piece * p + at) for p in range(3) for at in range(0, 1024 * tiles, LINE)
+        ]
+
+    each = lines("l", ROW_BYTES, 2048, high)
+    each += lines("r", step, piece, wide) + lines("r", 2 * step, piece, wide)
+    numbers, places = count(), cycle(each)
+    while True:
+        out = []
+        for _ in range(APART):
+            at = f"%{n}.ahead{next(numbers)}"
+            side, offset = next(places)
+            out.append(f"  {at} = getelementptr i8, ptr %{n}.{side}, i64 {offset}")
+            out.append(f"  call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1)")
+        yield out

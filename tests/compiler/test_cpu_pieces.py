@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 
@@ -249,3 +250,14 @@ def test_weights_that_are_too_large_are_cut_in_each_call(
     plain = np.r_[0:32, 96:150]
     assert np.array_equal(np.asarray(other(x=x))[:, plain], found[:, plain])
     assert other._preparer._pieces is not None and not other._preparer._pieces.made
+
+
+@pytest.mark.parametrize("columns", [16, 32, 48, 64])
+def test_instructions_of_tiles_stand_apart(columns: int) -> None:
+    text = pieces.tile_text(columns, False, "vectors")
+    blocks = [part for part in text.split("\nr") if ".pair" in part.splitlines()[0]]
+    assert len(blocks) == 6 * 2 * (1 if columns % 32 == 0 or columns < 32 else 2)
+    for block in blocks:
+        calls = re.findall(r"@llvm\.(x86\.t\w+|prefetch)", block)
+        between = "".join("p" if c == "prefetch" else "t" for c in calls)
+        assert re.fullmatch(f"(tp{{{pieces.APART}}})+", between)
