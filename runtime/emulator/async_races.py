@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .arrays import warps_of
 from .clocks import AGENTS, CLOCK_BITS, PROXIED, THREAD_MASK, Known, join_known
 from .errors import Stop
-from .races import Races
+from .races import PENDING, Races
 
 if TYPE_CHECKING:
     from .machine import Batch
@@ -118,27 +118,35 @@ def async_access(
     shadow.reads[at] = record
 
 
-def block_ends(races: Races, batch: Batch, block: int) -> None:
+def block_ends(races: Races, batch: Batch, block: int, visits: Iterable[int]) -> None:
     """The last threads of a block end, and its shared memory with them.
 
-    Raises: Stop where a block of its cluster accessed that, with nothing that orders this before.
+    `visits` are what is remembered of other blocks' use of its mbarriers.
+    Raises: Stop where another block or an asynchronous copy used that memory, with nothing that
+    orders this before.
     """
-    arena, shadow = batch.shared, batch.shared.shadow
-    if shadow is None:
-        return
-    first, last = (n * arena.stride // shadow.granule for n in (block, block + 1))
     warps = range(block * (batch.stride // 32), (block + 1) * (batch.stride // 32))
     threads = [warp * 32 for warp in warps]
-    for old in (shadow.writes, shadow.reads, shadow.others):
-        for stamp in np.unique(old[first:last]).tolist():
-            number = ((stamp >> 1) & THREAD_MASK) - 1
-            owner = number // batch.stride
-            if stamp == 0 or owner >= AGENTS or owner == batch.first + block:
-                continue
-            if _unordered(races, batch, threads, stamp, False):
-                raise Stop("race", "the block ends and with it shared memory that "
-                           f"{races.actor(batch, number)} used, with nothing between that orders "
-                           "them", threads[0])  # fmt: skip
+    for stamp in (*_strangers(batch, block), *visits):
+        if _unordered(races, batch, threads, stamp, False):
+            who = races.actor(batch, ((stamp >> 1) & THREAD_MASK) - 1)
+            raise Stop("race", f"the block ends and with it shared memory that {who} used, with "
+                       "nothing between that orders them", threads[0])  # fmt: skip
+
+
+def _strangers(batch: Batch, block: int) -> set[int]:
+    """What is remembered in a block's shared memory of accesses by others than its threads."""
+    arena, shadow = batch.shared, batch.shared.shadow
+    if shadow is None:
+        return set()
+    first, last = (n * arena.stride // shadow.granule for n in (block, block + 1))
+    found: set[int] = set()
+    for remembered in (shadow.writes, shadow.reads, shadow.others):
+        old = remembered[first:last]
+        within = ((old >> 1) & THREAD_MASK) - 1 - (batch.first + block) * batch.stride
+        far = old[(within.view(np.uint64) >= np.uint64(batch.stride)) & (old != 0)]
+        found.update(far[np.flatnonzero(np.diff(far, prepend=0))].tolist())
+    return found - {int(PENDING)}
 
 
 def _check(

@@ -190,14 +190,29 @@ def exits(batch: Batch, threads: Array) -> None:
     if groups is not None and (late := groups.last[threads] > groups.read[threads]).any():
         raise Stop("race", "ends while its bulk copies may still read shared memory: "
                    "`cp.async.bulk.wait_group` comes first", int(threads[late][0]))  # fmt: skip
-    races, cluster = _races(batch), batch.machine.cluster
-    if races is None or cluster == (1, 1, 1):
+    races = _races(batch)
+    if races is None or (batch.machine.cluster == (1, 1, 1) and not races.agents):
         return
     left = batch.alive.copy()
     left[threads] = False
+    visits = visitors(batch)
     for block in np.unique(batch.block_of[threads]).tolist():
         if not left[block * batch.stride : (block + 1) * batch.stride].any():
-            block_ends(races, batch, block)
+            block_ends(races, batch, block, visits.get(block, {}).values())
+
+
+def visitors(batch: Batch) -> dict[int, dict[int, int]]:
+    """For a block, the last use of its mbarriers by each warp of other blocks."""
+    found: dict[int, dict[int, int]] = batch.state.setdefault("visitors", {})
+    return found
+
+
+def visit(batch: Batch, block: int, threads: Array) -> None:
+    """Threads use an mbarrier of a block, which it must not end before."""
+    for thread in threads[batch.block_of[threads] != block].tolist():
+        mark = origin(batch, thread)
+        if mark is not None:
+            visitors(batch).setdefault(block, {})[thread // 32] = mark
 
 
 def proxy_fence(batch: Batch, threads: Array) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .program import Granules
 
 Array = NDArray[Any]
-_PENDING = np.int64((1 << 62) | (THREAD_MASK << 1))
+PENDING = np.int64((1 << 62) | (THREAD_MASK << 1))
 """The mark of bytes that a copy in the background will write: nothing is ordered with it."""
 
 
@@ -179,7 +179,7 @@ class Races(HappensBefore):
             for old, what in ((shadow.writes, "written"), (shadow.reads, "read"),
                               (shadow.others, "read")):  # fmt: skip
                 self._conflicts(batch, old[at], now, "written", what)
-            shadow.writes[at] = _PENDING
+            shadow.writes[at] = PENDING
 
     def landed(self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array) -> None:
         """Copies of threads are done, and these threads know it."""
@@ -230,7 +230,7 @@ class Races(HappensBefore):
         ordered = near & np.where(
             their_warp == my_warp, clock < clocks.met[my_warp], clock <= known
         )
-        far = np.flatnonzero(~near & (before != _PENDING))
+        far = np.flatnonzero(~near & (before != PENDING))
         if len(far) and clocks.foreign:
             ordered[far] = self._known_far(batch, clocks, before[far], my_warp[far])
         bad = which[~ordered]
@@ -281,7 +281,7 @@ class Races(HappensBefore):
             if not len(bad):
                 return
         at = int(bad[0])
-        if old[at] == _PENDING:
+        if old[at] == PENDING:
             text = f"is {does} while a copy to it is on its way"
         else:
             number = ((int(old[at]) >> 1) & THREAD_MASK) - 1

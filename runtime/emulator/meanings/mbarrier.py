@@ -22,6 +22,7 @@ from ..order import (
     origin,
     proxy_fence,
     publish,
+    visit,
 )
 from ..program import Control, Run, Site, Step
 from . import control, effect
@@ -150,6 +151,8 @@ def _arrival(site: Site, drop: bool, expects: bool) -> Run:
         for index, threads, at in located(g, space, where(g)):
             thread = int(threads[0])
             barrier = find(batch, index, threads)
+            if not relaxed and batch.machine.cluster != (1, 1, 1):
+                visit(batch, index // batch.shared.stride, threads)
             clock = None if relaxed else publish(batch, threads)
             total = int(given[at].astype(np.int64).sum())
             if expects:
