@@ -11,12 +11,13 @@ What is checked of a form, numbered as in error messages' order:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
 from . import syntax as s
 from .errors import PtxError
 from .printer import print_instruction, print_operand
-from .table import Match, OperandSpec, matches
+from .table import Form, Match, OperandSpec, matches
 from .types import TYPES, agrees
 
 Bound = tuple[tuple[OperandSpec, s.Operand | None], ...]
@@ -29,6 +30,14 @@ def bind(instruction: s.Instruction) -> tuple[Match, Bound]:
     Raises: PtxError that names the instruction, and what each form that it could be misses.
     """
     reasons: list[str] = []
+    for found in _fitting(instruction, reasons):
+        return found
+    text = "; ".join(dict.fromkeys(reasons))
+    raise PtxError(f"`{print_instruction(instruction)}`: {text}", line=instruction.line)
+
+
+def _fitting(instruction: s.Instruction, reasons: list[str]) -> Iterator[tuple[Match, Bound]]:
+    """Each form that an instruction can be; `reasons` gets why it is no other."""
     try:
         candidates = matches(instruction.opcode, instruction.modifiers)
     except PtxError as error:
@@ -40,10 +49,9 @@ def bind(instruction: s.Instruction) -> tuple[Match, Bound]:
             continue
         wrong = _mistyped(match, bound)
         if wrong is None:
-            return match, bound
-        reasons.append(wrong)
-    text = "; ".join(dict.fromkeys(reasons))
-    raise PtxError(f"`{print_instruction(instruction)}`: {text}", line=instruction.line)
+            yield match, bound
+        else:
+            reasons.append(wrong)
 
 
 def check(instruction: s.Instruction, version: tuple[int, int], target: str) -> Match:
@@ -52,18 +60,45 @@ def check(instruction: s.Instruction, version: tuple[int, int], target: str) -> 
     Raises: PtxError that says what is wrong, and what would be needed.
     """
     match, _ = bind(instruction)
-    form, (number, feature) = match.form, target_number(target)
+    why = unmet(instruction, match.form, version, target)
+    if not why:
+        return match
+    for other, _ in _fitting(instruction, []):
+        if not unmet(instruction, other.form, version, target):
+            return other
+    raise PtxError(f"`{instruction.name}` {why}", line=instruction.line)
+
+
+def unmet(
+    instruction: s.Instruction, form: Form, version: tuple[int, int], target: str
+) -> str:  # fmt: skip
+    """What an instruction needs that a PTX version or a target does not have, "" for nothing."""
+    number, feature = target_number(target)
     if form.arch and form.arch != f"{number}{feature}":
-        raise PtxError(f"`{instruction.name}` needs exactly sm_{form.arch}, and the target is "
-                       f"{target}", line=instruction.line)  # fmt: skip
-    if form.target > number:
-        raise PtxError(f"`{instruction.name}` needs sm_{form.target}, and the target is {target}",
-                       line=instruction.line)  # fmt: skip
-    if form.version > version:
-        needed, have = (".".join(map(str, v)) for v in (form.version, version))
-        raise PtxError(f"`{instruction.name}` needs PTX {needed}, and the module says {have}",
-                       line=instruction.line)  # fmt: skip
-    return match
+        return f"needs exactly sm_{form.arch}, and the target is {target}"
+    clusters = any(isinstance(x, s.Special) and "cluster" in x.name for x in instruction.operands)
+    return _older(form, version, target) or (_older(_CLUSTERS, version, target) if clusters else "")
+
+
+def check_function(function: s.Function, version: tuple[int, int], target: str) -> None:
+    """Raises: PtxError for a directive of clusters where the target or PTX version has none."""
+    for name, _ in function.directives:
+        if "cluster" in name and (why := _older(_CLUSTERS, version, target)):
+            raise PtxError(f"`.{name}` {why}", line=function.line)
+
+
+_CLUSTERS = Form("mapa", "", "", "", "", version=(7, 8), target=90)
+"""What all that speaks of clusters needs."""
+
+
+def _older(needed: Form, version: tuple[int, int], target: str) -> str:
+    """What of a form's PTX version and target is newer than these."""
+    if needed.target > target_number(target)[0]:
+        return f"needs sm_{needed.target}, and the target is {target}"
+    if needed.version > version:
+        needs, have = (".".join(map(str, v)) for v in (needed.version, version))
+        return f"needs PTX {needs}, and the module says {have}"
+    return ""
 
 
 @lru_cache

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stagefuse.compiler.ptx import PtxError, bind, print_instruction
+from stagefuse.compiler.ptx import PtxError, bind, check, print_instruction
 from stagefuse.compiler.ptx import syntax as s
+from stagefuse.compiler.ptx.check import check_function, unmet
 from stagefuse.compiler.ptx.table import Match, OperandSpec
 from stagefuse.compiler.ptx.types import TYPES
 
@@ -265,11 +266,13 @@ class _Decode:
 
     def __init__(self, program: Program, code: Code) -> None:
         self.program, self.code = program, code
+        self.available = program.module.version, program.module.target[0]
         self.outside: list[tuple[str, s.Instruction, Scope]] = []
         """Names that no variable has, with the instructions that use them."""
 
     def run(self) -> None:
         function = self.code.function
+        check_function(function, *self.available)
         scope = self.program.new_scope(self.program.globals)
         offset = 0
         for v in (*function.results, *function.parameters):
@@ -347,6 +350,8 @@ class _Decode:
 
     def instruction(self, x: s.Instruction, scope: Scope) -> None:
         match, bound = bind(x)
+        if unmet(x, match.form, *self.available):
+            match = check(x, *self.available)
         step = Step(x, match)
         operands = {spec.name: operand for spec, operand in bound}
         self.code.granules = self.code.granules.with_access(match, operands)

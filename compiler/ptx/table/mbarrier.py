@@ -19,7 +19,10 @@ def _mbarrier(modifiers: str, operands: str, summary: str, meaning: str = "",
 
 def _arrivals(opcode: str, drop: str) -> tuple[Form, ...]:
     """Arrivals, with or without an order; on another block's barrier they give no state."""
-    forms = []
+    forms = [
+        _mbarrier(f"{opcode} release W ?S b64", ">d:b64 [a:shared]",
+                  f"arrive{drop}; the phase before", "", (8, 0), W="cta")
+    ]  # fmt: skip
     for words, first, orders in (("", (7, 0), ""), ("R W ", (8, 0), "release relaxed")):
         for sink, space, result in ((False, "?S", ">d:b64"), (True, "S", ">_:b64")):
             spaces = "shared::cluster" if sink else _OWN
@@ -34,16 +37,16 @@ def _arrivals(opcode: str, drop: str) -> tuple[Form, ...]:
             ]  # fmt: skip
     forms += [
         _mbarrier(f"{opcode} noComplete {words}?S b64", ">d:b64 [a:shared] n:u32",
-                  f"arrive{drop} without completing the phase", "", first, target, W="cta")
-        for words, first, target in (("", (7, 0), 80), ("release W ", (8, 0), 90))
+                  f"arrive{drop} without completing the phase", "", first, 80, W="cta")
+        for words, first in (("", (7, 0)), ("release W ", (8, 0)))
     ]  # fmt: skip
     return tuple(forms)
 
 
 def _waits(opcode: str, version: tuple[int, int], target: int, hint: str) -> tuple[Form, ...]:
     forms = []
-    for words, first in (("", version), ("A W ", (8, 0))):
-        level = 90 if words else target
+    for words, first, level in (("", version, target), ("acquire cta ", (8, 0), target),
+                                ("A W ", (8, 0), 90)):  # fmt: skip
         forms += [
             _mbarrier(f"{opcode} {words}?S b64", f">p:pred [a:shared] b:b64{hint}",
                       "whether that phase is complete", "", first, level, A="acquire relaxed"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .record import Form
 
 _SECTION = "Warp Level Matrix Instructions"
@@ -36,18 +38,18 @@ def _f16(shape: str, a: int, b: int, c: int, target: int, version: tuple[int, in
 
 
 def _sparse(shape: str, a: int, b: int, types: str, result: str, sat: str = "",
-            since: tuple[int, tuple[int, int]] = (80, (7, 1))) -> Form:  # fmt: skip
+            since: tuple[int, tuple[int, int]] = (80, (7, 1))) -> Iterator[Form]:  # fmt: skip
     """Products with an A of which half is zero; see `_mma`."""
     register, count = ("b32", 2) if result == "f16" else (result, 4)
     pair = "A B" if len(types.split()) > 1 else "A A"
-    return Form(
-        "mma", f"sparse sync aligned {shape} row col {sat}D {pair} D",
-        f">d:{register}*{count} a:b32*{a} b:b32*{b} c:{register}*{count} e:b32 #selector:u32",
-        "tensor.mma_sparse", _SECTION,
-        {"sparse": "sp sp::ordered_metadata", "D": result, "A": types, "B": types},
-        max(since[1], (8, 5)), since[0], effects=_CONVERGE,
-        summary="a * b + c, where e says which half of a's elements are there",
-    )  # fmt: skip
+    for sparse, version in (("sp", since[1]), ("sp::ordered_metadata", (8, 5))):
+        yield Form(
+            "mma", f"{sparse} sync aligned {shape} row col {sat}D {pair} D",
+            f">d:{register}*{count} a:b32*{a} b:b32*{b} c:{register}*{count} e:b32 #selector:u32",
+            "tensor.mma_sparse", _SECTION, {"D": result, "A": types, "B": types},
+            version, since[0], effects=_CONVERGE,
+            summary="a * b + c, where e says which half of a's elements are there",
+        )  # fmt: skip
 
 
 FORMS = (
@@ -79,31 +81,32 @@ FORMS = (
     _mma("m16n8k8", 4, 2, 4, "f64", "f64", 90, (7, 8), register="f64"),
     _mma("m16n8k16", 8, 4, 4, "f64", "f64", 90, (7, 8), register="f64"),
     *(
-        Form("mma", f"sync aligned {shape} row col s32 A A s32 joined popc",
+        Form("mma", f"sync aligned {shape} row col s32 A A s32 {joined} popc",
              f">d:s32*{c} a:b32*{a} b:b32*{b} c:s32*{c}", "tensor.mma", _SECTION,
-             {"A": "b1", "joined": "xor and"}, (7, 1), 80, effects=_CONVERGE,
+             {"A": "b1", "joined": joined}, version, target, effects=_CONVERGE,
              summary="the number of ones of a and b joined bit by bit, plus c")
-        for shape, a, b, c in (("m8n8k128", 1, 1, 2), ("m16n8k128", 2, 1, 4),
-                               ("m16n8k256", 4, 2, 4))
+        for shape, a, b, c, first in (("m8n8k128", 1, 1, 2, 75), ("m16n8k128", 2, 1, 4, 80),
+                                      ("m16n8k256", 4, 2, 4, 80))
+        for joined, version, target in (("xor", (7, 0), first), ("and", (7, 1), 80))
     ),
-    *(_mma(shape, a, b, c, types, "s32", 80, end=" satfinite")
+    *(_mma(shape, a, b, c, types, "s32", 75 if shape[1] == "8" else 80, end=" satfinite")
       for shape, a, b, c, types in (("m8n8k16", 1, 1, 2, "u8 s8"), ("m16n8k16", 2, 1, 4, "u8 s8"),
                                     ("m16n8k32", 4, 2, 4, "u8 s8"), ("m8n8k32", 1, 1, 2, "u4 s4"),
                                     ("m16n8k32", 2, 1, 4, "u4 s4"),
                                     ("m16n8k64", 4, 2, 4, "u4 s4"))),
-    _sparse("m16n8k16", 2, 2, "f16", "f16"),
-    _sparse("m16n8k32", 4, 4, "f16", "f16"),
-    _sparse("m16n8k16", 2, 2, "f16", "f32"),
-    _sparse("m16n8k32", 4, 4, "f16", "f32"),
-    _sparse("m16n8k16", 2, 2, "bf16", "f32"),
-    _sparse("m16n8k32", 4, 4, "bf16", "f32"),
-    _sparse("m16n8k8", 2, 2, "tf32", "f32"),
-    _sparse("m16n8k16", 4, 4, "tf32", "f32"),
-    _sparse("m16n8k32", 2, 2, "u8 s8", "s32", "?satfinite "),
-    _sparse("m16n8k64", 4, 4, "u8 s8", "s32", "?satfinite "),
-    _sparse("m16n8k64", 2, 2, "u4 s4", "s32", "?satfinite "),
-    _sparse("m16n8k128", 4, 4, "u4 s4", "s32", "?satfinite "),
-    _sparse("m16n8k64", 4, 4, "e4m3 e5m2", "f32", since=(89, (8, 4))),
+    *_sparse("m16n8k16", 2, 2, "f16", "f16"),
+    *_sparse("m16n8k32", 4, 4, "f16", "f16"),
+    *_sparse("m16n8k16", 2, 2, "f16", "f32"),
+    *_sparse("m16n8k32", 4, 4, "f16", "f32"),
+    *_sparse("m16n8k16", 2, 2, "bf16", "f32"),
+    *_sparse("m16n8k32", 4, 4, "bf16", "f32"),
+    *_sparse("m16n8k8", 2, 2, "tf32", "f32"),
+    *_sparse("m16n8k16", 4, 4, "tf32", "f32"),
+    *_sparse("m16n8k32", 2, 2, "u8 s8", "s32", "?satfinite "),
+    *_sparse("m16n8k64", 4, 4, "u8 s8", "s32", "?satfinite "),
+    *_sparse("m16n8k64", 2, 2, "u4 s4", "s32", "?satfinite "),
+    *_sparse("m16n8k128", 4, 4, "u4 s4", "s32", "?satfinite "),
+    *_sparse("m16n8k64", 4, 4, "e4m3 e5m2", "f32", since=(89, (8, 4))),
     Form("ldmatrix", "sync aligned m8n8 N ?trans ?S b16", ">d:b32*N [a:shared]", "tensor.ldmatrix",
          _SECTION, {"N": "x1 x2 x4", "S": "shared shared::cta"}, (6, 5), 75,
          effects=_CONVERGE | {"reads"}, summary="8x8 matrices of 16-bit elements from rows"),

@@ -139,7 +139,7 @@ def mma(site: Site) -> Run:
     c_order = _c_order(rows)
     back = np.argsort(c_order.reshape(-1))
     clamps = "satfinite" in site.match.slots
-    c_kind, ones_differ = d_kind, site.word("joined") == "xor"
+    c_kind, ones_differ = d_kind, "xor" in site.match
 
     def run(g: Group) -> None:
         warps = warps_of(g.threads())

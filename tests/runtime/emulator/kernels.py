@@ -12,7 +12,7 @@ from stagefuse.runtime import emulator
 
 Array = NDArray[Any]
 
-HEAD = ".version 8.6\n.target sm_90a\n.address_size 64\n"
+HEAD = ".version 8.8\n.target sm_90a\n.address_size 64\n"
 REGISTERS = """\
     .reg .pred %p<16>;
     .reg .b16 %h<16>;

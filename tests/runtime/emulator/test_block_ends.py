@@ -1,0 +1,68 @@
+"""A block must not end while copies, or other blocks, still use its shared memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from .kernels import Array, fault, kernel, run, words
+
+SHARED = """
+    .shared .align 128 .b8 piece[128];
+    .shared .align 8 .b64 full;
+"""
+COPY = """
+    setp.ne.u32 %p0, %r0, 0;
+    @%p0 bra READY;
+    mbarrier.init.shared::cta.b64 [full], 1;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [full], 128;
+    cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [piece], [%d0], 128, [full];
+READY:
+"""
+WAIT = """
+    bar.sync 0;
+AGAIN:
+    mbarrier.try_wait.parity.shared::cta.b64 %p1, [full], 0;
+    @!%p1 bra AGAIN;
+"""
+VISIT = """
+    mov.u32 %r10, full;
+    mov.u32 %r11, %cluster_ctarank;
+    setp.ne.u32 %p0, %r0, 0;
+    @%p0 bra READY;
+    mbarrier.init.shared::cta.b64 [%r10], 1;
+READY:
+    barrier.cluster.arrive.aligned;
+    barrier.cluster.wait.aligned;
+    xor.b32 %r11, %r11, 1;
+    mapa.shared::cluster.u32 %r12, %r10, %r11;
+    @%p0 bra ARRIVED;
+    mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r12];
+ARRIVED:
+"""
+
+
+@pytest.fixture
+def source(rng: np.random.Generator) -> Array:
+    return rng.integers(0, 1 << 32, 32).astype(np.uint32)
+
+
+def test_a_copy_that_nobody_waits_for(source: Array) -> None:
+    run(kernel(COPY + WAIT, 1, shared=SHARED), source)
+    found = fault(kernel(COPY, 1, shared=SHARED), source)
+    assert found.kind == "race"
+    assert "the block ends and with it shared memory that an asynchronous copy" in str(found)
+
+
+@pytest.mark.parametrize("end", ["barrier.cluster", "phase"])
+def test_an_arrival_at_a_neighbours_barrier(end: str) -> None:
+    """Either waits for all of the cluster, or for that arrival: then it may end."""
+    sync = "    barrier.cluster.arrive.aligned;\n    barrier.cluster.wait.aligned;\n"
+    run(kernel(VISIT + (sync if end != "phase" else WAIT), 1, shared=SHARED), words(1), grid=2,
+        cluster=2)  # fmt: skip
+
+
+def test_an_arrival_at_a_barrier_of_a_block_that_may_have_ended() -> None:
+    found = fault(kernel(VISIT, 1, shared=SHARED), words(1), grid=2, cluster=2)
+    assert found.kind == "race"
+    assert "the block ends and with it shared memory that block" in str(found)
