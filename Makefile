@@ -1,5 +1,5 @@
-# `make run` shows it, `make gallery` shows more, `make test` checks it, `make bench` measures it;
-# each needs only Python 3.11+.
+# `make run` shows it, `make gallery` shows more, `make test` checks it, `make fuzz` tries to break
+# it, `make bench` measures it; each needs only Python 3.11+.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,12 +11,16 @@ PEERS_BIN := .venv-bench/bin
 PEERS := .venv-bench/.ready
 BENCH ?=
 
+# how long `make fuzz` runs, and what pytest is told besides: `FUZZ="tests/fuzz -k cpu"`
+FUZZ_MINUTES ?= 10
+FUZZ ?=
+
 # what `make gpu` needs besides Python, NumPy, PyTorch, Triton, cuda-core and cuda-bindings: small
 # packages in a folder that goes along to a machine without a network
 GPU_SITE := build/gpu-site
 GPU ?=
 
-.PHONY: run gallery test lint bench gpu gpu-site clean
+.PHONY: run gallery test fuzz lint bench gpu gpu-site clean
 
 run: $(READY) $(WEIGHTS)
 	$(BIN)/python examples/minilm.py
@@ -27,6 +31,9 @@ gallery: $(READY) $(GALLERY)
 
 test: $(READY) $(WEIGHTS) $(GALLERY) lint
 	$(BIN)/python -m pytest -n 2 -q
+
+fuzz: $(READY)
+	$(BIN)/python -m pytest -q --fuzz $(FUZZ_MINUTES) $(FUZZ)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -85,8 +85,10 @@ def put(x: Any, at: Any, y: Any) -> Any:
 
 
 @pytest.mark.parametrize("device", ["cpu"] * 6 + ["emulator"])
-def test_random_updates_equal_numpy(device: str, rng: np.random.Generator) -> None:
-    program = Program(random.Random(int(rng.integers(1 << 32))))
+def test_random_updates_equal_numpy(
+    device: str, chance: random.Random, rng: np.random.Generator
+) -> None:
+    program = Program(chance)
     for _ in range(program.rng.randrange(3, 10)):
         program.step()
     body = "".join(f"    {line}\n" for line in program.lines)

@@ -20,9 +20,9 @@ QUICK = ("W1", "W2a", "W2b", "W3a", "W3b", "W4", "W5a", "W5b", "W5d", "W6", "W7"
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_workload(name: str) -> None:
+def test_workload(name: str, chance: random.Random) -> None:
     family, seed = FAMILIES[name], random.randrange(1 << 31)
-    arch = random.choice(GPU_ARCHES)
+    arch = chance.choice(GPU_ARCHES)
     print(f"seed {seed}, {arch}")
     workload = family.workload(seed, family.tiny)
     with open_plan(plan_of(workload, arch), None, "emulator") as pipe:

@@ -131,7 +131,7 @@ class _Entry:
             inputs.append((param.name, declared, param.span))
         begun = [self._begin(state, type) for state, type in states]
         rest = self.node.body[len(lines) :]
-        if not rest:
+        if lines and not rest:
             what = f"the body of `{self.node.name}` has no result"
             raise Failed("E0218", what, lines[-1].span)
         value = statements.body(self.frame, rest, f"`{self.node.name}`")

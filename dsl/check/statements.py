@@ -26,7 +26,12 @@ MAX_ITERATIONS = 65_536
 
 
 def body(frame: Frame, statements: Sequence[ast.Stmt], what: str) -> Value:
-    """Run the statements; the value of the last one. Raises Failed if it has none."""
+    """Run the statements; the value of the last one. Raises Failed if it has none.
+
+    A body without statements had some that are no syntax, which has been reported.
+    """
+    if not statements:
+        return POISON
     result = run(frame, statements, True)
     if result is None:
         last = statements[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,9 @@ from .graph_run import graph_of
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_parts_have_loops_of_their_own(
-    axis: int, level: str, rng: np.random.Generator, tmp_path: Path
+    axis: int, level: str, chance: random.Random, rng: np.random.Generator, tmp_path: Path
 ) -> None:
-    other = [int(n) for n in rng.integers(1, 20, 3)]
+    other = [chance.randrange(1, 20) for _ in range(3)]
     first, last = ([str(n) for n in other] for _ in range(2))
     first[axis], last[axis] = "N", "M"
     whole = [str(n) for n in other]

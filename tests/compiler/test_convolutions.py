@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ from stagefuse.runtime.cpu_pipeline import CpuPipeline
 from .cpu_run import LEVELS
 from .graph_run import both, graph_of, native
 
-SEED = np.random.SeedSequence().entropy
 Size = int | str | Expr
 
 
@@ -113,9 +113,7 @@ def of(case: dict[str, Any]) -> Graph:
     [(c, level) for level in LEVELS for c in (CASES if level == LEVELS[-1] else CASES[::3])],
     ids=lambda c: c if isinstance(c, str) else f"{c['source']}{c['kernel']}",
 )
-def test_convolution(case: dict[str, Any], level: str) -> None:
-    print(f"seed {SEED}")
-    rng = np.random.default_rng(SEED)
+def test_convolution(case: dict[str, Any], level: str, rng: np.random.Generator) -> None:
     graph = of(case)
     dims = [s for s in case["source"] if isinstance(s, str)]
     pipe = native(graph, dims, levels=(level,))
@@ -178,10 +176,10 @@ pipeline p(x: f32[B, 4, H, W], w: f32[4, 1, 5, 5]):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_few_places_are_rows_and_weights_lie_in_panels(
-    level: str, rng: np.random.Generator, tmp_path: Path
+    level: str, chance: random.Random, rng: np.random.Generator, tmp_path: Path
 ) -> None:
-    high, wide = (int(n) for n in rng.integers(1, 5, 2))
-    channels, out = (int(n) for n in rng.integers(17, 70, 2))
+    high, wide = (chance.randrange(1, 5) for _ in range(2))
+    channels, out = (chance.randrange(17, 70) for _ in range(2))
     kernel = rng.standard_normal((out, channels, 3, 3), np.float32)
     np.savez(tmp_path / "w.npz", **{"c.weight": kernel})
     (tmp_path / "p.pipe").write_text(f"""
@@ -206,10 +204,10 @@ pipeline p(x: f32[B, {channels}, {high}, {wide}]) -> f32[B, {out}, {high}, {wide
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("out", [1, 5])
 def test_a_part_of_a_tensor_whose_channels_lie_innermost(
-    level: str, out: int, rng: np.random.Generator, tmp_path: Path
+    level: str, out: int, chance: random.Random, rng: np.random.Generator, tmp_path: Path
 ) -> None:
     """Of one channel in the result columns are accumulated, of several a stripe is taken."""
-    high, wide, cut = 7, int(rng.integers(30, 60)), int(rng.integers(9, 25))
+    high, wide, cut = 7, chance.randrange(30, 60), chance.randrange(9, 25)
     (tmp_path / "p.pipe").write_text(f"""
 import nn
 pipeline p(y: f32[B, {high}, {wide}, 3], w: f32[{out}, 3, 3, 9]) -> f32[B, {out}, {high}, {cut}]:

@@ -19,7 +19,6 @@ from stagefuse.dsl.types import TensorType
 
 from .graph_run import both, graph_of, native
 
-SEED = np.random.SeedSequence().entropy
 FACTS = Facts().with_ranges({"B": (0, 8), "T": (0, 512), "S": (0, 512)})
 
 
@@ -73,10 +72,8 @@ def test_attention_is_one_kernel() -> None:
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 7, 5), (1, 37, 129), (3, 48, 48), (2, 100, 300),
                                    (1, 3, 0), (0, 4, 4), (2, 0, 3), (1, 300, 17)])  # fmt: skip
-def test_attention(sizes: tuple[int, int, int]) -> None:
+def test_attention(sizes: tuple[int, int, int], rng: np.random.Generator) -> None:
     batch, rows, keys = sizes
-    print(f"seed {SEED}")
-    rng = np.random.default_rng(SEED)
     graph = attention()
     feeds = {
         "q": rng.standard_normal((batch, 3, rows, 20)).astype(np.float32),
@@ -89,10 +86,10 @@ def test_attention(sizes: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("width, out", [(16, 16), (16, 48), (48, 16), (8, 32)])
-def test_attention_of_heads_whose_tiles_differ(width: int, out: int) -> None:
+def test_attention_of_heads_whose_tiles_differ(
+    width: int, out: int, rng: np.random.Generator
+) -> None:
     """Scores and values have panels of their own widths, and one number of rows a tile."""
-    print(f"seed {SEED}")
-    rng = np.random.default_rng(SEED)
     graph = attention(2, width, out)
     inputs = {
         name: rng.standard_normal((2, 2, size, wide), np.float32)
@@ -114,8 +111,7 @@ def test_a_softmax_that_something_else_reads_is_stored() -> None:
 
 
 @pytest.mark.parametrize("size", [7, 8, 19, 40])
-def test_convolution_packs_its_patches_itself(size: int) -> None:
-    print(f"seed {SEED}")
+def test_convolution_packs_its_patches_itself(size: int, rng: np.random.Generator) -> None:
     b = Builder(FACTS)
     x = b.input("x", tensor(sym("B"), 5, size, size))
     w = b.input("w", tensor(16, 5, 3, 3))
@@ -126,7 +122,6 @@ def test_convolution_packs_its_patches_itself(size: int) -> None:
     y = b.reduce("sum", b.map("mul", left, right), [4, 5, 6])
     graph = graph_of(b, [b.map("maximum", y, b.scalar(0.0, F32, b.type(y).shape))])
     assert kinds(graph) == ["contract"]
-    rng = np.random.default_rng(SEED)
     feeds = {
         "x": rng.standard_normal((2, 5, size, size)).astype(np.float32),
         "w": rng.standard_normal((16, 5, 3, 3)).astype(np.float32),
@@ -179,8 +174,7 @@ def test_a_slice_after_a_reordering_is_not_inverted() -> None:
     assert inverse(view, tuple(map(const, (2, 5, 6, 2))), source, facts) is None
 
 
-def test_one_loaded_attention_serves_every_size() -> None:
-    rng = np.random.default_rng(SEED)
+def test_one_loaded_attention_serves_every_size(rng: np.random.Generator) -> None:
     graph = attention(heads=2, width=8, out=33)
     pipe = native(graph, ("B", "T", "S"))
     for batch, rows, keys in ((1, 1, 512), (2, 512, 1), (1, 50, 49)):

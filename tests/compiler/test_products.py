@@ -22,8 +22,6 @@ from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from .graph_run import both, graph_of, native
 
-SEED = np.random.SeedSequence().entropy
-
 
 def matmul(dtype: DType) -> Graph:
     """maximum(x @ y, 0) for x [M, K] and y [K, N]."""
@@ -48,9 +46,9 @@ SHAPES += [(0, 3, 13), (3, 0, 20), (36, 1024, 96)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_product(compiled: tuple[Graph, CpuPipeline], shape: tuple[int, int, int]) -> None:
-    print(f"seed {SEED}")
-    rng = np.random.default_rng(SEED)
+def test_product(
+    compiled: tuple[Graph, CpuPipeline], shape: tuple[int, int, int], rng: np.random.Generator
+) -> None:
     graph, pipe = compiled
     m, k, n = shape
     dtype = graph.type(graph.results[0]).dtype
@@ -66,8 +64,7 @@ def test_product(compiled: tuple[Graph, CpuPipeline], shape: tuple[int, int, int
     assert np.all(np.abs(found - wanted) <= ((k + 1) * unit + exact) * scale)
 
 
-def test_a_deep_convolution() -> None:
-    rng = np.random.default_rng(SEED)
+def test_a_deep_convolution(rng: np.random.Generator) -> None:
     b = Builder(Facts())
     x = b.input("x", TensorType(F32, (const(1), const(70), const(9), const(9))))
     w = b.input("w", TensorType(F32, (const(40), const(70), const(3), const(3))))
@@ -83,9 +80,7 @@ def test_a_deep_convolution() -> None:
     np.testing.assert_allclose(found, wanted, atol=630 * 6 * 630**0.5 * 2**-24)
 
 
-def test_a_convolution_with_a_kernel_of_one_is_a_product() -> None:
-    print(f"seed {SEED}")
-    rng = np.random.default_rng(SEED)
+def test_a_convolution_with_a_kernel_of_one_is_a_product(rng: np.random.Generator) -> None:
     b = Builder(Facts().with_ranges({"B": (0, 8)}))
     x = b.input("x", TensorType(F32, (sym("B"), const(20), const(9), const(9))))
     w = b.input("w", TensorType(F32, (const(30), const(20), const(1), const(1))))
@@ -106,9 +101,10 @@ def test_a_convolution_with_a_kernel_of_one_is_a_product() -> None:
     assert np.all(np.abs(found - wanted) <= 21 * (2.0**-24 + 2.0**-50) * scale)
 
 
-def test_few_rows_of_a_matrix_pack_nothing(compiled: tuple[Graph, CpuPipeline]) -> None:
+def test_few_rows_of_a_matrix_pack_nothing(
+    compiled: tuple[Graph, CpuPipeline], rng: np.random.Generator
+) -> None:
     """A product of two inputs has three kernels; of the last two one runs."""
-    rng = np.random.default_rng(SEED)
     graph, pipe = compiled
     dtype = graph.type(graph.results[0]).dtype
     unit = 2.0 ** (-24 if dtype.bits == 32 else -53)
@@ -130,9 +126,8 @@ def test_few_rows_of_a_matrix_pack_nothing(compiled: tuple[Graph, CpuPipeline]) 
         assert [c.evaluate({"M": m, **sizes}) > 0 for c in counts] == runs
 
 
-def test_a_product_that_is_repeated_is_computed_once() -> None:
+def test_a_product_that_is_repeated_is_computed_once(rng: np.random.Generator) -> None:
     """Along B, which neither factor has, and which may be 0."""
-    rng = np.random.default_rng(SEED)
     b = Builder(Facts({"B": (0, None)}))
     x = b.input("x", TensorType(F32, (const(5), const(40))))
     w = b.input("w", TensorType(F32, (const(40), const(30))))

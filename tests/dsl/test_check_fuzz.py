@@ -76,29 +76,33 @@ def test_the_program_itself_is_right() -> None:
     assert answer(PROGRAM) == ""
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_words_exchanged(seed: int) -> None:
-    choose = random.Random(seed)
+@pytest.mark.parametrize("head", ["pipeline p() -> f32:", "fn f() -> f32:", "fn f():"])
+def test_a_body_of_which_no_line_is_syntax(head: str) -> None:
+    found = answer(f"{head}\n    for y in w:\npipeline q(x: f32[B]) -> f32[B]:\n    x + f()\n")
+    assert "E0109" in found and "has no result" not in found
+
+
+@pytest.mark.parametrize("turn", range(60))
+def test_words_exchanged(turn: int, chance: random.Random) -> None:
     tokens = list(TOKENS)
-    for _ in range(choose.choice([1, 1, 2, 4])):
-        at = choose.choice([n for n, t in enumerate(tokens) if t.strip()])
-        tokens[at] = choose.choice(WORDS)
+    for _ in range(chance.choice([1, 1, 2, 4])):
+        at = chance.choice([n for n, t in enumerate(tokens) if t.strip()])
+        tokens[at] = chance.choice(WORDS)
     answer("".join(tokens))
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_lines_exchanged_dropped_and_cut(seed: int) -> None:
-    choose = random.Random(seed)
+@pytest.mark.parametrize("turn", range(40))
+def test_lines_exchanged_dropped_and_cut(turn: int, chance: random.Random) -> None:
     lines = PROGRAM.splitlines()
-    for _ in range(choose.randrange(1, 4)):
-        a, b = choose.randrange(len(lines)), choose.randrange(len(lines))
-        action = choose.randrange(3)
+    for _ in range(chance.randrange(1, 4)):
+        a, b = chance.randrange(len(lines)), chance.randrange(len(lines))
+        action = chance.randrange(3)
         if action == 0:
             lines[a], lines[b] = lines[b], lines[a]
         elif action == 1:
             lines[a] = ""
         else:
-            lines[a] = lines[a][: choose.randrange(len(lines[a]) + 1)]
+            lines[a] = lines[a][: chance.randrange(len(lines[a]) + 1)]
     answer("\n".join(lines) + "\n")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import measured as m
 from .measured import FLOATS, INTS, Measured
-from .sizes import ONE, Dim, Shape, Sizes, sized
+from .sizes import MOST, ONE, Dim, Shape, Sizes, points, sized
 
 
 @dataclass
@@ -63,7 +63,8 @@ class Growing:
 
     def shape(self) -> Shape:
         rank = self.rng.choices((0, 1, 2, 3, 4), (1, 4, 8, 5, 2))[0]
-        return tuple(self.rng.choice(self.dims) for _ in range(rank))
+        found = tuple(self.rng.choice(self.dims) for _ in range(rank))
+        return found if points(found) <= MOST else found[:2]
 
     def input(self, shape: Shape, dtype: str) -> Node:
         node = Node(f"x{len(self.inputs)}", [], shape, dtype, [])
@@ -123,8 +124,12 @@ class Growing:
         return sorted(self.rng.sample(range(x.rank), self.rng.randint(1, x.rank)))
 
     def step(self) -> None:
+        """A line or a few, or none where nothing fits or what they make is too large."""
+        before = len(self.nodes)
         kinds = [name for name in dir(self) if name.startswith("make_")]
         getattr(self, self.rng.choice(kinds))()
+        if any(points(n.shape) > MOST for n in self.nodes[before:]):
+            del self.nodes[before:]
 
     def source(self, results: Sequence[Node]) -> str:
         """The text of a program with these results."""
@@ -166,9 +171,12 @@ class Growing:
         }
         return {name for name in self.names if name in text} - has
 
-    def values(self, sizes: Sizes, inputs: Mapping[str, Any]) -> dict[str, Measured]:
+    def values(
+        self, sizes: Sizes, inputs: Mapping[str, Any], results: Sequence[Node]
+    ) -> dict[str, Measured]:
+        """What the results mean, and all that they follow from."""
         found: dict[str, Measured] = {}
-        for n in self.nodes:
+        for n in self.live(results):
             if n.meaning is None:
                 found[n.name] = m.given(inputs[n.name], n.dtype)
             else:

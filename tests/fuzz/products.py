@@ -10,7 +10,7 @@ from . import measured as m
 from .growing import Growing, Node
 from .meanings import explicit
 from .measured import FLOATS, Measured
-from .sizes import Dim, Sizes
+from .sizes import MOST, Dim, Sizes, points
 
 LETTERS = "abcdefghijklmnop"
 
@@ -44,6 +44,8 @@ class Products(Growing):
         if lead is None or len(lead) > 2:
             return
         shape = [*lead, *x.shape[-2:-1], *(wanted[-1:] if y.rank > 1 else ())]
+        if points([*shape, k]) > MOST:
+            return
         dtype = {"i8": "i32", "u8": "i32"}.get(x.dtype, x.dtype)
 
         def meaning(s: Sizes, a: Measured, b: Measured) -> Measured:
@@ -83,7 +85,7 @@ class Products(Growing):
         self.rng.shuffle(free)
         sizes = dict(letters)
         spec = f"{''.join(ix)},{''.join(iy)}->{''.join(free)}"
-        if not free:
+        if not free or points([d for _, d in letters]) > MOST:
             return
         inner = f"{x.name}[{', '.join(ix)}] * {y.name}[{', '.join(iy)}]"
         how = f"sum[{', '.join(bound)}] " if bound else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,17 @@ class Dim:
 
 
 Shape = tuple[Dim, ...]
+LARGEST: Sizes = {"M": 33, "N": 7, "K": 70}
+"""Sizes that no call exceeds."""
+MOST = 1 << 21
+"""Points that a step of a program may go over at these sizes."""
+
+
+def points(shape: Sequence[Dim]) -> int:
+    """How many elements a shape has at most."""
+    return math.prod(d.at(LARGEST) for d in shape)
+
+
 ONE = Dim.of(1)
 
 

@@ -1,6 +1,6 @@
 """Random programs equal what NumPy says of them, within the errors that their roundings may have.
 
-A failure prints the program and its seed; `STAGEFUSE_SEED` makes it again.
+A failure prints the program, its seed and that of the data (tests/conftest.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def wrong(
     """What a call with random inputs gives that it should not."""
     special = bool(rng.random() < 0.4)
     inputs = {n.name: array(rng, sized(n.shape, sizes), n.dtype, special) for n in program.inputs}
-    wanted = program.values(sizes, inputs)
+    wanted = program.values(sizes, inputs, results)
     used = program.used(program.live(results))
     found = pipe(**{n.name: laid_out(rng, inputs[n.name]) for n in used})
     found = found if isinstance(found, tuple) else (found,)
@@ -45,13 +45,17 @@ def wrong(
     return [f"{pipe.device}, {sizes}: {name}: {text}" for name, text in said if text]
 
 
-@pytest.mark.parametrize("turn", range(2))
+@pytest.mark.parametrize("turn", range(4))
 @pytest.mark.parametrize("way", WAYS)
 def test_on_the_cpu(
-    way: str, turn: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    way: str,
+    turn: int,
+    program_seed: int,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, sizes, steps = WAYS[way]
-    program = Program(int(rng.integers(1 << 32)), steps, consts=sizes, first=first)
+    program = Program(program_seed, steps, consts=sizes, first=first)
     results = program.results()
     text = program.source(results)
     print(text)
@@ -69,9 +73,9 @@ def test_on_the_cpu(
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
 @pytest.mark.parametrize("way", WAYS)
-def test_in_the_emulator(way: str, arch: str, rng: np.random.Generator) -> None:
+def test_in_the_emulator(way: str, arch: str, program_seed: int, rng: np.random.Generator) -> None:
     first, sizes, steps = WAYS[way]
-    program = Program(int(rng.integers(1 << 32)), steps, consts=sizes, first=first)
+    program = Program(program_seed, steps, consts=sizes, first=first)
     results = program.results()
     text = program.source(results)
     print(text)

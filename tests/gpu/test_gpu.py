@@ -92,13 +92,12 @@ def test_tensors_of_torch_stay_on_the_gpu(affine: DevicePipeline) -> None:
         affine(x=torch.from_numpy(batch((12, 8))).cuda().T)
 
 
-def test_tensors_again_and_again(affine: DevicePipeline) -> None:
+def test_tensors_again_and_again(
+    affine: DevicePipeline, chance: random.Random, rng: np.random.Generator
+) -> None:
     """Calls with tensors that come and go, on PyTorch's streams and beside them, waited for at the
     end."""
     torch = pytest.importorskip("torch")
-    seed = random.randrange(1 << 30)
-    print(f"seed {seed}")
-    chance, rng = random.Random(seed), np.random.default_rng(seed)
     streams = [torch.cuda.default_stream(), torch.cuda.Stream()]
     calls = [affine, *map(affine.on, streams)]
     kept = []

@@ -306,11 +306,14 @@ def test_memory_whose_address_is_known_is_freed(affine: DevicePipeline, cuda: Fa
     assert cuda.counts["free"] >= 4
 
 
-def test_any_order_of_uses(affine: DevicePipeline, lookup: DevicePipeline, cuda: FakeCuda) -> None:
+def test_any_order_of_uses(
+    affine: DevicePipeline,
+    lookup: DevicePipeline,
+    cuda: FakeCuda,
+    chance: random.Random,
+    rng: np.random.Generator,
+) -> None:
     """Calls with arrays here and there, on streams, chained, dropped: all right, nothing raced."""
-    seed = random.randrange(1 << 30)
-    print(f"seed {seed}")
-    chance, rng = random.Random(seed), np.random.default_rng(seed)
     streams = [cuda.foreign_stream() for _ in range(2)]
     kept: list[tuple[Any, np.ndarray[Any, Any]]] = []  # results with their inputs
 

@@ -13,20 +13,13 @@ from stagefuse.runtime.errors import PlanError
 from . import handmade, handmade_gpu
 
 
-@pytest.fixture()
-def random_() -> random.Random:
-    seed = random.randrange(1 << 30)
-    print(f"seed {seed}")
-    return random.Random(seed)
-
-
-def test_tenants_that_live_at_once_do_not_overlap(random_: random.Random) -> None:
+def test_tenants_that_live_at_once_do_not_overlap(chance: random.Random) -> None:
     for _ in range(200):
         tenants = []
-        for _ in range(random_.randrange(12)):
-            first = random_.randrange(10)
-            last = first + random_.randrange(5)
-            tenants.append((256 * random_.randrange(4), first, last))
+        for _ in range(chance.randrange(12)):
+            first = chance.randrange(10)
+            last = first + chance.randrange(5)
+            tenants.append((256 * chance.randrange(4), first, last))
         offsets = pack(tenants)
         for i, (size, first, last) in enumerate(tenants):
             for j, (theirs, begin, end) in enumerate(tenants[:i]):
@@ -38,12 +31,12 @@ def test_memory_is_used_again() -> None:
     assert pack([(512, 0, 1), (256, 2, 3), (256, 2, 4)]) == [0, 0, 256]
 
 
-def test_order_is_what_conflicts_ask_for_and_no_more(random_: random.Random) -> None:
+def test_order_is_what_conflicts_ask_for_and_no_more(chance: random.Random) -> None:
     for _ in range(200):
         launches = [
             [
-                (begin, begin + random_.randrange(3), random_.random() < 0.4)
-                for begin in (random_.randrange(8) for _ in range(3))
+                (begin, begin + chance.randrange(3), chance.random() < 0.4)
+                for begin in (chance.randrange(8) for _ in range(3))
             ]
             for _ in range(8)
         ]

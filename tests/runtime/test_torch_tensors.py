@@ -173,12 +173,11 @@ def test_tensors_live_until_they_are_used(cuda: FakeCuda, torch: SimpleNamespace
         assert not alive
 
 
-def test_any_order_of_tensors(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+def test_any_order_of_tensors(
+    cuda: FakeCuda, torch: SimpleNamespace, chance: random.Random, rng: np.random.Generator
+) -> None:
     """Tensors come and go on PyTorch's streams and beside them, and their memory is used again:
     the fake would see a write that nothing orders behind a call that still reads."""
-    seed = random.randrange(1 << 30)
-    print(f"seed {seed}")
-    chance, rng = random.Random(seed), np.random.default_rng(seed)
     streams = [cuda.foreign_stream() for _ in range(2)]
 
     def filled(x: np.ndarray[Any, Any]) -> Tensor:
@@ -277,9 +276,7 @@ def test_a_space_grows_while_it_is_used(cuda: FakeCuda, torch: SimpleNamespace) 
             check(there(cuda, results, on.stream), x)
 
 
-def test_a_failed_launch_leaves_the_pipeline_usable(
-    cuda: FakeCuda, torch: SimpleNamespace
-) -> None:
+def test_a_failed_launch_leaves_the_pipeline_usable(cuda: FakeCuda, torch: SimpleNamespace) -> None:
     x = batch((2, 6))
     with opened("affine") as pipe:
         for call in (pipe, pipe.on(torch.at), pipe.on(cuda.foreign_stream())):

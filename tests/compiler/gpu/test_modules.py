@@ -87,20 +87,18 @@ ptxas info    : Used 40 registers, used 1 barriers, 8 bytes cumulative stack siz
 
 
 @pytest.mark.parametrize("kind", ["i32", "i64"])
-def test_division_by_a_constant_is_a_product(kind: str) -> None:
+def test_division_by_a_constant_is_a_product(kind: str, chance: random.Random) -> None:
     """What the instructions compute, followed by hand, for numbers at all ends."""
     bits = 32 if kind == "i32" else 64
-    seed = random.randrange(1 << 32)
-    random_numbers = random.Random(seed)
     for _ in range(200):
-        number = random_numbers.choice([3, 5, 7, 48, 384, 641, 30522, (1 << 30) + 1])
-        number = max(number + random_numbers.randrange(9), 3)
+        number = chance.choice([3, 5, 7, 48, 384, 641, 30522, (1 << 30) + 1])
+        number = max(number + chance.randrange(9), 3)
         code = Code()
         divided(code, Value(code, "%x", kind), number)
         lines = [x.strip() for x in code.text()]
         for x in (0, 1, number - 1, number, (1 << (bits - 1)) - 1,
-                  random_numbers.randrange(1 << (bits - 1))):  # fmt: skip
-            assert _run(lines, x, bits) == x // number, (seed, number, x, lines)
+                  chance.randrange(1 << (bits - 1))):  # fmt: skip
+            assert _run(lines, x, bits) == x // number, (number, x, lines)
 
 
 def _run(lines: list[str], x: int, bits: int) -> int:

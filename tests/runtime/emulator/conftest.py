@@ -1,12 +1,10 @@
-"""Random data, new in each run; the seed is printed when a test fails."""
+"""Launches that run on the GPU too, where an option asks for it."""
 
 from __future__ import annotations
 
-import random
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from stagefuse.runtime import emulator
@@ -38,10 +36,3 @@ def on_hardware(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def is_emulated(request: pytest.FixtureRequest) -> bool:
     """Whether results are the emulator's, which is exact where hardware only approximates."""
     return not request.config.getoption("--hardware", default=False)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    seed = random.randrange(1 << 32)
-    print("seed", seed)
-    return np.random.default_rng(seed)
