@@ -31,6 +31,7 @@ class Schedule:
     `step_flops`: arithmetic that makes a parallel step worth handing to another thread;
     `turn_flops`: the same in a recurrence, whose threads would meet at every one of its steps.
     `parts`: a concatenation of so many parts has a loop for each, at most.
+    `packed`: elements of a pixel of 8 bits each that are read together, at most.
     `tile_columns`: columns of a tile that warpgroups compute, at most, 0 where none do.
     `tensor_copies`: whether tensor copies bring the operands of such tiles.
     """
@@ -52,6 +53,7 @@ class Schedule:
     step_flops: int = 16384
     turn_flops: int = 262144
     parts: int = 16
+    packed: int = 4
     tile_columns: int = 0
     tensor_copies: bool = False
 
@@ -76,6 +78,7 @@ GPU = Schedule(
     codes_block=1 << 40,
     stage_flops=1 << 40,
     parts=0,
+    packed=0,
 )
 """Nothing is staged: what registers hold is not computed twice, and what they cannot hold costs
 more to keep than to compute. A chunk is two vectors of 16 bytes of f32 for each of 256 lanes. A

@@ -95,6 +95,7 @@ class KernelWriter(ProductWriter):
         self._allocate()
         self._aliases()
         self._tables()
+        self._words()
         self._parallel(code.value("%begin", "i64"), code.value("%end", "i64"))
         self._close_caches()
         if kernel.guarded:

@@ -11,9 +11,11 @@ from stagefuse.compiler.kernel_ir import (
     Alloc,
     Index,
     Kernel,
+    Load,
     SortRow,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.compiler.kernel_text import values_of
 from stagefuse.dsl.dims import Expr, as_expr, const
 from stagefuse.dsl.dtypes import I64, DType
 
@@ -24,6 +26,15 @@ from .lost_nans import lost_nans
 from .module import Module
 from .result_rows import row_in_result
 from .scratch import alloc_size, padded
+from .values import post_order
+
+WORD = 4
+"""Bytes that a gather reads at least."""
+
+
+def is_gathered(indices: Sequence[KernelValue]) -> bool:
+    """Whether a position is read from data."""
+    return any(not isinstance(value, Index) for value in indices)
 
 
 @dataclass
@@ -61,6 +72,7 @@ class MemoryWriter(Evaluator[Value]):
         self.allocas: list[str] = []
         self.tiles: dict[str, tuple[Value, Value]] = {}  # stores that go to the stack for now
         self.places: dict[tuple[Expr, Expr], Value] = {}  # tables, by what is in them
+        self.words: dict[str, tuple[Value, Value]] = {}  # by pointer
         self.has_streams = False
         self.row_in_result = row_in_result(kernel)
         self.lost_nans = lost_nans(kernel)
@@ -119,7 +131,46 @@ class MemoryWriter(Evaluator[Value]):
             return f", !llvm.access.group {self.groups[0]}"
         return f", !llvm.access.group {self.module.node('!{' + ', '.join(self.groups) + '}')}"
 
+    def _words(self) -> None:
+        """For buffers of bytes that are gathered, where words may be read and the last place of
+        one. A buffer of less than a word is copied."""
+        code, buffers = self.code, [b for b in self.kernel.buffers if b.dtype.bits == 8]
+        body = walk(self.kernel.body) if buffers else ()
+        loads = (part for s in body for value in values_of(s) for part in post_order(value))
+        gathered = {p.buffer for p in loads if isinstance(p, Load) and is_gathered(p.indices)}
+        for buffer in buffers:
+            memory = self.memory[buffer.name]
+            if buffer.name not in gathered:
+                continue
+            total = const(1)
+            for size in buffer.shape:
+                total = total * size
+            count, spare = self.index(total), code.fresh("word")
+            self.allocas.append(f"  {spare} = alloca i{8 * WORD}, align {WORD}")
+            pointer = code.value(spare, "ptr")
+            for place in range(WORD - 1):
+                after, copy = code.label("short"), code.label("copy")
+                small = count.compare("lt", WORD) & count.compare("gt", place)
+                code.branch_if(small, copy, after)
+                code.start(copy)
+                byte = code.emit(f"load i8, ptr {self._byte_at(memory.pointer, place)}", "i8")
+                code.line(f"store i8 {byte.text}, ptr {self._byte_at(pointer, place)}")
+                code.branch(after)
+                code.start(after)
+            small = count.compare("lt", WORD)
+            most = small.select(code.const(0, "i64"), count - WORD)
+            self.words[memory.pointer.text] = (small.select(pointer, memory.pointer), most)
+
+    def _byte_at(self, pointer: Value, place: int) -> str:
+        return self.code.emit(f"getelementptr i8, ptr {pointer.text}, i64 {place}", "ptr").text
+
     def _address(self, memory: Memory, indices: Sequence[KernelValue]) -> Value:
+        kind, offset = scalars.MEMORY[memory.dtype.name], self._offset(memory, indices)
+        return self.code.pure(
+            f"getelementptr inbounds {kind}, ptr {memory.pointer.text}, i64 {offset.text}", "ptr"
+        )
+
+    def _offset(self, memory: Memory, indices: Sequence[KernelValue]) -> Value:
         """The place of an element: symbolic offsets are added up before they are written."""
         symbolic, offset, stride = const(0), self.code.const(0, "i64"), const(1)
         for value, extent in reversed(list(zip(indices, memory.shape, strict=True))):
@@ -133,10 +184,7 @@ class MemoryWriter(Evaluator[Value]):
             offset = fixed
         elif fixed.text != "0":
             offset = offset + fixed
-        kind = scalars.MEMORY[memory.dtype.name]
-        return self.code.pure(
-            f"getelementptr inbounds {kind}, ptr {memory.pointer.text}, i64 {offset.text}", "ptr"
-        )
+        return offset
 
     @abstractmethod
     def index(self, expr: Expr) -> Value:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from stagefuse.compiler.kernel_ir import (
     Checked,
     Const,
+    Index,
     Load,
     Op,
 )
@@ -17,7 +18,7 @@ from stagefuse.dsl.dtypes import F32
 
 from . import scalars
 from .ir import Value
-from .memory import Memory, MemoryWriter, Scope
+from .memory import WORD, Memory, MemoryWriter, Scope, is_gathered
 
 
 class ValueWriter(MemoryWriter):
@@ -133,6 +134,8 @@ class ValueWriter(MemoryWriter):
         return code.emit(f"phi {kind} [ {fill.text}, %{before} ], [ {found.text}, %{end} ]", kind)
 
     def _read(self, memory: Memory, indices: Sequence[KernelValue]) -> Value:
+        if memory.dtype.bits == 8 and self.groups and is_gathered(indices):
+            return scalars.from_memory(self.code, self._byte(memory, indices), memory.dtype)
         at = self._address(memory, indices)
         kind = scalars.MEMORY[memory.dtype.name]
         raw = self.code.emit(
@@ -141,6 +144,29 @@ class ValueWriter(MemoryWriter):
             kind,
         )
         return scalars.from_memory(self.code, raw, memory.dtype)
+
+    def _byte(self, memory: Memory, indices: Sequence[KernelValue]) -> Value:
+        """A byte at a position from data, out of the word that begins there: vectors gather words.
+
+        The elements of a short innermost axis come out of the same word, and near the end of a
+        buffer so do all of its last four bytes.
+        """
+        code, (*lead, last), first = self.code, indices, 0
+        if isinstance(last, Index) and (memory.shape[-1].as_int() or WORD + 1) <= WORD:
+            first = last.expr.as_int() or 0
+        start = Index(last.expr - first) if isinstance(last, Index) else last
+        at = self._offset(memory, (*lead, start))
+        pointer, most = self.words[memory.pointer.text]
+        place = code.intrinsic("smin", at, most)
+        address = code.pure(
+            f"getelementptr inbounds i8, ptr {pointer.text}, i64 {place.text}", "ptr"
+        )
+        word = code.emit(
+            f"load i32, ptr {address.text}, align 1{memory.alias}{self._access()}", "i32"
+        )
+        shift = (at - place).to("trunc", "i32") * 8 + 8 * first
+        byte = code.pure(f"lshr i32 {word.text}, {shift.text}", "i32")
+        return byte.to("trunc", "i8")
 
     def _checked(self, checked: Checked, guards: Sequence[KernelValue]) -> Value:
         """The position, after noting one out of range unless a guard fails."""

@@ -7,7 +7,7 @@ from functools import partial
 
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 
-from ..graph import Concat, Map, Scalar, View
+from ..graph import Concat, Gather, Map, Scalar, View
 from .blocks import Parallel
 from .expressions import product_of
 from .values import Lowering
@@ -19,6 +19,9 @@ def lower_pointwise(low: Lowering) -> Parallel:
         low.store(())
         return [], const(1)
     low.flat = _is_flat(low)
+    packed = None if low.flat else _packed_axis(low)
+    if packed is not None:
+        return _together(low, packed)
     total = product_of(domain) if low.flat else domain[-1]
     outer = [] if low.flat else low.axes(range(len(domain) - 1))
     index = "d0" if low.flat else f"d{len(domain) - 1}"
@@ -34,6 +37,45 @@ def lower_pointwise(low: Lowering) -> Parallel:
     work = (total if outer else const(low.schedule.chunk)) * max(1, low.cost())
     _by_parts(low, (index, lo, hi), lambda at: low.store((*lead, at)))
     return parallel, work
+
+
+def _packed_axis(low: Lowering) -> int | None:
+    """A short axis whose elements lie side by side at positions that are read from data: the
+    channels of a pixel."""
+    domain, found = low.group.domain, set()
+    for member in low.group.members:
+        node = low.graph.nodes[member]
+        gather, accesses = node.primitive, low.group.accesses.get(member, [])
+        if not isinstance(gather, Gather) or low.graph.type(node.operands[0]).dtype.bits != 8:
+            continue
+        last = gather.indices[-1]
+        if not isinstance(last, Expr) or all(isinstance(i, Expr) for i in gather.indices):
+            return None
+        for access in accesses:
+            if access is None:
+                return None
+            found.add(last.substitute(dict(zip(gather.symbols, access, strict=True))))
+    axes = [a for a, size in enumerate(domain) if found == {sym(f"d{a}")} and len(domain) > 1]
+    short = [a for a in axes if domain[a].as_int() in range(2, low.schedule.packed + 1)]
+    return short[0] if short else None
+
+
+def _together(low: Lowering, packed: int) -> Parallel:
+    """Rows of the innermost axis but a packed one, whose elements are computed together: positions
+    are the same for all."""
+    domain, count = low.group.domain, low.group.domain[packed].as_int() or 1
+    along = max(a for a in range(len(domain)) if a != packed)
+    outer = low.axes([a for a in range(len(domain)) if a not in (along, packed)])
+    low.bind(outer)
+    at = [sym(f"d{a}") for a in range(len(domain))]
+
+    def body() -> None:
+        for element in range(count):
+            at[packed] = const(element)
+            low.store(at)
+
+    low.loop(f"d{along}", const(0), domain[along], body, vector=True)
+    return outer, domain[along] * (count * max(1, low.cost()))
 
 
 def _by_parts(low: Lowering, loop: tuple[str, Expr, Expr], body: Callable[[Expr], None]) -> None:

@@ -15,6 +15,8 @@ from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.graph import Graph, Node, Primitive, Ref
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Kernel
+from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
+from stagefuse.compiler.kernel_verify import verify_kernel
 from stagefuse.compiler.lower import Sites, lower
 from stagefuse.compiler.passes import pipeline_of
 from stagefuse.compiler.run_passes import bounds_of, run_passes
@@ -102,6 +104,17 @@ def kernels_of(graph: Graph) -> Iterator[Kernel]:
     sites = Sites()
     for group in join(graph, partition(graph)).groups:
         yield lower(graph, group, sites, CPU).kernel
+
+
+def lowered(text: str) -> list[Kernel]:
+    """The kernels of a pipeline without weights, whose accesses are all proved to be inside."""
+    program, found, load = check_text(Source("p.pipe", text), Path(), {})
+    assert not found
+    graph, _ = run_passes(build_graph(program.pipelines[0]), pipeline_of(load), Bounds())
+    made = list(kernels_of(graph))
+    assert all(verify_kernel(kernel, graph.facts).open == [] for kernel in made)
+    assert [parse_kernel(print_kernel(kernel)) for kernel in made] == made
+    return made
 
 
 def with_node(graph: Graph, number: int, **changes: Any) -> Graph:

@@ -10,21 +10,13 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
-from stagefuse.compiler.bounds import Bounds
-from stagefuse.compiler.build_graph import build_graph
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.driver import compile_file
-from stagefuse.compiler.front import check_text
 from stagefuse.compiler.kernel_ir import Alloc, Kernel
-from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
-from stagefuse.compiler.kernel_verify import verify_kernel
-from stagefuse.compiler.passes import pipeline_of
-from stagefuse.compiler.run_passes import run_passes
-from stagefuse.dsl.source import Source
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from .cpu_run import LEVELS
-from .ir_cases import kernels_of
+from .ir_cases import lowered
 
 Array = np.ndarray[Any, Any]
 SIZES = {"B": 2, "H": 37, "W": 300}
@@ -136,29 +128,18 @@ def test_windows_are_reduced_in_a_stripe(
             break
 
 
-def kernels(text: str) -> list[Kernel]:
-    """The kernels of a pipeline, whose accesses are all proved to be inside."""
-    program, found, load = check_text(Source("p.pipe", text), Path(), {})
-    assert not found
-    graph, _ = run_passes(build_graph(program.pipelines[0]), pipeline_of(load), Bounds())
-    made = list(kernels_of(graph))
-    assert all(verify_kernel(kernel, graph.facts).open == [] for kernel in made)
-    assert [parse_kernel(print_kernel(kernel)) for kernel in made] == made
-    return made
-
-
 def has_stripe(kernel: Kernel) -> bool:
     return any(isinstance(s, Alloc) and s.name.startswith("stripe") for s in walk(kernel.body))
 
 
 @pytest.mark.parametrize("c", CASES, ids=lambda c: f"{c.source}{c.size}{c.kind}")
 def test_every_access_to_a_stripe_is_proved(c: Case) -> None:
-    (kernel,) = kernels(c.text())
+    (kernel,) = lowered(c.text())
     assert has_stripe(kernel)
 
 
 def test_windows_side_by_side_need_no_stripe() -> None:
-    (kernel,) = kernels("import nn\npipeline p(x: f32[2, 3, 20, 30]):\n    nn.max_pool(x, 2)\n")
+    (kernel,) = lowered("import nn\npipeline p(x: f32[2, 3, 20, 30]):\n    nn.max_pool(x, 2)\n")
     assert not has_stripe(kernel)
 
 
@@ -183,7 +164,7 @@ pipeline p(x: f32[2, 3, 9, 30], w: f32[9, 28, 3]):
     y[b, c, i, j] = sum[q in 0..3] x[b, c, i, j + q] * w[i, j, q]
     y
 """
-    (kernel,) = kernels(text)
+    (kernel,) = lowered(text)
     assert not has_stripe(kernel)
     x, w = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 9, 30), (9, 28, 3)))
     windows = np.lib.stride_tricks.sliding_window_view(x.astype(float), 3, axis=3)
