@@ -215,6 +215,16 @@ def visit(batch: Batch, block: int, threads: Array) -> None:
             visitors(batch).setdefault(block, {})[thread // 32] = mark
 
 
+def visits_end(batch: Batch, threads: Array) -> None:
+    """Threads arrive at the barrier of their cluster, which no block passes before them.
+
+    Even where the barrier is relaxed, and hands over nothing else, the visits are over then.
+    """
+    for visits in visitors(batch).values():
+        for warp in np.unique(threads // 32).tolist():
+            visits.pop(warp, None)
+
+
 def proxy_fence(batch: Batch, threads: Array) -> None:
     """Threads execute a `fence.proxy.async`: what they know is visible to the async proxy."""
     races = _races(batch)

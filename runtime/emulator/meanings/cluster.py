@@ -11,7 +11,7 @@ from ..access import peer_blocks
 from ..errors import Stop
 from ..memory import RANK_BITS, SHARED_WINDOW
 from ..operands import getter, putter
-from ..order import Clock, acquire, join, publish, publish_initialisations
+from ..order import Clock, acquire, join, publish, publish_initialisations, visits_end
 from ..program import Control, Run, Site, Step
 from ..special import cluster_rank
 from . import control, effect
@@ -152,6 +152,7 @@ def _arrive(site: Site) -> Control:
     def run(machine: Machine, g: Group, step: Step) -> bool:
         if aligned and not g.batch.converge(g, step, None):
             return False
+        visits_end(g.batch, g.threads())
         ClusterBarrier.of_batch(g.batch).arrive(g.threads(), not relaxed)
         g.pc += 1
         return True

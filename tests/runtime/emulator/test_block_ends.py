@@ -54,10 +54,10 @@ def test_a_copy_that_nobody_waits_for(source: Array) -> None:
     assert "the block ends and with it shared memory that an asynchronous copy" in str(found)
 
 
-@pytest.mark.parametrize("end", ["barrier.cluster", "phase"])
+@pytest.mark.parametrize("end", ["arrive", "arrive.relaxed", "phase"])
 def test_an_arrival_at_a_neighbours_barrier(end: str) -> None:
     """Either waits for all of the cluster, or for that arrival: then it may end."""
-    sync = "    barrier.cluster.arrive.aligned;\n    barrier.cluster.wait.aligned;\n"
+    sync = f"    barrier.cluster.{end}.aligned;\n    barrier.cluster.wait.aligned;\n"
     run(kernel(VISIT + (sync if end != "phase" else WAIT), 1, shared=SHARED), words(1), grid=2,
         cluster=2)  # fmt: skip
 
