@@ -18,7 +18,7 @@ from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
-from .record import Args, Op, Types, X, broadcast_shape, require, same_dtype
+from .record import Args, Op, Types, X, broadcast_shape, require, result_in, same_dtype
 
 PAIR = (Param("a", "tensor", group="x"), Param("b", "tensor", group="x"))
 UNARY = (Param("x", "tensor", group="x"),)
@@ -261,11 +261,7 @@ def _lower_log10(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -
     dtype, shape = results[0].dtype.compute, results[0].shape
     scaled = b.map("log2", b.cast(refs[0], dtype))
     found = b.map("mul", scaled, b.scalar(math.log10(2.0), dtype, shape))
-    rounded = b.cast(found, results[0].dtype)
-    if results[0].dtype.name != "f8e5m2":
-        return [rounded]
-    # its conversions saturate, and the logarithms of 0 and infinity are infinite
-    return [b.map("select", b.map("isinf", found), b.map("log2", refs[0]), rounded)]
+    return [result_in(b, found, results[0].dtype)]
 
 
 def _lower_isfinite(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:

@@ -16,7 +16,19 @@ from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
-from .record import Args, Op, Types, X, axes_of, count_as, product, range_note, require, reshape
+from .record import (
+    Args,
+    Op,
+    Types,
+    X,
+    axes_of,
+    count_as,
+    product,
+    range_note,
+    require,
+    reshape,
+    result_in,
+)
 
 PARAMS = (X, Param("axis", "axis", None), Param("keepdims", "bool", False))
 
@@ -119,7 +131,7 @@ def _lower_mean(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) ->
     """In f32 or wider, so that the sum of small floats does not overflow."""
     (x,), result = refs, results[0]
     found = _mean(b, x, _axes(b, x, attrs), result.dtype.compute)
-    return [reshape(b, b.cast(found, result.dtype), result.shape)]
+    return [reshape(b, result_in(b, found, result.dtype), result.shape)]
 
 
 def _lower_var(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
@@ -130,7 +142,7 @@ def _lower_var(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> 
     mean = reshape(b, _mean(b, x, axes, dtype), _shape(type, axes, True))
     gap = b.map("sub", b.cast(x, dtype), b.broadcast(mean, type.shape))
     found = _mean(b, b.map("mul", gap, gap), axes, dtype, int(attrs.get("ddof") or 0))
-    return [reshape(b, b.cast(found, result.dtype), result.shape)]
+    return [reshape(b, result_in(b, found, result.dtype), result.shape)]
 
 
 def _var_rule(args: Args, facts: Facts) -> Types:

@@ -29,6 +29,11 @@ def run(tmp_path: Path, dtype: str, body: str, x: Any) -> Any:
         ("max(reshape(x, [-1, 1]), axis=1)", [1, np.inf, -np.inf, np.nan]),
         ("max(x[:0])", -np.inf),
         ("min(x[:0])", np.inf),
+        ("mean(reshape(x, [-1, 1]), axis=1)", [1, np.inf, -np.inf, np.nan]),
+        ("mean(x[:2])", np.inf),
+        ("var(x[:2])", np.nan),
+        ("log10(x[:2])", [0, np.inf]),
+        ("log10(x[:2] * 0.0)", [-np.inf, np.nan]),
         ("f8e5m2(f32(x))", [1, 57344, -57344, np.nan]),
     ],
 )
