@@ -64,6 +64,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
             assert item is not None
             is_last = time.monotonic() >= end
             after = None if is_last else after
+            item._report_sections.clear()  # what an earlier turn printed
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
             if session.shouldfail:
                 raise session.Failed(session.shouldfail)
