@@ -13,6 +13,7 @@ from stagefuse.compiler.kernel_ir import (
     Statement,
     TileProduct,
 )
+from stagefuse.compiler.plan import CUT_ROWS
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv
 from stagefuse.dsl.dtypes import F32, DType
 
@@ -102,7 +103,7 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
             or (s.mr, s.nr % 16) != (pieces.ROWS, 0)
             or s.dst not in scratch
             or len(scratch[s.dst].shape) != 3
-            or (s.panel_place is not None and not _stays(inputs[s.a]))
+            or (s.panel_place is not None and not _pays(inputs[s.a], s.depth))
             or ((across := _across(s, inputs, scratch)) and _is_narrow(across))
         ):
             continue
@@ -133,10 +134,13 @@ def _is_narrow(across: Expr) -> bool:
     return known is not None and known < pieces.LEAST_COLUMNS
 
 
-def _stays(matrix: Buffer) -> bool:
-    """Whether all of a matrix stays in the cache in pieces."""
-    size = _count(matrix.shape).as_int()
-    return size is not None and size * cutting.ROW_BYTES <= CUT_BYTES * ROW_ELEMENTS
+def _pays(matrix: Buffer, depth: Expr) -> bool:
+    """Whether all of a matrix stays in the cache in pieces, and has rows enough for the panels
+    that are cut for them."""
+    size, known = _count(matrix.shape).as_int(), depth.as_int()
+    if size is None or size * cutting.ROW_BYTES > CUT_BYTES * ROW_ELEMENTS:
+        return False
+    return known is None or size >= CUT_ROWS * known
 
 
 def _count(shape: Sequence[Expr]) -> Expr:
