@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from stagefuse.dsl.dims import as_expr
-
 from ..errors import Refused
 from ..node import Node, Val
 from ..record import Written, op
-from ..text import pairs
 from ..windows import Window, padded, window_of
 from .norms import per_channel
 
@@ -24,7 +21,8 @@ def kernel_size(n: Node, weight: Val) -> list[int]:
     return known
 
 
-def _fixed(weight: Val, axis: int) -> int:
+def fixed(weight: Val, axis: int) -> int:
+    """A size that is known."""
     return weight.shape[axis].as_int() or 0
 
 
@@ -74,93 +72,8 @@ def convolved(n: Node, x: str, w: str, weight: Val, window: Window, groups: int)
     indices = ["b", "o", *window.positions]
     channel = "c"
     if groups != 1:
-        outputs, inputs = _fixed(weight, 0) // groups, _fixed(weight, 1)
+        outputs, inputs = fixed(weight, 0) // groups, fixed(weight, 1)
         channel = f"o // {outputs} * {inputs} + c"
-    where = f"sum[c in 0..{_fixed(weight, 1)}, {taps}]" if groups != 1 else f"sum[c, {taps}]"
+    where = f"sum[c in 0..{fixed(weight, 1)}, {taps}]" if groups != 1 else f"sum[c, {taps}]"
     body = f"{where} {x}[b, {channel}, {at}] * {w}[o, c, {taps}]"
-    return n.define(n.hint, indices, body)
-
-
-@op("ConvTranspose")
-def _conv_transpose(n: Node) -> Written:
-    """The input spread by the strides, then convolved with the kernel in reverse."""
-    value, weight = n.val(0), n.val(1)
-    size = kernel_size(n, weight)
-    window = _transposed_window(n, size, value)
-    text = n.bound(value)
-    if any(s != 1 for s in window.strides):
-        text = _spread(n, text, value, window)
-    text = _widened(n, text, value.rank, window)
-    found = _reversed(n, text, n.bound(weight, "kernel"), weight, window)
-    if n.maybe(2) is None:
-        return found
-    return f"{found.text} + {per_channel(n.bound(n.val(2), 'bias'), value.rank)}"
-
-
-def _transposed_window(n: Node, size: list[int], value: Val) -> Window:
-    """The widths to put around the spread input. Source: the op's definition."""
-    rank = len(size)
-    strides = tuple(n.attr("strides") or [1] * rank)
-    dilations = tuple(n.attr("dilations") or [1] * rank)
-    more = n.attr("output_padding") or [0] * rank
-    given = n.attr("pads") or [0] * 2 * rank
-    auto = n.one_of("auto_pad", "NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
-    wanted = n.attr("output_shape")
-    pads = []
-    for k in range(rank):
-        extent = (size[k] - 1) * dilations[k] + 1
-        before, after = as_expr(given[k]), as_expr(given[rank + k])
-        if wanted or auto.startswith("SAME"):
-            full = (value.shape[2 + k] - 1) * strides[k] + extent + more[k]
-            target = as_expr(wanted[k]) if wanted else value.shape[2 + k] * strides[k]
-            total = (full - target).as_int()
-            if total is None:
-                raise Refused("padding that depends on a size that varies", "a constant size")
-            less = total // 2
-            upper = auto == "SAME_UPPER"
-            before, after = as_expr(less if upper else total - less), as_expr(
-                total - less if upper else less)
-        pads.append((extent - 1 - before, extent - 1 - after + more[k]))
-    return Window(tuple(size), strides, dilations, tuple(pads))
-
-
-def _spread(n: Node, text: str, value: Val, window: Window) -> str:
-    """Zeros between the elements."""
-    names, reads, holds = list(window.positions), [], []
-    indices = ["b", "c"]
-    for k, (name, stride) in enumerate(zip(names, window.strides, strict=True)):
-        indices.append(f"{name} in 0..{(value.shape[2 + k] - 1) * stride + 1}")
-        reads.append(name if stride == 1 else f"{name} // {stride}")
-        if stride != 1:
-            holds.append(f"({name} % {stride} == 0)")
-    body = f"select({' & '.join(holds)}, {text}[b, c, {', '.join(reads)}], 0.0)"
-    return n.define("spread", indices, body).text
-
-
-def _widened(n: Node, text: str, rank: int, window: Window) -> str:
-    """With the window's widths around it; negative ones cut."""
-    known = [(a.as_int() or 0, b.as_int() or 0) for a, b in window.pads]
-    if any(min(pair) < 0 for pair in known):
-        cuts = [f"{max(-a, 0) or ''}:{min(b, 0) or ''}" for a, b in known]
-        text = n.let("cut", f"{text}[:, :, {', '.join(cuts)}]").text
-    wide = [(max(a, 0), max(b, 0)) for a, b in known]
-    if not any(map(any, wide)):
-        return text
-    return n.let("padded", f"pad({text}, {pairs([(0, 0), (0, 0), *wide])})").text
-
-
-def _reversed(n: Node, x: str, w: str, weight: Val, window: Window) -> Val:
-    groups = n.attr("group", 1)
-    each, inputs = _fixed(weight, 1), _fixed(weight, 0) // groups
-    at = ", ".join(
-        f"{i} + {m if d == 1 else f'{d} * {m}'}"
-        for i, m, d in zip(window.positions, window.taps, window.dilations, strict=True)
-    )
-    back = ", ".join(f"{k - 1} - {m}" for k, m in zip(window.size, window.taps, strict=True))
-    channel = "c" if groups == 1 else f"o // {each} * {inputs} + c"
-    output = "o" if groups == 1 else f"o % {each}"
-    taps = ", ".join([f"c in 0..{inputs}", *window.ranges()])
-    first = "o" if groups == 1 else f"o in 0..{each * groups}"
-    indices = ["b", first, *window.positions]
-    body = f"sum[{taps}] {x}[b, {channel}, {at}] * {w}[{channel}, {output}, {back}]"
     return n.define(n.hint, indices, body)
