@@ -6,7 +6,8 @@ Formulas over scalars are written once with them, for LLVM IR (`cpu.ir`) and PTX
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Callable
+from typing import Self, TypeVar
 
 FLOATS = ("half", "bfloat", "float", "double")
 BITS = {
@@ -40,6 +41,14 @@ class Operators(ABC):
     @abstractmethod
     def to(self, word: str, kind: str) -> Self:
         """A conversion named as LLVM's, such as trunc or bitcast; itself if of that type."""
+
+    @abstractmethod
+    def compare(self, relation: str, other: Self | int | float, unsigned: bool = False) -> Self:
+        """Relation eq ne lt le gt ge, an i1; on floats false on NaN, but for ne."""
+
+    @abstractmethod
+    def select(self, yes: Self, no: Self | int | float) -> Self:
+        """This bit chooses between two values."""
 
     def __add__(self, other: Self | int | float) -> Self:
         return self.binary("add", other)
@@ -90,3 +99,27 @@ class Operators(ABC):
     def as_float(self, kind: str) -> Self:
         """The float with this bit pattern."""
         return self.to("bitcast", kind)
+
+
+Typed = TypeVar("Typed", bound=Operators)
+
+POWERS = (1.0, 2.0, 3.0, 4.0, -1.0)
+"""Exponents of `power_by_products`."""
+
+
+def power_by_products(x: Typed, exponent: float) -> Typed:
+    """A float to one of `POWERS`."""
+    if exponent == -1.0:
+        return 1.0 / x
+    if exponent == 1.0:
+        return x
+    square = x * x
+    if exponent == 3.0:
+        return square * x
+    return square if exponent == 2.0 else square * square
+
+
+def unsigned_power(x: Typed, y: Typed, power: Callable[[Typed, Typed], Typed]) -> Typed:
+    """A power of 64 bits by one of half the exponent, which is not negative."""
+    half = power(x, y.lshr(1))
+    return half * half * (y & 1).compare("ne", 0).select(x, 1)

@@ -68,7 +68,6 @@ class Value(Operators):
         return 0 - self
 
     def compare(self, relation: str, other: Operand, unsigned: bool = False) -> Value:
-        """Relation eq ne lt le gt ge; on floats false on NaN, but for ne."""
         right = self.code.operand(other, self.type)
         if self.is_float:
             word = f"fcmp {'une' if relation == 'ne' else 'o' + relation}"
@@ -79,7 +78,6 @@ class Value(Operators):
         return self.code.pure(f"{word} {self.type} {self.text}, {right.text}", "i1")
 
     def select(self, yes: Value, no: Operand) -> Value:
-        """This bit chooses between two values."""
         other = self.code.operand(no, yes.type)
         if self.text in ("true", "false"):
             return yes if self.text == "true" else other

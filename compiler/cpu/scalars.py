@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from stagefuse.compiler.operators import BITS
+from stagefuse.compiler.operators import BITS, POWERS, power_by_products, unsigned_power
 from stagefuse.compiler.scalar import LARGEST
 from stagefuse.dsl.dtypes import DTYPES, DType
 
@@ -236,30 +236,15 @@ def _mod(c: Code, a: Sequence[Value], t: DType) -> Value:
 def _pow(c: Code, a: Sequence[Value], t: DType) -> Value:
     x, y = a
     if t.is_float:
-        for exponent, form in _POWERS.items():
+        for exponent in POWERS:
             if y.text == c.const(exponent, y.type).text:
-                return form(x)
+                return power_by_products(x, exponent)
         return c.call(vector_math.symbol("pow", x.type), x.type, x, y)
     if t.kind == "uint" and t.bits == 64:
         return unsigned_power(x, y, lambda a, b: c.call("sf.pow.i64", "i64", a, b))
     word = "zext" if t.kind == "uint" else "sext"
     wide = c.call("sf.pow.i64", "i64", x.to(word, "i64"), y.to(word, "i64"))
     return wide.to("trunc", x.type)
-
-
-def unsigned_power(x: Value, y: Value, power: Callable[[Value, Value], Value]) -> Value:
-    """A power of 64 bits by one of half the exponent, which is not negative."""
-    half = power(x, y.lshr(1))
-    return half * half * (y & 1).compare("ne", 0).select(x, 1)
-
-
-_POWERS: dict[float, Callable[[Value], Value]] = {
-    1.0: lambda x: x,
-    2.0: lambda x: x * x,
-    3.0: lambda x: x * x * x,
-    4.0: lambda x: (x * x) * (x * x),
-    -1.0: lambda x: 1.0 / x,
-}
 
 
 def _shift(c: Code, a: Sequence[Value], t: DType) -> Value:

@@ -77,11 +77,9 @@ class Value(Operators):
         return 0 - self
 
     def compare(self, relation: str, other: Operand, unsigned: bool = False) -> Value:
-        """Relation eq ne lt le gt ge; on floats false on NaN, but for ne."""
         return self.code.compare(relation, self, self.code.operand(other, self.type), unsigned)
 
     def select(self, yes: Value, no: Operand) -> Value:
-        """This bit chooses between two values."""
         other = self.code.operand(no, yes.type)
         if self.known is not None:
             return yes if self.known else other

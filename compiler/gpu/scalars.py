@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from stagefuse.compiler.cpu import scalars as shared
 from stagefuse.compiler.cpu import vector_math
-from stagefuse.compiler.operators import BITS
+from stagefuse.compiler.operators import BITS, POWERS, power_by_products, unsigned_power
 from stagefuse.dsl.dtypes import DTYPES, DType
 
 from . import quotients
@@ -133,27 +133,17 @@ _OWN_F32 = {
     "rsqrt": quotients.rsqrt,
     "sigmoid": quotients.sigmoid,
 }
-_POWERS: dict[float, Callable[[Value], Value]] = {
-    1.0: lambda x: x,
-    2.0: lambda x: x * x,
-    3.0: lambda x: x * x * x,
-    4.0: lambda x: (x * x) * (x * x),
-    -1.0: lambda x: 1.0 / x,
-}
 
 
 def _pow(code: Code, args: Sequence[Value], dtype: DType) -> Value:
     x, y = args
     if dtype.is_float:
-        for exponent, form in _POWERS.items():
+        for exponent in POWERS:
             if y.text == code.const(exponent, y.type).text:
-                return form(x)
+                return power_by_products(x, exponent)
         return _formula(code, vector_math.FUNCTIONS["pow"][0], args)
     if dtype.kind == "uint" and dtype.bits == 64:
-        by_half = shared.unsigned_power(
-            cast(Any, x), cast(Any, y), cast(Any, lambda a, b: integer_power(code, a, b))
-        )
-        return cast(Value, by_half)
+        return unsigned_power(x, y, lambda a, b: integer_power(code, a, b))
     word = "zext" if dtype.kind == "uint" else "sext"
     return integer_power(code, x.to(word, "i64"), y.to(word, "i64")).to("trunc", x.type)
 
