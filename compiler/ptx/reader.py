@@ -155,7 +155,7 @@ class _Build(lark.Transformer[Any, Any]):
         return s.Label(str(c[0]))
 
     def scope(self, c: list[Any]) -> s.Scope:
-        return s.Scope(tuple(c))
+        return s.Scope(tuple(_flat(c)))
 
     def loc(self, c: list[Any]) -> s.Loc:
         rest = [str(x) for x in c[3:] if x is not None]
@@ -206,18 +206,21 @@ class _Build(lark.Transformer[Any, Any]):
         return s.GenericOf(str(c[1]), c[2] * _int(c[3]) if len(c) > 2 else 0)
 
     def initial_list(self, c: list[Any]) -> list[Any]:
-        return [y for x in c for y in (x if isinstance(x, list) else [x])]
+        return _flat(c)
 
-    def variable(self, c: list[Any]) -> s.Variable:
-        shape = tuple(x[0] for x in c[2:] if isinstance(x, tuple))
-        initial = [x for x in c[2:] if x is not None and not isinstance(x, tuple)]
+    def variables(self, c: list[Any]) -> list[s.Variable]:
+        return [_variable(c[0], *variable) for variable in c[1:]]
+
+    def variable(self, c: list[Any]) -> tuple[Any, ...]:
+        shape = tuple(x[0] for x in c[1:] if isinstance(x, tuple))
+        initial = [x for x in c[1:] if x is not None and not isinstance(x, tuple)]
         values = initial[0] if initial and isinstance(initial[0], list) else initial
         if shape and shape[0] == 0 and values:
             inner = 1
             for size in shape[1:]:
                 inner *= size
             shape = (-(-len(values) // inner), *shape[1:])
-        return _variable(c[0], c[1], shape, tuple(values))
+        return c[0], shape, tuple(values)
 
     def parameter(self, c: list[Any]) -> s.Variable:
         return _variable(c[0], c[1], tuple(x[0] for x in c[2:]), ())
@@ -245,7 +248,7 @@ class _Build(lark.Transformer[Any, Any]):
         return ("pragma", c[0].texts)
 
     def body(self, c: list[Any]) -> list[Any]:
-        return c
+        return _flat(c)
 
     def entry(self, c: list[Any]) -> s.Function:
         return _function(c[0], c[1], None, c[2], c[3:], True)
@@ -286,11 +289,16 @@ class _Build(lark.Transformer[Any, Any]):
             found["version"],
             found["target"],
             found.get("address_size", 64),
-            tuple(x for x in c if isinstance(x, s.Variable)),
+            tuple(x for x in _flat(c) if isinstance(x, s.Variable)),
             tuple(x for x in c if isinstance(x, s.Function)),
             tuple(value for key, value in named if key == "file"),
             tuple(x for x in c if isinstance(x, s.Section)),
         )
+
+
+def _flat(items: list[Any]) -> list[Any]:
+    """Items in order, with those of lists one by one."""
+    return [y for x in items for y in (x if isinstance(x, list) else [x])]
 
 
 def _variable(

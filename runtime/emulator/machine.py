@@ -155,11 +155,9 @@ class Batch:
 
     def _run(self, g: Group) -> None:
         machine, steps, pc, ready = self.machine, g.frame.code.steps, g.pc, self.ready
-        step = steps[pc] if pc < len(steps) else None
+        step = steps[pc]
         try:
             while True:
-                if step is None:
-                    raise Stop("trap", "the end of the function was passed")
                 step.lanes += g.n
                 run = step.run
                 if run is not None:
@@ -171,13 +169,12 @@ class Batch:
                     if not step.control(machine, g, step):
                         return
                     pc, steps = g.pc, g.frame.code.steps
-                step = steps[pc] if pc < len(steps) else None
-                if ready and step is not None and step.is_leader:
+                step = steps[pc]
+                if ready and step.is_leader:
                     g.pc = pc
                     self.push(g)
                     return
         except Stop as stop:
-            assert step is not None
             raise machine.fault(stop, step, self, g) from None
 
     def jump(self, g: Group, pc: int) -> bool:

@@ -287,9 +287,10 @@ class _Decode:
             else:
                 self.code.formals.append(self.param(scope, v))
         self.body(function.body or (), scope)
+        line = self.code.steps[-1].instruction.line if self.code.steps else function.line
+        self.instruction(s.Instruction("ret", (), line=line), scope)  # who comes to the end returns
         for at in self.code.labels:
-            if at < len(self.code.steps):
-                self.code.steps[at].is_leader = True
+            self.code.steps[at].is_leader = True
         self.check_names()
 
     def slot(self, scope: Scope, name: str, type: str) -> int:

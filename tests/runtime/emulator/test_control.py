@@ -453,3 +453,39 @@ def test_a_launch_that_takes_too_long() -> None:
 def test_a_target_beyond_hopper_is_refused() -> None:
     with pytest.raises(PtxError, match="sm_100a, and the emulator knows GPUs up to sm_90a"):
         emulator.load(kernel("").replace("sm_90a", "sm_100a"))
+
+
+def test_who_comes_to_the_end_of_a_function_returns() -> None:
+    text = f"""{HEAD}
+.func (.param .b32 r) one(.param .b32 a)
+{{
+    .reg .b32 %x;
+    .reg .pred %p;
+    ld.param.b32 %x, [a];
+    setp.gt.u32 %p, %x, 5;
+    add.u32 %x, %x, 1;
+    st.param.b32 [r], %x;
+    @%p bra END;
+    st.param.b32 [r], 9;
+END:
+}}
+.visible .entry k(.param .u64 p)
+{{
+    .reg .b32 %r<3>;
+    .reg .b64 %d<3>;
+    ld.param.u64 %d0, [p];
+    mov.u32 %r0, %tid.x;
+    {{
+        .param .b32 a, r;
+        st.param.b32 [a], %r0;
+        call (r), one, (a);
+        ld.param.b32 %r1, [r];
+    }}
+    mul.wide.u32 %d1, %r0, 4;
+    add.u64 %d0, %d0, %d1;
+    st.global.u32 [%d0], %r1;
+}}
+"""
+    y = words(32)
+    run(text, y)
+    assert (y == np.where(np.arange(32) > 5, np.arange(32) + 1, 9)).all()
