@@ -82,7 +82,8 @@ def ours(text: str, arch: str) -> Listing:
         path.write_text(text)
         plan = compile_file(path, targets=[ARCHES[arch][0]])
     (gpu,) = plan.pipelines[0].gpu
-    found = [disassembled(plan.cubins[arch], x.kernel) for x in gpu.launches]
+    code = {name: cubin.code for cubin in plan.cubins[arch] for name in cubin.kernels}
+    found = [disassembled(code[x.kernel], x.kernel) for x in gpu.launches]
     return max(found, key=lambda x: (x.loop()[1], x.whole))
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ABI_VERSION = 1  # of kernels and of `sf_run`, see StepPlan and GpuLaunchPlan
 LEVELS = ("v3", "v4")  # x86-64 levels that objects are compiled for
 GPU_ARCHES = ("sm_80", "sm_89", "sm_90a")
@@ -253,12 +253,21 @@ class PipelinePlan:
 
 
 @dataclass(frozen=True)
+class Cubin:
+    """Machine code of some of an arch's kernels: an ELF file for the arch, or for an earlier one of
+    its major version."""
+
+    kernels: tuple[str, ...]
+    code: bytes
+
+
+@dataclass(frozen=True)
 class Plan:
     """A compiled source file.
 
     `objects` maps an instruction-set level to one ELF object with the kernels of all pipelines
     and `sf_run`; `arrays` are weights and constants by name. `ptx` maps an arch to one module with
-    the GPU kernels of all pipelines, `cubins` to the same kernels assembled.
+    the GPU kernels of all pipelines, `cubins` to the same kernels assembled, in parts.
     """
 
     pipelines: tuple[PipelinePlan, ...]
@@ -268,7 +277,7 @@ class Plan:
     source_name: str = ""
     report: Mapping[str, Any] = field(default_factory=dict)
     ptx: Mapping[str, str] = field(default_factory=dict)
-    cubins: Mapping[str, bytes] = field(default_factory=dict)
+    cubins: Mapping[str, tuple[Cubin, ...]] = field(default_factory=dict)
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -12,11 +12,11 @@
    inside another or apart; only steps inside a loop use its step.
 5. Objects: ELF files of known levels.
 6. GPU code: PTX of known arches, each for the arch that it is filed under; cubins are ELF files
-   that go with it. A pipeline has at most one GpuPlan an arch: rule 3 holds for its buffers, which
-   give its inputs and results in order; its launches name entries of the arch's PTX and give as
-   many parameters as those have, all of 8 bytes, and behind them their tensor maps, which are of
-   buffers of theirs, and for sm_90a alone; their blocks and clusters are within the limits of the
-   arch.
+   that go with it, and where there are some each kernel that is launched is in one. A pipeline has
+   at most one GpuPlan an arch: rule 3 holds for its buffers, which give its inputs and results in
+   order; its launches name entries of the arch's PTX and give as many parameters as those have, all
+   of 8 bytes, and behind them their tensor maps, which are of buffers of theirs, and for sm_90a
+   alone; their blocks and clusters are within the limits of the arch.
 
 Sizes (that a buffer fits its slot, that counts are sane) depend on dims, so the runtime checks
 them for each new combination of sizes.
@@ -90,11 +90,13 @@ def _gpu_code(plan: Plan) -> None:
         if target is None or target[1] != arch:
             found = "no target" if target is None else f"the target {target[1]}"
             raise PlanError(f"the PTX for {arch} names {found}")
-    for arch, code in plan.cubins.items():
+    for arch, cubins in plan.cubins.items():
         if arch not in plan.ptx:
             raise PlanError(f"a cubin for {arch!r}, without the PTX that it comes from")
-        if bytes(code[:4]) != b"\x7fELF":
-            raise PlanError(f"the cubin for {arch} is not an ELF file")
+        for cubin in cubins:
+            if bytes(cubin.code[:4]) != b"\x7fELF":
+                raise PlanError(f"the cubin for {arch} is not an ELF file")
+        _distinct((n for c in cubins for n in c.kernels), f"kernel in the cubins for {arch}:")
 
 
 class _Pipeline:
@@ -282,6 +284,9 @@ class _Pipeline:
     ) -> None:
         if launch.kernel not in entries:
             raise self.fault(f"{what}: the PTX has no such entry")
+        cubins = self.plan.cubins.get(gpu.arch)
+        if cubins is not None and not any(launch.kernel in c.kernels for c in cubins):
+            raise self.fault(f"{what}: no cubin for {gpu.arch} holds the kernel {launch.kernel}")
         taken = _PARAMETER.findall(entries[launch.kernel])
         given = len(launch.buffers) + len(launch.dims) + 1
         maps = [kind for kind in taken if kind.startswith("align")]

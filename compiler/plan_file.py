@@ -4,7 +4,8 @@
     cpu/<level>.o        machine code for an x86-64 level
     gpu.json             the GpuPlans of each pipeline by name; with them
     kernels/<arch>.ptx   the GPU kernels of all pipelines, as text
-    kernels/<arch>.cubin the same assembled, where it could be
+    kernels/<arch>.<n>.cubin  some of them assembled, where it could be; plan.json tells which, and
+                         which arches run it
     weights.safetensors  weights and constants; each tensor's data starts at a multiple of 64
     report.json          what the compiler decided
 
@@ -37,6 +38,7 @@ from .plan import (
     FORMAT_VERSION,
     GPU_ARCHES,
     LEVELS,
+    Cubin,
     GpuPlan,
     PipelinePlan,
     Plan,
@@ -52,6 +54,18 @@ _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _PADDING_FIELD = 0xD935  # the extra field that Android's zipalign uses
 _MAX_HEADER = 100_000_000
 _GPU_PLANS: Any = tuple[GpuPlan, ...]
+
+
+@dataclass(frozen=True)
+class _CubinPart:
+    """What a member with machine code holds, and which arches run it."""
+
+    member: str
+    arches: tuple[str, ...]
+    kernels: tuple[str, ...]
+
+
+_CUBIN_PARTS: Any = tuple[_CubinPart, ...]
 
 _FROM_SAFETENSORS = {d.stored: d for d in DTYPES.values()}
 
@@ -80,6 +94,7 @@ def _write_members(plan: Plan, file: IO[bytes]) -> None:
             "source_name": plan.source_name,
             "source": plan.source,
             "pipelines": [_without_gpu(p) for p in plan.pipelines],
+            "cubins": _cubin_parts(plan),
             "members": manifest,
         }
     )
@@ -96,9 +111,23 @@ def _gpu_members(plan: Plan) -> list[tuple[str, list[Any]]]:
     for arch in GPU_ARCHES:
         if arch in plan.ptx:
             members.append((f"kernels/{arch}.ptx", [plan.ptx[arch].encode()]))
-        if arch in plan.cubins:
-            members.append((f"kernels/{arch}.cubin", [plan.cubins[arch]]))
-    return members
+    return members + [(name, [cubin.code]) for cubin, name in _cubin_names(plan).items()]
+
+
+def _cubin_names(plan: Plan) -> dict[Cubin, str]:
+    """The member of each cubin; one that several arches run is kept once, under the first."""
+    names: dict[Cubin, str] = {}
+    for arch, cubins in plan.cubins.items():
+        for number, cubin in enumerate(cubins):
+            names.setdefault(cubin, f"kernels/{arch}.{number}.cubin")
+    return names
+
+
+def _cubin_parts(plan: Plan) -> list[_CubinPart]:
+    return [
+        _CubinPart(name, tuple(a for a in plan.cubins if cubin in plan.cubins[a]), cubin.kernels)
+        for cubin, name in _cubin_names(plan).items()
+    ]
 
 
 def _without_gpu(pipeline: PipelinePlan) -> Any:
@@ -249,7 +278,7 @@ class _Reader:
             source_name=_text(document, "source_name"),
             report=_load_json(self.member(REPORT), REPORT),
             ptx={k: _ptx(k, v) for k, v in self.matching("kernels/", ".ptx", gpu).items()},
-            cubins={k: bytes(v) for k, v in self.matching("kernels/", ".cubin", gpu).items()},
+            cubins=self.cubins(document.get("cubins")) if gpu else {},
         )
         check(plan)
         return plan
@@ -264,6 +293,14 @@ class _Reader:
         if list(gpu) != [p.name for p in found]:
             raise PlanError(f"{GPU}: its pipelines are not those of plan.json")
         return tuple(replace(p, gpu=decode(_GPU_PLANS, gpu[p.name], p.name)) for p in found)
+
+    def cubins(self, encoded: Any) -> dict[str, tuple[Cubin, ...]]:
+        found: dict[str, tuple[Cubin, ...]] = {}
+        for part in decode(_CUBIN_PARTS, encoded, "cubins"):
+            cubin = Cubin(part.kernels, bytes(self.member(part.member)))
+            for arch in part.arches:
+                found[arch] = (*found.get(arch, ()), cubin)
+        return found
 
     def matching(self, prefix: str, suffix: str, wanted: bool = True) -> dict[str, memoryview]:
         """Members by what their names hold between prefix and suffix."""

@@ -8,22 +8,23 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import tempfile
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 
 from stagefuse.compiler.errors import InternalError
 from stagefuse.dsl.cache import cache_folder, keep
 
 PACKAGE = "nvidia-cuda-nvcc"
-OPTIONS = ("-v", "--split-compile=4")
-"""A module's kernels are compiled by so many threads. The code is the same whatever their number,
-but that is noted in the file, which is to be the same on every machine."""
+OPTIONS = ("-v",)
 
 
 @dataclass(frozen=True)
@@ -61,70 +62,113 @@ def ptxas() -> Path:
     return Path(found)
 
 
+def assemble(arch: str, text: str) -> Assembled:
+    """A module, assembled. Raises AssemblerMissing, InternalError."""
+    return Job(ptxas(), arch, text).run()
+
+
 class Assembly:
-    """Modules being assembled, a process for each arch, while the caller goes on."""
+    """Modules being assembled, each by a process, while the caller goes on writing others.
 
-    def __init__(self, texts: Mapping[str, str]) -> None:
-        """Starts on texts by arch. Raises AssemblerMissing."""
-        tool = ptxas()
-        self.made: dict[str, Assembled | _Run] = {}
-        for arch, text in texts.items():
-            self.made[arch] = _kept(_key(tool, arch, text)) or _Run(tool, arch, text)
+    There are as many processes as cores, of which one is the caller's until it waits.
+    """
 
-    def results(self) -> dict[str, Assembled]:
-        """The modules by arch; waits for them. Raises InternalError."""
-        return {a: m.result() if isinstance(m, _Run) else m for a, m in self.made.items()}
+    def __init__(self) -> None:
+        """Raises AssemblerMissing."""
+        self.tool = ptxas()
+        self.waiting: deque[Job] = deque()
+        self.made: list[Job] = []
+        self.threads: list[Thread] = []
+
+    def add(self, arch: str, text: str) -> Job:
+        """Starts on a module."""
+        job = Job(self.tool, arch, text)
+        self.made.append(job)
+        self.waiting.append(job)
+        self.threads = [t for t in self.threads if t.is_alive()]
+        if len(self.threads) < max(len(os.sched_getaffinity(0)) - 1, 1):
+            self.threads.append(Thread(target=self._work, daemon=True))
+            self.threads[-1].start()
+        return job
+
+    def _work(self) -> None:
+        while True:
+            try:
+                job = self.waiting.popleft()
+            except IndexError:
+                return
+            job.attempt()
+
+    def wait(self) -> None:
+        """Returns when nothing is left to assemble; helps."""
+        self._work()
+        for thread in self.threads:
+            thread.join()
 
     def stop(self) -> None:
-        """Ends processes that are not waited for."""
-        for run in self.made.values():
-            if isinstance(run, _Run):
-                run.stop()
+        """Ends what is not waited for."""
+        self.waiting.clear()
+        for job in self.made:
+            job.stop()
+        for thread in self.threads:
+            thread.join()
 
 
-def assemble(texts: Mapping[str, str]) -> dict[str, Assembled]:
-    """Modules by arch, assembled. Raises AssemblerMissing, InternalError."""
-    running = Assembly(texts)
-    try:
-        return running.results()
-    finally:
-        running.stop()
-
-
-class _Run:
-    """One process of ptxas."""
+class Job:
+    """One module for ptxas."""
 
     def __init__(self, tool: Path, arch: str, text: str) -> None:
-        self.arch, self.text = arch, text
-        self.key = _key(tool, arch, text)
-        self.folder = tempfile.TemporaryDirectory(prefix="stagefuse-")
-        self.source = Path(self.folder.name) / "kernels.ptx"
-        self.source.write_text(text, encoding="utf-8")
-        self.output = self.source.with_suffix(".cubin")
-        files = ["-o", str(self.output), str(self.source)]
-        command = [str(tool), *OPTIONS, f"-arch={arch}", *files]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        self.tool, self.arch, self.text = tool, arch, text
+        self.process: subprocess.Popen[str] | None = None
+        self.stopped = False
+        self.outcome: Assembled | Exception | None = None
+
+    def attempt(self) -> None:
+        """Runs it, and keeps what came out for `result`."""
+        try:
+            self.outcome = self.run()
+        except Exception as error:  # the caller's to raise, who is in another thread
+            self.outcome = error
 
     def result(self) -> Assembled:
-        """What came out. Raises InternalError with the lines that ptxas refused."""
-        said, _ = self.process.communicate()
-        with self.folder:
+        """What came out, once it is waited for. Raises InternalError, OSError."""
+        if isinstance(self.outcome, Assembled):
+            return self.outcome
+        raise self.outcome or InternalError("a module was not waited for")
+
+    def run(self) -> Assembled:
+        """The module, kept or new. Raises InternalError with the lines that ptxas refused."""
+        key = _key(self.tool, self.arch, self.text)
+        made = _kept(key)
+        if made is None:
+            made = self._assembled()
+            with suppress(OSError):
+                _keep(key, made)
+        return made
+
+    def _assembled(self) -> Assembled:
+        with tempfile.TemporaryDirectory(prefix="stagefuse-") as folder:
+            source = Path(folder) / "kernels.ptx"
+            source.write_text(self.text, encoding="utf-8")
+            output = source.with_suffix(".cubin")
+            files = ["-o", str(output), str(source)]
+            self.process = subprocess.Popen(
+                [str(self.tool), *OPTIONS, f"-arch={self.arch}", *files],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+            if self.stopped:
+                self.process.kill()
+            said, _ = self.process.communicate()
             if self.process.returncode:
                 quoted = self._quoted(said)
                 raise InternalError(f"ptxas refused a module for {self.arch}:\n{quoted}")
-            made = Assembled(self.output.read_bytes(), read_usage(said))
-        with suppress(OSError):
-            _keep(self.key, made)
-        return made
+            return Assembled(output.read_bytes(), read_usage(said))
 
     def stop(self) -> None:
-        """Ends the process, if it still runs, and removes its files."""
-        if self.process.poll() is None:
+        """Ends the process, if it runs or when it starts."""
+        self.stopped = True
+        if self.process is not None and self.process.returncode is None:
             self.process.kill()
-            self.process.communicate()
-        self.folder.cleanup()
 
     def _quoted(self, said: str) -> str:
         lines = self.text.splitlines()

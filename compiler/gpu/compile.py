@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -31,7 +30,7 @@ from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.program import Pipeline
 
-from .assemble import Assembled, AssemblerMissing, Assembly, Usage, assemble
+from .assemble import Usage
 from .attend_roles import RolesWriter, attends
 from .attention import lower_attention, suits_groups
 from .attention_split import lower_joined, lower_pieces, split_of
@@ -47,9 +46,10 @@ from .contract import (
     tile_widths,
     whole_of,
 )
-from .emit import Entry, KernelWriter, module_text
+from .emit import Entry, KernelWriter
 from .few_tiles import enough_tiles, low_rows, lower_parts, lower_sum_of_parts, thin
 from .mma import EIGHTS
+from .modules import Modules
 from .persistent import PersistentWriter, Whole
 from .pieces import form_of
 from .predict import largest
@@ -65,10 +65,6 @@ from .whole import lower_whole_parts, lower_whole_rest, whole
 JOINS = ("placed", "attended", "chained", "gathered", "coded", "direct", "halved")
 SHORT_ROWS = (256, 1024, 4096)
 """Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
-ROOM = (".minnctapersm 1", ".maxnreg 200")
-"""What is said of kernels that spill, one after the other. Without a word on how many blocks are
-wanted, ptxas trades a few spills for another block; given all registers, it sometimes begins so
-many loads early that it spills again."""
 WGMMA = ("sm_90a",)
 """Arches with warpgroup instructions."""
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
@@ -118,12 +114,11 @@ class GpuCompiler:
     """Compiles pipelines for arches; kernels are shared by all of a file."""
 
     def __init__(self, arches: Sequence[str], source_name: str) -> None:
-        self.arches, self.source_name = tuple(arches), source_name
+        self.arches = tuple(arches)
         self.entries: dict[object, Entry] = {}
         self.arithmetic: dict[str, str] = {}  # of kernels, as `Target.rate` has it
         self.kernels: dict[str, Kernel] = {}
-        self.assembly: Assembly | None = None
-        self.modules: dict[str, dict[str, Entry]] = {arch: {} for arch in self.arches}
+        self.modules = Modules(self.arches, source_name)
 
     def plan(
         self,
@@ -155,8 +150,8 @@ class GpuCompiler:
                 lowered = replace(lowered, label=f"{lowered.label} {way.part}".strip())
                 notes = report(graph, lowered, reasons, passed, group.nest)
                 launch = self._launch(buffers, lowered, way, own, notes)
+                self.modules.add(way.arches, way.entry)
                 for arch in way.arches:
-                    self.modules[arch][way.entry.name] = way.entry
                     launches[arch].append(launch)
                     nests[arch].append(group.nest)
             for step in zip_longest(*(done[begun[arch] :] for arch, done in launches.items())):
@@ -339,54 +334,30 @@ class GpuCompiler:
         return buffers.index[ref]
 
     def start(self) -> None:
-        """Starts to assemble, when all pipelines are planned."""
-        with suppress(AssemblerMissing):
-            self.assembly = Assembly(self._texts(self.arches))
+        """Has the last kernels assembled, when all pipelines are planned."""
+        self.modules.start()
 
     def stop(self) -> None:
         """Ends what is not waited for."""
-        if self.assembly is not None:
-            self.assembly.stop()
+        self.modules.stop()
 
     def finish(self, plan: Plan) -> Plan:
         """The plan with modules, machine code and what is known of each launch."""
-        texts = self._texts(self.arches)
-        made: dict[str, Assembled] = {}
-        if self.assembly is not None:
-            made = self.assembly.results()
-            for hint in ROOM:
-                roomy = [arch for arch in self.arches if self._give_room(arch, made[arch], hint)]
-                texts.update(self._texts(roomy))
-                made.update(assemble(self._texts(roomy)))
-        pipelines = tuple(self._reported(p, made) for p in plan.pipelines)
-        cubins = {arch: m.cubin for arch, m in made.items()}
-        return replace(plan, pipelines=pipelines, ptx=texts, cubins=cubins)
+        self.modules.wait()
+        usage = self.modules.usage()
+        pipelines = tuple(self._reported(p, usage) for p in plan.pipelines)
+        return replace(
+            plan, pipelines=pipelines, ptx=self.modules.texts(), cubins=self.modules.cubins()
+        )
 
-    def _texts(self, arches: Sequence[str]) -> dict[str, str]:
-        return {
-            arch: module_text(list(self.modules[arch].values()), arch, self.source_name)
-            for arch in arches
-        }
-
-    def _give_room(self, arch: str, made: Assembled, hint: str) -> bool:
-        """Says of kernels that spill how many registers they may have; whether there are any."""
-        entries = self.modules[arch]
-        spilled = [
-            n for n, entry in entries.items()
-            if (made.usage[n].spill_stores or made.usage[n].spill_loads)
-            and not (entry.stays or entry.team.helpers)
-        ]  # fmt: skip
-        for name in spilled:
-            entries[name] = entries[name].with_room(hint)
-        return bool(spilled)
-
-    def _reported(self, pipeline: PipelinePlan, made: Mapping[str, Assembled]) -> PipelinePlan:
+    def _reported(
+        self, pipeline: PipelinePlan, usage: Mapping[str, Mapping[str, Usage]]
+    ) -> PipelinePlan:
         plans = []
         for gpu in pipeline.gpu:
-            usage = made[gpu.arch].usage if gpu.arch in made else {}
-            sizes = largest(pipeline.dims)
+            sizes, said = largest(pipeline.dims), usage[gpu.arch]
             launches = tuple(
-                replace(x, report={**x.report, **self._figures(x, gpu.arch, usage, sizes)})
+                replace(x, report={**x.report, **self._figures(x, gpu.arch, said, sizes)})
                 for x in gpu.launches
             )
             plans.append(replace(gpu, launches=launches))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
@@ -56,11 +56,10 @@ class CudaDriver:
         if choice is None:
             raise found.refusal(plan, gpu, device)
         self.gpu, self.arch, self.cubin = gpu, choice.arch, choice.cubin
-        self._code = (
-            plan.cubins[choice.arch] if choice.cubin else plan.ptx[choice.arch].encode() + b"\0"
-        )
+        self._cubins = plan.cubins[choice.arch] if choice.cubin else ()
+        self._ptx = plan.ptx[choice.arch]
         self.multiprocessors: int | None = calls.multiprocessors(self.number)
-        self._library: Any = None
+        self._libraries: list[Any] = []
         self._kernels: dict[str, Any] = {}
         self._context = calls.open_context(self.number)
         self._active, self._nothing = _Active(self._context), nullcontext()
@@ -73,15 +72,28 @@ class CudaDriver:
         return self._nothing if calls.is_current(self._context) else self._active
 
     def load(self, kernels: Mapping[str, Sequence[int]]) -> None:
-        self._library = calls.load(self._code)
+        libraries = self._loaded(kernels)
         for name, given in kernels.items():
-            kernel = self._kernels[name] = calls.kernel(self._library, name)
+            kernel = self._kernels[name] = calls.kernel(libraries[name], name)
             sizes = calls.parameter_sizes(kernel, len(given))
             if sizes is not None and sizes != list(given):
                 raise PlanError(
                     f"the kernel {name} takes parameters of {sizes} bytes, but its launches give "
                     f"{list(given)}"
                 )
+
+    def _loaded(self, kernels: Collection[str]) -> dict[str, Any]:
+        """The library that holds each of some kernels."""
+        if not self.cubin:
+            self._libraries.append(calls.load(self._ptx.encode() + b"\0"))
+            return dict.fromkeys(kernels, self._libraries[-1])
+        found: dict[str, Any] = {}
+        for cubin in self._cubins:
+            held = [name for name in cubin.kernels if name in kernels]
+            if held:
+                self._libraries.append(calls.load(cubin.code))
+                found |= dict.fromkeys(held, self._libraries[-1])
+        return found
 
     def allocate(self, size: int, purpose: str) -> Memory:
         return Memory(calls.allocate(size, purpose), size)
@@ -249,12 +261,11 @@ class CudaDriver:
         if self._closed:
             return
         self._closed = True
-        library, self._library = self._library, None
+        libraries, self._libraries = self._libraries, []
         events, self._events = self._events, []
         with closing(self):
             quietly(*((calls.close_event, event) for event in events))
-            if library is not None:
-                quietly((calls.unload, library))
+            quietly(*((calls.unload, library) for library in libraries))
         self.results.close()
 
     def release(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from stagefuse.compiler import alike
 from stagefuse.compiler.driver import compile_file
-from stagefuse.compiler.gpu import compile as gpu
+from stagefuse.compiler.gpu import modules
 from stagefuse.compiler.gpu.assemble import AssemblerMissing
 from stagefuse.compiler.plan import Plan
 
@@ -89,7 +89,7 @@ def test_each_group_has_the_kernel_that_it_would_have_alone(
         copies.kept.clear()
         return of(copies, graph, group)
 
-    monkeypatch.setattr(gpu, "Assembly", no_assembler)
+    monkeypatch.setattr(modules, "Assembly", no_assembler)
     monkeypatch.setattr(alike.Copies, "of", counted)
     plan = plan_of(path, given)
     assert lowered.count(True) < 0.7 * len(lowered)

@@ -10,6 +10,7 @@ import numpy as np
 from stagefuse.compiler.plan import (
     GPU_ARCHES,
     BufferPlan,
+    Cubin,
     GpuLaunchPlan,
     GpuPlan,
     PipelinePlan,
@@ -154,6 +155,11 @@ def lookup(arch: str) -> GpuPlan:
     )
 
 
+def cubins(arch: str) -> tuple[Cubin, ...]:
+    """All kernels of an arch, as the fake GPU's machine code."""
+    return (Cubin(("add", "scale", "take"), b"\x7fELF" + ptx(arch).encode()),)
+
+
 def plan(*pipelines: PipelinePlan, **changes: Any) -> Plan:
     """The handmade plan, its pipelines for all arches too."""
     arches = GPU_ARCHES
@@ -163,7 +169,7 @@ def plan(*pipelines: PipelinePlan, **changes: Any) -> Plan:
     )
     fields: dict[str, Any] = {
         "ptx": {a: ptx(a) for a in arches},
-        "cubins": {"sm_90a": b"\x7fELF" + ptx("sm_90a").encode()},
+        "cubins": {"sm_90a": cubins("sm_90a")},
     }
     return handmade.plan(*(pipelines or both), **{**fields, **changes})
 

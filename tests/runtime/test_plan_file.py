@@ -18,7 +18,16 @@ from safetensors import safe_open
 
 from stagefuse.compiler import plan_file
 from stagefuse.compiler.errors import PlanError
-from stagefuse.compiler.plan import ArgumentPlan, BufferPlan, DimPlan, GpuPlan, PiecesPlan, Plan
+from stagefuse.compiler.plan import (
+    FORMAT_VERSION,
+    ArgumentPlan,
+    BufferPlan,
+    Cubin,
+    DimPlan,
+    GpuPlan,
+    PiecesPlan,
+    Plan,
+)
 from stagefuse.dsl.dtypes import DTYPES
 
 from . import handmade, handmade_gpu
@@ -152,10 +161,11 @@ def test_a_compressed_member_is_refused(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_newer_version_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_file, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(plan_file, "FORMAT_VERSION", FORMAT_VERSION + 1)
     plan_file.write(handmade.plan(), file)
     monkeypatch.undo()
-    with pytest.raises(PlanError, match="format version 3.*reads 2: use a newer stagefuse"):
+    said = f"format version {FORMAT_VERSION + 1}.*reads {FORMAT_VERSION}: use a newer stagefuse"
+    with pytest.raises(PlanError, match=said):
         plan_file.read(file)
 
 
@@ -163,7 +173,8 @@ def test_an_older_version_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(plan_file, "FORMAT_VERSION", 1)
     plan_file.write(handmade.plan(), file)
     monkeypatch.undo()
-    with pytest.raises(PlanError, match="format version 1.*reads 2: compile it again"):
+    said = f"format version 1.*reads {FORMAT_VERSION}: compile it again"
+    with pytest.raises(PlanError, match=said):
         plan_file.read(file)
 
 
@@ -293,7 +304,9 @@ def test_rules_of_gpu_plans(changes: dict[str, Any], message: str, tmp_path: Pat
         ({"ptx": {"sm_90a": "no PTX"}, "cubins": {}}, "names no target"),
         ({"ptx": {}, "cubins": {}}, "holds no PTX"),
         ({"ptx": {"sm_80": handmade_gpu.ptx("sm_80")}}, "without the PTX"),
-        ({"cubins": {"sm_90a": b"ELF"}}, "not an ELF file"),
+        ({"cubins": {"sm_90a": (Cubin(("add", "scale", "take"), b"ELF"),)}}, "not an ELF file"),
+        ({"cubins": {"sm_90a": handmade_gpu.cubins("sm_90a") * 2}}, "'add' is there twice"),
+        ({"cubins": {"sm_90a": ()}}, "no cubin for sm_90a holds the kernel add"),
     ],
 )
 def test_rules_of_gpu_code(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

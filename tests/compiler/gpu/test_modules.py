@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 import random
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from stagefuse.compiler import plan_file
+from stagefuse.compiler.errors import InternalError
+from stagefuse.compiler.gpu import modules
 from stagefuse.compiler.gpu.assemble import Usage, assemble, read_usage
+from stagefuse.compiler.gpu.emit import Entry
 from stagefuse.compiler.gpu.index import divided
 from stagefuse.compiler.gpu.ir import Code, Value
 from stagefuse.compiler.gpu.predict import largest, predict
 from stagefuse.compiler.gpu.targets import ARCHES, TARGETS, occupancy, predicted
+from stagefuse.compiler.gpu.teams import Team
+from stagefuse.dsl.dims import const
 
 from .gpu_run import check_legal, compiled, launches
 
@@ -50,6 +57,37 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first.pipelines == second.pipelines
 
 
+def test_kernels_are_assembled_in_parts_once_for_arches_of_one_major_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compiled(tmp_path / "p.pipe", TEXT)
+    monkeypatch.setattr(modules, "PART", 500)
+    plan = compiled(tmp_path / "p.pipe", TEXT)
+    assert plan.ptx == whole.ptx and plan.pipelines == whole.pipelines
+    assert plan.cubins["sm_80"] == plan.cubins["sm_89"]
+    assert len(plan.cubins["sm_90a"]) > len(whole.cubins["sm_90a"])
+    for arch, cubins in plan.cubins.items():
+        found = [name for cubin in cubins for name in cubin.kernels]
+        assert sorted(found) == sorted(re.findall(r"\.entry (\w+)", plan.ptx[arch]))
+    path = tmp_path / "p.fused"
+    plan_file.write(plan, path)
+    assert plan_file.read(path).cubins == plan.cubins
+    with zipfile.ZipFile(path) as archive:
+        members = [n for n in archive.namelist() if n.endswith(".cubin")]
+    assert len(members) == len(plan.cubins["sm_80"]) + len(plan.cubins["sm_90a"])
+
+
+def test_a_module_that_ptxas_refuses_is_quoted(tmp_path: Path) -> None:
+    running = modules.Modules(("sm_80",), "p.pipe")
+    entry = Entry("p_0", ".visible .entry p_0()\n{\n\tnonsense;\n}", Team(1, 32), const(1),
+                  const(0), None, frozenset())  # fmt: skip
+    running.add(("sm_80",), entry)
+    running.start()
+    with pytest.raises(InternalError, match=r"refused a module for sm_80:\n(.|\n)*nonsense"):
+        running.wait()
+    running.stop()
+
+
 def test_texts_differ_between_arches_only_in_their_target_and_products(tmp_path: Path) -> None:
     texts = compiled(tmp_path / "p.pipe", TEXT).ptx
     bodies = [text.replace(f".target {arch}\n", "") for arch, text in texts.items()]
@@ -66,15 +104,16 @@ def test_names_lines_and_comments_are_those_of_the_source(tmp_path: Path) -> Non
 
 def test_assembled_modules_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGEFUSE_CACHE", str(tmp_path / "kept"))
-    text = compiled(tmp_path / "p.pipe", "pipeline p(x: f32[N]) -> f32[N]:\n    x + 1.0\n").ptx
-    made = assemble(text)
+    plan = compiled(tmp_path / "p.pipe", "pipeline p(x: f32[N]) -> f32[N]:\n    x + 1.0\n")
     kept = sorted(os.listdir(tmp_path / "kept"))
-    assert len([n for n in kept if n.endswith(".bin")]) == 3
-    again = assemble(text)
-    assert again == made
+    assert len([n for n in kept if n.endswith(".bin")]) == 2  # one of them for two arches
+    text = plan.ptx["sm_80"]
+    made = assemble("sm_80", text)
+    assert made.cubin == plan.cubins["sm_80"][0].code
+    assert sorted(os.listdir(tmp_path / "kept")) == kept
     for name in kept:  # a damaged file is not taken
         (tmp_path / "kept" / name).write_bytes(b"{}")
-    assert assemble(text) == made
+    assert assemble("sm_80", text) == made
 
 
 def test_what_ptxas_says_is_read() -> None:

@@ -64,7 +64,7 @@ class Device:
     def load(self, text: str) -> int:
         """A module, assembled here where there is an assembler, else by the driver."""
         try:
-            code = assemble({self.arch: text})[self.arch].cubin
+            code = assemble(self.arch, text).cubin
         except AssemblerMissing:
             syntax, (major, minor) = read_module(text), calls.driver_version()
             if major == 13:  # which knows PTX 9 up to the same number
