@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
-from ..cpu.bodies import UNROLLED, WINDOW
+from ..cpu.bodies import UNROLLED
 from ..graph import Node, Reduce, Ref, View
 from ..groups import Access, Group
 from ..kernel_ir import Alloc, Const, Fold, Index, Load, Local, Op, Store, Value
@@ -28,12 +28,14 @@ PIECE = 256
 """Columns of a step where their number is not known."""
 HIGH = 64
 """Rows that an image is taken to have where that is not known."""
-SHORT = 24
+SHORT = 12
 """From row to row of a stripe, below which rows are not told apart."""
 LONG = 64
 """Columns that fill their vectors well enough however they are counted."""
+SMALL, TALL = 16, 16
+"""Elements of a window, and of a column of one, up to which it is written out."""
 LINES, TAPS = 4, 200
-"""Rows that share what they read, at most, and elements of their windows that are written out."""
+"""Rows that share what they read, at most, and elements that are written out for all of them."""
 LANES = 16
 """Elements that the widest vectors have: sums are padded to whole ones."""
 
@@ -165,12 +167,20 @@ class _Planes:
         return self.columns if self.is_known else self._whole(self.stripe.part()[3])
 
     def _written_out(self) -> tuple[Digits, Digits]:
-        """The digits of a window that are loops, and those that are written out."""
+        """The digits of a window that are loops, and those that are written out: all of a small
+        one, of a larger one those that go down, since rows of windows share what they read."""
         digits = self.windows.digits
-        for start in range(len(digits)):
-            size = product_of([size for _, size, _ in digits[start:]]).as_int()
-            if size is not None and size <= (WINDOW if len(digits) - start > 1 else UNROLLED):
-                return digits[:start], digits[start:]
+        moves = {name for name, _ in self.windows.axes[-1].shifts}
+        along = tuple(d for d in digits if d[0] in moves)
+        down = tuple(d for d in digits if d[0] not in moves)
+        for outer, inner, most in (
+            ((), digits, SMALL),
+            (along, down, TALL),
+            (down, along, UNROLLED),
+        ):
+            size = product_of([size for _, size, _ in inner]).as_int()
+            if size is not None and size <= (most if outer or len(inner) > 1 else UNROLLED):
+                return outer, inner
         return digits, ()
 
     def _rows(self, pitch: Expr) -> tuple[int, int]:
