@@ -101,11 +101,13 @@ def _bounds_of(end: Expr, top: bool) -> Iterator[Expr]:
 
 def _follows(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
     """Whether goal >= 0 is proved: from the conditions, or from what they say together."""
+    if any((condition.as_int() or 0) < 0 for condition in conditions):
+        return True  # nothing meets them
     if _Search(sharpened(facts, conditions), conditions).proves(goal):
         return True
     more = combined([goal], conditions, facts)
     if any(is_plain(-1 - condition, facts) for condition in more):
-        return True  # nothing meets the conditions
+        return True
     conditions = (*conditions, *more)
     return bool(more) and _Search(sharpened(facts, conditions), conditions).proves(goal)
 
@@ -369,7 +371,7 @@ def size_of(shape: Sequence[Expr]) -> Expr:
 
 def nonempty(shape: Sequence[Expr]) -> tuple[Expr, ...]:
     """What holds wherever a position of this shape exists."""
-    return tuple(d - 1 for d in shape if d.as_int() is None)
+    return tuple(d - 1 for d in shape if (d.as_int() or 0) < 1)
 
 
 def positions(facts: Facts, symbols: Sequence[str], shape: Sequence[Expr]) -> Facts:

@@ -98,6 +98,7 @@ JOINED = Facts(
         ("(M + N) - (i - 2) % (M + N) - 1", ["i - 2", "K*M + K*N - i + 1"]),
         ("M - 8*l - 1", []),
         ("0 - 1", ["i - 2", "1 - i"]),
+        ("0 - 1", ["0 - 1"]),
     ],
 )
 def test_a_position_shows_that_no_factor_of_its_axis_is_zero(goal: str, guards: list[str]) -> None:

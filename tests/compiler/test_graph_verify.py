@@ -134,6 +134,13 @@ def test_faults_are_found(invariant: int, text: str) -> None:
     assert f"invariant {invariant}: " in str(caught.value)
 
 
+@pytest.mark.parametrize("shape", ["0", "N, 0", "0, M", "3, 0, M"])
+def test_an_axis_without_positions_reads_nothing(shape: str) -> None:
+    own = ", ".join(f"i{n}" for n in range(shape.count(",") + 1))
+    made = f"%1 = view ({own}) -> [N, 0] %0 : f32[{shape}]\nresults %1\n"
+    assert not verify_graph(parse_graph(HEAD + made)).open
+
+
 def plain() -> Graph:
     lines = ("%1 = map exp %0 : f32[N, M]", "%2 = map neg %1 : f32[N, M]", "results %2")
     return parse_graph(HEAD + "\n".join(lines))
