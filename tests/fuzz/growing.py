@@ -123,11 +123,11 @@ class Growing:
     def axes(self, x: Node) -> list[int]:
         return sorted(self.rng.sample(range(x.rank), self.rng.randint(1, x.rank)))
 
-    def step(self) -> None:
+    def step(self, kind: str | None = None) -> None:
         """A line or a few, or none where nothing fits or what they make is too large."""
         before = len(self.nodes)
         kinds = [name for name in dir(self) if name.startswith("make_")]
-        getattr(self, self.rng.choice(kinds))()
+        getattr(self, kind or self.rng.choice(kinds))()
         if any(points(n.shape) > MOST for n in self.nodes[before:]):
             del self.nodes[before:]
 

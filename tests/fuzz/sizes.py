@@ -42,6 +42,23 @@ class Dim:
             f * int(np.prod([sizes[n] for n in names], dtype=int)) for names, f in self.terms
         )
 
+    def factors(self) -> list[list[Dim]]:
+        """Pairs of sizes of which this is the product, one of them a name or a small number."""
+        names = {n for term, _ in self.terms for n in term}
+        named = [Dim.of(n) for n in names if all(n in term for term, _ in self.terms)]
+        numbers = [Dim.of(n) for n in (2, 3, 4) if all(f % n == 0 for _, f in self.terms)]
+        pairs = [[d, self._over(d)] for d in sorted([*named, *numbers], key=str)]
+        return [p for pair in pairs for p in (pair, pair[::-1])]
+
+    def _over(self, divisor: Dim) -> Dim:
+        ((names, factor),) = divisor.terms
+        return self._with([(_without(term, names), f // factor) for term, f in self.terms])
+
+    @property
+    def spare(self) -> int:
+        """What may be taken from a size that is no number, whatever its names are."""
+        return 0 if self.number is not None else dict(self.terms).get((), 0)
+
     @property
     def number(self) -> int | None:
         if not self.terms:
@@ -54,6 +71,13 @@ class Dim:
             for names, f in reversed(self.terms)
         ]
         return " + ".join(parts).replace("+ -", "- ") or "0"
+
+
+def _without(names: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    left = list(names)
+    for name in others:
+        left.remove(name)
+    return tuple(left)
 
 
 Shape = tuple[Dim, ...]

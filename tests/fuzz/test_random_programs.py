@@ -26,6 +26,7 @@ SIZES: tuple[Sizes, ...] = (
 WAYS = {  # what a program starts with, the sizes among its shapes, and its steps
     "mixed": ((), (1, 2, 3, 5, 8), 10),
     "wide": ((), (1, 16, 48, 64), 6),
+    "views": (("views",), (1, 2, 3, 8), 3),
     "attention": (("attention",), (1, 5, 16), 2),
     "convolution": (("convolution",), (1, 3, 8), 2),
 }

@@ -13,6 +13,12 @@ from .sizes import ONE, Dim, Sizes, sized
 class Views(Growing):
     """Other shapes, parts, repetitions, and positions read from data."""
 
+    def begin_views(self) -> None:
+        """Views of views: what their bounds rest on is several steps away."""
+        kinds = ["transpose", "reshape", "slice", "pad", "concat", "broadcast"]
+        for kind in self.rng.choices(kinds, (2, 4, 4, 3, 1, 1), k=8):
+            self.step("make_" + kind)
+
     def make_transpose(self) -> None:
         if x := self.pick(least=2):
             perm = list(range(x.rank))
@@ -35,10 +41,9 @@ class Views(Growing):
             shape[at : at + 2] = [shape[at] * shape[at + 1]]
         else:
             at = self.rng.randrange(x.rank)
-            if shape[at] == Dim.of(8):
-                shape[at : at + 1] = self.rng.choice(
-                    [[Dim.of(2), Dim.of(4)], [Dim.of(4), Dim.of(2)]]
-                )
+            split = shape[at].factors()
+            if split and self.rng.random() < 0.7:
+                shape[at : at + 1] = self.rng.choice(split)
             else:
                 shape.insert(at, ONE)
         if len(shape) > 5:
@@ -77,6 +82,12 @@ class Views(Growing):
                 items.append(slice(a, b, c))
                 texts.append(f"{a}:{b}:{c}")
                 shape.append(Dim.of(len(range(n)[a:b:c])))
+            elif kind > 2 and (spare := d.spare):
+                a = self.rng.randint(0, spare)
+                b = self.rng.randint(0, spare - a)
+                items.append(slice(a, -b or None))
+                texts.append(f"{a or ''}:{-b or ''}")
+                shape.append(d + -(a + b))
             else:
                 items.append(slice(None))
                 texts.append(":")
