@@ -25,13 +25,17 @@ class Program(Elements, Reductions, Views, Products, Layers):
     """A random program of a seed; the results are of its last names."""
 
     def results(self, most: int = 4) -> list[Node]:
-        """Up to so many, none of which has sizes that no input gives."""
-        ends = [n for n in self.nodes if n.meaning is not None][-8:]
-        self.rng.shuffle(ends)
+        """Up to so many, none of which has sizes that no input gives; the program grows until
+        there is one."""
         found: list[Node] = []
-        for node in ends:
-            if len(found) < most and not self.needs([*found, node]):
-                found.append(node)
+        while not found:
+            ends = [n for n in self.nodes if n.meaning is not None][-8:]
+            self.rng.shuffle(ends)
+            for node in ends:
+                if len(found) < most and not self.needs([*found, node]):
+                    found.append(node)
+            if not found:
+                self.step()
         return found
 
 
