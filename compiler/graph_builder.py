@@ -97,7 +97,7 @@ class Builder:
     def constant(self, array: np.ndarray[Any, Any], dtype: DType) -> Ref:
         import numpy as np
 
-        data = np.ascontiguousarray(array, dtype.numpy).tobytes()
+        data = np.asarray(array, dtype.numpy).tobytes()
         return self._one(Constant(data), (), TensorType(dtype, tuple(map(const, array.shape))))
 
     def scalar(self, value: float | int | bool, dtype: DType, shape: Sequence[Expr] = ()) -> Ref:

@@ -141,8 +141,9 @@ def long_division(code: Code, a: Value, b: Value) -> Value:
     for known in code.scopes:
         if key in known.known:
             return known.known[key]
-    scope = code.place((a, b))
-    result = scope.known[key] = code.registered("i64", scope)
+    at = code.place((a, b))
+    scope = code.scopes[at]
+    result = scope.known[key] = code.fresh("i64", at)
     both, (high, x, y) = code.fresh("i64").text, (code.fresh("i32").text for _ in range(3))
     long, (wide, done) = code.fresh("i1").text, (code.label(n) for n in ("wide", "divided"))
     lines = (

@@ -18,7 +18,7 @@ from stagefuse.compiler.cpu.ir import round_to_single
 from stagefuse.compiler.operators import BITS, Operators
 
 from .fields import Fields
-from .lines import Line, Lines, Scope
+from .lines import Line, Lines
 
 Operand: TypeAlias = Union["Value", int, float]
 
@@ -109,6 +109,7 @@ class Code(Lines):
         """Registers whose value is that of another one, with an element as it is stored."""
         self.fields = Fields(self)
         self._counts: dict[str, int] = {}
+        self._integers: dict[tuple[int, str], Value] = {}
 
     def registers(self) -> list[str]:
         """Declarations of all registers."""
@@ -123,31 +124,31 @@ class Code(Lines):
         return value if isinstance(value, Value) else self.const(value, kind)
 
     def const(self, value: float | int, kind: str) -> Value:
-        return Value(self, constant_text(value, kind), kind)
+        if type(value) is not int:  # 0 and -0.0 are equal keys
+            return Value(self, constant_text(value, kind), kind)
+        key = (value, kind)
+        if key not in self._integers:
+            self._integers[key] = Value(self, constant_text(value, kind), kind)
+        return self._integers[key]
 
-    def fresh(self, kind: str) -> Value:
-        """A new register, set at this depth."""
+    def fresh(self, kind: str, depth: int | None = None) -> Value:
+        """A new register, set at a depth, or at this one."""
         c = CLASS[kind]
-        self._counts[c] = self._counts.get(c, 0) + 1
-        return Value(self, f"%{c}{self._counts[c]}", kind, self.depth)
+        count = self._counts[c] = self._counts.get(c, 0) + 1
+        return Value(self, f"%{c}{count}", kind, self.depth if depth is None else depth)
 
     def pure(self, op: str, kind: str, *operands: Value) -> Value:
         """The result of an instruction without effects, written once, as far out as can be."""
-        key = (op, kind, *(o.text for o in operands))
+        key = (op, kind, *[o.text for o in operands])
         for scope in self.scopes:
             if key in scope.known:
                 return scope.known[key]
-        scope = self.place(operands)
-        result = self.registered(kind, scope)
-        listed = ", ".join(o.text for o in (result, *map(self._held, operands)))
-        scope.lines.append(Line(f"\t{op} {listed};", self.loc))
-        scope.known[key] = result
+        at = self.place(operands)
+        result = self.fresh(kind, at)
+        listed = ", ".join([o.text for o in (result, *map(self._held, operands))])
+        self.scopes[at].lines.append(Line(f"\t{op} {listed};", self.loc))
+        self.scopes[at].known[key] = result
         return result
-
-    def registered(self, kind: str, scope: Scope) -> Value:
-        """A new register, set in a scope."""
-        made = self.fresh(kind)
-        return Value(self, made.text, kind, self.scopes.index(scope))
 
     def _held(self, value: Value) -> Value:
         """The operand; a constant predicate becomes a register."""

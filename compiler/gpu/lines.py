@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
 if TYPE_CHECKING:
     from .ir import Value
@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 Item: TypeAlias = Union["Line", list["Item"]]
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A line of PTX with the place in the source that it stands for."""
 
     text: str
     loc: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Scope:
     """A loop or branch being written: where its lines go, and what it knows."""
 
@@ -117,10 +116,11 @@ class Lines:
         finally:
             self.scopes.pop()
 
-    def place(self, operands: Sequence[Value]) -> Scope:
-        """The outermost scope in which operands exist and that no branch shuts in."""
-        least = max((o.depth for o in operands), default=0)
-        at = self.depth
-        while at > least and not self.scopes[at].fixed:
-            at -= 1
-        return self.scopes[at]
+    def place(self, operands: Sequence[Value]) -> int:
+        """The depth of the outermost scope in which operands exist and that no branch shuts in."""
+        at = len(self.scopes) - 1
+        if at:
+            least = max([o.depth for o in operands], default=0)
+            while at > least and not self.scopes[at].fixed:
+                at -= 1
+        return at
