@@ -13,9 +13,9 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,34 +26,8 @@ from stagefuse.runtime.cuda.calls import Graph, Node, View
 from stagefuse.runtime.errors import DeviceError, OutOfMemory
 
 from .fake_code import Library, NotedNode
+from .fake_order import ATOMIC, READ, WRITE, Access, Block, Ordered
 from .fake_tensor import FakeTensor
-
-READ, WRITE, ATOMIC = "read", "write", "atomic"
-Access = tuple["Block", int, int, str]  # begin and end in the block
-
-
-class Fault(AssertionError):
-    """What a GPU would have done in silence."""
-
-
-@dataclass(eq=False)
-class Block:
-    """Memory of the device, or page-locked memory here."""
-
-    address: int
-    bytes: np.ndarray[Any, Any]
-    known: np.ndarray[Any, Any]  # which bytes something wrote
-    alive: bool = True
-    accesses: list[tuple[int, int, int, str]] = field(default_factory=list)  # op, begin, end
-
-
-@dataclass(eq=False)
-class Op:
-    number: int
-    before: int  # bit i: op i happens before it
-    run: Callable[[], None]
-    blocks: list[Block]
-    done: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,29 +49,23 @@ class FakeMap:
         )  # fmt: skip
 
 
-class FakeCuda:
+class FakeCuda(Ordered):
     """GPUs as (name, major, minor, bytes of memory)."""
 
     Node, Graph, View = NotedNode, Graph, View
 
     def __init__(self, *gpus: tuple[str, int, int, int]) -> None:
+        super().__init__()
         self.gpus = gpus or (("NVIDIA H200", 9, 0, 1 << 24),)
-        self.faults: list[str] = []
-        self.ops: list[Op] = []
-        self.blocks: dict[int, Block] = {}
-        self.pinned: dict[int, Block] = {}
-        self.streams: dict[int, int] = {}  # what its next op comes after
         self.foreign: set[int] = set()  # blocks and streams of other libraries
         self.events: dict[int, int] = {}
         self.graphs: set[Graph] = set()
         self.libraries: set[Any] = set()
         self.contexts = 0
-        self.host = 0  # ops that the host knows to be done
         self.used = 0  # bytes
         self.counts: dict[str, int] = {}
         self.fail: dict[str, Exception] = {}  # raised once by a function of that name
         self.fail_kernel: str | None = None
-        self.broken: Exception | None = None
         self.launched: list[tuple[str, tuple[int, ...]]] = []
         self._thread = threading.local()
         self._lock = threading.RLock()
@@ -489,67 +457,3 @@ class FakeCuda:
             if name in self.fail:
                 raise self.fail.pop(name)
             yield
-
-    def _require(self, good: bool, fault: str) -> None:
-        if not good:
-            self.faults.append(fault)
-            raise Fault(fault)
-
-    def _at(self, address: int, size: int) -> tuple[Block, int]:
-        for block in self.blocks.values():
-            if block.address <= address < block.address + max(block.bytes.nbytes, 1):
-                begin = address - block.address
-                self._require(begin + size <= block.bytes.nbytes, "an access beyond its memory")
-                return block, begin
-        self._require(False, f"an access to {address:#x}, which is no memory, or freed")
-        raise AssertionError
-
-    def _locked(self, host: int, size: int) -> tuple[Block, int] | None:
-        for block in self.pinned.values():
-            if block.address <= host < block.address + block.bytes.nbytes:
-                self._require(
-                    host + size <= block.address + block.bytes.nbytes,
-                    "a copy beyond page-locked memory",
-                )
-                return block, host - block.address
-        return None
-
-    def _enqueue(self, stream: int, run: Callable[[], None], accesses: list[Access]) -> None:
-        self._require(stream in self.streams, "a stream that is closed")
-        self.streams[stream] |= self._put(self.streams[stream], run, accesses)
-
-    def _put(self, before: int, run: Callable[[], None], accesses: list[Access]) -> int:
-        """A new op; gives what comes before one that follows it."""
-        number = len(self.ops)
-        before |= self.host
-        for block, begin, end, kind in accesses:
-            self._require(block.alive, "an access to freed memory")
-            for other, first, last, theirs in block.accesses:
-                if other == number:
-                    continue
-                if first < end and begin < last and (kind != theirs or kind == WRITE):
-                    ordered = before >> other & 1 or {kind, theirs} == {READ}
-                    self._require(bool(ordered), f"a {kind} that nothing orders after a {theirs}")
-            block.accesses.append((number, begin, end, kind))
-
-        def checked() -> None:
-            for block, begin, end, kind in accesses:
-                if kind != WRITE:
-                    self._require(
-                        bool(block.known[begin:end].all()), "a read of what nothing wrote"
-                    )
-            run()
-
-        self.ops.append(Op(number, before, checked, [block for block, *_ in accesses]))
-        return before | 1 << number
-
-    def _finish(self, mask: int) -> None:
-        for op in self.ops:
-            if mask >> op.number & 1 and not op.done:
-                op.done = True
-                try:
-                    op.run()
-                except DeviceError as error:
-                    self.broken = error
-                    raise
-        self.host |= mask

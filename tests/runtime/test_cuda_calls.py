@@ -22,7 +22,8 @@ from stagefuse.runtime.devices import open_plan
 
 from . import handmade_gpu
 from .cuda_run import batch, check, opened, read
-from .fake_cuda import FakeCuda, Fault
+from .fake_cuda import FakeCuda
+from .fake_order import Fault
 from .fake_tensor import FakeTensor
 
 

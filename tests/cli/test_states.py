@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .test_cli import Shell, shell
+from .shell import Shell
 
-__all__ = ["shell"]
 SOURCE = """\
 pipeline total(x: f32[N]) -> (sums: f32[N], calls: i64)
 where N in 1..=9, S in 1..=99:

@@ -1,0 +1,164 @@
+"""What the command line refuses: exit codes, and what stderr says."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .shell import Shell
+
+
+def test_compile_of_a_wrong_program_writes_nothing(shell: Shell, wrong: Path) -> None:
+    assert shell("compile", wrong)[0] == 1
+    assert not wrong.with_suffix(".fused").exists()
+
+
+def test_run_refuses_a_wrong_input(shell: Shell, good: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 3)))
+    code, out, err = shell("run", good, "--input", tmp_path / "x.npy")
+    assert (code, out) == (1, "")
+    assert "f32" in err and "float64" in err
+
+
+def test_run_of_a_damaged_plan(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "bad.fused").write_bytes(b"PK\x03\x04" + bytes(100))
+    assert shell("run", tmp_path / "bad.fused")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["frobnicate"],
+        ["compile"],
+        ["check", "no-such-file.pipe"],
+        ["run", "GOOD", "--input", "x="],
+        ["run", "GOOD", "--input", "x=no-such-file.npy"],
+        ["bench", "GOOD"],
+        ["bench", "GOOD", "--size", "Q=3"],
+        ["check", "GOOD", "--weights", "w"],
+        ["compile", "GOOD", "-o", "GOOD"],
+        ["bench", "GOOD", "--size", "B=\u00b2", "--size", "N=1"],
+        ["run", "GOOD", "--input", "x=GOOD"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2(shell: Shell, good: Path, arguments: list[str]) -> None:
+    source = good.read_text()
+    code, out, err = shell(*[a.replace("GOOD", str(good)) for a in arguments])
+    assert (code, out) == (2, "")
+    assert err and good.read_text() == source
+
+
+def test_a_plan_is_no_source(shell: Shell, good: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.fused"
+    assert shell("compile", good, "-o", plan)[0] == 0
+    for command in ("compile", "check"):
+        code, _, err = shell(command, plan)
+        assert code == 2 and "is compiled already" in err
+
+
+def test_inputs_beyond_all_memory(shell: Shell, good: Path) -> None:
+    for size in (10**12, 10**21):
+        code, _, err = shell("bench", good, "--size", f"B={size}", "--size", "N=100")
+        assert code == 3 and f"B = {size}" in err
+
+
+def test_what_is_no_file_is_written_into_and_links_stay(
+    shell: Shell, good: Path, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "plan"
+    os.mkfifo(pipe)
+    link = tmp_path / "link.fused"
+    link.symlink_to(tmp_path / "there.fused")
+    assert shell("compile", good, "-o", link)[0] == 0
+    found = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    assert shell("compile", good, "-o", pipe)[0] == 0
+    reader.join()
+    assert link.is_symlink() and pipe.is_fifo()
+    assert found == [(tmp_path / "there.fused").read_bytes()]
+
+
+def test_streams_that_are_closed_and_names_beyond_utf8(good: Path) -> None:
+    odd = os.fsencode(good.parent) + b"/\xff.pipe"
+    with open(odd, "wb") as file:
+        file.write(good.read_bytes())
+    run = [sys.executable, "-m", "stagefuse"]
+    made = subprocess.run([*run, "compile", odd], capture_output=True, check=False)
+    assert (made.returncode, made.stderr) == (0, b"") and b"udcff.fused" in made.stdout
+    closed = ["sh", "-c", '"$@" >&-', "sh", *run, "check", str(good)]
+    assert subprocess.run(closed, capture_output=True, check=False).returncode == 0
+
+
+def test_a_target_that_is_not_there_is_3(shell: Shell, good: Path) -> None:
+    code, out, err = shell("compile", good, "--target", "h300")
+    assert (code, out) == (3, "")
+    assert "h300" in err and "h200" in err and "help" in err
+
+
+def test_missing_weights_are_a_diagnostic(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_text('weights w = "none.npz"\npipeline p(x: f32[2]) -> f32[2]:\n    x + w.b\n')
+    code, _, err = shell("check", path)
+    assert code == 1
+    assert "none.npz" in err and "--weights w=PATH" in err
+
+
+def test_our_own_fault_is_70_with_a_reproducer(
+    shell: Shell, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stagefuse.compiler import driver
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise AssertionError("an invariant")
+
+    monkeypatch.setattr(driver, "compile_file", broken)
+    code, out, err = shell("compile", good)
+    assert (code, out) == (70, "")
+    report = Path(err.strip().rsplit(" ", 1)[1])
+    text = report.read_text()
+    report.unlink()
+    assert "an invariant" in text and "pipeline classify" in text
+
+
+def test_a_pipeline_that_is_not_there_is_wrong_usage(shell: Shell, good: Path) -> None:
+    code, _, err = shell("compile", good, "--pipeline", "other")
+    assert code == 2 and "there is classify" in err
+
+
+def test_a_library_has_nothing_to_compile(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "lib.pipe"
+    path.write_text("fn f(x: f32[N]):\n    x\n")
+    for command in ("compile", "run"):
+        code, _, err = shell(command, path)
+        assert code == 1 and err == f"error: {path} holds no pipeline\n"
+
+
+def test_an_empty_plan_is_a_damaged_one(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "m.fused"
+    path.write_bytes(b"")
+    code, _, err = shell("run", path)
+    assert code == 1 and "the file is empty" in err
+
+
+def test_a_full_disk_and_a_missing_folder_are_named(
+    shell: Shell, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "none" / "m.fused"
+    code, _, err = shell("compile", good, "-o", target)
+    assert code == 1 and err == f"error: {target}: No such file or directory\n"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("stagefuse.compiler.plan_file._write_members", full)
+    target = tmp_path / "m.fused"
+    code, _, err = shell("compile", good, "-o", target)
+    assert code == 3 and str(target) in err and list(tmp_path.glob(".*")) == []
