@@ -3,101 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from stagefuse.compiler.alike import Copies
 from stagefuse.compiler.buffers import Buffers, size_of
 from stagefuse.compiler.fuse import partition
-from stagefuse.compiler.graph import Graph, Node, Scan
+from stagefuse.compiler.graph import Graph, Node
 from stagefuse.compiler.groups import Group
 from stagefuse.compiler.in_place import arrange
 from stagefuse.compiler.join import join
-from stagefuse.compiler.kernel_ir import Kernel, Value
+from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.compiler.kernel_order import loops_of
 from stagefuse.compiler.layers import Layers, Numbered
-from stagefuse.compiler.lower import FORMS, Lowered, Sites, finish
-from stagefuse.compiler.lower.blocks import Parallel
-from stagefuse.compiler.lower.values import Lowering
+from stagefuse.compiler.lower import Lowered, Sites, finish
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan, TensorMapPlan
 from stagefuse.compiler.report import describe, report
-from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_CODES, GPU_HALF, GPU_TMA, GPU_WGMMA
-from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum
+from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dims_text import parse
-from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.program import Pipeline
 
 from .assemble import Usage
 from .attend_roles import RolesWriter, attends
-from .attention import lower_attention, suits_groups
-from .attention_split import lower_joined, lower_pieces, split_of
-from .boxes import Matrices
-from .chain import LONGEST, lower_chain
-from .columns import Written, lower_rows
-from .contract import (
-    holds_codes,
-    lower_contract,
-    matrices_of,
-    operands_of,
-    sums_roughly,
-    tile_widths,
-    whole_of,
-)
+from .chain import LONGEST
+from .contract import sums_roughly
+from .drafts import SourceLowering, drafts, families
 from .emit import Entry, KernelWriter
-from .few_tiles import enough_tiles, low_rows, lower_parts, lower_sum_of_parts, thin
 from .mma import EIGHTS
 from .modules import Modules
-from .persistent import PersistentWriter, Whole
+from .persistent import PersistentWriter
 from .pieces import form_of
 from .predict import largest
-from .scatter import lower_ranges
-from .split_scan import lower_stretch_scans, lower_stretches, splits
 from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, occupancy
-from .teams import WARP_ROW
 from .tensor_maps import TensorMap
-from .tiles import choices
-from .transposed import lower_elements
-from .whole import lower_whole_parts, lower_whole_rest, whole
 
 JOINS = ("placed", "attended", "chained", "gathered", "coded", "direct", "halved")
-SHORT_ROWS = (256, 1024, 4096)
-"""Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
-WGMMA = ("sm_90a",)
-"""Arches with warpgroup instructions."""
-Forms = Mapping[str, Callable[[Lowering], Parallel]]
-GPU_FORMS = {
-    **FORMS,
-    "pointwise": lower_elements,
-    "contract": lower_contract,
-    "row": lower_rows,
-    "scatter": lower_ranges,
-    "chain": lower_chain,
-    "attention": lower_attention,
-}
-
-
-class SourceLowering(Written):
-    """A lowering that remembers the line that each value comes from. `whole`: the matrices of a
-    product whose operands come by tensor copies."""
-
-    whole: Whole | None = None
-
-    def __init__(self, *args: Any) -> None:
-        self.lines: dict[Value, int] = {}
-        self.warpgroups = False
-        self.boxes: Matrices | None = None
-        self.eights = KernelWriter.eights
-        super().__init__(*args)
-        self.sizes = self.graph.facts
-
-    def map(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
-        value = super().map(node, at, guard)
-        if node.span is not None:
-            self.lines.setdefault(value, node.span.line)
-        return value
 
 
 class Way(NamedTuple):
@@ -174,8 +116,8 @@ class GpuCompiler:
     ) -> list[tuple[Lowered, Way]]:
         """The kernels of a group, made; those that none before were are added to `fresh`."""
         made = []
-        for arches in self._families(graph, group):
-            for low, forms, share, part in self._lowerings(graph, group, sites, arches):
+        for arches in families(graph, group, self.arches):
+            for low, forms, share, part in drafts(graph, group, sites, arches):
                 if sums_roughly(graph, group):
                     low.eights = EIGHTS[arches[0]]
                 lowered = finish(low, forms)
@@ -186,81 +128,6 @@ class GpuCompiler:
                 entry = self._entry(pipeline, graph, lowered, low, name)
                 made.append((lowered, Way(arches, entry, share, part)))
         return made
-
-    def _families(self, graph: Graph, group: Group) -> list[tuple[str, ...]]:
-        """The arches by what kernels of a group they have in common."""
-        if sums_roughly(graph, group):
-            return [(a,) for a in self.arches]
-        groups = group.kind == "contract" and (
-            operands_of(graph, group) is not None or bool(choices(graph, group))
-        )
-        if group.kind == "attention":
-            groups = suits_groups(SourceLowering(graph, group, Sites(), GPU))
-        if not groups:
-            return [self.arches]
-        families = [tuple(a for a in self.arches if (a in WGMMA) == has) for has in (False, True)]
-        return [f for f in families if f]
-
-    def _lowerings(
-        self, graph: Graph, group: Group, sites: Sites, arches: Sequence[str]
-    ) -> Iterator[tuple[SourceLowering, Forms, Expr, str]]:
-        """The kernels of a group, each with a factor of its grid that is 1 or 0, and what part of
-        the group it is."""
-        if whole(graph, group):
-            for form, name in ((lower_whole_parts, "parts"), (lower_whole_rest, "")):
-                yield SourceLowering(graph, group, sites, GPU), {"row": form}, const(1), name
-            return
-        if group.kind in ("row", "scan"):
-            yield from _rows(graph, group, sites)
-            return
-        if group.kind == "attention":
-            yield from _attentions(graph, group, sites, arches)
-            return
-        schedule = GPU_CHAIN if group.kind == "chain" else GPU
-        whole_product = enough = None
-        kind = operands_of(graph, group) if group.kind == "contract" else None
-        if kind is not None:
-            schedule = GPU_HALF
-            if arches[0] in WGMMA and holds_codes(graph, group):
-                schedule = GPU_CODES
-            elif arches[0] in WGMMA:
-                whole_product = whole_of(SourceLowering(graph, group, sites, GPU_TMA))
-                schedule = GPU_WGMMA if whole_product is None else GPU_TMA
-                enough = enough_tiles(graph, group, whole_product)
-        split = thin(graph, group, enough)
-        others, summed = const(1), const(0)
-        if split is not None and split.low != const(0):
-            summed, others = split.low, 1 - split.low
-            for rows, share in low_rows(graph, group, split):
-                form = partial(lower_parts, split=split, tile_rows=rows)
-                yield SourceLowering(graph, group, sites, GPU), {"contract": form}, share, "parts"
-        found = choices(graph, group) if arches[0] in WGMMA and others != const(0) else ()
-        for choice in found:
-            low = SourceLowering(graph, group, sites, GPU)
-            low.warpgroups, low.sizes = True, choice.facts
-            low.boxes = matrices_of(low, choice.shape)
-            share = choice.holds * others
-            yield low, {"contract": partial(lower_contract, shape=choice.shape)}, share, ""
-        others = others * (1 - sum((c.holds for c in found), const(0)))
-        if split is not None:
-            few = split.few * others
-            if few != const(0):
-                form = partial(lower_parts, split=split)
-                yield SourceLowering(graph, group, sites, GPU), {"contract": form}, few, "parts"
-            others, summed = others - few, summed + few
-            if summed != const(0):
-                form = partial(lower_sum_of_parts, split=split)
-                yield SourceLowering(graph, group, sites, GPU), {"contract": form}, summed, "sum"
-        if others == const(0):
-            return
-        if not schedule.tile_columns or holds_codes(graph, group):
-            yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
-            return
-        cluster = 1 if whole_product is None else whole_product.cluster
-        for width, best in tile_widths(graph, group, cluster):
-            low = SourceLowering(graph, group, sites, replace(schedule, tile_columns=width))
-            low.whole = whole_product
-            yield low, GPU_FORMS, graph.facts.simplify(others * best), f"by {width}"
 
     def _entry(
         self, pipeline: Pipeline, graph: Graph, lowered: Lowered, low: SourceLowering, label: str
@@ -382,72 +249,6 @@ class GpuCompiler:
             "occupancy limit": limit,
             "arithmetic": self.arithmetic[launch.kernel],
         }
-
-
-def _attentions(
-    graph: Graph, group: Group, sites: Sites, arches: Sequence[str]
-) -> Iterator[tuple[SourceLowering, Forms, Expr, str]]:
-    """The kernels of attention: of few queries in two, the others in one."""
-    asked = SourceLowering(graph, group, Sites(), GPU)
-    split = split_of(asked)
-    others = const(1)
-    if split is not None:
-        others = 1 - split.few
-        for part, name in ((lower_pieces, "pieces"), (lower_joined, "joined")):
-            low = SourceLowering(graph, group, sites, GPU)
-            share = const(1) if name == "pieces" else split.few  # no piece, no block
-            yield low, {"attention": partial(part, split=split)}, share, name
-    if graph.facts.bounds(others)[1] != 0:
-        schedule = GPU_WGMMA if arches[0] in WGMMA and suits_groups(asked) else GPU
-        yield SourceLowering(graph, group, sites, schedule), GPU_FORMS, others, ""
-
-
-def _rows(
-    graph: Graph, group: Group, sites: Sites
-) -> Iterator[tuple[SourceLowering, Forms, Expr, str]]:
-    """The kernels of rows: of long scans in two, the others by how long rows are."""
-    others, split = const(1), splits(graph, group)
-    if split is not None:
-        others = 1 - split
-        for form, name in ((lower_stretches, "parts"), (lower_stretch_scans, "stretches")):
-            yield SourceLowering(graph, group, sites, GPU), {"scan": form}, split, name
-    for facts, name, share in _classes_of_rows(graph, group) or [(graph.facts, "", const(1))]:
-        low = SourceLowering(graph, group, sites, GPU)
-        low.sizes = facts
-        yield low, GPU_FORMS, share * others, name
-
-
-def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]]:
-    """For rows that may be short or long: what is known of sizes in each class of lengths, its
-    name, and an expression that is 1 there and else 0."""
-    axes = tuple(group.row_axes or ())
-    if group.kind == "scan":
-        scan = graph.nodes[group.roots[0].node].primitive
-        axes = (scan.axis,) if isinstance(scan, Scan) and scan.axis == len(group.domain) - 1 else ()
-    if group.kind not in ("row", "scan") or len(axes) != 1:
-        return []
-    (axis,) = axes
-    length = group.domain[axis]
-    name = length.as_symbol()
-    if name is None or len(group.domain) == 1:
-        return []
-    low, high = graph.facts.ranges.get(name, (0, None))
-    most = None if high is None else graph.facts.bounds(as_expr(high))[1]
-    least = graph.facts.bounds(as_expr(low))[0]
-    if least is None:
-        return []
-    limits = [n for n in SHORT_ROWS if least <= n and (most is None or n < most)]
-    if group.kind == "scan":
-        limits = [n for n in limits if n == WARP_ROW]
-    found, above = [], const(1)
-    for limit in limits:
-        beyond = minimum(floordiv(length, limit + 1), const(1))
-        facts = graph.facts.with_ranges({name: (low, limit)})
-        found.append((facts, f"to {limit}", above - beyond))
-        low, above = limit + 1, beyond
-    if found:
-        found.append((graph.facts.with_ranges({name: (low, high)}), "", above))
-    return found
 
 
 def _map_plan(

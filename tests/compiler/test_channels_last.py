@@ -11,8 +11,9 @@ from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.errors import VerifyError
 from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.gathered import gathered_of
-from stagefuse.compiler.gpu.compile import JOINS, SourceLowering
+from stagefuse.compiler.gpu.compile import JOINS
 from stagefuse.compiler.gpu.contract import lower_contract
+from stagefuse.compiler.gpu.drafts import SourceLowering
 from stagefuse.compiler.graph import Contract, Graph
 from stagefuse.compiler.graph_verify import verify_graph
 from stagefuse.compiler.interpret import evaluate

@@ -1,0 +1,260 @@
+"""Which kernels a group becomes on GPUs by the rules, and for which sizes each of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from stagefuse.compiler.graph import Graph, Node, Scan
+from stagefuse.compiler.groups import Group
+from stagefuse.compiler.kernel_ir import Value
+from stagefuse.compiler.lower import FORMS, Sites
+from stagefuse.compiler.lower.blocks import Parallel
+from stagefuse.compiler.lower.values import Lowering
+from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_CODES, GPU_HALF, GPU_TMA, GPU_WGMMA
+from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum
+from stagefuse.dsl.facts import Facts
+
+from .attention import lower_attention, suits_groups
+from .attention_split import Split, lower_joined, lower_pieces, split_of
+from .boxes import Matrices
+from .chain import lower_chain
+from .columns import Written, lower_rows
+from .contract import (
+    holds_codes,
+    lower_contract,
+    matrices_of,
+    operands_of,
+    sums_roughly,
+    tile_widths,
+    whole_of,
+)
+from .emit import KernelWriter
+from .few_tiles import Thin, enough_tiles, low_rows, lower_parts, lower_sum_of_parts, thin
+from .persistent import Whole
+from .scatter import lower_ranges
+from .split_scan import lower_stretch_scans, lower_stretches, splits
+from .teams import WARP_ROW
+from .tiles import Choice, choices
+from .transposed import lower_elements
+from .whole import lower_whole_parts, lower_whole_rest, whole
+
+SHORT_ROWS = (256, 1024, 4096)
+"""Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
+WGMMA = ("sm_90a",)
+"""Arches with warpgroup instructions."""
+Forms = Mapping[str, Callable[[Lowering], Parallel]]
+GPU_FORMS: Forms = {
+    **FORMS,
+    "pointwise": lower_elements,
+    "contract": lower_contract,
+    "row": lower_rows,
+    "scatter": lower_ranges,
+    "chain": lower_chain,
+    "attention": lower_attention,
+}
+
+
+class SourceLowering(Written):
+    """A lowering that remembers the line that each value comes from. `whole`: the matrices of a
+    product whose operands come by tensor copies."""
+
+    whole: Whole | None = None
+
+    def __init__(self, *args: Any) -> None:
+        self.lines: dict[Value, int] = {}
+        self.warpgroups = False
+        self.boxes: Matrices | None = None
+        self.eights = KernelWriter.eights
+        super().__init__(*args)
+        self.sizes = self.graph.facts
+
+    def map(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
+        value = super().map(node, at, guard)
+        if node.span is not None:
+            self.lines.setdefault(value, node.span.line)
+        return value
+
+
+class Draft(NamedTuple):
+    """A kernel to be lowered by forms, a factor of its grid that is 1 or 0, and what part of its
+    group it is."""
+
+    low: SourceLowering
+    forms: Forms
+    share: Expr
+    part: str
+
+
+def families(graph: Graph, group: Group, arches: Sequence[str]) -> list[tuple[str, ...]]:
+    """The arches by what kernels of a group they have in common."""
+    if sums_roughly(graph, group):
+        return [(a,) for a in arches]
+    groups = group.kind == "contract" and (
+        operands_of(graph, group) is not None or bool(choices(graph, group))
+    )
+    if group.kind == "attention":
+        groups = suits_groups(SourceLowering(graph, group, Sites(), GPU))
+    if not groups:
+        return [tuple(arches)]
+    found = [tuple(a for a in arches if (a in WGMMA) == has) for has in (False, True)]
+    return [f for f in found if f]
+
+
+def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
+    """The kernels of a group on arches of one family."""
+    if group.kind == "contract":
+        yield from _products(graph, group, sites, arches)
+    elif whole(graph, group):
+        for form, name in ((lower_whole_parts, "parts"), (lower_whole_rest, "")):
+            low = SourceLowering(graph, group, sites, GPU)
+            yield Draft(low, {"row": form}, const(1), name)
+    elif group.kind in ("row", "scan"):
+        yield from _rows(graph, group, sites)
+    elif group.kind == "attention":
+        yield from _attentions(graph, group, sites, arches)
+    else:
+        schedule = GPU_CHAIN if group.kind == "chain" else GPU
+        yield Draft(SourceLowering(graph, group, sites, schedule), GPU_FORMS, const(1), "")
+
+
+def _products(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
+    """The kernels of a product: tiles by warpgroups or warps, or parts of the depth and their
+    sum."""
+    own = partial(SourceLowering, graph, group, sites)
+    groups, codes = arches[0] in WGMMA, holds_codes(graph, group)
+    narrow = operands_of(graph, group) is not None
+    copied = whole_of(own(GPU_TMA)) if narrow and groups and not codes else None
+    enough = enough_tiles(graph, group, copied) if narrow and groups and not codes else None
+    split = thin(graph, group, enough)
+    others, summed = const(1), const(0)
+    if split is not None and split.low != const(0):
+        summed, others = split.low, 1 - split.low
+        for rows, share in low_rows(graph, group, split):
+            yield parts_draft(own(GPU), split, share, rows)
+    found = choices(graph, group) if groups and others != const(0) else ()
+    for choice in found:
+        yield shape_draft(own(GPU), replace(choice, holds=choice.holds * others))
+    others = others * (1 - sum((c.holds for c in found), const(0)))
+    if split is not None:
+        few = split.few * others
+        if few != const(0):
+            yield parts_draft(own(GPU), split, few)
+        others, summed = others - few, summed + few
+        if summed != const(0):
+            yield sum_draft(own(GPU), split, summed)
+    if others == const(0):
+        return
+    if not narrow or not groups or codes:
+        schedule = GPU_HALF if narrow else GPU
+        if narrow and groups:
+            schedule = GPU_CODES
+        yield Draft(own(schedule), GPU_FORMS, others, "")
+        return
+    for width, best in tile_widths(graph, group, 1 if copied is None else copied.cluster):
+        yield width_draft(graph, group, sites, width, copied, others * best)
+
+
+def parts_draft(low: SourceLowering, split: Thin, share: Expr, rows: int = 0) -> Draft:
+    """The products of parts of the depth, in tiles of some rows."""
+    return Draft(
+        low, {"contract": partial(lower_parts, split=split, tile_rows=rows)}, share, "parts"
+    )
+
+
+def sum_draft(low: SourceLowering, split: Thin, share: Expr) -> Draft:
+    """The sum of such parts, and what follows."""
+    return Draft(low, {"contract": partial(lower_sum_of_parts, split=split)}, share, "sum")
+
+
+def shape_draft(low: SourceLowering, choice: Choice) -> Draft:
+    """An f32 product on warpgroups in tiles of a shape."""
+    low.warpgroups, low.sizes = True, choice.facts
+    low.boxes = matrices_of(low, choice.shape)
+    return Draft(low, {"contract": partial(lower_contract, shape=choice.shape)}, choice.holds, "")
+
+
+def width_draft(
+    graph: Graph, group: Group, sites: Sites, width: int, copied: Whole | None, share: Expr
+) -> Draft:
+    """A product of narrow operands on warpgroups in tiles of a width, whose operands come by tensor
+    copies if `copied` says of which matrices."""
+    base = GPU_WGMMA if copied is None else GPU_TMA
+    low = SourceLowering(graph, group, sites, replace(base, tile_columns=width))
+    low.whole = copied
+    return Draft(low, GPU_FORMS, graph.facts.simplify(share), f"by {width}")
+
+
+def _attentions(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
+    """The kernels of attention: of few queries in two, the others in one."""
+    split = split_of(SourceLowering(graph, group, Sites(), GPU))
+    others = const(1)
+    if split is not None:
+        others = 1 - split.few
+        yield from pieces_drafts(graph, group, sites, split)
+    if graph.facts.bounds(others)[1] != 0:
+        groups = arches[0] in WGMMA and suits_groups(SourceLowering(graph, group, Sites(), GPU))
+        yield attended_draft(graph, group, sites, groups, others)
+
+
+def pieces_drafts(graph: Graph, group: Group, sites: Sites, split: Split) -> Iterator[Draft]:
+    """Attention by pieces of the keys, and what puts them together."""
+    for part, name in ((lower_pieces, "pieces"), (lower_joined, "joined")):
+        low = SourceLowering(graph, group, sites, GPU)
+        share = const(1) if name == "pieces" else split.few  # no piece, no block
+        yield Draft(low, {"attention": partial(part, split=split)}, share, name)
+
+
+def attended_draft(graph: Graph, group: Group, sites: Sites, groups: bool, share: Expr) -> Draft:
+    """Attention in one kernel, by warpgroups or by warps."""
+    low = SourceLowering(graph, group, sites, GPU_WGMMA if groups else GPU)
+    return Draft(low, GPU_FORMS, share, "")
+
+
+def _rows(graph: Graph, group: Group, sites: Sites) -> Iterator[Draft]:
+    """The kernels of rows: of long scans in two, the others by how long rows are."""
+    others, split = const(1), splits(graph, group)
+    if split is not None:
+        others = 1 - split
+        for form, name in ((lower_stretches, "parts"), (lower_stretch_scans, "stretches")):
+            low = SourceLowering(graph, group, sites, GPU)
+            yield Draft(low, {"scan": form}, split, name)
+    for facts, name, share in _classes_of_rows(graph, group) or [(graph.facts, "", const(1))]:
+        low = SourceLowering(graph, group, sites, GPU)
+        low.sizes = facts
+        yield Draft(low, GPU_FORMS, share * others, name)
+
+
+def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]]:
+    """For rows that may be short or long: what is known of sizes in each class of lengths, its
+    name, and an expression that is 1 there and else 0."""
+    axes = tuple(group.row_axes or ())
+    if group.kind == "scan":
+        scan = graph.nodes[group.roots[0].node].primitive
+        axes = (scan.axis,) if isinstance(scan, Scan) and scan.axis == len(group.domain) - 1 else ()
+    if group.kind not in ("row", "scan") or len(axes) != 1:
+        return []
+    (axis,) = axes
+    length = group.domain[axis]
+    name = length.as_symbol()
+    if name is None or len(group.domain) == 1:
+        return []
+    low, high = graph.facts.ranges.get(name, (0, None))
+    most = None if high is None else graph.facts.bounds(as_expr(high))[1]
+    least = graph.facts.bounds(as_expr(low))[0]
+    if least is None:
+        return []
+    limits = [n for n in SHORT_ROWS if least <= n and (most is None or n < most)]
+    if group.kind == "scan":
+        limits = [n for n in limits if n == WARP_ROW]
+    found, above = [], const(1)
+    for limit in limits:
+        beyond = minimum(floordiv(length, limit + 1), const(1))
+        facts = graph.facts.with_ranges({name: (low, limit)})
+        found.append((facts, f"to {limit}", above - beyond))
+        low, above = limit + 1, beyond
+    if found:
+        found.append((graph.facts.with_ranges({name: (low, high)}), "", above))
+    return found
