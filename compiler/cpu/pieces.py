@@ -32,8 +32,8 @@ from .cutting import (
 
 ROWS = 32
 """Of a product's tile."""
-ENTRIES = 32
-"""Tiles of rows that a cache holds at most."""
+ENTRIES = 64
+"""Tiles of rows that a cache holds at most: eight over a depth of 4096, in stretches of 512."""
 LEAST_ROWS, LEAST_DEPTH = 16, 24
 """With fewer rows to use it for, cutting a panel takes longer than it saves; with fewer steps, most
 of a tile are zeros."""

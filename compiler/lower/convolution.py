@@ -28,7 +28,7 @@ STRIPE = 1 << 17
 """Elements of a stripe that, with a few rows of the matrix, fit the second-level cache."""
 STRETCH = 480
 """Columns of a step where any number will do: ten panels of 48, five vectors of AVX-512 in six."""
-BAND = 16
+BAND = 32
 """Rows of the other matrix that few rows take at a time."""
 STEPS = 8
 """Steps that a product should have for threads to share."""

@@ -139,8 +139,8 @@ class _Blocks:
         packs = p.operands[1] in low.group.packs
         tiles, self.whole = _blocking(low, p, packs)
         self.deep = not self.whole and not packs
-        self.group = low.schedule.deep_panels if self.deep else low.schedule.panel_group
         block = p.row_tile * tiles
+        self.group = self.deep_group(block) if self.deep else low.schedule.panel_group
         blocks = floordiv(p.rows + (block - 1), block, low.facts)
         groups = floordiv(p.panels + (self.group - 1), self.group, low.facts)
         self.parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
@@ -156,6 +156,14 @@ class _Blocks:
         self.place = const(0) if self.whole else sym("t")
         if self.deep:
             self.place = self.place + (sym("p") - sym("nb") * self.group) * tiles
+
+    def deep_group(self, block: int) -> int:
+        """Panels of a step. Where all rows are one block, two steps share the panels at least."""
+        panels, group = self.p.panels.as_int(), self.low.schedule.deep_panels
+        most = self.low.facts.bounds(self.p.rows)[1]
+        if panels is None or most is None or most > block:
+            return group
+        return max(1, min(group, panels // 2))
 
     @property
     def stretches(self) -> Expr:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from stagefuse.compiler import driver
 from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.graph import Contract, Graph
@@ -19,6 +22,7 @@ from stagefuse.dsl.dtypes import F32, F64, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
+from stagefuse.runtime.prepared import Evaluator
 
 from .graph_run import both, graph_of, native
 
@@ -150,3 +154,22 @@ def test_a_product_that_is_repeated_is_computed_once(rng: np.random.Generator) -
         for got, wanted in both(graph, feeds, {"B": size}, pipe):
             assert got.shape == (5, size, 30)
             assert np.all(np.abs(got - wanted) <= 41 * 2.0**-24 * scale[:, None, :])
+
+
+@pytest.mark.parametrize("most, steps", [(256, 3), (4096, 1)])
+def test_threads_share_the_panels_of_one_block(
+    rng: np.random.Generator, tmp_path: Path, most: int, steps: int
+) -> None:
+    weights = rng.standard_normal((2000, 150), np.float32)
+    np.savez(tmp_path / "w.npz", w=weights)
+    source = tmp_path / "deep.pipe"
+    head = 'weights w = "w.npz"\n\npipeline main(x: f32[M, 2000])'
+    source.write_text(f"{head}\nwhere M in 1..={most}:\n    x @ w.w\n")
+    plan = driver.compile_file(source)
+    (step,) = plan.pipelines[0].steps
+    assert Evaluator({"M": 5})(step.count) == steps
+    x = rng.standard_normal((5, 2000), np.float32)
+    found = CpuPipeline(plan, threads=2)(x=x)
+    wanted = x.astype(float) @ weights
+    scale = np.abs(x).astype(float) @ np.abs(weights)
+    assert np.all(np.abs(found - wanted) <= 2001 * 2.0**-24 * scale)
