@@ -90,7 +90,9 @@ class _Joiner(OperandJoiner):
         if anchor.operands[1] in middle.roots or not self._is_rows_of(middle, anchor):
             return None
         first = next((g for g in self.groups if self._scores(g, middle)), None)
-        return None if first is None else (first, middle)
+        if first is None or not self._share_rows(self.graph.nodes[first.anchor or 0], anchor):
+            return None
+        return first, middle
 
     def _chained(self, last: Group) -> None:
         found = self._between(last)
@@ -201,6 +203,15 @@ class _Joiner(OperandJoiner):
             and same(product.row_stride, product.depth)
             and same(product.base, base)
         )
+
+    def _share_rows(self, *products: Node) -> bool:
+        """Whether two products have the same axes as rows: queries of several heads are rows of one
+        matrix where the heads share their keys, but not where each has values of its own."""
+        rows = []
+        for node in products:
+            assert isinstance(node.primitive, Contract)
+            rows.append(_longer(node, node.primitive.rows))
+        return rows[0] == rows[1]
 
     def _scores(self, first: Group, middle: Group) -> bool:
         """Whether a product computes the rows that row reductions read, and nothing else does."""
