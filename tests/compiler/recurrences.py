@@ -160,7 +160,26 @@ def _pair(x: Array, w: Array) -> Sequence[Array]:
     return (g,)
 
 
+def _twins(x: Array) -> Sequence[Array]:
+    """Two scans that begin alike and go on differently."""
+    h = g = np.zeros(x.shape[1])
+    for row in x:
+        h, g = 0.5 * h + row, 0.25 * g - row
+    return h, g
+
+
 CASES = [
+    Case(
+        """
+pipeline twins(x: f32[T, D]) -> (f32[D], f32[D]):
+    scan t in 0..T with h = zeros([D], f32):
+        h = 0.5 * h + x[t]
+    scan u in 0..T with g = zeros([D], f32):
+        g = 0.25 * g - x[u]
+    h, g
+""",
+        _twins,
+    ),
     Case(
         """
 pipeline lstm(

@@ -114,7 +114,7 @@ class Model:
             op,
             tuple(names),
             tuple((d.name, s) for d, s in results),
-            repr(sorted(attributes.items())),
+            repr([(k, _content(v)) for k, v in sorted(attributes.items())]),
         )
         if key in self._made:
             return self._made[key]
@@ -184,6 +184,13 @@ class Model:
         _rename(self.nodes[since:], old, new)
         self.values[new] = self.values.pop(old)
         return new
+
+
+def _content(attribute: Any) -> Any:
+    """What an attribute holds: the text of a graph or tensor may say only where it lies."""
+    if isinstance(attribute, onnx.GraphProto | onnx.TensorProto):
+        return attribute.SerializeToString(deterministic=True)
+    return attribute
 
 
 def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
