@@ -112,6 +112,24 @@ def _divided(a: Expr, b: Expr, facts: Any) -> Expr:
     return floordiv(a, b, facts)
 
 
+def _remainder(node: Node, a: Array, b: Array) -> Array:
+    """With the sign of the divisor, as that of the language's sizes."""
+    if node.attr("fmod", 0) or "f" in (a.dtype.kind, b.dtype.kind):
+        raise Unfolded
+    if not is_symbolic(b) and np.any(b == 0):
+        raise Unfolded
+    return np.asarray(_MOD(node, a, b))
+
+
+def _size_remainder(a: Expr, b: Expr, facts: Any) -> Expr:
+    if not facts.is_positive(b):
+        raise Unfolded
+    return a - b * floordiv(a, b, facts)
+
+
+_MOD = _binary(np.mod, _size_remainder)
+
+
 def _power(node: Node, a: Array, b: Array) -> Array:
     """Of one number: a root that makes a size. Others are left to the language."""
     if a.size != 1 or b.size != 1 or is_symbolic(a) or is_symbolic(b):
@@ -252,6 +270,16 @@ def _tile(node: Node, x: Array, repeats: Array) -> Array:
     return np.tile(x, counts)
 
 
+def _one_hot(node: Node, ids: Array, depth: Array, values: Array) -> Array:
+    """Also of sizes: PyTorch writes the repeats of `repeat_interleave` so."""
+    count, axis = int(depth.reshape(-1)[0]), node.attr("axis", -1)
+    if is_symbolic(ids) or ids.size * count > MAX_KNOWN:
+        raise Unfolded
+    at = ids.astype(np.int64)[..., None]
+    hot = np.where(at < 0, at + count, at) == np.arange(count)
+    return np.moveaxis(np.where(hot, values[1], values[0]), -1, axis)
+
+
 def _where(node: Node, c: Array, a: Array, b: Array) -> Array:
     return np.asarray(np.where(c, a, b))
 
@@ -288,6 +316,17 @@ def _unary(fn: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
+def _clip(node: Node, x: Array, *_: Array) -> Array:
+    """The bounds are attributes before opset 11, then inputs."""
+    for index, (bound, rule) in enumerate((("min", "Max"), ("max", "Min")), 1):
+        given, limit = node.attr(bound), node.maybe(index)
+        if limit is not None:
+            x = RULES[rule](node, x, limit.known)
+        elif given is not None:
+            x = RULES[rule](node, x, np.asarray(given, np.float32))
+    return x
+
+
 def _identity(node: Node, x: Array, *_: Array) -> Array:
     return x
 
@@ -297,17 +336,19 @@ RULES: dict[str, Callable[..., Any]] = {
     "Sub": _binary(np.subtract, lambda a, b, f: a - b),
     "Mul": _binary(np.multiply, lambda a, b, f: a * b),
     "Div": _binary(_truncated, _divided),
-    "Mod": _binary(np.mod, None), "Pow": _power,
+    "Mod": _remainder, "Pow": _power,
     "Max": _binary(np.maximum, maximum), "Min": _binary(np.minimum, minimum),
     "Equal": _compared("Equal"), "Less": _compared("Less"), "Greater": _compared("Greater"),
     "LessOrEqual": _compared("LessOrEqual"), "GreaterOrEqual": _compared("GreaterOrEqual"),
     "Gather": _gather, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Concat": _concat,
     "Reshape": _reshape, "Slice": _slice, "Cast": _cast, "CastLike": _cast,
     "ConstantOfShape": _constant_of_shape, "Range": _range, "Expand": _expand, "Tile": _tile,
-    "Where": _where, "ReduceProd": _reduced(np.prod), "ReduceSum": _reduced(np.sum),
+    "OneHot": _one_hot, "Where": _where, "Clip": _clip,
+    "ReduceProd": _reduced(np.prod), "ReduceSum": _reduced(np.sum),
     "ReduceMax": _reduced(np.max), "ReduceMin": _reduced(np.min), "Split": _split,
     "Neg": _unary(np.negative), "Not": _unary(np.logical_not), "Abs": _unary(np.abs),
     "Floor": _unary(np.floor), "Ceil": _unary(np.ceil), "Sqrt": _unary(np.sqrt),
+    "Round": _unary(np.round), "Sign": _unary(np.sign),
     "Relu": _unary(lambda x: np.maximum(x, 0)), "Identity": _identity,
     "Transpose": lambda node, x: np.transpose(x, node.attr("perm")),
     "And": _binary(np.logical_and, None), "Or": _binary(np.logical_or, None),

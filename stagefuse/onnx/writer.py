@@ -90,10 +90,11 @@ def _counted(translator: Translator) -> list[str]:
     for name, rows in translator.counts.items():
         groups.setdefault((rows.count, rows.axis), []).append(f"`{labels[name]}`")
     order = list(dict.fromkeys(count for count, _ in groups))
+    first = len(translator.results) - len(order)
+    meant = {c: name for c, (_, name, _) in zip(order, translator.results[first:], strict=True)}
     return [
         f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} as many elements along axis "
-        f"{axis} as there can be; the first `{translator.results[order.index(count) - len(order)][1]}` "  # noqa: E501
-        "are meant, the others are filling."
+        f"{axis} as there can be; the first `{meant[count]}` are meant, the others are filling."
         for (count, axis), names in groups.items()
     ]
 

@@ -147,6 +147,19 @@ def test_equal_layers_are_a_loop(rng: np.random.Generator, batch: int, length: i
     }
 
 
+def test_turns_with_one_set_of_weights_are_a_loop(rng: np.random.Generator) -> None:
+    """Layers that share their weights, or whose equal weights an exporter has merged."""
+    net, x = Net(), "x"
+    for name in ("up", "down"):
+        net.weights[f"{name}.weight"], net.weights[f"{name}.bias"] = drawn(rng, 8, 8), drawn(rng, 8)
+    for _ in range(6):
+        h = net.add("Gemm", [x, "up.weight", "up.bias"], transB=1)
+        h = net.add("Gemm", [gelu_of(net, h), "down.weight", "down.bias"], transB=1)
+        x = net.add("Tanh", [net.add("Add", [h, x])])
+    found = require_same(net.model({"x": (F32, ["b", 8])}, x), x=drawn(rng, 3, 8))
+    assert "for turn in 0..6:" in found.text
+
+
 def test_blocks_in_several_places_are_a_function(rng: np.random.Generator) -> None:
     x = rng.standard_normal((2, 4, 16, 16)).astype(np.float32)
     found = require_same(stages(rng, (3, 4)), x=x)

@@ -11,7 +11,7 @@ from stagefuse.dsl.source import Source
 from stagefuse.onnx import OnnxError, import_model
 
 from . import models
-from .models import F32, node
+from .models import F32, I64, node
 
 
 def test_a_table_that_is_cut_to_a_size_bounds_it() -> None:
@@ -214,3 +214,40 @@ def test_an_input_may_be_called_like_an_index() -> None:
     found = import_model(made)
     y = sf.compile(found.text)(i0=np.arange(3, dtype=np.float32))
     np.testing.assert_array_equal(y, [0, 1, 2, 0, 1, 2])
+
+
+def test_a_size_is_filled_up_to_a_multiple(rng: np.random.Generator) -> None:
+    """As images are for windows: the rest of their negated height by that of a window."""
+    made = models.model(
+        [node("Shape", ["x"], ["n"], start=0, end=1), node("Neg", ["n"], ["less"]),
+         node("Mod", ["less", "four"], ["more"]),
+         node("Concat", ["zero", "more"], ["pads"], axis=0),
+         node("Pad", ["x", "pads"], ["y"]), node("Add", ["n", "more"], ["whole"]),
+         node("Div", ["whole", "four"], ["windows"]),
+         node("Concat", ["windows", "four"], ["shape"], axis=0),
+         node("Reshape", ["y", "shape"], ["z"])],
+        {"x": (F32, ["n"])}, ["z"], {"zero": np.array([0]), "four": np.array([4])}, opset=18,
+    )  # fmt: skip
+    found = import_model(made)
+    pipe = sf.compile(found.text)
+    for count in (1, 4, 7):
+        x = rng.standard_normal(count).astype(np.float32)
+        wanted = np.pad(x, (0, -count % 4)).reshape(-1, 4)
+        np.testing.assert_array_equal(pipe(x=x), wanted)
+
+
+def test_sizes_are_clipped_and_put_into_a_shape_by_one_hot(rng: np.random.Generator) -> None:
+    """PyTorch's `repeat_interleave` repeats by a OneHot of sizes."""
+    made = models.model(
+        [node("Shape", ["x"], ["rows"], start=0, end=1), node("Clip", ["rows", "", "most"], ["n"]),
+         node("Concat", ["one", "n"], ["values"], axis=0),
+         node("OneHot", ["one", "three", "values"], ["hot"]),
+         node("Reshape", ["hot", "three"], ["repeats"]), node("Tile", ["z", "repeats"], ["y"]),
+         node("Size", ["x"], ["size"]), node("Add", ["y", "size"], ["total"])],
+        {"x": (F32, [2, "m"]), "z": (I64, ["a", 1, 5])}, ["total"],
+        {"one": np.array([1]), "three": np.array([3]), "most": np.array(9)}, opset=18,
+    )  # fmt: skip
+    found = import_model(made)
+    z = rng.integers(0, 9, (3, 1, 5))
+    y = sf.compile(found.text)(x=np.zeros((2, 4), np.float32), z=z)
+    np.testing.assert_array_equal(y, np.tile(z, (1, 2, 1)) + 8)

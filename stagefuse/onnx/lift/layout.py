@@ -211,6 +211,8 @@ class Layout:
         names = []
         for target in loop.targets:
             names.append(self._name(target, number - 1, plan))
+        if not names:
+            names.append(Names([*self.names.taken, *self.held]).value("turn"))
         self.lines.append(f"{pad}for {', '.join(names)} in {self._items(loop, plan)}:")
         for value in loop.leaves:
             if value not in wanted:
@@ -226,6 +228,8 @@ class Layout:
 
     def _items(self, loop: Loop, plan: Plan) -> str:
         """What a loop runs over: a scope of the weights, numbers, or rows."""
+        if not loop.targets:  # every turn does the same, with the same weights
+            return f"0..{len(loop.items)}"
         first = loop.targets[0]
         if len(loop.targets) == 1 and first.name == "index":
             low, high = loop.items[0][0], loop.items[-1][0]

@@ -251,10 +251,11 @@ def _grouped(n: Node) -> Written:
     if n.maybe(3) is not None and not first:
         k, v = (_appended(n, n.val(i), t, before, total, name)
                 for i, t, name in ((3, k, "keys"), (4, v, "values")))  # fmt: skip
-    seen = f"iota({size_text(k.shape[2])})[None, None, :] <= {at}[:, :, None]"
+    keys = f"iota({size_text(k.shape[2])})[None, None, :]"
+    seen = f"{keys} <= {at}[:, :, None]"
     window = n.attr("local_window_size", -1)
     if window > 0:
-        seen = f"({seen}) & (iota({size_text(k.shape[2])})[None, None, :] > {at}[:, :, None] - {window})"  # noqa: E501
+        seen = f"({seen}) & ({keys} > {at}[:, :, None] - {window})"
     mask = n.let("seen", f"({seen})[:, None]").text
     options = [f"mask={mask}"]
     options += [f"bias={n.x(10)}"] if n.maybe(10) is not None else []

@@ -75,12 +75,12 @@ def _as_notation(n: Node, terms: list[list[str]], result: list[str]) -> str:
         for c, size in zip(term, n.val(k).shape, strict=True):
             if sizes.get(c) is None or str(sizes[c]) == "1":
                 sizes[c] = size
-    factors = [n.bound(n.val(k), "factor") for k in range(len(terms))]
-    product = " * ".join(
-        f"{f}[{', '.join(_at(names[c], size, sizes[c]) for c, size in zip(t, n.val(k).shape, strict=True))}]"  # noqa: E501
-        if t else f
-        for k, (f, t) in enumerate(zip(factors, terms, strict=True))
-    )
+    factors = []
+    for k, term in enumerate(terms):
+        name, shape = n.bound(n.val(k), "factor"), n.val(k).shape
+        at = [_at(names[c], size, sizes[c]) for c, size in zip(term, shape, strict=True)]
+        factors.append(f"{name}[{', '.join(at)}]" if at else name)
+    product = " * ".join(factors)
     summed = [names[c] for c in used if c not in result]
     text = f"sum[{', '.join(summed)}] {product}" if summed else product
     if not result:
