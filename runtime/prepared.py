@@ -306,6 +306,11 @@ class Workspace:
         """Drop what is bound: the next call binds again."""
         self._bound.clear()
 
+    def touch(self, bucket: Bucket) -> None:
+        """Writes to all memory of a bucket: the first to do so would wait for its pages."""
+        self.bind(bucket)
+        self._memory.fill(0)
+
     def bind(self, bucket: Bucket) -> Bound:
         """The bucket with this workspace's addresses. Raises OutOfMemory."""
         bound = self._bound.get(bucket)
