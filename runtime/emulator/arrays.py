@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,3 +28,15 @@ def distinct(values: Array) -> Array:
 def warps_of(threads: Array) -> Array:
     """The warps of threads."""
     return distinct(threads >> 5)
+
+
+EVERY = np.arange(32)
+"""All lanes of a warp."""
+
+
+def lanes_by_warp(threads: Array) -> Iterator[tuple[int, Array]]:
+    """Each warp of sorted threads, and which of its lanes are among them."""
+    warps = threads >> 5
+    starts = np.flatnonzero(np.diff(warps, prepend=-1))
+    for start, end in zip(starts, np.r_[starts[1:], len(threads)], strict=True):
+        yield int(warps[start]), threads[start:end] & 31

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import warps_of
-from .clocks import AGENTS, CLOCK_BITS, PROXIED, THREAD_MASK, Known, join_known
+from .arrays import lanes_by_warp, warps_of
+from .clocks import (
+    AGENTS,
+    CLOCK_BITS,
+    INITIALISED,
+    LANES,
+    PROXIED,
+    THREAD_MASK,
+    Known,
+    join_known,
+)
 from .errors import Stop
 from .races import PENDING, Races
 
@@ -18,18 +27,23 @@ if TYPE_CHECKING:
     from .region import Region
 
 Array = NDArray[Any]
-INITIALISED = 1 << 41
-"""Added to a block's number: its clocks that a fence.mbarrier_init made known."""
 
 
 def hand_over(races: Races, batch: Batch, threads: Array) -> Known:
     """What these threads know now, for others; what they do next is not part of it."""
     made: Known = {}
     clocks = races.clocks(batch)
-    for warp in warps_of(threads).tolist():
-        join_known(made, races.knowledge(batch, warp))
+    for warp, lanes in _speakers(batch, threads):
+        join_known(made, races.knowledge(batch, warp, lanes))
         clocks.tick(warp)
     return made
+
+
+def _speakers(batch: Batch, threads: Array) -> Iterator[tuple[int, Array | None]]:
+    """Each warp of threads, and which of its lanes are among them: `None` where all are."""
+    for warp, lanes in lanes_by_warp(threads):
+        whole = len(lanes) == min(32, batch.block_threads - warp * 32 % batch.stride)
+        yield warp, None if whole else lanes
 
 
 def learn(races: Races, batch: Batch, threads: Array, known: Known) -> None:
@@ -59,8 +73,17 @@ def is_behind(races: Races, batch: Batch, thread: int, stamp: int) -> bool:
         return True
     clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1
     block, within = number // batch.stride, number % batch.stride
-    known = races.clocks(batch).foreign.get(thread >> 5, {}).get(block + INITIALISED)
-    return known is not None and clock <= known[within >> 5]
+    known = races.clocks(batch).foreign.get(thread >> 5, {})
+    return _knows(known, block + INITIALISED, within, clock)
+
+
+def _knows(known: Known, block: int, within: int, clock: int) -> bool:
+    """Whether what a thread of a block did at a clock is known, of its warp or of itself."""
+    warps, lanes = known.get(block), known.get(block + LANES)
+    return bool(
+        (warps is not None and clock <= warps[within >> 5])
+        or (lanes is not None and clock <= lanes[within])
+    )
 
 
 def initialisation_fence(races: Races, batch: Batch, threads: Array) -> None:
@@ -73,7 +96,7 @@ def hand_over_initialisations(races: Races, batch: Batch, threads: Array) -> Kno
     made: Known = {}
     for warp in np.unique(threads >> 5).tolist():
         foreign = races.clocks(batch).foreign.get(warp, {})
-        join_known(made, {b: k for b, k in foreign.items() if b >= INITIALISED})
+        join_known(made, {b: k for b, k in foreign.items() if b & INITIALISED})
     return made
 
 
@@ -84,10 +107,10 @@ def proxy_fence(races: Races, batch: Batch, threads: Array) -> None:
 
 def _also_known_as(races: Races, batch: Batch, threads: Array, key: int) -> None:
     clocks = races.clocks(batch)
-    for warp in np.unique(threads >> 5).tolist():
-        known = races.knowledge(batch, warp)
+    for warp, lanes in _speakers(batch, threads):
+        known = races.knowledge(batch, warp, lanes)
         foreign = clocks.foreign.setdefault(warp, {})
-        join_known(foreign, {b + key: k for b, k in known.items() if b < AGENTS})
+        join_known(foreign, {b + key: k for b, k in known.items() if b & ~LANES < AGENTS})
         clocks.tick(warp)
 
 
@@ -176,20 +199,17 @@ def _unordered(races: Races, batch: Batch, threads: list[int], stamp: int, is_wr
     if is_write and block < AGENTS:
         # a write that is behind a proxy fence is ordered as well
         for thread in threads:
-            known = clocks.foreign.get(thread >> 5, {}).get(block + PROXIED)
-            if known is not None and clock <= known[within >> 5]:
+            if _knows(clocks.foreign.get(thread >> 5, {}), block + PROXIED, within, clock):
                 return ""
         return "with no `fence.proxy.async` between that orders them"
     for thread in threads:
         warp = thread >> 5
         mine = batch.first + warp // per
+        if _knows(clocks.foreign.get(warp, {}), block, within, clock):
+            return ""
         if block == mine:
             if within == thread % batch.stride or clock <= clocks.knows[warp, within >> 5]:
                 return ""
             if within >> 5 == warp % per and clock < clocks.met[warp]:
-                return ""
-        else:
-            known = clocks.foreign.get(warp, {}).get(block)
-            if known is not None and clock <= known[within >> 5]:
                 return ""
     return "with nothing between that orders them"

@@ -20,6 +20,10 @@ AGENTS = 1 << 26
 """Numbers of blocks from here on are agents of asynchronous work (`order.py`), not of the grid."""
 PROXIED = 1 << 40
 """Added to a block's number: its clocks that are known behind a proxy fence."""
+INITIALISED = 1 << 41
+"""Added to a block's number: its clocks that a fence.mbarrier_init made known."""
+LANES = 1 << 42
+"""Added to any of these: clocks of single threads, where what is known of lanes differs."""
 
 Known = dict[int, Array]
 """For blocks by their number in the grid, the clock of each of their warps that is known."""
@@ -32,6 +36,9 @@ class Clocks:
     clock: Array
     met: Array
     """The clock of each warp at which its lanes last met."""
+    joined: Array
+    """The clock of each warp when its lanes last did something together, such as a shuffle: no
+    order between their accesses, but enough for one lane to speak for the others."""
     knows: Array
     """For each warp, the clock that it knows of each warp of its block."""
     foreign: dict[int, Known] = field(default_factory=dict)

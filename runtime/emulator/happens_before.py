@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import warps_of
-from .clocks import ALL, Clocks, Gathering, Known, Place, Released, join_known
+from .arrays import EVERY, lanes_by_warp, warps_of
+from .clocks import ALL, LANES, Clocks, Gathering, Known, Place, Released, join_known
 
 if TYPE_CHECKING:
     from .barriers import Barrier
-    from .machine import Batch
+    from .machine import Batch, Group
     from .memory import Arena
 
 Array = NDArray[Any]
@@ -35,7 +35,7 @@ class HappensBefore:
             per = batch.stride // 32
             found = batch.state["clocks"] = Clocks(
                 np.ones(batch.warps, np.int64), np.zeros(batch.warps, np.int64),
-                np.zeros((batch.warps, per), np.int64),
+                np.zeros(batch.warps, np.int64), np.zeros((batch.warps, per), np.int64),
             )  # fmt: skip
             found.met[:] = 1
         assert isinstance(found, Clocks)
@@ -75,7 +75,7 @@ class HappensBefore:
                 if warp // per in gathering.foreign:
                     join_known(clocks.foreign.setdefault(warp, {}), gathering.foreign[warp // per])
                 if warp // per in gathering.fenced:
-                    clocks.fenced[warp] = self.knowledge(batch, warp)
+                    clocks.fenced[warp] = self.knowledge(batch, warp, EVERY)
 
     def closed(self, barrier: Barrier, blocks: Array) -> None:
         """A barrier of blocks begins anew."""
@@ -93,6 +93,15 @@ class HappensBefore:
         clocks.tick(warps)
         clocks.met[warps] = clocks.clock[warps]
 
+    def together(self, batch: Batch, g: Group) -> None:
+        """Lanes do something together that orders nothing."""
+        clocks = self.clocks(batch)
+        if g.sel is None:
+            clocks.joined[:] = clocks.clock
+        else:
+            warps = warps_of(g.threads())
+            clocks.joined[warps] = clocks.clock[warps]
+
     def fence(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
         """Threads execute a fence; a `narrow` one is for their own block (`.cta`)."""
         self._learn_seen(batch, threads, narrow)
@@ -108,18 +117,33 @@ class HappensBefore:
     def release(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
         """Threads are about to write with `release`."""
         clocks = self.clocks(batch)
-        for warp in warps_of(threads).tolist():
-            clocks.near_fenced[warp] = self.knowledge(batch, warp)
-            if not narrow:
-                clocks.fenced[warp] = clocks.near_fenced[warp]
+        for warp, lanes in lanes_by_warp(threads):
+            known = self.knowledge(batch, warp, lanes)
+            for fenced in (clocks.near_fenced,) if narrow else (clocks.near_fenced, clocks.fenced):
+                made = dict(known)
+                join_known(made, fenced.get(warp, {}))  # what other lanes' fences made known
+                fenced[warp] = made
             clocks.tick(warp)
 
-    def knowledge(self, batch: Batch, warp: int) -> Known:
-        """All that a warp knows now, its own accesses included."""
+    def knowledge(self, batch: Batch, warp: int, lanes: Array | None = None) -> Known:
+        """All that a warp knows now, accesses of its own included.
+
+        With `lanes`, which of these alone speak: what other lanes did since they last met is not
+        part of it.
+        """
         clocks, per = self.clocks(batch), batch.stride // 32
+        block, at = batch.first + warp // per, warp % per
         own = clocks.knows[warp].copy()
-        own[warp % per] = clocks.clock[warp]
-        return {**clocks.foreign.get(warp, {}), batch.first + warp // per: own}
+        made = {**clocks.foreign.get(warp, {}), block: own}
+        if lanes is None:
+            own[at] = clocks.clock[warp]
+        else:
+            own[at] = max(own[at], clocks.met[warp] - 1, clocks.joined[warp])
+            mine = made.get(block + LANES)
+            mine = np.zeros(batch.stride, np.int64) if mine is None else mine.copy()
+            mine[at * 32 + lanes] = clocks.clock[warp]
+            made[block + LANES] = mine
+        return made
 
     def _publish(
         self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool
@@ -130,13 +154,29 @@ class HappensBefore:
             return
         for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
             warp = thread >> 5
+            block = batch.first + warp // per
             known = None if narrow else clocks.fenced.get(warp)
             if known is not None:
+                known = self._of_lane(batch, known, block, thread)
                 self.released.setdefault((id(arena), at, ALL), Released()).add(known)
             known = clocks.near_fenced.get(warp)
             if known is not None:
-                place = (id(arena), at, batch.first + warp // per)
-                self.released.setdefault(place, Released()).add(known)
+                known = self._of_lane(batch, known, block, thread)
+                self.released.setdefault((id(arena), at, block), Released()).add(known)
+
+    def _of_lane(self, batch: Batch, known: Known, block: int, thread: int) -> Known:
+        """What one lane hands over: of the fences of other lanes only those before they met."""
+        clocks, warp = self.clocks(batch), thread >> 5
+        first = warp * 32 % batch.stride
+        mine = known[block + LANES]
+        lanes = mine[first : first + 32]
+        met = max(int(clocks.met[warp]), int(clocks.joined[warp]) + 1)
+        kept = (lanes < met) | (np.arange(32) == thread % 32)
+        if kept.all():
+            return known
+        mine = mine.copy()
+        mine[first : first + 32][~kept] = 0
+        return {**known, block + LANES: mine}
 
     def observe(
         self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool = False

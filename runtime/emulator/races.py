@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .clocks import AGENTS, CLOCK_BITS, THREAD_MASK, Clocks
+from .clocks import AGENTS, CLOCK_BITS, LANES, THREAD_MASK, Clocks
 from .errors import Stop
 from .happens_before import HappensBefore
 from .written import Written
@@ -230,9 +230,11 @@ class Races(HappensBefore):
         ordered = near & np.where(
             their_warp == my_warp, clock < clocks.met[my_warp], clock <= known
         )
-        far = np.flatnonzero(~near & (before != PENDING))
-        if len(far) and clocks.foreign:
-            ordered[far] = self._known_far(batch, clocks, before[far], my_warp[far])
+        for each in (32, 1) if clocks.foreign else ():
+            late = np.flatnonzero(~ordered & (before != PENDING))
+            if len(late):
+                found = self._known_far(clocks, before[late], my_warp[late], batch.stride, each)
+                ordered[late] = found
         bad = which[~ordered]
         return bad if len(bad) else None
 
@@ -255,18 +257,22 @@ class Races(HappensBefore):
         near &= old >> CLOCK_BITS <= floor
         return near
 
-    def _known_far(self, batch: Batch, clocks: Clocks, before: Array, my_warp: Array) -> Array:
-        """Whether accesses of other blocks are known to warps."""
-        per = batch.stride // 32
-        clock, warp = before >> CLOCK_BITS, (((before >> 1) & THREAD_MASK) - 1) >> 5
+    def _known_far(
+        self, clocks: Clocks, before: Array, my_warp: Array, stride: int, each: int
+    ) -> Array:
+        """Whether accesses of other blocks are known to warps; with `each` 1, what single lanes
+        made known of any block, and with 32, what whole warps did."""
+        extra = LANES if each == 1 else 0
+        clock, thread = before >> CLOCK_BITS, ((before >> 1) & THREAD_MASK) - 1
+        block, within = thread // stride, thread % stride // each
         result = np.zeros(len(before), np.bool_)
-        pairs = my_warp * (int(warp.max()) // per + 1) + warp // per
+        pairs = my_warp * (int(block.max()) + 1) + block
         for pair in np.unique(pairs):
             at = pairs == pair
             i = int(at.argmax())
-            known = clocks.foreign.get(int(my_warp[i]), {}).get(int(warp[i]) // per)
+            known = clocks.foreign.get(int(my_warp[i]), {}).get(int(block[i]) + extra)
             if known is not None:
-                result[at] = clock[at] <= known[warp[at] % per]
+                result[at] = clock[at] <= known[within[at]]
         return result
 
     def _conflicts(

@@ -218,6 +218,8 @@ def _converging(run: Run, mask: Get | None) -> Control:
     def converge(machine: Machine, g: Group, step: Step) -> bool:
         if not g.batch.converge(g, step, mask):
             return False
+        if machine.races is not None:
+            machine.races.together(g.batch, g)
         run(g)
         g.pc += 1
         return True

@@ -35,6 +35,8 @@ def _together(work: Work) -> Control:
     def run(machine: Machine, g: Group, step: Step) -> bool:
         if not g.batch.converge_warpgroups(g, step):
             return False
+        if machine.races is not None:
+            machine.races.together(g.batch, g)
         groups = Warpgroups.of_batch(g.batch)
         threads = g.threads()
         if len(threads) % THREADS:

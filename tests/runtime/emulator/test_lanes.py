@@ -1,0 +1,90 @@
+"""Lanes of a warp are not ordered by themselves: one that releases speaks for itself alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from .kernels import fault, kernel, run, words
+
+SYNC = "bar.warp.sync -1;"
+SHUFFLE = "shfl.sync.bfly.b32 %r10, %r0, 1, 31, -1;"
+FENCE = "fence.acq_rel.gpu;"
+MESSAGE = """
+    setp.ne.u32 %p0, %r1, 0;
+    @%p0 bra READER;
+    st.global.u32 [%d20], %r0;
+    {between}
+    setp.ne.u32 %p1, %r0, 0;
+    @%p1 bra DONE;
+    {last}
+    mov.u32 %r5, 1;
+    st.relaxed.gpu.global.u32 [%d1], %r5;
+    bra DONE;
+READER:
+    ld.relaxed.gpu.global.u32 %r5, [%d1];
+    setp.eq.u32 %p1, %r5, 0;
+    @%p1 bra READER;
+    fence.acq_rel.gpu;
+    xor.b32 %r6, %r0, 31;
+    mul.wide.u32 %d3, %r6, 4;
+    add.u64 %d3, %d0, %d3;
+    ld.global.u32 %r7, [%d3];
+    st.global.u32 [%d20], %r7;
+DONE:
+"""
+
+
+@pytest.mark.parametrize(
+    "between, last",
+    [(SYNC, FENCE), (FENCE + SYNC, ""), ("bar.sync 0;", FENCE), (SHUFFLE, FENCE)],
+    ids=["sync", "fences and sync", "barrier", "shuffle"],
+)
+def test_lanes_meet_before_one_releases(between: str, last: str) -> None:
+    y = words(64)
+    run(kernel(MESSAGE.format(between=between, last=last), 2), y, words(1), grid=2)
+    assert (y == np.r_[np.arange(32), 31 - np.arange(32)]).all()
+
+
+@pytest.mark.parametrize("between, last", [("", FENCE), (FENCE, "")], ids=["one", "every lane"])
+def test_a_lane_releases_what_others_may_not_have_written(between: str, last: str) -> None:
+    text = kernel(MESSAGE.format(between=between, last=last), 2)
+    found = fault(text, words(64), words(1), grid=2)
+    assert found.kind == "race"
+
+
+RING = """
+    .shared .align 16 .b8 slot[128];
+    .shared .align 8 .b64 empty;
+"""
+READ_AND_FREE = """
+    mov.u32 %r10, slot;
+    mov.u32 %r11, empty;
+    setp.ne.u32 %p0, %r0, 0;
+    @!%p0 mbarrier.init.shared::cta.b64 [%r11], 1;
+    and.b32 %r12, %r0, 31;
+    shl.b32 %r13, %r12, 2;
+    add.u32 %r13, %r10, %r13;
+    setp.lt.u32 %p1, %r0, 32;
+    @%p1 st.shared.u32 [%r13], %r0;
+    bar.sync 0;
+    @%p1 bra WRITER;
+    xor.b32 %r14, %r13, 4;
+    ld.shared.u32 %r15, [%r14];
+    {between}
+    setp.ne.u32 %p2, %r12, 0;
+    @!%p2 mbarrier.arrive.shared::cta.b64 _, [%r11];
+    bra DONE;
+WRITER:
+    mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r11], 0;
+    @!%p3 bra WRITER;
+    st.shared.u32 [%r13], 77;
+DONE:
+"""
+
+
+def test_a_slot_that_all_lanes_have_read_is_freed_by_one() -> None:
+    run(kernel(READ_AND_FREE.format(between=SYNC), 1, shared=RING), words(64), block=64)
+    found = fault(kernel(READ_AND_FREE.format(between=""), 1, shared=RING), words(64), block=64)
+    assert found.kind == "race"
+    assert "is written here and was read by" in str(found)
