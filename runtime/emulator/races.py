@@ -9,7 +9,8 @@ How it is known. Each warp counts its *clock*, which goes up whenever it may han
 An access is remembered in the shadow of its bytes as the thread and the warp's clock. Each warp
 knows up to which clock it is behind each other warp (a vector clock, FastTrack: C. Flanagan,
 S. Freund, PLDI 2009); an access whose clock is beyond that is unordered. Lanes of one warp are
-ordered by the clock at which their warp last met.
+ordered by the clock at which their warp last met, and where one of them releases, the clocks of
+single threads are handed over, too.
 
 A reader is remembered in two places, so of three readers and more one may be forgotten: a race
 can be missed there, and none is made up. Writes of the value that is already there do not count.
