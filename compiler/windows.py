@@ -138,8 +138,10 @@ def windows_at(
     found = _windows(graph, source, domain, columns, indices, guards, digits, facts)
     if found is None or found.channels or found.axes[-1].source != len(indices) - 1:
         return None
-    if len(found.axes) > 1 and not found.axes[0].shifts:
-        found = replace(found, axes=found.axes[1:], outer=(*found.outer, found.axes[0].axis))
+    across = found.axes[0]
+    bounded = any(f"d{across.axis}" in g.symbols() for g in guards)
+    if len(found.axes) > 1 and not across.shifts and not bounded:
+        found = replace(found, axes=found.axes[1:], outer=(*found.outer, across.axis))
     return found
 
 
