@@ -76,7 +76,8 @@ def given(array: Array, dtype: str) -> Measured:
 def rounded(v: Array, e: Array, dtype: str, roundings: float = 1.0) -> Measured:
     """A float result: `e` is what came with the operands; so many roundings to `dtype` more.
 
-    Near overflow and beyond nothing is known: more digits may be kept.
+    Near overflow and beyond nothing is known: more digits may be kept. An infinity is one, but
+    in f8e4m3, which has none: it is the greatest value, or still infinite in what is computed.
     """
     _, bits, least, greatest = FLOATS[dtype]
     with np.errstate(all="ignore"):
@@ -84,7 +85,8 @@ def rounded(v: Array, e: Array, dtype: str, roundings: float = 1.0) -> Measured:
         e = np.where(np.isnan(e), UNKNOWN, e)
         size = np.abs(v) + e
         more = np.where(np.isfinite(v), roundings * (size * 2.0**-bits + 2.0**least), 0.0)
-        e = np.where(np.isfinite(v) & (size > greatest / 4), UNKNOWN, e + more)
+        known = np.isnan(v) if dtype == "f8e4m3" else ~np.isfinite(v)
+        e = np.where(~known & (size > greatest / 4), UNKNOWN, e + more)
     return Measured(v, np.broadcast_to(e, v.shape), dtype)
 
 
