@@ -13,7 +13,7 @@ from ..graph import Constant, Contract, Graph, Node, Position, Ref, Scalar, Weig
 from ..graph_builder import Builder
 from ..interpret import evaluate_node
 from ..narrow import widened
-from ..recurrence import Nests
+from ..recurrence import Nests, symbols_of
 from .record import Pass
 
 SOURCES = (Weight, Constant, Scalar, Position)
@@ -87,15 +87,19 @@ def fold_constants(
 
 
 def _constant_nodes(graph: Graph) -> set[int]:
+    """The nodes whose values are known: of static shapes, of known operands, and at positions that
+    no size decides, as it does in `w[N - 1]`."""
     known: set[int] = set()
     depends = Nests(graph).depends
+    dims = [d for node in graph.nodes.values() for t in node.types for d in t.shape]
+    sizes = frozenset[str]().union(*(d.symbols() for d in dims))
     for node in graph.nodes.values():
         static = all(d.as_int() is not None for t in node.types for d in t.shape)
-        if depends.get(node.id):
+        if depends.get(node.id) or not static or symbols_of(node.primitive) & sizes:
             continue
-        if isinstance(node.primitive, SOURCES) and static:
+        if isinstance(node.primitive, SOURCES):
             known.add(node.id)
-        elif node.operands and static and not isinstance(node.primitive, Contract):
+        elif node.operands and not isinstance(node.primitive, Contract):
             if all(ref.node in known for ref in node.operands):
                 known.add(node.id)
     return known

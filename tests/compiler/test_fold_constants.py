@@ -1,0 +1,29 @@
+"""What is computed while compiling, and what must not be: values that sizes decide."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import stagefuse as sf
+
+SOURCE = """
+weights w = "w.npz"
+
+pipeline p(x: f32[N, 4]) -> (f32[4], f32[8], i64[3], f32[4])
+where N in 3..=8:
+    at = iota(3) - 2
+    w.table[N - 1], w.row[N - 3 : N + 5], select(at < 0, at + N, at), w.table[2] * 2.0
+"""
+
+
+def test_parts_of_weights_at_places_that_a_size_decides() -> None:
+    rng = np.random.default_rng(1)
+    table, row = rng.standard_normal((8, 4)), rng.standard_normal(13)
+    weights = {"table": table.astype(np.float32), "row": row.astype(np.float32)}
+    pipe = sf.compile(SOURCE, weights={"w": weights})
+    for n in (3, 5, 8):
+        last, part, at, twice = pipe(x=np.zeros((n, 4), np.float32))
+        np.testing.assert_array_equal(last, weights["table"][n - 1])
+        np.testing.assert_array_equal(part, weights["row"][n - 3 : n + 5])
+        np.testing.assert_array_equal(at, [n - 2, n - 1, 0])
+        np.testing.assert_array_equal(twice, 2 * weights["table"][2])
