@@ -140,10 +140,11 @@ def _ranges(sizes: Sizes) -> dict[str, Range]:
     """Ranges by the model's name of a size. Raises OnnxError."""
     found: dict[str, Range] = {}
     for name, given in sizes.items():
-        low, high, *step = (given, given) if isinstance(given, int) else given
-        found[name] = Range(low, high, *step)
-        if not 0 <= low <= high or found[name].step < 1:
+        ends = (given, given) if isinstance(given, int) else tuple(given)
+        whole = len(ends) in (2, 3) and all(isinstance(v, int) for v in ends)
+        if not whole or not 0 <= ends[0] <= ends[1] or min(ends[2:], default=1) < 1:
             raise OnnxError([Problem(f"`sizes` gives {name!r} the range {given}")])
+        found[name] = Range(*ends)
     return found
 
 
@@ -153,19 +154,22 @@ def _inferred(
 ) -> tuple[Translator, Body, str]:
     """The translation; where shapes fit only for some sizes, those are taken.
 
-    That is up to a bound, where a constant is cut to a size; one value, where an exporter wrote it
-    into a shape; another size or a sum of others that it meets; and multiples of a power of two,
-    where a size is halved and doubled again.
+    That is up to a bound, where a constant is cut to a size, or, where that does not fit, from it
+    on: a part of that length is cut out of what has the size. It is one value, where an exporter
+    wrote it into a shape; another size or a sum of others that it meets; and multiples of a power
+    of two, where a size is halved and doubled again.
     """
     shown: OnnxError | None = None  # in the widest ranges that are likely
-    step, equal = 1, dict[str, Expr]()
+    step, equal, given = 1, dict[str, Expr](), ranges
+    cut: dict[str, int] | None = {}  # bounds, until they have been taken for the least ones too
     while True:
         translator = Translator(folder, fixed, ranges=ranges, equal=equal)
         pipeline = translator.names.value(stem)
         try:
             return translator, _translated(translator, model), pipeline
         except OnnxError as error:
-            shown = shown if step > 1 and shown else error
+            shown = shown if (step > 1 or cut is None) and shown else error
+        cut = None if cut is None else cut | translator.cut
         uneven = [n for n in translator.uneven if translator.range_of(n).step in (1, step)]
         narrower = {
             name: range
@@ -179,6 +183,10 @@ def _inferred(
         elif uneven and step < MAX_STEP:
             step *= 2
             ranges = ranges | {n: replace(translator.range_of(n), step=step) for n in uneven}
+        elif cut:
+            least = {n: given.get(n, Range()).within(low, None) for n, low in cut.items()}
+            ranges = given | least
+            step, equal, cut = 1, {}, None
         else:
             raise shown
 

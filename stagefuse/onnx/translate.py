@@ -70,6 +70,7 @@ class Translator:
     sizes: dict[str, str] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
     likely: dict[str, Ends] = field(default_factory=dict)
+    cut: dict[str, int] = field(default_factory=dict)
     equal: Mapping[str, Expr] = field(default_factory=dict)
     meant: dict[str, Expr] = field(default_factory=dict)
     uneven: set[str] = field(default_factory=set)
@@ -261,6 +262,7 @@ class Translator:
             for name, most in minima(size):
                 if name in known and self.range_of(known[name]).high is None:
                     self._narrow(known[name], (1, most))
+                    self.cut[known[name]] = max(most, self.cut.get(known[name], 1))
             for name, low in maxima(size):
                 if name in known:
                     self._narrow(known[name], (low, None))

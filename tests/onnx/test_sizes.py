@@ -251,3 +251,27 @@ def test_sizes_are_clipped_and_put_into_a_shape_by_one_hot(rng: np.random.Genera
     z = rng.integers(0, 9, (3, 1, 5))
     y = sf.compile(found.text)(x=np.zeros((2, 4), np.float32), z=z)
     np.testing.assert_array_equal(y, np.tile(z, (1, 2, 1)) + 8)
+
+
+def test_a_part_that_is_cut_out_of_a_size_is_its_least(rng: np.random.Generator) -> None:
+    """`x[1:3] = 2 * x[1:3]`: three rows or more, since with fewer the part would be smaller."""
+    made = models.model(
+        [node("Slice", ["x", "one", "three"], ["part"]), node("Mul", ["part", "two"], ["twice"]),
+         node("ScatterND", ["x", "places", "twice"], ["y"])],
+        {"x": (F32, ["n", 4])}, ["y"],
+        {"one": np.array([1]), "three": np.array([3]), "places": np.array([[1], [2]]),
+         "two": np.array(2, np.float32)},
+    )  # fmt: skip
+    found = import_model(made)
+    assert "where N >= 3:" in found.text
+    x = rng.standard_normal((5, 4)).astype(np.float32)
+    wanted = x * np.array([1, 2, 2, 1, 1], np.float32)[:, None]
+    pipe = sf.compile(found.text, weights={"w": found.arrays} if found.arrays else None)
+    np.testing.assert_array_equal(pipe(x=x), wanted)
+
+
+@pytest.mark.parametrize("range", [(3, None), (3,), (5, 4), (1, 8, 0), "many"])
+def test_a_range_is_whole_numbers_in_order(range: object) -> None:
+    made = models.model([node("Relu", ["x"], ["y"])], {"x": (F32, ["n"])}, ["y"])
+    with pytest.raises(OnnxError, match="gives 'n' the range"):
+        import_model(made, sizes={"n": range})  # type: ignore[dict-item]
