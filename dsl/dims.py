@@ -390,21 +390,22 @@ def maximum(a: IntLike, b: IntLike, facts: Facts | None = None) -> Expr:
 
 
 def _within_maximum(a: Expr, b: Expr, facts: Facts | None) -> Expr | None:
-    """max(a, b) where a is max(p, q) + k and p + k differs from b by a number, or None.
+    """max(a, b) where a is c*max(p, q) + k, c > 0, and c*p + k differs from b by a number, or None.
 
-    What chains of slices make: max(max(N - 1, 0) - 1, 0) is max(N - 2, 0).
+    What chains of slices make: max(2*max(N - 1, 0) - 1, 0) is max(2*N - 3, 0).
     """
-    nested = [m[0][0] for m, c in a.terms if c == 1 and len(m) == 1 and m[0][1] == 1]
-    if len(nested) != 1 or nested[0].kind != "max":
+    nested = [(m[0][0], c) for m, c in a.terms if c > 0 and len(m) == 1 and m[0][1] == 1]
+    if len(nested) != 1 or nested[0][0].kind != "max":
         return None
-    shift = a - expr_of(nested[0])
+    atom, times = nested[0]
+    shift = a - expr_of(atom) * times
     if shift.as_int() is None:
         return None
-    p, q = nested[0].args
+    p, q = atom.args
     for part, rest in ((p, q), (q, p)):
-        gap = (part + shift - b).as_int()
+        gap = (part * times + shift - b).as_int()
         if gap is not None:
-            return a if gap >= 0 else maximum(rest + shift, b, facts)
+            return a if gap >= 0 else maximum(rest * times + shift, b, facts)
     return None
 
 

@@ -96,9 +96,7 @@ class Facts:
         for monomial, coefficient in expr.terms:
             span: tuple[int | None, int | None] = (coefficient, coefficient)
             for atom, power in monomial:
-                around = self._symbol(atom.name, depth) if atom.kind == "sym" else (
-                    self._atom(atom, depth)
-                )
+                around = self._ends_of(atom, depth)
                 for _ in range(power):
                     span = _interval_product(span, around)
             low = None if low is None or span[0] is None else low + span[0]
@@ -106,24 +104,26 @@ class Facts:
         return low, high
 
     @cached_property
-    def _ends(self) -> dict[str, tuple[int | None, int | None]]:
-        """What `_symbol` found."""
+    def _ends(self) -> dict[tuple[Atom, int], tuple[int | None, int | None]]:
+        """What `_ends_of` found: sizes that nest, each read twice, take no power of two."""
         return {}
 
+    def _ends_of(self, atom: Atom, depth: int) -> tuple[int | None, int | None]:
+        """The interval of an atom; `depth` counts the ranges that it was reached through."""
+        if (atom, depth) not in self._ends:
+            made = self._symbol(atom.name, depth) if atom.kind == "sym" else self._of(atom, depth)
+            self._ends[atom, depth] = made
+        return self._ends[atom, depth]
+
     def _symbol(self, name: str, depth: int) -> tuple[int | None, int | None]:
-        if name in self._ends:
-            return self._ends[name]
         if depth > 12:
             return None, None
         low, high = self.ranges.get(name, (0, None))
         top = None if high is None else self._interval(as_expr(high), depth + 1)[1]
-        found = (self._interval(as_expr(low), depth + 1)[0], top)
-        if depth == 0:
-            self._ends[name] = found
-        return found
+        return self._interval(as_expr(low), depth + 1)[0], top
 
-    def _atom(self, atom: Atom, depth: int) -> tuple[int | None, int | None]:
-        (a_lo, a_hi), (b_lo, b_hi) = (self._interval(arg, depth + 1) for arg in atom.args)
+    def _of(self, atom: Atom, depth: int) -> tuple[int | None, int | None]:
+        (a_lo, a_hi), (b_lo, b_hi) = (self._interval(arg, depth) for arg in atom.args)
         if atom.kind == "min":
             known = [v for v in (a_hi, b_hi) if v is not None]
             return _both(min, a_lo, b_lo), min(known) if known else None

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagefuse.compiler.bounds import Bounds, _assign
-from stagefuse.dsl.dims import Expr, as_expr
+from stagefuse.dsl.dims import Expr, as_expr, maximum, minimum, sym
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.facts import Facts
 
@@ -178,3 +178,20 @@ def test_what_is_proved_holds(goal: Expr, guard: Expr, rng: random.Random) -> No
         if all(_assign(n, FACTS, values, rng, 0) for n in wanted):
             if guard.evaluate(values) >= 0:
                 assert goal.evaluate(values) >= 0, values
+
+
+def test_sizes_that_nest_and_are_read_twice_are_bounded_at_once() -> None:
+    size = sym("N")
+    for _ in range(50):
+        size = 2 * size - minimum(1, 2 * size)  # concat([x, x])[1:]
+    low, high = Facts({"N": (0, 1)}).interval(size)
+    assert low is not None and low <= 0 and high is not None and high >= 1
+
+
+@given(st.integers(1, 4), st.integers(-4, 4), st.integers(-4, 4), st.integers(-4, 4))
+def test_a_maximum_of_multiples_of_a_maximum(times: int, a: int, b: int, c: int) -> None:
+    n = sym("N")
+    found = maximum(times * maximum(n + a, b) + c, 0)
+    assert str(found).count("max") <= 1
+    for value in range(12):
+        assert found.evaluate({"N": value}) == max(times * max(value + a, b) + c, 0)
