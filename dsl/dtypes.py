@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import ldexp
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,6 +56,22 @@ class DType:
     def is_small_float(self) -> bool:
         """Whether this is stored in 16 or 8 bits and computed in f32."""
         return self.kind == "float" and self.bits < 32
+
+    @property
+    def largest(self) -> float:
+        """The greatest finite value of a float."""
+        steps = 2 if self.name == "f8e4m3" else 1  # below twice the top: it has a NaN there
+        return self._top * (2.0 - steps * 2.0 ** (1 - self.digits))
+
+    @property
+    def _top(self) -> float:
+        """The greatest power of two of a float; f8e4m3 spends one exponent less on infinities."""
+        return ldexp(1.0, (1 << self.exponent - 1) - (0 if self.name == "f8e4m3" else 1))
+
+    def overflows(self, value: float) -> bool:
+        """Whether a finite number is nearer to infinity than to what a float dtype holds."""
+        half = self._top * 2.0**-self.digits
+        return abs(value) != float("inf") and abs(value) - self.largest >= half
 
     @property
     def compute(self) -> DType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,10 +55,16 @@ def adopted(value: int | float | bool, dtype: DType, span: Span) -> int | float 
     if isinstance(value, bool):
         return value
     if dtype.is_float:
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf if value > 0 else -math.inf
+        number = float(value)  # literals and constants are within f64
+        if dtype.overflows(number):
+            raise Failed(
+                "E0202",
+                f"{value} does not fit {dtype}",
+                span,
+                f"{dtype} is at most {dtype.largest:.6g}",
+                help=f"write the infinity that it would become: `{'-' * (number < 0)}math.INF`",
+            )
+        return number
     if isinstance(value, float):
         raise Failed(
             "E0202",
