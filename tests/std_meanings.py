@@ -76,6 +76,8 @@ def convolved_at(x: Array, w: Array, offset: Array, mask: Array) -> Array:
 
 
 UNIT = np.linspace(-1, 1, 41, dtype=np.float32)[:, None]
+FAR = np.linspace(-89.4, 89.4, 41, dtype=np.float32)[:, None]
+"""As far as sinh is finite in f32."""
 ANGLES = np.linspace(-6, 6, 41, dtype=np.float32)[:, None]
 
 
@@ -101,9 +103,11 @@ def softmax(x: Array, axis: int = -1) -> Array:
 
 def masked_softmax(x: Array, mask: Array) -> Array:
     x, mask = np.broadcast_arrays(x, mask)
-    e = np.where(mask, np.exp(x - np.where(mask, x, -1e30).max(-1, keepdims=True)), 0)
+    with np.errstate(invalid="ignore"):  # of rows that are -infinity throughout
+        shifted = x - np.where(mask, x, -np.inf).max(-1, keepdims=True)
+    e = np.where(mask, np.exp(shifted), 0)
     total = e.sum(-1, keepdims=True)
-    return np.divide(e, total, out=np.zeros_like(e), where=total > 0)
+    return np.divide(e, total, out=np.zeros_like(e), where=total != 0)
 
 
 def erf(x: Array) -> Array:
