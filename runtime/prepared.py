@@ -109,12 +109,13 @@ class Evaluator:
 
 def size_of(buffer: BufferPlan, evaluate: Evaluator, where: str) -> int:
     """The bytes of a buffer for the evaluator's sizes. Raises PlanError, OutOfMemory."""
-    size = DTYPES[buffer.dtype].itemsize
+    size = most = DTYPES[buffer.dtype].itemsize
     for extent in evaluate.shape(buffer.shape):
         if extent < 0:
             raise PlanError(f"{where}: {buffer.name} has a negative size")
         size *= extent
-    if size > _MAX:
+        most *= max(extent, 1)
+    if most > _MAX:  # of an array without elements too, since strides count its other extents
         sizes = _sizes_text(evaluate.values)
         raise OutOfMemory(f"{where}: {buffer.name} is larger than memory can be for {sizes}")
     return size

@@ -61,6 +61,9 @@ def test_what_does_not_fit_memory_is_out_of_memory(tmp_path: Path) -> None:
     pipe = compiled(tmp_path, "pipeline p(x: f32[N]):\n    x + 1.0\n")
     with pytest.raises(sf.OutOfMemory, match="dense copy of input `x`"):
         pipe(x=np.broadcast_to(np.float32(1), (1 << 45,)))
+    pipe = compiled(tmp_path, "pipeline p(x: u8[N]):\n    zeros([N, 1 << 32, 1 << 32])\n")
+    with pytest.raises(sf.OutOfMemory, match="larger than memory can be for N = 0"):
+        pipe(x=np.zeros(0, np.uint8))
     pipe = compiled(tmp_path, "pipeline p(x: u8[N]):\n    x, zeros([N * (1 << 60)])\n")
     with pytest.raises(sf.OutOfMemory, match="larger than memory can be for N = 9"):
         pipe(x=np.zeros(9, np.uint8))
