@@ -140,11 +140,13 @@ class LoopWriter(BarrierWriter):
     def _store_group(self, s: Store, memory: Memory) -> None:
         """One store of all elements, if they are adjacent and aligned."""
         found = []
+        self.fetched = {}
         for _ in self.elements():
             value = self.value(s.value)
             place = self.place(memory, s.indices)
             vector = self.vector_of(memory, place)
             found.append((value, place[1], vector, self.address(memory, place)))
+        self.fetched = None
         offsets = {o.text if o is not None else "" for _, o, _, _ in found}
         width = 1
         if len(found) > 1 and found[0][2] is not None and len(offsets) == 1:

@@ -83,6 +83,8 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         self.scopes: list[Scope] = [Scope()]
         self.active: Value | None = None
         self.group: Group | None = None
+        self.fetched: dict[tuple[object, ...], tuple[Value, ...]] | None = None
+        """What was read while nothing is stored, or None where something may be."""
         self.together = 1  # positions from a multiple of this on share what is the same for them
         self.lines: dict[int, int] = {}  # of the source, by unique value
         self.status: Value | None = None
@@ -338,6 +340,11 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
             for scope in code.scopes:
                 if (*key, "0") in scope.known:
                     return tuple(scope.known[(*key, str(n))] for n in range(count))
+        if self.fetched is not None and not memory.constant:
+            place = (*key, code.scopes[-1])
+            if place not in self.fetched:
+                self.fetched[place] = self._loaded(memory, at, count)
+            return self.fetched[place]
         found = self._loaded(memory, at, count)
         if memory.constant:
             code.scopes[-1].known.update({(*key, str(n)): v for n, v in enumerate(found)})

@@ -88,6 +88,19 @@ def test_a_module_that_ptxas_refuses_is_quoted(tmp_path: Path) -> None:
     running.stop()
 
 
+def test_what_a_vector_is_stored_from_is_read_once(tmp_path: Path) -> None:
+    """Sums that lie in shared memory, for elements that are stored together."""
+    text = "pipeline p(x: f32[N, 64], w: f32[64, 128]) -> f32[N, 128]:\n    x @ w\n"
+    lines = compiled(tmp_path / "p.pipe", text, ("sm_80",)).ptx["sm_80"].splitlines()
+    stores = [n for n, line in enumerate(lines) if "st.global.v4.f32" in line]
+    assert stores
+    ends = [n for n, line in enumerate(lines) if re.search(r"\bst\.|\bbar\.|^\$", line)]
+    for end in stores:
+        begin = max(n for n in ends if n < end)
+        read = re.findall(r"ld\.shared\.v4\.f32 .*, (\[.*\]);", "\n".join(lines[begin:end]))
+        assert len(read) == len(set(read)) == 1
+
+
 def test_texts_differ_between_arches_only_in_their_target_and_products(tmp_path: Path) -> None:
     texts = compiled(tmp_path / "p.pipe", TEXT).ptx
     bodies = [text.replace(f".target {arch}\n", "") for arch, text in texts.items()]
