@@ -165,3 +165,15 @@ def test_packed_weights_are_held_in_bytes(kind: str, rng: np.random.Generator) -
     x = rng.standard_normal((4, 3)).astype(np.float32)
     y = sf.compile(found.text, weights={"w": found.arrays})(x=x)
     np.testing.assert_allclose(y, x @ (0.5 * values), rtol=1e-5, atol=1e-5)
+
+
+def test_bounds_that_are_greater_than_the_dtype_hold_nothing_back() -> None:
+    """Exporters write the greatest f32 where a clip has no bound."""
+    most = float(np.finfo(np.float32).max)
+    made = models.model(
+        [node("Clip", ["x"], ["y"], min=0.0, max=most)],
+        {"x": (onnx.TensorProto.FLOAT16, ["n"])}, ["y"], {}, opset=9,
+    )  # fmt: skip
+    x = np.array([-1, 2, 65504, np.inf], np.float16)
+    found = sf.compile(import_model(made).text)(x=x)
+    np.testing.assert_array_equal(found, np.maximum(x, np.float16(0)))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import copysign, inf
 
 from ..errors import Refused
 from ..node import Node, Val
 from ..reading import HELD, dtype_of, type_name
 from ..record import op
+from ..text import literal
 from .norms import per_channel
 
 
@@ -133,7 +135,7 @@ def _clip(n: Node) -> str:
     """Bounds are attributes before opset 11, optional inputs since."""
     if n.opset < 11:
         low, high = (n.attr(k) for k in ("min", "max"))
-        low, high = (None if b is None else repr(float(b)) for b in (low, high))
+        low, high = (None if b is None else _bound(n, float(b)) for b in (low, high))
     else:
         low = n.operand(1) if n.maybe(1) is not None else None
         high = n.operand(2) if n.maybe(2) is not None else None
@@ -143,6 +145,13 @@ def _clip(n: Node) -> str:
     if low is not None:
         return f"maximum({x}, {low})"
     return f"minimum({x}, {high})" if high is not None else x
+
+
+def _bound(n: Node, value: float) -> str:
+    """A bound of the input's dtype: exporters write the greatest f32 where there is none."""
+    dtype = n.val(0).dtype
+    beyond = dtype.is_float and dtype.overflows(value)
+    return literal(copysign(inf, value) if beyond else value)
 
 
 @op("Where")
