@@ -93,7 +93,7 @@ def compile_graphs(
     if arches:
         from .gpu.compile import GpuCompiler
 
-        gpu = GpuCompiler(arches, source.name)
+        gpu = GpuCompiler(arches, source.name, choices)
     planner = Planner(load, verify, gpu, choices, "cpu" in targets)
     build = None
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -21,7 +23,8 @@ from stagefuse.compiler.layers import Layers, Numbered
 from stagefuse.compiler.lower import Lowered, Sites, finish
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan, TensorMapPlan
 from stagefuse.compiler.report import describe, report
-from stagefuse.dsl.dims import Expr
+from stagefuse.compiler.tuned import RULES, Choices, Measured
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.program import Pipeline
 
@@ -29,17 +32,20 @@ from .assemble import Usage
 from .attend_roles import RolesWriter, attends
 from .chain import LONGEST
 from .contract import sums_roughly
-from .drafts import SourceLowering, drafts, families
+from .drafts import Draft, SourceLowering, drafts, families
 from .emit import Entry, KernelWriter
 from .mma import EIGHTS
 from .modules import Modules
 from .persistent import PersistentWriter
 from .pieces import form_of
 from .predict import largest
+from .structures import candidates, made_by
 from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, occupancy
 from .tensor_maps import TensorMap
 
 JOINS = ("placed", "attended", "chained", "gathered", "coded", "direct", "halved")
+TUNED = ("contract", "attention")
+"""Groups whose structure can be measured."""
 
 
 class Way(NamedTuple):
@@ -50,12 +56,16 @@ class Way(NamedTuple):
     entry: Entry
     share: Expr
     part: str
+    notes: Mapping[str, Any]
 
 
 class GpuCompiler:
     """Compiles pipelines for arches; kernels are shared by all of a file."""
 
-    def __init__(self, arches: Sequence[str], source_name: str) -> None:
+    def __init__(
+        self, arches: Sequence[str], source_name: str, choices: Choices = RULES
+    ) -> None:
+        self.choices = choices
         self.arches = tuple(arches)
         self.entries: dict[object, Entry] = {}
         self.arithmetic: dict[str, str] = {}  # of kernels, as `Target.rate` has it
@@ -91,6 +101,7 @@ class GpuCompiler:
             for lowered, way in alike.made:
                 lowered = replace(lowered, label=f"{lowered.label} {way.part}".strip())
                 notes = report(graph, lowered, reasons, passed, group.nest)
+                notes.update(way.notes)
                 launch = self._launch(buffers, lowered, way, own, notes)
                 self.modules.add(way.arches, way.entry)
                 for arch in way.arches:
@@ -115,19 +126,64 @@ class GpuCompiler:
         fresh: list[tuple[Kernel, Graph]],
     ) -> list[tuple[Lowered, Way]]:
         """The kernels of a group, made; those that none before were are added to `fresh`."""
-        made = []
+        made: list[tuple[Lowered, Way]] = []
+
+        def add(
+            draft: Draft, lowered: Lowered, arches: tuple[str, ...], share: Expr, notes: Any
+        ) -> None:
+            kernel = lowered.kernel
+            if self.kernels.setdefault(kernel.name, kernel) is kernel:
+                fresh.append((kernel, graph))
+            name = f"{lowered.label} {draft.part}".strip()
+            entry = self._entry(pipeline, graph, lowered, draft.low, name)
+            made.append((lowered, Way(arches, entry, share, draft.part, notes)))
+
+        def lowered_of(draft: Draft, arch: str) -> Lowered:
+            if sums_roughly(graph, group):
+                draft.low.eights = EIGHTS[arch]
+            return finish(draft.low, draft.forms)
+
         for arches in families(graph, group, self.arches):
-            for low, forms, share, part in drafts(graph, group, sites, arches):
-                if sums_roughly(graph, group):
-                    low.eights = EIGHTS[arches[0]]
-                lowered = finish(low, forms)
-                kernel = lowered.kernel
-                if self.kernels.setdefault(kernel.name, kernel) is kernel:
-                    fresh.append((kernel, graph))
-                name = f"{lowered.label} {part}".strip()
-                entry = self._entry(pipeline, graph, lowered, low, name)
-                made.append((lowered, Way(arches, entry, share, part)))
+            rules = [(d, lowered_of(d, arches[0])) for d in drafts(graph, group, sites, arches)]
+            form = _form_of([lowered for _, lowered in rules])
+            notes = {"form": form} if group.kind in TUNED else {}
+            for same, entries in self._chosen(graph, group, arches, form, rules):
+                others = const(1)
+                for entry in entries:
+                    found = made_by(entry.changes, graph, group, sites, same[0])
+                    if found is None:
+                        continue
+                    share = graph.facts.simplify(_within(entry) * found.holds * others)
+                    others = graph.facts.simplify(others - share)
+                    said = {"tuned": {"entry": entry.name, "on": entry.device, **entry.changes}}
+                    for draft in found.drafts if share != const(0) else ():
+                        lowered = lowered_of(draft, same[0])
+                        add(draft, lowered, same, share * draft.share, {**notes, **said})
+                for draft, lowered in rules if others != const(0) else ():
+                    add(draft, lowered, same, draft.share * others, notes)
         return made
+
+    def _chosen(
+        self,
+        graph: Graph,
+        group: Group,
+        arches: Sequence[str],
+        form: str,
+        rules: Sequence[tuple[Draft, Lowered]],
+    ) -> list[tuple[tuple[str, ...], Sequence[Measured]]]:
+        """What is measured of a group, by the arches that it is the same for."""
+        if group.kind not in TUNED:
+            return [(tuple(arches), ())]
+        dims = sorted({d for _, lowered in rules for d in lowered.kernel.dims})
+        found: dict[tuple[str, ...], list[str]] = {}
+        entries: dict[tuple[str, ...], Sequence[Measured]] = {}
+        for arch in arches:
+            options = partial(candidates, graph, group, arch)
+            chosen = self.choices.structures(arch, form, dims, options)
+            key = tuple(f"{e.device} {e.name} {e.changes}" for e in chosen)
+            found.setdefault(key, []).append(arch)
+            entries[key] = chosen
+        return [(tuple(same), entries[key]) for key, same in found.items()]
 
     def _entry(
         self, pipeline: Pipeline, graph: Graph, lowered: Lowered, low: SourceLowering, label: str
@@ -249,6 +305,22 @@ class GpuCompiler:
             "occupancy limit": limit,
             "arithmetic": self.arithmetic[launch.kernel],
         }
+
+
+def _form_of(rules: Sequence[Lowered]) -> str:
+    """A name for what the rules make of a group, by its content."""
+    names = " ".join(lowered.kernel.name for lowered in rules)
+    return f"p_{hashlib.sha256(names.encode()).hexdigest()[:10]}"
+
+
+def _within(entry: Measured) -> Expr:
+    """1 for sizes that an entry holds for, else 0."""
+    share = const(1)
+    for dim, low, high in entry.ranges:
+        if low:
+            share = share * minimum(floordiv(sym(dim), low), const(1))
+        share = share * (1 - minimum(floordiv(sym(dim), high + 1), const(1)))
+    return share
 
 
 def _map_plan(

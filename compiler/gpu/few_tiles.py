@@ -54,6 +54,8 @@ class Thin:
     low: Expr
     depth: int
     count: int
+    number: int = 0
+    """Tells the buffers of different splits of a product apart."""
 
 
 def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
@@ -101,6 +103,21 @@ def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
     return Thin(few, low, part, -(-depth // part))
 
 
+def in_parts(graph: Graph, group: Group, count: int) -> Thin | None:
+    """A group's product in so many parts for all sizes, if it may be split so."""
+    assert group.anchor is not None
+    node = graph.nodes[group.anchor]
+    product = node.primitive
+    assert isinstance(product, Contract)
+    depth = product.depth.as_int()
+    if depth is None or product.batch or node.type.dtype not in (F32, I32):
+        return None
+    if depth < count * LEAST_DEPTH:
+        return None
+    part = -(-depth // (count * 16)) * 16
+    return Thin(const(1), const(0), part, -(-depth // part), count)
+
+
 def enough_tiles(graph: Graph, group: Group, whole: Whole | None) -> int:
     """Tiles up to which a product of operands in few bits on warpgroups is split, if it may be."""
     assert group.anchor is not None
@@ -131,15 +148,17 @@ def low_rows(graph: Graph, group: Group, split: Thin) -> list[tuple[int, Expr]]:
     return found
 
 
-def parts_of(ref: Ref) -> Ref:
-    """Stands for the buffer with the parts of a product, which is no value of the graph."""
-    return Ref(-1 - ref.node)
+def parts_of(ref: Ref, number: int = 0) -> Ref:
+    """Stands for a buffer with the parts of a product, which is no value of the graph."""
+    return Ref(-1 - ref.node, number)
 
 
 def _parts(low: Lowering, p: Product, split: Thin, mode: str) -> Buffer:
     shape = (const(split.count), p.rows, p.columns)
     name = f"b{len(low.buffers)}"
-    return low.buffers.setdefault(parts_of(p.ref), Buffer(name, p.dtype, shape, mode))
+    return low.buffers.setdefault(
+        parts_of(p.ref, split.number), Buffer(name, p.dtype, shape, mode)
+    )
 
 
 def lower_parts(low: Lowering, split: Thin, tile_rows: int = 0) -> Parallel:

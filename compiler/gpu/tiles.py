@@ -93,6 +93,18 @@ class Choice:
     facts: Facts
 
 
+def shapes_of(graph: Graph, group: Group) -> tuple[Choice, ...]:
+    """Every kernel that an f32 product on warpgroups may have, and the sizes that it can run for;
+    none where it is no work for them."""
+    if not choices(graph, group) or group.anchor is None:
+        return ()
+    node = graph.nodes[group.anchor]
+    product, found = node.primitive, _in_chunks(graph, group, node)
+    assert isinstance(product, Contract) and found is not None
+    facts, aligned = found
+    return tuple(Choice(s, aligned, facts) for s in _shapes(product, _lies(graph, group, node)))
+
+
 def choices(graph: Graph, group: Group) -> tuple[Choice, ...]:
     """The kernels of an f32 product on warpgroups; none where it is no work for them."""
     if group.kind != "contract" or group.anchor is None:

@@ -16,6 +16,7 @@ from stagefuse.dsl.facts import Facts
 
 from .persistent import BLOCKS
 from .pieces import ROWS
+from .wgmma import MOST_ROUGH_COLUMNS
 
 WIDTHS = (256, 240, 224, 192, 160, 144, 128, 96, 64)
 """Columns of a tile."""
@@ -48,6 +49,21 @@ def widths(
             width = min(width, max(-(-most // 16) * 16, 16))
         times[width] = _rounds(rows, columns, batch, width, cluster) * _cost(width)
     return _best_of(times, facts)
+
+
+def widths_of(columns: Expr, facts: Facts, rough: bool) -> list[int]:
+    """Every width that a tile may have, widest first. `rough`: of f8."""
+    most = facts.bounds(columns)[1]
+    limit = MOST_ROUGH_COLUMNS if rough else WIDTHS[0]
+    if most is not None:
+        limit = min(limit, max(-(-most // 16) * 16, 16))
+    return sorted({min(width, limit) for width in WIDTHS}, reverse=True)
+
+
+def rounds_of(batch: int, rows: int, columns: int, width: int, cluster: int) -> int:
+    """What the tiles of a width are predicted to take, in units of their own."""
+    tiles = -(-rows // (ROWS * cluster)) * -(-columns // width) * batch
+    return -(-tiles // (BLOCKS // cluster)) * _cost(width)
 
 
 def few_widths(columns: int | None) -> tuple[int, ...]:
