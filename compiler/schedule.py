@@ -120,4 +120,5 @@ TRIALS: Mapping[str, Mapping[str, tuple[int, ...]]] = MappingProxyType(
         }
     }
 )
-"""What `--tune` tries by target, one change at a time, against the rules' choice."""
+"""What `--tune` tries by target, one change at a time, against the rules' choice; for GPUs that is
+in `gpu/structures.py`."""

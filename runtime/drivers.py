@@ -169,6 +169,12 @@ class Driver(Protocol):
         """The driver's stream for a stream of the caller's. Raises InputError for anything else."""
 
     def event(self) -> Any: ...
+    def timer(self) -> Any:
+        """An event that also notes when it is reached."""
+
+    def elapsed(self, first: Any, then: Any) -> float:
+        """Microseconds between two of these that were reached, by the device's clock."""
+
     def close_event(self, event: Any) -> None: ...
     def record(self, event: Any, stream: Any) -> None: ...
     def wait(self, stream: Any, event: Any) -> None:

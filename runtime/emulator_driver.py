@@ -107,6 +107,12 @@ class EmulatorDriver:
     def event(self) -> Any:
         return None
 
+    def timer(self) -> Any:
+        return None
+
+    def elapsed(self, first: Any, then: Any) -> float:
+        return 0.0  # it has no clock
+
     def close_event(self, event: Any) -> None:
         pass
 

@@ -93,8 +93,9 @@ commands.add_command(cli_onnx.export_command)
 @click.option("--no-verify", is_flag=True, help="Don't check the graph after each pass.")
 @click.option(
     "--tune", is_flag=True,
-    help="Measure schedules for the CPU on this machine first, with the sizes of --size, and write "
-    "the fastest to FILE's lock file (.tuned.json), which every compilation reads.",
+    help="Measure schedules for the targets on this machine first, its CPU or its GPU, with the "
+    "sizes of --size, and write the fastest to FILE's lock file (.tuned.json), which every "
+    "compilation reads.",
 )
 @SIZES
 @THREADS
@@ -119,6 +120,7 @@ def compile_command(
     stagefuse compile model.pipe -o model.fused
     stagefuse compile model.pipe --target h200,a100,cpu --weights w=other.safetensors
     stagefuse compile model.pipe --tune --size B=8 --size T=128
+    stagefuse compile model.pipe --tune --size B=8 --size T=128 --target h200
     """
     require_source(file, "compile")
     output = output or file.with_suffix(".fused")
@@ -129,7 +131,7 @@ def compile_command(
             raise click.UsageError(f"{option} is for --tune")
     if tune:
         with reported(as_json):
-            tuned_first(file, weights, pipeline, sizes, threads, as_json)
+            tuned_first(file, weights, pipeline, sizes, threads, as_json, target)
     started = time.perf_counter()
     with reported(as_json):
         plan = compiled(file, weights, target, pipeline, verify=not no_verify)

@@ -182,7 +182,21 @@ def compiled(
     if not plan.pipelines:
         raise _no_pipeline(file, weights, pipeline)
     require_code(plan, targets)
+    if pipeline is None and plan.ptx:
+        _say_what_is_stale(file, plan)
     return plan
+
+
+def _say_what_is_stale(file: Path, plan: Plan) -> None:
+    """Notes on entries of the lock file that changed nothing in a plan of all pipelines."""
+    from stagefuse.compiler import tuned
+
+    reports: dict[str, list[Any]] = {}
+    for entry in plan.pipelines:
+        for gpu in entry.gpu:
+            reports.setdefault(gpu.arch, []).extend(x.report for x in gpu.launches)
+    for note in tuned.stale(tuned.beside(file), reports):
+        click.echo(f"note: {tuned.path_of(file)}: {note}", err=True)
 
 
 def _no_pipeline(file: Path, weights: Sequence[str], pipeline: str | None) -> Exception:

@@ -135,7 +135,8 @@ def reasons(report: Report) -> list[str]:
         found.append(f"{kernel.symbol}  {kernel.label}")
         changes = kernel.notes.get("tuned", {})
         if changes:
-            found.append(f"    tuned: {', '.join(f'{n} = {v}' for n, v in changes.items())}")
+            said = ", ".join(f"{n} = {v}" for n, v in changes.items())
+            found.append(f"    tuned: {said}, from the lock file")
         for (fused, because), names in grouped.items():
             verb = "fused because" if fused else "not fused because"
             found.append(f"    {_counted(names)}: {verb} {because}")

@@ -242,6 +242,15 @@ def event() -> int:
     return int(call("cuEventCreate", "making an event", _DISABLE_TIMING))
 
 
+def timer() -> int:
+    return int(call("cuEventCreate", "making an event", 0))
+
+
+def elapsed(first: int, then: int) -> float:
+    """Microseconds between two timers."""
+    return 1e3 * float(call("cuEventElapsedTime", "reading a timer", first, then))
+
+
 def close_event(event: int) -> None:
     call("cuEventDestroy", "closing an event", event)
 

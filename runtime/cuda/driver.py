@@ -132,6 +132,12 @@ class CudaDriver:
     def event(self) -> int:
         return calls.event()
 
+    def timer(self) -> int:
+        return calls.timer()
+
+    def elapsed(self, first: int, then: int) -> float:
+        return calls.elapsed(first, then)
+
     def close_event(self, event: int) -> None:
         calls.close_event(event)
 

@@ -86,6 +86,17 @@ def arch_for(gpu: Gpu) -> str | None:
     return None
 
 
+def target_of(gpu: Gpu) -> str | None:
+    """The target that a GPU is, by its name."""
+    words = gpu.name.lower().replace("-", " ").replace("l40s", "l40").split()
+    return next((t for t in TARGETS if t != "cpu" and t in words), None)
+
+
+def of_target(target: str) -> Gpu | None:
+    """This machine's first GPU that is a target. Raises DeviceError."""
+    return next((g for g in gpus() if target_of(g) == target), None)
+
+
 def has_driver() -> bool:
     """Whether this machine has an NVIDIA driver at all, found without loading anything."""
     return os.path.exists("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidiactl")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +59,9 @@ class FakeCuda(Ordered):
         self.gpus = gpus or (("NVIDIA H200", 9, 0, 1 << 24),)
         self.foreign: set[int] = set()  # blocks and streams of other libraries
         self.events: dict[int, int] = {}
+        self.timers: dict[int, float] = {}  # when each was reached, by the device's clock
+        self.clock = 0.0  # microseconds
+        self.cost: Callable[[str, tuple[int, ...]], float] = lambda kernel, grid: 1.0
         self.graphs: set[Graph] = set()
         self.libraries: set[Any] = set()
         self.contexts = 0
@@ -310,13 +313,31 @@ class FakeCuda(Ordered):
             self.events[number] = 0
             return number
 
+    def timer(self) -> int:
+        event = self.event()
+        self.timers[event] = 0.0
+        return event
+
+    def elapsed(self, first: int, then: int) -> float:
+        with self._entered("elapsed"):
+            reached = self.reached(first) and self.reached(then)
+            self._require(reached, "a time between events that were not reached")
+            return self.timers[then] - self.timers[first]
+
     def close_event(self, event: int) -> None:
         with self._entered("close_event"):
             del self.events[event]
+            self.timers.pop(event, None)
 
     def record(self, event: int, stream: int) -> None:
         with self._entered("record"):
             self._require(event in self.events, "an event that does not exist")
+            if event in self.timers:
+
+                def note() -> None:
+                    self.timers[event] = self.clock
+
+                self._enqueue(stream, note, [])
             self.events[event] = self.streams[stream]
 
     def wait(self, stream: int, event: int) -> None:
@@ -418,6 +439,7 @@ class FakeCuda(Ordered):
                 if kind == WRITE:
                     block.known[begin:end] = True
             self.launched.append((name, node.grid))
+            self.clock += self.cost(name, node.grid)
 
         return self._put(before, run, accesses)
 
