@@ -17,6 +17,24 @@ def is_plain(goal: Expr, facts: Facts) -> bool:
     return low is not None and low >= 0
 
 
+def _is_shown(goal: Expr, facts: Facts, left: int = 3) -> bool:
+    """Whether intervals say that it is at least 0 once minima and maxima, of which so many may
+    nest, are what they are at most or at least: n - min(1, n) is at least n - n."""
+    if is_plain(goal, facts):
+        return True
+    for monomial, coefficient in goal.terms:
+        if left == 0 or len(monomial) != 1 or monomial[0][1] != 1:
+            continue
+        atom = monomial[0][0]
+        if atom.kind not in ("min", "max"):
+            continue
+        rest = goal - Expr(((monomial, coefficient),))
+        enough = all if (coefficient > 0) == (atom.kind == "min") else any
+        if enough(_is_shown(rest + coefficient * arg, facts, left - 1) for arg in atom.args):
+            return True
+    return False
+
+
 def expanded(conditions: Iterable[Expr], facts: Facts) -> tuple[Expr, ...]:
     """The conditions, with what each says of the factors and extremes in it."""
     found: dict[Expr, None] = {}
@@ -128,13 +146,13 @@ def _of_factors(condition: Expr, facts: Facts) -> Iterator[Expr]:
             least = -c
         elif c > 0 or any(atom in rising for atom, _ in monomial):
             terms.append((monomial, c))
-        elif not is_plain(Expr(((monomial, -c),)), facts):
+        elif not _is_shown(Expr(((monomial, -c),)), facts):
             return
     if least < 1 or not terms:
         return
     common = set.intersection(*({a for a, _ in m} for m, _ in terms))
     for atom in sorted(common):
-        if not is_plain(expr_of(atom), facts):
+        if not _is_shown(expr_of(atom), facts):
             continue
         rest = Expr(tuple((without(m, atom), c) for m, c in terms))
         yield expr_of(atom) - 1

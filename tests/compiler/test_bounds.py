@@ -97,6 +97,7 @@ JOINED = Facts(
         ("M - 2", ["i - 2", "M // 2 - i + 1"]),
         ("(M + N) - (i - 2) % (M + N) - 1", ["i - 2", "K*M + K*N - i + 1"]),
         ("M - 8*l - 1", []),
+        ("N - 1", ["N - min(1, N - min(1, N)) - min(1, N) - i - 1"]),
         ("0 - 1", ["i - 2", "1 - i"]),
         ("0 - 1", ["0 - 1"]),
     ],
@@ -107,7 +108,9 @@ def test_a_position_shows_that_no_factor_of_its_axis_is_zero(goal: str, guards: 
     assert not bounds.open
 
 
-@pytest.mark.parametrize("less", ["(0 - i) // 2", "min(0 - i, M)", "(M - N)"])
+@pytest.mark.parametrize(
+    "less", ["(0 - i) // 2", "min(0 - i, M)", "(M - N)", "min(M - min(2, M + 1), 1)"]
+)
 def test_what_may_be_negative_says_nothing_of_the_rest(less: str) -> None:
     found = Bounds().broken(parse("K - 1"), JOINED, [parse(f"K - {less} - 1")], str)
     assert found is not None
