@@ -320,12 +320,6 @@ pipeline pair(x: f32[T, D], w: f32[D, 4]) -> f32[4]:
 """,
         _pair,
     ),
-]
-SIZES: Sequence[Sizes] = [
-    {"T": 0, "D": 3, "B": 2, "H": 4},
-    {"T": 1, "D": 1, "B": 1, "H": 1},
-    {"T": 2, "D": 5, "B": 0, "H": 3},
-    {"T": 7, "D": 3, "B": 3, "H": 17},
     Case(
         """
 pipeline twins(x: f32[T, D]) -> (f32[D], f32[D]):
@@ -337,4 +331,10 @@ pipeline twins(x: f32[T, D]) -> (f32[D], f32[D]):
 """,
         _twins,
     ),
+]
+SIZES: Sequence[Sizes] = [
+    {"T": 0, "D": 3, "B": 2, "H": 4},
+    {"T": 1, "D": 1, "B": 1, "H": 1},
+    {"T": 2, "D": 5, "B": 0, "H": 3},
+    {"T": 7, "D": 3, "B": 3, "H": 17},
 ]
