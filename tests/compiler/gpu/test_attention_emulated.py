@@ -14,7 +14,8 @@ import pytest
 from stagefuse.compiler.errors import VerifyError
 from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.gpu import attend_roles
-from stagefuse.compiler.gpu.compile import JOINS, GpuCompiler
+from stagefuse.compiler.gpu.compile import JOINS
+from stagefuse.compiler.gpu.drafts import drafts
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Attend, Kernel, Local
 from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
@@ -313,10 +314,8 @@ def attention_kernels(source: str) -> tuple[list[Kernel], Facts]:
     groups = join(graph, partition(graph), JOINS).groups
     (group,) = (g for g in groups if g.kind == "attention")
     made = [
-        finish(low, forms).kernel
-        for low, forms, _, _ in GpuCompiler(["sm_80"], "")._lowerings(
-            graph, group, Sites(), ["sm_80"]
-        )
+        finish(draft.low, draft.forms).kernel
+        for draft in drafts(graph, group, Sites(), ["sm_80"])
     ]
     return made, graph.facts
 
