@@ -19,6 +19,7 @@ from stagefuse.compiler.errors import PlanError
 from stagefuse.compiler.gpu import structures
 from stagefuse.runtime import device_timing
 from stagefuse.runtime.cuda import found
+from stagefuse.runtime.device_pipeline import DevicePipeline
 from stagefuse.runtime.errors import DeviceError
 
 from .runtime.cuda_run import installed
@@ -141,7 +142,8 @@ def test_structures_compute_the_same(
     entry = f"{form_of(source, arch)} M 2..150"
     tuned.write(tuned.Tuned({device: {entry: changes}}), tuned.path_of(source))
     with sf.compile(source, target=arch, device=f"emulator:{arch}") as pipe:
-        reports = [n.report.get("tuned", {}).get("entry") for n in pipe._gpu.launches]  # type: ignore[attr-defined]
+        assert isinstance(pipe, DevicePipeline)
+        reports = [n.report.get("tuned", {}).get("entry") for n in pipe._gpu.launches]
         assert entry in reports
         for rows in (1, 2, 131):
             given = inputs(rng, rows)

@@ -121,21 +121,6 @@ class Stripe:
         )
         at: dict[int, Expr] = {}
 
-        def clear(first: Expr, size: Expr) -> None:
-            spot, value = (Index(first + sym("z")),), Const(around, self.dtype)
-            low.loop(
-                "z", const(0), size, lambda: low.emit(Store(self.name, spot, value)), vector=True
-            )
-
-        def each_row(first: Expr, seen: Expr) -> None:
-            def row() -> None:
-                clear((first + sym("v")) * self.plane + sym("y") * self.pitch, seen)
-
-            def plane() -> None:
-                low.loop("y", const(0), rows + self.above, row)
-
-            low.loop("v", const(0), const(self.phases), plane)
-
         def element(where: Expr) -> None:
             indices = [at.get(n, e) for n, e in enumerate(windows.indices)]
             value = low.value(source, tuple(map(Index, indices)), ())
@@ -171,15 +156,33 @@ class Stripe:
                 return low.loop(name, const(0), size, lambda: channels(rest))
             size = self.plane * self.phases
             if seen is None:
-                clear(plane * size, size)
+                self._clear(plane * size, size, around)
             else:
-                each_row(plane * self.phases, seen)
+                self._clear_rows(plane * self.phases, rows, seen, around)
             if self.across is None:
                 return band(const(0))
             self._phases("v", self.across, band)
 
-        clear(self.channels * self.phases * self.plane, const(self.slack))
+        self._clear(self.channels * self.phases * self.plane, const(self.slack), around)
         channels([(n, size) for n, size, _ in windows.channels])
+
+    def _clear(self, first: Expr, size: Expr, around: float) -> None:
+        """Stores `around` in a stretch of the stripe."""
+        low, place = self.low, (Index(first + sym("z")),)
+        store = Store(self.name, place, Const(around, self.dtype))
+        low.loop("z", const(0), size, lambda: low.emit(store), vector=True)
+
+    def _clear_rows(self, first: Expr, rows: Expr, seen: Expr, around: float) -> None:
+        """The same in what is seen of each row, in the planes of a channel from one on."""
+        low = self.low
+
+        def row() -> None:
+            self._clear((first + sym("v")) * self.plane + sym("y") * self.pitch, seen, around)
+
+        def plane() -> None:
+            low.loop("y", const(0), rows + self.above, row)
+
+        low.loop("v", const(0), const(self.phases), plane)
 
     def _phases(self, name: str, axis: Axis, body: Callable[[Expr], None]) -> None:
         if axis.phases == 1:
