@@ -102,7 +102,7 @@ def narrow(array: Array, dtype: DType) -> Array:
 
 def _saturated(array: Array, dtype: DType) -> Array:
     """Float64 values within the finite ones of a dtype; NaN stays."""
-    return np.clip(array, -LARGEST[dtype.name], LARGEST[dtype.name])
+    return np.clip(array, -dtype.largest, dtype.largest)
 
 
 def _to_odd(array: Array) -> Array:
@@ -136,17 +136,13 @@ def convert(array: Array, dtype: DType) -> Array:
         return np.where(low | high, ends, inside).astype(dtype.numpy)
 
 
-LARGEST = {"f8e4m3": 448.0, "f8e5m2": 57344.0, "f16": 65504.0}
-"""The largest finite value of the dtypes for which it matters here."""
-
-
 def lowest(dtype: DType) -> float | int | bool:
     """The least value of a dtype: the maximum of nothing."""
     if dtype.is_bool:
         return False
     if dtype.is_int:
         return int(np.iinfo(dtype.numpy).min)
-    return -LARGEST[dtype.name] if dtype.name == "f8e4m3" else -math.inf
+    return -dtype.largest if dtype.name == "f8e4m3" else -math.inf
 
 
 def highest(dtype: DType) -> float | int | bool:

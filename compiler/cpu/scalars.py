@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from stagefuse.compiler.operators import BITS, POWERS, power_by_products, unsigned_power
-from stagefuse.compiler.scalar import LARGEST
 from stagefuse.dsl.dtypes import DTYPES, DType
 
 from . import vector_math
@@ -74,9 +73,9 @@ def saturated(code: Code, value: Value, target: DType) -> Value:
     """
     if target.name != "f8e5m2":
         return value
-    largest = code.const(LARGEST[target.name], value.type)
-    low = value.compare("lt", -LARGEST[target.name]).select(-largest, value)
-    return value.compare("gt", LARGEST[target.name]).select(largest, low)
+    largest = code.const(target.largest, value.type)
+    low = value.compare("lt", -target.largest).select(-largest, value)
+    return value.compare("gt", target.largest).select(largest, low)
 
 
 def _to_f8(

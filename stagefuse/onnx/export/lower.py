@@ -32,7 +32,6 @@ from stagefuse.compiler.graph import (
 )
 from stagefuse.compiler.plan import ArgumentPlan
 from stagefuse.compiler.plan_check import solve_order
-from stagefuse.compiler.scalar import LARGEST
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dtypes import BOOL, I64, DType
 from stagefuse.dsl.program import Pipeline
@@ -169,7 +168,7 @@ class Lowering:
         """In the dtype of the result. Storing f8e5m2 keeps infinities and saturates the rest."""
         if dtype.name != "f8e5m2":
             return self.model.cast(x, dtype)
-        maps, largest = self.context.maps, LARGEST[dtype.name]
+        maps, largest = self.context.maps, dtype.largest
         kept = maps.op("Max", maps.op("Min", x, maps.like(x, largest)), maps.like(x, -largest))
         infinite = self.model.node("IsInf", [x], BOOL, x.shape)
         whole = maps.where(infinite, x, kept)
