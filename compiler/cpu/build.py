@@ -38,8 +38,12 @@ def target_machine(level: str) -> llvm.TargetMachine:
 
 
 def compile_text(text: str, level: str, speed: int = 2) -> bytes:
-    """The object file of a module given as text; what stands behind AS_WRITTEN in it is linked
-    after the passes."""
+    """The object file of a module given as text."""
+    return bytes(target_machine(level).emit_object(improved(text, level, speed)))
+
+
+def improved(text: str, level: str, speed: int = 2) -> llvm.ModuleRef:
+    """The module after LLVM's passes; what stands behind AS_WRITTEN in it is linked after them."""
     machine, context = target_machine(level), llvm.create_context()
     parts = [_parsed(part, machine, context) for part in text.split(AS_WRITTEN)]
     module, written = parts[0], parts[1:]
@@ -54,7 +58,7 @@ def compile_text(text: str, level: str, speed: int = 2) -> bytes:
         module.link_in(part)
         for name in names:
             module.get_function(name).linkage = llvm.Linkage.internal
-    return bytes(machine.emit_object(module))
+    return module
 
 
 def _parsed(text: str, machine: llvm.TargetMachine, context: llvm.ContextRef) -> llvm.ModuleRef:

@@ -6,11 +6,14 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from stagefuse.compiler.kernel_ir import (
+    Const,
     Fold,
     For,
+    Op,
     Statement,
     Store,
 )
+from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.compiler.operators import BITS
 from stagefuse.compiler.scalar import identity
 from stagefuse.dsl.dtypes import I64, DType
@@ -68,7 +71,25 @@ class FoldWriter(StreamWriter):
 
     def _step(self, s: Fold, total: Value) -> Value:
         loses = s.name in self.lost_nans
-        return combine(self.code, s.kind, total, self.value(s.value), s.dtype, loses)
+        return combine(self.code, s.kind, total, self._folded(s.value, s.kind), s.dtype, loses)
+
+    def _folded(self, value: KernelValue, kind: str) -> Value:
+        """The element of a fold.
+
+        LLVM makes max(m, c ? x : -inf) a choice between max(m, x) and m, and no vectors of that: so
+        it shall not know that -inf is the identity of a maximum.
+        """
+        if not (isinstance(value, Op) and value.fn == "select" and kind in ("max", "min")):
+            return self.value(value)
+        bit, *choices = value.args
+        none = Const(identity(kind, value.dtype), value.dtype)
+        if not value.dtype.is_float or none not in choices:
+            return self.value(value)
+        yes, no = (
+            self.code.intrinsic("arithmetic.fence", found) if choice == none else found
+            for choice, found in ((c, self.value(c)) for c in choices)
+        )
+        return self.value(bit).select(yes, no)
 
     def _fold_unrolled(self, s: Fold) -> Value:
         """A fold over a few positions, written out."""
@@ -113,8 +134,9 @@ class FoldWriter(StreamWriter):
         code, dtype = self.code, s.value.dtype.compute
         kind = s.kind.removeprefix("arg")
         extreme = self._fold_nest(
-            s, kind, dtype, lambda total, at: combine(code, kind, total, self.value(s.value), dtype)
-        )
+            s, kind, dtype,
+            lambda total, at: combine(code, kind, total, self._folded(s.value, kind), dtype),
+        )  # fmt: skip
 
         def step(total: Value, at: Value) -> Value:
             value = self.value(s.value)

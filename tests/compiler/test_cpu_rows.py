@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stagefuse.compiler.cpu.build import improved
 from stagefuse.compiler.cpu.emit import module_text
 from stagefuse.compiler.cpu.lost_nans import lost_nans
 from stagefuse.compiler.kernel_ir import Kernel
@@ -81,3 +82,62 @@ def test_softmax_of_rows_with_special_numbers(level: str, rng: np.random.Generat
             expected = e / e.sum(-1, keepdims=True)
         # half a unit of a difference below 32, one of exp, and those of 22 additions
         np.testing.assert_allclose(z, expected, rtol=1e-6 + 24 * 2**-23, atol=1e-37)
+
+
+MASKED = """stagefuse kernel 1
+kernel {name} for test
+buffer x : in f32[M, N]
+buffer keep : in bool[M, N]
+buffer z : out f32[M, N]
+dims M N
+parallel m in M
+fold extreme = {kind} over (f in N) : f32 of select.f32({bit}, {choices})
+alloc row : f32[N]
+for s in 0..N vector
+  store row[s] = exp.f32(sub.f32(select.f32({bit_s}, x.f32[m, s], f32(-inf)), $extreme.f32))
+for n in 0..N vector
+  store z[m, n] = mul.f32(row.f32[n], f32(2))
+"""
+BITS = {"given": "keep.bool[m, {i}]", "causal": "ge.bool(index(m - {i}), i64(0))"}
+
+
+def masked(bit: str, kind: str) -> Kernel:
+    """exp(x - extreme) * 2 where the bit is, 0 elsewhere: the extreme is of those alone."""
+    identity = "f32(-inf)" if kind == "max" else "f32(inf)"
+    choices = f"x.f32[m, f], {identity}"
+    of, at = (BITS[bit].format(i=i) for i in "fs")
+    name = f"{bit}_{kind}"
+    return parse_kernel(MASKED.format(name=name, kind=kind, bit=of, bit_s=at, choices=choices))
+
+
+@pytest.mark.parametrize("kind", ["max", "min"])
+@pytest.mark.parametrize("bit", BITS)
+def test_extremes_under_a_mask_are_made_in_vectors(bit: str, kind: str) -> None:
+    for level in LEVELS:
+        text = str(improved(module_text([masked(bit, kind)], level), level))
+        assert f"@llvm.vector.reduce.f{kind}imum.v" in text
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_extremes_under_a_mask(level: str, rng: np.random.Generator) -> None:
+    kernels = [masked(bit, kind) for bit in BITS for kind in ("max", "min")]
+    compiled = Compiled(kernels, level)
+    for n in SIZES:
+        x = rng.normal(0, 3, (40, n)).astype(np.float32)
+        keep = rng.random((40, n)) < rng.random((40, 1))
+        for row, value in enumerate((np.nan, np.inf, -np.inf, 1e38)):
+            if n:
+                x[row, rng.integers(n)] = value
+        for kernel in kernels:
+            bit, kind = kernel.name.split("_")
+            z = np.full_like(x, 7)
+            assert compiled(kernel.name, [x, keep, z], {"M": len(x), "N": n})[0] == 0
+            bits = keep if bit == "given" else np.tri(40, n, dtype=bool)
+            with np.errstate(all="ignore"):
+                wide, none = x.astype(np.float64), -np.inf if kind == "max" else np.inf
+                reduce = np.max if kind == "max" else np.min
+                extreme = reduce(np.where(bits, wide, none), -1, keepdims=True, initial=none)
+                shifted = (np.where(bits, wide, -np.inf) - extreme).astype(np.float32)
+                expected = 2 * np.exp(shifted.astype(np.float64))
+            # the difference is rounded as ours is, and exp is within four units
+            np.testing.assert_allclose(z, expected, rtol=2**-20, atol=1e-37)
