@@ -130,6 +130,12 @@ def in_class(dtype: DType, name: str) -> bool:
     return name == "any"
 
 
+def dtype_named(name: str) -> str | None:
+    """What a dtype is called here that other libraries call `name`, such as `float32`."""
+    others = {"half": "f16", "double": "f64", "long": "i64"}
+    return {**others, **{d.array: d.name for d in DTYPES.values()}}.get(name)
+
+
 def from_numpy(dtype: Any) -> DType | None:
     """The element type of a NumPy dtype in native byte order, or None if there is none."""
     import numpy as np

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from ..dims import Expr, const
@@ -77,7 +78,8 @@ def bind(
                 help=f"the nearest name is `{near}`" if near else None,
             )
         if name in bound:
-            raise Failed("E0206", f"`{name}` is given twice", arg.keyword or arg.span)
+            first = [(bound[name].span, f"`{name}` by its place")]
+            raise Failed("E0206", f"`{name}` is given twice", arg.keyword or arg.span, "", first)
         bound[name] = arg
     missing = [name for name in required if name not in bound]
     if missing:
@@ -98,6 +100,8 @@ def apply(
 ) -> Value:
     """The value of a call of a built-in. Raises Failed."""
     params = record.params
+    if params and params[0].kind == "tensors":
+        _require_list(record.name, args)
     bound = bind(
         what or f"`{record.name}`",
         [p.name for p in params],
@@ -112,6 +116,20 @@ def apply(
     call = _Call(recorder, record, bound, span)
     folded = call.folded()
     return folded if folded is not None else call.emit()
+
+
+def _require_list(name: str, args: Sequence[Arg]) -> None:
+    """Raises Failed where tensors stand side by side that should be in a list."""
+    apart = list(takewhile(lambda arg: isinstance(arg.value, Tensor), args))
+    if len(apart) > 1:
+        listed = ", ".join(text_of(arg.span) for arg in apart)
+        first, last = apart[0].span, apart[-1].span
+        raise Failed(
+            "E0204",
+            f"`{name}` takes a list of tensors",
+            Span(first.source, first.start, last.end),
+            help=f"write `{name}([{listed}], ...)`",
+        )
 
 
 class _Call:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from .. import ast
 from ..dims import Expr, const, floordiv, maximum, minimum, mod, sym
-from ..dtypes import CLASSES, DTYPES, DType
+from ..dtypes import CLASSES, DTYPES, DType, dtype_named
 from ..facts import Facts
 from ..source import Span
 from . import expressions
@@ -68,7 +68,7 @@ class Signature:
             dtype = node.name
         else:
             near = nearest(node.name, [*DTYPES, *self.generics, *CONSTANTS])
-            hint = _HINTS.get(node.name)
+            hint = _HINTS.get(node.name) or dtype_named(node.name)
             advice = f"the dtype is `{hint}`" if hint else None
             if near and not advice:
                 advice = f"the nearest name is `{near}`"
@@ -97,6 +97,8 @@ class Signature:
         """A dimension expression over variables. Raises Failed."""
         facts = Facts()
         match node:
+            case ast.IntLit() if node.value >= 1 << 63:
+                raise Failed("E0219", "this size does not fit 64 bits", node.span)
             case ast.IntLit():
                 return const(node.value)
             case ast.Name():

@@ -37,6 +37,11 @@ BINARY = {
     "&": "bitand", "|": "bitor", "^": "bitxor", "<<": "shl", ">>": "shr", "and": "and", "or": "or",
 }  # fmt: skip
 UNARY = {"-": "neg", "~": "invert", "not": "not"}
+_METHODS = {
+    "T": "`transpose({})`", "permute": "`transpose({}, [...])`", "view": "`reshape({}, [...])`",
+    "astype": "the dtype as a function: `f32({})`", "to": "the dtype as a function: `f32({})`",
+}  # fmt: skip
+"""What is written for attributes of tensors in other libraries."""
 
 
 def evaluate(frame: Frame, node: ast.Expr) -> Value:
@@ -127,6 +132,10 @@ def attribute(frame: Frame, node: ast.Attribute) -> Value:
         help_text = "name the size in the type: `x: f32[B, T]` makes `B` and `T` known"
     elif node.name == "dtype":
         help_text = "name the dtype in the signature: `fn f[E: float](x: E[N])`"
+    elif isinstance(base, Tensor) and node.name in _METHODS:
+        help_text = f"write {_METHODS[node.name].format(text_of(node.base.span))}"
+    elif isinstance(base, Tensor) and frame.checker.is_builtin(node.name):
+        help_text = f"write `{node.name}({text_of(node.base.span)})`"
     raise Failed(
         "E0220",
         f"{describe(base)} has no attribute `{node.name}`",
@@ -137,8 +146,15 @@ def attribute(frame: Frame, node: ast.Attribute) -> Value:
     )
 
 
+def _callee(frame: Frame, node: ast.Expr) -> Value:
+    """What is called: a built-in stays one, even where its name was bound by mistake."""
+    if isinstance(node, ast.Name) and frame.checker.is_builtin(node.name):
+        return frame.checker.builtin(node.name) or evaluate(frame, node)
+    return evaluate(frame, node)
+
+
 def _call(frame: Frame, node: ast.Call, first: list[Arg]) -> Value:
-    function = evaluate(frame, node.fn)
+    function = _callee(frame, node.fn)
     args = first + [Arg(evaluate(frame, arg), arg.span) for arg in node.args]
     keywords: dict[str, Arg] = {}
     for keyword in node.kwargs:
@@ -154,7 +170,7 @@ def _pipe(frame: Frame, node: ast.Pipe) -> Value:
     left = Arg(evaluate(frame, node.left), node.left.span)
     if isinstance(node.right, ast.Call):
         return _call(frame, node.right, [left])
-    function = evaluate(frame, node.right)
+    function = _callee(frame, node.right)
     return calls.call(frame, function, [left], {}, node.right.span, node.right)
 
 

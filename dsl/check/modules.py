@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .. import ast
-from ..dtypes import DTYPES, DType
+from ..dtypes import DTYPES, DType, dtype_named
 from ..facts import Facts
 from ..signature import Builtin
 from ..source import Source, Span
@@ -247,7 +247,7 @@ class Checker:
     def unknown(self, name: str, span: Span, names: list[str]) -> Failed:
         if name in RESERVED:
             return Failed("E0212", f"`{name}` is reserved for later", span)
-        near = nearest(name, names)
+        near = dtype_named(name) or nearest(name, names)
         advice = f"the nearest name is `{near}`" if near else self._elsewhere(name)
         return Failed("E0201", f"unknown name `{name}`", span, help=advice)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .. import ast
 from ..diagnostics import Diagnostic
-from ..dims import Expr, as_expr, maximum, minimum, sym
+from ..dims import Expr, sym
 from ..dtypes import F32, I64, DType
 from ..facts import Facts
 from ..program import Pipeline, Program, State, ValueId
@@ -23,19 +23,18 @@ from .declared import (
     Signature,
     Silent,
     TensorSpec,
-    conditions,
     generic_classes,
-    range_ends,
 )
 from .expressions import evaluate
 from .frame import Frame
 from .inlining import Inlining
 from .modules import Checker, Endless, Headers, ModuleScope
-from .record import Recorder, divided
-from .report import Failed, text_of
+from .record import Recorder
+from .report import Failed
 from .results import as_declared
 from .unify import Declared
 from .values import NONE, Dim, Function, Items, Number, Scope, Tensor, Value, is_poison
+from .where import gather_facts
 
 REPRESENTATIVE = {"float": F32, "int": I64, "number": F32, "any": F32}
 
@@ -273,112 +272,6 @@ class _Entry:
 def _dtype(spec: TensorSpec) -> DType:
     assert isinstance(spec.dtype, DType)
     return spec.dtype
-
-
-def gather_facts(recorder: Recorder, signature: Signature, where: tuple[ast.Where, ...]) -> Facts:
-    """Ranges and divisibility of a `where`; what else it says is checked at the call."""
-    ranges: dict[str, tuple[Expr | int, Expr | int | None]] = {
-        name: (0, None) for name in signature.variables
-    }
-    divisible: list[tuple[Expr, Expr | int]] = []
-    for clause in where:
-        with signature.frame.checker.reporter.catching():
-            try:
-                for expr, relation, text, span in conditions(signature, clause):
-                    _add_fact(ranges, divisible, expr, relation)
-                    known = expr.as_int()
-                    wrong = known is not None and (known != 0 if relation == "==0" else known < 0)
-                    if wrong:
-                        raise Failed("E0217", f"`{text}` never holds", span)
-                    if known is None:
-                        recorder.check(expr, relation, f"{text} must hold", span)
-                if isinstance(clause, ast.WhereRange):
-                    low, high = range_ends(signature, clause.range)
-                    gap = (high - low).as_int()
-                    if gap is not None and gap < 0:
-                        raise Failed("E0217", f"`{clause.name}` has an empty range", clause.span)
-            except Silent:
-                continue
-    _require_ranges(signature, ranges, where)
-    return Facts(ranges, tuple(divisible))
-
-
-def _require_ranges(
-    signature: Signature, ranges: Mapping[str, tuple[Expr | int, Expr | int | None]],
-    where: tuple[ast.Where, ...],
-) -> None:
-    """Reports sizes that no value satisfies."""
-    for name, (low, high) in ranges.items():
-        gap = None if high is None else (as_expr(high) - as_expr(low)).as_int()
-        if gap is not None and gap < 0:
-            clauses = [clause.span for clause in where if name in text_of(clause.span)]
-            with signature.frame.checker.reporter.catching():
-                raise Failed("E0217", f"no size is left for `{name}`", clauses[-1],
-                             f"{name} is at least {low} and at most {high}",
-                             [(span, "") for span in clauses[:-1]])
-
-
-def _add_fact(
-    ranges: dict[str, tuple[Expr | int, Expr | int | None]],
-    divisible: list[tuple[Expr, Expr | int]],
-    expr: Expr,
-    relation: str,
-) -> None:
-    if relation == "==0":
-        pair = divided(expr)
-        if pair is not None:
-            divisible.append(pair)
-        for name in sorted(expr.symbols()):
-            slope = expr.coefficient(name)
-            if slope is not None and slope.as_int() in (1, -1) and name in ranges:
-                value = (expr.substitute({name: 0})) * -(slope.as_int() or 1)
-                if ranges[name] == (0, None) and not _depends(ranges, value, name):
-                    ranges[name] = (value, value)
-                    return
-        return
-    for name in sorted(expr.symbols()):
-        slope = expr.coefficient(name)
-        factor = slope.as_int() if slope is not None else None
-        if factor not in (1, -1) or name not in ranges:
-            continue
-        rest = expr.substitute({name: 0})
-        low, high = ranges[name]
-        if factor == 1:
-            bound = -rest
-            if not _depends(ranges, bound, name):
-                ranges[name] = (_tighter(bound, low, True), high)
-                return
-        elif not _depends(ranges, rest, name):
-            ranges[name] = (low, rest if high is None else _tighter(rest, high, False))
-            return
-
-
-def _tighter(bound: Expr, known: Expr | int, is_low: bool) -> Expr | int:
-    pick = maximum if is_low else minimum
-    found = pick(bound, known, Facts())
-    if as_expr(known).as_int() == 0 and is_low and Facts().is_nonneg(bound):
-        found = bound
-    value = found.as_int()
-    return found if value is None else value
-
-
-def _depends(
-    ranges: Mapping[str, tuple[Expr | int, Expr | int | None]], bound: Expr, name: str
-) -> bool:
-    """Whether the bound leads back to the size that it is to bound."""
-    seen: set[str] = set()
-    pending = set(bound.symbols())
-    while pending:
-        symbol = pending.pop()
-        if symbol == name:
-            return True
-        if symbol in seen:
-            continue
-        seen.add(symbol)
-        for end in ranges.get(symbol, (0, None)):
-            if end is not None:
-                pending |= as_expr(end).symbols()
-    return False
 
 
 _SURE = ("E0201", "E0202", "E0206", "E0209", "E0210", "E0213", "E0214", "E0218", "E0219", "E0220")

@@ -135,8 +135,7 @@ def assign(frame: Frame, target: ast.Target, value: Value) -> None:
 def poison(frame: Frame, statements: Sequence[ast.Stmt]) -> None:
     """The names that the statements would bind are wrong from here on."""
     for name in _bound(statements):
-        if not frame.checker.is_builtin(name):
-            frame.locals[name] = POISON
+        frame.locals[name] = POISON
 
 
 def _bound(statements: Sequence[ast.Stmt]) -> Iterator[str]:

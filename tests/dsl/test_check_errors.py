@@ -116,7 +116,8 @@ for some sizes
         ("1 / 0", "E0207", "0", "division by zero", ""),
         ("reshape(x, [3, 5])", "E0207", "[3, 5]", "number of elements", ""),
         ("sum(x, axis=5)", "E0207", "5", "axis 5 is out of range", ""),
-        ("concat(x, x)", "E0204", "x", "a list of tensors", "`[x]`"),
+        ("concat(x)", "E0204", "x", "a list of tensors", "`[x]`"),
+        ("concat(x, x)", "E0204", "x, x", "a list of tensors", "`concat([x, x], ...)`"),
         ("sum(x, axis=ids)", "E0208", "ids", "an axis", ""),
         ("x(3)", "E0204", "x", "cannot be called", ""),
         ("p(x, ids)", "E0211", "p(x, ids)", "`p` calls itself", ""),
@@ -207,12 +208,35 @@ def test_one_wrong_line(line: str, code: str, place: str, words: str, advice: st
          "E0205", "declares 1 result"),
         ("pipeline p(x: f32[B]):\n    for i in x:\n        y = i\n    x", "E0204", "a loop runs"),
         ("pipeline p(x: f32[B]):\n    x + 9 ** 9999", "E0207", "64 bits"),
+        ("pipeline p(x: f32[99999999999999999999]):\n    x", "E0219", "does not fit 64 bits"),
+        ("pipeline p(x: f32[B]):\n    sum = x\n    y = sum + sum(x)\n    y", "E0210", "`sum`"),
     ],
 )  # fmt: skip
 def test_one_wrong_program(text: str, code: str, words: str) -> None:
     found = only(text + "\n")
     assert found.code == code, render(found)
     assert words in found.message
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "help"),
+    [
+        ("x.sum()", "E0220", "write `sum(x)`"),
+        ("x.T", "E0220", "write `transpose(x)`"),
+        ("x.astype(f64)", "E0220", "the dtype as a function"),
+        ("float64(x)", "E0201", "`f64`"),
+        ("concat(x, x, axis=1)", "E0204", "write `concat([x, x], ...)`"),
+    ],
+)
+def test_what_is_written_otherwise_in_other_languages(lines: str, code: str, help: str) -> None:
+    found = body(lines)
+    assert found.code == code and found.help is not None
+    assert help in found.help.text
+
+
+def test_dtypes_of_other_libraries() -> None:
+    found = only("pipeline p(x: float32[B]):\n    x\n")
+    assert found.help is not None and found.help.text == "the dtype is `f32`"
 
 
 def test_a_program_of_too_many_statements_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:

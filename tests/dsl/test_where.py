@@ -1,0 +1,50 @@
+"""Conditions of `where` that no sizes meet, and those that some do."""
+
+from __future__ import annotations
+
+import pytest
+
+from stagefuse.dsl.diagnostics import render_all
+
+from .test_check_errors import errors, only
+
+HEAD = "pipeline p(x: f32[T], y: f32[S]) -> f32[T]\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "words", "label"),
+    [
+        ("T in 5..=3, T % 2 == 0", "`T` has an empty range", ""),
+        ("T == 4, T == 5", "no size is left for `T`", "T is at least 5 and at most 4"),
+        ("T >= 1, T == 4, T == 5", "no size is left for `T`", "T is at least 5 and at most 4"),
+        ("T + 1 == 0", "no size is left for `T`", "T is at least 0 and at most -1"),
+        ("T < S, S < T", "no size is left for `S`", "S is at least T + 1 and at most T - 1"),
+        ("T % 8 == 8", "no size is left for `T`", "`T % 8 == 8` never holds"),
+        ("T in 4..=4, T != 4", "no size is left for `T`", "T is in 4..=4, where `T != 4` never"),
+        ("T in 1..=4, S in 5..=8, T == S", "no size is left for `T`", "`T == S` never holds"),
+        ("T in 1..=7, T % 8 == 0", "no size is left for `T`", "no number in 1..=7 meets this"),
+        ("T % 8 == 3, T % 4 == 1", "no size is left for `T`", "no number meets all of these"),
+        ("T in 0..=10, T * T == 50", "no size is left for `T`", "no number in 0..=10 meets this"),
+    ],
+)
+def test_conditions_that_contradict_each_other(where: str, words: str, label: str) -> None:
+    found = only(f"{HEAD}where {where}:\n    x\n")
+    assert found.code == "E0217" and words in found.message
+    assert label in found.primary.text
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "T >= 1, T == 4",
+        "T % 8 == 3, T % 4 == 3, T >= 100",
+        "T in 1..=8, T % 8 == 0",
+        "T in 1..=10, T // 2 == 5",
+        "T in 1..=2*S, T % 2 == 0, S in 1..=100000, S % 99999 == 5",
+        "T in 0..=9, T * T == 49, T != 6",
+        "T in 0..=1000000, T * T == 810000000000",
+    ],
+)
+def test_conditions_that_some_sizes_meet(where: str) -> None:
+    found = errors(f"{HEAD}where {where}:\n    x\n")
+    assert not found, render_all(found)
