@@ -135,6 +135,14 @@ class Binder:
                 )
             values[name], origin[name] = found // factor, place
         self._check_shapes(arrays, values, origin)
+        self.check_sizes(values, origin)
+        return values
+
+    def check_sizes(self, values: dict[str, int], origin: Mapping[str, str]) -> None:
+        """Raise InputError unless sizes are within the ranges and facts of the signature.
+
+        `origin` says of each what gave it.
+        """
         self._check_ranges(values, origin)
         evaluate = Evaluator(values)
         for check in self.plan.checks:
@@ -142,7 +150,6 @@ class Binder:
             if result < 0 or (result and check.relation == "==0"):
                 where = f"\n  --> {check.file}:{check.line}:{check.column}" if check.file else ""
                 raise InputError(f"{check.message}; here {_values_text(values)}{where}")
-        return values
 
     def _check_shapes(
         self,
@@ -164,7 +171,7 @@ class Binder:
                         f"  = note: `{argument.name}` has shape {array.shape}"
                     )
 
-    def _check_ranges(self, values: dict[str, int], origin: dict[str, str]) -> None:
+    def _check_ranges(self, values: dict[str, int], origin: Mapping[str, str]) -> None:
         evaluate = Evaluator(values)
         for name, value in values.items():
             dim = self._ranges.get(name)

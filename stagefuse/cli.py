@@ -27,14 +27,13 @@ from .cli_shared import (
     SIZES,
     THREADS,
     WEIGHTS,
+    check_sizes,
     compiled,
     example_inputs,
     is_plan,
     named_weights,
     opened,
     read_inputs,
-    reported,
-    require_sizes,
     require_source,
     show_json,
     show_results,
@@ -130,14 +129,12 @@ def compile_command(
         if value and not tune:
             raise click.UsageError(f"{option} is for --tune")
     if tune:
-        with reported(as_json):
-            tuned_first(file, weights, pipeline, sizes, threads, as_json, target)
+        tuned_first(file, weights, pipeline, sizes, threads, as_json, target)
     started = time.perf_counter()
-    with reported(as_json):
-        plan = compiled(file, weights, target, pipeline, verify=not no_verify)
-        from stagefuse.compiler import plan_file
+    from stagefuse.compiler import plan_file
 
-        plan_file.write(plan, output)
+    plan = compiled(file, weights, target, pipeline, verify=not no_verify)
+    plan_file.write(plan, output)
     seconds = time.perf_counter() - started
     size = output.stat().st_size
     if as_json:
@@ -172,7 +169,7 @@ def check(file: Path, weights: tuple[str, ...], as_json: bool) -> None:
     stagefuse check model.pipe
     """
     require_source(file, "check")
-    with reported(as_json), working(f"checking {file}"):
+    with working(f"checking {file}"):
         from stagefuse.compiler import driver
         from stagefuse.dsl.diagnostics import CompileError, render_all, to_json
 
@@ -223,11 +220,10 @@ def run(
     stagefuse run model.pipe --input x.npy --output-dir results
     stagefuse run decoder.fused --size S=1024 --input tokens.npy --state-out talk.npz
     """
-    with reported(as_json):
-        with opened(file, weights, pipeline, threads, device) as pipe:
-            arrays = read_inputs(inputs, pipe)
-            found = called(pipe, arrays, sizes, state_in, state_out)
-            show_results(pipe, found, output_dir, as_json)
+    with opened(file, weights, pipeline, threads, device) as pipe:
+        arrays = read_inputs(inputs, pipe)
+        found = called(pipe, arrays, sizes, state_in, state_out)
+        show_results(pipe, found, output_dir, as_json)
 
 
 def list_passes(context: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -285,19 +281,18 @@ def explain(
         return explain_ptx(file, target, weights, pipeline, as_json)
     if ir is not None:
         return explain_ir(file, ir, weights, pipeline, as_json)
-    with reported(as_json):
-        plan = compiled(file, weights, target, pipeline)
-        from dataclasses import asdict
+    from dataclasses import asdict
 
-        from stagefuse.runtime.report import Report
+    from stagefuse.runtime.report import Report
 
-        levels = "/".join(plan.objects)
-        chosen = [p for p in plan.pipelines if pipeline in (None, p.name)]
-        numbers = whole_numbers(sizes) if sizes else None
-        for entry in chosen if numbers is not None else ():
-            require_sizes([d.name for d in entry.dims], numbers or {})
-        reports = [Report.of_plan(p, levels) for p in chosen if levels or not p.gpu]
-        reports += [Report.of_gpu(p, g, numbers) for p in chosen for g in p.gpu]
+    plan = compiled(file, weights, target, pipeline)
+    levels = "/".join(plan.objects)
+    chosen = [p for p in plan.pipelines if pipeline in (None, p.name)]
+    numbers = whole_numbers(sizes) if sizes else None
+    for entry in chosen if numbers is not None else ():
+        check_sizes(entry, numbers or {})
+    reports = [Report.of_plan(p, levels) for p in chosen if levels or not p.gpu]
+    reports += [Report.of_gpu(p, g, numbers) for p in chosen for g in p.gpu]
     if as_json:
         show_json(pipelines=[asdict(r) for r in reports])
         return
@@ -320,10 +315,9 @@ def explain_ptx(
     file: Path, target: str, weights: tuple[str, ...], pipeline: str | None, as_json: bool
 ) -> None:
     """Prints the PTX for each GPU of the targets, or that a .fused file holds."""
-    with reported(as_json):
-        plan = compiled(file, weights, "h100" if target == "cpu" else target, pipeline)
-        if not plan.ptx:
-            raise click.UsageError("--ir ptx: there is no code for GPUs in this")
+    plan = compiled(file, weights, "h100" if target == "cpu" else target, pipeline)
+    if not plan.ptx:
+        raise click.UsageError("--ir ptx: there is no code for GPUs in this")
     if as_json:
         return show_json(ptx=dict(plan.ptx))
     click.echo("\n".join(plan.ptx.values()), nl=False)
@@ -340,7 +334,7 @@ def explain_ir(
         raise click.UsageError(f"--ir: there is no stage {stage!r}; there is {known}, ptx")
     if is_plan(file):
         raise click.UsageError("--ir is for sources; a .fused file holds machine code")
-    with reported(as_json), working(f"compiling {file}"):
+    with working(f"compiling {file}"):
         texts = stages.text_after(file, stage, named_weights(weights), pipeline)
     if as_json:
         return show_json(pipelines=[{"name": name, "ir": text} for name, text in texts])
@@ -373,16 +367,15 @@ def bench(
     \b
     stagefuse bench model.fused --size B=8 --size T=128 --threads 4
     """
-    with reported(as_json):
-        with opened(file, weights, pipeline, threads, device) as pipe:
-            call, again = example_call(pipe, example_inputs(pipe, sizes), sizes)
+    with opened(file, weights, pipeline, threads, device) as pipe:
+        call, again = example_call(pipe, example_inputs(pipe, sizes), sizes)
+        call()
+        times = []
+        for _ in range(calls):
+            again()
+            started = time.perf_counter()
             call()
-            times = []
-            for _ in range(calls):
-                again()
-                started = time.perf_counter()
-                call()
-                times.append(time.perf_counter() - started)
+            times.append(time.perf_counter() - started)
     times.sort()
     median, low, high = times[len(times) // 2], times[0], times[-1]
     if as_json:

@@ -20,7 +20,6 @@ from .cli_shared import (
     example_inputs,
     opened,
     read_inputs,
-    reported,
     show_json,
     show_results,
 )
@@ -81,24 +80,23 @@ def emulate(
     line; of a .ptx file's it is exit code 1, of our own a fault of stagefuse. A deadlock says
     where threads stand, and so does a kernel that --time-limit stops.
     """
-    with reported(as_json):
-        if file.suffix == ".ptx":
-            sides = {"grid": grid, "block": block, "cluster": cluster}
-            shape = {name: _sides(text, name) for name, text in sides.items()}
-            sizes_of = {**shape, "shared_bytes": shared, "time_limit": time_limit}
-            return emulate_ptx(file, kernel, sizes_of, arguments, output_dir, as_json)
-        if time_limit is not None:
-            raise click.UsageError("--time-limit is for .ptx files")
-        device = "emulator" if arch is None else f"emulator:{arch}"
-        with opened(file, weights, pipeline, device=device) as pipe:
-            given = read_inputs(inputs, pipe) if inputs else example_inputs(pipe, sizes)
-            found = pipe(**given)
-            if not as_json:
-                for launch, record in pipe.driver.records:  # type: ignore[attr-defined]
-                    where = f"grid {launch.grid}, block {launch.block}"
-                    click.echo(f"{launch.label or launch.kernel}: {where}", err=True)
-                    click.echo(_summary(record), err=True)
-            show_results(pipe, found, output_dir, as_json)
+    if file.suffix == ".ptx":
+        sides = {"grid": grid, "block": block, "cluster": cluster}
+        shape = {name: _sides(text, name) for name, text in sides.items()}
+        sizes_of = {**shape, "shared_bytes": shared, "time_limit": time_limit}
+        return emulate_ptx(file, kernel, sizes_of, arguments, output_dir, as_json)
+    if time_limit is not None:
+        raise click.UsageError("--time-limit is for .ptx files")
+    device = "emulator" if arch is None else f"emulator:{arch}"
+    with opened(file, weights, pipeline, device=device) as pipe:
+        given = read_inputs(inputs, pipe) if inputs else example_inputs(pipe, sizes)
+        found = pipe(**given)
+        if not as_json:
+            for launch, record in pipe.driver.records:  # type: ignore[attr-defined]
+                where = f"grid {launch.grid}, block {launch.block}"
+                click.echo(f"{launch.label or launch.kernel}: {where}", err=True)
+                click.echo(_summary(record), err=True)
+        show_results(pipe, found, output_dir, as_json)
 
 
 def emulate_ptx(

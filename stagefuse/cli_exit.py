@@ -22,16 +22,9 @@ import click
 DONE, WRONG_PROGRAM, WRONG_USAGE, MISSING, OUR_FAULT, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
 
-class AsJson(Exception):
-    """Raised by a command whose error report goes to stdout as JSON; `cause` is the error."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
 def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
-    """The exit code of `run`, with every error told on stderr (or as JSON on stdout)."""
+    """The exit code of `run`; errors are told on stderr, and with `--json` as JSON on stdout."""
+    as_json = "--json" in arguments
     try:
         found = run()
         if sys.stdout is not None:  # which it is where a shell closed it
@@ -40,7 +33,10 @@ def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:
-        error.show()
+        if as_json:
+            _show(error="UsageError", message=error.format_message())
+        else:
+            error.show()
         return WRONG_USAGE
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
@@ -50,18 +46,26 @@ def guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except AsJson as report:
-        code, _ = classify(report.cause)
-        if code != OUR_FAULT:
-            click.echo(json.dumps(describe(report.cause), indent=2))
-            return code
-        return _our_fault(report.cause, arguments)
     except Exception as error:
         code, text = classify(error)
         if code == OUR_FAULT:
-            return _our_fault(error, arguments)
-        click.echo(text, err=True)
+            path = _our_fault(error, arguments)
+            if as_json:
+                _show(error="InternalError", message=str(error), report=path)
+        elif as_json:
+            _show(**describe(error))
+        else:
+            click.echo(text, err=True)
         return code
+
+
+def _show(**values: Any) -> None:
+    """An error as JSON on stdout, or on stderr where stdout takes nothing."""
+    text = json.dumps({"ok": False, **values}, indent=2)
+    try:
+        click.echo(text)
+    except OSError:
+        click.echo(text, err=True)
 
 
 def _number(code: object) -> int:
@@ -101,7 +105,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     """An error as the JSON object that a command prints."""
     from stagefuse.dsl.diagnostics import CompileError, to_json
 
-    found: dict[str, Any] = {"ok": False, "error": type(error).__name__}
+    found: dict[str, Any] = {"error": type(error).__name__}
     if isinstance(error, CompileError):
         ordered = sorted(error.diagnostics, key=lambda d: d.position)
         return {**found, "diagnostics": [to_json(d) for d in ordered]}
@@ -112,8 +116,8 @@ def _colored() -> bool:
     return sys.stderr.isatty() and "NO_COLOR" not in os.environ
 
 
-def _our_fault(error: BaseException, arguments: Sequence[str]) -> int:
-    """Say so, and write what is needed to see it again into a file."""
+def _our_fault(error: BaseException, arguments: Sequence[str]) -> str:
+    """Say so on stderr, and write what is needed to see it again into a file; its path."""
     from stagefuse import __version__
 
     parts = [
@@ -132,4 +136,4 @@ def _our_fault(error: BaseException, arguments: Sequence[str]) -> int:
     click.echo(f"internal error: {type(error).__name__}: {error}", err=True)
     click.echo("  = note: this is a fault of stagefuse, not of the program", err=True)
     click.echo(f"  = help: report it with the file {path}", err=True)
-    return OUR_FAULT
+    return path

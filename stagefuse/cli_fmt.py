@@ -9,7 +9,7 @@ import click
 from stagefuse.dsl.files import replace_file
 
 from .cli_exit import DONE, WRONG_PROGRAM
-from .cli_shared import JSON, reported, show_json
+from .cli_shared import JSON, show_json
 
 
 @click.command("fmt", short_help="Write FILEs in the one layout.")
@@ -31,20 +31,19 @@ def fmt(files: tuple[Path, ...], check: bool, diff: bool, as_json: bool) -> int:
     stagefuse fmt --check *.pipe
     """
     changed = []
-    with reported(as_json):
-        from stagefuse.compiler.front import read_source
-        from stagefuse.dsl.format import differences, formatted
+    from stagefuse.compiler.front import read_source
+    from stagefuse.dsl.format import differences, formatted
 
-        for path in files:
-            source = read_source(path)
-            text = formatted(source)
-            if text.encode() == path.read_bytes():
-                continue
-            changed.append(path)
-            if diff and not as_json:
-                click.echo("".join(differences(source, text)), nl=False)
-            elif not check and not diff:
-                _replace(path, text)
+    for path in files:
+        source = read_source(path)
+        text = formatted(source)
+        if text.encode() == path.read_bytes():
+            continue
+        changed.append(path)
+        if diff and not as_json:
+            click.echo("".join(differences(source, text)), nl=False)
+        elif not check and not diff:
+            _replace(path, text)
     if as_json:
         show_json(files=[{"file": str(path), "changed": path in changed} for path in files])
     elif not diff:

@@ -15,7 +15,6 @@ from .cli_shared import (
     WEIGHTS,
     named_weights,
     pairs,
-    reported,
     show_json,
     working,
 )
@@ -49,7 +48,7 @@ def import_command(
 
     Without --output both go to the current folder, called like the model.
     """
-    with reported(as_json), working(f"importing {file}"):
+    with working(f"importing {file}"):
         from .onnx.importing import file_stem, import_to
 
         target = output or Path(f"{file_stem(file.stem)}.pipe")
@@ -117,7 +116,7 @@ def export_command(
     a file MODEL.data beside it.
     """
     target = output or file.with_suffix(".onnx")
-    with reported(as_json), working(f"exporting {file}"):
+    with working(f"exporting {file}"):
         from stagefuse.runtime.errors import InputError
 
         from .onnx.export.exporting import OPSET, export_to

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import cli_exit
-
 if TYPE_CHECKING:
     import numpy as np
 
-    from stagefuse.compiler.plan import Plan
+    from stagefuse.compiler.plan import PipelinePlan, Plan
     from stagefuse.runtime.pipeline import Pipeline
 
 FILE = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -43,19 +41,6 @@ OUTPUT_DIR = click.option(
     "-o", "--output-dir", type=click.Path(file_okay=False, path_type=Path),
     help="A folder for the results, made if it is not there.",
 )
-
-
-@contextmanager
-def reported(as_json: bool) -> Iterator[None]:
-    """Errors within become JSON on stdout where the caller asked for JSON."""
-    try:
-        yield
-    except (click.ClickException, click.exceptions.Exit):
-        raise
-    except Exception as error:
-        if as_json:
-            raise cli_exit.AsJson(error) from error
-        raise
 
 
 @contextmanager
@@ -283,6 +268,14 @@ def require_sizes(known: Sequence[str], sizes: dict[str, int]) -> None:
     missing = [name for name in known if name not in sizes]
     if missing:
         raise click.UsageError("give " + " and ".join(f"--size {name}=N" for name in missing))
+
+
+def check_sizes(plan: PipelinePlan, sizes: dict[str, int]) -> None:
+    """Refuse sizes that are not those of a call. Raises UsageError, InputError."""
+    from stagefuse.runtime.binding import Binder
+
+    require_sizes([d.name for d in plan.dims], sizes)
+    Binder(plan).check_sizes(sizes, dict.fromkeys(sizes, "--size"))
 
 
 def example_inputs(pipe: Pipeline, options: Sequence[str]) -> dict[str, Any]:

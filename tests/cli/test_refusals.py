@@ -1,6 +1,7 @@
 """What the command line refuses: exit codes, and what stderr says."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -53,6 +54,28 @@ def test_wrong_usage_is_2(shell: Shell, good: Path, arguments: list[str]) -> Non
     code, out, err = shell(*[a.replace("GOOD", str(good)) for a in arguments])
     assert (code, out) == (2, "")
     assert err and good.read_text() == source
+
+
+def test_wrong_usage_as_json(shell: Shell, good: Path) -> None:
+    for arguments in (["check", "none.pipe"], ["bench", good], ["explain", good, "--size", "Q=3"]):
+        code, out, err = shell(*arguments, "--json")
+        found = json.loads(out)
+        assert (code, err) == (2, "")
+        assert not found["ok"] and found["error"] == "UsageError" and found["message"]
+
+
+def test_json_that_stdout_does_not_take(good: Path) -> None:
+    run = [sys.executable, "-m", "stagefuse", "check", str(good), "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 3 and b"No space left" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_explain_takes_the_sizes_of_a_call(shell: Shell, good: Path) -> None:
+    code, out, err = shell("explain", good, "--size", "B=2", "--size", "N=0")
+    assert (code, out) == (1, "")
+    assert "N is 0 by --size, but classify takes N in 1.." in err
 
 
 def test_a_plan_is_no_source(shell: Shell, good: Path, tmp_path: Path) -> None:
@@ -126,6 +149,11 @@ def test_our_own_fault_is_70_with_a_reproducer(
     text = report.read_text()
     report.unlink()
     assert "an invariant" in text and "pipeline classify" in text
+    code, out, err = shell("compile", good, "--json")
+    found = json.loads(out)
+    Path(found["report"]).unlink()
+    assert (code, found["error"], found["message"]) == (70, "InternalError", "an invariant")
+    assert "internal error" in err
 
 
 def test_a_pipeline_that_is_not_there_is_wrong_usage(shell: Shell, good: Path) -> None:
