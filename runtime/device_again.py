@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from .device_graphs import Ready
 from .device_prepared import DeviceBucket
-from .device_space import Ready, Space
-from .drivers import KERNEL_ALIGNMENT, Like, Memory, Region
+from .device_space import Space
+from .drivers import KERNEL_ALIGNMENT, Alike, Memory, Region
 
 if TYPE_CHECKING:
     from .device_pipeline import DevicePipeline
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """An array of a call: what is like it, the plan's buffer, and its bytes."""
+    """Where a call has an array: the plan's buffer, and its bytes."""
 
-    like: Like
     buffer: int
     size: int
 
@@ -32,8 +32,9 @@ class Place:
 class Again:
     """A call whose arrays all lie in the device's memory, each where a kernel can use it.
 
-    `form` makes what a call gives of several results. It holds for as long as its space makes no
-    other call.
+    `places` are those of the inputs called `names`, then those of the results, and `fixed` is where
+    the states lie; `form` makes what a call gives of several results. It holds for as long as its
+    space makes no other call.
     """
 
     def __init__(
@@ -42,19 +43,22 @@ class Again:
         bucket: DeviceBucket,
         ready: Ready,
         states: Any,
-        inputs: Mapping[str, Place],
-        results: Sequence[Place],
-        addresses: Sequence[int],
+        fixed: Mapping[int, Region],
+        alike: Alike,
+        names: Sequence[str],
+        places: Sequence[Place],
+        addresses: list[int],
         form: Callable[..., Any] | None,
     ) -> None:
         self.bucket = bucket
         self._driver, self._space, self._ready = space.driver, space, ready
         self._states = None if states is None else ref(states)  # which die with their session
-        self._places = (*inputs.values(), *results)
-        self._inputs = [(name, place.like.address) for name, place in inputs.items()]
-        self._results = [place.like for place in results]
-        self._addresses = list(addresses)
-        self._stream = self._places[0].like.stream()
+        self._fixed = fixed
+        self._known = {tuple(addresses): ready}
+        self._alike, self._names, self._places = alike, [*names], places
+        self._results = range(len(names), len(places))
+        self._addresses = addresses
+        self._stream = alike.stream()
         self._form = form
 
     def start(
@@ -63,76 +67,82 @@ class Again:
         """Put the call on a stream, or on the one that the arrays' library works on now.
 
         What it gives, and that stream; None for arrays that are not alike, and then nothing is
-        done.
+        done. Of what a call costs this is all but the launch: it is written to be quick.
         """
-        states = None if session is None else session.states
-        if len(inputs) != len(self._inputs) or not self._is_of(states):
+        if not self._is_of(session):
             return None
-        addresses = [address(inputs.get(name)) for name, address in self._inputs]
+        made: Any
         if out is None:
-            made: Any = [like.new() for like in self._results]
+            made = [*map(self._alike.new, self._results)]
         elif self._form is None:
             made = (out,)
         elif isinstance(out, tuple) and len(out) == len(self._results):
             made = out
         else:
             return None
-        addresses += [like.address(x) for like, x in zip(self._results, made, strict=True)]
-        if 0 in addresses:
+        if [*inputs] == self._names:
+            arrays = (*inputs.values(), *made)
+        elif inputs.keys() == {*self._names}:
+            arrays = (*map(inputs.__getitem__, self._names), *made)
+        else:
             return None
-        space, theirs = self._space, self._stream()
-        moved = addresses != self._addresses
+        addresses = self._alike.addresses(arrays)
+        if addresses is None:
+            return None
+        moved = addresses is not self._addresses and addresses != self._addresses
         if moved and not self._move(addresses):
             return None
+        space, theirs = self._space, self._stream()
         if stream is None or stream == theirs:
             stream = theirs
-            if space.owns:
+            if space.owners or space.past:
                 space.own(())  # what dies is used again behind this call, as in its library
         else:
-            owners = (*inputs.values(), *made)
             if moved:
-                space.own(owners)
+                space.own(arrays)
             else:  # the same memory; another object may stand for it
-                space.owners = owners
+                space.owners = arrays
             self._driver.order(theirs, stream)
-        self._launch(stream, states)
+        if space.busy is None or space.busy != stream:
+            space.come_after(stream)
+        self._ready.launch(stream)
         if out is None:
             out = made[0] if self._form is None else self._form(*made)
         return out, stream
 
-    def _is_of(self, states: Any) -> bool:
+    def _is_of(self, session: Session | None) -> bool:
         """Whether the latest call was of the same session, or also of none."""
-        return states is None if self._states is None else states is self._states() is not None
-
-    def _launch(self, stream: Any, states: Any) -> None:
-        space = self._space
-        if space.busy is None or space.busy != stream:
-            space.come_after(stream)
-        if states is None:
-            self._driver.replay(self._ready.graph, stream)
-            return
-        self._driver.wait(stream, states.done)
-        self._driver.replay(self._ready.graph, stream)
-        self._driver.record(states.done, stream)
+        if session is None:
+            return self._states is None
+        return self._states is not None and self._states() is session.states
 
     def _move(self, addresses: list[int]) -> bool:
-        """Have the launches use other addresses; False where kernels can't work on them there."""
-        count = len(self._inputs)
+        """Have the arrays at other addresses; False where kernels can't work on them there."""
+        key = tuple(addresses)
+        ready = self._known.get(key)
+        if ready is None:
+            if not self._suits(addresses):
+                return False
+            elsewhere = dict(self._fixed)
+            for place, at in zip(self._places, addresses, strict=True):
+                elsewhere[place.buffer] = Region(Memory(at, place.size), 0, place.size)
+            ready = self._space.ready(self.bucket, elsewhere)
+            # It may have been another call's.
+            self._known = {k: other for k, other in self._known.items() if other is not ready}
+            self._known[key] = ready
+        self._ready, self._addresses = ready, addresses
+        return True
+
+    def _suits(self, addresses: list[int]) -> bool:
+        """Whether all are aligned, and no result lies over anything else."""
+        count = len(self._names)
         for number, (place, at) in enumerate(zip(self._places, addresses, strict=True)):
             if at % KERNEL_ALIGNMENT:
                 return False
-            if number >= count:  # a result must not lie over anything else
+            if number >= count:
                 for other, begin in zip(self._places[:number], addresses, strict=False):
                     if at < begin + other.size and begin < at + place.size:
                         return False
-        self._ready.move(
-            {
-                place.buffer: Region(Memory(at, place.size), 0, place.size)
-                for place, at, before in zip(self._places, addresses, self._addresses, strict=True)
-                if at != before
-            }
-        )
-        self._addresses = addresses
         return True
 
 
@@ -145,20 +155,18 @@ def repeatable(
     inputs: Mapping[str, Any],
     results: Sequence[Any],
 ) -> Again | None:
-    """A call of these arrays, to be made again; None if a library has no quick way for that."""
+    """A call of these arrays, to be made again; None where there is no quick way to them."""
     preparer, plan = pipeline._preparer, pipeline._plan
+    arrays = (*inputs.values(), *results)
+    alike = pipeline.driver.alike(arrays) if inputs else None
+    addresses = None if alike is None else alike.addresses(arrays)
+    if alike is None or addresses is None:
+        return None
     numbers = dict(zip([i.name for i in plan.inputs], preparer.inputs, strict=True))
     buffers = [*(numbers[name] for name in inputs), *preparer.results]
-    places, addresses = [], []
-    for array, buffer in zip((*inputs.values(), *results), buffers, strict=True):
-        like = pipeline.driver.like(array)
-        if like is None:
-            return None
-        places.append(Place(like, buffer, bucket.places[buffer][1]))
-        addresses.append(like.address(array))
-    if not inputs or 0 in addresses:
-        return None
+    states: Any = None if session is None else session.states
+    fixed = zip(preparer.states, () if states is None else states.regions, strict=True)
     return Again(
-        space, bucket, ready, None if session is None else session.states,
-        dict(zip(inputs, places, strict=False)), places[len(inputs) :], addresses, pipeline._tuple,
+        space, bucket, ready, states, dict(fixed), alike, [*inputs],
+        [Place(b, bucket.places[b][1]) for b in buffers], addresses, pipeline._tuple,
     )  # fmt: skip

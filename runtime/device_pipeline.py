@@ -22,8 +22,9 @@ from stagefuse.compiler.plan import GpuPlan, Plan
 from . import interchange
 from .device_again import repeatable
 from .device_arrays import DeviceArray, DeviceBinder
+from .device_graphs import Ready
 from .device_prepared import DeviceBucket, DevicePreparer
-from .device_space import Ready, Space
+from .device_space import Space
 from .device_states import DeviceStates
 from .device_stream import OnStream
 from .drivers import MAP_BYTES, Driver, Memory, Region, closing, quietly
@@ -94,9 +95,7 @@ class DevicePipeline(Pipeline):
     ) -> Any:
         return self._call(args, out, inputs, session)
 
-    def _new_states(
-        self, types: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]
-    ) -> DeviceStates:
+    def _new_states(self, types: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]) -> DeviceStates:
         return DeviceStates(self.driver, types)
 
     def on(self, stream: Any) -> OnStream:
@@ -112,23 +111,30 @@ class DevicePipeline(Pipeline):
             self._require_open()
             self._calls += 1
         try:
+            if self.driver.is_active():
+                return self._called(args, out, inputs, session)
             with self.driver.active():
-                space = self.acquire()
-                try:
-                    result = self.made(space, None, args, out, inputs, session)
-                except (InputError, IndexOutOfRange):
-                    self.give_back(space)
-                    raise
-                except BaseException:
-                    self.discard(space, None)
-                    raise
-                self.give_back(space)
-                return result
+                return self._called(args, out, inputs, session)
         finally:
             with self._lock:
                 self._calls -= 1
                 if self._closed:
                     self._idle.notify_all()
+
+    def _called(
+        self, args: tuple[Any, ...], out: Any, inputs: dict[str, Any], session: Session | None
+    ) -> Any:
+        space = self.acquire()
+        try:
+            result = self.made(space, None, args, out, inputs, session)
+        except (InputError, IndexOutOfRange):
+            self.give_back(space)
+            raise
+        except BaseException:
+            self.discard(space, None)
+            raise
+        self.give_back(space)
+        return result
 
     def made(
         self,
@@ -245,7 +251,7 @@ class DevicePipeline(Pipeline):
         targets: Sequence[Operand],
         session: Session | None,
     ) -> Ready | None:
-        """Put the call's work on the stream, behind earlier work on its states.
+        """Put the call's work on the stream.
 
         Gives the launches if they are all of it: every array is used where it lies.
         """
@@ -256,7 +262,6 @@ class DevicePipeline(Pipeline):
         elsewhere: dict[int, Region] = {}
         states = None if session is None else session.states
         if isinstance(states, DeviceStates):
-            driver.wait(stream, states.done)
             elsewhere.update(zip(self._preparer.states, states.regions, strict=True))
         direct = True
         for number, operand in zip(self._preparer.inputs, operands, strict=True):
@@ -277,9 +282,7 @@ class DevicePipeline(Pipeline):
                 else:
                     elsewhere[number] = target.region
         ready = space.ready(bucket, elsewhere)
-        driver.replay(ready.graph, stream)
-        if isinstance(states, DeviceStates):
-            driver.record(states.done, stream)
+        ready.launch(stream)
         for number, target in zip(self._preparer.results, targets, strict=True):
             if not isinstance(target, DeviceArray):
                 direct = False
@@ -313,9 +316,7 @@ class DevicePipeline(Pipeline):
             space.finish()
             raise self._out_of_range(site - 1, value, bucket.dims)
 
-    def _bucket(
-        self, operands: Sequence[Operand], session: Session | None = None
-    ) -> DeviceBucket:
+    def _bucket(self, operands: Sequence[Operand], session: Session | None = None) -> DeviceBucket:
         key = tuple([a.shape for a in operands])
         if session is not None:
             key = (session.key, *key)

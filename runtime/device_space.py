@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .device_graphs import Graphs, Ready, places_of
 from .device_prepared import STATUS_BYTES, DeviceBucket, padded
 from .drivers import Driver, Launch, Memory, Region, quietly
 
@@ -18,38 +19,12 @@ if TYPE_CHECKING:
 _MAX_GRAPHS = 64
 
 
-class Ready:
-    """A bucket's launches in a space as a graph, and where the buffers lie that lie elsewhere."""
-
-    def __init__(
-        self, driver: Driver, bucket: DeviceBucket, launches: Sequence[Launch],
-        elsewhere: Mapping[int, Region],
-    ) -> None:  # fmt: skip
-        self._driver = driver
-        self.graph = driver.graph(launches)
-        self.places = {b: region.place for b, region in elsewhere.items()}
-        self._uses: dict[int, list[tuple[int, int]]] = {}  # launches, and positions in them
-        for number, launch in enumerate(bucket.launches):
-            for position, buffer in enumerate(launch.plan.buffers):
-                self._uses.setdefault(buffer, []).append((number, position))
-
-    def move(self, regions: Mapping[int, Region]) -> None:
-        """Have buffers lie in other regions from now on."""
-        changed: dict[int, dict[int, Region]] = {}
-        for buffer, region in regions.items():
-            self.places[buffer] = region.place
-            for number, position in self._uses.get(buffer, ()):
-                changed.setdefault(number, {})[position] = region
-        for number, arguments in changed.items():
-            self._driver.update(self.graph, number, arguments)
-
-
 class Space:
     """Memory, a stream and the graphs of buckets that replay in it.
 
-    `owners` keeps alive what work under way reads and writes. Where a space is not `idle`, there
-    may be such work: behind what `done` stands for, or on the stream `busy`, which `done` is not
-    recorded on yet.
+    `owners` keeps alive what work under way reads and writes, and `past` what earlier work did,
+    each until an event. Where a space is not `idle`, there may be such work: behind what `done`
+    stands for, or on the stream `busy`, which `done` is not recorded on yet.
     """
 
     def __init__(self, driver: Driver, weights: Mapping[int, Region]) -> None:
@@ -62,8 +37,8 @@ class Space:
         self.idle = True
         self.busy: Any = None
         self.again: Again | None = None  # the latest call, if it can be made again
-        self._past: deque[tuple[Any, tuple[Any, ...]]] = deque()  # owners, until an event
-        self._graphs: dict[DeviceBucket, Ready] = {}
+        self.past: deque[tuple[Any, tuple[Any, ...]]] = deque()
+        self._graphs: dict[DeviceBucket, Graphs] = {}
         try:
             self.stream = driver.stream()
             self.done = driver.event()
@@ -107,22 +82,17 @@ class Space:
     def rest(self) -> None:
         """Take note that no work is under way."""
         self.idle, self.busy, self.owners = True, None, ()
-        while self._past:
-            self.driver.close_event(self._past.popleft()[0])
-
-    @property
-    def owns(self) -> bool:
-        """Whether anything is kept alive."""
-        return bool(self.owners or self._past)
+        while self.past:
+            self.driver.close_event(self.past.popleft()[0])
 
     def own(self, owners: tuple[Any, ...]) -> None:
         """Keep alive what the next work uses, beside what work under way does."""
         free = []
-        while self._past and self.driver.reached(self._past[0][0]):
-            free.append(self._past.popleft()[0])
+        while self.past and self.driver.reached(self.past[0][0]):
+            free.append(self.past.popleft()[0])
         if self.owners and self.busy is not None:
             event = free.pop() if free else self.driver.event()
-            self._past.append((event, self.owners))
+            self.past.append((event, self.owners))
             self.driver.record(event, self.busy)
         for event in free:
             self.driver.close_event(event)
@@ -149,19 +119,27 @@ class Space:
 
     def ready(self, bucket: DeviceBucket, elsewhere: Mapping[int, Region]) -> Ready:
         """The bucket's launches, with buffers that lie elsewhere than in this memory."""
-        ready = self._graphs.get(bucket)
-        if ready is None:
+        graphs = self._graphs.get(bucket)
+        if graphs is None:
             if len(self._graphs) >= _MAX_GRAPHS:
                 self._drop_graphs()
-            launches = self._launches(bucket, elsewhere)
-            ready = self._graphs[bucket] = Ready(self.driver, bucket, launches, elsewhere)
-            return ready
-        places, before = {b: r.place for b, r in elsewhere.items()}, ready.places
-        if places != before:
+            graphs = self._graphs[bucket] = Graphs(self._new_ready(bucket, elsewhere))
+            return graphs.all[0]
+        places = places_of(elsewhere)
+        ready = graphs.at(places)
+        if ready is None and graphs.wants(places):
+            ready = self._new_ready(bucket, elsewhere)
+            graphs.add(ready)
+        elif ready is None:
+            ready = graphs.leave()
+            before = ready.places
             every = (b for b in before | places if places.get(b) != before.get(b))
             ready.move({b: elsewhere.get(b) or self.region(bucket, b) for b in every})
             ready.places = places
         return ready
+
+    def _new_ready(self, bucket: DeviceBucket, elsewhere: Mapping[int, Region]) -> Ready:
+        return Ready(self.driver, bucket, self._launches(bucket, elsewhere), elsewhere)
 
     def single_launches(
         self, bucket: DeviceBucket, elsewhere: Mapping[int, Region]
@@ -191,7 +169,8 @@ class Space:
         self.again = None
         if graphs:
             quietly((self.finish,))
-        quietly(*((self.driver.close_graph, ready.graph) for ready in graphs.values()))
+        every = (ready for one in graphs.values() for ready in one.all)
+        quietly(*((self.driver.close_graph, ready.graph) for ready in every))
 
     def close(self) -> None:
         """Wait for what is under way and give everything back, as far as the device lets."""

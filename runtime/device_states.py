@@ -17,7 +17,7 @@ from .drivers import Driver, Memory, Region, closing, quietly
 class DeviceStates:
     """One piece of memory with a region for each state.
 
-    `done` stands for the latest work on them: what comes next on another stream waits for it.
+    Who puts work on them waits for it: nothing else needs to.
     """
 
     def __init__(
@@ -26,12 +26,11 @@ class DeviceStates:
         self.driver, self.types = driver, tuple(types)
         self.memory: Memory | None = None
         self.stream: Any = None
-        self.done: Any = None
         sizes = [prod(shape) * dtype.itemsize for dtype, shape in types]
         with driver.active():
             try:
                 self.memory = driver.allocate(max(sum(map(padded, sizes)), 1), "states")
-                self.stream, self.done = driver.stream(), driver.event()
+                self.stream = driver.stream()
             except BaseException:
                 self._give_back()
                 raise
@@ -45,7 +44,6 @@ class DeviceStates:
         found = np.empty(shape, dtype)
         if found.nbytes:
             with self.driver.active():
-                self.driver.wait(self.stream, self.done)
                 self.driver.copy_out(found, self.regions[number], self.stream)
                 self.driver.finish(self.stream)
         return found
@@ -57,13 +55,11 @@ class DeviceStates:
         repeated = not any(value.strides) and value.size > 1
         is_zero = repeated and not any(value.reshape(-1)[:1].tobytes())
         with self.driver.active():
-            self.driver.wait(self.stream, self.done)
             if is_zero:  # nothing as large as the state is made here
                 self.driver.clear(region, self.stream)
             else:
                 dense = np.require(value, None, ["C", "A"])
                 self.driver.copy_in(region, dense, self.stream)
-            self.driver.record(self.done, self.stream)
             self.driver.finish(self.stream)
 
     def close(self) -> None:
@@ -74,13 +70,11 @@ class DeviceStates:
     def _give_back(self) -> None:
         driver = self.driver
         memory, self.memory = self.memory, None
-        if self.done is not None:
-            quietly((driver.finish_event, self.done), (driver.close_event, self.done))
         if self.stream is not None:
             quietly((driver.finish, self.stream), (driver.close_stream, self.stream))
         if memory is not None:
             quietly((driver.free, memory))
-        self.stream = self.done = None
+        self.stream = None
 
     def __del__(self) -> None:
         if getattr(self, "memory", None) is not None and not sys.is_finalizing():

@@ -29,20 +29,26 @@ class OnStream:
         self._lock = RLock()
 
     def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
-        pipeline = self.pipeline
-        with self._lock, pipeline.driver.active():
-            space = self.space
-            if space is None:
-                pipeline._require_open()  # closing waits for the lock, and then lets go
-                space = self.space = pipeline.acquire()
-            try:
-                return pipeline.made(space, self.stream, args, out, inputs, None)
-            except (InputError, IndexOutOfRange):
-                raise
-            except BaseException:
-                self.space = None
-                pipeline.discard(space, self.stream)
-                raise
+        driver = self.pipeline.driver
+        with self._lock:
+            if driver.is_active():
+                return self._call(args, out, inputs)
+            with driver.active():
+                return self._call(args, out, inputs)
+
+    def _call(self, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]) -> Any:
+        pipeline, space = self.pipeline, self.space
+        if space is None:
+            pipeline._require_open()  # closing waits for the lock, and then lets go
+            space = self.space = pipeline.acquire()
+        try:
+            return pipeline.made(space, self.stream, args, out, inputs, None)
+        except (InputError, IndexOutOfRange):
+            raise
+        except BaseException:
+            self.space = None
+            pipeline.discard(space, self.stream)
+            raise
 
     def let_go(self) -> None:
         """Give the space back to the pipeline, as soon as no call is in it."""

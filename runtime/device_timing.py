@@ -76,11 +76,11 @@ class Timer:
         with driver.active():
             for form, graph in self.graphs:
                 if not form:
-                    driver.replay(graph, stream)
+                    driver.launcher(graph)(stream)
                     continue
                 driver.clear(Region(self.flush, 0, CACHE), stream)
                 driver.record(begin, stream)
-                driver.replay(graph, stream)
+                driver.launcher(graph)(stream)
                 driver.record(end, stream)
                 driver.finish(stream)
                 found[form] = found.get(form, 0.0) + driver.elapsed(begin, end)

@@ -121,14 +121,15 @@ def closing(driver: Driver) -> Iterator[None]:
         yield
 
 
-class Like(Protocol):
-    """Arrays of another library of one dtype and shape, dense in a device's memory."""
+class Alike(Protocol):
+    """Arrays of another library, dense in a device's memory, one for each place of a call and each
+    of that place's dtype and shape."""
 
-    def address(self, value: Any) -> int:
-        """Where such an array lies; 0 for any other value, and for one without elements."""
+    def addresses(self, values: Sequence[Any]) -> list[int] | None:
+        """Where such arrays lie; None if one is another value, or without elements."""
 
-    def new(self) -> Any:
-        """A new one, with arbitrary contents."""
+    def new(self, place: int) -> Any:
+        """A new one for a place, with arbitrary contents."""
 
     def stream(self) -> Callable[[], Any]:
         """What asks for the stream on which the library works now: arrays are whole behind it."""
@@ -146,6 +147,9 @@ class Driver(Protocol):
 
     def active(self) -> AbstractContextManager[Any]:
         """Within it this thread may use the device; behind it all is as before."""
+
+    def is_active(self) -> bool:
+        """Whether this thread may use the device as it is."""
 
     def load(self, kernels: Mapping[str, Sequence[int]]) -> None:
         """Load the code; `kernels` are the entries that will be launched: the bytes of each of
@@ -199,7 +203,9 @@ class Driver(Protocol):
         Replays under way are not affected.
         """
 
-    def replay(self, graph: Any, stream: Any) -> None: ...
+    def launcher(self, graph: Any) -> Callable[[Any], None]:
+        """What puts a graph on a stream, as often as it is called."""
+
     def close_graph(self, graph: Any) -> None: ...
 
     def view(self, value: Any, name: str, stream: Any) -> Any:
@@ -208,8 +214,8 @@ class Driver(Protocol):
         None for a value that is elsewhere. Raises InputError for one that can't be read.
         """
 
-    def like(self, value: Any) -> Like | None:
-        """What is like a value that was viewed; None where its library has no quick way."""
+    def alike(self, values: Sequence[Any]) -> Alike | None:
+        """What is like values that were viewed; None where there is no quick way to them."""
 
     def order(self, first: Any, then: Any) -> None:
         """Let what comes next on a stream wait for what is on another one now."""

@@ -7,7 +7,7 @@ have nothing to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from threading import Lock
@@ -69,6 +69,9 @@ class EmulatorDriver:
         self._new: Any = None
         self._lock = Lock()  # a module runs one launch at a time
         self.records: list[tuple[Launch, Any]] = []
+
+    def is_active(self) -> bool:
+        return True
 
     def active(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -161,9 +164,12 @@ class EmulatorDriver:
         now = tuple(regions.get(i, old) for i, old in enumerate(launch.regions))
         graph[number] = replace(launch, regions=now)
 
-    def replay(self, graph: list[Launch], stream: Any) -> None:
-        with self._lock:
-            self.records = [(launch, self._run(launch)) for launch in graph]
+    def launcher(self, graph: list[Launch]) -> Callable[[Any], None]:
+        def launch(stream: Any) -> None:
+            with self._lock:
+                self.records = [(one, self._run(one)) for one in graph]
+
+        return launch
 
     def _run(self, launch: Launch) -> Any:
         buffers = [self._buffer(r) for r in (*launch.regions, launch.status)]
@@ -180,7 +186,7 @@ class EmulatorDriver:
     def view(self, value: Any, name: str, stream: Any) -> Any:
         return None
 
-    def like(self, value: Any) -> None:
+    def alike(self, values: Sequence[Any]) -> None:
         return None
 
     def order(self, first: Any, then: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,10 +138,15 @@ def leave() -> None:
     check(cuda().cuCtxPopCurrent()[0], "leaving a GPU")
 
 
-def is_current(context: Any) -> bool:
-    """Whether the context is this thread's already, such as after PyTorch's calls."""
-    code, found = cuda().cuCtxGetCurrent()
-    return not code and int(found) == int(context)
+def current(context: Any) -> Callable[[], bool]:
+    """What says whether the context is this thread's already, such as after PyTorch's calls."""
+    ask = cuda().cuCtxGetCurrent
+
+    def is_current() -> bool:
+        code, found = ask()
+        return not code and found == context
+
+    return is_current
 
 
 def close_context(number: int) -> None:
@@ -374,8 +379,20 @@ def update(
     check(code, "changing a launch")
 
 
-def replay(graph: Graph, stream: int) -> None:
-    check(cuda().cuGraphLaunch(graph.executable, stream)[0], "launching a graph")
+def launcher(graph: Graph) -> Callable[[int], None]:
+    """What puts a graph on a stream."""
+    driver, executable, latest, handle = cuda(), graph.executable, -1, None
+    launch = driver.cuGraphLaunch
+
+    def launched(stream: int) -> None:
+        nonlocal latest, handle
+        if stream != latest:  # the bindings would make their object each time
+            latest, handle = stream, driver.CUstream(stream)
+        code = launch(executable, handle)[0]
+        if code:
+            check(code, "launching a graph")
+
+    return launched
 
 
 def close_graph(graph: Graph) -> None:

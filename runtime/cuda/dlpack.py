@@ -104,7 +104,7 @@ def capsule(
     if readonly and not is_versioned:
         raise BufferError("DLPack before version 1 can't say that an array is read-only")
     sizes = (ctypes.c_int64 * len(shape))(*shape)
-    steps = (ctypes.c_int64 * len(shape))(*(_dense(shape) if strides is None else strides))
+    steps = (ctypes.c_int64 * len(shape))(*(dense_strides(shape) if strides is None else strides))
     made: Any = _Versioned() if is_versioned else _Managed()
     if is_versioned:
         (made.major, made.minor), made.flags = VERSION, _READ_ONLY * readonly
@@ -118,7 +118,8 @@ def capsule(
     return _python.PyCapsule_New(place, name, ctypes.cast(_DESTRUCTOR, ctypes.c_void_p))
 
 
-def _dense(shape: tuple[int, ...]) -> list[int]:
+def dense_strides(shape: tuple[int, ...]) -> list[int]:
+    """In elements, row-major."""
     steps = [1] * len(shape)
     for axis in range(len(shape) - 1, 0, -1):
         steps[axis - 1] = steps[axis] * max(shape[axis], 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
@@ -62,6 +62,7 @@ class CudaDriver:
         self._libraries: list[Any] = []
         self._kernels: dict[str, Any] = {}
         self._context = calls.open_context(self.number)
+        self.is_active = calls.current(self._context)
         self._active, self._nothing = _Active(self._context), nullcontext()
         self._thread = local()
         self._events: list[int] = []  # one a thread, to order streams by
@@ -69,7 +70,7 @@ class CudaDriver:
         self._closed = False
 
     def active(self) -> AbstractContextManager[Any]:
-        return self._nothing if calls.is_current(self._context) else self._active
+        return self._nothing if self.is_active() else self._active
 
     def load(self, kernels: Mapping[str, Sequence[int]]) -> None:
         libraries = self._loaded(kernels)
@@ -181,8 +182,8 @@ class CudaDriver:
         }
         calls.update(graph.made, number, arguments, maps)
 
-    def replay(self, graph: _Graph, stream: int) -> None:
-        calls.replay(graph.made, stream)
+    def launcher(self, graph: _Graph) -> Callable[[int], None]:
+        return calls.launcher(graph.made)
 
     def close_graph(self, graph: _Graph) -> None:
         calls.close_graph(graph.made)
@@ -232,8 +233,8 @@ class CudaDriver:
         except InputError as error:
             raise InputError(f"input `{name}`: {error}") from None
 
-    def like(self, value: Any) -> torch_tensors.Like | None:
-        return torch_tensors.like(value, self.number)
+    def alike(self, values: Sequence[Any]) -> torch_tensors.Alike | None:
+        return torch_tensors.alike(values, self.number)
 
     def _made(self, view: Any, readonly: bool, owner: Any) -> CudaArray:
         size = view.dtype.itemsize * prod(view.shape)

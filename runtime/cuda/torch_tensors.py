@@ -7,7 +7,7 @@ current one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from stagefuse.dsl.dtypes import DTYPES
 
 from ..errors import InputError
+from .dlpack import dense_strides
 
 _NAMES = {d.array: d.name for d in DTYPES.values()}
 _QUICK = "_cuda_getCurrentRawStream"  # for generated code; what is public takes 1.5 us more
@@ -61,49 +62,61 @@ def current_stream(device: int) -> int:
     return int(torch.cuda.current_stream(device).cuda_stream if quick is None else quick(device))
 
 
-class Like:
-    """Tensors like one that was read: of its type, dtype, shape and GPU, dense, without gradient.
+class Alike:
+    """Tensors like those that were read, each of the type, dtype, shape and GPU of its place,
+    dense, without gradient.
 
-    It asks for no more than can be another tensor's by then: half a microsecond.
+    It asks for no more than can be another tensor's by then: 0.4 us each.
     """
 
-    __slots__ = ("_device", "_dtype", "_layout", "_number", "_shape", "_torch", "_type")
+    def __init__(self, values: Sequence[Any], number: int) -> None:
+        self._empty, self._number = sys.modules["torch"].empty_strided, number
+        self._shapes, self._dtypes = [x.shape for x in values], [x.dtype for x in values]
+        self._facts = [type(x) for x in values], self._dtypes, self._shapes
+        self._device = values[0].device
+        self._latest: list[int] = []
 
-    def __init__(self, value: Any, number: int) -> None:
-        self._torch, self._number = sys.modules["torch"], number
-        self._type, self._dtype, self._shape = type(value), value.dtype, value.shape
-        self._layout, self._device = value.layout, value.device
+    def addresses(self, values: Sequence[Any]) -> list[int] | None:
+        """Where such tensors lie; None if one is another value, or without elements."""
+        found = []
+        try:
+            for value, kind, dtype, shape in zip(values, *self._facts):  # noqa: B905 (its price)
+                if (
+                    type(value) is not kind
+                    or value.dtype is not dtype
+                    or value.shape != shape
+                    or value.requires_grad
+                    or not value.is_contiguous()
+                ):
+                    return None
+                found.append(value.data_ptr())
+        except RuntimeError:  # a layout that has no address, such as a sparse one
+            return None
+        if found == self._latest:  # the same addresses are on the same GPU
+            return self._latest
+        if 0 in found or any(value.get_device() != self._number for value in values):
+            return None
+        self._latest = found
+        return found
 
-    def address(self, value: Any) -> int:
-        """Where a tensor like it lies; 0 for another value, or for a tensor without elements."""
-        if (
-            type(value) is self._type
-            and value.dtype is self._dtype
-            and value.shape == self._shape
-            and value.layout is self._layout
-            and value.get_device() == self._number
-            and not value.requires_grad
-            and value.is_contiguous()
-        ):
-            return value.data_ptr()  # type: ignore[no-any-return]
-        return 0
-
-    def new(self) -> Any:
-        """A tensor like it with arbitrary contents."""
-        return self._torch.empty(self._shape, dtype=self._dtype, device=self._device)
+    def new(self, place: int) -> Any:
+        """A tensor for a place, with arbitrary contents; `torch.empty` would take twice as long."""
+        shape = self._shapes[place]
+        steps = dense_strides(shape)
+        return self._empty(shape, steps, dtype=self._dtypes[place], device=self._device)
 
     def stream(self) -> Callable[[], int]:
         """What asks for the stream on which PyTorch works now."""
-        quick = getattr(self._torch._C, _QUICK, None)
+        quick = getattr(sys.modules["torch"]._C, _QUICK, None)
         return partial(quick or current_stream, self._number)
 
 
-def like(value: Any, number: int) -> Like | None:
-    """What is like a tensor that was read on a GPU; None for what is no tensor of PyTorch's."""
+def alike(values: Sequence[Any], number: int) -> Alike | None:
+    """What is like tensors that were read on a GPU; None where others are among them."""
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(value, torch.Tensor):
+    if torch is None or not all(isinstance(value, torch.Tensor) for value in values):
         return None
-    return Like(value, number)
+    return Alike(values, number)
 
 
 def empty(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:

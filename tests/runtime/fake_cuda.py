@@ -156,8 +156,8 @@ class FakeCuda(Ordered):
         else:
             raise self.broken
 
-    def is_current(self, context: str) -> bool:
-        return self.broken is None and self.stack()[-1:] == [context]
+    def current(self, context: str) -> Callable[[], bool]:
+        return lambda: self.broken is None and self.stack()[-1:] == [context]
 
     def leave(self) -> None:
         self._require(bool(self.stack()), "a context left that was not entered")
@@ -378,6 +378,9 @@ class FakeCuda(Ordered):
         with self._entered("close_graph"):
             self.graphs.remove(graph)
 
+    def launcher(self, graph: Graph) -> Callable[[int], None]:
+        return lambda stream: self.replay(graph, stream)
+
     def replay(self, graph: Graph, stream: int) -> None:
         with self._entered("replay"):
             self._require(graph in self.graphs, "a graph that is closed")
@@ -398,9 +401,7 @@ class FakeCuda(Ordered):
         found = (len(node.arguments), node.arguments.dtype, len(node.maps))
         self._require(found == wanted, f"{name} takes {wanted}, the launch gives {found}")
 
-    def _launch(
-        self, node: Node, given: np.ndarray[Any, Any], maps: list[Any], before: int
-    ) -> int:
+    def _launch(self, node: Node, given: np.ndarray[Any, Any], maps: list[Any], before: int) -> int:
         library, name = node.kernel
         kinds = library.entries[name]
         values = [int(v) for v in given]

@@ -39,6 +39,8 @@ class Tensor(FakeTensor):
         raise AssertionError
 
     def data_ptr(self) -> int:
+        if self.layout != "strided":
+            raise RuntimeError
         return self.address
 
     def get_device(self) -> int:
@@ -71,7 +73,12 @@ def torch(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         finalize(made, waiting.append, address)
         return made
 
-    fake.empty = empty
+    def empty_strided(shape: tuple[int, ...], steps: list[int], **options: Any) -> Tensor:
+        array = np.empty(shape, np.float32)
+        assert not array.size or [4 * n for n in steps] == [*array.strides]
+        return empty(shape, **options)
+
+    fake.empty, fake.empty_strided = empty, empty_strided
     monkeypatch.setitem(sys.modules, "torch", fake)  # type: ignore[arg-type]
     torch_tensors._dtypes.clear()
     return fake
@@ -154,6 +161,32 @@ def test_calls_again_with_other_tensors(cuda: FakeCuda, torch: SimpleNamespace) 
             vars(wrong).update(change)
             with pytest.raises(sf.InputError):
                 on(x=wrong)
+
+
+@pytest.mark.parametrize("sets", [2, 4, 5])
+def test_sets_of_tensors_in_turn(cuda: FakeCuda, torch: SimpleNamespace, sets: int) -> None:
+    """Each of a few has a graph of its own as soon as it comes again; of more, one is changed."""
+    xs = [batch((2, 6)) for _ in range(sets)]
+    every = [[tensor(cuda, torch, x) for _ in range(3)] for x in xs]
+    with opened("affine") as pipe:
+        on = pipe.on(torch.at)
+        for turn in range(5):
+            before = dict(cuda.counts)
+            for x, (given, *outs) in zip(xs, every, strict=True):
+                on(x=given, out=tuple(outs))
+                check(there(cuda, outs, torch.at), x)
+            if turn > 2:
+                assert ("update" in taken(cuda, before)) == (sets > 4)
+        assert len(cuda.graphs) == min(sets, 4)
+
+
+def test_a_tensor_without_an_address_is_not_alike(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+    dense, sparse = (tensor(cuda, torch, batch((2, 6))) for _ in range(2))
+    sparse.layout = "sparse"
+    alike = torch_tensors.alike([dense], 0)
+    assert alike is not None and alike.addresses([dense]) == [dense.address]
+    assert alike.addresses([sparse]) is None
+    assert torch_tensors.alike([dense, batch((2, 6))], 0) is None
 
 
 def test_tensors_live_until_they_are_used(cuda: FakeCuda, torch: SimpleNamespace) -> None:
