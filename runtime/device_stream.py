@@ -25,15 +25,15 @@ class OnStream:
     def __init__(self, pipeline: DevicePipeline, stream: Any, owner: Any) -> None:
         self.pipeline, self.stream = pipeline, stream
         self.space: Space | None = None
+        self._is_active = pipeline.driver.is_active
         self._owner = owner  # the caller's object, without which there may be no stream
         self._lock = RLock()
 
     def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
-        driver = self.pipeline.driver
         with self._lock:
-            if driver.is_active():
+            if self._is_active():
                 return self._call(args, out, inputs)
-            with driver.active():
+            with self.pipeline.driver.active():
                 return self._call(args, out, inputs)
 
     def _call(self, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]) -> Any:
