@@ -200,12 +200,13 @@ def float_division(c: Code, a: Value, b: Value) -> tuple[Value, Value]:
     rest = c.remainder(a, b)
     wrong = rest.compare("ne", 0.0) & (rest.compare("lt", 0.0) ^ b.compare("lt", 0.0))
     mod = wrong.select(rest + b, rest)
-    mod = rest.compare("eq", 0.0).select(c.intrinsic("copysign", rest, b), mod)
+    zero = c.const(0.0, a.type)
+    mod = rest.compare("eq", 0.0).select(vector_math.copysign(c, zero, b), mod)
     exact = (a - rest) / b
     exact = wrong.select(exact - 1.0, exact)
     floor = c.intrinsic("floor", exact)
     floor = (exact - floor).compare("gt", 0.5).select(floor + 1.0, floor)
-    nothing = c.intrinsic("copysign", c.const(0.0, a.type), a / b)
+    nothing = vector_math.copysign(c, zero, a / b)
     floor = exact.compare("eq", 0.0).select(nothing, floor)
     return b.compare("eq", 0.0).select(a / b, floor), mod
 

@@ -150,7 +150,14 @@ def int_to_float(c: Code, k: Value, kind: str) -> Value:
 
 
 def copysign(c: Code, magnitude: Value, sign: Value) -> Value:
-    return c.intrinsic("copysign", magnitude, sign)
+    """A magnitude, which is not negative, with a sign; in f32 by its bits.
+
+    LLVM takes a sign from before the rounding that made it, from an f64, and the sign of what
+    becomes an f16 from there by a conversion that no processor has.
+    """
+    if magnitude.type == "double":
+        return c.intrinsic("copysign", magnitude, sign)
+    return (magnitude.bits() ^ (sign.bits() & 0x80000000)).as_float(magnitude.type)
 
 
 def reduce_ln2(c: Code, x: Value) -> tuple[Value, Value]:

@@ -1,5 +1,6 @@
-"""Infinities of 8-bit floats: a conversion saturates them, everything else keeps them."""
+"""Floats of 8 and 16 bits: infinities of the former, signs of the latter."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
+from stagefuse.compiler import driver
+from stagefuse.compiler.plan import LEVELS
+from stagefuse.runtime.native import NativeObject
 
 INFINITE = np.array([1.0, np.inf, -np.inf, np.nan], ml_dtypes.float8_e5m2)
 
@@ -53,3 +57,25 @@ def test_conversion_to_f8_saturates(
     found = run(tmp_path, source, f"{dtype}(x)", x).astype(np.float32)
     want = np.array([largest, -largest, np.nan, largest, -1], np.float32)
     np.testing.assert_array_equal(found, want)
+
+
+def test_signs_of_numbers_that_were_f64_within_a_kernel(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """LLVM would take such a sign through a conversion from f64 to f16, for which there is no
+    instruction, so that the code did not load."""
+    path = tmp_path / "p.pipe"
+    pairs = [(f, g) for f in ("erf", "tanh") for g in ("sin", "cos", "tan", "log1p")]
+    lines = ", ".join(f"{f}({g}(x))" for f, g in pairs)
+    path.write_text(f"pipeline p(x: f16[N]):\n    {lines}, x % cos(x), x // cos(x)\n")
+    plan = driver.compile_file(path, levels=LEVELS)
+    for code in plan.objects.values():
+        NativeObject(code).close()
+    x = rng.uniform(-0.9, 9, 77).astype(np.float16)
+    meanings = {"erf": np.vectorize(math.erf), "tanh": np.tanh}
+    found = sf.compile(path)(x=x)
+    for (f, g), got in zip(pairs, found, strict=False):
+        want = meanings[f](getattr(np, g)(x.astype(np.float64)))
+        # the result is rounded, and perhaps what goes in; both functions' slopes are below 1.13,
+        # and f32 adds some units of 2^-24
+        np.testing.assert_allclose(got.astype(np.float64), want, rtol=0, atol=2.15 * 2.0**-11)
