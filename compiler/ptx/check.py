@@ -151,6 +151,8 @@ def _is_kind(spec: OperandSpec, x: s.Operand) -> bool:
         return bool(spec.count)
     if isinstance(x, s.Sink) or spec.name == "_":
         return isinstance(x, s.Sink) and spec.is_result
+    if isinstance(x, s.Negated):
+        return not spec.is_result
     return isinstance(x, s.Register | s.Special | s.Immediate | s.FloatImmediate | s.Symbol)
 
 
@@ -225,10 +227,10 @@ def _fits(x: s.Operand, want: str, loose: bool) -> bool:
             return want == "pred"
         case s.Immediate():
             return TYPES[want].kind != "float" or TYPES[want].bits == 16
-        case s.FloatImmediate():
-            return TYPES[want].kind in ("float", "bits")
+        case s.FloatImmediate(_, width):
+            return want in ("f32", "f64") or want == f"b{width}"
         case s.Special():
-            return TYPES[want].bits >= 32 or want == "pred"
+            return TYPES[want].bits >= 16 or want == "pred"
         case s.Symbol():
             return TYPES[want].bits >= 32
         case _:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import takewhile
+from math import prod
 
 from . import syntax as s
 
@@ -24,6 +25,7 @@ def print_module(module: s.Module) -> str:
     lines += [f"{_variable(v)};" for v in module.variables]
     for function in module.functions[len(declared) :]:
         lines += ["", *_function(function)]
+    lines += [f".alias {name}, {target};" for name, target in module.aliases]
     for section in module.sections:
         lines += ["", f".section .{section.name}", "{", section.text, "}"]
     return "\n".join(lines) + "\n"
@@ -105,15 +107,23 @@ def _variable(v: s.Variable) -> str:
     words += [x if x.isdigit() else f".{x}" for x in v.pointer]
     words.append(v.name + "".join(f"[{size or ''}]" for size in v.shape))
     text = " ".join(words)
-    if not v.initial:
-        return text
-    values = ", ".join(map(_initial, v.initial))
-    return f"{text} = {{{values}}}" if v.shape or v.vector > 1 else f"{text} = {values}"
+    sizes = v.shape if v.vector == 1 else (*v.shape, v.vector)
+    return f"{text} = {_initials(v.initial, sizes)}" if v.initial else text
+
+
+def _initials(values: tuple[s.Initial, ...], sizes: tuple[int, ...]) -> str:
+    if not sizes:
+        return _initial(values[0])
+    row = prod(sizes[1:])
+    rows = (values[at : at + row] for at in range(0, len(values), row))
+    return f"{{{', '.join(_initials(each, sizes[1:]) for each in rows)}}}"
 
 
 def _initial(x: s.Initial) -> str:
     if isinstance(x, s.GenericOf):
-        return f"generic({x.name})" + (f"+{x.offset}" if x.offset else "")
+        return f"generic({x.name}){_offset(x.offset)}"
+    if isinstance(x, s.ByteOf):
+        return f"0x{0xFF << 8 * x.number:X}({_initial(x.address)})"
     return print_operand(x)
 
 

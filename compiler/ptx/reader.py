@@ -7,7 +7,7 @@ whether an instruction exists (`check.py`).
 from __future__ import annotations
 
 import re
-import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -17,7 +17,9 @@ import lark
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
 
 from . import syntax as s
+from .constants import Constants, int_of
 from .errors import PtxError
+from .initial import Initials, with_initial
 from .types import TYPES
 
 SPACES = ("const", "global", "local", "param", "shared", "reg")
@@ -26,7 +28,7 @@ _SPECIAL = re.compile(
     r"%(n?tid|n?ctaid|(cluster_n?ctaid)|n?clusterid)\.[xyz]|%(laneid|n?warpid|n?smid|gridid"
     r"|is_explicit_cluster|cluster_n?ctarank|lanemask_(eq|le|lt|ge|gt)|clock|clock_hi|clock64"
     r"|globaltimer(_lo|_hi)?|total_smem_size|aggr_smem_size|dynamic_smem_size|current_graph_exec"
-    r"|reserved_smem_offset_(begin|end|cap|0|1)|pm\d|envreg\d+)"
+    r"|reserved_smem_offset_(begin|end|cap|0|1)|pm\d(_64)?|envreg\d+)"
 )
 
 
@@ -57,19 +59,6 @@ def _parser() -> lark.Lark:
     return lark.Lark(grammar, parser="lalr", start="module", transformer=_Build())
 
 
-def _int(text: str) -> int:
-    text = text.rstrip("U")
-    if text[:2] in ("0x", "0X"):
-        return int(text, 16)
-    if text[:2] in ("0b", "0B"):
-        return int(text, 2)
-    return int(text, 8) if len(text) > 1 and text[0] == "0" else int(text)
-
-
-def _double(value: float) -> s.FloatImmediate:
-    return s.FloatImmediate(int.from_bytes(struct.pack("<d", value), "little"), 64)
-
-
 class _Name(str):
     """A name that is not resolved yet, with its line."""
 
@@ -77,28 +66,8 @@ class _Name(str):
     line: int
 
 
-class _Build(lark.Transformer[Any, Any]):
+class _Build(Constants, Initials, lark.Transformer[Any, Any]):
     """Builds records while Lark parses. Names are resolved when their function is complete."""
-
-    # numbers
-
-    def integer(self, c: list[Any]) -> s.Immediate:
-        return s.Immediate(_int(c[0]))
-
-    def negative(self, c: list[Any]) -> s.Immediate:
-        return s.Immediate(-_int(c[0]))
-
-    def real(self, c: list[Any]) -> s.FloatImmediate:
-        return _double(float(c[0]))
-
-    def negative_real(self, c: list[Any]) -> s.FloatImmediate:
-        return _double(-float(c[0]))
-
-    def hexfloat(self, c: list[Any]) -> s.FloatImmediate:
-        return s.FloatImmediate(int(c[0][2:], 16), 32 if c[0][1] in "fF" else 64)
-
-    def sign(self, c: list[Any]) -> int:
-        return 1 if c[0] == "+" else -1
 
     # operands
 
@@ -106,7 +75,7 @@ class _Build(lark.Transformer[Any, Any]):
         return s.Symbol(c[0])
 
     def symbol_offset(self, c: list[Any]) -> s.Operand:
-        return s.Symbol(c[0], c[1] * _int(c[2]))
+        return s.Symbol(c[0], c[1])
 
     def negated(self, c: list[Any]) -> s.Operand:
         return s.Negated(s.Register(c[0], "pred"))
@@ -120,23 +89,15 @@ class _Build(lark.Transformer[Any, Any]):
     def arguments(self, c: list[Any]) -> s.Operand:
         return s.Arguments(tuple(x for x in c if x is not None))
 
-    def base_name(self, c: list[Any]) -> s.Symbol:
-        return s.Symbol(c[0])
-
-    def base_number(self, c: list[Any]) -> s.Immediate:
-        return s.Immediate(_int(c[0]))
-
-    def address_offset(self, c: list[Any]) -> int:
-        return int(c[0] * _int(c[1]))
-
-    def minus_offset(self, c: list[Any]) -> int:
-        return -_int(c[0])
+    def base_name(self, c: list[Any]) -> s.Address:
+        return s.Address(s.Symbol(c[0]), c[1] or 0)
 
     def address(self, c: list[Any]) -> s.Operand:
-        rest = tuple(x for x in c[2:] if x is not None)
+        base = c[0] if isinstance(c[0], s.Address) else s.Address(c[0])
+        rest = tuple(x for x in c[1:] if x is not None)
         if len(rest) == 1 and isinstance(rest[0], s.Vector):
             rest = rest[0].elements
-        return s.Address(c[0], c[1] or 0, rest)
+        return replace(base, coordinates=rest) if rest else base
 
     # statements
 
@@ -150,6 +111,8 @@ class _Build(lark.Transformer[Any, Any]):
         opcode, *modifiers = c[1].split(".")
         operands = tuple(x for x in c[2:] if x is not None)
         return s.Instruction(opcode, tuple(modifiers), operands, c[0], c[1].line)
+
+    call = instruction
 
     def label(self, c: list[Any]) -> s.Label:
         return s.Label(str(c[0]))
@@ -165,7 +128,7 @@ class _Build(lark.Transformer[Any, Any]):
         elif rest:
             name = rest[1] if len(rest) == 6 else f"{rest[1]}+{rest[2]}"
             text = f"{rest[0]} {name}, {' '.join(rest[-4:])}"
-        return s.Loc(_int(c[0]), _int(c[1]), _int(c[2]), text)
+        return s.Loc(int_of(c[0]), int_of(c[1]), int_of(c[2]), text)
 
     def pragma(self, c: list[Any]) -> s.Pragma:
         return s.Pragma(tuple(str(x)[1:-1] for x in c))
@@ -186,63 +149,50 @@ class _Build(lark.Transformer[Any, Any]):
         return str(c[0])[1:]
 
     def align(self, c: list[Any]) -> tuple[str, int]:
-        return ("align", _int(c[0]))
+        return ("align", int_of(c[0]))
+
+    def quality(self, c: list[Any]) -> str:
+        return str(c[0])
 
     def attribute_list(self, c: list[Any]) -> tuple[str, int]:
         return ("attribute", 0)
 
     def dimension(self, c: list[Any]) -> tuple[int]:
-        return (0 if c[0] is None else _int(c[0]),)
-
-    def initial_number(self, c: list[Any]) -> Any:
-        return c[0]
-
-    def initial_symbol(self, c: list[Any]) -> Any:
-        return s.Symbol(str(c[0]), c[1] * _int(c[2]) if c[1] is not None else 0)
-
-    def initial_generic(self, c: list[Any]) -> Any:
-        if c[0] != "generic":
-            raise PtxError(f"`{c[0]}` in an initial value", line=c[0].line)
-        return s.GenericOf(str(c[1]), c[2] * _int(c[3]) if len(c) > 2 else 0)
-
-    def initial_list(self, c: list[Any]) -> list[Any]:
-        return _flat(c)
+        return (0 if c[0] is None else int_of(c[0]),)
 
     def variables(self, c: list[Any]) -> list[s.Variable]:
-        return [_variable(c[0], *variable) for variable in c[1:]]
+        return [
+            with_initial(_variable(c[0], name, shape), values, name.line)
+            for name, shape, values in c[1:]
+        ]
 
     def variable(self, c: list[Any]) -> tuple[Any, ...]:
         shape = tuple(x[0] for x in c[1:] if isinstance(x, tuple))
-        initial = [x for x in c[1:] if x is not None and not isinstance(x, tuple)]
-        values = initial[0] if initial and isinstance(initial[0], list) else initial
-        if shape and shape[0] == 0 and values:
-            inner = 1
-            for size in shape[1:]:
-                inner *= size
-            shape = (-(-len(values) // inner), *shape[1:])
-        return c[0], shape, tuple(values)
+        return c[0], shape, c[-1] if c[1:] and not isinstance(c[-1], tuple) else None
 
     def parameter(self, c: list[Any]) -> s.Variable:
-        return _variable(c[0], c[1], tuple(x[0] for x in c[2:]), ())
+        return _variable(c[0], c[1], tuple(x[0] for x in c[2:]))
 
     def register_parameter(self, c: list[Any]) -> s.Variable:
-        return _variable(["reg", *c[0]], c[1], (), ())
+        return _variable(["reg", *c[0]], c[1], ())
 
     def parameters(self, c: list[Any]) -> tuple[s.Variable, ...]:
         return tuple(x for x in c if x is not None)
 
     def register_name(self, c: list[Any]) -> tuple[str, int | None]:
-        return (str(c[0]), None if c[1] is None else _int(c[1]))
+        return (str(c[0]), None if c[1] is None else int_of(c[1]))
 
     def registers(self, c: list[Any]) -> s.Registers:
         (kind,) = [x for x in c[0] if isinstance(x, str) and x in TYPES]
+        if count := 4 * ("v4" in c[0]) or 2 * ("v2" in c[0]):
+            return s.Registers(kind, tuple(_vectors(c[1:], count)))
         return s.Registers(kind, tuple(c[1:]))
 
     # functions and the module
 
     def directive(self, c: list[Any]) -> tuple[str, tuple[Any, ...]]:
         values = (x for x in c[1:] if x is not None)
-        return (str(c[0])[1:], tuple(_int(x) if x[0].isdigit() else str(x) for x in values))
+        return (str(c[0])[1:], tuple(int_of(x) if x[0].isdigit() else str(x) for x in values))
 
     def header_pragma(self, c: list[Any]) -> tuple[str, tuple[Any, ...]]:
         return ("pragma", c[0].texts)
@@ -263,11 +213,14 @@ class _Build(lark.Transformer[Any, Any]):
     def target(self, c: list[Any]) -> tuple[str, Any]:
         return ("target", tuple(map(str, c)))
 
+    def alias(self, c: list[Any]) -> tuple[str, Any]:
+        return ("alias", (str(c[0]), str(c[1])))
+
     def address_size(self, c: list[Any]) -> tuple[str, Any]:
-        return ("address_size", _int(c[0]))
+        return ("address_size", int_of(c[0]))
 
     def file(self, c: list[Any]) -> tuple[str, Any]:
-        return ("file", (_int(c[0]), str(c[1])[1:-1]))
+        return ("file", (int_of(c[0]), str(c[1])[1:-1]))
 
     def section(self, c: list[Any]) -> s.Section:
         lines: list[str] = []
@@ -293,7 +246,20 @@ class _Build(lark.Transformer[Any, Any]):
             tuple(x for x in c if isinstance(x, s.Function)),
             tuple(value for key, value in named if key == "file"),
             tuple(x for x in c if isinstance(x, s.Section)),
+            aliases=tuple(value for key, value in named if key == "alias"),
         )
+
+
+def _parts(name: str, count: int) -> list[str]:
+    """The registers that a vector of registers stands for."""
+    return [f"{name}${letter}" for letter in "xyzw"[:count]]
+
+
+def _vectors(names: list[tuple[str, int | None]], count: int) -> Iterator[tuple[str, None]]:
+    """Declarations of the registers of vectors."""
+    for name, number in names:
+        for vector in [name] if number is None else [f"{name}{i}" for i in range(number)]:
+            yield from ((part, None) for part in _parts(vector, count))
 
 
 def _flat(items: list[Any]) -> list[Any]:
@@ -301,9 +267,7 @@ def _flat(items: list[Any]) -> list[Any]:
     return [y for x in items for y in (x if isinstance(x, list) else [x])]
 
 
-def _variable(
-    attributes: list[Any], name: Any, shape: tuple[int, ...], initial: tuple[Any, ...]
-) -> s.Variable:
+def _variable(attributes: list[Any], name: Any, shape: tuple[int, ...]) -> s.Variable:
     """A variable or parameter from its attributes, in the order in which they stand."""
     space, kind, align, vector = "", "", None, 1
     linkage: list[str] = []
@@ -331,7 +295,7 @@ def _variable(
     if not kind:
         raise PtxError(f"`{name}` has no type", line=name.line)
     return s.Variable(
-        space, kind, str(name), shape, align, vector, initial, tuple(linkage), tuple(pointer)
+        space, kind, str(name), shape, align, vector, (), tuple(linkage), tuple(pointer)
     )
 
 
@@ -438,14 +402,25 @@ class _Resolve:
             case _:
                 return x
 
+    def vector(self, name: str) -> s.Operand | None:
+        """A vector of registers, or one of its elements: `v`, `v.x`, `v.r`."""
+        stem, _, letter = name.partition(".")
+        if letter and letter in "xyzwrgba":
+            found = _parts(stem, 4)["xyzwrgba".index(letter) % 4]
+            kind = self.type_of(found)
+            return s.Register(found, kind) if kind else None
+        whole = [(x, kind) for x in _parts(name, 4) if (kind := self.type_of(x))]
+        return s.Vector(tuple(s.Register(*x) for x in whole)) if whole else None
+
     def symbol(self, name: str, offset: int, line: int) -> s.Operand:
         if name == "_":
             return s.Sink()
-        if name == "WARP_SZ":
-            return s.Immediate(32)
         kind = self.type_of(name)
         if kind is not None:
             return s.Register(name, kind)
+        parts = self.vector(name)
+        if parts is not None:
+            return parts
         if name[0] == "%":
             if not _SPECIAL.fullmatch(name):
                 raise PtxError(f"`{name}` is not declared", line=line)

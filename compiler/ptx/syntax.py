@@ -190,7 +190,15 @@ class GenericOf:
     offset: int = 0
 
 
-Initial = Immediate | FloatImmediate | Symbol | GenericOf
+@dataclass(frozen=True, slots=True)
+class ByteOf:
+    """`0xFF00(name)` in an initial value: byte `number` of an address, the lowest being 0."""
+
+    address: Symbol | GenericOf
+    number: int
+
+
+Initial = Immediate | FloatImmediate | Symbol | GenericOf | ByteOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +284,8 @@ class Module:
     files: tuple[tuple[int, str], ...] = ()
     sections: tuple[Section, ...] = ()
     comments: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Names of functions, and the functions that they stand for."""
 
     def function(self, name: str) -> Function | None:
         """The definition of a function, else its declaration."""

@@ -163,15 +163,20 @@ class Module:
             arena = self._arenas.get(v.name)
             if arena is None:
                 continue
+            size = TYPES[v.type].size_bytes
             for i, x in enumerate(v.initial):
-                if isinstance(x, s.Symbol | s.GenericOf):
-                    if x.name in variables:
-                        address = variables[x.name] + x.offset
-                    elif x.name in self.program.codes:
-                        address = machine.function_address(x.name)
-                    else:
-                        continue
-                    arena.bytes[8 * i : 8 * i + 8] = np.frombuffer(struct.pack("<Q", address), "u1")
+                of = x.address if isinstance(x, s.ByteOf) else x
+                if not isinstance(of, s.Symbol | s.GenericOf):
+                    continue
+                if of.name in variables:
+                    address = variables[of.name] + of.offset
+                elif of.name in self.program.codes:
+                    address = machine.function_address(of.name)
+                else:
+                    continue
+                first = x.number if isinstance(x, s.ByteOf) else 0
+                raw = struct.pack("<Q", address)[first : first + size]
+                arena.bytes[size * i : size * (i + 1)] = np.frombuffer(raw, "u1")
 
     def _record(self, machine: Machine) -> Record:
         instructions: dict[str, int] = {}

@@ -244,8 +244,12 @@ class Program:
                 self.externals.add(function.name)
             else:
                 self.codes[function.name] = Code(function, len(self.codes))
+        for name, target in module.aliases:
+            if target not in self.codes:
+                raise PtxError(f"`{name}` stands for `{target}`, which no function is")
+            self.codes[name] = self.codes[target]
         self.externals -= set(self.codes)
-        for code in self.codes.values():
+        for code in dict.fromkeys(self.codes.values()):
             _Decode(self, code).run()
 
     def _module_variable(self, v: s.Variable) -> None:
