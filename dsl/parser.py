@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import lark
@@ -24,7 +23,7 @@ from .blocks import Placed, place
 from .diagnostics import CompileError, Diagnostic, error
 from .lexer import Lexer, Line, Token, layout
 from .source import Source, Span
-from .tables import kept
+from .tables import parser_with
 from .tree import TreeBuilder
 from .wording import unexpected
 
@@ -53,17 +52,8 @@ class _Fed(LarkLexer):
 
 
 @cache
-def _lark(start: str = "module") -> lark.Lark:
-    """The parser of an item, or of a line alone, which only wrong programs need."""
-    grammar = files(__package__).joinpath("grammar.lark").read_text("utf-8")
-
-    def make() -> lark.Lark:
-        return lark.Lark(
-            grammar, parser="lalr", lexer=_Fed, start=start, propagate_positions=True,
-            maybe_placeholders=True,
-        )  # fmt: skip
-
-    return kept(make, grammar, start)
+def _lark() -> lark.Lark:
+    return parser_with(_Fed)
 
 
 @cache
@@ -191,7 +181,7 @@ def _item(
 def _parsed(placed: Sequence[Placed]) -> lark.Tree[Any] | None:
     lines = [Line(entry.depth, entry.line.tokens) for entry in placed]
     try:
-        return _lark().parse(list(layout(lines)))
+        return _lark().parse(list(layout(lines)), "module")
     except lark.exceptions.UnexpectedInput:
         return None
 
@@ -201,7 +191,7 @@ def _line_error(source: Source, line: Line) -> Diagnostic | None:
     tokens = line.tokens
     end = tokens[-1].end
     try:
-        _lark("line").parse([*tokens, Token("NEWLINE", "", end, end)])
+        _lark().parse([*tokens, Token("NEWLINE", "", end, end)], "line")
     except UnexpectedToken as found:
         start = found.token.start_pos
         ended = found.token.type in ("NEWLINE", "$END")

@@ -1,53 +1,43 @@
-"""The parser's tables are kept between processes, and anything in their place is survived."""
+"""The parser's tables are a file of the package: that of the grammar, and used only if it is."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from importlib.resources import files
+from types import SimpleNamespace
 
 import lark
 import pytest
 
-from stagefuse.dsl import parser
-from stagefuse.dsl.cache import cache_folder
+from stagefuse.dsl import parser, tables
 from stagefuse.dsl.source import Source
 
 PROGRAM = Source("t.pipe", "fn f(x: f32):\n    x + 1\n")
+WRONG = Source("t.pipe", "fn f(x: f32):\n    x + = 1\n    x +\n")
 
 
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parser, "_lark", parser._lark.__wrapped__)
+KEPT = files("stagefuse.dsl").joinpath("grammar.json").read_text("utf-8")
+same_lark = pytest.mark.skipif(
+    json.loads(KEPT)["of"]["lark"] != lark.__version__, reason="the file is of another Lark"
+)
 
 
-@pytest.mark.usefixtures("fresh")
-def test_tables_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STAGEFUSE_CACHE", str(tmp_path / "new"))
-    first = parser.parse(PROGRAM)
-    (path,) = (tmp_path / "new").iterdir()
+@same_lark
+def test_the_file_is_that_of_the_grammar() -> None:
+    assert KEPT == tables.tables(), "run `python -m stagefuse.dsl.tables --write`"
+
+
+@same_lark
+def test_no_tables_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser._lark.cache_clear()
     monkeypatch.setattr(lark.Lark, "__init__", lambda *_, **__: pytest.fail("made anew"))
-    assert parser.parse(PROGRAM) == first
-    assert path.stat().st_mode & 0o077 == 0
-
-
-@pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x04N."])
-def test_a_broken_file_is_replaced(
-    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STAGEFUSE_CACHE", str(tmp_path))
-    first = parser.parse(PROGRAM)
-    (path,) = tmp_path.iterdir()
-    whole = path.read_bytes()
-    path.write_bytes(content)
-    assert parser.parse(PROGRAM) == first
-    assert len(path.read_bytes()) > 1000  # another process may order sets otherwise
-    path.write_bytes(whole[: len(whole) // 2])
-    assert parser.parse(PROGRAM) == first
-
-
-@pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize("folder", ["", "/dev/null/nowhere"])
-def test_without_a_folder_nothing_is_kept(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STAGEFUSE_CACHE", folder)
     assert not parser.parse(PROGRAM)[1]
-    assert (cache_folder() is None) == (not folder)
+
+
+def test_with_another_lark_they_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, broken = parser.parse(PROGRAM), parser.parse(WRONG)
+    other = SimpleNamespace(Lark=lark.Lark, __version__="another")
+    monkeypatch.setattr(tables, "lark", other)
+    monkeypatch.setattr(parser, "_lark", parser._lark.__wrapped__)
+    assert parser.parse(PROGRAM) == made
+    assert parser.parse(WRONG) == broken
