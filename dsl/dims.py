@@ -9,9 +9,8 @@ reads what `str` prints. Floor division and remainder are Python's; by zero they
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from weakref import WeakValueDictionary
@@ -28,11 +27,13 @@ class Atom:
     Equal ones are one object, so that comparing and hashing what is made of them is quick.
     """
 
-    __slots__ = ("__weakref__", "args", "key", "kind", "name")
+    __slots__ = ("__weakref__", "args", "key", "kind", "name", "symbols", "text")
     key: tuple[str, str, tuple[Expr, ...]]
     kind: str
     name: str
     args: tuple[Expr, ...]
+    symbols: frozenset[str]
+    text: str | None
 
     def __new__(cls, kind: str, name: str = "", args: tuple[Expr, ...] = ()) -> Atom:
         key = (kind, name, args)
@@ -41,8 +42,11 @@ class Atom:
             with _making:
                 found = _atoms.get(key)
                 if found is None:
-                    found = _atoms[key] = super().__new__(cls)
+                    found = super().__new__(cls)
                     found.key = found.kind, found.name, found.args = key
+                    found.text = name or None
+                    found.symbols = frozenset((name,)) if name else _union(a.symbols() for a in args)
+                    _atoms[key] = found
         return found
 
     def __lt__(self, other: Atom) -> bool:
@@ -55,12 +59,17 @@ class Atom:
         return f"Atom({self})"
 
     def __str__(self) -> str:
-        if self.kind == "sym":
-            return self.name
-        a, b = self.args
-        if self.kind in ("min", "max"):
-            return f"{self.kind}({a}, {b})"
-        return f"{_wrapped(a)} {self.kind} {_wrapped(b)}"
+        if self.text is None:
+            a, b = self.args
+            if self.kind in ("min", "max"):
+                self.text = f"{self.kind}({a}, {b})"
+            else:
+                self.text = f"{_wrapped(a)} {self.kind} {_wrapped(b)}"
+        return self.text
+
+
+def _union(names: Iterable[frozenset[str]]) -> frozenset[str]:
+    return frozenset[str]().union(*names)
 
 
 _atoms: WeakValueDictionary[tuple[str, str, tuple[Expr, ...]], Atom] = WeakValueDictionary()
@@ -68,11 +77,17 @@ _making = Lock()
 Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
 
 
-@dataclass(frozen=True, order=True)
 class Expr:
-    """A polynomial: monomials with their coefficients, sorted, none of them zero."""
+    """A polynomial: monomials with their coefficients, sorted, none of them zero. Immutable."""
 
+    __slots__ = ("_hash", "_symbols", "_text", "terms")
     terms: tuple[tuple[Monomial, int], ...]
+
+    def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
+        self.terms = terms
+        self._hash: int | None = None
+        self._text: str | None = None
+        self._symbols: frozenset[str] | None = None
 
     def __add__(self, other: IntLike) -> Expr:
         return self._plus(as_expr(other), 1)
@@ -97,10 +112,14 @@ class Expr:
         return Expr((((), by), *rest)) if by else Expr(rest)
 
     def __mul__(self, other: IntLike) -> Expr:
-        other = as_expr(other)
-        for one, factor in ((self, other.as_int()), (other, self.as_int())):
-            if factor is not None:
-                return one._scaled(factor)
+        if not isinstance(other, Expr):
+            return self._scaled(int(other))
+        factor = other.as_int()
+        if factor is not None:
+            return self._scaled(factor)
+        factor = self.as_int()
+        if factor is not None:
+            return other._scaled(factor)
         product: dict[Monomial, int] = {}
         for left, a in self.terms:
             for right, b in other.terms:
@@ -125,17 +144,26 @@ class Expr:
     __radd__ = __add__
     __rmul__ = __mul__
 
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Expr) and self.terms == other.terms)
+
+    def __lt__(self, other: Expr) -> bool:
+        return self.terms < other.terms
+
     def __hash__(self) -> int:
-        found: int | None = self.__dict__.get("_hash")
-        if found is None:
-            found = self.__dict__["_hash"] = hash(self.terms)
-        return found
+        if self._hash is None:
+            self._hash = hash(self.terms)
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Expr, (self.terms,)
 
     def __str__(self) -> str:
+        if self._text is None:
+            self._text = self._written()
         return self._text
 
-    @cached_property
-    def _text(self) -> str:
+    def _written(self) -> str:
         if not self.terms:
             return "0"
         parts: list[str] = []
@@ -155,11 +183,10 @@ class Expr:
 
     def as_int(self) -> int | None:
         """The value if this is a constant."""
-        if not self.terms:
+        terms = self.terms
+        if not terms:
             return 0
-        if len(self.terms) == 1 and self.terms[0][0] == ():
-            return self.terms[0][1]
-        return None
+        return terms[0][1] if len(terms) == 1 and not terms[0][0] else None
 
     def as_symbol(self) -> str | None:
         """The name if this is a single symbol."""
@@ -169,34 +196,37 @@ class Expr:
                 return atom.name
         return None
 
-    @cached_property
-    def _symbols(self) -> frozenset[str]:
-        found: set[str] = set()
-        for monomial, _ in self.terms:
-            for atom, _power in monomial:
-                if atom.kind == "sym":
-                    found.add(atom.name)
-                for arg in atom.args:
-                    found |= arg.symbols()
-        return frozenset(found)
-
     def symbols(self) -> frozenset[str]:
         """The names that occur anywhere in it."""
+        if self._symbols is None:
+            self._symbols = _union([atom.symbols for m, _ in self.terms for atom, _ in m])
         return self._symbols
 
     def substitute(self, values: Mapping[str, IntLike], facts: Facts | None = None) -> Expr:
         """This with symbols replaced at once; `facts` describe the symbols of the result."""
-        if not self.symbols() & values.keys():
+        return self if self.symbols().isdisjoint(values) else self._with(values, facts, {})
+
+    def _with(
+        self, values: Mapping[str, IntLike], facts: Facts | None, made: dict[Atom, Expr]
+    ) -> Expr:
+        """The same; `made` are the atoms that were met before."""
+        if self.symbols().isdisjoint(values):
             return self
         total: dict[Monomial, int] = {}
         for monomial, coefficient in self.terms:
+            if all([a.kind == "sym" and a.name not in values for a, _ in monomial]):
+                total[monomial] = total.get(monomial, 0) + coefficient
+                continue
             product = const(coefficient)
             for atom, power in monomial:
-                if atom.kind == "sym":
-                    factor = as_expr(values.get(atom.name, expr_of(atom)))
-                else:
-                    a, b = (arg.substitute(values, facts) for arg in atom.args)
-                    factor = APPLY[atom.kind](a, b, facts)
+                factor = made.get(atom)
+                if factor is None:
+                    if atom.kind == "sym":
+                        factor = as_expr(values.get(atom.name, expr_of(atom)))
+                    else:
+                        a, b = (arg._with(values, facts, made) for arg in atom.args)
+                        factor = APPLY[atom.kind](a, b, facts)
+                    made[atom] = factor
                 for _ in range(power):
                     product = product * factor
             for part, count in product.terms:
@@ -205,31 +235,39 @@ class Expr:
 
     def evaluate(self, values: Mapping[str, int]) -> int:
         """The value for given symbols. Raises KeyError for a symbol without one."""
+        return self._at(values, {})
+
+    def _at(self, values: Mapping[str, int], known: dict[Atom, int]) -> int:
         total = 0
         for monomial, coefficient in self.terms:
             product = coefficient
             for atom, power in monomial:
                 if atom.kind == "sym":
                     product *= values[atom.name] ** power
-                else:
-                    a, b = (arg.evaluate(values) for arg in atom.args)
-                    product *= _EVALUATE[atom.kind](a, b) ** power
+                    continue
+                if atom not in known:
+                    a, b = (arg._at(values, known) for arg in atom.args)
+                    known[atom] = _EVALUATE[atom.kind](a, b)
+                product *= known[atom] ** power
             total += product
         return total
 
     def coefficient(self, name: str) -> Expr | None:
         """The coefficient of a symbol that occurs only linearly, else None."""
+        if name not in self.symbols():
+            return const(0)
         inside = const(0)
         for monomial, coefficient in self.terms:
             rest: list[tuple[Atom, int]] = []
             power_of = 0
             for atom, power in monomial:
-                if atom.kind == "sym" and atom.name == name:
+                if atom.kind != "sym":
+                    if name in atom.symbols:
+                        return None
+                elif atom.name == name:
                     power_of = power
-                elif any(name in arg.symbols() for arg in atom.args):
-                    return None
-                else:
-                    rest.append((atom, power))
+                    continue
+                rest.append((atom, power))
             if power_of > 1:
                 return None
             if power_of == 1:
@@ -286,8 +324,7 @@ def _from_terms(terms: Mapping[Monomial, int]) -> Expr:
 
 def _join_divisions(expr: Expr) -> Expr:
     """c * (b * (a // b) + a % b) is c * a."""
-    atoms = [atom for monomial, _ in expr.terms for atom, _power in monomial if atom.args]
-    quotients = {atom.args for atom in atoms if atom.kind == "//"} if atoms else None
+    quotients = {a.args for monomial, _ in expr.terms for a, _ in monomial if a.kind == "//"}
     if not quotients:
         return expr
     for monomial, coefficient in expr.terms:
