@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Self, TypeVar
 
-FLOATS = ("half", "bfloat", "float", "double")
+FLOATS = frozenset(("half", "bfloat", "float", "double"))
 BITS = {
     "half": 16, "bfloat": 16, "float": 32, "double": 64,
     "i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64,
@@ -27,6 +27,7 @@ class Operators(ABC):
     A number beside it becomes a constant of its type. Types have LLVM's names.
     """
 
+    __slots__ = ()
     type: str
 
     @property

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TypeAlias, Union
 
 from stagefuse.compiler.cpu.ir import round_to_single
-from stagefuse.compiler.operators import BITS, Operators
+from stagefuse.compiler.operators import BITS, FLOATS, Operators
 
 from .fields import Fields
 from .lines import Line, Lines
@@ -47,24 +46,34 @@ def constant_text(value: float | int, kind: str) -> str:
     return str(wrapped - (1 << bits) if wrapped >> (bits - 1) else wrapped)
 
 
-@dataclass(frozen=True)
 class Value(Operators):
-    """A register or constant, its type, and the depth of the loop in which it is set."""
+    """A register or constant, its type, and the depth of the loop in which it is set. Immutable.
 
-    code: Code = field(repr=False)
-    text: str
-    type: str
-    depth: int = 0
+    `known` is the value of an integer constant, else None.
+    """
 
-    @property
-    def known(self) -> int | None:
-        """The value if this is an integer constant."""
-        if self.is_float or self.text[0] not in "-0123456789tf":
-            return None
-        return int(self.text == "true") if self.type == "i1" else int(self.text)
+    __slots__ = ("code", "depth", "known", "text", "type")
+
+    def __init__(self, code: Code, text: str, type: str, depth: int = 0) -> None:
+        self.code, self.text, self.type, self.depth = code, text, type, depth
+        self.known: int | None = None
+        if text[0] in "-0123456789tf" and type not in FLOATS:
+            self.known = int(text == "true") if type == "i1" else int(text)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Value) and self._key() == other._key())
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[str, str, int]:
+        return self.text, self.type, self.depth
+
+    def __repr__(self) -> str:
+        return f"Value({self.text}, {self.type})"
 
     def binary(self, op: str, other: Operand, swap: bool = False) -> Value:
-        right = self.code.operand(other, self.type)
+        right = other if isinstance(other, Value) else self.code.const(other, self.type)
         a, b = (right, self) if swap else (self, right)
         if self.is_float:
             rounding = "" if op != "div" and self.code.contract else ".rn"
@@ -135,19 +144,21 @@ class Code(Lines):
         """A new register, set at a depth, or at this one."""
         c = CLASS[kind]
         count = self._counts[c] = self._counts.get(c, 0) + 1
-        return Value(self, f"%{c}{count}", kind, self.depth if depth is None else depth)
+        return Value(self, f"%{c}{count}", kind, len(self.scopes) - 1 if depth is None else depth)
 
     def pure(self, op: str, kind: str, *operands: Value) -> Value:
         """The result of an instruction without effects, written once, as far out as can be."""
         key = (op, kind, *[o.text for o in operands])
         for scope in self.scopes:
-            if key in scope.known:
-                return scope.known[key]
+            known = scope.known.get(key)
+            if known is not None:
+                return known
         at = self.place(operands)
         result = self.fresh(kind, at)
-        listed = ", ".join([o.text for o in (result, *map(self._held, operands))])
-        self.scopes[at].lines.append(Line(f"\t{op} {listed};", self.loc))
-        self.scopes[at].known[key] = result
+        texts = [o.text if o.type != "i1" else self._held(o).text for o in operands]
+        scope = self.scopes[at]
+        scope.lines.append(Line(f"\t{op} {', '.join([result.text, *texts])};", self.loc))
+        scope.known[key] = result
         return result
 
     def _held(self, value: Value) -> Value:
@@ -191,21 +202,14 @@ class Code(Lines):
 
     def integer(self, op: str, a: Value, b: Value) -> Value:
         """An integer instruction, with constants computed here."""
-        folded = self._folded(op, a, b) or self.fields.integer(op, a, b)
-        if folded is not None:
-            return Value(self, folded.text, a.type, folded.depth)
+        if a.known is not None or b.known is not None:
+            folded = self._folded(op, a, b) or self.fields.integer(op, a, b)
+            if folded is not None:
+                return Value(self, folded.text, a.type, folded.depth)
         if a.type == "i1":
             return self.pure(f"{op}.pred", "i1", a, b)
         wide = a.type == "i64"
-        bits = 64 if wide else 32
-        if op == "mul":
-            name = f"mul.lo.s{bits}"
-        elif op in ("add", "sub", "div", "rem"):
-            name = f"{op}.s{bits}"
-        elif op in ("shl", "and", "or", "xor"):
-            name = f"{op}.b{bits}"
-        else:
-            name = f"shr.{'u' if op == 'lshr' else 's'}{bits}"
+        name = _INTEGER[op] + ("64" if wide else "32")
         if op == "lshr":
             a = self.zero_extended(a)
         if op in ("shl", "lshr", "ashr") and wide:
@@ -386,6 +390,11 @@ _FOLD = {
     "add": lambda x, y: x + y, "sub": lambda x, y: x - y, "mul": lambda x, y: x * y,
     "and": lambda x, y: x & y, "or": lambda x, y: x | y, "xor": lambda x, y: x ^ y,
 }  # fmt: skip
+_INTEGER = {
+    "add": "add.s", "sub": "sub.s", "mul": "mul.lo.s", "div": "div.s", "rem": "rem.s",
+    "shl": "shl.b", "and": "and.b", "or": "or.b", "xor": "xor.b", "lshr": "shr.u", "ashr": "shr.s",
+}  # fmt: skip
+"""Instructions on integers, without their bits."""
 _RELATION = {
     "eq": lambda x, y: x == y, "ne": lambda x, y: x != y, "lt": lambda x, y: x < y,
     "le": lambda x, y: x <= y, "gt": lambda x, y: x > y, "ge": lambda x, y: x >= y,

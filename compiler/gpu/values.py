@@ -89,6 +89,8 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         self.lines: dict[int, int] = {}  # of the source, by unique value
         self.status: Value | None = None
         self._strides: dict[str, tuple[Expr, ...]] = {}
+        self._offsets: dict[int, tuple[Sequence[KernelValue], Expr]] = {}  # by identity of indices
+        self._starts: dict[tuple[str, Expr], tuple[Value, object]] = {}  # and their scopes
 
     # Scopes
 
@@ -231,14 +233,22 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
 
     def place(self, memory: Memory, indices: Sequence[KernelValue]) -> Place:
         """The position of an element: symbolic offsets are added up before they are written."""
-        symbolic, offset = const(0), None
+        symbolic, offset = self._symbolic(memory, indices), None
         for value, stride in zip(indices, self.strides(memory), strict=True):
-            if isinstance(value, Index):
-                symbolic = symbolic + value.expr * stride
-            else:
+            if not isinstance(value, Index):
                 part = self.value(value) * self.index(stride, "i64")
                 offset = part if offset is None else offset + part
         return symbolic, offset
+
+    def _symbolic(self, memory: Memory, indices: Sequence[KernelValue]) -> Expr:
+        """The sum of the offsets that are expressions; the kernel keeps its indices alive."""
+        if id(indices) not in self._offsets:
+            total = const(0)
+            for value, stride in zip(indices, self.strides(memory), strict=True):
+                if isinstance(value, Index):
+                    total = total + value.expr * stride
+            self._offsets[id(indices)] = indices, total
+        return self._offsets[id(indices)][1]
 
     def _read(self, memory: Memory, place: Place, fill: float, even: bool) -> Value:
         if memory.space == "registers":
@@ -283,6 +293,10 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         end = expr.substitute({**self.bound, group.name: group.first + last}, self.facts)
         return self.without_carry(end, group.width) - start == const(last)
 
+    def _forget_bounds(self) -> None:
+        super()._forget_bounds()
+        self._starts = {}
+
     def address(self, memory: Memory, place: Place) -> str:
         """The text of an address: loops outside first, the constant part as an offset."""
         code, offset = self.code, place[1]
@@ -292,16 +306,29 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         size = memory.dtype.itemsize
         assert memory.start is not None
         wide = memory.start.type
-        at = memory.start
-        for part in self._by_depth(expr):
-            for some in self._by_width(part, wide):
-                at = at + self._scaled(some, size, wide)
+        fixed = expr.terms[0][1] if expr.terms and not expr.terms[0][0] else 0
+        at = self._moving_part(memory.start, expr - fixed, size)
         if offset is not None:
             at = at + (offset * size).to("trunc", wide)
-        fixed = next((c for m, c in expr.terms if m == ()), 0) * size
+        fixed *= size
         if abs(fixed) > 1 << 30:
             at, fixed = at + code.const(fixed, wide), 0
         return f"[{at.text}+{fixed}]" if fixed else f"[{at.text}]"
+
+    def _moving_part(self, start: Value, expr: Expr, size: int) -> Value:
+        """An address without its constant part, as long as where it was computed is open."""
+        scopes, key = self.code.scopes, (start.text, expr)
+        known = self._starts.get(key)
+        if known is not None:
+            at, scope = known
+            if at.depth < len(scopes) and scopes[at.depth] is scope:
+                return at
+        at = start
+        for part in self._by_depth(expr):
+            for some in self._by_width(part, start.type):
+                at = at + self._scaled(some, size, start.type)
+        self._starts[key] = at, scopes[at.depth]
+        return at
 
     def _scaled(self, expr: Expr, size: int, wide: str) -> Value:
         if wide == "i32":
@@ -325,10 +352,8 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         """An expression's terms, those that change in the same loop together."""
         groups: dict[int, list[object]] = {}
         for monomial, coefficient in expr.terms:
-            if monomial == ():
-                continue
-            names = Expr(((monomial, coefficient),)).symbols()
-            depth = max((self.symbols[n].depth for n in names), default=0)
+            names = [name for atom, _ in monomial for name in atom.symbols]
+            depth = max([self.symbols[n].depth for n in names], default=0)
             groups.setdefault(depth, []).append((monomial, coefficient))
         return [Expr(tuple(groups[d])) for d in sorted(groups)]  # type: ignore[arg-type]
 
