@@ -58,6 +58,21 @@ class Facts:
             found = found.with_ranges({name: (0, size - 1)})
         return found
 
+    def replaced(self, expr: Expr, values: Mapping[str, Expr]) -> Expr:
+        """An expression with symbols replaced at once, once for the same of those it has."""
+        key = expr, tuple([(n, values[n]) for n in expr.symbols() if n in values])
+        if not key[1]:
+            return expr
+        found = self._replaced.get(key)
+        if found is None:
+            found = self._replaced[key] = expr.substitute(values, self)
+        return found
+
+    @cached_property
+    def _replaced(self) -> dict[tuple[Expr, tuple[tuple[str, Expr], ...]], Expr]:
+        """What `replaced` made."""
+        return {}
+
     def bounds(self, expr: IntLike) -> tuple[int | None, int | None]:
         """The least and greatest value that can be proved; None where there is no bound."""
         expr = as_expr(expr)
@@ -148,7 +163,16 @@ class Facts:
 
     def is_nonneg(self, expr: IntLike) -> bool:
         """Whether it is proved to be at least 0."""
-        return self._prove_nonneg(as_expr(expr), 5, [MOST_EXPRESSIONS])
+        expr = as_expr(expr)
+        found = self._nonneg.get(expr)
+        if found is None:
+            found = self._nonneg[expr] = self._prove_nonneg(expr, 5, [MOST_EXPRESSIONS])
+        return found
+
+    @cached_property
+    def _nonneg(self) -> dict[Expr, bool]:
+        """What `is_nonneg` found."""
+        return {}
 
     def _prove_nonneg(self, expr: Expr, fuel: int, left: list[int]) -> bool:
         """Intervals first; then any one atom is replaced by its worst case, and again.

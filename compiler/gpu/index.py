@@ -30,7 +30,6 @@ class IndexWriter:
         self.bound: dict[str, Expr] = {}  # indices that are expressions over symbols
         self.multiples: dict[str, int] = {}  # symbols that a number divides
         self._small: dict[Expr, bool] = {}
-        self._resolved: dict[Expr, Expr] = {}
         self._values: dict[tuple[Expr, str | None], tuple[Value, object]] = {}  # and their scopes
 
     # Names
@@ -53,23 +52,17 @@ class IndexWriter:
         """Indices that are expressions."""
         before = self.bound
         self.bound = {**before, **exprs}
-        self._resolved = {}
         try:
             yield
         finally:
             self.bound = before
-            self._resolved = {}
 
     def _forget_bounds(self) -> None:
-        self._small, self._resolved, self._values = {}, {}, {}
+        self._small, self._values = {}, {}
 
     def resolve(self, expr: Expr) -> Expr:
         """An expression over registers alone."""
-        if not self.bound or not expr.symbols() & self.bound.keys():
-            return expr
-        if expr not in self._resolved:
-            self._resolved[expr] = expr.substitute(self.bound, self.facts)
-        return self._resolved[expr]
+        return self.facts.replaced(expr, self.bound)
 
     # Facts
 

@@ -275,7 +275,7 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         if self.group is None:
             return None
         group, (expr, offset) = self.group.part(memory.dtype.itemsize), place
-        start = expr.substitute({**self.bound, group.name: group.first}, self.facts)
+        start = self.facts.replaced(expr, {**self.bound, group.name: group.first})
         if expr.coefficient(group.name) != const(1) and not self._is_row(expr, start, group):
             return None
         if not self.divides(group.width, start):
@@ -290,7 +290,7 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         """Whether the last element of a group is as far from the first as it is within it: with
         divisors that the group's width divides, so are those between."""
         last = group.width - 1
-        end = expr.substitute({**self.bound, group.name: group.first + last}, self.facts)
+        end = self.facts.replaced(expr, {**self.bound, group.name: group.first + last})
         return self.without_carry(end, group.width) - start == const(last)
 
     def _forget_bounds(self) -> None:
