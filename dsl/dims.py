@@ -9,7 +9,7 @@ reads what `str` prints. Floor division and remainder are Python's; by zero they
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -45,7 +45,8 @@ class Atom:
                     found = super().__new__(cls)
                     found.key = found.kind, found.name, found.args = key
                     found.text = name or None
-                    found.symbols = frozenset((name,)) if name else _union(a.symbols() for a in args)
+                    own = frozenset((name,))
+                    found.symbols = own if name else _union([a.symbols() for a in args])
                     _atoms[key] = found
         return found
 
@@ -68,7 +69,7 @@ class Atom:
         return self.text
 
 
-def _union(names: Iterable[frozenset[str]]) -> frozenset[str]:
+def _union(names: list[frozenset[str]]) -> frozenset[str]:
     return frozenset[str]().union(*names)
 
 
@@ -164,8 +165,6 @@ class Expr:
         return self._text
 
     def _written(self) -> str:
-        if not self.terms:
-            return "0"
         parts: list[str] = []
         for monomial, coefficient in sorted(self.terms, key=_print_order):
             text = _monomial_text(monomial, abs(coefficient))
@@ -176,7 +175,7 @@ class Expr:
                 parts.append(text)
             else:
                 parts.append(f"{'-' if coefficient < 0 else '+'} {text}")
-        return " ".join(parts)
+        return " ".join(parts) or "0"
 
     def __repr__(self) -> str:
         return f"Expr({self})"
