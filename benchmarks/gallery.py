@@ -72,7 +72,7 @@ MODELS = {
 }  # fmt: skip
 
 
-def bound(engine: str, name: str, threads: int) -> Bound:
+def bound(engine: str, name: str, threads: int, level: str) -> Bound:
     """A model in one of the engines, with its inputs."""
     sys.path.insert(0, str(EXAMPLES))
     gallery = import_module("gallery")
@@ -115,7 +115,7 @@ def main() -> None:
             shape = " x ".join(map(str, next(iter(model.inputs.values()))))
             row = Row(name, f"{model.title}, {shape}", {}, {})
             for process in running:
-                row.engines[process.engine] = loaded(process.ask("open", name))
+                row.engines[process.engine] = loaded(process.ask("open", "gallery", name))
             take_rounds(row, running, settings)
             print(table.line(row, engines), flush=True)
             for failure in table.failures(row):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,13 +81,12 @@ class Session:
         self.bound = bound
         return Loaded(seconds, error)
 
-    def open(self, model: str) -> Loaded:
-        """Compile a model of the gallery, and run it once."""
-        from .gallery import bound
-
+    def open(self, home: str, name: str) -> Loaded:
+        """Compile what one of this package's modules calls by a name, and run it once."""
+        bound = import_module(f".{home}", __package__).bound
         self.bound = None
         start = time.perf_counter()
-        found = bound(self.engine, model, self.threads)
+        found = bound(self.engine, name, self.threads, self.level)
         found.run()
         self.bound = found
         return Loaded(time.perf_counter() - start, 0.0)

@@ -27,7 +27,6 @@ from .contract import (
     in_place,
     matrix_of,
     packed,
-    panel_width,
     rows_of,
     through,
     total_of,
@@ -36,6 +35,7 @@ from .contract import (
 from .convolved import convolution_of
 from .graph import Constant, Graph, Map, Node, Reduce, Ref, Scalar, View, Weight
 from .graph_builder import Builder
+from .panel_width import panel_width
 from .steps import lies_in_chunks
 
 CHUNK = 16

@@ -31,11 +31,8 @@ from .graph import (
     split_index,
 )
 from .graph_builder import Builder
+from .panel_width import panel_width, panels_time
 
-PANELS = {48: 1.0, 64: 1.0, 32: 1.05, 16: 1.3}
-"""Columns that a packed panel may have, and the time that a product of one takes for each. 48 is
-three AVX-512 vectors of f32 and six of AVX2; the fewer vectors a row of the panel has, the more
-broadcasts its multiply-adds need."""
 LARGE = 1 << 15
 """Bytes of codes that are worth reading as they are."""
 LESS_ZERO = (Map("cast"), Map("sub"))
@@ -45,6 +42,9 @@ TANGLED = 16
 FEW_PLACES = 16
 """Places of an image up to which a convolution has them as rows, and weights in the panels: a panel
 of places would be mostly padding."""
+WASTE = 1.12
+"""Where each element of the image is read but once, the same is so from this ratio of the times on:
+having the places as rows costs a copy of them."""
 NARROW = 3
 """Products with fewer columns than this are plain reductions: a panel would be mostly padding. With
 three columns or four and 5000 rows on a CPU, panels of 16 take a third of a reduction's time."""
@@ -179,7 +179,7 @@ def _product(
         u, v = v, u
     left, right = axes_of(b, u), axes_of(b, v)
     if few_places and _has_few_places(
-        b, u, domain, (left - right).difference(k), (right - left).difference(k)
+        b, (u, v), domain, (left - right).difference(k), (right - left).difference(k)
     ):
         u, v, left, right = v, u, right, left
         last = max(right - left)
@@ -219,17 +219,31 @@ def _plain(b: Builder, node: Node, s: Sums) -> Ref:
 
 
 def _has_few_places(
-    b: Builder, u: Ref, domain: Sequence[Expr], left: Set[int], right: Set[int]
+    b: Builder, factors: tuple[Ref, Ref], domain: Sequence[Expr], left: Set[int], right: Set[int]
 ) -> bool:
-    """Whether rows are constant, as weights are, and few places of an image are in a row of the
-    result."""
-    if not left or not right:
+    """Whether the left factor is constant, as weights are, and few places of an image are in a row
+    of the result."""
+    if not left or not right or not _is_constant(b.graph, factors[0]):
         return False
     rows = total_of(domain, sorted(left))
     places = total_of(domain, [a for a in right if a > max(left)])
     most, least = b.facts.bounds(places)[1], b.facts.bounds(rows)[0]
-    few = most is not None and most <= FEW_PLACES and least is not None and least > FEW_PLACES
-    return few and _is_constant(b.graph, u)
+    if most is not None and most <= FEW_PLACES and least is not None and least > FEW_PLACES:
+        return True
+    down, across = rows.as_int(), places.as_int()
+    if not down or not across or not _reads_once(b, factors[1], domain):
+        return False
+    return panels_time(across) * down > WASTE * panels_time(down) * across
+
+
+def _reads_once(b: Builder, factor: Ref, domain: Sequence[Expr]) -> bool:
+    """Whether a factor has no more elements than what it is a view of."""
+    node = b.graph.nodes[factor.node]
+    if not isinstance(node.primitive, View):
+        return True
+    shape = b.type(node.operands[0]).shape
+    stored = total_of(shape, range(len(shape)))
+    return b.facts.is_nonneg(stored - total_of(domain, sorted(axes_of(b, factor))))
 
 
 def _is_constant(graph: Graph, ref: Ref) -> bool:
@@ -344,14 +358,6 @@ def cast_of(b: Builder, x: Ref, dtype: DType) -> Ref:
         return b.cast(x, dtype)
     source = b.cast(node.operands[0], dtype)
     return b.add(node.primitive, (source,), (node.type.with_dtype(dtype),))[0]
-
-
-def panel_width(columns: Expr) -> int:
-    """The width that pads a number of columns least; 48 if that is not known."""
-    known = columns.as_int()
-    if known is None:
-        return next(iter(PANELS))
-    return min(PANELS, key=lambda width: -(-known // width) * width * PANELS[width])
 
 
 def total_of(domain: Sequence[Expr], axes: Sequence[int]) -> Expr:

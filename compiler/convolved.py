@@ -13,10 +13,11 @@ from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .byte_operands import codes_of, is_byte
-from .contract import fold_views, panel_width
+from .contract import fold_views
 from .gathered import ADJACENT
 from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index, split_index
 from .graph_builder import Builder
+from .panel_width import panel_width
 from .windows import Windows, windows_of
 
 T = TypeVar("T")

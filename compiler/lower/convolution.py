@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 
-from ..contract import PANELS, panel_width
 from ..graph import flatten_index, split_index
 from ..kernel_ir import Alloc, Index, Load, TileProduct
+from ..panel_width import panel_width, panels_time
 from ..windows import FEW_ROWS, Windows, is_worth_it, step_in_place, windows_of
 from .blocks import Parallel
 from .expressions import at_least_one, product_of
@@ -293,11 +293,3 @@ class _Striped(_Stretches):
 
         self.tiles_of((rows - 1) * self.pitch + wide, one_tile)
         return parallel, at_least_one(p.depth) * (self.rows * self.wide)
-
-
-def panels_time(columns: int, width: int) -> float:
-    """The time of panels of a width for some columns, in those of a vector in a full panel."""
-    whole, rest = divmod(columns, width)
-    vectors = -(-rest // 16)
-    last = width // 16 * PANELS[width] if vectors * 16 == width else vectors * PANELS[16]
-    return whole * (width // 16) * PANELS[width] + last

@@ -9,9 +9,9 @@ from typing import ClassVar, NamedTuple
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.types import TensorType
 
-from ..contract import panel_width
 from ..graph import Constant, Graph, Map, Node, Reduce, Ref, View, Weight
 from ..graph_builder import Builder
+from ..panel_width import panel_width
 from .record import Pass, Place
 
 

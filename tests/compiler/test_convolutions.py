@@ -202,6 +202,33 @@ pipeline p(x: f32[B, {channels}, {high}, {wide}]) -> f32[B, {out}, {high}, {wide
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_places_that_fill_no_panels_are_rows_of_a_kernel_of_one_element(
+    level: str, stride: int, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """49 places take four vectors with 15 lanes of padding, 64 channels four without."""
+    size, channels = stride * 6 + 1, 37
+    kernel = rng.standard_normal((64, channels, 1, 1), np.float32)
+    np.savez(tmp_path / "w.npz", **{"c.weight": kernel})
+    (tmp_path / "p.pipe").write_text(f"""
+import nn
+weights w = "w.npz"
+pipeline p(x: f32[B, {channels}, {size}, {size}], y: f32[B, 64, 7, 7]) -> f32[B, 64, 7, 7]:
+    nn.relu(nn.conv2d(x, w.c, stride={stride}) + y)
+""")
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=2)
+    for b in (0, 1, 5):
+        x = rng.standard_normal((b, channels, size, size), np.float32)
+        y = rng.standard_normal((b, 64, 7, 7), np.float32)
+        seen = x[:, :, ::stride, ::stride].astype(float)
+        want = np.einsum("bchw,oc->bohw", seen, kernel[:, :, 0, 0]) + y
+        most = np.einsum("bchw,oc->bohw", abs(seen), abs(kernel[:, :, 0, 0])) + abs(y)
+        bound = (channels + 2) * 2.0**-24 * most
+        assert np.all(abs(pipe(x=x, y=y) - np.maximum(want, 0)) <= bound)
+    assert len(pipe.report().kernels) == 2
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("out", [1, 5])
 def test_a_part_of_a_tensor_whose_channels_lie_innermost(
     level: str, out: int, chance: random.Random, rng: np.random.Generator, tmp_path: Path
