@@ -47,12 +47,28 @@ _QUANTISED = {
     6: Blocks("Q5_0", 32, 22, (("q5_0", "u8", 6, (16,)), ("high", "u8", 2, (4,)), _D)),
     7: Blocks("Q5_1", 32, 24, (("q5_1", "u8", 8, (16,)), ("high", "u8", 4, (4,)), _D, _M)),
     8: Blocks("Q8_0", 32, 34, (("q8_0", "i8", 2, (32,)), _D)),
+    10: Blocks("Q2_K", 256, 84, (("q2_k", "u8", 16, (64,)), ("scales", "u8", 0, (16,)),
+                                 ("d", "f16", 80, ()), ("m", "f16", 82, ()))),
+    11: Blocks("Q3_K", 256, 110, (("q3_k", "u8", 32, (64,)), ("high", "u8", 0, (32,)),
+                                  ("scales", "u8", 96, (12,)), ("d", "f16", 108, ()))),
     12: Blocks("Q4_K", 256, 144, (("q4_k", "u8", 16, (128,)), ("scales", "u8", 4, (12,)), _D, _M)),
     13: Blocks("Q5_K", 256, 176, (("q5_k", "u8", 48, (128,)), ("high", "u8", 16, (32,)),
                                   ("scales", "u8", 4, (12,)), _D, _M)),
     14: Blocks("Q6_K", 256, 210, (("q6_k", "u8", 0, (128,)), ("high", "u8", 128, (64,)),
                                   ("scales", "i8", 192, (16,)), ("d", "f16", 208, ()))),
+    20: Blocks("IQ4_NL", 32, 18, (("iq4_nl", "u8", 2, (16,)), _D)),
+    23: Blocks("IQ4_XS", 256, 136, (("iq4_xs", "u8", 8, (128,)), ("high", "u8", 2, (2,)),
+                                    ("scales", "u8", 4, (4,)), _D)),
+    34: Blocks("TQ1_0", 256, 54, (("tq1_0", "u8", 0, (48,)), ("last", "u8", 48, (4,)),
+                                  ("d", "f16", 52, ()))),
+    35: Blocks("TQ2_0", 256, 66, (("tq2_0", "u8", 0, (64,)), ("d", "f16", 64, ()))),
+    39: Blocks("MXFP4", 32, 17, (("mxfp4", "u8", 1, (16,)), ("e", "u8", 0, ()))),
 }  # fmt: skip
+_UNREAD = {
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S",
+    22: "IQ2_S", 29: "IQ1_M", 40: "NVFP4",
+}  # fmt: skip
+"""Types whose blocks are not taken apart: a tensor of one is named, and cannot be used."""
 
 
 def read_gguf(file: IO[bytes], size_bytes: int) -> list[TensorHeader]:
@@ -182,7 +198,8 @@ def _headers(
             found.append(TensorHeader(f"{name}.{part}", dtype, blocks.name, (*outer, *inner),
                                       start + at, taken, block=(blocks.size, own)))  # fmt: skip
     else:
-        return [TensorHeader(name, None, f"number {kind}", shape, start, 0)], 0
+        stored = _UNREAD.get(kind, f"number {kind}")
+        return [TensorHeader(name, None, stored, shape, start, 0)], 0
     if start + size > size_bytes:
         raise ValueError(f"`{name}` leaves the file")
     return found, size

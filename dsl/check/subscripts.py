@@ -102,10 +102,11 @@ def holds(scope: Scope) -> str:
 
 
 def no_weight(frame: Frame, scope: Scope, name: str, span: Span) -> Failed:
-    unread = scope.handle.unread.get(scope.path_of(name))
-    if unread is not None:
-        what = f"the tensor `{scope.path_of(name)}` has the dtype {unread}, which is not supported"
-        return Failed("E0214", what, span)
+    path = scope.path_of(name)
+    for key, dtype in scope.handle.unread.items():
+        if f"{key}.".startswith(f"{path}."):  # that tensor, or one of a scope that has no others
+            what = f"the tensor `{key}` has the dtype {dtype}, which is not supported"
+            return Failed("E0214", what, span)
     where = f" at `{scope.prefix}`" if scope.prefix else ""
     near = nearest(name, scope.children())
     leaf = scope.leaf

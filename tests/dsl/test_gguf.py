@@ -93,6 +93,67 @@ def q6_k(block: Bytes) -> Any:
         yield d * np.float32(scales[j // 16]) * np.float32(code - 32)
 
 
+def two_bits(block: Bytes, codes: int, j: int) -> int:
+    """Element j of 256: of each 32 bytes the lowest bits first."""
+    return int(block[codes + j // 128 * 32 + j % 32]) >> 2 * (j % 128 // 32) & 3
+
+
+def q2_k(block: Bytes) -> Any:
+    d, m = half(block, 80), half(block, 82)
+    for j in range(256):
+        scale = int(block[j // 16])
+        code = np.float32(two_bits(block, 16, j))
+        yield d * np.float32(scale & 15) * code - m * np.float32(scale >> 4)
+
+
+def q3_k(block: Bytes) -> Any:
+    d, b = half(block, 108), [int(v) for v in block]
+    for j in range(256):
+        s = j // 16
+        scale = b[96 + s % 8] >> 4 * (s // 8) & 15 | (b[104 + s % 4] >> 2 * (s // 4) & 3) << 4
+        code = two_bits(block, 32, j) - (0 if b[j % 32] >> j // 32 & 1 else 4)
+        yield d * np.float32(scale - 32) * np.float32(code)
+
+
+UNEVEN = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""`kvalues_iq4nl` of ggml."""
+
+
+def iq4_nl(block: Bytes) -> Any:
+    nibbles = [*(block[2:] & 15), *(block[2:] >> 4)]
+    return [half(block, 0) * np.float32(UNEVEN[q]) for q in nibbles]
+
+
+def iq4_xs(block: Bytes) -> Any:
+    d, b = half(block, 0), [int(v) for v in block]
+    high = b[2] | b[3] << 8
+    for j in range(256):
+        s, i = j // 32, j % 32
+        scale = (b[4 + s // 2] >> 4 * (s % 2) & 15 | (high >> 2 * s & 3) << 4) - 32
+        code = b[8 + 16 * s + i % 16] >> 4 * (i // 16) & 15
+        yield d * np.float32(scale) * np.float32(UNEVEN[code])
+
+
+def mxfp4(block: Bytes) -> Any:
+    """`kvalues_mxfp4` times half of the power of two."""
+    sizes = (0, 1, 2, 3, 4, 6, 8, 12)
+    scale = np.float32(2.0 ** (int(block[0]) - 128))
+    for q in (*(block[1:] & 15), *(block[1:] >> 4)):
+        yield scale * np.float32(-sizes[q - 8] if q > 7 else sizes[q])
+
+
+def tq1_0(block: Bytes) -> Any:
+    d, b = half(block, 52), [int(v) for v in block]
+    for first, count, digits in ((0, 32, 5), (32, 16, 5), (48, 4, 4)):
+        for k in range(digits):
+            for i in range(count):
+                yield d * np.float32((b[first + i] * 3**k % 256 * 3 >> 8) - 1)
+
+
+def tq2_0(block: Bytes) -> Any:
+    return [half(block, 64) * np.float32(two_bits(block, 0, j) - 1) for j in range(256)]
+
+
 KINDS: dict[str, tuple[int, int, int, tuple[int, ...], Callable[[Bytes], Any]]] = {
     "q4_0": (2, 32, 18, (0,), lambda b: small(b, 2, None, 8, None)),
     "q4_1": (3, 32, 20, (0, 2), lambda b: small(b, 4, None, 0, 2)),
@@ -102,6 +163,13 @@ KINDS: dict[str, tuple[int, int, int, tuple[int, ...], Callable[[Bytes], Any]]] 
     "q4_k": (12, 256, 144, (0, 2), lambda b: large(b, 16, None)),
     "q5_k": (13, 256, 176, (0, 2), lambda b: large(b, 48, 16)),
     "q6_k": (14, 256, 210, (208,), q6_k),
+    "q2_k": (10, 256, 84, (80, 82), q2_k),
+    "q3_k": (11, 256, 110, (108,), q3_k),
+    "iq4_nl": (20, 32, 18, (0,), iq4_nl),
+    "iq4_xs": (23, 256, 136, (0,), iq4_xs),
+    "mxfp4": (39, 32, 17, (), mxfp4),
+    "tq1_0": (34, 256, 54, (52,), tq1_0),
+    "tq2_0": (35, 256, 66, (64,), tq2_0),
 }  # fmt: skip
 """Number, values and bytes of a block, where its halves are, and what it means."""
 
@@ -113,7 +181,30 @@ def drawn(kind: str, rows: int, blocks: int, rng: np.random.Generator) -> Bytes:
     for at in halves:
         scale = rng.standard_normal((rows, blocks, 1)).astype(np.float16)
         found[..., at : at + 2] = scale.view(np.uint8).reshape(rows, blocks, 2)
+    if kind == "mxfp4":
+        found[..., 0] = rng.integers(120, 136, (rows, blocks))
     return found
+
+
+def test_powers_of_two_are_exact(tmp_path: Path) -> None:
+    """All that are finite, of MXFP4's blocks: those below 2 ** -126 too."""
+    blocks = np.zeros((255, 17), np.uint8)
+    blocks[:, 0], blocks[:, 1] = np.arange(255), 2
+    path = written(tmp_path / "m.gguf", [("w", (255, 32), 39, blocks.tobytes())])
+    source = (
+        f'import gguf\n\nweights w = "{path}"\n\n'
+        "pipeline p(b: bool[]) -> f32[255, 32]:\n"
+        "    select(b, gguf.matrix(w.w), 0.0)\n"
+    )
+    found = sf.compile(source)(b=True)
+    np.testing.assert_array_equal(found[:, 0], np.ldexp(1.0, np.arange(255) - 127))
+
+
+def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.gguf", [("blk.0.w", (1, 256), 18, bytes(98))])
+    source = f'weights w = "{path}"\npipeline p(x: f32[]) -> f32[]:\n    x + w.blk[0].w\n'
+    with pytest.raises(sf.CompileError, match="`blk.0.w` has the dtype IQ3_XXS"):
+        sf.compile(source)
 
 
 @pytest.mark.parametrize("kind", KINDS)
