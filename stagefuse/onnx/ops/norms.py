@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import Refused
-from ..node import Node
+from ..node import Node, axis_of
 from ..record import Written, op
 from ..text import listed
 from .reductions import axis_text
@@ -14,9 +14,12 @@ def per_channel(text: str, rank: int) -> str:
     return f"{text}[:{', None' * (rank - 2)}]" if rank > 2 else text
 
 
-@op("BatchNormalization", unread=["spatial", "momentum", "is_test"])
+@op("BatchNormalization", unread=["momentum", "is_test"])
 def _batch_norm(n: Node) -> Written:
-    """With the statistics of the model; in training with those of the batch."""
+    """With the statistics of the model; in training with those of the batch.
+
+    Until opset 8 `spatial=0` asks for those of each place, [C, D1, ...], not of each channel.
+    """
     if n.attr("training_mode", 0):
         return _trained(n)
     rank, eps = n.val(0).rank, n.attr("epsilon", 1e-5)
@@ -26,8 +29,10 @@ def _batch_norm(n: Node) -> Written:
         gamma, beta = (n.let("c", f"{wide}({c})").text for c in (gamma, beta))
     scale = n.let("scale", f"{gamma} * rsqrt({var} + {eps!r})").text
     shift = n.let("shift", f"{beta} - {mean} * {scale}").text
+    if n.attr("spatial", 1):
+        scale, shift = per_channel(scale, rank), per_channel(shift, rank)
     x = n.x(0) if dtype == wide else f"{wide}({n.x(0)})"
-    text = f"{x} * {per_channel(scale, rank)} + {per_channel(shift, rank)}"
+    text = f"{x} * {scale} + {shift}"
     return text if dtype == wide else f"{dtype}({text})"
 
 
@@ -67,7 +72,7 @@ def _instance_norm(n: Node) -> str:
 def _layer_norm(n: Node) -> Written:
     """Computed in f32 or wider; the mean and 1 / deviation are results too."""
     value = n.val(0)
-    axis, eps = n.attr("axis", -1) % value.rank, n.attr("epsilon", 1e-5)
+    axis, eps = axis_of(n.attr("axis", -1), value.rank), n.attr("epsilon", 1e-5)
     scope = n.layer(n.val(1), n.maybe(2))
     alone = len(n.outputs) == 1 and axis == value.rank - 1 and n.val(1).rank == 1
     if scope is not None and alone and not value.dtype.is_small_float:
@@ -91,7 +96,7 @@ def _layer_norm(n: Node) -> Written:
 @op("RMSNormalization", unread=["stash_type"])
 def _rms_norm(n: Node) -> str:
     value = n.val(0)
-    axis, eps = n.attr("axis", -1) % value.rank, n.attr("epsilon", 1e-5)
+    axis, eps = axis_of(n.attr("axis", -1), value.rank), n.attr("epsilon", 1e-5)
     where = f"axis={axis_text(tuple(range(axis, value.rank)))}, keepdims=True"
     x = n.x(0)
     if value.dtype.is_small_float:

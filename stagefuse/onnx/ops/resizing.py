@@ -14,13 +14,15 @@ import numpy as np
 from stagefuse.dsl.dims import Expr, as_expr
 
 from ..errors import Refused
-from ..node import Node, Val
+from ..node import Node, Val, axis_of
 from ..record import Written, op
 from .indexing import ranged
 from .shapes import subscript
 from .stretching import Stretch, scaled, stretched
 
 MODES = ("nearest", "linear", "cubic")
+TRANSFORMS = ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "align_corners",
+              "asymmetric", "tf_crop_and_resize", "tf_half_pixel_for_nn")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Axis:
                 return np.asarray(at / self.scale)
             case "align_corners":
                 return at * 0.0 if one else np.asarray(at * (self.size - 1) / (whole - 1))
+            case "tf_half_pixel_for_nn":
+                return np.asarray((at + 0.5) / self.scale)
             case "pytorch_half_pixel" if one:
                 return at * 0.0 - 0.5
             case "half_pixel_symmetric":
@@ -99,9 +103,9 @@ def _resize(n: Node) -> Written:
     mode = n.one_of("mode", "nearest", *MODES)
     value = n.val(0)
     if n.opset < 11:
-        transform, nearest = "asymmetric", "floor"
+        transform, nearest = "asymmetric", "simple"
     else:
-        transform = n.attr("coordinate_transformation_mode", "half_pixel")
+        transform = n.one_of("coordinate_transformation_mode", "half_pixel", *TRANSFORMS)
         nearest = n.attr("nearest_mode", "round_prefer_floor")
     factors = _factors(n, value) if mode == "nearest" and _is_copy(transform, nearest) else None
     if factors is not None:
@@ -160,7 +164,7 @@ def _by_sizes(value: Val, axes: list[int], wanted: list[Expr], crops: bool) -> l
 
 
 def _axes(n: Node, value: Val, transform: str) -> list[Axis | Stretch]:
-    axes = [a % value.rank for a in n.attr("axes") or range(value.rank)]
+    axes = [axis_of(a, value.rank) for a in n.attr("axes") or range(value.rank)]
     policy = n.attr("keep_aspect_ratio_policy", "stretch")
     sizes = n.maybe(3)
     if sizes is None or (sizes.known is not None and sizes.known.size == 0):
@@ -194,7 +198,7 @@ def _axes(n: Node, value: Val, transform: str) -> list[Axis | Stretch]:
 def _factors(n: Node, value: Val) -> dict[int, int] | None:
     """Whole factors by axis, where sizes may vary; None where one is not whole or not known."""
     scales, sizes = n.maybe(1 if n.opset < 11 else 2), n.maybe(3)
-    axes = [a % value.rank for a in n.attr("axes") or range(value.rank)]
+    axes = [axis_of(a, value.rank) for a in n.attr("axes") or range(value.rank)]
     if sizes is not None and (sizes.known is None or sizes.known.size):
         wanted = n.sizes(3, "sizes")
         found = {}
@@ -214,7 +218,7 @@ def _factors(n: Node, value: Val) -> dict[int, int] | None:
 
 def _is_copy(transform: str, nearest: str) -> bool:
     """Whether enlarging by a whole factor repeats each element."""
-    return (transform, nearest) == ("asymmetric", "floor") or (
+    return (transform == "asymmetric" and nearest in ("simple", "floor")) or (
         transform in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
         and nearest.startswith("round")
     )
@@ -244,13 +248,14 @@ def _resized(
     outside = []
     for axis in axes:
         shape[axis.axis] = as_expr(axis.new)
+        rounding = _rounding(axis, nearest)
         if isinstance(axis, Stretch):
-            text = stretched(n, text, value.rank, axis, mode, transform, nearest)
+            text = stretched(n, text, value.rank, axis, mode, transform, rounding)
             continue
         x = axis.sources(transform)
         outside.append((axis, (x < 0) | (x > axis.size - 1)))
         if mode == "nearest":
-            ids = _nearest(x, nearest, axis.size)
+            ids = _nearest(x, rounding, axis.size)
             text = _copied(n, text, axis, ids, value.rank)
             continue
         ids, weights = _taps(n, axis, x, mode)
@@ -263,6 +268,14 @@ def _resized(
     if transform == "tf_crop_and_resize":
         text = _extrapolated(n, text, outside, value.rank)
     return text if mode == "nearest" or dtype.name == "f32" else f"{dtype}({text})"
+
+
+def _rounding(axis: Axis | Stretch, nearest: str) -> str:
+    """How an old position is rounded. Opset 10 has no attribute for it: as in ONNX Runtime, down
+    where an axis grows and up where it shrinks."""
+    if nearest != "simple":
+        return nearest
+    return "ceil" if axis.scale is not None and axis.scale < 1 else "floor"
 
 
 def _copied(n: Node, text: str, axis: Axis, ids: np.ndarray[Any, Any], rank: int) -> str:
