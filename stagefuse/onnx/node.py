@@ -216,8 +216,15 @@ class Node:
         return frozenset[str]().union(*(v.depends for v in self.vals()))
 
 
+def axis_of(axis: int, rank: int) -> int:
+    """An axis, counted from 0; given below 0 it counts from the end. Raises Refused."""
+    if not -rank <= axis < rank:
+        raise Refused(f"axis {axis} of {rank} dimensions", attribute="axis")
+    return axis % rank
+
+
 def _whole(value: Any) -> Expr | int:
     return value if isinstance(value, Expr) else int(value)
 
 
-__all__ = ["Node", "Rows", "Shape", "Val", "size_text"]
+__all__ = ["Node", "Rows", "Shape", "Val", "axis_of", "size_text"]

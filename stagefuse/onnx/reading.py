@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,26 @@ def check_model(model: onnx.ModelProto, path: str = "") -> None:
         raise OnnxError([Problem("the model has no graph with results: is the file whole?")], path)
     if not model.opset_import:
         raise OnnxError([Problem("the model does not say which opset it uses")], path)
+    twice = _named_twice(model.graph)
+    if twice:
+        raise OnnxError([Problem(f"several values of one graph are named `{twice[0]}`")], path)
+
+
+def _named_twice(graph: onnx.GraphProto) -> list[str]:
+    """Names that a graph, or one inside its nodes, gives to several values.
+
+    A stored tensor may have the name of an input, whose value it is.
+    """
+    stored = Counter(t.name for t in graph.initializer)
+    stored.update(t.values.name for t in graph.sparse_initializer)
+    given = Counter(i.name for i in graph.input)
+    made = Counter(o for node in graph.node for o in node.output if o)
+    found = [n for names in (stored, given, made) for n, count in names.items() if count > 1]
+    found += [n for n in made if n in stored or n in given]
+    for attribute in (a for node in graph.node for a in node.attribute):
+        for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            found += _named_twice(inner)
+    return found
 
 
 def type_name(number: int) -> str:

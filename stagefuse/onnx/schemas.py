@@ -51,14 +51,34 @@ def default_attributes(
 
 
 def attributes(proto: onnx.NodeProto, version: int, folder: Path | None) -> dict[str, Any]:
-    """The attributes of a node over the defaults of its opset. Raises Refused for unknown ones."""
+    """The attributes of a node over the defaults of its opset.
+
+    Raises Refused for a node that does not fit its schema: with attributes that it does not have,
+    of another kind or missing, or with more inputs.
+    """
     found = dict(_defaults(proto.op_type, version, proto.domain))
     schema = schema_of(proto.op_type, version, proto.domain)
     for attribute in proto.attribute:
-        if schema is not None and attribute.name not in schema.attributes:
+        found[attribute.name] = value = value_of(attribute, folder)
+        if schema is None:
+            continue
+        wanted = schema.attributes.get(attribute.name)
+        if wanted is None:
             raise Refused(f"opset {version} has no such attribute", attribute=attribute.name)
-        found[attribute.name] = value_of(attribute, folder)
+        if attribute.type != wanted.type.value and value != []:
+            raise Refused(f"`{attribute.name}` is of the kind {_kind(attribute.type)}",
+                          f"one of the kind {_kind(wanted.type.value)}", attribute.name)
+    if schema is not None:
+        for name, wanted in schema.attributes.items():
+            if wanted.required and name not in found:
+                raise Refused(f"`{name}` is missing", attribute=name)
+        if len(proto.input) > schema.max_input:
+            raise Refused(f"it has {len(proto.input)} inputs", f"at most {schema.max_input}")
     return found
+
+
+def _kind(number: int) -> str:
+    return str(onnx.AttributeProto.AttributeType.Name(number)).lower()
 
 
 def value_of(attribute: onnx.AttributeProto, folder: Path | None) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 import stagefuse as sf
 from stagefuse.onnx import OnnxError, import_model
@@ -132,6 +132,48 @@ def test_nodes_in_a_circle_are_refused() -> None:
                         {"x": (F32, [4])}, ["b_"])  # fmt: skip
     with pytest.raises(OnnxError, match="nothing before it computes"):
         import_model(made)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [[node("Neg", ["x"], ["y"]), node("Abs", ["x"], ["y"])],
+     [node("Neg", ["x"], ["x"]), node("Abs", ["x"], ["y"])],
+     [node("Split", ["x"], ["y", "y"], num_outputs=2)],
+     [node("Neg", ["x"], ["w"]), node("Add", ["w", "w"], ["y"])]],
+)  # fmt: skip
+def test_a_name_is_of_one_value(nodes: list[NodeProto]) -> None:
+    made = models.model(nodes, {"x": (F32, [4])}, ["y"], {"w": np.ones(4, np.float32)}, opset=18)
+    with pytest.raises(OnnxError, match="several values of one graph are named"):
+        import_model(made)
+    inner = helper.make_graph(nodes, "inner", [], [helper.make_empty_tensor_value_info("y")])
+    made = models.model(
+        [node("If", ["c"], ["z"], then_branch=inner, else_branch=inner)],
+        {"x": (F32, [4])}, ["z"], {"c": np.array(True)}, opset=18,
+    )  # fmt: skip
+    if not any("x" in n.output or "w" in n.output for n in nodes):
+        with pytest.raises(OnnxError, match="several values of one graph are named"):
+            import_model(made)
+
+
+@pytest.mark.parametrize(
+    "made, words",
+    [(node("Softmax", ["x"], ["y"], axis=2), "axis 2 of 2 dimensions"),
+     (node("Flatten", ["x"], ["y"], axis=-3), "axis -3 of 2 dimensions"),
+     (node("Flatten", ["x"], ["y"], axis=3), "axis 3 of 2 dimensions"),
+     (node("Softmax", ["x"], ["y"], axis=[1]), "`axis` is of the kind ints"),
+     (node("Softmax", ["x"], ["y"], axis="1"), "`axis` is of the kind string"),
+     (node("Cast", ["x"], ["y"]), "`to` is missing"),
+     (node("Neg", ["x", "x"], ["y"]), "it has 2 inputs")],
+)  # fmt: skip
+def test_a_node_fits_its_schema(made: NodeProto, words: str) -> None:
+    with pytest.raises(OnnxError, match=words):
+        import_model(models.model([made], {"x": (F32, [2, 3])}, ["y"]))
+
+
+def test_a_long_chain_is_written_without_a_deep_stack() -> None:
+    nodes = [node("Neg", [f"v{k}"], [f"v{k + 1}"]) for k in range(1500)]
+    found = import_model(models.model(nodes, {"v0": (F32, [4])}, ["v1500"]))
+    assert "for turn in 0..750:" in found.text
 
 
 def test_functions_that_call_themselves_or_unfold_without_end_are_refused() -> None:

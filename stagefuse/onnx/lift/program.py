@@ -205,8 +205,8 @@ def numbers_of(term: Term) -> list[Term]:
 
 
 def is_number(term: Term) -> bool:
-    if term.kind == "unary" and term.value == "-":
-        return is_number(term.args[0])
+    while term.kind == "unary" and term.value == "-":
+        term = term.args[0]
     return term.kind == "literal" and term.value[0] in ("int", "float")
 
 

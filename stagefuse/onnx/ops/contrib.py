@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import Refused
-from ..node import Node, Val
+from ..node import Node, Val, axis_of
 from ..record import Written, op, records
 from ..text import listed, literal, size_text
 from .norms import per_channel, standardized
@@ -152,7 +152,7 @@ for _name in ("GatherND", "GridSample", "Pad", "Range", "Trilu"):
 def _expand_dims(n: Node) -> str:
     (axis,) = n.ints(1, "axis")
     rank = n.val(0).rank + 1
-    at = ["None" if k == axis % rank else ":" for k in range(rank)]
+    at = ["None" if k == axis_of(axis, rank) else ":" for k in range(rank)]
     return f"{n.bound(n.val(0))}[{', '.join(at)}]"
 
 
@@ -264,7 +264,7 @@ def _bias_split_gelu(n: Node) -> str:
 @op(f"{DOMAIN}::BiasSoftmax", unread=["is_inner_broadcast"])
 def _bias_softmax(n: Node) -> str:
     rank, axis = n.val(0).rank, n.attr("axis", 1)
-    if axis % rank != rank - 1:
+    if axis_of(axis, rank) != rank - 1:
         raise Refused("a softmax over several axes", "the last one", "axis")
     return f"nn.softmax({n.x(0)} + {n.x(1)})"
 

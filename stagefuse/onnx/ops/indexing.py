@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stagefuse.dsl.dims import Expr
 
 from ..errors import Refused
-from ..node import Node
+from ..node import Node, axis_of
 from ..record import Written, op
 from ..text import size_text
 from .shapes import subscript
@@ -16,7 +16,7 @@ from .shapes import subscript
 @op("Gather")
 def _gather(n: Node) -> str:
     value, ids = n.val(0), n.val(1)
-    axis = n.attr("axis", 0) % value.rank
+    axis = axis_of(n.attr("axis", 0), value.rank)
     if ids.known is not None and not ids.known.shape:
         at = size_text(ids.known.item())
     else:
@@ -32,7 +32,7 @@ def ranged(names: Sequence[str], sizes: Sequence[Expr]) -> list[str]:
 @op("GatherElements")
 def _gather_elements(n: Node) -> Written:
     value, ids = n.val(0), n.val(1)
-    axis = n.attr("axis", 0) % value.rank
+    axis = axis_of(n.attr("axis", 0), value.rank)
     names = [f"i{k}" for k in range(value.rank)]
     place = n.bound(ids, "ids")
     at = [f"{place}[{', '.join(names)}]" if k == axis else name for k, name in enumerate(names)]
@@ -82,7 +82,7 @@ def _topk(n: Node) -> Written:
 def _running(n: Node) -> str:
     name, first = ("cumsum", 0) if n.op == "CumSum" else ("cumprod", 1)
     value = n.val(0)
-    axis = n.ints(1, "axis")[0] % value.rank
+    axis = axis_of(n.ints(1, "axis")[0], value.rank)
     text = n.x(0)
     if n.attr("reverse", 0):
         text = f"flip({text}, axis={axis})"
@@ -101,7 +101,8 @@ def _running(n: Node) -> str:
 def _reverse_sequence(n: Node) -> Written:
     """The first `lengths[b]` elements in reverse, the rest as they are."""
     value = n.val(0)
-    time, batch = n.attr("time_axis", 0) % value.rank, n.attr("batch_axis", 1) % value.rank
+    time = axis_of(n.attr("time_axis", 0), value.rank)
+    batch = axis_of(n.attr("batch_axis", 1), value.rank)
     names = [f"i{k}" for k in range(value.rank)]
     lengths = n.bound(n.val(1), "lengths")
     length, t = f"{lengths}[{names[batch]}]", names[time]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..node import Node, Val
+from ..node import Node, Val, axis_of
 from ..record import Written, op
 
 
@@ -115,7 +115,7 @@ def along(n: Node) -> tuple[int, ...]:
     """The axes of a softmax: before opset 13 all from `axis` on, since then that one alone."""
     rank = n.val(0).rank
     axis = n.attr("axis", -1 if n.opset >= 13 else 1)
-    axis = axis % rank if rank else 0
+    axis = axis_of(axis, rank) if rank else 0
     return tuple(range(axis, rank)) if n.opset < 13 else (axis,)
 
 

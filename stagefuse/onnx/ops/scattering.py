@@ -5,7 +5,7 @@ from __future__ import annotations
 from stagefuse.dsl.dims import Expr
 
 from ..errors import Refused
-from ..node import Node, Val
+from ..node import Node, Val, axis_of
 from ..record import Written, op
 from ..text import listed, size_text
 from .shapes import product
@@ -33,7 +33,7 @@ def positive(text: str, size: Expr) -> str:
 def _scatter_elements(n: Node) -> Written:
     """All elements in one row: position times stride, summed over the axes."""
     value, ids = n.val(0), n.val(1)
-    axis = n.attr("axis", 0) % value.rank
+    axis = axis_of(n.attr("axis", 0), value.rank)
     names = [f"i{k}" for k in range(value.rank)]
     at = n.bound(n.let("ids", f"i64({n.x(1)})"))
     strides = [product(value.shape[k + 1 :]) for k in range(value.rank)]
@@ -80,7 +80,7 @@ def _places(at: Val, lead: tuple[Expr, ...], depth: int) -> str:
 def _tensor_scatter(n: Node) -> Written:
     """A cache with rows of each batch replaced from a position on. Source: the op's definition."""
     value, updates = n.val(0), n.val(1)
-    axis = n.attr("axis", -2) % value.rank
+    axis = axis_of(n.attr("axis", -2), value.rank)
     circular = n.one_of("mode", "linear", "linear", "circular") == "circular"
     names = [f"i{k}" for k in range(value.rank)]
     size, count = size_text(value.shape[axis]), size_text(updates.shape[axis])

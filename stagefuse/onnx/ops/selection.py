@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import Refused
-from ..node import Node, Rows, Val
+from ..node import Node, Rows, Val, axis_of
 from ..record import Written, op
 from ..text import literal, size_text
 from .shapes import subscript
@@ -48,7 +48,7 @@ def _compress(n: Node) -> Written:
     if axis is None:
         text, rank, axis = n.let("flat", f"reshape({n.x(0)}, [-1])").text, 1, 0
     else:
-        text, rank, axis = n.bound(value), value.rank, axis % value.rank
+        text, rank, axis = n.bound(value), value.rank, axis_of(axis, value.rank)
     if condition.known is not None:
         keep = np.flatnonzero(condition.known)
         places = n.x_of(n.constant("places", keep.astype(np.int64)))
@@ -97,7 +97,7 @@ def _unique(n: Node) -> Written:
     value, axis = n.val(0), n.attr("axis")
     order = list(range(value.rank))
     if axis is not None:
-        order = [axis % value.rank, *(k for k in order if k != axis % value.rank)]
+        order = [axis_of(axis, value.rank), *(k for k in order if k != axis_of(axis, value.rank))]
     moved = n.x(0) if order == sorted(order) else f"transpose({n.x(0)}, {order})"
     sizes = [value.shape[k] for k in order]
     rows = size_text(math.prod(sizes[: None if axis is None else 1], start=1))
@@ -113,5 +113,5 @@ def _unique(n: Node) -> Written:
     if axis is not None and back != sorted(back):
         text = f"transpose({text}, {back})"
     found = n.let(n.hint, f"bool({text})" if is_bool else text)
-    return [first_rows(found, count, 0 if axis is None else axis % value.rank),
+    return [first_rows(found, count, 0 if axis is None else axis_of(axis, value.rank)),
             first_rows(first, count, 0), which, first_rows(often, count, 0)]  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stagefuse.dsl.dims import Expr, as_expr, divide
 
 from ..errors import Refused
-from ..node import Node, Val
+from ..node import Node, Val, axis_of
 from ..record import Written, op
 from ..text import listed, literal, pairs, size_text
 
@@ -43,7 +43,7 @@ def _completed(shape: list[Expr], own: Sequence[Expr]) -> list[Expr]:
 def _flatten(n: Node) -> str:
     shape = n.val(0).shape
     axis = n.attr("axis", 1)
-    axis = axis + len(shape) if axis < 0 else axis
+    axis = len(shape) if axis == len(shape) else axis_of(axis, len(shape))
     rows, columns = product(shape[:axis]), product(shape[axis:])
     return f"reshape({n.x(0)}, {listed([rows, columns])})"
 
@@ -67,7 +67,7 @@ def _squeeze(n: Node) -> str:
     axes = n.axes()
     if axes is None:
         axes = [k for k, d in enumerate(value.shape) if d.as_int() == 1]
-    gone = {a % value.rank for a in axes}
+    gone = {axis_of(a, value.rank) for a in axes}
     wrong = [k for k in gone if value.shape[k].as_int() not in (1, None)]
     if wrong:
         raise Refused(f"axis {wrong[0]} has size {value.shape[wrong[0]]}, not 1", attribute="axes")
@@ -80,7 +80,7 @@ def _unsqueeze(n: Node) -> str:
     value = n.val(0)
     axes = n.axes() or []
     rank = value.rank + len(axes)
-    new = {a % rank for a in axes}
+    new = {axis_of(a, rank) for a in axes}
     if len(new) != len(axes):
         raise Refused("an axis is given twice", attribute="axes")
     if not value.rank:
@@ -140,7 +140,7 @@ def _slice(n: Node) -> str:
     if not value.rank:
         raise Refused("a slice of a scalar")
     cuts = {
-        f"a{axis % value.rank}": _cut(start, end, step, value.shape[axis])
+        f"a{axis_of(axis, value.rank)}": _cut(start, end, step, value.shape[axis])
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
     }
     return f"{n.bound(value)}[{subscript(value.rank, **cuts)}]"
@@ -162,7 +162,7 @@ def _cut(start: Expr, end: Expr, step: int, size: Expr) -> str:
     return f"{begin}:{stop}" + (f":{step}" if step != 1 else "")
 
 
-@op("Pad")
+@op("Pad", unread=["value"])
 def _pad(n: Node) -> Written:
     value = n.val(0)
     mode = n.one_of("mode", "constant", "constant", "edge", "reflect", "wrap")
@@ -170,7 +170,7 @@ def _pad(n: Node) -> Written:
     widths = [as_expr(p) for p in given] if given else n.sizes(1, "pads")
     axes = list(range(value.rank))
     if n.opset >= 11 and n.maybe(3) is not None:
-        axes = [a % value.rank for a in n.ints(3, "axes")]
+        axes = [axis_of(a, value.rank) for a in n.ints(3, "axes")]
     half = len(widths) // 2
     if len(axes) != half:
         raise Refused(f"{2 * half} widths for {len(axes)} axes", attribute="pads")
@@ -275,7 +275,7 @@ def _center_crop_pad(n: Node) -> Written:
     value = n.val(0)
     axes = n.attr("axes") or list(range(value.rank))
     text = n.bound(value)
-    for axis, size in zip([a % value.rank for a in axes], n.ints(1, "shape"), strict=True):
+    for axis, size in zip([axis_of(a, value.rank) for a in axes], n.ints(1, "shape"), strict=True):
         own = value.shape[axis].as_int()
         if own is None:
             raise Refused(f"the size of axis {axis} varies", "a constant size")

@@ -10,7 +10,7 @@ import numpy as np
 from stagefuse.dsl.dims import as_expr, floordiv
 
 from ..errors import Refused
-from ..node import Node, Val
+from ..node import Node, Val, axis_of
 from ..reading import dtype_of
 from ..record import Written, op
 from ..text import pairs, size_text
@@ -27,7 +27,7 @@ def _dft(n: Node) -> Written:
     axis = n.attr("axis", 1) if n.opset < 20 else -2
     if n.opset >= 20 and n.maybe(2) is not None:
         axis = n.ints(2, "axis")[0]
-    axis = axis % value.rank
+    axis = axis_of(axis, value.rank)
     size = value.shape[axis].as_int()
     length = n.ints(1, "dft_length")[0] if n.maybe(1) is not None else size
     if size is None or length is None or length > MAX_LENGTH:
