@@ -9,7 +9,7 @@ from stagefuse.dsl.dims import Expr, as_expr, floordiv, maximum, minimum
 
 from .errors import Refused
 from .node import Node, Val
-from .text import pairs, size_text
+from .text import pairs
 
 POSITIONS = ("i", "j", "k", "i3", "i4", "i5")
 TAPS = ("m", "n", "q", "m3", "m4", "m5")
@@ -117,7 +117,3 @@ def padded(n: Node, value: Val, window: Window, fill: str = "") -> str:
     zero = (as_expr(0), as_expr(0))
     widths = pairs([zero, zero, *window.pads])
     return n.let("padded", f"pad({n.x(0)}, {widths}{f', value={fill}' if fill else ''})").text
-
-
-def spatial_text(sizes: Sequence[Expr]) -> str:
-    return ", ".join(map(size_text, sizes))

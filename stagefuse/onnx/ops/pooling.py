@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from stagefuse.dsl.dims import as_expr
+from stagefuse.dsl.dims import Expr, as_expr, floordiv
 
 from ..errors import Refused
 from ..node import Node, Val
 from ..record import Written, op
-from ..text import pairs
-from ..windows import Window, padded, rounded_up, spatial_text, window_of
+from ..text import size_text
+from ..windows import Window, padded, rounded_up, window_of
 from .reductions import axis_text
 
 
@@ -96,17 +96,28 @@ def _average_pool(n: Node) -> Written:
     if whole:
         return n.define(n.hint, _indices(window), _pool(n, window, text, "mean"))
     total = n.define("total", _indices(window), _pool(n, window, text, "sum")).text
-    ones = f"full([{spatial_text(value.shape[2:])}], 1.0, {value.dtype})"
-    if counted:
-        ones = f"pad({ones}, {pairs(plain.pads)}, value=1.0)"
-        extra = [(as_expr(0), w[1] - p[1]) for w, p in zip(window.pads, plain.pads, strict=True)]
-    else:
-        extra = list(window.pads)
-    inside = n.let("inside", f"pad({ones}, {pairs(extra)})").text
-    reads = ", ".join(window.reads())
-    count = n.define("count", list(window.positions),
-                     f"sum[{', '.join(window.ranges())}] {inside}[{reads}]").text  # fmt: skip
-    return f"{total} / {count}"
+    zero = (as_expr(0), as_expr(0))
+    edges = plain.pads if counted else (zero,) * window.rank
+    counts = [_counts(window, axis, value.shape[2 + axis], edges[axis])
+              for axis in range(window.rank)]  # fmt: skip
+    inside = n.let("inside", f"{value.dtype}({' * '.join(counts)})").text
+    return f"{total} / {inside}"
+
+
+def _counts(window: Window, axis: int, size: Expr, edges: tuple[Expr, Expr]) -> str:
+    """How many elements of each window are inside along an axis, which begins and ends so much
+    before and behind the input: the taps that are not beyond its end, less those before it."""
+    step, before, after = window.dilations[axis], *window.pads[axis]
+    count = floordiv(size + before + after - window.extents[axis], window.strides[axis]) + 1
+    start = f"iota({size_text(count)}) * {window.strides[axis]}"
+
+    def up_to(place: Expr) -> str:
+        more = size_text(place + (step - 1))
+        return f"({more} - {start})" if step == 1 else f"(({more} - {start}) // {step})"
+
+    first, last = before - edges[0], before + size + edges[1]
+    text = f"minimum({up_to(last)}, {window.size[axis]}) - maximum({up_to(first)}, 0)"
+    return f"({text})[:{', None' * (window.rank - 1 - axis)}]"
 
 
 @op("LpPool")
