@@ -49,6 +49,7 @@ class Binder:
     def array(self, argument: ArgumentPlan, value: Any) -> np.ndarray[Any, Any]:
         """A dense, aligned array of the argument's dtype and rank. Raises InputError."""
         name, dtype = argument.name or "", DTYPES[argument.dtype]
+        given = value
         if type(value) is not np.ndarray:
             value = self._as_array(name, argument, value)
         wanted = dtype.numpy
@@ -56,7 +57,7 @@ class Binder:
             raise InputError(
                 f"input `{name}` has dtype {_dtype_text(value.dtype)}, but {self.plan.name} takes "
                 f"{type_text(argument.dtype, argument.shape)}\n"
-                f"  = help: convert it: `{name}.astype({_numpy_text(dtype)})`"
+                f"  = help: convert it: `{name}{interchange.conversion(given, dtype)}`"
             )
         if value.ndim != len(argument.shape):
             raise InputError(
@@ -90,7 +91,7 @@ class Binder:
         if isinstance(value, (bool, int, float)):
             return self._number(name, argument, value)
         if interchange.is_foreign(value):
-            return interchange.view(value, name)
+            return interchange.view(value, f"input `{name}`")
         raise InputError(
             f"input `{name}` is a {type(value).__name__}, but {self.plan.name} takes an array "
             f"{type_text(argument.dtype, argument.shape)}\n"

@@ -348,7 +348,7 @@ class DevicePipeline(Pipeline):
         viewed = self._viewed(value, "out", stream)
         if isinstance(viewed, DeviceArray) or not interchange.is_foreign(viewed):
             return viewed
-        return interchange.view(viewed, "out")
+        return interchange.target(viewed)
 
     def _targets(
         self,

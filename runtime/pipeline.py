@@ -294,7 +294,7 @@ def _result_type(plan: PipelinePlan) -> Callable[..., Any] | None:
 
 
 def _target_view(value: Any) -> Any:
-    return interchange.view(value, "out") if interchange.is_foreign(value) else value
+    return interchange.target(value) if interchange.is_foreign(value) else value
 
 
 def check_out(
@@ -313,8 +313,9 @@ def check_out_type(
 ) -> None:
     """Raise InputError unless an array of out= has the result's type."""
     if target.dtype != dtype or target.shape != shape:
+        order = "" if target.dtype.isnative else " in foreign byte order"
         raise InputError(
-            f"{what} is {target.dtype.name}{list(target.shape)}, but the result is "
+            f"{what} is {target.dtype.name}{list(target.shape)}{order}, but the result is "
             f"{dtype.name}{list(shape)}"
         )
 
