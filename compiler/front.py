@@ -17,6 +17,7 @@ from stagefuse.dsl.program import Program
 from stagefuse.dsl.source import Source, Span
 from stagefuse.dsl.weights import WeightsError, WeightsFile, open_weights
 
+from .errors import PlanError
 from .ops import BUILTINS
 
 Loader = Callable[[str, str], "np.ndarray[Any, Any]"]
@@ -101,8 +102,15 @@ def check_text(
 
 
 def read_source(path: Path) -> Source:
-    """The text of a file. Raises OSError, and CompileError if it is not UTF-8."""
+    """The text of a file.
+
+    Raises OSError, CompileError if it is not UTF-8, PlanError if it is a compiled file.
+    """
     data = path.read_bytes()
+    if data.startswith(b"PK\x03\x04"):
+        raise PlanError(
+            f"{path} is compiled already\n  = help: load it: `stagefuse.load({str(path)!r})`"
+        )
     name = str(path).encode("utf-8", "backslashreplace").decode()  # a name may be any bytes
     try:
         return Source(name, data.decode("utf-8"))

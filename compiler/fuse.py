@@ -150,13 +150,17 @@ class _Partitioner(Rules):
                 self._say(node, True, self.why(node, groups[0]))
                 return self._join(node, groups)
             self._say(node, False, reason)
-        elif groups and isinstance(node.primitive, Map | Reduce):
-            second = self._second_result(node, groups, demanded)
+        elif groups:
+            second = None
+            if isinstance(node.primitive, Map | Reduce):
+                second = self._second_result(node, groups, demanded)
             if second is not None:
                 second.roots.append(Ref(node.id))
                 self._say(node, True, "computed in this kernel and stored for the others")
                 return self._join(node, [second])
             self._say(node, False, "several kernels or the caller need the whole of it")
+        else:
+            self._say(node, False, "nothing but the caller needs it")
         self._root(node)
 
     def _must_store(self, user: int, node: int) -> bool:

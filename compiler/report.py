@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.dims import Expr, const, minimum
 
 from .buffers import size_of
-from .graph import Contract, Graph, Map, Node, Recurrence, Reduce
+from .graph import Contract, Gather, Graph, Map, Node, Recurrence, Reduce, Ref, Scan, Update, View
 from .groups import Decision, flops
+from .kernel_ir import Buffer
 from .lower import Lowered
 
 
@@ -24,7 +25,6 @@ def report(
     of a kernel in recurrences also how often it runs."""
     nodes = [graph.nodes[n] for n in lowered.nodes]
     work, moved = work_of(graph, lowered)
-    lines = sorted({n.span.line for n in nodes if n.span is not None})
     fused = [describe(n) for n in nodes if isinstance(n.primitive, Map | Reduce) or
              _type_name(n) in ("Contract", "Scan", "Sort", "Scatter", "Gather")]  # fmt: skip
     reasons = [
@@ -38,10 +38,16 @@ def report(
         for text in (passed.get((n.span, n.stack)),) if text is not None
     ]  # fmt: skip
     return {
-        "bytes": str(moved), "flops": str(work), "lines": lines, "fused": fused,
+        "bytes": str(moved), "flops": str(work), "lines": _lines(nodes), "fused": fused,
         "reasons": reasons,
         **({"turns": str(turns_of(graph, nest))} if nest else {}),
     }  # fmt: skip
+
+
+def _lines(nodes: Sequence[Node]) -> list[int]:
+    """The lines of the program that nodes come from; of a library's function those that call it."""
+    places = [n.stack[0] if n.stack else n.span for n in nodes]
+    return sorted({place.line for place in places if place is not None})
 
 
 def turns_of(graph: Graph, nest: Sequence[str]) -> Expr:
@@ -66,14 +72,29 @@ def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:
     for number in lowered.nodes:
         if number not in done:
             work = work + _work(graph, graph.nodes[number])
-    updates = [n for n in map(graph.nodes.get, lowered.nodes) if n and _type_name(n) == "Update"]
     for ref, buffer in zip(lowered.values, lowered.kernel.buffers, strict=True):
-        shape = buffer.shape
-        for node in updates:
-            if ref == node.operands[0]:  # of what it updates it touches no more than it writes
-                shape = graph.type(node.operands[1]).shape
-        moved = moved + size_of(shape) * buffer.dtype.itemsize
+        moved = moved + _touched(graph, lowered, ref, buffer) * buffer.dtype.itemsize
     return work, moved
+
+
+def _touched(graph: Graph, lowered: Lowered, ref: Ref, buffer: Buffer) -> Expr:
+    """The elements of a buffer that a kernel reads or writes, at most.
+
+    Of what it reads through index maps alone that is no more than these give, and of what it
+    updates no more than it writes.
+    """
+    whole = size_of(buffer.shape)
+    users = [n for n in map(graph.nodes.get, lowered.nodes) if n and ref in n.operands]
+    for node in users:
+        if isinstance(node.primitive, Update) and ref == node.operands[0]:
+            return size_of(graph.type(node.operands[1]).shape)
+    maps = [isinstance(n.primitive, View | Gather) and ref == n.operands[0] for n in users]
+    if buffer.mode != "in" or not maps or not all(maps):
+        return whole
+    read = const(0)
+    for node in users:
+        read = read + size_of(node.type.shape)
+    return minimum(whole, read, graph.facts)
 
 
 def _before_products(graph: Graph, nodes: Sequence[int]) -> set[int]:
@@ -105,6 +126,6 @@ def _type_name(node: Node) -> str:
 def _work(graph: Graph, node: Node) -> Expr:
     if isinstance(node.primitive, Contract):
         return size_of(node.type.shape) * node.primitive.depth * 2
-    if isinstance(node.primitive, Reduce):
+    if isinstance(node.primitive, Reduce | Scan):
         return size_of(graph.type(node.operands[0]).shape)
     return size_of(node.type.shape) * flops(node)

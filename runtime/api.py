@@ -52,7 +52,8 @@ def compile(
     "h200,cpu"; without it, that is what `device` needs. `weights` gives files or arrays by name
     instead of what the source names. `pipeline` chooses one of several.
 
-    Raises CompileError, DeviceError, InputError, OSError; TypeError for weights of another kind.
+    Raises CompileError, DeviceError, InputError, OSError; PlanError for a file that is compiled
+    already, TypeError for weights of another kind.
     """
     targets = targets_for(target, device)
     from stagefuse.compiler import driver

@@ -69,6 +69,13 @@ def test_what_does_not_fit_memory_is_out_of_memory(tmp_path: Path) -> None:
         pipe(x=np.zeros(9, np.uint8))
 
 
+def test_a_compiled_file_is_no_source(tmp_path: Path) -> None:
+    path = tmp_path / "p.fused"
+    path.write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(sf.PlanError, match=r"is compiled already\n.*stagefuse\.load"):
+        sf.compile(path)
+
+
 def test_a_pipeline_is_not_pickled_or_copied(tmp_path: Path) -> None:
     pipe = compiled(tmp_path, "pipeline p(x: f32[N]):\n    x + 1.0\n")
     for copied in (pickle.dumps, copy.copy, copy.deepcopy):
