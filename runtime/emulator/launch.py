@@ -18,6 +18,7 @@ from stagefuse.compiler.ptx.check import target_number
 from stagefuse.compiler.ptx.types import TYPES
 
 from .layout import Layout, lay_out
+from .limits import check_launch, cluster_of
 from .machine import Dim, Machine
 from .memory import Arena, Heap, Pointer
 from .program import Code, Place, Program, alignment, byte_size
@@ -82,10 +83,10 @@ class Module:
         TimeoutError, which says where threads stand, after `time_limit` seconds.
         """
         code = self._entry(name)
-        sizes = _dim(grid), _dim(block), self._cluster(code, _dim(cluster))
+        sizes = _dim(grid), _dim(block), cluster_of(code, _dim(cluster))
         _settle_allocator()
         layout = self._layout(code)
-        self._check(code, layout, *sizes, shared_bytes)
+        check_launch(self.syntax.target[0], code, layout, *sizes, shared_bytes)
         heap = Heap()
         for arena in self._arenas.values():
             arena.shadow = None
@@ -121,28 +122,6 @@ class Module:
             names = [n for n, c in self.program.codes.items() if c.function.is_entry]
             raise ValueError(f"no kernel `{name}`; there is {', '.join(names) or 'none'}")
         return code
-
-    def _cluster(self, code: Code, given: Dim) -> Dim:
-        said = code.function.directive("reqnctapercluster")
-        if said is None or given != (1, 1, 1):
-            return given
-        return _dim([int(x) for x in said])
-
-    def _check(
-        self, code: Code, layout: Layout, grid: Dim, block: Dim, cluster: Dim, shared_bytes: int
-    ) -> None:
-        said = code.function.directive("reqntid")
-        if said is not None and _dim([int(x) for x in said]) != block:
-            raise ValueError(f"`{code.name}` is for blocks of {said}, and this is {block}")
-        limit = code.function.directive("maxntid")
-        threads = block[0] * block[1] * block[2]
-        most = int(np.prod([int(x) for x in limit])) if limit is not None else 1024
-        if not 0 < threads <= most:
-            raise ValueError(f"a block of {threads} threads, and `{code.name}` allows {most}")
-        if any(g < 1 or g % c for g, c in zip(grid, cluster, strict=True)):
-            raise ValueError(f"a grid of {grid} blocks in clusters of {cluster}")
-        if shared_bytes < 0 or layout.dynamic_offset + shared_bytes > 232448:
-            raise ValueError(f"{shared_bytes} bytes of dynamic shared memory")
 
     def _params(self, code: Code, heap: Heap, args: Sequence[Argument]) -> Arena:
         formals = [f for f in code.formals if isinstance(f, Place)]
