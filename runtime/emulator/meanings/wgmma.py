@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from stagefuse.compiler.ptx import syntax as s
 
 from ..errors import Stop
 from ..matrix_descriptor import K_BYTES, operand_addresses
-from ..operands import elements, getter
+from ..operands import Get, elements, getter
 from ..order import acquire, async_read, product_agent
 from ..program import Code, Control, Run, Site, Step, slot_of
 from ..region import Region, count
@@ -94,72 +95,112 @@ def _slots(site: Site, name: str) -> list[int]:
     return found
 
 
-@control("wgmma.mma_async")
-def _mma_async(site: Site) -> Control:
-    n = int(site.word("S").split("n")[1].split("k")[0])
-    ta, tb = site.word("A"), site.word("B") or site.word("A")
-    dtype = next(w for w in site.instruction.modifiers[3:] if w in ("f32", "f16", "s32"))
-    sign = _constant(site, "scale_a", 1) * _constant(site, "scale_b", 1)
-    flip_a, flip_b = _constant(site, "trans_a", 0), _constant(site, "trans_b", 0)
-    saturate = "satfinite" in site.instruction.modifiers
-    results = _slots(site, "d")
-    in_registers = isinstance(site.operand("a"), s.Vector)
-    a_slots = _slots(site, "a") if in_registers else []
-    a_bits = None if in_registers else getter(site, site.operand("a"), "b64")
-    b_bits = getter(site, site.operand("b"), "b64")
-    scale = getter(site, site.operand("scale_d"), "pred")
-    deep = K_BYTES
-    metadata = getter(site, site.operand("e"), "b32") if site.has("e") else None
-    if metadata is not None:
-        deep = 2 * K_BYTES
-        selector = _selector(site, ta)
+@dataclass(frozen=True)
+class _Product:
+    """A `wgmma.mma_async`: its form, its operands, the registers it reads and writes."""
 
-    def work(g: Group, groups: Warpgroups, numbers: Array, threads: Array) -> None:
-        flat = threads.reshape(-1)
-        if not groups.fenced[numbers].all():
-            late = int(threads[~groups.fenced[numbers]][0, 0])
-            raise Stop("race", "no `wgmma.fence` orders what this warpgroup wrote to registers "
-                       "before this wgmma", late)  # fmt: skip
-        if any(groups.is_marked(g, slot) for slot in a_slots):
-            raise Stop("race", "an operand in registers is what an outstanding wgmma writes",
-                       int(flat[0]))  # fmt: skip
-        b_of = _uniform(g, b_bits(g), threads, "descriptor b")
-        adds = _uniform(g, scale(g), threads, "scale-d")
-        a_of = _uniform(g, a_bits(g), threads, "descriptor a") if a_bits is not None else None
-        a_values = _registers(g, a_slots, threads) if in_registers else None
-        if adds.any() and any(g.regs[slot] is None for slot in results):
+    n: int
+    types: tuple[str, str]
+    """Of the elements of A and B."""
+    dtype: str
+    """Of the accumulators."""
+    sign: int
+    flips: tuple[int, int]
+    saturate: bool
+    results: list[int]
+    a_slots: list[int]
+    """The registers of A, none where A is in shared memory."""
+    a_bits: Get | None
+    b_bits: Get
+    scale: Get
+    metadata: Get | None
+    selector: int
+
+    @property
+    def deep(self) -> int:
+        """Bytes of K of an operand whose elements are all there."""
+        return K_BYTES if self.metadata is None else 2 * K_BYTES
+
+    def run(self, g: Group, groups: Warpgroups, numbers: Array, threads: Array) -> None:
+        """Multiplies for whole warpgroups; the results are marked as on their way."""
+        self._check(g, groups, numbers, threads)
+        adds = _uniform(g, self.scale(g), threads, "scale-d")
+        if adds.any() and any(g.regs[slot] is None for slot in self.results):
             raise Stop("uninitialised", "adds to accumulators that nothing wrote",
                        int(threads[adds][0, 0]))  # fmt: skip
-        before = _registers(g, results, threads)
-        words = None
-        if metadata is not None:
-            words = np.ascontiguousarray(np.broadcast_to(metadata(g), (g.n,))).reshape(-1, THREADS)
+        before = _registers(g, self.results, threads)
         after = np.empty_like(before)
-        for i in range(len(threads)):
-            block = int(g.batch.block_of[threads[i, 0]])
-            wg = int(numbers[i])
-            b = _operand(g, groups, wg, threads[i], block, int(b_of[i]), n, tb, flip_b, deep)
-            if a_values is not None:
-                a = operand_from_registers(a_values[i], ta)
-            else:
-                assert a_of is not None
-                a = _operand(g, groups, wg, threads[i], block, int(a_of[i]), 64, ta, flip_a,
-                             is_a=True)  # fmt: skip
-            if words is not None:
-                numbers_of = indices_of_rows(words[i].reshape(4, 32), ta, b.shape[1], selector)
-                a = spread(a, numbers_of.reshape(64, -1), ta)
+        for i, (a, b) in enumerate(self._operands(g, groups, numbers, threads)):
             after[i] = accumulate(
-                before[i] if adds[i] else None, a if sign == 1 else -a, b, dtype, saturate
-            )
-        columns = after.reshape(-1, len(results))
-        for j, slot in enumerate(results):
+                before[i] if adds[i] else None, a if self.sign == 1 else -a, b, self.dtype,
+                self.saturate,
+            )  # fmt: skip
+        flat = threads.reshape(-1)
+        columns = after.reshape(-1, len(self.results))
+        for j, slot in enumerate(self.results):
             register = g.regs[slot]
             assert register is not None
             register.view(np.uint32)[flat] = columns[:, j]
         groups.used[numbers] = True
-        groups.mark(g, flat, results, a_slots)
+        groups.mark(g, flat, self.results, self.a_slots)
 
-    return _together(work)
+    def _check(self, g: Group, groups: Warpgroups, numbers: Array, threads: Array) -> None:
+        if not groups.fenced[numbers].all():
+            late = int(threads[~groups.fenced[numbers]][0, 0])
+            raise Stop("race", "no `wgmma.fence` orders what this warpgroup wrote to registers "
+                       "before this wgmma", late)  # fmt: skip
+        if any(groups.is_marked(g, slot) for slot in self.a_slots):
+            raise Stop("race", "an operand in registers is what an outstanding wgmma writes",
+                       int(threads[0, 0]))  # fmt: skip
+
+    def _operands(
+        self, g: Group, groups: Warpgroups, numbers: Array, threads: Array
+    ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """A and B of each warpgroup, with the zeros of a sparse A."""
+        (a_type, b_type), (flip_a, flip_b) = self.types, self.flips
+        b_of = _uniform(g, self.b_bits(g), threads, "descriptor b")
+        a_of = words = a_values = None
+        if self.a_bits is not None:
+            a_of = _uniform(g, self.a_bits(g), threads, "descriptor a")
+        else:
+            a_values = _registers(g, self.a_slots, threads)
+        if self.metadata is not None:
+            every = np.broadcast_to(self.metadata(g), (g.n,))
+            words = np.ascontiguousarray(every).reshape(-1, THREADS)
+        for i, mine in enumerate(threads):
+            reader = _Reader(g, groups, int(numbers[i]), mine)
+            b = reader.operand(int(b_of[i]), self.n, b_type, flip_b, self.deep)
+            if a_of is not None:
+                a = reader.operand(int(a_of[i]), 64, a_type, flip_a, is_a=True)
+            else:
+                assert a_values is not None
+                a = operand_from_registers(a_values[i], a_type)
+            if words is not None:
+                at = indices_of_rows(words[i].reshape(4, 32), a_type, b.shape[1], self.selector)
+                a = spread(a, at.reshape(64, -1), a_type)
+            yield a, b
+
+
+@control("wgmma.mma_async")
+def _mma_async(site: Site) -> Control:
+    in_registers = isinstance(site.operand("a"), s.Vector)
+    sparse = site.has("e")
+    product = _Product(
+        n=int(site.word("S").split("n")[1].split("k")[0]),
+        types=(site.word("A"), site.word("B") or site.word("A")),
+        dtype=next(w for w in site.instruction.modifiers[3:] if w in ("f32", "f16", "s32")),
+        sign=_constant(site, "scale_a", 1) * _constant(site, "scale_b", 1),
+        flips=(_constant(site, "trans_a", 0), _constant(site, "trans_b", 0)),
+        saturate="satfinite" in site.instruction.modifiers,
+        results=_slots(site, "d"),
+        a_slots=_slots(site, "a") if in_registers else [],
+        a_bits=None if in_registers else getter(site, site.operand("a"), "b64"),
+        b_bits=getter(site, site.operand("b"), "b64"),
+        scale=getter(site, site.operand("scale_d"), "pred"),
+        metadata=getter(site, site.operand("e"), "b32") if sparse else None,
+        selector=_selector(site, site.word("A")) if sparse else 0,
+    )
+    return _together(product.run)
 
 
 def _selector(site: Site, kind: str) -> int:
@@ -197,28 +238,37 @@ def _registers(g: Group, slots: list[int], threads: Array) -> Array:
     return np.stack(columns, axis=1).reshape(*threads.shape, len(slots))
 
 
-def _operand(
-    g: Group, groups: Warpgroups, number: int, threads: Array, block: int, bits: int, rows: int,
-    type_: str, flip: int, deep: int = K_BYTES, is_a: bool = False,
-) -> NDArray[np.float64]:  # fmt: skip
-    """A matrix `[rows][K]` that a descriptor finds in the block's shared memory."""
-    unit = 2 if flip else 8
-    at = operand_addresses(bits, rows, bool(flip), deep)
-    arena, thread = g.batch.shared, int(threads[0])
-    if int(at.max()) + unit > arena.limit:
-        raise Stop("out-of-bounds", f"an operand ends at byte {int(at.max()) + unit} of shared "
-                   f"memory with {arena.limit}", thread)  # fmt: skip
-    region = Region(arena, at + block * arena.stride, unit)
-    agent = product_agent(g.batch, number, int(groups.open[number]))
-    leaders = threads[::32].tolist()
-    if is_a:  # a warp reads its own 16 rows of A, and all of B
-        for leader, part in zip(leaders, np.split(region.index, len(leaders)), strict=True):
-            async_read(g.batch, (leader,), Region(arena, part, unit), agent)
-    else:
-        async_read(g.batch, leaders, region, agent, every=True)
-    region.check_written(thread)
-    count(g.batch.machine, "shared", "read", region.size)
-    return decode(region.read().view(np.uint8), type_)
+@dataclass(frozen=True)
+class _Reader:
+    """A warpgroup, by its number and its threads, that reads operands from shared memory."""
+
+    g: Group
+    groups: Warpgroups
+    number: int
+    threads: Array
+
+    def operand(
+        self, bits: int, rows: int, type_: str, flip: int, deep: int = K_BYTES, is_a: bool = False
+    ) -> NDArray[np.float64]:
+        """A matrix `[rows][K]` that a descriptor finds in the block's shared memory."""
+        batch, thread = self.g.batch, int(self.threads[0])
+        unit = 2 if flip else 8
+        at = operand_addresses(bits, rows, bool(flip), deep)
+        arena = batch.shared
+        if int(at.max()) + unit > arena.limit:
+            raise Stop("out-of-bounds", f"an operand ends at byte {int(at.max()) + unit} of shared "
+                       f"memory with {arena.limit}", thread)  # fmt: skip
+        region = Region(arena, at + int(batch.block_of[thread]) * arena.stride, unit)
+        agent = product_agent(batch, self.number, int(self.groups.open[self.number]))
+        leaders = self.threads[::32].tolist()
+        if is_a:  # a warp reads its own 16 rows of A, and all of B
+            for leader, part in zip(leaders, np.split(region.index, len(leaders)), strict=True):
+                async_read(batch, (leader,), Region(arena, part, unit), agent)
+        else:
+            async_read(batch, leaders, region, agent, every=True)
+        region.check_written(thread)
+        count(batch.machine, "shared", "read", region.size)
+        return decode(region.read().view(np.uint8), type_)
 
 
 def watched(code: Code) -> frozenset[str]:
