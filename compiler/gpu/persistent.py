@@ -152,8 +152,8 @@ class PersistentWriter(PieceWriter):
             code.branch_if(elected(code), all_done, holds=False)
             self._copy_all(ring)
         code.start(all_done)
-        if self.cluster > 1:  # no block may end while another one counts at its barriers
-            code.line("barrier.cluster.arrive.relaxed;")
+        if self.cluster > 1:  # no block ends before others' arrivals at its barriers are done
+            code.line("barrier.cluster.arrive;")
             code.line("barrier.cluster.wait;")
         return minimum(self.tiles, const(BLOCKS // self.cluster)) * self.cluster
 
