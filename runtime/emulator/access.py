@@ -210,6 +210,8 @@ def load(
                 machine.races.acquire(g.batch, arena, index, who, narrow)
             elif order:
                 machine.races.observe(g.batch, arena, index, who, narrow)
+            if order == "volatile" and kind == "shared":
+                machine.races.in_step(g.batch, arena, index, size, who)
         if arena.valid is not None:
             check_written(arena, index, size, who, item)
         at = index // item
@@ -263,6 +265,8 @@ def store(
         mine = values if where is None else [_picked(v, where) for v in values]
         if machine.races is not None and kind in ("global", "shared"):
             machine.races.write(g.batch, arena, index, size, who, not order, mine, narrow)
+            if order == "volatile" and kind == "shared":
+                machine.races.stored_together(g.batch, who)
         for j, value in enumerate(mine):
             arena.store(index + j * item if j else index, value)
 

@@ -115,6 +115,42 @@ class Races(HappensBefore):
                 if lost.any():
                     shadow.others[at[lost]] = records[lost]
 
+    def stored_together(self, batch: Batch, threads: Array) -> None:
+        """Lanes store to volatile shared memory, all in one instruction."""
+        stores = self._volatile_stores(batch)
+        stores[threads] = stores.max() + 1
+
+    def in_step(self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array) -> None:
+        """Lanes read volatile shared memory, and may rely on that lanes run in step.
+
+        Such accesses do not race by the memory model, but nothing orders lanes of a warp (PTX ISA,
+        "Independent thread scheduling"). A lane that waits for another one neither reads together
+        with it nor stored together with it.
+        """
+        shadow, clocks = self.shadow(arena), self.clocks(batch)
+        stores, reads = self._volatile_stores(batch), np.zeros(batch.threads, np.bool_)
+        reads[threads] = True
+        for at in self._granules(shadow.granule, index, size):
+            old = shadow.writes[at]
+            number = ((old >> 1) & THREAD_MASK) - 1 - batch.first * batch.stride
+            found = (old != 0) & (number >> 5 == threads >> 5) & (number != threads)
+            found &= old >> CLOCK_BITS >= clocks.met[threads >> 5]
+            which = np.flatnonzero(found)
+            writers, readers = number[which], threads[which]
+            bad = reads[writers] | (stores[writers] == stores[readers])
+            if bad.any():
+                raise Stop("race", "a volatile place is read here and was written by lane "
+                           f"{int(writers[bad][0]) % 32} of this warp, with no `bar.warp.sync` "
+                           "between", int(readers[bad][0]))  # fmt: skip
+
+    def _volatile_stores(self, batch: Batch) -> Array:
+        """For each thread the number of its last store to volatile shared memory."""
+        found = batch.state.get("volatile_stores")
+        if found is None:
+            found = batch.state["volatile_stores"] = np.zeros(batch.threads, np.int64)
+        stores: Array = found
+        return stores
+
     def write(
         self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, weak: bool,
         values: list[Array], narrow: bool = False,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..machine import Batch, Group
 
 Array = NDArray[Any]
+UNDEFINED = np.uint32(0xCDCDCDCD)
+"""What a shuffle reads of a lane that does not take part: no value that anybody may rely on."""
 
 
 def _full(g: Group, values: Any, fill: Any = 0) -> Array:
@@ -103,7 +105,7 @@ def shfl(site: Site) -> Run:
         else:
             lanes, within = _source_table(mode, int(bval), int(cval))
             source, inside = lanes[lane], within[lane]
-        values = _full(g, a(g)).reshape(-1)
+        values = _full(g, a(g), UNDEFINED).reshape(-1)
         put(g, values[threads - lane + source])
         also(g, inside)
 

@@ -326,3 +326,49 @@ def test_lanes_that_store_to_one_place(low: str, high: str, races: bool) -> None
         assert "different values to one place" in fault(text, words(1)).message
     else:
         run(text, words(1))
+
+
+IN_STEP = """
+    mul.lo.u32 %r4, %r0, 4; mov.u32 %r5, s; add.u32 %r5, %r5, %r4;
+    st.volatile.shared.u32 [%r5], %r0;
+    bar.warp.sync -1;
+    ld.volatile.shared.u32 %r6, [%r5];
+    setp.lt.u32 %p0, %r0, 16;
+    @%p0 ld.volatile.shared.u32 %r7, [%r5+64];
+    @%p0 add.u32 %r6, %r6, %r7;
+    bar.warp.sync -1;
+    st.volatile.shared.u32 [%r5], %r6;
+    bar.warp.sync -1;
+    setp.lt.u32 %p0, %r0, 8;
+    @%p0 ld.volatile.shared.u32 %r7, [%r5+32];
+    st.global.u32 [%d20], %r7;"""
+
+
+def test_lanes_do_not_run_in_step() -> None:
+    """Volatile shared memory handed from lane to lane, as reductions before Volta did."""
+    run(kernel(IN_STEP, shared=TILE), words(32))
+    first, _, rest = IN_STEP.partition("bar.warp.sync -1;")
+    before, _, after = IN_STEP.rpartition("bar.warp.sync -1;")
+    for text, lane in ((first + rest, 16), (before + after, 8)):
+        found = fault(kernel(text, shared=TILE), words(32))
+        assert found.kind == "race"
+        assert f"was written by lane {lane} of this warp" in found.message
+
+
+def test_a_lane_may_wait_for_another_one() -> None:
+    body = """
+        mov.u32 %r5, s;
+        setp.eq.u32 %p0, %r0, 0;
+        @%p0 st.volatile.shared.u32 [%r5], 0;
+        bar.warp.sync -1;
+        setp.eq.u32 %p1, %r0, 7;
+        @%p1 bra WRITES;
+    WAITS:
+        ld.volatile.shared.u32 %r6, [%r5];
+        setp.eq.u32 %p0, %r6, 0;
+        @%p0 bra WAITS;
+        bra DONE;
+    WRITES:
+        st.volatile.shared.u32 [%r5], 1;
+    DONE:"""
+    run(kernel(body, shared=TILE), words(1))

@@ -168,3 +168,14 @@ def test_a_warp_meets_at_its_barrier(rng: np.random.Generator) -> None:
     run(text, out, block=64)
     assert (out == np.arange(64) ^ 1).all()
     assert fault(text.replace("bar.warp.sync -1;", ""), out, block=64).kind == "race"
+
+
+@pytest.mark.skipif("config.getoption('--hardware', default=False)", reason="undefined there")
+def test_what_a_lane_that_ended_has_is_not_known(rng: np.random.Generator) -> None:
+    """A sum over lanes of which some ended is no sum; reading them and not using it is allowed."""
+    data = rng.integers(0, 99, 32).astype(np.uint32)
+    got = lanes(rng, """setp.ge.u32 %p0, %r0, 24; @%p0 exit;
+        shfl.sync.down.b32 %r4, %r5, 8, 31, -1;
+        setp.ge.u32 %p1, %r0, 18; @%p1 mov.b32 %r4, %r5;""", data, block=32)  # fmt: skip
+    assert (got[:16] == data[8:24]).all() and (got[18:24] == data[18:24]).all()
+    assert (got[16:18] == 0xCDCDCDCD).all()
