@@ -41,8 +41,8 @@ class Group:
     its element d0, d1... `rows`: in a chain, the row kernel between its two products. `packs`:
     panels that the kernel packs itself, as the kernel that would. `nest`: the recurrences at whose
     steps the kernel runs, outermost first. `when`: 1 at sizes at which the kernel runs and 0 at
-    others, where another one has the same results. `softmax`: in attention, what the row kernel
-    computes.
+    others, where another one has the same results. `thin`: products of few rows, whose panels are
+    read where they lie. `softmax`: in attention, what the row kernel computes.
     """
 
     kind: str  # pointwise, row, contract, chain, attention, scan, sort, scatter, update
@@ -57,6 +57,7 @@ class Group:
     packs: dict[Ref, Group] = field(default_factory=dict)
     nest: tuple[str, ...] = ()
     when: Expr = const(1)
+    thin: bool = False
     softmax: Softmax | None = None
 
     def source(self, root: Ref) -> Ref:

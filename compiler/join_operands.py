@@ -24,7 +24,7 @@ from .byte_operands import codes_of
 from .gathered import gathered_of
 from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight
 from .groups import Decision, Group, Partition
-from .steps import BYTES, CHUNK, count_of, lies_in_chunks, steps_of
+from .steps import BYTES, CHUNK, count_of, lies_in_chunks, lines_of, steps_of
 from .windows import is_worth_it, step_in_place, windows_of
 
 PACKED_BYTES = 1 << 20
@@ -82,12 +82,7 @@ class OperandJoiner:
     # The joins
 
     def _packed(self, group: Group) -> None:
-        anchors = [] if group.anchor is None else [group.anchor]
-        if group.kind == "chain" and group.rows is not None and group.rows.anchor is not None:
-            anchors.append(group.rows.anchor)
-        if group.kind not in ("contract", "chain"):
-            return
-        for anchor in anchors:
+        for anchor in reversed(self._anchors(group)):
             panels = self.graph.nodes[anchor].operands[1]
             packer = self.maker.get(panels)
             if packer is None or not self._packs_well(packer, panels, anchor, group):
@@ -103,35 +98,67 @@ class OperandJoiner:
         return joined
 
     def _thin(self, group: Group) -> None:
-        """A product that may have few rows gets another kernel for them, which packs nothing."""
-        if group.kind != "contract" or group.anchor is None or group.packs:
+        """A product that may have few rows, or a chain of them, gets another kernel for those,
+        which packs nothing."""
+        anchors = self._anchors(group)
+        packers = [self._packer(group, anchor) for anchor in anchors]
+        if not anchors or not all(packers):
             return
-        node = self.graph.nodes[group.anchor]
-        panels, product = node.operands[1], node.primitive
-        packer, windows = self.maker.get(panels), windows_of(self.graph, group.anchor)
-        if packer is None or windows is None or not self._private(packer, group):
+        node = self.graph.nodes[anchors[0]]
+        assert isinstance(node.primitive, Contract)
+        if not all(self._lies(group, anchor) for anchor in anchors):
             return
-        assert isinstance(product, Contract)
-        same = self.graph.type(windows.source).dtype == node.type.dtype
-        if packer.members != {panels.node} or not same:
-            return
-        if step_in_place(self.graph, windows) is None:
-            return
-        rows = count_of([node.type.shape[a] for a in product.rows])
-        least, _ = self.graph.facts.bounds(rows)
+        rows, columns = (
+            count_of([node.type.shape[a] for a in axes])
+            for axes in (node.primitive.rows, node.primitive.columns)
+        )
+        least, most = self.graph.facts.bounds(rows)
         if least is not None and least > THIN:
             return
-        few = minimum(maximum(THIN + 1 - rows, 0), 1)
-        thin = replace(
-            group, members=group.members | packer.members, packs={panels: packer}, when=few
-        )
-        many = [replace(g, when=1 - few) for g in (packer, group)]
+        if group.kind == "chain" and self.graph.facts.prove_le(columns, rows):
+            return  # the panels are as few
+        found = [packer for packer in packers if packer is not None]
+        packs = dict(zip((self.graph.nodes[a].operands[1] for a in anchors), found, strict=True))
+        stored = [packer for packer in found if packer in self.groups]
+        always = most is not None and most <= THIN
+        few = const(1) if always else minimum(maximum(THIN + 1 - rows, 0), 1)
+        members = group.members.union(*(packer.members for packer in found))
+        thin = replace(group, members=members, packs=packs, when=few, thin=True)
+        if always:
+            return self._replace([*stored, group], thin)
+        many = {id(g): replace(g, when=1 - few) for g in (*stored, group)}
         place = self.groups.index(group)
-        self.groups[place : place + 1] = [many[1], thin]
-        self.groups[self.groups.index(packer)] = many[0]
-        self.maker[panels] = many[0]
-        self.maker.update((root, many[1]) for root in group.roots)
-        self._say(panels, f"its panels are packed, but for up to {THIN} rows")
+        self.groups[place : place + 1] = [group, thin]
+        self.groups = [many.get(id(g), g) for g in self.groups]
+        for g in many.values():
+            self.maker.update((root, g) for root in g.roots)
+        for panels in packs:
+            self._say(panels, f"its panels are packed, but for up to {THIN} rows")
+
+    def _anchors(self, group: Group) -> list[int]:
+        """The products of a kernel, first the one whose rows go into the other."""
+        if group.kind not in ("contract", "chain"):
+            return []
+        rows = group.rows.anchor if group.rows is not None else None
+        return [anchor for anchor in (rows, group.anchor) if anchor is not None]
+
+    def _packer(self, group: Group, anchor: int) -> Group | None:
+        """The kernel, or part of this one, that does no more than pack a product's panels."""
+        panels = self.graph.nodes[anchor].operands[1]
+        packer = group.packs.get(panels) or self.maker.get(panels)
+        if packer is None or packer.members != {panels.node} or packer.placed:
+            return None
+        return packer if panels in group.packs or self._private(packer, group) else None
+
+    def _lies(self, group: Group, anchor: int) -> bool:
+        """Whether a product reads its panels as fast where they lie, if it has few rows."""
+        node = self.graph.nodes[anchor]
+        if lines_of(self.graph, node) is not None:
+            return True
+        windows = windows_of(self.graph, anchor) if group.kind == "contract" else None
+        if windows is None or self.graph.type(windows.source).dtype != node.type.dtype:
+            return False
+        return step_in_place(self.graph, windows) is not None
 
     def _direct(self, group: Group) -> None:
         """Panels that are elements of a tensor in steps need not be packed at all."""

@@ -189,9 +189,9 @@ class TileProduct:
     64-byte aligned at its offset. `dst`: row stride `dst_row`, whole rows of nr are written.
     Of the columns only the first `width` are wanted, if given; the others may stay as they are.
     A panel that lies elsewhere in steps has `panel_row` and `panel_col`, its strides along k and
-    along c; only its first `width` columns are there. The CPU takes steps of 1 along c, and also
-    a `panel_place` instead: where row k begins, an expression over `k` and dimensions; all nr
-    columns are there.
+    along c; only its first `width` columns are there. The CPU takes steps of 1 along one of them,
+    and also a `panel_place` instead: where row k begins, an expression over `k` and dimensions; all
+    nr columns are there.
     An `a` that is no matrix has `a_indices` instead: where its element of row `i` and depth `k` is
     in the buffer, one for each axis; it is 0 unless every `a_guard` is at least 0. Each is a part
     that depends on i plus one that depends on k. For GPUs only.

@@ -44,6 +44,16 @@ def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr
     return first, along, across
 
 
+def lines_of(graph: Graph, product: Node) -> tuple[Expr, Expr, Expr] | None:
+    """The same of a right operand whose rows or columns are adjacent, in the dtype of the product;
+    None of others."""
+    panels = product.operands[1]
+    steps, node = steps_of(graph, panels, product), graph.nodes[panels.node]
+    if steps is None or const(1) not in steps[1:]:
+        return None
+    return steps if graph.type(node.operands[0]).dtype == product.type.dtype else None
+
+
 def lies_in_chunks(graph: Graph, product: Node, chunk: int = CHUNK) -> bool:
     """Whether 16 bytes of a right operand are adjacent and aligned, in steps; elements are of 16
     bits, or 16 in a chunk, which then must lie along the depth."""

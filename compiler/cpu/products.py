@@ -8,6 +8,8 @@ from stagefuse.dsl.dims import Expr, const, floordiv, mod
 
 from . import cutting, pieces, scalars
 from .bodies import walk, written_buffers
+from .dots import dots_text
+from .dots import symbol as dots_symbol
 from .fetch import FetchWriter
 from .ir import Value
 from .memory import Memory
@@ -38,12 +40,13 @@ class ProductWriter(FetchWriter):
         dst, a, panel = self.memory[s.dst], self.memory[s.a], self.memory[s.panel]
         if {dst.dtype, a.dtype, panel.dtype} != {dst.dtype} or dst.dtype.bits < 32:
             raise TypeError("a tile product takes f32 or f64 throughout")
-        if s.panel_col not in (None, const(1)):
-            raise TypeError("the columns of a panel are adjacent")
+        dots = s.panel_col not in (None, const(1))
+        if dots and (s.panel_row, s.a_col) != (const(1), const(1)):
+            raise TypeError("the columns of a panel or its rows, and a matrix's too, are adjacent")
         width = s.width or const(s.nr)
         rows, element = rows_of(s), scalars.REGISTER[dst.dtype.name]
         shape = TileShape(element, s.nr, rows, (s.nr, rows) in self.module.partial)
-        if shape.symbol not in self.module.micro_kernels:
+        if not dots and shape.symbol not in self.module.micro_kernels:
             self.module.micro_kernels[shape.symbol] = tile_text(shape, self.module.level)
 
         def place(memory: Memory, offset: Expr) -> str:
@@ -56,6 +59,16 @@ class ProductWriter(FetchWriter):
         def number(expr: Expr) -> str:
             return f"i64 {self.index(expr).text}"
 
+        if s.panel_col is not None and dots:
+            symbol = dots_symbol(element)
+            self.module.micro_kernels[symbol] = dots_text(element, self.module.level)
+            self.code.line(
+                f"call void @{symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
+                f" {place(a, s.a_offset)}, {number(s.a_row)}, {place(panel, s.panel_offset)},"
+                f" {number(s.panel_col)}, {number(s.rows)}, {number(s.depth)}, {number(width)},"
+                f" i1 {int(s.accumulate)})"
+            )
+            return
         table = self.places[s.panel_place, s.depth].text if s.panel_place else "null"
         if source_of(s) in self.caches:
             cache, kept = self.caches[source_of(s)]

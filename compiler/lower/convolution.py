@@ -20,7 +20,7 @@ from .blocks import Parallel
 from .expressions import at_least_one, product_of
 from .products import _Product as Product
 from .products import _product as product_of_group
-from .products import lower_contract
+from .products import lower_contract, lower_lying, lying
 from .stripe import Stripe
 from .values import Lowering
 
@@ -45,12 +45,14 @@ def lower_product(low: Lowering) -> Parallel:
     if p.operands[1] in low.group.packs:
         windows = windows_of(low.graph, p.ref.node)
     wanted = windows is not None and is_worth_it(low.graph, p.ref.node, windows)
-    if windows is None or not (wanted or low.group.when != const(1)):
+    step = None if windows is None else step_in_place(low.graph, windows)
+    if low.group.thin and step is None and (lines := lying(low, p)) is not None:
+        return lower_lying(low, p, lines)
+    if windows is None or not (wanted or low.group.thin):
         return lower_contract(low)
     most, source = low.facts.bounds(p.rows)[1], low.graph.type(windows.source)
-    few = low.group.when != const(1) or (most is not None and most <= FEW_ROWS)
+    few = low.group.thin or (most is not None and most <= FEW_ROWS)
     alone = low.group.packs[p.operands[1]].members == {p.operands[1].node}
-    step = step_in_place(low.graph, windows)
     if few and alone and source.dtype == p.dtype and step is not None:
         return _Direct(low, p, windows, step).lower()
     return _Striped(low, p, windows).lower()

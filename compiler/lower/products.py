@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import DType
 
-from ..graph import Contract, Ref, flatten_index, split_index
+from ..graph import Contract, Ref, View, flatten_index, split_index
 from ..kernel_ir import Alloc, Index, Load, Store, TileProduct, Value
+from ..steps import lines_of
 from .blocks import Parallel
 from .expressions import as_dtype, at_least_one, product_of
 from .panels import holds_codes, over_columns, pack, panel_scratch
@@ -115,6 +116,16 @@ class _Panels:
 
     name: str
     first: Expr
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Panels in a buffer, not packed: row k of column c is at first + k * along + c * across."""
+
+    name: str
+    first: Expr
+    along: Expr
+    across: Expr
 
 
 def lower_contract(low: Lowering) -> Parallel:
@@ -271,6 +282,33 @@ def _stretch(low: Lowering, p: _Product) -> int:
     return low.schedule.codes_block if holds_codes(low, p) else low.schedule.depth_block
 
 
+def lying(low: Lowering, p: _Product) -> _Lines | None:
+    """The panels of a product where what they would be packed from lies, in whole lines."""
+    panels = low.graph.nodes[p.operands[1].node]
+    lines = lines_of(low.graph, low.graph.nodes[p.ref.node])
+    if lines is None or not isinstance(panels.primitive, View):
+        return None
+    at = {s: sym(n) for s, (n, _) in zip(panels.primitive.symbols, p.batch, strict=False)}
+    first, along, across = (e.substitute(at, low.facts) for e in lines)
+    return _Lines(low.buffer(panels.operands[0], "in").name, first, along, across)
+
+
+def lower_lying(low: Lowering, p: _Product, lines: _Lines) -> Parallel:
+    """Few rows by panels where they lie: of each so many columns as a packed one has."""
+    low.bind(parallel := [*p.batch, _row_blocks(low, p, p.row_tile), ("nb", p.panels)])
+    tile, start = _tile(low, p), sym("mb") * p.row_tile
+    matrix = _Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
+    count = minimum(p.rows - start, const(p.row_tile))
+    target = (tile, const(0), const(p.panel))
+    _emit_product(low, p, target, matrix, lines, start, count, "nb")
+    _finish(low, p, tile, const(0), start, count, sym("nb"))
+    return parallel, at_least_one(p.depth) * p.panel
+
+
+def _row_blocks(low: Lowering, p: _Product, block: int) -> tuple[str, Expr]:
+    return "mb", floordiv(p.rows + (block - 1), block, low.facts)
+
+
 def lower_chain(low: Lowering) -> Parallel:
     """Blocks of whole rows: a product into scratch, its row reductions there, the next product."""
     group, rows = low.group, low.group.rows
@@ -278,7 +316,7 @@ def lower_chain(low: Lowering) -> Parallel:
     first = _product(low, rows.anchor)
     last = replace(_product(low, group.anchor), row_tile=first.row_tile)  # the same rows
     block = first.row_tile * low.schedule.packed_tiles
-    parallel = [*first.batch, ("mb", floordiv(first.rows + (block - 1), block, low.facts))]
+    parallel = [*first.batch, _row_blocks(low, first, block)]
     low.bind(parallel)
     width = first.panels * first.panel
     scores = low.name("scores")
@@ -346,8 +384,10 @@ def _stored_panels(low: Lowering, p: _Product) -> _Panels:
     return _Panels(low.buffer(p.operands[1], "in").name, p.lead * p.panels)
 
 
-def _all_panels(low: Lowering, p: _Product) -> _Panels:
-    """Every panel of the batch at hand: in memory, or packed here first."""
+def _all_panels(low: Lowering, p: _Product) -> _Panels | _Lines:
+    """Every panel of the batch at hand: in memory, or packed here first, or where it lies."""
+    if low.group.thin and (lines := lying(low, p)) is not None:
+        return lines
     if p.operands[1] not in low.group.packs:
         return _stored_panels(low, p)
     name = panel_scratch(low, p, p.panels, p.depth)
@@ -360,7 +400,7 @@ def _emit_product(
     p: _Product,
     target: tuple[str, Expr, Expr],
     matrix: _Matrix,
-    panels: _Panels,
+    panels: _Panels | _Lines,
     start: Expr,
     count: Expr,
     panel: str = "p",
@@ -369,13 +409,19 @@ def _emit_product(
     """One TileProduct: `count` rows from `start`, into a target of (name, offset, row)."""
     name, offset, row = target
     piece = piece or p.all_of_it
-    skip = const(0) if piece.packed else piece.begin * p.panel
+    steps: tuple[Expr | None, Expr | None] = (None, None)
+    if isinstance(panels, _Lines):
+        at = panels.first + sym(panel) * p.panel * panels.across + piece.begin * panels.along
+        steps = (panels.along, panels.across)
+    else:
+        skip = const(0) if piece.packed else piece.begin * p.panel
+        at = (panels.first + sym(panel)) * p.depth * p.panel + skip
     low.emit(
         TileProduct(
             name, offset, row, matrix.name,
             matrix.start + start * matrix.step + piece.begin, matrix.step, const(1),
-            panels.name, (panels.first + sym(panel)) * p.depth * p.panel + skip, count,
-            piece.length, p.row_tile, p.panel, piece.adds, p.width(sym(panel)),
+            panels.name, at, count, piece.length, p.row_tile, p.panel, piece.adds,
+            p.width(sym(panel)), *steps,
         )
     )  # fmt: skip
 

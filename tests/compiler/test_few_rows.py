@@ -1,0 +1,177 @@
+"""Products of few rows, whose panels are read where they lie: along the depth, and in attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stagefuse.compiler import driver
+from stagefuse.compiler.kernel_ir import Alloc, Buffer, For, Index, Kernel, Load, Store, TileProduct
+from stagefuse.compiler.plan import Plan
+from stagefuse.dsl.dims import const, sym
+from stagefuse.dsl.dtypes import F32, F64, DType
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
+from stagefuse.runtime.native import detect_level
+from stagefuse.runtime.prepared import Evaluator
+
+from .cpu_run import LEVELS, Compiled
+
+UNIT = {F32: 2.0**-24, F64: 2.0**-53}
+LEVEL = detect_level() or "v3"
+
+
+def dots(dtype: DType) -> Kernel:
+    """z = x @ y.T, and once more added to it: columns of the panel begin S apart."""
+    m, n, k, s = (sym(x) for x in "MNKS")
+    buffers = (
+        Buffer("x", dtype, (m, k), "in"), Buffer("y", dtype, (n, s), "in"),
+        Buffer("z", dtype, (m, n), "out"),
+    )  # fmt: skip
+
+    def product(accumulate: bool) -> TileProduct:
+        return TileProduct(
+            "tile", const(0), const(48), "x", const(0), k, const(1), "y", const(0), m, k, 32, 48,
+            accumulate, n, const(1), s,
+        )  # fmt: skip
+
+    i, j = Index(sym("i")), Index(sym("j"))
+    store = Store("z", (i, j), Load("tile", (i, j), dtype))
+    body = (
+        Alloc("tile", dtype, (const(32), const(48))), product(False), product(True),
+        For("i", const(0), m, (For("j", const(0), n, (store,)),)),
+    )  # fmt: skip
+    return Kernel(f"dots_{dtype}", buffers, ("K", "M", "N", "S"), (("p", const(1)),), body)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_dot_products_of_every_size(level: str, rng: np.random.Generator) -> None:
+    kernels = {dtype: dots(dtype) for dtype in (F32, F64)}
+    compiled = Compiled(list(kernels.values()), level)
+    sizes = [(m, n, 33) for m in (0, 1, 2, 3, 5, 8, 31, 32) for n in (0, 1, 3, 4, 7, 48)]
+    sizes += [(5, 6, k) for k in (0, 1, 7, 8, 15, 16, 17, 64, 1009)]
+    for (m, n, k), (dtype, kernel) in ((s, d) for s in sizes for d in kernels.items()):
+        x = rng.standard_normal((m, k)).astype(dtype.numpy)
+        y = rng.standard_normal((n, k + 3)).astype(dtype.numpy)
+        z = np.full((m, n), np.nan, dtype.numpy)
+        dims = {"K": k, "M": m, "N": n, "S": k + 3}
+        assert compiled(kernel.name, [x, y, z], dims)[0] == 0
+        wide = np.longdouble
+        wanted = 2 * (x.astype(wide) @ y[:, :k].astype(wide).T)
+        scale = 2 * np.abs(x).astype(float) @ np.abs(y[:, :k]).astype(float).T
+        assert np.all(np.abs(z - wanted) <= (k + 2) * UNIT[dtype] * scale)
+
+
+def plan_of(path: Path, text: str) -> Plan:
+    path.write_text(text)
+    return driver.compile_file(path, levels=(LEVEL,))
+
+
+def running(plan: Plan, sizes: dict[str, int]) -> list[bool]:
+    return [Evaluator(sizes)(s.count) > 0 for s in plan.pipelines[0].steps]
+
+
+TRANSPOSED = """pipeline main(x: {t}[M, K], y: {t}[N, K], b: {t}[N]) -> {t}[M, N]{where}:
+    z[m, n] = sum[k] x[m, k] * y[n, k]
+    maximum(z + b, 0)
+"""
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("where", ["", "\nwhere M in 1..=36"])
+def test_few_rows_by_rows(
+    dtype: DType, where: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    plan = plan_of(tmp_path / "p.pipe", TRANSPOSED.format(t=dtype, where=where))
+    pipe = CpuPipeline(plan, threads=2)
+    for m in (1, 2, 7, 36) if where else (0, 1, 2, 7, 33, 36, 37):
+        for n, k in ((1, 20), (49, 0), (97, 65), (5, 1030)):
+            x, y = (rng.standard_normal((r, k)).astype(dtype.numpy) for r in (m, n))
+            b = rng.standard_normal(n).astype(dtype.numpy)
+            wanted = np.maximum(x.astype(np.longdouble) @ y.astype(np.longdouble).T + b, 0)
+            scale = np.abs(x).astype(float) @ np.abs(y).astype(float).T + np.abs(b)
+            error = np.abs(pipe(x=x, y=y, b=b) - wanted)
+            assert np.all(error <= (k + 2) * UNIT[dtype] * scale)
+    few, many = (running(plan, {"M": m, "N": 97, "K": 65}) for m in (36, 37))
+    assert few == ([True] if where else [False, False, True])
+    assert where or many == [True, True, False]
+
+
+BATCHED = """pipeline main(x: f32[B, M, K], y: f32[B, K, N], t: f32[B, N, K])
+    -> (a: f32[B, M, N], b: f32[B, M, N]):
+    z[i, m, n] = sum[k] x[i, m, k] * t[i, n, k]
+    x @ y, z
+"""
+
+
+def test_few_rows_of_each_of_a_batch(tmp_path: Path, rng: np.random.Generator) -> None:
+    pipe = CpuPipeline(plan_of(tmp_path / "p.pipe", BATCHED), threads=2)
+    sizes = [(5, 1, 20, 30), (2, 36, 33, 50), (2, 37, 33, 50), (3, 4, 4, 4), (0, 2, 3, 4)]
+    for b, m, k, n in sizes:
+        x = rng.standard_normal((b, m, k), np.float32)
+        y = rng.standard_normal((b, k, n), np.float32)
+        wanted = x.astype(float) @ y
+        bound = (k + 1) * (2.0**-24 + 2.0**-50) * (np.abs(x).astype(float) @ np.abs(y))
+        for found in pipe(x=x, y=y, t=np.ascontiguousarray(y.swapaxes(1, 2))):
+            assert np.all(np.abs(found - wanted) <= bound)
+
+
+ATTENTION = {
+    "of heads": ("q: {t}[B, H, T, D], k: {t}[B, H, S, D], v: {t}[B, H, S, D]", "q, k, v", ""),
+    "shared": ("q: {t}[B, 6, T, D], k: {t}[B, 2, S, D], v: {t}[B, 2, S, D]", "q, k, v", ""),
+    "as they come": (
+        "q: {t}[B, T, H, D], k: {t}[B, S, H, D], v: {t}[B, S, H, D]",
+        "q[:, :, :, :], k, v", "swapped",
+    ),
+    "masked": (
+        "q: {t}[B, H, T, D], k: {t}[B, H, S, D], v: {t}[B, H, S, D], m: bool[B, S]",
+        "q, k, v, mask=m[:, None, None, :]", "",
+    ),
+}  # fmt: skip
+
+
+def attention_source(form: str, dtype: DType) -> str:
+    parameters, arguments, swapped = ATTENTION[form]
+    if swapped:
+        arguments = ", ".join(f"swap({x})" for x in "qkv")
+    heads = "6" if form == "shared" else "H"
+    return (
+        "import nn\n\n"
+        f"fn swap(x: {dtype}[A, M, C, E]) -> {dtype}[A, C, M, E]:\n"
+        "    y[a, c, m, e] = x[a, m, c, e]\n\n"
+        f"pipeline main({parameters.format(t=dtype)}) -> {dtype}[B, {heads}, T, D]\n"
+        f"where S >= 1:\n    nn.attend({arguments})\n"
+    )
+
+
+@pytest.mark.parametrize("form, dtype", [(form, F32) for form in ATTENTION] + [("of heads", F64)])
+def test_few_queries(form: str, dtype: DType, tmp_path: Path, rng: np.random.Generator) -> None:
+    plan = plan_of(tmp_path / "p.pipe", attention_source(form, dtype))
+    pipe = CpuPipeline(plan, threads=2)
+    sizes = [(t, s, d) for t in (1, 3, 36, 37) for s, d in ((1, 8), (5, 3), (130, 64))]
+    for t, s, d in [*sizes, (0, 3, 8), (2, 3000, 16)]:
+        heads, keys = (6, 2) if form == "shared" else (3, 3)
+        inputs: dict[str, np.ndarray[Any, Any]] = {
+            name: rng.standard_normal((2, count, length, d)).astype(dtype.numpy)
+            for name, count, length in (("q", heads, t), ("k", keys, s), ("v", keys, s))
+        }
+        wide = {n: np.repeat(x, heads // x.shape[1], 1).astype(float) for n, x in inputs.items()}
+        if form == "as they come":
+            inputs = {n: np.ascontiguousarray(x.swapaxes(1, 2)) for n, x in inputs.items()}
+        scores = wide["q"] @ wide["k"].swapaxes(-1, -2) / np.sqrt(d)
+        if form == "masked":
+            inputs["m"] = keep = rng.random((2, s)) < 0.7
+            keep[:, 0] = True
+            scores = np.where(keep[:, None, None, :], scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        wanted = weights @ wide["v"]
+        # errors of a score in units, twice as a factor of a weight; then those of exp and of sums
+        size = np.abs(wide["q"]) @ np.abs(wide["k"]).swapaxes(-1, -2) / np.sqrt(d)
+        factor = (2 * (d + 4) * size.max(-1, keepdims=True, initial=0) + 2 * s + 16) * UNIT[dtype]
+        bound = 1.1 * factor * (weights @ np.abs(wide["v"]))
+        assert np.all(np.abs(pipe(**inputs) - wanted) <= bound + 2.0**-140)
+    names = {"B": 2, "H": 3, "S": 130, "D": 64}
+    assert running(plan, {**names, "T": 36}) != running(plan, {**names, "T": 37})
