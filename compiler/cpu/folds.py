@@ -122,12 +122,22 @@ class FoldWriter(StreamWriter):
 
             bound, ahead = {n for n, _ in s.loops[number:]}, [s.value]
             short, masked = at_most(extent, SHORT_LOOP), last and is_adjacent(ahead, name)
-            return self._loop(
-                zero, size, [total], body, ahead, bound, False, last, short and last, masked
-            )[0]
+
+            def fold(lo: Value, hi: Value, start: Value) -> Value:
+                return self._loop(
+                    lo, hi, [start], body, ahead, bound, False, last, short and last, masked
+                )[0]
+
+            return self._fold_row(s, size, total, fold) if last else fold(zero, size, total)
 
         start = code.const(identity(kind, dtype), scalars.REGISTER[dtype.name])
         return nest(0, start, zero) if s.loops else step(start, zero)
+
+    def _fold_row(
+        self, s: Fold, size: Value, total: Value, fold: Callable[[Value, Value, Value], Value]
+    ) -> Value:
+        """The innermost loop of a fold: `fold(lo, hi, total)` is a part of it."""
+        return fold(self.code.const(0, "i64"), size, total)
 
     def _fold_position(self, s: Fold) -> Value:
         """argmax and argmin in two passes that both vectorise: the extreme, then its place."""
