@@ -29,6 +29,7 @@ from . import cutting, pieces, scalars, trigonometry, vector_math
 from .bodies import is_loop, values_of, walk
 from .ir import Value
 from .memory import Memory
+from .merging import merged
 from .module import Module
 from .pool import pool_text
 from .products import ProductWriter, is_whole, rows_of
@@ -41,6 +42,7 @@ AS_WRITTEN = "\n; linked behind the passes\n"
 
 def module_text(kernels: Sequence[Kernel], level: str) -> str:
     """The LLVM module of kernels, their helpers and the thread pool, then that of micro-kernels."""
+    kernels = [merged(kernel) for kernel in kernels]
     products = [s for k in kernels for s in walk(k.body) if isinstance(s, TileProduct)]
     module = Module(level, frozenset((s.nr, rows_of(s)) for s in products if not is_whole(s)))
     functions = [KernelWriter(kernel, module).text() for kernel in kernels]
