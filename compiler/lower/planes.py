@@ -7,10 +7,11 @@ reduced side by side, counted flat over the stripe, and what follows reads them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 
 from ..cpu.bodies import UNROLLED
 from ..graph import Node, Reduce, Ref, View
@@ -36,6 +37,8 @@ SMALL, TALL = 16, 16
 """Elements of a window, and of a column of one, up to which it is written out."""
 LINES, TAPS = 4, 200
 """Rows that share what they read, at most, and elements that are written out for all of them."""
+SPLIT = ("sum", "max", "min")
+"""Reductions of windows of which rows may be reduced before columns."""
 LANES = 16
 """Elements that the widest vectors have: sums are padded to whole ones."""
 
@@ -140,7 +143,9 @@ def lower_plane(low: Lowering, plane: Plane) -> Parallel:
 
 class _Planes:
     """Windows are reduced in groups of `lines` rows, `columns` of each side by side; where rows are
-    short, all of them are one line."""
+    short, all of them are one line. Of those that are `split`, the rows of each are reduced first,
+    flat over the stripe, since windows above each other share them.
+    """
 
     def __init__(self, low: Lowering, plane: Plane) -> None:
         self.low, self.plane, self.windows = low, plane, plane.windows
@@ -148,6 +153,7 @@ class _Planes:
         assert isinstance(node.primitive, Reduce)
         self.kind, self.dtype = node.primitive.kind, node.type.dtype.compute
         self.view = low.graph.nodes[plane.view.node]
+        self.split = self._is_split()
         self.outer, self.inner = self._written_out()
         self.stripe = stripe = Stripe(low, plane.windows, self.view.type.dtype.compute)
         wide, pitch = stripe.columns(PIECE, PIECE)
@@ -157,6 +163,7 @@ class _Planes:
         self.columns = self._whole(pitch * (rows - 1) + wide if self.is_flat else wide)
         self.step = pitch if self.is_flat else self.columns
         self.is_known = stripe.along.size.as_int() is not None
+        self.plane_of_rows = self._whole(pitch * (rows + stripe.above - 1) + wide)
 
     def _whole(self, columns: Expr) -> Expr:
         """A number of columns in whole vectors."""
@@ -166,6 +173,18 @@ class _Planes:
         """Columns of a step that are reduced."""
         return self.columns if self.is_known else self._whole(self.stripe.part()[3])
 
+    def _is_split(self) -> bool:
+        """Whether windows are of whole rows and columns of what is reduced itself, and rows and
+        columns apart take less than half of the operations."""
+        digits, axes = self.windows.digits, self.windows.axes
+        node = self.low.graph.nodes[self.plane.reduction.node]
+        if len(axes) < 2 or node.operands[0] != self.plane.view or self.kind not in SPLIT:
+            return False
+        sizes = {name: size.as_int() or UNROLLED + 1 for name, size, _ in digits}
+        sides = [math.prod(sizes[name] for name, _ in a.shifts) for a in axes]
+        known = self.windows.axes[-1].size.as_int() is not None
+        return known and max(sides) <= UNROLLED and math.prod(sides) > 2 * sum(sides)
+
     def _written_out(self) -> tuple[Digits, Digits]:
         """The digits of a window that are loops, and those that are written out: all of a small
         one, of a larger one those that go down, since rows of windows share what they read."""
@@ -173,6 +192,8 @@ class _Planes:
         moves = {name for name, _ in self.windows.axes[-1].shifts}
         along = tuple(d for d in digits if d[0] in moves)
         down = tuple(d for d in digits if d[0] not in moves)
+        if self.split:
+            return (), down
         for outer, inner, most in (
             ((), digits, SMALL),
             (along, down, TALL),
@@ -209,6 +230,8 @@ class _Planes:
         with low.elsewhere():
             seen = None if self.is_known else self._seen() + stripe.along.reach
             stripe.fill(self.view.operands[0], view.fill, seen)
+        if self.split:
+            self._reduce_rows()
         sums = low.name("windows")
         low.emit(Alloc(sums, self.dtype, (self.lines * self.columns,)))
 
@@ -254,8 +277,48 @@ class _Planes:
         else:
             columns(part)
 
+    def _reduce_rows(self) -> None:
+        """Reduces the row of a window that begins at each place of the stripe."""
+        low, stripe, along = self.low, self.stripe, self.stripe.along
+        assert stripe.across is not None
+        count, shift = stripe.across.phases, along.shift()
+        self.rows = low.name("rows")
+        low.emit(Alloc(self.rows, self.dtype, (count * self.plane_of_rows + LANES,)))
+        place = (sym("v") * along.phases + mod(shift, along.phases)) * stripe.plane
+        place = place + floordiv(shift, along.step) + sym(COLUMN)
+        moves = {name for name, _ in along.shifts}
+        digits = tuple(d for d in self.windows.digits if d[0] in moves)
+
+        def element() -> None:
+            load = Load(stripe.name, (Index(place),), stripe.dtype)
+            value = self._folded(digits, as_dtype(load, self.dtype))
+            to = Index(sym("v") * self.plane_of_rows + sym(COLUMN))
+            low.emit(Store(self.rows, (to,), value))
+
+        def phase() -> None:
+            low.loop(COLUMN, const(0), self.plane_of_rows, element, vector=True)
+
+        low.loop("v", const(0), const(count), phase)
+
+    def _part_of_rows(self, line: Expr) -> Value:
+        """The reduction of the rows of a window at a line and a column."""
+        across = self.stripe.across
+        assert across is not None
+        shift = across.shift()
+        place = mod(shift, across.phases) * self.plane_of_rows + sym(COLUMN)
+        place = place + (floordiv(shift, across.step) + line) * self.stripe.pitch
+        return self._folded(self.inner, Load(self.rows, (Index(place),), self.dtype))
+
+    def _folded(self, digits: Digits, value: Value) -> Value:
+        """The reduction of a value over some digits."""
+        name, loops = self.low.name("r"), tuple((n, size) for n, size, _ in digits)
+        self.low.emit(Fold(name, self.kind, loops, value, self.dtype))
+        return Local(name, self.dtype)
+
     def _part(self, line: Expr) -> Value:
         """The reduction of what is written out of the window at a line and a column."""
+        if self.split:
+            return self._part_of_rows(line)
         low, stripe = self.low, self.stripe
         operand, inside = _element(low, self.plane, const(0))
         place = stripe.place({}) + line * stripe.pitch + sym(COLUMN)
@@ -267,9 +330,7 @@ class _Planes:
         low.facts = before
         if not self.inner:
             return value
-        name, loops = low.name("r"), tuple((n, size) for n, size, _ in self.inner)
-        low.emit(Fold(name, self.kind, loops, value, self.dtype))
-        return Local(name, self.dtype)
+        return self._folded(self.inner, value)
 
     def _store(self, sums: str, first: Expr) -> None:
         """Stores what follows the reduction of a group of rows, row by row."""

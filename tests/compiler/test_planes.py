@@ -31,7 +31,7 @@ class Case:
     step: tuple[int, ...]
     dilation: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
-    kind: str = "sum"  # with weights for each channel; or max
+    kind: str = "sum"  # with weights for each channel; or plain, without; or max
 
     def text(self) -> str:
         axes, (names, shifts) = len(self.size), ("ij", "pq")
@@ -41,20 +41,20 @@ class Case:
             f"{self.step[a]} * {names[a]} + {self.dilation[a]} * {shifts[a]}" for a in range(axes)
         )
         around = ", ".join(map(str, ((0, 0), (0, 0), *self.padding)))
-        fill = "0.0" if self.kind == "sum" else "-1e30"
+        fill, kind = ("-1e30", "max") if self.kind == "max" else ("0.0", "sum")
         weight = f" * w[c, {', '.join(shifts[:axes])}]" if self.kind == "sum" else ""
         kernel = str([self.source[1], *self.size])
         return f"""
 pipeline p(x: f32{x[1:]}, w: f32{kernel}, bias: f32[{self.source[1]}]):
     e = pad(x, [{around}], value={fill})
-    y[b, c, {", ".join(names[:axes])}] = {self.kind}[{ranges}] e[b, c, {at}]{weight}
+    y[b, c, {", ".join(names[:axes])}] = {kind}[{ranges}] e[b, c, {at}]{weight}
     maximum(y + bias[:, {", ".join(["None"] * axes)}], 0.0)
 """
 
     def meaning(self, x: Array, w: Array, bias: Array) -> Array:
         """In float64."""
         axes = tuple(range(2, x.ndim))
-        fill = 0.0 if self.kind == "sum" else -1e30
+        fill = -1e30 if self.kind == "max" else 0.0
         e = np.pad(x.astype(float), ((0, 0), (0, 0), *self.padding), constant_values=fill)
         reach = [d * (s - 1) + 1 for d, s in zip(self.dilation, self.size, strict=True)]
         windows = np.lib.stride_tricks.sliding_window_view(e, reach, axis=axes)
@@ -67,6 +67,8 @@ pipeline p(x: f32{x[1:]}, w: f32{kernel}, bias: f32[{self.source[1]}]):
         around = (1, -1, *(1 for _ in axes))
         if self.kind == "max":
             y = windows.max(inner)
+        elif self.kind == "plain":
+            y = windows.sum(inner)
         else:
             y = (windows * w.reshape(1, len(w), *(1 for _ in axes), *self.size)).sum(inner)
         return np.maximum(y + bias.reshape(around), 0.0)
@@ -100,6 +102,14 @@ CASES = [
     case(("B", 3, "H", "W"), (3, 3), step=2, padding=1, kind="max"),
     case(("B", 3, 9, "W"), (2, 4), padding=1),
     case(("B", 3, "H", 19), (5, 1), padding=2),
+    case((2, 3, 20, 20), (5, 5), padding=2, kind="max"),
+    case(("B", 3, 13, 13), (13, 13), padding=6, kind="max"),
+    case(("B", 2, 7, 7), (5, 5), padding=2, kind="max"),
+    case((1, 3, 31, 33), (5, 5), step=2, padding=2, kind="plain"),
+    case((1, 2, 60, 41), (6, 5), step=3, dilation=2, padding=4, kind="plain"),
+    case(("B", 3, "H", 19), (5, 7), padding=2, kind="max"),
+    case(("B", 2, "H", "W"), (5, 5), padding=2, kind="max"),
+    Case((1, 2, 23, 29), (5, 8), (3, 2), (1, 3), ((1, 4), (7, 2)), "max"),
     Case(("B", 2, 9, "W"), (1, 2), (1, 2), (3, 2), ((5, 3), (4, 3))),
     Case((1, 2, 12, 13), (3, 2), (1, 2), (2, 1), ((0, 3), (2, 0))),
 ]
@@ -122,7 +132,7 @@ def test_windows_are_reduced_in_a_stripe(
         found, want = pipe(x=x, w=w, bias=bias), c.meaning(x, w, bias)
         assert found.shape == want.shape
         # a sum rounds each product and each partial sum once (Higham 2002, section 3.1)
-        count = w[0].size + 2 if c.kind == "sum" else 1
+        count = 1 if c.kind == "max" else w[0].size + 2
         most = c.meaning(abs(x), abs(w), abs(bias))
         assert np.all(abs(found - want) <= count * 2.0**-24 * most), (number, sizes)
         if not any(isinstance(s, str) for s in c.source):
@@ -130,13 +140,19 @@ def test_windows_are_reduced_in_a_stripe(
 
 
 def has_stripe(kernel: Kernel) -> bool:
-    return any(isinstance(s, Alloc) and s.name.startswith("stripe") for s in walk(kernel.body))
+    return has_scratch(kernel, "stripe")
+
+
+def has_scratch(kernel: Kernel, name: str) -> bool:
+    return any(isinstance(s, Alloc) and s.name.startswith(name) for s in walk(kernel.body))
 
 
 @pytest.mark.parametrize("c", CASES, ids=lambda c: f"{c.source}{c.size}{c.kind}")
 def test_every_access_to_a_stripe_is_proved(c: Case) -> None:
     (kernel,) = lowered(c.text())
     assert has_stripe(kernel)
+    apart = c.kind != "sum" and min(c.size) >= 5 and not isinstance(c.source[-1], str)
+    assert has_scratch(kernel, "rows") == apart
 
 
 def test_windows_side_by_side_need_no_stripe() -> None:
