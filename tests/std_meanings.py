@@ -91,6 +91,24 @@ SMALL = np.concatenate([
 """Around the ties and the ends of the smallest floats."""
 
 
+POWERS = np.concatenate([
+    *(np.float32(m) * np.float32(2.0) ** np.arange(-130, 128, dtype=np.float32)
+      for m in (1, 1.25, -1.5, 1.75)),
+    np.array([0, np.inf, np.nan, 1 + 2.0**-23, 2 - 2.0**-23]),
+]).astype(np.float32)  # fmt: skip
+"""Around powers of two, from below the smallest of f8e8m0 to above the largest."""
+
+
+def power_near(x: Array, half: float, ends: tuple[float, float]) -> Array:
+    """The exponent of a power of two: the next one up where the fraction, of at least 0.5, is at
+    least half; `ends` for what is below 2 ** -127 or rounds to above 2 ** 127."""
+    fraction, exponent = np.frexp(np.abs(x))
+    near = exponent - np.where(fraction >= half, 0.0, 1.0)
+    near = np.where(np.abs(x) < 2.0**-127, ends[0], near)
+    near = np.where((near > 127) | np.isinf(x), ends[1], near)
+    return np.where(np.isnan(x), np.nan, near)
+
+
 def wide(x: Array) -> Array:
     """A float array in f64."""
     return x.astype(np.float64) if x.dtype.kind == "f" else x

@@ -22,6 +22,7 @@ from .std_meanings import (
     LENGTHS,
     MASK,
     PIXELS,
+    POWERS,
     SMALL,
     STATE,
     STD,
@@ -50,6 +51,7 @@ from .std_meanings import (
     overlapped,
     pointwise,
     pooled,
+    power_near,
     recurrence,
     requantized,
     rnn,
@@ -248,6 +250,11 @@ CASES = [
           ("float8e4m3fnuz", ml_dtypes.float8_e4m3fnuz, 248.0, 240.0),
           ("float8e5m2fnuz", ml_dtypes.float8_e5m2fnuz, 61440.0, 57344.0))
       for saturate, end in ((True, (least, top)), (False, (least, np.nan)))),
+    *(Case("onnx.float8e8m0", "x: f32[N]",
+           f'log2(onnx.float8e8m0(x, mode="{mode}", saturate={saturate}))',
+           lambda x, half=half, ends=ends: power_near(x, half, ends), {"x": POWERS})
+      for mode, half in (("up", 0.5 + 2.0**-30), ("down", 1.0), ("nearest", 0.75))
+      for saturate, ends in ((True, (-127, 127)), (False, (np.nan, np.nan)))),
     Case("onnx.overflowing", "x: f32[N], y: f32[N]", "onnx.overflowing(x, y, 5.0, 4.0, True)",
          lambda x, y: np.where(abs(x) >= 5, np.sign(x) * 4, y), {"x": SMALL, "y": SMALL}),
     Case("onnx.f8e4m3_or_nan", "x: f32[N]", "f32(onnx.f8e4m3_or_nan(x))",

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from stagefuse.dsl.dtypes import F32, I8, U8, DType, from_numpy
 
+from .beyond import STRINGS
 from .errors import OnnxError, Problem, Refused
 
 MAX_ELEMENTS = 1 << 40
@@ -98,6 +99,8 @@ def dtype_of(number: int) -> DType:
     found = from_numpy(_NUMPY[number]) if number in _NUMPY else None
     if found is None:
         name = type_name(number)
+        if name == "string":
+            raise Refused(f"the element type string, and {STRINGS}")
         raise Refused(f"the element type {name}", f"the dtype {name} in the language")
     return found
 

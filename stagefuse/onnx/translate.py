@@ -15,7 +15,7 @@ from stagefuse.dsl.dims import Expr, as_expr, const, sym
 from stagefuse.dsl.dtypes import DType, from_numpy
 from stagefuse.dsl.types import TensorType
 
-from . import control, counted, schemas
+from . import beyond, control, counted, schemas
 from .body import Body
 from .errors import OnnxError, Problem, Refused
 from .folding import fold
@@ -113,8 +113,9 @@ class Translator:
         kind = info.type.WhichOneof("value")
         if kind != "tensor_type":
             what = (kind or "no type").replace("_type", "")
-            self.problems.append(Problem(f"the input `{info.name}` is of the kind {what}",
-                                         need="a tensor"))  # fmt: skip
+            why = f", and {beyond.KINDS[what]}" if what in beyond.KINDS else ""
+            self.problems.append(Problem(f"the input `{info.name}` is of the kind {what}{why}",
+                                         need="" if why else "a tensor"))  # fmt: skip
             return None
         tensor = info.type.tensor_type
         if tensor.elem_type in HELD:
@@ -321,7 +322,8 @@ class Translator:
             function = schemas.function_of(proto, node)
             if function is not None:
                 return control.inline(self, function, proto, env, depth)
-            raise Refused("this op is not supported", "a record for it")
+            why = beyond.reason(proto.op_type)
+            raise Refused(why or "this op is not supported", "" if why else "a record for it")
         try:
             written = record.write(node)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -174,7 +174,8 @@ def _cast(n: Node) -> Val | str:
         try:
             to = dtype_of(number)
         except Refused as refusal:
-            raise Refused(f"a conversion to {type_name(number)}", refusal.need, "to") from refusal
+            what = str(refusal).replace("the element type", "a conversion to")
+            raise Refused(what, refusal.need, "to") from refusal
     if to.name in OVERFLOWING and not saturate:
         return f"onnx.{OVERFLOWING[to.name]}(f32({n.x(0)}))"
     known = n.val(0).known
@@ -192,13 +193,14 @@ def narrowed(n: Node, number: int, text: str, saturate: bool = True) -> Val:
     Integers wrap.
     """
     name, dtype = type_name(number), HELD[number][0]
-    if name == "float8e8m0":
-        raise Refused(f"a conversion to {name}", f"the dtype {name} in the language", "to")
     if dtype.is_int:
         bits, signed = int(name[-1]), name[0] == "i"
         text = f"{dtype}(onnx.wrapped(i32({text}), {bits}, signed={signed}))"
     elif name == "float4e2m1":
         text = f"onnx.float4e2m1(f32({text}))"
+    elif name == "float8e8m0":
+        mode = n.one_of("round_mode", "up", "up", "down", "nearest")
+        text = f"onnx.float8e8m0(f32({text}), mode=\"{mode}\", saturate={saturate})"
     else:
         text = f"onnx.{name}(f32({text}), saturate={saturate})"
     return replace(n.let(n.hint, text), held=number)

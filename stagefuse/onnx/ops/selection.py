@@ -115,3 +115,15 @@ def _unique(n: Node) -> Written:
     found = n.let(n.hint, f"bool({text})" if is_bool else text)
     return [first_rows(found, count, 0 if axis is None else axis_of(axis, value.rank)),
             first_rows(first, count, 0), which, first_rows(often, count, 0)]  # fmt: skip
+
+
+@op("OptionalGetElement")
+def _element(n: Node) -> Val:
+    """Of what is a tensor: itself."""
+    return n.val(0)
+
+
+@op("OptionalHasElement")
+def _has_element(n: Node) -> Val:
+    """Whether there is an input; one that is given is a tensor."""
+    return n.constant(n.hint, np.array(n.maybe(0) is not None))
