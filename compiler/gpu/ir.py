@@ -57,8 +57,10 @@ class Value(Operators):
     def __init__(self, code: Code, text: str, type: str, depth: int = 0) -> None:
         self.code, self.text, self.type, self.depth = code, text, type, depth
         self.known: int | None = None
-        if text[0] in "-0123456789tf" and type not in FLOATS:
-            self.known = int(text == "true") if type == "i1" else int(text)
+        if text in ("true", "false"):
+            self.known = int(text == "true")
+        elif text[0] in "-0123456789" and type not in FLOATS:
+            self.known = int(text)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Value) and self._key() == other._key())
