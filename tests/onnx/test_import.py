@@ -101,7 +101,9 @@ def test_everything_that_cannot_be_imported_is_named_at_once() -> None:
     found = {(p.op, p.node, p.attribute) for p in caught.value.problems}
     assert found == {("Multinomial", "node_a", ""), ("Dropout", "node_b", ""),
                      ("MaxPool", "node_c", "auto_pad")}  # fmt: skip
-    assert all(p.need for p in caught.value.problems if p.op != "Dropout")
+    scope = {p.op: "out of scope" in p.message for p in caught.value.problems}
+    assert scope == {"Multinomial": True, "Dropout": False, "MaxPool": False}
+    assert all(p.need for p in caught.value.problems if p.op == "MaxPool")
 
 
 def test_an_attribute_that_a_record_does_not_read_is_refused() -> None:
