@@ -72,13 +72,16 @@ class Planner:
         from .lower import Sites
         from .narrow import has_narrow
         from .passes import pipeline_of
+        from .passes.shorten_sorts import has_long_sorts
         from .run_passes import bounds_of, run_passes
 
         bounds = bounds_of(pipeline) if self.verify else None
         narrow = self.gpu is not None and (has_narrow(graph) or has_bytes(graph))
         windows = self.gpu is not None and has_windows(graph)
+        sorts = self.gpu is not None and has_long_sorts(graph)
         given = graph
-        graph, runs = run_passes(given, pipeline_of(self.load, narrow, windows), bounds)
+        passes = pipeline_of(self.load, narrow, windows, sorts)
+        graph, runs = run_passes(given, passes, bounds)
         passed = {place: text for run in runs for place, text in run.reasons.items()}
         sites = Sites()
         gpu: tuple[GpuPlan, ...] = ()
@@ -90,7 +93,7 @@ class Planner:
             gpu, kernels = self.gpu.plan(pipeline, graph, buffers_of, sites, passed)
             if bounds is not None:
                 self.unverified += [(kernel, own, bounds) for kernel, own in kernels]
-        if self.cpu and (narrow or windows):
+        if self.cpu and (narrow or windows or sorts):
             graph, _ = run_passes(given, pipeline_of(self.load), bounds)
         return Begun(pipeline, graph, bounds, passed, sites, gpu)
 

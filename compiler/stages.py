@@ -28,8 +28,8 @@ def _no_weights(name: str, key: str) -> Any:
 
 
 def passes() -> tuple[Pass, ...]:
-    """The passes in the order in which they run, to be looked at; `channels_last` for GPUs."""
-    return pipeline_of(_no_weights, channels_last=True)
+    """The passes in the order in which they run, to be looked at; some are for GPUs."""
+    return pipeline_of(_no_weights, channels_last=True, shorten_sorts=True)
 
 
 def names() -> tuple[str, ...]:
@@ -50,7 +50,9 @@ def text_after(
 
 def _text(pipeline: Pipeline, stage: str, load: Callable[[str, str], Any]) -> str:
     graph = build_graph(pipeline)
-    run = pipeline_of(load, channels_last=stage == "channels_last")
+    run = pipeline_of(
+        load, channels_last=stage == "channels_last", shorten_sorts=stage == "shorten_sorts"
+    )
     stop = {p.name: n + 1 for n, p in enumerate(run)}.get(stage, len(run))
     bounds = bounds_of(pipeline)
     graph, _ = run_passes(graph, run[: 0 if stage == "graph" else stop], bounds)

@@ -165,7 +165,8 @@ class _Proof:
         return self._order(0, limit, True) and self.at_most(divisor, limit + 1, depth)
 
     def _moved(self, node: Node, limit: Expr, above: bool, depth: int) -> bool:
-        """A sum or difference with a known number, which must not wrap."""
+        """A sum or difference with a known number, or a sum with what has the limit's sign, which
+        must not wrap."""
         assert isinstance(node.primitive, Map)
         if node.type.dtype.bits < 64:
             return False
@@ -178,7 +179,16 @@ class _Proof:
             left = limit - sign * by
             if self._is_small(source, depth) and self._bounded(source, left, above, depth):
                 return True
-        return False
+        first, second = node.operands
+        return (
+            sign > 0
+            and any(
+                self._bounded(a, _NONE, above, depth) and self._bounded(b, limit, above, depth)
+                for a, b in ((first, second), (second, first))
+            )
+            and self._is_small(first, depth)
+            and self._is_small(second, depth)
+        )
 
     def _is_small(self, ref: Ref, depth: int) -> bool:
         """Whether a number added to it does not wrap; the lower size is one that floats hold."""

@@ -28,6 +28,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.program import Pipeline
 
+from .again import again
 from .assemble import Usage
 from .attend_roles import RolesWriter, attends
 from .chain import LONGEST
@@ -101,6 +102,9 @@ class GpuCompiler:
             for lowered, way in alike.made:
                 lowered = replace(lowered, label=f"{lowered.label} {way.part}".strip())
                 notes = report(graph, lowered, reasons, passed, group.nest)
+                work, moved = again(graph, lowered, way.entry.workspace is not None)
+                for name, more in (("flops", work), ("bytes", moved)):
+                    notes[name] = str(parse(notes[name]) + own.known(more))
                 notes.update(way.notes)
                 launch = self._launch(buffers, lowered, way, own, notes)
                 self.modules.add(way.arches, way.entry)

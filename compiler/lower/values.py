@@ -276,7 +276,8 @@ class Lowering(Blocks):
                 value = Op("mul", (value, self.index(index.scale, here)), I64)
             if index.offset != const(0):
                 value = Op("add", (value, self.index(index.offset, here)), I64)
-            place.append(Checked(value, extent, self.sites.number(node.span, extent), proved))
+            site = 0 if proved else self.sites.number(node.span, extent)
+            place.append(Checked(value, extent, site, proved))
         filled = product_of(extents).as_int()
         if checks and not filled:
             # an empty table has no element 0 to read instead

@@ -23,11 +23,15 @@ def discovered() -> dict[str, type[Pass]]:
 
 
 def pipeline_of(
-    load: Callable[[str, str], Any], narrow: bool = False, channels_last: bool = False
+    load: Callable[[str, str], Any],
+    narrow: bool = False,
+    channels_last: bool = False,
+    shorten_sorts: bool = False,
 ) -> tuple[Pass, ...]:
     """The passes from the checked program's graph to the one that is fused, in order; with
     `narrow`, to one whose kernels convert what weights are stored in as they read it; with
-    `channels_last`, to one whose images lie as kernels for GPUs want them."""
+    `channels_last`, to one whose images lie as kernels for GPUs want them, and with
+    `shorten_sorts`, to one whose sorts have as many rows as GPUs want."""
     from .batch_steps import BatchSteps
     from .channels_last import ChannelsLast
     from .check_first import CheckFirst
@@ -35,11 +39,13 @@ def pipeline_of(
     from .fold_constants import FoldConstants
     from .join_products import JoinProducts
     from .own_results import OwnResults
+    from .shorten_sorts import ShortenSorts
     from .simplify import Simplify
 
     return (
         Simplify(),
         BatchSteps(),
+        *((ShortenSorts(),) if shorten_sorts else ()),
         JoinProducts(),
         FindProducts(not channels_last, narrow, load),
         *((ChannelsLast(),) if channels_last else ()),

@@ -35,6 +35,7 @@ PROVED = [
     ("minimum(i64(clamp(floor(x), 0.0, f32(T - 1))) + 1, T - 1)", "T"),
     ("select(x > 0.0, iota(T), i % T)", "T"),
     ("flip(iota(T), axis=0)", "T"),
+    ("minimum(i % 7 + iota(T), T - 1)", "T"),
 ]
 OPEN = [
     ("i", "T"),
@@ -49,6 +50,8 @@ OPEN = [
     ("maximum(0, minimum(i + 1, T - 1) - 1)", "T - 1"),
     ("i64(clamp(x, 0.0, f32(T)))", "T"),
     ("select(x > 0.0, iota(T), i)", "T"),
+    ("i % 7 + iota(T)", "T"),
+    ("minimum(maximum(i, 0) + iota(T), T - 1)", "T"),  # the sum may wrap
 ]
 
 
@@ -95,6 +98,7 @@ def test_proved_positions_are_read_as_checked_ones(
         f"pipeline p(x: f32[T], i: i64[T]) -> f32[T]\nwhere T in 1..=1000:\n    x[{index}]\n"
     )
     pipe = sf.compile(path)
+    assert pipe._plan.sites == ()  # a call on a stream has nothing to wait for
     for size in (1, 2, 67, 1000):
         x = (rng.standard_normal(size) * 600 + 300).astype(np.float32)
         x[rng.integers(size)] = np.nan
