@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import click
@@ -143,7 +142,7 @@ def measured(shape: Shape, plan: Any, device: str, calls: int) -> Row:
     """One shape's row. `plan`: that of its pipeline."""
     import torch
 
-    from .measure import Gpu
+    from .measure import Gpu, in_turns
 
     gpu = Gpu(device)
     kind = {"bf16": torch.bfloat16, "f16": torch.float16}[shape.dtype]
@@ -177,11 +176,8 @@ def measured(shape: Shape, plan: Any, device: str, calls: int) -> Row:
         float((x[-1][[0, shape.heads - 1]][:, rows].double() - wanted).abs().max())
         for x in (out, results["torch"])
     ]
-    times: dict[str, list[float]] = {"ours": [], "torch": []}
-    for _ in range(3):
-        times["ours"].append(gpu.time(ours, calls))
-        times["torch"].append(gpu.time(theirs, calls))
-    return Row(shape, median(times["ours"]), median(times["torch"]), *errors)
+    times = in_turns(gpu, {"ours": ours, "torch": theirs}, 3, calls)
+    return Row(shape, times["ours"], times["torch"], *errors)
 
 
 def table(device: str, arch: str, calls: int, only: str = "") -> Iterator[str]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
-from statistics import median
 from typing import Any
 
 import stagefuse as sf
 
 from .environment import clocks, environment
-from .measure import Gpu
+from .measure import Gpu, Run, checked, in_turns
 
 LAYERS = 4
 SIZES = [
@@ -28,7 +27,6 @@ SIZES = [
 ]  # fmt: skip
 KINDS = ("f16", "bf16", "f32")
 TOLERANCE = 2**-6  # of the largest element, each layer rounding to 16 bits
-Run = Callable[[], Any]
 Sizes = tuple[int, int, int, int]
 
 
@@ -90,20 +88,11 @@ def measured(gpu: Gpu, sizes: Sizes, kind: str, rounds: int) -> dict[str, float]
         w[f"b{n}"] = (torch.randn(channels, device=gpu.device) * 0.1).to(dtype)
     wide = [[w[f"{name}{n}"].float() for n in range(LAYERS)] for name in "kb"]
     wanted = chain(torch, x.float(), *wide)
-    found: dict[str, Run] = {}
-    for name, run in runs(gpu, sizes, kind, x, w):
-        with torch.cuda.stream(gpu.stream):
-            y = run()
-        gpu.stream.synchronize()
-        error = float((y.float() - wanted).abs().max() / wanted.abs().max())
-        if not error <= TOLERANCE:
-            raise ValueError(f"{name} is wrong by {error:.2g} at {sizes}")
-        found[name] = run
-    times: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(rounds):
-        for name, run in found.items():
-            times[name].append(gpu.time(run, 8))
-    return {name: median(listed) for name, listed in times.items()}
+
+    def error(y: Any) -> float:
+        return float((y.float() - wanted).abs().max() / wanted.abs().max())
+
+    return in_turns(gpu, checked(gpu, runs(gpu, sizes, kind, x, w), error, TOLERANCE), rounds)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ of whole calls, Python and the wait included, are taken apart. Engines take turn
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -85,6 +85,31 @@ class Gpu:
         source = self.torch.empty(_COPY_BYTES // 2, dtype=self.torch.uint8, device=self.device)
         target = self.torch.empty_like(source)
         return _COPY_BYTES / self.time(lambda: target.copy_(source), 20)
+
+
+def checked(
+    gpu: Gpu, runs: Iterable[tuple[str, Run]], error: Callable[[Any], float], tolerance: float
+) -> dict[str, Run]:
+    """Engines whose results, made once, are near enough. Raises ValueError for one that is not."""
+    found: dict[str, Run] = {}
+    for name, run in runs:
+        with gpu.torch.cuda.stream(gpu.stream):
+            result = run()
+        gpu.stream.synchronize()
+        wrong = error(result)
+        if not wrong <= tolerance:
+            raise ValueError(f"{name} is wrong by {wrong:.2g}")
+        found[name] = run
+    return found
+
+
+def in_turns(gpu: Gpu, runs: Mapping[str, Run], rounds: int, calls: int = 8) -> dict[str, float]:
+    """Seconds of each engine on the GPU, the median of rounds in which they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(gpu.time(run, calls))
+    return {name: median(listed) for name, listed in times.items()}
 
 
 def measured(

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
-from statistics import median
 from typing import Any
 
 import stagefuse as sf
 
 from .environment import clocks, environment
-from .measure import Gpu
+from .measure import Gpu, Run, checked, in_turns
 
 SIZES = [
     (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192),
@@ -26,7 +25,6 @@ SIZES = [
 ENGINES = ("stagefuse", "cuBLAS", "torch.compile")
 QUICK = ENGINES[:2]  # torch.compile tries kernels for minutes
 TOLERANCE = 2**-7  # of the largest element: results are rounded to bf16
-Run = Callable[[], Any]
 
 
 def source(m: int, n: int, k: int, transposed: bool) -> str:
@@ -69,20 +67,11 @@ def measured(
     x = torch.randn(m, k, device=gpu.device).bfloat16()
     w = torch.randn((n, k) if transposed else (k, n), device=gpu.device).bfloat16()
     wide = x[:256].float() @ (w.T if transposed else w).float()
-    found: dict[str, Run] = {}
-    for name, run in runs(gpu, x, w, transposed, names):
-        with torch.cuda.stream(gpu.stream):
-            y = run()
-        gpu.stream.synchronize()
-        error = float((y[:256].float() - wide).abs().max() / wide.abs().max())
-        if not error <= TOLERANCE:
-            raise ValueError(f"{name} is wrong by {error:.2g} at {size}")
-        found[name] = run
-    times: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(rounds):
-        for name, run in found.items():
-            times[name].append(gpu.time(run, 8))
-    return {name: median(listed) for name, listed in times.items()}
+
+    def error(y: Any) -> float:
+        return float((y[:256].float() - wide).abs().max() / wide.abs().max())
+
+    return in_turns(gpu, checked(gpu, runs(gpu, x, w, transposed, names), error, TOLERANCE), rounds)
 
 
 def main() -> None:
