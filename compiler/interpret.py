@@ -346,7 +346,8 @@ class _Run:
             if combine is None:
                 result[at] = moved
             else:
-                combine(result, at, moved)
+                with np.errstate(all="ignore"):  # infinities and NaN are numbers here
+                    combine(result, at, moved)
         return np.moveaxis(result, 0, p.axis)
 
     def _within(self, p: Within, x: Array, node: Node) -> Array:

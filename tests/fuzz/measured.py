@@ -247,6 +247,7 @@ def product(
         ea, eb = (np.where(np.isinf(x.e), 0.0, x.e) for x in (a, b))
         size = f(fa + ea, fb + eb)
         e = size - f(fa, fb) + size * (4 * (terms + 8) * unit(accumulator(dtype)))
+        e = e + terms * 2.0 ** (FLOATS[accumulator(dtype)][2] - 1)  # of products that underflow
         lost = f(np.isinf(a.e).astype(float), np.ones(b.v.shape))
         lost = lost + f(np.ones(a.v.shape), np.isinf(b.e).astype(float))
         touched = f((a.e > 0).astype(float), np.ones(b.v.shape))
