@@ -49,9 +49,14 @@ class Inlining:
                 self.span,
                 others=[(node.name_span, "a function is inlined and cannot recurse")],
             )
-        if len(self.checker.active) >= MAX_DEPTH:
-            raise Failed("E0211", "functions are nested too deeply", self.span)
         self.checker.called.add(id(node))
+        if len(self.checker.active) >= MAX_DEPTH:
+            raise Failed(
+                "E0211",
+                f"functions call one another more than {MAX_DEPTH} deep",
+                self.span,
+                help="bind what an inner call gives to a name, and pass it on",
+            )
         self._add_defaults(bound)
         if any(is_poison(arg.value) for arg in bound.values()):
             return POISON

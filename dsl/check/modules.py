@@ -116,14 +116,18 @@ class Checker:
             )
 
     def _require_distinct(self, item: ast.Item) -> None:
-        """Reports parameters of one name."""
-        first: dict[str, Span] = {}
-        for param in item.params if isinstance(item, ast.Fn | ast.Pipeline) else ():
-            with self.reporter.catching():
-                if param.name in first:
-                    raise Failed("E0210", f"`{param.name}` is named twice", param.span,
-                                 "again here", [(first[param.name], "first here")])
-                first[param.name] = param.span
+        """Reports parameters of one name, and results."""
+        if not isinstance(item, ast.Fn | ast.Pipeline):
+            return
+        several = item.result.items if isinstance(item.result, ast.TupleType) else ()
+        for named in (item.params, [r for r in several if r.name is not None]):
+            first: dict[str | None, Span] = {}
+            for one in named:
+                with self.reporter.catching():
+                    if one.name in first:
+                        raise Failed("E0210", f"`{one.name}` is named twice", one.span,
+                                     "again here", [(first[one.name], "first here")])
+                    first[one.name] = one.span
 
     def enter(self, module: ast.Module, source: Source, name: str) -> ModuleScope:
         """The scope of a parsed file; reports names that are bound twice or built in."""

@@ -164,6 +164,7 @@ def test_one_wrong_line(line: str, code: str, place: str, words: str, advice: st
         ('weights w = "missing.npz"', "E0214", "there is no file"),
         ("pipeline p(x: f32[B], x: f32[B]):\n    x", "E0210", "`x` is named twice"),
         ("fn f(x: f32[B], x: f32[B]):\n    x", "E0210", "`x` is named twice"),
+        ("pipeline p(x: f32[B]) -> (a: f32[B], a: f32[B]):\n    x, x", "E0210", "named twice"),
         ("pipeline p(x: f32[B]) -> f32[Q]:\n    x", "E0219", "the size `Q` does not follow"),
         ("fn f(x: f32[B]) -> f32[*Q]:\n    x", "E0219", "the size `Q` does not follow"),
         ("pipeline p(x: f32[B]) where B >= 5, B <= 3:\n    x", "E0217", "no size is left"),
@@ -232,6 +233,14 @@ def test_what_is_written_otherwise_in_other_languages(lines: str, code: str, hel
     found = body(lines)
     assert found.code == code and found.help is not None
     assert help in found.help.text
+
+
+def test_a_chain_of_calls_has_an_end() -> None:
+    text = "fn g0(x: f64[N]):\n    x\n"
+    text += "".join(f"fn g{n}(x: f64[N]):\n    g{n - 1}(x)\n" for n in range(1, 64))
+    found = errors(text)
+    assert {d.code for d in found} == {"E0211"} and len(found) < 5
+    assert "more than 60 deep" in found[0].message and found[0].help is not None
 
 
 def test_dtypes_of_other_libraries() -> None:
