@@ -162,8 +162,8 @@ def compile_command(
 def check(file: Path, weights: tuple[str, ...], as_json: bool) -> None:
     """Check FILE: syntax, types, shapes and weights.
 
-    Every independent error of the file is shown; exit code 1 if there is one. With --json,
-    diagnostics have their place, code, notes and help as fields.
+    Every independent error of the file is shown, those of its syntax first; exit code 1 if there is
+    one. With --json, diagnostics have their place, code, notes and help as fields.
 
     \b
     stagefuse check model.pipe

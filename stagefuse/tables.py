@@ -176,7 +176,10 @@ def table(
 
 
 def _millions(count: int | None) -> str:
-    return "" if count is None else f"{count / 1e6:.2f}"
+    if count is None:
+        return ""
+    small = 0 < count < 10_000  # of which two digits would say little or nothing
+    return f"{count / 1e6:.6f}".rstrip("0") if small else f"{count / 1e6:.2f}"
 
 
 def _gpu_titles(report: Report) -> list[str]:
