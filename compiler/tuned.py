@@ -29,6 +29,7 @@ from .schedule import Schedule
 
 if TYPE_CHECKING:
     from .lower import Lowered
+    from .plan import Plan
 
 FORMAT = 1
 MOST = 1 << 40
@@ -204,6 +205,15 @@ def stale(tuned: Tuned, launches: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
             elif not any(r.get("tuned", {}).get("entry") == entry.name for r in own):
                 notes.append(f"{device}: {entry.name} is not what its kernel can be, or not used")
     return notes
+
+
+def stale_beside(source: Path, plan: Plan) -> list[str]:
+    """Notes on entries of the lock file beside a source, for its plan of all pipelines."""
+    reports: dict[str, list[Mapping[str, Any]]] = {}
+    for pipeline in plan.pipelines:
+        for gpu in pipeline.gpu:
+            reports.setdefault(gpu.arch, []).extend(x.report for x in gpu.launches)
+    return [f"{path_of(source)}: {note}" for note in stale(beside(source), reports)]
 
 
 def write(tuned: Tuned, path: Path) -> None:

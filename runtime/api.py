@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def compile(
 
     A string with a line break is the text itself. `target` lists what to make code for, such as
     "h200,cpu"; without it, that is what `device` needs. `weights` gives files or arrays by name
-    instead of what the source names. `pipeline` chooses one of several.
+    instead of what the source names. `pipeline` chooses one of several. Entries of the lock file
+    that no longer fit are warnings.
 
     Raises CompileError, DeviceError, InputError, OSError; PlanError for a file that is compiled
     already, TypeError for weights of another kind.
@@ -65,6 +67,8 @@ def compile(
             Path(source), targets=targets, weights=weights, pipeline=pipeline,
             levels=host_levels(),
         )  # fmt: skip
+        if pipeline is None and plan.ptx:
+            _warn_of_what_is_stale(Path(source), plan)
     if not plan.pipelines:
         called = f" called {pipeline!r}" if pipeline else ""
         raise InputError(f"the source has no pipeline{called}")
@@ -90,6 +94,14 @@ def _compiled_text(
     return driver.compile_program(
         program, load, pipeline, levels=host_levels(), targets=targets
     )
+
+
+def _warn_of_what_is_stale(source: Path, plan: Plan) -> None:
+    """Warn of entries of the lock file that changed nothing in a plan of all pipelines."""
+    from stagefuse.compiler import tuned
+
+    for note in tuned.stale_beside(source, plan):
+        warnings.warn(note, stacklevel=3)
 
 
 def host_levels() -> tuple[str, ...]:

@@ -176,12 +176,8 @@ def _say_what_is_stale(file: Path, plan: Plan) -> None:
     """Notes on entries of the lock file that changed nothing in a plan of all pipelines."""
     from stagefuse.compiler import tuned
 
-    reports: dict[str, list[Any]] = {}
-    for entry in plan.pipelines:
-        for gpu in entry.gpu:
-            reports.setdefault(gpu.arch, []).extend(x.report for x in gpu.launches)
-    for note in tuned.stale(tuned.beside(file), reports):
-        click.echo(f"note: {tuned.path_of(file)}: {note}", err=True)
+    for note in tuned.stale_beside(file, plan):
+        click.echo(f"note: {note}", err=True)
 
 
 def _no_pipeline(file: Path, weights: Sequence[str], pipeline: str | None) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -190,12 +191,17 @@ def _gpu_titles(report: Report) -> list[str]:
 def heading(report: Report) -> str:
     """For which arch the code is, and the times predicted for its devices, with the sizes."""
     notes = next((k.notes["predicted"] for k in report.kernels if "predicted" in k.notes), None)
+    where = f"on {report.level}" + "".join(
+        f", {count} of {len(report.kernels)} by the code of {arch}"
+        for arch, count in Counter(k.notes.get("code of") for k in report.kernels).items()
+        if arch is not None
+    )
     if notes is None:
-        return f"on {report.level}"
+        return where
     named = ", ".join(f"{name} = {size}" for name, size in sorted(notes["sizes"].items()))
     times = _times(report.kernels).items()
     return (
-        f"on {report.level}, predicted: "
+        f"{where}, predicted: "
         + ", ".join(f"{time:.0f} us on {name}" for name, time in times)
         + (f" with {named}" if named else "")
     )

@@ -158,6 +158,11 @@ def test_stale_entries_are_notes(source: Path) -> None:
     assert run.exit_code == 0
     assert "p_00 is of a kernel that is no longer there" in run.output
     assert f"{form} M 1..8 is not what its kernel can be" in run.output
+    with pytest.warns(UserWarning) as found:
+        sf.compile(source, target="h200", device="emulator").close()
+    said = [str(w.message) for w in found]
+    assert [w.filename for w in found] == [__file__] * len(said) and len(said) == 2
+    assert "p_00 is of a kernel that is no longer there" in said[0]
 
 
 @pytest.mark.parametrize("entry", ["k_00", "p_zz", "p_00 M", "p_00 M 3", "p_00 M 3..x"])

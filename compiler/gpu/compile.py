@@ -294,10 +294,10 @@ class GpuCompiler:
         self, launch: GpuLaunchPlan, arch: str, usage: Mapping[str, Usage], sizes: dict[str, int]
     ) -> dict[str, Any]:
         """What predictions need beside work and grid: registers, spills, occupancy at sizes,
-        arithmetic."""
+        arithmetic; and the arch that the code was assembled for, if that is another."""
         if launch.kernel not in usage:
             return {}
-        used = usage[launch.kernel]
+        used, code = usage[launch.kernel], self.modules.assembled_for(arch, launch.kernel)
         shared = parse(launch.shared_bytes).evaluate(sizes) + used.shared
         resident, limit = occupancy(ARCHES[arch], launch.block[0], used.registers, shared)
         return {
@@ -308,6 +308,7 @@ class GpuCompiler:
             "occupancy": round(resident * launch.block[0] / ARCHES[arch].threads, 3),
             "occupancy limit": limit,
             "arithmetic": self.arithmetic[launch.kernel],
+            **({} if code == arch else {"code of": code}),
         }
 
 

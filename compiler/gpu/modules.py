@@ -124,6 +124,10 @@ class Modules:
                 found[arch] |= _result(part).usage
         return found
 
+    def assembled_for(self, arch: str, name: str) -> str:
+        """The arch that a kernel of an arch was assembled for."""
+        return next(p.arches[0] for p in self.parts if arch in p.arches and name in p.names)
+
     def _text(self, arch: str, names: Sequence[str]) -> str:
         return module_text([self.entries[arch][n] for n in names], arch, self.source_name)
 

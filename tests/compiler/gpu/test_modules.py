@@ -65,6 +65,8 @@ def test_kernels_are_assembled_in_parts_once_for_arches_of_one_major_version(
     plan = compiled(tmp_path / "p.pipe", TEXT)
     assert plan.ptx == whole.ptx and plan.pipelines == whole.pipelines
     assert plan.cubins["sm_80"] == plan.cubins["sm_89"]
+    said = {g.arch: {x.report.get("code of") for x in g.launches} for g in plan.pipelines[0].gpu}
+    assert said == {"sm_80": {None}, "sm_89": {"sm_80"}, "sm_90a": {None}}
     assert len(plan.cubins["sm_90a"]) > len(whole.cubins["sm_90a"])
     for arch, cubins in plan.cubins.items():
         found = [name for cubin in cubins for name in cubin.kernels]
