@@ -1,8 +1,8 @@
 """Weights files: the tensors' names, dtypes and shapes, and arrays mapped from the file on demand.
 
 Reads `.safetensors` (with a bounded header parser of our own: the file may be hostile), NumPy's
-`.npz` and `.gguf`. Only headers are read when a file is opened; tensor bytes are mapped when asked
-for.
+`.npz` and `.gguf`, and `.safetensors.index.json`, which says in which of several files beside it
+each tensor is. Only headers are read when a file is opened; tensor bytes are mapped when asked for.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import json
 import stat
 import struct
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from . import dtypes
 from .dtypes import DType
@@ -24,6 +25,8 @@ from .tensor_header import TensorHeader, checked_size
 
 MAX_HEADER_BYTES = 100_000_000
 """The largest header that is accepted. Source: the safetensors format, `MAX_HEADER_SIZE`."""
+INDEX = ".safetensors.index.json"
+"""How the name of a file ends that says where the tensors of a large model are."""
 _NPY_HEADER_BYTES = 1 << 16
 
 _SAFETENSORS = {d.stored: d for d in dtypes.DTYPES.values()}
@@ -33,6 +36,9 @@ _NUMPY = {
 }  # fmt: skip
 """By NumPy's code for a kind and a size."""
 
+
+
+Found = TypeVar("Found")
 
 
 class WeightsError(Exception):
@@ -45,6 +51,8 @@ class WeightsFile:
 
     path: Path
     tensors: dict[str, TensorHeader]
+    parts: dict[str, WeightsFile] = field(default_factory=dict)
+    """The file of each tensor, where it is another one."""
 
     def headers(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
         """The dtype and shape of every tensor whose dtype the language knows."""
@@ -57,6 +65,8 @@ class WeightsFile:
 
     def array(self, key: str) -> np.ndarray[Any, Any]:
         """The tensor `key` as a read-only array; mapped from the file, or read where compressed."""
+        if key in self.parts:
+            return self.parts[key].array(key)
         header = self.tensors.get(key)
         if header is None:
             raise WeightsError(f"{self.path} has no tensor `{key}`")
@@ -105,16 +115,34 @@ class WeightsFile:
 def open_weights(path: str | Path) -> WeightsFile:
     """The weights file at `path`, by its extension. Raises: WeightsError, in words for the user."""
     path = Path(path)
+    if path.name.lower().endswith(INDEX):
+        return _open_parts(path)
     readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".gguf": read_gguf}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise WeightsError(f"`{path.name}` is none of .safetensors, .npz and .gguf")
+        raise WeightsError(f"`{path.name}` is none of .safetensors, .npz, .gguf and {INDEX}")
+    return WeightsFile(path, {tensor.key: tensor for tensor in _read(path, reader)})
+
+
+def _open_parts(path: Path) -> WeightsFile:
+    """The tensors of the files that an index names."""
+    places = _read(path, _read_index)
+    files = {name: open_weights(path.with_name(name)) for name in sorted(set(places.values()))}
+    for key, name in places.items():
+        if key not in files[name].tensors:
+            raise WeightsError(f"`{path}` looks for `{key}` in `{name}`, which does not have it")
+    tensors = {key: files[name].tensors[key] for key, name in places.items()}
+    return WeightsFile(path, tensors, {key: files[name] for key, name in places.items()})
+
+
+def _read(path: Path, reader: Callable[[IO[bytes], int], Found]) -> Found:
+    """What a reader finds in a file. Raises WeightsError for whatever is wrong with it."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise WeightsError(f"`{path}` is no regular file")
         with path.open("rb") as file:
-            tensors = reader(file, status.st_size)
+            return reader(file, status.st_size)
     except FileNotFoundError as error:
         raise WeightsError(f"there is no file `{path}`") from error
     except OSError as error:
@@ -131,7 +159,21 @@ def open_weights(path: str | Path) -> WeightsFile:
         MemoryError,
     ) as error:
         raise WeightsError(f"`{path}` is damaged: {error}") from error
-    return WeightsFile(path, {tensor.key: tensor for tensor in tensors})
+
+
+def _read_index(file: IO[bytes], size_bytes: int) -> dict[str, str]:
+    """The file of each tensor by its name: one beside the index."""
+    if size_bytes > MAX_HEADER_BYTES:
+        raise ValueError(f"an index of {size_bytes} bytes")
+    text = file.read(MAX_HEADER_BYTES).decode("utf-8")
+    found = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError("it has no `weight_map` of names of files")
+    for name in places.values():
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"it names `{name}`, which is no .safetensors file beside it")
+    return places
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
