@@ -17,11 +17,6 @@ from .record import SLOTS, Form, Match, OperandSpec
 __all__ = ["SLOTS", "Form", "Match", "OperandSpec", "forms", "matches"]
 
 
-UNORDERED = ("atom", "red", "ld", "st", "fence", "ldmatrix", "stmatrix", "mbarrier", "cp", "wmma",
-             "min", "max")  # fmt: skip
-"""Opcodes whose modifiers ptxas takes in any order; CUDA's headers and CUTLASS write some so."""
-
-
 @cache
 def forms() -> dict[str, tuple[Form, ...]]:
     """All forms by opcode, in the order of the table."""
@@ -49,7 +44,7 @@ def matches(opcode: str, modifiers: tuple[str, ...]) -> tuple[Match, ...]:
     if rows is None:
         raise PtxError(f"unknown instruction `{name}`: there is no `{opcode}`")
     found = [match for form in rows if (match := form.match(modifiers)) is not None]
-    if not found and opcode in UNORDERED:
+    if not found:  # ptxas takes modifiers in any order, and headers and libraries rely on it
         found = [match for form in rows if (match := form.match_unordered(modifiers)) is not None]
     if not found:
         raise PtxError(f"unknown instruction `{name}`: no `{opcode}` has these modifiers; "

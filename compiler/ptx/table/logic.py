@@ -11,6 +11,9 @@ _BITS = "b16 b32 b64"
 _NUMBERS = "b16 b32 b64 u16 u32 u64 s16 s32 s64 f32 f64"
 _CMP_HALF = "eq ne lt le gt ge equ neu ltu leu gtu geu num nan"
 
+_RESULTS = (("u32 s32 f32", 0, (1, 0)), ("f16", 53, (4, 2)), ("bf16", 90, (7, 8)))
+"""Types of `set`'s results, and since when there are such."""
+
 
 def _logic(opcode: str, modifiers: str, operands: str, summary: str, target: int = 0,
            version: tuple[int, int] = (1, 0), **choices: str) -> Form:  # fmt: skip
@@ -86,9 +89,15 @@ FORMS = (
             ("eq ne lt le gt ge", "s16 s32 s64"),
             (_CMP_HALF, "f64"),
         )
-        for form in _set("D", "D T", "a:T b:T", comparisons, D="u32 s32 f32", T=types)
+        for results, target, version in _RESULTS
+        for form in _set("D", "D T", "a:T b:T", comparisons, target, version, D=results, T=types)
     ),
-    *_set("D", "?ftz D f32", "a:f32 b:f32", _CMP_HALF, D="u32 s32 f32"),
+    *(
+        form
+        for results, target, version in _RESULTS
+        for ftz in ("" if results == "bf16" else "?ftz ",)
+        for form in _set("D", f"{ftz}D f32", "a:f32 b:f32", _CMP_HALF, target, version, D=results)
+    ),
     *(
         form
         for kind, ftz, target, version in (("f16", "?ftz ", 53, (4, 2)), ("bf16", "", 90, (7, 8)))

@@ -43,7 +43,7 @@ _SCOPES = (("cta gpu sys", _SHARED, 70, (6, 0)), ("cta cluster gpu sys",
 
 FORMS = (
     *_moves("ld", "?weak ?space ?cop", _CACHES, _LD, "load", cop="ca cg cs lu cv",
-            space=f"global {_SHARED} local const param param::entry"),
+            space=f"global {_SHARED} local const param param::entry param::func"),
     *_moves("ld", "?weak space", "", ">d:T*vec~ [a]", "load from another block of the cluster",
             90, (7, 8), space="shared::cluster"),
     *_moves("ld", "volatile ?space", "?prefetched", ">d:T*vec~ [a]", "load, never left out",
@@ -67,7 +67,7 @@ FORMS = (
     *_moves("ldu", "?global", "", ">d:T*vec~ [a]", "load of what is the same for a warp", 20,
             (2, 0)),
     *_moves("st", "?weak ?space ?cop", "?evict ?hint", _ST, "store", cop="wb cg cs wt",
-            space=f"global {_SHARED} local param"),
+            space=f"global {_SHARED} local param param::func"),
     *_moves("st", "?weak space", "", "[a] b:T*vec~", "store to another block of the cluster", 90,
             (7, 8), space="shared::cluster"),
     *_moves("st", "volatile ?space", "", "[a] b:T*vec~", "store, never left out",

@@ -9,7 +9,7 @@ _WRITES = frozenset({"writes"})
 
 
 def _replace(fields: str, type_: str, operands: str, version: tuple[int, int] = (8, 3)) -> Form:
-    return Form("tensormap", f"replace tile F S b1024 {type_}", f"[a] {operands}",
+    return Form("tensormap", f"replace tile F ?S b1024 {type_}", f"[a] {operands}",
                 "bulk.replace_field", _SECTION, {"F": fields, "S": "global shared::cta"}, version,
                 arch="90a", effects=_WRITES, summary="change a field of a tensor map")  # fmt: skip
 

@@ -38,7 +38,7 @@ def space_of(site: Site, operand: str = "a") -> str:
     named = site.word("space") or ("global" if "global" in site.match.slots else "")
     named = named or site.specs[operand].space
     if named:
-        return named
+        return "param" if named == "param::func" else named
     return {"entry": "param", "call": "param", "dynamic": "shared"}.get(
         found := is_generic_variable(site, operand), found or "generic"
     )

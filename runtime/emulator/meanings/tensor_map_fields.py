@@ -37,7 +37,7 @@ def _replace(site: Site) -> Run:
     value = getter(site, site.operand(name), "b64" if "global_" in field and name == "n" and
                    field != "global_dim" else "b32")  # fmt: skip
     ordinal = getter(site, site.operand("ord"), "u32") if site.has("ord") else None
-    space = site.word("S")
+    space = site.word("S") or "generic"
 
     def run(g: Group) -> None:
         at, new = where(g), values(value, g)

@@ -6,6 +6,7 @@ import pytest
 
 from stagefuse.compiler.ptx import PtxError, print_module, read_module
 from stagefuse.compiler.ptx import syntax as s
+from stagefuse.compiler.ptx.table import matches
 
 TEXT = """\
 // Generated
@@ -120,3 +121,14 @@ def test_a_name_of_a_call_ends_with_its_braces() -> None:
     assert kernel is not None and kernel.body is not None
     moved = next(x for x in kernel.body if isinstance(x, s.Instruction) and x.name == "mov.b32")
     assert moved.operands[0] == s.Symbol("temp_param_reg")  # no register outside the braces
+
+
+@pytest.mark.parametrize(
+    "name", ["vote.ballot.sync.b32", "shfl.up.sync.b32", "add.f32.rn", "cvt.sat.rzi.u32.f32",
+             "setp.and.eq.u32", "ex2.ftz.approx.f32", "set.u32.eq.u32", "redux.add.sync.u32"],
+)  # fmt: skip
+def test_modifiers_in_any_order(name: str) -> None:
+    """As ptxas takes them; CUB writes the first one."""
+    opcode, *modifiers = name.split(".")
+    (match, *_) = matches(opcode, tuple(modifiers))
+    assert sorted(match.slots.values()) == sorted(modifiers)

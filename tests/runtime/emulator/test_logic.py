@@ -145,6 +145,12 @@ def test_set_and_selections(rng: np.random.Generator) -> None:
     two = [("f32", a), ("f32", b)]
     check(apply("set.ltu.u32.f32", two, "u32"), np.where(want, 2**32 - 1, 0).astype(np.uint32))
     check(apply("set.ltu.f32.f32", two, "f32"), want.astype(np.float32))
+    check(apply("set.ltu.f16.f32", two, "f16"), np.where(want, 0x3C00, 0).astype(np.uint16))
+    check(apply("set.ltu.bf16.f32", two, "bf16"), np.where(want, 0x3F80, 0).astype(np.uint16))
+    for kind in ("u16", "s64", "f64"):
+        x, y = numbers(rng, kind), numbers(rng, kind)
+        got = apply(f"set.lt.f16.{kind}", [(kind, x), (kind, y)], "f16")
+        check(got, np.where(x < y, 0x3C00, 0).astype(np.uint16), x, y)
     p = numbers(rng, "pred")
     check(apply("selp.f32", [*two, ("pred", p)], "f32"), np.where(p, a, b))
     for kind in ("b16", "u64", "s32", "f64"):
