@@ -150,8 +150,9 @@ def _reads(stores: Sequence[Store]) -> set[str]:
 def choose(kernel: Kernel, facts: Facts) -> Team:
     """The team for a kernel, by how much there is for it to share."""
     statements = list(walk(kernel.body))
-    if any(isinstance(s, SortRow) for s in statements):
-        return Team(BLOCK_LANES, 1)
+    sorts = [s for s in statements if isinstance(s, SortRow)]
+    if sorts:
+        return _sorters(kernel, facts.bounds(sorts[0].count)[1])
     attends = [s for s in statements if isinstance(s, Attend)]
     if attends:
         return Team(2 * attends[0].mr * attends[0].ways, 1)  # 16 rows a warp
@@ -181,6 +182,15 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
         lanes = 1024
     if all(isinstance(s, For) and _plain(s) for s in kernel.body):
         return Team(lanes, 1, resident=max(1, LOADING // lanes))
+    return Team(lanes, 1)
+
+
+def _sorters(kernel: Kernel, most: int | None) -> Team:
+    """The team of a sort: two pairs of elements or more for a lane. Rows of any length are likely
+    to be short where there are several."""
+    lanes = BLOCK_LANES
+    while lanes < 1024 and (not kernel.parallel if most is None else most > 4 * lanes):
+        lanes *= 2
     return Team(lanes, 1)
 
 
