@@ -20,8 +20,9 @@ from .emit import Entry, module_text
 
 PART = 4000
 """Lines of PTX in a part; a process of ptxas starts in about the time that 300 take."""
-ROOM = (".minnctapersm 1", ".maxnreg 200")
-"""What is said of kernels that spill, one after the other. Without a word on how many blocks are
+ROOM = ((".minnctapersm 1", 1024), (".maxnreg 200", 320))
+"""What is said of kernels that spill, one after the other, and the most threads of a block of which
+it can be said: more would not have so many registers each. Without a word on how many blocks are
 wanted, ptxas trades a few spills for another block; given all registers, it sometimes begins so
 many loads early that it spills again."""
 
@@ -85,19 +86,20 @@ class Modules:
         if self.assembly is None:
             return
         self.assembly.wait()
-        for hint in ROOM:
+        for hint, threads in ROOM:
             for part in self.parts:
-                if self._give_room(part, hint):
+                if self._give_room(part, hint, threads):
                     self._start(part)
             self.assembly.wait()
 
-    def _give_room(self, part: _Part, hint: str) -> bool:
+    def _give_room(self, part: _Part, hint: str, threads: int) -> bool:
         """Says of kernels that spill how many registers they may have; whether there are any."""
         usage, entries = _result(part).usage, self.entries[part.arches[0]]
         spilled = [
             n for n in part.names
             if (usage[n].spill_stores or usage[n].spill_loads)
             and not (entries[n].stays or entries[n].team.helpers)
+            and entries[n].team.threads <= threads
         ]  # fmt: skip
         for name in spilled:
             roomy = entries[name].with_room(hint)

@@ -90,6 +90,14 @@ def test_a_module_that_ptxas_refuses_is_quoted(tmp_path: Path) -> None:
     running.stop()
 
 
+def test_room_that_is_given_is_there() -> None:
+    """A block with more registers than an SM has would not be launched."""
+    for hint, threads in modules.ROOM:
+        directive, count = hint.split()
+        each = int(count) if directive == ".maxnreg" else 1
+        assert all(threads * each <= arch.registers for arch in ARCHES.values())
+
+
 def test_what_a_vector_is_stored_from_is_read_once(tmp_path: Path) -> None:
     """Sums that lie in shared memory, for elements that are stored together."""
     text = "pipeline p(x: f32[N, 64], w: f32[64, 128]) -> f32[N, 128]:\n    x @ w\n"
