@@ -19,8 +19,12 @@ _REGISTERS = {
 }
 """Registers of a lane for A and for B, by type and shape."""
 
+_SMALL = {"u4": "m8n8k32", "s4": "m8n8k32", "b1": "m8n8k128"}
+"""Shapes of elements smaller than a byte: a lane holds 32 bits of A, of B, and two sums."""
+
 _SINCE = {"f16": (70, (6, 1)), "bf16": (80, (7, 0)), "tf32": (80, (7, 0)), "u8": (72, (6, 3)),
-          "s8": (72, (6, 3)), "f64": (80, (7, 0))}  # fmt: skip
+          "s8": (72, (6, 3)), "f64": (80, (7, 0)), "u4": (75, (6, 3)), "s4": (75, (6, 3)),
+          "b1": (75, (6, 3)), "and": (80, (7, 1)), "xor": (75, (7, 1))}  # fmt: skip
 _RESULTS = {"f16": ("b32", 4), "f32": ("f32", 8), "s32": ("s32", 8), "f64": ("f64", 2)}
 
 
@@ -42,8 +46,36 @@ def _loads(kind: str) -> tuple[Form, ...]:
     )  # fmt: skip
 
 
-def _results(kind: str, shapes: str, of: str) -> tuple[Form, ...]:
+def _small() -> tuple[Form, ...]:
+    """Loads and products of elements smaller than a byte: rows of A with columns of B."""
+    product, of_bits = "a * b + c", "the number of ones of a and b joined bit by bit, plus c"
+    operands = ">d:s32*2 a:b32*1 b:b32*1 c:s32*2"
+    return (
+        *(
+            _form(f"load {which} sync aligned {layout} {shape} ?space {kind}",
+                  ">d:b32*1 [p] stride:u32?", "load_small",
+                  f"the fragment of {which.upper()} from memory", kind, frozenset({"reads"}),
+                  space=_SPACE)
+            for kind, shape in _SMALL.items()
+            for which, layout in (("a", "row"), ("b", "col"))
+        ),
+        *_results("s32", "m8n8k32 m8n8k128", "u4", 2),
+        *(
+            _form(f"mma sync aligned row col {_SMALL[kind]} ?satfinite D A A D", operands, "mma",
+                  product, kind, D="s32", A=kind)
+            for kind in ("u4", "s4")
+        ),
+        *(
+            _form(f"mma joined popc sync aligned row col {_SMALL['b1']} D A A D", operands, "mma",
+                  of_bits, joined, D="s32", A="b1", joined=joined)
+            for joined in ("xor", "and")
+        ),
+    )  # fmt: skip
+
+
+def _results(kind: str, shapes: str, of: str, small: int = 0) -> tuple[Form, ...]:
     register, count = _RESULTS[kind]
+    count = small or count
     return (
         _form(f"load c sync aligned layout S ?space {kind}",
               f">d:{register}*{count} [p] stride:u32?", "load", "the fragment of C from memory", of,
@@ -84,7 +116,17 @@ FORMS = (
     *_results("f32", "m16n16k8", "tf32"),
     *_results("s32", " ".join(_SHAPES), "s8"),
     *_results("f64", "m8n8k4", "f64"),
-    _form("mma sync aligned LA LB m8n8k4 ?rnd D A A D", ">d:f64*2 a:f64*1 b:f64*1 c:f64*2", "mma",
-          "a * b + c", "f64", LA="row col", LB="row col", D="f64", A="f64"),
+    _form(
+        "mma sync aligned LA LB m8n8k4 ?rnd D A A D",
+        ">d:f64*2 a:f64*1 b:f64*1 c:f64*2",
+        "mma",
+        "a * b + c",
+        "f64",
+        LA="row col",
+        LB="row col",
+        D="f64",
+        A="f64",
+    ),
     *_products(),
+    *_small(),
 )

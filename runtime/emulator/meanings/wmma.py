@@ -94,6 +94,24 @@ def load(site: Site) -> Run:
     return run
 
 
+@effect("wmma.load_small")
+def load_small(site: Site) -> Run:
+    """Four lanes hold a row of A, or a column of B, of elements smaller than a byte."""
+    _, _, k = _shape(site)
+    bits = TYPES[_element(site)].bits
+    put = putter(site, elements(site.operand("d"))[0], "b32")
+    at, stride = address(site, "p"), _stride(site, k, k, True)
+    space = site.word("space") or "generic"
+
+    def run(g: Group) -> None:
+        step = np.broadcast_to(stride(g), (g.n,)).astype(np.int64) * bits // 8
+        lane = g.threads() & 31
+        where = at(g) + lane // 4 * step + lane % 4 * 4
+        put(g, access.load(g, space, where, np.dtype(np.uint32), 1)[0])
+
+    return run
+
+
 @effect("wmma.store")
 def store(site: Site) -> Run:
     rows, columns, by_rows = _layout(site)
@@ -126,6 +144,9 @@ def _matrix(g: Group, gets: list[Any], kind: str, warps: Array, size: tuple[int,
     columns = [warp_rows(g, np.broadcast_to(get(g), (g.n,)), warps) for get in gets]
     words = np.ascontiguousarray(np.stack(columns, axis=2))
     values = unpacked(words, kind)  # warp, lane, element
+    if TYPES[kind].bits < 8:  # rows of A, columns of B
+        lines = values.reshape(len(warps), 8, -1)
+        return lines if size[0] == 8 < size[1] else lines.transpose(0, 2, 1)
     count = size[0] * size[1] // 32
     return values[:, :, :count].transpose(0, 2, 1).reshape(len(warps), *size)
 
@@ -138,13 +159,16 @@ def mma(site: Site) -> Run:
     word = _word(kind)
     gets = {x: [getter(site, e, word) for e in elements(site.operand(x))] for x in "abc"}
     puts = [putter(site, x, word) for x in elements(site.operand("d"))]
-    clamps = "satfinite" in site.match.slots
+    clamps, joined = "satfinite" in site.match.slots, site.word("joined")
 
     def run(g: Group) -> None:
         warps = warps_of(g.threads())
         a = _matrix(g, gets["a"], kind, warps, (m, k))
         b = _matrix(g, gets["b"], kind, warps, (k, n))
-        total = np.matmul(a, b) + _matrix(g, gets["c"], c_kind, warps, (m, n))
+        product = np.matmul(a, b)
+        if joined == "xor":
+            product = a.sum(axis=2)[:, :, None] + b.sum(axis=1)[:, None, :] - 2 * product
+        total = product + _matrix(g, gets["c"], c_kind, warps, (m, n))
         held = total.reshape(len(warps), -1, 32).transpose(0, 2, 1)  # warp, lane, element
         words = _words(np.ascontiguousarray(held), d_kind, clamps)
         whole = np.zeros((g.batch.warps, *words.shape[1:]), words.dtype)

@@ -104,3 +104,44 @@ def test_products_of_doubles(rng: np.random.Generator) -> None:
     want[:, :8] += a @ b.T
     run(text, a, b, c)
     assert (c == want).all()
+
+
+def packed(values: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
+    """Rows of small elements as bytes, the first element lowest."""
+    each = 8 // bits
+    parts = (values.astype(np.uint8) & ((1 << bits) - 1)).reshape(len(values), -1, each)
+    found = np.zeros(parts.shape[:2], np.uint8)
+    for i in range(each):
+        found |= parts[:, :, i] << (i * bits)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "joined"),
+    [("u4", "m8n8k32", ""), ("s4", "m8n8k32", ""), ("b1", "m8n8k128", "xor"),
+     ("b1", "m8n8k128", "and")],
+)  # fmt: skip
+@pytest.mark.parametrize("apart", [0, 1])
+def test_small_elements(
+    rng: np.random.Generator, kind: str, shape: str, joined: str, apart: int
+) -> None:
+    """`apart`: how many times 16 bytes lie between rows."""
+    bits, k = int(kind[1]), sizes(shape)[2]
+    low, high = {"u4": (0, 16), "s4": (-8, 8), "b1": (0, 2)}[kind]
+    a, b = (rng.integers(low, high, (8, k)) for _ in range(2))
+    gap = 16 * apart
+    rooms = [np.pad(packed(x, bits), ((0, 0), (0, gap))) for x in (a, b)]
+    c = rng.integers(-99, 99, (8, 8)).astype(np.int32)
+    pitch = k + gap * 8 // bits
+    product = f"wmma.mma.{joined}.popc" if joined else "wmma.mma"
+    text = kernel(f"""
+        wmma.load.a.sync.aligned.row.{shape}.global.{kind} {{%r4}}, [%d0], {pitch};
+        wmma.load.b.sync.aligned.col.{shape}.{kind} {{%r5}}, [%d1], {pitch};
+        wmma.load.c.sync.aligned.row.{shape}.s32 {{%r6, %r7}}, [%d2], 8;
+        {product}.sync.aligned.row.col.{shape}.s32.{kind}.{kind}.s32 {{%r8, %r9}}, {{%r4}}, {{%r5}},
+            {{%r6, %r7}};
+        wmma.store.d.sync.aligned.col.{shape}.s32 [%d3], {{%r8, %r9}};""", 4)  # fmt: skip
+    want = c + (np.abs(a[:, None] - b[None]).sum(2) if joined == "xor" else a @ b.T)
+    got = np.zeros_like(c)
+    run(text, *rooms, c, got)
+    assert (got.T == want).all()
