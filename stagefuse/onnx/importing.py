@@ -176,10 +176,10 @@ def _inferred(
             for name, ends in translator.likely.items()
             if (range := translator.range_of(name).within(*ends)) != translator.range_of(name)
         }
-        if narrower:
-            ranges = ranges | narrower
-        elif translator.meant.keys() - equal:
+        if translator.meant.keys() - equal:
             equal = translator.meant | equal
+        elif narrower:
+            ranges = ranges | narrower
         elif uneven and step < MAX_STEP:
             step *= 2
             ranges = ranges | {n: replace(translator.range_of(n), step=step) for n in uneven}

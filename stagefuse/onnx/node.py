@@ -139,11 +139,21 @@ class Node:
         """The same, but a known scalar is a plain literal, which takes the dtype that it meets."""
         found, other = self.val(index), self.maybe(0 if index else 1)
         known = found.known
-        if known is None or known.dtype == object or known.size != 1 or other is None:
+        if known is None or known.size != 1 or other is None:
             return self.materialize(found)
         if other.known is not None or other.dtype != found.dtype or found.rank > other.rank:
             return self.materialize(found)
+        if known.dtype == object:
+            return f"i64({size_text(known.item())})"
         return literal(known.reshape(-1)[0])
+
+    def number(self, index: int) -> np.generic | None:
+        """The one element of an input that is known and has no more; sizes are none."""
+        known = self.val(index).known
+        if known is None or known.dtype == object or known.size != 1:
+            return None
+        found: np.generic = known.reshape(-1)[0]
+        return found
 
     def known(self, index: int, what: str) -> np.ndarray[Any, Any]:
         """The elements of an input, which must be known while importing. Raises Refused."""

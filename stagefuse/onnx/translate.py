@@ -24,7 +24,7 @@ from .node import Node, Rows, Val
 from .reading import HELD, array_of, dtype_of
 from .record import Written, records
 from .suspects import Ends, alike, at_least, equal_at, maxima, minima, quotients, solved
-from .text import literal, size_text
+from .text import listed, literal, size_text
 
 MAX_UNFOLDED = 5_000
 """Nodes that functions and loops may unfold to, beside ten times those that the file holds."""
@@ -397,11 +397,14 @@ class Translator:
 
 def _stacked(known: np.ndarray[Any, Any]) -> str:
     """Sizes as a tensor."""
+    items = [f"i64({size_text(v)})" for v in known.reshape(-1)]
     if not known.shape:
-        return f"i64({size_text(known.item())})"
-    if known.ndim > 1:
-        return f"stack([{', '.join(map(_stacked, known))}])"
-    return f"stack([{', '.join(f'i64({size_text(v)})' for v in known)}])"
+        return items[0]
+    shape = listed(known.shape)
+    if known.size == 1:
+        return f"reshape({items[0]}, {shape})"
+    flat = f"stack([{', '.join(items)}])"
+    return flat if known.ndim == 1 else f"reshape({flat}, {shape})"
 
 
 def _sizes_in(known: np.ndarray[Any, Any]) -> list[Expr]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 WIDTH = 100
+MOST_NAMED = 6
+"""Inputs whose spelling alone had to change, which are listed one by one."""
 
 
 def write_source(
@@ -68,14 +70,15 @@ def _about(translator: Translator, model: onnx.ModelProto) -> str:
     """The docstring: where the model is from, and names that had to change."""
     producer = " ".join(filter(None, (model.producer_name, model.producer_version)))
     title = f"Imported from ONNX{f', made by {_plain(producer)}' if producer else ''}."
-    changed = [
-        f"`{new}` is `{_plain(old)}`"
-        for old, new in (
-            *((o, n) for o, n, _ in translator.inputs), *translator.sizes.items(),
-        )
-        if old != new
-    ]  # fmt: skip
+    pairs = [(o, n) for o, n, _ in translator.inputs if o != n]
+    spelled = [(o, n) for o, n in pairs if n == re.sub(r"\W", "_", o)]
+    alike = spelled[1:] if len(spelled) > MOST_NAMED else []
+    pairs = [p for p in pairs if p not in alike]
+    pairs += [(o, n) for o, n in translator.sizes.items() if o != n]
+    changed = [f"`{new}` is `{_plain(old)}`" for old, new in pairs]
     notes = [f"In the model, {', '.join(changed)}."] if changed else []
+    if alike:
+        notes[0] += f" {len(alike)} more inputs are spelled with `_` like `{spelled[0][1]}`."
     notes += _counted(translator)
     if not notes:
         return f'"""{title}"""'
@@ -110,7 +113,8 @@ def _results(translator: Translator, body: Body) -> list[tuple[str, str, TensorT
     plain = {text for _, text, _ in translator.results}
     found = []
     for number, (name, text, type) in enumerate(translator.results):
-        label = text if text.isidentifier() and text not in taken.taken else taken.value(name)
+        is_own = text.isidentifier() and body.hints.get(text, "").endswith(name)
+        label = text if is_own and text not in taken.taken else taken.value(name)
         while label in plain and label != text:
             label = taken.value(label)
         taken.taken.add(label)

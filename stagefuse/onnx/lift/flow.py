@@ -90,13 +90,17 @@ class Flow:
         first = self.read(0, members[0])
         return len(members) == 1 and not first.is_scope and first.path == bases[0]
 
-    def parameters(self) -> list[Place]:
-        """One slot for each tensor that must be handed over."""
-        seen: dict[tuple[int, ...], Place] = {}
-        for slot in self._outside():
+    def parameters(self) -> list[list[Place]]:
+        """The slots that read each tensor that must be handed over."""
+        return self._alike(self._outside())
+
+    def _alike(self, slots: Sequence[Place]) -> list[list[Place]]:
+        """Slots that read the same tensor as others in every occurrence, together."""
+        found: dict[tuple[int, ...], list[Place]] = {}
+        for slot in slots:
             key = tuple(id(self.read(k, slot)) for k in range(len(self.starts)))
-            seen.setdefault(key, slot)
-        return list(seen.values())
+            found.setdefault(key, []).append(slot)
+        return list(found.values())
 
     def types(self) -> list[TensorType] | None:
         """Types of the parameters that fit all occurrences; None if there are none.
@@ -105,7 +109,7 @@ class Flow:
         """
         names: dict[tuple[Expr, ...], Expr] = {}
         found, plain, named = [], set(), self._sizes()
-        for slot in self.parameters():
+        for slot, *_ in self.parameters():
             types = [self.read(k, slot).type for k in range(len(self.starts))]
             first = types[0]
             if first is None or any(
@@ -185,15 +189,10 @@ class Flow:
         return [s for s in self._from_outside()
                 if len({id(self.read(k, s)) for k in range(len(self.starts))}) == 1]  # fmt: skip
 
-    def loop_items(self) -> list[Place]:
-        """One slot for each tensor that differs from turn to turn."""
+    def loop_items(self) -> list[list[Place]]:
+        """The slots that read each tensor that differs from turn to turn."""
         same = set(self.invariant())
-        seen: dict[tuple[int, ...], Place] = {}
-        for slot in self._from_outside():
-            if slot not in same:
-                key = tuple(id(self.read(k, slot)) for k in range(len(self.starts)))
-                seen.setdefault(key, slot)
-        return list(seen.values())
+        return self._alike([s for s in self._from_outside() if s not in same])
 
     # Weights and numbers
 

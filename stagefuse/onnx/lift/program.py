@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -171,10 +172,10 @@ def reachable(results: Sequence[Term]) -> list[Term]:
 def demanded(results: Sequence[Term]) -> list[Term]:
     """The same terms, each directly before what needs it first.
 
-    What several need and no weights are in stands as early as it can: it is no part of a layer.
+    What several layers need and no layer makes, such as a mask, comes before them all.
     """
     place: dict[Term, None] = {}
-    stack = [(r, False) for r in reversed(results)]
+    stack = [(r, False) for r in (*reversed(results), *reversed(_shared(results)))]
     while stack:
         term, is_done = stack.pop()
         if term in place:
@@ -186,6 +187,26 @@ def demanded(results: Sequence[Term]) -> list[Term]:
             stack.append((term, True))
             stack += [(p, False) for p in reversed(parts) if p not in place]
     return list(place)
+
+
+def _shared(results: Sequence[Term]) -> list[Term]:
+    """What layers, whose weights are numbered, read of what is in no layer, if it is read twice."""
+    inside, reads, shared = set[Term](), set[Term](), dict[Term, None]()
+    for term in reachable(results):
+        is_leaf = term.kind in ("weight", "scope", "input")
+        parts = [] if is_leaf else operands(term)
+        tensors = term.args if term.kind == "scope" else (term,) if term.kind == "weight" else ()
+        if any(p in inside for p in parts) or any(map(_is_numbered, tensors)):
+            inside.add(term)
+        for part in parts:
+            if term in inside and part not in inside and part in reads and part.is_operation:
+                shared[part] = None
+            reads.add(part)
+    return list(shared)
+
+
+def _is_numbered(weight: Term) -> bool:
+    return any(p.isdigit() for p in re.split(r"[./]", weight.value))
 
 
 def numbers_of(term: Term) -> list[Term]:

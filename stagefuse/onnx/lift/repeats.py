@@ -7,6 +7,7 @@ is folded first. A function or loop is a statement like others, so that larger o
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ from typing import TypeAlias
 from .flow import MOST_SCOPES, Flow, Group, Place
 from .program import Apply, Compute, Function, Loop, Program, Statement, Value, read_by
 from .terms import Term
+from .unfold import unfold
 from .words import suggestion
 
 LONGEST = 160
-MOST_PARAMETERS, MOST_NUMBERS, MOST_TARGETS, MOST_RESULTS = MOST_SCOPES, 4, 3, 4
+MOST_PARAMETERS, MOST_NUMBERS, MOST_TARGETS, MOST_RESULTS = MOST_SCOPES, 4, 3, 5
 LEAST_GAIN, LEAST_BODY = 40, 90
+ROUNDS = 3
+"""Times that is folded what is left when functions that are not worth it have been written out."""
 BEGINS = 30
 """What it is worth that a function begins with a layer, not with the end of the one before."""
 TRIED = 600
@@ -29,20 +33,48 @@ TRIED = 600
 Slot: TypeAlias = "Value | Term"
 
 
-def fold(program: Program, names: Sequence[str]) -> None:
-    """Fold what repeats, the best first, until nothing is worth it. `names` are the tensors'."""
-    folder = _Folder(program, list(names))
+def fold(program: Program, names: Sequence[str], inner_first: bool) -> None:
+    """Fold what repeats, the best first, until nothing is worth it. `names` are the tensors'.
+
+    `inner_first` folds what repeats inside the best before it: blocks of many layers are shared
+    then, but layers may differ by it.
+    """
+    for _ in range(ROUNDS):
+        before = len(program.body), [f.name for f in program.functions]
+        folder = _Folder(program, list(names), inner_first)
+        while folder.step():
+            pass
+        for function in list(program.functions):
+            _fold_within(program, function, inner_first)
+        unfold(program, _is_worth)
+        if before == (len(program.body), [f.name for f in program.functions]):
+            return
+
+
+def _fold_within(program: Program, function: Function, inner_first: bool) -> None:
+    """Fold what repeats in the body of a function; what comes of it stands before that."""
+    inner = Program(function.body, function.results)
+    folder = _Folder(inner, [], inner_first)
+    folder.taken = {f.name for f in program.functions}
     while folder.step():
         pass
-    for function in list(program.functions):
-        inner = Program(function.body, function.results)
-        within = _Folder(inner, [])
-        within.taken = {f.name for f in program.functions}
-        while within.step():
-            pass
-        function.body = inner.body
-        at = program.functions.index(function)
-        program.functions[at:at] = inner.functions
+    function.body = inner.body
+    at = program.functions.index(function)
+    program.functions[at:at] = inner.functions
+
+
+def _is_worth(function: Function, times: int) -> bool:
+    """Whether so many calls of a function and the function itself are shorter than its body."""
+    inner = sum(s.cost for s in function.body)
+    count, results = len(function.params), len(function.results)
+    return _saved(inner, times, count, results, function.body[0]) > LEAST_GAIN
+
+
+def _saved(inner: int, times: int, count: int, results: int, first: Statement) -> int:
+    """Characters that a function of `count` parameters saves, where `inner` are in its body."""
+    call = 12 + 9 * count + 8 * (results - 1)
+    begins = any(v.path is not None for v in first.reads)
+    return inner * (times - 1) - times * call - 50 - 12 * count + BEGINS * begins
 
 
 @dataclass
@@ -61,8 +93,8 @@ class _Found:
 
 
 class _Folder:
-    def __init__(self, program: Program, names: list[str]) -> None:
-        self.program, self.names = program, names
+    def __init__(self, program: Program, names: list[str], inner_first: bool) -> None:
+        self.program, self.names, self.inner_first = program, names, inner_first
         self.taken: set[str] = set()
         self.children: dict[str, set[str]] = defaultdict(set)
         for name in names:
@@ -77,7 +109,7 @@ class _Folder:
             self.readers[value].append(number)
         candidates = self._candidates(self.program.body)
         best = self._best(candidates)
-        while best is not None:
+        while best is not None and self.inner_first:
             inner = self._best([c for c in candidates if best.holds_twice(c[1], c[2])])
             if inner is None:
                 break
@@ -156,9 +188,7 @@ class _Folder:
         count = len(flow.parameters()) + len(groups) + varying
         if count > MOST_PARAMETERS or varying > MOST_NUMBERS:
             return 0
-        begins = any(v.path is not None for v in first[0].reads)
-        call = 12 + 9 * count + 8 * (len(flow.outs) - 1)
-        return saved - len(starts) * call - 50 - 12 * count + BEGINS * begins
+        return _saved(inner, len(starts), count, len(flow.outs), first[0])
 
     def _indexed(self, bases: Sequence[str]) -> tuple[str, int, bool] | None:
         """`a.b.0`, `a.b.1`: the scope above, the first number, whether those are all below it."""
@@ -180,31 +210,32 @@ class _Folder:
         inputs = flow.parameters()
         numbers = flow.varying_numbers()
         types = flow.types() or []
-        copies: dict[Value, Value] = {}
+        given: dict[Place, Value] = {}
         params: list[Value] = []
-        for slot, type in zip(inputs, types, strict=True):
-            value = flow.read(0, slot)
-            copies[value] = Value(type, parameter_name(value) if params else "x")
-            params.append(copies[value])
+        for slots, type in zip(inputs, types, strict=True):
+            values = [flow.read(k, slots[0]) for k in range(len(flow.starts))]
+            name = _shared_name(values) or (parameter_name(values[0]) if params else "x")
+            params.append(Value(type, name))
+            given.update(dict.fromkeys(slots, params[-1]))
         bases = []
         for members, paths in groups:
             is_tensor = flow.is_tensor(members, paths)
             own = flow.read(0, members[0]).type if is_tensor else None
             bases.append(Value(own, is_scope=not is_tensor))
         constants = [_constant(flow, slot) for slot in numbers]
-        body = _copied(flow, 0, copies, groups, bases, dict(zip(numbers, constants, strict=True)))
+        body = _copied(flow, groups, bases, dict(zip(numbers, constants, strict=True)), given)
         results = [body[t].gives[r] for t, r in flow.outs]
         name = self._name(groups)
         function = Function(name, [*params, *bases, *constants], body, results)
         self.program.functions.append(function)
         calls: dict[int, Statement] = {}
         for k, start in enumerate(flow.starts):
-            reads = [flow.read(k, slot) for slot in inputs]
+            reads = [flow.read(k, slots[0]) for slots in inputs]
             for (_, paths), base in zip(groups, bases, strict=True):
                 reads.append(Value(base.type, path=paths[k], is_scope=base.is_scope))
-            given = [flow.number(k, slot) for slot in numbers]
+            varying = [flow.number(k, slot) for slot in numbers]
             gives = [flow.body[start + t].gives[r] for t, r in flow.outs]
-            calls[start] = Apply(function, reads, given, gives)
+            calls[start] = Apply(function, reads, varying, gives)
         self._replace(flow, calls)
 
     def _loop(self, flow: Flow) -> None:
@@ -212,7 +243,7 @@ class _Folder:
         numbers, rest = flow.varying_numbers(), flow.loop_items()
         targets: list[Value] = []
         rows: list[list[Slot]] = [[] for _ in flow.starts]
-        copies: dict[Value, Value] = {}
+        given: dict[Place, Value] = {}
         indexed = [self._indexed(paths) for _, paths in groups]
         bases: list[Value] = []
         plain = not numbers and not rest and all(i is not None for i in indexed)
@@ -236,12 +267,13 @@ class _Folder:
                 targets.append(base)
                 for k, path in enumerate(paths):
                     rows[k].append(Value(base.type, path=path, is_scope=not tensor))
-            for slot in rest:
-                value = flow.read(0, slot)
-                copies[value] = Value(value.type, parameter_name(value))
-                targets.append(copies[value])
-                for k in range(len(flow.starts)):
-                    rows[k].append(flow.read(k, slot))
+            for slots in rest:
+                values = [flow.read(k, slots[0]) for k in range(len(flow.starts))]
+                name = _shared_name(values) or parameter_name(values[0])
+                targets.append(Value(values[0].type, name))
+                given.update(dict.fromkeys(slots, targets[-1]))
+                for row, value in zip(rows, values, strict=True):
+                    row.append(value)
         constants = []
         for slot in numbers:
             constants.append(_constant(flow, slot))
@@ -253,9 +285,8 @@ class _Folder:
             begin = flow.read(0, slots[0])
             inside = Value(begin.type)
             carried.append((begin, inside, out, slots))
-        slot_copies = {s: inside for _, inside, _, slots in carried for s in slots}
-        body = _copied(flow, 0, copies, groups, bases, dict(zip(numbers, constants, strict=True)),
-                       slot_copies)  # fmt: skip
+        given.update({s: inside for _, inside, _, slots in carried for s in slots})
+        body = _copied(flow, groups, bases, dict(zip(numbers, constants, strict=True)), given)
         last = flow.starts[-1]
         leaves = [body[t].gives[r] for t, r in flow.outs]
         gives = [flow.body[last + t].gives[r] for t, r in flow.outs]
@@ -364,6 +395,12 @@ def _cuts(body: list[Statement], results: Sequence[Value]) -> list[int]:
     return [0, *(n for n in inner if live[n - 1] >= live[n] <= live[n + 1]), len(body)]
 
 
+def _shared_name(values: Sequence[Value]) -> str:
+    """What inputs are called that differ in a number: `past_0_key`, `past_1_key`."""
+    names = {re.sub(r"_?[0-9]+(?=_|$)", "", v.name) for v in values}
+    return names.pop() if len(names) == 1 else ""
+
+
 def parameter_name(value: Value) -> str:
     """A name for a tensor that is handed over: an input's without its number, or of what it is."""
     if value.maker is None:
@@ -373,17 +410,15 @@ def parameter_name(value: Value) -> str:
 
 
 def _copied(
-    flow: Flow, k: int, copies: dict[Value, Value],
-    groups: list[Group], bases: list[Value],
-    numbers: dict[Place, Value], slots: dict[Place, Value] | None = None,
+    flow: Flow, groups: list[Group], bases: list[Value], numbers: dict[Place, Value],
+    given: dict[Place, Value],
 ) -> list[Statement]:
-    """One occurrence as a body of its own: reads of parameters and of paths below them."""
-    copies = dict(copies)
-    given = dict(slots or {})
+    """The first occurrence as a body of its own: `given` are parameters by the slots that read
+    them, to which paths below the bases are added."""
     for (members, paths), base in zip(groups, bases, strict=True):
         for slot in members:
-            value = flow.read(k, slot)
-            rest = (value.path or "")[len(paths[k]) :].lstrip(".")
+            value = flow.read(0, slot)
+            rest = (value.path or "")[len(paths[0]) :].lstrip(".")
             if base.path is None and not rest:
                 given[slot] = base
             elif base.path is not None:  # below a number: `w.layers[i].rest`
@@ -391,9 +426,10 @@ def _copied(
                 given[slot] = Value(value.type, path=path, base=base.base, is_scope=value.is_scope)
             else:
                 given[slot] = Value(value.type, path=rest, base=base, is_scope=value.is_scope)
+    copies: dict[Value, Value] = {}
     made: list[Statement] = []
     for t in range(flow.length):
-        statement = flow.body[flow.starts[k] + t]
+        statement = flow.body[flow.starts[0] + t]
         reads = [given.get((t, j)) or copies.get(v, v) for j, v in enumerate(statement.reads)]
         gives = [Value(v.type, v.hint) for v in statement.gives]
         copies.update(zip(statement.gives, gives, strict=True))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -61,7 +63,8 @@ class Naming:
             scope, _, last = self.cleaned(tensor.value).rpartition(".")
             (exact if last == end else near).append(scope)
         own = [s for s in exact + near if s]
-        named = scope_of(hint).removeprefix(self.prefix)
+        told = scope_of(hint)
+        named = self.below_known(told) or told.removeprefix(self.prefix)
         yield from own[: len(exact)] if exact else []
         yield from [named] if named else []
         yield from own
@@ -71,6 +74,28 @@ class Naming:
         while True:
             yield f"{base}_{number}"
             number += 1
+
+    def below_known(self, path: str) -> str:
+        """A path that an exporter began below the model's name, from where tensors are named:
+        `layers.0.fc.q` where they are `net.layers.0.fc.k`. Empty if no tensors tell, or several."""
+        parts = path.split(".")
+        for n in range(len(parts) - 1, 0, -1):
+            scopes = self.ends[".".join(parts[:n])]
+            if len(scopes) == 1:
+                return ".".join([*scopes, *parts[n:]])
+            if scopes:
+                break
+        return ""
+
+    @cached_property
+    def ends(self) -> dict[str, set[str]]:
+        """The scopes of the model's tensors, by each path that they end in."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for scope in {s for key in self.arrays for s in _above(self.cleaned(key))}:
+            parts = scope.split(".")
+            for n in range(len(parts)):
+                found[".".join(parts[n:])].add(scope)
+        return found
 
     def _is_free(self, key: str, claim: tuple[Term, str]) -> bool:
         if key in self.absent or self.claims.get(key, claim) != claim:
@@ -89,6 +114,12 @@ class Naming:
     def stored(self) -> dict[str, Array]:
         """The tensors of the new file."""
         return {k: _stored(self.arrays[t.value], how) for k, (t, how) in self.claims.items()}
+
+
+def _above(key: str) -> list[str]:
+    """The scopes that a tensor is in."""
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
 def _stored(array: Array, how: str) -> Array:

@@ -23,6 +23,8 @@ from .scopes import Naming, named_weights
 from .terms import Term, Terms
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
+MOST_TRIED = 2000
+"""Terms of a program that is folded in both ways, the inner first and the outer first."""
 RULES = (*views.RULES, *layers.RULES, *activations.RULES, *attention.RULES)
 
 
@@ -52,8 +54,9 @@ def lifted(
     order = reachable(roots)
     hints = {o: t.hint for t in reversed(order) for o in t.args if o.kind == "scope"}
     naming = named_weights(order, hints, arrays, reader.kept)
-    tries = [_written(in_order, roots, naming, body, inputs, results)
-             for in_order in (order, demanded(roots))]  # fmt: skip
+    ways = (True, False) if len(order) <= MOST_TRIED else (True,)
+    tries = [_written(in_order, roots, naming, body, inputs, results, inner_first)
+             for in_order in (order, demanded(roots)) for inner_first in ways]  # fmt: skip
     functions, lines = min(tries, key=lambda t: sum(map(len, (*t[0], *t[1]))))
     return Lifted(functions, lines, naming.stored())
 
@@ -61,10 +64,11 @@ def lifted(
 def _written(
     order: Sequence[Term], roots: Sequence[Term], naming: Naming, body: Body,
     inputs: Sequence[tuple[str, TensorType]], results: Sequence[tuple[str, str]],
+    inner_first: bool,
 ) -> tuple[list[str], list[str]]:
     """Functions and lines, for operations in one order."""
     program = Program(*program_of(order, roots, naming.paths))
-    fold(program, list(naming.claims))
+    fold(program, list(naming.claims), inner_first)
     taken = [*(name for name, _ in inputs), *body.frame.dims, *(f.name for f in program.functions)]
     functions = [_function(f, [*body.frame.dims, *(g.name for g in program.functions)])
                  for f in program.functions]  # fmt: skip

@@ -120,7 +120,7 @@ def _trilu(n: Node) -> str:
     sign = ">=" if n.attr("upper", 1) else "<="
     kept = f"iota({size_text(columns)})[None, :] - iota({size_text(rows)})[:, None] {sign} {k}"
     zero = "False" if value.dtype.is_bool else "0.0" if value.dtype.is_float else "0"
-    return f"select({kept}, {n.x(0)}, {zero})"
+    return f"select({n.let('kept', kept).text}, {n.x(0)}, {zero})"
 
 
 @op("Dropout", unread=["seed", "is_test"])

@@ -156,8 +156,21 @@ def _bound(n: Node, value: float) -> str:
 
 @op("Where")
 def _where(n: Node) -> str:
-    plain = n.operand(2) if n.val(1).known is None or n.val(1).rank else n.x(2)
-    return f"select({n.x(0)}, {n.operand(1) if plain == n.x(2) else n.x(1)}, {plain})"
+    """A single number is a literal, where it does not make the result larger; of two the first
+    must tell the dtype, unless that is what a literal has."""
+    choice, *values = (n.val(k) for k in range(3))
+    numbers = [n.number(1), n.number(2)]
+    texts = []
+    for k, (value, number) in enumerate(zip(values, numbers, strict=True)):
+        is_alone = numbers[1 - k] is None
+        rank = max(choice.rank, values[1 - k].rank if is_alone else 0)
+        if number is None or value.rank > rank:
+            texts.append(n.x(1 + k))
+        elif is_alone or value.dtype.name in ("f32", "i64", "bool"):
+            texts.append(literal(number))
+        else:
+            texts.append(f"{value.dtype}({literal(number)})")
+    return f"select({n.x(0)}, {', '.join(texts)})"
 
 
 @op("Cast", "CastLike", unread=["saturate", "round_mode"])

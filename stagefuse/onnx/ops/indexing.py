@@ -9,7 +9,7 @@ from stagefuse.dsl.dims import Expr
 from ..errors import Refused
 from ..node import Node, axis_of
 from ..record import Written, op
-from ..text import size_text
+from ..text import listed, size_text
 from .shapes import subscript
 
 
@@ -46,6 +46,9 @@ def _gather_nd(n: Node) -> Written:
     depth = ids.shape[-1].as_int()
     if depth is None:
         raise Refused("positions of a number of axes that varies", "a constant last size")
+    if depth == 1 and not batch and value.rank > 1:
+        rows = f"reshape({n.x(1)}, {listed(ids.shape[:-1])})"
+        return f"{n.bound(value)}[{rows}{', :' * (value.rank - 1)}]"
     place = n.bound(ids, "ids")
     outer = [f"b{k}" for k in range(batch)]
     inner = [f"q{k}" for k in range(ids.rank - 1 - batch)]

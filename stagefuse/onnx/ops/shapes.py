@@ -95,13 +95,19 @@ def _expand(n: Node) -> str:
     left = [as_expr(1)] * (rank - len(own)) + own
     right = [as_expr(1)] * (rank - len(wanted)) + wanted
     shape = [a if b.as_int() == 1 else b for a, b in zip(left, right, strict=True)]
+    number = n.number(0)
+    if number is not None:
+        return f"full({listed(shape)}, {literal(number)}, {n.val(0).dtype})"
     return f"broadcast_to({n.x(0)}, {listed(shape)})"
 
 
 @op("Concat")
-def _concat(n: Node) -> str:
+def _concat(n: Node) -> Written:
+    axis = n.attr("axis", 1)
+    if len(n.inputs) == 1:
+        return n.val(0)
     parts = [n.x(k) for k in range(len(n.inputs))]
-    return f"concat([{', '.join(parts)}], axis={n.attr('axis', 1)})"
+    return f"concat([{', '.join(parts)}], axis={axis})"
 
 
 @op("Split")
@@ -228,11 +234,14 @@ def _tile(n: Node) -> Written:
     repeats = n.sizes(1, "repeats")
     if len(repeats) != value.rank:
         raise Refused(f"{len(repeats)} repeats for {value.rank} dimensions")
+    shape = [d * r for d, r in zip(value.shape, repeats, strict=True)]
+    if shape == list(value.shape):
+        return value
+    if all(1 in (d.as_int(), r.as_int()) for d, r in zip(value.shape, repeats, strict=True)):
+        return f"broadcast_to({n.x(0)}, {listed(shape)})"
     text = n.bound(value)
     names = [f"i{k}" for k in range(value.rank)]
-    if not names:
-        return value
-    ends = [size_text(d * r) for d, r in zip(value.shape, repeats, strict=True)]
+    ends = [size_text(d) for d in shape]
     at = [
         name if r.as_int() == 1 else f"{name} % ({size_text(d)})"
         for name, r, d in zip(names, repeats, value.shape, strict=True)
