@@ -9,7 +9,7 @@ from stagefuse.compiler.graph import Indirect, Ref
 from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.interpret import index_values
 from stagefuse.dsl.dims import Expr, as_expr, sym
-from stagefuse.dsl.dtypes import I64
+from stagefuse.dsl.dtypes import I64, U64
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
@@ -108,6 +108,8 @@ def _lower_scatter(kind: str) -> Callable[..., list[Ref]]:
     def lower(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
         base, ids, updates = refs
         axis = attrs.get("axis", 0) % results[0].rank
+        if b.type(ids).dtype == U64:  # one beyond i64 is out of range, and not negative
+            ids = b.map("minimum", ids, b.scalar((1 << 63) - 1, U64, b.type(ids).shape))
         return [b.scatter(kind, base, b.cast(ids, I64), updates, axis)]
 
     return lower

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..dims import Expr, const, floordiv, maximum, minimum, sym
-from ..dtypes import I64
 from ..facts import Facts
 from ..source import Span
 from .record import Recorder
@@ -115,7 +114,7 @@ def select(
         if isinstance(item, Ids):
             into, place = layout.into(item.tensor), const(0)
         tensor = item.start if isinstance(item, Run) else item.tensor
-        tensor = layout.operand(tensor, item.span)
+        tensor = layout.recorder.positions(tensor, item.span)
         if checked or isinstance(item, Run):
             length = item.length if isinstance(item, Run) else const(1)
             tensor = recorder.within(tensor, extent, length, span)
@@ -219,13 +218,6 @@ class _Layout:
             message = f"{text} for a dimension of size {extent}"
             self.recorder.check(gap, ">=0", message, item.span)
         return at
-
-    def operand(self, tensor: Tensor, span: Span) -> Tensor:
-        if tensor.type.dtype == I64:
-            return tensor
-        wide = tensor.type.with_dtype(I64)
-        attributes = (("dtype", I64),)
-        return self.recorder.apply("cast", (tensor,), attributes, (wide,), span)[0]
 
     def into(self, tensor: Tensor) -> tuple[Expr, ...]:
         """The indices into an index tensor, aligned at the last axis."""

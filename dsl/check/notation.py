@@ -12,11 +12,9 @@ from typing import Any
 
 from .. import ast
 from ..dims import Expr, const, sym
-from ..dtypes import I64
 from ..frozen import Frozen
 from ..signature import OpError
 from ..source import Span
-from ..types import TensorType
 from . import expressions, literals
 from .apply import Arg, size, unindexed
 from .frame import Frame
@@ -247,7 +245,7 @@ class Notation:
             value = frame.recorder.weight(value, item.span)
         if not isinstance(value, Tensor) or value.type.rank or not value.type.dtype.is_int:
             raise Failed("E0216", "an index is an integer", item.span, describe(value))
-        operands.append(_as_i64(frame, value, item.span))
+        operands.append(frame.recorder.positions(value, item.span))
         into = tuple(sym(name) for name, _ in value.space)
         return ("tensor", len(operands) - 1, into, const(1), const(0))
 
@@ -269,7 +267,7 @@ class Notation:
                 into.append(wrapped(frame.recorder, size(value) or const(0), extent))
             else:
                 return None
-        operands.append(_as_i64(frame, ids, item.span))
+        operands.append(frame.recorder.positions(ids, item.span))
         return ("tensor", len(operands) - 1, tuple(into), const(1), const(0))
 
 
@@ -281,14 +279,6 @@ def _is_affine(node: Any) -> bool:
         named = isinstance(node.fn, ast.Name) and node.fn.name in ("minimum", "maximum")
         return named and all(map(_is_affine, node.args))
     return all(map(_is_affine, children(node)))
-
-
-def _as_i64(frame: Frame, tensor: Tensor, span: Span) -> Tensor:
-    if tensor.type.dtype == I64:
-        return tensor
-    wide = TensorType(I64, tensor.full_type.shape)
-    attributes = (("dtype", I64),)
-    return frame.recorder.apply("cast", (tensor,), attributes, (wide,), span, tensor.space)[0]
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..dims import Expr, const, minimum, sym
-from ..dtypes import BOOL, F32, I64, DType
+from ..dtypes import BOOL, F32, I64, U64, DType
 from ..facts import Facts
 from ..program import Apply, Check, ValueId
 from ..source import Span
@@ -122,6 +122,17 @@ class Recorder:
         """A literal as a scalar of `dtype`."""
         key = ("constant", type(value), repr(value), dtype)
         return self._once(key, "constant", (("value", value),), TensorType(dtype, ()), span)
+
+    def positions(self, tensor: Tensor, span: Span) -> Tensor:
+        """Integers as i64 positions; one beyond i64 is the greatest, which no axis has."""
+        if tensor.type.dtype == I64:
+            return tensor
+        full = tensor.full_type
+        if tensor.type.dtype == U64:
+            operands = (tensor, self.number((1 << 63) - 1, U64, span))
+            (tensor,) = self.apply("minimum", operands, (), (full,), span, tensor.space)
+        wide = full.with_dtype(I64)
+        return self.apply("cast", (tensor,), (("dtype", I64),), (wide,), span, tensor.space)[0]
 
     def dim(self, value: Dim, span: Span) -> Tensor:
         """An integer expression as an i64 scalar, or one per position of index notation."""

@@ -126,3 +126,16 @@ def test_an_index_out_of_range_names_the_size_of_the_axis(tmp_path: Path) -> Non
         with pytest.raises(sf.IndexOutOfRange, match=said) as found:
             pipe(x=x, i=np.array([i]), j=np.array([j]))
         assert found.value.line == 2
+
+
+@pytest.mark.parametrize(
+    "body", ["x[i]", "y[k] = x[i[k]]\n    y", "x[i[0] : i[0] + 1]", "scatter_add(x, i, ones([K]))"]
+)
+def test_unsigned_positions_beyond_i64_are_out_of_range(tmp_path: Path, body: str) -> None:
+    head = "pipeline p(x: f32[N], i: u64[K])\nwhere N >= 1, K == 1:\n"
+    pipe = compiled(tmp_path, f"{head}    {body}\n")
+    x = np.arange(5, dtype=np.float32)
+    for at in (5, 1 << 63, (1 << 64) - 1):
+        with pytest.raises(sf.IndexOutOfRange, match="the axis has size 5"):
+            pipe(x=x, i=np.array([at], np.uint64))
+    assert np.ravel(pipe(x=x, i=np.array([4], np.uint64)))[-1] in (4, 5)
