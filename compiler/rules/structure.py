@@ -187,6 +187,8 @@ def _reduce_of_reduce(m: Match) -> Made:
     assert isinstance(outer, Reduce)
     if not isinstance(inner, Reduce) or inner.kind != outer.kind or not m.once[0]:
         return None
+    if outer.kind.startswith("arg"):  # positions of positions are not those of the elements
+        return None
     if outer.kind not in EXACT_KINDS and not m.type.dtype.is_int:
         return None
     (x,) = m.under(m.operands[0])

@@ -139,3 +139,14 @@ def test_unsigned_positions_beyond_i64_are_out_of_range(tmp_path: Path, body: st
         with pytest.raises(sf.IndexOutOfRange, match="the axis has size 5"):
             pipe(x=x, i=np.array([at], np.uint64))
     assert np.ravel(pipe(x=x, i=np.array([4], np.uint64)))[-1] in (4, 5)
+
+
+def test_a_position_of_positions_is_not_that_of_the_elements(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    pipe = compiled(tmp_path, "pipeline p(x: i64[M, N]) where M >= 1, N >= 1:\n"
+                              "    argmax(argmax(x, axis=0), axis=0), argmin(argmin(x, axis=1))\n")
+    for shape in ((1, 5), (3, 7)):
+        x = rng.integers(-9, 9, shape)
+        found = pipe(x=x)
+        assert (found[0], found[1]) == (x.argmax(0).argmax(0), x.argmin(1).argmin())
