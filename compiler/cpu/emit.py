@@ -93,7 +93,7 @@ class KernelWriter(ProductWriter):
             noted = code.emit("load i64, ptr %status, align 8", "i64")
             code.branch_if(noted.compare("eq", 0), run, skip)
             code.start(run)
-        self._open_caches()
+        self._open()
         self._allocate()
         self._aliases()
         self._tables()

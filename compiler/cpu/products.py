@@ -14,7 +14,7 @@ from .fetch import FetchWriter
 from .ir import Value
 from .memory import Memory
 from .module import Module
-from .scratch import SCRATCH_ALIGN, Cache, Source, caches_of, padded, places_of, source_of
+from .scratch import SCRATCH_ALIGN, Cache, Source, caches_of, keeps, padded, places_of, source_of
 from .tile import TileShape, tile_text
 
 
@@ -35,6 +35,7 @@ class ProductWriter(FetchWriter):
         self.caches: dict[Source, tuple[Cache, Value]] = {}
         self.cut: dict[Source, Value] = {}  # what was cut before the kernel runs
         self.has_tiles: Value | None = None
+        self.is_first: Value | None = None
 
     def _tile(self, s: TileProduct) -> None:
         dst, a, panel = self.memory[s.dst], self.memory[s.a], self.memory[s.panel]
@@ -99,10 +100,21 @@ class ProductWriter(FetchWriter):
         )
 
     def _tables(self) -> None:
-        """Fills the tables of where panels' rows begin, for all steps of the range."""
-        for place, count in places_of(self.kernel.body):
+        """Fills the tables of where panels' rows begin, at the thread's first range of a step."""
+        found = list(places_of(self.kernel.body))
+        for place, count in found:
             self.places[place, count] = self._scratch(padded(count * 8))
-            self._fill(self.places[place, count], place, count)
+        if not found:
+            return
+        assert self.is_first is not None
+        fill, after = self.code.label("tables"), self.code.label("filled")
+        self.code.branch_if(self.is_first, fill, after)
+        self.code.start(fill)
+        with self._scope():
+            for place, count in found:
+                self._fill(self.places[place, count], place, count)
+        self.code.branch(after)
+        self.code.start(after)
 
     def _fill(self, table: Value, place: Expr, count: Expr) -> None:
         """A table of an expression over `k`, i64 each."""
@@ -117,30 +129,38 @@ class ProductWriter(FetchWriter):
         zero = self.code.const(0, "i64")
         self._loop(zero, self.index(count), [], body, [], {"k"}, True, True)
 
+    def _open(self) -> None:
+        """Notes whether this is the thread's first range of a step: the first word of its scratch
+        is then 0. What is kept there from range to range is made in the first one."""
+        if not keeps(self.kernel):
+            return
+        mark = self._scratch(const(SCRATCH_ALIGN))
+        seen = self.code.emit(f"load i64, ptr {mark.text}, align 8", "i64")
+        self.code.line(f"store i64 1, ptr {mark.text}, align 8")
+        self.is_first = seen.compare("eq", 0)
+        self._open_caches()
+
     # products of pieces
 
     def _open_caches(self) -> None:
-        """Has the thread's tiles ready and its caches empty, at its first range of a step: the
-        first word of its scratch is then 0."""
+        """Has the thread's tiles ready and, at first, its caches empty."""
         found = caches_of(self.kernel) if self.module.level == "v4" else {}
         if not found:
             return
         code = self.code
-        mark = self._scratch(const(SCRATCH_ALIGN))
         self.caches = {key: (cache, self._scratch(cache.size)) for key, cache in found.items()}
         slot = len(self.kernel.buffers) + len(self.kernel.dims)
         for number, key in enumerate(k for k, cache in found.items() if cache.rows is not None):
             self.cut[key] = self._slot(code.value("%args", "ptr"), slot + number, "ptr")
         on = code.emit("load i32, ptr @sf.uses_tiles, align 4", "i32").compare("ne", 0)
         self.has_tiles = on
+        assert self.is_first is not None
         begin, clear, after = code.label("tiles"), code.label("clear"), code.label("ready")
         code.branch_if(on, begin, after)
         code.start(begin)
         code.line("call void @sf.pieces.begin()")
-        seen = code.emit(f"load i64, ptr {mark.text}, align 8", "i64")
-        code.branch_if(seen.compare("eq", 0), clear, after)
+        code.branch_if(self.is_first, clear, after)
         code.start(clear)
-        code.line(f"store i64 1, ptr {mark.text}, align 8")
         for _, place in self.caches.values():
             code.line(
                 f"call void @llvm.memset.p0.i64(ptr align 64 {place.text}, i8 0,"

@@ -28,12 +28,18 @@ CUT_BYTES = 1_200_000
 
 def scratch_bytes(kernel: Kernel) -> Expr:
     """The private memory a thread needs for a kernel."""
-    total = const(SCRATCH_ALIGN if caches_of(kernel) else 0)
+    total = const(SCRATCH_ALIGN if keeps(kernel) else 0)
     for cache in caches_of(kernel).values():
         total = total + cache.size
     for size in _scratch_sizes(kernel.body):
         total = total + size
     return total
+
+
+def keeps(kernel: Kernel) -> bool:
+    """Whether a thread keeps something from one range of a step to the next. It has a word of its
+    own then that says so."""
+    return bool(caches_of(kernel)) or any(places_of(kernel.body))
 
 
 def padded(size: Expr) -> Expr:
