@@ -35,6 +35,8 @@ LONG = 64
 """Columns that fill their vectors well enough however they are counted."""
 SMALL, TALL = 16, 16
 """Elements of a window, and of a column of one, up to which it is written out."""
+VECTORS = 8
+"""Vectors of short rows that are reduced side by side, at most, their sums in registers."""
 LINES, TAPS = 4, 200
 """Rows that share what they read, at most, and elements that are written out for all of them."""
 SPLIT = ("sum", "max", "min")
@@ -143,8 +145,8 @@ def lower_plane(low: Lowering, plane: Plane) -> Parallel:
 
 class _Planes:
     """Windows are reduced in groups of `lines` rows, `columns` of each side by side; where rows are
-    short, all of them are one line. Of those that are `split`, the rows of each are reduced first,
-    flat over the stripe, since windows above each other share them.
+    short, all of them are one line, or as many as there are vectors. Of those that are `split`, the
+    rows of each are reduced first, flat over the stripe, since windows above each other share them.
     """
 
     def __init__(self, low: Lowering, plane: Plane) -> None:
@@ -161,7 +163,10 @@ class _Planes:
         stripe.shape(rows, wide, pitch, LANES)
         self.is_flat = (pitch.as_int() or PIECE) < SHORT
         self.columns = self._whole(pitch * (rows - 1) + wide if self.is_flat else wide)
-        self.step = pitch if self.is_flat else self.columns
+        self.step, self.apart = (pitch if self.is_flat else self.columns), pitch
+        vectors = self.columns.as_int() or 0
+        if self.is_flat and 0 < vectors <= VECTORS * LANES:
+            self.lines, self.columns, self.apart = vectors // LANES, const(LANES), const(LANES)
         self.is_known = stripe.along.size.as_int() is not None
         self.plane_of_rows = self._whole(pitch * (rows + stripe.above - 1) + wide)
 
@@ -306,7 +311,7 @@ class _Planes:
         assert across is not None
         shift = across.shift()
         place = mod(shift, across.phases) * self.plane_of_rows + sym(COLUMN)
-        place = place + (floordiv(shift, across.step) + line) * self.stripe.pitch
+        place = place + floordiv(shift, across.step) * self.stripe.pitch + line * self.apart
         return self._folded(self.inner, Load(self.rows, (Index(place),), self.dtype))
 
     def _folded(self, digits: Digits, value: Value) -> Value:
@@ -321,7 +326,7 @@ class _Planes:
             return self._part_of_rows(line)
         low, stripe = self.low, self.stripe
         operand, inside = _element(low, self.plane, const(0))
-        place = stripe.place({}) + line * stripe.pitch + sym(COLUMN)
+        place = stripe.place({}) + line * self.apart + sym(COLUMN)
         load = Load(stripe.name, (Index(place),), stripe.dtype)
         before = low.facts
         low.facts = before.with_ranges({n: (const(0), size - 1) for n, size, _ in self.inner})
