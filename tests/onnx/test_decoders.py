@@ -69,14 +69,14 @@ def test_self_attention_and_cross_attention_are_one_function(rng: np.random.Gene
         out = net.product(net.attend(q, k, v, None), f"{scope}.out")
         return net.norm(net.add("Add", [x, out]), f"{scope}.norm")
 
-    memory, x = "y", "x"
+    memory, x = "z", "x"
     for k in range(2):
         memory = block(memory, memory, f"encoder.{k}")
     for k in range(2):
         x = block(x, x, f"decoder.{k}.own")
         x = block(x, memory, f"decoder.{k}.cross")
-    model = net.model({"x": (F32, ["b", "t", WIDTH]), "y": (F32, ["b", "s", WIDTH])}, x)
-    text = require_same(model, x=drawn(rng, 2, 3, WIDTH), y=drawn(rng, 2, 5, WIDTH)).text
+    model = net.model({"x": (F32, ["b", "t", WIDTH]), "z": (F32, ["b", "s", WIDTH])}, x)
+    text = require_same(model, x=drawn(rng, 2, 3, WIDTH), z=drawn(rng, 2, 5, WIDTH)).text
     assert text.count("nn.attend(") == 1 and "scale=" not in text
     assert text.count("\nfn ") == 1 and "block(x, x, w.decoder[0].own)" in text
 
