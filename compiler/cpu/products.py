@@ -41,35 +41,15 @@ class ProductWriter(FetchWriter):
         dst, a, panel = self.memory[s.dst], self.memory[s.a], self.memory[s.panel]
         if {dst.dtype, a.dtype, panel.dtype} != {dst.dtype} or dst.dtype.bits < 32:
             raise TypeError("a tile product takes f32 or f64 throughout")
-        dots = s.panel_col not in (None, const(1))
-        if dots and (s.panel_row, s.a_col) != (const(1), const(1)):
-            raise TypeError("the columns of a panel or its rows, and a matrix's too, are adjacent")
+        if s.panel_col is not None and s.panel_col != const(1):
+            self._dots(s, s.panel_col)
+            return
         width = s.width or const(s.nr)
         rows, element = rows_of(s), scalars.REGISTER[dst.dtype.name]
         shape = TileShape(element, s.nr, rows, (s.nr, rows) in self.module.partial)
-        if not dots and shape.symbol not in self.module.micro_kernels:
+        if shape.symbol not in self.module.micro_kernels:
             self.module.micro_kernels[shape.symbol] = tile_text(shape, self.module.level)
-
-        def place(memory: Memory, offset: Expr) -> str:
-            at = self.index(offset)
-            pointer = self.code.pure(
-                f"getelementptr {shape.element}, ptr {memory.pointer.text}, i64 {at.text}", "ptr"
-            )
-            return f"ptr {pointer.text}"
-
-        def number(expr: Expr) -> str:
-            return f"i64 {self.index(expr).text}"
-
-        if s.panel_col is not None and dots:
-            symbol = dots_symbol(element)
-            self.module.micro_kernels[symbol] = dots_text(element, self.module.level)
-            self.code.line(
-                f"call void @{symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
-                f" {place(a, s.a_offset)}, {number(s.a_row)}, {place(panel, s.panel_offset)},"
-                f" {number(s.panel_col)}, {number(s.rows)}, {number(s.depth)}, {number(width)},"
-                f" i1 {int(s.accumulate)})"
-            )
-            return
+        place, number = self._place, self._number
         table = self.places[s.panel_place, s.depth].text if s.panel_place else "null"
         if source_of(s) in self.caches:
             cache, kept = self.caches[source_of(s)]
@@ -98,6 +78,35 @@ class ProductWriter(FetchWriter):
             f" {place(panel, s.panel_offset)}, {number(s.panel_row or const(0))}, ptr {table},"
             f" {number(s.rows)}, {number(s.depth)}, {number(width)}, i1 {int(s.accumulate)})"
         )
+
+    def _dots(self, s: TileProduct, step: Expr) -> None:
+        """A product by a panel whose rows are adjacent, and its columns `step` apart."""
+        if (s.panel_row, s.a_col) != (const(1), const(1)):
+            raise TypeError("the columns of a panel or its rows, and a matrix's too, are adjacent")
+        dst, a, panel = self.memory[s.dst], self.memory[s.a], self.memory[s.panel]
+        element = scalars.REGISTER[dst.dtype.name]
+        symbol = dots_symbol(element)
+        if symbol not in self.module.micro_kernels:
+            self.module.micro_kernels[symbol] = dots_text(element, self.module.level)
+        place, number = self._place, self._number
+        self.code.line(
+            f"call void @{symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
+            f" {place(a, s.a_offset)}, {number(s.a_row)}, {place(panel, s.panel_offset)},"
+            f" {number(step)}, {number(s.rows)}, {number(s.depth)},"
+            f" {number(s.width or const(s.nr))}, i1 {int(s.accumulate)})"
+        )
+
+    def _place(self, memory: Memory, offset: Expr) -> str:
+        """Where an element is, as an argument of a call."""
+        element, at = scalars.REGISTER[memory.dtype.name], self.index(offset)
+        pointer = self.code.pure(
+            f"getelementptr {element}, ptr {memory.pointer.text}, i64 {at.text}", "ptr"
+        )
+        return f"ptr {pointer.text}"
+
+    def _number(self, expr: Expr) -> str:
+        """A size as an argument of a call."""
+        return f"i64 {self.index(expr).text}"
 
     def _tables(self) -> None:
         """Fills the tables of where panels' rows begin, at the thread's first range of a step."""
