@@ -33,20 +33,28 @@ def check_product(found: Array, x: Array, matrix: Array, times: int = 1) -> None
     assert np.all(np.abs(found - exact) <= 2 * x.shape[1] * 2.0**-24 * size * times)
 
 
-@pytest.mark.parametrize("kind, rows", [*zip(KINDS, cycle([144, 137]), strict=False)])
-def test_blocks_stay_blocks(kind: str, rows: int, rng: np.random.Generator, tmp_path: Path) -> None:
-    """A layer and a table of them, for few and for many rows, whole panels and others."""
-    number, _, _, _, meaning = KINDS[kind]
-    depth = 512
-    blocks = drawn(kind, rows, depth // KINDS[kind][1], rng)
-    written(tmp_path / "m.gguf", [("l.weight", (rows, depth), number, blocks.tobytes())])
+def written_blocks(
+    kind: str, rows: int, depth: int, rng: np.random.Generator, folder: Path
+) -> tuple[Path, Array]:
+    """A source with a layer and a table of blocks, and their matrix: f32 [rows, depth]."""
+    number, values, _, _, meaning = KINDS[kind]
+    blocks = drawn(kind, rows, depth // values, rng)
+    written(folder / "m.gguf", [("l.weight", (rows, depth), number, blocks.tobytes())])
     matrix = np.array([[v for b in row for v in meaning(b)] for row in blocks], np.float32)
-    source = tmp_path / "m.pipe"
+    source = folder / "m.pipe"
     source.write_text(
         'import gguf\n\nweights w = "m.gguf"\n\n'
         f"pipeline layer(x: f32[B, {depth}]) -> f32[B, {rows}]:\n    gguf.linear(x, w.l)\n\n"
         f"pipeline table(ids: i64[B]) -> f32[B, {depth}]:\n    gguf.matrix(w.l.weight)[ids]\n"
     )
+    return source, matrix
+
+
+@pytest.mark.parametrize("kind, rows", [*zip(KINDS, cycle([144, 137]), strict=False)])
+def test_blocks_stay_blocks(kind: str, rows: int, rng: np.random.Generator, tmp_path: Path) -> None:
+    """A layer and a table of them, for few and for many rows, whole panels and others."""
+    depth = 512
+    source, matrix = written_blocks(kind, rows, depth, rng, tmp_path)
     plan = compile_file(source, levels=host_levels()[-1:])
     layer, table = (open_plan(plan, name, "cpu") for name in ("layer", "table"))
     for count in (1, 3, 300):
@@ -58,6 +66,26 @@ def test_blocks_stay_blocks(kind: str, rows: int, rng: np.random.Generator, tmp_
         table(ids=np.array([rows]))
     elements = rows * depth + -(-rows // 16) * 16 * depth  # panels are padded
     assert sum(a.nbytes for a in plan.arrays.values()) * 8 <= SIZES[kind] * elements
+
+
+@pytest.mark.parametrize(
+    "kind, arch", [*zip(KINDS, cycle(["sm_80", "sm_89", "sm_90a"]), strict=False)]
+)
+def test_blocks_in_the_emulator(
+    kind: str, arch: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """The same in PTX: rows to the last bit, products of few rows and of more than a tile has."""
+    source, matrix = written_blocks(kind, 5, 2 * KINDS[kind][1], rng, tmp_path)
+    plan = compile_file(source, targets=(arch,))
+    with (
+        open_plan(plan, "layer", "emulator") as layer,
+        open_plan(plan, "table", "emulator") as table,
+    ):
+        for count in (2, 19):
+            x = rng.standard_normal((count, matrix.shape[1])).astype(np.float32)
+            check_product(layer(x=x), x, matrix)
+        ids = rng.integers(-5, 5, 3)
+        np.testing.assert_array_equal(table(ids=ids), matrix[ids])
 
 
 K, N = 384, 192
