@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stagefuse.dsl.dtypes import F32
+from stagefuse.dsl.dtypes import F32, DType
 
 from .buffers import size_of
 from .graph import Contract, Gather, Graph, Map, Node, Position, Reduce, Ref, Scalar, View
@@ -34,9 +34,13 @@ class Softmax:
     by: str
 
 
-def find_softmax(graph: Graph, root: Ref, scores: Ref, members: set[int]) -> Softmax | None:
-    """The structure of a row kernel's only result, if it is a softmax of something of `scores`."""
-    root = plain(graph, root)
+def find_softmax(
+    graph: Graph, root: Ref, scores: Ref, members: set[int], rounds: DType | None
+) -> Softmax | None:
+    """The structure of a row kernel's only result, if it is a softmax of something of `scores`.
+
+    `rounds`: what weights are rounded to before they are multiplied."""
+    root = plain(graph, root, rounds)
     node = graph.nodes[root.node]
     if not isinstance(node.primitive, Map) or node.primitive.fn not in ("div", "mul"):
         return None

@@ -99,7 +99,7 @@ def product_of_bytes(
         total = b.cast(total, F32)
         for scale in scales:
             total = b.map("mul", total, _at_result(b, scale, s))
-    return b.cast(total, node.type.dtype)
+    return b.result(total, node.type.dtype)
 
 
 def _sums_exactly(b: Builder, node: Node, s: Sums) -> bool:

@@ -215,7 +215,7 @@ def _plain(b: Builder, node: Node, s: Sums) -> Ref:
     a, base, row = matrix_of(b, left, s.domain, s.batch, s.rows, s.depth)
     type = node.type.with_dtype(dtype)
     (product,) = b.add(s.contract(base, row, width), (a, panels), (type,))
-    return b.cast(product, node.type.dtype)
+    return b.result(product, node.type.dtype)
 
 
 def _has_few_places(

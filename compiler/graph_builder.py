@@ -122,6 +122,15 @@ class Builder:
     def cast(self, x: Ref, dtype: DType) -> Ref:
         return x if self.type(x).dtype == dtype else self.map("cast", x, dtype=dtype)
 
+    def result(self, x: Ref, dtype: DType) -> Ref:
+        """What was computed in a wider dtype, as a result: infinities stay, where a conversion to
+        f8 saturates."""
+        found = self.cast(x, dtype)
+        if dtype.name != "f8e5m2" or found == x:
+            return found
+        infinite = self.map("div", found, self.scalar(0.0, dtype, self.type(x).shape))
+        return self.map("select", self.map("isinf", x), infinite, found)
+
     def reduce(self, kind: str, x: Ref, axes: Sequence[int], dtype: DType | None = None) -> Ref:
         type = self.type(x)
         removed = sorted(a % type.rank for a in axes)

@@ -115,12 +115,15 @@ class _Joiner(OperandJoiner):
             return
         first, middle = found
         (root,), (scores,) = middle.roots, first.roots
-        softmax = find_softmax(self.graph, root, scores, middle.members)
         nodes = [self.graph.nodes[g.anchor or 0] for g in (first, last)]
+        halves = self._halves_of(*nodes)
+        stored = self._halves(nodes[0].operands[0]) if halves else None
+        rounds = None if stored is None else self.graph.type(stored).dtype
+        softmax = find_softmax(self.graph, root, scores, middle.members, rounds)
         if softmax is None or not is_narrow(*nodes):
             return
         masks = [g for g in self.groups if self._is_mask(g, middle)]
-        packs = self._halves_of(*nodes) or self._lying(*nodes)
+        packs = halves or self._lying(*nodes)
         rows = _rows_between(first, middle)
         rows.members.update(*(g.members for g in masks))
         members = rows.members.union(last.members, *(g.members for g in packs.values()))

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from .graph import Graph, Map, Reduce, Ref, Scalar, View
+from stagefuse.dsl.dtypes import DType
+
+from .graph import Contract, Graph, Map, Node, Reduce, Ref, Scalar, View
 
 
-def plain(graph: Graph, ref: Ref) -> Ref:
-    """A value before conversions between floats, which a fused kernel need not make."""
+def plain(graph: Graph, ref: Ref, rounds: DType | None = None) -> Ref:
+    """A value before conversions between floats that a fused kernel need not make: those that
+    change no value, those of products of their own dtype, and one to `rounds`."""
     node = graph.nodes[ref.node]
     while node.primitive == Map("cast") and node.type.dtype.is_float:
         (source,) = node.operands
-        if not graph.type(source).dtype.is_float:
+        before, after = graph.type(source).dtype, node.type.dtype
+        if not (_holds(after, before) or after == rounds or is_product(graph, node)):
             break
         ref, node = source, graph.nodes[source.node]
     return ref
+
+
+def _holds(wide: DType, narrow: DType) -> bool:
+    """Whether every value of a float dtype is one of another."""
+    if not narrow.is_float:
+        return False
+    return wide.digits >= narrow.digits and wide.exponent >= narrow.exponent
+
+
+def is_product(graph: Graph, node: Node) -> bool:
+    """Whether a conversion is of sums in f32 of products of its own dtype: a product in this dtype,
+    which may keep more digits inside a kernel."""
+    contract = graph.nodes[node.operands[0].node]
+    if not isinstance(contract.primitive, Contract):
+        return False
+    factor = graph.nodes[contract.operands[0].node]
+    while isinstance(factor.primitive, View):
+        factor = graph.nodes[factor.operands[0].node]
+    if factor.primitive != Map("cast"):
+        return False
+    return graph.type(factor.operands[0]).dtype == node.type.dtype
 
 
 def weight(graph: Graph, ref: Ref, axes: tuple[int, ...]) -> tuple[Ref, Ref, Ref | None] | None:

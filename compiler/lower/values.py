@@ -38,6 +38,7 @@ from ..kernel_ir import (
     Value,
 )
 from ..schedule import Schedule
+from ..softmax import is_product
 from ..value_ranges import is_position
 from .blocks import Blocks, Scope, Sites
 from .expressions import all_of, as_dtype, expand, minus, product_of, symbols_of
@@ -51,7 +52,7 @@ class Lowering(Blocks):
         super().__init__(graph, group, sites, schedule)
         self.staged = self.choose_staged()
         self.made: dict[tuple[Ref, tuple[Value, ...], tuple[Value, ...]], Value] | None = None
-        self.keeps_f32 = False  # 16- and 8-bit values are not rounded inside the kernel
+        self.keeps_f32 = False  # products in 16 bits are not rounded inside the kernel
 
     def store(self, at: Sequence[Expr]) -> None:
         """Stores every root at a position of the domain."""
@@ -186,7 +187,7 @@ class Lowering(Blocks):
         if primitive.fn != "cast":
             return Op(primitive.fn, args, dtype.compute)
         value = as_dtype(args[0], dtype.compute)
-        rounds = dtype.is_small_float and not self.keeps_f32
+        rounds = dtype.is_small_float and not (self.keeps_f32 and is_product(self.graph, node))
         if rounds and self.graph.type(node.operands[0]).dtype != dtype:
             return Op("round_to", (value,), dtype.compute, dtype)
         return value

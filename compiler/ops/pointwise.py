@@ -18,7 +18,7 @@ from stagefuse.dsl.numpy_later import later, np
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
-from .record import Args, Op, Types, X, broadcast_shape, require, result_in, same_dtype
+from .record import Args, Op, Types, X, broadcast_shape, require, same_dtype
 
 PAIR = (Param("a", "tensor", group="x"), Param("b", "tensor", group="x"))
 UNARY = (Param("x", "tensor", group="x"),)
@@ -261,7 +261,7 @@ def _lower_log10(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -
     dtype, shape = results[0].dtype.compute, results[0].shape
     scaled = b.map("log2", b.cast(refs[0], dtype))
     found = b.map("mul", scaled, b.scalar(math.log10(2.0), dtype, shape))
-    return [result_in(b, found, results[0].dtype)]
+    return [b.result(found, results[0].dtype)]
 
 
 def _lower_isfinite(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:

@@ -225,15 +225,5 @@ def count_as(b: Builder, count: Expr, dtype: DType, shape: Sequence[Expr]) -> Re
     return b.broadcast(b.cast(b.position((), (), count), dtype), shape)
 
 
-def result_in(b: Builder, x: Ref, dtype: DType) -> Ref:
-    """What was computed in a wider dtype, as a result: infinities stay, where a conversion to f8
-    saturates."""
-    found = b.cast(x, dtype)
-    if dtype.name != "f8e5m2":
-        return found
-    infinite = b.map("div", found, b.scalar(0.0, dtype, b.type(x).shape))
-    return b.map("select", b.map("isinf", x), infinite, found)
-
-
 def dims(values: Sequence[Any]) -> tuple[Expr, ...]:
     return tuple(map(as_expr, values))

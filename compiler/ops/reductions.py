@@ -27,7 +27,6 @@ from .record import (
     range_note,
     require,
     reshape,
-    result_in,
 )
 
 PARAMS = (X, Param("axis", "axis", None), Param("keepdims", "bool", False))
@@ -131,7 +130,7 @@ def _lower_mean(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) ->
     """In f32 or wider, so that the sum of small floats does not overflow."""
     (x,), result = refs, results[0]
     found = _mean(b, x, _axes(b, x, attrs), result.dtype.compute)
-    return [reshape(b, result_in(b, found, result.dtype), result.shape)]
+    return [reshape(b, b.result(found, result.dtype), result.shape)]
 
 
 def _lower_var(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> list[Ref]:
@@ -142,7 +141,7 @@ def _lower_var(b: Builder, refs: Sequence[Ref], attrs: Args, results: Types) -> 
     mean = reshape(b, _mean(b, x, axes, dtype), _shape(type, axes, True))
     gap = b.map("sub", b.cast(x, dtype), b.broadcast(mean, type.shape))
     found = _mean(b, b.map("mul", gap, gap), axes, dtype, int(attrs.get("ddof") or 0))
-    return [reshape(b, result_in(b, found, result.dtype), result.shape)]
+    return [reshape(b, b.result(found, result.dtype), result.shape)]
 
 
 def _var_rule(args: Args, facts: Facts) -> Types:
