@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dtypes import BOOL, I64, DType
 
 from ..cpu.bodies import UNROLLED
 from ..graph import Node, Reduce, Ref, flatten_index
 from ..kernel_ir import (
     Alloc,
+    Const,
     Index,
     Load,
     Op,
@@ -21,6 +25,8 @@ from .expressions import COMBINE, as_dtype, at_least_one, product_of, start_of
 from .planes import lower_plane, plane_of
 from .values import Lowering
 
+Place: TypeAlias = tuple[Ref, Sequence[Expr]]
+"""A root and where in it an element is stored."""
 WINDOW, WINDOW_WIDTH = 64, 16
 """Elements of a window, of a row of it, up to which a fold of them is written out, is short."""
 
@@ -31,9 +37,8 @@ def lower_row(low: Lowering) -> Parallel:
         return lower_plane(low, plane)
     domain, inner = low.group.domain, low.group.row_axes or ()
     outer = [a for a in range(len(domain)) if a not in inner]
-    alone = all(domain[a].as_int() == 1 for a in inner)
-    if _is_column(low) and (alone if low.schedule.columns_by_memory else not inner):
-        return _columns(low)
+    if _is_column(low, inner):
+        return _columns(low, inner)
     parallel = low.axes(outer)
     low.bind(parallel)
     position = [const(0) if e.as_int() == 1 else sym(f"d{a}") for a, e in enumerate(domain)]
@@ -59,23 +64,32 @@ def lower_row(low: Lowering) -> Parallel:
     return parallel, at_least_one(length) * max(1, low.cost())
 
 
-def _is_column(low: Lowering) -> bool:
+def _is_column(low: Lowering, inner: Sequence[int]) -> bool:
     """Whether memory runs along the kept axis: then accumulate whole stretches of columns."""
-    if not low.group.domain or low.group.domain[-1].as_int() in range(8):
+    domain, by_memory = low.group.domain, low.schedule.columns_by_memory
+    if not domain or domain[-1].as_int() in range(8):
         return False
+    if not by_memory and (inner or _finds_places(low)):
+        return False
+    if any(domain[a].as_int() != 1 for a in inner):
+        return len(domain) - 1 not in inner and bool(_runs_along_kept(low))
     along, steps = False, const(0)
     for member in low.group.members:
         node = low.graph.nodes[member]
         if isinstance(node.primitive, Reduce):
-            if node.primitive.kind.startswith("arg"):
-                return False
             shape = low.graph.type(node.operands[0]).shape
             steps = steps + product_of([shape[a] for a in node.primitive.axes])
             last = len(shape) - 1 in node.primitive.axes
             along = along or (last and not _is_large_window(low, node))
     few = steps.as_int() in range(UNROLLED + 1)
-    found = None if few or not low.schedule.columns_by_memory else _runs_along_kept(low)
+    found = None if few or not by_memory else _runs_along_kept(low)
     return not along if found is None else found
+
+
+def _finds_places(low: Lowering) -> bool:
+    """Whether a reduction gives positions."""
+    reductions = (low.graph.nodes[member].primitive for member in low.group.members)
+    return any(isinstance(r, Reduce) and r.kind.startswith("arg") for r in reductions)
 
 
 def _runs_along_kept(low: Lowering) -> bool | None:
@@ -116,11 +130,18 @@ def _is_large_window(low: Lowering, node: Node) -> bool:
     return const(1) in steps and steps <= {const(0), const(1)}
 
 
-def _columns(low: Lowering) -> Parallel:
+def _columns(low: Lowering, inner: Sequence[int]) -> Parallel:
+    """Blocks of columns: each reduction of all of them, one row after the other, then the stores.
+
+    Rows along other axes are read again for each reduction, and for the stores: a block of them
+    stays in the second-level cache, and no value is kept.
+    """
     domain = low.group.domain
     last = len(domain) - 1
+    rows = [a for a in sorted(inner) if domain[a].as_int() != 1]
+    low.staged = set()
     blocks = floordiv(domain[last] + (low.schedule.columns - 1), low.schedule.columns, low.facts)
-    parallel = [*low.axes(range(last)), ("block", blocks)]
+    parallel = [*low.axes([a for a in range(last) if a not in rows]), ("block", blocks)]
     low.bind(parallel)
     lo = sym("block") * low.schedule.columns
     hi = minimum(lo + low.schedule.columns, domain[last])
@@ -134,52 +155,108 @@ def _columns(low: Lowering) -> Parallel:
         if isinstance(node.primitive, Reduce):
             access = tuple(map(Index, low.group.accesses[member][0] or ()))
             _accumulate(low, Ref(member), access if access else marks)
-    low.loop(symbol, lo, hi, lambda: _store_columns(low, position), vector=True)
+    for places, axes in zip(_stores(low, position, rows), ([], low.axes(rows)), strict=True):
+        if places:
+            _over_columns(low, axes, partial(_store_all, low, places))
     return parallel, const(low.schedule.columns * 16)
 
 
-def _store_columns(low: Lowering, position: Sequence[Expr]) -> None:
-    """Stores every root at a position of the domain, or where that lies in a root of other axes."""
+def _stores(
+    low: Lowering, position: Sequence[Expr], rows: Sequence[int]
+) -> tuple[list[Place], list[Place]]:
+    """The roots that have one element for all of the rows, perhaps with other axes than the
+    domain, and those that have one for each."""
+    once: list[Place] = []
+    whole: list[Place] = []
     for ref in low.group.roots:
         source = low.group.source(ref)
         is_whole = low.graph.type(source).shape == low.group.domain
-        at = position if is_whole else low.group.accesses[source.node][0]
-        low.store_root(ref, at or ())
+        at = position if is_whole else low.group.accesses[source.node][0] or ()
+        (whole if is_whole and rows else once).append((ref, at))
+    return once, whole
+
+
+def _store_all(low: Lowering, places: Sequence[Place]) -> None:
+    for ref, at in places:
+        low.store_root(ref, at)
+
+
+def _over_columns(
+    low: Lowering, outer: Sequence[tuple[str, Expr]], body: Callable[[], None]
+) -> None:
+    """Loops over whole axes, and over the columns of the block inside them."""
+    assert low.column is not None
+    if outer:
+        (index, extent), *rest = outer
+        return low.loop(index, const(0), extent, lambda: _over_columns(low, rest, body))
+    low.loop(f"d{len(low.group.domain) - 1}", *low.column, body, vector=True)
 
 
 def _accumulate(low: Lowering, ref: Ref, at: tuple[Value, ...]) -> None:
-    """Emits the accumulation of a block of columns and remembers where the sums are."""
-    assert low.column is not None
-    lo, hi = low.column
+    """Emits the reduction of a block of columns and remembers where the results are."""
     node = low.graph.nodes[ref.node]
     primitive = node.primitive
     assert isinstance(primitive, Reduce)
-    dtype = node.type.dtype.compute
-    name = low.name("columns")
-    low.emit(Alloc(name, dtype, (const(low.schedule.columns),)))
-    symbol = f"d{len(low.group.domain) - 1}"
-    here = (Index(sym(symbol) - lo),)
-    start = start_of(primitive.kind, dtype)
-    low.loop(symbol, lo, hi, lambda: low.emit(Store(name, here, start)), vector=True)
     operand = node.operands[0]
-    shape = low.graph.type(operand).shape
+    shape, kept = low.graph.type(operand).shape, iter(at)
     loops = [(f"f{a}", shape[a]) for a in primitive.axes]
-    kept = iter(at)
     inside = tuple(
         Index(sym(f"f{a}")) if a in primitive.axes else next(kept) for a in range(len(shape))
     )
-    combine = COMBINE[primitive.kind]
+    if primitive.kind.startswith("arg"):
+        result = _place_of_extreme(low, primitive.kind, (operand, inside), loops)
+    else:
+        dtype = node.type.dtype.compute
+        element = partial(low.value, operand, inside, ())
+        result = _combined(low, primitive.kind, dtype, loops, lambda: as_dtype(element(), dtype))
+    low.scopes[0].known[(ref, at)] = result
+
+
+def _combined(
+    low: Lowering,
+    kind: str,
+    dtype: DType,
+    loops: Sequence[tuple[str, Expr]],
+    element: Callable[[], Value],
+) -> Value:
+    """What a column's elements come to, one after the other."""
+    assert low.column is not None
+    name = low.name("columns")
+    low.emit(Alloc(name, dtype, (const(low.schedule.columns),)))
+    here = (Index(sym(f"d{len(low.group.domain) - 1}") - low.column[0]),)
+    _over_columns(low, [], lambda: low.emit(Store(name, here, start_of(kind, dtype))))
+    total = Load(name, here, dtype)
 
     def step() -> None:
-        value = as_dtype(low.value(operand, inside, ()), dtype)
-        total = Op(combine, (Load(name, here, dtype), value), dtype)
-        low.emit(Store(name, here, total))
+        low.emit(Store(name, here, Op(COMBINE[kind], (total, element()), dtype)))
 
-    def nest(rest: list[tuple[str, Expr]]) -> None:
-        if rest:
-            low.loop(rest[0][0], const(0), rest[0][1], lambda: nest(rest[1:]))
-        else:
-            low.loop(symbol, lo, hi, step, vector=True)
+    _over_columns(low, loops, step)
+    return total
 
-    nest(loops)
-    low.scopes[0].known[(ref, at)] = Load(name, here, dtype)
+
+def _place_of_extreme(
+    low: Lowering,
+    kind: str,
+    operand: tuple[Ref, tuple[Value, ...]],
+    loops: Sequence[tuple[str, Expr]],
+) -> Value:
+    """argmax and argmin in two passes: the extreme, then the first place of it or of a NaN."""
+    ref, inside = operand
+    dtype = low.graph.type(ref).dtype.compute
+    place = Index(flatten_index([sym(n) for n, _ in loops], [size for _, size in loops]))
+    none = Const((1 << 63) - 1, I64)
+
+    def element() -> Value:
+        return as_dtype(low.value(ref, inside, ()), dtype)
+
+    extreme = _combined(low, kind.removeprefix("arg"), dtype, loops, element)
+
+    def found() -> Value:
+        value = element()
+        hit: Value = Op("eq", (value, extreme), BOOL)
+        if dtype.is_float:
+            hit = Op("or", (hit, Op("isnan", (value,), BOOL)), BOOL)
+        return Op("select", (hit, place, none), I64)
+
+    first = _combined(low, "min", I64, loops, found)
+    return Op("select", (Op("eq", (first, none), BOOL), Const(0, I64), first), I64)

@@ -18,6 +18,8 @@ CASES = {
     "across a transpose": (MATRICES, "max(transpose(x, [1, 0]), axis=1)", True),
     "along": (MATRICES, "sum(x, axis=1)", False),
     "along, transposed": (MATRICES, "sum(transpose(x, [1, 0]), axis=0)", False),
+    "places down": (MATRICES, "argmax(x, axis=0)", True),
+    "places along": (MATRICES, "argmax(x, axis=1)", False),
     "both ways": (MATRICES, "sum(x + transpose(y, [1, 0]), axis=0)", False),
     "weights by rows": (HEADS, "p @ v", True),
     "rows by keys": (HEADS, "v[:, :, :1] @ transpose(k, [0, 1, 3, 2])", False),
@@ -37,6 +39,7 @@ def test_results(name: str, rng: np.random.Generator) -> None:
     for m, n in ((1, 1), (2, 7), (33, 257), (300, 1)):
         x, y = rng.normal(0, 1, (m, n)).astype("f4"), rng.normal(0, 1, (n, m)).astype("f4")
         wide = {"x": x.astype("f8"), "y": y.astype("f8"), "sum": np.sum, "max": np.max}
+        wide["argmax"] = np.argmax
         wanted = eval(CASES[name][1], wide | {"transpose": np.transpose})
         # each addition is off by half a unit of a sum that is well below 64
         np.testing.assert_allclose(pipe(x=x, y=y), wanted, rtol=0, atol=(m + n) * 2**-19)
@@ -49,3 +52,43 @@ def test_products_of_one_row(rng: np.random.Generator) -> None:
         v, k = (rng.normal(0, 1, (1, 3, n, 40)).astype("f4") for _ in range(2))
         wanted = p.astype("f8") @ v
         np.testing.assert_allclose(pipe(p=p, v=v, k=k), wanted, rtol=0, atol=n * 2**-19)
+
+
+CHANNELS = "import nn\n\npipeline main(x: f32[B, C, T]) -> f32[B, C, T]:\n"
+CHAINS = {
+    "softmax": "nn.softmax(x, axis=1)",
+    "norm": "(x - mean(x, axis=1, keepdims=True)) * rsqrt(var(x, axis=1, keepdims=True) + 0.5)",
+    "both": "nn.softmax(x, axis=1) + max(x, axis=[0, 1], keepdims=True)",
+    "over two axes": "x - mean(x, axis=[0, 1], keepdims=True)",
+}
+
+
+def softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return np.asarray(e / e.sum(axis, keepdims=True))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_what_follows_a_reduction_down_columns(name: str, rng: np.random.Generator) -> None:
+    text = f"{CHANNELS}    {CHAINS[name]}\n"
+    statements = [s for kernel in kernels_of(of_text(text).passed()) for s in kernel.body]
+    assert any(isinstance(s, Alloc) and s.name.startswith("columns") for s in statements)
+    pipe = stagefuse.compile(text, device="cpu")
+    meaning = CHAINS[name].replace("nn.", "").replace("[0, 1]", "(0, 1)")
+    names = {"max": np.max, "mean": np.mean, "var": np.var, "softmax": softmax}
+    for shape in ((1, 1, 1), (2, 7, 3), (3, 33, 257), (1, 300, 16), (2, 5, 513)):
+        x = rng.normal(0, 1, shape).astype("f4")
+        wanted = eval(meaning, names | {"x": x.astype("f8"), "rsqrt": lambda v: v**-0.5})
+        # sums of up to 300 terms below 32, each off by half a unit; what follows adds a few more
+        np.testing.assert_allclose(pipe(x=x), wanted, rtol=0, atol=(shape[1] + 8) * 2**-19)
+
+
+@pytest.mark.parametrize("kind", ["argmax", "argmin"])
+def test_places_of_nan_infinities_and_equals(kind: str) -> None:
+    text = f"pipeline main(x: f32[M, 2, N]) -> i64[N]:\n    {kind}(x, axis=[0, 1])\n"
+    x = np.zeros((5, 2, 19), "f4")
+    x[3, 1, ::3] = np.nan
+    x[2, 0, 1::3], x[4, 1, 1::3] = np.inf, -np.inf
+    x[:, :, 2] = np.inf if kind == "argmin" else -np.inf
+    wanted = getattr(np, kind)(x.reshape(10, 19), axis=0)
+    np.testing.assert_array_equal(stagefuse.compile(text, device="cpu")(x=x), wanted)
