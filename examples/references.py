@@ -1,26 +1,33 @@
 """What other engines make of the gallery's inputs: writes `references.npz`, for the tests.
 
-Needs, beside `packages.txt`, the packages numpy, onnx, onnxruntime, torch, opencv-python-headless,
-pyclipper, shapely, six, pyyaml and tqdm. What is computed before a model here is written down
-again in NumPy or PyTorch, apart from the `.pipe` files.
+Needs, beside `packages.txt`, the packages numpy, onnx, onnxruntime, torch, ctranslate2,
+opencv-python-headless, pyclipper, shapely, six, pyyaml and tqdm. `references.py words` makes some
+again: classes, texts, kinds, music, voice, words. What is computed before a model here is written
+down again in NumPy or PyTorch, apart from the `.pipe` files.
 
 Each result `name` has a `name/noise`: what rounding alone does to it. For PyTorch that is the
 greatest difference between f32 and f64. For ONNX Runtime it is the greatest difference that its
-optimisation makes, or one unit in the last place of the weights, at random; and for Magika, whose
+optimisation makes, or one unit in the last place of the weights, at random. For CTranslate2 it is
+one in the last place of what the encoder takes; and for Magika, whose
 norms subtract sums that are nearly equal, the distance from the same model in f64. Ten times that
 is what two good engines may differ by.
 """
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import classify
+import ctranslate2_file
 import filetype
 import gallery
+import listen
 import numpy as np
 import ocr
 import speech
@@ -283,12 +290,84 @@ def voice() -> Found:
     }  # fmt: skip
 
 
+def words() -> Found:
+    """What is said in ten seconds of reading: tokens and how they score, and of the first and the
+    last layer some keys and values, each 300th of the 1500 places."""
+    import ctranslate2
+
+    path = gallery.package_file("useful-moonshine-onnx", "beckett.wav")
+    exact = log_mel(gallery.sound(path, listen.RATE))
+    shaken = np.random.default_rng(0).uniform(-(2.0**-23), 2.0**-23, exact.shape)
+    files = listen.model_files()
+    with tempfile.TemporaryDirectory() as folder:
+        with open(Path(folder, "model.bin"), "wb") as model:
+            for part in files:
+                model.write(part.read_bytes())
+        for name in ("config.json", "tokenizer.json", "vocabulary.txt"):
+            file = gallery.package_file(listen.PACKAGE.format(1), f"data/{name}")
+            shutil.copy(file, Path(folder, name))
+        whisper = ctranslate2.models.Whisper(folder, compute_type="float32")
+    found, moved = (
+        said(whisper, mel.astype(np.float32)) for mel in (exact, exact * (1 + shaken))
+    )
+    noise = {f"{k}/noise": np.array(np.abs(v - moved[k]).max())
+             for k, v in found.items() if v.dtype == np.float32}  # fmt: skip
+    engine = np.array(f"ctranslate2 {metadata.version('ctranslate2')}")
+    return {**found, **noise, "listen/engine": engine}
+
+
+def log_mel(recording: Array, samples: int = listen.LONGEST) -> Array:
+    """The logarithms of bands' energies of a recording with silence after it, in f64: [80, T].
+
+    Frames of 400 samples, each 160, with the ends mirrored, under Hann's window; triangles on
+    Slaney's mel scale up to 8 kHz, of area 1.
+    """
+    x = np.pad(recording.astype(float), (0, samples - len(recording)))
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(x, 200, mode="reflect"), 400)
+    energy = np.abs(np.fft.rfft(frames[:samples:160] * np.hanning(401)[:-1])) ** 2
+    mel = np.linspace(0, 15 + np.log(8) * 27 / np.log(6.4), 82)
+    ends = np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))[:, None]
+    frequency, steps = np.linspace(0, 8000, 201), np.diff(ends, axis=0)
+    rise, fall = (frequency - ends[:-2]) / steps[:-1], (ends[2:] - frequency) / steps[1:]
+    filters = np.minimum(rise, fall).clip(0) * 2 / (ends[2:] - ends[:-2])
+    found = np.log10((filters @ energy.T).clip(1e-10))
+    return np.asarray((np.maximum(found, found.max() - 8) + 4) / 4)
+
+
+def said(whisper: Any, mel: Array) -> Found:
+    """The tokens that CTranslate2 finds, what the decoder looks at, and the tokens' scores."""
+    import ctranslate2
+
+    encoded = whisper.encode(ctranslate2.StorageView.from_array(mel[None]))
+    language, _ = whisper.detect_language(encoded)[0][0]
+    prompt = ["<|startoftranscript|>", language, "<|transcribe|>", "<|notimestamps|>"]
+    (result,) = whisper.generate(encoded, [prompt], beam_size=1, return_logits_vocab=True)
+    tokens, places = np.array(result.sequences_ids[0]), np.array(encoded)[0, ::300].astype(float)
+    scores = np.array(result.logits[0])[np.arange(len(tokens)), tokens]
+    w = ctranslate2_file.load(listen.model_files())
+    found: Found = {"listen/token": tokens, "listen/language": np.array(language),
+                    "listen/score": scores}  # fmt: skip
+    for part, name in enumerate(("key", "value")):
+        rows = []
+        for layer in (0, 5):
+            at = f"decoder/layer_{layer}/attention/linear_1"
+            own = slice(512 * part, 512 * part + 512)
+            weight, bias = (w[f"{at}/{kind}"][own].astype(float) for kind in ("weight", "bias"))
+            rows.append((places @ weight.T + bias).reshape(5, 8, 64).transpose(1, 0, 2))
+        found[f"listen/{name}"] = np.stack(rows).astype(np.float32)
+    return found
+
+
 def main() -> None:
-    found: Found = {}
-    for part in (classes, texts, kinds, music, voice):
-        found |= part()
-        print(part.__name__)
     path = Path(__file__).with_name("references.npz")
+    found: Found = {}
+    if sys.argv[1:] and path.exists():
+        with np.load(path) as file:
+            found |= file
+    for part in (classes, texts, kinds, music, voice, words):
+        if part.__name__ in (sys.argv[1:] or part.__name__):
+            found |= part()
+            print(part.__name__)
     np.savez_compressed(path, **found)
     print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
 

@@ -7,6 +7,7 @@ reference as the reference engine lies from itself, optimised and plain or in f3
 from __future__ import annotations
 
 import pickle
+import struct
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +22,10 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import classify  # noqa: E402
+import ctranslate2_file  # noqa: E402
 import filetype  # noqa: E402
 import gallery  # noqa: E402
+import listen  # noqa: E402
 import ocr  # noqa: E402
 import references  # noqa: E402
 import speech  # noqa: E402
@@ -166,6 +169,88 @@ def test_speech_in_the_emulator_equals_its_cpu_code(rng: np.random.Generator, ta
             np.testing.assert_allclose(left, right, rtol=0, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def listener() -> listen.Listener:
+    return listen.Listener()
+
+
+@pytest.fixture(scope="module")
+def reading() -> Any:
+    return gallery.sound(gallery.package_file("useful-moonshine-onnx", "beckett.wav"), listen.RATE)
+
+
+def english(listener: listen.Listener) -> list[int]:
+    """The tokens before an English text."""
+    return [listener.ids[f"<|{name}|>"] for name in (listen.TASK[0], "en", *listen.TASK[1:])]
+
+
+@needs_models
+def test_what_is_read_is_what_ctranslate2_hears(
+    listener: listen.Listener, reading: Any, wanted: dict[str, Any]
+) -> None:
+    heard = listener.hear(samples=reading)
+    assert_close(heard.keys[[0, 5]][:, :, ::300], wanted, "listen/key")
+    assert_close(heard.values[[0, 5]][:, :, ::300], wanted, "listen/value")
+    language, *found = listener.tokens(reading)
+    assert listener.vocabulary[language] == wanted["listen/language"]
+    assert found == wanted["listen/token"].tolist()
+    assert listener.text([language, *found]).endswith("Fail again. Fail better.")
+    session, given, scores = listener.say.session(S=listen.TEXT), english(listener), []
+    for token in found:
+        said = listener.after(session, heard, given, listener.allowed)
+        scores.append(said.scores[token])
+        given = [token]
+    assert_close(scores, wanted, "listen/score")
+
+
+@needs_models
+def test_two_recordings_at_once(listener: listen.Listener, reading: Any) -> None:
+    """Turn by turn each says what it says alone; a text goes on from a copy of its session."""
+    middle = len(reading) // 2
+    heard = [listener.hear(samples=part) for part in (reading[:middle], reading[middle:])]
+    start = english(listener)
+
+    def after(session: sf.Session, which: int, tokens: list[int]) -> int:
+        return int(listener.after(session, heard[which], tokens, listener.allowed).token)
+
+    sessions = [listener.say.session(S=size) for size in (20, 31)]
+    texts = [[after(session, n, start)] for n, session in enumerate(sessions)]
+    for _ in range(5):
+        for n, session in enumerate(sessions):
+            texts[n].append(after(session, n, texts[n][-1:]))
+    other = listener.say.session(S=20)
+    other.restore(sessions[0].snapshot())
+    last = [after(s, 0, texts[0][-1:]) for s in (sessions[0], other)]
+    assert last[0] == last[1]
+    for n, session in enumerate(sessions):
+        session.reset()
+        alone = [after(session, n, start)]
+        for _ in range(5):
+            alone.append(after(session, n, alone[-1:]))
+        assert alone == texts[n] != texts[1 - n]
+
+
+@needs_models
+def test_tokens_are_written_as_text(listener: listen.Listener) -> None:
+    """Of every token what it says, as the vocabulary has it; letters may be split over tokens."""
+    assert len(listener.vocabulary) == 51865
+    assert sorted(listen.LETTERS.values()) == list(range(256))
+    letter = {byte: letter for letter, byte in listen.LETTERS.items()}
+    written = ["".join(letter[byte] for byte in text.encode()) for text in ("é", "€", " a\n")]
+    assert [listener.text([listener.ids[c] for c in word]) for word in written] == ["é", "€", "a"]
+    assert listener.text([listener.ids["<|en|>"], listener.ids["ĠFail"]]) == "Fail"
+
+
+def test_long_recordings_are_cut_where_it_is_quiet(rng: np.random.Generator) -> None:
+    sound = rng.standard_normal(2 * listen.LONGEST, np.float32)
+    sound[listen.LONGEST - 40000 : listen.LONGEST - 30000] = 0
+    found = listen.parts(sound)
+    assert len(found[0]) in range(listen.LONGEST - 40000, listen.LONGEST - 30000)
+    assert all(0 < len(part) <= listen.LONGEST for part in found)
+    np.testing.assert_array_equal(np.concatenate(found), sound)
+    assert [len(part) for part in listen.parts(sound[: listen.LONGEST])] == [listen.LONGEST]
+
+
 def test_boxes_around_blobs() -> None:
     """An upright bar, a slanted one, and specks that are too small or too weak."""
     found = np.zeros((96, 160), np.float32)
@@ -225,3 +310,38 @@ def test_a_file_that_asks_for_more_than_tensors_is_refused(tmp_path: Path) -> No
         path.write_bytes(whole)
         with pytest.raises(ValueError, match="is no state dict of PyTorch"):
             torch_file.load(path)
+
+
+def model_of_ctranslate2(tensors: dict[str, Any]) -> bytes:
+    """The file of a model, with a second name of its first tensor."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
+
+    found = struct.pack("<I", 6) + text("Spec") + struct.pack("<II", 3, len(tensors))
+    for name, array in tensors.items():
+        dtype = ctranslate2_file.DTYPES.index(array.dtype.str.replace("|", "<"))
+        found += text(name) + struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)
+        found += struct.pack("<BI", dtype, array.nbytes) + array.tobytes()
+    return found + struct.pack("<I", 1) + text("second") + text(next(iter(tensors)))
+
+
+def test_a_model_of_ctranslate2_is_read(tmp_path: Path, rng: np.random.Generator) -> None:
+    """In two parts wherever it is cut; one that is cut short is refused, and so is other data."""
+    tensors = {"a/b": rng.standard_normal((2, 3), np.float32), "c": np.array(7, np.int8),
+               "d": np.arange(4, dtype=np.float16), "e": np.zeros((0, 5), np.int32)}  # fmt: skip
+    data, paths = model_of_ctranslate2(tensors), [tmp_path / "1", tmp_path / "2"]
+    for cut in range(len(data)):
+        for path, part in zip(paths, (data[:cut], data[cut:]), strict=True):
+            path.write_bytes(part)
+        found = ctranslate2_file.load(paths)
+        assert list(found) == [*tensors, "second"]
+        for name, array in {**tensors, "second": tensors["a/b"]}.items():
+            np.testing.assert_array_equal(found[name], array, strict=True)
+        with pytest.raises(ValueError, match="no model of CTranslate2"):
+            ctranslate2_file.load(paths[:1])
+    places = {0: "begins as version 5", data.index(b"a/b") + 5: "a/b has 24 bytes"}
+    for place, fault in places.items():
+        paths[0].write_bytes(data[:place] + b"\5" + data[place + 1 :])
+        with pytest.raises(ValueError, match=fault):
+            ctranslate2_file.load(paths[:1])
