@@ -131,8 +131,9 @@ class Buffers:
             name = f"{node.primitive.weights}/{node.primitive.key}"
             self.arrays[name] = array
             return "weight", name
-        digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:16]
-        name = f"constant/{digest}"
+        digest = hashlib.sha256(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        name = f"constant/{digest.hexdigest()[:16]}"
         self.arrays.setdefault(name, array)
         return "constant", name
 
