@@ -107,7 +107,6 @@ class GpuCompiler:
                     notes[name] = str(parse(notes[name]) + own.known(more))
                 notes.update(way.notes)
                 launch = self._launch(buffers, lowered, way, own, notes)
-                self.modules.add(way.arches, way.entry)
                 for arch in way.arches:
                     launches[arch].append(launch)
                     nests[arch].append(group.nest)
@@ -140,6 +139,7 @@ class GpuCompiler:
                 fresh.append((kernel, graph))
             name = f"{lowered.label} {draft.part}".strip()
             entry = self._entry(pipeline, graph, lowered, draft.low, name)
+            self.modules.add(arches, entry)
             made.append((lowered, Way(arches, entry, share, draft.part, notes)))
 
         def lowered_of(draft: Draft, arch: str) -> Lowered:

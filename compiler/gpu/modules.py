@@ -18,8 +18,10 @@ from stagefuse.compiler.plan import Cubin
 from .assemble import Assembled, AssemblerMissing, Assembly, Job, Usage
 from .emit import Entry, module_text
 
-PART = 4000
-"""Lines of PTX in a part; a process of ptxas starts in about the time that 300 take."""
+FIRST, PART, LAST = 400, 4000, 1000
+"""Lines of PTX in the first part, in those in the middle, each of twice those of the one before up
+to that, and in the last: ptxas starts soon, and all cores are at work to the end. A process of
+ptxas starts in about the time that 300 lines take."""
 ROOM = ((".minnctapersm 1", 1024), (".maxnreg 200", 320))
 """What is said of kernels that spill, one after the other, and the most threads of a block of which
 it can be said: more would not have so many registers each. Without a word on how many blocks are
@@ -53,17 +55,19 @@ class Modules:
         fresh = [arch for arch in arches if entry.name not in self.entries[arch]]
         for arch in fresh:
             self.entries[arch][entry.name] = entry
+        begun = sum(p.job is not None for p in self.parts)
         for together in _by_major(fresh):
-            self._put(together, entry)
+            self._put(together, entry, min(FIRST << begun, PART))
 
-    def _put(self, arches: tuple[str, ...], entry: Entry) -> None:
+    def _put(self, arches: tuple[str, ...], entry: Entry, most: int) -> None:
+        """Adds a kernel to a part, which is complete if it has as many lines then."""
         part = next((p for p in self.parts if p.arches == arches and p.job is None), None)
         if part is None:
             part = _Part(arches, [])
             self.parts.append(part)
         part.names.append(entry.name)
         part.lines += entry.text.count("\n")
-        if part.lines >= PART:
+        if part.lines >= most:
             self._start(part)
 
     def _start(self, part: _Part) -> None:
@@ -72,6 +76,11 @@ class Modules:
 
     def start(self) -> None:
         """Has the last kernels assembled: there are no others."""
+        last = [part for part in self.parts if part.job is None]
+        self.parts = [part for part in self.parts if part.job is not None]
+        for part in last:
+            for name in part.names:
+                self._put(part.arches, self.entries[part.arches[0]][name], LAST)
         for part in self.parts:
             if part.job is None:
                 self._start(part)
