@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stagefuse.dsl.diagnostics import CompileError, Diagnostic
 from stagefuse.dsl.program import Pipeline, Program
@@ -18,6 +17,8 @@ from .tuned import RULES, Choices, beside
 
 if TYPE_CHECKING:
     import numpy as np
+
+Write: TypeAlias = "Callable[[Mapping[str, np.ndarray[Any, Any]], Callable[[], Plan]], Plan]"
 
 LARGE = 150
 """Nodes of graphs whose kernels surely are a large module."""
@@ -41,39 +42,40 @@ def compile_file(
     pipeline: str | None = None,
     levels: Sequence[str] = LEVELS,
     verify: bool = True,
+    write: Write | None = None,
 ) -> Plan:
     """The plan of a file's pipelines, or of one of them, with CPU code for some levels.
 
     `targets` are cpu, names of GPUs, and arches. `verify` checks the graph after every pass, and
-    every kernel. Schedules are those of the lock file beside the source, if there is one.
+    every kernel. Schedules are those of the lock file beside the source, if there is one. `write`
+    gets the arrays, and what gives the plan, as soon as other processes are at work on its code.
     Raises CompileError, OSError, and PlanError for a lock file that is none.
     """
     from .front import check_source
 
-    begin = time.perf_counter()
     program, found, load = check_source(Path(path), weights or {})
     if found:
         raise CompileError(found)
     choices = beside(Path(path))
-    return compile_program(program, load, pipeline, begin, levels, verify, targets, choices)
+    return compile_program(program, load, pipeline, levels, verify, targets, choices, write)
 
 
 def compile_program(
     program: Program,
     load: Callable[[str, str], np.ndarray[Any, Any]],
     only: str | None = None,
-    begin: float | None = None,
     levels: Sequence[str] = LEVELS,
     verify: bool = True,
     targets: Sequence[str] = ("cpu",),
     choices: Choices = RULES,
+    write: Write | None = None,
 ) -> Plan:
     """The plan of a checked program; `load` gives a weight file's tensor by name and key."""
     from .build_graph import build_graph
 
     chosen = [p for p in program.pipelines if only in (None, p.name)]
     graphs = [(p, build_graph(p)) for p in chosen]
-    return compile_graphs(graphs, load, program.source, levels, verify, targets, choices)
+    return compile_graphs(graphs, load, program.source, levels, verify, targets, choices, write)
 
 
 def compile_graphs(
@@ -84,6 +86,7 @@ def compile_graphs(
     verify: bool = True,
     targets: Sequence[str] = ("cpu",),
     choices: Choices = RULES,
+    write: Write | None = None,
 ) -> Plan:
     """The plan of pipelines given as graphs; of each `Pipeline` only the signature is read."""
     from .planner import Planner
@@ -108,10 +111,14 @@ def compile_graphs(
         if build is not None:
             build.start(planner.ordered())
         planner.verify_kernels()
-        plan = Plan(plans, {}, planner.arrays, source.text, source.name, {})
-        if build is not None:
-            plan = replace(plan, objects=build.objects())
-        return plan if gpu is None else gpu.finish(plan)
+
+        def finish() -> Plan:
+            plan = Plan(plans, {}, planner.arrays, source.text, source.name, {})
+            if build is not None:
+                plan = replace(plan, objects=build.objects())
+            return plan if gpu is None else gpu.finish(plan)
+
+        return finish() if write is None or not plans else write(planner.arrays, finish)
     finally:
         for running in (build, gpu):
             if running is not None:

@@ -1,13 +1,13 @@
 """The file format of plans: a zip with stored, aligned members, read by mapping it.
 
-    plan.json            format version, pipelines, source, hashes and sizes of the other members
+    weights.safetensors  weights and constants; each tensor's data starts at a multiple of 64
     cpu/<level>.o        machine code for an x86-64 level
     gpu.json             the GpuPlans of each pipeline by name; with them
     kernels/<arch>.ptx   the GPU kernels of all pipelines, as text
     kernels/<arch>.<n>.cubin  some of them assembled, where it could be; plan.json tells which, and
                          which arches run it
-    weights.safetensors  weights and constants; each tensor's data starts at a multiple of 64
     report.json          what the compiler decided
+    plan.json            format version, pipelines, source, hashes and sizes of the other members
 
 The zip's comment holds the hash of plan.json, plan.json those of the rest. The same plan gives
 the same bytes: no times, a fixed order. A file is written under another name and then renamed, so
@@ -22,7 +22,7 @@ import mmap
 import os
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -44,7 +44,7 @@ from .plan import (
     Plan,
 )
 from .plan_check import check
-from .plan_json import decode, encode
+from .plan_json import decode, encode, fields_of
 
 ALIGNMENT = 64
 PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
@@ -70,48 +70,92 @@ _CUBIN_PARTS: Any = tuple[_CubinPart, ...]
 _FROM_SAFETENSORS = {d.stored: d for d in DTYPES.values()}
 
 
-
 def write(plan: Plan, path: str | Path) -> None:
     """Write a plan file. Raises PlanError for a plan that `plan_check` refuses, OSError."""
     check(plan)
-    replace_file(Path(path), lambda file: _write_members(plan, file))
+    write_made(path, plan.arrays, lambda: plan)
 
 
-def _write_members(plan: Plan, file: IO[bytes]) -> None:
-    header, tensors = _safetensors(plan.arrays)
-    report = _json(plan.report)
-    members: list[tuple[str, list[Any]]] = [
-        (f"cpu/{level}.o", [plan.objects[level]]) for level in LEVELS if level in plan.objects
-    ]
-    members += _gpu_members(plan)
-    members += [(WEIGHTS, [header, *tensors]), (REPORT, [report])]
-    manifest = {name: _digest(chunks) for name, chunks in members}
-    manifest[WEIGHTS]["header_sha256"] = hashlib.sha256(header).hexdigest()
-    document = _json(
-        {
-            "format": FORMAT_VERSION,
-            "abi": ABI_VERSION,
-            "source_name": plan.source_name,
-            "source": plan.source,
-            "pipelines": [_without_gpu(p) for p in plan.pipelines],
-            "cubins": _cubin_parts(plan),
-            "members": manifest,
-        }
-    )
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, chunks in [(PLAN, [document]), *members]:
-            _write_member(archive, file, name, chunks)
-        archive.comment = (_COMMENT + hashlib.sha256(document).hexdigest()).encode()
+def write_made(
+    path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]], make: Callable[[], Plan]
+) -> Plan:
+    """Write the plan that `make` gives, and give it: its arrays are written before, while other
+    processes are at work on the rest. Raises PlanError, OSError, and what `make` raises."""
+    made: list[Plan] = []
+    failed: list[OSError] = []
+
+    def write_all(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            written = _Written(archive, file)
+            written.add_arrays(arrays)
+            try:
+                made.append(make())
+            except OSError as error:
+                failed.append(error)
+                raise
+            check(made[0])
+            written.add_rest(made[0])
+
+    try:
+        replace_file(Path(path), write_all)
+    except OSError:  # it names the path, which has nothing to do with what `make` raised
+        if failed:
+            raise failed[0] from None
+        raise
+    return made[0]
 
 
-def _gpu_members(plan: Plan) -> list[tuple[str, list[Any]]]:
-    members: list[tuple[str, list[Any]]] = []
+class _Written:
+    """What is in a plan file so far: sizes and hashes of its members by name."""
+
+    def __init__(self, archive: zipfile.ZipFile, file: IO[bytes]) -> None:
+        self.archive, self.file = archive, file
+        self.manifest: dict[str, dict[str, Any]] = {}
+
+    def add_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        header, tensors = _safetensors(arrays)
+        self.add(WEIGHTS, [header, *tensors])
+        self.manifest[WEIGHTS]["header_sha256"] = hashlib.sha256(header).hexdigest()
+
+    def add_rest(self, plan: Plan) -> None:
+        for level in LEVELS:
+            if level in plan.objects:
+                self.add(f"cpu/{level}.o", [plan.objects[level]])
+        for name, data in _gpu_members(plan):
+            self.add(name, [data])
+        self.add(REPORT, [encode(plan.report)])
+        document = encode(
+            {
+                "format": FORMAT_VERSION,
+                "abi": ABI_VERSION,
+                "source_name": plan.source_name,
+                "source": plan.source,
+                "pipelines": [_without_gpu(p) for p in plan.pipelines],
+                "cubins": _cubin_parts(plan),
+                "members": self.manifest,
+            }
+        )
+        _write_member(self.archive, self.file, PLAN, [document])
+        self.archive.comment = (_COMMENT + hashlib.sha256(document).hexdigest()).encode()
+
+    def add(self, name: str, chunks: Sequence[Any]) -> None:
+        """A member made of pieces."""
+        digest, size = hashlib.sha256(), 0
+        for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+        self.manifest[name] = {"size": size, "sha256": digest.hexdigest()}
+        _write_member(self.archive, self.file, name, chunks)
+
+
+def _gpu_members(plan: Plan) -> Iterator[tuple[str, bytes]]:
     if any(p.gpu for p in plan.pipelines):
-        members.append((GPU, [_json({p.name: p.gpu for p in plan.pipelines})]))
+        yield GPU, encode({p.name: p.gpu for p in plan.pipelines})
     for arch in GPU_ARCHES:
         if arch in plan.ptx:
-            members.append((f"kernels/{arch}.ptx", [plan.ptx[arch].encode()]))
-    return members + [(name, [cubin.code]) for cubin, name in _cubin_names(plan).items()]
+            yield f"kernels/{arch}.ptx", plan.ptx[arch].encode()
+    for cubin, name in _cubin_names(plan).items():
+        yield name, cubin.code
 
 
 def _cubin_names(plan: Plan) -> dict[Cubin, str]:
@@ -130,26 +174,15 @@ def _cubin_parts(plan: Plan) -> list[_CubinPart]:
     ]
 
 
-def _without_gpu(pipeline: PipelinePlan) -> Any:
-    record = encode(pipeline)
+def _without_gpu(pipeline: PipelinePlan) -> dict[str, Any]:
+    record = fields_of(pipeline)
     del record["gpu"]
     return record
 
 
-def _json(value: object) -> bytes:
-    text = json.dumps(encode(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode() + b"\n"
-
-
-def _digest(chunks: list[Any]) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
-    for chunk in chunks:
-        digest.update(chunk)
-        size += len(chunk)
-    return {"size": size, "sha256": digest.hexdigest()}
-
-
-def _write_member(archive: zipfile.ZipFile, file: IO[bytes], name: str, chunks: list[Any]) -> None:
+def _write_member(
+    archive: zipfile.ZipFile, file: IO[bytes], name: str, chunks: Sequence[Any]
+) -> None:
     size = sum(len(chunk) for chunk in chunks)
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     info.create_system, info.external_attr = 3, 0o100644 << 16

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and sources may hold anything
         sys.stdout.reconfigure(errors="backslashreplace")
-    gc.set_threshold(100_000)  # a command allocates much, frees little and ends soon: a tenth less
+    sys.setswitchinterval(0.0002)  # threads that feed ptxas need little, and often
+    gc.set_threshold(1_000_000)  # a command allocates much, frees little and ends soon
     sys.exit(cli_exit.guarded(lambda: run_command(arguments), arguments))
 
 
@@ -133,8 +135,8 @@ def compile_command(
     started = time.perf_counter()
     from stagefuse.compiler import plan_file
 
-    plan = compiled(file, weights, target, pipeline, verify=not no_verify)
-    plan_file.write(plan, output)
+    write = partial(plan_file.write_made, output)
+    plan = compiled(file, weights, target, pipeline, verify=not no_verify, write=write)
     seconds = time.perf_counter() - started
     size = output.stat().st_size
     if as_json:

@@ -16,6 +16,7 @@ import click
 if TYPE_CHECKING:
     import numpy as np
 
+    from stagefuse.compiler.driver import Write
     from stagefuse.compiler.plan import PipelinePlan, Plan
     from stagefuse.runtime.pipeline import Pipeline
 
@@ -146,6 +147,7 @@ def compiled(
     pipeline: str | None,
     verify: bool = True,
     gpu: bool = True,
+    write: Write | None = None,
 ) -> Plan:
     """The plan of a source file, or the plan that the file is."""
     if is_plan(file):
@@ -162,7 +164,7 @@ def compiled(
 
         plan = driver.compile_file(
             file, targets=targets, weights=named_weights(weights), pipeline=pipeline,
-            verify=verify,
+            verify=verify, write=write,
         )  # fmt: skip
     if not plan.pipelines:
         raise _no_pipeline(file, weights, pipeline)

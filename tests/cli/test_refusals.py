@@ -186,7 +186,7 @@ def test_a_full_disk_and_a_missing_folder_are_named(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("stagefuse.compiler.plan_file._write_members", full)
+    monkeypatch.setattr("stagefuse.compiler.plan_file._write_member", full)
     target = tmp_path / "m.fused"
     code, _, err = shell("compile", good, "-o", target)
     assert code == 3 and str(target) in err and list(tmp_path.glob(".*")) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import hashlib
 import json
 import random
@@ -337,10 +338,26 @@ def test_misfits_are_named(tmp_path: Path) -> None:
 
 def test_gpu_plans_belong_into_their_own_member(file: Path) -> None:
     document = handmade_document(file)
-    document["pipelines"][0]["gpu"] = plan_file.encode((GpuPlan("sm_80", (), ()),))
+    document["pipelines"][0]["gpu"] = json.loads(plan_file.encode((GpuPlan("sm_80", (), ()),)))
     rewritten(file, document)
     with pytest.raises(PlanError, match="belongs into gpu.json"):
         plan_file.read(file)
+
+
+def test_what_fails_while_a_plan_is_made_keeps_its_name(tmp_path: Path) -> None:
+    plan, path = handmade.plan(), tmp_path / "model.fused"
+
+    def make() -> Plan:
+        assert len(list(tmp_path.glob(".*"))) == 1
+        raise OSError(errno.EIO, "Input/output error", "elsewhere")
+
+    with pytest.raises(OSError, match="elsewhere"):
+        plan_file.write_made(path, plan.arrays, make)
+    assert list(tmp_path.iterdir()) == []
+    plan_file.write_made(path, plan.arrays, lambda: plan)
+    written = path.read_bytes()
+    plan_file.write(plan, path)
+    assert path.read_bytes() == written
 
 
 def rewritten(file: Path, document: Any, name: str = "plan.json") -> None:
