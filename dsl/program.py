@@ -5,6 +5,7 @@ Functions are inlined, loops unrolled, names resolved; every value has a tensor 
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from .source import Source, Span
 from .types import TensorType
 
 ValueId = int
+NO_INPUTS = frozenset((*keyword.kwlist, "out"))
+"""Names by which a call cannot pass an input."""
 
 
 @dataclass(frozen=True)

@@ -147,8 +147,8 @@ def attribute(frame: Frame, node: ast.Attribute) -> Value:
 
 
 def _callee(frame: Frame, node: ast.Expr) -> Value:
-    """What is called: a built-in stays one, even where its name was bound by mistake."""
-    if isinstance(node, ast.Name) and frame.checker.is_builtin(node.name):
+    """What is called: a built-in stays one, even where a body bound its name by mistake."""
+    if isinstance(node, ast.Name) and node.name not in frame.module.values:
         return frame.checker.builtin(node.name) or evaluate(frame, node)
     return evaluate(frame, node)
 

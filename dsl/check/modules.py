@@ -139,6 +139,8 @@ class Checker:
             with self.reporter.catching():
                 if item.name in RESERVED:
                     raise Failed("E0212", f"`{item.name}` is reserved for later", span)
+                if self.is_builtin(item.name):
+                    scope.values[item.name] = POISON  # who uses it means this one
                 self.require_free(item.name, span)
                 self._require_distinct(item)
                 if item.name in first:
@@ -159,11 +161,11 @@ class Checker:
 
     def value(self, scope: ModuleScope, name: str) -> Value | None:
         """What a module's name stands for; None if it has no such name."""
+        if name in scope.values:
+            return scope.values[name]
         item = scope.items.get(name)
         if item is None:
             return None
-        if name in scope.values:
-            return scope.values[name]
         if name in scope.open:
             raise Failed("E0211", f"the constant `{name}` is defined by itself", item.span)
         scope.open.append(name)

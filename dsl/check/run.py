@@ -11,7 +11,7 @@ from ..diagnostics import Diagnostic
 from ..dims import Expr, sym
 from ..dtypes import F32, I64, DType
 from ..facts import Facts
-from ..program import Pipeline, Program, State, ValueId
+from ..program import NO_INPUTS, Pipeline, Program, State, ValueId
 from ..signature import Builtin
 from ..source import Source, Span
 from ..types import TensorType
@@ -198,6 +198,14 @@ class _Entry:
         return replace(state, updated=self.frame.states[state.name].id, after=after.id)
 
     def _input_spec(self, param: ast.Param) -> TensorSpec:
+        if param.name in NO_INPUTS:
+            raise Failed(
+                "E0210",
+                f"an input cannot be called `{param.name}`",
+                param.span,
+                "in a call from Python this word has a meaning of its own",
+                help=f"choose another name, such as `{param.name}_`",
+            )
         spec = self.signature.spec(param.type)
         if isinstance(spec, ConstantSpec):
             hint = {"int": "i64", "float": "f32", "bool": "bool[]"}.get(spec.kind)

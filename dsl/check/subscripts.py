@@ -162,16 +162,17 @@ def _index_item(frame: Frame, node: ast.Expr) -> indexing.Item:
     if isinstance(value, Tensor) and not value.space:
         if value.type.dtype.is_int:
             return indexing.Ids(value, node.span)
-        note = []
+        note, advice = [], f"convert: `i64({text_of(node.span)})`"
         if value.type.dtype.is_bool:
             note = ["a mask would make the size of the result depend on the data"]
+            advice = "keep the shape: `select(mask, x, 0)`"
         raise Failed(
             "E0216",
             "a tensor index holds integers",
             node.span,
             describe(value),
             notes=note,
-            help="keep the shape: `select(mask, x, 0)`" if note else None,
+            help=advice,
         )
     raise Failed("E0216", "this is not an index", node.span, describe(value))
 

@@ -21,18 +21,13 @@ Items = ast.IndexDef | ast.StepDef | ast.ItemAssign
 
 
 def is_update(frame: Frame, node: ast.IndexDef) -> bool:
-    """Whether `x[i, j] = ...` assigns to items: the value is there, and so is every position."""
+    """Whether `x[i, j] = ...` assigns to items: x has a value, and so has each name in brackets."""
     if not isinstance(frame.locals.get(node.name), Tensor):
         return False
     if any(index.range is not None for index in node.indices):
         return False
-    return all(_is_position(frame.find(index.name)) for index in node.indices)
-
-
-def _is_position(value: Value | None) -> bool:
-    if isinstance(value, Number):
-        return type(value.value) is int
-    return isinstance(value, Dim) or (isinstance(value, Tensor) and value.type.dtype.is_int)
+    values = [frame.find(index.name) for index in node.indices]
+    return all(isinstance(value, Number | Dim | Tensor | Poison) for value in values)
 
 
 def update(frame: Frame, node: Items) -> Value | None:

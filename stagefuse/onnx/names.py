@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from stagefuse.compiler.ops import BUILTINS
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.lexer import CONSTANTS, KEYWORDS, LOGIC
+from stagefuse.dsl.program import NO_INPUTS
 
 MODULES = ("nn", "math", "onnx")
 _TAKEN = frozenset(
@@ -64,7 +65,7 @@ def identifier(wanted: str, is_input: bool = False) -> str:
     if text[0].isdigit():
         text = f"v{text}"
     text = text[0].lower() + text[1:]
-    if text in _TAKEN or (text in INDICES and not is_input):
+    if text in _TAKEN or text in (NO_INPUTS if is_input else INDICES):
         text = f"{text}_"
     return text[:60]
 

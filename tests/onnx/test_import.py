@@ -133,6 +133,14 @@ def test_names_that_the_language_takes_are_changed() -> None:
     np.testing.assert_array_equal(y, -2 * x)
 
 
+@pytest.mark.parametrize("name", ["class", "out"])
+def test_inputs_can_be_passed_by_name(name: str) -> None:
+    made = models.model([node("Neg", [name], ["y"])], {name: (F32, ["n"])}, ["y"])
+    found = import_model(made)
+    x = np.arange(3, dtype=np.float32)
+    np.testing.assert_array_equal(sf.compile(found.text)(**{found.inputs[name]: x}), -x)
+
+
 def test_the_command_writes_both_files(rng: np.random.Generator, tmp_path: Path) -> None:
     onnx.save(models.mlp(rng), tmp_path / "net.onnx")
     command = [sys.executable, "-m", "stagefuse", "import", str(tmp_path / "net.onnx"), "-o",
