@@ -293,27 +293,29 @@ def voice() -> Found:
 def words() -> Found:
     """What is said in ten seconds of reading: tokens and how they score, and of the first and the
     last layer some keys and values, each 300th of the 1500 places."""
-    import ctranslate2
-
     path = gallery.package_file("useful-moonshine-onnx", "beckett.wav")
     exact = log_mel(gallery.sound(path, listen.RATE))
     shaken = np.random.default_rng(0).uniform(-(2.0**-23), 2.0**-23, exact.shape)
-    files = listen.model_files()
-    with tempfile.TemporaryDirectory() as folder:
-        with open(Path(folder, "model.bin"), "wb") as model:
-            for part in files:
-                model.write(part.read_bytes())
-        for name in ("config.json", "tokenizer.json", "vocabulary.txt"):
-            file = gallery.package_file(listen.PACKAGE.format(1), f"data/{name}")
-            shutil.copy(file, Path(folder, name))
-        whisper = ctranslate2.models.Whisper(folder, compute_type="float32")
-    found, moved = (
-        said(whisper, mel.astype(np.float32)) for mel in (exact, exact * (1 + shaken))
-    )
+    model = whisper()
+    found, moved = (said(model, mel.astype(np.float32)) for mel in (exact, exact * (1 + shaken)))
     noise = {f"{k}/noise": np.array(np.abs(v - moved[k]).max())
              for k, v in found.items() if v.dtype == np.float32}  # fmt: skip
     engine = np.array(f"ctranslate2 {metadata.version('ctranslate2')}")
     return {**found, **noise, "listen/engine": engine}
+
+
+def whisper(threads: int = 0) -> Any:
+    """Whisper base in CTranslate2, in f32."""
+    import ctranslate2
+
+    with tempfile.TemporaryDirectory() as folder:
+        with open(Path(folder, "model.bin"), "wb") as model:
+            for part in listen.model_files():
+                model.write(part.read_bytes())
+        for name in ("config.json", "tokenizer.json", "vocabulary.txt"):
+            file = gallery.package_file(listen.PACKAGE.format(1), f"data/{name}")
+            shutil.copy(file, Path(folder, name))
+        return ctranslate2.models.Whisper(folder, compute_type="float32", intra_threads=threads)
 
 
 def log_mel(recording: Array, samples: int = listen.LONGEST) -> Array:
@@ -334,14 +336,14 @@ def log_mel(recording: Array, samples: int = listen.LONGEST) -> Array:
     return np.asarray((np.maximum(found, found.max() - 8) + 4) / 4)
 
 
-def said(whisper: Any, mel: Array) -> Found:
+def said(model: Any, mel: Array) -> Found:
     """The tokens that CTranslate2 finds, what the decoder looks at, and the tokens' scores."""
     import ctranslate2
 
-    encoded = whisper.encode(ctranslate2.StorageView.from_array(mel[None]))
-    language, _ = whisper.detect_language(encoded)[0][0]
+    encoded = model.encode(ctranslate2.StorageView.from_array(mel[None]))
+    language, _ = model.detect_language(encoded)[0][0]
     prompt = ["<|startoftranscript|>", language, "<|transcribe|>", "<|notimestamps|>"]
-    (result,) = whisper.generate(encoded, [prompt], beam_size=1, return_logits_vocab=True)
+    (result,) = model.generate(encoded, [prompt], beam_size=1, return_logits_vocab=True)
     tokens, places = np.array(result.sequences_ids[0]), np.array(encoded)[0, ::300].astype(float)
     scores = np.array(result.logits[0])[np.arange(len(tokens)), tokens]
     w = ctranslate2_file.load(listen.model_files())
