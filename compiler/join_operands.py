@@ -25,7 +25,7 @@ from .gathered import gathered_of
 from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight
 from .groups import Decision, Group, Partition
 from .steps import BYTES, CHUNK, count_of, lies_in_chunks, lines_of, steps_of
-from .windows import is_worth_it, step_in_place, windows_of
+from .windows import converted, is_worth_it, step_in_place, windows_of
 
 PACKED_BYTES = 1 << 20
 """All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
@@ -143,20 +143,26 @@ class OperandJoiner:
         return [anchor for anchor in (rows, group.anchor) if anchor is not None]
 
     def _packer(self, group: Group, anchor: int) -> Group | None:
-        """The kernel, or part of this one, that does no more than pack a product's panels."""
+        """The kernel, or part of this one, that does no more than pack a product's panels, or also
+        converts what it packs."""
         panels = self.graph.nodes[anchor].operands[1]
         packer = group.packs.get(panels) or self.maker.get(panels)
-        if packer is None or packer.members != {panels.node} or packer.placed:
+        if packer is None or packer.placed:
+            return None
+        if packer.members not in ({panels.node}, converted(self.graph, panels)):
             return None
         return packer if panels in group.packs or self._private(packer, group) else None
 
     def _lies(self, group: Group, anchor: int) -> bool:
         """Whether a product reads its panels as fast where they lie, if it has few rows."""
-        node = self.graph.nodes[anchor]
-        if lines_of(self.graph, node) is not None:
+        node, packer = self.graph.nodes[anchor], self._packer(group, anchor)
+        converts = packer is not None and len(packer.members) > 1
+        if not converts and lines_of(self.graph, node) is not None:
             return True
         windows = windows_of(self.graph, anchor) if group.kind == "contract" else None
         if windows is None or self.graph.type(windows.source).dtype != node.type.dtype:
+            return False
+        if converts and len(windows.axes) > 1:
             return False
         return step_in_place(self.graph, windows) is not None
 

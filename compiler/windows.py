@@ -14,7 +14,7 @@ from typing import TypeAlias
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from stagefuse.dsl.facts import Facts
 
-from .graph import Contract, Graph, Node, Ref, View, flatten_index
+from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index
 
 Digits: TypeAlias = tuple[tuple[str, Expr, Expr], ...]
 """The parts of k, outermost first: a symbol, its size, and the step of k for each."""
@@ -188,6 +188,12 @@ def is_worth_it(graph: Graph, anchor: int, windows: Windows) -> bool:
         rows = rows * node.type.shape[axis]
     most = graph.facts.bounds(rows)[1]
     return most is not None and most <= FEW_ROWS
+
+
+def converted(graph: Graph, panels: Ref) -> set[int]:
+    """The nodes that convert elements of a tensor and pack them in panels; empty if others do."""
+    source = graph.nodes[graph.nodes[panels.node].operands[0].node]
+    return {panels.node, source.id} if source.primitive == Map("cast") else set()
 
 
 def step_in_place(graph: Graph, windows: Windows) -> Expr | None:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 
 from ..graph import flatten_index, split_index
-from ..kernel_ir import Alloc, Index, Load, TileProduct
+from ..kernel_ir import Alloc, Index, Load, Store, TileProduct
 from ..panel_width import panel_width, panels_time
-from ..windows import FEW_ROWS, Windows, is_worth_it, step_in_place, windows_of
+from ..windows import FEW_ROWS, Windows, converted, is_worth_it, step_in_place, windows_of
 from .blocks import Parallel
 from .expressions import at_least_one, product_of
 from .products import _Product as Product
@@ -52,7 +52,10 @@ def lower_product(low: Lowering) -> Parallel:
         return lower_contract(low)
     most, source = low.facts.bounds(p.rows)[1], low.graph.type(windows.source)
     few = low.group.thin or (most is not None and most <= FEW_ROWS)
-    alone = low.group.packs[p.operands[1]].members == {p.operands[1].node}
+    members = low.group.packs[p.operands[1]].members
+    alone = members == {p.operands[1].node} or (
+        low.group.thin and members == converted(low.graph, p.operands[1])
+    )
     if few and alone and source.dtype == p.dtype and step is not None:
         return _Direct(low, p, windows, step).lower()
     return _Striped(low, p, windows).lower()
@@ -158,7 +161,9 @@ class _Direct(_Stretches):
         self.width = panel_width(self.columns)
         self.p = replace(p, row_tile=low.schedule.row_tile[self.width])
         most = low.facts.bounds(p.rows)[1]
-        self.is_thin = most is None or most <= self.p.row_tile or most > FEW_ROWS
+        self.converts = len(low.group.packs[p.operands[1]].members) > 1
+        in_bands = most is None or most <= self.p.row_tile or most > FEW_ROWS
+        self.is_thin = in_bands or self.converts
         self.tiles = 1 if self.is_thin else -(-FEW_ROWS // self.p.row_tile)
 
     def lower(self) -> Parallel:
@@ -174,7 +179,12 @@ class _Direct(_Stretches):
         offset = flatten_index(self.windows.indices, source.shape)
         moved = {f"d{a.axis}": 0 for a in self.windows.axes}
         base = offset.substitute({**moved, **{name: 0 for name, _, _ in self.windows.digits}})
-        name, left = low.buffer(self.windows.source, "in").name, low.buffer(p.operands[0], "in")
+        step, left = self.step, low.buffer(p.operands[0], "in")
+        if self.converts:
+            name, base, step = low.name("band"), -first, const(stretch)
+            low.emit(Alloc(name, p.dtype, (const(BAND), step)))
+        else:
+            name = low.buffer(self.windows.source, "in").name
         tile = self.tile(panels if self.is_thin else 1)
         area = p.row_tile * self.width
 
@@ -187,8 +197,8 @@ class _Direct(_Stretches):
                 TileProduct(
                     tile, place * area, const(self.width), left.name,
                     p.base + start * stride + begin, stride, const(1),
-                    name, base + first + column + begin * self.step, rows, depth,
-                    p.row_tile, self.width, adds, wanted, self.step, const(1),
+                    name, base + first + column + (begin - self.skipped(begin)) * step, rows, depth,
+                    p.row_tile, self.width, adds, wanted, step, const(1),
                 )
             )  # fmt: skip
 
@@ -203,6 +213,8 @@ class _Direct(_Stretches):
 
         def band(begin: Expr, adds: bool) -> None:
             depth = minimum(p.depth - begin, const(BAND), low.facts)
+            if self.converts:
+                self.convert(name, begin, depth, first, count)
             self.tiles_of(
                 count, lambda s, r, c, w: multiply(sym("p"), s, r, c, w, begin, depth, adds)
             )
@@ -215,6 +227,28 @@ class _Direct(_Stretches):
         else:
             self.tiles_of(count, whole)
         return parallel, at_least_one(p.depth) * stretch
+
+    def skipped(self, begin: Expr) -> Expr:
+        """Rows of the other matrix before those at hand."""
+        return begin if self.converts else const(0)
+
+    def convert(self, band: str, begin: Expr, depth: Expr, first: Expr, count: Expr) -> None:
+        """Fills a band of scratch with rows of the other matrix, `count` columns from `first`."""
+        low, windows = self.low, self.windows
+        (axis,) = windows.axes
+        row, column = sym("k"), sym("c")
+
+        def element() -> None:
+            here = {**windows.at(begin + row), f"d{axis.axis}": first + column}
+            place = tuple(Index(e.substitute(here, low.facts)) for e in windows.indices)
+            value = low.value(windows.source, place, ())
+            low.emit(Store(band, (Index(row), Index(column)), value))
+
+        def one_row() -> None:
+            low.loop("c", const(0), count, element, vector=True)
+
+        with low.part(low.group.packs[self.p.operands[1]], {}):
+            low.loop("k", const(0), depth, one_row)
 
 
 class _Striped(_Stretches):

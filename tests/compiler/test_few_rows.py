@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -175,3 +176,37 @@ def test_few_queries(form: str, dtype: DType, tmp_path: Path, rng: np.random.Gen
         assert np.all(np.abs(pipe(**inputs) - wanted) <= bound + 2.0**-140)
     names = {"B": 2, "H": 3, "S": 130, "D": 64}
     assert running(plan, {**names, "T": 36}) != running(plan, {**names, "T": 37})
+
+
+CONVERTED = """pipeline main(x: f32[B, M, K], y: {t}[B, K, N], z: {t}[K, N])
+    -> (a: f32[B, M, N], b: f32[B, M, N]):
+    x @ f32(y), x @ f32(z)
+"""
+
+
+KINDS = {
+    "f16": np.float16, "bf16": ml_dtypes.bfloat16, "i8": np.int8, "u8": np.uint8, "f64": np.float64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_few_rows_by_a_matrix_that_is_converted(
+    dtype: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    plan = plan_of(tmp_path / "p.pipe", CONVERTED.format(t=dtype))
+    pipe = CpuPipeline(plan, threads=2)
+    for b, m, k, n in [
+        (1, 1, 20, 30),
+        (2, 36, 33, 500),
+        (2, 37, 33, 50),
+        (0, 2, 3, 4),
+        (3, 4, 0, 5),
+    ]:
+        x = rng.standard_normal((b, m, k), np.float32)
+        y, z = (rng.integers(0, 100, s).astype(KINDS[dtype]) for s in ((b, k, n), (k, n)))
+        for found, right in zip(pipe(x=x, y=y, z=z), (y, z), strict=True):
+            wide = right.astype(float)
+            bound = (k + 1) * (2.0**-24 + 2.0**-50) * (np.abs(x).astype(float) @ np.abs(wide))
+            assert np.all(np.abs(found - x.astype(float) @ wide) <= bound)
+    few = running(plan, {"B": 1, "M": 36, "K": 65, "N": 97})
+    assert sum(few) == 2 < sum(running(plan, {"B": 1, "M": 37, "K": 65, "N": 97}))
