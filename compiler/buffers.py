@@ -131,7 +131,8 @@ class Buffers:
             name = f"{node.primitive.weights}/{node.primitive.key}"
             self.arrays[name] = array
             return "weight", name
-        digest = hashlib.sha256(repr(array.shape).encode())
+        kind = f"{array.dtype}{array.shape}"  # zeros of i32 have the bytes of zeros of f32
+        digest = hashlib.sha256(kind.encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         name = f"constant/{digest.hexdigest()[:16]}"
         self.arrays.setdefault(name, array)

@@ -62,6 +62,8 @@ from .std_meanings import (
     wide,
 )
 
+CODES = np.array([[-128, 127, 0, 3, -1, 64, 9], [1, 2, -3, 5, 7, -11, 13]] * 2, np.int8)[:3]
+STORED = {"l.q": CODES[0], "l.scale": np.float32(0.125), "l.zero": np.int8(3)}
 CASES = [
     pointwise("relu", lambda x: np.maximum(x, 0)),
     pointwise("leaky_relu", lambda x: np.where(x > 0, x, 0.1 * x), ", slope=0.1"),
@@ -113,6 +115,21 @@ CASES = [
     Case("nn.embedding", "x: i64[B, T]", "nn.embedding(x, w.l)",
          lambda x: normal(11, 4)[x], {"x": np.array([[0, 10, 3], [-1, 2, 2]])},
          {"l.weight": normal(11, 4)}),
+    Case("nn.quantize", "x: f32[B, 7], z: u8[]", "nn.quantize(x, 0.5, z)",
+         lambda x, z: np.clip(np.rint(x / 0.5) + int(z), 0, 255),
+         {"x": X * np.float32(90), "z": np.uint8(131)}),
+    Case("nn.dequantize", "q: i8[B, 7], s: f32[7], z: i8[7]", "nn.dequantize(q, s, z)",
+         lambda q, s, z: (q.astype(int) - z) * s, {"q": CODES, "s": normal(7), "z": CODES[0]}),
+    Case("nn.dequantize", "q: i8[B, 7], s: f32[]", "nn.dequantize(q, s)",
+         lambda q, s: q * s, {"q": CODES, "s": np.float32(0.125)}),
+    Case("nn.dequantized", "x: f32[B, 7]", "x * nn.dequantized(w.l)",
+         lambda x: x * (CODES[0].astype(int) - 3) * 0.125, {"x": X}, STORED),
+    Case("nn.dequantized", "x: f32[B, 7]", "x * nn.dequantized(w.l)",
+         lambda x: x * CODES[0] * 0.125, {"x": X},
+         {k: v for k, v in STORED.items() if k != "l.zero"}),
+    Case("nn.fake_quantize", "x: f32[B, 7]", "nn.fake_quantize(x, w.l)",
+         lambda x: (np.clip(np.rint(x / 0.125) + 3, -128, 127) - 3) * 0.125,
+         {"x": X * np.float32(20)}, STORED),
     Case("nn.split_heads", "x: f32[B, T, 12]", "nn.split_heads(x, 3)",
          lambda x: x.reshape(2, 5, 3, 4).transpose(0, 2, 1, 3), {"x": normal(2, 5, 12)}),
     Case("nn.merge_heads", "x: f32[B, 4, T, 8]", "nn.merge_heads(x)",

@@ -75,6 +75,7 @@ class Node:
     body: Body
     fresh: Callable[[str], str]
     materialize: Callable[[Val], str]
+    stored: Callable[[Val], str]
     constant: Callable[[str, np.ndarray[Any, Any]], Val]
     is_held: Callable[[str], bool]
     hint: str = "v"

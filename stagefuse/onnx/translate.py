@@ -341,7 +341,7 @@ class Translator:
         attributes = schemas.attributes(proto, version, self.folder)
         hint = next((o for o in proto.output if o), "v")
         return Node(proto.op_type, proto.name, version, attributes, values, list(proto.output),
-                    self.body, self.names.value, self.materialize, self.constant,
+                    self.body, self.names.value, self.materialize, self.stored, self.constant,
                     self.held.__contains__, hint, _layer_of(proto, hint))  # fmt: skip
 
     def _values(self, node: Node, written: Written) -> list[Val]:
@@ -384,6 +384,12 @@ class Translator:
         if not known.shape:
             return f"{value.dtype}({literal(known[()])})"
         return self._weight(value, known)
+
+    def stored(self, value: Val) -> str:
+        """The same, where a known scalar is a tensor of the file too."""
+        if value.text or value.known is None or value.known.dtype == object:
+            return self.materialize(value)
+        return self._weight(value, value.known)
 
     def _weight(self, value: Val, known: np.ndarray[Any, Any]) -> str:
         if value.name in self.texts and self.arrays[self.texts[value.name]] is known:

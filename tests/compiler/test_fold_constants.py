@@ -27,3 +27,19 @@ def test_parts_of_weights_at_places_that_a_size_decides() -> None:
         np.testing.assert_array_equal(part, weights["row"][n - 3 : n + 5])
         np.testing.assert_array_equal(at, [n - 2, n - 1, 0])
         np.testing.assert_array_equal(twice, 2 * weights["table"][2])
+
+
+def test_constants_of_equal_bytes_are_told_apart_by_their_dtype() -> None:
+    """Zeros of f32 and of i32, of which neither is written in the source."""
+    text = """
+weights w = "w.npz"
+
+pipeline p(x: f32[N, 4], n: i32[N, 4]) -> (f32[N, 4], i32[N, 4])
+where N >= 1:
+    x + f32(w.zero), n - i32(w.zero)
+"""
+    pipe = sf.compile(text, weights={"w": {"zero": np.zeros(4, np.uint8)}})
+    x, n = np.ones((2, 4), np.float32), np.full((2, 4), 5, np.int32)
+    found, whole = pipe(x=x, n=n)
+    np.testing.assert_array_equal(found, x)
+    np.testing.assert_array_equal(whole, n)

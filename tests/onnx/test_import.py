@@ -171,7 +171,7 @@ def test_packed_weights_are_held_in_bytes(kind: str, rng: np.random.Generator) -
     )  # fmt: skip
     made.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(element), "q"))
     found = import_model(made)
-    assert found.arrays["q"].dtype == (np.int8 if kind[0] == "I" else np.uint8)
+    assert found.arrays["q.q"].dtype == (np.int8 if kind[0] == "I" else np.uint8)
     x = rng.standard_normal((4, 3)).astype(np.float32)
     y = sf.compile(found.text, weights={"w": found.arrays})(x=x)
     np.testing.assert_allclose(y, x @ (0.5 * values), rtol=1e-5, atol=1e-5)

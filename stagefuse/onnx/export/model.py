@@ -144,6 +144,14 @@ class Model:
         self.constants[name], self.elements[name] = array, ELEMENT[dtype.name]
         return Tensor(name, dtype, tuple(map(const, array.shape)))
 
+    def weight_as(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """A stored tensor under another shape, with the same elements in order."""
+        array = self.constants[x.name].reshape(shape)
+        key = ("weight", x.name, tuple(shape))
+        if key not in self._made:
+            self._made[key] = (self.weight(f"{x.name}.flat", array, x.dtype),)
+        return self._made[key][0]
+
     def constant(self, values: Any, dtype: DType = I64) -> Tensor:
         """A constant, called after what it holds; the same one again is the same tensor."""
         array = np.ascontiguousarray(np.asarray(values).astype(dtype.numpy)).reshape(

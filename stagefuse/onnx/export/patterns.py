@@ -13,6 +13,7 @@ from stagefuse.dsl.dtypes import F16, F32, DType
 from .forms import Context, Form, Traced, one
 from .model import Tensor
 from .products import product
+from .quantised import dequantize, quantize
 
 
 def softmax(c: Context, node: Node) -> Form | None:
@@ -262,4 +263,5 @@ def _scaled_root(c: Context, ref: Ref, x: Ref) -> bool:
     return any(a == x and c.number(b) == float(np.asarray(by, kind)) for a, b in pairs)
 
 
-PATTERNS = (softmax, log_softmax, layer_norm, batch_norm, gelu, mean, kept_reduction)
+PATTERNS = (softmax, log_softmax, layer_norm, batch_norm, gelu, mean, kept_reduction, quantize,
+            dequantize)  # fmt: skip

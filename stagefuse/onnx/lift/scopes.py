@@ -15,8 +15,10 @@ from ..names import safe_key
 from .terms import Term
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
-OPTIONAL = ("bias",)
+OPTIONAL = ("bias", "zero")
 """Tensors whose absence from a scope means something."""
+_SCALINGS = ("scale", "zero")
+_ENDINGS = r"(_output_0)?_(quantized|scale|zero_point)$"
 
 
 @dataclass
@@ -57,14 +59,16 @@ class Naming:
         self.paths[scope] = path
 
     def _candidates(self, parts: list[tuple[Any, Term]], hint: str) -> Iterator[str]:
+        told = scope_of(hint)
+        named = self.below_known(told) or told.removeprefix(self.prefix)
+        if parts[-1][0][0] in _SCALINGS:
+            yield from self._quantised(parts, named)
         exact: list[str] = []
         near: list[str] = []
         for (end, _), tensor in parts:
             scope, _, last = self.cleaned(tensor.value).rpartition(".")
             (exact if last == end else near).append(scope)
         own = [s for s in exact + near if s]
-        told = scope_of(hint)
-        named = self.below_known(told) or told.removeprefix(self.prefix)
         yield from own[: len(exact)] if exact else []
         yield from [named] if named else []
         yield from own
@@ -74,6 +78,14 @@ class Naming:
         while True:
             yield f"{base}_{number}"
             number += 1
+
+    def _quantised(self, parts: list[tuple[Any, Term]], named: str) -> Iterator[str]:
+        """What a quantised tensor was called: quantizers add endings to that."""
+        stems = [re.sub(_ENDINGS, "", self.cleaned(tensor.value)) for _, tensor in parts]
+        yield from (s for s in stems if "." in s)
+        if named and parts[0][0][0] == "q":
+            yield f"{named}.{'bias' if parts[0][1].rank == 1 else 'weight'}"
+        yield from stems
 
     def below_known(self, path: str) -> str:
         """A path that an exporter began below the model's name, from where tensors are named:
@@ -125,6 +137,10 @@ def _above(key: str) -> list[str]:
 def _stored(array: Array, how: str) -> Array:
     if how == "transposed":
         return array.T
+    if how.startswith("spread"):
+        return array.reshape(-1, *[1] * int(how.removeprefix("spread")))
+    if how == "scalar":
+        return array.reshape(())
     return array.reshape(-1) if how == "flat" else array
 
 

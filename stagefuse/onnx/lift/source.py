@@ -14,18 +14,18 @@ from stagefuse.dsl.types import TensorType
 
 from ..body import Body, parsed
 from ..names import Names
-from . import activations, attention, layers, views
+from . import activations, attention, layers, quantised, views
 from .layout import Layout
 from .program import Function, Program, Value, demanded, program_of, reachable
 from .reading import Reader
 from .repeats import fold
 from .scopes import Naming, named_weights
-from .terms import Term, Terms
+from .terms import Term, Terms, operands
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 MOST_TRIED = 2000
 """Terms of a program that is folded in both ways, the inner first and the outer first."""
-RULES = (*views.RULES, *layers.RULES, *activations.RULES, *attention.RULES)
+RULES = (*views.RULES, *layers.RULES, *quantised.RULES, *activations.RULES, *attention.RULES)
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,25 @@ def lifted(
         reader.line(line.tree, line.text, line.types)
     roots = [_root(reader, text) for _, text in results]
     order = reachable(roots)
-    hints = {o: t.hint for t in reversed(order) for o in t.args if o.kind == "scope"}
-    naming = named_weights(order, hints, arrays, reader.kept)
+    naming = named_weights(order, _hints(order), arrays, reader.kept)
     ways = (True, False) if len(order) <= MOST_TRIED else (True,)
     tries = [_written(in_order, roots, naming, body, inputs, results, inner_first)
              for in_order in (order, demanded(roots)) for inner_first in ways]  # fmt: skip
     functions, lines = min(tries, key=lambda t: sum(map(len, (*t[0], *t[1]))))
     return Lifted(functions, lines, naming.stored())
+
+
+def _hints(order: Sequence[Term]) -> dict[Term, str]:
+    """What values scopes are read for. One whose name has no path is called by what reads it."""
+    found: dict[Term, str] = {}
+    for term in reversed(order):
+        if "/" not in term.hint:
+            found.setdefault(term, term.hint)
+        else:
+            found[term] = term.hint
+        if term.kind != "scope":
+            found.update((part, found[term]) for part in operands(term))
+    return found
 
 
 def _written(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from onnx import TensorProto
 
 from stagefuse.dsl.dtypes import DType
 
@@ -17,16 +18,22 @@ from .convolution import convolved, kernel_size
 from .elementwise import narrowed
 from .norms import per_channel
 
+_WHOLE = ("u8", "i8", "u16", "i16")
+
 
 def spread(n: Node, value: Val, of: Val, axis: int, block: int = 0) -> str:
-    """A scale or zero point so that it meets a tensor: one, one per channel, or one per block."""
-    text = n.bound(value, "scale")
+    """A scale or zero point so that it meets a tensor: one, one per channel, or one per block.
+
+    What calibration found is data of the model, even where it is one number: layers that differ
+    in it are alike.
+    """
+    text = n.stored(value)
     if value.rank == 0 or (value.rank == 1 and value.shape[0].as_int() == 1 and not block):
         return text if value.rank == 0 else f"{text}[0]"
     if value.rank == 1:
         axis = axis % of.rank
-        at = ", ".join(":" if k == axis else "None" for k in range(of.rank))
-        return f"{text}[{at}]" if of.rank > 1 else text
+        at = ", ".join(":" if k == axis else "None" for k in range(axis, of.rank))
+        return f"{text}[{at}]" if axis + 1 < of.rank else text
     if not block:
         raise Refused(f"a scale of {value.rank} dimensions", "a block size", "block_size")
     names = [f"i{k}" for k in range(of.rank)]
@@ -57,6 +64,10 @@ def _quantize(n: Node) -> Val | str:
     dtype = zero.dtype if zero is not None else dtype_of(number)
     x = n.x(0) if value.dtype.is_float else f"f32({n.x(0)})"
     s = spread(n, scale, value, axis, block)
+    is_plain = {value.dtype.name, scale.dtype.name} <= {"f32", "i32"} and number not in HELD
+    if is_plain and dtype.name in _WHOLE:
+        at = f"{dtype}(0)" if zero is None else spread(n, zero, value, axis, block)
+        return f"nn.quantize({x}, {s}, {at})"
     if value.dtype.is_float and scale.dtype != value.dtype:
         x, s = f"f32({x})", f"f32({s})"
     if value.dtype.is_small_float and scale.dtype == value.dtype:
@@ -73,14 +84,39 @@ def _quantize(n: Node) -> Val | str:
     return replace(n.let(n.hint, text), held=number)
 
 
+def _is_zero(point: Val) -> bool:
+    return point.known is not None and point.known.dtype != object and not point.known.any()
+
+
+def _single(n: Node) -> Val | None:
+    """The one number that is meant, where it is known."""
+    q, scale = n.number(0), n.number(1)
+    zero = np.int64(0) if n.maybe(2) is None else n.number(2)
+    if q is None or scale is None or zero is None or not n.val(0).dtype.is_int:
+        return None
+    if not isinstance(scale, np.float32):
+        return None
+    shape = [d.as_int() or 0 for d in n.val(0).shape]
+    whole = np.float32(int(q.item()) - int(zero.item()))
+    return n.constant(n.hint, np.full(shape, whole * scale, np.float32))
+
+
 @op("DequantizeLinear")
-def _dequantize(n: Node) -> str:
+def _dequantize(n: Node) -> Val | str:
     """(x - zero point) * scale."""
     value, scale = n.val(0), n.val(1)
     axis, block = n.attr("axis", 1), n.attr("block_size", 0)
     number = n.attr("output_dtype", 0)
-    text = n.x(0)
     zero = n.maybe(2)
+    single = _single(n) if number in (0, TensorProto.FLOAT) else None
+    if single is not None:
+        return single
+    text = n.x(0)
+    if not value.dtype.is_float and scale.dtype.name == "f32" and number in (0, TensorProto.FLOAT):
+        given = [text, spread(n, scale, value, axis, block)]
+        if zero is not None and not (value.known is not None and _is_zero(zero)):
+            given.append(spread(n, zero, value, axis, block))
+        return f"nn.dequantize({', '.join(given)})"
     if value.dtype.is_float or zero is None:
         text = f"f32({text})"
     else:
