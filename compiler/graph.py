@@ -218,7 +218,8 @@ class Update:
 
 @dataclass(frozen=True)
 class Contract:
-    """A matrix product: operands a and panels, both f32, f64 or (for GPUs) i32.
+    """A matrix product: operands a and panels, both f32, f64 or (for GPUs) i32. A third one, if
+    there is one, is what `filtering` makes of a: it says nothing new.
 
     `batch`, `rows`, `columns` are the result's axes; `depth` the length of the sum. Row m (flat)
     of the matrix starts at element `base + m * row_stride` of `a` and is contiguous; `base` is

@@ -364,8 +364,11 @@ def _state_of(graph: Graph, ref: Ref) -> str:
 
 
 def _contract(check: _Check, node: Node, p: Contract, operands: tuple[TensorType, ...]) -> None:
-    check.require(node, len(operands) == 2 and len(node.types) == 1, "a product has two operands")
-    a, panels = operands
+    few = len(operands) in (2, 3) and len(node.types) == 1
+    check.require(node, few, "a product has two operands, or three")
+    a, panels, *taps = operands
+    known = all(t.dtype == a.dtype and t.rank == len(p.batch) + 3 for t in taps)
+    check.require(node, known, "transformed weights have positions, rows and channels")
     dtypes = {a.dtype, panels.dtype, node.type.dtype}
     known = len(dtypes) == 1 and a.dtype in (F32, F64, I32)
     check.require(node, known, "a product is of f32, f64 or i32")

@@ -195,7 +195,7 @@ class OperandJoiner:
             packer = None if node is None else self.maker.get(node.operands[1])
             if node is None or packer is None:
                 continue
-            left, panels = node.operands
+            left, panels, *_ = node.operands
             if not is_coded(self.graph, panels) or not self._holds_codes(packer):
                 continue
             if packer.members & group.members or panels in self.graph.results:
@@ -219,7 +219,7 @@ class OperandJoiner:
     def _half_rows(self, group: Group, product: Node) -> dict[Ref, Group]:
         """Who converts the rows of a product from the 16-bit dtype that its panels are in; empty if
         they are in another one, or if not 16 bytes of rows are adjacent and aligned."""
-        left, panels = product.operands
+        left, panels, *_ = product.operands
         half, right = self._halves(left), self._halves(panels)
         contract, maker = product.primitive, self.maker.get(left)
         assert isinstance(contract, Contract)
@@ -242,7 +242,7 @@ class OperandJoiner:
         if group.kind != "contract" or group.anchor is None or group.packs:
             return
         node = self.graph.nodes[group.anchor]
-        left, panels = node.operands
+        left, panels, *_ = node.operands
         made = [self.maker.get(ref) for ref in (left, panels)]
         sources = [self._halves(ref) for ref in (left, self._viewed(panels))]
         dtypes = {self.graph.type(ref).dtype for ref in sources if ref is not None}
@@ -314,7 +314,7 @@ class OperandJoiner:
         if group.kind != "contract" or group.anchor is None or group.packs:
             return
         node = self.graph.nodes[group.anchor]
-        left, panels = node.operands
+        left, panels, *_ = node.operands
         found, maker = gathered_of(self.graph, node), self.maker.get(left)
         if found is None or maker is None or maker.kind != "pointwise":
             return

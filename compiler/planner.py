@@ -80,7 +80,7 @@ class Planner:
         windows = self.gpu is not None and has_windows(graph)
         sorts = self.gpu is not None and has_long_sorts(graph)
         given = graph
-        passes = pipeline_of(self.load, narrow, windows, sorts)
+        passes = pipeline_of(self.load, narrow, windows, sorts, self.cpu and not windows)
         graph, runs = run_passes(given, passes, bounds)
         passed = {place: text for run in runs for place, text in run.reasons.items()}
         sites = Sites()

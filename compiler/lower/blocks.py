@@ -18,6 +18,7 @@ from ..groups import Group
 from ..kernel_ir import (
     Buffer,
     For,
+    If,
     Statement,
     Value,
 )
@@ -101,6 +102,13 @@ class Blocks:
             return body()
         (index, extent), rest = loops[0], loops[1:]
         self.loop(index, const(0), extent, lambda: self.nest(rest, body), vector=not rest)
+
+    def branch(self, condition: Value, body: Callable[[], None]) -> None:
+        """Statements that run where a condition holds."""
+        self.scopes.append(Scope(self.scopes[-1].bound))
+        body()
+        scope = self.scopes.pop()
+        self.emit(If(condition, tuple(scope.body)))
 
     def scope_for(self, symbols: frozenset[str]) -> Scope:
         """The outermost scope that binds these loop symbols."""

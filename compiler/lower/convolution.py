@@ -7,35 +7,31 @@ source whose rows are adjacent anyway is read where it lies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
-from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
-from ..graph import flatten_index, split_index
-from ..kernel_ir import Alloc, Index, Load, Store, TileProduct
+from ..filtering import filtering_of
+from ..graph import flatten_index
+from ..kernel_ir import Alloc, Index, Store, TileProduct
 from ..panel_width import panel_width, panels_time
 from ..windows import FEW_ROWS, Windows, converted, is_worth_it, step_in_place, windows_of
 from .blocks import Parallel
 from .expressions import at_least_one, product_of
+from .filtered import Filtered
 from .products import _Product as Product
 from .products import _product as product_of_group
 from .products import lower_contract, lower_lying, lying
+from .stretches import COPY, STEPS, STRIPE, Stretches
 from .stripe import Stripe
 from .values import Lowering
 
-STRIPE = 1 << 17
-"""Elements of a stripe that, with a few rows of the matrix, fit the second-level cache."""
 STRETCH = 480
 """Columns of a step where any number will do: ten panels of 48, five vectors of AVX-512 in six."""
 BAND = 32
 """Rows of the other matrix that few rows take at a time."""
-STEPS = 8
-"""Steps that a product should have for threads to share."""
 HIGH = 64
 """Rows that an image is taken to have where that is not known."""
-COPY = 1.0
-"""Cycles to copy an element into a stripe."""
 
 
 def lower_product(low: Lowering) -> Parallel:
@@ -58,96 +54,13 @@ def lower_product(low: Lowering) -> Parallel:
     )
     if few and alone and source.dtype == p.dtype and step is not None:
         return _Direct(low, p, windows, step).lower()
+    filtering = filtering_of(low.graph, p.ref.node) if len(p.operands) > 2 else None
+    if filtering is not None:
+        return Filtered(low, p, filtering).lower()
     return _Striped(low, p, windows).lower()
 
 
-class _Stretches:
-    """What both ways share: the loops over tiles, and what follows the product."""
-
-    width: int
-    tiles: int
-
-    def __init__(self, low: Lowering, p: Product, windows: Windows) -> None:
-        self.low, self.p, self.windows = low, p, windows
-        self.outer = [*p.batch, *((f"d{a}", p.domain[a]) for a in windows.outer)]
-
-    def blocks(self) -> tuple[str, Expr]:
-        block = self.p.row_tile * self.tiles
-        return "mb", floordiv(self.p.rows + (block - 1), block, self.low.facts)
-
-    def tiles_of(self, columns: Expr, body: Callable[[Expr, Expr, Expr, Expr], None]) -> None:
-        """Runs a body for every panel of a number of columns and every tile down, given the first
-        row and the number of rows, the first column and the number of columns."""
-        low, p = self.low, self.p
-        first = sym("mb") * (p.row_tile * self.tiles)
-        end = minimum(first + p.row_tile * self.tiles, p.rows, low.facts)
-
-        def one_panel() -> None:
-            column = sym("p") * self.width
-            count = minimum(columns - column, const(self.width), low.facts)
-
-            def one_tile() -> None:
-                start = first + sym("t") * p.row_tile
-                body(start, minimum(end - start, const(p.row_tile), low.facts), column, count)
-
-            if self.tiles == 1:
-                return body(first, end - first, column, count)
-            tiles = floordiv(end - first + (p.row_tile - 1), p.row_tile, low.facts)
-            low.loop("t", const(0), tiles, one_tile)
-
-        panels = floordiv(columns + (self.width - 1), self.width, low.facts)
-        low.loop("p", const(0), panels, one_panel)
-
-    def tile(self, panels: int = 1) -> str:
-        """Scratch for a tile of each of some panels."""
-        name = self.low.name("tile")
-        shape = (const(panels), const(self.p.row_tile), const(self.width))
-        self.low.emit(Alloc(name, self.p.dtype, shape))
-        return name
-
-    def finish(
-        self, tile: tuple[str, Expr], start: Expr, rows: Expr, column: Expr, count: Expr,
-        pitch: Expr, wide: Expr, origin: tuple[Expr, Expr],
-    ) -> None:  # fmt: skip
-        """Stores `count` columns of a tile (its name and number) from `column` on.
-
-        They are in rows of `pitch` of which `wide` are wanted; row and column 0 of them are at
-        `origin` in the result.
-        """
-        low, p, axes = self.low, self.p, self.windows.axes
-
-        def store(line: Expr, c: Expr, inside: Expr) -> None:
-            at: dict[int, Expr] = {x: sym(f"d{x}") for x in p.primitive.batch}
-            at.update({a: sym(f"d{a}") for a in self.windows.outer})
-            lead = split_index(start + sym("r"), [p.domain[x] for x in p.primitive.rows], low.facts)
-            at.update(zip(p.primitive.rows, lead, strict=True))
-            at[axes[-1].axis] = origin[1] + c
-            if len(axes) > 1:
-                at[axes[0].axis] = origin[0] + line
-            name, place = tile
-            load = Load(name, (Index(place), Index(sym("r")), Index(inside)), p.dtype)
-            with low.part(low.group, {p.ref: lambda _: load}):
-                low.store([at.get(x, const(0)) for x in range(len(p.domain))])
-
-        def rows_of(begin: Expr, stop: Expr, line: Expr, c: Expr, inside: Expr) -> None:
-            def one_row() -> None:
-                low.loop("c", begin, stop, lambda: store(line, c, inside), vector=True)
-
-            low.loop("r", const(0), rows, one_row)
-
-        def one_line() -> None:
-            skip = column - sym("s") * pitch  # from the line's first column to the tile's
-            begin = maximum(skip, 0, low.facts)
-            stop = minimum(skip + count, wide, low.facts)
-            rows_of(begin, stop, sym("s"), sym("c"), sym("c") - skip)
-
-        if len(axes) == 1:
-            return rows_of(const(0), count, const(0), column + sym("c"), sym("c"))
-        lines = floordiv(column + count + (pitch - 1), pitch, low.facts)
-        low.loop("s", floordiv(column, pitch, low.facts), lines, one_line)
-
-
-class _Direct(_Stretches):
+class _Direct(Stretches):
     """Rows of panels read where they lie.
 
     Few rows of the matrix wait for the other one's: they take it in bands of some of its rows, so
@@ -251,7 +164,7 @@ class _Direct(_Stretches):
             low.loop("k", const(0), depth, one_row)
 
 
-class _Striped(_Stretches):
+class _Striped(Stretches):
     """Rows of panels in a stripe of the source that each step copies."""
 
     def __init__(self, low: Lowering, p: Product, windows: Windows) -> None:

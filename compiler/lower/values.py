@@ -29,7 +29,6 @@ from ..kernel_ir import (
     Checked,
     Const,
     Fold,
-    If,
     Index,
     Load,
     Local,
@@ -40,7 +39,7 @@ from ..kernel_ir import (
 from ..schedule import Schedule
 from ..softmax import is_product
 from ..value_ranges import is_position
-from .blocks import Blocks, Scope, Sites
+from .blocks import Blocks, Sites
 from .expressions import all_of, as_dtype, expand, minus, product_of, symbols_of
 from .shares import share, shared_sum
 
@@ -73,10 +72,7 @@ class Lowering(Blocks):
         conditions = [c for e in tests if (c := self.nonneg(Index(e))) is not None]
         if not conditions:
             return body()
-        self.scopes.append(Scope(self.scopes[-1].bound))
-        body()
-        scope = self.scopes.pop()
-        self.emit(If(all_of(conditions), tuple(scope.body)))
+        self.branch(all_of(conditions), body)
 
     @contextmanager
     def part(

@@ -27,17 +27,20 @@ def pipeline_of(
     narrow: bool = False,
     channels_last: bool = False,
     shorten_sorts: bool = False,
+    filters: bool = True,
 ) -> tuple[Pass, ...]:
     """The passes from the checked program's graph to the one that is fused, in order; with
     `narrow`, to one whose kernels convert what weights are stored in as they read it; with
-    `channels_last`, to one whose images lie as kernels for GPUs want them, and with
-    `shorten_sorts`, to one whose sorts have as many rows as GPUs want."""
+    `channels_last`, to one whose images lie as kernels for GPUs want them, with `shorten_sorts`, to
+    one whose sorts have as many rows as GPUs want, and with `filters`, to one whose convolutions
+    have what the CPU's filter by."""
     from .batch_steps import BatchSteps
     from .channels_last import ChannelsLast
     from .check_first import CheckFirst
     from .find_products import FindProducts
     from .fold_constants import FoldConstants
     from .join_products import JoinProducts
+    from .minimal_filters import MinimalFilters
     from .own_results import OwnResults
     from .shorten_sorts import ShortenSorts
     from .simplify import Simplify
@@ -50,6 +53,7 @@ def pipeline_of(
         FindProducts(not channels_last, narrow, load),
         *((ChannelsLast(),) if channels_last else ()),
         FoldConstants(load, narrow),
+        *((MinimalFilters(load),) if filters else ()),
         OwnResults(),
         CheckFirst(),
     )

@@ -42,12 +42,17 @@ Size = int | str | Expr
 def convolution(
     source: Sequence[Size], outer: int, kernel: Sequence[int], stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], dtype: DType = F32, relu: bool = False,
+    weights: np.ndarray[Any, Any] | None = None,
 ) -> Graph:  # fmt: skip
-    """The graph of x [B, C, space...] with w [O, C, kernel...], and a bias after it."""
+    """The graph of x [B, C, space...] with w [O, C, kernel...], and a bias after it; with constant
+    weights if any are given."""
     b = Builder(Facts().with_ranges({"B": (0, 8), "H": (9, 300), "W": (9, 300)}))
     sizes = [sym(s) if isinstance(s, str) else as_expr(s) for s in source]
     x = b.input("x", TensorType(dtype, tuple(sizes)))
-    w = b.input("w", TensorType(dtype, (as_expr(outer), sizes[1], *map(as_expr, kernel))))
+    if weights is None:
+        w = b.input("w", TensorType(dtype, (as_expr(outer), sizes[1], *map(as_expr, kernel))))
+    else:
+        w = b.constant(weights, dtype)
     bias = b.input("bias", TensorType(dtype, (as_expr(outer),)))
     seen: Ref = b.map("maximum", x, b.scalar(0.0, dtype, sizes)) if relu else x
     space = range(len(kernel))
@@ -102,10 +107,11 @@ CASES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def of(case: dict[str, Any]) -> Graph:
+def of(case: dict[str, Any], weights: np.ndarray[Any, Any] | None = None) -> Graph:
     ones = (1,) * len(case["kernel"])
     zeros = (0,) * len(ones)
-    return convolution(**{"stride": ones, "padding": zeros, "dilation": ones, **case})
+    others = {"stride": ones, "padding": zeros, "dilation": ones, "weights": weights}
+    return convolution(**{**others, **case})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,307 @@
+"""Convolutions by minimal filtering: see `filtering`.
+
+A step copies the part of the source that its windows see into a stripe, phases of two apart. Each
+panel of windows is transformed once; tiles of the matrix multiply it at all positions, and their
+products become tiles of the result. A stripe that has an infinity, a NaN or numbers whose sums may
+leave f32's range is convolved without: no result depends on what its own window does not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product as every
+from typing import TypeAlias
+
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dtypes import BOOL
+
+from ..filtering import (
+    AFTER,
+    BEFORE,
+    LARGEST,
+    OF_ELEMENTS,
+    OF_PRODUCTS,
+    PLACES,
+    RESULTS,
+    Filtering,
+)
+from ..graph import flatten_index, split_index
+from ..kernel_ir import Alloc, Const, Fold, Index, Load, Local, Op, Store, TileProduct, Value
+from ..panel_width import LANES, panels_time
+from .blocks import Parallel
+from .expressions import at_least_one
+from .products import _Product as Product
+from .stretches import COPY, STEPS, STRIPE, Stretches
+from .stripe import Stripe
+from .values import Lowering
+
+Grid: TypeAlias = Mapping[tuple[int, ...], Value]
+"""Values by their place along each axis of windows."""
+
+
+class Filtered(Stretches):
+    """A convolution by minimal filtering."""
+
+    def __init__(self, low: Lowering, p: Product, found: Filtering) -> None:
+        super().__init__(low, p, found.windows)
+        self.found = found
+        self.stripe = stripe = Stripe(low, found.windows, p.dtype)
+        most = max(STRIPE // (found.channels * stripe.phases * (1 + stripe.above)) // 48 * 48, 48)
+        self.wide, self.pitch = stripe.columns(most, most)
+        self.rows, self.width, self.tiles = self._choice()
+        self.p = replace(p, row_tile=low.schedule.row_tile[self.width])
+        stripe.shape(self.rows, self.wide, self.pitch, self.width)
+
+    def _choice(self) -> tuple[int, int, int]:
+        """Rows of windows in a step, the width of panels, tiles down: what costs least, in cycles
+        of two vectors of 16 columns by a row of the matrix. Parts of the matrix, where there are
+        few bands of the image, each copy and transform the same."""
+        low, stripe, found = self.low, self.stripe, self.found
+        height = 1 if stripe.across is None else stripe.across.size.as_int() or 1
+        pitch, wide = self.pitch.as_int() or 1, self.wide.as_int() or 1
+        pieces = -(-(stripe.along.size.as_int() or 1) // wide)
+        matrix, channels = self.p.rows.as_int() or 1, found.channels
+        best: tuple[float, int, int, int] | None = None
+        for rows in range(1, height + 1):
+            stored = channels * stripe.phases * (rows + stripe.above) * pitch
+            if best and stored > STRIPE:
+                break
+            bands, columns = -(-height // rows), (rows - 1) * pitch + wide
+            for width in (48, 64, 32):
+                tiles = -(-matrix // low.schedule.row_tile[width])
+                parts = min(tiles, -(-STEPS // (bands * pieces)))
+                time = panels_time(columns, width) * matrix * channels / 2
+                vectors = -(-columns // width) * width // LANES
+                time += vectors * (AFTER * matrix + BEFORE * channels * parts)
+                whole = bands * (found.positions * time + COPY * stored * parts)
+                if best is None or whole < 0.995 * best[0]:
+                    best = whole, rows, width, -(-tiles // parts)
+        assert best is not None
+        return best[1:]
+
+    def lower(self) -> Parallel:
+        low, p, stripe = self.low, self.p, self.stripe
+        parallel = [*self.outer, *stripe.steps(), self.blocks()]
+        low.bind(parallel)
+        _, _, rows, wide = stripe.part()
+        stripe.alloc()
+        with low.part(low.group.packs[p.operands[1]], {}):
+            stripe.fill(low.graph.nodes[p.operands[1].node].operands[0], 0.0)
+        is_small = self._is_small()
+        columns = (rows - 1) * self.pitch + wide
+        size = self.found.positions * self.width
+        panel, products = low.name("panel"), low.name("products")
+        low.emit(Alloc(panel, p.dtype, (const(size * self.found.channels),)))
+        low.emit(Alloc(products, p.dtype, (const(size * p.row_tile),)))
+        axes = self.found.filtered
+        down = RESULTS if len(axes) == 2 and axes[0] else 1
+        across = RESULTS if axes[-1] else 1
+        tile = low.name("tile")
+        low.emit(Alloc(tile, p.dtype, (const(down), const(p.row_tile), const(self.width * across))))
+        first = sym("mb") * (p.row_tile * self.tiles)
+        end = minimum(first + p.row_tile * self.tiles, p.rows, low.facts)
+
+        def one_tile(column: Expr, count: Expr) -> None:
+            start = first + sym("t") * p.row_tile
+            rows = minimum(end - start, const(p.row_tile), low.facts)
+
+            def multiplied() -> None:
+                self._multiply(panel, products, start, rows, count)
+                self._results(products, tile, rows)
+
+            low.branch(is_small, multiplied)
+            low.branch(Op("not", (is_small,), BOOL), lambda: self._plain(tile, start, rows, column))
+            self._finish(tile, start, rows, column, count, down, across)
+
+        def one_panel() -> None:
+            column = sym("p") * self.width
+            count = minimum(columns - column, const(self.width), low.facts)
+            self._transform(panel, column)
+            tiles = floordiv(end - first + (p.row_tile - 1), p.row_tile, low.facts)
+            low.loop("t", const(0), tiles, lambda: one_tile(column, count))
+
+        panels = floordiv(columns + (self.width - 1), self.width, low.facts)
+        low.loop("p", const(0), panels, one_panel)
+        return parallel, at_least_one(p.depth) * (self.rows * RESULTS * self.wide * RESULTS)
+
+    def _is_small(self) -> Value:
+        """Whether sums of the stripe's elements stay finite."""
+        low, stripe = self.low, self.stripe
+        size = self.found.channels * stripe.phases * stripe.plane
+        element = Load(stripe.name, (Index(sym("z")),), self.p.dtype)
+        name = low.name("total")
+        low.emit(
+            Fold(name, "sum", (("z", size),), Op("abs", (element,), self.p.dtype), self.p.dtype)
+        )
+        total = Local(name, self.p.dtype)
+        return Op("le", (total, Const(LARGEST, self.p.dtype)), BOOL)
+
+    def _transform(self, panel: str, column: Expr) -> None:
+        """What is multiplied at each position, of the windows from a column on, all channels."""
+        low, found, channels = self.low, self.found, self.found.windows.channels
+        names, sizes = [n for n, _, _ in channels], [size for _, size, _ in channels]
+        channel = flatten_index([sym(n) for n in names], sizes)
+
+        def one_vector() -> None:
+            grid: dict[tuple[int, ...], Value] = {}
+            for at in self._grid(PLACES):
+                digits = {a.shifts[0][0]: const(x) for a, x in zip(found.windows.axes, at,
+                          strict=True) if a.shifts}  # fmt: skip
+                place = self.stripe.place({**{n: sym(n) for n in names}, **digits})
+                index = Index(place + column + sym("x"))
+                grid[at] = Load(self.stripe.name, (index,), self.p.dtype)
+            for position, value in enumerate(self._applied(OF_ELEMENTS, grid).values()):
+                row = channel + position * found.channels
+                low.emit(Store(panel, (Index(row * self.width + sym("x")),), value))
+
+        def one_channel(left: Sequence[tuple[str, Expr]]) -> None:
+            if not left:
+                return low.loop("x", const(0), const(self.width), one_vector, vector=True)
+            (name, size), *rest = left
+            low.loop(name, const(0), size, lambda: one_channel(rest))
+
+        one_channel(list(zip(names, sizes, strict=True)))
+
+    def _grid(self, most: int) -> Iterator[tuple[int, ...]]:
+        """The places of a window along its axes, `most` along those that are filtered."""
+        return every(*(range(most if yes else 1) for yes in self.found.filtered))
+
+    def _applied(self, matrix: Sequence[Sequence[int]], grid: Grid) -> Grid:
+        """A matrix applied to values along each axis that is filtered."""
+        for axis, yes in enumerate(self.found.filtered):
+            if yes:
+                others = dict.fromkeys((at[:axis], at[axis + 1 :]) for at in grid)
+                grid = {
+                    (*before, n, *after): self._combined(
+                        row, [grid[(*before, x, *after)] for x in range(PLACES)]
+                    )
+                    for before, after in others
+                    for n, row in enumerate(matrix)
+                }
+        return dict(sorted(grid.items()))
+
+    def _combined(self, signs: Sequence[int], values: Sequence[Value]) -> Value:
+        """A sum of values with signs, not all of which are negative."""
+        plus = [v for sign, v in zip(signs, values, strict=True) if sign > 0]
+        minus = [v for sign, v in zip(signs, values, strict=True) if sign < 0]
+        total, *rest = plus
+        for value in rest:
+            total = Op("add", (total, value), self.p.dtype)
+        for value in minus:
+            total = Op("sub", (total, value), self.p.dtype)
+        return total
+
+    def _multiply(
+        self, panel: str, products: str, start: Expr, rows: Expr, count: Expr
+    ) -> None:  # fmt: skip
+        """The products of a tile's rows by a panel, at all positions."""
+        low, p, found = self.low, self.p, self.found
+        taps, channels = low.buffer(p.operands[2], "in"), const(found.channels)
+
+        def one() -> None:
+            matrix = p.lead * found.positions + sym("q")
+            low.emit(
+                TileProduct(
+                    products, sym("q") * (p.row_tile * self.width), const(self.width),
+                    taps.name, (matrix * p.rows + start) * channels, channels, const(1),
+                    panel, sym("q") * (channels * self.width), rows, channels,
+                    p.row_tile, self.width, width=count,
+                )
+            )  # fmt: skip
+
+        low.loop("q", const(0), const(found.positions), one)
+
+    def _results(self, products: str, tile: str, rows: Expr) -> None:
+        """A tile of results of the products at all positions."""
+
+        def read(place: int) -> Value:
+            row = place * self.p.row_tile + sym("r")
+            return Load(products, (Index(row * self.width + sym("x")),), self.p.dtype)
+
+        grid = {at: read(n) for n, at in enumerate(self._grid(PLACES))}
+        self._interleave(tile, rows, self._applied(OF_PRODUCTS, grid))
+
+    def _interleave(self, tile: str, rows: Expr, results: Grid) -> None:
+        """Stores the results of windows beside each other, those of different rows apart."""
+        low, step = self.low, RESULTS if self.found.filtered[-1] else 1
+
+        def one_vector() -> None:
+            for at, value in results.items():
+                line = at[0] if len(at) == 2 else 0
+                place = (const(line), sym("r"), sym("x") * step + at[-1])
+                low.emit(Store(tile, tuple(map(Index, place)), value))
+
+        def one_row() -> None:
+            low.loop("x", const(0), const(self.width), one_vector, vector=True)
+
+        low.loop("r", const(0), rows, one_row)
+
+    def _plain(self, tile: str, start: Expr, rows: Expr, column: Expr) -> None:
+        """The same without filtering: a tap of a channel after the other, times all columns."""
+        low, p, plain = self.low, self.p, self.found.plain
+        left, step = low.buffer(p.operands[0], "in"), RESULTS if self.found.filtered[-1] else 1
+
+        def place_of(at: tuple[int, ...]) -> tuple[Value, ...]:
+            line = at[0] if len(at) == 2 else 0
+            return tuple(map(Index, (const(line), sym("r"), sym("x") * step + at[-1])))
+
+        def columns(body: Callable[[], None]) -> None:
+            low.loop("x", const(0), const(self.width), body, vector=True)
+
+        def one_tap(at: tuple[int, ...]) -> None:
+            digits = {n: sym(n) for n, _, _ in plain.digits}
+            moved = dict(digits)
+            for axis, yes, x in zip(plain.axes, self.found.filtered, at, strict=True):
+                if yes:
+                    moved[axis.shifts[0][0]] = axis.shift().substitute(digits) + x
+            depth = const(0)
+            for name, _, size in plain.digits:
+                depth = depth + sym(name) * size
+            flat = p.base + (start + sym("r")) * p.primitive.row_stride + depth
+            weight = Load(left.name, tuple(map(Index, split_index(flat, left.shape, low.facts))),
+                          p.dtype)  # fmt: skip
+            where = Index(self.stripe.place(moved) + column + sym("x"))
+            element = Load(self.stripe.name, (where,), p.dtype)
+            term = Op("mul", (weight, element), p.dtype)
+
+            def add() -> None:
+                total = Op("add", (Load(tile, place_of(at), p.dtype), term), p.dtype)
+                low.emit(Store(tile, place_of(at), total))
+
+            columns(add)
+
+        def taps(left: Sequence[tuple[str, Expr]], at: tuple[int, ...]) -> None:
+            if not left:
+                return one_tap(at)
+            (name, size), *rest = left
+            low.loop(name, const(0), size, lambda: taps(rest, at))
+
+        def one_row() -> None:
+            for at in self._grid(RESULTS):
+                zero = Store(tile, place_of(at), Const(0.0, p.dtype))
+                columns(partial(low.emit, zero))
+                taps([(n, size) for n, size, _ in plain.digits], at)
+
+        low.loop("r", const(0), rows, one_row)
+
+    def _finish(
+        self, tile: str, start: Expr, rows: Expr, column: Expr, count: Expr, down: int, across: int
+    ) -> None:
+        """Stores a tile, its rows of results one after the other."""
+        y0, x0, lines, _ = self.stripe.part()
+        plain, x0 = self.found.plain.axes, x0 * across
+        wide = minimum(plain[-1].size - x0, self.wide * across, self.low.facts)
+        if len(plain) == 1:
+            count = minimum(count * across, wide - column * across, self.low.facts)
+            return self.finish(
+                (tile, const(0)), start, rows, column * across, count, self.pitch, wide, (y0, x0)
+            )
+        for line in range(down):
+            left = plain[0].size - y0 * down - line
+            lines = minimum(lines, floordiv(left + (down - 1), down), self.low.facts)
+            self.finish(
+                (tile, const(line)), start, rows, column * across, count * across,
+                self.pitch * across, wide, (y0 * down + line, x0), down, lines,
+            )  # fmt: skip
