@@ -166,7 +166,7 @@ def _mistyped(match: Match, bound: Bound) -> str | None:
                 return f"{print_operand(x.second)} is no predicate"
             x = x.first
         if isinstance(x, s.Address):
-            wrong = _address(x) or _coordinates(x, match.get("dim"))
+            wrong = _address(x, match.get("space")) or _coordinates(x, match.get("dim"))
         elif spec.kind == "constant":
             wrong = None
         else:
@@ -176,7 +176,9 @@ def _mistyped(match: Match, bound: Bound) -> str | None:
     return None
 
 
-def _address(x: s.Address) -> str | None:
+def _address(x: s.Address, space: str) -> str | None:
+    if isinstance(x.base, s.Immediate) and space != "local":
+        return "an address is a number in local memory alone"
     if isinstance(x.base, s.Register) and x.base.type not in ADDRESS_TYPES:
         return f"{x.base.name} is a {x.base.type}, and an address has 32 or 64 bits"
     return None

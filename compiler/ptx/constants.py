@@ -84,9 +84,6 @@ class Constants:
             raise PtxError("an offset is an integer")
         return int(_typed(c[0].value, False))
 
-    def minus_offset(self, c: list[Any]) -> int:
-        return -self.offset([self.constant(c)])
-
     def binary(self, c: list[Any]) -> str:
         return str(c[0])
 

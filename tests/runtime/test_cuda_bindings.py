@@ -43,7 +43,7 @@ def run(folder: Path, case: str) -> tuple[str, list[str]]:
     environment = os.environ | {"LD_LIBRARY_PATH": str(folder), "STUB_CUDA_LOG": str(log)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.runtime.stub_script", case],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), log.read_text().splitlines() if log.exists() else []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stagefuse.compiler.ptx import PtxError, print_module, read_module
+from stagefuse.compiler.ptx import PtxError, check, print_module, read_module
 from stagefuse.compiler.ptx import syntax as s
 
 HEAD = ".version 8.8\n.target sm_90a\n.address_size 64\n"
@@ -120,3 +120,19 @@ def test_vectors_of_registers() -> None:
     assert "mov.f32 v$w, v$x;" in shown
     assert "[%rd], {v$x, v$y, v$z, v$w};" in shown and "mov.b64 %rd, {w1$x, w1$y};" in shown
     assert read_module(shown) == module
+
+
+@pytest.mark.parametrize("operand", ["[%rd1-4]", "[g-4]", "[16]"])
+def test_addresses_that_are_none(operand: str) -> None:
+    def checked(operand: str) -> None:
+        text = f"""{HEAD}.global .b32 g[8];
+        .visible .entry k() {{ .reg .b32 %r; .reg .b64 %rd1; .local .b32 l[8];
+        ld.local.u32 %r, [16]; ld.global.u32 %r, [g+8-4]; ld.global.u32 %r, {operand}; }}"""
+        module = read_module(text)
+        for line in module.functions[0].body:
+            if isinstance(line, s.Instruction):
+                check(line, module.version, module.target[0])
+
+    checked("[%rd1+-4]")
+    with pytest.raises(PtxError):
+        checked(operand)
