@@ -95,6 +95,8 @@ class Backend(BaseBackend):
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
         """Whether the model can be imported, perhaps with some inputs fixed."""
+        if not cls.supports_device(device):
+            return False
         try:
             import_model(model)
         except OnnxError as error:
@@ -104,10 +106,8 @@ class Backend(BaseBackend):
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> BackendRep:
         """The compiled model. Raises OnnxError, ValueError for an unknown device."""
-        if not cls.supports_device(device):
-            raise ValueError(f"there is no device {device!r}; there is {', '.join(DEVICES)}")
+        target = _target(device)
         onnx.checker.check_model(model)
-        target = DEVICES[device.partition(":")[0]]
         try:
             imported = import_model(model)
         except OnnxError as error:
@@ -121,7 +121,9 @@ class Backend(BaseBackend):
         cls, node: onnx.NodeProto, inputs: Any, device: str = "CPU", outputs_info: Any = None,
         **kwargs: Any,
     ) -> tuple[np.ndarray[Any, Any], ...]:
-        """The results of one node alone."""
+        """The results of one node alone. Raises OnnxError, ValueError for an unknown device."""
+        target = _target(device)
+        super().run_node(node, inputs, device, outputs_info, **kwargs)  # checks the node
         arrays = [np.asarray(x) for x in inputs]
         helper = onnx.helper
         infos = [
@@ -132,7 +134,14 @@ class Backend(BaseBackend):
         version = kwargs.get("opset_version", onnx.defs.onnx_opset_version())
         graph = helper.make_graph([node], "node", infos, results)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, version)])
-        return BackendRep(model, DEVICES[device], None).run(arrays)
+        return BackendRep(model, target, None).run(arrays)
+
+
+def _target(device: str) -> str:
+    """The compiler's name of a device. Raises ValueError."""
+    if not Backend.supports_device(device):
+        raise ValueError(f"there is no device {device!r}; there is {', '.join(DEVICES)}")
+    return DEVICES[device.partition(":")[0]]
 
 
 def _compiled(imported: Imported, device: str) -> Any:
