@@ -58,8 +58,9 @@ class ProductWriter(FetchWriter):
             self.module.micro_kernels[symbol] = pieces.tile_text(s.nr, placed, shape.symbol)
             assert self.has_tiles is not None
             use = self.has_tiles
-            if cache.rows is not None:
-                use = use & self.index(cache.rows).compare("ge", CUT_ROWS)
+            for rows_of_all in (cache.rows, cache.down):
+                if rows_of_all is not None:
+                    use = use & self.index(rows_of_all).compare("ge", CUT_ROWS)
             if cache.across is not None and cache.across.as_int() is None:
                 use = use & self.index(cache.across).compare("ge", pieces.LEAST_COLUMNS)
             kept = use.select(kept, self.code.value("null", "ptr"))

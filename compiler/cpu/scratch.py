@@ -14,7 +14,7 @@ from stagefuse.compiler.kernel_ir import (
     TileProduct,
 )
 from stagefuse.compiler.plan import CUT_ROWS
-from stagefuse.dsl.dims import Expr, as_expr, const, floordiv
+from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum
 from stagefuse.dsl.dtypes import F32, DType
 
 from . import cutting, pieces
@@ -61,6 +61,7 @@ class Cache:
     """Rows and a panel cut into pieces, of at most `most` steps of a sum; see `pieces`.
 
     `rows`: of the matrix that the panels are multiplied by, if they may be cut beforehand.
+    `down`: the same if they are cut when they are needed, but are an input.
     `across`: the columns of all its panels, where that is known.
     """
 
@@ -68,6 +69,7 @@ class Cache:
     depth: Expr
     entries: int
     rows: Expr | None
+    down: Expr | None
     across: Expr | None
 
     @property
@@ -114,14 +116,19 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
         ):
             continue
         if source_of(s) not in found:
-            known, entries, rows = s.depth.as_int(), pieces.ENTRIES, None
+            known, entries, rows, down = s.depth.as_int(), pieces.ENTRIES, None, None
             if known is not None and source_of(s) not in deep:
                 fits = CUT_BYTES // max(1, known * cutting.ROW_BYTES // cutting.STEP)
                 entries = min(max(1, fits), entries)
             panels = inputs[s.panel].shape if s.panel in inputs and s.panel_place is None else ()
-            if len(panels) > 2 and panels[-1] == const(s.nr) and (whole := panels[-2].as_int()):
-                rows = floordiv(_count(inputs[s.a].shape), whole)
-            found[source_of(s)] = Cache(s.nr, s.depth, entries, rows, across)
+            if len(panels) > 2 and panels[-1] == const(s.nr):
+                *batch, _, whole, _ = panels
+                if whole.as_int():
+                    rows = floordiv(_count(inputs[s.a].shape), whole)
+                else:
+                    each = maximum(_count([*batch, whole]), const(1))
+                    down = floordiv(_count(inputs[s.a].shape), each)
+            found[source_of(s)] = Cache(s.nr, s.depth, entries, rows, down, across)
     return found
 
 
