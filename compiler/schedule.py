@@ -16,14 +16,14 @@ class Schedule:
     """Sizes in elements unless said otherwise.
 
     `chunk`: what one parallel step of a flat pointwise kernel handles. `columns`: adjacent columns
-    that a column reduction accumulates side by side. `row_tile`: rows of a product's scratch tile
-    by the width of its panels. `tiles_per_block`, `panel_group`: tiles down and panels across that
-    one step of a product computes, at most; the tiles' rows of the left operand are no more than
-    `block_bytes`, so that they stay in the second-level cache. `packed_tiles`: tiles down where a
-    step packs its panels itself. `deep_tiles`, `deep_panels`: tiles down and panels across where
-    four tiles are too many bytes; `depth_block` of the sum is then done at a time for all of them,
-    and `codes_block` where panels are computed of codes, whose part then stays in the first-level
-    cache.
+    that a column reduction accumulates side by side, `rows_together` rows of them at a time.
+    `row_tile`: rows of a product's scratch tile by the width of its panels. `tiles_per_block`,
+    `panel_group`: tiles down and panels across that one step of a product computes, at most; the
+    tiles' rows of the left operand are no more than `block_bytes`, so that they stay in the
+    second-level cache. `packed_tiles`: tiles down where a step packs its panels itself.
+    `deep_tiles`, `deep_panels`: tiles down and panels across where four tiles are too many bytes;
+    `depth_block` of the sum is then done at a time for all of them, and `codes_block` where panels
+    are computed of codes, whose part then stays in the first-level cache.
     `columns_by_memory`: whether reductions whose memory runs along a kept axis accumulate columns
     side by side whatever axis they are written along.
     `stripes`: whether reductions over windows of an image read it from scratch, with its edges.
@@ -38,6 +38,7 @@ class Schedule:
 
     chunk: int = 4096
     columns: int = 256
+    rows_together: int = 8
     columns_by_memory: bool = True
     stripes: bool = True
     row_tile: Mapping[int, int] = field(default_factory=dict)
@@ -65,6 +66,7 @@ fit the first-level cache: 32 x 48 f32 are 6 KB. So do 256 columns."""
 GPU = Schedule(
     chunk=2048,
     columns=128,
+    rows_together=1,
     columns_by_memory=False,
     stripes=False,
     row_tile=MappingProxyType({48: 64, 64: 64, 32: 64, 16: 64}),

@@ -10,7 +10,9 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I64, DType
 
 from ..cpu.bodies import UNROLLED
-from ..graph import Node, Reduce, Ref, flatten_index
+from ..cpu.values import renamed
+from ..graph import Map, Node, Reduce, Ref, Scalar, View, flatten_index
+from ..groups import flops
 from ..kernel_ir import (
     Alloc,
     Const,
@@ -25,6 +27,8 @@ from .expressions import COMBINE, as_dtype, at_least_one, product_of, start_of
 from .planes import lower_plane, plane_of
 from .values import Lowering
 
+CHEAP_FLOPS = 4
+"""Arithmetic of an element of which several are computed together."""
 Place: TypeAlias = tuple[Ref, Sequence[Expr]]
 """A root and where in it an element is stored."""
 WINDOW, WINDOW_WIDTH = 64, 16
@@ -203,12 +207,14 @@ def _accumulate(low: Lowering, ref: Ref, at: tuple[Value, ...]) -> None:
     inside = tuple(
         Index(sym(f"f{a}")) if a in primitive.axes else next(kept) for a in range(len(shape))
     )
+    many = low.schedule.rows_together if _is_cheap(low, operand) else 1
     if primitive.kind.startswith("arg"):
-        result = _place_of_extreme(low, primitive.kind, (operand, inside), loops)
+        result = _place_of_extreme(low, primitive.kind, (operand, inside), loops, many)
     else:
-        dtype = node.type.dtype.compute
-        element = partial(low.value, operand, inside, ())
-        result = _combined(low, primitive.kind, dtype, loops, lambda: as_dtype(element(), dtype))
+        dtype, element = node.type.dtype.compute, partial(low.value, operand, inside, ())
+        result = _combined(
+            low, primitive.kind, dtype, loops, lambda: as_dtype(element(), dtype), many
+        )
     low.scopes[0].known[(ref, at)] = result
 
 
@@ -218,8 +224,9 @@ def _combined(
     dtype: DType,
     loops: Sequence[tuple[str, Expr]],
     element: Callable[[], Value],
+    many: int,
 ) -> Value:
-    """What a column's elements come to, one after the other."""
+    """What a column's elements come to, `many` rows at a time along the last of the loops."""
     assert low.column is not None
     name = low.name("columns")
     low.emit(Alloc(name, dtype, (const(low.schedule.columns),)))
@@ -227,11 +234,54 @@ def _combined(
     _over_columns(low, [], lambda: low.emit(Store(name, here, start_of(kind, dtype))))
     total = Load(name, here, dtype)
 
-    def step() -> None:
-        low.emit(Store(name, here, Op(COMBINE[kind], (total, element()), dtype)))
+    def both(a: Value, b: Value) -> Value:
+        return Op(COMBINE[kind], (a, b), dtype)
 
-    _over_columns(low, loops, step)
+    def step() -> None:
+        low.emit(Store(name, here, both(total, element())))
+
+    *outer, (index, extent) = loops
+    known = extent.as_int()
+    if many == 1 or (known is not None and known < many):
+        _over_columns(low, loops, step)
+        return total
+
+    def steps() -> None:
+        value = element()
+        values = [renamed(value, {index: sym(index) * many + n}) for n in range(many)]
+        while len(values) > 1:
+            values = list(map(both, values[::2], values[1::2]))
+        low.emit(Store(name, here, both(total, values[0])))
+
+    def along() -> None:
+        whole, facts = floordiv(extent, const(many), low.facts), low.facts
+        low.loop(index, const(0), whole, lambda: _over_columns(low, [], steps))
+        low.facts = facts
+        low.loop(index, whole * many, extent, lambda: _over_columns(low, [], step))
+
+    nested = along
+    for name_of, size in reversed(outer):
+        nested = partial(low.loop, name_of, const(0), size, nested)
+    nested()
     return total
+
+
+def _is_cheap(low: Lowering, ref: Ref) -> bool:
+    """Whether an element of several rows at a time is little code, and reads nothing at positions
+    from data."""
+    cost, seen, pending = 0, set[int](), [ref.node]
+    while pending:
+        node = low.graph.nodes[pending.pop()]
+        if node.id in seen or node.id not in low.group.members:
+            continue
+        seen.add(node.id)
+        if isinstance(node.primitive, Reduce):
+            continue
+        if not isinstance(node.primitive, Map | Scalar | View) or node.id in low.staged:
+            return False
+        cost += flops(node)
+        pending += [operand.node for operand in node.operands]
+    return cost <= CHEAP_FLOPS
 
 
 def _place_of_extreme(
@@ -239,6 +289,7 @@ def _place_of_extreme(
     kind: str,
     operand: tuple[Ref, tuple[Value, ...]],
     loops: Sequence[tuple[str, Expr]],
+    many: int,
 ) -> Value:
     """argmax and argmin in two passes: the extreme, then the first place of it or of a NaN."""
     ref, inside = operand
@@ -249,7 +300,7 @@ def _place_of_extreme(
     def element() -> Value:
         return as_dtype(low.value(ref, inside, ()), dtype)
 
-    extreme = _combined(low, kind.removeprefix("arg"), dtype, loops, element)
+    extreme = _combined(low, kind.removeprefix("arg"), dtype, loops, element, many)
 
     def found() -> Value:
         value = element()
@@ -258,5 +309,5 @@ def _place_of_extreme(
             hit = Op("or", (hit, Op("isnan", (value,), BOOL)), BOOL)
         return Op("select", (hit, place, none), I64)
 
-    first = _combined(low, "min", I64, loops, found)
+    first = _combined(low, "min", I64, loops, found, many)
     return Op("select", (Op("eq", (first, none), BOOL), Const(0, I64), first), I64)
