@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, sym
+from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, sym
 from stagefuse.dsl.dtypes import BOOL, F32, F64, I32, I64, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
@@ -409,7 +409,8 @@ def _recurrence(check: _Check, node: Node, p: Recurrence, operands: tuple[Tensor
         if check.graph.nodes[ref.node].primitive != Carried(p.step, number):
             check.fail(node, 10, f"operand {number} is not what it carries")
     low, high = check.facts.ranges.get(p.step, (None, None))
-    if low != 0 or high is None or as_expr(high) != p.count - 1:
+    length = const(0) if high is None else as_expr(high) + 1
+    if low != 0 or p.count not in (length, maximum(length, 0)):
         check.fail(node, 10, f"`{p.step}` does not run over 0..{p.count}")
     if check.nests.ends[p.step] != node.id:
         check.fail(node, 10, f"`{p.step}` has two recurrences")

@@ -176,6 +176,14 @@ def _equal(
             span,
             help=Help("to compare, write `==`", Edit(span, "==")),
         )
+    first = tokens[0]
+    if first.kind == "REDUCE" and tokens[at - 1].kind == "RSQB":
+        return error(
+            "E0210",
+            f"`{first.value}` is built in and cannot be redefined",
+            Span(span.source, first.start, first.end),
+            help=f"choose another name, such as `{first.value}_`",
+        )
     if any(token.kind == "EQUAL" for token in tokens[:at]):
         return error(
             "E0109",

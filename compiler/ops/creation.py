@@ -160,8 +160,8 @@ OPS = (
        *_ONES, lambda shape, dtype=F32: _full(shape, 1, dtype), ("ones([2])", "[1.0, 1.0]"),
        demands=not_negative("ones")),
     Op("full", (SHAPE, Param("value", "scalar"), Param("dtype", "dtype", None)),
-       "A tensor of one number, rounded to the dtype; without one f32, i64 or bool as the"
-       " number is written.",
+       "A tensor of one number, a size or the value of a scalar tensor, converted to the dtype;"
+       " without one f32, i64 or bool as the number is written, i64 of a size, or the tensor's.",
        *_FULL, _full, ("full([2], 7)", "[7, 7]"),
        demands=not_negative("full")),
     Op("iota", (Param("n", "size"),), "The i64 numbers from 0 up to n, excluding it.",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .. import ast
+from ..signature import Builtin
 from ..source import Span
 from . import expressions
-from .apply import Arg, apply, bind, whole
+from .apply import Arg, apply, bind, static, whole
 from .frame import Frame
 from .inlining import Inlining
 from .report import Failed
@@ -16,10 +17,12 @@ from .values import (
     DTypeValue,
     Function,
     Items,
+    NoneValue,
     Number,
     Poison,
     Scope,
     Special,
+    Tensor,
     Text,
     Value,
     describe,
@@ -47,6 +50,8 @@ def call(
             pairwise = PAIRWISE.get(record.name)
             if pairwise and len(args) == 2 and isinstance(args[0].value, Number | Dim):
                 record = frame.checker.builtins[pairwise]
+            if record.name == "full":
+                args, keywords, record = _full(frame, record, args, keywords, span)
             return apply(frame.recorder, record, args, keywords, span)
         case DTypeValue():
             bound = bind(f"`{function.dtype}`", ["x"], [], ["x"], args, keywords, span)
@@ -59,6 +64,29 @@ def call(
     if isinstance(function, Scope):
         notes = ["weights are passed to a function: `nn.linear(x, w.layer)`"]
     raise Failed("E0204", "this cannot be called", callee.span, describe(function), notes=notes)
+
+
+def _full(
+    frame: Frame, record: Builtin, args: list[Arg], keywords: dict[str, Arg], span: Span
+) -> tuple[list[Arg], dict[str, Arg], Builtin]:
+    """`full` of a size or a scalar tensor repeats that, in the dtype that is asked for."""
+    params = {param.name: param for param in record.params}
+    bound = bind("`full`", list(params), [], ["shape", "value"], args, keywords, span)
+    value = bound["value"]
+    varies = isinstance(value.value, Tensor | Scope) or (
+        isinstance(value.value, Dim) and whole(value.value) is None
+    )
+    if not varies or any(is_poison(arg.value) for arg in bound.values()):
+        return args, keywords, record
+    static(params["shape"], bound["shape"], "full")
+    if "dtype" in bound and not isinstance(bound["dtype"].value, NoneValue):
+        dtype = static(params["dtype"], bound["dtype"], "full")
+        value = Arg(expressions.cast(frame, dtype, value), value.span)
+    if isinstance(value.value, Tensor) and value.value.type.rank:
+        found = describe(value.value)
+        raise Failed("E0207", "`value` of `full` is one number", value.span, found,
+                     help="`broadcast_to` repeats a tensor")  # fmt: skip
+    return [value, bound["shape"]], {}, frame.checker.builtins["broadcast_to"]
 
 
 def _special(name: str, args: list[Arg], keywords: dict[str, Arg], span: Span) -> Value:

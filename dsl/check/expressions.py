@@ -49,7 +49,7 @@ def evaluate(frame: Frame, node: ast.Expr) -> Value:
     try:
         return _evaluate(frame, node)
     except Failed as failure:
-        frame.checker.reporter.report(failure, frame.recorder.calls)
+        frame.report(failure)
         return POISON
 
 

@@ -10,6 +10,7 @@ from ..dtypes import DType
 from ..source import Span
 from .modules import Checker, ModuleScope
 from .record import Recorder
+from .report import Failed
 from .values import Dim, DTypeValue, Space, Tensor, Value
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class Frame:
 
             value = kept(self, name, value, span)
         self.locals[name] = value
+
+    def report(self, failure: Failed) -> None:
+        """Keep a failure, as found in the calls that led here, in the source's own names."""
+        self.checker.reporter.report(failure.worded(self.recorder.shown), self.recorder.calls)
 
     def within(self, indices: dict[str, Dim], space: Space, notation: Notation | None) -> Frame:
         """The same names with indices in scope."""

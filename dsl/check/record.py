@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..dims import Expr, const, minimum, sym
+from ..dims import Expr, const, maximum, minimum, sym
 from ..dtypes import BOOL, F32, I64, U64, DType
 from ..facts import Facts
 from ..program import Apply, Check, ValueId
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """The step of a scan: its name in the source, its first value, and how many there are."""
+    """The step of a scan: its name in the source, its first value, and how many there are, if that
+    is not negative: where it is, nothing is computed."""
 
     name: str
     first: Expr
-    count: Expr
+    length: Expr
 
 
 MAX_RANK = 32
@@ -220,25 +222,29 @@ class Recorder:
         indices = tuple(sym(name) for name, _ in value.space)
         return self.access((value,), shape, names, indices, span, space)
 
-    def step(self, name: str, first: Expr, count: Expr, symbol: str = "") -> str:
-        """A new symbol for the steps of a scan, from 0 to before `count`."""
+    def step(self, name: str, first: Expr, length: Expr, symbol: str = "") -> str:
+        """A new symbol for the steps of a scan, from 0 to before `length`."""
         symbol = symbol or f"step{len(self.steps) + 1}"
-        self.steps[symbol] = Step(name, first, count)
-        self.facts = self.facts.with_ranges({symbol: (0, count - 1)})
+        self.steps[symbol] = Step(name, first, length)
+        self.facts = self.facts.with_ranges({symbol: (0, length - 1)})
         return symbol
 
     def shown(self, text: str) -> str:
         """A text with the steps of scans as the source names them."""
         for symbol, step in reversed(self.steps.items()):
-            first = "" if step.first == const(0) else f" - {step.first}"
-            text = text.replace(symbol, f"({step.name}{first})" if first else step.name)
+            name = step.name
+            if step.first != const(0):  # a symbol counts from 0
+                first = re.escape(str(step.first))
+                text = re.sub(rf"(?<!\*)\b{symbol} \+ {first}\b(?!\*)", name, text)
+                name = f"({name} - {step.first})"
+            text = re.sub(rf"\b{symbol}\b", name, text)
         return text
 
     def _require_constant_shape(self, type: TensorType, span: Span) -> None:
         if self.steps and any(d.symbols() & self.steps.keys() for d in type.shape):
             raise Failed(
                 "E0221", "the shape of a value changes from step to step", span,
-                self.shown(str(type)),
+                str(type),
                 help="index notation over a range that fits every step has one shape: "
                 "`y[j in 0..4] = x[t + j]`; `select(condition, a, b)` leaves elements out",
             )  # fmt: skip
@@ -252,14 +258,16 @@ class Recorder:
             rising = slope is not None and self.facts.is_nonneg(slope)
             falling = slope is not None and self.facts.is_nonneg(-slope)
             if relation == "==0" or not (rising or falling):
-                raise Failed("E0221", "this may fail at some step", span, self.shown(message),
+                raise Failed("E0221", "this may fail at some step", span, message,
                              notes=["a call checks sizes, and no sizes decide this"])  # fmt: skip
-            at = const(0) if rising else step.count - 1
+            at = const(0) if rising else step.length - 1
             expr = self.facts.simplify(expr.substitute({symbol: at}, self.facts))
             high = self.facts.bounds(expr)[1]
             if high is not None and high < 0:
                 where = f"at `{step.name}` = {at + step.first}"
-                raise Failed("E0216", self.shown(message), span, where)
+                raise Failed("E0216", message, span, where)
+            if not self.facts.is_positive(step.length):  # it holds where there are no steps
+                expr = maximum(expr, -step.length, self.facts)
         return expr
 
     def check(self, expr: Expr, relation: str, message: str, span: Span) -> None:

@@ -75,10 +75,11 @@ def scan(frame: Frame, node: ast.Scan) -> None:
         raise Failed("E0204", "a scan runs over a range", node.range.span, describe(interval),
                      help=f"write `{node.name} in 0..N`")  # fmt: skip
     recorder = frame.recorder
-    count = recorder.facts.simplify(interval.stop - interval.start)
-    if not recorder.facts.is_nonneg(count):
-        count = maximum(count, 0, recorder.facts)
-    steps = Steps(recorder.step(node.name, interval.start, count), node.name, interval.start, count)
+    count = length = recorder.facts.simplify(interval.stop - interval.start)
+    if not recorder.facts.is_nonneg(length):
+        count = maximum(length, 0, recorder.facts)
+    symbol = recorder.step(node.name, interval.start, length)
+    steps = Steps(symbol, node.name, interval.start, count)
     own = {start.name for start in node.starts}
     kept = {name: state for name, state in frame.states.items() if name not in own}
     inner = replace(frame, locals=dict(frame.locals), steps=steps, states=kept)

@@ -56,6 +56,18 @@ class Failed(Exception):
         self.code, self.message, self.span, self.label = code, message, span, label
         self.others, self.notes, self.help = tuple(others), tuple(notes), help
 
+    def worded(self, words: Callable[[str], str]) -> Failed:
+        """The same with each of its texts in other words."""
+        return Failed(
+            self.code,
+            words(self.message),
+            self.span,
+            words(self.label),
+            [(span, words(text)) for span, text in self.others],
+            [words(note) for note in self.notes],
+            None if self.help is None else words(self.help),
+        )
+
 
 def text_of(span: Span) -> str:
     """The source of a span, on one line."""

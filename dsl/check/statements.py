@@ -57,7 +57,7 @@ def run(frame: Frame, statements: Sequence[ast.Stmt], wants_result: bool) -> Val
             frame.checker.step(statement.span)
             result = _statement(frame, statement, is_result)
         except Failed as failure:
-            frame.checker.reporter.report(failure, frame.recorder.calls)
+            frame.report(failure)
             poison(frame, [statement])
             result = POISON
     return result

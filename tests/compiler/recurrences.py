@@ -83,6 +83,13 @@ def _nested(x: Array) -> Sequence[Array]:
     return y, total
 
 
+def _shifted(x: Array) -> Sequence[Array]:
+    h = np.zeros(x.shape[1] + 1)
+    for t in range(1, len(x)):
+        h = np.concatenate([[t + 1], 0.5 * h[:-1] + x[t]])
+    return (h,)
+
+
 def _sides(x: Array, w: Array, v: Array) -> Sequence[Array]:
     h, y, z = np.zeros(x.shape[1]), [], []
     for row in x:
@@ -330,6 +337,15 @@ pipeline twins(x: f32[T, D]) -> (f32[D], f32[D]):
     h, g
 """,
         _twins,
+    ),
+    Case(
+        """
+pipeline shifted(x: f32[T, D]) -> f32[D + 1]:
+    scan t in 1..T with h = zeros([D + 1]):
+        h = concat([full([1], t + 1, f32), 0.5 * h[:-1] + x[t]])
+    h
+""",
+        _shifted,
     ),
 ]
 SIZES: Sequence[Sizes] = [

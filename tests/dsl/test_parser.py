@@ -77,6 +77,7 @@ def test_line_ends_and_a_byte_order_mark_are_accepted(ending: str) -> None:
         ("fn f(x: f32):\n    (x\n", "`(` is never closed"),
         ("fn f(x: f32):\n    'x\n    1\n", "this string has no end"),
         ("fn f(x: f32):\n    x.y[0] = 1\n    x", "only items of a name can be assigned to"),
+        ("fn f(x: f32):\n    all[i] = x[i]\n    x", "`all` is built in and cannot be redefined"),
     ],
 )
 def test_errors_are_named(text: str, message: str) -> None:
