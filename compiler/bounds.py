@@ -252,7 +252,7 @@ class _Search:
                 yield options
             else:
                 # where more cancels first, then the shorter: it is proved, or fails, at less cost
-                order = sorted(options, key=lambda o: (len(o.terms), _length(o)))
+                order = sorted(options, key=lambda o: (len(o.terms), o.length()))
                 yield from ((o,) for o in order)
             return
         if not self._positive(b):
@@ -289,12 +289,6 @@ class _Search:
             if condition.symbols() & goal.symbols():
                 for times in _multiples(goal, condition):
                     yield goal - condition * times
-
-
-def _length(expr: Expr) -> int:
-    """How long an expression is written, roughly."""
-    inside = (arg for monomial, _ in expr.terms for atom, _ in monomial for arg in atom.args)
-    return len(expr.terms) + sum(map(_length, inside))
 
 
 def _multiples(expr: Expr, condition: Expr) -> tuple[Expr, ...]:

@@ -46,6 +46,9 @@ from .groups import (
 from .kernel_order import ordered_groups
 from .recurrence import Held, held_values
 
+MOST_TIMES = 16
+"""Places that a kernel may write a gather or a concat at."""
+
 
 def partition(graph: Graph, apart: frozenset[int] = frozenset()) -> Partition:
     """The kernels of a graph; what the updates in `apart` store is computed in other kernels."""
@@ -66,13 +69,14 @@ class _Partitioner(Rules):
         self.decisions: list[Decision] = []
         self.stored: set[Ref] = set()
         self.depth: dict[int, int] = {}  # of a node, from the nearest stored node that uses it
+        self.times: dict[int, int] = {}  # places that a kernel writes a node at
         self.held = held_values(graph, self.nests)
 
     def run(self) -> Partition:
         for node in reversed(list(self.graph.nodes.values())):
             self.of[node.id] = []
             if isinstance(node.primitive, SOURCES):
-                self.depth[node.id] = 0
+                self.depth[node.id], self.times[node.id] = 0, 1
                 self._copies(node)
             else:
                 self._place(node)
@@ -131,6 +135,7 @@ class _Partitioner(Rules):
             self._is_direct(node, held) for ref in refs for held in self.held.get(ref, ())
         )
         self.depth[node.id] = 1 + max((self.depth[user] for user in users), default=0)
+        self.times[node.id] = self._times(users)
         demanded = any(self._must_store(user, node.id) for user in users)
         if not groups and not result:
             return
@@ -175,17 +180,22 @@ class _Partitioner(Rules):
             return node in stored or (user in self.apart and node == value.node)
         return isinstance(reader.primitive, Contract) or is_code(self.graph, self.uses, node, user)
 
+    def _times(self, users: Sequence[int]) -> int:
+        """How many places a kernel would write a node at: each view, gather and concat reads it at
+        positions of its own."""
+        apart = [self.times[u] for u in users if is_free(self.graph.nodes[u])]
+        return max(sum(apart), *(self.times[u] for u in users), 1)
+
     def _multiplies(self, node: Node, users: Sequence[int]) -> bool:
         """Whether a node would be computed anew for each use, and so would what it reads.
 
         Where every node of a chain is used twice, that is a power of two.
         """
-        if not is_free(node) or len(users) < 2:
+        if not is_free(node) or not isinstance(node.primitive, Gather | Concat):
             return False
         kinds = [self.graph.nodes[user].primitive for user in users]
-        return any(isinstance(kind, Gather | Concat) for kind in kinds) and isinstance(
-            node.primitive, Gather | Concat
-        )
+        joined = len(users) > 1 and any(isinstance(kind, Gather | Concat) for kind in kinds)
+        return joined or self.times[node.id] > MOST_TIMES
 
     def _is_position(self, node: Node) -> bool:
         """Whether a node is a position in another dtype, which nobody need store either."""
@@ -304,7 +314,7 @@ class _Partitioner(Rules):
         return False
 
     def _root(self, node: Node) -> None:
-        self.depth[node.id] = 0
+        self.depth[node.id], self.times[node.id] = 0, 1
         kind = {
             Contract: "contract", Scan: "scan", Sort: "sort", Scatter: "scatter", Update: "update",
         }.get(type(node.primitive), "pointwise")  # fmt: skip

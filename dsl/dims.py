@@ -27,11 +27,12 @@ class Atom:
     Equal ones are one object, so that comparing and hashing what is made of them is quick.
     """
 
-    __slots__ = ("__weakref__", "args", "key", "kind", "name", "symbols", "text")
+    __slots__ = ("__weakref__", "args", "key", "kind", "length", "name", "symbols", "text")
     key: tuple[str, str, tuple[Expr, ...]]
     kind: str
     name: str
     args: tuple[Expr, ...]
+    length: int  # terms inside
     symbols: frozenset[str]
     text: str | None
 
@@ -45,8 +46,8 @@ class Atom:
                     found = super().__new__(cls)
                     found.key = found.kind, found.name, found.args = key
                     found.text = name or None
-                    own = frozenset((name,))
-                    found.symbols = own if name else _union([a.symbols() for a in args])
+                    found.length = sum(map(Expr.length, args))
+                    found.symbols = _NONE.union([name] if name else (), *map(Expr.symbols, args))
                     _atoms[key] = found
         return found
 
@@ -69,12 +70,9 @@ class Atom:
         return self.text
 
 
-def _union(names: list[frozenset[str]]) -> frozenset[str]:
-    return frozenset[str]().union(*names)
-
-
 _atoms: WeakValueDictionary[tuple[str, str, tuple[Expr, ...]], Atom] = WeakValueDictionary()
 _making = Lock()
+_NONE: frozenset[str] = frozenset()
 Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
 
 
@@ -96,8 +94,6 @@ class Expr:
     def _plus(self, other: Expr, times: int) -> Expr:
         if not other.terms:
             return self
-        if not self.terms and times == 1:
-            return other
         if len(other.terms) == 1 and not other.terms[0][0]:  # a number
             return self._moved(times * other.terms[0][1])
         total = dict(self.terms)
@@ -198,8 +194,12 @@ class Expr:
     def symbols(self) -> frozenset[str]:
         """The names that occur anywhere in it."""
         if self._symbols is None:
-            self._symbols = _union([atom.symbols for m, _ in self.terms for atom, _ in m])
+            self._symbols = _NONE.union(*[a.symbols for m, _ in self.terms for a, _ in m])
         return self._symbols
+
+    def length(self) -> int:
+        """How many terms it is written with."""
+        return len(self.terms) + sum([atom.length for m, _ in self.terms for atom, _ in m])
 
     def substitute(self, values: Mapping[str, IntLike], facts: Facts | None = None) -> Expr:
         """This with symbols replaced at once; `facts` describe the symbols of the result."""
@@ -220,7 +220,7 @@ class Expr:
             for atom, power in monomial:
                 factor = made.get(atom)
                 if factor is None:
-                    if atom.kind == "sym":
+                    if atom.name:
                         factor = as_expr(values.get(atom.name, expr_of(atom)))
                     else:
                         a, b = (arg._with(values, facts, made) for arg in atom.args)
@@ -276,8 +276,8 @@ class Expr:
 
 def _print_order(term: tuple[Monomial, int]) -> tuple[bool, bool, int, str]:
     monomial, coefficient = term
-    degree = sum(power for _, power in monomial)
-    return (monomial == (), coefficient < 0, -degree, _monomial_text(monomial, 1))
+    powers = [power for _, power in monomial]
+    return (monomial == (), coefficient < 0, -sum(powers), _monomial_text(monomial, 1))
 
 
 def _monomial_text(monomial: Monomial, coefficient: int) -> str:

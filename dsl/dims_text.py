@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from .dims import APPLY, Expr, const, sym
 
+MOST_TOKENS = 50_000
 _TOKEN = re.compile(r"\s*(?:(\d+)|([A-Za-z_][\w.$]*)|(//|[-+*%(),]))")
 
 
+@lru_cache(maxsize=1 << 14)
 def parse(text: str) -> Expr:
     """The expression that `str` printed. Raises ValueError on any other text."""
     tokens: list[str] = []
@@ -17,7 +20,7 @@ def parse(text: str) -> Expr:
     stripped = text.rstrip()
     while position < len(stripped):
         match = _TOKEN.match(stripped, position)
-        if not match or len(tokens) > 10_000:
+        if not match or len(tokens) > MOST_TOKENS:
             raise ValueError(f"not a dimension expression: {text[:80]!r}")
         tokens.append(match.group(1) or match.group(2) or match.group(3))
         position = match.end()

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from .dims import APPLY, Atom, Expr, IntLike, as_expr, const, divide, expr_of
+from .points import Point, is_negative_at, points
 
 MOST_EXPRESSIONS = 200
 """How many expressions a proof may look at before the question is left open."""
+MOST_FUEL = 5
+"""How many atoms a proof may replace, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Facts:
         expr = as_expr(expr)
         found = self._nonneg.get(expr)
         if found is None:
-            found = self._nonneg[expr] = self._prove_nonneg(expr, 5, [MOST_EXPRESSIONS])
+            found = self._nonneg[expr] = self._prove_nonneg(expr, MOST_FUEL, [MOST_EXPRESSIONS])
         return found
 
     @cached_property
@@ -184,6 +187,9 @@ class Facts:
             return True
         if fuel <= self._unproved.get(expr, 0) or not left[0]:
             return False
+        if any(is_negative_at(expr, point) for point in self._points):
+            self._unproved[expr] = MOST_FUEL
+            return False
         left[0] -= 1
         for cases in self._worst_cases(expr):
             if all(self._prove_nonneg(case, fuel - 1, left) for case in cases):
@@ -191,6 +197,19 @@ class Facts:
         if left[0]:
             self._unproved[expr] = fuel
         return False
+
+    @cached_property
+    def _points(self) -> list[Point]:
+        """Some sizes that these facts allow: what is negative at one of them has no proof."""
+        return [point for point in points(self.ranges) if self._divides_at(point)]
+
+    def _divides_at(self, point: Point) -> bool:
+        """Whether numbers divide there what they are known to divide."""
+        try:
+            values = [(e.evaluate(point), as_expr(by).evaluate(point)) for e, by in self.divisible]
+        except KeyError:
+            return False
+        return all(value % by == 0 if by else value == 0 for value, by in values)
 
     @cached_property
     def _unproved(self) -> dict[Expr, int]:

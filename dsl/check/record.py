@@ -33,6 +33,8 @@ class Step:
 
 MAX_RANK = 32
 """Dimensions of a tensor that a plan can hold."""
+MAX_TERMS = 2000
+"""Terms of a size, counted as it is written: each prover looks at all of them."""
 
 
 class Recorder:
@@ -81,6 +83,9 @@ class Recorder:
             if result_type.rank > MAX_RANK:
                 raise Failed("E0207", f"a tensor has at most {MAX_RANK} dimensions", span,
                              f"this has {result_type.rank}")
+            if any(size.length() > MAX_TERMS for size in result_type.shape):
+                raise Failed("E0107", f"a size here is a formula of more than {MAX_TERMS} terms",
+                             span, help="give the least size in `where`: it may be simpler then")
             value = len(self.types)
             self.types[value] = result_type
             results.append(Tensor(value, result_type, space))

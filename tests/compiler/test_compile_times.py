@@ -1,0 +1,65 @@
+"""Sources that once took time, or code, of a power of two in their length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import stagefuse as sf
+from stagefuse.dsl.dims import const, floordiv, maximum, minimum, sym
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.points import Point, points
+
+SLICED = """\
+pipeline doubled(x: f32[N]) -> f32
+where N in {least}..=1000:
+{body}    sum(x)
+"""
+
+
+@pytest.mark.parametrize(("least", "times"), [(2, 9), (0, 7)])
+def test_a_sum_of_doublings_is_stored_in_between(least: int, times: int) -> None:
+    pipe = sf.compile(SLICED.format(least=least, body="    x = concat([x, x])[1:]\n" * times))
+    for size in (least, 3, 7):
+        x = np.arange(size, dtype=np.float32)
+        expected = x
+        for _ in range(times):
+            expected = np.concatenate([expected, expected])[1:]
+        assert pipe(x=x) == expected.sum()
+
+
+def test_a_size_that_grows_without_end_is_refused() -> None:
+    source = SLICED.format(least=0, body="    x = concat([x, x])[1:]\n" * 40)
+    with pytest.raises(sf.CompileError, match="E0107.*a size here is a formula of more than"):
+        sf.compile(source)
+
+
+def test_what_a_size_shares_is_looked_at_once() -> None:
+    size, value = sym("N"), 5
+    for number in range(60):  # each is read twice by the next
+        size = maximum(floordiv(size * 2 + number, 3), minimum(size, const(7) * sym("M")))
+        value = max((2 * value + number) // 3, min(value, 21))
+    assert size.symbols() == {"N", "M"}
+    assert size.length() > 1 << 60
+    assert size.evaluate({"N": 5, "M": 3}) == value
+    assert size.substitute({"N": sym("K")}).symbols() == {"K", "M"}
+
+
+def test_points_are_within_ranges() -> None:
+    n, m = sym("n"), sym("m")
+    facts = Facts({"n": (2, 9), "m": (n + 1, n * 2), "k": (m, 3)})
+    for point in points(facts.ranges):
+        assert 2 <= point["n"] <= 9
+        assert point["n"] + 1 <= point["m"] <= 2 * point["n"]
+        assert point["free"] >= 0
+    with pytest.raises(KeyError):
+        Point({"k": (5, 3)}, 0)["k"]
+    with pytest.raises(KeyError):
+        Point({"a": (sym("b"), None), "b": (sym("a"), None)}, 0)["a"]
+
+
+def test_what_is_false_somewhere_is_not_proved() -> None:
+    n, m = sym("n"), sym("m")
+    facts = Facts({"n": (2, 9), "m": (n + 1, n * 2)})
+    assert facts.is_nonneg(m - n - 1) and facts.is_nonneg(2 * n - m)
+    assert not facts.is_nonneg(m - n - 2) and not facts.is_nonneg(2 * n - m - 1)
