@@ -157,7 +157,8 @@ class OperandJoiner:
         """Whether a product reads its panels as fast where they lie, if it has few rows."""
         node, packer = self.graph.nodes[anchor], self._packer(group, anchor)
         converts = packer is not None and len(packer.members) > 1
-        if not converts and lines_of(self.graph, node) is not None:
+        lines = lines_of(self.graph, node)
+        if lines is not None and (not converts or (group.kind, lines[1]) == ("contract", const(1))):
             return True
         windows = windows_of(self.graph, anchor) if group.kind == "contract" else None
         if windows is None or self.graph.type(windows.source).dtype != node.type.dtype:

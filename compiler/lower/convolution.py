@@ -15,13 +15,14 @@ from ..filtering import filtering_of
 from ..graph import flatten_index
 from ..kernel_ir import Alloc, Index, Store, TileProduct
 from ..panel_width import panel_width, panels_time
-from ..windows import FEW_ROWS, Windows, converted, is_worth_it, step_in_place, windows_of
+from ..windows import FEW_ROWS, Windows, is_worth_it, step_in_place, windows_of
 from .blocks import Parallel
 from .expressions import at_least_one, product_of
+from .few_rows import is_converted, lower_few_rows
 from .filtered import Filtered
 from .products import _Product as Product
 from .products import _product as product_of_group
-from .products import lower_contract, lower_lying, lying
+from .products import lower_contract
 from .stretches import COPY, STEPS, STRIPE, Stretches
 from .stripe import Stripe
 from .values import Lowering
@@ -42,16 +43,14 @@ def lower_product(low: Lowering) -> Parallel:
         windows = windows_of(low.graph, p.ref.node)
     wanted = windows is not None and is_worth_it(low.graph, p.ref.node, windows)
     step = None if windows is None else step_in_place(low.graph, windows)
-    if low.group.thin and step is None and (lines := lying(low, p)) is not None:
-        return lower_lying(low, p, lines)
+    if low.group.thin and step is None and (found := lower_few_rows(low, p)) is not None:
+        return found
     if windows is None or not (wanted or low.group.thin):
         return lower_contract(low)
     most, source = low.facts.bounds(p.rows)[1], low.graph.type(windows.source)
     few = low.group.thin or (most is not None and most <= FEW_ROWS)
-    members = low.group.packs[p.operands[1]].members
-    alone = members == {p.operands[1].node} or (
-        low.group.thin and members == converted(low.graph, p.operands[1])
-    )
+    alone = low.group.packs[p.operands[1]].members == {p.operands[1].node}
+    alone = alone or (low.group.thin and is_converted(low, p))
     if few and alone and source.dtype == p.dtype and step is not None:
         return _Direct(low, p, windows, step).lower()
     filtering = filtering_of(low.graph, p.ref.node) if len(p.operands) > 2 else None
@@ -74,7 +73,7 @@ class _Direct(Stretches):
         self.width = panel_width(self.columns)
         self.p = replace(p, row_tile=low.schedule.row_tile[self.width])
         most = low.facts.bounds(p.rows)[1]
-        self.converts = len(low.group.packs[p.operands[1]].members) > 1
+        self.converts = is_converted(low, p)
         in_bands = most is None or most <= self.p.row_tile or most > FEW_ROWS
         self.is_thin = in_bands or self.converts
         self.tiles = 1 if self.is_thin else -(-FEW_ROWS // self.p.row_tile)

@@ -32,9 +32,7 @@ def panel_scratch(low: Lowering, p: Product, count: Expr, depth: Expr) -> str:
     return name
 
 
-def pack(
-    low: Lowering, p: Product, scratch: str, panel: Expr, place: Expr, piece: Depth
-) -> None:
+def pack(low: Lowering, p: Product, scratch: str, panel: Expr, place: Expr, piece: Depth) -> None:
     """Fills a panel of scratch with a stretch: what its columns read, zeros elsewhere."""
     ref = p.operands[1]
     node = low.graph.nodes[ref.node]

@@ -246,9 +246,7 @@ class _Blocks:
         low, p = self.low, self.p
         last = maximum(self.stretches - 1, const(1), low.facts)
         low.loop("kb", last, self.stretches, lambda: self.multiply(start, count, self.later))
-        low.when(
-            [const(self.stretch) - p.depth], lambda: self.multiply(start, count, p.all_of_it)
-        )
+        low.when([const(self.stretch) - p.depth], lambda: self.multiply(start, count, p.all_of_it))
         self.finish(start, count)
 
     def one_panel(self) -> None:
@@ -291,18 +289,6 @@ def lying(low: Lowering, p: _Product) -> _Lines | None:
     at = {s: sym(n) for s, (n, _) in zip(panels.primitive.symbols, p.batch, strict=False)}
     first, along, across = (e.substitute(at, low.facts) for e in lines)
     return _Lines(low.buffer(panels.operands[0], "in").name, first, along, across)
-
-
-def lower_lying(low: Lowering, p: _Product, lines: _Lines) -> Parallel:
-    """Few rows by panels where they lie: of each so many columns as a packed one has."""
-    low.bind(parallel := [*p.batch, _row_blocks(low, p, p.row_tile), ("nb", p.panels)])
-    tile, start = _tile(low, p), sym("mb") * p.row_tile
-    matrix = _Matrix(low.buffer(p.operands[0], "in").name, p.base, p.primitive.row_stride)
-    count = minimum(p.rows - start, const(p.row_tile))
-    target = (tile, const(0), const(p.panel))
-    _emit_product(low, p, target, matrix, lines, start, count, "nb")
-    _finish(low, p, tile, const(0), start, count, sym("nb"))
-    return parallel, at_least_one(p.depth) * p.panel
 
 
 def _row_blocks(low: Lowering, p: _Product, block: int) -> tuple[str, Expr]:

@@ -178,12 +178,10 @@ def test_few_queries(form: str, dtype: DType, tmp_path: Path, rng: np.random.Gen
     assert running(plan, {**names, "T": 36}) != running(plan, {**names, "T": 37})
 
 
-CONVERTED = """pipeline main(x: f32[B, M, K], y: {t}[B, K, N], z: {t}[K, N])
-    -> (a: f32[B, M, N], b: f32[B, M, N]):
-    x @ f32(y), x @ f32(z)
+CONVERTED = """pipeline main(x: f32[B, M, K], y: {t}[B, K, N], z: {t}[K, N], w: {t}[B, N, K])
+    -> (a: f32[B, M, N], b: f32[B, M, N], c: f32[B, M, N]):
+    x @ f32(y), x @ f32(z), x @ transpose(f32(w), [0, 2, 1])
 """
-
-
 KINDS = {
     "f16": np.float16, "bf16": ml_dtypes.bfloat16, "i8": np.int8, "u8": np.uint8, "f64": np.float64,
 }  # fmt: skip
@@ -195,18 +193,15 @@ def test_few_rows_by_a_matrix_that_is_converted(
 ) -> None:
     plan = plan_of(tmp_path / "p.pipe", CONVERTED.format(t=dtype))
     pipe = CpuPipeline(plan, threads=2)
-    for b, m, k, n in [
-        (1, 1, 20, 30),
-        (2, 36, 33, 500),
-        (2, 37, 33, 50),
-        (0, 2, 3, 4),
-        (3, 4, 0, 5),
-    ]:
+    sizes = [(1, 1, 20, 30), (2, 36, 300, 500), (2, 37, 33, 50), (0, 2, 3, 4), (3, 4, 0, 5)]
+    for b, m, k, n in sizes:
         x = rng.standard_normal((b, m, k), np.float32)
-        y, z = (rng.integers(0, 100, s).astype(KINDS[dtype]) for s in ((b, k, n), (k, n)))
-        for found, right in zip(pipe(x=x, y=y, z=z), (y, z), strict=True):
-            wide = right.astype(float)
+        shapes = ((b, k, n), (k, n), (b, n, k))
+        y, z, w = (rng.integers(0, 100, s).astype(KINDS[dtype]) for s in shapes)
+        right = (y, z, w.swapaxes(1, 2))
+        for found, matrix in zip(pipe(x=x, y=y, z=z, w=w), right, strict=True):
+            wide = matrix.astype(float)
             bound = (k + 1) * (2.0**-24 + 2.0**-50) * (np.abs(x).astype(float) @ np.abs(wide))
             assert np.all(np.abs(found - x.astype(float) @ wide) <= bound)
     few = running(plan, {"B": 1, "M": 36, "K": 65, "N": 97})
-    assert sum(few) == 2 < sum(running(plan, {"B": 1, "M": 37, "K": 65, "N": 97}))
+    assert sum(few) == 3 < sum(running(plan, {"B": 1, "M": 37, "K": 65, "N": 97}))
