@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import product as every
 from typing import TypeAlias
 
@@ -37,6 +36,10 @@ from .stretches import COPY, STEPS, STRIPE, Stretches
 from .stripe import Stripe
 from .values import Lowering
 
+LEAST_STEPS = STEPS // 2
+"""Steps that a product should have: each transforms its panels anew."""
+AGAIN = 0.1
+"""Cycles to read an element of the matrix again, for the next panel."""
 Grid: TypeAlias = Mapping[tuple[int, ...], Value]
 """Values by their place along each axis of windows."""
 
@@ -71,8 +74,9 @@ class Filtered(Stretches):
             bands, columns = -(-height // rows), (rows - 1) * pitch + wide
             for width in (48, 64, 32):
                 tiles = -(-matrix // low.schedule.row_tile[width])
-                parts = min(tiles, -(-STEPS // (bands * pieces)))
-                time = panels_time(columns, width) * matrix * channels / 2
+                parts = min(tiles, -(-LEAST_STEPS // (bands * pieces)))
+                time = panels_time(columns, width) / 2 + AGAIN * -(-columns // width)
+                time *= matrix * channels
                 vectors = -(-columns // width) * width // LANES
                 time += vectors * (AFTER * matrix + BEFORE * channels * parts)
                 whole = bands * (found.positions * time + COPY * stored * parts)
@@ -112,7 +116,10 @@ class Filtered(Stretches):
                 self._results(products, tile, rows)
 
             low.branch(is_small, multiplied)
-            low.branch(Op("not", (is_small,), BOOL), lambda: self._plain(tile, start, rows, column))
+            low.branch(
+                Op("not", (is_small,), BOOL),
+                lambda: self._plain(products, tile, start, rows, column),
+            )
             self._finish(tile, start, rows, column, count, down, across)
 
         def one_panel() -> None:
@@ -158,7 +165,7 @@ class Filtered(Stretches):
 
         def one_channel(left: Sequence[tuple[str, Expr]]) -> None:
             if not left:
-                return low.loop("x", const(0), const(self.width), one_vector, vector=True)
+                return self._columns(one_vector)
             (name, size), *rest = left
             low.loop(name, const(0), size, lambda: one_channel(rest))
 
@@ -215,13 +222,13 @@ class Filtered(Stretches):
 
     def _results(self, products: str, tile: str, rows: Expr) -> None:
         """A tile of results of the products at all positions."""
-
-        def read(place: int) -> Value:
-            row = place * self.p.row_tile + sym("r")
-            return Load(products, (Index(row * self.width + sym("x")),), self.p.dtype)
-
-        grid = {at: read(n) for n, at in enumerate(self._grid(PLACES))}
+        grid = {at: self._product(products, n) for n, at in enumerate(self._grid(PLACES))}
         self._interleave(tile, rows, self._applied(OF_PRODUCTS, grid))
+
+    def _product(self, products: str, position: int) -> Load:
+        """An element of the products at a position."""
+        row = position * self.p.row_tile + sym("r")
+        return Load(products, (Index(row * self.width + sym("x")),), self.p.dtype)
 
     def _interleave(self, tile: str, rows: Expr, results: Grid) -> None:
         """Stores the results of windows beside each other, those of different rows apart."""
@@ -233,58 +240,50 @@ class Filtered(Stretches):
                 place = (const(line), sym("r"), sym("x") * step + at[-1])
                 low.emit(Store(tile, tuple(map(Index, place)), value))
 
-        def one_row() -> None:
-            low.loop("x", const(0), const(self.width), one_vector, vector=True)
+        low.loop("r", const(0), rows, lambda: self._columns(one_vector))
 
-        low.loop("r", const(0), rows, one_row)
+    def _columns(self, body: Callable[[], None]) -> None:
+        self.low.loop("x", const(0), const(self.width), body, vector=True)
 
-    def _plain(self, tile: str, start: Expr, rows: Expr, column: Expr) -> None:
+    def _plain(self, products: str, tile: str, start: Expr, rows: Expr, column: Expr) -> None:
         """The same without filtering: a tap of a channel after the other, times all columns."""
         low, p, plain = self.low, self.p, self.found.plain
-        left, step = low.buffer(p.operands[0], "in"), RESULTS if self.found.filtered[-1] else 1
+        left = low.buffer(p.operands[0], "in")
+        totals = {at: self._product(products, n) for n, at in enumerate(self._grid(RESULTS))}
 
-        def place_of(at: tuple[int, ...]) -> tuple[Value, ...]:
-            line = at[0] if len(at) == 2 else 0
-            return tuple(map(Index, (const(line), sym("r"), sym("x") * step + at[-1])))
-
-        def columns(body: Callable[[], None]) -> None:
-            low.loop("x", const(0), const(self.width), body, vector=True)
-
-        def one_tap(at: tuple[int, ...]) -> None:
+        def one_tap() -> None:
             digits = {n: sym(n) for n, _, _ in plain.digits}
-            moved = dict(digits)
-            for axis, yes, x in zip(plain.axes, self.found.filtered, at, strict=True):
-                if yes:
-                    moved[axis.shifts[0][0]] = axis.shift().substitute(digits) + x
             depth = const(0)
             for name, _, size in plain.digits:
                 depth = depth + sym(name) * size
             flat = p.base + (start + sym("r")) * p.primitive.row_stride + depth
-            weight = Load(left.name, tuple(map(Index, split_index(flat, left.shape, low.facts))),
-                          p.dtype)  # fmt: skip
-            where = Index(self.stripe.place(moved) + column + sym("x"))
-            element = Load(self.stripe.name, (where,), p.dtype)
-            term = Op("mul", (weight, element), p.dtype)
+            place = split_index(flat, left.shape, low.facts)
+            weight = Load(left.name, tuple(map(Index, place)), p.dtype)
+            for at, total in totals.items():
+                moved = dict(digits)
+                for axis, yes, x in zip(plain.axes, self.found.filtered, at, strict=True):
+                    if yes:
+                        moved[axis.shifts[0][0]] = axis.shift().substitute(digits) + x
+                where = Index(self.stripe.place(moved) + column + sym("x"))
+                term = Op("mul", (weight, Load(self.stripe.name, (where,), p.dtype)), p.dtype)
+                low.emit(Store(products, total.indices, Op("add", (total, term), p.dtype)))
 
-            def add() -> None:
-                total = Op("add", (Load(tile, place_of(at), p.dtype), term), p.dtype)
-                low.emit(Store(tile, place_of(at), total))
-
-            columns(add)
-
-        def taps(left: Sequence[tuple[str, Expr]], at: tuple[int, ...]) -> None:
+        def taps(left: Sequence[tuple[str, Expr]]) -> None:
             if not left:
-                return one_tap(at)
+                return self._columns(one_tap)
             (name, size), *rest = left
-            low.loop(name, const(0), size, lambda: taps(rest, at))
+            low.loop(name, const(0), size, lambda: taps(rest))
+
+        def clear() -> None:
+            for total in totals.values():
+                low.emit(Store(products, total.indices, Const(0.0, p.dtype)))
 
         def one_row() -> None:
-            for at in self._grid(RESULTS):
-                zero = Store(tile, place_of(at), Const(0.0, p.dtype))
-                columns(partial(low.emit, zero))
-                taps([(n, size) for n, size, _ in plain.digits], at)
+            self._columns(clear)
+            taps([(n, size) for n, size, _ in plain.digits])
 
         low.loop("r", const(0), rows, one_row)
+        self._interleave(tile, rows, totals)
 
     def _finish(
         self, tile: str, start: Expr, rows: Expr, column: Expr, count: Expr, down: int, across: int
