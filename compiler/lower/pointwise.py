@@ -115,6 +115,9 @@ def _parts(low: Lowering) -> tuple[str, list[tuple[Expr, Expr]]]:
             whole = all(a is not None and a[node.primitive.axis] == sym(axis) for a in accesses)
             if whole and len(found[1]) < len(node.operands) <= low.schedule.parts:
                 found = axis, list(zip(*low.stretches(node), strict=True))
+                end, size = found[1][-1][1], low.group.domain[node.primitive.axis]
+                if not low.facts.prove_le(size, end):  # who reads it may be longer: padded
+                    found[1].append((end, size))
     return found
 
 

@@ -81,3 +81,22 @@ pipeline p(x: f32[N], y: f32[M]) -> f32[2 * N + M]:
     for n, m in [(3, 12289), (5000, 3), (4096, 4096), (0, 9001), (1, 0)]:
         x, y = rng.standard_normal(n, np.float32), rng.standard_normal(m, np.float32)
         np.testing.assert_array_equal(pipe(x=x, y=y), np.concatenate([x, y, x * 2]))
+
+
+@pytest.mark.parametrize("text, shape, pads", [
+    ("pad(concat([x, x]), [(0, 3), (0, 0)])", "2*N + 3, 4", [(0, 3), (0, 0)]),
+    ("pad(concat([x, x]), [(0, 0), (0, 1)])", "2*N, 5", [(0, 0), (0, 1)]),
+    ("pad(concat([x, x]), [(2, 1), (1, 2)])", "2*N + 3, 7", [(2, 1), (1, 2)]),
+    ("pad(concat([x, x]), [(0, 2), (0, 1)])[:2*N + 1, :4]", "2*N + 1, 4", [(0, 1), (0, 0)]),
+])  # fmt: skip
+def test_what_is_longer_than_its_concatenation(
+    text: str, shape: str, pads: list[tuple[int, int]], rng: np.random.Generator, tmp_path: Path
+) -> None:
+    (tmp_path / "p.pipe").write_text(f"pipeline p(x: f32[N, 4]) -> f32[{shape}]:\n    {text} * 2\n")
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe"), threads=1)
+    for n in (0, 1, 70):
+        x = rng.standard_normal((n, 4), np.float32)
+        wanted = np.pad(np.concatenate([x, x]), pads) * 2
+        found = np.full(wanted.shape, np.nan, np.float32)
+        pipe(x=x, out=found)
+        np.testing.assert_array_equal(found, wanted)
