@@ -1,27 +1,27 @@
-"""Layers of a state: a kernel takes the number of the layer that it is about as an argument.
+"""Layers in one tensor: a kernel takes the number of the layer that it is about as an argument.
 
 A decoder keeps the keys and values of all its layers in one state, and each layer reads and
-writes at a number of its own. Were that number part of the kernel, there would be as many kernels
-as layers. Here it becomes a symbol, which kernels have like any dimension; what it stands for is
-said at each launch.
+writes at a number of its own; what all its layers look at may be one input. Were that number part
+of the kernel, there would be as many kernels as layers. Here it becomes a symbol, which kernels
+have like any dimension; what it stands for is said at each launch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from stagefuse.dsl.dims import Expr, sym
 from stagefuse.dsl.facts import Facts
 
-from .graph import Gather, Graph, Node, Ref, State, Update, View
+from .graph import Gather, Graph, Input, Node, Ref, State, Update, View
 from .groups import Group
 
 MOST_NUMBERS = 4
 """Of one kernel. One that uses more layers is like no other."""
-Axis: TypeAlias = tuple[str, int]
-"""Of a state: its name, and which axis."""
+Axis: TypeAlias = tuple[Ref, int]
+"""Of a tensor with layers: the value that is there first, and which axis."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,34 @@ class Numbered:
 
 
 class Layers:
-    """The axes of states along which several layers lie, one beside the other."""
+    """The axes of states, inputs and updated values along which several layers lie.
 
-    def __init__(self, graph: Graph) -> None:
+    Those of inputs and of values are axes of layers where every kernel is about one of them.
+    """
+
+    def __init__(self, graph: Graph, groups: Iterable[Group]) -> None:
         self.graph = graph
         self.facts: dict[tuple[tuple[str, Expr], ...], Facts] = {}  # which remember proofs
-        self.states: dict[int, str] = {}  # in whose memory the results of nodes lie
+        self.homes: dict[Ref, Ref] = {}  # in whose memory, or in a copy of it, a value lies
         for node in graph.nodes.values():
-            if isinstance(node.primitive, State):
-                self.states[node.id] = node.primitive.name
-            elif isinstance(node.primitive, Update) and node.operands[0].node in self.states:
-                self.states[node.id] = self.states[node.operands[0].node]
+            if isinstance(node.primitive, State | Input):
+                self.homes[Ref(node.id)] = Ref(node.id)
+            elif isinstance(node.primitive, Update):
+                base = node.operands[0]
+                self.homes[Ref(node.id)] = self.homes.setdefault(base, base)
         numbers: dict[Axis, set[int]] = {}
-        for node in graph.nodes.values():
-            for place, number in self._numbers(node):
-                numbers.setdefault((self._state(node), place), set()).add(number)
-        self.axes = {axis for axis, found in numbers.items() if len(found) > 1}
+        mixed: set[Axis] = set()
+        for group in groups:
+            own: dict[Axis, set[int]] = {}
+            for member in _members(group):
+                node = graph.nodes[member]
+                for place, number in self._numbers(node):
+                    own.setdefault((self._home(node), place), set()).add(number)
+            for axis, found in own.items():
+                numbers.setdefault(axis, set()).update(found)
+                if len(found) > 1 and not isinstance(graph.nodes[axis[0].node].primitive, State):
+                    mixed.add(axis)
+        self.axes = {axis for axis, found in numbers.items() if len(found) > 1} - mixed
 
     def of(self, group: Group) -> Numbered:
         """The graph as it is for the kernel of a group."""
@@ -65,7 +77,7 @@ class Layers:
         for member in sorted(_members(group)) if self.axes else ():
             node = self.graph.nodes[member]
             for axis, number in self._numbers(node):
-                if (self._state(node), axis) in self.axes:
+                if (self._home(node), axis) in self.axes:
                     extent = self._shape(node)[axis]
                     name = names.setdefault((extent, number), f"layer{len(names)}")
                     changed[member] = _at(changed.get(member, node), axis, sym(name))
@@ -85,19 +97,19 @@ class Layers:
             self.facts[symbols] = self.graph.facts.with_ranges(ranges)
         return self.facts[symbols]
 
-    def _state(self, node: Node) -> str:
-        return self.states[node.operands[0].node]
+    def _home(self, node: Node) -> Ref:
+        return self.homes[node.operands[0]]
 
     def _shape(self, node: Node) -> tuple[Expr, ...]:
-        return self.graph.type(Ref(node.operands[0].node)).shape
+        return self.graph.type(node.operands[0]).shape
 
     def _numbers(self, node: Node) -> Iterator[tuple[int, int]]:
-        """The axes at which a node reads or updates one layer of a state, and which. Elements of
-        the last axis are no layers."""
+        """The axes at which a node reads or updates one layer, and which. Elements of the last axis
+        are no layers."""
         primitive = node.primitive
         if not isinstance(primitive, View | Gather | Update):
             return
-        if node.operands[0].node not in self.states:
+        if node.operands[0] not in self.homes:
             return
         for axis, index in enumerate(primitive.indices[:-1]):
             number = index.as_int() if isinstance(index, Expr) else None

@@ -139,7 +139,7 @@ class Planner:
         buffers = self._buffers(begun.pipeline, graph)
         reasons = {d.node: d for d in found.decisions}
         steps: list[StepPlan] = []
-        layers, copies = Layers(graph), Copies[Mapping[str, int]](graph)
+        layers, copies = Layers(graph, found.groups), Copies[Mapping[str, int]](graph)
         for group in found.groups:
             own = layers.of(group)
             alike = copies.of(own.graph, group)

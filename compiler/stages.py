@@ -60,7 +60,7 @@ def _text(pipeline: Pipeline, stage: str, load: Callable[[str, str], Any]) -> st
         return print_graph(graph)
     sites, seen = Sites(), dict[str, str]()
     graph, found = arrange(graph, lambda g, apart: join(g, partition(g, apart)))
-    layers = Layers(graph)
+    layers = Layers(graph, found.groups)
     for group in found.groups:
         own = layers.of(group).graph
         kernel = lower(own, group, sites, CPU).kernel

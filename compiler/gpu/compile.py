@@ -92,7 +92,7 @@ class GpuCompiler:
         launches: dict[str, list[GpuLaunchPlan]] = {arch: [] for arch in self.arches}
         nests: dict[str, list[tuple[str, ...]]] = {arch: [] for arch in self.arches}
         uses: list[tuple[list[int], tuple[str, ...]]] = []  # what launches of all arches read
-        layers, copies = Layers(graph), Copies[Way](graph)
+        layers, copies = Layers(graph, found.groups), Copies[Way](graph)
         for group in found.groups:
             begun = {arch: len(done) for arch, done in launches.items()}
             own = layers.of(group)

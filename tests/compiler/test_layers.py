@@ -1,4 +1,4 @@
-"""Layers that differ in where a state keeps what is theirs share their kernels."""
+"""Layers that differ in where in a tensor what is theirs lies share their kernels."""
 
 from __future__ import annotations
 
@@ -93,3 +93,52 @@ pipeline total(x: f32[4]) -> f32[4]:
         for n, turn in enumerate(turns):
             last = turns[max(n - 5, 0) : n + 1]
             np.testing.assert_allclose(session(x=turn), last.sum(0), rtol=0, atol=3e-6)
+
+
+GIVEN = """
+pipeline looked(x: f32[T, 24], given: f32[LAYERS, 2, S, 24]) -> (f32[T, 24], f32[LAYERS, T, 24])
+where T in 1..=8, S in 1..=64:
+    kept = zeros([LAYERS, T, 24], f32)
+    for i in 0..LAYERS:
+        scores[t, s] = sum[d] x[t, d] * given[i, 0, s, d]
+        x = tanh(scores @ given[i, 1] / 64.0) / 2.0 + x / 2.0
+        kept[i] = x * x
+    x, kept
+"""
+
+
+def given(folder: Path, layers: int) -> Path:
+    path = folder / f"looked{layers}.pipe"
+    path.write_text(f"const LAYERS = {layers}\n{GIVEN}")
+    return path
+
+
+def test_layers_of_an_input_and_of_a_result_are_no_more_kernels(tmp_path: Path) -> None:
+    few, many = (compile_file(given(tmp_path, n), targets=("cpu", "a100", "h200")) for n in (3, 7))
+    assert list(map(len, entries(few))) == list(map(len, entries(many)))
+    (pipeline,) = many.pipelines
+    numbers = [d for s in pipeline.steps for d in s.dims if d.isdigit()]
+    assert set(numbers) == set(map(str, range(7)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "emulator"])
+def test_each_layer_looks_at_its_own(tmp_path: Path, rng: Any, device: str) -> None:
+    x, layers = (rng.uniform(-1, 1, s).astype(np.float32) for s in ((3, 24), (3, 2, 9, 24)))
+    with sf.compile(given(tmp_path, 3), device=device) as pipe:
+        found, kept = pipe(x=x, given=layers)
+    x = x.astype(np.float64)
+    for number, (keys, values) in enumerate(layers):
+        x = np.tanh(x @ keys.T @ values / 64) / 2 + x / 2
+        np.testing.assert_allclose(kept[number], x * x, rtol=0, atol=2 * TOLERANCE)
+    np.testing.assert_allclose(found, x, rtol=0, atol=TOLERANCE)
+
+
+def test_a_kernel_about_several_items_of_an_input_knows_them(tmp_path: Path) -> None:
+    path = tmp_path / "corners.pipe"
+    path.write_text("""
+pipeline sides(corners: f32[B, 3, 2]) -> (f32[B, 2], f32[B, 2])
+where B in 1..=9:
+    corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+""")
+    (pipeline,) = compile_file(path).pipelines
+    assert not any(d.isdigit() for step in pipeline.steps for d in step.dims)
