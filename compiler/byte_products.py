@@ -80,7 +80,7 @@ def product_of_bytes(
     scales = (*u.scales, *v.scales)
     if dtypes[0].is_float != dtypes[1].is_float or not _sums_exactly(b, node, s):
         return None
-    if any(axes_of(b, scale) & set(s.depth) for scale in scales):
+    if any(axes_of(b.graph, scale) & set(s.depth) for scale in scales):
         return None
     if any(zero is not None and not _is_shared(b, zero, s) for zero in (u.zero, v.zero)):
         return None
@@ -110,7 +110,7 @@ def _sums_exactly(b: Builder, node: Node, s: Sums) -> bool:
 
 def _is_shared(b: Builder, zero: Ref, s: Sums) -> bool:
     """Whether a zero is the same all along the depth, or is but for where a factor is padded."""
-    if not axes_of(b, zero) & set(s.depth):
+    if not axes_of(b.graph, zero) & set(s.depth):
         return True
     view = b.graph.nodes[zero.node].primitive
     if not isinstance(view, View):
@@ -181,7 +181,7 @@ def _seen(b: Builder, view: Node, x: _Factor) -> _Factor | None:
 
     def part(ref: Ref, pads: bool) -> Ref:
         type = b.type(ref)
-        if not pads and not axes_of(b, ref):  # the same number everywhere
+        if not pads and not axes_of(b.graph, ref):  # the same number everywhere
             one, places = ref, [const(0)] * type.rank
             seen = b.graph.nodes[ref.node]
             if isinstance(seen.primitive, View) and not seen.primitive.guard:
@@ -312,7 +312,7 @@ def _shifts(b: Builder, s: Sums, u: _Factor, v: _Factor) -> list[tuple[str, Ref]
 def _sum_of(b: Builder, s: Sums, zero: Ref, other: Ref) -> Ref:
     """The sums of the product of two integers over the domain in i32, of which the first mostly is
     the same along the depth; computed for the axes alone along which something changes."""
-    first, second = (axes_of(b, x) & set(s.depth) for x in (zero, other))
+    first, second = (axes_of(b.graph, x) & set(s.depth) for x in (zero, other))
     if first:
         return _sum_along(b, s, (zero, other))
     whole = _sum_along(b, s, (other,)) if second else _times_depth(b, other, s)
@@ -329,7 +329,7 @@ def _times_depth(b: Builder, x: Ref, s: Sums) -> Ref:
 
 
 def _sum_along(b: Builder, s: Sums, factors: Sequence[Ref]) -> Ref:
-    used = frozenset[int]().union(*(axes_of(b, x) for x in factors)) | set(s.depth)
+    used = frozenset[int]().union(*(axes_of(b.graph, x) for x in factors)) | set(s.depth)
     axes = [a for a in range(len(s.domain)) if a in used]
 
     def place(*at: Expr) -> list[Expr]:

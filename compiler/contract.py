@@ -7,7 +7,7 @@ varies along M, v alone along N, becomes one `Contract` of a strided matrix and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagefuse.dsl.dims import Expr, const, floordiv, sym
 from stagefuse.dsl.dtypes import F32, F64, DType
@@ -84,17 +84,28 @@ Finder = Callable[[Builder, Node, Sums], "Ref | None"]
 """Another form of sums, if there is one: the value of the node that they are the result of."""
 
 
-def rebuild(graph: Graph, few_places: bool = True, finder: Finder | None = None) -> Graph:
-    """The graph with chains of views folded into one and products found; meaning unchanged. With
-    `few_places`, convolutions of few places have them as rows. What `finder` finds goes before
-    products of f32 and f64."""
+@dataclass(frozen=True)
+class Rules:
+    """What products are made of. With `few_places`, convolutions of few places have them as rows.
+    What `finder` finds goes before products of f32 and f64. With `single_rows`, a row times a
+    matrix is a product too."""
+
+    few_places: bool = True
+    finder: Finder | None = None
+    single_rows: bool = False
+
+
+def rebuild(graph: Graph, rules: Rules, single: Set[int] = frozenset()) -> Graph:
+    """The graph with chains of views folded into one and products found; meaning unchanged.
+    Sums that are in `single` may be products of one row."""
     builder = Builder(graph.facts)
     new: dict[Ref, Ref] = {}
     for node in graph.nodes.values():
         operands = [new[ref] for ref in node.operands]
         with builder.at(node.span, node.stack, node.label):
             made = _fold_views(builder, node, operands)
-            made = made or _product(builder, node, operands, few_places, finder)
+            own = replace(rules, single_rows=node.id in single)
+            made = made or _product(builder, node, operands, own)
             made = made or builder.add(node.primitive, operands, node.types)
         new.update({Ref(node.id, i): ref for i, ref in enumerate(made)})
     builder.graph.results = tuple(new[ref] for ref in graph.results)
@@ -142,26 +153,26 @@ def fold_views(
     return View(outer.symbols, indices, guards, fill), below.operands, (type,)
 
 
-def axes_of(b: Builder, ref: Ref) -> frozenset[int]:
+def axes_of(graph: Graph, ref: Ref) -> frozenset[int]:
     """The axes of the domain along which a factor varies."""
-    node = b.graph.nodes[ref.node]
+    node = graph.nodes[ref.node]
     if isinstance(node.primitive, View):
         used = frozenset[str]().union(
             *(e.symbols() for e in (*node.primitive.indices, *node.primitive.guard))
         )
         return frozenset(n for n, s in enumerate(node.primitive.symbols) if s in used)
     if node.primitive in LESS_ZERO and node.type.dtype.is_int:
-        return frozenset[int]().union(*(axes_of(b, x) for x in node.operands))
+        return frozenset[int]().union(*(axes_of(graph, x) for x in node.operands))
     return frozenset(n for n, d in enumerate(node.type.shape) if d.as_int() != 1)
 
 
 def _product(
-    b: Builder, node: Node, operands: Sequence[Ref], few_places: bool, finder: Finder | None
+    b: Builder, node: Node, operands: Sequence[Ref], rules: Rules
 ) -> tuple[Ref, ...] | None:
     reduce = node.primitive
     if not isinstance(reduce, Reduce) or reduce.kind != "sum":
         return None
-    if not node.type.dtype.is_float and finder is None:
+    if not node.type.dtype.is_float and rules.finder is None:
         return None
     factors = _factors(b, operands[0])
     if factors is None or b.type(operands[0]).dtype.kind != node.type.dtype.kind:
@@ -175,29 +186,29 @@ def _product(
     last = next((a for a in reversed(outer) if domain[a].as_int() != 1), None)
     if last is None:
         return None
-    if last in axes_of(b, u):
+    if last in axes_of(b.graph, u):
         u, v = v, u
-    left, right = axes_of(b, u), axes_of(b, v)
-    if few_places and _has_few_places(
+    left, right = axes_of(b.graph, u), axes_of(b.graph, v)
+    if rules.few_places and _has_few_places(
         b, (u, v), domain, (left - right).difference(k), (right - left).difference(k)
     ):
         u, v, left, right = v, u, right, left
         last = max(right - left)
     repeated = [a for a in outer if a not in left | right and domain[a].as_int() != 1]
     if repeated:
-        return _repeated(b, node, (u, v), repeated, few_places, finder)
+        return _repeated(b, node, (u, v), repeated, rules)
     if not (set(k) <= left & right) or last in left or last not in right:
         return None
     m = tuple(a for a in outer if a in left - right)
     n = tuple(a for a in outer if a in right - left)
     batch = tuple(a for a in outer if a in left & right)
-    if not n or not (m or is_quantised(b.graph, v)):
+    if not n or not (m or rules.single_rows or is_quantised(b.graph, v)):
         return None
     narrow = total_of(domain, n).as_int()
     if narrow is not None and narrow < NARROW:
         return None
     sums = Sums(u, v, domain, tuple(outer), batch, m, n, k)
-    found = None if finder is None else finder(b, node, sums)
+    found = None if rules.finder is None else rules.finder(b, node, sums)
     if found is not None:
         return (found,)
     if not node.type.dtype.is_float or b.type(operands[0]).dtype != node.type.dtype:
@@ -243,7 +254,7 @@ def _reads_once(b: Builder, factor: Ref, domain: Sequence[Expr]) -> bool:
         return True
     shape = b.type(node.operands[0]).shape
     stored = total_of(shape, range(len(shape)))
-    return b.facts.is_nonneg(stored - total_of(domain, sorted(axes_of(b, factor))))
+    return b.facts.is_nonneg(stored - total_of(domain, sorted(axes_of(b.graph, factor))))
 
 
 def _is_constant(graph: Graph, ref: Ref) -> bool:
@@ -285,8 +296,7 @@ def _repeated(
     node: Node,
     factors: tuple[Ref, Ref],
     axes: Sequence[int],
-    few_places: bool,
-    finder: Finder | None,
+    rules: Rules,
 ) -> tuple[Ref, ...] | None:
     """A product that is the same along some axes: found without them, and then repeated."""
     reduce = node.primitive
@@ -303,7 +313,7 @@ def _repeated(
         return None  # there may be no first element along those axes
     whole = b.map("mul", u, v)
     total = b.reduce("sum", whole, [rest.index(a) for a in reduce.axes], node.type.dtype)
-    found = _product(b, b.graph.nodes[total.node], (whole,), few_places, finder)
+    found = _product(b, b.graph.nodes[total.node], (whole,), rules)
     if found is None:
         return None
     outer = [a for a in range(len(domain)) if a not in reduce.axes]

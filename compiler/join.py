@@ -116,22 +116,23 @@ class _Joiner(OperandJoiner):
         first, middle = found
         (root,), (scores,) = middle.roots, first.roots
         nodes = [self.graph.nodes[g.anchor or 0] for g in (first, last)]
-        halves = self._halves_of(*nodes)
-        stored = self._halves(nodes[0].operands[0]) if halves else None
-        rounds = None if stored is None else self.graph.type(stored).dtype
+        halves = self._halves_of(*nodes, first)
+        rounds = self.graph.type(halves[nodes[0].operands[0]]).dtype if halves else None
         softmax = find_softmax(self.graph, root, scores, middle.members, rounds)
         if softmax is None or not is_narrow(*nodes):
             return
         masks = [g for g in self.groups if self._is_mask(g, middle)]
-        packs = halves or self._lying(*nodes)
+        packs = self._taken_as_stored(halves, first) or self._lying(*nodes)
         rows = _rows_between(first, middle)
         rows.members.update(*(g.members for g in masks))
         members = rows.members.union(last.members, *(g.members for g in packs.values()))
         joined = replace(
             last, kind="attention", members=members, rows=rows, packs=packs, softmax=softmax
         )
-        unused = [g for g in packs.values() if self._private_to(g, {id(first), id(last)})]
+        makers = [g for ref in packs if (g := self.maker.get(ref)) in self.groups]
+        unused = [g for g in makers if self._private_to(g, {id(first), id(last)})]
         self._replace([first, middle, last, *masks, *unused], joined)
+        self._drop_unread(*map(self._viewed, halves))
         for ref in (scores, root):
             self._say(ref, "its rows are summed as they come, and never stored")
         for group in masks:
@@ -163,22 +164,29 @@ class _Joiner(OperandJoiner):
                 found[panels] = packer
         return found
 
-    def _halves_of(self, *products: Node) -> dict[Ref, Group]:
-        """The operands of the products of attention, if all are converted from one 16-bit dtype,
-        with who converts them."""
-        first, last = products
-        found: dict[Ref, Group] = {}
-        dtypes = set()
-        for ref, node in ((first.operands[0], None), *((p.operands[1], p) for p in products)):
-            source = ref if node is None else self._viewed(ref)
-            half, maker = self._halves(source), self.maker.get(ref)
-            if half is None or maker is None or maker.members != {ref.node, source.node}:
+    def _halves_of(self, score: Node, mix: Node, first: Group) -> dict[Ref, Ref]:
+        """The operands of the products of attention, of which `first` makes the scores, with what
+        they are converted from, if that is of one 16-bit dtype and may be read."""
+        found: dict[Ref, Ref] = {}
+        for ref, node in ((score.operands[0], None), *((p.operands[1], p) for p in (score, mix))):
+            source = self._viewed(ref) if node else ref
+            half, reader = self._halves(source), self.maker.get(ref) if node else first
+            if half is None or reader is None or not self._may_store(half, source, reader):
                 return {}
             if node is not None and steps_of(self.graph, ref, node) is None:
                 return {}
-            dtypes.add(self.graph.type(half).dtype)
-            found[ref] = maker
-        return found if len(dtypes) == 1 else {}
+            found[ref] = half
+        return found if len({self.graph.type(half).dtype for half in found.values()}) == 1 else {}
+
+    def _taken_as_stored(self, halves: dict[Ref, Ref], first: Group) -> dict[Ref, Group]:
+        """Who would convert the operands of attention: what they convert is in memory from now."""
+        found: dict[Ref, Group] = {}
+        for ref, half in halves.items():
+            converts = half in self.graph.nodes[ref.node].operands
+            source, reader = (ref, first) if converts else (self._viewed(ref), self.maker[ref])
+            found[ref] = self._part(ref, None if converts else half)
+            self._stored(half, source, reader)
+        return found
 
     def _is_rows_of(self, middle: Group, anchor: Node) -> bool:
         """Whether a product's matrix is the dense result of row reductions along its depth."""

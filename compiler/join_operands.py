@@ -381,6 +381,13 @@ class OperandJoiner:
         self.maker[wanted] = made
         return True
 
+    def _may_store(self, wanted: Ref, source: Ref, reader: Group) -> bool:
+        """Whether `_stored` would succeed."""
+        maker = self.maker.get(source)
+        if maker in (None, reader) or wanted.node not in maker.members:
+            return True
+        return not maker.placed and maker.kind != "update"
+
     def _stored_before(self, wanted: Ref, source: Ref, maker: Group, reader: Group) -> bool:
         """Has a kernel store what it converts, and what comes of that only for other readers."""
         if maker.placed or maker.kind == "update":

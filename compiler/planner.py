@@ -74,13 +74,20 @@ class Planner:
         from .passes import pipeline_of
         from .passes.shorten_sorts import has_long_sorts
         from .run_passes import bounds_of, run_passes
+        from .single_query import single_query_sums
 
         bounds = bounds_of(pipeline) if self.verify else None
-        narrow = self.gpu is not None and (has_narrow(graph) or has_bytes(graph))
-        windows = self.gpu is not None and has_windows(graph)
-        sorts = self.gpu is not None and has_long_sorts(graph)
+        wants: dict[str, bool] = {}
+        if self.gpu is not None:
+            wants = {
+                "narrow": has_narrow(graph) or has_bytes(graph),
+                "channels_last": has_windows(graph),
+                "shorten_sorts": has_long_sorts(graph),
+                "single_queries": bool(single_query_sums(graph)),
+            }
         given = graph
-        passes = pipeline_of(self.load, narrow, windows, sorts, self.cpu and not windows)
+        filters = self.cpu and not wants.get("channels_last", False)
+        passes = pipeline_of(self.load, filters=filters, **wants)
         graph, runs = run_passes(given, passes, bounds)
         passed = {place: text for run in runs for place, text in run.reasons.items()}
         sites = Sites()
@@ -93,7 +100,7 @@ class Planner:
             gpu, kernels = self.gpu.plan(pipeline, graph, buffers_of, sites, passed)
             if bounds is not None:
                 self.unverified += [(kernel, own, bounds) for kernel, own in kernels]
-        if self.cpu and (narrow or windows or sorts):
+        if self.cpu and any(wants.values()):
             graph, _ = run_passes(given, pipeline_of(self.load), bounds)
         return Begun(pipeline, graph, bounds, passed, sites, gpu)
 

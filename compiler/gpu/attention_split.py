@@ -42,6 +42,7 @@ ROWS = 16
 """Of a tile: the least that tensor cores multiply."""
 MOST_ROWS = 64
 LEAST_KEYS = 512
+"""Where rows may be more than a tile's."""
 CHUNK = 32
 """Columns of a row that the second kernel takes at a time."""
 TOGETHER = 8
@@ -80,8 +81,9 @@ def split_of(low: Lowering) -> Split | None:
     facts = low.facts
     axis, together = _sharing(a)
     queries = ROWS // together
-    rows = 1 - minimum(floordiv(a.first.rows * together, MOST_ROWS + 1), const(1))
-    few = rows * minimum(floordiv(a.keys, LEAST_KEYS), const(1))
+    few = 1 - minimum(floordiv(a.first.rows * together, MOST_ROWS + 1), const(1))
+    if not facts.prove_le(a.first.rows, const(queries)):
+        few = few * minimum(floordiv(a.keys, LEAST_KEYS), const(1))
     most = facts.bounds(few)[1]
     if most is not None and most < 1 or facts.is_nonneg(a.first.rows - a.keys):
         return None

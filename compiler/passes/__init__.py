@@ -28,12 +28,14 @@ def pipeline_of(
     channels_last: bool = False,
     shorten_sorts: bool = False,
     filters: bool = True,
+    single_queries: bool = False,
 ) -> tuple[Pass, ...]:
     """The passes from the checked program's graph to the one that is fused, in order; with
     `narrow`, to one whose kernels convert what weights are stored in as they read it; with
     `channels_last`, to one whose images lie as kernels for GPUs want them, with `shorten_sorts`, to
-    one whose sorts have as many rows as GPUs want, and with `filters`, to one whose convolutions
-    have what the CPU's filter by."""
+    one whose sorts have as many rows as GPUs want, with `filters`, to one whose convolutions
+    have what the CPU's filter by, and with `single_queries`, to one whose attention of a single
+    query is made of products as that of many is."""
     from .batch_steps import BatchSteps
     from .channels_last import ChannelsLast
     from .check_first import CheckFirst
@@ -50,7 +52,7 @@ def pipeline_of(
         BatchSteps(),
         *((ShortenSorts(),) if shorten_sorts else ()),
         JoinProducts(),
-        FindProducts(not channels_last, narrow, load),
+        FindProducts(not channels_last, narrow, single_queries, load),
         *((ChannelsLast(),) if channels_last else ()),
         FoldConstants(load, narrow),
         *((MinimalFilters(load),) if filters else ()),

@@ -7,8 +7,9 @@ from functools import partial
 from typing import ClassVar
 
 from ..byte_products import Load, product_of_bytes
-from ..contract import rebuild
+from ..contract import Rules, rebuild
 from ..graph import Graph
+from ..single_query import single_query_sums
 from .record import Pass
 
 
@@ -19,17 +20,20 @@ class FindProducts(Pass):
     Both at once: a product's operands are in place only where the views around them are folded,
     and the views that pack its panels fold into those of the weights. With `few_places`, a
     convolution of few places has them as rows. With `narrow`, a product of 8-bit operands is one
-    of these as they are stored; `load` reads weights.
+    of these as they are stored; `load` reads weights. With `single_queries`, sums of attention that
+    are a row times a matrix are products too.
     """
 
     name: ClassVar[str] = "find_products"
     establishes: ClassVar[tuple[str, ...]] = ("views-folded", "products-found")
     few_places: bool = True
     narrow: bool = False
+    single_queries: bool = False
     load: Load | None = field(default=None, repr=False)
 
     def run(self, graph: Graph) -> Graph:
         finder = None
         if self.narrow:
             finder = partial(product_of_bytes, load=self.load, convolves=not self.few_places)
-        return rebuild(graph, self.few_places, finder)
+        single = single_query_sums(graph) if self.single_queries else frozenset[int]()
+        return rebuild(graph, Rules(self.few_places, finder), single)

@@ -60,9 +60,9 @@ def attention(heads: int = 3, width: int = 20, out: int = 20) -> Graph:
 
 
 def kinds(graph: Graph) -> list[str]:
-    from stagefuse.compiler.contract import rebuild
+    from stagefuse.compiler.contract import Rules, rebuild
 
-    graph = rebuild(graph)
+    graph = rebuild(graph, Rules())
     return [g.kind for g in join(graph, partition(graph)).groups]
 
 
