@@ -115,14 +115,14 @@ class _Joiner(OperandJoiner):
             return
         first, middle = found
         (root,), (scores,) = middle.roots, first.roots
-        nodes = [self.graph.nodes[g.anchor or 0] for g in (first, last)]
-        halves = self._halves_of(*nodes, first)
-        rounds = self.graph.type(halves[nodes[0].operands[0]]).dtype if halves else None
+        score, mix = (self.graph.nodes[g.anchor or 0] for g in (first, last))
+        halves = self._halves_of(score, mix, first)
+        rounds = self.graph.type(halves[score.operands[0]]).dtype if halves else None
         softmax = find_softmax(self.graph, root, scores, middle.members, rounds)
-        if softmax is None or not is_narrow(*nodes):
+        if softmax is None or not is_narrow(score, mix):
             return
         masks = [g for g in self.groups if self._is_mask(g, middle)]
-        packs = self._taken_as_stored(halves, first) or self._lying(*nodes)
+        packs = self._taken_as_stored(halves, first) or self._lying(score, mix)
         rows = _rows_between(first, middle)
         rows.members.update(*(g.members for g in masks))
         members = rows.members.union(last.members, *(g.members for g in packs.values()))

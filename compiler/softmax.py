@@ -1,4 +1,5 @@
-"""Softmax as graphs write it: exponentials of scores less their maximum."""
+"""Softmax as graphs write it: exponentials of scores less their maximum, and the sums of products
+that those may be and may weight."""
 
 from __future__ import annotations
 
@@ -75,3 +76,41 @@ def viewed(graph: Graph, ref: Ref) -> Ref:
 def number(graph: Graph, ref: Ref) -> float | None:
     primitive = graph.nodes[viewed(graph, ref).node].primitive
     return float(primitive.value) if isinstance(primitive, Scalar) else None
+
+
+def factors(graph: Graph, node: Node) -> tuple[Ref, ...]:
+    """The factors of the products that a node is sums of, if it is that."""
+    if not isinstance(node.primitive, Reduce) or node.primitive.kind != "sum":
+        return ()
+    product = graph.nodes[viewed(graph, plain(graph, node.operands[0])).node]
+    return product.operands if product.primitive == Map("mul") else ()
+
+
+def scores_of(graph: Graph, factor: Ref) -> Node | None:
+    """The sums of products that a factor is the softmax of, along the last axis."""
+    rounds = graph.type(factor).dtype
+    node = graph.nodes[plain(graph, viewed(graph, plain(graph, factor, rounds)), rounds).node]
+    if node.primitive not in (Map("div"), Map("mul")):
+        return None
+    for operand in node.operands:
+        weights = plain(graph, operand)
+        parts = weight(graph, weights, (graph.type(weights).rank - 1,))
+        if parts is not None:
+            made = [graph.nodes[n] for n in _made_of(graph, parts[0])]
+            sums = [n for n in made if factors(graph, n)]
+            return sums[0] if len(sums) == 1 else None
+    return None
+
+
+def _made_of(graph: Graph, ref: Ref) -> set[int]:
+    """The nodes of other kinds from which maps and views make a value."""
+    pending, seen, found = [ref.node], {ref.node}, set[int]()
+    while pending:
+        node = graph.nodes[pending.pop()]
+        if not isinstance(node.primitive, Map | View):
+            found.add(node.id)
+            continue
+        fresh = {r.node for r in node.operands} - seen
+        seen |= fresh
+        pending += sorted(fresh)
+    return found

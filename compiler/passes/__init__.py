@@ -36,6 +36,7 @@ def pipeline_of(
     one whose sorts have as many rows as GPUs want, with `filters`, to one whose convolutions
     have what the CPU's filter by, and with `single_queries`, to one whose attention of a single
     query is made of products as that of many is."""
+    from .align_rows import AlignRows
     from .batch_steps import BatchSteps
     from .channels_last import ChannelsLast
     from .check_first import CheckFirst
@@ -52,6 +53,7 @@ def pipeline_of(
         BatchSteps(),
         *((ShortenSorts(),) if shorten_sorts else ()),
         JoinProducts(),
+        AlignRows(single_queries),
         FindProducts(not channels_last, narrow, single_queries, load),
         *((ChannelsLast(),) if channels_last else ()),
         FoldConstants(load, narrow),

@@ -82,7 +82,15 @@ b[b, h in 0..8, t in 0..1, j in 0..S] = f32(j - n[b] + 1) * 0.125
 s = f32(q) @ transpose(nn.repeat_heads(f32(k), 2), [0, 1, 3, 2]) * 0.125 + b
 f16(nn.masked_softmax(s, iota(S) < n[:, None, None, None]) @ nn.repeat_heads(f32(v), 2))
 """
+RESHAPED = """
+s[b, g, t, j] = sum[d] reshape(q, [B, 4, 2, 64])[b, g, t, d] * k[b, g, j, d]
+p = nn.masked_softmax(reshape(s * 0.125, [B, 8, 1, S]), iota(S) < n[:, None, None, None])
+o = reshape(p, [B, 4, 2, S]) @ v
+reshape(o, [B, 8, 1, 64])
+"""
 FORMS = [
+    Form("reshaped", "[B, 8, 1", "[B, 4, S", RESHAPED, "bf16"),
+    Form("reshaped in f32", "[B, 8, 1", "[B, 4, S", RESHAPED, "f32", 64, "sm_80"),
     Form("attend", "[B, 8, 1", "[B, 4, S", ATTEND),
     Form("a100", "[B, 8, 1", "[B, 4, S", ATTEND, "bf16", 128, "sm_80"),
     Form("l40", "[B, 8, 1", "[B, 4, S", ATTEND, "f32", 64, "sm_89"),
@@ -124,7 +132,7 @@ def expected(form: Form, q: Any, k: Any, v: Any, n: Any) -> tuple[Any, Any]:
     return wanted, lost * sizes + unit * 2.0**-6
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda f: f.name)
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_one_query_takes_two_kernels(form: Form, tmp_path: Path, rng: np.random.Generator) -> None:
     plan = compiled(tmp_path / "p.pipe", form.text(), (form.arch,))
     check_legal(plan)
@@ -188,3 +196,23 @@ def test_kept_keys_and_values_are_read_in_16_bits(tmp_path: Path, rng: np.random
         found, wanted = (np.asarray(s(x=x, **weights)) for s in (emulated, cpu))
         # each engine rounds scores, weights and sums to f16: a few units of values up to 4
         np.testing.assert_allclose(found.astype(float), wanted.astype(float), atol=16 * 2.0**-11)
+
+
+ONE_HEAD = """import nn
+
+pipeline p(q: f32[64], k: f32[S, 64], v: f32[S, 48]) -> f32[48]
+where S in 64..=8192:
+    nn.softmax(k @ q * 0.125) @ v
+"""
+
+
+def test_one_head_of_vectors(tmp_path: Path, rng: np.random.Generator) -> None:
+    plan = compiled(tmp_path / "p.pipe", ONE_HEAD, ("sm_80",))
+    assert [x.label.rpartition(" ")[2] for x in launches(plan)] == ["pieces", "joined"]
+    shapes = {"q": (64,), "k": (300, 64), "v": (300, 48)}
+    given = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    (found,) = Emulated(plan, "sm_80")(given, {"S": 300})
+    q, k, v = (given[n].astype(np.float64) for n in "qkv")
+    e = np.exp(k @ q * 0.125)
+    # 68 roundings of scores whose terms sum to at most 20, and 308 of the sums, each of 2^-22
+    np.testing.assert_allclose(found, e / e.sum() @ v, rtol=0, atol=(2 * 68 * 20 + 308) * 2.0**-22)
