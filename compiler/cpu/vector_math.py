@@ -1,10 +1,11 @@
 """Elementary functions as LLVM IR that the loop vectoriser can widen.
 
 Each function of `FUNCTIONS` becomes one always-inline LLVM function per type: straight-line
-arithmetic, selects and integer operations on bit patterns, no branches. The f32 forms of exp, log,
-tanh, erf and sigmoid work in f32; the others compute in f64 and round. Polynomials are Chebyshev
-fits of the function named beside them on the reduced range, computed with 300-bit arithmetic and
-rounded. Range reduction follows Cody and Waite. pow keeps the logarithm in two doubles.
+arithmetic, selects and integer operations on bit patterns, no branches. The f32 forms of exp,
+expm1, log, tanh, erf and sigmoid work in f32; the others compute in f64 and round. Polynomials are
+Chebyshev fits of the function named beside them on the reduced range, computed with 300-bit
+arithmetic and rounded. Range reduction follows Cody and Waite. pow keeps the logarithm in two
+doubles.
 """
 
 from __future__ import annotations
@@ -187,12 +188,25 @@ def exp(c: Code, x: Value, low: Value | None = None) -> Value:
 
 def expm1(c: Code, x: Value) -> Value:
     if x.type == "float":
-        return in_double(expm1)(c, x)
+        return expm1_of_f32(c, x)
     r, k = reduce_ln2(c, clamp(c, x, -60.0, 710.0))
     p = r + c.fma(c.polynomial(r, EXP_F64), r * (r * r), (r * r) * 0.5)
     half = power_of_two(c, k - 1, x.type)  # half of 2^k, which may overflow
     result = c.fma(p, half, half - 0.5) * 2.0
     return absolute(c, x).compare("lt", 1e-17).select(x, result)
+
+
+def expm1_of_f32(c: Code, x: Value) -> Value:
+    """2^k r + (2^k - 1) and 2^k of what else makes up e^r - 1, where r = x - k times the high part
+    of ln 2 is exact: 1 unit for two roundings, and little for the rest."""
+    limited = clamp(c, x, -60.0, 89.0)
+    k, bits = nearest(c, limited, LOG2E)
+    high, low = c.fma(-k, LN2_HIGH["float"], limited), k * -LN2_LOW["float"]
+    r = high + low
+    tail = c.fma(c.polynomial(r, EXP_F32) * r, r, low)
+    half = power_of_two(c, bits - 1, "float")  # half of 2^k, which may overflow
+    result = c.fma(tail, half, c.fma(high, half, half - 0.5)) * 2.0
+    return absolute(c, x).compare("lt", 2.0**-25).select(x, result)
 
 
 def absolute(c: Code, x: Value) -> Value:
