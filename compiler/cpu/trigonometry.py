@@ -21,6 +21,11 @@ COS_F64 = (
     0.041666666666666664, -0.0013888888888888887, 2.4801587301584645e-05, -2.755731922140076e-07,
     2.0876755790363397e-09, -1.1470460773969325e-11, 4.7458652037874553e-14,
 )  # fmt: skip
+# the same for what is rounded to f32: to 2e-11 and 1e-9 of the sine and the cosine
+SIN_F32 = (
+    -0.1666666666385529, 0.008333331874709773, -0.00019840086735149065, 2.7249925772487327e-06,
+)  # fmt: skip
+COS_F32 = (0.041666664659501605, -0.0013888303035778091, 2.4547942059840178e-05)
 # 2/pi in pieces of 29 bits: their products with an f32 value are exact.
 TWO_OVER_PI_F32 = (
     0.636619770899415, 1.4681663246252086e-09, 2.2760100671971816e-18, 5.8812147387730434e-27,
@@ -93,12 +98,17 @@ def quarter_turns(c: Code, x: Value) -> tuple[Value, Value, Value]:
 
 
 def quarter_turns_of_f32(c: Code, x: Value) -> tuple[Value, Value]:
-    """The same for a double that holds an f32."""
+    """The same for a double that holds an f32: in whole turns, of which the last two pieces are far
+    less than one for any argument. Where the sum is small, it is so from the first pieces on, and
+    these are added without loss."""
     total = c.const(0.0, "double")
-    for piece in TWO_OVER_PI_F32:
-        total = total + modulo_four(c, x * piece)
-    shifted = total + MAGIC["double"]
-    return shifted.bits(), total - (shifted - MAGIC["double"])
+    for piece in TWO_OVER_PI_F32[:-2]:
+        turns = x * (piece / 4)
+        total = total + (turns - c.intrinsic("rint", turns))
+    for piece in TWO_OVER_PI_F32[-2:]:
+        total = c.fma(x, piece / 4, total)
+    shifted = c.fma(total, 4.0, MAGIC["double"])
+    return shifted.bits(), c.fma(total, 4.0, MAGIC["double"] - shifted)
 
 
 def sine_and_cosine(c: Code, x: Value) -> tuple[Value, Value, Value]:
@@ -106,11 +116,12 @@ def sine_and_cosine(c: Code, x: Value) -> tuple[Value, Value, Value]:
     if x.type == "float":
         quadrant, rest = quarter_turns_of_f32(c, x.to("fpext", "double"))
         r = rest * PI_HALF[0]
-        low = c.const(0.0, "double")
-    else:
-        quadrant, rest, rest_low = quarter_turns(c, x)
-        r, low = two_product(c, rest, c.const(PI_HALF[0], "double"))
-        low = c.fma(rest_low, PI_HALF[0], c.fma(rest, PI_HALF[1], low))
+        z = r * r
+        sine = c.fma(r * z, c.polynomial(z, SIN_F32), r)
+        return quadrant, sine, c.fma(z * z, c.polynomial(z, COS_F32), c.fma(z, -0.5, 1.0))
+    quadrant, rest, rest_low = quarter_turns(c, x)
+    r, low = two_product(c, rest, c.const(PI_HALF[0], "double"))
+    low = c.fma(rest_low, PI_HALF[0], c.fma(rest, PI_HALF[1], low))
     z = r * r
     sine = r + c.fma(r * z, c.polynomial(z, SIN_F64), low)
     half = z * 0.5
