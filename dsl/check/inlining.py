@@ -13,9 +13,8 @@ from .declared import ConstantSpec, Signature, Silent, Spec, generic_classes
 from .frame import Frame
 from .report import Failed
 from .results import as_declared
+from .unrolled import MAX_DEPTH, least_steps
 from .values import NONE, POISON, Function, NoneValue, Value, is_poison
-
-MAX_DEPTH = 60
 
 
 class Inlining:
@@ -60,6 +59,8 @@ class Inlining:
         self._add_defaults(bound)
         if any(is_poison(arg.value) for arg in bound.values()):
             return POISON
+        least = least_steps(node, self.frame.module.items, self.checker.least_steps)
+        self.checker.require_steps(least, self.span)
         self.checker.active.append(node)
         try:
             with self.recorder.inside(self.span, node.name):

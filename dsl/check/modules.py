@@ -71,12 +71,17 @@ class Checker:
     active: list[ast.Fn] = field(default_factory=list)
     called: set[int] = field(default_factory=set)
     steps: int = 0
+    least_steps: dict[int, int] = field(default_factory=dict)  # of calls, by the function's id
     symbolic: bool = False
 
     def step(self, span: Span) -> None:
         """Count one statement. Raises Endless, after reporting it, for a program of too many."""
         self.steps += 1
-        if self.steps > MAX_STEPS:
+        self.require_steps(0, span)
+
+    def require_steps(self, more: int, span: Span) -> None:
+        """Raises Endless, after reporting it, if that many statements more are too many."""
+        if self.steps + more > MAX_STEPS:
             self.reporter.report(
                 Failed(
                     "E0208",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -267,6 +268,32 @@ def test_a_program_of_too_many_statements_is_one_error(monkeypatch: pytest.Monke
         "            x = x + 1.0\n    x\npipeline q(x: f32[B]):\n    x + 1.0\n"
     )
     assert found.code == "E0208" and "unrolls to more than 500" in found.message
+
+
+def test_functions_that_double_are_refused_before_they_are_unrolled() -> None:
+    functions = ["fn g0(x: f32[N]) -> f32[N]:\n    x + 1.0\n"]
+    functions += [
+        f"fn g{i}(x: f32[N]) -> f32[N]:\n    g{i - 1}(g{i - 1}(x))\n" for i in range(1, 41)
+    ]
+    begin = time.process_time()
+    found = only("".join(functions) + "pipeline p(x: f32[B]):\n    g40(x)\n")
+    assert found.code == "E0208" and "unrolls to more than 100000" in found.message
+    assert found.primary.span.text == "g40(x)"
+    assert time.process_time() - begin < 5
+
+
+def test_calls_that_may_not_be_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stagefuse.dsl.check.modules.MAX_STEPS", 20)
+    doubled = "".join(
+        f"fn g{i}(x: f32[N]) -> f32[N]:\n    g{i - 1}(g{i - 1}(x))\n" for i in range(1, 9)
+    )
+    assert not errors(
+        "fn g0(x: f32[N]) -> f32[N]:\n    x + 1.0\n"
+        + doubled
+        + "fn some(x: f32[N], deep: bool) -> f32[N]:\n    if deep:\n        x = g8(x)\n"
+        "    for i in 0..0:\n        x = g8(x)\n    x\n"
+        "pipeline p(x: f32[B]):\n    g2(some(x, False))\n"
+    )
 
 
 @pytest.mark.parametrize(
