@@ -6,10 +6,10 @@ has many channels and the result has many: those are then sums over the channels
 product for each of the 4 or 16 *positions*. The taps are transformed while compiling.
 
 Rounding. With absolute values in place of all numbers, M = |A|^T (|G||g| * |B|^T|d|) bounds a
-result's error: it is below (C + 4) u M along one axis and (C + 7) u M along two, for C channels and
-the unit roundoff u, to first order. Sums of products round C times, those of taps once, those of
-elements once along each axis and those of results twice. M is of the same four (or 4 x 4) elements:
-a large one also blurs the results beside it whose windows do not have it.
+result's error: it is below (C + 4) u M along one axis and (C + 7) u M along two, for sums of C
+products and the unit roundoff u, to first order. Those sums round C times, those of taps once,
+those of elements once along each axis and those of results twice. M is of the same four (or 4 x 4)
+elements: a large one also blurs the results beside it whose windows do not have it.
 
 Sources: S. Winograd, Arithmetic Complexity of Computations, 1980; A. Lavin and S. Gray, Fast
 Algorithms for Convolutional Neural Networks, 2015.
@@ -18,6 +18,7 @@ Algorithms for Convolutional Neural Networks, 2015.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -29,7 +30,7 @@ from stagefuse.dsl.dtypes import F32
 from .graph import Constant, Contract, Graph, Node, Weight
 from .interpret import index_values
 from .panel_width import LANES, panels_time
-from .windows import Axis, Windows, windows_of
+from .windows import Axis, Digits, Windows, windows_of
 
 TAPS, PLACES, RESULTS = 3, 4, 2
 OF_ELEMENTS = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
@@ -40,8 +41,8 @@ OF_PRODUCTS = ((1, 1, 1, 0), (0, 1, -1, -1))
 """A^T: of four products, each of two results."""
 LARGEST = 2.0**58
 """Weights up to here, and elements, have products whose sums stay finite."""
-LEAST_CHANNELS, LEAST_ROWS = 16, 16
-"""With fewer channels, or fewer rows of the matrix, the transforms are most of the time."""
+LEAST_DEPTH, LEAST_ROWS = 16, 16
+"""With fewer products in a sum, or fewer rows of the matrix, transforms are most of the time."""
 BEFORE, AFTER = 8.0, 2.5
 """Cycles to make a vector of what is multiplied, and to take one of the products up again."""
 GAIN = 0.9
@@ -51,7 +52,8 @@ GAIN = 0.9
 @dataclass(frozen=True)
 class Filtering:
     """A convolution by minimal filtering. `plain` are its own windows; those of `windows` are four
-    places wide, and two apart, along the axes that are `filtered`."""
+    places wide, and two apart, along the axes that are `filtered`. Taps along another axis are
+    summed as channels are."""
 
     plain: Windows
     windows: Windows
@@ -63,18 +65,25 @@ class Filtering:
         return prod(PLACES for yes in self.filtered if yes)
 
     @property
-    def channels(self) -> int:
-        return prod(size.as_int() or 0 for _, size, _ in self.plain.channels)
+    def digits(self) -> Digits:
+        """The digits of k that are summed over at a position."""
+        moved = {a.shifts[0][0] for a in self._moved()}
+        return tuple(d for d in self.plain.digits if d[0] not in moved)
 
-    def transformed(self, product: Contract, shape: tuple[int, ...], stored: Any) -> Any:
-        """A product's matrix, transformed: [batch..., positions, rows, channels]. `shape` is the
+    @property
+    def depth(self) -> int:
+        """Products that are summed at a position."""
+        return prod(size.as_int() or 0 for _, size, _ in self.digits)
+
+    def transformed(self, contract: Contract, shape: tuple[int, ...], stored: Any) -> Any:
+        """A product's matrix, transformed: [batch..., positions, rows, depth]. `shape` is the
         product's; the matrix lies in `stored`."""
-        batch = [shape[a] for a in product.batch]
-        rows = prod(shape[a] for a in product.rows)
+        batch = [shape[a] for a in contract.batch]
+        rows = prod(shape[a] for a in contract.rows)
         grid = np.indices(batch)
-        at = {f"i{a}": grid[n] for n, a in enumerate(product.batch)}
-        base = np.broadcast_to(index_values(product.base, at), batch)[..., None, None]
-        row = np.arange(rows)[:, None] * index_values(product.row_stride, {})
+        at = {f"i{a}": grid[n] for n, a in enumerate(contract.batch)}
+        base = np.broadcast_to(index_values(contract.base, at), batch)[..., None, None]
+        row = np.arange(rows)[:, None] * index_values(contract.row_stride, {})
         digits = self.plain.digits
         sizes = [size.as_int() or 0 for _, size, _ in digits]
         places = (base + row + np.arange(prod(sizes))).reshape(*batch, rows, *sizes)
@@ -87,9 +96,9 @@ class Filtering:
             found = np.moveaxis(np.tensordot(np.array(OF_TAPS), taps, (1, own)), 0, own)
         moved = [axis.shifts[0][0] for axis in self._moved()]
         order = [len(batch) + 1 + names.index(n) for n in moved]
-        order += [len(batch), *(moving + names.index(n) for n, _, _ in self.plain.channels)]
+        order += [len(batch), *(moving + names.index(n) for n, _, _ in self.digits)]
         found = found.transpose(*range(len(batch)), *order)
-        return found.reshape(*batch, self.positions, rows, self.channels)
+        return found.reshape(*batch, self.positions, rows, self.depth)
 
     def _moved(self) -> list[Axis]:
         """The plain windows' axes that are filtered."""
@@ -107,14 +116,18 @@ def filtering_of(graph: Graph, anchor: int) -> Filtering | None:
     if windows is None or not _is_known(graph, node, windows):
         return None
     sizes = {name: size.as_int() for name, size, _ in windows.digits}
-    filtered = tuple(_has_taps(axis, sizes) for axis in windows.axes)
-    plain = all(yes or (a.step == 1 and not a.shifts)
-                for a, yes in zip(windows.axes, filtered, strict=True))  # fmt: skip
-    if not any(filtered) or not plain:
+    can = [(False, True) if _has_taps(axis, sizes) else (False,) for axis in windows.axes]
+    ways = [_filtering(windows, filtered) for filtered in product(*can) if any(filtered)]
+    times = {_time(node, way): way for way in ways if way.depth >= LEAST_DEPTH}
+    plain = panels_time(_columns(windows)) * _rows(node) * (node.primitive.depth.as_int() or 0) / 2
+    if not times or _rows(node) < LEAST_ROWS or min(times) >= GAIN * plain:
         return None
+    return times[min(times)]
+
+
+def _filtering(windows: Windows, filtered: tuple[bool, ...]) -> Filtering:
     axes = tuple(_wider(a) if yes else a for a, yes in zip(windows.axes, filtered, strict=True))
-    found = Filtering(windows, replace(windows, axes=axes), filtered)
-    return found if _is_worth_it(node, found) else None
+    return Filtering(windows, replace(windows, axes=axes), filtered)
 
 
 def _is_known(graph: Graph, node: Node, windows: Windows) -> bool:
@@ -144,21 +157,19 @@ def _wider(axis: Axis) -> Axis:
     )  # fmt: skip
 
 
-def _is_worth_it(node: Node, found: Filtering) -> bool:
-    """Whether filtering takes less time, in cycles of two vectors by a row of the matrix."""
-    product = node.primitive
-    assert isinstance(product, Contract)
-    rows = prod(node.type.shape[a].as_int() or 0 for a in product.rows)
-    channels, depth = found.channels, product.depth.as_int() or 0
-    if channels < LEAST_CHANNELS or rows < LEAST_ROWS:
-        return False
-    columns = _columns(found.windows)
-    time = found.positions * panels_time(columns) * rows * channels / 2
-    time += found.positions * columns / LANES * (AFTER * rows + BEFORE * channels)
-    return time < GAIN * panels_time(_columns(found.plain)) * rows * depth / 2
+def _rows(node: Node) -> int:
+    assert isinstance(node.primitive, Contract)
+    return prod(node.type.shape[a].as_int() or 0 for a in node.primitive.rows)
+
+
+def _time(node: Node, found: Filtering) -> float:
+    """Cycles of two vectors by a row of the matrix that filtering takes."""
+    rows, columns = _rows(node), _columns(found.windows)
+    time = panels_time(columns) * rows * found.depth / 2
+    return found.positions * (time + columns / LANES * (AFTER * rows + BEFORE * found.depth))
 
 
 def _columns(windows: Windows) -> int:
     """Columns of an image's windows, counted flat with the gap between rows."""
     *lead, wide = (axis.size.as_int() or 0 for axis in windows.axes)
-    return (lead[0] - 1) * (wide + windows.axes[-1].reach) + wide if lead else wide
+    return (lead[0] - 1) * (windows.axes[-1].pitch or wide) + wide if lead else wide

@@ -51,6 +51,17 @@ class Axis:
         """How many whole steps beyond a column its window goes."""
         return self.last // self.step
 
+    @property
+    def pitch(self) -> int | None:
+        """Columns from row to row where rows lie one after the other, if sizes are known. Where
+        what is filled in before a row and behind it is enough for both, it is shared."""
+        size, extent = self.size.as_int(), self.extent.as_int()
+        if size is None or extent is None:
+            return None
+        before = max(-(-(-self.first - self.low - (self.phases - 1)) // self.step), 0)
+        behind = -(-(extent - self.first - self.low) // self.step)
+        return min(max(size, size + self.reach - before, behind), size + self.reach)
+
     def shift(self) -> Expr:
         """The shift for the digits of k, from 0."""
         total = const(-self.low)

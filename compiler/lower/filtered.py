@@ -51,7 +51,8 @@ class Filtered(Stretches):
         super().__init__(low, p, found.windows)
         self.found = found
         self.stripe = stripe = Stripe(low, found.windows, p.dtype)
-        most = max(STRIPE // (found.channels * stripe.phases * (1 + stripe.above)) // 48 * 48, 48)
+        plane = (stripe.channels.as_int() or 1) * stripe.phases * (1 + stripe.above)
+        most = max(STRIPE // plane // 48 * 48, 48)
         self.wide, self.pitch = stripe.columns(most, most)
         self.rows, self.width, self.tiles = self._choice()
         self.p = replace(p, row_tile=low.schedule.row_tile[self.width])
@@ -65,7 +66,8 @@ class Filtered(Stretches):
         height = 1 if stripe.across is None else stripe.across.size.as_int() or 1
         pitch, wide = self.pitch.as_int() or 1, self.wide.as_int() or 1
         pieces = -(-(stripe.along.size.as_int() or 1) // wide)
-        matrix, channels = self.p.rows.as_int() or 1, found.channels
+        matrix, depth = self.p.rows.as_int() or 1, found.depth
+        channels = stripe.channels.as_int() or 1
         best: tuple[float, int, int, int] | None = None
         for rows in range(1, height + 1):
             stored = channels * stripe.phases * (rows + stripe.above) * pitch
@@ -76,9 +78,9 @@ class Filtered(Stretches):
                 tiles = -(-matrix // low.schedule.row_tile[width])
                 parts = min(tiles, -(-LEAST_STEPS // (bands * pieces)))
                 time = panels_time(columns, width) / 2 + AGAIN * -(-columns // width)
-                time *= matrix * channels
+                time *= matrix * depth
                 vectors = -(-columns // width) * width // LANES
-                time += vectors * (AFTER * matrix + BEFORE * channels * parts)
+                time += vectors * (AFTER * matrix + BEFORE * depth * parts)
                 whole = bands * (found.positions * time + COPY * stored * parts)
                 if best is None or whole < 0.995 * best[0]:
                     best = whole, rows, width, -(-tiles // parts)
@@ -97,7 +99,7 @@ class Filtered(Stretches):
         columns = (rows - 1) * self.pitch + wide
         size = self.found.positions * self.width
         panel, products = low.name("panel"), low.name("products")
-        low.emit(Alloc(panel, p.dtype, (const(size * self.found.channels),)))
+        low.emit(Alloc(panel, p.dtype, (const(size * self.found.depth),)))
         low.emit(Alloc(products, p.dtype, (const(size * p.row_tile),)))
         axes = self.found.filtered
         down = RESULTS if len(axes) == 2 and axes[0] else 1
@@ -136,7 +138,7 @@ class Filtered(Stretches):
     def _is_small(self) -> Value:
         """Whether sums of the stripe's elements stay finite."""
         low, stripe = self.low, self.stripe
-        size = self.found.channels * stripe.phases * stripe.plane
+        size = stripe.channels * stripe.phases * stripe.plane
         element = Load(stripe.name, (Index(sym("z")),), self.p.dtype)
         name = low.name("total")
         low.emit(
@@ -147,29 +149,31 @@ class Filtered(Stretches):
 
     def _transform(self, panel: str, column: Expr) -> None:
         """What is multiplied at each position, of the windows from a column on, all channels."""
-        low, found, channels = self.low, self.found, self.found.windows.channels
-        names, sizes = [n for n, _, _ in channels], [size for _, size, _ in channels]
-        channel = flatten_index([sym(n) for n in names], sizes)
+        low, found = self.low, self.found
+        names, sizes = [n for n, _, _ in found.digits], [size for _, size, _ in found.digits]
+        depth = flatten_index([sym(n) for n in names], sizes)
 
         def one_vector() -> None:
             grid: dict[tuple[int, ...], Value] = {}
             for at in self._grid(PLACES):
-                digits = {a.shifts[0][0]: const(x) for a, x in zip(found.windows.axes, at,
-                          strict=True) if a.shifts}  # fmt: skip
-                place = self.stripe.place({**{n: sym(n) for n in names}, **digits})
+                digits = {n: sym(n) for n in names}
+                for axis, yes, x in zip(found.windows.axes, found.filtered, at, strict=True):
+                    if yes:
+                        digits[axis.shifts[0][0]] = const(x)
+                place = self.stripe.place(digits)
                 index = Index(place + column + sym("x"))
                 grid[at] = Load(self.stripe.name, (index,), self.p.dtype)
             for position, value in enumerate(self._applied(OF_ELEMENTS, grid).values()):
-                row = channel + position * found.channels
+                row = depth + position * found.depth
                 low.emit(Store(panel, (Index(row * self.width + sym("x")),), value))
 
-        def one_channel(left: Sequence[tuple[str, Expr]]) -> None:
+        def one_step(left: Sequence[tuple[str, Expr]]) -> None:
             if not left:
                 return self._columns(one_vector)
             (name, size), *rest = left
-            low.loop(name, const(0), size, lambda: one_channel(rest))
+            low.loop(name, const(0), size, lambda: one_step(rest))
 
-        one_channel(list(zip(names, sizes, strict=True)))
+        one_step(list(zip(names, sizes, strict=True)))
 
     def _grid(self, most: int) -> Iterator[tuple[int, ...]]:
         """The places of a window along its axes, `most` along those that are filtered."""
@@ -205,15 +209,15 @@ class Filtered(Stretches):
     ) -> None:  # fmt: skip
         """The products of a tile's rows by a panel, at all positions."""
         low, p, found = self.low, self.p, self.found
-        taps, channels = low.buffer(p.operands[2], "in"), const(found.channels)
+        taps, depth = low.buffer(p.operands[2], "in"), const(found.depth)
 
         def one() -> None:
             matrix = p.lead * found.positions + sym("q")
             low.emit(
                 TileProduct(
                     products, sym("q") * (p.row_tile * self.width), const(self.width),
-                    taps.name, (matrix * p.rows + start) * channels, channels, const(1),
-                    panel, sym("q") * (channels * self.width), rows, channels,
+                    taps.name, (matrix * p.rows + start) * depth, depth, const(1),
+                    panel, sym("q") * (depth * self.width), rows, depth,
                     p.row_tile, self.width, width=count,
                 )
             )  # fmt: skip

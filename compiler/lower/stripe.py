@@ -43,22 +43,14 @@ class Stripe:
 
     def columns(self, most: int, unknown: int) -> tuple[Expr, Expr]:
         """Columns of a step along the last axis, `most` at most and `unknown` where their number
-        is not known; and from row to row of the stripe.
-
-        Where what is filled in before a row and behind it is enough for both, it is shared.
-        """
+        is not known; and from row to row of the stripe."""
         along = self.along
         size = along.size.as_int()
         if size is None or size > most:
             wide = const(unknown)
             return wide, wide + along.reach
-        before = max(-(-(-along.first - along.low - (along.phases - 1)) // along.step), 0)
-        extent = along.extent.as_int()
-        if extent is None:
-            return along.size, along.size + along.reach
-        behind = -(-(extent - along.first - along.low) // along.step)
-        pitch = max(size, size + along.reach - before, behind)
-        return along.size, const(min(pitch, size + along.reach))
+        pitch = along.pitch
+        return along.size, along.size + along.reach if pitch is None else const(pitch)
 
     def shape(self, rows: int, wide: Expr, pitch: Expr, slack: int) -> None:
         """Decides the sizes; `slack` elements may be read beyond the last plane."""

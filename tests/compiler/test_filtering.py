@@ -44,7 +44,7 @@ def filtered(monkeypatch: pytest.MonkeyPatch) -> list[Array]:
         return made
 
     monkeypatch.setattr(filtering, "GAIN", float("inf"))
-    monkeypatch.setattr(filtering, "LEAST_CHANNELS", 1)
+    monkeypatch.setattr(filtering, "LEAST_DEPTH", 1)
     monkeypatch.setattr(filtering, "LEAST_ROWS", 1)
     monkeypatch.setattr(minimal_filters.MinimalFilters, "_transformed", kept)
     return found
@@ -110,7 +110,7 @@ pipeline p(x: f32[B, {self.channels}, {shape}], z: f32[B, {self.out}, {result}])
     def bound(self, x: Array, kernel: Array) -> Array:
         """The sums of absolute values in place of those of numbers, of tiles of results."""
         k = abs(kernel.reshape(self.groups, -1, *kernel.shape[1:]).astype(np.float64))
-        wide = [4 if n == 3 else 1 for n in self.kernel]
+        wide = [4 if n == 3 else n for n in self.kernel]
         step = [2 if n == 3 else 1 for n in self.kernel]
         seen = self.tiles(abs(x), wide, step)
         space = len(self.size)
@@ -123,6 +123,8 @@ pipeline p(x: f32[B, {self.channels}, {shape}], z: f32[B, {self.out}, {result}])
         for axis in (a for a, n in enumerate(self.kernel) if n == 3):
             at = 3 + space + axis
             found = np.moveaxis(np.tensordot(found, abs(np.array(OF_PRODUCTS)), (at, 1)), -1, at)
+        for axis in (a for a, n in enumerate(self.kernel) if n != 3):
+            found = found.sum(3 + space + axis, keepdims=True)
         order = [0, 1, 2] + [a for n in range(space) for a in (3 + n, 3 + space + n)]
         found = found.transpose(order)
         tall = [found.shape[3 + 2 * n] * found.shape[4 + 2 * n] for n in range(space)]
@@ -130,9 +132,9 @@ pipeline p(x: f32[B, {self.channels}, {shape}], z: f32[B, {self.out}, {result}])
         return found[(slice(None),) * 2 + tuple(slice(0, r) for r in self.results)]
 
     def check(
-        self, pipe: CpuPipeline, weights: dict[str, Array], x: Array, z: Array, plain: bool = False
+        self, pipe: CpuPipeline, weights: dict[str, Array], x: Array, z: Array, depth: int = 0
     ) -> None:
-        """`plain`: numbers that may not be filtered are among those of x."""
+        """`depth`: of sums that are filtered, if all are."""
         bias = weights["b"].reshape(-1, *(1,) * len(self.size))
         with np.errstate(invalid="ignore"):
             want = np.maximum(self.meaning(x, weights["k"]) + bias + z, 0)
@@ -143,10 +145,7 @@ pipeline p(x: f32[B, {self.channels}, {shape}], z: f32[B, {self.out}, {result}])
         np.testing.assert_array_equal(np.isfinite(found), np.isfinite(want))
         np.testing.assert_array_equal(np.isnan(found), np.isnan(want))
         inside = np.isfinite(want)
-        # an axis of one place is not filtered: its taps are more channels
-        depth = self.channels // self.groups
-        for taps, places in zip(self.kernel, self.results, strict=True):
-            depth *= taps if places == 1 or plain else 1
+        depth = depth or weights["k"][0].size
         unit = UNIT * (1 + 2.0**-8)  # terms of the second order
         off = abs(np.where(inside, found, 0) - np.where(inside, want, 0))
         assert np.all(off <= np.where(inside, (depth + 9) * unit * most, 0))
@@ -170,6 +169,8 @@ CASES = [
     Case((6, 19), (1, 3), (0, 1), 7, 20),
     Case((19, 6), (3, 1), (1, 0), 7, 20),
     Case((101,), (3,), (1,), 6, 35),
+    Case((7, 7), (3, 3), (1, 1), 24, 40),
+    Case((11, 17), (3, 5), (1, 2), 4, 33),
     Case((1201,), (3,), (0,), 40, 3, 2),
     Case((3, 400), (3, 3), (1, 1), 129, 4),
 ]
@@ -187,7 +188,7 @@ def test_filtered(
     pipe = case.pipe(level, weights, tmp_path)
     assert len(filtered) == 1
     for batch in (0, 1, 3):
-        case.check(pipe, weights, *case.inputs(batch, rng))
+        case.check(pipe, weights, *case.inputs(batch, rng), filtered[0].shape[-1])
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -196,11 +197,14 @@ def test_any_size(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     size = [chance.randrange(1, 30) for _ in range(2)]
-    padding = [chance.randrange(1, 4) for _ in range(2)]
+    kernel = chance.choice([(3, 3), (3, 2), (4, 3)])
+    padding = [chance.randrange(2, 4) for _ in range(2)]
     groups, channels, out = (chance.randrange(1, n) for n in (4, 12, 70))
-    case = Case(size, (3, 3), padding, channels, out, groups)
+    case = Case(size, kernel, padding, channels, out, groups)
     weights = case.weights(rng)
-    case.check(case.pipe(level, weights, tmp_path), weights, *case.inputs(2, rng))
+    pipe = case.pipe(level, weights, tmp_path)
+    depth = filtered[0].shape[-1] if filtered else 0
+    case.check(pipe, weights, *case.inputs(2, rng), depth)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -214,7 +218,7 @@ def test_what_a_window_does_not_see_does_not_matter(
     for odd in (np.inf, -np.inf, np.nan, 1e37, 1e30, 1e-40):
         x, z = case.inputs(2, rng)
         x[chance.randrange(2), chance.randrange(4), chance.randrange(13), chance.randrange(9)] = odd
-        case.check(pipe, weights, x, z, plain=True)
+        case.check(pipe, weights, x, z)
     assert len(filtered) == 1
 
 
@@ -230,8 +234,8 @@ def test_weights_that_are_too_large_are_not_transformed(
 
 
 def test_only_where_it_is_quicker(rng: np.random.Generator, tmp_path: Path) -> None:
-    """64 channels of 56 x 56 places are filtered, and 4 channels are not."""
-    for channels, arrays in ((64, 3), (4, 2)):
+    """64 channels of 56 x 56 places are filtered, and one is not."""
+    for channels, arrays in ((64, 3), (1, 2)):
         case = Case((56, 56), (3, 3), (1, 1), channels, 64)
         assert len(case.plan(LEVELS[-1], case.weights(rng), tmp_path).arrays) == arrays
 
