@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from stagefuse.dsl.dims import sym
+
 from ..codes import kept_codes
-from ..graph import Constant, Contract, Graph, Node, Position, Ref, Scalar, Weight
+from ..graph import Constant, Contract, Graph, Node, Position, Ref, Scalar, View, Weight
 from ..graph_builder import Builder
 from ..interpret import evaluate_node
 from ..narrow import widened
@@ -25,10 +27,11 @@ GROWTH = 2
 class FoldConstants(Pass):
     """What depends on weights and constants alone becomes a constant; `load` reads the weights.
 
-    A result much larger than what it is computed from stays: it would only fill the plan. So do
-    codes and scales, which products and gathers unfold as they read them. With `narrow`, so does a
-    large weight that is stored in fewer bits than it is used in, where its readers can convert what
-    they read as kernels for GPUs do.
+    A result much larger than what it is computed from stays: it would only fill the plan. So does a
+    tensor that is stored anyway in another shape, such as a table of embeddings that is the last
+    layer's matrix too, and so do codes and scales, which products and gathers unfold as they read
+    them. With `narrow`, so does a large weight that is stored in fewer bits than it is used in,
+    where its readers can convert what they read as kernels for GPUs do.
     """
 
     name: ClassVar[str] = "fold_constants"
@@ -62,6 +65,7 @@ def fold_constants(
         known -= wide
         kept = {ref: maker for ref, maker in kept.items() if ref.node not in wide}
     wanted = set(graph.results)
+    panels = {n.operands[1] for n in graph.nodes.values() if isinstance(n.primitive, Contract)}
     for node in graph.nodes.values():
         if node.id not in known:
             wanted.update(node.operands[1:] if Ref(node.id) in kept else node.operands)
@@ -72,7 +76,8 @@ def fold_constants(
             if refs[0] in kept:
                 new[refs[0]] = kept[refs[0]](builder, new)
                 continue
-            if node.id in known and not source and _worth(graph, node, known):
+            again = Ref(node.id) not in panels and _is_stored(graph, node, wanted)
+            if node.id in known and not source and not again and _worth(graph, node, known):
                 if wanted & set(refs):
                     arrays = _evaluate(graph, node, load, cache)
                     for ref, array, type in zip(refs, arrays, node.types, strict=True):
@@ -103,6 +108,19 @@ def _constant_nodes(graph: Graph) -> set[int]:
             if all(ref.node in known for ref in node.operands):
                 known.add(node.id)
     return known
+
+
+def _is_stored(graph: Graph, node: Node, wanted: set[Ref]) -> bool:
+    """Whether a node is a tensor that is wanted itself, in another shape but the same order."""
+    view = node.primitive
+    if not isinstance(view, View) or view.guard or node.operands[0] not in wanted:
+        return False
+    if not isinstance(graph.nodes[node.operands[0].node].primitive, Weight | Constant):
+        return False
+    shape, stored = node.types[0].shape, graph.type(node.operands[0]).shape
+    here = [(sym(s), n) for s, n in zip(view.symbols, shape, strict=True) if n.as_int() != 1]
+    there = [(at, n) for at, n in zip(view.indices, stored, strict=True) if n.as_int() != 1]
+    return here == there
 
 
 def _size(graph: Graph, ref: Ref) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 import stagefuse as sf
+from stagefuse.compiler.driver import compile_file
 
 SOURCE = """
 weights w = "w.npz"
@@ -43,3 +46,27 @@ where N >= 1:
     found, whole = pipe(x=x, n=n)
     np.testing.assert_array_equal(found, x)
     np.testing.assert_array_equal(whole, n)
+
+
+def test_a_table_that_is_a_matrix_too_is_stored_once(tmp_path: Path) -> None:
+    """Tied embeddings: rows of tokens, and the scores of every token."""
+    path = tmp_path / "tied.pipe"
+    path.write_text("""
+weights w = "tied.npz"
+
+pipeline p(ids: i64[T]) -> f32[1, 300]
+where T in 1..=8:
+    x = w.table[ids]
+    x[T - 1:] @ transpose(w.table)
+""")
+    table = np.random.default_rng(1).standard_normal((300, 16), np.float32)
+    np.savez(tmp_path / "tied.npz", table=table)
+    plan = compile_file(path, targets=("cpu", "h200"))
+    assert list(plan.arrays) == ["w/table"]
+    exact = table.astype(np.float64)
+    for device in ("cpu", "emulator"):
+        with sf.compile(path, device=device) as pipe:
+            found = pipe(ids=np.array([3, 299]))
+        largest = 16 * np.abs(exact).max() ** 2  # of a sum of 16 terms, each rounded
+        tolerance = 16 * largest * np.finfo(np.float32).eps
+        np.testing.assert_allclose(found[0], exact @ exact[299], rtol=0, atol=tolerance)
