@@ -247,7 +247,10 @@ def _combined(
         return total
 
     def steps() -> None:
+        # what the loop says of its index is not what holds of the rows
+        turns, low.facts = low.facts, low.facts.with_ranges({index: (0, extent - 1)})
         value = element()
+        low.facts = turns
         values = [renamed(value, {index: sym(index) * many + n}) for n in range(many)]
         while len(values) > 1:
             values = list(map(both, values[::2], values[1::2]))

@@ -92,3 +92,23 @@ def test_places_of_nan_infinities_and_equals(kind: str) -> None:
     x[:, :, 2] = np.inf if kind == "argmin" else -np.inf
     wanted = getattr(np, kind)(x.reshape(10, 19), axis=0)
     np.testing.assert_array_equal(stagefuse.compile(text, device="cpu")(x=x), wanted)
+
+
+@pytest.mark.parametrize("size", ["5", "N"])
+def test_rows_that_are_conditional(size: str, rng: np.random.Generator) -> None:
+    """What holds of a loop's turns, several rows each, does not hold of the rows."""
+    rows = {"5": "8", "N": "N + 3"}[size]
+    text = f"""pipeline main(x: f32[{size}, M]) -> (f32[M], i64[M], f32[M]):
+    y = pad(x, [(0, 3), (0, 0)], value=-1.5)
+    keep = iota({rows})[:, None] < {size} - 1
+    sum(y, axis=0), argmax(y, axis=0), sum(select(keep, y, 0.5), axis=0)
+"""
+    pipe = stagefuse.compile(text, device="cpu")
+    for n, m in ((5, 1), (5, 300), (30, 19), (8, 8), (0, 3))[: 2 if size == "5" else None]:
+        x = rng.integers(-9, 9, (n, m)).astype("f4")
+        y = np.pad(x, ((0, 3), (0, 0)), constant_values=-1.5)
+        masked = np.where(np.arange(n + 3)[:, None] < n - 1, y, 0.5)
+        for found, wanted in zip(
+            pipe(x=x), (y.sum(axis=0), y.argmax(axis=0), masked.sum(axis=0)), strict=True
+        ):
+            np.testing.assert_array_equal(found, wanted)
