@@ -36,6 +36,7 @@ def weights() -> Path:
 
     def read() -> dict[str, Array]:
         tensors = ctranslate2_file.load(parts)
+        del tensors["decoder/projection/weight"]  # the embeddings, by a second name
         return {named(k): v.astype(np.float32) for k, v in tensors.items() if v.dtype == np.float16}
 
     return gallery.kept("listen", parts, read)
