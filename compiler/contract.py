@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from stagefuse.dsl.dims import Expr, const, floordiv, sym
-from stagefuse.dsl.dtypes import F32, F64, DType
+from stagefuse.dsl.dtypes import BF16, F16, F32, F64, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
@@ -222,11 +222,25 @@ def _plain(b: Builder, node: Node, s: Sums) -> Ref:
     width = panel_width(total_of(s.domain, s.columns))
     right = cast_of(b, s.right, dtype)
     panels = packed(b, right, s.domain, s.batch, s.columns, s.depth, width)
-    left = cast_of(b, s.left, dtype)
+    turned = _is_turned(b, s)
+    left = s.left if turned else cast_of(b, s.left, dtype)
     a, base, row = matrix_of(b, left, s.domain, s.batch, s.rows, s.depth)
+    a = b.cast(a, dtype)
     type = node.type.with_dtype(dtype)
     (product,) = b.add(s.contract(base, row, width), (a, panels), (type,))
     return b.result(product, node.type.dtype)
+
+
+def _is_turned(b: Builder, s: Sums) -> bool:
+    """Whether rows of 16-bit elements lie in steps, but not along the depth: they are copied as
+    they are stored, so that a product of 16 bits has them."""
+    node = b.graph.nodes[s.left.node]
+    view, source = node.primitive, b.type(s.left).dtype
+    if source not in (F16, BF16) or not isinstance(view, View) or view.guard or not s.rows:
+        return False
+    offset = flatten_index(view.indices, b.type(node.operands[0]).shape)
+    along = _stride(b, offset, s.domain, s.depth)
+    return along not in (None, const(1)) and _stride(b, offset, s.domain, s.rows) == const(1)
 
 
 def _has_few_places(
