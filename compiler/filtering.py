@@ -45,7 +45,7 @@ LEAST_DEPTH, LEAST_ROWS = 16, 16
 """With fewer products in a sum, or fewer rows of the matrix, transforms are most of the time."""
 BEFORE, AFTER = 8.0, 2.5
 """Cycles to make a vector of what is multiplied, and to take one of the products up again."""
-GAIN = 0.9
+GAIN = 0.8
 """The time that filtering takes at most, of that without."""
 
 
