@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 from stagefuse.dsl.dims import Expr, const, sym
@@ -73,10 +73,15 @@ def equal_at(a: Expr, b: Expr) -> tuple[str, Ends] | None:
         def fits(value: int, name: str = name, others: Mapping[str, int] = others) -> bool:
             return rest.evaluate({**others, name: value}) == 0
 
+        def holds(value: int, name: str = name, fits: Callable[[int], bool] = fits) -> bool:
+            return fits(value) and rest.substitute({name: value}).as_int() == 0
+
         low = next((v for v in range(1, FURTHEST) if fits(v)), None)
-        if low is not None and rest.substitute({name: low}).as_int() == 0:
+        if low is not None and holds(low):
+            if holds(FURTHEST):
+                return name, (low, None)
             high = low
-            while fits(high + 1) and rest.substitute({name: high + 1}).as_int() == 0:
+            while holds(high + 1):
                 high += 1
             return name, (low, high)
     return None

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
+from stagefuse.dsl.dims import minimum, sym
 from stagefuse.dsl.format import formatted
 from stagefuse.dsl.source import Source
 from stagefuse.onnx import OnnxError, import_model
+from stagefuse.onnx.suspects import equal_at
 
 from . import models
 from .models import F32, I64, node
@@ -75,6 +77,19 @@ def test_what_is_chosen_of_a_size_is_there() -> None:
         {"x": (F32, ["batch", 1, "time"])}, ["y", "at"], {"three": np.array([3])},
     )  # fmt: skip
     assert "where Batch >= 1, Time >= 6:" in import_model(made).text
+
+
+def test_a_size_from_which_on_shapes_fit_has_no_end() -> None:
+    """As many as there are, at most 2, by a shape that says 2."""
+    made = models.model(
+        [node("Slice", ["x", "zero", "two", "one"], ["h"]), node("Reshape", ["h", "shape"], ["y"])],
+        {"x": (F32, ["batch", "n", 4])}, ["y"],
+        {"zero": np.array([0]), "two": np.array([2]), "one": np.array([1]),
+         "shape": np.array([0, 8])},
+    )  # fmt: skip
+    assert equal_at(minimum(sym("N"), 2) * sym("B"), 2 * sym("B")) == ("N", (2, None))
+    assert equal_at(minimum(sym("N"), 2), minimum(sym("N"), 5)) == ("N", (1, 2))
+    assert "-> f32[Batch, 8]" in import_model(made).text
 
 
 def test_a_mask_is_as_long_as_what_it_masks() -> None:

@@ -110,13 +110,15 @@ class Folds:
         return self.model.cast(self.model.node(_RUNNING[kind], given, wide, shape), x.dtype)
 
     def sort(
-        self, x: Tensor, shape: Sequence[Expr], axis: int, descending: bool
+        self, x: Tensor, shape: Sequence[Expr], axis: int, descending: bool, count: Expr
     ) -> tuple[Tensor, Tensor]:
+        """The first `count` elements in order, and their positions."""
         x, dtype = self.layout.whole(x, shape), x.dtype
         if dtype.is_int or dtype.is_bool:
             x = self.model.cast(x, self._accumulator("max", dtype))
-        given = [x, self.sizes.vector([shape[axis]])]
-        results = [(x.dtype, tuple(shape)), (I64, tuple(shape))]
+        given = [x, self.sizes.vector([count])]
+        kept = tuple(count if n == axis else d for n, d in enumerate(shape))
+        results = [(x.dtype, kept), (I64, kept)]
         values, order = self.model.many(
             "TopK", given, results, axis=axis, largest=int(descending), sorted=1
         )

@@ -232,7 +232,7 @@ class Lowering:
                 return one(node.operands, lambda t: c.folds.scan(p.kind, t, type.shape, p.axis))
             case Sort():
                 return Form(node.operands, lambda t: c.folds.sort(
-                    t[0], type.shape, p.axis, p.descending))  # fmt: skip
+                    t[0], type.shape, p.axis, p.descending, type.shape[p.axis]))  # fmt: skip
             case Scatter():
                 return Form(node.operands, lambda t: [c.folds.scatter(
                     p.kind, t, shapes[0], shapes[2], p.axis)])  # fmt: skip

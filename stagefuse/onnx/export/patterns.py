@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from stagefuse.compiler.graph import Map, Node, Ref, View
+from stagefuse.compiler.graph import Map, Node, Ref, Sort, View
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import F16, F32, DType
 
@@ -91,6 +91,27 @@ def mean(c: Context, node: Node) -> Form | None:
         return None
     x, axes = found
     return one([x], lambda t: c.folds.reduce("mean", t, c.shape(x), axes, node.type.dtype))
+
+
+def top(c: Context, node: Node) -> Form | None:
+    """The first elements of a sorted axis, or their positions."""
+    if not isinstance(node.primitive, View) or node.primitive.guard:
+        return None
+    (ref,) = node.operands
+    inner = c.node(ref)
+    if not isinstance(inner.primitive, Sort):
+        return None
+    view, sort, shape, part = node.primitive, inner.primitive, c.shape(ref), node.type.shape
+    if [d for n, d in enumerate(part) if n != sort.axis] != [
+        d for n, d in enumerate(shape) if n != sort.axis
+    ]:
+        return None
+    same = (i == sym(s) or i == const(0) and d.as_int() == 1
+            for i, s, d in zip(view.indices, view.symbols, part, strict=True))  # fmt: skip
+    if not all(same):
+        return None
+    return one(inner.operands, lambda t: c.folds.sort(
+        t, shape, sort.axis, sort.descending, part[sort.axis])[ref.result])  # fmt: skip
 
 
 def kept_reduction(c: Context, node: Node) -> Form | None:
@@ -263,5 +284,5 @@ def _scaled_root(c: Context, ref: Ref, x: Ref) -> bool:
     return any(a == x and c.number(b) == float(np.asarray(by, kind)) for a, b in pairs)
 
 
-PATTERNS = (softmax, log_softmax, layer_norm, batch_norm, gelu, mean, kept_reduction, quantize,
+PATTERNS = (softmax, log_softmax, layer_norm, batch_norm, gelu, mean, top, kept_reduction, quantize,
             dequantize)  # fmt: skip
