@@ -137,6 +137,27 @@ def test_ranges_of_floats_and_shapes_of_nothing() -> None:
     np.testing.assert_array_equal(y, np.tile([[[1.0], [2.0], [3.0]]], (2, 1, 1)))
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.float32])
+@pytest.mark.parametrize("step", [-1, -2, 3])
+def test_ranges_between_sizes_rise_and_fall(dtype: type, step: int) -> None:
+    """From T - 1 down to -T, as relative positions are made, or up to T."""
+    element = I64 if dtype is np.int64 else F32
+    ends = ("last", "less") if step < 0 else ("less", "t")
+    made = models.model(
+        [node("Shape", ["x"], ["size"], start=0, end=1), node("Squeeze", ["size"], ["t"]),
+         node("Sub", ["t", "one"], ["last"]), node("Neg", ["t"], ["less"]),
+         *(node("Cast", [end], [f"{end}_cast"], to=element) for end in ends),
+         node("Range", [*(f"{end}_cast" for end in ends), "step"], ["y"])],
+        {"x": (F32, ["time"])}, ["y"], {"one": np.array(1), "step": np.array(step, dtype)},
+    )  # fmt: skip
+    pipe = sf.compile(import_model(made).text)
+    for t in (1, 2, 7):
+        wanted = np.arange(t - 1 if step < 0 else -t, -t if step < 0 else t, step, dtype)
+        found = pipe(x=np.zeros(t, np.float32))
+        np.testing.assert_array_equal(found, wanted)
+        assert found.dtype == dtype
+
+
 def test_windows_that_would_be_empty_are_not_meant() -> None:
     made = models.model(
         [node("MaxPool", ["x"], ["a"], kernel_shape=[5]), node("Shape", ["a"], ["s"]),

@@ -52,21 +52,29 @@ def _range(n: Node) -> str:
     dtype = n.val(0).dtype
     start, limit, delta = (_element(n, k, what)
                            for k, what in enumerate(("start", "limit", "delta")))  # fmt: skip
-    count: Expr | int
     if any(isinstance(v, Expr) for v in (start, limit, delta)):
-        gap = as_expr(_size(limit)) - _size(start)
+        first = as_expr(_size(start))
+        gap = _size(limit) - first
         step = as_expr(_size(delta)).as_int()
-        if step is None or step <= 0:
-            raise Refused("a step that varies or falls", "a constant step above 0")
-        count = floordiv(gap + (step - 1), step)
-    else:
-        count = max(0, math.ceil((limit - start) / delta))
-    text = f"iota({size_text(count)})"
+        if not step:
+            raise Refused("a step that varies", "a constant step")
+        count = floordiv((gap if step > 0 else -gap) + (abs(step) - 1), abs(step))
+        text = _line(count, step, first)
+        return text if dtype.name == "i64" else f"{dtype}({text})"
+    text = f"iota({max(0, math.ceil((limit - start) / delta))})"
     if dtype.name != "i64":
         text = f"{dtype}({text})"
     if delta != 1:
-        text = f"{text} * {_text(delta)}"
-    return text if not isinstance(start, Expr) and start == 0 else f"{text} + {_text(start)}"
+        text = f"{text} * {literal(delta)}"
+    return text if start == 0 else f"{text} + {literal(start)}"
+
+
+def _line(count: Expr, step: int, first: Expr) -> str:
+    """first, first + step and so on, in i64."""
+    text = f"iota({size_text(count)})"
+    if step != 1:
+        text = f"{text} * {step}"
+    return text if first.as_int() == 0 else f"{text} + {size_text(first)}"
 
 
 def _element(n: Node, index: int, what: str) -> Any:
@@ -79,10 +87,6 @@ def _size(value: Any) -> Expr | int:
     if not isinstance(value, Expr) and value != int(value):
         raise Refused("a range between sizes and fractions", "whole numbers")
     return value if isinstance(value, Expr) else int(value)
-
-
-def _text(value: object) -> str:
-    return size_text(value) if isinstance(value, Expr) else literal(value)
 
 
 @op("OneHot")
