@@ -155,9 +155,9 @@ def falling(key: Any) -> Any:
 
 
 def sorted_(a: Measured, axis: int, down: bool) -> Measured:
-    def order(z: Any) -> Any:
-        found = np.sort(z, axis)
-        return np.flip(found, axis) if down else found
+    def order(z: Any) -> Any:  # equal ones as they are: zeros have signs
+        keys = falling(z) if down else z
+        return np.take_along_axis(z, np.argsort(keys, axis=axis, kind="stable"), axis)
 
     v = order(a.v)
     if a.exact:
