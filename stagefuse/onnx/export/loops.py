@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from .lower import Lowering
 
 
+class Incomplete(Exception):
+    """A node of a body has no ONNX form."""
+
+
 class Body:
     """The nodes of one recurrence: their forms, and what these need from around it."""
 
@@ -92,6 +96,8 @@ class Body:
         for ref, tensor in zip(self.held, carried, strict=True):
             inner.values[ref] = inner.context.layout.unsqueezed(tensor, [0])
         inner.write_all(self.forms)
+        if any(ref not in inner.values for ref in self.ends):
+            raise Incomplete
         results = [model.node("Identity", [going], BOOL, ())]
         kinds: list[tuple[DType, tuple[Expr, ...]]] = []
         for place, ref in enumerate(self.ends):

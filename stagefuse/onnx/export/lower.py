@@ -27,8 +27,10 @@ from stagefuse.compiler.graph import (
     Scan,
     Scatter,
     Sort,
+    Update,
     View,
     Weight,
+    Within,
 )
 from stagefuse.compiler.plan import ArgumentPlan
 from stagefuse.compiler.plan_check import solve_order
@@ -37,7 +39,7 @@ from stagefuse.dsl.dtypes import BOOL, I64, DType
 from stagefuse.dsl.program import Pipeline
 
 from .forms import Context, Form, one
-from .loops import Body
+from .loops import Body, Incomplete
 from .model import ELEMENT, Array, Model, Tensor, Unsupported, carrier
 from .naming import names_of
 from .patterns import PATTERNS
@@ -134,6 +136,8 @@ class Lowering:
         before = len(self.model.nodes)
         try:
             made = form.write([self.values[ref] for ref in form.needs])
+        except Incomplete:
+            return  # something inside failed
         except Unsupported as error:
             self.failures.append(Failure(node, error.message, error.opset))
             return
@@ -236,6 +240,10 @@ class Lowering:
             case Scatter():
                 return Form(node.operands, lambda t: [c.folds.scatter(
                     p.kind, t, shapes[0], shapes[2], p.axis)])  # fmt: skip
+            case Within():
+                return one(node.operands, lambda x: self._within(p, x))
+            case Update() if not p.state:
+                return Form(node.operands, lambda t: [self._update(p, t, node)])
             case Recurrence():
                 return Body(self, node).form()
         return Form((), lambda _: self._refuse(p))
@@ -274,34 +282,55 @@ class Lowering:
 
     def _gather(self, p: Gather, tensors: Sequence[Tensor], node: Node) -> Tensor:
         c = self.context
+        access = self._access(p, tensors, node, node.type.shape)
+        return c.views.write(c.layout.whole(tensors[0], access.own), access)
+
+    def _update(self, p: Update, tensors: Sequence[Tensor], node: Node) -> Tensor:
+        access = self._access(p, tensors, node, self.graph.type(node.operands[1]).shape)
+        return self.context.views.update(tensors[0], tensors[1], access)
+
+    def _access(
+        self, p: Gather | Update, tensors: Sequence[Tensor], node: Node, shape: tuple[Expr, ...]
+    ) -> Access:
+        """Where the elements of a tensor of that shape lie in the first operand."""
         own = self.graph.type(node.operands[0]).shape
-        facts = self.graph.facts.at_element(p.symbols, node.type.shape)
+        indices = tuple(self._lookup(i, p.symbols, tensors, node, shape)
+                        if isinstance(i, Indirect) else i for i in p.indices)  # fmt: skip
+        return Access(own, p.symbols, shape, indices)
 
-        def lookup(index: Indirect) -> Lookup:
-            exprs = (*index.indices, index.scale, index.offset)
-            used = frozenset[str]().union(*(e.symbols() for e in exprs))
-            names = tuple(n for n in p.symbols if n in used)
-            shape = tuple(node.type.shape[p.symbols.index(n)] for n in names)
+    def _lookup(
+        self, index: Indirect, symbols: Sequence[str], tensors: Sequence[Tensor], node: Node,
+        shape: Sequence[Expr],
+    ) -> Lookup:
+        """An index read from an operand of the node."""
+        c, facts = self.context, self.graph.facts.at_element(symbols, shape)
+        exprs = (*index.indices, index.scale, index.offset)
+        used = frozenset[str]().union(*(e.symbols() for e in exprs))
+        names = tuple(n for n in symbols if n in used)
+        own = tuple(shape[symbols.index(n)] for n in names)
 
-            def build() -> Tensor:
-                ids = self.graph.type(node.operands[index.operand]).shape
-                access = Access(ids, names, shape, index.indices)
-                found = c.views.write(tensors[index.operand], access)
-                lines = {n: self.sizes.positions(d, len(names) - k - 1)
-                         for k, (n, d) in enumerate(zip(names, shape, strict=True))}  # fmt: skip
-                if index.scale.as_int() != 1:
-                    by = self.sizes.value(index.scale, lines, facts)
-                    found = self.sizes.apply("Mul", found, by)
-                if index.offset.terms:
-                    by = self.sizes.value(index.offset, lines, facts)
-                    found = self.sizes.apply("Add", found, by)
-                return found
+        def build() -> Tensor:
+            ids = self.graph.type(node.operands[index.operand]).shape
+            access = Access(ids, names, own, index.indices)
+            found = c.views.write(tensors[index.operand], access)
+            lines = {n: self.sizes.positions(d, len(names) - k - 1)
+                     for k, (n, d) in enumerate(zip(names, own, strict=True))}  # fmt: skip
+            if index.scale.as_int() != 1:
+                by = self.sizes.value(index.scale, lines, facts)
+                found = self.sizes.apply("Mul", found, by)
+            if index.offset.terms:
+                by = self.sizes.value(index.offset, lines, facts)
+                found = self.sizes.apply("Add", found, by)
+            return found
 
-            return Lookup(names, build)
+        return Lookup(names, build)
 
-        indices = tuple(lookup(i) if isinstance(i, Indirect) else i for i in p.indices)
-        x = c.layout.whole(tensors[0], own)
-        return c.views.write(x, Access(own, p.symbols, node.type.shape, indices))
+    def _within(self, p: Within, x: Tensor) -> Tensor:
+        """Counted from the start; engines report what is out of range where it is used."""
+        maps = self.context.maps
+        below = maps.compare("Less", x, self.model.constant(np.array(0), I64))
+        from_end = self.model.node("Add", [x, self.sizes.scalar(p.extent)], I64, x.shape)
+        return maps.where(below, from_end, x)
 
     def _position(self, p: Position, shape: tuple[Expr, ...]) -> Tensor:
         lines = {n: self.sizes.positions(d, len(shape) - k - 1)

@@ -246,16 +246,7 @@ class Views:
         names = [n for n in access.symbols
                  if any(n in self._symbols(indices[axis], access) for axis in front)]  # fmt: skip
         sizes = [access.shape[access.symbols.index(n)] for n in names]
-        parts = []
-        for axis in front:
-            found = self._positions(indices[axis], names, access, facts)
-            whole = self.layout.whole(found, sizes)
-            parts.append(self.layout.unsqueezed(whole, [len(sizes)]))
-        if all(p.known is not None for p in parts):
-            at = self.model.constant(np.concatenate([p.known for p in parts], -1))
-        else:
-            shape = (*sizes, const(len(front)))
-            at = self.model.node("Concat", parts, I64, shape, axis=len(sizes))
+        at = self._places([indices[axis] for axis in front], names, sizes, access, facts)
         shape = (*sizes, *(x.shape[n] for n in range(len(front), x.rank)))
         found = self.model.node("GatherND", [x, at], x.dtype, shape)
         labels: Labels = [access.symbols.index(n) for n in names]
@@ -266,6 +257,36 @@ class Views:
             found, made = self._along(found, place, index, access, facts)
             rest += made
         return self.layout.placed(found, labels + rest, len(access.shape))
+
+    def _places(
+        self, indices: Sequence[Expr | Lookup], names: Sequence[str], sizes: Shape, access: Access,
+        facts: Facts,
+    ) -> Tensor:
+        """Indices side by side, for every place of some symbols: i64 [*sizes, indices]."""
+        parts = []
+        for index in indices:
+            found = self._positions(index, names, access, facts)
+            if found.rank <= len(sizes):  # a size has rank 1
+                found = self.layout.unsqueezed(self.layout.whole(found, sizes), [len(sizes)])
+            parts.append(found)
+        if all(p.known is not None for p in parts):
+            return self.model.constant(np.concatenate([p.known for p in parts], -1))
+        shape = (*sizes, const(len(parts)))
+        return self.model.node("Concat", parts, I64, shape, axis=len(sizes))
+
+    def update(self, base: Tensor, value: Tensor, access: Access) -> Tensor:
+        """The base, of shape `own`, with elements of a value of shape `shape` at the indices."""
+        facts = self.sizes.facts.at_element(access.symbols, access.shape)
+        names, indices = list(access.symbols), list(access.indices)
+        base, value = (self.layout.whole(x, s)
+                       for x, s in ((base, access.own), (value, access.shape)))  # fmt: skip
+        while (names and indices and indices[-1] == sym(names[-1])
+               and access.shape[len(names) - 1] == access.own[len(indices) - 1]):  # fmt: skip
+            names.pop(), indices.pop()  # whole rows
+        if not indices:
+            return self.layout.reshaped(value, access.own)
+        at = self._places(indices, names, access.shape[: len(names)], access, facts)
+        return self.model.node("ScatterND", [base, at, value], base.dtype, access.own)
 
     # Guards
 

@@ -34,6 +34,6 @@ def suggestion(value: Value) -> str:
             return "product"
         if value.type is not None and value.type.dtype.is_bool:
             return "mask"
-        if term.is_call(*_THROUGH):
+        if term.is_call(*_THROUGH) and maker.reads:
             return suggestion(maker.reads[0])
     return "x"
