@@ -16,6 +16,7 @@ from stagefuse.dsl.dims import Atom, Expr, as_expr, const, expr_of, floordiv, sy
 from stagefuse.dsl.facts import Facts
 
 from .conditions import combined, expanded, is_plain, sharpened, without
+from .opaque import opaque
 
 SMALL = (0, 1, 2, 3, 4, 5, 8, 12, 17, 64, 1000)
 TRIES = 300
@@ -103,6 +104,12 @@ def _follows(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
     """Whether goal >= 0 is proved: from the conditions, or from what they say together."""
     if any((condition.as_int() or 0) < 0 for condition in conditions):
         return True  # nothing meets them
+    simpler = opaque(goal, facts, conditions)
+    return (simpler is not None and _is_found(*simpler)) or _is_found(goal, facts, conditions)
+
+
+def _is_found(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
+    """Whether a proof is found: from the conditions, or from what they say together."""
     if _Search(sharpened(facts, conditions), conditions).proves(goal):
         return True
     more = combined([goal], conditions, facts)

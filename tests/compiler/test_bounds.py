@@ -25,6 +25,27 @@ LOOPS = {
 FACTS = Facts({**SIZES, **{n: (parse(a), parse(b)) for n, (a, b) in LOOPS.items()}})
 
 
+@pytest.mark.parametrize("h, w", [("H", "T"), ("H // 2", "T // 2"), ("(H // 2 + 1) // 2", "T // 8")])
+def test_quotients_of_sizes_are_as_good_as_sizes(h: str, w: str) -> None:
+    """The row of an image from the places that a panel of 48 of them has in common with it."""
+    ends = {
+        "p": ("0", "(@h*@w*B + 47) // 48 - 1"),
+        "s": ("(48*p) // @w", "(@w + min(48, @h*@w*B - 48*p) + 48*p - 1) // @w - 1"),
+        "c": ("max(0, 48*p - @w*s)", "min(@w, min(48, @h*@w*B - 48*p) + 48*p - @w*s) - 1"),
+    }  # fmt: skip
+
+    def read(text: str) -> Expr:
+        return parse(text.replace("@h", f"({h})").replace("@w", f"({w})"))
+
+    facts = Facts({**SIZES, **{n: (read(a), read(b)) for n, (a, b) in ends.items()}})
+    guards = [read("@w - 1"), read("@h - 1"), read("B - 1")]
+    bounds = Bounds()
+    assert bounds.inside(read("((@w*s + c) // @w) // @h"), sym("B"), facts, guards, str) is None
+    assert bounds.inside(read("((@w*s + c) // @w) % @h"), read("@h"), facts, guards, str) is None
+    assert bounds.inside(read("(@w*s + c) % @w"), read("@w"), facts, guards, str) is None
+    assert not bounds.open
+
+
 @pytest.mark.parametrize(
     ("goal", "guards"),
     [
