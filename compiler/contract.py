@@ -6,7 +6,7 @@ varies along M, v alone along N, becomes one `Contract` of a strided matrix and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from stagefuse.dsl.dims import Expr, const, floordiv, sym
@@ -14,6 +14,7 @@ from stagefuse.dsl.dtypes import BF16, F16, F32, F64, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
+from .folded_views import folded_view
 from .graph import (
     Concat,
     Constant,
@@ -37,8 +38,6 @@ LARGE = 1 << 15
 """Bytes of codes that are worth reading as they are."""
 LESS_ZERO = (Map("cast"), Map("sub"))
 """What integers less their zeros are made of."""
-TANGLED = 16
-"""Divisions in an index map from which on it is stored rather than composed with others."""
 FEW_PLACES = 16
 """Places of an image up to which a convolution has them as rows, and weights in the panels: a panel
 of places would be mostly padding."""
@@ -103,54 +102,13 @@ def rebuild(graph: Graph, rules: Rules, single: Set[int] = frozenset()) -> Graph
     for node in graph.nodes.values():
         operands = [new[ref] for ref in node.operands]
         with builder.at(node.span, node.stack, node.label):
-            made = _fold_views(builder, node, operands)
+            made = folded_view(builder, node, operands)
             own = replace(rules, single_rows=node.id in single)
             made = made or _product(builder, node, operands, own)
             made = made or builder.add(node.primitive, operands, node.types)
         new.update({Ref(node.id, i): ref for i, ref in enumerate(made)})
     builder.graph.results = tuple(new[ref] for ref in graph.results)
     return builder.graph.live()
-
-
-def _fold_views(b: Builder, node: Node, operands: Sequence[Ref]) -> tuple[Ref, ...] | None:
-    if not isinstance(node.primitive, View):
-        return None
-    found = fold_views(b, node.primitive, operands[0], node.type)
-    return None if found is None else b.add(*found)
-
-
-def is_tangled(indices: Iterable[Expr], limit: int = TANGLED) -> bool:
-    """Whether an index map holds so many divisions that it is worth storing what it reads.
-
-    Reshapes of transposes of reshapes nest them, and each level multiplies them.
-    """
-    texts = map(str, indices)
-    return sum(text.count("//") + text.count("%") for text in texts) > limit
-
-
-def fold_views(
-    b: Builder, outer: View, operand: Ref, type: TensorType
-) -> tuple[View, tuple[Ref, ...], tuple[TensorType, ...]] | None:
-    """view(view(x)) is one view, where at most one of them pads or both pad with one value."""
-    below = b.graph.nodes[operand.node]
-    inner = below.primitive
-    if not isinstance(inner, View):
-        return None
-    if inner.guard and outer.guard and repr(inner.fill) != repr(outer.fill):
-        return None
-    at = dict(zip(inner.symbols, outer.indices, strict=True))
-    facts = b.ranges(outer.symbols, type.shape)
-    # A guarded map may leave the inner symbols' ranges, under which inner maps were simplified.
-    raw = tuple(e.substitute(at, None) for e in inner.indices)
-    if is_tangled(raw, 4 * TANGLED):
-        return None
-    indices = tuple(facts.simplify(e) for e in raw)
-    if is_tangled(indices, TANGLED):
-        return None
-    guard = tuple(g.substitute(at, None) for g in inner.guard)
-    guards = tuple(g for g in dict.fromkeys((*outer.guard, *guard)) if not facts.is_nonneg(g))
-    fill = outer.fill if outer.guard else inner.fill
-    return View(outer.symbols, indices, guards, fill), below.operands, (type,)
 
 
 def axes_of(graph: Graph, ref: Ref) -> frozenset[int]:
@@ -371,7 +329,7 @@ def through(b: Builder, view: Node, factor: Ref) -> Ref:
     """A factor seen through the view of the product."""
     type = TensorType(b.type(factor).dtype, view.type.shape)
     (made,) = b.add(view.primitive, (factor,), (type,))
-    folded = _fold_views(b, b.graph.nodes[made.node], (factor,))
+    folded = folded_view(b, b.graph.nodes[made.node], (factor,))
     return folded[0] if folded else made
 
 
@@ -429,7 +387,7 @@ def view_of(b: Builder, x: Ref, shape: Sequence[Expr], place: object, guard: obj
     """A view of x, folded into x if that is one."""
     made = b.view(x, shape, place, guard)  # type: ignore[arg-type]
     node = b.graph.nodes[made.node]
-    folded = _fold_views(b, node, node.operands) if made != x else None
+    folded = folded_view(b, node, node.operands) if made != x else None
     return folded[0] if folded else made
 
 

@@ -13,7 +13,7 @@ from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .byte_operands import codes_of, is_byte
-from .contract import fold_views
+from .folded_views import fold_views
 from .gathered import ADJACENT
 from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index, split_index
 from .graph_builder import Builder

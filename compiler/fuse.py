@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from stagefuse.dsl.dims import Expr, sym
 
 from .byte_operands import is_code
-from .contract import is_tangled
+from .folded_views import is_tangled
 from .fuse_rules import DEPTH_LIMIT, Rules
 from .graph import (
     Concat,

@@ -6,7 +6,7 @@ from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import I64
 from stagefuse.dsl.types import TensorType
 
-from ..contract import fold_views
+from ..folded_views import fold_views
 from ..graph import (
     WIDE,
     Concat,

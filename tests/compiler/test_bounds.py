@@ -25,7 +25,9 @@ LOOPS = {
 FACTS = Facts({**SIZES, **{n: (parse(a), parse(b)) for n, (a, b) in LOOPS.items()}})
 
 
-@pytest.mark.parametrize("h, w", [("H", "T"), ("H // 2", "T // 2"), ("(H // 2 + 1) // 2", "T // 8")])
+@pytest.mark.parametrize(
+    "h, w", [("H", "T"), ("H // 2", "T // 2"), ("(H // 2 + 1) // 2", "T // 8")]
+)
 def test_quotients_of_sizes_are_as_good_as_sizes(h: str, w: str) -> None:
     """The row of an image from the places that a panel of 48 of them has in common with it."""
     ends = {
