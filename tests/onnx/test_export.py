@@ -375,15 +375,31 @@ where N in 1..=20:
     close(found, np.linalg.cholesky(a), 1e-4, 1e-5)
 
 
-@pytest.mark.parametrize("body", [
-    "state n: i64 = 0\n    n = n + 1\n    x",
-    "state n: f32[4] = 0.0\n    n[at] = 1.0\n    x + n",
-])  # fmt: skip
-def test_states_are_refused(body: str, tmp_path: Path) -> None:
-    with pytest.raises(sf.CompileError) as caught:
-        exported(f"pipeline p(x: f32[4], at: i64) -> f32[4]:\n    {body}\n", tmp_path)
-    assert "a model keeps no `n` between calls" in str(caught.value)
-    assert caught.value.diagnostics[0].code == "E0301"
+@ENGINES_ONLY
+def test_states_are_inputs_and_results(run: Any, tmp_path: Path, rng: np.random.Generator) -> None:
+    text = """pipeline step(x: f32[T, 4]) -> f32[T]
+where T in 1..=4, S in 4..=64:
+    state rows: f32[S, 4] = 0.0
+    state length: i64 = 0
+    state scale: f32 = 2.0
+    rows[length : length + T] = x
+    seen = iota(S)[None, :] <= (length + iota(T))[:, None]
+    length = length + T
+    sum(select(seen, x @ transpose(rows), 0.0), axis=1) * scale
+"""
+    model = exported(text, tmp_path)
+    assert [i.name for i in model.graph.input] == ["x", "rows", "length", "scale"]
+    names = [o.name for o in model.graph.output]
+    assert names[1:] == ["rows.next", "length.next"]
+    assert "rows = 0.0, length = 0, scale = 2.0" in {p.value for p in model.metadata_props}
+    session = sf.compile(text).session(S=9)
+    kept = {name: session.state[name] for name in ("rows", "length", "scale")}
+    for steps in (3, 1, 2):
+        x = models.drawn(rng, steps, 4)
+        found = dict(zip(names, run(model, {"x": x, **kept}), strict=True))
+        close(found[names[0]], session(x=x))
+        kept |= {name: found[f"{name}.next"] for name in ("rows", "length")}
+        np.testing.assert_array_equal(kept["rows"], session.state["rows"])
 
 
 @pytest.mark.parametrize("opset", [17, 18, 19, 20, 22, 23, 25])

@@ -87,13 +87,6 @@ def model_of(
     pipeline: Pipeline, graph: Graph, load: Callable[[str, str], Array], opset: int = OPSET
 ) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """A model without its tensors, and those by name. Raises CompileError."""
-    if pipeline.states:
-        raise CompileError(
-            tuple(
-                error("E0301", f"a model keeps no `{state.name}` between calls", state.span)
-                for state in pipeline.states
-            )
-        )
     model, inputs, results, failures = lower(pipeline, graph, opset, load)
     if failures:
         raise CompileError(_diagnostics(pipeline, failures, opset))
@@ -150,9 +143,8 @@ def _proto(
         graph, opset_imports=opsets, producer_name="stagefuse", producer_version=__version__,
         ir_version=onnx.helper.find_min_ir_version_for(opsets),
     )  # fmt: skip
-    where = _where(pipeline)
-    if where:
-        onnx.helper.set_model_props(proto, {"where": where})
+    told = {"where": _where(pipeline), "states": _states(pipeline)}
+    onnx.helper.set_model_props(proto, {name: text for name, text in told.items() if text})
     return proto
 
 
@@ -172,6 +164,15 @@ def _info(tensor: Tensor) -> onnx.ValueInfoProto:
         tensor.name, ELEMENT[tensor.dtype.name], shape
     )
     return made
+
+
+def _states(pipeline: Pipeline) -> str:
+    """What the states are at first: numbers, or tensors of weight files."""
+    found = []
+    for state in pipeline.states:
+        first = state.initial
+        found.append(f"{state.name} = {'/'.join(first) if isinstance(first, tuple) else first}")
+    return ", ".join(found)
 
 
 def _where(pipeline: Pipeline) -> str:

@@ -27,6 +27,7 @@ from stagefuse.compiler.graph import (
     Scan,
     Scatter,
     Sort,
+    State,
     Update,
     View,
     Weight,
@@ -95,9 +96,10 @@ class Lowering:
         self.values = dict(values)
 
     def inputs(self) -> list[Tensor]:
-        """The inputs, and the sizes that their shapes give."""
+        """The inputs, the states before the call, and the sizes that the shapes of both give."""
         declared = []
-        for name, type, _ in self.pipeline.inputs:
+        states = [(s.name, s.type) for s in self.pipeline.states]
+        for name, type in (*((n, t) for n, t, _ in self.pipeline.inputs), *states):
             self.given[name] = self.model.input(name, type.dtype, type.shape)
             declared.append(ArgumentPlan(name, "", tuple(map(str, type.shape)), 0))
         tensors = list(self.given.values())
@@ -106,14 +108,14 @@ class Lowering:
         return tensors
 
     def results(self) -> list[Tensor]:
-        """Each result, whole, of its own dtype, under its own name."""
+        """Each result, and each state after the call, whole, of its own dtype and name."""
         forms = self.forms({ref.node for ref in self.graph.results}, self.graph.nodes.keys())
         self.write_all(forms, names_of(self.graph))
         self.model.path = ""
         found: list[Tensor] = []
-        for place, (name, ref) in enumerate(
-            zip([n for n, _ in self.pipeline.results], self.graph.results, strict=True)
-        ):
+        after = [f"{s.name}.next" for s in self.pipeline.states if s.after != s.before]
+        names = [*(name for name, _ in self.pipeline.results), *after]
+        for place, (name, ref) in enumerate(zip(names, self.graph.results, strict=True)):
             if ref in self.values:
                 many = len(self.graph.results) > 1
                 default = f"result{place}" if many else "result"
@@ -209,6 +211,8 @@ class Lowering:
         match p:
             case Input():
                 return one([], lambda: self._carried(self.given[p.name]))
+            case State():
+                return one([], lambda: self._carried(self.given[p.name]))
             case Weight():
                 return one([], lambda: self._weight(p, node))
             case Constant():
@@ -242,7 +246,7 @@ class Lowering:
                     p.kind, t, shapes[0], shapes[2], p.axis)])  # fmt: skip
             case Within():
                 return one(node.operands, lambda x: self._within(p, x))
-            case Update() if not p.state:
+            case Update():
                 return Form(node.operands, lambda t: [self._update(p, t, node)])
             case Recurrence():
                 return Body(self, node).form()
