@@ -16,12 +16,13 @@ from . import measured as m
 from .elements import Elements
 from .growing import Node
 from .layers import Layers
+from .positions import Positions
 from .products import Products
 from .reductions import Reductions
 from .views import Views
 
 
-class Program(Elements, Reductions, Views, Products, Layers):
+class Program(Elements, Reductions, Views, Positions, Products, Layers):
     """A random program of a seed; the results are of its last names."""
 
     def results(self, most: int = 4) -> list[Node]:
