@@ -259,8 +259,18 @@ class Translator:
         greatest 20 of T: at least 20. [N] plus [P + T]: N is P + T.
         """
         known = {new: old for old, new in self.sizes.items()}
-        for size in (d for v in values for d in v.shape):
+        told = len(values) > 1 and values[1].known is not None
+        asked = _sizes_in(values[1].known) if told and values[1].known is not None else []
+        fit: tuple[str, Ends] | None = None
+        if proto.op_type == "Reshape" and told and all(v.as_int() != 0 for v in asked):
+            fit = equal_at(_product(values[0].shape), _product(asked))
+        axis = next((a.i for a in proto.attribute if a.name == "axis"), -1)
+        chosen = proto.op_type == "TopK" and bool(values[0].shape)  # what else varies is as it is
+        sizes = [values[0].shape[axis]] if chosen else [d for v in values for d in v.shape]
+        for size in sizes:
             for name, most in minima(size):
+                if fit is not None and fit[0] == name:
+                    continue  # the shape says more
                 if name in known and self.range_of(known[name]).high is None:
                     self._narrow(known[name], (1, most))
                     self.cut[known[name]] = max(most, self.cut.get(known[name], 1))
@@ -268,19 +278,14 @@ class Translator:
                 if name in known:
                     self._narrow(known[name], (low, None))
             self.uneven |= {known[name] for name in quotients(size) if name in known}
-        axis = next((a.i for a in proto.attribute if a.name == "axis"), -1)
-        told = len(values) > 1 and values[1].known is not None
-        asked = _sizes_in(values[1].known) if told and values[1].known is not None else []
         if len(values) > 1:
             for first, second in alike(proto.op_type, axis, [v.shape for v in values], asked):
                 self._equate(first, second)
+        if fit is not None and fit[0] in known:
+            self._narrow(known[fit[0]], fit[1])
         if not told:
             return
-        if proto.op_type == "Reshape" and all(v.as_int() is None or v.as_int() for v in asked):
-            found = equal_at(_product(values[0].shape), _product(asked))
-            if found is not None and found[0] in known:
-                self._narrow(known[found[0]], found[1])
-        if proto.op_type == "TopK" and len(asked) == 1 and values[0].shape:
+        if chosen and len(asked) == 1:
             least = at_least(values[0].shape[axis], asked[0].as_int() or 0)
             for name in () if least is None else least[0]:
                 self._narrow(known[name], (least[1] if least else 1, None))
