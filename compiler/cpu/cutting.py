@@ -184,24 +184,29 @@ def panel_symbol(columns: int, placed: bool) -> str:
     return f"sf.pieces.panel.{columns}{'.places' if placed else ''}"
 
 
+def _two_rows(columns: int, placed: bool) -> list[str]:
+    """Where rows k0 and k1 of a panel lie, as %a0 and %a1."""
+    if not placed:
+        return [
+            f"  %s0 = mul i64 %k0, {columns}",
+            "  %a0 = getelementptr float, ptr %panel, i64 %s0",
+            f"  %a1 = getelementptr float, ptr %a0, i64 {16 * columns}",
+        ]
+    rows = []
+    for n in ("0", "1"):
+        rows += [
+            f"  %in{n} = select i1 %is{n}, i64 %k{n}, i64 0",
+            f"  %pp{n} = getelementptr i64, ptr %places, i64 %in{n}",
+            f"  %s{n} = load i64, ptr %pp{n}, align 8",
+            f"  %a{n} = getelementptr float, ptr %panel, i64 %s{n}",
+        ]
+    return rows
+
+
 def panel_text(columns: int, placed: bool) -> list[str]:
     """`panel_symbol(panel, places, depth, to)`: cuts a panel, with zeros up to a multiple of 32
     steps. Whether it is out of range. `placed`: whether its rows lie at places of a table."""
     tiles = columns // 16
-    rows = [
-        f"  %s0 = mul i64 %k0, {columns}",
-        "  %a0 = getelementptr float, ptr %panel, i64 %s0",
-        f"  %a1 = getelementptr float, ptr %a0, i64 {16 * columns}",
-    ]
-    if placed:
-        rows = []
-        for n in ("0", "1"):
-            rows += [
-                f"  %in{n} = select i1 %is{n}, i64 %k{n}, i64 0",
-                f"  %pp{n} = getelementptr i64, ptr %places, i64 %in{n}",
-                f"  %s{n} = load i64, ptr %pp{n}, align 8",
-                f"  %a{n} = getelementptr float, ptr %panel, i64 %s{n}",
-            ]
     body: list[str] = []
     before = seen = Seen("row")
     for c in range(tiles):
@@ -236,7 +241,7 @@ def panel_text(columns: int, placed: bool) -> list[str]:
         "  %m0 = shufflevector <16 x i1> %m0.in, <16 x i1> poison, <16 x i32> zeroinitializer",
         "  %m1.in = insertelement <16 x i1> poison, i1 %is1, i64 0",
         "  %m1 = shufflevector <16 x i1> %m1.in, <16 x i1> poison, <16 x i32> zeroinitializer",
-        *rows,
+        *_two_rows(columns, placed),
         f"  %o0 = mul i64 %step, {panel_bytes(columns)}",
         "  %o1 = shl i64 %in, 6",
         "  %o = add i64 %o0, %o1",

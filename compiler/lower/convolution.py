@@ -23,7 +23,7 @@ from .filtered import Filtered
 from .products import _Product as Product
 from .products import _product as product_of_group
 from .products import lower_contract
-from .stretches import COPY, STEPS, STRIPE, Stretches
+from .stretches import STEPS, STRIPE, Stretches
 from .stripe import Stripe
 from .values import Lowering
 
@@ -184,11 +184,7 @@ class _Striped(Stretches):
         return most, min(most, STRETCH)
 
     def _choice(self) -> tuple[int, int, int]:
-        """Rows of columns in a step, the width of panels, tiles down: what costs least.
-
-        Time is counted in cycles of two vectors of 16 columns by a row of the matrix. Parts of
-        the matrix, where there are few bands of the image, each copy their stripe again.
-        """
+        """What costs least of what is known."""
         p, low, stripe = self.p, self.low, self.stripe
         along, across = stripe.along, stripe.across
         height = 1 if across is None else across.size.as_int() or HIGH
@@ -200,21 +196,11 @@ class _Striped(Stretches):
         if pitch is None or wide is None or channels is None or depth is None:
             return 1, 48, -(-matrix // low.schedule.row_tile[48])
         pieces = -(-(along.size.as_int() or wide) // wide)
-        best: tuple[float, int, int, int] | None = None
-        for rows in range(1, height + 1):
-            stored = channels * stripe.phases * (rows + stripe.above) * pitch
-            if best and stored > STRIPE:
-                break
-            bands = -(-height // rows)
-            for width in (48, 64, 32):
-                tiles = -(-matrix // low.schedule.row_tile[width])
-                parts = min(tiles, -(-STEPS // (bands * pieces)))
-                time = panels_time((rows - 1) * pitch + wide, width) * matrix * depth / 2
-                whole = bands * (time + COPY * stored * parts)
-                if best is None or whole < 0.995 * best[0]:
-                    best = whole, rows, width, -(-tiles // parts)
-        assert best is not None
-        return best[1:]
+        work = matrix * depth / 2
+        return self.cheapest(
+            stripe, height, pieces, (pitch, wide, channels, matrix), STEPS,
+            lambda columns, width, _: panels_time(columns, width) * work,
+        )  # fmt: skip
 
     def lower(self) -> Parallel:
         low, p, stripe = self.low, self.p, self.stripe

@@ -32,7 +32,7 @@ from ..panel_width import LANES, panels_time
 from .blocks import Parallel
 from .expressions import at_least_one
 from .products import _Product as Product
-from .stretches import COPY, STEPS, STRIPE, Stretches
+from .stretches import STEPS, STRIPE, Stretches
 from .stripe import Stripe
 from .values import Lowering
 
@@ -59,33 +59,21 @@ class Filtered(Stretches):
         stripe.shape(self.rows, self.wide, self.pitch, self.width)
 
     def _choice(self) -> tuple[int, int, int]:
-        """Rows of windows in a step, the width of panels, tiles down: what costs least, in cycles
-        of two vectors of 16 columns by a row of the matrix. Parts of the matrix, where there are
-        few bands of the image, each copy and transform the same."""
-        low, stripe, found = self.low, self.stripe, self.found
+        """What costs least; transforms are made in each part of the matrix again."""
+        stripe, found = self.stripe, self.found
         height = 1 if stripe.across is None else stripe.across.size.as_int() or 1
         pitch, wide = self.pitch.as_int() or 1, self.wide.as_int() or 1
+        matrix, channels = self.p.rows.as_int() or 1, stripe.channels.as_int() or 1
         pieces = -(-(stripe.along.size.as_int() or 1) // wide)
-        matrix, depth = self.p.rows.as_int() or 1, found.depth
-        channels = stripe.channels.as_int() or 1
-        best: tuple[float, int, int, int] | None = None
-        for rows in range(1, height + 1):
-            stored = channels * stripe.phases * (rows + stripe.above) * pitch
-            if best and stored > STRIPE:
-                break
-            bands, columns = -(-height // rows), (rows - 1) * pitch + wide
-            for width in (48, 64, 32):
-                tiles = -(-matrix // low.schedule.row_tile[width])
-                parts = min(tiles, -(-LEAST_STEPS // (bands * pieces)))
-                time = panels_time(columns, width) / 2 + AGAIN * -(-columns // width)
-                time *= matrix * depth
-                vectors = -(-columns // width) * width // LANES
-                time += vectors * (AFTER * matrix + BEFORE * depth * parts)
-                whole = bands * (found.positions * time + COPY * stored * parts)
-                if best is None or whole < 0.995 * best[0]:
-                    best = whole, rows, width, -(-tiles // parts)
-        assert best is not None
-        return best[1:]
+
+        def time(columns: int, width: int, parts: int) -> float:
+            panels = -(-columns // width)
+            one = (panels_time(columns, width) / 2 + AGAIN * panels) * matrix * found.depth
+            changed = panels * width // LANES * (AFTER * matrix + BEFORE * found.depth * parts)
+            return found.positions * (one + changed)
+
+        sizes = pitch, wide, channels, matrix
+        return self.cheapest(stripe, height, pieces, sizes, LEAST_STEPS, time)
 
     def lower(self) -> Parallel:
         low, p, stripe = self.low, self.p, self.stripe

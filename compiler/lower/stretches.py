@@ -10,6 +10,7 @@ from ..graph import split_index
 from ..kernel_ir import Alloc, Index, Load
 from ..windows import Windows
 from .products import _Product as Product
+from .stripe import Stripe
 from .values import Lowering
 
 STRIPE = 1 << 17
@@ -56,6 +57,33 @@ class Stretches:
 
         panels = floordiv(columns + (self.width - 1), self.width, low.facts)
         low.loop("p", const(0), panels, one_panel)
+
+    def cheapest(
+        self, stripe: Stripe, height: int, pieces: int, sizes: tuple[int, int, int, int],
+        steps: int, time: Callable[[int, int, int], float],
+    ) -> tuple[int, int, int]:  # fmt: skip
+        """Rows of windows in a step, the width of panels, tiles down: what costs least.
+
+        `sizes` are the pitch of rows, the columns of a piece, channels and rows of the matrix.
+        `time` gives the cycles of two vectors of 16 columns by a row of the matrix that a band of
+        `columns` takes with panels of a `width`, in so many parts: of the matrix, where there are
+        few bands of the image, so that there are some `steps`. Each part copies its stripe again.
+        """
+        pitch, wide, channels, matrix = sizes
+        best: tuple[float, int, int, int] | None = None
+        for rows in range(1, height + 1):
+            stored = channels * stripe.phases * (rows + stripe.above) * pitch
+            if best and stored > STRIPE:
+                break
+            bands, columns = -(-height // rows), (rows - 1) * pitch + wide
+            for width in (48, 64, 32):
+                tiles = -(-matrix // self.low.schedule.row_tile[width])
+                parts = min(tiles, -(-steps // (bands * pieces)))
+                whole = bands * (time(columns, width, parts) + COPY * stored * parts)
+                if best is None or whole < 0.995 * best[0]:
+                    best = whole, rows, width, -(-tiles // parts)
+        assert best is not None
+        return best[1:]
 
     def tile(self, panels: int = 1) -> str:
         """Scratch for a tile of each of some panels."""
