@@ -15,7 +15,7 @@ from typing import ClassVar
 from stagefuse.dsl.dims import Atom, Expr, as_expr, const, expr_of, floordiv, sym
 from stagefuse.dsl.facts import Facts
 
-from .conditions import combined, expanded, is_plain, sharpened, without
+from .conditions import combined, expanded, is_plain, reached, sharpened, without
 from .opaque import opaque
 
 SMALL = (0, 1, 2, 3, 4, 5, 8, 12, 17, 64, 1000)
@@ -78,16 +78,9 @@ class Bounds:
 
 
 def _ranges_of(exprs: Iterable[Expr], facts: Facts) -> tuple[tuple[str, str], ...]:
-    """The ranges of all symbols in expressions and in those ranges."""
-    found: dict[str, str] = {}
-    pending = sorted(frozenset[str]().union(*(e.symbols() for e in exprs)))
-    while pending:
-        name = pending.pop()
-        if name not in found and name in facts.ranges:
-            ends = [as_expr(e) for e in facts.ranges[name] if e is not None]
-            found[name] = " ".join(map(str, ends))
-            pending.extend(s for e in ends for s in e.symbols())
-    return tuple(sorted(found.items()))
+    """The ranges of all symbols in expressions and in those ranges, as texts."""
+    found = reached(exprs, facts).items()
+    return tuple(sorted((n, " ".join(str(e) for e in ends if e is not None)) for n, ends in found))
 
 
 def _bounds_of(end: Expr, top: bool) -> Iterator[Expr]:

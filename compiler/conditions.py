@@ -35,6 +35,18 @@ def _is_shown(goal: Expr, facts: Facts, left: int = 3) -> bool:
     return False
 
 
+def reached(exprs: Iterable[Expr], facts: Facts) -> dict[str, tuple[IntLike, IntLike | None]]:
+    """The ranges of all symbols in expressions and in those ranges."""
+    found: dict[str, tuple[IntLike, IntLike | None]] = {}
+    pending = sorted(frozenset[str]().union(*(e.symbols() for e in exprs)))
+    while pending:
+        name = pending.pop()
+        if name not in found and name in facts.ranges:
+            found[name] = facts.ranges[name]
+            pending.extend(s for e in found[name] if e is not None for s in as_expr(e).symbols())
+    return found
+
+
 def expanded(conditions: Iterable[Expr], facts: Facts) -> tuple[Expr, ...]:
     """The conditions, with what each says of the factors and extremes in it."""
     found: dict[Expr, None] = {}

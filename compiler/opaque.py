@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from stagefuse.dsl.dims import APPLY, Atom, Expr, IntLike, as_expr, const, expr_of, sym
+from stagefuse.dsl.dims import Atom, Expr, IntLike, as_expr, expr_of, sym
 from stagefuse.dsl.facts import Facts
 
-from .conditions import sharpened
+from .conditions import reached, sharpened
 
 
 def opaque(
@@ -19,7 +19,7 @@ def opaque(
 ) -> tuple[Expr, Facts, tuple[Expr, ...]] | None:
     """A goal, facts and conditions in which the quotients of sizes are symbols, and from which the
     ones given follow; None if they have no quotients."""
-    ranges = _reached((goal, *conditions), facts)
+    ranges = reached((goal, *conditions), facts)
     ends = [as_expr(e) for pair in ranges.values() for e in pair if e is not None]
     table = {
         atom: sym(f"[{atom}]")
@@ -31,27 +31,15 @@ def opaque(
         return None
     fresh = {name: (0, None) for size in table.values() for name in size.symbols()}
     plain = Facts({**facts.ranges, **fresh})
-    known = sharpened(plain, [_replaced(c, table, None) for c in conditions])
+    known = sharpened(plain, [c.with_atoms(table) for c in conditions])
     changed: dict[str, tuple[IntLike, IntLike | None]] = {
-        name: (_replaced(as_expr(low), table, known),
-               None if high is None else _replaced(as_expr(high), table, known))
+        name: (as_expr(low).with_atoms(table, known),
+               None if high is None else as_expr(high).with_atoms(table, known))
         for name, (low, high) in ranges.items() if known.ranges[name] == facts.ranges[name]
     }  # fmt: skip
     known = known.with_ranges(changed)
-    given = tuple(dict.fromkeys(_replaced(c, table, known) for c in conditions))
-    return _replaced(goal, table, known), known, given
-
-
-def _reached(exprs: Sequence[Expr], facts: Facts) -> dict[str, tuple[IntLike, IntLike | None]]:
-    """The ranges of the symbols in expressions and in those ranges."""
-    found: dict[str, tuple[IntLike, IntLike | None]] = {}
-    pending = list(frozenset[str]().union(*(e.symbols() for e in exprs)))
-    while pending:
-        name = pending.pop()
-        if name not in found and name in facts.ranges:
-            found[name] = facts.ranges[name]
-            pending.extend(s for e in found[name] if e is not None for s in as_expr(e).symbols())
-    return found
+    given = tuple(dict.fromkeys(c.with_atoms(table, known) for c in conditions))
+    return goal.with_atoms(table, known), known, given
 
 
 def _quotients(expr: Expr) -> Iterator[Atom]:
@@ -63,19 +51,3 @@ def _quotients(expr: Expr) -> Iterator[Atom]:
             else:
                 for arg in atom.args:
                     yield from _quotients(arg)
-
-
-def _replaced(expr: Expr, table: dict[Atom, Expr], facts: Facts | None) -> Expr:
-    """An expression with symbols for atoms."""
-    total = const(0)
-    for monomial, coefficient in expr.terms:
-        product = const(coefficient)
-        for atom, power in monomial:
-            factor = table.get(atom)
-            if factor is None and atom.args:
-                a, b = (_replaced(arg, table, facts) for arg in atom.args)
-                factor = APPLY[atom.kind](a, b, facts)
-            for _ in range(power):
-                product = product * (expr_of(atom) if factor is None else factor)
-        total = total + product
-    return total

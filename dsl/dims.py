@@ -205,6 +205,11 @@ class Expr:
         """This with symbols replaced at once; `facts` describe the symbols of the result."""
         return self if self.symbols().isdisjoint(values) else self._with(values, facts, {})
 
+    def with_atoms(self, atoms: Mapping[Atom, Expr], facts: Facts | None = None) -> Expr:
+        """This with atoms replaced wherever they occur, outermost first; `facts` as above."""
+        names = {name: sym(name) for atom in atoms for name in atom.symbols}
+        return self if self.symbols().isdisjoint(names) else self._with(names, facts, dict(atoms))
+
     def _with(
         self, values: Mapping[str, IntLike], facts: Facts | None, made: dict[Atom, Expr]
     ) -> Expr:

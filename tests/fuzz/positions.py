@@ -26,16 +26,19 @@ class Positions(Growing):
         line = f"at_{self.count} = {total} % {size}" + (f" - {back}" if back else "")
         return ids, line, lambda a: int(np.sum(a.v, axis=axes, dtype=np.int64)) % size
 
+    def _along(self, x: Node) -> tuple[int, int, Node, str, Any] | None:
+        """An axis of x, its size, and a position of it as `_start` has it."""
+        axis = self.rng.randrange(x.rank)
+        n = x.shape[axis].number
+        found = self._start(n) if n else None
+        return (axis, n, *found) if n and found else None
+
     def make_run(self) -> None:
         """`x[at : at + length]`."""
         x = self.pick(least=1)
-        if not x:
+        if not x or not (found := self._along(x)):
             return
-        axis = self.rng.randrange(x.rank)
-        n = x.shape[axis].number
-        if not n or not (found := self._start(n)):
-            return
-        ids, line, position = found
+        axis, n, ids, line, position = found
         length = self.rng.randint(0, n)
         start = f"at_{self.count} % {n - length + 1}"
         line = f"{line}\nfrom_{self.count} = {start}"
@@ -58,13 +61,9 @@ class Positions(Growing):
     def make_put(self) -> None:
         """`x[at] = ...`, `x[:, at : at + length] = ...` and the like, in a copy of x."""
         x = self.pick(least=1, most=3)
-        if not x:
+        if not x or not (found := self._along(x)):
             return
-        axis = self.rng.randrange(x.rank)
-        n = x.shape[axis].number
-        if not n or not (found := self._start(n)):
-            return
-        ids, line, position = found
+        axis, n, ids, line, position = found
         value, said = self._number(x.dtype)
         length = self.rng.choice([0, 1, 1, n])
         item = f"at_{self.count}"

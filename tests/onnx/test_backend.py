@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unittest
+from typing import Any
 
 import numpy as np
 import onnx.backend.test
@@ -23,7 +24,7 @@ class Emulated(Backend):
     """The runner knows the devices CPU and CUDA: as CPU, what runs PTX."""
 
     @classmethod
-    def prepare(cls, model, device="CPU", **kwargs):  # type: ignore[no-untyped-def]
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> Any:
         return super().prepare(model, "EMULATOR", **kwargs)
 
 
