@@ -76,7 +76,7 @@ class Again:
             made = [*map(self._alike.new, self._results)]
         elif self._form is None:
             made = (out,)
-        elif isinstance(out, tuple) and len(out) == len(self._results):
+        elif isinstance(out, (tuple, list)) and len(out) == len(self._results):
             made = out
         else:
             return None

@@ -6,6 +6,7 @@ import gc
 import random
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,11 +111,14 @@ def there(cuda: FakeCuda, arrays: Any, stream: int) -> list[Any]:
     return [cuda.read(a.address, a.shape, np.float32, stream) for a in arrays]
 
 
-def test_a_call_again_is_one_launch(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+@pytest.mark.parametrize("sequence", [tuple, list])
+def test_a_call_again_is_one_launch(
+    cuda: FakeCuda, torch: SimpleNamespace, sequence: Callable[[Any], Any]
+) -> None:
     x = batch((2, 6))
     with opened("affine") as pipe:
         on, at = pipe.on(torch.at), torch.at
-        given, outs = tensor(cuda, torch, x), (tensor(cuda, torch, x), tensor(cuda, torch, x))
+        given, outs = tensor(cuda, torch, x), sequence(tensor(cuda, torch, x) for _ in range(2))
         for _ in range(3):  # from scratch, letting go of its arrays, and of the event for that
             on(x=given, out=outs)
             cuda.finish_all()

@@ -62,13 +62,17 @@ class Device:
         return found.tobytes()
 
     def load(self, text: str) -> int:
-        """A module, assembled here where there is an assembler, else by the driver."""
+        """A module, assembled here where there is an assembler, else by the driver.
+
+        It says no newer version of PTX than the driver's, which the assembler beside it may not
+        know either: what a compiler writes on top is its own, not what the kernel needs.
+        """
+        syntax, (major, minor) = read_module(text), calls.driver_version()
+        if major == 13:  # which knows PTX 9 up to the same number
+            syntax = replace(syntax, version=min(syntax.version, (9, minor)))
         try:
-            code = assemble(self.arch, text).cubin
+            code = assemble(self.arch, print_module(syntax)).cubin
         except AssemblerMissing:
-            syntax, (major, minor) = read_module(text), calls.driver_version()
-            if major == 13:  # which knows PTX 9 up to the same number
-                syntax = replace(syntax, version=min(syntax.version, (9, minor)))
             code = print_module(syntax).encode() + b"\0"
         self._libraries.append(calls.load(code))
         return len(self._libraries) - 1

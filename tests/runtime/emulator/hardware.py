@@ -123,6 +123,8 @@ class Hardware:
         different = sum(int(np.count_nonzero(_differ(a, b))) for a, b in pairs)
         samples = _samples(pairs)
         left_open = sorted({n for n in record.instructions if OPEN.search(n)})
+        if is_open:  # the test says so
+            left_open.append("undefined values")
         for held, found in pairs:
             if held.flags.writeable:
                 held.view(np.ndarray)[...] = found
@@ -131,7 +133,7 @@ class Hardware:
                     "different": different, "open": left_open, "samples": samples}  # fmt: skip
             with self.report.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        assert not different or left_open or is_open, "\n".join(
+        assert not different or left_open, "\n".join(
             [f"{different} elements differ on the GPU", *samples]
         )
 
