@@ -9,10 +9,11 @@ that of every group of the same form, with other values as arguments.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, Generic, TypeVar
 
 from stagefuse.dsl.dims import const
+from stagefuse.dsl.frozen import frozen
 
 from .attention import Softmax
 from .graph import (
@@ -39,7 +40,7 @@ REPORTING = (Gather, Within, Scatter)
 """Nodes that may report a position, with their place in the source."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Form:
     """What lowering sees of a group; `nodes` are those that `key` numbers, in order."""
 

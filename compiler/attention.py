@@ -7,9 +7,8 @@ greater score comes (Milakov and Gimelshein, "Online normalizer calculation for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stagefuse.dsl.dtypes import F32, DType
+from stagefuse.dsl.frozen import frozen
 
 from .buffers import size_of
 from .graph import Contract, Gather, Graph, Map, Node, Position, Reduce, Ref, Scalar, View
@@ -21,7 +20,7 @@ CHEAP_FLOPS = 16
 """Arithmetic of an element of a mask that is computed where it is read."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Softmax:
     """Values of a graph over rows: a weight is exp(`score` - max of it), 0 where `keep` does not
     hold; `total` is their sum; the result is the weight `by` (div or mul) `norm`, which depends on

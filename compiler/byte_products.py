@@ -13,11 +13,12 @@ constants while compiling and others by a kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, const, floordiv
 from stagefuse.dsl.dtypes import F32, I32, I64, DType
+from stagefuse.dsl.frozen import frozen
 
 from .byte_operands import is_byte
 from .contract import (
@@ -54,7 +55,7 @@ def has_bytes(graph: Graph) -> bool:
     )
 
 
-@dataclass(frozen=True)
+@frozen
 class _Factor:
     """scale * (code - zero), each of one shape; `zero` is an integer of at most 8 bits."""
 

@@ -10,12 +10,12 @@ are read and little is computed for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import I32, U8, DType
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.types import TensorType
 
@@ -128,7 +128,7 @@ def _gathered(graph: Graph, node: Node, evaluate: Evaluate) -> Maker | None:
     return make
 
 
-@dataclass(frozen=True)
+@frozen
 class Reader:
     """Where a new graph reads what is stored: values over `symbols`, of `shape`, each at place `k`
     along the axis of groups; `read` reads an array that has one element for so many of them."""
@@ -143,7 +143,7 @@ class Reader:
         return self.b.scalar(value, dtype, self.shape)
 
 
-@dataclass(frozen=True)
+@frozen
 class Kept:
     """How to store and compute a value: the bits for an element of it, and what makes it."""
 
@@ -151,7 +151,7 @@ class Kept:
     make: Callable[[Reader], Ref]
 
 
-@dataclass(frozen=True)
+@frozen
 class _Space:
     """The elements of panels or of a table: their symbols and sizes, the axis of groups, and the
     guards outside which an element is 0 and never read."""

@@ -7,11 +7,12 @@ varies along M, v alone along N, becomes one `Contract` of a strided matrix and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stagefuse.dsl.dims import Expr, const, floordiv, sym
 from stagefuse.dsl.dtypes import BF16, F16, F32, F64, DType
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from .folded_views import folded_view
@@ -49,7 +50,7 @@ NARROW = 3
 three columns or four and 5000 rows on a CPU, panels of 16 take a third of a reduction's time."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Sums:
     """Sums of the product of two factors over a domain: `left` varies along the axes `rows`,
     `right` along `columns`, both along `batch` and, of which there are sums, along `depth`.
@@ -83,7 +84,7 @@ Finder = Callable[[Builder, Node, Sums], "Ref | None"]
 """Another form of sums, if there is one: the value of the node that they are the result of."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Rules:
     """What products are made of. With `few_places`, convolutions of few places have them as rows.
     What `finder` finds goes before products of f32 and f64. With `single_rows`, a row times a

@@ -4,12 +4,12 @@ the elements of a window in the order in which they lie there."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 from stagefuse.dsl.dtypes import F32, I32, DType
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from .byte_operands import codes_of, is_byte
@@ -25,7 +25,7 @@ CHUNK_BYTES = 16
 """What a copy brings at most."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Convolution:
     """A product whose panels are `windows` of a source with `channels` along an `axis`, which the
     digit `channel` of the depth numbers, if there is more than one. `whole`: whether all channels

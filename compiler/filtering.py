@@ -17,7 +17,7 @@ Algorithms for Convolutional Neural Networks, 2015.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 
 from stagefuse.dsl.dims import const, floordiv
 from stagefuse.dsl.dtypes import F32
+from stagefuse.dsl.frozen import frozen
 
 from .graph import Constant, Contract, Graph, Node, Weight
 from .interpret import index_values
@@ -49,7 +50,7 @@ GAIN = 0.8
 """The time that filtering takes at most, of that without."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Filtering:
     """A convolution by minimal filtering. `plain` are its own windows; those of `windows` are four
     places wide, and two apart, along the axes that are `filtered`. Taps along another axis are

@@ -7,9 +7,8 @@ some at a time are adjacent. Kernels for GPUs bring them into shared memory as t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
 
 from .graph import Contract, Graph, Node, Ref, View, flatten_index
 from .windows import cuts_of
@@ -18,7 +17,7 @@ ADJACENT = 4
 """Elements that must be adjacent: eight bytes of 16-bit ones, which asynchronous copies move."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Gathered:
     """Where the elements of a left operand are in `source`, over the symbols of the batch `lead`,
     of the `row` and of the `depth`; 0 unless every guard is at least 0."""

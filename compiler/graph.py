@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from stagefuse.dsl.dims import Expr, const, floordiv, mod
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.source import Span
 from stagefuse.dsl.types import TensorType
 
@@ -52,7 +53,7 @@ class Ref(NamedTuple):
     result: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class Input:
     """An argument of the pipeline."""
 
@@ -60,7 +61,7 @@ class Input:
     name: str
 
 
-@dataclass(frozen=True)
+@frozen
 class State:
     """What a session keeps, as it is before the call."""
 
@@ -68,7 +69,7 @@ class State:
     name: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Weight:
     """A tensor of a weight file: the file's name in the source, and the tensor's key."""
 
@@ -77,7 +78,7 @@ class Weight:
     key: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Constant:
     """A tensor known while compiling: its bytes, row-major."""
 
@@ -93,7 +94,7 @@ class Scalar(_BitEqual):
     value: float | int | bool
 
 
-@dataclass(frozen=True)
+@frozen
 class Map:
     """A pointwise function; all operands have the result's shape. `cast` converts to its dtype."""
 
@@ -101,7 +102,7 @@ class Map:
     fn: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Reduce:
     """A reduction that removes `axes` (ascending). Small floats accumulate in f32."""
 
@@ -121,7 +122,7 @@ class View(_BitEqual):
     fill: float | int | bool = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class Indirect:
     """An index read from an i64 operand: value * scale + offset; negative counts from the end."""
 
@@ -132,7 +133,7 @@ class Indirect:
     offset: Expr = const(0)
 
 
-@dataclass(frozen=True)
+@frozen
 class Gather:
     """result[symbols] = operand[indices], some of them read from index tensors and checked."""
 
@@ -141,7 +142,7 @@ class Gather:
     indices: tuple[Expr | Indirect, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Position:
     """result[symbols] = the i64 value of an expression over the symbols and dimensions."""
 
@@ -150,7 +151,7 @@ class Position:
     expr: Expr
 
 
-@dataclass(frozen=True)
+@frozen
 class Concat:
     """The operands one after another along `axis`."""
 
@@ -158,7 +159,7 @@ class Concat:
     axis: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Scan:
     """The running sum or product along `axis`."""
 
@@ -167,7 +168,7 @@ class Scan:
     axis: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Sort:
     """Two results: the values in stable order along `axis`, and where they came from.
 
@@ -179,7 +180,7 @@ class Sort:
     descending: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Scatter:
     """Operands base, indices (i64, rank 1), updates: base with updates combined along `axis`."""
 
@@ -188,7 +189,7 @@ class Scatter:
     axis: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Within:
     """The i64 operand as positions: p with p..p+length in 0..extent; negative counts from the end.
 
@@ -200,7 +201,7 @@ class Within:
     length: Expr = const(1)
 
 
-@dataclass(frozen=True)
+@frozen
 class Update:
     """Operands base, value, index tensors: result[indices] = value[symbols], else the base.
 
@@ -216,7 +217,7 @@ class Update:
     state: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Contract:
     """A matrix product: operands a and panels, both f32, f64 or (for GPUs) i32. A third one, if
     there is one, is what `filtering` makes of a: it says nothing new.
@@ -236,7 +237,7 @@ class Contract:
     panel: int = 48
 
 
-@dataclass(frozen=True)
+@frozen
 class Carried:
     """The two latest values of what a recurrence carries: the one at its step is at [step % 2].
 
@@ -249,7 +250,7 @@ class Carried:
     number: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Recurrence:
     """Steps one after the other: what depends on the symbol `step` or on what is carried over it
     is computed at each of the `count` steps, from 0.
@@ -272,7 +273,7 @@ Primitive: TypeAlias = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@frozen
 class Node:
     """One primitive applied, and the source it came from."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
 
 from .attention import Softmax
 from .graph import (
@@ -81,7 +82,7 @@ class Group:
         return found
 
 
-@dataclass(frozen=True)
+@frozen
 class Decision:
     """Why a node was fused into a kernel, or was not."""
 

@@ -8,11 +8,12 @@ that fails leaves its session as it was. Where no order can be found, the base i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import networkx as nx
 
 from stagefuse.dsl.dims import const, sym
+from stagefuse.dsl.frozen import frozen
 
 from .graph import Gather, Graph, Indirect, Node, Ref, Scalar, Scatter, State, Update, View, Within
 from .graph_builder import Builder
@@ -58,7 +59,7 @@ def reports(graph: Graph, node: Node) -> bool:
     return isinstance(primitive, Within | Scatter)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Problem:
     """An update that is wrong as it is: its value has to be stored before, or its base copied."""
 

@@ -7,16 +7,17 @@ rounded by stores. Statements run in order; the outermost `parallel` indices run
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import ClassVar, TypeAlias
 
 from stagefuse.dsl.dims import Expr, const, floordiv, mod
 from stagefuse.dsl.dtypes import I64, DType
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Const:
     """A number of a compute dtype."""
 
@@ -24,7 +25,7 @@ class Const:
     dtype: DType
 
 
-@dataclass(frozen=True)
+@frozen
 class Index:
     """The i64 value of an expression over loop indices and dimensions."""
 
@@ -35,7 +36,7 @@ class Index:
         return I64
 
 
-@dataclass(frozen=True)
+@frozen
 class Load:
     """An element of a buffer, in its compute dtype; `fill` unless every guard (bool) holds.
 
@@ -60,7 +61,7 @@ class Load:
         return self._hash
 
 
-@dataclass(frozen=True)
+@frozen
 class Op:
     """A scalar function of `compiler.scalar`; `cast` converts to `dtype`, `round_to` rounds.
 
@@ -80,7 +81,7 @@ class Op:
         return self._hash
 
 
-@dataclass(frozen=True)
+@frozen
 class Local:
     """A scalar bound by Let or Fold."""
 
@@ -88,7 +89,7 @@ class Local:
     dtype: DType
 
 
-@dataclass(frozen=True)
+@frozen
 class Checked:
     """A position read from data: negative counts from the end of `extent`.
 
@@ -110,7 +111,7 @@ class Checked:
 Value: TypeAlias = Const | Index | Load | Op | Local | Checked
 
 
-@dataclass(frozen=True)
+@frozen
 class Let:
     """Binds a scalar for the statements after it in this block."""
 
@@ -119,7 +120,7 @@ class Let:
     value: Value
 
 
-@dataclass(frozen=True)
+@frozen
 class Store:
     """Writes one element, rounded to the buffer's dtype."""
 
@@ -129,7 +130,7 @@ class Store:
     value: Value
 
 
-@dataclass(frozen=True)
+@frozen
 class For:
     """index from lo while below hi. `vector` promises that iterations are independent."""
 
@@ -141,7 +142,7 @@ class For:
     vector: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Fold:
     """Binds `name` to the reduction of `value` over the nest of `loops` (index, extent).
 
@@ -159,7 +160,7 @@ class Fold:
     dtype: DType
 
 
-@dataclass(frozen=True)
+@frozen
 class Alloc:
     """Scratch of this thread until the kernel ends, row-major, 64-byte aligned."""
 
@@ -169,7 +170,7 @@ class Alloc:
     shape: tuple[Expr, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class If:
     """Runs the body where the condition (bool) holds."""
 
@@ -178,7 +179,7 @@ class If:
     body: tuple[Statement, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class TileProduct:
     """The matmul micro-kernel: dst[r, c] (=|+=) sum over k of a[r, k] * panel[k, c].
 
@@ -226,7 +227,7 @@ class TileProduct:
     c: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Operand:
     """A matrix in a buffer: its element (i, j) lies at offset + i * along + j * across. Where it
     is cut into panels of so many columns, j is the column in its panel, and the panels lie `step`
@@ -253,7 +254,7 @@ class Operand:
         return start + floordiv(j, self.panel, facts) * self.step + inside
 
 
-@dataclass(frozen=True)
+@frozen
 class Attend:
     """Rows weighted by the exponentials of scores, none of which are stored (softmax).
 
@@ -299,7 +300,7 @@ class Attend:
     extent: Expr | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class SortRow:
     """Sorts `count` scratch elements of `keys` in place, stably, and `order` (i64) with them.
 
@@ -318,7 +319,7 @@ Statement: TypeAlias = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Buffer:
     """A parameter of a kernel: contiguous, row-major; `mode` is in, out or inout."""
 
@@ -329,7 +330,7 @@ class Buffer:
     mode: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Kernel:
     """A kernel: its buffers and dimensions in ABI order, and the body of one parallel step.
 

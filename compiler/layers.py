@@ -9,11 +9,12 @@ have like any dimension; what it stands for is said at each launch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 from stagefuse.dsl.dims import Expr, sym
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 from .graph import Gather, Graph, Input, Node, Ref, State, Update, View
 from .groups import Group
@@ -24,7 +25,7 @@ Axis: TypeAlias = tuple[Ref, int]
 """Of a tensor with layers: the value that is there first, and which axis."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Numbered:
     """A graph in which numbers of layers are symbols, and the number that each stands for."""
 

@@ -8,9 +8,11 @@ that a plan must keep.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from stagefuse.dsl.frozen import frozen
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +35,7 @@ TARGETS = {  # what a caller names: what code is made for
 ROLES = ("input", "result", "arena", "weight", "constant", "state")
 
 
-@dataclass(frozen=True)
+@frozen
 class ArgumentPlan:
     """An input or a result: its name (None for an unnamed result), type, and its buffer."""
 
@@ -43,7 +45,7 @@ class ArgumentPlan:
     buffer: int
 
 
-@dataclass(frozen=True)
+@frozen
 class DimPlan:
     """A dimension variable with its inclusive range; the ends are expressions."""
 
@@ -52,7 +54,7 @@ class DimPlan:
     high: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class CheckPlan:
     """A condition on sizes tested at each new combination: `expr` is 0, or not negative."""
 
@@ -65,7 +67,7 @@ class CheckPlan:
     text: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class BufferPlan:
     """Memory that kernels read or write, dense and row-major.
 
@@ -80,7 +82,7 @@ class BufferPlan:
     array: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class StatePlan:
     """What a session keeps between calls, in a buffer of its own.
 
@@ -104,7 +106,7 @@ def cut_bytes(depth: int, columns: int) -> int:
     return -(-depth // 32) * 32 * columns * 6 + 64
 
 
-@dataclass(frozen=True)
+@frozen
 class PiecesPlan:
     """Packed panels that a step on AMX can have in pieces: the place of their buffer among the
     step's, and how many rows the step multiplies them by."""
@@ -113,7 +115,7 @@ class PiecesPlan:
     rows: str
 
 
-@dataclass(frozen=True)
+@frozen
 class StepPlan:
     """One kernel launch: `symbol` over `count` iterations, handed out at least `grain` at a time.
 
@@ -134,7 +136,7 @@ class StepPlan:
     pieces: tuple[PiecesPlan, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class LoopPlan:
     """Steps (or launches) from `first` to before `end` run again for each of `count` values of
     the symbol `step`, from 0. A loop that contains another comes before it."""
@@ -145,7 +147,7 @@ class LoopPlan:
     end: int
 
 
-@dataclass(frozen=True)
+@frozen
 class TensorMapPlan:
     """A tensor map of a launch: what tensor copies know of one of its buffers.
 
@@ -164,7 +166,7 @@ class TensorMapPlan:
     swizzle: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class GpuLaunchPlan:
     """One launch of the entry `kernel` of the arch's PTX; sizes are expressions over the dims.
 
@@ -196,7 +198,7 @@ class GpuLaunchPlan:
     stays: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class GpuPlan:
     """A pipeline on one arch: its launches in an order that is right one after the other.
 
@@ -212,7 +214,7 @@ class GpuPlan:
     loops: tuple[LoopPlan, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class SitePlan:
     """A place in the source that indexes with values of a tensor; kernels report its number.
 
@@ -227,7 +229,7 @@ class SitePlan:
     extent: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class PipelinePlan:
     """An entry point: its signature, its buffers and its steps in order.
 
@@ -252,7 +254,7 @@ class PipelinePlan:
     states: tuple[StatePlan, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Cubin:
     """Machine code of some of an arch's kernels: an ELF file for the arch, or for an earlier one of
     its major version."""
@@ -261,7 +263,7 @@ class Cubin:
     code: bytes
 
 
-@dataclass(frozen=True)
+@frozen
 class Plan:
     """A compiled source file.
 

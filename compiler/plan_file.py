@@ -23,7 +23,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +31,7 @@ import numpy as np
 
 from stagefuse.dsl.dtypes import DTYPES, from_numpy
 from stagefuse.dsl.files import replace_file
+from stagefuse.dsl.frozen import frozen
 
 from .errors import PlanError
 from .plan import (
@@ -56,7 +57,7 @@ _MAX_HEADER = 100_000_000
 _GPU_PLANS: Any = tuple[GpuPlan, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class _CubinPart:
     """What a member with machine code holds, and which arches run it."""
 
@@ -227,7 +228,7 @@ def _safetensors(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[bytes, lis
     return struct.pack("<Q", len(text)) + text, chunks
 
 
-@dataclass(frozen=True)
+@frozen
 class _Member:
     offset: int
     size: int

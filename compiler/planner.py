@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stagefuse.dsl.dims import Expr, as_expr
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.program import Pipeline
 from stagefuse.dsl.source import Span
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .lower import Lowered, Sites
 
 
-@dataclass(frozen=True)
+@frozen
 class Begun:
     """A pipeline whose graph has been through the passes, with its plans for GPUs. `graph` is the
     CPU's, if there is code for one."""

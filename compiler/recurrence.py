@@ -8,11 +8,12 @@ the step is therefore never inside.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, const, mod, sym
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from .graph import Carried, Graph, Primitive, Recurrence, Ref
@@ -62,7 +63,7 @@ class Nests:
         return self._around[step]
 
 
-@dataclass(frozen=True)
+@frozen
 class Held:
     """A value of this shape that a recurrence keeps: in `root`, at a place along its first axis,
     stored at the steps of `nest`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.program import Pipeline
 
 from .bounds import Bounds
@@ -24,7 +24,7 @@ REPRODUCER_BYTES = 1 << 24
 """A reproducer holds the bytes of constants if they are no more than this."""
 
 
-@dataclass(frozen=True)
+@frozen
 class PassRun:
     """What one pass did: seconds it took, without verification, and the nodes around it."""
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from stagefuse.dsl.dtypes import DType, in_class
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.numpy_later import later, np
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -23,7 +23,7 @@ ROUNDED = 0.5
 """Tolerance of a correctly rounded function, in units in the last place."""
 
 
-@dataclass(frozen=True)
+@frozen
 class ScalarFn:
     """One pointwise function.
 

@@ -7,11 +7,13 @@ tiles differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 
+from stagefuse.dsl.frozen import frozen
 
-@dataclass(frozen=True)
+
+@frozen
 class Schedule:
     """Sizes in elements unless said otherwise.
 

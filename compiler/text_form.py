@@ -14,12 +14,12 @@ import json
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dims_text import parse_tokens
 from stagefuse.dsl.dtypes import DTYPES, DType
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from .errors import IRTextError
@@ -177,7 +177,7 @@ def _read_nonneg(reader: Reader, env: Any) -> tuple[Expr, ...]:
     return tuple(guards)
 
 
-@dataclass(frozen=True)
+@frozen
 class Codec:
     """How values of one type are written and read; `env` is whatever the caller passes on."""
 
@@ -216,7 +216,7 @@ CODECS: dict[Any, Codec] = {
 NAMED = {"nonneg": Codec(_write_nonneg, _read_nonneg)}
 
 
-@dataclass(frozen=True)
+@frozen
 class _Part:
     """A piece of a form: literal words, a field, or an optional group."""
 
@@ -232,7 +232,7 @@ class _Part:
         return (self.field, *inside) if self.field else inside
 
 
-@dataclass(frozen=True)
+@frozen
 class Form:
     """The line form of a record class."""
 

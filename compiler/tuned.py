@@ -17,11 +17,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stagefuse.dsl.files import replace_file
+from stagefuse.dsl.frozen import frozen
 
 from .errors import PlanError
 from .plan import TARGETS
@@ -57,7 +58,7 @@ class Options(Protocol):
     def __call__(self, sizes: Mapping[str, int] | None) -> Sequence[Changes]: ...
 
 
-@dataclass(frozen=True)
+@frozen
 class Measured:
     """A structure measured on a device, for sizes within ranges."""
 
@@ -87,7 +88,7 @@ def around(size: int) -> tuple[int, int]:
     return (high // 2 + 1 if high > 1 else high, high)
 
 
-@dataclass(frozen=True)
+@frozen
 class Tuned:
     """Changes by target and kernel; `measured` says on what they were measured."""
 
@@ -115,7 +116,7 @@ RULES = Tuned()
 """No changes: every schedule is what the rules say."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Everywhere:
     """The same changes for every kernel of a target, as a trial."""
 

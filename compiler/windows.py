@@ -8,11 +8,12 @@ somewhere else for each k, and nothing needs to be repeated as patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index
 
@@ -23,7 +24,7 @@ FEW_ROWS = 256
 """Rows of a matrix up to which reading the other one in place is cheaper than copying it."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Axis:
     """An axis along which windows move: element `step * d + first + shift(k)` of a source's axis.
 
@@ -77,7 +78,7 @@ class Axis:
         return low - start, high - start
 
 
-@dataclass(frozen=True)
+@frozen
 class Windows:
     """What is read at windows over the last `axes` (one or two) of a product's columns, or of a
     reduction's result.

@@ -4,65 +4,82 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from .frozen import Frozen
+from .frozen import frozen
 from .source import Span
+
+
+@frozen
+class Node:
+    """A part of a syntax tree."""
+
 
 # Expressions
 
 
-class Name(Frozen):
+@frozen
+class Name(Node):
     span: Span
     name: str
 
 
-class IntLit(Frozen):
+@frozen
+class IntLit(Node):
     span: Span
     value: int
 
 
-class FloatLit(Frozen):
+@frozen
+class FloatLit(Node):
     span: Span
     value: float
 
 
-class StrLit(Frozen):
+@frozen
+class StrLit(Node):
     span: Span
     value: str
 
 
-class BoolLit(Frozen):
+@frozen
+class BoolLit(Node):
     span: Span
     value: bool
 
 
-class NoneLit(Frozen):
+@frozen
+class NoneLit(Node):
     span: Span
 
 
-class EllipsisLit(Frozen):
+@frozen
+class EllipsisLit(Node):
     """`...`, in a subscript."""
 
     span: Span
 
 
-class TupleExpr(Frozen):
+@frozen
+class TupleExpr(Node):
     span: Span
     items: tuple[Expr, ...]
 
 
-class ListLit(Frozen):
+@frozen
+class ListLit(Node):
     span: Span
     items: tuple[Expr, ...]
 
 
-class Attribute(Frozen):
+@frozen
+class Attribute(Node):
     span: Span
     base: Expr
     name: str
     name_span: Span
 
 
-class Slice(Frozen):
+@frozen
+class Slice(Node):
     """`start:stop:step`, in a subscript."""
 
     span: Span
@@ -71,7 +88,8 @@ class Slice(Frozen):
     step: Expr | None
 
 
-class Subscript(Frozen):
+@frozen
+class Subscript(Node):
     """`base[items]`: expressions, slices, None and `...`."""
 
     span: Span
@@ -79,20 +97,23 @@ class Subscript(Frozen):
     items: tuple[Expr, ...]
 
 
-class Keyword(Frozen):
+@frozen
+class Keyword(Node):
     span: Span
     name: str
     value: Expr
 
 
-class Call(Frozen):
+@frozen
+class Call(Node):
     span: Span
     fn: Expr
     args: tuple[Expr, ...]
     kwargs: tuple[Keyword, ...]
 
 
-class Unary(Frozen):
+@frozen
+class Unary(Node):
     """op is `-`, `+`, `~` or `not`."""
 
     span: Span
@@ -100,7 +121,8 @@ class Unary(Frozen):
     operand: Expr
 
 
-class Binary(Frozen):
+@frozen
+class Binary(Node):
     """op is an arithmetic, bitwise or comparison operator, `and` or `or`."""
 
     span: Span
@@ -110,7 +132,8 @@ class Binary(Frozen):
     op_span: Span
 
 
-class Pipe(Frozen):
+@frozen
+class Pipe(Node):
     """`left |> right`."""
 
     span: Span
@@ -118,7 +141,8 @@ class Pipe(Frozen):
     right: Expr
 
 
-class RangeExpr(Frozen):
+@frozen
+class RangeExpr(Node):
     """`start..stop`, or `start..=stop` if inclusive."""
 
     span: Span
@@ -127,7 +151,8 @@ class RangeExpr(Frozen):
     inclusive: bool
 
 
-class IndexVar(Frozen):
+@frozen
+class IndexVar(Node):
     """An index of an index definition or reduction, with its stated range or None."""
 
     span: Span
@@ -135,7 +160,8 @@ class IndexVar(Frozen):
     range: RangeExpr | None
 
 
-class Reduction(Frozen):
+@frozen
+class Reduction(Node):
     """`kind[indices] body`."""
 
     span: Span
@@ -152,14 +178,16 @@ Expr: TypeAlias = (
 # Types
 
 
-class Star(Frozen):
+@frozen
+class Star(Node):
     """`*S` in a shape: any number of dimensions."""
 
     span: Span
     name: str
 
 
-class TypeExpr(Frozen):
+@frozen
+class TypeExpr(Node):
     """`name[dims]`; `dims` is None where there are no brackets."""
 
     span: Span
@@ -167,7 +195,8 @@ class TypeExpr(Frozen):
     dims: tuple[Expr | Star, ...] | None
 
 
-class NamedType(Frozen):
+@frozen
+class NamedType(Node):
     """One of several results: `name: type`, or a bare type."""
 
     span: Span
@@ -175,7 +204,8 @@ class NamedType(Frozen):
     type: TypeExpr
 
 
-class TupleType(Frozen):
+@frozen
+class TupleType(Node):
     span: Span
     items: tuple[NamedType, ...]
 
@@ -183,7 +213,8 @@ class TupleType(Frozen):
 # Statements
 
 
-class TargetTuple(Frozen):
+@frozen
+class TargetTuple(Node):
     span: Span
     items: tuple[Target, ...]
 
@@ -191,20 +222,23 @@ class TargetTuple(Frozen):
 Target: TypeAlias = Name | TargetTuple
 
 
-class Assign(Frozen):
+@frozen
+class Assign(Node):
     span: Span
     target: Target
     value: Expr
 
 
-class For(Frozen):
+@frozen
+class For(Node):
     span: Span
     target: Target
     iterable: Expr
     body: tuple[Stmt, ...]
 
 
-class Start(Frozen):
+@frozen
+class Start(Node):
     """`name = value` of a scan: a carried value before the first step."""
 
     span: Span
@@ -213,7 +247,8 @@ class Start(Frozen):
     value: Expr
 
 
-class Scan(Frozen):
+@frozen
+class Scan(Node):
     """`scan name in range with starts:`."""
 
     span: Span
@@ -224,24 +259,28 @@ class Scan(Frozen):
     body: tuple[Stmt, ...]
 
 
-class Branch(Frozen):
+@frozen
+class Branch(Node):
     span: Span
     condition: Expr
     body: tuple[Stmt, ...]
 
 
-class If(Frozen):
+@frozen
+class If(Node):
     span: Span
     branches: tuple[Branch, ...]
     orelse: tuple[Stmt, ...]
 
 
-class ExprStmt(Frozen):
+@frozen
+class ExprStmt(Node):
     span: Span
     value: Expr
 
 
-class IndexDef(Frozen):
+@frozen
+class IndexDef(Node):
     """`name[indices] = value`, a definition; an update where name and indices have values."""
 
     span: Span
@@ -251,7 +290,8 @@ class IndexDef(Frozen):
     value: Expr
 
 
-class StepDef(Frozen):
+@frozen
+class StepDef(Node):
     """`name[at, indices] = value`: what a step of a scan gives, at a position that it computes.
 
     Where the name has a value and no step is in the position, an update of items.
@@ -265,7 +305,8 @@ class StepDef(Frozen):
     value: Expr
 
 
-class ItemAssign(Frozen):
+@frozen
+class ItemAssign(Node):
     """`name[items] = value`: expressions, slices and `...`."""
 
     span: Span
@@ -275,7 +316,8 @@ class ItemAssign(Frozen):
     value: Expr
 
 
-class State(Frozen):
+@frozen
+class State(Node):
     """`state name: type = initial`: what a session keeps between calls."""
 
     span: Span
@@ -292,19 +334,22 @@ Stmt: TypeAlias = (
 # Items
 
 
-class Import(Frozen):
+@frozen
+class Import(Node):
     span: Span
     name: str
 
 
-class Const(Frozen):
+@frozen
+class Const(Node):
     span: Span
     name: str
     name_span: Span
     value: Expr
 
 
-class WeightsDecl(Frozen):
+@frozen
+class WeightsDecl(Node):
     span: Span
     name: str
     name_span: Span
@@ -312,7 +357,8 @@ class WeightsDecl(Frozen):
     path_span: Span
 
 
-class Param(Frozen):
+@frozen
+class Param(Node):
     """`name: type = default`; a type named `weights`, `int`... is a constant's."""
 
     span: Span
@@ -321,7 +367,8 @@ class Param(Frozen):
     default: Expr | None
 
 
-class Generic(Frozen):
+@frozen
+class Generic(Node):
     """`E: float` in the brackets of a function."""
 
     span: Span
@@ -329,7 +376,8 @@ class Generic(Frozen):
     dtype_class: str
 
 
-class WhereRange(Frozen):
+@frozen
+class WhereRange(Node):
     """`T in 1..=512`."""
 
     span: Span
@@ -337,7 +385,8 @@ class WhereRange(Frozen):
     range: RangeExpr
 
 
-class WhereFact(Frozen):
+@frozen
+class WhereFact(Node):
     """A comparison that holds for every call, such as `D % HEADS == 0`."""
 
     span: Span
@@ -347,7 +396,8 @@ class WhereFact(Frozen):
 Where: TypeAlias = WhereRange | WhereFact
 
 
-class Fn(Frozen):
+@frozen
+class Fn(Node):
     span: Span
     name: str
     name_span: Span
@@ -359,7 +409,8 @@ class Fn(Frozen):
     doc: str
 
 
-class Pipeline(Frozen):
+@frozen
+class Pipeline(Node):
     span: Span
     name: str
     name_span: Span
@@ -373,7 +424,8 @@ class Pipeline(Frozen):
 Item: TypeAlias = Import | Const | WeightsDecl | Fn | Pipeline
 
 
-class Module(Frozen):
+@frozen
+class Module(Node):
     """A source file."""
 
     span: Span

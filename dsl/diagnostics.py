@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from .frozen import frozen
 from .source import Source, Span
 
 CODES: dict[str, str] = {
@@ -32,7 +32,7 @@ CODES: dict[str, str] = {
 """Every code with its title; the other phases add theirs here."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Label:
     """A place and what this bit of the source is."""
 
@@ -40,7 +40,7 @@ class Label:
     text: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Edit:
     """An exact change of the source; `certain` if it surely is what was meant."""
 
@@ -49,7 +49,7 @@ class Edit:
     certain: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Help:
     """What to do, in words, and as an edit where it can be exact."""
 
@@ -57,7 +57,7 @@ class Help:
     edit: Edit | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Diagnostic:
     """One thing that is wrong."""
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from math import ldexp
 from typing import TYPE_CHECKING, Any
+
+from .frozen import frozen
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-@dataclass(frozen=True)
+@frozen
 class DType:
     """An element type: `kind` is float, int, uint or bool; `bits` the size in memory.
 

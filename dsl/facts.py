@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
 from .dims import APPLY, Atom, Expr, IntLike, as_expr, const, divide, expr_of
+from .frozen import frozen
 from .points import Point, is_negative_at, points
 
 MOST_EXPRESSIONS = 200
@@ -15,7 +16,7 @@ MOST_FUEL = 5
 """How many atoms a proof may replace, one after the other."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Facts:
     """What is known of symbols: inclusive ranges, and expressions that a number divides.
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass
 from typing import IO
 
 from . import dtypes
+from .frozen import frozen
 from .tensor_header import TensorHeader, checked_size
 
 MAX_DIMENSIONS = 4
@@ -29,7 +29,7 @@ Part = tuple[str, str, int, tuple[int, ...]]
 """What a part of a block is called, its dtype, where in the block it begins, its shape."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Blocks:
     """How a quantised type lays out `values` numbers in `size` bytes."""
 

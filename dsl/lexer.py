@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .diagnostics import Diagnostic, Help, error
+from .frozen import frozen
 from .source import Source, Span
 
 KEYWORDS = frozenset(
@@ -69,7 +70,7 @@ class Token:
     end: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Line:
     """A logical line: its indentation and its tokens."""
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from .dims import Expr
 from .facts import Facts
+from .frozen import frozen
 from .source import Source, Span
 from .types import TensorType
 
@@ -20,7 +21,7 @@ NO_INPUTS = frozenset((*keyword.kwlist, "out"))
 """Names by which a call cannot pass an input."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Apply:
     """One operation applied: tensor operands, static attributes, results, and where it stands."""
 
@@ -33,7 +34,7 @@ class Apply:
     label: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Check:
     """A condition on the sizes that only a call can decide: `expr` is zero, or not negative."""
 
@@ -43,7 +44,7 @@ class Check:
     span: Span
 
 
-@dataclass(frozen=True)
+@frozen
 class State:
     """What a session keeps between calls: its value before a call, and after it.
 
@@ -60,7 +61,7 @@ class State:
     span: Span
 
 
-@dataclass(frozen=True)
+@frozen
 class Pipeline:
     """An entry point: what goes in, what comes out, and the operations between."""
 
@@ -83,7 +84,7 @@ class Pipeline:
         return tuple(d for d in self.dims if d in used)
 
 
-@dataclass(frozen=True)
+@frozen
 class Program:
     """A checked source file: its pipelines and the weight files they read, by name."""
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from .dims import Expr
 from .facts import Facts
+from .frozen import frozen
 from .types import TensorType
 
 
@@ -21,7 +22,7 @@ class Required:
 REQUIRED = Required()
 
 
-@dataclass(frozen=True)
+@frozen
 class Param:
     """One parameter of a built-in.
 

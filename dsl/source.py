@@ -6,6 +6,8 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from .frozen import frozen
+
 
 @dataclass(frozen=True)
 class Source:
@@ -41,7 +43,7 @@ class Source:
         return self.text[start:] if end < 0 else self.text[start:end]
 
 
-@dataclass(frozen=True)
+@frozen
 class Span:
     """Characters from `start` to before `end` of a source."""
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .dtypes import DType
+from .frozen import frozen
 
 MAX_RANK = 64
 MAX_BYTES = 1 << 62
 
 
-@dataclass(frozen=True)
+@frozen
 class TensorHeader:
     """One tensor of a file: what it is and, unless compressed, where its bytes lie.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .dims import Expr
 from .dtypes import DType
+from .frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class TensorType:
     """A dtype with a shape, outermost dimension first; `()` is a scalar."""
 

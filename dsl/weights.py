@@ -13,12 +13,13 @@ import stat
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from . import dtypes
 from .dtypes import DType
+from .frozen import frozen
 from .gguf import read_gguf
 from .numpy_later import np
 from .tensor_header import TensorHeader, checked_size
@@ -45,7 +46,7 @@ class WeightsError(Exception):
     """A weights file that cannot be read: missing, damaged, or of a kind that is not known."""
 
 
-@dataclass(frozen=True)
+@frozen
 class WeightsFile:
     """An opened weights file: headers by key in the file's order; arrays are mapped on demand."""
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from stagefuse.dsl.frozen import frozen
+
 from .errors import DeviceError
 
 
@@ -59,7 +61,7 @@ class Region:
 MAP_BYTES = 128
 
 
-@dataclass(frozen=True)
+@frozen
 class TensorMap:
     """A tensor map of a launch with all numbers known: the elements of the region number `region`
     from `offset` on, in bytes, as an array of `sizes`, outermost dimension first, whose elements

@@ -18,6 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from stagefuse.dsl.frozen import frozen
+
 PAGE = 4096
 READ, WRITE, EXECUTE = 1, 2, 4
 MAP_PRIVATE_ANONYMOUS = 0x22
@@ -208,7 +210,7 @@ def _lay_out(reader: _Reader, externals: int) -> _Layout:
     return _Layout(starts, stubs, slots)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Symbol:
     name: str
     section: int  # 0 undefined

@@ -28,6 +28,7 @@ from stagefuse.compiler.plan import (
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.dsl.frozen import frozen
 
 from .errors import OutOfMemory, PlanError
 from .memory import ALIGNMENT, allocate, pointer_to
@@ -42,7 +43,7 @@ _RECORD = 7
 _FUNCTION, _ARGS, _COUNT, _GRAIN, _SCRATCH, _STRIDE, _STATUS = range(_RECORD)
 
 
-@dataclass(frozen=True)
+@frozen
 class ResultSpec:
     """A result's shape, dtype and size for one combination of sizes."""
 
@@ -51,7 +52,7 @@ class ResultSpec:
     size: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Loop:
     """Records from `first` to before `end`, `count` times; `slots` hold the turn's number."""
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from stagefuse.compiler.plan import GpuPlan, PipelinePlan
+from stagefuse.dsl.frozen import frozen
 
 from .signature import of_plan
 
 
-@dataclass(frozen=True)
+@frozen
 class Kernel:
     """One step: its symbol, the source's name for it, its iterations, and the compiler's notes.
 
@@ -25,7 +25,7 @@ class Kernel:
     notes: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@frozen
 class Report:
     """The kernels of a pipeline in order, its arena's parts in bytes, and notes."""
 

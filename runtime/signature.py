@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stagefuse.compiler.plan import PipelinePlan
+from stagefuse.dsl.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Argument:
     """An input or a result; `name` is None for a result without one."""
 
@@ -24,7 +23,7 @@ class Argument:
         return f"{self.name}: {self.type}" if self.name else self.type
 
 
-@dataclass(frozen=True)
+@frozen
 class Signature:
     """Inputs and results of a pipeline, the inclusive range of each dimension variable, and what a
     session keeps."""

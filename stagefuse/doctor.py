@@ -6,10 +6,12 @@ import os
 import platform
 import re
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from stagefuse.dsl.frozen import frozen
 
 PACKAGES = (
     "lark", "networkx", "numpy", "llvmlite", "safetensors", "ml-dtypes", "click", "rich",
@@ -18,7 +20,7 @@ GPU_PACKAGES = ("cuda-core", "cuda-bindings")
 LEVELS = {"v3": "AVX2", "v4": "AVX-512"}
 
 
-@dataclass(frozen=True)
+@frozen
 class Finding:
     """One thing looked for: what was found, whether it serves, and the fix where it does not.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from stagefuse.dsl.frozen import frozen
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from stagefuse.runtime.report import Kernel, Report
 
 
-@dataclass(frozen=True)
+@frozen
 class Row:
     """The launches of one kernel: how many, where it comes from, and totals over the launches.
 

@@ -12,7 +12,6 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -22,6 +21,7 @@ import numpy as np
 
 from stagefuse.compiler.schedule import TRIALS
 from stagefuse.compiler.tuned import RULES, Changes, Choices, Everywhere, Tuned
+from stagefuse.dsl.frozen import frozen
 
 if TYPE_CHECKING:
     from stagefuse.runtime.pipeline import Pipeline
@@ -38,7 +38,7 @@ Open = Callable[[Choices], "Pipeline"]
 Times = dict[int, list[float]]
 
 
-@dataclass(frozen=True)
+@frozen
 class Gain:
     """A kernel, the change that it keeps, and its time over the time by the rules."""
 
@@ -48,7 +48,7 @@ class Gain:
     ratio: float
 
 
-@dataclass(frozen=True)
+@frozen
 class Found:
     """The choices, what each gained, and the time of whole calls over that by the rules."""
 

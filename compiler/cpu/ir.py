@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeAlias, Union
 
 from stagefuse.compiler.operators import BITS, FLOATS, Operators
+from stagefuse.dsl.frozen import frozen
 
 Operand: TypeAlias = Union["Value", int, float]
 
@@ -45,7 +45,7 @@ def round_to_single(value: float) -> float:
         return float("inf") if value > 0 else float("-inf")
 
 
-@dataclass(frozen=True)
+@frozen
 class Value(Operators):
     """A value of LLVM: its name or constant text, its type, and the code it was written into."""
 

@@ -7,16 +7,15 @@ the lines are fetched while the row is computed, and the last loop finds them in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stagefuse.compiler.kernel_ir import Alloc, For, Index, Kernel, Let, Load, Store
 from stagefuse.dsl.dims import const, sym
+from stagefuse.dsl.frozen import frozen
 
 from .bodies import is_walk, values_of, walk
 from .values import post_order
 
 
-@dataclass(frozen=True)
+@frozen
 class RowInResult:
     """The scratch row `row` may lie where `store`, in the kernel's `last` loop, stores."""
 

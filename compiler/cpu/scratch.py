@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from stagefuse.compiler.kernel_ir import (
     Alloc,
@@ -16,6 +15,7 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.plan import CUT_ROWS
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum
 from stagefuse.dsl.dtypes import F32, DType
+from stagefuse.dsl.frozen import frozen
 
 from . import cutting, pieces
 from .bodies import walk, written_buffers
@@ -56,7 +56,7 @@ def alloc_size(statement: Alloc) -> Expr:
     return padded(size)
 
 
-@dataclass(frozen=True)
+@frozen
 class Cache:
     """Rows and a panel cut into pieces, of at most `most` steps of a sum; see `pieces`.
 

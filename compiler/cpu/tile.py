@@ -8,7 +8,8 @@ height up to the highest has its own loop over k. Columns left over are done a v
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from stagefuse.dsl.frozen import frozen
 
 REGISTERS = {"v3": (16, 32), "v4": (32, 64)}  # vector registers, bytes of each
 WIDTH = {"float": 4, "double": 8}
@@ -23,7 +24,7 @@ saves a fifth, and where panels are in the first-level cache it costs nothing th
 SUFFIX = {"float": "f32", "double": "f64"}
 
 
-@dataclass(frozen=True)
+@frozen
 class TileShape:
     """A micro-kernel: element type and columns of a panel's row.
 
@@ -128,7 +129,7 @@ def declaration(text: str) -> str:
     return re.sub(r" %\w+(?=[,)])", "", head)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Stretch:
     """Register tiles of one size, `rows` by `wide` vectors. `tail`: only lanes within the width
     are read."""

@@ -16,18 +16,19 @@ import tempfile
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
 
 from stagefuse.compiler.errors import InternalError
 from stagefuse.dsl.cache import cache_folder, keep
+from stagefuse.dsl.frozen import frozen
 
 PACKAGE = "nvidia-cuda-nvcc"
 OPTIONS = ("-v",)
 
 
-@dataclass(frozen=True)
+@frozen
 class Usage:
     """What ptxas says of a kernel; sizes in bytes, `shared` only what is not dynamic."""
 
@@ -38,7 +39,7 @@ class Usage:
     shared: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Assembled:
     """A module for one arch."""
 

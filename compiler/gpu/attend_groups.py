@@ -13,13 +13,13 @@ wait for those products.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import Attend, Load, Operand
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Atom, Expr, const, floordiv, mod, sym
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 from .attend_exact import ExactAttendWriter
 from .attend_weights import Attending, Fragment
@@ -43,7 +43,7 @@ MOST_STEPS = 3
 """Dimensions of the batch in a tensor map."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Form:
     """How a block works: `keys` at a time, what registers and shared memory hold; `readers` are the
     warpgroups that multiply, in `turns` or as they come. `few`, `many`: registers of a thread that
@@ -77,7 +77,7 @@ def form_of(depth: int, columns: int, values: Iterable[KernelValue]) -> Form:
     return (ROOMY if loads else FORMS)[max(depth, columns)]
 
 
-@dataclass(frozen=True)
+@frozen
 class Rows:
     """An operand in panels of shared memory: `count` rows of `features` elements. `keyed`: rows
     are the first index of the operand."""

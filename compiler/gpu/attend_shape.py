@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stagefuse.compiler.kernel_ir import Attend, Operand
 from stagefuse.dsl.dims import Expr, const, floordiv, mod
+from stagefuse.dsl.frozen import frozen
 
 STAGE_BYTES = 96 << 10
 """Shared memory of a block on every arch."""
@@ -21,7 +20,7 @@ def rows_of_block(depth: int, columns: int, size: int) -> int:
     return 64 if max(depth, columns) * size <= 512 else 32
 
 
-@dataclass(frozen=True)
+@frozen
 class Side:
     """An operand on its way through shared memory, cut along its keys (or rows of queries).
 
@@ -87,7 +86,7 @@ def side(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@frozen
 class Shape:
     """Sizes of a block; `held`: queries stay in registers, and leave their place to the keys if
     they are many.

@@ -6,8 +6,6 @@ No row of scores is ever whole: sums over the keys so far are corrected when a g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stagefuse.compiler.attention import Softmax
 from stagefuse.compiler.graph import View
 from stagefuse.compiler.groups import Group
@@ -31,6 +29,7 @@ from stagefuse.compiler.schedule import GPU_WGMMA
 from stagefuse.compiler.steps import steps_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, F32, I64
+from stagefuse.dsl.frozen import frozen
 
 from .attend_groups import form_of, takes_groups
 from .attend_shape import rows_of_block
@@ -41,7 +40,7 @@ PADDING = 4
 """Elements between the rows of a tile, so that eight rows lie in different banks."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Attention:
     """The parts of a group: two products, what lies between, and where operands lie, over the
     indices of the batch. `half`: operands are multiplied in 16 bits."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stagefuse.compiler.kernel_ir import (
     Alloc,
@@ -32,6 +32,7 @@ from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from stagefuse.dsl.dtypes import BOOL, F32
+from stagefuse.dsl.frozen import frozen
 
 from .attend_groups import shared_by
 from .attention import PADDING, Attention, attention_of
@@ -54,7 +55,7 @@ BLOCKS = 264
 """Two for each multiprocessor of the largest devices."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Split:
     """How a call is divided. `axis` of the batch: heads of queries, of which `together` share
     keys; a tile has `queries` of each. `pieces` of the keys, each of `length`; both kernels run

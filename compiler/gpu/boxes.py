@@ -9,9 +9,9 @@ them. What is beyond a matrix is zero. PTX ISA 9.7.9.27, "cp.async.bulk.tensor",
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from stagefuse.dsl.dims import Expr, sym
+from stagefuse.dsl.frozen import frozen
 
 from .copies import Tile
 from .folds import FoldWriter
@@ -20,7 +20,7 @@ from .ring import BARRIER_BYTES, copy_box, elected, expect, wait
 from .tensor_maps import Loops, TensorMap, in_steps, start_of
 
 
-@dataclass(frozen=True)
+@frozen
 class Matrices:
     """What a kernel's tiles are of: `rows` and `columns`, the elements at which the left and the
     right operand begin in their buffers, over the batch, and the first row and column of the tile
@@ -35,7 +35,7 @@ class Matrices:
     batch: tuple[tuple[str, Expr], ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Slot:
     """A place in the ring, by its number, and the parity of the copies that fill it."""
 

@@ -7,7 +7,7 @@ both ways are in the plan, and the grid of one of them is empty.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stagefuse.compiler.gathered import Gathered, gathered_of
 from stagefuse.compiler.graph import Contract, Graph, Ref, View
@@ -31,6 +31,7 @@ from stagefuse.compiler.lower.products import _stored_panels as stored_panels
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.steps import steps_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.frozen import frozen
 
 from .boxes import Matrices
 from .clusters import RANK
@@ -53,7 +54,7 @@ TURNED_PADDING = 2
 """The same of a tile whose columns are read: two lanes to a bank."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Left:
     """The left operand in a buffer: row i begins at `start` + i * `step`, or its element of row i
     and depth k is at `indices`, 0 unless every `guard` is at least 0."""
@@ -253,7 +254,7 @@ def _tile_of(low: Lowering, p: Product, shape: Shape | None) -> tuple[Product, i
     return p, most if known is None else min(most, known)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Order:
     """The tiles of a product as loops, and the row and the column of the one at hand; whether
     there are loops for rows of tiles beyond the last one."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from stagefuse.compiler.kernel_ir import TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
+from stagefuse.dsl.frozen import frozen
 
 from .folds import FoldWriter
 from .gather import Gather
@@ -19,7 +20,7 @@ WARP_ROWS = 32
 NOWHERE = 1 << 28
 
 
-@dataclass(frozen=True)
+@frozen
 class Tile:
     """A product of some adjacent panels, as statement and sizes. `panels`: how many there are
     (an expression), at most `most`; panel n begins at `first` + n * `step`, and is what the index

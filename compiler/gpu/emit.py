@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.trigonometry import two_over_pi_table
@@ -17,6 +17,7 @@ from stagefuse.compiler.kernel_ir import Alloc, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 from .boxes import Matrices
 from .ir import Value, constant_text
@@ -37,7 +38,7 @@ ROUND_BLOCKS = 512
 """Blocks of a kernel that keeps its scratch in a workspace."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Entry:
     """A kernel's PTX and how it is launched; sizes are expressions over its dimensions.
 

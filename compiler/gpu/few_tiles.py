@@ -4,7 +4,7 @@ second kernel sums the parts and finishes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stagefuse.compiler.graph import Contract, Graph, Ref
 from stagefuse.compiler.groups import Group
@@ -18,6 +18,7 @@ from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.schedule import GPU
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32, I32
+from stagefuse.dsl.frozen import frozen
 
 from .contract import PADDING, PANELS, gathered_in, holds_codes, left_of, moves_in_chunks, multiply
 from .few_rows import MOST_ROWS
@@ -45,7 +46,7 @@ RUN = 128
 """Adjacent elements of the result that a warp sums parts of."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Thin:
     """How a product of few tiles or few rows is split: `count` parts, each `depth` deep. `few` is
     1 for the sizes at which it is, and else 0; `low` where it has few rows."""

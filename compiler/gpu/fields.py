@@ -8,8 +8,9 @@ which a multiprocessor does few: it is put into the low bits of 2^23, which is t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from stagefuse.dsl.frozen import frozen
 
 if TYPE_CHECKING:
     from .ir import Code, Value
@@ -21,7 +22,7 @@ CENTRE_BITS = 0x4B400000
 """The bits of 2^23 and of 3 * 2^22."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Known:
     """The bounds of an integer in a register. It is a word's bits from `shift` on under `mask`, if
     there is a word; or what another one not below 0 is, and an `offset`."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from stagefuse.compiler.graph import flatten_index
 from stagefuse.compiler.kernel_ir import TileProduct
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
 
 from .folds import FoldWriter
 from .ir import Value
@@ -25,7 +26,7 @@ WIDTHS = (16, 8, 4)
 """Bytes that one copy may bring."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Part:
     """An expression over the row `i` and the depth `k` as the sum of what each gives."""
 
@@ -38,7 +39,7 @@ class Part:
         return Part(row, expr - row)
 
 
-@dataclass(frozen=True)
+@frozen
 class End:
     """What must hold of an element that is there: a position that is at least 0, and less than
     `extent` if that is given."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stagefuse.compiler.kernel_ir import Const, Index, Op, Value
 from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
 from stagefuse.dsl.dtypes import BOOL
+from stagefuse.dsl.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Kept:
     """Where a mask holds: at least where all expressions are not negative if it is `exact`, and
     nowhere else. Those that step by one with the key, over rows `row` and keys `key`."""

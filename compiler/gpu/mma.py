@@ -6,9 +6,9 @@ Every instruction takes 32 bytes of the depth. PTX ISA 9.7.14.5, "mma", and 9.7.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.frozen import frozen
 
 from .ir import Code, Value
 
@@ -22,7 +22,7 @@ converted by `cvt` or by operations on bits, which is exact: every f8 is an f16.
 would make the second of the first."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Kind:
     """What a product multiplies, by PTX's names of its operands and of its sums."""
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from stagefuse.compiler.kernel_ir import Alloc, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 from .ir import Value
 from .loops import work_of
@@ -50,7 +50,7 @@ TOGETHER = 16
 MOST_STAGES = 8
 
 
-@dataclass(frozen=True)
+@frozen
 class Whole:
     """The matrices that a kernel's tiles are of: `rows`, `columns`, and the elements at which the
     left and the right one begin in their buffers. `cluster`: blocks that bring the right one

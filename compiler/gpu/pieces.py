@@ -9,11 +9,12 @@ and l / 4 + 8 of its warp's, of these the columns 2 (l % 4) and the next of ever
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stagefuse.compiler.kernel_ir import Alloc, For, If, Kernel, Let, Statement, Store, TileProduct
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
 
 from .emit import KernelWriter
 from .ir import Value
@@ -32,7 +33,7 @@ LIGHT = 12
 """Operations on an element after a product that are written out for every piece."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Form:
     """A kernel's body: what comes first, its product, and what is stored of each element where a
     condition holds. `plain`: as if it held everywhere."""

@@ -9,12 +9,12 @@ there is to win. Constants are from kernels measured on an H100.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 
 from stagefuse.compiler.plan import BufferPlan, DimPlan, GpuLaunchPlan, GpuPlan
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.dsl.frozen import frozen
 
 from .targets import TARGETS, Target, predicted
 
@@ -22,7 +22,7 @@ UNLIMITED = 4096
 """The size that stands for one without a limit."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Prediction:
     """A launch at some sizes: what it touches of its buffers and computes, and by device the
     microseconds that it takes at least, and what bounds them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stagefuse.compiler.cpu.bodies import walk
@@ -24,6 +23,7 @@ from stagefuse.compiler.kernel_ir import (
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
 
 from .teams import MOST_IN_REGISTERS, WARP, is_shared, is_warp_loop, most_of, nest_of
 from .values import VECTOR_BYTES
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Nest = tuple[tuple[str, Expr, Expr], ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Access:
     """A load or store, and the shared nest of loops around it: None where all lanes do the same.
 

@@ -9,9 +9,9 @@ round counts as complete). PTX ISA 9.7.13.15, "mbarrier", and 9.7.9.27, "cp.asyn
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.frozen import frozen
 
 from .folds import FoldWriter
 from .ir import Code, Value
@@ -80,7 +80,7 @@ def elected(code: Code) -> Value:
     return found
 
 
-@dataclass(frozen=True)
+@frozen
 class Stage:
     """A stage at hand: its number, where it lies, its barriers, and the parity to wait for."""
 

@@ -6,8 +6,6 @@ in shared memory; then each element is combined with what came before it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     For,
@@ -24,6 +22,7 @@ from stagefuse.compiler.lower.expressions import COMBINE
 from stagefuse.compiler.scalar import identity
 from stagefuse.dsl.dims import Expr, const, floordiv, sym
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 from . import scalars
 from .folds import FoldWriter, access_of, code_held
@@ -33,7 +32,7 @@ from .teams import BLOCK_LANES, UNKNOWN, WARP, WARP_ROW, WARP_TEAM, Team, most_o
 from .values import VECTOR_BYTES
 
 
-@dataclass(frozen=True)
+@frozen
 class Scan:
     """A loop that stores, for each of its positions, a function of all values up to there."""
 

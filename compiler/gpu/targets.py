@@ -6,10 +6,10 @@ tables of the CUDA C++ Programming Guide. Clocks are boost clocks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from stagefuse.dsl.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Arch:
     """What all devices of a compute capability share. Sizes in bytes, of an SM or a block."""
 
@@ -33,7 +33,7 @@ SHARED_LIMIT = 96 << 10
 """Shared memory of a block that every arch has; kernels are the same for all."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Target:
     """A device: streaming multiprocessors, clock in GHz, memory bandwidth in GB/s, dense
     tensor-core rates in TFLOP/s for bf16, tf32 and 8-bit operands, and the L2 cache in MB. Those of

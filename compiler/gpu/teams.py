@@ -7,7 +7,7 @@ it does in step. Rows short enough are unrolled, so that their elements stay in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.values import post_order
@@ -27,6 +27,7 @@ from stagefuse.compiler.kernel_ir import (
 )
 from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 WARP = 32
 BLOCK_LANES = 256
@@ -42,7 +43,7 @@ BLOCKS = ((1024, 128), (8192, 256), (1 << 62, 512))
 """Lanes of a block that takes a row, by the most elements that it has."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Team:
     """`lanes` execute a step; a block holds `per_block` teams. One lane, or whole warps; more
     than one warp are a block. If `across` is set, a shared loop has that many times `width`

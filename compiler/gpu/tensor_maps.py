@@ -6,15 +6,15 @@ A map is a parameter of 128 bytes, which the runtime makes when it knows where t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.frozen import frozen
 
 MAP_BYTES = 128
 MAP_ALIGNMENT = 64
 
 
-@dataclass(frozen=True)
+@frozen
 class TensorMap:
     """The elements of `buffer` from `offset` on as an array of `sizes`, `strides` elements apart,
     outermost dimension first; the last one is contiguous and has no stride. Copies move boxes of

@@ -8,7 +8,7 @@ and those of a call choose one: the grids of the others are empty.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
 
@@ -20,6 +20,7 @@ from stagefuse.compiler.steps import steps_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod
 from stagefuse.dsl.dtypes import F32
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 from .attend_groups import GROUP_ROWS
 from .split_parts import AT_ONCE, CHUNK, DEPTH
@@ -54,7 +55,7 @@ Sizes = tuple[int, int, int, int, int]
 """Batch, rows, columns and depth of a product, and operations on each element that follow."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Shape:
     """A tile of a product, in elements, and into how many stretches its depth is cut."""
 
@@ -83,7 +84,7 @@ class Shape:
         return BLOCK + meeting + stages * (waits + blocks * share * products) + blocks * finish
 
 
-@dataclass(frozen=True)
+@frozen
 class Choice:
     """A kernel's tile, an expression that is 1 where the kernel runs, else 0, and what is known of
     sizes there."""

@@ -26,6 +26,7 @@ from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 from . import packed, scalars
 from .index import IndexWriter
@@ -55,7 +56,7 @@ class Memory:
 Scope = Known[Value]
 
 
-@dataclass(frozen=True)
+@frozen
 class Group:
     """Adjacent elements of one lane: index `name` is `first` + 0 .. width - 1, now `at`."""
 

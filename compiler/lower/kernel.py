@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_args
 
 from stagefuse.dsl.dims import Expr, const, floordiv
 from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.frozen import frozen
 
 from ..cpu.bodies import walk
 from ..cpu.values import post_order
@@ -31,7 +32,7 @@ from .updates import lower_update
 from .values import Lowering
 
 
-@dataclass(frozen=True)
+@frozen
 class Lowered:
     """A kernel with the graph values that its buffers are, in order."""
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
+from stagefuse.dsl.frozen import frozen
 
 from ..cpu.bodies import UNROLLED
 from ..graph import Node, Reduce, Ref, View
@@ -45,7 +45,7 @@ LANES = 16
 """Elements that the widest vectors have: sums are padded to whole ones."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Plane:
     """A reduction of a kernel whose elements are those of the `windows` that a `view` makes."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.frozen import frozen
 
 from ..graph import Contract, Ref, View, flatten_index, split_index
 from ..kernel_ir import Alloc, Index, Load, Store, TileProduct, Value
@@ -17,7 +18,7 @@ from .panels import holds_codes, over_columns, pack, panel_scratch
 from .values import Lowering
 
 
-@dataclass(frozen=True)
+@frozen
 class _Product:
     """A product and its sizes."""
 
@@ -90,7 +91,7 @@ def _product(low: Lowering, anchor: int | None) -> _Product:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@frozen
 class _Depth:
     """A stretch of a product's sum. `packed`: the panels at hand hold no more than the stretch.
     `adds`: to what earlier stretches gave."""
@@ -101,7 +102,7 @@ class _Depth:
     adds: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class _Matrix:
     """Rows of contiguous elements in a buffer or scratch: row i begins at start + i * step."""
 
@@ -110,7 +111,7 @@ class _Matrix:
     step: Expr
 
 
-@dataclass(frozen=True)
+@frozen
 class _Panels:
     """Packed panels in a buffer or scratch: panel p begins at (first + p) * depth * width."""
 
@@ -118,7 +119,7 @@ class _Panels:
     first: Expr
 
 
-@dataclass(frozen=True)
+@frozen
 class _Lines:
     """Panels in a buffer, not packed: row k of column c is at first + k * along + c * across."""
 

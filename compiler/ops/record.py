@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from stagefuse.compiler.graph import Ref, flatten_index, split_index
@@ -11,6 +10,7 @@ from stagefuse.compiler.graph_builder import Builder
 from stagefuse.dsl.dims import Expr, as_expr, const
 from stagefuse.dsl.dtypes import DType, in_class
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.signature import OpError, Param
 from stagefuse.dsl.types import TensorType
 
@@ -20,7 +20,7 @@ Rule: TypeAlias = Callable[[Args, Facts], Types]
 Lowering: TypeAlias = Callable[[Builder, Sequence[Ref], Args, Types], list[Ref]]
 
 
-@dataclass(frozen=True)
+@frozen
 class Op:
     """One operation.
 

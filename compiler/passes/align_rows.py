@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from ..contract import total_of
@@ -17,7 +17,7 @@ from ..softmax import factors, plain, scores_of, viewed
 from .record import Pass
 
 
-@dataclass(frozen=True)
+@frozen
 class AlignRows(Pass):
     """Softmax between two products has the rows of the second, and so has the first one's result.
 
@@ -55,7 +55,7 @@ class AlignRows(Pass):
         return b.graph.live()
 
 
-@dataclass(frozen=True)
+@frozen
 class _Rows:
     """Of sums of weighted values: the factor that is a softmax, the axes of their domain that it
     varies along, last the one that is summed, and the nodes from the sums of products that it is

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from ..graph import (
@@ -37,7 +38,7 @@ KINDS = (Map, Reduce, View, Gather, Position, Concat, Scan, Sort)
 """Primitives that have a form for all steps: the same along one more axis."""
 
 
-@dataclass(frozen=True)
+@frozen
 class BatchSteps(Pass):
     """A recurrence computes at each step only what depends on what it carries.
 

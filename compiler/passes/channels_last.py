@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.frozen import frozen
 
 from ..convolved import Convolution, convolution_of, convolve, folded, last
 from ..graph import (
@@ -28,7 +28,7 @@ from .record import Pass
 Place: TypeAlias = Callable[..., Sequence[Expr]]
 
 
-@dataclass(frozen=True)
+@frozen
 class ChannelsLast(Pass):
     """A convolution becomes a product of places by channels, whose left operand is windows of a
     tensor with channels last; so are the values between convolutions, until something needs
@@ -51,7 +51,7 @@ class ChannelsLast(Pass):
         return _Mover(graph, found).run()
 
 
-@dataclass(frozen=True)
+@frozen
 class _Moved:
     """A value with one of its axes last."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from ..graph import Gather, Graph, Indirect, Node, Ref, Update, View
@@ -15,7 +16,7 @@ from ..value_ranges import is_position
 from .record import Pass
 
 
-@dataclass(frozen=True)
+@frozen
 class CheckFirst(Pass):
     """In a pipeline that updates states, positions from data are checked on their own.
 

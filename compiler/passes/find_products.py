@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import ClassVar
+
+from stagefuse.dsl.frozen import frozen
 
 from ..byte_products import Load, product_of_bytes
 from ..contract import Rules, rebuild
@@ -13,7 +15,7 @@ from ..single_query import single_query_sums
 from .record import Pass
 
 
-@dataclass(frozen=True)
+@frozen
 class FindProducts(Pass):
     """A view of a view is one view; a sum of a product along an axis is a `Contract`.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar
 
 import numpy as np
 
 from stagefuse.dsl.dims import sym
+from stagefuse.dsl.frozen import frozen
 
 from ..codes import kept_codes
 from ..graph import Constant, Contract, Graph, Node, Position, Ref, Scalar, View, Weight
@@ -23,7 +24,7 @@ GROWTH = 2
 """A folded tensor may be this many times as large as what it is computed from."""
 
 
-@dataclass(frozen=True)
+@frozen
 class FoldConstants(Pass):
     """What depends on weights and constants alone becomes a constant; `load` reads the weights.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from ..graph import Constant, Graph, Map, Node, Reduce, Ref, View, Weight
@@ -15,7 +15,7 @@ from ..panel_width import panel_width
 from .record import Pass, Place
 
 
-@dataclass(frozen=True)
+@frozen
 class JoinProducts(Pass):
     """Layers that read one input, such as the queries, keys and values of attention, are one layer.
 
@@ -52,7 +52,7 @@ class _Key(NamedTuple):
     dtype: str
 
 
-@dataclass(frozen=True)
+@frozen
 class _Layer:
     key: _Key
     last: Node  # the product, or the sum with the bias

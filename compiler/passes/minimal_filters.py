@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar
 
 import numpy as np
+
+from stagefuse.dsl.frozen import frozen
 
 from ..filtering import LARGEST, filtering_of
 from ..graph import Constant, Contract, Graph, Node, Ref, Weight
@@ -14,7 +16,7 @@ from ..graph_builder import Builder
 from .record import Pass
 
 
-@dataclass(frozen=True)
+@frozen
 class MinimalFilters(Pass):
     """A convolution by three taps has its weights a second time, transformed for filtering, where
     they are constants and that is quicker; `load` reads the weights. Weights that are not finite,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from stagefuse.dsl.dims import sym
+from stagefuse.dsl.frozen import frozen
 
 from ..graph import Constant, Graph, Input, Node, Ref, Scalar, State, Update, View, Weight
 from .record import Pass
 
 
-@dataclass(frozen=True)
+@frozen
 class OwnResults(Pass):
     """Results that are inputs, weights or constants are copied, as are those that occur again.
 

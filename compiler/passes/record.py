@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.source import Span
 
 from ..graph import Graph
@@ -22,7 +22,7 @@ Place: TypeAlias = tuple[Span | None, tuple[Span, ...]]
 """Where a node comes from: its span, and those of the calls around it."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Pass:
     """A function from graph to graph that keeps the meaning; its fields are its options.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 from ..graph import Gather, Graph, Indirect, Node, Ref, Sort, View
 from ..graph_builder import Builder
@@ -23,7 +23,7 @@ PIECES = ((256, 2048), (1024, SHORT))
 """How many elements may be looked for in pieces of a length: at most a quarter of a piece."""
 
 
-@dataclass(frozen=True)
+@frozen
 class ShortenSorts(Pass):
     """A sort of which only the first elements are read becomes sorts of pieces, and one of what
     comes first in each: nothing else can be among the first of all.

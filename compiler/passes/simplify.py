@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from ..graph import Graph, Map, Primitive, Ref
@@ -14,7 +14,7 @@ from ..rules import RULES, Match, Rule
 from .record import Pass
 
 
-@dataclass(frozen=True)
+@frozen
 class Simplify(Pass):
     """Applies the local rules of `compiler.rules`; equal nodes become one, unused ones go.
 

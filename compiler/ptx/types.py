@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from stagefuse.dsl.frozen import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class PtxType:
     """A type: `kind` is `bits`, `unsigned`, `signed`, `float`, `packed` or `pred`."""
 

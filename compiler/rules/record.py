@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from ..graph import Map, Primitive, Ref, Scalar, View
@@ -20,7 +20,7 @@ Simplify: TypeAlias = Callable[[Primitive, Sequence[Ref], Sequence[TensorType]],
 """Adds a primitive whose operands are simplified, or what it simplifies to."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Match:
     """A node that is about to be added: its operands are simplified, it is not yet in the graph.
 
@@ -82,7 +82,7 @@ class Match:
         return len(shape) == len(own) and all(map(self.facts.prove_eq, shape, own))
 
 
-@dataclass(frozen=True)
+@frozen
 class Rule:
     """A rewriting of one node: `rewrite` gives what replaces it, or None where a guard fails.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 from ..dims import Expr, const
 from ..dtypes import BOOL, F32, I64, DType
+from ..frozen import frozen
 from ..signature import REQUIRED, Builtin, OpError, Param
 from ..source import Span
 from . import literals, shapes
@@ -32,7 +32,7 @@ from .values import (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Arg:
     """An evaluated argument and where it stands."""
 

@@ -8,6 +8,7 @@ from .. import ast
 from ..dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from ..dtypes import CLASSES, DTYPES, DType, dtype_named
 from ..facts import Facts
+from ..frozen import frozen
 from ..source import Span
 from . import expressions
 from .apply import size
@@ -20,7 +21,7 @@ CONSTANTS = ("int", "float", "bool", "str", "weights")
 _HINTS = {"int": "i64", "float": "f32", "bool": "bool[]"}
 
 
-@dataclass(frozen=True)
+@frozen
 class TensorSpec:
     """`E[*S, N]`: a dtype or the name of a generic one, and a declared shape."""
 
@@ -33,7 +34,7 @@ class TensorSpec:
         return f"{self.dtype}[{shape}]" if shape else str(self.dtype)
 
 
-@dataclass(frozen=True)
+@frozen
 class ConstantSpec:
     """A parameter that is known while compiling: int, float, bool, str or weights."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..dims import Expr, const, floordiv, maximum, minimum, sym
 from ..facts import Facts
+from ..frozen import frozen
 from ..source import Span
 from .record import Recorder
 from .report import Failed
@@ -15,7 +15,7 @@ from .unify import dimensions
 from .values import Tensor
 
 
-@dataclass(frozen=True)
+@frozen
 class At:
     """A single position."""
 
@@ -23,7 +23,7 @@ class At:
     span: Span
 
 
-@dataclass(frozen=True)
+@frozen
 class Cut:
     """A slice; the step is a constant."""
 
@@ -33,17 +33,17 @@ class Cut:
     span: Span
 
 
-@dataclass(frozen=True)
+@frozen
 class NewAxis:
     span: Span
 
 
-@dataclass(frozen=True)
+@frozen
 class Dots:
     span: Span
 
 
-@dataclass(frozen=True)
+@frozen
 class Ids:
     """A tensor of positions."""
 
@@ -51,7 +51,7 @@ class Ids:
     span: Span
 
 
-@dataclass(frozen=True)
+@frozen
 class Run:
     """A slice of known length from a position that is read from data."""
 
@@ -63,7 +63,7 @@ class Run:
 Item: TypeAlias = At | Cut | NewAxis | Dots | Ids | Run
 
 
-@dataclass(frozen=True)
+@frozen
 class Selection:
     """The elements that an index selects: their shape, and where each lies in the base.
 

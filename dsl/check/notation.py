@@ -12,7 +12,6 @@ from typing import Any
 
 from .. import ast
 from ..dims import Expr, const, sym
-from ..frozen import Frozen
 from ..signature import OpError
 from ..source import Span
 from . import expressions, literals
@@ -33,7 +32,7 @@ def children(node: Any) -> Iterator[Any]:
     for name in node.__match_args__:
         value = getattr(node, name)
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, Frozen):
+            if isinstance(item, ast.Node):
                 yield item
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from ..dims import Expr, as_expr, const, floordiv, maximum, minimum, sym
 from ..facts import Facts
+from ..frozen import frozen
 from ..source import Span
 from .unify import range_notes
 
@@ -14,7 +14,7 @@ Range = tuple[Expr, Expr]
 """First position and the one after the last."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Index:
     """One index: its symbol, and its range if the program states one."""
 
@@ -24,7 +24,7 @@ class Index:
     stated: Range | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Use:
     """One axis of one access: the index expression and the length of the axis."""
 
@@ -62,7 +62,7 @@ class RangeProblem(Exception):
         self.notes, self.help = notes or [], help
 
 
-@dataclass(frozen=True)
+@frozen
 class Later:
     """A condition that only the call can decide: the expression must not be negative."""
 

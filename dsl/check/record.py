@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..dims import Expr, const, maximum, minimum, sym
 from ..dtypes import BOOL, F32, I64, U64, DType
 from ..facts import Facts
+from ..frozen import frozen
 from ..program import Apply, Check, ValueId
 from ..source import Span
 from ..types import TensorType
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .indexing import Selection
 
 
-@dataclass(frozen=True)
+@frozen
 class Step:
     """The step of a scan: its name in the source, its first value, and how many there are, if that
     is not negative: where it is, nothing is computed."""

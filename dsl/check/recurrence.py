@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from .. import ast
 from ..dims import Expr, const, maximum, sym
+from ..frozen import frozen
 from ..source import Span
 from ..types import TensorType
 from . import expressions, literals, notation
@@ -32,7 +33,7 @@ from .values import (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Gathered:
     """What every step gives for a tensor: its value, and the position along the first axis."""
 
@@ -52,7 +53,7 @@ class Steps:
     gathered: dict[str, Gathered] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@frozen
 class _Carried:
     """A carried value: its name, where it starts, and its tensors before the first step and
     at the step at hand."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ..dims import Expr, floordiv, mod
 from ..facts import Facts
+from ..frozen import frozen
 
 VARIABLE_PREFIX = "?"
 
@@ -25,7 +26,7 @@ def shown(expr: Expr) -> str:
     return str(expr).replace(VARIABLE_PREFIX, "")
 
 
-@dataclass(frozen=True)
+@frozen
 class Declared:
     """A declared shape: expressions around at most one `*name`."""
 

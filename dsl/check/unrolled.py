@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import ast
-from ..frozen import Frozen
 
 MAX_DEPTH = 60
 """Functions that may call one another; what is deeper is not counted."""
@@ -44,7 +43,7 @@ def _called(value: Any) -> Iterator[str]:
             yield from _called(item)
     elif isinstance(value, ast.Reduction) or getattr(value, "op", "") in ("and", "or"):
         return
-    elif isinstance(value, Frozen):
+    elif isinstance(value, ast.Node):
         if isinstance(value, ast.Call) and isinstance(value.fn, ast.Name):
             yield value.fn.name
         for part in vars(value).values():
@@ -56,7 +55,7 @@ def _bound(value: Any) -> Iterator[str]:
     if isinstance(value, tuple):
         for item in value:
             yield from _bound(item)
-    elif isinstance(value, Frozen):
+    elif isinstance(value, ast.Node):
         target = getattr(value, "target", None)
         for part in getattr(target, "items", (target,)):
             if isinstance(part, ast.Name):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..dims import Expr, const
 from ..dtypes import DType
+from ..frozen import frozen
 from ..program import ValueId
 from ..signature import Builtin
 from ..types import TensorType
@@ -28,24 +29,24 @@ class Value:
     """Anything an expression evaluates to."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Poison(Value):
     """The value of an expression that is wrong and has been reported."""
 
 
-@dataclass(frozen=True)
+@frozen
 class NoneValue(Value):
     """`None`."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Number(Value):
     """A literal or folded constant without a dtype of its own."""
 
     value: int | float | bool
 
 
-@dataclass(frozen=True)
+@frozen
 class Dim(Value):
     """An integer expression over dimensions and indices: i64 where it meets tensors."""
 
@@ -53,7 +54,7 @@ class Dim(Value):
     space: Space = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Tensor(Value):
     """A value of the running pipeline.
 
@@ -71,17 +72,17 @@ class Tensor(Value):
         return TensorType(self.full_type.dtype, self.full_type.shape[len(self.space) :])
 
 
-@dataclass(frozen=True)
+@frozen
 class Text(Value):
     value: str
 
 
-@dataclass(frozen=True)
+@frozen
 class DTypeValue(Value):
     dtype: DType
 
 
-@dataclass(frozen=True)
+@frozen
 class Items(Value):
     """A tuple (`bracket` "(") or a list ("["); a tuple of results may have names."""
 
@@ -90,7 +91,7 @@ class Items(Value):
     names: tuple[str | None, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Interval(Value):
     """`a..b`: from `start` to before `stop`."""
 
@@ -98,7 +99,7 @@ class Interval(Value):
     stop: Expr
 
 
-@dataclass(frozen=True)
+@frozen
 class WeightsHandle:
     """An opened weights file as the checker sees it: headers by tensor key.
 
@@ -121,7 +122,7 @@ class WeightsHandle:
         return found
 
 
-@dataclass(frozen=True)
+@frozen
 class Scope(Value):
     """Part of a weights file: the tensors below `prefix`, and perhaps one of that very name."""
 
@@ -164,7 +165,7 @@ class BuiltinFunction(Value):
     record: Builtin
 
 
-@dataclass(frozen=True)
+@frozen
 class Special(Value):
     """A function of the checker itself, such as `has`."""
 
@@ -177,7 +178,7 @@ class Module(Value):
     scope: ModuleScope
 
 
-@dataclass(frozen=True)
+@frozen
 class Keywords:
     """Arguments given by name, in order, with what they were in the source."""
 

@@ -9,15 +9,15 @@ compatibility" and "Architecture-specific features".
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from stagefuse.compiler.plan import GPU_ARCHES, TARGETS, Plan
+from stagefuse.dsl.frozen import frozen
 
 from ..errors import DeviceError
 from . import calls
 
 
-@dataclass(frozen=True)
+@frozen
 class Gpu:
     """A GPU: its number, name, compute capability and memory in bytes."""
 
@@ -31,7 +31,7 @@ class Gpu:
         return f"{self.name} (compute capability {self.major}.{self.minor})"
 
 
-@dataclass(frozen=True)
+@frozen
 class Choice:
     """The code to load: of which arch, and whether its cubin or its PTX."""
 

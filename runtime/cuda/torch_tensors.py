@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.dsl.frozen import frozen
 
 from ..errors import InputError
 from .dlpack import dense_strides
@@ -24,7 +24,7 @@ _QUICK = "_cuda_getCurrentRawStream"  # for generated code; what is public takes
 _dtypes: dict[Any, np.dtype[Any] | None] = {}  # PyTorch's own objects to NumPy's
 
 
-@dataclass(frozen=True)
+@frozen
 class Tensor:
     """Where a tensor lies, and the stream on which PyTorch works now."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stagefuse.dsl.frozen import frozen
 
 from .arrays import distinct
 from .errors import Stop
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
+@frozen
 class Part:
     """Places in one arena, for the threads of a group at `where` (`None`: all)."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stagefuse.dsl.frozen import frozen
 
 from .memory import CALL_PARAM, Arena
 from .program import Code
@@ -126,7 +127,7 @@ def compact(threads: Array) -> Selection:
     return threads
 
 
-@dataclass(frozen=True)
+@frozen
 class Geometry:
     """For the threads of so many blocks: their indices, within the block, and the block."""
 

@@ -16,6 +16,7 @@ from stagefuse.compiler.ptx import PtxError, read_module
 from stagefuse.compiler.ptx import syntax as s
 from stagefuse.compiler.ptx.check import target_number
 from stagefuse.compiler.ptx.types import TYPES
+from stagefuse.dsl.frozen import frozen
 
 from .layout import Layout, lay_out
 from .limits import check_launch, cluster_of
@@ -32,7 +33,7 @@ Argument = Any
 """An array or `Pointer` (an address), a NumPy scalar, or `bytes` (a struct by value)."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Record:
     """What a launch ran.
 

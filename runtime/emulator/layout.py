@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from stagefuse.dsl.frozen import frozen
 
 from .program import Code, Granules, aligned, alignment, byte_size
 
@@ -17,7 +18,7 @@ STACK_BYTES = 4096
 """How much a thread may allocate on its stack."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Layout:
     """The memory of a kernel: offsets of shared variables, where dynamic shared memory begins,
     the bytes of local memory that a thread may need, and where its stack begins in there."""

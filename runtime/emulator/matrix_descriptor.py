@@ -5,11 +5,12 @@ PTX ISA, "Asynchronous Warpgroup Level Matrix Shared Memory Layout" and "Matrix 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+
+from stagefuse.dsl.frozen import frozen
 
 from .swizzle import swizzle
 
@@ -18,7 +19,7 @@ K_BYTES = 32
 """The bytes of K that one instruction consumes, of every type; of a sparse product's B twice."""
 
 
-@dataclass(frozen=True)
+@frozen
 class MatrixDescriptor:
     """The fields of a descriptor, in bytes. `width` is the swizzle's."""
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stagefuse.dsl.frozen import frozen
+
 from .errors import Stop
 
 Array = NDArray[Any]
@@ -110,7 +112,7 @@ def _garbage(size: int) -> Array:
     return np.full(size, 0xCD, np.uint8)
 
 
-@dataclass(frozen=True)
+@frozen
 class Pointer:
     """A pointer argument: `byte_offset` bytes into an array that is a device buffer."""
 

@@ -14,11 +14,12 @@ knowledge of another block beyond the grid.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stagefuse.dsl.frozen import frozen
 
 from .async_races import (
     async_access,
@@ -43,7 +44,7 @@ Array = NDArray[Any]
 Clock = Known | None
 
 
-@dataclass(frozen=True)
+@frozen
 class Agent:
     """Who does asynchronous work: a number, and how far it has come when this work is done."""
 

@@ -15,6 +15,7 @@ from stagefuse.compiler.ptx import syntax as s
 from stagefuse.compiler.ptx.check import check_function, unmet
 from stagefuse.compiler.ptx.table import Match, OperandSpec
 from stagefuse.compiler.ptx.types import TYPES
+from stagefuse.dsl.frozen import frozen
 
 if TYPE_CHECKING:
     from .machine import Group, Machine
@@ -41,7 +42,7 @@ class Step:
         return print_instruction(self.instruction)
 
 
-@dataclass(frozen=True)
+@frozen
 class Place:
     """Where a variable lies: its space, its offset or address, its declaration."""
 
@@ -52,7 +53,7 @@ class Place:
     """For shared memory, whose offsets depend on the kernel: what tells the variable apart."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Granules:
     """Bytes of the smallest accesses of a kernel to shared and to global memory, at most 16: how
     finely races are looked for."""

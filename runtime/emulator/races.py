@@ -18,11 +18,12 @@ can be missed there, and none is made up. Writes of the value that is already th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stagefuse.dsl.frozen import frozen
 
 from .clocks import AGENTS, CLOCK_BITS, LANES, THREAD_MASK, Clocks
 from .errors import Stop
@@ -342,7 +343,7 @@ class Races(HappensBefore):
         return f"block {at} thread {thread}"
 
 
-@dataclass(frozen=True)
+@frozen
 class _Now:
     """An access that is made: its records, its threads, whether its scope is the block."""
 

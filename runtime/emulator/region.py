@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stagefuse.dsl.frozen import frozen
 
 from .errors import Stop
 from .memory import Arena
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
+@frozen
 class Region:
     """Units of `unit` bytes (1, 2, 4 or 8) of an arena, at byte positions that are multiples."""
 

@@ -16,6 +16,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from stagefuse.dsl.frozen import frozen
+
 from .memory import Pointer
 from .swizzle import WIDTHS
 
@@ -153,7 +155,7 @@ def _kind_of(dtype: np.dtype[Any]) -> int:
     return _KINDS.index(np.dtype(f"u{dtype.itemsize}"))
 
 
-@dataclass(frozen=True)
+@frozen
 class EncodedMap:
     """A tensor map as an instruction finds it in memory; dimensions innermost first."""
 

@@ -22,6 +22,7 @@ from stagefuse.dsl.check.values import Dim, Items, Tensor, Value
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.parser import parse
 from stagefuse.dsl.source import Source, Span
 from stagefuse.dsl.types import TensorType
@@ -34,7 +35,7 @@ _HEAD = "pipeline p():\n"
 _IMPORTS = "".join(f"import {name}\n" for name in MODULES)
 
 
-@dataclass(frozen=True)
+@frozen
 class Line:
     """A statement: its text, its syntax tree, and the types of the names that it binds."""
 

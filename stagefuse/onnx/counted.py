@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import onnx
+
+from stagefuse.dsl.frozen import frozen
 
 from . import control
 from .errors import Refused
@@ -22,7 +24,7 @@ WHOLE = 1 << 31
 """Ends of slices from here on mean all."""
 
 
-@dataclass(frozen=True)
+@frozen
 class _Marked:
     """The input of a node whose rows are counted; `more` are others of the same rows."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ import onnx
 
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.format import formatted
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.source import Source
 
 from .body import Body
@@ -26,7 +27,7 @@ MAX_STEP = 128
 """The greatest multiple that is tried for a size."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Imported:
     """A model as source: `text` names its weights `weights_file`, which holds `arrays`.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from stagefuse.dsl.dims import Expr, as_expr
 from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from .body import Body
@@ -20,7 +21,7 @@ from .text import literal, size_text
 Shape: TypeAlias = tuple[Expr, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Rows:
     """An axis of which only the first `count` positions are meant; `count` is a name of an i64."""
 
@@ -28,7 +29,7 @@ class Rows:
     count: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Val:
     """A value of the model.
 

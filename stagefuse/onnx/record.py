@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import TypeAlias
+
+from stagefuse.dsl.frozen import frozen
 
 from .node import Node, Val
 
@@ -15,7 +16,7 @@ Written: TypeAlias = "str | Val | Sequence[str | Val]"
 Writer: TypeAlias = Callable[[Node], Written]
 
 
-@dataclass(frozen=True)
+@frozen
 class Record:
     """An op of the default domain, or `domain::op`.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
 
 from .errors import Refused
 from .node import Val
@@ -21,7 +21,7 @@ Turn = Callable[[Sequence[Val | None]], Sequence[Val | None]]
 """The results of the body for its inputs."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Steps:
     """A body to be run `count` times, from the values `states`; `hints` name them and what is
     gathered. The first `skipped` results of the body are neither."""

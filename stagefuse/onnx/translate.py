@@ -13,6 +13,7 @@ import onnx
 
 from stagefuse.dsl.dims import Expr, as_expr, const, sym
 from stagefuse.dsl.dtypes import DType, from_numpy
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from . import beyond, control, counted, schemas
@@ -33,7 +34,7 @@ Env: TypeAlias = "dict[str, Val | None]"
 """Values by the model's names; None for one whose node could not be translated."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Range:
     """What a size of the model may be: multiples of `step` from `low` to `high`."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from stagefuse.dsl.dims import Expr, as_expr, floordiv, maximum, minimum
+from stagefuse.dsl.frozen import frozen
 
 from .errors import Refused
 from .node import Node, Val
@@ -15,7 +15,7 @@ POSITIONS = ("i", "j", "k", "i3", "i4", "i5")
 TAPS = ("m", "n", "q", "m3", "m4", "m5")
 
 
-@dataclass(frozen=True)
+@frozen
 class Window:
     """How a window moves, one entry for each spatial axis."""
 

@@ -1,6 +1,6 @@
 """Passes: found, ordered, checked, timed; each keeps the meaning and does all it does at once."""
 
-from dataclasses import dataclass
+
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from stagefuse.compiler.graph_text import parse_graph, print_graph, same_graph
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.passes import INVARIANTS, Pass, discovered, pipeline_of
 from stagefuse.compiler.run_passes import run_passes
+from stagefuse.dsl.frozen import frozen
 
 from .ir_cases import EXAMPLES, no_weights, of_text, random_graph, with_node
 from .test_fused_graphs import SIZES, feeds_for
@@ -67,7 +68,7 @@ def test_a_pass_needs_what_it_requires() -> None:
         run_passes(graph, [last])
 
 
-@dataclass(frozen=True)
+@frozen
 class Wrong(Pass):
     """Makes the last map an unknown function."""
 
@@ -79,7 +80,7 @@ class Wrong(Pass):
         return with_node(graph, maps[-1], primitive=Map(self.fn))
 
 
-@dataclass(frozen=True)
+@frozen
 class Unknown(Pass):
     """Names an invariant that does not exist."""
 

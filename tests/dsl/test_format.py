@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stagefuse.dsl import ast
 from stagefuse.dsl.diagnostics import CompileError
 from stagefuse.dsl.format import formatted
-from stagefuse.dsl.frozen import Frozen
 from stagefuse.dsl.lexer import Lexer
 from stagefuse.dsl.parser import parse_or_raise
 from stagefuse.dsl.source import Source, Span
@@ -104,7 +104,7 @@ def bare(node: Any) -> Any:
     """A syntax tree without the places of its nodes."""
     if isinstance(node, Span):
         return None
-    if isinstance(node, Frozen):
+    if isinstance(node, ast.Node):
         return (type(node).__name__, *(bare(getattr(node, n)) for n in node.__match_args__))
     if isinstance(node, tuple | list):
         return [bare(item) for item in node]

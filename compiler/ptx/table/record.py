@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
+
+from stagefuse.dsl.frozen import frozen
 
 from ..types import TYPES
 
@@ -46,7 +48,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class OperandSpec:
     """One operand of a form. `kind`: value, constant, predicate, address, label or arguments."""
 
@@ -87,7 +89,7 @@ def operand_spec(text: str) -> OperandSpec:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@frozen
 class Slot:
     """One place among the modifiers: its name, its words, whether it may be missing."""
 
@@ -96,7 +98,7 @@ class Slot:
     optional: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class Form:
     """One form of an instruction, and all that is known about it.
 
@@ -171,7 +173,7 @@ class Form:
         return text
 
 
-@dataclass(frozen=True)
+@frozen
 class Match:
     """A form with the words of an instruction in its slots."""
 

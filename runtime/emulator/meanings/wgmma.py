@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx import syntax as s
+from stagefuse.dsl.frozen import frozen
 
 from ..errors import Stop
 from ..matrix_descriptor import K_BYTES, operand_addresses
@@ -95,7 +95,7 @@ def _slots(site: Site, name: str) -> list[int]:
     return found
 
 
-@dataclass(frozen=True)
+@frozen
 class _Product:
     """A `wgmma.mma_async`: its form, its operands, the registers it reads and writes."""
 
@@ -238,7 +238,7 @@ def _registers(g: Group, slots: list[int], threads: Array) -> Array:
     return np.stack(columns, axis=1).reshape(*threads.shape, len(slots))
 
 
-@dataclass(frozen=True)
+@frozen
 class _Reader:
     """A warpgroup, by its number and its threads, that reads operands from shared memory."""
 

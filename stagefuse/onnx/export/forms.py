@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from stagefuse.compiler.graph import Graph, Map, Node, Reduce, Ref, Scalar, View
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
 
 from .folds import Folds
 from .layout import Layout
@@ -19,7 +19,7 @@ from .views import Views
 Write: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
-@dataclass(frozen=True)
+@frozen
 class Form:
     """The values that a node is written from, and how: the tensors of its results."""
 
@@ -32,7 +32,7 @@ def one(needs: Sequence[Ref], write: Callable[..., Tensor]) -> Form:
     return Form(tuple(needs), lambda tensors: [write(*tensors)])
 
 
-@dataclass(frozen=True)
+@frozen
 class Traced:
     """A value behind views without guards: value[symbols] = root[indices]."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from stagefuse.compiler.plan import ArgumentPlan
 from stagefuse.compiler.plan_check import solve_order
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dtypes import BOOL, I64, DType
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.program import Pipeline
 
 from .forms import Context, Form, one
@@ -50,7 +50,7 @@ from .views import Access, Lookup
 from .windows import pool
 
 
-@dataclass(frozen=True)
+@frozen
 class Failure:
     """A node that has no ONNX form, and why."""
 

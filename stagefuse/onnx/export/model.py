@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +11,7 @@ import onnx
 
 from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import BF16, BOOL, F32, I64, DType
+from stagefuse.dsl.frozen import frozen
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -22,7 +22,7 @@ ELEMENT: dict[str, int] = {
 """`TensorProto.DataType` by dtype. Source: onnx.proto."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Tensor:
     """A value of the model. Its shape broadcasts to that of the graph's value it stands for.
 

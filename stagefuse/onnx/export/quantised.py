@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from stagefuse.compiler.graph import Map, Node, Ref
 from stagefuse.dsl.dims import Expr, sym
 from stagefuse.dsl.dtypes import F32, I32, DType
+from stagefuse.dsl.frozen import frozen
 
 from .forms import Context, Form, one
 from .model import Tensor
@@ -16,7 +15,7 @@ from .model import Tensor
 _BYTES, _SHORTS = ("u8", "i8"), ("u16", "i16")
 
 
-@dataclass(frozen=True)
+@frozen
 class _Spread:
     """A stored value that is one for all of a tensor, or one for each place along an axis."""
 

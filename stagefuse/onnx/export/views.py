@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +11,7 @@ from stagefuse.compiler.graph import flatten_index
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import BOOL, I64
 from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 from .layout import Labels, Layout
 from .model import Model, Tensor
@@ -22,7 +22,7 @@ BACKWARD_END = -(1 << 63)
 """The end of a slice that runs backwards through element 0."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Lookup:
     """An index that is read from a tensor: `symbols` are those it depends on, in order.
 
@@ -33,7 +33,7 @@ class Lookup:
     build: Callable[[], Tensor]
 
 
-@dataclass(frozen=True)
+@frozen
 class Access:
     """result[symbols] = x[indices], `fill` where a guard is negative; x is of shape `own`."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from stagefuse.compiler.graph import Map, Node, Reduce, Ref, View
 from stagefuse.compiler.scalar import lowest
 from stagefuse.dsl.dims import Expr, const, floordiv, sym
 from stagefuse.dsl.dtypes import F16, F32
+from stagefuse.dsl.frozen import frozen
 
 from .forms import Context, Form, Traced, one
 from .layout import Labels
@@ -30,7 +30,7 @@ def axes_of(c: Context, found: Traced, shape: Sequence[Expr]) -> Labels | None:
     return labels if len(set(used)) == len(used) else None
 
 
-@dataclass(frozen=True)
+@frozen
 class _Window:
     """Along one axis: elements, steps between windows and within one, and the axis within."""
 

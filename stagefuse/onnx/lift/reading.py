@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from stagefuse.dsl import ast
-from stagefuse.dsl.frozen import Frozen
 from stagefuse.dsl.types import TensorType
 
 from .terms import Term, Terms
@@ -192,8 +192,8 @@ def _names(node: object) -> list[str]:
         return [node.name]
     if isinstance(node, tuple):
         return [n for item in node for n in _names(item)]
-    if isinstance(node, Frozen):
-        return [n for f in node.__match_args__ if "span" not in f for n in _names(getattr(node, f))]
+    if isinstance(node, ast.Node):
+        return [n for part in _parts(node) for n in _names(part)]
     return []
 
 
@@ -201,11 +201,15 @@ def _paths(node: object) -> list[ast.Expr]:
     """The attributes and subscripts in a syntax tree."""
     if isinstance(node, tuple):
         return [p for item in node for p in _paths(item)]
-    if not isinstance(node, Frozen):
+    if not isinstance(node, ast.Node):
         return []
     own = [node] if isinstance(node, ast.Attribute | ast.Subscript) else []
-    fields = (getattr(node, f) for f in node.__match_args__ if "span" not in f)
-    return [*own, *(p for field in fields for p in _paths(field))]
+    return [*own, *(p for part in _parts(node) for p in _paths(part))]
+
+
+def _parts(node: ast.Node) -> list[object]:
+    """What a node of a syntax tree consists of."""
+    return [getattr(node, f.name) for f in fields(node) if "span" not in f.name]
 
 
 def _word(name: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from stagefuse.dsl import ast
 from stagefuse.dsl.dims import as_expr
+from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from ..body import Body, parsed
@@ -28,7 +28,7 @@ MOST_TRIED = 2000
 RULES = (*views.RULES, *layers.RULES, *quantised.RULES, *activations.RULES, *attention.RULES)
 
 
-@dataclass(frozen=True)
+@frozen
 class Lifted:
     """Text without the signature: functions whole, the pipeline's body, its results."""
 

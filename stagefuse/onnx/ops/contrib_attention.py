@@ -7,9 +7,8 @@ where that page leaves it open.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.frozen import frozen
 
 from ..errors import Refused
 from ..node import Node, Val
@@ -19,7 +18,7 @@ from .contrib import DOMAIN
 from .quantised import less_zero, scale_of
 
 
-@dataclass(frozen=True)
+@frozen
 class Heads:
     """Queries, keys and values by heads, [B, H, T, D], and what keys have been cached as."""
 

@@ -6,12 +6,13 @@ Source: the definition of Resize in the ONNX operator reference.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from stagefuse.dsl.dims import Expr, as_expr
+from stagefuse.dsl.frozen import frozen
 
 from ..errors import Refused
 from ..node import Node, Val, axis_of
@@ -25,7 +26,7 @@ TRANSFORMS = ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "align
               "asymmetric", "tf_crop_and_resize", "tf_half_pixel_for_nn")  # fmt: skip
 
 
-@dataclass(frozen=True)
+@frozen
 class Axis:
     """One axis to resize: old and new size, the scale, and the part that is kept."""
 

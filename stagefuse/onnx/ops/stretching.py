@@ -5,10 +5,10 @@ Source: the definition of Resize in the ONNX operator reference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum
+from stagefuse.dsl.frozen import frozen
 
 from ..errors import Refused
 from ..node import Node
@@ -19,7 +19,7 @@ DENOMINATOR = 4096
 """Scales that are quotients of small numbers have exact positions."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Stretch:
     """An axis with the number of its old and new elements; `scale` if that is what was given."""
 

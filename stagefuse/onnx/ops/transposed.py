@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stagefuse.dsl.dims import as_expr
+from stagefuse.dsl.frozen import frozen
 
 from ..errors import Refused
 from ..node import Node, Val
@@ -116,7 +115,7 @@ def _by_phases(n: Node, value: Val, weight: Val, window: Window) -> Val:
     return n.define(n.hint, indices, f"{found}[b, o, {', '.join([*phases, *places])}]")
 
 
-@dataclass(frozen=True)
+@frozen
 class _Phases:
     """`count` phases of a stride from the `first` on, which have so many `taps` of the kernel."""
 
