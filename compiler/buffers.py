@@ -126,6 +126,11 @@ class Buffers:
         self.plans.append(BufferPlan(name, "u8", (str(size),), "arena"))
         return len(self.plans) - 1
 
+    def counter(self, name: str) -> int:
+        """A new buffer of one number, by which the blocks of a kernel wait for each other."""
+        self.plans.append(BufferPlan(name, "i32", ("1",), "arena"))
+        return len(self.plans) - 1
+
     def _array(self, node: Node, array: Array) -> tuple[str, str]:
         if isinstance(node.primitive, Weight):
             name = f"{node.primitive.weights}/{node.primitive.key}"

@@ -84,7 +84,8 @@ class TensorMap:
 @dataclass(frozen=True, eq=False)
 class Launch:
     """A launch with all numbers known. `after` are the launches of its graph that it waits for,
-    `writes` says which of the regions it may write.
+    `writes` says which of the regions it may write. All blocks of one that goes `together` are at
+    work at once.
 
     The parameters are the regions' addresses, `dims` as s64, the address of `status`, and `maps`.
     """
@@ -101,6 +102,7 @@ class Launch:
     after: tuple[int, ...]
     label: str = ""
     maps: tuple[TensorMap, ...] = ()
+    together: bool = False
 
 
 def quietly(*steps: tuple[Any, ...]) -> None:

@@ -7,18 +7,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from stagefuse.compiler.alike import Copies
 from stagefuse.compiler.buffers import Buffers, size_of
 from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.graph import Graph, Node
-from stagefuse.compiler.groups import Group
+from stagefuse.compiler.groups import Decision, Group
 from stagefuse.compiler.in_place import arrange
 from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Kernel
-from stagefuse.compiler.kernel_order import loops_of
 from stagefuse.compiler.layers import Layers, Numbered
 from stagefuse.compiler.lower import Lowered, Sites, finish
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan, TensorMapPlan
@@ -35,16 +33,30 @@ from .chain import LONGEST
 from .contract import sums_roughly
 from .drafts import Draft, SourceLowering, drafts, families
 from .emit import Entry, KernelWriter
+from .launches import Launches
 from .mma import EIGHTS
 from .modules import Modules
 from .persistent import PersistentWriter
 from .pieces import form_of
 from .predict import largest
+from .recurrent import (
+    TOO_LARGE,
+    Resident,
+    launch_of,
+    reason,
+    regions,
+    resident,
+    start_kernel,
+    start_launch,
+)
+from .resident import Unfit
 from .structures import candidates, made_by
 from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, occupancy
 from .tensor_maps import TensorMap
 
 JOINS = ("placed", "attended", "chained", "gathered", "coded", "direct", "halved")
+START = "sf_start"
+"""The entry that sets a counter to 0."""
 TUNED = ("contract", "attention")
 """Groups whose structure can be measured."""
 
@@ -60,12 +72,20 @@ class Way(NamedTuple):
     notes: Mapping[str, Any]
 
 
+class Region(NamedTuple):
+    """The groups of a recurrence, and what they are part of."""
+
+    pipeline: Pipeline
+    graph: Graph
+    groups: Sequence[Group]
+    buffers: Buffers
+    sites: Sites
+
+
 class GpuCompiler:
     """Compiles pipelines for arches; kernels are shared by all of a file."""
 
-    def __init__(
-        self, arches: Sequence[str], source_name: str, choices: Choices = RULES
-    ) -> None:
+    def __init__(self, arches: Sequence[str], source_name: str, choices: Choices = RULES) -> None:
         self.choices = choices
         self.arches = tuple(arches)
         self.entries: dict[object, Entry] = {}
@@ -84,41 +104,86 @@ class GpuCompiler:
         """The plans of a pipeline whose graph has been through the passes, and the kernels that no
         pipeline before had, each with the graph that it is of."""
         fresh: list[tuple[Kernel, Graph]] = []
-        graph, found = arrange(
-            graph, lambda g, apart: join(g, partition(g, apart), JOINS, LONGEST)
-        )
+        graph, found = arrange(graph, lambda g, apart: join(g, partition(g, apart), JOINS, LONGEST))
         buffers = buffers_of(graph)
         reasons = {d.node: d for d in found.decisions}
-        launches: dict[str, list[GpuLaunchPlan]] = {arch: [] for arch in self.arches}
-        nests: dict[str, list[tuple[str, ...]]] = {arch: [] for arch in self.arches}
-        uses: list[tuple[list[int], tuple[str, ...]]] = []  # what launches of all arches read
+        made = Launches(self.arches)
         layers, copies = Layers(graph, found.groups), Copies[Way](graph)
-        for group in found.groups:
-            begun = {arch: len(done) for arch, done in launches.items()}
-            own = layers.of(group)
-            alike = copies.of(own.graph, group)
-            if not alike.made:
-                alike.keep(self._kernels(pipeline, own.graph, group, sites, fresh))
-            for lowered, way in alike.made:
-                lowered = replace(lowered, label=f"{lowered.label} {way.part}".strip())
-                notes = report(graph, lowered, reasons, passed, group.nest)
-                work, moved = again(graph, lowered, way.entry.workspace is not None)
-                for name, more in (("flops", work), ("bytes", moved)):
-                    notes[name] = str(parse(notes[name]) + own.known(more))
-                notes.update(way.notes)
-                launch = self._launch(buffers, lowered, way, own, notes)
-                for arch in way.arches:
-                    launches[arch].append(launch)
-                    nests[arch].append(group.nest)
-            for step in zip_longest(*(done[begun[arch] :] for arch, done in launches.items())):
-                uses.append(([n for x in step if x for n in x.buffers], group.nest))
-        slots = buffers.slots([used for used, _ in uses], loops_of(graph, [n for _, n in uses]))
-        plans = tuple(buffers.plans)
-        made = tuple(
-            GpuPlan(arch, plans, tuple(x), slots, loops_of(graph, nests[arch]))
-            for arch, x in launches.items()
-        )
-        return made, fresh
+        for region in regions(found.groups):
+            said: list[dict[str, Any]] | None = []
+            if region[0].nest:
+                said = self._recurrence(
+                    Region(pipeline, graph, region, buffers, sites), reasons, passed, made, fresh
+                )
+            for group in () if said is None else region:
+                own = layers.of(group)
+                alike = copies.of(own.graph, group)
+                if not alike.made:
+                    alike.keep(self._kernels(pipeline, own.graph, group, sites, fresh))
+                for lowered, way in alike.made:
+                    lowered = replace(lowered, label=f"{lowered.label} {way.part}".strip())
+                    notes = report(graph, lowered, reasons, passed, group.nest)
+                    work, moved = again(graph, lowered, way.entry.workspace is not None)
+                    for name, more in (("flops", work), ("bytes", moved)):
+                        notes[name] = str(parse(notes[name]) + own.known(more))
+                    notes.update(way.notes)
+                    notes["reasons"] += said or ()
+                    launch = self._launch(buffers, lowered, way, own, notes)
+                    made.add(way.arches, launch, group.nest)
+                made.settle(group.nest)
+        return made.plans(graph, buffers), fresh
+
+    def _recurrence(
+        self,
+        region: Region,
+        reasons: Mapping[int, Decision],
+        passed: Mapping[Any, str],
+        made: Launches,
+        fresh: list[tuple[Kernel, Graph]],
+    ) -> list[dict[str, Any]] | None:
+        """Adds the launches of a recurrence as one kernel. Gives why there are launches at each
+        step, None where there need be none."""
+        graph = region.graph
+        try:
+            one = resident(graph, region.groups, region.sites, region.buffers.of)
+            entry = self._resident(region, one)
+        except Unfit as unfit:
+            return [reason(False, str(unfit))]
+        for x in one.lowered:
+            if self.kernels.setdefault(x.kernel.name, x.kernel) is x.kernel:
+                fresh.append((x.kernel, graph))
+        told = [report(graph, x, reasons, passed) for x in one.lowered]
+        counters = [] if one.writer.alone else [region.buffers.counter(f"{entry.name} counter")]
+        starts = [start_launch(self._start(graph), counter) for counter in counters]
+        for launch in (*starts, launch_of(graph, one, entry, counters, told)):
+            made.add(self.arches, launch, ())
+            made.settle(())
+        if one.holds == const(1):
+            return None
+        made.shares[region.groups[0].nest[0]] = 1 - one.holds
+        return [reason(False, TOO_LARGE)]
+
+    def _resident(self, region: Region, one: Resident) -> Entry:
+        """The entry of a recurrence, the same for those that are alike. Raises Unfit."""
+        if one.key not in self.entries:
+            name = self._name(region.pipeline, f"{one.lowered[0].label} steps")
+            entry = one.writer.entry(
+                name, [t for x in one.lowered for t in _notes(region.graph, x)]
+            )
+            self.entries[one.key] = entry
+            self.arithmetic[name] = arithmetic_of(entry.text)
+            self.modules.add(self.arches, entry)
+        return self.entries[one.key]
+
+    def _start(self, graph: Graph) -> Entry:
+        """The entry that sets a counter to 0."""
+        kernel = start_kernel()
+        if kernel not in self.entries:
+            writer = KernelWriter(kernel, graph.facts, SHARED_LIMIT, {})
+            self.entries[kernel] = writer.entry(START, [])
+            self.arithmetic[START] = "f32"
+            self.modules.add(self.arches, self.entries[kernel])
+        return self.entries[kernel]
 
     def _kernels(
         self,

@@ -38,7 +38,8 @@ _PROMOTION = 2  # CU_TENSOR_MAP_L2_PROMOTION_L2_128B
 @dataclass(frozen=True, eq=False)
 class Node:
     """A kernel launch in a graph; `arguments` are the 8-byte values of its parameters, as u64, and
-    `maps` those after them, as `tensor_map` makes them."""
+    `maps` those after them, as `tensor_map` makes them. All blocks of one that goes `together` are
+    at work at once, or the graph cannot be made."""
 
     kernel: Any
     grid: tuple[int, int, int]
@@ -49,6 +50,7 @@ class Node:
     after: tuple[int, ...] = ()
     label: str = ""
     maps: tuple[Any, ...] = ()
+    together: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,7 +352,7 @@ def graph(nodes: Sequence[Node], device: int) -> Graph:
             made.append(
                 call("cuGraphAddKernelNode", doing, definition, after, len(after), structure)
             )
-            _set_cluster(made[-1], node)
+            _set_attributes(made[-1], node)
             parameters.append(structure)
             pointers.append(addresses)
         executable = call("cuGraphInstantiate", "preparing a graph", definition, 0)
@@ -430,14 +432,20 @@ def _allow(node: Node, device: int) -> None:
         call("cuKernelSetAttribute", doing, kind, value, node.kernel, number)
 
 
-def _set_cluster(made: Any, node: Node) -> None:
-    if node.cluster == (1, 1, 1):
-        return
+def _set_attributes(made: Any, node: Node) -> None:
+    """What a node is besides its structure: clusters, and whether its blocks go together."""
     driver = cuda()
-    value = driver.CUkernelNodeAttrValue()
-    value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = node.cluster
-    kind = driver.CUkernelNodeAttrID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-    call("cuGraphKernelNodeSetAttribute", f"preparing {node.label}", made, kind, value)
+    kinds, doing = driver.CUkernelNodeAttrID, f"preparing {node.label}"
+    if node.cluster != (1, 1, 1):
+        value = driver.CUkernelNodeAttrValue()
+        value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = node.cluster
+        kind = kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        call("cuGraphKernelNodeSetAttribute", doing, made, kind, value)
+    if node.together:
+        value = driver.CUkernelNodeAttrValue()
+        value.cooperative = 1
+        kind = kinds.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+        call("cuGraphKernelNodeSetAttribute", doing, made, kind, value)
 
 
 # Arrays of other libraries

@@ -396,6 +396,9 @@ class FakeCuda(Ordered):
         library, name = node.kernel
         self._require(library in self.libraries, "a kernel of an unloaded library")
         kinds = library.entries[name]
+        blocks = node.grid[0] * node.grid[1] * node.grid[2]
+        fit = not node.together or blocks <= self.multiprocessors(0)
+        self._require(fit, f"{name}: {blocks} blocks cannot be at work at once")
         maps = kinds.count("align")
         wanted = (len(kinds) - maps, np.dtype(np.uint64), maps)
         found = (len(node.arguments), node.arguments.dtype, len(node.maps))

@@ -32,7 +32,7 @@ typedef struct Node {
   Handle h;
   Params p;
   uint64_t values[64 * 16];
-  unsigned cluster[3];
+  unsigned cluster[3], together;
   int deps;
   struct Node *next;
 } Node;
@@ -269,8 +269,10 @@ API cuGraphAddKernelNode_v2(Node **to, Graph *g, Node *const *deps, size_t n, co
   return fill(made, p);
 }
 API cuGraphKernelNodeSetAttribute(Node *n, int which, const unsigned *value) {
-  if (!good(n, NODE) || which != 4) return INVALID_VALUE; /* 4: cluster dimension */
-  memcpy(n->cluster, value, sizeof n->cluster);
+  if (!good(n, NODE)) return INVALID_VALUE;
+  if (which == 2) n->together = *value; /* cooperative */
+  else if (which == 4) memcpy(n->cluster, value, sizeof n->cluster);
+  else return INVALID_VALUE;
   return OK;
 }
 API cuGraphInstantiateWithFlags(Exec **to, Graph *g, unsigned long long flags) {
@@ -289,8 +291,9 @@ static CUresult launch(Node *n) {
   FILE *log = path ? fopen(path, "a") : NULL;
   if (!n->cluster[0]) n->cluster[0] = n->cluster[1] = n->cluster[2] = 1;
   if (log)
-    fprintf(log, "%s grid %u block %u shared %u cluster %u after %d\n", n->p.func->name,
-            n->p.grid[0], n->p.block[0], n->p.shared, n->cluster[0], n->deps);
+    fprintf(log, "%s grid %u block %u shared %u cluster %u after %d%s\n", n->p.func->name,
+            n->p.grid[0], n->p.block[0], n->p.shared, n->cluster[0], n->deps,
+            n->together ? " together" : "");
   if (log) fclose(log);
   if (!runner) return NOT_FOUND;
   return runner(n->p.func->home->text, n->p.func->name, n->p.grid, n->p.block, n->cluster,

@@ -1,0 +1,284 @@
+"""A recurrence as one kernel: its blocks stay while all steps run.
+
+The kernels of a step are stages of the loop over the steps. The blocks go round the teams of each,
+and between stages of which one needs what another wrote they wait for each other: at a counter in
+global memory that each block adds one to, released, and that all read, acquired, until it has
+come far enough (as the grid barrier of CUDA's cooperative groups; PTX ISA, "Memory Consistency
+Model"). All blocks must be at work at once: there are no more of them than multiprocessors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.kernel_ir import Attend, Kernel, TileProduct
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
+from stagefuse.dsl.facts import Facts
+
+from .emit import Entry, KernelWriter
+from .index import IndexWriter
+from .ir import Code, Value
+from .loops import Carry
+from .teams import BLOCK_LANES, Team
+from .values import Memory
+
+MOST_BLOCKS = 64
+"""Blocks of a recurrence. More would have less to do each, and wait longer for each other."""
+
+
+class Unfit(Exception):
+    """A recurrence that cannot be one kernel, with the reason in words."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A kernel of a step: which of the entry's buffers are its own, and the recurrences around it,
+    outermost first."""
+
+    kernel: Kernel
+    facts: Facts
+    lines: Mapping[KernelValue, int]
+    buffers: tuple[int, ...]
+    nest: tuple[str, ...]
+
+    def touches(self, modes: Sequence[str]) -> set[int]:
+        own = zip(self.buffers, self.kernel.buffers, strict=True)
+        return {number for number, b in own if b.mode in modes}
+
+
+class StageWriter(KernelWriter):
+    """Writes a stage into the loop over the steps."""
+
+    def __init__(self, stage: Stage, code: Code, shared_limit: int) -> None:
+        super().__init__(stage.kernel, stage.facts, shared_limit, stage.lines)
+        self.stage = stage
+        self.code = code
+
+    def begin(self, team: Team, params: Sequence[Value], written: set[int]) -> None:
+        """What is computed before all steps. Raises Unfit."""
+        self.team = team
+        self._plan_scratch()
+        if self.rounds:
+            raise Unfit("what a step keeps for itself does not fit shared memory")
+        for buffer, number in zip(self.kernel.buffers, self.stage.buffers, strict=True):
+            self.memory[buffer.name] = Memory(
+                buffer.name, buffer.dtype, buffer.shape, "global", params[number],
+                number not in written,
+            )  # fmt: skip
+        self._lanes()
+        self._set_up()
+
+    def at_turn(self, step: str, value: Value) -> None:
+        """From now on a recurrence is at a step."""
+        self.symbols = {**self.symbols, step: value}
+        self._forget_bounds()
+
+    def run(self, blocks: Value) -> None:
+        """The stage at a step: its teams, shared by so many blocks."""
+        code = self.code
+        # what one product computes ahead of all steps would take registers from the others
+        inside = code.branch_scope() if _has_tiles(self.kernel) else nullcontext()
+        with inside, self.scope():
+            if self.kernel.parallel:
+                self._go_round(blocks)
+                return
+            done = code.label("done")
+            code.branch_if(self.team_number.compare("lt", 1), done, holds=False)
+            with code.branch_scope():
+                self.statements(self.kernel.body)
+            code.start(done)
+
+    def _go_round(self, blocks: Value) -> None:
+        kind = self.team_number.type
+
+        def body(carry: Carry) -> Carry:
+            self._body(self.symbols["round"])
+            if self.team.lanes > 1:
+                self.barrier()
+            return carry
+
+        end = self.index(self.count, kind)
+        step = (blocks * self.team.per_block).to("sext", kind)
+        self._counted("round", self.team_number, end, step, (const(0), self.count - 1), [], body)
+
+
+class ResidentWriter:
+    """Writes the entry of a recurrence, and of those inside it.
+
+    `counts` are the steps of each. The entry takes the address of each of `buffers` buffers, that
+    of a counter, which is 0 before, `dims`, and the status. There is no counter where one block is
+    enough: it is `alone`.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        counts: Mapping[str, Expr],
+        buffers: int,
+        dims: Sequence[str],
+        facts: Facts,
+        shared_limit: int,
+    ) -> None:
+        self.counts, self.buffers, self.dims = counts, buffers, tuple(dims)
+        self.code = Code()
+        self.index = IndexWriter(facts)
+        self.index.code = self.code
+        self.writers = [StageWriter(stage, self.code, shared_limit) for stage in stages]
+        self.written = {n for s in stages for n in s.touches(("out", "inout"))}
+        self.threads, self.teams = _teams(self.writers)
+        self.grid = minimum(self.work(), MOST_BLOCKS)
+        self.alone = facts.bounds(self.grid)[1] in (0, 1)
+
+    def entry(self, name: str, notes: Sequence[str]) -> Entry:
+        """The whole function; `notes` are comments at its top. Raises Unfit."""
+        code = self.code
+        for note in notes:
+            code.comment(note)
+        pointers = self.buffers + (not self.alone)
+        slots = [*["u64"] * pointers, *["s64"] * len(self.dims), "u64"]
+        values = [self._parameter(name, n, kind) for n, kind in enumerate(slots)]
+        params = [code.pure("cvta.to.global.u64", "i64", v) for v in values[:pointers]]
+        status = code.pure("cvta.to.global.u64", "i64", values[-1])
+        dims = dict(zip(self.dims, values[pointers:-1], strict=True))
+        for writer, team in zip(self.writers, self.teams, strict=True):
+            writer.status = status
+            self._name(writer, dims)
+            writer.begin(team, params, self.written)
+        self._name(self.index, dims)
+        self.counter = params[-1]
+        self.thread = code.pure("mov.u32", "i32", Value(code, "%tid.x", "i32"))
+        self.blocks = code.pure("mov.u32", "i32", Value(code, "%nctaid.x", "i32"))
+        self.reached = self.blocks if self.alone else code.variable("i32", code.const(0, "i32"))
+        self._loop(list(self.writers), 0)
+        code.line("ret;")
+        shared = const(0)
+        for writer in self.writers:
+            shared = maximum(shared, writer.shared)
+        declared = ",\n".join(f"\t.param .{kind} {name}_{n}" for n, kind in enumerate(slots))
+        lines = [
+            f".visible .entry {name}(", declared, f") .reqntid {self.threads}, 1, 1",
+            "{", *code.registers(), *code.text(), "}",
+        ]  # fmt: skip
+        return Entry(
+            name, "\n".join(lines), Team(self.threads, 1), self.grid, shared, None,
+            frozenset(code.tables), (), True,
+        )  # fmt: skip
+
+    def work(self) -> Expr:
+        """The blocks that the stage with most teams has work for."""
+        most = const(0)
+        for writer, team in zip(self.writers, self.teams, strict=True):
+            most = maximum(most, floordiv(writer.count + (team.per_block - 1), team.per_block))
+        return most
+
+    def _parameter(self, name: str, number: int, kind: str) -> Value:
+        raw = self.code.fresh("i64")
+        self.code.line(f"ld.param.{kind} {raw.text}, [{name}_{number}];")
+        return raw
+
+    def _name(self, writer: IndexWriter, dims: Mapping[str, Value]) -> None:
+        for dim, raw in dims.items():
+            small = writer.is_small(sym(dim))
+            writer.symbols[dim] = raw.to("trunc", "i32") if small else raw
+
+    # Steps
+
+    def _loop(self, writers: Sequence[StageWriter], depth: int) -> None:
+        """Stages in order, those of recurrences that are `depth` deep in loops."""
+        pending: list[StageWriter] = []
+        first = 0
+        while first < len(writers):
+            nest = writers[first].stage.nest
+            step = nest[depth] if len(nest) > depth else ""
+            end = first + 1
+            while (
+                step
+                and end < len(writers)
+                and writers[end].stage.nest[depth : depth + 1] == (step,)
+            ):
+                end += 1
+            inside = writers[first:end]
+            if pending:
+                self._between(any(_conflict(a, b) for a in pending for b in inside), pending)
+            if step:
+                self._turns(step, inside, depth)
+            else:
+                inside[0].run(self.blocks)
+            pending += inside  # also behind a loop, which may have had no turn
+            first = end
+
+    def _turns(self, step: str, writers: Sequence[StageWriter], depth: int) -> None:
+        """A loop over steps, after each of which all blocks wait for each other."""
+        code, count = self.code, self.counts[step]
+        kind = "i32" if all(w.is_small(sym(step)) for w in (*writers, self.index)) else "i64"
+        counter = code.variable(kind, code.const(0, kind))
+        head, done = code.label("step"), code.label("steps")
+        with code.loop_scope():
+            code.start(head)
+            turn = Value(code, counter.text, kind, code.depth)
+            code.branch_if(turn.compare("lt", self.index.index(count, kind)), done, holds=False)
+            for writer in (*writers, self.index):
+                small = writer.is_small(sym(step))
+                value = turn if small == (kind == "i32") else turn.to("sext", "i64")
+                writer.symbols = {**writer.symbols, step: value}
+                writer._forget_bounds()
+            self._loop(writers, depth + 1)
+            self._between(True, [])
+            code.write(f"add.s{kind[1:]}", counter, counter, code.const(1, kind))
+            code.branch(head)
+        code.start(done)
+
+    def _between(self, needed: bool, pending: list[StageWriter]) -> None:
+        """What is between stages: all blocks wait for each other, or the lanes of each."""
+        self.code.line("bar.sync 0;")
+        if needed and not self.alone:
+            self._barrier()
+            pending.clear()
+
+    def _barrier(self) -> None:
+        """All blocks wait for each other; one thread of each speaks for it."""
+        code = self.code
+        code.write("add.s32", self.reached, self.reached, self.blocks)
+        waits, come = code.label("waits"), code.label("come")
+        code.branch_if(self.thread.compare("eq", 0), come, holds=False)
+        code.line(f"red.release.gpu.global.add.u32 [{self.counter.text}], 1;")
+        code.start(waits)
+        seen, short = code.fresh("i32"), code.fresh("i1")
+        code.line(f"ld.acquire.gpu.global.u32 {seen.text}, [{self.counter.text}];")
+        code.line(f"sub.s32 {seen.text}, {seen.text}, {self.reached.text};")
+        code.line(f"setp.lt.s32 {short.text}, {seen.text}, 0;")
+        code.line(f"@{short.text} bra {waits};")
+        code.start(come)
+        code.line("bar.sync 0;")
+
+
+def _conflict(a: StageWriter, b: StageWriter) -> bool:
+    """Whether one of two stages writes what the other touches."""
+    every, writes = ("in", "out", "inout"), ("out", "inout")
+    return bool(
+        a.stage.touches(writes) & b.stage.touches(every)
+        or a.stage.touches(every) & b.stage.touches(writes)
+    )
+
+
+def _teams(writers: Sequence[StageWriter]) -> tuple[int, list[Team]]:
+    """The threads of a block in which all stages can have their teams, and those teams: products
+    have as many lanes as their tiles want, and other stages take what there is. Raises Unfit."""
+    tiles = {w.team.threads for w in writers if _has_tiles(w.kernel)}
+    if len(tiles) > 1:
+        raise Unfit("the products of a step want blocks of different sizes")
+    blocks = [w.team.threads for w in writers if w.team.is_block]
+    threads = tiles.pop() if tiles else max(blocks, default=BLOCK_LANES)
+    return threads, [
+        replace(w.team, lanes=threads) if w.team.is_block
+        else replace(w.team, per_block=threads // w.team.lanes)
+        for w in writers
+    ]  # fmt: skip
+
+
+def _has_tiles(kernel: Kernel) -> bool:
+    return any(isinstance(s, TileProduct | Attend) for s in walk(kernel.body))
