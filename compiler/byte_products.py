@@ -1,19 +1,21 @@
-"""Products of 8-bit operands, for GPUs, whose tensor cores multiply them as they are stored.
+"""Products of 8-bit operands, multiplied as they are stored.
 
 A factor is scale * (code - zero), with a code of 8 bits, and a zero and a scale that are the same
 all along the depth; so is what ONNX quantises. Then
 
     sum (x - p) (y - q) = sum x y - p sum y - q sum x + depth p q,
 
-in i32, whatever wraps, and scales are factors of the sum. Tensor cores take 8-bit operands along
-the depth alone, from rows at multiples of 16 bytes: those that lie otherwise are stored so first,
-constants while compiling and others by a kernel.
+in i32, whatever wraps, and scales are factors of the sum. GPUs' tensor cores take 8-bit operands
+along the depth alone, from rows at multiples of 16 bytes: those that lie otherwise are stored so
+first, constants while compiling and others by a kernel. CPUs take integers, from where those of f32
+would lie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, const, floordiv
@@ -28,6 +30,7 @@ from .contract import (
     in_place,
     matrix_of,
     packed,
+    reads_once,
     rows_of,
     through,
     total_of,
@@ -65,11 +68,16 @@ class _Factor:
 
 
 def product_of_bytes(
-    b: Builder, node: Node, s: Sums, load: Load | None = None, convolves: bool = False
+    b: Builder,
+    node: Node,
+    s: Sums,
+    load: Load | None = None,
+    convolves: bool = False,
+    on_cpu: bool = False,
 ) -> Ref | None:
     """The sums as a product of codes and what makes them of it, if both factors have codes. `load`
     reads weights, of which many a zero is 0. `convolves`: whether convolutions are left as they
-    are, for the pass `channels_last`."""
+    are, for the pass `channels_last`. `on_cpu`: a product of integers, for a CPU."""
     u, v = _factor(b, s.left), _factor(b, s.right)
     if u is None or v is None:
         return None
@@ -85,15 +93,20 @@ def product_of_bytes(
         return None
     if any(zero is not None and not _is_shared(b, zero, s) for zero in (u.zero, v.zero)):
         return None
+    multiply = partial(_product, b, node, s, (u.code, v.code))
+    if on_cpu:
+        if dtypes[0].is_float or _has_windows(b, s):
+            return None
+        multiply = partial(_stored_product, b, node, s, (u.code, v.code))
     if dtypes[0].is_float:
         if u.zero is not None or v.zero is not None or node.type.dtype.bits > 32:
             return None
-        total = _product(b, node, s, (u.code, v.code), F32, convolves)
+        total = multiply(F32, convolves)
     elif scales and not node.type.dtype.is_float or not _is_exact(b, node, s, u, v):
         return None
     else:
         shifts = _shifts(b, s, u, v)  # before the product: what follows a product is fused with it
-        total = _product(b, node, s, (u.code, v.code), I32, convolves)
+        total = multiply(I32, convolves)
         for fn, shift in shifts:
             total = b.map(fn, total, shift)
     if node.type.dtype.is_float:
@@ -232,6 +245,24 @@ def _is_zero(b: Builder, ref: Ref, load: Load | None) -> bool:
 
 
 # The product
+
+
+def _has_windows(b: Builder, s: Sums) -> bool:
+    """Whether a factor reads elements several times, as convolutions do: their products are of f32
+    on a CPU."""
+    return not all(reads_once(b, factor, s.domain) for factor in (s.left, s.right))
+
+
+def _stored_product(
+    b: Builder, node: Node, s: Sums, codes: tuple[Ref, Ref], dtype: DType, _: bool
+) -> Ref:
+    """The sums of products of integers as they are stored."""
+    x, y = codes
+    width = panel_width(total_of(s.domain, s.columns))
+    left, base, row = matrix_of(b, x, s.domain, s.batch, s.rows, s.depth)
+    panels = packed(b, y, s.domain, s.batch, s.columns, s.depth, width)
+    type = node.type.with_dtype(dtype)
+    return b.add(s.contract(base, row, width), (left, panels), (type,))[0]
 
 
 def _product(

@@ -215,12 +215,12 @@ def _has_few_places(
     if most is not None and most <= FEW_PLACES and least is not None and least > FEW_PLACES:
         return True
     down, across = rows.as_int(), places.as_int()
-    if not down or not across or not _reads_once(b, factors[1], domain):
+    if not down or not across or not reads_once(b, factors[1], domain):
         return False
     return panels_time(across) * down > WASTE * panels_time(down) * across
 
 
-def _reads_once(b: Builder, factor: Ref, domain: Sequence[Expr]) -> bool:
+def reads_once(b: Builder, factor: Ref, domain: Sequence[Expr]) -> bool:
     """Whether a factor has no more elements than what it is a view of."""
     node = b.graph.nodes[factor.node]
     if not isinstance(node.primitive, View):

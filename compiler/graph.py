@@ -219,7 +219,8 @@ class Update:
 
 @frozen
 class Contract:
-    """A matrix product: operands a and panels, both f32, f64 or (for GPUs) i32. A third one, if
+    """A matrix product: operands a and panels, both f32, f64 or (for GPUs) i32, or (for CPUs) of
+    integers of 8 bits each, with a result in i32. A third one, if
     there is one, is what `filtering` makes of a: it says nothing new.
 
     `batch`, `rows`, `columns` are the result's axes; `depth` the length of the sum. Row m (flat)

@@ -34,6 +34,7 @@ from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .bounds import Bounds, nonempty, positions, size_of
+from .byte_operands import is_byte
 from .errors import VerifyError
 from .graph import (
     Carried,
@@ -369,9 +370,11 @@ def _contract(check: _Check, node: Node, p: Contract, operands: tuple[TensorType
     a, panels, *taps = operands
     known = all(t.dtype == a.dtype and t.rank == len(p.batch) + 3 for t in taps)
     check.require(node, known, "transformed weights have positions, rows and channels")
-    dtypes = {a.dtype, panels.dtype, node.type.dtype}
-    known = len(dtypes) == 1 and a.dtype in (F32, F64, I32)
-    check.require(node, known, "a product is of f32, f64 or i32")
+    dtypes = {a.dtype, panels.dtype}
+    if all(is_byte(d) and d.is_int for d in dtypes):
+        dtypes = {I32}
+    known = dtypes == {node.type.dtype} and node.type.dtype in (F32, F64, I32)
+    check.require(node, known, "a product is of f32, f64 or i32, or of 8-bit integers into i32")
     shape, axes = node.type.shape, (*p.batch, *p.rows, *p.columns)
     if sorted(set(axes)) != sorted(axes) or any(
         not 0 <= x < len(shape) or (x not in axes and shape[x].as_int() != 1)
@@ -382,7 +385,7 @@ def _contract(check: _Check, node: Node, p: Contract, operands: tuple[TensorType
     count = floordiv(columns + (p.panel - 1), p.panel, check.facts)
     wanted = (*(shape[x] for x in p.batch), count, p.depth, const(p.panel))
     if p.panel <= 0 or not check.same_shape(panels.shape, wanted):
-        check.fail(node, 9, f"its panels should be {TensorType(a.dtype, wanted)}")
+        check.fail(node, 9, f"its panels should be {TensorType(panels.dtype, wanted)}")
     own = tuple(f"i{x}" for x in p.batch)
     for expr in (p.base, p.row_stride, p.depth):
         check.symbols(node, expr, frozenset(own))

@@ -374,6 +374,8 @@ class _Run:
 
     def _contract(self, p: Contract, args: Sequence[Array], shape: tuple[int, ...]) -> Array:
         flat, panels = args[0].reshape(-1), args[1]
+        if flat.dtype.itemsize == 1:  # integers of 8 bits, whose product is in i32
+            flat, panels = flat.astype(np.int32), panels.astype(np.int32)
         batch = tuple(shape[a] for a in p.batch)
         rows, columns = (int(np.prod([shape[a] for a in axes])) for axes in (p.rows, p.columns))
         depth = p.depth.evaluate(self.dims)

@@ -238,6 +238,8 @@ class _Joiner(OperandJoiner):
         whole = _longer(anchor, range(last))
         if axes != whole or product.columns != (last,) or anchor.type.shape != first.domain:
             return False
+        if not anchor.type.dtype.is_float:
+            return False
         reads = middle.accesses.get(first.roots[0].node, [])
         return bool(reads) and all(_along_row(a, first.domain) for a in reads)
 

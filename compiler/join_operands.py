@@ -20,7 +20,7 @@ from dataclasses import replace
 from stagefuse.dsl.dims import const, maximum, minimum
 from stagefuse.dsl.dtypes import BF16, F16, F32
 
-from .byte_operands import codes_of
+from .byte_operands import codes_of, is_byte
 from .gathered import gathered_of
 from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight
 from .groups import Decision, Group, Partition
@@ -161,7 +161,8 @@ class OperandJoiner:
         if lines is not None and (not converts or (group.kind, lines[1]) == ("contract", const(1))):
             return True
         windows = windows_of(self.graph, anchor) if group.kind == "contract" else None
-        if windows is None or self.graph.type(windows.source).dtype != node.type.dtype:
+        stored = self.graph.type(node.operands[1]).dtype
+        if windows is None or self.graph.type(windows.source).dtype != stored:
             return False
         if converts and len(windows.axes) > 1:
             return False
@@ -449,7 +450,7 @@ class OperandJoiner:
         assert isinstance(product, Contract)
         facts = self.graph.facts
         if reader.kind == "contract":
-            if self._holds_codes(packer):
+            if self._holds_codes(packer) or self._ordered_anyway(packer, panels, node):
                 return True
             windows = windows_of(self.graph, anchor)
             if windows is not None and is_worth_it(self.graph, anchor, windows):
@@ -462,6 +463,11 @@ class OperandJoiner:
         size = product.depth * (product.panel * node.type.dtype.itemsize)
         most = facts.bounds(size * self.graph.type(panels).shape[-3])[1]
         return most is not None and most <= PACKED_BYTES
+
+    def _ordered_anyway(self, packer: Group, panels: Ref, node: Node) -> bool:
+        """Whether panels lie in lines of bytes: the product puts them in order itself."""
+        bytes_ = is_byte(self.graph.type(panels).dtype) and packer.members == {panels.node}
+        return bytes_ and lines_of(self.graph, node) is not None
 
     def _holds_codes(self, packer: Group) -> bool:
         """Whether panels are computed of constants alone: then they were kept small."""

@@ -97,6 +97,8 @@ class StatePlan:
     array: str | None = None
 
 
+UNITS = {"tiles": 1, "quads": 2}
+"""What a processor may have beyond its level, as bits: AMX, and AVX-512 VNNI."""
 CUT_ROWS = 64
 """With fewer rows a product waits for its weights, and those in pieces are half as large again."""
 

@@ -87,7 +87,9 @@ class Planner:
             }
         given = graph
         filters = self.cpu and not wants.get("channels_last", False)
-        passes = pipeline_of(self.load, filters=filters, **wants)
+        integers = self.cpu and has_bytes(graph)
+        own = integers and not any(wants.values())
+        passes = pipeline_of(self.load, integers=own, filters=filters, **wants)
         graph, runs = run_passes(given, passes, bounds)
         passed = {place: text for run in runs for place, text in run.reasons.items()}
         sites = Sites()
@@ -101,7 +103,7 @@ class Planner:
             if bounds is not None:
                 self.unverified += [(kernel, own, bounds) for kernel, own in kernels]
         if self.cpu and any(wants.values()):
-            graph, _ = run_passes(given, pipeline_of(self.load), bounds)
+            graph, _ = run_passes(given, pipeline_of(self.load, integers=integers), bounds)
         return Begun(pipeline, graph, bounds, passed, sites, gpu)
 
     def _buffers(self, pipeline: Pipeline, graph: Graph) -> Buffers:

@@ -19,7 +19,8 @@ class Schedule:
 
     `chunk`: what one parallel step of a flat pointwise kernel handles. `columns`: adjacent columns
     that a column reduction accumulates side by side, `rows_together` rows of them at a time.
-    `row_tile`: rows of a product's scratch tile by the width of its panels. `tiles_per_block`,
+    `row_tile`: rows of a product's scratch tile by the width of its panels, `byte_rows` where its
+    operands are of 8 bits, for all of which a panel is put in order once. `tiles_per_block`,
     `panel_group`: tiles down and panels across that one step of a product computes, at most; the
     tiles' rows of the left operand are no more than `block_bytes`, so that they stay in the
     second-level cache. `packed_tiles`: tiles down where a step packs its panels itself.
@@ -44,6 +45,7 @@ class Schedule:
     columns_by_memory: bool = True
     stripes: bool = True
     row_tile: Mapping[int, int] = field(default_factory=dict)
+    byte_rows: int = 256
     tiles_per_block: int = 8
     block_bytes: int = 800_000
     packed_tiles: int = 8

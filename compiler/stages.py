@@ -10,6 +10,7 @@ from stagefuse.dsl.diagnostics import CompileError
 from stagefuse.dsl.program import Pipeline
 
 from .build_graph import build_graph
+from .byte_products import has_bytes
 from .front import check_source
 from .fuse import partition
 from .graph_text import print_graph
@@ -50,8 +51,12 @@ def text_after(
 
 def _text(pipeline: Pipeline, stage: str, load: Callable[[str, str], Any]) -> str:
     graph = build_graph(pipeline)
+    on_gpu = stage in ("channels_last", "shorten_sorts")
     run = pipeline_of(
-        load, channels_last=stage == "channels_last", shorten_sorts=stage == "shorten_sorts"
+        load,
+        integers=not on_gpu and has_bytes(graph),
+        channels_last=stage == "channels_last",
+        shorten_sorts=stage == "shorten_sorts",
     )
     stop = {p.name: n + 1 for n, p in enumerate(run)}.get(stage, len(run))
     bounds = bounds_of(pipeline)

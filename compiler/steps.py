@@ -45,13 +45,14 @@ def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr
 
 
 def lines_of(graph: Graph, product: Node) -> tuple[Expr, Expr, Expr] | None:
-    """The same of a right operand whose rows or columns are adjacent, in the dtype of the product;
-    None of others."""
+    """The same of a right operand whose rows or columns are adjacent, in the dtype of the panels;
+    of 8 bits, whose rows are. None of others."""
     panels = product.operands[1]
     steps, node = steps_of(graph, panels, product), graph.nodes[panels.node]
-    if steps is None or const(1) not in steps[1:]:
+    stored = graph.type(panels).dtype
+    if steps is None or const(1) not in steps[2 if stored.bits == 8 else 1 :]:
         return None
-    return steps if graph.type(node.operands[0]).dtype == product.type.dtype else None
+    return steps if graph.type(node.operands[0]).dtype == stored else None
 
 
 def lies_in_chunks(graph: Graph, product: Node, chunk: int = CHUNK) -> bool:

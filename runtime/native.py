@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from stagefuse.compiler.plan import UNITS
 from stagefuse.dsl.frozen import frozen
 
 PAGE = 4096
@@ -36,7 +37,7 @@ EXTERNAL = frozenset(
 )
 STUB = 16  # bytes of a jump to an external function
 _V3 = frozenset("avx avx2 bmi1 bmi2 f16c fma abm movbe xsave".split())
-_AMX = frozenset("amx_tile amx_bf16".split())
+_AMX = frozenset("amx_tile amx_bf16 amx_int8".split())
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 _V4 = _V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
 
@@ -70,12 +71,7 @@ def _external(name: str) -> int:
 
 def detect_level(cpuinfo: str | None = None) -> str | None:
     """The best level of x86-64 this machine runs: 'v4', 'v3' or None."""
-    if cpuinfo is None:
-        try:
-            cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return None
-    flags = _flags(cpuinfo)
+    flags = _own_flags() if cpuinfo is None else _flags(cpuinfo)
     return "v4" if flags >= _V4 else "v3" if flags >= _V3 else None
 
 
@@ -89,16 +85,28 @@ def _flags(cpuinfo: str) -> set[str]:
 
 
 @lru_cache(maxsize=1)
+def _own_flags() -> set[str]:
+    """What this machine's processor can do."""
+    try:
+        return _flags(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"))
+    except OSError:
+        return set()
+
+
+def units(tiles: bool = True) -> int:
+    """Which of `plan.UNITS` this machine has; no AMX without `tiles`."""
+    quads = UNITS["quads"] if "avx512_vnni" in _own_flags() else 0
+    return quads | (UNITS["tiles"] if tiles and may_use_tiles() else 0)
+
+
+@lru_cache(maxsize=1)
 def may_use_tiles() -> bool:
-    """Whether this machine has AMX for bf16 and lets this process use it, which it must ask once.
+    """Whether this machine has AMX for bf16 and 8 bits, and lets this process use it, which it
+    must ask once.
 
     Source: Linux, Documentation/arch/x86/xstate.rst.
     """
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    if not _flags(cpuinfo) >= _AMX:
+    if not _own_flags() >= _AMX:
         return False
     return bool(_libc().syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 
@@ -322,10 +330,10 @@ class NativeObject:
         call: Callable[..., Any] = ctypes.CFUNCTYPE(result, *arguments)(self.address(name))
         return call
 
-    def use_tiles(self, on: bool) -> None:
-        """Whether products may use AMX; only where `may_use_tiles`. At first they do not."""
-        if "sf_use_tiles" in self._symbols:
-            self.function("sf_use_tiles", None, ctypes.c_int32)(int(on))
+    def use_units(self, units: int) -> None:
+        """Which of `plan.UNITS` products may use, of those that there are. At first none."""
+        if "sf_use_units" in self._symbols:
+            self.function("sf_use_units", None, ctypes.c_int32)(units)
 
     def close(self) -> None:
         """Ends the pool's threads and unmaps the code. Nothing of it may be running."""

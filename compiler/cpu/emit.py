@@ -25,7 +25,7 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import as_expr
 
-from . import cutting, pieces, scalars, trigonometry, vector_math
+from . import byte_tiles, cutting, pieces, scalars, trigonometry, vector_math
 from .bodies import is_loop, values_of, walk
 from .ir import Value
 from .memory import Memory
@@ -67,10 +67,16 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
         helpers.insert(0, trigonometry.table_text())
     apart = [module.micro_kernels[name] for name in sorted(module.micro_kernels)]
     helpers += map(declaration, apart)
-    if any(pieces.is_symbol(name) for name in module.micro_kernels):
+    of_pieces = any(map(pieces.is_symbol, module.micro_kernels))
+    of_bytes = any(map(byte_tiles.is_symbol, module.micro_kernels))
+    if of_bytes:
+        apart.append(byte_tiles.shared_text(level))
+    if of_pieces:
         apart.append(pieces.shared_text())
-        helpers.append(pieces.TEXT)
         helpers += map(cutting.cut_text, sorted(module.cut_columns))
+    if of_pieces or (of_bytes and level == "v4"):
+        apart.append(pieces.tiles_text())
+        helpers.append(pieces.TEXT)
     text = "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
     return text + AS_WRITTEN + "\n\n".join(apart) + "\n" if apart else text
 

@@ -49,16 +49,17 @@ takes 1.65 times as long without these (an address makes eight). Where none does
 nothing."""
 LINE = 64
 _FEATURES = 'nounwind "target-features"="+amx-tile,+amx-bf16"'
-TEXT = """@sf.uses_tiles = internal global i32 0, align 4
+TEXT = """@sf.units = internal global i32 0, align 4
 
 declare void @sf.pieces.begin() nounwind
 declare void @sf.pieces.end() nounwind
 
-define void @sf_use_tiles(i32 %on) nounwind {
-  store i32 %on, ptr @sf.uses_tiles, align 4
+define void @sf_use_units(i32 %units) nounwind {
+  store i32 %units, ptr @sf.units, align 4
   ret void
 }"""
-"""What a module has of it that may be improved: whoever loads it says whether tiles may be used."""
+"""What a module has of it that may be improved: whoever loads it says which of `plan.UNITS` may be
+used."""
 
 
 def symbol(columns: int, placed: bool) -> str:
@@ -69,23 +70,18 @@ def is_symbol(name: str) -> bool:
     return name.startswith("sf.pieces.")
 
 
-def shared_text() -> str:
-    """What the micro-kernels of all widths share: a configuration of eight tiles of 16 rows of 64
-    bytes, and cutting rows."""
+def tiles_text() -> str:
+    """What all micro-kernels that use AMX share: a configuration of eight tiles of 16 rows of 64
+    bytes."""
     sizes = ", ".join(["i8 1", *["i8 0"] * 15, *["i8 64", "i8 0"] * 8, *["i8 0"] * 16])
     sizes += ", " + ", ".join(["i8 16"] * 8 + ["i8 0"] * 8)
     return f"""
 @sf.pieces.tiles = internal constant [64 x i8] [{sizes}], align 64
 declare void @llvm.x86.ldtilecfg(ptr)
 declare void @llvm.x86.tilerelease()
-declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare void @llvm.x86.tilezero(i8 immarg)
 declare void @llvm.x86.tileloadd64(i8 immarg, ptr, i64)
 declare void @llvm.x86.tilestored64(i8 immarg, ptr, i64)
-declare void @llvm.x86.tdpbf16ps(i8 immarg, i8 immarg, i8 immarg)
-declare {FLOATS} @llvm.masked.load.v16f32.p0(ptr, <16 x i1>, {FLOATS})
-declare {HALVES} @llvm.umin.v32i16({HALVES}, {HALVES})
-declare {HALVES} @llvm.umax.v32i16({HALVES}, {HALVES})
 define void @sf.pieces.begin() {_FEATURES} {{
   call void @llvm.x86.ldtilecfg(ptr @sf.pieces.tiles)
   ret void
@@ -94,7 +90,17 @@ define void @sf.pieces.begin() {_FEATURES} {{
 define void @sf.pieces.end() {_FEATURES} {{
   call void @llvm.x86.tilerelease()
   ret void
-}}
+}}"""
+
+
+def shared_text() -> str:
+    """What the micro-kernels of all widths share: cutting rows."""
+    return f"""
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+declare void @llvm.x86.tdpbf16ps(i8 immarg, i8 immarg, i8 immarg)
+declare {FLOATS} @llvm.masked.load.v16f32.p0(ptr, <16 x i1>, {FLOATS})
+declare {HALVES} @llvm.umin.v32i16({HALVES}, {HALVES})
+declare {HALVES} @llvm.umax.v32i16({HALVES}, {HALVES})
 
 {rows_text()}"""
 

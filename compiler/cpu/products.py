@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from stagefuse.compiler.byte_operands import is_byte
 from stagefuse.compiler.kernel_ir import For, Kernel, TileProduct
-from stagefuse.compiler.plan import CUT_ROWS
+from stagefuse.compiler.plan import CUT_ROWS, UNITS
 from stagefuse.dsl.dims import Expr, const, floordiv, mod
+from stagefuse.dsl.dtypes import I32
 
-from . import cutting, pieces, scalars
+from . import byte_tiles, cutting, pieces, scalars
 from .bodies import walk, written_buffers
 from .dots import dots_text
 from .dots import symbol as dots_symbol
@@ -14,7 +16,17 @@ from .fetch import FetchWriter
 from .ir import Value
 from .memory import Memory
 from .module import Module
-from .scratch import SCRATCH_ALIGN, Cache, Source, caches_of, keeps, padded, places_of, source_of
+from .scratch import (
+    SCRATCH_ALIGN,
+    Cache,
+    Source,
+    byte_columns,
+    caches_of,
+    keeps,
+    padded,
+    places_of,
+    source_of,
+)
 from .tile import TileShape, tile_text
 
 
@@ -35,10 +47,15 @@ class ProductWriter(FetchWriter):
         self.caches: dict[Source, tuple[Cache, Value]] = {}
         self.cut: dict[Source, Value] = {}  # what was cut before the kernel runs
         self.has_tiles: Value | None = None
+        self.units: Value | None = None
+        self.room: Value | None = None  # scratch of products of bytes
         self.is_first: Value | None = None
 
     def _tile(self, s: TileProduct) -> None:
         dst, a, panel = self.memory[s.dst], self.memory[s.a], self.memory[s.panel]
+        if is_byte(a.dtype):
+            self._bytes(s)
+            return
         if {dst.dtype, a.dtype, panel.dtype} != {dst.dtype} or dst.dtype.bits < 32:
             raise TypeError("a tile product takes f32 or f64 throughout")
         if s.panel_col is not None and s.panel_col != const(1):
@@ -78,6 +95,29 @@ class ProductWriter(FetchWriter):
             f" {place(a, s.a_offset)}, {number(s.a_row)}, {number(s.a_col)},"
             f" {place(panel, s.panel_offset)}, {number(s.panel_row or const(0))}, ptr {table},"
             f" {number(s.rows)}, {number(s.depth)}, {number(width)}, i1 {int(s.accumulate)})"
+        )
+
+    def _bytes(self, s: TileProduct) -> None:
+        """A product of 8-bit integers."""
+        dst, a, panel = self.memory[s.dst], self.memory[s.a], self.memory[s.panel]
+        whole = s.a_col == const(1) and s.panel_col in (None, const(1))
+        whole = whole and s.mr % byte_tiles.SLAB == 0
+        integers = is_byte(panel.dtype) and a.dtype.is_int and panel.dtype.is_int
+        if not whole or not integers or dst.dtype != I32 or self.room is None:
+            raise TypeError("a product of bytes is of integers, in whole lines, into i32")
+        left, right = ("s" if d.kind == "int" else "u" for d in (a.dtype, panel.dtype))
+        product = byte_tiles.ByteProduct(left, right, s.nr, rows_of(s))
+        if product.symbol not in self.module.micro_kernels:
+            self.module.micro_kernels.update(product.texts(self.module.level))
+        place, number = self._place, self._number
+        table = self.places[s.panel_place, s.depth].text if s.panel_place else "null"
+        units = "0" if self.units is None else self.units.text
+        self.code.line(
+            f"call void @{product.symbol}({place(dst, s.dst_offset)}, {number(s.dst_row)},"
+            f" {place(a, s.a_offset)}, {number(s.a_row)}, {place(panel, s.panel_offset)},"
+            f" {number(s.panel_row or const(0))}, ptr {table}, {number(s.rows)},"
+            f" {number(s.depth)}, {number(s.width or const(s.nr))}, i1 {int(s.accumulate)},"
+            f" ptr {self.room.text}, i32 {units})"
         )
 
     def _dots(self, s: TileProduct, step: Expr) -> None:
@@ -140,6 +180,13 @@ class ProductWriter(FetchWriter):
         self._loop(zero, self.index(count), [], body, [], {"k"}, True, True)
 
     def _open(self) -> None:
+        """Has ready what products need from the first range of a step on."""
+        if columns := byte_columns(self.kernel):
+            self.room = self._scratch(padded(const(byte_tiles.room(columns))))
+        self._note_first()
+        self._open_tiles()
+
+    def _note_first(self) -> None:
         """Notes whether this is the thread's first range of a step: the first word of its scratch
         is then 0. What is kept there from range to range is made in the first one."""
         if not keeps(self.kernel):
@@ -148,28 +195,27 @@ class ProductWriter(FetchWriter):
         seen = self.code.emit(f"load i64, ptr {mark.text}, align 8", "i64")
         self.code.line(f"store i64 1, ptr {mark.text}, align 8")
         self.is_first = seen.compare("eq", 0)
-        self._open_caches()
 
     # products of pieces
 
-    def _open_caches(self) -> None:
+    def _open_tiles(self) -> None:
         """Has the thread's tiles ready and, at first, its caches empty."""
         found = caches_of(self.kernel) if self.module.level == "v4" else {}
-        if not found:
+        if not found and (self.room is None or self.module.level != "v4"):
             return
         code = self.code
         self.caches = {key: (cache, self._scratch(cache.size)) for key, cache in found.items()}
         slot = len(self.kernel.buffers) + len(self.kernel.dims)
         for number, key in enumerate(k for k, cache in found.items() if cache.rows is not None):
             self.cut[key] = self._slot(code.value("%args", "ptr"), slot + number, "ptr")
-        on = code.emit("load i32, ptr @sf.uses_tiles, align 4", "i32").compare("ne", 0)
+        self.units = code.emit("load i32, ptr @sf.units, align 4", "i32")
+        on = code.pure(f"and i32 {self.units.text}, {UNITS['tiles']}", "i32").compare("ne", 0)
         self.has_tiles = on
-        assert self.is_first is not None
         begin, clear, after = code.label("tiles"), code.label("clear"), code.label("ready")
         code.branch_if(on, begin, after)
         code.start(begin)
         code.line("call void @sf.pieces.begin()")
-        code.branch_if(self.is_first, clear, after)
+        code.branch_if(self.is_first or code.const(0, "i1"), clear, after)
         code.start(clear)
         for _, place in self.caches.values():
             code.line(

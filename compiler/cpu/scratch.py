@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from stagefuse.compiler.byte_operands import is_byte
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Buffer,
@@ -17,7 +18,7 @@ from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum
 from stagefuse.dsl.dtypes import F32, DType
 from stagefuse.dsl.frozen import frozen
 
-from . import cutting, pieces
+from . import byte_tiles, cutting, pieces
 from .bodies import walk, written_buffers
 
 SCRATCH_ALIGN = 64
@@ -31,9 +32,19 @@ def scratch_bytes(kernel: Kernel) -> Expr:
     total = const(SCRATCH_ALIGN if keeps(kernel) else 0)
     for cache in caches_of(kernel).values():
         total = total + cache.size
+    if columns := byte_columns(kernel):
+        total = total + padded(const(byte_tiles.room(columns)))
     for size in _scratch_sizes(kernel.body):
         total = total + size
     return total
+
+
+def byte_columns(kernel: Kernel) -> int:
+    """The columns of the widest panel of products of bytes, 0 if there are none."""
+    dtypes = {b.name: b.dtype for b in kernel.buffers}
+    dtypes.update((s.name, s.dtype) for s in walk(kernel.body) if isinstance(s, Alloc))
+    products = (s for s in walk(kernel.body) if isinstance(s, TileProduct))
+    return max((s.nr for s in products if is_byte(dtypes[s.a])), default=0)
 
 
 def keeps(kernel: Kernel) -> bool:

@@ -12,7 +12,7 @@ import re
 from stagefuse.dsl.frozen import frozen
 
 REGISTERS = {"v3": (16, 32), "v4": (32, 64)}  # vector registers, bytes of each
-WIDTH = {"float": 4, "double": 8}
+WIDTH = {"float": 4, "double": 8, "i32": 4}
 MOST_VECTORS = {"v3": 2, "v4": 3}
 """Vectors a row of the tile, where there are rows enough. On AVX2, 6 x 16 read one line of the
 panel for each step of the sum, 4 x 24 two: 1.2 times as fast on Zen 3."""
@@ -21,7 +21,19 @@ LINE, AHEAD = 64, 48
 that is fetched: what the reordering of instructions reaches, some 13 rows, does not cover the time
 that a line takes from the third-level cache. With 8 rows of the left matrix and 4 MB of panels it
 saves a fifth, and where panels are in the first-level cache it costs nothing that can be seen."""
-SUFFIX = {"float": "f32", "double": "f64"}
+SUFFIX = {"float": "f32", "double": "f64", "i32": "i32"}
+UNITS = {"quads.us": "+avx512vnni", "quads.su": "+avx512vnni", "pairs": ""}
+"""How 4 bytes of a row are multiplied by those of each column of a panel, and their products added
+to an i32; and what else that takes of a processor. They are two integers of 16 bits, or four of 8,
+of which the row's or the column's are unsigned."""
+
+PAIRS = {
+    4: "llvm.x86.sse2.pmadd.wd",
+    8: "llvm.x86.avx2.pmadd.wd",
+    16: "llvm.x86.avx512.pmaddw.d.512",
+}
+QUADS = {lanes: f"llvm.x86.avx512.vpdpbusd.{32 * lanes}" for lanes in (4, 8, 16)}
+"""The instructions of those units, by lanes of a vector."""
 
 
 @frozen
@@ -30,18 +42,21 @@ class TileShape:
 
     `rows`: where the rows of a panel lie. They are "packed", one after the other; or in equal
     "steps", the last one at the end of its buffer perhaps; or at "places" from a table. `tails`:
-    whether fewer columns may be wanted than a panel has.
+    whether fewer columns may be wanted than a panel has. `unit`: of elements that are several
+    integers, what multiplies them.
     """
 
     element: str
     columns: int
     rows: str = "packed"
     tails: bool = True
+    unit: str = ""
 
     @property
     def symbol(self) -> str:
         whole = "" if self.tails else ".whole"
-        return f"sf.tile.{SUFFIX[self.element]}.{self.columns}.{self.rows}{whole}"
+        element = self.unit or SUFFIX[self.element]
+        return f"sf.tile.{element}.{self.columns}.{self.rows}{whole}"
 
 
 def lanes_of(element: str, columns: int, level: str) -> int:
@@ -90,7 +105,7 @@ def tile_text(shape: TileShape, level: str) -> str:
         f"define void @{shape.symbol}(ptr noalias %dst, i64 %dst_row, ptr readonly %a,"
         " i64 %a_row, i64 %a_col, ptr noalias readonly %panel, i64 %step,"
         " ptr noalias readonly %places, i64 %rows, i64 %depth, i64 %width, i1 %add)"
-        " noinline noduplicate nounwind {",
+        f" noinline noduplicate nounwind{_features(shape)} {{",
         "entry:",
         "  %any = icmp sgt i64 %rows, 0",
         "  br i1 %any, label %divide, label %return",
@@ -121,6 +136,11 @@ def tile_text(shape: TileShape, level: str) -> str:
         "  br i1 %more, label %second, label %return",
     ]
     return "\n".join([*out, "return:", "  ret void", "}"])
+
+
+def _features(shape: TileShape) -> str:
+    wanted = UNITS.get(shape.unit)
+    return f' "target-features"="{wanted}"' if wanted else ""
 
 
 def declaration(text: str) -> str:
@@ -368,8 +388,35 @@ def _multiply_add(s: _Stretch) -> list[str]:
             f" <{s.lanes} x i32> zeroinitializer",
         ]
         for c in range(s.wide):
-            out.append(
-                f"  %{t}n{r}_{c} = call {vector} @llvm.fma.{s.suffix}({vector} %{t}v{r},"
-                f" {vector} %{t}b{c}, {vector} %{t}s{r}_{c})"
-            )
+            out += _multiply_vector(s, r, c)
     return out
+
+
+def _multiply_vector(s: _Stretch, r: int, c: int) -> list[str]:
+    """Adds the product of row r's element by a vector of the panel to their sum."""
+    t, vector, unit = s.prefix, s.vector, s.shape.unit
+    left, right, total, new = f"%{t}v{r}", f"%{t}b{c}", f"%{t}s{r}_{c}", f"%{t}n{r}_{c}"
+    if not unit:
+        return [
+            f"  {new} = call {vector} @llvm.fma.{s.suffix}({vector} {left}, {vector} {right},"
+            f" {vector} {total})"
+        ]
+    lanes = s.lanes * (2 if unit == "pairs" else 4)
+    small = f"<{lanes} x i{16 if unit == 'pairs' else 8}>"
+    x, y = (left, right) if unit != "quads.su" else (right, left)
+    out = [
+        f"  {new}x = bitcast {vector} {x} to {small}",
+        f"  {new}y = bitcast {vector} {y} to {small}",
+    ]
+    if unit == "pairs":
+        name = PAIRS[s.lanes]
+        return [
+            *out,
+            f"  {new}p = call {vector} @{name}({small} {new}x, {small} {new}y)",
+            f"  {new} = add {vector} {new}p, {total}",
+        ]
+    return [
+        *out,
+        f"  {new} = call {vector} @{QUADS[s.lanes]}({vector} {total}, {small} {new}x,"
+        f" {small} {new}y)",
+    ]

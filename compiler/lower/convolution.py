@@ -7,8 +7,6 @@ source whose rows are adjacent anyway is read where it lies.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
 from ..filtering import filtering_of
@@ -29,8 +27,8 @@ from .values import Lowering
 
 STRETCH = 480
 """Columns of a step where any number will do: ten panels of 48, five vectors of AVX-512 in six."""
-BAND = 32
-"""Rows of the other matrix that few rows take at a time."""
+BAND, BYTE_BAND = 32, 256
+"""Rows of the other matrix that few rows take at a time; the same of 8 bits."""
 HIGH = 64
 """Rows that an image is taken to have where that is not known."""
 
@@ -51,7 +49,7 @@ def lower_product(low: Lowering) -> Parallel:
     few = low.group.thin or (most is not None and most <= FEW_ROWS)
     alone = low.group.packs[p.operands[1]].members == {p.operands[1].node}
     alone = alone or (low.group.thin and is_converted(low, p))
-    if few and alone and source.dtype == p.dtype and step is not None:
+    if few and alone and source.dtype == p.stored and step is not None:
         return _Direct(low, p, windows, step).lower()
     filtering = filtering_of(low.graph, p.ref.node) if len(p.operands) > 2 else None
     if filtering is not None:
@@ -71,7 +69,8 @@ class _Direct(Stretches):
         self.step = step
         self.columns = product_of([a.size for a in windows.axes])
         self.width = panel_width(self.columns)
-        self.p = replace(p, row_tile=low.schedule.row_tile[self.width])
+        self.p = p.tiled(low, self.width)
+        self.band = BYTE_BAND if p.of_bytes else BAND
         most = low.facts.bounds(p.rows)[1]
         self.converts = is_converted(low, p)
         in_bands = most is None or most <= self.p.row_tile or most > FEW_ROWS
@@ -94,7 +93,7 @@ class _Direct(Stretches):
         step, left = self.step, low.buffer(p.operands[0], "in")
         if self.converts:
             name, base, step = low.name("band"), -first, const(stretch)
-            low.emit(Alloc(name, p.dtype, (const(BAND), step)))
+            low.emit(Alloc(name, p.dtype, (const(self.band), step)))
         else:
             name = low.buffer(self.windows.source, "in").name
         tile = self.tile(panels if self.is_thin else 1)
@@ -124,7 +123,7 @@ class _Direct(Stretches):
             store(const(0), start, rows, column, wanted)
 
         def band(begin: Expr, adds: bool) -> None:
-            depth = minimum(p.depth - begin, const(BAND), low.facts)
+            depth = minimum(p.depth - begin, const(self.band), low.facts)
             if self.converts:
                 self.convert(name, begin, depth, first, count)
             self.tiles_of(
@@ -133,8 +132,8 @@ class _Direct(Stretches):
 
         if self.is_thin:
             band(const(0), False)
-            bands = floordiv(p.depth + (BAND - 1), BAND, low.facts)
-            low.loop("kb", const(1), bands, lambda: band(sym("kb") * BAND, True))
+            bands = floordiv(p.depth + (self.band - 1), self.band, low.facts)
+            low.loop("kb", const(1), bands, lambda: band(sym("kb") * self.band, True))
             self.tiles_of(count, lambda s, r, c, w: store(sym("p"), s, r, c, w))
         else:
             self.tiles_of(count, whole)
@@ -168,10 +167,10 @@ class _Striped(Stretches):
 
     def __init__(self, low: Lowering, p: Product, windows: Windows) -> None:
         super().__init__(low, p, windows)
-        self.stripe = stripe = Stripe(low, windows, p.dtype)
+        self.stripe = stripe = Stripe(low, windows, p.stored)
         self.wide, self.pitch = stripe.columns(*self._most())
         self.rows, self.width, self.tiles = self._choice()
-        self.p = replace(p, row_tile=low.schedule.row_tile[self.width])
+        self.p = p.tiled(low, self.width)
         stripe.shape(self.rows, self.wide, self.pitch, self.width)
 
     def _most(self) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def holds_codes(low: Lowering, p: Product) -> bool:
 
 def panel_scratch(low: Lowering, p: Product, count: Expr, depth: Expr) -> str:
     name = low.name("panels")
-    low.emit(Alloc(name, p.dtype, (count, depth, const(p.panel))))
+    low.emit(Alloc(name, p.stored, (count, depth, const(p.panel))))
     return name
 
 
@@ -45,7 +45,7 @@ def pack(low: Lowering, p: Product, scratch: str, panel: Expr, place: Expr, piec
     spot = (Index(place), Index(sym("k")))
 
     def put(value: Value, column: Expr) -> None:
-        low.emit(Store(scratch, (*spot, Index(column)), as_dtype(value, p.dtype)))
+        low.emit(Store(scratch, (*spot, Index(column)), as_dtype(value, p.stored.compute)))
 
     def element(column: Expr) -> None:
         here = dict(zip(view.symbols, map(Index, (*lead, column)), strict=True))
@@ -57,7 +57,7 @@ def pack(low: Lowering, p: Product, scratch: str, panel: Expr, place: Expr, piec
         return [g.substitute(at, low.facts) for g in guards]
 
     def one_k() -> None:
-        zero = Const(0.0, p.dtype)
+        zero = Const(0 if p.stored.is_int else 0.0, p.stored.compute)
         start = const(0) if guards else p.width(panel)
         if start != const(p.panel):
             low.loop("c", start, const(p.panel), lambda: put(zero, sym("c")), vector=True)

@@ -9,6 +9,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.frozen import frozen
 
+from ..byte_operands import is_byte
 from ..graph import Contract, Ref, View, flatten_index, split_index
 from ..kernel_ir import Alloc, Index, Load, Store, TileProduct, Value
 from ..steps import lines_of
@@ -20,12 +21,13 @@ from .values import Lowering
 
 @frozen
 class _Product:
-    """A product and its sizes."""
+    """A product and its sizes; `stored`: what its panels are of."""
 
     ref: Ref
     primitive: Contract
     domain: tuple[Expr, ...]
     dtype: DType
+    stored: DType
     rows: Expr
     columns: Expr
     panels: Expr
@@ -39,6 +41,17 @@ class _Product:
     @property
     def depth(self) -> Expr:
         return self.primitive.depth
+
+    @property
+    def of_bytes(self) -> bool:
+        """Whether its operands are of 8 bits."""
+        return is_byte(self.stored)
+
+    def tiled(self, low: Lowering, width: int) -> _Product:
+        """The same with the tiles of panels of a width."""
+        schedule = low.schedule
+        rows = schedule.byte_rows if self.of_bytes else schedule.row_tile[width]
+        return replace(self, row_tile=rows)
 
     def width(self, panel: Expr) -> Expr:
         """The columns of a panel; fewer in the last, unless they are known to come out even."""
@@ -83,12 +96,13 @@ def _product(low: Lowering, anchor: int | None) -> _Product:
     assert isinstance(primitive, Contract)
     domain = node.type.shape
     columns = product_of([domain[a] for a in primitive.columns])
-    return _Product(
-        Ref(anchor), primitive, domain, node.type.dtype,
+    stored = low.graph.type(node.operands[1]).dtype
+    found = _Product(
+        Ref(anchor), primitive, domain, node.type.dtype, stored,
         product_of([domain[a] for a in primitive.rows]), columns,
-        floordiv(columns + (primitive.panel - 1), primitive.panel, low.facts),
-        low.schedule.row_tile[primitive.panel], node.operands,
+        floordiv(columns + (primitive.panel - 1), primitive.panel, low.facts), 0, node.operands,
     )  # fmt: skip
+    return found.tiled(low, primitive.panel)
 
 
 @frozen
@@ -148,7 +162,8 @@ class _Blocks:
 
     def __init__(self, low: Lowering, p: _Product) -> None:
         self.low, self.p = low, p
-        packs = p.operands[1] in low.group.packs
+        self.lines = lying(low, p) if p.of_bytes and p.operands[1] in low.group.packs else None
+        packs = p.operands[1] in low.group.packs and self.lines is None
         tiles, self.whole = _blocking(low, p, packs)
         self.deep = not self.whole and not packs
         block = p.row_tile * tiles
@@ -219,7 +234,9 @@ class _Blocks:
 
     def multiply(self, start: Expr, count: Expr, piece: _Depth) -> None:
         low, p = self.low, self.p
-        panels = _Panels(self.scratch, -sym("p")) if self.scratch else _stored_panels(low, p)
+        panels = self.lines or (
+            _Panels(self.scratch, -sym("p")) if self.scratch else _stored_panels(low, p)
+        )
         target = (self.tile, self.place * (p.row_tile * p.panel), const(p.panel))
         _emit_product(low, p, target, self.matrix, panels, start, count, piece=piece)
 
@@ -267,6 +284,8 @@ class _Blocks:
 def _blocking(low: Lowering, p: _Product, packs: bool) -> tuple[int, bool]:
     """Tiles down that a step computes, and whether over the whole depth at once."""
     schedule, depth = low.schedule, p.depth.as_int()
+    if p.of_bytes:
+        return 1, True  # the micro-kernel has stretches of its own
     if depth is not None and not packs:
         row_bytes = p.row_tile * max(1, depth) * p.dtype.itemsize
         tiles = min(schedule.tiles_per_block, schedule.block_bytes // row_bytes)

@@ -116,7 +116,7 @@ class Stripe:
         def element(where: Expr) -> None:
             indices = [at.get(n, e) for n, e in enumerate(windows.indices)]
             value = low.value(source, tuple(map(Index, indices)), ())
-            low.emit(Store(self.name, (Index(where),), as_dtype(value, self.dtype)))
+            low.emit(Store(self.name, (Index(where),), as_dtype(value, self.dtype.compute)))
 
         def line(phase: Expr, row: Expr) -> None:
             along = self.along
@@ -161,7 +161,8 @@ class Stripe:
     def _clear(self, first: Expr, size: Expr, around: float) -> None:
         """Stores `around` in a stretch of the stripe."""
         low, place = self.low, (Index(first + sym("z")),)
-        store = Store(self.name, place, Const(around, self.dtype))
+        zero = int(around) if self.dtype.is_int else around
+        store = Store(self.name, place, Const(zero, self.dtype.compute))
         low.loop("z", const(0), size, lambda: low.emit(store), vector=True)
 
     def _clear_rows(self, first: Expr, rows: Expr, seen: Expr, around: float) -> None:

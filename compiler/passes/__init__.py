@@ -25,6 +25,7 @@ def discovered() -> dict[str, type[Pass]]:
 def pipeline_of(
     load: Callable[[str, str], Any],
     narrow: bool = False,
+    integers: bool = False,
     channels_last: bool = False,
     shorten_sorts: bool = False,
     filters: bool = True,
@@ -32,6 +33,7 @@ def pipeline_of(
 ) -> tuple[Pass, ...]:
     """The passes from the checked program's graph to the one that is fused, in order; with
     `narrow`, to one whose kernels convert what weights are stored in as they read it; with
+    `integers`, to one whose products may be of 8-bit integers on a CPU; with
     `channels_last`, to one whose images lie as kernels for GPUs want them, with `shorten_sorts`, to
     one whose sorts have as many rows as GPUs want, with `filters`, to one whose convolutions
     have what the CPU's filter by, and with `single_queries`, to one whose attention of a single
@@ -54,7 +56,7 @@ def pipeline_of(
         *((ShortenSorts(),) if shorten_sorts else ()),
         JoinProducts(),
         AlignRows(single_queries),
-        FindProducts(not channels_last, narrow, single_queries, load),
+        FindProducts(not channels_last, narrow, integers, single_queries, load),
         *((ChannelsLast(),) if channels_last else ()),
         FoldConstants(load, narrow),
         *((MinimalFilters(load),) if filters else ()),

@@ -22,7 +22,8 @@ class FindProducts(Pass):
     Both at once: a product's operands are in place only where the views around them are folded,
     and the views that pack its panels fold into those of the weights. With `few_places`, a
     convolution of few places has them as rows. With `narrow`, a product of 8-bit operands is one
-    of these as they are stored; `load` reads weights. With `single_queries`, sums of attention that
+    of these as they are stored, for GPUs; with `integers`, one of 8-bit integers is, for a CPU.
+    `load` reads weights. With `single_queries`, sums of attention that
     are a row times a matrix are products too.
     """
 
@@ -30,12 +31,18 @@ class FindProducts(Pass):
     establishes: ClassVar[tuple[str, ...]] = ("views-folded", "products-found")
     few_places: bool = True
     narrow: bool = False
+    integers: bool = False
     single_queries: bool = False
     load: Load | None = field(default=None, repr=False)
 
     def run(self, graph: Graph) -> Graph:
         finder = None
-        if self.narrow:
-            finder = partial(product_of_bytes, load=self.load, convolves=not self.few_places)
+        if self.narrow or self.integers:
+            finder = partial(
+                product_of_bytes,
+                load=self.load,
+                convolves=not self.few_places,
+                on_cpu=not self.narrow,
+            )
         single = single_query_sums(graph) if self.single_queries else frozenset[int]()
         return rebuild(graph, Rules(self.few_places, finder), single)

@@ -20,7 +20,7 @@ from stagefuse.dsl.dtypes import F32
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
-from stagefuse.runtime.native import may_use_tiles
+from stagefuse.runtime.native import may_use_tiles, units
 from stagefuse.runtime.pieces import Pieces
 
 from .graph_run import graph_of, native
@@ -60,11 +60,11 @@ def compiled(depth: int | None = None, batch: bool = False, threads: int = 1) ->
 def vectors(pipe: CpuPipeline, x: Array, y: Array) -> Array:
     """What the pipeline gives without tiles."""
     assert pipe._code is not None
-    pipe._code._object.use_tiles(False)
+    pipe._code._object.use_units(0)
     try:
         return np.asarray(pipe(x=x, y=y))
     finally:
-        pipe._code._object.use_tiles(True)
+        pipe._code._object.use_units(units())
 
 
 def matrices(rng: np.random.Generator, m: int, k: int, n: int) -> tuple[Array, Array]:

@@ -1,0 +1,156 @@
+"""Products of 8-bit integers on the CPU: exact, whatever the signs, shapes and instructions."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import stagefuse
+from stagefuse.compiler import stages
+from stagefuse.compiler.kernel_ir import Buffer, Kernel, TileProduct
+from stagefuse.compiler.plan import UNITS
+from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
+from stagefuse.dsl.dtypes import I8, I32, U8
+from stagefuse.runtime import native
+
+from .cpu_run import LEVELS, Compiled
+
+Array = np.ndarray
+SIGNS = [(I8, I8), (I8, U8), (U8, I8), (U8, U8)]
+SIZES = [
+    (1, 1, 1), (1, 300, 17), (3, 5, 48), (15, 64, 16), (16, 63, 47), (33, 65, 1), (40, 1025, 31),
+    (64, 513, 48), (65, 2049, 3), (5, 0, 4),
+]  # fmt: skip
+VNNI = UNITS["quads"]
+
+
+def some(rng: np.random.Generator, dtype: object, *shape: int) -> Array:
+    """All values, the extremes often."""
+    kind = np.iinfo(np.int8 if dtype == I8 else np.uint8)
+    found = rng.integers(kind.min, kind.max + 1, shape)
+    ends = rng.choice([kind.min, kind.max], shape)
+    return np.where(rng.random(shape) < 0.3, ends, found).astype(kind.dtype)
+
+
+def product(left: Array, right: Array) -> Array:
+    """As i32 has it, which wraps."""
+    return (left.astype(np.int64) @ right.astype(np.int64)).astype(np.int32)
+
+
+def units_of(level: str) -> list[int]:
+    """What the code of a level may be run with here."""
+    here = native.units()
+    return sorted({0, here & VNNI, here}) if level == "v4" else [0]
+
+
+def kernel(left: object, right: object, rows: str) -> Kernel:
+    """A product by a panel of 48 columns: packed, in steps, or where a window's rows lie."""
+    m, k, n = sym("M"), sym("K"), sym("N")
+    where: dict[str, Expr] = {}
+    if rows == "steps":
+        where = {"panel_row": const(101), "panel_col": const(1)}
+    elif rows == "places":
+        where = {"panel_place": floordiv(sym("k"), 2) + mod(sym("k"), const(2)) * 50}
+    return Kernel(
+        f"{left}.{right}.{rows}",
+        (Buffer("a", left, (m, k), "in"), Buffer("p", right, (k * 101 + 150,), "in"),
+         Buffer("y", I32, (m + 31, const(48)), "inout")),
+        ("K", "M", "N"), (),
+        (TileProduct("y", const(0), const(48), "a", const(0), k, const(1), "p", const(1), m, k,
+                     1024, 48, rows == "packed", n, **where),),
+    )  # fmt: skip
+
+
+@cache
+def compiled(level: str) -> Compiled:
+    return Compiled([kernel(*s, rows) for s in SIGNS for rows in ROWS], level)
+
+
+ROWS = ("packed", "steps", "places")
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_panels_wherever_their_rows_lie(rng: np.random.Generator, level: str, rows: str) -> None:
+    code = compiled(level)
+    for units in units_of(level):
+        code.native.use_units(units)
+        for left, right in SIGNS:
+            for m, k, n in SIZES:
+                n = min(n, 48)
+                a, p = some(rng, left, m, k), some(rng, right, k * 101 + 150)
+                y = rng.integers(-(2**31), 2**31, (m + 31, 48)).astype(np.int32)
+                at = np.arange(k)[:, None]
+                row = {"packed": at * 48, "steps": at * 101, "places": at // 2 + at % 2 * 50}
+                panel = p[1 + row[rows] + np.arange(n)]
+                wanted = product(a, panel)
+                if rows == "packed":
+                    wanted = wanted + y[:m, :n]
+                code(f"{left}.{right}.{rows}", [a, p, y], {"K": k, "M": m, "N": n})
+                np.testing.assert_array_equal(y[:m, :n], wanted)
+
+
+PLAIN = """
+pipeline plain(a: {0}[M, K], b: {1}[K, N]) -> i32[M, N]:
+    i32(a) @ i32(b)
+
+pipeline batch(a: {0}[B, M, 65], b: {1}[B, N, 65]) -> i32[B, M, N]:
+    i32(a) @ transpose(i32(b), [0, 2, 1])
+"""
+
+
+@pytest.mark.parametrize(("left", "right"), SIGNS)
+def test_products_of_inputs(rng: np.random.Generator, left: object, right: object) -> None:
+    source = PLAIN.format(left, right)
+    plain = stagefuse.compile(source, pipeline="plain", threads=2)
+    for m, k, n in [*SIZES, (300, 130, 500), (530, 70, 53), (7, 600, 1000)]:
+        a, b = some(rng, left, m, k), some(rng, right, k, n)
+        np.testing.assert_array_equal(plain(a=a, b=b), product(a, b))
+    batch = stagefuse.compile(source, pipeline="batch", threads=2)
+    for m, n in ((1, 1), (40, 53), (300, 49)):
+        a, b = some(rng, left, 3, m, 65), some(rng, right, 3, n, 65)
+        np.testing.assert_array_equal(batch(a=a, b=b), product(a, b.transpose(0, 2, 1)))
+
+
+def test_sums_that_wrap(rng: np.random.Generator) -> None:
+    plain = stagefuse.compile(PLAIN.format("u8", "u8"), pipeline="plain")
+    a, b = np.full((17, 70_001), 255, np.uint8), np.full((70_001, 20), 254, np.uint8)
+    np.testing.assert_array_equal(plain(a=a, b=b), product(a, b))
+
+
+QUANTISED = """
+weights w = "w.npz"
+
+pipeline linear(x: u8[M, {0}], scale: f32[], zero: u8[]) -> f32[M, {1}]:
+    codes = f32(i32(w.matrix) - i32(w.zero)) * w.scale
+    (f32(i32(x) - i32(zero)) * scale) @ codes
+"""
+
+
+@pytest.mark.parametrize(("depth", "columns"), [(64, 48), (301, 50), (1100, 7)])
+def test_what_is_quantised(
+    rng: np.random.Generator, tmp_path: Path, depth: int, columns: int
+) -> None:
+    """The sums are exact: only scales round, a conversion and three factors."""
+    stored = {
+        "matrix": some(rng, I8, depth, columns),
+        "zero": rng.integers(-20, 20, columns).astype(np.int8),
+        "scale": rng.uniform(0.001, 0.1, columns).astype(np.float32),
+    }
+    path = tmp_path / "linear.pipe"
+    path.write_text(QUANTISED.format(depth, columns))
+    pipe = stagefuse.compile(path, weights={"w": stored})
+    scale, zero = np.float32(0.037), np.uint8(131)
+    for m in (1, 40, 300):
+        x = some(rng, U8, m, depth)
+        found = pipe(x=x, scale=scale, zero=zero)
+        sums = (x.astype(int) - int(zero)) @ (
+            stored["matrix"].astype(int) - stored["zero"].astype(int)
+        )
+        wanted = sums * float(scale) * stored["scale"].astype(float)
+        assert np.all(np.abs(found - wanted) <= 4 * 2.0**-24 * np.abs(wanted))
+    ((_, text),) = stages.text_after(path, "kernels", {"w": stored})
+    assert "tile_product" in text and ": in u8" in text and ": in f32[301" not in text
