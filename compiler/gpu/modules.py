@@ -55,8 +55,8 @@ class Modules:
         fresh = [arch for arch in arches if entry.name not in self.entries[arch]]
         for arch in fresh:
             self.entries[arch][entry.name] = entry
-        begun = sum(p.job is not None for p in self.parts)
         for together in _by_major(fresh):
+            begun = sum(p.job is not None for p in self.parts)
             self._put(together, entry, min(FIRST << begun, PART))
 
     def _put(self, arches: tuple[str, ...], entry: Entry, most: int) -> None:
