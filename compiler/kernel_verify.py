@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, minimum, mod, sym
-from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, DType
+from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U8, DType
 from stagefuse.dsl.facts import Facts
 
 from .bounds import Bounds, size_of
@@ -46,6 +46,7 @@ from .kernel_ir import (
     Local,
     Op,
     Operand,
+    SortDigit,
     SortRow,
     Statement,
     Store,
@@ -467,9 +468,33 @@ def _sort(check: _Check, s: SortRow, scope: _Scope) -> None:
     check.symbols(scope, as_expr(s.count))
     if order.dtype != I64 or {keys.mode, order.mode} != {"scratch"}:
         check.fail(7, "a sort has scratch keys and scratch i64 order")
-    for buffer in (keys, order):
+    _large_enough(check, as_expr(s.count), (keys, order), scope)
+
+
+def _sort_digit(check: _Check, s: SortDigit, scope: _Scope) -> None:
+    keys, order = (check.buffer(scope, name) for name in (s.keys, s.order))
+    for expr in (s.count, s.shift):
+        check.symbols(scope, expr)
+    if order.dtype != I32 or {keys.mode, order.mode} != {"scratch"}:
+        check.fail(7, "a sort by a digit has scratch keys and scratch i32 order")
+    last = const(keys.dtype.bits - 7)
+    why = check.bounds.inside(s.shift, last, scope.facts, scope.guards, check._text)
+    if why is not None:
+        check.fail(7, f"{keys.dtype} has no such digit: {why}")
+    _large_enough(check, s.count, (keys, order), scope)
+    for name, dtype, size in ((s.digits, U8, s.count), (s.before, I32, const(257))):
+        made = check.buffer(scope, name) if name else None
+        if made is not None and (made.dtype != dtype or made.mode != "scratch"):
+            check.fail(7, f"`{name}` is {made.dtype}, not scratch of {dtype}")
+        if made is not None:
+            _large_enough(check, size, (made,), scope)
+
+
+def _large_enough(check: _Check, count: Expr, made: Sequence[Buffer], scope: _Scope) -> None:
+    """Scratch has so many elements."""
+    for buffer in made:
         why = check.bounds.inside(
-            as_expr(s.count), size_of(buffer.shape) + 1, scope.facts, scope.guards, check._text
+            count, size_of(buffer.shape) + 1, scope.facts, scope.guards, check._text
         )
         if why is not None:
             check.fail(7, f"`{buffer.name}` is too small: {why}")
@@ -485,6 +510,7 @@ RULES: dict[type, Rule] = {
     If: _if,
     TileProduct: _tile,
     Attend: _attend,
+    SortDigit: _sort_digit,
     SortRow: _sort,
 }
 """What each statement must satisfy."""

@@ -13,6 +13,7 @@ from stagefuse.compiler.kernel_ir import (
     Index,
     Let,
     Load,
+    SortDigit,
     SortRow,
     Statement,
     Store,
@@ -48,6 +49,8 @@ def written_buffers(body: Sequence[Statement]) -> frozenset[str]:
             found |= {s.dst, s.totals, *filter(None, [s.most])}
         elif isinstance(s, SortRow):
             found |= {s.keys, s.order}
+        elif isinstance(s, SortDigit):
+            found |= {s.keys, s.order, *filter(None, (s.digits, s.before))}
     return frozenset(found)
 
 

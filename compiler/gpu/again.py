@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stagefuse.compiler.buffers import size_of
+from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.graph import Graph, Scatter, Sort
+from stagefuse.compiler.kernel_ir import For, SortDigit, SortRow, Statement
 from stagefuse.compiler.lower import Lowered
 from stagefuse.dsl.dims import Expr, const
 
@@ -12,20 +16,27 @@ from .predict import UNLIMITED
 _COMPARED = 48
 """What an element costs at each of a sort's stages, as operations at full rate: from the 169 us
 that 4096 rows of 1024 took on an H100."""
+_DIGIT = 100
+"""What an element costs at each digit of a sort, by its instructions."""
 _POSITION = 8  # bytes
 
 
 def again(graph: Graph, lowered: Lowered, in_memory: bool) -> tuple[Expr, Expr]:
     """The operations, and the bytes from and to memory, of what is done more than once.
 
-    A sort goes over its elements once for each stage of the network, beyond shared memory if
-    `in_memory`; each range of a scatter reads all positions.
+    A sort goes over its elements once for each digit, or each stage of a network, then beyond
+    shared memory if `in_memory`; each range of a scatter reads all positions.
     """
     work, moved = const(0), const(0)
     for node in map(graph.nodes.get, lowered.nodes):
         if node is None:
             continue
         if isinstance(node.primitive, Sort):
+            statements = list(walk(lowered.kernel.body))
+            if any(isinstance(s, SortDigit) for s in statements):
+                work = work + size_of(node.type.shape) * (_digits(statements) * _DIGIT)
+            if not any(isinstance(s, SortRow) for s in statements):
+                continue
             stages = _stages(graph, node.type.shape[node.primitive.axis])
             elements = size_of(node.type.shape) * stages
             work = work + elements * _COMPARED
@@ -37,6 +48,15 @@ def again(graph: Graph, lowered: Lowered, in_memory: bool) -> tuple[Expr, Expr]:
             teams = size_of([extent for _, extent in lowered.kernel.parallel])
             moved = moved + teams * count * _POSITION
     return work, moved
+
+
+def _digits(statements: Sequence[Statement]) -> int:
+    """By how many digits a kernel sorts."""
+    times = 0
+    for s in statements:
+        if isinstance(s, For) and any(isinstance(x, SortDigit) for x in s.body):
+            times += (s.hi - s.lo).as_int() or 1
+    return times or 1
 
 
 def _stages(graph: Graph, length: Expr) -> int:

@@ -12,6 +12,7 @@ from stagefuse.compiler.kernel_ir import (
     Kernel,
     Let,
     Load,
+    SortDigit,
     SortRow,
     Statement,
     Store,
@@ -61,6 +62,8 @@ class BarrierWriter(ValueWriter):
                 writes |= {x.dst, x.totals, *filter(None, [x.most])}
             elif isinstance(x, SortRow):
                 writes |= {x.keys, x.order}
+            elif isinstance(x, SortDigit):
+                writes |= {x.keys, x.order, *filter(None, (x.digits, x.before))}
             elif isinstance(x, Store):
                 writes.add(x.buffer)
             for value in _values(x):

@@ -33,6 +33,7 @@ from .contract import (
 )
 from .emit import KernelWriter
 from .few_tiles import Thin, enough_tiles, low_rows, lower_parts, lower_sum_of_parts, thin
+from .long_sorts import sort_forms
 from .persistent import Whole
 from .scatter import lower_ranges
 from .split_scan import lower_stretch_scans, lower_stretches, splits
@@ -115,6 +116,11 @@ def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> I
         yield from _rows(graph, group, sites)
     elif group.kind == "attention":
         yield from _attentions(graph, group, sites, arches)
+    elif group.kind == "sort":
+        for kernel in sort_forms(graph, group):
+            low = SourceLowering(graph, group, sites, GPU)
+            low.sizes = kernel.facts
+            yield Draft(low, {"sort": kernel.lower}, kernel.share, kernel.part)
     else:
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
         yield Draft(SourceLowering(graph, group, sites, schedule), GPU_FORMS, const(1), "")

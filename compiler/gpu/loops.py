@@ -22,6 +22,7 @@ from stagefuse.compiler.kernel_ir import (
     Kernel,
     Let,
     Op,
+    SortDigit,
     SortRow,
     Statement,
     Store,
@@ -104,6 +105,8 @@ class LoopWriter(BarrierWriter):
             self.attend(s)
         elif isinstance(s, SortRow):
             self.sort(s)
+        elif isinstance(s, SortDigit):
+            self.sort_digit(s)
         elif not isinstance(s, Alloc):
             raise TypeError(f"unknown statement {s}")
 
@@ -117,6 +120,9 @@ class LoopWriter(BarrierWriter):
         raise NotImplementedError
 
     def sort(self, s: SortRow) -> None:
+        raise NotImplementedError
+
+    def sort_digit(self, s: SortDigit) -> None:
         raise NotImplementedError
 
     # Stores

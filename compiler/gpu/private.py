@@ -16,6 +16,7 @@ from stagefuse.compiler.kernel_ir import (
     Index,
     Let,
     Load,
+    SortDigit,
     SortRow,
     Statement,
     Store,
@@ -57,6 +58,9 @@ def accesses(body: tuple[Statement, ...], nest: Nest | None = None) -> Iterator[
             yield from (Access(n, (), None, False) for n in names if n)
         elif isinstance(s, SortRow):
             yield from (Access(n, (), None, False) for n in (s.keys, s.order))
+        elif isinstance(s, SortDigit):
+            made = (s.keys, s.order, s.digits, s.before)
+            yield from (Access(n, (), None, False) for n in made if n)
         elif isinstance(s, For) and is_warp_loop(s):
             yield from accesses(s.body, nest)
         elif isinstance(s, For):

@@ -12,12 +12,12 @@ from stagefuse.dsl.dims import as_expr, const, sym
 from stagefuse.dsl.dtypes import DType
 
 from . import scalars
-from .few_rows import FewRowsWriter
+from .digits import DigitWriter
 from .ir import Code, Value
 from .loops import Carry
 
 
-class SortWriter(FewRowsWriter):
+class SortWriter(DigitWriter):
     """The body of a kernel, as far as its sorts go."""
 
     def sort(self, s: SortRow) -> None:

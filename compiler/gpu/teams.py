@@ -20,6 +20,7 @@ from stagefuse.compiler.kernel_ir import (
     Kernel,
     Let,
     Load,
+    SortDigit,
     SortRow,
     Statement,
     Store,
@@ -154,6 +155,9 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     sorts = [s for s in statements if isinstance(s, SortRow)]
     if sorts:
         return _sorters(kernel, facts.bounds(sorts[0].count)[1])
+    digits = [s for s in statements if isinstance(s, SortDigit)]
+    if digits:
+        return _by_digits(kernel, digits[0], facts)
     attends = [s for s in statements if isinstance(s, Attend)]
     if attends:
         return Team(2 * attends[0].mr * attends[0].ways, 1)  # 16 rows a warp
@@ -193,6 +197,15 @@ def _sorters(kernel: Kernel, most: int | None) -> Team:
     while lanes < 1024 and (not kernel.parallel if most is None else most > 4 * lanes):
         lanes *= 2
     return Team(lanes, 1)
+
+
+def _by_digits(kernel: Kernel, s: SortDigit, facts: Facts) -> Team:
+    """The team of a sort by digits: up to 8 elements for a lane, all of them in registers, of which
+    half of an SM's threads have enough if elements are of 8 bytes."""
+    lanes = 256 if (facts.bounds(s.count)[1] or UNKNOWN) <= 1024 else 512
+    sizes = {x.name: x.dtype.itemsize for x in walk(kernel.body) if isinstance(x, Alloc)}
+    threads = LOADING if sizes[s.keys] < 8 else LOADING // 2
+    return Team(lanes, 1, resident=threads // lanes)
 
 
 def _rows_of_a_step(kernel: Kernel) -> int:

@@ -19,6 +19,7 @@ from ..kernel_ir import (
     Let,
     Load,
     Op,
+    SortDigit,
     SortRow,
     Statement,
     Store,
@@ -169,6 +170,8 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
             value(s.keep)
         elif isinstance(s, SortRow):
             found.add(as_expr(s.count))
+        elif isinstance(s, SortDigit):
+            found |= {s.count, s.shift}
     return found
 
 

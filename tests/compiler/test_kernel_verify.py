@@ -47,7 +47,14 @@ RIGHT = [
     "if lt.bool(index(d0), index(N - 1))\n  store out[d0 + 1] = f32(0.0)",
     "alloc row : f32[M]\nfor i in 0..M\n  store row[i] = a.f32[d0, i]\nstore out[d0] = row.f32[0]",
     "alloc k : f32[M]\nalloc o : i64[M]\nsort_row keys=k order=o count=M descending=false",
+    "alloc k : f16[M]\nalloc o : i32[M]\nalloc d : u8[M]\nalloc b : i32[257]\nfor i in 0..2\n"
+    "  sort_digit keys=k order=o count=M shift=8*i descending=true digits=d before=b",
 ]
+
+DIGIT = (
+    "alloc k : f32[M]\nalloc o : i32[M]\nalloc d : u8[M]\nalloc b : i32[257]\n"
+    "sort_digit keys=k order=o count=M shift=24 descending=false digits=d before=b"
+)
 
 TILE = (
     "alloc t : f32[36, 48]\nalloc p : f32[M, 48]\n"
@@ -120,6 +127,12 @@ FAULTS = [
     (7, TILE.replace("p : f32", "p : f64")),
     (7, "alloc k : f32[M]\nalloc o : i64[M]\nsort_row keys=k order=o count=N descending=false"),
     (7, "alloc k : f32[M]\nalloc o : f32[M]\nsort_row keys=k order=o count=M descending=false"),
+    (7, DIGIT.replace("k : f32[M]", "k : f32[M - 1]")),
+    (7, DIGIT.replace("o : i32", "o : i64")),
+    (7, DIGIT.replace("shift=24", "shift=32")),
+    (7, DIGIT.replace("d : u8", "d : i32")),
+    (7, DIGIT.replace("257", "256")),
+    (7, DIGIT.replace("keys=k", "keys=a").replace("count=M", "count=1")),
     (8, "fold r = total over (i in M) : f32 of a.f32[d0, i]"),
     (8, "fold r = sum over (i in M) : f64 of a.f32[d0, i]"),
     (8, "fold r = argmax over (i in M) : f32 of a.f32[d0, i]"),

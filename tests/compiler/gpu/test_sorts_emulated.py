@@ -1,0 +1,98 @@
+"""Sorts by digits, in one block and over many, equal NumPy's stable sorts, positions too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stagefuse.compiler.interpret import sort
+from stagefuse.dsl.dtypes import DTYPES
+
+from .gpu_run import Emulated, check_legal, compiled, launches
+
+LINE = """
+pipeline p(x: {t}[N]) -> (v: {t}[N], w: {t}[N], i: i64[N]):
+    w, i = topk(x, N)
+    (sort(x), w, i)
+"""
+FIXED = """
+pipeline p(x: {t}[{n}]) -> (v: {t}[{n}], w: {t}[{n}], i: i64[{n}]):
+    w, i = topk(x, {n})
+    (sort(x), w, i)
+"""
+DTYPE_ARCH = [
+    ("f32", "sm_90a"), ("i64", "sm_80"), ("f16", "sm_89"), ("bf16", "sm_80"), ("f64", "sm_89"),
+    ("i8", "sm_90a"), ("u16", "sm_80"), ("i32", "sm_89"), ("f8e4m3", "sm_90a"), ("bool", "sm_80"),
+    ("f8e5m2", "sm_80"), ("u64", "sm_90a"),
+]  # fmt: skip
+
+LONG = ("f32", "f16", "i8", "u64")
+"""Dtypes of rows of several tiles."""
+
+
+def data(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Any:
+    """Numbers of all sizes, equal ones among them, and what is at the ends of the dtype."""
+    kind, of = DTYPES[dtype].numpy, DTYPES[dtype]
+    if of.is_bool:
+        return rng.random(shape) < 0.5
+    if of.is_int:
+        found = rng.integers(np.iinfo(kind).min, np.iinfo(kind).max, shape, kind, endpoint=True)
+        return np.where(rng.random(shape) < 0.3, rng.integers(0, 4, shape).astype(kind), found)
+    sizes = rng.standard_normal(shape) * 2.0 ** rng.integers(-9, 6, shape)
+    odd = rng.choice([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0], shape)
+    return np.where(rng.random(shape) < 0.2, odd, sizes).astype(kind)
+
+
+def wanted(x: Any) -> list[Any]:
+    """Both ways, in f32 if stored in fewer bits: NumPy knows no NaN of the dtypes of others."""
+    x = x.astype(np.float32) if x.dtype.itemsize < 4 and x.dtype.kind not in "iub" else x
+    return [sort(x, 0, False)[0], *sort(x, 0, True)]
+
+
+@pytest.mark.parametrize("dtype, arch", DTYPE_ARCH)
+def test_lengths_and_dtypes(
+    dtype: str, arch: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """A row of a block, and one of two tiles of which the last is short."""
+    for n in (613, 4099) if dtype in LONG else (613,):
+        plan = compiled(tmp_path / "p.pipe", FIXED.format(t=dtype, n=n), (arch,))
+        check_legal(plan)
+        assert not any(x.report.get("spill bytes") for x in launches(plan))
+        assert len(launches(plan)) == (2 if n < 4096 else 2 * 4 * DTYPES[dtype].itemsize)
+        x = data(rng, dtype, (n,))
+        for ours, theirs in zip(Emulated(plan, arch)({"x": x}, {}), wanted(x), strict=True):
+            np.testing.assert_array_equal(ours.astype(theirs.dtype), theirs)
+            if DTYPES[dtype].is_float:
+                zeros = theirs == 0
+                signs = np.signbit(ours.astype(theirs.dtype))
+                np.testing.assert_array_equal(signs[zeros], np.signbit(theirs[zeros]))
+
+
+def test_any_length(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Sizes choose a network, one block with few or many lanes, or many blocks."""
+    plan = compiled(tmp_path / "p.pipe", LINE.format(t="i32"), ("sm_90a",))
+    line = Emulated(plan, "sm_90a")
+    for n in (0, 1, 7, 256, 257, 1024, 1025, 4096, 4097, 8192):
+        x = data(rng, "i32", (n,))
+        for ours, theirs in zip(line({"x": x}, {"N": n}), wanted(x), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_axes(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Several long rows along any axis, of a value that the kernel computes, in no range."""
+    text = """
+pipeline p(x: f16[A, B, C]) -> (f16[A, B, C], f16[A, B, C], f16[A * B * C]):
+    (sort(-x, axis=1), sort(x, descending=True), sort(reshape(x, [A * B * C])))
+"""
+    plan = compiled(tmp_path / "p.pipe", text, (arch,))
+    run = Emulated(plan, arch)
+    for shape in ((2, 4101, 2), (0, 5000, 2), (3, 1, 4097), (1, 300, 3)):
+        x = data(rng, "f16", shape)
+        found = run({"x": x}, dict(zip("ABC", shape, strict=True)))
+        whole = (sort(-x, 1, False)[0], sort(x, 2, True)[0], sort(x.reshape(-1), 0, False)[0])
+        for ours, theirs in zip(found, whole, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
