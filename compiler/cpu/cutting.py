@@ -14,7 +14,10 @@ STEP = 32
 ROW_BYTES = 3 * 2 * 1024
 """Of cut rows, for every 32 steps."""
 MARK_BYTES = 64
-"""Behind the pieces of a panel that was cut beforehand: whether it is out of range."""
+"""Behind the pieces of a panel that was cut beforehand: what `BAD` and `PIECES` say of it."""
+BAD, PIECES = 1, 2
+"""Bits of what is said of rows or a panel: whether it is out of range, and whether anything but its
+high pieces is not 0: what comes of bf16 has no others."""
 _LOW = {"rows": -62, "panel": -40}
 _HIGH = 62
 FLOATS, WORDS, HALVES = "<16 x float>", "<16 x i32>", "<32 x i16>"
@@ -38,7 +41,7 @@ def _cut(name: str, x: str, y: str, before: Seen, to: Sequence[str]) -> list[str
 
     `low` and `high` are of the high pieces' magnitudes, less one where low, so that 0 is none of
     the small ones; `rest` are all bits of what should be low pieces, of which half are 0 unless a
-    number is so small that its high piece is 0.
+    number is so small that its high piece is 0; `more` are all bits of the middle pieces.
     """
     out = []
     for v, value in (("x", x), ("y", y)):
@@ -71,6 +74,7 @@ def _cut(name: str, x: str, y: str, before: Seen, to: Sequence[str]) -> list[str
         f" {HALVES} %{name}.abs)",
         f"  %{name}.bits = or {WORDS} %{name}.xl, %{name}.yl",
         f"  %{name}.rest = or {WORDS} {before.rest}, %{name}.bits",
+        f"  %{name}.more = or {WORDS} {before.more}, %{name}.m2",
     ]
 
 
@@ -78,21 +82,22 @@ class Seen:
     """The values in which cutting keeps what it has seen, see `_cut`."""
 
     def __init__(self, name: str) -> None:
-        self.low, self.high, self.rest = (f"%{name}.{x}" for x in ("low", "high", "rest"))
+        self.low, self.high, self.rest, self.more = self.all = tuple(
+            f"%{name}.{x}" for x in ("low", "high", "rest", "more")
+        )
 
     def phis(self, start: str, entry: Seen | None, latch: str, last: Seen) -> list[str]:
         """The same of a loop that comes from `start`, with nothing seen there unless given."""
-        none = (_splat(-1, 16), "zeroinitializer", "zeroinitializer")
-        first = none if entry is None else (entry.low, entry.high, entry.rest)
-        kinds = (HALVES, HALVES, WORDS)
-        mine, ends = (self.low, self.high, self.rest), (last.low, last.high, last.rest)
+        none = (_splat(-1, 16), *["zeroinitializer"] * 3)
+        first = none if entry is None else entry.all
+        kinds = (HALVES, HALVES, WORDS, WORDS)
         return [
             f"  {name} = phi {kind} [ {begin}, %{start} ], [ {end}, %{latch} ]"
-            for name, kind, begin, end in zip(mine, kinds, first, ends, strict=True)
+            for name, kind, begin, end in zip(self.all, kinds, first, last.all, strict=True)
         ]
 
     def verdict(self, kind: str) -> list[str]:
-        """Returns whether anything seen is out of range."""
+        """Returns what `BAD` and `PIECES` say of all that was seen."""
         least, most = ((127 + _LOW[kind]) << 7) - 1, (127 + _HIGH) << 7
         return [
             f"  %small = icmp ult {HALVES} {self.low}, {_splat(least, 16)}",
@@ -104,7 +109,13 @@ class Seen:
             "  %any = or <32 x i1> %either, %inexact",
             "  %bits = bitcast <32 x i1> %any to i32",
             "  %bad = icmp ne i32 %bits, 0",
-            "  ret i1 %bad",
+            f"  %some.lanes = icmp ne {WORDS} {self.more}, zeroinitializer",
+            "  %some.bits = bitcast <16 x i1> %some.lanes to i16",
+            "  %some = icmp ne i16 %some.bits, 0",
+            f"  %bad.flag = select i1 %bad, i64 {BAD}, i64 0",
+            f"  %some.flag = select i1 %some, i64 {PIECES}, i64 0",
+            "  %flags = or i64 %bad.flag, %some.flag",
+            "  ret i64 %flags",
         ]
 
 
@@ -125,12 +136,12 @@ def _load(name: str, at: str, mask: str) -> str:
 
 def rows_text() -> str:
     """`sf.pieces.rows(a, a_row, rows, depth, to)`: cuts rows, with zeros up to 16 or 32 of them and
-    up to a multiple of 32 steps. Whether they are out of range."""
+    up to a multiple of 32 steps. Returns their flags."""
     cut, before, inside = Seen("c"), Seen("row"), Seen("step")
     return "\n".join(
         [
-            "define internal i1 @sf.pieces.rows(ptr %a, i64 %a_row, i64 %rows, i64 %depth, ptr %to)"
-            " nounwind {",
+            "define internal i64 @sf.pieces.rows(ptr %a, i64 %a_row, i64 %rows, i64 %depth,"
+            " ptr %to) nounwind {",
             "entry:",
             "  %up = add i64 %rows, 15",
             "  %all = and i64 %up, -16",
@@ -205,7 +216,7 @@ def _two_rows(columns: int, placed: bool) -> list[str]:
 
 def panel_text(columns: int, placed: bool) -> list[str]:
     """`panel_symbol(panel, places, depth, to)`: cuts a panel, with zeros up to a multiple of 32
-    steps. Whether it is out of range. `placed`: whether its rows lie at places of a table."""
+    steps. Returns its flags. `placed`: whether its rows lie at places of a table."""
     tiles = columns // 16
     body: list[str] = []
     before = seen = Seen("row")
@@ -223,7 +234,7 @@ def panel_text(columns: int, placed: bool) -> list[str]:
         body += _cut(f"c{c}", f"%x{c}", f"%y{c}", seen, places)
         seen = Seen(f"c{c}")
     return [
-        f"define i1 @{panel_symbol(columns, placed)}(ptr %panel, ptr %places, i64 %depth, ptr %to)"
+        f"define i64 @{panel_symbol(columns, placed)}(ptr %panel, ptr %places, i64 %depth, ptr %to)"
         " nounwind {",
         "entry:",
         "  br label %row",
@@ -261,7 +272,7 @@ def panel_text(columns: int, placed: bool) -> list[str]:
 def cut_text(columns: int) -> str:
     """The kernel `sf_cut_N` over panels that lie one after the other: each becomes as many bytes as
     its pieces are, and MARK_BYTES. Its arguments: the panels, their depth, and where to."""
-    return f"""declare i1 @sf.pieces.panel.{columns}(ptr, ptr, i64, ptr) nounwind
+    return f"""declare i64 @sf.pieces.panel.{columns}(ptr, ptr, i64, ptr) nounwind
 
 define void @sf_cut_{columns}(ptr %args, i64 %begin, i64 %end, ptr %scratch, ptr %status)
     nounwind {{
@@ -284,10 +295,9 @@ panel:
   %from = getelementptr i8, ptr %panels, i64 %skip
   %place = mul i64 %p, %each
   %out = getelementptr i8, ptr %to, i64 %place
-  %bad = call i1 @sf.pieces.panel.{columns}(ptr %from, ptr null, i64 %depth, ptr %out)
-  %flag = zext i1 %bad to i64
+  %flags = call i64 @sf.pieces.panel.{columns}(ptr %from, ptr null, i64 %depth, ptr %out)
   %mark = getelementptr i8, ptr %out, i64 %behind
-  store i64 %flag, ptr %mark, align 8
+  store i64 %flags, ptr %mark, align 8
   %p1 = add i64 %p, 1
   %more = icmp slt i64 %p1, %end
   br i1 %more, label %panel, label %done

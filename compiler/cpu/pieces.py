@@ -3,7 +3,8 @@
 Each factor is cut exactly into three bf16 pieces, high, middle and low, of 8 bits each; a product
 is six products of pieces, and what the other three would add is below 2^-26 of it. The sums are
 kept in f32, so that the error is that of f32 products, and the rate 2.7 times theirs by the
-instructions' throughput.
+instructions' throughput. Numbers that come of bf16 are their high pieces: where all of a factor
+are, three products are left, and one where all of both are.
 
 A block of rows and a panel are cut where they are first needed and kept in the thread's scratch: a
 *cache*. What cannot be cut so that no piece or product leaves f32's normal range (an infinity, a
@@ -16,12 +17,14 @@ and IA-32 Architectures Optimization Reference Manual, chapter 20.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count, cycle
 
 from .cutting import (
+    BAD,
     FLOATS,
     HALVES,
+    PIECES,
     ROW_BYTES,
     STEP,
     panel_bytes,
@@ -139,8 +142,13 @@ def _tile(columns: int, placed: bool, vectors: str) -> list[str]:
         *_rows_at_hand(),
         *_panel_at_hand(columns, placed),
         "multiply:",
-        "  %bad = or i64 %bad_rows, %bad_panel",
+        "  %said = or i64 %rows_flags, %panel_flags",
+        f"  %bad = and i64 %said, {BAD}",
         "  %fine = icmp eq i64 %bad, 0",
+        f"  %rows_more = and i64 %rows_flags, {PIECES}",
+        "  %left_has = icmp ne i64 %rows_more, 0",
+        f"  %panel_more = and i64 %panel_flags, {PIECES}",
+        "  %right_has = icmp ne i64 %panel_more, 0",
         "  br i1 %fine, label %tiles, label %vectors",
         "tiles:",
         "  %bytes = shl i64 %dst_row, 2",
@@ -184,20 +192,19 @@ def _rows_at_hand() -> list[str]:
         "  store i64 %turn2, ptr %cache, align 8",
         "  %cut_skip = mul i64 %turn, %entry_bytes",
         "  %cut_to = getelementptr i8, ptr %room, i64 %cut_skip",
-        "  %cut_bad = call i1 @sf.pieces.rows(ptr %a, i64 %a_row, i64 %rows, i64 %depth,"
+        "  %cut_flags = call i64 @sf.pieces.rows(ptr %a, i64 %a_row, i64 %rows, i64 %depth,"
         " ptr %cut_to)",
-        "  %cut_flag = zext i1 %cut_bad to i64",
         "  %cut_key = getelementptr i64, ptr %keys, i64 %turn",
         "  store i64 %key, ptr %cut_key, align 8",
         "  %cut_flag_at = getelementptr i64, ptr %flags, i64 %turn",
-        "  store i64 %cut_flag, ptr %cut_flag_at, align 8",
+        "  store i64 %cut_flags, ptr %cut_flag_at, align 8",
         "  br label %have",
         "have:",
         "  %n = phi i64 [ %e, %search ], [ %turn, %cut ]",
         "  %skip = mul i64 %n, %entry_bytes",
         "  %left = getelementptr i8, ptr %room, i64 %skip",
         "  %flag_at = getelementptr i64, ptr %flags, i64 %n",
-        "  %bad_rows = load i64, ptr %flag_at, align 8",
+        "  %rows_flags = load i64, ptr %flag_at, align 8",
     ]
 
 
@@ -218,23 +225,29 @@ def _panel_at_hand(columns: int, placed: bool) -> list[str]:
         "  %panel_found = icmp eq i64 %panel_there, %panel_key",
         "  br i1 %panel_found, label %panel_have, label %panel_cut",
         "panel_cut:",
-        f"  %panel_is_bad = call i1 @{panel_symbol(columns, placed)}(ptr %panel, ptr %places,"
+        f"  %panel_flags_cut = call i64 @{panel_symbol(columns, placed)}(ptr %panel, ptr %places,"
         " i64 %depth, ptr %own)",
-        "  %panel_flag = zext i1 %panel_is_bad to i64",
         "  store i64 %panel_key, ptr %panel_key_at, align 8",
-        "  store i64 %panel_flag, ptr %panel_flag_at, align 8",
+        "  store i64 %panel_flags_cut, ptr %panel_flag_at, align 8",
         "  br label %panel_have",
         "panel_have:",
         "  %right = phi ptr [ %ready, %panel_ready ], [ %own, %panel_look ], [ %own, %panel_cut ]",
-        "  %bad_panel_at = phi ptr [ %mark, %panel_ready ], [ %panel_flag_at, %panel_look ],"
+        "  %panel_flags_at = phi ptr [ %mark, %panel_ready ], [ %panel_flag_at, %panel_look ],"
         " [ %panel_flag_at, %panel_cut ]",
-        "  %bad_panel = load i64, ptr %bad_panel_at, align 8",
+        "  %panel_flags = load i64, ptr %panel_flags_at, align 8",
         "  br label %multiply",
     ]
 
 
-_PAIRS = ((2, 0), (0, 0), (0, 2), (0, 1), (1, 1), (1, 0))
+_PAIRS = ((0, 0), (0, 2), (0, 1), (1, 1), (1, 0), (2, 0))
 """Pieces that are multiplied (0 high, 1 middle, 2 low), so that one of two stays for the next."""
+_NEXT = {
+    0: ("right_has", "pair1", "left"),
+    2: ("left_has", "pair3", "end"),
+    5: ("", "end", ""),
+}
+"""What follows a pair where that is not the next one in any case: after which condition, or else.
+Where a side has high pieces alone, the products of its others are left out."""
 
 
 def _register_tiles(high: int, wide: int, columns: int) -> list[str]:
@@ -284,7 +297,7 @@ def _register_tiles(high: int, wide: int, columns: int) -> list[str]:
 def _steps(n: str, high: int, wide: int, columns: int) -> list[str]:
     """The loop over the depth up to its branch, which is on `m`. A block for each pair of pieces:
     LLVM takes twice as long for all in one."""
-    size, last = 1024 * (columns // 16), f"{n}.pair{len(_PAIRS) - 1}"
+    size, last = 1024 * (columns // 16), f"{n}.end"
     out = [
         f"{n}.loop:",
         f"  %{n}.k = phi i64 [ 0, %{n}.begin ], [ %{n}.k1, %{last} ]",
@@ -294,22 +307,26 @@ def _steps(n: str, high: int, wide: int, columns: int) -> list[str]:
     ahead = _ahead(n, high, wide, columns)
     held = (-1, -1)
     for number, (left, right) in enumerate(_PAIRS):
-        out += [f"  br label %{n}.pair{number}", f"{n}.pair{number}:"]
+        out += [*_branch(n, number - 1), f"{n}.pair{number}:"]
         reads = [("l", 4 + t, 2048 * left + 1024 * t) for t in range(high) if left != held[0]]
         reads += [("r", 6 + t, size * right + 1024 * t) for t in range(wide) if right != held[1]]
         held = (left, right)
-        for side, register, offset in reads:
-            at = f"%{n}.at{number}.{register}"
-            out.append(f"  {at} = getelementptr i8, ptr %{n}.{side}, i64 {offset}")
-            out.append(f"  call void @llvm.x86.tileloadd64(i8 {register}, ptr {at}, i64 64)")
-            out += next(ahead)
+        out += _read(n, f"at{number}", reads, ahead)
         for r in range(high):
             for c in range(wide):
                 to = r * wide + c
                 out.append(f"  call void @llvm.x86.tdpbf16ps(i8 {to}, i8 {4 + r}, i8 {6 + c})")
                 out += next(ahead)
+    middle = [("l", 4 + t, 2048 + 1024 * t) for t in range(high)]
     return [
         *out,
+        *_branch(n, len(_PAIRS) - 1),
+        f"{n}.left:",
+        f"  br i1 %left_has, label %{n}.pair4.begin, label %{n}.end",
+        f"{n}.pair4.begin:",
+        *_read(n, "begin", middle, ahead),
+        f"  br label %{n}.pair4",
+        f"{n}.end:",
         f"  %{n}.l1 = getelementptr i8, ptr %{n}.l, i64 {ROW_BYTES}",
         f"  %{n}.r1 = getelementptr i8, ptr %{n}.r, i64 {panel_bytes(columns)}",
         f"  %{n}.k1 = add i64 %{n}.k, {STEP}",
@@ -317,17 +334,38 @@ def _steps(n: str, high: int, wide: int, columns: int) -> list[str]:
     ]
 
 
+def _read(
+    n: str, name: str, reads: Sequence[tuple[str, int, int]], ahead: Iterator[list[str]]
+) -> list[str]:
+    """Loads of tiles: of which side, into which register, and where they lie in it."""
+    out = []
+    for side, register, offset in reads:
+        at = f"%{n}.{name}.{register}"
+        out.append(f"  {at} = getelementptr i8, ptr %{n}.{side}, i64 {offset}")
+        out.append(f"  call void @llvm.x86.tileloadd64(i8 {register}, ptr {at}, i64 64)")
+        out += next(ahead)
+    return out
+
+
+def _branch(n: str, number: int) -> list[str]:
+    """What follows a pair."""
+    condition, then, other = _NEXT.get(number, ("", f"pair{number + 1}", ""))
+    if not condition:
+        return [f"  br label %{n}.{then}"]
+    return [f"  br i1 %{condition}, label %{n}.{then}, label %{n}.{other}"]
+
+
 def _ahead(n: str, high: int, wide: int, columns: int) -> Iterator[list[str]]:
     """Fetches of what the next step reads, and the step after it of the panel, APART at a time."""
     step, piece = panel_bytes(columns), 1024 * (columns // 16)
 
-    def lines(side: str, begin: int, piece: int, tiles: int) -> list[tuple[str, int]]:
-        return [
-            (side, begin + piece * p + at) for p in range(3) for at in range(0, 1024 * tiles, LINE)
-        ]
+    def lines(side: str, begin: int, tiles: int) -> list[tuple[str, int]]:
+        return [(side, begin + at) for at in range(0, 1024 * tiles, LINE)]
 
-    each = lines("l", ROW_BYTES, 2048, high)
-    each += lines("r", step, piece, wide) + lines("r", 2 * step, piece, wide)
+    each = []
+    for p in range(3):
+        each += lines("l", ROW_BYTES + 2048 * p, high)
+        each += lines("r", step + piece * p, wide) + lines("r", 2 * step + piece * p, wide)
     numbers, places = count(), cycle(each)
     while True:
         out = []
