@@ -45,11 +45,11 @@ from .recurrent import (
     launch_of,
     reason,
     regions,
-    resident,
+    residents,
     start_kernel,
     start_launch,
 )
-from .resident import Unfit
+from .stage import Unfit
 from .structures import candidates, made_by
 from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, occupancy
 from .tensor_maps import TensorMap
@@ -145,22 +145,25 @@ class GpuCompiler:
         step, None where there need be none."""
         graph = region.graph
         try:
-            one = resident(graph, region.groups, region.sites, region.buffers.of)
-            entry = self._resident(region, one)
+            ways = residents(graph, region.groups, region.sites, region.buffers.of)
+            entries = [self._resident(region, one) for one in ways]
         except Unfit as unfit:
             return [reason(False, str(unfit))]
-        for x in one.lowered:
-            if self.kernels.setdefault(x.kernel.name, x.kernel) is x.kernel:
-                fresh.append((x.kernel, graph))
-        told = [report(graph, x, reasons, passed) for x in one.lowered]
-        counters = [] if one.writer.alone else [region.buffers.counter(f"{entry.name} counter")]
-        starts = [start_launch(self._start(graph), counter) for counter in counters]
-        for launch in (*starts, launch_of(graph, one, entry, counters, told)):
-            made.add(self.arches, launch, ())
-            made.settle(())
-        if one.holds == const(1):
+        others = const(1)
+        for one, entry in zip(ways, entries, strict=True):
+            for x in one.lowered:
+                if self.kernels.setdefault(x.kernel.name, x.kernel) is x.kernel:
+                    fresh.append((x.kernel, graph))
+            told = [report(graph, x, reasons, passed) for x in one.lowered]
+            counters = [] if one.writer.alone else [region.buffers.counter(f"{entry.name} counter")]
+            starts = [start_launch(self._start(graph), counter) for counter in counters]
+            for launch in (*starts, launch_of(graph, one, entry, counters, told)):
+                made.add(self.arches, launch, ())
+                made.settle(())
+            others = graph.facts.simplify(others - one.holds)
+        if others == const(0):
             return None
-        made.shares[region.groups[0].nest[0]] = 1 - one.holds
+        made.shares[region.groups[0].nest[0]] = others
         return [reason(False, TOO_LARGE)]
 
     def _resident(self, region: Region, one: Resident) -> Entry:

@@ -26,11 +26,16 @@ class Line(NamedTuple):
 
 @dataclass(eq=False)
 class Scope:
-    """A loop or branch being written: where its lines go, and what it knows."""
+    """A loop or branch being written: where its lines go, and what it knows.
+
+    What a branch computes stays inside. Of one that `leaves` a loop, by the loop's depth, what does
+    not change in the loop is computed before it.
+    """
 
     lines: list[Item]
-    fixed: bool  # a branch: what it computes stays inside
+    fixed: bool  # a branch
     known: dict[tuple[str, ...], Value] = field(default_factory=dict)
+    leaves: int | None = None
 
 
 class Lines:
@@ -108,9 +113,9 @@ class Lines:
             outer.lines = lines
 
     @contextmanager
-    def branch_scope(self) -> Iterator[None]:
+    def branch_scope(self, leaves: int | None = None) -> Iterator[None]:
         """A branch: what is computed inside is not known after it."""
-        self.scopes.append(Scope(self.scopes[-1].lines, True))
+        self.scopes.append(Scope(self.scopes[-1].lines, True, leaves=leaves))
         try:
             yield
         finally:
@@ -121,6 +126,12 @@ class Lines:
         at = len(self.scopes) - 1
         if at:
             least = max([o.depth for o in operands], default=0)
-            while at > least and not self.scopes[at].fixed:
-                at -= 1
+            while at > least:
+                scope = self.scopes[at]
+                if not scope.fixed:
+                    at -= 1
+                elif scope.leaves is not None and least < scope.leaves:
+                    at = scope.leaves - 1
+                else:
+                    break
         return at

@@ -18,11 +18,14 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum
 from stagefuse.dsl.dtypes import DTYPES
 
 from .contract import holds_codes, operands_of, sums_roughly
+from .dots import MOST_ROWS, DotLowering, dotted, lower_dots
 from .drafts import GPU_FORMS, SourceLowering, attended_draft
 from .emit import Entry
-from .resident import MOST_BLOCKS, ResidentWriter, Stage, Unfit
+from .resident import MOST_BLOCKS, ResidentWriter
+from .stage import Stage, Unfit
 from .targets import SHARED_LIMIT
 
+FORMS = {**GPU_FORMS, "dots": lower_dots}
 TOO_LARGE = "a step has work for more blocks than should wait for each other"
 ROUNDS = 2
 """How often blocks may go round the work of a step. Where there is more, launches that fill the
@@ -71,20 +74,50 @@ class Resident:
         return tuple(self.buffers[n] for n in sorted(self.writer.written))
 
 
-def resident(
+def residents(
     graph: Graph, groups: Sequence[Group], sites: Sites, buffer_of: Callable[[Ref], int]
-) -> Resident:
-    """The kernels of a recurrence as one. Raises Unfit."""
+) -> list[Resident]:
+    """The ways in which the kernels of a recurrence are one, each for sizes of its own. Raises
+    Unfit where there is none."""
     if any(group.kind == "update" for group in groups):
         raise Unfit("a step updates what a session keeps")
+    found: list[Resident] = []
+    others, why = const(1), Unfit(TOO_LARGE)
+    few = dotted(graph, groups)
+    ways = [] if few is None else [(few[0], 1 - minimum(floordiv(few[1], MOST_ROWS + 1), const(1)))]
+    for way, holds in [*ways, (groups, const(1))]:
+        holds = graph.facts.simplify(holds * others)
+        if holds == const(0):
+            continue
+        try:
+            one = _resident(graph, way, sites, buffer_of, holds)
+        except Unfit as unfit:
+            why = unfit
+            continue
+        others = graph.facts.simplify(others - one.holds)
+        found.append(one)
+    if not found:
+        raise why
+    return found
+
+
+def _resident(
+    graph: Graph,
+    groups: Sequence[Group],
+    sites: Sites,
+    buffer_of: Callable[[Ref], int],
+    share: Expr,
+) -> Resident:
+    """The kernels of a recurrence as one, at most for sizes at which `share` is 1. Raises Unfit."""
     lowerings = [_lowering(graph, group, sites) for group in groups]
-    lowered = tuple(finish(low, GPU_FORMS) for low in lowerings)
+    lowered = tuple(finish(low, FORMS) for low in lowerings)
     numbers: dict[int, int] = {}
     stages = []
     for low, one, group in zip(lowerings, lowered, groups, strict=True):
         own = [buffer_of(ref) for ref in one.values]
         places = tuple(numbers.setdefault(number, len(numbers)) for number in own)
-        stages.append(Stage(one.kernel, low.sizes, low.lines, places, group.nest))
+        steady = group.kind == "dots"
+        stages.append(Stage(one.kernel, low.sizes, low.lines, places, group.nest, steady))
     steps = {step for group in groups for step in group.nest}
     counts = {
         n.primitive.step: n.primitive.count
@@ -98,7 +131,7 @@ def resident(
     )
     work = writer.work()
     holds = 1 - minimum(floordiv(work, ROUNDS * MOST_BLOCKS + 1), const(1))
-    holds = graph.facts.simplify(holds)
+    holds = graph.facts.simplify(holds * share)
     if holds == const(0):
         raise Unfit(TOO_LARGE)
     nests = tuple(group.nest for group in groups)
@@ -107,6 +140,8 @@ def resident(
 
 def _lowering(graph: Graph, group: Group, sites: Sites) -> SourceLowering:
     """A kernel of a step as every arch can have it, for all sizes. Raises Unfit."""
+    if group.kind == "dots":
+        return DotLowering(graph, group, sites, GPU)
     if group.kind == "attention":
         return attended_draft(graph, group, sites, False, const(1)).low
     schedule = GPU_CHAIN if group.kind == "chain" else GPU

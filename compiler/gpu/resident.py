@@ -10,100 +10,20 @@ Model"). All blocks must be at work at once: there are no more of them than mult
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from stagefuse.compiler.cpu.bodies import walk
-from stagefuse.compiler.kernel_ir import Attend, Kernel, TileProduct
-from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.facts import Facts
 
-from .emit import Entry, KernelWriter
+from .emit import Entry
 from .index import IndexWriter
 from .ir import Code, Value
-from .loops import Carry
+from .stage import Stage, StageWriter, Unfit, has_tiles
+from .steady import SteadyWriter
 from .teams import BLOCK_LANES, Team
-from .values import Memory
 
 MOST_BLOCKS = 64
 """Blocks of a recurrence. More would have less to do each, and wait longer for each other."""
-
-
-class Unfit(Exception):
-    """A recurrence that cannot be one kernel, with the reason in words."""
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A kernel of a step: which of the entry's buffers are its own, and the recurrences around it,
-    outermost first."""
-
-    kernel: Kernel
-    facts: Facts
-    lines: Mapping[KernelValue, int]
-    buffers: tuple[int, ...]
-    nest: tuple[str, ...]
-
-    def touches(self, modes: Sequence[str]) -> set[int]:
-        own = zip(self.buffers, self.kernel.buffers, strict=True)
-        return {number for number, b in own if b.mode in modes}
-
-
-class StageWriter(KernelWriter):
-    """Writes a stage into the loop over the steps."""
-
-    def __init__(self, stage: Stage, code: Code, shared_limit: int) -> None:
-        super().__init__(stage.kernel, stage.facts, shared_limit, stage.lines)
-        self.stage = stage
-        self.code = code
-
-    def begin(self, team: Team, params: Sequence[Value], written: set[int]) -> None:
-        """What is computed before all steps. Raises Unfit."""
-        self.team = team
-        self._plan_scratch()
-        if self.rounds:
-            raise Unfit("what a step keeps for itself does not fit shared memory")
-        for buffer, number in zip(self.kernel.buffers, self.stage.buffers, strict=True):
-            self.memory[buffer.name] = Memory(
-                buffer.name, buffer.dtype, buffer.shape, "global", params[number],
-                number not in written,
-            )  # fmt: skip
-        self._lanes()
-        self._set_up()
-
-    def at_turn(self, step: str, value: Value) -> None:
-        """From now on a recurrence is at a step."""
-        self.symbols = {**self.symbols, step: value}
-        self._forget_bounds()
-
-    def run(self, blocks: Value) -> None:
-        """The stage at a step: its teams, shared by so many blocks."""
-        code = self.code
-        # what one product computes ahead of all steps would take registers from the others
-        inside = code.branch_scope() if _has_tiles(self.kernel) else nullcontext()
-        with inside, self.scope():
-            if self.kernel.parallel:
-                self._go_round(blocks)
-                return
-            done = code.label("done")
-            code.branch_if(self.team_number.compare("lt", 1), done, holds=False)
-            with code.branch_scope():
-                self.statements(self.kernel.body)
-            code.start(done)
-
-    def _go_round(self, blocks: Value) -> None:
-        kind = self.team_number.type
-
-        def body(carry: Carry) -> Carry:
-            self._body(self.symbols["round"])
-            if self.team.lanes > 1:
-                self.barrier()
-            return carry
-
-        end = self.index(self.count, kind)
-        step = (blocks * self.team.per_block).to("sext", kind)
-        self._counted("round", self.team_number, end, step, (const(0), self.count - 1), [], body)
 
 
 class ResidentWriter:
@@ -127,7 +47,10 @@ class ResidentWriter:
         self.code = Code()
         self.index = IndexWriter(facts)
         self.index.code = self.code
-        self.writers = [StageWriter(stage, self.code, shared_limit) for stage in stages]
+        kinds = (SteadyWriter if stage.steady else StageWriter for stage in stages)
+        self.writers = [
+            kind(stage, self.code, shared_limit) for kind, stage in zip(kinds, stages, strict=True)
+        ]
         self.written = {n for s in stages for n in s.touches(("out", "inout"))}
         self.threads, self.teams = _teams(self.writers)
         self.grid = minimum(self.work(), MOST_BLOCKS)
@@ -268,7 +191,7 @@ def _conflict(a: StageWriter, b: StageWriter) -> bool:
 def _teams(writers: Sequence[StageWriter]) -> tuple[int, list[Team]]:
     """The threads of a block in which all stages can have their teams, and those teams: products
     have as many lanes as their tiles want, and other stages take what there is. Raises Unfit."""
-    tiles = {w.team.threads for w in writers if _has_tiles(w.kernel)}
+    tiles = {w.team.threads for w in writers if has_tiles(w.kernel)}
     if len(tiles) > 1:
         raise Unfit("the products of a step want blocks of different sizes")
     blocks = [w.team.threads for w in writers if w.team.is_block]
@@ -278,7 +201,3 @@ def _teams(writers: Sequence[StageWriter]) -> tuple[int, list[Team]]:
         else replace(w.team, per_block=threads // w.team.lanes)
         for w in writers
     ]  # fmt: skip
-
-
-def _has_tiles(kernel: Kernel) -> bool:
-    return any(isinstance(s, TileProduct | Attend) for s in walk(kernel.body))

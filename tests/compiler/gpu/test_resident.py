@@ -199,6 +199,31 @@ pipeline turned(x: f32[T, 40]) -> f32[600, 40]:
         assert whole.together and ran[0][whole.kernel] == (7, 1, 1)
 
 
+def test_warps_go_round_where_there_are_fewer_than_units(
+    tmp_path: Path, rng: np.random.Generator, fake: FakeCuda
+) -> None:
+    """9 blocks of 8 warps have a unit each; 7 read the weights at every step."""
+    plan = compiled(tmp_path / "p.pipe", source("lstm"), ("sm_90a",))
+    with open_plan(replace(plan, cubins={}), None, "cuda:0") as pipe:
+        compare(pipe, "lstm", 2, B, rng)
+    (whole,) = steps_of(plan)
+    assert whole.grid[0] == "9" and dict(fake.launched)[whole.kernel] == (7, 1, 1)
+
+
+@pytest.mark.parametrize("layer", ["lstm", "gru, reset before"])
+def test_few_rows_are_sums_of_warps_and_many_are_tiles(
+    layer: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    plan = compiled(tmp_path / "p.pipe", source(layer, "where T in 0..=9"), ("sm_90a",))
+    few, many = (x.kernel for x in steps_of(plan))
+    pipe = open_plan(plan, "layer", "emulator")
+    assert isinstance(pipe, DevicePipeline) and isinstance(pipe.driver, EmulatorDriver)
+    for rows, kernel in ((16, few), (17, many)):
+        compare(pipe, layer, 2, rows, rng)
+        ran = {launch.kernel for launch, _ in pipe.driver.records}
+        assert {few, many} & ran == {kernel}
+
+
 def test_what_does_not_fit_is_launched_at_each_step(tmp_path: Path) -> None:
     text = """
 pipeline large(x: f32[T]) -> f32[1000000]:
