@@ -147,5 +147,5 @@ def _target(device: str) -> str:
 def _compiled(imported: Imported, device: str) -> Any:
     import stagefuse
 
-    weights = {"w": imported.arrays} if imported.arrays else None
+    weights = {imported.weights: imported.arrays} if imported.arrays else None
     return stagefuse.compile(imported.text, device=device, weights=weights)

@@ -48,31 +48,33 @@ class Line:
 class Body:
     """Lines of one pipeline, with the checker that follows them.
 
-    `hints` are the model's own names of values, with the layer that they belong to.
+    `weights` is what the source calls its weights, `hints` are the model's own names of values,
+    with the layer that they belong to.
     """
 
     frame: Frame
     headers: dict[str, tuple[DType, tuple[int, ...]]]
     lines: list[Line]
+    weights: str = "w"
     hints: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def start(dims: Mapping[str, tuple[int, int | None]]) -> Body:
+    def start(dims: Mapping[str, tuple[int, int | None]], weights: str = "w") -> Body:
         """An empty body under sizes with their ranges."""
         headers: dict[str, tuple[DType, tuple[int, ...]]] = {}
         checker = Checker(BUILTINS, _standard, lambda path: headers, {}, modules=dict(_library()))
-        source = Source("<import>", f'{_IMPORTS}weights w = "w"\n')
+        source = Source("<import>", f'{_IMPORTS}weights {weights} = "{weights}"\n')
         module, _ = parse(source)
         scope = checker.enter(module, source, "")
         facts = Facts({name: (low, high) for name, (low, high) in dims.items()})
         frame = Frame(checker, Recorder(facts, "model"), scope)
         frame.dims = {name: sym(name) for name in dims}
-        return Body(frame, headers, [])
+        return Body(frame, headers, [], weights)
 
     def weight(self, key: str, dtype: DType, shape: tuple[int, ...]) -> None:
-        """One more tensor in the weights file `w`."""
+        """One more tensor in the weights file."""
         self.headers[key] = (dtype, shape)
-        self.frame.module.values.pop("w", None)
+        self.frame.module.values.pop(self.weights, None)
 
     def input(self, name: str, type: TensorType) -> None:
         """An argument of the pipeline."""
@@ -101,7 +103,7 @@ class Body:
         recorder = self.frame.recorder
         recorder.step(turn, const(0), count, turn)
         inner = Body(replace(self.frame, locals=dict(self.frame.locals)), self.headers, [],
-                     self.hints)  # fmt: skip
+                     self.weights, self.hints)  # fmt: skip
         inner.frame.locals[turn] = Dim(sym(turn))
         for name, type in carried.items():
             inner.input(name, type)

@@ -18,6 +18,7 @@ from stagefuse.dsl.source import Source
 
 from .body import Body
 from .errors import OnnxError, Problem
+from .names import Names, weights_name
 from .reading import check_model, read_model
 from .translate import Range, Translator
 from .writer import write_source
@@ -29,7 +30,7 @@ MAX_STEP = 128
 
 @frozen
 class Imported:
-    """A model as source: `text` names its weights `weights_file`, which holds `arrays`.
+    """A model as source: `text` names the file `weights_file`, which holds `arrays`, `weights`.
 
     `inputs` and `results` give the pipeline's names by the model's, in the model's order. `counts`
     are of results with as many rows as there can be: their axis, and the place, behind the model's
@@ -41,6 +42,7 @@ class Imported:
     inputs: dict[str, str]
     results: dict[str, str]
     pipeline: str
+    weights: str
     weights_file: str
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -132,7 +134,8 @@ def import_model(
     own = len(translator.results) - len(order)
     return Imported(
         text, arrays, {a: b for a, b, _ in translator.inputs},
-        {a: b for a, b, _ in translator.results[:own]}, pipeline, weights_file,
+        {a: b for a, b, _ in translator.results[:own]}, pipeline,
+        body.weights, weights_file,
         {n: (rows.axis, own + order.index(rows.count)) for n, rows in translator.counts.items()},
     )  # fmt: skip
 
@@ -160,11 +163,12 @@ def _inferred(
     wrote it into a shape; another size or a sum of others that it meets; and multiples of a power
     of two, where a size is halved and doubled again.
     """
+    weights = weights_name(v.name for v in (*model.graph.input, *model.graph.output))
     shown: OnnxError | None = None  # in the widest ranges that are likely
     step, equal, given = 1, dict[str, Expr](), ranges
     cut: dict[str, int] | None = {}  # bounds, until they have been taken for the least ones too
     while True:
-        translator = Translator(folder, fixed, ranges=ranges, equal=equal)
+        translator = Translator(folder, fixed, Names(weights=weights), ranges=ranges, equal=equal)
         pipeline = translator.names.value(stem)
         try:
             return translator, _translated(translator, model), pipeline

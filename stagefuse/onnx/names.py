@@ -12,8 +12,8 @@ from stagefuse.dsl.program import NO_INPUTS
 
 MODULES = ("nn", "math", "onnx")
 _TAKEN = frozenset(
-    (*BUILTINS, *DTYPES, *CONSTANTS, *KEYWORDS, *LOGIC, *MODULES, "w", "int", "float", "str",
-     "bool", "has", "len", "extern", "scan", "state")
+    (*BUILTINS, *DTYPES, *CONSTANTS, *KEYWORDS, *LOGIC, *MODULES, "int", "float", "str", "bool",
+     "has", "len", "extern", "scan", "state")
 )  # fmt: skip
 INDICES = frozenset(
     (*"bocijkmnqrt", *(f"{letter}{k}" for letter in "imdqrbt" for k in range(10)))
@@ -23,10 +23,15 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 class Names:
-    """Gives out identifiers, each once."""
+    """Gives out identifiers, each once. `weights` is what the source calls its weights."""
 
-    def __init__(self, taken: Iterable[str] = ()) -> None:
-        self.taken = set(_TAKEN) | set(taken)
+    def __init__(self, taken: Iterable[str] = (), weights: str = "w") -> None:
+        self.weights = weights
+        self.taken = {*_TAKEN, weights, *taken}
+
+    def within(self, taken: Iterable[str]) -> Names:
+        """Names of a body inside, where more are taken."""
+        return Names([*self.taken, *taken], self.weights)
 
     def value(self, wanted: str, is_input: bool = False) -> str:
         """An identifier for a value: what is special becomes `_`, the first letter is small.
@@ -80,7 +85,14 @@ def safe_key(name: str, taken: Iterable[str] = ()) -> str:
     return key
 
 
-def weight_path(key: str, root: str = "w") -> str:
+def weights_name(values: Iterable[str]) -> str:
+    """What a source calls its weights: `w`, unless an input or a result has that name."""
+    taken = {identifier(value, is_input=True) for value in values}
+    return next(n for n in ("w", "params", *map("params{}".format, range(2, len(taken) + 3)))
+                if n not in taken)  # fmt: skip
+
+
+def weight_path(key: str, root: str) -> str:
     """How a source names a tensor: `w.encoder.layer[0].weight`, or `w["/a/b"]`."""
     parts = key.split(".")
     if not all(parts):

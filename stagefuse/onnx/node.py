@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -219,7 +220,7 @@ class Node:
             return self.let(f"{text}_", text).text
         if text.replace("_", "a").isalnum() and text[0].isalpha():
             return text
-        if text.startswith("w") and "(" not in text and '"' not in text:
+        if re.match(rf"{self.body.weights}[.[]", text) and "(" not in text and '"' not in text:
             return text
         return self.let(hint or "c", text).text
 

@@ -98,7 +98,8 @@ class Translator:
         env: Env = {}
         self.held = {t.name for t in graph.initializer}
         types = [(i, self._input_type(i)) for i in graph.input if i.name not in self.held]
-        self.body = Body.start({new: self.range_of(old).factors for old, new in self.sizes.items()})
+        ranges = {new: self.range_of(old).factors for old, new in self.sizes.items()}
+        self.body = Body.start(ranges, self.names.weights)
         for info, type in types:
             env[info.name] = None if type is None else self._input(info.name, type)
         self.initializers(graph, env)
@@ -399,12 +400,12 @@ class Translator:
 
     def _weight(self, value: Val, known: np.ndarray[Any, Any]) -> str:
         if value.name in self.texts and self.arrays[self.texts[value.name]] is known:
-            return weight_path(self.texts[value.name])
+            return weight_path(self.texts[value.name], self.names.weights)
         key = safe_key(value.name, self.arrays)
         self.arrays[key] = known
         self.texts[value.name] = key
         self.body.weight(key, value.dtype, known.shape)
-        return weight_path(key)
+        return weight_path(key, self.names.weights)
 
 
 def _stacked(known: np.ndarray[Any, Any]) -> str:

@@ -42,23 +42,25 @@ def write_source(
         text = "\n\n".join([*functions, "\n".join([*signature, *lines])])
         used = [m for m in MODULES if re.search(rf"\b{m}\.", text)]
         head = [about, "\n".join(f"import {name}" for name in used)]
-        head.append(f'weights w = "{weights_file}"' if has_weights else "")
+        head.append(f'weights {body.weights} = "{weights_file}"' if has_weights else "")
         return "\n\n".join([*filter(None, head), text]) + "\n"
 
     if not plain:
         inputs = [(text, type) for _, text, type in translator.inputs]
         found = lifted(body, inputs, [(n, t) for n, t, _ in results], translator.arrays)
         text = whole(found.functions, found.lines, bool(found.arrays))
-        if _is_right(text, found.arrays, [type for _, _, type in results]):
+        if _is_right(text, body.weights, found.arrays, [type for _, _, type in results]):
             return text, found.arrays
     lines = [f"    {part}" for line in body.lines for part in line.text.split("\n")]
     lines.append("    " + ", ".join(text for _, text, _ in results))
     return whole([], lines, bool(translator.arrays)), translator.arrays
 
 
-def _is_right(text: str, arrays: dict[str, Array], types: list[TensorType]) -> bool:
+def _is_right(
+    text: str, name: str, arrays: dict[str, Array], types: list[TensorType]
+) -> bool:
     """Whether a source is right, with results of these types."""
-    weights = {"w": arrays} if arrays else {}
+    weights = {name: arrays} if arrays else {}
     program, found, _ = check_text(Source("<import>", text), Path(), weights)
     if found:
         return False
@@ -109,7 +111,7 @@ def _plain(text: str) -> str:
 
 def _results(translator: Translator, body: Body) -> list[tuple[str, str, TensorType]]:
     """Name, expression and type of every result; the names are identifiers, each once."""
-    taken = Names(text for _, text, _ in translator.inputs)
+    taken = Names((text for _, text, _ in translator.inputs), body.weights)
     plain = {text for _, text, _ in translator.results}
     found = []
     for number, (name, text, type) in enumerate(translator.results):

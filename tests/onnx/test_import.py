@@ -133,6 +133,25 @@ def test_names_that_the_language_takes_are_changed() -> None:
     np.testing.assert_array_equal(y, -2 * x)
 
 
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(
+    ("given", "result", "weights"),
+    [("w", "y", "params"), ("x", "w", "params"), ("w", "params", "params2"), ("x", "y", "w")],
+)
+def test_the_weights_are_called_what_no_input_and_no_result_is(
+    given: str, result: str, weights: str, plain: bool, rng: np.random.Generator
+) -> None:
+    k = rng.standard_normal((3, 2), np.float32)
+    made = models.model([node("MatMul", [given, "fc.weight"], ["h"]), node("Relu", ["h"], [result])],
+                        {given: (F32, ["n", 3])}, [result], {"fc.weight": k})  # fmt: skip
+    found = import_model(made, plain=plain)
+    assert found.inputs == {given: given} and found.results == {result: result}
+    assert f'weights {weights} = "' in found.text
+    x = rng.standard_normal((5, 3), np.float32)
+    y = sf.compile(found.text, weights={found.weights: found.arrays})(**{given: x})
+    np.testing.assert_allclose(y, np.maximum(x @ k, 0), rtol=0, atol=8 * 3 * 2.0**-24)
+
+
 @pytest.mark.parametrize("name", ["class", "out"])
 def test_inputs_can_be_passed_by_name(name: str) -> None:
     made = models.model([node("Neg", [name], ["y"])], {name: (F32, ["n"])}, ["y"])

@@ -117,14 +117,14 @@ def number_text(term: Term) -> str:
     return literal(term.value[1])
 
 
-def path_text(value: Value, texts: dict[Value, Text]) -> str:
+def path_text(value: Value, texts: dict[Value, Text], weights: str) -> str:
     """`w.encoder.layer[0].query`, or below a parameter or a loop's number."""
     path, base = value.path or "", value.base
     if base is None:
-        return weight_path(path)
+        return weight_path(path, weights)
     root = texts[base][0] if base in texts else base.name
     if base.name == "index":
         above, _, below = path.partition(".?")
-        return weight_path(f"{above}.0{below}").replace(
-            weight_path(f"{above}.0"), f"{weight_path(above)}[{root}]", 1)
+        return weight_path(f"{above}.0{below}", weights).replace(
+            weight_path(f"{above}.0", weights), f"{weight_path(above, weights)}[{root}]", 1)
     return weight_path(path, root) if path else root

@@ -121,7 +121,7 @@ class Layout:
             assert maker is not None
             return self._expression(maker, plan)
         if value.path is not None:
-            return path_text(value, self.texts), POSTFIX
+            return path_text(value, self.texts, self.names.weights), POSTFIX
         found = self.texts.get(value)
         return found if found is not None else (value.name, ATOM)
 
@@ -212,12 +212,12 @@ class Layout:
         for target in loop.targets:
             names.append(self._name(target, number - 1, plan))
         if not names:
-            names.append(Names([*self.names.taken, *self.held]).value("turn"))
+            names.append(self.names.within(self.held).value("turn"))
         self.lines.append(f"{pad}for {', '.join(names)} in {self._items(loop, plan)}:")
         for value in loop.leaves:
             if value not in wanted:
                 wanted[value] = self._name(value, number - 1, plan)
-        inner = Layout(Names([*self.names.taken, *self.held]), self.depth + 1)
+        inner = Layout(self.names.within(self.held), self.depth + 1)
         inner.texts = dict(self.texts)
         inner.body(loop.body, [*(c[2] for c in loop.carried), *loop.leaves], wanted)
         self.lines += inner.lines
@@ -239,7 +239,7 @@ class Layout:
         if len(loop.targets) == 1:
             scope = loop_scope(loop)
             if scope is not None:
-                return weight_path(scope)
+                return weight_path(scope, self.names.weights)
             return f"({', '.join(r[0] for r in rows)})"
         flat = "(" + ", ".join(f"({', '.join(r)})" for r in rows) + ")"
         if len(flat) < WIDTH - 24:

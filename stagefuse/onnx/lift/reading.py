@@ -13,13 +13,18 @@ from .terms import Term, Terms
 
 
 class Reader:
-    """Follows lines: what every name stands for. `hints` are the model's names of values."""
+    """Follows lines: what every name stands for. `root` is what they call the weights, `hints`
+    are the model's names of values."""
 
     def __init__(
-        self, terms: Terms, inputs: Mapping[str, TensorType], sizes: Sequence[str],
+        self, terms: Terms, inputs: Mapping[str, TensorType], sizes: Sequence[str], root: str,
         weights: Mapping[str, TensorType], hints: Mapping[str, str],
     ) -> None:  # fmt: skip
-        self.terms, self.weights, self.hints = terms, weights, hints
+        self.terms, self.root, self.weights, self.hints = terms, root, weights, hints
+        self.scopes: dict[str, list[str]] = {}  # the ends of the tensors below each scope
+        for key in weights:
+            for dot in re.finditer(r"\.", key):
+                self.scopes.setdefault(key[: dot.start()], []).append(key[dot.end() :])
         self.names: dict[str, Term] = {}
         self.kept: list[Term] = []
         for name in sizes:
@@ -133,12 +138,12 @@ class Reader:
 
     def _weight(self, node: ast.Expr) -> Term | None:
         """A tensor of the file, or a scope of some."""
-        key = weight_key(node)
+        key = weight_key(node, self.root)
         if key is None:
             return None
         if key in self.weights:
             return self.weight(key)
-        ends = [k.removeprefix(f"{key}.") for k in self.weights if k.startswith(f"{key}.")]
+        ends = self.scopes.get(key, [])
         tensors = [self.weight(f"{key}.{end}") for end in ends]
         return self.terms.make("scope", tuple((e, "") for e in ends), *tensors) if ends else None
 
@@ -156,7 +161,7 @@ class _Notation(Reader):
 
     def __init__(self, outer: Reader, indices: list[str]) -> None:
         self.terms, self.hints, self.names = outer.terms, outer.hints, outer.names
-        self.weights = outer.weights
+        self.root, self.weights, self.scopes = outer.root, outer.weights, outer.scopes
         self.own = indices
         self.indices = [*getattr(outer, "indices", []), *indices]
 
@@ -166,18 +171,18 @@ class _Notation(Reader):
         return super().name(name)
 
 
-def weight_key(node: ast.Expr) -> str | None:
-    """The key that `w.encoder.layer[0].weight` names."""
+def weight_key(node: ast.Expr, root: str) -> str | None:
+    """The key that `w.encoder.layer[0].weight` names, where `w` is `root`."""
     match node:
-        case ast.Attribute(base=ast.Name(name="w")):
+        case ast.Attribute(base=ast.Name(name=name)) if name == root:
             return node.name
-        case ast.Subscript(base=ast.Name(name="w"), items=(item,)):
+        case ast.Subscript(base=ast.Name(name=name), items=(item,)) if name == root:
             return _part(item)
         case ast.Attribute():
-            base = weight_key(node.base)
+            base = weight_key(node.base, root)
             return None if base is None else f"{base}.{node.name}"
         case ast.Subscript(items=(item,)):
-            base, part = weight_key(node.base), _part(item)
+            base, part = weight_key(node.base, root), _part(item)
             return None if base is None or part is None else f"{base}.{part}"
     return None
 

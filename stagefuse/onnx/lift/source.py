@@ -47,7 +47,7 @@ def lifted(
         key: TensorType(dtype, tuple(map(as_expr, shape)))
         for key, (dtype, shape) in body.headers.items()
     }
-    reader = Reader(terms, dict(inputs), list(body.frame.dims), weights, body.hints)
+    reader = Reader(terms, dict(inputs), list(body.frame.dims), body.weights, weights, body.hints)
     for line in body.lines:
         reader.line(line.tree, line.text, line.types)
     roots = [_root(reader, text) for _, text in results]
@@ -82,9 +82,9 @@ def _written(
     program = Program(*program_of(order, roots, naming.paths))
     fold(program, list(naming.claims), inner_first)
     taken = [*(name for name, _ in inputs), *body.frame.dims, *(f.name for f in program.functions)]
-    functions = [_function(f, [*body.frame.dims, *(g.name for g in program.functions)])
-                 for f in program.functions]  # fmt: skip
-    layout = Layout(Names(taken))
+    around = Names([*body.frame.dims, *(f.name for f in program.functions)], body.weights)
+    functions = [_function(f, around.within(())) for f in program.functions]
+    layout = Layout(Names(taken, body.weights))
     wanted: dict[Value, str] = {}
     for value, (name, _) in zip(program.results, results, strict=True):
         if value.maker is not None:
@@ -111,9 +111,8 @@ def _joined(lines: list[str]) -> list[str]:
     return [*lines[:at], lines[at].replace(f"{name} = ", "", 1), *lines[at + 1 : -1]]
 
 
-def _function(function: Function, taken: Sequence[str]) -> str:
-    """The text of a function."""
-    names = Names([*taken, "w"])
+def _function(function: Function, names: Names) -> str:
+    """The text of a function; `names` are those that are taken around it."""
     layout = Layout(names)
     params = []
     for param in function.params:
