@@ -142,8 +142,8 @@ def test_the_weights_are_called_what_no_input_and_no_result_is(
     given: str, result: str, weights: str, plain: bool, rng: np.random.Generator
 ) -> None:
     k = rng.standard_normal((3, 2), np.float32)
-    made = models.model([node("MatMul", [given, "fc.weight"], ["h"]), node("Relu", ["h"], [result])],
-                        {given: (F32, ["n", 3])}, [result], {"fc.weight": k})  # fmt: skip
+    nodes = [node("MatMul", [given, "fc.weight"], ["h"]), node("Relu", ["h"], [result])]
+    made = models.model(nodes, {given: (F32, ["n", 3])}, [result], {"fc.weight": k})
     found = import_model(made, plain=plain)
     assert found.inputs == {given: given} and found.results == {result: result}
     assert f'weights {weights} = "' in found.text

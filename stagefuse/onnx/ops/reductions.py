@@ -85,10 +85,9 @@ def _log_sum(n: Node) -> str:
 @op("ReduceLogSumExp")
 def _log_sum_exp(n: Node) -> str:
     """Without overflow: the greatest element is taken out first."""
-    x = n.x(0)
-    axes = n.axes() or []
+    x, axes, is_noop = n.x(0), n.axes() or [], n.attr("noop_with_empty_axes", 0)
     where = f", axis={axis_text(axes)}" if axes else ""
-    if not axes and n.attr("noop_with_empty_axes", 0):
+    if is_noop and not axes:
         return x
     top = n.let("top", f"math.zero_where_infinite(max({x}{where}, keepdims=True))").text
     total = n.let("total", f"log(sum(exp({x} - {top}){where}, keepdims=True)) + {top}")
