@@ -6,6 +6,7 @@ what a compilation will find.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
@@ -84,7 +85,9 @@ class Body:
         """A statement. Raises Refused with the checker's words."""
         statement = parsed(line)
         found = self.frame.checker.reporter.found
-        before = dict(self.frame.locals)
+        known = self.frame.locals
+        words = dict.fromkeys(re.findall(r"[A-Za-z_]\w*", line))
+        before = {word: known.get(word) for word in words}
         try:
             statements.run(self.frame, [statement], False)
             if found:
@@ -95,7 +98,7 @@ class Body:
                 )
         finally:
             found.clear()
-        bound = [n for n, v in self.frame.locals.items() if before.get(n) is not v]
+        bound = [word for word in words if known.get(word) is not before[word]]
         self.lines.append(Line(line, statement, {n: self._types(n) for n in bound}))
 
     def within(self, turn: str, count: Expr, carried: Mapping[str, TensorType]) -> Body:

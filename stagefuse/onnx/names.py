@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from stagefuse.compiler.ops import BUILTINS
 from stagefuse.dsl.dtypes import DTYPES
@@ -28,6 +28,7 @@ class Names:
     def __init__(self, taken: Iterable[str] = (), weights: str = "w") -> None:
         self.weights = weights
         self.taken = {*_TAKEN, weights, *taken}
+        self._latest: dict[str, int] = {}
 
     def within(self, taken: Iterable[str]) -> Names:
         """Names of a body inside, where more are taken."""
@@ -56,11 +57,12 @@ class Names:
         return self._fresh(f"{text}_" if text in _TAKEN else text)
 
     def _fresh(self, text: str) -> str:
-        name, number = text, 1
+        name, number = text, self._latest.get(text, 1)
         while name in self.taken:
             number += 1
             name = f"{text}_{number}" if text[-1].isdigit() else f"{text}{number}"
         self.taken.add(name)
+        self._latest[text] = number
         return name
 
 
@@ -75,11 +77,11 @@ def identifier(wanted: str, is_input: bool = False) -> str:
     return text[:60]
 
 
-def safe_key(name: str, taken: Iterable[str] = ()) -> str:
+def safe_key(name: str, taken: Container[str] = ()) -> str:
     """A tensor's name as a key of a weights file: quotes and control characters are replaced."""
     text = re.sub(r"[^\x21-\x7e]|[\"'\\]", "_", name).strip(".") or "tensor"
     key, number = text, 1
-    while key in set(taken):
+    while key in taken:
         number += 1
         key = f"{text}_{number}"
     return key

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import TypeAlias
 
 from stagefuse.dsl.dims import Expr, sym
 from stagefuse.dsl.types import TensorType
 
-from .program import Apply, Compute, Loop, Statement, Value
+from .program import Apply, Compute, Loop, Statement, Value, read_by
 from .terms import Term
 
 Place: TypeAlias = tuple[int, int]
@@ -21,33 +21,47 @@ MOST_SCOPES = 7
 """Parameters that scopes of weights may take."""
 
 
+class Uses:
+    """Where each value of a body is made, `made`, and where it is read last."""
+
+    def __init__(self, body: list[Statement], results: Sequence[Value]) -> None:
+        self.body = body
+        self.made = {v: (n, r) for n, s in enumerate(body) for r, v in enumerate(s.gives)}
+        self._last = {value: number for number, value in read_by(body)}
+        self._last.update(dict.fromkeys(results, len(body)))
+
+    def last(self, value: Value) -> int:
+        """The last statement that reads a value; the number of all if it is a result, or -1."""
+        return self._last.get(value, -1)
+
+
 class Flow:
     """The stretches of one length that begin at `starts`.
 
-    `slots` are all operands, `outs` the results that something outside reads; `readers` are the
-    statements that read a value.
+    `slots` are all operands, `outs` the results that something outside reads.
     """
 
-    def __init__(self, body: list[Statement], starts: list[int], length: int,
-                 results: Sequence[Value], readers: Mapping[Value, list[int]]) -> None:  # fmt: skip
-        self.body, self.starts, self.length = body, starts, length
-        self.where = [
-            {v: (t, r) for t in range(length) for r, v in enumerate(body[s + t].gives)}
+    def __init__(self, uses: Uses, starts: list[int], length: int) -> None:
+        self.uses, self.body, self.starts, self.length = uses, uses.body, starts, length
+        self.outs = sorted({
+            (t, r)
             for s in starts
-        ]
-        self.results, self.readers = set(results), readers
-        self.read_outside = [
-            {place for v, place in own.items() if self._is_read_outside(v, start)}
-            for own, start in zip(self.where, starts, strict=True)
-        ]
-        self.outs = sorted(set[Place]().union(*self.read_outside))
-        self.slots = [(t, j) for t in range(length) for j in range(len(body[starts[0] + t].reads))]
+            for t in range(length)
+            for r, v in enumerate(self.body[s + t].gives)
+            if uses.last(v) >= s + length
+        })  # fmt: skip
+        first = self.body[starts[0] : starts[0] + length]
+        self.slots = [(t, j) for t, s in enumerate(first) for j in range(len(s.reads))]
 
-    def _is_read_outside(self, value: Value, start: int) -> bool:
-        end = start + self.length
-        return value in self.results or any(
-            not start <= n < end for n in self.readers.get(value, ())
-        )
+    def place(self, k: int, value: Value) -> Place | None:
+        """The result of an occurrence that a value is, if it is one."""
+        number, r = self.uses.made.get(value, (-1, 0))
+        t = number - self.starts[k]
+        return (t, r) if 0 <= t < self.length else None
+
+    def _places(self, slot: Place) -> list[Place | None]:
+        """Which result of its own occurrence a slot reads, in each."""
+        return [self.place(k, self.read(k, slot)) for k in range(len(self.starts))]
 
     def read(self, k: int, slot: Place) -> Value:
         return self.body[self.starts[k] + slot[0]].reads[slot[1]]
@@ -63,7 +77,7 @@ class Flow:
     def _is_consistent(self) -> bool:
         """Whether what is read inside is the same in every occurrence."""
         for slot in self.slots:
-            places = [w.get(self.read(k, slot)) for k, w in enumerate(self.where)]
+            places = self._places(slot)
             if any(p != places[0] for p in places):
                 return False
         return not any(isinstance(self.body[self.starts[0] + t], Loop) for t in range(self.length))
@@ -71,7 +85,7 @@ class Flow:
     def _outside(self) -> list[Place]:
         """The slots that read tensors made outside the stretch."""
         first = ((s, self.read(0, s)) for s in self.slots)
-        return [s for s, v in first if v not in self.where[0] and v.path is None]
+        return [s for s, v in first if v.path is None and self.place(0, v) is None]
 
     # Functions
 
@@ -153,18 +167,16 @@ class Flow:
             return False
         last = len(self.starts) - 1
         for k in range(last):
+            own = self.body[self.starts[k] : self.starts[k] + self.length]
             end = self.starts[k] + 2 * self.length
-            if any(
-                v in self.results or any(n >= end for n in self.readers.get(v, ()))
-                for v in self.where[k]
-            ):
+            if any(self.uses.last(v) >= end for s in own for v in s.gives):
                 return False
         for slot in self.slots:
-            places = [w.get(self.read(k, slot)) for k, w in enumerate(self.where)]
+            places = self._places(slot)
             if any(p != places[0] for p in places):
                 return False
         for slot in self._outside():
-            before = [self.where[k].get(self.read(k + 1, slot)) for k in range(last)]
+            before = [self.place(k, self.read(k + 1, slot)) for k in range(last)]
             if any(b is not None for b in before) and any(b != before[0] for b in before):
                 return False
         for slots, _ in self.carried():
@@ -176,7 +188,7 @@ class Flow:
         """What a turn leaves for the next, with the slots that read it."""
         found: dict[Place, list[Place]] = {}
         for slot in self._outside():
-            out = self.where[0].get(self.read(1, slot))
+            out = self.place(0, self.read(1, slot))
             if out is not None:
                 found.setdefault(out, []).append(slot)
         return [(slots, out) for out, slots in found.items()]

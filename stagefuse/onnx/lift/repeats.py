@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeAlias
 
-from .flow import MOST_SCOPES, Flow, Group, Place
-from .program import Apply, Compute, Function, Loop, Program, Statement, Value, read_by
+from .flow import MOST_SCOPES, Flow, Group, Place, Uses
+from .program import Apply, Compute, Function, Loop, Program, Statement, Value
 from .terms import Term
 from .unfold import unfold
 from .words import suggestion
@@ -104,10 +104,8 @@ class _Folder:
 
     def step(self) -> bool:
         """Fold the best candidate; whether there was one."""
-        self.readers: dict[Value, list[int]] = defaultdict(list)
-        for number, value in read_by(self.program.body):
-            self.readers[value].append(number)
-        candidates = self._candidates(self.program.body)
+        self.uses = Uses(self.program.body, self.program.results)
+        candidates = self._candidates()
         best = self._best(candidates)
         while best is not None and self.inner_first:
             inner = self._best([c for c in candidates if best.holds_twice(c[1], c[2])])
@@ -116,7 +114,7 @@ class _Folder:
             best = inner  # what repeats inside is folded first
         if best is None:
             return False
-        flow = Flow(self.program.body, best.starts, best.length, self.program.results, self.readers)
+        flow = Flow(self.uses, best.starts, best.length)
         if best.is_loop:
             self._loop(flow)
         else:
@@ -129,14 +127,14 @@ class _Folder:
             if best is not None and bound + BEGINS <= best.gain:
                 break
             for is_loop, group in _groups(starts, length):
-                gain = self._gain(self.program.body, group, length, is_loop)
+                gain = self._gain(group, length, is_loop)
                 if gain > (best.gain if best is not None else LEAST_GAIN):
                     best = _Found(gain, group, length, is_loop)
         return best
 
-    def _candidates(self, body: list[Statement]) -> list[tuple[int, list[int], int]]:
+    def _candidates(self) -> list[tuple[int, list[int], int]]:
         """Stretches that occur more than once: what folding them saves at most, and where."""
-        cuts = _cuts(body, self.program.results)
+        body, cuts = self.uses.body, _cuts(self.uses)
         ends = set(cuts)
         codes: dict[object, int] = {}
         keys = [codes.setdefault(s.key, len(codes)) for s in body]
@@ -160,8 +158,8 @@ class _Folder:
                 found.append((total * (len(apart) - 1), apart, length))
         return sorted(found, key=lambda f: (-f[0], f[1], f[2]))[:TRIED]
 
-    def _gain(self, body: list[Statement], starts: list[int], length: int, is_loop: bool) -> int:
-        first = body[starts[0] : starts[0] + length]
+    def _gain(self, starts: list[int], length: int, is_loop: bool) -> int:
+        first = self.uses.body[starts[0] : starts[0] + length]
         inner = sum(s.cost for s in first)
         saved = inner * (len(starts) - 1)
         if not is_loop:
@@ -169,7 +167,7 @@ class _Folder:
             part_of_loop = len(applied) != len(set(applied))
             if length < 2 or inner < LEAST_BODY or part_of_loop:
                 return 0
-        flow = Flow(body, starts, length, self.program.results, self.readers)
+        flow = Flow(self.uses, starts, length)
         groups = flow.scopes
         if groups is None:
             return 0
@@ -375,24 +373,16 @@ def _apart(starts: Sequence[int], length: int) -> list[int]:
     return kept
 
 
-def _cuts(body: list[Statement], results: Sequence[Value]) -> list[int]:
+def _cuts(uses: Uses) -> list[int]:
     """Places where fewer values pass than around them, in order."""
-    place = {v: n for n, s in enumerate(body) for v in s.gives}
-    last: dict[Value, int] = {}
-    for n, statement in enumerate(body):
-        for value in statement.reads:
-            last[value] = n
-    last.update({v: len(body) for v in results})
-    change = [0] * (len(body) + 2)
-    for value, start in place.items():
+    count = len(uses.body)
+    change = [0] * (count + 2)
+    for value, (start, _) in uses.made.items():
         change[start + 1] += 1
-        change[last.get(value, start) + 1] -= 1
-    live, total = [], 0
-    for delta in change[: len(body) + 1]:
-        total += delta
-        live.append(total)
-    inner = range(1, len(body))
-    return [0, *(n for n in inner if live[n - 1] >= live[n] <= live[n + 1]), len(body)]
+        change[max(uses.last(value), start) + 1] -= 1
+    live = list(accumulate(change[: count + 1]))
+    inner = range(1, count)
+    return [0, *(n for n in inner if live[n - 1] >= live[n] <= live[n + 1]), count]
 
 
 def _shared_name(values: Sequence[Value]) -> str:

@@ -23,11 +23,13 @@ _ENDINGS = r"(_output_0)?_(quantized|scale|zero_point)$"
 
 @dataclass
 class Naming:
-    """Keys of the new weights file, as they are given out."""
+    """Keys of the new weights file, as they are given out; `above` are the scopes that they are
+    in."""
 
     arrays: dict[str, Array]
     prefix: str
     claims: dict[str, tuple[Term, str]] = field(default_factory=dict)
+    above: set[str] = field(default_factory=set)
     absent: set[str] = field(default_factory=set)
     paths: dict[Term, str] = field(default_factory=dict)
 
@@ -41,8 +43,8 @@ class Naming:
             wanted = wanted.replace(".", "_")
         key = wanted
         while not self._is_free(key, (weight, "")):
-            key = safe_key(wanted, [*self.claims, key])
-        self._claim(key, (weight, ""))
+            key = safe_key(wanted, {*self.claims, key})
+        self.claim(key, (weight, ""))
         self.paths[weight] = key
 
     def layer(self, scope: Term, hint: str) -> None:
@@ -54,7 +56,7 @@ class Naming:
             if all(self._is_free(k, c) for k, c in keys.items()) and not lacks & set(self.claims):
                 break
         for key, claim in keys.items():
-            self._claim(key, claim)
+            self.claim(key, claim)
         self.absent |= lacks
         self.paths[scope] = path
 
@@ -114,14 +116,16 @@ class Naming:
             return False
         if self._is_below_a_tensor(key):
             return False  # a tensor with tensors below it would be both
-        return not any(k.startswith(f"{key}.") for k in self.claims)
+        return key not in self.above
 
     def _is_below_a_tensor(self, key: str) -> bool:
         parts = key.split(".")
         return any(".".join(parts[:n]) in self.claims for n in range(1, len(parts)))
 
-    def _claim(self, key: str, claim: tuple[Term, str]) -> None:
+    def claim(self, key: str, claim: tuple[Term, str]) -> None:
+        """Give a key out."""
         self.claims[key] = claim
+        self.above.update(_above(key))
 
     def stored(self) -> dict[str, Array]:
         """The tensors of the new file."""
@@ -153,7 +157,7 @@ def named_weights(
     naming = Naming(arrays, _prefix([t.value for t in used if t.kind == "weight"]))
     for term in kept:
         for tensor in term.args or (term,):
-            naming.claims[tensor.value] = (tensor, "")
+            naming.claim(tensor.value, (tensor, ""))
     for term in used:
         if term.kind == "weight":
             naming.plain(term)
