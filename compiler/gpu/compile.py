@@ -40,12 +40,13 @@ from .persistent import PersistentWriter
 from .pieces import form_of
 from .predict import largest
 from .recurrent import (
+    TILES,
     TOO_LARGE,
     Resident,
     launch_of,
     reason,
     regions,
-    residents,
+    resident,
     start_kernel,
     start_launch,
 )
@@ -145,26 +146,23 @@ class GpuCompiler:
         step, None where there need be none."""
         graph = region.graph
         try:
-            ways = residents(graph, region.groups, region.sites, region.buffers.of)
-            entries = [self._resident(region, one) for one in ways]
+            one = resident(graph, region.groups, region.sites, region.buffers.of)
+            entry = self._resident(region, one)
         except Unfit as unfit:
             return [reason(False, str(unfit))]
-        others = const(1)
-        for one, entry in zip(ways, entries, strict=True):
-            for x in one.lowered:
-                if self.kernels.setdefault(x.kernel.name, x.kernel) is x.kernel:
-                    fresh.append((x.kernel, graph))
-            told = [report(graph, x, reasons, passed) for x in one.lowered]
-            counters = [] if one.writer.alone else [region.buffers.counter(f"{entry.name} counter")]
-            starts = [start_launch(self._start(graph), counter) for counter in counters]
-            for launch in (*starts, launch_of(graph, one, entry, counters, told)):
-                made.add(self.arches, launch, ())
-                made.settle(())
-            others = graph.facts.simplify(others - one.holds)
-        if others == const(0):
+        for x in one.lowered:
+            if self.kernels.setdefault(x.kernel.name, x.kernel) is x.kernel:
+                fresh.append((x.kernel, graph))
+        told = [report(graph, x, reasons, passed) for x in one.lowered]
+        counters = [] if one.writer.alone else [region.buffers.counter(f"{entry.name} counter")]
+        starts = [start_launch(self._start(graph), counter) for counter in counters]
+        for launch in (*starts, launch_of(graph, one, entry, counters, told)):
+            made.add(self.arches, launch, ())
+            made.settle(())
+        if one.holds == const(1):
             return None
-        made.shares[region.groups[0].nest[0]] = others
-        return [reason(False, TOO_LARGE)]
+        made.shares[region.groups[0].nest[0]] = 1 - one.holds
+        return [reason(False, f"at some sizes {TILES if one.writer.has_products else TOO_LARGE}")]
 
     def _resident(self, region: Region, one: Resident) -> Entry:
         """The entry of a recurrence, the same for those that are alike. Raises Unfit."""

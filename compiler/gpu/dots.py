@@ -27,6 +27,7 @@ MOST_ROWS = 16
 """Rows of a product that are summed so: with more, tensor cores are quicker."""
 DEEPEST = 512
 """Elements of a column. Twice as many, of four gates, do not fit registers beside the rows."""
+PRODUCTS = ("contract", "chain", "attention")
 TOGETHER = 4
 """Rows whose sums are under way at a time."""
 
@@ -117,9 +118,9 @@ def lower_dots(low: Lowering) -> Parallel:
 
 def dotted(graph: Graph, groups: Sequence[Group]) -> tuple[list[Group], Expr] | None:
     """The kernels of a recurrence with products as sums, in those that read them where each element
-    is read once; and the greatest number of rows. None if there are no products, or some others."""
-    products = [g for g in groups if g.kind == "contract"]
-    if not products or not all(_is_plain(graph, g) for g in products):
+    is read once; and the greatest number of rows. None if some products are of other kinds."""
+    products = [g for g in groups if g.kind in PRODUCTS]
+    if not all(g.kind == "contract" and _is_plain(graph, g) for g in products):
         return None
     rows, found = const(0), list(groups)
     for product in products:

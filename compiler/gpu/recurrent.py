@@ -13,19 +13,19 @@ from stagefuse.compiler.kernel_ir import Buffer, Const, Index, Kernel, Store
 from stagefuse.compiler.lower import Lowered, Sites, finish
 from stagefuse.compiler.plan import GpuLaunchPlan
 from stagefuse.compiler.report import work_of
-from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_CODES, GPU_HALF
+from stagefuse.compiler.schedule import GPU
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum
 from stagefuse.dsl.dtypes import DTYPES
 
-from .contract import holds_codes, operands_of, sums_roughly
 from .dots import MOST_ROWS, DotLowering, dotted, lower_dots
-from .drafts import GPU_FORMS, SourceLowering, attended_draft
+from .drafts import GPU_FORMS, SourceLowering
 from .emit import Entry
 from .resident import MOST_BLOCKS, ResidentWriter
 from .stage import Stage, Unfit
 from .targets import SHARED_LIMIT
 
 FORMS = {**GPU_FORMS, "dots": lower_dots}
+TILES = "the products of a step are not sums of so few rows and so short that a warp takes them"
 TOO_LARGE = "a step has work for more blocks than should wait for each other"
 ROUNDS = 2
 """How often blocks may go round the work of a step. Where there is more, launches that fill the
@@ -74,31 +74,20 @@ class Resident:
         return tuple(self.buffers[n] for n in sorted(self.writer.written))
 
 
-def residents(
+def resident(
     graph: Graph, groups: Sequence[Group], sites: Sites, buffer_of: Callable[[Ref], int]
-) -> list[Resident]:
-    """The ways in which the kernels of a recurrence are one, each for sizes of its own. Raises
-    Unfit where there is none."""
+) -> Resident:
+    """The kernels of a recurrence as one. Raises Unfit."""
     if any(group.kind == "update" for group in groups):
         raise Unfit("a step updates what a session keeps")
-    found: list[Resident] = []
-    others, why = const(1), Unfit(TOO_LARGE)
     few = dotted(graph, groups)
-    ways = [] if few is None else [(few[0], 1 - minimum(floordiv(few[1], MOST_ROWS + 1), const(1)))]
-    for way, holds in [*ways, (groups, const(1))]:
-        holds = graph.facts.simplify(holds * others)
-        if holds == const(0):
-            continue
-        try:
-            one = _resident(graph, way, sites, buffer_of, holds)
-        except Unfit as unfit:
-            why = unfit
-            continue
-        others = graph.facts.simplify(others - one.holds)
-        found.append(one)
-    if not found:
-        raise why
-    return found
+    if few is None:
+        raise Unfit(TILES)
+    own, rows = few
+    holds = graph.facts.simplify(1 - minimum(floordiv(rows, MOST_ROWS + 1), const(1)))
+    if holds == const(0):
+        raise Unfit(TILES)
+    return _resident(graph, own, sites, buffer_of, holds)
 
 
 def _resident(
@@ -139,18 +128,8 @@ def _resident(
 
 
 def _lowering(graph: Graph, group: Group, sites: Sites) -> SourceLowering:
-    """A kernel of a step as every arch can have it, for all sizes. Raises Unfit."""
-    if group.kind == "dots":
-        return DotLowering(graph, group, sites, GPU)
-    if group.kind == "attention":
-        return attended_draft(graph, group, sites, False, const(1)).low
-    schedule = GPU_CHAIN if group.kind == "chain" else GPU
-    if group.kind == "contract":
-        if sums_roughly(graph, group):
-            raise Unfit("a step multiplies f8, for which each architecture has its own kernel")
-        if operands_of(graph, group) is not None:
-            schedule = GPU_CODES if holds_codes(graph, group) else GPU_HALF
-    return SourceLowering(graph, group, sites, schedule)
+    """A kernel of a step as every arch can have it, for all sizes."""
+    return (DotLowering if group.kind == "dots" else SourceLowering)(graph, group, sites, GPU)
 
 
 def start_kernel() -> Kernel:

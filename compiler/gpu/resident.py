@@ -18,7 +18,7 @@ from stagefuse.dsl.facts import Facts
 from .emit import Entry
 from .index import IndexWriter
 from .ir import Code, Value
-from .stage import Stage, StageWriter, Unfit, has_tiles
+from .stage import Stage, StageWriter
 from .steady import SteadyWriter
 from .teams import BLOCK_LANES, Team
 
@@ -55,6 +55,10 @@ class ResidentWriter:
         self.threads, self.teams = _teams(self.writers)
         self.grid = minimum(self.work(), MOST_BLOCKS)
         self.alone = facts.bounds(self.grid)[1] in (0, 1)
+
+    @property
+    def has_products(self) -> bool:
+        return any(w.stage.steady for w in self.writers)
 
     def entry(self, name: str, notes: Sequence[str]) -> Entry:
         """The whole function; `notes` are comments at its top. Raises Unfit."""
@@ -189,13 +193,9 @@ def _conflict(a: StageWriter, b: StageWriter) -> bool:
 
 
 def _teams(writers: Sequence[StageWriter]) -> tuple[int, list[Team]]:
-    """The threads of a block in which all stages can have their teams, and those teams: products
-    have as many lanes as their tiles want, and other stages take what there is. Raises Unfit."""
-    tiles = {w.team.threads for w in writers if has_tiles(w.kernel)}
-    if len(tiles) > 1:
-        raise Unfit("the products of a step want blocks of different sizes")
+    """The threads of a block in which all stages can have their teams, and those teams."""
     blocks = [w.team.threads for w in writers if w.team.is_block]
-    threads = tiles.pop() if tiles else max(blocks, default=BLOCK_LANES)
+    threads = max(blocks, default=BLOCK_LANES)
     return threads, [
         replace(w.team, lanes=threads) if w.team.is_block
         else replace(w.team, per_block=threads // w.team.lanes)

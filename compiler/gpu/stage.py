@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
-from stagefuse.compiler.cpu.bodies import walk
-from stagefuse.compiler.kernel_ir import Attend, Kernel, TileProduct
+from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import const
 from stagefuse.dsl.facts import Facts
@@ -71,9 +69,7 @@ class StageWriter(KernelWriter):
     def run(self, blocks: Value) -> None:
         """The stage at a step: its teams, shared by so many blocks."""
         code = self.code
-        # what one product computes ahead of all steps would take registers from the others
-        inside = code.branch_scope() if has_tiles(self.kernel) else nullcontext()
-        with inside, self.scope():
+        with self.scope():
             if self.kernel.parallel:
                 self._go_round(blocks)
                 return
@@ -95,8 +91,3 @@ class StageWriter(KernelWriter):
         end = self.index(self.count, kind)
         step = (blocks * self.team.per_block).to("sext", kind)
         self._counted("round", self.team_number, end, step, (const(0), self.count - 1), [], body)
-
-
-def has_tiles(kernel: Kernel) -> bool:
-    """Whether a kernel has teams of the size that its tiles want."""
-    return any(isinstance(s, TileProduct | Attend) for s in walk(kernel.body))
