@@ -239,6 +239,8 @@ def _pow(c: Code, a: Sequence[Value], t: DType) -> Value:
         for exponent in POWERS:
             if y.text == c.const(exponent, y.type).text:
                 return power_by_products(x, exponent)
+        if x.text == c.const(2.0, x.type).text:
+            return c.call(vector_math.symbol("exp2", y.type), y.type, y)
         return c.call(vector_math.symbol("pow", x.type), x.type, x, y)
     if t.kind == "uint" and t.bits == 64:
         return unsigned_power(x, y, lambda a, b: c.call("sf.pow.i64", "i64", a, b))

@@ -1,11 +1,11 @@
 """Elementary functions as LLVM IR that the loop vectoriser can widen.
 
 Each function of `FUNCTIONS` becomes one always-inline LLVM function per type: straight-line
-arithmetic, selects and integer operations on bit patterns, no branches. The f32 forms of exp,
-expm1, log, tanh, erf and sigmoid work in f32; the others compute in f64 and round. Polynomials are
-Chebyshev fits of the function named beside them on the reduced range, computed with 300-bit
-arithmetic and rounded. Range reduction follows Cody and Waite. pow keeps the logarithm in two
-doubles.
+arithmetic, selects and integer operations on bit patterns, no branches. The f32 forms of exp, exp2,
+expm1, log, log2, tanh, erf and sigmoid work in f32; the others compute in f64 and round.
+Polynomials are Chebyshev fits of the function named beside them on the reduced range, computed with
+300-bit arithmetic and rounded. Range reduction follows Cody and Waite. pow keeps the logarithm in
+two doubles.
 """
 
 from __future__ import annotations
@@ -186,6 +186,19 @@ def exp(c: Code, x: Value, low: Value | None = None) -> Value:
     return scale(c, p, k)
 
 
+def exp2(c: Code, x: Value) -> Value:
+    """2^x: what is left of x less an integer is exact."""
+    limits = (-1000.0, 129.0) if x.type == "float" else (-2000.0, 1025.0)
+    limited = clamp(c, x, *limits)
+    k, bits = nearest(c, limited, 1.0)
+    f = limited - k
+    if x.type == "float":
+        return scale(c, c.polynomial(f, EXP2_F32), bits)
+    r = f * 0.6931471805599453
+    tail = c.fma(c.polynomial(r, EXP_F64), r * (r * r), (r * r) * 0.5)
+    return scale(c, (r + tail) + 1.0, bits)
+
+
 def expm1(c: Code, x: Value) -> Value:
     if x.type == "float":
         return expm1_of_f32(c, x)
@@ -259,9 +272,12 @@ def log(c: Code, x: Value) -> Value:
 
 
 def log2(c: Code, x: Value) -> Value:
-    if x.type == "float":
-        return in_double(log2)(c, x)
     m, k = split_exponent(c, x)
+    if x.type == "float":
+        f, e = m - 1.0, LOG2E - 1.0
+        square = f * f
+        tail = c.fma(c.polynomial(f, LOG_F32), square * f, square * -0.5)
+        return log_limits(c, x, k + (f + c.fma(tail, LOG2E, f * e)))
     part = log_near_one(c, m - 1.0)
     low = c.fma(part, 2.0355273740931033e-17, c.fma(part, LOG2E, -(part * LOG2E)))
     return log_limits(c, x, (k + part * LOG2E) + low)
@@ -395,7 +411,7 @@ def in_double(function: Function) -> Function:
 
 
 FUNCTIONS: dict[str, tuple[Function, int]] = {
-    "exp": (exp, 1), "log": (log, 1), "log2": (log2, 1), "log1p": (log1p, 1),
+    "exp": (exp, 1), "exp2": (exp2, 1), "log": (log, 1), "log2": (log2, 1), "log1p": (log1p, 1),
     "expm1": (expm1, 1), "tanh": (tanh, 1), "erf": (erf, 1), "gelu": (gelu, 1),
     "sigmoid": (sigmoid, 1),
     "sin": (sin, 1), "cos": (cos, 1), "tan": (tan, 1), "rsqrt": (rsqrt, 1), "pow": (pow, 2),

@@ -141,6 +141,8 @@ def _pow(code: Code, args: Sequence[Value], dtype: DType) -> Value:
         for exponent in POWERS:
             if y.text == code.const(exponent, y.type).text:
                 return power_by_products(x, exponent)
+        if x.text == code.const(2.0, x.type).text:
+            return _formula(code, vector_math.exp2, [y])
         return _formula(code, vector_math.FUNCTIONS["pow"][0], args)
     if dtype.kind == "uint" and dtype.bits == 64:
         return unsigned_power(x, y, lambda a, b: integer_power(code, a, b))

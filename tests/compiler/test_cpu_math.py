@@ -28,9 +28,10 @@ def sigmoid(x: Array) -> Array:
 
 
 REFERENCE: dict[str, Callable[..., Array]] = {
-    "exp": np.exp, "log": np.log, "log2": np.log2, "log1p": np.log1p, "expm1": np.expm1,
-    "tanh": np.tanh, "erf": np.vectorize(math.erf, otypes=[float]), "sigmoid": sigmoid,
-    "sin": np.sin, "cos": np.cos, "tan": np.tan, "rsqrt": lambda x: 1 / np.sqrt(x),
+    "exp": np.exp, "exp2": np.exp2, "log": np.log, "log2": np.log2, "log1p": np.log1p,
+    "expm1": np.expm1, "tanh": np.tanh, "erf": np.vectorize(math.erf, otypes=[float]),
+    "sigmoid": sigmoid, "sin": np.sin, "cos": np.cos, "tan": np.tan,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
 }  # fmt: skip
 SPECIAL = np.array(
     [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, 3e38, -3e38, 88.7,
