@@ -291,7 +291,7 @@ def _product(
         if lies_in_chunks(b.graph, b.graph.nodes[product.node], CHUNK):
             return product
     lines, _, _ = rows_of(b, y, s.domain, s.batch, s.columns, s.depth, CHUNK)
-    return made(rows, _panels_of(b, b.cast(lines, dtype), s, width))
+    return made(rows, panels_of(b, b.cast(lines, dtype), s, width))
 
 
 def _packed(b: Builder, y: Ref, s: Sums, dtype: DType, width: int) -> Ref:
@@ -313,7 +313,7 @@ def _is_aligned(b: Builder, *places: Expr) -> bool:
     return all(b.facts.divides(e, CHUNK) for e in places)
 
 
-def _panels_of(b: Builder, lines: Ref, s: Sums, width: int) -> Ref:
+def panels_of(b: Builder, lines: Ref, s: Sums, width: int) -> Ref:
     """The panels of a right operand whose columns are stored one after the other."""
     columns, depth = total_of(s.domain, s.columns), total_of(s.domain, s.depth)
     batch = [s.domain[x] for x in s.batch]

@@ -69,6 +69,7 @@ class Planner:
         """Runs the passes, and makes the kernels for GPUs: they take longest from here on."""
         from .byte_products import has_bytes
         from .convolved import has_windows
+        from .half_products import has_halves
         from .lower import Sites
         from .narrow import has_narrow
         from .passes import pipeline_of
@@ -80,7 +81,7 @@ class Planner:
         wants: dict[str, bool] = {}
         if self.gpu is not None:
             wants = {
-                "narrow": has_narrow(graph) or has_bytes(graph),
+                "narrow": has_narrow(graph) or has_bytes(graph) or has_halves(graph),
                 "channels_last": has_windows(graph),
                 "shorten_sorts": has_long_sorts(graph),
                 "single_queries": bool(single_query_sums(graph)),

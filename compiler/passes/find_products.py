@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import field
-from functools import partial
 from typing import ClassVar
 
 from stagefuse.dsl.frozen import frozen
 
 from ..byte_products import Load, product_of_bytes
-from ..contract import Rules, rebuild
-from ..graph import Graph
+from ..contract import Rules, Sums, rebuild
+from ..graph import Graph, Node, Ref
+from ..graph_builder import Builder
+from ..half_products import product_of_halves
 from ..single_query import single_query_sums
 from .record import Pass
 
@@ -21,10 +22,10 @@ class FindProducts(Pass):
 
     Both at once: a product's operands are in place only where the views around them are folded,
     and the views that pack its panels fold into those of the weights. With `few_places`, a
-    convolution of few places has them as rows. With `narrow`, a product of 8-bit operands is one
-    of these as they are stored, for GPUs; with `integers`, one of 8-bit integers is, for a CPU.
-    `load` reads weights. With `single_queries`, sums of attention that
-    are a row times a matrix are products too.
+    convolution of few places has them as rows. With `narrow`, a product of 8- or 16-bit operands is
+    one of these as they are stored, for GPUs; with `integers`, one of 8-bit integers is, for a CPU.
+    `load` reads weights. With `single_queries`, sums of attention that are a row times a matrix are
+    products too.
     """
 
     name: ClassVar[str] = "find_products"
@@ -36,13 +37,13 @@ class FindProducts(Pass):
     load: Load | None = field(default=None, repr=False)
 
     def run(self, graph: Graph) -> Graph:
-        finder = None
-        if self.narrow or self.integers:
-            finder = partial(
-                product_of_bytes,
-                load=self.load,
-                convolves=not self.few_places,
-                on_cpu=not self.narrow,
-            )
+        finder = self._narrow if self.narrow or self.integers else None
         single = single_query_sums(graph) if self.single_queries else frozenset[int]()
         return rebuild(graph, Rules(self.few_places, finder), single)
+
+    def _narrow(self, b: Builder, node: Node, sums: Sums) -> Ref | None:
+        """A product of operands of 8 or 16 bits, if it has a form of its own."""
+        found = product_of_bytes(
+            b, node, sums, self.load, convolves=not self.few_places, on_cpu=not self.narrow
+        )
+        return product_of_halves(b, node, sums) if found is None and self.narrow else found
