@@ -27,11 +27,11 @@ _DEFAULT_SHARED = 48 * 1024  # more must be asked for, kernel by kernel
 _PORTABLE_CLUSTER = 8
 _PEAK_BYTES = 1 << 47
 _DLPACK_CUDA = 2  # kDLCUDA
-_MAP_TYPES = {  # CUtensorMapDataType; types that it lacks are moved as plain bytes
+MAP_TYPES = {  # CUtensorMapDataType; types that it lacks are moved as plain bytes
     "bool": 0, "u8": 0, "i8": 0, "f8e4m3": 0, "f8e5m2": 0, "u16": 1, "i16": 1, "u32": 2, "i32": 3,
     "u64": 4, "i64": 5, "f16": 6, "f32": 7, "f64": 8, "bf16": 9,
 }  # fmt: skip
-_MAP_SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}  # CUtensorMapSwizzle
+MAP_SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}  # CUtensorMapSwizzle
 _PROMOTION = 2  # CU_TENSOR_MAP_L2_PROMOTION_L2_128B
 
 
@@ -312,8 +312,8 @@ def tensor_map(
         np.array(box, np.uint32), np.array(every, np.uint32),
     ]  # fmt: skip
     code = _encode_tiled()(
-        made.ctypes.data, _MAP_TYPES[dtype], rank, address, *(a.ctypes.data for a in lists), 0,
-        _MAP_SWIZZLES[swizzle], _PROMOTION, int(fills_nan),
+        made.ctypes.data, MAP_TYPES[dtype], rank, address, *(a.ctypes.data for a in lists), 0,
+        MAP_SWIZZLES[swizzle], _PROMOTION, int(fills_nan),
     )  # fmt: skip
     driver = cuda()
     raise_for(driver, driver.CUresult(code), "making a tensor map")

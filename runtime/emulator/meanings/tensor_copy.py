@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from ..machine import Group
 
 Array = NDArray[Any]
+_STEP = 16
+"""Bytes, of which a box begins at a multiple in its rows: for others an H200 stops with an illegal
+instruction. The ISA asks for no more than that addresses and strides are (cp.async.bulk.tensor)."""
 
 
 def _coordinates(site: Site) -> list[Get]:
@@ -76,6 +79,10 @@ class Box:
         if bool(tensor.lower) != (moves is not None):
             used, made = ("im2col", "tiles") if moves is not None else ("tiles", "im2col")
             raise Stop("out-of-bounds", f"a copy of {used} with a map for {made}", thread)
+        if start[0] * tensor.dtype.itemsize % _STEP:
+            raise Stop("misaligned", f"coordinate {start[0]} of the innermost dimension is "
+                       f"{start[0] * tensor.dtype.itemsize} bytes into a row, no multiple of "
+                       f"{_STEP}", thread)  # fmt: skip
         if not combines:
             tensor, start = tensor.widest(start)
         self.tensor, self.thread = tensor, thread

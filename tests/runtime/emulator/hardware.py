@@ -179,19 +179,32 @@ class _Memory:
 
     def encoded(self, value: Any) -> Any:
         """An argument, with a tensor map as the driver encodes it."""
-        if not isinstance(value, emulator.TensorMap):
-            return value
-        return _Encoded(self.device.call("tensor_map", *self._fields(value)))
+        if isinstance(value, emulator.TensorMap):
+            return _Encoded(self.device.call("tensor_map", *self._tiles(value)))
+        if isinstance(value, emulator.Im2colMap):
+            return _Encoded(self.device.call("im2col_map", *self._columns(value)))
+        return value
 
-    def _fields(self, given: emulator.TensorMap) -> tuple[Any, ...]:
+    def _tiles(self, given: emulator.TensorMap) -> tuple[Any, ...]:
         """A tensor map as `calls.tensor_map` takes it."""
-        array, steps = given.array, given.element_strides
-        name = next((d.name for d in DTYPES.values() if d.numpy == array.dtype), "u8")
+        steps = given.element_strides
         return (
-            name, self.address_of_view(array), array.shape[::-1], array.strides[:-1][::-1],
-            given.box[::-1], given.swizzle, None if steps is None else steps[::-1],
-            given.fill == "nan",
+            *self._view(given.array), given.box[::-1], given.swizzle,
+            None if steps is None else steps[::-1], given.fill == "nan",
         )  # fmt: skip
+
+    def _columns(self, given: emulator.Im2colMap) -> tuple[Any, ...]:
+        """A map for im2col as `Device.im2col_map` takes it."""
+        steps = given.element_strides or (1,) * given.array.ndim
+        return (
+            *self._view(given.array), given.lower[::-1], given.upper[::-1],
+            (given.channels, given.pixels), given.swizzle, steps[::-1], given.fill == "nan",
+        )  # fmt: skip
+
+    def _view(self, array: Array) -> tuple[Any, ...]:
+        """Its dtype, address, sizes and strides, innermost dimension first."""
+        name = next((d.name for d in DTYPES.values() if d.numpy == array.dtype), "u8")
+        return name, self.address_of_view(array), array.shape[::-1], array.strides[:-1][::-1]
 
     def compared(self) -> list[tuple[Array, Array]]:
         return [(array, _fetched(self.device, at, array)) for at, array in self._known.values()]

@@ -70,10 +70,10 @@ BOXES = [
     (np.float32, (20, 40), (16, 32), (-2, 24), 128),
     (ml_dtypes.bfloat16, (40, 64), (16, 32), (30, 8), 64),
     (ml_dtypes.bfloat16, (40, 64), (16, 16), (0, 56), 32),
-    (np.uint8, (40, 64), (8, 48), (3, 5), 0),
-    (np.int32, (5, 9, 12), (2, 4, 8), (4, -1, 3), 0),
+    (np.uint8, (40, 64), (8, 48), (3, 32), 0),
+    (np.int32, (5, 9, 12), (2, 4, 8), (4, -1, 8), 0),
     (np.float16, (5, 9, 64), (2, 8, 64), (1, 3, 0), 128),
-    (np.float32, (3, 4, 5, 8), (2, 2, 2, 4), (1, 1, 4, 2), 0),
+    (np.float32, (3, 4, 5, 8), (2, 2, 2, 4), (1, 1, 4, 4), 0),
 ]
 
 
@@ -96,6 +96,15 @@ def test_boxes(
     kernel = f"load_box_{len(shape)}d"
     launch("tma", kernel, *args, grid=1, block=32, shared_bytes=expected.size)
     assert np.array_equal(out.view(np.uint8), expected)
+
+
+@pytest.mark.parametrize("start", [3, -1, 33])
+def test_rows_begin_at_multiples_of_16_bytes(start: int) -> None:
+    """As an H200 has it, for which this is an illegal instruction."""
+    x, out = np.ones((4, 16), np.float32), np.zeros(128, np.uint32)
+    map_ = emulator.TensorMap(x, box=(8, 16))
+    args = (map_, np.int32(512), *np.int32([start, 2, 0]), out)
+    fault("misaligned", "tma", "load_box_2d", *args, grid=1, block=32, shared_bytes=512)
 
 
 def test_fill_with_nan() -> None:
