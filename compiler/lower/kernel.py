@@ -28,6 +28,7 @@ from .pointwise import lower_pointwise
 from .products import lower_chain
 from .rows import lower_row
 from .sequences import lower_scan, lower_scatter, lower_sort
+from .squares import CPU_SQUARES, in_squares
 from .updates import lower_update
 from .values import Lowering
 
@@ -46,7 +47,7 @@ class Lowered:
 
 
 FORMS: dict[str, Callable[[Lowering], Parallel]] = {
-    "pointwise": lower_pointwise,
+    "pointwise": lambda low: in_squares(low, lower_pointwise(low), CPU_SQUARES),
     "row": lower_row,
     "contract": lower_product,
     "chain": lower_chain,

@@ -1,0 +1,174 @@
+"""Pointwise kernels that read across the rows they write, by way of scratch.
+
+Where the elements of an operand lie next to each other along another axis than the last one of the
+result, a step takes a square of both axes: it reads the square along the operand's rows, and writes
+along those of the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dtypes import BOOL, I64
+from stagefuse.dsl.frozen import frozen
+
+from ..cpu.values import post_order
+from ..kernel_ir import (
+    Alloc,
+    Checked,
+    Const,
+    For,
+    If,
+    Index,
+    Let,
+    Load,
+    Op,
+    Statement,
+    Store,
+)
+from ..kernel_ir import Value as KernelValue
+from .blocks import Parallel
+from .expressions import all_of
+from .values import Lowering
+
+
+@frozen
+class Squares:
+    """How squares are taken. `size`: elements of a side, and in scratch `gap` more from row to row.
+    `least`: elements of an axis from which on it is worth it. `most_bytes`: of all operands'
+    elements that are read this way. `whole`: whether loops go over all of a square, and its
+    elements are tested."""
+
+    size: int
+    gap: int
+    least: int
+    most_bytes: int
+    whole: bool = False
+
+
+CPU_SQUARES = Squares(64, 0, 16, 16)
+"""A line of bytes, and a square of f32 in the first-level cache."""
+
+
+def in_squares(low: Lowering, made: Parallel, how: Squares) -> Parallel:
+    """A pointwise kernel that was made, in squares if that helps."""
+    parallel, work = made
+    body = low.scopes[0].body
+    loop = body[0] if len(body) == 1 else None
+    if low.flat or not isinstance(loop, For) or not loop.vector or loop.lo != const(0):
+        return parallel, work
+    if not all(isinstance(s, Let | Store) for s in loop.body):
+        return parallel, work
+    for axis, (name, extent) in reversed(list(enumerate(parallel))):
+        if not _is_long(low, extent, how) or not _is_long(low, loop.hi, how):
+            continue
+        loads = _that_fit(_across(low, loop, name), how)
+        if loads:
+            low.scopes[0].body[:] = _squares(low, loop, name, extent, loads, how)
+            count = [floordiv(e + (how.size - 1), how.size) for e in (extent, loop.hi)]
+            outer = [*parallel[:axis], (f"{name}s", count[0]), *parallel[axis + 1 :]]
+            outer.append((f"{loop.index}s", count[1]))
+            low.bind(outer)
+            return outer, const(how.size * how.size) * max(1, low.cost())
+    return parallel, work
+
+
+def _that_fit(loads: list[Load], how: Squares) -> list[Load]:
+    """The first of them that there is room for."""
+    found: list[Load] = []
+    for load in loads:
+        if sum(x.stored.itemsize for x in (*found, load)) <= how.most_bytes:
+            found.append(load)
+    return found
+
+
+def _is_long(low: Lowering, extent: Expr, how: Squares) -> bool:
+    most = low.graph.facts.bounds(extent)[1]
+    return most is None or most >= how.least
+
+
+def _across(low: Lowering, loop: For, name: str) -> list[Load]:
+    """Loads, from what the kernel only reads, that step by one with an index outside the loop, and
+    by more with the loop's."""
+    read = {b.name: b for b in low.buffers.values() if b.mode == "in"}
+    found: dict[Load, None] = {}
+    for s in loop.body:
+        assert isinstance(s, Let | Store)
+        values = (*s.indices, s.value) if isinstance(s, Store) else (s.value,)
+        for part in (p for v in values for p in post_order(v)):
+            if not isinstance(part, Load) or part.buffer not in read or part.guard:
+                continue
+            place, step = const(0), const(1)
+            for index, extent in reversed(
+                list(zip(part.indices, read[part.buffer].shape, strict=True))
+            ):
+                if not isinstance(index, Index):
+                    break
+                place, step = place + index.expr * step, step * extent
+            else:
+                along, own = place.coefficient(name), place.coefficient(loop.index)
+                if along == const(1) and own is not None and own not in (const(0), const(1)):
+                    found[part] = None
+    return list(found)
+
+
+def _squares(
+    low: Lowering, loop: For, name: str, extent: Expr, loads: list[Load], how: Squares
+) -> list[Statement]:
+    """The step of a square: reads it, and then does what the loop did."""
+    size = how.size
+    first = {name: sym(f"{name}s") * size, loop.index: sym(f"{loop.index}s") * size}
+    ends = {name: extent, loop.index: loop.hi}
+    inside = all_of(
+        [Op("ge", (Index(e - 1 - sym(x)), Const(0, I64)), BOOL) for x, e in ends.items()]
+    )
+
+    def square(outer: str, inner: str, body: list[Statement]) -> For:
+        def over(index: str, body: tuple[Statement, ...], vector: bool) -> For:
+            stop = first[index] + size
+            stop = stop if how.whole else minimum(stop, ends[index], low.facts)
+            return For(index, first[index], stop, body, vector)
+
+        own = (If(inside, tuple(body)),) if how.whole else tuple(body)
+        return over(outer, (over(inner, own, True),), how.whole)
+
+    found: list[Statement] = []
+    place = (Index(sym(loop.index) - first[loop.index]), Index(sym(name) - first[name]))
+    stands: dict[Load, Load] = {}
+    fills: list[Statement] = []
+    for load in loads:
+        scratch = low.name("square")
+        found.append(Alloc(scratch, load.stored, (const(size), const(size + how.gap))))
+        fills.append(Store(scratch, place, load))
+        stands[load] = Load(scratch, place, load.stored)
+    found.append(square(loop.index, name, fills))
+    body = [_with(s, stands) for s in loop.body]
+    found.append(square(name, loop.index, body))
+    return found
+
+
+def _with(s: Statement, stands: dict[Load, Load]) -> Statement:
+    """A statement that reads squares instead."""
+    known: dict[int, KernelValue] = {}
+
+    def of(value: KernelValue) -> KernelValue:
+        for part in post_order(value):  # without recursion: values may be deep
+            known[id(part)] = changed(part)
+        return known[id(value)]
+
+    def all_of_them(values: tuple[KernelValue, ...]) -> tuple[KernelValue, ...]:
+        return tuple(known[id(v)] for v in values)
+
+    def changed(value: KernelValue) -> KernelValue:
+        if isinstance(value, Load):
+            indices, guard = all_of_them(value.indices), all_of_them(value.guard)
+            return stands.get(value) or replace(value, indices=indices, guard=guard)
+        if isinstance(value, Op):
+            return replace(value, args=all_of_them(value.args))
+        return replace(value, value=known[id(value.value)]) if isinstance(value, Checked) else value
+
+    if isinstance(s, Let):
+        return replace(s, value=of(s.value))
+    assert isinstance(s, Store)
+    return replace(s, indices=tuple(map(of, s.indices)), value=of(s.value))
