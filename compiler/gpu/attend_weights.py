@@ -11,7 +11,7 @@ import math
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import Attend, Const, Load, Local, Op
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 
 from .attend_exact import ExactAttendWriter
 from .ir import Value
@@ -19,6 +19,7 @@ from .kept import kept, where_kept
 
 LOG2E = math.log2(math.e)
 LOWEST = -math.inf
+WARP_ROWS = 16
 Fragment = list[Value]
 
 
@@ -68,39 +69,36 @@ class Attending:
     def weigh(self, scores: list[Fragment]) -> None:
         """Makes scores weights, in place, and sets what the sums so far are to be multiplied by.
 
-        In blocks whose keys all are there and kept nothing is masked.
+        In blocks whose keys all are there and kept for a warp's rows nothing is masked.
         """
         code, w, s = self.code, self.w, self.s
-        begin = sym("kb'") * self.block
-        easy = kept(s.keep, s.row, s.key).inside(s.mr, sym("kb'"), self.block)
+        mask = kept(s.keep, s.row, s.key).of_rows(self.warp * WARP_ROWS)
+        easy = mask.inside(WARP_ROWS, self.begin, self.share)
         score = where_kept(s.score, s.keep)
         if easy is None or self.loads:
-            return self.weigh_block(scores, score, s.keep)
-        whole = w.holds("le", begin + self.block, s.hi)
+            return self.weigh_block(self.chosen(scores, score), scores)
+        whole = w.holds("le", self.begin + self.share, s.hi)
         for least in easy:
             whole = whole & w.holds("ge", least, const(0))
         masked, done = code.label("masked"), code.label("weighed")
         code.branch_if(whole, masked, holds=False)
         with code.branch_scope(), w.scope():
-            self.weigh_block(scores, score, None)
+            self.weigh_block(self.of_all(scores, score), scores)
         code.branch(done)
         code.start(masked)
         with code.branch_scope(), w.scope():
-            self.weigh_block(scores, score, s.keep)
+            ends = [mask.span(self.g + 8 * half, self.begin, s.hi) for half in range(2)]
+            if None in ends:
+                found = self.chosen(scores, score)
+            else:
+                found = self.between(self.of_all(scores, score), [e for e in ends if e])
+            self.weigh_block(found, scores)
         code.start(done)
 
-    def weigh_block(
-        self, scores: list[Fragment], score: KernelValue, keep: KernelValue | None
-    ) -> None:
-        """The exponentials of a block's scores. `keep`: where they are kept; None if everywhere,
-        and every key is there."""
+    def weigh_block(self, found: list[Fragment], scores: list[Fragment]) -> None:
+        """The exponentials of a block's scores, the lowest where a key does not count, in place of
+        what they were found from."""
         code = self.code
-        found = [
-            [self.element(n, e, raw, score, keep) for e, raw in enumerate(fragment)]
-            for n, fragment in enumerate(scores)
-        ]
-        if keep is not None:
-            found = self.cut(found)
         for half in range(2):
             most = self.most[half]
             for x in (fragment[2 * half + e] for fragment in found for e in range(2)):
@@ -124,6 +122,22 @@ class Attending:
             assert part is not None
             code.write("add.rn.f32", total, total, part)
 
+    def of_all(self, scores: list[Fragment], score: KernelValue) -> list[Fragment]:
+        """The scores of a block whose keys all count."""
+        return [
+            [self.element(n, e, raw, score, None) for e, raw in enumerate(fragment)]
+            for n, fragment in enumerate(scores)
+        ]
+
+    def chosen(self, scores: list[Fragment], score: KernelValue) -> list[Fragment]:
+        """The same where the mask is asked for each, the lowest where one does not count."""
+        found = [
+            [self.element(n, e, raw, score, self.s.keep) for e, raw in enumerate(fragment)]
+            for n, fragment in enumerate(scores)
+        ]
+        nothing = const(0)
+        return self.between(found, [(nothing, self.s.hi - self.begin)] * 2)
+
     def element(
         self, n: int, e: int, raw: Value, score: KernelValue, keep: KernelValue | None
     ) -> Value:
@@ -141,12 +155,22 @@ class Attending:
                 return value
             return w.value(keep).select(value, LOWEST)
 
-    def cut(self, scores: list[Fragment]) -> list[Fragment]:
-        """Scores, the lowest for what is behind the last key."""
-        left = self.w.index(self.s.hi - self.begin - self.q * 2, "i32")
-        lowest = self.code.const(LOWEST, "float")
+    def between(self, scores: list[Fragment], ends: list[tuple[Expr, Expr]]) -> list[Fragment]:
+        """Scores, the lowest for keys before the first or from the last on, by the half of rows:
+        distances from the first key of this warp's."""
+        lowest, most = self.code.const(LOWEST, "float"), const(self.share)
+        low, high = (
+            [self.w.index(maximum(minimum(e[n], most), 0) - self.q * 2, "i32") for e in ends]
+            for n in range(2)
+        )
+        begins = [e[0] == const(0) for e in ends]
+
+        def element(x: Value, half: int, key: int) -> Value:
+            x = high[half].compare("le", key).select(lowest, x)
+            return x if begins[half] else low[half].compare("gt", key).select(lowest, x)
+
         return [
-            [left.compare("le", n * 8 + e % 2).select(lowest, x) for e, x in enumerate(fragment)]
+            [element(x, e // 2, n * 8 + e % 2) for e, x in enumerate(fragment)]
             for n, fragment in enumerate(scores)
         ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stagefuse.compiler.kernel_ir import Const, Index, Op, Value
 from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
 from stagefuse.dsl.dtypes import BOOL
@@ -33,9 +35,9 @@ class Kept:
                 lo = maximum(lo, -rest)
         return lo, hi
 
-    def inside(self, rows: int, block: Expr, count: int) -> list[Expr] | None:
-        """Expressions that are not negative only where all keys of a block are kept for all rows;
-        None if there are none."""
+    def inside(self, rows: int, first: Expr, count: int) -> list[Expr] | None:
+        """Expressions that are not negative only where so many keys from the first one on are kept
+        for all rows; None if there are none."""
         found: list[Expr] = []
         for condition in self.conditions:
             least = self._at(condition, rows, greatest=False)
@@ -43,8 +45,28 @@ class Kept:
             if least is None or step is None or step.as_int() is None:
                 return None
             last = count - 1 if (step.as_int() or 0) < 0 else 0
-            found.append(least.substitute({self.key: block * count + last}))
+            found.append(least.substitute({self.key: first + last}))
         return found if self.exact else None
+
+    def span(self, row: Expr, first: Expr, behind: Expr) -> tuple[Expr, Expr] | None:
+        """The keys that a row keeps of those from `first` up to `behind`: the first of them and the
+        one behind the last, as distances from `first`; None where they are no such range."""
+        low, high = const(0), behind - first
+        for condition in self.conditions:
+            step = condition.coefficient(self.key)
+            left = condition.substitute({self.row: row, self.key: first})
+            if step == const(-1):
+                high = minimum(high, left + 1)
+            elif step == const(1):
+                low = maximum(low, -left)
+            else:
+                return None
+        return (low, high) if self.exact else None
+
+    def of_rows(self, start: Expr) -> Kept:
+        """The same of the rows from one on."""
+        here = {self.row: start + sym(self.row)}
+        return replace(self, conditions=tuple(c.substitute(here) for c in self.conditions))
 
     def _at(self, condition: Expr, rows: int, greatest: bool) -> Expr | None:
         """A condition for the row of a block at which it is greatest or least."""
