@@ -13,11 +13,14 @@ from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from .byte_operands import codes_of, is_byte
+from .contract import axes_of
 from .folded_views import fold_views
 from .gathered import ADJACENT
-from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index, split_index
+from .graph import Contract, Graph, Map, Node, Reduce, Ref, View, flatten_index, split_index
 from .graph_builder import Builder
 from .panel_width import panel_width
+from .softmax import factors, plain
+from .steps import steps_of
 from .windows import Windows, windows_of
 
 T = TypeVar("T")
@@ -30,7 +33,8 @@ class Convolution:
     """A product whose panels are `windows` of a source with `channels` along an `axis`, which the
     digit `channel` of the depth numbers, if there is more than one. `whole`: whether all channels
     of the source are those of one window. `moves`: whether windows overlap or leave things out;
-    `codes`: whether operands of 8 bits are multiplied, which must lie along the depth."""
+    `codes`: whether operands of 8 bits are multiplied, which must lie along the depth; `packed`:
+    whether places of different images are in a panel, so that it must be stored."""
 
     windows: Windows
     weights: Ref
@@ -40,6 +44,7 @@ class Convolution:
     whole: bool
     moves: bool
     codes: bool
+    packed: bool
 
     @property
     def is_image(self) -> bool:
@@ -49,7 +54,7 @@ class Convolution:
     @property
     def must_move(self) -> bool:
         """Whether channels are to be last in any case."""
-        return self.moves or (self.codes and self.is_image)
+        return self.moves or (self.is_image and (self.codes or self.packed))
 
     @property
     def source(self) -> Ref:
@@ -61,10 +66,25 @@ class Convolution:
         return [(n, size.as_int() or 0) for n, size, _ in self.windows.digits if n != self.channel]
 
 
-def has_windows(graph: Graph) -> bool:
-    """Whether a graph may have convolutions: views along whose axes two indices move."""
+def has_images(graph: Graph) -> bool:
+    """Whether a graph may have convolutions: views along whose axes two indices move, or sums for
+    every place of several images."""
     views = (n.primitive for n in graph.nodes.values() if isinstance(n.primitive, View))
-    return any(len(e.symbols() & set(v.symbols)) > 1 for v in views for e in v.indices)
+    if any(len(e.symbols() & set(v.symbols)) > 1 for v in views for e in v.indices):
+        return True
+    return any(_is_of_places(graph, node) for node in graph.nodes.values())
+
+
+def _is_of_places(graph: Graph, node: Node) -> bool:
+    """Whether a node is sums of products one of whose factors varies along some image's two axes
+    and the number of the image, and the other does not."""
+    found = [axes_of(graph, plain(graph, factor)) for factor in factors(graph, node)]
+    if not found:
+        return False
+    assert isinstance(node.primitive, Reduce)
+    (one, other), depth = found, set(node.primitive.axes)
+    last = max((one ^ other) - depth, default=-1)
+    return any(last in x and len(x - y - depth) > 2 for x, y in ((one, other), (other, one)))
 
 
 def convolution_of(graph: Graph, node: Node) -> Convolution | None:
@@ -97,7 +117,8 @@ def convolution_of(graph: Graph, node: Node) -> Convolution | None:
         return None
     moves = any(a.shifts or a.step > 1 for a in windows.axes)
     codes = codes_of(graph, node) is not None
-    return Convolution(windows, node.operands[0], axis, channel, count, whole, moves, codes)
+    packed = steps_of(graph, node.operands[1], node) is None
+    return Convolution(windows, node.operands[0], axis, channel, count, whole, moves, codes, packed)
 
 
 def convolve(

@@ -36,9 +36,11 @@ def gathered_of(graph: Graph, node: Node) -> Gathered | None:
     view = left.primitive
     if not isinstance(product, Contract) or not isinstance(view, View) or len(view.symbols) < 2:
         return None
-    if view.guard and view.fill != 0 or not _is_dense(graph, node, product):
-        return None
     *lead, row, depth = view.symbols
+    if len(lead) != len(product.batch) or (view.guard and view.fill != 0):
+        return None
+    if not _is_dense(graph, node, product):
+        return None
     place = flatten_index(view.indices, graph.type(left.operands[0]).shape)
     for expr in (place, *view.indices, *view.guard):
         if row in (expr - expr.substitute({depth: 0})).symbols() or not _in_fours(expr, depth):

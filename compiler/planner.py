@@ -68,7 +68,7 @@ class Planner:
     def begin(self, pipeline: Pipeline, graph: Graph) -> Begun:
         """Runs the passes, and makes the kernels for GPUs: they take longest from here on."""
         from .byte_products import has_bytes
-        from .convolved import has_windows
+        from .convolved import has_images
         from .half_products import has_halves
         from .lower import Sites
         from .narrow import has_narrow
@@ -82,7 +82,7 @@ class Planner:
         if self.gpu is not None:
             wants = {
                 "narrow": has_narrow(graph) or has_bytes(graph) or has_halves(graph),
-                "channels_last": has_windows(graph),
+                "channels_last": has_images(graph),
                 "shorten_sorts": has_long_sorts(graph),
                 "single_queries": bool(single_query_sums(graph)),
             }

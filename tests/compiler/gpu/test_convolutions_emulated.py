@@ -174,3 +174,26 @@ def test_weights_of_one_place_are_multiplied_in_16_bits(
     h = np.maximum(convolved(x, a, dict(size=3)), 0).astype(np.float16).astype(float)
     wanted, scale = convolved(h, e, dict(size=1)), convolved(np.abs(h), np.abs(e), dict(size=1))
     assert np.all(np.abs(got.astype(float) - wanted) <= 2**-10 * scale)
+
+
+@pytest.mark.parametrize("kind", ["f16", "f32"])
+def test_single_elements_of_several_images_are_products_where_they_lie(
+    kind: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    text = (
+        "import nn\n"
+        f"pipeline p(x: {kind}[2, 16, 7, 7], a: {kind}[48, 16, 1, 1], b: {kind}[40, 48, 1, 1])"
+        f" -> {kind}[2, 40, 7, 7]:\n"
+        "    nn.convolve2d(nn.relu(nn.convolve2d(x, a, 1, 1, 1)), b, 1, 1, 1)\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
+    assert {b.dtype for g in plan.pipelines[0].gpu for b in g.buffers} == {kind}
+    made = [x.kernel for x in launches(plan)]  # the image and weights in order, two products
+    assert len(made) == 5, made
+    shapes = {"x": (2, 16, 7, 7), "a": (48, 16, 1, 1), "b": (40, 48, 1, 1)}
+    inputs = {n: rng.standard_normal(s).astype(DTYPES[kind]) for n, s in shapes.items()}
+    (got,) = Emulated(plan, "sm_90a")(inputs, {})
+    x, a, b = (v.astype(float) for v in inputs.values())
+    h = np.maximum(convolved(x, a, dict(size=1)), 0).astype(DTYPES[kind]).astype(float)
+    wanted, scale = convolved(h, b, dict(size=1)), convolved(np.abs(h), np.abs(b), dict(size=1))
+    assert np.all(np.abs(got.astype(float) - wanted) <= (2 * UNIT[kind] + 2.0**-19) * scale)
