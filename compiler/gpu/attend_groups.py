@@ -12,24 +12,23 @@ wait for those products.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from stagefuse.compiler.cpu.values import post_order
-from stagefuse.compiler.kernel_ir import Attend, Load, Operand
-from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.compiler.kernel_ir import Attend, Operand
 from stagefuse.dsl.dims import Atom, Expr, const, floordiv, mod, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 
 from .attend_exact import ExactAttendWriter
+from .attend_forms import FORMS, GROUP_ROWS, forms_of
 from .attend_weights import Attending, Fragment
 from .ir import Value
 from .ring import Ring, Stage, Turn, arrive, copy_box, elected, expect, wait
+from .teams import WARP
 from .tensor_maps import Loops, TensorMap, start_of
 
 GROUP = 128
 """Threads of a warpgroup."""
-GROUP_ROWS = 64
 PANEL = 64  # elements of a row of a panel
 ROW_BYTES = 128
 CHUNK = 8  # elements in 16 bytes
@@ -41,40 +40,6 @@ FIRST_TURN = 2
 """The barrier at which the first warpgroup waits for its turn; the others' follow."""
 MOST_STEPS = 3
 """Dimensions of the batch in a tensor map."""
-
-
-@frozen
-class Form:
-    """How a block works: `keys` at a time, what registers and shared memory hold; `readers` are the
-    warpgroups that multiply, in `turns` or as they come. `few`, `many`: registers of a thread that
-    copies, and of one that multiplies, as many together as all had before."""
-
-    keys: int
-    readers: int
-    turns: bool
-    few: int
-    many: int
-
-    @property
-    def rows(self) -> int:
-        return self.readers * GROUP_ROWS
-
-
-FORMS = {
-    64: Form(128, 3, True, 32, 160),
-    128: Form(128, 2, False, 24, 240),
-    256: Form(64, 2, True, 24, 240),
-}
-"""By elements of the wider heads, as measured. Where exponentials take as long as products, three
-warpgroups that take turns leave fewer gaps."""
-ROOMY = {**FORMS, 64: Form(128, 2, True, 24, 240)}
-"""Where a mask or a bias is read, whose places need registers."""
-
-
-def form_of(depth: int, columns: int, values: Iterable[KernelValue]) -> Form:
-    """The form for heads of so many elements; `values`: what scores and masks are."""
-    loads = any(isinstance(part, Load) for v in values for part in post_order(v))
-    return (ROOMY if loads else FORMS)[max(depth, columns)]
 
 
 @frozen
@@ -172,10 +137,12 @@ def _aligned(size: int) -> int:
 class GroupAttending(Attending):
     """One statement being written for warpgroups. `room`: bytes of shared memory of a block. One
     that `stays` for many steps has the results of one beside the keys of the next, and then
-    warpgroups do not wait for each other. Queries of warpgroups lie `apart` so many bytes."""
+    warpgroups do not wait for each other. Queries of warpgroups lie `apart` so many bytes; where
+    there is room, they come `ahead` by a warp of their own, else where the results will be."""
 
     def __init__(self, writer: ExactAttendWriter, s: Attend, kind: str, room: int) -> None:
-        self.form = form_of(s.depth, s.columns, (s.score, s.keep))
+        forms = forms_of(s.depth, s.columns, (s.score, s.keep))
+        self.form = next(form for form in forms if form.rows == s.mr)
         block = self.form.keys
         self.queries = Rows(s.queries, GROUP_ROWS, s.depth, True)
         self.keys, self.values = (
@@ -188,10 +155,18 @@ class GroupAttending(Attending):
         self.stays = used + sum(rings) <= room and results % ALIGNMENT == 0
         self.apart = results if self.stays else self.queries.bytes
         first = used if self.stays else self.form.readers * self.apart
+        queries = Ring.bytes_of(1, self.form.readers * self.queries.bytes)
+        self.ahead = self.stays and first + sum(rings) + queries <= room
         super().__init__(writer, s, kind, block, 0)
-        writer.reserve(max(first + sum(rings) - (writer.reserve(0).as_int() or 0), 0))
+        total = first + sum(rings) + (queries if self.ahead else 0)
+        writer.reserve(max(total - (writer.reserve(0).as_int() or 0), 0))
         self.warp = floordiv(sym("thread"), 32)
         self.code.tables.add("aligned shared")
+        if self.ahead:
+            self.apart = self.queries.bytes
+            size = self.form.readers * self.apart
+            self.query_ring = Ring(writer, const(first + sum(rings)), 1, size)
+            self.ring = self.query_ring.start
         self.key_ring, self.value_ring = (
             Ring(writer, const(start), STAGES, side.bytes)
             for start, side in zip((first, first + rings[0]), sides, strict=True)
@@ -205,25 +180,25 @@ class GroupAttending(Attending):
         """All steps of the block. `each_step` writes what it is given for each of them, `multiply`
         a step of those that do so."""
         code, thread, readers = self.code, self.w.symbols["thread"], self.form.readers
-        for ring in (self.key_ring, self.value_ring):
-            ring.prepare(thread.compare("eq", 0), readers * GROUP // 32)
+        rings = [self.key_ring, self.value_ring]
+        rings += [self.query_ring] if self.ahead else []
+        for ring in rings:
+            ring.prepare(thread.compare("eq", 0), readers * GROUP // WARP)
         multiplies = code.label("multiplies")
         code.branch_if(thread.compare("lt", readers * GROUP), multiplies)
         with code.branch_scope(), self.w.scope():
             code.line(f"setmaxnreg.dec.sync.aligned.u32 {self.form.few};")
-            code.branch_if(thread.compare("lt", readers * GROUP + 32), "$end", holds=False)
-            code.branch_if(elected(code), "$end", holds=False)
-            self.maps = [self.map(side) for side in (self.keys, self.values)]
-            self.turns = [ring.turn(filling=True) for ring in (self.key_ring, self.value_ring)]
-            each_step(self.bring_all)
+            self.begin_to_bring(thread - readers * GROUP, each_step)
             code.branch("$end")
         code.start(multiplies)
         code.line(f"setmaxnreg.inc.sync.aligned.u32 {self.form.many};")
         self.key_turn, self.value_turn = (
             ring.turn(filling=False) for ring in (self.key_ring, self.value_ring)
         )
+        if self.ahead:
+            self.query_turn = self.query_ring.turn(filling=False)
         self.read = code.variable("i32", self.value_ring.barriers)  # the values read last
-        self.lead = (thread & 31).compare("eq", 0)
+        self.lead = (thread & (WARP - 1)).compare("eq", 0)
         group = self.w.index(floordiv(sym("thread"), GROUP), "i32")
         self.is_last = group.compare("eq", readers - 1)
         self.turn = group + FIRST_TURN
@@ -242,7 +217,46 @@ class GroupAttending(Attending):
         behind = floordiv(s.hi + (self.block - 1), self.block, w.facts)
         return first, behind, w.index(first, "i32"), w.index(behind, "i32")
 
-    # The thread that copies
+    # Those that copy
+
+    def begin_to_bring(
+        self, thread: Value, each_step: Callable[[Callable[[], None]], None]
+    ) -> None:
+        """One thread brings keys and values, the warp after its own queries ahead."""
+        code, w = self.code, self.w
+        keys = code.label("keys")
+        code.branch_if(thread.compare("lt", WARP), keys)
+        if self.ahead:
+            code.branch_if(thread.compare("lt", 2 * WARP), "$end", holds=False)
+            with code.branch_scope(), w.scope():
+                self.query_turn = self.query_ring.turn(filling=True)
+                with w.named(helper=(thread - WARP, const(0), const(WARP - 1))):
+                    each_step(lambda: self.bring_ahead((thread - WARP).compare("eq", 0)))
+        code.branch("$end")
+        code.start(keys)
+        with code.branch_scope(), w.scope():
+            code.branch_if(elected(code), "$end", holds=False)
+            self.maps = [self.map(side) for side in (self.keys, self.values)]
+            self.turns = [ring.turn(filling=True) for ring in (self.key_ring, self.value_ring)]
+            each_step(self.bring_all)
+
+    def bring_ahead(self, lead: Value) -> None:
+        """The queries of a tile, as soon as those before are not needed any more."""
+        code = self.code
+        _, _, start, end = self.span()
+        skip = code.label("none")
+        code.branch_if(start.compare("lt", end), skip, holds=False)
+        with code.branch_scope(), self.w.scope():
+            stage = self.query_turn.now()
+            wait(code, stage.empty, stage.parity)
+            for group in range(self.form.readers):
+                self.copy_queries(sym("helper"), WARP, const(group))
+            code.line("cp.async.wait_all;")
+            code.line("fence.proxy.async.shared::cta;")
+            code.line("bar.warp.sync 0xffffffff;")
+            arrive(code, stage.full, lead)
+            self.query_turn.step(stage)
+        code.start(skip)
 
     def bring_all(self) -> None:
         """Keys and values of each block, the keys of the next one before the values."""
@@ -305,7 +319,11 @@ class GroupAttending(Attending):
         self.scored = [code.variable("float", zero) for _ in range(self.block // 2)]
         some, done = start.compare("lt", end), code.label("attended")
         code.branch_if(some, done, holds=False)
-        self.bring_queries()
+        if self.ahead:
+            queries = self.query_turn.now()
+            wait(code, queries.full, queries.parity)
+        else:
+            self.bring_queries()
         with code.branch_scope(), w.scope():
             self.wait_for_turn()
             stage = self.score()
@@ -325,6 +343,9 @@ class GroupAttending(Attending):
             code.write("add.s32", block, block, code.const(1, "i32"))
             code.branch(head)
         code.start(over)
+        if self.ahead:
+            arrive(code, queries.empty, self.lead)
+            self.query_turn.step(queries)
         with code.branch_scope(), w.scope():
             code.line("wgmma.wait_group.sync.aligned 0;")
             arrive(code, self.read, self.lead & end.compare("gt", start + 1))
@@ -362,30 +383,34 @@ class GroupAttending(Attending):
 
     def bring_queries(self) -> None:
         """Each warpgroup brings its queries; those that are not there become zeros."""
+        code = self.code
+        thread, group = mod(sym("thread"), GROUP), floordiv(sym("thread"), GROUP)
+        self.copy_queries(thread, GROUP, group)
+        code.line("cp.async.wait_all;")
+        code.line("fence.proxy.async.shared::cta;")
+        self.w.barrier()
+
+    def copy_queries(self, lane: Expr, lanes: int, group: Expr) -> None:
+        """Starts to copy a warpgroup's queries by so many lanes."""
         w, code, side = self.w, self.code, self.queries
         wide = side.features // CHUNK
-        down = GROUP // wide
-        thread, group = mod(sym("thread"), GROUP), floordiv(sym("thread"), GROUP)
-        chunk, row = mod(thread, wide), floordiv(thread, wide)
-        start = group * self.apart + floordiv(chunk, CHUNK) * side.panel + row * ROW_BYTES
-        first = group * GROUP_ROWS + row
+        down = max(lanes // wide, 1)
+        chunk, row = mod(lane, wide), floordiv(lane, wide)
         memory = w.memory[side.operand.buffer]
-        left = w.index(self.s.rows - first, "i32")
+        left = w.index(self.s.rows - group * GROUP_ROWS - row, "i32")
         whole, nothing = code.const(16, "i32"), code.const(0, "i32")
+        start = group * self.apart + floordiv(chunk, CHUNK) * side.panel + row * ROW_BYTES
         for n in range(side.count // down):
             key = w.index(mod(row + n * down, 8), "i32")
             inside = w.index(mod(chunk, CHUNK), "i32") ^ key
             at = self.ring + w.index(start, "i32") + inside.shl(4)
             size = left.compare("gt", n * down).select(whole, nothing)
-            source = w.address(memory, (side.place(first + n * down, chunk * CHUNK), None))
+            place = side.place(group * GROUP_ROWS + row + n * down, chunk * CHUNK)
+            source = w.address(memory, (place, None))
             code.line(
                 f"cp.async.cg.shared.global [{at.text}+{n * down * ROW_BYTES}], {source}, 16, "
                 f"{size.text};"
             )
-        code.line("cp.async.commit_group;")
-        code.line("cp.async.wait_group 0;")
-        code.line("fence.proxy.async.shared::cta;")
-        w.barrier()
 
     def fragments(self) -> list[Fragment]:
         here = [Value(self.code, v.text, "float", self.code.depth) for v in self.scored]

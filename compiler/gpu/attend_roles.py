@@ -1,32 +1,34 @@
 """Kernels of attention whose warps have roles, and whose blocks stay for many tiles of queries.
 
-The keys of the next tile come while what follows the last key of this one is computed, which each
-warpgroup does of its own rows. With a mask that cuts the keys tiles have more or less to do: a
-block takes two at a time, one of the longest and one of the shortest that are left of a head; and
-where there are few tiles, each has a block of its own, so that the device can balance them.
+The keys and queries of the next tile come while what follows the last key of this one is computed,
+which each warpgroup does of its own rows. With a mask that cuts the keys tiles have more or less to
+do. Then some heads at a time, whose keys the L2 cache holds, are divided so that every block has
+as much: their tiles, the longest first, go to the blocks from the first to the last, the next ones
+from the last to the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.kernel_ir import Attend, For, Kernel, Statement
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.compiler.lower.expressions import product_of as size_of
+from stagefuse.dsl.dims import Expr, const, minimum, sym
 from stagefuse.dsl.facts import Facts
 
-from .attend_groups import GROUP, GROUP_ROWS, GroupAttending
+from .attend_forms import GROUP_ROWS
+from .attend_groups import GROUP, GroupAttending
 from .emit import KernelWriter
 from .ir import Value
 from .teams import Team
 
 BLOCKS = 132
 """Blocks that stay: one for each SM of the largest device of the arch."""
-MANY = 8
-"""Tiles for each of them from which on they stay though tiles differ."""
+TURNS = 2
+"""Tiles that each of them takes of some heads."""
 ALL, OWN = 1, 8
 """The barrier of all that multiply, and that of the first warpgroup; the others' follow."""
 
@@ -74,14 +76,8 @@ class RolesWriter(KernelWriter):
 
         self.attending.by_roles(self._each_step, one_tile)
         self.team = team
-        if not self.attending.stays:
-            return self.count
-        if not self.differ:
-            return minimum(self.count, const(BLOCKS))
-        if self.attending.form.readers > 2:  # measured: 213 us as they come, 262 in pairs
-            return self.count
-        many = minimum(floordiv(self.count, MANY * BLOCKS), const(1))
-        return self.count - many * (self.count - BLOCKS)
+        self.stays = self.attending.stays
+        return minimum(self.count, const(BLOCKS)) if self.stays else self.count
 
     def _of_group(self, s: Statement) -> Statement:
         """A loop over the rows of a tile, as far as this warpgroup's go."""
@@ -95,35 +91,64 @@ class RolesWriter(KernelWriter):
 
     def _each_step(self, body: Callable[[], None]) -> None:
         """Runs for each of the block's steps, at which the parallel indices are bound."""
+        if not self.attending.stays:
+            with self.at_step(self.team_number):
+                body()
+        elif self.differ:
+            self._balanced(body)
+        else:
+            self._one_after_the_other(body)
+
+    def _one_after_the_other(self, body: Callable[[], None]) -> None:
+        """Tiles that are as long as each other, in their order."""
         code, kind = self.code, self.team_number.type
-        apart = code.pure("mov.u32", "i32", Value(code, "%nctaid.x", "i32"))
-        apart = code.pure("cvt.u64.u32", "i64", apart) if kind == "i64" else apart
-        end = self.index(self.count, kind)
-        pairs = code.const(0, kind)  # 1 if a block takes two at a time
-        if self.differ:
-            pairs = apart.compare("lt", end).select(code.const(1, kind), pairs)
-        number = code.variable(kind, code.const(0, kind))
+        end, apart = self.index(self.count, kind), self._apart()
+        step = code.variable(kind, self.team_number)
         head, done = code.label("tile"), code.label("tiles")
         with code.loop_scope(), self.scope():
             code.start(head)
-            now = Value(code, number.text, kind, code.depth)
-            first = (now.ashr(pairs) * apart + self.team_number).shl(pairs)
-            step = first + (now & pairs)
-            code.branch_if(step.compare("lt", end), done, holds=False)
-            with self.at_step(step), self._longest_and_shortest(pairs):
+            now = Value(code, step.text, kind, code.depth)
+            code.branch_if(now.compare("lt", end), done, holds=False)
+            with self.at_step(now):
                 body()
-            code.write(f"add.s{64 if kind == 'i64' else 32}", number, number, code.const(1, kind))
+            code.set(step, now + apart)
             code.branch(head)
         code.start(done)
 
-    @contextmanager
-    def _longest_and_shortest(self, pairs: Value) -> Iterator[None]:
-        """Inside, tiles of a head are in another order: the first, the last, the second..."""
-        if not self.differ:
-            yield
-            return
-        place, pairs = self.index(sym("mb"), "i32"), pairs.to("trunc", "i32")
-        half, last = place.ashr(pairs), self.index(self.blocks - 1, "i32")
-        chosen = (place & pairs).compare("eq", 1).select(last - half, half)
-        with self.named(tile=(chosen, const(0), self.blocks - 1)), self.binding(mb=sym("tile")):
-            yield
+    def _balanced(self, body: Callable[[], None]) -> None:
+        """Tiles of some heads after those of others, the last of them of up to twice as many."""
+        code, kind, own = self.code, self.team_number.type, self.team_number
+        apart, tiles = self._apart(), self.index(self.blocks, kind)
+        heads = self.index(size_of([e for n, e in self.kernel.parallel if n != "mb"]), kind)
+        one = code.const(1, kind)
+        some = code.intrinsic("smax", code.unsigned_division(apart * TURNS, tiles), one)
+        turned = apart - 1 - own
+        first, begin, turn = (code.variable(kind, code.const(0, kind)) for _ in range(3))
+        head, skip, done = code.label("tile"), code.label("none"), code.label("tiles")
+        with code.loop_scope(), self.scope():
+            code.start(head)
+            start, at, way = (Value(code, v.text, kind, code.depth) for v in (first, begin, turn))
+            is_last = (start + some * 2).compare("gt", heads)
+            count = is_last.select(heads - start, some)
+            place = at + way.compare("eq", 0).select(own, turned)
+            code.branch_if(place.compare("lt", count * tiles), skip, holds=False)
+            with code.branch_scope(), self.scope():
+                tile = code.unsigned_division(place, count)
+                step = (start + place - tile * count) * tiles + tile
+                with self.at_step(step):
+                    body()
+            code.start(skip)
+            after = at + apart
+            over = after.compare("ge", count * tiles)
+            code.branch_if(over & is_last, done)
+            code.set(first, over.select(start + some, start))
+            code.set(begin, over.select(code.const(0, kind), after))
+            code.set(turn, way ^ 1)
+            code.branch(head)
+        code.start(done)
+
+    def _apart(self) -> Value:
+        """The number of blocks."""
+        code, kind = self.code, self.team_number.type
+        apart = code.pure("mov.u32", "i32", Value(code, "%nctaid.x", "i32"))
+        return code.pure("cvt.u64.u32", "i64", apart) if kind == "i64" else apart

@@ -25,16 +25,18 @@ from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.products import _product as product_of
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.compiler.schedule import GPU_WGMMA
 from stagefuse.compiler.steps import steps_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, F32, I64
 from stagefuse.dsl.frozen import frozen
 
-from .attend_groups import form_of, takes_groups
+from .attend_forms import forms_of
+from .attend_groups import takes_groups
 from .attend_shape import rows_of_block
 from .contract import left_of
 from .kept import kept
+from .persistent import BLOCKS
+from .widths import best_of
 
 PADDING = 4
 """Elements between the rows of a tile, so that eight rows lie in different banks."""
@@ -118,14 +120,26 @@ def suits_groups(low: Lowering) -> bool:
     return a.half and takes_groups(operands, a.depth, a.columns, a.first.batch, low.facts)
 
 
-def lower_attention(low: Lowering) -> Parallel:
-    """Blocks of rows: attended, then stored with what follows."""
+def heights(low: Lowering) -> list[tuple[int, Expr]]:
+    """The rows that a block of warpgroups may have, each with a factor that is 1 for the sizes
+    where its blocks take least, else 0. `low` is only asked."""
+    a = attention_of(low)
+    values = a.weights(a.first.place(low, sym("r"), sym("j")), const(0))
+    forms = forms_of(a.depth, a.columns, values)
+    tiles = {f: floordiv(a.first.rows + (f.rows - 1), f.rows, low.facts) for f in forms}
+    times: dict[int, Expr] = {}
+    for form, count in tiles.items():
+        for _, extent in a.first.batch:
+            count = count * extent
+        times[form.rows] = floordiv(count + (BLOCKS - 1), BLOCKS, low.facts) * form.time
+    return best_of(times, low.facts)
+
+
+def lower_attention(low: Lowering, rows: int | None = None) -> Parallel:
+    """Blocks of rows: attended, then stored with what follows. `rows`: of a block of warpgroups."""
     a = attention_of(low)
     first = a.first
-    most = rows_of_block(a.depth, a.columns, 2 if a.half else 4)
-    if low.schedule == GPU_WGMMA:
-        values = a.weights(first.place(low, sym("r"), sym("j")), const(0))
-        most = form_of(a.depth, a.columns, values).rows
+    most = rows or rows_of_block(a.depth, a.columns, 2 if a.half else 4)
     blocks = floordiv(first.rows + (most - 1), most, low.facts)
     parallel = [*first.batch, ("mb", blocks)]
     low.bind(parallel)

@@ -17,7 +17,7 @@ from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_CODES, GPU_HALF, GPU
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum
 from stagefuse.dsl.facts import Facts
 
-from .attention import lower_attention, suits_groups
+from .attention import heights, lower_attention, suits_groups
 from .attention_split import Split, lower_joined, lower_pieces, split_of
 from .boxes import Matrices
 from .chain import lower_chain
@@ -201,8 +201,12 @@ def _attentions(graph: Graph, group: Group, sites: Sites, arches: Sequence[str])
         others = 1 - split.few
         yield from pieces_drafts(graph, group, sites, split)
     if graph.facts.bounds(others)[1] != 0:
-        groups = arches[0] in WGMMA and suits_groups(SourceLowering(graph, group, Sites(), GPU))
-        yield attended_draft(graph, group, sites, groups, others)
+        low = SourceLowering(graph, group, Sites(), GPU)
+        if arches[0] not in WGMMA or not suits_groups(low):
+            yield attended_draft(graph, group, sites, None, others)
+            return
+        for rows, best in heights(low):
+            yield attended_draft(graph, group, sites, rows, graph.facts.simplify(others * best))
 
 
 def pieces_drafts(graph: Graph, group: Group, sites: Sites, split: Split) -> Iterator[Draft]:
@@ -213,10 +217,13 @@ def pieces_drafts(graph: Graph, group: Group, sites: Sites, split: Split) -> Ite
         yield Draft(low, {"attention": partial(part, split=split)}, share, name)
 
 
-def attended_draft(graph: Graph, group: Group, sites: Sites, groups: bool, share: Expr) -> Draft:
-    """Attention in one kernel, by warpgroups or by warps."""
-    low = SourceLowering(graph, group, sites, GPU_WGMMA if groups else GPU)
-    return Draft(low, GPU_FORMS, share, "")
+def attended_draft(
+    graph: Graph, group: Group, sites: Sites, rows: int | None, share: Expr
+) -> Draft:
+    """Attention in one kernel, by warpgroups in blocks of so many rows, or by warps."""
+    low = SourceLowering(graph, group, sites, GPU if rows is None else GPU_WGMMA)
+    form = partial(lower_attention, rows=rows)
+    return Draft(low, {"attention": form}, share, "" if rows is None else f"by {rows}")
 
 
 def _rows(graph: Graph, group: Group, sites: Sites) -> Iterator[Draft]:

@@ -73,7 +73,7 @@ def made_by(changes: Changes, graph: Graph, group: Group, sites: Sites, arch: st
     if changes not in candidates(graph, group, arch, None):
         return None
     if group.kind == "attention":
-        return Made([attended_draft(graph, group, sites, False, const(1))], const(1))
+        return Made([attended_draft(graph, group, sites, None, const(1))], const(1))
     if "parts" in changes:
         split = in_parts(graph, group, changes["parts"])
         assert split is not None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from stagefuse.compiler.kernel_ir import For
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
-from .attend_groups import GROUP_ROWS
+from .attend_forms import GROUP_ROWS
 from .boxes import Matrices, Slot
 from .clusters import ClusterWriter
 from .computed import Computed

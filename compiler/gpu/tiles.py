@@ -22,7 +22,7 @@ from stagefuse.dsl.dtypes import F32
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 
-from .attend_groups import GROUP_ROWS
+from .attend_forms import GROUP_ROWS
 from .split_parts import AT_ONCE, CHUNK, DEPTH
 from .tf32 import GROUP_LANES, WIDEST
 

@@ -14,7 +14,7 @@ from stagefuse.compiler.kernel_ir import For
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from .attend import AttendWriter
-from .attend_groups import GROUP_ROWS
+from .attend_forms import GROUP_ROWS
 from .computed import Computed
 from .copies import Copies, Copy, Tile
 from .ir import Value

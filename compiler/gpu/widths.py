@@ -48,7 +48,7 @@ def widths(
         if most is not None:  # in whole steps of tensor copies
             width = min(width, max(-(-most // 16) * 16, 16))
         times[width] = _rounds(rows, columns, batch, width, cluster) * _cost(width)
-    return _best_of(times, facts)
+    return best_of(times, facts)
 
 
 def widths_of(columns: Expr, facts: Facts, rough: bool) -> list[int]:
@@ -81,8 +81,9 @@ def _cost(width: int) -> int:
     return round(FIXED + PER_COLUMN * width)
 
 
-def _best_of(times: Mapping[int, Expr], facts: Facts) -> list[tuple[int, Expr]]:
-    """The widths that may take least, with their factors."""
+def best_of(times: Mapping[int, Expr], facts: Facts) -> list[tuple[int, Expr]]:
+    """The widths that may take least, with factors that are 1 for the sizes where they do, else 0;
+    of equals the widest."""
     found = []
     for width, time in times.items():
         best = const(1)

@@ -1,0 +1,52 @@
+"""How blocks of attention by warpgroups may be made up, by the size of heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.kernel_ir import Load
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.dsl.frozen import frozen
+
+GROUP_ROWS = 64
+"""Rows of queries that a warpgroup has."""
+
+
+@frozen
+class Form:
+    """How a block works: `keys` at a time, what registers and shared memory hold; `readers` are the
+    warpgroups that multiply, in `turns` or as they come. `few`, `many`: registers of a thread that
+    copies, and of one that multiplies, as many together as all had before."""
+
+    keys: int
+    readers: int
+    turns: bool
+    few: int
+    many: int
+
+    @property
+    def rows(self) -> int:
+        return self.readers * GROUP_ROWS
+
+    @property
+    def time(self) -> int:
+        """What a block's keys take, beside another form's."""
+        return self.readers + 1
+
+
+FORMS = {
+    64: (Form(128, 3, True, 32, 160), Form(128, 2, True, 24, 240)),
+    128: (Form(128, 2, False, 24, 240),),
+    256: (Form(64, 2, True, 24, 240),),
+}
+"""By elements of the wider heads, as measured. Where exponentials take as long as products, three
+warpgroups that take turns leave fewer gaps."""
+
+
+def forms_of(depth: int, columns: int, values: Iterable[KernelValue]) -> tuple[Form, ...]:
+    """The forms for heads of so many elements, the best for many rows first; `values`: what scores
+    and masks are. Where one of them is read its places need registers."""
+    forms = FORMS[max(depth, columns)]
+    loads = any(isinstance(part, Load) for v in values for part in post_order(v))
+    return tuple(f for f in forms if f.readers == 2 or not loads)
