@@ -323,6 +323,7 @@ def test_launches_that_make_no_sense() -> None:
         module.launch("j", grid=1, block=64, args=[])
 
 
+@pytest.mark.left_open  # %warpid, where a warp happens to be (PTX ISA, special registers)
 def test_the_grid_and_special_registers() -> None:
     names = ["tid.x", "tid.y", "tid.z", "ctaid.x", "ctaid.y", "ctaid.z", "ntid.x", "nctaid.y",
              "laneid", "warpid", "lanemask_lt", "lanemask_ge", "nwarpid"]  # fmt: skip
@@ -348,10 +349,11 @@ def test_the_grid_and_special_registers() -> None:
     cz, cy, cx, tz, ty, tx = np.indices(out.shape[:-1])
     linear = tx + 10 * (ty + 2 * tz)
     lane = linear % 32
-    want = [tx, ty, tz, cx, cy, cz, 10, 2, lane, linear // 32, (1 << lane) - 1,
+    want = [tx, ty, tz, cx, cy, cz, 10, 2, lane, None, (1 << lane) - 1,
             (0xFFFFFFFF << lane) & 0xFFFFFFFF, 64]  # fmt: skip
     for i, expected in enumerate(want):
-        assert (out[..., i] == expected).all(), names[i]
+        assert expected is None or (out[..., i] == expected).all(), names[i]
+    assert (out[..., names.index("warpid")] < 64).all()
 
 
 def test_recursion_with_memory_of_each_call() -> None:
