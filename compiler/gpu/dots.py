@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from stagefuse.compiler.graph import Contract, Graph, Ref, split_index
 from stagefuse.compiler.groups import Access, Group, count_of
@@ -17,19 +16,17 @@ from stagefuse.compiler.kernel_ir import Fold, Index, Local, Op, Value
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import symbols_of
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, mod, sym
 from stagefuse.dsl.dtypes import F32, F64
 
 from .drafts import SourceLowering
 from .stage import Unfit
 
-MOST_ROWS = 16
+MOST_ROWS = 64
 """Rows of a product that are summed so: with more, tensor cores are quicker."""
 DEEPEST = 512
 """Elements of a column. Twice as many, of four gates, do not fit registers beside the rows."""
 PRODUCTS = ("contract", "chain", "attention")
-TOGETHER = 4
-"""Rows whose sums are under way at a time."""
 
 
 class DotLowering(SourceLowering):
@@ -81,38 +78,13 @@ class DotLowering(SourceLowering):
 
 
 def lower_dots(low: Lowering) -> Parallel:
-    """A warp for each place along the last axis, with all rows, some of them together."""
+    """A warp for each place along the last axis, with all rows."""
     domain = low.group.domain
     last = len(domain) - 1
     low.bind(parallel := [(f"d{last}", domain[last])])
     at = [const(0) if e.as_int() == 1 else sym(f"d{a}") for a, e in enumerate(domain)]
-    axes = [a for a in range(last) if domain[a].as_int() != 1]
-
-    def rows(count: int, place: Expr) -> None:
-        """Rows beyond the last one are the last one again."""
-        end = domain[axes[-1]] - 1
-        places = [minimum(place + n, end, low.facts) for n in range(count)]
-        each = [[*at[: axes[-1]], p, *at[axes[-1] + 1 :]] for p in places]
-        for here in each:  # their sums, before anything is stored
-            for ref in low.group.roots:
-                low.value(low.group.source(ref), tuple(map(Index, here)), ())
-        for here in each:
-            low.store(here)
-
-    def nest(left: Sequence[int]) -> None:
-        extent = domain[left[0]]
-        if len(left) > 1:
-            low.loop(f"d{left[0]}", const(0), extent, partial(nest, left[1:]))
-        elif extent.as_int() in range(1, TOGETHER + 1):
-            rows(extent.as_int() or 0, const(0))
-        else:
-            steps = floordiv(extent + (TOGETHER - 1), TOGETHER, low.facts)
-            low.loop("some", const(0), steps, lambda: rows(TOGETHER, sym("some") * TOGETHER))
-
-    if axes:
-        nest(axes)
-    else:
-        low.store(at)
+    rows = [x for x in low.axes(range(last)) if x[1].as_int() != 1] or [("row", const(1))]
+    low.nest(rows, lambda: low.store(at))
     return parallel, count_of(domain[:last]) * max(1, low.cost())
 
 

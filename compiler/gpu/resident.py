@@ -87,7 +87,7 @@ class ResidentWriter:
             shared = maximum(shared, writer.shared)
         declared = ",\n".join(f"\t.param .{kind} {name}_{n}" for n, kind in enumerate(slots))
         lines = [
-            f".visible .entry {name}(", declared, f") .reqntid {self.threads}, 1, 1",
+            f".visible .entry {name}(", declared, f") .reqntid {self.threads}, 1, 1 .minnctapersm 1",
             "{", *code.registers(), *code.text(), "}",
         ]  # fmt: skip
         return Entry(

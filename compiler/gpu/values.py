@@ -373,7 +373,8 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
             return self.fetched[place]
         found = self._loaded(memory, at, count)
         if memory.constant:
-            code.scopes[-1].known.update({(*key, str(n)): v for n, v in enumerate(found)})
+            level = max(v.depth for v in found)
+            code.scopes[level].known.update({(*key, str(n)): v for n, v in enumerate(found)})
         return found
 
     def _loaded(self, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
