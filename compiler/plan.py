@@ -179,8 +179,8 @@ class GpuLaunchPlan:
     behind them 128 bytes, aligned to 64, for each of `maps`, which are of `buffers`. The blocks of
     one that `stays` share its work whatever their number: a device with fewer multiprocessors than
     `grid` has blocks gets one for each, as far as clusters divide.
-    The blocks of one that goes `together` wait for each other: all must be at work at once, and it
-    `stays` too.
+    The blocks of one that goes `together` wait for each other: all must be at work at once, so that
+    it `stays` with as many for each multiprocessor at most, which are known to fit.
     `writes` are those of `buffers` that it writes; () leaves it open, and then it may write each
     one that is not an input, a weight or a constant. One that `reports` may write the status; one
     that is `guarded` reads it, so that it comes after all before it that report.
@@ -200,7 +200,7 @@ class GpuLaunchPlan:
     guarded: bool = False
     maps: tuple[TensorMapPlan, ...] = ()
     stays: bool = False
-    together: bool = False
+    together: int = 0
 
 
 @frozen

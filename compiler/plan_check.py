@@ -310,7 +310,7 @@ class _Pipeline:
         sides = zip(launch.block, _MAX_BLOCK, strict=True)
         if threads > _MAX_THREADS or not all(1 <= n <= limit for n, limit in sides):
             raise self.fault(f"{what}: no block has {launch.block} threads")
-        if launch.together and not launch.stays:
+        if launch.together and not launch.stays or launch.together < 0:
             raise self.fault(f"{what}: blocks that wait for each other must stay")
         blocks = launch.cluster[0] * launch.cluster[1] * launch.cluster[2]
         if min(launch.cluster) < 1 or blocks > (_MAX_CLUSTER if gpu.arch == "sm_90a" else 1):

@@ -165,7 +165,8 @@ class DevicePreparer:
         x, y, z = (evaluate(side) for side in launch.grid)
         if launch.stays and self.multiprocessors is not None:
             beside = launch.cluster[0]
-            x = min(x, max(self.multiprocessors // beside, 1) * beside)
+            room = self.multiprocessors * max(launch.together, 1)
+            x = min(x, max(room // beside, 1) * beside)
         what = f"{self.where}: the launch of {launch.kernel}"
         for side, limit, cluster in zip((x, y, z), _MAX_GRID, launch.cluster, strict=True):
             if side > limit:

@@ -45,7 +45,7 @@ class Entry:
     `workspace`: bytes of scratch in global memory, passed after the buffers, if any. `maps`: tensor
     maps, passed after everything else. `stays`: its blocks share the work whatever their number,
     and how many registers they may have is settled. `cluster`: blocks that follow each other and
-    share their memory.
+    share their memory. `together`: how many of one that `stays` an SM has room for, 0 for others.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Entry:
     maps: tuple[TensorMap, ...] = ()
     stays: bool = False
     cluster: int = 1
+    together: int = 0
 
     def with_room(self, hint: str) -> Entry:
         """The same with a directive on its registers, instead of another."""

@@ -25,11 +25,11 @@ from .stage import Stage, Unfit
 from .targets import SHARED_LIMIT
 
 FORMS = {**GPU_FORMS, "dots": lower_dots}
-TILES = "the products of a step are not sums of so few rows and so short that a warp takes them"
-TOO_LARGE = "a step has work for more blocks than should wait for each other"
 ROUNDS = 2
 """How often blocks may go round the work of a step. Where there is more, launches that fill the
 device are better."""
+TILES = "the products of a step are not sums of so few rows and so short that a warp takes them"
+TOO_LARGE = "a step has work for more blocks than should wait for each other"
 
 
 def regions(groups: Sequence[Group]) -> Iterator[list[Group]]:
@@ -161,7 +161,8 @@ def launch_of(
         entry.name, (grid, "1", "1"), (entry.team.threads, 1, 1), (1, 1, 1),
         str(entry.shared_bytes), (*found.buffers, *counters), found.writer.dims,
         found.lowered[0].label, _report(graph, found, told), (*found.writes(), *counters),
-        any(x.reports for x in found.lowered), stays=True, together=bool(counters),
+        any(x.reports for x in found.lowered), stays=True,
+        together=entry.together if counters else 0,
     )  # fmt: skip
 
 

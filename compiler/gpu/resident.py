@@ -20,10 +20,16 @@ from .index import IndexWriter
 from .ir import Code, Value
 from .stage import Stage, StageWriter
 from .steady import SteadyWriter
-from .teams import BLOCK_LANES, Team
+from .teams import Team
 
-MOST_BLOCKS = 64
-"""Blocks of a recurrence. More would have less to do each, and wait longer for each other."""
+MOST_BLOCKS = 128
+"""Blocks of a recurrence. On an H200 so many took 1.2 us to wait for each other and see what was
+written, 4 of them 0.9."""
+FEW_LANES = 128
+"""Lanes of a block whose teams are smaller than it: where units have a warp, few of an SM are
+quicker. So many lanes may have all registers in two blocks of an SM."""
+ROOM = 32 << 10
+"""Shared memory of which two blocks fit an SM of every arch."""
 
 
 class ResidentWriter:
@@ -85,14 +91,17 @@ class ResidentWriter:
         shared = const(0)
         for writer in self.writers:
             shared = maximum(shared, writer.shared)
+        most = self.index.facts.bounds(shared)[1]
+        together = 2 if self.threads == FEW_LANES and most is not None and most <= ROOM else 1
         declared = ",\n".join(f"\t.param .{kind} {name}_{n}" for n, kind in enumerate(slots))
         lines = [
-            f".visible .entry {name}(", declared, f") .reqntid {self.threads}, 1, 1 .minnctapersm 1",
+            f".visible .entry {name}(", declared,
+            f") .reqntid {self.threads}, 1, 1 .minnctapersm {together}",
             "{", *code.registers(), *code.text(), "}",
         ]  # fmt: skip
         return Entry(
             name, "\n".join(lines), Team(self.threads, 1), self.grid, shared, None,
-            frozenset(code.tables), (), True,
+            frozenset(code.tables), (), True, together=together,
         )  # fmt: skip
 
     def work(self) -> Expr:
@@ -195,7 +204,7 @@ def _conflict(a: StageWriter, b: StageWriter) -> bool:
 def _teams(writers: Sequence[StageWriter]) -> tuple[int, list[Team]]:
     """The threads of a block in which all stages can have their teams, and those teams."""
     blocks = [w.team.threads for w in writers if w.team.is_block]
-    threads = max(blocks, default=BLOCK_LANES)
+    threads = max(blocks, default=FEW_LANES)
     return threads, [
         replace(w.team, lanes=threads) if w.team.is_block
         else replace(w.team, per_block=threads // w.team.lanes)

@@ -397,7 +397,9 @@ class FakeCuda(Ordered):
         self._require(library in self.libraries, "a kernel of an unloaded library")
         kinds = library.entries[name]
         blocks = node.grid[0] * node.grid[1] * node.grid[2]
-        fit = not node.together or blocks <= self.multiprocessors(0)
+        threads = node.block[0] * node.block[1] * node.block[2]
+        room = max(256 // threads, 1) * self.multiprocessors(0)  # if all have all registers
+        fit = not node.together or blocks <= room
         self._require(fit, f"{name}: {blocks} blocks cannot be at work at once")
         maps = kinds.count("align")
         wanted = (len(kinds) - maps, np.dtype(np.uint64), maps)
