@@ -12,21 +12,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from stagefuse.compiler.kernel_ir import SortDigit
+from stagefuse.compiler.sort_order import DIGITS, number_of
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dtypes import DType
 
 from .few_rows import FewRowsWriter
-from .ir import Code, Value
+from .ir import Value
 from .scan import moved
 from .teams import WARP
 from .values import Memory
 
-DIGITS = 256
 ACCESS = {1: "u8", 2: "u16", 4: "b32", 8: "b64"}
 """How elements are loaded and stored as bits, by their bytes."""
-INFINITY = {"f64": 0x7FF << 52, "f32": 0xFF << 23, "f16": 0x7C00, "bf16": 0x7F80,
-            "f8e4m3": 0x7E, "f8e5m2": 0x7C}  # fmt: skip
-"""The greatest bits of a magnitude that is no NaN."""
 
 
 class Held(NamedTuple):
@@ -165,21 +162,5 @@ class DigitWriter(FewRowsWriter):
 
 def digit_of(bits: Value, dtype: DType, shift: Value, descending: bool) -> Value:
     """Eight bits of the number that a key has in the order of its dtype, from a shift on."""
-    number = _number(bits.code, bits, dtype)
-    if descending:
-        number = number ^ -1
-    wide = shift.to("sext", number.type)
-    return number.lshr(wide).to("trunc", "i32") & (DIGITS - 1)
-
-
-def _number(code: Code, bits: Value, dtype: DType) -> Value:
-    """A key's number in the order of its dtype, in its lowest bits."""
-    top = 1 << (dtype.bits - 1)
-    if dtype.is_float:
-        size = bits & (top - 1)
-        negative = (bits & top).compare("ne", 0)
-        number = negative.select(0 - size, size) + top
-        return size.compare("gt", INFINITY[dtype.name]).select(code.const(-1, bits.type), number)
-    if dtype.kind == "uint" or dtype.is_bool:
-        return bits
-    return bits ^ top
+    number = number_of(bits.code, bits, dtype, descending)
+    return number.lshr(shift.to("sext", number.type)).to("trunc", "i32") & (DIGITS - 1)

@@ -32,11 +32,11 @@ from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.sequences import lower_sort
 from stagefuse.compiler.lower.values import Lowering
+from stagefuse.compiler.sort_order import DIGITS
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I32, I64, U8, DType
 from stagefuse.dsl.facts import Facts
 
-from .digits import DIGITS
 from .few_tiles import parts_of
 
 TILE = 4096

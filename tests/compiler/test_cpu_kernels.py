@@ -380,15 +380,19 @@ def test_sort_is_stable(compiled: Compiled, dtype: DType, descending: bool) -> N
         if dtype.is_float and n > 2:
             x = np.round(x.astype(float) * 3).astype(dtype.numpy)
             x[1] = x[n // 2] = np.nan
+            x[n // 3 :: 7] *= -0.0 if n % 2 else 1e30  # zeros of both signs; infinities in f32
+        elif dtype.is_int and n % 2:
+            x = x * np.asarray(np.iinfo(dtype.numpy).max // 7).astype(dtype.numpy)
         y, order = np.empty_like(x), np.empty(n, np.int64)
         compiled(f"sort.{dtype}.{descending}", [x, y, order], {"N": n})
-        wide = x.astype(np.float64)
+        wide = x.astype(np.float64 if dtype.is_float else np.int64)
         if descending:
-            want = np.argsort(np.where(np.isnan(wide), -np.inf, -wide), kind="stable")
+            falling = np.where(np.isnan(wide), -np.inf, -wide) if dtype.is_float else -wide
+            want = np.argsort(falling, kind="stable")
         else:
             want = np.argsort(wide, kind="stable")
         assert np.array_equal(order, want)
-        assert np.array_equal(y.astype(float), wide[want], equal_nan=True)
+        assert np.array_equal(y.astype(wide.dtype), wide[want], equal_nan=True)
 
 
 def test_long_chains_are_written_without_recursion() -> None:
