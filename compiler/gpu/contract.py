@@ -325,6 +325,8 @@ def matrices_of(low: Lowering, shape: Shape) -> Matrices | None:
     p = _in_shape(low, product_of(low, low.group.anchor), shape)
     if p.operands[1] not in low.group.packs or holds_codes(low.graph, low.group):
         return None
+    if gathered_in(low.graph, low.group, p.ref.node) is not None:
+        return None
     first, _, _ = right_of(low, p)
     if not suits(Whole(p.rows, p.columns, p.base, first, 1), p.batch):
         return None

@@ -12,7 +12,8 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
 
-from stagefuse.compiler.graph import Contract, Graph, Node
+from stagefuse.compiler.gathered import gathered_of
+from stagefuse.compiler.graph import Contract, Graph, Node, View
 from stagefuse.compiler.groups import Group, flops
 from stagefuse.compiler.join_operands import is_coded
 from stagefuse.compiler.lower.expressions import product_of as size_of
@@ -103,7 +104,7 @@ def shapes_of(graph: Graph, group: Group) -> tuple[Choice, ...]:
     product, found = node.primitive, _in_chunks(graph, group, node)
     assert isinstance(product, Contract) and found is not None
     facts, aligned = found
-    return tuple(Choice(s, aligned, facts) for s in _shapes(product, _lies(graph, group, node)))
+    return tuple(Choice(s, aligned, facts) for s in _shapes_of(graph, group, node))
 
 
 def choices(graph: Graph, group: Group) -> tuple[Choice, ...]:
@@ -134,7 +135,7 @@ def choices(graph: Graph, group: Group) -> tuple[Choice, ...]:
     work = sum(flops(graph.nodes[m]) for m in group.members)
     sizes = [(batch.as_int() or 1, s, *others, work) for s in samples]
     limits = [_at_most(measure, s * unit) for s in samples]
-    shapes = _shapes(product, _lies(graph, group, node))
+    shapes = _shapes_of(graph, group, node)
     return tuple(
         Choice(shape, holds * aligned, facts)
         for shape, holds in _pick(shapes, sizes, limits).items()
@@ -186,6 +187,14 @@ def _at_most(size: Expr, most: int) -> Expr:
     return 1 - minimum(floordiv(size, most + 1), const(1))
 
 
+def _shapes_of(graph: Graph, group: Group, node: Node) -> list[Shape]:
+    """The tiles that a group's product can have; windows are gathered from their beginning on."""
+    product = node.primitive
+    assert isinstance(product, Contract)
+    found = _shapes(product, _lies(graph, group, node))
+    return [s for s in found if s.split == 1] if gathers_rows(graph, group, node) else found
+
+
 def _shapes(product: Contract, direct: bool) -> list[Shape]:
     """The tiles that a product can have. Panels that lie in steps may have any width."""
     most = -(-(product.depth.as_int() or UNKNOWN) // DEPTH)
@@ -208,15 +217,23 @@ def _lies(graph: Graph, group: Group, node: Node) -> bool:
     return right in group.packs and not is_coded(graph, right)
 
 
+def gathers_rows(graph: Graph, group: Group, node: Node) -> bool:
+    """Whether the rows of a product are windows, gathered on their way into shared memory."""
+    left = node.operands[0]
+    packed = left in group.packs and isinstance(graph.nodes[left.node].primitive, View)
+    return packed and gathered_of(graph, node) is not None
+
+
 def _in_chunks(graph: Graph, group: Group, node: Node) -> tuple[Facts, Expr] | None:
     """What must be known of sizes for 16 bytes of either operand to be adjacent and aligned, and an
     expression that is 1 where it is so; None where that does not depend on sizes alone."""
     product = node.primitive
     assert isinstance(product, Contract)
     left, right = node.operands
-    if left in group.packs:
+    gathers = gathers_rows(graph, group, node)
+    if left in group.packs and not gathers:
         return None
-    ends = [product.base, product.row_stride]
+    ends = [] if gathers else [product.base, product.row_stride]
     if _lies(graph, group, node):
         steps = steps_of(graph, right, node)
         if steps is None or const(1) not in steps[1:]:

@@ -23,6 +23,9 @@ CASES: list[dict[str, Any]] = [
     dict(kind="bf16", image=(2, 20, 7, 7), outer=40, size=1, stride=2),
     dict(kind="f32", image=(2, 5, 9, 11), outer=20, size=3, padding=1),
     dict(kind="f16", image=(1, 16, 9, 9), outer=200, size=3, padding=1),
+    dict(kind="f32", image=(2, 8, 9, 11), outer=80, size=3, padding=1, groups=2),
+    dict(kind="f16", image=(1, 16, 5, 5), outer=20, size=3),
+    dict(kind="f32", image=(3, 12, 15, 10), outer=72, size=3, padding=1, stride=2),
 ]
 
 
