@@ -23,7 +23,7 @@ from .attend_exact import ExactAttendWriter
 from .attend_forms import FORMS, GROUP_ROWS, forms_of
 from .attend_weights import Attending, Fragment
 from .ir import Value
-from .ring import Ring, Stage, Turn, arrive, copy_box, elected, expect, wait
+from .ring import BARRIER_BYTES, Ring, Stage, Turn, arrive, copy_box, elected, expect, wait
 from .teams import WARP
 from .tensor_maps import Loops, TensorMap, start_of
 
@@ -148,29 +148,33 @@ class GroupAttending(Attending):
         self.keys, self.values = (
             Rows(s.keys, block, s.depth, False), Rows(s.values, block, s.columns, True)
         )  # fmt: skip
-        sides = (self.keys, self.values)
-        rings = [_aligned(Ring.bytes_of(STAGES, side.bytes)) for side in sides]
         results = GROUP_ROWS * (s.dst_row.as_int() or 0) * 4
-        used = _aligned(writer.reserve(0).as_int() or 0)
-        self.stays = used + sum(rings) <= room and results % ALIGNMENT == 0
-        self.apart = results if self.stays else self.queries.bytes
-        first = used if self.stays else self.form.readers * self.apart
-        queries = Ring.bytes_of(1, self.form.readers * self.queries.bytes)
-        self.ahead = self.stays and first + sum(rings) + queries <= room
+        readers, used = self.form.readers, writer.reserve(0).as_int() or 0
+        sizes = [STAGES * self.keys.bytes, STAGES * self.values.bytes]
+        queries = readers * self.queries.bytes
+        barriers = (4 * STAGES + 2) * BARRIER_BYTES
+        first = _aligned(used + barriers)
+        self.stays = first + sum(sizes) <= room and results % ALIGNMENT == 0
+        self.ahead = self.stays and first + sum(sizes) + queries <= room
+        self.apart = results if self.stays and not self.ahead else self.queries.bytes
+        if not self.stays:
+            first = queries
+            used = first + sum(sizes)
+        if self.ahead:
+            sizes.append(queries)
         super().__init__(writer, s, kind, block, 0)
-        total = first + sum(rings) + (queries if self.ahead else 0)
+        total = first + sum(sizes) + (0 if self.stays else barriers)
         writer.reserve(max(total - (writer.reserve(0).as_int() or 0), 0))
         self.warp = floordiv(sym("thread"), 32)
         self.code.tables.add("aligned shared")
+        found = []
+        for size, stages in zip(sizes, (STAGES, STAGES, 1), strict=False):
+            found.append(Ring(writer, const(first), stages, size // stages, 1, const(used)))
+            first, used = first + size, used + 2 * stages * BARRIER_BYTES
+        self.key_ring, self.value_ring, *more = self.rings = found
         if self.ahead:
-            self.apart = self.queries.bytes
-            size = self.form.readers * self.apart
-            self.query_ring = Ring(writer, const(first + sum(rings)), 1, size)
+            (self.query_ring,) = more
             self.ring = self.query_ring.start
-        self.key_ring, self.value_ring = (
-            Ring(writer, const(start), STAGES, side.bytes)
-            for start, side in zip((first, first + rings[0]), sides, strict=True)
-        )
 
     # Order
 
@@ -180,9 +184,7 @@ class GroupAttending(Attending):
         """All steps of the block. `each_step` writes what it is given for each of them, `multiply`
         a step of those that do so."""
         code, thread, readers = self.code, self.w.symbols["thread"], self.form.readers
-        rings = [self.key_ring, self.value_ring]
-        rings += [self.query_ring] if self.ahead else []
-        for ring in rings:
+        for ring in self.rings:
             ring.prepare(thread.compare("eq", 0), readers * GROUP // WARP)
         multiplies = code.label("multiplies")
         code.branch_if(thread.compare("lt", readers * GROUP), multiplies)

@@ -92,14 +92,18 @@ class Stage:
 
 
 class Ring:
-    """So many stages, each of so many bytes, which blocks of a cluster may fill for each other."""
+    """So many stages, each of so many bytes, which blocks of a cluster may fill for each other. The
+    barriers follow the stages, or lie where they are told to."""
 
     def __init__(
-        self, writer: FoldWriter, start: Expr, stages: int, size: int, blocks: int = 1
-    ) -> None:
+        self, writer: FoldWriter, start: Expr, stages: int, size: int, blocks: int = 1,
+        barriers: Expr | None = None,
+    ) -> None:  # fmt: skip
         self.writer, self.stages, self.size, self.blocks = writer, stages, size, blocks
         self.start = writer.shared_address(start)
-        self.barriers = self.start + stages * size
+        self.barriers = (
+            self.start + stages * size if barriers is None else writer.shared_address(barriers)
+        )
 
     @staticmethod
     def bytes_of(stages: int, size: int) -> int:
