@@ -86,6 +86,16 @@ def factors(graph: Graph, node: Node) -> tuple[Ref, ...]:
     return product.operands if product.primitive == Map("mul") else ()
 
 
+def attention_sums(graph: Graph) -> frozenset[int]:
+    """The sums of products whose weights are the softmax of sums of products, and those."""
+    found: set[int] = set()
+    for node in graph.nodes.values():
+        for factor in factors(graph, node):
+            scores = scores_of(graph, factor)
+            found |= set() if scores is None else {node.id, scores.id}
+    return frozenset(found)
+
+
 def scores_of(graph: Graph, factor: Ref) -> Node | None:
     """The sums of products that a factor is the softmax of, along the last axis."""
     rounds = graph.type(factor).dtype

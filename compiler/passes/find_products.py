@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
+from functools import partial
 from typing import ClassVar
 
 from stagefuse.dsl.frozen import frozen
@@ -13,6 +14,7 @@ from ..graph import Graph, Node, Ref
 from ..graph_builder import Builder
 from ..half_products import product_of_halves
 from ..single_query import single_query_sums
+from ..softmax import attention_sums
 from .record import Pass
 
 
@@ -37,13 +39,20 @@ class FindProducts(Pass):
     load: Load | None = field(default=None, repr=False)
 
     def run(self, graph: Graph) -> Graph:
-        finder = self._narrow if self.narrow or self.integers else None
+        finder = None
+        if self.narrow or self.integers:
+            finder = partial(self._narrow, attended=attention_sums(graph))
         single = single_query_sums(graph) if self.single_queries else frozenset[int]()
         return rebuild(graph, Rules(self.few_places, finder), single)
 
-    def _narrow(self, b: Builder, node: Node, sums: Sums) -> Ref | None:
-        """A product of operands of 8 or 16 bits, if it has a form of its own."""
+    def _narrow(
+        self, b: Builder, node: Node, sums: Sums, attended: frozenset[int]
+    ) -> Ref | None:
+        """A product of operands of 8 or 16 bits, if it has a form of its own. Those of attention
+        take 16 bits as they lie, and what is between them need not be stored."""
         found = product_of_bytes(
             b, node, sums, self.load, convolves=not self.few_places, on_cpu=not self.narrow
         )
-        return product_of_halves(b, node, sums) if found is None and self.narrow else found
+        if found is not None or not self.narrow or node.id in attended:
+            return found
+        return product_of_halves(b, node, sums)
