@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from stagefuse.compiler.kernel_ir import (
     Checked,
@@ -24,6 +25,8 @@ from .values import parts
 SHORT_LOOP = 64
 LANES = 16
 """Of a vector of f32, where there are masks."""
+MANY_LOOPS = 16
+"""A concatenation has a loop for each part."""
 Body = Callable[[Value, list[Value]], list[Value]]
 
 
@@ -69,6 +72,12 @@ class LoopWriter(ValueWriter):
         code.branch(after)
         code.start(after)
 
+    @cached_property
+    def _many_loops(self) -> bool:
+        """Whether a kernel has so many loops that each is widened once, as short ones are: wider
+        ones take LLVM three times as long."""
+        return sum(isinstance(s, For) for s in walk(self.kernel.body)) > MANY_LOOPS
+
     def _for(self, s: For) -> None:
         self._plain(s, self.index(s.lo), self.index(s.hi))
 
@@ -82,7 +91,9 @@ class LoopWriter(ValueWriter):
             return []
 
         ahead = list(values_of(s.body))
-        short = at_most(s.hi - s.lo, SHORT_LOOP) or at_most(s.hi, SHORT_LOOP)
+        short = (
+            self._many_loops or at_most(s.hi - s.lo, SHORT_LOOP) or at_most(s.hi, SHORT_LOOP)
+        )
         masked = is_adjacent(ahead, s.index)
         self._loop(lo, hi, [], body, ahead, {s.index}, s.vector, innermost, short, masked)
 

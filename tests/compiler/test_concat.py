@@ -100,3 +100,21 @@ def test_what_is_longer_than_its_concatenation(
         found = np.full(wanted.shape, np.nan, np.float32)
         pipe(x=x, out=found)
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("kind", "result"), [("N", "66*N"), ("N, 3", "66*N, 3"), ("3, N", "3, 66*N")]
+)
+def test_many_parts(
+    kind: str, result: str, level: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    axis, factors = kind.split(", ").index("N"), np.arange(66, dtype=np.float32)
+    parts = ", ".join(f"x * {n}.0" for n in range(66))
+    (tmp_path / "p.pipe").write_text(
+        f"pipeline p(x: f32[{kind}]) -> f32[{result}]:\n    concat([{parts}], axis={axis})\n"
+    )
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=2)
+    for n in (0, 1, 15, 17, 64, 131):
+        x = rng.standard_normal([n if size == "N" else 3 for size in kind.split(", ")], np.float32)
+        np.testing.assert_array_equal(pipe(x=x), np.concatenate([x * f for f in factors], axis))
