@@ -1,5 +1,6 @@
 """What functions of the standard library compute, in NumPy, and how a case of one is written."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -51,16 +52,35 @@ def sampled(image: Array, row: float, column: float) -> float:
     return total
 
 
-def boxes_averaged(x: Array, rois: Array, of: Array) -> Array:
-    """2 x 3 bins of boxes at half the scale, whose sides are at least 1, of 2 x 2 samples."""
+def boxes_averaged(x: Array, rois: Array, of: Array, each: int = 2) -> Array:
+    """2 x 3 bins of boxes at half the scale, whose sides are at least 1, of `each` samples a side;
+    for 0, of as many as a bin has elements."""
     y = np.zeros((len(rois), x.shape[1], 2, 3))
     for r, c, i, j in np.ndindex(*y.shape):
         left, top, right, bottom = rois[r] * 0.5
         high, wide = max(bottom - top, 1) / 2, max(right - left, 1) / 3
-        for s, t in np.ndindex(2, 2):
-            row, column = top + (i + (s + 0.5) / 2) * high, left + (j + (t + 0.5) / 2) * wide
+        m, n = (each or math.ceil(high)), (each or math.ceil(wide))
+        for s, t in np.ndindex(m, n):
+            row, column = top + (i + (s + 0.5) / m) * high, left + (j + (t + 0.5) / n) * wide
             row, column = min(max(row, 0), x.shape[2] - 1), min(max(column, 0), x.shape[3] - 1)
-            y[r, c, i, j] += sampled(x[of[r], c], row, column) / 4
+            y[r, c, i, j] += sampled(x[of[r], c], row, column) / (m * n)
+    return y
+
+
+def boxes_largest(x: Array, rois: Array) -> Array:
+    """3 x 2 bins of whole elements, in boxes (image, x0, y0, x1, y1) at half the scale."""
+    y = np.zeros((len(rois), x.shape[1], 3, 2))
+    for r, c, i, j in np.ndindex(*y.shape):
+        ends = [math.copysign(math.floor(abs(e) * 0.5 + 0.5), e) for e in rois[r, 1:]]
+        spans = []
+        for first, last, bin, bins, size in (
+            (ends[1], ends[3], i, 3, x.shape[2]), (ends[0], ends[2], j, 2, x.shape[3])
+        ):  # fmt: skip
+            length = max(last - first + 1, 1)
+            low, high = first + bin * length // bins, first - (-(bin + 1) * length // bins)
+            spans.append(slice(int(max(low, 0)), int(max(min(high, size), 0))))
+        part = x[int(rois[r, 0]), c][tuple(spans)]
+        y[r, c, i, j] = part.max() if part.size else 0
     return y
 
 

@@ -61,3 +61,30 @@ def test_a_value_to_pad_with_means_nothing_where_elements_are_copied() -> None:
     found = run("Pad", 10, [np.arange(3, dtype=np.float32)], {}, mode="reflect", pads=[1, 2],
                 value=7.0)  # fmt: skip
     np.testing.assert_array_equal(found, [1, 0, 1, 2, 1, 0])
+
+
+def test_boxes_of_as_many_samples_as_a_bin_has_elements(rng: np.random.Generator) -> None:
+    """What lies in a box of 4 by 6 elements, in bins of 2 by 3, with samples at elements."""
+    x = rng.standard_normal((1, 2, 9, 8)).astype(np.float32)
+    rois = np.array([[1, 2, 7, 6]], np.float32)
+    found = run("RoiAlign", 16, [x, rois], {"of": np.array([0])}, sampling_ratio=0,
+                output_height=2, output_width=2)  # fmt: skip
+    part = x[:, :, 2:6, 1:7].astype(float)
+    np.testing.assert_allclose(found, part.reshape(1, 2, 2, 2, 2, 3).mean((3, 5)), atol=1e-6)
+
+
+def test_the_largest_of_boxes(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((2, 3, 9, 8)).astype(np.float32)
+    rois = np.array([[1, 2, 2, 7, 5], [0, 20, 20, 30, 30]], np.float32)
+    found = run("MaxRoiPool", 9, [x, rois], {}, pooled_shape=[2, 3])
+    exact = x[1, :, 2:6, 2:8].reshape(3, 2, 2, 3, 2).max((2, 4))
+    np.testing.assert_array_equal(found, [exact, np.zeros_like(exact)])
+
+
+@pytest.mark.parametrize("op", ["ReduceLogSumExp", "ReduceMax", "ReduceL2"])
+def test_axes_beside_what_is_meant_by_none(op: str, rng: np.random.Generator) -> None:
+    x = rng.standard_normal((3, 5)).astype(np.float32)
+    found = run(op, 18, [x], {"axes": np.array([1])}, keepdims=0, noop_with_empty_axes=1)
+    meant = {"ReduceLogSumExp": lambda a: np.log(np.exp(a).sum(1)), "ReduceMax": lambda a: a.max(1),
+             "ReduceL2": lambda a: np.sqrt((a * a).sum(1))}  # fmt: skip
+    np.testing.assert_allclose(found, meant[op](x.astype(float)), rtol=1e-5, atol=1e-6)

@@ -144,18 +144,26 @@ def _natural(n: Node) -> list[Expr]:
 @op("RoiAlign", unread=["coordinate_transformation_mode"])
 def _roi_align(n: Node) -> str:
     samples = n.attr("sampling_ratio", 0)
-    if not samples:
-        raise Refused("as many samples as a box has elements", "a number", "sampling_ratio")
     half = n.opset >= 16 and n.one_of(
         "coordinate_transformation_mode", "half_pixel", "half_pixel", "output_half_pixel"
     ) == "half_pixel"
     largest = n.one_of("mode", "avg", "avg", "max") == "max"
+    if largest and not samples:
+        raise Refused("the largest of as many samples as a box has elements", "a number",
+                      "sampling_ratio")  # fmt: skip
     rows, columns = n.attr("output_height", 1), n.attr("output_width", 1)
     scale = n.attr("spatial_scale", 1.0)
-    return (
-        f"onnx.roi_align({n.x(0)}, {n.x(1)}, {n.x(2)}, {rows}, {columns}, {samples}, {scale!r},"
-        f" {half}, {largest})"
-    )
+    given = f"{n.x(0)}, {n.x(1)}, {n.x(2)}, {rows}, {columns}"
+    if not samples:
+        return f"onnx.roi_means({given}, {scale!r}, {half})"
+    return f"onnx.roi_align({given}, {samples}, {scale!r}, {half}, {largest})"
+
+
+@op("MaxRoiPool")
+def _max_roi_pool(n: Node) -> str:
+    rows, columns = n.attr("pooled_shape")
+    scale = n.attr("spatial_scale", 1.0)
+    return f"onnx.roi_largest({n.x(0)}, {n.x(1)}, {rows}, {columns}, {scale!r})"
 
 
 @op("DeformConv")
