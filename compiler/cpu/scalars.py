@@ -15,6 +15,7 @@ from stagefuse.dsl.dtypes import DTYPES, DType
 
 from . import vector_math
 from .ir import Code, Value
+from .vector_math import MANTISSA
 
 Rule: TypeAlias = Callable[[Code, Sequence[Value], DType], Value]
 
@@ -79,7 +80,12 @@ def saturated(code: Code, value: Value, target: DType) -> Value:
 
 
 def _to_f8(
-    code: Code, value: Value, mantissa: int, bias: int, largest: float, nan: int,
+    code: Code,
+    value: Value,
+    mantissa: int,
+    bias: int,
+    largest: float,
+    nan: int,
     infinity: int | None = None,
 ) -> Value:
     """Rounds |value|, if finite at most `largest`, to few mantissa bits; below the normal numbers
@@ -109,8 +115,7 @@ def convert(code: Code, value: Value, source: DType, target: DType) -> Value:
         result = value.to("fpext" if BITS[kind] > BITS[value.type] else "fptrunc", kind)
         return round_to(code, result, target)
     if source.is_float:
-        word = "fptoui" if target.kind == "uint" else "fptosi"
-        return code.call(f"llvm.{word}.sat.{kind}.f{BITS[value.type]}", kind, value)
+        return to_integer(code, value, target)
     unsigned = source.kind == "uint" or source.is_bool
     if target.is_float:
         result = value.to("uitofp" if unsigned else "sitofp", kind)
@@ -118,6 +123,28 @@ def convert(code: Code, value: Value, source: DType, target: DType) -> Value:
     if BITS[kind] < BITS[value.type]:
         return value.to("trunc", kind)
     return value.to("zext" if unsigned else "sext", kind)
+
+
+def to_integer(code: Code, value: Value, target: DType) -> Value:
+    """A float towards 0 to an integer of a dtype, the nearest of those that there are; NaN to 0.
+
+    LLVM makes no vectors of its own conversion that saturates.
+    """
+    signed, zero = target.kind == "int", code.const(0.0, value.type)
+    digits = target.bits - signed
+    least, most = -(1 << digits) if signed else 0, (1 << digits) - 1
+    exact = MANTISSA[value.type] + 1
+    below = most if digits <= exact else (1 << digits) - (1 << (digits - exact))
+    limited = value.compare("gt", float(below)).select(code.const(float(below), value.type), value)
+    limited = limited.compare("lt", float(least)).select(
+        code.const(float(least), value.type), limited
+    )
+    word = "fptosi" if signed or target.bits < 32 else "fptoui"
+    wide = f"i{max(target.bits, 32)}"
+    found = value.is_nan().select(zero, limited).to(word, wide)
+    if below < most:
+        found = value.compare("gt", float(below)).select(code.const(most, wide), found)
+    return found if target.bits >= 32 else found.to("trunc", f"i{target.bits}")
 
 
 def round_to(code: Code, value: Value, dtype: DType) -> Value:

@@ -131,3 +131,21 @@ def test_matches_numpy(compiled: Compiled, case: tuple[str, str, list[DType], DT
         gap = np.where(near, np.abs(np.where(near, got - want, 0.0)) / unit, gap)
     bad = np.flatnonzero(gap > limit)
     assert not len(bad), [(*(x[i] for x in inputs), got[i], want[i], gap[i]) for i in bad[:5]]
+
+
+@pytest.mark.parametrize("source", ["f32", "f64"])
+@pytest.mark.parametrize("target", [d.name for d in DTYPES.values() if d.is_int])
+def test_floats_around_the_ends_of_integers(compiled: Compiled, source: str, target: str) -> None:
+    """Towards 0, and to the nearest that there is."""
+    kind, ends = DTYPES[source].numpy, np.iinfo(DTYPES[target].numpy)
+    numbers = [
+        kind.type(n + part) for n in (ends.min, ends.max, 0) for part in (-1, -0.5, 0, 0.5, 1)
+    ]
+    near = [np.nextafter(n, kind.type(to)) for n in numbers for to in (-np.inf, np.inf)]
+    x = np.array([*numbers, *near, np.nan, np.inf, -np.inf, 1e30, -1e30], kind)
+    wanted = [
+        0 if np.isnan(v) else int(min(max(v, float(ends.min)), float(ends.max))) for v in x.tolist()
+    ]
+    out = np.zeros(len(x), DTYPES[target].numpy)
+    compiled(f"cast.{source}.{target}", [x, out], {"N": len(x)})
+    assert out.tolist() == [min(max(n, ends.min), ends.max) for n in wanted]
