@@ -154,7 +154,8 @@ class GpuCompiler:
             if self.kernels.setdefault(x.kernel.name, x.kernel) is x.kernel:
                 fresh.append((x.kernel, graph))
         told = [report(graph, x, reasons, passed) for x in one.lowered]
-        counters = [] if one.writer.alone else [region.buffers.counter(f"{entry.name} counter")]
+        waits = one.writer.waits
+        counters = [region.buffers.counter(f"{entry.name} counter")] if waits else []
         starts = [start_launch(self._start(graph), counter) for counter in counters]
         for launch in (*starts, launch_of(graph, one, entry, counters, told)):
             made.add(self.arches, launch, ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stagefuse.compiler.buffers import size_of
@@ -23,6 +23,7 @@ from .emit import Entry
 from .resident import MOST_BLOCKS, ResidentWriter
 from .stage import Stage, Unfit
 from .targets import SHARED_LIMIT
+from .teams import WARP
 
 FORMS = {**GPU_FORMS, "dots": lower_dots}
 ROUNDS = 2
@@ -119,7 +120,9 @@ def _resident(
         stages, counts, len(numbers), sorted(dims - steps), graph.facts, SHARED_LIMIT
     )
     work = writer.work()
-    holds = 1 - minimum(floordiv(work, ROUNDS * MOST_BLOCKS + 1), const(1))
+    holds = const(1)
+    if not writer.apart:
+        holds = 1 - minimum(floordiv(work, ROUNDS * MOST_BLOCKS + 1), const(1))
     holds = graph.facts.simplify(holds * share)
     if holds == const(0):
         raise Unfit(TOO_LARGE)
@@ -129,7 +132,8 @@ def _resident(
 
 def _lowering(graph: Graph, group: Group, sites: Sites) -> SourceLowering:
     """A kernel of a step as every arch can have it, for all sizes."""
-    return (DotLowering if group.kind == "dots" else SourceLowering)(graph, group, sites, GPU)
+    schedule = replace(GPU, chunk=WARP * 4)  # a vector of f32 for each lane
+    return (DotLowering if group.kind == "dots" else SourceLowering)(graph, group, sites, schedule)
 
 
 def start_kernel() -> Kernel:
@@ -161,8 +165,8 @@ def launch_of(
         entry.name, (grid, "1", "1"), (entry.team.threads, 1, 1), (1, 1, 1),
         str(entry.shared_bytes), (*found.buffers, *counters), found.writer.dims,
         found.lowered[0].label, _report(graph, found, told), (*found.writes(), *counters),
-        any(x.reports for x in found.lowered), stays=True,
-        together=entry.together if counters else 0,
+        any(x.reports for x in found.lowered), stays=entry.stays,
+        together=entry.together,
     )  # fmt: skip
 
 

@@ -15,12 +15,13 @@ from dataclasses import replace
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.facts import Facts
 
+from .apart import is_apart
 from .emit import Entry
 from .index import IndexWriter
 from .ir import Code, Value
 from .stage import Stage, StageWriter
 from .steady import SteadyWriter
-from .teams import Team
+from .teams import Team, is_plain
 
 MOST_BLOCKS = 128
 """Blocks of a recurrence. On an H200 so many took 1.2 us to wait for each other and see what was
@@ -36,8 +37,8 @@ class ResidentWriter:
     """Writes the entry of a recurrence, and of those inside it.
 
     `counts` are the steps of each. The entry takes the address of each of `buffers` buffers, that
-    of a counter, which is 0 before, `dims`, and the status. There is no counter where one block is
-    enough: it is `alone`.
+    of a counter, which is 0 before, `dims`, and the status. There is no counter unless a block
+    `waits` for others: one may be enough, and lanes may be `apart` (`is_apart`).
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class ResidentWriter:
         ]
         self.written = {n for s in stages for n in s.touches(("out", "inout"))}
         self.threads, self.teams = _teams(self.writers)
-        self.grid = minimum(self.work(), MOST_BLOCKS)
-        self.alone = facts.bounds(self.grid)[1] in (0, 1)
+        self.apart = len(stages) == 1 and is_apart(self.writers[0])
+        self.grid = self.work() if self.apart else minimum(self.work(), MOST_BLOCKS)
+        self.waits = not self.apart and facts.bounds(self.grid)[1] not in (0, 1)
 
     @property
     def has_products(self) -> bool:
@@ -71,7 +73,7 @@ class ResidentWriter:
         code = self.code
         for note in notes:
             code.comment(note)
-        pointers = self.buffers + (not self.alone)
+        pointers = self.buffers + self.waits
         slots = [*["u64"] * pointers, *["s64"] * len(self.dims), "u64"]
         values = [self._parameter(name, n, kind) for n, kind in enumerate(slots)]
         params = [code.pure("cvta.to.global.u64", "i64", v) for v in values[:pointers]]
@@ -85,7 +87,7 @@ class ResidentWriter:
         self.counter = params[-1]
         self.thread = code.pure("mov.u32", "i32", Value(code, "%tid.x", "i32"))
         self.blocks = code.pure("mov.u32", "i32", Value(code, "%nctaid.x", "i32"))
-        self.reached = self.blocks if self.alone else code.variable("i32", code.const(0, "i32"))
+        self.reached = code.variable("i32", code.const(0, "i32"))
         self._loop(list(self.writers), 0)
         code.line("ret;")
         shared = const(0)
@@ -101,7 +103,7 @@ class ResidentWriter:
         ]  # fmt: skip
         return Entry(
             name, "\n".join(lines), Team(self.threads, 1), self.grid, shared, None,
-            frozenset(code.tables), (), True, together=together,
+            frozenset(code.tables), (), not self.apart, together=together if self.waits else 0,
         )  # fmt: skip
 
     def work(self) -> Expr:
@@ -163,7 +165,8 @@ class ResidentWriter:
                 writer.symbols = {**writer.symbols, step: value}
                 writer._forget_bounds()
             self._loop(writers, depth + 1)
-            self._between(True, [])
+            if not self.apart:
+                self._between(True, [])
             code.write(f"add.s{kind[1:]}", counter, counter, code.const(1, kind))
             code.branch(head)
         code.start(done)
@@ -171,7 +174,7 @@ class ResidentWriter:
     def _between(self, needed: bool, pending: list[StageWriter]) -> None:
         """What is between stages: all blocks wait for each other, or the lanes of each."""
         self.code.line("bar.sync 0;")
-        if needed and not self.alone:
+        if needed and self.waits:
             self._barrier()
             pending.clear()
 
@@ -203,7 +206,7 @@ def _conflict(a: StageWriter, b: StageWriter) -> bool:
 
 def _teams(writers: Sequence[StageWriter]) -> tuple[int, list[Team]]:
     """The threads of a block in which all stages can have their teams, and those teams."""
-    blocks = [w.team.threads for w in writers if w.team.is_block]
+    blocks = [w.team.threads for w in writers if w.team.is_block and not is_plain(w.kernel.body)]
     threads = max(blocks, default=FEW_LANES)
     return threads, [
         replace(w.team, lanes=threads) if w.team.is_block

@@ -185,7 +185,7 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     lanes = next(lanes for limit, lanes in BLOCKS if most <= limit)
     if not kernel.parallel or _few(kernel, facts):
         lanes = 1024
-    if all(isinstance(s, For) and _plain(s) for s in kernel.body):
+    if is_plain(kernel.body):
         return Team(lanes, 1, resident=max(1, LOADING // lanes))
     return Team(lanes, 1)
 
@@ -222,8 +222,12 @@ def _rows_of_a_step(kernel: Kernel) -> int:
     return max(1, len(found))
 
 
+def is_plain(body: Sequence[Statement]) -> bool:
+    """Whether a step is shared loops that only load, compute and store."""
+    return all(isinstance(s, For) and _plain(s) for s in body)
+
+
 def _plain(s: For) -> bool:
-    """A shared loop that only loads, computes and stores."""
     return is_shared(s) and all(isinstance(x, Let | Store) for x in s.body)
 
 

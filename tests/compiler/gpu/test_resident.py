@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_launched_at_each_step(tmp_path: Path) -> None:
     text = """
 pipeline large(x: f32[T]) -> f32[1000000]:
     scan t in 0..T with s = zeros([1000000], f32):
-        s = 0.5 * s + x[t]
+        s = 0.5 * concat([s[1:], s[:1]]) + x[t]
     s
 """
     plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
@@ -240,18 +240,83 @@ pipeline large(x: f32[T]) -> f32[1000000]:
 
 def test_sizes_say_which_way_it_goes(tmp_path: Path, rng: np.random.Generator) -> None:
     text = """
-pipeline decayed(x: f32[T, D]) -> f32[D]:
+pipeline turned(x: f32[T, D]) -> f32[D]
+where D >= 1:
     scan t in 0..T with s = zeros([D], f32):
-        s = 0.5 * s + x[t]
+        s = 0.5 * concat([s[1:], s[:1]]) + x[t]
     s
 """
     plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
-    pipe = open_plan(plan, "decayed", "emulator")
+    pipe = open_plan(plan, "turned", "emulator")
     assert isinstance(pipe, DevicePipeline) and isinstance(pipe.driver, EmulatorDriver)
     (whole,) = steps_of(plan)
     for size, at_once in ((5, 1), (1000, 1), (600_001, 0)):
         x = rng.standard_normal((3, size)).astype(np.float32)
-        wide = 0.25 * x[0].astype(float) + 0.5 * x[1] + x[2]
+        wide = 0.25 * np.roll(x[0].astype(float), -2) + 0.5 * np.roll(x[1], -1) + x[2]
         np.testing.assert_allclose(np.asarray(pipe(x=x)), wide, rtol=1e-6, atol=1e-6)
         ran = [launch.kernel for launch, _ in pipe.driver.records]
         assert ran.count(whole.kernel) == at_once
+
+
+APART = {
+    "average": (
+        "(x: f32[T, 700]) -> (f32[T, 700], f32[700]):\n"
+        "    scan t in 0..T with s = zeros([700], f32), m = full([700], -1e30, f32):\n"
+        "        s = 0.5 * s + x[t]\n"
+        "        m = maximum(m, s)\n"
+        "        y[t] = s\n"
+        "    y, m",
+        True,
+    ),
+    "matrix": (
+        "(x: f32[T, 3, 65]) -> f32[3, 65]:\n"
+        "    scan t in 0..T with s = zeros([3, 65], f32):\n"
+        "        s = 0.5 * s + x[t] * x[t, :, :1]\n"
+        "    s",
+        True,
+    ),
+    "number": (
+        "(x: f32[T]) -> f32:\n    scan t in 0..T with s = 1.0:\n        s = 0.5 * s + x[t]\n    s",
+        True,
+    ),
+    "turned over": (
+        "(x: f32[T, 65, 65]) -> f32[65, 65]:\n"
+        "    scan t in 0..T with s = zeros([65, 65], f32):\n"
+        "        s = 0.5 * transpose(s) + x[t]\n"
+        "    s",
+        False,
+    ),
+    "beside": (
+        "(x: f32[T, 700]) -> f32[700]:\n"
+        "    scan t in 0..T with s = zeros([700], f32):\n"
+        "        s = 0.5 * s + x[t] * s[0]\n"
+        "    s",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_lanes_wait_only_for_what_others_wrote(
+    name: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """What lanes wrote themselves they read with no barrier, or the emulator finds a race."""
+    text, apart = APART[name]
+    plan = compiled(tmp_path / "p.pipe", f"pipeline p{text}\n", ("sm_80",))
+    (whole,) = steps_of(plan)
+    entry = plan.ptx["sm_80"].split(f".entry {whole.kernel}(")[1].split(".visible")[0]
+    assert whole.stays != apart and ("bar.sync" in entry) != apart
+    pipe = open_plan(plan, None, "emulator")
+    shape = tuple(int(n) for n in plan.pipelines[0].inputs[0].shape[1:])
+    x = rng.standard_normal((4, *shape)).astype(np.float32)
+    s = np.ones(()) if not shape else np.zeros(shape)
+    m = s - 1e30
+    for row in x:
+        own = {"matrix": row * row[..., :1] if len(shape) == 2 else row, "beside": row * s.flat[0]}
+        s = 0.5 * (s.T if name == "turned over" else s) + own.get(name, row)
+        m = np.maximum(m, s)
+    found = pipe(x=x)
+    if name == "average":
+        np.testing.assert_allclose(found[1], m, rtol=1e-5, atol=1e-6)
+        found = found[0][-1]
+    np.testing.assert_allclose(found, s, rtol=1e-5, atol=1e-6)
