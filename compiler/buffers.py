@@ -43,7 +43,7 @@ class Buffers:
         self.plans: list[BufferPlan] = []
         self.index: dict[Ref, int] = {}
         self.inputs = self._inputs()
-        self._results()
+        self.results = self._results()
         self.states = self._states()
 
     def _inputs(self) -> tuple[ArgumentPlan, ...]:
@@ -59,13 +59,16 @@ class Buffers:
             found.append(ArgumentPlan(name, str(type.dtype), shape, number))
         return tuple(found)
 
-    def _results(self) -> None:
+    def _results(self) -> tuple[ArgumentPlan, ...]:
+        found: list[ArgumentPlan] = []
         for number, (name, _) in enumerate(self.pipeline.results):
             ref = self.graph.results[number]
-            type = self.graph.type(ref)
-            self.index[ref] = self.index[self._home(ref)] = len(self.plans)
-            name = name or f"result{number}"
-            self.plans.append(BufferPlan(name, str(type.dtype), shape_text(type.shape), "result"))
+            type, at = self.graph.type(ref), len(self.plans)
+            dtype, shape = str(type.dtype), shape_text(type.shape)
+            self.index[ref] = self.index[self._home(ref)] = at
+            self.plans.append(BufferPlan(name or f"result{number}", dtype, shape, "result"))
+            found.append(ArgumentPlan(name, dtype, shape, at))
+        return tuple(found)
 
     def _states(self) -> tuple[StatePlan, ...]:
         found: list[StatePlan] = []
@@ -83,14 +86,6 @@ class Buffers:
             initial = convert(np.asarray(value), dtype).astype(dtype.numpy).tobytes().hex()
             found.append(StatePlan(state.name, str(dtype), shape, number, initial, array))
         return tuple(found)
-
-    def results(self) -> tuple[ArgumentPlan, ...]:
-        """The pipeline's results with their buffers."""
-        return tuple(
-            ArgumentPlan(name, str(t.dtype), shape_text(t.shape), self.index[ref])
-            for (name, _), ref in zip(self.pipeline.results, self.graph.results, strict=False)
-            for t in (self.graph.type(ref),)
-        )
 
     def of(self, ref: Ref) -> int:
         """The buffer of a value, made if there is none yet.

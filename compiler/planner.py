@@ -126,7 +126,7 @@ class Planner:
         ranges = pipeline.facts.ranges
         dims = tuple(DimPlan(d, *_range_text(ranges.get(d, (0, None)))) for d in pipeline.dims)
         return PipelinePlan(
-            pipeline.name, pipeline.doc, buffers.inputs, buffers.results(), dims,
+            pipeline.name, pipeline.doc, buffers.inputs, buffers.results, dims,
             tuple(buffers.plans), tuple(steps), slots, tuple(map(_check, pipeline.checks)),
             tuple(_site(*place) for place in sites.places), gpu=begun.gpu, loops=loops,
             states=buffers.states,

@@ -150,3 +150,11 @@ def test_a_position_of_positions_is_not_that_of_the_elements(
         x = rng.integers(-9, 9, shape)
         found = pipe(x=x)
         assert (found[0], found[1]) == (x.argmax(0).argmax(0), x.argmin(1).argmin())
+
+
+@pytest.mark.parametrize("device", ["cpu", "emulator"])
+def test_a_copied_base_and_what_is_updated_in_it_are_two_results(device: str) -> None:
+    text = "    a = y[x[0] : x[0] + 1]\n    b = a\n    b[x % 1] = x\n    a, b\n"
+    with sf.compile(f"pipeline p(x: i64[5], y: i64[5]):\n{text}", device=device) as pipe:
+        found = pipe(x=np.arange(5)[::-1].copy(), y=10 * np.arange(5))
+    assert [a.tolist() for a in found] == [[40], [0]]
