@@ -16,7 +16,7 @@ import numpy as np
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.frozen import frozen
 
-from ..errors import InputError
+from ..errors import InputError, OutOfMemory
 from .dlpack import dense_strides
 
 _NAMES = {d.array: d.name for d in DTYPES.values()}
@@ -100,10 +100,15 @@ class Alike:
         return found
 
     def new(self, place: int) -> Any:
-        """A tensor for a place, with arbitrary contents; `torch.empty` would take twice as long."""
+        """A tensor for a place, with arbitrary contents; `torch.empty` would take twice as long.
+
+        Raises OutOfMemory."""
         shape = self._shapes[place]
         steps = dense_strides(shape)
-        return self._empty(shape, steps, dtype=self._dtypes[place], device=self._device)
+        try:
+            return self._empty(shape, steps, dtype=self._dtypes[place], device=self._device)
+        except sys.modules["torch"].cuda.OutOfMemoryError as error:
+            raise _out_of_memory(error) from None
 
     def stream(self) -> Callable[[], int]:
         """What asks for the stream on which PyTorch works now."""
@@ -120,12 +125,23 @@ def alike(values: Sequence[Any], number: int) -> Alike | None:
 
 
 def empty(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    """A new tensor on the GPU of a tensor; None for another value, or a dtype PyTorch lacks."""
+    """A new tensor on the GPU of a tensor; None for another value, or a dtype PyTorch lacks.
+
+    Raises OutOfMemory.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return None
     theirs = getattr(torch, dtype.name, None)
-    return None if theirs is None else torch.empty(shape, dtype=theirs, device=value.device)
+    try:
+        return None if theirs is None else torch.empty(shape, dtype=theirs, device=value.device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise _out_of_memory(error) from None
+
+
+def _out_of_memory(error: Exception) -> OutOfMemory:
+    said = str(error).partition(" GPU ")[0]  # and on it goes about processes and their megabytes
+    return OutOfMemory(f"PyTorch has no memory for a result: {said}")
 
 
 def _dtype(theirs: Any) -> np.dtype[Any] | None:

@@ -313,6 +313,34 @@ def test_a_space_grows_while_it_is_used(cuda: FakeCuda, torch: SimpleNamespace) 
             check(there(cuda, results, on.stream), x)
 
 
+def test_what_pytorch_has_no_memory_for(cuda: FakeCuda, torch: SimpleNamespace) -> None:
+    class OutOfMemoryError(RuntimeError):
+        """PyTorch's own."""
+
+    is_full = False
+
+    def limited(make: Any) -> Any:
+        def made(*args: Any, **options: Any) -> Any:
+            if is_full:
+                raise OutOfMemoryError("CUDA out of memory. Tried 9 GiB. GPU 0 has a total of 1")
+            return make(*args, **options)
+
+        return made
+
+    torch.cuda = SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
+    torch.empty, torch.empty_strided = map(limited, (torch.empty, torch.empty_strided))
+    x = batch((2, 6))
+    with opened("affine") as pipe:
+        for is_full in (False, False, True, False):
+            given = tensor(cuda, torch, x)
+            if not is_full:
+                check(there(cuda, pipe(x=given), torch.at), x)
+                continue
+            for other in (given, tensor(cuda, torch, batch((3, 9)))):
+                with pytest.raises(sf.OutOfMemory, match=r"Tried 9 GiB\.$"):
+                    pipe(x=other)
+
+
 def test_a_failed_launch_leaves_the_pipeline_usable(cuda: FakeCuda, torch: SimpleNamespace) -> None:
     x = batch((2, 6))
     with opened("affine") as pipe:
