@@ -44,12 +44,14 @@ class Gathered:
 
 @dataclass
 class Steps:
-    """The scan whose body is being checked: the step's symbol and name, and what is gathered."""
+    """The scan whose body is being checked: the step's symbol and name, the names of what it
+    carries, and what is gathered."""
 
     symbol: str
     name: str
     first: Expr
     count: Expr
+    carried: frozenset[str]
     gathered: dict[str, Gathered] = field(default_factory=dict)
 
 
@@ -80,8 +82,8 @@ def scan(frame: Frame, node: ast.Scan) -> None:
     if not recorder.facts.is_nonneg(length):
         count = maximum(length, 0, recorder.facts)
     symbol = recorder.step(node.name, interval.start, length)
-    steps = Steps(symbol, node.name, interval.start, count)
-    own = {start.name for start in node.starts}
+    own = frozenset(start.name for start in node.starts)
+    steps = Steps(symbol, node.name, interval.start, count, own)
     kept = {name: state for name, state in frame.states.items() if name not in own}
     inner = replace(frame, locals=dict(frame.locals), steps=steps, states=kept)
     inner.bind(node.name, Dim(sym(steps.symbol) + interval.start), node.name_span)
@@ -241,7 +243,11 @@ def _finish(
 
 
 def is_gathered(frame: Frame, node: ast.IndexDef | ast.StepDef) -> bool:
-    """Whether the first index of a definition is the step of the scan around it, or made of it."""
+    """Whether the first index of a definition is the step of the scan around it, or made of it.
+
+    Items of what the scan carries are updated."""
+    if frame.steps is not None and node.name in frame.steps.carried:
+        return False
     if isinstance(node, ast.StepDef):
         name = "" if frame.steps is None else frame.steps.name
         in_update = isinstance(frame.locals.get(node.name), Tensor)

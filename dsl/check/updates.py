@@ -51,10 +51,12 @@ def update(frame: Frame, node: Items) -> Value | None:
     try:
         items = subscripts.index_items(frame, nodes)
     except subscripts.Poisoned:
+        frame.locals[node.name] = POISON
         return POISON
     recorder = frame.recorder
     found = indexing.select(recorder, base, items, where, checked=True)
     if isinstance(new.value, Poison):
+        frame.locals[node.name] = POISON
         return None
     what = f"`{text_of(where)}]`"
     value = _fitted(recorder, new, TensorType(base.type.dtype, found.shape), what, where)

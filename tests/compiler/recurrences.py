@@ -175,6 +175,16 @@ def _twins(x: Array) -> Sequence[Array]:
     return h, g
 
 
+def _updated(x: Array) -> Sequence[Array]:
+    """Rows of what is carried are updated: the last three of x, and sums of pairs."""
+    ring, sums, y = np.zeros((3, x.shape[1])), np.zeros(x.shape), np.zeros(x.shape)
+    for t in range(len(x)):
+        ring[t % 3] = x[t]
+        sums[t] = x[t] + sums[len(x) - 1 - t]
+        y[t] = ring.max(axis=0)
+    return ring, sums, y
+
+
 CASES = [
     Case(
         """
@@ -346,6 +356,17 @@ pipeline shifted(x: f32[T, D]) -> f32[D + 1]:
     h
 """,
         _shifted,
+    ),
+    Case(
+        """
+pipeline updated(x: f32[T, D]) -> (f32[3, D], f32[T, D], f32[T, D]):
+    scan t in 0..T with ring = zeros([3, D], f32), sums = zeros([T, D], f32):
+        ring[t % 3] = x[t]
+        sums[t] = x[t] + sums[T - 1 - t]
+        y[t] = max(ring, axis=0)
+    ring, sums, y
+""",
+        _updated,
     ),
 ]
 SIZES: Sequence[Sizes] = [

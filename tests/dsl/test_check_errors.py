@@ -380,6 +380,8 @@ def test_the_same_error_of_a_function_is_said_once_with_its_call() -> None:
         ("scan t in 1..4 with s = 0.0:\n        s = s + sum(topk(ids, t)[0])", "E0207", "t",
          "`topk` needs t of N elements", ""),
         ("scan t in x with s = 0.0:\n        s = s + 1.0", "E0204", "x", "over a range", "0..N"),
+        ("scan t in 0..4 with s = zeros([4], i64):\n        s[t % 2] = ids[t % N]", "E0221",
+         "t % N", "may fail at some step", ""),
         ("scan t in 0..4 with s = zeros:\n        s = s", "E0204", "zeros", "carries tensors", ""),
         ("y[B - i] = x", "E0113", "B - i", "an index is a name", ""),
     ],
