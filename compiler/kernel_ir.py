@@ -337,8 +337,23 @@ class SortDigit:
     before: str = ""
 
 
+@frozen
+class ForEqual:
+    """index over those of 0..count, in order, at which `buffer` has a value (i64).
+
+    The buffer holds u32 along one axis, in rising order. For GPUs only.
+    """
+
+    FORM: ClassVar[str] = "equal {index} in {count} where {buffer} is {value}"
+    index: str
+    buffer: str
+    count: Expr
+    value: Value
+    body: tuple[Statement, ...]
+
+
 Statement: TypeAlias = (
-    Let | Store | For | Fold | Alloc | If | TileProduct | Attend | SortRow | SortDigit
+    Let | Store | For | Fold | Alloc | If | TileProduct | Attend | SortRow | SortDigit | ForEqual
 )
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, minimum, mod, sym
-from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U8, DType
+from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U8, U32, DType
 from stagefuse.dsl.facts import Facts
 
 from .bounds import Bounds, size_of
@@ -38,6 +38,7 @@ from .kernel_ir import (
     Const,
     Fold,
     For,
+    ForEqual,
     If,
     Index,
     Kernel,
@@ -310,6 +311,19 @@ def _for(check: _Check, s: For, scope: _Scope) -> None:
     check.block(s.body, inner)
 
 
+def _for_equal(check: _Check, s: ForEqual, scope: _Scope) -> None:
+    buffer = check.buffer(scope, s.buffer)
+    check.symbols(scope, s.count)
+    if buffer.dtype != U32 or len(buffer.shape) != 1:
+        check.fail(3, f"`{s.buffer}` is not u32 along one axis")
+    check.typed(s.value, scope, I64, "what is looked for")
+    check.inside(s.buffer, s.count, buffer.shape[0] + 1, scope, ())
+    check.bind(scope, s.index)
+    inner = scope.inner()
+    inner.enter_loop(s.index, const(0), s.count)
+    check.block(s.body, inner)
+
+
 def _fold(check: _Check, s: Fold, scope: _Scope) -> None:
     inner = scope.inner()
     for name, extent in s.loops:
@@ -505,6 +519,7 @@ RULES: dict[type, Rule] = {
     Let: _let,
     Store: _store,
     For: _for,
+    ForEqual: _for_equal,
     Fold: _fold,
     Alloc: _alloc,
     If: _if,

@@ -9,6 +9,7 @@ from stagefuse.compiler.kernel_ir import (
     Attend,
     Fold,
     For,
+    ForEqual,
     If,
     Index,
     Let,
@@ -33,7 +34,7 @@ def walk(body: Sequence[Statement]) -> Iterator[Statement]:
     """Statements, outer before inner, in order."""
     for s in body:
         yield s
-        if isinstance(s, For | If):
+        if isinstance(s, For | ForEqual | If):
             yield from walk(s.body)
 
 

@@ -45,6 +45,10 @@ def again(graph: Graph, lowered: Lowered, in_memory: bool) -> tuple[Expr, Expr]:
                 moved = moved + elements * (2 * width)
         elif isinstance(node.primitive, Scatter):
             (count,) = graph.type(node.operands[1]).shape
+            if any(isinstance(s, SortDigit) for s in walk(lowered.kernel.body)):
+                work = work + count * _DIGIT
+            if not any(b.mode == "inout" for b in lowered.kernel.buffers):
+                continue
             teams = size_of([extent for _, extent in lowered.kernel.parallel])
             moved = moved + teams * count * _POSITION
     return work, moved

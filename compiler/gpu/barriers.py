@@ -8,6 +8,7 @@ from stagefuse.compiler.kernel_ir import (
     Attend,
     Fold,
     For,
+    ForEqual,
     If,
     Kernel,
     Let,
@@ -76,7 +77,7 @@ class BarrierWriter(ValueWriter):
 
 
 def _values(s: Statement) -> tuple[KernelValue, ...]:
-    if isinstance(s, Let | Fold):
+    if isinstance(s, Let | Fold | ForEqual):
         return (s.value,)
     if isinstance(s, Store):
         return (*s.indices, s.value)

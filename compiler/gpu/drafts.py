@@ -33,9 +33,8 @@ from .contract import (
 )
 from .emit import KernelWriter
 from .few_tiles import Thin, enough_tiles, low_rows, lower_parts, lower_sum_of_parts, thin
-from .long_sorts import sort_forms
+from .long_sorts import scatter_forms, sort_forms
 from .persistent import Whole
-from .scatter import lower_ranges
 from .split_scan import lower_stretch_scans, lower_stretches, splits
 from .teams import WARP_ROW
 from .tiles import Choice, choices
@@ -52,7 +51,6 @@ GPU_FORMS: Forms = {
     "pointwise": lower_elements,
     "contract": lower_contract,
     "row": lower_rows,
-    "scatter": lower_ranges,
     "chain": lower_chain,
     "attention": lower_attention,
 }
@@ -116,11 +114,12 @@ def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> I
         yield from _rows(graph, group, sites)
     elif group.kind == "attention":
         yield from _attentions(graph, group, sites, arches)
-    elif group.kind == "sort":
-        for kernel in sort_forms(graph, group):
+    elif group.kind in ("sort", "scatter"):
+        forms = sort_forms if group.kind == "sort" else scatter_forms
+        for kernel in forms(graph, group):
             low = SourceLowering(graph, group, sites, GPU)
             low.sizes = kernel.facts
-            yield Draft(low, {"sort": kernel.lower}, kernel.share, kernel.part)
+            yield Draft(low, {group.kind: kernel.lower}, kernel.share, kernel.part)
     else:
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
         yield Draft(SourceLowering(graph, group, sites, schedule), GPU_FORMS, const(1), "")

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from stagefuse.compiler.graph import Graph, Ref, Sort
+from stagefuse.compiler.graph import Graph, Ref, Scatter, Sort
 from stagefuse.compiler.groups import Group
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Buffer,
     Checked,
     Const,
+    ForEqual,
     Index,
     Let,
     Load,
@@ -29,15 +30,16 @@ from stagefuse.compiler.kernel_ir import (
     Store,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.compiler.lower.blocks import Parallel
-from stagefuse.compiler.lower.sequences import lower_sort
+from stagefuse.compiler.lower.blocks import Parallel, Scope
+from stagefuse.compiler.lower.sequences import combined, lower_sort, position_of
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.sort_order import DIGITS
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
-from stagefuse.dsl.dtypes import BOOL, I32, I64, U8, DType
+from stagefuse.dsl.dtypes import BOOL, I32, I64, U8, U32, DType
 from stagefuse.dsl.facts import Facts
 
 from .few_tiles import parts_of
+from .scatter import lower_ranges
 
 TILE = 4096
 """Elements that a block sorts in shared memory."""
@@ -47,6 +49,8 @@ FEW = 1024
 """Elements of rows that half as many lanes sort."""
 WORK = 64
 """Operations that an element costs at each digit, with what counts cost."""
+MANY = 16384
+"""Updates of a scatter up to which every range reads all positions."""
 KEYS, ORDER, DIGIT, BEFORE, RUNNING, STARTS, SORTED, FROM = range(8)
 """The buffers between the kernels: elements of tiles, and their order and digits; counts; elements
 sorted by the digits so far, and where they came from."""
@@ -71,19 +75,41 @@ def sort_forms(graph: Graph, group: Group) -> Iterator[Form]:
     long = graph.facts.simplify(minimum(floordiv(size, TILE + 1), const(1)))
     if long != const(0):
         for shift in range(0, bits, 8):
-            last = shift + 8 >= bits
-            forms = (
-                (partial(lower_tiles, shift=shift), f"digit {shift // 8} of tiles"),
-                (lower_running, "running counts"),
-                (lower_starts, "starts"),
-                (partial(lower_moved, last=last), f"moved by digit {shift // 8}"),
-            )
-            yield from (Form(lower, long, part, graph.facts) for lower, part in forms)
+            yield from _by_digit(shift, shift + 8 >= bits, long, graph.facts)
     for limit, facts, share in _short(size, graph.facts):
         if limit is None or limit <= NETWORK:
             yield Form(lower_sort, share, "", facts)
         else:
             yield Form(lower_short, share, f"to {limit}", facts)
+
+
+def _by_digit(shift: int, last: bool, share: Expr, facts: Facts) -> Iterator[Form]:
+    """The kernels that sort long rows by a digit."""
+    number = shift // 8
+    yield Form(partial(lower_tiles, shift=shift), share, f"digit {number} of tiles", facts)
+    yield Form(lower_running, share, "running counts", facts)
+    yield Form(lower_starts, share, "starts", facts)
+    yield Form(partial(lower_moved, last=last), share, f"moved by digit {number}", facts)
+
+
+def scatter_forms(graph: Graph, group: Group) -> Iterator[Form]:
+    """The kernels of a scatter of many updates, which sort its positions by as many digits as its
+    axis needs; a position's updates then lie together, in the order that they had."""
+    node = graph.nodes[group.roots[0].node]
+    assert isinstance(node.primitive, Scatter)
+    size, (count,) = group.domain[node.primitive.axis], graph.type(node.operands[1]).shape
+    facts, others = graph.facts, const(1)
+    many = facts.simplify(minimum(floordiv(count, MANY + 1), const(1)))
+    if many != const(0):
+        others = 1 - many
+        for shift in range(0, 32, 8):
+            wide = minimum(floordiv(size, (1 << shift) + 1), const(1)) if shift else const(1)
+            share = facts.simplify(many * wide)
+            if share != const(0):
+                yield from _by_digit(shift, False, share, facts)
+        yield Form(lower_combined, many, "combined", facts)
+    if others != const(0):
+        yield Form(lower_ranges, others, "", facts)
 
 
 def _short(size: Expr, facts: Facts) -> Iterator[tuple[int | None, Facts, Expr]]:
@@ -106,27 +132,57 @@ def _short(size: Expr, facts: Facts) -> Iterator[tuple[int | None, Facts, Expr]]
         low, above = limit + 1, beyond
 
 
-def _of(low: Lowering) -> tuple[Ref, DType, int, bool, list[int]]:
-    """The sort, its dtype, its axis, whether it descends, and the other axes."""
+class Rows(NamedTuple):
+    """What is sorted: for which value, the dtype of its keys, the axes that rows lie across, how
+    long they are, and whether they fall."""
+
+    ref: Ref
+    dtype: DType
+    others: list[int]
+    size: Expr
+    descending: bool
+
+
+def _of(low: Lowering) -> Rows:
+    """A sort's rows, or the positions of a scatter."""
     ref = low.group.roots[0]
     node = low.graph.nodes[ref.node]
+    if isinstance(node.primitive, Scatter):
+        return Rows(ref, U32, [], low.graph.type(node.operands[1]).shape[0], False)
     assert isinstance(node.primitive, Sort)
     axis = node.primitive.axis
     others = [a for a in range(len(low.group.domain)) if a != axis]
-    return ref, node.type.dtype, axis, node.primitive.descending, others
+    return Rows(ref, node.type.dtype, others, low.group.domain[axis], node.primitive.descending)
+
+
+def _axis(low: Lowering) -> int:
+    primitive = low.graph.nodes[low.group.roots[0].node].primitive
+    assert isinstance(primitive, Sort)
+    return primitive.axis
+
+
+def _key(low: Lowering, at: Expr) -> KernelValue:
+    """What is sorted, as it is given."""
+    node = low.graph.nodes[low.group.roots[0].node]
+    if isinstance(node.primitive, Scatter):
+        return Op("cast", (position_of(low, at),), U32)
+    places = [Index(sym(f"d{a}")) for a in range(len(low.group.domain))]
+    places[_axis(low)] = Index(at)
+    return low.value(node.operands[0], tuple(places), ())
 
 
 def _buffer(low: Lowering, number: int, dtype: DType, across: Sequence[Expr], mode: str) -> str:
     """The name of a buffer between the kernels, with so many elements for each row."""
-    ref, _, _, _, others = _of(low)
-    shape = (*(low.group.domain[a] for a in others), *across)
+    rows = _of(low)
+    ref = rows.ref
+    shape = (*(low.group.domain[a] for a in rows.others), *across)
     made = Buffer(f"b{len(low.buffers)}", dtype, shape, mode)
     return low.buffers.setdefault(parts_of(ref, number), made).name
 
 
 def _row(low: Lowering, *places: KernelValue) -> tuple[KernelValue, ...]:
     """A place in such a buffer, in this step's row."""
-    return (*(Index(sym(f"d{a}")) for a in _of(low)[-1]), *places)
+    return (*(Index(sym(f"d{a}")) for a in _of(low).others), *places)
 
 
 def _at(name: str) -> Index:
@@ -135,16 +191,15 @@ def _at(name: str) -> Index:
 
 def lower_short(low: Lowering) -> Parallel:
     """Rows that are sorted in shared memory by all digits."""
-    ref, dtype, axis, descending, others = _of(low)
-    size = low.group.domain[axis]
+    _, dtype, others, size, descending = _of(low)
+    axis = _axis(low)
     parallel = low.axes(others)
     low.bind(parallel)
     keys, order = _scratch(low, dtype, size)
-    operand = low.graph.nodes[ref.node].operands[0]
     places = tuple(Index(sym(f"d{a}")) for a in range(len(low.group.domain)))
 
     def fill() -> None:
-        low.emit(Store(keys, (places[axis],), low.value(operand, places, ())))
+        low.emit(Store(keys, (places[axis],), _key(low, sym(f"d{axis}"))))
         low.emit(Store(order, (places[axis],), Op("cast", (places[axis],), I32)))
 
     def by_digit() -> None:
@@ -178,21 +233,17 @@ def _store(
 
 def lower_tiles(low: Lowering, shift: int) -> Parallel:
     """Tiles sorted by a digit, and their counts."""
-    ref, dtype, axis, descending, others = _of(low)
-    size = low.group.domain[axis]
+    _, dtype, _, size, descending = _of(low)
     parallel, tiles, begin, count = _tiles(low)
     keys, order = _scratch(low, dtype, const(TILE))
     digits, before = low.name("digits"), low.name("before")
     low.emit(Alloc(digits, U8, (const(TILE),)))
     low.emit(Alloc(before, I32, (const(DIGITS + 1),)))
-    operand = low.graph.nodes[ref.node].operands[0]
 
     def fill() -> None:
         here, at = _at("i"), Index(begin + sym("i"))
         if shift == 0:
-            places = [Index(sym(f"d{a}")) for a in range(len(low.group.domain))]
-            places[axis] = at
-            key = low.value(operand, tuple(places), ())
+            key = _key(low, at.expr)
             number: KernelValue = Op("cast", (at,), I32)
         else:
             key = Load(_buffer(low, SORTED, dtype, [size], "in"), _row(low, at), dtype)
@@ -220,8 +271,7 @@ def lower_tiles(low: Lowering, shift: int) -> Parallel:
 
 def _tiles(low: Lowering) -> tuple[list[tuple[str, Expr]], Expr, Expr, Expr]:
     """The parallel axes, the tiles of a row, and where this step's begins and how long it is."""
-    _, _, axis, _, others = _of(low)
-    size = low.group.domain[axis]
+    _, _, others, size, _ = _of(low)
     tiles = _count_of(low)
     parallel = [*low.axes(others), ("tile", tiles)]
     low.bind(parallel)
@@ -230,7 +280,7 @@ def _tiles(low: Lowering) -> tuple[list[tuple[str, Expr]], Expr, Expr, Expr]:
 
 
 def _count_of(low: Lowering) -> Expr:
-    return floordiv(low.group.domain[_of(low)[2]] + (TILE - 1), TILE)
+    return floordiv(_of(low).size + (TILE - 1), TILE)
 
 
 def _running(low: Lowering, index: str, count: Expr, value: KernelValue, out: Store) -> None:
@@ -250,7 +300,7 @@ def _running(low: Lowering, index: str, count: Expr, value: KernelValue, out: St
 def lower_running(low: Lowering) -> Parallel:
     """How many elements of each digit there are up to each tile."""
     tiles = _count_of(low)
-    parallel = [*low.axes(_of(low)[-1]), ("digit", const(DIGITS))]
+    parallel = [*low.axes(_of(low).others), ("digit", const(DIGITS))]
     low.bind(parallel)
     before = _buffer(low, BEFORE, I32, [const(DIGITS + 1), tiles], "in")
     ends = [Load(before, _row(low, Index(sym("digit") + n), _at("tile")), I32) for n in (1, 0)]
@@ -263,7 +313,7 @@ def lower_running(low: Lowering) -> Parallel:
 def lower_starts(low: Lowering) -> Parallel:
     """How many elements of a row have each digit or a lower one."""
     tiles = _count_of(low)
-    parallel = low.axes(_of(low)[-1])
+    parallel = low.axes(_of(low).others)
     low.bind(parallel)
     running = _buffer(low, RUNNING, I32, [const(DIGITS), tiles], "in")
     some = Op("ge", (Index(tiles - 1), Const(0, I64)), BOOL)
@@ -276,8 +326,7 @@ def lower_starts(low: Lowering) -> Parallel:
 
 def lower_moved(low: Lowering, last: bool) -> Parallel:
     """The elements of tiles where they go in their row."""
-    _, dtype, axis, _, _ = _of(low)
-    size = low.group.domain[axis]
+    _, dtype, _, size, _ = _of(low)
     parallel, tiles, begin, count = _tiles(low)
     offsets = low.name("offsets")
     low.emit(Alloc(offsets, I32, (const(DIGITS),)))
@@ -303,7 +352,7 @@ def lower_moved(low: Lowering, last: bool) -> Parallel:
         order = Load(_buffer(low, ORDER, I32, [size], "in"), at, I32)
         if last:
             places: list[KernelValue] = [Index(sym(f"d{a}")) for a in range(len(low.group.domain))]
-            places[axis] = place
+            places[_axis(low)] = place
             return _store(low, tuple(places), key, order)
         low.emit(Store(_buffer(low, SORTED, dtype, [size], "out"), _row(low, place), key))
         low.emit(Store(_buffer(low, FROM, I32, [size], "out"), _row(low, place), order))
@@ -316,3 +365,33 @@ def lower_moved(low: Lowering, last: bool) -> Parallel:
 def _inside(value: KernelValue, extent: Expr) -> Checked:
     """A position that is known to be in an axis."""
     return Checked(Op("cast", (value,), I64), extent, 0, proved=True)
+
+
+def lower_combined(low: Lowering) -> Parallel:
+    """Each element of a scatter with its updates, which its position's place in the sorted ones
+    tells."""
+    node = low.graph.nodes[low.group.roots[0].node]
+    assert isinstance(node.primitive, Scatter)
+    axis, kind, dtype = node.primitive.axis, node.primitive.kind, node.type.dtype
+    base, _, updates = node.operands
+    count = _of(low).size
+    parallel = low.axes(range(len(low.group.domain)))
+    low.bind(parallel)
+    here: tuple[KernelValue, ...] = tuple(_at(name) for name, _ in parallel)
+    total, name = low.name("total"), low.name("v")
+    low.emit(Alloc(total, dtype, ()))
+    low.emit(Store(total, (), low.value(base, here, ())))
+    positions = _buffer(low, SORTED, U32, [count], "in")
+    sources = _buffer(low, FROM, I32, [count], "in")
+    low.facts = low.facts.with_ranges({"k": (0, count - 1)})
+    low.scopes.append(Scope(low.scopes[-1].bound | {"k"}))
+    source = _inside(Load(sources, (_at("k"),), I32), count)
+    update = low.value(updates, (*here[:axis], source, *here[axis + 1 :]), ())
+    so_far = Load(total, (), dtype)
+    low.emit(Let(name, combined(kind, so_far, update, dtype)))
+    low.emit(Store(total, (), Local(name, dtype.compute)))
+    body = tuple(low.scopes.pop().body)
+    low.emit(ForEqual("k", positions, count, here[axis], body))
+    out = low.buffer(low.group.roots[0], "out")
+    low.emit(Store(out.name, here, so_far))
+    return parallel, const(WORK)

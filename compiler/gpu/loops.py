@@ -18,6 +18,7 @@ from stagefuse.compiler.kernel_ir import (
     Attend,
     Fold,
     For,
+    ForEqual,
     If,
     Kernel,
     Let,
@@ -95,6 +96,8 @@ class LoopWriter(BarrierWriter):
                 self.share(s)
             else:
                 self.plain(s)
+        elif isinstance(s, ForEqual):
+            self.for_equal(s)
         elif isinstance(s, If):
             self.branch(s)
         elif isinstance(s, Fold):
@@ -111,6 +114,9 @@ class LoopWriter(BarrierWriter):
             raise TypeError(f"unknown statement {s}")
 
     def fold(self, s: Fold) -> None:
+        raise NotImplementedError
+
+    def for_equal(self, s: ForEqual) -> None:
         raise NotImplementedError
 
     def product(self, s: TileProduct) -> None:

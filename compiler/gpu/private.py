@@ -12,6 +12,7 @@ from stagefuse.compiler.kernel_ir import (
     Attend,
     Fold,
     For,
+    ForEqual,
     If,
     Index,
     Let,
@@ -68,6 +69,9 @@ def accesses(body: tuple[Statement, ...], nest: Nest | None = None) -> Iterator[
         elif isinstance(s, Fold):
             own = tuple((n, const(0), e) for n, e in s.loops) if nest is None else nest
             yield from _of_values((s.value,), own, nest is None)
+        elif isinstance(s, ForEqual):
+            yield Access(s.buffer, (), None, False)
+            yield from accesses(s.body, nest)
         elif isinstance(s, If):
             yield from _of_values((s.condition,), nest, False)
             for a in accesses(s.body, nest):

@@ -8,7 +8,7 @@ atomic, and with the same result in every run.
 from __future__ import annotations
 
 from stagefuse.compiler.graph import Scatter
-from stagefuse.compiler.kernel_ir import Checked, For, If, Index, Let, Local, Op, Store
+from stagefuse.compiler.kernel_ir import Checked, For, ForEqual, If, Index, Let, Local, Op, Store
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import all_of, product_of
@@ -17,6 +17,7 @@ from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I64
 
+from .ir import Value
 from .loops import Carry
 from .scan import ScanWriter, moved
 from .teams import WARP
@@ -28,6 +29,7 @@ COLUMNS = 128
 AT_ONCE = 4
 """Positions that a lane has on the way at a time."""
 HIT = "hit'"
+PROBE = "probe'"
 
 
 def lower_ranges(low: Lowering) -> Parallel:
@@ -63,7 +65,7 @@ def lower_ranges(low: Lowering) -> Parallel:
     def step() -> None:
         name = low.name("at")
         at = Local(name, I64)
-        low.emit(Let(name, position_of(low)))
+        low.emit(Let(name, position_of(low, sym("u"))))
         store = update_at(low, here, at)
         own = [Op("ge", (at, Index(lo)), BOOL), Op("lt", (at, Index(hi)), BOOL)]
         condition = all_of([is_some(size), *own])
@@ -115,6 +117,41 @@ class ScatterWriter(ScanWriter):
 
         step = WARP * AT_ONCE
         self.loop("chunk'", const(0), floordiv(s.hi - s.lo + (step - 1), step), [], chunk)
+
+    def for_equal(self, s: ForEqual) -> None:
+        count = self.resolve(s.count)
+        kind = "i32" if self.is_small(count) else "i64"
+        wanted, end = self.value(s.value).to("trunc", "i32"), self._value(count, kind)
+        start = self._first(s, wanted, self.code.const(0, kind), end, "lt")
+        stop = self._first(s, wanted, start, end, "le")
+
+        def body(carry: Carry) -> Carry:
+            self.statements(s.body)
+            return carry
+
+        step, ends = self.code.const(1, kind), (const(0), s.count - 1)
+        self._counted(s.index, start, stop, step, ends, [], body)
+
+    def _first(self, s: ForEqual, wanted: Value, lo: Value, hi: Value, relation: str) -> Value:
+        """The first place whose value is in no such relation to what is wanted, by halving."""
+        code, keys = self.code, self.memory[s.buffer]
+        low, high = code.variable(lo.type, lo), code.variable(lo.type, hi)
+        head, done = code.label("halve"), code.label("found")
+        with code.loop_scope(), self.scope():
+            code.start(head)
+            a, b = (Value(code, v.text, lo.type, code.depth) for v in (low, high))
+            code.branch_if(a.compare("lt", b), done, holds=False)
+            middle = a + (b - a).lshr(1)
+            with self.named(**{PROBE: (middle, const(0), s.count - 1)}):
+                at = self.address(keys, (sym(PROBE), None))
+                (found,) = self._access(keys, at, 1)
+            before = found.compare(relation, wanted, unsigned=True)
+            after = middle + 1
+            code.set(low, after, before)
+            code.set(high, middle, before ^ 1)
+            code.branch(head)
+        code.start(done)
+        return low
 
     def _hits(self, index: str, first: Expr, name: str, known: Scope, branch: If) -> None:
         """What the loop does at each of 32 positions where its condition holds, in their order."""

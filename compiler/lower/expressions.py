@@ -14,6 +14,7 @@ from ..kernel_ir import (
     Const,
     Fold,
     For,
+    ForEqual,
     If,
     Index,
     Let,
@@ -145,6 +146,9 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
                 value(part)
         elif isinstance(s, For):
             found |= {s.lo, s.hi} | exprs_of(s.body)
+        elif isinstance(s, ForEqual):
+            value(s.value)
+            found |= {s.count} | exprs_of(s.body)
         elif isinstance(s, If):
             value(s.condition)
             found |= exprs_of(s.body)
@@ -178,7 +182,7 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
 def bound_names(body: Sequence[Statement]) -> set[str]:
     found: set[str] = set()
     for s in body:
-        if isinstance(s, For):
+        if isinstance(s, For | ForEqual):
             found |= {s.index} | bound_names(s.body)
         elif isinstance(s, If):
             found |= bound_names(s.body)

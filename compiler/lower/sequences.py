@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, const, sym
-from stagefuse.dsl.dtypes import BOOL, I64
+from stagefuse.dsl.dtypes import BOOL, I64, DType
 
 from ..graph import (
     Node,
@@ -111,7 +111,7 @@ def lower_scatter(low: Lowering) -> Parallel:
 
     def step() -> None:
         name = low.name("at")
-        low.emit(Let(name, position_of(low)))
+        low.emit(Let(name, position_of(low, sym("u"))))
         store = update_at(low, here, Local(name, I64))
         if low.facts.is_positive(size):
             return low.emit(store)
@@ -123,11 +123,11 @@ def lower_scatter(low: Lowering) -> Parallel:
     return parallel, at_least_one(size + count)
 
 
-def position_of(low: Lowering) -> Checked:
-    """Where along its axis a scatter's update `u` goes."""
+def position_of(low: Lowering, update: Expr) -> Checked:
+    """Where along its axis a scatter's update goes."""
     node, primitive = _anchor(low, Scatter)
     size = low.group.domain[primitive.axis]
-    wanted = low.value(node.operands[1], (Index(sym("u")),), ())
+    wanted = low.value(node.operands[1], (Index(update),), ())
     return Checked(wanted, size, low.sites.number(node.span, size))
 
 
@@ -146,10 +146,16 @@ def update_at(low: Lowering, here: Sequence[Value], at: Value) -> Store:
     source = (*here[:axis], Index(sym("u")), *here[axis + 1 :])
     value = low.value(node.operands[2], source, ())
     out = low.buffer(low.group.roots[0], "inout")
-    if primitive.kind != "set":
-        combine = {"add": "add", "max": "maximum"}[primitive.kind]
-        value = Op(combine, (Load(out.name, place, dtype), value), dtype.compute)
-    return Store(out.name, place, value)
+    return Store(
+        out.name, place, combined(primitive.kind, Load(out.name, place, dtype), value, dtype)
+    )
+
+
+def combined(kind: str, before: Load, update: Value, dtype: DType) -> Value:
+    """An element with one more update of a scatter."""
+    if kind == "set":
+        return update
+    return Op({"add": "add", "max": "maximum"}[kind], (before, update), dtype.compute)
 
 
 def _anchor(low: Lowering, kind: type) -> tuple[Node, Any]:

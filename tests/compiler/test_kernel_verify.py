@@ -51,6 +51,9 @@ RIGHT = [
     "  sort_digit keys=k order=o count=M shift=8*i descending=true digits=d before=b",
 ]
 
+EQUAL = (
+    "alloc k : u32[M]\nequal i in M where k is ids.i64[d0]\n  store out[d0] = a.f32[d0, i]"
+)
 DIGIT = (
     "alloc k : f32[M]\nalloc o : i32[M]\nalloc d : u8[M]\nalloc b : i32[257]\n"
     "sort_digit keys=k order=o count=M shift=24 descending=false digits=d before=b"
@@ -127,6 +130,10 @@ FAULTS = [
     (7, TILE.replace("p : f32", "p : f64")),
     (7, "alloc k : f32[M]\nalloc o : i64[M]\nsort_row keys=k order=o count=N descending=false"),
     (7, "alloc k : f32[M]\nalloc o : f32[M]\nsort_row keys=k order=o count=M descending=false"),
+    (3, EQUAL.replace("u32", "i32")),
+    (3, EQUAL.replace("ids.i64[d0]", "f32(0.0)")),
+    (6, EQUAL.replace("a.f32[d0, i]", "a.f32[d0, i + 1]")),
+    (6, EQUAL.replace("i in M where", "i in M + 1 where")),
     (7, DIGIT.replace("k : f32[M]", "k : f32[M - 1]")),
     (7, DIGIT.replace("o : i32", "o : i64")),
     (7, DIGIT.replace("shift=24", "shift=32")),
@@ -140,7 +147,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [*RIGHT, TILE, COMPUTED + "a.f32[0, k] k=k c=c"])
+@pytest.mark.parametrize("text", [*RIGHT, EQUAL, TILE, COMPUTED + "a.f32[0, k] k=k c=c"])
 def test_right_kernels_pass(text: str) -> None:
     verify_kernel(parse_kernel(HEAD + text + "\n"), FACTS)
 

@@ -67,3 +67,47 @@ def test_a_position_out_of_range_is_reported(tmp_path: Path, rng: np.random.Gene
     x, u = np.zeros(50, np.float32), np.ones(200, np.float32)
     emulated({"x": x, "i": i, "u": u}, {"N": 50, "M": 200})
     assert emulated.status[0] and emulated.status[1] == 50
+
+
+MANY = """
+pipeline line(x: f32[N], i: i64[M], u: f32[M]) -> f32[N]:
+    scatter_add(x, i, u)
+
+pipeline rows(x: f16[N, 3], i: i64[16401], u: f16[16401, 3]) -> f16[N, 3]:
+    scatter_add(x, i, u * 0.5, axis=0)
+
+pipeline largest(x: i32[2, N], i: i64[16401], u: i32[2, 16401]) -> i32[2, N]:
+    scatter_max(x, i, u, axis=1)
+
+pipeline last(x: i64[N], i: i64[16401], u: i64[16401]) -> i64[N]:
+    scatter_set(x, i, u)
+"""
+
+
+@pytest.mark.parametrize("arch, size", [("sm_80", 70001), ("sm_89", 31), ("sm_90a", 300)])
+def test_many_updates_are_sorted(
+    arch: str, size: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """By one digit, two or three, of the positions; updates keep their order."""
+    plan = compiled(tmp_path / "p.pipe", MANY, (arch,))
+    check_legal(plan)
+    line, rows, largest, last = (Emulated(plan, arch, n) for n in range(4))
+    m = 16401
+    i = rng.integers(-size, size, m)
+    dims = {"N": size}
+    x, u = (rng.standard_normal(n).astype(np.float32) for n in (size, m))
+    (found,) = line({"x": x, "i": i, "u": u}, {**dims, "M": m})
+    np.testing.assert_array_equal(found, _added(x, i, u, 0, np.add))
+    if size == 300:
+        x, u = (rng.standard_normal((n, 3)).astype(np.float16) for n in (size, m))
+        (found,) = rows({"x": x, "i": i, "u": u}, dims)
+        np.testing.assert_array_equal(found, _added(x, i, u * np.float16(0.5), 0, np.add))
+        x, u = (rng.integers(-99, 99, (2, n)).astype(np.int32) for n in (size, m))
+        (found,) = largest({"x": x, "i": i, "u": u}, dims)
+        np.testing.assert_array_equal(found, _added(x, i, u, 1, np.maximum))
+        x, u = (rng.integers(-99, 99, n) for n in (size, m))
+        (found,) = last({"x": x, "i": i, "u": u}, dims)
+        np.testing.assert_array_equal(found, _added(x, i, u, 0, lambda _, v: v))
+        i[m // 2] = size
+        line({"x": x.astype(np.float32), "i": i, "u": u.astype(np.float32)}, {**dims, "M": m})
+        assert line.status[0] and line.status[1] == size
