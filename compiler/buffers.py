@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dims_text import parse
-from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.dsl.dtypes import DTYPES, U8, DType
 from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.program import Pipeline
 
@@ -116,9 +116,9 @@ class Buffers:
                 break
         return ref
 
-    def scratch(self, name: str, size: Expr) -> int:
-        """A new buffer of bytes for one step."""
-        self.plans.append(BufferPlan(name, "u8", (str(size),), "arena"))
+    def scratch(self, name: str, size: Expr, dtype: DType = U8) -> int:
+        """A new buffer of so many elements for one step."""
+        self.plans.append(BufferPlan(name, str(dtype), (str(size),), "arena"))
         return len(self.plans) - 1
 
     def counter(self, name: str) -> int:

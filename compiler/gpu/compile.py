@@ -323,8 +323,8 @@ class GpuCompiler:
         """The buffer of a product's parts: made by the kernel that writes them."""
         ref, buffer = lowered.values[number], lowered.kernel.buffers[number]
         if ref not in buffers.index:
-            size = size_of(buffer.shape) * buffer.dtype.itemsize
-            buffers.index[ref] = buffers.scratch(f"parts of t{-1 - ref.node}", size)
+            name, size = f"parts of t{-1 - ref.node}", size_of(buffer.shape)
+            buffers.index[ref] = buffers.scratch(name, size, buffer.dtype)
         return buffers.index[ref]
 
     def start(self) -> None:

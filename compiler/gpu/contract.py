@@ -189,7 +189,7 @@ def gathered_in(graph: Graph, group: Group, anchor: int) -> Gathered | None:
 def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
     """Tiles of rows by panels: computed, then stored with what follows. In a given shape, whose
     depth a cluster of blocks may share, each of them stores some of its rows."""
-    p, group = _tile_of(low, product_of(low, low.group.anchor), shape)
+    p, group = tile_of(low, product_of(low, low.group.anchor), shape)
     rows, order = p.row_tile, _order(low, p, group, shape)
     parallel, ends = order.loops, (const(0), const(rows))
     if shape is not None and shape.split > 1:
@@ -239,7 +239,7 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
     return parallel, p.depth * (rows * group * p.panel)
 
 
-def _tile_of(low: Lowering, p: Product, shape: Shape | None) -> tuple[Product, int]:
+def tile_of(low: Lowering, p: Product, shape: Shape | None = None) -> tuple[Product, int]:
     """The product with as many rows as its tiles have, and the panels of a tile."""
     if low.schedule.tile_columns:
         p = _in_shape(low, p, Shape(ROWS, low.schedule.tile_columns, 1))
@@ -295,6 +295,13 @@ def _lies_along_rows(low: Lowering, p: Product) -> bool:
     rows = {f"d{a}" for a in p.primitive.rows}
     placed = [at[-1].as_symbol() for _, at in low.group.placed.values() if at]
     return len(placed) == len(low.group.roots) and all(name in rows for name in placed)
+
+
+def part_of(low: Lowering, whole: Whole, part: str, depth: int) -> Whole:
+    """The same matrices from the depth on at which a part, so many deep, begins."""
+    _, along, _ = right_of(low, product_of(low, low.group.anchor))
+    begin = sym(part) * depth
+    return replace(whole, left=whole.left + begin, right=whole.right + begin * along, cluster=1)
 
 
 def whole_of(low: Lowering) -> Whole | None:

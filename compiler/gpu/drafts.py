@@ -27,10 +27,12 @@ from .contract import (
     lower_contract,
     matrices_of,
     operands_of,
+    part_of,
     sums_roughly,
     tile_widths,
     whole_of,
 )
+from .deep_parts import Deep, deep_of
 from .emit import KernelWriter
 from .few_tiles import Thin, enough_tiles, low_rows, lower_parts, lower_sum_of_parts, thin
 from .long_sorts import scatter_forms, sort_forms
@@ -135,10 +137,18 @@ def _products(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -
     enough = enough_tiles(graph, group, copied) if narrow and groups and not codes else None
     split = thin(graph, group, enough)
     others, summed = const(1), const(0)
+    deep = deep_of(graph, group) if copied is not None else None
+    if deep is not None and deep.split.few == const(1):
+        split = None
     if split is not None and split.low != const(0):
         summed, others = split.low, 1 - split.low
         for rows, share in low_rows(graph, group, split):
             yield parts_draft(own(GPU), split, share, rows)
+    if deep is not None and copied is not None:
+        share = graph.facts.simplify(deep.split.few * others)
+        others = others - share
+        yield deep_draft(own(replace(GPU_TMA, tile_columns=deep.width)), deep, copied, share)
+        yield sum_draft(own(GPU), deep.split, share)
     found = choices(graph, group) if groups and others != const(0) else ()
     for choice in found:
         yield shape_draft(own(GPU), replace(choice, holds=choice.holds * others))
@@ -167,6 +177,13 @@ def parts_draft(low: SourceLowering, split: Thin, share: Expr, rows: int = 0) ->
     return Draft(
         low, {"contract": partial(lower_parts, split=split, tile_rows=rows)}, share, "parts"
     )
+
+
+def deep_draft(low: SourceLowering, deep: Deep, whole: Whole, share: Expr) -> Draft:
+    """The products of parts of the depth, by warpgroups whose operands come by tensor copies."""
+    low.whole = part_of(low, whole, "ks", deep.split.depth)
+    form = partial(lower_parts, split=deep.split)
+    return Draft(low, {"contract": form}, share, f"parts by {deep.width}")
 
 
 def sum_draft(low: SourceLowering, split: Thin, share: Expr) -> Draft:

@@ -20,7 +20,16 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32, I32
 from stagefuse.dsl.frozen import frozen
 
-from .contract import PADDING, PANELS, gathered_in, holds_codes, left_of, moves_in_chunks, multiply
+from .contract import (
+    PADDING,
+    PANELS,
+    gathered_in,
+    holds_codes,
+    left_of,
+    moves_in_chunks,
+    multiply,
+    tile_of,
+)
 from .few_rows import MOST_ROWS
 from .persistent import Whole
 
@@ -164,15 +173,19 @@ def _parts(low: Lowering, p: Product, split: Thin, mode: str) -> Buffer:
 
 def lower_parts(low: Lowering, split: Thin, tile_rows: int = 0) -> Parallel:
     """The products of the parts of the depth, a panel and 64 rows a block; of few rows, some
-    panels by those, of very few one."""
+    panels by those, of very few one. Where tensor copies bring operands, in tiles of theirs."""
     p, group = product_of(low, low.group.anchor), 1
-    if tile_rows and moves_in_chunks(low, p):
+    copied = low.schedule.tensor_copies
+    if copied:
+        p, group = tile_of(low, p)
+    elif tile_rows and moves_in_chunks(low, p):
         p = replace(p, row_tile=tile_rows)
         group = PANELS[p.panel] if tile_rows == FEW_ROWS else 1
     rows, depth = p.row_tile, split.depth
     blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)
-    parallel = [("mb", blocks), ("nb", groups), ("ks", const(split.count))]
+    parallel = [("mb", blocks), ("nb", groups)]
+    parallel.insert(0 if copied else 2, ("ks", const(split.count)))
     low.bind(parallel)
     width = group * p.panel + PADDING
     tile = low.name("tile")
@@ -182,7 +195,8 @@ def lower_parts(low: Lowering, split: Thin, tile_rows: int = 0) -> Parallel:
     start = sym("mb") * rows
     count = minimum(p.rows - start, const(rows))
     begin = sym("ks") * depth
-    piece = Depth(begin, minimum(p.depth - begin, const(depth)))
+    even = p.depth.as_int() == split.count * depth
+    piece = Depth(begin, const(depth) if even else minimum(p.depth - begin, const(depth)))
     first = sym("nb") * group
 
     def one_panel() -> None:

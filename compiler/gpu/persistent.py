@@ -25,12 +25,13 @@ from stagefuse.dsl.frozen import frozen
 from .ir import Value
 from .loops import work_of
 from .mma import BYTES, kind_of, wgmma
+from .outgoing import PLACES, await_copies, outgoing_of
 from .pieces import LIGHT, PIECE_BYTES, ROWS, Form, PieceWriter
 from .private import vector_width
 from .ring import Ring, Stage, arrive, arrive_in_all, copy_box, elected, expect, wait
 from .teams import WARP, Team
 from .tensor_maps import TensorMap, in_steps, start_of
-from .wgmma import HIGH, PANEL, PANEL_BYTES, ROW_BYTES
+from .wgmma import CHUNK_BYTES, HIGH, PANEL, PANEL_BYTES, ROW_BYTES
 
 GROUP = 128
 """Threads of a warpgroup."""
@@ -48,6 +49,8 @@ BLOCKS = 132
 TOGETHER = 16
 """Tiles below each other that run together, so that they share what they read."""
 MOST_STAGES = 8
+ENOUGH_STAGES = 4
+"""That tensor copies of results leave."""
 
 
 @frozen
@@ -98,7 +101,7 @@ class PersistentWriter(PieceWriter):
         whole: Whole,
     ) -> None:
         super().__init__(kernel, facts, shared_limit, lines)
-        self.form, self.all_columns = form, whole.columns
+        self.form, self.all_rows, self.all_columns = form, whole.rows, whole.columns
         self.whole, self.stays = whole, True
         self.team = Team((READERS + 1) * GROUP, 1)
         self.batch = kernel.parallel[:-2]
@@ -113,9 +116,12 @@ class PersistentWriter(PieceWriter):
         self.hands_over = form.columns > 128 or work_of(form.stores) > LIGHT
         self.left_bytes = ROWS * ROW_BYTES
         self.stage_bytes = self.left_bytes + -(-right * ROW_BYTES // 1024) * 1024
-        self.copied = self.left_bytes + right * ROW_BYTES
-        room = shared_limit - WARPS * PIECE_BYTES
-        self.stages = min(room // Ring.bytes_of(1, self.stage_bytes), MOST_STAGES)
+        most = self.facts.bounds(whole.rows)[1]
+        self.left_rows = ROWS if most is None else min(ROWS, max(-(-most // 8) * 8, 8))
+        """That a box of the left operand has: zeros beyond its rows would take a copy's time."""
+        self.copied = (self.left_rows + right) * ROW_BYTES
+        self.width = vector_width(self, form.plain)
+        self.stages = self._stages(shared_limit)
         self.code.tables.update(("shared", "aligned shared"))
         self.boxes = 1 if self.is_deep else panels  # that a block brings of a stage
         part = form.columns if self.is_deep else PANEL
@@ -125,17 +131,41 @@ class PersistentWriter(PieceWriter):
     def cluster(self) -> int:
         return self.whole.cluster
 
+    def _stages(self, shared_limit: int) -> int:
+        """How many stages there is room for. Tensor copies store the results if enough are left."""
+        (down, _), (across, _) = self.kernel.parallel[-2:]
+        tile = sym(down) * ROWS, sym(across) * self.form.columns
+        self.outgoing = outgoing_of(
+            self.form.stores, self.kernel.buffers, self.batch, tile, self.facts
+        )
+        if not self.is_light or not self.divides(2, self.all_columns):
+            self.outgoing = ()
+        one = Ring.bytes_of(1, self.stage_bytes)
+        stages = min((shared_limit - WARPS * PIECE_BYTES) // one, MOST_STAGES)
+        left = min((shared_limit - self._pieces_bytes()) // one, MOST_STAGES)
+        if left < min(stages, ENOUGH_STAGES):
+            self.outgoing = ()
+        return left if self.outgoing else stages
+
+    def _pieces_bytes(self) -> int:
+        """Of the pieces of all warps: of results that copies store, or else of sums."""
+        return WARPS * (PLACES * self.outgoing_bytes if self.outgoing else PIECE_BYTES)
+
     def _plan_scratch(self) -> None:
-        """The stages come first, then the pieces of warps."""
+        """Where stages and the pieces of warps lie."""
         self.arrays: list[tuple[Alloc, Expr]] = []
-        self.width = vector_width(self, self.form.plain)
+        # pieces of results that copies store are whole kibibytes
+        if self.outgoing:
+            self.outgoing_start = self.reserve(self._pieces_bytes())
         self.ring_start = self.reserve(Ring.bytes_of(self.stages, self.stage_bytes))
-        self.pieces_start = self.reserve(WARPS * PIECE_BYTES)
+        if not self.outgoing:
+            self.pieces_start = self.reserve(self._pieces_bytes())
 
     def _steps(self) -> Expr:
         code = self.code
         thread = self.symbols["lane"]
         ring = Ring(self, self.ring_start, self.stages, self.stage_bytes, self.cluster)
+        self._clear(ring, thread)
         ring.prepare(thread.compare("eq", 0), WARPS)
         copies, all_done = code.label("copies"), code.label("finished")
         code.branch_if(thread.compare("lt", READERS * GROUP), copies, holds=False)
@@ -156,6 +186,20 @@ class PersistentWriter(PieceWriter):
             code.line("barrier.cluster.arrive;")
             code.line("barrier.cluster.wait;")
         return minimum(self.tiles, const(BLOCKS // self.cluster)) * self.cluster
+
+    def _clear(self, ring: Ring, thread: Value) -> None:
+        """Has zeros where boxes of few rows leave out those of a tile."""
+        if self.left_rows == ROWS:
+            return
+        code, step = self.code, self.team.threads * CHUNK_BYTES
+        zeros = ", ".join([code.const(0, "i32").text] * 4)
+        at = thread * CHUNK_BYTES
+        for begin in range(self.left_rows * ROW_BYTES, self.left_bytes, step):
+            inside = at.compare("lt", self.left_bytes - begin)
+            for n in range(self.stages):
+                to = ring.start + at + (n * ring.size + begin)
+                code.line(f"{code.guarded(inside)}st.shared.v4.b32 [{to.text}], {{{zeros}}};")
+        code.line("fence.proxy.async.shared::cta;")
 
     # Tiles
 
@@ -274,7 +318,8 @@ class PersistentWriter(PieceWriter):
 
     def _left_map(self) -> Value:
         s, whole = self.form.product, self.whole
-        return self._map(s.a, whole.left, (whole.rows, s.depth), s.a_row, (ROWS, self.depth))
+        box = (self.left_rows, self.depth)
+        return self._map(s.a, whole.left, (whole.rows, s.depth), s.a_row, box)
 
     def _right_map(self) -> Value:
         s, whole = self.form.product, self.whole
@@ -353,6 +398,8 @@ class PersistentWriter(PieceWriter):
             self.finish(thread.lshr(5), sums)
 
         self._each_tile(one_tile)
+        if self.outgoing:
+            await_copies(code, 0, first_lane, read=False)
         self.team = team
 
     def _add_stage(

@@ -18,7 +18,7 @@ from .persistent import BLOCKS
 from .pieces import ROWS
 from .wgmma import MOST_ROUGH_COLUMNS
 
-WIDTHS = (256, 240, 224, 192, 160, 144, 128, 96, 64)
+WIDTHS = (256, 240, 224, 208, 192, 160, 144, 128, 96, 64)
 """Columns of a tile."""
 FEW_WIDTHS = (256, 64)
 """The same where columns are not known."""

