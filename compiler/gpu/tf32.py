@@ -98,7 +98,12 @@ class _SplitProduct:
         s = tile.s
         begin, self.length = writer.own_stretch(tile)
         row = const(s.nr) if s.panel_row is None else s.panel_row
-        own = replace(s, a_offset=s.a_offset + begin * s.a_col, depth=self.length)
+        here = {"k": begin + sym("k")}
+        own = replace(
+            s, a_offset=s.a_offset + begin * s.a_col, depth=self.length,
+            a_indices=tuple(e.substitute(here) for e in s.a_indices),
+            a_guard=tuple(e.substitute(here) for e in s.a_guard),
+        )  # fmt: skip
         stretch = replace(tile, s=own, first=tile.first + begin * row)
         if s.element is None:
             self.copies = Copies(writer, stretch, self.raw)

@@ -104,7 +104,7 @@ def shapes_of(graph: Graph, group: Group) -> tuple[Choice, ...]:
     product, found = node.primitive, _in_chunks(graph, group, node)
     assert isinstance(product, Contract) and found is not None
     facts, aligned = found
-    return tuple(Choice(s, aligned, facts) for s in _shapes_of(graph, group, node))
+    return tuple(Choice(s, aligned, facts) for s in _shapes(product, _lies(graph, group, node)))
 
 
 def choices(graph: Graph, group: Group) -> tuple[Choice, ...]:
@@ -135,7 +135,7 @@ def choices(graph: Graph, group: Group) -> tuple[Choice, ...]:
     work = sum(flops(graph.nodes[m]) for m in group.members)
     sizes = [(batch.as_int() or 1, s, *others, work) for s in samples]
     limits = [_at_most(measure, s * unit) for s in samples]
-    shapes = _shapes_of(graph, group, node)
+    shapes = _shapes(product, _lies(graph, group, node))
     return tuple(
         Choice(shape, holds * aligned, facts)
         for shape, holds in _pick(shapes, sizes, limits).items()
@@ -185,14 +185,6 @@ def _quickest(shapes: Sequence[Shape], sizes: Sizes) -> Shape:
 def _at_most(size: Expr, most: int) -> Expr:
     """1 where a size is no more, else 0."""
     return 1 - minimum(floordiv(size, most + 1), const(1))
-
-
-def _shapes_of(graph: Graph, group: Group, node: Node) -> list[Shape]:
-    """The tiles that a group's product can have; windows are gathered from their beginning on."""
-    product = node.primitive
-    assert isinstance(product, Contract)
-    found = _shapes(product, _lies(graph, group, node))
-    return [s for s in found if s.split == 1] if gathers_rows(graph, group, node) else found
 
 
 def _shapes(product: Contract, direct: bool) -> list[Shape]:
