@@ -23,7 +23,7 @@ CASES: list[dict[str, Any]] = [
     dict(kind="bf16", image=(2, 20, 7, 7), outer=40, size=1, stride=2),
     dict(kind="f32", image=(2, 5, 9, 11), outer=20, size=3, padding=1),
     dict(kind="f16", image=(1, 16, 9, 9), outer=200, size=3, padding=1),
-    dict(kind="f32", image=(2, 8, 9, 11), outer=80, size=3, padding=1, groups=2),
+    dict(kind="f32", image=(1, 64, 7, 7), outer=64, size=3, padding=1),
     dict(kind="f16", image=(1, 16, 5, 5), outer=20, size=3),
     dict(kind="f32", image=(3, 12, 15, 10), outer=72, size=3, padding=1, stride=2),
 ]
@@ -85,16 +85,28 @@ def test_convolution(
     assert np.all(np.abs(got.astype(float) - wanted) <= most)
 
 
-def test_infinities_and_nan_lie_where_they_should(tmp_path: Path, rng: np.random.Generator) -> None:
-    case = dict(kind="f32", image=(1, 4, 6, 7), outer=16, size=3, padding=1)
+@pytest.mark.parametrize("outer", [16, 40])
+def test_infinities_and_nan_lie_where_they_should(
+    outer: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    case = dict(kind="f32", image=(1, 4, 6, 7), outer=outer, size=3, padding=1)
     plan = compiled(tmp_path / "p.pipe", source(case, "1"), ("sm_90a",))
-    x, w = (rng.standard_normal(s).astype(np.float32) for s in ((1, 4, 6, 7), (16, 4, 3, 3)))
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in ((1, 4, 6, 7), (outer, 4, 3, 3)))
     x[0, 1, 0, 3], x[0, 3, 5, 6] = np.inf, np.nan
-    b = rng.standard_normal(16).astype(np.float32)
+    b = rng.standard_normal(outer).astype(np.float32)
     (got,) = Emulated(plan)({"x": x, "w": w, "b": b}, {})
     with np.errstate(invalid="ignore"):
         wanted = np.maximum(convolved(x.astype(float), w, case) + b[:, None, None], 0)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_clusters_share_the_depth_of_windows(tmp_path: Path) -> None:
+    case = next(c for c in CASES if c["kind"] == "f32" and c["image"] == (1, 64, 7, 7))
+    (product,) = [
+        x for x in launches(compiled(tmp_path / "p.pipe", source(case, "1"), ("sm_90a",)))
+        if "matmul" in x.report["fused"]
+    ]  # fmt: skip
+    assert product.cluster[0] > 1 and product.report["spill bytes"] == 0
 
 
 def test_weights_stay_in_16_bits_and_nothing_stores_windows(
