@@ -181,9 +181,9 @@ class ProductWriter(FetchWriter):
 
     def _open(self) -> None:
         """Has ready what products need from the first range of a step on."""
+        self._note_first()  # at the very beginning of the scratch
         if columns := byte_columns(self.kernel):
             self.room = self._scratch(padded(const(byte_tiles.room(columns))))
-        self._note_first()
         self._open_tiles()
 
     def _note_first(self) -> None:

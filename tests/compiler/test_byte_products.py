@@ -154,3 +154,20 @@ def test_what_is_quantised(
         assert np.all(np.abs(found - wanted) <= 4 * 2.0**-24 * np.abs(wanted))
     ((_, text),) = stages.text_after(path, "kernels", {"w": stored})
     assert "tile_product" in text and ": in u8" in text and ": in f32[301" not in text
+
+
+@pytest.mark.parametrize(("channels", "size", "made"), [(64, 56, 256), (33, 9, 40), (40, 17, 3)])
+def test_convolutions_of_single_places(
+    rng: np.random.Generator, channels: int, size: int, made: int
+) -> None:
+    """Weights by an image, whose places a step copies; threads find their scratch used."""
+    source = (
+        f"pipeline p(x: u8[B, {channels}, {size}, {size}], w: i8[{made}, {channels}]) ->"
+        f" i64[B, {made}, {size}, {size}]:\n"
+        "    sum(i32(w)[None, :, :, None, None] * i32(x - u8(3))[:, None], axis=2)\n"
+    )
+    pipe = stagefuse.compile(source, threads=2)
+    for _ in range(3):
+        x, w = some(rng, U8, 2, channels, size, size), some(rng, I8, made, channels)
+        wanted = np.einsum("oc,bchw->bohw", w.astype(np.int64), (x - np.uint8(3)).astype(np.int64))
+        np.testing.assert_array_equal(pipe(x=x, w=w), wanted)
