@@ -21,15 +21,18 @@ from .dots import MOST_ROWS, DotLowering, dotted, lower_dots
 from .drafts import GPU_FORMS, SourceLowering
 from .emit import Entry
 from .resident import MOST_BLOCKS, ResidentWriter
+from .split_scan import splits
 from .stage import Stage, Unfit
 from .targets import SHARED_LIMIT
 from .teams import WARP
+from .whole import whole
 
 FORMS = {**GPU_FORMS, "dots": lower_dots}
 ROUNDS = 2
 """How often blocks may go round the work of a step. Where there is more, launches that fill the
 device are better."""
 TILES = "the products of a step are not sums of so few rows and so short that a warp takes them"
+LONG = "a step reduces more elements, or scans longer rows, than one block should"
 TOO_LARGE = "a step has work for more blocks than should wait for each other"
 
 
@@ -81,6 +84,8 @@ def resident(
     """The kernels of a recurrence as one. Raises Unfit."""
     if any(group.kind == "update" for group in groups):
         raise Unfit("a step updates what a session keeps")
+    if any(whole(graph, g) or g.kind == "scan" and splits(graph, g) is not None for g in groups):
+        raise Unfit(LONG)
     few = dotted(graph, groups)
     if few is None:
         raise Unfit(TILES)

@@ -20,7 +20,7 @@ from .stage import StageWriter
 from .teams import WARP, WARP_TEAM, Team
 from .values import VECTOR_BYTES, Memory
 
-HELD = 128
+HELD = 96
 """Registers of a lane for what stays in them."""
 
 
