@@ -81,15 +81,14 @@ def test_any_length(tmp_path: Path, rng: np.random.Generator) -> None:
             np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-def test_axes(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_axes(tmp_path: Path, rng: np.random.Generator) -> None:
     """Several long rows along any axis, of a value that the kernel computes, in no range."""
     text = """
 pipeline p(x: f16[A, B, C]) -> (f16[A, B, C], f16[A, B, C], f16[A * B * C]):
     (sort(-x, axis=1), sort(x, descending=True), sort(reshape(x, [A * B * C])))
 """
-    plan = compiled(tmp_path / "p.pipe", text, (arch,))
-    run = Emulated(plan, arch)
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80",))
+    run = Emulated(plan, "sm_80")
     for shape in ((2, 4101, 2), (0, 5000, 2), (3, 1, 4097), (1, 300, 3)):
         x = data(rng, "f16", shape)
         found = run({"x": x}, dict(zip("ABC", shape, strict=True)))
