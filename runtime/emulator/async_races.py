@@ -116,19 +116,20 @@ def _also_known_as(races: Races, batch: Batch, threads: Array, key: int) -> None
 
 def async_access(
     races: Races, batch: Batch, threads: Iterable[int], region: Region, agent: tuple[int, int], *,
-    writes: bool = False, strong: bool = False, every: bool = False,
+    writes: bool = False, strong: bool = False, every: bool = False, generic: bool = False,
 ) -> None:  # fmt: skip
     """An agent, by its number and time, accesses a region for the threads that set it going.
 
     Raises: Stop where an access before is not ordered before that in the program of any of them,
-    or with `every` of each of them; an ordinary write must be behind a proxy fence, too.
+    or with `every` of each of them; an ordinary write must be behind a proxy fence, too, unless
+    the access is `generic`, in the proxy of ordinary ones.
     """
     shadow = races.shadow(region.arena)
     at = region.granules(shadow.granule)
     number, time = agent
     record = (time << CLOCK_BITS) | ((AGENTS + number) * batch.stride + 1) << 1 | int(strong)
     who = [[thread] for thread in threads] if every else [list(threads)]
-    _check(races, batch, who, shadow.writes[at], record, "written", writes)
+    _check(races, batch, who, shadow.writes[at], record, "written", writes, generic)
     old = shadow.reads[at]
     if writes:
         _check(races, batch, who, old, record, "read", True)
@@ -174,7 +175,7 @@ def _strangers(batch: Batch, block: int) -> set[int]:
 
 def _check(
     races: Races, batch: Batch, groups: list[list[int]], old: Array, record: int, what: str,
-    writes: bool,
+    writes: bool, generic: bool = False,
 ) -> None:  # fmt: skip
     """Raises: Stop where an old access is unordered for all threads of one of the groups."""
     first = int(old[0])
@@ -183,7 +184,7 @@ def _check(
         if stamp in (0, record) or stamp & record & 1:
             continue
         for threads in groups:
-            why = _unordered(races, batch, threads, stamp, what == "written")
+            why = _unordered(races, batch, threads, stamp, what == "written" and not generic)
             if why:
                 now = "written" if writes else "read"
                 who = races.actor(batch, ((stamp >> 1) & THREAD_MASK) - 1)

@@ -8,7 +8,8 @@ beyond the grid, so that its clock travels with all that threads hand over.
 Accesses of agents are made through the *async proxy*. What threads wrote before is only visible to
 it behind a `fence.proxy.async` on the way (PTX ISA, "Proxies"; "proxy-preserved base causality
 order"). So a warp also knows of each block up to which clock it is behind a proxy fence, as the
-knowledge of another block beyond the grid.
+knowledge of another block beyond the grid. `st.async` and `red.async` need no such fence: they are
+of the generic proxy (CUDA C++ programming guide, "Async thread and async proxy").
 """
 
 from __future__ import annotations
@@ -243,10 +244,13 @@ def async_read(
 
 
 def async_write(
-    batch: Batch, threads: Iterable[int], region: Region, agent: Agent, atomic: bool = False
-) -> None:
+    batch: Batch, threads: Iterable[int], region: Region, agent: Agent, atomic: bool = False,
+    generic: bool = False,
+) -> None:  # fmt: skip
     """An agent that threads set going writes bytes."""
     races = _races(batch)
     if races is not None and region.index.size:
         who = (agent.number, agent.time)
-        async_access(races, batch, threads, region, who, writes=True, strong=atomic)
+        async_access(
+            races, batch, threads, region, who, writes=True, strong=atomic, generic=generic
+        )

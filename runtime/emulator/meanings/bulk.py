@@ -267,7 +267,7 @@ def _st_async(site: Site) -> Run:
             part = place(g, "shared", int(to_[i]), size, thread, size)
             agent = agent_of(g, int(bar_[i]), thread)
             target = part_span(part, size)
-            async_write(g.batch, (thread,), target, agent)
+            async_write(g.batch, (thread,), target, agent, generic=True)
             target.write(data[i], thread)
             deliver(g, int(bar_[i]), thread, size, agent)
         g.batch.machine.progress += 1
@@ -288,7 +288,7 @@ def _red_async(site: Site) -> Run:
             target = part_span(part, dtype.itemsize)
             agent = agent_of(g, int(bar_[i]), thread)
             target.check_written(thread)
-            async_write(g.batch, (thread,), target, agent, atomic=True)
+            async_write(g.batch, (thread,), target, agent, atomic=True, generic=True)
             target.write(reduced(op, target.read(), data[i : i + 1], dtype), thread)
             deliver(g, int(bar_[i]), thread, dtype.itemsize, agent)
         g.batch.machine.progress += 1

@@ -5,7 +5,7 @@ import pytest
 
 from stagefuse.runtime import emulator
 
-from .fixtures import launch
+from .fixtures import fault, launch
 
 
 def test_tensor_map_by_pointer(rng: np.random.Generator) -> None:
@@ -42,6 +42,7 @@ def test_sums_in_a_neighbours_memory() -> None:
     launch("hopper_more", "remote_sums", y, grid=2, block=32)
     lanes = np.arange(32).sum()
     assert y.tolist() == [lanes + 32, lanes]
+    fault("race", "hopper_more.MISSING_SYNC", "remote_sums", y, grid=2, block=32)
 
 
 def test_array_that_is_part_of_another(rng: np.random.Generator) -> None:
