@@ -138,7 +138,8 @@ class PersistentWriter(PieceWriter):
         self.outgoing = outgoing_of(
             self.form.stores, self.kernel.buffers, self.batch, tile, self.facts
         )
-        if not self.is_light or not self.divides(2, self.all_columns):
+        narrow = not self.kind.is_rough or self.form.columns <= 128  # others took 1.03 of the time
+        if not (narrow and self.is_light and self.divides(2, self.all_columns)):
             self.outgoing = ()
         one = Ring.bytes_of(1, self.stage_bytes)
         stages = min((shared_limit - WARPS * PIECE_BYTES) // one, MOST_STAGES)
