@@ -11,21 +11,22 @@ from ..errors import Refused
 from ..node import Node
 from ..record import Written, op
 from .contrib import DOMAIN, channels_first, channels_last, standard
-from .quantised import less_zero, point, saturated, scale_of
+from .quantised import less_zero, scale_of, stored_point
 from .recurrent import recurrent
 from .reductions import axis_text
 
 
 def real(n: Node, index: int) -> str:
     """A quantised input, its scale and its zero point (the next two), as f32."""
-    whole = f"f32({less_zero(n, index, index + 2)})"
-    return n.let("real", f"{whole} * {scale_of(n, index + 1)}").text
+    given = [n.x(index), stored_point(n, index + 1)]
+    if n.maybe(index + 2) is not None:
+        given.append(stored_point(n, index + 2))
+    return n.let("real", f"nn.dequantize({', '.join(given)})").text
 
 
 def requantised(n: Node, text: str, scale: int) -> str:
     """f32 in the dtype of the zero point after its scale."""
-    zero = n.val(scale + 1)
-    return saturated(zero.dtype, f"({text}) / {scale_of(n, scale)}", f"f32({point(n, scale + 1)})")
+    return f"nn.quantize({text}, {stored_point(n, scale)}, {stored_point(n, scale + 1)})"
 
 
 @op(f"{DOMAIN}::QLinearAdd", f"{DOMAIN}::QLinearMul")

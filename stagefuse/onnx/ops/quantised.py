@@ -153,11 +153,23 @@ def _qlinear_matmul(n: Node) -> str:
     """Products in i32, scaled in f32."""
     a = n.let("whole", less_zero(n, 0, 2, rows=True)).text
     b = n.let("whole", less_zero(n, 3, 5)).text
-    total = n.let("total", f"f32({a} @ {b})").text
-    scale = f"{scale_of(n, 1, rows=True)} * {scale_of(n, 4)} / {scale_of(n, 6)}"
-    dtype = n.val(7).dtype
-    zero = f"f32({point(n, 7)})"
-    return saturated(dtype, f"{total} * ({scale})", zero)
+    return requantised(n, f"{a} @ {b}", scale_of(n, 1, rows=True), scale_of(n, 4))
+
+
+def requantised(n: Node, total: str, first: str, second: str) -> str:
+    """Sums of products of integers at two scales, at the scale and zero point of inputs 6 and 7."""
+    own = scale_of(n, 6)
+    if n.val(7).dtype.name in _WHOLE:
+        return f"nn.requantize({total}, {first}, {second}, {own}, {stored_point(n, 7)})"
+    scale = f"{first} * {second} / {own}"
+    return saturated(n.val(7).dtype, f"f32({total}) * ({scale})", f"f32({point(n, 7)})")
+
+
+def stored_point(n: Node, index: int) -> str:
+    """A scale or zero point as data of the model, even where it is one known number."""
+    value = n.val(index)
+    text = n.stored(value) if value.known is not None else n.bound(value, "c")
+    return f"{text}[0]" if value.rank == 1 and value.shape[0].as_int() == 1 else text
 
 
 def point(n: Node, index: int, rows: bool = False) -> str:
@@ -171,13 +183,16 @@ def point(n: Node, index: int, rows: bool = False) -> str:
 
 def scale_of(n: Node, index: int, rows: bool = False) -> str:
     """A scale as f32."""
-    text = point(n, index, rows)
+    value = n.val(index)
+    single = value.rank == 0 or (value.rank == 1 and value.shape[0].as_int() == 1)
+    text = stored_point(n, index) if single else point(n, index, rows)
     return text if n.val(index).dtype.name == "f32" else f"f32({text})"
 
 
 def less_zero(n: Node, index: int, zero: int, rows: bool = False) -> str:
     """A quantised input without its zero point, in i32."""
-    if n.maybe(zero) is None:
+    at = n.maybe(zero)
+    if at is None:
         return f"i32({n.x(index)})"
     return f"i32({n.x(index)}) - i32({point(n, zero, rows)})"
 
@@ -207,16 +222,17 @@ def _qlinear_conv(n: Node) -> str:
     rank = n.val(0).rank
     x = n.let("whole", less_zero(n, 0, 2))
     kernel = n.val(5)
-    zero = f"{n.bound(kernel, 'c')}[:{', None' * (rank - 1)}]"
-    if kernel.rank == 0 or kernel.shape[0].as_int() == 1:
-        zero = point(n, 5)
-    w = n.let("kernel", f"i32({n.x(3)}) - i32({zero})")
-    total = _whole_conv(n, x, w, 3).text
+    text = less_zero(n, 3, 5)
+    if kernel.rank and kernel.shape[0].as_int() != 1:
+        zero = f"{n.bound(kernel, 'c')}[:{', None' * (rank - 1)}]"
+        text = f"i32({n.x(3)}) - i32({zero})"
+    w = n.let("kernel", text)
+    found = _whole_conv(n, x, w, 3)
+    total = found.text if found.dtype.name == "i32" else f"i32({found.text})"
     if n.maybe(8) is not None:
-        total = f"i32({total}) + {per_channel(n.bound(n.val(8), 'bias'), rank)}"
+        total = f"{total} + {per_channel(n.bound(n.val(8), 'bias'), rank)}"
     scales = n.val(4)
     ws = scale_of(n, 4)
     if scales.rank and scales.shape[0].as_int() != 1:
         ws = per_channel(n.bound(scales, "scales"), rank)
-    scale = f"{scale_of(n, 1)} * {ws} / {scale_of(n, 6)}"
-    return saturated(n.val(7).dtype, f"f32({total}) * ({scale})", f"f32({point(n, 7)})")
+    return requantised(n, total, scale_of(n, 1), ws)
