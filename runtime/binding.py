@@ -104,12 +104,12 @@ class Binder:
         if type(value) is bool:
             fits = dtype.is_bool
         elif type(value) is int:
-            fits = dtype.is_float or (dtype.is_int and _in_range(value, dtype))
+            fits = _in_range(value, dtype)
         else:
             fits = dtype.is_float
         if argument.shape or not fits:
             raise InputError(
-                f"input `{name}` is the number {value}, but {self.plan.name} takes "
+                f"input `{name}` is {_number_text(value)}, but {self.plan.name} takes "
                 f"{type_text(argument.dtype, argument.shape)}"
             )
         return np.array(value, dtype.numpy)
@@ -189,8 +189,20 @@ class Binder:
 
 
 def _in_range(value: int, dtype: DType) -> bool:
-    info = np.iinfo(dtype.numpy)
-    return bool(info.min <= value <= info.max)
+    if dtype.is_float:
+        try:
+            with np.errstate(over="ignore"):
+                return bool(np.isfinite(np.array(float(value), dtype.numpy).astype(np.float64)))
+        except OverflowError:
+            return False
+    return dtype.is_int and bool(np.iinfo(dtype.numpy).min <= value <= np.iinfo(dtype.numpy).max)
+
+
+def _number_text(value: float) -> str:
+    """A number; Python refuses to write integers of thousands of digits."""
+    if type(value) is int and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return f"the number {value}"
 
 
 def _listed(names: Sequence[str]) -> str:

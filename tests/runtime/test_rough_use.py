@@ -158,3 +158,12 @@ def test_a_copied_base_and_what_is_updated_in_it_are_two_results(device: str) ->
     with sf.compile(f"pipeline p(x: i64[5], y: i64[5]):\n{text}", device=device) as pipe:
         found = pipe(x=np.arange(5)[::-1].copy(), y=10 * np.arange(5))
     assert [a.tolist() for a in found] == [[40], [0]]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f8e4m3", "f64", "i8"])
+def test_integers_that_no_number_of_the_dtype_is_near(dtype: str) -> None:
+    with sf.compile(f"pipeline p(x: {dtype}) -> {dtype}:\n    x\n") as pipe:
+        assert float(pipe(x=7)) == 7
+        for value, said in ((10**400, "of 1329 bits"), (-(10**5000), "of 16610 bits")):
+            with pytest.raises(sf.InputError, match=f"an integer {said}, but p takes {dtype}"):
+                pipe(x=value)
