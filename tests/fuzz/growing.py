@@ -9,7 +9,7 @@ from typing import Any
 
 from . import measured as m
 from .measured import FLOATS, INTS, Measured
-from .sizes import MOST, ONE, Dim, Shape, Sizes, points, sized
+from .sizes import LARGEST, MOST, ONE, Dim, Shape, Sizes, points, sized
 
 
 @dataclass
@@ -41,6 +41,14 @@ class Growing:
     ) -> None:
         self.rng = random.Random(seed)
         self.names = ("M", "N", "K")
+        self.multiple = {
+            name: self.rng.choice([1, 1, 1, *(k for k in (2, 4, 16) if k <= LARGEST[name])])
+            for name in self.names
+        }
+        self.least = {
+            name: self.rng.choice([0, 0, 0, 1, 2, k]) for name, k in self.multiple.items()
+        }
+        self.order = self.rng.random() < 0.2  # N <= M
         self.dims = [*map(Dim.of, self.names), *(Dim.of(n) for n in consts)]
         self.float = floats or self.rng.choices(list(FLOATS), (3, 12, 4, 4, 1, 1))[0]
         self.int = self.rng.choice(list(INTS))
@@ -131,6 +139,31 @@ class Growing:
         if any(points(n.shape) > MOST for n in self.nodes[before:]):
             del self.nodes[before:]
 
+    def sizes(self, wanted: Sizes) -> Sizes:
+        """Sizes that meet the facts of `where`, near those that are wanted."""
+        found = {}
+        for name, step in self.multiple.items():
+            up = -(-wanted[name] // step) * step
+            found[name] = max(self._least(name), up if up <= LARGEST[name] else up - step)
+        if self.order and found["N"] > found["M"]:
+            found["M"] = -(-found["N"] // self.multiple["M"]) * self.multiple["M"]
+        return found
+
+    def _least(self, name: str) -> int:
+        step = self.multiple[name]
+        return -(-self.least[name] // step) * step
+
+    def spare(self, d: Dim) -> int:
+        """What may be taken from a size that is no number, whatever its names are."""
+        return 0 if d.number is not None else d.at({name: self._least(name) for name in self.names})
+
+    def _where(self, named: set[str]) -> str:
+        """What is said of the sizes that the inputs name."""
+        facts = [f"{n} in {self.least[n]}..=600" for n in self.names if n in named]
+        facts += [f"{n} % {k} == 0" for n, k in self.multiple.items() if n in named and k > 1]
+        facts += ["N <= M"] if self.order and {"M", "N"} <= named else []
+        return f"\nwhere {', '.join(facts)}:\n" if facts else ":\n"
+
     def source(self, results: Sequence[Node]) -> str:
         """The text of a program with these results."""
         live = self.live(results)
@@ -139,8 +172,7 @@ class Growing:
         types = ", ".join(map(_type, results))
         types = f"({types})" if len(results) > 1 else types
         named = {name for n in used for d in n.shape for names, _ in d.terms for name in names}
-        where = ", ".join(f"{n} in 0..=600" for n in self.names if n in named)
-        where = f"\nwhere {where}:\n" if where else ":\n"
+        where = self._where(named)
         body = "".join(f"    {line}\n" for n in live for line in n.lines)
         last = ", ".join(n.name for n in results)
         head = "".join(["import nn\n\n", *(f"{f}\n" for f in self.functions)])

@@ -192,13 +192,13 @@ def softmax(a: Measured, axis: int, log: bool) -> Measured:
 def masked_softmax(a: Measured, mask: Measured) -> Measured:
     """softmax along the last axis of what the mask keeps; a row without any gives zeros.
 
-    Of rows that keep what is not finite, or nearly not, nothing is known.
+    Of rows that keep what is not finite, or may not be, nothing is known.
     """
     keep = np.broadcast_to(mask.v, a.v.shape)
     found = softmax(
         Measured(np.where(keep, a.v, -np.inf), np.where(keep, a.e, 0), a.dtype), -1, False
     )
-    strange = keep & ~(np.abs(a.v) < 1e29) | np.broadcast_to(mask.e > 0, a.v.shape)
+    strange = keep & ~(np.abs(a.v) + a.e < 1e29) | np.broadcast_to(mask.e > 0, a.v.shape)
     v = np.where(keep & np.isfinite(found.v), found.v, 0.0)
     e = np.where(keep, found.e, 0.0)
     return Measured(v, np.where(strange.any(-1, keepdims=True), m.UNKNOWN, e), a.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stagefuse.compiler import driver, front
+from stagefuse.compiler import driver, front, plan_check
 from stagefuse.compiler.plan import Plan
 from stagefuse.dsl.diagnostics import CompileError
 from stagefuse.dsl.source import Source
@@ -18,11 +18,12 @@ from .growing import Node
 from .layers import Layers
 from .positions import Positions
 from .products import Products
+from .recurrences import Recurrences
 from .reductions import Reductions
 from .views import Views
 
 
-class Program(Elements, Reductions, Views, Positions, Products, Layers):
+class Program(Elements, Reductions, Views, Positions, Products, Recurrences, Layers):
     """A random program of a seed; the results are of its last names."""
 
     def results(self, most: int = 4) -> list[Node]:
@@ -41,11 +42,13 @@ class Program(Elements, Reductions, Views, Positions, Products, Layers):
 
 
 def compiled(text: str, targets: Sequence[str], levels: Sequence[str]) -> Plan:
-    """The plan of a text for several targets."""
+    """The plan of a text for several targets, checked."""
     program, found, load = front.check_text(Source("<text>", text), front.Path.cwd(), {})
     if found:
         raise CompileError(found)
-    return driver.compile_program(program, load, None, levels=levels, targets=tuple(targets))
+    plan = driver.compile_program(program, load, None, levels=levels, targets=tuple(targets))
+    plan_check.check(plan)
+    return plan
 
 
 def array(rng: np.random.Generator, shape: Sequence[int], dtype: str, special: bool) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import measured as m
 from .growing import Growing
-from .meanings import falling, masked_softmax, pointwise, running, softmax, sorted_
+from .meanings import falling, masked_softmax, running, softmax, sorted_
 from .measured import FLOATS, Measured
 from .sizes import ONE, Dim, Sizes
 
@@ -180,33 +180,5 @@ class Reductions(Growing):
                 *m.corners(lambda z: 1 / np.sqrt(np.maximum(z, 0) + 0.5), var), a.dtype, 4
             )
             return m.rounded(*m.corners(np.multiply, c, root), a.dtype)
-
-        self.add(text, x.shape, x.dtype, [x], meaning)
-
-    def make_scan(self) -> None:
-        x = self.pick(*FLOATS, least=1, most=3)
-        if not x or x.dtype.startswith("f8"):
-            return
-        s, rest = f"s_{self.count}", x.shape[1:]
-        start = f"zeros([{', '.join(map(str, rest))}], {x.dtype})"
-        back = self.rng.random() < 0.4
-        at = f"{x.shape[0]} - 1 - t" if back else "t"
-        text = (
-            f"scan t in 0..{x.shape[0]} with {s} = {start}:\n"
-            f"    {s} = {s} * 0.5 + tanh({x.name}[{at}])\n"
-            f"    {{name}}[{at}] = {s} * 2.0"
-        )
-
-        def meaning(sz: Sizes, a: Measured) -> Measured:
-            if back:
-                a = a.seen(lambda z: z[::-1])
-            v, e = np.zeros(a.v.shape), np.zeros(a.v.shape)
-            now = Measured(np.zeros(a.v.shape[1:]), np.zeros(a.v.shape[1:]), a.dtype)
-            for i in range(len(a.v)):
-                th = pointwise("tanh", Measured(a.v[i], a.e[i], a.dtype))
-                now = m.rounded(*m.corners(lambda p, q: p * 0.5 + q, now, th), a.dtype, 2)
-                v[i], e[i] = now.v * 2, now.e * 2
-            found = m.rounded(v, e, a.dtype, 2)
-            return found.seen(lambda z: z[::-1]) if back else found
 
         self.add(text, x.shape, x.dtype, [x], meaning)

@@ -55,11 +55,6 @@ class Dim:
         return self._with([(_without(term, names), f // factor) for term, f in self.terms])
 
     @property
-    def spare(self) -> int:
-        """What may be taken from a size that is no number, whatever its names are."""
-        return 0 if self.number is not None else dict(self.terms).get((), 0)
-
-    @property
     def number(self) -> int | None:
         if not self.terms:
             return 0

@@ -79,7 +79,7 @@ def test_on_the_cpu(
             pipe = CpuPipeline(plan, threads=threads, tiles=tiles)
         with pipe:
             for some in SIZES:
-                assert not wrong(pipe, program, results, some, rng)
+                assert not wrong(pipe, program, results, program.sizes(some), rng)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
@@ -92,4 +92,4 @@ def test_in_the_emulator(way: str, arch: str, program_seed: int, rng: np.random.
     print(text)
     with open_plan(compiled(text, [arch], LEVELS), None, f"emulator:{arch}") as pipe:
         for some in SIZES[:2]:
-            assert not wrong(pipe, program, results, some, rng)
+            assert not wrong(pipe, program, results, program.sizes(some), rng)

@@ -82,7 +82,7 @@ class Views(Growing):
                 items.append(slice(a, b, c))
                 texts.append(f"{a}:{b}:{c}")
                 shape.append(Dim.of(len(range(n)[a:b:c])))
-            elif kind > 2 and (spare := d.spare):
+            elif kind > 2 and (spare := self.spare(d)):
                 a = self.rng.randint(0, spare)
                 b = self.rng.randint(0, spare - a)
                 items.append(slice(a, -b or None))
