@@ -305,9 +305,10 @@ def part_of(low: Lowering, whole: Whole, part: str, depth: int) -> Whole:
 
 
 def whole_of(low: Lowering) -> Whole | None:
-    """The matrices of a product of narrow operands, if tensor copies can bring them."""
+    """The matrices of a product of narrow operands, if tensor copies can bring them; not where rows
+    are adjacent in the result, which tiles that are stored whole do better."""
     p = product_of(low, low.group.anchor)
-    if gathered_in(low.graph, low.group, p.ref.node) is not None:
+    if gathered_in(low.graph, low.group, p.ref.node) is not None or _lies_along_rows(low, p):
         return None
     first, along, across = right_of(low, p)
     strides = (p.primitive.row_stride, across if along == const(1) else along)

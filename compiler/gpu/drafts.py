@@ -149,7 +149,7 @@ def _products(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -
         others = others - share
         yield deep_draft(own(replace(GPU_TMA, tile_columns=deep.width)), deep, copied, share)
         yield sum_draft(own(GPU), deep.split, share)
-    found = choices(graph, group) if groups and others != const(0) else ()
+    found = choices(graph, group) if groups and not narrow and others != const(0) else ()
     for choice in found:
         yield shape_draft(own(GPU), replace(choice, holds=choice.holds * others))
     others = others * (1 - sum((c.holds for c in found), const(0)))

@@ -99,6 +99,8 @@ def made_by(changes: Changes, graph: Graph, group: Group, sites: Sites, arch: st
 
 def _shapes(graph: Graph, group: Group, sizes: Mapping[str, int] | None) -> list[Changes]:
     """Tiles of f32 products on warpgroups."""
+    if operands_of(graph, group) is not None:
+        return []
     found = [c.shape for c in shapes_of(graph, group)]
     if sizes is not None:
         batch, rows, columns, depth = _extents(graph, group, sizes)

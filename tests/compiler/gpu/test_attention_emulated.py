@@ -13,7 +13,7 @@ import pytest
 
 from stagefuse.compiler.errors import VerifyError
 from stagefuse.compiler.fuse import partition
-from stagefuse.compiler.gpu import attend_roles
+from stagefuse.compiler.gpu import attend_roles, attention
 from stagefuse.compiler.gpu.compile import JOINS
 from stagefuse.compiler.gpu.drafts import drafts
 from stagefuse.compiler.join import join
@@ -22,6 +22,7 @@ from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
 from stagefuse.compiler.kernel_verify import verify_kernel
 from stagefuse.compiler.lower import Sites, finish
 from stagefuse.compiler.plan import Plan
+from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import F32
 from stagefuse.dsl.facts import Facts
 
@@ -176,6 +177,19 @@ def test_blocks_stay_for_many_tiles(
 ) -> None:
     monkeypatch.setattr(attend_roles, "BLOCKS", 3)
     check(case, attend(case, tmp_path / "p.pipe"), rng)
+
+
+def test_high_tiles_are_taken_where_they_need_fewer_rounds(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "BLOCKS", 3)
+    monkeypatch.setattr(attend_roles, "BLOCKS", 2)
+    case = Case("bf16", (1, 1, 1, 570, 140), 64, 64, "", "sm_90a")
+    plan = attend(case, tmp_path / "p.pipe")
+    sizes = {"B": 1, "T": 570, "S": 140}
+    grids = {x.kernel: parse(x.grid[0]).evaluate(sizes) for x in launches(plan)}
+    assert [n.split("_by_")[1][:3] for n, grid in grids.items() if grid] == ["192"]
+    check(case, plan, rng)
 
 
 @pytest.mark.parametrize("head", [16, 64, 128, 256])
