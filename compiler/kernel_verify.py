@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, minimum, mod, sym
-from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U8, U32, DType
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
+from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U32, DType
 from stagefuse.dsl.facts import Facts
 
 from .bounds import Bounds, size_of
@@ -56,6 +56,7 @@ from .kernel_ir import (
 )
 from .kernel_text import print_statement
 from .scalar import FUNCTIONS
+from .verify_sorts import sort_digit, sort_row
 
 WIDEST = (-(1 << 63), (1 << 63) - 1)
 
@@ -65,7 +66,7 @@ def verify_kernel(kernel: Kernel, facts: Facts, bounds: Bounds | None = None) ->
 
     Raises VerifyError.
     """
-    check = _Check(Bounds() if bounds is None else bounds)
+    check = Check(Bounds() if bounds is None else bounds)
     names = [*(b.name for b in kernel.buffers), *kernel.dims, *(n for n, _ in kernel.parallel)]
     for name in names:
         if names.count(name) > 1:
@@ -73,7 +74,7 @@ def verify_kernel(kernel: Kernel, facts: Facts, bounds: Bounds | None = None) ->
     for buffer in kernel.buffers:
         if buffer.mode not in ("in", "out", "inout"):
             raise VerifyError(8, f"`{buffer.name}` has no mode `{buffer.mode}`")
-    scope = _Scope(facts, frozenset((*kernel.dims, *(n for n, _ in kernel.parallel))))
+    scope = Scope(facts, frozenset((*kernel.dims, *(n for n, _ in kernel.parallel))))
     scope.buffers.update((b.name, b) for b in kernel.buffers)
     for name, extent in kernel.parallel:
         check.symbols(scope, extent, f"parallel {name} in {extent}")
@@ -83,7 +84,7 @@ def verify_kernel(kernel: Kernel, facts: Facts, bounds: Bounds | None = None) ->
 
 
 @dataclass
-class _Scope:
+class Scope:
     """What is bound at a place: facts with all loops, conditions that hold, names."""
 
     facts: Facts
@@ -94,7 +95,7 @@ class _Scope:
     meaning: dict[str, Expr] = field(default_factory=dict)
     checked: set[int] = field(default_factory=set)
 
-    def inner(self) -> _Scope:
+    def inner(self) -> Scope:
         return replace(
             self, buffers=dict(self.buffers), scalars=dict(self.scalars),
             meaning=dict(self.meaning), checked=set(self.checked),
@@ -109,7 +110,7 @@ class _Scope:
         return name in self.indices or name in self.buffers or name in self.scalars
 
 
-class _Check:
+class Check:
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         self.unique = Unique()
@@ -120,28 +121,28 @@ class _Check:
         text = where or ("" if self.at is None else print_statement(self.at))
         raise VerifyError(invariant, message, text)
 
-    def block(self, body: Sequence[Statement], scope: _Scope) -> None:
+    def block(self, body: Sequence[Statement], scope: Scope) -> None:
         for statement in body:
             self.at = statement
             RULES[type(statement)](self, statement, scope)
 
-    def bind(self, scope: _Scope, name: str) -> None:
+    def bind(self, scope: Scope, name: str) -> None:
         if scope.binds(name):
             self.fail(1, f"`{name}` is bound already")
 
-    def symbols(self, scope: _Scope, expr: Expr, where: str = "") -> None:
+    def symbols(self, scope: Scope, expr: Expr, where: str = "") -> None:
         unknown = expr.symbols() - scope.indices
         if unknown:
             self.fail(2, f"`{min(unknown)}` in {expr} is not bound here", where)
 
-    def buffer(self, scope: _Scope, name: str) -> Buffer:
+    def buffer(self, scope: Scope, name: str) -> Buffer:
         if name not in scope.buffers:
             self.fail(2, f"there is no buffer `{name}` here")
         return scope.buffers[name]
 
     # Values
 
-    def value(self, root: Value, scope: _Scope) -> Value:
+    def value(self, root: Value, scope: Scope) -> Value:
         """The unique object of a value that satisfies every invariant here."""
         root = self.unique(root)
         for value in post_order(root):
@@ -150,12 +151,12 @@ class _Check:
                 scope.checked.add(id(value))
         return root
 
-    def typed(self, root: Value, scope: _Scope, dtype: DType, what: str) -> Value:
+    def typed(self, root: Value, scope: Scope, dtype: DType, what: str) -> Value:
         if root.dtype != dtype:
             self.fail(3, f"{what} is {root.dtype}, not {dtype}")
         return self.value(root, scope)
 
-    def _one(self, value: Value, scope: _Scope) -> None:
+    def _one(self, value: Value, scope: Scope) -> None:
         if isinstance(value, Index):
             self.symbols(scope, value.expr)
         elif isinstance(value, Local):
@@ -192,7 +193,7 @@ class _Check:
         if op.dtype != wanted or op.dtype != op.dtype.compute:
             self.fail(3, f"`{op.fn}` gives {wanted}, not {op.dtype}")
 
-    def _load(self, load: Load, scope: _Scope) -> None:
+    def _load(self, load: Load, scope: Scope) -> None:
         buffer = self.buffer(scope, load.buffer)
         if load.stored != buffer.dtype:
             self.fail(3, f"`{buffer.name}` holds {buffer.dtype}, not {load.stored}")
@@ -204,7 +205,7 @@ class _Check:
         self.access(buffer, load.indices, scope, guards)
 
     def access(
-        self, buffer: Buffer, places: Sequence[Value], scope: _Scope, guards: Sequence[Expr]
+        self, buffer: Buffer, places: Sequence[Value], scope: Scope, guards: Sequence[Expr]
     ) -> None:
         """Invariants 3, 4 and 6 of one access."""
         if len(places) != len(buffer.shape):
@@ -215,7 +216,7 @@ class _Check:
             self.inside(buffer.name, self.expr(place, scope), extent, scope, guards)
 
     def inside(
-        self, name: str, index: Expr, extent: Expr, scope: _Scope, guards: Sequence[Expr]
+        self, name: str, index: Expr, extent: Expr, scope: Scope, guards: Sequence[Expr]
     ) -> None:
         data = dict(self.data.values())
         facts = scope.facts.with_ranges(data) if data else scope.facts
@@ -224,19 +225,19 @@ class _Check:
             # a checked position in nothing is 0, which is not inside nothing
             end = data[symbol][1]
             if isinstance(end, Expr):
-                why = self.bounds.inside(const(0), end + 1, facts, conditions, self._text)
+                why = self.bounds.inside(const(0), end + 1, facts, conditions, self.text)
                 if why is not None:
                     self.fail(6, f"`{name}`: there is no position in nothing: {why}")
-        why = self.bounds.inside(index, extent, facts, conditions, self._text)
+        why = self.bounds.inside(index, extent, facts, conditions, self.text)
         if why is not None:
             self.fail(6, f"`{name}`: {why}")
 
-    def _text(self) -> str:
+    def text(self) -> str:
         return "" if self.at is None else print_statement(self.at)
 
     # Values as expressions
 
-    def expr(self, value: Value, scope: _Scope) -> Expr:
+    def expr(self, value: Value, scope: Scope) -> Expr:
         """A value as an expression; what is read from data is a symbol with its range."""
         value = self.unique(value)
         if isinstance(value, Index):
@@ -255,7 +256,7 @@ class _Check:
             self.data[id(value)] = (f"$data{len(self.data)}", (low, high))
         return sym(self.data[id(value)][0])
 
-    def conditions(self, value: Value, scope: _Scope) -> list[Expr]:
+    def conditions(self, value: Value, scope: Scope) -> list[Expr]:
         """Expressions that are at least 0 where a bool value holds; what else it says is left."""
         if not isinstance(value, Op) or len(value.args) != 2:
             return []
@@ -284,7 +285,7 @@ _ARITHMETIC: dict[str, Callable[..., Expr]] = {
 }
 
 
-def _let(check: _Check, s: Let, scope: _Scope) -> None:
+def _let(check: Check, s: Let, scope: Scope) -> None:
     value = check.value(s.value, scope)
     check.bind(scope, s.name)
     scope.scalars[s.name] = value.dtype
@@ -292,7 +293,7 @@ def _let(check: _Check, s: Let, scope: _Scope) -> None:
         scope.meaning[s.name] = check.expr(value, scope)
 
 
-def _store(check: _Check, s: Store, scope: _Scope) -> None:
+def _store(check: Check, s: Store, scope: Scope) -> None:
     buffer = check.buffer(scope, s.buffer)
     if buffer.mode == "in":
         check.fail(5, f"`{buffer.name}` is only read")
@@ -302,7 +303,7 @@ def _store(check: _Check, s: Store, scope: _Scope) -> None:
     check.access(buffer, s.indices, scope, ())
 
 
-def _for(check: _Check, s: For, scope: _Scope) -> None:
+def _for(check: Check, s: For, scope: Scope) -> None:
     for end in (s.lo, s.hi):
         check.symbols(scope, end)
     check.bind(scope, s.index)
@@ -311,7 +312,7 @@ def _for(check: _Check, s: For, scope: _Scope) -> None:
     check.block(s.body, inner)
 
 
-def _for_equal(check: _Check, s: ForEqual, scope: _Scope) -> None:
+def _for_equal(check: Check, s: ForEqual, scope: Scope) -> None:
     buffer = check.buffer(scope, s.buffer)
     check.symbols(scope, s.count)
     if buffer.dtype != U32 or len(buffer.shape) != 1:
@@ -324,7 +325,7 @@ def _for_equal(check: _Check, s: ForEqual, scope: _Scope) -> None:
     check.block(s.body, inner)
 
 
-def _fold(check: _Check, s: Fold, scope: _Scope) -> None:
+def _fold(check: Check, s: Fold, scope: Scope) -> None:
     inner = scope.inner()
     for name, extent in s.loops:
         check.symbols(inner, extent)
@@ -340,21 +341,21 @@ def _fold(check: _Check, s: Fold, scope: _Scope) -> None:
     scope.scalars[s.name] = s.dtype
 
 
-def _alloc(check: _Check, s: Alloc, scope: _Scope) -> None:
+def _alloc(check: Check, s: Alloc, scope: Scope) -> None:
     check.bind(scope, s.name)
     for size in s.shape:
         check.symbols(scope, size)
     scope.buffers[s.name] = Buffer(s.name, s.dtype, s.shape, "scratch")
 
 
-def _if(check: _Check, s: If, scope: _Scope) -> None:
+def _if(check: Check, s: If, scope: Scope) -> None:
     condition = check.typed(s.condition, scope, BOOL, "the condition")
     inner = scope.inner()
     inner.guards = (*inner.guards, *check.conditions(condition, scope))
     check.block(s.body, inner)
 
 
-def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
+def _tile(check: Check, s: TileProduct, scope: Scope) -> None:
     dst, a = (check.buffer(scope, name) for name in (s.dst, s.a))
     panel = None if s.element is not None else check.buffer(scope, s.panel)
     if dst.mode == "in":
@@ -389,7 +390,7 @@ def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
         place = s.panel_offset + s.panel_place
         for index in (place, place + (s.nr - 1)):
             check.inside(panel.name, index, size_of(panel.shape), inner, (s.rows - 1,))
-    if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check._text) is not None:
+    if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check.text) is not None:
         check.fail(7, f"{s.rows} rows may be more than {s.mr}")
     some = (s.rows - 1, s.depth - 1)
     last = (s.rows - 1, s.depth - 1)
@@ -405,7 +406,7 @@ def _tile(check: _Check, s: TileProduct, scope: _Scope) -> None:
             check.inside(buffer.name, index, size_of(buffer.shape), scope, some)
 
 
-def _gathered(check: _Check, s: TileProduct, a: Buffer, scope: _Scope) -> None:
+def _gathered(check: Check, s: TileProduct, a: Buffer, scope: Scope) -> None:
     """A left operand that is no matrix: in bounds, and a sum of parts of the row and the depth."""
     inner = scope.inner()
     inner.enter_loop("i", const(0), s.rows)
@@ -430,7 +431,7 @@ def _panel_end(s: TileProduct) -> Expr:
     return (s.depth - 1) * s.panel_row + ((s.width or const(s.nr)) - 1) * s.panel_col
 
 
-def _attend(check: _Check, s: Attend, scope: _Scope) -> None:
+def _attend(check: Check, s: Attend, scope: Scope) -> None:
     operands = (s.queries, s.keys, s.values)
     dtypes = {check.buffer(scope, x.buffer).dtype for x in operands}
     made = [check.buffer(scope, name) for name in (s.dst, s.totals, *filter(None, [s.most]))]
@@ -443,10 +444,10 @@ def _attend(check: _Check, s: Attend, scope: _Scope) -> None:
         exprs += [x.offset, x.along, x.across, x.step]
     for expr in exprs:
         check.symbols(scope, expr)
-    if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check._text) is not None:
+    if check.bounds.broken(s.mr - s.rows, scope.facts, scope.guards, check.text) is not None:
         check.fail(7, f"{s.rows} rows may be more than {s.mr}")
     most = s.hi if s.extent is None else s.extent
-    if check.bounds.broken(most - s.hi, scope.facts, scope.guards, check._text) is not None:
+    if check.bounds.broken(most - s.hi, scope.facts, scope.guards, check.text) is not None:
         check.fail(7, f"{s.hi} keys may be more than {most}")
     inner = scope.inner()
     for name, lo, hi in ((s.row, const(0), s.rows), (s.key, s.lo, most)):
@@ -477,44 +478,7 @@ def _attend(check: _Check, s: Attend, scope: _Scope) -> None:
         check.inside(buffer.name, index, size_of(buffer.shape), inner, ())
 
 
-def _sort(check: _Check, s: SortRow, scope: _Scope) -> None:
-    keys, order = check.buffer(scope, s.keys), check.buffer(scope, s.order)
-    check.symbols(scope, as_expr(s.count))
-    if order.dtype != I64 or {keys.mode, order.mode} != {"scratch"}:
-        check.fail(7, "a sort has scratch keys and scratch i64 order")
-    _large_enough(check, as_expr(s.count), (keys, order), scope)
-
-
-def _sort_digit(check: _Check, s: SortDigit, scope: _Scope) -> None:
-    keys, order = (check.buffer(scope, name) for name in (s.keys, s.order))
-    for expr in (s.count, s.shift):
-        check.symbols(scope, expr)
-    if order.dtype != I32 or {keys.mode, order.mode} != {"scratch"}:
-        check.fail(7, "a sort by a digit has scratch keys and scratch i32 order")
-    last = const(keys.dtype.bits - 7)
-    why = check.bounds.inside(s.shift, last, scope.facts, scope.guards, check._text)
-    if why is not None:
-        check.fail(7, f"{keys.dtype} has no such digit: {why}")
-    _large_enough(check, s.count, (keys, order), scope)
-    for name, dtype, size in ((s.digits, U8, s.count), (s.before, I32, const(257))):
-        made = check.buffer(scope, name) if name else None
-        if made is not None and (made.dtype != dtype or made.mode != "scratch"):
-            check.fail(7, f"`{name}` is {made.dtype}, not scratch of {dtype}")
-        if made is not None:
-            _large_enough(check, size, (made,), scope)
-
-
-def _large_enough(check: _Check, count: Expr, made: Sequence[Buffer], scope: _Scope) -> None:
-    """Scratch has so many elements."""
-    for buffer in made:
-        why = check.bounds.inside(
-            count, size_of(buffer.shape) + 1, scope.facts, scope.guards, check._text
-        )
-        if why is not None:
-            check.fail(7, f"`{buffer.name}` is too small: {why}")
-
-
-Rule = Callable[[_Check, Any, _Scope], None]
+Rule = Callable[[Check, Any, Scope], None]
 RULES: dict[type, Rule] = {
     Let: _let,
     Store: _store,
@@ -525,7 +489,7 @@ RULES: dict[type, Rule] = {
     If: _if,
     TileProduct: _tile,
     Attend: _attend,
-    SortDigit: _sort_digit,
-    SortRow: _sort,
+    SortDigit: sort_digit,
+    SortRow: sort_row,
 }
 """What each statement must satisfy."""

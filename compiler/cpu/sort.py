@@ -35,6 +35,7 @@ def sort_text(dtype: DType, descending: bool) -> str:
         before = before | (first.is_nan() & (second.is_nan() ^ 1))
     text = _MERGE.replace("$COMPARE", "\n".join(code.lines)).replace("$BEFORE", before.text)
     text = _by_digits(dtype, descending) + text.replace("$MERGED", str(MERGED))
+    text = text.replace("$FINISH", _FINISH.lstrip())
     return text.replace("$NAME", sort_symbol(dtype, descending)).replace("$T", kind)
 
 
@@ -77,6 +78,29 @@ def _by_digits(dtype: DType, descending: bool) -> str:
         text = text.replace(name, lines)
     return text
 
+
+_FINISH = """
+finish:
+  %home = icmp eq ptr %ka, %keys
+  br i1 %home, label %return, label %copy
+copy:
+  %c = phi i64 [ 0, %finish ], [ %c1, %copy ]
+  %sk = getelementptr $T, ptr %spare, i64 %c
+  %so = getelementptr i64, ptr %spare_order, i64 %c
+  %dk = getelementptr $T, ptr %keys, i64 %c
+  %do = getelementptr i64, ptr %order, i64 %c
+  %vk = load $T, ptr %sk, align 1
+  %vo = load i64, ptr %so, align 8
+  store $T %vk, ptr %dk, align 1
+  store i64 %vo, ptr %do, align 8
+  %c1 = add i64 %c, 1
+  %uncopied = icmp slt i64 %c1, %count
+  br i1 %uncopied, label %copy, label %return
+return:
+  ret void
+}
+"""
+"""The end of either function, which has what is sorted home."""
 
 _DIGITS = """
 define internal void @$NAME.digits(ptr noalias %keys, ptr noalias %order, ptr noalias %spare,
@@ -153,26 +177,7 @@ next:
   %om = phi ptr [ %ob, %look ], [ %oa, %move ]
   %digit1 = add i64 %digit, 1
   br label %digits
-finish:
-  %home = icmp eq ptr %ka, %keys
-  br i1 %home, label %return, label %copy
-copy:
-  %c = phi i64 [ 0, %finish ], [ %c1, %copy ]
-  %sk = getelementptr $T, ptr %spare, i64 %c
-  %so = getelementptr i64, ptr %spare_order, i64 %c
-  %dk = getelementptr $T, ptr %keys, i64 %c
-  %do = getelementptr i64, ptr %order, i64 %c
-  %vk = load $T, ptr %sk, align 1
-  %vo = load i64, ptr %so, align 8
-  store $T %vk, ptr %dk, align 1
-  store i64 %vo, ptr %do, align 8
-  %c1 = add i64 %c, 1
-  %uncopied = icmp slt i64 %c1, %count
-  br i1 %uncopied, label %copy, label %return
-return:
-  ret void
-}
-"""
+$FINISH"""
 
 _MERGE = """
 define internal void @$NAME(ptr noalias %keys, ptr noalias %order, ptr noalias %spare,
@@ -246,23 +251,4 @@ merged:
 swap:
   %twice = shl i64 %width, 1
   br label %widths
-finish:
-  %home = icmp eq ptr %ka, %keys
-  br i1 %home, label %return, label %copy
-copy:
-  %c = phi i64 [ 0, %finish ], [ %c1, %copy ]
-  %sk = getelementptr $T, ptr %spare, i64 %c
-  %so = getelementptr i64, ptr %spare_order, i64 %c
-  %dk = getelementptr $T, ptr %keys, i64 %c
-  %do = getelementptr i64, ptr %order, i64 %c
-  %vk = load $T, ptr %sk, align 1
-  %vo = load i64, ptr %so, align 8
-  store $T %vk, ptr %dk, align 1
-  store i64 %vo, ptr %do, align 8
-  %c1 = add i64 %c, 1
-  %uncopied = icmp slt i64 %c1, %count
-  br i1 %uncopied, label %copy, label %return
-return:
-  ret void
-}
-"""
+$FINISH"""
