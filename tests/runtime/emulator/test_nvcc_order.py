@@ -77,3 +77,32 @@ def test_barriers_of_the_library(rng: np.random.Generator) -> None:
     y = np.zeros_like(x)
     launch("sync", "block_barriers", np.int32(4), x, y, grid=1, block=128)
     assert np.array_equal(y, x[:, ::-1] + np.arange(4)[:, None])
+
+
+def steps_of_a_grid(rng: np.random.Generator, steps: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Two arrays between which steps alternate, and what is in them in the end."""
+    a = rng.standard_normal(200).astype(np.float32)
+    b, before, after = np.full_like(a, np.nan), a, a
+    for _ in range(steps):
+        half, quarter = np.float32(0.5), np.float32(0.25)  # products by these are exact
+        before, after = after, half * np.roll(after, -1) + quarter * np.roll(after, 7)
+    return [a, b], np.stack([before, after] if steps % 2 else [after, before])
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("kernel", ["by_groups", "by_counter"])
+def test_steps_of_a_grid(
+    kernel: str, steps: int, rng: np.random.Generator, is_emulated: bool
+) -> None:
+    if kernel == "by_groups" and not is_emulated:
+        pytest.skip("a GPU wants such a kernel launched as a cooperative one")
+    arrays, wanted = steps_of_a_grid(rng, steps)
+    arrived = [np.zeros(1, np.uint32)] if kernel == "by_counter" else []
+    launch("grid", kernel, np.int32(200), np.int32(steps), *arrays, *arrived, grid=7, block=32)
+    assert np.array_equal(arrays, wanted)
+
+
+def test_a_grid_that_does_not_acquire(rng: np.random.Generator) -> None:
+    arrays, _ = steps_of_a_grid(rng, 2)
+    args = (np.int32(200), np.int32(2), *arrays, np.zeros(1, np.uint32))
+    fault("race", "grid.RELAXED", "by_counter", *args, grid=7, block=32)
