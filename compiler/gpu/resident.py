@@ -4,7 +4,7 @@ The kernels of a step are stages of the loop over the steps. The blocks go round
 and between stages of which one needs what another wrote they wait for each other: at a counter in
 global memory that each block adds one to, released, and that all read, acquired, until it has
 come far enough (as the grid barrier of CUDA's cooperative groups; PTX ISA, "Memory Consistency
-Model"). All blocks must be at work at once: there are no more of them than multiprocessors.
+Model"). All blocks must be at work at once: there are no more than multiprocessors have room for.
 """
 
 from __future__ import annotations
