@@ -7,7 +7,7 @@ row, or 64 where there would be fewer blocks than multiprocessors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from stagefuse.compiler.graph import Reduce, Ref, flatten_index
 from stagefuse.compiler.kernel_ir import Value
@@ -21,12 +21,16 @@ from .windows_out import are_small, lower_windows, written_out
 
 
 class Written(Lowering):
-    """A lowering that may write reductions out."""
+    """A lowering that may write reductions out, or combine what parts of one left, by `parts`."""
 
     writes_out = False
+    parts: Callable[[tuple[Value, ...]], Value] | None = None
 
     def reduce(self, ref: Ref, at: tuple[Value, ...]) -> Value:
         return written_out(self, ref, at) if self.writes_out else super().reduce(ref, at)
+
+    def folded(self, ref: Ref, at: tuple[Value, ...]) -> Value:
+        return super().folded(ref, at) if self.parts is None else self.parts(at)
 
 
 ROW_BYTES = (128, 64)
@@ -41,9 +45,8 @@ def lower_rows(low: Lowering) -> Parallel:
     if any(a in (low.group.row_axes or ()) for a in long):
         return lower_row(low)
     position = [sym(f"d{a}") if a in long else const(0) for a in range(len(domain))]
-    read = _greatest(low)
-    across = bool(long) and read is not None and _runs_along(low, read, f"d{long[-1]}")
-    if not across or read is None:
+    read = _read_across(low, long)
+    if read is None:
         parallel = low.axes(long)
         low.bind(parallel)
         _store(low, position)
@@ -60,6 +63,20 @@ def lower_rows(low: Lowering) -> Parallel:
     hi = minimum(lo + width, domain[last])
     low.loop(f"d{last}", lo, hi, lambda: _store(low, position), vector=True)
     return parallel, const(width * 16)
+
+
+def reads_across(low: Lowering) -> bool:
+    """Whether memory runs along the result of reductions."""
+    long = [a for a, e in enumerate(low.group.domain) if e.as_int() != 1]
+    return _read_across(low, long) is not None
+
+
+def _read_across(low: Lowering, long: Sequence[int]) -> Ref | None:
+    """The tensor that is read along the last of the axes `long` of the result, if it is."""
+    read = _greatest(low)
+    if not long or read is None or not _runs_along(low, read, f"d{long[-1]}"):
+        return None
+    return read
 
 
 def _width(low: Lowering, read: Ref, columns: Expr) -> int:

@@ -41,7 +41,7 @@ from .split_scan import lower_stretch_scans, lower_stretches, splits
 from .teams import WARP_ROW
 from .tiles import Choice, choices
 from .transposed import lower_elements
-from .whole import lower_whole_parts, lower_whole_rest, whole
+from .whole import lower_whole_parts, lower_whole_rest, share_of
 
 SHORT_ROWS = (256, 1024, 4096)
 """Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
@@ -108,10 +108,6 @@ def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> I
     """The kernels of a group on arches of one family."""
     if group.kind == "contract":
         yield from _products(graph, group, sites, arches)
-    elif whole(graph, group):
-        for form, name in ((lower_whole_parts, "parts"), (lower_whole_rest, "")):
-            low = SourceLowering(graph, group, sites, GPU)
-            yield Draft(low, {"row": form}, const(1), name)
     elif group.kind in ("row", "scan"):
         yield from _rows(graph, group, sites)
     elif group.kind == "attention":
@@ -243,15 +239,22 @@ def attended_draft(
 
 
 def _rows(graph: Graph, group: Group, sites: Sites) -> Iterator[Draft]:
-    """The kernels of rows: of long scans in two, the others by how long rows are."""
-    others, split = const(1), splits(graph, group)
-    if split is not None:
-        others = 1 - split
-        for form, name in ((lower_stretches, "parts"), (lower_stretch_scans, "stretches")):
-            low = SourceLowering(graph, group, sites, GPU)
-            yield Draft(low, {"scan": form}, split, name)
+    """The kernels of rows: of long ones in two, the others by how long they are."""
+    own = partial(SourceLowering, graph, group, sites, GPU)
+    split = splits(graph, group)
+    pair = (lower_stretches, "parts"), (lower_stretch_scans, "stretches")
+    if split is None:
+        split = share_of(own())
+        rest = "" if split == const(1) else "of parts"
+        pair = (lower_whole_parts, "parts"), (lower_whole_rest, rest)
+    if split != const(0):
+        for form, name in pair:
+            yield Draft(own(), {group.kind: form}, split, name)
+    others = graph.facts.simplify(1 - split)
+    if others == const(0):
+        return
     for facts, name, share in _classes_of_rows(graph, group) or [(graph.facts, "", const(1))]:
-        low = SourceLowering(graph, group, sites, GPU)
+        low = own()
         low.sizes = facts
         yield Draft(low, GPU_FORMS, share * others, name)
 

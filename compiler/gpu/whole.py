@@ -1,86 +1,182 @@
-"""Reductions of a whole tensor on a GPU: blocks reduce parts of it, a second kernel the parts.
+"""Long reductions on a GPU whose results are few: blocks reduce parts of them, a second kernel the
+parts.
 
-The parts are cut along the longest axis, where the order of the result is fixed by sizes alone.
+The parts are cut along one axis, where the order of the result is fixed by sizes alone. Of
+positions (`argmax`, `argmin`) a part leaves its extreme and where that is: among equal ones the
+first is that of the first part. Both ways, split and in one go, are in the plan, and the sizes of a
+call make the grids of one of them empty.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stagefuse.compiler.fuse_rules import ROW_LIMIT
-from stagefuse.compiler.graph import Graph, Reduce, Ref
+from stagefuse.compiler.graph import Graph, Node, Reduce, Ref
 from stagefuse.compiler.groups import Group
-from stagefuse.compiler.kernel_ir import Buffer, Fold, Index, Load, Local, Store
+from stagefuse.compiler.kernel_ir import Buffer, Const, Fold, Index, Load, Local, Op, Store, Value
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import as_dtype
 from stagefuse.compiler.lower.expressions import product_of as size_of
-from stagefuse.compiler.lower.rows import lower_row
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dtypes import BOOL, I64
+from stagefuse.dsl.frozen import frozen
 
+from .columns import Written, lower_rows, reads_across
 from .few_tiles import parts_of
 
 PARTS = 256
+UNIT = 4096
+"""Parts of a row are whole numbers of so many elements."""
+FULL = 128
+"""Rows from which on there are enough without cutting them."""
+LEAST = 4 * UNIT
+"""Elements of a row from which on a second launch costs less than one block takes for it."""
 
 
 def whole(graph: Graph, group: Group) -> bool:
     """Whether a group is nothing but a reduction of many elements into one."""
-    if group.kind != "row" or len(group.roots) != 1:
+    found = _reduction(graph, group)
+    if found is None or found[0].type.shape or len(group.members) != 1:
         return False
-    node = graph.nodes[group.roots[0].node]
-    if not isinstance(node.primitive, Reduce) or node.primitive.kind.startswith("arg"):
-        return False
-    shape = graph.type(node.operands[0]).shape
-    most = graph.facts.bounds(size_of(shape))[1]
-    many = most is None or most > ROW_LIMIT
-    return many and not node.type.shape and len(node.primitive.axes) == len(shape)
+    node, _ = found
+    most = graph.facts.bounds(size_of(graph.type(node.operands[0]).shape))[1]
+    return most is None or most > ROW_LIMIT
 
 
-def _reduce(low: Lowering) -> tuple[Ref, Reduce, tuple[Expr, ...], int]:
-    """The reduction, the shape of its operand, and the axis that is cut."""
-    (ref,) = low.group.roots
-    node = low.graph.nodes[ref.node]
-    assert isinstance(node.primitive, Reduce)
-    shape = low.graph.type(node.operands[0]).shape
-    most = [low.graph.facts.bounds(e)[1] for e in shape]
-    longest = max(range(len(shape)), key=lambda a: (most[a] is None, most[a] or 0))
-    return ref, node.primitive, shape, longest
+def share_of(low: Lowering) -> Expr:
+    """1 for the sizes at which a group's reduction is split, else 0."""
+    graph, group = low.graph, low.group
+    found = _reduction(graph, group)
+    if found is None:
+        return const(0)
+    node, reduce = found
+    if whole(graph, group):
+        return const(1)
+    if not node.type.shape or node.type.shape != group.domain or reads_across(low):
+        return const(0)
+    extents = [graph.type(node.operands[0]).shape[a] for a in reduce.axes]
+    few = 1 - minimum(floordiv(size_of(group.domain), FULL), const(1))
+    long = minimum(floordiv(size_of(extents), LEAST), const(1))
+    return graph.facts.simplify(few * long)
 
 
-def _parts(low: Lowering, ref: Ref, mode: str) -> Buffer:
-    dtype = low.graph.type(ref).dtype.compute
-    name = f"b{len(low.buffers)}"
-    return low.buffers.setdefault(parts_of(ref), Buffer(name, dtype, (const(PARTS),), mode))
+def _reduction(graph: Graph, group: Group) -> tuple[Node, Reduce] | None:
+    """The reduction of a group that stores nothing for each element of a row, if it has one."""
+    if group.kind != "row" or group.row_axes:
+        return None
+    nodes = [graph.nodes[m] for m in group.members]
+    found = [(n, n.primitive) for n in nodes if isinstance(n.primitive, Reduce)]
+    return found[0] if len(found) == 1 else None
+
+
+@frozen
+class _Cut:
+    """How a reduction is cut: `count` parts of `length` along `axis`, the others whole."""
+
+    ref: Ref
+    reduce: Reduce
+    shape: tuple[Expr, ...]
+    axis: int
+    length: Expr
+    count: Expr
+
+    @property
+    def kept(self) -> list[int]:
+        return [a for a in range(len(self.shape)) if a not in self.reduce.axes]
+
+    @property
+    def gives_places(self) -> bool:
+        return self.reduce.kind.startswith("arg")
+
+
+def _cut(low: Lowering) -> _Cut:
+    graph = low.graph
+    found = _reduction(graph, low.group)
+    assert found is not None
+    node, reduce = found
+    shape, axes = graph.type(node.operands[0]).shape, reduce.axes
+    most = {a: graph.facts.bounds(shape[a])[1] for a in axes}
+    axis = max(axes, key=lambda a: (most[a] is None, most[a] or 0))
+    if reduce.kind.startswith("arg"):  # places are counted along the first
+        axis = min(axes)
+    unit = UNIT if len(axes) == 1 else 1
+    size = shape[axis]
+    length = (floordiv(size, PARTS * unit) + 1) * unit
+    count = floordiv(size + length - 1, length)
+    return _Cut(Ref(node.id), reduce, shape, axis, length, count)
 
 
 def lower_whole_parts(low: Lowering) -> Parallel:
-    """A part of the longest axis for each block."""
-    ref, primitive, shape, longest = _reduce(low)
-    dtype = low.graph.type(ref).dtype.compute
-    parallel = [("ks", const(PARTS))]
+    """A part of an element of the result for each block or warp."""
+    cut = _cut(low)
+    parallel = [*((f"d{n}", cut.shape[a]) for n, a in enumerate(cut.kept)), ("ks", cut.count)]
     low.bind(parallel)
-    length = floordiv(shape[longest] + (PARTS - 1), PARTS)
-    begin = sym("ks") * length
-    loops = [(f"f{a}", e) for a, e in enumerate(shape)]
-    loops[longest] = (f"f{longest}", minimum(shape[longest] - begin, length))
-    place = [Index(sym(name)) for name, _ in loops]
-    place[longest] = Index(begin + sym(f"f{longest}"))
+    begin = sym("ks") * cut.length
+    loops = [(f"f{a}", cut.shape[a]) for a in cut.reduce.axes]
+    loops[cut.reduce.axes.index(cut.axis)] = (
+        f"f{cut.axis}", minimum(cut.shape[cut.axis] - begin, cut.length)
+    )  # fmt: skip
+    names = {a: f"d{n}" for n, a in enumerate(cut.kept)}
+    place = [Index(sym(names.get(a, f"f{a}"))) for a in range(len(cut.shape))]
+    place[cut.axis] = Index(begin + sym(f"f{cut.axis}"))
     before = low.facts
     low.facts = before.with_ranges({n: (0, e - 1) for n, e in loops})
-    value = low.value(low.graph.nodes[ref.node].operands[0], tuple(place), ())
+    value = low.value(low.graph.nodes[cut.ref.node].operands[0], tuple(place), ())
     low.facts = before
+    kind, dtype = cut.reduce.kind, low.graph.type(cut.ref).dtype.compute
+    if cut.gives_places:
+        where = low.name("place")
+        low.emit(Fold(where, kind, tuple(loops), value, I64))
+        inner = size_of([e for name, e in loops if name != f"f{cut.axis}"])
+        _store(low, cut, 1, Op("add", (Local(where, I64), Index(begin * inner)), I64))
+        kind, dtype = kind.removeprefix("arg"), value.dtype
     name = low.name("part")
-    low.emit(Fold(name, primitive.kind, tuple(loops), as_dtype(value, dtype), dtype))
-    parts = _parts(low, ref, "out")
-    low.emit(Store(parts.name, (Index(sym("ks")),), Local(name, dtype)))
+    low.emit(Fold(name, kind, tuple(loops), as_dtype(value, dtype), dtype))
+    _store(low, cut, 0, Local(name, dtype))
     return parallel, size_of([e for _, e in loops])
 
 
 def lower_whole_rest(low: Lowering) -> Parallel:
-    """The reduction of the parts."""
-    ref, primitive, _, _ = _reduce(low)
-    dtype = low.graph.type(ref).dtype.compute
-    parts = _parts(low, ref, "in")
+    """The reduction of the parts, and what follows."""
+    cut = _cut(low)
+    assert isinstance(low, Written)
+    low.parts = lambda at: _of_parts(low, cut, at)
+    return lower_rows(low)
+
+
+def _of_parts(low: Lowering, cut: _Cut, at: tuple[Value, ...]) -> Value:
+    """What the parts of an element of the result come to."""
+    dtype = low.graph.type(cut.ref).dtype.compute
+    loops = (("k", cut.count),)
     name = low.name("whole")
-    value = Load(parts.name, (Index(sym("k")),), parts.dtype)
-    low.emit(Fold(name, primitive.kind, (("k", const(PARTS)),), value, dtype))
-    low.scopes[0].known[(ref, ())] = Local(name, dtype)
-    return lower_row(low)
+    found = _load(low, cut, 0, at)
+    low.emit(Fold(name, cut.reduce.kind, loops, found, dtype))
+    if not cut.gives_places:
+        return Local(name, dtype)
+    where = low.name("place")
+    here = Op("eq", (Index(sym("k")), Local(name, I64)), BOOL)
+    place = Op("select", (here, _load(low, cut, 1, at), Const(2**63 - 1, I64)), I64)
+    low.emit(Fold(where, "min", loops, place, I64))
+    return Local(where, I64)
+
+
+def _buffer(low: Lowering, cut: _Cut, number: int, mode: str) -> Buffer:
+    """The parts of all elements; number 1 has the places of extremes."""
+    dtype = low.graph.type(cut.ref).dtype.compute
+    if cut.gives_places and number == 0:
+        dtype = low.graph.type(low.graph.nodes[cut.ref.node].operands[0]).dtype.compute
+    shape = (*(cut.shape[a] for a in cut.kept), cut.count)
+    name = f"b{len(low.buffers)}"
+    return low.buffers.setdefault(parts_of(cut.ref, number), Buffer(name, dtype, shape, mode))
+
+
+def _store(low: Lowering, cut: _Cut, number: int, value: Value) -> None:
+    place = (*(Index(sym(f"d{n}")) for n in range(len(cut.kept))), Index(sym("ks")))
+    low.emit(Store(_buffer(low, cut, number, "out").name, place, value))
+
+
+def _load(low: Lowering, cut: _Cut, number: int, at: Sequence[Value]) -> Value:
+    buffer = _buffer(low, cut, number, "in")
+    return Load(buffer.name, (*at, Index(sym("k"))), buffer.dtype)

@@ -317,33 +317,37 @@ class Lowering(Blocks):
         return [const(0), *ends[:-1]], ends
 
     def reduce(self, ref: Ref, at: tuple[Value, ...]) -> Value:
-        node = self.graph.nodes[ref.node]
-        primitive = node.primitive
-        assert isinstance(primitive, Reduce)
         scope = self.scope_for(symbols_of(at))
         if self.column is not None and (ref, at) in self.scopes[0].known:
             return self.scopes[0].known[(ref, at)]
         if (ref, at) not in scope.known:
             depth = self.scopes.index(scope)
             inside, self.scopes = self.scopes, self.scopes[: depth + 1]
-            operand = node.operands[0]
-            shape = self.graph.type(operand).shape
-            loops = tuple((f"f{a}", shape[a]) for a in primitive.axes)
-            kept = iter(at)
-            place = tuple(
-                Index(sym(f"f{a}")) if a in primitive.axes else next(kept)
-                for a in range(len(shape))
-            )
-            before = self.facts
-            self.facts = before.with_ranges({n: (0, e - 1) for n, e in loops})
-            with self.elsewhere():
-                value = self.value(operand, place, ())
-            self.facts = before
-            dtype = node.type.dtype.compute
-            if not primitive.kind.startswith("arg"):
-                value = as_dtype(value, dtype)
-            name = self.name("r")
-            self.emit(Fold(name, primitive.kind, loops, value, dtype))
+            value = self.folded(ref, at)
             self.scopes = inside
-            scope.known[(ref, at)] = Local(name, dtype)
+            scope.known[(ref, at)] = value
         return scope.known[(ref, at)]
+
+    def folded(self, ref: Ref, at: tuple[Value, ...]) -> Value:
+        """An element of a reduction, by a fold where statements now go."""
+        node = self.graph.nodes[ref.node]
+        primitive = node.primitive
+        assert isinstance(primitive, Reduce)
+        operand = node.operands[0]
+        shape = self.graph.type(operand).shape
+        loops = tuple((f"f{a}", shape[a]) for a in primitive.axes)
+        kept = iter(at)
+        place = tuple(
+            Index(sym(f"f{a}")) if a in primitive.axes else next(kept) for a in range(len(shape))
+        )
+        before = self.facts
+        self.facts = before.with_ranges({n: (0, e - 1) for n, e in loops})
+        with self.elsewhere():
+            value = self.value(operand, place, ())
+        self.facts = before
+        dtype = node.type.dtype.compute
+        if not primitive.kind.startswith("arg"):
+            value = as_dtype(value, dtype)
+        name = self.name("r")
+        self.emit(Fold(name, primitive.kind, loops, value, dtype))
+        return Local(name, dtype)
