@@ -1,6 +1,13 @@
-"""A workload compiled for a GPU."""
+"""Workloads and sources compiled for a GPU."""
 
 from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 
 from stagefuse.compiler.plan import Plan
 
@@ -18,3 +25,18 @@ def plan_of(workload: Workload, arch: str) -> Plan:
     if found:
         raise ValueError("\n".join(str(f) for f in found))
     return driver.compile_program(program, load, None, levels=(), targets=(arch,))
+
+
+def plans_of(sources: Sequence[str], arch: str) -> list[Plan]:
+    """The plans of source texts, each compiled in a process of its own where there are cores."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return list(pool.map(partial(_plan_of_source, arch=arch), sources))
+
+
+def _plan_of_source(source: str, arch: str) -> Plan:
+    from stagefuse.compiler.driver import compile_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "p.pipe")
+        path.write_text(source)
+        return compile_file(path, levels=(), targets=(arch,))
