@@ -27,11 +27,12 @@ from .columns import Written, lower_rows, reads_across
 from .few_tiles import parts_of
 
 PARTS = 256
-UNIT = 4096
-"""Parts of a row are whole numbers of so many elements."""
+"""Parts of what is reduced along several axes, at most."""
+PART = 4096
+"""Elements of a part of a row: lanes have all their loads of it under way at once."""
 FULL = 128
 """Rows from which on there are enough without cutting them."""
-LEAST = 4 * UNIT
+LEAST = 4 * PART
 """Elements of a row from which on a second launch costs less than one block takes for it."""
 
 
@@ -101,9 +102,8 @@ def _cut(low: Lowering) -> _Cut:
     axis = max(axes, key=lambda a: (most[a] is None, most[a] or 0))
     if reduce.kind.startswith("arg"):  # places are counted along the first
         axis = min(axes)
-    unit = UNIT if len(axes) == 1 else 1
     size = shape[axis]
-    length = (floordiv(size, PARTS * unit) + 1) * unit
+    length = const(PART) if len(axes) == 1 else floordiv(size, PARTS) + 1
     count = floordiv(size + length - 1, length)
     return _Cut(Ref(node.id), reduce, shape, axis, length, count)
 
