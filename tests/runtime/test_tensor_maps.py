@@ -101,7 +101,7 @@ def changed(plan: Plan, **changes: Any) -> Plan:
         ({"box": (128, 0)}, "boxes of"),
         ({"box": (512, 64)}, "boxes of"),
         ({"box": (128, 12)}, "boxes of"),
-        ({"swizzle": 64}, "128 bytes, swizzled in 64"),
+        ({"swizzle": 64}, r"rows of \d+ bytes, swizzled in 64"),
         ({"swizzle": 48}, "swizzled in 48"),
     ],
 )
