@@ -54,8 +54,8 @@ def test_every_record_imports_its_tests_or_says_why(cases: list[object]) -> None
     for case in cases:
         by_op.setdefault(onnx_score.op_of(case), []).append(case)
     untested = sorted({op for op in records() if "::" not in op} - set(by_op))
-    # the second is tested in test_versions.py; the last is of ONNX Runtime, in the standard's domain:
-    # test_contrib.py
+    # the second is tested in test_versions.py; the last is of ONNX Runtime, in the standard's
+    # domain: test_contrib.py
     assert untested == ["GlobalLpPool", "MaxRoiPool", "SimplifiedLayerNormalization"]
     for op in sorted(set(records()) & set(by_op)):
         found = [onnx_score.outcome(case, "CPU", True) for case in by_op[op][:8]]
