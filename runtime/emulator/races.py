@@ -305,11 +305,16 @@ class Races(HappensBefore):
         block, within = thread // stride, thread % stride // each
         result = np.zeros(len(before), np.bool_)
         pairs = my_warp * (int(block.max()) + 1) + block
-        for pair in np.unique(pairs):
-            at = pairs == pair
-            i = int(at.argmax())
-            known = clocks.foreign.get(int(my_warp[i]), {}).get(int(block[i]) + extra)
+        order = np.argsort(pairs, kind="stable")  # those of a warp and a block side by side
+        starts = np.flatnonzero(np.diff(pairs[order], prepend=-1))
+        ends = [*starts[1:].tolist(), len(order)]
+        firsts = order[starts]
+        groups = zip(starts.tolist(), ends, my_warp[firsts].tolist(), block[firsts].tolist(),
+                     strict=True)  # fmt: skip
+        for start, end, warp, number in groups:
+            known = clocks.foreign.get(warp, {}).get(number + extra)
             if known is not None:
+                at = order[start:end]
                 result[at] = clock[at] <= known[within[at]]
         return result
 
