@@ -8,12 +8,13 @@ reads what `str` prints. Floor division and remainder are Python's; by zero they
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from weakref import WeakValueDictionary
+
+from .dims_print import monomial_text, print_order, wrapped
 
 if TYPE_CHECKING:
     from .facts import Facts
@@ -66,7 +67,7 @@ class Atom:
             if self.kind in ("min", "max"):
                 self.text = f"{self.kind}({a}, {b})"
             else:
-                self.text = f"{_wrapped(a)} {self.kind} {_wrapped(b)}"
+                self.text = f"{wrapped(a)} {self.kind} {wrapped(b)}"
         return self.text
 
 
@@ -162,8 +163,8 @@ class Expr:
 
     def _written(self) -> str:
         parts: list[str] = []
-        for monomial, coefficient in sorted(self.terms, key=_print_order):
-            text = _monomial_text(monomial, abs(coefficient))
+        for monomial, coefficient in sorted(self.terms, key=print_order):
+            text = monomial_text(monomial, abs(coefficient))
             if not parts and coefficient < 0:  # a sign binds tighter than // and %
                 quotient = coefficient == -1 and monomial and monomial[0][0].kind in ("//", "%")
                 parts.append(f"-({text})" if quotient and len(monomial) == 1 else f"-{text}")
@@ -277,36 +278,6 @@ class Expr:
             if power_of == 1:
                 inside = inside + Expr(((tuple(rest), coefficient),))
         return inside
-
-
-def _print_order(term: tuple[Monomial, int]) -> tuple[bool, bool, int, str]:
-    monomial, coefficient = term
-    powers = [power for _, power in monomial]
-    return (monomial == (), coefficient < 0, -sum(powers), _monomial_text(monomial, 1))
-
-
-def _monomial_text(monomial: Monomial, coefficient: int) -> str:
-    factors = [] if coefficient == 1 and monomial else [str(coefficient)]
-    for atom, power in monomial:
-        text = str(atom) if atom.kind in ("sym", "min", "max") else f"({atom})"
-        factors.extend([text] * power)
-    if len(factors) == 1 and factors[0].startswith("("):
-        return factors[0][1:-1] if _balanced(factors[0][1:-1]) else factors[0]
-    return "*".join(factors)
-
-
-def _balanced(text: str) -> bool:
-    depth = 0
-    for char in text:
-        depth += (char == "(") - (char == ")")
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-def _wrapped(expr: Expr) -> str:
-    text = str(expr)
-    return text if re.fullmatch(r"\w+", text) else f"({text})"
 
 
 def _times(left: Monomial, right: Monomial) -> Monomial:

@@ -18,6 +18,7 @@ from stagefuse.compiler.plan import UNITS
 from stagefuse.dsl.frozen import frozen
 
 from .byte_lines import STEP, ZEROS, lines_symbol, lines_text, loop, panel_symbol, panel_text
+from .pieces import begin_sums
 from .tile import QUADS, TileShape, tile_text
 
 SLAB = 32
@@ -291,15 +292,8 @@ def _tile(n: str, high: int, first: int, columns: int, signs: str, after: str) -
     out = [f"{n}:"]
     for r, c in sums:
         out.append(f"  %{n}.d{r}{c} = getelementptr i32, ptr %d{r}, i64 {first + 16 * c}")
-    out += [f"  br i1 %add, label %{n}.add, label %{n}.zero", f"{n}.add:"]
-    for t, (r, c) in enumerate(sums):
-        out.append(f"  call void @llvm.x86.tileloadd64(i8 {t}, ptr %{n}.d{r}{c}, i64 %bytes)")
-    out += [f"  br label %{n}.begin", f"{n}.zero:"]
-    out += [f"  call void @llvm.x86.tilezero(i8 {t})" for t in range(len(sums))]
     out += [
-        f"  br label %{n}.begin",
-        f"{n}.begin:",
-        f"  br label %{n}.loop",
+        *begin_sums(n, sums),
         f"{n}.loop:",
         f"  %{n}.k = phi i64 [ 0, %{n}.begin ], [ %{n}.k1, %{n}.loop ]",
         f"  %{n}.in = icmp slt i64 %{n}.k, %whole",

@@ -250,6 +250,17 @@ _NEXT = {
 Where a side has high pieces alone, the products of its others are left out."""
 
 
+def begin_sums(n: str, sums: Sequence[tuple[int, int]]) -> list[str]:
+    """The tile registers of sums as `add` says, from the result or zero, up to the branch into the
+    loop over the depth."""
+    out = [f"  br i1 %add, label %{n}.add, label %{n}.zero", f"{n}.add:"]
+    for t, (r, c) in enumerate(sums):
+        out.append(f"  call void @llvm.x86.tileloadd64(i8 {t}, ptr %{n}.d{r}{c}, i64 %bytes)")
+    out += [f"  br label %{n}.begin", f"{n}.zero:"]
+    out += [f"  call void @llvm.x86.tilezero(i8 {t})" for t in range(len(sums))]
+    return [*out, f"  br label %{n}.begin", f"{n}.begin:", f"  br label %{n}.loop"]
+
+
 def _register_tiles(high: int, wide: int, columns: int) -> list[str]:
     """Tiles of `high` by `wide` over the whole depth, from one side of the result to the other: all
     pairs of a row, or the one that is left of an odd number."""
@@ -266,15 +277,8 @@ def _register_tiles(high: int, wide: int, columns: int) -> list[str]:
         out.append(f"  %{n}.d{r}0 = getelementptr float, ptr {base}, i64 %{n}.c")
         if wide > 1:
             out.append(f"  %{n}.d{r}1 = getelementptr float, ptr %{n}.d{r}0, i64 16")
-    out += [f"  br i1 %add, label %{n}.add, label %{n}.zero", f"{n}.add:"]
-    for t, (r, c) in enumerate(sums):
-        out.append(f"  call void @llvm.x86.tileloadd64(i8 {t}, ptr %{n}.d{r}{c}, i64 %bytes)")
-    out += [f"  br label %{n}.begin", f"{n}.zero:"]
-    out += [f"  call void @llvm.x86.tilezero(i8 {t})" for t in range(len(sums))]
     out += [
-        f"  br label %{n}.begin",
-        f"{n}.begin:",
-        f"  br label %{n}.loop",
+        *begin_sums(n, sums),
         *_steps(n, high, wide, columns),
         f"  br i1 %{n}.m, label %{n}.loop, label %{n}.stop",
         f"{n}.stop:",

@@ -141,7 +141,7 @@ class KernelWriter(SplitWriter):
             self._one_step()
             return grid
         grid = minimum(grid, const(ROUND_BLOCKS))
-        self._all_rounds(grid)
+        self._rounds(self.index(grid * self.team.per_block, self.team_number.type))
         return grid
 
     # Parameters
@@ -222,8 +222,8 @@ class KernelWriter(SplitWriter):
             self.code.branch_if(self.team_number.compare("lt", end), "$end", holds=False)
         self._body(self.team_number)
 
-    def _all_rounds(self, grid: Expr) -> None:
-        """Steps a grid apart, each in the team's own part of the workspace."""
+    def _rounds(self, step: Value) -> None:
+        """Steps so far apart, one after the other, from the team's own."""
         kind = self.team_number.type
 
         def body(carry: Carry) -> Carry:
@@ -233,7 +233,6 @@ class KernelWriter(SplitWriter):
             return carry
 
         end = self.index(self.count, kind)
-        step = self.index(grid * self.team.per_block, kind)
         ends = (const(0), self.count - 1)
         self._counted("round", self.team_number, end, step, ends, [], body)
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import const
 from stagefuse.dsl.facts import Facts
 
 from .emit import KernelWriter
 from .ir import Code, Value
-from .loops import Carry
 from .teams import Team
 from .values import Memory
 
@@ -71,23 +69,11 @@ class StageWriter(KernelWriter):
         code = self.code
         with self.scope():
             if self.kernel.parallel:
-                self._go_round(blocks)
+                kind = self.team_number.type
+                self._rounds((blocks * self.team.per_block).to("sext", kind))
                 return
             done = code.label("done")
             code.branch_if(self.team_number.compare("lt", 1), done, holds=False)
             with code.branch_scope():
                 self.statements(self.kernel.body)
             code.start(done)
-
-    def _go_round(self, blocks: Value) -> None:
-        kind = self.team_number.type
-
-        def body(carry: Carry) -> Carry:
-            self._body(self.symbols["round"])
-            if self.team.lanes > 1:
-                self.barrier()
-            return carry
-
-        end = self.index(self.count, kind)
-        step = (blocks * self.team.per_block).to("sext", kind)
-        self._counted("round", self.team_number, end, step, (const(0), self.count - 1), [], body)
