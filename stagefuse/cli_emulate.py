@@ -19,9 +19,11 @@ from .cli_shared import (
     WEIGHTS,
     example_inputs,
     opened,
+    read_array,
     read_inputs,
     show_json,
     show_results,
+    write_array,
 )
 
 _BUFFER = re.compile(r"(zeros|new|random):(\w+)\[([\d, ]*)\]\Z")
@@ -129,7 +131,7 @@ def emulate_ptx(
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
         for number, array in buffers.items():
-            np.save(output_dir / f"arg{number}.npy", np.asarray(array))
+            write_array(output_dir / f"arg{number}.npy", array)
     if as_json:
         return show_json(
             kernel=kernel, record=_record(record),
@@ -161,7 +163,7 @@ def _argument(text: str) -> Any:
     if text.endswith(".npy"):
         if not Path(text).is_file():
             raise click.UsageError(f"--arg: there is no file {text!r}")
-        return np.load(text, allow_pickle=False)
+        return read_array("--arg", text)
     buffer = _BUFFER.match(text)
     if buffer:
         shape = tuple(int(n) for n in buffer[3].split(",") if n.strip())

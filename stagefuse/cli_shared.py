@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stagefuse.dsl.files import replace_file
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -85,6 +87,16 @@ def plain(value: Any) -> Any:
     return value
 
 
+def write_array(path: Path, array: Any) -> None:
+    """A .npy file, written whole or not at all.
+
+    Raises OSError, which names `path`.
+    """
+    import numpy as np
+
+    replace_file(path, lambda file: np.save(file, np.asarray(array)))
+
+
 def show_results(pipe: Pipeline, found: Any, output_dir: Path | None, as_json: bool) -> None:
     """Prints what a call gave, or writes each result to a .npy file of a folder."""
     import numpy as np
@@ -98,7 +110,7 @@ def show_results(pipe: Pipeline, found: Any, output_dir: Path | None, as_json: b
         output_dir.mkdir(parents=True, exist_ok=True)
         for name, array in zip(names, arrays, strict=True):
             paths[name] = str(output_dir / f"{name}.npy")
-            np.save(paths[name], array)
+            write_array(Path(paths[name]), array)
     if as_json:
         show_json(results=[
             {"name": name, "type": argument.dtype, "shape": list(array.shape),
@@ -225,7 +237,7 @@ def read_inputs(options: Sequence[str], pipe: Pipeline) -> dict[str, Any]:
     for name, path in pairs(named, "--input").items():
         if not Path(path).is_file():
             raise click.UsageError(f"--input {name}: there is no file {path!r}")
-        array = _array_of(name, path)
+        array = read_array(f"--input {name}", path)
         small = wanted.get(name)
         if small is not None and small.is_small_float and array.dtype == f"V{small.itemsize}":
             array = array.view(small.numpy)
@@ -233,17 +245,17 @@ def read_inputs(options: Sequence[str], pipe: Pipeline) -> dict[str, Any]:
     return found
 
 
-def _array_of(name: str, path: str) -> np.ndarray[Any, Any]:
-    """The array of a .npy file."""
+def read_array(option: str, path: str) -> np.ndarray[Any, Any]:
+    """The array of a .npy file, which `option` names."""
     import numpy as np
 
     with open(path, "rb") as file:
         if file.read(6) != np.lib.format.MAGIC_PREFIX:
-            raise click.UsageError(f"--input {name}: {path!r} is no .npy file")
+            raise click.UsageError(f"{option}: {path!r} is no .npy file")
     try:
         array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise click.UsageError(f"--input {name}: {path!r} cannot be read: {error}") from error
+        raise click.UsageError(f"{option}: {path!r} cannot be read: {error}") from error
     return array
 
 

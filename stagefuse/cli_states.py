@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import click
+
+from stagefuse.dsl.files import replace_file
 
 from .cli_shared import whole_numbers
 
@@ -38,14 +41,12 @@ def called(
             if value:
                 raise click.UsageError(f"{option} is for pipelines that keep states")
         return pipe(**inputs)
-    import numpy as np
-
     kept = None if state_in is None else _arrays(state_in)
     with session_of(pipe, sizes, kept) as session:
         found = session(**inputs)
         if state_out is not None:
-            with state_out.open("wb") as file:
-                np.savez(file, **session.snapshot())  # type: ignore[arg-type]
+            snapshot = session.snapshot()
+            replace_file(state_out, lambda file: _write_arrays(file, snapshot))
     return found
 
 
@@ -81,6 +82,16 @@ def example_call(
     names = session_dims(pipe._plan)
     session = session_of(pipe, [o for o in sizes if o.partition("=")[0] in names])
     return (lambda: session(**inputs)), session.reset
+
+
+def _write_arrays(file: IO[bytes], arrays: dict[str, Any]) -> None:
+    """A .npz file; unlike `numpy.savez` it takes any names, `file` too."""
+    import numpy as np
+
+    with ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
 def _arrays(path: Path) -> dict[str, Any]:

@@ -75,16 +75,20 @@ def test_code_for_several_gpus_in_one_file(shell: Shell, tmp_path: Path) -> None
         (["--grid", "1,2,3,4"], "one to three"),
         (["--kernel", "q"], "--kernel is one of add, scale, take"),
         (["--kernel", "add", "--arg", "none.npy"], "no file"),
+        (["--kernel", "add", "--arg", "text.npy"], "'text.npy' is no .npy file"),
         (["--kernel", "add", "--arg", "u8:300"], "--arg takes"),
         (["--kernel", "add", "--arg", "zeros:f31[2]"], "--arg takes"),
     ],
     ids=str,
 )
 def test_emulate_of_ptx_refuses(
-    shell: Shell, tmp_path: Path, arguments: list[str], message: str
-) -> None:
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str],
+    message: str,
+) -> None:  # fmt: skip
     path = tmp_path / "k.ptx"
     path.write_text(handmade_gpu.ptx("sm_80"))
+    (tmp_path / "text.npy").write_text("no array")
+    monkeypatch.chdir(tmp_path)
     code, out, err = shell("emulate", path, *arguments)
     assert (code, out) == (2, "") and message in err
 

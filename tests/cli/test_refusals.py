@@ -190,3 +190,17 @@ def test_a_full_disk_and_a_missing_folder_are_named(
     target = tmp_path / "m.fused"
     code, _, err = shell("compile", good, "-o", target)
     assert code == 3 and str(target) in err and list(tmp_path.glob(".*")) == []
+
+
+def test_a_result_that_finds_no_room_is_named(
+    shell: Shell, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    np.save(tmp_path / "x.npy", np.ones((2, 3), np.float32))
+    monkeypatch.setattr(np, "save", full)
+    folder = tmp_path / "out"
+    code, out, err = shell("run", good, "--input", f"x={tmp_path / 'x.npy'}", "-o", folder)
+    assert (code, out) == (3, "") and f"{folder}/" in err
+    assert list(folder.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -88,3 +89,31 @@ def test_a_pipeline_without_states(shell: Shell, tmp_path: Path) -> None:
     out = tmp_path / "kept.npz"
     code, _, err = shell("run", path, "--input", tmp_path / "x.npy", "--state-out", out)
     assert code == 2 and "--state-out is for pipelines that keep states" in err
+
+
+def test_a_full_disk_leaves_the_states_of_before(
+    shell: Shell, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, x = tmp_path / "kept.npz", tmp_path / "x.npy"
+    first = ("run", source, "--input", x, "--size", "S=2", "--size", "N=3", "--state-out", kept)
+    assert shell(*first)[0] == 0
+    before = kept.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array", full)
+    again = ("run", source, "--input", x, "--state-in", kept, "--state-out", kept)
+    code, out, err = shell(*again)
+    assert (code, out) == (3, "") and str(kept) in err
+    assert kept.read_bytes() == before and list(tmp_path.glob(".*")) == []
+
+
+def test_states_may_have_any_names(shell: Shell, tmp_path: Path) -> None:
+    source, kept = tmp_path / "names.pipe", tmp_path / "kept.npz"
+    source.write_text(
+        "pipeline f() -> i64:\n    state file: i64 = 3\n    file = file + 1\n    file\n"
+    )
+    assert shell("run", source, "--state-out", kept)[0] == 0
+    code, out, _ = shell("run", source, "--state-in", kept, "--json")
+    assert code == 0 and json.loads(out)["results"][0]["values"] == 5
