@@ -18,7 +18,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from stagefuse.dsl.dims import Expr, const, floordiv
+import numpy as np
+
+from stagefuse.dsl.dims import Expr, const, floordiv, sym
 from stagefuse.dsl.dtypes import F32, I32, I64, DType
 from stagefuse.dsl.frozen import frozen
 
@@ -30,7 +32,6 @@ from .contract import (
     in_place,
     matrix_of,
     packed,
-    reads_once,
     rows_of,
     through,
     total_of,
@@ -81,10 +82,7 @@ def product_of_bytes(
     u, v = _factor(b, s.left), _factor(b, s.right)
     if u is None or v is None:
         return None
-    u, v = (
-        replace(x, zero=None) if x.zero is not None and _is_zero(b, x.zero, load) else x
-        for x in (u, v)
-    )
+    u, v = (_known(b, x, load, on_cpu) for x in (u, v))
     dtypes = [b.type(x.code).dtype for x in (u, v)]
     scales = (*u.scales, *v.scales)
     if dtypes[0].is_float != dtypes[1].is_float or not _sums_exactly(b, node, s):
@@ -95,7 +93,7 @@ def product_of_bytes(
         return None
     multiply = partial(_product, b, node, s, (u.code, v.code))
     if on_cpu:
-        if dtypes[0].is_float or _has_windows(b, s):
+        if dtypes[0].is_float:
             return None
         multiply = partial(_stored_product, b, node, s, (u.code, v.code))
     if dtypes[0].is_float:
@@ -230,27 +228,51 @@ def _zero(b: Builder, ref: Ref) -> Ref | None:
     return None
 
 
-def _is_zero(b: Builder, ref: Ref, load: Load | None) -> bool:
-    """Whether all elements of a constant are 0."""
+def _known(b: Builder, x: _Factor, load: Load | None, on_cpu: bool) -> _Factor:
+    """A factor whose zero is no longer one where it is 0; nor does it change where a factor is
+    padded, if `on_cpu` and it is known: codes are padded with it instead."""
+    if x.zero is None or (number := _number(b, x.zero, load)) is None:
+        return x
+    if number == 0:
+        return replace(x, zero=None)
+    code, zero = b.graph.nodes[x.code.node], b.graph.nodes[x.zero.node]
+    if not on_cpu or not isinstance(zero.primitive, View) or not zero.primitive.guard:
+        return x
+    if not isinstance(code.primitive, View) or not _pad_alike(code.primitive, zero.primitive):
+        return x
+    kind = np.iinfo(code.type.dtype.numpy)
+    if not kind.min <= number <= kind.max:
+        return x
+    filled = replace(code.primitive, fill=number)
+    (code_ref,) = b.add(filled, code.operands, code.types)
+    return replace(x, code=code_ref, zero=b.scalar(number, I32, b.type(x.zero).shape))
+
+
+def _pad_alike(one: View, other: View) -> bool:
+    """Whether views are padded at the same places."""
+    here = {name: sym(now) for name, now in zip(other.symbols, one.symbols, strict=True)}
+    return set(one.guard) == {guard.substitute(here) for guard in other.guard}
+
+
+def _number(b: Builder, ref: Ref, load: Load | None) -> int | None:
+    """The integer that all elements of a constant are, but for those that it is padded with."""
     node = b.graph.nodes[ref.node]
     primitive = node.primitive
     if isinstance(primitive, View) or primitive == Map("cast"):
         padded = isinstance(primitive, View) and primitive.guard and primitive.fill != 0
-        return not padded and _is_zero(b, node.operands[0], load)
+        return None if padded else _number(b, node.operands[0], load)
+    if isinstance(primitive, Scalar):
+        return int(primitive.value)
     if isinstance(primitive, Weight) and load is not None:
-        return not load(primitive.weights, primitive.key).any()
-    if isinstance(primitive, Constant):
-        return not any(primitive.data)
-    return isinstance(primitive, Scalar) and primitive.value == 0
+        found = load(primitive.weights, primitive.key)
+    elif isinstance(primitive, Constant):
+        found = np.frombuffer(primitive.data, node.type.dtype.numpy)
+    else:
+        return None
+    return int(found.flat[0]) if found.size and (found == found.flat[0]).all() else None
 
 
 # The product
-
-
-def _has_windows(b: Builder, s: Sums) -> bool:
-    """Whether a factor reads elements several times, as convolutions do: their products are of f32
-    on a CPU."""
-    return not all(reads_once(b, factor, s.domain) for factor in (s.left, s.right))
 
 
 def _stored_product(
@@ -260,7 +282,9 @@ def _stored_product(
     x, y = codes
     width = panel_width(total_of(s.domain, s.columns))
     left, base, row = matrix_of(b, x, s.domain, s.batch, s.rows, s.depth)
-    panels = packed(b, y, s.domain, s.batch, s.columns, s.depth, width)
+    seen = b.graph.nodes[y.node].primitive
+    fill = seen.fill if isinstance(seen, View) and seen.guard else 0
+    panels = packed(b, y, s.domain, s.batch, s.columns, s.depth, width, fill)
     type = node.type.with_dtype(dtype)
     return b.add(s.contract(base, row, width), (left, panels), (type,))[0]
 

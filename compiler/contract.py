@@ -365,8 +365,9 @@ def packed(
     n: Sequence[int],
     k: Sequence[int],
     width: int,
+    fill: float | int | bool = 0,
 ) -> Ref:
-    """The columns in panels: [batch..., panels, K, width], the last one padded with zeros."""
+    """The columns in panels: [batch..., panels, K, width], the last one padded with `fill`."""
     columns, depth = total_of(domain, n), total_of(domain, k)
     count = floordiv(columns + (width - 1), width, b.facts)
     shape = [*(domain[x] for x in batch), count, depth, const(width)]
@@ -381,12 +382,18 @@ def packed(
         found.update(_split(at[-2], domain, k, inside))
         return [found.get(axis, const(0)) for axis in range(len(domain))]
 
-    return view_of(b, v, shape, place, lambda *at: [columns - 1 - (at[-3] * width + at[-1])])
+    def guard(*at: Expr) -> list[Expr]:
+        return [columns - 1 - (at[-3] * width + at[-1])]
+
+    return view_of(b, v, shape, place, guard, fill)
 
 
-def view_of(b: Builder, x: Ref, shape: Sequence[Expr], place: object, guard: object) -> Ref:
+def view_of(
+    b: Builder, x: Ref, shape: Sequence[Expr], place: object, guard: object,
+    fill: float | int | bool = 0,
+) -> Ref:  # fmt: skip
     """A view of x, folded into x if that is one."""
-    made = b.view(x, shape, place, guard)  # type: ignore[arg-type]
+    made = b.view(x, shape, place, guard, fill)  # type: ignore[arg-type]
     node = b.graph.nodes[made.node]
     folded = folded_view(b, node, node.operands) if made != x else None
     return folded[0] if folded else made

@@ -84,7 +84,8 @@ class Windows:
     reduction's result.
 
     `indices` find an element of the source from the result's symbols d0, d1... and the digits of
-    k; `channels` are the digits that move no window; `outer` the other axes of the columns.
+    k; `channels` are the digits that move no window; `outer` the other axes of the columns. Where
+    they are `guarded`, what lies outside the source is `fill`.
     """
 
     source: Ref
@@ -94,6 +95,7 @@ class Windows:
     outer: tuple[int, ...]
     axes: tuple[Axis, ...]
     guarded: bool
+    fill: float | int | bool
 
     @property
     def share(self) -> bool:
@@ -120,7 +122,7 @@ def windows_of(graph: Graph, anchor: int) -> Windows | None:
     assert isinstance(contract, Contract)
     view, domain = panels.primitive, node.type.shape
     columns = [a for a in contract.columns if domain[a].as_int() != 1]
-    if not columns or not isinstance(view, View) or (view.guard and view.fill != 0):
+    if not columns or not isinstance(view, View):
         return None
     digits = _digits(view, contract.depth)
     if digits is None:
@@ -129,7 +131,8 @@ def windows_of(graph: Graph, anchor: int) -> Windows | None:
     unfold = _Unfolding(view, contract, domain, columns, digits, facts)
     indices = tuple(map(unfold, view.indices))
     guards = [g for g in map(unfold, view.guard) if g != unfold.tail and not facts.is_nonneg(g)]
-    return _windows(graph, panels.operands[0], domain, columns, indices, guards, digits, facts)
+    found = _windows(graph, panels.operands[0], domain, columns, indices, guards, digits, facts)
+    return None if found is None else replace(found, fill=view.fill)
 
 
 def windows_at(
@@ -154,7 +157,7 @@ def windows_at(
     bounded = any(f"d{across.axis}" in g.symbols() for g in guards)
     if len(found.axes) > 1 and not across.shifts and not bounded:
         found = replace(found, axes=found.axes[1:], outer=(*found.outer, across.axis))
-    return found
+    return replace(found, fill=view.fill)
 
 
 def _facts(graph: Graph, domain: Sequence[Expr], digits: Digits) -> Facts:
@@ -186,7 +189,7 @@ def _windows(
         return None
     return Windows(
         source, indices, digits, tuple(d for d in digits if d[0] not in moving),
-        tuple(a for a in columns if a not in {x.axis for x in axes}), tuple(axes), bool(guards),
+        tuple(a for a in columns if a not in {x.axis for x in axes}), tuple(axes), bool(guards), 0,
     )  # fmt: skip
 
 

@@ -86,16 +86,8 @@ class _Direct(Stretches):
         low.bind(parallel)
         first = sym("nb") * stretch
         count = minimum(self.columns - first, const(stretch), low.facts)
-        source = low.graph.type(self.windows.source)
-        offset = flatten_index(self.windows.indices, source.shape)
-        moved = {f"d{a.axis}": 0 for a in self.windows.axes}
-        base = offset.substitute({**moved, **{name: 0 for name, _, _ in self.windows.digits}})
-        step, left = self.step, low.buffer(p.operands[0], "in")
-        if self.converts:
-            name, base, step = low.name("band"), -first, const(stretch)
-            low.emit(Alloc(name, p.dtype, (const(self.band), step)))
-        else:
-            name = low.buffer(self.windows.source, "in").name
+        left = low.buffer(p.operands[0], "in")
+        name, base, step = self.read(first, stretch)
         tile = self.tile(panels if self.is_thin else 1)
         area = p.row_tile * self.width
 
@@ -138,6 +130,19 @@ class _Direct(Stretches):
         else:
             self.tiles_of(count, whole)
         return parallel, at_least_one(p.depth) * stretch
+
+    def read(self, first: Expr, stretch: int) -> tuple[str, Expr, Expr]:
+        """Where the rows of the other matrix lie: in the source, or in scratch for a band of them,
+        `stretch` columns from `first` on; the place of column 0 of the first row, and the step
+        from row to row."""
+        low, windows = self.low, self.windows
+        if self.converts:
+            name, step = low.name("band"), const(stretch)
+            low.emit(Alloc(name, self.p.dtype, (const(self.band), step)))
+            return name, -first, step
+        offset = flatten_index(windows.indices, low.graph.type(windows.source).shape)
+        at_first = {f"d{a.axis}": 0 for a in windows.axes} | {n: 0 for n, _, _ in windows.digits}
+        return low.buffer(windows.source, "in").name, offset.substitute(at_first), self.step
 
     def skipped(self, begin: Expr) -> Expr:
         """Rows of the other matrix before those at hand."""
@@ -208,7 +213,7 @@ class _Striped(Stretches):
         y0, x0, rows, wide = stripe.part()
         stripe.alloc()
         with low.part(low.group.packs[p.operands[1]], {}):
-            stripe.fill(low.graph.nodes[p.operands[1].node].operands[0], 0.0)
+            stripe.fill(low.graph.nodes[p.operands[1].node].operands[0], self.windows.fill)
         left, tile = low.buffer(p.operands[0], "in"), self.tile()
         panel_place = stripe.place(self.windows.at(sym("k")))
 

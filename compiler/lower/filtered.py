@@ -82,7 +82,7 @@ class Filtered(Stretches):
         _, _, rows, wide = stripe.part()
         stripe.alloc()
         with low.part(low.group.packs[p.operands[1]], {}):
-            stripe.fill(low.graph.nodes[p.operands[1].node].operands[0], 0.0)
+            stripe.fill(low.graph.nodes[p.operands[1].node].operands[0], self.windows.fill)
         is_small = self._is_small()
         columns = (rows - 1) * self.pitch + wide
         size = self.found.positions * self.width

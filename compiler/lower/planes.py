@@ -229,12 +229,10 @@ class _Planes:
         outer = low.axes([a for a in range(len(low.group.domain)) if a not in moving])
         parallel = [*outer, *stripe.steps()]
         low.bind(parallel)
-        view = self.view.primitive
-        assert isinstance(view, View)
         stripe.alloc()
         with low.elsewhere():
             seen = None if self.is_known else self._seen() + stripe.along.reach
-            stripe.fill(self.view.operands[0], view.fill, seen)
+            stripe.fill(self.windows.source, self.windows.fill, seen)
         if self.split:
             self._reduce_rows()
         sums = low.name("windows")

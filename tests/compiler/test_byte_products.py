@@ -10,11 +10,13 @@ import pytest
 
 import stagefuse
 from stagefuse.compiler import stages
+from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.kernel_ir import Buffer, Kernel, TileProduct
 from stagefuse.compiler.plan import UNITS
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
-from stagefuse.dsl.dtypes import I8, I32, U8
+from stagefuse.dsl.dtypes import I8, I32, U8, DType
 from stagefuse.runtime import native
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from .cpu_run import LEVELS, Compiled
 
@@ -171,3 +173,50 @@ def test_convolutions_of_single_places(
         x, w = some(rng, U8, 2, channels, size, size), some(rng, I8, made, channels)
         wanted = np.einsum("oc,bchw->bohw", w.astype(np.int64), (x - np.uint8(3)).astype(np.int64))
         np.testing.assert_array_equal(pipe(x=x, w=w), wanted)
+
+
+WINDOWS = """
+pipeline p(x: {x}[2, {channels}, 17, 19], w: {w}[{made}, {channels}, {high}, 3])
+        -> i32[2, {made}, {down}, {across}]:
+    codes = pad(i32(x) - i32({zero}), [(0, 0), (0, 0), ({pad}, {pad}), (1, 1)])
+    less = i32(w) - {other}
+    y[b, o, i, j] = sum[c, m, n] codes[b, c, {step} * i + m, {step} * j + n] * less[o, c, m, n]
+    i32(y)
+"""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("signs", "channels", "made", "high", "step", "zero", "other"),
+    [
+        ((U8, I8), 5, 20, 3, 1, "u8(131)", 0),
+        ((U8, I8), 64, 33, 3, 2, "u8(0)", 0),
+        ((I8, I8), 17, 40, 1, 1, "i8(-7)", 0),
+        ((U8, U8), 8, 5, 5, 3, "u8(255)", 17),
+        ((U8, I8), 6, 7, 3, 1, "i8(-3)", 0),
+        ((I8, U8), 6, 300, 3, 2, "u8(200)", 90),
+    ],
+)
+def test_convolutions_are_products_of_their_codes(
+    rng: np.random.Generator, tmp_path: Path, level: str, signs: tuple[DType, DType],
+    channels: int, made: int, high: int, step: int, zero: str, other: int,
+) -> None:  # fmt: skip
+    """A window that reaches beyond the image sees the zero there, also one that no code has."""
+    pad = high // 2
+    down, across = (17 + 2 * pad - high) // step + 1, (19 + 2 - 3) // step + 1
+    path = tmp_path / "p.pipe"
+    path.write_text(WINDOWS.format(
+        x=signs[0], w=signs[1], channels=channels, made=made, high=high, step=step, zero=zero,
+        other=other, pad=pad, down=down, across=across,
+    ))  # fmt: skip
+    plan = compile_file(path, levels=(level,))
+    x, w = some(rng, signs[0], 2, channels, 17, 19), some(rng, signs[1], made, channels, high, 3)
+    less = x.astype(np.int64) - int(zero[3:-1])
+    wide = np.pad(less, [(0, 0), (0, 0), (pad, pad), (1, 1)])
+    seen = np.lib.stride_tricks.sliding_window_view(wide, (high, 3), (2, 3))[:, :, ::step, ::step]
+    wanted = np.einsum("bcijmn,ocmn->boij", seen, w.astype(np.int64) - other)
+    for units in units_of(level):
+        pipe = CpuPipeline(plan, threads=1, tiles=bool(units & UNITS["tiles"]))
+        np.testing.assert_array_equal(pipe(x=x, w=w), wanted)
+    ((_, text),) = stages.text_after(path, "kernels", {})
+    assert "tile_product" in text
