@@ -54,8 +54,8 @@ def _statement(s: Statement, shapes: Shapes) -> Statement:
         return s
     s = replace(s, body=_statements(s.body, shapes))
     match s.body:
-        case (For(lo=lo) as inner,) if s.lo == lo == const(0):
-            return _loop(s, inner, shapes) or s
+        case (For(lo=lo) as inner,) if lo == const(0):
+            return as_one(s, inner, shapes) or s
     return s
 
 
@@ -69,8 +69,9 @@ def _fold(s: Fold, shapes: Shapes) -> Fold:
     return s
 
 
-def _loop(s: For, inner: For, shapes: Shapes) -> For | None:
-    """Two loops as one; the inner one's promise holds for both, as what they store is not read."""
+def as_one(s: For, inner: For, shapes: Shapes) -> For | None:
+    """Two loops as one, the inner one from 0 on, if they lie so; the inner one's promise holds for
+    both, as what they store is not read."""
     if not inner.vector or s.index in inner.hi.symbols():
         return None
     if not all(isinstance(x, Let | Store) for x in inner.body):
@@ -88,7 +89,7 @@ def _loop(s: For, inner: For, shapes: Shapes) -> For | None:
         return None
     here = {s.index: const(0)}
     body = tuple(_renamed(x, here) for x in inner.body)
-    return replace(inner, hi=s.hi * inner.hi, body=body)
+    return replace(inner, lo=s.lo * inner.hi, hi=s.hi * inner.hi, body=body)
 
 
 def _renamed(s: Statement, names: Mapping[str, Expr]) -> Statement:

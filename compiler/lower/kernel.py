@@ -24,7 +24,7 @@ from ..schedule import Schedule
 from .blocks import Parallel, Sites
 from .convolution import lower_product
 from .expressions import at_least_one, bound_names, exprs_of, product_of
-from .pointwise import lower_pointwise
+from .pointwise import in_blocks, lower_pointwise
 from .products import lower_chain
 from .rows import lower_row
 from .sequences import lower_scan, lower_scatter, lower_sort
@@ -47,7 +47,7 @@ class Lowered:
 
 
 FORMS: dict[str, Callable[[Lowering], Parallel]] = {
-    "pointwise": lambda low: in_squares(low, lower_pointwise(low), CPU_SQUARES),
+    "pointwise": lambda low: in_blocks(low, in_squares(low, lower_pointwise(low), CPU_SQUARES)),
     "row": lower_row,
     "contract": lower_product,
     "chain": lower_chain,

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 
+from ..cpu.merging import as_one
 from ..graph import Concat, Gather, Map, Scalar, View
+from ..kernel_ir import For
 from .blocks import Parallel
 from .expressions import product_of
 from .values import Lowering
+
+ROWS = 64
+"""Of a block of rows that are one stretch."""
 
 
 def lower_pointwise(low: Lowering) -> Parallel:
@@ -37,6 +43,35 @@ def lower_pointwise(low: Lowering) -> Parallel:
     work = (total if outer else const(low.schedule.chunk)) * max(1, low.cost())
     _by_parts(low, (index, lo, hi), lambda at: low.store((*lead, at)))
     return parallel, work
+
+
+def in_blocks(low: Lowering, made: Parallel) -> Parallel:
+    """A pointwise kernel that was made; its rows in blocks, where these are one stretch of all that
+    is read and written, as those of a channel are: a loop over a block then becomes one with that
+    over a row."""
+    parallel, work = made
+    body = low.scopes[0].body
+    shapes = {b.name: b.shape for b in low.buffers.values()}
+    loops: list[For] = []
+    match body:
+        case [For(vector=True) as loop] if loop.lo == const(0):
+            whole: For | None = loop
+            for name, extent in reversed(parallel):
+                whole = whole and as_one(For(name, const(0), extent, (whole,)), whole, shapes)
+                if whole is None:
+                    break
+                loops.append(For(name, const(0), extent, ()))
+    if not loops:
+        return parallel, work
+    *inner, last = loops
+    first = sym(f"{last.index}s") * ROWS
+    for outer in (*inner, replace(last, lo=first, hi=minimum(first + ROWS, last.hi))):
+        body[:] = [replace(outer, body=tuple(body))]
+        work = work * (minimum(last.hi, ROWS) if outer.index == last.index else outer.hi)
+    blocks = (f"{last.index}s", floordiv(last.hi + (ROWS - 1), ROWS))
+    outside = [*parallel[: len(parallel) - len(loops)], blocks]
+    low.bind(outside)
+    return outside, work
 
 
 def _packed_axis(low: Lowering) -> int | None:

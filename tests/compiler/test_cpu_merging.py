@@ -107,6 +107,45 @@ pipeline p(x: f32[B, C, H, W], w: f32[C]) -> f32[B, C, H, W]:
         assert np.all(abs(pipe(x=x, w=w) - want) <= bound)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_rows_of_a_channel_are_one_stretch(
+    level: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Blocks of 64 rows, or of planes of rows, with one vector loop in each."""
+    (tmp_path / "p.pipe").write_text("""
+pipeline p(x: f32[B, C, D, H, W], w: f32[C], r: f32[H]) -> (f32[B, C, D, H, W], f32[B, C, D, H, W]):
+    (x * w[:, None, None, None], x + r[:, None])
+""")
+    plan = compile_file(tmp_path / "p.pipe", levels=(level,))
+    pipe = CpuPipeline(plan, threads=2)
+    for size in (
+        (0, 3, 5, 5, 2), (1, 1, 1, 1, 1), (2, 3, 4, 7, 11), (1, 2, 65, 3, 5), (1, 1, 200, 1, 2)
+    ):  # fmt: skip
+        x, w = rng.standard_normal(size, np.float32), rng.standard_normal(size[1], np.float32)
+        r = rng.standard_normal(size[3], np.float32)
+        scaled, moved = pipe(x=x, w=w, r=r)
+        np.testing.assert_array_equal(scaled, x * w[:, None, None, None])
+        np.testing.assert_array_equal(moved, x + r[:, None])
+
+
+def test_a_block_of_rows_is_one_loop() -> None:
+    made = parse_kernel("""stagefuse kernel 1
+kernel scaled for test
+buffer x : in f32[B, H, W]
+buffer z : out f32[B, H, W]
+dims B H W
+parallel b in B
+parallel ms in (H + 63) // 64
+for m in 64*ms..min(64*ms + 64, H)
+  for n in 0..W vector
+    store z[b, m, n] = neg.f32(x.f32[b, m, n])
+""")
+    (loop,) = merged(made).body
+    assert isinstance(loop, For) and not isinstance(loop.body[0], For)
+    found = [e.evaluate({"ms": 1, "H": 70, "W": 10}) for e in (loop.lo, loop.hi)]
+    assert found == [640, 700]
+
+
 def test_extents_of_nothing() -> None:
     pipe = sf.compile("pipeline p(x: f32[B, H, W]) -> f32[B]:\n    sum(x, axis=(1, 2))\n")
     for size in ((3, 0, 4), (3, 4, 0), (0, 2, 2)):
