@@ -206,5 +206,5 @@ class Alike(Generic[About]):
             Ref(new[ref.node] if ref.node >= 0 else -1 - new[_node(ref)], ref.result)
             for ref in lowered.values
         )
-        label, nodes = label_of(self.graph, self.group), tuple(sorted(self.group.members))
-        return replace(lowered, values=values, label=label, nodes=nodes)
+        nodes = tuple(sorted(new[number] for number in lowered.nodes))
+        return replace(lowered, values=values, label=label_of(self.graph, self.group), nodes=nodes)

@@ -64,7 +64,7 @@ def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:
     work, moved = const(0), const(0)
     parts = [
         b for ref, b in zip(lowered.values, lowered.kernel.buffers, strict=True)
-        if ref.node < 0 and b.mode == "in"
+        if ref.node < 0 and b.mode == "in" and _is_product(graph, -1 - ref.node)
     ]  # fmt: skip
     for buffer in parts:  # of a product that another kernel has computed in parts
         work = work + size_of(buffer.shape)
@@ -75,6 +75,10 @@ def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:
     for ref, buffer in zip(lowered.values, lowered.kernel.buffers, strict=True):
         moved = moved + _touched(graph, lowered, ref, buffer) * buffer.dtype.itemsize
     return work, moved
+
+
+def _is_product(graph: Graph, number: int) -> bool:
+    return isinstance(graph.nodes[number].primitive, Contract)
 
 
 def _touched(graph: Graph, lowered: Lowered, ref: Ref, buffer: Buffer) -> Expr:

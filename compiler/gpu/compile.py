@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from stagefuse.compiler.alike import Copies
 from stagefuse.compiler.buffers import Buffers, size_of
 from stagefuse.compiler.fuse import partition
-from stagefuse.compiler.graph import Graph, Node
+from stagefuse.compiler.graph import Contract, Graph, Node
 from stagefuse.compiler.groups import Decision, Group
 from stagefuse.compiler.in_place import arrange
 from stagefuse.compiler.join import join
@@ -54,6 +54,7 @@ from .stage import Unfit
 from .structures import candidates, made_by
 from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, occupancy
 from .tensor_maps import TensorMap
+from .unfolded import UnfoldedWriter
 
 JOINS = ("placed", "attended", "chained", "gathered", "coded", "direct", "halved")
 START = "sf_start"
@@ -63,14 +64,15 @@ TUNED = ("contract", "attention")
 
 
 class Way(NamedTuple):
-    """A kernel of a group for some arches, with a factor of its grid that is 1 or 0, and what part
-    of the group it is."""
+    """A kernel of a group for some arches, with a factor of its grid that is 1 or 0, what part of
+    the group it is, and why there is one of its own, if that is to be said."""
 
     arches: tuple[str, ...]
     entry: Entry
     share: Expr
     part: str
     notes: Mapping[str, Any]
+    why: str
 
 
 class Region(NamedTuple):
@@ -129,6 +131,9 @@ class GpuCompiler:
                         notes[name] = str(parse(notes[name]) + own.known(more))
                     notes.update(way.notes)
                     notes["reasons"] += said or ()
+                    if way.why:
+                        because = {"node": "matmul", "fused": False, "because": way.why}
+                        notes["reasons"].append(because)
                     launch = self._launch(buffers, lowered, way, own, notes)
                     made.add(way.arches, launch, group.nest)
                 made.settle(group.nest)
@@ -203,11 +208,11 @@ class GpuCompiler:
         ) -> None:
             kernel = lowered.kernel
             if self.kernels.setdefault(kernel.name, kernel) is kernel:
-                fresh.append((kernel, graph))
+                fresh.append((kernel, draft.low.graph))
             name = f"{lowered.label} {draft.part}".strip()
             entry = self._entry(pipeline, graph, lowered, draft.low, name)
             self.modules.add(arches, entry)
-            made.append((lowered, Way(arches, entry, share, draft.part, notes)))
+            made.append((lowered, Way(arches, entry, share, draft.part, notes, draft.why)))
 
         def lowered_of(draft: Draft, arch: str) -> Lowered:
             if sums_roughly(graph, group):
@@ -269,6 +274,7 @@ class GpuCompiler:
             low.eights,
             str(low.whole),
             str(low.boxes),
+            low.unfolds,
             *(str(facts.ranges.get(d)) for d in kernel.dims),
             str(facts.divisible),
         )
@@ -281,6 +287,8 @@ class GpuCompiler:
                 )
             elif wide and attends(kernel):
                 writer = RolesWriter(kernel, facts, limit, low.lines)
+            elif low.unfolds:
+                writer = UnfoldedWriter(kernel, facts, limit, low.lines)
             else:
                 writer = KernelWriter(kernel, facts, limit, low.lines, wide, low.boxes)
             writer.eights = low.eights
@@ -299,7 +307,7 @@ class GpuCompiler:
     ) -> GpuLaunchPlan:
         entry = way.entry
         used = [
-            buffers.of(ref) if ref.node >= 0 else self._parts(buffers, lowered, n)
+            buffers.of(ref) if ref.node >= 0 else self._apart(buffers, lowered, n, way.share)
             for n, ref in enumerate(lowered.values)
         ]
         writes = [
@@ -319,12 +327,16 @@ class GpuCompiler:
             entry.stays,
         )  # fmt: skip
 
-    def _parts(self, buffers: Buffers, lowered: Lowered, number: int) -> int:
-        """The buffer of a product's parts: made by the kernel that writes them."""
+    def _apart(self, buffers: Buffers, lowered: Lowered, number: int, share: Expr) -> int:
+        """The buffer of what is no value of the graph, made for the kernel that writes it: a
+        product's parts, or a matrix that is unfolded, which has no bytes where it is not."""
         ref, buffer = lowered.values[number], lowered.kernel.buffers[number]
         if ref not in buffers.index:
-            name, size = f"parts of t{-1 - ref.node}", size_of(buffer.shape)
-            buffers.index[ref] = buffers.scratch(name, size, buffer.dtype)
+            node = -1 - ref.node
+            parts = isinstance(buffers.graph.nodes[node].primitive, Contract)
+            name, size = ("parts", const(1)) if parts else ("matrix", share)
+            size = size_of(buffer.shape) * size
+            buffers.index[ref] = buffers.scratch(f"{name} of t{node}", size, buffer.dtype)
         return buffers.index[ref]
 
     def start(self) -> None:

@@ -1,7 +1,7 @@
 """Products of few tiles and a great depth on Hopper: blocks whose operands tensor copies bring take
 stretches of the depth, and a second kernel sums what they found.
 
-The number of stretches and the width of tiles are those of which the clocks that `_clocks` predicts
+The number of stretches and the width of tiles are those of which the clocks that `clocks` predicts
 are fewest; its constants are of an H200. 64 x 4096 x 14336 of bf16 took 72 microseconds there in 64
 tiles, where all multiprocessors together could have read the matrix in 30.
 """
@@ -24,6 +24,8 @@ from .wgmma import ROW_BYTES
 
 WIDTHS = (64, 128)
 """Columns of tiles."""
+WIDE = 256
+"""The same of tiles whose depth is not split."""
 GAIN = 0.85
 """The part of the time at which stretches are worth a second kernel."""
 DRAWN = 15.3
@@ -62,7 +64,7 @@ def deep_of(graph: Graph, group: Group) -> Deep | None:
     most = ROWS if known is None else known
     stages = depth // stage
     ways = {
-        (width, count): _clocks(most, across, stages, width, count)
+        (width, count): clocks(most, across, stages, width, count)
         for width in WIDTHS
         for count in range(1, MOST_SPLITS + 1)
         if stages % count == 0
@@ -77,7 +79,7 @@ def deep_of(graph: Graph, group: Group) -> Deep | None:
     return None if few == const(0) else Deep(width, split)
 
 
-def _clocks(rows: int, columns: int, stages: int, width: int, count: int) -> float:
+def clocks(rows: int, columns: int, stages: int, width: int, count: int) -> float:
     """What a product takes in tiles of a width, of a depth of so many stages in `count` parts."""
     down, across = -(-rows // ROWS), -(-columns // width)
     rounds = -(-down * across * count // BLOCKS)
@@ -87,3 +89,14 @@ def _clocks(rows: int, columns: int, stages: int, width: int, count: int) -> flo
     if count > 1:
         time += START + 2 * count * rows * columns * 4 / SUMMED
     return time
+
+
+def fewest_clocks(rows: int, columns: int, depth: int, size: int) -> float:
+    """What a product of elements of so many bytes takes in the best tiles, split or not."""
+    stages = -(-depth * size // ROW_BYTES)
+    return min(
+        clocks(rows, columns, stages, width, count)
+        for width in (*WIDTHS, WIDE)
+        for count in range(1, MOST_SPLITS + 1)
+        if stages % count == 0
+    )

@@ -41,6 +41,7 @@ from .split_scan import lower_stretch_scans, lower_stretches, splits
 from .teams import WARP_ROW
 from .tiles import Choice, choices
 from .transposed import lower_elements
+from .unfolded import lower_unfolded, unfolded_of
 from .whole import lower_whole_parts, lower_whole_rest, share_of
 
 SHORT_ROWS = (256, 1024, 4096)
@@ -66,7 +67,7 @@ class SourceLowering(Written):
 
     def __init__(self, *args: Any) -> None:
         self.lines: dict[Value, int] = {}
-        self.warpgroups = False
+        self.warpgroups = self.unfolds = False
         self.boxes: Matrices | None = None
         self.eights = KernelWriter.eights
         super().__init__(*args)
@@ -80,13 +81,14 @@ class SourceLowering(Written):
 
 
 class Draft(NamedTuple):
-    """A kernel to be lowered by forms, a factor of its grid that is 1 or 0, and what part of its
-    group it is."""
+    """A kernel to be lowered by forms, a factor of its grid that is 1 or 0, what part of its group
+    it is, and why there is one beside the others, if that needs to be said."""
 
     low: SourceLowering
     forms: Forms
     share: Expr
     part: str
+    why: str = ""
 
 
 def families(graph: Graph, group: Group, arches: Sequence[str]) -> list[tuple[str, ...]]:
@@ -124,6 +126,21 @@ def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> I
 
 
 def _products(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
+    """The kernels of a product, and of the same by a matrix that is unfolded first."""
+    own = unfolded_of(graph, group) if arches[0] in WGMMA else None
+    if own is None:
+        return (yield from _by_size(graph, group, sites, arches))
+    low = SourceLowering(graph, group.packs[own.panels], sites, GPU)
+    low.unfolds, form = True, partial(lower_unfolded, own=own)
+    yield Draft(low, {"pointwise": form}, own.share, "unfolded", own.why)
+    for draft in _by_size(own.graph, own.group, sites, arches):
+        yield draft._replace(share=graph.facts.simplify(draft.share * own.share))
+    for draft in _by_size(graph, group, sites, arches) if own.share != const(1) else ():
+        if own.below.simplify(draft.share) != const(0):
+            yield draft._replace(share=graph.facts.simplify(draft.share * (1 - own.share)))
+
+
+def _by_size(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
     """The kernels of a product: tiles by warpgroups or warps, or parts of the depth and their
     sum."""
     own = partial(SourceLowering, graph, group, sites)

@@ -8,6 +8,8 @@ rows are taken by whole windows, the latter while compiling.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from stagefuse.compiler.graph import Contract, Ref
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.pointwise import lower_pointwise as plain
@@ -26,29 +28,40 @@ def lower_pointwise(low: Lowering) -> Parallel:
     roots = low.group.roots
     if len(roots) != 1 or low.group.placed or not _are_windows(low, roots[0]):
         return plain(low)
-    *lead, panels, depth, width = low.group.domain
+    *_, depth, width = low.group.domain
     deep, wide = depth.as_int(), width.as_int()
     if not deep or not wide:
         return plain(low)
     rows = max(n for n in range(1, MOST_ROWS + 1) if deep % n == 0)
     if rows == 1:
         return plain(low)
-    rank = len(low.group.domain)
-    group = max(COLUMNS // wide, 1)
+    return rows_of_panels(low, rows, lambda *at: low.store(at))
+
+
+def rows_of_panels(
+    low: Lowering, rows: int, put: Callable[..., None], columns: int = COLUMNS
+) -> Parallel:
+    """Panels, or what comes of them: so many rows by columns a step, each element stored by `put`,
+    given the position in the panels."""
+    *lead, panels, depth, width = low.group.domain
+    rank, wide = len(low.group.domain), width.as_int()
+    assert wide is not None
+    group = max(columns // wide, 1)
     blocks = floordiv(panels + (group - 1), group, low.facts)
-    parallel = [*low.axes(range(len(lead))), ("kb", const(deep // rows)), ("pb", blocks)]
+    deep = floordiv(depth, rows, low.facts)
+    parallel = [*low.axes(range(len(lead))), ("kb", deep), ("pb", blocks)]
     low.bind(parallel)
     outer = [sym(f"d{a}") for a in range(len(lead))]
     panel, column = f"d{rank - 3}", f"d{rank - 1}"
 
-    def columns() -> None:
+    def column_of_rows() -> None:
         for n in range(rows):
-            low.store((*outer, sym(panel), sym("kb") * rows + n, sym(column)))
+            put(*outer, sym(panel), sym("kb") * rows + n, sym(column))
 
     first = sym("pb") * group
     low.loop(
         panel, first, minimum(first + group, panels),
-        lambda: low.loop(column, const(0), width, columns, vector=True), vector=True,
+        lambda: low.loop(column, const(0), width, column_of_rows, vector=True), vector=True,
     )  # fmt: skip
     return parallel, const(rows * group * wide * max(1, low.cost()))
 

@@ -12,6 +12,8 @@ import pytest
 
 from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.plan import Plan
+from stagefuse.dsl.dims import const, sym
+from stagefuse.dsl.dims_text import parse
 from stagefuse.runtime.devices import open_plan
 
 Array = np.ndarray[Any, Any]
@@ -36,12 +38,14 @@ def compiled(source: str, weights: dict[str, Array], folder: Path, arch: str) ->
 
 
 def check_plan(plan: Plan, bits: float) -> None:
-    """No kernel spills or stores panels, and every one that multiplies reads codes: weights take so
-    many bits for each of `elements` at most."""
+    """No kernel spills, or stores panels but those that unfold codes for many rows: weights take so
+    many bits at most."""
     (pipeline,) = plan.pipelines
     (gpu,) = pipeline.gpu
     for launch in gpu.launches:
         assert not launch.report.get("spill bytes", 0)
+        if "_unfolded_" in launch.kernel:
+            continue
         assert "matmul" in launch.report["fused"] or launch.report["fused"] == ["exp"]
     assert sum(a.nbytes for a in plan.arrays.values()) * 8 <= bits
 
@@ -210,3 +214,87 @@ def test_layers_of_one_shape(rng: np.random.Generator, tmp_path: Path) -> None:
     sizes = (np.abs(x) @ np.abs(weights[f"few{n}"]).T for n in range(2))
     first, second = sizes
     assert np.all(np.abs(found - a * b / 8) <= 4 * 384 * 2.0**-24 * first * second / 8)
+
+
+UNFOLDED = [
+    ("a tensor's scale", N, 384, 384, "bf16"),
+    ("a channel's", N, 392, 392, "f16"),
+    ("four bits", 168, 408, 408, "bf16"),
+    ("small floats", N, 400, 400, "f16"),
+    ("groups", N, 416, 32, "bf16"),
+    ("groups", 360, 184, 23, "f16"),
+]
+
+
+@pytest.mark.parametrize("form, columns, depth, group, dtype", UNFOLDED)
+def test_many_rows_unfold_the_matrix(
+    form: str, columns: int, depth: int, group: int, dtype: str,
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Once for all rows, in their 16 bits: what the product rounds to is the same."""
+    monkeypatch.setattr("stagefuse.compiler.gpu.unfolded._least_rows", lambda *_: 70)
+    made, bits = FORMS[form]
+    for name, size in (("N", columns), ("K // G", depth // group), ("K", depth), ("G", group)):
+        made = re.sub(rf"\b{name}\b", str(size), made)
+    weights = weights_of(depth, group, rng, columns)
+    plan = compiled(
+        f"pipeline p(x: {dtype}[B, {depth}]) -> {dtype}[B, {columns}]\nwhere B in 0..=8192:\n"
+        f"    m = {made}\n    x @ transpose({dtype}(m))\n",
+        weights, tmp_path, "sm_90a",
+    )  # fmt: skip
+    check_plan(plan, bits * depth * -(-columns // 48) * 48)
+    (gpu,) = plan.pipelines[0].gpu
+    unfolds = [x for x in gpu.launches if "_unfolded_" in x.kernel]
+    assert len(unfolds) == 1
+    assert any("stored once" in r["because"] for r in unfolds[0].report["reasons"])
+    (matrix,) = [b for b in gpu.buffers if b.name.startswith("matrix of")]
+    (size,) = matrix.shape
+    assert parse(size).evaluate({"B": 69}) == 0
+    assert parse(size).evaluate({"B": 70}) >= columns * depth
+    kind = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}[dtype]
+    exact = matrix_of(form, weights)
+    with open_plan(plan, None, "emulator") as pipe:
+        for count in (69, 70, 133):
+            x = rng.standard_normal((count, depth)).astype(kind)
+            check(np.asarray(pipe(x=x)).astype(np.float64), x, exact, dtype)
+
+
+def test_layers_unfold_alike(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer has its own matrix unfolded, by the same kernels; of a known number of rows no
+    other way is in the plan."""
+    monkeypatch.setattr("stagefuse.compiler.gpu.unfolded._least_rows", lambda *_: 1)
+    weights = {f"few{n}": rng.integers(-7, 8, (256, 256)).astype(np.int8) for n in range(2)}
+    plan = compiled(
+        "pipeline p(x: bf16[20, 256]) -> bf16[20, 256]:\n"
+        "    y = x @ transpose(bf16(f32(w.few0) * 0.125))\n"
+        "    y @ transpose(bf16(f32(w.few1) * 0.125))\n",
+        weights, tmp_path, "sm_90a",
+    )  # fmt: skip
+    (gpu,) = plan.pipelines[0].gpu
+    unfolds = [x for x in gpu.launches if "_unfolded_" in x.kernel]
+    assert len(unfolds) == 2 and unfolds[0].kernel == unfolds[1].kernel
+    assert unfolds[0].report["fused"] == unfolds[1].report["fused"]
+    x = rng.standard_normal((20, 256)).astype(ml_dtypes.bfloat16)
+    with open_plan(plan, None, "emulator") as pipe:
+        found = np.asarray(pipe(x=x)).astype(np.float64)
+    a, b = (weights[f"few{n}"].T / 8 for n in range(2))
+    y = x.astype(np.float64) @ a
+    between = np.abs(y.astype(ml_dtypes.bfloat16).astype(np.float64) - y)
+    size = np.abs(y) @ np.abs(b)
+    lost = (between + 256 * 2.0**-24 * (np.abs(x.astype(float)) @ np.abs(a))) @ np.abs(b)
+    wanted = y @ b
+    assert np.all(np.abs(found - wanted) <= 2 * lost + (256 * 2.0**-24 + 2.0**-8) * size)
+
+
+def test_when_codes_are_unfolded() -> None:
+    """From the rows on where a kernel more and the matrix in 16 bits are predicted to take less; of
+    wide matrices, which have tiles enough, and small ones later."""
+    from stagefuse.compiler.gpu.unfolded import _least_rows
+
+    rows = sym("M")
+    assert 64 < (_least_rows(rows, (4096, 4096, 64)) or 0) <= 128
+    assert 128 < (_least_rows(rows, (14336, 4096, 64)) or 0) <= 512
+    assert _least_rows(const(4096), (4096, 4096, 64)) == 1
+    assert _least_rows(const(16), (4096, 4096, 64)) is None

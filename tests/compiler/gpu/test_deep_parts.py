@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stagefuse.compiler.gpu.deep_parts import _clocks
+from stagefuse.compiler.gpu.deep_parts import clocks
 from stagefuse.dsl.dtypes import DTYPES
 
 from .gpu_run import Emulated, check_legal, compiled, launches
@@ -64,4 +64,4 @@ def test_what_is_split(tmp_path: Path) -> None:
 
     assert parts(64, 4096, 14336) and parts(256, 256, 16384)
     assert not parts(2048, 2048, 2048) and not parts(256, 1024, 256)
-    assert _clocks(64, 4096, 224, 64, 2) < _clocks(64, 4096, 224, 64, 1)
+    assert clocks(64, 4096, 224, 64, 2) < clocks(64, 4096, 224, 64, 1)
