@@ -1,6 +1,7 @@
 """Sorting scratch by a digit of eight bits: a block counts how often each occurs, then moves.
 
-A warp has a stretch of the elements, 32 at a time. Lanes with the same digit find each other, and
+A warp has a stretch of the elements, 32 at a time. Lanes with the same digit find each other by
+votes on its bits, and
 the first of them adds their number to the warp's count of it; what that was, and how many of them
 lie before a lane, is the rank of the lane's element. Counts of all warps are then added up, by
 digits and by warps within a digit, to where each warp's elements of a digit begin. All is done in
@@ -27,11 +28,11 @@ ACCESS = {1: "u8", 2: "u16", 4: "b32", 8: "b64"}
 
 
 class Held(NamedTuple):
-    """An element that a lane has taken out of memory: its bits, where it came from, its digit below
-    how many of its warp's come before it, and whether there is one."""
+    """An element that a lane has taken out of memory: its place and bits, its digit below how many
+    of its warp's come before it, and whether there is one."""
 
+    place: Value
     bits: Value
-    order: Value
     rank: Value
     valid: Value
 
@@ -50,7 +51,7 @@ class DigitWriter(FewRowsWriter):
         each = max(-(-most // lanes), 1)
         if self.counts is None:
             self.counts = self.reserve((lanes // WARP * DIGITS + 8) * 4)
-        start = self.shared_address(self.counts)
+        order, start = self.memory[s.order], self.shared_address(self.counts)
         own = start + self.warp * (DIGITS * 4)
         self._no_counts(start)
         self.barrier()
@@ -59,8 +60,11 @@ class DigitWriter(FewRowsWriter):
         self.barrier()
         self._begins(s, start)
         self.barrier()
-        for element in held:
-            self._put_digit(s, element, own)
+        places = [self._put_digit(s, element, own) for element in held]
+        moves = [self._bits_of(order, x.place, x.valid) for x in held]  # late: registers are few
+        self.barrier()
+        for place, move, element in zip(places, moves, held, strict=True):
+            self._put(order, place, move, element.valid)
         self.barrier()
 
     def _own_lane(self) -> Value:
@@ -78,11 +82,9 @@ class DigitWriter(FewRowsWriter):
         code, keys = self.code, self.memory[s.keys]
         valid = index.compare("lt", self.index(s.count, "i32"))
         bits = self._bits_of(keys, index, valid)
-        order = self._bits_of(self.memory[s.order], index, valid)
         digit = digit_of(bits, keys.dtype, self.index(s.shift, "i32"), s.descending)
-        found, rank, earlier = (code.fresh("i32") for _ in range(3))
-        group = valid.select(digit, code.const(DIGITS, "i32"))
-        code.write("match.any.sync.b32", found, group, "0xffffffff")
+        rank, earlier = (code.fresh("i32") for _ in range(2))
+        found = self._same_digit(digit, valid)
         below = found & (code.const(1, "i32").shl(self._own_lane()) - 1)
         code.write("popc.b32", rank, below)
         leads = rank.compare("eq", 0) & valid
@@ -93,7 +95,24 @@ class DigitWriter(FewRowsWriter):
         code.write("atom.shared.add.u32", earlier, f"[{at.text}]", same, guard=leads)
         code.write("bfind.u32", leader, found & (0 - found))
         rank = moved(code, earlier, "idx", leader, WARP - 1) + rank
-        return Held(bits, order, rank.shl(8) | digit, valid)  # together: registers are few
+        return Held(index, bits, rank.shl(8) | digit, valid)
+
+    def _same_digit(self, digit: Value, valid: Value) -> Value:
+        """Which lanes have a lane's digit: for each of its bits those that have it, or have not.
+
+        `match` finds one digit after the other, of which there are up to 32.
+        """
+        code = self.code
+        found = self._ballot(valid)
+        for bit in range((DIGITS - 1).bit_length()):
+            has = (digit & (1 << bit)).compare("ne", 0)
+            found = found & (self._ballot(has) ^ has.select(code.const(0, "i32"), -1))
+        return found
+
+    def _ballot(self, here: Value) -> Value:
+        lanes = self.code.fresh("i32")
+        self.code.write("vote.sync.ballot.b32", lanes, here, "0xffffffff")
+        return lanes
 
     def _bits_of(self, memory: Memory, index: Value, valid: Value) -> Value:
         code, size = self.code, memory.dtype.itemsize
@@ -144,20 +163,22 @@ class DigitWriter(FewRowsWriter):
         self.code.write("ld.shared.b32", count, place, guard=has)
         return count
 
-    def _put_digit(self, s: SortDigit, held: Held, counts: Value) -> None:
-        """Stores an element at its place."""
+    def _put_digit(self, s: SortDigit, held: Held, counts: Value) -> Value:
+        """Stores an element at its place, which it gives."""
         code = self.code
         begin = code.variable("i32", code.const(0, "i32"))
         digit = held.rank & (DIGITS - 1)
         at = counts + digit * 4
         code.write("ld.shared.b32", begin, f"[{at.text}]", guard=held.valid)
         index = begin + held.rank.lshr(8)
-        stored = [(s.keys, held.bits), (s.order, held.order), (s.digits, digit)]
-        for name, value in stored:
+        for name, value in ((s.keys, held.bits), (s.digits, digit)):
             if name:
-                memory = self.memory[name]
-                op = f"st.shared.{ACCESS[memory.dtype.itemsize]}"
-                code.write(op, self._digit_at(memory, index), value, guard=held.valid)
+                self._put(self.memory[name], index, value, held.valid)
+        return index
+
+    def _put(self, memory: Memory, index: Value, value: Value, valid: Value) -> None:
+        op = f"st.shared.{ACCESS[memory.dtype.itemsize]}"
+        self.code.write(op, self._digit_at(memory, index), value, guard=valid)
 
 
 def digit_of(bits: Value, dtype: DType, shift: Value, descending: bool) -> Value:

@@ -20,6 +20,7 @@ from stagefuse.compiler.kernel_ir import (
     For,
     ForEqual,
     If,
+    Index,
     Kernel,
     Let,
     Op,
@@ -296,9 +297,11 @@ class LoopWriter(BarrierWriter):
             return carry
 
         simple = all(isinstance(x, Let | Store) for x in body)
-        cut = self._whole(loops) if simple and not self._touches_cells(s) else None
+        in_cells = self._touches_cells(s)
+        apart = simple and not in_cells and self._scatters(body)
+        cut = self._whole(loops) if simple and not apart and not in_cells else None
         if cut is None:
-            width = self.width_of(loops) if simple or self.team.across else 1
+            width = self.width_of(loops) if not apart and (simple or self.team.across) else 1
             at_once = UNROLL if simple and work_of(body) * width <= LIGHT else 1
             self.spread(loops, width, [], visit, at_once=at_once)
             return
@@ -313,6 +316,17 @@ class LoopWriter(BarrierWriter):
         with code.branch_scope(), self.scope():
             self.spread([(index, lo, hi)], 1, [], visit, unroll=False, at_once=1)
         code.start(done)
+
+    def _scatters(self, body: Sequence[Statement]) -> bool:
+        """Whether it stores single elements at places in global memory that are read from data:
+        what lanes beside each other store lies together only if their elements do."""
+        return any(
+            isinstance(s, Store)
+            and self.memory[s.buffer].space == "global"
+            and s.indices != ()
+            and not isinstance(s.indices[-1], Index)
+            for s in body
+        )
 
     def _touches_cells(self, s: For) -> bool:
         """Whether it uses scratch in registers, which only unrolled loops can."""

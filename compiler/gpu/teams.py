@@ -185,7 +185,7 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     lanes = next(lanes for limit, lanes in BLOCKS if most <= limit)
     if not kernel.parallel or _few(kernel, facts):
         lanes = 1024
-    if is_plain(kernel.body):
+    if is_plain([s for s in kernel.body if not isinstance(s, Alloc)]):
         return Team(lanes, 1, resident=max(1, LOADING // lanes))
     return Team(lanes, 1)
 
