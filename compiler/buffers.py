@@ -42,6 +42,7 @@ class Buffers:
         self.pipeline, self.graph, self.stored, self.arrays = pipeline, graph, stored, arrays
         self.plans: list[BufferPlan] = []
         self.index: dict[Ref, int] = {}
+        self.named: dict[Ref, tuple[str, str]] = {}  # the role and name of stored arrays
         self.inputs = self._inputs()
         self.results = self._results()
         self.states = self._states()
@@ -98,7 +99,8 @@ class Buffers:
             self.index[ref] = len(self.plans)
             role, array = "arena", None
             if ref in self.stored:
-                role, array = self._array(self.graph.nodes[ref.node], self.stored[ref])
+                role, array = self._name(ref)
+                self.arrays.setdefault(array, self.stored[ref])
             name = self.graph.nodes[ref.node].label or f"t{ref.node}"
             shape = shape_text(type.shape)
             self.plans.append(BufferPlan(name, str(type.dtype), shape, role, None, array))
@@ -126,17 +128,17 @@ class Buffers:
         self.plans.append(BufferPlan(name, "i32", ("1",), "arena"))
         return len(self.plans) - 1
 
-    def _array(self, node: Node, array: Array) -> tuple[str, str]:
-        if isinstance(node.primitive, Weight):
-            name = f"{node.primitive.weights}/{node.primitive.key}"
-            self.arrays[name] = array
-            return "weight", name
-        kind = f"{array.dtype}{array.shape}"  # zeros of i32 have the bytes of zeros of f32
-        digest = hashlib.sha256(kind.encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        name = f"constant/{digest.hexdigest()[:16]}"
-        self.arrays.setdefault(name, array)
-        return "constant", name
+    def expected(self) -> dict[str, Array]:
+        """`arrays` with those that nodes read: what it will be, unless a kernel does without."""
+        used = {ref for node in self.graph.nodes.values() for ref in node.operands}
+        used.update(self.graph.results)
+        read = {self._name(ref)[1]: array for ref, array in self.stored.items() if ref in used}
+        return {**self.arrays, **read}
+
+    def _name(self, ref: Ref) -> tuple[str, str]:
+        if ref not in self.named:
+            self.named[ref] = _role_and_name(self.graph.nodes[ref.node], self.stored[ref])
+        return self.named[ref]
 
     def slots(
         self, steps: Sequence[Sequence[int]], loops: Sequence[LoopPlan] = ()
@@ -170,6 +172,16 @@ class Buffers:
                 self.plans[index] = replace(buffer, slot=len(slots))
                 slots.append((size, last[index]))
         return tuple(size for size, _ in slots)
+
+
+def _role_and_name(node: Node, array: Array) -> tuple[str, str]:
+    """What a stored array is, and its name: of a constant, by its content."""
+    if isinstance(node.primitive, Weight):
+        return "weight", f"{node.primitive.weights}/{node.primitive.key}"
+    kind = f"{array.dtype}{array.shape}"  # zeros of i32 have the bytes of zeros of f32
+    digest = hashlib.sha256(kind.encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return "constant", f"constant/{digest.hexdigest()[:16]}"
 
 
 def size_of(shape: Sequence[Expr]) -> Expr:

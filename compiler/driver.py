@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from stagefuse.dsl.diagnostics import CompileError, Diagnostic
 from stagefuse.dsl.program import Pipeline, Program
@@ -18,7 +18,7 @@ from .tuned import RULES, Choices, beside
 if TYPE_CHECKING:
     import numpy as np
 
-Write: TypeAlias = "Callable[[Mapping[str, np.ndarray[Any, Any]], Callable[[], Plan]], Plan]"
+    from .plan_writing import Writing
 
 LARGE = 150
 """Nodes of graphs whose kernels surely are a large module."""
@@ -42,13 +42,13 @@ def compile_file(
     pipeline: str | None = None,
     levels: Sequence[str] = LEVELS,
     verify: bool = True,
-    write: Write | None = None,
+    write: Writing | None = None,
 ) -> Plan:
     """The plan of a file's pipelines, or of one of them, with CPU code for some levels.
 
     `targets` are cpu, names of GPUs, and arches. `verify` checks the graph after every pass, and
     every kernel. Schedules are those of the lock file beside the source, if there is one. `write`
-    gets the arrays, and what gives the plan, as soon as other processes are at work on its code.
+    gets the arrays as soon as they are known, then the plan, if it has pipelines.
     Raises CompileError, OSError, and PlanError for a lock file that is none.
     """
     from .front import check_source
@@ -68,7 +68,7 @@ def compile_program(
     verify: bool = True,
     targets: Sequence[str] = ("cpu",),
     choices: Choices = RULES,
-    write: Write | None = None,
+    write: Writing | None = None,
 ) -> Plan:
     """The plan of a checked program; `load` gives a weight file's tensor by name and key."""
     from .build_graph import build_graph
@@ -86,7 +86,7 @@ def compile_graphs(
     verify: bool = True,
     targets: Sequence[str] = ("cpu",),
     choices: Choices = RULES,
-    write: Write | None = None,
+    write: Writing | None = None,
 ) -> Plan:
     """The plan of pipelines given as graphs; of each `Pipeline` only the signature is read."""
     from .planner import Planner
@@ -104,23 +104,28 @@ def compile_graphs(
             from .cpu.build import LevelBuild
 
             build = LevelBuild(levels, sum(len(graph.nodes) for _, graph in graphs) > LARGE)
-        begun = [planner.begin(p, graph) for p, graph in graphs]
+        begun = []
+        for number, (p, graph) in enumerate(graphs):
+            early = write if number == len(graphs) - 1 and build is None else None
+            begun.append(planner.begin(p, graph, early))
         if gpu is not None:
             gpu.start()
         plans = tuple(planner.plan(b) for b in begun)
         if build is not None:
             build.start(planner.ordered())
+            if write is not None and plans:
+                write.start(planner.arrays)
         planner.verify_kernels()
-
-        def finish() -> Plan:
-            plan = Plan(plans, {}, planner.arrays, source.text, source.name, {})
-            if build is not None:
-                plan = replace(plan, objects=build.objects())
-            return plan if gpu is None else gpu.finish(plan)
-
-        return finish() if write is None or not plans else write(planner.arrays, finish)
+        plan = Plan(plans, {}, planner.arrays, source.text, source.name, {})
+        if build is not None:
+            plan = replace(plan, objects=build.objects())
+        if gpu is not None:
+            plan = gpu.finish(plan)
+        if write is not None and plans:
+            write.finish(plan)
+        return plan
     finally:
-        for running in (build, gpu):
+        for running in (build, gpu, write):
             if running is not None:
                 running.stop()
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .kernel_ir import Kernel
     from .layers import Numbered
     from .lower import Lowered, Sites
+    from .plan_writing import Writing
 
 
 @frozen
@@ -63,10 +64,12 @@ class Planner:
         self.cpu = cpu
         self.kernels: dict[str, Kernel] = {}
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self.expected: dict[str, np.ndarray[Any, Any]] = {}  # of what is there for GPUs
         self.unverified: list[tuple[Kernel, Graph, Bounds]] = []
 
-    def begin(self, pipeline: Pipeline, graph: Graph) -> Begun:
-        """Runs the passes, and makes the kernels for GPUs: they take longest from here on."""
+    def begin(self, pipeline: Pipeline, graph: Graph, write: Writing | None = None) -> Begun:
+        """Runs the passes, and makes the kernels for GPUs: they take longest from here on. `write`
+        begins once it is known which arrays they read, if they are the last that read any."""
         from .byte_products import has_bytes
         from .convolved import has_images
         from .half_products import has_halves
@@ -98,7 +101,11 @@ class Planner:
         if self.gpu is not None:
 
             def buffers_of(arranged: Graph) -> Buffers:
-                return self._buffers(pipeline, arranged)
+                buffers = self._buffers(pipeline, arranged)
+                self.expected |= buffers.expected()
+                if write is not None:
+                    write.start(self.expected)
+                return buffers
 
             gpu, kernels = self.gpu.plan(pipeline, graph, buffers_of, sites, passed)
             if bounds is not None:

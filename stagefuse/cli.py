@@ -11,7 +11,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +132,9 @@ def compile_command(
     if tune:
         tuned_first(file, weights, pipeline, sizes, threads, as_json, target)
     started = time.perf_counter()
-    from stagefuse.compiler import plan_file
+    from stagefuse.compiler.plan_writing import Writing
 
-    write = partial(plan_file.write_made, output)
-    plan = compiled(file, weights, target, pipeline, verify=not no_verify, write=write)
+    plan = compiled(file, weights, target, pipeline, verify=not no_verify, write=Writing(output))
     seconds = time.perf_counter() - started
     size = output.stat().st_size
     if as_json:

@@ -18,8 +18,8 @@ from stagefuse.dsl.files import replace_file
 if TYPE_CHECKING:
     import numpy as np
 
-    from stagefuse.compiler.driver import Write
     from stagefuse.compiler.plan import PipelinePlan, Plan
+    from stagefuse.compiler.plan_writing import Writing
     from stagefuse.runtime.pipeline import Pipeline
 
 FILE = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -159,7 +159,7 @@ def compiled(
     pipeline: str | None,
     verify: bool = True,
     gpu: bool = True,
-    write: Write | None = None,
+    write: Writing | None = None,
 ) -> Plan:
     """The plan of a source file, or the plan that the file is."""
     if is_plan(file):
