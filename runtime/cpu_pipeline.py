@@ -55,7 +55,7 @@ class _Code:
             # Not at exit: a daemon thread may still be running the code then.
             weakref.finalize(self, self._object.close).atexit = False
             self.run: Callable[[int, int, int], Any] = self._object.function(
-                "sf_run", None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+                "sf_run", None, *[ctypes.c_void_p] * 3  # which ctypes converts quickest
             )
         except (native.ObjectError, KeyError) as error:
             raise PlanError(f"the machine code of the plan does not load: {error}") from None
@@ -190,6 +190,8 @@ class CpuPipeline(Pipeline):
         return bucket
 
     def _fresh(self, bucket: Bucket) -> list[np.ndarray[Any, Any]]:
+        if bucket.small:
+            return [np.empty(shape, dtype) for shape, dtype in bucket.small]
         return [
             np.empty(spec.shape, spec.dtype)
             if spec.size < POOLED_BYTES
@@ -229,30 +231,18 @@ class CpuPipeline(Pipeline):
         except IndexError:
             workspace = Workspace()
         bound = workspace._bound.get(bucket) or workspace.bind(bucket)
-        args = bound.args
-        for array, slots in zip(arrays, bucket.input_slots, strict=True):
-            if slots:
-                pointer = pointer_to(array)
-                for slot in slots:
-                    args[slot] = pointer
-        for array, slots in zip(results, bucket.result_slots, strict=True):
-            if slots:
-                pointer = pointer_to(array)
-                for slot in slots:
-                    args[slot] = pointer
-        if states:
-            for array, slots in zip(states, bucket.state_slots, strict=True):
-                pointer = pointer_to(array)
-                for slot in slots:
-                    args[slot] = pointer
+        args, values = bound.args, [*arrays, *results, *states]
+        for place, slot in bucket.slots:
+            args[slot] = pointer_to(values[place])
         if bound.count:
             code.run(bound.address, bound.count, self.threads)
         self._finish(workspace, bucket)
 
     def _finish(self, workspace: Workspace, bucket: Bucket) -> None:
         """Give the workspace back, and raise what the kernels reported."""
-        site, value = workspace.status[0], workspace.status[1]
+        site = workspace.status[0]
         if site:
+            value = workspace.status[1]
             workspace.status[0] = workspace.status[1] = 0
             workspace.forget()  # loops may have ended in the middle
         if len(self._free) < _MAX_FREE_WORKSPACES and self._code is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,16 +18,26 @@ ALIGNMENT = 64
 POOLED_BYTES = 128 * 1024  # results from this size on come from a pool
 MAX_BYTES = 1 << 46
 
-_addressof: Callable[[Any], int] = ctypes.addressof
-_char_at: Callable[[Any], Any] = ctypes.c_char.from_buffer
+_WORDS = (ctypes.c_uint64 * ((1 << 60) - 1)).from_address(0)
+"""All of this process's memory as words of 8 bytes."""
+_DATA = object.__basicsize__
+"""Where an array's object holds the address of its elements: behind what any object begins with.
+
+Source: `PyArrayObject_fields` of NumPy's `ndarraytypes.h`, which its C API compiles into others."""
 
 
 def pointer_to(array: np.ndarray[Any, Any]) -> int:
     """The address of an array's first element."""
-    try:
-        return _addressof(_char_at(array))  # three times as fast as `array.ctypes`
-    except (TypeError, ValueError, BufferError):  # read-only, empty, or a dtype of ml_dtypes
-        return int(array.ctypes.data)
+    return _WORDS[(id(array) + _DATA) >> 3]
+
+
+def _ask(array: np.ndarray[Any, Any]) -> int:
+    """The same as NumPy says it, which takes ten times as long."""
+    return int(array.ctypes.data)
+
+
+if any(pointer_to(x) != _ask(x) for x in (np.empty(3), np.empty((2, 2), np.int8)[1:, 1:])):
+    pointer_to = _ask
 
 
 def allocate(size: int, purpose: str) -> np.ndarray[Any, Any]:

@@ -31,7 +31,7 @@ from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.frozen import frozen
 
 from .errors import OutOfMemory, PlanError
-from .memory import ALIGNMENT, allocate, pointer_to
+from .memory import ALIGNMENT, POOLED_BYTES, allocate, pointer_to
 from .pieces import Cutter, Pieces
 
 _MAX = 1 << 62
@@ -73,12 +73,11 @@ class Bucket:
     labels: tuple[StepPlan | None, ...]  # None: the end of a loop
     arena_slots: np.ndarray[Any, Any]
     inner_slots: np.ndarray[Any, Any]  # those that hold offsets into `args` itself
-    input_slots: tuple[tuple[int, ...], ...]
-    result_slots: tuple[tuple[int, ...], ...]
+    small: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]  # of results, if all are small
+    slots: tuple[tuple[int, int], ...]  # place among inputs, results and states, and slot of each
     arena_bytes: int
     scratch_bytes: int
     loops: tuple[Loop, ...] = ()
-    state_slots: tuple[tuple[int, ...], ...] = ()
 
 
 class Evaluator:
@@ -171,20 +170,23 @@ class Preparer:
         if self._pieces is not None:
             self._pieces.cut(self.threads)
         arena = [slot for buffer in offsets for slot in table.used.get(buffer, ())]
+        results = result_specs(self.plan, evaluate)
+        is_small = all(r.size < POOLED_BYTES for r in results)
+        plan = self.plan
+        given = [x.buffer for xs in (plan.inputs, plan.results, plan.states) for x in xs]
         return Bucket(
             values,
-            result_specs(self.plan, evaluate),
+            results,
             np.array(table.args or [0], np.uint64),
             np.array(table.records, np.uint64).reshape(-1, _RECORD),
             tuple(table.labels),
             np.array(arena, np.intp),
             np.array(table.inner, np.intp),
-            tuple(tuple(table.used.get(i.buffer, ())) for i in self.plan.inputs),
-            tuple(tuple(table.used.get(r.buffer, ())) for r in self.plan.results),
+            tuple((r.shape, r.dtype) for r in results if is_small),
+            tuple((n, s) for n, x in enumerate(given) for s in table.used.get(x, ())),
             arena_bytes,
             _padded(table.scratch_bytes),
             tuple(table.loops),
-            tuple(tuple(table.used.get(s.buffer, ())) for s in self.plan.states),
         )
 
     def pieces(self, step: StepPlan, cut: PiecesPlan, evaluate: Evaluator) -> int:

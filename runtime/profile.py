@@ -79,12 +79,9 @@ def _call(
     states: list[np.ndarray[Any, Any]] = []
     if session is not None and isinstance(session.states, HostStates):
         states = session.states.arrays
-    for values, slots in (
-        (arrays, bucket.input_slots), (results, bucket.result_slots), (states, bucket.state_slots),
-    ):  # fmt: skip
-        for array, places in zip(values, slots, strict=True):
-            for place in places:
-                bound.args[place] = pointer_to(array)
+    values = [*arrays, *results, *states]
+    for place, slot in bucket.slots:
+        bound.args[slot] = pointer_to(values[place])
     run = pipeline._loaded().run
     times = [perf_counter_ns()]
     order: list[int] = []

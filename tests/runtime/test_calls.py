@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 
 from stagefuse.compiler import plan_file
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
@@ -23,6 +24,7 @@ from stagefuse.runtime.errors import (
     OutOfMemory,
     PlanError,
 )
+from stagefuse.runtime.memory import pointer_to
 
 from . import handmade
 
@@ -54,6 +56,18 @@ def check(pipeline: CpuPipeline, x: np.ndarray[Any, Any]) -> None:
 @pytest.mark.parametrize("shape", [(1, 3), (4, 9), (3, 300), (0, 3), (5, 0), (0, 0), (1, 3000)])
 def test_sizes(affine: CpuPipeline, shape: tuple[int, int]) -> None:
     check(affine, ramp(*shape))
+
+
+def test_where_the_elements_of_an_array_lie() -> None:
+    whole = np.arange(24.0).reshape(4, 6)
+    frozen = whole.copy()
+    frozen.flags.writeable = False
+    for array in (
+        whole, whole[1:, 2:], whole.T, frozen, np.empty(0), np.array(1.5), np.zeros(3, bfloat16),
+        whole.view(np.recarray),
+        np.broadcast_to(whole, (2, 4, 6)), np.frombuffer(b".xyz", "u1")[1:],
+    ):  # fmt: skip
+        assert pointer_to(array) == array.ctypes.data
 
 
 def test_large_results_reuse_memory_but_never_live_one() -> None:
