@@ -197,6 +197,8 @@ def is_worth_it(graph: Graph, anchor: int, windows: Windows) -> bool:
     """Whether a product is better done by stretches of its source than with packed panels."""
     if any(a.shifts or a.step > 1 for a in windows.axes) or len(windows.axes) > 1:
         return True
+    if windows.axes[0].source != len(windows.indices) - 1:
+        return False  # a transposed matrix, which would be turned for every block of rows
     node, rows = graph.nodes[anchor], const(1)
     assert isinstance(node.primitive, Contract)
     for axis in node.primitive.rows:

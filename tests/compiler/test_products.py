@@ -173,3 +173,17 @@ def test_threads_share_the_panels_of_one_block(
     wanted = x.astype(float) @ weights
     scale = np.abs(x).astype(float) @ np.abs(weights)
     assert np.all(np.abs(found - wanted) <= 2001 * 2.0**-24 * scale)
+
+
+def test_a_transposed_matrix_is_turned_once(tmp_path: Path, rng: np.random.Generator) -> None:
+    (tmp_path / "p.pipe").write_text(
+        "pipeline main(x: f32[96, 100], y: f32[130, 100]):\n    x @ transpose(y)\n"
+    )
+    plan = driver.compile_file(tmp_path / "p.pipe")
+    (step,) = plan.pipelines[0].steps
+    x = rng.standard_normal((96, 100), np.float32)
+    y = rng.standard_normal((130, 100), np.float32)
+    expected, parts = x.astype(float) @ y.T, np.abs(x).astype(float) @ np.abs(y).T
+    with CpuPipeline(plan, threads=2) as pipe:
+        assert np.all(np.abs(pipe(x=x, y=y) - expected) <= 101 * 2.0**-24 * parts)
+    assert Evaluator({})(step.scratch_bytes) < y.nbytes  # a panel, not all of it for each block
