@@ -41,14 +41,21 @@ def gathered_of(graph: Graph, node: Node) -> Gathered | None:
         return None
     if not _is_dense(graph, node, product):
         return None
-    place = flatten_index(view.indices, graph.type(left.operands[0]).shape)
-    for expr in (place, *view.indices, *view.guard):
-        if row in (expr - expr.substitute({depth: 0})).symbols() or not _in_fours(expr, depth):
-            return None
-    for expr, step in ((place, 1), *((g, 0) for g in view.guard)):
-        if expr.substitute({depth: 1}) - expr.substitute({depth: 0}) != const(step):
-            return None
-    return Gathered(left.operands[0], tuple(lead), row, depth, view.indices, view.guard)
+    found = Gathered(left.operands[0], tuple(lead), row, depth, view.indices, view.guard)
+    return found if is_gathered(graph, found) else None
+
+
+def is_gathered(graph: Graph, rows: Gathered) -> bool:
+    """Whether elements lie where a row says plus where the depth says, some at a time adjacent."""
+    depth, place = rows.depth, flatten_index(rows.indices, graph.type(rows.source).shape)
+    for expr in (place, *rows.indices, *rows.guard):
+        moved = (expr - expr.substitute({depth: 0})).symbols()
+        if rows.row in moved or not _in_fours(expr, depth):
+            return False
+    return all(
+        expr.substitute({depth: 1}) - expr.substitute({depth: 0}) == const(step)
+        for expr, step in ((place, 1), *((g, 0) for g in rows.guard))
+    )
 
 
 def _is_dense(graph: Graph, node: Node, product: Contract) -> bool:

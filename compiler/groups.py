@@ -43,7 +43,8 @@ class Group:
     panels that the kernel packs itself, as the kernel that would. `nest`: the recurrences at whose
     steps the kernel runs, outermost first. `when`: 1 at sizes at which the kernel runs and 0 at
     others, where another one has the same results. `thin`: products of few rows, whose panels are
-    read where they lie. `softmax`: in attention, what the row kernel computes.
+    read where they lie. `softmax`: in attention, what the row kernel computes. `apart`: the kernels
+    that do the same in several steps, for targets or sizes at which that is quicker.
     """
 
     kind: str  # pointwise, row, contract, chain, attention, scan, sort, scatter, update
@@ -60,6 +61,7 @@ class Group:
     when: Expr = const(1)
     thin: bool = False
     softmax: Softmax | None = None
+    apart: tuple[Group, ...] = ()
 
     def source(self, root: Ref) -> Ref:
         """The value that a root holds."""

@@ -8,7 +8,8 @@ Joins, tried in this order on the kernels that `fuse` found:
   are corrected as greater scores come. For GPUs.
 - *chained*: a product whose rows go through row reductions into another product (attention)
   computes a block of rows from end to end.
-- what `join_operands` does, for products whose operands other kernels only prepare.
+- what `join_operands` and `join_chosen` do, for products whose operands other kernels only
+  prepare.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .attention import find_softmax, is_cheap, is_narrow
 from .graph import Contract, Graph, Node, Ref, View, flatten_index
 from .groups import Access, Group, Partition, flops
 from .inverse import inverse
-from .join_operands import OperandJoiner
+from .join_chosen import ChosenJoiner
 from .steps import steps_of
 
 
@@ -39,13 +40,13 @@ def join(
     return _Joiner(graph, found, longest).run(joins)
 
 
-class _Joiner(OperandJoiner):
+class _Joiner(ChosenJoiner):
     def run(self, joins: Sequence[str]) -> Partition:
         rules = {
             "placed": self._placed, "chained": self._chained, "packed": self._packed,
             "gathered": self._gathered,
             "direct": self._direct, "halved": self._halved, "thin": self._thin,
-            "attended": self._attended, "coded": self._coded,
+            "attended": self._attended, "coded": self._coded, "chosen": self._chosen,
         }  # fmt: skip
         for joined in (rules[name] for name in joins):
             for group in list(self.groups):

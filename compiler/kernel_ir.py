@@ -198,6 +198,8 @@ class TileProduct:
     that depends on i plus one that depends on k. For GPUs only.
     All three buffers have the same dtype, f32 or f64; backends for GPUs also take f16 and bf16
     operands of an f32 `dst`.
+    The names `chosen` in `a_indices` and in `panel_offset` stand for `positions` from data, each a
+    `Checked` of `i64`; those of `a_indices` may depend on i. For GPUs only.
     A panel that no memory holds has an `element` instead, an f32 value in which `k` and `c` are
     the indices of its row and column; it is rounded to the dtype of `a`. For GPUs only.
     """
@@ -225,6 +227,8 @@ class TileProduct:
     element: Value | None = None
     k: str = ""
     c: str = ""
+    chosen: tuple[str, ...] = ()
+    positions: tuple[Value, ...] = ()
 
 
 @frozen

@@ -405,6 +405,7 @@ def _read_operand(reader: Reader, env: object) -> Operand:
 CODECS[Operand] = Codec(_write_operand, _read_operand)
 CODECS[Value] = Codec(lambda v, env: env.text(v), lambda reader, env: env.value(reader))
 CODECS[Value | None] = CODECS[Value]
+CODECS[tuple[Value, ...]] = listed(CODECS[Value])
 CODECS[tuple[tuple[str, Expr], ...]] = listed(
     Codec(lambda loop, env: f"{loop[0]} in {EXPR.write(loop[1], env)}", _read_loop), "(", ")"
 )

@@ -19,8 +19,18 @@ def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr
     symbols of the batch: the first one, and the steps along the depth and along the columns;
     None if they do not lie in steps."""
     node = graph.nodes[panels.node]
-    view = node.primitive
-    contract = product.primitive
+    if not isinstance(node.primitive, View):
+        return None
+    offset = flatten_index(node.primitive.indices, graph.type(node.operands[0]).shape)
+    return steps_in(graph, panels, product, offset)
+
+
+def steps_in(
+    graph: Graph, panels: Ref, product: Node, offset: Expr
+) -> tuple[Expr, Expr, Expr] | None:
+    """The same of a view whose elements lie at an offset over its symbols."""
+    node = graph.nodes[panels.node]
+    view, contract = node.primitive, product.primitive
     if not isinstance(view, View) or not isinstance(contract, Contract):
         return None
     panel, k, column = view.symbols[-3:]
@@ -30,7 +40,6 @@ def steps_of(graph: Graph, panels: Ref, product: Node) -> tuple[Expr, Expr, Expr
     place = sym(column) if single else sym(panel) * width + sym(column)
     if any(guard != columns - 1 - place for guard in view.guard):
         return None  # it pads by more than the panels' tail
-    offset = flatten_index(view.indices, graph.type(node.operands[0]).shape)
     along, across = offset.coefficient(k), offset.coefficient(column)
     step = const(0) if single else offset.coefficient(panel)
     if along is None or across is None or step is None:

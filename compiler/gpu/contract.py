@@ -7,10 +7,18 @@ both ways are in the plan, and the grid of one of them is empty.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from stagefuse.compiler.chosen import (
+    Position,
+    chooses,
+    chosen_matrices,
+    chosen_rows,
+    steps_taken,
+)
 from stagefuse.compiler.gathered import Gathered, gathered_of
-from stagefuse.compiler.graph import Contract, Graph, Ref, View
+from stagefuse.compiler.graph import Contract, Gather, Graph, Ref, View
 from stagefuse.compiler.groups import Group
 from stagefuse.compiler.join_operands import is_coded
 from stagefuse.compiler.kernel_ir import (
@@ -29,7 +37,6 @@ from stagefuse.compiler.lower.products import _Product as Product
 from stagefuse.compiler.lower.products import _product as product_of
 from stagefuse.compiler.lower.products import _stored_panels as stored_panels
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.compiler.steps import steps_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.frozen import frozen
 
@@ -64,6 +71,9 @@ class Left:
     step: Expr
     indices: tuple[Expr, ...] = ()
     guard: tuple[Expr, ...] = ()
+    chosen: tuple[str, ...] = ()
+    positions: Callable[[Expr], tuple[Value, ...]] | None = None
+    """What the names `chosen` in indices stand for in a row."""
 
     def rows(self, s: TileProduct, start: Expr, begin: Expr) -> TileProduct:
         """A product of the rows from `start` on, and of the depth from `begin` on."""
@@ -71,7 +81,11 @@ class Left:
             return replace(s, a_offset=self.start + start * self.step + begin, a_row=self.step)
         here = {"i": start + sym("i"), "k": begin + sym("k")}
         indices, guard = (tuple(e.substitute(here) for e in x) for x in (self.indices, self.guard))
-        return replace(s, a_indices=indices, a_guard=guard)
+        if self.positions is None:
+            return replace(s, a_indices=indices, a_guard=guard)
+        positions = (*s.positions, *self.positions(here["i"]))
+        chosen = (*s.chosen, *self.chosen)
+        return replace(s, a_indices=indices, a_guard=guard, chosen=chosen, positions=positions)
 
 
 def multiply(
@@ -102,23 +116,30 @@ def multiply(
     first, along, across = right_of(low, p)
     source = low.buffer(stored_of(low.graph, low.group, ref), "in")
     first = first + sym("p") * p.panel * across + piece.begin * along
+    matrices = matrices_chosen(low, p)
+    chosen = (*product.chosen, *(name for name, _, _ in matrices))
+    positions = (*product.positions, *(value for _, _, value in matrices))
     low.emit(
         replace(
-            product, panel=source.name, panel_offset=first, panel_row=along, panel_col=across
+            product, panel=source.name, panel_offset=first, panel_row=along, panel_col=across,
+            chosen=chosen, positions=positions,
         )
-    )
+    )  # fmt: skip
 
 
 def stored_of(graph: Graph, group: Group, ref: Ref) -> Ref:
     """What a product reads in place of an operand."""
     if ref not in group.packs:
         return ref
-    node = graph.nodes[ref.node]
+    chosen, node = chooses(graph, group, ref), graph.nodes[ref.node]
     if isinstance(node.primitive, View):
         (ref,) = node.operands
         node = graph.nodes[ref.node]
     # a member of the kernel is not stored: it converts what is
-    return node.operands[0] if ref.node in group.members else ref
+    if ref.node in group.members and not isinstance(node.primitive, Gather):
+        (ref,) = node.operands
+        node = graph.nodes[ref.node]
+    return node.operands[0] if chosen else ref
 
 
 def _element_of(low: Lowering, p: Product, piece: Depth) -> Value:
@@ -137,13 +158,37 @@ def _element_of(low: Lowering, p: Product, piece: Depth) -> Value:
 def right_of(low: Lowering, p: Product) -> tuple[Expr, Expr, Expr]:
     """Where the right operand's elements lie, which are in steps: the first one of the batch at
     hand, and the steps along the depth and along the columns."""
-    ref = p.operands[1]
-    steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
-    view = low.graph.nodes[ref.node].primitive
-    assert steps is not None and isinstance(view, View)
-    lead = dict(zip(view.symbols, (sym(n) for n, _ in p.batch), strict=False))
-    first, along, across = (e.substitute(lead) for e in steps)
+    steps = steps_taken(low.graph, low.group, low.graph.nodes[p.ref.node])
+    assert steps is not None
+    first, along, across = (e.substitute(_batch_of(low, p)) for e in steps)
     return first, along, across
+
+
+def _batch_of(low: Lowering, p: Product) -> dict[str, Expr]:
+    """The batch at hand by the symbols of the view that packs a product's panels."""
+    view = low.graph.nodes[p.operands[1].node].primitive
+    assert isinstance(view, View)
+    return dict(zip(view.symbols, (sym(n) for n, _ in p.batch), strict=False))
+
+
+def matrices_chosen(low: Lowering, p: Product) -> list[tuple[str, Expr, Value]]:
+    """The names in where the right operand lies that stand for positions from data, with the
+    extents of their axes and the positions in the batch at hand."""
+    product, ref = low.graph.nodes[p.ref.node], p.operands[1]
+    found = chosen_matrices(low.graph, product) if chooses(low.graph, low.group, ref) else None
+    if found is None:
+        return []
+    values = _read(low, ref, found.positions, _batch_of(low, p))
+    return [(x.name, x.extent, value) for x, value in zip(found.positions, values, strict=True)]
+
+
+def _read(
+    low: Lowering, operand: Ref, positions: Sequence[Position], here: dict[str, Expr]
+) -> tuple[Value, ...]:
+    """The positions by which an operand is chosen, at indices of the product."""
+    at = {name: Index(e) for name, e in here.items()}
+    with low.part(low.group.packs[operand], {}):
+        return tuple(low.checked(low.graph.nodes[x.node], x.read, x.extent, at) for x in positions)
 
 
 def moves_in_chunks(low: Lowering, p: Product) -> bool:
@@ -151,7 +196,7 @@ def moves_in_chunks(low: Lowering, p: Product) -> bool:
     ref = p.operands[1]
     if ref not in low.group.packs or is_coded(low.graph, ref):
         return True
-    steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
+    steps = steps_taken(low.graph, low.group, low.graph.nodes[p.ref.node])
     assert steps is not None
     first, along, across = steps
     if along != const(1) and across != const(1):
@@ -174,13 +219,26 @@ def left_of(low: Lowering, p: Product) -> Left:
     indices, guard = (
         tuple(e.substitute(here) for e in exprs) for exprs in (found.indices, found.guard)
     )
-    return Left(name, const(0), const(0), indices, guard)
+    if not chooses(low.graph, low.group, ref):
+        return Left(name, const(0), const(0), indices, guard)
+    rows = chosen_rows(low.graph, low.graph.nodes[p.ref.node])
+    assert rows is not None
+    positions = rows[1]
+
+    def read(row: Expr) -> tuple[Value, ...]:
+        return _read(low, ref, positions, {**here, found.row: row})
+
+    names = tuple(x.name for x in positions)
+    return Left(name, const(0), const(0), indices, guard, names, read)
 
 
 def gathered_in(graph: Graph, group: Group, anchor: int) -> Gathered | None:
     """How a group gathers the rows of a product, if it does."""
     node = graph.nodes[anchor]
     left = node.operands[0]
+    if chooses(graph, group, left):
+        rows = chosen_rows(graph, node)
+        return None if rows is None else rows[0]
     if left not in group.packs or not isinstance(graph.nodes[left.node].primitive, View):
         return None
     return gathered_of(graph, node)
@@ -316,7 +374,12 @@ def whole_of(low: Lowering) -> Whole | None:
     assert kind is not None
     cluster = cluster_of(p.rows, strides, kind.size, low.facts)
     whole = Whole(p.rows, p.columns, p.base, first, cluster)
-    return whole if suits(whole, p.batch) else None
+    return whole if suits(whole, loops_of(low, p)) else None
+
+
+def loops_of(low: Lowering, p: Product) -> list[tuple[str, Expr]]:
+    """What the places of operands move with: the batch, and positions from data."""
+    return [*p.batch, *((name, extent) for name, extent, _ in matrices_chosen(low, p))]
 
 
 def _in_shape(low: Lowering, p: Product, shape: Shape) -> Product:
@@ -336,11 +399,11 @@ def matrices_of(low: Lowering, shape: Shape) -> Matrices | None:
     if gathered_in(low.graph, low.group, p.ref.node) is not None:
         return None
     first, _, _ = right_of(low, p)
-    if not suits(Whole(p.rows, p.columns, p.base, first, 1), p.batch):
+    if not suits(Whole(p.rows, p.columns, p.base, first, 1), loops_of(low, p)):
         return None
     order = _order(low, p, shape.columns // p.panel, shape)
     row, column = order.row * shape.rows, order.column * shape.columns
-    return Matrices(p.rows, p.columns, p.base, first, row, column, tuple(p.batch))
+    return Matrices(p.rows, p.columns, p.base, first, row, column, tuple(loops_of(low, p)))
 
 
 def tile_widths(graph: Graph, group: Group, cluster: int) -> list[tuple[int, Expr]]:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from stagefuse.compiler.graph import Graph, Node, Scan
+from stagefuse.compiler.graph import Contract, Graph, Node, Scan
 from stagefuse.compiler.groups import Group
 from stagefuse.compiler.kernel_ir import Value
 from stagefuse.compiler.lower import FORMS, Sites
 from stagefuse.compiler.lower.blocks import Parallel
+from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_CODES, GPU_HALF, GPU_TMA, GPU_WGMMA
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum
@@ -34,7 +35,7 @@ from .contract import (
 )
 from .deep_parts import Deep, deep_of
 from .emit import KernelWriter
-from .few_tiles import Thin, enough_tiles, low_rows, lower_parts, lower_sum_of_parts, thin
+from .few_tiles import FEW_ROWS, Thin, enough_tiles, low_rows, lower_parts, lower_sum_of_parts, thin
 from .long_sorts import scatter_forms, sort_forms
 from .persistent import Whole
 from .split_scan import lower_stretch_scans, lower_stretches, splits
@@ -96,7 +97,7 @@ def families(graph: Graph, group: Group, arches: Sequence[str]) -> list[tuple[st
     if sums_roughly(graph, group):
         return [(a,) for a in arches]
     groups = group.kind == "contract" and (
-        operands_of(graph, group) is not None or bool(choices(graph, group))
+        bool(group.apart) or operands_of(graph, group) is not None or bool(choices(graph, group))
     )
     if group.kind == "attention":
         groups = suits_groups(SourceLowering(graph, group, Sites(), GPU))
@@ -108,7 +109,9 @@ def families(graph: Graph, group: Group, arches: Sequence[str]) -> list[tuple[st
 
 def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
     """The kernels of a group on arches of one family."""
-    if group.kind == "contract":
+    if group.apart and arches[0] in WGMMA:
+        yield from _in_steps(graph, group, sites, arches)
+    elif group.kind == "contract":
         yield from _products(graph, group, sites, arches)
     elif group.kind in ("row", "scan"):
         yield from _rows(graph, group, sites)
@@ -123,6 +126,21 @@ def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> I
     else:
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
         yield Draft(SourceLowering(graph, group, sites, schedule), GPU_FORMS, const(1), "")
+
+
+def _in_steps(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
+    """A product of few rows that are chosen by indices in one kernel, of more after a kernel that
+    gathers them."""
+    assert group.anchor is not None
+    product, shape = graph.nodes[group.anchor].primitive, graph.nodes[group.anchor].type.shape
+    assert isinstance(product, Contract)
+    few = 1 - minimum(floordiv(size_of([shape[a] for a in product.rows]), FEW_ROWS + 1), const(1))
+    few = graph.facts.simplify(few)
+    plain = replace(group, apart=())
+    for groups, share in (((plain,), few), (group.apart, 1 - few)):
+        for part in groups if share != const(0) else ():
+            for draft in drafts(graph, part, sites, arches):
+                yield draft._replace(share=graph.facts.simplify(draft.share * share))
 
 
 def _products(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:

@@ -1,4 +1,5 @@
-"""Left operands that are gathered on their way into shared memory: the windows of a convolution.
+"""Left operands that are gathered on their way into shared memory: the windows of a convolution, or
+rows that indices choose, whose positions a lane reads when it begins.
 
 Such an operand is no matrix in memory: where an element lies is a part that depends on its row plus
 one that depends on its depth, and so is what decides whether it lies anywhere. A lane brings the
@@ -108,7 +109,7 @@ class Gather:
     def add(self, target: Value, row: Expr, k: Expr, valid: Value) -> None:
         """One more chunk that this lane brings, if its row is `valid`."""
         w, code = self.w, self.w.code
-        with w.binding(**{**w.bound, "i": row}):
+        with w.choosing(self.s, row), w.binding(**{**w.bound, "i": row}):
             start = self._address(Part.of(self.place).row)
             positions = [w.index(e.position.row, "i32") for e in self.ends]
         for n, end in enumerate(self.ends[:1]):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from stagefuse.compiler.kernel_ir import Alloc, Kernel
+from stagefuse.compiler.kernel_ir import Alloc, Checked, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.facts import Facts
@@ -105,6 +105,9 @@ class PersistentWriter(PieceWriter):
         self.whole, self.stays = whole, True
         self.team = Team((READERS + 1) * GROUP, 1)
         self.batch = kernel.parallel[:-2]
+        named = zip(form.product.chosen, form.product.positions, strict=True)
+        self.loops = [*self.batch, *((n, x.extent) for n, x in named if isinstance(x, Checked))]
+        """What the places of operands move with."""
         types = {b.name: b.dtype for b in kernel.buffers}
         self.kind = kind_of(types[form.product.a], types[form.product.panel])
         self.depth = ROW_BYTES // self.kind.size
@@ -286,7 +289,8 @@ class PersistentWriter(PieceWriter):
         def one_tile() -> None:
             row, column = self.index(sym(down) * ROWS), self.index(sym(across) * self.form.columns)
             row, column = row.to("trunc", "i32"), column.to("trunc", "i32")
-            ends = [self._batch_place(offset) for offset in (self.whole.left, self.whole.right)]
+            with self.choosing(s):
+                ends = [self._batch_place(offset) for offset in (self.whole.left, self.whole.right)]
             with self._depth(depth, self.depth) as k:
                 stage = turn.now()
                 wait(code, stage.empty, stage.parity)
@@ -303,16 +307,16 @@ class PersistentWriter(PieceWriter):
 
     def _batch_place(self, offset: Expr) -> list[Value]:
         """The indices of a map's outer dimensions, the innermost of them first."""
-        steps = in_steps(offset, self.batch) or []
+        steps = in_steps(offset, self.loops) or []
         return [self.index(sym(name), "i32") for name, _, _ in reversed(steps)]
 
     def _map(
         self, buffer: str, offset: Expr, inner: Sequence[Expr], stride: Expr, box: tuple[int, int]
     ) -> Value:
-        steps = in_steps(offset, self.batch) or []
+        steps = in_steps(offset, self.loops) or []
         sizes = (*(extent for _, extent, _ in steps), *inner)
         strides = (*(step for _, _, step in steps), stride)
-        start = start_of(offset, self.batch)
+        start = start_of(offset, self.loops)
         return self.tensor_map(
             TensorMap(buffer, start, sizes, strides, (*(1 for _ in steps), *box))
         )

@@ -19,6 +19,10 @@ class ProductWriter(ScatterWriter):
     """The body of a kernel, as far as its matrix products go."""
 
     def product(self, s: TileProduct) -> None:
+        with self.choosing(s):
+            self._product(s)
+
+    def _product(self, s: TileProduct) -> None:
         code, kind = self.code, scalars.REGISTER[self.memory[s.dst].dtype.name]
         across = s.nr // COLUMNS
         down = self.team.lanes // across
@@ -54,7 +58,7 @@ class ProductWriter(ScatterWriter):
         if not s.a_indices:
             return self._element(s, s.a_offset + row * s.a_row + k * s.a_col)
         place = flatten_index(s.a_indices, self.memory[s.a].shape)
-        with self.binding(**{**self.bound, "i": row, "k": k}):
+        with self.choosing(s, row), self.binding(**{**self.bound, "i": row, "k": k}):
             there = self.code.const(1, "i1")
             for guard in s.a_guard:
                 there = there & self.holds("ge", guard, const(0))

@@ -45,7 +45,8 @@ class TensorWriter(NarrowWriter):
         tile = self._tile_of(s)
         if tile is None:
             return super().plain(s)
-        self._multiply(tile, tile.s.dst_offset.substitute({s.index: s.lo}))
+        with self.choosing(tile.s):
+            self._multiply(tile, tile.s.dst_offset.substitute({s.index: s.lo}))
         if tile.size < 4:  # nothing is split
             self.barrier()
             return

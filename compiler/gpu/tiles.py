@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
 
+from stagefuse.compiler.chosen import chooses, steps_taken
 from stagefuse.compiler.gathered import gathered_of
 from stagefuse.compiler.graph import Contract, Graph, Node, View
 from stagefuse.compiler.groups import Group, flops
 from stagefuse.compiler.join_operands import is_coded
 from stagefuse.compiler.lower.expressions import product_of as size_of
-from stagefuse.compiler.steps import steps_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod
 from stagefuse.dsl.dtypes import F32
 from stagefuse.dsl.facts import Facts
@@ -210,8 +210,11 @@ def _lies(graph: Graph, group: Group, node: Node) -> bool:
 
 
 def gathers_rows(graph: Graph, group: Group, node: Node) -> bool:
-    """Whether the rows of a product are windows, gathered on their way into shared memory."""
+    """Whether the rows of a product are windows, or chosen by indices: gathered on their way into
+    shared memory."""
     left = node.operands[0]
+    if chooses(graph, group, left):
+        return True
     packed = left in group.packs and isinstance(graph.nodes[left.node].primitive, View)
     return packed and gathered_of(graph, node) is not None
 
@@ -227,7 +230,7 @@ def _in_chunks(graph: Graph, group: Group, node: Node) -> tuple[Facts, Expr] | N
         return None
     ends = [] if gathers else [product.base, product.row_stride]
     if _lies(graph, group, node):
-        steps = steps_of(graph, right, node)
+        steps = steps_taken(graph, group, node)
         if steps is None or const(1) not in steps[1:]:
             return None
         first, along, across = steps

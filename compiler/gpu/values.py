@@ -21,9 +21,11 @@ from stagefuse.compiler.kernel_ir import (
     Kernel,
     Load,
     Op,
+    TileProduct,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, const
+from stagefuse.compiler.lower.expressions import symbols_of
+from stagefuse.dsl.dims import Expr, const, minimum
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
@@ -187,6 +189,27 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         wrong = inside ^ 1
         self.report(wrong if self.active is None else wrong & self.active, checked.site + 1, given)
         return inside.select(place, code.const(0, "i64"))
+
+    @contextmanager
+    def choosing(self, s: TileProduct, row: Expr | None = None) -> Iterator[None]:
+        """Inside, names stand for the positions from data that a product takes its matrices from,
+        or, where a row is given, for those of that row or the last one."""
+        found: dict[str, tuple[Value, Expr, Expr]] = {}
+        place = {} if row is None else {"i": self.resolve(minimum(row, s.rows - 1))}
+        with self.scope(), self.binding(**{**self.bound, **place}):
+            for name, value in zip(s.chosen, s.positions, strict=True):
+                if ("i" in symbols_of([value])) != (row is not None):
+                    continue
+                assert isinstance(value, Checked)
+                position = self.value(value)
+                if self.is_small(self.resolve(value.extent)):
+                    position = position.to("trunc", "i32")
+                found[name] = position, const(0), value.extent - 1
+        if not found:
+            yield
+            return
+        with self.named(**found):
+            yield
 
     def report(self, wrong: Value, site: int, given: Value) -> None:
         """Notes a position in the status unless one is noted already."""

@@ -164,8 +164,8 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
             }  # fmt: skip
             others = (s.width, s.panel_row, s.panel_col, s.panel_place, *s.a_indices, *s.a_guard)
             found |= {e for e in others if e is not None}
-            if s.element is not None:
-                value(s.element)
+            for made in (*s.positions, *(() if s.element is None else (s.element,))):
+                value(made)
         elif isinstance(s, Attend):
             found |= {s.dst_row, s.rows, s.lo, s.hi, *(() if s.extent is None else (s.extent,))}
             for x in (s.queries, s.keys, s.values):
@@ -191,6 +191,7 @@ def bound_names(body: Sequence[Statement]) -> set[str]:
         elif isinstance(s, TileProduct):
             found |= {"k"} if s.panel_place is not None else set()
             found |= {"i", "k"} if s.a_indices else set()
+            found |= set(s.chosen)
             found |= {s.k, s.c} if s.element is not None else set()
         elif isinstance(s, Attend):
             found |= {s.row, s.key}

@@ -260,21 +260,8 @@ class Lowering(Blocks):
             if not isinstance(index, Indirect):
                 place.append(self.index(index, here))
                 continue
-            spot = tuple(self.index(e, here) for e in index.indices)
-            value = self.value(node.operands[index.operand], spot, guard)
-            value = as_dtype(value, I64)
-            ref = node.operands[index.operand]
-            inside = self.graph.facts.at_element(gather.symbols, node.type.shape)
-            proved = index.scale == const(1) and is_position(
-                self.graph, ref, extent, index.offset, inside
-            )
-            checks = checks or not proved
-            if index.scale != const(1):
-                value = Op("mul", (value, self.index(index.scale, here)), I64)
-            if index.offset != const(0):
-                value = Op("add", (value, self.index(index.offset, here)), I64)
-            site = 0 if proved else self.sites.number(node.span, extent)
-            place.append(Checked(value, extent, site, proved))
+            place.append(found := self.checked(node, index, extent, here, guard))
+            checks = checks or not found.proved
         filled = product_of(extents).as_int()
         if checks and not filled:
             # an empty table has no element 0 to read instead
@@ -282,6 +269,26 @@ class Lowering(Blocks):
             if not self.facts.is_nonneg(size.expr):
                 guard = (*guard, Op("ge", (size, Const(0, I64)), BOOL))
         return self.value(node.operands[0], tuple(place), guard)
+
+    def checked(
+        self, node: Node, index: Indirect, extent: Expr, here: Mapping[str, Value],
+        guard: tuple[Value, ...] = (),
+    ) -> Checked:  # fmt: skip
+        """A position that a gather reads from data, along an axis of its operand."""
+        gather, ref = node.primitive, node.operands[index.operand]
+        assert isinstance(gather, Gather)
+        value = self.value(ref, tuple(self.index(e, here) for e in index.indices), guard)
+        value = as_dtype(value, I64)
+        inside = self.graph.facts.at_element(gather.symbols, node.type.shape)
+        proved = index.scale == const(1) and is_position(
+            self.graph, ref, extent, index.offset, inside
+        )
+        if index.scale != const(1):
+            value = Op("mul", (value, self.index(index.scale, here)), I64)
+        if index.offset != const(0):
+            value = Op("add", (value, self.index(index.offset, here)), I64)
+        site = 0 if proved else self.sites.number(node.span, extent)
+        return Checked(value, extent, site, proved)
 
     def concat(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
         """The part that a position lies in; those that it is known not to lie in are left out."""
