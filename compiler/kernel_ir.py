@@ -343,16 +343,18 @@ class SortDigit:
 
 @frozen
 class ForEqual:
-    """index over those of 0..count, in order, at which `buffer` has a value (i64).
+    """index from `first` (i64) on, in order, for as long as `buffer` holds the same as there.
 
-    The buffer holds u32 along one axis, in rising order. For GPUs only.
+    The buffer holds `count` elements of u32 along one axis. What the body begins with, as far as it
+    reads nothing that the kernel writes, may be computed for so many indices `ahead`. For GPUs.
     """
 
-    FORM: ClassVar[str] = "equal {index} in {count} where {buffer} is {value}"
+    FORM: ClassVar[str] = "equal {index} in {count} from {first} of {buffer} ahead {ahead}"
     index: str
     buffer: str
     count: Expr
-    value: Value
+    first: Value
+    ahead: int
     body: tuple[Statement, ...]
 
 

@@ -317,7 +317,8 @@ def _for_equal(check: Check, s: ForEqual, scope: Scope) -> None:
     check.symbols(scope, s.count)
     if buffer.dtype != U32 or len(buffer.shape) != 1:
         check.fail(3, f"`{s.buffer}` is not u32 along one axis")
-    check.typed(s.value, scope, I64, "what is looked for")
+    check.typed(s.first, scope, I64, "where it begins")
+    check.access(buffer, (s.first,), scope, ())
     check.inside(s.buffer, s.count, buffer.shape[0] + 1, scope, ())
     check.bind(scope, s.index)
     inner = scope.inner()

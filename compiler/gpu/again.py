@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stagefuse.compiler.buffers import size_of
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.graph import Graph, Scatter, Sort
-from stagefuse.compiler.kernel_ir import For, SortDigit, SortRow, Statement
+from stagefuse.compiler.kernel_ir import For, ForEqual, SortDigit, SortRow, Statement
 from stagefuse.compiler.lower import Lowered
 from stagefuse.dsl.dims import Expr, const
 
@@ -48,7 +48,8 @@ def again(graph: Graph, lowered: Lowered, in_memory: bool) -> tuple[Expr, Expr]:
             (count,) = graph.type(node.operands[1]).shape
             if any(isinstance(s, SortDigit) for s in walk(lowered.kernel.body)):
                 work = work + count * _DIGIT
-            if not any(b.mode == "inout" for b in lowered.kernel.buffers):
+            runs = any(isinstance(s, ForEqual) for s in walk(lowered.kernel.body))
+            if runs or not any(b.mode == "inout" for b in lowered.kernel.buffers):
                 continue
             teams = size_of([extent for _, extent in lowered.kernel.parallel])
             moved = moved + teams * count * _POSITION

@@ -77,8 +77,10 @@ class BarrierWriter(ValueWriter):
 
 
 def _values(s: Statement) -> tuple[KernelValue, ...]:
-    if isinstance(s, Let | Fold | ForEqual):
+    if isinstance(s, Let | Fold):
         return (s.value,)
+    if isinstance(s, ForEqual):
+        return (s.first,)
     if isinstance(s, Store):
         return (*s.indices, s.value)
     return (s.condition,) if isinstance(s, If) else ()

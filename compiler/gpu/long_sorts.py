@@ -20,7 +20,6 @@ from stagefuse.compiler.kernel_ir import (
     Buffer,
     Checked,
     Const,
-    ForEqual,
     Index,
     Let,
     Load,
@@ -30,8 +29,8 @@ from stagefuse.compiler.kernel_ir import (
     Store,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.compiler.lower.blocks import Parallel, Scope
-from stagefuse.compiler.lower.sequences import combined, lower_sort, position_of
+from stagefuse.compiler.lower.blocks import Parallel
+from stagefuse.compiler.lower.sequences import lower_sort, position_of
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.sort_order import DIGITS
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
@@ -39,6 +38,7 @@ from stagefuse.dsl.dtypes import BOOL, I32, I64, U8, U32, DType
 from stagefuse.dsl.facts import Facts
 
 from .few_tiles import parts_of
+from .runs import FROM, SORTED, lower_copied, lower_long_runs, lower_runs
 from .scatter import lower_ranges
 
 TILE = 4096
@@ -49,11 +49,12 @@ FEW = 1024
 """Elements of rows that half as many lanes sort."""
 WORK = 64
 """Operations that an element costs at each digit, with what counts cost."""
-MANY = 16384
-"""Updates of a scatter up to which every range reads all positions."""
-KEYS, ORDER, DIGIT, BEFORE, RUNNING, STARTS, SORTED, FROM = range(8)
-"""The buffers between the kernels: elements of tiles, and their order and digits; counts; elements
-sorted by the digits so far, and where they came from."""
+MANY = 4096
+"""Updates of a scatter up to which every range reads all positions, which takes some 8 us for 1000
+of them; the kernels that sort them take about 35 at least."""
+KEYS, ORDER, DIGIT, BEFORE, RUNNING, STARTS = range(6)
+"""The buffers between the kernels: elements of tiles, and their order and digits; counts. `SORTED`
+and `FROM` are elements sorted by the digits so far, and where they came from."""
 
 
 class Form(NamedTuple):
@@ -107,7 +108,9 @@ def scatter_forms(graph: Graph, group: Group) -> Iterator[Form]:
             share = facts.simplify(many * wide)
             if share != const(0):
                 yield from _by_digit(shift, False, share, facts)
-        yield Form(lower_combined, many, "combined", facts)
+        yield Form(lower_copied, many, "copied", facts)
+        yield Form(lower_runs, many, "runs", facts)
+        yield Form(lower_long_runs, many, "long runs", facts)
     if others != const(0):
         yield Form(lower_ranges, others, "", facts)
 
@@ -365,33 +368,3 @@ def lower_moved(low: Lowering, last: bool) -> Parallel:
 def _inside(value: KernelValue, extent: Expr) -> Checked:
     """A position that is known to be in an axis."""
     return Checked(Op("cast", (value,), I64), extent, 0, proved=True)
-
-
-def lower_combined(low: Lowering) -> Parallel:
-    """Each element of a scatter with its updates, which its position's place in the sorted ones
-    tells."""
-    node = low.graph.nodes[low.group.roots[0].node]
-    assert isinstance(node.primitive, Scatter)
-    axis, kind, dtype = node.primitive.axis, node.primitive.kind, node.type.dtype
-    base, _, updates = node.operands
-    count = _of(low).size
-    parallel = low.axes(range(len(low.group.domain)))
-    low.bind(parallel)
-    here: tuple[KernelValue, ...] = tuple(_at(name) for name, _ in parallel)
-    total, name = low.name("total"), low.name("v")
-    low.emit(Alloc(total, dtype, ()))
-    low.emit(Store(total, (), low.value(base, here, ())))
-    positions = _buffer(low, SORTED, U32, [count], "in")
-    sources = _buffer(low, FROM, I32, [count], "in")
-    low.facts = low.facts.with_ranges({"k": (0, count - 1)})
-    low.scopes.append(Scope(low.scopes[-1].bound | {"k"}))
-    source = _inside(Load(sources, (_at("k"),), I32), count)
-    update = low.value(updates, (*here[:axis], source, *here[axis + 1 :]), ())
-    so_far = Load(total, (), dtype)
-    low.emit(Let(name, combined(kind, so_far, update, dtype)))
-    low.emit(Store(total, (), Local(name, dtype.compute)))
-    body = tuple(low.scopes.pop().body)
-    low.emit(ForEqual("k", positions, count, here[axis], body))
-    out = low.buffer(low.group.roots[0], "out")
-    low.emit(Store(out.name, here, so_far))
-    return parallel, const(WORK)

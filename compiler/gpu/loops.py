@@ -462,7 +462,8 @@ class LoopWriter(BarrierWriter):
             raise AssertionError("a branch has one element at a time")
         for scope in self.elements():
             condition = self.value(s.condition)
-            if not any(isinstance(x, For | Fold) for x in walk(s.body)) and not self.in_team:
+            loops = any(isinstance(x, For | Fold | ForEqual) for x in walk(s.body))
+            if not loops and not self.in_team:
                 with self.when(condition), self._alone(), self.scope():
                     self.statements(s.body)
                 continue

@@ -71,6 +71,7 @@ def accesses(body: tuple[Statement, ...], nest: Nest | None = None) -> Iterator[
             yield from _of_values((s.value,), own, nest is None)
         elif isinstance(s, ForEqual):
             yield Access(s.buffer, (), None, False)
+            yield from _of_values((s.first,), nest, False)
             yield from accesses(s.body, nest)
         elif isinstance(s, If):
             yield from _of_values((s.condition,), nest, False)

@@ -7,8 +7,23 @@ atomic, and with the same result in every run.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+
+from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.graph import Scatter
-from stagefuse.compiler.kernel_ir import Checked, For, ForEqual, If, Index, Let, Local, Op, Store
+from stagefuse.compiler.kernel_ir import (
+    Checked,
+    For,
+    ForEqual,
+    If,
+    Index,
+    Let,
+    Load,
+    Local,
+    Op,
+    Statement,
+    Store,
+)
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import all_of, product_of
@@ -17,6 +32,7 @@ from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I64
 
+from . import scalars
 from .ir import Value
 from .loops import Carry
 from .scan import ScanWriter, moved
@@ -119,39 +135,103 @@ class ScatterWriter(ScanWriter):
         self.loop("chunk'", const(0), floordiv(s.hi - s.lo + (step - 1), step), [], chunk)
 
     def for_equal(self, s: ForEqual) -> None:
-        count = self.resolve(s.count)
-        kind = "i32" if self.is_small(count) else "i64"
-        wanted, end = self.value(s.value).to("trunc", "i32"), self._value(count, kind)
-        start = self._first(s, wanted, self.code.const(0, kind), end, "lt")
-        stop = self._first(s, wanted, start, end, "le")
-
-        def body(carry: Carry) -> Carry:
-            self.statements(s.body)
-            return carry
-
-        step, ends = self.code.const(1, kind), (const(0), s.count - 1)
-        self._counted(s.index, start, stop, step, ends, [], body)
-
-    def _first(self, s: ForEqual, wanted: Value, lo: Value, hi: Value, relation: str) -> Value:
-        """The first place whose value is in no such relation to what is wanted, by halving."""
-        code, keys = self.code, self.memory[s.buffer]
-        low, high = code.variable(lo.type, lo), code.variable(lo.type, hi)
-        head, done = code.label("halve"), code.label("found")
+        """What is computed for several places, then the rest for one after the other."""
+        code, shared = self.code, self.in_team
+        lets, rest = self._start_of_run(s.body)
+        each = s.ahead // WARP if shared else s.ahead
+        start = self.value(s.first)
+        if self.is_small(self.resolve(s.count + s.ahead)):
+            start = start.to("trunc", "i32")
+        wanted = self._key_of_run(s, start)
+        at = code.variable(start.type, start)
+        left = code.fresh("i32")
+        last = {let.name: code.fresh(_register(let)) for let in lets} if shared else {}
+        head, tail, done = (code.label(name) for name in ("run", "last", "ran"))
         with code.loop_scope(), self.scope():
             code.start(head)
-            a, b = (Value(code, v.text, lo.type, code.depth) for v in (low, high))
-            code.branch_if(a.compare("lt", b), done, holds=False)
-            middle = a + (b - a).lshr(1)
-            with self.named(**{PROBE: (middle, const(0), s.count - 1)}):
-                at = self.address(keys, (sym(PROBE), None))
-                (found,) = self._access(keys, at, 1)
-            before = found.compare(relation, wanted, unsigned=True)
-            after = middle + 1
-            code.set(low, after, before)
-            code.set(high, middle, before ^ 1)
+            first = Value(code, at.text, at.type, code.depth)
+            self.in_team = False
+            if shared:
+                first = first + self.symbols["lane"].to("sext", first.type)
+            places = [first + n * (WARP if shared else 1) for n in range(each)]
+            scopes = [self._run_at(s, lets, place, wanted) for place in places]
+            self.in_team = shared
+            for scope in scopes:
+                if not shared:
+                    with self.when(scope.locals[HIT]), self.scope(scope):
+                        self.statements(rest)
+                    continue
+                hits = code.fresh("i32")
+                code.write("vote.sync.ballot.b32", hits, scope.locals[HIT], "0xffffffff")
+                code.write("popc.b32", left, hits)
+                for name, value in last.items():
+                    code.set(value, scope.locals[name])
+                code.branch_if(hits.compare("eq", -1), tail, holds=False)
+                for lane in range(WARP):
+                    self._lane_of_run(scope.locals, last, lane, rest)
+            if not shared:
+                code.branch_if(scopes[-1].locals[HIT], done, holds=False)
+            bits = "64" if at.type == "i64" else "32"
+            code.write(f"add.s{bits}", at, at, code.const(s.ahead, at.type))
             code.branch(head)
+        code.start(tail)
+        if shared:
+            self._end_of_run(last, left, rest)
         code.start(done)
-        return low
+
+    def _end_of_run(self, last: dict[str, Value], left: Value, rest: Sequence[Statement]) -> None:
+        """The rest for the places that fewer than all lanes have."""
+
+        def body(carry: Carry) -> Carry:
+            self._lane_of_run(last, last, self.index(sym(HIT), "i32"), rest)
+            return carry
+
+        one, ends = self.code.const(1, "i32"), (const(0), const(WARP - 1))
+        self._counted(HIT, self.code.const(0, "i32"), left, one, ends, [], body)
+
+    def _lane_of_run(
+        self,
+        held: Mapping[str, Value],
+        names: Iterable[str],
+        lane: int | Value,
+        rest: Sequence[Statement],
+    ) -> None:
+        """The rest, of what a lane has computed ahead."""
+        scope = Scope()
+        for name in names:
+            scope.locals[name] = moved(self.code, held[name], "idx", lane, WARP - 1)
+        with self.scope(scope):
+            self.statements(rest)
+
+    def _start_of_run(self, body: Sequence[Statement]) -> tuple[list[Let], Sequence[Statement]]:
+        """What of a body can be computed ahead, since it reads nothing that is written."""
+        lets = []
+        for s in body:
+            reads = post_order(s.value) if isinstance(s, Let) else ()
+            written = any(isinstance(p, Load) and p.buffer in self.written for p in reads)
+            if not isinstance(s, Let) or written:
+                break
+            lets.append(s)
+        return lets, body[len(lets) :]
+
+    def _key_of_run(self, s: ForEqual, place: Value) -> Value:
+        """What the buffer holds at a place."""
+        with self.named(**{PROBE: (place, const(0), s.count - 1)}):
+            at = self.address(self.memory[s.buffer], (sym(PROBE), None))
+            (found,) = self._access(self.memory[s.buffer], at, 1)
+        return found
+
+    def _run_at(self, s: ForEqual, lets: Sequence[Let], place: Value, wanted: Value) -> Scope:
+        """What is computed ahead for a place, and whether it holds what is wanted."""
+        inside, scope = place.compare("lt", self.index(s.count, place.type)), Scope()
+        with self.when(inside):
+            hit = self._key_of_run(s, place).compare("eq", wanted) & inside
+        bound = {s.index: (place, const(0), s.count - 1)}
+        with self.when(hit), self.scope(scope), self.named(**bound):
+            for let in lets:
+                scope.locals[let.name] = self.value(let.value)
+        scope.locals[HIT] = hit
+        return scope
 
     def _hits(self, index: str, first: Expr, name: str, known: Scope, branch: If) -> None:
         """What the loop does at each of 32 positions where its condition holds, in their order."""
@@ -177,3 +257,7 @@ class ScatterWriter(ScanWriter):
             self.barrier()
             code.branch(head)
         code.start(done)
+
+
+def _register(let: Let) -> str:
+    return scalars.REGISTER[let.value.dtype.compute.name]

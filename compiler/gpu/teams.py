@@ -16,6 +16,7 @@ from stagefuse.compiler.kernel_ir import (
     Attend,
     Fold,
     For,
+    ForEqual,
     Index,
     Kernel,
     Let,
@@ -164,6 +165,9 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     products = [s for s in statements if isinstance(s, TileProduct)]
     if products:
         return Team(PRODUCT_LANES * max(1, max(s.mr for s in products) // 64), 1)
+    runs = [s for s in statements if isinstance(s, ForEqual)]
+    if runs:
+        return WARP_TEAM if max(s.ahead for s in runs) > WARP else LANE
     if kernel.parallel and any(b.mode == "inout" for b in kernel.buffers):
         return WARP_TEAM  # a scatter
     loops = list(shared_loops(kernel.body))

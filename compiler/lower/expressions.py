@@ -147,7 +147,7 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
         elif isinstance(s, For):
             found |= {s.lo, s.hi} | exprs_of(s.body)
         elif isinstance(s, ForEqual):
-            value(s.value)
+            value(s.first)
             found |= {s.count} | exprs_of(s.body)
         elif isinstance(s, If):
             value(s.condition)

@@ -74,38 +74,48 @@ def test_a_position_out_of_range_is_reported(tmp_path: Path, rng: np.random.Gene
 
 
 MANY = """
-pipeline line(x: f32[N], i: i64[16401], u: f32[16401]) -> f32[N]:
+pipeline line(x: f32[N], i: i64[4103], u: f32[4103]) -> f32[N]:
     scatter_add(x, i, u)
 
-pipeline rows(x: f16[N, 3], i: i64[16401], u: f16[16401, 3]) -> f16[N, 3]:
+pipeline rows(x: f16[N, 3], i: i64[4103], u: f16[4103, 3]) -> f16[N, 3]:
     scatter_add(x, i, u * 0.5, axis=0)
 
-pipeline largest(x: i32[2, N], i: i64[16401], u: i32[2, 16401]) -> i32[2, N]:
+pipeline largest(x: i32[2, N], i: i64[4103], u: i32[2, 4103]) -> i32[2, N]:
     scatter_max(x, i, u, axis=1)
 
-pipeline last(x: i64[N], i: i64[16401], u: i64[16401]) -> i64[N]:
+pipeline last(x: i64[N], i: i64[4103], u: i64[4103]) -> i64[N]:
     scatter_set(x, i, u)
+
+pipeline columns(x: f64[2, N], i: i64[4103], u: f64[2, 4103]) -> f64[2, N]:
+    scatter_add(x, i, u, axis=1)
 """
+
+
+def _runs(size: int, lengths: list[int], count: int, rng: np.random.Generator) -> Any:
+    """Positions, of which some occur so many times, in any order."""
+    taken = rng.choice(size, len(lengths), replace=False)
+    found = np.concatenate([np.repeat(taken, lengths), rng.integers(0, size, count)])[:count]
+    return rng.permutation(found).astype(np.int64)
 
 
 @pytest.mark.parametrize("arch, size", [("sm_80", 70001), ("sm_89", 31), ("sm_90a", 300)])
 def test_many_updates_are_sorted(
     arch: str, size: int, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    """By one digit, two or three, of the positions; updates keep their order."""
-    text = MANY if size == 300 else MANY.split("\n\n")[0]
-    plan = compiled(tmp_path / "p.pipe", text, (arch,))
+    """By one digit, two or three, of the positions; updates keep their order, in runs of any
+    length."""
+    plan = compiled(tmp_path / "p.pipe", MANY, (arch,))
     check_legal(plan)
     assert not any(x.report.get("spill bytes") for x in launches(plan))
-    line, *others = (Emulated(plan, arch, n) for n in range(len(plan.pipelines)))
-    m = 16401
-    i = rng.integers(-size, size, m)
-    dims = {"N": size}
-    x, u = (rng.standard_normal(n).astype(np.float32) for n in (size, m))
-    (found,) = line({"x": x, "i": i, "u": u}, dims)
-    np.testing.assert_array_equal(found, _added(x, i, u, 0, np.add))
-    if others:
-        rows, largest, last = others
+    line, rows, largest, last, columns = (Emulated(plan, arch, n) for n in range(5))
+    m, dims = 4103, {"N": size}
+    lengths = [31, 32, 33, 1, 63, 64, 65, 127, 128, 129, 161, 1000]
+    random, in_runs = rng.integers(-size, size, m), _runs(size, lengths, m, rng)
+    for i in (random, in_runs, np.full(m, int(rng.integers(size)))):
+        x, u = (rng.standard_normal(n).astype(np.float32) for n in (size, m))
+        (found,) = line({"x": x, "i": i, "u": u}, dims)
+        np.testing.assert_array_equal(found, _added(x, i, u, 0, np.add))
+    for i in (random, in_runs) if size == 300 else ():
         x, u = (rng.standard_normal((n, 3)).astype(np.float16) for n in (size, m))
         (found,) = rows({"x": x, "i": i, "u": u}, dims)
         np.testing.assert_array_equal(found, _added(x, i, u * np.float16(0.5), 0, np.add))
@@ -115,6 +125,17 @@ def test_many_updates_are_sorted(
         x, u = (rng.integers(-99, 99, n) for n in (size, m))
         (found,) = last({"x": x, "i": i, "u": u}, dims)
         np.testing.assert_array_equal(found, _added(x, i, u, 0, lambda _, v: v))
-        i[m // 2] = size
-        line({"x": x.astype(np.float32), "i": i, "u": u.astype(np.float32)}, dims)
-        assert line.status[0] and line.status[1] == size
+        x, u = (rng.standard_normal((2, n)) for n in (size, m))
+        (found,) = columns({"x": x, "i": i, "u": u}, dims)
+        np.testing.assert_array_equal(found, _added(x, i, u, 1, np.add))
+    i = random
+    i[m // 2] = size
+    line({"x": np.zeros(size, np.float32), "i": i, "u": np.ones(m, np.float32)}, dims)
+    assert line.status[0] and line.status[1] == size
+
+
+def test_many_updates_of_nothing_are_reported(tmp_path: Path) -> None:
+    emulated = Emulated(compiled(tmp_path / "p.pipe", MANY, ("sm_90a",)))
+    empty, i, u = np.zeros(0, np.float32), np.zeros(4103, np.int64), np.ones(4103, np.float32)
+    (found,) = emulated({"x": empty, "i": i, "u": u}, {"N": 0})
+    assert found.shape == (0,) and emulated.status[0]
