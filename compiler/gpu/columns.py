@@ -9,28 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from stagefuse.compiler.graph import Reduce, Ref, flatten_index
+from stagefuse.compiler.graph import Graph, Reduce, Ref, flatten_index
+from stagefuse.compiler.groups import Group
 from stagefuse.compiler.kernel_ir import Value
-from stagefuse.compiler.lower.blocks import Parallel
+from stagefuse.compiler.lower.blocks import Parallel, Sites
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.rows import lower_row
 from stagefuse.compiler.lower.values import Lowering
+from stagefuse.compiler.schedule import Schedule
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
 from .windows_out import are_small, lower_windows, written_out
 
 
 class Written(Lowering):
-    """A lowering that may write reductions out, or combine what parts of one left, by `parts`."""
+    """A lowering that may write reductions out, or combine what parts of some left, by `parts`."""
 
     writes_out = False
-    parts: Callable[[tuple[Value, ...]], Value] | None = None
+
+    def __init__(self, graph: Graph, group: Group, sites: Sites, schedule: Schedule) -> None:
+        self.parts: dict[Ref, Callable[[tuple[Value, ...]], Value]] = {}
+        super().__init__(graph, group, sites, schedule)
 
     def reduce(self, ref: Ref, at: tuple[Value, ...]) -> Value:
         return written_out(self, ref, at) if self.writes_out else super().reduce(ref, at)
 
     def folded(self, ref: Ref, at: tuple[Value, ...]) -> Value:
-        return super().folded(ref, at) if self.parts is None else self.parts(at)
+        return self.parts[ref](at) if ref in self.parts else super().folded(ref, at)
 
 
 ROW_BYTES = (128, 64)

@@ -38,6 +38,7 @@ from .emit import KernelWriter
 from .few_tiles import FEW_ROWS, Thin, enough_tiles, low_rows, lower_parts, lower_sum_of_parts, thin
 from .long_sorts import scatter_forms, sort_forms
 from .persistent import Whole
+from .split_rows import levels, lower_level, lower_rest_of_rows, share_of_rows
 from .split_scan import lower_stretch_scans, lower_stretches, splits
 from .teams import WARP_ROW
 from .tiles import Choice, choices
@@ -285,6 +286,13 @@ def _rows(graph: Graph, group: Group, sites: Sites) -> Iterator[Draft]:
     if split != const(0):
         for form, name in pair:
             yield Draft(own(), {group.kind: form}, split, name)
+    else:
+        split = share_of_rows(graph, group)
+        for level in range(len(levels(graph, group)) if split != const(0) else 0):
+            form = partial(lower_level, level=level)
+            yield Draft(own(), {group.kind: form}, split, f"parts {level}")
+        if split != const(0):
+            yield Draft(own(), {group.kind: lower_rest_of_rows}, split, "of parts")
     others = graph.facts.simplify(1 - split)
     if others == const(0):
         return

@@ -142,7 +142,7 @@ def lower_whole_rest(low: Lowering) -> Parallel:
     """The reduction of the parts, and what follows."""
     cut = _cut(low)
     assert isinstance(low, Written)
-    low.parts = lambda at: _of_parts(low, cut, at)
+    low.parts[cut.ref] = lambda at: _of_parts(low, cut, at)
     return lower_rows(low)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .gpu_run import Emulated, check_legal, compiled
+from .gpu_run import Emulated, check_legal, compiled, launches
 
 SOURCE = """pipeline p(x: DTYPE[R, N]) -> (f32[R], f32[R], DTYPE[R], i64[R], i64[R])
 where R in 0..=500, N in 1..=100000:
@@ -43,3 +43,49 @@ def _check(run: Emulated, x: np.ndarray) -> None:
     np.testing.assert_array_equal(most, x.max(1))
     np.testing.assert_array_equal(at, x.argmax(1))
     np.testing.assert_array_equal(least, x.argmin(1))
+
+
+ROWS = """import nn
+
+pipeline p(x: DTYPE[R, N], g: f32[N], b: f32[N], keep: bool[N]) -> (
+    soft: DTYPE[R, N], norm: DTYPE[R, N], scale: f32[R])
+where R in 0..=100, N in 1..=100000:
+    y = f32(x)
+    m = mean(y, axis=-1, keepdims=True)
+    v = mean((y - m) ** 2, axis=-1, keepdims=True)
+    r = rsqrt(v + 0.001)
+    soft = nn.softmax(select(keep[None, :], y, -1e30))
+    DTYPE(soft), DTYPE((y - m) * r * g + b), reshape(r, [R])
+"""
+
+
+@pytest.mark.parametrize("arch, dtype", [("sm_80", "f16"), ("sm_89", "f32"), ("sm_90a", "f32")])
+def test_softmax_and_norms_of_few_long_rows(
+    arch: str, dtype: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Blocks have parts of rows of more than 32768 elements."""
+    plan = compiled(tmp_path / "p.pipe", ROWS.replace("DTYPE", dtype), (arch,))
+    check_legal(plan)
+    names = [x.kernel for x in launches(plan)]
+    assert sum("of_parts" in name for name in names) >= 2, names
+    assert not any(x.report.get("spill bytes") for x in launches(plan))
+    run, kind = Emulated(plan, arch), np.dtype(dtype.replace("f", "float"))
+    for rows, length in ((1, 32769), (3, 36864), (2, 40001), (2, 1000), (0, 40000)):
+        x = rng.standard_normal((rows, length)).astype(kind)
+        g, b = (rng.standard_normal(length).astype(np.float32) for _ in range(2))
+        keep = rng.random(length) < 0.9
+        keep[0] = True
+        inputs = {"x": x, "g": g, "b": b, "keep": keep}
+        soft, norm, scale = run(inputs, {"R": rows, "N": length})
+        y, eps = x.astype(np.float64), np.finfo(np.float32).eps
+        own = np.finfo(kind).eps
+        e = np.exp(y - y.max(1, where=keep, initial=-np.inf, keepdims=True)) * keep
+        # exp within 2 ulp of a difference of up to 10, sums of positive terms in at most 40 steps
+        wanted, least = e / e.sum(1, keepdims=True), np.finfo(kind).smallest_subnormal
+        np.testing.assert_allclose(soft, wanted, rtol=60 * eps + own, atol=least)
+        m = y.mean(1, keepdims=True)
+        r = 1 / np.sqrt(y.var(1, keepdims=True) + 0.001)
+        np.testing.assert_allclose(scale, r[:, 0], rtol=60 * eps)
+        far = 60 * eps * (np.abs(y).max(initial=1) + 1) * (np.abs(g) + np.abs(b) + 1)
+        wanted = (y - m) * r * g + b
+        assert (np.abs(norm - wanted) <= far * r.max(initial=1) + own * np.abs(wanted)).all()
