@@ -307,7 +307,7 @@ class GpuCompiler:
     ) -> GpuLaunchPlan:
         entry = way.entry
         used = [
-            buffers.of(ref) if ref.node >= 0 else self._apart(buffers, lowered, n, way.share)
+            buffers.of(ref) if ref.node >= 0 else self._apart(buffers, lowered, n)
             for n, ref in enumerate(lowered.values)
         ]
         writes = [
@@ -327,15 +327,14 @@ class GpuCompiler:
             entry.stays,
         )  # fmt: skip
 
-    def _apart(self, buffers: Buffers, lowered: Lowered, number: int, share: Expr) -> int:
+    def _apart(self, buffers: Buffers, lowered: Lowered, number: int) -> int:
         """The buffer of what is no value of the graph, made for the kernel that writes it: a
-        product's parts, or a matrix that is unfolded, which has no bytes where it is not."""
+        product's parts, or a matrix that is unfolded. It takes no memory where none runs."""
         ref, buffer = lowered.values[number], lowered.kernel.buffers[number]
         if ref not in buffers.index:
             node = -1 - ref.node
             parts = isinstance(buffers.graph.nodes[node].primitive, Contract)
-            name, size = ("parts", const(1)) if parts else ("matrix", share)
-            size = size_of(buffer.shape) * size
+            name, size = "parts" if parts else "matrix", size_of(buffer.shape)
             buffers.index[ref] = buffers.scratch(f"{name} of t{node}", size, buffer.dtype)
         return buffers.index[ref]
 

@@ -8,13 +8,14 @@ tiles, where all multiprocessors together could have read the matrix in 30.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from stagefuse.compiler.graph import Contract, Graph
 from stagefuse.compiler.groups import Group
 from stagefuse.compiler.lower.expressions import product_of as size_of
-from stagefuse.dsl.dims import const, floordiv, minimum
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum
 from stagefuse.dsl.dtypes import F32, I32
+from stagefuse.dsl.facts import Facts
 
 from .contract import operands_of
 from .few_tiles import MOST_SPLITS, Thin
@@ -26,6 +27,10 @@ WIDTHS = (64, 128)
 """Columns of tiles."""
 WIDE = 256
 """The same of tiles whose depth is not split."""
+CLASSES = (ROWS, 2 * ROWS, 4 * ROWS, 8 * ROWS)
+"""Rows up to which a width and a number of parts is chosen, where their number is not known."""
+NEARLY = 1.1
+"""The part of the best time at which there are no kernels of their own for a class."""
 GAIN = 0.85
 """The part of the time at which stretches are worth a second kernel."""
 DRAWN = 15.3
@@ -38,6 +43,10 @@ SUMMED = 2500
 """Bytes of parts that are stored or read again in a clock."""
 
 
+Way: TypeAlias = tuple[int, int]
+"""Columns of tiles, and parts of the depth."""
+
+
 class Deep(NamedTuple):
     """Tiles of so many columns, and how the depth is split; `split.few` is 1 for sizes at which it
     is."""
@@ -46,8 +55,8 @@ class Deep(NamedTuple):
     split: Thin
 
 
-def deep_of(graph: Graph, group: Group) -> Deep | None:
-    """How to split a product's depth, where that is predicted to be worth it."""
+def deeps_of(graph: Graph, group: Group) -> list[Deep]:
+    """How to split a product's depth for the sizes for which that is predicted to be worth it."""
     kind = operands_of(graph, group)
     assert group.anchor is not None and kind is not None
     node = graph.nodes[group.anchor]
@@ -57,26 +66,42 @@ def deep_of(graph: Graph, group: Group) -> Deep | None:
     depth, across = product.depth.as_int(), columns.as_int()
     stage = ROW_BYTES // kind.size
     if depth is None or across is None or depth % stage or product.batch:
-        return None
+        return []
     if node.type.dtype not in (F32, I32):
-        return None
-    known = rows.as_int()
-    most = ROWS if known is None else known
-    stages = depth // stage
-    ways = {
-        (width, count): clocks(most, across, stages, width, count)
-        for width in WIDTHS
-        for count in range(1, MOST_SPLITS + 1)
-        if stages % count == 0
-    }
-    width, count = min(ways, key=lambda way: ways[way])
-    single = min(clocks for (_, n), clocks in ways.items() if n == 1)
-    if count == 1 or ways[width, count] > GAIN * single:
-        return None
-    few = const(1) if known is not None else 1 - minimum(floordiv(rows, ROWS + 1), const(1))
-    few = graph.facts.simplify(few)
-    split = Thin(few, const(0), depth // count, count, count)
-    return None if few == const(0) else Deep(width, split)
+        return []
+    found, below = list[Deep](), const(0)
+    for most, (width, count) in _ways(rows, across, depth // stage, graph.facts):
+        within = const(1)
+        if rows.as_int() is None:
+            within = 1 - minimum(floordiv(rows, most + 1), const(1))
+        few = graph.facts.simplify(within - below)
+        if few != const(0):
+            split = Thin(few, const(0), depth // count, count, count)
+            found.append(Deep(width, split))
+        below = within
+    return found
+
+
+def _ways(rows: Expr, columns: int, stages: int, facts: Facts) -> list[tuple[int, Way]]:
+    """Widths and numbers of parts, and the rows up to which each is: the best of those predicted
+    for the most rows of a class, or the one before where that is nearly as good."""
+    known, (least, most) = rows.as_int(), facts.bounds(rows)
+    every = [(w, n) for w in WIDTHS for n in range(1, MOST_SPLITS + 1) if stages % n == 0]
+    found: list[tuple[int, Way]] = []
+    for limit in CLASSES if known is None else (known,):
+        if known is None and limit < (least or 0):
+            continue
+        times = {way: clocks(limit, columns, stages, *way) for way in every}
+        best = min(every, key=lambda way: times[way])
+        single = min(times[way] for way in every if way[1] == 1)
+        if best[1] == 1 or times[best] > GAIN * single:
+            break
+        if found and times[found[-1][1]] <= NEARLY * times[best]:
+            best = found.pop()[1]
+        found.append((limit, best))
+        if most is not None and limit >= most:
+            break
+    return found
 
 
 def clocks(rows: int, columns: int, stages: int, width: int, count: int) -> float:

@@ -33,9 +33,18 @@ from .contract import (
     tile_widths,
     whole_of,
 )
-from .deep_parts import Deep, deep_of
+from .deep_parts import Deep, deeps_of
 from .emit import KernelWriter
-from .few_tiles import FEW_ROWS, Thin, enough_tiles, low_rows, lower_parts, lower_sum_of_parts, thin
+from .few_tiles import (
+    FEW_ROWS,
+    Thin,
+    are_few,
+    enough_tiles,
+    low_rows,
+    lower_parts,
+    lower_sum_of_parts,
+    thin,
+)
 from .long_sorts import scatter_forms, sort_forms
 from .persistent import Whole
 from .split_rows import levels, lower_level, lower_rest_of_rows, share_of_rows
@@ -169,14 +178,17 @@ def _by_size(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) ->
     enough = enough_tiles(graph, group, copied) if narrow and groups and not codes else None
     split = thin(graph, group, enough)
     others, summed = const(1), const(0)
-    deep = deep_of(graph, group) if copied is not None else None
-    if deep is not None and deep.split.few == const(1):
+    deeps = [] if copied is None else deeps_of(graph, group)
+    if any(deep.split.few == const(1) for deep in deeps):
         split = None
+    if split is not None and deeps and are_few(graph, group, split):
+        split = replace(split, low=const(0))
     if split is not None and split.low != const(0):
         summed, others = split.low, 1 - split.low
         for rows, share in low_rows(graph, group, split):
             yield parts_draft(own(GPU), split, share, rows)
-    if deep is not None and copied is not None:
+    for deep in deeps:
+        assert copied is not None
         share = graph.facts.simplify(deep.split.few * others)
         others = others - share
         yield deep_draft(own(replace(GPU_TMA, tile_columns=deep.width)), deep, copied, share)

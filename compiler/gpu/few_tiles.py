@@ -138,6 +138,17 @@ def enough_tiles(graph: Graph, group: Group, whole: Whole | None) -> int:
     return GATHERED_FED if (product.depth.as_int() or 0) >= GATHERED_DEEP else 0
 
 
+def are_few(graph: Graph, group: Group, split: Thin) -> bool:
+    """Whether the blocks of a product of few rows would leave multiprocessors idle."""
+    assert group.anchor is not None
+    node = graph.nodes[group.anchor]
+    product = node.primitive
+    assert isinstance(product, Contract)
+    columns = size_of([node.type.shape[a] for a in product.columns]).as_int()
+    width = PANELS[product.panel] * product.panel
+    return columns is not None and -(-columns // width) * split.count < FULL
+
+
 def low_rows(graph: Graph, group: Group, split: Thin) -> list[tuple[int, Expr]]:
     """The rows of the tiles of a product where it has few rows, and for each number of them an
     expression that is 1 where tiles have so many, and else 0."""

@@ -13,7 +13,6 @@ import pytest
 from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.plan import Plan
 from stagefuse.dsl.dims import const, sym
-from stagefuse.dsl.dims_text import parse
 from stagefuse.runtime.devices import open_plan
 
 Array = np.ndarray[Any, Any]
@@ -247,10 +246,6 @@ def test_many_rows_unfold_the_matrix(
     unfolds = [x for x in gpu.launches if "_unfolded_" in x.kernel]
     assert len(unfolds) == 1
     assert any("stored once" in r["because"] for r in unfolds[0].report["reasons"])
-    (matrix,) = [b for b in gpu.buffers if b.name.startswith("matrix of")]
-    (size,) = matrix.shape
-    assert parse(size).evaluate({"B": 69}) == 0
-    assert parse(size).evaluate({"B": 70}) >= columns * depth
     kind = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}[dtype]
     exact = matrix_of(form, weights)
     with open_plan(plan, None, "emulator") as pipe:
