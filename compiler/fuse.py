@@ -157,7 +157,7 @@ class _Partitioner(Rules):
             self._say(node, False, reason)
         elif groups:
             second = None
-            if isinstance(node.primitive, Map | Reduce):
+            if isinstance(node.primitive, Map | Reduce | Contract):
                 second = self._second_result(node, groups, demanded)
             if second is not None:
                 second.roots.append(Ref(node.id))
@@ -287,7 +287,7 @@ class _Partitioner(Rules):
             if group.kind not in ("pointwise", "row") or self.refusal(node, group):
                 continue
             accesses = group.accesses.get(node.id, [])
-            if isinstance(node.primitive, Map):
+            if isinstance(node.primitive, Map | Contract):
                 identity = own_position(group.domain)
                 if node.type.shape != group.domain or identity not in accesses:
                     continue
