@@ -122,12 +122,17 @@ class Let:
 
 @frozen
 class Store:
-    """Writes one element, rounded to the buffer's dtype."""
+    """Writes one element, rounded to the buffer's dtype.
 
-    FORM: ClassVar[str] = "store {buffer}{indices:places} = {value}"
+    With `by`, add or max, it combines the element, of i32 or i64, with the value; other steps may
+    do so at the same time, in any order. For GPUs only.
+    """
+
+    FORM: ClassVar[str] = "store {buffer}{indices:places} = {value}[[ by {by}]]"
     buffer: str
     indices: tuple[Value, ...]
     value: Value
+    by: str = ""
 
 
 @frozen

@@ -12,7 +12,8 @@ Invariants, as `VerifyError` numbers them:
    is only read is `in`.
 6. Where all guards and conditions hold, each load and store is in bounds.
 7. A product's and a sort's scratch is as large as what they touch, and of a dtype they take.
-8. Kinds of folds and modes of buffers are ones that exist; folds have their kind's dtype.
+8. Kinds of folds and of stores and modes of buffers are ones that exist; folds have their kind's
+   dtype.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
-from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, I64, U32, DType
+from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, I32, I64, U32, DType
 from stagefuse.dsl.facts import Facts
 
 from .bounds import Bounds, size_of
@@ -297,6 +298,10 @@ def _store(check: Check, s: Store, scope: Scope) -> None:
     buffer = check.buffer(scope, s.buffer)
     if buffer.mode == "in":
         check.fail(5, f"`{buffer.name}` is only read")
+    if s.by and (s.by not in ("add", "max") or buffer.dtype not in (I32, I64)):
+        check.fail(8, f"there is no `{s.by}` of {buffer.dtype} in any order")
+    if s.by and buffer.mode != "inout":
+        check.fail(5, f"`{buffer.name}` is combined with, so it is read")
     for place in s.indices:
         check.value(place, scope)
     check.typed(s.value, scope, buffer.dtype.compute, "the stored value")

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from stagefuse.compiler.buffers import size_of
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.graph import Graph, Scatter, Sort
-from stagefuse.compiler.kernel_ir import For, ForEqual, SortDigit, SortRow, Statement
+from stagefuse.compiler.kernel_ir import For, SortDigit, SortRow, Statement
 from stagefuse.compiler.lower import Lowered
 from stagefuse.dsl.dims import Expr, const
 
 from .predict import UNLIMITED
+from .scatter import is_sparse
 
 _COMPARED = 48
 """What an element costs at each of a sort's stages, as operations at full rate: from the 169 us
@@ -48,8 +49,7 @@ def again(graph: Graph, lowered: Lowered, in_memory: bool) -> tuple[Expr, Expr]:
             (count,) = graph.type(node.operands[1]).shape
             if any(isinstance(s, SortDigit) for s in walk(lowered.kernel.body)):
                 work = work + count * _DIGIT
-            runs = any(isinstance(s, ForEqual) for s in walk(lowered.kernel.body))
-            if runs or not any(b.mode == "inout" for b in lowered.kernel.buffers):
+            if not any(is_sparse(s) for s in walk(lowered.kernel.body)):
                 continue
             teams = size_of([extent for _, extent in lowered.kernel.parallel])
             moved = moved + teams * count * _POSITION

@@ -40,6 +40,8 @@ from stagefuse.dsl.facts import Facts
 from .few_tiles import parts_of
 from .runs import FROM, SORTED, lower_copied, lower_long_runs, lower_runs
 from .scatter import lower_ranges
+from .unordered import FEW as FEW_ELEMENTS
+from .unordered import unordered
 
 TILE = 4096
 """Elements that a block sorts in shared memory."""
@@ -94,16 +96,20 @@ def _by_digit(shift: int, last: bool, share: Expr, facts: Facts) -> Iterator[For
 
 
 def scatter_forms(graph: Graph, group: Group) -> Iterator[Form]:
-    """The kernels of a scatter of many updates, which sort its positions by as many digits as its
-    axis needs; a position's updates then lie together, in the order that they had."""
+    """The kernels of a scatter. Where the order of updates matters and they are many, positions are
+    sorted by as many digits as the axis needs; a position's updates then lie together, in the order
+    that they had."""
     node = graph.nodes[group.roots[0].node]
     assert isinstance(node.primitive, Scatter)
     size, (count,) = group.domain[node.primitive.axis], graph.type(node.operands[1]).shape
-    facts, others = graph.facts, const(1)
-    many = facts.simplify(minimum(floordiv(count, MANY + 1), const(1)))
+    facts = graph.facts
+    many, widest = minimum(floordiv(count, MANY + 1), const(1)), 32
+    free = list(unordered(graph, group))
+    if free:  # but into few elements
+        many, widest = many * (1 - minimum(floordiv(size, FEW_ELEMENTS + 1), const(1))), 8
+    many = facts.simplify(many)
     if many != const(0):
-        others = 1 - many
-        for shift in range(0, 32, 8):
+        for shift in range(0, widest, 8):
             wide = minimum(floordiv(size, (1 << shift) + 1), const(1)) if shift else const(1)
             share = facts.simplify(many * wide)
             if share != const(0):
@@ -111,8 +117,9 @@ def scatter_forms(graph: Graph, group: Group) -> Iterator[Form]:
         yield Form(lower_copied, many, "copied", facts)
         yield Form(lower_runs, many, "runs", facts)
         yield Form(lower_long_runs, many, "long runs", facts)
-    if others != const(0):
-        yield Form(lower_ranges, others, "", facts)
+    others = facts.simplify(1 - many)
+    for lower, part in free or [(lower_ranges, "")] if others != const(0) else ():
+        yield Form(lower, others, part, facts)
 
 
 def _short(size: Expr, facts: Facts) -> Iterator[tuple[int | None, Facts, Expr]]:

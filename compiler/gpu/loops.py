@@ -20,7 +20,6 @@ from stagefuse.compiler.kernel_ir import (
     For,
     ForEqual,
     If,
-    Index,
     Kernel,
     Let,
     Op,
@@ -36,7 +35,7 @@ from stagefuse.dsl.facts import Facts
 
 from .barriers import BarrierWriter
 from .ir import Value
-from .private import accesses
+from .private import accesses, scatters
 from .teams import (
     MOST_IN_REGISTERS,
     Team,
@@ -132,10 +131,15 @@ class LoopWriter(BarrierWriter):
     def sort_digit(self, s: SortDigit) -> None:
         raise NotImplementedError
 
+    def combine(self, s: Store, memory: Memory) -> None:
+        raise NotImplementedError
+
     # Stores
 
     def store(self, s: Store) -> None:
         memory = self.memory[s.buffer]
+        if s.by:
+            return self.combine(s, memory)
         if memory.space == "registers":
             for _ in self.elements():
                 self.write_cell(memory, self.place(memory, s.indices), self.value(s.value))
@@ -298,7 +302,7 @@ class LoopWriter(BarrierWriter):
 
         simple = all(isinstance(x, Let | Store) for x in body)
         in_cells = self._touches_cells(s)
-        apart = simple and not in_cells and self._scatters(body)
+        apart = simple and not in_cells and scatters(self, body)
         cut = self._whole(loops) if simple and not apart and not in_cells else None
         if cut is None:
             width = self.width_of(loops) if not apart and (simple or self.team.across) else 1
@@ -316,17 +320,6 @@ class LoopWriter(BarrierWriter):
         with code.branch_scope(), self.scope():
             self.spread([(index, lo, hi)], 1, [], visit, unroll=False, at_once=1)
         code.start(done)
-
-    def _scatters(self, body: Sequence[Statement]) -> bool:
-        """Whether it stores single elements at places in global memory that are read from data:
-        what lanes beside each other store lies together only if their elements do."""
-        return any(
-            isinstance(s, Store)
-            and self.memory[s.buffer].space == "global"
-            and s.indices != ()
-            and not isinstance(s.indices[-1], Index)
-            for s in body
-        )
 
     def _touches_cells(self, s: For) -> bool:
         """Whether it uses scratch in registers, which only unrolled loops can."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from stagefuse.compiler.cpu.bodies import walk
@@ -176,3 +176,15 @@ def _is_own(writer: LoopWriter, a: Access) -> bool:
     by_warps = any(is_warp_loop(s) for s in walk(writer.kernel.body))
     lanes = WARP if by_warps else writer.team.lanes
     return -(-most // (lanes * width)) * width <= MOST_IN_REGISTERS
+
+
+def scatters(writer: LoopWriter, body: Sequence[Statement]) -> bool:
+    """Whether statements store single elements at places in global memory that are read from data:
+    what lanes beside each other store lies together only if their elements do."""
+    return any(
+        isinstance(s, Store)
+        and writer.memory[s.buffer].space == "global"
+        and s.indices != ()
+        and not isinstance(s.indices[-1], Index)
+        for s in body
+    )

@@ -60,7 +60,7 @@ def lower_runs(low: Lowering) -> Parallel:
     before = runs.same(Index(sym("k") - 1), key)
     longer = runs.same(Index(sym("k") + SHORT), key)
     first = Op("not", (Op("or", (before, longer), BOOL),), BOOL)
-    low.branch(runs.some(first), lambda: runs.combine(place, key, AHEAD))
+    low.branch(all_of(runs.some(first)), lambda: runs.combine(place, key, AHEAD))
     return parallel, const(1)
 
 
@@ -81,12 +81,12 @@ def lower_long_runs(low: Lowering) -> Parallel:
         low.branch(runs.same(beyond, key), lambda: runs.combine(first, key, ahead))
 
     first = Op("not", (runs.same(Index(mark - SHORT), key),), BOOL)
-    low.branch(runs.some(first), found)
+    low.branch(all_of(runs.some(first)), found)
     return parallel, const(SHORT)
 
 
-class _Runs:
-    """The runs of a scatter's sorted positions, for a kernel that combines some of them."""
+class Scattered:
+    """A scatter, for a kernel that combines some of its updates."""
 
     def __init__(self, low: Lowering) -> None:
         self.low = low
@@ -96,8 +96,6 @@ class _Runs:
         self.axis, self.kind = self.node.primitive.axis, self.node.primitive.kind
         self.size = low.group.domain[self.axis]
         (self.count,) = low.graph.type(self.node.operands[1]).shape
-        self.total = low.name("total")
-        low.emit(Alloc(self.total, self.node.type.dtype, ()))
 
     def parallel(self, name: str, extent: Expr) -> list[tuple[str, Expr]]:
         """The parallel axes: of the domain, but for the one that positions are along."""
@@ -106,6 +104,26 @@ class _Runs:
         found = [*others[0], (name, extent), *others[1]]
         low.bind(found)
         return found
+
+    def along(self, place: KernelValue) -> tuple[KernelValue, ...]:
+        """A place in the domain, at a position along the axis."""
+        here: list[KernelValue] = [Index(sym(f"d{a}")) for a in range(len(self.low.group.domain))]
+        here[self.axis] = place
+        return tuple(here)
+
+    def some(self, *conditions: KernelValue) -> list[KernelValue]:
+        """The conditions, and that there are elements at all."""
+        known = self.low.facts.is_positive(self.size)
+        return [*([] if known else [is_some(self.size)]), *conditions]
+
+
+class _Runs(Scattered):
+    """The runs of a scatter's sorted positions."""
+
+    def __init__(self, low: Lowering) -> None:
+        super().__init__(low)
+        self.total = low.name("total")
+        low.emit(Alloc(self.total, self.node.type.dtype, ()))
 
     def _places(self, number: int) -> Buffer:
         name, dtype = f"b{len(self.low.buffers)}", U32 if number == SORTED else I32
@@ -124,17 +142,11 @@ class _Runs:
         there = Load(self._places(SORTED).name, (place,), U32, (inside,))
         return Op("and", (inside, Op("eq", (there, key), BOOL)), BOOL)
 
-    def some(self, condition: KernelValue) -> KernelValue:
-        """The condition, where there are elements at all."""
-        if self.low.facts.is_positive(self.size):
-            return condition
-        return all_of([is_some(self.size), condition])
-
     def combine(self, first: KernelValue, key: KernelValue, ahead: int) -> None:
         """The element of a run that begins at a place, with all its updates."""
         low, dtype = self.low, self.node.type.dtype
         at = Checked(Op("cast", (key,), I64), self.size, 0, proved=True)
-        place = self._along(at)
+        place = self.along(at)
         out = low.buffer(self.ref, "inout").name
         low.emit(Store(self.total, (), Load(out, place, dtype)))
         low.facts = low.facts.with_ranges({"run": (0, self.count - 1)})
@@ -142,7 +154,7 @@ class _Runs:
         low.scopes.append(Scope(low.scopes[-1].bound | {"run"}))
         source = Op("cast", (Load(sources, (Index(sym("run")),), I32),), I64)
         value = low.value(
-            self.node.operands[2], self._along(Checked(source, self.count, 0, proved=True)), ()
+            self.node.operands[2], self.along(Checked(source, self.count, 0, proved=True)), ()
         )
         so_far, name = Load(self.total, (), dtype), low.name("v")
         low.emit(Let(update, value))
@@ -152,9 +164,3 @@ class _Runs:
         keys = self._places(SORTED).name
         low.emit(ForEqual("run", keys, self.count, first, ahead, body))
         low.emit(Store(out, place, so_far))
-
-    def _along(self, place: KernelValue) -> tuple[KernelValue, ...]:
-        """A place in the domain, at a position along the axis."""
-        here: list[KernelValue] = [Index(sym(f"d{a}")) for a in range(len(self.low.group.domain))]
-        here[self.axis] = place
-        return tuple(here)

@@ -37,7 +37,7 @@ from .ir import Value
 from .loops import Carry
 from .scan import ScanWriter, moved
 from .teams import WARP
-from .values import Scope
+from .values import Memory, Scope
 
 WARPS = 2048
 """Warps that are wanted: twice as many would read the positions twice as often."""
@@ -133,6 +133,13 @@ class ScatterWriter(ScanWriter):
 
         step = WARP * AT_ONCE
         self.loop("chunk'", const(0), floordiv(s.hi - s.lo + (step - 1), step), [], chunk)
+
+    def combine(self, s: Store, memory: Memory) -> None:
+        assert not self.in_team and self.slot is None and memory.space == "global"
+        value, place = self.value(s.value), self.place(memory, s.indices)
+        at, bits = self.address(memory, place), memory.dtype.bits
+        kind = f"u{bits}" if s.by == "add" else f"s{bits}"
+        self.code.write(f"red.global.{s.by}.{kind}", at, self._held(value), guard=self.active)
 
     def for_equal(self, s: ForEqual) -> None:
         """What is computed for several places, then the rest for one after the other."""

@@ -168,6 +168,8 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     runs = [s for s in statements if isinstance(s, ForEqual)]
     if runs:
         return WARP_TEAM if max(s.ahead for s in runs) > WARP else LANE
+    if any(isinstance(s, Store) and s.by for s in statements):
+        return LANE
     if kernel.parallel and any(b.mode == "inout" for b in kernel.buffers):
         return WARP_TEAM  # a scatter
     loops = list(shared_loops(kernel.body))

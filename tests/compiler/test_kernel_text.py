@@ -71,8 +71,8 @@ def test_every_statement_has_a_line() -> None:
         "row=r key=j raw=raw score=mul.f32($raw.f32, f32(0.5)) keep=le.bool(index(j), index(r)) "
         "most=m ways=4\n"
         "sort_row keys=keys order=order count=N descending=true\n"
-        "equal k in N where b0 is index(0)\n"
-        "  store b1[k] = f32(0.0)\n"
+        "equal k in N from index(0) of b0 ahead 4\n"
+        "  store b1[k] = f32(0.0) by max\n"
         "sort_digit keys=keys order=order count=N shift=8 descending=true digits=d before=b\n"
     )
     kernel = parse_kernel(text)

@@ -16,7 +16,8 @@ from .ir_cases import BUILT, kernels_of, random_graph
 FACTS = Facts({"N": (0, 64), "M": (1, 64)})
 HEAD = (
     "stagefuse kernel 1\nkernel k\nbuffer a : in f32[N, M]\nbuffer ids : in i64[N]\n"
-    "buffer out : out f32[N]\nbuffer half : out bf16[N]\ndims M N\nparallel d0 in N\n"
+    "buffer out : out f32[N]\nbuffer half : out bf16[N]\n"
+    "buffer sums : inout i64[N]\ndims M N\nparallel d0 in N\n"
 )
 
 
@@ -38,6 +39,7 @@ def test_random_kernels_are_right(seed: int) -> None:
 RIGHT = [
     "store out[d0] = a.f32[d0, 0]",
     "store half[d0] = a.f32[d0, M - 1]",
+    "store sums[{checked(ids.i64[d0] of N at 0)}] = index(d0) by add",
     "store out[d0] = a.f32[d0 + 1, 0 if ge.bool(index(N - d0 - 2), i64(0)) else 0.0]",
     "store out[d0] = a.f32[{checked(ids.i64[d0] of N at 0)}, 0]",
     "let at = checked(ids.i64[d0] of N at 0)\nstore out[{$at.i64}] = f32(1.0)",
@@ -52,7 +54,8 @@ RIGHT = [
 ]
 
 EQUAL = (
-    "alloc k : u32[M]\nequal i in M where k is ids.i64[d0]\n  store out[d0] = a.f32[d0, i]"
+    "alloc k : u32[M]\nequal i in M from checked(ids.i64[d0] of M at 0) of k ahead 4\n"
+    "  store out[d0] = a.f32[d0, i]"
 )
 DIGIT = (
     "alloc k : f32[M]\nalloc o : i32[M]\nalloc d : u8[M]\nalloc b : i32[257]\n"
@@ -131,9 +134,13 @@ FAULTS = [
     (7, "alloc k : f32[M]\nalloc o : i64[M]\nsort_row keys=k order=o count=N descending=false"),
     (7, "alloc k : f32[M]\nalloc o : f32[M]\nsort_row keys=k order=o count=M descending=false"),
     (3, EQUAL.replace("u32", "i32")),
-    (3, EQUAL.replace("ids.i64[d0]", "f32(0.0)")),
+    (3, EQUAL.replace("checked(ids.i64[d0] of M at 0)", "f32(0.0)")),
     (6, EQUAL.replace("a.f32[d0, i]", "a.f32[d0, i + 1]")),
-    (6, EQUAL.replace("i in M where", "i in M + 1 where")),
+    (6, EQUAL.replace("i in M from", "i in M + 1 from")),
+    (6, EQUAL.replace("of M at 0", "of M + 1 at 0")),
+    (8, "store sums[d0] = index(d0) by min"),
+    (8, "store out[d0] = f32(0.0) by add"),
+    (5, "alloc t : i64[4]\nstore t[0] = index(d0) by add"),
     (7, DIGIT.replace("k : f32[M]", "k : f32[M - 1]")),
     (7, DIGIT.replace("o : i32", "o : i64")),
     (7, DIGIT.replace("shift=24", "shift=32")),

@@ -103,7 +103,7 @@ def test_many_updates_are_sorted(
     arch: str, size: int, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     """By one digit, two or three, of the positions; updates keep their order, in runs of any
-    length."""
+    length. Integers, and what is set, only where elements are few."""
     plan = compiled(tmp_path / "p.pipe", MANY, (arch,))
     check_legal(plan)
     assert not any(x.report.get("spill bytes") for x in launches(plan))
@@ -115,16 +115,18 @@ def test_many_updates_are_sorted(
         x, u = (rng.standard_normal(n).astype(np.float32) for n in (size, m))
         (found,) = line({"x": x, "i": i, "u": u}, dims)
         np.testing.assert_array_equal(found, _added(x, i, u, 0, np.add))
-    for i in (random, in_runs) if size == 300 else ():
-        x, u = (rng.standard_normal((n, 3)).astype(np.float16) for n in (size, m))
-        (found,) = rows({"x": x, "i": i, "u": u}, dims)
-        np.testing.assert_array_equal(found, _added(x, i, u * np.float16(0.5), 0, np.add))
+    for i in (random, in_runs) if size < 70000 else ():
         x, u = (rng.integers(-99, 99, (2, n)).astype(np.int32) for n in (size, m))
         (found,) = largest({"x": x, "i": i, "u": u}, dims)
         np.testing.assert_array_equal(found, _added(x, i, u, 1, np.maximum))
         x, u = (rng.integers(-99, 99, n) for n in (size, m))
         (found,) = last({"x": x, "i": i, "u": u}, dims)
         np.testing.assert_array_equal(found, _added(x, i, u, 0, lambda _, v: v))
+        if size < 300:
+            continue
+        x, u = (rng.standard_normal((n, 3)).astype(np.float16) for n in (size, m))
+        (found,) = rows({"x": x, "i": i, "u": u}, dims)
+        np.testing.assert_array_equal(found, _added(x, i, u * np.float16(0.5), 0, np.add))
         x, u = (rng.standard_normal((2, n)) for n in (size, m))
         (found,) = columns({"x": x, "i": i, "u": u}, dims)
         np.testing.assert_array_equal(found, _added(x, i, u, 1, np.add))
@@ -139,3 +141,53 @@ def test_many_updates_of_nothing_are_reported(tmp_path: Path) -> None:
     empty, i, u = np.zeros(0, np.float32), np.zeros(4103, np.int64), np.ones(4103, np.float32)
     (found,) = emulated({"x": empty, "i": i, "u": u}, {"N": 0})
     assert found.shape == (0,) and emulated.status[0]
+
+
+ANY_ORDER = """
+pipeline counted(i: i64[M]) -> i64[300]
+where M in 0..=9000:
+    scatter_add(zeros([300], i64), i, ones([M], i64))
+
+pipeline added(x: i32[2, N, 3], i: i64[M], u: i32[2, M, 3]) -> i32[2, N, 3]
+where M in 0..=500:
+    scatter_add(x, i, u, axis=1)
+
+pipeline greatest(x: i64[N], i: i64[M], u: i64[M]) -> i64[N]
+where M in 0..=500:
+    scatter_max(x, i, u * 2)
+
+pipeline kept(x: KEPT[N, D], i: i64[M], u: KEPT[M, D]) -> KEPT[N, D]
+where M in 0..=500:
+    scatter_set(x, i, u)
+"""
+
+
+@pytest.mark.parametrize(
+    "arch, dtype", [("sm_80", "bool"), ("sm_80", "u8"), ("sm_89", "f16"), ("sm_90a", "f64")]
+)
+def test_updates_in_any_order(
+    arch: str, dtype: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Integers are added and compared, and the last update found, by atomic operations."""
+    plan = compiled(tmp_path / "p.pipe", ANY_ORDER.replace("KEPT", dtype), (arch,))
+    check_legal(plan)
+    assert plan.ptx[arch].count("red.global.") >= 4
+    counted, added, greatest, kept = (Emulated(plan, arch, n) for n in range(4))
+    i = rng.integers(-300, 300, 8999)
+    (found,) = counted({"i": i}, {"M": len(i)})
+    np.testing.assert_array_equal(found, np.bincount(i % 300, minlength=300))
+    for n, m, d in ((1, 300, 2), (7, 500, 1), (300, 0, 3), (1000, 333, 8)):
+        i, dims = rng.integers(-n, n, m), {"N": n, "M": m}
+        x, u = (rng.integers(-(2**31), 2**31, (2, s, 3)).astype(np.int32) for s in (n, m))
+        (found,) = added({"x": x, "i": i, "u": u}, dims)
+        np.testing.assert_array_equal(found, _added(x, i, u, 1, np.add))
+        x, u = (rng.integers(-(2**60), 2**60, s) for s in (n, m))
+        (found,) = greatest({"x": x, "i": i, "u": u}, dims)
+        np.testing.assert_array_equal(found, _added(x, i, u * 2, 0, np.maximum))
+        kind = {"bool": np.bool_, "u8": np.uint8, "f16": np.float16, "f64": np.float64}[dtype]
+        x, u = ((rng.standard_normal((s, d)) * 3).astype(np.int8).astype(kind) for s in (n, m))
+        (found,) = kept({"x": x, "i": i, "u": u}, {**dims, "D": d})
+        np.testing.assert_array_equal(found, _added(x, i, u, 0, lambda _, v: v))
+    empty, i, u = np.zeros(0, np.int64), np.zeros(5, np.int64), np.ones(5, np.int64)
+    (found,) = greatest({"x": empty, "i": i, "u": u}, {"N": 0, "M": 5})
+    assert found.shape == (0,) and greatest.status[0]

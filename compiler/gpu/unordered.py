@@ -1,0 +1,110 @@
+"""Scatters whose results do not depend on the order of updates, by atomic operations.
+
+Integers are added to, or compared with, the elements of the base where these lie. An element that
+is set has the last of its updates, which is the one of the greatest number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from stagefuse.compiler.graph import Graph, Scatter
+from stagefuse.compiler.groups import Group
+from stagefuse.compiler.kernel_ir import Buffer, Checked, Const, Index, Let, Load, Local, Op, Store
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.compiler.lower.blocks import Parallel
+from stagefuse.compiler.lower.expressions import all_of
+from stagefuse.compiler.lower.sequences import is_some, position_of
+from stagefuse.compiler.lower.values import Lowering
+from stagefuse.dsl.dims import const, sym
+from stagefuse.dsl.dtypes import BOOL, I32, I64
+
+from .few_tiles import parts_of
+from .runs import Scattered, lower_copied
+from .transposed import lower_elements
+
+FEW = 256
+"""Elements up to which many updates are sorted: atomic operations on one element wait for each
+other, which took 265 us for PyTorch's 1,000,000 into 256 on an H200."""
+Lower = Callable[[Lowering], Parallel]
+LATEST = 8
+"""The number of the buffer with the last update of each position, or -1."""
+
+
+def unordered(graph: Graph, group: Group) -> Iterator[tuple[Lower, str]]:
+    """The kernels of a scatter in any order, and what they are called; none if there is one."""
+    node = graph.nodes[group.roots[0].node]
+    assert isinstance(node.primitive, Scatter)
+    if node.primitive.kind == "set":
+        yield from ((lower_unset, "unset"), (lower_latest, "latest"), (lower_chosen, "chosen"))
+    elif node.type.dtype in (I32, I64):
+        yield from ((lower_copied, "copied"), (lower_updates, "updates"))
+
+
+def lower_updates(low: Lowering) -> Parallel:
+    """Each update combined with its element."""
+    scattered = Scattered(low)
+    parallel = scattered.parallel("u", scattered.count)
+    at = _position(low)
+    value = low.value(scattered.node.operands[2], scattered.along(Index(sym("u"))), ())
+    out = low.buffer(scattered.ref, "inout").name
+    store = Store(out, scattered.along(at), value, scattered.kind)
+    _where(low, scattered.some(), store)
+    return parallel, const(1)
+
+
+def lower_unset(low: Lowering) -> Parallel:
+    """No position has an update yet."""
+    parallel = [("n", Scattered(low).size)]
+    low.bind(parallel)
+    low.emit(Store(_latest(low, "out"), (Index(sym("n")),), Const(-1, I32)))
+    return parallel, const(1)
+
+
+def lower_latest(low: Lowering) -> Parallel:
+    """The last update of each position."""
+    scattered = Scattered(low)
+    parallel = [("u", scattered.count)]
+    low.bind(parallel)
+    at = _position(low)
+    number = Op("cast", (Index(sym("u")),), I32)
+    _where(low, scattered.some(), Store(_latest(low, "inout"), (at,), number, "max"))
+    return parallel, const(1)
+
+
+def lower_chosen(low: Lowering) -> Parallel:
+    """Each element, or its last update."""
+    scattered = Scattered(low)
+    base, _, updates = scattered.node.operands
+
+    def chosen(at: tuple[KernelValue, ...]) -> KernelValue:
+        axis, count = scattered.axis, scattered.count
+        last = Load(_latest(low, "in"), (at[axis],), I32)
+        conditions: list[KernelValue] = [Op("ge", (last, Const(0, I32)), BOOL)]
+        if not low.facts.is_positive(count):
+            conditions.append(is_some(count))
+        source = Checked(Op("cast", (last,), I64), count, 0, proved=True)
+        update = low.value(updates, (*at[:axis], source, *at[axis + 1 :]), tuple(conditions))
+        return Op("select", (all_of(conditions), update, low.value(base, at, ())), update.dtype)
+
+    low.products[scattered.ref] = chosen
+    return lower_elements(low)
+
+
+def _position(low: Lowering) -> KernelValue:
+    """Where the update of this step goes."""
+    name = low.name("at")
+    low.emit(Let(name, position_of(low, sym("u"))))
+    return Local(name, I64)
+
+
+def _where(low: Lowering, conditions: list[KernelValue], store: Store) -> None:
+    if not conditions:
+        return low.emit(store)
+    low.branch(all_of(conditions), lambda: low.emit(store))
+
+
+def _latest(low: Lowering, mode: str) -> str:
+    scattered = Scattered(low)
+    made = Buffer(f"b{len(low.buffers)}", I32, (scattered.size,), mode)
+    return low.buffers.setdefault(parts_of(scattered.ref, LATEST), made).name
