@@ -14,6 +14,7 @@ from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.compiler.plan import LEVELS
 
 from .emit import AS_WRITTEN, module_text
+from .wide_math import INLINED, KEPT
 
 TRIPLE = "x86_64-unknown-linux-gnu"
 OPTION = "-indvars-widen-indvars=false"
@@ -43,22 +44,38 @@ def compile_text(text: str, level: str, speed: int = 2) -> bytes:
 
 
 def improved(text: str, level: str, speed: int = 2) -> llvm.ModuleRef:
-    """The module after LLVM's passes; what stands behind AS_WRITTEN in it is linked after them."""
+    """The module after LLVM's passes; what stands behind INLINED and AS_WRITTEN in it is linked
+    after them."""
     machine, context = target_machine(level), llvm.create_context()
-    parts = [_parsed(part, machine, context) for part in text.split(AS_WRITTEN)]
-    module, written = parts[0], parts[1:]
+    whole, *rest = text.split(AS_WRITTEN)
+    module, *wide = [_parsed(part, machine, context) for part in whole.split(INLINED)]
+    written = [_parsed(part, machine, context) for part in rest]
     options = llvm.create_pipeline_tuning_options(speed_level=speed)
     options.loop_vectorization = True
     options.loop_interleaving = True
     options.slp_vectorization = False
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
+    for part in wide:
+        _link(module, part)
+        module.get_global_variable(KEPT).linkage = llvm.Linkage.internal
+        after = llvm.create_new_module_pass_manager()
+        after.add_global_dead_code_eliminate_pass()
+        after.add_always_inliner_pass()
+        after.add_instruction_combine_pass()
+        after.add_global_dead_code_eliminate_pass()
+        after.run(module, builder)
     for part in written:
-        names = [f.name for f in part.functions if not f.is_declaration]
-        module.link_in(part)
-        for name in names:
-            module.get_function(name).linkage = llvm.Linkage.internal
+        _link(module, part)
     return module
+
+
+def _link(module: llvm.ModuleRef, part: llvm.ModuleRef) -> None:
+    """Makes the functions of a part those of a module, for it alone."""
+    names = [f.name for f in part.functions if not f.is_declaration]
+    module.link_in(part)
+    for name in names:
+        module.get_function(name).linkage = llvm.Linkage.internal
 
 
 def _parsed(text: str, machine: llvm.TargetMachine, context: llvm.ContextRef) -> llvm.ModuleRef:

@@ -25,7 +25,7 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import as_expr
 
-from . import byte_tiles, cutting, pieces, scalars, trigonometry, vector_math
+from . import byte_tiles, cutting, pieces, scalars, trigonometry, vector_math, wide_math
 from .bodies import is_loop, values_of, walk
 from .ir import Value
 from .memory import Memory
@@ -50,12 +50,20 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
     tail = f'attributes #0 = {{ nounwind "prefer-vector-width"="{width}" }}'
     body = "\n".join(functions)
     helpers = [module.helpers[name] for name in sorted(module.helpers)]
-    helpers += [
-        vector_math.definition(name, kind)
+    called = [
+        (name, kind)
         for name in vector_math.FUNCTIONS
         for kind in ("float", "double")
         if f"@{vector_math.symbol(name, kind)}(" in body
     ]
+    wide = [name for name, kind in called if wide_math.is_wide(name, kind, level)]
+    helpers += [
+        vector_math.definition(name, kind)
+        for name, kind in called
+        if not wide_math.is_wide(name, kind, level)
+    ]
+    if wide:
+        helpers.append(wide_math.declarations(wide))
     helpers += [
         vector_math.scale_text(kind, level)
         for kind, suffix in vector_math.SUFFIX.items()
@@ -78,6 +86,8 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
         apart.append(pieces.tiles_text())
         helpers.append(pieces.TEXT)
     text = "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
+    if wide:
+        text += wide_math.INLINED + wide_math.definitions(wide)
     return text + AS_WRITTEN + "\n\n".join(apart) + "\n" if apart else text
 
 

@@ -60,11 +60,21 @@ class Value(Operators):
             word = f"f{op}{self.code.flags}"
         else:
             word = "sdiv" if op == "div" else op
-        return self.code.pure(f"{word} {self.type} {a.text}, {b.text}", self.type)
+        return self.code.pure(f"{word} {self.listed} {a.text}, {b.text}", self.type)
+
+    @property
+    def listed(self) -> str:
+        """The type as it stands before the value."""
+        return self.code.spelled(self.type)
+
+    @property
+    def listed_text(self) -> str:
+        """The value as an argument."""
+        return f"{self.listed} {self.text}"
 
     def __neg__(self) -> Value:
         if self.is_float:
-            return self.code.pure(f"fneg {self.type} {self.text}", self.type)
+            return self.code.pure(f"fneg {self.listed} {self.text}", self.type)
         return 0 - self
 
     def compare(self, relation: str, other: Operand, unsigned: bool = False) -> Value:
@@ -75,35 +85,45 @@ class Value(Operators):
             word = f"icmp {relation}"
         else:
             word = f"icmp {'u' if unsigned or self.type == 'i1' else 's'}{relation}"
-        return self.code.pure(f"{word} {self.type} {self.text}, {right.text}", "i1")
+        return self.code.pure(f"{word} {self.listed} {self.text}, {right.text}", "i1")
 
     def select(self, yes: Value, no: Operand) -> Value:
         other = self.code.operand(no, yes.type)
         if self.text in ("true", "false"):
             return yes if self.text == "true" else other
         return self.code.pure(
-            f"select i1 {self.text}, {yes.type} {yes.text}, {yes.type} {other.text}", yes.type
+            f"select {self.listed} {self.text}, {yes.listed} {yes.text}, {yes.listed} {other.text}",
+            yes.type,
         )
 
     def to(self, word: str, llvm_type: str) -> Value:
         if self.type == llvm_type:
             return self
-        return self.code.pure(f"{word} {self.type} {self.text} to {llvm_type}", llvm_type)
+        target = self.code.spelled(llvm_type)
+        return self.code.pure(f"{word} {self.listed} {self.text} to {target}", llvm_type)
 
     def is_nan(self) -> Value:
-        return self.code.pure(f"fcmp uno {self.type} {self.text}, {self.text}", "i1")
+        return self.code.pure(f"fcmp uno {self.listed} {self.text}, {self.text}", "i1")
 
 
 class Code:
-    """The text of one function being written."""
+    """The text of one function being written.
 
-    def __init__(self) -> None:
+    `lanes`: how many elements each value is a vector of, constants too; types name one of them.
+    """
+
+    def __init__(self, lanes: int = 1) -> None:
+        self.lanes = lanes
         self.lines: list[str] = []
         self.flags = ""  # fast-math flags of arithmetic, with a leading space
         self.block = "entry"
         self._count = 0
         self._labels = 0
         self._scopes: list[dict[str, Value]] = [{}]
+
+    def spelled(self, llvm_type: str) -> str:
+        """How the type of a value is written whose elements are of a type."""
+        return llvm_type if self.lanes == 1 else f"<{self.lanes} x {llvm_type}>"
 
     def fresh(self, hint: str = "v") -> str:
         self._count += 1
@@ -140,7 +160,8 @@ class Code:
         return value if isinstance(value, Value) else self.const(value, llvm_type)
 
     def const(self, value: float | int, llvm_type: str) -> Value:
-        return Value(self, constant_text(value, llvm_type), llvm_type)
+        text = constant_text(value, llvm_type)
+        return Value(self, text if self.lanes == 1 else f"splat ({llvm_type} {text})", llvm_type)
 
     def value(self, text: str, llvm_type: str) -> Value:
         return Value(self, text, llvm_type)
@@ -162,13 +183,14 @@ class Code:
 
     def call(self, name: str, llvm_type: str, *args: Value) -> Value:
         """A call without effects."""
-        passed = ", ".join(f"{a.type} {a.text}" for a in args)
-        return self.pure(f"call {llvm_type} @{name}({passed})", llvm_type)
+        passed = ", ".join(a.listed_text for a in args)
+        return self.pure(f"call {self.spelled(llvm_type)} @{name}({passed})", llvm_type)
 
     def intrinsic(self, name: str, *args: Value) -> Value:
         """`llvm.name.fNN` on arguments of one type."""
         kind = args[0].type
         suffix = f"f{BITS[kind]}" if kind in FLOATS else kind
+        suffix = suffix if self.lanes == 1 else f"v{self.lanes}{suffix}"
         return self.call(f"llvm.{name}.{suffix}", kind, *args)
 
     def unsigned_division(self, a: Value, b: Value) -> Value:

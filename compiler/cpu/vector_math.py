@@ -105,17 +105,17 @@ def scale(c: Code, p: Value, k: Value) -> Value:
     return c.call(f"sf.scale.{SUFFIX[p.type]}", p.type, p, k)
 
 
-def scale_text(llvm_type: str, level: str) -> str:
+def scale_text(llvm_type: str, level: str, lanes: int = 1) -> str:
     """The function behind `scale`.
 
     AVX-512 has an instruction for it. Elsewhere two powers of two are multiplied by, the second
     one 0 where the result is: a subnormal result takes a microcode assist of some hundred cycles.
     """
-    code = Code()
+    code = Code(lanes)
     p, k = code.value("%p", llvm_type), code.value("%k", integer_of(llvm_type))
     if level == "v4":
-        short = k.to("trunc", "i32")
-        result = code.call(f"llvm.ldexp.f{BITS[llvm_type]}.i32", llvm_type, p, short)
+        short, of = k.to("trunc", "i32"), "" if lanes == 1 else f"v{lanes}"
+        result = code.call(f"llvm.ldexp.{of}f{BITS[llvm_type]}.{of}i32", llvm_type, p, short)
     else:
         vanishes = k.compare("lt", -(BIAS[llvm_type] + MANTISSA[llvm_type]))
         half = vanishes.select(code.const(0, k.type), k.ashr(1))
@@ -123,14 +123,16 @@ def scale_text(llvm_type: str, level: str) -> str:
         rest = vanishes.select(code.const(0.0, llvm_type), rest)
         result = (p * power_of_two(code, half, llvm_type)) * rest
     name = f"sf.scale.{SUFFIX[llvm_type]}"
-    return internal_function(name, [p, k], code, result)
+    return function_text(name, [p, k], code, result)
 
 
-def internal_function(name: str, args: Sequence[Value], code: Code, result: Value) -> str:
+def function_text(
+    name: str, args: Sequence[Value], code: Code, result: Value, linkage: str = "internal "
+) -> str:
     """The LLVM text of a function without effects."""
-    listed = ", ".join(f"{a.type} {a.text}" for a in args)
-    head = f"define internal {result.type} @{name}({listed}) alwaysinline {{"
-    return "\n".join([head, "entry:", *code.lines, f"  ret {result.type} {result.text}", "}"])
+    listed = ", ".join(a.listed_text for a in args)
+    head = f"define {linkage}{result.listed} @{name}({listed}) alwaysinline {{"
+    return "\n".join([head, "entry:", *code.lines, f"  ret {result.listed_text}", "}"])
 
 
 def clamp(c: Code, x: Value, low: float, high: float) -> Value:
@@ -161,11 +163,16 @@ def copysign(c: Code, magnitude: Value, sign: Value) -> Value:
     return (magnitude.bits() ^ (sign.bits() & 0x80000000)).as_float(magnitude.type)
 
 
-def reduce_ln2(c: Code, x: Value) -> tuple[Value, Value]:
-    """(r, k) with x = k ln 2 + r."""
+def reduce_ln2(c: Code, x: Value) -> tuple[Value, Value, Value]:
+    """(r, k) with x = k ln 2 + r, and k as an integer."""
     k, bits = nearest(c, x, LOG2E)
     r = c.fma(-k, LN2_HIGH[x.type], x)
-    return c.fma(-k, LN2_LOW[x.type], r), bits
+    return c.fma(-k, LN2_LOW[x.type], r), k, bits
+
+
+def exp_near_zero(c: Code, r: Value) -> Value:
+    """e^r for f32, |r| <= ln(2) / 2."""
+    return c.fma(c.fma(c.polynomial(r, EXP_F32), r, 1.0), r, 1.0)
 
 
 def exp(c: Code, x: Value, low: Value | None = None) -> Value:
@@ -175,11 +182,11 @@ def exp(c: Code, x: Value, low: Value | None = None) -> Value:
         return own
     # far below where the result vanishes, since a result that almost does takes an assist
     limits = (-1000.0, 89.0) if x.type == "float" else (-2000.0, 710.0)
-    r, k = reduce_ln2(c, clamp(c, x, *limits))
+    r, _, k = reduce_ln2(c, clamp(c, x, *limits))
     if low is not None:
         r = r + low
     if x.type == "float":
-        p = c.fma(c.fma(c.polynomial(r, EXP_F32), r, 1.0), r, 1.0)
+        p = exp_near_zero(c, r)
     else:
         tail = c.fma(c.polynomial(r, EXP_F64), r * (r * r), (r * r) * 0.5)
         p = (r + tail) + 1.0
@@ -202,7 +209,7 @@ def exp2(c: Code, x: Value) -> Value:
 def expm1(c: Code, x: Value) -> Value:
     if x.type == "float":
         return expm1_of_f32(c, x)
-    r, k = reduce_ln2(c, clamp(c, x, -60.0, 710.0))
+    r, _, k = reduce_ln2(c, clamp(c, x, -60.0, 710.0))
     p = r + c.fma(c.polynomial(r, EXP_F64), r * (r * r), (r * r) * 0.5)
     half = power_of_two(c, k - 1, x.type)  # half of 2^k, which may overflow
     result = c.fma(p, half, half - 0.5) * 2.0
@@ -265,19 +272,27 @@ def log(c: Code, x: Value) -> Value:
     f = m - 1.0
     if x.type == "double":
         return log_limits(c, x, log_near_one(c, f, None, k))
+    return log_limits(c, x, log_of_f32(c, f, k, LOG_F32))
+
+
+def log_of_f32(c: Code, f: Value, k: Value, coefficients: Sequence[float]) -> Value:
+    """log(1 + f) + k ln 2."""
     square = f * f
-    tail = c.fma(c.polynomial(f, LOG_F32), square * f, k * LN2_LOW["float"])
-    result = c.fma(k, LN2_HIGH["float"], f + c.fma(square, -0.5, tail))
-    return log_limits(c, x, result)
+    tail = c.fma(c.polynomial(f, coefficients), square * f, k * LN2_LOW["float"])
+    return c.fma(k, LN2_HIGH["float"], f + c.fma(square, -0.5, tail))
+
+
+def log2_of_f32(c: Code, f: Value, k: Value, coefficients: Sequence[float]) -> Value:
+    """log2(1 + f) + k."""
+    square, e = f * f, LOG2E - 1.0
+    tail = c.fma(c.polynomial(f, coefficients), square * f, square * -0.5)
+    return k + (f + c.fma(tail, LOG2E, f * e))
 
 
 def log2(c: Code, x: Value) -> Value:
     m, k = split_exponent(c, x)
     if x.type == "float":
-        f, e = m - 1.0, LOG2E - 1.0
-        square = f * f
-        tail = c.fma(c.polynomial(f, LOG_F32), square * f, square * -0.5)
-        return log_limits(c, x, k + (f + c.fma(tail, LOG2E, f * e)))
+        return log_limits(c, x, log2_of_f32(c, m - 1.0, k, LOG_F32))
     part = log_near_one(c, m - 1.0)
     low = c.fma(part, 2.0355273740931033e-17, c.fma(part, LOG2E, -(part * LOG2E)))
     return log_limits(c, x, (k + part * LOG2E) + low)
@@ -285,7 +300,7 @@ def log2(c: Code, x: Value) -> Value:
 
 def log1p(c: Code, x: Value) -> Value:
     if x.type == "float":
-        return in_double(log1p)(c, x)
+        return log1p_of_f32(c, x)
     u = x + 1.0
     lost = u.compare("ge", 2.0).select((x - u) + 1.0, x - (u - 1.0)) / u
     m, k = split_exponent(c, u)
@@ -293,16 +308,44 @@ def log1p(c: Code, x: Value) -> Value:
     return absolute(c, x).compare("lt", 1e-17).select(x, result)
 
 
+def log1p_of_f32(c: Code, x: Value) -> Value:
+    """log(u) of u = 1 + x, of which what rounding lost is added to the mantissa; where u needs no
+    power of two, their sum is x, exactly."""
+    u, lost = one_and(x)
+    m, k = split_exponent(c, u)
+    down = k.compare("gt", 100.0).select(c.const(100.0, x.type), k)  # beyond, nothing is lost
+    bits = (down + MAGIC[x.type]).bits() - MAGIC_BITS[x.type]
+    lost = lost * power_of_two(c, -bits, x.type)
+    result = log_of_f32(c, (m - 1.0) + lost, k, LOG_F32)
+    return signed_as(log_limits(c, u, result), x)
+
+
+def one_and(x: Value) -> Pair:
+    """1 + x, and what its rounding lost."""
+    u = x + 1.0
+    part = u - 1.0
+    return u, (x - part) + (1.0 - (u - part))
+
+
+def signed_as(result: Value, x: Value) -> Value:
+    """A function's result that has the sign of x, where it may have lost that of a zero."""
+    return (result.bits() | (x.bits() & 0x80000000)).as_float(x.type)
+
+
 def tanh(c: Code, x: Value) -> Value:
     a = absolute(c, x)
     if x.type == "double":
         t = expm1(c, clamp(c, a, 0.0, 22.0) * 2.0)
         return copysign(c, t / (t + 2.0), x)
-    z = a * a
-    small = c.fma(a * z, c.polynomial(z, TANH_F32), a)
     e = exp(c, clamp(c, a, 0.0, 10.0) * 2.0)
     large = 1.0 - c.quotient(2.0, e + 1.0)
-    return copysign(c, a.compare("lt", 0.625).select(small, large), x)
+    return copysign(c, a.compare("lt", 0.625).select(tanh_near_zero(c, a), large), x)
+
+
+def tanh_near_zero(c: Code, a: Value) -> Value:
+    """tanh a for f32, |a| <= 0.625."""
+    z = a * a
+    return c.fma(a * z, c.polynomial(z, TANH_F32), a)
 
 
 def sigmoid(c: Code, x: Value) -> Value:
@@ -430,7 +473,7 @@ def definition(name: str, llvm_type: str) -> str:
     code = Code()
     args = [code.value(f"%x{i}", llvm_type) for i in range(arity)]
     result = function(code, *args)
-    return internal_function(symbol(name, llvm_type), args, code, result)
+    return function_text(symbol(name, llvm_type), args, code, result)
 
 
 def needs_table(name: str, llvm_type: str) -> bool:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from stagefuse.compiler.cpu import wide_math
 from stagefuse.compiler.cpu.trigonometry import two_over_pi_table
 from stagefuse.compiler.cpu.vector_math import FUNCTIONS
+from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.kernel_ir import Buffer, Index, Kernel, Load, Op, Store
 from stagefuse.compiler.scalar import FUNCTIONS as SCALARS
 from stagefuse.dsl.dims import sym
 from stagefuse.dsl.dtypes import F32, F64, DType
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from .cpu_run import LEVELS, Compiled
 
@@ -143,6 +147,44 @@ def test_f32_arguments_nearest_to_multiples_of_half_pi(compiled: Compiled, name:
     x = np.array([m * 2.0**e for m, e in near], np.float32)
     want = np.array([getattr(math, name)(v) for v in x.tolist()])
     assert worst(run(compiled, name, x), want) <= SCALARS[name].ulp
+
+
+@pytest.mark.parametrize("name", wide_math.FUNCTIONS)
+def test_a_result_does_not_depend_on_what_else_a_vector_holds(
+    compiled: Compiled, name: str, rng: np.random.Generator
+) -> None:
+    """One element at a time, a vector with its rest, and beside elements that need another way."""
+    count = FUNCTIONS[name][1]
+    x = np.concatenate([SPECIAL, rng.standard_normal(120) * 10.0 ** rng.integers(-9, 9, 120)])
+    inputs = [rng.permutation(x).astype(np.float32) for _ in range(count)]
+    alone = [run(compiled, name, *(a[i : i + 1].copy() for a in inputs)) for i in range(x.size)]
+    for size in (x.size, 64, 33, 7):
+        found = run(compiled, name, *(a[:size].copy() for a in inputs))
+        assert np.array_equal(found, np.concatenate(alone[:size]), equal_nan=True)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_functions_in_loops_of_other_widths(
+    level: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """A vector holds as many elements as the widest, or narrowest, number of a loop allows."""
+    functions = ["log", "log2", "log1p", "sin", "cos", "tanh"]
+    x = (rng.random((5, 333)) * 7 + 0.5).astype(np.float16)
+    listed = ", ".join(f"{name}(f32(x))" for name in functions)
+    for dtype in ("u8", "f16", "f32", "f64"):
+        (tmp_path / "p.pipe").write_text(
+            f"pipeline p(x: {dtype}[B, N]) -> ({', '.join(['f32[B, N]'] * 6)}, f64[B, N]):\n"
+            f"    ({listed}, f64(log(f32(x))) * f64(iota(N)))\n"
+        )
+        pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=1)
+        kind = {"u8": "uint8"}.get(dtype, dtype.replace("f", "float"))
+        given = (np.ceil(x) if dtype == "u8" else x).astype(kind)
+        *found, product = pipe(x=given)
+        wide = given.astype(float)
+        for name, got in zip(functions, found, strict=True):
+            assert worst(got, REFERENCE[name](wide)) <= 2, (name, dtype)
+        log = found[0].astype(float)
+        np.testing.assert_array_equal(product, log * np.arange(333))
 
 
 def test_the_table_of_two_over_pi_is_a_sum_of_doubles() -> None:
