@@ -148,9 +148,10 @@ def _product(
     if last in axes_of(b.graph, u):
         u, v = v, u
     left, right = axes_of(b.graph, u), axes_of(b.graph, v)
-    if rules.few_places and _has_few_places(
+    places = rules.few_places and _has_few_places(
         b, (u, v), domain, (left - right).difference(k), (right - left).difference(k)
-    ):
+    )
+    if places:
         u, v, left, right = v, u, right, left
         last = max(right - left)
     repeated = [a for a in outer if a not in left | right and domain[a].as_int() != 1]
@@ -172,16 +173,16 @@ def _product(
         return (found,)
     if not node.type.dtype.is_float or b.type(operands[0]).dtype != node.type.dtype:
         return None
-    return (_plain(b, node, sums),)
+    return (_plain(b, node, sums, places),)
 
 
-def _plain(b: Builder, node: Node, s: Sums) -> Ref:
-    """The product in f32 or f64."""
+def _plain(b: Builder, node: Node, s: Sums, places: bool) -> Ref:
+    """The product in f32 or f64. `places`: its rows are those of images."""
     dtype = F64 if node.type.dtype == F64 else F32
     width = panel_width(total_of(s.domain, s.columns))
     right = cast_of(b, s.right, dtype)
     panels = packed(b, right, s.domain, s.batch, s.columns, s.depth, width)
-    turned = _is_turned(b, s)
+    turned = _is_turned(b, s, s.rows if places else s.rows[-1:])
     left = s.left if turned else cast_of(b, s.left, dtype)
     a, base, row = matrix_of(b, left, s.domain, s.batch, s.rows, s.depth)
     a = b.cast(a, dtype)
@@ -190,16 +191,16 @@ def _plain(b: Builder, node: Node, s: Sums) -> Ref:
     return b.result(product, node.type.dtype)
 
 
-def _is_turned(b: Builder, s: Sums) -> bool:
-    """Whether rows of 16-bit elements lie in steps, but not along the depth: they are copied as
-    they are stored, so that a product of 16 bits has them."""
+def _is_turned(b: Builder, s: Sums, adjacent: Sequence[int]) -> bool:
+    """Whether 16-bit elements are adjacent along these axes of the rows, and not along the depth:
+    they are copied as they are stored, so that a product of 16 bits has them."""
     node = b.graph.nodes[s.left.node]
     view, source = node.primitive, b.type(s.left).dtype
     if source not in (F16, BF16) or not isinstance(view, View) or view.guard or not s.rows:
         return False
     offset = flatten_index(view.indices, b.type(node.operands[0]).shape)
     along = _stride(b, offset, s.domain, s.depth)
-    return along not in (None, const(1)) and _stride(b, offset, s.domain, s.rows) == const(1)
+    return along not in (None, const(1)) and _stride(b, offset, s.domain, adjacent) == const(1)
 
 
 def _has_few_places(

@@ -52,3 +52,30 @@ where M in 1..=4096:
         # 80 roundings of sums in f32; the product and the result are rounded to 16 bits
         lost = 80 * 2.0**-24 * sizes + 2 * unit * (abs(wanted) + abs(b)) + 2.0**-24
         assert (abs(found.astype(np.float64) - wanted) <= lost).all()
+
+
+@pytest.mark.parametrize(("dtype", "arch"), [("bf16", "sm_80"), ("f16", "sm_90a")])
+def test_a_batch_may_share_the_right_operand(
+    dtype: str, arch: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Rows of all matrices of the batch are rows of one product, of 16 bits too."""
+    text = f"""pipeline p(x: {dtype}[3, 72, M], w: {dtype}[72, 104]) -> {dtype}[3, M, 104]
+where M in 1..=4096:
+    y[b, m, n] = sum[k] x[b, k, m] * w[k, n]
+    y
+"""
+    plan = compiled(tmp_path / "p.pipe", text, (arch,))
+    check_legal(plan)
+    buffers = plan.pipelines[0].gpu[0].buffers
+    assert {buffers[n].dtype for n in launches(plan)[0].buffers} == {dtype}
+    assert "tf32" not in plan.ptx[arch]
+    stored, unit = DTYPES[dtype]
+    for rows in (1, 67):
+        x = rng.standard_normal((3, 72, rows)).astype(stored)
+        w = rng.standard_normal((72, 104)).astype(stored)
+        (found,) = Emulated(plan, arch)({"x": x, "w": w}, {"M": rows})
+        left, right = x.astype(np.float64).swapaxes(1, 2), w.astype(np.float64)
+        wanted = left @ right
+        # 80 roundings of sums in f32; the product and the result are rounded to 16 bits
+        lost = 80 * 2.0**-24 * (abs(left) @ abs(right)) + 2 * unit * abs(wanted) + 2.0**-24
+        assert (abs(found.astype(np.float64) - wanted) <= lost).all()
