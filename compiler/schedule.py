@@ -30,6 +30,7 @@ class Schedule:
     `columns_by_memory`: whether reductions whose memory runs along a kept axis accumulate columns
     side by side whatever axis they are written along.
     `stripes`: whether reductions over windows of an image read it from scratch, with its edges.
+    `direct`: whether products that nothing follows are stored in the result at once.
     `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
     `step_flops`: arithmetic that makes a parallel step worth handing to another thread;
     `turn_flops`: the same in a recurrence, whose threads would meet at every one of its steps.
@@ -54,6 +55,7 @@ class Schedule:
     panel_group: int = 1
     depth_block: int = 512
     codes_block: int = 128
+    direct: bool = True
     stage_flops: int = 8
     step_flops: int = 16384
     turn_flops: int = 262144
@@ -82,6 +84,7 @@ GPU = Schedule(
     panel_group=1,
     depth_block=1 << 40,
     codes_block=1 << 40,
+    direct=False,
     stage_flops=1 << 40,
     parts=0,
     packed=0,

@@ -120,8 +120,8 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
             or s.a in written
             or s.a_col != const(1)
             or (s.mr, s.nr % 16) != (pieces.ROWS, 0)
-            or s.dst not in scratch
-            or len(scratch[s.dst].shape) != 3
+            or (s.dst not in scratch and s.rows != const(pieces.ROWS))
+            or (s.dst in scratch and len(scratch[s.dst].shape) != 3)
             or (s.panel_place is not None and not _pays(inputs[s.a], s.depth))
             or ((across := _across(s, inputs, scratch)) and _is_narrow(across))
         ):

@@ -20,7 +20,7 @@ from .few_rows import is_converted, lower_few_rows
 from .filtered import Filtered
 from .products import _Product as Product
 from .products import _product as product_of_group
-from .products import lower_contract
+from .products import either, lower_contract
 from .stretches import STEPS, STRIPE, Stretches
 from .stripe import Stripe
 from .values import Lowering
@@ -29,6 +29,8 @@ STRETCH = 480
 """Columns of a step where any number will do: ten panels of 48, five vectors of AVX-512 in six."""
 BAND, BYTE_BAND = 32, 256
 """Rows of the other matrix that few rows take at a time; the same of 8 bits."""
+NEAR = 1 << 12
+"""Elements of the other matrix up to which it stays in the first-level cache without bands."""
 HIGH = 64
 """Rows that an image is taken to have where that is not known."""
 
@@ -74,7 +76,9 @@ class _Direct(Stretches):
         most = low.facts.bounds(p.rows)[1]
         self.converts = is_converted(low, p)
         in_bands = most is None or most <= self.p.row_tile or most > FEW_ROWS
-        self.is_thin = in_bands or self.converts
+        depth, columns = p.depth.as_int(), self.columns.as_int()
+        is_near = depth is not None and columns is not None and depth * columns <= NEAR
+        self.is_thin = (in_bands and not is_near) or self.converts
         self.tiles = 1 if self.is_thin else -(-FEW_ROWS // self.p.row_tile)
 
     def lower(self) -> Parallel:
@@ -91,15 +95,20 @@ class _Direct(Stretches):
         tile = self.tile(panels if self.is_thin else 1)
         area = p.row_tile * self.width
 
+        result = p.result(low)
+
         def multiply(
             place: Expr, start: Expr, rows: Expr, column: Expr, wanted: Expr, begin: Expr,
-            depth: Expr, adds: bool,
+            depth: Expr, adds: bool, direct: bool = False,
         ) -> None:  # fmt: skip
             stride = p.primitive.row_stride
+            target = (tile, place * area, const(self.width))
+            if direct and result is not None:
+                at = result.start + start * result.step + first + column
+                target = (result.name, at, result.step)
             low.emit(
                 TileProduct(
-                    tile, place * area, const(self.width), left.name,
-                    p.base + start * stride + begin, stride, const(1),
+                    *target, left.name, p.base + start * stride + begin, stride, const(1),
                     name, base + first + column + (begin - self.skipped(begin)) * step, rows, depth,
                     p.row_tile, self.width, adds, wanted, step, const(1),
                 )
@@ -111,8 +120,16 @@ class _Direct(Stretches):
             self.finish((tile, place), start, rows, first + column, wanted, wide, wide, zero)
 
         def whole(start: Expr, rows: Expr, column: Expr, wanted: Expr) -> None:
-            multiply(const(0), start, rows, column, wanted, const(0), p.depth, False)
-            store(const(0), start, rows, column, wanted)
+            def product(direct: bool) -> None:
+                multiply(const(0), start, rows, column, wanted, const(0), p.depth, False, direct)
+
+            def in_tile() -> None:
+                product(False)
+                store(const(0), start, rows, column, wanted)
+
+            if result is None:
+                return in_tile()
+            either(low, [wanted - self.width], lambda: product(True), in_tile)
 
         def band(begin: Expr, adds: bool) -> None:
             depth = minimum(p.depth - begin, const(self.band), low.facts)

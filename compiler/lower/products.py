@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
-from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.dtypes import F32, DType
 from stagefuse.dsl.frozen import frozen
 
 from ..byte_operands import is_byte
+from ..cpu.pieces import LEAST_COLUMNS, LEAST_DEPTH
 from ..graph import Contract, Ref, View, flatten_index, split_index
 from ..kernel_ir import Alloc, Index, Load, Store, TileProduct, Value
 from ..steps import lines_of
@@ -87,6 +89,24 @@ class _Product:
         at.update(zip(product.rows, rows, strict=True))
         at.update(zip(product.columns, columns, strict=True))
         return [at.get(x, const(0)) for x in range(len(domain))]
+
+    def result(self, low: Lowering) -> _Matrix | None:
+        """The rows and columns of the batch at hand in the result, if they lie as in a matrix there
+        and the kernel stores nothing else. Rows of several unknown sizes do not: that whole tiles
+        of them stay in bounds is beyond what is proved."""
+        group, axes = low.group, range(len(self.domain))
+        if not low.schedule.direct or group.roots != [self.ref] or group.placed:
+            return None
+        if len(self.rows.symbols()) > 1:
+            return None
+        inner = [*self.primitive.rows, *self.primitive.columns]
+        long, last = ([x for x in xs if self.domain[x].as_int() != 1] for xs in (axes, inner))
+        if long[len(long) - len(last) :] != last:
+            return None
+        outer = [sym(f"d{x}") if x in self.primitive.batch else const(0) for x in axes]
+        return _Matrix(
+            low.buffer(self.ref, "out").name, flatten_index(outer, self.domain), self.columns
+        )
 
 
 def _product(low: Lowering, anchor: int | None) -> _Product:
@@ -232,13 +252,36 @@ class _Blocks:
         if self.scratch:
             pack(self.low, self.p, self.scratch, sym("p"), const(0), piece)
 
-    def multiply(self, start: Expr, count: Expr, piece: _Depth) -> None:
+    def multiply(
+        self, start: Expr, count: Expr, piece: _Depth, into: _Matrix | None = None
+    ) -> None:
         low, p = self.low, self.p
         panels = self.lines or (
             _Panels(self.scratch, -sym("p")) if self.scratch else _stored_panels(low, p)
         )
         target = (self.tile, self.place * (p.row_tile * p.panel), const(p.panel))
+        if into is not None:
+            target = (into.name, into.start + start * into.step + sym("p") * p.panel, into.step)
         _emit_product(low, p, target, self.matrix, panels, start, count, piece=piece)
+
+    def all_of(self, start: Expr, count: Expr) -> None:
+        """A tile over the whole depth, and what follows."""
+        low, p, whole = self.low, self.p, self.p.all_of_it
+
+        def in_tile() -> None:
+            self.multiply(start, count, whole)
+            self.finish(start, count)
+
+        result = p.result(low)
+        if result is None:
+            return in_tile()
+        tests = [p.columns - (sym("p") + 1) * p.panel]
+        if may_be_pieces(p):
+            tests.append(p.rows - start - p.row_tile)
+            in_rows = const(p.row_tile)
+        else:
+            in_rows = count
+        either(low, tests, lambda: self.multiply(start, in_rows, whole, result), in_tile)
 
     def finish(self, start: Expr, count: Expr) -> None:
         _finish(self.low, self.p, self.tile, self.place, start, count, sym("p"))
@@ -263,9 +306,14 @@ class _Blocks:
         """The last stretch of a tile, perhaps its only one, and what follows while it is cached."""
         low, p = self.low, self.p
         last = maximum(self.stretches - 1, const(1), low.facts)
-        low.loop("kb", last, self.stretches, lambda: self.multiply(start, count, self.later))
-        low.when([const(self.stretch) - p.depth], lambda: self.multiply(start, count, p.all_of_it))
-        self.finish(start, count)
+
+        def rest() -> None:
+            low.loop("kb", last, self.stretches, lambda: self.multiply(start, count, self.later))
+            self.finish(start, count)
+
+        either(
+            low, [const(self.stretch) - p.depth], lambda: self.all_of(start, count), rest
+        )
 
     def one_panel(self) -> None:
         """All of a panel."""
@@ -273,12 +321,27 @@ class _Blocks:
             self.in_stretches(self.multiply_all)
             return self.over_tiles(self.finish)
         self.pack(self.p.all_of_it)
+        self.over_tiles(self.all_of)
 
-        def one_tile(start: Expr, count: Expr) -> None:
-            self.multiply(start, count, self.p.all_of_it)
-            self.finish(start, count)
 
-        self.over_tiles(one_tile)
+def either(
+    low: Lowering, tests: list[Expr], body: Callable[[], None], other: Callable[[], None]
+) -> None:
+    """One of two bodies: the first where expressions are at least 0."""
+    open_ = [e for e in tests if not low.facts.is_nonneg(e)]
+    if not open_:
+        return body()
+    fails = -functools.reduce(minimum, open_) - 1
+    if not any(low.facts.is_nonneg(-e - 1) for e in open_):
+        low.when(open_, body)
+    low.when([fails], other)
+
+
+def may_be_pieces(p: _Product) -> bool:
+    """Whether AMX may multiply by panels of this width and depth: it stores whole tiles."""
+    depth, columns = p.depth.as_int(), p.columns.as_int()
+    few = columns is not None and columns < LEAST_COLUMNS
+    return p.dtype == F32 and not few and (depth is None or depth >= LEAST_DEPTH)
 
 
 def _blocking(low: Lowering, p: _Product, packs: bool) -> tuple[int, bool]:

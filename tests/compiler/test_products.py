@@ -21,26 +21,30 @@ from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import F32, F64, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
+from stagefuse.runtime import native as native_code
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
 from stagefuse.runtime.prepared import Evaluator
 
+from .cpu_run import LEVELS
 from .graph_run import both, graph_of, native
 
 
-def matmul(dtype: DType) -> Graph:
-    """maximum(x @ y, 0) for x [M, K] and y [K, N]."""
+def matmul(dtype: DType, alone: bool) -> Graph:
+    """maximum(x @ y, 0) for x [M, K] and y [K, N], or x @ y alone."""
     b = Builder(Facts().with_ranges({"M": (0, 4096), "K": (0, 8192), "N": (13, 4096)}))
     m, k, n = sym("M"), sym("K"), sym("N")
     x, y = b.input("x", TensorType(dtype, (m, k))), b.input("y", TensorType(dtype, (k, n)))
     left = b.view(x, [m, n, k], lambda i, j, c: [i, c])
     right = b.view(y, [m, n, k], lambda i, j, c: [c, j])
     total = b.reduce("sum", b.map("mul", left, right), [2])
-    return graph_of(b, [b.map("maximum", total, b.scalar(0.0, dtype, [m, n]))])
+    after = total if alone else b.map("maximum", total, b.scalar(0.0, dtype, [m, n]))
+    return graph_of(b, [after])
 
 
-@pytest.fixture(scope="module", params=["f32", "f64"])
+@pytest.fixture(scope="module", params=["f32", "f64", "f32 alone", "f64 alone"])
 def compiled(request: pytest.FixtureRequest) -> tuple[Graph, CpuPipeline]:
-    graph = matmul({"f32": F32, "f64": F64}[request.param])
+    dtype, _, alone = request.param.partition(" ")
+    graph = matmul({"f32": F32, "f64": F64}[dtype], bool(alone))
     return graph, native(graph, ("M", "K", "N"))
 
 
@@ -187,3 +191,30 @@ def test_a_transposed_matrix_is_turned_once(tmp_path: Path, rng: np.random.Gener
     with CpuPipeline(plan, threads=2) as pipe:
         assert np.all(np.abs(pipe(x=x, y=y) - expected) <= 101 * 2.0**-24 * parts)
     assert Evaluator({})(step.scratch_bytes) < y.nbytes  # a panel, not all of it for each block
+
+
+KNOWN = [
+    (97, 131, 61), (64, 17, 100), (70, 3, 50), (33, 40, 192), (100, 23, 240), (5, 7, 16),
+    (300, 64, 64), (20, 33, 1000), (64, 600, 96), (1, 200, 1000), (1, 30, 4099),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("shape", KNOWN)
+def test_products_of_known_sizes_with_nothing_after(
+    shape: tuple[int, int, int], level: str, tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    m, k, n = shape
+    (tmp_path / "p.pipe").write_text(
+        f"pipeline main(x: f32[2, {m}, {k}], y: f32[2, {k}, {n}], z: f32[{k}, {n}])"
+        f" -> (a: f32[2, {m}, {n}], b: f32[2, {m}, {n}], c: f32[{m}, {n}]):\n"
+        "    x @ y, x @ z, x[1] @ z\n"
+    )
+    monkeypatch.setattr(native_code, "detect_level", lambda cpuinfo=None: level)
+    x, y, z = (rng.standard_normal(s, np.float32) for s in ((2, m, k), (2, k, n), (k, n)))
+    with CpuPipeline(driver.compile_file(tmp_path / "p.pipe"), threads=2) as pipe:
+        found = pipe(x=x, y=y, z=z)
+    for result, left, right in zip(found, (x, x, x[1]), (y, z, z), strict=True):
+        wanted, parts = left.astype(float) @ right, np.abs(left).astype(float) @ np.abs(right)
+        assert np.all(np.abs(result - wanted) <= (k + 1) * 2.0**-24 * parts)
