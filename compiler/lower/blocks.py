@@ -63,6 +63,7 @@ class Blocks:
         self.fresh = 0
         self.products: dict[Ref, Callable[[tuple[Value, ...]], Value]] = {}
         self.column: tuple[Expr, Expr] | None = None
+        self.columns = schedule.columns  # of a block of them
         self.facts: Facts = graph.facts
 
     # Buffers and scopes

@@ -29,6 +29,8 @@ from .values import Lowering
 
 CHEAP_FLOPS = 4
 """Arithmetic of an element of which several are computed together."""
+MOST_COLUMNS = 1024
+"""Columns of a block at most: what is accumulated of them takes 4 KB of the first-level cache."""
 Place: TypeAlias = tuple[Ref, Sequence[Expr]]
 """A root and where in it an element is stored."""
 WINDOW, WINDOW_WIDTH = 64, 16
@@ -144,11 +146,12 @@ def _columns(low: Lowering, inner: Sequence[int]) -> Parallel:
     last = len(domain) - 1
     rows = [a for a in sorted(inner) if domain[a].as_int() != 1]
     low.staged = set()
-    blocks = floordiv(domain[last] + (low.schedule.columns - 1), low.schedule.columns, low.facts)
+    low.columns = wide = _width(low, rows)
+    blocks = floordiv(domain[last] + (wide - 1), wide, low.facts)
     parallel = [*low.axes([a for a in range(last) if a not in rows]), ("block", blocks)]
     low.bind(parallel)
-    lo = sym("block") * low.schedule.columns
-    hi = minimum(lo + low.schedule.columns, domain[last])
+    lo = sym("block") * wide
+    hi = minimum(lo + wide, domain[last])
     low.column = (lo, hi)
     position = [const(0) if size.as_int() == 1 else sym(f"d{a}") for a, size in enumerate(domain)]
     symbol = f"d{last}"
@@ -162,7 +165,20 @@ def _columns(low: Lowering, inner: Sequence[int]) -> Parallel:
     for places, axes in zip(_stores(low, position, rows), ([], low.axes(rows)), strict=True):
         if places:
             _over_columns(low, axes, partial(_store_all, low, places))
-    return parallel, const(low.schedule.columns * 16)
+    return parallel, const(wide * 16)
+
+
+def _width(low: Lowering, rows: Sequence[int]) -> int:
+    """The columns of a block. Where each row is read but once, longer stretches of it are read
+    sooner; two blocks are left for threads to share."""
+    width, known = low.schedule.columns, low.group.domain[-1].as_int()
+    reductions = [m for m in low.group.members if isinstance(low.graph.nodes[m].primitive, Reduce)]
+    once = not rows and len(reductions) == 1 and not _finds_places(low)
+    if not once or known is None or not low.schedule.columns_by_memory:
+        return width
+    while width < MOST_COLUMNS and 7 * width <= 2 * known:
+        width *= 2
+    return width
 
 
 def _stores(
@@ -229,7 +245,7 @@ def _combined(
     """What a column's elements come to, `many` rows at a time along the last of the loops."""
     assert low.column is not None
     name = low.name("columns")
-    low.emit(Alloc(name, dtype, (const(low.schedule.columns),)))
+    low.emit(Alloc(name, dtype, (const(low.columns),)))
     here = (Index(sym(f"d{len(low.group.domain) - 1}") - low.column[0]),)
     _over_columns(low, [], lambda: low.emit(Store(name, here, start_of(kind, dtype))))
     total = Load(name, here, dtype)
