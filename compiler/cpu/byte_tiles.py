@@ -52,19 +52,19 @@ class ByteProduct:
     @property
     def pairs(self) -> TileShape:
         """The micro-kernel of pairs."""
-        return TileShape("i32", self.columns, tails=False, unit="pairs")
+        return TileShape("i32", self.columns, unit="pairs")
 
     @property
     def quads(self) -> TileShape:
         """That of VNNI; rows that are flipped have the sign that the panel has not."""
         unit = "quads.us" if self.right == "s" else "quads.su"
-        return TileShape("i32", self.columns, tails=False, unit=unit)
+        return TileShape("i32", self.columns, unit=unit)
 
     def texts(self, level: str) -> dict[str, str]:
         """The functions that it is made of, by name. Its own is `symbol(dst, dst_row, a, a_row,
         panel, step, places, rows, depth, width, add, room, units)`: as `tile.tile_text`'s, for
-        bytes and an i32 dst, of which whole slabs of rows are there to be overwritten. All columns
-        of dst are computed; `units` are bits of `plan.UNITS`."""
+        bytes and an i32 dst, of which whole slabs of rows are there to be overwritten, and all
+        columns; `units` are bits of `plan.UNITS`."""
         kind, columns = f"pairs.{self.right}", self.columns
         found = {
             self.symbol: _driver(self, level),
@@ -181,11 +181,13 @@ def _lined(kind: str, start: str = "%from", length: str = "%length", row: int = 
     )
 
 
-def _multiplied(shape: TileShape, steps: str) -> str:
+def _multiplied(
+    shape: TileShape, steps: str, lines: str = "%room", row: str = f"{DEPTH // 4}"
+) -> str:
     """Multiplies the lines of a slab by the panel."""
     return (
-        f"  call void @{shape.symbol}(ptr %to, i64 %dst_row, ptr %room, i64 {DEPTH // 4}, i64 1,"
-        f" ptr %right, i64 0, ptr null, i64 %high, i64 {steps}, i64 {shape.columns}, i1 %adds)"
+        f"  call void @{shape.symbol}(ptr %to, i64 %dst_row, ptr {lines}, i64 {row}, i64 1,"
+        f" ptr %right, i64 0, ptr null, i64 %high, i64 {steps}, i64 %width, i1 %adds)"
     )
 
 
@@ -211,14 +213,9 @@ def _slab(p: ByteProduct, level: str) -> list[str]:
             "  br i1 %narrow, label %by_bytes, label %by_pairs",
             "by_bytes:",
             "  br i1 %tiled, label %by_tiles, label %by_quads",
-            "by_quads:",
-            _lined("flipped" if p.flips else "plain"),
-            _multiplied(p.quads, "%groups"),
+            *_by_quads(p),
+            *_by_tiles(p),
         ]
-        if p.flips:
-            moved = _moved_symbol(p.columns)
-            out.append(f"  call void @{moved}(ptr %to, i64 %dst_row, i64 %high, ptr %shift)")
-        out += ["  br label %slab_done", *_by_tiles(p)]
     return [
         *out,
         "by_pairs:",
@@ -226,6 +223,35 @@ def _slab(p: ByteProduct, level: str) -> list[str]:
         _multiplied(p.pairs, "%halves"),
         "  br label %slab_done",
         "slab_done:",
+    ]
+
+
+def _by_quads(p: ByteProduct) -> list[str]:
+    """A slab by VNNI: rows where they lie, if they are of whole groups of four and not flipped."""
+    if p.flips:
+        moved = _moved_symbol(p.columns)
+        return [
+            "by_quads:",
+            _lined("flipped"),
+            _multiplied(p.quads, "%groups"),
+            f"  call void @{moved}(ptr %to, i64 %dst_row, i64 %high, ptr %shift)",
+            "  br label %slab_done",
+        ]
+    return [
+        "by_quads:",
+        "  %both = or i64 %a_row, %length",
+        "  %odd = and i64 %both, 3",
+        "  %fours = icmp eq i64 %odd, 0",
+        "  br i1 %fours, label %by_rows, label %by_lines",
+        "by_rows:",
+        "  %a_quads = ashr i64 %a_row, 2",
+        "  %steps = ashr i64 %length, 2",
+        _multiplied(p.quads, "%steps", "%from", "%a_quads"),
+        "  br label %slab_done",
+        "by_lines:",
+        _lined("plain"),
+        _multiplied(p.quads, "%groups"),
+        "  br label %slab_done",
     ]
 
 

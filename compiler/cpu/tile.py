@@ -381,11 +381,12 @@ def _ahead(s: _Stretch) -> list[str]:
 def _multiply_add(s: _Stretch) -> list[str]:
     """An element of each row, repeated, times the panel's vectors."""
     element, t, vector = s.shape.element, s.prefix, s.vector
+    align = 1 if s.shape.unit else s.size  # several integers may begin anywhere
     out = [f"  %{t}ak = mul i64 %{t}k, %a_col"]
     for r in range(s.rows):
         out += [
             f"  %{t}f{r} = getelementptr {element}, ptr %{t}a{r}, i64 %{t}ak",
-            f"  %{t}x{r} = load {element}, ptr %{t}f{r}, align {s.size}",
+            f"  %{t}x{r} = load {element}, ptr %{t}f{r}, align {align}",
             f"  %{t}i{r} = insertelement {vector} poison, {element} %{t}x{r}, i64 0",
             f"  %{t}v{r} = shufflevector {vector} %{t}i{r}, {vector} poison,"
             f" <{s.lanes} x i32> zeroinitializer",
