@@ -18,6 +18,9 @@ from ..windows import Axis, Windows
 from .expressions import as_dtype, product_of
 from .values import Lowering
 
+TOGETHER = 4
+"""Phases up to which a loop stores all of them."""
+
 
 class Stripe:
     """A stripe of `rows` of `wide` columns of windows, `pitch` from row to row.
@@ -121,42 +124,64 @@ class Stripe:
         def line(phase: Expr, row: Expr) -> None:
             along = self.along
 
-            def stretch(x_phase: Expr) -> None:
-                begin, stop = along.inside(x_phase, x0)
-                begin, stop = maximum(begin, 0, low.facts), minimum(stop, self.pitch, low.facts)
-                at[along.source] = (x0 + sym("x")) * along.step + x_phase + along.first + along.low
-                first = (plane * self.phases + phase * along.phases + x_phase) * self.plane
-                low.loop(
-                    "x", begin, stop, lambda: element(first + row * self.pitch + sym("x")),
-                    vector=True,
-                )  # fmt: skip
+            def stretch(begin: Expr, stop: Expr, *phases: Expr) -> None:
+                def one() -> None:
+                    for x in phases:
+                        place = (x0 + sym("x")) * along.step
+                        at[along.source] = place + x + along.first + along.low
+                        first = (plane * self.phases + phase * along.phases + x) * self.plane
+                        element(first + row * self.pitch + sym("x"))
 
-            self._phases("u", along, stretch)
+                low.loop("x", begin, stop, one, vector=True)
+
+            if along.phases > TOGETHER:
+                return self._phases("u", along, lambda u: stretch(*self._columns(x0, u), u))
+            self._together(x0, stretch)
 
         def band(phase: Expr) -> None:
             axis = self.across
-            if axis is None:
-                return line(const(0), const(0))
-            begin, stop = axis.inside(phase, y0)
-            begin, stop = maximum(begin, 0, low.facts), minimum(stop, rows + self.above, low.facts)
-            at[axis.source] = (y0 + sym("y")) * axis.step + phase + axis.first + axis.low
+            begin, stop = const(0), const(1)
+            if axis is not None:
+                begin, stop = axis.inside(phase, y0)
+                begin = maximum(begin, 0, low.facts)
+                stop = minimum(stop, rows + self.above, low.facts)
+                at[axis.source] = (y0 + sym("y")) * axis.step + phase + axis.first + axis.low
+            if seen is None:
+                first = plane * self.phases + phase * self.along.phases
+                self._clear_around(first, (begin, stop), x0, around)
             low.loop("y", begin, stop, lambda: line(phase, sym("y")))
 
         def channels(left: list[tuple[str, Expr]]) -> None:
             if left:
                 (name, size), *rest = left
                 return low.loop(name, const(0), size, lambda: channels(rest))
-            size = self.plane * self.phases
-            if seen is None:
-                self._clear(plane * size, size, around)
-            else:
+            if seen is not None:
                 self._clear_rows(plane * self.phases, rows, seen, around)
-            if self.across is None:
-                return band(const(0))
             self._phases("v", self.across, band)
 
         self._clear(self.channels * self.phases * self.plane, const(self.slack), around)
         channels([(n, size) for n, size, _ in windows.channels])
+
+    def _columns(self, x0: Expr, phase: Expr) -> tuple[Expr, Expr]:
+        """The columns of a row, from `x0` on, at which a phase has elements of the source."""
+        begin, stop = self.along.inside(phase, x0)
+        begin = maximum(begin, 0, self.low.facts)
+        return begin, maximum(minimum(stop, self.pitch, self.low.facts), begin, self.low.facts)
+
+    def _together(self, x0: Expr, stretch: Callable[..., None]) -> None:
+        """Runs a body for the columns of a row at which there are elements of the source: for all
+        phases where all have one, so that what is read is adjacent, for each alone at the ends."""
+        facts, phases = self.low.facts, [const(n) for n in range(self.along.phases)]
+        ends = [self._columns(x0, phase) for phase in phases]
+        first, last = ends[0]
+        for begin, stop in ends[1:]:
+            first, last = maximum(first, begin, facts), minimum(last, stop, facts)
+        stretch(first, last, *phases)
+        for phase, (begin, stop) in zip(phases, ends, strict=True):
+            if begin != first:
+                stretch(begin, minimum(first, stop, facts), phase)
+            if stop != last:
+                stretch(maximum(first, last, facts), stop, phase)
 
     def _clear(self, first: Expr, size: Expr, around: float) -> None:
         """Stores `around` in a stretch of the stripe."""
@@ -164,6 +189,27 @@ class Stripe:
         zero = int(around) if self.dtype.is_int else around
         store = Store(self.name, place, Const(zero, self.dtype.compute))
         low.loop("z", const(0), size, lambda: low.emit(store), vector=True)
+
+    def _clear_around(self, first: Expr, rows: tuple[Expr, Expr], x0: Expr, around: float) -> None:
+        """Stores `around` in the planes of all phases along a row from the first one on, but where
+        rows of the source will be."""
+        low, facts, top = self.low, self.low.facts, rows[0]
+        end = maximum(rows[1], top, facts)
+
+        def one_phase(phase: Expr) -> None:
+            at = (first + phase) * self.plane
+            begin, stop = self._columns(x0, phase)
+
+            def between() -> None:
+                place = at + (sym("y") - 1) * self.pitch + stop
+                self._clear(place, self.pitch - stop + begin, around)
+
+            self._clear(at, minimum(top * self.pitch + begin, self.plane, facts), around)
+            low.loop("y", top + 1, end, between)
+            behind = maximum((end - 1) * self.pitch + stop, 0, facts)
+            self._clear(at + behind, self.plane - behind, around)
+
+        self._phases("u", self.along, one_phase)
 
     def _clear_rows(self, first: Expr, rows: Expr, seen: Expr, around: float) -> None:
         """The same in what is seen of each row, in the planes of a channel from one on."""
@@ -177,7 +223,7 @@ class Stripe:
 
         low.loop("v", const(0), const(self.phases), plane)
 
-    def _phases(self, name: str, axis: Axis, body: Callable[[Expr], None]) -> None:
-        if axis.phases == 1:
+    def _phases(self, name: str, axis: Axis | None, body: Callable[[Expr], None]) -> None:
+        if axis is None or axis.phases == 1:
             return body(const(0))
         self.low.loop(name, const(0), const(axis.phases), lambda: body(sym(name)))
