@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from stagefuse.dsl.dims import sym
+from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.frozen import frozen
+from stagefuse.dsl.types import TensorType
 
 from ..codes import kept_codes
-from ..graph import Constant, Contract, Graph, Node, Position, Ref, Scalar, View, Weight
+from ..graph import Constant, Contract, Graph, Map, Node, Position, Ref, Scalar, View, Weight
 from ..graph_builder import Builder
 from ..interpret import evaluate_node
 from ..narrow import widened
@@ -22,13 +24,16 @@ from .record import Pass
 SOURCES = (Weight, Constant, Scalar, Position)
 GROWTH = 2
 """A folded tensor may be this many times as large as what it is computed from."""
+MOST = 1 << 24
+"""Elements that are computed while compiling, also where most are repeated."""
 
 
 @frozen
 class FoldConstants(Pass):
     """What depends on weights and constants alone becomes a constant; `load` reads the weights.
 
-    A result much larger than what it is computed from stays: it would only fill the plan. So does a
+    Of what is repeated along an axis one element is stored. A result much larger than what it is
+    computed from stays: it would only fill the plan. So does a
     tensor that is stored anyway in another shape, such as a table of embeddings that is the last
     layer's matrix too, and so do codes and scales, which products and gathers unfold as they read
     them. With `narrow`, so does a large weight that is stored in fewer bits than it is used in,
@@ -65,24 +70,35 @@ def fold_constants(
         wide = widened(graph, known, kept)
         known -= wide
         kept = {ref: maker for ref, maker in kept.items() if ref.node not in wide}
+    repeated = _repeated(graph, known)
     wanted = set(graph.results)
     panels = {n.operands[1] for n in graph.nodes.values() if isinstance(n.primitive, Contract)}
     for node in graph.nodes.values():
         if node.id not in known:
             wanted.update(node.operands[1:] if Ref(node.id) in kept else node.operands)
+
+    def is_folded(node: Node) -> bool:
+        if node.id not in known or isinstance(node.primitive, SOURCES):
+            return False
+        once = repeated[node.id]
+        again = Ref(node.id) not in panels and _is_stored(graph, node, wanted)
+        return not again and not _only_repeats(graph, node, once) and _worth(graph, node, once)
+
+    for node in reversed(graph.nodes.values()):
+        own = {Ref(node.id, i) for i in range(len(node.types))}
+        if node.id in known and Ref(node.id) not in kept and wanted & own and not is_folded(node):
+            wanted.update(node.operands)  # it is left to the kernels, what it is made of is not
     for node in graph.nodes.values():
         with builder.at(node.span, node.stack, node.label):
             refs = [Ref(node.id, i) for i in range(len(node.types))]
-            source = isinstance(node.primitive, SOURCES)
             if refs[0] in kept:
                 new[refs[0]] = kept[refs[0]](builder, new)
                 continue
-            again = Ref(node.id) not in panels and _is_stored(graph, node, wanted)
-            if node.id in known and not source and not again and _worth(graph, node, known):
+            if is_folded(node):
                 if wanted & set(refs):
                     arrays = _evaluate(graph, node, load, cache)
                     for ref, array, type in zip(refs, arrays, node.types, strict=True):
-                        new[ref] = builder.constant(array, type.dtype)
+                        new[ref] = _once(builder, array, type, repeated[node.id])
                     continue
             operands = [new[ref] for ref in node.operands if ref in new]
             if len(operands) == len(node.operands):
@@ -131,8 +147,9 @@ def _size(graph: Graph, ref: Ref) -> int:
     return total
 
 
-def _worth(graph: Graph, node: Node, known: set[int]) -> bool:
-    """Whether the result is not much larger than the stored tensors behind it, if there are any."""
+def _worth(graph: Graph, node: Node, repeated: frozenset[int]) -> bool:
+    """Whether the result is not much larger than the stored tensors behind it, if there are any; of
+    what is repeated in it one is stored."""
     behind: set[int] = set()
     pending = [node.id]
     while pending:
@@ -142,7 +159,65 @@ def _worth(graph: Graph, node: Node, known: set[int]) -> bool:
             pending.extend(ref.node for ref in graph.nodes[here].operands)
     tensors = [n for n in behind if isinstance(graph.nodes[n].primitive, Weight | Constant)]
     stored = sum(_size(graph, Ref(n)) for n in tensors)
-    return bool(tensors) and _size(graph, Ref(node.id)) <= max(GROWTH * stored, 64 * 1024)
+    size = _size(graph, Ref(node.id))
+    once = size // max(math.prod(node.type.shape[a].as_int() or 0 for a in repeated), 1)
+    if repeated and size > MOST:
+        return False
+    return bool(tensors) and once <= max(GROWTH * stored, 64 * 1024)
+
+
+def _repeated(graph: Graph, known: set[int]) -> dict[int, frozenset[int]]:
+    """The axes along which known nodes are the same everywhere, but those of one element."""
+    found: dict[int, frozenset[int]] = {}
+    for node in graph.nodes.values():
+        if node.id in known:
+            varying, shape = _varying(node, found), node.type.shape
+            axes = set(range(node.type.rank)) - varying
+            found[node.id] = frozenset(a for a in axes if shape[a].as_int() != 1)
+    return found
+
+
+def _varying(node: Node, repeated: Mapping[int, frozenset[int]]) -> frozenset[int]:
+    """The axes along which a node may change, given those along which its operands do not."""
+    primitive, axes = node.primitive, frozenset(range(node.type.rank))
+    if isinstance(primitive, Scalar):
+        return frozenset()
+    if isinstance(primitive, Map):
+        return frozenset[int]().union(*(axes - repeated[ref.node] for ref in node.operands))
+    if isinstance(primitive, View):
+        same = repeated[node.operands[0].node]
+        read = [e for a, e in enumerate(primitive.indices) if a not in same]
+        names = frozenset[str]().union(*(e.symbols() for e in (*read, *primitive.guard)))
+        return frozenset(a for a, name in enumerate(primitive.symbols) if name in names)
+    return axes
+
+
+def _only_repeats(graph: Graph, node: Node, repeated: frozenset[int]) -> bool:
+    """Whether a node is a stored tensor whose elements are repeated in order."""
+    view = node.primitive
+    if not isinstance(view, View) or view.guard or not repeated:
+        return False
+    if not isinstance(graph.nodes[node.operands[0].node].primitive, SOURCES):
+        return False
+    once = [(sym(s), n) for a, (s, n) in enumerate(zip(view.symbols, node.type.shape, strict=True))
+            if a not in repeated and n.as_int() != 1]  # fmt: skip
+    shape = graph.type(node.operands[0]).shape
+    return once == [(at, n) for at, n in zip(view.indices, shape, strict=True) if n.as_int() != 1]
+
+
+def _once(
+    b: Builder, array: np.ndarray[Any, Any], type: TensorType, repeated: frozenset[int]
+) -> Ref:
+    """A constant, of whose repeated elements one is stored."""
+    one = array[tuple(slice(0, 1) if a in repeated else slice(None) for a in range(array.ndim))]
+    stored = b.constant(one, type.dtype)
+    if not repeated:
+        return stored
+
+    def place(*at: Expr) -> list[Expr]:
+        return [const(0) if a in repeated else e for a, e in enumerate(at)]
+
+    return b.view(stored, type.shape, place)
 
 
 def _evaluate(

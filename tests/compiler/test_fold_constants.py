@@ -70,3 +70,32 @@ where T in 1..=8:
         largest = 16 * np.abs(exact).max() ** 2  # of a sum of 16 terms, each rounded
         tolerance = 16 * largest * np.finfo(np.float32).eps
         np.testing.assert_allclose(found[0], exact @ exact[299], rtol=0, atol=tolerance)
+
+
+def test_what_is_repeated_is_stored_once(tmp_path: Path, rng: np.random.Generator) -> None:
+    """A bias and a scale of channels, at each of their places; and sums of weights before them."""
+    path = tmp_path / "repeated.pipe"
+    path.write_text("""
+weights w = "repeated.npz"
+
+pipeline p(x: f32[1, 32, 5, 7]) -> f32[1, 32, 5, 7]:
+    scale = w.scale[:, None, None] * (w.gain / 2.0)
+    x * scale + w.bias[:, None, None] + sum(f32(w.codes), axis=1)[:, None, None]
+""")
+    arrays = {
+        "scale": rng.standard_normal(32, np.float32),
+        "gain": np.float32(1.5),
+        "bias": rng.standard_normal(32, np.float32),
+        "codes": rng.integers(-9, 9, (32, 700)).astype(np.int8),
+    }
+    np.savez(tmp_path / "repeated.npz", **arrays)
+    plan = compile_file(path, targets=("cpu", "h200"))
+    assert sum(array.size for array in plan.arrays.values()) <= 3 * 32
+    x = rng.standard_normal((1, 32, 5, 7), np.float32)
+    scale = arrays["scale"] * np.float32(0.75)  # exact, but for one rounding
+    parts = [arrays["bias"].astype(float), arrays["codes"].sum(1, dtype=np.int64)]
+    terms = [x.astype(float) * scale[:, None, None], *(p[:, None, None] for p in parts)]
+    exact, size = sum(terms), sum(np.abs(t) for t in terms)
+    for device in ("cpu", "emulator"):
+        with sf.compile(path, device=device) as pipe:
+            assert np.all(np.abs(pipe(x=x) - exact) <= 4 * 2.0**-24 * size)
