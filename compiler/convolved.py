@@ -48,8 +48,9 @@ class Convolution:
 
     @property
     def is_image(self) -> bool:
-        """Whether windows move, or the places are those of an image."""
-        return self.moves or len(self.windows.axes) == 2
+        """Whether windows move, or the places are those of an image, or of several of one axis."""
+        several = bool(self.windows.outer) and self.packed
+        return self.moves or len(self.windows.axes) > 1 or several
 
     @property
     def must_move(self) -> bool:
@@ -76,22 +77,22 @@ def has_images(graph: Graph) -> bool:
 
 
 def _is_of_places(graph: Graph, node: Node) -> bool:
-    """Whether a node is sums of products one of whose factors varies along some image's two axes
-    and the number of the image, and the other does not."""
+    """Whether a node is sums of products one of whose factors varies along some image's axes and
+    the number of the image, and the other does not."""
     found = [axes_of(graph, plain(graph, factor)) for factor in factors(graph, node)]
     if not found:
         return False
     assert isinstance(node.primitive, Reduce)
     (one, other), depth = found, set(node.primitive.axes)
     last = max((one ^ other) - depth, default=-1)
-    return any(last in x and len(x - y - depth) > 2 for x, y in ((one, other), (other, one)))
+    return any(last in x and len(x - y - depth) > 1 for x, y in ((one, other), (other, one)))
 
 
 def convolution_of(graph: Graph, node: Node) -> Convolution | None:
     """A product as a convolution, if it is one of f32 or converted to it, or of 8-bit operands."""
     product = node.primitive
     assert isinstance(product, Contract)
-    windows = windows_of(graph, node.id)
+    windows = windows_of(graph, node.id, every=True)
     if windows is None or node.type.dtype not in (F32, I32) or product.depth.as_int() is None:
         return None
     if windows.guarded and windows.fill != 0:
@@ -115,12 +116,26 @@ def convolution_of(graph: Graph, node: Node) -> Convolution | None:
     if total is None or rest.symbols() - batch or channel in rest.symbols():
         return None
     whole = rest == const(0)
-    if not whole and (count % ADJACENT or not graph.facts.divides(rest, ADJACENT)):
+    if not whole and (total % count or _in_groups(rest, count, count) is None):
         return None
     moves = any(a.shifts or a.step > 1 for a in windows.axes)
     codes = codes_of(graph, node) is not None
     packed = steps_of(graph, node.operands[1], node) is None
     return Convolution(windows, node.operands[0], axis, channel, count, whole, moves, codes, packed)
+
+
+def _in_groups(first: Expr, count: int, padded: int) -> Expr | None:
+    """Where a group's channels begin if groups of `count` of them become `padded`; None if `first`
+    is not where one of such groups begins."""
+    found = const(0)
+    for name in sorted(first.symbols()):
+        step = first.coefficient(name)
+        size = None if step is None else step.as_int()
+        if size is None or size % count:
+            return None
+        first, found = first - sym(name) * size, found + sym(name) * (size // count * padded)
+    begin = first.as_int()
+    return None if begin is None or begin % count else found + begin // count * padded
 
 
 def convolve(
@@ -140,8 +155,9 @@ class _Convolving:
         self.product, self.domain = node.primitive, node.type.shape
         self.dtype, self.narrow = node.type.dtype, _narrow(b, image)
         self.size = _stored(b, image).itemsize
-        self.channels = self._padded(image, ready)
+        self.channels = self._padded(ready)
         self.image = self._image(image)
+        self.indices = self._indices()
         self.depth = self.channels
         for _, size in found.taps:
             self.depth *= size
@@ -173,24 +189,48 @@ class _Convolving:
 
     # The image
 
-    def _padded(self, image: Ref, ready: bool) -> int:
+    def _padded(self, ready: bool) -> int:
         """How many channels a window has: more than there are where copies then bring more at a
         time. Whatever is stored anew anyway gets whole chunks."""
         count = self.found.channels
-        if not self.found.whole or (ready and count % ADJACENT == 0):
+        if count % ADJACENT == 0 and (ready or not self.found.whole):
             return count
-        chunk = CHUNK_BYTES // self.size
-        return ADJACENT if count <= ADJACENT else -(-count // chunk) * chunk
+        few = count <= ADJACENT or not self.found.whole
+        chunk = ADJACENT if few else CHUNK_BYTES // self.size
+        return -(-count // chunk) * chunk
 
     def _image(self, image: Ref) -> Ref:
-        """The image with so many channels, zeros in those that are more."""
-        count = self.found.channels
-        if self.channels == count:
+        """The image with so many channels in each group, zeros in those that are more."""
+        count, padded = self.found.channels, self.channels
+        if padded == count:
             return image
         stored = self.b.graph.nodes[image.node].operands[0] if self.narrow else image
-        shape = [*self.b.type(stored).shape[:-1], const(self.channels)]
-        made = self.b.view(stored, shape, lambda *at: at, lambda *at: [count - 1 - at[-1]])
+        *outer, total = self.b.type(stored).shape
+        groups = (total.as_int() or 0) // count
+
+        def place(*at: Expr) -> list[Expr]:
+            if groups == 1:
+                return list(at)
+            group, inside = (f(at[-1], padded, facts_of(at)) for f in (floordiv, mod))
+            # what lies beyond is zero, but also of a place there
+            return [*at[:-1], group * count + minimum(inside, count - 1, facts_of(at))]
+
+        def guard(*at: Expr) -> list[Expr]:
+            return [count - 1 - (at[-1] if groups == 1 else mod(at[-1], padded, facts_of(at)))]
+
+        def facts_of(at: Sequence[Expr]) -> Facts:
+            return self.b.ranges(self.b.symbols(len(at)), shape)
+
+        shape = [*outer, const(groups * padded)]
+        made = self.b.view(stored, shape, place, guard)
         return self.b.cast(folded(self.b, made), self.dtype)
+
+    def _indices(self) -> list[Expr]:
+        """Where elements are in the image, over the symbols of the former result and depth."""
+        *found, index = last(self.found.windows.indices, self.found.axis)
+        own = sym(self.found.channel) if self.found.channel else const(0)
+        first = _in_groups(index - own, self.found.channels, self.channels)
+        return [*found, index if first is None else first + own]
 
     def _digits(self, k: Expr) -> dict[str, Expr]:
         """The digits of the former depth at a place in the new one."""
@@ -210,10 +250,10 @@ class _Convolving:
     def _left(self, where: dict[int, int]) -> tuple[Ref, Expr, Expr]:
         """The windows as a matrix of places by depth: tensor, offset of the batch, row stride."""
         windows, p = self.found.windows, self.product
-        axis, shape = self.found.axis, self.b.type(self.image).shape
+        shape = self.b.type(self.image).shape
         rows = self._count(p.columns)
         if not self.found.moves and not windows.guarded and self.channels == self.whole_depth:
-            place = flatten_index(last(windows.indices, axis), shape)
+            place = flatten_index(self.indices, shape)
             zero = {f"d{a}": 0 for a in p.columns}
             rest = place.substitute({**zero, **({self.found.channel: 0})})
             flat = flatten_index([sym(f"d{a}") for a in p.columns],
@@ -234,7 +274,7 @@ class _Convolving:
 
         def place_of(*at: Expr) -> list[Expr]:
             here = at_place(*at)
-            *found, channel = (e.substitute(here) for e in last(windows.indices, axis))
+            *found, channel = (e.substitute(here) for e in self.indices)
             more = const(0) if self.found.channel else mod(at[-1], self.channels)
             return [*found, channel + more]
 

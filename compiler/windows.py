@@ -115,8 +115,9 @@ class Windows:
         }
 
 
-def windows_of(graph: Graph, anchor: int) -> Windows | None:
-    """The windows that the panels of a product are, if they are."""
+def windows_of(graph: Graph, anchor: int, every: bool = False) -> Windows | None:
+    """The windows that the panels of a product are, if they are. `every`: along any number of axes,
+    also where they have a single place, instead of the last one or two of the result."""
     node = graph.nodes[anchor]
     contract, panels = node.primitive, graph.nodes[node.operands[1].node]
     assert isinstance(contract, Contract)
@@ -131,7 +132,8 @@ def windows_of(graph: Graph, anchor: int) -> Windows | None:
     unfold = _Unfolding(view, contract, domain, columns, digits, facts)
     indices = tuple(map(unfold, view.indices))
     guards = [g for g in map(unfold, view.guard) if g != unfold.tail and not facts.is_nonneg(g)]
-    found = _windows(graph, panels.operands[0], domain, columns, indices, guards, digits, facts)
+    source = panels.operands[0]
+    found = _windows(graph, source, domain, columns, indices, guards, digits, facts, every)
     return None if found is None else replace(found, fill=view.fill)
 
 
@@ -169,17 +171,20 @@ def _facts(graph: Graph, domain: Sequence[Expr], digits: Digits) -> Facts:
 def _windows(
     graph: Graph, source: Ref, domain: Sequence[Expr], columns: Sequence[int],
     indices: tuple[Expr, ...], guards: list[Expr], digits: Digits, facts: Facts,
+    every: bool = False,
 ) -> Windows | None:  # fmt: skip
     """Windows of a source whose elements are at `indices`, under `guards`."""
     shape = graph.type(source).shape
     axes: list[Axis] = []
-    for axis in reversed(columns[-2:]):
+    for axis in reversed(columns if every else columns[-2:]):
         found = _axis(axis, domain[axis], indices, shape, digits)
         if found is None or (axes and found.source != axes[0].source - 1):
             break
         axes.insert(0, found)
+    if every:
+        axes = [*_still(axes, indices, shape, digits, guards), *axes]
     axes = [_within(a, indices[a.source], guards, facts) for a in axes]
-    ends = {e for a in axes for e in (indices[a.source], a.extent - 1 - indices[a.source])}
+    ends = {e for a in axes for e in _ends(indices, a)}
     if not axes or not ends.issuperset(guards):
         return None
     moving = {name for a in axes for name, _ in a.shifts}
@@ -263,15 +268,40 @@ class _Unfolding:
         return self.facts.simplify(expr.substitute(self.names, self.facts))
 
 
+def _still(
+    axes: Sequence[Axis], indices: Sequence[Expr], shape: Sequence[Expr], digits: Digits,
+    guards: Sequence[Expr],
+) -> list[Axis]:  # fmt: skip
+    """The axes along which a window has a single place. Where it sees all that there is along
+    several, the outermost of them by the digits is that of the channels."""
+    taken = {a.source for a in axes}
+    made = {n: _axis(-1, const(1), indices, shape, digits, n) for n in range(len(indices))}
+    found = [a for n, a in made.items() if a is not None and a.shifts and n not in taken]
+    moving = {name for a in axes for name, _ in a.shifts}
+    bounded = [a for a in found if _ends(indices, a) & set(guards)]
+    moving |= {name for a in bounded for name, _ in a.shifts}
+    (_, *others) = [name for name, _, _ in digits if name not in moving] or [""]
+    more = [a for a in found if a not in bounded and {name for name, _ in a.shifts} <= {*others}]
+    return sorted([*bounded, *more], key=lambda a: a.source)
+
+
+def _ends(indices: Sequence[Expr], axis: Axis) -> set[Expr]:
+    """What is at least 0 at the elements of an axis."""
+    index = indices[axis.source]
+    return {index, axis.extent - 1 - index}
+
+
 def _axis(
-    axis: int, size: Expr, indices: Sequence[Expr], shape: Sequence[Expr], digits: Digits
-) -> Axis | None:
-    """The axis of windows that a column's axis is, if it is found in one index, in steps."""
+    axis: int, size: Expr, indices: Sequence[Expr], shape: Sequence[Expr], digits: Digits,
+    still: int | None = None,
+) -> Axis | None:  # fmt: skip
+    """The axis of windows that a column's axis is, if it is found in one index, in steps; or the
+    one that is `still` at a single place, which digits alone move."""
     name = f"d{axis}"
-    found = [n for n, e in enumerate(indices) if name in e.symbols()]
+    found = [n for n, e in enumerate(indices) if name in e.symbols()] if still is None else [still]
     if len(found) != 1:
         return None
-    index = indices[found[0]]
+    index, own = indices[found[0]], 1
     sizes = {digit: size.as_int() for digit, size, _ in digits}
     rest, shifts, low, high = index, [], 0, 0
     for symbol in sorted(index.symbols()):

@@ -19,7 +19,7 @@ from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.schedule import Schedule
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
-from .windows_out import are_small, lower_windows, written_out
+from .windows_out import are_small, is_written_out, lower_windows, move_along, written_out
 
 
 class Written(Lowering):
@@ -32,9 +32,13 @@ class Written(Lowering):
         super().__init__(graph, group, sites, schedule)
 
     def reduce(self, ref: Ref, at: tuple[Value, ...]) -> Value:
-        return written_out(self, ref, at) if self.writes_out else super().reduce(ref, at)
+        if self.writes_out and is_written_out(self, ref):
+            return written_out(self, ref, at)
+        return super().reduce(ref, at)
 
     def folded(self, ref: Ref, at: tuple[Value, ...]) -> Value:
+        if self.writes_out:
+            return written_out(self, ref, at)
         return self.parts[ref](at) if ref in self.parts else super().folded(ref, at)
 
 
@@ -51,7 +55,7 @@ def lower_rows(low: Lowering) -> Parallel:
         return lower_row(low)
     position = [sym(f"d{a}") if a in long else const(0) for a in range(len(domain))]
     read = _read_across(low, long)
-    if read is None:
+    if read is None or move_along(low):
         parallel = low.axes(long)
         low.bind(parallel)
         _store(low, position)

@@ -6,6 +6,7 @@ Warps of a block meet in shared memory. The order of a reduction depends on size
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import is_short
@@ -18,6 +19,7 @@ from stagefuse.dsl.dtypes import DType
 from . import scalars
 from .ir import Code, Value
 from .loops import Carry, Slot
+from .private import is_fixed
 from .teams import WARP
 from .tensor_maps import TensorMap
 from .versions import VersionWriter
@@ -37,6 +39,8 @@ class FoldWriter(VersionWriter):
             return
         if self.team.across and self.slot is not None and not is_short(s):
             return self._fold_columns(s, self.slot)
+        if self.slot is not None and self.slot.width > 1 and is_fixed(s):
+            return self._fold_slot(s, self.slot)
         for scope in self.elements():
             with self._alone():
                 scope.locals[s.name] = self._finished(s, self._fold_here(s))
@@ -108,10 +112,8 @@ class FoldWriter(VersionWriter):
     def _fold_unrolled(self, s: Fold) -> Carry:
         """A fold over a few positions, written out."""
         total = self._start(s)
-        extents = [range(extent.as_int() or 0) for _, extent in s.loops]
-        for place in itertools.product(*extents):
-            bound = {name: const(p) for (name, _), p in zip(s.loops, place, strict=True)}
-            with self.binding(**bound), self.scope():
+        for place in _places(s):
+            with self.binding(**place), self.scope():
                 total = self._step(s, total)
         return total
 
@@ -122,6 +124,35 @@ class FoldWriter(VersionWriter):
         return self.loop(
             name, const(0), extent, total, lambda carry: self._fold_nest(s, depth + 1, carry)
         )
+
+    def _fold_slot(self, s: Fold, slot: Slot) -> None:
+        """A fold for each element of a slot, all at once, so that they are read together."""
+
+        def nest(depth: int, carry: Carry) -> Carry:
+            if depth == len(s.loops):
+                return self._turn(s, slot, carry)
+            name, extent = s.loops[depth]
+            return self.loop(name, const(0), extent, carry, lambda c: nest(depth + 1, c))
+
+        before, self.mask = self.mask, None
+        totals = self._start(s) * slot.width
+        if is_short(s):
+            for place in _places(s):
+                with self.binding(**place):
+                    totals = self._turn(s, slot, totals)
+        else:
+            totals = nest(0, totals)
+        self.mask = before
+        for scope, total in zip(self.elements(), totals, strict=True):
+            scope.locals[s.name] = total
+
+    def _turn(self, s: Fold, slot: Slot, carry: Carry) -> Carry:
+        """One step of the folds of a slot's elements; what it computes stays in it."""
+        scopes = [replace(x, values=dict(x.values), locals=dict(x.locals)) for x in slot.scopes]
+        self.slot = replace(slot, scopes=scopes)
+        found = [self._step(s, [carry[n]])[0] for n, _ in enumerate(self.elements())]
+        self.slot = slot
+        return found
 
     # Columns
 
@@ -140,13 +171,7 @@ class FoldWriter(VersionWriter):
             if depth < len(rest.loops):
                 inner, size = rest.loops[depth]
                 return self.loop(inner, const(0), size, carry, lambda c: nest(depth + 1, c))
-            scopes = [replace(x, values=dict(x.values), locals=dict(x.locals)) for x in slot.scopes]
-            self.slot = replace(slot, scopes=scopes)  # values of this turn stay in it
-            found = [
-                self._step(s, [carry[number]])[0] for number, _ in enumerate(self.elements())
-            ]
-            self.slot = slot
-            return found
+            return self._turn(s, slot, carry)
 
         def body(place: Expr, carry: Carry) -> Carry:
             with self.binding(**{name: place}):
@@ -167,9 +192,7 @@ class FoldWriter(VersionWriter):
         code, team = self.code, self.team
         step = WARP // 2
         while step >= team.across:
-            totals = [
-                combine(code, s.kind, t, shuffled(code, t, step), s.dtype) for t in totals
-            ]
+            totals = [combine(code, s.kind, t, shuffled(code, t, step), s.dtype) for t in totals]
             step //= 2
         warps, row = team.lanes // WARP, team.across * len(totals) * 8
         start = self.shared_address(self.reserve(warps * row))
@@ -291,6 +314,13 @@ class FoldWriter(VersionWriter):
     def in_loop(self) -> bool:
         """Whether what is written now may run again."""
         return self.code.depth > 0
+
+
+def _places(s: Fold) -> Iterator[dict[str, Expr]]:
+    """The places of a fold whose extents are known, in order."""
+    extents = [range(extent.as_int() or 0) for _, extent in s.loops]
+    for place in itertools.product(*extents):
+        yield {name: const(p) for (name, _), p in zip(s.loops, place, strict=True)}
 
 
 def access_of(value: Value) -> str:

@@ -35,7 +35,7 @@ from stagefuse.dsl.facts import Facts
 
 from .barriers import BarrierWriter
 from .ir import Value
-from .private import accesses, scatters
+from .private import accesses, is_simple, scatters
 from .teams import (
     MOST_IN_REGISTERS,
     Team,
@@ -305,7 +305,8 @@ class LoopWriter(BarrierWriter):
         apart = simple and not in_cells and scatters(self, body)
         cut = self._whole(loops) if simple and not apart and not in_cells else None
         if cut is None:
-            width = self.width_of(loops) if not apart and (simple or self.team.across) else 1
+            even = all(is_simple(x) for x in body)
+            width = self.width_of(loops) if not apart and (even or self.team.across) else 1
             at_once = UNROLL if simple and work_of(body) * width <= LIGHT else 1
             self.spread(loops, width, [], visit, at_once=at_once)
             return

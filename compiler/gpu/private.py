@@ -33,6 +33,8 @@ from .values import VECTOR_BYTES
 if TYPE_CHECKING:
     from .loops import LoopWriter
 
+MOST_AT_ONCE = 64
+"""Elements of a fold of which lanes have several at once."""
 Nest = tuple[tuple[str, Expr, Expr], ...]
 
 
@@ -68,7 +70,7 @@ def accesses(body: tuple[Statement, ...], nest: Nest | None = None) -> Iterator[
             yield from _of_loop(s, nest)
         elif isinstance(s, Fold):
             own = tuple((n, const(0), e) for n, e in s.loops) if nest is None else nest
-            yield from _of_values((s.value,), own, nest is None)
+            yield from _of_values((s.value,), own, nest is None or is_fixed(s))
         elif isinstance(s, ForEqual):
             yield Access(s.buffer, (), None, False)
             yield from _of_values((s.first,), nest, False)
@@ -88,12 +90,26 @@ def _of_loop(s: For, nest: Nest | None) -> Iterator[Access]:
     if nest is None and is_shared(s):
         loops = nest_of(s)
         own = tuple((f.index, f.lo, f.hi) for f in loops)
-        simple = all(isinstance(x, Let | Store) for x in loops[-1].body)
+        simple = all(is_simple(x) for x in loops[-1].body)
         for a in accesses(loops[-1].body, own):
             yield Access(a.buffer, a.indices, a.nest, a.simple and simple)
         return
     for a in accesses(s.body, nest):
         yield a if nest is None else Access(a.buffer, a.indices, a.nest, False)
+
+
+def is_fixed(s: Fold) -> bool:
+    """Whether a fold is of a few elements, always as many, and no place is asked for: lanes may
+    then have several at once. Of one of many, more lanes are better."""
+    total = 1
+    for _, extent in s.loops:
+        total *= extent.as_int() or MOST_AT_ONCE + 1
+    return total <= MOST_AT_ONCE and not s.kind.startswith("arg")
+
+
+def is_simple(s: Statement) -> bool:
+    """Whether what a statement does to several elements at once is plain."""
+    return isinstance(s, Let | Store) or (isinstance(s, Fold) and is_fixed(s))
 
 
 def _of_values(

@@ -84,8 +84,8 @@ REDUCERS = 1 << 17
 """Lanes that keep a device's memory busy with reductions of rows."""
 LOADS = 8
 """Vectors that a lane should have of a row to make sharing it with more lanes worth it."""
-WINDOW = 32
-"""Elements of a window that one lane reduces by itself."""
+WINDOW, SLIDING = 32, 64
+"""Elements of a window that one lane reduces by itself, and of one that moves along with lanes."""
 
 
 def shared_loops(body: Sequence[Statement]) -> Iterator[tuple[tuple[str, Expr, Expr], ...]]:
@@ -182,7 +182,7 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
         return columns
     if not kernel.parallel and most > 1024:
         return Team(1024, 1)
-    if not arrays and most <= (WINDOW if _folds_windows(kernel.body) else 8):
+    if not arrays and most <= _by_one_lane(kernel.body):
         return LANE
     if not arrays and all(isinstance(s, Fold | Let | Store) for s in kernel.body):
         return _reducers(kernel, most, facts)
@@ -276,10 +276,21 @@ def _vector_of_columns(kernel: Kernel, loop: For, folds: Sequence[Fold], facts: 
     return width
 
 
-def _folds_windows(body: Sequence[Statement]) -> bool:
-    """Whether all folds are over several axes: memory does not run along them."""
+def _by_one_lane(body: Sequence[Statement]) -> int:
+    """Elements that one lane folds by itself: more of them where they are of windows, along which
+    memory does not run: which several axes have, or which others overlap."""
     folds = [s for s in walk(body) if isinstance(s, Fold)]
-    return all(sum(e.as_int() != 1 for _, e in s.loops) > 1 for s in folds)
+    if folds and all(_slides(s) for s in folds):
+        return SLIDING
+    return WINDOW if all(sum(e.as_int() != 1 for _, e in s.loops) > 1 for s in folds) else 8
+
+
+def _slides(s: Fold) -> bool:
+    """Whether a fold moves along an axis of a tensor together with what is around it."""
+    own = {name for name, _ in s.loops}
+    loads = (part for part in post_order(s.value) if isinstance(part, Load))
+    places = (i.expr.symbols() for x in loads for i in x.indices if isinstance(i, Index))
+    return any(names & own and names - own for names in places)
 
 
 def _reducers(kernel: Kernel, most: int, facts: Facts) -> Team:

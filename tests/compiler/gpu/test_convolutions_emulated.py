@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save as saved
 
 from .gpu_run import Emulated, check_legal, compiled, launches
 
@@ -26,6 +27,15 @@ CASES: list[dict[str, Any]] = [
     dict(kind="f32", image=(1, 64, 7, 7), outer=64, size=3, padding=1),
     dict(kind="f16", image=(1, 16, 5, 5), outer=20, size=3),
     dict(kind="f32", image=(3, 12, 15, 10), outer=72, size=3, padding=1, stride=2),
+    # one place high or wide, of a border or of all that there is
+    dict(kind="f16", image=(2, 16, 1, 40), outer=24, size=3, padding=1),
+    dict(kind="f32", image=(3, 8, 21, 1), outer=20, size=3, padding=1),
+    dict(kind="bf16", image=(2, 12, 5, 17), outer=72, size=5),
+    # channels of a group that are no multiple of 4
+    dict(kind="f16", image=(2, 12, 7, 5), outer=20, size=3, padding=1, groups=2),
+    dict(kind="f32", image=(2, 6, 9, 6), outer=12, size=3, padding=1, groups=3, stride=2),
+    dict(kind="bf16", image=(1, 45, 6, 7), outer=15, size=3, padding=1, groups=5),
+    dict(kind="f16", image=(2, 10, 8, 8), outer=30, size=1, groups=2),
 ]
 
 
@@ -80,7 +90,11 @@ def test_convolution(
     # each product is added at most `depth` times; the sum is rounded, and again with the bias
     unit = UNIT[case["kind"]]
     most = (depth + 2) * 2.0**-24 * scale + unit * (2 * np.abs(sums) + np.abs(b[:, None, None]))
-    assert "cp.async.c" in plan.ptx[arch] and "mma" in plan.ptx[arch]
+    assert "mma" in plan.ptx[arch]
+    if case["size"] > 1:
+        assert "cp.async.c" in plan.ptx[arch]
+        said = [r["because"] for x in launches(plan) for r in x.report["reasons"]]
+        assert "its rows are gathered where they are multiplied" in said
     (got,) = Emulated(plan, arch)(inputs, dims)
     assert np.all(np.abs(got.astype(float) - wanted) <= most)
 
@@ -212,3 +226,88 @@ def test_single_elements_of_several_images_are_products_where_they_lie(
     h = np.maximum(convolved(x, a, dict(size=1)), 0).astype(DTYPES[kind]).astype(float)
     wanted, scale = convolved(h, b, dict(size=1)), convolved(np.abs(h), np.abs(b), dict(size=1))
     assert np.all(np.abs(got.astype(float) - wanted) <= (2 * UNIT[kind] + 2.0**-19) * scale)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_places_of_several_sequences_are_products_in_16_bits(
+    arch: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    text = (
+        "import nn\n"
+        "pipeline p(x: f16[3, 16, T], a: f16[48, 16, 1], b: f16[40, 48, 1]) -> f16[3, 40, T]\n"
+        "where T in 1..=100:\n"
+        "    nn.convolve1d(nn.relu(nn.convolve1d(x, a, 1, 1, 1)), b, 1, 1, 1)\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, (arch,))
+    assert {b.dtype for g in plan.pipelines[0].gpu for b in g.buffers} == {"f16"}
+    shapes = {"x": (3, 16, 37), "a": (48, 16, 1), "b": (40, 48, 1)}
+    inputs = {n: rng.standard_normal(s).astype(np.float16) for n, s in shapes.items()}
+    (got,) = Emulated(plan, arch)(inputs, {"T": 37})
+    x, a, b = (v.astype(float) for v in inputs.values())
+    h = np.maximum(np.einsum("bct,oc->bot", x, a[..., 0]), 0).astype(np.float16).astype(float)
+    wanted, scale = (np.einsum("bct,oc->bot", h, v[..., 0]) for v in (b, np.abs(b)))
+    assert np.all(np.abs(got.astype(float) - wanted) <= 2**-10 * scale)
+
+
+@pytest.mark.parametrize(("kind", "arch"), [("f32", "sm_80"), ("f16", "sm_90a"), ("bf16", "sm_89")])
+@pytest.mark.parametrize("window", [(7, 7), (1, 31), (1, 4)])
+def test_large_windows_of_channels_are_read_in_vectors(
+    window: tuple[int, int], kind: str, arch: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    high, wide = window
+    shape = (2, 32, 9, 10) if high > 1 else (2, 32, 45)
+    edges = [(0, 0), (0, 0), *((n // 2, n // 2) for n in window[-len(shape) + 2 :])]
+    rank, taps = len(shape) - 2, list(window[4 - len(shape) :])
+    text = (
+        "import nn\nweights w = 'w.npz'\n"
+        f"pipeline p(x: {kind}{list(shape)}):\n"
+        f"    x = nn.convolve{rank}d(x, w.a, 1, 1, 1)\n"
+        f"    x = nn.convolve{rank}d(pad(x, {edges}), w.d, 1, 1, 32)\n"
+        f"    nn.convolve{rank}d(x, w.a, 1, 1, 1)\n"
+    )
+    dtype, single = DTYPES[kind], [1] * rank
+    w = {"a": np.eye(32).reshape([32, 32, *single]), "d": rng.standard_normal([32, 1, *taps])}
+    (tmp_path / "w.safetensors").write_bytes(saved({n: a.astype(dtype) for n, a in w.items()}))
+    text = text.replace("w.npz", "w.safetensors")
+    plan = compiled(tmp_path / "p.pipe", text, (arch,))
+    found = [x for x in launches(plan) if x.report["fused"][:2] == ["mul", "sum"]]
+    assert len(found) == 1 and found[0].report["spill bytes"] == 0
+    kernel = next(k for k in plan.ptx[arch].split(".visible .entry") if found[0].kernel + "(" in k)
+    assert "ld.global.nc.v4" in kernel
+    x = rng.standard_normal(shape).astype(dtype)
+    (got,) = Emulated(plan, arch)({"x": x}, {})
+
+    def sums(x: Any, d: Any) -> Any:
+        axes = tuple(range(2, 2 + rank))
+        seen = np.lib.stride_tricks.sliding_window_view(np.pad(x, edges), taps, axis=axes)
+        return (seen * d.reshape(32, *single, *taps)).sum(tuple(range(-rank, 0)))
+
+    d = w["d"].astype(dtype).astype(float)
+    wanted, scale = sums(x.astype(float), d), sums(np.abs(x.astype(float)), np.abs(d))
+    # the identity before and after leaves everything; products are added up at most so many times
+    most = (d[0].size + 1) * 2.0**-24 * scale + UNIT[kind] * np.abs(wanted) * 2
+    assert np.all(np.abs(got.astype(float) - wanted) <= most)
+
+
+@pytest.mark.parametrize(("shape", "taps"), [((1, 6, 70), [31]), ((2, 5, 9, 11), [7, 7])])
+def test_large_windows_that_move_along_memory_have_a_lane_each(
+    shape: tuple[int, ...], taps: list[int], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    channels, rank = shape[1], len(taps)
+    edges = [(0, 0), (0, 0), *((n // 2, n // 2) for n in taps)]
+    text = (
+        f"import nn\npipeline p(x: f16{list(shape)}, w: f16{[channels, 1, *taps]}):\n"
+        f"    nn.convolve{rank}d(pad(x, {edges}), w, 1, 1, {channels})\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
+    (made,) = launches(plan)
+    x = rng.standard_normal(shape).astype(np.float16)
+    w = rng.standard_normal((channels, 1, *taps)).astype(np.float16)
+    assert int(made.grid[0]) * made.block[0] < x.size + made.block[0]
+    (got,) = Emulated(plan)({"x": x, "w": w}, {})
+    padded, axes = np.pad(x.astype(float), edges), tuple(range(2, 2 + rank))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, taps, axis=axes)
+    parts = seen * w.astype(float).reshape(channels, *[1] * rank, *taps)
+    wanted, scale = (v.sum(tuple(range(-rank, 0))) for v in (parts, np.abs(parts)))
+    most = (w[0].size + 1) * 2.0**-24 * scale + UNIT["f16"] * np.abs(wanted)
+    assert np.all(np.abs(got.astype(float) - wanted) <= most)
