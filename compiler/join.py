@@ -48,6 +48,7 @@ class _Joiner(ChosenJoiner):
             "direct": self._direct, "halved": self._halved, "thin": self._thin,
             "attended": self._attended, "coded": self._coded, "chosen": self._chosen,
         }  # fmt: skip
+        self.halves = "halved" in joins
         for joined in (rules[name] for name in joins):
             for group in list(self.groups):
                 if group in self.groups:
@@ -61,6 +62,8 @@ class _Joiner(ChosenJoiner):
         node = self.graph.nodes[ref.node]
         if others or copy.members != {ref.node} or not isinstance(node.primitive, View):
             return
+        if self.halves and all(self._takes_halves(user, ref) for user in self.users.get(ref, ())):
+            return  # those read what is converted where it lies
         source = node.operands[0]
         product = self.maker.get(source)
         if product is None or product.kind != "contract" or not self._private(product, copy):

@@ -14,16 +14,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from stagefuse.dsl.dims import const, maximum, minimum
-from stagefuse.dsl.dtypes import BF16, F16, F32
+from stagefuse.dsl.dtypes import F32
 
 from .byte_operands import codes_of, is_byte
 from .gathered import gathered_of
 from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight
-from .groups import Decision, Group, Partition
+from .groups import Group
+from .join_stored import Storing
 from .steps import BYTES, CHUNK, count_of, lies_in_chunks, lines_of, steps_of
 from .windows import converted, is_worth_it, step_in_place, windows_of
 
@@ -36,50 +36,8 @@ THIN = 36
 """Rows of a product that read the other matrix faster in place than packed: one tile."""
 
 
-class OperandJoiner:
+class OperandJoiner(Storing):
     """Kernels, and joins of those that make operands into those of products."""
-
-    def __init__(self, graph: Graph, found: Partition, longest: int | None) -> None:
-        self.graph, self.longest = graph, longest
-        self.groups = list(found.groups)
-        self.decisions = list(found.decisions)
-        self.maker = {root: g for g in self.groups for root in g.roots}
-        self.users = {ref: frozenset(users) for ref, users in graph.uses().items()}
-
-    # What the joins share
-
-    def _readers(self, ref: Ref) -> list[Group]:
-        """The kernels that read a stored result; members compute their operands' positions."""
-        users, maker = self.users.get(ref, frozenset()), self.maker.get(ref)
-        return [
-            g
-            for g in self.groups
-            if g is not maker
-            and ref not in g.packs
-            and ref.node not in g.members
-            and (not users.isdisjoint(g.members) or (g.placed and ref in g.reads(self.graph)))
-        ]
-
-    def _private(self, group: Group, reader: Group) -> bool:
-        """Whether one kernel alone reads the only result of another, at the same steps."""
-        (ref, *others) = group.roots
-        if others or ref in self.graph.results or group.nest != reader.nest:
-            return False
-        return self._readers(ref) == [reader]
-
-    def _replace(self, old: Sequence[Group], new: Group) -> None:
-        """Puts a kernel in the place of the last of several."""
-        place = max(self.groups.index(g) for g in old)
-        self.groups[place] = new
-        self.groups = [g for g in self.groups if g not in old]
-        for root in new.roots:
-            self.maker[root] = new
-
-    def _say(self, ref: Ref, reason: str, fused: bool = True) -> None:
-        self.decisions = [d for d in self.decisions if d.node != ref.node]
-        self.decisions.append(Decision(ref.node, fused, reason))
-
-    # The joins
 
     def _packed(self, group: Group) -> None:
         for anchor in reversed(self._anchors(group)):
@@ -256,22 +214,23 @@ class OperandJoiner:
             return
         if not self._is_aligned(node, BYTES if codes else CHUNK):
             return
-        if codes is not None:
-            made[1] = self._with_conversion(made[1], panels, codes[1], group)
-        half, packer = sources[0], made[1]
+        half, stored = sources[0], sources[1] if codes is None else codes[1]
+        if stored is None or not self._may_convert(made[0], left):
+            return
+        made[1] = packer = self._with_conversion(made[1], panels, stored, group)
         if packer is None:
             return
         apart = packer.members != own[1]
         if apart and (codes is not None or half is None):
             return
-        if apart and half is not None and not self._packs_halves(node, half, packer, group):
+        if apart and half is not None and not self._packs_halves(node, half, packer):
             return
         if made[0] is not None and made[0].members != own[0]:
             made[0] = self._unconverted(made[0], left, group)
-        if made[0] is None or made[0].members != own[0]:
+        if made[0] is None:
             return
         if apart:  # weights in another order are stored so, in 16 bits
-            self._stored(self._halves(self._viewed(panels)) or panels, panels, packer)
+            self._stored(stored, panels, packer)
             made[1] = part = self._part(panels, half)
             self._replace([packer], part)
         makers = [m for m in made if m is not None]
@@ -289,26 +248,33 @@ class OperandJoiner:
             if isinstance(self.graph.nodes[ref.node].primitive, View):
                 self._say(ref, PACKED, fused=False)
 
+    def _takes_halves(self, reader: int, panels: Ref) -> bool:
+        """Whether a node is a product whose operands are both converted from one 16-bit dtype, by
+        panels that lie in steps."""
+        node = self.graph.nodes[reader]
+        if not isinstance(node.primitive, Contract) or node.operands[1] != panels:
+            return False
+        sources = [self._halves(ref) for ref in (node.operands[0], self._viewed(panels))]
+        dtypes = {ref and self.graph.type(ref).dtype for ref in sources}
+        return None not in dtypes and len(dtypes) == 1 and self._is_aligned(node, CHUNK)
+
     def _with_conversion(
-        self, packer: Group | None, panels: Ref, code: Ref, reader: Group
+        self, packer: Group | None, panels: Ref, stored: Ref, reader: Group
     ) -> Group | None:
         """The kernel that would pack panels, with the conversion of what it packs, where another
-        kernel converts that: also for others, such as the left operand."""
-        maker = self.maker.get(self._viewed(panels))
-        alone = packer is not None and packer.members == {panels.node} and maker is not None
-        if packer is None or not alone or not self._private(packer, reader):
+        kernel converts that: also for others, such as the left operand. That one then stores what
+        it converts."""
+        viewed = self._viewed(panels)
+        alone = packer is not None and packer.members == {panels.node}
+        if packer is None or not alone or viewed not in self.maker or panels in self.graph.results:
             return packer
-        part = self._part(panels, code)
-        self._replace([packer], part)
+        if not self._may_store(stored, viewed, packer):
+            return packer
+        part = self._part(panels, stored)
+        if self._private(packer, reader):
+            self._replace([packer], part)
+        self._stored(stored, viewed, part)
         return part
-
-    def _drop_unread(self, *refs: Ref) -> None:
-        """Drops kernels that only make what all others compute for themselves."""
-        for ref in refs:
-            maker, kept = self.maker.get(ref), ref in self.graph.results
-            if maker in self.groups and maker.roots == [ref] and not kept:
-                if all(ref.node in reader.members for reader in self._readers(ref)):
-                    self.groups.remove(maker)
 
     def _gathered(self, group: Group) -> None:
         """Rows that are windows of a tensor are never stored: the product reads the tensor, and as
@@ -325,7 +291,9 @@ class OperandJoiner:
             return
         half = self._halves(found.source) if codes is None else codes[0]
         packer = self.maker.get(panels)
-        if half is None or packer is None or not self._packs_halves(node, half, packer, group):
+        if half is None or packer is None or not self._private(packer, group):
+            half = None
+        elif not self._packs_halves(node, half, packer):
             half = None
         if not self._stored(half or found.source, found.source, maker):
             return
@@ -341,19 +309,13 @@ class OperandJoiner:
         if half is not None:
             self._say(panels, "its elements are multiplied as they are stored")
 
-    def _part(self, ref: Ref, half: Ref | None) -> Group:
-        """A kernel that would make an operand, of 16-bit elements or as it is."""
-        node = self.graph.nodes[ref.node]
-        members = {ref.node, node.operands[0].node} if half is not None else {ref.node}
-        return Group("pointwise", [ref], node.type.shape, members, nest=self.maker[ref].nest)
-
-    def _packs_halves(self, node: Node, half: Ref, packer: Group, reader: Group) -> bool:
+    def _packs_halves(self, node: Node, half: Ref, packer: Group) -> bool:
         """Whether a kernel packs panels of elements stored in the same 16 bits, or in 8, in
         steps."""
         panels, codes = node.operands[1], codes_of(self.graph, node)
         viewed = self._viewed(panels)
         stored = self._halves(viewed) if codes is None else codes[1]
-        if stored is None or not self._private(packer, reader):
+        if stored is None or packer.roots != [panels] or panels in self.graph.results:
             return False
         if viewed.node not in packer.members or packer.placed or packer.kind != "pointwise":
             return False
@@ -361,78 +323,6 @@ class OperandJoiner:
         if codes is not None:
             return lies_in_chunks(self.graph, node, BYTES)
         return same and lies_in_chunks(self.graph, node)
-
-    def _stored(self, wanted: Ref, source: Ref, reader: Group) -> bool:
-        """Has a value in memory that a kernel reads, or computes for itself by the way; `source` is
-        what it is converted to, or itself."""
-        maker = self.maker.get(source)
-        if maker not in (None, reader) and source != wanted and wanted.node in maker.members:
-            return self._stored_before(wanted, source, maker, reader)
-        if wanted.node not in reader.members or wanted in self.maker:
-            return True
-        members, pending = set[int](), [wanted.node]
-        while pending:
-            here = pending.pop()
-            if here in reader.members and here not in members:
-                members.add(here)
-                pending += [ref.node for ref in self.graph.nodes[here].operands]
-        shape = self.graph.type(wanted).shape
-        made = Group("pointwise", [wanted], shape, members, nest=reader.nest)
-        self.groups.insert(self.groups.index(reader), made)
-        self.maker[wanted] = made
-        return True
-
-    def _may_store(self, wanted: Ref, source: Ref, reader: Group) -> bool:
-        """Whether `_stored` would succeed."""
-        maker = self.maker.get(source)
-        if maker in (None, reader) or wanted.node not in maker.members:
-            return True
-        return not maker.placed and maker.kind != "update"
-
-    def _stored_before(self, wanted: Ref, source: Ref, maker: Group, reader: Group) -> bool:
-        """Has a kernel store what it converts, and what comes of that only for other readers."""
-        if maker.placed or maker.kind == "update":
-            return False
-        roots, members = list(dict.fromkeys((wanted, *maker.roots))), maker.members
-        if source not in self.graph.results and self._readers(source) == [reader]:
-            roots.remove(source)
-            del self.maker[source]
-            if not any(source in self.graph.nodes[m].operands for m in members):
-                members = members - {source.node}
-        self._replace([maker], replace(maker, roots=roots, members=members))
-        return True
-
-    def _unconverted(self, maker: Group, ref: Ref, reader: Group) -> Group | None:
-        """The kernel that would convert what another one makes: that one then stores it as it is
-        before. None if others read what is converted."""
-        (source,) = self.graph.nodes[ref.node].operands
-        if ref in self.graph.results or self._readers(ref) != [reader]:
-            return None
-        if source.node not in maker.members or maker.placed or maker.kind == "update":
-            return None
-        used = any(ref in self.graph.nodes[m].operands for m in maker.members)
-        roots = [source if r == ref else r for r in maker.roots]
-        stored = replace(
-            maker,
-            roots=list(dict.fromkeys(roots)),
-            members=maker.members if used else maker.members - {ref.node},
-        )
-        self._replace([maker], stored)
-        del self.maker[ref]
-        return Group("pointwise", [ref], maker.domain, {ref.node}, nest=maker.nest)
-
-    def _viewed(self, panels: Ref) -> Ref:
-        """What panels are packed from."""
-        node = self.graph.nodes[panels.node]
-        return node.operands[0] if isinstance(node.primitive, View) else panels
-
-    def _halves(self, ref: Ref) -> Ref | None:
-        """The f16 or bf16 tensor that a value is converted from."""
-        node = self.graph.nodes[ref.node]
-        if node.primitive != Map("cast"):
-            return None
-        source = node.operands[0]
-        return source if self.graph.type(source).dtype in (F16, BF16) else None
 
     def _is_aligned(self, product: Node, chunk: int) -> bool:
         """Whether so many elements of both operands are adjacent and aligned."""

@@ -125,7 +125,14 @@ def _widths(graph: Graph, group: Group, sizes: Mapping[str, int] | None) -> list
     if sizes is not None:
         batch, rows, columns, _ = _extents(graph, group, sizes)
         own = 1 if copied is None else copied.cluster
-        listed.sort(key=lambda x: (rounds_of(batch, rows, columns, *x), x[1] != own, -x[0]))
+        rough = kind.is_rough
+
+        def order(tile: tuple[int, int]) -> tuple[int, bool, int]:
+            width, cluster = tile
+            time = rounds_of(batch, rows, columns, width, cluster, rough)
+            return time, cluster != own, -width
+
+        listed.sort(key=order)
         listed = listed[:TILES]
     return [{"columns": w, "cluster": c} for w, c in listed]
 

@@ -64,10 +64,12 @@ def widths_of(columns: Expr, facts: Facts, rough: bool) -> list[int]:
     return sorted({min(width, limit) for width in WIDTHS}, reverse=True)
 
 
-def rounds_of(batch: int, rows: int, columns: int, width: int, cluster: int) -> int:
-    """What the tiles of a width are predicted to take, in units of their own."""
+def rounds_of(
+    batch: int, rows: int, columns: int, width: int, cluster: int, rough: bool = False
+) -> int:
+    """What the tiles of a width are predicted to take, in units of their own. `rough`: of f8."""
     tiles = -(-rows // (ROWS * cluster)) * -(-columns // width) * batch
-    return -(-tiles // (BLOCKS // cluster)) * _cost(width)
+    return -(-tiles // (BLOCKS // cluster)) * _cost(width, rough)
 
 
 def few_widths(columns: int | None) -> tuple[int, ...]:
