@@ -158,6 +158,10 @@ class TensorMapPlan:
     Copies move boxes of `box` elements, whose rows are swizzled in `swizzle` bytes (0: not at
     all); beyond the sizes there are zeros. Offset, sizes and strides are expressions over the dims.
     One with a size of 0 may not be used by the kernel.
+    With `steps` copies move columns of pixels of an array [N][D][H][W][C], or without D or D and H
+    (`cuTensorMapEncodeIm2col`): `box` is pixels and channels of a column, each `steps`-th element
+    of a dimension is taken, and of D, H and W a bounding box from `lower` beyond the first pixel to
+    `upper` beyond the last.
     """
 
     buffer: int
@@ -166,6 +170,9 @@ class TensorMapPlan:
     strides: tuple[str, ...]
     box: tuple[int, ...]
     swizzle: int = 0
+    lower: tuple[int, ...] = ()
+    upper: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
 
 
 @frozen

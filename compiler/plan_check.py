@@ -62,6 +62,7 @@ _MAX_EXPRESSION = 20_000
 # CUDA programming guide, technical specifications per compute capability.
 _MAX_BLOCK = (1024, 1024, 64)
 _MAX_THREADS = 1024
+_MAX_PIXELS, _MAX_STEP, _CORNERS = 1024, 8, {3: 1 << 15, 4: 1 << 7, 5: 1 << 4}
 _MAX_BOX = 256
 _SWIZZLES = (0, 32, 64, 128)
 _MAX_CLUSTER = 16  # more than 8 is a kernel's own choice on Hopper
@@ -326,17 +327,31 @@ class _Pipeline:
         if found.buffer not in launch.buffers:
             raise self.fault(f"{what} is of buffer {found.buffer}, which the launch does not use")
         rank = len(found.sizes)
-        if not 1 <= rank <= 5 or len(found.strides) != rank - 1 or len(found.box) != rank:
+        axes, most = (rank, _MAX_BOX) if not found.steps else (2, _MAX_PIXELS)
+        if not 1 <= rank <= 5 or len(found.strides) != rank - 1 or len(found.box) != axes:
             raise self.fault(
                 f"{what} has {rank} sizes, {len(found.strides)} strides and boxes of {found.box}"
             )
         inner = found.box[-1] * DTYPES[gpu.buffers[found.buffer].dtype].itemsize
-        if not all(1 <= n <= _MAX_BOX for n in found.box) or inner % 16:
+        sides = zip(found.box, (most, _MAX_BOX) if found.steps else (most,) * rank, strict=True)
+        if not all(1 <= n <= limit for n, limit in sides) or inner % 16:
             raise self.fault(f"{what} has boxes of {found.box} elements")
         if found.swizzle not in _SWIZZLES or (found.swizzle and inner > found.swizzle):
             raise self.fault(f"{what} has rows of {inner} bytes, swizzled in {found.swizzle}")
+        if found.steps:
+            self.pixels(found, rank, what)
         for text in (found.offset, *found.sizes, *found.strides):
             self.expression(text, what, steps)
+
+    def pixels(self, found: TensorMapPlan, rank: int, what: str) -> None:
+        """The same of those whose copies take columns of pixels."""
+        corners, most = (*found.lower, *found.upper), _CORNERS.get(rank, 0)
+        if len(found.lower) != rank - 2 or len(found.upper) != rank - 2 or not most:
+            raise self.fault(f"{what} has corners {found.lower} and {found.upper} of {rank} sizes")
+        if not all(-most <= c < most for c in corners):
+            raise self.fault(f"{what} has corners {found.lower} and {found.upper}")
+        if len(found.steps) != rank or not all(1 <= s <= _MAX_STEP for s in found.steps):
+            raise self.fault(f"{what} takes pixels in steps of {found.steps}")
 
     def others(self) -> None:
         for check in self.pipeline.checks:

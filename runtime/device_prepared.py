@@ -186,7 +186,7 @@ class DevicePreparer:
         strides = tuple(evaluate(n) for n in map.strides)
         made = TensorMap(
             launch.buffers.index(map.buffer), buffer.dtype, offset * unit, sizes,
-            tuple(n * unit for n in strides), map.box, map.swizzle,
+            tuple(n * unit for n in strides), map.box, map.swizzle, map.lower, map.upper, map.steps,
         )  # fmt: skip
         if made.is_empty:
             return made

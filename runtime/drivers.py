@@ -65,7 +65,8 @@ MAP_BYTES = 128
 class TensorMap:
     """A tensor map of a launch with all numbers known: the elements of the region number `region`
     from `offset` on, in bytes, as an array of `sizes`, outermost dimension first, whose elements
-    but for those of the last dimension are `strides` bytes apart."""
+    but for those of the last dimension are `strides` bytes apart. With `steps` copies move columns
+    of pixels, as `TensorMapPlan` says."""
 
     region: int
     dtype: str
@@ -74,6 +75,9 @@ class TensorMap:
     strides: tuple[int, ...]
     box: tuple[int, ...]
     swizzle: int
+    lower: tuple[int, ...] = ()
+    upper: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
 
     @property
     def is_empty(self) -> bool:

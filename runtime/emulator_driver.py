@@ -208,7 +208,7 @@ def _map(map: TensorMap, buffers: Sequence[np.ndarray[Any, Any]]) -> Any:
 
     if map.is_empty:
         return bytes(MAP_BYTES)
-    return emulator.TensorMap.of_part(
-        buffers[map.region], map.offset, DTYPES[map.dtype].numpy, map.sizes, map.strides, map.box,
-        map.swizzle,
-    )  # fmt: skip
+    part = buffers[map.region], map.offset, DTYPES[map.dtype].numpy, map.sizes, map.strides, map.box
+    if map.steps:
+        return emulator.Im2colMap.of_part(*part, map.swizzle, map.lower, map.upper, map.steps)
+    return emulator.TensorMap.of_part(*part, map.swizzle)

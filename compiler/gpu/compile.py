@@ -412,7 +412,8 @@ def _map_plan(
     number = next(n for n, b in enumerate(kernel.buffers) if b.name == found.buffer)
     sizes, strides = (tuple(str(own.known(e)) for e in x) for x in (found.sizes, found.strides))
     return TensorMapPlan(
-        used[number], str(own.known(found.offset)), sizes, strides, found.box, found.swizzle
+        used[number], str(own.known(found.offset)), sizes, strides, found.box, found.swizzle,
+        found.lower, found.upper, found.steps,
     )  # fmt: skip
 
 

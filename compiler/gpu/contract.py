@@ -45,8 +45,9 @@ from .clusters import RANK
 from .mma import NAMES, Kind, kind_of
 from .persistent import Whole, cluster_of, suits
 from .pieces import ROWS
+from .pixels import pixels_of
 from .tiles import Shape
-from .wgmma import MOST_ROUGH_COLUMNS
+from .wgmma import MOST_ROUGH_COLUMNS, ROW_BYTES
 from .widths import widths
 
 PANELS = {48: 2, 64: 2, 32: 2, 16: 4}
@@ -358,20 +359,30 @@ def _lies_along_rows(low: Lowering, p: Product) -> bool:
 def part_of(low: Lowering, whole: Whole, part: str, depth: int) -> Whole:
     """The same matrices from the depth on at which a part, so many deep, begins."""
     _, along, _ = right_of(low, product_of(low, low.group.anchor))
-    begin = sym(part) * depth
-    return replace(whole, left=whole.left + begin, right=whole.right + begin * along, cluster=1)
+    begin, pixels = sym(part) * depth, whole.pixels
+    if pixels is not None:
+        pixels = replace(pixels, begin=begin)
+    left, right = whole.left + begin, whole.right + begin * along
+    return replace(whole, left=left, right=right, cluster=1, pixels=pixels)
 
 
 def whole_of(low: Lowering) -> Whole | None:
     """The matrices of a product of narrow operands, if tensor copies can bring them; not where rows
     are adjacent in the result, which tiles that are stored whole do better."""
     p = product_of(low, low.group.anchor)
-    if gathered_in(low.graph, low.group, p.ref.node) is not None or _lies_along_rows(low, p):
+    if _lies_along_rows(low, p):
         return None
     first, along, across = right_of(low, p)
-    strides = (p.primitive.row_stride, across if along == const(1) else along)
     kind = operands_of(low.graph, low.group)
     assert kind is not None
+    if gathered_in(low.graph, low.group, p.ref.node) is not None:
+        found = left_of(low, p)
+        shape = next(b.shape for b in low.buffers.values() if b.name == found.name)
+        pixels = pixels_of(low, shape, found.indices, found.guard, ROW_BYTES // kind.size)
+        if pixels is None or across == const(1):
+            return None
+        return Whole(p.rows, p.columns, const(0), first, 1, pixels)
+    strides = (p.primitive.row_stride, across if along == const(1) else along)
     cluster = cluster_of(p.rows, strides, kind.size, low.facts)
     whole = Whole(p.rows, p.columns, p.base, first, cluster)
     return whole if suits(whole, loops_of(low, p)) else None

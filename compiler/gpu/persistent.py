@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from stagefuse.compiler.kernel_ir import Alloc, Checked, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.compiler.lower.expressions import product_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
@@ -27,8 +28,9 @@ from .loops import work_of
 from .mma import BYTES, kind_of, wgmma
 from .outgoing import PLACES, await_copies, outgoing_of
 from .pieces import LIGHT, PIECE_BYTES, ROWS, Form, PieceWriter
+from .pixels import Pixels
 from .private import vector_width
-from .ring import Ring, Stage, arrive, arrive_in_all, copy_box, elected, expect, wait
+from .ring import Ring, Stage, arrive, arrive_in_all, copy_box, copy_pixels, elected, expect, wait
 from .teams import WARP, Team
 from .tensor_maps import TensorMap, in_steps, start_of
 from .wgmma import CHUNK_BYTES, HIGH, PANEL, PANEL_BYTES, ROW_BYTES
@@ -57,13 +59,14 @@ ENOUGH_STAGES = 4
 class Whole:
     """The matrices that a kernel's tiles are of: `rows`, `columns`, and the elements at which the
     left and the right one begin in their buffers. `cluster`: blocks that bring the right one
-    together."""
+    together. `pixels`: the left one as windows, if it is no matrix."""
 
     rows: Expr
     columns: Expr
     left: Expr
     right: Expr
     cluster: int
+    pixels: Pixels | None = None
 
 
 def suits(whole: Whole, loops: Sequence[tuple[str, Expr]]) -> bool:
@@ -280,7 +283,7 @@ class PersistentWriter(PieceWriter):
         code, s = self.code, self.form.product
         (down, _), (across, _) = self.kernel.parallel[-2:]
         turn = ring.turn(filling=True)
-        depth = self.index(s.depth, "i32")
+        depth, windows = self.index(s.depth, "i32"), self.whole.pixels
         left, right = self._left_map(), self._right_map()
         own = code.const(0, "i32")  # the first row of a stage's right operand that it brings
         if self.cluster > 1:
@@ -291,11 +294,15 @@ class PersistentWriter(PieceWriter):
             row, column = row.to("trunc", "i32"), column.to("trunc", "i32")
             with self.choosing(s):
                 ends = [self._batch_place(offset) for offset in (self.whole.left, self.whole.right)]
+            place = [] if windows is None else self._first_pixel(windows)
             with self._depth(depth, self.depth) as k:
                 stage = turn.now()
                 wait(code, stage.empty, stage.parity)
                 expect(code, stage.full, self.copied)
-                copy_box(code, left, (k, row, *ends[0]), stage.start, stage.full)
+                if windows is None:
+                    copy_box(code, left, (k, row, *ends[0]), stage.start, stage.full)
+                else:
+                    self._copy_window(windows, left, k, place, stage)
                 target = stage.start + self.left_bytes
                 for n in range(self.boxes):
                     start = (k, column + own) if self.is_deep else (column + n * PANEL, k + own)
@@ -304,6 +311,26 @@ class PersistentWriter(PieceWriter):
                 turn.step(stage)
 
         self._each_tile(one_tile)
+
+    def _first_pixel(self, windows: Pixels) -> list[Value]:
+        """The image and the pixel at which a tile's first window begins, innermost first."""
+        (down, _), _ = self.kernel.parallel[-2:]
+        with self.binding(**{**self.bound, "i": sym(down) * ROWS}):
+            return [self.index(e, "i32").to("trunc", "i32") for e in reversed(windows.start)]
+
+    def _copy_window(
+        self, windows: Pixels, map: Value, k: Value, place: Sequence[Value], stage: Stage
+    ) -> None:
+        """Starts to copy the windows of a tile at a depth."""
+        code, s = self.code, self.form.product
+        at = k + self.index(windows.begin, "i32")
+        with self.named(k=(at, windows.begin, windows.begin + s.depth - 1)):
+            channel = self.index(windows.channel, "i32")
+            moves = [self.index(e, "i32") for e in reversed(windows.moves)]
+        halves = [code.fresh("half") for _ in moves]
+        for half, move in zip(halves, moves, strict=True):
+            code.write("cvt.u16.u32", half, move)
+        copy_pixels(code, map, (channel, *place), halves, stage.start, stage.full)
 
     def _batch_place(self, offset: Expr) -> list[Value]:
         """The indices of a map's outer dimensions, the innermost of them first."""
@@ -324,6 +351,14 @@ class PersistentWriter(PieceWriter):
     def _left_map(self) -> Value:
         s, whole = self.form.product, self.whole
         box = (self.left_rows, self.depth)
+        if (windows := whole.pixels) is not None:
+            inner = [product_of(windows.sizes[n:]) for n in range(1, len(windows.sizes))]
+            return self.tensor_map(
+                TensorMap(
+                    s.a, const(0), windows.sizes, tuple(inner), box, lower=windows.lower,
+                    upper=windows.upper, steps=windows.steps,
+                )
+            )  # fmt: skip
         return self._map(s.a, whole.left, (whole.rows, s.depth), s.a_row, box)
 
     def _right_map(self) -> Value:

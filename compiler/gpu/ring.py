@@ -65,6 +65,20 @@ def copy_box(
     )
 
 
+def copy_pixels(
+    code: Code, map: Value, start: Sequence[Value], moves: Sequence[Value], target: Value,
+    barrier: Value,
+) -> None:  # fmt: skip
+    """Starts to copy a column of pixels, which begins at `start`, innermost first, and is moved
+    along the axes between the channel and the image."""
+    at, by = (", ".join(v.text for v in listed) for listed in (start, moves))
+    code.line(
+        f"cp.async.bulk.tensor.{len(start)}d.shared::cluster.global.im2col."
+        f"mbarrier::complete_tx::bytes [{target.text}], [{map.text}, {{{at}}}], "
+        f"[{barrier.text}], {{{by}}};"
+    )
+
+
 def meet(code: Code, blocks: int) -> None:
     """All threads of the cluster wait for each other."""
     if blocks == 1:

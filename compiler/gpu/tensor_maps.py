@@ -18,7 +18,9 @@ MAP_ALIGNMENT = 64
 class TensorMap:
     """The elements of `buffer` from `offset` on as an array of `sizes`, `strides` elements apart,
     outermost dimension first; the last one is contiguous and has no stride. Copies move boxes of
-    `box` elements, whose rows are swizzled in `swizzle` bytes; beyond the sizes there are zeros."""
+    `box` elements, whose rows are swizzled in `swizzle` bytes; beyond the sizes there are zeros.
+    With `steps` they move columns of pixels, of which `box` has the pixels and their channels, as
+    `pixels` says."""
 
     buffer: str
     offset: Expr
@@ -26,6 +28,9 @@ class TensorMap:
     strides: tuple[Expr, ...]
     box: tuple[int, ...]
     swizzle: int = 128
+    lower: tuple[int, ...] = ()
+    upper: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
 
 
 Loops = Sequence[tuple[str, Expr]]

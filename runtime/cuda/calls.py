@@ -303,18 +303,51 @@ def tensor_map(
 
     The bindings' own object is not aligned, and so their function for it is not called.
     """
-    room = np.zeros(MAP_BYTES + 64, np.uint8)
-    made = room[-room.ctypes.data % 64 :][:MAP_BYTES]
     rank = len(sizes)
     every = (1,) * rank if steps is None else steps
     lists: list[np.ndarray[Any, Any]] = [
         np.array(sizes, np.uint64), np.array([*strides, 0], np.uint64),
         np.array(box, np.uint32), np.array(every, np.uint32),
     ]  # fmt: skip
-    code = _encode_tiled()(
-        made.ctypes.data, MAP_TYPES[dtype], rank, address, *(a.ctypes.data for a in lists), 0,
+    return _encoded(
+        _encode("cuTensorMapEncodeTiled", 4), dtype, rank, address, *lists, 0,
         MAP_SWIZZLES[swizzle], _PROMOTION, int(fills_nan),
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def pixel_map(
+    dtype: str,
+    address: int,
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    column: tuple[int, int],
+    swizzle: int,
+    lower: tuple[int, ...],
+    upper: tuple[int, ...],
+    steps: tuple[int, ...],
+) -> np.ndarray[Any, Any]:
+    """The same of a map whose copies take a `column` of so many pixels and channels, in a bounding
+    box between the corners `lower` and `upper` of the axes between channel and image."""
+    lists: list[np.ndarray[Any, Any]] = [
+        np.array(sizes, np.uint64), np.array([*strides, 0], np.uint64),
+        np.array(lower, np.int32), np.array(upper, np.int32),
+    ]  # fmt: skip
+    pixels, channels = column
+    return _encoded(
+        _encode("cuTensorMapEncodeIm2col", 4, 2, 1), dtype, len(sizes), address, *lists, channels,
+        pixels, np.array(steps, np.uint32), 0, MAP_SWIZZLES[swizzle], _PROMOTION, 0,
+    )  # fmt: skip
+
+
+def _encoded(
+    encode: Any, dtype: str, rank: int, address: int, *rest: Any
+) -> np.ndarray[Any, Any]:
+    """The 128 bytes that an encoder of the driver makes of its arguments."""
+    room = np.zeros(MAP_BYTES + 64, np.uint8)
+    made: np.ndarray[Any, Any] = room[-room.ctypes.data % 64 :][:MAP_BYTES]
+    given = (a.ctypes.data if isinstance(a, np.ndarray) else a for a in rest)
+    code = encode(made.ctypes.data, MAP_TYPES[dtype], rank, address, *given)
     driver = cuda()
     raise_for(driver, driver.CUresult(code), "making a tensor map")
     made.setflags(write=False)  # the next caller gets the same
@@ -322,17 +355,18 @@ def tensor_map(
 
 
 @functools.cache
-def _encode_tiled() -> Any:
-    """The driver's `cuTensorMapEncodeTiled`. Raises DeviceError where it has none."""
-    name = b"cuTensorMapEncodeTiled"
-    address, _ = call("cuGetProcAddress", "looking for tensor maps", name, 12000, 0)
+def _encode(name: str, lists: int, numbers: int = 0, more: int = 0) -> Any:
+    """The driver's encoder of a kind of tensor maps, which takes so many lists, then numbers, then
+    lists again. Raises DeviceError where it has none."""
+    address, _ = call("cuGetProcAddress", "looking for tensor maps", name.encode(), 12000, 0)
     address = int(address)
     if not address:
         raise DeviceError("this NVIDIA driver has no tensor maps\n  = help: CUDA 12 brought them")
     pointer, number = ctypes.c_void_p, ctypes.c_uint32
     return ctypes.CFUNCTYPE(
-        ctypes.c_int, pointer, number, number, pointer, *(pointer,) * 4, *(number,) * 4
-    )(address)
+        ctypes.c_int, pointer, number, number, pointer, *(pointer,) * lists, *(number,) * numbers,
+        *(pointer,) * more, *(number,) * 4,
+    )(address)  # fmt: skip
 
 
 # Graphs

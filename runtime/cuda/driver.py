@@ -284,10 +284,12 @@ class CudaDriver:
 def _tensor_map(map: TensorMap, region: Region) -> Any:
     if map.is_empty:
         return np.zeros(MAP_BYTES, np.uint8)
-    return calls.tensor_map(
-        map.dtype, _address(region) + map.offset, map.sizes[::-1], map.strides[::-1],
-        map.box[::-1], map.swizzle,
-    )  # fmt: skip
+    array = map.dtype, _address(region) + map.offset, map.sizes[::-1], map.strides[::-1]
+    if map.steps:
+        return calls.pixel_map(
+            *array, map.box, map.swizzle, map.lower[::-1], map.upper[::-1], map.steps[::-1]
+        )
+    return calls.tensor_map(*array, map.box[::-1], map.swizzle)
 
 
 def _address(region: Region) -> int:

@@ -8,14 +8,24 @@ is moved by the offsets of the instruction, and read as the fill where it is out
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .memory import Pointer
 from .swizzle import WIDTHS
-from .tensor_map import MOST_ELEMENT_STRIDE, MOST_PER_BOX, MOST_RANK, EncodedMap, pack
+from .tensor_map import (
+    MOST_ELEMENT_STRIDE,
+    MOST_PER_BOX,
+    MOST_RANK,
+    EncodedMap,
+    TensorMap,
+    address_in,
+    pack,
+)
 
 if TYPE_CHECKING:
     from .memory import Heap
@@ -43,6 +53,20 @@ class Im2colMap:
     swizzle: int = 0
     element_strides: tuple[int, ...] | None = None
     fill: str = "zero"
+    within: Pointer | None = None
+
+    @classmethod
+    def of_part(
+        cls, memory: npt.NDArray[np.uint8], offset: int, dtype: npt.DTypeLike,
+        sizes: Sequence[int], strides: Sequence[int], column: tuple[int, ...], swizzle: int,
+        lower: tuple[int, ...], upper: tuple[int, ...], steps: tuple[int, ...],
+    ) -> Im2colMap:  # fmt: skip
+        """The map of an array that begins `offset` bytes into the bytes of a buffer, as
+        `TensorMap.of_part` has it; `column` is its pixels and channels."""
+        pixels, channels = column
+        box = (*(1 for _ in sizes[1:]), channels)
+        part = TensorMap.of_part(memory, offset, dtype, sizes, strides, box)
+        return cls(part.array, lower, upper, channels, pixels, swizzle, steps, within=part.within)
 
     def __post_init__(self) -> None:
         for holds, rule in self._rules():
@@ -85,7 +109,7 @@ class Im2colMap:
     def parameter_bytes(self, heap: Heap) -> bytes:
         """The map as a kernel's argument, with its array in the launch's memory."""
         return pack(
-            heap.address_of_view(self.array), self.array, (self.pixels, self.channels),
+            address_in(heap, self.array, self.within), self.array, (self.pixels, self.channels),
             self._strides, self.swizzle, self.fill, (self.lower, self.upper),
         )  # fmt: skip
 

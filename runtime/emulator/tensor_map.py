@@ -115,10 +115,7 @@ class TensorMap:
 
     def parameter_bytes(self, heap: Heap) -> bytes:
         """The map as a kernel's argument, with its array in the launch's memory."""
-        if self.within is not None:
-            start = heap.address_of(self.within.array, "array") + self.within.byte_offset
-            return self.encode(start)
-        return self.encode(heap.address_of_view(self.array))
+        return self.encode(address_in(heap, self.array, self.within))
 
     def encode(self, address: int) -> bytes:
         """The map in memory, for an array at `address`: fields of our own, innermost first.
@@ -127,6 +124,13 @@ class TensorMap:
         """
         steps = self.element_strides or ()
         return pack(address, self.array, self.box, steps, self.swizzle, self.fill)
+
+
+def address_in(heap: Heap, array: npt.NDArray[Any], within: Pointer | None) -> int:
+    """Where an array begins in the launch's memory, if it is part of another one `within` that."""
+    if within is None:
+        return heap.address_of_view(array)
+    return heap.address_of(within.array, "array") + within.byte_offset
 
 
 def pack(

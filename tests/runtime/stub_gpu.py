@@ -79,10 +79,13 @@ def _map(encoded: bytes, arguments: list[Any], values: Any) -> Any:
     for i, memory in enumerate(arguments):
         offset = map.address - values[i]
         if isinstance(memory, np.ndarray) and 0 <= offset < memory.nbytes:
-            return emulator.TensorMap.of_part(
-                memory, offset, map.dtype, map.shape[::-1], map.strides[:0:-1], map.box[::-1],
-                map.swizzle,
-            )  # fmt: skip
+            part = memory, offset, map.dtype, map.shape[::-1], map.strides[:0:-1]
+            if map.lower:
+                corners = map.lower[::-1], map.upper[::-1]
+                return emulator.Im2colMap.of_part(
+                    *part, map.box[1::-1], map.swizzle, *corners, map.steps[::-1]
+                )
+            return emulator.TensorMap.of_part(*part, map.box[::-1], map.swizzle)
     raise ValueError(f"a tensor map of {map.address:#x}, where no argument is")
 
 

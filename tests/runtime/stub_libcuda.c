@@ -223,27 +223,57 @@ API cuEventRecord(void *e, void *s) { return good(s, STREAM) && good(e, EVENT) ?
 API cuEventQuery(void *e) { return good(e, EVENT) ? OK : INVALID_HANDLE; }
 API cuEventSynchronize(void *e) { return good(e, EVENT) ? OK : INVALID_HANDLE; }
 
-/* A map as the emulator has it: magic, address, sizes, strides, box, steps, rank, type, swizzle. */
-API cuTensorMapEncodeTiled(void *to, int type, unsigned rank, void *at, const uint64_t *sizes,
-                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps,
-                           int interleave, int swizzle, int promotion, int fill) {
+/* A map as the emulator has it: magic, address, sizes, strides, box, steps, rank, type, swizzle,
+   and for columns of pixels the corners of their bounding box. */
+static CUresult map(unsigned char *out, int type, unsigned rank, void *at, const uint64_t *sizes,
+                    const uint64_t *strides, int interleave, int swizzle, int promotion, int fill) {
   static const int WIDTHS[] = {0, 32, 64, 128};
-  if ((uintptr_t)to % 64 || (uintptr_t)at % 16 || !at || rank < 1 || rank > 5) return INVALID_VALUE;
+  if ((uintptr_t)out % 64 || (uintptr_t)at % 16 || !at || rank < 1 || rank > 5) return INVALID_VALUE;
   if (type < 0 || type > 9 || swizzle < 0 || swizzle > 3 || interleave || fill) return INVALID_VALUE;
   if (promotion < 0 || promotion > 3) return INVALID_VALUE;
-  unsigned char *out = memset(to, 0, 128);
+  memset(out, 0, 128);
   memcpy(out, "tensormp", 8), memcpy(out + 8, &at, 8);
   for (unsigned i = 0; i < 5; i++) {
     uint64_t size = i < rank ? sizes[i] : 1, stride = i + 1 < rank ? strides[i] : 0;
-    uint16_t wide = i < rank ? box[i] : 1;
-    if (!size || size > 1ull << 32 || stride % 16 || stride >> 40 || !wide || wide > 256)
-      return INVALID_VALUE;
-    if (i < rank && steps[i] != 1) return INVALID_VALUE;
-    memcpy(out + 16 + 8 * i, &size, 8), memcpy(out + 88 + 2 * i, &wide, 2), out[98 + i] = 1;
+    if (!size || size > 1ull << 32 || stride % 16 || stride >> 40) return INVALID_VALUE;
+    memcpy(out + 16 + 8 * i, &size, 8), out[88 + 2 * i] = out[98 + i] = 1;
     if (i < 4) memcpy(out + 56 + 8 * i, &stride, 8);
   }
   out[103] = rank, out[104] = type, out[105] = WIDTHS[swizzle];
   return OK;
+}
+API cuTensorMapEncodeTiled(void *to, int type, unsigned rank, void *at, const uint64_t *sizes,
+                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps,
+                           int interleave, int swizzle, int promotion, int fill) {
+  unsigned char *out = to;
+  CUresult code = map(out, type, rank, at, sizes, strides, interleave, swizzle, promotion, fill);
+  for (unsigned i = 0; i < rank && !code; i++) {
+    uint16_t wide = box[i];
+    if (!box[i] || box[i] > 256 || steps[i] != 1) return INVALID_VALUE;
+    memcpy(out + 88 + 2 * i, &wide, 2);
+  }
+  return code;
+}
+API cuTensorMapEncodeIm2col(void *to, int type, unsigned rank, void *at, const uint64_t *sizes,
+                            const uint64_t *strides, const int *lower, const int *upper,
+                            unsigned channels, unsigned pixels, const uint32_t *steps, int interleave,
+                            int swizzle, int promotion, int fill) {
+  unsigned char *out = to;
+  if (rank < 3 || !channels || channels > 256 || !pixels || pixels > 1024) return INVALID_VALUE;
+  CUresult code = map(out, type, rank, at, sizes, strides, interleave, swizzle, promotion, fill);
+  int most = 1 << (rank == 3 ? 15 : rank == 4 ? 7 : 4);
+  uint16_t column[] = {channels, pixels};
+  memcpy(out + 88, column, 4);
+  for (unsigned i = 0; i < rank && !code; i++) {
+    if (!steps[i] || steps[i] > 8) return INVALID_VALUE;
+    out[98 + i] = steps[i];
+    if (i + 2 >= rank) continue;
+    int16_t low = lower[i], high = upper[i];
+    if (lower[i] < -most || lower[i] >= most || upper[i] < -most || upper[i] >= most) return INVALID_VALUE;
+    memcpy(out + 109 + 2 * i, &low, 2), memcpy(out + 115 + 2 * i, &high, 2);
+  }
+  out[108] = 1;
+  return code;
 }
 
 static CUresult fill(Node *n, const Params *p) {

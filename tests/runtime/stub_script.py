@@ -135,6 +135,31 @@ def tensor_maps() -> None:
             np.testing.assert_allclose(found, wide, rtol=2**-8, atol=1e-3)
 
 
+def pixel_maps() -> None:
+    with open_plan(windows(), None, "cuda:0") as pipe:
+        x, w = batch((1, 64, 9, 150)), batch((64, 64, 3, 3))
+        x, w = x.astype(np.float16), w.astype(np.float16)
+        around = np.pad(x.astype(float), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        seen = np.lib.stride_tricks.sliding_window_view(around, (3, 3), axis=(2, 3))
+        wanted = np.einsum("bcijmn,ocmn->bijo", seen, w.astype(float))
+        np.testing.assert_allclose(pipe(x=x, w=w), wanted, rtol=2**-10, atol=1e-2)
+
+
+def windows() -> Any:
+    """The plan of a convolution whose kernel reads columns of pixels."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "windows.pipe"
+        path.write_text(
+            "import nn\n"
+            "pipeline windows(x: f16[1, 64, 9, 150], w: f16[64, 64, 3, 3]) -> f16[1, 9, 150, 64]:\n"
+            "    x = pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)])\n"
+            "    transpose(nn.convolve2d(x, w, 1, 1, 1), [0, 2, 3, 1])\n"
+        )
+        plan = replace(compile_file(path, targets=["h100"]), cubins={})
+    assert any(m.steps for x in plan.pipelines[0].gpu[0].launches for m in x.maps)
+    return plan
+
+
 def product(dtype: str) -> Any:
     """The plan of a product whose kernels read by tensor maps."""
     with tempfile.TemporaryDirectory() as folder:
@@ -212,8 +237,8 @@ def as_text() -> None:
 def main() -> None:
     stub_gpu.install()
     every = (
-        calls_and_map, arrays_of_others, launches, tensor_maps, errors, hidden, own_tests,
-        comparison,
+        calls_and_map, arrays_of_others, launches, tensor_maps, pixel_maps, errors, hidden,
+        own_tests, comparison,
     )  # fmt: skip
     cases = {f.__name__: f for f in every}
     cases[sys.argv[1]]()

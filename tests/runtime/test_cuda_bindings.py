@@ -96,3 +96,9 @@ def test_tensor_maps(folder: Path) -> None:
     said, log = run(folder, "tensor_maps")
     assert said == "held 0"
     assert all("block 384" in line for line in log) and len(log) == 3 + 6
+
+
+def test_maps_of_pixels(folder: Path) -> None:
+    said, log = run(folder, "pixel_maps")
+    assert said == "held 0"
+    assert any("block 384" in line for line in log)

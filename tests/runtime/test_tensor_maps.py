@@ -82,6 +82,12 @@ def test_the_emulator_runs_them(plan: Plan, rng: np.random.Generator, tmp_path: 
             agrees(pipe(x=x, w=w), x, w)
 
 
+PIXELS: dict[str, Any] = dict(
+    sizes=("1", "2", "3", "64"), strides=("384", "192", "64"), box=(128, 64), lower=(-1, -1),
+    upper=(-1, -1), steps=(1, 1, 2, 1),
+)  # fmt: skip
+
+
 def changed(plan: Plan, **changes: Any) -> Plan:
     """The plan with another first map; `arch` changes that of the launch."""
     (pipeline,) = plan.pipelines
@@ -103,11 +109,23 @@ def changed(plan: Plan, **changes: Any) -> Plan:
         ({"box": (128, 12)}, "boxes of"),
         ({"swizzle": 64}, r"rows of \d+ bytes, swizzled in 64"),
         ({"swizzle": 48}, "swizzled in 48"),
+        ({"steps": (1, 1)}, "has corners"),
+        ({**PIXELS, "upper": (0,)}, "has corners"),
+        ({**PIXELS, "upper": (0, -129)}, "has corners"),
+        ({**PIXELS, "steps": (1, 9, 1, 1)}, "in steps of"),
+        ({**PIXELS, "box": (1025, 64)}, "boxes of"),
     ],
 )
 def test_a_map_that_can_not_be_is_refused(plan: Plan, changes: Any, said: str) -> None:
     with pytest.raises(PlanError, match=said):
         check(changed(plan, **changes))
+
+
+def test_a_map_of_pixels_is_read_back(plan: Plan, tmp_path: Path) -> None:
+    made = changed(plan, **PIXELS)
+    check(made)
+    write(made, tmp_path / "pixels.fused")
+    assert read(tmp_path / "pixels.fused").pipelines == made.pipelines
 
 
 @pytest.mark.parametrize(

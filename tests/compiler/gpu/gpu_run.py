@@ -98,10 +98,13 @@ def _map(map: TensorMapPlan, gpu: GpuPlan, arrays: list[Any], size: Callable[[st
     sizes, strides = ([size(e) for e in listed] for listed in (map.sizes, map.strides))
     if 0 in sizes:
         return bytes(128)
-    return emulator.TensorMap.of_part(
+    part = (
         arrays[map.buffer], size(map.offset) * dtype.itemsize, dtype, sizes,
-        [n * dtype.itemsize for n in strides], map.box, map.swizzle,
+        [n * dtype.itemsize for n in strides], map.box,
     )  # fmt: skip
+    if map.steps:
+        return emulator.Im2colMap.of_part(*part, map.swizzle, map.lower, map.upper, map.steps)
+    return emulator.TensorMap.of_part(*part, map.swizzle)
 
 
 def _bytes(array: Any) -> Any:
