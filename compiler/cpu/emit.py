@@ -52,7 +52,7 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
     helpers = [module.helpers[name] for name in sorted(module.helpers)]
     called = [
         (name, kind)
-        for name in vector_math.FUNCTIONS
+        for name in {**vector_math.FUNCTIONS, **wide_math.FUNCTIONS}
         for kind in ("float", "double")
         if f"@{vector_math.symbol(name, kind)}(" in body
     ]
@@ -87,7 +87,7 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
         helpers.append(pieces.TEXT)
     text = "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
     if wide:
-        text += wide_math.INLINED + wide_math.definitions(wide)
+        text += wide_math.INLINED + wide_math.definitions(wide, level)
     return text + AS_WRITTEN + "\n\n".join(apart) + "\n" if apart else text
 
 

@@ -198,7 +198,9 @@ class Code:
 
     def remainder(self, a: Value, b: Value) -> Value:
         """The exact remainder of floats, with the sign of `a`."""
-        return self.pure(f"frem {a.type} {a.text}, {b.text}", a.type)
+        if a.type == "float" and self.lanes == 1:  # of `wide_math`
+            return self.call("sf.rem.f32", a.type, a, b)
+        return self.pure(f"frem {a.listed} {a.text}, {b.text}", a.type)
 
     def two_over_pi(self, at: Value) -> Value:
         """An entry (i64) of the table of 2/pi."""

@@ -20,6 +20,10 @@ from . import scalars
 from .ir import Value
 from .memory import WORD, Memory, MemoryWriter, Scope, is_gathered
 
+WHOLE = frozenset({"floor", "ceil", "round", "trunc"})
+"""Functions that LLVM would make ones of f16 where that is converted first, of which it has no
+vectors. A multiplication in between, by a 1 that LLVM does not know, keeps them."""
+
 
 class ValueWriter(MemoryWriter):
     """The function of a kernel, as far as its values go."""
@@ -98,7 +102,15 @@ class ValueWriter(MemoryWriter):
             return scalars.round_to(self.code, args[0], value.to or value.dtype)
         if value.fn == "div" and self._divides_all(value):
             return scalars.times_reciprocal(args[0], args[1])
+        if value.fn in WHOLE and self._is_f16(value.args[0]):
+            one = self.code.const(1.0, args[0].type)
+            args[0] = args[0] * self.code.intrinsic("arithmetic.fence", one)
         return scalars.apply(self.code, value.fn, args, value.args[-1].dtype.compute)
+
+    @staticmethod
+    def _is_f16(value: KernelValue) -> bool:
+        """Whether an f32 is an element of f16 as it was read."""
+        return isinstance(value, Load) and value.stored.name == "f16"
 
     def _divides_all(self, quotient: Op) -> bool:
         """Whether it is in f32 and its divisor is that of every iteration of the loop around.

@@ -1,14 +1,14 @@
-"""Elementary functions of f32 over vectors of 16, where AVX-512 has what a single element has not.
+"""Elementary functions of f32 over vectors, where those have what a single element has not.
 
 In the text of a kernel such a function is one declared for an element, with forms for vectors named
 beside it that LLVM's loop vectoriser chooses from (the vector function ABI). The definitions are
-linked behind the passes and made part of the loops then. All of them come down to one form of 16
-elements, so that an element's result does not depend on where in a loop it stands.
+linked behind the passes and made part of the loops then. All of them come down to one form of a
+whole vector, so that an element's result does not depend on where in a loop it stands.
 
-An exponent and a mantissa are an instruction each, which knows denormals, infinities, zeros and
-NaN (`vgetexpps`, `vgetmantps`; Intel 64 and IA-32 Manual, volume 2), and a vector whose elements
-are all ordinary takes a branch. Polynomials are fits by least squares, driven towards the least
-largest error, in 60-digit arithmetic, their coefficients rounded one by one.
+A vector whose elements are all ordinary takes a branch. With AVX-512 an exponent and a mantissa are
+an instruction each, which knows denormals, infinities, zeros and NaN (`vgetexpps`, `vgetmantps`;
+Intel 64 and IA-32 Manual, volume 2). Polynomials are fits by least squares, driven towards the
+least largest error, in 60-digit arithmetic, their coefficients rounded one by one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .exact import MAGIC
 from .ir import Code, Value
 from .vector_math import INF, LOG2E, Function
 
-LANES = 16
+LANES = {"v3": 8, "v4": 16}
 WIDTHS = (2, 4, 8, 16, 32, 64)
 """Of the vectors that loops may be made of."""
 INLINED = "\n; linked before the micro-kernels, and made part of the loops\n"
@@ -167,7 +167,7 @@ def _unless(c: Code, ordinary: Value, found: Value, other: Function) -> Value:
     ask, go, done = (c.label(name) for name in ("ask", "other", "done"))
     c.branch(ask)
     c.start(ask)
-    name = f"llvm.vector.reduce.and.v{LANES}i1"
+    name = f"llvm.vector.reduce.and.v{c.lanes}i1"
     every = c.value(c.fresh(), "i1")
     c.line(f"{every.text} = call i1 @{name}({ordinary.listed_text})")
     c.branch_if(every, done, go)
@@ -182,16 +182,33 @@ def _unless(c: Code, ordinary: Value, found: Value, other: Function) -> Value:
     return c.emit(phi, "float")
 
 
+def rem(c: Code, a: Value, b: Value) -> Value:
+    """a - trunc(a / b) b, in f64.
+
+    A quotient below 2^28 that is no whole number is 2^-24 from one, and its rounding in f64 less
+    than that; the whole number times b has 52 bits, and what is left of a 24.
+    """
+    x, y = a.to("fpext", "double"), b.to("fpext", "double")
+    quotient = x / y
+    rest = c.fma(-c.intrinsic("trunc", quotient), y, x).to("fptrunc", "float")
+    ordinary = vector_math.absolute(c, quotient).compare("lt", 2.0**28)
+    ordinary = ordinary & vector_math.absolute(c, b).compare("lt", INF)
+    found = vector_math.signed_as(rest, a)
+    return _unless(c, ordinary, found, lambda: c.remainder(a, b))
+
+
 FUNCTIONS: dict[str, tuple[Function, int]] = {
     "log": (log, 1), "log2": (log2, 1), "log1p": (log1p, 1), "sin": (sin, 1), "cos": (cos, 1),
-    "tanh": (tanh, 1), "pow": (pow, 2),
+    "tanh": (tanh, 1), "pow": (pow, 2), "rem": (rem, 2),
 }  # fmt: skip
-"""And how many operands each has."""
+"""And how many operands each has. `rem` is there for an element only by way of a vector."""
+ANYWHERE = ("sin", "cos", "rem")
+"""What takes nothing of AVX-512."""
 
 
 def is_wide(name: str, llvm_type: str, level: str) -> bool:
     """Whether a function of a type is one of vectors on a level of x86-64."""
-    return level == "v4" and llvm_type == "float" and name in FUNCTIONS
+    return llvm_type == "float" and name in (FUNCTIONS if level == "v4" else ANYWHERE)
 
 
 def declarations(names: Sequence[str]) -> str:
@@ -219,27 +236,29 @@ KEPT = "sf.kept"
 """A variable that names the forms, so that no pass before the vectoriser drops them."""
 
 
-def definitions(names: Sequence[str]) -> str:
+def definitions(names: Sequence[str], level: str) -> str:
     """The functions, to be linked with what declares them."""
-    texts = [_definition(name) for name in names]
-    texts += [_form(name, width) for name in names for width in (1, *WIDTHS) if width != LANES]
+    lanes = LANES[level]
+    texts = [_definition(name, lanes) for name in names]
+    widths = [width for width in (1, *WIDTHS) if width != lanes]
+    texts += [_form(name, width, lanes) for name in names for width in widths]
     if any("@sf.scale.f64" in text for text in texts):
-        texts.append(vector_math.scale_text("double", "v4", LANES))
+        texts.append(vector_math.scale_text("double", level, lanes))
     return "\n\n".join(texts)
 
 
-def _definition(name: str) -> str:
+def _definition(name: str, lanes: int) -> str:
     function, count = FUNCTIONS[name]
-    code = Code(LANES)
+    code = Code(lanes)
     args = [code.value(f"%x{i}", "float") for i in range(count)]
-    symbol = f"{vector_math.symbol(name, 'float')}.x{LANES}"
+    symbol = f"{vector_math.symbol(name, 'float')}.x{lanes}"
     return vector_math.function_text(symbol, args, code, function(code, *args), "")
 
 
-def _form(name: str, width: int) -> str:
-    """A function of other vectors by that of 16: in parts, or with elements repeated."""
+def _form(name: str, width: int, lanes: int) -> str:
+    """A function of other vectors by that of a whole one: in parts, or with elements repeated."""
     symbol, count = vector_math.symbol(name, "float"), FUNCTIONS[name][1]
-    kind, whole = f"<{width} x float>" if width > 1 else "float", f"<{LANES} x float>"
+    kind, whole = f"<{width} x float>" if width > 1 else "float", f"<{lanes} x float>"
     lines: list[str] = []
 
     def emit(text: str) -> str:
@@ -253,20 +272,20 @@ def _form(name: str, width: int) -> str:
     def called(part: int) -> str:
         passed = []
         for operand in range(count):
-            value, of, first = f"%x{operand}", kind, part * LANES
+            value, of, first = f"%x{operand}", kind, part * lanes
             if width == 1:
                 value = emit(f"insertelement {whole} poison, float {value}, i32 0")
                 of = whole
-            passed.append(f"{whole} " + taken(value, of, first, LANES, min(width, LANES)))
-        return emit(f"call {whole} @{symbol}.x{LANES}({', '.join(passed)})")
+            passed.append(f"{whole} " + taken(value, of, first, lanes, min(width, lanes)))
+        return emit(f"call {whole} @{symbol}.x{lanes}({', '.join(passed)})")
 
-    parts = [called(part) for part in range(max(1, width // LANES))]
+    parts = [called(part) for part in range(max(1, width // lanes))]
     if width == 1:
         result = emit(f"extractelement {whole} {parts[0]}, i32 0")
-    elif width < LANES:
-        result = taken(parts[0], whole, 0, width, LANES)
+    elif width < lanes:
+        result = taken(parts[0], whole, 0, width, lanes)
     else:
-        size = LANES
+        size = lanes
         while len(parts) > 1:
             size *= 2
             mask = ", ".join(f"i32 {i}" for i in range(size))

@@ -57,7 +57,7 @@ def kernel(name: str, dtype: DType, arity: int = 1) -> Kernel:
 @pytest.fixture(scope="module", params=LEVELS)
 def compiled(request: Any) -> Any:
     kernels = [kernel(n, t, arity) for n, (_, arity) in FUNCTIONS.items() for t in (F32, F64)]
-    return Compiled(kernels, request.param)
+    return Compiled([*kernels, kernel("mod", F32, 2)], request.param)
 
 
 def run(compiled: Compiled, name: str, *inputs: Array) -> Array:
@@ -149,18 +149,37 @@ def test_f32_arguments_nearest_to_multiples_of_half_pi(compiled: Compiled, name:
     assert worst(run(compiled, name, x), want) <= SCALARS[name].ulp
 
 
-@pytest.mark.parametrize("name", wide_math.FUNCTIONS)
+@pytest.mark.parametrize("name", [*(n for n in wide_math.FUNCTIONS if n in FUNCTIONS), "mod"])
 def test_a_result_does_not_depend_on_what_else_a_vector_holds(
     compiled: Compiled, name: str, rng: np.random.Generator
 ) -> None:
     """One element at a time, a vector with its rest, and beside elements that need another way."""
-    count = FUNCTIONS[name][1]
+    count = 2 if name == "mod" else FUNCTIONS[name][1]
     x = np.concatenate([SPECIAL, rng.standard_normal(120) * 10.0 ** rng.integers(-9, 9, 120)])
     inputs = [rng.permutation(x).astype(np.float32) for _ in range(count)]
     alone = [run(compiled, name, *(a[i : i + 1].copy() for a in inputs)) for i in range(x.size)]
     for size in (x.size, 64, 33, 7):
         found = run(compiled, name, *(a[:size].copy() for a in inputs))
         assert np.array_equal(found, np.concatenate(alone[:size]), equal_nan=True)
+
+
+def test_remainders_are_exact(compiled: Compiled, rng: np.random.Generator) -> None:
+    """Of quotients of any size, also next to whole numbers, and of special values."""
+    special = [0.0, -0.0, 1, -1, 3, np.inf, -np.inf, np.nan, 1e-45, 3e38, 2.0**28]
+    edge = np.array(special, np.float32)
+    a, b = (g.ravel() for g in np.meshgrid(edge, edge))
+    bits = rng.integers(0, 1 << 32, (2, 4000), dtype=np.uint64).astype(np.uint32).view(np.float32)
+    divisor = (rng.standard_normal(4000) * 10.0 ** rng.integers(-3, 4, 4000)).astype(np.float32)
+    near = np.float32(divisor * rng.integers(1, 1 << 28, 4000)), divisor
+    below = np.nextafter(near[0], np.float32(0)), divisor
+    pairs = [np.stack(p) for p in ((a, b), bits, near, below)]
+    x, y = (np.ascontiguousarray(v) for v in np.concatenate(pairs, axis=1))
+    with np.errstate(all="ignore"):
+        want = np.mod(x, y)
+    found = run(compiled, "mod", x, y)
+    np.testing.assert_array_equal(found, want)
+    numbers = ~np.isnan(want)
+    assert np.array_equal(np.signbit(found[numbers]), np.signbit(want[numbers]))
 
 
 @pytest.mark.parametrize("level", LEVELS)

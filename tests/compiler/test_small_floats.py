@@ -1,6 +1,7 @@
 """Floats of 8 and 16 bits: infinities of the former, signs of the latter."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,14 @@ import pytest
 
 import stagefuse as sf
 from stagefuse.compiler import driver
+from stagefuse.compiler.cpu.build import improved
+from stagefuse.compiler.cpu.emit import module_text
 from stagefuse.compiler.plan import LEVELS
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
 from stagefuse.runtime.native import NativeObject
+
+from . import cpu_run
+from .ir_cases import kernels_of, of_text
 
 INFINITE = np.array([1.0, np.inf, -np.inf, np.nan], ml_dtypes.float8_e5m2)
 
@@ -79,3 +86,21 @@ def test_signs_of_numbers_that_were_f64_within_a_kernel(
         # the result is rounded, and perhaps what goes in; both functions' slopes are below 1.13,
         # and f32 adds some units of 2^-24
         np.testing.assert_allclose(got.astype(np.float64), want, rtol=0, atol=2.15 * 2.0**-11)
+
+
+@pytest.mark.parametrize("level", cpu_run.LEVELS)
+def test_f16_to_whole_numbers_in_vectors(
+    tmp_path: Path, level: str, rng: np.random.Generator
+) -> None:
+    names = ["floor", "ceil", "round", "trunc"]
+    path = tmp_path / "p.pipe"
+    path.write_text(f"pipeline p(x: f16[N]):\n    {', '.join(f'{n}(x)' for n in names)}\n")
+    kernels = list(kernels_of(of_text(path.read_text()).passed()))
+    text = str(improved(module_text(kernels, level), level))
+    assert re.search(r"<\d+ x float> @llvm.floor", text) and "@llvm.floor.f16" not in text
+    plan = driver.compile_file(path, levels=(level,))
+    special = [-0.0, 0.5, -0.5, 2.5, np.inf, -np.inf, 65504]
+    x = np.concatenate([special, rng.standard_normal(90) * 9]).astype(np.float16)
+    for name, got in zip(names, CpuPipeline(plan)(x=x), strict=True):
+        want = getattr(np, {"round": "rint"}.get(name, name))(x)
+        np.testing.assert_array_equal(got.view(np.uint16), want.view(np.uint16))
