@@ -236,7 +236,10 @@ class FoldWriter(VersionWriter):
 
         def nest(depth: int, carry: Carry) -> Carry:
             if depth == len(outer):
-                return self.spread(inner, width, carry, visit)
+                self.straight = True
+                carry = self.spread(inner, width, carry, visit)
+                self.straight = False
+                return carry
             name, lo, hi = outer[depth]
             return self.loop(name, lo, hi, carry, lambda c: nest(depth + 1, c))
 

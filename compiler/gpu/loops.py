@@ -8,7 +8,7 @@ lane l holds elements (j * lanes + l) * width .. + width - 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from stagefuse.compiler.cpu.bodies import walk
@@ -73,6 +73,7 @@ class LoopWriter(BarrierWriter):
         self.in_team = team.lanes > 1
         self.slot: Slot | None = None
         self.mask: Value | None = None
+        self.straight = False  # the body of a shared loop has neither loops nor branches
 
     # Statements
 
@@ -245,9 +246,10 @@ class LoopWriter(BarrierWriter):
         many = code.const(step * unroll, start.type)
 
         def several(present: Carry) -> Carry:
-            for n in range(unroll):
-                with self.scope():
-                    present = body(sym(name) + n * step, present)
+            with self._together():
+                for n in range(unroll):
+                    with self.scope():
+                        present = body(sym(name) + n * step, present)
             return present
 
         carry, at = self._counted(
@@ -300,7 +302,7 @@ class LoopWriter(BarrierWriter):
             self.statements(body)
             return carry
 
-        simple = all(isinstance(x, Let | Store) for x in body)
+        self.straight = simple = all(isinstance(x, Let | Store) for x in body)
         in_cells = self._touches_cells(s)
         apart = simple and not in_cells and scatters(self, body)
         cut = self._whole(loops) if simple and not apart and not in_cells else None
@@ -309,9 +311,9 @@ class LoopWriter(BarrierWriter):
             width = self.width_of(loops) if not apart and (even or self.team.across) else 1
             at_once = UNROLL if simple and work_of(body) * width <= LIGHT else 1
             self.spread(loops, width, [], visit, at_once=at_once)
+            self.straight = False
             return
-        index, lo, hi, whole = cut
-        code = self.code
+        (index, lo, hi, whole), code = cut, self.code
         part, done = code.label("part"), code.label("done")
         code.branch_if(self.holds("ge", hi - lo, whole), part, holds=False)
         with code.branch_scope(), self.scope():
@@ -321,6 +323,11 @@ class LoopWriter(BarrierWriter):
         with code.branch_scope(), self.scope():
             self.spread([(index, lo, hi)], 1, [], visit, unroll=False, at_once=1)
         code.start(done)
+        self.straight = False
+
+    def _together(self) -> AbstractContextManager[None]:
+        """Around iterations that are written out one after the other."""
+        return self.noting_late() if self.straight else nullcontext()
 
     def _touches_cells(self, s: For) -> bool:
         """Whether it uses scratch in registers, which only unrolled loops can."""
@@ -383,12 +390,13 @@ class LoopWriter(BarrierWriter):
         end = None if others else self._cut(hi, lo + slots * lanes * width)
         if end is not None:  # what lies behind a full loop is behind the other end too
             total = self.resolve(end - lo)
-        for number in range(slots):
-            unit = sym("column" if self.team.across else "lane") + number * lanes
-            mask = None
-            if not self.facts.is_nonneg(total - 1 - unit * width):
-                mask = self.holds("lt", unit * width, total)
-            carry = self._visit(loops, extents, unit, width, mask, carry, visit)
+        with self._together():
+            for number in range(slots):
+                unit = sym("column" if self.team.across else "lane") + number * lanes
+                mask = None
+                if not self.facts.is_nonneg(total - 1 - unit * width):
+                    mask = self.holds("lt", unit * width, total)
+                carry = self._visit(loops, extents, unit, width, mask, carry, visit)
         return carry
 
     def _spread_loop(

@@ -91,6 +91,8 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         self.together = 1  # positions from a multiple of this on share what is the same for them
         self.lines: dict[int, int] = {}  # of the source, by unique value
         self.status: Value | None = None
+        self.noted: list[tuple[Value, int, Value]] | None = None
+        """Positions out of range that are to be noted later, and where they are."""
         self._strides: dict[str, tuple[Expr, ...]] = {}
         self._offsets: dict[int, tuple[Sequence[KernelValue], Expr]] = {}  # by identity of indices
         self._starts: dict[tuple[str, Expr], tuple[Value, object]] = {}  # and their scopes
@@ -211,10 +213,34 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         with self.named(**found):
             yield
 
+    @contextmanager
+    def noting_late(self) -> Iterator[None]:
+        """Inside, where nothing branches, positions are noted at the end and each once, so that
+        no load waits for a branch."""
+        before, self.noted = self.noted, []
+        yield
+        found, self.noted = self.noted, before
+        if not found:
+            return
+        some = found[0][0]
+        for wrong, _, _ in found[1:]:
+            some = some | wrong
+        after = self.code.label("inside")
+        if len(found) > 1:
+            self.code.branch_if(some, after, holds=False)
+        with self.code.branch_scope():
+            for note in found:
+                self.report(*note)
+        self.code.start(after)
+
     def report(self, wrong: Value, site: int, given: Value) -> None:
         """Notes a position in the status unless one is noted already."""
         code = self.code
         assert self.status is not None
+        if self.noted is not None:
+            if all((wrong, site, given) != n for n in self.noted):
+                self.noted.append((wrong, site, given))
+            return
         after = code.label("fine")
         code.branch_if(wrong, after, holds=False)
         before = code.fresh("i64")

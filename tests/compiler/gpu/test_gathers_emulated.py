@@ -1,0 +1,59 @@
+"""Gathers on a GPU: what they read, and what they note of positions out of range."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .gpu_run import Emulated, check_legal, compiled, launches
+
+TEXT = """
+pipeline single(x: f32[N], i: i64[M]) -> f32[M]:
+    x[i] + 1.0
+
+pipeline rows(x: f16[N, 72], i: i64[M]) -> f16[M, 72]:
+    x[i]
+
+pipeline wide(x: f32[N, D], i: i64[M], j: i64[M]) -> f32[M, D]:
+    x[i] * x[j]
+"""
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_gathers(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    plan = compiled(tmp_path / "p.pipe", TEXT, (arch,))
+    check_legal(plan)
+    assert not any(x.report.get("spill bytes") for x in launches(plan))
+    single, rows, wide = (Emulated(plan, arch, n) for n in range(3))
+    for n, m, d in ((5, 2100, 33), (700, 2048, 260), (1, 3, 1030), (9, 0, 4), (30, 70, 0)):
+        dims = {"N": n, "M": m, "D": d}
+        i, j = (rng.integers(-n, n, m) for _ in range(2))
+        for bad in (False, True) if m else (False,):
+            at, value = int(rng.integers(max(m, 1))), int(rng.choice([n, -n - 1, 2**40]))
+            if bad:
+                i[at] = value
+            ok = np.arange(m) != (at if bad else -1)
+            x = rng.standard_normal(n).astype(np.float32)
+            (found,) = single({"x": x, "i": i}, dims)
+            np.testing.assert_array_equal(found[ok], x[i[ok]] + np.float32(1))
+            assert list(single.status) == ([1, value] if bad else [0, 0])
+            x = rng.standard_normal((n, 72)).astype(np.float16)
+            (found,) = rows({"x": x, "i": i}, dims)
+            np.testing.assert_array_equal(found[ok], x[i[ok]])
+            assert list(rows.status) == ([1, value] if bad else [0, 0])
+            x = rng.standard_normal((n, d)).astype(np.float32)
+            (found,) = wide({"x": x, "i": i, "j": j}, dims)
+            np.testing.assert_array_equal(found[ok], x[i[ok]] * x[j[ok]])
+            assert list(wide.status) == ([1, value] if bad and d else [0, 0])
+
+
+def test_loads_of_rows_wait_for_no_branch(tmp_path: Path) -> None:
+    """A position is tested once for a lane, after all that is read there."""
+    plan = compiled(tmp_path / "p.pipe", TEXT, ("sm_90a",))
+    body = plan.ptx["sm_90a"].split(".entry rows_")[1].split(".entry")[0]
+    loads = [m.start() for m in re.finditer(r"ld\.global\.nc\.v4", body)]
+    notes = [m.start() for m in re.finditer(r"atom\.global\.cas", body)]
+    assert loads and len(notes) == 1 and max(loads) < notes[0]
