@@ -95,7 +95,7 @@ def convolution_of(graph: Graph, node: Node) -> Convolution | None:
     windows = windows_of(graph, node.id, every=True)
     if windows is None or node.type.dtype not in (F32, I32) or product.depth.as_int() is None:
         return None
-    if windows.guarded and windows.fill != 0:
+    if windows.outside or (windows.guarded and windows.fill != 0):
         return None
     if any(size.as_int() is None for _, size, _ in windows.digits) or len(windows.channels) > 1:
         return None

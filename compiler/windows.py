@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 
@@ -84,8 +84,9 @@ class Windows:
     reduction's result.
 
     `indices` find an element of the source from the result's symbols d0, d1... and the digits of
-    k; `channels` are the digits that move no window; `outer` the other axes of the columns. Where
-    they are `guarded`, what lies outside the source is `fill`.
+    k; `channels` are the digits that move no window of the `axes`; `outer` the other axes of the
+    columns. Where they are `guarded`, what lies outside the source is `fill`; a guard of `outside`
+    bounds one of the channels, as that is of the planes of a volume.
     """
 
     source: Ref
@@ -96,6 +97,19 @@ class Windows:
     axes: tuple[Axis, ...]
     guarded: bool
     fill: float | int | bool
+    outside: tuple[Expr, ...] = ()
+
+    def inside(self, name: str, size: Expr) -> tuple[Expr, Expr]:
+        """The values of one of the channels at which there are elements of the source."""
+        begin, stop = const(0), size
+        for guard in self.outside:
+            step = _slope(guard, name)
+            rest = guard - sym(name) * step
+            if step > 0:
+                begin = maximum(begin, floordiv(const(step - 1) - rest, step))
+            elif step < 0:
+                stop = minimum(stop, floordiv(rest, -step) + 1)
+        return begin, stop
 
     @property
     def share(self) -> bool:
@@ -153,7 +167,9 @@ def windows_at(
     guards = [g for g in map(at, view.guard) if not facts.is_nonneg(g)]
     indices, source = tuple(map(at, view.indices)), node.operands[0]
     found = _windows(graph, source, domain, columns, indices, guards, digits, facts)
-    if found is None or found.channels or found.axes[-1].source != len(indices) - 1:
+    if found is None or found.channels or found.outside:
+        return None
+    if found.axes[-1].source != len(indices) - 1:
         return None
     across = found.axes[0]
     bounded = any(f"d{across.axis}" in g.symbols() for g in guards)
@@ -185,17 +201,28 @@ def _windows(
         axes = [*_still(axes, indices, shape, digits, guards), *axes]
     axes = [_within(a, indices[a.source], guards, facts) for a in axes]
     ends = {e for a in axes for e in _ends(indices, a)}
-    if not axes or not ends.issuperset(guards):
+    if not axes:
         return None
     moving = {name for a in axes for name, _ in a.shifts}
     moved = {f"d{a.axis}" for a in axes} | moving
     others = [e for n, e in enumerate(indices) if n not in {a.source for a in axes}]
-    if any(e.symbols() & moved for e in others):
+    channels = tuple(d for d in digits if d[0] not in moving)
+    outside = tuple(g for g in guards if g not in ends)
+    if any(e.symbols() & moved for e in (*others, *outside)):
+        return None
+    if any(sum(_slope(g, name) != 0 for name, _, _ in channels) != 1 for g in outside):
         return None
     return Windows(
-        source, indices, digits, tuple(d for d in digits if d[0] not in moving),
+        source, indices, digits, channels,
         tuple(a for a in columns if a not in {x.axis for x in axes}), tuple(axes), bool(guards), 0,
+        outside,
     )  # fmt: skip
+
+
+def _slope(expr: Expr, name: str) -> int:
+    """The step of an expression for a symbol; 0 if it has none, or not the same everywhere."""
+    found = expr.coefficient(name)
+    return (found.as_int() or 0) if found is not None else 0
 
 
 def is_worth_it(graph: Graph, anchor: int, windows: Windows) -> bool:

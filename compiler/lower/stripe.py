@@ -154,12 +154,14 @@ class Stripe:
         def channels(left: list[tuple[str, Expr]]) -> None:
             if left:
                 (name, size), *rest = left
-                return low.loop(name, const(0), size, lambda: channels(rest))
+                return low.loop(name, *windows.inside(name, size), lambda: channels(rest))
             if seen is not None:
                 self._clear_rows(plane * self.phases, rows, seen, around)
             self._phases("v", self.across, band)
 
-        self._clear(self.channels * self.phases * self.plane, const(self.slack), around)
+        size = self.channels * self.phases * self.plane
+        first = const(0) if windows.outside else size
+        self._clear(first, size + self.slack - first, around)
         channels([(n, size) for n, size, _ in windows.channels])
 
     def _columns(self, x0: Expr, phase: Expr) -> tuple[Expr, Expr]:
