@@ -43,6 +43,7 @@ def pipeline_of(
     from .channels_last import ChannelsLast
     from .check_first import CheckFirst
     from .find_products import FindProducts
+    from .float_sums import FloatSums
     from .fold_constants import FoldConstants
     from .join_products import JoinProducts
     from .minimal_filters import MinimalFilters
@@ -57,6 +58,7 @@ def pipeline_of(
         JoinProducts(),
         AlignRows(single_queries),
         FindProducts(not channels_last, narrow, integers, single_queries, load),
+        *((FloatSums(),) if integers else ()),
         *((ChannelsLast(),) if channels_last else ()),
         FoldConstants(load, narrow),
         *((MinimalFilters(load),) if filters else ()),

@@ -33,11 +33,11 @@ class FoldConstants(Pass):
     """What depends on weights and constants alone becomes a constant; `load` reads the weights.
 
     Of what is repeated along an axis one element is stored. A result much larger than what it is
-    computed from stays: it would only fill the plan. So does a
-    tensor that is stored anyway in another shape, such as a table of embeddings that is the last
-    layer's matrix too, and so do codes and scales, which products and gathers unfold as they read
-    them. With `narrow`, so does a large weight that is stored in fewer bits than it is used in,
-    where its readers can convert what they read as kernels for GPUs do.
+    computed from stays: it would only fill the plan. So does a tensor that is stored anyway in
+    another shape, such as a table of embeddings that is the last layer's matrix too, and so do
+    codes and scales, which products and gathers unfold as they read them. With
+    `narrow`, so does a large weight that is stored in fewer bits than it is used in, where its
+    readers can convert what they read as kernels for GPUs do.
     """
 
     name: ClassVar[str] = "fold_constants"

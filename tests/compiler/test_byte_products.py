@@ -220,3 +220,26 @@ def test_convolutions_are_products_of_their_codes(
         np.testing.assert_array_equal(pipe(x=x, w=w), wanted)
     ((_, text),) = stages.text_after(path, "kernels", {})
     assert "tile_product" in text
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("high", "wide", "exact"), [(3, 3, True), (7, 47, True), (7, 48, False)])
+def test_sums_of_single_channels_are_of_floats_that_hold_them(
+    rng: np.random.Generator, tmp_path: Path, level: str, high: int, wide: int, exact: bool
+) -> None:
+    """Each channel by its own window, with the greatest codes; f32 holds sums up to 2^24."""
+    path = tmp_path / "p.pipe"
+    path.write_text(
+        f"pipeline p(x: u8[2, 5, 11, 60], w: i8[5, {high}, {wide}])"
+        f" -> i64[2, 5, {12 - high}, {61 - wide}]:\n"
+        "    y[b, c, i, j] = sum[m, n] (i32(x[b, c, i + m, j + n]) - 143) * (i32(w[c, m, n]))\n"
+        "    y\n"
+    )
+    x, w = some(rng, U8, 2, 5, 11, 60), some(rng, I8, 5, high, wide)
+    x[0, 0], w[0] = 0, -128
+    seen = np.lib.stride_tricks.sliding_window_view(x.astype(np.int64) - 143, (high, wide), (2, 3))
+    pipe = CpuPipeline(compile_file(path, levels=(level,)), threads=1)
+    wanted = np.einsum("bcijmn,cmn->bcij", seen, w.astype(np.int64))
+    np.testing.assert_array_equal(pipe(x=x, w=w), wanted)
+    ((_, text),) = stages.text_after(path, "kernels", {})
+    assert (": f32 of mul.f32" in text) == exact
