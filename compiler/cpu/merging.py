@@ -23,7 +23,7 @@ from stagefuse.compiler.kernel_ir import (
     Store,
     Value,
 )
-from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, sym
 
 from .bodies import is_unrolled, values_of, walk, written_buffers
 from .values import parts, renamed
@@ -56,7 +56,34 @@ def _statement(s: Statement, shapes: Shapes) -> Statement:
     match s.body:
         case (For(lo=lo) as inner,) if lo == const(0):
             return as_one(s, inner, shapes) or s
+        case (For() as inner,):
+            return _stretch(s, inner, shapes) or s
     return s
+
+
+def _stretch(s: For, inner: For, shapes: Shapes) -> For | None:
+    """Loops over rows of some width, and of each over what is between two places counted flat over
+    all of them: as one loop from place to place."""
+    begin, stop = _sides(inner.lo, "max"), _sides(inner.hi, "min")
+    if begin is None or stop is None or begin[0] != const(0):
+        return None
+    (_, first), (wide, last) = begin, stop
+    first, last = first + sym(s.index) * wide, last + sym(s.index) * wide
+    if s.index in first.symbols() | last.symbols() or (wide.as_int() or 0) < 1:
+        return None
+    if (s.lo, s.hi) != (floordiv(first, wide), floordiv(last + (wide - 1), wide)):
+        return None
+    found = as_one(s, replace(inner, lo=const(0), hi=wide), shapes)
+    return None if found is None else replace(found, lo=first, hi=last)
+
+
+def _sides(expr: Expr, kind: str) -> tuple[Expr, Expr] | None:
+    """The number and the other side that an expression is the minimum or maximum of."""
+    match expr.terms:
+        case ((((atom, 1),), 1),) if atom.kind == kind:
+            one, other = atom.args
+            return (one, other) if one.as_int() is not None else (other, one)
+    return None
 
 
 def _fold(s: Fold, shapes: Shapes) -> Fold:

@@ -12,7 +12,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from ..filtering import filtering_of
 from ..graph import flatten_index
 from ..kernel_ir import Alloc, Index, Store, TileProduct
-from ..panel_width import panel_width, panels_time
+from ..panel_width import PANELS, panel_width, panels_time
 from ..windows import FEW_ROWS, Windows, is_worth_it, step_in_place, windows_of
 from .blocks import Parallel
 from .expressions import at_least_one, product_of
@@ -27,6 +27,8 @@ from .values import Lowering
 
 STRETCH = 480
 """Columns of a step where any number will do: ten panels of 48, five vectors of AVX-512 in six."""
+SHALLOW = 192
+"""Rows of the other matrix that stay in the first-level cache for all rows of a result."""
 BAND, BYTE_BAND = 32, 256
 """Rows of the other matrix that few rows take at a time; the same of 8 bits."""
 NEAR = 1 << 12
@@ -48,7 +50,9 @@ def lower_product(low: Lowering) -> Parallel:
     if windows is None or not (wanted or low.group.thin):
         return lower_contract(low)
     most, source = low.facts.bounds(p.rows)[1], low.graph.type(windows.source)
+    depth = p.depth.as_int()
     few = low.group.thin or (most is not None and most <= FEW_ROWS)
+    few = few or (depth is not None and depth <= SHALLOW)
     alone = low.group.packs[p.operands[1]].members == {p.operands[1].node}
     alone = alone or (low.group.thin and is_converted(low, p))
     if few and alone and source.dtype == p.stored and step is not None:
@@ -70,16 +74,25 @@ class _Direct(Stretches):
         super().__init__(low, p, windows)
         self.step = step
         self.columns = product_of([a.size for a in windows.axes])
-        self.width = panel_width(self.columns)
+        self.width = self._width()
         self.p = p.tiled(low, self.width)
         self.band = BYTE_BAND if p.of_bytes else BAND
         most = low.facts.bounds(p.rows)[1]
         self.converts = is_converted(low, p)
-        in_bands = most is None or most <= self.p.row_tile or most > FEW_ROWS
+        in_bands = most is None or most <= self.p.row_tile
+        in_bands = in_bands or (low.group.thin and most is not None and most > FEW_ROWS)
         depth, columns = p.depth.as_int(), self.columns.as_int()
         is_near = depth is not None and columns is not None and depth * columns <= NEAR
+        is_near = is_near or (depth is not None and depth <= self.band)
         self.is_thin = (in_bands and not is_near) or self.converts
         self.tiles = 1 if self.is_thin else -(-FEW_ROWS // self.p.row_tile)
+
+    def _width(self) -> int:
+        """The width of panels that takes the least time; there may be fewer columns in the last."""
+        columns = self.columns.as_int()
+        if columns is None:
+            return panel_width(self.columns)
+        return min(PANELS, key=lambda width: panels_time(columns, width))
 
     def lower(self) -> Parallel:
         low, p = self.low, self.p

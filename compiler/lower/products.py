@@ -499,6 +499,8 @@ def _finish(
     low: Lowering, p: _Product, tile: str, place: Expr, start: Expr, count: Expr, panel: Expr
 ) -> None:
     """What the kernel stores of a tile of `count` rows from `start`, in scratch at `place`."""
+    if _lies_along_rows(p):
+        return _finish_columns(low, p, tile, place, start, count, panel)
 
     def one_row() -> None:
         low.facts = low.facts.with_ranges({"r": (0, p.row_tile - 1)})
@@ -510,3 +512,35 @@ def _finish(
             low.store(p.place(low, start + sym("r"), panel * p.panel + column))
 
     low.loop("r", const(0), count, one_row)
+
+
+def _lies_along_rows(p: _Product) -> bool:
+    """Whether places of an image are the rows, and channels, an axis before them, the columns."""
+    last = max(a for a, size in enumerate(p.domain) if size.as_int() != 1)
+    columns = [a for a in p.primitive.columns if p.domain[a].as_int() != 1]
+    return last in p.primitive.rows and len(columns) == 1
+
+
+def _finish_columns(
+    low: Lowering, p: _Product, tile: str, place: Expr, start: Expr, count: Expr, panel: Expr
+) -> None:
+    """The same a column after the other, where the result lies along the rows."""
+    wide = [p.domain[a] for a in p.primitive.rows if p.domain[a].as_int() != 1][-1]
+
+    def element() -> None:
+        row = sym("s") * wide + sym("r")
+        inside = Load(tile, (Index(place), Index(row - start), Index(sym("c"))), p.dtype)
+        with low.part(low.group, {p.ref: lambda _: inside}):
+            low.store(p.place(low, row, panel * p.panel + sym("c")))
+
+    def one_line() -> None:
+        low.facts = low.facts.with_ranges({"r": (0, wide - 1)})
+        skip = start - sym("s") * wide  # from the line's first row to the tile's
+        begin, stop = maximum(skip, 0, low.facts), minimum(skip + count, wide, low.facts)
+        low.loop("r", begin, stop, element, vector=True)
+
+    def one_column() -> None:
+        end = floordiv(start + count + (wide - 1), wide, low.facts)
+        low.loop("s", floordiv(start, wide, low.facts), end, one_line)
+
+    low.loop("c", const(0), p.width(panel), one_column)

@@ -118,20 +118,22 @@ class Stretches:
             with low.part(low.group, {p.ref: lambda _: load}):
                 low.store([at.get(x, const(0)) for x in range(len(p.domain))])
 
-        def rows_of(begin: Expr, stop: Expr, line: Expr, c: Expr, inside: Expr) -> None:
-            def one_row() -> None:
-                low.loop("c", begin, stop, lambda: store(line, c, inside), vector=True)
-
-            low.loop("r", const(0), rows, one_row)
+        def one_row() -> None:
+            if len(axes) > 1:
+                return low.loop("s", floordiv(column, pitch, low.facts), end, one_line)
+            low.loop(
+                "c", const(0), count, lambda: store(const(0), column + sym("c"), sym("c")),
+                vector=True,
+            )  # fmt: skip
 
         def one_line() -> None:
             skip = column - sym("s") * pitch  # from the line's first column to the tile's
             begin = maximum(skip, 0, low.facts)
             stop = minimum(skip + count, wide, low.facts)
-            rows_of(begin, stop, sym("s"), sym("c"), sym("c") - skip)
+            low.loop(
+                "c", begin, stop, lambda: store(sym("s"), sym("c"), sym("c") - skip), vector=True
+            )
 
-        if len(axes) == 1:
-            return rows_of(const(0), count, const(0), column + sym("c"), sym("c"))
-        stop = floordiv(column + count + (pitch - 1), pitch, low.facts)
-        stop = stop if lines is None else minimum(stop, lines, low.facts)
-        low.loop("s", floordiv(column, pitch, low.facts), stop, one_line)
+        end = floordiv(column + count + (pitch - 1), pitch, low.facts)
+        end = end if lines is None else minimum(end, lines, low.facts)
+        low.loop("r", const(0), rows, one_row)

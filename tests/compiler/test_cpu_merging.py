@@ -150,3 +150,31 @@ def test_extents_of_nothing() -> None:
     pipe = sf.compile("pipeline p(x: f32[B, H, W]) -> f32[B]:\n    sum(x, axis=(1, 2))\n")
     for size in ((3, 0, 4), (3, 4, 0), (0, 2, 2)):
         np.testing.assert_array_equal(pipe(x=np.ones(size, np.float32)), np.zeros(size[0]))
+
+
+STRETCH = """stagefuse kernel 1
+kernel part for test
+buffer x : in f32[9, 7]
+buffer w : in f32[7]
+buffer z : out f32[9, 7]
+dims
+parallel p in 4
+for s in (16*p) // 7..(min(16, -16*p + 63) + 16*p + 6) // 7
+  for c in max(0, 16*p - 7*s)..min(7, min(16, -16*p + 63) + 16*p - 7*s) vector
+    store z[s, c] = neg.f32(x.f32[s, c])
+"""
+
+
+@pytest.mark.parametrize("pitch", ["as they lie", "columns of weights", "a gap", "fewer rows"])
+def test_a_stretch_over_several_rows_is_one_loop(pitch: str) -> None:
+    """From element 16 p on, whichever rows they are in; not where a row is left out."""
+    edits = {
+        "as they lie": ("", ""), "columns of weights": ("x.f32[s, c]", "w.f32[c]"),
+        "a gap": ("min(7, min", "min(6, min"), "fewer rows": ("+ 6) // 7", "- 1) // 7"),
+    }  # fmt: skip
+    (loop,) = merged(parse_kernel(STRETCH.replace(*edits[pitch]))).body
+    assert isinstance(loop, For) and isinstance(loop.body[0], For) == (pitch != "as they lie")
+    if pitch == "as they lie":
+        for p in range(4):
+            ends = [e.evaluate({"p": p}) for e in (loop.lo, loop.hi)]
+            assert ends == [16 * p, min(16 * p + 16, 63)]
