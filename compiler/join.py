@@ -9,7 +9,7 @@ Joins, tried in this order on the kernels that `fuse` found:
 - *chained*: a product whose rows go through row reductions into another product (attention)
   computes a block of rows from end to end.
 - what `join_operands` and `join_chosen` do, for products whose operands other kernels only
-  prepare.
+  prepare, and `join_reduced`, for those whose rows are only reduced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .attention import find_softmax, is_cheap, is_narrow
 from .graph import Contract, Graph, Node, Ref, View, flatten_index
 from .groups import Access, Group, Partition, flops
 from .inverse import inverse
-from .join_chosen import ChosenJoiner
+from .join_reduced import ReducedJoiner
 from .steps import steps_of
 
 
@@ -40,13 +40,14 @@ def join(
     return _Joiner(graph, found, longest).run(joins)
 
 
-class _Joiner(ChosenJoiner):
+class _Joiner(ReducedJoiner):
     def run(self, joins: Sequence[str]) -> Partition:
         rules = {
             "placed": self._placed, "chained": self._chained, "packed": self._packed,
             "gathered": self._gathered,
             "direct": self._direct, "halved": self._halved, "thin": self._thin,
             "attended": self._attended, "coded": self._coded, "chosen": self._chosen,
+            "reduced": self._reduced,
         }  # fmt: skip
         self.halves = "halved" in joins
         for joined in (rules[name] for name in joins):

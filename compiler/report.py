@@ -63,12 +63,12 @@ def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:
     """The arithmetic of a kernel, and the bytes that it touches of its buffers."""
     work, moved = const(0), const(0)
     parts = [
-        b for ref, b in zip(lowered.values, lowered.kernel.buffers, strict=True)
-        if ref.node < 0 and b.mode == "in" and _is_product(graph, -1 - ref.node)
+        (-1 - ref.node, b) for ref, b in zip(lowered.values, lowered.kernel.buffers, strict=True)
+        if ref.node < 0 and b.mode == "in" and _is_in_parts(graph, -1 - ref.node)
     ]  # fmt: skip
-    for buffer in parts:  # of a product that another kernel has computed in parts
+    for _, buffer in parts:  # of what another kernel has computed in parts
         work = work + size_of(buffer.shape)
-    done = _before_products(graph, lowered.nodes) if parts else set[int]()
+    done = _left(graph, lowered, {number for number, _ in parts}) if parts else set[int]()
     for number in lowered.nodes:
         if number not in done:
             work = work + _work(graph, graph.nodes[number])
@@ -77,8 +77,8 @@ def work_of(graph: Graph, lowered: Lowered) -> tuple[Expr, Expr]:
     return work, moved
 
 
-def _is_product(graph: Graph, number: int) -> bool:
-    return isinstance(graph.nodes[number].primitive, Contract)
+def _is_in_parts(graph: Graph, number: int) -> bool:
+    return isinstance(graph.nodes[number].primitive, Contract | Reduce)
 
 
 def _touched(graph: Graph, lowered: Lowered, ref: Ref, buffer: Buffer) -> Expr:
@@ -101,16 +101,17 @@ def _touched(graph: Graph, lowered: Lowered, ref: Ref, buffer: Buffer) -> Expr:
     return minimum(whole, read, graph.facts)
 
 
-def _before_products(graph: Graph, nodes: Sequence[int]) -> set[int]:
-    """Of some nodes the products, and those that compute what they multiply."""
-    inside, found = set(nodes), set[int]()
-    pending = [n for n in nodes if isinstance(graph.nodes[n].primitive, Contract)]
+def _left(graph: Graph, lowered: Lowered, made: set[int]) -> set[int]:
+    """The nodes of a kernel that it does not compute, since it has parts of what is `made`."""
+    written = zip(lowered.values, lowered.kernel.buffers, strict=True)
+    pending = [ref.node for ref, b in written if ref.node >= 0 and b.mode != "in"]
+    inside, found = set(lowered.nodes) - made, set[int]()
     while pending:
         number = pending.pop()
-        if number not in found:
+        if number in inside and number not in found:
             found.add(number)
-            pending += [r.node for r in graph.nodes[number].operands if r.node in inside]
-    return found
+            pending += [ref.node for ref in graph.nodes[number].operands]
+    return set(lowered.nodes) - found
 
 
 def describe(node: Node) -> str:

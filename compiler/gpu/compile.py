@@ -56,7 +56,9 @@ from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, occupancy
 from .tensor_maps import TensorMap
 from .unfolded import UnfoldedWriter
 
-JOINS = ("placed", "attended", "chained", "gathered", "coded", "halved", "direct", "chosen")
+JOINS = (
+    "placed", "attended", "chained", "gathered", "coded", "halved", "direct", "chosen", "reduced",
+)  # fmt: skip
 START = "sf_start"
 """The entry that sets a counter to 0."""
 TUNED = ("contract", "attention")

@@ -245,9 +245,25 @@ def gathered_in(graph: Graph, group: Group, anchor: int) -> Gathered | None:
     return gathered_of(graph, node)
 
 
-def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
+@frozen
+class RowOfTile:
+    """Row `r` of the tile `name` in scratch: the `row` of the product, from its column `first` on.
+    `number`: which tile of the row it is."""
+
+    name: str
+    row: Expr
+    first: Expr
+    number: Expr
+
+
+def lower_contract(
+    low: Lowering,
+    shape: Shape | None = None,
+    by_row: Callable[[Lowering, Product, RowOfTile], None] | None = None,
+) -> Parallel:
     """Tiles of rows by panels: computed, then stored with what follows. In a given shape, whose
-    depth a cluster of blocks may share, each of them stores some of its rows."""
+    depth a cluster of blocks may share, each of them stores some of its rows. If it is given,
+    `by_row` does what there is to do with a row of a tile."""
     p, group = tile_of(low, product_of(low, low.group.anchor), shape)
     rows, order = p.row_tile, _order(low, p, group, shape)
     parallel, ends = order.loops, (const(0), const(rows))
@@ -256,7 +272,8 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
         own = rows // shape.split
         ends = sym(RANK) * own, sym(RANK) * own + own
     low.bind(parallel)
-    turned = not low.schedule.tensor_copies and shape is None and _lies_along_rows(low, p)
+    turned = by_row is None and not low.schedule.tensor_copies and shape is None
+    turned = turned and _lies_along_rows(low, p)
     width = group * p.panel + (TURNED_PADDING if turned else PADDING)
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
@@ -290,6 +307,10 @@ def lower_contract(low: Lowering, shape: Shape | None = None) -> Parallel:
 
     def all_of_it() -> None:
         low.loop("p", first, minimum(first + group, p.panels), one_panel)
+        if by_row is not None:
+            here = RowOfTile(tile, start + sym("r"), first * p.panel, order.column)
+            low.facts = low.facts.with_ranges({"r": (0, rows - 1)})
+            return low.loop("r", *stretch, lambda: by_row(low, p, here), vector=True)
         if turned:
             return low.loop("c", const(0), const(group * p.panel), down, vector=True)
         low.loop("r", *stretch, finish, vector=True)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from stagefuse.compiler.graph import Contract, Graph, Node, Scan
 from stagefuse.compiler.groups import Group
+from stagefuse.compiler.join_reduced import rows_reduced
 from stagefuse.compiler.kernel_ir import Value
 from stagefuse.compiler.lower import FORMS, Sites
 from stagefuse.compiler.lower.blocks import Parallel
@@ -47,10 +48,11 @@ from .few_tiles import (
 )
 from .long_sorts import scatter_forms, sort_forms
 from .persistent import Whole
+from .reduced import cut_of, lower_rest, lower_tiles
 from .split_rows import levels, lower_level, lower_rest_of_rows, share_of_rows
 from .split_scan import lower_stretch_scans, lower_stretches, splits
 from .teams import WARP_ROW
-from .tiles import Choice, choices
+from .tiles import Choice, Shape, choices
 from .transposed import lower_elements
 from .unfolded import lower_unfolded, unfolded_of
 from .whole import lower_whole_parts, lower_whole_rest, share_of
@@ -59,6 +61,17 @@ SHORT_ROWS = (256, 1024, 4096)
 """Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
 WGMMA = ("sm_90a",)
 """Arches with warpgroup instructions."""
+FEW_REDUCED, MANY_REDUCED = 64, 1 << 20
+"""Rows, and elements of a product, from which on its tiles reduce its rows: fewer rows have tiles
+of their own, and fewer elements are read again from the L2 cache."""
+DEEP_REDUCED = 256
+"""Depth up to which that is so of 16 and 8 bits on warpgroups: tensor copies bring operands, and
+store results while the next tile is multiplied, at 700 TFLOP/s and more; what `cp.async` feeds is
+taken to reach 400. An element of f32 that is not read again saves 1 ps, and the difference is 1 ps
+at a depth of about 500, but there is also the time of the reduction."""
+REDUCED_COLUMNS = 128
+"""Of tiles of 16 and 8 bits on warpgroups: an SM holds two, of which one multiplies while the other
+reduces."""
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
 GPU_FORMS: Forms = {
     **FORMS,
@@ -119,7 +132,9 @@ def families(graph: Graph, group: Group, arches: Sequence[str]) -> list[tuple[st
 
 def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
     """The kernels of a group on arches of one family."""
-    if group.apart and arches[0] in WGMMA:
+    if rows_reduced(group) is not None:
+        yield from _reduced(graph, group, sites, arches)
+    elif group.apart and arches[0] in WGMMA:
         yield from _in_steps(graph, group, sites, arches)
     elif group.kind == "contract":
         yield from _products(graph, group, sites, arches)
@@ -151,6 +166,45 @@ def _in_steps(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -
         for part in groups if share != const(0) else ():
             for draft in drafts(graph, part, sites, arches):
                 yield draft._replace(share=graph.facts.simplify(draft.share * share))
+
+
+def _reduced(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
+    """A product whose rows are reduced tile by tile, where it has many elements; else by a kernel
+    that reads them. On warpgroups a deep product in 16 or 8 bits gains more by tensor copies."""
+    rows, own = rows_reduced(group), partial(SourceLowering, graph, group, sites)
+    assert group.anchor is not None and rows is not None
+    node, narrow = graph.nodes[group.anchor], operands_of(graph, group) is not None
+    product, shape = node.primitive, node.type.shape
+    assert isinstance(product, Contract)
+    high, wide = (size_of([shape[a] for a in x]) for x in (product.rows, product.columns))
+    many = minimum(floordiv(high, FEW_REDUCED + 1), floordiv(high * wide, MANY_REDUCED))
+    many = graph.facts.simplify(minimum(many, const(1)))
+    groups = arches[0] in WGMMA
+    if groups and narrow and (product.depth.as_int() or DEEP_REDUCED + 1) > DEEP_REDUCED:
+        many = const(0)
+    ways: list[tuple[SourceLowering, Shape | None, Expr]] = []
+    others = many
+    for choice in choices(graph, group) if groups and not narrow and many != const(0) else ():
+        draft = shape_draft(own(GPU), replace(choice, holds=choice.holds * many))
+        ways.append((draft.low, choice.shape, draft.share))
+        others = others - draft.share
+    schedule = GPU_HALF if narrow else GPU
+    if groups and narrow:
+        schedule = replace(GPU_WGMMA, tile_columns=REDUCED_COLUMNS)
+    if graph.facts.simplify(others) != const(0):
+        ways.append((own(schedule), None, others))
+    for variant, (low, tile, share) in enumerate(ways):
+        cut = cut_of(low, tile, variant)
+        share = graph.facts.simplify(share)
+        form = partial(lower_tiles, cut=cut, shape=tile)
+        yield Draft(low, {"contract": form}, share, "reduced")
+        rest = SourceLowering(graph, rows, sites, GPU)
+        yield Draft(rest, {"row": partial(lower_rest, cut=cut)}, share, "of tiles")
+    for part in group.apart if many != const(1) else ():
+        for draft in drafts(graph, part, sites, arches):
+            share = graph.facts.simplify(draft.share * (1 - many))
+            if share != const(0):
+                yield draft._replace(share=share)
 
 
 def _products(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from stagefuse.compiler.graph import Contract, Graph
 from stagefuse.compiler.groups import Group
+from stagefuse.compiler.join_reduced import rows_reduced
 from stagefuse.compiler.lower import Sites
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.schedule import GPU, GPU_HALF, GPU_TMA
@@ -57,7 +58,7 @@ def candidates(
     if group.kind == "attention":
         groups = arch in WGMMA and suits_groups(SourceLowering(graph, group, Sites(), GPU))
         return [{"warps": 1}] if groups else []
-    if group.kind != "contract" or group.anchor is None:
+    if group.kind != "contract" or group.anchor is None or rows_reduced(group) is not None:
         return []
     found: list[Changes] = []
     if arch in WGMMA:

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stagefuse.compiler.fuse_rules import ROW_LIMIT
-from stagefuse.compiler.graph import Graph, Node, Reduce, Ref
+from stagefuse.compiler.graph import Graph, Reduce, Ref
 from stagefuse.compiler.groups import Group
+from stagefuse.compiler.join_reduced import reduction_of
 from stagefuse.compiler.kernel_ir import Buffer, Const, Fold, Index, Load, Local, Op, Store, Value
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import as_dtype
@@ -38,7 +39,7 @@ LEAST = 4 * PART
 
 def whole(graph: Graph, group: Group) -> bool:
     """Whether a group is nothing but a reduction of many elements into one."""
-    found = _reduction(graph, group)
+    found = reduction_of(graph, group)
     if found is None or found[0].type.shape or len(group.members) != 1:
         return False
     node, _ = found
@@ -49,7 +50,7 @@ def whole(graph: Graph, group: Group) -> bool:
 def share_of(low: Lowering) -> Expr:
     """1 for the sizes at which a group's reduction is split, else 0."""
     graph, group = low.graph, low.group
-    found = _reduction(graph, group)
+    found = reduction_of(graph, group)
     if found is None:
         return const(0)
     node, reduce = found
@@ -63,18 +64,10 @@ def share_of(low: Lowering) -> Expr:
     return graph.facts.simplify(few * long)
 
 
-def _reduction(graph: Graph, group: Group) -> tuple[Node, Reduce] | None:
-    """The reduction of a group that stores nothing for each element of a row, if it has one."""
-    if group.kind != "row" or group.row_axes:
-        return None
-    nodes = [graph.nodes[m] for m in group.members]
-    found = [(n, n.primitive) for n in nodes if isinstance(n.primitive, Reduce)]
-    return found[0] if len(found) == 1 else None
-
-
 @frozen
-class _Cut:
-    """How a reduction is cut: `count` parts of `length` along `axis`, the others whole."""
+class Cut:
+    """How a reduction is cut: `count` parts of `length` along `axis`, the others whole. `variant`
+    numbers the ways in which a plan cuts it."""
 
     ref: Ref
     reduce: Reduce
@@ -82,6 +75,7 @@ class _Cut:
     axis: int
     length: Expr
     count: Expr
+    variant: int = 0
 
     @property
     def kept(self) -> list[int]:
@@ -92,9 +86,9 @@ class _Cut:
         return self.reduce.kind.startswith("arg")
 
 
-def _cut(low: Lowering) -> _Cut:
+def _cut(low: Lowering) -> Cut:
     graph = low.graph
-    found = _reduction(graph, low.group)
+    found = reduction_of(graph, low.group)
     assert found is not None
     node, reduce = found
     shape, axes = graph.type(node.operands[0]).shape, reduce.axes
@@ -105,7 +99,7 @@ def _cut(low: Lowering) -> _Cut:
     size = shape[axis]
     length = const(PART) if len(axes) == 1 else floordiv(size, PARTS) + 1
     count = floordiv(size + length - 1, length)
-    return _Cut(Ref(node.id), reduce, shape, axis, length, count)
+    return Cut(Ref(node.id), reduce, shape, axis, length, count)
 
 
 def lower_whole_parts(low: Lowering) -> Parallel:
@@ -125,28 +119,38 @@ def lower_whole_parts(low: Lowering) -> Parallel:
     low.facts = before.with_ranges({n: (0, e - 1) for n, e in loops})
     value = low.value(low.graph.nodes[cut.ref.node].operands[0], tuple(place), ())
     low.facts = before
+    for number, part in fold_part(low, cut, loops, value, begin):
+        _store(low, cut, number, part)
+    return parallel, size_of([e for _, e in loops])
+
+
+def fold_part(
+    low: Lowering, cut: Cut, loops: Sequence[tuple[str, Expr]], value: Value, begin: Expr
+) -> list[tuple[int, Value]]:
+    """Folds a value over a part that begins at a place of the axis: what it comes to, numbered 0,
+    and 1 where the extreme is."""
     kind, dtype = cut.reduce.kind, low.graph.type(cut.ref).dtype.compute
+    found: list[tuple[int, Value]] = []
     if cut.gives_places:
         where = low.name("place")
         low.emit(Fold(where, kind, tuple(loops), value, I64))
         inner = size_of([e for name, e in loops if name != f"f{cut.axis}"])
-        _store(low, cut, 1, Op("add", (Local(where, I64), Index(begin * inner)), I64))
+        found.append((1, Op("add", (Local(where, I64), Index(begin * inner)), I64)))
         kind, dtype = kind.removeprefix("arg"), value.dtype
     name = low.name("part")
     low.emit(Fold(name, kind, tuple(loops), as_dtype(value, dtype), dtype))
-    _store(low, cut, 0, Local(name, dtype))
-    return parallel, size_of([e for _, e in loops])
+    return [*found, (0, Local(name, dtype))]
 
 
 def lower_whole_rest(low: Lowering) -> Parallel:
     """The reduction of the parts, and what follows."""
     cut = _cut(low)
     assert isinstance(low, Written)
-    low.parts[cut.ref] = lambda at: _of_parts(low, cut, at)
+    low.parts[cut.ref] = lambda at: of_parts(low, cut, at)
     return lower_rows(low)
 
 
-def _of_parts(low: Lowering, cut: _Cut, at: tuple[Value, ...]) -> Value:
+def of_parts(low: Lowering, cut: Cut, at: tuple[Value, ...]) -> Value:
     """What the parts of an element of the result come to."""
     dtype = low.graph.type(cut.ref).dtype.compute
     loops = (("k", cut.count),)
@@ -162,21 +166,23 @@ def _of_parts(low: Lowering, cut: _Cut, at: tuple[Value, ...]) -> Value:
     return Local(where, I64)
 
 
-def _buffer(low: Lowering, cut: _Cut, number: int, mode: str) -> Buffer:
+def part_buffer(low: Lowering, cut: Cut, number: int, mode: str) -> Buffer:
     """The parts of all elements; number 1 has the places of extremes."""
     dtype = low.graph.type(cut.ref).dtype.compute
     if cut.gives_places and number == 0:
         dtype = low.graph.type(low.graph.nodes[cut.ref.node].operands[0]).dtype.compute
     shape = (*(cut.shape[a] for a in cut.kept), cut.count)
     name = f"b{len(low.buffers)}"
-    return low.buffers.setdefault(parts_of(cut.ref, number), Buffer(name, dtype, shape, mode))
+    return low.buffers.setdefault(
+        parts_of(cut.ref, 2 * cut.variant + number), Buffer(name, dtype, shape, mode)
+    )
 
 
-def _store(low: Lowering, cut: _Cut, number: int, value: Value) -> None:
+def _store(low: Lowering, cut: Cut, number: int, value: Value) -> None:
     place = (*(Index(sym(f"d{n}")) for n in range(len(cut.kept))), Index(sym("ks")))
-    low.emit(Store(_buffer(low, cut, number, "out").name, place, value))
+    low.emit(Store(part_buffer(low, cut, number, "out").name, place, value))
 
 
-def _load(low: Lowering, cut: _Cut, number: int, at: Sequence[Value]) -> Value:
-    buffer = _buffer(low, cut, number, "in")
+def _load(low: Lowering, cut: Cut, number: int, at: Sequence[Value]) -> Value:
+    buffer = part_buffer(low, cut, number, "in")
     return Load(buffer.name, (*at, Index(sym("k"))), buffer.dtype)
