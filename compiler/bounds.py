@@ -22,6 +22,9 @@ SMALL = (0, 1, 2, 3, 4, 5, 8, 12, 17, 64, 1000)
 TRIES = 300
 GOALS = 40
 """Goals that one line of a proof may try."""
+BARE_GOALS = 12
+"""Goals of the proof that is tried first, from ranges alone: nearly all bounds have one, and what
+conditions say need not be found out."""
 
 
 @dataclass
@@ -51,7 +54,8 @@ class Bounds:
         key = (expr, tuple(guards), _ranges_of((expr, *guards), facts))
         if key in self.known:
             return None
-        if _follows(expr, facts, expanded((*guards, *self.given), facts)):
+        bare = _Search(facts, (), BARE_GOALS).steps_to(expr)
+        if bare or _follows(expr, facts, expanded((*guards, *self.given), facts)):
             self.known.add(key)
             return None
         found = _counterexample(expr, facts, (*guards, *self.given))
@@ -118,19 +122,19 @@ class _Search:
     Each step takes something away: a condition, a symbol, a function. `GOALS` bounds the work.
     """
 
-    def __init__(self, facts: Facts, conditions: Sequence[Expr]) -> None:
+    def __init__(self, facts: Facts, conditions: Sequence[Expr], goals: int = GOALS) -> None:
         self.facts, self.conditions = facts, conditions
         self.failed: set[Expr] = set()
-        self.left = GOALS
+        self.left = goals
         self.plain: dict[Expr, bool] = {}
         self.depths: dict[str, int] = {}
 
     def proves(self, goal: Expr) -> bool:
-        if self._proves(goal):
+        if self.steps_to(goal):
             return True
         for case in self._without_conditions(goal):
             self.left = GOALS // 3
-            if self._proves(case):
+            if self.steps_to(case):
                 return True
         return self.facts.is_nonneg(goal)
 
@@ -143,7 +147,8 @@ class _Search:
         goal = divisor - 1
         return self._plain(goal) or any(map(self._plain, self._without_conditions(goal)))
 
-    def _proves(self, goal: Expr) -> bool:
+    def steps_to(self, goal: Expr) -> bool:
+        """Whether steps lead to the goal from here, those that are left."""
         if self._plain(goal):
             return True
         if goal in self.failed or self.left <= 0:
@@ -155,7 +160,9 @@ class _Search:
         moves = list(self._moves(goal))
         if any(all(map(self._plain, cases)) for cases in moves):
             return True
-        return any(all(map(self._proves, cases)) for cases in moves)
+        if not self.conditions:
+            moves.sort(key=_length)
+        return any(all(map(self.steps_to, cases)) for cases in moves)
 
     def _moves(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:
         """Lists of goals, each of which proves this one. What is exact has no alternative."""
@@ -291,18 +298,36 @@ class _Search:
                     yield goal - condition * times
 
 
+def _length(cases: tuple[Expr, ...]) -> int:
+    """How long goals are: where most cancels, a proof is found soonest, or fails."""
+    return sum([case.length() for case in cases])
+
+
 def _multiples(expr: Expr, condition: Expr) -> tuple[Expr, ...]:
     """Factors, none negative, by which a condition may be contained in an expression."""
     found = {const(1): None}
-    for name in condition.symbols():
-        inside, outside = condition.coefficient(name), expr.coefficient(name)
-        if inside == const(1) and outside is not None and outside.terms:
-            if all(c > 0 for _, c in outside.terms):
-                found[outside] = None
-        own, wanted = (None if e is None else e.as_int() for e in (inside, outside))
-        if own and wanted and wanted % own == 0 and wanted // own > 0:
+    inside, outside = _slopes(condition), _slopes(expr)
+    for name in sorted(inside.keys() & outside.keys()):
+        own, wanted = inside[name], outside[name]
+        if own == 1 and wanted is None:
+            slope = expr.coefficient(name)
+            if slope is not None and all(c > 0 for _, c in slope.terms):
+                found[slope] = None
+        elif own and wanted and wanted % own == 0 and wanted // own > 0:
             found[const(wanted // own)] = None
     return tuple(found)
+
+
+def _slopes(expr: Expr) -> dict[str, int | None]:
+    """The symbols of an expression, each with its coefficient if that is a number, else None."""
+    found: dict[str, int | None] = {}
+    for monomial, coefficient in expr.terms:
+        if len(monomial) == 1 and monomial[0][1] == 1 and monomial[0][0].kind == "sym":
+            name = monomial[0][0].name
+            found[name] = None if name in found else coefficient
+        else:
+            found.update((name, None) for atom, _ in monomial for name in atom.symbols)
+    return found
 
 
 def _counterexample(expr: Expr, facts: Facts, conditions: Sequence[Expr]) -> dict[str, int] | None:

@@ -42,6 +42,23 @@ class Point(dict[str, int]):
         return self[name]
 
 
+class Start(Point):
+    """The middle of the ranges of some sizes, and the least value of every other symbol, whether
+    or not its range is empty there. Raises KeyError for a size whose range is."""
+
+    def __init__(
+        self, ranges: Mapping[str, tuple[IntLike, IntLike | None]], sizes: frozenset[str]
+    ) -> None:
+        super().__init__(ranges, POINTS - 1)
+        self.sizes = sizes
+
+    def __missing__(self, name: str) -> int:
+        if name in self.sizes:
+            return super().__missing__(name)
+        self[name] = as_expr(self.ranges.get(name, (0, None))[0]).evaluate(self)
+        return self[name]
+
+
 POINTS = 5
 
 

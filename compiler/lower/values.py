@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import accumulate
 
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import BOOL, I64
+from stagefuse.dsl.points import Start
 
 from ..graph import (
     Concat,
@@ -48,6 +51,7 @@ class Lowering(Blocks):
     """Computes graph values inside the kernel, each once in the outermost scope that can."""
 
     def __init__(self, graph: Graph, group: Group, sites: Sites, schedule: Schedule) -> None:
+        self.ends_of: dict[int, list[Expr]] = {}  # of the parts of concatenations, by node
         super().__init__(graph, group, sites, schedule)
         self.staged = self.choose_staged()
         self.made: dict[tuple[Ref, tuple[Value, ...], tuple[Value, ...]], Value] | None = None
@@ -296,8 +300,9 @@ class Lowering(Blocks):
         axis = node.primitive.axis
         position, result = at[axis], None
         parts = list(zip(node.operands, *self.stretches(node), strict=True))
-        possible = [part for part in parts if not self._is_outside(position, *part[1:])]
-        for ref, start, end in reversed(possible or parts[-1:]):
+        if isinstance(position, Index):
+            parts = self._around(position, parts) or parts[-1:]
+        for ref, start, end in reversed(parts):
             high = Op("lt", (position, Index(end)), BOOL)
             inside = minus(position, start)
             tests = (self.nonneg(inside), None if self._is_below(position, end) else high)
@@ -310,17 +315,38 @@ class Lowering(Blocks):
     def _is_below(self, position: Value, end: Expr) -> bool:
         return isinstance(position, Index) and self.facts.prove_lt(position.expr, end)
 
-    def _is_outside(self, position: Value, start: Expr, end: Expr) -> bool:
-        beyond = isinstance(position, Index) and self.facts.prove_le(end, position.expr)
-        return beyond or self._is_below(position, start)
+    def _around(
+        self, position: Index, parts: list[tuple[Ref, Expr, Expr]]
+    ) -> list[tuple[Ref, Expr, Expr]]:
+        """The parts that a position may lie in. They follow each other, since none has a negative
+        size: those before one that ends before it are out, and those after one that begins after
+        it. Looked at from where it lies for some sizes, most parts never are."""
+        at = Start(self.facts.ranges, parts[-1][1].symbols())
+        near = 0
+        with suppress(KeyError):
+            here = position.expr.evaluate(at)
+            near = bisect_right(parts, here, 1, key=lambda part: part[1].evaluate(at)) - 1
+        first, last = near + 1, near
+        while first > 0 and not self._is_beyond(position, parts[first - 1][2]):
+            first -= 1
+        while last + 1 < len(parts) and not self._is_below(position, parts[last + 1][1]):
+            last += 1
+        return [
+            (ref, start, end)
+            for ref, start, end in parts[first : last + 1]
+            if not (self._is_beyond(position, end) or self._is_below(position, start))
+        ]
+
+    def _is_beyond(self, position: Value, end: Expr) -> bool:
+        return isinstance(position, Index) and self.facts.prove_le(end, position.expr)
 
     def stretches(self, node: Node) -> tuple[list[Expr], list[Expr]]:
         """Where the parts of a concatenation begin and end along its axis."""
         assert isinstance(node.primitive, Concat)
-        ends: list[Expr] = []
-        for ref in node.operands:
-            size = self.graph.type(ref).shape[node.primitive.axis]
-            ends.append(ends[-1] + size if ends else size)
+        if node.id not in self.ends_of:
+            sizes = (self.graph.type(ref).shape[node.primitive.axis] for ref in node.operands)
+            self.ends_of[node.id] = list(accumulate(sizes))
+        ends = self.ends_of[node.id]
         return [const(0), *ends[:-1]], ends
 
     def reduce(self, ref: Ref, at: tuple[Value, ...]) -> Value:

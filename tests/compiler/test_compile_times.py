@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
-from stagefuse.dsl.dims import const, floordiv, maximum, minimum, sym
+from stagefuse.dsl.dims import IntLike, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.points import Point, points
 
@@ -63,3 +63,24 @@ def test_what_is_false_somewhere_is_not_proved() -> None:
     facts = Facts({"n": (2, 9), "m": (n + 1, n * 2)})
     assert facts.is_nonneg(m - n - 1) and facts.is_nonneg(2 * n - m)
     assert not facts.is_nonneg(m - n - 2) and not facts.is_nonneg(2 * n - m - 1)
+
+
+def test_a_part_of_a_concatenation_is_not_compared_with_all_others() -> None:
+    def proofs(parts: int) -> int:
+        asked = 0
+        ask = Facts.is_nonneg
+
+        def counted(facts: Facts, expr: IntLike) -> bool:
+            nonlocal asked
+            asked += 1
+            return ask(facts, expr)
+
+        inputs = ", ".join(f"x{n}: f32[N{n}]" for n in range(parts))
+        names = ", ".join(f"x{n}" for n in range(parts))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Facts, "is_nonneg", counted)
+            sf.compile(f"pipeline p({inputs}):\n    concat([{names}])\n")
+        return asked
+
+    few, many = proofs(15), proofs(45)
+    assert many < 4 * few, (few, many)
