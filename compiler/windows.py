@@ -136,6 +136,8 @@ def windows_of(graph: Graph, anchor: int, every: bool = False) -> Windows | None
     contract, panels = node.primitive, graph.nodes[node.operands[1].node]
     assert isinstance(contract, Contract)
     view, domain = panels.primitive, node.type.shape
+    if every and isinstance(view, View):
+        view, panels = _composed(graph, view, panels)
     columns = [a for a in contract.columns if domain[a].as_int() != 1]
     if not columns or not isinstance(view, View):
         return None
@@ -149,6 +151,19 @@ def windows_of(graph: Graph, anchor: int, every: bool = False) -> Windows | None
     source = panels.operands[0]
     found = _windows(graph, source, domain, columns, indices, guards, digits, facts, every)
     return None if found is None else replace(found, fill=view.fill)
+
+
+def _composed(graph: Graph, view: View, node: Node) -> tuple[View, Node]:
+    """A view of a view as one, however many divisions that has, and the node of what is below it:
+    windows along three axes are not folded into panels."""
+    below = graph.nodes[node.operands[0].node]
+    inner = below.primitive
+    if not isinstance(inner, View) or (view.guard and inner.guard and inner.fill != view.fill):
+        return view, node
+    at = dict(zip(inner.symbols, view.indices, strict=True))
+    indices, guard = (tuple(e.substitute(at) for e in x) for x in (inner.indices, inner.guard))
+    fill = inner.fill if inner.guard else view.fill
+    return View(view.symbols, indices, (*view.guard, *guard), fill), below
 
 
 def windows_at(

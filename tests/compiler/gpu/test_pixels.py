@@ -104,3 +104,34 @@ def test_windows_of_codes_by_tensor_copies(tmp_path: Path, rng: np.random.Genera
     # below 2**24 all sums of codes are exact in f32 too; others are rounded once
     wanted = wanted.astype(np.float32).astype(np.int32).transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(64, 2), (64, 1), (12, 2)])
+def test_windows_of_three_axes(
+    channels: int, stride: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    places = ", ".join(f"{stride} * {i} + {m}" for i, m in ("im", "jn", "lk"))
+    text = (
+        f"pipeline p(x: f16[2, {channels}, 6, 9, 25], w: f16[72, {channels}, 3, 3, 3]):\n"
+        "    x = pad(x, [(0, 0), (0, 0), (1, 1), (1, 1), (1, 1)])\n"
+        f"    y[b, o, i, j, l] = sum[c, m, n, k] x[b, c, {places}] * w[o, c, m, n, k]\n"
+        "    transpose(y, [0, 2, 3, 4, 1])\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
+    assert ("5d.shared::cluster.global.im2col." in plan.ptx["sm_90a"]) == (channels == 64)
+    said = [r["because"] for x in launches(plan) for r in x.report["reasons"]]
+    assert "its rows are gathered where they are multiplied" in said
+    shapes = {"x": (2, channels, 6, 9, 25), "w": (72, channels, 3, 3, 3)}
+    inputs = {n: rng.standard_normal(s).astype(np.float16) for n, s in shapes.items()}
+    (got,) = Emulated(plan)(inputs, {})
+    x, w = (v.astype(float) for v in inputs.values())
+
+    def sums(x: Any, w: Any) -> Any:
+        padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (1, 1)))
+        seen = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3), axis=(2, 3, 4))
+        seen = seen[:, :, ::stride, ::stride, ::stride]
+        return np.einsum("bcijlmnk,ocmnk->bijlo", seen, w, optimize=True)
+
+    wanted, scale = sums(x, w), sums(np.abs(x), np.abs(w))
+    most = (w[0].size + 1) * 2.0**-24 * scale + UNIT["f16"] * np.abs(wanted)
+    assert np.all(np.abs(got.astype(float) - wanted) <= most)
