@@ -63,7 +63,8 @@ class _Joiner(ReducedJoiner):
         node = self.graph.nodes[ref.node]
         if others or copy.members != {ref.node} or not isinstance(node.primitive, View):
             return
-        if self.halves and all(self._takes_halves(user, ref) for user in self.users.get(ref, ())):
+        users = self.users.get(ref, frozenset())
+        if self.halves and users and all(self._takes_halves(user, ref) for user in users):
             return  # those read what is converted where it lies
         source = node.operands[0]
         product = self.maker.get(source)
