@@ -18,6 +18,10 @@ MOST_VECTORS = {"v3": 2, "v4": 4}
 panel for each step of the sum, 4 x 24 two: 1.2 times as fast on Zen 3. With AVX-512, 6 x 64 are
 1.05 times as fast as 14 x 32 on Zen 4 with packed panels, and 1.27 times where the rows of panels
 are 4 KB apart."""
+MOST_ROWS, SUMS = 8, 12
+"""Rows of a tile where that leaves so many sums that do not wait for each other. Rows that lie a
+multiple of 4 KB apart share a set of the first-level cache, whose ways are eight at least: with 16
+rows of 4096, 16 x 4096 x 16 takes 2.2 times as long on Zen 4."""
 LINE, AHEAD = 64, 48
 """Bytes of a cache line, and rows of a packed panel between the one that is multiplied and the one
 that is fetched: what the reordering of instructions reaches, some 13 rows, does not cover the time
@@ -90,7 +94,7 @@ def tallest(element: str, columns: int, level: str) -> int:
     vectors = columns // lanes_of(element, columns, level)
     most = MOST_VECTORS[level]
     wide = max(v for v in range(1, min(vectors, most) + 1) if vectors % v == 0)
-    return (REGISTERS[level][0] - 1 - wide) // wide
+    return min((REGISTERS[level][0] - 1 - wide) // wide, max(MOST_ROWS, SUMS // wide))
 
 
 def tile_text(shape: TileShape, level: str) -> str:

@@ -419,8 +419,9 @@ def test_the_same_kernels_give_the_same_bytes() -> None:
 
 
 def test_register_tiles_fit() -> None:
-    assert (tallest("float", 48, "v4"), tallest("float", 48, "v3")) == (9, 6)
-    assert register_tile("float", 48, "v4", 9) == (3, 16)
+    assert (tallest("float", 48, "v4"), tallest("float", 48, "v3")) == (8, 6)
+    assert (tallest("float", 64, "v4"), tallest("float", 16, "v4")) == (6, 12)
+    assert register_tile("float", 48, "v4", 8) == (3, 16)
     assert register_tile("float", 48, "v3", 6) == (2, 8)
     assert register_tile("float", 48, "v3", 1) == (6, 8)  # a row takes the panel in one pass
     for element, columns, level in itertools.product(
