@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from stagefuse.compiler.byte_operands import is_byte
 from stagefuse.compiler.kernel_ir import For, Kernel, TileProduct
 from stagefuse.compiler.plan import CUT_ROWS, UNITS
@@ -27,7 +29,10 @@ from .scratch import (
     places_of,
     source_of,
 )
+from .streams import LARGE_BYTES
 from .tile import TileShape, tile_text
+from .turns import Turn, turn_of, turn_text
+from .turns import symbol as symbol_of_turn
 
 
 def rows_of(s: TileProduct) -> str:
@@ -257,8 +262,37 @@ class ProductWriter(FetchWriter):
         code.start(after)
 
     def _for(self, s: For) -> None:
-        super()._for(s)
+        turn = turn_of(s, {name: memory.shape for name, memory in self.memory.items()})
+        if turn is not None and self._may_turn(turn):
+            self._turn(turn)
+        else:
+            super()._for(s)
         self._forget_panels(s)
+
+    def _may_turn(self, turn: Turn) -> bool:
+        """Whether a nest of loops writes scratch, or a result that is not streamed."""
+        name = turn.store.buffer
+        size = math.prod(e.as_int() or LARGE_BYTES for e in self.memory[name].shape)
+        fits = size * self.memory[name].dtype.itemsize < LARGE_BYTES
+        return (name not in self.results or fits) and name not in self.tiles
+
+    def _turn(self, turn: Turn) -> None:
+        """Copies a block of a matrix so that its rows become columns."""
+        number, size = self._number, turn.load.stored.itemsize
+        symbol = symbol_of_turn(size)
+        if symbol not in self.module.micro_kernels:
+            self.module.micro_kernels[symbol] = turn_text(size, self.module.level)
+        rows, columns = turn.rows, turn.columns
+        with self._inner_scope():
+            for loop in (rows, columns):
+                self.scopes[-1].indices[loop.index] = self.index(loop.lo)
+            to, source = (
+                self._address(self.memory[x.buffer], x.indices) for x in (turn.store, turn.load)
+            )
+        self.code.line(
+            f"call void @{symbol}(ptr {to.text}, {number(turn.to)}, ptr {source.text},"
+            f" {number(turn.step)}, {number(rows.hi - rows.lo)}, {number(columns.hi - columns.lo)})"
+        )
 
     def _forget_panels(self, s: For) -> None:
         """What has been cut of panels that a loop writes is of no use any more."""

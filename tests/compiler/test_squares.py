@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 import stagefuse
-from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.compiler.cpu.turns import turn_of
+from stagefuse.compiler.kernel_ir import For, Index, Load, Store
+from stagefuse.dsl.dims import const, sym
+from stagefuse.dsl.dtypes import DTYPES, F16, F32, DType
+from stagefuse.runtime import native
+
+from .cpu_run import LEVELS
 
 SIDES = [(1, 1), (1, 200), (16, 16), (15, 300), (63, 65), (64, 64), (129, 190), (0, 5), (300, 2)]
 SOURCE = """
@@ -38,3 +44,34 @@ def test_any_order_of_axes(rng: np.random.Generator, order: tuple[int, ...]) -> 
     wanted = (x * b - y).transpose(order) * np.float32(2) + x[:, ::-1].transpose(order)
     found = stagefuse.compile(source)(x=x, y=y, b=b)
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["f64", "f32", "i64", "i32"])
+def test_matrices_of_known_sizes_are_turned_in_registers(
+    rng: np.random.Generator, name: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "detect_level", lambda cpuinfo=None: level)
+    sides = [(16, 16), (33, 70), (129, 66), (15, 200), (250, 17)]
+    inputs = ", ".join(f"x{n}: {name}[2, {a}, {b}]" for n, (a, b) in enumerate(sides))
+    results = ", ".join(f"y{n}: {name}[2, {b}, {a}]" for n, (a, b) in enumerate(sides))
+    values = ", ".join(f"transpose(x{n}, [0, 2, 1])" for n in range(len(sides)))
+    pipe = stagefuse.compile(f"pipeline p({inputs}) -> ({results}):\n    {values}\n", threads=2)
+    dtype = DTYPES[name].numpy
+    given = {f"x{n}": rng.integers(-99, 99, (2, *s)).astype(dtype) for n, s in enumerate(sides)}
+    for x, y in zip(given.values(), pipe(**given), strict=True):
+        np.testing.assert_array_equal(y, x.swapaxes(1, 2))
+
+
+def test_what_is_a_turn() -> None:
+    def copy(read: tuple[str, str], written: tuple[str, str], dtype: DType) -> For:
+        load = Load("x", tuple(Index(sym(i)) for i in read), dtype)
+        store = Store("y", tuple(Index(sym(i)) for i in written), load)
+        return For("r", const(0), const(9), (For("c", const(0), const(9), (store,), True),))
+
+    shapes = {"x": (const(9), const(9)), "y": (const(9), const(9))}
+    assert turn_of(copy(("c", "r"), ("r", "c"), F32), shapes) is not None
+    assert turn_of(copy(("r", "c"), ("c", "r"), F32), shapes) is not None
+    assert turn_of(copy(("r", "c"), ("r", "c"), F32), shapes) is None
+    assert turn_of(copy(("c", "c"), ("r", "c"), F32), shapes) is None
+    assert turn_of(copy(("c", "r"), ("r", "c"), F16), shapes) is None
