@@ -106,6 +106,16 @@ def places(torch: Any) -> Iterator[Case]:
             lambda x, i, u: x.index_add(0, i, u),
             lambda x, i, u: x.double().index_add(0, i, u.double()),
         )  # fmt: skip
+    for target in (100_000, 256):
+        yield Case(
+            f"scatter_add 1000000 i64 into {target}",
+            "pipeline p(x: i64[N], i: i64[M], u: i64[M]) -> i64[N]:\n    scatter_add(x, i, u)\n",
+            {
+                "x": Integers(9, (target,)), "i": Integers(target, (1_000_000,)),
+                "u": Integers(9, (1_000_000,)),
+            },
+            lambda x, i, u: x.index_add(0, i, u),
+        )  # fmt: skip
     for rows, width, count in ((100_000, 64, 1_000_000), (50_000, 768, 16_384)):
         yield Case(
             f"gather {count} of {rows} x {width}",
@@ -125,6 +135,11 @@ def rows(torch: Any) -> Iterator[Case]:
             peer = partial(_along, getattr(torch, "amax" if name == "max" else name), 1)
             exact = partial(_exactly, torch.sum, 1) if name == "sum" else None
             yield Case(f"{name} of {count} x {length}", source, make, peer, exact)
+    for count, length in ((1, 10_000_000), (16, 1_000_000)):
+        source = "import nn\npipeline p(x: f32[R, N]) -> f32[R, N]:\n    nn.softmax(x)\n"
+        peer, exact = partial(_along, torch.softmax, 1), partial(_exactly, torch.softmax, 1)
+        name = f"softmax of {count} x {length}"
+        yield Case(name, source, {"x": Floats((count, length))}, peer, exact)
     for axis, count, length in ((1, 1, 10_000_000), (1, 4096, 4096), (0, 4096, 4096)):
         source = f"pipeline p(x: f32[R, N]) -> f32[R, N]:\n    cumsum(x, axis={axis})\n"
         peer, exact = partial(_along, torch.cumsum, axis), partial(_exactly, torch.cumsum, axis)

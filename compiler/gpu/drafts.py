@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from stagefuse.compiler.graph import Contract, Graph, Node, Scan
+from stagefuse.compiler.graph import Contract, Gather, Graph, Node, Scan
 from stagefuse.compiler.groups import Group
 from stagefuse.compiler.join_reduced import rows_reduced
 from stagefuse.compiler.kernel_ir import Value
@@ -150,7 +150,10 @@ def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> I
             yield Draft(low, {group.kind: kernel.lower}, kernel.share, kernel.part)
     else:
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
-        yield Draft(SourceLowering(graph, group, sites, schedule), GPU_FORMS, const(1), "")
+        for facts, name, share in _classes_of_rows(graph, group) or [(graph.facts, "", const(1))]:
+            low = SourceLowering(graph, group, sites, schedule)
+            low.sizes = facts
+            yield Draft(low, GPU_FORMS, share, name)
 
 
 def _in_steps(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
@@ -369,13 +372,17 @@ def _rows(graph: Graph, group: Group, sites: Sites) -> Iterator[Draft]:
 
 
 def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]]:
-    """For rows that may be short or long: what is known of sizes in each class of lengths, its
-    name, and an expression that is 1 there and else 0."""
+    """For rows that may be short or long, of row kernels, scans and gathers: what is known of sizes
+    in each class of lengths, its name, and an expression that is 1 there and else 0."""
     axes = tuple(group.row_axes or ())
     if group.kind == "scan":
         scan = graph.nodes[group.roots[0].node].primitive
         axes = (scan.axis,) if isinstance(scan, Scan) and scan.axis == len(group.domain) - 1 else ()
-    if group.kind not in ("row", "scan") or len(axes) != 1:
+    if group.kind == "pointwise" and any(
+        isinstance(graph.nodes[m].primitive, Gather) for m in group.members
+    ):
+        axes = (len(group.domain) - 1,)
+    if group.kind not in ("row", "scan", "pointwise") or len(axes) != 1:
         return []
     (axis,) = axes
     length = group.domain[axis]
@@ -390,6 +397,8 @@ def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]
     limits = [n for n in SHORT_ROWS if least <= n and (most is None or n < most)]
     if group.kind == "scan":
         limits = [n for n in limits if n == WARP_ROW]
+    elif group.kind == "pointwise":
+        limits = [n for n in limits if n <= WARP_ROW]
     found, above = [], const(1)
     for limit in limits:
         beyond = minimum(floordiv(length, limit + 1), const(1))

@@ -38,7 +38,7 @@ from stagefuse.dsl.dtypes import BOOL, I32, I64, U8, U32, DType
 from stagefuse.dsl.facts import Facts
 
 from .few_tiles import parts_of
-from .runs import FROM, SORTED, lower_copied, lower_long_runs, lower_runs
+from .runs import FROM, SORTED, beside, lower_copied, lower_long_runs, lower_runs
 from .scatter import lower_ranges
 from .unordered import FEW as FEW_ELEMENTS
 from .unordered import unordered
@@ -116,10 +116,17 @@ def scatter_forms(graph: Graph, group: Group) -> Iterator[Form]:
                 yield from _by_digit(shift, False, share, facts)
         yield Form(lower_copied, many, "copied", facts)
         yield Form(lower_runs, many, "runs", facts)
-        yield Form(lower_long_runs, many, "long runs", facts)
+        wide = beside(group, node.primitive.axis)
+        for by_warps, of_these in ((True, 1 - wide), (False, wide)):
+            share = facts.simplify(many * of_these)
+            if share != const(0):
+                part = f"long runs by {'warps' if by_warps else 'lanes'}"
+                yield Form(partial(lower_long_runs, by_warps=by_warps), share, part, facts)
     others = facts.simplify(1 - many)
-    for lower, part in free or [(lower_ranges, "")] if others != const(0) else ():
-        yield Form(lower, others, part, facts)
+    for lower, part, these in free or [(lower_ranges, "", const(1))]:
+        share = facts.simplify(others * these)
+        if share != const(0):
+            yield Form(lower, share, part, facts)
 
 
 def _short(size: Expr, facts: Facts) -> Iterator[tuple[int | None, Facts, Expr]]:

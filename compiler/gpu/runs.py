@@ -7,7 +7,8 @@ which has the run around its own place if that is the first such place of it.
 
 from __future__ import annotations
 
-from stagefuse.compiler.graph import Scatter
+from stagefuse.compiler.graph import Ref, Scatter
+from stagefuse.compiler.groups import Group
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Buffer,
@@ -24,10 +25,11 @@ from stagefuse.compiler.kernel_ir import (
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.compiler.lower.blocks import Parallel, Scope
-from stagefuse.compiler.lower.expressions import all_of
+from stagefuse.compiler.lower.expressions import all_of, product_of
+from stagefuse.compiler.lower.pointwise import is_flat
 from stagefuse.compiler.lower.sequences import combined, is_some
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.dsl.dims import Expr, const, floordiv, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I32, I64, U32
 
 from .few_tiles import parts_of
@@ -39,6 +41,8 @@ AHEAD = 4
 """Updates of a short run that are on the way together."""
 FAR_AHEAD = {True: 128, False: 16}
 """Those of a long run that a warp has, and those of one that a lane has with others beside it."""
+BESIDE = 32
+"""Elements behind each other's positions from which on lanes take one each of a long run."""
 SORTED, FROM = 6, 7
 """The numbers of the buffers with sorted positions, and with where their updates come from."""
 
@@ -48,7 +52,19 @@ def lower_copied(low: Lowering) -> Parallel:
     (ref,) = low.group.roots
     base = low.graph.nodes[ref.node].operands[0]
     low.products[ref] = lambda at: low.value(base, at, ())
+    low.flat = is_flat(low, _members(low, base))
     return lower_elements(low)
+
+
+def _members(low: Lowering, ref: Ref) -> set[int]:
+    """The members of the group that a value is computed of."""
+    found, left = set[int](), [ref.node]
+    while left:
+        node = left.pop()
+        if node in low.group.members and node not in found:
+            found.add(node)
+            left += [operand.node for operand in low.graph.nodes[node].operands]
+    return found
 
 
 def lower_runs(low: Lowering) -> Parallel:
@@ -64,11 +80,16 @@ def lower_runs(low: Lowering) -> Parallel:
     return parallel, const(1)
 
 
-def lower_long_runs(low: Lowering) -> Parallel:
-    """Runs of more."""
+def beside(group: Group, axis: int) -> Expr:
+    """1 where lanes have elements beside each other of one position, else 0."""
+    return minimum(floordiv(product_of(group.domain[axis + 1 :]), BESIDE), const(1))
+
+
+def lower_long_runs(low: Lowering, by_warps: bool) -> Parallel:
+    """Runs of more, each by a warp or by a lane."""
     runs = _Runs(low)
     parallel = runs.parallel("mark", floordiv(runs.count + (SHORT - 1), SHORT))
-    mark, ahead = sym("mark") * SHORT, FAR_AHEAD[runs.axis == len(low.group.domain) - 1]
+    mark, ahead = sym("mark") * SHORT, FAR_AHEAD[by_warps]
     key = runs.key(Index(mark))
 
     def found() -> None:

@@ -7,6 +7,7 @@ is set has the last of its updates, which is the one of the greatest number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from stagefuse.compiler.graph import Graph, Scatter
 from stagefuse.compiler.groups import Group
@@ -16,11 +17,11 @@ from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import all_of
 from stagefuse.compiler.lower.sequences import is_some, position_of
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.dsl.dims import const, sym
+from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import BOOL, I32, I64
 
 from .few_tiles import parts_of
-from .runs import Scattered, lower_copied
+from .runs import Scattered, beside, lower_copied
 from .transposed import lower_elements
 
 FEW = 256
@@ -31,14 +32,18 @@ LATEST = 8
 """The number of the buffer with the last update of each position, or -1."""
 
 
-def unordered(graph: Graph, group: Group) -> Iterator[tuple[Lower, str]]:
-    """The kernels of a scatter in any order, and what they are called; none if there is one."""
+def unordered(graph: Graph, group: Group) -> Iterator[tuple[Lower, str, Expr]]:
+    """The kernels of a scatter in any order, what they are called, and for which sizes they are, as
+    1 or 0; none if there is an order."""
     node = graph.nodes[group.roots[0].node]
     assert isinstance(node.primitive, Scatter)
+    one, wide = const(1), beside(group, node.primitive.axis)
     if node.primitive.kind == "set":
-        yield from ((lower_unset, "unset"), (lower_latest, "latest"), (lower_chosen, "chosen"))
+        yield from ((lower_unset, "unset", one), (lower_latest, "latest", one))
+        yield partial(lower_chosen, by_lanes=False), "chosen", wide
+        yield partial(lower_chosen, by_lanes=True), "chosen by lanes", 1 - wide
     elif node.type.dtype in (I32, I64):
-        yield from ((lower_copied, "copied"), (lower_updates, "updates"))
+        yield from ((lower_copied, "copied", one), (lower_updates, "updates", one))
 
 
 def lower_updates(low: Lowering) -> Parallel:
@@ -72,8 +77,8 @@ def lower_latest(low: Lowering) -> Parallel:
     return parallel, const(1)
 
 
-def lower_chosen(low: Lowering) -> Parallel:
-    """Each element, or its last update."""
+def lower_chosen(low: Lowering, by_lanes: bool) -> Parallel:
+    """Each element, or its last update; a lane has one of those that are few for a position."""
     scattered = Scattered(low)
     base, _, updates = scattered.node.operands
 
@@ -88,7 +93,12 @@ def lower_chosen(low: Lowering) -> Parallel:
         return Op("select", (all_of(conditions), update, low.value(base, at, ())), update.dtype)
 
     low.products[scattered.ref] = chosen
-    return lower_elements(low)
+    if not by_lanes:
+        return lower_elements(low)
+    parallel = low.axes(range(len(low.group.domain)))
+    low.bind(parallel)
+    low.store([sym(name) for name, _ in parallel])
+    return parallel, const(1)
 
 
 def _position(low: Lowering) -> KernelValue:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +24,7 @@ def lower_pointwise(low: Lowering) -> Parallel:
     if not domain:
         low.store(())
         return [], const(1)
-    low.flat = _is_flat(low)
+    low.flat = low.flat or _is_flat(low)
     packed = None if low.flat else _packed_axis(low)
     if packed is not None:
         return _together(low, packed)
@@ -156,10 +156,9 @@ def _parts(low: Lowering) -> tuple[str, list[tuple[Expr, Expr]]]:
     return found
 
 
-def _is_flat(low: Lowering) -> bool:
-    """Whether every operand is read just where the result is written, or is one element."""
-    identity = tuple(sym(f"d{i}") for i in range(len(low.group.domain)))
-    for member in low.group.members:
+def is_flat(low: Lowering, members: Iterable[int]) -> bool:
+    """Whether nodes read every operand just where the result is written, or one element."""
+    for member in members:
         node = low.graph.nodes[member]
         if isinstance(node.primitive, View):
             if low.graph.type(node.operands[0]).shape or node.primitive.guard:
@@ -170,6 +169,9 @@ def _is_flat(low: Lowering) -> bool:
             shape = low.graph.type(ref).shape
             if shape and (shape != low.group.domain):
                 return False
-    return len(identity) > 0 and all(
-        low.graph.type(r).shape == low.group.domain for r in low.group.roots
-    )
+    return True
+
+
+def _is_flat(low: Lowering) -> bool:
+    shapes = {low.graph.type(r).shape for r in low.group.roots}
+    return shapes == {low.group.domain} and is_flat(low, low.group.members)

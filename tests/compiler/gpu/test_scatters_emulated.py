@@ -176,7 +176,7 @@ def test_updates_in_any_order(
     i = rng.integers(-300, 300, 8999)
     (found,) = counted({"i": i}, {"M": len(i)})
     np.testing.assert_array_equal(found, np.bincount(i % 300, minlength=300))
-    for n, m, d in ((1, 300, 2), (7, 500, 1), (300, 0, 3), (1000, 333, 8)):
+    for n, m, d in ((1, 300, 2), (7, 500, 1), (300, 0, 3), (1000, 333, 8), (40, 90, 37)):
         i, dims = rng.integers(-n, n, m), {"N": n, "M": m}
         x, u = (rng.integers(-(2**31), 2**31, (2, s, 3)).astype(np.int32) for s in (n, m))
         (found,) = added({"x": x, "i": i, "u": u}, dims)
@@ -191,3 +191,23 @@ def test_updates_in_any_order(
     empty, i, u = np.zeros(0, np.int64), np.zeros(5, np.int64), np.ones(5, np.int64)
     (found,) = greatest({"x": empty, "i": i, "u": u}, {"N": 0, "M": 5})
     assert found.shape == (0,) and greatest.status[0]
+
+
+BROAD = """
+pipeline p(x: f32[N, D], i: i64[M], u: f32[M, D]) -> f32[N, D]
+where M in 4097..=5000:
+    scatter_add(x, i, u)
+"""
+
+
+def test_runs_of_rows_of_unknown_width(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Long runs by warps where rows are short, and else by lanes beside each other."""
+    plan = compiled(tmp_path / "p.pipe", BROAD, ("sm_90a",))
+    check_legal(plan)
+    assert not any(x.report.get("spill bytes") for x in launches(plan))
+    run, m = Emulated(plan), 4099
+    i = _runs(50, [32, 33, 40, 200, 1000], m, rng)
+    for width in (1, 5, 35):
+        x, u = (rng.standard_normal((n, width)).astype(np.float32) for n in (50, m))
+        (found,) = run({"x": x, "i": i, "u": u}, {"N": 50, "M": m, "D": width})
+        np.testing.assert_array_equal(found, _added(x, i, u, 0, np.add))
