@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
-from stagefuse.dsl.dtypes import I32, U8, DType
+from stagefuse.dsl.dtypes import F32, I32, U8, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.types import TensorType
 
+from .byte_operands import stored_for
 from .graph import Contract, Gather, Graph, Indirect, Map, Node, Ref, Scalar, View
 from .graph_builder import Builder
 from .interpret import evaluate_node
@@ -35,6 +36,8 @@ in f32 too, unless it is large."""
 MOST_BITS = 16
 """Bits stored for an element, and for the work to make it, above which it is unfolded while
 compiling: half of f32."""
+MOST_NARROW_BITS = 18
+"""The same where rows of f32 are multiplied by tensors of 16 bits on GPUs, whose lanes convert."""
 MAP_BITS = 0.8
 """Bits that a processor reads from memory in the time of a pointwise function of an element."""
 SHARED = 8
@@ -43,10 +46,13 @@ PLANES = {1: (1,), 2: (2,), 3: (4,), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (8,), 8: 
 """Widths of the planes in which integers of so many bits are stored."""
 
 
-def kept_codes(graph: Graph, known: set[int], evaluate: Evaluate) -> dict[Ref, Maker]:
+def kept_codes(
+    graph: Graph, known: set[int], evaluate: Evaluate, narrow: bool = False
+) -> dict[Ref, Maker]:
     """Values that are worth computing of codes: panels of constants, and gathers from constants.
 
-    `known` are the constant nodes, `evaluate` computes one of them.
+    `known` are the constant nodes, `evaluate` computes one of them; `narrow`: kernels convert what
+    is stored in 16 bits.
     """
     uses, steps = graph.uses(), Nests(graph).depends
     found: dict[Ref, Maker | None] = {}
@@ -56,18 +62,27 @@ def kept_codes(graph: Graph, known: set[int], evaluate: Evaluate) -> dict[Ref, M
             readers = [graph.nodes[user] for user in uses[panels]]
             if panels not in found and all(_multiplies_by(r, panels) for r in readers):
                 least = LEAST_IN_STEPS if steps.get(node.id) else LEAST
-                found[panels] = _panels(graph, node, evaluate, least)
+                wide = all(_is_f32(graph, reader.operands[0]) for reader in readers)
+                most = MOST_NARROW_BITS if narrow and wide else MOST_BITS
+                found[panels] = _panels(graph, node, evaluate, least, most)
         elif isinstance(node.primitive, Gather) and node.id not in known:
             if node.operands[0].node in known:
                 found[Ref(node.id)] = _gathered(graph, node, evaluate)
     return {ref: maker for ref, maker in found.items() if maker is not None}
 
 
+def _is_f32(graph: Graph, rows: Ref) -> bool:
+    """Whether rows of a product are converted from nothing narrower."""
+    return graph.type(stored_for(graph, rows)).dtype == F32
+
+
 def _multiplies_by(reader: Node, panels: Ref) -> bool:
     return isinstance(reader.primitive, Contract) and reader.operands[0] != panels
 
 
-def _panels(graph: Graph, product: Node, evaluate: Evaluate, least: int) -> Maker | None:
+def _panels(
+    graph: Graph, product: Node, evaluate: Evaluate, least: int, most: int
+) -> Maker | None:
     """What makes the panels of a product."""
     node = graph.nodes[product.operands[1].node]
     view, contract = node.primitive, product.primitive
@@ -81,7 +96,7 @@ def _panels(graph: Graph, product: Node, evaluate: Evaluate, least: int) -> Make
     if any(guard != columns - 1 - (first + sym(column)) for guard in view.guard):
         return None  # it pads by more than the columns after the last one, which nothing reads
     space = _Space(graph, evaluate, view.symbols, node.type.shape, -2, view.guard)
-    kept = space.choose(node.operands[0], view.indices, least)
+    kept = space.choose(node.operands[0], view.indices, least, most)
     if kept is None:
         return None
 
@@ -172,15 +187,18 @@ class _Space:
         """The size of the axis of groups."""
         return self.shape[self.axis].as_int() or 0
 
-    def choose(self, ref: Ref, at: tuple[Expr, ...], least: int) -> Kept | None:
-        """How to have a value at positions of it, if that is worth it for so many elements."""
+    def choose(
+        self, ref: Ref, at: tuple[Expr, ...], least: int, most: int = MOST_BITS
+    ) -> Kept | None:
+        """How to have a value at positions of it, if that is worth it for so many elements at
+        least, and takes so many bits for each at most."""
         count = 1
         for size in self.shape:
             count *= size.as_int() or 0
         if count < least:
             return None
         kept = self._value(ref, at)
-        return kept if kept.bits <= MOST_BITS else None
+        return kept if kept.bits <= most else None
 
     def _value(self, ref: Ref, at: tuple[Expr, ...]) -> Kept:
         """The cheapest way to have a value: stored, or made of others."""

@@ -1,5 +1,6 @@
-"""Products of many rows by codes on Hopper: a kernel stores the matrix in the rows' 16 bits, and
-the product of two matrices of 16 bits follows, whose operands tensor copies bring.
+"""Products of many rows by codes on Hopper: a kernel stores the matrix in the rows' 16 bits, or in
+f32 for rows of f32, and the product of two such matrices follows, whose operands tensor copies
+bring.
 
 Where lanes compute panels on their way into shared memory they do so anew for every tile below
 another. The matrix is computed once here, written and read again, mostly out of the L2 cache. Which
@@ -26,12 +27,13 @@ from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
-from .contract import PANELS, holds_codes, operands_of, stored_of
+from .contract import PANELS, gathered_in, holds_codes, operands_of, stored_of
 from .deep_parts import ALL_DRAWN, START, SUMMED, fewest_clocks
 from .emit import KernelWriter
 from .few_tiles import BLOCKS, FULL, LEAST_DEPTH, MOST_SPLITS
 from .packing import rows_of_panels
 from .teams import WARP
+from .tiles import CLOCKS_PER_FLOP, choices
 
 MOST_BYTES = 1 << 28
 """Of an unfolded matrix: it needs memory while a call has so many rows."""
@@ -44,6 +46,10 @@ TILE, STAGE = 128, 1080
 """Rows and columns of a tile of one kernel, and clocks for 64 of its depth, by 4096 rows."""
 DEEP = 64
 """Of the depth."""
+ELEMENTS_CLOCKS = (STAGE - 512) / DEEP
+"""Of that what computing elements takes, for each of the depth: the rest is what products take."""
+F32_CLOCKS = 2 * TILE * TILE * CLOCKS_PER_FLOP
+"""What three products of tf32 take, for each of the depth."""
 COLUMNS = 8
 """That a lane takes of a row when it unfolds: 16 bytes of the result."""
 SPLIT_ROWS = 64
@@ -72,13 +78,16 @@ class Unfolded:
 
 
 def unfolded_of(graph: Graph, group: Group) -> Unfolded | None:
-    """How to unfold what a product of narrow rows computes of codes, if that is worth it."""
-    if not holds_codes(graph, group) or operands_of(graph, group) is None or group.nest:
+    """How to unfold what a product computes of codes, if that is worth it."""
+    if not holds_codes(graph, group) or group.nest:
         return None
     assert group.anchor is not None
     node = graph.nodes[group.anchor]
     product, panels = node.primitive, node.operands[1]
     assert isinstance(product, Contract)
+    narrow = operands_of(graph, group) is not None
+    if gathered_in(graph, group, node.id) is not None or not narrow and not choices(graph, group):
+        return None
     dtype = graph.type(stored_of(graph, group, node.operands[0])).dtype
     rows, columns = (
         size_of([node.type.shape[a] for a in axes]) for axes in (product.rows, product.columns)
@@ -88,7 +97,7 @@ def unfolded_of(graph: Graph, group: Group) -> Unfolded | None:
         return None
     if _padded(graph, panels) * depth * dtype.itemsize > MOST_BYTES:
         return None
-    least = _least_rows(rows, (across, depth, product.panel))
+    least = _least_rows(rows, (across, depth, product.panel), dtype.itemsize)
     if least is None:
         return None
     share = graph.facts.simplify(minimum(floordiv(rows, least), const(1)))
@@ -157,12 +166,16 @@ class UnfoldedWriter(KernelWriter):
 # When
 
 
-def _least_rows(rows: Expr, sizes: tuple[int, int, int]) -> int | None:
+def _least_rows(rows: Expr, sizes: tuple[int, int, int], size: int = 2) -> int | None:
     """The number of rows from which on unfolding is predicted to take less, if there is one; 1 for
-    all. `sizes`: columns, depth, and the width of a panel."""
+    all. `sizes`: columns, depth, and the width of a panel; `size`: bytes of an element."""
+    ways = (_clocks, _clocks_of_codes) if size == 2 else (_clocks_of_f32, _clocks_of_f32_by_codes)
 
     def gains(count: int) -> bool:
-        return _clocks(count, sizes) < GAIN * _clocks_of_codes(count, sizes)
+        if size != 2 and -(-count // TILE) * -(-sizes[0] // TILE) < FULL:
+            return False  # blocks share the depth of these
+        unfolded, codes = (clocks(count, sizes) for clocks in ways)
+        return unfolded < GAIN * codes
 
     known = rows.as_int()
     if known is not None:
@@ -206,5 +219,20 @@ def _clocks_of_codes(rows: int, sizes: tuple[int, int, int]) -> float:
         if parts > 1:
             each += 2 * parts * SPLIT_ROWS * columns * 4 / SUMMED
         return min(parts, 2) * START + -(-rows // SPLIT_ROWS) * each
-    tiles = -(-rows // TILE) * -(-columns // TILE)
-    return START + -(-tiles // FULL) * -(-depth // DEEP) * STAGE
+    return START + _tiles(rows, columns) * -(-depth // DEEP) * STAGE
+
+
+def _clocks_of_f32(rows: int, sizes: tuple[int, int, int]) -> float:
+    """The same where rows and the unfolded matrix are f32."""
+    columns, depth, _ = sizes
+    return START + 5 * columns * depth / ALL_DRAWN + _tiles(rows, columns) * depth * F32_CLOCKS
+
+
+def _clocks_of_f32_by_codes(rows: int, sizes: tuple[int, int, int]) -> float:
+    columns, depth, _ = sizes
+    return _tiles(rows, columns) * depth * (F32_CLOCKS + ELEMENTS_CLOCKS)
+
+
+def _tiles(rows: int, columns: int) -> int:
+    """Tiles that a multiprocessor computes one after the other."""
+    return -(-(-(-rows // TILE) * -(-columns // TILE)) // FULL)

@@ -65,6 +65,7 @@ def fold_constants(
         graph,
         known,
         lambda ref: _evaluate(graph, graph.nodes[ref.node], load, cache)[ref.result],
+        narrow,
     )
     if narrow:
         wide = widened(graph, known, kept)

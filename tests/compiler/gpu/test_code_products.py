@@ -222,6 +222,7 @@ UNFOLDED = [
     ("small floats", N, 400, 400, "f16"),
     ("groups", N, 416, 32, "bf16"),
     ("groups", 360, 184, 23, "f16"),
+    ("four bits", 168, 408, 408, "f32"),
 ]
 
 
@@ -230,15 +231,16 @@ def test_many_rows_unfold_the_matrix(
     form: str, columns: int, depth: int, group: int, dtype: str,
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Once for all rows, in their 16 bits: what the product rounds to is the same."""
+    """Once for all rows, in their dtype: what the product rounds to is the same."""
     monkeypatch.setattr("stagefuse.compiler.gpu.unfolded._least_rows", lambda *_: 70)
     made, bits = FORMS[form]
     for name, size in (("N", columns), ("K // G", depth // group), ("K", depth), ("G", group)):
         made = re.sub(rf"\b{name}\b", str(size), made)
     weights = weights_of(depth, group, rng, columns)
+    right = "m" if dtype == "f32" else f"{dtype}(m)"
     plan = compiled(
         f"pipeline p(x: {dtype}[B, {depth}]) -> {dtype}[B, {columns}]\nwhere B in 0..=8192:\n"
-        f"    m = {made}\n    x @ transpose({dtype}(m))\n",
+        f"    m = {made}\n    x @ transpose({right})\n",
         weights, tmp_path, "sm_90a",
     )  # fmt: skip
     check_plan(plan, bits * depth * -(-columns // 48) * 48)
@@ -246,12 +248,31 @@ def test_many_rows_unfold_the_matrix(
     unfolds = [x for x in gpu.launches if "_unfolded_" in x.kernel]
     assert len(unfolds) == 1
     assert any("stored once" in r["because"] for r in unfolds[0].report["reasons"])
-    kind = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}[dtype]
+    kind = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}[dtype]
     exact = matrix_of(form, weights)
     with open_plan(plan, None, "emulator") as pipe:
         for count in (69, 70, 133):
             x = rng.standard_normal((count, depth)).astype(kind)
             check(np.asarray(pipe(x=x)).astype(np.float64), x, exact, dtype)
+
+
+@pytest.mark.parametrize("arch, dtype", [("sm_80", "f16"), ("sm_89", "bf16"), ("sm_90a", "f16")])
+def test_rows_of_f32_by_weights_of_16_bits(
+    arch: str, dtype: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Weights stay in 16 bits, and lanes convert them."""
+    kind = np.float16 if dtype == "f16" else ml_dtypes.bfloat16
+    matrix = rng.standard_normal((N, 389)).astype(kind)
+    plan = compiled(
+        f"pipeline p(x: f32[B, 389]) -> f32[B, {N}]\nwhere B in 0..=8192:\n"
+        "    x @ transpose(f32(w.m))\n",
+        {"m": matrix}, tmp_path, arch,
+    )  # fmt: skip
+    check_plan(plan, 16.1 * 389 * 192)
+    with open_plan(plan, None, "emulator") as pipe:
+        for count in (1, 3, 20, 70):
+            x = rng.standard_normal((count, 389)).astype(np.float32)
+            check(np.asarray(pipe(x=x)), x, matrix.astype(np.float64).T)
 
 
 def test_layers_unfold_alike(
@@ -293,3 +314,4 @@ def test_when_codes_are_unfolded() -> None:
     assert 128 < (_least_rows(rows, (14336, 4096, 64)) or 0) <= 512
     assert _least_rows(const(4096), (4096, 4096, 64)) == 1
     assert _least_rows(const(16), (4096, 4096, 64)) is None
+    assert 512 < (_least_rows(rows, (4096, 4096, 64), 4) or 0) <= 4096
