@@ -416,3 +416,16 @@ def test_max_pool_pads_with_what_is_below_everything(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         sf.compile(path)(x=x)[0, 0], np.array([[-3e38, -np.inf], [-np.inf, -np.inf]], np.float32)
     )
+
+
+def test_mish_of_numbers_of_any_size(tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    path.write_text("import nn\npipeline p(x: f32[N]) -> f32[N]:\n    nn.mish(x)\n")
+    x = np.array([0.0, -0.0, 1e-30, -1e-30, 60, 3e38, np.inf, -60, -3e38, np.nan], np.float32)
+    wide = np.maximum(x.astype(float), -500)
+    with np.errstate(all="ignore"):
+        grown = np.exp(np.minimum(wide, 300))
+        want = wide * np.tanh(np.log1p(grown))
+    found = sf.compile(path)(x=x)
+    np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-37)
+    assert np.signbit(found[1]) and np.signbit(found[8])

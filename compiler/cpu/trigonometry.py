@@ -115,10 +115,7 @@ def sine_and_cosine(c: Code, x: Value) -> tuple[Value, Value, Value]:
     """Quadrant, sine and cosine of the rest, in f64, for f32 and f64."""
     if x.type == "float":
         quadrant, rest = quarter_turns_of_f32(c, x.to("fpext", "double"))
-        r = rest * PI_HALF[0]
-        z = r * r
-        sine = c.fma(r * z, c.polynomial(z, SIN_F32), r)
-        return quadrant, sine, c.fma(z * z, c.polynomial(z, COS_F32), c.fma(z, -0.5, 1.0))
+        return quadrant, *of_rest(c, rest * PI_HALF[0])
     quadrant, rest, rest_low = quarter_turns(c, x)
     r, low = two_product(c, rest, c.const(PI_HALF[0], "double"))
     low = c.fma(rest_low, PI_HALF[0], c.fma(rest, PI_HALF[1], low))
@@ -128,6 +125,13 @@ def sine_and_cosine(c: Code, x: Value) -> tuple[Value, Value, Value]:
     near = 1.0 - half
     tail = c.fma(z * z, c.polynomial(z, COS_F64), -(r * low))
     return quadrant, sine, near + (((1.0 - near) - half) + tail)
+
+
+def of_rest(c: Code, r: Value) -> tuple[Value, Value]:
+    """Sine and cosine, in f64 for what is rounded to f32, of |r| <= pi / 4."""
+    z = r * r
+    sine = c.fma(r * z, c.polynomial(z, SIN_F32), r)
+    return sine, c.fma(z * z, c.polynomial(z, COS_F32), c.fma(z, -0.5, 1.0))
 
 
 def flip_sign(x: Value, bit: Value) -> Value:

@@ -13,6 +13,7 @@ least largest error, in 60-digit arithmetic, their coefficients rounded one by o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from . import trigonometry, vector_math
@@ -112,7 +113,7 @@ def reduced(c: Code, a: Value) -> tuple[Value, Value]:
     of the second is added to the third, 2^-29 or less, whose own rounding is 2^-24 of that: far
     less than what is left of an f32 number, 2^-28 or more.
     """
-    k, bits = vector_math.nearest(c, a, 2 / 3.141592653589793)
+    k, bits = vector_math.nearest(c, a, 2 / math.pi)
     first = c.fma(-k, PI_HALF[0], a)
     high = c.fma(-k, PI_HALF[1], first)
     low = c.fma(-k, PI_HALF[2], c.fma(-k, PI_HALF[1], first - high))
@@ -144,6 +145,21 @@ def sin(c: Code, x: Value) -> Value:
 
 def cos(c: Code, x: Value) -> Value:
     return _of_quadrant(c, x, cosine=True)
+
+
+def tan(c: Code, x: Value) -> Value:
+    """The sine over the cosine, in f64."""
+    a = vector_math.absolute(c, x)
+    k, quadrant = vector_math.nearest(c, a, 2 / math.pi)
+    turns, r = -k.to("fpext", "double"), a.to("fpext", "double")
+    for part in trigonometry.PI_HALF:
+        r = c.fma(turns, part, r)
+    sine, cosine = trigonometry.of_rest(c, r)
+    even = (quadrant & 1).compare("eq", 0)
+    size = even.select(sine, -cosine) / even.select(cosine, sine)
+    found = size.to("fptrunc", "float").bits() ^ (x.bits() & 0x80000000)
+    ordinary = a.compare("le", TURNED)
+    return _unless(c, ordinary, found.as_float("float"), lambda: trigonometry.tan(c, x))
 
 
 def pow(c: Code, x: Value, y: Value) -> Value:
@@ -199,10 +215,10 @@ def rem(c: Code, a: Value, b: Value) -> Value:
 
 FUNCTIONS: dict[str, tuple[Function, int]] = {
     "log": (log, 1), "log2": (log2, 1), "log1p": (log1p, 1), "sin": (sin, 1), "cos": (cos, 1),
-    "tanh": (tanh, 1), "pow": (pow, 2), "rem": (rem, 2),
+    "tan": (tan, 1), "tanh": (tanh, 1), "pow": (pow, 2), "rem": (rem, 2),
 }  # fmt: skip
 """And how many operands each has. `rem` is there for an element only by way of a vector."""
-ANYWHERE = ("sin", "cos", "rem")
+ANYWHERE = ("sin", "cos", "tan", "rem")
 """What takes nothing of AVX-512."""
 
 
