@@ -27,7 +27,7 @@ from .values import Lowering
 
 STRETCH = 480
 """Columns of a step where any number will do: ten panels of 48, five vectors of AVX-512 in six."""
-SHALLOW = 192
+SHALLOW = 512
 """Rows of the other matrix that stay in the first-level cache for all rows of a result."""
 BAND, BYTE_BAND = 32, 256
 """Rows of the other matrix that few rows take at a time; the same of 8 bits."""

@@ -41,8 +41,9 @@ LINES, TAPS = 4, 200
 """Rows that share what they read, at most, and elements that are written out for all of them."""
 SPLIT = ("sum", "max", "min")
 """Reductions of windows of which rows may be reduced before columns."""
-LANES = 16
-"""Elements that the widest vectors have: sums are padded to whole ones."""
+LANES, HALF = 16, 8
+"""Elements that the widest vectors have: sums are padded to whole ones. Half of them hold a row of
+more than a quarter, and what they read crosses lines of the cache half as often."""
 
 
 @frozen
@@ -161,14 +162,22 @@ class _Planes:
         wide, pitch = stripe.columns(PIECE, PIECE)
         rows, self.lines = self._rows(pitch)
         stripe.shape(rows, wide, pitch, LANES)
-        self.is_flat = (pitch.as_int() or PIECE) < SHORT
+        self.is_flat = (pitch.as_int() or PIECE) < SHORT and not self.is_narrow
         self.columns = self._whole(pitch * (rows - 1) + wide if self.is_flat else wide)
+        if self.is_narrow:
+            self.columns = const(HALF)
         self.step, self.apart = (pitch if self.is_flat else self.columns), pitch
         vectors = self.columns.as_int() or 0
         if self.is_flat and 0 < vectors <= VECTORS * LANES:
             self.lines, self.columns, self.apart = vectors // LANES, const(LANES), const(LANES)
         self.is_known = stripe.along.size.as_int() is not None
         self.plane_of_rows = self._whole(pitch * (rows + stripe.above - 1) + wide)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether rows are half a vector each."""
+        size = self.stripe.along.size.as_int()
+        return size is not None and HALF // 2 < size <= HALF and not self.split
 
     def _whole(self, columns: Expr) -> Expr:
         """A number of columns in whole vectors."""
@@ -217,10 +226,11 @@ class _Planes:
         height = stripe.across.size.as_int() or HIGH
         most = max(STRIPE // (stripe.phases * known) - stripe.above, 1)
         rows = -(-height // -(-height // most))
-        if known < SHORT:
+        if known < SHORT and not self.is_narrow:
             return rows, 1
         size = product_of([size for _, size, _ in self.inner]).as_int() or 1
-        lines = max(min(LINES, rows, TAPS // size), 1)
+        lines = 2 * LINES if self.is_narrow else LINES
+        lines = max(min(lines, rows, TAPS // size), 1)
         return -(-rows // lines) * lines, lines
 
     def lower(self) -> Parallel:

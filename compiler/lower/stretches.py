@@ -118,14 +118,6 @@ class Stretches:
             with low.part(low.group, {p.ref: lambda _: load}):
                 low.store([at.get(x, const(0)) for x in range(len(p.domain))])
 
-        def one_row() -> None:
-            if len(axes) > 1:
-                return low.loop("s", floordiv(column, pitch, low.facts), end, one_line)
-            low.loop(
-                "c", const(0), count, lambda: store(const(0), column + sym("c"), sym("c")),
-                vector=True,
-            )  # fmt: skip
-
         def one_line() -> None:
             skip = column - sym("s") * pitch  # from the line's first column to the tile's
             begin = maximum(skip, 0, low.facts)
@@ -134,6 +126,21 @@ class Stretches:
                 "c", begin, stop, lambda: store(sym("s"), sym("c"), sym("c") - skip), vector=True
             )
 
-        end = floordiv(column + count + (pitch - 1), pitch, low.facts)
-        end = end if lines is None else minimum(end, lines, low.facts)
-        low.loop("r", const(0), rows, one_row)
+        def flat() -> None:
+            here = column + sym("c")
+            low.loop("c", const(0), count, lambda: store(const(0), here, sym("c")), vector=True)
+
+        def every_row(body: Callable[[], None]) -> None:
+            low.loop("r", const(0), rows, body)
+
+        def every_line(body: Callable[[], None]) -> None:
+            end = floordiv(column + count + (pitch - 1), pitch, low.facts)
+            end = end if lines is None else minimum(end, lines, low.facts)
+            low.loop("s", floordiv(column, pitch, low.facts), end, body)
+
+        if len(axes) == 1:
+            every_row(flat)
+        elif pitch == wide:  # lines without a gap may become one loop
+            every_row(lambda: every_line(one_line))
+        else:
+            every_line(lambda: every_row(one_line))
