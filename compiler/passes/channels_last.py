@@ -18,6 +18,7 @@ from ..graph import (
     Node,
     Reduce,
     Ref,
+    Scalar,
     View,
     Weight,
     flatten_index,
@@ -40,15 +41,27 @@ class ChannelsLast(Pass):
     breaks: ClassVar[tuple[str, ...]] = ("views-folded",)
 
     def run(self, graph: Graph) -> Graph:
+        known = _constants(graph)
         found = {
             node.id: made
             for node in graph.nodes.values()
             if isinstance(node.primitive, Contract)
             and (made := convolution_of(graph, node)) is not None
+            and made.source.node not in known
         }
         if not any(made.must_move for made in found.values()):
             return graph
         return _Mover(graph, found).run()
+
+
+def _constants(graph: Graph) -> set[int]:
+    """The nodes of known values. None is an image: groups of quantised weights look like one."""
+    known = set[int]()
+    for node in graph.nodes.values():
+        stored = isinstance(node.primitive, Weight | Constant | Scalar)
+        if stored or node.operands and all(ref.node in known for ref in node.operands):
+            known.add(node.id)
+    return known
 
 
 @frozen
