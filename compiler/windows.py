@@ -324,7 +324,13 @@ def _still(
     moving |= {name for a in bounded for name, _ in a.shifts}
     (_, *others) = [name for name, _, _ in digits if name not in moving] or [""]
     more = [a for a in found if a not in bounded and {name for name, _ in a.shifts} <= {*others}]
-    return sorted([*bounded, *more], key=lambda a: a.source)
+    beside, first = list[Axis](), min(taken, default=0)
+    for axis in sorted([*bounded, *more], key=lambda a: -a.source):
+        if axis.source in (first - 1, max(taken, default=0) + 1):  # else it is no axis of an image
+            beside.insert(0, axis)
+            taken.add(axis.source)
+            first = min(taken)
+    return beside
 
 
 def _ends(indices: Sequence[Expr], axis: Axis) -> set[Expr]:
