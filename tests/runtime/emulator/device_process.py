@@ -7,7 +7,6 @@ like. `DeviceProcess` passes calls on to a `Device` in a child, and starts a new
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
@@ -92,31 +91,13 @@ class Device:
         lower: Sequence[int], upper: Sequence[int], counts: tuple[int, int], swizzle: int,
         steps: Sequence[int], fills_nan: bool,
     ) -> bytes:  # fmt: skip
-        """A map for columns of pixels; innermost dimension first, `counts` are channels and pixels.
-
-        Source: CUDA driver API, cuTensorMapEncodeIm2col.
-        """
-        made = np.zeros(256, np.uint8)
-        made = made[-made.ctypes.data % 64 :][:128]
-        lists = [
-            np.array(sizes, np.uint64), np.array(strides, np.uint64),
-            np.array(lower, np.int32), np.array(upper, np.int32),
-        ]  # fmt: skip
-        each = np.array(steps, np.uint32)
-        pointer, number = ctypes.c_void_p, ctypes.c_uint32
-        found, _ = bindings.call("cuGetProcAddress", "a test", b"cuTensorMapEncodeIm2col", 12000, 0)
-        encode = ctypes.CFUNCTYPE(
-            ctypes.c_int, pointer, number, number, *(pointer,) * 5, number, number, pointer,
-            *(number,) * 4,
-        )(int(found))  # fmt: skip
-        code = encode(
-            made.ctypes.data, calls.MAP_TYPES[dtype], len(sizes), address,
-            *(a.ctypes.data for a in lists), *counts, each.ctypes.data, 0,
-            calls.MAP_SWIZZLES[swizzle], 0, int(fills_nan),
+        """A map for columns of pixels, innermost dimension first; `counts`: channels and pixels."""
+        channels, pixels = counts
+        made = calls.pixel_map(
+            dtype, address, tuple(sizes), tuple(strides), (pixels, channels), swizzle,
+            tuple(lower), tuple(upper), tuple(steps), fills_nan,
         )  # fmt: skip
-        if code:
-            raise RuntimeError(f"cuTensorMapEncodeIm2col gives {code}")
-        return made.tobytes()
+        return bytes(made.tobytes())
 
     def launch(
         self, module: int, name: str, grid: Dim, block: Dim, cluster: Dim | None, shared: int,
