@@ -14,6 +14,7 @@ from stagefuse.compiler.kernel_ir import (
     Index,
     Let,
     Load,
+    Op,
     SortDigit,
     SortRow,
     Statement,
@@ -21,6 +22,7 @@ from stagefuse.compiler.kernel_ir import (
     TileProduct,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.compiler.scalar import FUNCTIONS
 from stagefuse.dsl.dims import Expr, const, sym
 
 from .values import post_order, renamed
@@ -53,6 +55,17 @@ def written_buffers(body: Sequence[Statement]) -> frozenset[str]:
         elif isinstance(s, SortDigit):
             found |= {s.keys, s.order, *filter(None, (s.digits, s.before))}
     return frozenset(found)
+
+
+def work_of(body: Sequence[Statement]) -> int:
+    """Operations of plain statements, by what they cost."""
+    return sum(
+        FUNCTIONS[part.fn].flops if part.fn in FUNCTIONS else 1
+        for s in body
+        if isinstance(s, Let | Store)
+        for part in post_order(s.value)
+        if isinstance(part, Op)
+    )
 
 
 def is_short(s: Fold, most: int = UNROLLED, values: int = UNROLLED_VALUES) -> bool:

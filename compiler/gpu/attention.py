@@ -22,8 +22,7 @@ from stagefuse.compiler.kernel_ir import (
     Value,
 )
 from stagefuse.compiler.lower.blocks import Parallel
-from stagefuse.compiler.lower.products import _Product as Product
-from stagefuse.compiler.lower.products import _product as product_of
+from stagefuse.compiler.lower.product import Product, product_of_group
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.steps import steps_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
@@ -101,7 +100,7 @@ def attention_of(low: Lowering) -> Attention:
     """The parts of a lowering's group."""
     group, rows, softmax = low.group, low.group.rows, low.group.softmax
     assert rows is not None and softmax is not None
-    first, last = product_of(low, rows.anchor), product_of(low, group.anchor)
+    first, last = product_of_group(low, rows.anchor), product_of_group(low, group.anchor)
     depth, columns = first.depth.as_int(), last.columns.as_int()
     assert depth is not None and columns is not None
     half = first.operands[0] in group.packs

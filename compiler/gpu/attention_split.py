@@ -28,7 +28,7 @@ from stagefuse.compiler.kernel_ir import (
     Value,
 )
 from stagefuse.compiler.lower.blocks import Parallel
-from stagefuse.compiler.lower.products import _Product as Product
+from stagefuse.compiler.lower.product import Product
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from stagefuse.dsl.dtypes import BOOL, F32

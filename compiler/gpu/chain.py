@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from stagefuse.compiler.kernel_ir import Alloc, Index, Load
 from stagefuse.compiler.lower.blocks import Parallel
-from stagefuse.compiler.lower.products import _product as product_of
-from stagefuse.compiler.lower.products import _row as row_between
+from stagefuse.compiler.lower.product import product_of_group
+from stagefuse.compiler.lower.products import row_between
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
@@ -24,7 +24,7 @@ def lower_chain(low: Lowering) -> Parallel:
     """Blocks of rows: a product into scratch, its row reductions there, the next product."""
     group, rows = low.group, low.group.rows
     assert rows is not None
-    first, last = product_of(low, rows.anchor), product_of(low, group.anchor)
+    first, last = product_of_group(low, rows.anchor), product_of_group(low, group.anchor)
     blocks = floordiv(first.rows + (ROWS - 1), ROWS, low.facts)
     parallel = [*first.batch, ("mb", blocks)]
     low.bind(parallel)

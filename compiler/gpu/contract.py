@@ -32,10 +32,8 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import as_dtype
 from stagefuse.compiler.lower.expressions import product_of as size_of
-from stagefuse.compiler.lower.products import _Depth as Depth
-from stagefuse.compiler.lower.products import _Product as Product
-from stagefuse.compiler.lower.products import _product as product_of
-from stagefuse.compiler.lower.products import _stored_panels as stored_panels
+from stagefuse.compiler.lower.product import Depth, Product, product_of_group
+from stagefuse.compiler.lower.products import stored_panels
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.frozen import frozen
@@ -264,7 +262,7 @@ def lower_contract(
     """Tiles of rows by panels: computed, then stored with what follows. In a given shape, whose
     depth a cluster of blocks may share, each of them stores some of its rows. If it is given,
     `by_row` does what there is to do with a row of a tile."""
-    p, group = tile_of(low, product_of(low, low.group.anchor), shape)
+    p, group = tile_of(low, product_of_group(low, low.group.anchor), shape)
     rows, order = p.row_tile, _order(low, p, group, shape)
     parallel, ends = order.loops, (const(0), const(rows))
     if shape is not None and shape.split > 1:
@@ -278,8 +276,7 @@ def lower_contract(
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
     matrix = left_of(low, p)
-    first = order.column * group
-    start = order.row * rows
+    first, start = order.column * group, order.row * rows
     count = minimum(p.rows - start, const(rows))
     stretch = ends[0], minimum(p.rows - start, ends[1])
 
@@ -379,7 +376,7 @@ def _lies_along_rows(low: Lowering, p: Product) -> bool:
 
 def part_of(low: Lowering, whole: Whole, part: str, depth: int) -> Whole:
     """The same matrices from the depth on at which a part, so many deep, begins."""
-    _, along, _ = right_of(low, product_of(low, low.group.anchor))
+    _, along, _ = right_of(low, product_of_group(low, low.group.anchor))
     begin, pixels = sym(part) * depth, whole.pixels
     if pixels is not None:
         pixels = replace(pixels, begin=begin)
@@ -390,7 +387,7 @@ def part_of(low: Lowering, whole: Whole, part: str, depth: int) -> Whole:
 def whole_of(low: Lowering) -> Whole | None:
     """The matrices of a product of narrow operands, if tensor copies can bring them; not where rows
     are adjacent in the result, which tiles that are stored whole do better."""
-    p = product_of(low, low.group.anchor)
+    p = product_of_group(low, low.group.anchor)
     if _lies_along_rows(low, p):
         return None
     first, along, across = right_of(low, p)
@@ -425,7 +422,7 @@ def _in_shape(low: Lowering, p: Product, shape: Shape) -> Product:
 
 def matrices_of(low: Lowering, shape: Shape) -> Matrices | None:
     """What the tiles of an f32 product in a shape are of, if tensor copies can bring them."""
-    p = _in_shape(low, product_of(low, low.group.anchor), shape)
+    p = _in_shape(low, product_of_group(low, low.group.anchor), shape)
     if p.operands[1] not in low.group.packs or holds_codes(low.graph, low.group):
         return None
     if gathered_in(low.graph, low.group, p.ref.node) is not None:

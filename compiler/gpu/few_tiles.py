@@ -11,9 +11,7 @@ from stagefuse.compiler.groups import Group
 from stagefuse.compiler.kernel_ir import Alloc, Buffer, Fold, Index, Load, Local, Store
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import product_of as size_of
-from stagefuse.compiler.lower.products import _Depth as Depth
-from stagefuse.compiler.lower.products import _Product as Product
-from stagefuse.compiler.lower.products import _product as product_of
+from stagefuse.compiler.lower.product import Depth, Product, product_of_group
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.schedule import GPU
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
@@ -185,7 +183,7 @@ def _parts(low: Lowering, p: Product, split: Thin, mode: str) -> Buffer:
 def lower_parts(low: Lowering, split: Thin, tile_rows: int = 0) -> Parallel:
     """The products of the parts of the depth, a panel and 64 rows a block; of few rows, some
     panels by those, of very few one. Where tensor copies bring operands, in tiles of theirs."""
-    p, group = product_of(low, low.group.anchor), 1
+    p, group = product_of_group(low, low.group.anchor), 1
     copied = low.schedule.tensor_copies
     if copied:
         p, group = tile_of(low, p)
@@ -230,7 +228,7 @@ def lower_parts(low: Lowering, split: Thin, tile_rows: int = 0) -> Parallel:
 
 def lower_sum_of_parts(low: Lowering, split: Thin) -> Parallel:
     """The sum of the parts, and what follows the product; in the order in which parts lie."""
-    p = product_of(low, low.group.anchor)
+    p = product_of_group(low, low.group.anchor)
     parts = _parts(low, p, split, "in")
     runs = floordiv(p.columns + (RUN - 1), RUN, low.facts)
     parallel = [("row", p.rows), ("run", runs)]

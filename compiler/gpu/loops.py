@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from stagefuse.compiler.cpu.bodies import walk
-from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.cpu.bodies import walk, work_of
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Attend,
@@ -22,14 +21,12 @@ from stagefuse.compiler.kernel_ir import (
     If,
     Kernel,
     Let,
-    Op,
     SortDigit,
     SortRow,
     Statement,
     Store,
     TileProduct,
 )
-from stagefuse.compiler.scalar import FUNCTIONS
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from stagefuse.dsl.facts import Facts
 
@@ -488,14 +485,3 @@ class LoopWriter(BarrierWriter):
             yield
         finally:
             self.slot = before
-
-
-def work_of(body: Sequence[Statement]) -> int:
-    """Operations of plain statements, by what they cost."""
-    return sum(
-        FUNCTIONS[part.fn].flops if part.fn in FUNCTIONS else 1
-        for s in body
-        if isinstance(s, Let | Store)
-        for part in post_order(s.value)
-        if isinstance(part, Op)
-    )

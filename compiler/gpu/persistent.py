@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from stagefuse.compiler.cpu.bodies import work_of
 from stagefuse.compiler.kernel_ir import Alloc, Checked, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.compiler.lower.expressions import product_of
@@ -24,7 +25,6 @@ from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 
 from .ir import Value
-from .loops import work_of
 from .mma import BYTES, kind_of, wgmma
 from .outgoing import PLACES, await_copies, outgoing_of
 from .pieces import LIGHT, PIECE_BYTES, ROWS, Form, PieceWriter

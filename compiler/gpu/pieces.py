@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from stagefuse.compiler.cpu.bodies import work_of
 from stagefuse.compiler.kernel_ir import Alloc, For, If, Kernel, Let, Statement, Store, TileProduct
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, sym
@@ -18,7 +19,7 @@ from stagefuse.dsl.frozen import frozen
 
 from .emit import KernelWriter
 from .ir import Value
-from .loops import Carry, Slot, work_of
+from .loops import Carry, Slot
 from .outgoing import (
     BOX_BYTES,
     PLACES,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from stagefuse.compiler.graph import Contract, split_index
 from stagefuse.compiler.lower.expressions import product_of as size_of
-from stagefuse.compiler.lower.products import _product as product_of
+from stagefuse.compiler.lower.product import product_of_group
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.windows import cuts_of
 from stagefuse.dsl.dims import Expr, const, sym
@@ -62,7 +62,7 @@ def pixels_of(
     """The windows of the product of a kernel, if copies can take them: elements at `indices` over
     the row `i` and the depth `k` of a tensor of a `shape`, 0 unless each `guard` is at least 0.
     `stage`: elements of the depth that come at a time."""
-    p = product_of(low, low.group.anchor)
+    p = product_of_group(low, low.group.anchor)
     assert isinstance(p.primitive, Contract)
     depth, facts = p.depth.as_int(), low.graph.facts
     sizes = [e.as_int() for e in shape[1:]]

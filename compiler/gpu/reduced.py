@@ -13,8 +13,7 @@ from stagefuse.compiler.graph import Ref
 from stagefuse.compiler.join_reduced import reduction_of, rows_reduced
 from stagefuse.compiler.kernel_ir import Index, Load, Store
 from stagefuse.compiler.lower.blocks import Parallel
-from stagefuse.compiler.lower.products import _Product as Product
-from stagefuse.compiler.lower.products import _product as product_of
+from stagefuse.compiler.lower.product import Product, product_of_group
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import const, floordiv, minimum, sym
 
@@ -30,7 +29,7 @@ def cut_of(low: Lowering, shape: Shape | None, variant: int) -> Cut:
     found = None if rows is None else reduction_of(graph, rows)
     assert found is not None
     node, reduce = found
-    p, group = tile_of(low, product_of(low, low.group.anchor), shape)
+    p, group = tile_of(low, product_of_group(low, low.group.anchor), shape)
     width, extents = group * p.panel, graph.type(node.operands[0]).shape
     (axis,) = reduce.axes
     count = floordiv(extents[axis] + (width - 1), width, graph.facts)

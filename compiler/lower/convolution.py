@@ -7,6 +7,9 @@ source whose rows are adjacent anyway is read where it lies.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
 from ..filtering import filtering_of
@@ -18,8 +21,7 @@ from .blocks import Parallel
 from .expressions import at_least_one, product_of
 from .few_rows import is_converted, lower_few_rows
 from .filtered import Filtered
-from .products import _Product as Product
-from .products import _product as product_of_group
+from .product import Matrix, Product, product_of_group
 from .products import either, lower_contract
 from .stretches import STEPS, STRIPE, Stretches
 from .stripe import Stripe
@@ -63,6 +65,17 @@ def lower_product(low: Lowering) -> Parallel:
     return _Striped(low, p, windows).lower()
 
 
+class _Operands(NamedTuple):
+    """The buffers of the left matrix and of the other one, of whose columns those from `first` on
+    are taken: column 0 of its first row is at `base`, rows are `step` apart."""
+
+    left: str
+    other: str
+    base: Expr
+    step: Expr
+    first: Expr
+
+
 class _Direct(Stretches):
     """Rows of panels read where they lie.
 
@@ -103,29 +116,10 @@ class _Direct(Stretches):
         low.bind(parallel)
         first = sym("nb") * stretch
         count = minimum(self.columns - first, const(stretch), low.facts)
-        left = low.buffer(p.operands[0], "in")
+        left = low.buffer(p.operands[0], "in").name
         name, base, step = self.read(first, stretch)
-        tile = self.tile(panels if self.is_thin else 1)
-        area = p.row_tile * self.width
-
-        result = p.result(low)
-
-        def multiply(
-            place: Expr, start: Expr, rows: Expr, column: Expr, wanted: Expr, begin: Expr,
-            depth: Expr, adds: bool, direct: bool = False,
-        ) -> None:  # fmt: skip
-            stride = p.primitive.row_stride
-            target = (tile, place * area, const(self.width))
-            if direct and result is not None:
-                at = result.start + start * result.step + first + column
-                target = (result.name, at, result.step)
-            low.emit(
-                TileProduct(
-                    *target, left.name, p.base + start * stride + begin, stride, const(1),
-                    name, base + first + column + (begin - self.skipped(begin)) * step, rows, depth,
-                    p.row_tile, self.width, adds, wanted, step, const(1),
-                )
-            )  # fmt: skip
+        tile, result = self.tile(panels if self.is_thin else 1), p.result(low)
+        multiply = partial(self._multiply, _Operands(left, name, base, step, first), tile)
 
         def store(place: Expr, start: Expr, rows: Expr, column: Expr, wanted: Expr) -> None:
             wide = self.windows.axes[-1].size
@@ -133,16 +127,16 @@ class _Direct(Stretches):
             self.finish((tile, place), start, rows, first + column, wanted, wide, wide, zero)
 
         def whole(start: Expr, rows: Expr, column: Expr, wanted: Expr) -> None:
-            def product(direct: bool) -> None:
-                multiply(const(0), start, rows, column, wanted, const(0), p.depth, False, direct)
+            def product(to: Matrix | None = None) -> None:
+                multiply(const(0), start, rows, column, wanted, const(0), p.depth, False, to)
 
             def in_tile() -> None:
-                product(False)
+                product()
                 store(const(0), start, rows, column, wanted)
 
             if result is None:
                 return in_tile()
-            either(low, [wanted - self.width], lambda: product(True), in_tile)
+            either(low, [wanted - self.width], lambda: product(result), in_tile)
 
         def band(begin: Expr, adds: bool) -> None:
             depth = minimum(p.depth - begin, const(self.band), low.facts)
@@ -160,6 +154,24 @@ class _Direct(Stretches):
         else:
             self.tiles_of(count, whole)
         return parallel, at_least_one(p.depth) * stretch
+
+    def _multiply(
+        self, read: _Operands, tile: str, place: Expr, start: Expr, rows: Expr, column: Expr,
+        wanted: Expr, begin: Expr, depth: Expr, adds: bool, to: Matrix | None = None,
+    ) -> None:  # fmt: skip
+        """A stretch of the depth of one tile, which is a `place` of scratch, or in the result."""
+        p, stride = self.p, self.p.primitive.row_stride
+        target = (tile, place * (p.row_tile * self.width), const(self.width))
+        if to is not None:
+            target = (to.name, to.start + start * to.step + read.first + column, to.step)
+        at = read.base + read.first + column + (begin - self.skipped(begin)) * read.step
+        self.low.emit(
+            TileProduct(
+                *target, read.left, p.base + start * stride + begin, stride, const(1),
+                read.other, at, rows, depth, p.row_tile, self.width, adds, wanted, read.step,
+                const(1),
+            )
+        )  # fmt: skip
 
     def read(self, first: Expr, stretch: int) -> tuple[str, Expr, Expr]:
         """Where the rows of the other matrix lie: in the source, or in scratch for a band of them,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from stagefuse.dsl.dims import Expr, as_expr, const, maximum, sym
 from stagefuse.dsl.dtypes import BOOL, I64, DType
@@ -116,28 +117,29 @@ def symbols_of(values: Sequence[Value]) -> frozenset[str]:
     return frozenset(found)
 
 
+def _add_exprs(found: set[Expr], seen: set[int], root: Value) -> None:
+    """Add every index expression in a value, those of parts that were not `seen` yet."""
+    pending = [root]
+    while pending:
+        v = pending.pop()
+        if id(v) in seen:
+            continue
+        seen.add(id(v))
+        if isinstance(v, Index):
+            found.add(v.expr)
+        elif isinstance(v, Load):
+            pending.extend((*v.indices, *v.guard))
+        elif isinstance(v, Op):
+            pending.extend(v.args)
+        elif isinstance(v, Checked):
+            found.update((v.extent, v.length))
+            pending.append(v.value)
+
+
 def exprs_of(body: Sequence[Statement]) -> set[Expr]:
     """Every index expression in statements."""
     found: set[Expr] = set()
-    seen: set[int] = set()
-
-    def value(root: Value) -> None:
-        pending = [root]
-        while pending:
-            v = pending.pop()
-            if id(v) in seen:
-                continue
-            seen.add(id(v))
-            if isinstance(v, Index):
-                found.add(v.expr)
-            elif isinstance(v, Load):
-                pending.extend((*v.indices, *v.guard))
-            elif isinstance(v, Op):
-                pending.extend(v.args)
-            elif isinstance(v, Checked):
-                found.update((v.extent, v.length))
-                pending.append(v.value)
-
+    value = partial(_add_exprs, found, set())
     for s in body:
         if isinstance(s, Let):
             value(s.value)

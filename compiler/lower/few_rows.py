@@ -9,15 +9,8 @@ from ..kernel_ir import Alloc, Index, Store
 from ..windows import converted
 from .blocks import Parallel
 from .expressions import as_dtype, at_least_one
-from .products import _Depth as Depth
-from .products import _emit_product as emit_product
-from .products import _finish as finish
-from .products import _Lines as Lines
-from .products import _Matrix as Matrix
-from .products import _Product as Product
-from .products import _row_blocks as row_blocks
-from .products import _tile as tile_of
-from .products import lying
+from .product import Depth, Lines, Matrix, Product
+from .products import emit_product, finish_tile, lying, row_blocks, tile_of
 from .values import Lowering
 
 STRETCH = 256
@@ -58,7 +51,7 @@ def lower_few_rows(low: Lowering, p: Product) -> Parallel | None:
         stretch(const(0), False)
         stretches = floordiv(p.depth + (STRETCH - 1), STRETCH, low.facts)
         low.loop("kb", const(1), stretches, lambda: stretch(sym("kb") * STRETCH, True))
-    finish(low, p, tile, const(0), start, count, sym("nb"))
+    finish_tile(low, p, tile, const(0), start, count, sym("nb"))
     return parallel, at_least_one(p.depth) * p.panel
 
 

@@ -31,7 +31,7 @@ from ..kernel_ir import Alloc, Const, Fold, Index, Load, Local, Op, Store, TileP
 from ..panel_width import LANES, panels_time
 from .blocks import Parallel
 from .expressions import at_least_one
-from .products import _Product as Product
+from .product import Product
 from .stretches import STEPS, STRIPE, Stretches
 from .stripe import Stripe
 from .values import Lowering

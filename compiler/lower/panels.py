@@ -13,8 +13,7 @@ from .expressions import as_dtype
 from .values import Lowering
 
 if TYPE_CHECKING:
-    from .products import _Depth as Depth
-    from .products import _Product as Product
+    from .product import Depth, Product
 
 TOGETHER = (8, 4, 2, 1)
 """Rows of a panel that are computed of codes at a time, the first of these that divides."""

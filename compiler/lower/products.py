@@ -7,165 +7,22 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
-from stagefuse.dsl.dtypes import F32, DType
-from stagefuse.dsl.frozen import frozen
+from stagefuse.dsl.dtypes import F32
 
-from ..byte_operands import is_byte
 from ..cpu.pieces import LEAST_COLUMNS, LEAST_DEPTH
-from ..graph import Contract, Ref, View, flatten_index, split_index
+from ..graph import View
 from ..kernel_ir import Alloc, Index, Load, Store, TileProduct, Value
 from ..steps import lines_of
 from .blocks import Parallel
-from .expressions import as_dtype, at_least_one, product_of
+from .expressions import as_dtype, at_least_one
 from .panels import holds_codes, over_columns, pack, panel_scratch
+from .product import Depth, Lines, Matrix, Panels, Product, product_of_group
 from .values import Lowering
-
-
-@frozen
-class _Product:
-    """A product and its sizes; `stored`: what its panels are of."""
-
-    ref: Ref
-    primitive: Contract
-    domain: tuple[Expr, ...]
-    dtype: DType
-    stored: DType
-    rows: Expr
-    columns: Expr
-    panels: Expr
-    row_tile: int
-    operands: tuple[Ref, ...]
-
-    @property
-    def panel(self) -> int:
-        return self.primitive.panel
-
-    @property
-    def depth(self) -> Expr:
-        return self.primitive.depth
-
-    @property
-    def of_bytes(self) -> bool:
-        """Whether its operands are of 8 bits."""
-        return is_byte(self.stored)
-
-    def tiled(self, low: Lowering, width: int) -> _Product:
-        """The same with the tiles of panels of a width."""
-        schedule = low.schedule
-        rows = schedule.byte_rows if self.of_bytes else schedule.row_tile[width]
-        return replace(self, row_tile=rows)
-
-    def width(self, panel: Expr) -> Expr:
-        """The columns of a panel; fewer in the last, unless they are known to come out even."""
-        known = self.columns.as_int()
-        if known is not None and known % self.panel == 0:
-            return const(self.panel)
-        return minimum(self.columns - panel * self.panel, const(self.panel))
-
-    @property
-    def all_of_it(self) -> _Depth:
-        return _Depth(const(0), self.depth)
-
-    @property
-    def batch(self) -> list[tuple[str, Expr]]:
-        return [(f"d{a}", self.domain[a]) for a in self.primitive.batch]
-
-    @property
-    def lead(self) -> Expr:
-        """The flat index of the batch."""
-        return flatten_index([sym(n) for n, _ in self.batch], [e for _, e in self.batch])
-
-    @property
-    def base(self) -> Expr:
-        """Where the matrix of the batch at hand begins in its buffer."""
-        return self.primitive.base.substitute({f"i{x}": sym(f"d{x}") for x in self.primitive.batch})
-
-    def place(self, low: Lowering, row: Expr, column: Expr) -> list[Expr]:
-        """The position in the result of a row and a column of the matrix."""
-        product, domain = self.primitive, self.domain
-        at: dict[int, Expr] = {x: sym(f"d{x}") for x in product.batch}
-        rows = split_index(row, [domain[x] for x in product.rows], low.facts)
-        columns = split_index(column, [domain[x] for x in product.columns], low.facts)
-        at.update(zip(product.rows, rows, strict=True))
-        at.update(zip(product.columns, columns, strict=True))
-        return [at.get(x, const(0)) for x in range(len(domain))]
-
-    def result(self, low: Lowering) -> _Matrix | None:
-        """The rows and columns of the batch at hand in the result, if they lie as in a matrix there
-        and the kernel stores nothing else. Rows of several unknown sizes do not: that whole tiles
-        of them stay in bounds is beyond what is proved."""
-        group, axes = low.group, range(len(self.domain))
-        if not low.schedule.direct or group.roots != [self.ref] or group.placed:
-            return None
-        if len(self.rows.symbols()) > 1:
-            return None
-        inner = [*self.primitive.rows, *self.primitive.columns]
-        long, last = ([x for x in xs if self.domain[x].as_int() != 1] for xs in (axes, inner))
-        if long[len(long) - len(last) :] != last:
-            return None
-        outer = [sym(f"d{x}") if x in self.primitive.batch else const(0) for x in axes]
-        return _Matrix(
-            low.buffer(self.ref, "out").name, flatten_index(outer, self.domain), self.columns
-        )
-
-
-def _product(low: Lowering, anchor: int | None) -> _Product:
-    assert anchor is not None
-    node = low.graph.nodes[anchor]
-    primitive = node.primitive
-    assert isinstance(primitive, Contract)
-    domain = node.type.shape
-    columns = product_of([domain[a] for a in primitive.columns])
-    stored = low.graph.type(node.operands[1]).dtype
-    found = _Product(
-        Ref(anchor), primitive, domain, node.type.dtype, stored,
-        product_of([domain[a] for a in primitive.rows]), columns,
-        floordiv(columns + (primitive.panel - 1), primitive.panel, low.facts), 0, node.operands,
-    )  # fmt: skip
-    return found.tiled(low, primitive.panel)
-
-
-@frozen
-class _Depth:
-    """A stretch of a product's sum. `packed`: the panels at hand hold no more than the stretch.
-    `adds`: to what earlier stretches gave."""
-
-    begin: Expr
-    length: Expr
-    packed: bool = False
-    adds: bool = False
-
-
-@frozen
-class _Matrix:
-    """Rows of contiguous elements in a buffer or scratch: row i begins at start + i * step."""
-
-    name: str
-    start: Expr
-    step: Expr
-
-
-@frozen
-class _Panels:
-    """Packed panels in a buffer or scratch: panel p begins at (first + p) * depth * width."""
-
-    name: str
-    first: Expr
-
-
-@frozen
-class _Lines:
-    """Panels in a buffer, not packed: row k of column c is at first + k * along + c * across."""
-
-    name: str
-    first: Expr
-    along: Expr
-    across: Expr
 
 
 def lower_contract(low: Lowering) -> Parallel:
     """Blocks of rows by groups of panels: tiles are computed, then stored with what follows."""
-    p = _product(low, low.group.anchor)
+    p = product_of_group(low, low.group.anchor)
     blocks = _Blocks(low, p)
     if blocks.deep:
         blocks.all_but_last()
@@ -180,7 +37,7 @@ class _Blocks:
     of it. Where those are outside and panels inside it is `deep`: a step has a tile of scratch for
     each of its tiles."""
 
-    def __init__(self, low: Lowering, p: _Product) -> None:
+    def __init__(self, low: Lowering, p: Product) -> None:
         self.low, self.p = low, p
         self.lines = lying(low, p) if p.of_bytes and p.operands[1] in low.group.packs else None
         packs = p.operands[1] in low.group.packs and self.lines is None
@@ -192,9 +49,9 @@ class _Blocks:
         groups = floordiv(p.panels + (self.group - 1), self.group, low.facts)
         self.parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
         low.bind(self.parallel)
-        self.tile = _tile(low, p, 1 if self.whole else tiles * self.group if self.deep else tiles)
+        self.tile = tile_of(low, p, 1 if self.whole else tiles * self.group if self.deep else tiles)
         left = low.buffer(p.operands[0], "in").name
-        self.matrix = _Matrix(left, p.base, p.primitive.row_stride)
+        self.matrix = Matrix(left, p.base, p.primitive.row_stride)
         self.first = sym("mb") * block
         self.end = minimum(self.first + block, p.rows)
         self.stretch = _stretch(low, p)
@@ -217,11 +74,11 @@ class _Blocks:
         return floordiv(self.p.depth + (self.stretch - 1), self.stretch, self.low.facts)
 
     @property
-    def later(self) -> _Depth:
+    def later(self) -> Depth:
         """The stretch `kb`, which is not the first."""
         begin, size = sym("kb") * self.stretch, const(self.stretch)
         length = minimum(self.p.depth - begin, size)
-        return _Depth(begin, length, packed=self.scratch is not None, adds=True)
+        return Depth(begin, length, packed=self.scratch is not None, adds=True)
 
     # Loops
 
@@ -240,29 +97,29 @@ class _Blocks:
         first = sym("nb") * self.group
         self.low.loop("p", first, minimum(first + self.group, self.p.panels), body)
 
-    def in_stretches(self, body: Callable[[_Depth], None]) -> None:
+    def in_stretches(self, body: Callable[[Depth], None]) -> None:
         """The body for each stretch of the depth; the first one does not add."""
         packed = self.scratch is not None
-        body(_Depth(const(0), minimum(const(self.stretch), self.p.depth), packed=packed))
+        body(Depth(const(0), minimum(const(self.stretch), self.p.depth), packed=packed))
         self.low.loop("kb", const(1), self.stretches, lambda: body(self.later))
 
     # What they do
 
-    def pack(self, piece: _Depth) -> None:
+    def pack(self, piece: Depth) -> None:
         if self.scratch:
             pack(self.low, self.p, self.scratch, sym("p"), const(0), piece)
 
     def multiply(
-        self, start: Expr, count: Expr, piece: _Depth, into: _Matrix | None = None
+        self, start: Expr, count: Expr, piece: Depth, into: Matrix | None = None
     ) -> None:
         low, p = self.low, self.p
         panels = self.lines or (
-            _Panels(self.scratch, -sym("p")) if self.scratch else _stored_panels(low, p)
+            Panels(self.scratch, -sym("p")) if self.scratch else stored_panels(low, p)
         )
         target = (self.tile, self.place * (p.row_tile * p.panel), const(p.panel))
         if into is not None:
             target = (into.name, into.start + start * into.step + sym("p") * p.panel, into.step)
-        _emit_product(low, p, target, self.matrix, panels, start, count, piece=piece)
+        emit_product(low, p, target, self.matrix, panels, start, count, piece=piece)
 
     def all_of(self, start: Expr, count: Expr) -> None:
         """A tile over the whole depth, and what follows."""
@@ -284,9 +141,9 @@ class _Blocks:
         either(low, tests, lambda: self.multiply(start, in_rows, whole, result), in_tile)
 
     def finish(self, start: Expr, count: Expr) -> None:
-        _finish(self.low, self.p, self.tile, self.place, start, count, sym("p"))
+        finish_tile(self.low, self.p, self.tile, self.place, start, count, sym("p"))
 
-    def multiply_all(self, piece: _Depth) -> None:
+    def multiply_all(self, piece: Depth) -> None:
         """The products of a stretch of a panel by all tiles."""
         self.pack(piece)
         self.over_tiles(lambda start, count: self.multiply(start, count, piece))
@@ -294,7 +151,7 @@ class _Blocks:
     def all_but_last(self) -> None:
         """Stretches of all panels, one after the other."""
         low, size = self.low, self.stretch
-        first = _Depth(const(0), const(size))
+        first = Depth(const(0), const(size))
         more = [self.p.depth - size - 1]
         low.when(more, lambda: self.over_panels(lambda: self.multiply_all(first)))
         middle = self.stretches - 1
@@ -337,14 +194,14 @@ def either(
     low.when([fails], other)
 
 
-def may_be_pieces(p: _Product) -> bool:
+def may_be_pieces(p: Product) -> bool:
     """Whether AMX may multiply by panels of this width and depth: it stores whole tiles."""
     depth, columns = p.depth.as_int(), p.columns.as_int()
     few = columns is not None and columns < LEAST_COLUMNS
     return p.dtype == F32 and not few and (depth is None or depth >= LEAST_DEPTH)
 
 
-def _blocking(low: Lowering, p: _Product, packs: bool) -> tuple[int, bool]:
+def _blocking(low: Lowering, p: Product, packs: bool) -> tuple[int, bool]:
     """Tiles down that a step computes, and whether over the whole depth at once."""
     schedule, depth = low.schedule, p.depth.as_int()
     if p.of_bytes:
@@ -358,12 +215,12 @@ def _blocking(low: Lowering, p: _Product, packs: bool) -> tuple[int, bool]:
     return schedule.packed_tiles if packs else schedule.deep_tiles, whole
 
 
-def _stretch(low: Lowering, p: _Product) -> int:
+def _stretch(low: Lowering, p: Product) -> int:
     """The part of the sum that is done at a time where not all of it is."""
     return low.schedule.codes_block if holds_codes(low, p) else low.schedule.depth_block
 
 
-def lying(low: Lowering, p: _Product) -> _Lines | None:
+def lying(low: Lowering, p: Product) -> Lines | None:
     """The panels of a product where what they would be packed from lies, in whole lines."""
     panels = low.graph.nodes[p.operands[1].node]
     lines = lines_of(low.graph, low.graph.nodes[p.ref.node])
@@ -371,10 +228,10 @@ def lying(low: Lowering, p: _Product) -> _Lines | None:
         return None
     at = {s: sym(n) for s, (n, _) in zip(panels.primitive.symbols, p.batch, strict=False)}
     first, along, across = (e.substitute(at, low.facts) for e in lines)
-    return _Lines(low.buffer(panels.operands[0], "in").name, first, along, across)
+    return Lines(low.buffer(panels.operands[0], "in").name, first, along, across)
 
 
-def _row_blocks(low: Lowering, p: _Product, block: int) -> tuple[str, Expr]:
+def row_blocks(low: Lowering, p: Product, block: int) -> tuple[str, Expr]:
     return "mb", floordiv(p.rows + (block - 1), block, low.facts)
 
 
@@ -382,19 +239,19 @@ def lower_chain(low: Lowering) -> Parallel:
     """Blocks of whole rows: a product into scratch, its row reductions there, the next product."""
     group, rows = low.group, low.group.rows
     assert rows is not None
-    first = _product(low, rows.anchor)
-    last = replace(_product(low, group.anchor), row_tile=first.row_tile)  # the same rows
+    first = product_of_group(low, rows.anchor)
+    last = replace(product_of_group(low, group.anchor), row_tile=first.row_tile)  # the same rows
     block = first.row_tile * low.schedule.packed_tiles
-    parallel = [*first.batch, _row_blocks(low, first, block)]
+    parallel = [*first.batch, row_blocks(low, first, block)]
     low.bind(parallel)
     width = first.panels * first.panel
     scores = low.name("scores")
     low.emit(Alloc(scores, first.dtype, (const(first.row_tile), width)))
-    tile = _tile(low, last)
-    matrix = _Matrix(
+    tile = tile_of(low, last)
+    matrix = Matrix(
         low.buffer(first.operands[0], "in").name, first.base, first.primitive.row_stride
     )
-    keys, values = _all_panels(low, first), _all_panels(low, last)
+    keys, values = all_panels(low, first), all_panels(low, last)
     start_of = sym("mb") * block
     end = minimum(start_of + block, first.rows)
 
@@ -403,18 +260,18 @@ def lower_chain(low: Lowering) -> Parallel:
         count = minimum(end - start, const(first.row_tile))
 
         def score() -> None:
-            _emit_product(
+            emit_product(
                 low, first, (scores, sym("p") * first.panel, width), matrix, keys, start, count
             )
 
         low.loop("p", const(0), first.panels, score)
-        low.loop("r", const(0), count, lambda: _row(low, first, scores, start))
+        low.loop("r", const(0), count, lambda: row_between(low, first, scores, start))
 
         def one_panel() -> None:
-            inside = _Matrix(scores, -start * width, width)
+            inside = Matrix(scores, -start * width, width)
             target = (tile, const(0), const(last.panel))
-            _emit_product(low, last, target, inside, values, start, count, "q")
-            _finish(low, last, tile, const(0), start, count, sym("q"))
+            emit_product(low, last, target, inside, values, start, count, "q")
+            finish_tile(low, last, tile, const(0), start, count, sym("q"))
 
         low.loop("q", const(0), last.panels, one_panel)
 
@@ -424,7 +281,7 @@ def lower_chain(low: Lowering) -> Parallel:
     return parallel, at_least_one(first.depth + last.depth) * block
 
 
-def _row(low: Lowering, p: _Product, scores: str, start: Expr) -> None:
+def row_between(low: Lowering, p: Product, scores: str, start: Expr) -> None:
     """The row kernel between two products, for one row: from its scratch into the same."""
     whole, rows = low.group, low.group.rows
     assert rows is not None
@@ -443,43 +300,43 @@ def _row(low: Lowering, p: _Product, scores: str, start: Expr) -> None:
     assert low.group is whole
 
 
-def _tile(low: Lowering, p: _Product, count: int = 1) -> str:
+def tile_of(low: Lowering, p: Product, count: int = 1) -> str:
     name = low.name("tile")
     low.emit(Alloc(name, p.dtype, (const(count), const(p.row_tile), const(p.panel))))
     return name
 
 
-def _stored_panels(low: Lowering, p: _Product) -> _Panels:
-    return _Panels(low.buffer(p.operands[1], "in").name, p.lead * p.panels)
+def stored_panels(low: Lowering, p: Product) -> Panels:
+    return Panels(low.buffer(p.operands[1], "in").name, p.lead * p.panels)
 
 
-def _all_panels(low: Lowering, p: _Product) -> _Panels | _Lines:
+def all_panels(low: Lowering, p: Product) -> Panels | Lines:
     """Every panel of the batch at hand: in memory, or packed here first, or where it lies."""
     if low.group.thin and (lines := lying(low, p)) is not None:
         return lines
     if p.operands[1] not in low.group.packs:
-        return _stored_panels(low, p)
+        return stored_panels(low, p)
     name = panel_scratch(low, p, p.panels, p.depth)
     low.loop("p", const(0), p.panels, lambda: pack(low, p, name, sym("p"), sym("p"), p.all_of_it))
-    return _Panels(name, const(0))
+    return Panels(name, const(0))
 
 
-def _emit_product(
+def emit_product(
     low: Lowering,
-    p: _Product,
+    p: Product,
     target: tuple[str, Expr, Expr],
-    matrix: _Matrix,
-    panels: _Panels | _Lines,
+    matrix: Matrix,
+    panels: Panels | Lines,
     start: Expr,
     count: Expr,
     panel: str = "p",
-    piece: _Depth | None = None,
+    piece: Depth | None = None,
 ) -> None:
     """One TileProduct: `count` rows from `start`, into a target of (name, offset, row)."""
     name, offset, row = target
     piece = piece or p.all_of_it
     steps: tuple[Expr | None, Expr | None] = (None, None)
-    if isinstance(panels, _Lines):
+    if isinstance(panels, Lines):
         at = panels.first + sym(panel) * p.panel * panels.across + piece.begin * panels.along
         steps = (panels.along, panels.across)
     else:
@@ -495,8 +352,8 @@ def _emit_product(
     )  # fmt: skip
 
 
-def _finish(
-    low: Lowering, p: _Product, tile: str, place: Expr, start: Expr, count: Expr, panel: Expr
+def finish_tile(
+    low: Lowering, p: Product, tile: str, place: Expr, start: Expr, count: Expr, panel: Expr
 ) -> None:
     """What the kernel stores of a tile of `count` rows from `start`, in scratch at `place`."""
     if _lies_along_rows(p):
@@ -514,7 +371,7 @@ def _finish(
     low.loop("r", const(0), count, one_row)
 
 
-def _lies_along_rows(p: _Product) -> bool:
+def _lies_along_rows(p: Product) -> bool:
     """Whether places of an image are the rows, and channels, an axis before them, the columns."""
     last = max(a for a, size in enumerate(p.domain) if size.as_int() != 1)
     columns = [a for a in p.primitive.columns if p.domain[a].as_int() != 1]
@@ -522,7 +379,7 @@ def _lies_along_rows(p: _Product) -> bool:
 
 
 def _finish_columns(
-    low: Lowering, p: _Product, tile: str, place: Expr, start: Expr, count: Expr, panel: Expr
+    low: Lowering, p: Product, tile: str, place: Expr, start: Expr, count: Expr, panel: Expr
 ) -> None:
     """The same a column after the other, where the result lies along the rows."""
     wide = [p.domain[a] for a in p.primitive.rows if p.domain[a].as_int() != 1][-1]

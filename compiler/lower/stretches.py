@@ -9,7 +9,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from ..graph import split_index
 from ..kernel_ir import Alloc, Index, Load
 from ..windows import Windows
-from .products import _Product as Product
+from .product import Product
 from .stripe import Stripe
 from .values import Lowering
 
