@@ -26,7 +26,8 @@ from .test_fused_graphs import SIZES, feeds_for
 
 
 def test_every_pass_that_is_found_is_in_the_list_once() -> None:
-    names = [p.name for p in pipeline_of(no_weights, channels_last=True, shorten_sorts=True)]
+    every = {"integers": True, "channels_last": True, "shorten_sorts": True}
+    names = [p.name for p in pipeline_of(no_weights, **every)]
     assert sorted(names) == sorted(discovered())
     for name, kind in discovered().items():
         assert kind.__module__.endswith(f".passes.{name}")
