@@ -380,8 +380,8 @@ def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]
         axes = (scan.axis,) if isinstance(scan, Scan) and scan.axis == len(group.domain) - 1 else ()
     if group.kind == "pointwise" and any(
         isinstance(graph.nodes[m].primitive, Gather) for m in group.members
-    ):
-        axes = (len(group.domain) - 1,)
+    ):  # of a single element there are no rows
+        axes = (len(group.domain) - 1,) if group.domain else ()
     if group.kind not in ("row", "scan", "pointwise") or len(axes) != 1:
         return []
     (axis,) = axes

@@ -19,6 +19,9 @@ pipeline rows(x: f16[N, 72], i: i64[M]) -> f16[M, 72]:
 
 pipeline wide(x: f32[N, D], i: i64[M], j: i64[M]) -> f32[M, D]:
     x[i] * x[j]
+
+pipeline element(x: f32[N], i: i64) -> f32:
+    x[i] + 1.0
 """
 
 
@@ -27,7 +30,7 @@ def test_gathers(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
     plan = compiled(tmp_path / "p.pipe", TEXT, (arch,))
     check_legal(plan)
     assert not any(x.report.get("spill bytes") for x in launches(plan))
-    single, rows, wide = (Emulated(plan, arch, n) for n in range(3))
+    single, rows, wide, element = (Emulated(plan, arch, n) for n in range(4))
     for n, m, d in ((5, 2100, 33), (700, 2048, 260), (1, 3, 1030), (9, 0, 4), (30, 70, 0)):
         dims = {"N": n, "M": m, "D": d}
         i, j = (rng.integers(-n, n, m) for _ in range(2))
@@ -40,6 +43,10 @@ def test_gathers(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
             (found,) = single({"x": x, "i": i}, dims)
             np.testing.assert_array_equal(found[ok], x[i[ok]] + np.float32(1))
             assert list(single.status) == ([1, value] if bad else [0, 0])
+            if m:
+                (found,) = element({"x": x, "i": i[at]}, dims)
+                assert bad or found == x[i[at]] + np.float32(1)
+                assert list(element.status) == ([1, value] if bad else [0, 0])
             x = rng.standard_normal((n, 72)).astype(np.float16)
             (found,) = rows({"x": x, "i": i}, dims)
             np.testing.assert_array_equal(found[ok], x[i[ok]])
