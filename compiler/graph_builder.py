@@ -75,8 +75,17 @@ class Builder:
         key = (primitive, tuple(operands), tuple(types))
         number = self._known.get(key)
         if number is None:
-            number = self._known[key] = len(self.graph.nodes)
-            self.graph.add(Node(number, primitive, key[1], key[2], *self._where))
+            made = self.add_apart(*key)
+            self._known[key] = made[0].node
+            return made
+        return tuple([Ref(number, i) for i in range(len(types))])
+
+    def add_apart(
+        self, primitive: Primitive, operands: Sequence[Ref], types: Sequence[TensorType]
+    ) -> tuple[Ref, ...]:
+        """The same of a node of its own, whatever equals it: of a copy, memory is what counts."""
+        number = len(self.graph.nodes)
+        self.graph.add(Node(number, primitive, tuple(operands), tuple(types), *self._where))
         return tuple([Ref(number, i) for i in range(len(types))])
 
     def _one(self, primitive: Primitive, operands: Sequence[Ref], type: TensorType) -> Ref:

@@ -181,7 +181,7 @@ def _copied(graph: Graph, update: int) -> tuple[Graph, dict[int, int]]:
             if isinstance(primitive, Update) and primitive.state:
                 if latest.get(primitive.state) != operands[0]:
                     primitive = replace(primitive, state="")
-            made = b.add(primitive, operands, node.types)
+            made = b.add_apart(primitive, operands, node.types)
         if isinstance(primitive, State):
             latest[primitive.name] = made[0]
         elif isinstance(primitive, Update) and primitive.state:
@@ -204,4 +204,4 @@ def _copy(b: Builder, ref: Ref) -> Ref:
     """The same values in other memory."""
     type = b.type(ref)
     symbols = b.symbols(type.rank)
-    return b.add(View(symbols, tuple(map(sym, symbols))), (ref,), (type,))[0]
+    return b.add_apart(View(symbols, tuple(map(sym, symbols))), (ref,), (type,))[0]

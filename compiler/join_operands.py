@@ -225,6 +225,7 @@ class OperandJoiner(Storing):
             return
         if apart and half is not None and not self._packs_halves(node, half, packer):
             return
+        made[0] = self.maker.get(left)  # which stores what panels are of since, if it makes both
         if made[0] is not None and made[0].members != own[0]:
             made[0] = self._unconverted(made[0], left, group)
         if made[0] is None:
