@@ -17,6 +17,7 @@ from stagefuse.dsl.types import TensorType
 
 from .folded_views import folded_view
 from .graph import (
+    Carried,
     Concat,
     Constant,
     Contract,
@@ -323,8 +324,7 @@ def _below(b: Builder, factor: Ref) -> Ref:
     view = b.graph.nodes[node.operands[0].node]
     if not isinstance(view.primitive, View) or view.primitive.guard:
         return factor
-    source = b.cast(view.operands[0], node.type.dtype)
-    return b.add(view.primitive, (source,), (node.type,))[0]
+    return _under(b, view, node.type.dtype)
 
 
 def through(b: Builder, view: Node, factor: Ref) -> Ref:
@@ -340,8 +340,22 @@ def cast_of(b: Builder, x: Ref, dtype: DType) -> Ref:
     node = b.graph.nodes[x.node]
     if not isinstance(node.primitive, View) or node.type.dtype == dtype:
         return b.cast(x, dtype)
-    source = b.cast(node.operands[0], dtype)
-    return b.add(node.primitive, (source,), (node.type.with_dtype(dtype),))[0]
+    return _under(b, node, dtype)
+
+
+def _under(b: Builder, node: Node, dtype: DType) -> Ref:
+    """A view of what it looks at in a dtype: of what a recurrence carries, the half of its step, as
+    the other is not defined at first."""
+    view, (source,) = node.primitive, node.operands
+    assert isinstance(view, View)
+    if isinstance(b.graph.nodes[source.node].primitive, Carried):
+        _, *shape = b.type(source).shape
+        symbols = b.symbols(len(shape))
+        half = View(symbols, (view.indices[0], *map(sym, symbols)))
+        (source,) = b.add(half, (source,), (TensorType(b.type(source).dtype, tuple(shape)),))
+        view = replace(view, indices=view.indices[1:])
+    type = node.type.with_dtype(dtype)
+    return b.add(view, (b.cast(source, dtype),), (type,))[0]
 
 
 def total_of(domain: Sequence[Expr], axes: Sequence[int]) -> Expr:

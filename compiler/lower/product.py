@@ -86,12 +86,15 @@ class Product:
     def result(self, low: Lowering) -> Matrix | None:
         """The rows and columns of the batch at hand in the result, if they lie as in a matrix there
         and the kernel stores nothing else. Rows of several unknown sizes do not, nor those of one
-        that columns depend on too: that whole tiles stay in bounds is beyond what is proved."""
+        that columns depend on too, nor a batch of unknown columns: that whole tiles stay in bounds
+        is beyond what is proved."""
         group, axes = low.group, range(len(self.domain))
         if not low.schedule.direct or group.roots != [self.ref] or group.placed:
             return None
         unknown = self.rows.symbols()
         if len(unknown) > 1 or unknown & self.columns.symbols():
+            return None
+        if self.batch and self.columns.as_int() is None:
             return None
         inner = [*self.primitive.rows, *self.primitive.columns]
         long, last = ([x for x in xs if self.domain[x].as_int() != 1] for xs in (axes, inner))
