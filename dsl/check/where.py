@@ -44,7 +44,7 @@ def gather_facts(recorder: Recorder, signature: Signature, where: tuple[ast.Wher
                 if expr.as_int() is None:
                     recorder.check(expr, relation, f"{text} must hold", span)
                     stated.append((expr, relation, text, span))
-    facts = Facts(ranges, tuple(divisible))
+    facts = Facts(_whole(ranges, divisible), tuple(divisible))
     _require_sizes(signature, facts, stated, wrong)
     return facts
 
@@ -183,6 +183,24 @@ def _add_equality(ranges: Ranges, divisible: list[tuple[Expr, Expr | int]], expr
         if (low, high) == (0, None) and not _depends(ranges, value, name):
             ranges[name] = (value, value)
             return
+
+
+def _whole(ranges: Ranges, divisible: Sequence[tuple[Expr, Expr | int]]) -> Ranges:
+    """Ranges that end at multiples, of sizes that are multiples of a number."""
+    found = dict(ranges)
+    for expr, by in divisible:
+        name, number = expr.as_symbol(), as_expr(by).as_int()
+        if name is None or name not in found or number is None or number < 1:
+            continue
+        low, high = found[name]
+        least, most = as_expr(low).as_int(), None if high is None else as_expr(high).as_int()
+        if least is not None:
+            low = -(-least // number) * number
+        if most is not None:
+            high = most // number * number
+        if least is None or most is None or -(-least // number) <= most // number:
+            found[name] = (low, high)
+    return found
 
 
 def _tighter(bound: Expr, known: Expr | int, is_low: bool) -> Expr | int:

@@ -48,3 +48,13 @@ def test_conditions_that_contradict_each_other(where: str, words: str, label: st
 def test_conditions_that_some_sizes_meet(where: str) -> None:
     found = errors(f"{HEAD}where {where}:\n    x\n")
     assert not found, render_all(found)
+
+
+def test_ranges_of_multiples_end_at_multiples() -> None:
+    """A size in 1..=602 that is a multiple of 4 is in 4..=600."""
+    text = """\
+pipeline p(x: f32[K]) -> (f32[K - 4], f32[4])
+where K in 1..=602, K % 4 == 0:
+    x[4:], x[:4]
+"""
+    assert errors(text) == []
