@@ -404,11 +404,11 @@ def packed(
 
 
 def view_of(
-    b: Builder, x: Ref, shape: Sequence[Expr], place: object, guard: object,
-    fill: float | int | bool = 0,
+    b: Builder, x: Ref, shape: Sequence[Expr], place: Callable[..., Sequence[Expr]],
+    guard: Callable[..., Sequence[Expr]] | None, fill: float | int | bool = 0,
 ) -> Ref:  # fmt: skip
     """A view of x, folded into x if that is one."""
-    made = b.view(x, shape, place, guard, fill)  # type: ignore[arg-type]
+    made = b.view(x, shape, place, guard, fill)
     node = b.graph.nodes[made.node]
     folded = folded_view(b, node, node.operands) if made != x else None
     return folded[0] if folded else made
