@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from stagefuse.dsl.dims import Expr, as_expr, const, maximum, sym
@@ -96,44 +96,36 @@ def expand(expr: Expr, at: Mapping[str, Value]) -> Value:
     return total or Const(0, I64)
 
 
-def symbols_of(values: Sequence[Value]) -> frozenset[str]:
-    """Index symbols in values."""
-    found: set[str] = set()
+def _parts(values: Sequence[Value], seen: set[int]) -> Iterator[Value]:
+    """Values and what they are computed of, each once; those that are not `seen` yet."""
     pending = list(values)
-    seen: set[int] = set()
     while pending:
         value = pending.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, Index):
-            found |= value.expr.symbols()
-        elif isinstance(value, Load):
+        yield value
+        if isinstance(value, Load):
             pending.extend((*value.indices, *value.guard))
         elif isinstance(value, Op):
             pending.extend(value.args)
         elif isinstance(value, Checked):
             pending.append(value.value)
-    return frozenset(found)
+
+
+def symbols_of(values: Sequence[Value]) -> frozenset[str]:
+    """Index symbols in values."""
+    parts = _parts(values, set())
+    return frozenset[str]().union(*(v.expr.symbols() for v in parts if isinstance(v, Index)))
 
 
 def _add_exprs(found: set[Expr], seen: set[int], root: Value) -> None:
     """Add every index expression in a value, those of parts that were not `seen` yet."""
-    pending = [root]
-    while pending:
-        v = pending.pop()
-        if id(v) in seen:
-            continue
-        seen.add(id(v))
-        if isinstance(v, Index):
-            found.add(v.expr)
-        elif isinstance(v, Load):
-            pending.extend((*v.indices, *v.guard))
-        elif isinstance(v, Op):
-            pending.extend(v.args)
-        elif isinstance(v, Checked):
-            found.update((v.extent, v.length))
-            pending.append(v.value)
+    for part in _parts([root], seen):
+        if isinstance(part, Index):
+            found.add(part.expr)
+        elif isinstance(part, Checked):
+            found.update((part.extent, part.length))
 
 
 def exprs_of(body: Sequence[Statement]) -> set[Expr]:
