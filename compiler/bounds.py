@@ -15,7 +15,16 @@ from typing import ClassVar
 from stagefuse.dsl.dims import Atom, Expr, as_expr, const, expr_of, floordiv, sym
 from stagefuse.dsl.facts import Facts
 
-from .conditions import combined, expanded, is_plain, reached, sharpened, without
+from .conditions import (
+    combined,
+    expanded,
+    is_lifted,
+    is_plain,
+    multiplied,
+    reached,
+    sharpened,
+    without,
+)
 from .opaque import opaque
 
 SMALL = (0, 1, 2, 3, 4, 5, 8, 12, 17, 64, 1000)
@@ -113,7 +122,11 @@ def _is_found(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
     if any(is_plain(-1 - condition, facts) for condition in more):
         return True
     conditions = (*conditions, *more)
-    return bool(more) and _Search(sharpened(facts, conditions), conditions).proves(goal)
+    known = sharpened(facts, conditions)
+    outright = multiplied(conditions, known)
+    if not more and not outright:
+        return False
+    return _Search(known, (*conditions, *outright)).proves(goal)
 
 
 class _Search:
@@ -140,7 +153,7 @@ class _Search:
 
     def _plain(self, goal: Expr) -> bool:
         if goal not in self.plain:
-            self.plain[goal] = is_plain(goal, self.facts)
+            self.plain[goal] = is_plain(goal, self.facts) or is_lifted(goal, self.facts)
         return self.plain[goal]
 
     def _positive(self, divisor: Expr) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from stagefuse.dsl.dims import Atom, Expr, IntLike, Monomial, as_expr, expr_of, sym
+from stagefuse.dsl.dims import Atom, Expr, IntLike, Monomial, as_expr, const, expr_of, sym
 from stagefuse.dsl.facts import Facts
 
 COMBINED = 60
@@ -15,6 +15,36 @@ def is_plain(goal: Expr, facts: Facts) -> bool:
     """Whether intervals alone say that it is at least 0."""
     low = facts.interval(goal)[0]
     return low is not None and low >= 0
+
+
+def is_lifted(goal: Expr, facts: Facts) -> bool:
+    """Whether intervals say that it is at least 0 once every factor is its least value, which is
+    above 0, and what it is more: n*m - n is n*x for m = 1 + x."""
+    falling = {atom for monomial, c in goal.terms if c < 0 for atom, _ in monomial}
+    products = [monomial for monomial, c in goal.terms if c > 0 and _degree(monomial) > 1]
+    if not any(atom in falling for monomial in products for atom, _ in monomial):
+        return False
+    lifted: dict[Atom, Expr] = {}
+    ranges: dict[str, tuple[IntLike, IntLike | None]] = {}
+    for atom in sorted({atom for monomial, _ in goal.terms for atom, _ in monomial}):
+        low, high = facts.interval(expr_of(atom))
+        if low is None or low < 0:
+            return False
+        name = f"{atom} - {low}"
+        ranges[name] = (0, None if high is None else high - low)
+        lifted[atom] = sym(name) + low
+    total = const(0)
+    for monomial, c in goal.terms:
+        product = const(c)
+        for atom, power in monomial:
+            for _ in range(power):
+                product = product * lifted[atom]
+        total = total + product
+    return is_plain(total, Facts(ranges))
+
+
+def _degree(monomial: Monomial) -> int:
+    return sum([power for _, power in monomial])
 
 
 def _is_shown(goal: Expr, facts: Facts, left: int = 3) -> bool:
@@ -92,8 +122,10 @@ def combined(exprs: Iterable[Expr], conditions: Sequence[Expr], facts: Facts) ->
     """
     names = frozenset[str]().union(*(e.symbols() for e in (*exprs, *conditions)))
     ends = _ends(names, facts)
-    found = dict.fromkeys((*conditions, *expanded(sum(ends.values(), ()), facts)))
-    new: dict[Expr, None] = {}
+    own = sum(ends.values(), ())
+    also = [e for e in expanded(own, facts) if e not in own]
+    found = dict.fromkeys((*conditions, *own, *also))
+    new = {e: None for e in also if e not in conditions and not is_plain(e, facts)}
     for name in ends:
         for both in _sums(name, tuple(found), facts):
             if len(new) >= COMBINED:
@@ -103,6 +135,22 @@ def combined(exprs: Iterable[Expr], conditions: Sequence[Expr], facts: Facts) ->
                 found.update(dict.fromkeys(more))
                 new.update(dict.fromkeys(more))
     return tuple(new)
+
+
+def multiplied(conditions: Sequence[Expr], facts: Facts) -> tuple[Expr, ...]:
+    """What conditions say once a quotient in them is multiplied out: from a // b <= r for b >= 1,
+    a <= r*b + b - 1; from a // b >= r, a >= r*b."""
+    found: dict[Expr, None] = {}
+    for condition in conditions:
+        for monomial, coefficient in condition.terms:
+            if abs(coefficient) != 1 or len(monomial) != 1 or monomial[0][1] != 1:
+                continue
+            atom = monomial[0][0]
+            if atom.kind == "//" and is_plain(atom.args[1] - 1, facts):
+                a, b = atom.args
+                rest = condition - Expr(((monomial, coefficient),))
+                found[rest * b + a if coefficient > 0 else (rest + 1) * b - 1 - a] = None
+    return tuple(e for e in found if e not in conditions and not is_plain(e, facts))
 
 
 def _sums(name: str, conditions: Sequence[Expr], facts: Facts) -> Iterator[Expr]:

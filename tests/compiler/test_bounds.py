@@ -91,6 +91,8 @@ JOINED = Facts(
         "s": (0, parse("min(K*M, 9*N) - 1")),
         "j": (0, parse("K - 1")),
         "l": (0, parse("(M + 7) // 8 - 1")),
+        "b": (0, parse("(M + 479) // 480 - 1")),
+        "g": (0, parse("(min(480, M - 480*b) + 47) // 48 - 1")),
     }
 )
 """Positions on axes that are products of sizes which may be 0."""
@@ -121,6 +123,10 @@ JOINED = Facts(
         ("(M + N) - (i - 2) % (M + N) - 1", ["i - 2", "K*M + K*N - i + 1"]),
         ("M - 8*l - 1", []),
         ("N - 1", ["N - min(1, N - min(1, N)) - min(1, N) - i - 1"]),
+        ("K - q // 3 - 1", ["2 - q // K"]),
+        ("K - (q + 2*K) // 3 - 1", ["2 - (q + 2*K) // K"]),
+        ("q // 2 - K", ["q // K - 2"]),
+        ("M*j + 8*M*min(32, M) + min(48, min(480, M - 480*b) - 48*g) + 480*b + 48*g - 8*M - 1", []),
         ("0 - 1", ["i - 2", "1 - i"]),
         ("0 - 1", ["0 - 1"]),
     ],
