@@ -306,6 +306,8 @@ class LoopWriter(BarrierWriter):
         if cut is None:
             even = all(is_simple(x) for x in body)
             width = self.width_of(loops) if not apart and (even or self.team.across) else 1
+            if width > 1 and self._turns(s, loops, width):
+                width = 1
             at_once = UNROLL if simple and work_of(body) * width <= LIGHT else 1
             self.spread(loops, width, [], visit, at_once=at_once)
             self.straight = False
@@ -325,6 +327,24 @@ class LoopWriter(BarrierWriter):
     def _together(self) -> AbstractContextManager[None]:
         """Around iterations that are written out one after the other."""
         return self.noting_late() if self.straight else nullcontext()
+
+    def _turns(self, s: For, loops: Nest, width: int) -> bool:
+        """Whether a warp's square goes between shared memory and vectors of global memory that
+        need not be aligned: single elements of lanes beside each other are then one access, and
+        those of a lane several."""
+        if len(loops) == 1 or self.team.is_block:
+            return False
+        found = list(accesses((s,)))
+        index, lo, _ = loops[-1]
+        far = [a for a in found if self.memory[a.buffer].space == "global"]
+        if len(far) == len(found):
+            return False
+        places = [self._symbolic(self.memory[a.buffer], a.indices) for a in far]
+        return any(
+            not self.divides(width, self.resolve(p.substitute({index: lo})))
+            for p in places
+            if p.coefficient(index) == const(1)
+        )
 
     def _touches_cells(self, s: For) -> bool:
         """Whether it uses scratch in registers, which only unrolled loops can."""

@@ -7,7 +7,9 @@ along those of the result.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I64
@@ -37,8 +39,8 @@ from .values import Lowering
 class Squares:
     """How squares are taken. `size`: elements of a side, and in scratch `gap` more from row to row.
     `least`: elements of an axis from which on it is worth it. `most_bytes`: of all operands'
-    elements that are read this way. `whole`: whether loops go over all of a square, and its
-    elements are tested."""
+    elements that are read this way. `whole`: whether loops go over all of a square: without a test
+    where all of it is inside, so that no load waits for another, and else testing its elements."""
 
     size: int
     gap: int
@@ -120,17 +122,18 @@ def _squares(
     size = how.size
     first = {name: sym(f"{name}s") * size, loop.index: sym(f"{loop.index}s") * size}
     ends = {name: extent, loop.index: loop.hi}
-    inside = all_of(
-        [Op("ge", (Index(e - 1 - sym(x)), Const(0, I64)), BOOL) for x, e in ends.items()]
-    )
 
-    def square(outer: str, inner: str, body: list[Statement]) -> For:
+    def tests(relation: str, rest: Mapping[str, Expr]) -> list[KernelValue]:
+        return [Op(relation, (Index(e), Const(0, I64)), BOOL) for e in rest.values()]
+
+    def square(outer: str, inner: str, body: list[Statement], tested: bool) -> For:
         def over(index: str, body: tuple[Statement, ...], vector: bool) -> For:
             stop = first[index] + size
             stop = stop if how.whole else minimum(stop, ends[index], low.facts)
             return For(index, first[index], stop, body, vector)
 
-        own = (If(inside, tuple(body)),) if how.whole else tuple(body)
+        inside = all_of(tests("ge", {x: e - 1 - sym(x) for x, e in ends.items()}))
+        own = (If(inside, tuple(body)),) if tested else tuple(body)
         return over(outer, (over(inner, own, True),), how.whole)
 
     found: list[Statement] = []
@@ -142,10 +145,22 @@ def _squares(
         found.append(Alloc(scratch, load.stored, (const(size), const(size + how.gap))))
         fills.append(Store(scratch, place, load))
         stands[load] = Load(scratch, place, load.stored)
-    found.append(square(loop.index, name, fills))
     body = [_with(s, stands) for s in loop.body]
-    found.append(square(name, loop.index, body))
-    return found
+
+    def both(tested: bool) -> tuple[Statement, ...]:
+        return (
+            square(loop.index, name, fills, tested),
+            square(name, loop.index, body, tested),
+        )
+
+    facts = low.graph.facts
+    if not how.whole or all(facts.divides(e, size) for e in ends.values()):
+        return [*found, *both(False)]
+    if any((facts.bounds(e)[1] or size) < size for e in ends.values()):
+        return [*found, *both(True)]
+    behind = {x: e - first[x] - size for x, e in ends.items()}
+    partial = reduce(lambda a, b: Op("or", (a, b), BOOL), tests("lt", behind))
+    return [*found, If(all_of(tests("ge", behind)), both(False)), If(partial, both(True))]
 
 
 def _with(s: Statement, stands: dict[Load, Load]) -> Statement:

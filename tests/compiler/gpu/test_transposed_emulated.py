@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,19 @@ pipeline several(x: f32[M, N], y: f32[M, N], z: i64[M, N]) -> f32[N, M]:
 pipeline half(x: f16[64, 96]) -> f16[96, 64]:
     -transpose(x, [1, 0])
 """
+
+
+def test_no_load_of_a_whole_square_waits(tmp_path: Path) -> None:
+    """What lies behind an edge is tested once for a square: a load that only some lanes do is a
+    branch to ptxas, behind which the next one would wait."""
+    plan = compiled(tmp_path / "p.pipe", TEXT, ("sm_90a",))
+    text = plan.ptx["sm_90a"]
+    entry = text[text.index(".entry plain_transpose") :].split("\n}", 1)[0]
+    plain = [x for x in entry.splitlines() if x.startswith("\tld.global.nc.f32")]
+    assert len(plain) == 32
+    assert len(re.findall(r"@%p\d+ ld\.global\.nc\.f32", entry)) == 32
+    entry = text[text.index(".entry half_") :].split("\n}", 1)[0]
+    assert entry.count("ld.global.nc.v4.b32") == 4 and "@%p" not in entry.split("bra", 1)[1]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
