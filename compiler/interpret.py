@@ -427,8 +427,9 @@ def _strided(
     corner = x[tuple(slice(s, s + 1) for s in starts)]
     if 0 in corner.shape:
         raise AssertionError(f"a view starts outside its operand: {starts} of {x.shape}")
-    view = np.lib.stride_tricks.as_strided(corner, tuple(shape), strides, writeable=False)
-    return view
+    raw = corner.view(f"u{x.itemsize}")  # NumPy reads back the names of its own dtypes only
+    view = np.lib.stride_tricks.as_strided(raw, tuple(shape), strides, writeable=False)
+    return view.view(x.dtype)
 
 
 def _sum_of_products(u: Array, v: Array, axes: Sequence[int]) -> Array:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import stagefuse as sf
 from stagefuse.compiler.driver import compile_file
+from stagefuse.dsl.dtypes import DTYPES
 
 SOURCE = """
 weights w = "w.npz"
@@ -99,3 +101,18 @@ pipeline p(x: f32[1, 32, 5, 7]) -> f32[1, 32, 5, 7]:
     for device in ("cpu", "emulator"):
         with sf.compile(path, device=device) as pipe:
             assert np.all(np.abs(pipe(x=x) - exact) <= 4 * 2.0**-24 * size)
+
+
+@pytest.mark.parametrize("name", ["bool", "f8e4m3", "f8e5m2", "bf16", "f16", "f32", "i64", "u16"])
+def test_views_of_weights_of_every_width(name: str, rng: np.random.Generator) -> None:
+    text = f"""
+weights w = "w.npz"
+
+pipeline p(n: i64) -> ({name}[6, 4], {name}[8, 4]):
+    transpose(w.a[::2, ::-1]), broadcast_to(w.a[3, 1:5], [8, 4])
+"""
+    a = rng.integers(0, 2 if name == "bool" else 9, (8, 6)).astype(DTYPES[name].numpy)
+    whole, row = sf.compile(text, weights={"w": {"a": a}})(n=np.int64(0))
+    np.testing.assert_array_equal(whole.view(np.uint8), a[::2, ::-1].T.copy().view(np.uint8))
+    wanted = np.tile(a[3, 1:5], (8, 1))
+    np.testing.assert_array_equal(row.view(np.uint8), wanted.view(np.uint8))
