@@ -30,6 +30,7 @@ from .values import (
     Value,
     describe,
     is_poison,
+    is_tensor,
 )
 
 
@@ -250,7 +251,7 @@ def is_gathered(frame: Frame, node: ast.IndexDef | ast.StepDef) -> bool:
         return False
     if isinstance(node, ast.StepDef):
         name = "" if frame.steps is None else frame.steps.name
-        in_update = isinstance(frame.locals.get(node.name), Tensor)
+        in_update = is_tensor(frame.locals.get(node.name))
         return not in_update or notation.mentions([node.at], {name: None})
     if frame.steps is None or not node.indices or node.indices[0].range is not None:
         return False

@@ -15,19 +15,19 @@ from .frame import Frame
 from .record import Recorder
 from .report import Failed, text_of
 from .unify import dimensions
-from .values import POISON, Dim, Number, Poison, Scope, Tensor, Value, describe
+from .values import POISON, Dim, Number, Poison, Scope, Tensor, Value, describe, is_tensor
 
 Items = ast.IndexDef | ast.StepDef | ast.ItemAssign
 
 
 def is_update(frame: Frame, node: ast.IndexDef) -> bool:
     """Whether `x[i, j] = ...` assigns to items: x has a value, and so has each name in brackets."""
-    if not isinstance(frame.locals.get(node.name), Tensor):
+    if not is_tensor(frame.locals.get(node.name)):
         return False
     if any(index.range is not None for index in node.indices):
         return False
     values = [frame.find(index.name) for index in node.indices]
-    return all(isinstance(value, Number | Dim | Tensor | Poison) for value in values)
+    return all(is_tensor(value) or isinstance(value, Number | Dim | Poison) for value in values)
 
 
 def update(frame: Frame, node: Items) -> Value | None:
@@ -36,8 +36,9 @@ def update(frame: Frame, node: Items) -> Value | None:
     new = Arg(expressions.evaluate(frame, node.value), node.value.span)
     if isinstance(base, Poison):
         return None
-    if not isinstance(base, Tensor):
+    if not is_tensor(base):
         raise _no_base(frame, node, base)
+    base = literals.typed(frame.recorder, base, None, node.name_span)
     if node.name in frame.states:
         _require_no_step(frame, node.name, node.name_span)
     nodes: Sequence[ast.Expr]

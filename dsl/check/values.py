@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from ..dims import Expr, const
 from ..dtypes import DType
@@ -235,3 +235,8 @@ def describe(value: Value) -> str:
         case NoneValue():
             return "None"
     return "a value that is wrong"
+
+
+def is_tensor(value: Value | None) -> TypeGuard[Tensor | Scope]:
+    """Whether it is a tensor, be it one of the weights."""
+    return isinstance(value, Tensor) or (isinstance(value, Scope) and value.leaf is not None)

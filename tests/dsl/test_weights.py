@@ -117,3 +117,19 @@ def test_an_index_that_lies_is_refused(
     path.write_text(json.dumps(index))
     with pytest.raises(WeightsError, match=words):
         open_weights(path)
+
+
+@pytest.mark.parametrize("items", ["n", "n, :", "n + 1 - 1", "at", "at, :", "w.at", "w.n", "2"])
+def test_items_of_weights_are_updated(items: str, rng: np.random.Generator) -> None:
+    """A name of weights has a value, whether it is updated or says at which positions."""
+    table = rng.standard_normal((4, 3)).astype(np.float32)
+    text = (
+        'weights w = "w.npz"\n\npipeline p(n: i64, v: f32[3]) -> (f32[4, 3], f32[4, 3]):\n'
+        f"    at = w.at\n    y = w.table\n    y[{items}] = v\n    y, w.table\n"
+    )
+    weights = {"table": table, "at": np.array([2]), "n": np.array(2)}
+    found, kept = sf.compile(text, weights={"w": weights})(n=np.int64(2), v=np.ones(3, np.float32))
+    wanted = table.copy()
+    wanted[2] = 1.0
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(kept, table)
