@@ -51,11 +51,11 @@ def text_after(
 
 def _text(pipeline: Pipeline, stage: str, load: Callable[[str, str], Any]) -> str:
     graph = build_graph(pipeline)
-    on_gpu = stage in ("channels_last", "shorten_sorts")
+    on_gpu = stage in ("channels_last", "finish_products", "shorten_sorts")
     run = pipeline_of(
         load,
         integers=not on_gpu and has_bytes(graph),
-        channels_last=stage == "channels_last",
+        channels_last=stage in ("channels_last", "finish_products"),
         shorten_sorts=stage == "shorten_sorts",
     )
     stop = {p.name: n + 1 for n, p in enumerate(run)}.get(stage, len(run))

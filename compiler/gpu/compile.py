@@ -57,7 +57,8 @@ from .tensor_maps import TensorMap
 from .unfolded import UnfoldedWriter
 
 JOINS = (
-    "placed", "attended", "chained", "gathered", "coded", "halved", "direct", "chosen", "reduced",
+    "placed", "attended", "chained", "gathered", "coded", "halved", "direct", "placed", "chosen",
+    "reduced",
 )  # fmt: skip
 START = "sf_start"
 """The entry that sets a counter to 0."""

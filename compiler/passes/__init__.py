@@ -43,6 +43,7 @@ def pipeline_of(
     from .channels_last import ChannelsLast
     from .check_first import CheckFirst
     from .find_products import FindProducts
+    from .finish_products import FinishProducts
     from .float_sums import FloatSums
     from .fold_constants import FoldConstants
     from .join_products import JoinProducts
@@ -59,7 +60,7 @@ def pipeline_of(
         AlignRows(single_queries),
         FindProducts(not channels_last, narrow, integers, single_queries, load),
         *((FloatSums(),) if integers else ()),
-        *((ChannelsLast(),) if channels_last else ()),
+        *((ChannelsLast(), FinishProducts()) if channels_last else ()),
         FoldConstants(load, narrow),
         *((MinimalFilters(load),) if filters else ()),
         OwnResults(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, TypeVar
 
 from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.frozen import frozen
@@ -26,6 +26,7 @@ from ..graph import (
 from ..graph_builder import Builder
 from .record import Pass
 
+T = TypeVar("T")
 Place: TypeAlias = Callable[..., Sequence[Expr]]
 
 
@@ -66,10 +67,10 @@ def _constants(graph: Graph) -> set[int]:
 
 @frozen
 class _Moved:
-    """A value with one of its axes last."""
+    """A value with its axes in another order, in which the last one is that of channels."""
 
     ref: Ref
-    axis: int
+    order: tuple[int, ...]
 
 
 class _Mover:
@@ -95,43 +96,45 @@ class _Mover:
         """A value as it was before."""
         if ref not in self.new:
             made, shape = self.moved[ref], self.graph.type(ref).shape
-            self.new[ref] = self.view(made.ref, shape, lambda *at: last(at, made.axis))
+            self.new[ref] = self.view(made.ref, shape, lambda *at: _in_order(at, made.order))
         return self.new[ref]
 
-    def last(self, ref: Ref, axis: int) -> Ref:
-        """A value with an axis last; of a conversion, what it converts."""
+    def ordered(self, ref: Ref, order: tuple[int, ...]) -> Ref:
+        """A value with its axes in an order; of a conversion, what it converts."""
         made, node = self.moved.get(ref), self.graph.nodes[ref.node]
-        if made is not None and made.axis == axis:
+        if made is not None and made.order == order:
             return made.ref
         if node.primitive == Map("cast"):
-            return self.b.cast(self.last(node.operands[0], axis), node.type.dtype)
+            return self.b.cast(self.ordered(node.operands[0], order), node.type.dtype)
         if isinstance(node.primitive, View) and ref not in self.moved:
-            stored = self._weights(node, node.primitive, axis)
+            stored = self._weights(node, node.primitive, order)
             if stored is not None:
                 return stored
-        shape = last(self.graph.type(ref).shape, axis)
-        return self.view(self.plain(ref), shape, lambda *at: _restored(at, axis))
+        shape = _in_order(self.graph.type(ref).shape, order)
+        return self.view(self.plain(ref), shape, lambda *at: _restored(at, order))
 
-    def _weights(self, node: Node, view: View, axis: int) -> Ref | None:
-        """A view of weights with an axis last, along which they are then stored."""
-        (source,) = node.operands
+    def _weights(self, node: Node, view: View, order: tuple[int, ...]) -> Ref | None:
+        """A view of weights with axes in an order, which are then stored along the last one."""
+        (source,), axis = node.operands, order[-1]
         if not isinstance(self.graph.nodes[source.node].primitive, Weight | Constant):
             return None
         names = [e.as_symbol() for e in view.indices]
         if view.guard or view.symbols[axis] not in names[:-1]:
             return None
         own, shape = names.index(view.symbols[axis]), self.graph.type(source).shape
-        stored = self.b.view(self.plain(source), last(shape, own), lambda *at: _restored(at, own))
+        along = _with_last(own, len(shape))
+        turned = _in_order(shape, along)
+        stored = self.b.view(self.plain(source), turned, lambda *at: _restored(at, along))
 
         def place(*at: Expr) -> list[Expr]:
-            here = dict(zip(view.symbols, _restored(at, axis), strict=True))
+            here = dict(zip(view.symbols, _restored(at, order), strict=True))
             return last([e.substitute(here) for e in view.indices], own)
 
-        return self.b.view(stored, last(node.type.shape, axis), place)
+        return self.b.view(stored, _in_order(node.type.shape, order), place)
 
     def is_last(self, ref: Ref, axis: int) -> bool:
         """Whether a value is stored with an axis last, or what it is converted from is."""
-        return ref in self.moved and self.moved[ref].axis == axis
+        return ref in self.moved and self.moved[ref].order[-1] == axis
 
     def view(
         self, x: Ref, shape: Sequence[Expr], place: Place, guard: Place | None = None,
@@ -141,8 +144,8 @@ class _Mover:
         made = self.b.view(x, shape, place, guard, fill)
         return made if made == x else folded(self.b, made)
 
-    def _keep(self, node: Node, ref: Ref, axis: int) -> bool:
-        self.moved[Ref(node.id)] = _Moved(ref, axis)
+    def _keep(self, node: Node, ref: Ref, order: Sequence[int]) -> bool:
+        self.moved[Ref(node.id)] = _Moved(ref, tuple(order))
         return True
 
     # Nodes
@@ -154,31 +157,31 @@ class _Mover:
             return self._convolve(node, self.found[node.id])
         if isinstance(primitive, View):
             return self._viewed(node, primitive)
-        axis = next((self.moved[ref].axis for ref in node.operands if ref in self.moved), None)
-        if axis is None:
+        order = next((self.moved[ref].order for ref in node.operands if ref in self.moved), None)
+        if order is None:
             return False
         if isinstance(primitive, Map):
-            operands = [self.last(ref, axis) for ref in node.operands]
+            operands = [self.ordered(ref, order) for ref in node.operands]
             made = self.b.map(primitive.fn, *operands, dtype=node.type.dtype)
-            return self._keep(node, made, axis)
+            return self._keep(node, made, order)
         if isinstance(primitive, Concat):
-            operands = [self.last(ref, axis) for ref in node.operands]
-            along = _moved_to(primitive.axis, axis, node.type.rank)
-            return self._keep(node, self.b.concat(operands, along), axis)
-        if isinstance(primitive, Reduce) and axis not in primitive.axes:
+            operands = [self.ordered(ref, order) for ref in node.operands]
+            return self._keep(node, self.b.concat(operands, order.index(primitive.axis)), order)
+        if isinstance(primitive, Reduce) and order[-1] not in primitive.axes:
             (operand,) = node.operands
-            rank = self.graph.type(operand).rank
-            axes = [_moved_to(a, axis, rank) for a in primitive.axes]
-            made = self.b.reduce(primitive.kind, self.last(operand, axis), axes, node.type.dtype)
-            return self._keep(node, made, axis - sum(a < axis for a in primitive.axes))
+            axes = [order.index(a) for a in primitive.axes]
+            whole = self.ordered(operand, order)
+            made = self.b.reduce(primitive.kind, whole, axes, node.type.dtype)
+            kept = [a for a in order if a not in primitive.axes]
+            return self._keep(node, made, [sorted(kept).index(a) for a in kept])
         return False
 
     def _viewed(self, node: Node, view: View) -> bool:
-        """A view of a value with an axis last; of its own axes the one that runs along memory."""
+        """A view of a value in another order; the last of its own axes is that along memory."""
         made = self.moved.get(node.operands[0])
         if made is None:
             return False
-        indices = last(view.indices, made.axis)
+        indices = _in_order(view.indices, made.order)
 
         def at_axes(exprs: Sequence[Expr]) -> Place:
             return lambda *at: [e.substitute(dict(zip(view.symbols, at, strict=True)))
@@ -191,11 +194,14 @@ class _Mover:
         if axis is None:
             return True
 
+        order = _with_last(axis, len(shape))
+
         def restored(place: Place) -> Place:
-            return lambda *at: place(*_restored(at, axis))
+            return lambda *at: place(*_restored(at, order))
 
         ways = restored(at_axes(indices)), restored(at_axes(view.guard))
-        return self._keep(node, self.view(made.ref, last(shape, axis), *ways, fill), axis)
+        moved = self.view(made.ref, _in_order(shape, order), *ways, fill)
+        return self._keep(node, moved, order)
 
     def _innermost(self, ref: Ref) -> int | None:
         """The axis of a view along which elements are adjacent in memory."""
@@ -217,22 +223,21 @@ class _Mover:
         ready = self.is_last(found.source, found.axis)
         if not found.must_move and not ready:
             return False
-        image, weights = self.last(found.source, found.axis), self.plain(found.weights)
-        ref, order = convolve(self.b, node, found, image, weights, ready)
-        shape, axis = node.type.shape, order[-1]
-
-        def place(*at: Expr) -> list[Expr]:
-            plain = _restored(at, axis)
-            return [plain[a] for a in order]
-
-        return self._keep(node, self.view(ref, last(shape, axis), place), axis)
+        shape = self.graph.type(found.source).shape
+        image = self.ordered(found.source, _with_last(found.axis, len(shape)))
+        weights = self.plain(found.weights)
+        return self._keep(node, *convolve(self.b, node, found, image, weights, ready))
 
 
-def _restored(at: Sequence[Expr], axis: int) -> list[Expr]:
-    """An index with its last part back at an axis."""
-    return [*at[:axis], at[-1], *at[axis:-1]]
+def _in_order(items: Sequence[T], order: Sequence[int]) -> list[T]:
+    return [items[a] for a in order]
 
 
-def _moved_to(axis: int, moved: int, rank: int) -> int:
-    """Where an axis is after another one has been moved to the end."""
-    return rank - 1 if axis == moved else axis - (axis > moved)
+def _restored(at: Sequence[Expr], order: Sequence[int]) -> list[Expr]:
+    """An index whose parts are in an order, in that of the axes."""
+    return [at[order.index(a)] for a in range(len(order))]
+
+
+def _with_last(axis: int, rank: int) -> tuple[int, ...]:
+    """All axes, one of them last."""
+    return tuple(last(range(rank), axis))
