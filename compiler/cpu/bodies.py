@@ -30,6 +30,8 @@ from .values import post_order, renamed
 UNROLLED, UNROLLED_VALUES = 32, 400
 WINDOW, WINDOW_VALUES = 64, 2000
 """The same for folds over several loops, the windows of an image: whatever they read lies near."""
+APART = tuple(map(const, range(5)))
+"""Elements from one step of a loop to the next that vectors read together: shuffles part them."""
 
 
 def walk(body: Sequence[Statement]) -> Iterator[Statement]:
@@ -100,7 +102,8 @@ def at_most(expr: Expr, limit: int) -> bool:
 
 
 def is_adjacent(values: Iterable[KernelValue], index: str) -> bool:
-    """Whether what values read is adjacent along a loop, or the same: no gathers."""
+    """Whether what values read is adjacent along a loop, or a few elements apart, or the same:
+    what vectors read is of a few vectors, and no gathers."""
     for value in values:
         for part in post_order(value):
             if isinstance(part, Load) and part.indices:
@@ -110,7 +113,7 @@ def is_adjacent(values: Iterable[KernelValue], index: str) -> bool:
                 ):
                     return False
                 step = last.expr.coefficient(index)
-                if step not in (const(0), const(1)):
+                if step not in APART:
                     return False
     return True
 

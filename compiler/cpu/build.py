@@ -17,9 +17,10 @@ from .emit import AS_WRITTEN, module_text
 from .wide_math import INLINED, KEPT
 
 TRIPLE = "x86_64-unknown-linux-gnu"
-OPTION = "-indvars-widen-indvars=false"
+OPTIONS = ("-indvars-widen-indvars=false", "-enable-masked-interleaved-mem-accesses")
 """The short loops that are done under a mask count in 32 bits, and shall go on to do so: masks of
-16 lanes are made of one vector then. All other loops count in 64 bits."""
+16 lanes are made of one vector then. All other loops count in 64 bits. And what such a loop reads
+two to four elements apart is read whole under a mask and parted by shuffles, not gathered."""
 _targets: dict[str, llvm.TargetMachine] = {}
 
 
@@ -28,7 +29,8 @@ def target_machine(level: str) -> llvm.TargetMachine:
     if level not in LEVELS:
         raise ValueError(f"no such instruction-set level: {level}")
     if not _targets:
-        llvm.set_option("", OPTION)
+        for option in OPTIONS:
+            llvm.set_option("", option)
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
     if level not in _targets:

@@ -124,18 +124,20 @@ class Stripe:
         def line(phase: Expr, row: Expr) -> None:
             along = self.along
 
-            def stretch(begin: Expr, stop: Expr, *phases: Expr) -> None:
+            def stretch(begin: Expr, stop: Expr, *phases: tuple[Expr, Expr]) -> None:
                 def one() -> None:
-                    for x in phases:
-                        place = (x0 + sym("x")) * along.step
-                        at[along.source] = place + x + along.first + along.low
-                        first = (plane * self.phases + phase * along.phases + x) * self.plane
-                        element(first + row * self.pitch + sym("x"))
+                    for u, turn in phases:
+                        x = sym("x") - turn
+                        at[along.source] = (x0 + x) * along.step + u + along.first + along.low
+                        first = (plane * self.phases + phase * along.phases + u) * self.plane
+                        element(first + row * self.pitch + x)
 
                 low.loop("x", begin, stop, one, vector=True)
 
             if along.phases > TOGETHER:
-                return self._phases("u", along, lambda u: stretch(*self._columns(x0, u), u))
+                return self._phases(
+                    "u", along, lambda u: stretch(*self._columns(x0, u), (u, const(0)))
+                )
             self._together(x0, stretch)
 
         def band(phase: Expr) -> None:
@@ -172,9 +174,16 @@ class Stripe:
 
     def _together(self, x0: Expr, stretch: Callable[..., None]) -> None:
         """Runs a body for the columns of a row at which there are elements of the source: for all
-        phases where all have one, so that what is read is adjacent, for each alone at the ends."""
-        facts, phases = self.low.facts, [const(n) for n in range(self.along.phases)]
-        ends = [self._columns(x0, phase) for phase in phases]
+        phases where all have one, so that what is read is adjacent, for each alone at the ends.
+        Each phase is turned by as many columns as it begins before the source's first, so that all
+        begin together with a whole row."""
+        facts, along = self.low.facts, self.along
+        whole, phases, ends = (along.first + along.low) // along.step, [], []
+        for u in range(along.phases):
+            turn = (u + along.first + along.low) // along.step - whole
+            begin, stop = self._columns(x0, const(u))
+            phases.append((const(u), const(turn)))
+            ends.append((begin + turn, stop + turn))
         first, last = ends[0]
         for begin, stop in ends[1:]:
             first, last = maximum(first, begin, facts), minimum(last, stop, facts)

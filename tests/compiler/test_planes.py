@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 import stagefuse as sf
 from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.cpu.build import improved
+from stagefuse.compiler.cpu.emit import module_text
 from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.kernel_ir import Alloc, Kernel
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
@@ -95,6 +98,9 @@ CASES = [
     case((1, 2, 13, 40), (3, 37), padding=7),
     case((1, 2, 150, 130), (3, 5), padding=2),
     case((1, 3, 8, 700), (3, 3), step=3, dilation=2, padding=1),
+    case((2, 5, 28, 28), (3, 3), step=2, padding=1),
+    case((2, 5, 14, 14), (3, 3), step=2, padding=1),
+    case((1, 3, 27, 26), (7, 7), step=4, padding=3),
     case((2, 3, 101), (31,), padding=15),
     case((2, 3, 1001), (4,), step=3, padding=1),
     case((2, 3, 77), (45,), padding=3, kind="max"),
@@ -137,6 +143,25 @@ def test_windows_are_reduced_in_a_stripe(
         assert np.all(abs(found - want) <= count * 2.0**-24 * most), (number, sizes)
         if not any(isinstance(s, str) for s in c.source):
             break
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_any_windows_with_a_stride(
+    level: str, rng: np.random.Generator, chance: random.Random, tmp_path: Path
+) -> None:
+    size, step = (chance.randrange(2, 6), chance.randrange(2, 6)), chance.randrange(2, 6)
+    around = tuple((chance.randrange(4), chance.randrange(4)) for _ in size)
+    source = (2, 3, chance.randrange(8, 40), chance.randrange(8, 70))
+    dilation = (chance.randrange(1, 3), chance.randrange(1, 3))
+    kind = chance.choice(["sum", "plain", "max"])
+    c = Case(source, size, (chance.randrange(1, 4), step), dilation, around, kind)
+    test_windows_are_reduced_in_a_stripe(c, level, rng, tmp_path)
+
+
+def test_short_rows_with_a_stride_are_read_whole_and_not_gathered() -> None:
+    (kernel,) = lowered(case((2, 5, 28, 28), (3, 3), step=2, padding=1).text())
+    text = str(improved(module_text([kernel], "v4"), "v4"))
+    assert "@llvm.masked.load.v32f32" in text and "masked.gather" not in text
 
 
 def has_stripe(kernel: Kernel) -> bool:
