@@ -97,8 +97,9 @@ class StatePlan:
     array: str | None = None
 
 
-UNITS = {"tiles": 1, "quads": 2}
-"""What a processor may have beyond its level, as bits: AMX, and AVX-512 VNNI."""
+UNITS = {"tiles": 1, "quads": 2, "pages": 4}
+"""What a processor may have beyond its level, as bits: AMX, AVX-512 VNNI, and prefetching that ends
+with a page."""
 CUT_ROWS = 64
 """With fewer rows a product waits for its weights, and those in pieces are half as large again."""
 

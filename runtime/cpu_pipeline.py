@@ -51,7 +51,7 @@ class _Code:
         try:
             self._object = native.NativeObject(plan.objects[self.level])
             self.uses_tiles = tiles and self.level == "v4" and native.may_use_tiles()
-            self._object.use_units(native.units(tiles) if self.level == "v4" else 0)
+            self._object.use_units(native.units(self.level, tiles))
             # Not at exit: a daemon thread may still be running the code then.
             weakref.finalize(self, self._object.close).atexit = False
             self.run: Callable[[int, int, int], Any] = self._object.function(

@@ -71,32 +71,40 @@ def _external(name: str) -> int:
 
 def detect_level(cpuinfo: str | None = None) -> str | None:
     """The best level of x86-64 this machine runs: 'v4', 'v3' or None."""
-    flags = _own_flags() if cpuinfo is None else _flags(cpuinfo)
+    flags = _own_words("flags") if cpuinfo is None else _words("flags", cpuinfo)
     return "v4" if flags >= _V4 else "v3" if flags >= _V3 else None
 
 
-def _flags(cpuinfo: str) -> set[str]:
-    """What the first processor can do."""
+def _words(name: str, cpuinfo: str) -> set[str]:
+    """What is said of the first processor."""
     for line in cpuinfo.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "flags":
+        found, _, value = line.partition(":")
+        if found.strip() == name:
             return set(value.split())
     return set()
 
 
-@lru_cache(maxsize=1)
-def _own_flags() -> set[str]:
-    """What this machine's processor can do."""
+@lru_cache(maxsize=2)
+def _own_words(name: str) -> set[str]:
+    """What is said of this machine's processor."""
     try:
-        return _flags(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"))
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
         return set()
+    return _words(name, text)
 
 
-def units(tiles: bool = True) -> int:
-    """Which of `plan.UNITS` this machine has; no AMX without `tiles`."""
-    quads = UNITS["quads"] if "avx512_vnni" in _own_flags() else 0
-    return quads | (UNITS["tiles"] if tiles and may_use_tiles() else 0)
+def units(level: str = "v4", tiles: bool = True) -> int:
+    """Which of `plan.UNITS` code of a level may use on this machine; no AMX without `tiles`.
+
+    Prefetching ends with a page on Intel's processors (Intel 64 and IA-32 Optimization Reference
+    Manual, chapter 9, Hardware Prefetching of Data), not on AMD's of Zen 4, as measured.
+    """
+    pages = UNITS["pages"] if "GenuineIntel" in _own_words("vendor_id") else 0
+    if level != "v4":
+        return pages
+    quads = UNITS["quads"] if "avx512_vnni" in _own_words("flags") else 0
+    return pages | quads | (UNITS["tiles"] if tiles and may_use_tiles() else 0)
 
 
 @lru_cache(maxsize=1)
@@ -106,7 +114,7 @@ def may_use_tiles() -> bool:
 
     Source: Linux, Documentation/arch/x86/xstate.rst.
     """
-    if not _own_flags() >= _AMX:
+    if not _own_words("flags") >= _AMX:
         return False
     return bool(_libc().syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 

@@ -31,7 +31,7 @@ from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.frozen import frozen
 
 from .errors import OutOfMemory, PlanError
-from .memory import ALIGNMENT, POOLED_BYTES, allocate, pointer_to
+from .memory import ALIGNMENT, POOLED_BYTES, allocate, pointer_to, use_large_pages
 from .pieces import Cutter, Pieces
 
 _MAX = 1 << 62
@@ -154,6 +154,8 @@ class Preparer:
         needed = {b.array for b in plan.buffers if b.array is not None}
         # Kept as long as kernels may read them: what is mapped or dense already is not copied.
         self._arrays = {name: np.require(arrays[name], None, ["C", "A"]) for name in needed}
+        for array in self._arrays.values():
+            use_large_pages(array)
         self._pieces = Pieces(plan, self._arrays, cutter) if cutter else None
         self._fixed = {
             i: pointer_to(self._arrays[b.array])

@@ -1,4 +1,5 @@
-"""Large matrices whose rows are reduced once: their lines are asked for some pages ahead."""
+"""Large matrices whose rows are reduced once: their lines are asked for some pages ahead, where the
+hardware's own prefetching ends with a page."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable
 
 from stagefuse.compiler.kernel_ir import Fold, Load
 
+from . import units
 from .folds import FoldWriter
 from .ir import Value
 
@@ -22,12 +24,15 @@ class AheadWriter(FoldWriter):
     def _fold_row(
         self, s: Fold, size: Value, total: Value, fold: Callable[[Value, Value, Value], Value]
     ) -> Value:
-        """Blocks of a row, each after lines are asked for as far ahead; then what is left of it."""
+        """Blocks of a row, each after lines are asked for as far ahead; then what is left of it.
+        That is all of it where the hardware asks by itself: on Zen 4 blocks take 1.3 times as long.
+        """
         (name, extent), matrices = s.loops[-1], self._matrices(s)
         if not matrices:
             return super()._fold_row(s, size, total, fold)
         block = BLOCK_BYTES // max(self.memory[m.buffer].dtype.itemsize for m in matrices)
-        whole = (extent.as_int() or 0) // block * block
+        asks = units.has(self.code, units.loaded(self.code), "pages")
+        count = asks.select(self.code.const((extent.as_int() or 0) // block, "i64"), 0)
 
         def body(i: Value, totals: list[Value]) -> list[Value]:
             begin = i * block
@@ -37,9 +42,9 @@ class AheadWriter(FoldWriter):
                     self._ask(matrix, block * self.memory[matrix.buffer].dtype.itemsize)
             return [fold(begin, begin + block, totals[0])]
 
-        zero, count = self.code.const(0, "i64"), self.code.const(whole // block, "i64")
+        zero = self.code.const(0, "i64")
         (total,) = self._loop(zero, count, [total], body, [], {name}, False, False)
-        return fold(self.code.const(whole, "i64"), size, total)
+        return fold(count * block, size, total)
 
     def _matrices(self, s: Fold) -> list[Load]:
         """What a fold reads of large matrices, each element in one step of the kernel alone."""

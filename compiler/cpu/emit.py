@@ -25,7 +25,16 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import as_expr
 
-from . import byte_tiles, cutting, pieces, scalars, trigonometry, vector_math, wide_math
+from . import (
+    byte_tiles,
+    cutting,
+    pieces,
+    scalars,
+    trigonometry,
+    units,
+    vector_math,
+    wide_math,
+)
 from .bodies import is_loop, values_of, walk
 from .ir import Value
 from .memory import Memory
@@ -84,7 +93,9 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
         helpers += map(cutting.cut_text, sorted(module.cut_columns))
     if of_pieces or (of_bytes and level == "v4"):
         apart.append(pieces.tiles_text())
-        helpers.append(pieces.TEXT)
+        helpers.append(pieces.DECLARATIONS)
+    if units.are_used(body):
+        helpers.append(units.TEXT)
     text = "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
     if wide:
         text += wide_math.INLINED + wide_math.definitions(wide, level)

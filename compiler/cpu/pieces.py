@@ -52,17 +52,8 @@ takes 1.65 times as long without these (an address makes eight). Where none does
 nothing."""
 LINE = 64
 _FEATURES = 'nounwind "target-features"="+amx-tile,+amx-bf16"'
-TEXT = """@sf.units = internal global i32 0, align 4
-
-declare void @sf.pieces.begin() nounwind
-declare void @sf.pieces.end() nounwind
-
-define void @sf_use_units(i32 %units) nounwind {
-  store i32 %units, ptr @sf.units, align 4
-  ret void
-}"""
-"""What a module has of it that may be improved: whoever loads it says which of `plan.UNITS` may be
-used."""
+DECLARATIONS = """declare void @sf.pieces.begin() nounwind
+declare void @sf.pieces.end() nounwind"""
 
 
 def symbol(columns: int, placed: bool) -> str:

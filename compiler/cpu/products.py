@@ -6,11 +6,11 @@ import math
 
 from stagefuse.compiler.byte_operands import is_byte
 from stagefuse.compiler.kernel_ir import For, Kernel, TileProduct
-from stagefuse.compiler.plan import CUT_ROWS, UNITS
+from stagefuse.compiler.plan import CUT_ROWS
 from stagefuse.dsl.dims import Expr, const, floordiv, mod
 from stagefuse.dsl.dtypes import I32
 
-from . import byte_tiles, cutting, pieces, scalars
+from . import byte_tiles, cutting, pieces, scalars, units
 from .bodies import walk, written_buffers
 from .dots import dots_text
 from .dots import symbol as dots_symbol
@@ -213,9 +213,8 @@ class ProductWriter(FetchWriter):
         slot = len(self.kernel.buffers) + len(self.kernel.dims)
         for number, key in enumerate(k for k, cache in found.items() if cache.rows is not None):
             self.cut[key] = self._slot(code.value("%args", "ptr"), slot + number, "ptr")
-        self.units = code.emit("load i32, ptr @sf.units, align 4", "i32")
-        on = code.pure(f"and i32 {self.units.text}, {UNITS['tiles']}", "i32").compare("ne", 0)
-        self.has_tiles = on
+        self.units = units.loaded(code)
+        self.has_tiles = on = units.has(code, self.units, "tiles")
         begin, clear, after = code.label("tiles"), code.label("clear"), code.label("ready")
         code.branch_if(on, begin, after)
         code.start(begin)

@@ -9,6 +9,7 @@ import pytest
 from stagefuse.compiler.cpu.emit import AS_WRITTEN, module_text
 from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.compiler.kernel_text import parse_kernel
+from stagefuse.compiler.plan import UNITS
 
 from .cpu_run import LEVELS, Compiled
 from .ir_cases import kernels_of, of_text
@@ -68,10 +69,11 @@ def test_rows_of_large_matrices_are_asked_for_ahead() -> None:
     assert asked(row_sums("f32", 4096, 512)) == 0  # rows of one block
 
 
+@pytest.mark.parametrize("units", [0, UNITS["pages"]])
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("t, two", [("f32", False), ("f32", True), ("f64", False), ("f16", False)])
 def test_sums_of_rows_of_large_matrices(
-    level: str, t: str, two: bool, rng: np.random.Generator
+    units: int, level: str, t: str, two: bool, rng: np.random.Generator
 ) -> None:
     dtype = np.dtype({"f32": "f4", "f64": "f8", "f16": "f2"}[t])
     shapes = [(1031, 2053), (67, 65536 + 3)] if t != "f64" else [(521, 1031)]
@@ -80,7 +82,9 @@ def test_sums_of_rows_of_large_matrices(
         assert asked(kernel) > 0
         x, w, v = (rng.standard_normal(s).astype(dtype) for s in (k, (n, k), (n, k)))
         y = np.zeros(n, np.float64 if t == "f64" else np.float32)
-        assert Compiled([kernel], level)("sums", [x, w, v, y])[0] == 0
+        compiled = Compiled([kernel], level)
+        compiled.native.use_units(units)
+        assert compiled("sums", [x, w, v, y])[0] == 0
         factors = (w.astype(np.longdouble) * v if two else w.astype(np.longdouble)) * x
         bound = (k + 2) * (2.0**-53 if t == "f64" else 2.0**-24) * np.abs(factors).sum(1)
         assert np.all(np.abs(y - factors.sum(1)) <= bound)
