@@ -10,6 +10,7 @@ from stagefuse.compiler.kernel_ir import (
     Checked,
     For,
     If,
+    Let,
     Load,
     Statement,
     Store,
@@ -20,11 +21,13 @@ from . import scalars
 from .bodies import at_most, is_adjacent, is_loop, values_of, walk
 from .ir import Value
 from .reading import ValueWriter
-from .values import parts
+from .values import parts, post_order
 
 SHORT_LOOP = 64
 LANES = 16
 """Of a vector of f32, where there are masks."""
+HALF = 8
+"""Of one where there are none."""
 MANY_LOOPS = 16
 """A concatenation has a loop for each part."""
 Body = Callable[[Value, list[Value]], list[Value]]
@@ -79,7 +82,28 @@ class LoopWriter(ValueWriter):
         return sum(isinstance(s, For) for s in walk(self.kernel.body)) > MANY_LOOPS
 
     def _for(self, s: For) -> None:
-        self._plain(s, self.index(s.lo), self.index(s.hi))
+        lo, hi = self.index(s.lo), self.index(s.hi)
+        if rest := self._repeats(s):
+            lanes, after = rest
+            self._plain(s, lo, hi - after)
+            lo = hi - lanes
+        self._plain(s, lo, hi)
+
+    def _repeats(self, s: For) -> tuple[int, int] | None:
+        """Of a short loop on a target without masks, whose last vector may begin so early that it
+        is whole, the vector's elements and how many of them are new: the others are computed and
+        stored twice, the same both times."""
+        size = (s.hi - s.lo).as_int()
+        if self.module.level == "v4" or not s.vector or size is None or size > SHORT_LOOP:
+            return None
+        lanes = HALF if size > HALF else HALF // 2
+        if size <= lanes or size % lanes == 0 or self._many_loops:
+            return None
+        stored = {x.buffer for x in s.body if isinstance(x, Store)}
+        read = {v.buffer for value in values_of(s.body) for v in post_order(value)
+                if isinstance(v, Load)}  # fmt: skip
+        plain = all(isinstance(x, Let | Store) for x in s.body) and not stored & read
+        return (lanes, size % lanes) if plain and is_adjacent(values_of(s.body), s.index) else None
 
     def _plain(self, s: For, lo: Value, hi: Value) -> None:
         """A loop of kernel IR between two bounds."""

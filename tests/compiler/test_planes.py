@@ -164,6 +164,14 @@ def test_short_rows_with_a_stride_are_read_whole_and_not_gathered() -> None:
     assert "@llvm.masked.load.v32f32" in text and "masked.gather" not in text
 
 
+@pytest.mark.parametrize("columns", [10, 13, 14, 28, 41, 62])
+def test_short_rows_are_whole_vectors_where_there_are_no_masks(columns: int) -> None:
+    (kernel,) = lowered(case((2, 5, 9, 2 * columns), (3, 3), step=2, padding=1).text())
+    text = str(improved(module_text([kernel], "v3"), "v3"))
+    assert "store <8 x float>" in text
+    assert "store float %" not in text  # constants alone
+
+
 def has_stripe(kernel: Kernel) -> bool:
     return has_scratch(kernel, "stripe")
 
