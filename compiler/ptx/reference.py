@@ -55,7 +55,7 @@ except emulator.Fault as fault:
 |---|---|
 | `out-of-bounds` | an access outside every buffer, or that does not lie wholly in one |
 | `misaligned` | an address that is no multiple of the size of the access |
-| `uninitialised` | a read of memory that nothing wrote, used or not |
+| `uninitialised` | a read of memory that nothing wrote, used or not; local words may be copied |
 | `race` | two accesses, one a write, that nothing orders; or a read before a copy was waited for |
 | `barrier` | a barrier that threads of the warp, or threads that ended, do not reach |
 | `deadlock` | threads that wait for what never happens |

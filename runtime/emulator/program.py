@@ -136,6 +136,8 @@ class Code:
 
     watched: frozenset[str] | None = None
     """Registers that belong to asynchronous products, once they were looked for."""
+    looked_at: frozenset[str] | None = None
+    """Registers that are not only put into words in memory, once they were looked for."""
 
     @property
     def name(self) -> str:

@@ -22,6 +22,7 @@ from ..memory import (
 )
 from ..operands import address, elements, getter, is_generic_variable, putter
 from ..program import Run, Site
+from ..repacked import only_repacked
 from ..values import DTYPES
 from . import effect, pure
 
@@ -71,7 +72,10 @@ def ld(site: Site) -> Run:
         addresses = at(g)
         if order and not guess:
             g.look(addresses)
-        values = access.load(g, space, addresses, dtype, count, order=order, narrow=narrow)
+        values = access.load(
+            g, space, addresses, dtype, count, order=order, narrow=narrow,
+            repacks=lambda: space == "generic" and only_repacked(site.code, results),
+        )  # fmt: skip
         for put, value in zip(puts, values, strict=True):
             put(g, value)
 

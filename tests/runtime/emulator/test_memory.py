@@ -236,6 +236,32 @@ def test_memory_that_nothing_wrote() -> None:
     assert (found.kind, found.thread) == ("uninitialised", (20, 0, 0))
 
 
+@pytest.mark.parametrize(
+    ("does", "kind"),
+    [
+        ("and.b32 %r5, %r4, -256; or.b32 %r6, %r5, %r0; st.u32 [%d2], %r6;", None),
+        ("mov.b32 %r5, %r4; st.u32 [%d2+4], %r5; st.u32 [%d2], %r0;", None),
+        ("st.u32 [%d2], %r0;", None),
+        ("add.u32 %r5, %r4, 1; st.u32 [%d2], %r5;", "uninitialised"),
+        ("and.b32 %r5, %r4, 1; setp.eq.u32 %p0, %r5, 0; @%p0 st.u32 [%d2], %r0;", "uninitialised"),
+        ("st.global.u32 [%d20], %r4; st.u32 [%d2], %r0;", "uninitialised"),
+    ],
+)
+def test_bits_that_are_put_into_a_word_that_nothing_wrote(does: str, kind: str | None) -> None:
+    """As code that is not optimised sets bit-fields of a local struct, and copies its words."""
+    text = kernel(
+        f"    mov.u64 %d2, l; cvta.local.u64 %d2, %d2; ld.u32 %r4, [%d2]; {does}\n"
+        "    ld.u8 %r7, [%d2]; st.global.u32 [%d20], %r7;",
+        shared=".local .align 4 .b32 l[2];",
+    )
+    if kind is not None:
+        assert fault(text, words(32)).kind == kind
+        return
+    out = words(32)
+    run(text, out)
+    assert (out == np.arange(32)).all()
+
+
 def test_sixteen_bytes() -> None:
     text = kernel(
         """
