@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.dims import const, sym
 
 from .attention import find_softmax, is_cheap, is_narrow
 from .graph import Contract, Graph, Node, Ref, View, flatten_index
-from .groups import Access, Group, Partition, flops
+from .groups import Group, Partition, flops
 from .inverse import inverse
-from .join_reduced import ReducedJoiner
+from .join_reduced import ReducedJoiner, along_row, rows_between
 from .steps import steps_of
 
 
@@ -47,7 +47,7 @@ class _Joiner(ReducedJoiner):
             "gathered": self._gathered,
             "direct": self._direct, "halved": self._halved, "thin": self._thin,
             "attended": self._attended, "coded": self._coded, "chosen": self._chosen,
-            "reduced": self._reduced,
+            "reduced": self._reduced, "finished": self._finished,
         }  # fmt: skip
         self.halves = "halved" in joins
         for joined in (rules[name] for name in joins):
@@ -108,7 +108,7 @@ class _Joiner(ReducedJoiner):
         most = self.graph.facts.bounds(middle.domain[-1])[1]
         if self.longest is not None and (most is None or most > self.longest):
             return
-        rows = _rows_between(first, middle)
+        rows = rows_between(first, middle)
         members = rows.members | last.members
         chain = replace(last, kind="chain", members=members, rows=rows)
         self._replace([first, middle, last], chain)
@@ -129,7 +129,7 @@ class _Joiner(ReducedJoiner):
             return
         masks = [g for g in self.groups if self._is_mask(g, middle)]
         packs = self._taken_as_stored(halves, first) or self._lying(score, mix)
-        rows = _rows_between(first, middle)
+        rows = rows_between(first, middle)
         rows.members.update(*(g.members for g in masks))
         members = rows.members.union(last.members, *(g.members for g in packs.values()))
         joined = replace(
@@ -247,32 +247,9 @@ class _Joiner(ReducedJoiner):
         if not anchor.type.dtype.is_float:
             return False
         reads = middle.accesses.get(first.roots[0].node, [])
-        return bool(reads) and all(_along_row(a, first.domain) for a in reads)
+        return bool(reads) and all(along_row(a, first.domain) for a in reads)
 
 
 def _longer(node: Node, axes: Sequence[int]) -> list[int]:
     """The axes of a result that are not of size 1."""
     return [a for a in axes if node.type.shape[a].as_int() != 1]
-
-
-def _rows_between(first: Group, middle: Group) -> Group:
-    """The row kernel between two products, with what the first product is of."""
-    return replace(
-        middle,
-        members=first.members | middle.members,
-        accesses={**first.accesses, **middle.accesses},
-        anchor=first.anchor,
-        placed={},
-    )
-
-
-def _along_row(access: Access, domain: Sequence[Expr]) -> bool:
-    """Whether an access reads the kernel's own row: each axis in step, the last one anywhere."""
-    if access is None:
-        return False
-    last = len(domain) - 1
-    *lead, column = access
-    own = all(
-        e == sym(f"d{n}") or (e == const(0) and domain[n].as_int() == 1) for n, e in enumerate(lead)
-    )
-    return own and column in (sym(f"d{last}"), sym(f"f{last}"))

@@ -1,22 +1,31 @@
-"""Products of which only reductions of rows are wanted, which then store no more than these.
+"""Products whose rows are reduced where their tiles are, and are not stored before.
 
 - *reduced*: a product whose rows a kernel reduces leaves what each tile's part of a row comes to,
   and the kernel of the reduction has those to reduce. For GPUs.
+- *finished*: norms and softmax of a product's rows are computed where a tile has whole rows. For
+  GPUs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from stagefuse.dsl.dims import Expr, sym
+from stagefuse.dsl.dims import Expr, const, sym
 
 from .graph import Contract, Graph, Node, Reduce
-from .groups import Group
+from .groups import Access, Group
 from .join_chosen import ChosenJoiner
 from .join_operands import is_coded
 
 DEEPEST = 2048
 """Depth up to which what is saved is some part of the time."""
+WIDEST = 256
+"""Columns of the widest tile."""
+FINISHED = (
+    "norms and softmax of its rows are computed in its tiles, which have whole rows, so that it is "
+    "not stored, where there are enough tiles without splitting its depth"
+)
 REASON = (
     "tiles reduce their rows and a second kernel what they leave, so that it is not stored, where "
     "it has 1,048,576 elements and 65 rows at least and, in 16 or 8 bits on sm_90a, a depth of 256 "
@@ -48,8 +57,11 @@ class ReducedJoiner(ChosenJoiner):
             return
         node, reduce = found
         shape = self.graph.type(node.operands[0]).shape
-        product = self._product_of(group, shape)
-        if product is None or reduce.axes != (len(shape) - 1,):
+        product, last = self._product_of(group, shape), len(shape) - 1
+        if product is None or reduce.axes != (last,) or any(e.as_int() == 1 for e in shape):
+            return
+        own = (*(sym(f"d{n}") for n in range(last)), sym(f"f{last}"))
+        if group.accesses.get(product.roots[0].node) != [own]:
             return
         members = product.members | group.members
         joined = replace(product, roots=group.roots, members=members, apart=(product, group))
@@ -58,14 +70,35 @@ class ReducedJoiner(ChosenJoiner):
         del self.maker[ref]
         self._say(ref, REASON)
 
+    def _finished(self, group: Group) -> None:
+        last = len(group.domain) - 1
+        if group.kind != "row" or group.row_axes != (last,) or group.nest or group.placed:
+            return
+        product = self._product_of(group, group.domain)
+        if product is None or (group.domain[last].as_int() or WIDEST + 1) > WIDEST:
+            return
+        (ref,) = product.roots
+        reads = group.accesses.get(ref.node, [])
+        if not reads or not all(along_row(a, group.domain) for a in reads):
+            return
+        if any(self.graph.type(r).shape != group.domain for r in group.roots):
+            return
+        rows = rows_between(product, group)
+        joined = replace(
+            product, roots=group.roots, members=rows.members, rows=rows, apart=(product, group)
+        )
+        self._replace([product, group], joined)
+        del self.maker[ref]
+        self._say(ref, FINISHED)
+
     def _product_of(self, rows: Group, shape: tuple[Expr, ...]) -> Group | None:
-        """The product of this shape that a kernel reads each element of once, and no other does."""
+        """The product of this shape, its columns along the last axis, that a kernel alone reads."""
         made = [self.maker.get(ref) for ref in rows.loads(self.graph)]
         found = [g for g in made if g is not None and g.kind == "contract" and g.domain == shape]
         if len(found) != 1 or found[0].apart or not self._private(found[0], rows):
             return None
         (product,) = found
-        (ref,), last = product.roots, len(shape) - 1
+        last = len(shape) - 1
         anchor = self.graph.nodes[-1 if product.anchor is None else product.anchor]
         contract = anchor.primitive
         assert isinstance(contract, Contract)
@@ -74,9 +107,27 @@ class ReducedJoiner(ChosenJoiner):
             return None
         if contract.columns != (last,) or anchor.type.shape != shape:
             return None
-        if (contract.depth.as_int() or DEEPEST + 1) > DEEPEST:
-            return None
-        if any(extent.as_int() == 1 for extent in shape):
-            return None
-        own = (*(sym(f"d{n}") for n in range(last)), sym(f"f{last}"))
-        return product if rows.accesses.get(ref.node) == [own] else None
+        return product if (contract.depth.as_int() or DEEPEST + 1) <= DEEPEST else None
+
+
+def rows_between(first: Group, middle: Group) -> Group:
+    """The row kernel between two products, with what the first product is of."""
+    return replace(
+        middle,
+        members=first.members | middle.members,
+        accesses={**first.accesses, **middle.accesses},
+        anchor=first.anchor,
+        placed={},
+    )
+
+
+def along_row(access: Access, domain: Sequence[Expr]) -> bool:
+    """Whether an access reads the kernel's own row: each axis in step, the last one anywhere."""
+    if access is None:
+        return False
+    last = len(domain) - 1
+    *lead, column = access
+    own = all(
+        e == sym(f"d{n}") or (e == const(0) and domain[n].as_int() == 1) for n, e in enumerate(lead)
+    )
+    return own and column in (sym(f"d{last}"), sym(f"f{last}"))

@@ -58,7 +58,7 @@ from .unfolded import UnfoldedWriter
 
 JOINS = (
     "placed", "attended", "chained", "gathered", "coded", "halved", "direct", "placed", "chosen",
-    "reduced",
+    "reduced", "finished",
 )  # fmt: skip
 START = "sf_start"
 """The entry that sets a counter to 0."""

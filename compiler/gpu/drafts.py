@@ -46,6 +46,7 @@ from .few_tiles import (
     lower_sum_of_parts,
     thin,
 )
+from .finished import lower_finished, not_split, schedule_of
 from .long_sorts import scatter_forms, sort_forms
 from .persistent import Whole
 from .reduced import cut_of, lower_rest, lower_tiles
@@ -132,7 +133,9 @@ def families(graph: Graph, group: Group, arches: Sequence[str]) -> list[tuple[st
 
 def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
     """The kernels of a group on arches of one family."""
-    if rows_reduced(group) is not None:
+    if group.kind == "contract" and group.rows is not None:
+        yield from _finished(graph, group, sites, arches)
+    elif rows_reduced(group) is not None:
         yield from _reduced(graph, group, sites, arches)
     elif group.apart and arches[0] in WGMMA:
         yield from _in_steps(graph, group, sites, arches)
@@ -206,6 +209,33 @@ def _reduced(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) ->
     for part in group.apart if many != const(1) else ():
         for draft in drafts(graph, part, sites, arches):
             share = graph.facts.simplify(draft.share * (1 - many))
+            if share != const(0):
+                yield draft._replace(share=share)
+
+
+def _finished(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
+    """A product whose rows are finished in tiles that have them whole, where it is not split along
+    its depth; else by a kernel that reads them."""
+    own = partial(SourceLowering, graph, group, sites)
+    groups, narrow = arches[0] in WGMMA, operands_of(graph, group) is not None
+    copied = whole_of(own(GPU_TMA)) if narrow and groups else None
+    many = not_split(graph, group, copied, narrow and groups)
+    done, columns = const(0), group.domain[-1].as_int() or 0
+    found = choices(graph, group, columns) if groups and not narrow and many != const(0) else ()
+    for choice in found:
+        draft = shape_draft(own(GPU), replace(choice, holds=choice.holds * many))
+        form = partial(lower_finished, shape=choice.shape)
+        yield draft._replace(forms={"contract": form}, part="finished")
+        done = done + draft.share
+    schedule = schedule_of(own(GPU_HALF if narrow else GPU), groups)
+    rest = graph.facts.simplify(many * (1 - sum((c.holds for c in found), const(0))))
+    if schedule is not None and rest != const(0):
+        yield Draft(own(schedule), {"contract": lower_finished}, rest, "finished")
+        done = done + rest
+    others = graph.facts.simplify(1 - done)
+    for part in group.apart if others != const(0) else ():
+        for draft in drafts(graph, part, sites, arches):
+            share = graph.facts.simplify(draft.share * others)
             if share != const(0):
                 yield draft._replace(share=share)
 

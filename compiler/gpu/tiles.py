@@ -107,8 +107,9 @@ def shapes_of(graph: Graph, group: Group) -> tuple[Choice, ...]:
     return tuple(Choice(s, aligned, facts) for s in _shapes(product, _lies(graph, group, node)))
 
 
-def choices(graph: Graph, group: Group) -> tuple[Choice, ...]:
-    """The kernels of an f32 product on warpgroups; none where it is no work for them."""
+def choices(graph: Graph, group: Group, least: int = 0) -> tuple[Choice, ...]:
+    """The kernels of an f32 product on warpgroups, of tiles with so many columns at least; none
+    where it is no work for them."""
     if group.kind != "contract" or group.anchor is None:
         return ()
     node = graph.nodes[group.anchor]
@@ -135,7 +136,9 @@ def choices(graph: Graph, group: Group) -> tuple[Choice, ...]:
     work = sum(flops(graph.nodes[m]) for m in group.members)
     sizes = [(batch.as_int() or 1, s, *others, work) for s in samples]
     limits = [_at_most(measure, s * unit) for s in samples]
-    shapes = _shapes(product, _lies(graph, group, node))
+    shapes = [s for s in _shapes(product, _lies(graph, group, node)) if s.columns >= least]
+    if not shapes:
+        return ()
     return tuple(
         Choice(shape, holds * aligned, facts)
         for shape, holds in _pick(shapes, sizes, limits).items()

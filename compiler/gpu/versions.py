@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.kernel_ir import Alloc, Fold, For, Let, Statement, Store
-from stagefuse.dsl.dims import const, sym
+from stagefuse.dsl.dims import Expr, const, sym
 
 from .loops import Carry, LoopWriter, Nest
 from .teams import WARP, Team, shared_loops
@@ -13,13 +14,16 @@ from .teams import WARP, Team, shared_loops
 SLOTS = 8
 """Vectors of a row that a lane has in its version for rows of usual lengths."""
 
+ROWS_TOGETHER = 4
+"""Rows of scratch that a warp reduces together: a row alone waits for each of its shuffles."""
+
 
 class VersionWriter(LoopWriter):
     """The body of a kernel, as far as it depends on how long rows are."""
 
     def by_warps(self, s: For) -> None:
         """Rows, each done by a warp as a team of its own."""
-        code, team = self.code, self.team
+        team = self.team
         before = self.symbols, self.facts, self.unread, self.unwritten
         lane = self.symbols["lane"]
         self.team = Team(WARP, team.lanes // WARP)
@@ -28,14 +32,17 @@ class VersionWriter(LoopWriter):
         self._forget_bounds()
         self.unread, self.unwritten = set(), set()
 
-        def body(carry: Carry) -> Carry:
-            self.versions(s.body)
+        def body(row: Expr, carry: Carry) -> Carry:
+            with self.binding(**{s.index: row}):
+                self.versions(s.body)
             return carry
 
-        end = self.index(s.hi, "i32")
-        warps = code.const(team.lanes // WARP, "i32")
-        first = lane.lshr(5) + self.index(s.lo, "i32")
-        self._counted(s.index, first, end, warps, (s.lo, s.hi - 1), [], body)
+        first, ends = lane.lshr(5) + self.index(s.lo, "i32"), (s.lo, s.hi - 1)
+        written = {x.buffer for x in walk(s.body) if isinstance(x, Store)}
+        apart = all(self.memory[b].space == "global" for b in written)
+        together = ROWS_TOGETHER if apart else 1
+        end, step = self.resolve(s.hi), team.lanes // WARP
+        self.strided(f"{s.index}'", first, end, step, [], body, ends, together)
         self.team = team
         self.symbols, self.facts, self.unread, self.unwritten = before
         self._forget_bounds()

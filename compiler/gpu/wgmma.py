@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stagefuse.compiler.kernel_ir import For
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.kernel_ir import Fold, For
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from .attend import AttendWriter
@@ -21,8 +22,9 @@ from .ir import Value
 from .mma import BYTES, Kind, wgmma
 
 STAGES = 4
-COMPUTED_STAGES = 3
-"""Of tiles whose right operand is computed, of which an SM then holds two blocks."""
+FEWER_STAGES, NARROW_COLUMNS = 3, 128
+"""Of tiles whose right operand is computed, and of tiles of so many columns whose rows are reduced:
+an SM then holds two blocks, of which one multiplies while the other computes."""
 ROW_BYTES = 128  # of a stage along the depth
 CHUNK_BYTES = 16
 PANEL = 64
@@ -129,7 +131,9 @@ class WgmmaWriter(AttendWriter):
             return found
         self.code.tables.add("aligned shared")
         depth = ROW_BYTES // found.size
-        stages = STAGES if found.s.element is None else COMPUTED_STAGES
+        reduces = any(isinstance(x, Fold) for x in walk(self.kernel.body))
+        fewer = found.s.element is not None or (reduces and found.columns <= NARROW_COLUMNS)
+        stages = FEWER_STAGES if fewer else STAGES
         return WgmmaTile(**{**vars(found), "depth": depth, "stages": stages})
 
     def _multiply(self, tile: Tile, base: Expr) -> None:

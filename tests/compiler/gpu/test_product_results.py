@@ -42,7 +42,7 @@ where M in 0..=4096:
 def test_a_function_that_needs_other_readers_of_the_sums_stays_apart(tmp_path: Path) -> None:
     """The kernel of a function of the sums cannot make them if it reads what is made of them."""
     source = tmp_path / "p.pipe"
-    source.write_text("""pipeline p(x: f32[64, 64], w: f32[64, 64]) -> f32[64, 64]:
+    source.write_text("""pipeline p(x: f32[64, 64], w: f32[64, 320]) -> f32[64, 320]:
     y = x @ w
     s = sum(y * y, axis=-1, keepdims=True)
     y * rsqrt(s + 1.0) + y
