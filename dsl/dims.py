@@ -186,10 +186,14 @@ class Expr:
 
     def as_symbol(self) -> str | None:
         """The name if this is a single symbol."""
+        atom = self.as_atom()
+        return atom.name if atom is not None and atom.kind == "sym" else None
+
+    def as_atom(self) -> Atom | None:
+        """The atom if this is a single one."""
         if len(self.terms) == 1 and self.terms[0][1] == 1 and len(self.terms[0][0]) == 1:
             atom, power = self.terms[0][0][0]
-            if power == 1 and atom.kind == "sym":
-                return atom.name
+            return atom if power == 1 else None
         return None
 
     def symbols(self) -> frozenset[str]:

@@ -52,13 +52,13 @@ from .persistent import Whole
 from .reduced import cut_of, lower_rest, lower_tiles
 from .split_rows import levels, lower_level, lower_rest_of_rows, share_of_rows
 from .split_scan import lower_stretch_scans, lower_stretches, splits
-from .teams import WARP_ROW
+from .teams import PART_ROW, WARP_ROW
 from .tiles import Choice, Shape, choices
 from .transposed import lower_elements
 from .unfolded import lower_unfolded, unfolded_of
 from .whole import lower_whole_parts, lower_whole_rest, share_of
 
-SHORT_ROWS = (256, 1024, 4096)
+SHORT_ROWS = (PART_ROW, 256, 1024, 4096)
 """Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
 WGMMA = ("sm_90a",)
 """Arches with warpgroup instructions."""
@@ -428,7 +428,7 @@ def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]
     if group.kind == "scan":
         limits = [n for n in limits if n == WARP_ROW]
     elif group.kind == "pointwise":
-        limits = [n for n in limits if n <= WARP_ROW]
+        limits = [n for n in limits if PART_ROW < n <= WARP_ROW]
     found, above = [], const(1)
     for limit in limits:
         beyond = minimum(floordiv(length, limit + 1), const(1))

@@ -24,7 +24,7 @@ from .ir import Value, constant_text
 from .loops import Carry
 from .private import private_arrays, vector_width
 from .scan import scan_of, team_of
-from .teams import Team, choose
+from .teams import WARP, Team, choose
 from .tensor_maps import MAP_ALIGNMENT, MAP_BYTES, TensorMap
 from .tf32 import SplitWriter
 from .tf32_roles import GROUP
@@ -195,7 +195,7 @@ class KernelWriter(SplitWriter):
         code, team = self.code, self.team
         thread = code.pure("mov.u32", "i32", Value(code, "%tid.x", "i32"))
         block = code.pure("mov.u32", "i32", Value(code, "%ctaid.x", "i32"))
-        self.symbols["lane"] = thread & 31 if team.lanes == 32 else thread
+        self.symbols["lane"] = thread & (team.lanes - 1) if 1 < team.lanes <= WARP else thread
         if team.lanes > 1:
             self.facts = self.facts.with_ranges({"lane": (0, team.lanes - 1)})
         self.warp = thread.lshr(5)
@@ -207,7 +207,7 @@ class KernelWriter(SplitWriter):
         kind = "i32" if self.is_small(self.count + team.per_block) else "i64"
         block = code.pure("cvt.u64.u32", "i64", block) if kind == "i64" else block
         if team.per_block > 1:
-            own = thread if team.lanes == 1 else self.warp
+            own = thread.lshr(team.lanes.bit_length() - 1) if team.lanes > 1 else thread
             own = code.pure("cvt.u64.u32", "i64", own) if kind == "i64" else own
             block = block * team.per_block + own
         self.team_number = block
@@ -217,10 +217,15 @@ class KernelWriter(SplitWriter):
             if self.team.per_block > 1:
                 self.code.branch_if(self.team_number.compare("lt", 1), "$end", holds=False)
             return self.statements(self.kernel.body)
+        step = self.team_number
         if self.team.per_block > 1:
-            end = self.index(self.count, self.team_number.type)
-            self.code.branch_if(self.team_number.compare("lt", end), "$end", holds=False)
-        self._body(self.team_number)
+            end = self.index(self.count, step.type)
+            if self.team.is_part:  # all lanes of a warp go on, on the last step, and store nothing
+                self.exists = step.compare("lt", end)
+                step = self.code.intrinsic("smin", step, end - 1)
+            else:
+                self.code.branch_if(step.compare("lt", end), "$end", holds=False)
+        self._body(step)
 
     def _rounds(self, step: Value) -> None:
         """Steps so far apart, one after the other, from the team's own."""
@@ -246,7 +251,11 @@ class KernelWriter(SplitWriter):
         rest = sym("step")
         with self.named(step=(step, const(0), self.count - 1)):
             places: dict[str, Expr] = {}
+            whole = const(1)
             for name, extent in reversed(self.kernel.parallel[1:]):
+                whole = whole * extent
+                if 1 < self.team.lanes <= WARP:  # of others most indices are needed
+                    self.divisors.add(whole)
                 places[name] = mod(rest, extent, self.facts)
                 rest = floordiv(rest, extent, self.facts)
             if self.kernel.parallel:

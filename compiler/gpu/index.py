@@ -29,6 +29,7 @@ class IndexWriter:
         self.symbols: dict[str, Value] = {}  # registers
         self.bound: dict[str, Expr] = {}  # indices that are expressions over symbols
         self.multiples: dict[str, int] = {}  # symbols that a number divides
+        self.divisors: set[Expr] = set()  # products of sizes by which a step may be divided at once
         self._small: dict[Expr, bool] = {}
         self._values: dict[tuple[Expr, str | None], tuple[Value, object]] = {}  # and their scopes
 
@@ -201,7 +202,7 @@ class IndexWriter:
         return value.to("sext" if kind == "i64" else "trunc", kind)
 
     def _function(self, atom: Atom) -> Value:
-        a, b = atom.args
+        a, b = self._at_once(atom)
         small = self.is_small(a) and self.is_small(b)
         kind = "i32" if small else "i64"
         x = self._value(a, kind)
@@ -218,6 +219,17 @@ class IndexWriter:
         divide = cast(Any, shared.integer_division)  # a formula for either writer
         quotient, rest = divide(self.code, x, y, unsigned=False)
         return cast(Value, quotient if atom.kind == "//" else rest)
+
+    def _at_once(self, atom: Atom) -> tuple[Expr, Expr]:
+        """What an atom divides: of (x // a) // b, of which nobody has asked for x // a yet, x by
+        a * b, if the product is known not to be too large."""
+        a, b = atom.args
+        inner = a.as_atom()
+        if atom.kind != "//" or inner is None or inner.kind != "//" or (a, None) in self._values:
+            return a, b
+        first, product = inner.args[1], inner.args[1] * b
+        fits = self.is_small(product) or not (self.is_small(first) and self.is_small(b))
+        return (inner.args[0], product) if product in self.divisors and fits else (a, b)
 
     def _by_constant(self, kind: str, a: Expr, x: Value, number: int, positive: bool) -> Value:
         if number & (number - 1) == 0:

@@ -71,6 +71,7 @@ class LoopWriter(BarrierWriter):
         self.slot: Slot | None = None
         self.mask: Value | None = None
         self.straight = False  # the body of a shared loop has neither loops nor branches
+        self.exists: Value | None = None  # whether the kernel has this team's step, if not always
 
     # Statements
 
@@ -147,7 +148,9 @@ class LoopWriter(BarrierWriter):
                 return self._store_group(s, memory)
         with self.when(self.first_lane() if self.in_team else None):
             at = self.address(memory, self.place(memory, s.indices))
-            self.write(memory, at, [self.value(s.value)])
+            value = self.value(s.value)
+            with self.when(self.exists):
+                self.write(memory, at, [value])
 
     def first_lane(self) -> Value:
         return self.symbols["lane"].compare("eq", 0)
@@ -167,8 +170,9 @@ class LoopWriter(BarrierWriter):
         if len(found) > 1 and found[0][2] is not None and len(offsets) == 1:
             width = min(len(found), VECTOR_BYTES // memory.dtype.itemsize)
             width = min(width, 4) if memory.dtype.itemsize == 1 else width
-        for n in range(0, len(found), width):
-            self.write(memory, found[n][3], [v for v, _, _, _ in found[n : n + width]])
+        with self.when(self.exists):
+            for n in range(0, len(found), width):
+                self.write(memory, found[n][3], [v for v, _, _, _ in found[n : n + width]])
 
     def only_one(self) -> Value | None:
         """Of lanes that have the same element, the one that stores."""

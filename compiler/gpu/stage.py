@@ -11,7 +11,7 @@ from stagefuse.dsl.facts import Facts
 
 from .emit import KernelWriter
 from .ir import Code, Value
-from .teams import Team
+from .teams import WARP_TEAM, Team
 from .values import Memory
 
 
@@ -42,6 +42,8 @@ class StageWriter(KernelWriter):
 
     def __init__(self, stage: Stage, code: Code, shared_limit: int) -> None:
         super().__init__(stage.kernel, stage.facts, shared_limit, stage.lines)
+        if self.team.is_part:  # teams go round the steps by themselves
+            self.team = WARP_TEAM
         self.stage = stage
         self.code = code
 

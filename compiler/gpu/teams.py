@@ -39,6 +39,8 @@ UNKNOWN = 4096
 """What a size without a bound counts as."""
 MOST_IN_REGISTERS = 32
 """Elements of a row that one lane holds when loops are unrolled."""
+PART_ROW, PART_ELEMENTS = 128, 8
+"""The most elements of rows that parts of warps take, and how many each lane has."""
 WARP_ROW = 1024
 """The most elements of one step's rows that a warp takes."""
 BLOCKS = ((1024, 128), (8192, 256), (1 << 62, 512))
@@ -47,11 +49,11 @@ BLOCKS = ((1024, 128), (8192, 256), (1 << 62, 512))
 
 @frozen
 class Team:
-    """`lanes` execute a step; a block holds `per_block` teams. One lane, or whole warps; more
-    than one warp are a block. If `across` is set, a shared loop has that many times `width`
-    elements at most, and the lanes that have the same ones share the folds inside it. `resident`:
-    blocks of an SM that the kernel is compiled for, if that is not left to ptxas. A block has
-    `helpers` more threads, which do what one of its statements wants and are gone then."""
+    """`lanes` execute a step; a block holds `per_block` teams. One lane, a part of a warp, or whole
+    warps; more than one warp are a block. If `across` is set, a shared loop has that many times
+    `width` elements at most, and the lanes that have the same ones share the folds inside it.
+    `resident`: blocks of an SM that the kernel is compiled for, if that is not left to ptxas. A
+    block has `helpers` more threads, which do what one of its statements wants and then end."""
 
     lanes: int
     per_block: int
@@ -72,6 +74,11 @@ class Team:
     @property
     def is_block(self) -> bool:
         return self.lanes > WARP
+
+    @property
+    def is_part(self) -> bool:
+        """Whether lanes beside these do another step by the same instructions."""
+        return 1 < self.lanes < WARP
 
 
 LANE = Team(1, BLOCK_LANES)
@@ -184,6 +191,9 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
         return Team(1024, 1)
     if not arrays and most <= _by_one_lane(kernel.body):
         return LANE
+    if most <= PART_ROW and _steps_alike(kernel):
+        lanes = 1 << (-(-most // PART_ELEMENTS) - 1).bit_length()
+        return Team(max(lanes, 4), BLOCK_LANES // max(lanes, 4))
     if not arrays and all(isinstance(s, Fold | Let | Store) for s in kernel.body):
         return _reducers(kernel, most, facts)
     if most * _rows_of_a_step(kernel) <= WARP_ROW:
@@ -194,6 +204,20 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     if is_plain([s for s in kernel.body if not isinstance(s, Alloc)]):
         return Team(lanes, 1, resident=max(1, LOADING // lanes))
     return Team(lanes, 1)
+
+
+def _steps_alike(kernel: Kernel) -> bool:
+    """Whether a step reduces rows, and all steps run the same instructions, whatever their number
+    and data, and keep nothing in memory."""
+    outer = {name for name, _ in kernel.parallel}
+    nests = list(shared_loops(kernel.body))
+    ends = {n for nest in nests for _, lo, hi in nest for n in lo.symbols() | hi.symbols()}
+    if not outer or outer & ends or not any(isinstance(s, Fold) for s in kernel.body):
+        return False
+    return all(
+        isinstance(s, Fold | Let | Store) or (isinstance(s, For) and _plain(nest_of(s)[-1]))
+        for s in kernel.body
+    )
 
 
 def _sorters(kernel: Kernel, most: int | None) -> Team:
