@@ -40,6 +40,11 @@ LOG2 = (
 )  # fmt: skip
 # (tanh(a) - a) / a^3 in a^2 on a <= 0.36, to 2^-30
 TANH = (-0.33333319425582886, 0.1333223283290863, -0.05370189622044563, 0.019316518679261208)
+# (tan(r) - r) / r^3 in r^2 on |r| <= pi / 4, to 2^-25.7 of tan(r)
+TAN = (
+    0.33333155512809753, 0.13338825106620789, 0.05340969190001488, 0.024434514343738556,
+    0.0031143170781433582, 0.00938812643289566,
+)  # fmt: skip
 # pi / 2 in three f32 numbers, of which the second has 14 bits
 PI_HALF = (1.5707963705062866, -4.371031536720693e-08, -1.074634630414406e-12)
 TURNED = 1600.0
@@ -106,8 +111,8 @@ def tanh(c: Code, x: Value) -> Value:
     return vector_math.copysign(c, a.compare("lt", 0.35).select(small, t / (t + 2.0)), x)
 
 
-def reduced(c: Code, a: Value) -> tuple[Value, Value]:
-    """The nearest multiple of pi / 2 and what a number up to `TURNED` is beyond it.
+def reduced(c: Code, a: Value) -> tuple[Value, Value, Value]:
+    """The nearest multiple of pi / 2 and what a number up to `TURNED` is beyond it, in two parts.
 
     The first step is exact: it subtracts numbers of the same last place, 2^-23. What rounding loses
     of the second is added to the third, 2^-29 or less, whose own rounding is 2^-24 of that: far
@@ -117,13 +122,14 @@ def reduced(c: Code, a: Value) -> tuple[Value, Value]:
     first = c.fma(-k, PI_HALF[0], a)
     high = c.fma(-k, PI_HALF[1], first)
     low = c.fma(-k, PI_HALF[2], c.fma(-k, PI_HALF[1], first - high))
-    return bits, high + low
+    return bits, high, low
 
 
 def _of_quadrant(c: Code, x: Value, cosine: bool) -> Value:
     """The sine or the cosine: by f32 where all elements allow that."""
     a = vector_math.absolute(c, x)
-    quadrant, r = reduced(c, a)
+    quadrant, high, low = reduced(c, a)
+    r = high + low
     z = r * r
     parts = (
         c.fma(r * z, c.polynomial(z, SIN), r),
@@ -148,18 +154,19 @@ def cos(c: Code, x: Value) -> Value:
 
 
 def tan(c: Code, x: Value) -> Value:
-    """The sine over the cosine, in f64."""
+    """A polynomial t, or -1 / t. What rounding loses of the angle r is multiplied by 1 + t^2, the
+    slope, and added to all but r, which is added last."""
     a = vector_math.absolute(c, x)
-    k, quadrant = vector_math.nearest(c, a, 2 / math.pi)
-    turns, r = -k.to("fpext", "double"), a.to("fpext", "double")
-    for part in trigonometry.PI_HALF:
-        r = c.fma(turns, part, r)
-    sine, cosine = trigonometry.of_rest(c, r)
+    quadrant, high, low = reduced(c, a)
+    r = high + low
+    lost, z = low - (r - high), r * r
+    tail = r * (z * c.polynomial(z, TAN))
+    t = r + tail
+    t = r + (tail + c.fma(lost * t, t, lost))
     even = (quadrant & 1).compare("eq", 0)
-    size = even.select(sine, -cosine) / even.select(cosine, sine)
-    found = size.to("fptrunc", "float").bits() ^ (x.bits() & 0x80000000)
-    ordinary = a.compare("le", TURNED)
-    return _unless(c, ordinary, found.as_float("float"), lambda: trigonometry.tan(c, x))
+    size = even.select(t, c.const(-1.0, "float")) / even.select(c.const(1.0, "float"), t)
+    found = (size.bits() ^ (x.bits() & 0x80000000)).as_float("float")
+    return _unless(c, a.compare("le", TURNED), found, lambda: trigonometry.tan(c, x))
 
 
 def pow(c: Code, x: Value, y: Value) -> Value:

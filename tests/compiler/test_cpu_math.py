@@ -89,6 +89,14 @@ def test_f32_is_within_two_units(compiled: Compiled, name: str) -> None:
     assert worst(run(compiled, name, x), want) <= 2
 
 
+@pytest.mark.parametrize("name", ["sin", "cos", "tan"])
+def test_angles_up_to_where_the_short_way_ends(
+    compiled: Compiled, name: str, rng: np.random.Generator
+) -> None:
+    x = rng.uniform(-1.01, 1.01, 500_000).astype(np.float32) * np.float32(wide_math.TURNED)
+    assert worst(run(compiled, name, x), REFERENCE[name](x.astype(float))) <= 2
+
+
 @pytest.mark.parametrize("name", REFERENCE)
 def test_f64_is_within_a_few_units(compiled: Compiled, name: str) -> None:
     rng = np.random.default_rng(6)
