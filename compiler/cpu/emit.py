@@ -23,7 +23,7 @@ from stagefuse.compiler.kernel_ir import (
     TileProduct,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import as_expr
+from stagefuse.dsl.dims import as_expr, const
 
 from . import (
     byte_tiles,
@@ -183,10 +183,13 @@ class KernelWriter(ProductWriter):
         if flat and len(kernel.parallel) > 1:
             self._rows(begin, end)
             return
-        extents = [self.index(extent) for _, extent in kernel.parallel]
+        loops = [(name, self.index(extent)) for name, extent in kernel.parallel]
 
         def body(i: Value, _: list[Value]) -> list[Value]:
-            self._bind(i, extents)
+            if not flat:
+                following = self.code.intrinsic("smin", i + 1, end - 1)
+                self._ask_next(kernel.body, following, loops)
+            self._bind(i, loops)
             self._place_row()
             self.statements(kernel.body)
             return []
@@ -199,21 +202,11 @@ class KernelWriter(ProductWriter):
     def _bound(self) -> set[str]:
         return {name for name, _ in self.kernel.parallel}
 
-    def _bind(self, flat: Value, extents: Sequence[Value]) -> None:
-        """The parallel indices at a position of the flattened loop."""
-        code, rest = self.code, flat
-        names = [name for name, _ in self.kernel.parallel]
-        for name, extent in reversed(list(zip(names[1:], extents[1:], strict=True))):
-            quotient = code.pure(f"udiv i64 {rest.text}, {extent.text}", "i64")
-            self.scopes[-1].indices[name] = rest - quotient * extent
-            rest = quotient
-        self.scopes[-1].indices[names[0]] = rest
-
     def _rows(self, begin: Value, end: Value) -> None:
         """Rows of the last parallel index, each a loop that can be vectorised."""
         code, kernel = self.code, self.kernel
-        extents = [self.index(extent) for _, extent in kernel.parallel]
-        name, width = kernel.parallel[-1][0], extents[-1]
+        *outer, (name, width) = [(name, self.index(extent)) for name, extent in kernel.parallel]
+        whole = For(name, const(0), kernel.parallel[-1][1], kernel.body, vector=True)
         head, run, done = code.label("rows"), code.label("row"), code.label("done")
         before = code.block
         code.branch(head)
@@ -227,13 +220,9 @@ class KernelWriter(ProductWriter):
             first = at - row * width
             left = first + (end - at)
             stop = code.intrinsic("smin", width, left)
-            rest = row
-            outer = list(zip(kernel.parallel[1:-1], extents[1:-1], strict=True))
-            for (outer_name, _), extent in reversed(outer):
-                quotient = code.pure(f"udiv i64 {rest.text}, {extent.text}", "i64")
-                self.scopes[-1].indices[outer_name] = rest - quotient * extent
-                rest = quotient
-            self.scopes[-1].indices[kernel.parallel[0][0]] = rest
+            final = code.pure(f"udiv i64 {(end - 1).text}, {width.text}", "i64")
+            self._ask_next([whole], code.intrinsic("smin", row + 1, final), outer)
+            self._bind(row, outer)
 
             def body(i: Value, _: list[Value]) -> list[Value]:
                 self.scopes[-1].indices[name] = i

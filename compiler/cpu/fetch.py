@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 from stagefuse.compiler.kernel_ir import For, If, Statement, Store, TileProduct
 
-from .ahead import AheadWriter
 from .bodies import is_walk
+from .chosen_rows import ChosenRowWriter
 from .ir import Value
 
 LINE = 64
 
 
-class FetchWriter(AheadWriter):
+class FetchWriter(ChosenRowWriter):
     """The function of a kernel, with what its products' tiles fetch ahead."""
 
     def first_of(self, body: Sequence[Statement]) -> int:
