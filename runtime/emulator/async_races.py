@@ -202,7 +202,8 @@ def _unordered(races: Races, batch: Batch, threads: list[int], stamp: int, is_wr
         for thread in threads:
             if _knows(clocks.foreign.get(thread >> 5, {}), block + PROXIED, within, clock):
                 return ""
-        return "with no `fence.proxy.async` between that orders them"
+        nothing = _unordered(races, batch, threads, stamp, False)
+        return nothing or "with no `fence.proxy.async` between that orders them"
     for thread in threads:
         warp = thread >> 5
         mine = batch.first + warp // per

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import ml_dtypes
@@ -10,7 +11,7 @@ import pytest
 
 from stagefuse.runtime import emulator
 
-from .fixtures import Array, close, fault, launch, product_error
+from .fixtures import HERE, Array, close, fault, launch, product_error
 
 BF16 = ml_dtypes.bfloat16
 SIZES: dict[str, Any] = {"grid": 2, "block": 384, "shared_bytes": 3 * 24576 + 2 * 8192 + 48}
@@ -41,3 +42,39 @@ def test_product_of_clusters(rng: np.random.Generator) -> None:
 def test_product_of_clusters_with_a_bug(variant: str, rng: np.random.Generator) -> None:
     *_, args = arguments(rng)
     fault("race", f"gemm_cluster.{variant}", "gemm", *args, **SIZES)
+
+
+BUGS = {
+    # what is wrong: a line of the PTX, how often it is changed from the end, what it becomes; the
+    # kind of the fault, and words of its text
+    "halves of B go to one block": (
+        r"mov\.u16 (.*), 3;", 9, r"mov.u16 \1, 1;", "deadlock",
+        "lacks 0 of 1 arrivals and 8192 bytes"),
+    "the neighbour's use of B is not waited for": (
+        r"mapa.shared::cluster.u32 remote, (.*), .*;", 9, r"mov.b32 remote, \1;", "race",
+        "was written by an asynchronous copy"),
+    "the first use of barriers is not waited for": (
+        r"barrier.cluster.(arrive|wait).aligned;", 4, "", "race", "mbarrier is used with nothing"),
+    "no barrier after the tile is written": (
+        r"bar.sync %r3, 128;", 1, "", "race", "with nothing between"),
+    "no proxy fence after the tile is written": (
+        r"fence.proxy.async.shared::cta;", 1, "", "race", "no `fence.proxy.async`"),
+    "products are not committed": (
+        r"wgmma.commit_group.sync.aligned;", 9, "", "race", "asynchronous copy or product"),
+    "products are not fenced": (
+        r"wgmma.fence.sync.aligned;", 9, "", "race", "no `wgmma.fence`"),
+    "nothing waits for the last store": (
+        r"cp.async.bulk.wait_group.read 0;", 1, "", "race", "bulk copies may still read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_bugs_are_told_in_words(bug: str, rng: np.random.Generator) -> None:
+    pattern, times, new, kind, words = BUGS[bug]
+    text = (HERE / "gemm_cluster.ptx").read_text()
+    for found in list(re.finditer(pattern, text))[::-1][:times]:
+        text = text[: found.start()] + found.expand(new) + text[found.end() :]
+    *_, args = arguments(rng)
+    with pytest.raises(emulator.Fault) as caught:
+        emulator.load(text).launch("gemm", args=args, **SIZES)
+    assert caught.value.kind == kind and words in str(caught.value), str(caught.value)
