@@ -251,7 +251,8 @@ def is_gathered(frame: Frame, node: ast.IndexDef | ast.StepDef) -> bool:
         return False
     if isinstance(node, ast.StepDef):
         name = "" if frame.steps is None else frame.steps.name
-        in_update = is_tensor(frame.locals.get(node.name))
+        base = frame.locals.get(node.name)
+        in_update = base is not None and (is_tensor(base) or is_poison(base))
         return not in_update or notation.mentions([node.at], {name: None})
     if frame.steps is None or not node.indices or node.indices[0].range is not None:
         return False

@@ -122,3 +122,8 @@ def test_a_function_takes_a_state_and_gives_what_it_becomes() -> None:
 def test_syntax_that_is_wrong(text: str, code: str, word: str) -> None:
     _, problems = parse(Source("t.pipe", text))
     assert [p.code for p in problems] == [code] and word in render(problems[0]), render(problems[0])
+
+
+def test_items_of_a_value_that_is_wrong_are_no_second_error() -> None:
+    found = only(pipeline("y = x + missing\nz = y\nz[at + 1] = 0.0\nz"))
+    assert found.code == "E0201" and "missing" in found.message
