@@ -253,8 +253,12 @@ class Facts:
         elif atom.kind == "//" and self._sign(b - 1) == 1:
             # a - b + 1 <= b * (a // b) <= a for b >= 1
             scaled, remainder = divide(slope, b)
+            worst = a if sign < 0 else a - b + 1
             if scaled.terms and not remainder.terms:
-                yield [rest + scaled * (a if sign < 0 else a - b + 1)]
+                yield [rest + scaled * worst]
+            elif b.as_int() is not None:
+                # whole numbers: above -b, b times the expression is at least 0
+                yield [b * rest + slope * worst + b - 1]
             if sign > 0:
                 yield [rest, a]
         elif atom.kind == "%" and self._sign(b - 1) == 1:
