@@ -131,6 +131,16 @@ class Binary(Node):
     right: Expr
     op_span: Span
 
+    def chain(self) -> tuple[Expr, list[Binary]]:
+        """The first operand of `a + b - c` and its operators from there on: what walks along them
+        may be long."""
+        first: Expr = self
+        found: list[Binary] = []
+        while isinstance(first, Binary):
+            found.append(first)
+            first = first.left
+        return first, found[::-1]
+
 
 @frozen
 class Pipe(Node):

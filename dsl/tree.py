@@ -59,8 +59,12 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
         return found
 
     def _measure(self, span: Span, rule: str, children: Children, found: Any) -> None:
-        """Report an expression that is nested too deeply, where it first is."""
-        depth = max((self.depths.get(id(child), 0) for child in children), default=0)
+        """Report an expression that is nested too deeply, where it first is. The operands of a
+        chain, such as a + b - c, are as deep as one another."""
+        depths = [self.depths.get(id(child), 0) for child in children]
+        if isinstance(found, ast.Binary) and isinstance(found.left, ast.Binary):
+            depths[0] -= 1
+        depth = max(depths, default=0)
         depth += rule not in _TRANSPARENT
         if rule in _STATEMENTS:
             depth = 0

@@ -96,7 +96,31 @@ class Signature:
 
     def dim(self, node: ast.Expr) -> Expr:
         """A dimension expression over variables. Raises Failed."""
-        facts = Facts()
+        if isinstance(node, ast.Binary):
+            first, operators = node.chain()
+            for at in reversed(operators):
+                if at.op not in ("+", "-", "*", "//", "%"):
+                    raise _no_size(at.span)
+            total = self.dim(first)
+            for at in operators:
+                total = self._operator(total, at)
+            return total
+        return self._operand(node)
+
+    def _operator(self, left: Expr, node: ast.Binary) -> Expr:
+        right = self.dim(node.right)
+        match node.op:
+            case "+":
+                return left + right
+            case "-":
+                return left - right
+            case "*":
+                return left * right
+            case "//":
+                return floordiv(left, right, Facts())
+        return mod(left, right, Facts())
+
+    def _operand(self, node: ast.Expr) -> Expr:
         match node:
             case ast.IntLit() if node.value >= 1 << 63:
                 raise Failed("E0219", "this size does not fit 64 bits", node.span)
@@ -106,28 +130,14 @@ class Signature:
                 return self._named(node)
             case ast.Unary(op="-"):
                 return -self.dim(node.operand)
-            case ast.Binary(op="+" | "-" | "*" | "//" | "%"):
-                left, right = self.dim(node.left), self.dim(node.right)
-                match node.op:
-                    case "+":
-                        return left + right
-                    case "-":
-                        return left - right
-                    case "*":
-                        return left * right
-                    case "//":
-                        return floordiv(left, right, facts)
-                return mod(left, right, facts)
             case ast.Call(fn=ast.Name(name="min" | "max" as name), kwargs=()) if (
                 len(node.args) == 2
             ):
                 pick = minimum if name == "min" else maximum
-                return pick(self.dim(node.args[0]), self.dim(node.args[1]), facts)
+                return pick(self.dim(node.args[0]), self.dim(node.args[1]), Facts())
             case ast.Attribute():
                 return self._constant(node)
-        raise Failed(
-            "E0219", "a size is made of integers, names, `+ - * // %`, min and max", node.span
-        )
+        raise _no_size(node.span)
 
     def _named(self, node: ast.Name) -> Expr:
         name, frame = node.name, self.frame
@@ -216,6 +226,10 @@ def range_ends(signature: Signature, node: ast.RangeExpr) -> tuple[Expr, Expr]:
     return low, stop if node.inclusive else stop - 1
 
 
+def _no_size(span: Span) -> Failed:
+    return Failed("E0219", "a size is made of integers, names, `+ - * // %`, min and max", span)
+
+
 def _near(name: str, signature: Signature) -> str | None:
     near = nearest(name, signature.variables)
     return f"the nearest name is `{near}`" if near else None
@@ -223,10 +237,12 @@ def _near(name: str, signature: Signature) -> str | None:
 
 def _comparison(signature: Signature, node: ast.Expr, text: str, span: Span) -> list[Condition]:
     if isinstance(node, ast.Binary) and node.op == "and":
-        return [
-            *_comparison(signature, node.left, text, span),
-            *_comparison(signature, node.right, text, span),
-        ]
+        parts: list[ast.Expr] = []
+        while isinstance(node, ast.Binary) and node.op == "and":
+            parts.append(node.right)
+            node = node.left
+        parts.append(node)
+        return [c for part in parts[::-1] for c in _comparison(signature, part, text, span)]
     if isinstance(node, ast.Binary) and node.op in ("==", "<=", ">=", "<", ">", "!="):
         known = set(signature.variables)
         gap = signature.dim(node.left) - signature.dim(node.right)

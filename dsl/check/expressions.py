@@ -83,7 +83,7 @@ def _evaluate(frame: Frame, node: ast.Expr) -> Value:
         case ast.Unary():
             return _unary(frame, node)
         case ast.Binary():
-            return _binary(frame, node)
+            return _chain(frame, node)
         case ast.Reduction():
             return notation.reduction(frame, node)
     raise Failed("E0204", f"`{text_of(node.span)}` stands only inside an index", node.span)
@@ -194,8 +194,20 @@ def _unary(frame: Frame, node: ast.Unary) -> Value:
     return _operator(frame, node.op, UNARY[node.op], [operand], node)
 
 
-def _binary(frame: Frame, node: ast.Binary) -> Value:
-    left = Arg(evaluate(frame, node.left), node.left.span)
+def _chain(frame: Frame, node: ast.Binary) -> Value:
+    """The value of operators one after the other, each of which may be wrong."""
+    first, operators = node.chain()
+    value = evaluate(frame, first)
+    for at in operators:
+        try:
+            value = _binary(frame, Arg(value, at.left.span), at)
+        except Failed as failure:
+            frame.report(failure)
+            value = POISON
+    return value
+
+
+def _binary(frame: Frame, left: Arg, node: ast.Binary) -> Value:
     known = left.value.value if isinstance(left.value, Number) else None
     if (node.op, known) in (("and", False), ("or", True)) and isinstance(known, bool):
         return Number(known)

@@ -28,7 +28,11 @@ class Poisoned(Exception):
 
 
 def children(node: Any) -> Iterator[Any]:
-    """The syntax nodes directly below a node."""
+    """The syntax nodes directly below a node; all operands of a chain of operators."""
+    if isinstance(node, ast.Binary):
+        first, operators = node.chain()
+        yield from (first, *(at.right for at in operators))
+        return
     for name in node.__match_args__:
         value = getattr(node, name)
         for item in value if isinstance(value, tuple) else (value,):

@@ -41,7 +41,11 @@ def _called(value: Any) -> Iterator[str]:
     if isinstance(value, tuple):
         for item in value:
             yield from _called(item)
-    elif isinstance(value, ast.Reduction) or getattr(value, "op", "") in ("and", "or"):
+    elif isinstance(value, ast.Binary):
+        first, operators = value.chain()
+        if not any(at.op in ("and", "or") for at in operators):
+            yield from _called((first, *(at.right for at in operators)))
+    elif isinstance(value, ast.Reduction):
         return
     elif isinstance(value, ast.Node):
         if isinstance(value, ast.Call) and isinstance(value.fn, ast.Name):
@@ -55,6 +59,9 @@ def _bound(value: Any) -> Iterator[str]:
     if isinstance(value, tuple):
         for item in value:
             yield from _bound(item)
+    elif isinstance(value, ast.Binary):
+        first, operators = value.chain()
+        yield from _bound((first, *(at.right for at in operators)))
     elif isinstance(value, ast.Node):
         target = getattr(value, "target", None)
         for part in getattr(target, "items", (target,)):

@@ -89,9 +89,14 @@ def test_every_independent_error_is_reported() -> None:
     assert len(problems(text)) == 4
 
 
-@pytest.mark.parametrize("unit", ["(", "[", "-", "not ", "1+", "x.", "f(x)(", "x |> ", "if x:\n"])
+@pytest.mark.parametrize("unit", ["(", "[", "-", "not ", "1+-", "x.", "f(x)(", "x |> ", "if x:\n"])
 def test_deep_nesting_is_an_error(unit: str) -> None:
     assert problems("fn f(x: f32):\n    " + unit * 10_000 + "x\n")
+
+
+def test_operands_of_a_long_chain_are_not_nested() -> None:
+    assert not problems("fn f(x: f32):\n    " + "1+" * 10_000 + "x\n")
+    assert problems("fn f(x: f32):\n    1 + " + "-" * 101 + "x + 1\n")
 
 
 def test_random_and_mutated_text_gives_only_diagnostics(chance: random.Random) -> None:

@@ -126,7 +126,11 @@ class Reader:
             case ast.Unary():
                 return make("unary", node.op, sub(node.operand))
             case ast.Binary():
-                return make("binary", node.op, sub(node.left), sub(node.right))
+                first, operators = node.chain()
+                found = sub(first)
+                for at in operators[:-1]:
+                    found = self.terms.rewritten(make("binary", at.op, found, sub(at.right)))
+                return make("binary", node.op, found, sub(node.right))
             case ast.RangeExpr():
                 return make("range", node.inclusive, sub(node.start), sub(node.stop))
             case ast.Reduction():
