@@ -219,7 +219,7 @@ class _Search:
     def _depth(self, name: str) -> tuple[int, str]:
         """How many symbols a range rests on, through other ranges."""
         if name not in self.depths:
-            self.depths[name] = len(_ranges_of([sym(name)], self.facts))
+            self.depths[name] = len(reached([sym(name)], self.facts))
         return self.depths[name], name
 
     def _bounded(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:

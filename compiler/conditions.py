@@ -73,7 +73,9 @@ def reached(exprs: Iterable[Expr], facts: Facts) -> dict[str, tuple[IntLike, Int
         name = pending.pop()
         if name not in found and name in facts.ranges:
             found[name] = facts.ranges[name]
-            pending.extend(s for e in found[name] if e is not None for s in as_expr(e).symbols())
+            for end in found[name]:
+                if isinstance(end, Expr):
+                    pending.extend(end.symbols())
     return found
 
 

@@ -42,7 +42,7 @@ class _BitEqual:
         return found
 
 
-WIDE = 64
+WIDE = 256
 """Operands of one concatenation; more are concatenated in steps."""
 
 

@@ -52,6 +52,7 @@ class Scope(Known[Value]):
     """What is known inside a loop or branch."""
 
     indices: dict[str, Value] = field(default_factory=dict)
+    sums: dict[Expr, Value] = field(default_factory=dict)  # of many sizes
 
 
 Body = Callable[[Value, list[Value]], list[Value]]

@@ -13,7 +13,7 @@ from stagefuse.compiler.kernel_ir import (
     Op,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.dims import Expr, Monomial, const
 from stagefuse.dsl.dtypes import F32
 
 from . import scalars
@@ -23,6 +23,9 @@ from .memory import WORD, Memory, MemoryWriter, Scope, is_gathered
 WHOLE = frozenset({"floor", "ceil", "round", "trunc"})
 """Functions that LLVM would make ones of f16 where that is converted first, of which it has no
 vectors. A multiplication in between, by a 1 that LLVM does not know, keeps them."""
+
+LONG = 8
+"""Sizes that are added up wherever their sum is needed; a sum of more is kept."""
 
 
 class ValueWriter(MemoryWriter):
@@ -44,6 +47,37 @@ class ValueWriter(MemoryWriter):
 
     def index(self, expr: Expr) -> Value:
         """The i64 value of an expression."""
+        if len(expr.terms) > LONG:
+            sizes = Expr(tuple([term for term in expr.terms if self._is_size(term[0])]))
+            if len(sizes.terms) > LONG:
+                return self._sum_of_sizes(sizes) + self.index(expr - sizes)
+        return self._in_full(expr)
+
+    def _is_size(self, monomial: Monomial) -> bool:
+        return len(monomial) == 1 and monomial[0][0].name in self.kernel.dims
+
+    def _sum_of_sizes(self, expr: Expr) -> Value:
+        """What many sizes add up to, from the latest sum that differs by few: the parts of a
+        concatenation begin one after the other. LLVM sees a number without parts, since its own
+        analysis of addresses takes time with the square of their lengths."""
+        if expr.terms[0][1] < 0:
+            return -self._sum_of_sizes(-expr)
+        for scope in reversed(self.scopes):
+            if expr in scope.sums:
+                return scope.sums[expr]
+        latest = next((s.sums for s in reversed(self.scopes) if s.sums), {})
+        total: Value | None = None
+        for known, value in [*latest.items()][-1:]:
+            step = expr - known
+            if len(step.terms) <= LONG:
+                total = value + self._in_full(step)
+        total = self._in_full(expr) if total is None else total
+        total = self.code.pure(f"freeze {total.listed_text}", total.type)
+        self.scopes[-1].sums[expr] = total
+        return total
+
+    def _in_full(self, expr: Expr) -> Value:
+        """The same, term by term."""
         code = self.code
         total: Value | None = None
         for monomial, coefficient in expr.terms:

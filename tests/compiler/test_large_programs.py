@@ -65,6 +65,33 @@ def test_a_concatenation_of_many(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pipe(x=X), want)
 
 
+def test_a_concatenation_of_a_hundred_of_any_size(tmp_path: Path) -> None:
+    """They begin at sums of up to a hundred sizes, the last of which is the size of the result."""
+    count, rng = 100, np.random.default_rng()
+    names = [f"x{i}" for i in range(count)]
+    signature = ", ".join(f"{name}: f32[N{i}]" for i, name in enumerate(names))
+    total = " + ".join(f"N{i}" for i in range(count))
+    ranges = ", ".join(f"N{i} in 0..=40" for i in range(count))
+    path = tmp_path / "p.pipe"
+    path.write_text(
+        f"pipeline p({signature}) -> f32[{total}]\nwhere {ranges}:\n"
+        f"    concat([{', '.join(names)}], axis=0)\n"
+    )
+    pipe = sf.compile(path)
+    for most in (1, 41):
+        given = {n: rng.normal(size=rng.integers(most)).astype(np.float32) for n in names}
+        np.testing.assert_array_equal(pipe(**given), np.concatenate(list(given.values())))
+
+
+def test_a_sum_of_a_thousand_operands_in_one_expression(tmp_path: Path) -> None:
+    for op, want in (("+", 1001 * X), ("-", -999 * X)):
+        pipe = compiled(tmp_path, "x: f32[N]", [f" {op} ".join(["x"] * 1001)])
+        np.testing.assert_array_equal(pipe(x=X), want)
+    text = " + ".join(["x[i]"] * 500)
+    pipe = compiled(tmp_path, "x: f32[N]", [f"y[i] = {text}", "y"])
+    np.testing.assert_array_equal(pipe(x=X), 500 * X)
+
+
 def test_reshapes_of_transposes_of_reshapes(tmp_path: Path) -> None:
     lines = ["for n in 0..8:", "    x = reshape(transpose(x, [2, 0, 1]), [A, B, C])", "x"]
     pipe = compiled(tmp_path, "x: f32[A, B, C]", lines)
