@@ -26,6 +26,7 @@ from .contract import (
     left_of,
     moves_in_chunks,
     multiply,
+    operands_of,
     tile_of,
 )
 from .few_rows import MOST_ROWS
@@ -48,6 +49,10 @@ MOST_SPLIT_COLUMNS = 6144
 """Columns up to which few rows are split too where tensor copies could bring operands: of more
 columns there are enough tiles of 64 to draw what memory gives."""
 LEAST_DEPTH = 96
+WORTH = 0.54
+"""Tiles of 64 x 128 of 16 bits, for each element of a part's depth, up to which parts take less
+than whole tiles on an A100 by the model: a tile takes 23 ns for each element of its depth, at half
+the rate of a multiprocessor that has one block, and a part's tile 42 ns to store and to read."""
 MOST_SPLITS = 16
 RUN = 128
 """Adjacent elements of the result that a warp sums parts of."""
@@ -68,8 +73,9 @@ class Thin:
 
 def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
     """How to split a group's product where that is worth it, if it may be: where its tiles are at
-    most `enough` (`FULL`), and where a matrix of known size has few rows, whose time is that of
-    reading the other one."""
+    most `enough` (`FULL`) and parts cost less to sum than they save, and where a matrix of known
+    size has few rows, whose time is that of reading the other one. Of a known number of rows there
+    are parts enough for two blocks on each multiprocessor."""
     if group.kind != "contract" or group.anchor is None:
         return None
     node = graph.nodes[group.anchor]
@@ -94,8 +100,15 @@ def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
         count = min(-(-BLOCKS // max(known, 1)), MOST_SPLITS)
     most = floordiv(rows, FEW_ROWS + 1)
     enough = FULL if enough is None else enough
-    many = floordiv(floordiv(rows + (down - 1), down) * across, enough + 1)
+    tiles = floordiv(rows + (down - 1), down) * across
+    high = tiles.as_int()
+    if high is not None and (rows.as_int() or 0) > FEW_ROWS:
+        count = min(count, max(-(-2 * FULL // high), 2))
+    part = max(LEAST_DEPTH, -(-depth // (max(count, 2) * 16)) * 16)
     copied = enough != FULL and (columns.as_int() or 0) > MOST_SPLIT_COLUMNS
+    if operands_of(graph, group) is not None and not holds_codes(graph, group):
+        enough = min(enough, int(part * WORTH))
+    many = floordiv(tiles, enough + 1)
     by_rows = known is not None and count > 1 and not copied
     if by_rows:
         many = minimum(many, most)
@@ -107,7 +120,6 @@ def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
     low = graph.facts.simplify(1 - minimum(most, const(1)))
     if not by_rows:
         low = few * low  # else all that are low are few
-    part = max(LEAST_DEPTH, -(-depth // (max(count, 2) * 16)) * 16)
     return Thin(few, low, part, -(-depth // part))
 
 
@@ -175,9 +187,7 @@ def parts_of(ref: Ref, number: int = 0) -> Ref:
 def _parts(low: Lowering, p: Product, split: Thin, mode: str) -> Buffer:
     shape = (const(split.count), p.rows, p.columns)
     name = f"b{len(low.buffers)}"
-    return low.buffers.setdefault(
-        parts_of(p.ref, split.number), Buffer(name, p.dtype, shape, mode)
-    )
+    return low.buffers.setdefault(parts_of(p.ref, split.number), Buffer(name, p.dtype, shape, mode))
 
 
 def lower_parts(low: Lowering, split: Thin, tile_rows: int = 0) -> Parallel:

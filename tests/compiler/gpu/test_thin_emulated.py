@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.gpu import few_tiles
+from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES
 
 from .gpu_run import ARCHES, Emulated, check_legal, compiled, launches
@@ -95,6 +96,29 @@ def test_many_columns_by_few_rows_are_split_too(tmp_path: Path) -> None:
         assert least * 132 <= int(parts.grid[0]) <= most * 132
     plan = compiled(tmp_path / "p.pipe", product("bf16", 16, 4096, 14336, "across"), ("sm_90a",))
     assert not any(x.label.endswith("parts") for x in launches(plan))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_many_rows_have_few_parts(dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """What parts take to store and to read again grows with the rows; of 16 bits whole tiles take
+    less from a number of rows on, if it is not known."""
+    text = product(dtype, 4000, 600, 96, "across")
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80",))
+    parts, total = launches(plan)
+    assert int(parts.grid[0]) == 63 * 2 * 5  # of 64 rows, of 48 columns, and 128 deep
+    assert not parts.report["spill bytes"] and not total.report["spill bytes"]
+    kind = DTYPES[dtype].numpy
+    x, w = (rng.standard_normal(s).astype(kind) for s in ((4000, 600), (600, 96)))
+    (found,) = Emulated(plan, "sm_80")({"x": x, "w": w}, {})
+    check(found, x, w, dtype)
+    plan = compiled(tmp_path / "p.pipe", product(dtype, "M", 1024, 128, "across"), ("sm_80",))
+    for rows, split in ((1024, True), (4096, dtype == "f32")):
+        found = [
+            n.kernel
+            for n in launches(plan)
+            if "parts" in n.kernel and parse(n.grid[0]).evaluate({"M": rows})
+        ]
+        assert bool(found) == split, (rows, found)
 
 
 def test_a_weight_is_read_in_vectors_whichever_way_it_lies(tmp_path: Path) -> None:
