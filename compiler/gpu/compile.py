@@ -33,6 +33,7 @@ from .chain import LONGEST
 from .contract import sums_roughly
 from .drafts import Draft, SourceLowering, drafts, families
 from .emit import Entry, KernelWriter
+from .flight import Flight, flight_of
 from .launches import Launches
 from .mma import EIGHTS
 from .modules import Modules
@@ -52,7 +53,7 @@ from .recurrent import (
 )
 from .stage import Unfit
 from .structures import candidates, made_by
-from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, occupancy
+from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, loaded_ahead, occupancy
 from .tensor_maps import TensorMap
 from .unfolded import UnfoldedWriter
 
@@ -96,6 +97,7 @@ class GpuCompiler:
         self.arches = tuple(arches)
         self.entries: dict[object, Entry] = {}
         self.arithmetic: dict[str, str] = {}  # of kernels, as `Target.rate` has it
+        self.flights: dict[str, Flight] = {}
         self.kernels: dict[str, Kernel] = {}
         self.modules = Modules(self.arches, source_name)
 
@@ -181,7 +183,7 @@ class GpuCompiler:
                 name, [t for x in one.lowered for t in _notes(region.graph, x)]
             )
             self.entries[one.key] = entry
-            self.arithmetic[name] = arithmetic_of(entry.text)
+            self._describe(entry)
             self.modules.add(self.arches, entry)
         return self.entries[one.key]
 
@@ -191,7 +193,7 @@ class GpuCompiler:
         if kernel not in self.entries:
             writer = KernelWriter(kernel, graph.facts, SHARED_LIMIT, {})
             self.entries[kernel] = writer.entry(START, [])
-            self.arithmetic[START] = "f32"
+            self._describe(self.entries[kernel])
             self.modules.add(self.arches, self.entries[kernel])
         return self.entries[kernel]
 
@@ -296,8 +298,13 @@ class GpuCompiler:
                 writer = KernelWriter(kernel, facts, limit, low.lines, wide, low.boxes)
             writer.eights = low.eights
             self.entries[key] = writer.entry(name, _notes(graph, lowered))
-            self.arithmetic[name] = arithmetic_of(self.entries[key].text)
+            self._describe(self.entries[key])
         return self.entries[key]
+
+    def _describe(self, entry: Entry) -> None:
+        """Keeps what predictions need of an entry's text."""
+        self.arithmetic[entry.name] = arithmetic_of(entry.text)
+        self.flights[entry.name] = flight_of(entry.text)
 
     def _name(self, pipeline: Pipeline, label: str) -> str:
         """A name from the source, numbered in the order of the file."""
@@ -381,6 +388,7 @@ class GpuCompiler:
         used, code = usage[launch.kernel], self.modules.assembled_for(arch, launch.kernel)
         shared = parse(launch.shared_bytes).evaluate(sizes) + used.shared
         resident, limit = occupancy(ARCHES[arch], launch.block[0], used.registers, shared)
+        flight = self.flights[launch.kernel]
         return {
             "registers": used.registers,
             "spill bytes": used.spill_stores + used.spill_loads,
@@ -389,6 +397,8 @@ class GpuCompiler:
             "occupancy": round(resident * launch.block[0] / ARCHES[arch].threads, 3),
             "occupancy limit": limit,
             "arithmetic": self.arithmetic[launch.kernel],
+            "bytes ahead": loaded_ahead(flight.ahead, used.registers),
+            "instructions": flight.instructions,
             **({} if code == arch else {"code of": code}),
         }
 

@@ -3,7 +3,7 @@
 A model for comparing kernels with each other and with what is measured: a kernel at the speed that
 the device's memory or arithmetic allows, as far as the grid fills the device; what kernels hand to
 each other is in the L2 cache if it fits in half of it. What a real kernel loses on top is what
-there is to win. Constants are from kernels measured on an H100.
+there is to win. Constants are from kernels measured on an H100 and an H200.
 """
 
 from __future__ import annotations
@@ -63,11 +63,14 @@ def predict(gpu: GpuPlan, launch: GpuLaunchPlan, sizes: Mapping[str, int]) -> Pr
     x, y, z = (max(parse(side).evaluate(known), 0) for side in launch.grid)
     moved, flops = (parse(str(notes[key])).evaluate(known) for key in ("bytes", "flops"))
     threads = launch.block[0] * launch.block[1] * launch.block[2]
-    cached = min(sum(_bytes(gpu.buffers[b], known) for b in set(launch.buffers)), moved)
+    own = {b: gpu.buffers[b] for b in launch.buffers}
+    handed = sum(_bytes(b, known) for b in own.values() if b.slot is not None)
+    written = sum(_bytes(own[n], known) for n in launch.writes)
     found = {
         device.name: predicted(
             device, moved, flops, x * y * z, threads, int(notes["blocks per SM"]),
-            str(notes.get("arithmetic", "f32")), cached,
+            str(notes.get("arithmetic", "f32")), min(handed, moved), max(moved - written, 0),
+            int(notes.get("bytes ahead", 0)), int(notes.get("instructions", 0)),
         )
         for device in devices_of(gpu.arch)
     }  # fmt: skip
@@ -75,8 +78,5 @@ def predict(gpu: GpuPlan, launch: GpuLaunchPlan, sizes: Mapping[str, int]) -> Pr
 
 
 def _bytes(buffer: BufferPlan, sizes: Mapping[str, int]) -> int:
-    """Of what one kernel writes for another, which may still be in a cache; else 0."""
-    if buffer.slot is None:
-        return 0
     count = prod(max(parse(extent).evaluate(sizes), 0) for extent in buffer.shape)
     return count * DTYPES[buffer.dtype].itemsize

@@ -78,7 +78,12 @@ _REACHED = 0.89
 _CACHED = 1.75
 """How much quicker the L2 cache is: sums of parts just written, 5.2 TB/s on an H100."""
 _LATENCY = 0.7  # microseconds from a load to its data, with memory busy
-_IN_FLIGHT = 64  # bytes that a thread has under way: four loads of 16
+_LOADED = 0.62
+"""The same of lanes' own loads: transposes of f32 and f16 that had one load of a warp under way at
+a time took 208 and 150 microseconds on an H100 and on an H200."""
+_IN_FLIGHT = 64  # bytes that a thread has under way by copies: four of 16
+_SCHEDULERS = 4  # of an SM, each of which issues an instruction of a warp in a clock
+_OTHER_REGISTERS = 8  # of a thread, which hold addresses
 
 
 def arithmetic_of(text: str) -> str:
@@ -104,6 +109,11 @@ def occupancy(arch: Arch, threads: int, registers: int, shared: int) -> tuple[in
     return limits[limit], limit
 
 
+def loaded_ahead(ahead: int, registers: int) -> int:
+    """Bytes that a thread with so many registers has loads under way for, of those it could."""
+    return min(ahead, max(registers - _OTHER_REGISTERS, 4) * 4)
+
+
 def predicted(
     target: Target,
     moved: int,
@@ -113,23 +123,34 @@ def predicted(
     resident: int,
     arithmetic: str = "f32",
     cached: int = 0,
+    read: int = 0,
+    ahead: int = 0,
+    instructions: int = 0,
 ) -> tuple[float, str]:
-    """Microseconds that a kernel takes at least, and what bounds it: start, memory, arithmetic.
+    """Microseconds that a kernel takes at least, and what bounds it: start, memory, loads,
+    instructions, arithmetic.
 
-    Memory is as fast as the threads that run at once keep loads under way (Little's law), and an SM
-    computes at full rate from two blocks on. `cached` bytes of those moved may be in the L2 cache.
-    No blocks take no time: another kernel does the work.
+    Memory is as fast as the threads that run at once keep loads under way (Little's law): `ahead`
+    bytes each, if that is known, of the `read` ones; otherwise so much of all by copies. An SM
+    computes at full rate from two blocks on. Where blocks do not all fit at once, a round of them
+    takes what a load does and what issuing their `instructions` does. `cached` bytes of those moved
+    may be in the L2 cache. No blocks take no time: another kernel does the work.
     """
     if not grid:
         return 0.0, "nothing to do"
     at_once = min(grid, target.sms * resident)
-    kept = min(at_once * threads * _IN_FLIGHT / (target.bandwidth * 1e3 * _LATENCY), 1.0)
+    most = target.bandwidth * 1e3 * _LATENCY  # bytes under way at full bandwidth
+    kept = 1.0 if ahead else min(at_once * threads * _IN_FLIGHT / most, 1.0)
     filled = min(at_once / (target.sms * min(resident, 2)), 1.0)
     far = moved - cached + cached / _CACHED if cached <= target.cache << 19 else moved
+    rounds = grid / (target.sms * resident)
+    issue = resident * -(-threads // 32) * instructions / (_SCHEDULERS * target.clock * 1e3)
     times = {
         "start": target.start,
         "memory": far / (target.bandwidth * 1e3 * _REACHED * kept),
+        "loads": read * _LOADED / (at_once * threads * ahead) * far / max(moved, 1) if ahead else 0,
+        "instructions": rounds * (_LOADED + issue) if ahead and rounds > 1 else 0,
         "arithmetic": flops / (target.rate(arithmetic) * 1e6 * filled),
     }
     bound = max(times, key=lambda name: times[name])
-    return target.start + max(times["memory"], times["arithmetic"]), bound
+    return target.start + max(time for name, time in times.items() if name != "start"), bound

@@ -193,6 +193,11 @@ def test_predictions_have_their_bound() -> None:
     assert predicted(device, 1 << 30, 1 << 20, 10000, 256, 4)[1] == "memory"
     assert predicted(device, 1 << 20, 1 << 40, 10000, 256, 4)[1] == "arithmetic"
     assert predicted(device, 1 << 30, 1 << 40, 0, 256, 4) == (0.0, "nothing to do")
+    full = predicted(device, 1 << 30, 1 << 20, 10000, 256, 4, read=1 << 29, ahead=64)
+    few = predicted(device, 1 << 30, 1 << 20, 10000, 256, 4, read=1 << 29, ahead=4)
+    assert full[1] == "memory" and few[1] == "loads" and few[0] > 2 * full[0]
+    busy = predicted(device, 1 << 28, 1 << 20, 10000, 256, 4, ahead=64, instructions=4000)
+    assert busy[1] == "instructions"
     time, bound = predicted(device, 1 << 10, 1 << 10, 1, 256, 4)
     assert bound == "start" and device.start < time < 2 * device.start
     near = predicted(device, 1 << 24, 1 << 20, 10000, 256, 4, "f32", 1 << 24)

@@ -1,0 +1,59 @@
+"""What is read from a kernel's PTX for predictions: loads under way, and instructions."""
+
+from __future__ import annotations
+
+from stagefuse.compiler.gpu.flight import Flight, flight_of
+from stagefuse.compiler.gpu.targets import loaded_ahead
+
+ENTRY = """.visible .entry k(
+\t.param .u64 k_0
+) .reqntid 256, 1, 1
+{{
+\t.reg .f32 %f<9>;
+\tld.param.u64 %rd1, [k_0];
+\t// a comment
+\t.loc 1 3 0
+{}
+$end:
+\tret;
+}}
+"""
+
+
+def _flight(*lines: str) -> Flight:
+    text = "\n".join(x if x.startswith("$") else f"\t{x}" for x in lines)
+    return flight_of(ENTRY.format(text))
+
+
+LOAD = "ld.global.nc.v4.f32 {%f1, %f2, %f3, %f4}, [%rd1];"
+STORE = "st.shared.f32 [%r1], %f1;"
+
+
+def test_loads_that_only_some_lanes_do_wait_for_each_other() -> None:
+    assert _flight(LOAD, STORE, LOAD, STORE) == Flight(32, 6)
+    some = [f"@%p1 {x}" for x in (LOAD, STORE)]
+    assert _flight(*some, *some).ahead == 16
+    assert _flight(some[0], some[0], some[1]).ahead == 32
+
+
+def test_lanes_that_meet_wait_for_what_they_load() -> None:
+    meet = "shfl.sync.bfly.b32 %f5, %f1, 16, 31, 0xffffffff;"
+    assert _flight(LOAD, meet, LOAD, LOAD).ahead == 32
+    assert _flight("ld.global.b16 %h1, [%rd1];").ahead == 2
+    assert _flight("cp.async.cg.shared.global [%r1], [%rd1], 16;", LOAD).ahead == 0
+
+
+def test_the_shortest_way_counts() -> None:
+    found = _flight(
+        "@!%p1 bra $else2;", LOAD, "bra $done1;", "$else2:", LOAD, LOAD, STORE, STORE, "$done1:"
+    )
+    assert found == Flight(32, 5)
+    assert _flight("@%p1 bra $else1;", LOAD, STORE, "$else1:").instructions == 3
+    loop = _flight("$loop1:", "@!%p1 bra $end1;", LOAD, "bra $loop1;", "$end1:")
+    assert loop == Flight(16, 5)
+    assert _flight("div.u32 %r1, %r2, %r3;").instructions == 23
+
+
+def test_registers_bound_what_is_loaded_ahead() -> None:
+    assert loaded_ahead(128, 32) == 96
+    assert loaded_ahead(64, 40) == 64
