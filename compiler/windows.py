@@ -29,7 +29,8 @@ class Axis:
     """An axis along which windows move: element `step * d + first + shift(k)` of a source's axis.
 
     `axis` is the result's, `source` the source's. `shifts` are digits of k with their steps, whose
-    sum begins at 0 and ends at `last`.
+    sum begins at 0 and ends at `last`. Where it is `spread`, every shift is a phase of its own:
+    nothing is shared among columns, and nothing lies between rows.
     """
 
     axis: int
@@ -41,16 +42,23 @@ class Axis:
     shifts: tuple[tuple[str, int], ...]
     low: int
     last: int
+    spread: bool = False
 
     @property
     def phases(self) -> int:
         """Places of a shift within a step; 1 if all are whole steps."""
+        if self.spread:
+            return self.last + 1
         return self.step if any(d % self.step for _, d in self.shifts) else 1
 
     @property
     def reach(self) -> int:
         """How many whole steps beyond a column its window goes."""
-        return self.last // self.step
+        return 0 if self.spread else self.last // self.step
+
+    def whole(self, shift: Expr) -> Expr:
+        """The whole steps of a shift."""
+        return const(0) if self.spread else floordiv(shift, self.step)
 
     @property
     def pitch(self) -> int | None:

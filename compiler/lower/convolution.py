@@ -7,6 +7,7 @@ source whose rows are adjacent anyway is read where it lies.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ BAND, BYTE_BAND = 32, 256
 """Rows of the other matrix that few rows take at a time; the same of 8 bits."""
 NEAR = 1 << 12
 """Elements of the other matrix up to which it stays in the first-level cache without bands."""
+SPREAD = 8
+"""Shifts along a row that may lie in planes of their own."""
 HIGH = 64
 """Rows that an image is taken to have where that is not known."""
 
@@ -214,11 +217,23 @@ class _Striped(Stretches):
 
     def __init__(self, low: Lowering, p: Product, windows: Windows) -> None:
         super().__init__(low, p, windows)
-        self.stripe = stripe = Stripe(low, windows, p.stored)
-        self.wide, self.pitch = stripe.columns(*self._most())
-        self.rows, self.width, self.tiles = self._choice()
+        cost = self._take(windows)
+        along = windows.axes[-1]
+        whole = self.wide == along.size and self.pitch != along.size
+        if whole and 0 < along.last < SPREAD:
+            spread = replace(windows, axes=(*windows.axes[:-1], replace(along, spread=True)))
+            if self._take(spread) >= cost or self.wide != along.size:
+                self._take(windows)
+        stripe = self.stripe
         self.p = p.tiled(low, self.width)
         stripe.shape(self.rows, self.wide, self.pitch, self.width)
+
+    def _take(self, windows: Windows) -> float:
+        """Decides all sizes for a stripe of some windows; the cycles that this takes."""
+        self.stripe = Stripe(self.low, windows, self.p.stored)
+        self.wide, self.pitch = self.stripe.columns(*self._most())
+        cost, self.rows, self.width, self.tiles = self._choice()
+        return cost
 
     def _most(self) -> tuple[int, int]:
         """Columns of a step at most, and where their number is not known."""
@@ -229,8 +244,8 @@ class _Striped(Stretches):
         most = max(STRIPE // depth // 48 * 48, 48)
         return most, min(most, STRETCH)
 
-    def _choice(self) -> tuple[int, int, int]:
-        """What costs least of what is known."""
+    def _choice(self) -> tuple[float, int, int, int]:
+        """What costs least of what is known: cycles, rows, the width of panels and tiles down."""
         p, low, stripe = self.p, self.low, self.stripe
         along, across = stripe.along, stripe.across
         height = 1 if across is None else across.size.as_int() or HIGH
@@ -240,7 +255,7 @@ class _Striped(Stretches):
         channels, depth = stripe.channels.as_int(), p.depth.as_int()
         matrix = p.rows.as_int() or FEW_ROWS
         if pitch is None or wide is None or channels is None or depth is None:
-            return 1, 48, -(-matrix // low.schedule.row_tile[48])
+            return 0.0, 1, 48, -(-matrix // low.schedule.row_tile[48])
         pieces = -(-(along.size.as_int() or wide) // wide)
         work = matrix * depth / 2
         return self.cheapest(
@@ -257,7 +272,7 @@ class _Striped(Stretches):
         with low.part(low.group.packs[p.operands[1]], {}):
             stripe.fill(low.graph.nodes[p.operands[1].node].operands[0], self.windows.fill)
         left, tile = low.buffer(p.operands[0], "in"), self.tile()
-        panel_place = stripe.place(self.windows.at(sym("k")))
+        panel_place = stripe.place(self.stripe.windows.at(sym("k")))
 
         def one_tile(start: Expr, count: Expr, column: Expr, wanted: Expr) -> None:
             low.emit(

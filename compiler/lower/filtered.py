@@ -73,7 +73,7 @@ class Filtered(Stretches):
             return found.positions * (one + changed)
 
         sizes = pitch, wide, channels, matrix
-        return self.cheapest(stripe, height, pieces, sizes, LEAST_STEPS, time)
+        return self.cheapest(stripe, height, pieces, sizes, LEAST_STEPS, time)[1:]
 
     def lower(self) -> Parallel:
         low, p, stripe = self.low, self.p, self.stripe

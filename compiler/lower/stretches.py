@@ -17,8 +17,8 @@ STRIPE = 1 << 17
 """Elements of a stripe that, with a few rows of the matrix, fit the second-level cache."""
 STEPS = 8
 """Steps that a product should have for threads to share."""
-COPY = 1.0
-"""Cycles to copy an element into a stripe."""
+COPY = 0.3
+"""Cycles to copy an element into a stripe: a vector of 16 takes some five, with its address."""
 
 
 class Stretches:
@@ -61,8 +61,9 @@ class Stretches:
     def cheapest(
         self, stripe: Stripe, height: int, pieces: int, sizes: tuple[int, int, int, int],
         steps: int, time: Callable[[int, int, int], float],
-    ) -> tuple[int, int, int]:  # fmt: skip
-        """Rows of windows in a step, the width of panels, tiles down: what costs least.
+    ) -> tuple[float, int, int, int]:  # fmt: skip
+        """The cycles of what costs least: rows of windows in a step, the width of panels, tiles
+        down.
 
         `sizes` are the pitch of rows, the columns of a piece, channels and rows of the matrix.
         `time` gives the cycles of two vectors of 16 columns by a row of the matrix that a band of
@@ -83,7 +84,7 @@ class Stretches:
                 if best is None or whole < 0.995 * best[0]:
                     best = whole, rows, width, -(-tiles // parts)
         assert best is not None
-        return best[1:]
+        return best
 
     def tile(self, panels: int = 1) -> str:
         """Scratch for a tile of each of some panels."""

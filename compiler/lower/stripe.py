@@ -102,7 +102,7 @@ class Stripe:
         for axis in self.windows.axes:
             shift = axis.shift().substitute(digits)
             phase = phase * axis.phases + (mod(shift, axis.phases) if axis.phases > 1 else 0)
-            whole = floordiv(shift, axis.step)
+            whole = axis.whole(shift)
             place = place + (whole if axis is self.along else whole * self.pitch)
         return (channel * self.phases + phase) * self.plane + place
 
@@ -134,6 +134,10 @@ class Stripe:
 
                 low.loop("x", begin, stop, one, vector=True)
 
+            if along.spread:
+                for u in map(const, range(along.phases)):
+                    stretch(*self._columns(x0, u), (u, const(0)))
+                return None
             if along.phases > TOGETHER:
                 return self._phases(
                     "u", along, lambda u: stretch(*self._columns(x0, u), (u, const(0)))

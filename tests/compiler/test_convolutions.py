@@ -19,14 +19,15 @@ from stagefuse.compiler.fuse import partition
 from stagefuse.compiler.graph import Contract, Graph, Ref
 from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.join import join
-from stagefuse.compiler.kernel_ir import TileProduct
+from stagefuse.compiler.kernel_ir import For, Kernel, TileProduct
 from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
 from stagefuse.compiler.kernel_verify import verify_kernel
 from stagefuse.compiler.lower import Sites, lower
+from stagefuse.compiler.lower.convolution import _Striped
 from stagefuse.compiler.passes import pipeline_of
 from stagefuse.compiler.run_passes import run_passes
 from stagefuse.compiler.schedule import CPU
-from stagefuse.compiler.windows import windows_of
+from stagefuse.compiler.windows import Windows, windows_of
 from stagefuse.dsl.dims import Expr, as_expr, floordiv, sym
 from stagefuse.dsl.dtypes import BF16, F32, F64, DType
 from stagefuse.dsl.facts import Facts
@@ -105,6 +106,8 @@ CASES: list[dict[str, Any]] = [
     dict(source=(1, 5, "H", "W"), outer=19, kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
     dict(source=(1, 5, "H", "W"), outer=19, kernel=(1, 1)),
     dict(source=(1, 5, 8, "W"), outer=290, kernel=(1, 1)),
+    dict(source=("B", 32, 8, 8), outer=64, kernel=(3, 3), padding=(1, 1)),
+    dict(source=(1, 24, 10, 12), outer=150, kernel=(2, 3), padding=(0, 2), dilation=(2, 3)),
     dict(source=(1, 3, 17, 19), outer=7, kernel=(3, 3), padding=(1, 1), dtype=F64),
     dict(source=(1, 3, 17, 19), outer=7, kernel=(3, 3), padding=(1, 1), dtype=BF16),
 ]  # fmt: skip
@@ -161,6 +164,52 @@ def test_every_access_is_proved_to_be_inside(case: dict[str, Any]) -> None:
         assert verify_kernel(kernel, graph.facts).open == []
         assert parse_kernel(print_kernel(kernel)) == kernel
     assert all(s.panel_place is not None or s.panel_row is not None for s in found)
+
+
+def kernel_of_product(graph: Graph) -> Kernel:
+    """The kernel of the only product of a graph."""
+    graph, _ = run_passes(graph, pipeline_of(lambda *_: np.zeros(0)), Bounds())
+    kernels = [lower(graph, g, Sites(), CPU).kernel for g in join(graph, partition(graph)).groups]
+    (kernel,) = (k for k in kernels if any(isinstance(s, TileProduct) for s in walk(k.body)))
+    return kernel
+
+
+@pytest.mark.parametrize(("size", "panels"), [(8, 1), (56, 9)])
+def test_columns_of_short_rows_lie_without_gaps(size: int, panels: int) -> None:
+    """64 places of 8 x 8 are one panel of 64, where 71 columns would be two; seven rows of 56 are
+    nine panels of 48 with the gaps, which are few."""
+    case = {"source": (1, 32, size, size), "outer": 64, "kernel": (3, 3), "padding": (1, 1)}
+    kernel = kernel_of_product(of(case))
+    (loop,) = (s for s in walk(kernel.body) if isinstance(s, For) and s.index == "p")
+    assert loop.hi.as_int() == panels
+
+
+SPREAD = [
+    dict(source=("B", 3, 23, 29), outer=20, kernel=(7, 7), stride=(2, 2), padding=(3, 3)),
+    dict(source=(1, 6, 40, 31), outer=13, kernel=(5, 3), stride=(3, 2), padding=(2, 1)),
+    dict(source=(1, 5, 12, 31), outer=13, kernel=(3, 3), padding=(2, 2), dilation=(2, 3)),
+    dict(source=(2, 5, 6, 5), outer=30, kernel=(3, 5), padding=(0, 3), relu=True),
+    dict(source=("B", 12, 101), outer=33, kernel=(5,), padding=(2,)),
+    dict(source=(1, 3, 7, 12, 14), outer=17, kernel=(3, 3, 4), stride=(2, 1, 3), padding=(1, 1, 2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("case", SPREAD, ids=lambda c: f"{c['source']}{c['kernel']}")
+def test_shifts_in_planes_of_their_own(
+    case: dict[str, Any], level: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the rules choose."""
+    take, spread = _Striped._take, []
+
+    def prefer(self: _Striped, windows: Windows) -> float:
+        spread.append(windows.axes[-1].spread)
+        return -take(self, windows) if spread[-1] else take(self, windows)
+
+    monkeypatch.setattr(_Striped, "_take", prefer)
+    test_convolution(case, level, rng)
+    test_every_access_is_proved_to_be_inside(case)
+    assert spread and all(spread[1::2])
 
 
 def test_what_every_window_reads_again_is_stored(rng: np.random.Generator) -> None:
