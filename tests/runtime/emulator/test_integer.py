@@ -228,3 +228,76 @@ def test_parts_of_words(rng: np.random.Generator, parts: int, kind: str) -> None
         trial(rng, op, kinds, kind, lambda a, b, c, f=f: joined(each(f, False, a, b)))
         trial(rng, f"{op}.sat", kinds, kind, lambda a, b, c, f=f: joined(each(f, True, a, b)))
         trial(rng, f"{op}.add", kinds, kind, lambda a, b, c, f=f: c + sum(each(f, False, a, b)))
+
+
+COMPARISONS: dict[str, Callable[[int, int], bool]] = {
+    "eq": int.__eq__, "ne": int.__ne__, "lt": int.__lt__, "le": int.__le__, "gt": int.__gt__,
+    "ge": int.__ge__,
+}  # fmt: skip
+SECOND: dict[str, Reference] = {"add": lambda a, b: a + b, "min": min, "max": max}
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("kind", ["u32", "s32"])
+@pytest.mark.parametrize("word", COMPARISONS)
+def test_comparisons_of_parts(rng: np.random.Generator, parts: int, kind: str, word: str) -> None:
+    bits, f = 32 // parts, COMPARISONS[word]
+
+    def held(a: int, b: int) -> list[int]:
+        return [
+            int(f(wrapped(a >> s, f"{kind[0]}{bits}"), wrapped(b >> s, f"{kind[0]}{bits}"))) << s
+            for s in range(0, 32, bits)
+        ]
+
+    op, kinds = f"vset{parts}.{kind}.{kind}.{word}", (kind, kind, "u32")
+    trial(rng, op, kinds, "u32", lambda a, b, c: sum(held(a, b)))
+    trial(rng, f"{op}.add", kinds, "u32", lambda a, b, c: c + sum(x != 0 for x in held(a, b)))
+
+
+@pytest.mark.parametrize("kind", ["u32", "s32"])
+@pytest.mark.parametrize("a_kind", ["u32", "s32"])
+def test_words_and_a_second_operation(
+    rng: np.random.Generator, kind: str, a_kind: str
+) -> None:  # fmt: skip
+    """PTX ISA, scalar video instructions: clamp or cut to the result's type, then the second."""
+    operations: dict[str, Reference] = {
+        "vadd": lambda a, b: a + b, "vsub": lambda a, b: a - b, "vmin": min, "vmax": max,
+        "vabsdiff": lambda a, b: abs(a - b),
+    }  # fmt: skip
+    ops = {f"{name}.{kind}.{a_kind}.s32": (f, "s32") for name, f in operations.items()}
+    for mode, amount in (("clamp", lambda b: min(b, 32)), ("wrap", lambda b: b % 32)):
+        ops[f"vshl.{kind}.{a_kind}.u32.{mode}"] = lambda a, b, n=amount: a << n(b), "byte"
+        ops[f"vshr.{kind}.{a_kind}.u32.{mode}"] = lambda a, b, n=amount: a >> n(b), "byte"
+    for op, (f, b_kind) in ops.items():
+        for sat in (False, True):
+            fit = clamped if sat else wrapped
+            dot = op.rfind(".") if op.startswith("vsh") else len(op)  # .sat stands before the mode
+            name = f"{op[:dot]}{'.sat' if sat else ''}{op[dot:]}"
+            trial(rng, name, (a_kind, b_kind), kind, lambda a, b, f=f, fit=fit: fit(f(a, b), kind))
+            for word, g in SECOND.items():
+                trial(rng, f"{name}.{word}", (a_kind, b_kind, kind), kind,
+                      lambda a, b, c, f=f, g=g, fit=fit: g(fit(f(a, b), kind), c))  # fmt: skip
+    for word, holds in COMPARISONS.items():
+        op = f"vset.{a_kind}.s32.{word}"
+        trial(rng, op, (a_kind, "s32"), "u32", lambda a, b, h=holds: int(h(a, b)))
+        trial(rng, f"{op}.max", (a_kind, "s32", "u32"), "u32",
+              lambda a, b, c, h=holds: max(int(h(a, b)), c))  # fmt: skip
+
+
+@pytest.mark.parametrize("kinds", [("u32", "u32"), ("s32", "u32"), ("u32", "s32"), ("s32", "s32")])
+@pytest.mark.parametrize("scale", [0, 7, 15])
+def test_multiplied_added_and_scaled(
+    rng: np.random.Generator, kinds: tuple[str, str], scale: int
+) -> None:
+    sign = "s32" if "s32" in kinds else "u32"
+    shift = f".shr{scale}" if scale else ""
+
+    def total(a: int, b: int, c: int) -> int:
+        return a * b + wrapped(c, sign)
+
+    for result in ("u32", "s32"):
+        op, types = f"vmad.{result}.{kinds[0]}.{kinds[1]}", (*kinds, result)
+        trial(rng, op + shift, types, result, lambda a, b, c: total(a, b, c) >> scale)
+        trial(rng, f"{op}.po{shift}", types, result, lambda a, b, c: total(a, b, c) + 1 >> scale)
+        trial(rng, f"{op}.sat{shift}", types, result,
+              lambda a, b, c: clamped(total(a, b, c) >> scale, sign))  # fmt: skip
