@@ -276,7 +276,9 @@ def chosen(plan: Plan, name: str | None) -> PipelinePlan:
     names = ", ".join(plan.names)
     if name is None:
         if len(plan.pipelines) > 1:
-            raise InputError(f"several pipelines: {names}\n  = help: choose one by pipeline=")
+            one = plan.names[0]
+            choice = f'choose one: pipeline="{one}", or `--pipeline {one}`'
+            raise InputError(f"several pipelines: {names}\n  = help: {choice}")
         return plan.pipelines[0]
     for pipeline in plan.pipelines:
         if pipeline.name == name:

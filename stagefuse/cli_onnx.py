@@ -90,7 +90,7 @@ def fixed_values(options: Sequence[str]) -> dict[str, Any]:
             array = np.array([int(p) if whole else float(p) for p in parts],
                              np.int64 if whole else np.float32)  # fmt: skip
             found[name] = array if "[" in text or "," in text else array[0]
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, MemoryError) as error:
             raise click.UsageError(f"--fix {name}: {text!r} is no array: {error}") from error
     return found
 

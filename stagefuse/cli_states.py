@@ -104,6 +104,5 @@ def _arrays(path: Path) -> dict[str, Any]:
         with found:
             return {name: found[name] for name in found.files}
     except Exception as error:  # NumPy and zipfile raise what they like for damaged files
-        if isinstance(error, MemoryError):
-            raise
-        raise click.UsageError(f"--state-in: {str(path)!r} is no .npz file: {error}") from error
+        wrong = "cannot be read" if isinstance(error, MemoryError) else "is no .npz file"
+        raise click.UsageError(f"--state-in: {str(path)!r} {wrong}: {error}") from error

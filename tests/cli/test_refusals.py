@@ -204,3 +204,25 @@ def test_a_result_that_finds_no_room_is_named(
     code, out, err = shell("run", good, "--input", f"x={tmp_path / 'x.npy'}", "-o", folder)
     assert (code, out) == (3, "") and f"{folder}/" in err
     assert list(folder.iterdir()) == []
+
+
+def test_a_file_that_says_it_is_larger_than_memory(
+    shell: Shell, good: Path, tmp_path: Path
+) -> None:
+    """Its header says 4 EiB; 4 bytes follow."""
+    path = tmp_path / "x.npy"
+    with open(path, "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 60,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(4))
+    code, out, err = shell("run", good, "--input", path)
+    assert (code, out) == (2, "") and "cannot be read" in err
+
+
+def test_one_of_several_pipelines_is_chosen_by_an_option(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "two.pipe"
+    one = "(x: f32[N]) -> f32[N]:\n    x * 2.0\n"
+    path.write_text(f"pipeline a{one}\npipeline b{one}")
+    np.save(tmp_path / "x.npy", np.zeros(3, np.float32))
+    code, out, err = shell("run", path, "--input", tmp_path / "x.npy")
+    assert (code, out) == (1, "") and "`--pipeline a`" in err
