@@ -22,11 +22,6 @@ MOST_ROWS, SUMS = 8, 12
 """Rows of a tile where that leaves so many sums that do not wait for each other. Rows that lie a
 multiple of 4 KB apart share a set of the first-level cache, whose ways are eight at least: with 16
 rows of 4096, 16 x 4096 x 16 takes 2.2 times as long on Zen 4."""
-LINE, AHEAD = 64, 48
-"""Bytes of a cache line, and rows of a packed panel between the one that is multiplied and the one
-that is fetched: what the reordering of instructions reaches, some 13 rows, does not cover the time
-that a line takes from the third-level cache. With 8 rows of the left matrix and 4 MB of panels it
-saves a fifth, and where panels are in the first-level cache it costs nothing that can be seen."""
 SUFFIX = {"float": "f32", "double": "f64", "i32": "i32"}
 UNITS = {"quads.us": "+avx512vnni", "quads.su": "+avx512vnni", "pairs": ""}
 """How 4 bytes of a row are multiplied by those of each column of a panel, and their products added
@@ -299,7 +294,6 @@ def _product(s: _Stretch) -> list[str]:
         *_phis(s, "s", f"[ %{t}h{{}}, %begin{n} ], [ %{t}n{{}}, %loop{n} ]"),
         *_row_of_panel(s),
         *_vectors_of_panel(s),
-        *_ahead(s),
         *_multiply_add(s),
         f"  %{t}k1 = add nuw nsw i64 %{t}k, 1",
         f"  %{t}m = icmp slt i64 %{t}k1, %depth",
@@ -364,21 +358,6 @@ def _vectors_of_panel(s: _Stretch) -> list[str]:
             )
         else:
             out.append(f"  %{t}b{c} = load {s.vector}, ptr %{t}q{c}, align {s.size}")
-    return out
-
-
-def _ahead(s: _Stretch) -> list[str]:
-    """Fetches the lines of a later row of a packed panel."""
-    if s.shape.rows != "packed":
-        return []
-    t, lanes = s.prefix, LINE // s.size
-    out = []
-    for line in range(s.wide * s.lanes // lanes):
-        at = AHEAD * s.shape.columns + line * lanes
-        out += [
-            f"  %{t}l{line} = getelementptr {s.shape.element}, ptr %{t}p, i64 {at}",
-            f"  call void @llvm.prefetch.p0(ptr %{t}l{line}, i32 0, i32 3, i32 1)",
-        ]
     return out
 
 

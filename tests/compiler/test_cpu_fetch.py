@@ -19,7 +19,7 @@ HEAD = "pipeline main(x: f32[M, 96], y: f32[96, N], z: f32[N]) -> f32[M, N]\nwhe
 
 def fetches(body: str, level: str) -> int:
     kernels = list(kernels_of(of_text(HEAD + body).passed()))
-    text, *_ = module_text(kernels, level).split(AS_WRITTEN)  # the micro-kernels fetch panels
+    text, *_ = module_text(kernels, level).split(AS_WRITTEN)  # some micro-kernels fetch too
     return text.count("call void @llvm.prefetch.p0(")
 
 
