@@ -46,7 +46,7 @@ from .few_tiles import (
     lower_sum_of_parts,
     thin,
 )
-from .finished import lower_finished, not_split, schedule_of
+from .finished import lower_finished, not_split, tile_for
 from .long_sorts import scatter_forms, sort_forms
 from .persistent import Whole
 from .reduced import cut_of, lower_rest, lower_tiles
@@ -227,10 +227,11 @@ def _finished(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -
         form = partial(lower_finished, shape=choice.shape)
         yield draft._replace(forms={"contract": form}, part="finished")
         done = done + draft.share
-    schedule = schedule_of(own(GPU_HALF if narrow else GPU), groups)
+    tile = tile_for(own(GPU_HALF if narrow else GPU), groups)
     rest = graph.facts.simplify(many * (1 - sum((c.holds for c in found), const(0))))
-    if schedule is not None and rest != const(0):
-        yield Draft(own(schedule), {"contract": lower_finished}, rest, "finished")
+    if tile is not None and rest != const(0):
+        form = partial(lower_finished, shape=tile[1])
+        yield Draft(own(tile[0]), {"contract": form}, rest, "finished")
         done = done + rest
     others = graph.facts.simplify(1 - done)
     for part in group.apart if others != const(0) else ():

@@ -16,8 +16,9 @@ from stagefuse.compiler.lower.product import Product, product_of_group
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.schedule import GPU_WGMMA, Schedule
 from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.dtypes import F32, I32
 
-from .contract import RowOfTile, lower_contract, operands_of, tile_of
+from .contract import RowOfTile, lower_contract, moves_in_chunks, operands_of, tile_of
 from .deep_parts import deeps_of
 from .few_tiles import FULL, enough_tiles, thin
 from .persistent import Whole
@@ -29,6 +30,9 @@ tensor copies bring reach 700 TFLOP/s there, those that `cp.async` feeds 400, so
 one that is 512 deep takes 1.1 ps more; to store and read it takes 0.9 ps of memory in 16 bits."""
 STEP = 16
 """Columns of which tiles on warpgroups have a multiple."""
+LOW_ROWS, LOW_STEP = 64, 32
+"""Rows of tiles of more than 128 columns by warps, and the columns of which they have a multiple:
+an A100's multiprocessor holds two such tiles of 256."""
 
 
 def not_split(graph: Graph, group: Group, copied: Whole | None, narrow: bool) -> Expr:
@@ -42,7 +46,7 @@ def not_split(graph: Graph, group: Group, copied: Whole | None, narrow: bool) ->
     return graph.facts.simplify(1 - few)
 
 
-def schedule_of(low: Lowering, groups: bool) -> Schedule | None:
+def tile_for(low: Lowering, groups: bool) -> tuple[Schedule, Shape | None] | None:
     """How a tile has whole rows of a product, but of those of f32 on warpgroups; None if none has,
     or products are faster otherwise. `groups`: whether there are warpgroups."""
     graph, kind = low.graph, operands_of(low.graph, low.group)
@@ -52,10 +56,16 @@ def schedule_of(low: Lowering, groups: bool) -> Schedule | None:
     if groups and kind is not None:
         if kind.is_rough or (product.depth.as_int() or DEEPEST + 1) > DEEPEST:
             return None
-        return replace(GPU_WGMMA, tile_columns=-(-columns // STEP) * STEP)
-    p, group = tile_of(low, product_of_group(low, low.group.anchor))
-    known = p.panels.as_int()
-    return low.schedule if known is not None and known <= group else None
+        return replace(GPU_WGMMA, tile_columns=-(-columns // STEP) * STEP), None
+    p = product_of_group(low, low.group.anchor)
+    found, group = tile_of(low, p)
+    known = found.panels.as_int()
+    if known is not None and known <= group:
+        return low.schedule, None
+    lies = node.operands[1] in low.group.packs and moves_in_chunks(low, p)
+    if groups or not lies or node.type.dtype not in (F32, I32):
+        return None
+    return low.schedule, Shape(LOW_ROWS, -(-columns // LOW_STEP) * LOW_STEP, 1)
 
 
 def lower_finished(low: Lowering, shape: Shape | None = None) -> Parallel:

@@ -171,7 +171,8 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
         return Team(2 * attends[0].mr * attends[0].ways, 1)  # 16 rows a warp
     products = [s for s in statements if isinstance(s, TileProduct)]
     if products:
-        return Team(PRODUCT_LANES * max(1, max(s.mr for s in products) // 64), 1)
+        tiles = max(max(s.mr // 64, -(-s.nr // 128)) for s in products)
+        return Team(PRODUCT_LANES * max(1, tiles), 1)
     runs = [s for s in statements if isinstance(s, ForEqual)]
     if runs:
         return WARP_TEAM if max(s.ahead for s in runs) > WARP else LANE
