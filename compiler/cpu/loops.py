@@ -102,6 +102,8 @@ class LoopWriter(ValueWriter):
         stored = {x.buffer for x in s.body if isinstance(x, Store)}
         read = {v.buffer for value in values_of(s.body) for v in post_order(value)
                 if isinstance(v, Load)}  # fmt: skip
+        if (shared := self.row_in_result) is not None and shared.row in read:
+            read.add(shared.store.buffer)  # the row lies there
         plain = all(isinstance(x, Let | Store) for x in s.body) and not stored & read
         return (lanes, size % lanes) if plain and is_adjacent(values_of(s.body), s.index) else None
 

@@ -69,3 +69,21 @@ def test_results_are_those_of_rows_in_scratch(
             np.testing.assert_allclose(z, wanted, rtol=(n + 3) * 2.0**-24)
             if name == "two":
                 np.testing.assert_allclose(y, 2 * row, rtol=2.0**-24)
+
+
+@pytest.mark.parametrize("n", [5, 7, 9, 17, 31, 33, 63])
+@pytest.mark.parametrize("level", LEVELS)
+def test_short_rows_of_a_known_length_are_read_once(
+    level: str, n: int, rng: np.random.Generator
+) -> None:
+    """The last vector of a row begins earlier where it may, over elements stored before."""
+    text = (HEAD.format(name="two", y=OUT) + LAST + Y + Z).replace("dims M N", "dims M")
+    for place in ("[N]", ", N]", "0..N", "in N)"):
+        text = text.replace(place, place.replace("N", str(n)))
+    compiled = Compiled([parse_kernel(text)], level)
+    x = rng.uniform(0, 1, (4, n)).astype(np.float32)
+    y, z = np.zeros_like(x), np.zeros_like(x)
+    compiled("two", [x, y, z], {"M": 4})
+    row = x.astype(np.float64) + 1
+    np.testing.assert_allclose(y, 2 * row, rtol=2.0**-24)
+    np.testing.assert_allclose(z, row / row.sum(1, keepdims=True), rtol=(n + 3) * 2.0**-24)
