@@ -25,7 +25,7 @@ from stagefuse.compiler.kernel_ir import (
 )
 from stagefuse.dsl.dims import Expr, const, floordiv, sym
 
-from .bodies import is_unrolled, values_of, walk, written_buffers
+from .bodies import is_unrolled, values_of, walk
 from .values import parts, renamed
 
 Shapes: TypeAlias = Mapping[str, Sequence[Expr]]
@@ -98,16 +98,19 @@ def _fold(s: Fold, shapes: Shapes) -> Fold:
 
 def as_one(s: For, inner: For, shapes: Shapes) -> For | None:
     """Two loops as one, the inner one from 0 on, if they lie so; the inner one's promise holds for
-    both, as what they store is not read."""
+    both, as of what they store nothing is read but, where it is stored, what was there."""
     if not inner.vector or s.index in inner.hi.symbols():
         return None
     if not all(isinstance(x, Let | Store) for x in inner.body):
         return None
     values, pair = list(values_of(inner.body)), (s.index, inner.index, inner.hi)
-    written = written_buffers(inner.body)
-    if any(load.buffer in written for load in _loads(values)):
-        return None
     stores = [x for x in inner.body if isinstance(x, Store)]
+    written = {x.buffer: x.indices for x in stores}
+    reads = [load for load in _loads(values) if load.buffer in written]
+    if reads and len(written) < len(stores):
+        return None
+    if any(load.indices != written[load.buffer] for load in reads):
+        return None
     places = {id(i) for x in stores for i in x.indices}
     rest = [v for v in values if id(v) not in places]
     if not _lie_so(rest, pair, shapes):

@@ -64,6 +64,7 @@ class Blocks:
         self.products: dict[Ref, Callable[[tuple[Value, ...]], Value]] = {}
         self.column: tuple[Expr, Expr] | None = None
         self.columns = schedule.columns  # of a block of them
+        self.beside: list[tuple[str, Expr]] = []  # axes before the last whose columns are one block
         self.facts: Facts = graph.facts
 
     # Buffers and scopes

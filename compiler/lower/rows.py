@@ -73,7 +73,7 @@ def lower_row(low: Lowering) -> Parallel:
 def _is_column(low: Lowering, inner: Sequence[int]) -> bool:
     """Whether memory runs along the kept axis: then accumulate whole stretches of columns."""
     domain, by_memory = low.group.domain, low.schedule.columns_by_memory
-    if not domain or domain[-1].as_int() in range(8):
+    if not domain or product_of([domain[-1], *_flat(low, inner)]).as_int() in range(8):
         return False
     if not by_memory and (inner or _finds_places(low)):
         return False
@@ -90,6 +90,24 @@ def _is_column(low: Lowering, inner: Sequence[int]) -> bool:
     few = steps.as_int() in range(UNROLLED + 1)
     found = None if few or not by_memory else _runs_along_kept(low)
     return not along if found is None else found
+
+
+def _flat(low: Lowering, inner: Sequence[int]) -> list[Expr]:
+    """The sizes of axes right before the last one that are kept beside rows along others, and small
+    enough for one block of columns with it: such as the places of a small image."""
+    domain = low.group.domain
+    columns, found = domain[-1].as_int(), list[Expr]()
+    if not low.schedule.columns_by_memory or all(domain[a].as_int() == 1 for a in inner):
+        return found
+    for axis in reversed(range(1, len(domain) - 1)):
+        size = domain[axis].as_int()
+        if axis in inner or columns is None or not size:
+            break
+        columns *= size
+        if columns > low.schedule.columns:
+            break
+        found.insert(0, domain[axis])
+    return found
 
 
 def _finds_places(low: Lowering) -> bool:
@@ -147,15 +165,20 @@ def _columns(low: Lowering, inner: Sequence[int]) -> Parallel:
     rows = [a for a in sorted(inner) if domain[a].as_int() != 1]
     low.staged = set()
     low.columns = wide = _width(low, rows)
-    blocks = floordiv(domain[last] + (wide - 1), wide, low.facts)
-    parallel = [*low.axes([a for a in range(last) if a not in rows]), ("block", blocks)]
+    first = last - len(_flat(low, inner))
+    low.beside = low.axes(list(range(first, last)))
+    parallel = low.axes([a for a in range(first) if a not in rows])
+    low.column = (const(0), domain[last])
+    if not low.beside:
+        lo = sym("block") * wide
+        parallel += [("block", floordiv(domain[last] + (wide - 1), wide, low.facts))]
+        low.column = (lo, minimum(lo + wide, domain[last]))
     low.bind(parallel)
-    lo = sym("block") * wide
-    hi = minimum(lo + wide, domain[last])
-    low.column = (lo, hi)
     position = [const(0) if size.as_int() == 1 else sym(f"d{a}") for a, size in enumerate(domain)]
     symbol = f"d{last}"
-    low.facts = low.facts.with_ranges({symbol: (0, domain[last] - 1)})
+    low.facts = low.facts.with_ranges(
+        {name: (const(0), size - 1) for name, size in (*low.beside, (symbol, domain[last]))}
+    )
     marks = tuple(map(Index, position))
     for member in sorted(low.group.members):  # accumulators first, in order of the graph
         node = low.graph.nodes[member]
@@ -206,10 +229,15 @@ def _over_columns(
 ) -> None:
     """Loops over whole axes, and over the columns of the block inside them."""
     assert low.column is not None
-    if outer:
-        (index, extent), *rest = outer
-        return low.loop(index, const(0), extent, lambda: _over_columns(low, rest, body))
-    low.loop(f"d{len(low.group.domain) - 1}", *low.column, body, vector=True)
+    lo, hi = low.column
+
+    def nest(axes: Sequence[tuple[str, Expr]]) -> None:
+        if not axes:
+            return low.loop(f"d{len(low.group.domain) - 1}", lo, hi, body, vector=True)
+        (index, extent), *rest = axes
+        low.loop(index, const(0), extent, lambda: nest(rest))
+
+    nest([*outer, *low.beside])
 
 
 def _accumulate(low: Lowering, ref: Ref, at: tuple[Value, ...]) -> None:
@@ -246,7 +274,9 @@ def _combined(
     assert low.column is not None
     name = low.name("columns")
     low.emit(Alloc(name, dtype, (const(low.columns),)))
-    here = (Index(sym(f"d{len(low.group.domain) - 1}") - low.column[0]),)
+    column, wide = sym(f"d{len(low.group.domain) - 1}") - low.column[0], low.group.domain[-1]
+    names, extents = zip(*low.beside, ("", wide), strict=True)
+    here = (Index(flatten_index([*map(sym, names[:-1]), column], extents)),)
     _over_columns(low, [], lambda: low.emit(Store(name, here, start_of(kind, dtype))))
     total = Load(name, here, dtype)
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 import stagefuse
-from stagefuse.compiler.kernel_ir import Alloc
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.cpu.merging import merged
+from stagefuse.compiler.driver import compile_file
+from stagefuse.compiler.kernel_ir import Alloc, For
+from stagefuse.dsl.dims import const
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
+from .cpu_run import LEVELS
 from .ir_cases import kernels_of, of_text
 
+Array = np.ndarray[Any, Any]
 MATRICES = "pipeline main(x: f32[M, N], y: f32[N, M]):\n"
 HEADS = "pipeline main(p: f32[1, 3, 1, N], v: f32[1, 3, N, 40], k: f32[1, 3, N, 40]):\n"
 CASES = {
@@ -112,3 +124,42 @@ def test_rows_that_are_conditional(size: str, rng: np.random.Generator) -> None:
             pipe(x=x), (y.sum(axis=0), y.argmax(axis=0), masked.sum(axis=0)), strict=True
         ):
             np.testing.assert_array_equal(found, wanted)
+
+
+IMAGES: dict[str, tuple[str, Callable[[Array], Array]]] = {
+    "softmax": ("nn.softmax(x, axis=1)", lambda x: np.exp(x) / np.exp(x).sum(1, keepdims=True)),
+    "logarithms": ("nn.log_softmax(x, axis=1)",
+                   lambda x: x - np.log(np.exp(x).sum(1, keepdims=True))),
+    "largest": ("x / max(abs(x), axis=1, keepdims=True)",
+                lambda x: x / np.abs(x).max(1, keepdims=True)),
+    "two axes": ("x - mean(x, axis=(1, 2), keepdims=True)",
+                 lambda x: x - x.mean((1, 2), keepdims=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", IMAGES)
+def test_channels_of_small_images(
+    name: str, level: str, rng: np.random.Generator, chance: random.Random, tmp_path: Path
+) -> None:
+    """Their places are columns of one block, whatever the last axis alone has."""
+    body, meaning = IMAGES[name]
+    sizes = [(7, 7), (1, 9), (3, 2), *((chance.randrange(1, 17), chance.randrange(1, 17)),) * 2]
+    for h, w in sizes:
+        c = chance.randrange(1, 40)
+        (tmp_path / "p.pipe").write_text(
+            f"import nn\n\npipeline main(x: f32[2, {c}, {h}, {w}]):\n    {body}\n"
+        )
+        pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=1)
+        x = rng.uniform(-3, 3, (2, c, h, w)).astype("f4")
+        # exponentials to 2 units, up to c * h sums of them or of 3, and a few more roundings
+        atol = (c * h + 16) * 3 * 2.0**-23
+        np.testing.assert_allclose(pipe(x=x), meaning(x.astype("f8")), rtol=0, atol=atol)
+
+
+def test_places_of_a_small_image_are_one_block() -> None:
+    text = "import nn\n\npipeline main(x: f32[B, 512, 7, 7]):\n    nn.softmax(x, axis=1)\n"
+    (kernel,) = kernels_of(of_text(text).passed())
+    assert [name for name, _ in kernel.parallel] == ["d0"]
+    loops = [s for s in walk(merged(kernel).body) if isinstance(s, For) and s.vector]
+    assert all(s.hi == const(49) for s in loops)

@@ -62,6 +62,13 @@ def test_loops_are_merged_where_all_that_they_touch_is_adjacent(name: str) -> No
     assert loops(merged(kernel(name))) == (2 if name == "as they lie" else 4)
 
 
+def test_what_is_stored_may_be_read_where_it_is_stored() -> None:
+    text, old = KERNEL.replace("buffer z : out", "buffer z : inout"), "sub.f32(x.f32[b, m, n]"
+    for place, count in (("m, n", 2), ("m, 0", 3), ("0, n", 3)):
+        made = parse_kernel(text.replace(old, f"sub.f32(z.f32[b, {place}]"))
+        assert loops(merged(made)) == count
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", EDITS)
 def test_what_merged_loops_compute(name: str, level: str, rng: np.random.Generator) -> None:
