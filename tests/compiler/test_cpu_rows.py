@@ -141,3 +141,31 @@ def test_extremes_under_a_mask(level: str, rng: np.random.Generator) -> None:
                 expected = 2 * np.exp(shifted.astype(np.float64))
             # the difference is rounded as ours is, and exp is within four units
             np.testing.assert_allclose(z, expected, rtol=2**-20, atol=1e-37)
+
+
+SHORT = """stagefuse kernel 1
+kernel {name} for test
+buffer k : inout f32[3, {m}]
+buffer x : in f32[3, {n}]
+dims
+parallel d0 in 3
+for d1 in 0..{n} vector
+  store k[d0, d1 + 1] = add.f32(mul.f32(k.f32[d0, d1 + 1], f32(2.0)), x.f32[d0, d1])
+"""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_short_row_that_is_updated_from_itself_is_updated_once(
+    level: str, rng: np.random.Generator
+) -> None:
+    """No element of its last vector is computed twice, as it may be where rows are only written."""
+    sizes = (3, 5, 7, 9, 13, 14, 28, 61)
+    compiled = Compiled(
+        [parse_kernel(SHORT.format(name=f"of{n}", n=n, m=n + 2)) for n in sizes], level
+    )
+    for n in sizes:
+        k, x = (rng.integers(-9, 9, (3, w)).astype(np.float32) for w in (n + 2, n))  # exact
+        wanted = k.copy()
+        wanted[:, 1:-1] = wanted[:, 1:-1] * 2 + x
+        assert compiled(f"of{n}", [k, x])[0] == 0
+        assert np.array_equal(k, wanted)
