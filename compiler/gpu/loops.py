@@ -32,7 +32,7 @@ from stagefuse.dsl.facts import Facts
 
 from .barriers import BarrierWriter
 from .ir import Value
-from .private import accesses, is_simple, scatters
+from .private import accesses, is_simple, scatters, turns_apart
 from .teams import (
     MOST_IN_REGISTERS,
     Team,
@@ -233,9 +233,10 @@ class LoopWriter(BarrierWriter):
         body: Callable[[Expr, Carry], Carry],
         ends: tuple[Expr, Expr],
         unroll: int = UNROLL,
+        before: Callable[[Expr], None] = lambda _: None,
     ) -> Carry:
         """A loop in steps, several of them at a time so that their loads are on the way together;
-        `body` gets the position."""
+        `body` gets the position, and so does what comes before the bodies of several steps."""
         code, last = self.code, self._value(end, start.type)
         if unroll == 1:
             only = code.const(step, start.type)
@@ -248,6 +249,9 @@ class LoopWriter(BarrierWriter):
 
         def several(present: Carry) -> Carry:
             with self._together():
+                for n in range(unroll):
+                    with self.scope():
+                        before(sym(name) + n * step)
                 for n in range(unroll):
                     with self.scope():
                         present = body(sym(name) + n * step, present)
@@ -310,7 +314,7 @@ class LoopWriter(BarrierWriter):
         if cut is None:
             even = all(is_simple(x) for x in body)
             width = self.width_of(loops) if not apart and (even or self.team.across) else 1
-            if width > 1 and self._turns(s, loops, width):
+            if width > 1 and turns_apart(self, s, width):
                 width = 1
             at_once = UNROLL if simple and work_of(body) * width <= LIGHT else 1
             self.spread(loops, width, [], visit, at_once=at_once)
@@ -331,24 +335,6 @@ class LoopWriter(BarrierWriter):
     def _together(self) -> AbstractContextManager[None]:
         """Around iterations that are written out one after the other."""
         return self.noting_late() if self.straight else nullcontext()
-
-    def _turns(self, s: For, loops: Nest, width: int) -> bool:
-        """Whether a warp's square goes between shared memory and vectors of global memory that
-        need not be aligned: single elements of lanes beside each other are then one access, and
-        those of a lane several."""
-        if len(loops) == 1 or self.team.is_block:
-            return False
-        found = list(accesses((s,)))
-        index, lo, _ = loops[-1]
-        far = [a for a in found if self.memory[a.buffer].space == "global"]
-        if len(far) == len(found):
-            return False
-        places = [self._symbolic(self.memory[a.buffer], a.indices) for a in far]
-        return any(
-            not self.divides(width, self.resolve(p.substitute({index: lo})))
-            for p in places
-            if p.coefficient(index) == const(1)
-        )
 
     def _touches_cells(self, s: For) -> bool:
         """Whether it uses scratch in registers, which only unrolled loops can."""

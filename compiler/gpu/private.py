@@ -194,6 +194,26 @@ def _is_own(writer: LoopWriter, a: Access) -> bool:
     return -(-most // (lanes * width)) * width <= MOST_IN_REGISTERS
 
 
+def turns_apart(writer: LoopWriter, s: For, width: int) -> bool:
+    """Whether a warp's square goes between shared memory and vectors of global memory that need not
+    be aligned: single elements of lanes beside each other are then one access, and those of a lane
+    several."""
+    nest = nest_of(s)
+    if len(nest) == 1 or writer.team.is_block:
+        return False
+    found = list(accesses((s,)))
+    index, lo = nest[-1].index, nest[-1].lo
+    far = [a for a in found if writer.memory[a.buffer].space == "global"]
+    if len(far) == len(found):
+        return False
+    places = [writer.symbolic(writer.memory[a.buffer], a.indices) for a in far]
+    return any(
+        not writer.divides(width, writer.resolve(p.substitute({index: lo})))
+        for p in places
+        if p.coefficient(index) == const(1)
+    )
+
+
 def scatters(writer: LoopWriter, body: Sequence[Statement]) -> bool:
     """Whether statements store single elements at places in global memory that are read from data:
     what lanes beside each other store lies together only if their elements do."""

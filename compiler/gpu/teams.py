@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.cpu.bodies import walk, work_of
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import (
     Alloc,
@@ -85,8 +85,8 @@ LANE = Team(1, BLOCK_LANES)
 WARP_TEAM = Team(WARP, BLOCK_LANES // WARP)
 COLUMN_LANES = 512
 LOADING = 1024
-"""Threads of an SM of a kernel that only reduces, or only computes elements: ptxas then leaves each
-enough registers for all its loads to be under way at once."""
+"""Threads of an SM of a kernel that only reduces, only computes elements, or goes down columns by
+single lanes: ptxas then leaves each enough registers for all its loads to be under way at once."""
 REDUCERS = 1 << 17
 """Lanes that keep a device's memory busy with reductions of rows."""
 LOADS = 8
@@ -182,8 +182,11 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
         return WARP_TEAM  # a scatter
     loops = list(shared_loops(kernel.body))
     arrays = any(isinstance(s, Alloc) and s.shape for s in statements)
+    if not loops and not arrays:
+        light = kernel.parallel and _goes_along(kernel)
+        return replace(LANE, resident=LOADING // LANE.threads) if light else LANE
     if not loops:
-        return LANE if not arrays else WARP_TEAM
+        return WARP_TEAM
     most = max((_most(nest, facts) for nest in loops), default=0)
     columns = None if arrays else _columns(kernel, facts)
     if columns is not None:
@@ -219,6 +222,14 @@ def _steps_alike(kernel: Kernel) -> bool:
         isinstance(s, Fold | Let | Store) or (isinstance(s, For) and _plain(nest_of(s)[-1]))
         for s in kernel.body
     )
+
+
+def _goes_along(kernel: Kernel) -> bool:
+    """Whether each step is loops with little to do in them, and little else."""
+    loops = [s for s in kernel.body if isinstance(s, For)]
+    plain = all(isinstance(x, Let | Store) for s in loops for x in s.body)
+    bodies = (kernel.body, *(s.body for s in loops))
+    return bool(loops) and plain and all(work_of(b) <= LOADS for b in bodies)
 
 
 def _sorters(kernel: Kernel, most: int | None) -> Team:

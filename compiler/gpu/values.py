@@ -283,14 +283,14 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
 
     def place(self, memory: Memory, indices: Sequence[KernelValue]) -> Place:
         """The position of an element: symbolic offsets are added up before they are written."""
-        symbolic, offset = self._symbolic(memory, indices), None
+        symbolic, offset = self.symbolic(memory, indices), None
         for value, stride in zip(indices, self.strides(memory), strict=True):
             if not isinstance(value, Index):
                 part = self.value(value) * self.index(stride, "i64")
                 offset = part if offset is None else offset + part
         return symbolic, offset
 
-    def _symbolic(self, memory: Memory, indices: Sequence[KernelValue]) -> Expr:
+    def symbolic(self, memory: Memory, indices: Sequence[KernelValue]) -> Expr:
         """The sum of the offsets that are expressions; the kernel keeps its indices alive."""
         if id(indices) not in self._offsets:
             total = const(0)

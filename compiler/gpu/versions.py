@@ -8,7 +8,8 @@ from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.kernel_ir import Alloc, Fold, For, Let, Statement, Store
 from stagefuse.dsl.dims import Expr, const, sym
 
-from .loops import Carry, LoopWriter, Nest
+from .loops import Carry, Nest
+from .streams import StreamWriter
 from .teams import WARP, Team, shared_loops
 
 SLOTS = 8
@@ -18,7 +19,7 @@ ROWS_TOGETHER = 4
 """Rows of scratch that a warp reduces together: a row alone waits for each of its shuffles."""
 
 
-class VersionWriter(LoopWriter):
+class VersionWriter(StreamWriter):
     """The body of a kernel, as far as it depends on how long rows are."""
 
     def by_warps(self, s: For) -> None:

@@ -56,6 +56,13 @@ def test_scans(dtype: str, arch: str, tmp_path: Path, rng: np.random.Generator) 
     check(whole, 1, 2, 16640)
 
 
+def test_several_loads_of_a_column_are_under_way(tmp_path: Path) -> None:
+    plan = compiled(tmp_path / "p.pipe", TEXT.format(t="f32"), ("sm_90a",))
+    columns = plan.pipelines[2].gpu[0].launches
+    for launch in columns if plan.cubins else ():
+        assert launch.report["bytes ahead"] >= 32 and launch.report["spill bytes"] == 0
+
+
 def test_a_scan_of_a_long_row_is_split(tmp_path: Path) -> None:
     plan = compiled(tmp_path / "p.pipe", TEXT.format(t="f32"), ("sm_90a",))
 
