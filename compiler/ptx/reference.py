@@ -57,7 +57,7 @@ except emulator.Fault as fault:
 | `misaligned` | an address that is no multiple of the size of the access |
 | `uninitialised` | a read of memory that nothing wrote, used or not; local words may be copied |
 | `race` | two accesses, one a write, that nothing orders; or a read before a copy was waited for |
-| `barrier` | a barrier that threads of the warp, or threads that ended, do not reach |
+| `barrier` | a barrier that threads of the warp, or ended threads, do not reach; a wrong mask |
 | `deadlock` | threads that wait for what never happens |
 | `trap` | the kernel stopped itself, by `trap` or a failed assertion |
 

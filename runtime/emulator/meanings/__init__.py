@@ -20,6 +20,7 @@ import numpy as np
 
 from stagefuse.compiler.ptx.table import Match, OperandSpec
 
+from ..lanes import check_masks, check_whole
 from ..operands import Get, Put, elements, getter, putter, result_parts
 from ..program import Control, Run, Site, Step, slot_of
 
@@ -88,7 +89,8 @@ def compile_step(site: Site, step: Step) -> None:
     run = guard_registers(site, run)
     if "converge" in site.match.form.effects:
         mask = getter(site, site.operand("m"), "b32") if site.has("m") else None
-        step.control = _guarded_control(site, _converging(run, mask))
+        is_matrix = site.match.form.opcode in _ON_MATRICES
+        step.control = _guarded_control(site, _converging(run, mask, is_matrix))
     elif site.instruction.guard is not None:
         step.run = _guarded(site, run)
     else:
@@ -214,10 +216,18 @@ def _guarded_control(site: Site, inner: Control) -> Control:
     return guarded
 
 
-def _converging(run: Run, mask: Get | None) -> Control:
+_ON_MATRICES = frozenset(("mma", "wmma", "ldmatrix", "stmatrix", "movmatrix"))
+"""Opcodes of what a whole warp does with matrices."""
+
+
+def _converging(run: Run, mask: Get | None, is_matrix: bool) -> Control:
     def converge(machine: Machine, g: Group, step: Step) -> bool:
+        if mask is not None:
+            check_masks(g, mask(g))
         if not g.batch.converge(g, step, mask):
             return False
+        if is_matrix:
+            check_whole(g)
         if machine.races is not None:
             machine.races.together(g.batch, g)
         run(g)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..barriers import Barrier
+from ..lanes import check_masks
 from ..operands import Get, getter, putter
 from ..program import Control, Run, Site, Step
 from . import control, effect
@@ -113,6 +114,7 @@ def warp(site: Site) -> Control:
     mask = getter(site, site.operand("a"), "b32")
 
     def run(machine: Machine, g: Group, step: Step) -> bool:
+        check_masks(g, mask(g))
         if not g.batch.converge(g, step, mask):
             return False
         if machine.races is not None:

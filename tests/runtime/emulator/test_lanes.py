@@ -88,3 +88,40 @@ def test_a_slot_that_all_lanes_have_read_is_freed_by_one() -> None:
     found = fault(kernel(READ_AND_FREE.format(between=""), 1, shared=RING), words(64), block=64)
     assert found.kind == "race"
     assert "is written here and was read by" in str(found)
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        "shfl.sync.bfly.b32 %r6, %r0, 1, 31, 0x0000ffff;",
+        "vote.sync.ballot.b32 %r6, 1, 0x0000ffff;",
+        "match.any.sync.b32 %r6, %r0, 0x0000ffff;",
+        "redux.sync.add.u32 %r6, %r0, 0x0000ffff;",
+        "bar.warp.sync 0x0000ffff;",
+        "mov.b32 %r5, 0x0000ffff; shfl.sync.idx.b32 %r6, %r0, 1, 31, %r5;",
+    ],
+)
+def test_a_lane_that_its_mask_does_not_name(does: str) -> None:
+    found = fault(kernel(f"    {does}"), words(32))
+    assert found.kind == "barrier" and found.thread == (16, 0, 0)
+    assert "lane 16 is not in the mask 0x0000ffff" in str(found)
+    half = f"    setp.lt.u32 %p0, %r0, 16; @!%p0 bra OUT; {does}\nOUT:\n    bar.sync 0;"
+    run(kernel(half), words(32))
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r6}, [s];",
+        "stmatrix.sync.aligned.m8n8.x1.shared.b16 [s], {%r0};",
+        "movmatrix.sync.aligned.m8n8.trans.b16 %r6, %r0;",
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+        "{%f0, %f1, %f2, %f3}, {%r0, %r1}, {%r2}, {%f0, %f1, %f2, %f3};",
+    ],
+)
+def test_half_a_warp_and_a_matrix(does: str) -> None:
+    shared = ".shared .align 16 .b32 s[4];"
+    write = "st.shared.v4.u32 [s], {%r2, %r2, %r2, %r2}; bar.sync 0;"
+    half = f"    {write} setp.lt.u32 %p0, %r0, 16; @%p0 {does}"
+    found = fault(kernel(half, shared=shared), words(32))
+    assert found.kind == "barrier" and "16 of its lanes have ended" in str(found)
