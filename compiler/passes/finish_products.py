@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import networkx as nx
+
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.frozen import frozen
 
@@ -22,7 +24,8 @@ class FinishProducts(Pass):
     A convolution in groups is a product of groups by channels of each, whose view has them as one
     axis. A bias, norm, activation or residual that follows the view would be a kernel of its own.
     Only where views merge axes, or order them: then whatever else the maps read is read at sums of
-    the product's axes, without divisions. What is reduced afterwards stays as it is.
+    the product's axes, without divisions. What is reduced afterwards stays as it is, and so does
+    what also needs something else that is made of the product: its kernel could not compute that.
     """
 
     name: ClassVar[str] = "finish_products"
@@ -39,8 +42,9 @@ class FinishProducts(Pass):
 
 @frozen
 class _Apart:
-    """A value as a view of what has a product's axes; `at`: where their elements go."""
+    """A value as a view of what has the axes of a `product`; `at`: where their elements go."""
 
+    product: int
     inside: Ref
     view: View
     at: tuple[Expr, ...]
@@ -50,8 +54,10 @@ class _Mover:
     def __init__(self, graph: Graph) -> None:
         self.graph, self.b = graph, Builder(graph.facts)
         self.kept = _kept(graph)
-        self.finished: set[Ref] = set()
-        """Products and maps of them, in the new graph."""
+        self.after: dict[int, set[int]] = {}
+        """What is made of the results of products."""
+        self.finished: dict[Ref, int] = {}
+        """Products and maps of them, in the new graph, and which product."""
         self.apart: dict[Ref, _Apart] = {}
         """What is a view of one of these, by what it was in the old graph."""
         self.moved = set[Ref]()
@@ -74,13 +80,17 @@ class _Mover:
     def _note(self, node: Node, operands: list[Ref], made: Ref) -> None:
         """Notes what is a product or a map of one, or is a view of such."""
         primitive, ref = node.primitive, Ref(node.id)
-        maps = isinstance(primitive, Map) and any(x in self.finished for x in operands)
-        if isinstance(primitive, Contract) or maps:
-            self.finished.add(made)
+        if ref in self.moved:
+            return
+        of = [self.finished[x] for x in operands if x in self.finished]
+        if isinstance(primitive, Contract):
+            self.finished[made] = node.id
+        elif isinstance(primitive, Map) and of:
+            self.finished[made] = of[0]
         elif isinstance(primitive, View) and operands[0] in self.finished:
             at = self._merged(primitive, node, operands[0])
             if at is not None:
-                self.apart[ref] = _Apart(operands[0], primitive, at)
+                self.apart[ref] = _Apart(of[0], operands[0], primitive, at)
 
     def _merged(self, view: View, node: Node, inside: Ref) -> tuple[Expr, ...] | None:
         """Where the elements of what a view reads go, if it merges axes and all stay adjacent."""
@@ -96,8 +106,11 @@ class _Mover:
 
     def _moved(self, node: Node, operands: list[Ref]) -> tuple[Ref, ...] | None:
         """A map computed in the axes of a product that it reads a view of."""
-        found = next((self.apart[x] for x in node.operands if x in self.apart), None)
-        if found is None or not isinstance(node.primitive, Map) or node.id in self.kept:
+        if not isinstance(node.primitive, Map) or node.id in self.kept:
+            return None
+        apart = [self.apart[x] for x in node.operands if x in self.apart]
+        found = next((x for x in apart if self._may_finish(x, node)), None)
+        if found is None:
             return None
         inside = [
             self.apart[old].inside
@@ -107,10 +120,18 @@ class _Mover:
             for old, ref in zip(node.operands, operands, strict=True)
         ]  # fmt: skip
         made = self.b.map(node.primitive.fn, *inside, dtype=node.type.dtype)
-        self.finished.add(made)
-        self.apart[Ref(node.id)] = _Apart(made, found.view, found.at)
+        self.finished[made] = found.product
+        self.apart[Ref(node.id)] = _Apart(found.product, made, found.view, found.at)
         self.moved.add(Ref(node.id))
         return self.b.add(found.view, (made,), node.types)
+
+    def _may_finish(self, found: _Apart, node: Node) -> bool:
+        """Whether nothing else that a map reads is made of what the product's kernel stores."""
+        product = found.product
+        if product not in self.after:
+            self.after[product] = nx.descendants(self.graph.topology, product)
+        others = (x for x in node.operands if x.node in self.after[product])
+        return all(x in self.apart and self.apart[x].product == product for x in others)
 
     def _within(self, ref: Ref, found: _Apart) -> Ref:
         """Another operand in a product's axes; of a conversion, what it converts."""

@@ -93,3 +93,17 @@ def test_channels_stay_last_after_groups(tmp_path: Path, rng: np.random.Generato
     wanted, scale = np.maximum(convolved(x, w, case), 0), convolved(np.abs(x), np.abs(w), case)
     wanted, scale = (v.reshape(2, 32, 3, 2, 4, 2).max((3, 5)) for v in (wanted, scale))
     assert np.all(np.abs(got.astype(float) - wanted) <= 2.0**-10 * scale)
+
+
+def test_a_sum_of_two_products_finishes_the_one_that_nothing_else_reads(tmp_path: Path) -> None:
+    text = (
+        "import nn\n"
+        "pipeline p(x: f16[2, 16, 6, 8], w: f16[16, 4, 3, 3], v: f16[16, 16, 1, 1])"
+        " -> f16[2, 16, 6, 8]:\n"
+        "    edges = [(0, 0), (0, 0), (1, 1), (1, 1)]\n"
+        "    y = nn.convolve2d(pad(x, edges), w, 1, 1, 4)\n"
+        "    nn.relu(y + nn.convolve2d(y, v, 1, 1, 1))\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80",))
+    (last,) = [x for x in launches(plan) if "maximum" in x.report["fused"]]
+    assert {"matmul", "add", "maximum"} <= set(last.report["fused"])
