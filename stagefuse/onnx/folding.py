@@ -213,8 +213,9 @@ def _slice(node: Node, x: Array, *rest: Array) -> Array:
     cuts = [slice(None)] * x.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         stop: Any = end
-        if step < 0 and end < -x.shape[axis]:
-            stop = None
+        if step < 0:
+            start = max(start + x.shape[axis], 0) if start < 0 else start
+            stop = None if end < -x.shape[axis] else end
         cuts[axis] = slice(start, stop, step)
     return x[tuple(cuts)]
 

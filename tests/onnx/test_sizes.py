@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -313,3 +315,30 @@ def test_a_range_is_whole_numbers_in_order(range: object) -> None:
     made = models.model([node("Relu", ["x"], ["y"])], {"x": (F32, ["n"])}, ["y"])
     with pytest.raises(OnnxError, match="gives 'n' the range"):
         import_model(made, sizes={"n": range})  # type: ignore[dict-item]
+
+
+FAR = (-(2**63), -100, -6, -1, 0, 2, 5, 2**63 - 1)
+
+
+@pytest.mark.parametrize("step", [1, 2, -1, -2])
+@pytest.mark.parametrize("size", [5, "n"])
+def test_slices_begin_and_end_anywhere(
+    size: int | str, step: int, rng: np.random.Generator
+) -> None:
+    """Ends are clamped as the standard says, also where they do not fit a size."""
+    pairs = list(itertools.product(FAR, FAR))
+    nodes = [node("Slice", ["x", f"s{k}", f"e{k}", "axes", "step"], [f"y{k}"])
+             for k in range(len(pairs))]  # fmt: skip
+    arrays = {f"{name}{k}": np.array([v]) for k, p in enumerate(pairs)
+              for name, v in zip("se", p, strict=True)}  # fmt: skip
+    made = models.model(
+        nodes, {"x": (F32, [size])}, [n.output[0] for n in nodes],
+        {**arrays, "axes": np.array([0]), "step": np.array([step])},
+    )  # fmt: skip
+    x = rng.standard_normal(5).astype(np.float32)
+    found = sf.compile(import_model(made).text)(x=x)
+    for (start, end), part in zip(pairs, found, strict=True):
+        first, last = (v + 5 if v < 0 else v for v in (start, end))
+        first = min(max(first, 0), 5 if step > 0 else 4)
+        last = min(max(last, 0 if step > 0 else -1), 5 if step > 0 else 4)
+        np.testing.assert_array_equal(part, x[list(range(first, last, step))], f"{start}:{end}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stagefuse.dsl.dims import Expr, as_expr, divide
+from stagefuse.dsl.dims import Expr, as_expr, divide, maximum
 
 from ..errors import Refused
 from ..node import Node, Val, axis_of
@@ -156,16 +156,30 @@ _FAR = 1 << 31
 
 
 def _cut(start: Expr, end: Expr, step: int, size: Expr) -> str:
-    """`start:end:step`; what lies beyond the axis on its own side is left out."""
+    """`start:end:step`; what lies beyond the axis on its own side is left out.
+
+    Backwards, a start before the axis is its first element, as the standard has it: in Python
+    nothing is taken then.
+    """
     first, last, extent = start.as_int(), end.as_int(), size.as_int()
     near = _FAR - 1 if extent is None else extent
     if step > 0:
-        begin = "" if first == 0 or (first is not None and first <= -near) else size_text(start)
-        stop = "" if last is not None and last >= near else size_text(end)
+        begin = "" if first == 0 or (first is not None and first <= -near) else _end(start, size)
+        stop = "" if last is not None and last >= near else _end(end, size)
     else:
-        begin = "" if first is not None and first >= near - 1 else size_text(start)
-        stop = "" if last is not None and last < -near else size_text(end)
+        if first is not None and -_FAR < first < -1:
+            start = maximum(size + start, 0)
+        begin = "" if first is not None and first >= near - 1 else _end(start, size)
+        stop = "" if last is not None and last < -near else _end(end, size)
     return f"{begin}:{stop}" + (f":{step}" if step != 1 else "")
+
+
+def _end(at: Expr, size: Expr) -> str:
+    """A position; one far from the axis is that of its end."""
+    number = at.as_int()
+    if number is not None and not -_FAR < number < _FAR:
+        at = size if number > 0 else as_expr(0)
+    return size_text(at)
 
 
 @op("Pad", unread=["value"])
