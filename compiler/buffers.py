@@ -141,10 +141,12 @@ class Buffers:
         return self.named[ref]
 
     def slots(
-        self, steps: Sequence[Sequence[int]], loops: Sequence[LoopPlan] = ()
+        self, steps: Sequence[Sequence[int]], loops: Sequence[LoopPlan] = (), in_turn: bool = False
     ) -> tuple[str, ...]:
         """Places arena buffers, given those that each step uses: those of one size that live at
-        different times share a slot. Gives the slots' sizes."""
+        different times share a slot. So do those of known other sizes where steps run `in_turn`,
+        so that none of them waits for that: the slot is as large as the largest, which leaves more
+        of the caches to the others. Gives the slots' sizes."""
         last: dict[int, int] = {}
         first: dict[int, int] = {}
         for number, buffers in enumerate(steps):
@@ -157,21 +159,30 @@ class Buffers:
                 if touches and (begin < loop.first or last[used] >= loop.end):
                     first[used] = min(begin, loop.first)
                     last[used] = max(last[used], loop.end - 1)
-        slots: list[tuple[str, int]] = []  # size and the last step of the present tenant
+        slots: list[tuple[Expr, int]] = []  # size and the last step of the present tenant
         for index in sorted(first, key=lambda b: (first[b], b)):
             buffer = self.plans[index]
             if buffer.role != "arena":
                 continue
-            size = str(_bytes(buffer))
-            for slot, (has, until) in enumerate(slots):
-                if has == size and until < first[index]:
-                    slots[slot] = (size, last[index])
-                    self.plans[index] = replace(buffer, slot=slot)
-                    break
-            else:
-                self.plans[index] = replace(buffer, slot=len(slots))
-                slots.append((size, last[index]))
-        return tuple(size for size, _ in slots)
+            size = _bytes(buffer)
+            free = [n for n, (_, until) in enumerate(slots) if until < first[index]]
+            fit = {n: fits for n in free if (fits := _fit(slots[n][0], size, in_turn)) is not None}
+            slot = min(fit, key=lambda n: (fit[n], n), default=len(slots))
+            has = slots[slot][0] if slot in fit and fit[slot] < (1, 0) else size
+            slots[slot : slot + 1] = [(has, last[index])]
+            self.plans[index] = replace(buffer, slot=slot)
+        return tuple(str(size) for size, _ in slots)
+
+
+def _fit(has: Expr, size: Expr, any_size: bool) -> tuple[int, int] | None:
+    """How well a slot suits a buffer, if it does: whether it has to grow, and by how many bytes the
+    two differ."""
+    if has == size:
+        return 0, 0
+    there, wanted = has.as_int(), size.as_int()
+    if not any_size or there is None or wanted is None:
+        return None
+    return int(there < wanted), abs(there - wanted)
 
 
 def _role_and_name(node: Node, array: Array) -> tuple[str, str]:

@@ -129,7 +129,7 @@ class Planner:
             buffers, steps, loops = self._steps(begun)
         else:
             buffers, steps, loops = self._buffers(pipeline, begun.graph), [], ()
-        slots = buffers.slots([s.buffers for s in steps], loops)
+        slots = buffers.slots([s.buffers for s in steps], loops, in_turn=True)
         ranges = pipeline.facts.ranges
         dims = tuple(DimPlan(d, *_range_text(ranges.get(d, (0, None)))) for d in pipeline.dims)
         return PipelinePlan(
