@@ -14,11 +14,24 @@ from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from ..codes import kept_codes
-from ..graph import Constant, Contract, Graph, Map, Node, Position, Ref, Scalar, View, Weight
+from ..graph import (
+    Constant,
+    Contract,
+    Graph,
+    Map,
+    Node,
+    Position,
+    Reduce,
+    Ref,
+    Scalar,
+    View,
+    Weight,
+)
 from ..graph_builder import Builder
 from ..interpret import evaluate_node
 from ..narrow import widened
 from ..recurrence import Nests, symbols_of
+from ..scalar import apply, wide
 from .record import Pass
 
 SOURCES = (Weight, Constant, Scalar, Position)
@@ -68,9 +81,9 @@ def fold_constants(
         narrow,
     )
     if narrow:
-        wide = widened(graph, known, kept)
-        known -= wide
-        kept = {ref: maker for ref, maker in kept.items() if ref.node not in wide}
+        late = widened(graph, known, kept)
+        known -= late
+        kept = {ref: maker for ref, maker in kept.items() if ref.node not in late}
     repeated = _repeated(graph, known)
     wanted = set(graph.results)
     panels = {n.operands[1] for n in graph.nodes.values() if isinstance(n.primitive, Contract)}
@@ -233,11 +246,27 @@ def _evaluate(
     if isinstance(node.primitive, Weight):
         arrays = [load(node.primitive.weights, node.primitive.key)]
     else:
-        operands = [
-            _evaluate(graph, graph.nodes[ref.node], load, cache)[ref.result]
-            for ref in node.operands
-        ]
-        arrays = evaluate_node(graph, node, operands)
+        arrays = evaluate_node(graph, node, _operands(graph, node, load, cache))
     for ref, array in zip(refs, arrays, strict=True):
         cache[ref] = array
     return arrays
+
+
+def _operands(
+    graph: Graph,
+    node: Node,
+    load: Callable[[str, str], np.ndarray[Any, Any]],
+    cache: dict[Ref, np.ndarray[Any, Any]],
+) -> list[np.ndarray[Any, Any]]:
+    """What a node is computed from. Products that are summed are not rounded before, as kernels
+    do not round them either: in 16 bits each would lose as much as the whole sum."""
+    summed = isinstance(node.primitive, Reduce) and node.primitive.kind == "sum"
+    found = []
+    for ref in node.operands:
+        maker = graph.nodes[ref.node]
+        if summed and maker.primitive == Map("mul") and maker.type.dtype.is_float:
+            factors = [wide(a) for a in _operands(graph, maker, load, cache)]
+            found.append(apply("mul", factors, maker.type.dtype, rounded=False))
+        else:
+            found.append(_evaluate(graph, maker, load, cache)[ref.result])
+    return found

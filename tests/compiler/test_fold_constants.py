@@ -116,3 +116,23 @@ pipeline p(n: i64) -> ({name}[6, 4], {name}[8, 4]):
     np.testing.assert_array_equal(whole.view(np.uint8), a[::2, ::-1].T.copy().view(np.uint8))
     wanted = np.tile(a[3, 1:5], (8, 1))
     np.testing.assert_array_equal(row.view(np.uint8), wanted.view(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
+def test_sums_of_constant_products_round_once(dtype: str, rng: np.random.Generator) -> None:
+    """As kernels sum them: a product that is rounded first would lose as much as the sum is."""
+    stored = DTYPES[dtype].numpy
+    w, v = (rng.standard_normal((7, 64)).astype(stored) for _ in range(2))
+    text = f"""
+weights w = "w.npz"
+
+pipeline p(x: {dtype}[1]) -> {dtype}[7]:
+    sum(w.w * w.v, axis=1) + x
+"""
+    pipe = sf.compile(text, weights={"w": {"w": w, "v": v}})
+    found = pipe(x=np.zeros(1, stored)).astype(np.float64)
+    products = w.astype(np.float64) * v.astype(np.float64)
+    lost = float(np.finfo(np.float32).eps) * 64 * np.abs(products).sum(1)
+    unit = {"bf16": 2.0**-8, "f16": 2.0**-11, "f32": 2.0**-24}[dtype]
+    wanted = products.sum(1)
+    assert np.all(np.abs(found - wanted) <= lost + unit * np.abs(wanted))
