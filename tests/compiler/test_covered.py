@@ -12,8 +12,9 @@ from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.graph import Graph
 from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.compiler.kernel_text import parse_kernel
-from stagefuse.compiler.verify_stores import uncovered
 from stagefuse.dsl.facts import Facts
+
+from .covered import uncovered
 
 FACTS = Facts({"M": (0, 600), "N": (0, 600), "K": (0, 600)})
 EXAMPLES = Path(__file__).parents[2] / "examples"

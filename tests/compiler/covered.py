@@ -12,13 +12,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
+from stagefuse.compiler.bounds import Bounds, size_of
+from stagefuse.compiler.kernel_ir import (
+    Buffer,
+    Const,
+    For,
+    If,
+    Index,
+    Kernel,
+    Op,
+    Statement,
+    Store,
+    Value,
+)
 from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
 from stagefuse.dsl.dtypes import I64
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
-
-from .bounds import Bounds, size_of
-from .kernel_ir import Buffer, Const, For, If, Index, Kernel, Op, Statement, Store, Value
 
 Interval = tuple[Expr, Expr]
 """From the first to the second, which is not in it."""
