@@ -34,7 +34,7 @@ from .graph import (
     split_index,
 )
 from .graph_builder import Builder
-from .panel_width import panel_width, panels_time
+from .panel_width import has_many, panel_width, panels_time
 
 LARGE = 1 << 15
 """Bytes of codes that are worth reading as they are."""
@@ -89,11 +89,12 @@ Finder = Callable[[Builder, Node, Sums], "Ref | None"]
 class Rules:
     """What products are made of. With `few_places`, convolutions of few places have them as rows.
     What `finder` finds goes before products of f32 and f64. With `single_rows`, a row times a
-    matrix is a product too."""
+    matrix is a product too. `panel`: the columns of all panels of f32 and f64."""
 
     few_places: bool = True
     finder: Finder | None = None
     single_rows: bool = False
+    panel: int | None = None
 
 
 def rebuild(graph: Graph, rules: Rules, single: Set[int] = frozenset()) -> Graph:
@@ -174,13 +175,14 @@ def _product(
         return (found,)
     if not node.type.dtype.is_float or b.type(operands[0]).dtype != node.type.dtype:
         return None
-    return (_plain(b, node, sums, places),)
+    return (_plain(b, node, sums, places, rules.panel),)
 
 
-def _plain(b: Builder, node: Node, s: Sums, places: bool) -> Ref:
-    """The product in f32 or f64. `places`: its rows are those of images."""
+def _plain(b: Builder, node: Node, s: Sums, places: bool, panel: int | None) -> Ref:
+    """The product in f32 or f64. `places`: its rows are those of images; `panel`: as of `Rules`."""
     dtype = F64 if node.type.dtype == F64 else F32
-    width = panel_width(total_of(s.domain, s.columns))
+    only = panel if has_many(total_of(s.domain, s.rows)) else None
+    width = panel_width(total_of(s.domain, s.columns), only)
     right = cast_of(b, s.right, dtype)
     panels = packed(b, right, s.domain, s.batch, s.columns, s.depth, width)
     turned = _is_turned(b, s, s.rows if places else s.rows[-1:])

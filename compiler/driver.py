@@ -97,7 +97,7 @@ def compile_graphs(
         from .gpu.compile import GpuCompiler
 
         gpu = GpuCompiler(arches, source.name, choices)
-    planner = Planner(load, verify, gpu, choices, "cpu" in targets)
+    planner = Planner(load, verify, gpu, choices, "cpu" in targets, levels)
     build = None
     try:
         if "cpu" in targets:

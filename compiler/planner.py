@@ -13,7 +13,9 @@ from stagefuse.dsl.source import Span
 
 from .buffers import Buffers
 from .graph import Graph
+from .panel_width import width_for
 from .plan import (
+    LEVELS,
     CheckPlan,
     DimPlan,
     GpuPlan,
@@ -59,9 +61,11 @@ class Planner:
         gpu: GpuCompiler | None = None,
         choices: Choices = RULES,
         cpu: bool = True,
+        levels: Sequence[str] = LEVELS,
     ) -> None:
         self.load, self.verify, self.gpu, self.choices = load, verify, gpu, choices
         self.cpu = cpu
+        self.panel = width_for(levels) if gpu is None else None
         self.kernels: dict[str, Kernel] = {}
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
         self.expected: dict[str, np.ndarray[Any, Any]] = {}  # of what is there for GPUs
@@ -93,7 +97,9 @@ class Planner:
         filters = self.cpu and not wants.get("channels_last", False)
         integers = self.cpu and has_bytes(graph)
         own = integers and not any(wants.values())
-        passes = pipeline_of(self.load, integers=own, filters=filters, **wants)
+        passes = pipeline_of(
+            self.load, integers=own, filters=filters, panel=self.panel, **wants
+        )
         graph, runs = run_passes(given, passes, bounds)
         passed = {place: text for run in runs for place, text in run.reasons.items()}
         sites = Sites()

@@ -30,6 +30,7 @@ def pipeline_of(
     shorten_sorts: bool = False,
     filters: bool = True,
     single_queries: bool = False,
+    panel: int | None = None,
 ) -> tuple[Pass, ...]:
     """The passes from the checked program's graph to the one that is fused, in order; with
     `narrow`, to one whose kernels convert what weights are stored in as they read it; with
@@ -37,7 +38,8 @@ def pipeline_of(
     `channels_last`, to one whose images lie as kernels for GPUs want them, with `shorten_sorts`, to
     one whose sorts have as many rows as GPUs want, with `filters`, to one whose convolutions
     have what the CPU's filter by, and with `single_queries`, to one whose attention of a single
-    query is made of products as that of many is."""
+    query is made of products as that of many is; with `panel`, to one whose products have panels of
+    so many columns."""
     from .align_rows import AlignRows
     from .batch_steps import BatchSteps
     from .channels_last import ChannelsLast
@@ -58,7 +60,7 @@ def pipeline_of(
         *((ShortenSorts(),) if shorten_sorts else ()),
         JoinProducts(),
         AlignRows(single_queries),
-        FindProducts(not channels_last, narrow, integers, single_queries, load),
+        FindProducts(not channels_last, narrow, integers, single_queries, load, panel),
         *((FloatSums(),) if integers else ()),
         *((ChannelsLast(), FinishProducts()) if channels_last else ()),
         FoldConstants(load, narrow),

@@ -27,7 +27,7 @@ class FindProducts(Pass):
     convolution of few places has them as rows. With `narrow`, a product of 8- or 16-bit operands is
     one of these as they are stored, for GPUs; with `integers`, one of 8-bit integers is, for a CPU.
     `load` reads weights. With `single_queries`, sums of attention that are a row times a matrix are
-    products too.
+    products too. `panel`: the columns of panels of f32 and f64, if there is only one width.
     """
 
     name: ClassVar[str] = "find_products"
@@ -37,13 +37,14 @@ class FindProducts(Pass):
     integers: bool = False
     single_queries: bool = False
     load: Load | None = field(default=None, repr=False)
+    panel: int | None = None
 
     def run(self, graph: Graph) -> Graph:
         finder = None
         if self.narrow or self.integers:
             finder = partial(self._narrow, attended=attention_sums(graph))
         single = single_query_sums(graph) if self.single_queries else frozenset[int]()
-        return rebuild(graph, Rules(self.few_places, finder), single)
+        return rebuild(graph, Rules(self.few_places, finder, panel=self.panel), single)
 
     def _narrow(
         self, b: Builder, node: Node, sums: Sums, attended: frozenset[int]

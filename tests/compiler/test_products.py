@@ -14,6 +14,7 @@ from stagefuse.compiler.graph import Contract, Graph
 from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.join import join
 from stagefuse.compiler.lower import Sites, lower
+from stagefuse.compiler.panel_width import width_for
 from stagefuse.compiler.passes import pipeline_of
 from stagefuse.compiler.run_passes import run_passes
 from stagefuse.compiler.schedule import CPU
@@ -41,11 +42,25 @@ def matmul(dtype: DType, alone: bool) -> Graph:
     return graph_of(b, [after])
 
 
-@pytest.fixture(scope="module", params=["f32", "f64", "f32 alone", "f64 alone"])
+PARAMS = ["f32", "f64", "f32 alone", "f64 alone", "f32 for v3", "f64 alone for v3"]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def compiled(request: pytest.FixtureRequest) -> tuple[Graph, CpuPipeline]:
-    dtype, _, alone = request.param.partition(" ")
-    graph = matmul({"f32": F32, "f64": F64}[dtype], bool(alone))
-    return graph, native(graph, ("M", "K", "N"))
+    dtype, *words = request.param.split()
+    graph = matmul({"f32": F32, "f64": F64}[dtype], "alone" in words)
+    levels = ("v3",) if "v3" in words else LEVELS
+    return graph, native(graph, ("M", "K", "N"), levels=levels)
+
+
+@pytest.mark.parametrize("levels, width", [(("v3",), 16), (("v4",), 48), (("v3", "v4"), 48)])
+def test_panels_for_avx2_alone_are_as_wide_as_its_tiles(
+    levels: tuple[str, ...], width: int
+) -> None:
+    passes = pipeline_of(lambda *_: np.zeros(0), panel=width_for(levels))
+    graph, _ = run_passes(matmul(F32, True), passes)
+    panels = [n.primitive.panel for n in graph.nodes.values() if isinstance(n.primitive, Contract)]
+    assert panels == [width]
 
 
 SHAPES = [(m, k, n) for m in (1, 2, 3, 37, 145) for k in (1, 40, 513) for n in (13, 48, 97)]
