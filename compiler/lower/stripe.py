@@ -111,15 +111,8 @@ class Stripe:
         `seen`, if that is said."""
         low, windows = self.low, self.windows
         y0, x0, rows, _ = self.part()
-        plane = flatten_index(
-            [sym(n) for n, _, _ in windows.channels], [size for _, size, _ in windows.channels]
-        )
+        plane = self._channel()
         at: dict[int, Expr] = {}
-
-        def element(where: Expr) -> None:
-            indices = [at.get(n, e) for n, e in enumerate(windows.indices)]
-            value = low.value(source, tuple(map(Index, indices)), ())
-            low.emit(Store(self.name, (Index(where),), as_dtype(value, self.dtype.compute)))
 
         def line(phase: Expr, row: Expr) -> None:
             along = self.along
@@ -130,19 +123,23 @@ class Stripe:
                         x = sym("x") - turn
                         at[along.source] = (x0 + x) * along.step + u + along.first + along.low
                         first = (plane * self.phases + phase * along.phases + u) * self.plane
-                        element(first + row * self.pitch + x)
+                        where = first + row * self.pitch + x
+                        places = tuple(Index(at.get(n, e)) for n, e in enumerate(windows.indices))
+                        value = as_dtype(low.value(source, places, ()), self.dtype.compute)
+                        low.emit(Store(self.name, (Index(where),), value))
 
                 low.loop("x", begin, stop, one, vector=True)
 
+            def alone(u: Expr) -> None:
+                stretch(*self._columns(x0, u), (u, const(0)))
+
             if along.spread:
                 for u in map(const, range(along.phases)):
-                    stretch(*self._columns(x0, u), (u, const(0)))
-                return None
-            if along.phases > TOGETHER:
-                return self._phases(
-                    "u", along, lambda u: stretch(*self._columns(x0, u), (u, const(0)))
-                )
-            self._together(x0, stretch)
+                    alone(u)
+            elif along.phases > TOGETHER:
+                self._phases("u", along, alone)
+            else:
+                self._together(x0, stretch)
 
         def band(phase: Expr) -> None:
             axis = self.across
@@ -169,6 +166,11 @@ class Stripe:
         first = const(0) if windows.outside else size
         self._clear(first, size + self.slack - first, around)
         channels([(n, size) for n, size, _ in windows.channels])
+
+    def _channel(self) -> Expr:
+        """The flat index of the channels at hand."""
+        channels = self.windows.channels
+        return flatten_index([sym(n) for n, _, _ in channels], [size for _, size, _ in channels])
 
     def _columns(self, x0: Expr, phase: Expr) -> tuple[Expr, Expr]:
         """The columns of a row, from `x0` on, at which a phase has elements of the source."""
