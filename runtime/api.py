@@ -31,11 +31,20 @@ def load(
     hash of the weights too.
     A plan is machine code: load only files that you would run.
 
-    Raises PlanError, DeviceError, InputError, OSError.
+    Raises PlanError, DeviceError, InputError, OSError; TypeError for what is no path.
     """
     device = check_device(device)
     gpu = wants_gpu(device, threads)
-    return open_plan(plan_file.read(path, verify=verify, gpu=gpu), pipeline, device, threads)
+    plan = plan_file.read(_path_of(path), verify=verify, gpu=gpu)
+    return open_plan(plan, pipeline, device, threads)
+
+
+def _path_of(given: str | Path) -> Path:
+    """The path of a file that exists or not. Raises TypeError, InputError for no path at all."""
+    path = Path(given)
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r} is the name of no file: it has a null byte")
+    return path
 
 
 def compile(
@@ -55,7 +64,7 @@ def compile(
     that no longer fit are warnings.
 
     Raises CompileError, DeviceError, InputError, OSError; PlanError for a file that is compiled
-    already, TypeError for weights of another kind.
+    already, TypeError for weights of another kind and for what is no path.
     """
     targets = targets_for(target, device)
     from stagefuse.compiler import driver
@@ -64,7 +73,7 @@ def compile(
         plan = _compiled_text(source, weights or {}, pipeline, targets)
     else:
         plan = driver.compile_file(
-            Path(source), targets=targets, weights=weights, pipeline=pipeline,
+            _path_of(source), targets=targets, weights=weights, pipeline=pipeline,
             levels=host_levels(),
         )  # fmt: skip
         if pipeline is None and plan.ptx:

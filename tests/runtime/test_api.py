@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,3 +196,14 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     plan_file.write(handmade_gpu.plan(objects={}), path)
     with pytest.raises(sf.DeviceError, match="no CPU code"):
         sf.load(path, pipeline="affine")
+
+
+@pytest.mark.parametrize("read", [sf.load, sf.compile])
+def test_what_is_no_path_is_refused(read: Callable[[Any], Any]) -> None:
+    for given in (3, True, None, 1.5):  # a number would be an open file, closed afterwards
+        with pytest.raises(TypeError):
+            read(given)
+    with pytest.raises(sf.InputError, match="null byte"):
+        read("a\0b")
+    with pytest.raises(OSError):
+        read("")
