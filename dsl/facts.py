@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
+from math import gcd
 
 from .dims import APPLY, Atom, Expr, IntLike, as_expr, const, divide, expr_of
 from .frozen import frozen
@@ -183,6 +184,9 @@ class Facts:
 
         `left` counts down the expressions that are looked at.
         """
+        common = gcd(*(coefficient for monomial, coefficient in expr.terms if monomial))
+        if common > 1:  # n * x + c is at least 0 where the whole number x is at least -(c // n)
+            expr, _ = divide(expr, const(common))
         low = self._interval(expr, 0)[0]
         if low is not None and low >= 0:
             return True

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from stagefuse.dsl.diagnostics import render_all
-from stagefuse.dsl.dims import Expr, const, floordiv, maximum, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.facts import Facts
 
 from .test_check_errors import errors, only
@@ -92,3 +92,14 @@ def test_what_is_proved_of_quotients_holds_everywhere(turn: int, chance: random.
     assert isinstance(least, int)
     found = [total.evaluate({"N": a, "M": b}) for a in range(least, least + 40) for b in range(10)]
     assert min(found) >= 0 or not facts.is_nonneg(total)
+
+
+def test_a_multiple_of_a_quotient_is_as_good_as_the_quotient() -> None:
+    """Of 2 * (a // 7), where it is at most 22, a is at most 83, and not 77 or 80."""
+    p = sym("p")
+    ends = floordiv(minimum(48, 75 - 48 * p) + 48 * p + 6, 7)
+    facts = Facts({"p": (0, 1)})
+    for times in (1, 2, 3, 10):
+        assert facts.is_nonneg(times * 11 - times * ends)
+        assert facts.is_nonneg(times * 11 - times * ends + times - 1)
+        assert not facts.is_nonneg(times * 11 - times * ends - 1)
