@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
-from math import gcd
 
 from .dims import APPLY, Atom, Expr, IntLike, as_expr, const, divide, expr_of
 from .frozen import frozen
@@ -184,9 +183,6 @@ class Facts:
 
         `left` counts down the expressions that are looked at.
         """
-        common = gcd(*(coefficient for monomial, coefficient in expr.terms if monomial))
-        if common > 1:  # n * x + c is at least 0 where the whole number x is at least -(c // n)
-            expr, _ = divide(expr, const(common))
         low = self._interval(expr, 0)[0]
         if low is not None and low >= 0:
             return True
@@ -257,12 +253,8 @@ class Facts:
         elif atom.kind == "//" and self._sign(b - 1) == 1:
             # a - b + 1 <= b * (a // b) <= a for b >= 1
             scaled, remainder = divide(slope, b)
-            worst = a if sign < 0 else a - b + 1
             if scaled.terms and not remainder.terms:
-                yield [rest + scaled * worst]
-            elif b.as_int() is not None:
-                # whole numbers: above -b, b times the expression is at least 0
-                yield [b * rest + slope * worst + b - 1]
+                yield [rest + scaled * (a if sign < 0 else a - b + 1)]
             if sign > 0:
                 yield [rest, a]
         elif atom.kind == "%" and self._sign(b - 1) == 1:
