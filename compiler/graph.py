@@ -42,7 +42,7 @@ class _BitEqual:
         return found
 
 
-WIDE = 256
+WIDE = 128
 """Operands of one concatenation; more are concatenated in steps."""
 
 

@@ -59,7 +59,7 @@ class Schedule:
     stage_flops: int = 8
     step_flops: int = 16384
     turn_flops: int = 262144
-    parts: int = 256
+    parts: int = 128
     packed: int = 4
     tile_columns: int = 0
     tensor_copies: bool = False
