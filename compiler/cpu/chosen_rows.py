@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from stagefuse.compiler.bounds import size_of
 from stagefuse.compiler.kernel_ir import Checked, For, Index, Load, Statement
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import const
 
 from .ahead import AheadWriter
 from .bodies import is_loop, values_of, walk
@@ -64,10 +64,7 @@ class ChosenRowWriter(AheadWriter):
 
     def _may_be_large(self, load: Load) -> bool:
         memory = self.memory[load.buffer]
-        total = const(memory.dtype.itemsize)
-        for size in memory.shape:
-            total = total * size
-        known = total.as_int()
+        known = (size_of(memory.shape) * memory.dtype.itemsize).as_int()
         return load.buffer not in self.written and (known is None or known > SMALL_BYTES)
 
     def _row_of(self, load: Load, index: str) -> Iterator[KernelValue]:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from stagefuse.compiler.bounds import size_of
 from stagefuse.compiler.evaluate import Evaluator, Known
 from stagefuse.compiler.kernel_ir import (
     Alloc,
@@ -143,10 +144,7 @@ class MemoryWriter(Evaluator[Value]):
             memory = self.memory[buffer.name]
             if buffer.name not in gathered:
                 continue
-            total = const(1)
-            for size in buffer.shape:
-                total = total * size
-            count, spare = self.index(total), code.fresh("word")
+            count, spare = self.index(size_of(buffer.shape)), code.fresh("word")
             self.allocas.append(f"  {spare} = alloca i{8 * WORD}, align {WORD}")
             pointer = code.value(spare, "ptr")
             for place in range(WORD - 1):

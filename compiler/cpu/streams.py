@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from stagefuse.compiler.bounds import size_of
 from stagefuse.compiler.kernel_ir import For, Index, Let, Load, Store
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.dims import const
 
 from . import scalars
 from .bodies import is_walk, values_of
@@ -82,7 +83,7 @@ class StreamWriter(LoopWriter):
         total = const(0)
         for store in stores:
             memory = self.memory[store.buffer]
-            total = total + _count(memory.shape) * memory.dtype.itemsize
+            total = total + size_of(memory.shape) * memory.dtype.itemsize
             with self._inner_scope():
                 self.scopes[-1].indices[s.index] = lo
                 at = self._address(memory, store.indices)
@@ -183,10 +184,3 @@ class StreamWriter(LoopWriter):
                 f"store {vector} {value.text}, ptr {target.text}, align {width * size},"
                 f" !nontemporal {mark}{memory.alias}"
             )
-
-
-def _count(shape: tuple[Expr, ...]) -> Expr:
-    total = const(1)
-    for size in shape:
-        total = total * size
-    return total
