@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 
 from stagefuse.dsl.dtypes import F32, I8, U8, DType, from_numpy
 
@@ -61,9 +63,47 @@ def check_model(model: onnx.ModelProto, path: str = "") -> None:
         raise OnnxError([Problem("the model has no graph with results: is the file whole?")], path)
     if not model.opset_import:
         raise OnnxError([Problem("the model does not say which opset it uses")], path)
+    damaged = _no_text(model)
+    if damaged is not None:
+        raise OnnxError([Problem(f"this is no ONNX model: {damaged!r} is no UTF-8 text")], path)
     twice = _named_twice(model.graph)
     if twice:
         raise OnnxError([Problem(f"several values of one graph are named `{twice[0]}`")], path)
+
+
+def _no_text(model: onnx.ModelProto) -> bytes | None:
+    """A name or other text of a model, descriptions aside, that is not UTF-8.
+
+    Syntax proto2 leaves such bytes to the reader: protobuf returns them in place of a string.
+    """
+    open_: list[Message] = [model]
+    while open_:
+        message = open_.pop()
+        for name, is_text, is_repeated in _fields(message.DESCRIPTOR):
+            if not is_repeated and not message.HasField(name):
+                continue
+            held = getattr(message, name)
+            held = held if is_repeated else (held,)
+            if is_text:
+                damaged = next((v for v in held if isinstance(v, bytes)), None)
+                if damaged is not None and name != "doc_string":
+                    return damaged
+            else:
+                open_.extend(held)
+    return None
+
+
+@cache
+def _fields(kind: Descriptor) -> list[tuple[str, bool, bool]]:
+    """The fields of a kind of message that are text or messages: name, text, repeated.
+
+    In proto2 a field has presence unless it is repeated.
+    """
+    return [
+        (f.name, f.type == FieldDescriptor.TYPE_STRING, not f.has_presence)
+        for f in kind.fields
+        if f.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
+    ]
 
 
 def _named_twice(graph: onnx.GraphProto) -> list[str]:

@@ -49,6 +49,27 @@ def test_random_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
             raise AssertionError(f"seed {seed}: {type(error).__name__}") from error
 
 
+@pytest.mark.parametrize("name", ["image", "Relu", "inner", "domain", "size"])
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path, name: str) -> None:
+    inner = helper.make_node("Relu", ["image"], ["inner"], domain="domain")
+    graph = helper.make_graph(
+        [inner], "graph", [helper.make_tensor_value_info("image", F32, ["size"])],
+        [helper.make_tensor_value_info("inner", F32, ["size"])],
+    )  # fmt: skip
+    whole = helper.make_model(graph).SerializeToString()
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(whole.replace(name.encode(), name.encode()[:-1] + b"\xa2"))
+    assert f"{name.encode()[:-1] + bytes([0xA2])!r} is no UTF-8 text" in refused(path)
+
+
+def test_a_description_may_be_any_bytes(tmp_path: Path) -> None:
+    made = models.mlp(np.random.default_rng(1))
+    made.doc_string = made.graph.doc_string = "a network"
+    path = tmp_path / "described.onnx"
+    path.write_bytes(made.SerializeToString().replace(b"a network", b"a r\xe9seau."))
+    assert sf.import_onnx(path, tmp_path / "out").exists()
+
+
 def external(tmp_path: Path, location: str, **entries: str) -> Path:
     tensor = TensorProto(name="weight", data_type=F32, dims=[4],
                          data_location=TensorProto.EXTERNAL)  # fmt: skip
