@@ -11,8 +11,9 @@ What is checked of a form, numbered as in error messages' order:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import Any
 
 from . import syntax as s
 from .errors import PtxError
@@ -29,11 +30,51 @@ def bind(instruction: s.Instruction) -> tuple[Match, Bound]:
 
     Raises: PtxError that names the instruction, and what each form that it could be misses.
     """
+    key = instruction.opcode, instruction.modifiers, kinds(instruction.operands)
+    known = _BOUND.get(key)
+    if known is not None:
+        match, present = known
+        rest = iter(instruction.operands)
+        return match, tuple([
+            (spec, next(rest) if here else None)
+            for spec, here in zip(match.form.specs, present, strict=True)
+        ])  # fmt: skip
     reasons: list[str] = []
-    for found in _fitting(instruction, reasons):
-        return found
+    for match, bound in _fitting(instruction, reasons):
+        if len(_BOUND) > _MOST_BOUND:
+            _BOUND.clear()
+        _BOUND[key] = match, tuple(operand is not None for _, operand in bound)
+        return match, bound
     text = "; ".join(dict.fromkeys(reasons))
     raise PtxError(f"`{print_instruction(instruction)}`: {text}", line=instruction.line)
+
+
+Kind = Any
+"""All of an operand that decides which form an instruction is: its class, types of registers."""
+_BOUND: dict[tuple[str, tuple[str, ...], tuple[Kind, ...]], tuple[Match, tuple[bool, ...]]] = {}
+"""What instructions were found to be: the form, and which of its operands are there."""
+_MOST_BOUND = 1 << 14
+
+
+def kinds(operands: Iterable[s.Operand]) -> tuple[Kind, ...]:
+    """The kinds of operands: instructions that agree in these and their names are of one form."""
+    return tuple([x.type if x.__class__ is s.Register else _kind(x) for x in operands])
+
+
+def _kind(x: s.Operand) -> Kind:
+    match x:
+        case s.Special(name):
+            return s.Special, "cluster" in name
+        case s.FloatImmediate(_, width):
+            return s.FloatImmediate, width
+        case s.Vector(elements):
+            return s.Vector, kinds(elements)
+        case s.Pair(first, second):
+            return s.Pair, kinds((first, second))
+        case s.Address(base, _, coordinates):
+            return s.Address, kinds((base, *coordinates))
+        case _:
+            return x.type if isinstance(x, s.Register) else x.__class__
 
 
 def _fitting(instruction: s.Instruction, reasons: list[str]) -> Iterator[tuple[Match, Bound]]:

@@ -106,7 +106,11 @@ def int_of(text: str) -> int:
         return int(text, 16)
     if text[:2] in ("0b", "0B"):
         return int(text, 2)
-    return int(text, 8) if len(text) > 1 and text[0] == "0" else int(text)
+    if len(text) == 1 or text[0] != "0":
+        return int(text)
+    if set(text) & set("89"):
+        raise PtxError(f"`{text}` is no octal number")
+    return int(text, 8)
 
 
 def _operand(x: Value) -> int | float:

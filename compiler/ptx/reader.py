@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -20,16 +20,12 @@ from . import syntax as s
 from .constants import Constants, int_of
 from .errors import PtxError
 from .initial import Initials, with_initial
+from .names import Resolve, parts
+from .shapes import Hole, Shape, Unfit, Written, fillings, outline, pieces, shape_of, with_holes
 from .types import TYPES
 
 SPACES = ("const", "global", "local", "param", "shared", "reg")
 LINKAGE = ("visible", "extern", "weak", "common")
-_SPECIAL = re.compile(
-    r"%(n?tid|n?ctaid|(cluster_n?ctaid)|n?clusterid)\.[xyz]|%(laneid|n?warpid|n?smid|gridid"
-    r"|is_explicit_cluster|cluster_n?ctarank|lanemask_(eq|le|lt|ge|gt)|clock|clock_hi|clock64"
-    r"|globaltimer(_lo|_hi)?|total_smem_size|aggr_smem_size|dynamic_smem_size|current_graph_exec"
-    r"|reserved_smem_offset_(begin|end|cap|0|1)|pm\d(_64)?|envreg\d+)"
-)
 
 
 def read_module(text: str) -> s.Module:
@@ -37,10 +33,20 @@ def read_module(text: str) -> s.Module:
 
     Raises: PtxError with the line where the text is no PTX.
     """
+    module = _read(_parser(), text, "module")
+    assert isinstance(module, s.Module)
+    return module
+
+
+def _read(parser: lark.Lark, text: str, start: str) -> Any:
+    """What text says, from a rule of the grammar on."""
     try:
-        module = _parser().parse(text)
+        return parser.parse(text, start=start)
     except UnexpectedToken as error:
-        raise PtxError(f"unexpected `{error.token}`", line=error.line) from None
+        shown = error.token
+        if shown.type == "RUN":  # an instruction where none may be
+            shown = shown.split(None, 1)[0].rstrip(";")
+        raise PtxError(f"unexpected `{shown}`", line=error.line) from None
     except UnexpectedCharacters as error:
         raise PtxError(f"unexpected character {error.char!r}", line=error.line) from None
     except UnexpectedInput as error:
@@ -49,21 +55,58 @@ def read_module(text: str) -> s.Module:
         if isinstance(error.orig_exc, PtxError):
             raise error.orig_exc from None
         raise
-    assert isinstance(module, s.Module)
-    return module
+
+
+def _grammar() -> str:
+    return files(__package__).joinpath("ptx.lark").read_text("utf-8")
 
 
 @cache
 def _parser() -> lark.Lark:
-    grammar = files(__package__).joinpath("ptx.lark").read_text("utf-8")
-    return lark.Lark(grammar, parser="lalr", start="module", transformer=_Build())
+    starts = ["module", "instruction"]
+    return lark.Lark(_grammar(), parser="lalr", start=starts, transformer=_Build())
 
 
-class _Name(str):
-    """A name that is not resolved yet, with its line."""
+@cache
+def _shape_parser() -> lark.Lark:
+    """Reads an instruction that has holes where others of its shape have other numbers."""
+    grammar = _grammar() + "\n%extend unit: HOLE -> hole\nHOLE: /#\\d+/\n"
+    return lark.Lark(grammar, parser="lalr", start="instruction", transformer=_BuildShape())
 
-    __slots__ = ("line",)
-    line: int
+
+@lru_cache(1 << 14)
+def _shape(is_call: bool, common: str) -> Shape | None:
+    """The shape of operands by what they have in common, `None` where each is read by itself."""
+    try:
+        text = f"{'call' if is_call else 'any'} {with_holes(common)}"
+        read: Any = _shape_parser().parse(text)
+        return shape_of(read.operands)
+    except (UnexpectedInput, VisitError, PtxError, Unfit):
+        return None
+
+
+def _instruction(piece: re.Match[str], line: int) -> s.Instruction | Written:
+    """An instruction by its shape, or else as the grammar reads it."""
+    name, operands = piece["name"], piece["operands"]
+    shape = _shape(name in ("call", "call.uni"), outline(operands))
+    filled = fillings(operands, shape) if shape is not None else None
+    if shape is None or filled is None:
+        try:
+            read: s.Instruction = _read(_parser(), "\n" * (line - 1) + piece[0], "instruction")
+        except PtxError as error:
+            raise PtxError(error.message, line=error.line or line) from None
+        return read
+    if piece["guard"]:
+        line += piece[0].count("\n", 0, piece.start("name") - piece.start())
+    opcode, modifiers = _opcode(name)
+    guard = (piece["guard"], piece["negated"] == "!") if piece["guard"] else None
+    return Written(opcode, modifiers, guard, shape, filled, line)
+
+
+@lru_cache(1 << 12)
+def _opcode(name: str) -> tuple[str, tuple[str, ...]]:
+    opcode, *modifiers = name.split(".")
+    return opcode, tuple(modifiers)
 
 
 class _Build(Constants, Initials, lark.Transformer[Any, Any]):
@@ -113,6 +156,18 @@ class _Build(Constants, Initials, lark.Transformer[Any, Any]):
         return s.Instruction(opcode, tuple(modifiers), operands, c[0], c[1].line)
 
     call = instruction
+
+    def run(self, c: list[Any]) -> list[s.Loc | s.Instruction | Written]:
+        line, at, found = c[0].line, 0, list[s.Loc | s.Instruction | Written]()
+        for one in pieces(c[0]):
+            line += c[0].count("\n", at, one.start())
+            at = one.start()
+            if one["name"]:
+                found.append(_instruction(one, line))
+            elif one["loc"]:
+                file, row, column = map(int_of, one["loc"].split())
+                found.append(s.Loc(file, row, column))
+        return found
 
     def label(self, c: list[Any]) -> s.Label:
         return s.Label(str(c[0]))
@@ -250,16 +305,36 @@ class _Build(Constants, Initials, lark.Transformer[Any, Any]):
         )
 
 
-def _parts(name: str, count: int) -> list[str]:
-    """The registers that a vector of registers stands for."""
-    return [f"{name}${letter}" for letter in "xyzw"[:count]]
+class _BuildShape(_Build):
+    """As `_Build`, with holes for numbers."""
+
+    def hole(self, c: list[Any]) -> Any:
+        return Hole(int(c[0][1:]))
+
+    def unary(self, c: list[Any]) -> Any:
+        if not isinstance(c[1], Hole):
+            return super().unary(c)
+        if c[0] not in "+-" or c[1].negative:
+            raise Unfit
+        return Hole(c[1].number, c[0] == "-")
+
+    def constant(self, c: list[Any]) -> Any:
+        return c[0] if isinstance(c[0], Hole) else super().constant(c)
+
+    def offset(self, c: list[Any]) -> Any:
+        return c[0] if isinstance(c[0], Hole) else super().offset(c)
+
+    def chain(self, c: list[Any]) -> Any:
+        raise Unfit
+
+    cast = choice = chain
 
 
 def _vectors(names: list[tuple[str, int | None]], count: int) -> Iterator[tuple[str, None]]:
     """Declarations of the registers of vectors."""
     for name, number in names:
         for vector in [name] if number is None else [f"{name}{i}" for i in range(number)]:
-            yield from ((part, None) for part in _parts(vector, count))
+            yield from ((part, None) for part in parts(vector, count))
 
 
 def _flat(items: list[Any]) -> list[Any]:
@@ -313,116 +388,4 @@ def _function(
         return function
     declared = {v.name: v.type for v in (*function.parameters, *function.results)
                 if v.space == "reg"}  # fmt: skip
-    return replace(function, body=_Resolve(declared).body(body))
-
-
-class _Resolve:
-    """Turns names into registers and special registers, and gives instructions their `.loc`."""
-
-    def __init__(self, declared: dict[str, str]) -> None:
-        self.scopes: list[dict[str, str]] = [declared]
-        self.families: list[dict[str, tuple[str, int]]] = [{}]
-        self.loc: s.Loc | None = None
-
-    def body(self, statements: list[Any]) -> tuple[s.Statement, ...]:
-        return tuple(self.statement(x) for x in statements)
-
-    def statement(self, x: Any) -> s.Statement:
-        if isinstance(x, s.Instruction):
-            return self.instruction(x)
-        if isinstance(x, s.Registers):
-            self.declare(x)
-        elif isinstance(x, s.Variable) and x.space in ("param", "local", "shared", "global"):
-            self.scopes[-1].pop(x.name, None)
-        elif isinstance(x, s.Loc):
-            self.loc = x
-        elif isinstance(x, s.Scope):
-            self.scopes.append({})
-            self.families.append({})
-            x = s.Scope(self.body(list(x.body)))
-            self.scopes.pop()
-            self.families.pop()
-        statement: s.Statement = x
-        return statement
-
-    def declare(self, registers: s.Registers) -> None:
-        for name, count in registers.names:
-            if count is None:
-                self.scopes[-1][name] = registers.type
-            else:
-                self.families[-1][name] = (registers.type, count)
-
-    def instruction(self, x: s.Instruction) -> s.Instruction:
-        guard = x.guard
-        try:
-            if guard is not None:
-                guard = s.Guard(self.register(guard.register.name, x.line), guard.negated)
-            operands = tuple(self.operand(o, x.line) for o in x.operands)
-        except PtxError as error:
-            raise PtxError(f"`{x.name}`: {error.message}", line=x.line) from None
-        return s.Instruction(x.opcode, x.modifiers, operands, guard, x.line, self.loc)
-
-    def type_of(self, name: str) -> str | None:
-        for scope, families in zip(reversed(self.scopes), reversed(self.families), strict=True):
-            if name in scope:
-                return scope[name]
-            stem = name.rstrip("0123456789")
-            while families and len(stem) < len(name):
-                family = families.get(stem)
-                if family is not None and str(int(name[len(stem) :])) == name[len(stem) :]:
-                    if int(name[len(stem) :]) < family[1]:
-                        scope[name] = family[0]
-                        return family[0]
-                stem = name[: len(stem) + 1]
-        return None
-
-    def register(self, name: str, line: int) -> s.Register:
-        kind = self.type_of(name)
-        if kind is None:
-            raise PtxError(f"`{name}` is not declared", line=line)
-        return s.Register(name, kind)
-
-    def operand(self, x: s.Operand, line: int) -> s.Operand:
-        match x:
-            case s.Symbol(name, offset):
-                return self.symbol(str(name), offset, line)
-            case s.Negated(register):
-                return s.Negated(self.register(str(register.name), line))
-            case s.Vector(elements):
-                return s.Vector(tuple(self.operand(e, line) for e in elements))
-            case s.Arguments(elements):
-                return s.Arguments(tuple(self.operand(e, line) for e in elements))
-            case s.Pair(first, second):
-                return s.Pair(self.operand(first, line), self.operand(second, line))
-            case s.Address(base, offset, coordinates):
-                found = self.operand(base, line)
-                if not isinstance(found, s.Register | s.Symbol | s.Immediate):
-                    raise PtxError("no address", line=line)
-                return s.Address(found, offset, tuple(self.operand(e, line) for e in coordinates))
-            case _:
-                return x
-
-    def vector(self, name: str) -> s.Operand | None:
-        """A vector of registers, or one of its elements: `v`, `v.x`, `v.r`."""
-        stem, _, letter = name.partition(".")
-        if letter and letter in "xyzwrgba":
-            found = _parts(stem, 4)["xyzwrgba".index(letter) % 4]
-            kind = self.type_of(found)
-            return s.Register(found, kind) if kind else None
-        whole = [(x, kind) for x in _parts(name, 4) if (kind := self.type_of(x))]
-        return s.Vector(tuple(s.Register(*x) for x in whole)) if whole else None
-
-    def symbol(self, name: str, offset: int, line: int) -> s.Operand:
-        if name == "_":
-            return s.Sink()
-        kind = self.type_of(name)
-        if kind is not None:
-            return s.Register(name, kind)
-        parts = self.vector(name)
-        if parts is not None:
-            return parts
-        if name[0] == "%":
-            if not _SPECIAL.fullmatch(name):
-                raise PtxError(f"`{name}` is not declared", line=line)
-            return s.Special(name)
-        return s.Symbol(name, offset)
+    return replace(function, body=Resolve(declared).body(body))

@@ -6,6 +6,7 @@ Line numbers and source positions take no part in comparisons.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
@@ -108,6 +109,27 @@ Operand = (
     | Address
     | Arguments
 )
+
+
+def leaves(x: Operand | None) -> Iterator[Operand]:
+    """The registers, names and constants in an operand, in order."""
+    match x:
+        case None:
+            return
+        case Negated(register):
+            yield register
+        case Vector(elements) | Arguments(elements):
+            for element in elements:
+                yield from leaves(element)
+        case Pair(first, second):
+            yield from leaves(first)
+            yield from leaves(second)
+        case Address(base, _, coordinates):
+            yield base
+            for element in coordinates:
+                yield from leaves(element)
+        case _:
+            yield x
 
 
 @dataclass(frozen=True, slots=True)

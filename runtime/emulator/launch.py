@@ -18,6 +18,7 @@ from stagefuse.compiler.ptx.check import target_number
 from stagefuse.compiler.ptx.types import TYPES
 from stagefuse.dsl.frozen import frozen
 
+from .collector import collector_rests
 from .layout import Layout, lay_out
 from .limits import check_launch, cluster_of
 from .machine import Dim, Machine
@@ -101,10 +102,11 @@ class Module:
         if time_limit is not None:
             machine.deadline = monotonic() + time_limit
         self._initialise(variables, machine)
-        for each in layout.codes:
-            each.make_ready()
-            for step in each.steps:
-                step.lanes = 0
+        with collector_rests():
+            for each in layout.codes:
+                each.make_ready(self.program)
+        for step in (step for each in layout.codes for step in each.steps):
+            step.lanes = 0
         with np.errstate(all="ignore"):
             try:
                 machine.run()
@@ -177,12 +179,13 @@ def load(text: str | s.Module) -> Module:
     Raises: PtxError with the line of what is no PTX, or of an instruction that is not known; and
     for a target that has instructions which work in ways that are not emulated.
     """
-    module = read_module(text) if isinstance(text, str) else text
-    number, _ = target_number(module.target[0])
-    if number > NEWEST:
-        raise PtxError(f"the target is {module.target[0]}, and the emulator knows GPUs up to "
-                       f"sm_{NEWEST}a")  # fmt: skip
-    loaded = Module(module, Program(module))
+    with collector_rests():
+        module = read_module(text) if isinstance(text, str) else text
+        number, _ = target_number(module.target[0])
+        if number > NEWEST:
+            raise PtxError(f"the target is {module.target[0]}, and the emulator knows GPUs up to "
+                           f"sm_{NEWEST}a")  # fmt: skip
+        loaded = Module(module, Program(module))
     for place in loaded.program.globals.places.values():
         v = place.variable
         if v.space not in ("global", "const") or "extern" in v.linkage and not byte_size(v):

@@ -6,13 +6,13 @@ comes from the meaning that the instruction table names (`meanings`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stagefuse.compiler.ptx import PtxError, bind, check, print_instruction
 from stagefuse.compiler.ptx import syntax as s
-from stagefuse.compiler.ptx.check import check_function, unmet
+from stagefuse.compiler.ptx.check import check_function, kinds, unmet
 from stagefuse.compiler.ptx.table import Match, OperandSpec
 from stagefuse.compiler.ptx.types import TYPES
 from stagefuse.dsl.frozen import frozen
@@ -100,8 +100,6 @@ class Code:
     steps: list[Step] = field(default_factory=list)
     registers: list[str] = field(default_factory=list)
     """The type of each register, by its number."""
-    slots: dict[str, int] = field(default_factory=dict)
-    """Numbers of registers by scope and name."""
     labels: list[int] = field(default_factory=list)
     """The steps that labels stand before."""
     tables: dict[str, s.Targets] = field(default_factory=dict)
@@ -123,16 +121,17 @@ class Code:
     uses_reserved: bool = False
     """Whether it looks for the shared memory that the system keeps for itself."""
     granules: Granules = field(default_factory=lambda: Granules())
-    pending: list[tuple[Step, Site]] = field(default_factory=list)
+    pending: list[tuple[Step, Scope, Decoded]] = field(default_factory=list)
     """Steps that are made ready when the function is first used."""
 
-    def make_ready(self) -> None:
+    def make_ready(self, program: Program) -> None:
         """Gives each step what it runs."""
         from .meanings import compile_step
 
         pending, self.pending = self.pending, []
-        for step, site in pending:
-            compile_step(site, step)
+        for step, scope, known in pending:
+            x = step.instruction
+            compile_step(Site(program, self, scope, x, known, known.bound(x)), step)
 
     watched: frozenset[str] | None = None
     """Registers that belong to asynchronous products, once they were looked for."""
@@ -170,9 +169,17 @@ class Site:
     code: Code
     scope: Scope
     instruction: s.Instruction
-    match: Match
+    known: Decoded
     bound: dict[str, s.Operand | None]
-    specs: dict[str, OperandSpec]
+
+    @property
+    def match(self) -> Match:
+        return self.known.match
+
+    @property
+    def specs(self) -> dict[str, OperandSpec]:
+        """The operands of the form by their names."""
+        return self.known.specs
 
     def word(self, slot: str, default: str = "") -> str:
         """The word in a slot of the form."""
@@ -190,8 +197,7 @@ class Site:
 
     def type_of(self, name: str) -> str:
         """The type of an operand."""
-        spec = self.specs[name]
-        return "pred" if spec.kind == "predicate" else self.match.type_of(spec)
+        return self.known.type_of(name)
 
     def error(self, message: str) -> PtxError:
         """An error that names this instruction."""
@@ -206,13 +212,15 @@ class Scope:
     number: int
     outer: Scope | None = None
     names: set[str] = field(default_factory=set)
+    slots: dict[str, int] = field(default_factory=dict)
+    """The numbers of its registers that are used."""
     families: dict[str, int] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
 
     def owner(self, name: str) -> Scope | None:
         """The scope whose declaration a register's name means."""
-        if name in self.names:
+        if name in self.slots or name in self.names:
             return self
         stem = name.rstrip("0123456789")
         while len(stem) < len(name):
@@ -220,6 +228,14 @@ class Scope:
                 return self
             stem = name[: len(stem) + 1]
         return self.outer.owner(name) if self.outer else None
+
+    def slot(self, name: str, type: str, registers: list[str]) -> int:
+        """The number of a register of this scope, which joins its function's when first seen."""
+        found = self.slots.get(name)
+        if found is None:
+            found = self.slots[name] = len(registers)
+            registers.append(type)
+        return found
 
     def label(self, name: str) -> int | None:
         """The step that a label stands before; braces within a function may have their own."""
@@ -268,6 +284,33 @@ class Program:
         return Scope(self._scopes, outer)
 
 
+@frozen
+class Decoded:
+    """What instructions of one name with operands of the same kinds are."""
+
+    match: Match
+    present: tuple[str, ...]
+    """Names of the form's operands that are there, in order."""
+    specs: dict[str, OperandSpec]
+    has_names: bool
+    """Whether operands are names of variables, functions, labels or special registers."""
+    types: dict[str, str] = field(default_factory=dict)
+    """Types of operands that were asked for."""
+
+    def bound(self, x: s.Instruction) -> dict[str, s.Operand | None]:
+        """Operands by the names of the form, `None` for one that is left out."""
+        return dict.fromkeys(self.specs) | dict(zip(self.present, x.operands, strict=True))
+
+    def type_of(self, name: str) -> str:
+        """The type of an operand."""
+        found = self.types.get(name)
+        if found is None:
+            spec = self.specs[name]
+            found = "pred" if spec.kind == "predicate" else self.match.type_of(spec)
+            self.types[name] = found
+        return found
+
+
 class _Decode:
     """Decodes one function."""
 
@@ -276,6 +319,7 @@ class _Decode:
         self.available = program.module.version, program.module.target[0]
         self.outside: list[tuple[str, s.Instruction, Scope]] = []
         """Names that no variable has, with the instructions that use them."""
+        self.known: dict[tuple[Any, ...], Decoded] = {}
 
     def run(self) -> None:
         function = self.code.function
@@ -285,7 +329,7 @@ class _Decode:
         for v in (*function.results, *function.parameters):
             if v.space == "reg":
                 scope.names.add(v.name)
-                self.code.formals.append(self.slot(scope, v.name, v.type))
+                self.code.formals.append(scope.slot(v.name, v.type, self.code.registers))
             elif function.is_entry:
                 offset = aligned(offset, alignment(v))
                 scope.places[v.name] = place = Place("entry", offset, v)
@@ -299,13 +343,6 @@ class _Decode:
         for at in self.code.labels:
             self.code.steps[at].is_leader = True
         self.check_names()
-
-    def slot(self, scope: Scope, name: str, type: str) -> int:
-        key = f"{scope.number}:{name}"
-        if key not in self.code.slots:
-            self.code.slots[key] = len(self.code.registers)
-            self.code.registers.append(type)
-        return self.code.slots[key]
 
     def param(self, scope: Scope, v: s.Variable) -> Place:
         place = Place("call", len(self.code.param_sizes), v)
@@ -357,30 +394,48 @@ class _Decode:
             self.program.globals.places.setdefault(v.name, place)
 
     def instruction(self, x: s.Instruction, scope: Scope) -> None:
+        key = x.opcode, x.modifiers, kinds(x.operands)
+        known = self.known.get(key)
+        if known is None:
+            known = self.known[key] = self.form_of(x)
+        code, meaning = self.code, known.match.form.meaning
+        step = Step(x, known.match)
+        code.steps.append(step)
+        code.pending.append((step, scope, known))
+        if meaning.startswith("async.copy"):  # their sizes are operands
+            code.granules = code.granules.with_access(known.match, known.bound(x))
+        if meaning == "atomic.cas":
+            code.swapped.update(o for o in x.operands if isinstance(o, s.Address))
+        if known.has_names:
+            self.mention(x, scope)
+
+    def form_of(self, x: s.Instruction) -> Decoded:
+        """The form of an instruction, and of all others of its kind, which its code then has."""
         match, bound = bind(x)
         if unmet(x, match.form, *self.available):
             match = check(x, *self.available)
-        step = Step(x, match)
-        operands = {spec.name: operand for spec, operand in bound}
-        self.code.granules = self.code.granules.with_access(match, operands)
-        self.code.steps.append(step)
-        site = Site(
-            self.program, self.code, scope, x, match,
-            operands, {spec.name: spec for spec, _ in bound},
+        leaves = [leaf for operand in x.operands for leaf in s.leaves(operand)]
+        present = tuple(spec.name for spec, operand in bound if operand is not None)
+        made = Decoded(
+            match, present, {spec.name: spec for spec, _ in bound},
+            any(isinstance(leaf, s.Symbol | s.Special) for leaf in leaves),
         )  # fmt: skip
-        self.code.pending.append((step, site))
+        self.code.granules = self.code.granules.with_access(match, made.bound(x))
         self.code.uses_stack |= match.form.meaning.startswith("stack.")
+        if match.form.opcode == "call":
+            self.code.calls_pointers |= isinstance(made.bound(x)["function"], s.Register)
+        return made
+
+    def mention(self, x: s.Instruction, scope: Scope) -> None:
+        """Notes the names in an instruction that are no registers."""
         for operand in x.operands:
-            if isinstance(operand, s.Address) and match.form.meaning == "atomic.cas":
-                self.code.swapped.add(operand)
-            if isinstance(operand, s.Special) and operand.name.startswith("%reserved_smem"):
-                self.code.uses_reserved = True
-            for name in symbols(operand):
-                if scope.place(name) is None:
-                    self.outside.append((name, x, scope))
-                self.code.mentions.add(name)
-        if match.form.opcode == "call" and isinstance(site.bound["function"], s.Register):
-            self.code.calls_pointers = True
+            for leaf in s.leaves(operand):
+                if isinstance(leaf, s.Symbol):
+                    self.code.mentions.add(leaf.name)
+                    if scope.place(leaf.name) is None:
+                        self.outside.append((leaf.name, x, scope))
+                elif isinstance(leaf, s.Special):
+                    self.code.uses_reserved |= leaf.name.startswith("%reserved_smem")
 
     def check_names(self) -> None:
         """Raises: PtxError for a name that no variable, function, label or list has."""
@@ -392,41 +447,12 @@ class _Decode:
                 raise PtxError(f"`{shown}`: `{name}` is not declared", line=x.line)
 
 
-def symbols(x: s.Operand | None) -> Iterator[str]:
-    """The names of variables, functions and labels in an operand."""
-    match x:
-        case s.Symbol(name):
-            yield name
-        case s.Vector(elements) | s.Arguments(elements):
-            for element in elements:
-                yield from symbols(element)
-        case s.Pair(first, second):
-            yield from symbols(first)
-            yield from symbols(second)
-        case s.Address(base, _, coordinates):
-            yield from symbols(base)
-            for element in coordinates:
-                yield from symbols(element)
-        case _:
-            return
-
-
 def slot_of(site: Site, register: s.Register) -> int:
     """The number of a register."""
+    found = site.scope.slots.get(register.name)
+    if found is not None:
+        return found
     owner = site.scope.owner(register.name)
     if owner is None:
         raise site.error(f"`{register.name}` is not declared here")
-    key = f"{owner.number}:{register.name}"
-    slots, registers = site.code.slots, site.code.registers
-    if key not in slots:
-        slots[key] = len(registers)
-        registers.append(register.type)
-    return slots[key]
-
-
-def unknown(site: Site, name: str) -> PtxError:
-    """An error about a name that nothing declares."""
-    return site.error(f"`{name}` is not declared")
-
-
-Access = Any
+    return owner.slot(register.name, register.type, site.code.registers)

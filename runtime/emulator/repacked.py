@@ -71,19 +71,4 @@ def _values(step: Step) -> set[str]:
 
 def _registers(x: s.Operand | None) -> Iterator[str]:
     """Names of the registers in an operand."""
-    match x:
-        case s.Register(name):
-            yield name
-        case s.Negated(register):
-            yield register.name
-        case s.Vector(elements) | s.Arguments(elements):
-            for element in elements:
-                yield from _registers(element)
-        case s.Pair(first, second):
-            yield from _registers(first)
-            yield from _registers(second)
-        case s.Address(base, _, coordinates):
-            for part in (base, *coordinates):
-                yield from _registers(part)
-        case _:
-            return
+    return (leaf.name for leaf in s.leaves(x) if isinstance(leaf, s.Register))

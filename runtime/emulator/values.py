@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """The dtype in which functions see a type; small floats without one as bits."""
 
 
+@cache
 def stored_dtype(register_type: str) -> np.dtype[Any]:
     """The dtype of a register's array when nothing was written to it yet."""
     bits = TYPES[register_type].bits

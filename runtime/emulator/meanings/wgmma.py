@@ -325,7 +325,8 @@ def guard_registers(site: Site, run: Run) -> Run:
     A `mov` from a register to another passes the mark on instead.
     """
     found = watched(site.code)
-    if not found:
+    leaves = (leaf for x in site.instruction.operands for leaf in s.leaves(x)) if found else ()
+    if not any(isinstance(leaf, s.Register) and leaf.name in found for leaf in leaves):
         return run
     all_reads, all_writes = _used(site)
     reads = [slot for slot, name in all_reads.items() if name in found]
