@@ -370,9 +370,22 @@ def _sum_of(b: Builder, s: Sums, zero: Ref, other: Ref) -> Ref:
     the same along the depth; computed for the axes alone along which something changes."""
     first, second = (axes_of(b.graph, x) & set(s.depth) for x in (zero, other))
     if first:
-        return _sum_along(b, s, (zero, other))
+        rest = tuple(a for a in s.depth if a not in first)
+        return _sum_along(
+            b, replace(s, depth=tuple(sorted(first))), (zero, _summed(b, s, other, rest))
+        )
     whole = _sum_along(b, s, (other,)) if second else _times_depth(b, other, s)
     return b.map("mul", _at_result(b, zero, s), whole)
+
+
+def _summed(b: Builder, s: Sums, x: Ref, rest: tuple[int, ...]) -> Ref:
+    """The sums of an integer along the rest of the depth, where a zero is the same: over the
+    domain, as those of weights over the channels, of which a padded image sees some."""
+    if not rest:
+        return x
+    others = tuple(a for a in range(len(s.domain)) if a not in rest)
+    total = _sum_along(b, replace(s, depth=rest, outer=others), (x,))
+    return view_of(b, total, s.domain, lambda *at: [at[a] for a in others], None)
 
 
 def _times_depth(b: Builder, x: Ref, s: Sums) -> Ref:

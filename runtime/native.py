@@ -103,8 +103,9 @@ def units(level: str = "v4", tiles: bool = True) -> int:
     pages = UNITS["pages"] if "GenuineIntel" in _own_words("vendor_id") else 0
     if level != "v4":
         return pages
-    quads = UNITS["quads"] if "avx512_vnni" in _own_words("flags") else 0
-    return pages | quads | (UNITS["tiles"] if tiles and may_use_tiles() else 0)
+    flags = {"quads": "avx512_vnni", "halves": "avx512_bf16"}
+    found = sum(UNITS[name] for name, flag in flags.items() if flag in _own_words("flags"))
+    return pages | found | (UNITS["tiles"] if tiles and may_use_tiles() else 0)
 
 
 @lru_cache(maxsize=1)

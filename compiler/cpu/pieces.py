@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import count, cycle
 
+from . import halves
 from .cutting import (
     BAD,
     FLOATS,
@@ -92,6 +93,7 @@ def shared_text() -> str:
     return f"""
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare void @llvm.x86.tdpbf16ps(i8 immarg, i8 immarg, i8 immarg)
+{halves.DECLARATION}
 declare {FLOATS} @llvm.masked.load.v16f32.p0(ptr, <16 x i1>, {FLOATS})
 declare {HALVES} @llvm.umin.v32i16({HALVES}, {HALVES})
 declare {HALVES} @llvm.umax.v32i16({HALVES}, {HALVES})
@@ -101,11 +103,12 @@ declare {HALVES} @llvm.umax.v32i16({HALVES}, {HALVES})
 
 def tile_text(columns: int, placed: bool, vectors: str) -> str:
     """The function `symbol(dst, dst_row, a, a_row, panel, places, rows, depth, width, add, cache,
-    entries, most, ready, mark)`: as `tile.tile_text`'s, for at most 32 rows; all 32 of dst are
-    there to be overwritten. `placed`: whether the panel's rows lie at places, or are packed.
+    entries, most, ready, mark, tiled)`: as `tile.tile_text`'s, for at most 32 rows; all 32 of dst
+    are there to be overwritten. `placed`: whether the panel's rows lie at places, or are packed.
 
-    `cache` is null where tiles may not be used; it holds `entries` tiles of rows and a panel, of at
-    most `most` steps, a multiple of 32. `ready`, `mark`: the panel's pieces and its mark, or null.
+    `cache` is null where pieces may not be used; it holds `entries` tiles of rows and a panel, of
+    at most `most` steps, a multiple of 32. `ready`, `mark`: the panel's pieces and its mark, or
+    null. `tiled`: whether there are tiles; else high pieces alone are multiplied, by `halves`.
     `vectors`: the micro-kernel for what it does not take.
     """
     parts = (_tile(columns, placed, vectors), [""], panel_text(columns, placed))
@@ -117,15 +120,18 @@ def _tile(columns: int, placed: bool, vectors: str) -> list[str]:
     out = [
         f"define void @{symbol(columns, placed)}(ptr noalias %dst, i64 %dst_row, ptr readonly %a,"
         " i64 %a_row, ptr readonly %panel, ptr readonly %places, i64 %rows, i64 %depth,"
-        " i64 %width, i1 %add, ptr %cache, i64 %entries, i64 %most, ptr %ready, ptr %mark)"
-        f" noinline noduplicate {_FEATURES} {{",
+        " i64 %width, i1 %add, ptr %cache, i64 %entries, i64 %most, ptr %ready, ptr %mark,"
+        f" i1 %tiled) noinline noduplicate {_FEATURES} {{",
         "entry:",
         "  %off = icmp eq ptr %cache, null",
         f"  %few = icmp slt i64 %rows, {LEAST_ROWS}",
         f"  %short = icmp slt i64 %depth, {LEAST_DEPTH}",
         "  %small = or i1 %few, %short",
         "  %not = or i1 %off, %small",
-        "  br i1 %not, label %vectors, label %look",
+        "  br i1 %not, label %vectors, label %begin",
+        "begin:",
+        "  br i1 %tiled, label %look, label %guess",
+        *halves.guess(placed),
         "vectors:",
         f"  call void @{vectors}(ptr %dst, i64 %dst_row, ptr %a, i64 %a_row, i64 1, ptr %panel,"
         " i64 0, ptr %places, i64 %rows, i64 %depth, i64 %width, i1 %add)",
@@ -140,7 +146,16 @@ def _tile(columns: int, placed: bool, vectors: str) -> list[str]:
         "  %left_has = icmp ne i64 %rows_more, 0",
         f"  %panel_more = and i64 %panel_flags, {PIECES}",
         "  %right_has = icmp ne i64 %panel_more, 0",
-        "  br i1 %fine, label %tiles, label %vectors",
+        "  br i1 %fine, label %choose, label %vectors",
+        "choose:",
+        "  br i1 %tiled, label %tiles, label %alone",
+        "alone:",
+        "  %said_more = or i1 %left_has, %right_has",
+        "  br i1 %said_more, label %vectors, label %halves",
+        "halves:",
+        f"  call void @{halves.symbol(columns)}(ptr %dst, i64 %dst_row, ptr %left, ptr %right,"
+        " i64 %rows, i64 %depth, i64 %width, i1 %add)",
+        "  ret void",
         "tiles:",
         "  %bytes = shl i64 %dst_row, 2",
         "  %low_dst = getelementptr i8, ptr %dst, i64 0",

@@ -10,7 +10,7 @@ from stagefuse.compiler.plan import CUT_ROWS
 from stagefuse.dsl.dims import Expr, const, floordiv, mod
 from stagefuse.dsl.dtypes import I32
 
-from . import byte_tiles, cutting, pieces, scalars, units
+from . import byte_tiles, cutting, halves, pieces, scalars, units
 from .bodies import walk, written_buffers
 from .dots import dots_text
 from .dots import symbol as dots_symbol
@@ -52,6 +52,7 @@ class ProductWriter(FetchWriter):
         self.caches: dict[Source, tuple[Cache, Value]] = {}
         self.cut: dict[Source, Value] = {}  # what was cut before the kernel runs
         self.has_tiles: Value | None = None
+        self.has_pieces: Value | None = None  # tiles, or else dot products of bf16
         self.units: Value | None = None
         self.room: Value | None = None  # scratch of products of bytes
         self.is_first: Value | None = None
@@ -78,8 +79,10 @@ class ProductWriter(FetchWriter):
             placed = rows == "places"
             symbol = pieces.symbol(s.nr, placed)
             self.module.micro_kernels[symbol] = pieces.tile_text(s.nr, placed, shape.symbol)
-            assert self.has_tiles is not None
-            use = self.has_tiles
+            half = halves.symbol(s.nr)
+            self.module.micro_kernels[half] = halves.dots_text(s.nr)
+            assert self.has_tiles is not None and self.has_pieces is not None
+            use = self.has_pieces
             for rows_of_all in (cache.rows, cache.down):
                 if rows_of_all is not None:
                     use = use & self.index(rows_of_all).compare("ge", CUT_ROWS)
@@ -92,7 +95,7 @@ class ProductWriter(FetchWriter):
                 f" {place(a, s.a_offset)}, {number(s.a_row)}, {place(panel, s.panel_offset)},"
                 f" ptr {table}, {number(s.rows)}, {number(s.depth)}, {number(width)},"
                 f" i1 {int(s.accumulate)}, ptr {kept.text}, i64 {cache.entries},"
-                f" {number(cache.most)}, ptr {ready.text}, ptr {mark.text})"
+                f" {number(cache.most)}, ptr {ready.text}, ptr {mark.text}, i1 {self.has_tiles.text})"
             )
             return
         self.code.line(
@@ -214,12 +217,19 @@ class ProductWriter(FetchWriter):
         for number, key in enumerate(k for k, cache in found.items() if cache.rows is not None):
             self.cut[key] = self._slot(code.value("%args", "ptr"), slot + number, "ptr")
         self.units = units.loaded(code)
-        self.has_tiles = on = units.has(code, self.units, "tiles")
-        begin, clear, after = code.label("tiles"), code.label("clear"), code.label("ready")
-        code.branch_if(on, begin, after)
+        self.has_tiles = units.has(code, self.units, "tiles")
+        self.has_pieces = units.has(code, self.units, "tiles", "halves")
+        begin, begun = code.label("tiles"), code.label("begun")
+        code.branch_if(self.has_tiles, begin, begun)
         code.start(begin)
         code.line("call void @sf.pieces.begin()")
-        code.branch_if(self.is_first or code.const(0, "i1"), clear, after)
+        code.branch(begun)
+        code.start(begun)
+        if not found:
+            return
+        assert self.is_first is not None
+        clear, after = code.label("clear"), code.label("ready")
+        code.branch_if(self.is_first & self.has_pieces, clear, after)
         code.start(clear)
         for _, place in self.caches.values():
             code.line(

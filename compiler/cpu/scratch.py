@@ -123,7 +123,7 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
             or (s.dst not in scratch and s.rows != const(pieces.ROWS))
             or (s.dst in scratch and len(scratch[s.dst].shape) != 3)
             or (s.panel_place is not None and not _pays(inputs[s.a], s.depth))
-            or ((across := _across(s, inputs, scratch)) and _is_narrow(across))
+            or ((across := _across(s, inputs, scratch, kernel)) and _is_narrow(across))
         ):
             continue
         if source_of(s) not in found:
@@ -144,13 +144,15 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
 
 
 def _across(
-    s: TileProduct, inputs: Mapping[str, Buffer], scratch: Mapping[str, Alloc]
+    s: TileProduct, inputs: Mapping[str, Buffer], scratch: Mapping[str, Alloc], kernel: Kernel
 ) -> Expr | None:
-    """The columns of all packed panels that rows are multiplied by."""
+    """The columns of all packed panels that rows are multiplied by; where a kernel packs some at a
+    time, those of all its groups of them."""
     memory = inputs.get(s.panel) or scratch.get(s.panel)
     if memory is None or s.panel_place is not None or len(memory.shape) < 3:
         return None
-    return memory.shape[-3] * s.nr
+    groups = dict(kernel.parallel).get("nb", const(1)) if s.panel in scratch else const(1)
+    return memory.shape[-3] * s.nr * groups
 
 
 def _is_narrow(across: Expr) -> bool:

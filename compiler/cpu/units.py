@@ -26,6 +26,7 @@ def loaded(code: Code) -> Value:
     return code.emit(f"load i32, ptr {_NAME}, align 4", "i32")
 
 
-def has(code: Code, units: Value, name: str) -> Value:
-    """Whether a unit is among them."""
-    return code.pure(f"and i32 {units.text}, {UNITS[name]}", "i32").compare("ne", 0)
+def has(code: Code, units: Value, *names: str) -> Value:
+    """Whether one of some units is among them."""
+    bits = sum(UNITS[name] for name in names)
+    return code.pure(f"and i32 {units.text}, {bits}", "i32").compare("ne", 0)

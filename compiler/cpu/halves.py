@@ -1,0 +1,173 @@
+"""Products of what was bf16, by the dot products that vectors have of pairs of them, as LLVM IR.
+
+A processor may have these (AVX512-BF16, `vdpbf16ps`) and no AMX: twice as many products in an
+instruction as a multiply-add of f32 has. Rows and panels are cut as for tiles, see `pieces`, and
+are multiplied here where they are high pieces alone: numbers of 8 bits, from 2^-62 to 2^62 (in
+panels from 2^-40) or 0. Their products are exact in f32, and they and sums of them are multiples
+of 2^-116, so that nothing is lost of the instruction taking denormals for zeros. It rounds each
+addition to nearest, or the two of a pair at once: no more often than a multiply-add.
+
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, VDPBF16PS.
+"""
+
+from __future__ import annotations
+
+from .byte_lines import loop
+from .cutting import FLOATS, ROW_BYTES, STEP, WORDS, panel_bytes
+
+ROWS = 8
+"""Of a register tile: rows are cut with zeros up to 16, so that they always come in eights."""
+_PAIRS = "<32 x bfloat>"
+DECLARATION = (
+    f"declare {FLOATS} @llvm.x86.avx512bf16.dpbf16ps.512({FLOATS}, {_PAIRS}, {_PAIRS})"
+)
+
+
+def symbol(columns: int) -> str:
+    return f"sf.halves.{columns}"
+
+
+def guess(placed: bool) -> list[str]:
+    """The block `guess`, which goes on to `look` if numbers at the beginning of rows and of a panel
+    have no bits behind those of bf16, and the panel's are not all 0; to `vectors` if they have."""
+    at = ["  %guess_panel = getelementptr float, ptr %panel, i64 0"]
+    if placed:
+        at = [
+            "  %guess_place = load i64, ptr %places, align 8",
+            "  %guess_panel = getelementptr float, ptr %panel, i64 %guess_place",
+        ]
+    return [
+        "guess:",
+        *at,
+        f"  %guess_x = load {WORDS}, ptr %a, align 4",
+        f"  %guess_y = load {WORDS}, ptr %guess_panel, align 4",
+        f"  %guess_bits = or {WORDS} %guess_x, %guess_y",
+        f"  %guess_low = and {WORDS} %guess_bits, splat (i32 65535)",
+        f"  %guess_zero = icmp eq {WORDS} %guess_y, zeroinitializer",
+        f"  %guess_more = icmp ne {WORDS} %guess_low, zeroinitializer",
+        "  %guess_zeros = bitcast <16 x i1> %guess_zero to i16",
+        "  %guess_mores = bitcast <16 x i1> %guess_more to i16",
+        "  %guess_none = icmp eq i16 %guess_zeros, -1",
+        "  %guess_some = icmp ne i16 %guess_mores, 0",
+        "  %guess_not = or i1 %guess_none, %guess_some",
+        "  br i1 %guess_not, label %vectors, label %look",
+    ]
+
+
+def dots_text(columns: int) -> str:
+    """The function `symbol(dst, dst_row, left, right, rows, depth, width, add)`: cut rows by a cut
+    panel, of both of which the high pieces are read. Rows of dst are there to be overwritten up to
+    a multiple of eight. The two bf16 of 4 bytes are 16 steps apart in both."""
+    wide = next(n for n in (3, 2, 1) if columns % (16 * n) == 0)
+    cells = [(r, c) for r in range(ROWS) for c in range(wide)]
+
+    def phis(name: str, one: str, other: str) -> list[str]:
+        return [
+            f"  %{name}{r}_{c} = phi {FLOATS} [ {one.format(f'{r}_{c}')} ],"
+            f" [ {other.format(f'{r}_{c}')} ]"
+            for r, c in cells
+        ]
+
+    def reads(kind: str, value: str) -> list[str]:
+        return [
+            f"  {value.format(f'{r}_{c}')}, ptr %w{r}_{c}, align 4"
+            if kind == "store"
+            else f"  {value.format(f'{r}_{c}')} = load {FLOATS}, ptr %w{r}_{c}, align 4"
+            for r, c in cells
+        ]
+
+    addresses = []
+    for r in range(ROWS):
+        addresses += [
+            f"  %e{r} = mul i64 %dst_row, {r}",
+            f"  %d{r} = getelementptr float, ptr %to, i64 %e{r}",
+            *(f"  %w{r}_{c} = getelementptr float, ptr %d{r}, i64 {16 * c}" for c in range(wide)),
+        ]
+    tile = [
+        "  %half = lshr i64 %r, 4",
+        "  %inside = and i64 %r, 15",
+        "  %o1 = shl i64 %half, 10",
+        "  %o2 = shl i64 %inside, 6",
+        "  %o = add i64 %o1, %o2",
+        "  %first = getelementptr i8, ptr %left, i64 %o",
+        "  %d_skip = mul i64 %r, %dst_row",
+        "  %to = getelementptr float, ptr %d_col, i64 %d_skip",
+        *addresses,
+        "  br i1 %add, label %adds, label %begin",
+        "adds:",
+        *reads("load", "%g{}"),
+        "  br label %begin",
+        "begin:",
+        *phis("h", "zeroinitializer, %r.do", "%g{}, %adds"),
+        "  br label %step",
+        "step:",
+        "  %k = phi i64 [ 0, %begin ], [ %k1, %stepped ]",
+        "  %l = phi ptr [ %first, %begin ], [ %l1, %stepped ]",
+        "  %p = phi ptr [ %base, %begin ], [ %p1, %stepped ]",
+        *phis("t", "%h{}, %begin", "%n{}, %stepped"),
+        "  br label %pair",
+        "pair:",
+        "  %j = phi i64 [ 0, %step ], [ %j1, %pair ]",
+        *phis("s", "%t{}, %step", "%n{}, %pair"),
+        *_pair(wide),
+        "  %j1 = add nuw nsw i64 %j, 1",
+        "  %more_pairs = icmp ult i64 %j1, 16",
+        "  br i1 %more_pairs, label %pair, label %stepped",
+        "stepped:",
+        f"  %l1 = getelementptr i8, ptr %l, i64 {ROW_BYTES}",
+        f"  %p1 = getelementptr i8, ptr %p, i64 {panel_bytes(columns)}",
+        f"  %k1 = add nuw nsw i64 %k, {STEP}",
+        "  %more_steps = icmp slt i64 %k1, %depth",
+        "  br i1 %more_steps, label %step, label %stored",
+        "stored:",
+        *reads("store", f"store {FLOATS} %n{{}}"),
+    ]
+    column = [
+        "  %d_col = getelementptr float, ptr %dst, i64 %c",
+        f"  %p_skip = mul i64 %c, {1024 // 16}",
+        "  %base = getelementptr i8, ptr %right, i64 %p_skip",
+        "  br label %r.do",
+        *loop("r", "c.do", "%rows", ROWS, tile, "rowed"),
+        "rowed:",
+    ]
+    return "\n".join([
+        f"define void @{symbol(columns)}(ptr noalias %dst, i64 %dst_row,"
+        " ptr readonly %left, ptr readonly %right, i64 %rows, i64 %depth, i64 %width, i1 %add)"
+        ' noinline nounwind "target-features"="+avx512bf16" {',
+        "entry:",
+        "  br label %c.do",
+        *loop("c", "entry", "%width", 16 * wide, column, "return"),
+        "return:",
+        "  ret void",
+        "}",
+    ])  # fmt: skip
+
+
+def _pair(wide: int) -> list[str]:
+    """A pair of every row, repeated, by those of the panel's columns."""
+    out = [
+        "  %l_skip = shl i64 %j, 2",
+        "  %l_at = getelementptr i8, ptr %l, i64 %l_skip",
+        "  %b_skip = shl i64 %j, 6",
+        "  %b_at = getelementptr i8, ptr %p, i64 %b_skip",
+    ]
+    for c in range(wide):
+        out += [
+            f"  %q{c} = getelementptr i8, ptr %b_at, i64 {1024 * c}",
+            f"  %b{c} = load {_PAIRS}, ptr %q{c}, align 64",
+        ]
+    for r in range(ROWS):
+        out += [
+            f"  %f{r} = getelementptr i8, ptr %l_at, i64 {64 * r}",
+            f"  %x{r} = load i32, ptr %f{r}, align 4",
+            f"  %i{r} = insertelement {WORDS} poison, i32 %x{r}, i64 0",
+            f"  %v{r} = shufflevector {WORDS} %i{r}, {WORDS} poison, <16 x i32> zeroinitializer",
+            f"  %a{r} = bitcast {WORDS} %v{r} to {_PAIRS}",
+        ]
+        for c in range(wide):
+            cell = f"{r}_{c}"
+            out.append(
+                f"  %n{cell} = call {FLOATS} @llvm.x86.avx512bf16.dpbf16ps.512({FLOATS} %s{cell},"
+                f" {_PAIRS} %a{r}, {_PAIRS} %b{c})"
+            )
+    return out
