@@ -18,9 +18,7 @@ from .cutting import FLOATS, ROW_BYTES, STEP, WORDS, panel_bytes
 ROWS = 8
 """Of a register tile: rows are cut with zeros up to 16, so that they always come in eights."""
 _PAIRS = "<32 x bfloat>"
-DECLARATION = (
-    f"declare {FLOATS} @llvm.x86.avx512bf16.dpbf16ps.512({FLOATS}, {_PAIRS}, {_PAIRS})"
-)
+DECLARATION = f"declare {FLOATS} @llvm.x86.avx512bf16.dpbf16ps.512({FLOATS}, {_PAIRS}, {_PAIRS})"
 
 
 def symbol(columns: int) -> str:

@@ -95,7 +95,8 @@ class ProductWriter(FetchWriter):
                 f" {place(a, s.a_offset)}, {number(s.a_row)}, {place(panel, s.panel_offset)},"
                 f" ptr {table}, {number(s.rows)}, {number(s.depth)}, {number(width)},"
                 f" i1 {int(s.accumulate)}, ptr {kept.text}, i64 {cache.entries},"
-                f" {number(cache.most)}, ptr {ready.text}, ptr {mark.text}, i1 {self.has_tiles.text})"
+                f" {number(cache.most)}, ptr {ready.text}, ptr {mark.text},"
+                f" i1 {self.has_tiles.text})"
             )
             return
         self.code.line(

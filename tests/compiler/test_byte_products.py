@@ -223,6 +223,33 @@ def test_convolutions_are_products_of_their_codes(
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("high", "pad", "other"), [(3, (1, 2), 0), (5, (0, 3), 9), (1, (1, 0), 0)])
+def test_a_zero_that_is_not_known_around_an_image(
+    rng: np.random.Generator, tmp_path: Path, level: str, high: int, pad: tuple[int, int],
+    other: int,
+) -> None:  # fmt: skip
+    """Windows see some of the taps; those of the weights that they see are added up."""
+    channels, made = 13, 21
+    down, across = 9 + 2 * pad[0] - high + 1, 11 + 2 * pad[1] - 3 + 1
+    path = tmp_path / "p.pipe"
+    path.write_text(f"""
+pipeline p(x: u8[B, {channels}, 9, 11], w: i8[{made}, {channels}, {high}, 3], z: u8)
+        -> i32[B, {made}, {down}, {across}]:
+    codes = pad(i32(x) - i32(z), [(0, 0), (0, 0), ({pad[0]}, {pad[0]}), ({pad[1]}, {pad[1]})])
+    less = i32(w) - {other}
+    y[b, o, i, j] = sum[c, m, n] codes[b, c, i + m, j + n] * less[o, c, m, n]
+    i32(y)
+""")
+    pipe = CpuPipeline(compile_file(path, levels=(level,)), threads=1)
+    x, w = some(rng, U8, 2, channels, 9, 11), some(rng, I8, made, channels, high, 3)
+    for zero in (0, 255, int(rng.integers(1, 255))):
+        wide = np.pad(x.astype(np.int64) - zero, [(0, 0), (0, 0), (pad[0],) * 2, (pad[1],) * 2])
+        seen = np.lib.stride_tricks.sliding_window_view(wide, (high, 3), (2, 3))
+        wanted = np.einsum("bcijmn,ocmn->boij", seen, w.astype(np.int64) - other)
+        np.testing.assert_array_equal(pipe(x=x, w=w, z=np.uint8(zero)), wanted)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(("high", "wide", "exact"), [(3, 3, True), (7, 47, True), (7, 48, False)])
 def test_sums_of_single_channels_are_of_floats_that_hold_them(
     rng: np.random.Generator, tmp_path: Path, level: str, high: int, wide: int, exact: bool
