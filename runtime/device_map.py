@@ -49,7 +49,14 @@ class _Lane:
         self.driver = pipeline.driver
         self.space = Space(self.driver, pipeline._weights)
         self.pinned: np.ndarray[Any, Any] | None = None
-        self.copied_in, self.ran = self.driver.event(), self.driver.event()
+        self.events: list[Any] = []
+        try:
+            for _ in range(2):
+                self.events.append(self.driver.event())
+        except BaseException:
+            self.close()
+            raise
+        self.copied_in, self.ran = self.events
 
     def reserve(self, bucket: DeviceBucket) -> None:
         self.space.reserve(bucket)
@@ -75,7 +82,7 @@ class _Lane:
         pinned, self.pinned = self.pinned, None
         if pinned is not None:
             quietly((self.driver.unpin, pinned))
-        for event in (self.copied_in, self.ran):
+        for event in self.events:
             quietly((self.driver.close_event, event))
 
 
@@ -87,10 +94,16 @@ class Lanes:
         pipeline._require_open()
         self._lock = RLock()  # another thread may close the pipeline meanwhile
         self.lanes: list[_Lane] = []
-        with self.driver.active():
-            self.streams = [self.driver.stream() for _ in range(3)]
+        self.streams: list[Any] = []
         self.count = 0
         pipeline._maps.add(self)
+        try:
+            with self.driver.active():
+                for _ in range(3):
+                    self.streams.append(self.driver.stream())
+        except BaseException:
+            self.close()
+            raise
 
     def start(self, batch: Mapping[str, Any]) -> Result:
         """Put a batch under way; what comes back waits for its result."""

@@ -59,12 +59,14 @@ class ResultMemory:
                 self._waiting_bytes -= size
             self._live += 1
         try:
-            for event in events:
-                calls.wait(stream, event)
-                calls.close_event(event)
+            while events:
+                calls.wait(stream, events[-1])
+                calls.close_event(events.pop())
             if address is None:
                 address = self._allocate(size)
         except BaseException:
+            if address is not None:
+                self._free(address, events)
             with self._lock:
                 self._live -= 1
             raise
@@ -115,10 +117,14 @@ class ResultMemory:
             waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
         for blocks in waiting.values():
             for address, events in blocks:
-                for event in events:
-                    quietly((calls.finish_event, event), (calls.close_event, event))
-                quietly((calls.free, address))
+                self._free(address, events)
         return bool(waiting)
+
+    def _free(self, address: int, events: list[int]) -> None:
+        """Behind the events."""
+        for event in events:
+            quietly((calls.finish_event, event), (calls.close_event, event))
+        quietly((calls.free, address))
 
     def close(self) -> None:
         """Free what waits, and keep nothing from now on."""

@@ -19,10 +19,14 @@ from .fake_tensor import FakeTensor
 
 def installed(monkeypatch: pytest.MonkeyPatch, *gpus: tuple[str, int, int, int]) -> FakeCuda:
     fake = FakeCuda(*gpus)
-    for module in (arrays, driver, found, results):
-        monkeypatch.setattr(module, "calls", fake)
+    standing_in(monkeypatch, fake)
     monkeypatch.setattr(driver.CudaDriver, "_node", noting(driver.CudaDriver._node))
     return fake
+
+
+def standing_in(monkeypatch: pytest.MonkeyPatch, fake: FakeCuda) -> None:
+    for module in (arrays, driver, found, results):
+        monkeypatch.setattr(module, "calls", fake)
 
 
 def opened(name: str, device: str = "cuda:0", **changes: Any) -> DevicePipeline:
