@@ -44,7 +44,10 @@ bench: $(PEERS)
 	$(PEERS_BIN)/python -m benchmarks.startup
 	$(PEERS_BIN)/python -m benchmarks.emulator
 
-gpu: $(if $(wildcard $(GPU_SITE)),,gpu-site)
+gpu:
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2>/dev/null || \
+	    { echo "no GPU to measure on: this machine has no CUDA driver (libcuda.so.1)" >&2; exit 3; }
+	test -d $(GPU_SITE) || $(MAKE) gpu-site
 	PYTHONPATH=$(GPU_SITE):. $(PYTHON) -m benchmarks.gpu $(GPU)
 
 gpu-site:

@@ -1,5 +1,6 @@
 """The checkout, the wheel and the import names are what pyproject.toml promises."""
 
+import ctypes
 import subprocess
 import sys
 import zipfile
@@ -76,3 +77,17 @@ def test_names_that_need_no_other_package_are_there_without_onnx() -> None:
         "assert 'export' in pydoc.render_doc(stagefuse)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_measuring_on_a_gpu_says_where_there_is_none() -> None:
+    """Before it installs anything."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pass
+    else:
+        pytest.skip("there is a driver")
+    command = ["make", "gpu", f"PYTHON={sys.executable}", "GPU_SITE=nowhere"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode and ran.stdout == ""
+    assert ran.stderr.startswith("no GPU to measure on: this machine has no CUDA driver")
