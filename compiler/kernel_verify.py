@@ -298,7 +298,7 @@ def _store(check: Check, s: Store, scope: Scope) -> None:
     buffer = check.buffer(scope, s.buffer)
     if buffer.mode == "in":
         check.fail(5, f"`{buffer.name}` is only read")
-    if s.by and (s.by not in ("add", "max") or buffer.dtype not in (I32, I64)):
+    if s.by and (s.by not in ("add", "max") or buffer.dtype not in (I32, I64, U32)):
         check.fail(8, f"there is no `{s.by}` of {buffer.dtype} in any order")
     if s.by and buffer.mode != "inout":
         check.fail(5, f"`{buffer.name}` is combined with, so it is read")

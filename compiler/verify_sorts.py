@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stagefuse.dsl.dims import Expr, as_expr, const
-from stagefuse.dsl.dtypes import I32, I64, U8
+from stagefuse.dsl.dtypes import I64, U8, U32
 
 from .bounds import size_of
 from .kernel_ir import Buffer, SortDigit, SortRow
@@ -27,14 +27,14 @@ def sort_digit(check: Check, s: SortDigit, scope: Scope) -> None:
     keys, order = (check.buffer(scope, name) for name in (s.keys, s.order))
     for expr in (s.count, s.shift):
         check.symbols(scope, expr)
-    if order.dtype != I32 or {keys.mode, order.mode} != {"scratch"}:
-        check.fail(7, "a sort by a digit has scratch keys and scratch i32 order")
+    if order.dtype != U32 or {keys.mode, order.mode} != {"scratch"}:
+        check.fail(7, "a sort by a digit has scratch keys and scratch u32 order")
     last = const(keys.dtype.bits - 7)
     why = check.bounds.inside(s.shift, last, scope.facts, scope.guards, check.text)
     if why is not None:
         check.fail(7, f"{keys.dtype} has no such digit: {why}")
     _large_enough(check, s.count, (keys, order), scope)
-    for name, dtype, size in ((s.digits, U8, s.count), (s.before, I32, const(257))):
+    for name, dtype, size in ((s.digits, U8, s.count), (s.before, U32, const(257))):
         made = check.buffer(scope, name) if name else None
         if made is not None and (made.dtype != dtype or made.mode != "scratch"):
             check.fail(7, f"`{name}` is {made.dtype}, not scratch of {dtype}")

@@ -4,7 +4,9 @@ A row that a block's shared memory holds is sorted there by all digits (`lower_s
 rows, for each digit, blocks sort tiles by it and count (`lower_tiles`); the counts are added up
 along the tiles (`lower_running`) and over the digits (`lower_starts`); and blocks move the elements
 of each digit, which lie together in their tile, to where they go in the row (`lower_moved`).
-Results are the same in every run, and no size decides how many kernels there are.
+Results are the same in every run, and no size decides how many kernels there are. Places and counts
+are unsigned numbers of 32 bits: of a row of 2^32 elements all buffers together are larger than a
+device's memory.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from stagefuse.compiler.lower.sequences import lower_sort, position_of
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.sort_order import DIGITS
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
-from stagefuse.dsl.dtypes import BOOL, I32, I64, U8, U32, DType
+from stagefuse.dsl.dtypes import BOOL, I64, U8, U32, DType
 from stagefuse.dsl.facts import Facts
 
 from .few_tiles import parts_of
@@ -217,13 +219,13 @@ def lower_short(low: Lowering) -> Parallel:
 
     def fill() -> None:
         low.emit(Store(keys, (places[axis],), _key(low, sym(f"d{axis}"))))
-        low.emit(Store(order, (places[axis],), Op("cast", (places[axis],), I32)))
+        low.emit(Store(order, (places[axis],), Op("cast", (places[axis],), U32)))
 
     def by_digit() -> None:
         low.emit(SortDigit(keys, order, size, sym("n") * 8, descending))
 
     def spill() -> None:
-        found = (Load(keys, (places[axis],), dtype), Load(order, (places[axis],), I32))
+        found = (Load(keys, (places[axis],), dtype), Load(order, (places[axis],), U32))
         _store(low, places, *found)
 
     low.loop(f"d{axis}", const(0), size, fill, vector=True)
@@ -235,7 +237,7 @@ def lower_short(low: Lowering) -> Parallel:
 def _scratch(low: Lowering, dtype: DType, size: Expr) -> tuple[str, str]:
     keys, order = low.name("keys"), low.name("order")
     low.emit(Alloc(keys, dtype, (size,)))
-    low.emit(Alloc(order, I32, (size,)))
+    low.emit(Alloc(order, U32, (size,)))
     return keys, order
 
 
@@ -255,29 +257,29 @@ def lower_tiles(low: Lowering, shift: int) -> Parallel:
     keys, order = _scratch(low, dtype, const(TILE))
     digits, before = low.name("digits"), low.name("before")
     low.emit(Alloc(digits, U8, (const(TILE),)))
-    low.emit(Alloc(before, I32, (const(DIGITS + 1),)))
+    low.emit(Alloc(before, U32, (const(DIGITS + 1),)))
 
     def fill() -> None:
         here, at = _at("i"), Index(begin + sym("i"))
         if shift == 0:
             key = _key(low, at.expr)
-            number: KernelValue = Op("cast", (at,), I32)
+            number: KernelValue = Op("cast", (at,), U32)
         else:
             key = Load(_buffer(low, SORTED, dtype, [size], "in"), _row(low, at), dtype)
-            number = Load(_buffer(low, FROM, I32, [size], "in"), _row(low, at), I32)
+            number = Load(_buffer(low, FROM, U32, [size], "in"), _row(low, at), U32)
         low.emit(Store(keys, (here,), key))
         low.emit(Store(order, (here,), number))
 
     def spill() -> None:
         here, at = (_at("i"),), _row(low, Index(begin + sym("i")))
-        for number, name, kind in ((KEYS, keys, dtype), (ORDER, order, I32), (DIGIT, digits, U8)):
+        for number, name, kind in ((KEYS, keys, dtype), (ORDER, order, U32), (DIGIT, digits, U8)):
             into = _buffer(low, number, kind, [size], "out")
             low.emit(Store(into, at, Load(name, here, kind)))
 
     def counts() -> None:
-        into = _buffer(low, BEFORE, I32, [const(DIGITS + 1), tiles], "out")
+        into = _buffer(low, BEFORE, U32, [const(DIGITS + 1), tiles], "out")
         place = _row(low, _at("digit"), _at("tile"))
-        low.emit(Store(into, place, Load(before, (_at("digit"),), I32)))
+        low.emit(Store(into, place, Load(before, (_at("digit"),), U32)))
 
     low.loop("i", const(0), count, fill, vector=True)
     low.emit(SortDigit(keys, order, count, const(shift), descending, digits, before))
@@ -303,13 +305,13 @@ def _count_of(low: Lowering) -> Expr:
 def _running(low: Lowering, index: str, count: Expr, value: KernelValue, out: Store) -> None:
     """The running sum of a value; `out` has another value than that."""
     total, name = low.name("total"), low.name("v")
-    low.emit(Alloc(total, I32, ()))
-    low.emit(Store(total, (), Const(0, I32)))
+    low.emit(Alloc(total, U32, ()))
+    low.emit(Store(total, (), Const(0, U32)))
 
     def step() -> None:
-        low.emit(Let(name, Op("add", (Load(total, (), I32), value), I32)))
-        low.emit(Store(total, (), Local(name, I32)))
-        low.emit(Store(out.buffer, out.indices, Local(name, I32)))
+        low.emit(Let(name, Op("add", (Load(total, (), U32), value), U32)))
+        low.emit(Store(total, (), Local(name, U32)))
+        low.emit(Store(out.buffer, out.indices, Local(name, U32)))
 
     low.loop(index, const(0), count, step)
 
@@ -319,11 +321,11 @@ def lower_running(low: Lowering) -> Parallel:
     tiles = _count_of(low)
     parallel = [*low.axes(_of(low).others), ("digit", const(DIGITS))]
     low.bind(parallel)
-    before = _buffer(low, BEFORE, I32, [const(DIGITS + 1), tiles], "in")
-    ends = [Load(before, _row(low, Index(sym("digit") + n), _at("tile")), I32) for n in (1, 0)]
-    out = _buffer(low, RUNNING, I32, [const(DIGITS), tiles], "out")
+    before = _buffer(low, BEFORE, U32, [const(DIGITS + 1), tiles], "in")
+    ends = [Load(before, _row(low, Index(sym("digit") + n), _at("tile")), U32) for n in (1, 0)]
+    out = _buffer(low, RUNNING, U32, [const(DIGITS), tiles], "out")
     place = _row(low, _at("digit"), _at("tile"))
-    _running(low, "tile", tiles, Op("sub", tuple(ends), I32), Store(out, place, ends[0]))
+    _running(low, "tile", tiles, Op("sub", tuple(ends), U32), Store(out, place, ends[0]))
     return parallel, tiles
 
 
@@ -332,10 +334,10 @@ def lower_starts(low: Lowering) -> Parallel:
     tiles = _count_of(low)
     parallel = low.axes(_of(low).others)
     low.bind(parallel)
-    running = _buffer(low, RUNNING, I32, [const(DIGITS), tiles], "in")
+    running = _buffer(low, RUNNING, U32, [const(DIGITS), tiles], "in")
     some = Op("ge", (Index(tiles - 1), Const(0, I64)), BOOL)
-    value = Load(running, _row(low, _at("digit"), Index(tiles - 1)), I32, (some,))
-    out = _buffer(low, STARTS, I32, [const(DIGITS)], "out")
+    value = Load(running, _row(low, _at("digit"), Index(tiles - 1)), U32, (some,))
+    out = _buffer(low, STARTS, U32, [const(DIGITS)], "out")
     place = _row(low, _at("digit"))
     _running(low, "digit", const(DIGITS), value, Store(out, place, value))
     return parallel, const(DIGITS)
@@ -346,33 +348,33 @@ def lower_moved(low: Lowering, last: bool) -> Parallel:
     _, dtype, _, size, _ = _of(low)
     parallel, tiles, begin, count = _tiles(low)
     offsets = low.name("offsets")
-    low.emit(Alloc(offsets, I32, (const(DIGITS),)))
+    low.emit(Alloc(offsets, U32, (const(DIGITS),)))
 
     def offset() -> None:
         """Where a digit's elements go, less where they lie in the tile."""
-        running = _buffer(low, RUNNING, I32, [const(DIGITS), tiles], "in")
-        before = _buffer(low, BEFORE, I32, [const(DIGITS + 1), tiles], "in")
-        starts = _buffer(low, STARTS, I32, [const(DIGITS)], "in")
+        running = _buffer(low, RUNNING, U32, [const(DIGITS), tiles], "in")
+        before = _buffer(low, BEFORE, U32, [const(DIGITS + 1), tiles], "in")
+        starts = _buffer(low, STARTS, U32, [const(DIGITS)], "in")
         some = Op("gt", (_at("digit"), Const(0, I64)), BOOL)
-        up_to = Load(running, _row(low, _at("digit"), _at("tile")), I32)
-        end = Load(before, _row(low, Index(sym("digit") + 1), _at("tile")), I32)
-        lower = Load(starts, _row(low, Index(sym("digit") - 1)), I32, (some,))
-        value = Op("add", (Op("sub", (up_to, end), I32), lower), I32)
+        up_to = Load(running, _row(low, _at("digit"), _at("tile")), U32)
+        end = Load(before, _row(low, Index(sym("digit") + 1), _at("tile")), U32)
+        lower = Load(starts, _row(low, Index(sym("digit") - 1)), U32, (some,))
+        value = Op("add", (Op("sub", (up_to, end), U32), lower), U32)
         low.emit(Store(offsets, (_at("digit"),), value))
 
     def move() -> None:
         at = _row(low, Index(begin + sym("i")))
         digit = Load(_buffer(low, DIGIT, U8, [size], "in"), at, U8)
-        offset = Load(offsets, (_inside(digit, const(DIGITS)),), I32)
-        place = _inside(Op("add", (offset, Op("cast", (_at("i"),), I32)), I32), size)
+        offset = Load(offsets, (_inside(digit, const(DIGITS)),), U32)
+        place = _inside(Op("add", (offset, Op("cast", (_at("i"),), U32)), U32), size)
         key = Load(_buffer(low, KEYS, dtype, [size], "in"), at, dtype)
-        order = Load(_buffer(low, ORDER, I32, [size], "in"), at, I32)
+        order = Load(_buffer(low, ORDER, U32, [size], "in"), at, U32)
         if last:
             places: list[KernelValue] = [Index(sym(f"d{a}")) for a in range(len(low.group.domain))]
             places[_axis(low)] = place
             return _store(low, tuple(places), key, order)
         low.emit(Store(_buffer(low, SORTED, dtype, [size], "out"), _row(low, place), key))
-        low.emit(Store(_buffer(low, FROM, I32, [size], "out"), _row(low, place), order))
+        low.emit(Store(_buffer(low, FROM, U32, [size], "out"), _row(low, place), order))
 
     low.loop("digit", const(0), const(DIGITS), offset, vector=True)
     low.loop("i", const(0), count, move, vector=True)

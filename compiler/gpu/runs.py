@@ -30,7 +30,7 @@ from stagefuse.compiler.lower.pointwise import is_flat
 from stagefuse.compiler.lower.sequences import combined, is_some
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
-from stagefuse.dsl.dtypes import BOOL, I32, I64, U32
+from stagefuse.dsl.dtypes import BOOL, I64, U32
 
 from .few_tiles import parts_of
 from .transposed import lower_elements
@@ -147,8 +147,7 @@ class _Runs(Scattered):
         low.emit(Alloc(self.total, self.node.type.dtype, ()))
 
     def _places(self, number: int) -> Buffer:
-        name, dtype = f"b{len(self.low.buffers)}", U32 if number == SORTED else I32
-        made = Buffer(name, dtype, (self.count,), "in")
+        made = Buffer(f"b{len(self.low.buffers)}", U32, (self.count,), "in")
         return self.low.buffers.setdefault(parts_of(self.ref, number), made)
 
     def key(self, place: KernelValue) -> KernelValue:
@@ -173,7 +172,7 @@ class _Runs(Scattered):
         low.facts = low.facts.with_ranges({"run": (0, self.count - 1)})
         sources, update = self._places(FROM).name, low.name("update")
         low.scopes.append(Scope(low.scopes[-1].bound | {"run"}))
-        source = Op("cast", (Load(sources, (Index(sym("run")),), I32),), I64)
+        source = Op("cast", (Load(sources, (Index(sym("run")),), U32),), I64)
         value = low.value(
             self.node.operands[2], self.along(Checked(source, self.count, 0, proved=True)), ()
         )

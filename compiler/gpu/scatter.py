@@ -138,7 +138,7 @@ class ScatterWriter(ScanWriter):
         assert not self.in_team and self.slot is None and memory.space == "global"
         value, place = self.value(s.value), self.place(memory, s.indices)
         at, bits = self.address(memory, place), memory.dtype.bits
-        kind = f"u{bits}" if s.by == "add" else f"s{bits}"
+        kind = f"s{bits}" if s.by == "max" and memory.dtype.kind == "int" else f"u{bits}"
         self.code.write(f"red.global.{s.by}.{kind}", at, self._held(value), guard=self.active)
 
     def for_equal(self, s: ForEqual) -> None:

@@ -18,7 +18,7 @@ from stagefuse.compiler.lower.expressions import all_of
 from stagefuse.compiler.lower.sequences import is_some, position_of
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, sym
-from stagefuse.dsl.dtypes import BOOL, I32, I64
+from stagefuse.dsl.dtypes import BOOL, I32, I64, U32
 
 from .few_tiles import parts_of
 from .runs import Scattered, beside, lower_copied
@@ -29,7 +29,7 @@ FEW = 256
 other, which took 265 us for PyTorch's 1,000,000 into 256 on an H200."""
 Lower = Callable[[Lowering], Parallel]
 LATEST = 8
-"""The number of the buffer with the last update of each position, or -1."""
+"""The number of the buffer with one more than the last update of each position, or 0."""
 
 
 def unordered(graph: Graph, group: Group) -> Iterator[tuple[Lower, str, Expr]]:
@@ -62,7 +62,7 @@ def lower_unset(low: Lowering) -> Parallel:
     """No position has an update yet."""
     parallel = [("n", Scattered(low).size)]
     low.bind(parallel)
-    low.emit(Store(_latest(low, "out"), (Index(sym("n")),), Const(-1, I32)))
+    low.emit(Store(_latest(low, "out"), (Index(sym("n")),), Const(0, U32)))
     return parallel, const(1)
 
 
@@ -72,7 +72,7 @@ def lower_latest(low: Lowering) -> Parallel:
     parallel = [("u", scattered.count)]
     low.bind(parallel)
     at = _position(low)
-    number = Op("cast", (Index(sym("u")),), I32)
+    number = Op("cast", (Index(sym("u") + 1),), U32)
     _where(low, scattered.some(), Store(_latest(low, "inout"), (at,), number, "max"))
     return parallel, const(1)
 
@@ -84,11 +84,12 @@ def lower_chosen(low: Lowering, by_lanes: bool) -> Parallel:
 
     def chosen(at: tuple[KernelValue, ...]) -> KernelValue:
         axis, count = scattered.axis, scattered.count
-        last = Load(_latest(low, "in"), (at[axis],), I32)
-        conditions: list[KernelValue] = [Op("ge", (last, Const(0, I32)), BOOL)]
+        last = Load(_latest(low, "in"), (at[axis],), U32)
+        conditions: list[KernelValue] = [Op("ne", (last, Const(0, U32)), BOOL)]
         if not low.facts.is_positive(count):
             conditions.append(is_some(count))
-        source = Checked(Op("cast", (last,), I64), count, 0, proved=True)
+        place = Op("sub", (Op("cast", (last,), I64), Const(1, I64)), I64)
+        source = Checked(place, count, 0, proved=True)
         update = low.value(updates, (*at[:axis], source, *at[axis + 1 :]), tuple(conditions))
         return Op("select", (all_of(conditions), update, low.value(base, at, ())), update.dtype)
 
@@ -116,5 +117,5 @@ def _where(low: Lowering, conditions: list[KernelValue], store: Store) -> None:
 
 def _latest(low: Lowering, mode: str) -> str:
     scattered = Scattered(low)
-    made = Buffer(f"b{len(low.buffers)}", I32, (scattered.size,), mode)
+    made = Buffer(f"b{len(low.buffers)}", U32, (scattered.size,), mode)
     return low.buffers.setdefault(parts_of(scattered.ref, LATEST), made).name

@@ -49,7 +49,7 @@ RIGHT = [
     "if lt.bool(index(d0), index(N - 1))\n  store out[d0 + 1] = f32(0.0)",
     "alloc row : f32[M]\nfor i in 0..M\n  store row[i] = a.f32[d0, i]\nstore out[d0] = row.f32[0]",
     "alloc k : f32[M]\nalloc o : i64[M]\nsort_row keys=k order=o count=M descending=false",
-    "alloc k : f16[M]\nalloc o : i32[M]\nalloc d : u8[M]\nalloc b : i32[257]\nfor i in 0..2\n"
+    "alloc k : f16[M]\nalloc o : u32[M]\nalloc d : u8[M]\nalloc b : u32[257]\nfor i in 0..2\n"
     "  sort_digit keys=k order=o count=M shift=8*i descending=true digits=d before=b",
 ]
 
@@ -58,7 +58,7 @@ EQUAL = (
     "  store out[d0] = a.f32[d0, i]"
 )
 DIGIT = (
-    "alloc k : f32[M]\nalloc o : i32[M]\nalloc d : u8[M]\nalloc b : i32[257]\n"
+    "alloc k : f32[M]\nalloc o : u32[M]\nalloc d : u8[M]\nalloc b : u32[257]\n"
     "sort_digit keys=k order=o count=M shift=24 descending=false digits=d before=b"
 )
 
@@ -142,7 +142,7 @@ FAULTS = [
     (8, "store out[d0] = f32(0.0) by add"),
     (5, "alloc t : i64[4]\nstore t[0] = index(d0) by add"),
     (7, DIGIT.replace("k : f32[M]", "k : f32[M - 1]")),
-    (7, DIGIT.replace("o : i32", "o : i64")),
+    (7, DIGIT.replace("o : u32", "o : i64")),
     (7, DIGIT.replace("shift=24", "shift=32")),
     (7, DIGIT.replace("d : u8", "d : i32")),
     (7, DIGIT.replace("257", "256")),

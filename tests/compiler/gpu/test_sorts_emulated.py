@@ -10,6 +10,7 @@ import pytest
 
 from stagefuse.compiler.interpret import sort
 from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.runtime import emulator
 
 from .gpu_run import Emulated, check_legal, compiled, launches
 
@@ -95,3 +96,31 @@ pipeline p(x: f16[A, B, C]) -> (f16[A, B, C], f16[A, B, C], f16[A * B * C]):
         whole = (sort(-x, 1, False)[0], sort(x, 2, True)[0], sort(x.reshape(-1), 0, False)[0])
         for ours, theirs in zip(found, whole, strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_places_beyond_two_to_the_31(tmp_path: Path, rng: np.random.Generator) -> None:
+    """The kernel that moves a tile's elements, where 2^31 + 3 others come before them in the row.
+
+    Results are pointed to so far before their memory that it begins at that place.
+    """
+    plan = compiled(tmp_path / "p.pipe", "pipeline p(x: i8[N]) -> (i8[N], i64[N])\n"
+                    "where N in 4097..=4294967295:\n    topk(x, N)\n", ("sm_80",))  # fmt: skip
+    (gpu,) = plan.pipelines[0].gpu
+    moved = next(x for x in gpu.launches if "moved" in x.kernel)
+    begin, count = 2**31 + 3, 4096
+    keys = rng.integers(-128, 128, count).astype(np.int8)
+    order = np.arange(count, dtype=np.uint32) + np.uint32(2**31)
+    digits = np.zeros(count, np.uint8)  # one digit, with all elements of other tiles before
+    before = np.full(257, count, np.uint32)
+    running = np.full(256, begin + count, np.uint32)
+    starts = np.zeros(256, np.uint32)
+    values, places = np.zeros(count, np.int8), np.zeros(count, np.int64)
+    pointed = [emulator.Pointer(a, -begin * a.itemsize) for a in (values, places)]
+    emulator.load(plan.ptx["sm_80"]).launch(
+        moved.kernel, grid=1, block=moved.block, shared_bytes=int(moved.shared_bytes),
+        args=[running, before, starts, digits, keys, order, *pointed, np.int64(count),
+              np.zeros(2, np.int64)],
+    )  # fmt: skip
+    assert moved.buffers[-2:] == (1, 2)
+    np.testing.assert_array_equal(values, keys)
+    np.testing.assert_array_equal(places, order.astype(np.int64))
