@@ -21,8 +21,8 @@ from stagefuse.dsl.frozen import frozen
 from .folds import FoldWriter
 from .ir import Value
 
-NOWHERE = 1 << 28
-"""A position beyond any axis."""
+NOWHERE = -(1 << 30)
+"""A position before any axis, also if the depth moves it; as an unsigned number beyond any."""
 WIDTHS = (16, 8, 4)
 """Bytes that one copy may bring."""
 
@@ -112,9 +112,8 @@ class Gather:
         with w.choosing(self.s, row), w.binding(**{**w.bound, "i": row}):
             start = self._address(Part.of(self.place).row)
             positions = [w.index(e.position.row, "i32") for e in self.ends]
-        for n, end in enumerate(self.ends[:1]):
-            beyond = code.const(-NOWHERE if end.extent is None else NOWHERE, "i32")
-            positions[n] = valid.select(positions[n], beyond)
+        if positions:
+            positions[0] = valid.select(positions[0], code.const(NOWHERE, "i32"))
         self.chunks.append(Chunk(target, k, start, positions, valid))
 
     def _address(self, place: Expr) -> Value:
