@@ -52,6 +52,10 @@ class BarrierWriter(ValueWriter):
             self.unread |= writes
             self.unwritten |= reads
 
+    def _as_well(self, before: tuple[set[str], set[str]]) -> None:
+        """What was written and read before something that may not have run, and a barrier in it."""
+        self.unread, self.unwritten = self.unread | before[0], self.unwritten | before[1]
+
     def _touched(self, s: Statement) -> tuple[set[str], set[str]]:
         reads: set[str] = set()
         writes: set[str] = set()

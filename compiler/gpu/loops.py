@@ -205,13 +205,18 @@ class LoopWriter(BarrierWriter):
     def plain(self, s: For) -> None:
         """A loop that every lane runs by itself, or all in step."""
 
+        before = set(self.unread), set(self.unwritten)
+        _, writes = self._touched(s) if self.in_team else (set[str](), set[str]())
+
         def body(carry: Carry) -> Carry:
             self.statements(s.body)
-            if self.in_team and self.unread:
+            if self.in_team and (self.unread or self.unwritten & writes):
                 self.barrier()
             return carry
 
         self.loop(s.index, s.lo, s.hi, [], body)
+        if not self.facts.is_positive(self.resolve(s.hi - s.lo)):
+            self._as_well(before)
 
     def loop(self, name: str, lo: Expr, hi: Expr, carry: Carry, body: Visit) -> Carry:
         """A counted loop; what it carries changes in place."""
@@ -477,13 +482,14 @@ class LoopWriter(BarrierWriter):
                     self.statements(s.body)
                 continue
             code = self.code
-            done = code.label("else")
+            done, before = code.label("else"), (set(self.unread), set(self.unwritten))
             if self.active is not None:
                 condition = condition & self.active
             code.branch_if(condition, done, holds=False)
             with code.branch_scope(), self._alone(), self.scope():
                 self.statements(s.body)
             code.start(done)
+            self._as_well(before)
             del scope
 
     @contextmanager
