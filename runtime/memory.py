@@ -37,6 +37,27 @@ def pointer_to(array: np.ndarray[Any, Any]) -> int:
     return _WORDS[(id(array) + _DATA) >> 3]
 
 
+def overlaps_itself(array: np.ndarray[Any, Any]) -> bool:
+    """Whether two elements of an array share a byte. Where strides do not tell, all are looked at.
+    """
+    if array.flags.c_contiguous or array.size == 0:
+        return False
+    axes = sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
+    span = array.itemsize
+    for stride, size in axes:
+        if stride < span:
+            break
+        span += stride * (size - 1)
+    else:
+        return False
+    places = np.zeros(1, np.int64)
+    for stride, size in axes:
+        if stride < 1:
+            return True
+        places = (places[:, None] + stride * np.arange(size)).reshape(-1)
+    return bool((np.diff(np.sort(places)) < array.itemsize).any())
+
+
 def _ask(array: np.ndarray[Any, Any]) -> int:
     """The same as NumPy says it, which takes ten times as long."""
     return int(array.ctypes.data)

@@ -20,6 +20,7 @@ from stagefuse.dsl.dtypes import DTYPES
 from . import interchange
 from .binding import Binder
 from .errors import IndexOutOfRange, InputError, InternalError, OutOfMemory
+from .memory import overlaps_itself
 from .prepared import Evaluator
 from .report import Report
 from .signature import Signature, of_plan
@@ -308,6 +309,8 @@ def check_out(
     check_out_type(target, shape, dtype, what)
     if target is owner and not target.flags.writeable:
         raise InputError(f"{what} is read-only")
+    if overlaps_itself(target):
+        raise InputError(f"{what} has elements that share memory")
 
 
 def check_out_type(

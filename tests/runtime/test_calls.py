@@ -24,7 +24,7 @@ from stagefuse.runtime.errors import (
     OutOfMemory,
     PlanError,
 )
-from stagefuse.runtime.memory import pointer_to
+from stagefuse.runtime.memory import overlaps_itself, pointer_to
 
 from . import handmade
 
@@ -213,6 +213,9 @@ def test_wrong_out(affine: CpuPipeline, lookup: CpuPipeline) -> None:
     ]:
         with pytest.raises(InputError, match=message):
             lookup(table=table, ids=ids, out=out)
+    together = np.lib.stride_tricks.as_strided(np.zeros(9, np.float32), (2,), (2,))
+    with pytest.raises(InputError, match="out= has elements that share memory"):
+        lookup(table=table, ids=ids, out=together)
     x = ramp(1, 3)
     for out, message in [
         (x.copy(), "1 arrays, but affine has 2"),
@@ -222,6 +225,17 @@ def test_wrong_out(affine: CpuPipeline, lookup: CpuPipeline) -> None:
     ]:
         with pytest.raises(InputError, match=message):
             affine(x=x, out=out)
+
+
+def test_an_array_overlaps_itself_where_two_elements_share_a_byte(
+    rng: np.random.Generator,
+) -> None:
+    memory = np.zeros(400, np.uint8)
+    for _ in range(200):
+        shape, strides = rng.integers(0, 4, 3), rng.integers(-9, 10, 3)
+        array = np.lib.stride_tricks.as_strided(memory[200:].view(np.uint16), shape, strides)
+        bytes_of = [k + b for k in (np.indices(shape).reshape(3, -1).T @ strides) for b in (0, 1)]
+        assert overlaps_itself(array) == (len(set(bytes_of)) < len(bytes_of)), (shape, strides)
 
 
 def test_results_do_not_alias(affine: CpuPipeline) -> None:
