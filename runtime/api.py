@@ -79,7 +79,7 @@ def compile(
         if pipeline is None and plan.ptx:
             _warn_of_what_is_stale(Path(source), plan)
     if not plan.pipelines:
-        called = f" called {pipeline!r}" if pipeline else ""
+        called = "" if pipeline is None else f" called {pipeline!r}"
         raise InputError(f"the source has no pipeline{called}")
     try:
         plan_check.check(plan)

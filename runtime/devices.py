@@ -69,7 +69,7 @@ def check_device(device: str | None) -> str | None:
         return kind
     if kind == "emulator" and (not colon or rest in TARGETS.values() and rest != "cpu"):
         return str(device)
-    if kind in ("cuda", "gpu") and (not colon or rest.isdigit()):
+    if kind in ("cuda", "gpu") and (not colon or (rest.isascii() and rest.isdigit())):
         return f"cuda:{int(rest or 0)}"
     raise DeviceError(
         f"no device is called {str(device)!r}\n"
@@ -82,6 +82,8 @@ def check_target(target: str | None) -> tuple[str, ...]:
 
     Raises DeviceError for a target that is not there.
     """
+    if target is not None and not isinstance(target, str):
+        raise TypeError(f"target is a text such as \"h200,cpu\", not a {type(target).__name__}")
     names = [t.strip() for t in (target or "cpu").split(",") if t.strip()]
     for name in names:
         if name not in TARGETS and name not in TARGETS.values():

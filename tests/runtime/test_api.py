@@ -58,7 +58,8 @@ def test_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "device", ["tpu", "cuda:x", "emulator:", "emulator:sm_75", "emulator:cpu", "cpu:0", ""]
+    "device",
+    ["tpu", "cuda:x", "emulator:", "emulator:sm_75", "emulator:cpu", "cpu:0", "", "cuda:\u00b2"],
 )
 def test_names_that_no_device_has(device: str) -> None:
     with pytest.raises(sf.DeviceError, match=f"no device is called {device!r}"):
@@ -68,6 +69,9 @@ def test_names_that_no_device_has(device: str) -> None:
 
 
 def test_targets() -> None:
+    given: Any = ["cpu"]
+    with pytest.raises(TypeError, match='a text such as "h200,cpu", not a list'):
+        sf.compile("never-opened.pipe", target=given)
     assert devices.check_target(" h200, cpu,h100,l40,sm_89") == ("sm_90a", "cpu", "sm_89")
     assert devices.check_target(None) == devices.check_target("") == ("cpu",)
     assert devices.targets_for(None, "emulator") == ("sm_90a",)
