@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from os import PathLike
@@ -20,6 +22,8 @@ from stagefuse.dsl.weights import WeightsError, WeightsFile, open_weights
 from .errors import PlanError
 from .ops import BUILTINS
 
+MOST_SOURCE_BYTES = 1 << 26
+"""The longest source that is read: what has no end, such as `/dev/zero`, is none."""
 Loader = Callable[[str, str], "np.ndarray[Any, Any]"]
 
 
@@ -104,9 +108,13 @@ def check_text(
 def read_source(path: Path) -> Source:
     """The text of a file.
 
-    Raises OSError, CompileError if it is not UTF-8, PlanError if it is a compiled file.
+    Raises OSError, also for more than MOST_SOURCE_BYTES, CompileError if it is not UTF-8, PlanError
+    if it is a compiled file.
     """
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(MOST_SOURCE_BYTES + 1)
+    if len(data) > MOST_SOURCE_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     if data.startswith(b"PK\x03\x04"):
         raise PlanError(
             f"{path} is compiled already\n  = help: load it: `stagefuse.load({str(path)!r})`"

@@ -27,7 +27,6 @@ from .cli_shared import (
     SIZES,
     THREADS,
     WEIGHTS,
-    check_sizes,
     compiled,
     example_inputs,
     is_plan,
@@ -37,7 +36,7 @@ from .cli_shared import (
     require_source,
     show_json,
     show_results,
-    whole_numbers,
+    sizes_of_each,
     working,
 )
 from .cli_states import STATE_IN, STATE_OUT, called, example_call
@@ -288,20 +287,18 @@ def explain(
     plan = compiled(file, weights, target, pipeline)
     levels = "/".join(plan.objects)
     chosen = [p for p in plan.pipelines if pipeline in (None, p.name)]
-    numbers = whole_numbers(sizes) if sizes else None
-    for entry in chosen if numbers is not None else ():
-        check_sizes(entry, numbers or {})
-    reports = [Report.of_plan(p, levels) for p in chosen if levels or not p.gpu]
-    reports += [Report.of_gpu(p, g, numbers) for p in chosen for g in p.gpu]
+    at = sizes_of_each(chosen, sizes)
+    found = [(Report.of_plan(p, levels), at[p.name]) for p in chosen if levels or not p.gpu]
+    found += [(Report.of_gpu(p, g, at[p.name]), at[p.name]) for p in chosen for g in p.gpu]
     if as_json:
-        show_json(pipelines=[asdict(r) for r in reports])
+        show_json(pipelines=[asdict(r) for r, _ in found])
         return
     from rich.console import Console
 
     from . import tables
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    for report in reports:
+    for report, numbers in found:
         console.print(report.signature, markup=False, style="bold")
         if report.level.startswith("sm_"):
             console.print(tables.heading(report), markup=False)

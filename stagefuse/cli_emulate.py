@@ -18,6 +18,7 @@ from .cli_shared import (
     SIZES,
     WEIGHTS,
     example_inputs,
+    is_whole,
     opened,
     read_array,
     read_inputs,
@@ -147,7 +148,7 @@ def emulate_ptx(
 
 def _sides(text: str, name: str) -> tuple[int, int, int]:
     parts = text.split(",")
-    if not 1 <= len(parts) <= 3 or not all(p.strip().isdigit() for p in parts):
+    if not 1 <= len(parts) <= 3 or not all(is_whole(p.strip()) for p in parts):
         raise click.UsageError(f"--{name} takes one to three whole numbers, not {text!r}")
     x, y, z = [int(p) for p in parts] + [1] * (3 - len(parts))
     return x, y, z

@@ -13,6 +13,7 @@ from .cli_shared import (
     JSON,
     PIPELINE,
     WEIGHTS,
+    is_whole,
     named_weights,
     pairs,
     show_json,
@@ -69,7 +70,7 @@ def size_ranges(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
         ends, _, step = text.partition("/")
         low, _, high = ends.partition("..")
         numbers = (low, high.removeprefix("=") or low, step or "1")
-        if not all(number.isdigit() for number in numbers):
+        if not all(map(is_whole, numbers)):
             raise click.UsageError(f"--size {name} takes a number or a range, not {text!r}")
         found[name] = tuple(map(int, numbers))
     return found
@@ -90,7 +91,7 @@ def fixed_values(options: Sequence[str]) -> dict[str, Any]:
             array = np.array([int(p) if whole else float(p) for p in parts],
                              np.int64 if whole else np.float32)  # fmt: skip
             found[name] = array if "[" in text or "," in text else array[0]
-        except (OSError, ValueError, EOFError, MemoryError) as error:
+        except (OSError, ValueError, EOFError, MemoryError, OverflowError) as error:
             raise click.UsageError(f"--fix {name}: {text!r} is no array: {error}") from error
     return found
 

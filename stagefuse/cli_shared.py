@@ -259,11 +259,16 @@ def read_array(option: str, path: str) -> np.ndarray[Any, Any]:
     return array
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number that is not negative, as long as a size can be."""
+    return text.isascii() and text.isdigit() and len(text) <= 19
+
+
 def whole_numbers(options: Sequence[str]) -> dict[str, int]:
     """The --size options by name."""
     sizes: dict[str, int] = {}
     for name, text in pairs(options, "--size").items():
-        if not text.isdecimal():
+        if not is_whole(text):
             raise click.UsageError(f"--size {name} takes a whole number, not {text!r}")
         sizes[name] = int(text)
     return sizes
@@ -280,12 +285,25 @@ def require_sizes(known: Sequence[str], sizes: dict[str, int]) -> None:
         raise click.UsageError("give " + " and ".join(f"--size {name}=N" for name in missing))
 
 
-def check_sizes(plan: PipelinePlan, sizes: dict[str, int]) -> None:
-    """Refuse sizes that are not those of a call. Raises UsageError, InputError."""
+def sizes_of_each(
+    plans: Sequence[PipelinePlan], options: Sequence[str]
+) -> dict[str, dict[str, int] | None]:
+    """The sizes of a call of each pipeline by its name, of options for all; None without options.
+
+    Raises UsageError for a size that none of them has, or that one lacks; InputError.
+    """
     from stagefuse.runtime.binding import Binder
 
-    require_sizes([d.name for d in plan.dims], sizes)
-    Binder(plan).check_sizes(sizes, dict.fromkeys(sizes, "--size"))
+    if not options:
+        return dict.fromkeys(p.name for p in plans)
+    given = whole_numbers(options)
+    require_sizes(list(dict.fromkeys(d.name for p in plans for d in p.dims)), given)
+    found: dict[str, dict[str, int] | None] = {}
+    for plan in plans:
+        own = {d.name: given[d.name] for d in plan.dims}
+        Binder(plan).check_sizes(own, dict.fromkeys(own, "--size"))
+        found[plan.name] = own
+    return found
 
 
 def example_inputs(pipe: Pipeline, options: Sequence[str]) -> dict[str, Any]:

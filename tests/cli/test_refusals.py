@@ -46,8 +46,11 @@ def test_run_of_a_damaged_plan(shell: Shell, tmp_path: Path) -> None:
         ["compile", "GOOD", "-o", "GOOD"],
         ["bench", "GOOD", "--size", "B=\u00b2", "--size", "N=1"],
         ["run", "GOOD", "--input", "x=GOOD"],
+        ["bench", "GOOD", "--size", "B=" + 5000 * "1", "--size", "N=1"],
+        ["import", "GOOD", "--size", "B=\u00b2..9"],
+        ["import", "GOOD", "--fix", "x=" + 30 * "9"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments)[:60],
 )
 def test_wrong_usage_is_2(shell: Shell, good: Path, arguments: list[str]) -> None:
     source = good.read_text()
@@ -70,6 +73,26 @@ def test_json_that_stdout_does_not_take(good: Path) -> None:
         done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 3 and b"No space left" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_a_source_without_end_and_an_output_without_name(shell: Shell, good: Path) -> None:
+    code, out, err = shell("check", "/dev/zero")
+    assert (code, out) == (1, "") and "/dev/zero: File too large" in err
+    code, out, err = shell("compile", good, "-o", "")
+    assert (code, out) == (1, "") and "error: .: Is a directory" in err
+
+
+def test_sizes_are_those_of_the_pipelines_that_have_them(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "two.pipe"
+    path.write_text("pipeline p(x: f32[A, B]):\n    x + 1.0\npipeline q(x: f32[B]):\n    x * 2.0\n")
+    code, out, err = shell("explain", path, "--size", "A=3", "--size", "B=1000", "--size", "C=1")
+    assert (code, out) == (2, "") and "no dimension is called 'C'; there is A, B" in err
+    code, out, err = shell("explain", path, "--size", "A=3")
+    assert (code, out) == (2, "") and "give --size B=N" in err
+    code, out, err = shell("explain", path, "--size", "A=3", "--size", "B=1000")
+    lines = [line for line in out.splitlines() if line.startswith("k_") and "  1  " in line]
+    rows = [line.split()[-2:] for line in lines]
+    assert (code, err) == (0, "") and rows == [["0.02", "0.003"], ["0.008", "0.001"]]
 
 
 def test_explain_takes_the_sizes_of_a_call(shell: Shell, good: Path) -> None:
