@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I64, DType
 
 from ..graph import (
@@ -18,7 +18,6 @@ from ..kernel_ir import (
     Alloc,
     Checked,
     Const,
-    If,
     Index,
     Let,
     Load,
@@ -40,13 +39,65 @@ def _other_axes(low: Lowering, axis: int) -> tuple[list[tuple[str, Expr]], list[
     return parallel, [sym(f"d{a}") for a in range(len(domain))]
 
 
+SCANNED, UPDATED = 256, 4096
+"""Adjacent columns that are scanned or updated side by side, where memory runs along another axis:
+as many sums are 1 KB of f32; whole rows are copied as fast as memory is."""
+
+
+def _in_columns(
+    low: Lowering, axis: int, most: int
+) -> tuple[list[tuple[str, Expr]], Expr, Expr] | None:
+    """The parallel loops where columns of the last axis, which is another one, are done side by
+    side, `most` at a time; the first column of a step and the one behind its last."""
+    *_, last = low.group.domain
+    if not low.schedule.columns_by_memory or axis == len(low.group.domain) - 1 or last == const(1):
+        return None
+    others = low.axes([a for a in range(len(low.group.domain) - 1) if a != axis])
+    parallel = [*others, ("cb", floordiv(last + (most - 1), most, low.facts))]
+    low.bind(parallel)
+    first = sym("cb") * most
+    return parallel, first, minimum(first + most, last, low.facts)
+
+
 def lower_scan(low: Lowering) -> Parallel:
     node, primitive = _anchor(low, Scan)
     axis = primitive.axis
+    if (columns := _in_columns(low, axis, SCANNED)) is not None:
+        return _scan_columns(low, *columns)
     parallel, _ = _other_axes(low, axis)
     size = low.group.domain[axis]
     scan_along(low, const(0), size, start_of(primitive.kind, node.type.dtype.compute))
     return parallel, at_least_one(size) * 4
+
+
+def _scan_columns(
+    low: Lowering, parallel: list[tuple[str, Expr]], first: Expr, stop: Expr
+) -> Parallel:
+    """A row of columns after the other, what each has added up so far in scratch."""
+    node, primitive = _anchor(low, Scan)
+    dtype, size = node.type.dtype.compute, low.group.domain[primitive.axis]
+    last = f"d{len(low.group.domain) - 1}"
+    total = low.name("total")
+    low.emit(Alloc(total, dtype, (const(SCANNED),)))
+    so_far = (Index(sym(last) - first),)
+    here = tuple(Index(sym(f"d{a}")) for a in range(len(low.group.domain)))
+    out = low.buffer(low.group.roots[0], "out")
+
+    def begin() -> None:
+        low.emit(Store(total, so_far, start_of(primitive.kind, dtype)))
+
+    def step() -> None:
+        value = as_dtype(low.value(node.operands[0], here, ()), dtype)
+        name = low.name("v")
+        low.emit(Let(name, Op(COMBINE[primitive.kind], (Load(total, so_far, dtype), value), dtype)))
+        low.emit(Store(total, so_far, Local(name, dtype)))
+        low.emit(Store(out.name, here, Local(name, dtype)))
+
+    low.loop(last, first, stop, begin, vector=True)
+    low.loop(
+        f"d{primitive.axis}", const(0), size, lambda: low.loop(last, first, stop, step, vector=True)
+    )
+    return parallel, at_least_one(size) * SCANNED
 
 
 def scan_along(low: Lowering, lo: Expr, hi: Expr, start: Value) -> None:
@@ -101,9 +152,15 @@ def lower_scatter(low: Lowering) -> Parallel:
     axis = primitive.axis
     base, _, updates = node.operands
     size = low.group.domain[axis]
-    parallel, at = _other_axes(low, axis)
+    columns = _in_columns(low, axis, UPDATED)
+    parallel = _other_axes(low, axis)[0] if columns is None else columns[0]
     ref = low.group.roots[0]
-    here: tuple[Value, ...] = tuple(map(Index, at))
+    here: tuple[Value, ...] = tuple(Index(sym(f"d{a}")) for a in range(len(low.group.domain)))
+
+    def side_by_side(body: Callable[[], None]) -> None:
+        if columns is None:
+            return body()
+        low.loop(f"d{len(here) - 1}", *columns[1:], body, vector=True)
 
     def copy() -> None:
         value = low.value(base, here, ())
@@ -112,15 +169,19 @@ def lower_scatter(low: Lowering) -> Parallel:
     def step() -> None:
         name = low.name("at")
         low.emit(Let(name, position_of(low, sym("u"))))
-        store = update_at(low, here, Local(name, I64))
-        if low.facts.is_positive(size):
-            return low.emit(store)
-        low.emit(If(is_some(size), (store,)))
 
-    low.loop(f"d{axis}", const(0), size, copy)
+        def update() -> None:
+            low.emit(update_at(low, here, Local(name, I64)))
+
+        if low.facts.is_positive(size):
+            return side_by_side(update)
+        low.branch(is_some(size), lambda: side_by_side(update))
+
+    low.loop(f"d{axis}", const(0), size, lambda: side_by_side(copy))
     count = low.graph.type(updates).shape[axis]
     low.loop("u", const(0), count, step)
-    return parallel, at_least_one(size + count)
+    wide = const(1) if columns is None else minimum(low.group.domain[-1], const(UPDATED))
+    return parallel, at_least_one(size + count) * wide
 
 
 def position_of(low: Lowering, update: Expr) -> Checked:
