@@ -484,9 +484,10 @@ def reduce(kind: str, x: Array, axes: tuple[int, ...], dtype: DType) -> Array:
 
 def sort(x: Array, axis: int, descending: bool) -> tuple[Array, Array]:
     """The values in stable order and where they came from; NaN is the greatest value."""
+    keys = x.astype(np.float32) if x.dtype.kind == "V" else x  # NumPy knows no NaN of theirs
     if descending:
-        order = np.argsort(np.flip(x, axis), axis=axis, kind="stable")
+        order = np.argsort(np.flip(keys, axis), axis=axis, kind="stable")
         order = np.flip(x.shape[axis] - 1 - order, axis)
     else:
-        order = np.argsort(x, axis=axis, kind="stable")
+        order = np.argsort(keys, axis=axis, kind="stable")
     return np.take_along_axis(x, order, axis), order.astype(np.int64)

@@ -314,13 +314,15 @@ class SortRow:
     """Sorts `count` scratch elements of `keys` in place, stably, and `order` (i64) with them.
 
     NaN goes last, as NumPy's ascending sort puts it; first if descending. `order` is written
-    with 0, 1, ... before sorting by this statement.
+    with 0, 1, ... before sorting by this statement. Where only the `first` few are wanted, what
+    lies behind them may be anything.
     """
 
     keys: str
     order: str
     count: Expr
     descending: bool
+    first: Expr | None = None
 
 
 @frozen

@@ -21,6 +21,8 @@ def sort_row(check: Check, s: SortRow, scope: Scope) -> None:
     if order.dtype != I64 or {keys.mode, order.mode} != {"scratch"}:
         check.fail(7, "a sort has scratch keys and scratch i64 order")
     _large_enough(check, as_expr(s.count), (keys, order), scope)
+    if s.first is not None:
+        check.symbols(scope, s.first)
 
 
 def sort_digit(check: Check, s: SortDigit, scope: Scope) -> None:

@@ -42,7 +42,7 @@ from .merging import merged
 from .module import Module
 from .pool import pool_text
 from .products import ProductWriter, is_whole, rows_of
-from .sort import sort_symbol, sort_text
+from .sort import first_symbol, first_text, sort_symbol, sort_text
 from .tile import declaration
 
 AS_WRITTEN = "\n; linked behind the passes\n"
@@ -166,8 +166,12 @@ class KernelWriter(ProductWriter):
             f"ptr {self.memory[name].pointer.text}"
             for name in (s.keys, s.order, f"{s.keys} spare", f"{s.order} spare")
         ]
-        count = self.index(as_expr(s.count))
-        self.code.line(f"call void @{symbol}({', '.join(pointers)}, i64 {count.text})")
+        count, last = self.index(as_expr(s.count)), "i1 false"
+        if s.first is not None:
+            symbol = first_symbol(dtype, s.descending)
+            self.module.helpers[symbol] = first_text(dtype, s.descending)
+            last = f"i64 {self.index(s.first).text}"
+        self.code.line(f"call void @{symbol}({', '.join(pointers)}, i64 {count.text}, {last})")
 
     # the parallel loop
 

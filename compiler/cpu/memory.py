@@ -135,8 +135,9 @@ class MemoryWriter(Evaluator[Value]):
 
     def _words(self) -> None:
         """For buffers of bytes that are gathered, where words may be read and the last place of
-        one. A buffer of less than a word is copied."""
-        code, buffers = self.code, [b for b in self.kernel.buffers if b.dtype.bits == 8]
+        one. A buffer of less than a word is copied, so that none is that the kernel writes."""
+        code, read = self.code, [b for b in self.kernel.buffers if b.name not in self.written]
+        buffers = [b for b in read if b.dtype.bits == 8]
         body = walk(self.kernel.body) if buffers else ()
         loads = (part for s in body for value in values_of(s) for part in post_order(value))
         gathered = {p.buffer for p in loads if isinstance(p, Load) and is_gathered(p.indices)}

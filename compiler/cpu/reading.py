@@ -180,7 +180,7 @@ class ValueWriter(MemoryWriter):
         return code.emit(f"phi {kind} [ {fill.text}, %{before} ], [ {found.text}, %{end} ]", kind)
 
     def _read(self, memory: Memory, indices: Sequence[KernelValue]) -> Value:
-        if memory.dtype.bits == 8 and self.groups and is_gathered(indices):
+        if self.groups and memory.pointer.text in self.words and is_gathered(indices):
             return scalars.from_memory(self.code, self._byte(memory, indices), memory.dtype)
         at = self._address(memory, indices)
         kind = scalars.MEMORY[memory.dtype.name]

@@ -4,6 +4,11 @@ Few elements are sorted by merging: runs of doubling width, back and forth betwe
 two spare ones. More are sorted by digits of eight bits, the lowest first: all digits are counted
 in one go over the keys; one that all keys share is left out, by each other they are moved to the
 other arrays. NaN comes after every number, before every number if descending.
+
+Where only the first few are wanted, the others are compared with the last of the best so far, a
+vector of them at a time. What comes before it is inserted among up to 64, or kept behind more until
+there are twice as many, which are then sorted together. Whatever is found later has a later
+position, so that equal keys keep their order.
 """
 
 from __future__ import annotations
@@ -17,14 +22,60 @@ from .scalars import MEMORY
 
 MERGED = 256
 """Elements up to which merging is quicker."""
+INSERTED = 64
+"""Elements up to which those that come later are inserted one by one."""
 
 
 def sort_symbol(dtype: DType, descending: bool) -> str:
     return f"sf.sort.{dtype.name}.{'down' if descending else 'up'}"
 
 
+def first_symbol(dtype: DType, descending: bool) -> str:
+    return f"{sort_symbol(dtype, descending)}.first"
+
+
+def first_text(dtype: DType, descending: bool, lanes: int = 16) -> str:
+    """The function `symbol(keys, order, spare_keys, spare_order, count, wanted)`: of the sorted
+    keys and their positions the first `wanted`, 1 at least; what lies behind may be anything."""
+    kind = MEMORY[dtype.name]
+    bits = f"i{BITS[kind]}"
+
+    def number(code: Code, key: str, name: str) -> str:
+        """The lines that bind `name` to the number of a key, or to those of a vector."""
+        begin = len(code.lines)
+        found = number_of(code, code.value(key, kind).bits(), dtype, descending)
+        zero = "0" if code.lanes == 1 else "zeroinitializer"
+        line = f"  {name} = or {found.listed_text}, {zero}"
+        text = "\n".join([*code.lines[begin:], line])
+        return text if code.lanes == 1 else text.replace("%v", "%w")  # names of their own
+
+    one, vector = Code(), f"<{lanes} x {bits}>"
+    found = {
+        "$SEEN": number(Code(lanes), "%seen", "%numbers"),
+        "$OWN": number(one, "%key", "%new"),
+        "$EARLIER": number(one, "%earlier", "%old"),
+    }
+    for name, place in (("first", "$BOUNDING"), ("next", "$REBOUND")):
+        found[place] = "\n".join([
+            f"  %{name}.key = load {kind}, ptr %end_at, align 1",
+            number(one, f"%{name}.key", f"%{name}.n"),
+            f"  store {bits} %{name}.n, ptr %bound, align 8",
+            f"  %{name}.one = insertelement {vector} poison, {bits} %{name}.n, i64 0",
+            f"  %{name}.all = shufflevector {vector} %{name}.one, {vector} poison,"
+            f" <{lanes} x i32> zeroinitializer",
+            f"  store {vector} %{name}.all, ptr %bounds, align 64",
+        ])  # fmt: skip
+    symbols = {"$FIRST": first_symbol(dtype, descending), "$NAME": sort_symbol(dtype, descending)}
+    sizes = {"$INSERTED": str(INSERTED), "$LANES": str(lanes), "$N": bits, "$T": kind}
+    text = _FIRST
+    for place, words in {**found, **symbols, **sizes}.items():
+        text = text.replace(place, words)
+    return text
+
+
 def sort_text(dtype: DType, descending: bool) -> str:
-    """The function `symbol(keys, order, spare_keys, spare_order, count)`."""
+    """The function `symbol(keys, order, spare_keys, spare_order, count, placed)`: `placed` says
+    whether `order` has the keys' positions, instead of which they are 0, 1, ..."""
     code = Code()
     kind = MEMORY[dtype.name]
     right, left = code.value("%right", kind), code.value("%left", kind)
@@ -104,7 +155,7 @@ return:
 
 _DIGITS = """
 define internal void @$NAME.digits(ptr noalias %keys, ptr noalias %order, ptr noalias %spare,
-    ptr noalias %spare_order, i64 %count) noinline nounwind {
+    ptr noalias %spare_order, i64 %count, i1 %placed) noinline nounwind {
 entry:
   %counts = alloca [$CELLS x i64], align 64
   br label %clear
@@ -120,7 +171,9 @@ number:
   %kp = getelementptr $T, ptr %keys, i64 %p
   %key = load $T, ptr %kp, align 1
   %slot = getelementptr i64, ptr %order, i64 %p
-  store i64 %p, ptr %slot, align 8
+  %given = load i64, ptr %slot, align 8
+  %position0 = select i1 %placed, i64 %given, i64 %p
+  store i64 %position0, ptr %slot, align 8
 $COUNTED
   %p1 = add i64 %p, 1
   %more = icmp slt i64 %p1, %count
@@ -181,12 +234,13 @@ $FINISH"""
 
 _MERGE = """
 define internal void @$NAME(ptr noalias %keys, ptr noalias %order, ptr noalias %spare,
-    ptr noalias %spare_order, i64 %count) noinline nounwind {
+    ptr noalias %spare_order, i64 %count, i1 %placed) noinline nounwind {
 entry:
   %many = icmp sgt i64 %count, $MERGED
   br i1 %many, label %radix, label %few
 radix:
-  call void @$NAME.digits(ptr %keys, ptr %order, ptr %spare, ptr %spare_order, i64 %count)
+  call void @$NAME.digits(ptr %keys, ptr %order, ptr %spare, ptr %spare_order, i64 %count,
+    i1 %placed)
   ret void
 few:
   %some = icmp sgt i64 %count, 0
@@ -194,7 +248,9 @@ few:
 number:
   %p = phi i64 [ 0, %few ], [ %p1, %number ]
   %slot = getelementptr i64, ptr %order, i64 %p
-  store i64 %p, ptr %slot, align 8
+  %given = load i64, ptr %slot, align 8
+  %position0 = select i1 %placed, i64 %given, i64 %p
+  store i64 %position0, ptr %slot, align 8
   %p1 = add i64 %p, 1
   %more = icmp slt i64 %p1, %count
   br i1 %more, label %number, label %widths
@@ -252,3 +308,110 @@ swap:
   %twice = shl i64 %width, 1
   br label %widths
 $FINISH"""
+
+_FIRST = """
+define internal void @$FIRST(ptr noalias %keys, ptr noalias %order, ptr noalias %spare,
+    ptr noalias %spare_order, i64 %count, i64 %wanted) noinline nounwind {
+entry:
+  %fill = alloca i64, align 8
+  %bound = alloca $N, align 8
+  %bounds = alloca <$LANES x $N>, align 64
+  %inserts = icmp sle i64 %wanted, $INSERTED
+  %twice = shl i64 %wanted, 1
+  %room = select i1 %inserts, i64 %wanted, i64 %twice
+  %end = sub i64 %wanted, 1
+  %end_at = getelementptr $T, ptr %keys, i64 %end
+  %all = icmp sge i64 %room, %count
+  br i1 %all, label %whole, label %begin
+whole:
+  call void @$NAME(ptr %keys, ptr %order, ptr %spare, ptr %spare_order, i64 %count, i1 false)
+  ret void
+begin:
+  call void @$NAME(ptr %keys, ptr %order, ptr %spare, ptr %spare_order, i64 %room, i1 false)
+  store i64 %wanted, ptr %fill, align 8
+$BOUNDING
+  br label %scan
+scan:
+  %i = phi i64 [ %room, %begin ], [ %stop, %vector ], [ %stop, %laned ]
+  %stop = add i64 %i, $LANES
+  %fits = icmp sle i64 %stop, %count
+  br i1 %fits, label %vector, label %tail
+vector:
+  %seen_at = getelementptr $T, ptr %keys, i64 %i
+  %seen = load <$LANES x $T>, ptr %seen_at, align 1
+$SEEN
+  %limits = load <$LANES x $N>, ptr %bounds, align 64
+  %before = icmp ult <$LANES x $N> %numbers, %limits
+  %found = bitcast <$LANES x i1> %before to i$LANES
+  %none = icmp eq i$LANES %found, 0
+  br i1 %none, label %scan, label %lanes
+tail:
+  %some = icmp slt i64 %i, %count
+  br i1 %some, label %lanes, label %finish
+lanes:
+  %to = call i64 @llvm.smin.i64(i64 %stop, i64 %count)
+  br label %lane
+lane:
+  %j = phi i64 [ %i, %lanes ], [ %j1, %laned ]
+  %key_at = getelementptr $T, ptr %keys, i64 %j
+  %key = load $T, ptr %key_at, align 1
+$OWN
+  %limit = load $N, ptr %bound, align 8
+  %better = icmp ult $N %new, %limit
+  br i1 %better, label %take, label %laned
+take:
+  br i1 %inserts, label %shift, label %append
+shift:
+  %h = phi i64 [ %end, %take ], [ %h1, %moved ]
+  %h1 = sub i64 %h, 1
+  %h_at = getelementptr $T, ptr %keys, i64 %h
+  %ho_at = getelementptr i64, ptr %order, i64 %h
+  %inner = icmp sgt i64 %h, 0
+  br i1 %inner, label %compare, label %place
+compare:
+  %earlier_at = getelementptr $T, ptr %keys, i64 %h1
+  %earlier = load $T, ptr %earlier_at, align 1
+$EARLIER
+  %goes = icmp ugt $N %old, %new
+  br i1 %goes, label %moved, label %place
+moved:
+  %eo_at = getelementptr i64, ptr %order, i64 %h1
+  %eo = load i64, ptr %eo_at, align 8
+  store $T %earlier, ptr %h_at, align 1
+  store i64 %eo, ptr %ho_at, align 8
+  br label %shift
+place:
+  store $T %key, ptr %h_at, align 1
+  store i64 %j, ptr %ho_at, align 8
+  br label %rebound
+append:
+  %f = load i64, ptr %fill, align 8
+  %f_at = getelementptr $T, ptr %keys, i64 %f
+  %fo_at = getelementptr i64, ptr %order, i64 %f
+  store $T %key, ptr %f_at, align 1
+  store i64 %j, ptr %fo_at, align 8
+  %f1 = add i64 %f, 1
+  store i64 %f1, ptr %fill, align 8
+  %full = icmp eq i64 %f1, %room
+  br i1 %full, label %resort, label %laned
+resort:
+  call void @$NAME(ptr %keys, ptr %order, ptr %spare, ptr %spare_order, i64 %room, i1 true)
+  store i64 %wanted, ptr %fill, align 8
+  br label %rebound
+rebound:
+$REBOUND
+  br label %laned
+laned:
+  %j1 = add i64 %j, 1
+  %on = icmp slt i64 %j1, %to
+  br i1 %on, label %lane, label %scan
+finish:
+  br i1 %inserts, label %return, label %settle
+settle:
+  %kept = load i64, ptr %fill, align 8
+  call void @$NAME(ptr %keys, ptr %order, ptr %spare, ptr %spare_order, i64 %kept, i1 true)
+  br label %return
+return:
+  ret void
+}
+"""

@@ -8,6 +8,7 @@ from typing import Any
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I64, DType
 
+from ..first_read import first_read
 from ..graph import (
     Node,
     Scan,
@@ -142,8 +143,10 @@ def lower_sort(low: Lowering) -> Parallel:
             low.emit(Store(out.name, here, Load(name, along, kind)))
 
     low.loop(f"d{axis}", const(0), size, fill)
-    low.emit(SortRow(keys, order, size, primitive.descending))
-    low.loop(f"d{axis}", const(0), size, spill)
+    first = first_read(low.graph).get(node.id) if low.schedule.columns_by_memory else None
+    wanted = None if not first else minimum(size, const(first), low.facts)
+    low.emit(SortRow(keys, order, size, primitive.descending, wanted))
+    low.loop(f"d{axis}", const(0), size if wanted is None else wanted, spill)
     return parallel, at_least_one(size) * 32
 
 

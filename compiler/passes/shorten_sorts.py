@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import DType
-from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 
-from ..graph import Gather, Graph, Indirect, Node, Ref, Sort, View
+from ..first_read import first_read
+from ..graph import Graph, Indirect, Node, Ref, Sort
 from ..graph_builder import Builder
 from .record import Pass, Place
 from .simplify import Simplify
@@ -76,40 +76,10 @@ def _is_long(graph: Graph, sort: Node) -> bool:
 
 def _found(graph: Graph) -> Iterator[tuple[int, tuple[int, int]]]:
     """The sorts to be shortened: how many elements are read, and the length of pieces."""
-    read: dict[int, list[int | None]] = {}
-    for node in graph.nodes.values():
-        for number, ref in enumerate(node.operands):
-            source = graph.nodes[ref.node]
-            if isinstance(source.primitive, Sort):
-                most = _most(graph.facts, node, number, source.primitive.axis)
-                read.setdefault(ref.node, []).append(most)
-    results = {ref.node for ref in graph.results}
-    for number, listed in read.items():
-        known = [n for n in listed if n is not None]
-        if number in results or len(known) < len(listed):
-            continue
-        piece = next((piece for limit, piece in PIECES if 0 < max(known) <= limit), None)
+    for number, most in first_read(graph).items():
+        piece = next((piece for limit, piece in PIECES if 0 < most <= limit), None)
         if piece is not None and _is_long(graph, graph.nodes[number]):
-            yield number, (max(known), piece)
-
-
-def _most(facts: Facts, node: Node, operand: int, axis: int) -> int | None:
-    """How many elements of an axis of an operand a node may read at most, as far as is known."""
-    indices: list[Any] = []
-    if isinstance(node.primitive, View):
-        indices = [node.primitive.indices[axis]]
-    elif isinstance(node.primitive, Gather) and operand == 0:
-        indices = [node.primitive.indices[axis]]
-    elif isinstance(node.primitive, Gather):
-        places = node.primitive.indices
-        used = [p for p in places if isinstance(p, Indirect) and p.operand == operand]
-        indices = [p.indices[axis] for p in used]
-    if not indices or any(isinstance(index, Indirect) for index in indices):
-        return None
-    assert isinstance(node.primitive, View | Gather)
-    at = facts.at_element(node.primitive.symbols, node.type.shape)
-    highest = [at.bounds(index)[1] for index in indices]
-    return None if None in highest else 1 + max(n for n in highest if n is not None)
+            yield number, (most, piece)
 
 
 def _first(b: Builder, sort: Node, x: Ref, count: int, piece: int) -> tuple[Ref, Ref]:
