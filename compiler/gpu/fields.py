@@ -20,6 +20,7 @@ ONE = 1 << 23
 ONE_BITS = 0x4B000000
 CENTRE_BITS = 0x4B400000
 """The bits of 2^23 and of 3 * 2^22."""
+EACH_BYTE = 0x01010101
 
 
 @frozen
@@ -45,6 +46,9 @@ class Fields:
         self.signed: dict[str, tuple[Value, int, int]] = {}
         """Registers that are some bits of a word, extended by their sign: where they begin in
         which, and their mask."""
+
+        self.whole: dict[str, int] = {}
+        """The greatest magnitude of floats that are integers."""
 
     def note_signed(
         self, values: Sequence[Value], places: Sequence[tuple[Value, int]], bits: int
@@ -116,10 +120,39 @@ class Fields:
         if known is None or known.high >= ONE // 2 or known.low < -ONE // 2:
             return None
         base, offset = (value, 0) if known.base is None else (known.base, known.offset)
-        if self.known[base.text].low >= 0 and self.known[base.text].high < ONE // 2:
-            bits = code.pure("or.b32", "i32", base, code.const(ONE_BITS, "i32"))
+        word, shift, mask = self.signed.get(value.text, (value, 0, 0))
+        if mask == 0xFF:  # one that is not below 0, with the sign turned, and less by 128
+            turned = code.pure("xor.b32", "i32", word, code.const(EACH_BYTE * 0x80, "i32"))
+            bits, away = self._with_byte(turned, shift // 8), float(ONE + 0x80)
+        elif self.known[base.text].low >= 0 and self.known[base.text].high < ONE // 2:
+            bits = self._with_part(self.known[base.text], base)
             away = float(ONE - offset)
         else:
             bits = code.pure("add.s32", "i32", value, code.const(CENTRE_BITS, "i32"))
             away = 1.5 * ONE
-        return code.pure("sub.rn.f32", "float", bits.as_float("float"), code.const(away, "float"))
+        found = code.pure("sub.rn.f32", "float", bits.as_float("float"), code.const(away, "float"))
+        self.whole[found.text] = max(known.high, -known.low)
+        return found
+
+    def has_bits(self, value: Value, bits: int) -> bool:
+        """Whether a float is an integer that so many bits of a mantissa hold."""
+        return self.whole.get(value.text, 1 << bits + 1) <= 1 << bits
+
+    def _with_part(self, known: Known, value: Value) -> Value:
+        """The bits of 2^23 and an integer not below 0. Of parts of a word that lie in its bytes all
+        four are shifted and masked at once, and each is picked by one instruction."""
+        code, word = self.code, known.word
+        byte, shift = divmod(known.shift, 8)
+        if word is None or shift + known.mask.bit_length() > 8:
+            return code.pure("or.b32", "i32", value, code.const(ONE_BITS, "i32"))
+        if shift:
+            word = code.pure("shr.u32", "i32", word, code.const(shift, "i32"))
+        if known.mask != 0xFF:
+            word = code.pure("and.b32", "i32", word, code.const(known.mask * EACH_BYTE, "i32"))
+        return self._with_byte(word, byte)
+
+    def _with_byte(self, word: Value, byte: int) -> Value:
+        """The bits of 2^23 and a byte of a word (PTX ISA 9.7.9.7, "prmt")."""
+        code = self.code
+        picked = code.const(0x7440 + byte, "i32")
+        return code.pure("prmt.b32", "i32", word, code.const(ONE_BITS, "i32"), picked)

@@ -35,6 +35,8 @@ RAW = {
     for d in DTYPES.values()
 }  # fmt: skip
 """The register type that is loaded and stored."""
+MANTISSA = {"f16": 11, "bf16": 8}
+"""The bits of integers that floats hold exactly."""
 
 
 def from_memory(code: Code, raw: Value, dtype: DType) -> Value:
@@ -73,7 +75,7 @@ def to_memory(code: Code, value: Value, dtype: DType) -> Value:
 
 def round_to(code: Code, value: Value, dtype: DType) -> Value:
     """A float converted to a storage dtype, still in its compute dtype."""
-    if not dtype.is_small_float:
+    if not dtype.is_small_float or code.fields.has_bits(value, MANTISSA.get(dtype.name, 0)):
         return value
     value = cast(Value, shared.saturated(cast(Any, code), cast(Any, value), dtype))
     return from_memory(code, to_memory(code, value, dtype), dtype)
