@@ -8,6 +8,7 @@ Joins, tried in this order on the kernels that `fuse` found:
   are corrected as greater scores come. For GPUs.
 - *chained*: a product whose rows go through row reductions into another product (attention)
   computes a block of rows from end to end.
+- what `join_decoded` does, for attention whose keys and values another kernel only converts.
 - what `join_operands` and `join_chosen` do, for products whose operands other kernels only
   prepare, and `join_reduced`, for those whose rows are only reduced.
 """
@@ -23,6 +24,7 @@ from .attention import find_softmax, is_cheap, is_narrow
 from .graph import Contract, Graph, Node, Ref, View, flatten_index
 from .groups import Group, Partition, flops
 from .inverse import inverse
+from .join_decoded import DecodedJoiner
 from .join_reduced import ReducedJoiner, along_row, rows_between
 from .steps import steps_of
 
@@ -40,14 +42,14 @@ def join(
     return _Joiner(graph, found, longest).run(joins)
 
 
-class _Joiner(ReducedJoiner):
+class _Joiner(DecodedJoiner, ReducedJoiner):
     def run(self, joins: Sequence[str]) -> Partition:
         rules = {
             "placed": self._placed, "chained": self._chained, "packed": self._packed,
             "gathered": self._gathered,
             "direct": self._direct, "halved": self._halved, "thin": self._thin,
-            "attended": self._attended, "coded": self._coded, "chosen": self._chosen,
-            "reduced": self._reduced, "finished": self._finished,
+            "attended": self._attended, "decoded": self._decoded, "coded": self._coded,
+            "chosen": self._chosen, "reduced": self._reduced, "finished": self._finished,
         }  # fmt: skip
         self.halves = "halved" in joins
         for joined in (rules[name] for name in joins):

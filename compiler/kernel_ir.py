@@ -263,6 +263,10 @@ class Operand:
         return start + floordiv(j, self.panel, facts) * self.step + inside
 
 
+COMPUTED = Operand("computed", const(0), const(0), const(1))
+"""Stands for what no buffer holds."""
+
+
 @frozen
 class Attend:
     """Rows weighted by the exponentials of scores, none of which are stored (softmax).
@@ -285,6 +289,9 @@ class Attend:
     of 64 and of the panels, or no key below it is kept.
 
     `extent`: how many keys there are, `hi` at most; not given where none needs to know.
+
+    Keys or values for which an element (f32) is given are computed: it is a value in which
+    `feature` is the index k or c, and `key` j. Their operand is `COMPUTED` then.
     """
 
     dst: str
@@ -307,6 +314,9 @@ class Attend:
     most: str = ""
     ways: int = 1
     extent: Expr | None = None
+    feature: str = ""
+    key_element: Value | None = None
+    value_element: Value | None = None
 
 
 @frozen

@@ -31,6 +31,7 @@ from .cpu.values import Unique, post_order
 from .errors import VerifyError
 from .graph_verify import REDUCTIONS
 from .kernel_ir import (
+    COMPUTED,
     Alloc,
     Attend,
     Buffer,
@@ -362,7 +363,7 @@ def _if(check: Check, s: If, scope: Scope) -> None:
 
 
 def _attend(check: Check, s: Attend, scope: Scope) -> None:
-    operands = (s.queries, s.keys, s.values)
+    operands = [x for x in (s.queries, s.keys, s.values) if x != COMPUTED]
     dtypes = {check.buffer(scope, x.buffer).dtype for x in operands}
     made = [check.buffer(scope, name) for name in (s.dst, s.totals, *filter(None, [s.most]))]
     if len(dtypes) != 1 or not dtypes <= {F32, F16, BF16} or {b.dtype for b in made} != {F32}:
@@ -383,6 +384,7 @@ def _attend(check: Check, s: Attend, scope: Scope) -> None:
     for name, lo, hi in ((s.row, const(0), s.rows), (s.key, s.lo, most)):
         check.bind(inner, name)
         inner.enter_loop(name, lo, hi)
+    _computed(check, s, inner)
     check.bind(inner, s.raw)
     inner.scalars[s.raw] = F32
     check.typed(s.score, inner, F32, "a score")
@@ -392,7 +394,7 @@ def _attend(check: Check, s: Attend, scope: Scope) -> None:
     for last in (0, 1):
         k, c = (s.depth - 1) * last, (s.columns - 1) * last
         ends += [(s.queries, r, const(k)), (s.keys, const(k), j), (s.values, j, const(c))]
-    for x, a, b in ends:
+    for x, a, b in (end for end in ends if end[0] != COMPUTED):
         buffer = scope.buffers[x.buffer]
         place = x.place(a, b, inner.facts)
         if x.run:  # whole runs, whose numbers bounds see through
@@ -406,6 +408,20 @@ def _attend(check: Check, s: Attend, scope: Scope) -> None:
     places = (last_row * s.dst_row + s.columns - 1, last_row, last_row)
     for buffer, index in zip(made, places, strict=False):
         check.inside(buffer.name, index, size_of(buffer.shape), inner, ())
+
+
+def _computed(check: Check, s: Attend, scope: Scope) -> None:
+    """The elements of keys and values that are computed, inside the loops over rows and keys."""
+    both = (s.keys, s.key_element, s.depth), (s.values, s.value_element, s.columns)
+    for operand, element, count in both:
+        if (element is not None) != (operand == COMPUTED):
+            check.fail(7, "keys and values are either in a buffer or computed")
+        if element is None:
+            continue
+        inner = scope.inner()
+        check.bind(inner, s.feature)
+        inner.enter_loop(s.feature, const(0), const(count))
+        check.typed(element, inner, F32, "an element of keys or values")
 
 
 Rule = Callable[[Check, Any, Scope], None]

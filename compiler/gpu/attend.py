@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from stagefuse.compiler.kernel_ir import Attend
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
+from .attend_computed import ComputingAttending
 from .attend_exact import ExactAttendWriter
-from .attend_shape import Shape, Side, shape_of
-from .attend_weights import Attending, Fragment
+from .attend_shape import Side, shape_of
+from .attend_weights import Fragment
 from .ir import Value
 from .mma import Kind, mma
 from .tensor import tf32_parts
@@ -33,12 +34,8 @@ class AttendWriter(ExactAttendWriter):
         _Attention(self, s, shape_of(s, dtype.itemsize), dtype.name).write()
 
 
-class _Attention(Attending):
+class _Attention(ComputingAttending):
     """One statement being written for warps."""
-
-    def __init__(self, writer: AttendWriter, s: Attend, shape: Shape, kind: str) -> None:
-        super().__init__(writer, s, kind, shape.block, shape.bytes)
-        self.shape = shape
 
     # Order
 
@@ -57,6 +54,8 @@ class _Attention(Attending):
         for n in range(ahead):
             at_n = code.const(n * shape.stage_bytes, "i32")
             self.fetch(first + n, at_n, (start + n).compare("lt", end))
+            self.read_ahead(first + n)
+            self.convert(at_n)
         if shape.held and shape.start:
             held = self.hold(ahead)
         self.begin_sums()
@@ -73,10 +72,12 @@ class _Attention(Attending):
                 around = ahead * shape.stage_bytes  # from a stage to the one before it
                 free = at.compare("eq", 0).select(code.const(around, "i32"), at - shape.stage_bytes)
                 self.fetch(sym("kb'") + ahead, free, (now + ahead).compare("lt", end))
+                self.read_ahead(sym("kb'") + ahead)
                 scores = self.scores(at, held)
                 self.weigh(scores)
                 self.correct()
                 self.sum_values(at, scores)
+                self.convert(free)
             code.write("add.s32", block, block, code.const(1, "i32"))
             last = at.compare("eq", around)
             code.set(stage, last.select(code.const(0, "i32"), at + shape.stage_bytes))
@@ -104,40 +105,33 @@ class _Attention(Attending):
         at = self.ring + shape.start + stage
         code.branch_if(some, skip, holds=False)
         with code.branch_scope(), self.w.scope():
-            self.copy(shape.keys, block, self.s.hi, at)
-            self.copy(shape.values, block, self.s.hi, at + shape.keys.elements * shape.size)
+            if self.s.key_element is None:
+                self.copy(shape.keys, block, self.s.hi, at)
+            if self.s.value_element is None:
+                self.copy(shape.values, block, self.s.hi, at + shape.keys.elements * shape.size)
         code.start(skip)
         code.line("cp.async.commit_group;")
 
     def copy(self, side: Side, block: Expr, end: Expr, target: Value) -> None:
         """Brings a block of keys below `end`; what is not there becomes zeros."""
-        w, lanes = self.w, self.w.team.lanes
-        chunk = self.chunk(side)
-        chunks = side.inner // chunk
-        wide = min(1 << (chunks - 1).bit_length(), lanes)
-        down = lanes // wide
-        x, y = mod(sym("lane"), wide) * chunk, floordiv(sym("lane"), wide)
+        w, chunk = self.w, self.chunk(side)
+        x, y, *_ = self.first(side, chunk)
         mine = x if side.along else y
         left = w.index(end - block * side.count - mine)
         at = target + w.index(y * side.pitch + x, "i32") * self.shape.size
         memory = w.memory[side.operand.buffer]
-        for i in range(-(-chunks // wide)):
-            for n in range(-(-side.outer // down)):
-                inner, outer = x + i * wide * chunk, y + n * down
-                own = w.holds("lt", inner, const(side.inner)) if (i + 1) * wide > chunks else None
-                if (n + 1) * down > side.outer:
-                    here = w.holds("lt", outer, const(side.outer))
-                    own = here if own is None else own & here
-                key, feature = (inner, outer) if side.along else (outer, inner)
-                beyond = i * wide * chunk if side.along else n * down
-                there = left.compare("gt", beyond)
-                if side.wide > side.features:
-                    there = there & w.holds("lt", feature, const(side.features))
-                size = self.present(there, left - beyond, chunk, side.along)
-                source = w.address(memory, (side.place(block, key, feature), None))
-                offset = (n * down * side.pitch + i * wide * chunk) * self.shape.size
-                place = f"[{at.text}+{offset}]"
-                self.one(place, source, chunk * self.shape.size, there, size, own)
+        for along, down, own in self.turns(side, chunk):
+            inner, outer = x + along, y + down
+            key, feature = (inner, outer) if side.along else (outer, inner)
+            beyond = along if side.along else down
+            there = left.compare("gt", beyond)
+            if side.wide > side.features:
+                there = there & w.holds("lt", feature, const(side.features))
+            size = self.present(there, left - beyond, chunk, side.along)
+            source = w.address(memory, (side.place(block, key, feature), None))
+            offset = (down * side.pitch + along) * self.shape.size
+            place = f"[{at.text}+{offset}]"
+            self.one(place, source, chunk * self.shape.size, there, size, own)
 
     def present(self, there: Value, left: Value, chunk: int, along: bool) -> Value:
         """Bytes of a chunk that are there."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from stagefuse.compiler.kernel_ir import Attend, Const
+from stagefuse.compiler.kernel_ir import Attend, Const, Operand
+from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, sym
 
 from .ir import Value
@@ -72,8 +73,8 @@ class ExactAttendWriter(TensorWriter):
         key, k = sym(s.key), sym("k'")
 
         def step(sums: Carry) -> Carry:
-            left = self._at(s.queries.buffer, s.queries.place(sym("lane"), k))
-            right = self._at(s.keys.buffer, s.keys.place(k, key, self.facts))
+            left = self._at(s.queries, s.queries.place(sym("lane"), k))
+            right = self._of(s, s.keys, s.keys.place(k, key, self.facts), s.key_element, k)
             return [code.fma(left, right, sums[0])]
 
         zero = code.const(0.0, "float")
@@ -92,15 +93,26 @@ class ExactAttendWriter(TensorWriter):
             at = self.address(dst, (sym("lane") * s.dst_row + sym("c'"), None))
             (old,) = self._loaded(dst, at, 1)
             old = code.emit("mul.rn.f32", "float", old, factor)
-            value = self._at(s.values.buffer, s.values.place(key, sym("c'"), self.facts))
+            place, c = s.values.place(key, sym("c'"), self.facts), sym("c'")
+            value = self._of(s, s.values, place, s.value_element, c)
             self.write(dst, at, [code.emit("fma.rn.f32", "float", weight, value, old)])
             return carry
 
         self.loop("c'", const(0), const(s.columns), [], column)
         return [most, after]
 
-    def _at(self, name: str, place: Expr) -> Value:
-        (raw,) = self._access(self.memory[name], self.address(self.memory[name], (place, None)), 1)
+    def _of(
+        self, s: Attend, x: Operand, place: Expr, element: KernelValue | None, feature: Expr
+    ) -> Value:
+        """An element of keys or values, which may be computed."""
+        if element is None:
+            return self._at(x, place)
+        with self.scope(), self.binding(**{s.feature: feature}):
+            return self.value(element)
+
+    def _at(self, x: Operand, place: Expr) -> Value:
+        memory = self.memory[x.buffer]
+        (raw,) = self._access(memory, self.address(memory, (place, None)), 1)
         return raw
 
     def _exp(self, x: Value, most: Value) -> Value:

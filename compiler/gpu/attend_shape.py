@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stagefuse.compiler.kernel_ir import Attend, Operand
+from stagefuse.compiler.kernel_ir import COMPUTED, Attend, Operand
 from stagefuse.dsl.dims import Expr, const, floordiv, mod
 from stagefuse.dsl.frozen import frozen
 
@@ -12,7 +12,8 @@ STAGES = 2
 MOST_STAGES = 4
 """Where warps share rows: of few rows, what takes time is to bring the keys."""
 QUERY_BYTES = 256
-"""Of a query that stays in registers."""
+QUERY_BYTES_BESIDE = 128
+"""Of a query that stays in registers, alone and beside what is under way to be converted."""
 
 
 def rows_of_block(depth: int, columns: int, size: int) -> int:
@@ -79,7 +80,7 @@ def side(
     unit = 16 if size == 2 else 8
     wide = -(-features // unit) * unit
     key, feature = (operand.along, operand.across) if keyed else (operand.across, operand.along)
-    along = key == const(1) and feature != const(1)
+    along = operand != COMPUTED and key == const(1) and feature != const(1)
     padding = 8 if size == 2 or (along and spread) else 4
     return Side(
         operand, count, features, wide, keyed, along, (count if along else wide) + padding
@@ -90,7 +91,8 @@ def side(
 class Shape:
     """Sizes of a block; `held`: queries stay in registers, and leave their place to the keys if
     they are many.
-    `ways`: warps that share rows and divide a block of keys."""
+    `ways`: warps that share rows and divide a block of keys; `computes`: keys or values are
+    computed, a block ahead."""
 
     queries: Side
     keys: Side
@@ -98,6 +100,7 @@ class Shape:
     size: int
     held: bool
     ways: int
+    computes: bool
 
     @property
     def share(self) -> int:
@@ -107,7 +110,7 @@ class Shape:
     @property
     def stages(self) -> int:
         """Blocks of keys that shared memory holds."""
-        if self.ways == 1:
+        if self.ways == 1 or self.computes:
             return STAGES
         return max(STAGES, min((STAGE_BYTES - self.start) // self.stage_bytes, MOST_STAGES))
 
@@ -136,7 +139,7 @@ class Shape:
 
 def shape_of(s: Attend, size: int) -> Shape:
     """The most keys at a time that shared memory has room for, and registers."""
-    held = s.depth * size <= QUERY_BYTES
+    held = s.depth * size <= (QUERY_BYTES if not s.feature else QUERY_BYTES_BESIDE)
     unit = 16 if size == 2 else 8
     most = 64 if size == 2 else 32
     blocks = [s.keys.panel or (most if s.ways == 1 else unit * s.ways)]
@@ -150,6 +153,7 @@ def shape_of(s: Attend, size: int) -> Shape:
             size,
             held,
             s.ways,
+            s.feature != "",
         )
         if found.bytes <= STAGE_BYTES:
             break

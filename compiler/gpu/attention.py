@@ -6,10 +6,13 @@ No row of scores is ever whole: sums over the keys so far are corrected when a g
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from stagefuse.compiler.attention import Softmax
-from stagefuse.compiler.graph import View
+from stagefuse.compiler.graph import Graph, Ref, View
 from stagefuse.compiler.groups import Group
 from stagefuse.compiler.kernel_ir import (
+    COMPUTED,
     Alloc,
     Attend,
     Const,
@@ -44,7 +47,8 @@ PADDING = 4
 @frozen
 class Attention:
     """The parts of a group: two products, what lies between, and where operands lie, over the
-    indices of the batch. `half`: operands are multiplied in 16 bits."""
+    indices of the batch. `half`: operands are multiplied in 16 bits. Keys and values that the group
+    computes lie nowhere."""
 
     low: Lowering
     first: Product
@@ -75,6 +79,35 @@ class Attention:
             keep = always if softmax.keep is None else low.value(softmax.keep, at, ())
         low.facts = before
         return score, keep
+
+    def elements(self, place: Mapping[str, Expr]) -> tuple[Value | None, Value | None]:
+        """Elements of keys and of values, where those are computed, at the key j and the feature
+        f, with indices of the batch at a place."""
+        key, feature = sym("j"), sym("f")
+        return (
+            self._element(self.keys_at, self.first, (feature, key), place),
+            self._element(self.values_at, self.last, (key, feature), place),
+        )
+
+    def _element(
+        self, at: Operand, p: Product, inner: tuple[Expr, Expr], place: Mapping[str, Expr]
+    ) -> Value | None:
+        low = self.low
+        if at != COMPUTED:
+            return None
+        source, view = packed_from(low.graph, p.operands[1], self.half)
+        names = [place.get(n, sym(n)) for n, _ in p.batch]
+        here = dict(zip(view.symbols[-3:], (const(0), *inner), strict=True))
+        here.update(zip(view.symbols, names, strict=False))
+        low.facts = (before := low.facts).with_ranges(
+            {"j": (0, self.keys - 1), "f": (0, max(self.depth, self.columns) - 1)}
+        )
+        where = tuple(Index(e.substitute(here, low.facts)) for e in view.indices)
+        with low.elsewhere():
+            value = low.value(source, where, ())
+        low.facts = before
+        rounds = isinstance(value, Op) and value.fn == "round_to"
+        return value.args[0] if rounds and isinstance(value, Op) else value
 
     def factor(self, total: Value, row: Expr) -> Value:
         """What the weighted sums of a row are multiplied by: a quotient for each of them would
@@ -183,22 +216,34 @@ def lower_attention(low: Lowering, rows: int | None = None) -> Parallel:
     return parallel, a.keys * (most * (a.depth + a.columns))
 
 
+def packed_from(graph: Graph, panels: Ref, half: bool) -> tuple[Ref, View]:
+    """What panels are packed from, before its conversion if there is one, and how."""
+    node = graph.nodes[panels.node]
+    (source,) = node.operands
+    if half:
+        (source,) = graph.nodes[source.node].operands
+    assert isinstance(node.primitive, View)
+    return source, node.primitive
+
+
 def panels_of(low: Lowering, p: Product, half: bool) -> Operand:
     """The right operand of a product where it lies: in steps, or in packed panels. `half`: as it
     is before it is converted."""
     ref = p.operands[1]
+    made = {root for maker in low.group.apart[:-1] for root in maker.roots}
+    if ref in made:
+        return COMPUTED
     if ref not in low.group.packs:
         whole = p.depth * p.panel
         name = low.buffer(ref, "in").name
         return Operand(
             name, p.lead * p.panels * whole, const(p.panel), const(1), p.panel, whole
         )  # fmt: skip
-    node = low.graph.nodes[ref.node]
-    (source,) = node.operands
-    if half:
-        (source,) = low.graph.nodes[source.node].operands
+    source, view = packed_from(low.graph, ref, half)
+    if source in made:
+        return COMPUTED
     steps = steps_of(low.graph, ref, low.graph.nodes[p.ref.node])
-    assert steps is not None and isinstance(node.primitive, View)
-    lead = dict(zip(node.primitive.symbols, (sym(n) for n, _ in p.batch), strict=False))
+    assert steps is not None
+    lead = dict(zip(view.symbols, (sym(n) for n, _ in p.batch), strict=False))
     first, along, across = (e.substitute(lead) for e in steps)
     return Operand(low.buffer(source, "in").name, first, along, across)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stagefuse.compiler.kernel_ir import (
+    COMPUTED,
     Alloc,
     Attend,
     Buffer,
@@ -149,8 +150,12 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
     rows = minimum(first.rows - begin_row, const(queries)) * together
     row, key = begin_row + floordiv(sym("r"), together, low.facts), sym("j")
 
+    place_of_keys = {name: sym("heads") * together}
+
     def shared(x: Operand) -> Operand:
-        return replace(x, offset=x.offset.substitute({name: sym("heads") * together}, low.facts))
+        if x == COMPUTED:
+            return x
+        return replace(x, offset=x.offset.substitute(place_of_keys, low.facts))
 
     def along(where: list[Expr]) -> list[Expr]:
         """A place of a row."""
@@ -169,13 +174,15 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
     lo, hi = maximum(lo, begin), minimum(hi, begin + split.length)
     q = shared(a.queries)
     step = a.queries.offset.coefficient(name) if split.axis is not None else None
+    computed = a.elements(place_of_keys)
     q = replace(q, offset=q.offset + begin_row * q.along)
     if step is not None:
         q = replace(q, step=step, run=together)
     low.emit(
         Attend(
             tile, pitch, totals, q, shared(a.keys_at), shared(a.values_at), rows, ROWS, lo, hi,
-            a.depth, a.columns, "r", "j", "raw", score, keep, most, split.ways,
+            a.depth, a.columns, "r", "j", "raw", score, keep, most, split.ways, None,
+            "f" if any(computed) else "", *computed,
         )
     )  # fmt: skip
     figures = _parts(low, first, split, const(2), "out")

@@ -7,19 +7,20 @@ that a panel is never in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
 from stagefuse.compiler.kernel_ir import TileProduct
+from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from stagefuse.dsl.dtypes import F32, I32
 
 from .copies import Copies, Copy, Tile
 from .folds import FoldWriter
-from .ir import Value
+from .ir import Code, Value
 from .loops import Slot
-from .values import Memory
+from .memory import Memory
 
 ROWS = 2
 """Rows that a lane computes together, which share bytes of codes and scales."""
@@ -29,20 +30,37 @@ STAGE = "stage'"
 
 
 def vector(
-    w: FoldWriter, s: TileProduct, k: Expr, column: Expr, width: int, mask: Value | None,
-    together: int = 1,
+    w: FoldWriter, value: KernelValue, slot: Slot, at: Mapping[str, Expr], mask: Value | None,
+    any_outside: bool = False, together: int = 1,
 ) -> list[Value]:  # fmt: skip
-    """Adjacent elements of a row of a panel that is computed; 0 where a mask does not hold. So many
-    rows from a multiple of their number on share what is the same for them."""
-    assert s.element is not None
+    """A value at adjacent elements, other indices being at places; where a mask does not hold 0,
+    or what it makes of zeros if `any_outside` will do. So many places from a multiple of their
+    number on share what is the same for them."""
     before, w.together = w.together, together
-    with w.slot_of(Slot(s.c, w.resolve(column), width), mask), w.binding(**{s.k: w.resolve(k)}):
-        found = [w.value(s.element) for _ in w.elements()]
+    with w.slot_of(slot, mask), w.binding(**at):
+        found = [w.value(value) for _ in w.elements()]
     w.together = before
-    if mask is None or mask.known == 1:
+    if mask is None or mask.known == 1 or any_outside:
         return found
     zero = w.code.const(0.0, "float")
     return [mask.select(value, zero) for value in found]
+
+
+def row_of_panel(
+    w: FoldWriter, s: TileProduct, k: Expr, column: Expr, width: int, mask: Value | None,
+    together: int = 1,
+) -> list[Value]:  # fmt: skip
+    """Adjacent elements of a row of a panel that is computed, as `vector` has them."""
+    assert s.element is not None
+    slot = Slot(s.c, w.resolve(column), width)
+    return vector(w, s.element, slot, {s.k: w.resolve(k)}, mask, together=together)
+
+
+def rounded_pairs(code: Code, values: Sequence[Value], dtype: str) -> list[Value]:
+    """Elements in f16 or bf16, two in a word."""
+    form = f"cvt.rn.{dtype}x2.f32"  # the upper half comes first
+    pairs = zip(values[1::2], values[::2], strict=True)
+    return [code.pure(form, "i32", high, low) for high, low in pairs]
 
 
 class Computed(Copies):
@@ -132,7 +150,8 @@ class Computed(Copies):
             for n in range(ROWS):
                 k = sym(STAGE) * tile.depth + row + n
                 mask = None if self.whole else w.holds("lt", k, s.depth)
-                found.append(vector(w, s, self.begin + k, inside, self.width, mask, ROWS))
+                place = self.begin + k
+                found.append(row_of_panel(w, s, place, inside, self.width, mask, ROWS))
         return found
 
     def _store(self, turn: int, rows: list[list[Value]], into: Value) -> None:
@@ -143,9 +162,7 @@ class Computed(Copies):
         row, column, own = self._place(turn)
         for n, values in enumerate(rows):
             if tile.size == 2:
-                form = f"cvt.rn.{dtype.name}x2.f32"  # the upper half comes first
-                pairs = zip(values[1::2], values[::2], strict=True)
-                values = [w.code.pure(form, "i32", high, low) for high, low in pairs]
+                values = rounded_pairs(w.code, values, dtype.name)
             start, offset = self.target(row, column, n)
             start = start + into
             with w.when(own):

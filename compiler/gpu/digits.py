@@ -19,9 +19,9 @@ from stagefuse.dsl.dtypes import DType
 
 from .few_rows import FewRowsWriter
 from .ir import Value
+from .memory import Memory
 from .scan import moved
 from .teams import WARP
-from .values import Memory
 
 ACCESS = {1: "u8", 2: "u16", 4: "b32", 8: "b64"}
 """How elements are loaded and stored as bits, by their bytes."""

@@ -124,7 +124,7 @@ def families(graph: Graph, group: Group, arches: Sequence[str]) -> list[tuple[st
         bool(group.apart) or operands_of(graph, group) is not None or bool(choices(graph, group))
     )
     if group.kind == "attention":
-        groups = suits_groups(SourceLowering(graph, group, Sites(), GPU))
+        groups = suits_groups(SourceLowering(graph, (group.apart or (group,))[-1], Sites(), GPU))
     if not groups:
         return [tuple(arches)]
     found = [tuple(a for a in arches if (a in WGMMA) == has) for has in (False, True)]
@@ -137,7 +137,7 @@ def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> I
         yield from _finished(graph, group, sites, arches)
     elif rows_reduced(group) is not None:
         yield from _reduced(graph, group, sites, arches)
-    elif group.apart and arches[0] in WGMMA:
+    elif group.kind == "contract" and group.apart and arches[0] in WGMMA:
         yield from _in_steps(graph, group, sites, arches)
     elif group.kind == "contract":
         yield from _products(graph, group, sites, arches)
@@ -342,19 +342,24 @@ def width_draft(
 
 
 def _attentions(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
-    """The kernels of attention: of few queries in two, the others in one."""
-    split = split_of(SourceLowering(graph, group, Sites(), GPU))
+    """The kernels of attention: of few queries in two, which may compute keys and values, the
+    others in one, after the kernels that store those."""
+    *makers, whole = group.apart or (group,)
+    split = split_of(SourceLowering(graph, whole, Sites(), GPU))
     others = const(1)
     if split is not None:
         others = 1 - split.few
         yield from pieces_drafts(graph, group, sites, split)
     if graph.facts.bounds(others)[1] != 0:
-        low = SourceLowering(graph, group, Sites(), GPU)
+        for maker in makers:
+            for draft in drafts(graph, maker, sites, arches):
+                yield draft._replace(share=graph.facts.simplify(draft.share * others))
+        low = SourceLowering(graph, whole, Sites(), GPU)
         if arches[0] not in WGMMA or not suits_groups(low):
-            yield attended_draft(graph, group, sites, None, others)
+            yield attended_draft(graph, whole, sites, None, others)
             return
         for rows, best in heights(low):
-            yield attended_draft(graph, group, sites, rows, graph.facts.simplify(others * best))
+            yield attended_draft(graph, whole, sites, rows, graph.facts.simplify(others * best))
 
 
 def pieces_drafts(graph: Graph, group: Group, sites: Sites, split: Split) -> Iterator[Draft]:

@@ -11,7 +11,7 @@ from stagefuse.compiler.kernel_ir import TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from . import scalars
-from .computed import vector
+from .computed import row_of_panel
 from .ir import Value
 from .loops import Carry
 from .products import ProductWriter
@@ -52,7 +52,7 @@ class FewRowsWriter(ProductWriter):
             masks = [self.holds("lt", first + n, s.depth) for n in range(DEEP)]
         rows = [self._left_row(s, row, first, masks) for row in range(s.mr)]
         for n in range(DEEP):
-            right = vector(self, s, first + n, column, COLUMNS, masks[n], DEEP)
+            right = row_of_panel(self, s, first + n, column, COLUMNS, masks[n], DEEP)
             totals = [
                 code.fma(rows[at // COLUMNS][n], right[at % COLUMNS], total)
                 for at, total in enumerate(totals)

@@ -32,6 +32,7 @@ from stagefuse.dsl.facts import Facts
 
 from .barriers import BarrierWriter
 from .ir import Value
+from .memory import VECTOR_BYTES, Group, Memory
 from .private import accesses, is_simple, scatters, turns_apart
 from .teams import (
     MOST_IN_REGISTERS,
@@ -41,7 +42,7 @@ from .teams import (
     most_of,
     nest_of,
 )
-from .values import VECTOR_BYTES, Group, Memory, Scope
+from .values import Scope
 
 UNROLL = 4
 LIGHT = 64

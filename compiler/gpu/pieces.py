@@ -20,6 +20,7 @@ from stagefuse.dsl.frozen import frozen
 from .emit import KernelWriter
 from .ir import Value
 from .loops import Carry, Slot
+from .memory import Memory
 from .outgoing import (
     BOX_BYTES,
     PLACES,
@@ -28,7 +29,6 @@ from .outgoing import (
     commit,
     store_box,
 )
-from .values import Memory
 
 ROWS = 128
 """Of a tile: 16 of each warp."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import (
+    COMPUTED,
     Alloc,
     Attend,
     Fold,
@@ -27,8 +28,8 @@ from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.frozen import frozen
 
+from .memory import VECTOR_BYTES
 from .teams import MOST_IN_REGISTERS, WARP, is_shared, is_warp_loop, most_of, nest_of
-from .values import VECTOR_BYTES
 
 if TYPE_CHECKING:
     from .loops import LoopWriter
@@ -57,7 +58,8 @@ def accesses(body: tuple[Statement, ...], nest: Nest | None = None) -> Iterator[
         if isinstance(s, TileProduct):
             yield from (Access(n, (), None, False) for n in (s.dst, s.a, s.panel))
         elif isinstance(s, Attend):
-            names = (s.dst, s.totals, s.most, s.queries.buffer, s.keys.buffer, s.values.buffer)
+            read = (x.buffer for x in (s.queries, s.keys, s.values) if x != COMPUTED)
+            names = (s.dst, s.totals, s.most, *read)
             yield from (Access(n, (), None, False) for n in names if n)
         elif isinstance(s, SortRow):
             yield from (Access(n, (), None, False) for n in (s.keys, s.order))

@@ -7,7 +7,7 @@ from stagefuse.compiler.kernel_ir import TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from . import scalars
-from .computed import vector
+from .computed import row_of_panel
 from .ir import Value
 from .loops import Carry
 from .scatter import ScatterWriter
@@ -77,7 +77,7 @@ class ProductWriter(ScatterWriter):
 
     def _row_of_panel(self, s: TileProduct, k: Expr, column: Expr) -> list[Value]:
         if s.element is not None:
-            return vector(self, s, k, column, COLUMNS, self.active)
+            return row_of_panel(self, s, k, column, COLUMNS, self.active)
         memory = self.memory[s.panel]
         found: list[Value] = []
         if s.panel_row is not None and s.panel_col is not None:

@@ -28,8 +28,8 @@ from . import scalars
 from .folds import FoldWriter, access_of, code_held
 from .ir import Code, Value
 from .loops import Carry, Slot, Visit
+from .memory import VECTOR_BYTES
 from .teams import BLOCK_LANES, UNKNOWN, WARP, WARP_ROW, WARP_TEAM, Team, most_of
-from .values import VECTOR_BYTES
 
 
 @frozen

@@ -11,8 +11,8 @@ from stagefuse.dsl.facts import Facts
 
 from .emit import KernelWriter
 from .ir import Code, Value
+from .memory import Memory
 from .teams import WARP_TEAM, Team
-from .values import Memory
 
 
 class Unfit(Exception):

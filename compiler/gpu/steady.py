@@ -16,9 +16,9 @@ from stagefuse.dsl.dims import Expr, const, minimum, mod, sym
 from .folds import combine, shuffled
 from .ir import Value
 from .loops import Carry
+from .memory import VECTOR_BYTES, Memory
 from .stage import StageWriter
 from .teams import WARP, WARP_TEAM, Team
-from .values import VECTOR_BYTES, Memory
 
 HELD = 96
 """Registers of a lane for what stays in them."""

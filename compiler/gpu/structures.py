@@ -57,7 +57,7 @@ def candidates(
     sizes, or all of them."""
     if group.kind == "attention":
         groups = arch in WGMMA and suits_groups(SourceLowering(graph, group, Sites(), GPU))
-        return [{"warps": 1}] if groups else []
+        return [{"warps": 1}] if groups and not group.apart else []
     if group.kind != "contract" or group.anchor is None or rows_reduced(group) is not None:
         return []
     found: list[Changes] = []

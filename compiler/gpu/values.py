@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from stagefuse.compiler.cpu.values import parts
 from stagefuse.compiler.evaluate import Evaluator, Known
@@ -26,54 +25,14 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.compiler.lower.expressions import symbols_of
 from stagefuse.dsl.dims import Expr, const, minimum
-from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.facts import Facts
-from stagefuse.dsl.frozen import frozen
 
 from . import packed, scalars
 from .index import IndexWriter
 from .ir import Value
-
-VECTOR_BYTES = 16
-Place = tuple[Expr, Value | None]
-"""The position of an element: an expression, and what is added to it from data."""
-
-
-@dataclass
-class Memory:
-    """A buffer or scratch array: `start` is its address, or None if it lives in registers.
-
-    `cells` are the registers, by the place of their element relative to the lane's first.
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[Expr, ...]
-    space: str  # global, shared or registers
-    start: Value | None = None
-    constant: bool = False
-    cells: dict[object, Value] = field(default_factory=dict)
-
+from .memory import Group, Memory, Place
 
 Scope = Known[Value]
-
-
-@frozen
-class Group:
-    """Adjacent elements of one lane: index `name` is `first` + 0 .. width - 1, now `at`."""
-
-    name: str
-    first: Expr
-    width: int
-    at: int
-
-    def part(self, size: int) -> Group:
-        """The elements around this one that one access of elements of so many bytes can have."""
-        most = VECTOR_BYTES // size
-        if self.width <= most:
-            return self
-        begin = self.at // most * most
-        return Group(self.name, self.first + begin, most, self.at - begin)
 
 
 class ValueWriter(IndexWriter, Evaluator[Value]):
@@ -88,6 +47,7 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         self.group: Group | None = None
         self.fetched: dict[tuple[object, ...], tuple[Value, ...]] | None = None
         """What was read while nothing is stored, or None where something may be."""
+        self.under_way: dict[tuple[str, ...], tuple[Value, ...]] = {}
         self.together = 1  # positions from a multiple of this on share what is the same for them
         self.lines: dict[int, int] = {}  # of the source, by unique value
         self.status: Value | None = None
@@ -303,21 +263,28 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
     def _read(self, memory: Memory, place: Place, fill: float, even: bool) -> Value:
         if memory.space == "registers":
             return self._read_cell(memory, place)
+        at, count, number = self._access_of(memory, place, even)
+        raw = self._access(memory, at, count)[number]
+        return scalars.from_memory(self.code, raw, memory.dtype)
+
+    def _access_of(self, memory: Memory, place: Place, even: bool) -> tuple[str, int, int]:
+        """What reads an element: the address, how many elements, and which of them it is."""
         vector = self.vector_of(memory, place) if even else None
-        if vector is not None:
-            return self._read_vector(memory, vector, place[1])
+        if vector is not None and self.group is not None:
+            part = self.group.part(memory.dtype.itemsize)
+            return self.address(memory, (vector, place[1])), part.width, part.at
         if self.group is not None and self.divides(self.group.width, self.group.first):
             # what is the same for all elements of the group is read once
             place = self.without_carry(self.resolve(place[0]), self.group.width), place[1]
-        (raw,) = self._access(memory, self.address(memory, place), 1)
-        return scalars.from_memory(self.code, raw, memory.dtype)
+        return self.address(memory, place), 1, 0
 
-    def _read_vector(self, memory: Memory, first: Expr, offset: Value | None) -> Value:
-        assert self.group is not None
-        part = self.group.part(memory.dtype.itemsize)
-        at = self.address(memory, (first, offset))
-        raw = self._access(memory, at, part.width)[part.at]
-        return scalars.from_memory(self.code, raw, memory.dtype)
+    def start_reading(self, load: Load) -> None:
+        """Reads what a load without guards does, which is taken apart where it is needed."""
+        memory = self.memory[load.buffer]
+        at, count, _ = self._access_of(memory, self.place(memory, load.indices), self._even(load))
+        key = self._key_of(memory, at, count)
+        if key not in self.under_way:
+            self.under_way[key] = self._words(memory, at, count)
 
     def vector_of(self, memory: Memory, place: Place) -> Expr | None:
         """The position of a group's first element, if the group is one aligned vector, or of the
@@ -410,7 +377,7 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
     def _access(self, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
         """Elements read from an address, in the types they are loaded in."""
         code = self.code
-        key = ("load", memory.name, at, str(count), self.active.text if self.active else "")
+        key = self._key_of(memory, at, count)
         if memory.constant:
             for scope in code.scopes:
                 if (*key, "0") in scope.known:
@@ -426,7 +393,18 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
             code.scopes[level].known.update({(*key, str(n)): v for n, v in enumerate(found)})
         return found
 
+    def _key_of(self, memory: Memory, at: str, count: int) -> tuple[str, ...]:
+        return "load", memory.name, at, str(count), self.active.text if self.active else ""
+
     def _loaded(self, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
+        words = self.under_way.get(self._key_of(memory, at, count))
+        words = self._words(memory, at, count) if words is None else words
+        if not packed.is_packed(memory.dtype, count):
+            return words
+        return packed.unpacked(self.code, words, memory.dtype)
+
+    def _words(self, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
+        """The registers that elements from an address are loaded into."""
         code, dtype = self.code, memory.dtype
         is_packed = packed.is_packed(dtype, count)
         kind = "i32" if is_packed else scalars.RAW[dtype.name]
@@ -438,7 +416,7 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         space = "global.nc" if memory.constant else memory.space
         name = "b32" if is_packed else scalars.ACCESS[dtype.name]
         code.write(f"ld.{space}{_vector(number)}.{name}", _listed(found), at, guard=self.active)
-        return packed.unpacked(code, found, dtype) if is_packed else found
+        return found
 
     def write(self, memory: Memory, at: str, values: Sequence[Value]) -> None:
         """Stores adjacent elements."""

@@ -164,8 +164,9 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
             found |= {s.dst_row, s.rows, s.lo, s.hi, *(() if s.extent is None else (s.extent,))}
             for x in (s.queries, s.keys, s.values):
                 found |= {x.offset, x.along, x.across, x.step}
-            value(s.score)
-            value(s.keep)
+            for made in (s.score, s.keep, s.key_element, s.value_element):
+                if made is not None:
+                    value(made)
         elif isinstance(s, SortRow):
             found.add(as_expr(s.count))
         elif isinstance(s, SortDigit):
@@ -188,5 +189,5 @@ def bound_names(body: Sequence[Statement]) -> set[str]:
             found |= set(s.chosen)
             found |= {s.k, s.c} if s.element is not None else set()
         elif isinstance(s, Attend):
-            found |= {s.row, s.key}
+            found |= {s.row, s.key, *filter(None, [s.feature])}
     return found
