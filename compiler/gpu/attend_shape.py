@@ -142,10 +142,8 @@ def shape_of(s: Attend, size: int) -> Shape:
     held = s.depth * size <= (QUERY_BYTES if not s.feature else QUERY_BYTES_BESIDE)
     unit = 16 if size == 2 else 8
     most = 64 if size == 2 else 32
-    blocks = [s.keys.panel or (most if s.ways == 1 else unit * s.ways)]
-    while blocks[-1] % (2 * unit * s.ways) == 0:
-        blocks.append(blocks[-1] // 2)
-    for block in blocks:
+    whole = s.keys.panel or (most if s.ways == 1 else unit * s.ways)
+    for block in (n for n in range(whole, 0, -unit * s.ways) if whole % n == 0):
         found = Shape(
             side(s.queries, s.mr, s.depth, True, size, False),
             side(s.keys, block, s.depth, False, size, True),

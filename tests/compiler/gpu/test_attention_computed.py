@@ -160,6 +160,16 @@ def test_nothing_wide_is_stored_for_a_single_query(tmp_path: Path) -> None:
         assert sum(parse(s).evaluate(sizes) for s in gpu.slots) < 4096 * 2 * 128  # less than keys
 
 
+def test_wide_keys_are_stored_and_fit_whatever_panels_they_are_in(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    case = Case("f32", (1, 2, 2, 2, 75), 256, 256, "", "sm_89")
+    plan = compiled(tmp_path / "p.pipe", source(case, HALVES, "1..=3"), (case.arch,))
+    assert len(launches(plan)) == 4
+    assert all(x.report["blocks per SM"] > 0 for x in launches(plan))
+    check(case, HALVES, plan, rng)
+
+
 def test_what_else_reads_keys_has_them_stored(tmp_path: Path) -> None:
     case = Case("bf16", (1, 2, 2, 1, 1), 64, 64)
     text = source(case, BY_TOKEN).replace("-> bf16[B, 2, T, 64]", "-> (bf16[B, 2, T, 64], f32)")
