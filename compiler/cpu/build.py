@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
+import llvmlite
 import llvmlite.binding as llvm
 
 from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.compiler.plan import LEVELS
+from stagefuse.dsl import cache
 
 from .emit import AS_WRITTEN, module_text
 from .wide_math import INLINED, KEPT
@@ -41,8 +45,26 @@ def target_machine(level: str) -> llvm.TargetMachine:
 
 
 def compile_text(text: str, level: str, speed: int = 2) -> bytes:
-    """The object file of a module given as text."""
-    return bytes(target_machine(level).emit_object(improved(text, level, speed)))
+    """The object file of a module given as text: kept, or new."""
+    name = _name(text, level, speed)
+    made = cache.kept(name)
+    if made is None:
+        made = bytes(target_machine(level).emit_object(improved(text, level, speed)))
+        cache.keep(name, made)
+    return made
+
+
+def _name(text: str, level: str, speed: int = 2) -> str:
+    """Of the object file in the cache."""
+    llvm_version = ".".join(map(str, llvm.llvm_version_info))
+    parts = (_recipe(), llvmlite.__version__, llvm_version, level, str(speed), text)
+    return cache.name_of("object", parts)
+
+
+@functools.cache
+def _recipe() -> str:
+    """What stands for how modules are improved and compiled: this file."""
+    return Path(__file__).read_text("utf-8")
 
 
 def improved(text: str, level: str, speed: int = 2) -> llvm.ModuleRef:
@@ -110,16 +132,19 @@ class LevelBuild:
     def __init__(self, levels: Sequence[str], soon: bool = False) -> None:
         self.texts = dict.fromkeys(levels, "")
         self.children: dict[str, _Child] = {}
+        self.made: dict[str, bytes] = {}
         if soon:
             self._start(levels[1:])
 
     def start(self, kernels: Sequence[Kernel]) -> None:
         """Have the kernels compiled."""
         self.texts = {level: module_text(kernels, level) for level in self.texts}
-        others = list(self.texts)[1:]
+        kept = {level: cache.kept(_name(text, level)) for level, text in self.texts.items()}
+        self.made = {level: made for level, made in kept.items() if made is not None}
+        others = [level for level in list(self.texts)[1:] if level not in self.made]
         self._start([x for x in others if len(self.texts[x]) > ALONE_CHARACTERS])
         for level, child in list(self.children.items()):
-            if not child.send(self.texts[level]):
+            if level in self.made or not child.send(self.texts[level]):
                 self.children.pop(level).stop()
 
     def _start(self, levels: Sequence[str]) -> None:
@@ -131,8 +156,8 @@ class LevelBuild:
 
     def objects(self) -> dict[str, bytes]:
         """The object files; waits for them."""
-        alone = [level for level in self.texts if level not in self.children]
-        found = {level: compile_text(self.texts[level], level) for level in alone}
+        alone = [x for x in self.texts if x not in self.children and x not in self.made]
+        found = self.made | {level: compile_text(self.texts[level], level) for level in alone}
         for level, child in self.children.items():
             output = child.output()
             if not output:  # whatever is wrong with processes here

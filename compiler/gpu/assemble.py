@@ -5,7 +5,6 @@ Results are kept in the user's cache by the content of the text, the options and
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -15,13 +14,12 @@ import subprocess
 import tempfile
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
 
 from stagefuse.compiler.errors import InternalError
-from stagefuse.dsl.cache import cache_folder, keep
+from stagefuse.dsl import cache
 from stagefuse.dsl.frozen import frozen
 
 PACKAGE = "nvidia-cuda-nvcc"
@@ -143,8 +141,7 @@ class Job:
         made = _kept(key)
         if made is None:
             made = self._assembled()
-            with suppress(OSError):
-                _keep(key, made)
+            _keep(key, made)
         return made
 
     def _assembled(self) -> Assembled:
@@ -211,27 +208,17 @@ def read_usage(said: str) -> dict[str, Usage]:
 def _key(tool: Path, arch: str, text: str) -> str:
     stamp = tool.stat()
     parts = (str(tool), str(stamp.st_size), str(stamp.st_mtime_ns), *OPTIONS, arch, text)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return cache.name_of("cubin", parts)
 
 
 def _kept(key: str) -> Assembled | None:
-    folder = cache_folder()
-    if folder is None:
+    """The figures as a line of JSON, then the cubin."""
+    usage, _, code = (cache.kept(key) or b"").partition(b"\n")
+    if not usage:
         return None
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        usage = json.loads((folder / f"cubin-{key}.json").read_text())
-        code = (folder / f"cubin-{key}.bin").read_bytes()
-        if hashlib.sha256(code).hexdigest() == usage.pop("sha256"):
-            return Assembled(code, {name: Usage(**u) for name, u in usage.items()})
-    return None
+    return Assembled(code, {name: Usage(**u) for name, u in json.loads(usage).items()})
 
 
 def _keep(key: str, made: Assembled) -> None:
-    folder = cache_folder()
-    if folder is None:
-        return
-    usage: dict[str, object] = {name: asdict(u) for name, u in made.usage.items()}
-    usage["sha256"] = hashlib.sha256(made.cubin).hexdigest()
-    text = json.dumps(usage).encode()
-    keep(folder / f"cubin-{key}.bin", lambda file: file.write(made.cubin))
-    keep(folder / f"cubin-{key}.json", lambda file: file.write(text))
+    usage = {name: asdict(u) for name, u in made.usage.items()}
+    cache.keep(key, json.dumps(usage).encode() + b"\n" + made.cubin)

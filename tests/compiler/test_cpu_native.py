@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,7 @@ def test_levels_built_together_are_the_levels_built_alone(monkeypatch: pytest.Mo
     from stagefuse.compiler.cpu import build
 
     monkeypatch.setattr(build, "ALONE_CHARACTERS", 0)
+    monkeypatch.setenv("STAGEFUSE_CACHE", "")
     n = sym("N")
     at = (Index(sym("i")),)
     body = (Store("y", at, Op("exp", (Load("x", at, F32),), F32)),)
@@ -209,6 +211,26 @@ def test_levels_built_together_are_the_levels_built_alone(monkeypatch: pytest.Mo
     assert together(True) == alone
     monkeypatch.setattr(build.sys, "executable", "/nowhere/python")
     assert together(True) == alone
+
+
+def test_what_was_built_is_not_built_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from stagefuse.compiler.cpu import build
+
+    monkeypatch.setenv("STAGEFUSE_CACHE", str(tmp_path))
+    text = "define void @f(ptr %p) {\n  store <16 x i32> zeroinitializer, ptr %p\n  ret void\n}\n"
+    made = compile_text(text, "v3")
+    assert compile_text(text, "v4") != made
+    with monkeypatch.context() as nothing:
+        nothing.setattr(build, "improved", None)
+        assert compile_text(text, "v3") == made
+        running = build.LevelBuild(("v3", "v4"), soon=True)
+        nothing.setattr(build, "module_text", lambda kernels, level: text)
+        running.start(())
+        assert not running.children and running.objects()["v3"] == made
+        with pytest.raises(TypeError):
+            compile_text(text, "v3", speed=1)
 
 
 def test_a_build_that_is_given_up_leaves_no_process() -> None:

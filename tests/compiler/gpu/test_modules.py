@@ -129,7 +129,7 @@ def test_assembled_modules_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("STAGEFUSE_CACHE", str(tmp_path / "kept"))
     plan = compiled(tmp_path / "p.pipe", "pipeline p(x: f32[N]) -> f32[N]:\n    x + 1.0\n")
     kept = sorted(os.listdir(tmp_path / "kept"))
-    assert len([n for n in kept if n.endswith(".bin")]) == 2  # one of them for two arches
+    assert len([n for n in kept if n.startswith("cubin-")]) == 2  # one of them for two arches
     text = plan.ptx["sm_80"]
     made = assemble("sm_80", text)
     assert made.cubin == plan.cubins["sm_80"][0].code
