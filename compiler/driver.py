@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stagefuse.dsl.collector import collector_rests
 from stagefuse.dsl.diagnostics import CompileError, Diagnostic
 from stagefuse.dsl.program import Pipeline, Program
 from stagefuse.dsl.source import Source
@@ -34,6 +35,7 @@ def check_file(
     return program, found
 
 
+@collector_rests()
 def compile_file(
     path: str | Path,
     *,
@@ -60,6 +62,7 @@ def compile_file(
     return compile_program(program, load, pipeline, levels, verify, targets, choices, write)
 
 
+@collector_rests()
 def compile_program(
     program: Program,
     load: Callable[[str, str], np.ndarray[Any, Any]],
@@ -78,6 +81,7 @@ def compile_program(
     return compile_graphs(graphs, load, program.source, levels, verify, targets, choices, write)
 
 
+@collector_rests()
 def compile_graphs(
     graphs: Sequence[tuple[Pipeline, Graph]],
     load: Callable[[str, str], np.ndarray[Any, Any]],

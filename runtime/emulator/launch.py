@@ -16,9 +16,9 @@ from stagefuse.compiler.ptx import PtxError, read_module
 from stagefuse.compiler.ptx import syntax as s
 from stagefuse.compiler.ptx.check import target_number
 from stagefuse.compiler.ptx.types import TYPES
+from stagefuse.dsl.collector import collector_rests
 from stagefuse.dsl.frozen import frozen
 
-from .collector import collector_rests
 from .layout import Layout, lay_out
 from .limits import check_launch, cluster_of
 from .machine import Dim, Machine
