@@ -302,9 +302,11 @@ class Graph:
     nodes: dict[int, Node] = field(default_factory=dict)
     results: tuple[Ref, ...] = ()
     made: Any = field(default=None, repr=False, compare=False)  # the topology, once it is asked for
+    read: dict[Ref, list[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def add(self, node: Node) -> None:
         self.nodes[node.id] = node
+        self.read = None
         if self.made is not None:
             self._connect(node)
 
@@ -327,12 +329,13 @@ class Graph:
         return self.nodes[ref.node].types[ref.result]
 
     def uses(self) -> dict[Ref, list[int]]:
-        """The nodes that read each result, in order, a node once per operand."""
-        found: dict[Ref, list[int]] = {}
-        for node in self.nodes.values():
-            for ref in node.operands:
-                found.setdefault(ref, []).append(node.id)
-        return found
+        """The nodes that read each result, in order, a node once per operand; not to be changed."""
+        if self.read is None:
+            self.read = {}
+            for node in self.nodes.values():
+                for ref in node.operands:
+                    self.read.setdefault(ref, []).append(node.id)
+        return self.read
 
     def live(self) -> Graph:
         """This graph without what no result depends on; inputs stay."""

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from stagefuse.compiler import graph_verify
 from stagefuse.compiler.errors import VerifyError
-from stagefuse.compiler.graph import Graph, Node, Primitive, Ref, Scalar
+from stagefuse.compiler.graph import Graph, Map, Node, Primitive, Ref, Scalar
 from stagefuse.compiler.graph_text import parse_graph
 from stagefuse.compiler.graph_verify import RULES, verify_graph
 from stagefuse.dsl.dtypes import F32
@@ -167,6 +167,15 @@ def test_topology_follows_the_operands() -> None:
         getattr(graph.topology, change)(*((0, 2) if change == "add_edge" else (0, 1)))
         with pytest.raises(VerifyError, match="invariant 2"):
             verify_graph(graph)
+
+
+def test_uses_are_found_once() -> None:
+    graph = plain()
+    before = graph.uses()
+    assert graph.uses() is before
+    last = max(graph.nodes)
+    graph.add(Node(last + 1, Map("abs"), (Ref(last),), graph.nodes[last].types))
+    assert graph.uses() == {**before, Ref(last): [*before.get(Ref(last), []), last + 1]}
 
 
 def test_an_error_shows_the_node_and_its_line() -> None:
