@@ -37,6 +37,7 @@ from .private import accesses, is_simple, scatters, turns_apart
 from .teams import (
     MOST_IN_REGISTERS,
     Team,
+    is_heavy,
     is_shared,
     is_warp_loop,
     most_of,
@@ -316,14 +317,15 @@ class LoopWriter(BarrierWriter):
         self.straight = simple = all(isinstance(x, Let | Store) for x in body)
         in_cells = self._touches_cells(s)
         apart = simple and not in_cells and scatters(self, body)
-        cut = self._whole(loops) if simple and not apart and not in_cells else None
+        heavy = simple and not in_cells and is_heavy(self.kernel, body)
+        cut = self._whole(loops) if simple and not (apart or in_cells or heavy) else None
         if cut is None:
             even = all(is_simple(x) for x in body)
             width = self.width_of(loops) if not apart and (even or self.team.across) else 1
             if width > 1 and turns_apart(self, s, width):
                 width = 1
             at_once = UNROLL if simple and work_of(body) * width <= LIGHT else 1
-            self.spread(loops, width, [], visit, at_once=at_once)
+            self.spread(loops, width, [], visit, not heavy, at_once)
             self.straight = False
             return
         (index, lo, hi, whole), code = cut, self.code

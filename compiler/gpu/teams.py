@@ -37,6 +37,9 @@ BLOCK_LANES = 256
 PRODUCT_LANES = 128
 UNKNOWN = 4096
 """What a size without a bound counts as."""
+HEAVY = 64
+"""Operations of an element of which a lane does one after the other: of several that are written
+out, registers hold too few values, and ptxas takes long."""
 MOST_IN_REGISTERS = 32
 """Elements of a row that one lane holds when loops are unrolled."""
 PART_ROW, PART_ELEMENTS = 128, 8
@@ -339,6 +342,12 @@ def _reducers(kernel: Kernel, most: int, facts: Facts) -> Team:
         lanes *= 2
     team = Team(lanes, 1) if lanes > WARP else Team(WARP, 2)  # of small blocks few idle at the end
     return replace(team, resident=LOADING // team.threads)
+
+
+def is_heavy(kernel: Kernel, body: Sequence[Statement]) -> bool:
+    """Whether elements take many operations each, and are in no row that is read again."""
+    rows = any(isinstance(s, Fold) for s in walk(kernel.body))
+    return not rows and work_of(body) > HEAVY
 
 
 def most_of(lo: Expr, hi: Expr, facts: Facts) -> int | None:

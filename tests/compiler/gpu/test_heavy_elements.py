@@ -1,0 +1,33 @@
+"""Elements that take many operations are computed one after the other by a lane."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .gpu_run import Emulated, check_legal, compiled, launches
+
+
+@pytest.mark.parametrize(("shape", "stores"), [("[N]", 1), ("[N, 8]", 4)])
+def test_few_heavy_elements_are_written_out(
+    shape: str, stores: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Adjacent ones of a vector are, not several vectors."""
+    text = f"""pipeline p(x: f32{shape}) -> f32{shape}:
+    for i in 0..15:
+        x = sqrt(abs(x - f32(i)))
+    x
+"""
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80",))
+    check_legal(plan)
+    (launch,) = launches(plan)
+    assert launch.report["spill bytes"] == 0
+    assert plan.ptx["sm_80"].count("sqrt.rn.f32") == 15 * stores
+    for rows in (0, 1, 300, 2049):
+        x = rng.normal(0, 30, (rows, 8)[: shape.count(",") + 1]).astype(np.float32)
+        wanted = x
+        for i in range(15):
+            wanted = np.sqrt(abs(wanted - np.float32(i)))
+        np.testing.assert_array_equal(Emulated(plan, "sm_80")({"x": x}, {"N": rows})[0], wanted)
