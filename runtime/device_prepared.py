@@ -34,7 +34,7 @@ _MAX_GRID = (2**31 - 1, 65535, 65535)  # CUDA programming guide, technical speci
 _MAX_BYTES = 1 << 46
 _MAX_LAUNCHES = 1 << 16
 MAP_STEP = 16  # bytes; CUDA driver API, "Tensor Map Object Management"
-_MAX_MAP_SIZE = 1 << 32
+_MAX_MAP_SIZE = 1 << 31  # CUDA takes twice as many, to which copies' signed coordinates don't reach
 _MAX_MAP_STRIDE = 1 << 40
 
 

@@ -145,6 +145,13 @@ def test_a_map_beyond_its_buffer_is_refused(plan: Plan, changes: Any, said: str)
         DevicePreparer(pipeline, pipeline.gpu[0]).prepare({"B": 3})
 
 
+def test_rows_that_coordinates_do_not_reach_are_refused(plan: Plan) -> None:
+    (pipeline,) = plan.pipelines
+    DevicePreparer(pipeline, pipeline.gpu[0]).prepare({"B": 2**31})
+    with pytest.raises(PlanError, match="more than a map can have"):
+        DevicePreparer(pipeline, pipeline.gpu[0]).prepare({"B": 2**31 + 1})
+
+
 def test_blocks_that_stay_are_as_many_as_there_is_room_for(plan: Plan) -> None:
     (pipeline,) = plan.pipelines
     (gpu,) = pipeline.gpu
