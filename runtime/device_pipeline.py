@@ -299,8 +299,9 @@ class DevicePipeline(Pipeline):
         except OutOfMemory:
             with self._lock:
                 idle = [s for s in self._free if s.idle or self.driver.reached(s.done)]
-                self._free = [s for s in self._free if s not in idle]
-                self._spaces = [s for s in self._spaces if s not in idle]
+                for other in idle:  # from the same list, to which others may add meanwhile
+                    self._free.remove(other)
+                    self._spaces.remove(other)
             for other in idle:
                 other.close()
             self.driver.trim()
