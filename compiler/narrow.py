@@ -21,7 +21,8 @@ SIMPLE = ("cast", "mul", "add", "sub")
 def has_narrow(graph: Graph) -> bool:
     """Whether a graph has a tensor stored in so few bits that readers may convert it."""
     return any(
-        _is_narrow(graph, Ref(node.id), SMALL if node.type.dtype in (F16, BF16) else LARGE)
+        not node.operands
+        and _is_narrow(graph, Ref(node.id), SMALL if node.type.dtype in (F16, BF16) else LARGE)
         for node in graph.nodes.values()
     )
 
@@ -60,26 +61,32 @@ def _is_stored_so(graph: Graph, reader: Node) -> bool:
 
 
 def _is_narrow(graph: Graph, ref: Ref, least: int) -> bool:
-    node, type = graph.nodes[ref.node], graph.type(ref)
+    type = graph.type(ref)
     count = 1
     for size in type.shape:
         count *= size.as_int() or 0
-    return not node.operands and not type.dtype.is_bool and type.dtype.bits <= 16 and count >= least
+    return not type.dtype.is_bool and type.dtype.bits <= 16 and count >= least
+
+
+def _rounds(graph: Graph, node: Node) -> bool:
+    """Whether a node converts to fewer bits, 16 at most."""
+    if not isinstance(node.primitive, Map) or node.primitive.fn != "cast":
+        return False
+    return graph.type(node.operands[0]).dtype.bits > max(node.type.dtype.bits, 16)
 
 
 def _chain(graph: Graph, number: int, least: int) -> set[int]:
-    """The nodes that make a wide value of one narrow tensor of so many elements, its scales and
-    offsets; none if they do something else."""
+    """The nodes that make a wide value of one narrow tensor of so many elements, or of what is
+    rounded to one, its scales and offsets; none if they do something else."""
     wide = graph.nodes[number].type.dtype.bits
     chain, narrow, pending = set[int](), 0, [number]
     while pending:
         node = graph.nodes[pending.pop()]
         if node.id in chain or isinstance(node.primitive, Scalar):
             continue
-        if _is_narrow(graph, Ref(node.id), least):
-            narrow += 1
-            continue
-        if not node.operands:
+        rounds = _rounds(graph, node)  # to what is stored then
+        if rounds or not node.operands:
+            narrow += _is_narrow(graph, Ref(node.id), least)
             continue
         plain = isinstance(node.primitive, Map) and node.primitive.fn in SIMPLE
         if not plain and not isinstance(node.primitive, View):
