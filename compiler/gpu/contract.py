@@ -40,6 +40,7 @@ from stagefuse.dsl.frozen import frozen
 
 from .boxes import Matrices
 from .clusters import RANK
+from .few_rows import MOST_ROWS
 from .mma import NAMES, Kind, kind_of
 from .persistent import Whole, cluster_of, suits
 from .pieces import ROWS
@@ -149,8 +150,9 @@ def _element_of(low: Lowering, p: Product, piece: Depth) -> Value:
     with low.part(low.group.packs[ref], {}):
         value = low.value(ref, tuple(map(Index, (*lead, piece.begin + sym("k"), sym("c")))), ())
     low.facts = before
-    if isinstance(value, Op) and value.fn == "round_to" and operands_of(low.graph, low.group):
-        (value,) = value.args  # the product rounds to what its rows are in
+    narrow = operands_of(low.graph, low.group) is not None and p.row_tile > MOST_ROWS
+    if isinstance(value, Op) and value.fn == "round_to" and narrow:
+        (value,) = value.args  # tiles are stored in the 16 bits of the rows
     return as_dtype(value, p.dtype)
 
 

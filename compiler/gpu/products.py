@@ -76,10 +76,12 @@ class ProductWriter(ScatterWriter):
         return size if self.divides(size, self.resolve(place)) else 1
 
     def _row_of_panel(self, s: TileProduct, k: Expr, column: Expr) -> list[Value]:
-        if s.element is not None:
-            return row_of_panel(self, s, k, column, COLUMNS, self.active)
+        if s.element is not None:  # of rows in 16 bits it may not be rounded to them yet
+            found = row_of_panel(self, s, k, column, COLUMNS, self.active)
+            rows = self.memory[s.a].dtype
+            return [scalars.round_to(self.code, v, rows) if v.is_float else v for v in found]
         memory = self.memory[s.panel]
-        found: list[Value] = []
+        found = []
         if s.panel_row is not None and s.panel_col is not None:
             for n in range(COLUMNS):
                 place = s.panel_offset + k * s.panel_row + (column + n) * s.panel_col

@@ -256,6 +256,31 @@ def test_many_rows_unfold_the_matrix(
             check(np.asarray(pipe(x=x)).astype(np.float64), x, exact, dtype)
 
 
+@pytest.mark.parametrize(
+    "arch, dtype, depth",
+    [("sm_80", "bf16", 376), ("sm_90a", "f16", 376), ("sm_89", "f16", 40)],
+)  # fmt: skip
+def test_a_written_conversion_of_codes_rounds_for_any_number_of_rows(
+    arch: str, dtype: str, depth: int, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """What lanes multiply by themselves too, which are up to 4 rows, and where few codes are stored
+    as what they are rounded to."""
+    made, _ = FORMS["a channel's"]
+    weights = weights_of(depth, 8, rng)
+    plan = compiled(
+        f"pipeline p(x: {dtype}[B, {depth}]) -> f32[B, {N}]\nwhere B in 0..=64:\n"
+        f"    f32(x @ transpose({dtype}({made})))\n", weights, tmp_path, arch,
+    )  # fmt: skip
+    kind = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}[dtype]
+    matrix = matrix_of("a channel's", weights).astype(np.float32).astype(kind).astype(float)
+    with open_plan(plan, None, "emulator") as pipe:
+        for count in (1, 3, 5):
+            x = rng.standard_normal((count, depth)).astype(kind)
+            exact, size = x.astype(float) @ matrix, np.abs(x.astype(float)) @ np.abs(matrix)
+            bound = 2 * depth * 2.0**-24 * size + UNIT[dtype] * np.abs(exact)
+            assert np.all(np.abs(np.asarray(pipe(x=x)) - exact) <= bound)
+
+
 @pytest.mark.parametrize("arch, dtype", [("sm_80", "f16"), ("sm_89", "bf16"), ("sm_90a", "f16")])
 def test_rows_of_f32_by_weights_of_16_bits(
     arch: str, dtype: str, rng: np.random.Generator, tmp_path: Path
