@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar
 
-from stagefuse.dsl.dims import Atom, Expr, as_expr, const, expr_of, floordiv, sym
+from stagefuse.dsl.dims import Atom, Expr, as_expr, const, divide, expr_of, floordiv, sym
 from stagefuse.dsl.facts import Facts
 
 from .conditions import (
@@ -228,13 +228,23 @@ class _Search:
             if coefficient > 0 or len(monomial) != 1 or monomial[0][1] != 1:
                 continue
             atom = monomial[0][0]
-            by = atom.args[1].as_int() if atom.kind == "//" else None
-            if by is None or by < 1:
+            if atom.kind != "//":
                 continue
+            rest = goal - Expr(((monomial, coefficient),))
             for condition in self.conditions:
-                most = (condition + atom.args[0]).as_int()
+                most = self._most(condition, *atom.args)
                 if most is not None:
-                    yield (goal - Expr(((monomial, coefficient),)) + coefficient * (most // by),)
+                    yield (rest + coefficient * most,)
+
+    def _most(self, condition: Expr, a: Expr, b: Expr) -> Expr | None:
+        """The greatest a // b if a condition says that a is at most a number or below a multiple
+        of b."""
+        most, by = condition + a, b.as_int()
+        if by is not None:
+            number = most.as_int()
+            return const(number // by) if number is not None and by > 0 else None
+        times, left = divide(most + 1, b)
+        return times - 1 if times.terms and not left.terms and self._positive(b) else None
 
     def _divisions(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:
         """The goal times the divisor of a quotient that is a term of it: of a position, which is
