@@ -210,6 +210,24 @@ def test_resizing_of_sizes_that_vary(
         np.testing.assert_allclose(y, want, rtol=0, atol=1e-5 * np.abs(feeds["x"]).max())
 
 
+@pytest.mark.parametrize(
+    "mode, attributes",
+    [("linear", {"antialias": 1}), ("cubic", {"antialias": 1, "exclude_outside": 1}),
+     ("cubic", {"exclude_outside": 1}), ("nearest", {"antialias": 1})],
+)  # fmt: skip
+def test_smooth_resizing_of_sizes_that_vary(
+    mode: str, attributes: dict[str, int], rng: np.random.Generator
+) -> None:
+    scales = {"scales": np.array([1, 0.375, 2.5], np.float32)}
+    made = models.model([node("Resize", ["x", "", "scales"], ["y"], mode=mode, **attributes)],
+                        {"x": (F32, [2, "h", "w"])}, ["y"], scales, opset=19)  # fmt: skip
+    pipe = sf.compile(import_model(made).text)
+    for h, w in ((16, 4), (24, 2), (8, 1)):
+        x = rng.standard_normal((2, h, w)).astype(np.float32)
+        (want,) = models.reference(made, x=x)
+        np.testing.assert_allclose(pipe(x=x), want, rtol=0, atol=1e-5 * np.abs(x).max())
+
+
 def halved_and_doubled() -> models.ModelProto:
     """The skeleton of a U-Net: what is pooled and enlarged again meets what it was."""
     return models.model(

@@ -82,7 +82,7 @@ def _taps(n: Node, axis: Axis, x: np.ndarray[Any, Any], mode: str) -> tuple[Any,
     reach = 1 if mode == "linear" else 2
     squeeze = min(axis.scale, 1.0) if n.attr("antialias", 0) else 1.0
     first = math.floor(-reach / squeeze) + 1
-    steps = np.arange(first, 2 - first if reach == 2 else 2 - first)
+    steps = np.arange(first, 2 - first)
     base = np.floor(x)
     at = base[:, None] + steps[None, :]
     distance = (at - x[:, None]) * squeeze

@@ -5,6 +5,7 @@ Source: the definition of Resize in the ONNX operator reference.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum
@@ -17,6 +18,9 @@ from .shapes import subscript
 
 DENOMINATOR = 4096
 """Scales that are quotients of small numbers have exact positions."""
+MOST_TAPS = 32
+"""Elements that a new one may be a mean of."""
+_REACHES = {"linear": (0, 1), "cubic": (-1, 0, 1, 2)}
 
 
 @frozen
@@ -65,8 +69,6 @@ def stretched(
     n: Node, text: str, rank: int, to: Stretch, mode: str, transform: str, nearest: str
 ) -> str:
     """A tensor with one axis resized."""
-    if n.attr("antialias", 0) or n.attr("exclude_outside", 0):
-        raise Refused("smoothing for a size that varies", "a constant size", "antialias")
     numerator, divisor = to.position(transform)
     below = size_text(divisor)
     at = n.let("place", numerator).text
@@ -80,19 +82,44 @@ def stretched(
         return n.let("resized", _taken(text, rank, to, place)).text
     whole = n.let("whole", f"{at} // ({below})").text
     part = n.let("part", f"f32({at} % ({below})) / f32({below})").text
-    if mode == "linear":
-        taps = [(0, f"1.0 - {part}"), (1, part)]
-    else:
-        a = n.attr("cubic_coeff_a", -0.75)
-        taps = [(t, f"onnx.cubic({part} - {t}.0, {a!r})") for t in (-1, 0, 1, 2)]
-    terms = []
-    for step, weight in taps:
-        place = whole if step == 0 else f"{whole} + {step}" if step > 0 else f"{whole} - {-step}"
-        share = n.let("share", weight).text
-        behind = ", ".join([":", *["None"] * (rank - 1 - to.axis)])
-        share = f"{share}[{behind}]" if rank - 1 > to.axis else share
-        terms.append(f"{_taken(text, rank, to, place)} * {share}")
+    taps = _taps(n, to, mode, part)
+    places = [whole if t == 0 else f"{whole} {'+' if t > 0 else '-'} {abs(t)}" for t, _ in taps]
+    shares = [n.let("share", weight).text for _, weight in taps]
+    if n.attr("exclude_outside", 0) and mode == "cubic":
+        size = size_text(to.size)
+        shares = [n.let("share", f"select({p} >= 0 and {p} < {size}, {share}, 0.0)").text
+                  for p, share in zip(places, shares, strict=True)]  # fmt: skip
+    if n.attr("exclude_outside", 0) or len(taps) > len(_REACHES[mode]):
+        total = n.let("total", " + ".join(shares)).text
+        shares = [n.let("share", f"{share} / {total}").text for share in shares]
+    behind = ", ".join([":", *["None"] * (rank - 1 - to.axis)])
+    terms = [f"{_taken(text, rank, to, p)} * {share}{f'[{behind}]' if rank - 1 > to.axis else ''}"
+             for p, share in zip(places, shares, strict=True)]  # fmt: skip
     return n.let("resized", " + ".join(terms)).text
+
+
+def _taps(n: Node, to: Stretch, mode: str, part: str) -> list[tuple[int, str]]:
+    """The elements that a new one is a mean of, by their distance from that before it, and their
+    weights. With `antialias` a kernel is as much wider as the axis becomes shorter."""
+    squeeze = Fraction(1)
+    if n.attr("antialias", 0):
+        if to.scale is None:
+            raise Refused("smoothing to a size that varies", "`scales`", "antialias")
+        squeeze = min(to.scale, squeeze)
+    reach = len(_REACHES[mode]) // 2
+    first = math.floor(-reach / squeeze) + 1
+    if 2 - 2 * first > MOST_TAPS:
+        raise Refused(f"smoothing over {2 - 2 * first} elements of a size that varies",
+                      f"at most {MOST_TAPS}", "antialias")  # fmt: skip
+    if squeeze == 1 and mode == "linear":
+        return [(0, f"1.0 - {part}"), (1, part)]
+    times = "" if squeeze == 1 else f" * {float(squeeze)!r}"
+    away = {t: f"({part} - {t}.0){times}" if times else f"{part} - {t}.0"
+            for t in range(first, 2 - first)}  # fmt: skip
+    if mode == "linear":
+        return [(t, f"maximum(1.0 - abs({d}), 0.0)") for t, d in away.items()]
+    a = n.attr("cubic_coeff_a", -0.75)
+    return [(t, f"onnx.cubic({d}, {a!r})") for t, d in away.items()]
 
 
 def _taken(text: str, rank: int, to: Stretch, place: str) -> str:
