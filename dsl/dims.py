@@ -354,7 +354,20 @@ def floordiv(a: IntLike, b: IntLike, facts: Facts | None = None) -> Expr:
         return quotient + floordiv(rest, b, facts)
     if facts and facts.is_nonneg(a) and facts.prove_lt(a, b):
         return const(0)
-    return expr_of(Atom("//", "", (a, b)))
+    return _whole(a, b) or expr_of(Atom("//", "", (a, b)))
+
+
+def _whole(a: Expr, b: Expr) -> Expr | None:
+    """(p - p % b + c) // b for a number b and 0 <= c < b, which is p // b; None for other a."""
+    for monomial, coefficient in a.terms if b.as_int() is not None else ():
+        if coefficient != -1 or len(monomial) != 1 or monomial[0][1] != 1:
+            continue
+        atom = monomial[0][0]
+        if atom.kind == "%" and atom.args[1] == b:
+            quotient, rest = divide(a + expr_of(atom) - atom.args[0], b)
+            if rest.as_int() is not None:
+                return quotient + floordiv(atom.args[0], b)
+    return None
 
 
 def mod(a: IntLike, b: IntLike, facts: Facts | None = None) -> Expr:

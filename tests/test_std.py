@@ -360,11 +360,12 @@ CASES = [
          lambda x: x[:, :, 1:12], {"x": PIXELS}),
     Case("image.center_square", "x: u8[B, H, W, 3]", "image.center_square(x)",
          lambda x: x[:, 2:7], {"x": np.ascontiguousarray(PIXELS[:, :10, :5])}),
-    *(Case("nn.pad_same", "x: f32[B, 4, 9, 8]", f"nn.pad_same(x, {size}, {stride})",
+    *(Case("nn.pad_same nn.same_widths", "x: f32[B, 4, H, W]", f"nn.pad_same(x, {size}, {stride})",
            lambda x, around=around: np.pad(x, ((0, 0), (0, 0), *around)), {"x": IMAGE})
       for size, stride, around in (
           (3, 1, ((1, 1), (1, 1))), (3, 2, ((1, 1), (0, 1))), (5, 3, ((1, 1), (1, 2))),
-          (2, 1, ((0, 1), (0, 1))), (1, 2, ((0, 0), (0, 0))))),
+          (2, 1, ((0, 1), (0, 1))), (1, 2, ((0, 0), (0, 0))), (2, 2, ((0, 1), (0, 0))),
+          (6, 2, ((2, 3), (2, 2))))),
     Case("onnx.scatter_product", "x: f32[B, 7], at: i64[K], u: f32[K, 7]",
          "onnx.scatter_product(x, at, u)", multiplied_at,
          {"x": X, "at": np.array([1, 0, 1]), "u": normal(3, 7, seed=5)}),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stagefuse.dsl.dims import Expr, as_expr, floordiv, maximum, minimum
+from stagefuse.dsl.dims import Expr, as_expr, floordiv, maximum, minimum, mod
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 
 from .errors import Refused
@@ -83,10 +84,16 @@ def window_of(n: Node, size: Sequence[int], spatial: Sequence[Expr]) -> Window:
 
 
 def _same(size: Expr, stride: int, extent: int, lower: bool) -> tuple[Expr, Expr]:
-    """Widths that give ceil(size / stride) positions."""
-    count = floordiv(size + stride - 1, stride)
-    total = maximum((count - 1) * stride + extent - size, 0)
+    """Widths that give ceil(size / stride) positions.
+
+    The last window begins at the last multiple of the stride, so that it spans `extent - 1` more
+    than what lies behind it.
+    """
+    behind = mod(size - 1, stride)
+    total = maximum(extent - 1 - behind, 0, Facts())
     less = floordiv(total, 2)
+    if stride == 2 <= extent:  # without a quotient: `behind` is 0 or 1
+        less = as_expr((extent - 1) // 2) - (behind if extent % 2 else 0)
     return (total - less, less) if lower else (less, total - less)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,6 +209,46 @@ def test_resizing_of_sizes_that_vary(
         y = pipe(**feeds)
         assert y.shape == want.shape
         np.testing.assert_allclose(y, want, rtol=0, atol=1e-5 * np.abs(feeds["x"]).max())
+
+
+def windows_of(x: Any, size: tuple[int, int], strides: tuple[int, int], lower: bool) -> Any:
+    """What windows see of x [c, h, w], NaN beyond it: [c, ceil(h / stride), .., .., ..]."""
+    pads = [(0, 0)]
+    for n, k, s in zip(x.shape[1:], size, strides, strict=True):
+        more = max((-(-n // s) - 1) * s + k - n, 0)
+        pads.append((more - more // 2, more // 2) if lower else (more // 2, more - more // 2))
+    around = np.pad(x.astype(np.float64), pads, constant_values=np.nan)
+    seen = np.lib.stride_tricks.sliding_window_view(around, size, (1, 2))
+    return seen[:, :: strides[0], :: strides[1]]
+
+
+@pytest.mark.parametrize("where", ["SAME_UPPER", "SAME_LOWER"])
+def test_zeros_around_windows_with_a_stride_where_sizes_vary(
+    where: str, rng: np.random.Generator
+) -> None:
+    """Each size is divided, rounded up, and branches of one length meet again."""
+    w = {"deep": models.drawn(rng, 2, 2, 3, 4), "flat": models.drawn(rng, 2, 2, 1, 1),
+         "wide": models.drawn(rng, 1, 2, 5, 5)}  # fmt: skip
+    made = models.model(
+        [node("Conv", ["x", "deep"], ["a"], strides=[2, 2], auto_pad=where),
+         node("Conv", ["x", "flat"], ["b"], strides=[2, 2], auto_pad=where),
+         node("Add", ["a", "b"], ["c"]),
+         node("MaxPool", ["c"], ["d"], kernel_shape=[3, 2], strides=[2, 2], auto_pad=where),
+         node("Conv", ["d", "wide"], ["y"], strides=[3, 2], auto_pad=where)],
+        {"x": (F32, [1, 2, "height", "width"])}, ["y"], w,
+    )  # fmt: skip
+    found = import_model(made)
+    pipe = sf.compile(found.text, weights={"w": found.arrays})
+
+    def convolved(x: Any, name: str, strides: tuple[int, int]) -> Any:
+        seen = windows_of(x, w[name].shape[2:], strides, where == "SAME_LOWER")
+        return np.einsum("cijmn,ocmn->oij", np.nan_to_num(seen), w[name])
+
+    for height, width in ((1, 1), (6, 9), (17, 32), (24, 23)):
+        x = rng.standard_normal((2, height, width)).astype(np.float32)
+        c = convolved(x, "deep", (2, 2)) + convolved(x, "flat", (2, 2))
+        d = np.nanmax(windows_of(c, (3, 2), (2, 2), where == "SAME_LOWER"), (3, 4))
+        np.testing.assert_allclose(pipe(x=x[None])[0], convolved(d, "wide", (3, 2)), atol=3e-5)
 
 
 @pytest.mark.parametrize(
