@@ -9,6 +9,12 @@ from typing import Any
 
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.dsl.types import TensorType
+
+
+def type_text(type: TensorType) -> str:
+    """The type of a parameter or result: `bool` alone is a constant of the compilation."""
+    return "bool[]" if str(type) == "bool" else str(type)
 
 
 def literal(value: Any) -> str:

@@ -17,6 +17,7 @@ from stagefuse.dsl.types import TensorType
 from .body import Body
 from .lift.source import lifted
 from .names import MODULES, Names
+from .text import type_text
 
 if TYPE_CHECKING:
     from .translate import Translator
@@ -128,9 +129,9 @@ def _results(translator: Translator, body: Body) -> list[tuple[str, str, TensorT
 def _signature(
     translator: Translator, pipeline: str, results: list[tuple[str, str, TensorType]]
 ) -> list[str]:
-    inputs = [f"{text}: {type}" for _, text, type in translator.inputs]
-    outputs = [f"{label}: {type}" for label, _, type in results]
-    gives = str(results[0][2]) if len(results) == 1 else f"({', '.join(outputs)})"
+    inputs = [f"{text}: {type_text(type)}" for _, text, type in translator.inputs]
+    outputs = [f"{label}: {type_text(type)}" for label, _, type in results]
+    gives = type_text(results[0][2]) if len(results) == 1 else f"({', '.join(outputs)})"
     head = f"pipeline {pipeline}({', '.join(inputs)}) -> {gives}"
     if len(head) > WIDTH:
         wide = "".join(f"\n    {i}," for i in inputs)

@@ -106,6 +106,34 @@ def test_everything_that_cannot_be_imported_is_named_at_once() -> None:
     assert all(p.need for p in caught.value.problems if p.op == "MaxPool")
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_truth_value_is_an_input_and_a_result(plain: bool) -> None:
+    made = models.model([node("Not", ["x"], ["y"])], {"x": (onnx.TensorProto.BOOL, [])}, ["y"])
+    found = import_model(made, plain=plain)
+    assert "(x: bool[]) -> bool[]:" in found.text
+    assert sf.compile(found.text)(x=np.array(True)).tolist() is False
+
+
+def test_a_transform_of_numbers_that_may_be_complex_is_refused() -> None:
+    made = models.model([node("DFT", ["x"], ["y"], axis=1)], {"x": (F32, [2, 4, "parts"])}, ["y"])
+    with pytest.raises(OnnxError, match="a last axis that is neither 1 nor 2"):
+        import_model(made)
+
+
+def test_a_single_element_of_a_resized_axis_is_the_first_one(rng: np.random.Generator) -> None:
+    """As the definition of pytorch_half_pixel has it, where sizes are known and where not."""
+    x = rng.standard_normal((5, 5)).astype(np.float32)
+    for size in (5, "n"):
+        made = models.model(
+            [node("Resize", ["x", "", "", "one"], ["y"], mode="cubic",
+                  coordinate_transformation_mode="pytorch_half_pixel")],
+            {"x": (F32, [5, size])}, ["y"], {"one": np.array([1, 1])}, opset=19,
+        )  # fmt: skip
+        found = import_model(made)
+        y = sf.compile(found.text, weights={"w": found.arrays} if found.arrays else None)(x=x)
+        np.testing.assert_allclose(y, x[:1, :1], rtol=1e-6)
+
+
 def test_an_attribute_that_a_record_does_not_read_is_refused() -> None:
     made = models.model([node("Relu", ["x"], ["y"], slope=0.5)], {"x": (F32, [4])}, ["y"])
     with pytest.raises(OnnxError) as caught:

@@ -14,6 +14,7 @@ from stagefuse.dsl.types import TensorType
 
 from ..body import Body, parsed
 from ..names import Names
+from ..text import type_text
 from . import activations, attention, layers, quantised, views
 from .layout import Layout
 from .program import Function, Program, Value, demanded, program_of, reachable
@@ -121,7 +122,7 @@ def _function(function: Function, names: Names) -> str:
         elif param.is_scope or param.type is None:
             kind, name = "weights", names.fresh("p")
         else:
-            kind = str(param.type)
+            kind = type_text(param.type)
             name = names.fresh(param.hint)
         layout.texts[param] = (name, 15)
         params.append(f"{name}: {kind}")

@@ -48,7 +48,7 @@ class Axis:
             case "tf_half_pixel_for_nn":
                 return np.asarray((at + 0.5) / self.scale)
             case "pytorch_half_pixel" if one:
-                return at * 0.0 - 0.5
+                return at * 0.0
             case "half_pixel_symmetric":
                 shift = self.size / 2 * (1 - self.new / whole)
                 return np.asarray(shift + (at + 0.5) / self.scale - 0.5)

@@ -45,8 +45,16 @@ def _dft(n: Node) -> Written:
         n.x_of(n.constant(f"{n.hint}.{name}", (part * scale).astype(value.dtype.numpy)))
         for name, part in (("cos", np.cos(angle)), ("sin", np.sin(angle)))
     ]
-    parts = [f"{text}[..., {k}]" for k in range(value.shape[-1].as_int() or 1)]
+    parts = [f"{text}[..., {k}]" for k in range(_parts(value))]
     return _transformed(n, parts, matrices, axis, value.rank)
+
+
+def _parts(value: Val) -> int:
+    """1 for real numbers, 2 for real and imaginary parts along the last axis."""
+    count = value.shape[-1].as_int()
+    if count not in (1, 2):
+        raise Refused("numbers of a last axis that is neither 1 nor 2", "a constant size, 1 or 2")
+    return count
 
 
 def _from_half(n: Node, value: Val, axis: int, length: int) -> Written:
@@ -117,7 +125,7 @@ def _stft(n: Node) -> Written:
     ranges = ["b", f"f in 0..{size_text(stretches)}", f"t in 0..{size}"]
     share = "" if window is None else f" * {n.bound(window, 'window')}[t]"
     text, parts = n.bound(value), []
-    for k in range(1 if value.rank == 2 else value.shape[-1].as_int() or 1):
+    for k in range(1 if value.rank == 2 else _parts(value)):
         signal = text if value.rank == 2 else n.let("signal", f"{text}[:, :, {k}]").text
         parts.append(n.define("stretch", ranges, f"{signal}[b, {step} * f + t]{share}").text)
     return _transformed(n, parts, matrices, 2, 4)

@@ -52,7 +52,7 @@ class Stretch:
         shift = down - up
         if transform == "pytorch_half_pixel":
             whole = minimum(new - 1, 1)
-            down, shift = down * whole, shift * whole - up * (1 - whole)
+            down, shift = down * whole, shift * whole
         return f"iota({size_text(new)}) * ({size_text(2 * down)}) + ({size_text(shift)})", up * 2
 
 
