@@ -49,6 +49,8 @@ class Fields:
 
         self.whole: dict[str, int] = {}
         """The greatest magnitude of floats that are integers."""
+        self.eighths: set[str] = set()
+        """Floats that were stored in 8 bits."""
 
     def note_signed(
         self, values: Sequence[Value], places: Sequence[tuple[Value, int]], bits: int
@@ -135,8 +137,19 @@ class Fields:
         return found
 
     def has_bits(self, value: Value, bits: int) -> bool:
-        """Whether a float is an integer that so many bits of a mantissa hold."""
+        """Whether a float is an integer that so many bits of a mantissa hold, or was stored in 8
+        bits, and is to be in 16."""
+        if value.text in self.eighths:
+            return bits > 0
         return self.whole.get(value.text, 1 << bits + 1) <= 1 << bits
+
+    def top_byte(self, value: Value) -> Value:
+        """A word that has a byte above zeros."""
+        known, code = self.known.get(value.text), self.code
+        if known is None or known.word is None or known.shift % 8 or known.mask != 0xFF:
+            return code.pure("shl.b32", "i32", value, code.const(24, "i32"))
+        picked = code.const(0x444 + (known.shift // 8 << 12), "i32")
+        return code.pure("prmt.b32", "i32", known.word, code.const(0, "i32"), picked)
 
     def _with_part(self, known: Known, value: Value) -> Value:
         """The bits of 2^23 and an integer not below 0. Of parts of a word that lie in its bytes all

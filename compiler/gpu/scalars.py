@@ -6,6 +6,7 @@ the writer of `.ir`, except where PTX has an instruction or LLVM a library funct
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -35,6 +36,9 @@ RAW = {
     for d in DTYPES.values()
 }  # fmt: skip
 """The register type that is loaded and stored."""
+E4M3_IN_F32 = 0x87F00000 - (1 << 32)
+E4M3_NAN = 480.0
+"""What the bits that stand for NaN in f8e4m3 would be, as others are."""
 MANTISSA = {"f16": 11, "bf16": 8}
 """The bits of integers that floats hold exactly."""
 
@@ -53,9 +57,22 @@ def from_memory(code: Code, raw: Value, dtype: DType) -> Value:
         code.stored[found.text] = (dtype.name, raw)
         return found
     if dtype.is_small_float:
-        narrow = code.narrowed(Value(code, raw.text, "i8", raw.depth))
-        return cast(Value, shared.from_memory(cast(Any, code), cast(Any, narrow), dtype))
+        if dtype.name == "f8e4m3":
+            found = _from_e4m3(code, raw)
+        else:
+            narrow = code.narrowed(Value(code, raw.text, "i8", raw.depth))
+            found = cast(Value, shared.from_memory(cast(Any, code), cast(Any, narrow), dtype))
+        code.fields.eighths.add(found.text)
+        return found
     return raw
+
+
+def _from_e4m3(code: Code, raw: Value) -> Value:
+    """An f8e4m3 as f32, exactly: its bits where f32 has those, whose exponents are less by 120."""
+    bits = code.fields.top_byte(Value(code, raw.text, "i32", raw.depth)).ashr(4) & E4M3_IN_F32
+    found = bits.as_float("float") * 2.0**120
+    nan = code.intrinsic("fabs", found).compare("eq", E4M3_NAN)
+    return nan.select(code.const(math.nan, "float"), found)
 
 
 def to_memory(code: Code, value: Value, dtype: DType) -> Value:
