@@ -58,7 +58,7 @@ class Bounds:
 
         `what` gives the text of what asks, for a bound that is left open.
         """
-        if is_plain(expr, facts):
+        if is_plain(expr, facts) or expr in guards or expr in self.given:
             return None
         key = (expr, tuple(guards), _ranges_of((expr, *guards), facts))
         if key in self.known:

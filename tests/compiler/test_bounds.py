@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stagefuse.compiler import bounds
 from stagefuse.compiler.bounds import Bounds, _assign
 from stagefuse.dsl.dims import Expr, as_expr, maximum, minimum, sym
 from stagefuse.dsl.dims_text import parse
@@ -232,3 +233,12 @@ def test_a_maximum_of_multiples_of_a_maximum(times: int, a: int, b: int, c: int)
     assert str(found).count("max") <= 1
     for value in range(12):
         assert found.evaluate({"N": value}) == max(times * max(value + a, b) + c, 0)
+
+
+def test_a_condition_is_its_own_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is looked for: parts of a concatenation begin at sums of many sizes."""
+    begins = sym("i") - sum((sym(f"N{n}") for n in range(80)), as_expr(0))
+    assert Bounds().broken(begins, Facts(), (), str) is not None
+    monkeypatch.setattr(bounds, "_Search", None)
+    assert Bounds().broken(begins, Facts(), (sym("K"), begins), str) is None
+    assert Bounds((begins,)).broken(begins, Facts(), (), str) is None
