@@ -93,8 +93,7 @@ def parse_or_raise(source: Source) -> ast.Module:
 class LazyItems(Mapping[str, ast.Item]):
     """The items of a valid source by name, each parsed when it is first asked for.
 
-    The standard library is tested, and a program uses little of it. Raises CompileError for an
-    item that does not parse.
+    Raises CompileError for an item that does not parse.
     """
 
     def __init__(self, source: Source) -> None:
@@ -120,6 +119,15 @@ class LazyItems(Mapping[str, ast.Item]):
 
     def __len__(self) -> int:
         return len(self._lines)
+
+
+@cache
+def standard_items(source: Source) -> LazyItems:
+    """The items of a module of the standard library, of which a program uses little.
+
+    The library is tested, and parsed once in a process.
+    """
+    return LazyItems(source)
 
 
 def _lost_lines(reader: Lexer) -> frozenset[int]:

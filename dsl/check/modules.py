@@ -228,7 +228,7 @@ class Checker:
         return Scope(WeightsHandle(name, path, tensors, unread), "")
 
     def _import(self, item: ast.Import) -> Value:
-        from ..parser import LazyItems, parse
+        from ..parser import parse, standard_items
 
         if item.name in self.importing:
             raise Failed("E0213", f"`{item.name}` imports itself", item.span)
@@ -242,7 +242,7 @@ class Checker:
                     notes=["a module is a file of the standard library or beside the source"],
                 )
             if source.is_standard:
-                scope = ModuleScope(item.name, source, LazyItems(source))
+                scope = ModuleScope(item.name, source, standard_items(source))
                 self.modules[item.name] = scope
                 return Module(item.name, scope)
             self.importing.append(item.name)
