@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
-from threading import local
 from typing import Any
 
 import numpy as np
@@ -64,8 +63,7 @@ class CudaDriver:
         self._context = calls.open_context(self.number)
         self.is_active = calls.current(self._context)
         self._active, self._nothing = _Active(self._context), nullcontext()
-        self._thread = local()
-        self._events: list[int] = []  # one a thread, to order streams by
+        self._events: list[int] = []  # to order streams by, as many as threads did so at once
         self.results = ResultMemory(self)
         self._closed = False
 
@@ -248,12 +246,15 @@ class CudaDriver:
     def order(self, first: int, then: int) -> None:
         if first == then:
             return
-        event = getattr(self._thread, "event", None)
-        if event is None:
-            event = self._thread.event = calls.event()
+        try:
+            event = self._events.pop()
+        except IndexError:
+            event = calls.event()
+        try:
+            calls.record(event, first)
+            calls.wait(then, event)
+        finally:
             self._events.append(event)
-        calls.record(event, first)
-        calls.wait(then, event)
 
     def empty(self, model: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         return torch_tensors.empty(model, shape, dtype)

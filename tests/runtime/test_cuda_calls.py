@@ -274,6 +274,23 @@ def test_threads_share_a_pipeline(affine: DevicePipeline) -> None:
     assert not failures
 
 
+def test_threads_that_end_leave_no_events(affine: DevicePipeline, cuda: FakeCuda) -> None:
+    """By which they ordered streams."""
+    driver: Any = affine.driver
+    first, then = cuda.foreign_stream(), cuda.foreign_stream()
+
+    def order() -> None:
+        with driver.active():
+            driver.order(first, then)
+
+    before = len(cuda.events)
+    for _ in range(3):
+        thread = threading.Thread(target=order)
+        thread.start()
+        thread.join()
+    assert len(cuda.events) == before + 1
+
+
 def test_memory_of_dropped_results_is_used_again(affine: DevicePipeline, cuda: FakeCuda) -> None:
     tensor = cuda.tensor(batch((2, 6)))
     affine(x=tensor)
