@@ -106,8 +106,10 @@ class Attention:
         with low.elsewhere():
             value = low.value(source, where, ())
         low.facts = before
-        rounds = isinstance(value, Op) and value.fn == "round_to"
-        return value.args[0] if rounds and isinstance(value, Op) else value
+        if self.half and isinstance(value, Op) and value.fn == "round_to":
+            if value.to == low.graph.type(source).dtype:  # which shared memory has it in
+                (value,) = value.args
+        return value
 
     def factor(self, total: Value, row: Expr) -> Value:
         """What the weighted sums of a row are multiplied by: a quotient for each of them would

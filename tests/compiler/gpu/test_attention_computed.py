@@ -25,13 +25,14 @@ F8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 @dataclass(frozen=True)
 class Codes:
-    """How keys and values are stored: `wide` bits of the head, what else is given, and the lines
-    that make `kk` and `vv` of it."""
+    """How keys and values are stored: `wide` elements in one, what else is given, the lines that
+    make `kk` and `vv` of it, and what a program rounds them to besides."""
 
     stored: str
     more: str
     lines: str
     wide: int = 1
+    rounds: str = ""
 
 
 BY_TOKEN = Codes(
@@ -46,6 +47,12 @@ BY_CHANNEL = Codes(
 )
 PLAIN = Codes("f8e4m3", "", "    kk = {e}(k)\n    vv = {e}(v)\n")
 HALVES = Codes("f16", "", "    kk = {e}(k)\n    vv = {e}(v)\n")
+ROUNDED = Codes(
+    "i8",
+    ", ks: {e}[B, {g}, S], vs: {e}[B, {g}, S]",
+    "    kk = f32(bf16(f32(k) * ks[..., None]))\n    vv = f32(bf16(f32(v) * vs[..., None]))\n",
+    rounds="bf16",
+)
 NIBBLES = Codes(
     "u8",
     ", vs: {e}[B, {g}, S]",
@@ -97,7 +104,8 @@ def arrays(case: Case, codes: Codes, rng: np.random.Generator) -> tuple[dict[str
             number = found[name + part].astype(np.float64)
             number = number[:, None, :] if len(own) == 2 else number[..., None]
             value = value - number if part == "z" else value * number
-        means.append(value.astype(np.float32).astype(dtype).astype(np.float64))
+        value = value.astype(np.float32).astype(DTYPES[codes.rounds or case.dtype])
+        means.append(value.astype(np.float64))
     return found, means[0], means[1]
 
 
@@ -119,6 +127,7 @@ CASES = [
     (Case("bf16", (1, 4, 2, 2, 579), 32, 32, "causal", "sm_90a"), BY_TOKEN),
     (Case("f16", (1, 2, 1, 1, 75), 128, 128, "", "sm_80"), BY_TOKEN),
     (Case("f32", (1, 2, 2, 3, 90), 16, 16, "causal", "sm_89"), BY_TOKEN),
+    (Case("f32", (1, 2, 1, 1, 45), 32, 32, "", "sm_90a"), ROUNDED),
     (Case("f16", (1, 2, 1, 2, 130), 40, 40, "", "sm_90a"), BY_CHANNEL),
     (Case("bf16", (2, 2, 1, 1, 70), 16, 16, "causal", "sm_90a"), PLAIN),
     (Case("f32", (1, 2, 1, 2, 33), 24, 24, "", "sm_80"), HALVES),
