@@ -43,9 +43,14 @@ LESS_ZERO = (Map("cast"), Map("sub"))
 FEW_PLACES = 16
 """Places of an image up to which a convolution has them as rows, and weights in the panels: a panel
 of places would be mostly padding."""
-WASTE = 1.12
+WASTE, REPEATED = 1.12, 1.25
 """Where each element of the image is read but once, the same is so from this ratio of the times on:
-having the places as rows costs a copy of them."""
+having the places as rows costs a copy of them. From the second on where elements are read up to
+MOST_READ times, as by 3 x 3 windows with a stride of two, and the result has MANY channels."""
+MOST_READ, MANY = 2.5, 256
+APART = 8
+"""Steps between places from which on the image is copied element by element otherwise, as where it
+is cut into patches: any ratio will do then."""
 NARROW = 3
 """Products with fewer columns than this are plain reductions: a panel would be mostly padding. With
 three columns or four and 5000 rows on a CPU, panels of 16 take a third of a reduction's time."""
@@ -219,19 +224,35 @@ def _has_few_places(
     if most is not None and most <= FEW_PLACES and least is not None and least > FEW_PLACES:
         return True
     down, across = rows.as_int(), places.as_int()
-    if not down or not across or not reads_once(b, factors[1], domain):
+    if not down or not across:
         return False
-    return panels_time(across) * down > WASTE * panels_time(down) * across
+    ratio = panels_time(across) * down / (panels_time(down) * across)
+    if reads_once(b, factors[1], domain):
+        return ratio > (1 if _are_apart(b, factors[1], right) else WASTE)
+    return ratio > REPEATED and down >= MANY and reads_once(b, factors[1], domain, MOST_READ)
 
 
-def reads_once(b: Builder, factor: Ref, domain: Sequence[Expr]) -> bool:
-    """Whether a factor has no more elements than what it is a view of."""
+def _are_apart(b: Builder, factor: Ref, places: Set[int]) -> bool:
+    """Whether places next to each other lie far from each other in an image."""
+    view = b.graph.nodes[factor.node].primitive
+    if not isinstance(view, View):
+        return False
+    steps = (view.indices[-1].coefficient(view.symbols[a]) for a in places)
+    return any(step is not None and (step.as_int() or 0) >= APART for step in steps)
+
+
+def reads_once(b: Builder, factor: Ref, domain: Sequence[Expr], most: float = 1) -> bool:
+    """Whether a factor has no more elements than what it is a view of, or as many times as `most`.
+    """
     node = b.graph.nodes[factor.node]
     if not isinstance(node.primitive, View):
         return True
     shape = b.type(node.operands[0]).shape
     stored = total_of(shape, range(len(shape)))
-    return b.facts.is_nonneg(stored - total_of(domain, sorted(axes_of(b.graph, factor))))
+    read = total_of(domain, sorted(axes_of(b.graph, factor)))
+    if most > 1:
+        return (read.as_int() or 1 << 62) <= most * (stored.as_int() or 0)
+    return b.facts.is_nonneg(stored - read)
 
 
 def _is_constant(graph: Graph, ref: Ref) -> bool:

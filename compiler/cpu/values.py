@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from stagefuse.compiler.kernel_ir import Checked, Const, Index, Load, Local, Op, Value
 from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.facts import Facts
 
 
 def parts(value: Value) -> tuple[Value, ...]:
@@ -98,8 +99,8 @@ def post_order(value: Value) -> list[Value]:
     return found
 
 
-def renamed(value: Value, names: Mapping[str, Expr]) -> Value:
-    """A value with expressions in place of index symbols."""
+def renamed(value: Value, names: Mapping[str, Expr], facts: Facts | None = None) -> Value:
+    """A value with expressions in place of index symbols; simplified by facts, if there are."""
     made: dict[int, Value] = {}
 
     def own(values: Sequence[Value]) -> tuple[Value, ...]:
@@ -108,7 +109,7 @@ def renamed(value: Value, names: Mapping[str, Expr]) -> Value:
     for part in post_order(value):
         new = part
         if isinstance(part, Index):
-            new = Index(part.expr.substitute(names, None))
+            new = Index(part.expr.substitute(names, facts))
         elif isinstance(part, Load):
             new = replace(part, indices=own(part.indices), guard=own(part.guard))
         elif isinstance(part, Op):

@@ -168,7 +168,7 @@ def exprs_of(body: Sequence[Statement]) -> set[Expr]:
                 if made is not None:
                     value(made)
         elif isinstance(s, SortRow):
-            found.add(as_expr(s.count))
+            found |= {as_expr(s.count), *(() if s.first is None else (s.first,))}
         elif isinstance(s, SortDigit):
             found |= {s.count, s.shift}
     return found

@@ -23,6 +23,7 @@ from ..kernel_text import values_of
 from ..schedule import Schedule
 from .blocks import Parallel, Sites
 from .convolution import lower_product
+from .digits import in_digits
 from .expressions import at_least_one, bound_names, exprs_of, product_of
 from .pointwise import in_blocks, lower_pointwise
 from .products import lower_chain
@@ -47,7 +48,9 @@ class Lowered:
 
 
 FORMS: dict[str, Callable[[Lowering], Parallel]] = {
-    "pointwise": lambda low: in_blocks(low, in_squares(low, lower_pointwise(low), CPU_SQUARES)),
+    "pointwise": lambda low: in_blocks(
+        low, in_digits(low, in_squares(low, lower_pointwise(low), CPU_SQUARES))
+    ),
     "row": lower_row,
     "contract": lower_product,
     "chain": lower_chain,

@@ -21,6 +21,8 @@ from .indexing import ranged
 from .shapes import subscript
 from .stretching import Stretch, scaled, stretched
 
+WRITTEN = 4
+"""Taps of an axis that are written out, at most: two, or four of a cubic."""
 MODES = ("nearest", "linear", "cubic")
 TRANSFORMS = ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "align_corners",
               "asymmetric", "tf_crop_and_resize", "tf_half_pixel_for_nn")  # fmt: skip
@@ -260,15 +262,27 @@ def _resized(
             text = _copied(n, text, axis, ids, value.rank)
             continue
         ids, weights = _taps(n, axis, x, mode)
-        place = n.x_of(n.constant(f"{n.hint}.places{axis.axis}", ids))
-        weight = n.x_of(n.constant(f"{n.hint}.weights{axis.axis}", weights.astype(np.float32)))
-        own = names[axis.axis]
-        at = ", ".join(f"{place}[{own}, t]" if k == axis.axis else m for k, m in enumerate(names))
-        text = n.define("resized", ranged(names, shape),
-                        f"sum[t] {text}[{at}] * {weight}[{own}, t]").text  # fmt: skip
+        text = n.define("resized", ranged(names, shape), _sum(n, text, axis, ids, weights)).text
     if transform == "tf_crop_and_resize":
         text = _extrapolated(n, text, outside, value.rank)
     return text if mode == "nearest" or dtype.name == "f32" else f"{dtype}({text})"
+
+
+def _sum(
+    n: Node, text: str, axis: Axis, ids: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]
+) -> str:
+    """The sum over the taps of an axis; of few of them, written out: neighbours along that axis are
+    then computed side by side."""
+    own, rank = f"i{axis.axis}", n.val(0).rank
+    place = n.x_of(n.constant(f"{n.hint}.places{axis.axis}", ids.T.astype(np.int32)))
+    weight = n.x_of(n.constant(f"{n.hint}.weights{axis.axis}", weights.T.astype(np.float32)))
+
+    def tap(t: str) -> str:
+        at = (f"{place}[{t}, {own}]" if k == axis.axis else f"i{k}" for k in range(rank))
+        return f"{text}[{', '.join(at)}] * {weight}[{t}, {own}]"
+
+    taps = ids.shape[1]
+    return " + ".join(map(tap, map(str, range(taps)))) if taps <= WRITTEN else f"sum[t] {tap('t')}"
 
 
 def _rounding(axis: Axis | Stretch, nearest: str) -> str:
