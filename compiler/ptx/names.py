@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from . import syntax as s
@@ -78,17 +79,15 @@ class Resolve:
         return s.Instruction(x.opcode, x.modifiers, operands, guard, x.line, self.loc)
 
     def type_of(self, name: str) -> str | None:
+        shortest = len(name.rstrip("0123456789"))
         for scope, families in zip(reversed(self.scopes), reversed(self.families), strict=True):
             if name in scope:
                 return scope[name]
-            stem = name.rstrip("0123456789")
-            while families and len(stem) < len(name):
-                family = families.get(stem)
-                if family is not None and str(int(name[len(stem) :])) == name[len(stem) :]:
-                    if int(name[len(stem) :]) < family[1]:
-                        scope[name] = family[0]
+            for length in range(shortest, len(name)) if families else ():
+                family = families.get(name[:length])
+                if family is not None and (name[length] != "0" or length == len(name) - 1):
+                    if int(name[length:]) < family[1]:
                         return family[0]
-                stem = name[: len(stem) + 1]
         return None
 
     def register(self, name: str) -> s.Register:
@@ -141,6 +140,13 @@ class Resolve:
         if found is None:
             found = self.known[name] = self.symbol(name, 0)
         return found
+
+    def simple(self, fillings: Sequence[Any]) -> tuple[s.Operand, ...]:
+        """Operands that are each a name, or a number that was read."""
+        known, name = self.known, self.name
+        return tuple([
+            known.get(x) or name(x) if x.__class__ is str else x for x in fillings
+        ])  # fmt: skip
 
     def symbol(self, name: str, offset: int) -> s.Operand:
         """What a name stands for, and for a variable the bytes behind its start."""

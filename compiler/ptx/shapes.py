@@ -59,6 +59,8 @@ class Shape:
     negated, and whether it is the offset of an address."""
 
     operands: tuple[Make, ...]
+    is_simple: bool
+    """Whether each operand is a hole and nothing else."""
     numbers: tuple[tuple[int, bool, bool], ...]
 
 
@@ -78,7 +80,10 @@ class Written:
         guard = None
         if self.guard is not None:
             guard = s.Guard(names.register(self.guard[0]), self.guard[1])
-        operands = tuple([make(self.fillings, names) for make in self.shape.operands])
+        if self.shape.is_simple:
+            operands = names.simple(self.fillings)
+        else:
+            operands = tuple([make(self.fillings, names) for make in self.shape.operands])
         return s.Instruction(self.opcode, self.modifiers, operands, guard, self.line, names.loc)
 
 
@@ -135,7 +140,8 @@ def shape_of(operands: Sequence[s.Operand]) -> Shape:
     Raises: Unfit where one cannot be filled in.
     """
     numbers: list[tuple[int, bool, bool]] = []
-    return Shape(tuple(_make(x, numbers) for x in operands), tuple(numbers))
+    simple = all(isinstance(x, Hole) or isinstance(x, s.Symbol) and not x.offset for x in operands)
+    return Shape(tuple(_make(x, numbers) for x in operands), simple, tuple(numbers))
 
 
 def _make(x: Any, numbers: list[tuple[int, bool, bool]]) -> Make:

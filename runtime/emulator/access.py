@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -312,9 +313,15 @@ def bank_conflicts(index: Array, size: int, threads: Array) -> int:
     rows = words.reshape(-1, per)
     relative = rows - rows[:, :1]
     if (relative == relative[0]).all():
-        one = _conflicts(relative[0], np.zeros(per, np.int64), max(size // 4, 1))
-        return one * len(rows)
+        return _of_one(relative[0].tobytes(), max(size // 4, 1)) * len(rows)
     return _conflicts(words, np.arange(n) // per, max(size // 4, 1))
+
+
+@lru_cache(1 << 12)
+def _of_one(words: bytes, each: int) -> int:
+    """Extra cycles of one part, by the words it wants."""
+    found = np.frombuffer(words, np.int64)
+    return _conflicts(found, np.zeros(len(found), np.int64), each)
 
 
 def _conflicts(words: Array, part: Array, each: int) -> int:

@@ -130,16 +130,12 @@ def async_access(
     record = (time << CLOCK_BITS) | ((AGENTS + number) * batch.stride + 1) << 1 | int(strong)
     who = [[thread] for thread in threads] if every else [list(threads)]
     _check(races, batch, who, shadow.writes[at], record, "written", writes, generic)
-    old = shadow.reads[at]
     if writes:
-        _check(races, batch, who, old, record, "read", True)
+        _check(races, batch, who, shadow.reads[at], record, "read", True)
         _check(races, batch, who, shadow.others[at], record, "read", True)
-        shadow.writes[at] = record
-        return
-    moved = ((old ^ record) & (THREAD_MASK << 1) != 0) & (old != 0)
-    if moved.any():
-        shadow.others[at[moved]] = old[moved]
-    shadow.reads[at] = record
+        shadow.write(at, record)
+    else:
+        shadow.read(at, record)
 
 
 def block_ends(races: Races, batch: Batch, block: int, visits: Iterable[int]) -> None:

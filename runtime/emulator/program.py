@@ -284,7 +284,7 @@ class Program:
         return Scope(self._scopes, outer)
 
 
-@frozen
+@dataclass(slots=True, eq=False)
 class Decoded:
     """What instructions of one name with operands of the same kinds are."""
 
@@ -296,6 +296,8 @@ class Decoded:
     """Whether operands are names of variables, functions, labels or special registers."""
     types: dict[str, str] = field(default_factory=dict)
     """Types of operands that were asked for."""
+    values: Any = None
+    """What pure instructions of this kind compute, once one was made ready."""
 
     def bound(self, x: s.Instruction) -> dict[str, s.Operand | None]:
         """Operands by the names of the form, `None` for one that is left out."""

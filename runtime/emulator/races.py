@@ -18,6 +18,7 @@ can be missed there, and none is made up. Writes of the value that is already th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,33 @@ class Shadow:
         self.writes = np.zeros(count, np.int64)
         self.reads = np.zeros(count, np.int64)
         self.others = np.zeros(count, np.int64)
+        self.was_written = self.was_read = self.has_others = False
+        """Whether anything is in these: most memory is only read, or only written."""
+
+    def write(self, at: Any, records: Any) -> None:
+        """Remembers writes."""
+        self.writes[at] = records
+        self.was_written = True
+
+    def read(self, at: Any, records: Any) -> None:
+        """Remembers reads; those of other threads before go to the second place."""
+        if self.was_read:
+            old = self.reads[at]
+            moved = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
+            if moved.any():
+                self.others[_pick(at, moved)] = old[moved]
+                self.has_others = True
+        self.reads[at] = records
+        self.was_read = True
+
+    def used(self) -> Iterator[tuple[Array, str]]:
+        """What holds accesses, and what these did."""
+        if self.was_written:
+            yield self.writes, "written"
+        if self.was_read:
+            yield self.reads, "read"
+        if self.has_others:
+            yield self.others, "read"
 
 
 class Races(HappensBefore):
@@ -105,16 +133,14 @@ class Races(HappensBefore):
         now = _Now(self._records(batch, threads, not weak), threads, narrow)
         records = now.records
         for at in self._granules(shadow.granule, index, size):
-            self._conflicts(batch, shadow.writes[at], now, "read", "written")
-            old = shadow.reads[at]
-            moved = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
-            if moved.any():
-                shadow.others[_pick(at, moved)] = old[moved]
-            shadow.reads[at] = records
+            if shadow.was_written:
+                self._conflicts(batch, shadow.writes[at], now, "read", "written")
+            shadow.read(at, records)
             if not isinstance(at, slice):
                 lost = shadow.reads[at] != records
                 if lost.any():
                     shadow.others[at[lost]] = records[lost]
+                    shadow.has_others = True
 
     def stored_together(self, batch: Batch, threads: Array) -> None:
         """Lanes store to volatile shared memory, all in one instruction."""
@@ -161,10 +187,9 @@ class Races(HappensBefore):
         now = _Now(self._records(batch, threads, not weak), threads, narrow)
         new = Written(arena, index, values, len(threads))
         for at in self._granules(shadow.granule, index, size):
-            self._conflicts(batch, shadow.writes[at], now, "written", "written", new)
-            self._conflicts(batch, shadow.reads[at], now, "written", "read", new)
-            self._conflicts(batch, shadow.others[at], now, "written", "read", new)
-            shadow.writes[at] = now.records
+            for old, what in shadow.used():
+                self._conflicts(batch, old[at], now, "written", what, new)
+            shadow.write(at, now.records)
             if not isinstance(at, slice):
                 self._same_place(shadow, at, now.records, threads, new)
         if not weak:
@@ -195,10 +220,9 @@ class Races(HappensBefore):
             self.release(batch, threads, narrow)
         now = _Now(self._records(batch, threads, True), threads, narrow)
         for at in self._granules(shadow.granule, index, size):
-            self._conflicts(batch, shadow.writes[at], now, "written", "written")
-            self._conflicts(batch, shadow.reads[at], now, "written", "read")
-            self._conflicts(batch, shadow.others[at], now, "written", "read")
-            shadow.writes[at] = now.records
+            for old, what in shadow.used():
+                self._conflicts(batch, old[at], now, "written", what)
+            shadow.write(at, now.records)
             if narrow:  # and other blocks at the same time
                 far = ~self._is_near(batch, shadow.writes[at], threads)
                 if far.any():
@@ -214,17 +238,16 @@ class Races(HappensBefore):
         shadow = self.shadow(arena)
         now = _Now(self._records(batch, threads, False), threads, False)
         for at in self._granules(shadow.granule, index, size):
-            for old, what in ((shadow.writes, "written"), (shadow.reads, "read"),
-                              (shadow.others, "read")):  # fmt: skip
+            for old, what in shadow.used():
                 self._conflicts(batch, old[at], now, "written", what)
-            shadow.writes[at] = PENDING
+            shadow.write(at, PENDING)
 
     def landed(self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array) -> None:
         """Copies of threads are done, and these threads know it."""
         shadow = self.shadow(arena)
         records = self._records(batch, threads, False)
         for at in self._granules(shadow.granule, index, size):
-            shadow.writes[at] = records
+            shadow.write(at, records)
 
     def _granules(self, granule: int, index: Array, size: int) -> list[Any]:
         """Positions in the shadow of accesses: one for each granule, as slices if they can be."""

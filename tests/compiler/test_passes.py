@@ -1,6 +1,5 @@
 """Passes: found, ordered, checked, timed; each keeps the meaning and does all it does at once."""
 
-
 from pathlib import Path
 from typing import ClassVar
 

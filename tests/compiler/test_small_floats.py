@@ -56,9 +56,7 @@ def test_moving_an_infinity_of_f8e5m2_keeps_it(tmp_path: Path, body: str, want: 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("f8e4m3", 448), ("f8e5m2", 57344)])
 @pytest.mark.parametrize("source", ["f64", "f32", "f16", "bf16"])
-def test_conversion_to_f8_saturates(
-    tmp_path: Path, source: str, dtype: str, largest: int
-) -> None:
+def test_conversion_to_f8_saturates(tmp_path: Path, source: str, dtype: str, largest: int) -> None:
     kinds = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
     x = np.array([np.inf, -np.inf, np.nan, 65504.0, -1.0], kinds[source])
     found = run(tmp_path, source, f"{dtype}(x)", x).astype(np.float32)

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stagefuse.compiler.ptx import syntax as s
 from stagefuse.compiler.ptx.table import Match, OperandSpec
+from stagefuse.dsl.frozen import frozen
 
 from ..lanes import check_masks, check_whole
 from ..operands import Get, Put, elements, getter, putter, result_parts
@@ -81,7 +83,7 @@ def compile_step(site: Site, step: Step) -> None:
         step.control = _guarded_control(site, CONTROL[meaning](site))
         return
     if meaning in PURE:
-        run = _pure(site, PURE[meaning](site.match))
+        run = _pure(site)
     elif meaning in EFFECT:
         run = EFFECT[meaning](site)
     else:
@@ -97,14 +99,55 @@ def compile_step(site: Site, step: Step) -> None:
         step.run = run
 
 
-def _pure(site: Site, f: Callable[..., Any]) -> Run:
-    form = site.match.form
-    results = [spec for spec in form.specs if spec.is_result]
-    sources = [spec for spec in form.specs if not spec.is_result and site.has(spec.name)]
-    gets = [_source(site, spec) for spec in sources]
-    first, second = result_parts(site.operand(results[0].name))
-    put = _result(site, results[0], first)
-    if results[0].paired:
+@frozen
+class _Values:
+    """What a pure instruction computes, and how its operands are read: for each source its name,
+    its type, and whether it is a list of values; the same for the result."""
+
+    function: Callable[..., Any]
+    sources: tuple[tuple[str, str, bool], ...]
+    result: tuple[str, str, bool]
+    is_paired: bool
+
+
+def _values(site: Site) -> _Values:
+    """What this instruction has in common with others of its kind, found once."""
+    known = site.known.values
+    if known is None:
+        match, specs = site.match, site.specs.values()
+
+        def part(spec: OperandSpec) -> tuple[str, str, bool]:
+            kind = site.type_of(spec.name)
+            count = len(elements(_single(site, spec)))
+            is_list = bool(kind == "any" or match.count_of(spec) or count > 1)
+            return (
+                spec.name,
+                f"b{int(site.word('T')[1:]) // count}" if kind == "any" else kind,
+                is_list,
+            )
+
+        first = next(spec for spec in specs if spec.is_result)
+        known = site.known.values = _Values(
+            PURE[match.form.meaning](match),
+            tuple(part(spec) for spec in specs if not spec.is_result and site.has(spec.name)),
+            part(first), first.paired,
+        )  # fmt: skip
+    found: _Values = known
+    return found
+
+
+def _single(site: Site, spec: OperandSpec) -> s.Operand:
+    """An operand, of a pair the first."""
+    return result_parts(site.operand(spec.name))[0]
+
+
+def _pure(site: Site) -> Run:
+    values = _values(site)
+    f, gets = values.function, [_source(site, *part) for part in values.sources]
+    name, kind, is_list = values.result
+    first, second = result_parts(site.operand(name))
+    put = _result(site, first, kind, is_list)
+    if values.is_paired:
         return _two_results(f, gets, put, putter(site, second, "pred"))
     if len(gets) == 1:
         (a,) = gets
@@ -118,28 +161,18 @@ def _pure(site: Site, f: Callable[..., Any]) -> Run:
     return lambda g: put(g, f(*[get(g) for get in gets]))
 
 
-def _source(site: Site, spec: OperandSpec) -> Get:
-    x = site.operand(spec.name)
-    kind = site.type_of(spec.name)
-    if kind == "any" or site.match.count_of(spec) or len(elements(x)) > 1:
-        parts = elements(x)
-        gets = [getter(site, part, _element_type(site, len(parts), kind)) for part in parts]
-        return lambda g: [get(g) for get in gets]
-    return getter(site, x, kind)
+def _source(site: Site, name: str, kind: str, is_list: bool) -> Get:
+    x = site.operand(name)
+    if not is_list:
+        return getter(site, x, kind)
+    gets = [getter(site, part, kind) for part in elements(x)]
+    return lambda g: [get(g) for get in gets]
 
 
-def _element_type(site: Site, count: int, kind: str) -> str:
-    if kind != "any":
-        return kind
-    return f"b{int(site.word('T')[1:]) // count}"
-
-
-def _result(site: Site, spec: OperandSpec, x: Any) -> Put:
-    kind = site.type_of(spec.name)
-    parts = elements(x)
-    if len(parts) == 1 and kind != "any" and not site.match.count_of(spec):
+def _result(site: Site, x: s.Operand, kind: str, is_list: bool) -> Put:
+    if not is_list:
         return putter(site, x, kind)
-    puts = [putter(site, part, _element_type(site, len(parts), kind)) for part in parts]
+    puts = [putter(site, part, kind) for part in elements(x)]
 
     def put(g: Group, values: Any) -> None:
         for one, value in zip(puts, values, strict=True):

@@ -34,36 +34,6 @@ if TYPE_CHECKING:
     from ..machine import Group
 
 Array = NDArray[Any]
-_LANE = np.arange(32)
-_G, _T = _LANE // 4, _LANE % 4
-
-
-def _a_order(rows: int, registers: int, each: int) -> Array:
-    """Where element (row, column) of A lies among a warp's values, flat by lane, register, e."""
-    depth = 4 * each * (registers // (rows // 8))
-    order = np.empty((rows, depth), np.int64)
-    for r in range(registers):
-        block, down = (r // 2, 8 * (r % 2)) if rows == 16 else (r, 0)
-        for e in range(each):
-            flat = (_LANE * registers + r) * each + e
-            order[_G + down, 4 * each * block + each * _T + e] = flat
-    return order
-
-
-def _b_order(registers: int, each: int) -> Array:
-    order = np.empty((4 * each * registers, 8), np.int64)
-    for r in range(registers):
-        for e in range(each):
-            order[4 * each * r + each * _T + e, _G] = (_LANE * registers + r) * each + e
-    return order
-
-
-def _c_order(rows: int) -> Array:
-    values = rows // 4
-    order = np.empty((rows, 8), np.int64)
-    for r in range(values):
-        order[_G + 8 * (r // 2), 2 * _T + r % 2] = _LANE * values + r
-    return order
 
 
 def _bits(x: Array) -> Array:
@@ -108,8 +78,47 @@ def warp_rows(g: Group, values: Any, warps: Array) -> Array:
 
 def _registers(g: Group, gets: list[Get], warps: Array) -> Array:
     """Operands in several registers: warp, lane, register."""
-    columns = [np.broadcast_to(get(g), (g.n,)) for get in gets]
-    return np.ascontiguousarray(np.stack([warp_rows(g, c, warps) for c in columns], axis=2))
+    return np.stack(_columns(g, gets, warps), axis=2)
+
+
+def _a_matrices(columns: list[Array], rows: int, kind: str) -> Array:
+    """Matrices `[warp][row][k]` from the registers of A, each `[warp][lane]`."""
+    n, down = len(columns[0]), rows // 8
+    words = np.empty((n, down, 8, len(columns) // down, 4), columns[0].dtype)
+    for r, column in enumerate(columns):
+        words[:, r % down, :, r // down] = column.reshape(n, 8, 4)
+    return unpacked(words, kind).reshape(n, rows, -1)
+
+
+def _b_matrices(columns: list[Array], kind: str) -> Array:
+    """Matrices `[warp][k][column]` from the registers of B."""
+    n = len(columns[0])
+    words = np.empty((n, 8, len(columns), 4), columns[0].dtype)
+    for r, column in enumerate(columns):
+        words[:, :, r] = column.reshape(n, 8, 4)
+    return unpacked(words, kind).reshape(n, 8, -1).transpose(0, 2, 1)
+
+
+def _c_matrices(columns: list[Array], rows: int, kind: str) -> Array:
+    """Matrices `[warp][row][column]` from the registers of C."""
+    n, each = len(columns[0]), 8 * len(columns) // rows
+    words = np.empty((n, rows // 8, 8, 4, each), columns[0].dtype)
+    for r, column in enumerate(columns):
+        words[:, r // each, :, :, r % each] = column.reshape(n, 8, 4)
+    return unpacked(words, kind).reshape(n, rows, 8)
+
+
+def _give_c(g: Group, puts: list[Any], matrices: Array, warps: Array) -> None:
+    """Writes registers of D from words of matrices `[warp][row][words of a row]`."""
+    n, rows, width = matrices.shape
+    words = matrices.reshape(n, rows // 8, 8, 4, width // 4)
+    values = words.transpose(0, 2, 3, 1, 4).reshape(n, 32, -1)
+    _give(g, puts, values, warps)
+
+
+def _columns(g: Group, gets: list[Get], warps: Array) -> list[Array]:
+    """Operands in several registers, each `[warp][lane]`."""
+    return [warp_rows(g, np.broadcast_to(get(g), (g.n,)), warps) for get in gets]
 
 
 def _give(g: Group, puts: list[Any], values: Array, warps: Array) -> None:
@@ -134,28 +143,18 @@ def mma(site: Site) -> Run:
     wide = "f64" if a_kind == "f64" else "b32"
     gets = {n: [getter(site, x, wide) for x in elements(site.operand(n))] for n in "abc"}
     puts = [putter(site, x, wide) for x in elements(site.operand("d"))]
-    each = 1 if wide == "f64" else 32 // TYPES[a_kind].bits
-    a_order, b_order = _a_order(rows, len(gets["a"]), each), _b_order(len(gets["b"]), each)
-    c_order = _c_order(rows)
-    back = np.argsort(c_order.reshape(-1))
     clamps = "satfinite" in site.match.slots
     c_kind, ones_differ = d_kind, "xor" in site.match
 
     def run(g: Group) -> None:
         warps = warps_of(g.threads())
-        n = len(warps)
-
-        def matrix(name: str, kind: str, order: Array) -> Array:
-            words = _registers(g, gets[name], warps)
-            return unpacked(words, kind).reshape(n, -1)[:, order]
-
-        a, b = matrix("a", a_kind, a_order), matrix("b", b_kind, b_order)
+        a = _a_matrices(_columns(g, gets["a"], warps), rows, a_kind)
+        b = _b_matrices(_columns(g, gets["b"], warps), b_kind)
         product = np.matmul(a, b)
         if ones_differ:  # the number of bits that differ: a + b - 2ab for each
             product = a.sum(2)[:, :, None] + b.sum(1)[:, None, :] - 2 * product
-        total = product + matrix("c", c_kind, c_order)
-        flat = total.reshape(n, -1)[:, back].reshape(n, 32, rows // 4)
-        _give(g, puts, _narrowed(flat, d_kind, clamps), warps)
+        total = product + _c_matrices(_columns(g, gets["c"], warps), rows, c_kind)
+        _give_c(g, puts, _narrowed(total, d_kind, clamps), warps)
 
     return run
 
@@ -168,9 +167,6 @@ def mma_sparse(site: Site) -> Run:
     gets = {n: [getter(site, x, "b32") for x in elements(site.operand(n))] for n in "abc"}
     puts = [putter(site, x, "b32") for x in elements(site.operand("d"))]
     each = 32 // TYPES[kinds["a"]].bits
-    orders = {"a": _a_order(16, len(gets["a"]), each), "b": _b_order(len(gets["b"]), each),
-              "c": _c_order(16)}  # fmt: skip
-    back = np.argsort(orders["c"].reshape(-1))
     metadata, selector = getter(site, site.operand("e"), "b32"), site.operand("selector")
     lanes = depth * TYPES[kinds["a"]].bits // (256 if each < 4 else 128)
     if not isinstance(selector, s.Immediate) or not 0 <= selector.value < 4 // lanes:
@@ -180,15 +176,12 @@ def mma_sparse(site: Site) -> Run:
 
     def run(g: Group) -> None:
         warps = warps_of(g.threads())
-        n = len(warps)
-        a, b, c = (
-            unpacked(_registers(g, gets[name], warps), kinds[name]).reshape(n, -1)[:, orders[name]]
-            for name in "abc"
-        )
-        words = _registers(g, [metadata], warps)[:, :, 0]
+        a = _a_matrices(_columns(g, gets["a"], warps), 16, kinds["a"])
+        b = _b_matrices(_columns(g, gets["b"], warps), kinds["b"])
+        c = _c_matrices(_columns(g, gets["c"], warps), 16, kinds["c"])
+        (words,) = _columns(g, [metadata], warps)
         whole = spread(a, indices_of_rows(words, kinds["a"], depth, chosen), kinds["a"])
-        flat = (np.matmul(whole, b) + c).reshape(n, -1)[:, back].reshape(n, 32, 4)
-        _give(g, puts, _narrowed(flat, kinds["c"], clamps), warps)
+        _give_c(g, puts, _narrowed(np.matmul(whole, b) + c, kinds["c"], clamps), warps)
 
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,14 @@ def compiled(path: Path, text: str, arches: tuple[str, ...] = tuple(ARCHES)) -> 
     return compile_file(path, targets=[ARCHES[a] for a in arches])
 
 
+_read = lru_cache(maxsize=4)(read_module)
+"""Modules are checked, and then run."""
+
+
 def check_legal(plan: Plan) -> None:
     """Every instruction is a row of the table, for its target."""
     for text in plan.ptx.values():
-        module = read_module(text)
+        module = _read(text)
         for function in module.functions:
             for item in function.body:
                 if isinstance(item, Instruction):
@@ -48,7 +53,7 @@ class Emulated:
         self.plan, self.arch = plan, arch
         self.pipeline: PipelinePlan = plan.pipelines[pipeline]
         self.gpu: GpuPlan = next(g for g in self.pipeline.gpu if g.arch == arch)
-        self.module = emulator.load(plan.ptx[arch])
+        self.module = emulator.load(_read(plan.ptx[arch]))
         self.status = np.zeros(2, np.int64)
 
     def __call__(self, inputs: Mapping[str, Any], dims: Mapping[str, int]) -> list[Any]:

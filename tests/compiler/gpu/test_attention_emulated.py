@@ -194,9 +194,7 @@ def test_high_tiles_are_taken_where_they_need_fewer_rounds(
 
 @pytest.mark.parametrize("head", [16, 64, 128, 256])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_attention_keeps_all_in_registers(
-    dtype: str, head: int, tmp_path: Path
-) -> None:
+def test_attention_keeps_all_in_registers(dtype: str, head: int, tmp_path: Path) -> None:
     case = Case(dtype, (1, 8, 2, 1, 1), head, head, "mask causal")
     plan = attend(case, tmp_path / "p.pipe", "sm_89", "sm_90a")
     for gpu in plan.pipelines[0].gpu:
@@ -328,8 +326,7 @@ def attention_kernels(source: str) -> tuple[list[Kernel], Facts]:
     groups = join(graph, partition(graph), JOINS).groups
     (group,) = (g for g in groups if g.kind == "attention")
     made = [
-        finish(draft.low, draft.forms).kernel
-        for draft in drafts(graph, group, Sites(), ["sm_80"])
+        finish(draft.low, draft.forms).kernel for draft in drafts(graph, group, Sites(), ["sm_80"])
     ]
     return made, graph.facts
 

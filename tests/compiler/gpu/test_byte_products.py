@@ -75,9 +75,7 @@ KINDS = {
     ("left", "right"),
     [("i8", "i8"), ("u8", "i8"), ("f8e4m3", "f8e4m3"), ("f8e5m2", "f8e4m3")],
 )
-def test_orders_and_tails(
-    left: str, right: str, tmp_path: Path, rng: np.random.Generator
-) -> None:
+def test_orders_and_tails(left: str, right: str, tmp_path: Path, rng: np.random.Generator) -> None:
     to = "f32" if left.startswith("f8") else "i32"
     text = (
         f"pipeline p(x: {left}[N, 208], w: {right}[72, 208], y: {left}[N, 37], v: {right}[37, 51])"

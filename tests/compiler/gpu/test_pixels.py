@@ -48,9 +48,7 @@ def test_windows_by_tensor_copies(
     assert ".global.im2col." in plan.ptx["sm_90a"]
     assert all(n.report.get("spill bytes", 0) == 0 for n in launches(plan))
     shapes = {"x": case["image"], "w": (case["outer"], case["image"][1], *[case["size"]] * 2)}
-    inputs = {
-        n: rng.standard_normal(s).astype(DTYPES[case["kind"]]) for n, s in shapes.items()
-    }
+    inputs = {n: rng.standard_normal(s).astype(DTYPES[case["kind"]]) for n, s in shapes.items()}
     (got,) = Emulated(plan)(inputs, dims)
     x, w = (v.astype(float) for v in inputs.values())
     x = x[:, :, case.get("crop", 0) :, case.get("crop", 0) :]

@@ -47,7 +47,7 @@ def _bits(rng: np.random.Generator) -> Any:
     anything = rng.integers(0, 1 << 32, 20000, np.uint32).view(np.float32)
     usual = rng.normal(0, 4, 20000).astype(np.float32)
     exponents = rng.integers(0, 255, 400, np.uint32) << 23
-    hard = (exponents | rng.choice(np.array([0, 1, 2, 0x7FFFFF, 0x7FFFFE], np.uint32), 400))
+    hard = exponents | rng.choice(np.array([0, 1, 2, 0x7FFFFF, 0x7FFFFE], np.uint32), 400)
     return np.concatenate([anything, usual, hard.view(np.float32), -hard.view(np.float32)])
 
 
