@@ -55,9 +55,11 @@ except emulator.Fault as fault:
 |---|---|
 | `out-of-bounds` | an access outside every buffer, or that does not lie wholly in one |
 | `misaligned` | an address that is no multiple of the size of the access |
-| `uninitialised` | a read of memory that nothing wrote, used or not; local words may be copied |
+| `uninitialised` | a read of memory that nothing wrote, used or not; local words may be copied. \
+Something that depends on a register that nothing wrote: an address, a guard, global memory |
 | `race` | two accesses, one a write, that nothing orders; or a read before a copy was waited for |
-| `barrier` | a barrier that threads of the warp, or ended threads, do not reach; a wrong mask |
+| `barrier` | a barrier that threads of the warp, or ended threads, do not reach; a wrong mask; \
+a wrong use of an mbarrier or of `setmaxnreg` |
 | `deadlock` | threads that wait for what never happens |
 | `trap` | the kernel stopped itself, by `trap` or a failed assertion |
 

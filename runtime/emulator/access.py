@@ -197,11 +197,13 @@ def _call_params(g: Group, addresses: Array, size: int, threads: Array) -> list[
 def load(
     g: Group, space: str, addresses: Array, dtype: np.dtype[Any], many: int, *,
     order: str = "", narrow: bool = False, repacks: Callable[[], bool] = lambda: False,
+    read_only: bool = False,
 ) -> list[Array]:  # fmt: skip
     """Elements from memory: `many` of them one after the other, for each thread.
 
-    `repacks` says whether the program only puts them into words in memory: elements of local
-    memory that nothing wrote may be read for that.
+    `read_only` says that the launch may not have written them, `repacks` whether the program only
+    puts them into words in memory: elements of local memory that nothing wrote may be read for
+    that.
     """
     item = dtype.itemsize
     threads = g.threads()
@@ -220,6 +222,10 @@ def load(
                 machine.races.observe(g.batch, arena, index, who, narrow)
             if order == "volatile" and kind == "shared":
                 machine.races.in_step(g.batch, arena, index, size, who)
+            if read_only:
+                machine.races.check_unchanged(arena, index, size, who)
+        if arena.held is not None:
+            arena.check_free(index, size, who)
         if arena.valid is not None:
             try:
                 check_written(arena, index, size, who, item)
@@ -274,6 +280,8 @@ def store(
         count(g, kind, "written", index, size, who)
         if arena.constant or kind == "param" and arena is machine.params:
             raise Stop("out-of-bounds", f"{arena.name} cannot be written", int(who[0]))
+        if arena.held is not None:
+            arena.check_free(index, size, who)
         mine = values if where is None else [_picked(v, where) for v in values]
         if machine.races is not None and kind in ("global", "shared"):
             machine.races.write(g.batch, arena, index, size, who, not order, mine, narrow)

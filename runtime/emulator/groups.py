@@ -30,6 +30,8 @@ class Frame:
     def __init__(self, batch: Batch, code: Code, depth: int, local_base: int) -> None:
         self.code, self.depth, self.local_base = code, depth, local_base
         self.regs: list[Array | None] = [None] * len(code.registers)
+        self.open: dict[int, Array] = {}
+        """For registers that are followed, which threads have a value that nothing wrote."""
         self.stack: Array | None = None
         """Where each thread's stack ended before the call first grew it, else -1."""
         self.params = [

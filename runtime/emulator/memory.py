@@ -55,6 +55,8 @@ class Arena:
         self.shadow: Any = None
         """What the race detector knows of these bytes."""
         self.constant = False
+        self.held: Array | None = None
+        """Which eight bytes are mbarriers, once there were any."""
         self._views: dict[Any, Array] = {}
 
     def view(self, dtype: np.dtype[Any]) -> Array:
@@ -91,6 +93,28 @@ class Arena:
         """Makes bytes count as unwritten: `size` of them, a multiple of 4 and aligned."""
         for j in range(0, size, 4):
             self._valid_view(4)[(index + j) // 4] = 0
+
+    def hold(self, index: int, held: bool) -> None:
+        """Notes that an mbarrier lies at a place, or no longer."""
+        if self.held is None:
+            self.held = np.zeros(-(-self.bytes.size // 8), np.bool_)
+        self.held[index // 8] = held
+
+    def check_free(self, index: Array, size: int, threads: Array) -> None:
+        """Raises: Stop where an ordinary access touches an mbarrier.
+
+        PTX ISA, "mbarrier": only its own operations may be done there until `mbarrier.inval`.
+        """
+        if self.held is None:
+            return
+        for offset in range(0, size, 8):
+            touched = self.held[(index + offset) // 8]
+            if touched.any():
+                at = int(np.flatnonzero(touched)[0])
+                where = int(index[at]) % self.stride + offset
+                raise Stop("barrier", f"offset {where:#x} of shared memory is an mbarrier: no "
+                           "other access may be made to it before `mbarrier.inval`",
+                           int(threads[at]))  # fmt: skip
 
     def unwritten(self, index: Array, size: int) -> Array | None:
         """Which of these elements have bytes that nothing wrote, `None` if none has."""

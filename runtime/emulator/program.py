@@ -127,12 +127,17 @@ class Code:
     def make_ready(self, program: Program) -> None:
         """Gives each step what it runs."""
         from .meanings import compile_step
+        from .unwritten import find_open
 
         pending, self.pending = self.pending, []
+        if pending:
+            self.open = find_open(self, pending)
         for step, scope, known in pending:
             x = step.instruction
             compile_step(Site(program, self, scope, x, known, known.bound(x)), step)
 
+    open: frozenset[str] = frozenset()
+    """Registers that may be read where nothing wrote them, and what is computed from them."""
     watched: frozenset[str] | None = None
     """Registers that belong to asynchronous products, once they were looked for."""
     looked_at: frozenset[str] | None = None

@@ -142,6 +142,19 @@ class Races(HappensBefore):
                     shadow.others[at[lost]] = records[lost]
                     shadow.has_others = True
 
+    def check_unchanged(self, arena: Arena, index: Array, size: int, threads: Array) -> None:
+        """Raises: Stop where threads read by `ld.global.nc` what this launch wrote.
+
+        PTX ISA, "ld.global.nc": its cache is not coherent, so nothing orders such a read after.
+        """
+        shadow = self.shadow(arena)
+        for at in self._granules(shadow.granule, index, size) if shadow.was_written else ():
+            written = shadow.writes[at] != 0
+            if written.any():
+                raise Stop("race", "a place is read by `ld.global.nc`, which is for what no thread "
+                           "of the launch writes, and was written before",
+                           int(threads[written][0]))  # fmt: skip
+
     def stored_together(self, batch: Batch, threads: Array) -> None:
         """Lanes store to volatile shared memory, all in one instruction."""
         stores = self._volatile_stores(batch)

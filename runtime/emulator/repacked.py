@@ -11,7 +11,7 @@ from stagefuse.compiler.ptx import syntax as s
 if TYPE_CHECKING:
     from .program import Code, Step
 
-_PACKING = frozenset(("mov", "and", "or", "xor", "not", "shl", "shr", "bfi", "prmt", "lop3"))
+PACKING = frozenset(("mov", "and", "or", "xor", "not", "shl", "shr", "bfi", "prmt", "lop3"))
 """Instructions that move bits and look at none of them."""
 
 
@@ -53,7 +53,7 @@ def _uses(step: Step) -> tuple[set[str], set[str]]:
             results.update(_registers(operand))
         elif spec.kind == "address":
             used.update(_registers(operand))
-    if form.opcode in _PACKING:
+    if form.opcode in PACKING:
         return used, results
     outside = form.meaning == "memory.st" and step.match.get("space") not in ("global", "shared")
     return used if outside else used | _values(step), set()

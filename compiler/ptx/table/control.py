@@ -83,7 +83,4 @@ FORMS = (
     Form("pmevent", "", "#a:u32", "misc.nothing", _MISC, summary="trigger a performance event"),
     Form("pmevent", "mask", "#a:u32", "misc.nothing", _MISC, {}, (3, 0), 20,
          summary="trigger performance events"),
-    Form("setmaxnreg", "W sync aligned u32", "#n:u32", "misc.setmaxnreg", _MISC, {"W": "inc dec"},
-         (8, 0), 90, "90a", frozenset({"converge"}),
-         summary="give back or ask for registers"),
 )  # fmt: skip

@@ -25,6 +25,7 @@ from stagefuse.dsl.frozen import frozen
 from ..lanes import check_masks, check_whole
 from ..operands import Get, Put, elements, getter, putter, result_parts
 from ..program import Control, Run, Site, Step, slot_of
+from ..unwritten import check_guard, follow, settle
 
 if TYPE_CHECKING:
     from ..machine import Group, Machine
@@ -80,7 +81,7 @@ def compile_step(site: Site, step: Step) -> None:
 
     meaning = site.match.form.meaning
     if meaning in CONTROL:
-        step.control = _guarded_control(site, CONTROL[meaning](site))
+        step.control = _guarded_control(site, _settled(site, CONTROL[meaning](site)))
         return
     if meaning in PURE:
         run = _pure(site)
@@ -88,7 +89,7 @@ def compile_step(site: Site, step: Step) -> None:
         run = EFFECT[meaning](site)
     else:
         raise site.error(f"the emulator does not know what it means ({meaning})")
-    run = guard_registers(site, run)
+    run = follow(site, guard_registers(site, run))
     if "converge" in site.match.form.effects:
         mask = getter(site, site.operand("m"), "b32") if site.has("m") else None
         is_matrix = site.match.form.opcode in _ON_MATRICES
@@ -139,6 +140,19 @@ def _values(site: Site) -> _Values:
 def _single(site: Site, spec: OperandSpec) -> s.Operand:
     """An operand, of a pair the first."""
     return result_parts(site.operand(spec.name))[0]
+
+
+def _settled(site: Site, inner: Control) -> Control:
+    """A control function behind the checks of registers that nothing wrote."""
+    if not site.code.open:
+        return inner
+    first = settle(site)
+
+    def settled(machine: Machine, g: Group, step: Step) -> bool:
+        first(g)
+        return inner(machine, g, step)
+
+    return settled
 
 
 def _pure(site: Site) -> Run:
@@ -195,8 +209,11 @@ def _guarded(site: Site, run: Run) -> Run:
     guard = site.instruction.guard
     assert guard is not None
     slot, negated = slot_of(site, guard.register), guard.negated
+    check = check_guard(site)
 
     def guarded(g: Group) -> None:
+        if check is not None:
+            check(g)
         p = g.regs[slot]
         if p is None:
             p = g.fresh(slot)
@@ -224,8 +241,11 @@ def _guarded_control(site: Site, inner: Control) -> Control:
     if guard is None:
         return inner
     slot, negated = slot_of(site, guard.register), guard.negated
+    check = check_guard(site)
 
     def guarded(machine: Machine, g: Group, step: Step) -> bool:
+        if check is not None:
+            check(g)
         p = g.regs[slot]
         if p is None:
             p = g.fresh(slot)

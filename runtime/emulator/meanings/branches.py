@@ -113,15 +113,6 @@ def nanosleep(site: Site) -> Run:
     return run
 
 
-@effect("misc.setmaxnreg")
-def setmaxnreg(site: Site) -> Run:
-    """Registers here have no limit; that the number is one that exists is checked."""
-    n = site.operand("n")
-    if not isinstance(n, s.Immediate) or n.value % 8 or not 24 <= n.value <= 256:
-        raise site.error("a number of registers is a multiple of 8 in 24..=256")
-    return lambda g: None
-
-
 # calls
 
 

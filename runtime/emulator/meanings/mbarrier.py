@@ -65,6 +65,11 @@ def located(g: Group, space: str, addresses: Array) -> Iterator[tuple[int, Array
             yield int(index), part.threads[mine], where[mine]
 
 
+def offset_of(batch: Batch, index: int) -> int:
+    """Where a place of a batch's shared memory lies in its block's."""
+    return index % batch.shared.stride if batch.shared.stride else index
+
+
 def find(batch: Batch, index: int, threads: Array | int) -> Object:
     """The barrier at a place, for threads that use it.
 
@@ -73,9 +78,8 @@ def find(batch: Batch, index: int, threads: Array | int) -> Object:
     who = np.atleast_1d(np.asarray(threads))
     found = objects(batch).get(index)
     if found is None:
-        offset = index % batch.shared.stride if batch.shared.stride else index
-        raise Stop("uninitialised", f"no mbarrier was initialised at {offset:#x} of shared memory",
-                   int(who[0]))  # fmt: skip
+        raise Stop("uninitialised", f"no mbarrier was initialised at {offset_of(batch, index):#x} "
+                   "of shared memory", int(who[0]))  # fmt: skip
     others = who[who != found.maker]  # who made it may use it at once, and no other lane
     for thread in others if len(others) < 2 else others[np.diff(others // 32, prepend=-1) > 0]:
         if int(thread) // 32 in found.known_to:
@@ -113,6 +117,11 @@ def _init(site: Site) -> Run:
         batch.state.setdefault("serials", [])
         for index, threads, at in located(g, space, where(g)):
             n, thread = int(counts[at[0]]), int(threads[0])
+            if index in objects(batch) or len(threads) > 1:
+                raise Stop("barrier", f"the mbarrier at {offset_of(batch, index):#x} of shared "
+                           "memory is initialised again, with no `mbarrier.inval` before",
+                           int(threads[-1]))  # fmt: skip
+            batch.shared.hold(index, True)
             mark = origin(batch, thread)
             clock = publish(batch, threads)
             with using(thread):
@@ -133,6 +142,7 @@ def _inval(site: Site) -> Run:
         for index, threads, _ in located(g, space, where(g)):
             find(g.batch, index, threads)
             del objects(g.batch)[index]
+            g.batch.shared.hold(index, False)
 
     return run
 
@@ -279,7 +289,7 @@ def _why(site: Site, parity: bool) -> Callable[[Group], str]:
         number = int(asked[at[0]]) & 1 if parity else phase_of(int(asked[at[0]]))
         return (
             f"waits for phase {'of parity ' if parity else ''}{number} of the mbarrier at "
-            f"{index % g.batch.shared.stride:#x}, which is in phase {barrier.phase} and lacks "
+            f"{offset_of(g.batch, index):#x}, which is in phase {barrier.phase} and lacks "
             f"{barrier.pending} of {barrier.expected} arrivals and {barrier.bytes} bytes"
         )
 

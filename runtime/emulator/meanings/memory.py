@@ -64,6 +64,7 @@ def ld(site: Site) -> Run:
     if space in ("param", "param::entry") and is_generic_variable(site, "a") == "entry":
         return _ld_entry(site, puts, dtype)
 
+    read_only = "nc" in site.match
     guess = not order and site.operand("a") in site.code.swapped
     if guess:  # the first read of a compare-and-swap loop, which programs leave weak
         order = "relaxed"
@@ -75,6 +76,7 @@ def ld(site: Site) -> Run:
         values = access.load(
             g, space, addresses, dtype, count, order=order, narrow=narrow,
             repacks=lambda: space == "generic" and only_repacked(site.code, results),
+            read_only=read_only,
         )  # fmt: skip
         for put, value in zip(puts, values, strict=True):
             put(g, value)

@@ -31,6 +31,8 @@ class RegisterPool:
         self.of_warp: Array = np.full(batch.warps, at_entry(batch), np.int64)
         self.free: Array = np.zeros(batch.blocks, np.int64)
         """Registers for one thread of a warp, so that 32 of them are one here."""
+        self.asked: list[list[Step]] = [[] for _ in range(batch.warps)]
+        """What each warp executed."""
 
     @classmethod
     def of_batch(cls, batch: Batch) -> RegisterPool:
@@ -66,6 +68,22 @@ def most_asked(code: Code) -> int:
     return max((x.value for x in found if isinstance(x, s.Immediate)), default=MOST)
 
 
+def check_together(batch: Batch, pool: RegisterPool, warp: int, step: Step) -> None:
+    """Notes that a warp executes a step.
+
+    Raises: Stop where another warp of its warpgroup executed another one instead (PTX ISA,
+    "setmaxnreg": all of a warpgroup execute the same).
+    """
+    per, turn = batch.stride // 32, len(pool.asked[warp])
+    first = warp // per * per + warp % per // 4 * 4
+    for other in range(first, min(first + 4, warp // per * per + per)):
+        theirs = pool.asked[other]
+        if len(theirs) > turn and theirs[turn] is not step:
+            raise Stop("barrier", "another warp of this warpgroup executed another `setmaxnreg`, "
+                       f"at line {theirs[turn].instruction.line}", warp * 32)  # fmt: skip
+    pool.asked[warp].append(step)
+
+
 @control("registers.setmaxnreg")
 def _setmaxnreg(site: Site) -> Control:
     x = site.operand("n")
@@ -88,6 +106,7 @@ def _setmaxnreg(site: Site) -> Control:
             if needed > pool.free[block]:
                 blocked[warp] = True
                 continue
+            check_together(batch, pool, warp, step)
             pool.free[block] -= needed
             pool.of_warp[warp] = number
         if not grows:

@@ -1,0 +1,154 @@
+"""What the ISA leaves undefined is a fault, and what only looks like it is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from .kernels import fault, kernel, line_of, run, words
+
+# registers that nothing wrote
+
+
+@pytest.mark.parametrize(
+    "body, says",
+    [
+        ("st.global.u32 [%d20], %r9;", "%r9 holds, which is stored"),
+        ("add.u32 %r8, %r9, 1; st.global.u32 [%d20], %r8;", "%r8 holds, which is stored"),
+        ("mov.b32 %r8, %r9; st.global.u32 [%d20], %r8;", "%r8 holds, which is stored"),
+        ("setp.lt.u32 %p1, %r0, 5; @%p1 mov.u32 %r9, 1; st.global.u32 [%d20], %r9;", "%r9"),
+        ("setp.lt.u32 %p1, %r0, 5; @!%p1 bra L; mov.u32 %r9, 1; L: st.global.u32 [%d20], %r9;",
+         "%r9"),
+        ("mul.wide.u32 %d3, %r9, 4; add.u64 %d3, %d0, %d3; ld.global.u32 %r8, [%d3];",
+         "%d3 holds, which is part of an address"),
+        ("@%p3 st.global.u32 [%d20], %r0;", "%p3 holds, which decides"),
+        ("setp.eq.u32 %p3, %r9, 0; @%p3 bra L; st.global.u32 [%d20], %r0; L:", "decides"),
+        ("selp.u32 %r8, %r9, 3, %p4; setp.ne.u32 %p4, %r0, 40;", None),
+        ("setp.lt.u32 %p4, %r0, 3; selp.u32 %r8, 3, %r9, %p4; st.global.u32 [%d20], %r8;", "%r8"),
+        ("red.global.add.u32 [%d20], %r9;", "%r9 holds, which is stored"),
+        ("mov.u32 %r8, 0; setp.lt.u32 %p1, %r0, 5; T: add.u32 %r8, %r8, %r9; mov.u32 %r9, 1; "
+         "setp.lt.u32 %p2, %r8, 4; @%p2 bra T;", "decides"),
+        ("mov.b64 %d4, {%r8, %r9}; st.global.u64 [%d0], %d4;", "%d4 holds, which is stored"),
+    ],
+)  # fmt: skip
+def test_registers_that_nothing_wrote(body: str, says: str | None) -> None:
+    text = kernel(f"    {body}")
+    if says is None:
+        run(text, words(32))
+        return
+    found = fault(text, words(32))
+    assert found.kind == "uninitialised" and says in str(found)
+
+
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ("setp.lt.u32 %p1, %r0, 5; @%p1 mov.u32 %r9, 1; @%p1 st.global.u32 [%d20], %r9;",
+         lambda i: i < 5),
+        ("setp.lt.u32 %p1, %r0, 5; @%p1 mov.u32 %r9, 1; selp.u32 %r8, %r9, 7, %p1; "
+         "st.global.u32 [%d20], %r8;", lambda i: np.where(i < 5, 1, 7)),
+        ("setp.lt.u32 %p1, %r0, 5; @%p1 mov.u32 %r9, 1; add.u32 %r8, %r9, 2; "
+         "@%p1 st.global.u32 [%d20], %r8;", lambda i: 3 * (i < 5)),
+        ("setp.lt.u32 %p1, %r0, 5; @!%p1 bra L; mov.u32 %r9, 4; bra M; L: mov.u32 %r9, 5; "
+         "M: st.global.u32 [%d20], %r9;", lambda i: np.where(i < 5, 4, 5)),
+        ("setp.lt.u32 %p1, %r0, 5; @%p1 mov.u32 %r9, 0; setp.eq.u32 %p2, %r9, 0; "
+         "and.pred %p2, %p2, %p1; @%p2 st.global.u32 [%d20], 6;", lambda i: 6 * (i < 5)),
+        ("mov.b64 %d4, {%r0, %r9}; cvt.u32.u64 %r8, %d4; st.global.u32 [%d20], %r8;",
+         lambda i: i),
+        ("shfl.sync.bfly.b32 %r9|%p3, %r0, 1, 31, -1; st.global.u32 [%d20], %r9;",
+         lambda i: i ^ 1),
+    ],
+)  # fmt: skip
+def test_what_is_dropped_later_may_be_open(body: str, expected: object) -> None:
+    y = words(32)
+    run(kernel(f"    {body}"), y)
+    assert callable(expected)
+    assert (y == expected(np.arange(32))).all()
+
+
+def test_the_loop_that_writes_a_register_before_it_is_read() -> None:
+    body = """
+    mov.u32 %r8, 0;
+TOP:
+    setp.eq.u32 %p1, %r8, 0;
+    @%p1 bra FIRST;
+    st.global.u32 [%d20], %r9;
+FIRST:
+    add.u32 %r9, %r8, 5;
+    add.u32 %r8, %r8, 1;
+    setp.lt.u32 %p2, %r8, 3;
+    @%p2 bra TOP;
+"""
+    y = words(32)
+    run(kernel(body), y)
+    assert (y == 6).all()
+
+
+# mbarriers
+
+INIT = "mbarrier.init.shared::cta.b64 [bar], 1;"
+INVAL = "mbarrier.inval.shared::cta.b64 [bar];"
+ONE = "setp.ne.u32 %p0, %r0, 0; @%p0 bra DONE;"
+BAR = "    .shared .align 8 .b64 bar;"
+
+
+@pytest.mark.parametrize(
+    "body, says",
+    [
+        (f"{ONE} {INIT} {INIT}", "initialised again"),
+        (f"mov.u32 %r8, 0; {ONE} T: {INIT} add.u32 %r8, %r8, 1; setp.lt.u32 %p1, %r8, 2; "
+         "@%p1 bra T;", "initialised again"),
+        (INIT, "initialised again"),  # by all lanes
+        (f"{ONE} {INIT} ld.shared.b64 %d3, [bar];", "is an mbarrier"),
+        (f"{ONE} {INIT} mov.u32 %r4, bar; st.shared.b32 [%r4+4], %r0;", "offset 0x4 of shared"),
+        (f"{ONE} {INIT} {INVAL} {INIT} {INVAL} st.shared.b32 [bar], %r0;", None),
+        (f"{ONE} st.shared.b64 [bar], 0; {INIT}", None),
+    ],
+)  # fmt: skip
+def test_mbarriers_are_left_alone_until_they_are_invalidated(body: str, says: str | None) -> None:
+    text = kernel(f"    {body}\nDONE:", shared=BAR)
+    if says is None:
+        run(text, words(32))
+        return
+    found = fault(text, words(32))
+    assert found.kind == "barrier" and says in str(found)
+
+
+def test_blocks_initialise_mbarriers_each_for_itself() -> None:
+    run(kernel(f"    {ONE} {INIT}\nDONE:", shared=BAR), words(64), grid=64)
+
+
+# data that no thread writes
+
+
+@pytest.mark.parametrize("between", ["", "bar.sync 0;", "membar.gl;"])
+def test_reads_through_the_cache_that_is_not_coherent(between: str) -> None:
+    text = kernel(f"    st.global.u32 [%d20], %r0; {between} ld.global.nc.u32 %r5, [%d20];")
+    found = fault(text, words(32))
+    assert found.kind == "race" and "`ld.global.nc`" in str(found)
+    assert found.line == line_of(text, "st.global")
+    run(text.replace(".nc", ""), words(32))
+
+
+def test_other_parts_of_an_array_may_be_written() -> None:
+    y = np.arange(64, dtype=np.uint32)
+    run(kernel("    ld.global.nc.u32 %r5, [%d20+128]; st.global.u32 [%d20], %r5;"), y)
+    assert (y[:32] == np.arange(32, 64)).all()
+    run(kernel("    ld.global.nc.u32 %r5, [%d20]; st.global.u32 [%d20], %r5;"), y)  # written later
+
+
+# setmaxnreg
+
+
+def test_warps_of_a_warpgroup_ask_for_the_same_registers() -> None:
+    text = kernel("""
+    setp.lt.u32 %p0, %r0, 32;
+    @%p0 bra OTHER;
+    setmaxnreg.dec.sync.aligned.u32 64;
+    bra DONE;
+OTHER:
+    setmaxnreg.dec.sync.aligned.u32 72;
+DONE:""")
+    found = fault(text, words(128), block=128)
+    assert found.kind == "barrier" and "warpgroup" in str(found)
+    run(text.replace("72", "64").replace("%p0, %r0, 32", "%p0, %r0, 500"), words(128), block=128)
