@@ -4,8 +4,10 @@
 
 Three kernels of different kinds, each with all checks and without the search for races: pointwise
 arithmetic, sums of rows through shared memory and shuffles, and a product of f16 matrices with
-`cp.async`, `ldmatrix` and `mma.sync`. Times are the processor's own (`process_time`), the best of
-three runs, since other work on the machine takes nothing from them.
+`cp.async`, `ldmatrix` and `mma.sync`. Then two pipelines of ours for an H200, with all checks: a
+product by tensor copies and `wgmma`, and a sort of rows. Last, how long reading a text takes, and
+making it ready to run: sorts of up to a million. Times are the processor's own (`process_time`),
+the best of three runs, since other work on the machine takes nothing from them.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +27,7 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from stagefuse.compiler.driver import compile_file  # noqa: E402
 from stagefuse.compiler.ptx import ModuleBuilder, print_module  # noqa: E402
 from stagefuse.runtime import emulator  # noqa: E402
 
@@ -148,6 +152,48 @@ def product(size: int = 512) -> Launch:
     return launch
 
 
+PIPELINES: dict[str, tuple[str, dict[str, tuple[tuple[int, ...], Any]]]] = {
+    "wgmma": ("pipeline p(x: f16[M, K], y: f16[K, N]) -> f16[M, N]\n"
+              "where M in 1..=512, K in 1..=512, N in 1..=512:\n    x @ y\n",
+              {"x": ((512, 512), np.float16), "y": ((512, 512), np.float16)}),
+    "sort": ("pipeline p(x: f32[B, N]) -> f32[B, N]\nwhere B in 1..=256, N in 1..=1024:\n"
+             "    sort(x, axis=-1)\n", {"x": ((256, 1000), np.float32)}),
+}  # fmt: skip
+"""Sources, and the shapes and dtypes of inputs."""
+
+
+def pipeline(name: str, folder: Path) -> Callable[[], int]:
+    """A pipeline compiled for the emulator: a call that gives the instructions run."""
+    import stagefuse as sf
+
+    text, inputs = PIPELINES[name]
+    path = folder / f"{name}.pipe"
+    path.write_text(text)
+    pipe: Any = sf.compile(path, target="h200", device="emulator")
+    rng = np.random.default_rng(0)
+    given = {n: rng.standard_normal(shape).astype(dtype) for n, (shape, dtype) in inputs.items()}
+
+    def call() -> int:
+        pipe(**given)
+        return sum(record.total for _, record in pipe.driver.records)
+
+    return call
+
+
+def loading(text: str, repeats: int = 3) -> tuple[float, float]:
+    """Seconds to load a text, and to make all of its kernels ready."""
+    best = [float("inf")] * 2
+    for _ in range(repeats):
+        start = time.process_time()
+        program = emulator.load(text).program
+        loaded = time.process_time()
+        for code in program.codes.values():
+            code.make_ready(program)
+        spent = loaded - start, time.process_time() - loaded
+        best = [min(a, b) for a, b in zip(best, spent, strict=True)]
+    return best[0], best[1]
+
+
 def measure(name: str, launch: Launch, races: bool, repeats: int = 3) -> Speed:
     """The best of some launches."""
     best, record = float("inf"), launch(races)
@@ -156,6 +202,16 @@ def measure(name: str, launch: Launch, races: bool, repeats: int = 3) -> Speed:
         record = launch(races)
         best = min(best, time.process_time() - start)
     return Speed(name, races, record.total, best)
+
+
+def measure_call(name: str, call: Callable[[], int], repeats: int = 3) -> Speed:
+    """The best of some calls of a pipeline."""
+    best, instructions = float("inf"), call()
+    for _ in range(repeats):
+        start = time.process_time()
+        instructions = call()
+        best = min(best, time.process_time() - start)
+    return Speed(name, True, instructions, best)
 
 
 def main() -> None:
@@ -167,11 +223,19 @@ def main() -> None:
         for name, launch in (("pointwise", pointwise()), ("rows", rows()), ("product", product()))
         for races in (True, False)
     ]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in PIPELINES:
+            speeds.append(measure_call(name, pipeline(name, Path(folder))))
+        path = Path(folder) / "long.pipe"
+        path.write_text(PIPELINES["sort"][0].replace("1024", "1000000"))
+        (text,) = compile_file(path, targets=["h200"]).ptx.values()
+    read, ready = loading(text)
     print(f"{'kernel':12}{'races':8}{'million instructions':>22}{'seconds':>10}{'million/s':>12}")
     for s in speeds:
         checked = "yes" if s.races else "no"
         millions = s.instructions / 1e6
         print(f"{s.kernel:12}{checked:8}{millions:22.1f}{s.seconds:10.3f}{s.rate:12.0f}")
+    print(f"loading {len(text) / 1e6:.2f} MB of sorts: {read:.2f} s, made ready in {ready:.2f} s")
     if options.json:
         options.json.write_text(
             json.dumps([asdict(s) | {"rate": s.rate} for s in speeds], indent=1)
