@@ -338,14 +338,14 @@ class SortRow:
 @frozen
 class SortDigit:
     """Sorts `count` scratch elements of `keys` in place, stably, by eight bits of each, and `order`
-    (i32) with them.
+    (u32) with them.
 
     The bits are those from `shift` on of a key's number in the order of its dtype: its own bits, of
     a signed one with the sign turned; of a float those of its magnitude below or above 0.0, which
     -0.0 is too, and all ones for NaN. If descending, of that number's complement. Sorting by all
     digits, the lowest first, sorts as `SortRow` does.
 
-    `digits` (u8), if given, are the digits of the elements as sorted, and `before` (i32, 257) says
+    `digits` (u8), if given, are the digits of the elements as sorted, and `before` (u32, 257) says
     how many elements have lower digits than each, and than none. For GPUs only.
     """
 
