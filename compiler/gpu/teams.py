@@ -14,6 +14,7 @@ from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Attend,
+    Checked,
     Fold,
     For,
     ForEqual,
@@ -37,9 +38,9 @@ BLOCK_LANES = 256
 PRODUCT_LANES = 128
 UNKNOWN = 4096
 """What a size without a bound counts as."""
-HEAVY = 64
-"""Operations of an element of which a lane does one after the other: of several that are written
-out, registers hold too few values, and ptxas takes long."""
+HEAVY, POSITIONS = 64, 16
+"""Operations, or positions from data, of an element of which a lane does one after the other: of
+several that are written out, registers hold too few values, and ptxas takes long."""
 MOST_IN_REGISTERS = 32
 """Elements of a row that one lane holds when loops are unrolled."""
 PART_ROW, PART_ELEMENTS = 128, 8
@@ -346,8 +347,11 @@ def _reducers(kernel: Kernel, most: int, facts: Facts) -> Team:
 
 def is_heavy(kernel: Kernel, body: Sequence[Statement]) -> bool:
     """Whether elements take many operations each, and are in no row that is read again."""
-    rows = any(isinstance(s, Fold) for s in walk(kernel.body))
-    return not rows and work_of(body) > HEAVY
+    if any(isinstance(s, Fold) for s in walk(kernel.body)):
+        return False
+    values = [part for s in body if isinstance(s, Let | Store) for part in post_order(s.value)]
+    positions = sum(isinstance(part, Checked) for part in values)
+    return work_of(body) > HEAVY or positions > POSITIONS
 
 
 def most_of(lo: Expr, hi: Expr, facts: Facts) -> int | None:

@@ -31,3 +31,21 @@ def test_few_heavy_elements_are_written_out(
         for i in range(15):
             wanted = np.sqrt(abs(wanted - np.float32(i)))
         np.testing.assert_array_equal(Emulated(plan, "sm_80")({"x": x}, {"N": rows})[0], wanted)
+
+
+def test_positions_that_are_read_one_at_the_other(tmp_path: Path, rng: np.random.Generator) -> None:
+    text = """pipeline p(table: i64[V], i: i64[N]) -> i64[N]:
+    for n in 0..20:
+        i = table[i]
+    i
+"""
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80",))
+    check_legal(plan)
+    assert 0 < plan.ptx["sm_80"].count("ld.global.nc.b64") <= 5 * 21  # four at once, then the rest
+    table = rng.integers(-40, 40, 40)
+    for count in (1, 300):
+        start = wanted = rng.integers(-40, 40, count)
+        for _ in range(20):
+            wanted = table[wanted]
+        given, sizes = {"table": table, "i": start}, {"V": 40, "N": count}
+        np.testing.assert_array_equal(Emulated(plan, "sm_80")(given, sizes)[0], wanted)
