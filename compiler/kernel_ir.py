@@ -124,8 +124,8 @@ class Let:
 class Store:
     """Writes one element, rounded to the buffer's dtype.
 
-    With `by`, add or max, it combines the element, of i32 or i64, with the value; other steps may
-    do so at the same time, in any order. For GPUs only.
+    With `by`, add or max, it combines the element, of i32, i64 or u32, with the value; other steps
+    may do so at the same time, in any order. For GPUs only.
     """
 
     FORM: ClassVar[str] = "store {buffer}{indices:places} = {value}[[ by {by}]]"
