@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .cli_shared import (
     show_results,
     write_array,
 )
+from .cli_states import called, example_call
 
 _BUFFER = re.compile(r"(zeros|new|random):(\w+)\[([\d, ]*)\]\Z")
 _SCALAR = re.compile(r"(\w+):([-+.\w]+)\Z")
@@ -83,23 +84,37 @@ def emulate(
     line; of a .ptx file's it is exit code 1, of our own a fault of stagefuse. A deadlock says
     where threads stand, and so does a kernel that --time-limit stops.
     """
-    if file.suffix == ".ptx":
+    is_ptx = file.suffix == ".ptx"
+    _refuse(
+        {"--input": inputs, "--size": sizes, "--arch": arch, "--weights": weights,
+         "--pipeline": pipeline} if is_ptx
+        else {"--kernel": kernel, "--arg": arguments, "--time-limit": time_limit},
+        ".pipe and .fused files" if is_ptx else ".ptx files",
+    )  # fmt: skip
+    if is_ptx:
         sides = {"grid": grid, "block": block, "cluster": cluster}
         shape = {name: _sides(text, name) for name, text in sides.items()}
         sizes_of = {**shape, "shared_bytes": shared, "time_limit": time_limit}
         return emulate_ptx(file, kernel, sizes_of, arguments, output_dir, as_json)
-    if time_limit is not None:
-        raise click.UsageError("--time-limit is for .ptx files")
     device = "emulator" if arch is None else f"emulator:{arch}"
     with opened(file, weights, pipeline, device=device) as pipe:
-        given = read_inputs(inputs, pipe) if inputs else example_inputs(pipe, sizes)
-        found = pipe(**given)
+        if inputs:
+            found = called(pipe, read_inputs(inputs, pipe), sizes, None, None)
+        else:
+            found = example_call(pipe, example_inputs(pipe, sizes), sizes)[0]()
         if not as_json:
             for launch, record in pipe.driver.records:  # type: ignore[attr-defined]
                 where = f"grid {launch.grid}, block {launch.block}"
                 click.echo(f"{launch.label or launch.kernel}: {where}", err=True)
                 click.echo(_summary(record), err=True)
         show_results(pipe, found, output_dir, as_json)
+
+
+def _refuse(options: Mapping[str, Any], what: str) -> None:
+    """Refuse options that are given and mean something for other files only."""
+    for name, value in options.items():
+        if value is not None and value != ():
+            raise click.UsageError(f"{name} is for {what}")
 
 
 def emulate_ptx(
@@ -117,7 +132,10 @@ def emulate_ptx(
     from stagefuse.runtime import emulator
     from stagefuse.runtime.errors import InputError
 
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no PTX: {error}") from error
     entries = re.findall(r"\.entry\s+([\w$]+)", text)
     if kernel is None and len(entries) == 1:
         kernel = entries[0]

@@ -73,6 +73,7 @@ def test_code_for_several_gpus_in_one_file(shell: Shell, tmp_path: Path) -> None
     ("arguments", "message"),
     [
         (["--grid", "1,2,3,4"], "one to three"),
+        (["--size", "N=3"], "--size is for .pipe and .fused files"),
         (["--kernel", "q"], "--kernel is one of add, scale, take"),
         (["--kernel", "add", "--arg", "none.npy"], "no file"),
         (["--kernel", "add", "--arg", "text.npy"], "'text.npy' is no .npy file"),
@@ -91,6 +92,20 @@ def test_emulate_of_ptx_refuses(
     monkeypatch.chdir(tmp_path)
     code, out, err = shell("emulate", path, *arguments)
     assert (code, out) == (2, "") and message in err
+
+
+def test_emulate_of_what_keeps_states_and_of_no_text(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "p.pipe"
+    lines = ["pipeline p(x: f32[N]):", "state k: f32[S] = 2.0", "k = k + sum(x)", "k"]
+    path.write_text("\n    ".join(lines) + "\n")
+    np.save(tmp_path / "x.npy", np.ones(3, np.float32))
+    code, out, err = shell("emulate", path, "--size", "S=2", "--input", tmp_path / "x.npy")
+    assert code == 0 and "[5. 5.]" in out, err
+    code, out, err = shell("emulate", path, "--kernel", "k")
+    assert (code, out) == (2, "") and "--kernel is for .ptx files" in err
+    (tmp_path / "k.ptx").write_bytes(b"\xff\xfe")
+    code, out, err = shell("emulate", tmp_path / "k.ptx")
+    assert (code, out) == (1, "") and "k.ptx is no PTX" in err
 
 
 def test_emulate_of_a_plan(shell: Shell, good: Path, tmp_path: Path) -> None:
