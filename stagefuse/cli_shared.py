@@ -260,8 +260,8 @@ def read_array(option: str, path: str) -> np.ndarray[Any, Any]:
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text is a whole number that is not negative, as long as a size can be."""
-    return text.isascii() and text.isdigit() and len(text) <= 19
+    """Whether a text is a whole number that is not negative, of a length that Python reads."""
+    return text.isascii() and text.isdigit() and len(text) <= 1000
 
 
 def whole_numbers(options: Sequence[str]) -> dict[str, int]:

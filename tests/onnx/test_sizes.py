@@ -254,7 +254,7 @@ def test_zeros_around_windows_with_a_stride_where_sizes_vary(
 @pytest.mark.parametrize(
     "mode, attributes",
     [("linear", {"antialias": 1}), ("cubic", {"antialias": 1, "exclude_outside": 1}),
-     ("cubic", {"exclude_outside": 1}), ("nearest", {"antialias": 1})],
+     ("cubic", {"exclude_outside": 1})],
 )  # fmt: skip
 def test_smooth_resizing_of_sizes_that_vary(
     mode: str, attributes: dict[str, int], rng: np.random.Generator
