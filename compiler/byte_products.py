@@ -25,21 +25,11 @@ from stagefuse.dsl.dtypes import F32, I32, I64, DType
 from stagefuse.dsl.frozen import frozen
 
 from .byte_operands import is_byte
-from .contract import (
-    Sums,
-    axes_of,
-    cast_of,
-    in_place,
-    matrix_of,
-    packed,
-    rows_of,
-    through,
-    total_of,
-    view_of,
-)
+from .contract import Sums, axes_of, cast_of, through
 from .convolved import convolution_of
 from .graph import Constant, Graph, Map, Node, Reduce, Ref, Scalar, View, Weight
 from .graph_builder import Builder
+from .operand_matrices import in_place, matrix_of, packed, rows_of, total_of, view_of
 from .panel_width import panel_width
 from .steps import lies_in_chunks
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
-from stagefuse.dsl.dims import Expr, const, floordiv, sym
+from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import BF16, F16, F32, F64, DType
-from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
@@ -31,9 +30,9 @@ from .graph import (
     View,
     Weight,
     flatten_index,
-    split_index,
 )
 from .graph_builder import Builder
+from .operand_matrices import matrix_of, packed, stride_of, total_of, view_of
 from .panel_width import has_many, panel_width, panels_time
 
 LARGE = 1 << 15
@@ -207,8 +206,8 @@ def _is_turned(b: Builder, s: Sums, adjacent: Sequence[int]) -> bool:
     if source not in (F16, BF16) or not isinstance(view, View) or view.guard or not s.rows:
         return False
     offset = flatten_index(view.indices, b.type(node.operands[0]).shape)
-    along = _stride(b, offset, s.domain, s.depth)
-    return along not in (None, const(1)) and _stride(b, offset, s.domain, adjacent) == const(1)
+    along = stride_of(b, offset, s.domain, s.depth)
+    return along not in (None, const(1)) and stride_of(b, offset, s.domain, adjacent) == const(1)
 
 
 def _has_few_places(
@@ -379,143 +378,3 @@ def _under(b: Builder, node: Node, dtype: DType) -> Ref:
         view = replace(view, indices=view.indices[1:])
     type = node.type.with_dtype(dtype)
     return b.add(view, (b.cast(source, dtype),), (type,))[0]
-
-
-def total_of(domain: Sequence[Expr], axes: Sequence[int]) -> Expr:
-    total = const(1)
-    for axis in axes:
-        total = total * domain[axis]
-    return total
-
-
-def _split(
-    position: Expr, domain: Sequence[Expr], axes: Sequence[int], facts: Facts
-) -> dict[int, Expr]:
-    parts = split_index(position, [domain[a] for a in axes], facts)
-    return dict(zip(axes, parts, strict=True))
-
-
-def packed(
-    b: Builder,
-    v: Ref,
-    domain: Sequence[Expr],
-    batch: Sequence[int],
-    n: Sequence[int],
-    k: Sequence[int],
-    width: int,
-    fill: float | int | bool = 0,
-) -> Ref:
-    """The columns in panels: [batch..., panels, K, width], the last one padded with `fill`."""
-    columns, depth = total_of(domain, n), total_of(domain, k)
-    count = floordiv(columns + (width - 1), width, b.facts)
-    shape = [*(domain[x] for x in batch), count, depth, const(width)]
-    names = b.symbols(len(shape))
-    facts = b.ranges(names, shape)
-
-    def place(*at: Expr) -> list[Expr]:
-        position = at[-3] * width + at[-1]
-        inside = facts.with_ranges({}) if not at else facts
-        found: dict[int, Expr] = dict(zip(batch, at, strict=False))
-        found.update(_split(position, domain, n, inside))
-        found.update(_split(at[-2], domain, k, inside))
-        return [found.get(axis, const(0)) for axis in range(len(domain))]
-
-    def guard(*at: Expr) -> list[Expr]:
-        return [columns - 1 - (at[-3] * width + at[-1])]
-
-    return view_of(b, v, shape, place, guard, fill)
-
-
-def view_of(
-    b: Builder, x: Ref, shape: Sequence[Expr], place: Callable[..., Sequence[Expr]],
-    guard: Callable[..., Sequence[Expr]] | None, fill: float | int | bool = 0,
-) -> Ref:  # fmt: skip
-    """A view of x, folded into x if that is one."""
-    made = b.view(x, shape, place, guard, fill)
-    node = b.graph.nodes[made.node]
-    folded = folded_view(b, node, node.operands) if made != x else None
-    return folded[0] if folded else made
-
-
-def matrix_of(
-    b: Builder,
-    u: Ref,
-    domain: Sequence[Expr],
-    batch: Sequence[int],
-    m: Sequence[int],
-    k: Sequence[int],
-) -> tuple[Ref, Expr, Expr]:
-    """The rows as (tensor, offset of the batch, row stride): in place if its strides allow."""
-    found = in_place(b, u, domain, batch, m, k)
-    return rows_of(b, u, domain, batch, m, k) if found is None else found
-
-
-def in_place(
-    b: Builder,
-    u: Ref,
-    domain: Sequence[Expr],
-    batch: Sequence[int],
-    m: Sequence[int],
-    k: Sequence[int],
-) -> tuple[Ref, Expr, Expr] | None:
-    """The rows as (tensor, offset of the batch, row stride) where they lie, if they do."""
-    node = b.graph.nodes[u.node]
-    symbols = b.symbols(len(domain))
-    if isinstance(node.primitive, View) and not node.primitive.guard:
-        source, indices = node.operands[0], node.primitive.indices
-    else:
-        source, indices = u, tuple(map(sym, symbols))
-    offset = flatten_index(indices, b.type(source).shape)
-    row = _stride(b, offset, domain, m) if m else total_of(domain, k)
-    column = _stride(b, offset, domain, k)
-    rest = offset.substitute({f"i{a}": 0 for a in (*m, *k)})
-    others = {f"i{a}" for a in range(len(domain)) if a not in batch}
-    if row is None or column != const(1) or rest.symbols() & others:
-        return None
-    return source, rest, row
-
-
-def rows_of(
-    b: Builder,
-    u: Ref,
-    domain: Sequence[Expr],
-    batch: Sequence[int],
-    m: Sequence[int],
-    k: Sequence[int],
-    multiple: int = 1,
-) -> tuple[Ref, Expr, Expr]:
-    """The rows stored one after the other, each as long as a multiple of so many elements and
-    zeros at its end, as (tensor, offset of the batch, row stride)."""
-    rows, depth = total_of(domain, m), total_of(domain, k)
-    long = (
-        depth if multiple == 1 else floordiv(depth + (multiple - 1), multiple, b.facts) * multiple
-    )
-    shape = [*(domain[x] for x in batch), rows, long]
-    facts = b.ranges(b.symbols(len(shape)), shape)
-
-    def place(*at: Expr) -> list[Expr]:
-        found: dict[int, Expr] = dict(zip(batch, at, strict=False))
-        found.update(_split(at[-2], domain, m, facts))
-        found.update(_split(at[-1], domain, k, facts))
-        return [found.get(axis, const(0)) for axis in range(len(domain))]
-
-    guard = None if long == depth else lambda *at: [depth - 1 - at[-1]]
-    dense = view_of(b, u, shape, place, guard)
-    base = flatten_index([sym(f"i{x}") for x in batch], shape[: len(batch)]) * rows * long
-    return dense, base, long
-
-
-def _stride(b: Builder, offset: Expr, domain: Sequence[Expr], axes: Sequence[int]) -> Expr | None:
-    """The step of the row-major position over `axes`, if the offset is linear in it."""
-    step: Expr | None = None
-    for axis in reversed(axes):
-        slope = offset.coefficient(f"i{axis}")
-        if slope is None or any(s.startswith("i") and s[1:].isdigit() for s in slope.symbols()):
-            return None
-        if step is None:
-            step, expected = slope, slope * domain[axis]
-        elif not b.facts.prove_eq(slope, expected):
-            return None
-        else:
-            expected = slope * domain[axis]
-    return step

@@ -12,9 +12,10 @@ from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import BF16, F16, F32
 
 from .byte_products import panels_of
-from .contract import Sums, cast_of, in_place, packed, rows_of, through, total_of
+from .contract import Sums, cast_of, through
 from .graph import Graph, Map, Node, Reduce, Ref, View
 from .graph_builder import Builder
+from .operand_matrices import in_place, packed, rows_of, total_of
 from .panel_width import panel_width
 from .steps import CHUNK
 

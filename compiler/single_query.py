@@ -7,8 +7,9 @@ product it can be joined with the softmax between (`attention.py`).
 from __future__ import annotations
 
 from .attention import WIDEST_HEAD
-from .contract import axes_of, total_of
+from .contract import axes_of
 from .graph import Graph, Node, Reduce
+from .operand_matrices import total_of
 from .softmax import factors, plain, scores_of, viewed
 
 

@@ -57,75 +57,12 @@ def dots_text(columns: int) -> str:
     panel, of both of which the high pieces are read. Rows of dst are there to be overwritten up to
     a multiple of eight. The two bf16 of 4 bytes are 16 steps apart in both."""
     wide = next(n for n in (3, 2, 1) if columns % (16 * n) == 0)
-    cells = [(r, c) for r in range(ROWS) for c in range(wide)]
-
-    def phis(name: str, one: str, other: str) -> list[str]:
-        return [
-            f"  %{name}{r}_{c} = phi {FLOATS} [ {one.format(f'{r}_{c}')} ],"
-            f" [ {other.format(f'{r}_{c}')} ]"
-            for r, c in cells
-        ]
-
-    def reads(kind: str, value: str) -> list[str]:
-        return [
-            f"  {value.format(f'{r}_{c}')}, ptr %w{r}_{c}, align 4"
-            if kind == "store"
-            else f"  {value.format(f'{r}_{c}')} = load {FLOATS}, ptr %w{r}_{c}, align 4"
-            for r, c in cells
-        ]
-
-    addresses = []
-    for r in range(ROWS):
-        addresses += [
-            f"  %e{r} = mul i64 %dst_row, {r}",
-            f"  %d{r} = getelementptr float, ptr %to, i64 %e{r}",
-            *(f"  %w{r}_{c} = getelementptr float, ptr %d{r}, i64 {16 * c}" for c in range(wide)),
-        ]
-    tile = [
-        "  %half = lshr i64 %r, 4",
-        "  %inside = and i64 %r, 15",
-        "  %o1 = shl i64 %half, 10",
-        "  %o2 = shl i64 %inside, 6",
-        "  %o = add i64 %o1, %o2",
-        "  %first = getelementptr i8, ptr %left, i64 %o",
-        "  %d_skip = mul i64 %r, %dst_row",
-        "  %to = getelementptr float, ptr %d_col, i64 %d_skip",
-        *addresses,
-        "  br i1 %add, label %adds, label %begin",
-        "adds:",
-        *reads("load", "%g{}"),
-        "  br label %begin",
-        "begin:",
-        *phis("h", "zeroinitializer, %r.do", "%g{}, %adds"),
-        "  br label %step",
-        "step:",
-        "  %k = phi i64 [ 0, %begin ], [ %k1, %stepped ]",
-        "  %l = phi ptr [ %first, %begin ], [ %l1, %stepped ]",
-        "  %p = phi ptr [ %base, %begin ], [ %p1, %stepped ]",
-        *phis("t", "%h{}, %begin", "%n{}, %stepped"),
-        "  br label %pair",
-        "pair:",
-        "  %j = phi i64 [ 0, %step ], [ %j1, %pair ]",
-        *phis("s", "%t{}, %step", "%n{}, %pair"),
-        *_pair(wide),
-        "  %j1 = add nuw nsw i64 %j, 1",
-        "  %more_pairs = icmp ult i64 %j1, 16",
-        "  br i1 %more_pairs, label %pair, label %stepped",
-        "stepped:",
-        f"  %l1 = getelementptr i8, ptr %l, i64 {ROW_BYTES}",
-        f"  %p1 = getelementptr i8, ptr %p, i64 {panel_bytes(columns)}",
-        f"  %k1 = add nuw nsw i64 %k, {STEP}",
-        "  %more_steps = icmp slt i64 %k1, %depth",
-        "  br i1 %more_steps, label %step, label %stored",
-        "stored:",
-        *reads("store", f"store {FLOATS} %n{{}}"),
-    ]
     column = [
         "  %d_col = getelementptr float, ptr %dst, i64 %c",
         f"  %p_skip = mul i64 %c, {1024 // 16}",
         "  %base = getelementptr i8, ptr %right, i64 %p_skip",
         "  br label %r.do",
-        *loop("r", "c.do", "%rows", ROWS, tile, "rowed"),
+        *loop("r", "c.do", "%rows", ROWS, _tile(wide, columns), "rowed"),
         "rowed:",
     ]
     return "\n".join([
@@ -139,6 +76,75 @@ def dots_text(columns: int) -> str:
         "  ret void",
         "}",
     ])  # fmt: skip
+
+
+def _cells(wide: int) -> list[str]:
+    """Row and vector of each sum of a register tile."""
+    return [f"{r}_{c}" for r in range(ROWS) for c in range(wide)]
+
+
+def _phis(wide: int, name: str, one: str, other: str) -> list[str]:
+    """The sums at the start of a block with two ways in."""
+    return [
+        f"  %{name}{x} = phi {FLOATS} [ {one.format(x)} ], [ {other.format(x)} ]"
+        for x in _cells(wide)
+    ]
+
+
+def _addresses(wide: int) -> list[str]:
+    """Where the rows of a register tile begin, and where its vectors go."""
+    out = [
+        "  %half = lshr i64 %r, 4",
+        "  %inside = and i64 %r, 15",
+        "  %o1 = shl i64 %half, 10",
+        "  %o2 = shl i64 %inside, 6",
+        "  %o = add i64 %o1, %o2",
+        "  %first = getelementptr i8, ptr %left, i64 %o",
+        "  %d_skip = mul i64 %r, %dst_row",
+        "  %to = getelementptr float, ptr %d_col, i64 %d_skip",
+    ]
+    for r in range(ROWS):
+        out += [
+            f"  %e{r} = mul i64 %dst_row, {r}",
+            f"  %d{r} = getelementptr float, ptr %to, i64 %e{r}",
+            *(f"  %w{r}_{c} = getelementptr float, ptr %d{r}, i64 {16 * c}" for c in range(wide)),
+        ]
+    return out
+
+
+def _tile(wide: int, columns: int) -> list[str]:
+    """Eight rows by some vectors of a panel: all steps of the depth, in pairs."""
+    return [
+        *_addresses(wide),
+        "  br i1 %add, label %adds, label %begin",
+        "adds:",
+        *(f"  %g{x} = load {FLOATS}, ptr %w{x}, align 4" for x in _cells(wide)),
+        "  br label %begin",
+        "begin:",
+        *_phis(wide, "h", "zeroinitializer, %r.do", "%g{}, %adds"),
+        "  br label %step",
+        "step:",
+        "  %k = phi i64 [ 0, %begin ], [ %k1, %stepped ]",
+        "  %l = phi ptr [ %first, %begin ], [ %l1, %stepped ]",
+        "  %p = phi ptr [ %base, %begin ], [ %p1, %stepped ]",
+        *_phis(wide, "t", "%h{}, %begin", "%n{}, %stepped"),
+        "  br label %pair",
+        "pair:",
+        "  %j = phi i64 [ 0, %step ], [ %j1, %pair ]",
+        *_phis(wide, "s", "%t{}, %step", "%n{}, %pair"),
+        *_pair(wide),
+        "  %j1 = add nuw nsw i64 %j, 1",
+        "  %more_pairs = icmp ult i64 %j1, 16",
+        "  br i1 %more_pairs, label %pair, label %stepped",
+        "stepped:",
+        f"  %l1 = getelementptr i8, ptr %l, i64 {ROW_BYTES}",
+        f"  %p1 = getelementptr i8, ptr %p, i64 {panel_bytes(columns)}",
+        f"  %k1 = add nuw nsw i64 %k, {STEP}",
+        "  %more_steps = icmp slt i64 %k1, %depth",
+        "  br i1 %more_steps, label %step, label %stored",
+        "stored:",
+        *(f"  store {FLOATS} %n{x}, ptr %w{x}, align 4" for x in _cells(wide)),
+    ]
 
 
 def _pair(wide: int) -> list[str]:

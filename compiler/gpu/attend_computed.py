@@ -22,8 +22,7 @@ from .attend_shape import Shape, Side
 from .attend_weights import Attending
 from .computed import rounded_pairs, vector
 from .ir import Value
-from .loops import Slot
-from .memory import Memory
+from .memory import Memory, Slot
 
 WIDTH = 8
 """Adjacent features that a lane computes: 16 bytes of shared memory in 16 bits, so that lanes

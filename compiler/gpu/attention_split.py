@@ -24,7 +24,6 @@ from stagefuse.compiler.kernel_ir import (
     Load,
     Local,
     Op,
-    Operand,
     Store,
     Value,
 )
@@ -136,14 +135,13 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
     a = attention_of(low)
     first, last = a.first, a.last
     together, queries = split.together, split.queries
-    blocks = floordiv(first.rows + (queries - 1), queries, low.facts)
     axes = list(zip(first.primitive.batch, first.batch, strict=True))
     parallel = [("ks", split.pieces)]  # first, so that no index is a remainder of their number
     parallel += [
         ("heads", floordiv(extent, together, low.facts)) if axis == split.axis else (name, extent)
         for axis, (name, extent) in axes
     ]
-    parallel.append(("mb", blocks))
+    parallel.append(("mb", floordiv(first.rows + (queries - 1), queries, low.facts)))
     low.bind(parallel)
     name = f"d{split.axis}"
     begin_row = sym("mb") * queries
@@ -151,11 +149,10 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
     row, key = begin_row + floordiv(sym("r"), together, low.facts), sym("j")
 
     place_of_keys = {name: sym("heads") * together}
-
-    def shared(x: Operand) -> Operand:
-        if x == COMPUTED:
-            return x
-        return replace(x, offset=x.offset.substitute(place_of_keys, low.facts))
+    q, keys_at, values_at = (
+        x if x == COMPUTED else replace(x, offset=x.offset.substitute(place_of_keys, low.facts))
+        for x in (a.queries, a.keys_at, a.values_at)
+    )
 
     def along(where: list[Expr]) -> list[Expr]:
         """A place of a row."""
@@ -172,7 +169,6 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
     lo, hi = _ends(a, begin_row, queries)
     begin = sym("ks") * split.length
     lo, hi = maximum(lo, begin), minimum(hi, begin + split.length)
-    q = shared(a.queries)
     step = a.queries.offset.coefficient(name) if split.axis is not None else None
     computed = a.elements(place_of_keys)
     q = replace(q, offset=q.offset + begin_row * q.along)
@@ -180,7 +176,7 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
         q = replace(q, step=step, run=together)
     low.emit(
         Attend(
-            tile, pitch, totals, q, shared(a.keys_at), shared(a.values_at), rows, ROWS, lo, hi,
+            tile, pitch, totals, q, keys_at, values_at, rows, ROWS, lo, hi,
             a.depth, a.columns, "r", "j", "raw", score, keep, most, split.ways, None,
             "f" if any(computed) else "", *computed,
         )

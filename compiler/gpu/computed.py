@@ -19,8 +19,7 @@ from stagefuse.dsl.dtypes import F32, I32
 from .copies import Copies, Copy, Tile
 from .folds import FoldWriter
 from .ir import Code, Value
-from .loops import Slot
-from .memory import Memory
+from .memory import Memory, Slot
 
 ROWS = 2
 """Rows that a lane computes together, which share bytes of codes and scales."""

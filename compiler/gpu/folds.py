@@ -18,7 +18,8 @@ from stagefuse.dsl.dtypes import DType
 
 from . import scalars
 from .ir import Code, Value
-from .loops import Carry, Slot
+from .loops import Carry
+from .memory import Slot
 from .private import is_fixed
 from .teams import WARP
 from .tensor_maps import TensorMap

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 
 from stagefuse.compiler.cpu.bodies import walk, work_of
 from stagefuse.compiler.kernel_ir import (
@@ -32,7 +31,7 @@ from stagefuse.dsl.facts import Facts
 
 from .barriers import BarrierWriter
 from .ir import Value
-from .memory import VECTOR_BYTES, Group, Memory
+from .memory import VECTOR_BYTES, Group, Memory, Scope, Slot
 from .private import accesses, is_simple, scatters, turns_apart
 from .teams import (
     MOST_IN_REGISTERS,
@@ -43,7 +42,6 @@ from .teams import (
     most_of,
     nest_of,
 )
-from .values import Scope
 
 UNROLL = 4
 LIGHT = 64
@@ -51,16 +49,6 @@ LIGHT = 64
 Carry = list[Value]
 Visit = Callable[[Carry], Carry]
 Nest = Sequence[tuple[str, Expr, Expr]]
-
-
-@dataclass
-class Slot:
-    """The elements that a lane handles at a time in a shared loop."""
-
-    name: str
-    first: Expr
-    width: int
-    scopes: list[Scope] = field(default_factory=list)
 
 
 class LoopWriter(BarrierWriter):

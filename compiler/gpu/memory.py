@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stagefuse.compiler.evaluate import Known
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.frozen import frozen
@@ -11,6 +12,8 @@ from stagefuse.dsl.frozen import frozen
 from .ir import Value
 
 VECTOR_BYTES = 16
+Scope = Known[Value]
+"""What is computed already, in a part of the code."""
 Place = tuple[Expr, Value | None]
 """The position of an element: an expression, and what is added to it from data."""
 
@@ -47,3 +50,13 @@ class Group:
             return self
         begin = self.at // most * most
         return Group(self.name, self.first + begin, most, self.at - begin)
+
+
+@dataclass
+class Slot:
+    """The elements that a lane handles at a time in a shared loop."""
+
+    name: str
+    first: Expr
+    width: int
+    scopes: list[Scope] = field(default_factory=list)

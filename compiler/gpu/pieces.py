@@ -19,8 +19,8 @@ from stagefuse.dsl.frozen import frozen
 
 from .emit import KernelWriter
 from .ir import Value
-from .loops import Carry, Slot
-from .memory import Memory
+from .loops import Carry
+from .memory import Memory, Slot
 from .outgoing import (
     BOX_BYTES,
     PLACES,

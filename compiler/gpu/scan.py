@@ -27,8 +27,8 @@ from stagefuse.dsl.frozen import frozen
 from . import scalars
 from .folds import FoldWriter, access_of, code_held
 from .ir import Code, Value
-from .loops import Carry, Slot, Visit
-from .memory import VECTOR_BYTES
+from .loops import Carry, Visit
+from .memory import VECTOR_BYTES, Slot
 from .teams import BLOCK_LANES, UNKNOWN, WARP, WARP_ROW, WARP_TEAM, Team, most_of
 
 

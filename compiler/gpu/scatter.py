@@ -35,10 +35,9 @@ from stagefuse.dsl.dtypes import BOOL, I64
 from . import scalars
 from .ir import Value
 from .loops import Carry
-from .memory import Memory
+from .memory import Memory, Scope
 from .scan import ScanWriter, moved
 from .teams import WARP
-from .values import Scope
 
 WARPS = 2048
 """Warps that are wanted: twice as many would read the positions twice as often."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from stagefuse.compiler.cpu.values import parts
-from stagefuse.compiler.evaluate import Evaluator, Known
+from stagefuse.compiler.evaluate import Evaluator
 from stagefuse.compiler.kernel_ir import (
     Checked,
     Const,
@@ -30,9 +30,7 @@ from stagefuse.dsl.facts import Facts
 from . import packed, scalars
 from .index import IndexWriter
 from .ir import Value
-from .memory import Group, Memory, Place
-
-Scope = Known[Value]
+from .memory import Group, Memory, Place, Scope
 
 
 class ValueWriter(IndexWriter, Evaluator[Value]):

@@ -9,9 +9,9 @@ from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
-from ..contract import total_of
 from ..graph import Graph, Map, Node, Reduce, Ref, View
 from ..graph_builder import Builder
+from ..operand_matrices import total_of
 from ..single_query import single_query_sums
 from ..softmax import factors, plain, scores_of, viewed
 from .record import Pass
