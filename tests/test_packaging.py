@@ -87,7 +87,7 @@ def test_measuring_on_a_gpu_says_where_there_is_none() -> None:
         pass
     else:
         pytest.skip("there is a driver")
-    command = ["make", "gpu", f"PYTHON={sys.executable}", "GPU_SITE=nowhere"]
+    command = ["make", "--no-print-directory", "gpu", f"PYTHON={sys.executable}", "GPU_SITE=x"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode and ran.stdout == ""
     assert ran.stderr.startswith("no GPU to measure on: this machine has no CUDA driver")
