@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from math import lcm
 
 from .. import ast
@@ -193,14 +194,23 @@ def _whole(ranges: Ranges, divisible: Sequence[tuple[Expr, Expr | int]]) -> Rang
         if name is None or name not in found or number is None or number < 1:
             continue
         low, high = found[name]
+        low = _rounded(low, number, True)
+        high = None if high is None else _rounded(high, number, False)
         least, most = as_expr(low).as_int(), None if high is None else as_expr(high).as_int()
-        if least is not None:
-            low = -(-least // number) * number
-        if most is not None:
-            high = most // number * number
-        if least is None or most is None or -(-least // number) <= most // number:
+        if least is None or most is None or least <= most:
             found[name] = (low, high)
     return found
+
+
+def _rounded(end: Expr | int, number: int, is_low: bool) -> Expr | int:
+    """The first multiple within an end that is a number, or one of several ends."""
+    value, atom = as_expr(end).as_int(), as_expr(end).as_atom()
+    if value is not None:
+        return -(-value // number) * number if is_low else value // number * number
+    if atom is None or atom.kind != ("max" if is_low else "min"):
+        return end
+    ends = [as_expr(_rounded(each, number, is_low)) for each in atom.args]
+    return reduce(maximum if is_low else minimum, ends)
 
 
 def _tighter(bound: Expr, known: Expr | int, is_low: bool) -> Expr | int:

@@ -58,3 +58,12 @@ where K in 1..=602, K % 4 == 0:
     x[4:], x[:4]
 """
     assert errors(text) == []
+
+
+def test_the_same_holds_where_another_size_is_a_bound_too() -> None:
+    text = """\
+pipeline p(x: f32[K, N, T]) -> (f32[K - 16, T], f32[T, N - 1])
+where K in 1..=602, K % 16 == 0, N <= K, N >= 1, T in 1..=60, T % 4 == 0, T <= N:
+    x[16:, 0], transpose(x[0, 1:], [1, 0])
+"""
+    assert errors(text) == []
