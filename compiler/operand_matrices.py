@@ -7,16 +7,14 @@ from collections.abc import Callable, Sequence
 from stagefuse.dsl.dims import Expr, const, floordiv, sym
 from stagefuse.dsl.facts import Facts
 
+from .bounds import size_of
 from .folded_views import folded_view
 from .graph import Ref, View, flatten_index, split_index
 from .graph_builder import Builder
 
 
 def total_of(domain: Sequence[Expr], axes: Sequence[int]) -> Expr:
-    total = const(1)
-    for axis in axes:
-        total = total * domain[axis]
-    return total
+    return size_of([domain[axis] for axis in axes])
 
 
 def _split(
@@ -27,28 +25,20 @@ def _split(
 
 
 def packed(
-    b: Builder,
-    v: Ref,
-    domain: Sequence[Expr],
-    batch: Sequence[int],
-    n: Sequence[int],
-    k: Sequence[int],
-    width: int,
-    fill: float | int | bool = 0,
-) -> Ref:
+    b: Builder, v: Ref, domain: Sequence[Expr], batch: Sequence[int], n: Sequence[int],
+    k: Sequence[int], width: int, fill: float | int | bool = 0,
+) -> Ref:  # fmt: skip
     """The columns in panels: [batch..., panels, K, width], the last one padded with `fill`."""
     columns, depth = total_of(domain, n), total_of(domain, k)
     count = floordiv(columns + (width - 1), width, b.facts)
     shape = [*(domain[x] for x in batch), count, depth, const(width)]
-    names = b.symbols(len(shape))
-    facts = b.ranges(names, shape)
+    facts = b.ranges(b.symbols(len(shape)), shape)
 
     def place(*at: Expr) -> list[Expr]:
         position = at[-3] * width + at[-1]
-        inside = facts.with_ranges({}) if not at else facts
         found: dict[int, Expr] = dict(zip(batch, at, strict=False))
-        found.update(_split(position, domain, n, inside))
-        found.update(_split(at[-2], domain, k, inside))
+        found.update(_split(position, domain, n, facts))
+        found.update(_split(at[-2], domain, k, facts))
         return [found.get(axis, const(0)) for axis in range(len(domain))]
 
     def guard(*at: Expr) -> list[Expr]:
@@ -69,26 +59,18 @@ def view_of(
 
 
 def matrix_of(
-    b: Builder,
-    u: Ref,
-    domain: Sequence[Expr],
-    batch: Sequence[int],
-    m: Sequence[int],
+    b: Builder, u: Ref, domain: Sequence[Expr], batch: Sequence[int], m: Sequence[int],
     k: Sequence[int],
-) -> tuple[Ref, Expr, Expr]:
+) -> tuple[Ref, Expr, Expr]:  # fmt: skip
     """The rows as (tensor, offset of the batch, row stride): in place if its strides allow."""
     found = in_place(b, u, domain, batch, m, k)
     return rows_of(b, u, domain, batch, m, k) if found is None else found
 
 
 def in_place(
-    b: Builder,
-    u: Ref,
-    domain: Sequence[Expr],
-    batch: Sequence[int],
-    m: Sequence[int],
+    b: Builder, u: Ref, domain: Sequence[Expr], batch: Sequence[int], m: Sequence[int],
     k: Sequence[int],
-) -> tuple[Ref, Expr, Expr] | None:
+) -> tuple[Ref, Expr, Expr] | None:  # fmt: skip
     """The rows as (tensor, offset of the batch, row stride) where they lie, if they do."""
     node = b.graph.nodes[u.node]
     symbols = b.symbols(len(domain))
@@ -107,14 +89,9 @@ def in_place(
 
 
 def rows_of(
-    b: Builder,
-    u: Ref,
-    domain: Sequence[Expr],
-    batch: Sequence[int],
-    m: Sequence[int],
-    k: Sequence[int],
-    multiple: int = 1,
-) -> tuple[Ref, Expr, Expr]:
+    b: Builder, u: Ref, domain: Sequence[Expr], batch: Sequence[int], m: Sequence[int],
+    k: Sequence[int], multiple: int = 1,
+) -> tuple[Ref, Expr, Expr]:  # fmt: skip
     """The rows stored one after the other, each as long as a multiple of so many elements and
     zeros at its end, as (tensor, offset of the batch, row stride)."""
     rows, depth = total_of(domain, m), total_of(domain, k)

@@ -139,10 +139,11 @@ class LevelBuild:
     def start(self, kernels: Sequence[Kernel]) -> None:
         """Have the kernels compiled."""
         self.texts = {level: module_text(kernels, level) for level in self.texts}
-        kept = {level: cache.kept(_name(text, level)) for level, text in self.texts.items()}
+        large = [x for x in list(self.texts)[1:] if len(self.texts[x]) > ALONE_CHARACTERS]
+        asked = dict.fromkeys([*self.children, *large])
+        kept = {level: cache.kept(_name(self.texts[level], level)) for level in asked}
         self.made = {level: made for level, made in kept.items() if made is not None}
-        others = [level for level in list(self.texts)[1:] if level not in self.made]
-        self._start([x for x in others if len(self.texts[x]) > ALONE_CHARACTERS])
+        self._start([level for level in large if level not in self.made])
         for level, child in list(self.children.items()):
             if level in self.made or not child.send(self.texts[level]):
                 self.children.pop(level).stop()

@@ -143,7 +143,7 @@ def lower_sort(low: Lowering) -> Parallel:
             low.emit(Store(out.name, here, Load(name, along, kind)))
 
     low.loop(f"d{axis}", const(0), size, fill)
-    first = first_read(low.graph).get(node.id) if low.schedule.columns_by_memory else None
+    first = first_read(low.graph, node) if low.schedule.columns_by_memory else None
     wanted = None if not first else minimum(size, const(first), low.facts)
     low.emit(SortRow(keys, order, size, primitive.descending, wanted))
     low.loop(f"d{axis}", const(0), size if wanted is None else wanted, spill)

@@ -76,10 +76,12 @@ def _is_long(graph: Graph, sort: Node) -> bool:
 
 def _found(graph: Graph) -> Iterator[tuple[int, tuple[int, int]]]:
     """The sorts to be shortened: how many elements are read, and the length of pieces."""
-    for number, most in first_read(graph).items():
-        piece = next((piece for limit, piece in PIECES if 0 < most <= limit), None)
-        if piece is not None and _is_long(graph, graph.nodes[number]):
-            yield number, (most, piece)
+    for node in graph.nodes.values():
+        if isinstance(node.primitive, Sort) and _is_long(graph, node):
+            most = first_read(graph, node) or 0
+            piece = next((piece for limit, piece in PIECES if 0 < most <= limit), None)
+            if piece is not None:
+                yield node.id, (most, piece)
 
 
 def _first(b: Builder, sort: Node, x: Ref, count: int, piece: int) -> tuple[Ref, Ref]:

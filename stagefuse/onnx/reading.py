@@ -44,7 +44,7 @@ HELD: dict[int, tuple[DType, Any]] = {
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
-    """The model of a file. Raises OnnxError, OSError."""
+    """The model of a file, which `check_model` has not seen. Raises OnnxError, OSError."""
     path = Path(path)
     if path.stat().st_size > MAX_FILE_BYTES:
         raise OnnxError([Problem("the file is larger than a protocol buffer can be")], str(path))
@@ -53,22 +53,21 @@ def read_model(path: str | Path) -> onnx.ModelProto:
         model.ParseFromString(path.read_bytes())
     except (DecodeError, RecursionError, ValueError) as error:
         raise OnnxError([Problem(f"this is no ONNX model: {error}")], str(path)) from error
-    check_model(model, str(path))
     return model
 
 
-def check_model(model: onnx.ModelProto, path: str = "") -> None:
+def check_model(model: onnx.ModelProto) -> None:
     """Whether there is a graph to import at all. Raises OnnxError."""
     if not model.HasField("graph") or not model.graph.output:
-        raise OnnxError([Problem("the model has no graph with results: is the file whole?")], path)
+        raise OnnxError([Problem("the model has no graph with results: is the file whole?")])
     if not model.opset_import:
-        raise OnnxError([Problem("the model does not say which opset it uses")], path)
+        raise OnnxError([Problem("the model does not say which opset it uses")])
     damaged = _no_text(model)
     if damaged is not None:
-        raise OnnxError([Problem(f"this is no ONNX model: {damaged!r} is no UTF-8 text")], path)
+        raise OnnxError([Problem(f"this is no ONNX model: {damaged!r} is no UTF-8 text")])
     twice = _named_twice(model.graph)
     if twice:
-        raise OnnxError([Problem(f"several values of one graph are named `{twice[0]}`")], path)
+        raise OnnxError([Problem(f"several values of one graph are named `{twice[0]}`")])
 
 
 def _no_text(model: onnx.ModelProto) -> bytes | None:
@@ -86,7 +85,7 @@ def _no_text(model: onnx.ModelProto) -> bytes | None:
             held = held if is_repeated else (held,)
             if is_text:
                 damaged = next((v for v in held if isinstance(v, bytes)), None)
-                if damaged is not None and name != "doc_string":
+                if damaged is not None:
                     return damaged
             else:
                 open_.extend(held)
@@ -97,12 +96,14 @@ def _no_text(model: onnx.ModelProto) -> bytes | None:
 def _fields(kind: Descriptor) -> list[tuple[str, bool, bool]]:
     """The fields of a kind of message that are text or messages: name, text, repeated.
 
+    Descriptions are left out: nothing reads them.
     In proto2 a field has presence unless it is repeated.
     """
     return [
         (f.name, f.type == FieldDescriptor.TYPE_STRING, not f.has_presence)
         for f in kind.fields
         if f.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
+        and f.name != "doc_string"
     ]
 
 
