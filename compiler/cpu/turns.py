@@ -6,7 +6,7 @@ quarter of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from stagefuse.compiler.kernel_ir import For, Index, Load, Store
 from stagefuse.dsl.dims import Expr, const
@@ -14,6 +14,8 @@ from stagefuse.dsl.frozen import frozen
 
 from .tile import REGISTERS
 
+SIZES = (4, 8)
+"""Bytes of an element."""
 LANE = 16
 """Bytes within which a shuffle of two vectors interleaves their elements."""
 
@@ -38,13 +40,13 @@ def turn_of(s: For, shapes: dict[str, tuple[Expr, ...]]) -> Turn | None:
     if not isinstance(inner, For) or not isinstance(store, Store) or s.vector:
         return None
     load = store.value
-    if not isinstance(load, Load) or load.guard or load.stored.itemsize not in (4, 8):
+    if not isinstance(load, Load) or load.guard or load.stored.itemsize not in SIZES:
         return None
     if load.buffer == store.buffer:
         return None
     if s.index in (inner.lo.symbols() | inner.hi.symbols()) or load.stored != load.dtype:
         return None
-    read, written = _place(load, shapes), _place(store, shapes)
+    read, written = place_of(load, shapes), place_of(store, shapes)
     if read is None or written is None:
         return None
     for a, b in ((s, inner), (inner, s)):
@@ -58,7 +60,7 @@ def turn_of(s: For, shapes: dict[str, tuple[Expr, ...]]) -> Turn | None:
     return None
 
 
-def _place(at: Load | Store, shapes: dict[str, tuple[Expr, ...]]) -> Expr | None:
+def place_of(at: Load | Store, shapes: Mapping[str, tuple[Expr, ...]]) -> Expr | None:
     """Where in its buffer an element is, if that is an expression."""
     place = const(0)
     for index, extent in zip(at.indices, shapes[at.buffer], strict=True):
@@ -74,9 +76,10 @@ def symbol(size: int) -> str:
 
 def turn_text(size: int, level: str) -> str:
     """The function `symbol(dst, dst_row, src, src_row, rows, columns)`: dst[r, c] = src[c, r], of
-    elements of `size` bytes. Whole squares of vectors, then element by element what is left."""
+    elements of `size` bytes. Squares of whole vectors, or of half ones where a side is shorter than
+    a vector, then element by element what is left."""
     wide = REGISTERS[level][1]
-    lanes, element = wide // size, f"i{8 * size}"
+    lanes = wide // size
     return "\n".join(
         [
             f"define void @{symbol(size)}(ptr noalias %dst, i64 %dst_row, ptr noalias readonly"
@@ -86,18 +89,60 @@ def turn_text(size: int, level: str) -> str:
             "  %rows = select i1 %rows_any, i64 %rows_in, i64 0",
             "  %columns_any = icmp sgt i64 %columns_in, 0",
             "  %columns = select i1 %columns_any, i64 %columns_in, i64 0",
-            f"  %down = and i64 %rows, -{lanes}",
-            f"  %across = and i64 %columns, -{lanes}",
-            *_nest("s", ("0", "%down"), ("0", "%across"), lanes, _square(size, wide), "right"),
-            "right:",
-            *_nest("a", ("0", "%down"), ("%across", "%columns"), 1, _one(element), "below"),
-            "below:",
-            *_nest("b", ("%down", "%rows"), ("0", "%columns"), 1, _one(element), "return"),
+            "  %least = call i64 @llvm.smin.i64(i64 %rows, i64 %columns)",
+            f"  %is_short = icmp slt i64 %least, {lanes}",
+            "  br i1 %is_short, label %h, label %w",
+            *_squares("w", size, lanes),
+            *_squares("h", size, lanes // 2),
             "return:",
             "  ret void",
             "}",
         ]
     )
+
+
+def _squares(n: str, size: int, lanes: int) -> list[str]:
+    """All of a matrix by squares of some lanes, in names that begin with `n`. Where more than a
+    quarter of a square is left of a side, the last one begins so early that it is whole."""
+    lines, sides = [f"{n}:"], list[tuple[str, str, str]]()
+    for side in ("rows", "columns"):
+        end, most = f"%{n}.{side}", f"%{n}.last_{side}"
+        lines += [
+            f"  {most} = sub i64 %{side}, {lanes}",
+            f"  {end}.rest = and i64 %{side}, {lanes - 1}",
+            f"  {end}.whole = sub i64 %{side}, {end}.rest",
+            f"  {end}.more = icmp ugt i64 {end}.rest, {lanes // 4}",
+            f"  {end}.fits = icmp sge i64 {most}, 0",
+            f"  {end}.again = and i1 {end}.more, {end}.fits",
+            f"  {end} = select i1 {end}.again, i64 %{side}, i64 {end}.whole",
+        ]
+        sides.append((end, f"%{side}", most))
+    (down, rows, last_row), (across, columns, last_column) = sides
+    element = f"i{8 * size}"
+    square = [
+        f"  %$.r0 = call i64 @llvm.smin.i64(i64 %$.r, i64 {last_row})",
+        f"  %$.c0 = call i64 @llvm.smin.i64(i64 %$.c, i64 {last_column})",
+        *_place("%$.r0", "%$.c0"),
+        *_square(size, size * lanes),
+    ]
+    one = [*_place("%$.r", "%$.c"), *_one(element)]
+    return [
+        *lines,
+        *_nest(f"{n}s", ("0", down), ("0", across), lanes, square, f"{n}.right"),
+        f"{n}.right:",
+        *_nest(f"{n}a", ("0", down), (across, columns), 1, one, f"{n}.below"),
+        f"{n}.below:",
+        *_nest(f"{n}b", (down, rows), ("0", columns), 1, one, "return"),
+    ]
+
+
+def _place(row: str, column: str) -> list[str]:
+    return [
+        f"  %$.to_row = mul i64 {row}, %dst_row",
+        f"  %$.to = add i64 %$.to_row, {column}",
+        f"  %$.from_row = mul i64 {column}, %src_row",
+        f"  %$.from = add i64 %$.from_row, {row}",
+    ]
 
 
 def _nest(
@@ -120,10 +165,6 @@ def _nest(
         f"  %$.on = icmp slt i64 %$.c, {columns[1]}",
         "  br i1 %$.on, label %$.do, label %$.end",
         "$.do:",
-        "  %$.to_row = mul i64 %$.r, %dst_row",
-        "  %$.to = add i64 %$.to_row, %$.c",
-        "  %$.from_row = mul i64 %$.c, %src_row",
-        "  %$.from = add i64 %$.from_row, %$.r",
         *body,
         f"  %$.c1 = add i64 %$.c, {by}",
         "  br label %$.column",

@@ -29,6 +29,7 @@ from .pointwise import in_blocks, lower_pointwise
 from .products import lower_chain
 from .rows import lower_row
 from .sequences import lower_scan, lower_scatter, lower_sort
+from .short_rows import in_turned_rows
 from .squares import CPU_SQUARES, in_squares
 from .updates import lower_update
 from .values import Lowering
@@ -51,7 +52,7 @@ FORMS: dict[str, Callable[[Lowering], Parallel]] = {
     "pointwise": lambda low: in_blocks(
         low, in_digits(low, in_squares(low, lower_pointwise(low), CPU_SQUARES))
     ),
-    "row": lower_row,
+    "row": lambda low: in_turned_rows(low, lower_row(low)),
     "contract": lower_product,
     "chain": lower_chain,
     "scan": lower_scan,

@@ -59,7 +59,7 @@ def lower_row(low: Lowering) -> Parallel:
             low.store_root(ref, position)
 
     if full:
-        low.nest(low.axes(sorted(inner)), store)
+        low.nest(low.axes([a for a in sorted(inner) if domain[a].as_int() != 1]), store)
     length = product_of([domain[a] for a in inner])
     for member in low.group.members:
         node = low.graph.nodes[member]

@@ -15,11 +15,13 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I64
 from stagefuse.dsl.frozen import frozen
 
+from ..cpu.turns import place_of
 from ..cpu.values import post_order
 from ..kernel_ir import (
     Alloc,
     Checked,
     Const,
+    Fold,
     For,
     If,
     Index,
@@ -63,7 +65,7 @@ def in_squares(low: Lowering, made: Parallel, how: Squares) -> Parallel:
     if not all(isinstance(s, Let | Store) for s in loop.body):
         return parallel, work
     for axis, (name, extent) in reversed(list(enumerate(parallel))):
-        if not _is_long(low, extent, how) or not _is_long(low, loop.hi, how):
+        if not is_long(low, extent, how) or not is_long(low, loop.hi, how):
             continue
         loads = _that_fit(_across(low, loop, name), how)
         if loads:
@@ -85,7 +87,7 @@ def _that_fit(loads: list[Load], how: Squares) -> list[Load]:
     return found
 
 
-def _is_long(low: Lowering, extent: Expr, how: Squares) -> bool:
+def is_long(low: Lowering, extent: Expr, how: Squares) -> bool:
     most = low.graph.facts.bounds(extent)[1]
     return most is None or most >= how.least
 
@@ -93,7 +95,7 @@ def _is_long(low: Lowering, extent: Expr, how: Squares) -> bool:
 def _across(low: Lowering, loop: For, name: str) -> list[Load]:
     """Loads, from what the kernel only reads, that step by one with an index outside the loop, and
     by more with the loop's."""
-    read = {b.name: b for b in low.buffers.values() if b.mode == "in"}
+    read = {b.name: b.shape for b in low.buffers.values() if b.mode == "in"}
     found: dict[Load, None] = {}
     for s in loop.body:
         assert isinstance(s, Let | Store)
@@ -101,14 +103,8 @@ def _across(low: Lowering, loop: For, name: str) -> list[Load]:
         for part in (p for v in values for p in post_order(v)):
             if not isinstance(part, Load) or part.buffer not in read or part.guard:
                 continue
-            place, step = const(0), const(1)
-            for index, extent in reversed(
-                list(zip(part.indices, read[part.buffer].shape, strict=True))
-            ):
-                if not isinstance(index, Index):
-                    break
-                place, step = place + index.expr * step, step * extent
-            else:
+            place = place_of(part, read)
+            if place is not None:
                 along, own = place.coefficient(name), place.coefficient(loop.index)
                 if along == const(1) and own is not None and own not in (const(0), const(1)):
                     found[part] = None
@@ -145,7 +141,7 @@ def _squares(
         found.append(Alloc(scratch, load.stored, (const(size), const(size + how.gap))))
         fills.append(Store(scratch, place, load))
         stands[load] = Load(scratch, place, load.stored)
-    body = [_with(s, stands) for s in loop.body]
+    body = [with_loads(s, stands) for s in loop.body]
 
     def both(tested: bool) -> tuple[Statement, ...]:
         return (
@@ -163,8 +159,8 @@ def _squares(
     return [*found, If(all_of(tests("ge", behind)), both(False)), If(partial, both(True))]
 
 
-def _with(s: Statement, stands: dict[Load, Load]) -> Statement:
-    """A statement that reads squares instead."""
+def with_loads(s: Statement, stands: dict[Load, Load]) -> Statement:
+    """A statement that reads others in place of some loads."""
     known: dict[int, KernelValue] = {}
 
     def of(value: KernelValue) -> KernelValue:
@@ -183,7 +179,7 @@ def _with(s: Statement, stands: dict[Load, Load]) -> Statement:
             return replace(value, args=all_of_them(value.args))
         return replace(value, value=known[id(value.value)]) if isinstance(value, Checked) else value
 
-    if isinstance(s, Let):
+    if isinstance(s, Let | Fold):
         return replace(s, value=of(s.value))
     assert isinstance(s, Store)
     return replace(s, indices=tuple(map(of, s.indices)), value=of(s.value))
