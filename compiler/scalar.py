@@ -186,9 +186,9 @@ def _mod(a: Array, b: Array) -> Array:
 
 def _pow(a: Array, b: Array) -> Array:
     """Integers by squaring, wrapping; a negative power of 1 and -1 is exact, of others 0."""
-    if _is_float(a):
-        return np.asarray(np.power(a, b))
     a, b = np.broadcast_arrays(a, b)
+    if _is_float(a):  # of one number for all powers, 0.5, NumPy makes a square root
+        return np.asarray(np.power(a.reshape(-1), b.flatten())).reshape(a.shape)
     result, square, left = np.ones_like(a), a.copy(), np.maximum(b, 0)
     while left.any():
         result = np.where(left & 1, result * square, result).astype(a.dtype)

@@ -1,7 +1,8 @@
 """Rules for pointwise functions. All keep every bit, but for those of `pow`, which get nearer.
 
 `x * 0`, `x - x` and `x / x` of floats stay: they may be NaN. So does `x + 0.0`, which turns -0.0
-into 0.0, while `x + -0.0` and `x - 0.0` are x. `pow(x, 0.5)` is not `sqrt(x)` at -0.0 and -inf.
+into 0.0, while `x + -0.0` and `x - 0.0` are x. `pow(x, 0.5)` is not `sqrt(x)` at -0.0 and -inf: it
+is 0.0 and inf.
 """
 
 from __future__ import annotations
@@ -222,9 +223,18 @@ def _pow(m: Match) -> Made:
         return m.map("mul", x, x)
     if power == 3:
         return m.map("mul", m.map("mul", x, x), x)
-    if power == -1 and m.dtype.is_float:
-        return m.map("div", m.full(1), x)
-    return None
+    if power not in (0.5, -0.5, -1) or not m.dtype.is_float:
+        return None
+    if power != -1:
+        x = _root(m, x)
+    return x if power == 0.5 else m.map("div", m.full(1), x)
+
+
+def _root(m: Match, x: Ref) -> Ref:
+    """x ** 0.5 also of -0.0 and of -inf."""
+    root = m.map("add", m.map("sqrt", x), m.full(0.0))
+    below = m.map("eq", x, m.full(-math.inf), dtype=BOOL)
+    return m.map("select", below, m.full(math.inf), root)
 
 
 def _divide(m: Match) -> Made:
@@ -285,7 +295,8 @@ RULES = (
          "not x == y = x != y; not x < y = x >= y without NaN"),
     Rule("select", Map, ("select",), _select, "one arm, or the condition itself"),
     Rule("power", Map, ("pow",), _pow,
-         "x * x rounds once where pow is within 4 units in the last place, at a tenth of the cost"),
+         "x * x and roots round once or twice where pow is within 4 units in the last place, at a"
+         " tenth of the cost"),
     Rule("divide", Map, ("div",), _divide,
          "x / 2**k = x * 2**-k, where the factor is exact; a division costs four products"),
     Rule("floor-divide", Map, ("floordiv",), _floor_divide,

@@ -107,6 +107,13 @@ def test_integer_powers_are_exact_and_wrap() -> None:
     assert run("pow", {"a": u, "b": np.array([8, 2], np.uint8)})[0].tolist() == [0, 1]
 
 
+def test_a_float_to_a_half_is_no_root_of_minus_infinity_and_minus_0() -> None:
+    """By one exponent or many: NumPy makes square roots of the former."""
+    for b in (np.full((), 0.5, np.float32), np.full(3, 0.5, np.float32)):
+        found = run("pow", {"a": np.array([-np.inf, -0.0, 9.0], np.float32), "b": b})[0]
+        assert found.tolist() == [np.inf, 0.0, 3.0] and not np.signbit(found).any()
+
+
 def test_shifts_beyond_the_width_leave_the_sign() -> None:
     a = np.array([1, -8, -8, 5], np.int32)
     n = np.array([31, 1, 40, -1], np.int32)

@@ -214,8 +214,10 @@ CASES: dict[str, tuple[list[Case], list[Case]]] = {
     "power": (
         [lambda k: k.map("pow", k.i, k.c(2, I32)), lambda k: k.map("pow", k.i, k.c(3, I32)),
          lambda k: k.map("pow", k.x, k.c(0.0)), lambda k: k.map("pow", k.x, k.c(-1.0)),
-         lambda k: k.map("pow", k.x, k.c(2.0))],
-        [lambda k: k.map("pow", k.x, k.c(0.5)), lambda k: k.map("pow", k.i, k.c(-1, I32)),
+         lambda k: k.map("pow", k.x, k.c(2.0)), lambda k: k.map("pow", k.x, k.c(0.5)),
+         lambda k: k.map("pow", k.z, k.c(0.5, F64)), lambda k: k.map("pow", k.h, k.c(0.5, F16)),
+         lambda k: k.map("pow", k.x, k.c(-0.5))],
+        [lambda k: k.map("pow", k.x, k.c(1.5)), lambda k: k.map("pow", k.i, k.c(-1, I32)),
          lambda k: k.map("pow", k.x, k.y)],
     ),
     "divide": (
