@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
 
 from stagefuse.compiler.kernel_ir import (
     Checked,
@@ -19,9 +20,9 @@ from stagefuse.compiler.kernel_ir import Value as KernelValue
 
 from . import scalars
 from .bodies import at_most, is_adjacent, is_loop, values_of, walk
+from .checks import CheckWriter
 from .ir import Value
-from .reading import ValueWriter
-from .values import parts, post_order
+from .values import post_order
 
 SHORT_LOOP = 64
 LANES = 16
@@ -31,9 +32,10 @@ HALF = 8
 MANY_LOOPS = 16
 """A concatenation has a loop for each part."""
 Body = Callable[[Value, list[Value]], list[Value]]
+Case = AbstractContextManager[None]
 
 
-class LoopWriter(ValueWriter):
+class LoopWriter(CheckWriter):
     """The function of a kernel, as far as its control flow goes."""
 
     @abstractmethod
@@ -80,6 +82,27 @@ class LoopWriter(ValueWriter):
         """Whether a kernel has so many loops that each is widened once, as short ones are: wider
         ones take LLVM three times as long."""
         return sum(isinstance(s, For) for s in walk(self.kernel.body)) > MANY_LOOPS
+
+    def _looked_through(self, s: For) -> None:
+        """A loop; if it checks positions from data, they are looked through first."""
+        known = [] if self._many_loops else self._scanned(s)
+        if not known:
+            self._for(s)
+            return
+
+        def loop() -> list[Value]:
+            self._for(s)
+            return []
+
+        lo, hi, holds = self.index(s.lo), self.index(s.hi), self.code.const(1, "i1")
+        checks = [v for v in known if isinstance(v, Checked)]
+        for condition in known[len(checks) :]:
+            holds = holds & self.value(condition)
+        scan = partial(self._out_of_range, s.index, checks)
+        start = [(holds ^ 1).to("zext", "i64")]
+        end = holds.select(hi, lo)
+        bad = self._loop(lo, end, start, scan, known, {s.index}, True, True)
+        self._either(bad[0].compare("eq", 0), partial(self._holding, known), loop)
 
     def _for(self, s: For) -> None:
         lo, hi = self.index(s.lo), self.index(s.hi)
@@ -141,6 +164,11 @@ class LoopWriter(ValueWriter):
         what is left over of whole vectors is done under a mask and not one by one: in a short loop
         after it, if it is not short itself."""
         code = self.code
+        if innermost and (fit := self._words_fit(ahead, bound)):
+            again = partial(
+                self._loop, lo, hi, start, body, ahead, bound, parallel, True, short, masked
+            )
+            return self._either(fit, self._fitting, again)
         if masked and not short and innermost and self._leaves_rest(lo, hi):
             span = hi - lo  # less than 0 where a part of a row begins after the row's end
             span = span.compare("gt", 0).select(span, code.const(0, "i64"))
@@ -154,6 +182,27 @@ class LoopWriter(ValueWriter):
             return self._loop_metadata(group, innermost, short, masked)
 
         return self._counted((lo, hi), start, body, ahead, bound, masked, with_group, metadata)
+
+    def _either(
+        self, known: Value, case: Callable[[bool], Case], loop: Callable[[], list[Value]]
+    ) -> list[Value]:
+        """A loop written twice: for where something is known that makes it simpler, and not."""
+        code, after = self.code, self.code.label("after")
+        cases = [(code.label("known"), True), (code.label("unknown"), False)]
+        code.branch_if(known, cases[0][0], cases[1][0])
+        ends: list[tuple[str, list[Value]]] = []
+        for label, holds in cases:
+            code.start(label)
+            with self._scope(), case(holds):
+                results = loop()
+            ends.append((code.block, results))
+            code.branch(after)
+        code.start(after)
+        (one, first), (other, second) = ends
+        return [
+            code.emit(f"phi {a.type} [ {a.text}, %{one} ], [ {b.text}, %{other} ]", a.type)
+            for a, b in zip(first, second, strict=True)
+        ]
 
     def _counted(
         self,
@@ -235,37 +284,3 @@ class LoopWriter(ValueWriter):
         else:  # a third of the compile time, for loops that the vectoriser interleaves
             properties.append(self.module.node('!{!"llvm.loop.unroll.runtime.disable"}'))
         return f", !llvm.loop {self.module.loop(properties)}"
-
-    def _hoist(self, ahead: Sequence[KernelValue], bound: set[str]) -> None:
-        """Computes the checks that a loop would repeat, each under the guards around it."""
-        done: set[int] = set()
-        stack: list[tuple[KernelValue, tuple[KernelValue, ...]]] = [
-            (self._unique(value), ()) for value in ahead
-        ]
-        checks: list[tuple[Checked, tuple[KernelValue, ...]]] = []
-        while stack:
-            value, guards = stack.pop()
-            if id(value) in done:
-                continue
-            done.add(id(value))
-            if isinstance(value, Checked) and not value.proved:
-                checks.append((value, guards))
-            inner = guards
-            if isinstance(value, Load):
-                inner = (*guards, *value.guard)
-                stack.extend((part, guards) for part in value.guard)
-            rest = value.indices if isinstance(value, Load) else parts(value)
-            stack.extend((part, inner) for part in rest)
-        for value, guards in reversed(checks):
-            fixed = all(self._is_fixed(v, bound) for v in (value, *guards))
-            if fixed and self._known(value) is None:
-                self.scopes[-1].values[id(value)] = self._checked(value, guards)
-
-    def _is_fixed(self, value: KernelValue, bound: set[str]) -> bool:
-        names = self.names(value)
-        if self._is_volatile(value) or names & bound:
-            return False
-        known: set[str] = set()
-        for scope in self.scopes:
-            known |= scope.indices.keys() | {f"%{n}" for n in scope.locals}
-        return names <= known

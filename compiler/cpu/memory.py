@@ -6,17 +6,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from stagefuse.compiler.bounds import size_of
 from stagefuse.compiler.evaluate import Evaluator, Known
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Index,
     Kernel,
-    Load,
     SortRow,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.compiler.kernel_text import values_of
 from stagefuse.dsl.dims import Expr, as_expr, const
 from stagefuse.dsl.dtypes import I64, DType
 
@@ -27,15 +24,6 @@ from .lost_nans import lost_nans
 from .module import Module
 from .result_rows import row_in_result
 from .scratch import alloc_size, padded
-from .values import post_order
-
-WORD = 4
-"""Bytes that a gather reads at least."""
-
-
-def is_gathered(indices: Sequence[KernelValue]) -> bool:
-    """Whether a position is read from data."""
-    return any(not isinstance(value, Index) for value in indices)
 
 
 @dataclass
@@ -74,7 +62,7 @@ class MemoryWriter(Evaluator[Value]):
         self.allocas: list[str] = []
         self.tiles: dict[str, tuple[Value, Value]] = {}  # stores that go to the stack for now
         self.places: dict[tuple[Expr, Expr], Value] = {}  # tables, by what is in them
-        self.words: dict[str, tuple[Value, Value]] = {}  # by pointer
+        self.sound: frozenset[int] = frozenset()  # checks and conditions known to hold
         self.has_streams = False
         self.row_in_result = row_in_result(kernel)
         self.lost_nans = lost_nans(kernel)
@@ -133,37 +121,6 @@ class MemoryWriter(Evaluator[Value]):
             return f", !llvm.access.group {self.groups[0]}"
         return f", !llvm.access.group {self.module.node('!{' + ', '.join(self.groups) + '}')}"
 
-    def _words(self) -> None:
-        """For buffers of bytes that are gathered, where words may be read and the last place of
-        one. A buffer of less than a word is copied, so that none is that the kernel writes."""
-        code, read = self.code, [b for b in self.kernel.buffers if b.name not in self.written]
-        buffers = [b for b in read if b.dtype.bits == 8]
-        body = walk(self.kernel.body) if buffers else ()
-        loads = (part for s in body for value in values_of(s) for part in post_order(value))
-        gathered = {p.buffer for p in loads if isinstance(p, Load) and is_gathered(p.indices)}
-        for buffer in buffers:
-            memory = self.memory[buffer.name]
-            if buffer.name not in gathered:
-                continue
-            count, spare = self.index(size_of(buffer.shape)), code.fresh("word")
-            self.allocas.append(f"  {spare} = alloca i{8 * WORD}, align {WORD}")
-            pointer = code.value(spare, "ptr")
-            for place in range(WORD - 1):
-                after, copy = code.label("short"), code.label("copy")
-                small = count.compare("lt", WORD) & count.compare("gt", place)
-                code.branch_if(small, copy, after)
-                code.start(copy)
-                byte = code.emit(f"load i8, ptr {self._byte_at(memory.pointer, place)}", "i8")
-                code.line(f"store i8 {byte.text}, ptr {self._byte_at(pointer, place)}")
-                code.branch(after)
-                code.start(after)
-            small = count.compare("lt", WORD)
-            most = small.select(code.const(0, "i64"), count - WORD)
-            self.words[memory.pointer.text] = (small.select(pointer, memory.pointer), most)
-
-    def _byte_at(self, pointer: Value, place: int) -> str:
-        return self.code.emit(f"getelementptr i8, ptr {pointer.text}, i64 {place}", "ptr").text
-
     def _address(self, memory: Memory, indices: Sequence[KernelValue]) -> Value:
         kind, offset = scalars.MEMORY[memory.dtype.name], self._offset(memory, indices)
         return self.code.pure(
@@ -185,6 +142,17 @@ class MemoryWriter(Evaluator[Value]):
         elif fixed.text != "0":
             offset = offset + fixed
         return offset
+
+    def _is_fixed(self, value: KernelValue, bound: set[str], besides: str = "") -> bool:
+        """Whether a unique value is the same in all iterations of a loop that binds indices, and
+        can be computed before it, if an index besides those around it is known."""
+        names = self.names(value)
+        if self._is_volatile(value) or names & bound:
+            return False
+        known = {besides}
+        for scope in self.scopes:
+            known |= scope.indices.keys() | {f"%{n}" for n in scope.locals}
+        return names <= known
 
     @abstractmethod
     def index(self, expr: Expr) -> Value:

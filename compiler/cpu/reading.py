@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from stagefuse.compiler.kernel_ir import (
     Checked,
     Const,
-    Index,
     Load,
     Op,
 )
@@ -18,7 +17,8 @@ from stagefuse.dsl.dtypes import F32
 
 from . import scalars
 from .ir import Value
-from .memory import WORD, Memory, MemoryWriter, Scope, is_gathered
+from .memory import Memory, Scope
+from .words import WordWriter
 
 WHOLE = frozenset({"floor", "ceil", "round", "trunc"})
 """Functions that LLVM would make ones of f16 where that is converted first, of which it has no
@@ -28,7 +28,7 @@ LONG = 8
 """Sizes that are added up wherever their sum is needed; a sum of more is kept."""
 
 
-class ValueWriter(MemoryWriter):
+class ValueWriter(WordWriter):
     """The function of a kernel, as far as its values go."""
 
     @contextmanager
@@ -160,11 +160,12 @@ class ValueWriter(MemoryWriter):
 
     def _load(self, load: Load) -> Value:
         memory = self.memory[load.buffer]
-        if not load.guard:
+        guard = [c for c in load.guard if id(self._unique(c)) not in self.sound]
+        if not guard:
             return self._read(memory, load.indices)
         code = self.code
-        holds = self.value(load.guard[0])
-        for condition in load.guard[1:]:
+        holds = self.value(guard[0])
+        for condition in guard[1:]:
             holds = holds & self.value(condition)
         inside, after = code.label("load"), code.label("loaded")
         kind = scalars.REGISTER[memory.dtype.name]
@@ -180,7 +181,7 @@ class ValueWriter(MemoryWriter):
         return code.emit(f"phi {kind} [ {fill.text}, %{before} ], [ {found.text}, %{end} ]", kind)
 
     def _read(self, memory: Memory, indices: Sequence[KernelValue]) -> Value:
-        if self.groups and memory.pointer.text in self.words and is_gathered(indices):
+        if self.groups and memory.pointer.text in self.words and self._is_scattered(indices):
             return scalars.from_memory(self.code, self._byte(memory, indices), memory.dtype)
         at = self._address(memory, indices)
         kind = scalars.MEMORY[memory.dtype.name]
@@ -191,39 +192,14 @@ class ValueWriter(MemoryWriter):
         )
         return scalars.from_memory(self.code, raw, memory.dtype)
 
-    def _byte(self, memory: Memory, indices: Sequence[KernelValue]) -> Value:
-        """A byte at a position from data, out of the word that begins there: vectors gather words.
-
-        The elements of a short innermost axis come out of the same word, and near the end of a
-        buffer so do all of its last four bytes.
-        """
-        code, (*lead, last), first = self.code, indices, 0
-        if isinstance(last, Index) and (memory.shape[-1].as_int() or WORD + 1) <= WORD:
-            first = last.expr.as_int() or 0
-        start = Index(last.expr - first) if isinstance(last, Index) else last
-        at = self._offset(memory, (*lead, start))
-        pointer, most = self.words[memory.pointer.text]
-        place = code.intrinsic("smin", at, most)
-        address = code.pure(
-            f"getelementptr inbounds i8, ptr {pointer.text}, i64 {place.text}", "ptr"
-        )
-        word = code.emit(
-            f"load i32, ptr {address.text}, align 1{memory.alias}{self._access()}", "i32"
-        )
-        shift = (at - place).to("trunc", "i32") * 8 + 8 * first
-        byte = code.pure(f"lshr i32 {word.text}, {shift.text}", "i32")
-        return byte.to("trunc", "i8")
-
     def _checked(self, checked: Checked, guards: Sequence[KernelValue]) -> Value:
         """The position, after noting one out of range unless a guard fails."""
         if checked.proved:
             return self.value(checked.value)
         code = self.code
-        given, extent = self.value(checked.value), self.index(checked.extent)
-        place = given.compare("lt", 0).select(given + extent, given)
-        if checked.length != const(1):
-            extent = extent - self.index(checked.length - 1)
-        inside = place.compare("lt", extent, unsigned=True) & extent.compare("gt", 0)
+        given, place, inside = self._wrapped(checked)
+        if id(checked) in self.sound:
+            return place
         fine = inside
         for guard in guards:
             fine = fine | (self.value(guard) ^ 1)
@@ -235,6 +211,15 @@ class ValueWriter(MemoryWriter):
         code.branch(after)
         code.start(after)
         return inside.select(place, 0)
+
+    def _wrapped(self, checked: Checked) -> tuple[Value, Value, Value]:
+        """A position as it is given, counted from the start, and whether it is in range."""
+        given, extent = self.value(checked.value), self.index(checked.extent)
+        place = given.compare("lt", 0).select(given + extent, given)
+        if checked.length != const(1):
+            extent = extent - self.index(checked.length - 1)
+        inside = place.compare("lt", extent, unsigned=True) & extent.compare("gt", 0)
+        return given, place, inside
 
 
 REPORT = """
