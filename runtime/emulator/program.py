@@ -126,9 +126,10 @@ class Code:
 
     def make_ready(self, program: Program) -> None:
         """Gives each step what it runs."""
-        from .meanings import compile_step
+        from .meanings import compile_step, load_families
         from .unwritten import find_open
 
+        load_families()
         pending, self.pending = self.pending, []
         if pending:
             self.open = find_open(self, pending)

@@ -75,8 +75,7 @@ def load_families() -> None:
 
 
 def compile_step(site: Site, step: Step) -> None:
-    """Gives a step what it runs."""
-    load_families()
+    """Gives a step what it runs. The families are loaded."""
     from .wgmma import guard_registers
 
     meaning = site.match.form.meaning

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from .kernels import fault, kernel, line_of, run, words
+
+ROOT = Path(__file__).parents[3]
 
 # registers that nothing wrote
 
@@ -38,6 +44,18 @@ def test_registers_that_nothing_wrote(body: str, says: str | None) -> None:
         return
     found = fault(text, words(32))
     assert found.kind == "uninitialised" and says in str(found)
+
+
+FIRST = """
+from tests.runtime.emulator.kernels import fault, kernel, words
+print(fault(kernel("setp.eq.u32 %p3, %r9, 0; @%p3 st.global.u32 [%d20], %r0;"), words(32)))
+"""
+
+
+def test_the_first_launch_of_a_process_sees_them_too() -> None:
+    """What instructions mean is loaded before it is asked which of them pass values on."""
+    ran = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, cwd=ROOT)
+    assert "%p3 holds, which decides" in ran.stdout, ran.stderr
 
 
 @pytest.mark.parametrize(
