@@ -200,31 +200,38 @@ def exits(batch: Batch, threads: Array) -> None:
     visits = visitors(batch)
     for block in np.unique(batch.block_of[threads]).tolist():
         if not left[block * batch.stride : (block + 1) * batch.stride].any():
-            block_ends(races, batch, block, visits.get(block, {}).values())
+            marks = [mark for mark, _ in visits.get(block, {}).values()]
+            block_ends(races, batch, block, marks)
 
 
-def visitors(batch: Batch) -> dict[int, dict[int, int]]:
-    """For a block, the last use of its mbarriers by each warp of other blocks."""
-    found: dict[int, dict[int, int]] = batch.state.setdefault("visitors", {})
+def visitors(batch: Batch) -> dict[int, dict[int, tuple[int, int]]]:
+    """For a block, the last use of its mbarriers by each warp of other blocks: what is remembered
+    of it, and how often the warp had arrived at the barrier of the cluster by then."""
+    found: dict[int, dict[int, tuple[int, int]]] = batch.state.setdefault("visitors", {})
     return found
 
 
-def visit(batch: Batch, block: int, threads: Array) -> None:
-    """Threads use an mbarrier of a block, which it must not end before."""
+def visit(batch: Batch, block: int, threads: Array, arrivals: Array) -> None:
+    """Threads use an mbarrier of a block, which it must not end before.
+
+    `arrivals` is how often each thread of the batch arrived at the barrier of its cluster.
+    """
     for thread in threads[batch.block_of[threads] != block].tolist():
         mark = origin(batch, thread)
         if mark is not None:
-            visitors(batch).setdefault(block, {})[thread // 32] = mark
+            visitors(batch).setdefault(block, {})[thread // 32] = mark, int(arrivals[thread])
 
 
-def visits_end(batch: Batch, threads: Array) -> None:
-    """Threads arrive at the barrier of their cluster, which no block passes before them.
+def visits_end(batch: Batch, threads: Array, opened: Array) -> None:
+    """Threads leave the barrier of their cluster, which opened so often for each of them.
 
-    Even where the barrier is relaxed, and hands over nothing else, the visits are over then.
+    Even where the barrier is relaxed, and hands over nothing else, visits before it are over.
     """
-    for visits in visitors(batch).values():
-        for warp in np.unique(threads // 32).tolist():
-            visits.pop(warp, None)
+    if visits := visitors(batch):
+        for thread in threads[np.unique(batch.block_of[threads], return_index=True)[1]].tolist():
+            block, times = int(batch.block_of[thread]), int(opened[thread])
+            kept = {w: m for w, m in visits.get(block, {}).items() if m[1] >= times}
+            visits[block] = kept
 
 
 def proxy_fence(batch: Batch, threads: Array) -> None:

@@ -130,6 +130,7 @@ class ClusterBarrier:
     def leave(self, threads: Array) -> None:
         """Lets threads go on behind the wait."""
         self.arrived[threads] = False
+        visits_end(self.batch, threads, self.opened[self.of])
         for cluster in np.unique(self.of[threads]):
             acquire(self.batch, threads[self.of[threads] == cluster],
                     self.complete.get(int(cluster)))  # fmt: skip
@@ -152,7 +153,6 @@ def _arrive(site: Site) -> Control:
     def run(machine: Machine, g: Group, step: Step) -> bool:
         if aligned and not g.batch.converge(g, step, None):
             return False
-        visits_end(g.batch, g.threads())
         ClusterBarrier.of_batch(g.batch).arrive(g.threads(), not relaxed)
         g.pc += 1
         return True

@@ -26,6 +26,7 @@ from ..order import (
 )
 from ..program import Control, Run, Site, Step
 from . import control, effect
+from .cluster import ClusterBarrier
 from .copies import copies_of
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ def _arrival(site: Site, drop: bool, expects: bool) -> Run:
             thread = int(threads[0])
             barrier = find(batch, index, threads)
             if not relaxed and batch.machine.cluster != (1, 1, 1):
-                visit(batch, index // batch.shared.stride, threads)
+                visit(batch, index // batch.shared.stride, threads,
+                      ClusterBarrier.of_batch(batch).phase)
             clock = None if relaxed else publish(batch, threads)
             total = int(given[at].astype(np.int64).sum())
             if expects:
@@ -287,10 +289,13 @@ def _why(site: Site, parity: bool) -> Callable[[Group], str]:
         index, threads, at = next(iter(located(g, space, where(g))))
         barrier, asked = find(g.batch, index, threads), np.broadcast_to(phase(g), g.n)
         number = int(asked[at[0]]) & 1 if parity else phase_of(int(asked[at[0]]))
+        left = f"and {barrier.bytes} bytes"
+        if barrier.bytes < 0:
+            left = f"and got {-barrier.bytes} bytes that none announced"
         return (
             f"waits for phase {'of parity ' if parity else ''}{number} of the mbarrier at "
             f"{offset_of(g.batch, index):#x}, which is in phase {barrier.phase} and lacks "
-            f"{barrier.pending} of {barrier.expected} arrivals and {barrier.bytes} bytes"
+            f"{barrier.pending} of {barrier.expected} arrivals {left}"
         )
 
     return why

@@ -62,7 +62,9 @@ def test_an_arrival_at_a_neighbours_barrier(end: str) -> None:
         cluster=2)  # fmt: skip
 
 
-def test_an_arrival_at_a_barrier_of_a_block_that_may_have_ended() -> None:
-    found = fault(kernel(VISIT, 1, shared=SHARED), words(1), grid=2, cluster=2)
+@pytest.mark.parametrize("end", ["", "    barrier.cluster.arrive.aligned;\n"])
+def test_an_arrival_at_a_barrier_of_a_block_that_may_have_ended(end: str) -> None:
+    """Nobody waits for the neighbour, though all may have arrived."""
+    found = fault(kernel(VISIT + end, 1, shared=SHARED), words(1), grid=2, cluster=2)
     assert found.kind == "race"
     assert "the block ends and with it shared memory that block" in str(found)
