@@ -150,6 +150,16 @@ class Resolve:
 
     def symbol(self, name: str, offset: int) -> s.Operand:
         """What a name stands for, and for a variable the bytes behind its start."""
+        found = self.plain(name)
+        if isinstance(found, s.Symbol):
+            return s.Symbol(name, offset) if offset else found
+        if offset:  # `ptxas` adds it, which no manual says
+            raise PtxError(f"`{name}{offset:+}`: a number is added to a register only in an "
+                           "address; elsewhere `add` does that")  # fmt: skip
+        return found
+
+    def plain(self, name: str) -> s.Operand:
+        """What a name stands for, without an offset."""
         if name == "_":
             return s.Sink()
         kind = self.type_of(name)
@@ -162,4 +172,4 @@ class Resolve:
             if not _SPECIAL.fullmatch(name):
                 raise PtxError(f"`{name}` is not declared")
             return s.Special(name)
-        return s.Symbol(name, offset)
+        return s.Symbol(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,6 +148,9 @@ def _shared(batch: Batch, addresses: Array, size: int, threads: Array) -> Part:
     if high < 1 << RANK_BITS:
         return _strided(batch.shared, batch.shared_base, addresses, size, threads, "shared")
     ranks, offsets = addresses >> RANK_BITS, addresses & ((1 << RANK_BITS) - 1)
+    if int(ranks.max()) > prod(batch.machine.cluster):  # no `mapa` made it
+        wrapped = (addresses + (1 << 31)) % (1 << 32) - (1 << 31)
+        raise _outside(batch.shared, wrapped, size, threads)
     if int(offsets.max()) + size > batch.shared.limit:
         raise _outside(batch.shared, offsets, size, threads)
     blocks = peer_blocks(batch, threads, ranks - 1)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
+_LONG_LIST = re.compile(r"\{([^,{}]+), ([^,{}]+)(?:, [^,{}]+){7,}, ([^,{}]+)\}")
 KINDS = ("out-of-bounds", "misaligned", "uninitialised", "race", "barrier", "deadlock", "trap")
+
+
+def shortened(instruction: str) -> str:
+    """An instruction for a message: of a long list of registers the first two and the last.
+
+    >>> shortened("wgmma {%f1, %f2, %f3, %f4, %f5, %f6, %f7, %f8, %f9, %f10}, %d1;")
+    'wgmma {%f1, %f2, ..., %f10}, %d1;'
+    """
+    return _LONG_LIST.sub(r"{\1, \2, ..., \3}", instruction)
 
 
 class Fault(RuntimeError):
@@ -22,7 +34,7 @@ class Fault(RuntimeError):
         where += [f"{file}:{source_line}"] if source_line else []
         where += [f"block {block} thread {thread}"] if thread is not None else []
         parts = [f"{kind}: {message}"]
-        parts += [f"in `{instruction}`"] if instruction else []
+        parts += [f"in `{shortened(instruction)}`"] if instruction else []
         parts += [f"of {kernel}"] if kernel else []
         super().__init__(" ".join(parts) + (f" ({', '.join(where)})" if where else ""))
         self.kind, self.message, self.kernel = kind, message, kernel

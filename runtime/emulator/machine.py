@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .barriers import Barriers
-from .errors import Fault, Stop
+from .errors import Fault, Stop, shortened
 from .groups import Frame, Geometry, compact, merge
 from .groups import Group as Group
 from .layout import Layout
@@ -303,9 +303,9 @@ class Batch:
             steps = g.frame.code.steps
             if g.pc < len(steps):
                 block, thread = self.position(int(g.threads()[0]))
-                line = steps[g.pc].instruction.line
-                found.append(f"{g.n} at line {line} `{steps[g.pc]}` (block {block} thread "
-                             f"{thread}{' and others' if g.n > 1 else ''})")  # fmt: skip
+                line, x = steps[g.pc].instruction.line, shortened(str(steps[g.pc]))
+                others = " and others" if g.n > 1 else ""
+                found.append(f"{g.n} at line {line} `{x}` (block {block} thread {thread}{others})")
         more = f", and {len(found) - most} groups more" if len(found) > most else ""
         return ", ".join(found[:most]) + more
 

@@ -39,20 +39,28 @@ class Region:
     def write(self, values: Array, thread: int) -> None:
         """Writes its units.
 
-        Raises: Stop where they may not be written.
+        Raises: Stop where they may not be written, or an mbarrier lies.
         """
         if self.arena.constant:
             raise Stop("out-of-bounds", f"{self.arena.name} cannot be written", thread)
+        self._check_free(thread)
         self.arena.store(self.index, values.view(f"u{self.unit}"))
 
     def check_written(self, thread: int) -> None:
-        """Raises: Stop where nothing wrote some of its bytes."""
+        """Raises: Stop where nothing wrote some of its bytes, or an mbarrier lies."""
+        self._check_free(thread)
         missing = self.arena.unwritten(self.index, self.unit)
         if missing is not None:
             at = int(self.index.reshape(-1)[int(np.argmax(missing))])
             within = at % self.arena.stride if self.arena.stride else at
             raise Stop("uninitialised", f"nothing wrote offset {within} of {self.arena.name}",
                        thread)  # fmt: skip
+
+    def _check_free(self, thread: int) -> None:
+        """Raises: Stop where an mbarrier lies there."""
+        if self.arena.held is not None:
+            index = self.index.reshape(-1)
+            self.arena.check_free(index, self.unit, np.broadcast_to(np.int64(thread), index.size))
 
     def granules(self, granule: int) -> Array:
         """The numbers of the granules that it touches; some may come more than once."""

@@ -126,6 +126,7 @@ def atomic(
         arena = part.arena
         if arena.constant or part.space not in ("global", "shared"):
             raise Stop("out-of-bounds", f"an atomic on {arena.name}", int(part.threads[0]))
+        arena.check_free(part.index, size, part.threads)
         if machine.races is not None:
             machine.races.atomic(g.batch, arena, part.index, size, part.threads, order, narrow)
         missing = arena.unwritten(part.index, size) if size <= 8 else None

@@ -97,6 +97,7 @@ def _begin(g: Group, to: Array, source: Array, size: int, sizes: Array) -> None:
     machine.traffic[key] = machine.traffic.get(key, 0) + g.n * size
     if machine.races is not None:
         machine.races.launched(batch, part.arena, part.index, size, threads)
+    part.arena.check_free(part.index, size, threads)
     if part.arena.valid is not None:  # whoever looks before the wait sees nothing
         part.arena.forget(part.index, size)
     copies = copies_of(batch)

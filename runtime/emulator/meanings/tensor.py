@@ -211,6 +211,7 @@ def _row_places(
     threads = (warps[:, None] * 32 + np.arange(8 * count)).reshape(-1)
     parts = access.places(g, space, addresses, 16, threads)
     (part,) = parts
+    part.arena.check_free(part.index, 16, threads)
     return part.index, threads, part
 
 

@@ -194,6 +194,13 @@ def test_buffers_that_are_not_contiguous_and_pointers_into_them() -> None:
     assert (found.kind, found.thread) == ("out-of-bounds", (16, 0, 0))
 
 
+@pytest.mark.parametrize("below", [4, 0x7F000000])
+def test_shared_addresses_below_zero(below: int) -> None:
+    body = f"mov.u32 %r4, s; sub.u32 %r4, %r4, {below}; st.shared.u32 [%r4], %r0;"
+    found = fault(kernel(f"    {body}", shared=".shared .b32 s[32];"), words(32))
+    assert found.kind == "out-of-bounds" and f"at offset -{below} of shared" in str(found)
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "start"),
     [

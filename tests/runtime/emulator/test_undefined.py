@@ -107,7 +107,10 @@ FIRST:
 INIT = "mbarrier.init.shared::cta.b64 [bar], 1;"
 INVAL = "mbarrier.inval.shared::cta.b64 [bar];"
 ONE = "setp.ne.u32 %p0, %r0, 0; @%p0 bra DONE;"
-BAR = "    .shared .align 8 .b64 bar;"
+INITS = f"mov.u32 %r4, bar; setp.eq.u32 %p0, %r0, 0; @%p0 {INIT} bar.warp.sync 0xffffffff;"
+COPY_IN = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+COPY_OUT = "cp.async.bulk.global.shared::cta.bulk_group"
+BAR = "    .shared .align 16 .b64 bar; .shared .align 16 .b64 other[2];"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +122,11 @@ BAR = "    .shared .align 8 .b64 bar;"
         (INIT, "initialised again"),  # by all lanes
         (f"{ONE} {INIT} ld.shared.b64 %d3, [bar];", "is an mbarrier"),
         (f"{ONE} {INIT} mov.u32 %r4, bar; st.shared.b32 [%r4+4], %r0;", "offset 0x4 of shared"),
+        (f"{ONE} {INIT} atom.shared.add.u32 %r4, [bar], 1;", "offset 0x0 of shared"),
+        (f"{ONE} {INIT} cp.async.ca.shared.global [bar], [%d0], 8;", "is an mbarrier"),
+        (f"{ONE} {INIT} {COPY_IN} [bar], [%d0], 16, [bar];", "is an mbarrier"),
+        (f"{ONE} {INIT} {COPY_OUT} [%d0], [bar], 16;", "is an mbarrier"),
+        (f"{INITS} stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r4], {{%r0}};", "is an mbarrier"),
         (f"{ONE} {INIT} {INVAL} {INIT} {INVAL} st.shared.b32 [bar], %r0;", None),
         (f"{ONE} st.shared.b64 [bar], 0; {INIT}", None),
     ],
