@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import ClassVar
 
@@ -63,7 +64,7 @@ class Bounds:
         key = (expr, tuple(guards), _ranges_of((expr, *guards), facts))
         if key in self.known:
             return None
-        bare = _Search(facts, (), BARE_GOALS).steps_to(expr)
+        bare = _Search(facts, (), expr, BARE_GOALS).steps_to(expr)
         if bare or _follows(expr, facts, expanded((*guards, *self.given), facts)):
             self.known.add(key)
             return None
@@ -116,7 +117,7 @@ def _follows(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
 
 def _is_found(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
     """Whether a proof is found: from the conditions, or from what they say together."""
-    if _Search(sharpened(facts, conditions), conditions).proves(goal):
+    if _Search(sharpened(facts, conditions), conditions, goal).proves(goal):
         return True
     more = combined([goal], conditions, facts)
     if any(is_plain(-1 - condition, facts) for condition in more):
@@ -126,7 +127,7 @@ def _is_found(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
     outright = multiplied(conditions, known)
     if not more and not outright:
         return False
-    return _Search(known, (*conditions, *outright)).proves(goal)
+    return _Search(known, (*conditions, *outright), goal).proves(goal)
 
 
 class _Search:
@@ -135,8 +136,11 @@ class _Search:
     Each step takes something away: a condition, a symbol, a function. `GOALS` bounds the work.
     """
 
-    def __init__(self, facts: Facts, conditions: Sequence[Expr], goals: int = GOALS) -> None:
+    def __init__(
+        self, facts: Facts, conditions: Sequence[Expr], goal: Expr, goals: int = GOALS
+    ) -> None:
         self.facts, self.conditions = facts, conditions
+        self.symbols = sorted(goal.symbols().union(*(c.symbols() for c in conditions)))
         self.failed: set[Expr] = set()
         self.left = goals
         self.plain: dict[Expr, bool] = {}
@@ -158,7 +162,17 @@ class _Search:
 
     def _positive(self, divisor: Expr) -> bool:
         goal = divisor - 1
-        return self._plain(goal) or any(map(self._plain, self._without_conditions(goal)))
+        if self._plain(goal) or any(map(self._plain, self._without_conditions(goal))):
+            return True
+        return self._plain(divisor) and any(map(partial(self._is_among, divisor), self.symbols))
+
+    def _is_among(self, count: Expr, name: str) -> bool:
+        """Whether a symbol is one of a multiple of a count, which then isn't 0."""
+        low, high = self.facts.ranges.get(name, (const(0), None))
+        if high is None or not self._plain(as_expr(low)):
+            return False
+        times, left = divide(as_expr(high) + 1, count)
+        return bool(times.terms) and not left.terms
 
     def steps_to(self, goal: Expr) -> bool:
         """Whether steps lead to the goal from here, those that are left."""

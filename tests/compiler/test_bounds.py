@@ -143,6 +143,18 @@ def test_a_position_shows_that_no_factor_of_its_axis_is_zero(goal: str, guards: 
     assert not bounds.open
 
 
+@pytest.mark.parametrize("times", ["3", "(K + 3)", "(M + 1)*K"])
+def test_a_position_shows_that_its_axis_is_not_no_rows(times: str) -> None:
+    """`K - 16` may be 0, but not where one of so many times `K - 16` places is."""
+    ranges = {"K": (16, None), "M": (0, None), "i": (parse("0"), parse(f"(K - 16)*{times} - 1"))}
+    goal, bounds = parse("(K - 16) - i % (K - 16) - 1"), Bounds()
+    assert bounds.broken(goal, Facts(ranges), [], str) is None
+    assert not bounds.open
+    ranges["i"] = (parse("0"), parse(f"(K - 16)*{times}"))
+    bounds = Bounds()
+    assert bounds.broken(goal, Facts(ranges), [], str) or bounds.open
+
+
 @pytest.mark.parametrize(
     "less", ["(0 - i) // 2", "min(0 - i, M)", "(M - N)", "min(M - min(2, M + 1), 1)"]
 )
