@@ -97,9 +97,9 @@ class StatePlan:
     array: str | None = None
 
 
-UNITS = {"tiles": 1, "quads": 2, "pages": 4, "halves": 8}
+UNITS = {"tiles": 1, "quads": 2, "pages": 4, "halves": 8, "quotients": 16}
 """What a processor may have beyond its level, as bits: AMX, AVX-512 VNNI, prefetching that ends
-with a page, and AVX512-BF16."""
+with a page, AVX512-BF16, and quick division of vectors of 512 bits."""
 CUT_ROWS = 64
 """With fewer rows a product waits for its weights, and those in pieces are half as large again."""
 

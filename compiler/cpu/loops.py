@@ -18,7 +18,7 @@ from stagefuse.compiler.kernel_ir import (
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 
-from . import scalars
+from . import scalars, units
 from .bodies import at_most, is_adjacent, is_loop, values_of, walk
 from .checks import CheckWriter
 from .ir import Value
@@ -164,11 +164,15 @@ class LoopWriter(CheckWriter):
         what is left over of whole vectors is done under a mask and not one by one: in a short loop
         after it, if it is not short itself."""
         code = self.code
-        if innermost and (fit := self._words_fit(ahead, bound)):
+        if innermost:
             again = partial(
                 self._loop, lo, hi, start, body, ahead, bound, parallel, True, short, masked
             )
-            return self._either(fit, self._fitting, again)
+            if fit := self._words_fit(ahead, bound):
+                return self._either(fit, self._fitting, again)
+            if not self._many_loops and self._divides_by_one(ahead, bound):
+                quick = units.has(code, units.loaded(code), "quotients")
+                return self._either(quick, self._dividing, again)
         if masked and not short and innermost and self._leaves_rest(lo, hi):
             span = hi - lo  # less than 0 where a part of a row begins after the row's end
             span = span.compare("gt", 0).select(span, code.const(0, "i64"))

@@ -64,6 +64,7 @@ class MemoryWriter(Evaluator[Value]):
         self.places: dict[tuple[Expr, Expr], Value] = {}  # tables, by what is in them
         self.sound: frozenset[int] = frozenset()  # checks and conditions known to hold
         self.has_streams = False
+        self.quick_quotients: bool | None = None  # of the loop around, if there is one for each
         self.row_in_result = row_in_result(kernel)
         self.lost_nans = lost_nans(kernel)
         self.scratch_row: Value | None = None  # of the row that may lie in a result's place
@@ -149,10 +150,15 @@ class MemoryWriter(Evaluator[Value]):
         names = self.names(value)
         if self._is_volatile(value) or names & bound:
             return False
-        known = {besides}
-        for scope in self.scopes:
-            known |= scope.indices.keys() | {f"%{n}" for n in scope.locals}
-        return names <= known
+        return names <= self._bound_in(self.scopes) | {besides}
+
+    @staticmethod
+    def _bound_in(scopes: Sequence[Scope]) -> set[str]:
+        """Indices, dimensions, and locals with a % before their names."""
+        found: set[str] = set()
+        for scope in scopes:
+            found |= scope.indices.keys() | {f"%{n}" for n in scope.locals}
+        return found
 
     @abstractmethod
     def index(self, expr: Expr) -> Value:

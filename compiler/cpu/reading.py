@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 
 from stagefuse.compiler.kernel_ir import (
@@ -18,6 +18,7 @@ from stagefuse.dsl.dtypes import F32
 from . import scalars
 from .ir import Value
 from .memory import Memory, Scope
+from .values import post_order
 from .words import WordWriter
 
 WHOLE = frozenset({"floor", "ceil", "round", "trunc"})
@@ -147,16 +148,38 @@ class ValueWriter(WordWriter):
         return isinstance(value, Load) and value.stored.name == "f16"
 
     def _divides_all(self, quotient: Op) -> bool:
-        """Whether it is in f32 and its divisor is that of every iteration of the loop around.
+        """Whether its divisor is that of every iteration of the loop around, and what is divided is
+        multiplied by a reciprocal from before the loop.
 
-        A vector of 512 bits is divided in 16 cycles and multiplied in f64, by a reciprocal made
-        before the loop, in 6. Shorter vectors gain nothing.
+        A vector of 512 bits is divided in 16 cycles by Intel's processors, and multiplied in f64
+        in 6; by those of Zen 4 in 7 and 11. Shorter vectors gain nothing.
         """
+        inner = max((n for n, s in enumerate(self.scopes) if s.indices), default=0)
+        if self.quick_quotients or not inner:
+            return False
+        return self._is_over(quotient, self._bound_in(self.scopes[:inner]))
+
+    def _divides_by_one(self, values: Sequence[KernelValue], bound: Set[str]) -> bool:
+        """Whether they have quotients whose divisor is the same whatever the indices `bound`."""
+        if self.quick_quotients is not None:
+            return False
+        known = self._bound_in(self.scopes) - bound
+        parts = (p for value in values for p in post_order(self._unique(value)))
+        return any(isinstance(p, Op) and p.fn == "div" and self._is_over(p, known) for p in parts)
+
+    @contextmanager
+    def _dividing(self, quick: bool) -> Iterator[None]:
+        """Inside, vectors are divided quickly, or not."""
+        self.quick_quotients = quick
+        yield
+        self.quick_quotients = None
+
+    def _is_over(self, quotient: Op, known: Set[str]) -> bool:
+        """Whether it is one of f32 in vectors of 512 bits, and its divisor is of such names."""
         divisor = quotient.args[1]
         if self.module.level != "v4" or quotient.dtype != F32 or self._is_volatile(divisor):
             return False
-        inner = next((s.indices.keys() for s in reversed(self.scopes) if s.indices), None)
-        return inner is not None and not self.names(divisor) & inner
+        return self.names(divisor) <= known
 
     def _load(self, load: Load) -> Value:
         memory = self.memory[load.buffer]

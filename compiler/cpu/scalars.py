@@ -136,12 +136,15 @@ def to_integer(code: Code, value: Value, target: DType) -> Value:
     exact = MANTISSA[value.type] + 1
     below = most if digits <= exact else (1 << digits) - (1 << (digits - exact))
     limited = value.compare("gt", float(below)).select(code.const(float(below), value.type), value)
-    limited = limited.compare("lt", float(least)).select(
-        code.const(float(least), value.type), limited
-    )
+    if signed:
+        low = code.const(float(least), value.type)
+        limited = limited.compare("lt", float(least)).select(low, limited)
+        limited = value.is_nan().select(zero, limited)
+    else:  # nor is NaN above 0
+        limited = limited.compare("gt", 0.0).select(limited, zero)
     word = "fptosi" if signed or target.bits < 32 else "fptoui"
     wide = f"i{max(target.bits, 32)}"
-    found = value.is_nan().select(zero, limited).to(word, wide)
+    found = limited.to(word, wide)
     if below < most:
         found = value.compare("gt", float(below)).select(code.const(most, wide), found)
     return found if target.bits >= 32 else found.to("trunc", f"i{target.bits}")

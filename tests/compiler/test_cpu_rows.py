@@ -10,6 +10,7 @@ from stagefuse.compiler.cpu.emit import module_text
 from stagefuse.compiler.cpu.lost_nans import lost_nans
 from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.compiler.kernel_text import parse_kernel
+from stagefuse.compiler.plan import UNITS
 
 from .cpu_run import LEVELS, Compiled
 
@@ -169,3 +170,40 @@ def test_a_short_row_that_is_updated_from_itself_is_updated_once(
         wanted[:, 1:-1] = wanted[:, 1:-1] * 2 + x
         assert compiled(f"of{n}", [k, x])[0] == 0
         assert np.array_equal(k, wanted)
+
+
+QUOTIENTS = """stagefuse kernel 1
+kernel quotients for test
+buffer x : in f32[M, N]
+buffer d : in f32[M]
+buffer z : out f32[M, N]
+buffer y : out f32[M]
+dims M N
+parallel m in M
+fold most = max over (f in N) : f32 of div.f32(x.f32[m, f], d.f32[m])
+store y[m] = $most.f32
+for n in 0..N vector
+  store z[m, n] = div.f32(x.f32[m, n], d.f32[m])
+"""
+
+
+@pytest.mark.parametrize("units", [0, UNITS["quotients"]])
+@pytest.mark.parametrize("level", LEVELS)
+def test_rows_over_one_number(units: int, level: str, rng: np.random.Generator) -> None:
+    """By division or by a reciprocal, the same bits; but one of a tie of subnormal results."""
+    compiled = Compiled([parse_kernel(QUOTIENTS)], level)
+    compiled.native.use_units(units)
+    d = np.concatenate([[0, -0.0, np.inf, np.nan, 3, 1e-40, -3e38], rng.standard_normal(57)])
+    d = d.astype(np.float32)
+    for n in (1, 16, 31, 200):
+        bits = rng.integers(0, 1 << 32, (len(d), n), np.uint64).astype(np.uint32)
+        x = np.where(rng.random((len(d), n)) < 0.1, np.float32(0), bits.view(np.float32))
+        z, y = np.empty_like(x), np.empty_like(d)
+        assert compiled("quotients", [x, d, z, y], {"M": len(d), "N": n})[0] == 0
+        with np.errstate(all="ignore"):
+            want = x / d[:, None]
+            off = np.where(np.abs(want) < 2.0**-126, 2.0**-149, 0)
+            assert np.array_equal(np.isnan(z), np.isnan(want))
+            same = (z == want) | (np.abs(z.astype("f8") - want) <= off) | np.isnan(want)
+        assert same.all() and np.array_equal(np.signbit(z)[z == z], np.signbit(want)[z == z])
+        np.testing.assert_array_equal(y, z.max(1))
