@@ -63,6 +63,19 @@ def test_a_value_to_pad_with_means_nothing_where_elements_are_copied() -> None:
     np.testing.assert_array_equal(found, [1, 0, 1, 2, 1, 0])
 
 
+@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+@pytest.mark.parametrize("pads", [(1, 0, 2, 3), (0, 4, 3, 0), (3, 5, 2, 4), (9, 1, 17, 0)])
+def test_elements_around_are_copied(
+    rng: np.random.Generator, mode: Any, pads: tuple[int, ...]
+) -> None:
+    x = rng.standard_normal((4, 6)).astype(np.float32)
+    if mode == "wrap" and max(pads) > 9:
+        pads = (4, 6, 4, 6)
+    found = run("Pad", 19, [x], {"pads": np.array(pads)}, mode=mode)
+    want = np.pad(x, ((pads[0], pads[2]), (pads[1], pads[3])), mode)
+    np.testing.assert_array_equal(found, want)
+
+
 def test_boxes_of_as_many_samples_as_a_bin_has_elements(rng: np.random.Generator) -> None:
     """What lies in a box of 4 by 6 elements, in bins of 2 by 3, with samples at elements."""
     x = rng.standard_normal((1, 2, 9, 8)).astype(np.float32)

@@ -182,6 +182,10 @@ def _end(at: Expr, size: Expr) -> str:
     return size_text(at)
 
 
+_PARTS = 16
+"""Copies of an edge that are named one by one."""
+
+
 @op("Pad", unread=["value"])
 def _pad(n: Node) -> Written:
     value = n.val(0)
@@ -201,9 +205,35 @@ def _pad(n: Node) -> Written:
     for axis, (before, after) in both.items():
         if before.as_int() == 0 and after.as_int() == 0:
             continue
+        parts = _repeated(n, mode, text, axis, before.as_int(), after.as_int())
+        if parts:
+            text = n.let("padded", f"concat([{', '.join(parts)}], axis={axis})").text
+            continue
         ids = n.let("ids", _source(mode, value.shape[axis], before, after)).text
         text = n.let("padded", f"{text}[{subscript(value.rank, **{f'a{axis}': ids})}]").text
     return text
+
+
+def _repeated(
+    n: Node, mode: str, text: str, axis: int, before: int | None, after: int | None
+) -> list[str]:
+    """The parts of a padded axis, where the sizes are known and nothing is reflected twice; none
+    where there would be many."""
+    rank, size = n.val(0).rank, n.val(0).shape[axis].as_int()
+    if before is None or after is None or size is None:
+        return []
+    if mode == "edge" and before + after > _PARTS:
+        return []
+    if min(before, after) < 0 or size < max(before, after, 1) + (mode == "reflect"):
+        return []
+    ends = {
+        "edge": (":1", "-1:"),
+        "wrap": (f"{size - before}:", f":{after}"),
+        "reflect": (f"{before}:0:-1", f"-2:{-2 - after}:-1"),
+    }[mode]
+    first, last = (f"{text}[{subscript(rank, **{f'a{axis}': at})}]" for at in ends)
+    copies = (before, after) if mode == "edge" else (min(before, 1), min(after, 1))
+    return [first] * copies[0] + [text] + [last] * copies[1]
 
 
 def _source(mode: str, size: Expr, before: Expr, after: Expr) -> str:
