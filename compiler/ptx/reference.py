@@ -55,8 +55,9 @@ except emulator.Fault as fault:
 |---|---|
 | `out-of-bounds` | an access outside every buffer, or that does not lie wholly in one |
 | `misaligned` | an address that is no multiple of the size of the access |
-| `uninitialised` | a read of memory that nothing wrote, used or not; local words may be copied. \
-Something that depends on a register that nothing wrote: an address, a guard, global memory |
+| `uninitialised` | a read of memory that nothing wrote; local words may be copied, \
+shared ones dropped. Something that depends on a register that nothing wrote: an address, \
+a guard, global memory |
 | `race` | two accesses, one a write, that nothing orders; or a read before a copy was waited for |
 | `barrier` | a barrier that threads of the warp, or ended threads, do not reach; a wrong mask; \
 a wrong use of an mbarrier or of `setmaxnreg` |

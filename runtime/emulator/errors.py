@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stagefuse.compiler.ptx.syntax import Instruction
 
 _LONG_LIST = re.compile(r"\{([^,{}]+), ([^,{}]+)(?:, [^,{}]+){7,}, ([^,{}]+)\}")
 KINDS = ("out-of-bounds", "misaligned", "uninitialised", "race", "barrier", "deadlock", "trap")
@@ -46,8 +50,11 @@ class Fault(RuntimeError):
 class Stop(Exception):
     """A fault before it is known where: the machine adds the instruction and raises `Fault`.
 
-    `thread` is the index within the batch of the first thread that did it.
+    `thread` is the index within the batch of the first thread that did it, `instruction` what
+    did it, where that is another one than the machine runs.
     """
+
+    instruction: Instruction | None = None
 
     def __init__(self, kind: str, message: str, thread: int | None = None) -> None:
         super().__init__(message)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stagefuse.compiler.ptx import print_instruction
+
 from .barriers import Barriers
 from .errors import Fault, Stop, shortened
 from .groups import Frame, Geometry, compact, merge
@@ -480,15 +482,15 @@ class Machine:
 
     def fault(self, stop: Stop, step: Step, batch: Batch, g: Group) -> Fault:
         """A stop with the place where it happened."""
-        x = step.instruction
+        x = stop.instruction or step.instruction
         thread = stop.thread if stop.thread is not None else int(g.threads()[0])
         block, within = batch.position(thread)
         message = stop.message
         if stop.kind == "deadlock" and (places := batch.places()):
             message += f"; threads stand so: {places};"
         return Fault(
-            stop.kind, message, kernel=self.entry.name, instruction=str(step), line=x.line,
-            file=self.program.module.file(x.loc.file) if x.loc else "",
+            stop.kind, message, kernel=self.entry.name, instruction=print_instruction(x),
+            line=x.line, file=self.program.module.file(x.loc.file) if x.loc else "",
             source_line=x.loc.line if x.loc else 0, block=block, thread=within,
         )  # fmt: skip
 

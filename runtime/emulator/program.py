@@ -132,13 +132,19 @@ class Code:
         load_families()
         pending, self.pending = self.pending, []
         if pending:
-            self.open = find_open(self, pending)
+            self.ready, self.open = pending, find_open(self, pending)
         for step, scope, known in pending:
             x = step.instruction
             compile_step(Site(program, self, scope, x, known, known.bound(x)), step)
 
+    ready: list[tuple[Step, Scope, Decoded]] = field(default_factory=list)
+    """Steps that were made ready."""
     open: frozenset[str] = frozenset()
     """Registers that may be read where nothing wrote them, and what is computed from them."""
+    loaded: frozenset[str] = frozenset()
+    """Those among them that came from loads of what nothing wrote, once there was one."""
+    loaded_only: set[int] = field(default_factory=set)
+    """Registers that are open for no other reason than such a load, by number."""
     watched: frozenset[str] | None = None
     """Registers that belong to asynchronous products, once they were looked for."""
     looked_at: frozenset[str] | None = None

@@ -155,12 +155,16 @@ class _Flow:
 def find_open(code: Code, pending: Pending) -> frozenset[str]:
     """Names of registers whose values may be open somewhere: to be followed."""
     flow = _Flow(code, pending)
-    found, uses = flow.open(), flow.uses
-    if not found:
+    return _with_results(flow.open(), pending, flow.uses)
+
+
+def _with_results(names: set[str], pending: Pending, uses: Sequence[Uses]) -> frozenset[str]:
+    """Registers, and all that is computed from them."""
+    if not names:
         return frozenset()
     passing = [(u.writes, u.reads) for u, (step, _, _) in zip(uses, pending, strict=True)
-               if u.writes and _passes(step)]  # fmt: skip
-    size = -1
+               if u.writes and _passes(step.match.form.meaning)]  # fmt: skip
+    found, size = set(names), -1
     while size != len(found):
         size = len(found)
         for writes, reads in passing:
@@ -169,18 +173,56 @@ def find_open(code: Code, pending: Pending) -> frozenset[str]:
     return frozenset(found)
 
 
-def _passes(step: Step) -> bool:
+def _passes(meaning: str) -> bool:
     from .meanings import PURE
 
-    meaning = step.match.form.meaning
     return meaning in PURE or meaning in _COMPUTING
+
+
+def read_unwritten(
+    site: Site, g: Group, results: Sequence[s.Operand], threads: Array,
+    missing: Sequence[Array | None], stop: Stop,
+) -> None:  # fmt: skip
+    """A load read elements of shared memory that nothing wrote: its results are open there.
+
+    `missing` says for each result in which of the threads. From the first such load on, all that is
+    computed from these registers is followed.
+    """
+    names = {x.name for x in results if isinstance(x, s.Register)}
+    if not names <= site.code.loaded:
+        _follow_loads(site, names)
+    for x, late in zip(results, missing, strict=True):
+        if late is not None and isinstance(x, s.Register):
+            opened(g, slot_of(site, x))[threads[late]] = True
+    stop.instruction = site.instruction
+    g.batch.state.setdefault("read unwritten", stop)
+
+
+def _follow_loads(site: Site, names: set[str]) -> None:
+    """Makes the steps ready anew that use these registers, or what is computed from them."""
+    from .meanings import compile_step
+
+    code = site.code
+    uses = [uses_of(known, step.instruction) for step, _, known in code.ready]
+    found = _with_results(set(code.loaded | names), code.ready, uses)
+    added, closed = found - code.loaded, found - code.open
+    code.loaded, code.open = found, code.open | found
+    for step, scope, known in code.ready:
+        x = step.instruction
+        each = Site(site.program, code, scope, x, known, known.bound(x))
+        guard = [x.guard.register] if x.guard is not None else []
+        registers = _registers(each, [*x.operands, *guard])
+        if not added.isdisjoint(registers.values()):
+            code.loaded_only.update(n for n, name in registers.items() if name in closed)
+            compile_step(each, step)
 
 
 def opened(g: Group, slot: int) -> Array:
     """For each thread of the batch whether a register's value is open."""
     found = g.frame.open.get(slot)
     if found is None:
-        found = g.frame.open[slot] = np.ones(g.batch.threads, np.bool_)
+        make = np.zeros if slot in g.frame.code.loaded_only else np.ones
+        found = g.frame.open[slot] = make(g.batch.threads, np.bool_)
     return found
 
 
@@ -189,13 +231,17 @@ def check_guard(site: Site) -> Run | None:
     guard = site.instruction.guard
     if guard is None or guard.register.name not in site.code.open:
         return None
-    return _check({slot_of(site, guard.register): guard.register.name}, "decides")
+    return _check(site, {slot_of(site, guard.register): guard.register.name}, "decides")
 
 
-def _check(slots: dict[int, str], does: str) -> Run:
+def _check(site: Site, slots: dict[int, str], does: str) -> Run:
     def check(g: Group) -> None:
         for slot, name in slots.items():
             if (late := g.of(opened(g, slot))).any():
+                read = g.batch.state.get("read unwritten") if name in site.code.loaded else None
+                if read is not None:
+                    read.message += f", and {name} {does} at line {site.instruction.line}"
+                    raise read
                 raise Stop("uninitialised", f"nothing wrote what {name} holds, which {does} here",
                            int(g.threads()[late][0]))  # fmt: skip
 
@@ -210,7 +256,7 @@ def follow(site: Site, run: Run) -> Run:
     uses = uses_of(site.known, site.instruction)
     if found.isdisjoint(uses.reads) and found.isdisjoint(uses.writes):
         return run
-    checks = [_check(slots, does) for slots, does in _sinks(site) if slots]
+    checks = [_check(site, slots, does) for slots, does in _sinks(site) if slots]
     results = _slots(site, (x for n, x in site.bound.items() if _is_result(site.known, n)))
     becomes = _becomes(site)
 
@@ -218,10 +264,10 @@ def follow(site: Site, run: Run) -> Run:
         for check in checks:
             check(g)
         after = becomes(g) if results else False
-        run(g)
         for slot in results:
             values = opened(g, slot)
             values[slice(None) if g.sel is None else g.sel] = after
+        run(g)  # a load may find that nothing wrote what it reads
 
     return followed
 
@@ -231,14 +277,15 @@ def settle(site: Site) -> Run:
     return follow(site, lambda g: None)
 
 
+def _registers(site: Site, operands: Any) -> dict[int, str]:
+    """The registers in operands, by number."""
+    leaves = (leaf for x in operands for leaf in s.leaves(x))
+    return {slot_of(site, x): x.name for x in leaves if isinstance(x, s.Register)}
+
+
 def _slots(site: Site, operands: Any) -> dict[int, str]:
     """The followed registers in operands, by number."""
-    return {
-        slot_of(site, leaf): leaf.name
-        for x in operands
-        for leaf in s.leaves(x)
-        if isinstance(leaf, s.Register) and leaf.name in site.code.open
-    }
+    return {n: x for n, x in _registers(site, operands).items() if x in site.code.open}
 
 
 def _sinks(site: Site) -> Iterator[tuple[dict[int, str], str]]:
@@ -254,18 +301,21 @@ def _sinks(site: Site) -> Iterator[tuple[dict[int, str], str]]:
         site.word("space") == "global"
     ):
         yield _slots(site, values), "is stored"
+    elif not _passes(meaning):  # of what was loaded nothing is missed
+        found = _slots(site, values)
+        yield {n: x for n, x in found.items() if x in site.code.loaded}, "is used"
 
 
 def _becomes(site: Site) -> Any:
     """A function that says whether results are open: for each thread, or for all."""
-    from .meanings import PURE
-
     meaning = site.match.form.meaning
     values = [x for n, x in site.bound.items() if x is not None and not site.specs[n].is_result]
-    if meaning not in PURE and meaning not in _COMPUTING:
+    if not _passes(meaning):
         return lambda g: False
     if meaning == "compare.selp":
         return _selected(site)
+    if site.match.form.opcode in ("and", "or") and site.word("T") == "pred":
+        return _joined(site)
     slots = list(_slots(site, values))
     leaves = [leaf for x in values for leaf in s.leaves(x) if isinstance(leaf, s.Register)]
     gathers = site.match.form.opcode in PACKING or "bool" in site.match
@@ -288,5 +338,25 @@ def _selected(site: Site) -> Any:
         for slot in own:
             found = found | g.of(opened(g, slot))
         return found
+
+    return becomes
+
+
+def _joined(site: Site) -> Any:
+    """Of `and` and `or` of predicates: not open where one that is not open decides."""
+    from .operands import getter
+
+    deciding = site.match.form.opcode == "or"
+    sides = [(getter(site, site.operand(n), "pred"), list(_slots(site, [site.bound[n]])))
+             for n in ("a", "b")]  # fmt: skip
+
+    def becomes(g: Group) -> Any:
+        found: Any = np.False_
+        decided: Any = np.False_
+        for get, slots in sides:
+            late = g.of(opened(g, slots[0])) if slots else np.False_
+            found = found | late
+            decided = decided | ~late & (get(g) == deciding)
+        return found & ~decided
 
     return becomes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from stagefuse.compiler.ptx.table import Match
 from stagefuse.compiler.ptx.types import TYPES
 
 from .. import access
+from ..errors import Stop
 from ..memory import (
     ALLOCATION_BITS,
     LOCAL_WINDOW,
@@ -23,6 +25,7 @@ from ..memory import (
 from ..operands import address, elements, getter, is_generic_variable, putter
 from ..program import Run, Site
 from ..repacked import only_repacked
+from ..unwritten import read_unwritten
 from ..values import DTYPES
 from . import effect, pure
 
@@ -69,6 +72,11 @@ def ld(site: Site) -> Run:
     if guess:  # the first read of a compare-and-swap loop, which programs leave weak
         order = "relaxed"
 
+    def unread(g: Group, part: access.Part, stop: Stop) -> None:
+        missing = [part.arena.untouched(part.index + j * dtype.itemsize, dtype.itemsize)
+                   for j in range(count)]  # fmt: skip
+        read_unwritten(site, g, results, part.threads, missing, stop)
+
     def run(g: Group) -> None:
         addresses = at(g)
         if order and not guess:
@@ -76,7 +84,7 @@ def ld(site: Site) -> Run:
         values = access.load(
             g, space, addresses, dtype, count, order=order, narrow=narrow,
             repacks=lambda: space == "generic" and only_repacked(site.code, results),
-            read_only=read_only,
+            read_only=read_only, unread=None if order else partial(unread, g),
         )  # fmt: skip
         for put, value in zip(puts, values, strict=True):
             put(g, value)

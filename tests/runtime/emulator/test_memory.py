@@ -210,7 +210,7 @@ def test_shared_addresses_below_zero(below: int) -> None:
         ("add.s64 %d2, %d20, 0x7fffffffff; ld.u32 %r4, [%d2+1];", "out-of-bounds", "add.s64 %d2"),
         ("ld.global.u16 %h0, [%d0+1];", "misaligned", "ld.global.u16"),
         ("ld.global.v2.u32 {%r4, %r5}, [%d0+4];", "misaligned", "ld.global.v2"),
-        ("ld.shared.u32 %r4, [s];", "uninitialised", "ld.shared"),
+        ("ld.shared.u32 %r4, [s]; st.global.u32 [%d20], %r4;", "uninitialised", "ld.shared"),
         ("ld.shared.u32 %r4, [s+128];", "out-of-bounds", "ld.shared"),
         ("ld.local.u32 %r4, [l+4];", "uninitialised", "ld.local"),
         ("ld.local.u32 %r4, [l+8];", "out-of-bounds", "ld.local"),

@@ -259,9 +259,9 @@ def test_a_message_names_both_sides() -> None:
 
 def test_the_search_can_be_left_out() -> None:
     run(kernel("st.global.u32 [%d0], %r1;"), words(1), grid=2, block=1, races=False)
-    text = kernel("ld.shared.u32 %r4, [s];", shared=TILE)
-    assert fault(text, words(1)).kind == "uninitialised"
-    run(text, words(1), unwritten=False)
+    text = kernel("ld.shared.u32 %r4, [s]; st.global.u32 [%d20], %r4;", shared=TILE)
+    assert fault(text, words(32)).kind == "uninitialised"
+    run(text, words(32), unwritten=False)
 
 
 HANDED = """

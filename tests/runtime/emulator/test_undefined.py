@@ -102,6 +102,60 @@ FIRST:
     assert (y == 6).all()
 
 
+# shared memory that nothing wrote
+
+HALF = """
+    mov.u32 %r4, s;
+    shl.b32 %r5, %r0, 2;
+    add.u32 %r4, %r4, %r5;
+    setp.lt.u32 %p1, %r0, 20;
+    @%p1 st.shared.u32 [%r4], 3;
+    bar.sync 0;
+    ld.shared.u32 %r6, [%r4];
+"""
+S = "    .shared .align 8 .b32 s[64];"
+
+
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ("selp.u32 %r7, %r6, 9, %p1; st.global.u32 [%d20], %r7;", (3, 9)),
+        ("@!%p1 mov.u32 %r6, 8; st.global.u32 [%d20], %r6;", (3, 8)),
+        ("setp.gt.u32 %p2, %r6, 5; and.pred %p3, %p2, %p1; selp.u32 %r7, 1, 2, %p3; "
+         "st.global.u32 [%d20], %r7;", (2, 2)),
+        ("not.pred %p2, %p1; setp.gt.u32 %p3, %r6, 2; or.pred %p3, %p2, %p3; "
+         "@%p3 st.global.u32 [%d20], 5;", (5, 5)),
+        ("ld.shared.v2.u32 {_, %r7}, [s+160]; mov.u32 %r7, 4; st.global.u32 [%d20], %r7;", (4, 4)),
+        ("@%p1 bra L; bra END; L: st.global.u32 [%d20], %r6; END:", (3, 0)),
+    ],
+)  # fmt: skip
+def test_a_read_that_is_dropped_is_no_fault(body: str, expected: tuple[int, int]) -> None:
+    """As in a merge that reads one element beyond its end, and does not take it."""
+    y = words(32)
+    run(kernel(HALF + body, shared=S), y)
+    assert y.tolist() == [expected[0]] * 20 + [expected[1]] * 12
+
+
+@pytest.mark.parametrize(
+    "body, says",
+    [
+        ("st.global.u32 [%d20], %r6;", "%r6 is stored"),
+        ("add.u32 %r7, %r6, 1; st.shared.u32 [%r4], %r7;", "%r7 is used"),
+        ("shfl.sync.bfly.b32 %r7, %r6, 1, 31, -1;", "%r6 is used"),
+        ("atom.shared.add.u32 %r7, [s], %r6;", "%r6 is used"),
+        ("setp.gt.u32 %p2, %r6, 5; or.pred %p3, %p2, %p1; @%p3 bra L; L:", "%p3 decides"),
+        ("setp.gt.u32 %p2, %r6, 5; not.pred %p3, %p1; and.pred %p3, %p2, %p3; @%p3 bra L; L:",
+         "%p3 decides"),
+    ],
+)  # fmt: skip
+def test_the_fault_of_a_read_is_that_of_the_load(body: str, says: str) -> None:
+    text = kernel(f"{HALF}\n    {body}", shared=S)
+    found = fault(text, words(32))
+    assert found.kind == "uninitialised" and found.line == line_of(text, "ld.shared")
+    assert found.thread == (20, 0, 0) and "nothing wrote offset 80 of shared" in str(found)
+    assert f"{says} at line {line_of(text, body)}" in str(found)
+
+
 # mbarriers
 
 INIT = "mbarrier.init.shared::cta.b64 [bar], 1;"
