@@ -120,6 +120,12 @@ class Windows:
         return begin, stop
 
     @property
+    def of_one_plane(self) -> Windows:
+        """The same windows, where the channels are one."""
+        moving = tuple(d for d in self.digits if d not in self.channels)
+        return replace(self, digits=moving, channels=(), outside=())
+
+    @property
     def share(self) -> bool:
         """Whether windows overlap: what one of them reads, others do."""
         return any(a.reach for a in self.axes)
@@ -178,7 +184,7 @@ def windows_at(
     graph: Graph, domain: Sequence[Expr], node: Node, access: Sequence[Expr], digits: Digits
 ) -> Windows | None:
     """The windows that a view is where it is read at `access`, if they are: of the innermost axes
-    of a `domain` d0, d1... and of a tensor, with `digits` that all move them."""
+    of a `domain` d0, d1... and of a tensor, with `digits` that move them, or along another axis."""
     view = node.primitive
     assert isinstance(view, View)
     facts, here = _facts(graph, domain, digits), dict(zip(view.symbols, access, strict=True))
@@ -190,10 +196,12 @@ def windows_at(
     guards = [g for g in map(at, view.guard) if not facts.is_nonneg(g)]
     indices, source = tuple(map(at, view.indices)), node.operands[0]
     found = _windows(graph, source, domain, columns, indices, guards, digits, facts)
-    if found is None or found.channels or found.outside:
+    if found is None or found.axes[-1].source != len(indices) - 1:
         return None
-    if found.axes[-1].source != len(indices) - 1:
-        return None
+    for name, size, _ in found.channels:
+        moves = any(name in e.symbols() and len(e.symbols()) > 1 for e in indices)
+        if not moves or size.as_int() is None:
+            return None
     across = found.axes[0]
     bounded = any(f"d{across.axis}" in g.symbols() for g in guards)
     if len(found.axes) > 1 and not across.shifts and not bounded:

@@ -156,9 +156,13 @@ class _Planes:
         assert isinstance(node.primitive, Reduce)
         self.kind, self.dtype = node.primitive.kind, node.type.dtype.compute
         self.view = low.graph.nodes[plane.view.node]
+        self.reduces_view = node.operands[0] == plane.view and self.kind in SPLIT
+        joined = self.kind if self._are_joined() else None
+        if joined:
+            self.windows = plane.windows.of_one_plane
         self.split = self._is_split()
         self.outer, self.inner = self._written_out()
-        self.stripe = stripe = Stripe(low, plane.windows, self.view.type.dtype.compute)
+        self.stripe = stripe = Stripe(low, plane.windows, self.view.type.dtype.compute, joined)
         wide, pitch = stripe.columns(PIECE, PIECE)
         rows, self.lines = self._rows(pitch)
         stripe.shape(rows, wide, pitch, LANES)
@@ -191,13 +195,19 @@ class _Planes:
         """Whether windows are of whole rows and columns of what is reduced itself, and rows and
         columns apart take less than half of the operations."""
         digits, axes = self.windows.digits, self.windows.axes
-        node = self.low.graph.nodes[self.plane.reduction.node]
-        if len(axes) < 2 or node.operands[0] != self.plane.view or self.kind not in SPLIT:
+        if len(axes) < 2 or not self.reduces_view or self.windows.channels:
             return False
         sizes = {name: size.as_int() or UNROLLED + 1 for name, size, _ in digits}
         sides = [math.prod(sizes[name] for name, _ in a.shifts) for a in axes]
         known = self.windows.axes[-1].size.as_int() is not None
         return known and max(sides) <= UNROLLED and math.prod(sides) > 2 * sum(sides)
+
+    def _are_joined(self) -> bool:
+        """Whether the planes of a volume are reduced as they are copied: what is reduced is read
+        there itself, and what lies outside changes nothing."""
+        whole = start_of(self.kind, self.dtype) if self.plane.windows.channels else None
+        fits = self.view.type.dtype.compute == self.dtype and self.reduces_view
+        return fits and whole is not None and whole.value == self.plane.windows.fill
 
     def _written_out(self) -> tuple[Digits, Digits]:
         """The digits of a window that are loops, and those that are written out: all of a small
@@ -224,7 +234,8 @@ class _Planes:
         if stripe.across is None or known is None:
             return 1, 1
         height = stripe.across.size.as_int() or HIGH
-        most = max(STRIPE // (stripe.phases * known) - stripe.above, 1)
+        planes = stripe.phases * (stripe.channels.as_int() or 1)
+        most = max(STRIPE // (planes * known) - stripe.above, 1)
         rows = -(-height // -(-height // most))
         if known < SHORT and not self.is_narrow:
             return rows, 1
@@ -334,7 +345,8 @@ class _Planes:
             return self._part_of_rows(line)
         low, stripe = self.low, self.stripe
         operand, inside = _element(low, self.plane, const(0))
-        place = stripe.place({}) + line * self.apart + sym(COLUMN)
+        planes = {name: sym(name) for name, _, _ in self.windows.channels}
+        place = stripe.place(planes) + line * self.apart + sym(COLUMN)
         load = Load(stripe.name, (Index(place),), stripe.dtype)
         before = low.facts
         low.facts = before.with_ranges({n: (const(0), size - 1) for n, size, _ in self.inner})

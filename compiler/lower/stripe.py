@@ -13,9 +13,9 @@ from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from stagefuse.dsl.dtypes import DType
 
 from ..graph import Ref, flatten_index
-from ..kernel_ir import Alloc, Const, Index, Store
+from ..kernel_ir import Alloc, Const, Index, Load, Op, Store, Value
 from ..windows import Axis, Windows
-from .expressions import as_dtype, product_of
+from .expressions import COMBINE, as_dtype, product_of
 from .values import Lowering
 
 TOGETHER = 4
@@ -26,7 +26,8 @@ class Stripe:
     """A stripe of `rows` of `wide` columns of windows, `pitch` from row to row.
 
     There is a plane for each phase of each channel; `above` rows more than those of the windows
-    are in it, since they reach beyond their own.
+    are in it, since they reach beyond their own. Channels may be `joined` in one plane: what that
+    is of several windows (max, min, sum), whose identity is what lies outside.
     """
 
     name: str
@@ -36,8 +37,11 @@ class Stripe:
     plane: Expr
     slack: int
 
-    def __init__(self, low: Lowering, windows: Windows, dtype: DType) -> None:
-        self.low, self.windows, self.dtype = low, windows, dtype
+    def __init__(
+        self, low: Lowering, windows: Windows, dtype: DType, joined: str | None = None
+    ) -> None:
+        self.low, self.dtype, self.joined, self.filled = low, dtype, joined, windows
+        self.windows = windows = windows.of_one_plane if joined else windows
         self.along = windows.axes[-1]
         self.across = windows.axes[0] if len(windows.axes) > 1 else None
         self.channels = product_of([size for _, size, _ in windows.channels])
@@ -126,7 +130,7 @@ class Stripe:
                         where = first + row * self.pitch + x
                         places = tuple(Index(at.get(n, e)) for n, e in enumerate(windows.indices))
                         value = as_dtype(low.value(source, places, ()), self.dtype.compute)
-                        low.emit(Store(self.name, (Index(where),), value))
+                        self._store(where, value)
 
                 low.loop("x", begin, stop, one, vector=True)
 
@@ -149,7 +153,7 @@ class Stripe:
                 begin = maximum(begin, 0, low.facts)
                 stop = minimum(stop, rows + self.above, low.facts)
                 at[axis.source] = (y0 + sym("y")) * axis.step + phase + axis.first + axis.low
-            if seen is None:
+            if seen is None and not self.joined:
                 first = plane * self.phases + phase * self.along.phases
                 self._clear_around(first, (begin, stop), x0, around)
             low.loop("y", begin, stop, lambda: line(phase, sym("y")))
@@ -157,15 +161,26 @@ class Stripe:
         def channels(left: list[tuple[str, Expr]]) -> None:
             if left:
                 (name, size), *rest = left
-                return low.loop(name, *windows.inside(name, size), lambda: channels(rest))
-            if seen is not None:
+                begin, stop = self.filled.inside(name, size)
+                if not self.joined:
+                    self._clear_planes(name, [n for n, _ in rest], (begin, stop, size), around)
+                return low.loop(name, begin, stop, lambda: channels(rest))
+            if seen is not None and not self.joined:
                 self._clear_rows(plane * self.phases, rows, seen, around)
             self._phases("v", self.across, band)
 
         size = self.channels * self.phases * self.plane
-        first = const(0) if windows.outside else size
+        first = const(0) if self.joined else size
         self._clear(first, size + self.slack - first, around)
-        channels([(n, size) for n, size, _ in windows.channels])
+        channels([(n, size) for n, size, _ in self.filled.channels])
+
+    def _store(self, where: Expr, value: Value) -> None:
+        """Stores an element that windows see, or what it is with those of the channels before."""
+        place = (Index(where),)
+        if self.joined:
+            known = Load(self.name, place, self.dtype)
+            value = Op(COMBINE[self.joined], (known, value), self.dtype.compute)
+        self.low.emit(Store(self.name, place, value))
 
     def _channel(self) -> Expr:
         """The flat index of the channels at hand."""
@@ -227,6 +242,23 @@ class Stripe:
             self._clear(at + behind, self.plane - behind, around)
 
         self._phases("u", self.along, one_phase)
+
+    def _clear_planes(
+        self, name: str, inner: list[str], ends: tuple[Expr, Expr, Expr], around: float
+    ) -> None:
+        """Stores `around` in the planes of a channel before the first that is in the source and
+        behind the last, of all channels of other digits inside it."""
+        low, (begin, stop, size) = self.low, ends
+        sizes = {n: count for n, count, _ in self.windows.channels}
+        each = product_of([sizes[n] for n in inner]) * self.phases * self.plane
+        first = self._channel().substitute(dict.fromkeys(inner, const(0)))
+
+        def plane() -> None:
+            self._clear(first * self.phases * self.plane, each, around)
+
+        for lo, hi in ((const(0), minimum(begin, size)), (maximum(stop, 0), size)):
+            if lo != hi:
+                low.loop(name, lo, hi, plane)
 
     def _clear_rows(self, first: Expr, rows: Expr, seen: Expr, around: float) -> None:
         """The same in what is seen of each row, in the planes of a channel from one on."""

@@ -23,31 +23,35 @@ from .ir_cases import lowered
 
 Array = np.ndarray[Any, Any]
 SIZES = {"B": 2, "H": 37, "W": 300}
+FILLS = {"max": ("-1e30", -1e30), "top": ("-math.INF", -np.inf)}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Windows of x [B, C, H, W] or [B, C, W]: `size`, `step` and so on along its last axes."""
+    """Windows of x [B, C, W], [B, C, H, W] or [B, C, D, H, W]: `size`, `step` and so on along its
+    last axes."""
 
     source: tuple[int | str, ...]
     size: tuple[int, ...]
     step: tuple[int, ...]
     dilation: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
-    kind: str = "sum"  # with weights for each channel; or plain, without; or max
+    kind: str = "sum"  # with weights for each channel; or plain, without; or max; or top of all
 
     def text(self) -> str:
-        axes, (names, shifts) = len(self.size), ("ij", "pq")
+        axes, (names, shifts) = len(self.size), ("ijk", "pqr")
         x = "x" + str(list(self.source)).replace("'", "")
         ranges = ", ".join(f"{n} in 0..{s}" for n, s in zip(shifts, self.size, strict=False))
         at = ", ".join(
             f"{self.step[a]} * {names[a]} + {self.dilation[a]} * {shifts[a]}" for a in range(axes)
         )
         around = ", ".join(map(str, ((0, 0), (0, 0), *self.padding)))
-        fill, kind = ("-1e30", "max") if self.kind == "max" else ("0.0", "sum")
+        fill, kind = FILLS.get(self.kind, ("0.0", 0.0))[0], "max" if self.kind in FILLS else "sum"
         weight = f" * w[c, {', '.join(shifts[:axes])}]" if self.kind == "sum" else ""
         kernel = str([self.source[1], *self.size])
         return f"""
+import math
+
 pipeline p(x: f32{x[1:]}, w: f32{kernel}, bias: f32[{self.source[1]}]):
     e = pad(x, [{around}], value={fill})
     y[b, c, {", ".join(names[:axes])}] = {kind}[{ranges}] e[b, c, {at}]{weight}
@@ -57,7 +61,7 @@ pipeline p(x: f32{x[1:]}, w: f32{kernel}, bias: f32[{self.source[1]}]):
     def meaning(self, x: Array, w: Array, bias: Array) -> Array:
         """In float64."""
         axes = tuple(range(2, x.ndim))
-        fill = -1e30 if self.kind == "max" else 0.0
+        fill = FILLS.get(self.kind, ("0.0", 0.0))[1]
         e = np.pad(x.astype(float), ((0, 0), (0, 0), *self.padding), constant_values=fill)
         reach = [d * (s - 1) + 1 for d, s in zip(self.dilation, self.size, strict=True)]
         windows = np.lib.stride_tricks.sliding_window_view(e, reach, axis=axes)
@@ -68,7 +72,7 @@ pipeline p(x: f32{x[1:]}, w: f32{kernel}, bias: f32[{self.source[1]}]):
         windows = windows[(slice(None), slice(None), *cut)]
         inner = tuple(range(-len(axes), 0))
         around = (1, -1, *(1 for _ in axes))
-        if self.kind == "max":
+        if self.kind in FILLS:
             y = windows.max(inner)
         elif self.kind == "plain":
             y = windows.sum(inner)
@@ -118,6 +122,12 @@ CASES = [
     Case((1, 2, 23, 29), (5, 8), (3, 2), (1, 3), ((1, 4), (7, 2)), "max"),
     Case(("B", 2, 9, "W"), (1, 2), (1, 2), (3, 2), ((5, 3), (4, 3))),
     Case((1, 2, 12, 13), (3, 2), (1, 2), (2, 1), ((0, 3), (2, 0))),
+    case((1, 3, 5, 14, 15), (3, 3, 3), padding=1),
+    case((1, 2, 8, 21, 18), (3, 3, 3), step=2, padding=1, kind="top"),
+    case((2, 2, 6, 13, 12), (2, 3, 3), padding=1, kind="max"),
+    case((1, 2, 6, 12, 13), (5, 5, 5), padding=2, kind="top"),
+    case(("B", 2, 4, "H", "W"), (3, 3, 3), padding=1, kind="plain"),
+    Case((2, 2, 9, 10, 7), (3, 2, 3), (2, 1, 2), (2, 1, 1), ((5, 4), (0, 1), (1, 1)), "plain"),
 ]
 
 
@@ -138,7 +148,7 @@ def test_windows_are_reduced_in_a_stripe(
         found, want = pipe(x=x, w=w, bias=bias), c.meaning(x, w, bias)
         assert found.shape == want.shape
         # a sum rounds each product and each partial sum once (Higham 2002, section 3.1)
-        count = 1 if c.kind == "max" else w[0].size + 2
+        count = 1 if c.kind in FILLS else w[0].size + 2
         most = c.meaning(abs(x), abs(w), abs(bias))
         assert np.all(abs(found - want) <= count * 2.0**-24 * most), (number, sizes)
         if not any(isinstance(s, str) for s in c.source):
@@ -184,7 +194,7 @@ def has_scratch(kernel: Kernel, name: str) -> bool:
 def test_every_access_to_a_stripe_is_proved(c: Case) -> None:
     (kernel,) = lowered(c.text())
     assert has_stripe(kernel)
-    is_large = len(c.size) == 2 and min(c.size) >= 5
+    is_large = len(c.size) > 1 and min(c.size) >= 5
     apart = is_large and c.kind != "sum" and not isinstance(c.source[-1], str)
     assert has_scratch(kernel, "rows") == apart
 
