@@ -11,12 +11,12 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 
 from ..filtering import filtering_of
 from ..graph import flatten_index
 from ..kernel_ir import Alloc, Index, Store, TileProduct
-from ..panel_width import PANELS, panel_width, panels_time
+from ..panel_width import LANES, PANELS, panels_time
 from ..windows import FEW_ROWS, Windows, is_worth_it, step_in_place, windows_of
 from .blocks import Parallel
 from .expressions import at_least_one, product_of
@@ -32,8 +32,15 @@ STRETCH = 480
 """Columns of a step where any number will do: ten panels of 48, five vectors of AVX-512 in six."""
 SHALLOW = 512
 """Rows of the other matrix that stay in the first-level cache for all rows of a result."""
+ADJACENT = 512
+"""Columns of a step where rows are read where they lie: eight panels of 64."""
 BAND, BYTE_BAND = 32, 256
 """Rows of the other matrix that few rows take at a time; the same of 8 bits."""
+CLOSE, WAYS = 4096, 8
+"""Rows that lie a multiple of so many bytes apart share a set of the first-level cache, which has
+so many ways: it keeps no band of more rows than that."""
+FEWEST, FAR = 2, 4
+"""Rows of a product for which bands are so short with AVX-512; how many times CLOSE is very far."""
 NEAR = 1 << 12
 """Elements of the other matrix up to which it stays in the first-level cache without bands."""
 SPREAD = 8
@@ -92,7 +99,6 @@ class _Direct(Stretches):
         self.columns = product_of([a.size for a in windows.axes])
         self.width = self._width()
         self.p = p.tiled(low, self.width)
-        self.band = BYTE_BAND if p.of_bytes else BAND
         most = low.facts.bounds(p.rows)[1]
         self.converts = is_converted(low, p)
         in_bands = most is None or most <= self.p.row_tile
@@ -103,16 +109,35 @@ class _Direct(Stretches):
         self.is_thin = (in_bands and not is_near) or self.converts
         self.tiles = 1 if self.is_thin else -(-FEW_ROWS // self.p.row_tile)
 
+    @property
+    def band(self) -> int:
+        """Rows of the other matrix that are taken at a time."""
+        return BYTE_BAND if self.p.of_bytes else BAND
+
     def _width(self) -> int:
-        """The width of panels that takes the least time; there may be fewer columns in the last."""
+        """The width of panels that takes the least time; there may be fewer columns in the last.
+        Of few rows the widest: a row of it is the more bytes that lie side by side."""
         columns = self.columns.as_int()
+        widths = sorted(PANELS, reverse=True) if self.low.group.thin else list(PANELS)
         if columns is None:
-            return panel_width(self.columns)
-        return min(PANELS, key=lambda width: panels_time(columns, width))
+            return widths[0]
+        return min(widths, key=lambda width: panels_time(columns, width))
+
+    def _are_close(self) -> list[Expr]:
+        """What is at least 0 where rows of the other matrix displace each other in the cache, and a
+        band of as many as it has ways takes less time: of few rows, since a short band makes tiles
+        of more rows dear; with AVX2, whose tiles read a line of each row at a time, of any number
+        where the rows are very far apart."""
+        p = self.p
+        apart = CLOSE // p.dtype.itemsize
+        close = -mod(self.step, apart, self.low.facts)
+        if p.panel != LANES:
+            return [close, FEWEST - p.rows]
+        return [close, maximum(WAYS - p.rows, -mod(self.step, FAR * apart, self.low.facts))]
 
     def lower(self) -> Parallel:
         low, p = self.low, self.p
-        panels = STRETCH // self.width
+        panels = ADJACENT // self.width
         stretch = panels * self.width
         pieces = floordiv(self.columns + (stretch - 1), stretch, low.facts)
         parallel = [*self.outer, self.blocks(), ("nb", pieces)]
@@ -141,18 +166,24 @@ class _Direct(Stretches):
                 return in_tile()
             either(low, [wanted - self.width], lambda: product(result), in_tile)
 
-        def band(begin: Expr, adds: bool) -> None:
-            depth = minimum(p.depth - begin, const(self.band), low.facts)
+        def band(size: int, begin: Expr, adds: bool) -> None:
+            depth = minimum(p.depth - begin, const(size), low.facts)
             if self.converts:
                 self.convert(name, begin, depth, first, count)
             self.tiles_of(
                 count, lambda s, r, c, w: multiply(sym("p"), s, r, c, w, begin, depth, adds)
             )
 
+        def in_bands(size: int) -> None:
+            band(size, const(0), False)
+            bands = floordiv(p.depth + (size - 1), size, low.facts)
+            low.loop("kb", const(1), bands, lambda: band(size, sym("kb") * size, True))
+
         if self.is_thin:
-            band(const(0), False)
-            bands = floordiv(p.depth + (self.band - 1), self.band, low.facts)
-            low.loop("kb", const(1), bands, lambda: band(sym("kb") * self.band, True))
+            if p.of_bytes or self.converts:
+                in_bands(self.band)
+            else:
+                either(low, self._are_close(), lambda: in_bands(WAYS), lambda: in_bands(self.band))
             self.tiles_of(count, lambda s, r, c, w: store(sym("p"), s, r, c, w))
         else:
             self.tiles_of(count, whole)

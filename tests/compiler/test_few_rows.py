@@ -65,9 +65,9 @@ def test_dot_products_of_every_size(level: str, rng: np.random.Generator) -> Non
         assert np.all(np.abs(z - wanted) <= (k + 2) * UNIT[dtype] * scale)
 
 
-def plan_of(path: Path, text: str) -> Plan:
+def plan_of(path: Path, text: str, level: str = LEVEL) -> Plan:
     path.write_text(text)
-    return driver.compile_file(path, levels=(LEVEL,))
+    return driver.compile_file(path, levels=(level,))
 
 
 def running(plan: Plan, sizes: dict[str, int]) -> list[bool]:
@@ -107,9 +107,12 @@ BATCHED = """pipeline main(x: f32[B, M, K], y: f32[B, K, N], t: f32[B, N, K])
 """
 
 
-def test_few_rows_of_each_of_a_batch(tmp_path: Path, rng: np.random.Generator) -> None:
-    pipe = CpuPipeline(plan_of(tmp_path / "p.pipe", BATCHED), threads=2)
+@pytest.mark.parametrize("level", LEVELS)
+def test_few_rows_of_each_of_a_batch(level: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Among them rows that share a set of the cache: those of 1024 and 4096 columns."""
+    pipe = CpuPipeline(plan_of(tmp_path / "p.pipe", BATCHED, level), threads=2)
     sizes = [(5, 1, 20, 30), (2, 36, 33, 50), (2, 37, 33, 50), (3, 4, 4, 4), (0, 2, 3, 4)]
+    sizes += [(2, m, 20, n) for m in (1, 3, 8, 9) for n in (1024, 4096)]
     for b, m, k, n in sizes:
         x = rng.standard_normal((b, m, k), np.float32)
         y = rng.standard_normal((b, k, n), np.float32)
