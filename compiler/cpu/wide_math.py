@@ -67,6 +67,18 @@ def scaled(c: Code, p: Value, k: Value) -> Value:
     return _native(c, "mask.scalef", p.listed_text, k.listed_text, none, ALL)
 
 
+def whole(c: Code, x: Value) -> Value:
+    """The nearest whole number."""
+    none = c.const(0.0, "float").listed_text
+    return _native(c, "mask.rndscale", x.listed_text, "i32 8", none, ALL)
+
+
+def within(c: Code, x: Value, limit: float) -> Value:
+    """x with a magnitude of at most a limit, which NaN becomes."""
+    none, most = (c.const(v, "float").listed_text for v in (0.0, limit))
+    return _native(c, "mask.range", x.listed_text, most, "i32 2", none, ALL)
+
+
 ALL = "i16 -1, i32 4"
 """Every element, rounded as usual."""
 
@@ -75,6 +87,37 @@ def _native(c: Code, name: str, *passed: str) -> Value:
     """An instruction of AVX-512 on 16 elements."""
     kind = c.spelled("float")
     return c.pure(f"call {kind} @llvm.x86.avx512.{name}.ps.512({', '.join(passed)})", "float")
+
+
+class VectorCode(Code):
+    """The text of a function of vectors."""
+
+    def own_exp(self, x: Value) -> Value | None:
+        return exp(self, x) if self.lanes == LANES["v4"] and x.type == "float" else None
+
+
+def exp(c: Code, x: Value) -> Value:
+    """e^x. The power of two alone tells what is too large, too small, infinite or NaN: of these the
+    rest, which means nothing then, becomes some number near 0."""
+    k = whole(c, x * LOG2E)
+    r = c.fma(-k, vector_math.LN2_HIGH["float"], x)
+    r = c.fma(-k, vector_math.LN2_LOW["float"], r)
+    return scaled(c, vector_math.exp_near_zero(c, within(c, r, 0.35)), k)
+
+
+def exp2(c: Code, x: Value) -> Value:
+    k = whole(c, x)
+    return scaled(c, c.polynomial(within(c, x - k, 0.5), vector_math.EXP2_F32), k)
+
+
+def gelu(c: Code, x: Value) -> Value:
+    """As `vector_math.gelu`; beyond 14 what is left to 1 counts as 0."""
+    a = vector_math.absolute(c, x)
+    power = c.polynomial(a, vector_math.GELU_F32)
+    power = a.compare("gt", 14.0).select(c.const(-1000.0, "float"), power)
+    k = whole(c, power)
+    tail = scaled(c, c.polynomial(power - k, vector_math.EXP2_F32), k)
+    return x * x.compare("ge", 0.0).select(1.0 - tail, tail)
 
 
 def log(c: Code, x: Value) -> Value:
@@ -221,6 +264,8 @@ def rem(c: Code, a: Value, b: Value) -> Value:
 
 
 FUNCTIONS: dict[str, tuple[Function, int]] = {
+    "exp": (exp, 1), "exp2": (exp2, 1), "gelu": (gelu, 1),
+    "sigmoid": (vector_math.sigmoid, 1), "erf": (vector_math.erf, 1),
     "log": (log, 1), "log2": (log2, 1), "log1p": (log1p, 1), "sin": (sin, 1), "cos": (cos, 1),
     "tan": (tan, 1), "tanh": (tanh, 1), "pow": (pow, 2), "rem": (rem, 2),
 }  # fmt: skip
@@ -272,7 +317,7 @@ def definitions(names: Sequence[str], level: str) -> str:
 
 def _definition(name: str, lanes: int) -> str:
     function, count = FUNCTIONS[name]
-    code = Code(lanes)
+    code = VectorCode(lanes)
     args = [code.value(f"%x{i}", "float") for i in range(count)]
     symbol = f"{vector_math.symbol(name, 'float')}.x{lanes}"
     return vector_math.function_text(symbol, args, code, function(code, *args), "")
