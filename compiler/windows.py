@@ -204,7 +204,7 @@ def windows_at(
             return None
     across = found.axes[0]
     bounded = any(f"d{across.axis}" in g.symbols() for g in guards)
-    if len(found.axes) > 1 and not across.shifts and not bounded:
+    if len(found.axes) > 1 and not (across.shifts or bounded or found.channels):
         found = replace(found, axes=found.axes[1:], outer=(*found.outer, across.axis))
     return replace(found, fill=view.fill)
 

@@ -223,11 +223,15 @@ def _pow(m: Match) -> Made:
         return m.map("mul", x, x)
     if power == 3:
         return m.map("mul", m.map("mul", x, x), x)
-    if power not in (0.5, -0.5, -1) or not m.dtype.is_float:
+    if power not in (0.25, 0.5, 0.75, -0.5, -1) or not m.dtype.is_float:
         return None
     if power != -1:
-        x = _root(m, x)
-    return x if power == 0.5 else m.map("div", m.full(1), x)
+        x = root = _root(m, x)
+    if power in (0.25, 0.75):
+        x = m.map("sqrt", x)
+    if power == 0.75:
+        x = m.map("mul", x, root)
+    return x if power > 0 else m.map("div", m.full(1), x)
 
 
 def _root(m: Match, x: Ref) -> Ref:

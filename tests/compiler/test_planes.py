@@ -156,6 +156,30 @@ def test_windows_are_reduced_in_a_stripe(
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("size", ["27", "W"])
+def test_windows_of_channels(
+    size: str, level: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Whole images are joined, as of a local response norm."""
+    text = f"""
+pipeline p(x: f32[B, 7, 5, {size}]):
+    s = pad(x * x, [(0, 0), (2, 3), (0, 0), (0, 0)])
+    t[b, c, h, w] = sum[k in 0..6] s[b, c + k, h, w]
+    x / (t + 1.0)
+"""
+    assert any(has_stripe(kernel) for kernel in lowered(text))
+    (tmp_path / "p.pipe").write_text(text)
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=2)
+    for batch in (0, 1, 3):
+        x = rng.standard_normal((batch, 7, 5, 27)).astype(np.float32)
+        squares = np.pad(x.astype(float) ** 2, ((0, 0), (2, 3), (0, 0), (0, 0)))
+        total = sum(squares[:, k : k + 7] for k in range(6))
+        want = x / (total + 1.0)
+        # seven roundings of the divisor, whose terms are positive, and that of the quotient
+        np.testing.assert_allclose(pipe(x=x), want, rtol=9 * 2.0**-24, atol=0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_any_windows_with_a_stride(
     level: str, rng: np.random.Generator, chance: random.Random, tmp_path: Path
 ) -> None:
