@@ -129,7 +129,7 @@ def _by_parts(low: Lowering, loop: tuple[str, Expr, Expr], body: Callable[[Expr]
     for start, end in parts:
         if axis != index:
             low.when([sym(axis) - start, end - 1 - sym(axis)], partial(within, start, end))
-        elif (lo, end) == (const(0), start + 1):
+        elif (lo, end) == (const(0), start + 1) and facts.prove_le(end, hi):  # else cut before it
             body(start)
         else:
             along(maximum(lo, start, facts), minimum(hi, end, facts))

@@ -102,6 +102,26 @@ def test_what_is_longer_than_its_concatenation(
         np.testing.assert_array_equal(found, wanted)
 
 
+def test_what_may_be_shorter_than_parts_of_one_element(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    (tmp_path / "p.pipe").write_text("""
+pipeline p(x: f32[B, N]) -> (f32[B, N], f32[N, B], f32[B, min(N, 2)]):
+    a = concat([zeros([B, 1]), x * 2.0], axis=1)[:, :N]
+    b = concat([x, zeros([B, 1]), ones([B, 1])], axis=1)[:, 2:]
+    c = concat([zeros([B, 1]), ones([B, 1]), x], axis=1)[:, : min(N, 2)]
+    a, transpose(concat([x, b], axis=0)[B:] + 1.0), c
+""")
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe"), threads=1)
+    for n in (0, 1, 2, 3, 35):
+        x = rng.standard_normal((3, n), np.float32)
+        a, b, c = pipe(x=x)
+        np.testing.assert_array_equal(a, np.pad(x * 2, [(0, 0), (1, 0)])[:, :n])
+        tail = np.concatenate([x, np.zeros((3, 1)), np.ones((3, 1))], 1)[:, 2:]
+        np.testing.assert_array_equal(b, (tail + 1).astype(np.float32).T)
+        np.testing.assert_array_equal(c, np.broadcast_to([0, 1], (3, 2))[:, :n])
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     ("kind", "result"), [("N", "66*N"), ("N, 3", "66*N, 3"), ("3, N", "3, 66*N")]
