@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from math import gcd
 from typing import ClassVar
 
 from stagefuse.dsl.dims import Atom, Expr, as_expr, const, divide, expr_of, floordiv, sym
@@ -105,6 +106,16 @@ def _bounds_of(end: Expr, top: bool) -> Iterator[Expr]:
             rest = end - Expr(((monomial, coefficient),))
             yield from (rest + part for part in monomial[0][0].args)
     yield end
+
+
+def _without_content(goal: Expr) -> Expr:
+    """What is negative where an expression is, without the factor of all coefficients but that of
+    the constant: 2 - s for 5 - 2*s."""
+    constant = sum(c for monomial, c in goal.terms if not monomial)
+    content = gcd(*(c for monomial, c in goal.terms if monomial))
+    if content < 2:
+        return goal
+    return divide(goal - constant, const(content))[0] + constant // content
 
 
 def _follows(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
@@ -263,6 +274,7 @@ class _Search:
     def _divisions(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:
         """The goal times the divisor of a quotient that is a term of it: of a position, which is
         subtracted, before that of a size."""
+        goal = _without_content(goal)
         for monomial, coefficient in sorted(goal.terms, key=lambda term: term[1] > 0):
             if abs(coefficient) != 1 or len(monomial) != 1:
                 continue

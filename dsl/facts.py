@@ -170,8 +170,33 @@ class Facts:
         expr = as_expr(expr)
         found = self._nonneg.get(expr)
         if found is None:
-            found = self._nonneg[expr] = self._prove_nonneg(expr, MOST_FUEL, [MOST_EXPRESSIONS])
+            found = self._prove_nonneg(expr, MOST_FUEL, [MOST_EXPRESSIONS])
+            if not found and (less := self._undivided(expr)) != expr:
+                found = self._prove_nonneg(less, MOST_FUEL, [MOST_EXPRESSIONS])
+            self._nonneg[expr] = found
         return found
+
+    def _undivided(self, expr: Expr) -> Expr:
+        """What is negative wherever `expr` is, without the quotients by numbers that do not divide
+        what they are times: 2*K + 2 - K for K - K // 2.
+
+        For b > 0, `expr` is at least 0 where b * expr + b - 1 is, and b * (a // b) is from
+        a - b + 1 to a.
+        """
+        for _ in range(MOST_FUEL):
+            for monomial, coefficient in expr.terms:
+                inner = [p for p in monomial if p[0].kind == "//"]
+                by = inner[0][0].args[1].as_int() if len(inner) == 1 == inner[0][1] else None
+                slope = Expr(((tuple(p for p in monomial if p not in inner), coefficient),))
+                sign = self._sign(slope) if by and by > 1 and coefficient % by else None
+                if by and sign is not None:
+                    a = inner[0][0].args[0]
+                    rest = expr - Expr(((monomial, coefficient),))
+                    expr = rest * by + slope * (a if sign < 0 else a - by + 1) + (by - 1)
+                    break
+            else:
+                break
+        return expr
 
     @cached_property
     def _nonneg(self) -> dict[Expr, bool]:

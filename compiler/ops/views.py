@@ -302,8 +302,10 @@ def _pad_rule(args: Args, facts: Facts) -> Types:
         for width in pair:
             if not facts.is_nonneg(width):
                 raise OpError(
-                    "`pad` cannot take away", "widths", str(width), help="slice instead: `x[1:]`"
-                )
+                    "`pad` cannot take away", "widths", str(width), _known((width,), facts),
+                    "slice instead: `x[1:]`" if width.as_int() is not None
+                    else f"state it: `where {width} >= 0`",
+                )  # fmt: skip
     check_number(args.get("value", 0), x.dtype, "value")
     shape = tuple(before + d + after for d, (before, after) in zip(x.shape, widths, strict=True))
     return (TensorType(x.dtype, shape),)

@@ -244,7 +244,8 @@ def _require_division(left: Arg, right: Arg, node: ast.Binary) -> None:
     numbers = [a.value.value for a in (left, right) if isinstance(a.value, Number)]
     if len(numbers) == 2:
         if numbers[1] == 0 and not isinstance(numbers[1], bool):
-            raise Failed("E0207", "division by zero", node.right.span)
+            fix = "import `math` and write `math.INF` or `math.NAN` if that is meant"
+            raise Failed("E0207", "division by zero", node.right.span, help=fix)
         return
     dtypes = [own_dtype(a.value) for a in (left, right)]
     integers = [d is not None and d.is_int for d in dtypes]

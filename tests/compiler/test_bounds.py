@@ -1,6 +1,7 @@
 """Proofs of bounds: what is true is proved, what is false has a counterexample."""
 
 import random
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -80,6 +81,7 @@ def test_quotients_of_sizes_are_as_good_as_sizes(h: str, w: str) -> None:
         ),
         ("T - 6", ["(T // 3)*H - 1", "T // 3 - 2"]),
         ("384*(T // 48) - 192*(T // 48)*h - 192*h - p % 48 - 192*(p // 48) + 383", []),
+        ("12 - 2*((min(64, 112 - 64*h) + 64*h + 18) // 19)", []),
     ],
 )
 def test_true_bounds_are_proved(goal: str, guards: list[str]) -> None:
@@ -195,6 +197,18 @@ def test_divisibility_is_kept_by_counterexamples() -> None:
     facts = Facts({"T": (0, 512)}, ((parse("T"), 4),))
     found = Bounds().broken(parse("T - 5"), facts, [parse("T - 1")], str)
     assert found == {"T": 4}
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 9)), min_size=2, max_size=3))
+def test_quotients_of_one_size_by_different_numbers(parts: list[tuple[int, int]]) -> None:
+    """What holds for real quotients with the worst remainder of each is proved; what is proved
+    holds."""
+    total = sum((parse(f"(N + {n % 3}) // {by}") * n for n, by in parts), as_expr(0))
+    slope = sum(Fraction(n, by) for n, by in parts)
+    least = sum(Fraction(n * (n % 3) - max(0, n) * (by - 1), by) for n, by in parts)
+    proved = Facts({"N": (0, None)}).is_nonneg(total)
+    assert proved or min(slope, least) < 0
+    assert not proved or all(total.evaluate({"N": n}) >= 0 for n in range(200))
 
 
 def exprs() -> st.SearchStrategy[Expr]:
