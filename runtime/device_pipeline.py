@@ -29,7 +29,7 @@ from .device_states import DeviceStates
 from .device_stream import OnStream
 from .drivers import MAP_BYTES, Driver, Memory, Region, closing, quietly
 from .errors import DeviceError, IndexOutOfRange, InputError, OutOfMemory
-from .pipeline import Pipeline, check_out, check_out_type, chosen
+from .pipeline import Pipeline, check_depth, check_out, check_out_type, chosen
 from .report import Report
 from .session import Session
 
@@ -404,8 +404,7 @@ class DevicePipeline(Pipeline):
 
     def map(self, batches: Iterable[Mapping[str, Any]], *, depth: int = 3) -> Iterator[Any]:
         self._require_session()
-        if depth < 1:
-            raise InputError(f"depth is {depth}, but at least one batch must be under way")
+        check_depth(depth)
         from .device_map import mapped
 
         return mapped(self, iter(batches), depth)

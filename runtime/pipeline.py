@@ -219,8 +219,7 @@ class Pipeline(ABC):
 
         Batches are taken ahead of the results, so each needs arrays of its own.
         """
-        if depth < 1:
-            raise InputError(f"depth is {depth}, but at least one batch must be under way")
+        check_depth(depth)
         return self._mapped(iter(batches), depth)
 
     def _mapped(self, batches: Iterator[Mapping[str, Any]], depth: int) -> Iterator[Any]:
@@ -296,6 +295,12 @@ def _result_type(plan: PipelinePlan) -> Callable[..., Any] | None:
     return kind
 
 
+def check_depth(depth: Any) -> None:
+    """Raise InputError unless so many batches can be under way."""
+    if not isinstance(depth, int | np.integer) or depth < 1:
+        raise InputError(f"depth is {depth!r}, but one batch or more must be under way")
+
+
 def _target_view(value: Any) -> Any:
     return interchange.target(value) if interchange.is_foreign(value) else value
 
@@ -306,6 +311,11 @@ def check_out(
     what = f"out= for the result `{name}`" if name else "out="
     if not isinstance(target, np.ndarray):
         raise InputError(f"{what} is a {type(target).__name__}, not an array")
+    if type(target) is not np.ndarray and isinstance(target, np.ma.MaskedArray):
+        raise InputError(
+            f"{what} is a masked array, whose mask would stay as it is\n"
+            "  = help: pass the array below it, its `.data`"
+        )
     check_out_type(target, shape, dtype, what)
     if target is owner and not target.flags.writeable:
         raise InputError(f"{what} is read-only")

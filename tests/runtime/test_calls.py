@@ -209,6 +209,7 @@ def test_wrong_out(affine: CpuPipeline, lookup: CpuPipeline) -> None:
         (np.empty(2, np.float64), r"float64\[2\]"),
         ([1.0, 2.0], "a list, not an array"),
         (locked, "read-only"),
+        (np.ma.masked_array(np.empty(2, np.float32), [True, False]), "masked.*\n.*`.data`"),
         ("y", "a str"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -267,8 +268,10 @@ def test_submit_and_map(affine: CpuPipeline, lookup: CpuPipeline) -> None:
     np.testing.assert_array_equal(future.result().z, handmade.expected(inputs[0])[1])
     with pytest.raises(InputError):
         affine.submit(q=1).result()
-    with pytest.raises(InputError, match="depth is 0"):
-        affine.map([], depth=0)
+    wrong: list[Any] = [0, -1, 1.5, "2", None]
+    for depth in wrong:
+        with pytest.raises(InputError, match=f"depth is {depth!r}"):
+            affine.map([], depth=depth)
     with pytest.raises(InputError, match="map takes dicts"):
         list(affine.map([inputs[0]]))  # type: ignore[list-item]
     table = ramp(1, 4)[0]
