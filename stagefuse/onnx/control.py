@@ -1,4 +1,4 @@
-"""Functions are inlined, `If` on a constant is its branch, `Loop` and `Scan` are a `scan`."""
+"""Functions are inlined, `If` is its branch or a choice, `Loop` and `Scan` are a `scan`."""
 
 from __future__ import annotations
 
@@ -129,11 +129,42 @@ def _known(env: Env, name: str, what: str) -> np.ndarray[tuple[int, ...], np.dty
 
 
 def _branch(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> None:
+    """The branch that a known condition chooses; of data, a choice between the results of both."""
     graphs = {a.name: a.g for a in proto.attribute}
+    branches = [graphs["then_branch"], graphs["else_branch"]]
+    condition = env[proto.input[0]]
+    if condition is not None and condition.known is None:
+        both = [subgraph(owner, branch, env, [], depth) for branch in branches]
+        return _either(owner, proto, env, list(zip(*both, strict=True)), depth)
     truth = bool(_known(env, proto.input[0], "the condition of `If`").reshape(-1)[0])
-    chosen = graphs["then_branch" if truth else "else_branch"]
+    chosen = branches[0 if truth else 1]
     for name, value in zip(proto.output, subgraph(owner, chosen, env, [], depth), strict=False):
         env[name] = value
+
+
+def _either(
+    owner: Translator, proto: onnx.NodeProto, env: Env,
+    pairs: Sequence[tuple[Val | None, Val | None]], depth: int,
+) -> None:  # fmt: skip
+    """Each result of an `If` by a `Where`: what branches compute has no effects. Raises Refused."""
+    condition = env[proto.input[0]]
+    assert condition is not None
+    for name, (a, b) in zip(proto.output, pairs, strict=False):
+        if a is None or b is None:
+            env[name] = None  # what is wrong with it has been said
+        elif (a.type, a.held) != (b.type, b.held) or a.rows or b.rows:
+            raise Refused(
+                f"what the branches of an `If` on data give differs: {a.type} and {b.type}",
+                "a condition that is known while importing; `fixed=` gives inputs values",
+                inputs=sorted(condition.depends),
+            )
+        else:
+            scalar = owner.constant("scalar", np.zeros(0, np.int64))
+            inner: Env = {"c": condition, "a": a, "b": b, "scalar": scalar}
+            if condition.rank:
+                owner.node(onnx.helper.make_node("Reshape", ["c", "scalar"], ["c"]), inner, depth)
+            owner.node(onnx.helper.make_node("Where", ["c", "a", "b"], [name]), inner, depth)
+            env[name] = inner[name]
 
 
 def _loop(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> None:

@@ -160,12 +160,12 @@ def _inferred(
 
     That is up to a bound, where a constant is cut to a size, or, where that does not fit, from it
     on: a part of that length is cut out of what has the size. It is one value, where an exporter
-    wrote it into a shape; another size or a sum of others that it meets; and multiples of a power
-    of two, where a size is halved and doubled again.
+    wrote it into a shape; another size or a sum of others that it meets; and multiples of a number
+    by which a size is divided, where it is halved and doubled again or cut into windows.
     """
     weights = weights_name(v.name for v in (*model.graph.input, *model.graph.output))
     shown: OnnxError | None = None  # in the widest ranges that are likely
-    step, equal, given = 1, dict[str, Expr](), ranges
+    stepped, equal, given = False, dict[str, Expr](), ranges
     cut: dict[str, int] | None = {}  # bounds, until they have been taken for the least ones too
     while True:
         translator = Translator(folder, fixed, Names(weights=weights), ranges=ranges, equal=equal)
@@ -173,9 +173,14 @@ def _inferred(
         try:
             return translator, _translated(translator, model), pipeline
         except OnnxError as error:
-            shown = shown if (step > 1 or cut is None) and shown else error
+            shown = shown if (stepped or cut is None) and shown else error
         cut = None if cut is None else cut | translator.cut
-        uneven = [n for n in translator.uneven if translator.range_of(n).step in (1, step)]
+        uneven = {
+            name: step
+            for name, by in translator.uneven.items()
+            if (step := translator.range_of(name).step * by) <= MAX_STEP
+            and given.get(name, Range()).step == 1
+        }
         narrower = {
             name: range
             for name, ends in translator.likely.items()
@@ -185,13 +190,14 @@ def _inferred(
             equal = translator.meant | equal
         elif narrower:
             ranges = ranges | narrower
-        elif uneven and step < MAX_STEP:
-            step *= 2
-            ranges = ranges | {n: replace(translator.range_of(n), step=step) for n in uneven}
+        elif uneven:
+            stepped = True
+            longer = {n: replace(translator.range_of(n), step=by) for n, by in uneven.items()}
+            ranges = ranges | longer
         elif cut:
             least = {n: given.get(n, Range()).within(low, None) for n, low in cut.items()}
             ranges = given | least
-            step, equal, cut = 1, {}, None
+            stepped, equal, cut = False, {}, None
         else:
             raise shown
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from math import gcd, prod
 
 from stagefuse.dsl.dims import Expr, const, sym
 
@@ -50,15 +51,33 @@ def maxima(size: Expr) -> list[tuple[str, int]]:
     return found
 
 
-def quotients(size: Expr) -> set[str]:
-    """The sizes that occur divided."""
+def quotients(size: Expr) -> dict[str, int]:
+    """The sizes that occur divided, with the number by which, 2 where it is none."""
     atoms = [atom for monomial, _ in size.terms for atom, _ in monomial if atom.args]
-    found = set[str]()
+    found: dict[str, int] = {}
     for atom in atoms:
         inner = [a for a in atom.args if isinstance(a, Expr)]
         for a in inner:
-            found |= set(a.symbols()) if atom.kind == "//" else quotients(a)
+            by = inner[-1].as_int() or 2
+            found |= dict.fromkeys(a.symbols(), by) if atom.kind == "//" else quotients(a)
     return found
+
+
+def unfolded(shape: Sequence[Expr], asked: Sequence[Expr]) -> dict[str, int]:
+    """The one size that a reshape to a shape with -1 takes apart, with the number by which: T by 2
+    where [B, T, 4] becomes [B, -1, 8]."""
+    known = [size for size in asked if size.as_int() != -1]
+    whole, part = (prod(sizes, start=const(1)) for sizes in (shape, known))
+    if len(known) == len(asked) or len(whole.terms) != 1 or len(part.terms) != 1:
+        return {}
+    (have, times), (want, by) = whole.terms[0], part.terms[0]
+    left = dict(have)
+    for atom, power in want:
+        left[atom] = left.get(atom, 0) - power
+    names = [atom.name for atom, power in left.items() if power]
+    by //= gcd(times, by)
+    one = len(names) == 1 and set(left.values()) <= {0, 1} and by > 1 and names[0]
+    return {names[0]: by} if one else {}
 
 
 def equal_at(a: Expr, b: Expr) -> tuple[str, Ends] | None:

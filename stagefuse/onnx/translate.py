@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +25,7 @@ from .names import Names, safe_key, weight_path
 from .node import Node, Rows, Val
 from .reading import HELD, array_of, dtype_of
 from .record import Written, records
-from .suspects import Ends, alike, at_least, equal_at, maxima, minima, quotients, solved
+from .suspects import Ends, alike, at_least, equal_at, maxima, minima, quotients, solved, unfolded
 from .text import listed, literal, size_text
 
 MAX_UNFOLDED = 5_000
@@ -74,7 +75,7 @@ class Translator:
     cut: dict[str, int] = field(default_factory=dict)
     equal: Mapping[str, Expr] = field(default_factory=dict)
     meant: dict[str, Expr] = field(default_factory=dict)
-    uneven: set[str] = field(default_factory=set)
+    uneven: dict[str, int] = field(default_factory=dict)
     functions: dict[tuple[str, str], onnx.FunctionProto] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -249,23 +250,35 @@ class Translator:
         rest = _product(values[0].shape) - _product(asked)
         known = {new: old for old, new in self.sizes.items()}
         names = [f"`{known[n]}`" for n in sorted(rest.symbols()) if n in known]
-        if any(v.as_int() == -1 for v in asked) or len(names) < 2:
+        if len(names) < 2:
             return ""
+        if any(v.as_int() == -1 for v in asked):
+            return f"multiples for `sizes=`: of one of {', '.join(names)}"
         return f"the sizes that it was exported for, as `sizes=`: of {', '.join(names)}"
 
     def _suspect(self, proto: onnx.NodeProto, values: Sequence[Val]) -> None:
         """Note what the shapes of something that does not fit say of the sizes that were meant.
 
         `min(128, T)`: at most 128. `max(0, T - 4)`: at least 5. `(H + 1) // 2`: multiples of a
-        power of two. A reshape of [T, 8] to [9, 8]: T is 9, and of [N, T] to [B, -1]: N is B. The
-        greatest 20 of T: at least 20. [N] plus [P + T]: N is P + T.
+        power of two. A reshape of [T, 8] to [9, 8]: T is 9, of [N, T] to [B, -1]: N is B, and of
+        [N, T] to [N, -1, 3]: multiples of 3. The greatest 20 of T: at least 20. [N] plus [P + T]:
+        N is P + T.
         """
         known = {new: old for old, new in self.sizes.items()}
         told = len(values) > 1 and values[1].known is not None
         asked = _sizes_in(values[1].known) if told and values[1].known is not None else []
         fit: tuple[str, Ends] | None = None
-        if proto.op_type == "Reshape" and told and all(v.as_int() != 0 for v in asked):
-            fit = equal_at(_product(values[0].shape), _product(asked))
+        divided, apart = dict[str, int](), False  # a size becomes two
+        if proto.op_type == "Reshape" and told:
+            if not any(a.name == "allowzero" and a.i for a in proto.attribute):  # 0: as it is
+                both = zip_longest(asked, values[0].shape[: len(asked)], fillvalue=const(1))
+                asked = [have if want.as_int() == 0 else want for want, have in both]
+            divided = unfolded(values[0].shape, asked)
+            for size in asked:
+                divided |= quotients(size)
+            apart = bool(divided) and len(asked) > len(values[0].shape)
+            if not apart and all(v.as_int() != 0 for v in asked):
+                fit = equal_at(_product(values[0].shape), _product(asked))
         axis = next((a.i for a in proto.attribute if a.name == "axis"), -1)
         chosen = proto.op_type == "TopK" and bool(values[0].shape)  # what else varies is as it is
         sizes = [values[0].shape[axis]] if chosen else [d for v in values for d in v.shape]
@@ -279,8 +292,9 @@ class Translator:
             for name, low in maxima(size):
                 if name in known:
                     self._narrow(known[name], (low, None))
-            self.uneven |= {known[name] for name in quotients(size) if name in known}
-        if len(values) > 1:
+            divided |= quotients(size)
+        self.uneven |= {known[name]: by for name, by in divided.items() if name in known}
+        if len(values) > 1 and not apart:
             for first, second in alike(proto.op_type, axis, [v.shape for v in values], asked):
                 self._equate(first, second)
         if fit is not None and fit[0] in known:

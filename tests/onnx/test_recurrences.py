@@ -264,3 +264,43 @@ def test_a_scan_is_exported_as_a_loop(
                 got = got.reshape(np.shape(want))  # it stacks scalars as vectors of one
             assert np.shape(got) == np.shape(want)
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def branch(nodes: list[onnx.NodeProto], *results: str) -> onnx.GraphProto:
+    return helper.make_graph(
+        nodes, "branch", [], [helper.make_empty_tensor_value_info(name) for name in results]
+    )
+
+
+@pytest.mark.parametrize("shape", [[], [1]])
+def test_a_branch_on_data_is_a_choice(shape: list[int], rng: np.random.Generator) -> None:
+    """In each other, with several results, on a sum and on a size."""
+    inner = node("If", ["small"], ["h"], then_branch=branch([node("Neg", ["x"], ["n"])], "n"),
+                 else_branch=branch([node("Exp", ["x"], ["e"])], "e"))  # fmt: skip
+    made = models.model(
+        [node("ReduceSum", ["x"], ["sum"], keepdims=0), node("Greater", ["sum", "zero"], ["up"]),
+         node("Reshape", ["up", "shape"], ["c"]), node("Shape", ["x"], ["rows"], end=1),
+         node("Less", ["rows", "three"], ["small"]),
+         node("If", ["c"], ["y", "n"],
+              then_branch=branch([node("Mul", ["x", "x"], ["t"]), node("Size", ["x"], ["k"])],
+                                 "t", "k"),
+              else_branch=branch([inner, node("ReduceMax", ["rows"], ["m"], keepdims=0)],
+                                 "h", "m"))],
+        {"x": (F32, ["rows", 4])}, ["y", "n"],
+        {"zero": np.float32(0), "three": np.array([3]), "shape": np.array(shape, np.int64)},
+    )  # fmt: skip
+    for rows in (1, 2, 3, 5):
+        x = np.abs(rng.standard_normal((rows, 4), np.float32))
+        same(made, {"x": x})
+        same(made, {"x": -x})
+
+
+def test_branches_on_data_of_other_shapes_are_refused() -> None:
+    made = models.model(
+        [node("ReduceMax", ["x"], ["c"], keepdims=0),
+         node("If", ["c"], ["y"], then_branch=branch([node("Not", ["x"], ["t"])], "t"),
+              else_branch=branch([node("Unsqueeze", ["x", "zero"], ["e"])], "e"))],
+        {"x": (BOOL, ["rows"])}, ["y"], {"zero": np.array([0])}, opset=20,
+    )  # fmt: skip
+    with pytest.raises(OnnxError, match=r"differs: bool\[Rows\] and bool\[1, Rows\]"):
+        import_model(made)

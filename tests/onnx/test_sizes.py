@@ -289,6 +289,48 @@ def test_sizes_that_are_halved_and_doubled_are_multiples() -> None:
     np.testing.assert_array_equal(sf.compile(found.text)(x=x), want)
 
 
+@pytest.mark.parametrize(
+    ("size", "shape", "source"),
+    [
+        (["b", "t", 4], [0, -1, 3, 4], "x: f32[B, 3 * T, 4]"),
+        (["b", 1, "t"], [0, 0, -1, 2], "x: f32[B, 1, 2 * T]"),
+        (["b", "t", 4], ["b", "t // 3", 3, 4], "x: f32[B, 3 * T, 4]"),
+        (["b", "t", 4], ["b", "t // 2", 2, 2, -1], "x: f32[B, 2 * T, 4]"),
+    ],
+)
+def test_sizes_that_are_taken_apart_are_multiples(
+    size: list[Any], shape: list[Any], source: str, rng: np.random.Generator
+) -> None:
+    """As pixel_unshuffle and windows do, whatever the number."""
+    nodes, parts, weights = [], [], {"by": np.array([0])}
+    for at, want in enumerate(shape):
+        parts.append(f"part{at}")
+        if want == "b":
+            nodes.append(node("Shape", ["x"], [parts[-1]], start=0, end=1))
+        elif isinstance(want, str):
+            weights["by"] = np.array([int(want[-1])])
+            nodes += [node("Shape", ["x"], ["whole"], start=1, end=2),
+                      node("Div", ["whole", "by"], [parts[-1]])]  # fmt: skip
+        else:
+            weights[parts[-1]] = np.array([want])
+    nodes += [node("Concat", parts, ["shape"], axis=0), node("Reshape", ["x", "shape"], ["y"])]
+    found = import_model(models.model(nodes, {"x": (F32, size)}, ["y"], weights))
+    assert source in found.text
+    x = rng.standard_normal([{"b": 5, "t": 12}.get(n, n) for n in size], np.float32)
+    want = {0: None, "b": 5, "t // 2": 6, "t // 3": 4}
+    wanted = [n if (n := want.get(d, d)) is not None else x.shape[k] for k, d in enumerate(shape)]
+    np.testing.assert_array_equal(sf.compile(found.text)(x=x), x.reshape(wanted))
+
+
+def test_a_multiple_of_several_sizes_asks_for_them() -> None:
+    made = models.model([node("Reshape", ["x", "shape"], ["y"])], {"x": (F32, ["b", "t", 4])},
+                        ["y"], {"shape": np.array([-1, 6])})  # fmt: skip
+    with pytest.raises(OnnxError) as caught:
+        import_model(made)
+    assert caught.value.problems[0].need == "multiples for `sizes=`: of one of `b`, `t`"
+    assert "-> f32[4 * B * T, 6]" in import_model(made, sizes={"t": (6, 600, 6)}).text
+
+
 def test_sources_have_the_one_layout() -> None:
     text = import_model(halved_and_doubled()).text
     assert formatted(Source("model.pipe", text)) == text
