@@ -16,14 +16,15 @@ GROUP_ROWS = 64
 @frozen
 class Form:
     """How a block works: `keys` at a time, what registers and shared memory hold; `readers` are the
-    warpgroups that multiply, in `turns` or as they come. `few`, `many`: registers of a thread that
-    copies, and of one that multiplies, as many together as all had before."""
+    warpgroups that multiply, in `turns` or as they come. `registers`: of a thread that copies, and
+    of one that multiplies, as many together as all had before; `wide`, where tiles are counted in
+    64 bits, of which copying takes more."""
 
     keys: int
     readers: int
     turns: bool
-    few: int
-    many: int
+    registers: tuple[int, int]
+    wide: tuple[int, int]
 
     @property
     def rows(self) -> int:
@@ -36,9 +37,12 @@ class Form:
 
 
 FORMS = {
-    64: (Form(128, 3, True, 32, 160), Form(128, 2, True, 24, 240)),
-    128: (Form(128, 2, False, 24, 240),),
-    256: (Form(64, 2, True, 24, 240),),
+    64: (
+        Form(128, 3, True, (32, 160), (32, 160)),
+        Form(128, 2, True, (24, 240), (56, 224)),
+    ),
+    128: (Form(128, 2, False, (24, 240), (56, 224)),),
+    256: (Form(64, 2, True, (24, 240), (24, 240)),),
 }
 """By elements of the wider heads, as measured. Where exponentials take as long as products, three
 warpgroups that take turns leave fewer gaps."""

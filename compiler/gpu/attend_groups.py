@@ -179,21 +179,25 @@ class GroupAttending(Attending):
     # Order
 
     def by_roles(
-        self, each_step: Callable[[Callable[[], None]], None], multiply: Callable[[], None]
+        self,
+        each_step: Callable[[Callable[[], None]], None],
+        multiply: Callable[[], None],
+        wide: bool,
     ) -> None:
         """All steps of the block. `each_step` writes what it is given for each of them, `multiply`
-        a step of those that do so."""
+        a step of those that do so; `wide`: steps are counted in 64 bits."""
         code, thread, readers = self.code, self.w.symbols["thread"], self.form.readers
         for ring in self.rings:
             ring.prepare(thread.compare("eq", 0), readers * GROUP // WARP)
         multiplies = code.label("multiplies")
+        few, many = self.form.wide if wide else self.form.registers
         code.branch_if(thread.compare("lt", readers * GROUP), multiplies)
         with code.branch_scope(), self.w.scope():
-            code.line(f"setmaxnreg.dec.sync.aligned.u32 {self.form.few};")
+            code.line(f"setmaxnreg.dec.sync.aligned.u32 {few};")
             self.begin_to_bring(thread - readers * GROUP, each_step)
             code.branch("$end")
         code.start(multiplies)
-        code.line(f"setmaxnreg.inc.sync.aligned.u32 {self.form.many};")
+        code.line(f"setmaxnreg.inc.sync.aligned.u32 {many};")
         self.key_turn, self.value_turn = (
             ring.turn(filling=False) for ring in (self.key_ring, self.value_ring)
         )

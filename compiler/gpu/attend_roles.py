@@ -74,7 +74,7 @@ class RolesWriter(KernelWriter):
             self.versions(body)
             self.barrier()
 
-        self.attending.by_roles(self._each_step, one_tile)
+        self.attending.by_roles(self._each_step, one_tile, self.team_number.type == "i64")
         self.team = team
         self.stays = self.attending.stays
         return minimum(self.count, const(BLOCKS)) if self.stays else self.count

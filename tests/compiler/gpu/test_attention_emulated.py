@@ -388,3 +388,16 @@ def test_a_wrong_kernel_is_found(which: int) -> None:
 def test_what_is_no_softmax_is_left_alone(body: str) -> None:
     graph = of_text("import nn\n" + HEAD.format(more="") + RANGES + SCORES + body).passed()
     assert all(g.kind != "attention" for g in join(graph, partition(graph), JOINS).groups)
+
+
+def test_sizes_without_limits_need_no_spills(tmp_path: Path) -> None:
+    """Where tiles are counted in 64 bits, threads that copy have more registers."""
+    text = """import nn
+
+pipeline p(q: f16[B, H, T, 128], k: f16[B, H, T, 128], v: f16[B, H, T, 128]) -> f16[B, H, T, 128]:
+    near[i in 0..T, j in 0..T] = i >= j and i - j < 128
+    nn.attend(q, k, v, mask=near)
+"""
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
+    assert not any(x.report["spill bytes"] for x in launches(plan))
+    assert "setmaxnreg.dec.sync.aligned.u32 56;" in plan.ptx["sm_90a"]
