@@ -16,6 +16,7 @@ from stagefuse.dsl.dims import Atom, Expr, as_expr, const, floordiv, mod, sym
 from stagefuse.dsl.facts import Facts
 
 from .ir import Code, Value
+from .memory import Group
 
 INT32 = (1 << 31) - 1
 
@@ -85,6 +86,20 @@ class IndexWriter:
     def divides(self, number: int, expr: Expr) -> bool:
         """Whether a number is proved to divide a resolved expression."""
         return self._factor(expr) % number == 0 or self.facts.divides(expr, number)
+
+    def is_common(self, relation: str, difference: Expr, group: Group) -> bool:
+        """Whether a comparison of a difference with 0 is the same for a whole group: below 0 are
+        all of so many numbers or none, if the first is a multiple of how many they are."""
+        if relation not in ("lt", "le", "gt", "ge"):
+            return False
+        if relation in ("le", "gt"):
+            difference = difference - 1
+        if difference.coefficient(group.name) == const(-1):
+            difference = const(-1) - difference
+        if difference.coefficient(group.name) != const(1):
+            return False
+        start = self.facts.replaced(difference, {**self.bound, group.name: group.first})
+        return self.divides(group.width, start)
 
     def _factor(self, expr: Expr) -> int:
         """A number that divides an expression."""

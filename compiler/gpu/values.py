@@ -32,6 +32,8 @@ from .index import IndexWriter
 from .ir import Value
 from .memory import Group, Memory, Place, Scope
 
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+
 
 class ValueWriter(IndexWriter, Evaluator[Value]):
     """The body of a kernel, as far as its values go."""
@@ -86,9 +88,11 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
 
     def _needed(self, value: KernelValue) -> tuple[KernelValue, ...]:
         """What is computed before a value: not what only a guarded load may look at, and not
-        positions, which are summed as expressions."""
+        positions, which are summed and compared as expressions."""
         if isinstance(value, Load):
             return value.guard or tuple(i for i in value.indices if not isinstance(i, Index))
+        if isinstance(value, Op) and value.fn in COMPARISONS:
+            return value.args if None in map(_as_expr, value.args) else ()
         return parts(value)
 
     def _compute(self, value: KernelValue) -> Value:
@@ -119,8 +123,11 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
     def _small_comparison(self, op: Op) -> Value | None:
         """A comparison of index expressions, in 32 bits if they fit."""
         a, b = map(_as_expr, op.args)
-        if op.fn not in ("eq", "ne", "lt", "le", "gt", "ge") or a is None or b is None:
+        if op.fn not in COMPARISONS or a is None or b is None:
             return None
+        if self.group is not None and self.is_common(op.fn, a - b, self.group):
+            with self.binding(**{**self.bound, self.group.name: self.group.first}):
+                return self.holds(op.fn, a, b)
         return self.holds(op.fn, a, b)
 
     def holds(self, relation: str, a: Expr, b: Expr) -> Value:
@@ -227,8 +234,23 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         """Whether a load's guards and what it adds from data are the same for a group."""
         if self.group is None:
             return False
-        loads = (*load.guard, *(i for i in load.indices if not isinstance(i, Index)))
-        return all(self.group.name not in self.names(self._unique(v)) for v in loads)
+        group, added = self.group, (i for i in load.indices if not isinstance(i, Index))
+        return all(group.name not in self.names(self._unique(v)) for v in added) and all(
+            self._holds_for_all(guard, group) for guard in load.guard
+        )
+
+    def _holds_for_all(self, condition: KernelValue, group: Group) -> bool:
+        """Whether a condition is the same for a group."""
+        if group.name not in self.names(self._unique(condition)):
+            return True
+        if not isinstance(condition, Op):
+            return False
+        if condition.fn in ("and", "or", "not"):
+            return all(self._holds_for_all(a, group) for a in condition.args)
+        exprs = [_as_expr(a) for a in condition.args]
+        if len(exprs) != 2 or exprs[0] is None or exprs[1] is None:
+            return False
+        return self.is_common(condition.fn, exprs[0] - exprs[1], group)
 
     def strides(self, memory: Memory) -> tuple[Expr, ...]:
         if memory.name not in self._strides:

@@ -1,0 +1,43 @@
+"""Concatenations on GPUs: vectors where parts are whole ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .gpu_run import ARCHES, Emulated, check_legal, compiled
+
+LOADS = [("f32", "v4.f32"), ("f16", "v4.b32"), ("f64", "v2.f64")]
+
+
+@pytest.mark.parametrize(("dtype", "load"), LOADS)
+def test_parts_and_borders_of_whole_vectors_are_read_as_vectors(
+    dtype: str, load: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """A condition that is the same for all elements of a vector keeps none of them apart."""
+    text = f"""
+pipeline parts(x: {dtype}[A, 64], y: {dtype}[A, 40], z: {dtype}[A, 24]):
+    concat([x, y + 1.0, z], axis=1)
+
+pipeline turned(x: {dtype}[A, 64], c: {dtype}[64]):
+    x * c + concat([-x[:, 32:], x[:, :32]], axis=1)
+
+pipeline bordered(x: {dtype}[A, 64]):
+    pad(x, [(0, 0), (8, 16)], value=3)
+"""
+    plan = compiled(tmp_path / "p.pipe", text)
+    check_legal(plan)
+    for arch in ARCHES:
+        loads = [line for line in plan.ptx[arch].splitlines() if "ld.global" in line]
+        assert loads and all(f"ld.global.nc.{load}" in line for line in loads)
+    kind = dtype.replace("f", "float")
+    x, y, z = (rng.integers(-9, 9, (5, n)).astype(kind) for n in (64, 40, 24))
+    c = x[0]
+    turned = x * c + np.concatenate([-x[:, 32:], x[:, :32]], 1)
+    bordered = np.pad(x, [(0, 0), (8, 16)], constant_values=3)
+    found = Emulated(plan, "sm_80", 0)({"x": x, "y": y, "z": z}, {"A": 5})[0]
+    np.testing.assert_array_equal(found, np.concatenate([x, y + 1, z], 1))
+    np.testing.assert_array_equal(Emulated(plan, "sm_80", 1)({"x": x, "c": c}, {"A": 5})[0], turned)
+    np.testing.assert_array_equal(Emulated(plan, "sm_80", 2)({"x": x}, {"A": 5})[0], bordered)
