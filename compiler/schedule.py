@@ -34,7 +34,7 @@ class Schedule:
     `stage_flops`: a value this dear that several passes over a row need is kept in a scratch row.
     `step_flops`: arithmetic that makes a parallel step worth handing to another thread;
     `turn_flops`: the same in a recurrence, whose threads would meet at every one of its steps.
-    `parts`: a concatenation of so many parts has a loop for each, at most.
+    `parts`: parts of a concatenation that one loop chooses among, at most.
     `packed`: elements of a pixel of 8 bits each that are read together, at most.
     `tile_columns`: columns of a tile that warpgroups compute, at most, 0 where none do.
     `tensor_copies`: whether tensor copies bring the operands of such tiles.
@@ -59,7 +59,7 @@ class Schedule:
     stage_flops: int = 8
     step_flops: int = 16384
     turn_flops: int = 262144
-    parts: int = 128
+    parts: int = 1
     packed: int = 4
     tile_columns: int = 0
     tensor_copies: bool = False
@@ -86,7 +86,7 @@ GPU = Schedule(
     codes_block=1 << 40,
     direct=False,
     stage_flops=1 << 40,
-    parts=0,
+    parts=8,
     packed=0,
 )
 """Nothing is staged: what registers hold is not computed twice, and what they cannot hold costs

@@ -7,6 +7,7 @@ common to several elements is computed once, and their distance becomes part of 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -19,6 +20,8 @@ from .ir import Code, Value
 from .memory import Group
 
 INT32 = (1 << 31) - 1
+MANY_TERMS = 8
+"""Terms of a sum that have a factor in common, from which on it is multiplied by their sum."""
 
 
 class IndexWriter:
@@ -179,7 +182,9 @@ class IndexWriter:
     def _sum(self, expr: Expr, kind: str) -> Value:
         """Terms are added from the outermost loop inwards, so that sums leave loops."""
         code = self.code
+        expr, together = _taken_apart(expr)
         parts = [self._term(m, c, kind) for m, c in expr.terms if m != ()]
+        parts += [(self.atom(atom, kind) * self._value(e, kind), False) for atom, e in together]
         total: Value | None = None
         for value, negative in sorted(parts, key=lambda p: p[0].depth):
             if total is None:
@@ -252,6 +257,27 @@ class IndexWriter:
             return x.ashr(shift) if kind == "//" else x & (number - 1)
         quotient = divided(self.code, x, number) if positive else _floor(self.code, x, number)
         return quotient if kind == "//" else x - quotient * number
+
+
+def _taken_apart(expr: Expr) -> tuple[Expr, list[tuple[Atom, Expr]]]:
+    """What is left of a long sum, and the sums that atoms of it are multiplied by: a row times the
+    size of a row of many parts is one product, not one for each part."""
+    found: list[tuple[Atom, Expr]] = []
+    while len(expr.terms) >= MANY_TERMS:
+        of = Counter(atom for monomial, _ in expr.terms for atom, _ in monomial)
+        atom, count = max(of.items(), key=lambda item: item[1])
+        if count < MANY_TERMS:
+            break
+        inside = const(0)
+        for monomial, coefficient in expr.terms:
+            powers = dict(monomial)
+            if atom in powers:
+                powers[atom] -= 1
+                rest = tuple((a, powers[a]) for a, _ in monomial if powers[a])
+                inside = inside + Expr(((rest, coefficient),))
+        expr = Expr(tuple((m, c) for m, c in expr.terms if atom not in dict(m)))
+        found.append((atom, inside))
+    return expr, found
 
 
 def divided(code: Code, x: Value, number: int) -> Value:

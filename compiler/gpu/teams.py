@@ -255,17 +255,23 @@ def _by_digits(kernel: Kernel, s: SortDigit, facts: Facts) -> Team:
 
 
 def _rows_of_a_step(kernel: Kernel) -> int:
-    """How many operands a step reads a row of: not those of which all steps read the same."""
+    """How many operands a step reads a row of: not those of which all steps read the same. Of loops
+    one after the other, as those of a concatenation are, the most that one of them reads."""
     outer = {name for name, _ in kernel.parallel}
+    bodies = [(s,) for s in kernel.body] if is_plain(kernel.body) else [tuple(kernel.body)]
+    return max(1, *(len(_rows_read(body, outer)) for body in bodies))
+
+
+def _rows_read(body: Sequence[Statement], outer: set[str]) -> set[str]:
     found = set()
-    for s in walk(kernel.body):
+    for s in walk(body):
         if not isinstance(s, Let | Fold | Store):
             continue
         for part in (p for p in post_order(s.value) if isinstance(p, Load)):
             names = {n for i in part.indices if isinstance(i, Index) for n in i.expr.symbols()}
             if names & outer and names - outer:
                 found.add(part.buffer)
-    return max(1, len(found))
+    return found
 
 
 def is_plain(body: Sequence[Statement]) -> bool:

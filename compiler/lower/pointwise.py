@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 
 from ..cpu.merging import as_one
-from ..graph import Concat, Gather, Map, Scalar, View
+from ..graph import Concat, Gather, Map, Node, Scalar, View
 from ..kernel_ir import For
 from .blocks import Parallel
 from .expressions import product_of
@@ -17,6 +18,8 @@ from .values import Lowering
 
 ROWS = 64
 """Of a block of rows that are one stretch."""
+LOOPS = 128
+"""For the parts of a concatenation, at most."""
 
 
 def lower_pointwise(low: Lowering) -> Parallel:
@@ -114,8 +117,8 @@ def _together(low: Lowering, packed: int) -> Parallel:
 
 
 def _by_parts(low: Lowering, loop: tuple[str, Expr, Expr], body: Callable[[Expr], None]) -> None:
-    """A vector loop along the last axis; one for each part of a concatenation, if there is one:
-    otherwise every element would be chosen among those of all parts."""
+    """A vector loop along the last axis; one for each part of a concatenation, or a few of them, if
+    there is one: otherwise every element would be chosen among those of all parts."""
     index, lo, hi = loop
     facts, (axis, parts) = low.facts, _parts(low)
 
@@ -139,21 +142,33 @@ def _by_parts(low: Lowering, loop: tuple[str, Expr, Expr], body: Callable[[Expr]
 
 
 def _parts(low: Lowering) -> tuple[str, list[tuple[Expr, Expr]]]:
-    """The axis that a concatenation in the kernel is along and where its parts begin and end, of
-    the one with most parts; no parts if there is none, or too many for loops of their own."""
-    found: tuple[str, list[tuple[Expr, Expr]]] = "", []
-    for member in low.group.members:
-        node = low.graph.nodes[member]
-        if isinstance(node.primitive, Concat):
-            axis = f"d{node.primitive.axis}"
-            accesses = low.group.accesses.get(member, [])
-            whole = all(a is not None and a[node.primitive.axis] == sym(axis) for a in accesses)
-            if whole and len(found[1]) < len(node.operands) <= low.schedule.parts:
-                found = axis, list(zip(*low.stretches(node), strict=True))
-                end, size = found[1][-1][1], low.group.domain[node.primitive.axis]
-                if not low.facts.prove_le(size, end):  # who reads it may be longer: padded
-                    found[1].append((end, size))
-    return found
+    """The axis of the concatenation in the kernel that has most parts, and where the stretches of
+    it begin and end that have loops of their own: some parts each, of which their loop chooses.
+    None if there is no concatenation, or one loop chooses among all."""
+    nodes = [low.graph.nodes[member] for member in low.group.members]
+    found = [n for n in nodes if isinstance(n.primitive, Concat) and _is_whole(low, n)]
+    if not found:
+        return "", []
+    node = max(found, key=lambda n: len(n.operands))
+    assert isinstance(node.primitive, Concat)
+    starts, ends = low.stretches(node)
+    count = min(-(-len(ends) // low.schedule.parts), LOOPS)
+    if count == 1:
+        return "", []
+    cuts = [len(ends) * n // count for n in range(count + 1)]
+    stretches = [(starts[a], ends[b - 1]) for a, b in pairwise(cuts)]
+    size = low.group.domain[node.primitive.axis]
+    if not low.facts.prove_le(size, ends[-1]):  # who reads it may be longer: padded
+        stretches.append((ends[-1], size))
+    return f"d{node.primitive.axis}", stretches
+
+
+def _is_whole(low: Lowering, node: Node) -> bool:
+    """Whether a concatenation is read just where the result is written, along its axis."""
+    assert isinstance(node.primitive, Concat)
+    axis = node.primitive.axis
+    accesses = low.group.accesses.get(node.id, [])
+    return all(at is not None and at[axis] == sym(f"d{axis}") for at in accesses)
 
 
 def is_flat(low: Lowering, members: Iterable[int]) -> bool:

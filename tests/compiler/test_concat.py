@@ -138,3 +138,13 @@ def test_many_parts(
     for n in (0, 1, 15, 17, 64, 131):
         x = rng.standard_normal([n if size == "N" else 3 for size in kind.split(", ")], np.float32)
         np.testing.assert_array_equal(pipe(x=x), np.concatenate([x * f for f in factors], axis))
+
+
+def test_a_loop_has_several_of_very_many_parts(rng: np.random.Generator, tmp_path: Path) -> None:
+    inputs = ", ".join(f"x{n}: f32[A, {n % 3 + 1}]" for n in range(150))
+    parts = ", ".join(f"x{n}" for n in range(150))
+    source = tmp_path / "p.pipe"
+    source.write_text(f"pipeline p({inputs}):\n    concat([{parts}], axis=1) + 1.0\n")
+    pipe = CpuPipeline(compile_file(source, levels=("v3",)), threads=1)
+    given = {f"x{n}": rng.standard_normal((3, n % 3 + 1), np.float32) for n in range(150)}
+    np.testing.assert_array_equal(pipe(**given), np.concatenate([*given.values()], 1) + 1)

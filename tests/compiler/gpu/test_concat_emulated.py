@@ -1,13 +1,43 @@
-"""Concatenations on GPUs: vectors where parts are whole ones."""
+"""Concatenations on GPUs: loops for some parts each, and vectors where parts are whole ones."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from .gpu_run import ARCHES, Emulated, check_legal, compiled
+from .gpu_run import ARCHES, Emulated, check_legal, compiled, launches
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_many_parts_need_no_spills(
+    axis: int, chance: random.Random, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """An element is chosen among a few parts, not among all of them."""
+    count, other = chance.randrange(40, 60), chance.choice([3, 12, 40])
+    sizes = [chance.choice((f"N{n}", str(chance.randrange(1, 9)))) for n in range(count)]
+    shapes = [["A", str(other)] for _ in sizes]
+    for shape, size in zip(shapes, sizes, strict=True):
+        shape[axis] = size
+    inputs = ", ".join(f"x{n}: f32[{', '.join(shape)}]" for n, shape in enumerate(shapes))
+    parts = ", ".join(f"x{n} * 2.0" if n % 3 else f"x{n}" for n in range(count))
+    text = f"pipeline p({inputs}):\n    concat([{parts}], axis={axis})\n"
+    plan = compiled(tmp_path / "p.pipe", text)
+    check_legal(plan)
+    assert not any(x.report.get("spill bytes") for x in launches(plan))
+    dims = {"A": 3} | {size: int(rng.integers(0, 6)) for size in sizes if size[0] == "N"}
+    arrays = [
+        rng.standard_normal([dims[s] if s in dims else int(s) for s in shape], np.float32)
+        for shape in shapes
+    ]
+    wanted = np.concatenate([x * 2 if n % 3 else x for n, x in enumerate(arrays)], axis)
+    given = {f"x{n}": x for n, x in enumerate(arrays)}
+    used = {n: d for n, d in dims.items() if n != "A" or axis}
+    for arch in ("sm_80", "sm_90a"):
+        np.testing.assert_array_equal(Emulated(plan, arch)(given, used)[0], wanted)
+
 
 LOADS = [("f32", "v4.f32"), ("f16", "v4.b32"), ("f64", "v2.f64")]
 
