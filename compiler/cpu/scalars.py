@@ -208,21 +208,41 @@ def _abs(c: Code, a: Sequence[Value], t: DType) -> Value:
     return a[0].compare("lt", 0).select(-a[0], a[0])
 
 
-def integer_division(c: Code, a: Value, b: Value, unsigned: bool) -> tuple[Value, Value]:
-    """Floor quotient and remainder; both 0 where b is 0."""
+def integer_division(
+    c: Code, a: Value, b: Value, unsigned: bool, by_floats: bool = False
+) -> tuple[Value, Value]:
+    """Floor quotient and remainder; both 0 where b is 0. `by_floats`: as floats are divided."""
     zero = b.compare("eq", 0)
     if unsigned:
         safe = zero.select(c.const(1, b.type), b)
-        q = c.unsigned_division(a, safe)
+        q = of_floats(a, safe, "ui") if by_floats else c.unsigned_division(a, safe)
         return zero.select(c.const(0, a.type), q), zero.select(c.const(0, a.type), a - q * safe)
     minus = b.compare("eq", -1)
     safe = (zero | minus).select(c.const(1, b.type), b)
-    q = a / safe
+    q = of_floats(a, safe, "si") if by_floats else a / safe
     r = a - q * safe
     low = r.compare("ne", 0) & (r ^ safe).compare("lt", 0)
     q = low.select(q - 1, q)
     r = low.select(r + safe, r)
     return zero.select(c.const(0, a.type), minus.select(-a, q)), r
+
+
+def of_floats(a: Value, b: Value, sign: str) -> Value:
+    """The quotient towards 0 of integers of at most 32 bits, of which processors divide no vectors;
+    b is not 0, and not -1 with the least a.
+
+    A quotient that is no whole number is at least 1 / |b| from the next one, 1 / |a| of its own
+    size; rounding moves it by 2^-53 of that, or 2^-24 where |a| is at most 2^16.
+    """
+    kind = "double" if BITS[a.type] > 16 else "float"
+    quotient = a.to(f"{sign}tofp", kind) / b.to(f"{sign}tofp", kind)
+    return quotient.to(f"fpto{sign}", a.type)
+
+
+def _divided(c: Code, a: Sequence[Value], t: DType) -> tuple[Value, Value]:
+    """LLVM divides by a constant without a division."""
+    by_floats = t.bits <= 32 and not a[1].text.lstrip("-").isdigit()
+    return integer_division(c, a[0], a[1], t.kind == "uint", by_floats)
 
 
 def float_division(c: Code, a: Value, b: Value) -> tuple[Value, Value]:
@@ -254,13 +274,13 @@ def times_reciprocal(a: Value, b: Value) -> Value:
 def _floordiv(c: Code, a: Sequence[Value], t: DType) -> Value:
     if t.is_float:
         return float_division(c, a[0], a[1])[0]
-    return integer_division(c, a[0], a[1], t.kind == "uint")[0]
+    return _divided(c, a, t)[0]
 
 
 def _mod(c: Code, a: Sequence[Value], t: DType) -> Value:
     if t.is_float:
         return float_division(c, a[0], a[1])[1]
-    return integer_division(c, a[0], a[1], t.kind == "uint")[1]
+    return _divided(c, a, t)[1]
 
 
 def _pow(c: Code, a: Sequence[Value], t: DType) -> Value:

@@ -149,3 +149,21 @@ def test_floats_around_the_ends_of_integers(compiled: Compiled, source: str, tar
     out = np.zeros(len(x), DTYPES[target].numpy)
     compiled(f"cast.{source}.{target}", [x, out], {"N": len(x)})
     assert out.tolist() == [min(max(n, ends.min), ends.max) for n in wanted]
+
+
+@pytest.mark.parametrize("name", [d.name for d in DTYPES.values() if d.is_int and d.bits <= 32])
+def test_quotients_of_integers_next_to_whole_ones(
+    compiled: Compiled, name: str, rng: np.random.Generator
+) -> None:
+    """They are divided as floats, which round."""
+    dtype, info = DTYPES[name].numpy, np.iinfo(DTYPES[name].numpy)
+    size = 2.0 ** rng.uniform(0, info.bits - 1, 20000)
+    b = np.where(rng.random(20000) < 0.5, size, -size).astype(np.int64)
+    b = np.clip(b, info.min, info.max)
+    b[b == 0] = 1
+    whole = np.trunc(rng.uniform(info.min, info.max, 20000) / b).astype(np.int64)
+    a = np.clip(whole * b + rng.integers(-1, 2, 20000), info.min, info.max)
+    for fn, want in (("floordiv", a // b), ("mod", a % b)):
+        found = np.empty(20000, dtype)
+        compiled(f"{fn}.{name}", [a.astype(dtype), b.astype(dtype), found], {"N": 20000})
+        np.testing.assert_array_equal(found, want.astype(dtype))
