@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import lanes_by_warp, warps_of
+from .arrays import lanes_by_warp
 from .clocks import (
     AGENTS,
     CLOCK_BITS,
@@ -16,8 +16,10 @@ from .clocks import (
     LANES,
     PROXIED,
     THREAD_MASK,
+    Clocks,
     Known,
     join_known,
+    knows,
 )
 from .errors import Stop
 from .races import PENDING, Races
@@ -47,18 +49,16 @@ def _speakers(batch: Batch, threads: Array) -> Iterator[tuple[int, Array | None]
 
 
 def learn(races: Races, batch: Batch, threads: Array, known: Known) -> None:
-    """These threads come behind all of what was handed over."""
+    """These threads come behind all of what was handed over; other lanes of their warps do once
+    they do something together."""
     clocks, per = races.clocks(batch), batch.stride // 32
-    for warp in warps_of(threads).tolist():
-        own_block = batch.first + warp // per
-        own = known.get(own_block)
-        if own is not None:
-            clocks.knows[warp] = np.maximum(clocks.knows[warp], own)
-            # lanes of this warp, too, come behind what was handed over of it
-            clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
-        if len(known) > (own is not None):
-            foreign = clocks.foreign.setdefault(warp, {})
-            join_known(foreign, {b: k for b, k in known.items() if b != own_block})
+    for warp, lanes in lanes_by_warp(threads):
+        alive = np.count_nonzero(batch.alive[warp * 32 : warp * 32 + 32])
+        if len(lanes) >= alive:
+            clocks.learn(warp, batch.first + warp // per, known)
+            continue
+        for thread in (warp * 32 + lanes).tolist():
+            join_known(clocks.alone.setdefault(thread, {}), known)
 
 
 def stamp_of(races: Races, batch: Batch, thread: int) -> int:
@@ -73,16 +73,13 @@ def is_behind(races: Races, batch: Batch, thread: int, stamp: int) -> bool:
         return True
     clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1
     block, within = number // batch.stride, number % batch.stride
-    known = races.clocks(batch).foreign.get(thread >> 5, {})
-    return _knows(known, block + INITIALISED, within, clock)
+    return _is_known(races.clocks(batch), thread, block + INITIALISED, within, clock)
 
 
-def _knows(known: Known, block: int, within: int, clock: int) -> bool:
-    """Whether what a thread of a block did at a clock is known, of its warp or of itself."""
-    warps, lanes = known.get(block), known.get(block + LANES)
-    return bool(
-        (warps is not None and clock <= warps[within >> 5])
-        or (lanes is not None and clock <= lanes[within])
+def _is_known(clocks: Clocks, thread: int, block: int, within: int, clock: int) -> bool:
+    """Whether a thread knows what a thread of another block, or an agent, did at a clock."""
+    return knows(clocks.foreign.get(thread >> 5, {}), block, within, clock) or (
+        thread in clocks.alone and knows(clocks.alone[thread], block, within, clock)
     )
 
 
@@ -94,9 +91,10 @@ def initialisation_fence(races: Races, batch: Batch, threads: Array) -> None:
 def hand_over_initialisations(races: Races, batch: Batch, threads: Array) -> Known:
     """What `initialisation_fence` said of these threads, for others."""
     made: Known = {}
-    for warp in np.unique(threads >> 5).tolist():
-        foreign = races.clocks(batch).foreign.get(warp, {})
-        join_known(made, {b: k for b, k in foreign.items() if b & INITIALISED})
+    clocks = races.clocks(batch)
+    for warp, lanes in lanes_by_warp(threads):
+        for known in (clocks.foreign.get(warp, {}), *clocks.of_lanes(warp, lanes)):
+            join_known(made, {b: k for b, k in known.items() if b & INITIALISED})
     return made
 
 
@@ -147,6 +145,8 @@ def block_ends(races: Races, batch: Batch, block: int, visits: Iterable[int]) ->
     """
     warps = range(block * (batch.stride // 32), (block + 1) * (batch.stride // 32))
     threads = [warp * 32 for warp in warps]
+    for warp in warps if races.clocks(batch).alone else ():
+        races.clocks(batch).share(warp, batch.first + block)
     for stamp in (*_strangers(batch, block), *visits):
         if _unordered(races, batch, threads, stamp, False):
             who = races.actor(batch, ((stamp >> 1) & THREAD_MASK) - 1)
@@ -196,14 +196,14 @@ def _unordered(races: Races, batch: Batch, threads: list[int], stamp: int, is_wr
     if is_write and block < AGENTS:
         # a write that is behind a proxy fence is ordered as well
         for thread in threads:
-            if _knows(clocks.foreign.get(thread >> 5, {}), block + PROXIED, within, clock):
+            if _is_known(clocks, thread, block + PROXIED, within, clock):
                 return ""
         nothing = _unordered(races, batch, threads, stamp, False)
         return nothing or "with no `fence.proxy.async` between that orders them"
     for thread in threads:
         warp = thread >> 5
         mine = batch.first + warp // per
-        if _knows(clocks.foreign.get(warp, {}), block, within, clock):
+        if _is_known(clocks, thread, block, within, clock):
             return ""
         if block == mine:
             if within == thread % batch.stride or clock <= clocks.knows[warp, within >> 5]:

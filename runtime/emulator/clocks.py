@@ -50,6 +50,8 @@ class Clocks:
     seen: dict[int, Known] = field(default_factory=dict)
     """For a warp, what its strong reads saw, which its next fence makes known."""
     near_seen: dict[int, Known] = field(default_factory=dict)
+    alone: dict[int, Known] = field(default_factory=dict)
+    """For a thread, what it learnt that other lanes of its warp did not, since they last met."""
     versions: dict[tuple[int, Place], int] = field(default_factory=dict)
     """Which version of what was released at a place a warp has seen."""
     ticks: int = 0
@@ -66,6 +68,28 @@ class Clocks:
         """Lets clocks of warps go up."""
         self.clock[warps] += 1
         self.ticks += 1
+
+    def learn(self, warp: int, block: int, known: Known) -> None:
+        """All lanes of a warp of a block come behind what is known."""
+        own, per = known.get(block), self.knows.shape[1]
+        if own is not None:
+            self.knows[warp] = np.maximum(self.knows[warp], own)
+            # lanes of this warp, too, come behind what was handed over of it
+            self.met[warp] = max(int(self.met[warp]), int(own[warp % per]) + 1)
+        if len(known) > (own is not None):
+            foreign = self.foreign.setdefault(warp, {})
+            join_known(foreign, {b: k for b, k in known.items() if b != block})
+
+    def of_lanes(self, warp: int, lanes: Any) -> list[Known]:
+        """What some lanes of a warp learnt alone."""
+        if not self.alone:
+            return []
+        return [self.alone[t] for t in (warp * 32 + lanes).tolist() if t in self.alone]
+
+    def share(self, warp: int, block: int) -> None:
+        """Lanes of a warp do something together: what one learnt alone all know now."""
+        for thread in [t for t in self.alone if t >> 5 == warp]:
+            self.learn(warp, block, self.alone.pop(thread))
 
 
 @dataclass
@@ -93,3 +117,12 @@ def join_known(into: Known, other: Known) -> None:
     for block, known in other.items():
         mine = into.get(block)
         into[block] = known if mine is None else np.maximum(mine, known)
+
+
+def knows(known: Known, block: int, within: int, clock: int) -> bool:
+    """Whether what a thread of a block did at a clock is known, of its warp or of itself."""
+    warps, lanes = known.get(block), known.get(block + LANES)
+    return bool(
+        (warps is not None and clock <= warps[within >> 5])
+        or (lanes is not None and clock <= lanes[within])
+    )

@@ -49,6 +49,7 @@ class HappensBefore:
             barrier.gathering = Gathering(np.zeros((batch.blocks, per), np.int64))
         gathering = barrier.gathering
         warps = warps_of(threads)
+        self._share(batch, warps)
         blocks = warps // per
         np.maximum.at(gathering.clocks, blocks, clocks.knows[warps])
         np.maximum.at(gathering.clocks, (blocks, warps % per), clocks.clock[warps])
@@ -90,17 +91,26 @@ class HappensBefore:
         """Lanes met."""
         clocks = self.clocks(batch)
         warps = warps_of(threads)
+        self._share(batch, warps)
         clocks.tick(warps)
         clocks.met[warps] = clocks.clock[warps]
 
     def together(self, batch: Batch, g: Group) -> None:
         """Lanes do something together that orders nothing."""
         clocks = self.clocks(batch)
+        if clocks.alone:
+            self._share(batch, warps_of(g.threads()))
         if g.sel is None:
             clocks.joined[:] = clocks.clock
         else:
             warps = warps_of(g.threads())
             clocks.joined[warps] = clocks.clock[warps]
+
+    def _share(self, batch: Batch, warps: Array) -> None:
+        """Lanes of warps do something together: what one learnt alone, the others know now."""
+        clocks, per = self.clocks(batch), batch.stride // 32
+        for warp in warps.tolist() if clocks.alone else ():
+            clocks.share(warp, batch.first + warp // per)
 
     def fence(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
         """Threads execute a fence; a `narrow` one is for their own block (`.cta`)."""
@@ -143,6 +153,8 @@ class HappensBefore:
             mine = np.zeros(batch.stride, np.int64) if mine is None else mine.copy()
             mine[at * 32 + lanes] = clocks.clock[warp]
             made[block + LANES] = mine
+        for known in clocks.of_lanes(warp, EVERY if lanes is None else lanes):
+            join_known(made, known)
         return made
 
     def _publish(
@@ -204,17 +216,7 @@ class HappensBefore:
         if not (clocks.seen or clocks.near_seen):
             return
         for warp in warps_of(threads).tolist():
-            self._learn(batch, warp, clocks.near_seen.pop(warp, {}))
+            block = batch.first + warp // (batch.stride // 32)
+            clocks.learn(warp, block, clocks.near_seen.pop(warp, {}))
             if not narrow:
-                self._learn(batch, warp, clocks.seen.pop(warp, {}))
-
-    def _learn(self, batch: Batch, warp: int, found: Known) -> None:
-        clocks, per = self.clocks(batch), batch.stride // 32
-        known = dict(found)
-        own = known.pop(batch.first + warp // per, None)
-        if own is not None:
-            clocks.knows[warp] = np.maximum(clocks.knows[warp], own)
-            # a lane may have learnt from another one of its warp
-            clocks.met[warp] = max(int(clocks.met[warp]), int(own[warp % per]) + 1)
-        if known:
-            join_known(clocks.foreign.setdefault(warp, {}), known)
+                clocks.learn(warp, block, clocks.seen.pop(warp, {}))

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from stagefuse.dsl.frozen import frozen
 
-from .clocks import AGENTS, CLOCK_BITS, LANES, THREAD_MASK, Clocks
+from .clocks import AGENTS, CLOCK_BITS, LANES, THREAD_MASK, Clocks, knows
 from .errors import Stop
 from .happens_before import HappensBefore
 from .written import Written
@@ -310,7 +310,21 @@ class Races(HappensBefore):
                 found = self._known_far(clocks, before[late], my_warp[late], batch.stride, each)
                 ordered[late] = found
         bad = which[~ordered]
+        if len(bad) and clocks.alone:
+            bad = self._not_alone(clocks, batch.stride, bad, old, threads)
         return bad if len(bad) else None
+
+    def _not_alone(
+        self, clocks: Clocks, stride: int, bad: Array, old: Array, threads: Array
+    ) -> Array:
+        """Those of some accesses that also the thread itself did not learn of alone."""
+        kept = []
+        for at in bad.tolist():
+            clock, number = int(old[at]) >> CLOCK_BITS, ((int(old[at]) >> 1) & THREAD_MASK) - 1
+            known = clocks.alone.get(int(threads[at]), {})
+            if old[at] == PENDING or not knows(known, number // stride, number % stride, clock):
+                kept.append(at)
+        return np.array(kept, np.int64)
 
     def _is_near(self, batch: Batch, old: Array, threads: Array) -> Array:
         """Which accesses are of the same block."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .kernels import fault, kernel, run, words
+from .kernels import fault, kernel, line_of, run, words
 
 SYNC = "bar.warp.sync -1;"
 SHUFFLE = "shfl.sync.bfly.b32 %r10, %r0, 1, 31, -1;"
@@ -88,6 +88,44 @@ def test_a_slot_that_all_lanes_have_read_is_freed_by_one() -> None:
     found = fault(kernel(READ_AND_FREE.format(between=""), 1, shared=RING), words(64), block=64)
     assert found.kind == "race"
     assert "is written here and was read by" in str(found)
+
+
+BROUGHT = """
+    mov.u32 %r10, slot;
+    mov.u32 %r11, empty;
+    setp.ne.u32 %p0, %r0, 0;
+    @%p0 bra BEHIND;
+    mbarrier.init.shared::cta.b64 [%r11], 1;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r11], 128;
+    cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r10], [%d1], 128, [%r11];
+AGAIN:
+    mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r11], 0;
+    @!%p1 bra AGAIN;
+BEHIND:
+    {between}
+    shl.b32 %r13, %r0, 2;
+    add.u32 %r13, %r10, %r13;
+    {guard} ld.shared.u32 %r15, [%r13];
+    {guard} st.global.u32 [%d20], %r15;
+"""
+
+
+@pytest.mark.parametrize(
+    "between, guard",
+    [(SYNC, ""), ("bar.sync 0;", ""), (SHUFFLE.replace("10", "16"), ""), ("", "@!%p0")],
+)
+def test_one_lane_waits_for_all_that_meet_it(between: str, guard: str) -> None:
+    y, x = words(32), np.arange(5, 37, dtype=np.uint32)
+    run(kernel(BROUGHT.format(between=between, guard=guard), 2, shared=RING), y, x)
+    assert (y == (x if between else np.r_[5, np.zeros(31)])).all()
+
+
+def test_one_lane_waits_for_itself_alone() -> None:
+    """The others may read before the copy has come, where nothing brings them together."""
+    text = kernel(BROUGHT.format(between="", guard=""), 2, shared=RING)
+    found = fault(text, words(32), words(32))
+    assert found.kind == "race" and found.thread == (1, 0, 0)
+    assert found.line == line_of(text, "ld.shared")
 
 
 @pytest.mark.parametrize(
