@@ -117,6 +117,8 @@ def _foreign(
             "there are no comprehensions in this language",
             "write `y[i] = ...` for a tensor, or a `for` statement over constants",
         )
+    if bad.value == "where":
+        return other("`where` belongs to a header", "of two values: `select(condition, a, b)`")
     if bad.value == "is":
         return other("`is` is not an operator of this language", "compare with `==` or `!=`")
     if bad.kind == "IN" or (bad.kind == "NOT" and after is not None and after.kind == "IN"):

@@ -335,14 +335,16 @@ def static(param: Param, arg: Arg, owner: str) -> Any:
     assert reader is not None, param.kind
     found = reader(arg.value)
     if found is None:
-        wanted = _WANTED[param.kind]
-        changing = isinstance(arg.value, Tensor)
+        inside = arg.value.items if isinstance(arg.value, Items) else (arg.value,)
+        changing = [value for value in inside if isinstance(value, Tensor)]
+        why = "sizes follow from the shapes of inputs, not from values that they hold"
         raise Failed(
             "E0208" if changing else "E0204",
-            f"`{param.name}` of `{owner}` must be {wanted}",
+            f"`{param.name}` of `{owner}` must be {_WANTED[param.kind]}",
             arg.span,
-            describe(arg.value),
-            notes=["it is needed while compiling"] if changing else [],
+            describe(changing[0] if changing else arg.value),
+            notes=[why if param.kind in ("size", "dims") else "it is needed while compiling"]
+            if changing else [],
             help=f"of two values: `{owner}imum(a, b)`"
             if owner in ("min", "max") and param.kind == "axis" else None,
         )

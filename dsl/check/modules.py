@@ -12,6 +12,7 @@ from ..facts import Facts
 from ..signature import Builtin
 from ..source import Source, Span
 from ..weights import WeightsError
+from .foreign import OTHER_NAMES
 from .record import Recorder
 from .report import Failed, Reporter, nearest
 from .values import (
@@ -260,6 +261,8 @@ class Checker:
             return Failed("E0212", f"`{name}` is reserved for later", span)
         near = dtype_named(name) or nearest(name, names)
         advice = f"the nearest name is `{near}`" if near else self._elsewhere(name)
+        if name in OTHER_NAMES and self.load_module(name) is None:
+            advice = OTHER_NAMES[name]
         return Failed("E0201", f"unknown name `{name}`", span, help=advice)
 
     def _elsewhere(self, name: str) -> str | None:

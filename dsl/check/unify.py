@@ -179,7 +179,19 @@ class Solver:
         text = f"dimension {axis} must be {was} and is {actual}"
         if differ_for_some(self.facts, expected, actual):
             raise Mismatch(text, range_notes(self.facts, expected, actual))
+        filled = _without_zero(self.facts, expected, actual)
+        low, high = filled.bounds(filled.simplify(expected - actual))
+        if (low is not None and low > 0) or (high is not None and high < 0):
+            want, found = filled.simplify(expected), filled.simplify(actual)
+            raise Mismatch(text, [f"where no size is 0 it must be {want} and is {found}"])
         self.check(expected - actual, "==0", text)
+
+
+def _without_zero(facts: Facts, *expressions: Expr) -> Facts:
+    """The facts where no size in the expressions is 0."""
+    names = {name for expr in expressions for name in expr.symbols()}
+    ends = {name: facts.ranges.get(name, (0, None)) for name in names}
+    return facts.with_ranges({n: (1, high) for n, (low, high) in ends.items() if low == 0})
 
 
 def dimensions(count: int) -> str:

@@ -105,6 +105,10 @@ for some sizes
         ("x * True", "E0202", "True", "is a bool", ""),
         ("x + sum(x, axis=1)", "E0203", "sum(x, axis=1)", "do not broadcast", ""),
         ("x + y", "E0201", "y", "unknown name `y`", ""),
+        ("np.exp(x)", "E0201", "np", "unknown name `np`", "built in"),
+        ("float(ids)", "E0201", "float", "unknown name `float`", "`f32(x)`"),
+        ("cat([x, x])", "E0201", "cat", "unknown name `cat`", "`concat("),
+        ("zeros([sum(ids)])", "E0208", "[sum(ids)]", "a list of sizes", ""),
         ("x + None", "E0204", "None", "must be a tensor", ""),
         ("x + \"a\"", "E0204", "\"a\"", "must be a tensor", ""),
         ("exp", "E0205", "exp", "the result of a pipeline", ""),
@@ -403,3 +407,11 @@ def test_an_error_in_a_step_is_reported_once() -> None:
         "    scan t in 0..T with s = 0.0:\n        s = s + nothing\n        y[t] = s\n    y + s\n"
     )
     assert found.code == "E0201"
+
+
+@pytest.mark.parametrize("line", ["x[1:] - x[:-1]", "y[i] = x[i + 1] - x[i]", "x[:-1]"])
+def test_a_result_that_is_right_for_empty_inputs_alone_is_wrong(line: str) -> None:
+    found = only(f"pipeline p(x: f32[N]) -> f32[N]:\n    {line}\n")
+    assert found.code == "E0205"
+    assert found.notes[-1] == "where no size is 0 it must be N and is N - 1"
+    assert not errors("pipeline p(x: f32[N]) -> f32[N]:\n    x[:9]\n")

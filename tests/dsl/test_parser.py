@@ -72,6 +72,7 @@ def test_line_ends_and_a_byte_order_mark_are_accepted(ending: str) -> None:
         ("pipeline f(x: f32)\n    x\n", "the header of a block ends with `:`"),
         ("pipeline f(é: f32):\n    1\n", "the name `é` has a character beyond ASCII"),
         ("pipeline f(x: f32):\n    x < 1 < 2\n", "comparisons are not chained"),
+        ("pipeline f(x: f32):\n    where(x > 0, x, 0)\n", "`where` belongs to a header"),
         ("fn f():\n", "a block has no lines"),
         ("extern f\n", "`extern` is reserved for a later version"),
         ("fn f(x: f32):\n    (x\n", "`(` is never closed"),
