@@ -26,7 +26,8 @@ REQUIRED = Required()
 class Param:
     """One parameter of a built-in.
 
-    `kind` is tensor, tensors, int, float, bool, str, dtype, axis, dims, ints, pairs or scalar.
+    `kind` is tensor, tensors, int, float, bool, str, dtype, axis, dims, ints, pairs, parts or
+    scalar.
     Tensor parameters of one `group` share a dtype, which an untyped literal takes.
     """
 

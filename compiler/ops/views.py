@@ -370,8 +370,9 @@ OPS = (
        _concat_rule, _lower_concat, _concat, ("concat([[1], [2, 3]], axis=0)", "[1, 2, 3]")),
     Op("stack", (XS, AXIS), "The tensors side by side along a new axis.",
        _stack_rule, _lower_stack, _stack, ("stack([[1, 2], [3, 4]])", "[[1, 2], [3, 4]]")),
-    Op("split", (X, Param("sections", "axis"), AXIS),
-       "A tuple of parts along an axis: so many equal ones, or between a list of positions.",
+    Op("split", (X, Param("sections", "parts"), AXIS),
+       "A tuple of parts along an axis: so many equal ones, or between a list of positions, which "
+       "may be sizes.",
        _split_rule, _lower_split, _split, ("split([1, 2, 3, 4], 2)", "([1, 2], [3, 4])")),
     Op("pad", (X, Param("widths", "pairs"), Param("value", "scalar", 0)),
        "x with `value` before and after: one (before, after) for each axis, or one for all.",

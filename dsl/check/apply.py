@@ -337,14 +337,15 @@ def static(param: Param, arg: Arg, owner: str) -> Any:
     if found is None:
         inside = arg.value.items if isinstance(arg.value, Items) else (arg.value,)
         changing = [value for value in inside if isinstance(value, Tensor)]
-        why = "sizes follow from the shapes of inputs, not from values that they hold"
+        why = "it is needed while compiling"
+        if param.kind in ("size", "dims", "parts"):
+            why = "sizes follow from the shapes of inputs, not from values that they hold"
         raise Failed(
             "E0208" if changing else "E0204",
             f"`{param.name}` of `{owner}` must be {_WANTED[param.kind]}",
             arg.span,
             describe(changing[0] if changing else arg.value),
-            notes=[why if param.kind in ("size", "dims") else "it is needed while compiling"]
-            if changing else [],
+            notes=[why] if changing else [],
             help=f"of two values: `{owner}imum(a, b)`"
             if owner in ("min", "max") and param.kind == "axis" else None,
         )
@@ -412,6 +413,7 @@ _STATIC: dict[str, Any] = {
     "dims": lambda v: _each(v, size),
     "ints": lambda v: _each(v, whole),
     "pairs": _pairs,
+    "parts": lambda v: _each(v, size) if isinstance(v, Items) else size(v),
     "scalar": _number,
 }
 _WANTED = {
@@ -425,6 +427,7 @@ _WANTED = {
     "dims": "a list of sizes",
     "ints": "a list of integers",
     "pairs": "a list of pairs of integers over sizes",
+    "parts": "a number of parts or a list of positions",
     "scalar": "a number known while compiling",
 }
 

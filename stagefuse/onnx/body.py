@@ -134,7 +134,12 @@ class Body:
 
     def same(self, a: Expr | int, b: Expr | int) -> bool:
         """Whether two sizes are equal in every call."""
-        return self.frame.recorder.facts.prove_eq(a, b)
+        return self.facts.prove_eq(a, b)
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the sizes."""
+        return self.frame.recorder.facts
 
 
 def require_sane(sizes: Sequence[Expr]) -> None:

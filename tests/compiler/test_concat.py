@@ -122,6 +122,24 @@ pipeline p(x: f32[B, N]) -> (f32[B, N], f32[N, B], f32[B, min(N, 2)]):
         np.testing.assert_array_equal(c, np.broadcast_to([0, 1], (3, 2))[:, :n])
 
 
+def test_parts_between_positions_that_are_sizes(rng: np.random.Generator, tmp_path: Path) -> None:
+    (tmp_path / "p.pipe").write_text("""
+const K = 2
+pipeline p(x: f32[B, N], k: f32[M]) -> (f32[B, N - N // 2], f32[N - M], f32[B, N - 3])
+where N >= 5, M <= 4, B >= 1:
+    a, b = split(x * 2.0, [N // 2], axis=1)
+    c, d = split(x[-1], [M])
+    e, f, g = split(x, [K, -1], axis=1)
+    b, d, f
+""")
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe"), threads=1)
+    for n, m in [(5, 0), (6, 4), (33, 1)]:
+        x = rng.standard_normal((3, n), np.float32)
+        found = pipe(x=x, k=np.zeros(m, np.float32))
+        for got, want in zip(found, (x[:, n // 2 :] * 2, x[-1, m:], x[:, 2:-1]), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     ("kind", "result"), [("N", "66*N"), ("N, 3", "66*N, 3"), ("3, N", "3, 66*N")]

@@ -15,7 +15,7 @@ from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.signature import REQUIRED
 
 KINDS = {"tensor", "tensors", "int", "float", "bool", "str", "dtype", "axis", "dims", "ints",
-         "pairs", "scalar", "size"}  # fmt: skip
+         "pairs", "parts", "scalar", "size"}  # fmt: skip
 DESIGN = """exp log log2 log1p expm1 sqrt rsqrt sin cos tan tanh sigmoid erf abs sign floor ceil
 round trunc isnan isinf maximum minimum clamp select sum mean prod max min any all argmax argmin
 var reshape transpose concat stack split broadcast_to pad flip cumsum sort topk iota zeros ones

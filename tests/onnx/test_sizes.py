@@ -331,6 +331,20 @@ def test_a_multiple_of_several_sizes_asks_for_them() -> None:
     assert "-> f32[4 * B * T, 6]" in import_model(made, sizes={"t": (6, 600, 6)}).text
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_parts_of_a_size_may_be_shorter_at_its_end(count: int, rng: np.random.Generator) -> None:
+    names = [f"y{k}" for k in range(count)]
+    made = models.model([node("Split", ["x"], names, num_outputs=count)], {"x": (F32, ["n", 2])},
+                        names, opset=18)  # fmt: skip
+    found = import_model(made)
+    pipe = sf.compile(found.text)
+    for n in (count, count + 2, 11, 12):
+        x = rng.standard_normal((n, 2), np.float32)
+        each = -(-n // count)
+        for k, part in enumerate(pipe(x=x)):
+            np.testing.assert_array_equal(part, x[k * each : (k + 1) * each])
+
+
 def test_sources_have_the_one_layout() -> None:
     text = import_model(halved_and_doubled()).text
     assert formatted(Source("model.pipe", text)) == text

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-from stagefuse.dsl.dims import Expr, as_expr, divide, maximum
+from stagefuse.dsl.dims import Expr, as_expr, divide, floordiv, maximum, minimum
 
 from ..errors import Refused
 from ..node import Node, Val, axis_of
@@ -118,11 +119,13 @@ def _split(n: Node) -> Written:
     sizes = [as_expr(s) for s in given] if given else None
     if n.maybe(1) is not None:
         sizes = n.sizes(1, "split")
-    n.attr("num_outputs")
-    size = value.shape[axis].as_int()
-    if sizes is None and size is not None:
-        part = -(-size // count)
-        sizes = [as_expr(min(part, size - k * part)) for k in range(count)]
+    size, shared = value.shape[axis], n.attr("num_outputs")
+    facts = n.body.facts
+    even = facts.prove_eq(floordiv(size, count, facts) * count, size)
+    if sizes is None and (size.as_int() is not None or (shared and not even)):
+        part = floordiv(size + (count - 1), count, facts)  # the last parts may be shorter
+        ends = [*(minimum(part * k, size, facts) for k in range(count)), size]
+        sizes = [end - start for start, end in pairwise(ends)]
     hints = [o or "unused" for o in n.outputs]
     if count == 1:
         return [value]
