@@ -18,7 +18,7 @@ from ..graph import (
     Ref,
 )
 from ..groups import Group
-from ..kernel_ir import Checked, Kernel, Statement, Value
+from ..kernel_ir import Checked, Kernel, Load, Operand, Statement, Value
 from ..kernel_text import values_of
 from ..schedule import Schedule
 from .blocks import Parallel, Sites
@@ -73,7 +73,9 @@ def finish(low: Lowering, forms: Mapping[str, Callable[[Lowering], Parallel]]) -
     parallel, work = forms[group.kind](low)
     body = tuple(low.scopes[0].body)
     count = product_of([extent for _, extent in parallel]) * group.when
-    buffers = tuple(low.buffers.values())
+    used = _names_in(body)
+    kept = {ref: b for ref, b in low.buffers.items() if b.mode != "in" or b.name in used}
+    buffers = tuple(kept.values())
     exprs = exprs_of(body) | {e for b in buffers for e in b.shape} | {e for _, e in parallel}
     loops = {name for name, _ in parallel} | bound_names(body)
     dims = tuple(sorted(frozenset[str]().union(*(e.symbols() for e in exprs)) - loops))
@@ -84,7 +86,19 @@ def finish(low: Lowering, forms: Mapping[str, Callable[[Lowering], Parallel]]) -
     least = low.schedule.turn_flops if group.nest else low.schedule.step_flops
     grain = floordiv(const(least) + work - 1, at_least_one(work))
     nodes = tuple(sorted(group.members))
-    return Lowered(kernel, tuple(low.buffers), count, grain, label, nodes, _reports(body))
+    return Lowered(kernel, tuple(kept), count, grain, label, nodes, _reports(body))
+
+
+def _names_in(body: Sequence[Statement]) -> set[str]:
+    """The buffers that statements name: some were asked for only to know where they lie."""
+    found: set[str] = set()
+    for statement in walk(body):
+        own = [getattr(statement, f.name) for f in fields(statement)]
+        found |= {x for x in own if isinstance(x, str)}
+        found |= {x.buffer for x in own if isinstance(x, Operand)}
+        parts = (p for value in values_of(statement) for p in post_order(value))
+        found |= {p.buffer for p in parts if isinstance(p, Load)}
+    return found
 
 
 def label_of(graph: Graph, group: Group) -> str:

@@ -216,3 +216,17 @@ def test_one_head_of_vectors(tmp_path: Path, rng: np.random.Generator) -> None:
     e = np.exp(k @ q * 0.125)
     # 68 roundings of scores whose terms sum to at most 20, and 308 of the sums, each of 2^-22
     np.testing.assert_allclose(found, e / e.sum() @ v, rtol=0, atol=(2 * 68 * 20 + 308) * 2.0**-22)
+
+
+def test_what_joins_pieces_reads_nothing_else(tmp_path: Path) -> None:
+    """Its report has the bytes of pieces alone, not those of keys and values."""
+    text = """import nn
+
+pipeline p(q: bf16[B, 8, 1, 64], k: bf16[B, 8, S, 64], v: bf16[B, 8, S, 64]) -> bf16[B, 8, 1, 64]
+where B in 1..=8, S in 1..=8192:
+    nn.attend(q, k, v)
+"""
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80",))
+    pieces, joined = launches(plan)
+    assert {0, 1, 2} <= set(pieces.buffers) and not {0, 1, 2} & set(joined.buffers)
+    assert "B*S" in pieces.report["bytes"] and "B*S" not in joined.report["bytes"]
