@@ -24,6 +24,7 @@ from .gathered import gathered_of
 from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight
 from .groups import Group
 from .join_stored import Storing
+from .panel_width import LANES
 from .steps import BYTES, CHUNK, count_of, lies_in_chunks, lines_of, steps_of
 from .windows import converted, is_worth_it, step_in_place, windows_of
 
@@ -31,7 +32,7 @@ PACKED_BYTES = 1 << 20
 """All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
 
 PACKED = "tensor cores take 8-bit operands along the depth, from rows of whole 16 bytes"
-FEW_ROWS = 1024
+FEW_ROWS, TWICE = 1024, 384
 THIN = 36
 """Rows of a product that read the other matrix faster in place than packed: one tile."""
 
@@ -366,10 +367,14 @@ class OperandJoiner(Storing):
         return all(isinstance(node.primitive, Constant | Weight) for node in nodes)
 
     def _few_rows(self, product: Contract, node: Node) -> bool:
-        """Whether panels would be packed only a few times."""
-        rows = count_of([node.type.shape[a] for a in product.rows])
+        """Whether panels would be packed only a few times; if they are narrow, twice: reading
+        64 bytes of each row of a matrix is as slow as reading 256."""
+        rows, columns = (
+            count_of([node.type.shape[a] for a in axes]) for axes in (product.rows, product.columns)
+        )
+        narrow = product.panel == LANES and not self.graph.facts.prove_le(columns, const(LANES))
         most = self.graph.facts.bounds(rows)[1]
-        return most is not None and most <= FEW_ROWS
+        return most is not None and most <= (TWICE if narrow else FEW_ROWS)
 
     def _expands(self, packer: Group, panels: Ref) -> bool:
         """Whether panels repeat the elements that they are packed from."""

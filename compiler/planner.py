@@ -155,9 +155,9 @@ class Planner:
         from .layers import Layers
         from .lower import lower
         from .report import report
-        from .schedule import CPU
+        from .schedule import CPU, CPU_NARROW
 
-        bounds = begun.bounds
+        bounds, schedule = begun.bounds, CPU if self.panel is None else CPU_NARROW
         graph, found = arrange(begun.graph, lambda g, apart: join(g, partition(g, apart)))
         buffers = self._buffers(begun.pipeline, graph)
         reasons = {d.node: d for d in found.decisions}
@@ -168,7 +168,7 @@ class Planner:
             alike = copies.of(own.graph, group)
             if not alike.made:
                 lowered, changes = scheduled(
-                    partial(lower, own.graph, group, begun.sites), CPU, "cpu", self.choices
+                    partial(lower, own.graph, group, begun.sites), schedule, "cpu", self.choices
                 )
                 alike.keep([(lowered, changes)])
                 if bounds is not None and lowered.kernel.name not in self.kernels:

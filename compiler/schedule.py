@@ -20,10 +20,12 @@ class Schedule:
     `chunk`: what one parallel step of a flat pointwise kernel handles. `columns`: adjacent columns
     that a column reduction accumulates side by side, `rows_together` rows of them at a time.
     `row_tile`: rows of a product's scratch tile by the width of its panels, `byte_rows` where its
-    operands are of 8 bits, for all of which a panel is put in order once. `tiles_per_block`,
-    `panel_group`: tiles down and panels across that one step of a product computes, at most; the
-    tiles' rows of the left operand are no more than `block_bytes`, so that they stay in the
-    second-level cache. `packed_tiles`: tiles down where a step packs its panels itself.
+    operands are of 8 bits, for all of which a panel is put in order once; `lone_tile`: the same
+    where a product of packed panels is all that a kernel has, for as many rows in all of its tiles.
+    `tiles_per_block`, `panel_group`: tiles down and panels across that one step of a product
+    computes, at most; the tiles' rows of the left operand are no more than `block_bytes`, so that
+    they stay in the second-level cache. `packed_tiles`: tiles down where a step packs its panels
+    itself.
     `deep_tiles`, `deep_panels`: tiles down and panels across where four tiles are too many bytes;
     `depth_block` of the sum is then done at a time for all of them, and `codes_block` where panels
     are computed of codes, whose part then stays in the first-level cache.
@@ -46,6 +48,7 @@ class Schedule:
     columns_by_memory: bool = True
     stripes: bool = True
     row_tile: Mapping[int, int] = field(default_factory=dict)
+    lone_tile: Mapping[int, int] = field(default_factory=dict)
     byte_rows: int = 256
     tiles_per_block: int = 8
     block_bytes: int = 800_000
@@ -68,6 +71,11 @@ class Schedule:
 CPU = Schedule(row_tile=MappingProxyType({48: 32, 64: 32, 32: 32, 16: 32}))
 """Row tiles are whole tiles of AMX, come close to whole register tiles of AVX-512 and AVX2, and
 fit the first-level cache: 32 x 48 f32 are 6 KB. So do 256 columns."""
+
+CPU_NARROW = replace(CPU, lone_tile=MappingProxyType({16: 96}), depth_block=2048)
+"""Where all panels have 16 columns, as for AVX2 alone. 96 x 16 f32 are 6 KB too, and 16 whole
+register tiles; a panel of 2048 rows is 128 KB. On Zen 4 products of 1024 each way take 0.92 of the
+time that tiles of 32 rows and stretches of 512 take, of 2048 0.91."""
 
 GPU = Schedule(
     chunk=2048,

@@ -38,9 +38,11 @@ class _Blocks:
     each of its tiles."""
 
     def __init__(self, low: Lowering, p: Product) -> None:
-        self.low, self.p = low, p
         self.lines = lying(low, p) if p.of_bytes and p.operands[1] in low.group.packs else None
         packs = p.operands[1] in low.group.packs and self.lines is None
+        if not p.of_bytes and not holds_codes(low, p):
+            p = replace(p, row_tile=low.schedule.lone_tile.get(p.panel, p.row_tile))
+        self.low, self.p = low, p
         tiles, self.whole = _blocking(low, p, packs)
         self.deep = not self.whole and not packs
         block = p.row_tile * tiles
@@ -206,13 +208,14 @@ def _blocking(low: Lowering, p: Product, packs: bool) -> tuple[int, bool]:
     schedule, depth = low.schedule, p.depth.as_int()
     if p.of_bytes:
         return 1, True  # the micro-kernel has stretches of its own
+    high = max(1, p.row_tile // schedule.row_tile[p.panel])  # a tile is as many of the schedule's
     if depth is not None and not packs:
         row_bytes = p.row_tile * max(1, depth) * p.dtype.itemsize
-        tiles = min(schedule.tiles_per_block, schedule.block_bytes // row_bytes)
-        if tiles >= min(4, schedule.tiles_per_block):
+        tiles = min(schedule.tiles_per_block // high, schedule.block_bytes // row_bytes)
+        if tiles >= -(-min(4, schedule.tiles_per_block) // high):
             return tiles, True
     whole = depth is not None and depth <= _stretch(low, p)
-    return schedule.packed_tiles if packs else schedule.deep_tiles, whole
+    return max(1, (schedule.packed_tiles if packs else schedule.deep_tiles) // high), whole
 
 
 def _stretch(low: Lowering, p: Product) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_panels_for_avx2_alone_are_as_wide_as_its_tiles(
 
 
 SHAPES = [(m, k, n) for m in (1, 2, 3, 37, 145) for k in (1, 40, 513) for n in (13, 48, 97)]
-SHAPES += [(5, 1100, 50), (40, 2048, 50), (150, 2049, 13), (38, 4100, 50)]
+SHAPES += [(5, 1100, 50), (40, 2048, 50), (205, 2049, 13), (38, 4100, 50)]
 SHAPES += [(0, 3, 13), (3, 0, 20), (36, 1024, 96)]
 
 
@@ -214,8 +215,11 @@ KNOWN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("shape", KNOWN)
+ALONE = [(300, 64, 64), (64, 600, 96), (450, 20, 70)]
+"""Those of code for AVX2 alone: panels packed where they are used, and by a kernel before."""
+
+
+@pytest.mark.parametrize("shape, level", [*product(KNOWN, LEVELS), *product(ALONE, ["v3 alone"])])
 def test_products_of_known_sizes_with_nothing_after(
     shape: tuple[int, int, int], level: str, tmp_path: Path, rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
@@ -226,9 +230,11 @@ def test_products_of_known_sizes_with_nothing_after(
         f" -> (a: f32[2, {m}, {n}], b: f32[2, {m}, {n}], c: f32[{m}, {n}]):\n"
         "    x @ y, x @ z, x[1] @ z\n"
     )
-    monkeypatch.setattr(native_code, "detect_level", lambda cpuinfo=None: level)
+    monkeypatch.setattr(native_code, "detect_level", lambda cpuinfo=None: level[:2])
+    levels = LEVELS if level in LEVELS else ("v3",)
     x, y, z = (rng.standard_normal(s, np.float32) for s in ((2, m, k), (2, k, n), (k, n)))
-    with CpuPipeline(driver.compile_file(tmp_path / "p.pipe"), threads=2) as pipe:
+    plan = driver.compile_file(tmp_path / "p.pipe", levels=levels)
+    with CpuPipeline(plan, threads=2) as pipe:
         found = pipe(x=x, y=y, z=z)
     for result, left, right in zip(found, (x, x, x[1]), (y, z, z), strict=True):
         wanted, parts = left.astype(float) @ right, np.abs(left).astype(float) @ np.abs(right)
