@@ -163,6 +163,15 @@ def _shared(batch: Batch, addresses: Array, size: int, threads: Array) -> Part:
     return Part(batch.shared, index, None, threads, "shared")
 
 
+def shared_byte(batch: Batch, address: int, size: int, thread: int) -> int:
+    """Where the shared memory of one access of a thread begins, in that of the batch."""
+    if not address % size and 0 <= address <= min(batch.shared.limit - size, (1 << RANK_BITS) - 1):
+        return address + thread // batch.stride * batch.shared.stride
+    one, who = np.array([address], np.int64), np.array([thread])
+    check_aligned(one, size, who)
+    return int(_shared(batch, one, size, who).index[0])
+
+
 def peer_blocks(batch: Batch, threads: Array, ranks: Array) -> Array:
     """The block within the batch that has a rank in the cluster of each thread.
 

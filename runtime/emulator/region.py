@@ -58,9 +58,9 @@ class Region:
 
     def _check_free(self, thread: int) -> None:
         """Raises: Stop where an mbarrier lies there."""
-        if self.arena.held is not None:
-            index = self.index.reshape(-1)
-            self.arena.check_free(index, self.unit, np.broadcast_to(np.int64(thread), index.size))
+        held, index = self.arena.held, self.index.reshape(-1)
+        if held is not None and held[index // 8].any():
+            self.arena.check_free(index, self.unit, np.full(index.size, thread))
 
     def granules(self, granule: int) -> Array:
         """The numbers of the granules that it touches; some may come more than once."""

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ..access import Part, peer_blocks, places
+from ..access import Part, peer_blocks, places, shared_byte
 from ..errors import Stop
 from ..memory import RANK_BITS
 from ..operands import Get, address, elements, getter
@@ -83,7 +83,11 @@ def place(g: Group, space: str, at: int, size: int, thread: int, align: int = AL
     if at % align:
         raise Stop("misaligned", f"address {at:#x} of a copy is no multiple of {align}", thread)
     who = np.array([thread])
-    (part,) = places(g, space, np.array([at], np.int64), 1, who)
+    if space == "shared":
+        start = shared_byte(g.batch, at, 1, thread)
+        part = Part(g.batch.shared, np.array([start]), None, who, space)
+    else:
+        (part,) = places(g, space, np.array([at], np.int64), 1, who)
     start = int(part.index[0])
     within = start % part.arena.stride if part.arena.stride else start
     if within + size > part.arena.limit:
@@ -131,8 +135,7 @@ def moved(batch: Batch, source: Region, target: Region, combines: bool = False) 
 
 def barrier_at(g: Group, at: int, thread: int) -> int:
     """The place of the mbarrier at a shared address."""
-    (part,) = places(g, "shared", np.array([at], np.int64), 8, np.array([thread]))
-    return int(part.index[0])
+    return shared_byte(g.batch, at, 8, thread)
 
 
 def deliver(g: Group, at: int, thread: int, size: int, agent: Agent) -> None:

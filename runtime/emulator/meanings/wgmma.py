@@ -261,11 +261,14 @@ class _Reader:
         region = Region(arena, at + int(batch.block_of[thread]) * arena.stride, unit)
         agent = product_agent(batch, self.number, int(self.groups.open[self.number]))
         leaders = self.threads[::32].tolist()
-        if is_a:  # a warp reads its own 16 rows of A, and all of B
+        try:
+            async_read(batch, leaders, region, agent, every=True)
+        except Stop:
+            if not is_a:
+                raise
+            # a warp reads its own 16 rows of A, and need not come behind who wrote the others
             for leader, part in zip(leaders, np.split(region.index, len(leaders)), strict=True):
                 async_read(batch, (leader,), Region(arena, part, unit), agent)
-        else:
-            async_read(batch, leaders, region, agent, every=True)
         region.check_written(thread)
         count(batch.machine, "shared", "read", region.size)
         return decode(region.read().view(np.uint8), type_)
