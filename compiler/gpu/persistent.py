@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import work_of
 from stagefuse.compiler.kernel_ir import Alloc, Checked, Kernel
@@ -132,6 +133,8 @@ class PersistentWriter(PieceWriter):
         self.boxes = 1 if self.is_deep else panels  # that a block brings of a stage
         part = form.columns if self.is_deep else PANEL
         self.box_rows = part // self.cluster
+        if self.hands_over:  # ptxas wants to know what all have at first
+            self.team = replace(self.team, resident=1)
 
     @property
     def cluster(self) -> int:
