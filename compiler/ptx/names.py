@@ -16,6 +16,8 @@ _SPECIAL = re.compile(
     r"|globaltimer(_lo|_hi)?|total_smem_size|aggr_smem_size|dynamic_smem_size|current_graph_exec"
     r"|reserved_smem_offset_(begin|end|cap|0|1)|pm\d(_64)?|envreg\d+)"
 )
+_PARTS = re.compile(r"[bh]\d+")
+"""Bytes and halves of a register, as video instructions select them."""
 
 
 def parts(name: str, count: int) -> list[str]:
@@ -170,6 +172,9 @@ class Resolve:
             return vector
         if name[0] == "%":
             if not _SPECIAL.fullmatch(name):
+                stem, _, part = name.partition(".")
+                if _PARTS.fullmatch(part) and self.type_of(stem) is not None:
+                    raise PtxError(f"`{name}`: parts of registers are not known")
                 raise PtxError(f"`{name}` is not declared")
             return s.Special(name)
         return s.Symbol(name)

@@ -105,6 +105,8 @@ def test_what_is_read() -> None:
         ("mov.u32 %r4, %tid.x", "mov.u32 %r4, %tid.w", "`%tid.w` is not declared"),
         ("mov.u32 %r4, %tid.x", "mov.u32 %r4, %r5+4", "`%r5+4`: a number is added to a register"),
         ("mov.u32 %r4, %tid.x", "mov.u32 %r4, %r5+-4", "`%r5-4`: a number is added to a register"),
+        ("mov.u32 %r4, %tid.x", "vadd.u32.u32.u32 %r4, %r5.b0, %r6.h1",
+         "`%r5.b0`: parts of registers are not known"),
         ("mov.u32 %r4, %tid.x", "mov.u32 %r4, %tid.x+1", "`%tid.x+1`: a number is added"),
         ("mov.u32 %r4, %tid.x;", "mov.u32 %r4 %tid.x;", "unexpected `%tid.x`"),
         ("mov.u32 %r4, %tid.x;", "mov.u32 %r4, \\;", "unexpected character"),
