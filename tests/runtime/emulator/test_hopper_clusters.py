@@ -44,6 +44,39 @@ def test_product_of_clusters_with_a_bug(variant: str, rng: np.random.Generator) 
     fault("race", f"gemm_cluster.{variant}", "gemm", *args, **SIZES)
 
 
+TURNS: dict[str, Any] = {"grid": 2, "block": 384, "shared_bytes": 4 * 24576 + 2 * 16384 + 64}
+
+
+def taking_turns(rng: np.random.Generator) -> tuple[Array, Array, Array, list[Any]]:
+    m, n, k = 256, 256, 320
+    a, b = (rng.uniform(-1, 1, (rows, k)).astype(BF16) for rows in (m, n))
+    c = np.zeros((m, n), BF16)
+    maps = [emulator.TensorMap(x, box=(64, 64), swizzle=128) for x in (a, b, c)]
+    return a, b, c, [*np.int32([m // 128, n // 128, k // 64]), *maps]
+
+
+def test_warpgroups_that_take_turns(rng: np.random.Generator) -> None:
+    """Two tiles for each warpgroup: named barriers order the turns, and the rings come round."""
+    a, b, c, args = taking_turns(rng)
+    launch("gemm_turns", "gemm", *args, **TURNS)
+    wide = a.astype(np.float64), b.astype(np.float64).T
+    product = wide[0] @ wide[1]
+    close(c, product, 2.0**-8 * np.abs(product) + product_error(*wide) * (1 + 2.0**-8))
+
+
+@pytest.mark.parametrize("variant, says", [
+    ("EARLY_RELEASE", "was read by an asynchronous copy or product (products)"),
+    ("ENDS_EARLY", "the block ends and with it shared memory that block (1, 0, 0)"),
+])  # fmt: skip
+def test_warpgroups_that_take_turns_with_a_bug(
+    variant: str, says: str, rng: np.random.Generator
+) -> None:
+    *_, args = taking_turns(rng)
+    with pytest.raises(emulator.Fault) as caught:
+        launch(f"gemm_turns.{variant}", "gemm", *args, **TURNS)
+    assert caught.value.kind == "race" and says in str(caught.value)
+
+
 BUGS = {
     # what is wrong: a line of the PTX, how often it is changed from the end, what it becomes; the
     # kind of the fault, and words of its text
