@@ -66,7 +66,9 @@ class FoldWriter(StreamWriter):
         else:
             result = self._fold_nest(s, s.kind, s.dtype, lambda total, at: self._step(s, total))
         if s.name in self.lost_nans:  # any number will do in place of what a NaN has made
-            result = self.code.emit(f"freeze {result.type} {result.text}", result.type)
+            # LLVM would move a `freeze` into the loop, and with it all care for NaN
+            kept = f'call {result.type} asm "", "=x,0"({result.type} {result.text})'
+            result = self.code.emit(kept, result.type)
         self.scopes[-1].locals[s.name] = result
 
     def _step(self, s: Fold, total: Value) -> Value:

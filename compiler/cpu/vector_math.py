@@ -178,8 +178,11 @@ def exp_near_zero(c: Code, r: Value) -> Value:
 def exp(c: Code, x: Value, low: Value | None = None) -> Value:
     """e^x; of x + low if a low part is given."""
     own = c.own_exp(x) if low is None else None
-    if own is not None:
-        return own
+    return exp_of_any(c, x, low) if own is None else own
+
+
+def exp_of_any(c: Code, x: Value, low: Value | None = None) -> Value:
+    """The same, with nothing that not all targets have."""
     # far below where the result vanishes, since a result that almost does takes an assist
     limits = (-1000.0, 89.0) if x.type == "float" else (-2000.0, 710.0)
     r, _, k = reduce_ln2(c, clamp(c, x, *limits))

@@ -93,16 +93,31 @@ class VectorCode(Code):
     """The text of a function of vectors."""
 
     def own_exp(self, x: Value) -> Value | None:
-        return exp(self, x) if self.lanes == LANES["v4"] and x.type == "float" else None
+        return exp(self, x) if x.type == "float" else None
 
 
 def exp(c: Code, x: Value) -> Value:
-    """e^x. The power of two alone tells what is too large, too small, infinite or NaN: of these the
-    rest, which means nothing then, becomes some number near 0."""
+    """e^x. With AVX-512 the power of two alone tells what is too large, too small, infinite or NaN:
+    of these the rest, which means nothing then, becomes some number near 0."""
+    if c.lanes != LANES["v4"]:
+        return _exp_by_bits(c, x)
     k = whole(c, x * LOG2E)
     r = c.fma(-k, vector_math.LN2_HIGH["float"], x)
     r = c.fma(-k, vector_math.LN2_LOW["float"], r)
     return scaled(c, vector_math.exp_near_zero(c, within(c, r, 0.35)), k)
+
+
+def _exp_by_bits(c: Code, x: Value) -> Value:
+    """e^x, the power of two added to the exponent, where no result is subnormal or endless."""
+    shifted = c.fma(x, LOG2E, MAGIC["float"])
+    k = shifted - MAGIC["float"]
+    r = c.fma(-k, vector_math.LN2_HIGH["float"], x)
+    r = c.fma(-k, vector_math.LN2_LOW["float"], r)
+    bits = vector_math.exp_near_zero(c, r).bits() + shifted.bits().shl(23)
+    vanishes = x.compare("lt", -104.0)
+    found = vanishes.select(c.const(0.0, "float"), bits.as_float("float"))
+    ordinary = x.compare("le", 88.0) & (x.compare("ge", -87.0) | vanishes)
+    return _unless(c, ordinary, found, lambda: vector_math.exp_of_any(c, x))
 
 
 def exp2(c: Code, x: Value) -> Value:
@@ -228,6 +243,10 @@ def pow(c: Code, x: Value, y: Value) -> Value:
     return _unless(c, ordinary, found, lambda: vector_math.pow_of_f32(c, x, y))
 
 
+SELDOM = '!{!"branch_weights", i32 1000, i32 1}'
+"""Of a branch: the first way, as good as always."""
+
+
 def _unless(c: Code, ordinary: Value, found: Value, other: Function) -> Value:
     """What was found where elements are ordinary; the other way is gone if one is not."""
     ask, go, done = (c.label(name) for name in ("ask", "other", "done"))
@@ -236,7 +255,7 @@ def _unless(c: Code, ordinary: Value, found: Value, other: Function) -> Value:
     name = f"llvm.vector.reduce.and.v{c.lanes}i1"
     every = c.value(c.fresh(), "i1")
     c.line(f"{every.text} = call i1 @{name}({ordinary.listed_text})")
-    c.branch_if(every, done, go)
+    c.branch_if(every, done, go, f", !prof {SELDOM}")
     c.start(go)
     with c.scope():
         chosen = ordinary.select(found, other())
@@ -270,7 +289,7 @@ FUNCTIONS: dict[str, tuple[Function, int]] = {
     "tan": (tan, 1), "tanh": (tanh, 1), "pow": (pow, 2), "rem": (rem, 2),
 }  # fmt: skip
 """And how many operands each has. `rem` is there for an element only by way of a vector."""
-ANYWHERE = ("sin", "cos", "tan", "rem")
+ANYWHERE = ("sin", "cos", "tan", "rem", "exp", "sigmoid", "erf", "tanh")
 """What takes nothing of AVX-512."""
 
 
@@ -310,8 +329,9 @@ def definitions(names: Sequence[str], level: str) -> str:
     texts = [_definition(name, lanes) for name in names]
     widths = [width for width in (1, *WIDTHS) if width != lanes]
     texts += [_form(name, width, lanes) for name in names for width in widths]
-    if any("@sf.scale.f64" in text for text in texts):
-        texts.append(vector_math.scale_text("double", level, lanes))
+    for kind, suffix in vector_math.SUFFIX.items():
+        if any(f"@sf.scale.{suffix}" in text for text in texts):
+            texts.append(vector_math.scale_text(kind, level, lanes))
     return "\n\n".join(texts)
 
 

@@ -56,6 +56,13 @@ def test_a_maximum_may_lose_a_nan_where_all_results_are_nan_anyway(name: str) ->
     assert lost_nans(kernel(name)) == ({"most"} if name == "softmax" else set())
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_loop_of_such_a_maximum_takes_no_care_of_nans(level: str) -> None:
+    text = str(improved(module_text([kernel("softmax")], level), level))
+    found = [line for line in text.splitlines() if "call" in line and "@llvm.maximum." in line]
+    assert found and all(" nnan " in line for line in found)
+
+
 @pytest.mark.parametrize("name", EDITS)
 def test_a_loop_and_the_sum_of_what_it_stores_are_one(name: str) -> None:
     def loops(k: Kernel) -> int:
