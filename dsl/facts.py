@@ -178,7 +178,7 @@ class Facts:
 
     def _undivided(self, expr: Expr) -> Expr:
         """What is negative wherever `expr` is, without the quotients by numbers that do not divide
-        what they are times: 2*K + 2 - K for K - K // 2.
+        what they are times, and those by sizes: 2*K + 1 - K for K - K // 2.
 
         For b > 0, `expr` is at least 0 where b * expr + b - 1 is, and b * (a // b) is from
         a - b + 1 to a.
@@ -186,11 +186,13 @@ class Facts:
         for _ in range(MOST_FUEL):
             for monomial, coefficient in expr.terms:
                 inner = [p for p in monomial if p[0].kind == "//"]
-                by = inner[0][0].args[1].as_int() if len(inner) == 1 == inner[0][1] else None
+                if len(inner) != 1 or inner[0][1] != 1:
+                    continue
+                a, by = inner[0][0].args
                 slope = Expr(((tuple(p for p in monomial if p not in inner), coefficient),))
-                sign = self._sign(slope) if by and by > 1 and coefficient % by else None
-                if by and sign is not None:
-                    a = inner[0][0].args[0]
+                number, sign = by.as_int(), self._sign(slope)
+                left = slope.as_int() in (1, -1) if number is None else coefficient % number
+                if sign is not None and left and self._sign(by - 1) == 1:
                     rest = expr - Expr(((monomial, coefficient),))
                     expr = rest * by + slope * (a if sign < 0 else a - by + 1) + (by - 1)
                     break

@@ -7,7 +7,7 @@ from typing import Any
 
 from stagefuse.compiler.graph import Ref
 from stagefuse.compiler.graph_builder import Builder
-from stagefuse.dsl.dims import Expr, as_expr, const, floordiv
+from stagefuse.dsl.dims import Atom, Expr, as_expr, const, expr_of, floordiv, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.signature import OpError, Param
@@ -58,9 +58,14 @@ def _inferred(x: TensorType, shape: Sequence[Expr], at: int, facts: Facts) -> tu
     positive = {
         name: (1, facts.ranges.get(name, (0, None))[1])
         for name in known.symbols() | product(x.shape).symbols()
-        if facts.bounds(as_sym(name))[0] == 0
+        if facts.bounds(sym(name))[0] == 0
     }
-    left = floordiv(product(x.shape), known, facts.with_ranges(positive))
+    halves = _whole_quotients(known, facts)
+    positive |= {f"{atom}": (1, None) for atom in halves.values()}
+    apart = {name: sym(f"{atom}") * atom.args[1] for name, atom in halves.items()}
+    left = floordiv(
+        product(x.shape).substitute(apart), known.substitute(apart), facts.with_ranges(positive)
+    ).substitute({f"{atom}": expr_of(atom) for atom in halves.values()})
     if not facts.prove_eq(left * known, product(x.shape)):
         note = f"{product(x.shape)} elements are not a multiple of {known} for all sizes"
         raise OpError(
@@ -71,10 +76,15 @@ def _inferred(x: TensorType, shape: Sequence[Expr], at: int, facts: Facts) -> tu
     return (*shape[:at], left, *shape[at + 1 :])
 
 
-def as_sym(name: str) -> Expr:
-    from stagefuse.dsl.dims import sym
-
-    return sym(name)
+def _whole_quotients(known: Expr, facts: Facts) -> dict[str, Atom]:
+    """The quotients in a product by what divides a size, by the size: T // 2 of an even T."""
+    atoms = [atom for monomial, _ in known.terms for atom, _ in monomial if atom.kind == "//"]
+    return {
+        name: atom
+        for atom in atoms
+        for name in atom.args[0].symbols()
+        if atom.args[0] == sym(name) and facts.prove_eq(sym(name), expr_of(atom) * atom.args[1])
+    }
 
 
 def _known(exprs: Sequence[Expr], facts: Facts) -> list[str]:

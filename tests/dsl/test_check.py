@@ -363,6 +363,23 @@ def test_halves_of_a_dimension(expression: str, expected: str) -> None:
     assert of(expression, "x: f32[D]", " where D % 2 == 0") == expected
 
 
+@pytest.mark.parametrize(
+    ("shape", "where", "expected"),
+    [
+        ("B, T // 2, -1", "T % 2 == 0", "f32[B, T // 2, 2*C]"),
+        ("B, T // 4, -1, C // 8", "T % 4 == 0, C % 8 == 0", "f32[B, T // 4, 32, C // 8]"),
+        ("B // 2, T // 2, -1", "T % 2 == 0, B % 2 == 0", "f32[B // 2, T // 2, 4*C]"),
+    ],
+)
+def test_what_is_left_beside_parts_of_a_size(shape: str, where: str, expected: str) -> None:
+    assert of(f"reshape(x, [{shape}])", "x: f32[B, T, C]", f" where {where}") == expected
+
+
+def test_an_index_of_all_elements_is_taken_apart() -> None:
+    text = "y[k in 0..H*W] = x[k // W, k % W]"
+    assert of(text, "x: f32[H, W]", " where W >= 1") == "f32[H*W]"
+
+
 def test_a_function_that_nothing_calls_is_doubted_for_no_size_it_may_have() -> None:
     text = """
 fn glued(x: f32[*S], m: bool[*M]) -> f32[*S]:
