@@ -57,8 +57,9 @@ def learn(races: Races, batch: Batch, threads: Array, known: Known) -> None:
         if len(lanes) >= alive:
             clocks.learn(warp, batch.first + warp // per, known)
             continue
+        alone = clocks.alone.setdefault(warp, {})
         for thread in (warp * 32 + lanes).tolist():
-            join_known(clocks.alone.setdefault(thread, {}), known)
+            join_known(alone.setdefault(thread, {}), known)
 
 
 def stamp_of(races: Races, batch: Batch, thread: int) -> int:
@@ -79,7 +80,7 @@ def is_behind(races: Races, batch: Batch, thread: int, stamp: int) -> bool:
 def _is_known(clocks: Clocks, thread: int, block: int, within: int, clock: int) -> bool:
     """Whether a thread knows what a thread of another block, or an agent, did at a clock."""
     return knows(clocks.foreign.get(thread >> 5, {}), block, within, clock) or (
-        thread in clocks.alone and knows(clocks.alone[thread], block, within, clock)
+        thread >> 5 in clocks.alone and knows(clocks.of_thread(thread), block, within, clock)
     )
 
 

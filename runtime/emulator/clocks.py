@@ -50,8 +50,8 @@ class Clocks:
     seen: dict[int, Known] = field(default_factory=dict)
     """For a warp, what its strong reads saw, which its next fence makes known."""
     near_seen: dict[int, Known] = field(default_factory=dict)
-    alone: dict[int, Known] = field(default_factory=dict)
-    """For a thread, what it learnt that other lanes of its warp did not, since they last met."""
+    alone: dict[int, dict[int, Known]] = field(default_factory=dict)
+    """For a warp and some of its threads, what these learnt and others did not, since they met."""
     versions: dict[tuple[int, Place], int] = field(default_factory=dict)
     """Which version of what was released at a place a warp has seen."""
     ticks: int = 0
@@ -82,14 +82,20 @@ class Clocks:
 
     def of_lanes(self, warp: int, lanes: Any) -> list[Known]:
         """What some lanes of a warp learnt alone."""
-        if not self.alone:
+        found = self.alone.get(warp)
+        if found is None:
             return []
-        return [self.alone[t] for t in (warp * 32 + lanes).tolist() if t in self.alone]
+        return [found[t] for t in (warp * 32 + lanes).tolist() if t in found]
+
+    def of_thread(self, thread: int) -> Known:
+        """What a thread learnt alone."""
+        found = self.alone.get(thread >> 5)
+        return found.get(thread, {}) if found is not None else {}
 
     def share(self, warp: int, block: int) -> None:
         """Lanes of a warp do something together: what one learnt alone all know now."""
-        for thread in [t for t in self.alone if t >> 5 == warp]:
-            self.learn(warp, block, self.alone.pop(thread))
+        for known in self.alone.pop(warp, {}).values():
+            self.learn(warp, block, known)
 
 
 @dataclass

@@ -109,8 +109,9 @@ class HappensBefore:
     def _share(self, batch: Batch, warps: Array) -> None:
         """Lanes of warps do something together: what one learnt alone, the others know now."""
         clocks, per = self.clocks(batch), batch.stride // 32
-        for warp in warps.tolist() if clocks.alone else ():
-            clocks.share(warp, batch.first + warp // per)
+        if clocks.alone:
+            for warp in clocks.alone.keys() & set(warps.tolist()):
+                clocks.share(warp, batch.first + warp // per)
 
     def fence(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
         """Threads execute a fence; a `narrow` one is for their own block (`.cta`)."""

@@ -321,7 +321,7 @@ class Races(HappensBefore):
         kept = []
         for at in bad.tolist():
             clock, number = int(old[at]) >> CLOCK_BITS, ((int(old[at]) >> 1) & THREAD_MASK) - 1
-            known = clocks.alone.get(int(threads[at]), {})
+            known = clocks.of_thread(int(threads[at]))
             if old[at] == PENDING or not knows(known, number // stride, number % stride, clock):
                 kept.append(at)
         return np.array(kept, np.int64)
