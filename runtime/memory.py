@@ -1,15 +1,17 @@
 """Memory of results and intermediates: aligned, and kept for the next call when let go.
 
 Fresh memory costs more than most kernels (the kernel zeroes each page on first touch), so blocks
-of large results return to a pool when the last array that uses them dies.
+of large results are used again once no array does.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 import threading
-from typing import Any
+from collections import deque
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +23,7 @@ _HUGE_PAGES, _COLLAPSE = 14, 25
 """Advice to Linux: MADV_HUGEPAGE, and from 6.1 on MADV_COLLAPSE, for what has its pages already."""
 POOLED_BYTES = 128 * 1024  # results from this size on come from a pool
 MAX_BYTES = 1 << 46
+LOOKS = 4  # at blocks that may be in use, before there is another
 
 _LIBC = ctypes.CDLL(None)
 _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -103,63 +106,91 @@ def _readable(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-class _Memory(np.ndarray):
-    """A class of its own: NumPy makes no array a view of what lies behind a view of these."""
+class _Block(NamedTuple):
+    """An array, and the one that owns its elements."""
+
+    whole: np.ndarray[Any, Any]
+    memory: np.ndarray[Any, Any]
 
 
-class _Block(np.ndarray):
-    """Memory of one result; its death is the death of the last array that views it."""
+def _block(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> _Block:
+    """Memory for an array of `size` bytes. Raises OutOfMemory."""
+    whole = allocate(size, "a result").view(dtype).reshape(shape)
+    assert isinstance(whole.base, np.ndarray)
+    return _Block(whole, whole.base)
 
-    home: ResultPool | None = None
-    memory: np.ndarray[Any, Any] | None = None
 
-    def __del__(self) -> None:
-        if self.home is not None and self.memory is not None:
-            self.home.take_back(self.memory)
+def _uses(block: _Block) -> int:
+    """References to a block's memory. A view of an array, or of a view of it, refers to what owns
+    the elements (`PyArray_SetBaseObject` of NumPy's C API)."""
+    return sys.getrefcount(block.memory)
+
+
+def _uses_of_a_free_one() -> int:
+    """How many there are where nothing else refers to a block; 0 where they do not tell."""
+    block = _block((4,), np.dtype(np.float32), 16)
+    before = _uses(block)
+    view = block.whole.view()[1:]
+    while_seen = _uses(block)
+    del view
+    counted = (before, while_seen, _uses(block)) == (before, before + 1, before)
+    return before if counted and getattr(sys, "_is_gil_enabled", lambda: True)() else 0
+
+
+_FREE = _uses_of_a_free_one()
 
 
 class ResultPool:
-    """Blocks of memory for results, by size. At most `limit` bytes wait to be used again."""
+    """Blocks of memory for results, by shape and dtype. At most `limit` bytes are kept, in use or
+    not."""
 
     def __init__(self, limit: int = 1 << 30) -> None:
         self.limit = limit
-        self._waiting: dict[int, list[np.ndarray[Any, Any]]] = {}
-        self._waiting_bytes = 0
-        # Re-entrant: a garbage collection inside may free a block of this very pool.
+        self._blocks: dict[tuple[tuple[int, ...], np.dtype[Any]], deque[_Block]] = {}
+        self._bytes = 0
+        # Re-entrant: a garbage collection inside may call a pipeline.
         self._lock = threading.RLock()
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> Any:
         """An array with arbitrary contents that owns its memory alone."""
         with self._lock:
-            waiting = self._waiting.get(size)
-            memory = waiting.pop() if waiting else None
-            if memory is not None:
-                self._waiting_bytes -= size
-        if memory is None:
-            memory = allocate(size, "a result").view(_Memory)
-        block = memory.view(_Block)
-        block.home, block.memory = self, memory
-        return np.ndarray(shape, dtype, buffer=block)
+            blocks = self._blocks.get((shape, dtype)) or deque()
+            for _ in range(min(len(blocks), LOOKS)):
+                block = blocks.popleft()
+                result = block.whole.view() if _uses(block) == _FREE else None
+                blocks.append(block)
+                if result is not None:
+                    return result
+        return self._another(shape, dtype, size)
 
-    def take_back(self, memory: np.ndarray[Any, Any]) -> None:
-        size = memory.nbytes
+    def _another(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> Any:
+        """The same, of a new block."""
+        block = _block(shape, dtype, size)
+        result = block.whole.view()  # before anyone else may see the block
         with self._lock:
-            if size <= self.limit:
-                while self._waiting_bytes + size > self.limit:
-                    self._drop_one()
-                self._waiting.setdefault(size, []).append(memory)
-                self._waiting_bytes += size
+            if self._bytes + size > self.limit:
+                self._let_go(self._bytes + size - self.limit)
+            if _FREE and self._bytes + size <= self.limit:
+                self._blocks.setdefault((shape, dtype), deque()).append(block)
+                self._bytes += size
+        return result
 
-    def _drop_one(self) -> None:
-        size = next(iter(self._waiting))
-        self._waiting[size].pop()
-        self._waiting_bytes -= size
-        if not self._waiting[size]:
-            del self._waiting[size]
+    def _let_go(self, excess: int) -> None:
+        """Frees blocks that nothing uses, up to so many bytes."""
+        for key, blocks in list(self._blocks.items()):
+            for _ in range(len(blocks)):
+                block = blocks.popleft()
+                if excess > 0 and _uses(block) == _FREE:
+                    excess -= block.whole.nbytes
+                    self._bytes -= block.whole.nbytes
+                else:
+                    blocks.append(block)
+            if not blocks:
+                del self._blocks[key]
 
     def clear(self) -> None:
         """Free what waits, and keep nothing from now on."""
         with self._lock:
             self.limit = -1
-            self._waiting.clear()
-            self._waiting_bytes = 0
+            self._blocks.clear()
+            self._bytes = 0
