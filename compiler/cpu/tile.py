@@ -22,6 +22,9 @@ MOST_ROWS, SUMS = 8, 12
 """Rows of a tile where that leaves so many sums that do not wait for each other. Rows that lie a
 multiple of 4 KB apart share a set of the first-level cache, whose ways are eight at least: with 16
 rows of 4096, 16 x 4096 x 16 takes 2.2 times as long on Zen 4."""
+LEAST_SUMS = 8
+"""Sums that do not wait for each other which AVX2's units take to be busy: two multiply-adds in a
+clock, four clocks each. Tiles of a row or two have fewer, and add up several steps side by side."""
 SUFFIX = {"float": "f32", "double": "f64", "i32": "i32"}
 UNITS = {"quads.us": "+avx512vnni", "quads.su": "+avx512vnni", "pairs": ""}
 """How 4 bytes of a row are multiplied by those of each column of a panel, and their products added
@@ -160,6 +163,7 @@ class _Stretch:
     wide: int
     lanes: int
     tail: bool = False
+    beside: int = 1
 
     @property
     def name(self) -> str:
@@ -194,7 +198,7 @@ class _Stretch:
 def _columns(shape: TileShape, level: str, rows: int) -> list[str]:
     """The loops over columns and over register tiles of some rows."""
     wide, lanes = register_tile(shape.element, shape.columns, level, rows)
-    main = _Stretch(shape, rows, wide, lanes)
+    main = _Stretch(shape, rows, wide, lanes, beside=_beside(shape, level, rows * wide))
     out = [f"enter{rows}:"]
     if not shape.tails:
         out.append(f"  br label %column{rows}")
@@ -215,6 +219,13 @@ def _columns(shape: TileShape, level: str, rows: int) -> list[str]:
         *_stretches(tail, f"%main{rows}", f"%turn{rows}", "%width"),
     ]
     return out
+
+
+def _beside(shape: TileShape, level: str, sums: int) -> int:
+    """Steps of the sum of a register tile of so many sums that are added up side by side."""
+    if level != "v3" or shape.rows != "packed" or shape.unit:
+        return 1
+    return max(n for n in (4, 2, 1) if n == 1 or n * sums <= LEAST_SUMS)
 
 
 def _stretches(s: _Stretch, begin: str, entry: str, stop: str, after: str = "done") -> list[str]:
@@ -286,20 +297,20 @@ def _product(s: _Stretch) -> list[str]:
     stores = [
         f"  store {s.vector} %{t}z{r}_{c}, ptr %{t}w{r}_{c}, align {s.size}" for r, c in s.cells
     ]
+    before, sums, first = ("rest", "j", f"%{t}k0") if s.beside > 1 else ("begin", "h", "0")
     return [
         *_addresses(s),
         *_start(s),
+        *_side_by_side(s),
         f"loop{n}:",
-        f"  %{t}k = phi i64 [ 0, %begin{n} ], [ %{t}k1, %loop{n} ]",
-        *_phis(s, "s", f"[ %{t}h{{}}, %begin{n} ], [ %{t}n{{}}, %loop{n} ]"),
-        *_row_of_panel(s),
-        *_vectors_of_panel(s),
-        *_multiply_add(s),
+        f"  %{t}k = phi i64 [ {first}, %{before}{n} ], [ %{t}k1, %loop{n} ]",
+        *_phis(s, "s", f"[ %{t}{sums}{{}}, %{before}{n} ], [ %{t}n{{}}, %loop{n} ]"),
+        *_one_step(s),
         f"  %{t}k1 = add nuw nsw i64 %{t}k, 1",
         f"  %{t}m = icmp slt i64 %{t}k1, %depth",
         f"  br i1 %{t}m, label %loop{n}, label %stop{n}",
         f"stop{n}:",
-        *_phis(s, "z", f"[ %{t}h{{}}, %begin{n} ], [ %{t}n{{}}, %loop{n} ]"),
+        *_phis(s, "z", f"[ %{t}{sums}{{}}, %{before}{n} ], [ %{t}n{{}}, %loop{n} ]"),
         *stores,
         f"  br label %next{n}",
     ]
@@ -340,8 +351,72 @@ def _start(s: _Stretch) -> list[str]:
         f"  br label %begin{n}",
         f"begin{n}:",
         *_phis(s, "h", f"[ zeroinitializer, %start{n} ], [ %{t}g{{}}, %add{n} ]"),
-        f"  %{t}some = icmp sgt i64 %depth, 0",
+        *([] if s.beside > 1 else _enter(s, "0")),
+    ]
+
+
+def _enter(s: _Stretch, first: str) -> list[str]:
+    """Into the loop over k, if there are steps from `first` on."""
+    n, t = s.name, s.prefix
+    return [
+        f"  %{t}some = icmp sgt i64 %depth, {first}",
         f"  br i1 %{t}some, label %loop{n}, label %stop{n}",
+    ]
+
+
+def _one_step(s: _Stretch) -> list[str]:
+    """The products of step k, added to the sums."""
+    return [*_row_of_panel(s), *_vectors_of_panel(s), *_multiply_add(s)]
+
+
+def _side_by_side(s: _Stretch) -> list[str]:
+    """A loop over as many steps at a time as are added up side by side, before the others; its sums
+    are then added in pairs to what the tile began with."""
+    n, t, count = s.name, s.prefix, s.beside
+    if count == 1:
+        return []
+    step = _one_step(s)
+    own = {line.split(" = ")[0].strip() for line in step}
+    own |= {f"%{t}k", *(f"%{t}s{r}_{c}" for r, c in s.cells)}
+
+    def copy(lines: list[str], u: int) -> list[str]:
+        name = re.compile(r"%[\w.]+")
+        return [name.sub(lambda m: f"{m[0]}.{u}" if m[0] in own else m[0], x) for x in lines]
+
+    out = [
+        f"  %{t}many = and i64 %depth, {-count}",
+        f"  %{t}wide = icmp sgt i64 %{t}many, 0",
+        f"  br i1 %{t}wide, label %beside{n}, label %rest{n}",
+        f"beside{n}:",
+        f"  %{t}k.0 = phi i64 [ 0, %begin{n} ], [ %{t}kn, %beside{n} ]",
+    ]
+    for u in range(count):
+        begun = f"[ %{t}h{{}}, %begin{n} ]" if u == 0 else f"[ zeroinitializer, %begin{n} ]"
+        out += copy(_phis(s, "s", f"{begun}, [ %{t}n{{}}.{u}, %beside{n} ]"), u)
+    for u in range(count):
+        out += [f"  %{t}k.{u} = add nuw nsw i64 %{t}k.0, {u}"] if u else []
+        out += copy(step, u)
+    out += [
+        f"  %{t}kn = add nuw nsw i64 %{t}k.0, {count}",
+        f"  %{t}again = icmp slt i64 %{t}kn, %{t}many",
+        f"  br i1 %{t}again, label %beside{n}, label %pairs{n}",
+        f"pairs{n}:",
+    ]
+    for r, c in s.cells:
+        found = [f"%{t}n{r}_{c}.{u}" for u in range(count)]
+        while len(found) > 1:
+            total = f"%{t}y{r}_{c}.{len(found)}"
+            one, other, *found = found
+            out.append(f"  {total} = fadd {s.vector} {one}, {other}")
+            found.append(total)
+        out.append(f"  %{t}y{r}_{c} = bitcast {s.vector} {found[0]} to {s.vector}")
+    return [
+        *out,
+        f"  br label %rest{n}",
+        f"rest{n}:",
+        f"  %{t}k0 = phi i64 [ 0, %begin{n} ], [ %{t}many, %pairs{n} ]",
+        *_phis(s, "j", f"[ %{t}h{{}}, %begin{n} ], [ %{t}y{{}}, %pairs{n} ]"),
+        *_enter(s, f"%{t}k0"),
     ]
 
 
