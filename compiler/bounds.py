@@ -20,7 +20,6 @@ from stagefuse.dsl.facts import Facts
 from .conditions import (
     combined,
     expanded,
-    is_lifted,
     is_plain,
     multiplied,
     reached,
@@ -168,7 +167,7 @@ class _Search:
 
     def _plain(self, goal: Expr) -> bool:
         if goal not in self.plain:
-            self.plain[goal] = is_plain(goal, self.facts) or is_lifted(goal, self.facts)
+            self.plain[goal] = is_plain(goal, self.facts) or self.facts.is_lifted(goal)
         return self.plain[goal]
 
     def _positive(self, divisor: Expr) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from stagefuse.dsl.dims import Atom, Expr, IntLike, Monomial, as_expr, const, expr_of, sym
+from stagefuse.dsl.dims import Atom, Expr, IntLike, Monomial, as_expr, expr_of, sym
 from stagefuse.dsl.facts import Facts
 
 COMBINED = 60
@@ -15,36 +15,6 @@ def is_plain(goal: Expr, facts: Facts) -> bool:
     """Whether intervals alone say that it is at least 0."""
     low = facts.interval(goal)[0]
     return low is not None and low >= 0
-
-
-def is_lifted(goal: Expr, facts: Facts) -> bool:
-    """Whether intervals say that it is at least 0 once every factor is its least value, which is
-    above 0, and what it is more: n*m - n is n*x for m = 1 + x."""
-    falling = {atom for monomial, c in goal.terms if c < 0 for atom, _ in monomial}
-    products = [monomial for monomial, c in goal.terms if c > 0 and _degree(monomial) > 1]
-    if not any(atom in falling for monomial in products for atom, _ in monomial):
-        return False
-    lifted: dict[Atom, Expr] = {}
-    ranges: dict[str, tuple[IntLike, IntLike | None]] = {}
-    for atom in sorted({atom for monomial, _ in goal.terms for atom, _ in monomial}):
-        low, high = facts.interval(expr_of(atom))
-        if low is None or low < 0:
-            return False
-        name = f"{atom} - {low}"
-        ranges[name] = (0, None if high is None else high - low)
-        lifted[atom] = sym(name) + low
-    total = const(0)
-    for monomial, c in goal.terms:
-        product = const(c)
-        for atom, power in monomial:
-            for _ in range(power):
-                product = product * lifted[atom]
-        total = total + product
-    return is_plain(total, Facts(ranges))
-
-
-def _degree(monomial: Monomial) -> int:
-    return sum([power for _, power in monomial])
 
 
 def _is_shown(goal: Expr, facts: Facts, left: int = 3) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
 
-from .dims import APPLY, Atom, Expr, IntLike, as_expr, const, divide, expr_of
+from .dims import APPLY, Atom, Expr, IntLike, as_expr, const, divide, expr_of, sym
 from .frozen import frozen
 from .points import Point, is_negative_at, points
 
@@ -171,10 +171,37 @@ class Facts:
         found = self._nonneg.get(expr)
         if found is None:
             found = self._prove_nonneg(expr, MOST_FUEL, [MOST_EXPRESSIONS])
+            found = found or self.is_lifted(expr)
             if not found and (less := self._undivided(expr)) != expr:
                 found = self._prove_nonneg(less, MOST_FUEL, [MOST_EXPRESSIONS])
             self._nonneg[expr] = found
         return found
+
+    def is_lifted(self, goal: Expr) -> bool:
+        """Whether intervals say that it is at least 0 once every factor is its least value, which
+        is above 0, and what it is more: n*m - n is n*x for m = 1 + x."""
+        falling = {atom for monomial, c in goal.terms if c < 0 for atom, _ in monomial}
+        products = [m for m, c in goal.terms if c > 0 and sum(power for _, power in m) > 1]
+        if not any(atom in falling for monomial in products for atom, _ in monomial):
+            return False
+        lifted: dict[Atom, Expr] = {}
+        ranges: dict[str, tuple[IntLike, IntLike | None]] = {}
+        for atom in sorted({atom for monomial, _ in goal.terms for atom, _ in monomial}):
+            low, high = self.interval(expr_of(atom))
+            if low is None or low < 0:
+                return False
+            name = f"{atom} - {low}"
+            ranges[name] = (0, None if high is None else high - low)
+            lifted[atom] = sym(name) + low
+        total = const(0)
+        for monomial, c in goal.terms:
+            product = const(c)
+            for atom, power in monomial:
+                for _ in range(power):
+                    product = product * lifted[atom]
+            total = total + product
+        least = Facts(ranges).interval(total)[0]
+        return least is not None and least >= 0
 
     def _undivided(self, expr: Expr) -> Expr:
         """What is negative wherever `expr` is, without the quotients by numbers that do not divide

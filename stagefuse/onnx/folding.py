@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, minimum
+from stagefuse.dsl.dims import Expr, as_expr, const, divide, floordiv, maximum, minimum
 from stagefuse.dsl.dtypes import from_numpy
 
 from .body import require_sane
@@ -107,9 +107,14 @@ def _truncated(a: Array, b: Array) -> Array:
 
 def _divided(a: Expr, b: Expr, facts: Any) -> Expr:
     """Sizes divide towards zero, which for positive ones is down."""
-    if not facts.is_nonneg(a) or not facts.is_positive(b):
+    if not facts.is_positive(b):
         raise Unfolded
-    return floordiv(a, b, facts)
+    exact, rest = divide(a, b)
+    if not rest.terms or facts.is_nonneg(a):
+        return floordiv(a, b, facts) if rest.terms else exact
+    if not facts.is_nonneg(-a):
+        raise Unfolded
+    return -floordiv(-a, b, facts)
 
 
 def _remainder(node: Node, a: Array, b: Array) -> Array:

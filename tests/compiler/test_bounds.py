@@ -211,6 +211,12 @@ def test_quotients_of_one_size_by_different_numbers(parts: list[tuple[int, int]]
     assert not proved or all(total.evaluate({"N": n}) >= 0 for n in range(200))
 
 
+def test_products_of_sizes_above_their_least() -> None:
+    facts = Facts({"A": (3, None), "B": (3, 100)})
+    assert facts.is_nonneg(parse("A*B - 2*A - 2*B + 4"))
+    assert not facts.is_nonneg(parse("A*B - 2*A - 2*B + 2"))
+
+
 def exprs() -> st.SearchStrategy[Expr]:
     names = st.sampled_from(["B", "T", "H", "i", "m", "j", "k"])
     leaves = names.map(parse) | st.integers(-40, 40).map(as_expr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -343,6 +344,31 @@ def test_parts_of_a_size_may_be_shorter_at_its_end(count: int, rng: np.random.Ge
         each = -(-n // count)
         for k, part in enumerate(pipe(x=x)):
             np.testing.assert_array_equal(part, x[k * each : (k + 1) * each])
+
+
+def test_negative_sizes_divide_towards_zero() -> None:
+    """x is N long and filled by 2 * (N // 3) zeros: -N / 3 is -(N // 3)."""
+    made = models.model(
+        [node("Shape", ["x"], ["n"]), node("Neg", ["n"], ["less"]),
+         node("Div", ["less", "three"], ["third"]), node("Mul", ["third", "two"], ["fill"]),
+         node("Concat", ["none", "fill"], ["pads"], axis=0), node("Pad", ["x", "pads"], ["y"])],
+        {"x": (F32, ["n"])}, ["y"],
+        {"three": np.array([3]), "two": np.array([-2]), "none": np.array([0])},
+    )  # fmt: skip
+    pipe = sf.compile(import_model(made).text)
+    for n in (1, 2, 3, 7):
+        x = np.ones(n, np.float32)
+        np.testing.assert_array_equal(pipe(x=x), models.reference(made, x=x)[0])
+
+
+def test_what_export_writes_of_negative_sizes_is_read(tmp_path: Path) -> None:
+    text = "pipeline p(x: f32[B, N]):\n    pad(x, [(0, 0), (0, -N % 4)], value=-1.5)\n"
+    (tmp_path / "p.pipe").write_text(text)
+    path = sf.import_onnx(sf.export_onnx(tmp_path / "p.pipe", tmp_path / "p.onnx"), tmp_path / "q")
+    for n in (1, 4, 6):
+        x = np.ones((2, n), np.float32)
+        want = np.pad(x, [(0, 0), (0, -n % 4)], constant_values=-1.5)
+        np.testing.assert_array_equal(sf.compile(path)(x=x), want)
 
 
 def test_sources_have_the_one_layout() -> None:
