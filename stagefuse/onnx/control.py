@@ -134,8 +134,7 @@ def _branch(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> N
     branches = [graphs["then_branch"], graphs["else_branch"]]
     condition = env[proto.input[0]]
     if condition is not None and condition.known is None:
-        both = [subgraph(owner, branch, env, [], depth) for branch in branches]
-        return _either(owner, proto, env, list(zip(*both, strict=True)), depth)
+        return _either(owner, proto, env, branches, depth)
     truth = bool(_known(env, proto.input[0], "the condition of `If`").reshape(-1)[0])
     chosen = branches[0 if truth else 1]
     for name, value in zip(proto.output, subgraph(owner, chosen, env, [], depth), strict=False):
@@ -143,21 +142,34 @@ def _branch(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> N
 
 
 def _either(
-    owner: Translator, proto: onnx.NodeProto, env: Env,
-    pairs: Sequence[tuple[Val | None, Val | None]], depth: int,
+    owner: Translator, proto: onnx.NodeProto, env: Env, branches: Sequence[onnx.GraphProto],
+    depth: int,
 ) -> None:  # fmt: skip
-    """Each result of an `If` by a `Where`: what branches compute has no effects. Raises Refused."""
-    condition = env[proto.input[0]]
+    """Each result of an `If` by a `Where`: what branches compute has no effects. Raises Refused.
+
+    What is wrong in a branch, which may be for other sizes alone, says nothing of the sizes meant.
+    """
+    condition, before, noted = env[proto.input[0]], len(owner.problems), owner.guesses()
     assert condition is not None
-    for name, (a, b) in zip(proto.output, pairs, strict=False):
-        if a is None or b is None:
-            env[name] = None  # what is wrong with it has been said
-        elif (a.type, a.held) != (b.type, b.held) or a.rows or b.rows:
-            raise Refused(
-                f"what the branches of an `If` on data give differs: {a.type} and {b.type}",
-                "a condition that is known while importing; `fixed=` gives inputs values",
-                inputs=sorted(condition.depends),
-            )
+
+    def refused(why: str) -> Refused:
+        return Refused(
+            f"an `If` on what is computed, {why}",
+            "a condition that is known while importing: `fixed=` gives inputs values, `sizes=` "
+            "sizes",
+            inputs=sorted(condition.depends),
+        )
+
+    both = [subgraph(owner, branch, env, [], depth) for branch in branches]
+    if len(owner.problems) > before:
+        inside = owner.problems[before]
+        del owner.problems[before:]
+        owner.restore(noted)
+        raise refused(f"of which a branch is refused: {inside.message} (in its node {inside.op})")
+    for name, (a, b) in zip(proto.output, zip(*both, strict=True), strict=False):
+        assert a is not None and b is not None
+        if (a.type, a.held) != (b.type, b.held) or a.rows or b.rows:
+            raise refused(f"whose branches give {a.type} and {b.type}")
         else:
             scalar = owner.constant("scalar", np.zeros(0, np.int64))
             inner: Env = {"c": condition, "a": a, "b": b, "scalar": scalar}

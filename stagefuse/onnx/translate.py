@@ -299,12 +299,24 @@ class Translator:
                 self._equate(first, second)
         if fit is not None and fit[0] in known:
             self._narrow(known[fit[0]], fit[1])
+        if proto.op_type == "Squeeze":  # an axis that goes has one element
+            ones = [v.as_int() for v in asked] + [n for a in proto.attribute for n in a.ints]
+            for size in (values[0].shape[n] for n in ones if n is not None):
+                for name in size.symbols() & known.keys() if size.as_symbol() else ():
+                    self._narrow(known[name], (1, 1))
         if not told:
             return
         if chosen and len(asked) == 1:
             least = at_least(values[0].shape[axis], asked[0].as_int() or 0)
             for name in () if least is None else least[0]:
                 self._narrow(known[name], (least[1] if least else 1, None))
+
+    def guesses(self) -> tuple[Any, ...]:
+        """What has been noted of the sizes that were meant."""
+        return dict(self.likely), dict(self.cut), dict(self.meant), dict(self.uneven)
+
+    def restore(self, guesses: tuple[Any, ...]) -> None:
+        self.likely, self.cut, self.meant, self.uneven = guesses
 
     def _equate(self, a: Expr, b: Expr) -> None:
         """Note that two sizes are likely the same: `Total` is `Past + Time`."""

@@ -302,5 +302,21 @@ def test_branches_on_data_of_other_shapes_are_refused() -> None:
               else_branch=branch([node("Unsqueeze", ["x", "zero"], ["e"])], "e"))],
         {"x": (BOOL, ["rows"])}, ["y"], {"zero": np.array([0])}, opset=20,
     )  # fmt: skip
-    with pytest.raises(OnnxError, match=r"differs: bool\[Rows\] and bool\[1, Rows\]"):
+    with pytest.raises(OnnxError, match=r"give bool\[Rows\] and bool\[1, Rows\]"):
         import_model(made)
+
+
+def test_a_branch_for_other_sizes_says_nothing_of_those_meant() -> None:
+    """As PyTorch writes a squeeze of an axis that may have one element."""
+    made = models.model(
+        [node("Shape", ["x"], ["n"], start=1, end=2), node("Equal", ["n", "one"], ["c"]),
+         node("If", ["c"], ["y"],
+              then_branch=branch([node("Squeeze", ["x", "one"], ["t"])], "t"),
+              else_branch=branch([node("Identity", ["x"], ["e"])], "e"))],
+        {"x": (F32, ["rows", "n"])}, ["y"], {"one": np.array([1])},
+    )  # fmt: skip
+    with pytest.raises(OnnxError, match="a branch is refused.*in its node Squeeze") as caught:
+        import_model(made)
+    assert "`sizes=` sizes" in caught.value.problems[0].need
+    assert "f32[Rows, N]" in import_model(made, sizes={"n": (2, 9)}).text
+    assert "-> f32[Rows]" in import_model(made, sizes={"n": 1}).text

@@ -371,6 +371,12 @@ def test_what_export_writes_of_negative_sizes_is_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(sf.compile(path)(x=x), want)
 
 
+def test_an_axis_that_is_taken_away_has_one_element() -> None:
+    made = models.model([node("Squeeze", ["x", "one"], ["y"])], {"x": (F32, ["b", "t"])}, ["y"],
+                        {"one": np.array([1])})  # fmt: skip
+    assert "x: f32[B, 1]) -> f32[B]" in import_model(made).text
+
+
 def test_sources_have_the_one_layout() -> None:
     text = import_model(halved_and_doubled()).text
     assert formatted(Source("model.pipe", text)) == text
