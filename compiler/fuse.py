@@ -62,7 +62,6 @@ class _Partitioner(Rules):
         self.keeps = any(
             isinstance(n.primitive, Update) and n.primitive.state for n in graph.nodes.values()
         )
-        self.uses = graph.uses()
         self.place = {number: place for place, number in enumerate(graph.nodes)}
         self.groups: list[Group] = []
         self.of: dict[int, list[Group]] = {}  # the kernels that compute a node

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from stagefuse.dsl.dims import Expr, const
 
-from .graph import Contract, Graph, Map, Node, Reduce, Scan, Scatter, Sort, Update, Within
+from .graph import (
+    Concat,
+    Contract,
+    Graph,
+    Map,
+    Node,
+    Reduce,
+    Ref,
+    Scan,
+    Scatter,
+    Sort,
+    Update,
+    Within,
+)
 from .groups import Access, Group, count_of, flops, is_free, own_position
 from .recurrence import Nests
 
 CHEAP_FLOPS = 2
+FEW_PARTS = 8
+"""Of concatenations that are computed in the kernel that joins them."""
 DEPTH_LIMIT = 64
 """Nodes on a path inside one kernel; later phases recurse along it."""
 ROW_LIMIT = 1 << 16
@@ -19,7 +34,7 @@ class Rules:
     """The rules for the nodes of a graph and the kernels that they may become part of."""
 
     def __init__(self, graph: Graph) -> None:
-        self.graph, self.nests = graph, Nests(graph)
+        self.graph, self.nests, self.uses = graph, Nests(graph), graph.uses()
 
     def inner_axes(self, group: Group, access: Access) -> tuple[int, ...]:
         """The axes that a reduction runs along, read there; one of size 1 only if all are, and the
@@ -55,6 +70,8 @@ class Rules:
         if (other or turned) and self._finishes_product(node):
             return "it finishes a product of another kernel"
         for access in accesses:
+            if access is None and self._part_of(node, group, DEPTH_LIMIT) is not None:
+                continue
             if access is None:
                 return "it is read at positions that depend on data"
             if self._once(node, group, access):
@@ -66,6 +83,24 @@ class Rules:
         if len(plain) > 1:
             return "it is read at several places"
         return None
+
+    def _part_of(self, node: Node, group: Group, depth: int) -> tuple[int, int] | None:
+        """The concatenation and the number of its part that alone reads a node, through maps, if
+        each element of it is written once: there its loop, or one for few parts, computes it."""
+        users = self.uses.get(Ref(node.id), ())
+        found: set[tuple[int, int] | None] = set()
+        for user in dict.fromkeys(users):
+            reader = self.graph.nodes[user]
+            if isinstance(reader.primitive, Map) and depth:
+                found.add(self._part_of(reader, group, depth - 1))
+                continue
+            places = [n for n, ref in enumerate(reader.operands) if ref.node == node.id]
+            joins = isinstance(reader.primitive, Concat) and len(reader.operands) <= FEW_PARTS
+            accesses = group.accesses.get(user, [])
+            once = all(at is not None and self._once(reader, group, at) for at in accesses)
+            whole = joins and group.kind == "pointwise" and once and len(accesses) == 1
+            found.add((user, places[0]) if whole and len(places) == 1 else None)
+        return found.pop() if len(found) == 1 else None
 
     def _finishes_product(self, node: Node) -> bool:
         """Whether a node's elements are those of a product, one for one."""

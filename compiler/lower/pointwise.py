@@ -18,6 +18,8 @@ from .values import Lowering
 
 ROWS = 64
 """Of a block of rows that are one stretch."""
+LIGHT = 16
+"""Operations of all parts of a concatenation that are done for each element, at most."""
 LOOPS = 128
 """For the parts of a concatenation, at most."""
 
@@ -152,7 +154,8 @@ def _parts(low: Lowering) -> tuple[str, list[tuple[Expr, Expr]]]:
     node = max(found, key=lambda n: len(n.operands))
     assert isinstance(node.primitive, Concat)
     starts, ends = low.stretches(node)
-    count = min(-(-len(ends) // low.schedule.parts), LOOPS)
+    each = low.schedule.parts if low.cost() <= LIGHT else 1  # else all would be computed
+    count = min(-(-len(ends) // each), LOOPS)
     if count == 1:
         return "", []
     cuts = [len(ends) * n // count for n in range(count + 1)]
