@@ -10,10 +10,9 @@ PANELS = {48: 1.0, 64: 1.0, 32: 1.05, 16: 1.3}
 """Columns that a packed panel may have, and the time that a product of one takes for each. 48 is
 three AVX-512 vectors of f32 and six of AVX2; the fewer vectors a row of the panel has, the more
 broadcasts its multiply-adds need."""
-THIN = 2
+THIN = 1
 """Rows that want more sums side by side than a panel of 16 columns has: with AVX2 one row by 1024 x
-1024 took 1.4 times as long with these as with those of 64, before `tile.py` added up several steps
-side by side; three take 0.74."""
+1024 takes 1.3 times as long with these as with those of 64, two take 0.66, three 0.74."""
 LANES = 16
 """Columns of the narrowest panel: an AVX-512 vector of f32."""
 
