@@ -113,37 +113,10 @@ class Stripe:
     def fill(self, source: Ref, around: float, seen: Expr | None = None) -> None:
         """Copies what the windows see of a source, `around` elsewhere; of a row no more than is
         `seen`, if that is said."""
-        low, windows = self.low, self.windows
+        low = self.low
         y0, x0, rows, _ = self.part()
         plane = self._channel()
         at: dict[int, Expr] = {}
-
-        def line(phase: Expr, row: Expr) -> None:
-            along = self.along
-
-            def stretch(begin: Expr, stop: Expr, *phases: tuple[Expr, Expr]) -> None:
-                def one() -> None:
-                    for u, turn in phases:
-                        x = sym("x") - turn
-                        at[along.source] = (x0 + x) * along.step + u + along.first + along.low
-                        first = (plane * self.phases + phase * along.phases + u) * self.plane
-                        where = first + row * self.pitch + x
-                        places = tuple(Index(at.get(n, e)) for n, e in enumerate(windows.indices))
-                        value = as_dtype(low.value(source, places, ()), self.dtype.compute)
-                        self._store(where, value)
-
-                low.loop("x", begin, stop, one, vector=True)
-
-            def alone(u: Expr) -> None:
-                stretch(*self._columns(x0, u), (u, const(0)))
-
-            if along.spread:
-                for u in map(const, range(along.phases)):
-                    alone(u)
-            elif along.phases > TOGETHER:
-                self._phases("u", along, alone)
-            else:
-                self._together(x0, stretch)
 
         def band(phase: Expr) -> None:
             axis = self.across
@@ -153,10 +126,10 @@ class Stripe:
                 begin = maximum(begin, 0, low.facts)
                 stop = minimum(stop, rows + self.above, low.facts)
                 at[axis.source] = (y0 + sym("y")) * axis.step + phase + axis.first + axis.low
+            first = plane * self.phases + phase * self.along.phases
             if seen is None and not self.joined:
-                first = plane * self.phases + phase * self.along.phases
                 self._clear_around(first, (begin, stop), x0, around)
-            low.loop("y", begin, stop, lambda: line(phase, sym("y")))
+            low.loop("y", begin, stop, lambda: self._row(source, at, first, x0))
 
         def channels(left: list[tuple[str, Expr]]) -> None:
             if left:
@@ -173,6 +146,34 @@ class Stripe:
         first = const(0) if self.joined else size
         self._clear(first, size + self.slack - first, around)
         channels([(n, size) for n, size, _ in self.filled.channels])
+
+    def _row(self, source: Ref, at: dict[int, Expr], first: Expr, x0: Expr) -> None:
+        """Copies what windows see of row `y` of a source, which is `at` some of its indices, into
+        the planes from the first on."""
+        low, along = self.low, self.along
+
+        def stretch(begin: Expr, stop: Expr, *phases: tuple[Expr, Expr]) -> None:
+            def one() -> None:
+                for u, turn in phases:
+                    x = sym("x") - turn
+                    at[along.source] = (x0 + x) * along.step + u + along.first + along.low
+                    where = (first + u) * self.plane + sym("y") * self.pitch + x
+                    places = [Index(at.get(n, e)) for n, e in enumerate(self.windows.indices)]
+                    value = as_dtype(low.value(source, tuple(places), ()), self.dtype.compute)
+                    self._store(where, value)
+
+            low.loop("x", begin, stop, one, vector=True)
+
+        def alone(u: Expr) -> None:
+            stretch(*self._columns(x0, u), (u, const(0)))
+
+        if along.spread:
+            for u in map(const, range(along.phases)):
+                alone(u)
+        elif along.phases > TOGETHER:
+            self._phases("u", along, alone)
+        else:
+            self._together(x0, stretch)
 
     def _store(self, where: Expr, value: Value) -> None:
         """Stores an element that windows see, or what it is with those of the channels before."""
