@@ -18,7 +18,7 @@ from stagefuse.dsl.dtypes import DType
 
 from . import scalars
 from .ir import Code, Value
-from .loops import Carry
+from .loops import UNROLL, Carry
 from .memory import Slot
 from .private import is_fixed
 from .teams import WARP
@@ -29,6 +29,9 @@ NOWHERE = {"i32": (1 << 31) - 1, "i64": (1 << 63) - 1}
 FEW = 4
 DEEP = 8
 """Rows of a column that a lane has on the way at a time."""
+MOST_LOADS = 8
+"""Of an element, up to which those of several vectors are under way; those of one vector are for
+twice as many."""
 
 
 class FoldWriter(VersionWriter):
@@ -226,7 +229,8 @@ class FoldWriter(VersionWriter):
         loops = [(name, const(0), extent) for name, extent in s.loops]
         outer, inner = self._divide(loops)
         arg = s.kind.startswith("arg")
-        width = 1 if arg else self.width_of(inner)
+        many, most = self._reads_many(s, MOST_LOADS), self._reads_many(s, 2 * MOST_LOADS)
+        width = 1 if arg or most else self.width_of(inner)
         count = len(self._start(s))
 
         def visit(carry: Carry) -> Carry:
@@ -238,7 +242,8 @@ class FoldWriter(VersionWriter):
         def nest(depth: int, carry: Carry) -> Carry:
             if depth == len(outer):
                 self.straight = True
-                carry = self.spread(inner, width, carry, visit)
+                unroll, at_once = (False, 1) if many else (True, UNROLL)
+                carry = self.spread(inner, width, carry, visit, unroll, at_once)
                 self.straight = False
                 return carry
             name, lo, hi = outer[depth]
@@ -249,6 +254,13 @@ class FoldWriter(VersionWriter):
         for number in range(1, width):
             total = [combine(self.code, s.kind, total[0], totals[number], s.dtype)]
         return self._across(s, total)
+
+    def _reads_many(self, s: Fold, most: int) -> bool:
+        """Whether an element takes more loads than that, as one does that is chosen among the parts
+        of a concatenation: registers then hold those of one vector, or of one element, alone."""
+        loads = [part for part in post_order(s.value) if isinstance(part, Load)]
+        spaces = {self.memory[load.buffer].space for load in loads}
+        return len(loads) > most and "registers" not in spaces
 
     def _divide(
         self, loops: list[tuple[str, Expr, Expr]]

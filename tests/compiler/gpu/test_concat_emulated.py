@@ -106,3 +106,21 @@ pipeline heavy(x: f32[A, N], y: f32[A, 7], z: f32[A, M]):
         assert np.all(abs(found - wanted) <= 2**-23 * size)  # two roundings of half an ulp
         found = Emulated(plan, arch, 1)({"x": x, "y": y, "z": z}, {"A": 3, "N": 9, "M": 40})[0]
         np.testing.assert_allclose(found, np.concatenate(parts, 1) + 1, rtol=2**-20, atol=2**-20)
+
+
+@pytest.mark.parametrize("count", [9, 40])
+def test_sums_of_many_parts_need_no_spills(
+    count: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """An element that takes many loads leaves no registers for those of others."""
+    inputs = ", ".join(f"x{n}: f32[8, A, {8 if n else 'N'}]" for n in range(count))
+    parts = ", ".join(f"x{n}" for n in range(count))
+    text = f"pipeline p({inputs}):\n    sum(concat([{parts}], axis=2), axis=2)\n"
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80", "sm_90a"))
+    check_legal(plan)
+    assert not any(x.report.get("spill bytes") for x in launches(plan))
+    given = {f"x{n}": rng.standard_normal((8, 3, 8 if n else 5), np.float32) for n in range(count)}
+    whole = np.concatenate([x.astype(float) for x in given.values()], 2)
+    (found,) = Emulated(plan, "sm_90a")(given, {"A": 3, "N": 5})
+    lost = np.abs(whole).sum(axis=2) * whole.shape[2] * 2.0**-24
+    assert np.all(abs(found - whole.sum(axis=2)) <= lost)
