@@ -214,14 +214,16 @@ class _Search:
         yield from self._functions(goal, ("//", "%"))
 
     def _undivided(self, goal: Expr) -> Iterator[tuple[Expr, ...]]:
-        """The goal without a factor of all its terms that is never negative; a constant that adds
-        to it is left out."""
-        terms = [(m, c) for m, c in goal.terms if m or c < 0]
+        """The goal without a factor of all its terms but the constant: one that is never negative
+        if the constant isn't, and is left out; else one above 0, since f * x >= x for x >= 0."""
+        terms = [(m, c) for m, c in goal.terms if m]
+        constant = min(0, sum(c for m, c in goal.terms if not m))
         common = set.intersection(*({a for a, _ in m} for m, _ in terms)) if terms else set[Atom]()
         for atom in sorted(common):
-            if self._plain(expr_of(atom)):
+            factor = expr_of(atom)
+            if self._positive(factor) if constant else self._plain(factor):
                 parts = (Expr(((without(m, atom), c),)) for m, c in terms)
-                yield (sum(parts, const(0)),)
+                yield (sum(parts, const(constant)),)
 
     def _eliminated(self, goal: Expr, loops: bool) -> Iterator[tuple[Expr, ...]]:
         """A symbol at the end of its range that is worst for the goal.

@@ -157,6 +157,13 @@ def test_a_position_shows_that_its_axis_is_not_no_rows(times: str) -> None:
     assert bounds.broken(goal, Facts(ranges), [], str) or bounds.open
 
 
+def test_the_first_of_some_rows_of_a_padded_matrix_is_in_it() -> None:
+    ranges = {"M": (2, 600), "i": (0, parse("(M + 127) // 128 - 1"))}
+    goal, bounds = parse("8*((2*M + 7) // 8)*M - 1024*((2*M + 7) // 8)*i - 1"), Bounds()
+    assert bounds.broken(goal, Facts(ranges), [], str) is None
+    assert not bounds.open
+
+
 @pytest.mark.parametrize(
     "less", ["(0 - i) // 2", "min(0 - i, M)", "(M - N)", "min(M - min(2, M + 1), 1)"]
 )
