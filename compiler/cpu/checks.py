@@ -43,7 +43,10 @@ class CheckWriter(ValueWriter):
                     if not isinstance(part.value, Load) or not known:
                         return []
                     checks[id(part)] = part
-        fixed = all(self._is_fixed(c, {loop.index}) for c in conditions.values())
+        fixed = all(
+            self._is_fixed(c, {loop.index}) and not any(isinstance(p, Load) for p in post_order(c))
+            for c in conditions.values()
+        )
         return [*checks.values(), *conditions.values()] if checks and fixed else []
 
     def _is_within(self, value: KernelValue, loop: For) -> bool:

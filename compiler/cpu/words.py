@@ -74,10 +74,12 @@ class WordWriter(MemoryWriter):
     def _may_scatter(self, indices: Sequence[KernelValue]) -> bool:
         """Whether some that a loop does not fix come from data, and none is checked there: that
         would keep the loop from being made of vectors."""
-        parts = (part for value in indices for part in post_order(self._unique(value)))
-        return _is_gathered(indices) and all(
-            p.proved or id(p) in self.sound for p in parts if isinstance(p, Checked)
-        )
+        return _is_gathered(indices) and all(map(self._is_safe, indices))
+
+    def _is_safe(self, value: KernelValue) -> bool:
+        """Whether no check is needed for a position, which may report that it is out of range."""
+        parts = post_order(self._unique(value))
+        return all(p.proved or id(p) in self.sound for p in parts if isinstance(p, Checked))
 
     def _varies(self, value: KernelValue) -> bool:
         """Whether a value depends on the index of the innermost loop, or on what is in it."""
@@ -98,15 +100,18 @@ class WordWriter(MemoryWriter):
 
     def _words_fit(self, ahead: Sequence[KernelValue], bound: set[str]) -> Value | None:
         """Whether all words that a loop may read lie in their buffers: those of the rows that it
-        reads, up to the end of a row. None if it reads no words, or was asked before."""
+        reads, up to the end of a row. None if it reads no words, or was asked before, or reads some
+        behind conditions: rows may be chosen by what only they allow to be read."""
         if self.fit is not None or not self.words:
             return None
         found: dict[tuple[str | int | None, ...], Value] = {}
         for value in ahead:
             for part in post_order(self._unique(value)):
+                if isinstance(part, Load) and part.guard:
+                    return None
                 if isinstance(part, Load) and self.memory[part.buffer].pointer.text in self.words:
                     lead = [self._unique(v) for v in part.indices[:-1]]
-                    fixed = [self._is_fixed(v, bound) for v in lead]
+                    fixed = [self._is_fixed(v, bound) and self._is_safe(v) for v in lead]
                     loose = [v for v, one in zip(lead, fixed, strict=True) if not one]
                     places = (id(v) if one else None for v, one in zip(lead, fixed, strict=True))
                     key = (part.buffer, *places)

@@ -69,10 +69,8 @@ def test_positions_into_nothing(level: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_positions_that_no_element_takes_are_not_read(
-    level: str, rng: np.random.Generator, tmp_path: Path
-) -> None:
-    """Those behind a condition of each element may be out of range, or lie past the end."""
+def test_positions_behind_conditions(level: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    """Positions end where memory does: none is looked at of an element that is padding."""
     (tmp_path / "p.pipe").write_text("""
 pipeline p(x: f32[K], i: i64[N], keep: bool[N]) -> (y: f32[N + 9], z: f32[N]):
     taken[n] = x[i[n]]
@@ -88,3 +86,17 @@ pipeline p(x: f32[K], i: i64[N], keep: bool[N]) -> (y: f32[N + 9], z: f32[N]):
     np.testing.assert_array_equal(found.y, np.pad(x[i], (4, 5)))
     np.testing.assert_array_equal(found.z, np.where(keep, x[i], 0))
     assert area
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_rows_of_no_elements_are_not_asked_for(level: str, tmp_path: Path) -> None:
+    (tmp_path / "p.pipe").write_text("""
+pipeline p(x: u8[K, L], i: i64[M], j: i64[N]):
+    y[m, n] = f32(x[i[m], clamp(j[n], 0, L - 1)])
+    y
+""")
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=1)
+    x, far = np.ones((3, 4), np.uint8), np.array([9])
+    assert pipe(x=x, i=far, j=np.zeros(0, np.int64)).shape == (1, 0)
+    with pytest.raises(IndexOutOfRange, match="9"):
+        pipe(x=x, i=far, j=np.zeros(20, np.int64))
