@@ -104,19 +104,20 @@ class WordWriter(MemoryWriter):
         behind conditions: rows may be chosen by what only they allow to be read."""
         if self.fit is not None or not self.words:
             return None
+        parts = (part for value in ahead for part in post_order(self._unique(value)))
+        loads = [part for part in parts if isinstance(part, Load)]
+        if any(load.guard for load in loads):
+            return None
         found: dict[tuple[str | int | None, ...], Value] = {}
-        for value in ahead:
-            for part in post_order(self._unique(value)):
-                if isinstance(part, Load) and part.guard:
-                    return None
-                if isinstance(part, Load) and self.memory[part.buffer].pointer.text in self.words:
-                    lead = [self._unique(v) for v in part.indices[:-1]]
-                    fixed = [self._is_fixed(v, bound) and self._is_safe(v) for v in lead]
-                    loose = [v for v, one in zip(lead, fixed, strict=True) if not one]
-                    places = (id(v) if one else None for v, one in zip(lead, fixed, strict=True))
-                    key = (part.buffer, *places)
-                    if key not in found and self._may_scatter([*loose, part.indices[-1]]):
-                        found[key] = self._fits(part, fixed)
+        for load in loads:
+            if self.memory[load.buffer].pointer.text in self.words:
+                lead = [self._unique(v) for v in load.indices[:-1]]
+                fixed = [self._is_fixed(v, bound) and self._is_safe(v) for v in lead]
+                loose = [v for v, one in zip(lead, fixed, strict=True) if not one]
+                places = (id(v) if one else None for v, one in zip(lead, fixed, strict=True))
+                key = (load.buffer, *places)
+                if key not in found and self._may_scatter([*loose, load.indices[-1]]):
+                    found[key] = self._fits(load, fixed)
         fits = list(found.values())
         for other in fits[1:]:
             fits[0] = fits[0] & other
