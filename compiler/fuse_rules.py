@@ -70,7 +70,7 @@ class Rules:
         if (other or turned) and self._finishes_product(node):
             return "it finishes a product of another kernel"
         for access in accesses:
-            if access is None and self._part_of(node, group, DEPTH_LIMIT) is not None:
+            if access is None and self._part_of(node, group) is not None:
                 continue
             if access is None:
                 return "it is read at positions that depend on data"
@@ -84,23 +84,31 @@ class Rules:
             return "it is read at several places"
         return None
 
-    def _part_of(self, node: Node, group: Group, depth: int) -> tuple[int, int] | None:
+    def _part_of(self, node: Node, group: Group) -> tuple[int, int] | None:
         """The concatenation and the number of its part that alone reads a node, through maps, if
         each element of it is written once: there its loop, or one for few parts, computes it."""
-        users = self.uses.get(Ref(node.id), ())
         found: set[tuple[int, int] | None] = set()
-        for user in dict.fromkeys(users):
-            reader = self.graph.nodes[user]
-            if isinstance(reader.primitive, Map) and depth:
-                found.add(self._part_of(reader, group, depth - 1))
-                continue
-            places = [n for n, ref in enumerate(reader.operands) if ref.node == node.id]
-            joins = isinstance(reader.primitive, Concat) and len(reader.operands) <= FEW_PARTS
-            accesses = group.accesses.get(user, [])
-            once = all(at is not None and self._once(reader, group, at) for at in accesses)
-            whole = joins and group.kind == "pointwise" and once and len(accesses) == 1
-            found.add((user, places[0]) if whole and len(places) == 1 else None)
+        reached = [node.id]
+        for of in reached:  # grows; each map once, however many ways lead to it
+            users = dict.fromkeys(self.uses.get(Ref(of), ()))
+            if not users or len(reached) > DEPTH_LIMIT:
+                return None
+            for user in users:
+                if not isinstance(self.graph.nodes[user].primitive, Map):
+                    found.add(self._place_in(self.graph.nodes[user], of, group))
+                elif user not in reached:
+                    reached.append(user)
         return found.pop() if len(found) == 1 else None
+
+    def _place_in(self, reader: Node, part: int, group: Group) -> tuple[int, int] | None:
+        """A concatenation and which of its few parts a node is, if it is one alone and each element
+        is written once."""
+        places = [n for n, ref in enumerate(reader.operands) if ref.node == part]
+        joins = isinstance(reader.primitive, Concat) and len(reader.operands) <= FEW_PARTS
+        accesses = group.accesses.get(reader.id, [])
+        once = all(at is not None and self._once(reader, group, at) for at in accesses)
+        whole = joins and group.kind == "pointwise" and once and len(accesses) == 1
+        return (reader.id, places[0]) if whole and len(places) == 1 else None
 
     def _finishes_product(self, node: Node) -> bool:
         """Whether a node's elements are those of a product, one for one."""

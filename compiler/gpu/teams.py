@@ -259,7 +259,7 @@ def _rows_of_a_step(kernel: Kernel) -> int:
     one after the other, as those of a concatenation are, the most that one of them reads."""
     outer = {name for name, _ in kernel.parallel}
     bodies = [(s,) for s in kernel.body] if is_plain(kernel.body) else [tuple(kernel.body)]
-    return max(1, *(len(_rows_read(body, outer)) for body in bodies))
+    return max([1, *(len(_rows_read(body, outer)) for body in bodies)])
 
 
 def _rows_read(body: Sequence[Statement], outer: set[str]) -> set[str]:

@@ -41,6 +41,15 @@ def test_a_chain_in_which_every_value_is_used_twice(tmp_path: Path) -> None:
     np.testing.assert_allclose(pipe(x=X), want, rtol=1e-5)
 
 
+def test_a_part_of_a_concatenation_in_which_every_value_is_used_twice(tmp_path: Path) -> None:
+    lines = ["y = x", "for i in 0..25:", "    y = y * sigmoid(y) + 0.1", "concat([y, x])"]
+    pipe = compiled(tmp_path, "x: f32[N]", lines)
+    want = X.astype(np.float64)
+    for _ in range(25):
+        want = want / (1 + np.exp(-want)) + 0.1
+    np.testing.assert_allclose(pipe(x=X), np.concatenate([want, X]), rtol=1e-5)
+
+
 def test_positions_that_are_read_at_themselves(tmp_path: Path) -> None:
     pipe = compiled(tmp_path, "i: i64[N]", ["for n in 0..30:", "    i = i[i]", "i"])
     start = want = np.random.default_rng().permutation(7)
