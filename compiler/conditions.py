@@ -154,17 +154,19 @@ def _ends(names: Iterable[str], facts: Facts) -> dict[str, tuple[Expr, ...]]:
 
 
 def _of_extremes(condition: Expr, facts: Facts) -> Iterator[Expr]:
-    """From max(0, a) >= 1: a >= 1, since the 0 is not; from min(a, b) >= c: both are."""
+    """From max(0, a) >= 1: a >= 1, since the 0 is not; from min(a, b) >= c: both are. So too from
+    c - min(0, a) >= 1 with a, and from c - max(a, b) >= 0 with both."""
     for monomial, coefficient in condition.terms:
-        if coefficient != 1 or len(monomial) != 1 or monomial[0][1] != 1:
+        if abs(coefficient) != 1 or len(monomial) != 1 or monomial[0][1] != 1:
             continue
         atom = monomial[0][0]
         if atom.kind not in ("min", "max"):
             continue
         rest = condition - Expr(((monomial, coefficient),))
+        both = (atom.kind == "min") == (coefficient > 0)
         for part, other in (atom.args, atom.args[::-1]):
-            if atom.kind == "min" or is_plain(-1 - (part + rest), facts):
-                yield other + rest
+            if both or is_plain(-1 - (rest + coefficient * part), facts):
+                yield rest + coefficient * other
 
 
 def _of_factors(condition: Expr, facts: Facts) -> Iterator[Expr]:

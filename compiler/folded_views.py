@@ -42,7 +42,7 @@ def fold_views(
     indices = tuple(facts.simplify(e) for e in raw)
     if is_tangled(indices, TANGLED):
         return None
-    guard = tuple(g.substitute(at, None) for g in inner.guard)
+    guard = tuple(facts.simplify(g.substitute(at, None)) for g in inner.guard)
     guards = tuple(g for g in dict.fromkeys((*outer.guard, *guard)) if not facts.is_nonneg(g))
     fill = outer.fill if outer.guard else inner.fill
     return View(outer.symbols, indices, guards, fill), below.operands, (type,)

@@ -157,6 +157,19 @@ def test_a_position_shows_that_its_axis_is_not_no_rows(times: str) -> None:
     assert bounds.broken(goal, Facts(ranges), [], str) or bounds.open
 
 
+def test_a_part_of_a_concatenation_in_a_chunk_shows_that_it_has_elements() -> None:
+    whole, part = parse("K*M + 6*K"), parse("K*M + 3*K")
+    begin, end = parse("4096*c"), parse("4096*c + 4096")
+    ranges = {"c": (0, parse("(K*M + 6*K + 4095) // 4096 - 1")), "K": (0, 600), "M": (0, 600)}
+    last = minimum(minimum(end, whole), part) - 1
+    facts = Facts({**ranges, "i": (maximum(parse("3*K"), begin), last)})
+    for goal in ("(i - 3*K) // M", "K - (i - 3*K) // M - 1"):
+        bounds = Bounds()
+        assert bounds.broken(parse(goal), facts, [], str) is None
+        assert not bounds.open, goal
+    assert Bounds().broken(sym("c") - 1, facts, [], str)
+
+
 def test_the_first_of_some_rows_of_a_padded_matrix_is_in_it() -> None:
     ranges = {"M": (2, 600), "i": (0, parse("(M + 127) // 128 - 1"))}
     goal, bounds = parse("8*((2*M + 7) // 8)*M - 1024*((2*M + 7) // 8)*i - 1"), Bounds()

@@ -16,7 +16,7 @@ from stagefuse.compiler.passes.simplify import Simplify
 from stagefuse.compiler.rules import RULES
 from stagefuse.compiler.rules.pointwise import holds
 from stagefuse.compiler.scalar import convert, wide
-from stagefuse.dsl.dims import const, sym
+from stagefuse.dsl.dims import const, floordiv, sym
 from stagefuse.dsl.dtypes import BF16, BOOL, DTYPES, F16, F32, F64, I8, I32, I64, U8, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
@@ -443,6 +443,20 @@ def test_random_graphs_keep_their_meaning(seed: int) -> None:
         wanted = evaluate(graph, given, dims, wide=False)
         for a, b in zip(wanted, evaluate(after, given, dims, wide=False), strict=True):
             assert np.array_equal(a, b, equal_nan=True)
+
+
+def test_conditions_of_views_of_views_know_where_positions_are() -> None:
+    """(4*i + j) // 4 is i for j below 4, in conditions as in indices."""
+
+    def case(k: Any) -> Any:
+        rows = k.view(k.x, (N * 4,), lambda p: [floordiv(p, 4), 3], lambda p: [floordiv(p, 4) - 2])
+        return k.view(rows, (N, const(4)), lambda i, j: [4 * i + j])
+
+    graph = graph_for(case)
+    after = Simplify().run(graph)
+    (view,) = [n.primitive for n in after.nodes.values() if isinstance(n.primitive, View)]
+    assert view.guard == (sym("i0") - 2,)
+    assert_same_bits(graph, after)
 
 
 def test_results_natively() -> None:
