@@ -77,6 +77,16 @@ def is_behind(races: Races, batch: Batch, thread: int, stamp: int) -> bool:
     return _is_known(races.clocks(batch), thread, block + INITIALISED, within, clock)
 
 
+def is_fenced(races: Races, batch: Batch, thread: int, stamp: int) -> bool:
+    """Whether a thread comes behind a fence that made what was remembered known to other proxies:
+    one for initialisations, or for the async proxy."""
+    clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1
+    block, within = number // batch.stride, number % batch.stride
+    clocks = races.clocks(batch)
+    return any(_is_known(clocks, thread, block + key, within, clock)
+               for key in (INITIALISED, PROXIED))  # fmt: skip
+
+
 def _is_known(clocks: Clocks, thread: int, block: int, within: int, clock: int) -> bool:
     """Whether a thread knows what a thread of another block, or an agent, did at a clock."""
     return knows(clocks.foreign.get(thread >> 5, {}), block, within, clock) or (
@@ -150,7 +160,7 @@ def block_ends(races: Races, batch: Batch, block: int, visits: Iterable[int]) ->
         races.clocks(batch).share(warp, batch.first + block)
     for stamp in (*_strangers(batch, block), *visits):
         if _unordered(races, batch, threads, stamp, False):
-            who = races.actor(batch, ((stamp >> 1) & THREAD_MASK) - 1)
+            who = races.actor(batch, stamp)
             raise Stop("race", f"the block ends and with it shared memory that {who} used, with "
                        "nothing between that orders them", threads[0])  # fmt: skip
 
@@ -184,7 +194,7 @@ def _check(
             why = _unordered(races, batch, threads, stamp, what == "written" and not generic)
             if why:
                 now = "written" if writes else "read"
-                who = races.actor(batch, ((stamp >> 1) & THREAD_MASK) - 1)
+                who = races.actor(batch, stamp)
                 text = f"a place is {now} by an asynchronous copy or product and was {what} by "
                 raise Stop("race", f"{text}{who}, {why}", threads[0])
 

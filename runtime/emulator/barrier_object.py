@@ -41,6 +41,8 @@ class BarrierObject(Generic[Clock]):
     """The thread that initialised it."""
     known_to: set[int] = field(default_factory=set)
     """Who was found to come behind that."""
+    fenced_for: set[int] = field(default_factory=set)
+    """Who was found to come behind a fence after that."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.expected <= MOST_ARRIVALS:

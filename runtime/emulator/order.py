@@ -28,6 +28,7 @@ from .async_races import (
     hand_over,
     hand_over_initialisations,
     is_behind,
+    is_fenced,
     learn,
     stamp_of,
 )
@@ -99,6 +100,13 @@ def comes_behind(batch: Batch, thread: int, mark: int | None) -> bool:
     """Whether what a thread does now is ordered after what was marked."""
     races = _races(batch)
     return races is None or mark is None or is_behind(races, batch, thread, mark)
+
+
+def comes_behind_fence(batch: Batch, thread: int, mark: int | None) -> bool:
+    """Whether a fence for initialisations, or the async proxy, stands between the mark and what a
+    thread does now."""
+    races = _races(batch)
+    return races is None or mark is None or is_fenced(races, batch, thread, mark)
 
 
 def join(a: Clock, b: Clock) -> Clock:

@@ -383,19 +383,31 @@ class Races(HappensBefore):
         if old[at] == PENDING:
             text = f"is {does} while a copy to it is on its way"
         else:
-            number = ((int(old[at]) >> 1) & THREAD_MASK) - 1
-            text = (f"is {does} here and was {did} by {self.actor(batch, number)}, "
+            text = (f"is {does} here and was {did} by {self.actor(batch, int(old[at]))}, "
                     "with nothing between that orders them")  # fmt: skip
         raise Stop("race", f"a place {text}", int(now.threads[at]))
 
-    def actor(self, batch: Batch, number: int) -> str:
-        """Who made an access, in words."""
+    def actor(self, batch: Batch, stamp: int) -> str:
+        """Who made the access that is remembered as `stamp`, in words."""
+        clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1
         block = number // batch.stride
-        if block >= AGENTS:
-            kinds = {n: name[1] for name, n in self.agents.items()}
-            return f"an asynchronous copy or product ({kinds.get(block - AGENTS, 'cp.async')})"
-        at, thread = batch.position(number - batch.first * batch.stride)
-        return f"block {at} thread {thread}"
+        if block < AGENTS:
+            at, thread = batch.position(number - batch.first * batch.stride)
+            return f"block {at} thread {thread}"
+        names = {n: name for name, n in self.agents.items()}
+        _, kind, *rest = names.get(block - AGENTS, (0, "cp.async"))
+        if kind == "mbarrier":
+            kind += _phase(batch, rest[0], rest[1], clock - 1)
+        return f"an asynchronous copy or product ({kind})"
+
+
+def _phase(batch: Batch, index: int, serial: int, phase: int) -> str:
+    """Which phase of an mbarrier a copy counts in, and what its bytes then say of it."""
+    found = batch.state["mbarriers"].get(index)
+    text = f" at {index % batch.shared.stride:#x}, phase {phase}"
+    if found is None or found.serial != serial or found.bytes >= 0:
+        return text
+    return f"{text}, where {-found.bytes} bytes more came than are expected"
 
 
 @frozen

@@ -31,7 +31,7 @@ from ..program import Run, Site
 from ..region import Region, count, span
 from ..values import DTYPES
 from . import effect
-from .mbarrier import advanced, find, using
+from .mbarrier import advanced, counted_from, find, using
 
 if TYPE_CHECKING:
     from ..machine import Batch, Group
@@ -146,10 +146,13 @@ def deliver(g: Group, at: int, thread: int, size: int, agent: Agent) -> None:
     advanced(g.batch, barrier)
 
 
-def agent_of(g: Group, at: int, thread: int) -> Agent:
-    """Who does a copy that counts on the mbarrier at a shared address."""
+def agent_of(g: Group, at: int, thread: int, generic: bool = False) -> Agent:
+    """Who does a copy, of the async or the `generic` proxy, that counts on the mbarrier at a
+    shared address."""
     index = barrier_at(g, at, thread)
     barrier = find(g.batch, index, thread)
+    if not generic:
+        counted_from(g.batch, index, barrier, thread)
     return barrier_agent(g.batch, index, barrier.serial, barrier.phase)
 
 
@@ -268,7 +271,7 @@ def _st_async(site: Site) -> Run:
         data = np.stack(columns, axis=1).view(np.uint8).reshape(g.n, size)
         for i, thread in one_by_one(g):
             part = place(g, "shared", int(to_[i]), size, thread, size)
-            agent = agent_of(g, int(bar_[i]), thread)
+            agent = agent_of(g, int(bar_[i]), thread, True)
             target = part_span(part, size)
             async_write(g.batch, (thread,), target, agent, generic=True)
             target.write(data[i], thread)
@@ -289,7 +292,7 @@ def _red_async(site: Site) -> Run:
         for i, thread in one_by_one(g):
             part = place(g, "shared", int(to_[i]), dtype.itemsize, thread, dtype.itemsize)
             target = part_span(part, dtype.itemsize)
-            agent = agent_of(g, int(bar_[i]), thread)
+            agent = agent_of(g, int(bar_[i]), thread, True)
             target.check_written(thread)
             async_write(g.batch, (thread,), target, agent, atomic=True, generic=True)
             target.write(reduced(op, target.read(), data[i : i + 1], dtype), thread)

@@ -17,6 +17,7 @@ from ..order import (
     Clock,
     acquire,
     comes_behind,
+    comes_behind_fence,
     initialisation_fence,
     join,
     origin,
@@ -90,6 +91,22 @@ def find(batch: Batch, index: int, threads: Array | int) -> Object:
                        "initialisation", int(thread))  # fmt: skip
         found.known_to.add(int(thread) // 32)
     return found
+
+
+def counted_from(batch: Batch, index: int, barrier: Object, thread: int) -> None:
+    """A thread's copy counts on a barrier, by the async proxy.
+
+    For copies of its own block a barrier of the block is taken to be enough, since Triton and
+    libcu++ put nothing else there.
+    Raises: Stop where a copy of another block does, and no fence made the barrier known to it.
+    """
+    if index // batch.shared.stride == batch.block_of[thread] or thread // 32 in barrier.fenced_for:
+        return
+    if not comes_behind_fence(batch, thread, barrier.origin):
+        raise Stop("race", "an asynchronous copy of another block counts on an mbarrier, with no "
+                   "`fence.mbarrier_init` or `fence.proxy.async` since its initialisation",
+                   thread)  # fmt: skip
+    barrier.fenced_for.add(thread // 32)
 
 
 @contextmanager

@@ -88,6 +88,12 @@ BUGS = {
         "was written by an asynchronous copy"),
     "the first use of barriers is not waited for": (
         r"barrier.cluster.(arrive|wait).aligned;", 4, "", "race", "mbarrier is used with nothing"),
+    "barriers are made known to no copies": (
+        r"fence.mbarrier_init.release.cluster;", 1, "", "race",
+        "copy of another block counts on an mbarrier, with no `fence.mbarrier_init`"),
+    "the bytes of B are not expected": (
+        r"(arrive.expect_tx.*), %r\d+;", 7, r"\1, 16384;", "race",
+        "phase 1, where 8192 bytes more came than are expected"),
     "no barrier after the tile is written": (
         r"bar.sync %r3, 128;", 1, "", "race", "with nothing between"),
     "no proxy fence after the tile is written": (
