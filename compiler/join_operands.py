@@ -35,6 +35,8 @@ PACKED = "tensor cores take 8-bit operands along the depth, from rows of whole 1
 FEW_ROWS, TWICE = 1024, 384
 THIN = 36
 """Rows of a product that read the other matrix faster in place than packed: one tile."""
+THIN_CONVERTED = 15
+"""The same where the kernel that multiplies converts it, for which packing costs no more."""
 
 
 class OperandJoiner(Storing):
@@ -72,15 +74,17 @@ class OperandJoiner(Storing):
             for axes in (node.primitive.rows, node.primitive.columns)
         )
         least, most = self.graph.facts.bounds(rows)
-        if least is not None and least > THIN:
+        inside = all(p in group.packs.values() and len(p.members) > 1 for p in packers if p)
+        limit = THIN_CONVERTED if inside else THIN
+        if least is not None and least > limit:
             return
         if group.kind == "chain" and self.graph.facts.prove_le(columns, rows):
             return  # the panels are as few
         found = [packer for packer in packers if packer is not None]
         packs = dict(zip((self.graph.nodes[a].operands[1] for a in anchors), found, strict=True))
         stored = [packer for packer in found if packer in self.groups]
-        always = most is not None and most <= THIN
-        few = const(1) if always else minimum(maximum(THIN + 1 - rows, 0), 1)
+        always = most is not None and most <= limit
+        few = const(1) if always else minimum(maximum(limit + 1 - rows, 0), 1)
         members = group.members.union(*(packer.members for packer in found))
         thin = replace(group, members=members, packs=packs, when=few, thin=True)
         if always:
@@ -92,7 +96,7 @@ class OperandJoiner(Storing):
         for g in many.values():
             self.maker.update((root, g) for root in g.roots)
         for panels in packs:
-            self._say(panels, f"its panels are packed, but for up to {THIN} rows")
+            self._say(panels, f"its panels are packed, but for up to {limit} rows")
 
     def _anchors(self, group: Group) -> list[int]:
         """The products of a kernel, first the one whose rows go into the other."""

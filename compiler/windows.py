@@ -263,6 +263,8 @@ def is_worth_it(graph: Graph, anchor: int, windows: Windows) -> bool:
     if windows.axes[0].source != len(windows.indices) - 1:
         return False  # a transposed matrix, which would be turned for every block of rows
     node, rows = graph.nodes[anchor], const(1)
+    if converted(graph, node.operands[1]):
+        return False  # which is copied in any case, best as panels
     assert isinstance(node.primitive, Contract)
     for axis in node.primitive.rows:
         rows = rows * node.type.shape[axis]

@@ -2,7 +2,8 @@
 
 Where the cut rows lie: for every 32 steps of the sum the three pieces, of each two tiles of 16
 rows by 64 bytes; a panel's, of each piece as many tiles as it has columns by 16. The two bf16 of
-4 bytes are 16 steps apart: so that no element changes its lane.
+4 bytes are 16 steps apart: so that no element changes its lane. Where high pieces alone are
+multiplied, see `halves`, they are all that is stored.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from collections.abc import Sequence
 
 STEP = 32
 """Of a sum, what one instruction takes."""
-ROW_BYTES = 3 * 2 * 1024
-"""Of cut rows, for every 32 steps."""
 MARK_BYTES = 64
 """Behind the pieces of a panel that was cut beforehand: what `BAD` and `PIECES` say of it."""
 BAD, PIECES = 1, 2
@@ -23,9 +22,14 @@ _HIGH = 62
 FLOATS, WORDS, HALVES = "<16 x float>", "<16 x i32>", "<32 x i16>"
 
 
-def panel_bytes(columns: int) -> int:
+def row_bytes(pieces: int) -> int:
+    """Of cut rows, for every 32 steps."""
+    return pieces * 2 * 1024
+
+
+def panel_bytes(columns: int, pieces: int = 3) -> int:
     """Of a cut panel, for every 32 steps."""
-    return 3 * columns // 16 * 1024
+    return pieces * columns // 16 * 1024
 
 
 def _splat(value: int, bits: int = 32) -> str:
@@ -37,12 +41,15 @@ def _lanes(first: int) -> str:
 
 
 def _cut(name: str, x: str, y: str, before: Seen, to: Sequence[str]) -> list[str]:
-    """Stores the three pieces of two vectors; `Seen(name)` is what it has seen.
+    """Stores the pieces of two vectors, three or the high one; `Seen(name)` is what it has seen.
 
     `low` and `high` are of the high pieces' magnitudes, less one where low, so that 0 is none of
     the small ones; `rest` are all bits of what should be low pieces, of which half are 0 unless a
-    number is so small that its high piece is 0; `more` are all bits of the middle pieces.
+    number is so small that its high piece is 0; `more` are all bits of the middle pieces, or
+    of the numbers where only high pieces are wanted, which end in zeros then.
     """
+    if len(to) == 1:
+        return [*_cut_high(name, x, y, before, to[0]), *_noted(name, before)]
     out = []
     for v, value in (("x", x), ("y", y)):
         t, rest = f"%{name}.{v}", value
@@ -65,6 +72,33 @@ def _cut(name: str, x: str, y: str, before: Seen, to: Sequence[str]) -> list[str
         ]
     return [
         *out,
+        f"  %{name}.bits = or {WORDS} %{name}.xl, %{name}.yl",
+        f"  %{name}.rest = or {WORDS} {before.rest}, %{name}.bits",
+        f"  %{name}.more = or {WORDS} {before.more}, %{name}.m2",
+        *_noted(name, before),
+    ]
+
+
+def _cut_high(name: str, x: str, y: str, before: Seen, to: str) -> list[str]:
+    """Stores the high bits of two vectors, which are all that a number of bf16 has."""
+    t = f"%{name}"
+    return [
+        f"  {t}.x = bitcast {FLOATS} {x} to {WORDS}",
+        f"  {t}.y = bitcast {FLOATS} {y} to {WORDS}",
+        f"  {t}.x.up = lshr {WORDS} {t}.x, {_splat(16)}",
+        f"  {t}.y.up = and {WORDS} {t}.y, {_splat(-65536)}",
+        f"  {t}.h2 = or {WORDS} {t}.x.up, {t}.y.up",
+        f"  store {WORDS} {t}.h2, ptr {to}, align 64",
+        f"  {t}.both = or {WORDS} {t}.x, {t}.y",
+        f"  {t}.ends = and {WORDS} {t}.both, {_splat(0xFFFF)}",
+        f"  {t}.more = or {WORDS} {before.more}, {t}.ends",
+        f"  {t}.rest = or {WORDS} {before.rest}, zeroinitializer",
+    ]
+
+
+def _noted(name: str, before: Seen) -> list[str]:
+    """What has been seen of magnitudes, with those of another vector of high pieces."""
+    return [
         f"  %{name}.seen = bitcast {WORDS} %{name}.h2 to {HALVES}",
         f"  %{name}.abs = and {HALVES} %{name}.seen, {_splat(0x7FFF, 16)}",
         f"  %{name}.less = add {HALVES} %{name}.abs, {_splat(-1, 16)}",
@@ -72,9 +106,6 @@ def _cut(name: str, x: str, y: str, before: Seen, to: Sequence[str]) -> list[str
         f" {HALVES} %{name}.less)",
         f"  %{name}.high = call {HALVES} @llvm.umax.v32i16({HALVES} {before.high},"
         f" {HALVES} %{name}.abs)",
-        f"  %{name}.bits = or {WORDS} %{name}.xl, %{name}.yl",
-        f"  %{name}.rest = or {WORDS} {before.rest}, %{name}.bits",
-        f"  %{name}.more = or {WORDS} {before.more}, %{name}.m2",
     ]
 
 
@@ -134,14 +165,22 @@ def _load(name: str, at: str, mask: str) -> str:
     )
 
 
-def rows_text() -> str:
-    """`sf.pieces.rows(a, a_row, rows, depth, to)`: cuts rows, with zeros up to 16 or 32 of them and
-    up to a multiple of 32 steps. Returns their flags."""
+_FAMILY = {3: "pieces", 1: "halves"}
+
+
+def rows_symbol(pieces: int) -> str:
+    return f"sf.{_FAMILY[pieces]}.rows"
+
+
+def rows_text(pieces: int) -> str:
+    """`rows_symbol(a, a_row, rows, depth, to)`: cuts rows into three pieces or their high ones,
+    with zeros up to 16 or 32 of them and up to a multiple of 32 steps. Returns their flags."""
     cut, before, inside = Seen("c"), Seen("row"), Seen("step")
+    places = [f"%p{n}" for n in range(pieces)]
     return "\n".join(
         [
-            "define internal i64 @sf.pieces.rows(ptr %a, i64 %a_row, i64 %rows, i64 %depth,"
-            " ptr %to) nounwind {",
+            f"define internal i64 @{rows_symbol(pieces)}(ptr %a, i64 %a_row, i64 %rows,"
+            " i64 %depth, ptr %to) nounwind {",
             "entry:",
             "  %up = add i64 %rows, 15",
             "  %all = and i64 %up, -16",
@@ -173,10 +212,9 @@ def rows_text() -> str:
             "  %at1 = getelementptr float, ptr %at, i64 16",
             _load("x", "%at", "%m0"),
             _load("y", "%at1", "%m1"),
-            "  %p1 = getelementptr i8, ptr %p0, i64 2048",
-            "  %p2 = getelementptr i8, ptr %p0, i64 4096",
-            *_cut("c", "%x", "%y", inside, ("%p0", "%p1", "%p2")),
-            f"  %next = getelementptr i8, ptr %p0, i64 {ROW_BYTES}",
+            *(f"  %p{n} = getelementptr i8, ptr %p0, i64 {2048 * n}" for n in range(1, pieces)),
+            *_cut("c", "%x", "%y", inside, places),
+            f"  %next = getelementptr i8, ptr %p0, i64 {row_bytes(pieces)}",
             f"  %k1 = add i64 %k, {STEP}",
             "  %more = icmp slt i64 %k1, %depth",
             "  br i1 %more, label %step, label %rowed",
@@ -191,8 +229,8 @@ def rows_text() -> str:
     )
 
 
-def panel_symbol(columns: int, placed: bool) -> str:
-    return f"sf.pieces.panel.{columns}{'.places' if placed else ''}"
+def panel_symbol(columns: int, placed: bool, pieces: int = 3) -> str:
+    return f"sf.{_FAMILY[pieces]}.panel.{columns}{'.places' if placed else ''}"
 
 
 def _two_rows(columns: int, placed: bool) -> list[str]:
@@ -214,9 +252,10 @@ def _two_rows(columns: int, placed: bool) -> list[str]:
     return rows
 
 
-def panel_text(columns: int, placed: bool) -> list[str]:
-    """`panel_symbol(panel, places, depth, to)`: cuts a panel, with zeros up to a multiple of 32
-    steps. Returns its flags. `placed`: whether its rows lie at places of a table."""
+def panel_text(columns: int, placed: bool, pieces: int) -> list[str]:
+    """`panel_symbol(panel, places, depth, to)`: cuts a panel into three pieces or its high ones,
+    with zeros up to a multiple of 32 steps. Returns its flags. `placed`: whether its rows lie at
+    places of a table."""
     tiles = columns // 16
     body: list[str] = []
     before = seen = Seen("row")
@@ -227,15 +266,15 @@ def panel_text(columns: int, placed: bool) -> list[str]:
             _load(f"x{c}", f"%x{c}.at", "%m0"),
             _load(f"y{c}", f"%y{c}.at", "%m1"),
         ]
-        for piece in range(3):
+        for piece in range(pieces):
             place = 1024 * (piece * tiles + c)
             body.append(f"  %p{c}.{piece} = getelementptr i8, ptr %out, i64 {place}")
-        places = [f"%p{c}.{piece}" for piece in range(3)]
+        places = [f"%p{c}.{piece}" for piece in range(pieces)]
         body += _cut(f"c{c}", f"%x{c}", f"%y{c}", seen, places)
         seen = Seen(f"c{c}")
     return [
-        f"define i64 @{panel_symbol(columns, placed)}(ptr %panel, ptr %places, i64 %depth, ptr %to)"
-        " nounwind {",
+        f"define i64 @{panel_symbol(columns, placed, pieces)}(ptr %panel, ptr %places, i64 %depth,"
+        " ptr %to) nounwind {",
         "entry:",
         "  br label %row",
         "row:",
@@ -253,7 +292,7 @@ def panel_text(columns: int, placed: bool) -> list[str]:
         "  %m1.in = insertelement <16 x i1> poison, i1 %is1, i64 0",
         "  %m1 = shufflevector <16 x i1> %m1.in, <16 x i1> poison, <16 x i32> zeroinitializer",
         *_two_rows(columns, placed),
-        f"  %o0 = mul i64 %step, {panel_bytes(columns)}",
+        f"  %o0 = mul i64 %step, {panel_bytes(columns, pieces)}",
         "  %o1 = shl i64 %in, 6",
         "  %o = add i64 %o0, %o1",
         "  %out = getelementptr i8, ptr %to, i64 %o",

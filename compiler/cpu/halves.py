@@ -13,7 +13,7 @@ Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, 
 from __future__ import annotations
 
 from .byte_lines import loop
-from .cutting import FLOATS, ROW_BYTES, STEP, WORDS, panel_bytes
+from .cutting import FLOATS, STEP, WORDS, panel_bytes, row_bytes
 
 ROWS = 8
 """Of a register tile: rows are cut with zeros up to 16, so that they always come in eights."""
@@ -137,8 +137,8 @@ def _tile(wide: int, columns: int) -> list[str]:
         "  %more_pairs = icmp ult i64 %j1, 16",
         "  br i1 %more_pairs, label %pair, label %stepped",
         "stepped:",
-        f"  %l1 = getelementptr i8, ptr %l, i64 {ROW_BYTES}",
-        f"  %p1 = getelementptr i8, ptr %p, i64 {panel_bytes(columns)}",
+        f"  %l1 = getelementptr i8, ptr %l, i64 {row_bytes(1)}",
+        f"  %p1 = getelementptr i8, ptr %p, i64 {panel_bytes(columns, 1)}",
         f"  %k1 = add nuw nsw i64 %k, {STEP}",
         "  %more_steps = icmp slt i64 %k1, %depth",
         "  br i1 %more_steps, label %step, label %stored",

@@ -17,7 +17,7 @@ and IA-32 Architectures Optimization Reference Manual, chapter 20.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, cycle
 
 from . import halves
@@ -26,11 +26,12 @@ from .cutting import (
     FLOATS,
     HALVES,
     PIECES,
-    ROW_BYTES,
     STEP,
     panel_bytes,
     panel_symbol,
     panel_text,
+    row_bytes,
+    rows_symbol,
     rows_text,
 )
 
@@ -98,7 +99,9 @@ declare {FLOATS} @llvm.masked.load.v16f32.p0(ptr, <16 x i1>, {FLOATS})
 declare {HALVES} @llvm.umin.v32i16({HALVES}, {HALVES})
 declare {HALVES} @llvm.umax.v32i16({HALVES}, {HALVES})
 
-{rows_text()}"""
+{rows_text(3)}
+
+{rows_text(1)}"""
 
 
 def tile_text(columns: int, placed: bool, vectors: str) -> str:
@@ -111,7 +114,8 @@ def tile_text(columns: int, placed: bool, vectors: str) -> str:
     null. `tiled`: whether there are tiles; else high pieces alone are multiplied, by `halves`.
     `vectors`: the micro-kernel for what it does not take.
     """
-    parts = (_tile(columns, placed, vectors), [""], panel_text(columns, placed))
+    panels = ([*panel_text(columns, placed, pieces), ""] for pieces in (3, 1))
+    parts = (_tile(columns, placed, vectors), [""], *panels)
     return "\n".join(line for part in parts for line in part)
 
 
@@ -177,7 +181,8 @@ def _rows_at_hand() -> list[str]:
         "  %key = ptrtoint ptr %a to i64",
         "  %keys = getelementptr i8, ptr %cache, i64 64",
         f"  %flags = getelementptr i8, ptr %cache, i64 {64 + 8 * ENTRIES}",
-        f"  %entry_bytes = mul i64 %most, {ROW_BYTES // STEP}",
+        f"  %each_step = select i1 %tiled, i64 {row_bytes(3) // STEP}, i64 {row_bytes(1) // STEP}",
+        "  %entry_bytes = mul i64 %most, %each_step",
         f"  %room = getelementptr i8, ptr %cache, i64 {HEADER}",
         "  br label %search",
         "search:",
@@ -198,19 +203,36 @@ def _rows_at_hand() -> list[str]:
         "  store i64 %turn2, ptr %cache, align 8",
         "  %cut_skip = mul i64 %turn, %entry_bytes",
         "  %cut_to = getelementptr i8, ptr %room, i64 %cut_skip",
-        "  %cut_flags = call i64 @sf.pieces.rows(ptr %a, i64 %a_row, i64 %rows, i64 %depth,"
-        " ptr %cut_to)",
+        "  br i1 %tiled, label %cut3, label %cut1",
+        *_either("cut", rows_symbol, "ptr %a, i64 %a_row, i64 %rows, i64 %depth, ptr %cut_to"),
         "  %cut_key = getelementptr i64, ptr %keys, i64 %turn",
         "  store i64 %key, ptr %cut_key, align 8",
         "  %cut_flag_at = getelementptr i64, ptr %flags, i64 %turn",
         "  store i64 %cut_flags, ptr %cut_flag_at, align 8",
         "  br label %have",
         "have:",
-        "  %n = phi i64 [ %e, %search ], [ %turn, %cut ]",
+        "  %n = phi i64 [ %e, %search ], [ %turn, %cut_done ]",
         "  %skip = mul i64 %n, %entry_bytes",
         "  %left = getelementptr i8, ptr %room, i64 %skip",
         "  %flag_at = getelementptr i64, ptr %flags, i64 %n",
         "  %rows_flags = load i64, ptr %flag_at, align 8",
+    ]
+
+
+def _either(name: str, symbol: Callable[[int], str], arguments: str) -> list[str]:
+    """Calls what cuts into three pieces, from the block `name`3, or into high ones, from `name`1:
+    `name_flags` in the block `name_done` is what it says."""
+    out = []
+    for pieces in (3, 1):
+        out += [
+            f"{name}{pieces}:",
+            f"  %{name}_flags{pieces} = call i64 @{symbol(pieces)}({arguments})",
+            f"  br label %{name}_done",
+        ]
+    return [
+        *out,
+        f"{name}_done:",
+        f"  %{name}_flags = phi i64 [ %{name}_flags3, %{name}3 ], [ %{name}_flags1, %{name}1 ]",
     ]
 
 
@@ -231,15 +253,20 @@ def _panel_at_hand(columns: int, placed: bool) -> list[str]:
         "  %panel_found = icmp eq i64 %panel_there, %panel_key",
         "  br i1 %panel_found, label %panel_have, label %panel_cut",
         "panel_cut:",
-        f"  %panel_flags_cut = call i64 @{panel_symbol(columns, placed)}(ptr %panel, ptr %places,"
-        " i64 %depth, ptr %own)",
+        "  br i1 %tiled, label %panel_cut3, label %panel_cut1",
+        *_either(
+            "panel_cut",
+            lambda pieces: panel_symbol(columns, placed, pieces),
+            "ptr %panel, ptr %places, i64 %depth, ptr %own",
+        ),
         "  store i64 %panel_key, ptr %panel_key_at, align 8",
-        "  store i64 %panel_flags_cut, ptr %panel_flag_at, align 8",
+        "  store i64 %panel_cut_flags, ptr %panel_flag_at, align 8",
         "  br label %panel_have",
         "panel_have:",
-        "  %right = phi ptr [ %ready, %panel_ready ], [ %own, %panel_look ], [ %own, %panel_cut ]",
+        "  %right = phi ptr [ %ready, %panel_ready ], [ %own, %panel_look ],"
+        " [ %own, %panel_cut_done ]",
         "  %panel_flags_at = phi ptr [ %mark, %panel_ready ], [ %panel_flag_at, %panel_look ],"
-        " [ %panel_flag_at, %panel_cut ]",
+        " [ %panel_flag_at, %panel_cut_done ]",
         "  %panel_flags = load i64, ptr %panel_flags_at, align 8",
         "  br label %multiply",
     ]
@@ -337,7 +364,7 @@ def _steps(n: str, high: int, wide: int, columns: int) -> list[str]:
         *_read(n, "begin", middle, ahead),
         f"  br label %{n}.pair4",
         f"{n}.end:",
-        f"  %{n}.l1 = getelementptr i8, ptr %{n}.l, i64 {ROW_BYTES}",
+        f"  %{n}.l1 = getelementptr i8, ptr %{n}.l, i64 {row_bytes(3)}",
         f"  %{n}.r1 = getelementptr i8, ptr %{n}.r, i64 {panel_bytes(columns)}",
         f"  %{n}.k1 = add i64 %{n}.k, {STEP}",
         f"  %{n}.m = icmp slt i64 %{n}.k1, %depth",
@@ -374,7 +401,7 @@ def _ahead(n: str, high: int, wide: int, columns: int) -> Iterator[list[str]]:
 
     each = []
     for p in range(3):
-        each += lines("l", ROW_BYTES + 2048 * p, high)
+        each += lines("l", row_bytes(3) + 2048 * p, high)
         each += lines("r", step + piece * p, wide) + lines("r", 2 * step + piece * p, wide)
     numbers, places = count(), cycle(each)
     while True:

@@ -83,9 +83,10 @@ class ProductWriter(FetchWriter):
             self.module.micro_kernels[half] = halves.dots_text(s.nr)
             assert self.has_tiles is not None and self.has_pieces is not None
             use = self.has_pieces
+            least = self.has_tiles.select(self.code.const(CUT_ROWS, "i64"), pieces.LEAST_ROWS)
             for rows_of_all in (cache.rows, cache.down):
                 if rows_of_all is not None:
-                    use = use & self.index(rows_of_all).compare("ge", CUT_ROWS)
+                    use = use & self.index(rows_of_all).compare("ge", least)
             if cache.across is not None and cache.across.as_int() is None:
                 use = use & self.index(cache.across).compare("ge", pieces.LEAST_COLUMNS)
             kept = use.select(kept, self.code.value("null", "ptr"))

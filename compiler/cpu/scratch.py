@@ -90,7 +90,7 @@ class Cache:
     @property
     def size(self) -> Expr:
         steps = floordiv(self.most, cutting.STEP)
-        each = self.entries * cutting.ROW_BYTES + cutting.panel_bytes(self.columns)
+        each = self.entries * cutting.row_bytes(3) + cutting.panel_bytes(self.columns)
         return padded(const(pieces.HEADER) + steps * each)
 
 
@@ -113,8 +113,7 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
     deep = {source_of(s) for s in products if s.accumulate}
     for s in products:
         if (
-            (source_of(s) in deep and s.panel not in inputs)  # a panel is all that is at hand
-            or s.panel_row is not None
+            s.panel_row is not None
             or s.a not in inputs
             or inputs[s.a].dtype != F32
             or s.a in written
@@ -129,7 +128,7 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
         if source_of(s) not in found:
             known, entries, rows, down = s.depth.as_int(), pieces.ENTRIES, None, None
             if known is not None and source_of(s) not in deep:
-                fits = CUT_BYTES // max(1, known * cutting.ROW_BYTES // cutting.STEP)
+                fits = CUT_BYTES // max(1, known * cutting.row_bytes(3) // cutting.STEP)
                 entries = min(max(1, fits), entries)
             panels = inputs[s.panel].shape if s.panel in inputs and s.panel_place is None else ()
             if len(panels) > 2 and panels[-1] == const(s.nr):
@@ -164,7 +163,7 @@ def _pays(matrix: Buffer, depth: Expr) -> bool:
     """Whether all of a matrix stays in the cache in pieces, and has rows enough for the panels
     that are cut for them."""
     size, known = _count(matrix.shape).as_int(), depth.as_int()
-    if size is None or size * cutting.ROW_BYTES > CUT_BYTES * ROW_ELEMENTS:
+    if size is None or size * cutting.row_bytes(3) > CUT_BYTES * ROW_ELEMENTS:
         return False
     return known is None or size >= CUT_ROWS * known
 

@@ -8,7 +8,7 @@ import pytest
 from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.plan import UNITS
 from stagefuse.dsl.dims import const
-from stagefuse.dsl.dtypes import BF16
+from stagefuse.dsl.dtypes import BF16, F32
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
@@ -104,6 +104,24 @@ def test_products_far_below_one_are_not_lost(rng: np.random.Generator) -> None:
     found, plain = (by(compiled(), unit, x, y) for unit in ("halves", ""))
     assert not np.array_equal(found, plain)
     check(found, x, y)
+
+
+@pytest.mark.parametrize("m, k, n", [(16, 100, 200), (41, 1100, 250), (300, 530, 193)])
+def test_bf16_of_known_sizes_is_converted_as_it_is_packed(
+    rng: np.random.Generator, m: int, k: int, n: int
+) -> None:
+    """In stretches of a depth too, and with few rows."""
+    b = Builder(Facts())
+    x = b.input("x", TensorType(BF16, (const(m), const(k))))
+    y = b.input("y", TensorType(BF16, (const(k), const(n))))
+    left = b.view(b.cast(x, F32), [m, n, k], lambda i, j, d: [i, d])
+    right = b.view(b.cast(y, F32), [m, n, k], lambda i, j, d: [d, j])
+    pipe = native(graph_of(b, [b.reduce("sum", b.map("mul", left, right), [2])]), ())
+    one, other = (a.astype(BF16.numpy) for a in matrices(rng, m, k, n))
+    found, plain = (by(pipe, unit, one, other) for unit in ("halves", ""))
+    assert not np.array_equal(found, plain)
+    for result in (found, plain):
+        check(result, one.astype(np.float32), other.astype(np.float32))
 
 
 def test_bf16_with_any_number_of_threads(rng: np.random.Generator) -> None:
