@@ -3,7 +3,8 @@
 - *packed*: the panels of a product are packed in the kernel that multiplies by them, where they
   would be larger than what they come from (a convolution's patches, quantised weights) or are used
   once (a product in a batch).
-- *thin*: a product whose panels are packed for many rows has a second kernel, for few.
+- *thin*: a product whose panels are packed for many rows has a second kernel, for few, and for one
+  column.
 - *gathered*: rows that are windows of a tensor are read where that lies. For GPUs.
 - *direct*: panels whose elements lie in steps are not packed at all. For GPUs.
 - *halved*: operands that are converted from 16 or 8 bits are multiplied as they are stored. For
@@ -60,7 +61,7 @@ class OperandJoiner(Storing):
 
     def _thin(self, group: Group) -> None:
         """A product that may have few rows, or a chain of them, gets another kernel for those,
-        which packs nothing."""
+        which packs nothing; so does one that may have a single column."""
         anchors = self._anchors(group)
         packers = [self._packer(group, anchor) for anchor in anchors]
         if not anchors or not all(packers):
@@ -73,10 +74,15 @@ class OperandJoiner(Storing):
             count_of([node.type.shape[a] for a in axes])
             for axes in (node.primitive.rows, node.primitive.columns)
         )
-        least, most = self.graph.facts.bounds(rows)
-        inside = all(p in group.packs.values() and len(p.members) > 1 for p in packers if p)
-        limit = THIN_CONVERTED if inside else THIN
-        if least is not None and least > limit:
+        most = self.graph.facts.bounds(rows)[1]
+        converts = all(len(p.members) > 1 for p in packers if p)
+        inside = all(p in group.packs.values() for p in packers)
+        limit = THIN_CONVERTED if converts and inside else THIN
+        size = limit + 1 - rows
+        facts = self.graph.facts
+        if group.kind == "contract" and not converts and not facts.prove_le(const(2), columns):
+            size = maximum(size, 2 - columns)
+        if facts.prove_le(size, const(0)):
             return
         if group.kind == "chain" and self.graph.facts.prove_le(columns, rows):
             return  # the panels are as few
@@ -84,7 +90,7 @@ class OperandJoiner(Storing):
         packs = dict(zip((self.graph.nodes[a].operands[1] for a in anchors), found, strict=True))
         stored = [packer for packer in found if packer in self.groups]
         always = most is not None and most <= limit
-        few = const(1) if always else minimum(maximum(limit + 1 - rows, 0), 1)
+        few = const(1) if always else minimum(maximum(size, 0), 1)
         members = group.members.union(*(packer.members for packer in found))
         thin = replace(group, members=members, packs=packs, when=few, thin=True)
         if always:

@@ -13,8 +13,11 @@ from itertools import count
 from .tile import REGISTERS, SUFFIX, WIDTH
 
 COLUMNS = 4
-HEIGHTS = {"v3": (2, 1), "v4": (4, 2, 1)}
-"""Rows that are done together, by COLUMNS: so many sums, and what is multiplied, fit registers."""
+HEIGHTS: dict[str, dict[int, tuple[int, ...]]] = {
+    "v3": {COLUMNS: (2, 1), 1: (8, 2, 1)},
+    "v4": {COLUMNS: (4, 2, 1), 1: (8, 2, 1)},
+}
+"""Rows that are done together, by columns: so many sums, and what is multiplied, fit registers."""
 
 
 def symbol(element: str) -> str:
@@ -24,7 +27,7 @@ def symbol(element: str) -> str:
 def dots_text(element: str, level: str) -> str:
     """The function `symbol(dst, dst_row, a, a_row, panel, step, rows, depth, width, add)`: as
     `tile.tile_text`'s, where column c of the panel begins at c * step."""
-    shapes = [(rows, columns) for columns in (COLUMNS, 1) for rows in HEIGHTS[level]]
+    shapes = [(rows, columns) for columns in (COLUMNS, 1) for rows in HEIGHTS[level][columns]]
     parts = [_Block(element, level, *shape).text() for shape in shapes]
     return "\n\n".join([_driver(element, level), *parts])
 
@@ -52,7 +55,7 @@ def _driver(element: str, level: str) -> str:
             f"  %{n}.skip = mul i64 %{n}.at, %step",
             f"  %{n}.panel = getelementptr {element}, ptr %panel, i64 %{n}.skip",
             f"  %{n}.dst = getelementptr {element}, ptr %dst, i64 %{n}.at",
-            f"  br label %{n}.r{HEIGHTS[level][0]}",
+            f"  br label %{n}.r{HEIGHTS[level][columns][0]}",
             *_rows(element, level, columns),
             f"{n}.latch:",
             f"  br label %{n}",
@@ -64,7 +67,7 @@ def _driver(element: str, level: str) -> str:
 def _rows(element: str, level: str, columns: int) -> list[str]:
     """The loops over rows, the highest blocks first."""
     out, before, first = [], f"c{columns}.rows", "0"
-    for place, rows in enumerate(heights := HEIGHTS[level]):
+    for place, rows in enumerate(heights := HEIGHTS[level][columns]):
         n = f"c{columns}.r{rows}"
         last = place == len(heights) - 1
         after = f"c{columns}.latch" if last else f"c{columns}.r{heights[place + 1]}"

@@ -179,15 +179,32 @@ class _Direct(Stretches):
             bands = floordiv(p.depth + (size - 1), size, low.facts)
             low.loop("kb", const(1), bands, lambda: band(size, sym("kb") * size, True))
 
+        def many() -> None:
+            either(low, self._are_close(), lambda: in_bands(WAYS), lambda: in_bands(self.band))
+
         if self.is_thin:
             if p.of_bytes or self.converts:
                 in_bands(self.band)
             else:
-                either(low, self._are_close(), lambda: in_bands(WAYS), lambda: in_bands(self.band))
+                alone = [1 - self.columns, 1 - self.step]
+                either(low, alone, lambda: self._one_column(left, name, base, tile), many)
             self.tiles_of(count, lambda s, r, c, w: store(sym("p"), s, r, c, w))
         else:
             self.tiles_of(count, whole)
         return parallel, at_least_one(p.depth) * stretch
+
+    def _one_column(self, left: str, other: str, base: Expr, tile: str) -> None:
+        """A tile of a matrix by a vector, whose elements are adjacent: dot products with rows."""
+        p, stride = self.p, self.p.primitive.row_stride
+        start = sym("mb") * p.row_tile
+        rows = minimum(p.rows - start, const(p.row_tile), self.low.facts)
+        self.low.emit(
+            TileProduct(
+                tile, const(0), const(self.width), left, p.base + start * stride, stride, const(1),
+                other, base, rows, p.depth, p.row_tile, self.width, False, const(1), const(1),
+                p.depth,
+            )
+        )  # fmt: skip
 
     def _multiply(
         self, read: _Operands, tile: str, place: Expr, start: Expr, rows: Expr, column: Expr,

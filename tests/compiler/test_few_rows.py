@@ -208,3 +208,40 @@ def test_few_rows_by_a_matrix_that_is_converted(
             assert np.all(np.abs(found - x.astype(float) @ wide) <= bound)
     few = running(plan, {"B": 1, "M": 36, "K": 65, "N": 97})
     assert sum(few) == 3 < sum(running(plan, {"B": 1, "M": 37, "K": 65, "N": 97}))
+
+
+BY_A_VECTOR = """pipeline main(x: {t}[{b}M, K], y: {t}[{b}K, N], b: {t}[N]) -> {t}[{b}M, N]:
+    maximum(x @ y + b, 0)
+"""
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_matrix_of_one_column_is_read_where_it_lies(
+    level: str, dtype: DType, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Its products are dot products with rows, however many there are."""
+    plan = plan_of(tmp_path / "p.pipe", BY_A_VECTOR.format(t=dtype, b=""), level)
+    pipe = CpuPipeline(plan, threads=2)
+    for m, k, n in ((1, 17, 1), (36, 300, 1), (101, 37, 1), (40, 0, 1), (70, 1, 1), (70, 33, 2)):
+        x, y, b = (rng.standard_normal(s).astype(dtype.numpy) for s in ((m, k), (k, n), n))
+        found = np.asarray(pipe(x=x, y=y, b=b))
+        wanted = np.maximum(x.astype(np.longdouble) @ y.astype(np.longdouble) + b, 0)
+        scale = np.abs(x).astype(float) @ np.abs(y).astype(float) + np.abs(b)
+        assert np.all(np.abs(found - wanted) <= (k + 2) * UNIT[dtype] * scale)
+        packs = sum(running(plan, {"M": m, "K": k, "N": n})) > 1
+        assert packs == (n > 1 and m > 36)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_matrices_of_one_column_in_a_batch(
+    level: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    plan = plan_of(tmp_path / "p.pipe", BY_A_VECTOR.format(t="f32", b="B, "), level)
+    pipe = CpuPipeline(plan, threads=2)
+    for m, k, n in ((1, 17, 1), (101, 37, 1), (40, 0, 1), (70, 33, 2)):
+        x, y, b = (rng.standard_normal(s, np.float32) for s in ((3, m, k), (3, k, n), (n,)))
+        found = np.asarray(pipe(x=x, y=y, b=b))
+        wanted = np.maximum(x.astype(float) @ y.astype(float) + b, 0)
+        scale = np.abs(x).astype(float) @ np.abs(y).astype(float) + np.abs(b)
+        assert np.all(np.abs(found - wanted) <= (k + 2) * UNIT[F32] * scale)
