@@ -359,12 +359,13 @@ def _multiples(expr: Expr, condition: Expr) -> tuple[Expr, ...]:
     inside, outside = _slopes(condition), _slopes(expr)
     for name in sorted(inside.keys() & outside.keys()):
         own, wanted = inside[name], outside[name]
-        if own == 1 and wanted is None:
-            slope = expr.coefficient(name)
-            if slope is not None and all(c > 0 for _, c in slope.terms):
-                found[slope] = None
-        elif own and wanted and wanted % own == 0 and wanted // own > 0:
-            found[const(wanted // own)] = None
+        if not own:
+            continue
+        slope = expr.coefficient(name) if wanted is None else const(wanted)
+        if slope is not None:
+            times, left = divide(slope, const(own))
+            if times.terms and not left.terms and all(c > 0 for _, c in times.terms):
+                found[times] = None
     return tuple(found)
 
 

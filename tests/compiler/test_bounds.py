@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stagefuse.compiler import bounds
 from stagefuse.compiler.bounds import Bounds, _assign
-from stagefuse.dsl.dims import Expr, as_expr, maximum, minimum, sym
+from stagefuse.dsl.dims import Expr, IntLike, as_expr, maximum, minimum, sym
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.facts import Facts
 
@@ -155,6 +155,21 @@ def test_a_position_shows_that_its_axis_is_not_no_rows(times: str) -> None:
     ranges["i"] = (parse("0"), parse(f"(K - 16)*{times}"))
     bounds = Bounds()
     assert bounds.broken(goal, Facts(ranges), [], str) or bounds.open
+
+
+def test_whole_tiles_of_rows_of_two_sizes_are_within_them() -> None:
+    ranges: dict[str, tuple[IntLike, IntLike]] = {
+        "M": (2, 600),
+        "N": (0, 600),
+        "b": (0, parse("(1024*N + 191) // 192 - 1")),
+        "c": (0, parse("((M + 15) // 16 + 3) // 4 - 1")),
+        "p": (parse("4*c"), parse("min(4*c + 4, (M + 15) // 16) - 1")),
+        "t": (0, parse("(min(192*b + 192, 1024*N) + 95) // 96 - 2*b - 1")),
+    }
+    whole = [parse("M - 16*p - 16"), parse("1024*N - 192*b - 96*t - 96")]
+    goal, bounds = parse("1024*M*N - 192*M*b - 96*M*t - 95*M - 16*p - 16"), Bounds()
+    assert bounds.broken(goal, Facts(ranges), whole, str) is None
+    assert not bounds.open
 
 
 def test_a_part_of_a_concatenation_in_a_chunk_shows_that_it_has_elements() -> None:
