@@ -50,6 +50,8 @@ class Clocks:
     seen: dict[int, Known] = field(default_factory=dict)
     """For a warp, what its strong reads saw, which its next fence makes known."""
     near_seen: dict[int, Known] = field(default_factory=dict)
+    relayed: dict[int, Known] = field(default_factory=dict)
+    """For a warp, what others saw so before a barrier: a `fence.sc` behind it makes that known."""
     alone: dict[int, dict[int, Known]] = field(default_factory=dict)
     """For a warp and some of its threads, what these learnt and others did not, since they met."""
     versions: dict[tuple[int, Place], int] = field(default_factory=dict)
@@ -117,6 +119,7 @@ class Gathering:
     clocks: Array
     foreign: dict[int, Known] = field(default_factory=dict)
     fenced: set[int] = field(default_factory=set)
+    seen: dict[int, Known] = field(default_factory=dict)
 
 
 def join_known(into: Known, other: Known) -> None:

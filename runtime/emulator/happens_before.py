@@ -53,12 +53,15 @@ class HappensBefore:
         blocks = warps // per
         np.maximum.at(gathering.clocks, blocks, clocks.knows[warps])
         np.maximum.at(gathering.clocks, (blocks, warps % per), clocks.clock[warps])
-        if clocks.foreign or clocks.fenced:
+        if clocks.foreign or clocks.fenced or clocks.seen or clocks.relayed:
             for warp in warps.tolist():
                 if warp in clocks.foreign:
                     join_known(gathering.foreign.setdefault(warp // per, {}), clocks.foreign[warp])
                 if warp in clocks.fenced:
                     gathering.fenced.add(warp // per)
+                for known in (clocks.seen.get(warp), clocks.relayed.get(warp)):
+                    if known:
+                        join_known(gathering.seen.setdefault(warp // per, {}), known)
         clocks.tick(warps)
 
     def opened(self, batch: Batch, barrier: Barrier, threads: Array) -> None:
@@ -71,12 +74,14 @@ class HappensBefore:
         clocks.knows[warps] = np.maximum(clocks.knows[warps], gathering.clocks[blocks])
         clocks.met[warps] = clocks.clock[warps]
         clocks.ticks += 1
-        if gathering.foreign or gathering.fenced:
+        if gathering.foreign or gathering.fenced or gathering.seen:
             for warp in warps.tolist():
                 if warp // per in gathering.foreign:
                     join_known(clocks.foreign.setdefault(warp, {}), gathering.foreign[warp // per])
                 if warp // per in gathering.fenced:
                     clocks.fenced[warp] = self.knowledge(batch, warp, EVERY)
+                if warp // per in gathering.seen:
+                    join_known(clocks.relayed.setdefault(warp, {}), gathering.seen[warp // per])
 
     def closed(self, barrier: Barrier, blocks: Array) -> None:
         """A barrier of blocks begins anew."""
@@ -86,6 +91,7 @@ class HappensBefore:
             for block in np.flatnonzero(blocks).tolist():
                 gathering.foreign.pop(block, None)
                 gathering.fenced.discard(block)
+                gathering.seen.pop(block, None)
 
     def warp(self, batch: Batch, threads: Array) -> None:
         """Lanes met."""
@@ -113,9 +119,20 @@ class HappensBefore:
             for warp in clocks.alone.keys() & set(warps.tolist()):
                 clocks.share(warp, batch.first + warp // per)
 
-    def fence(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
-        """Threads execute a fence; a `narrow` one is for their own block (`.cta`)."""
+    def fence(
+        self, batch: Batch, threads: Array, narrow: bool = False, total: bool = False
+    ) -> None:
+        """Threads execute a fence; a `narrow` one is for their own block (`.cta`).
+
+        A `total` one (`.sc`) also comes behind what others of the block saw before a barrier:
+        such fences have one order, which causality agrees with (PTX ISA, "Fence-SC").
+        """
         self._learn_seen(batch, threads, narrow)
+        clocks = self.clocks(batch)
+        if total and not narrow and clocks.relayed:
+            for warp in warps_of(threads).tolist():
+                block = batch.first + warp // (batch.stride // 32)
+                clocks.learn(warp, block, clocks.relayed.pop(warp, {}))
         self.release(batch, threads, narrow)
 
     def acquire(

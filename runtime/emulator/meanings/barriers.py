@@ -128,11 +128,12 @@ def warp(site: Site) -> Control:
 @effect("barrier.fence")
 def fence(site: Site) -> Run:
     narrow = "cta" in site.match.slots.values()
+    total = site.word("O", "sc") == "sc"  # as `membar` is
 
     def run(g: Group) -> None:
         races = g.batch.machine.races
         if races is not None:
-            races.fence(g.batch, g.threads(), narrow)
+            races.fence(g.batch, g.threads(), narrow, total)
 
     return run
 

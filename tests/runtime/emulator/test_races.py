@@ -295,6 +295,40 @@ def test_scopes_that_are_too_small() -> None:
     run(kernel(counter.replace("cta", "gpu")), words(1), grid=2, block=32)
 
 
+RELAYED = """
+        mul.wide.u32 %d2, %r0, 4;
+        setp.ne.u32 %p0, %r1, 0;
+        @%p0 bra READER;
+        add.s64 %d3, %d0, %d2;
+        st.global.u32 [%d3+4], 5;
+        membar.gl;
+        bar.sync 0;
+        setp.ne.u32 %p1, %r0, 0;
+        @%p1 ret;
+        atom.global.add.u32 %r4, [%d0], 1;
+        ret;
+    READER:
+        setp.ne.u32 %p1, %r0, 0;
+        @%p1 bra MET;
+    AGAIN:
+        ld.relaxed.gpu.global.u32 %r4, [%d0];
+        setp.eq.u32 %p2, %r4, 0;
+        @%p2 bra AGAIN;
+    MET:
+        bar.sync 0;
+        FENCE;
+        ld.global.u32 %r5, [%d0+4];"""
+
+
+def test_fences_behind_a_barrier_complete_what_one_thread_read() -> None:
+    """The last block of a reduction: one thread counts, all fence behind the barrier."""
+    for fence in ("membar.gl", "fence.sc.gpu"):
+        run(kernel(RELAYED.replace("FENCE", fence)), words(65), grid=2, block=64)
+    for fence in ("fence.acq_rel.gpu", "membar.cta", "bar.sync 0"):
+        text = kernel(RELAYED.replace("FENCE", fence))
+        assert fault(text, words(65), grid=2, block=64).kind == "race"
+
+
 def test_the_scope_of_a_block_is_enough_inside_it() -> None:
     body = HANDED.replace("%r1, 0", "%r3, 32").replace("setp.ne", "setp.ge").replace(".gpu", ".cta")
     body = "setp.eq.u32 %p5, %r0, 0; setp.eq.u32 %p6, %r0, 32; or.pred %p7, %p5, %p6;\n" + (
