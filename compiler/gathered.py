@@ -1,8 +1,10 @@
-"""Left operands of products that are windows of a tensor whose channels are last.
+"""Left operands of products that are no rows in memory: windows of a tensor whose channels are
+last, and matrices of which columns are adjacent.
 
 Row m of such an operand is a place in an image, its depth the elements that a window sees there.
 Where the elements lie is a part that depends on the row plus one that depends on the depth, and
-some at a time are adjacent. Kernels for GPUs bring them into shared memory as they multiply.
+some at a time are adjacent. Kernels for GPUs bring them into shared memory as they multiply, and
+so they do with a matrix that is turned.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.frozen import frozen
 
-from .graph import Contract, Graph, Node, Ref, View, flatten_index
+from .graph import Contract, Graph, Map, Node, Ref, View, flatten_index
 from .windows import cuts_of
 
 ADJACENT = 4
@@ -28,6 +30,39 @@ class Gathered:
     depth: str
     indices: tuple[Expr, ...]
     guard: tuple[Expr, ...]
+
+
+@frozen
+class Turned:
+    """A left operand of which the elements of a column, not of a row, are adjacent in `source`:
+    where the first one lies, over the result's symbols of the batch, and the step along the depth.
+    `view`: what turns it."""
+
+    source: Ref
+    view: Ref
+    first: Expr
+    along: Expr
+
+
+def turned_of(graph: Graph, node: Node) -> Turned | None:
+    """How a product's left operand lies if it is turned, and perhaps converted then."""
+    product, ref = node.primitive, node.operands[0]
+    if graph.nodes[ref.node].primitive == Map("cast"):
+        (ref,) = graph.nodes[ref.node].operands
+    view = graph.nodes[ref.node].primitive
+    if not isinstance(product, Contract) or not isinstance(view, View) or view.guard:
+        return None
+    if len(view.symbols) != len(product.batch) + 2 or not _is_dense(graph, node, product):
+        return None
+    *lead, row, depth = view.symbols
+    source = graph.nodes[ref.node].operands[0]
+    place = flatten_index(view.indices, graph.type(source).shape)
+    along = place.coefficient(depth)
+    if place.coefficient(row) != const(1) or along is None or along.symbols() & set(lead):
+        return None
+    here = {name: sym(f"i{a}") for name, a in zip(lead, product.batch, strict=True)}
+    first = place.substitute({**here, row: const(0), depth: const(0)})
+    return None if along == const(1) else Turned(source, ref, first, along)
 
 
 def gathered_of(graph: Graph, node: Node) -> Gathered | None:

@@ -44,9 +44,10 @@ def product_of_halves(b: Builder, node: Node, s: Sums) -> Ref | None:
     across = in_place(b, v, s.domain, s.batch, s.depth, s.columns)
     if not (left or turned) or not (right or across):
         return None
-    deep, columns = total_of(s.domain, s.depth), total_of(s.domain, s.columns)
+    rows, deep, columns = (total_of(s.domain, x) for x in (s.rows, s.depth, s.columns))
+    as_turned = turned is not None and left is None and _is_aligned(b, *turned[1:], rows)
     fits = [
-        _is_aligned(b, *left[1:]) if left else _is_aligned(b, deep),
+        _is_aligned(b, *left[1:]) if left else as_turned or _is_aligned(b, deep),
         _is_aligned(b, *right[1:]) if right else _is_aligned(b, *(across or ())[1:], columns),
     ]
     if all(fits):
@@ -54,6 +55,8 @@ def product_of_halves(b: Builder, node: Node, s: Sums) -> Ref | None:
     lines = [rows_of(b, x, s.domain, s.batch, outer, s.depth, CHUNK)
              for x, outer in ((u, s.rows), (v, s.columns))]  # fmt: skip
     a, base, row = left if left and fits[0] else lines[0]
+    if as_turned:  # read where it lies, whatever the depth
+        a, base, row = rows_of(b, u, s.domain, s.batch, s.rows, s.depth)
     width = panel_width(columns)
     if fits[1]:
         panels = packed(b, cast_of(b, v, F32), s.domain, s.batch, s.columns, s.depth, width)

@@ -46,7 +46,7 @@ class _Joiner(DecodedJoiner, ReducedJoiner):
     def run(self, joins: Sequence[str]) -> Partition:
         rules = {
             "placed": self._placed, "chained": self._chained, "packed": self._packed,
-            "gathered": self._gathered,
+            "gathered": self._gathered, "turned": self._turned,
             "direct": self._direct, "halved": self._halved, "thin": self._thin,
             "attended": self._attended, "decoded": self._decoded, "coded": self._coded,
             "chosen": self._chosen, "reduced": self._reduced, "finished": self._finished,
@@ -66,8 +66,9 @@ class _Joiner(DecodedJoiner, ReducedJoiner):
         if others or copy.members != {ref.node} or not isinstance(node.primitive, View):
             return
         users = self.users.get(ref, frozenset())
-        if self.halves and users and all(self._takes_halves(user, ref) for user in users):
-            return  # those read what is converted where it lies
+        takes = (self._takes_halves, self._takes_turned) if self.halves else ()
+        if any(users and all(fits(user, ref) for user in users) for fits in takes):
+            return  # those read what is copied where it lies
         source = node.operands[0]
         product = self.maker.get(source)
         if product is None or product.kind != "contract" or not self._private(product, copy):

@@ -6,6 +6,7 @@
 - *thin*: a product whose panels are packed for many rows has a second kernel, for few, and for one
   column.
 - *gathered*: rows that are windows of a tensor are read where that lies. For GPUs.
+- *turned*: a left operand of which columns are adjacent is read so, and not copied. For GPUs.
 - *direct*: panels whose elements lie in steps are not packed at all. For GPUs.
 - *halved*: operands that are converted from 16 or 8 bits are multiplied as they are stored. For
   GPUs.
@@ -21,9 +22,10 @@ from stagefuse.dsl.dims import const, maximum, minimum
 from stagefuse.dsl.dtypes import F32
 
 from .byte_operands import codes_of, is_byte
-from .gathered import gathered_of
+from .gathered import Turned, gathered_of, turned_of
 from .graph import Constant, Contract, Graph, Map, Node, Ref, View, Weight
 from .groups import Group
+from .half_products import HALVES
 from .join_stored import Storing
 from .panel_width import LANES
 from .steps import BYTES, CHUNK, count_of, lies_in_chunks, lines_of, steps_of
@@ -32,6 +34,7 @@ from .windows import converted, is_worth_it, step_in_place, windows_of
 PACKED_BYTES = 1 << 20
 """All panels of a batch, packed by a chain of products itself, must fit the second-level cache."""
 
+TURNED = "its columns are read where they lie"
 PACKED = "tensor cores take 8-bit operands along the depth, from rows of whole 16 bytes"
 FEW_ROWS, TWICE = 1024, 384
 THIN = 36
@@ -245,20 +248,42 @@ class OperandJoiner(Storing):
             self._stored(stored, panels, packer)
             made[1] = part = self._part(panels, half)
             self._replace([packer], part)
-        makers = [m for m in made if m is not None]
+        makers, turned = [m for m in made if m is not None], self._reads_turned(node)
+        unused = [m for m in makers if m in self.groups and self._private(m, group)]
+        if turned is not None:
+            makers[0] = replace(makers[0], members={left.node, turned.view.node})
         joined = replace(
             group,
             members=group.members.union(*(m.members for m in makers)),
             packs=dict(zip((left, panels), makers, strict=True)),
         )
-        unused = [m for m in makers if m in self.groups and self._private(m, group)]
         self._replace([*unused, group], joined)
         self._drop_unread(left, self._viewed(panels))
         for ref in (left, panels):
             self._say(ref, "its elements are multiplied as they are stored")
+        if turned is not None:
+            self._not_copied(turned)
         for ref in codes or ():
             if isinstance(self.graph.nodes[ref.node].primitive, View):
                 self._say(ref, PACKED, fused=False)
+
+    def _takes_turned(self, reader: int, turned: Ref) -> bool:
+        """Whether a node is a product that reads a left operand where it lies before it is turned,
+        or converts it for such products alone."""
+        node = self.graph.nodes[reader]
+        if node.primitive == Map("cast"):
+            users = self.users.get(Ref(reader), frozenset())
+            return bool(users) and all(
+                self.graph.nodes[n].operands[0] == Ref(reader)
+                and isinstance(self.graph.nodes[n].primitive, Contract)
+                and self._is_aligned(self.graph.nodes[n], CHUNK)
+                and self._reads_turned(self.graph.nodes[n]) is not None
+                for n in users
+            )
+        if not isinstance(node.primitive, Contract) or node.operands[0] != turned:
+            return False
+        coded = is_coded(self.graph, node.operands[1])
+        return not coded and self._reads_turned(node) is not None
 
     def _takes_halves(self, reader: int, panels: Ref) -> bool:
         """Whether a node is a product whose operands are both converted from one 16-bit dtype, by
@@ -336,13 +361,56 @@ class OperandJoiner(Storing):
             return lies_in_chunks(self.graph, node, BYTES)
         return same and lies_in_chunks(self.graph, node)
 
+    def _turned(self, group: Group) -> None:
+        """A left operand of f32 of which columns are adjacent is not copied."""
+        if group.kind != "contract" or group.anchor is None:
+            return
+        node = self.graph.nodes[group.anchor]
+        left, panels, *_ = node.operands
+        found = self._reads_turned(node)
+        if found is None or left in group.packs or group.nest or is_coded(self.graph, panels):
+            return
+        made = self._part(left, None)
+        members, packs = group.members | made.members, {**group.packs, left: made}
+        joined = replace(group, members=members, packs=packs)
+        self._replace([group], joined)
+        self._not_copied(found)
+
+    def _not_copied(self, turned: Turned) -> None:
+        """Has in memory what a product reads turned, and what is turned only for others."""
+        self._stored(turned.source, turned.source, self.maker[turned.view])
+        self._drop_unread(turned.view)
+        self._say(turned.view, TURNED)
+
+    def _reads_turned(self, product: Node) -> Turned | None:
+        """How a product's left operand lies if 16 bytes of its columns are adjacent and aligned, in
+        the dtype that is multiplied, and may be in memory."""
+        left, found = product.operands[0], turned_of(self.graph, product)
+        if found is None:
+            return None
+        maker = self.maker.get(found.view) or self.maker.get(left)
+        if maker is None or maker.nest:
+            return None
+        if found.source.node in maker.members and (maker.kind != "pointwise" or maker.placed):
+            return None
+        contract, stored = product.primitive, self.graph.type(found.source).dtype
+        assert isinstance(contract, Contract)
+        chunk = 4 if stored == F32 else CHUNK
+        if (left == found.view) != (stored == F32) or stored not in (F32, *HALVES):
+            return None
+        rows = count_of([product.type.shape[a] for a in contract.rows])
+        ends = (found.first, found.along, rows)
+        return found if all(self.graph.facts.divides(e, chunk) for e in ends) else None
+
     def _is_aligned(self, product: Node, chunk: int) -> bool:
         """Whether so many elements of both operands are adjacent and aligned."""
         contract = product.primitive
         assert isinstance(contract, Contract)
         ends = (contract.base, contract.row_stride)
         aligned = all(self.graph.facts.divides(e, chunk) for e in ends)
-        return aligned and lies_in_chunks(self.graph, product, chunk)
+        if not aligned and (chunk != CHUNK or self._reads_turned(product) is None):
+            return False
+        return lies_in_chunks(self.graph, product, chunk)
 
     def _packs_well(self, packer: Group, panels: Ref, anchor: int, reader: Group) -> bool:
         if packer.kind != "pointwise" or not self._private(packer, reader):

@@ -1,9 +1,9 @@
 """Operands of a product that tensor copies bring, a stage of the depth at a time.
 
 One thread starts the copies of a stage, whose barrier completes when all bytes have come. Rows
-along the depth are 128 bytes, swizzled; an operand whose columns are adjacent comes as rows of
-them. What is beyond a matrix is zero. PTX ISA 9.7.9.27, "cp.async.bulk.tensor", and 9.7.13.15,
-"mbarrier".
+along the depth are 128 bytes, swizzled; a right operand whose columns are adjacent comes as rows of
+them, a left one that is turned as swizzled rows of 32 elements each. What is beyond a matrix is
+zero. PTX ISA 9.7.9.27, "cp.async.bulk.tensor", and 9.7.13.15, "mbarrier".
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from .folds import FoldWriter
 from .ir import Value
 from .ring import BARRIER_BYTES, copy_box, elected, expect, wait
 from .tensor_maps import Loops, TensorMap, in_steps, start_of
+
+TURNED_ROWS = 32
+"""Of a turned left operand that a box has beside each other: 128 bytes of f32, swizzled."""
 
 
 @frozen
@@ -93,6 +96,9 @@ class BoxCopies:
 
     def _left(self) -> tuple[Value, list[Value]]:
         s, of, tile = self.tile.s, self.of, self.tile
+        if tile.is_turned:
+            box = (tile.depth, TURNED_ROWS)
+            return self._map(s.a, of.left, (s.depth, of.rows), s.a_col, box, 128)
         sizes = (of.rows, s.depth)
         return self._map(s.a, of.left, sizes, s.a_row, (tile.rows, tile.depth), 128)
 
@@ -117,7 +123,11 @@ class BoxCopies:
             k = self.begin + stage * tile.depth
             (left, outer), (right, beyond) = self.maps
             expect(code, barrier, (tile.rows + tile.columns) * tile.depth * tile.size)
-            copy_box(code, left, (k, self.row, *outer), start, barrier)
+            for n in range(tile.rows // TURNED_ROWS if tile.is_turned else 0):
+                to = start + n * TURNED_ROWS * tile.depth * tile.size
+                copy_box(code, left, (self.row + n * TURNED_ROWS, k, *outer), to, barrier)
+            if not tile.is_turned:
+                copy_box(code, left, (k, self.row, *outer), start, barrier)
             inner = (k, self.column) if tile.is_deep else (self.column, k)
             copy_box(code, right, (*inner, *beyond), start + tile.left_bytes, barrier)
         code.start(skip)

@@ -58,8 +58,8 @@ from .tensor_maps import TensorMap
 from .unfolded import UnfoldedWriter
 
 JOINS = (
-    "placed", "attended", "decoded", "chained", "gathered", "coded", "halved", "direct", "placed",
-    "chosen", "reduced", "finished",
+    "placed", "attended", "decoded", "chained", "gathered", "coded", "halved", "direct", "turned",
+    "placed", "chosen", "reduced", "finished",
 )  # fmt: skip
 START = "sf_start"
 """The entry that sets a counter to 0."""

@@ -8,7 +8,7 @@ both ways are in the plan, and the grid of one of them is empty.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 
 from stagefuse.compiler.chosen import (
     Position,
@@ -17,7 +17,7 @@ from stagefuse.compiler.chosen import (
     chosen_rows,
     steps_taken,
 )
-from stagefuse.compiler.gathered import Gathered, gathered_of
+from stagefuse.compiler.gathered import Gathered, Turned, gathered_of, turned_of
 from stagefuse.compiler.graph import Contract, Gather, Graph, Ref, View
 from stagefuse.compiler.groups import Group
 from stagefuse.compiler.join_operands import is_coded
@@ -63,8 +63,9 @@ TURNED_PADDING = 2
 
 @frozen
 class Left:
-    """The left operand in a buffer: row i begins at `start` + i * `step`, or its element of row i
-    and depth k is at `indices`, 0 unless every `guard` is at least 0."""
+    """The left operand in a buffer: row i begins at `start` + i * `step`, and its elements are
+    `along` apart; or its element of row i and depth k is at `indices`, 0 unless every `guard` is at
+    least 0."""
 
     name: str
     start: Expr
@@ -74,11 +75,13 @@ class Left:
     chosen: tuple[str, ...] = ()
     positions: Callable[[Expr], tuple[Value, ...]] | None = None
     """What the names `chosen` in indices stand for in a row."""
+    along: Expr = field(default_factory=lambda: const(1))
 
     def rows(self, s: TileProduct, start: Expr, begin: Expr) -> TileProduct:
         """A product of the rows from `start` on, and of the depth from `begin` on."""
         if not self.indices:
-            return replace(s, a_offset=self.start + start * self.step + begin, a_row=self.step)
+            place = self.start + start * self.step + begin * self.along
+            return replace(s, a_offset=place, a_row=self.step, a_col=self.along)
         here = {"i": start + sym("i"), "k": begin + sym("k")}
         indices, guard = (tuple(e.substitute(here) for e in x) for x in (self.indices, self.guard))
         if self.positions is None:
@@ -139,6 +142,8 @@ def stored_of(graph: Graph, group: Group, ref: Ref) -> Ref:
     if ref.node in group.members and not isinstance(node.primitive, Gather):
         (ref,) = node.operands
         node = graph.nodes[ref.node]
+        if isinstance(node.primitive, View) and ref.node in group.members:
+            return node.operands[0]  # turned, and then converted
     return node.operands[0] if chosen else ref
 
 
@@ -212,6 +217,9 @@ def left_of(low: Lowering, p: Product) -> Left:
     """The left operand where it is stored."""
     ref = p.operands[0]
     name = low.buffer(stored_of(low.graph, low.group, ref), "in").name
+    turned = turned_in(low.graph, low.group, p.ref.node)
+    if turned is not None:
+        return Left(name, _in_batch(p, turned.first), const(1), along=turned.along)
     found = gathered_in(low.graph, low.group, p.ref.node)
     if found is None:
         return Left(name, p.base, p.primitive.row_stride)
@@ -231,6 +239,18 @@ def left_of(low: Lowering, p: Product) -> Left:
 
     names = tuple(x.name for x in positions)
     return Left(name, const(0), const(0), indices, guard, names, read)
+
+
+def _in_batch(p: Product, place: Expr) -> Expr:
+    """A place over the result's symbols, over those of a product's loops."""
+    return place.substitute({f"i{x}": sym(f"d{x}") for x in p.primitive.batch})
+
+
+def turned_in(graph: Graph, group: Group, anchor: int) -> Turned | None:
+    """Where a group reads the left operand of a product, if that is turned there."""
+    node = graph.nodes[anchor]
+    found = turned_of(graph, node) if node.operands[0] in group.packs else None
+    return found if found is not None and found.view.node in group.members else None
 
 
 def gathered_in(graph: Graph, group: Group, anchor: int) -> Gathered | None:
@@ -382,7 +402,8 @@ def part_of(low: Lowering, whole: Whole, part: str, depth: int) -> Whole:
     begin, pixels = sym(part) * depth, whole.pixels
     if pixels is not None:
         pixels = replace(pixels, begin=begin)
-    left, right = whole.left + begin, whole.right + begin * along
+    matrix = left_of(low, product_of_group(low, low.group.anchor))
+    left, right = whole.left + begin * matrix.along, whole.right + begin * along
     return replace(whole, left=left, right=right, cluster=1, pixels=pixels)
 
 
@@ -402,9 +423,11 @@ def whole_of(low: Lowering) -> Whole | None:
         if pixels is None or across == const(1):
             return None
         return Whole(p.rows, p.columns, const(0), first, 1, pixels)
-    strides = (p.primitive.row_stride, across if along == const(1) else along)
+    left = left_of(low, p)
+    lines = left.step if left.along == const(1) else left.along
+    strides = (lines, across if along == const(1) else along)
     cluster = cluster_of(p.rows, strides, kind.size, low.facts)
-    whole = Whole(p.rows, p.columns, p.base, first, cluster)
+    whole = Whole(p.rows, p.columns, left.start, first, cluster)
     return whole if suits(whole, loops_of(low, p)) else None
 
 
@@ -430,11 +453,12 @@ def matrices_of(low: Lowering, shape: Shape) -> Matrices | None:
     if gathered_in(low.graph, low.group, p.ref.node) is not None:
         return None
     first, _, _ = right_of(low, p)
-    if not suits(Whole(p.rows, p.columns, p.base, first, 1), loops_of(low, p)):
+    left = left_of(low, p)
+    if not suits(Whole(p.rows, p.columns, left.start, first, 1), loops_of(low, p)):
         return None
     order = _order(low, p, shape.columns // p.panel, shape)
     row, column = order.row * shape.rows, order.column * shape.columns
-    return Matrices(p.rows, p.columns, p.base, first, row, column, tuple(loops_of(low, p)))
+    return Matrices(p.rows, p.columns, left.start, first, row, column, tuple(loops_of(low, p)))
 
 
 def tile_widths(graph: Graph, group: Group, cluster: int) -> list[tuple[int, Expr]]:

@@ -45,9 +45,20 @@ class Tile:
         return self.most * self.s.nr
 
     @property
+    def is_turned(self) -> bool:
+        """Whether the rows of the left operand are adjacent in memory: a row of a stage is then
+        what they have at a depth."""
+        return self.s.a_col != const(1)
+
+    @property
     def left_pitch(self) -> int:
         """Elements between rows of the left operand in shared memory: other banks."""
-        return self.depth + 16 // self.size
+        return self.rows + 8 if self.is_turned else self.depth + 16 // self.size
+
+    @property
+    def left_steps(self) -> tuple[int, int]:
+        """Elements between neighbours along the depth and along the rows, in shared memory."""
+        return (self.left_pitch, 1) if self.is_turned else (1, self.left_pitch)
 
     @property
     def is_deep(self) -> bool:
@@ -58,7 +69,7 @@ class Tile:
     def pitch(self) -> int:
         """Elements between rows of the right operand in shared memory, which are in other banks:
         as the left one's, or those of eight more."""
-        return self.left_pitch if self.is_deep else self.columns + 8
+        return self.depth + 16 // self.size if self.is_deep else self.columns + 8
 
     @property
     def right_steps(self) -> tuple[int, int]:
@@ -75,7 +86,8 @@ class Tile:
 
     @property
     def left_bytes(self) -> int:
-        return 0 if self.in_scratch else self.rows * self.left_pitch * self.size
+        lines = self.depth if self.is_turned else self.rows
+        return 0 if self.in_scratch else lines * self.left_pitch * self.size
 
     @property
     def stage_bytes(self) -> int:
@@ -126,16 +138,19 @@ class Copies:
         found = []
         for n in range(tile.rows * tile.depth // width // lanes):
             flat = sym("lane") + n * lanes
-            row, k = floordiv(flat, tile.depth // width), mod(flat, tile.depth // width) * width
+            across = (tile.rows if tile.is_turned else tile.depth) // width
+            row, k = floordiv(flat, across), mod(flat, across) * width
+            if tile.is_turned:
+                row, k = k, row
             valid = w.holds("lt", row, s.rows)
             target = self._left_target(ring, row, k)
             if self.gather is not None:
                 self.gather.add(target, row, k, valid)
                 continue
-            source = self.source(s.a, s.a_offset + row * s.a_row + k)
-            step = w.index(const(tile.depth * tile.size), "i64")
-            place = w.index(k, "i32")
-            found.append(Copy(source, target, place, valid, step, width * tile.size, True))
+            source = self.source(s.a, s.a_offset + row * s.a_row + k * s.a_col)
+            step, place = w.index(s.a_col * (tile.depth * tile.size), "i64"), w.index(k, "i32")
+            deep = not tile.is_turned
+            found.append(Copy(source, target, place, valid, step, width * tile.size, deep))
         return found
 
     def _left_width(self) -> int:
@@ -143,13 +158,13 @@ class Copies:
         if self.gather is not None:
             return self.gather.width
         w, s, chunk = self.writer, self.tile.s, 16 // self.tile.size
-        aligned = all(w.divides(chunk, w.resolve(e)) for e in (s.a_offset, s.a_row))
-        return chunk if aligned else 1
+        ends = (s.a_offset, s.a_col, s.rows) if self.tile.is_turned else (s.a_offset, s.a_row)
+        return chunk if all(w.divides(chunk, w.resolve(e)) for e in ends) else 1
 
     def _left_target(self, ring: Value, row: Expr, k: Expr) -> Value:
         """Where an element of the left operand goes in the first stage."""
-        tile = self.tile
-        return ring + self.writer.index((row * tile.left_pitch + k) * tile.size, "i32")
+        along, apart = self.tile.left_steps
+        return ring + self.writer.index((row * apart + k * along) * self.tile.size, "i32")
 
     def _right(self, ring: Value) -> list[Copy]:
         """Chunks of the panels: along whichever of depth and columns is contiguous."""

@@ -71,12 +71,13 @@ def mma(
 
 def wgmma(
     code: Code, kind: Kind, columns: int, sums: Sequence[Value], a: Value, b: Value, adds: str,
-    turned: bool = False,
+    turned: tuple[bool, bool],
 ) -> None:  # fmt: skip
     """Starts the product of two matrices of a warpgroup, given by descriptors, 64 rows by so many
-    columns; it is added to the sums where `adds` holds, a predicate or 1. `turned`: the right
-    one's rows lie along the depth, which only 16-bit elements may."""
-    signs = {2: f", 1, 1, 0, {int(turned)}", 1: ", 1, 1" if kind.sums == "f32" else ""}
+    columns; it is added to the sums where `adds` holds, a predicate or 1. `turned`: which of them
+    do not lie along the depth, as only 16-bit elements may."""
+    ways = ", ".join(str(int(t)) for t in turned)
+    signs = {2: f", 1, 1, {ways}", 1: ", 1, 1" if kind.sums == "f32" else ""}
     code.line(
         f"wgmma.mma_async.sync.aligned.m64n{columns}k{kind.depth}.{kind.sums}.{kind.left}."
         f"{kind.right} {_listed(sums)}, {a.text}, {b.text}, {adds}{signs[kind.size]};"

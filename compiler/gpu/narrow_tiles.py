@@ -87,6 +87,8 @@ class NarrowWriter(SortWriter):
         row, high = mod(lane, 8), floordiv(lane, 16)
         middle = mod(floordiv(lane, 8), 2)
         first = (down * WARP_ROWS + mod(lane, 16)) * tile.left_pitch + high * chunk
+        if tile.is_turned:
+            first = (row + high * 8) * tile.left_pitch + down * WARP_ROWS + middle * 8
         column = right * (tile.columns // tile.warps_across)
         if tile.is_deep:
             start = (column + row + high * 8) * tile.pitch + middle * chunk
@@ -99,7 +101,9 @@ class NarrowWriter(SortWriter):
 
     def _left_fragment(self, tile: Tile, start: Value, m: int, begin: int) -> list[Value]:
         """16 rows of the left operand, from a byte of the depth on."""
-        found = self.matrices(start, m * 16 * tile.left_pitch * tile.size + begin, 4, False)
+        along, apart = tile.left_steps
+        offset = m * 16 * apart * tile.size + begin * along
+        found = self.matrices(start, offset, 4, tile.is_turned)
         dtype = self.memory[tile.s.a].dtype
         if not self._converts(dtype.name):
             return found

@@ -117,6 +117,8 @@ class PersistentWriter(PieceWriter):
         self.depth = ROW_BYTES // self.kind.size
         """Of a stage."""
         self.is_deep = form.product.panel_row == const(1)
+        self.is_turned = form.product.a_col != const(1)
+        """Whether columns of the left operand are adjacent, not rows."""
         panels = -(-form.columns // PANEL)
         right = form.columns if self.is_deep else panels * PANEL
         # else all have enough
@@ -124,8 +126,9 @@ class PersistentWriter(PieceWriter):
         self.left_bytes = ROWS * ROW_BYTES
         self.stage_bytes = self.left_bytes + -(-right * ROW_BYTES // 1024) * 1024
         most = self.facts.bounds(whole.rows)[1]
-        self.left_rows = ROWS if most is None else min(ROWS, max(-(-most // 8) * 8, 8))
-        """That a box of the left operand has: zeros beyond its rows would take a copy's time."""
+        least = PANEL if self.is_turned else 8
+        self.left_rows = ROWS if most is None else min(ROWS, max(-(-most // least), 1) * least)
+        """That boxes of the left operand have: zeros beyond its rows would take a copy's time."""
         self.copied = (self.left_rows + right) * ROW_BYTES
         self.width = vector_width(self, form.plain)
         self.stages = self._stages(shared_limit)
@@ -302,10 +305,14 @@ class PersistentWriter(PieceWriter):
                 stage = turn.now()
                 wait(code, stage.empty, stage.parity)
                 expect(code, stage.full, self.copied)
-                if windows is None:
-                    copy_box(code, left, (k, row, *ends[0]), stage.start, stage.full)
-                else:
+                if windows is not None:
                     self._copy_window(windows, left, k, place, stage)
+                elif self.is_turned:
+                    for n in range(self.left_rows // PANEL):
+                        to = stage.start + n * PANEL_BYTES
+                        copy_box(code, left, (row + n * PANEL, k, *ends[0]), to, stage.full)
+                else:
+                    copy_box(code, left, (k, row, *ends[0]), stage.start, stage.full)
                 target = stage.start + self.left_bytes
                 for n in range(self.boxes):
                     start = (k, column + own) if self.is_deep else (column + n * PANEL, k + own)
@@ -362,6 +369,9 @@ class PersistentWriter(PieceWriter):
                     upper=windows.upper, steps=windows.steps,
                 )
             )  # fmt: skip
+        if self.is_turned:
+            box = (self.depth, PANEL)
+            return self._map(s.a, whole.left, (s.depth, whole.rows), s.a_col, box)
         return self._map(s.a, whole.left, (whole.rows, s.depth), s.a_row, box)
 
     def _right_map(self) -> Value:
@@ -456,15 +466,15 @@ class PersistentWriter(PieceWriter):
         # rows of a stage run along the columns, or panels of 64 columns follow each other
         panel = 1 if self.is_deep else PANEL_BYTES >> 4
         right = descriptor(ring.start + self.left_bytes, panel) + at
-        step = BYTES >> 4
-        apart = step if self.is_deep else kind.depth * ROW_BYTES >> 4
+        turned = self.is_turned, not self.is_deep
+        down, apart = (kind.depth * ROW_BYTES >> 4 if t else BYTES >> 4 for t in turned)
         code.line("wgmma.fence.sync.aligned;")
         for k in range(ROW_BYTES // BYTES):
             a, b = (
-                self._whole_descriptor(left + step * k),
+                self._whole_descriptor(left + down * k),
                 self._whole_descriptor(right + apart * k),
             )
-            wgmma(code, kind, columns, sums, a, b, "1" if k else adds, not self.is_deep)
+            wgmma(code, kind, columns, sums, a, b, "1" if k else adds, turned)
         code.line("wgmma.commit_group.sync.aligned;")
 
     def _whole_descriptor(self, low: Value) -> Value:

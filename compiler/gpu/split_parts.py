@@ -28,20 +28,36 @@ class SplitTile(Tile):
         return 1 if self.columns <= AT_ONCE else 2
 
     @property
+    def skips(self) -> bool:
+        """Whether of eight elements of the depth the even ones are multiplied before the odd."""
+        return False
+
+    @property
     def ring_bytes(self) -> int:
         return 4 * self.part_bytes + super().ring_bytes
 
 
 class BoxTile(SplitTile):
-    """One whose operands come by tensor copies: rows along the depth are swizzled."""
+    """One whose operands come by tensor copies: rows along the depth are swizzled, and so are those
+    of a turned left operand, 128 bytes of adjacent rows each."""
 
     @property
     def left_pitch(self) -> int:
         return DEPTH
 
     @property
+    def left_bytes(self) -> int:
+        return self.rows * ROW_BYTES
+
+    @property
     def pitch(self) -> int:
         return DEPTH if self.is_deep else self.columns
+
+    @property
+    def skips(self) -> bool:
+        """So lanes read a turned left operand from different banks; a right one that lies along the
+        depth would not be read as fast."""
+        return self.is_turned and not self.is_deep
 
 
 def parts_of(code: Code, value: Value) -> tuple[Value, Value]:
@@ -55,7 +71,7 @@ def split_column(
     code: Code, tile: SplitTile, source: Value, target: Value, offset: int = 0
 ) -> None:
     """Splits four elements of a column along the depth; the lower parts go behind all higher."""
-    along, _ = tile.right_steps
+    along = tile.right_steps[0] * (2 if tile.skips else 1)
     values = [code.fresh("float") for _ in range(CHUNK)]
     if along == 1:
         listed = ", ".join(v.text for v in values)

@@ -70,7 +70,9 @@ class TensorWriter(NarrowWriter):
             return None
         left, warps = self.memory[t.a], self.team.lanes // 32
         across = warps // max(t.mr // WARP_ROWS, 1)
-        if (left.dtype != F32 and left.dtype.name not in NAMES) or t.a_col != const(1):
+        if left.dtype != F32 and left.dtype.name not in NAMES:
+            return None
+        if const(1) not in (t.a_row, t.a_col):
             return None
         if t.mr % WARP_ROWS or not across or most * t.nr % (8 * across):
             return None
@@ -172,9 +174,9 @@ class TensorWriter(NarrowWriter):
         nothing = code.const(0, "i32")
         ((start, _), *_) = left = self._left_rows(tile, ring, nothing, nothing)
         right = self._right_start(tile, ring)
-        along, _ = tile.right_steps
+        (along, _), (down, _) = tile.right_steps, tile.left_steps
         places = [code.variable("i32", v) for v in (start, right)]
-        stop = start + tile.depth * 4
+        stop = start + tile.depth * down * 4
         again = code.label("step")
         with code.loop_scope(), self.scope():
             code.line('.pragma "nounroll";')
@@ -182,7 +184,7 @@ class TensorWriter(NarrowWriter):
             now_left, now_right = (Value(code, v.text, "i32", code.depth) for v in places)
             rows = [(now_left, offset) for _, offset in left]
             self._multiply_step(tile, rows, now_right, 0, sums, across)
-            code.write("add.s32", now_left, now_left, code.const(DEPTH * 4, "i32"))
+            code.write("add.s32", now_left, now_left, code.const(DEPTH * down * 4, "i32"))
             code.write("add.s32", now_right, now_right, code.const(DEPTH * along * 4, "i32"))
             code.branch_if(now_left.compare("lt", stop), again)
 
@@ -203,13 +205,13 @@ class TensorWriter(NarrowWriter):
         across: int,
     ) -> None:
         """The products of `DEPTH` elements of the depth from `begin` on."""
-        along, apart = tile.right_steps
+        (along, apart), (down, _) = tile.right_steps, tile.left_steps
         steps = range(begin, begin + DEPTH, 8)
         a = [
             [
-                self._split(left[m * 2 + half][0], left[m * 2 + half][1] + (k + 4 * part) * 4)
+                self._split(start, offset + (k + 4 * part) * down * 4)
                 for part in range(2)
-                for half in range(2)
+                for start, offset in left[m * 2 : m * 2 + 2]
             ]
             for m in range(2)
             for k in steps
@@ -243,8 +245,9 @@ class TensorWriter(NarrowWriter):
         g, q, down, _ = self.lane_place(tile)
         first, s = down * WARP_ROWS + g, tile.s
         if not tile.in_scratch:
-            start = ring + self.index(first * tile.left_pitch + q, "i32") * 4 + at
-            return [(start, n * 8 * tile.left_pitch * 4) for n in range(4)]
+            along, apart = tile.left_steps
+            start = ring + self.index(first * apart + q * along, "i32") * 4 + at
+            return [(start, n * 8 * apart * 4) for n in range(4)]
         memory = self.memory[s.a]
         assert memory.start is not None
         places = [s.a_offset + (first + n * 8) * s.a_row + q for n in range(4)]

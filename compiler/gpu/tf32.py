@@ -236,10 +236,11 @@ class _SplitProduct:
         code, tile = self.code, self.tile
         within = mod(sym("lane"), 32)
         row, q = floordiv(sym("lane"), 32) * 16 + floordiv(within, 4), mod(within, 4)
-        first = start + self.w.index(row * tile.left_pitch + q, "i32") * 4
+        along, apart = tile.left_steps
+        first = start + self.w.index(row * apart + q * along, "i32") * 4
         for n, parts in enumerate(self.fragments[turn]):
             for register, (part, half) in enumerate((p, h) for p in range(2) for h in range(2)):
-                place = (n * STEP + part * 4 + half * 8 * tile.left_pitch) * 4
+                place = ((n * STEP + part * 4) * along + half * 8 * apart) * 4
                 value = code.fresh("float")
                 code.line(f"ld.shared.f32 {value.text}, [{first.text}+{place}];")
                 for target, found in zip(parts, parts_of(code, value), strict=True):

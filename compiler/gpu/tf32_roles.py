@@ -12,11 +12,11 @@ columns are split, `free` when they are multiplied; then all have read the stage
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from stagefuse.dsl.dims import const, floordiv, mod, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 
 from .boxes import BoxCopies, Slot
 from .ir import Value
@@ -34,6 +34,9 @@ REGISTERS = {1: (88, 168), 2: (72, 216)}
 """Of a thread that splits and of one that multiplies, by how many warpgroups do that."""
 TURNS = 2
 """The first of the two barriers by which warpgroups take turns."""
+Place: TypeAlias = Callable[[int, int, int], tuple[Value, int]]
+"""The address and offset of an element of a fragment: of the instruction at this depth, its lower
+or higher half of the depth and of the rows."""
 
 
 class RoleProduct:
@@ -135,7 +138,10 @@ class RoleProduct:
             column, chunk = mod(flat, tile.columns), floordiv(flat, tile.columns)
             moved = w.index(chunk, "i32") ^ w.index(mod(column, 8), "i32")
             place = w.index(column * ROW_BYTES, "i32") + moved.shl(4)
-            plain = w.index((column * apart + chunk * (CHUNK * along)) * 4, "i32")
+            k = chunk * CHUNK
+            if tile.skips:
+                k = floordiv(chunk, 2) * (2 * CHUNK) + mod(chunk, 2)
+            plain = w.index((column * apart + k * along) * 4, "i32")
             found.append((place if tile.is_deep else plain, place))
         return found
 
@@ -172,24 +178,52 @@ class RoleProduct:
     def _rows(self, start: Value) -> list[tuple[list[Value], list[Value]]]:
         """This lane's elements of the left operand, split: for each instruction four registers of
         higher parts and four of lower ones."""
-        code, w = self.code, self.w
-        within = mod(sym("lane"), WARP)
-        g, q = floordiv(within, 4), mod(within, 4)
-        row = floordiv(sym("lane"), WARP) * 16 + g
-        first = start + w.index(row * ROW_BYTES + q * 4, "i32")
-        swizzle = w.index(g * 16, "i32")
+        code = self.code
+        place = self._turned_place if self.tile.is_turned else self._place
+        at = place(start)
         found = []
         for k in range(0, DEPTH, STEP):
             values = []
             for part in range(2):
-                at = first + (swizzle ^ ((k + part * 4) * 4))
                 for half in range(2):
                     values.append(code.fresh("float"))
-                    offset = half * 8 * ROW_BYTES
-                    code.line(f"ld.shared.f32 {values[-1].text}, [{at.text}+{offset}];")
+                    address, offset = at(k, part, half)
+                    code.line(f"ld.shared.f32 {values[-1].text}, [{address.text}+{offset}];")
             high, low = zip(*(parts_of(code, v) for v in values), strict=True)
             found.append((list(high), list(low)))
         return found
+
+    def _place(self, start: Value) -> Place:
+        """Where this lane's elements are in rows along the depth."""
+        w, (g, q) = self.w, self._in_fragment()
+        row = floordiv(sym("lane"), WARP) * 16 + g
+        first, swizzle = start + w.index(row * ROW_BYTES + q * 4, "i32"), w.index(g * 16, "i32")
+
+        def at(k: int, part: int, half: int) -> tuple[Value, int]:
+            return first + (swizzle ^ ((k + part * 4) * 4)), half * 8 * ROW_BYTES
+
+        return at
+
+    def _turned_place(self, start: Value) -> Place:
+        """The same where a row has what 32 rows of the operand have at a depth."""
+        w, (g, q) = self.w, self._in_fragment()
+        warp = floordiv(sym("lane"), WARP)
+        own, other = (2, 1) if self.tile.skips else (1, 4)
+        place = floordiv(warp, 2) * (DEPTH * ROW_BYTES) + q * (own * ROW_BYTES) + mod(g, 4) * 4
+        chunk = mod(warp, 2) * 4 + floordiv(g, 4)
+        first = start + w.index(place, "i32")
+        swizzle = (w.index(chunk, "i32") ^ w.index(q * own, "i32")).shl(4)
+
+        def at(k: int, part: int, half: int) -> tuple[Value, int]:
+            moved = swizzle ^ ((half * 2 ^ part * other) * 16)
+            return first + moved, (k + part * other) * ROW_BYTES
+
+        return at
+
+    def _in_fragment(self) -> tuple[Expr, Expr]:
+        """This lane's row and place of the depth in a fragment."""
+        within = mod(sym("lane"), WARP)
+        return floordiv(within, 4), mod(within, 4)
 
     def _start(
         self, fragments: list[tuple[list[Value], list[Value]]], place: Value, found: list[Value]

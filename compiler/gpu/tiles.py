@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import combinations
 
 from stagefuse.compiler.chosen import chooses, steps_taken
-from stagefuse.compiler.gathered import gathered_of
+from stagefuse.compiler.gathered import gathered_of, turned_of
 from stagefuse.compiler.graph import Contract, Graph, Node, View
 from stagefuse.compiler.groups import Group, flops
 from stagefuse.compiler.join_operands import is_coded
@@ -229,9 +229,13 @@ def _in_chunks(graph: Graph, group: Group, node: Node) -> tuple[Facts, Expr] | N
     assert isinstance(product, Contract)
     left, right = node.operands
     gathers = gathers_rows(graph, group, node)
-    if left in group.packs and not gathers:
+    turned = turned_of(graph, node) if left in group.packs and not gathers else None
+    if left in group.packs and not gathers and turned is None:
         return None
     ends = [] if gathers else [product.base, product.row_stride]
+    if turned is not None:
+        rows = size_of([node.type.shape[a] for a in product.rows])
+        ends = [turned.first, turned.along, rows]
     if _lies(graph, group, node):
         steps = steps_taken(graph, group, node)
         if steps is None or const(1) not in steps[1:]:

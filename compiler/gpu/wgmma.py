@@ -60,7 +60,10 @@ class SwizzledCopies(Copies):
         return CHUNK_BYTES // self.tile.size
 
     def _left_target(self, ring: Value, row: Expr, k: Expr) -> Value:
-        target = self._swizzled(ring, const(0), row, floordiv(k, self.chunk))
+        start = const(0)
+        if self.tile.is_turned:  # panels of 64 rows follow each other
+            start, row, k = floordiv(row, PANEL) * PANEL_BYTES, k, mod(row, PANEL)
+        target = self._swizzled(ring, start, row, floordiv(k, self.chunk))
         return target + self.writer.index(mod(k, self.chunk) * self.tile.size, "i32")
 
     def _right(self, ring: Value) -> list[Copy]:
@@ -187,13 +190,17 @@ class WgmmaWriter(AttendWriter):
         kind = self.kind_in(tile)
         # rows of a stage run along the columns, or panels of 64 columns follow each other
         panel = 1 if tile.is_deep else PANEL_BYTES >> 4
-        stride = BYTES if tile.is_deep else kind.depth * ROW_BYTES
+        down, along = (
+            kind.depth * ROW_BYTES if turned else BYTES
+            for turned in (tile.is_turned, not tile.is_deep)
+        )
         code.line("wgmma.fence.sync.aligned;")
         for k in range(tile.depth // kind.depth):
-            a = self.descriptor(left + k * BYTES, 1)
-            b = self.descriptor(right + k * stride, panel)
+            a = self.descriptor(left + k * down, 1)
+            b = self.descriptor(right + k * along, panel)
             adds = "0" if kind.is_rough and not k else "1"
-            wgmma(code, kind, tile.columns, sums, a, b, adds, not tile.is_deep)
+            turned = tile.is_turned, not tile.is_deep
+            wgmma(code, kind, tile.columns, sums, a, b, adds, turned)
         code.line("wgmma.commit_group.sync.aligned;")
 
     def sums_of(self, kind: Kind, columns: int) -> list[Value]:
