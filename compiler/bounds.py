@@ -181,8 +181,8 @@ class _Search:
         low, high = self.facts.ranges.get(name, (const(0), None))
         if high is None or not self._plain(as_expr(low)):
             return False
-        times, left = divide(as_expr(high) + 1, count)
-        return bool(times.terms) and not left.terms
+        ends = (divide(bound + 1, count) for bound in _bounds_of(as_expr(high), True))
+        return any(times.terms and not left.terms for times, left in ends)
 
     def steps_to(self, goal: Expr) -> bool:
         """Whether steps lead to the goal from here, those that are left."""

@@ -157,6 +157,16 @@ def test_a_position_shows_that_its_axis_is_not_no_rows(times: str) -> None:
     assert bounds.broken(goal, Facts(ranges), [], str) or bounds.open
 
 
+def test_nor_where_a_chunk_of_such_an_axis_is_gone_through() -> None:
+    last = minimum(parse("(K - 1)*(K - 1)"), parse("2048*c + 2048")) - 1
+    chunks = parse("(K*K - 2*K) // 2048")
+    facts = Facts({"K": (1, 600), "c": (0, chunks), "i": (parse("2048*c"), last)})
+    for goal in ("K - i // (K - 1) - 2", "K - i % (K - 1) - 2"):
+        bounds = Bounds()
+        assert bounds.broken(parse(goal), facts, [], str) is None
+        assert not bounds.open
+
+
 def test_whole_tiles_of_rows_of_two_sizes_are_within_them() -> None:
     ranges: dict[str, tuple[IntLike, IntLike]] = {
         "M": (2, 600),
