@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from stagefuse.compiler.cpu.values import post_order
-from stagefuse.compiler.kernel_ir import Load
+from stagefuse.compiler.kernel_ir import Load, Op
 from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.compiler.scalar import FUNCTIONS
 from stagefuse.dsl.frozen import frozen
 
 GROUP_ROWS = 64
 """Rows of queries that a warpgroup has."""
+HEAVY = 8
+"""Operations of a function of scores, up to which three warpgroups have registers for it."""
 
 
 @frozen
@@ -50,7 +53,13 @@ warpgroups that take turns leave fewer gaps."""
 
 def forms_of(depth: int, columns: int, values: Iterable[KernelValue]) -> tuple[Form, ...]:
     """The forms for heads of so many elements, the best for many rows first; `values`: what scores
-    and masks are. Where one of them is read its places need registers."""
+    and masks are. Where one of them is read its places need registers, and so does what a function
+    of many operations, such as `tanh`, has under way."""
     forms = FORMS[max(depth, columns)]
-    loads = any(isinstance(part, Load) for v in values for part in post_order(v))
-    return tuple(f for f in forms if f.readers == 2 or not loads)
+    parts = [part for v in values for part in post_order(v)]
+    light = not any(isinstance(p, Load) or _is_heavy(p) for p in parts)
+    return tuple(f for f in forms if f.readers == 2 or light)
+
+
+def _is_heavy(value: KernelValue) -> bool:
+    return isinstance(value, Op) and FUNCTIONS[value.fn].flops > HEAVY
