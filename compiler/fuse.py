@@ -223,13 +223,14 @@ class _Partitioner(Rules):
         for group in groups:
             group.members.add(node.id)
             at = group.accesses.setdefault(node.id, [])
+            full = node.type.shape == group.domain
             if Ref(node.id) in group.roots:
                 identity = own_position(group.domain)
-                full = node.type.shape == group.domain
                 access = identity if full else self._row_access(node, group)
                 if access not in at:
                     at.insert(0, access)
-            if isinstance(node.primitive, Reduce) and group.kind == "pointwise":
+            of_rows = isinstance(node.primitive, Map) and not full and Ref(node.id) in group.roots
+            if group.kind == "pointwise" and (of_rows or isinstance(node.primitive, Reduce)):
                 group.kind = "row"
                 group.row_axes = self.inner_axes(group, at[0])
             if isinstance(node.primitive, Contract):
@@ -281,18 +282,45 @@ class _Partitioner(Rules):
     # Kernels
 
     def _second_result(self, node: Node, groups: list[Group], demanded: bool) -> Group | None:
-        """A kernel that can store this node besides its own result, without a cycle."""
-        for group in groups:
+        """A kernel that can store this node besides its own result, without a cycle; of a reduction
+        one that goes over its rows rather than one that needs what they come to alone."""
+        rows = self.graph.type(node.operands[0]).shape
+        for group in sorted(groups, key=lambda g: g.domain != rows):
             if group.kind not in ("pointwise", "row") or self.refusal(node, group):
                 continue
             accesses = group.accesses.get(node.id, [])
             if isinstance(node.primitive, Map | Contract):
                 identity = own_position(group.domain)
-                if node.type.shape != group.domain or identity not in accesses:
+                whole = node.type.shape == group.domain and identity in accesses
+                if not whole and not self._is_of_rows(node, group):
                     continue
             if not self._depends(group, [other for other in groups if other is not group]):
                 return group
         return None
+
+    def _is_of_rows(self, node: Node, group: Group) -> bool:
+        """Whether a node has one element for each of the rows that a kernel goes over, computed of
+        what a reduction of them comes to."""
+        accesses = group.accesses.get(node.id, [])
+        if not isinstance(node.primitive, Map) or len(accesses) != 1:
+            return False
+        inner, reached = self.inner_axes(group, accesses[0]), {node.id: accesses[0]}
+        if not inner or group.row_axes not in (None, inner):
+            return False
+        pending = [node.id]
+        while pending and len(reached) < DEPTH_LIMIT:
+            number = pending.pop()
+            here, access = self.graph.nodes[number], reached[number]
+            if isinstance(here.primitive, Reduce):
+                rows = self.graph.type(here.operands[0]).shape == group.domain
+                alone = group.accesses.get(number, [access]) == [access]
+                return rows and alone and self._reduce_refusal(here, group, [access]) is None
+            if isinstance(here.primitive, Map | View):
+                for place, ref in enumerate(here.operands):
+                    if ref.node not in reached:
+                        reached[ref.node] = self._operand_access(here, place, access)
+                        pending.append(ref.node)
+        return False
 
     def _depends(self, group: Group, others: Sequence[Group]) -> bool:
         """Whether a kernel needs what others compute."""

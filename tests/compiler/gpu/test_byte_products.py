@@ -207,7 +207,7 @@ def test_codes_made_for_each_call(tmp_path: Path, rng: np.random.Generator) -> N
         "    f32(q @ transpose(w, [1, 0])) * s * t\n"
     )
     plan = healthy(compiled(tmp_path / "p.pipe", text, ("sm_90a",)))
-    assert len(launches(plan)) == 3
+    assert len(launches(plan)) == 2  # the scale is stored by the kernel of the codes
     x, w = rng.standard_normal((37, 96)).astype(np.float32), drawn(rng, "i8", 64, 96)
     t = rng.random(64).astype(np.float32)
     (y,) = Emulated(plan)({"x": x, "w": w, "t": t}, {"N": 37})
