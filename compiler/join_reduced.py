@@ -33,12 +33,20 @@ REASON = (
 )
 
 
-def reduction_of(graph: Graph, group: Group) -> tuple[Node, Reduce] | None:
-    """The reduction of a group that stores nothing for each element of a row, if it has one."""
+def reductions_of(graph: Graph, group: Group) -> list[tuple[Node, Reduce]]:
+    """The reductions of a group that stores nothing for each element of a row, if all are along
+    the same axes of as many elements."""
     if group.kind != "row" or any(group.domain[a].as_int() != 1 for a in group.row_axes or ()):
-        return None
-    nodes = [graph.nodes[m] for m in group.members]
+        return []
+    nodes = [graph.nodes[m] for m in sorted(group.members)]
     found = [(n, n.primitive) for n in nodes if isinstance(n.primitive, Reduce)]
+    forms = {(graph.type(n.operands[0]).shape, reduce.axes) for n, reduce in found}
+    return found if len(forms) == 1 else []
+
+
+def reduction_of(graph: Graph, group: Group) -> tuple[Node, Reduce] | None:
+    """The same if there is but one."""
+    found = reductions_of(graph, group)
     return found[0] if len(found) == 1 else None
 
 

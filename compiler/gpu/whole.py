@@ -10,11 +10,12 @@ call make the grids of one of them empty.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from stagefuse.compiler.fuse_rules import ROW_LIMIT
 from stagefuse.compiler.graph import Graph, Reduce, Ref
 from stagefuse.compiler.groups import Group
-from stagefuse.compiler.join_reduced import reduction_of
+from stagefuse.compiler.join_reduced import reductions_of
 from stagefuse.compiler.kernel_ir import Buffer, Const, Fold, Index, Load, Local, Op, Store, Value
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import as_dtype
@@ -38,26 +39,25 @@ LEAST = 4 * PART
 
 
 def whole(graph: Graph, group: Group) -> bool:
-    """Whether a group is nothing but a reduction of many elements into one."""
-    found = reduction_of(graph, group)
-    if found is None or found[0].type.shape or len(group.members) != 1:
+    """Whether a group is nothing but reductions of many elements into one."""
+    found = reductions_of(graph, group)
+    if not found or any(node.type.shape for node, _ in found):
         return False
-    node, _ = found
-    most = graph.facts.bounds(size_of(graph.type(node.operands[0]).shape))[1]
+    most = graph.facts.bounds(size_of(graph.type(found[0][0].operands[0]).shape))[1]
     return most is None or most > ROW_LIMIT
 
 
 def share_of(low: Lowering) -> Expr:
-    """1 for the sizes at which a group's reduction is split, else 0."""
+    """1 for the sizes at which a group's reductions are split, else 0."""
     graph, group = low.graph, low.group
-    found = reduction_of(graph, group)
-    if found is None:
+    found = reductions_of(graph, group)
+    if not found:
         return const(0)
-    node, reduce = found
     if whole(graph, group):
         return const(1)
-    if not node.type.shape or node.type.shape != group.domain or reads_across(low):
+    if any(n.type.shape != group.domain for n, _ in found) or not group.domain or reads_across(low):
         return const(0)
+    node, reduce = found[0]
     extents = [graph.type(node.operands[0]).shape[a] for a in reduce.axes]
     few = 1 - minimum(floordiv(size_of(group.domain), FULL), const(1))
     long = minimum(floordiv(size_of(extents), LEAST), const(1))
@@ -86,25 +86,26 @@ class Cut:
         return self.reduce.kind.startswith("arg")
 
 
-def _cut(low: Lowering) -> Cut:
+def _cuts(low: Lowering) -> list[Cut]:
+    """How the reductions of a group are cut, all alike."""
     graph = low.graph
-    found = reduction_of(graph, low.group)
-    assert found is not None
-    node, reduce = found
+    found = reductions_of(graph, low.group)
+    node, reduce = found[0]
     shape, axes = graph.type(node.operands[0]).shape, reduce.axes
     most = {a: graph.facts.bounds(shape[a])[1] for a in axes}
     axis = max(axes, key=lambda a: (most[a] is None, most[a] or 0))
-    if reduce.kind.startswith("arg"):  # places are counted along the first
+    if any(r.kind.startswith("arg") for _, r in found):  # places are counted along the first
         axis = min(axes)
     size = shape[axis]
     length = const(PART) if len(axes) == 1 else floordiv(size, PARTS) + 1
     count = floordiv(size + length - 1, length)
-    return Cut(Ref(node.id), reduce, shape, axis, length, count)
+    return [Cut(Ref(n.id), r, shape, axis, length, count) for n, r in found]
 
 
 def lower_whole_parts(low: Lowering) -> Parallel:
-    """A part of an element of the result for each block or warp."""
-    cut = _cut(low)
+    """A part of an element of the results for each block or warp."""
+    cuts = _cuts(low)
+    cut = cuts[0]
     parallel = [*((f"d{n}", cut.shape[a]) for n, a in enumerate(cut.kept)), ("ks", cut.count)]
     low.bind(parallel)
     begin = sym("ks") * cut.length
@@ -115,12 +116,13 @@ def lower_whole_parts(low: Lowering) -> Parallel:
     names = {a: f"d{n}" for n, a in enumerate(cut.kept)}
     place = [Index(sym(names.get(a, f"f{a}"))) for a in range(len(cut.shape))]
     place[cut.axis] = Index(begin + sym(f"f{cut.axis}"))
-    before = low.facts
-    low.facts = before.with_ranges({n: (0, e - 1) for n, e in loops})
-    value = low.value(low.graph.nodes[cut.ref.node].operands[0], tuple(place), ())
-    low.facts = before
-    for number, part in fold_part(low, cut, loops, value, begin):
-        _store(low, cut, number, part)
+    for cut in cuts:
+        before = low.facts
+        low.facts = before.with_ranges({n: (0, e - 1) for n, e in loops})
+        value = low.value(low.graph.nodes[cut.ref.node].operands[0], tuple(place), ())
+        low.facts = before
+        for number, part in fold_part(low, cut, loops, value, begin):
+            _store(low, cut, number, part)
     return parallel, size_of([e for _, e in loops])
 
 
@@ -143,10 +145,9 @@ def fold_part(
 
 
 def lower_whole_rest(low: Lowering) -> Parallel:
-    """The reduction of the parts, and what follows."""
-    cut = _cut(low)
+    """The reductions of the parts, and what follows."""
     assert isinstance(low, Written)
-    low.parts[cut.ref] = lambda at: of_parts(low, cut, at)
+    low.parts.update({cut.ref: partial(of_parts, low, cut) for cut in _cuts(low)})
     return lower_rows(low)
 
 

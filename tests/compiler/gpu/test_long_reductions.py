@@ -89,3 +89,25 @@ def test_softmax_and_norms_of_few_long_rows(
         far = 60 * eps * (np.abs(y).max(initial=1) + 1) * (np.abs(g) + np.abs(b) + 1)
         wanted = (y - m) * r * g + b
         assert (np.abs(norm - wanted) <= far * r.max(initial=1) + own * np.abs(wanted)).all()
+
+
+COMPUTED = """pipeline p(x: f32[N], y: f32[N]) -> (f32, f32, i64):
+    sum((x - y) * (x - y)), max(abs(x)), argmin(x + y)
+"""
+
+
+def test_what_is_computed_of_many_elements_is_reduced_in_parts(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    plan = compiled(tmp_path / "p.pipe", COMPUTED, ("sm_80",))
+    check_legal(plan)
+    assert all("N" in x.grid[0] for x in launches(plan) if x.kernel.count("parts"))
+    assert any(x.kernel.count("parts") for x in launches(plan))
+    run = Emulated(plan, "sm_80")
+    for count in (1, 4096, 9001):
+        x, y = rng.standard_normal((2, count)).astype(np.float32)
+        total, most, least = run({"x": x, "y": y}, {"N": count})
+        wanted = ((x.astype(np.float64) - y) ** 2).sum()
+        # the difference and the square are rounded, and no element passes 40 additions
+        np.testing.assert_allclose(total, wanted, rtol=44 * np.finfo(np.float32).eps)
+        assert most == np.abs(x).max() and least == (x + y).argmin()
