@@ -29,6 +29,7 @@ from stagefuse.dsl.program import Pipeline
 from .again import again
 from .assemble import Usage
 from .attend_roles import RolesWriter, attends
+from .beside import beside
 from .chain import LONGEST
 from .contract import sums_roughly
 from .drafts import Draft, SourceLowering, drafts, families
@@ -112,7 +113,9 @@ class GpuCompiler:
         """The plans of a pipeline whose graph has been through the passes, and the kernels that no
         pipeline before had, each with the graph that it is of."""
         fresh: list[tuple[Kernel, Graph]] = []
-        graph, found = arrange(graph, lambda g, apart: join(g, partition(g, apart), JOINS, LONGEST))
+        graph, found = arrange(
+            graph, lambda g, apart: beside(g, join(g, partition(g, apart), JOINS, LONGEST))
+        )
         buffers = buffers_of(graph)
         reasons = {d.node: d for d in found.decisions}
         made = Launches(self.arches)

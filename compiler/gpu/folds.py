@@ -6,17 +6,18 @@ Warps of a block meet in shared memory. The order of a reduction depends on size
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import is_short
 from stagefuse.compiler.cpu.values import post_order
-from stagefuse.compiler.kernel_ir import Fold, Load
+from stagefuse.compiler.kernel_ir import Fold, Load, Statement
 from stagefuse.compiler.scalar import identity
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import DType
 
 from . import scalars
+from .fold_runs import runs
 from .ir import Code, Value
 from .loops import UNROLL, Carry
 from .memory import Slot
@@ -37,12 +38,35 @@ twice as many."""
 class FoldWriter(VersionWriter):
     """The body of a kernel, as far as its reductions go."""
 
+    def statements(self, body: Sequence[Statement]) -> None:
+        for run in runs(body):
+            folds = [s for s in run if isinstance(s, Fold)]
+            if len(folds) == 1 or not self._fold_together(folds):
+                super().statements(run)
+
+    def _fold_together(self, folds: Sequence[Fold]) -> bool:
+        """Reduces in one loop what is over the same elements, if lanes share that."""
+        if not folds or any(map(self._is_tiny, folds)):
+            return False
+        if self.in_team:
+            for s in folds:
+                self.order(s)
+            for s, total in zip(folds, self._fold_by_team(folds), strict=True):
+                self.scopes[-1].locals[s.name] = self._finished(s, total)
+        elif self.team.across and self.slot is not None and not any(map(is_short, folds)):
+            self._fold_columns(folds, self.slot)
+        else:
+            return False
+        self.forget()
+        return True
+
     def fold(self, s: Fold) -> None:
         if self.in_team and not self._is_tiny(s):
-            self.scopes[-1].locals[s.name] = self._finished(s, self._fold_by_team(s))
+            (total,) = self._fold_by_team([s])
+            self.scopes[-1].locals[s.name] = self._finished(s, total)
             return
         if self.team.across and self.slot is not None and not is_short(s):
-            return self._fold_columns(s, self.slot)
+            return self._fold_columns([s], self.slot)
         if self.slot is not None and self.slot.width > 1 and is_fixed(s):
             return self._fold_slot(s, self.slot)
         for scope in self.elements():
@@ -134,7 +158,7 @@ class FoldWriter(VersionWriter):
 
         def nest(depth: int, carry: Carry) -> Carry:
             if depth == len(s.loops):
-                return self._turn(s, slot, carry)
+                return self._turn([s], slot, carry)
             name, extent = s.loops[depth]
             return self.loop(name, const(0), extent, carry, lambda c: nest(depth + 1, c))
 
@@ -143,26 +167,32 @@ class FoldWriter(VersionWriter):
         if is_short(s):
             for place in _places(s):
                 with self.binding(**place):
-                    totals = self._turn(s, slot, totals)
+                    totals = self._turn([s], slot, totals)
         else:
             totals = nest(0, totals)
         self.mask = before
         for scope, total in zip(self.elements(), totals, strict=True):
             scope.locals[s.name] = total
 
-    def _turn(self, s: Fold, slot: Slot, carry: Carry) -> Carry:
-        """One step of the folds of a slot's elements; what it computes stays in it."""
+    def _turn(self, folds: Sequence[Fold], slot: Slot, carry: Carry) -> Carry:
+        """One step of the folds of a slot's elements, of each fold all of them one after the other;
+        what it computes stays in it."""
         scopes = [replace(x, values=dict(x.values), locals=dict(x.locals)) for x in slot.scopes]
         self.slot = replace(slot, scopes=scopes)
-        found = [self._step(s, [carry[n]])[0] for n, _ in enumerate(self.elements())]
+        found = list(carry)
+        for number, _ in enumerate(self.elements()):
+            for place, s in enumerate(folds):
+                at = place * slot.width + number
+                found[at] = self._step(s, [carry[at]])[0]
         self.slot = slot
         return found
 
     # Columns
 
-    def _fold_columns(self, s: Fold, slot: Slot) -> None:
-        """A fold for each element of a slot, all at once: lanes that have the same elements share
-        its longest loop."""
+    def _fold_columns(self, folds: Sequence[Fold], slot: Slot) -> None:
+        """Folds for each element of a slot, all at once: lanes that have the same elements share
+        their longest loop."""
+        s = folds[0]
         sizes = [self.most(extent) for _, extent in s.loops]
         longest = max(range(len(sizes)), key=lambda n: (sizes[n] is None, sizes[n] or 0))
         name, extent = s.loops[longest]
@@ -175,7 +205,7 @@ class FoldWriter(VersionWriter):
             if depth < len(rest.loops):
                 inner, size = rest.loops[depth]
                 return self.loop(inner, const(0), size, carry, lambda c: nest(depth + 1, c))
-            return self._turn(s, slot, carry)
+            return self._turn(folds, slot, carry)
 
         def body(place: Expr, carry: Carry) -> Carry:
             with self.binding(**{name: place}):
@@ -183,12 +213,13 @@ class FoldWriter(VersionWriter):
 
         before, self.mask = self.mask, None
         ends = (const(0), extent - 1)
-        totals = self.strided(
-            f"{name}'", start, extent, self.team.down, self._start(s) * slot.width, body, ends, DEEP
-        )
+        carry = [total for s in folds for total in self._start(s) * slot.width]
+        totals = self.strided(f"{name}'", start, extent, self.team.down, carry, body, ends, DEEP)
         self.mask = before
-        for scope, total in zip(self.elements(), self._meet(s, totals), strict=True):
-            scope.locals[s.name] = total
+        for place, s in enumerate(folds):
+            own = totals[place * slot.width : (place + 1) * slot.width]
+            for scope, total in zip(self.elements(), self._meet(s, own), strict=True):
+                scope.locals[s.name] = total
 
     def _meet(self, s: Fold, totals: Carry) -> Carry:
         """The reductions over the lanes that have the same columns, in their order: by shuffles
@@ -225,18 +256,23 @@ class FoldWriter(VersionWriter):
 
     # A team
 
-    def _fold_by_team(self, s: Fold) -> Carry:
+    def _fold_by_team(self, folds: Sequence[Fold]) -> list[Carry]:
+        """What folds over the same loops come to."""
+        s = folds[0]
         loops = [(name, const(0), extent) for name, extent in s.loops]
         outer, inner = self._divide(loops)
         arg = s.kind.startswith("arg")
-        many, most = self._reads_many(s, MOST_LOADS), self._reads_many(s, 2 * MOST_LOADS)
+        many, most = (any(self._reads_many(s, n * MOST_LOADS) for s in folds) for n in (1, 2))
         width = 1 if arg or most else self.width_of(inner)
-        count = len(self._start(s))
+        starts = [self._start(s) for s in folds]
+        ends = list(itertools.accumulate(map(len, starts)))
 
         def visit(carry: Carry) -> Carry:
             found: Carry = []
-            for number, _ in enumerate(self.elements()):
-                found += self._step(s, carry[number * count : (number + 1) * count])
+            for _ in self.elements():
+                own = carry[len(found) : len(found) + ends[-1]]
+                for s, start, end in zip(folds, starts, ends, strict=True):
+                    found += self._step(s, own[end - len(start) : end])
             return found
 
         def nest(depth: int, carry: Carry) -> Carry:
@@ -249,11 +285,15 @@ class FoldWriter(VersionWriter):
             name, lo, hi = outer[depth]
             return self.loop(name, lo, hi, carry, lambda c: nest(depth + 1, c))
 
-        totals = nest(0, self._start(s) * width)
-        total = totals[:count]
-        for number in range(1, width):
-            total = [combine(self.code, s.kind, total[0], totals[number], s.dtype)]
-        return self._across(s, total)
+        totals = nest(0, [value for start in starts for value in start] * width)
+        found: list[Carry] = []
+        for s, start, end in zip(folds, starts, ends, strict=True):
+            total = totals[end - len(start) : end]
+            for number in range(1, width):
+                other = totals[number * ends[-1] + end - len(start)]
+                total = [combine(self.code, s.kind, total[0], other, s.dtype)]
+            found.append(self._across(s, total))
+        return found
 
     def _reads_many(self, s: Fold, most: int) -> bool:
         """Whether an element takes more loads than that, as one does that is chosen among the parts

@@ -52,7 +52,7 @@ def lower_copied(low: Lowering) -> Parallel:
     (ref,) = low.group.roots
     base = low.graph.nodes[ref.node].operands[0]
     low.products[ref] = lambda at: low.value(base, at, ())
-    low.flat = is_flat(low, _members(low, base))
+    low.flat = is_flat(low.graph, low.group.domain, _members(low, base))
     return lower_elements(low)
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 
 from ..cpu.merging import as_one
-from ..graph import Concat, Gather, Map, Node, Scalar, View
+from ..graph import Concat, Gather, Graph, Map, Node, Scalar, View
 from ..kernel_ir import For
 from .blocks import Parallel
 from .expressions import product_of
@@ -174,22 +174,22 @@ def _is_whole(low: Lowering, node: Node) -> bool:
     return all(at is not None and at[axis] == sym(f"d{axis}") for at in accesses)
 
 
-def is_flat(low: Lowering, members: Iterable[int]) -> bool:
+def is_flat(graph: Graph, domain: tuple[Expr, ...], members: Iterable[int]) -> bool:
     """Whether nodes read every operand just where the result is written, or one element."""
     for member in members:
-        node = low.graph.nodes[member]
+        node = graph.nodes[member]
         if isinstance(node.primitive, View):
-            if low.graph.type(node.operands[0]).shape or node.primitive.guard:
+            if graph.type(node.operands[0]).shape or node.primitive.guard:
                 return False
         elif not isinstance(node.primitive, Map | Scalar):
             return False
         for ref in node.operands:
-            shape = low.graph.type(ref).shape
-            if shape and (shape != low.group.domain):
+            shape = graph.type(ref).shape
+            if shape and shape != domain:
                 return False
     return True
 
 
 def _is_flat(low: Lowering) -> bool:
     shapes = {low.graph.type(r).shape for r in low.group.roots}
-    return shapes == {low.group.domain} and is_flat(low, low.group.members)
+    return shapes == {low.group.domain} and is_flat(low.graph, low.group.domain, low.group.members)

@@ -67,7 +67,7 @@ def test_softmax_and_norms_of_few_long_rows(
     plan = compiled(tmp_path / "p.pipe", ROWS.replace("DTYPE", dtype), (arch,))
     check_legal(plan)
     names = [x.kernel for x in launches(plan)]
-    assert sum("of_parts" in name for name in names) >= 2, names
+    assert any("of_parts" in name for name in names), names
     assert not any(x.report.get("spill bytes") for x in launches(plan))
     run, kind = Emulated(plan, arch), np.dtype(dtype.replace("f", "float"))
     for rows, length in ((1, 32769), (3, 36864), (2, 40001), (2, 1000), (0, 40000)):
