@@ -153,7 +153,7 @@ class _Search:
         self.symbols = sorted(goal.symbols().union(*(c.symbols() for c in conditions)))
         self.failed: set[Expr] = set()
         self.left = goals
-        self.plain: dict[Expr, bool] = {}
+        self.plain = dict.fromkeys(conditions, True)
         self.depths: dict[str, int] = {}
 
     def proves(self, goal: Expr) -> bool:
