@@ -51,7 +51,8 @@ class Clocks:
     """For a warp, what its strong reads saw, which its next fence makes known."""
     near_seen: dict[int, Known] = field(default_factory=dict)
     relayed: dict[int, Known] = field(default_factory=dict)
-    """For a warp, what others saw so before a barrier: a `fence.sc` behind it makes that known."""
+    """For a warp, what others saw so before a barrier or a strong write that it read: only a
+    `fence.sc` makes that known."""
     alone: dict[int, dict[int, Known]] = field(default_factory=dict)
     """For a warp and some of its threads, what these learnt and others did not, since they met."""
     versions: dict[tuple[int, Place], int] = field(default_factory=dict)
@@ -105,6 +106,8 @@ class Released:
     """What was handed over at a place, and how often."""
 
     known: Known = field(default_factory=dict)
+    relayed: Known = field(default_factory=dict)
+    """What writers there had seen only, or others of their block."""
     version: int = 0
 
     def add(self, known: Known) -> None:

@@ -180,11 +180,16 @@ class HappensBefore:
     ) -> None:
         """Strong writes hand over what their warps knew at their last fence."""
         clocks, per = self.clocks(batch), batch.stride // 32
-        if not clocks.near_fenced:
+        if not (clocks.near_fenced or clocks.seen or clocks.relayed):
             return
         for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
             warp = thread >> 5
             block = batch.first + warp // per
+            for seen in () if narrow else (clocks.seen.get(warp), clocks.relayed.get(warp)):
+                if seen:
+                    place = self.released.setdefault((id(arena), at, ALL), Released())
+                    join_known(place.relayed, seen)
+                    place.version += 1
             known = None if narrow else clocks.fenced.get(warp)
             if known is not None:
                 known = self._of_lane(batch, known, block, thread)
@@ -228,6 +233,8 @@ class HappensBefore:
             return
         clocks.versions[warp, place] = released.version
         join_known(into.setdefault(warp, {}), released.known)
+        if released.relayed:
+            join_known(clocks.relayed.setdefault(warp, {}), released.relayed)
 
     def _learn_seen(self, batch: Batch, threads: Array, narrow: bool = False) -> None:
         clocks = self.clocks(batch)

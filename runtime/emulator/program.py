@@ -7,7 +7,7 @@ comes from the meaning that the instruction table names (`meanings`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from stagefuse.compiler.ptx import PtxError, bind, check, print_instruction
@@ -117,6 +117,8 @@ class Code:
     calls_pointers: bool = False
     swapped: set[s.Address] = field(default_factory=set)
     """Addresses, as they are written, of its compare-and-swaps."""
+    symbols: dict[str, s.Operand] = field(default_factory=dict)
+    """Names that registers were given the addresses of, by register."""
     uses_stack: bool = False
     uses_reserved: bool = False
     """Whether it looks for the shared memory that the system keeps for itself."""
@@ -153,6 +155,17 @@ class Code:
     @property
     def name(self) -> str:
         return self.function.name
+
+    def swaps_at(self, x: s.Operand) -> bool:
+        """Whether a compare-and-swap is at an address, in the same words or by its name's."""
+        return x in self.swapped or any(self._named(x) == self._named(o) for o in self.swapped)
+
+    def _named(self, x: s.Operand) -> s.Operand:
+        """An address by a name where its register holds that."""
+        if not isinstance(x, s.Address) or not isinstance(x.base, s.Register):
+            return x
+        symbol = self.symbols.get(x.base.name)
+        return replace(x, base=symbol) if isinstance(symbol, s.Symbol) else x
 
 
 def byte_size(v: s.Variable) -> int:
@@ -422,6 +435,8 @@ class _Decode:
             code.swapped.update(o for o in x.operands if isinstance(o, s.Address))
         if known.has_names:
             self.mention(x, scope)
+            if x.opcode == "mov" and isinstance(x.operands[0], s.Register):
+                code.symbols[x.operands[0].name] = x.operands[1]
 
     def form_of(self, x: s.Instruction) -> Decoded:
         """The form of an instruction, and of all others of its kind, which its code then has."""

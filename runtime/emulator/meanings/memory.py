@@ -68,7 +68,7 @@ def ld(site: Site) -> Run:
         return _ld_entry(site, puts, dtype)
 
     read_only = "nc" in site.match
-    guess = not order and site.operand("a") in site.code.swapped
+    guess = not order and site.code.swaps_at(site.operand("a"))
     if guess:  # the first read of a compare-and-swap loop, which programs leave weak
         order = "relaxed"
 

@@ -124,6 +124,24 @@ def test_a_compare_and_swap_may_begin_with_a_plain_read() -> None:
     other = text.replace("ld.global.u32 %r4, [%d0];", "ld.global.u32 %r4, [%d0]; mov.u64 %d2, %d0;")
     assert fault(other.replace("cas.b32 %r4, [%d0]", "cas.b32 %r4, [%d2]"), words(1), grid=3,
                  block=64).kind == "race"  # fmt: skip
+    named = """
+        setp.eq.u32 %p1, %r0, 0;
+        @%p1 st.shared.u32 [s], 5;
+        bar.sync 0;
+        mov.u32 %r7, s;
+        ld.shared.u32 %r4, [s];
+    TOP:
+        mov.u32 %r5, %r4;
+        add.u32 %r6, %r5, 3;
+        atom.shared.cas.b32 %r4, [%r7], %r5, %r6;
+        setp.ne.u32 %p0, %r4, %r5;
+        @%p0 bra TOP;
+        bar.sync 0;
+        ld.shared.u32 %r4, [s];
+        st.global.u32 [%d20], %r4;"""
+    out = words(64)
+    run(kernel(named, shared=TILE), out, block=64)
+    assert (out == 5 + 64 * 3).all()
 
 
 def test_bytes_of_a_word_are_apart() -> None:
@@ -327,6 +345,33 @@ def test_fences_behind_a_barrier_complete_what_one_thread_read() -> None:
     for fence in ("fence.acq_rel.gpu", "membar.cta", "bar.sync 0"):
         text = kernel(RELAYED.replace("FENCE", fence))
         assert fault(text, words(65), grid=2, block=64).kind == "race"
+
+
+def test_such_fences_order_what_went_on_by_flags() -> None:
+    """Block 1 reads the flag of block 0 and sets that of block 2, with no fence of its own."""
+    text = kernel("""
+        setp.eq.u32 %p0, %r1, 0;
+        @%p0 st.global.u32 [%d0+8], 5;
+        @%p0 FENCE;
+        @%p0 st.volatile.global.u32 [%d0], 1;
+        @%p0 ret;
+        setp.eq.u32 %p1, %r1, 2;
+        @%p1 bra LAST;
+    AGAIN:
+        ld.volatile.global.u32 %r4, [%d0];
+        setp.eq.u32 %p2, %r4, 0;
+        @%p2 bra AGAIN;
+        st.volatile.global.u32 [%d0+4], 1;
+        ret;
+    LAST:
+        ld.volatile.global.u32 %r4, [%d0+4];
+        setp.eq.u32 %p2, %r4, 0;
+        @%p2 bra LAST;
+        FENCE;
+        ld.global.u32 %r5, [%d0+8];""")
+    run(text.replace("FENCE", "membar.gl"), words(3), grid=3, block=1)
+    weak = text.replace("FENCE", "fence.acq_rel.gpu")
+    assert fault(weak, words(3), grid=3, block=1).kind == "race"
 
 
 def test_the_scope_of_a_block_is_enough_inside_it() -> None:
