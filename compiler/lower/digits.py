@@ -7,6 +7,7 @@ quotients with one over remainders inside has neither: what is read lies side by
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from stagefuse.dsl.dims import const, sym
 
@@ -19,6 +20,9 @@ from .values import Lowering
 
 LONG, SHORT = 8, 4
 """Remainders from which on they are a loop, and up to which they are written out side by side."""
+WRITTEN = 32
+"""Up to which they are where they are taken apart again, as the rows and columns of a window: the
+guards of each are the same for all quotients."""
 
 
 def in_digits(low: Lowering, made: Parallel) -> Parallel:
@@ -38,9 +42,16 @@ def in_digits(low: Lowering, made: Parallel) -> Parallel:
     (by, *others), stores = sorted(cuts), all(isinstance(s, Store) for s in loop.body)
     if LONG <= by < size and stores:
         body[:] = [_nested(low, loop, by, size // by)]
-    elif by <= SHORT and not others and stores:
-        body[:] = [_side_by_side(low, loop, by, size // by)]
+    elif stores and (by <= SHORT if not others else _is_chain([*sorted(cuts), size])):
+        last = max(cuts)
+        body[:] = [_side_by_side(low, loop, last, size // last)]
     return made
+
+
+def _is_chain(cuts: list[int]) -> bool:
+    """Whether numbers take a position apart one after the other, into few remainders of all; the
+    last one is the size of the loop."""
+    return cuts[-2] <= WRITTEN and all(b % a == 0 for a, b in pairwise(cuts))
 
 
 def _nested(low: Lowering, loop: For, by: int, count: int) -> For:

@@ -21,6 +21,9 @@ CASES = {
                   lambda x, j: x[:, 16 - j % 17] - x[:, j // 17]),
     "taken apart twice": ("x[b, j // 9 + (j // 3) % 3 + 4 * (j % 3)]", 27,
                           lambda x, j: x[:, j // 9 + (j // 3) % 3 + 4 * (j % 3)]),
+    "taken apart twice, the last one many times": (
+        "x[b, (j // 33) % 2 + (j // 3) % 11] + x[b, j % 3]", 99,
+        lambda x, j: x[:, (j // 33) % 2 + (j // 3) % 11] + x[:, j % 3]),
     "by numbers that do not divide": ("x[b, j // 10 + j % 4]", 40,
                                       lambda x, j: x[:, j // 10 + j % 4]),
     "of a size that the number does not divide": ("x[b, j // 8]", 60, lambda x, j: x[:, j // 8]),
@@ -48,5 +51,5 @@ pipeline p(x: f32[B, 17], t: f32[3]) -> f32[B, {size}]:
             found = np.asarray(pipe(x=x[:b], t=t))
             np.testing.assert_array_equal(found, want[:b].astype(np.float32))
     ((_, kernels),) = stages.text_after(path, "kernels", {})
-    divides = "not divide" in case or "apart twice" in case
+    divides = "not divide" in case or "many times" in case
     assert bool(re.search(r"d1\w* (//|%)", kernels)) == divides
