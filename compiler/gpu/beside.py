@@ -160,9 +160,10 @@ class _Joining:
         node = self.graph.nodes[member]
         if not isinstance(node.primitive, Reduce):
             return True
+        if self.graph.type(node.operands[0]).shape != whole.domain:
+            return False
         long = {a for a in inner if whole.domain[a].as_int() != 1}
-        reduced = {a for a in node.primitive.axes if whole.domain[a].as_int() != 1}
-        return self.graph.type(node.operands[0]).shape == whole.domain and long == reduced
+        return long == {a for a in node.primitive.axes if whole.domain[a].as_int() != 1}
 
     def _reads_alike(self, ref: Ref, whole: Group, moved: Places, other: Group) -> bool:
         """Whether two kernels read a tensor, an element for each step at least, at the same places,

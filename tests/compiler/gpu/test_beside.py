@@ -24,6 +24,11 @@ def _normed(x: np.ndarray, y: np.ndarray) -> Arrays:
     return c * 2, c + 3
 
 
+def _centred(x: np.ndarray, more: float) -> np.ndarray:
+    d = x - x.mean()
+    return np.asarray(d / np.sqrt((d * d).mean() + more))
+
+
 CASES: dict[str, tuple[str, int, Callable[[np.ndarray, np.ndarray], Arrays]]] = {
     "elements": ("    exp(x), x + y, y * 2.0", 1, lambda x, y: (np.exp(x), x + y, y * 2)),
     "elements of a row": (
@@ -47,6 +52,12 @@ CASES: dict[str, tuple[str, int, Callable[[np.ndarray, np.ndarray], Arrays]]] = 
         """    a = x * 2.0
     b = sum(a, axis=0)
     a, x + b""", 2, lambda x, y: (x * 2, x + (x * 2).sum(0)),
+    ),
+    "rows of fewer axes": (
+        """    a = x[0] * 2.0
+    d = a - mean(a, axis=0, keepdims=True)
+    d * rsqrt(mean(d * d, axis=0, keepdims=True) + 0.5), a, x[0] @ a""", 2,
+        lambda x, y: (_centred(2 * x[0], 0.5), 2 * x[0], 2 * (x[0] @ x[0])),
     ),
     "another order of elements": (
         "    x + 1.0, transpose(x, [1, 0]) * 2.0", 2, lambda x, y: (x + 1, x.T * 2)
