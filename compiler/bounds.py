@@ -122,7 +122,12 @@ def _follows(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
     if any((condition.as_int() or 0) < 0 for condition in conditions):
         return True  # nothing meets them
     simpler = opaque(goal, facts, conditions)
-    return (simpler is not None and _is_found(*simpler)) or _is_found(goal, facts, conditions)
+    if simpler is not None and _is_found(*simpler):
+        return True
+    if _is_found(goal, facts, conditions):
+        return True
+    least = opaque(goal, facts, conditions, positions=True)
+    return least is not None and _is_found(*least)
 
 
 def _is_found(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:

@@ -12,9 +12,20 @@ COMBINED = 60
 
 
 def is_plain(goal: Expr, facts: Facts) -> bool:
-    """Whether intervals alone say that it is at least 0."""
+    """Whether intervals alone say that it is at least 0, or all its terms over a factor that they
+    share, which is never negative: n - n*i is n*(1 - i)."""
     low = facts.interval(goal)[0]
-    return low is not None and low >= 0
+    if low is not None and low >= 0:
+        return True
+    if len(goal.terms) < 2 or not goal.terms[0][0]:
+        return False
+    shared = set.intersection(*({atom for atom, _ in monomial} for monomial, _ in goal.terms))
+    for atom in sorted(shared):
+        least = facts.interval(expr_of(atom))[0]
+        if least is not None and least >= 0:
+            rest = Expr(tuple(sorted((without(m, atom), c) for m, c in goal.terms)))
+            return is_plain(rest, facts)
+    return False
 
 
 def _is_shown(goal: Expr, facts: Facts, left: int = 3) -> bool:

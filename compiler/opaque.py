@@ -15,16 +15,17 @@ from .conditions import reached, sharpened
 
 
 def opaque(
-    goal: Expr, facts: Facts, conditions: Sequence[Expr]
+    goal: Expr, facts: Facts, conditions: Sequence[Expr], positions: bool = False
 ) -> tuple[Expr, Facts, tuple[Expr, ...]] | None:
     """A goal, facts and conditions in which the quotients of sizes are symbols, and from which the
-    ones given follow; None if they have no quotients."""
+    ones given follow; None if they have no quotients. `positions`: those of positions too, of
+    which only what the conditions say is known then."""
     ranges = reached((goal, *conditions), facts)
     ends = [as_expr(e) for pair in ranges.values() for e in pair if e is not None]
     table = {
         atom: sym(f"[{atom}]")
         for expr in (goal, *conditions, *ends)
-        for atom in _quotients(expr)
+        for atom in _quotients(expr, positions)
         if facts.is_nonneg(expr_of(atom))
     }
     if not table:
@@ -42,12 +43,14 @@ def opaque(
     return goal.with_atoms(table, known), known, given
 
 
-def _quotients(expr: Expr) -> Iterator[Atom]:
-    """The outermost quotients of sizes alone, whose names begin with a capital."""
+def _quotients(expr: Expr, positions: bool) -> Iterator[Atom]:
+    """The outermost quotients of sizes alone, whose names begin with a capital; with `positions`
+    the innermost ones, of anything."""
     for monomial, _ in expr.terms:
         for atom, _ in monomial:
-            if atom.kind == "//" and all(name[0].isupper() for name in atom.symbols):
+            sizes = all(name[0].isupper() for name in atom.symbols)
+            inner = [a for arg in atom.args for a in _quotients(arg, positions)]
+            if atom.kind == "//" and (sizes or (positions and not inner)):
                 yield atom
             else:
-                for arg in atom.args:
-                    yield from _quotients(arg)
+                yield from inner
