@@ -116,6 +116,7 @@ class Code:
         self.lanes = lanes
         self.lines: list[str] = []
         self.flags = ""  # fast-math flags of arithmetic, with a leading space
+        self.converts_long = False  # whether vectors of i64 become f64 in an instruction
         self.block = "entry"
         self._count = 0
         self._labels = 0

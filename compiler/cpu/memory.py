@@ -55,6 +55,7 @@ class MemoryWriter(Evaluator[Value]):
         self.module = module
         self.code = Code()
         self.code.flags = " contract"
+        self.code.converts_long = module.level == "v4"
         self.scopes: list[Scope] = [Scope()]
         self.memory: dict[str, Memory] = {}
         self.groups: list[str] = []  # access groups of the loops around

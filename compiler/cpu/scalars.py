@@ -228,21 +228,44 @@ def integer_division(
 
 
 def of_floats(a: Value, b: Value, sign: str) -> Value:
-    """The quotient towards 0 of integers of at most 32 bits, of which processors divide no vectors;
-    b is not 0, and not -1 with the least a.
+    """The quotient towards 0 of integers, of which processors divide no vectors; b is not 0, and
+    not -1 with the least a.
 
-    A quotient that is no whole number is at least 1 / |b| from the next one, 1 / |a| of its own
-    size; rounding moves it by 2^-53 of that, or 2^-24 where |a| is at most 2^16.
+    Of at most 32 bits, one that is no whole number is at least 1 / |b| from the next one, 1 / |a|
+    of its own size; rounding moves it by 2^-53 of that, or 2^-24 where |a| is at most 2^16.
     """
+    if BITS[a.type] > 32:
+        return _of_long(a, b)
     kind = "double" if BITS[a.type] > 16 else "float"
     quotient = a.to(f"{sign}tofp", kind) / b.to(f"{sign}tofp", kind)
     return quotient.to(f"fpto{sign}", a.type)
 
 
+def _of_long(a: Value, b: Value) -> Value:
+    """The same of signed integers of 64 bits.
+
+    By magnitudes x and y: the quotient of their roundings is within 2^-51 of its size, so that what
+    is left of x is at most x 2^-51 + y; the quotient of that, as of numbers of 13 bits or of about
+    y, is whole or off by one.
+    """
+    code, sign = a.code, (a ^ b).ashr(63)
+    x, y = (v.compare("lt", 0).select(-v, v) for v in (a, b))
+    wide = y.to("uitofp", "double")
+    q = (x.to("uitofp", "double") / wide).to("fptoui", "i64")
+    rest = x - q * y
+    more = (rest.to("sitofp", "double") / wide).to("fptosi", "i64")
+    q, rest = q + more, rest - more * y
+    one = code.const(1, "i64")
+    q = rest.compare("lt", 0).select(q - 1, rest.compare("ge", y, unsigned=True).select(q + one, q))
+    return (q ^ sign) - sign
+
+
 def _divided(c: Code, a: Sequence[Value], t: DType) -> tuple[Value, Value]:
     """LLVM divides by a constant without a division."""
-    by_floats = t.bits <= 32 and not a[1].text.lstrip("-").isdigit()
-    return integer_division(c, a[0], a[1], t.kind == "uint", by_floats)
+    unsigned = t.kind == "uint"
+    by_floats = t.bits <= 32 or (c.converts_long and not unsigned)
+    by_floats = by_floats and not a[1].text.lstrip("-").isdigit()
+    return integer_division(c, a[0], a[1], unsigned, by_floats)
 
 
 def float_division(c: Code, a: Value, b: Value) -> tuple[Value, Value]:

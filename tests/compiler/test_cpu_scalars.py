@@ -151,6 +151,26 @@ def test_floats_around_the_ends_of_integers(compiled: Compiled, source: str, tar
     assert out.tolist() == [min(max(n, ends.min), ends.max) for n in wanted]
 
 
+def test_quotients_of_long_integers_of_every_size(
+    compiled: Compiled, rng: np.random.Generator
+) -> None:
+    """They are divided as f64, which rounds integers and quotients, and then put right."""
+    ends, n = np.iinfo(np.int64), 20000
+    near = [2**p + d for p in (0, 1, 31, 52, 53, 62) for d in (-1, 0, 1)]
+    edges = [*near, *(-x for x in near), ends.min, ends.min + 1, ends.max - 512, ends.max]
+    x, b = (rng.integers(ends.min, ends.max, n) >> rng.integers(0, 64, n) for _ in range(2))
+    close = (b >> 20) * rng.integers(-(2**20), 2**20, n) + rng.integers(-1, 2, n)
+    pairs = [*zip(x.tolist(), b.tolist(), strict=True)]
+    pairs += zip(close.tolist(), (b >> 20).tolist(), strict=True)
+    pairs += [(v, w) for v in edges for w in edges]
+    left, right = (np.array(v, np.int64) for v in zip(*pairs, strict=True))
+    for fn, of in (("floordiv", int.__floordiv__), ("mod", int.__mod__)):
+        want = [0 if w == 0 else (of(v, w) + 2**63) % 2**64 - 2**63 for v, w in pairs]
+        found = np.empty(len(pairs), np.int64)
+        compiled(f"{fn}.i64", [left, right, found], {"N": len(pairs)})
+        np.testing.assert_array_equal(found, want)
+
+
 @pytest.mark.parametrize("name", [d.name for d in DTYPES.values() if d.is_int and d.bits <= 32])
 def test_quotients_of_integers_next_to_whole_ones(
     compiled: Compiled, name: str, rng: np.random.Generator
