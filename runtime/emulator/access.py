@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stagefuse.dsl.frozen import frozen
 
 from .arrays import distinct
+from .clocks import LANES
 from .errors import Stop
 from .memory import (
     ALLOCATION_BITS,
@@ -159,8 +160,28 @@ def _shared(batch: Batch, addresses: Array, size: int, threads: Array) -> Part:
     ended = ~running[blocks]
     if ended.any():
         raise Stop("race", "shared memory of a block that has ended", int(threads[ended][0]))
+    _check_started(batch, threads, blocks)
     index = offsets + blocks * batch.shared.stride
     return Part(batch.shared, index, None, threads, "shared")
+
+
+def _check_started(batch: Batch, threads: Array, blocks: Array) -> None:
+    """Raises: Stop where threads use shared memory of blocks that need not have started yet.
+
+    A block has started where the barrier of its cluster opened, even a relaxed one, or where the
+    thread comes behind something that it did (CUDA C++ programming guide, "Distributed shared
+    memory").
+    """
+    met, races = batch.state.get("cluster_barrier"), batch.machine.races
+    if races is None or met is not None and met.opened[met.of[threads]].all():
+        return
+    clocks = races.clocks(batch)
+    for thread, block in zip(threads.tolist(), blocks.tolist(), strict=True):
+        known = clocks.foreign.get(thread >> 5, {}).keys() | clocks.of_thread(thread).keys()
+        number = batch.first + block
+        if block != batch.block_of[thread] and known.isdisjoint((number, number + LANES)):
+            raise Stop("race", "shared memory of another block is used with nothing before that "
+                       "shows that the block has started", thread)  # fmt: skip
 
 
 def shared_byte(batch: Batch, address: int, size: int, thread: int) -> int:

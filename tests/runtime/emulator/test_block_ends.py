@@ -1,4 +1,4 @@
-"""A block must not end while copies, or other blocks, still use its shared memory."""
+"""Shared memory is used from when its block has started, and not beyond its end."""
 
 from __future__ import annotations
 
@@ -68,3 +68,34 @@ def test_an_arrival_at_a_barrier_of_a_block_that_may_have_ended(end: str) -> Non
     found = fault(kernel(VISIT + end, 1, shared=SHARED), words(1), grid=2, cluster=2)
     assert found.kind == "race"
     assert "the block ends and with it shared memory that block" in str(found)
+
+
+PUSH = """
+    mov.u32 %r10, piece;
+    mov.u32 %r11, %cluster_ctarank;
+    xor.b32 %r11, %r11, 1;
+    mapa.shared::cluster.u32 %r12, %r10, %r11;
+    mad.lo.u32 %r12, %r0, 4, %r12;
+    st.shared::cluster.u32 [%r12], %r0;
+    barrier.cluster.arrive.aligned;
+    barrier.cluster.wait.aligned;
+"""
+
+
+def test_a_neighbour_that_may_not_have_started() -> None:
+    """Any barrier of the cluster shows that all of its blocks run, and what they did does."""
+    relaxed = "barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;"
+    run(kernel(relaxed + PUSH, 1, shared=SHARED), words(1), grid=2, cluster=2)
+    told = """
+        mov.u32 %r13, %cluster_ctarank;
+        setp.eq.u32 %p0, %r13, 0;
+        @%p0 st.release.gpu.global.u32 [%d0], 1;
+        @%p0 bra END;
+    AGAIN:
+        ld.acquire.gpu.global.u32 %r14, [%d0];
+        setp.eq.u32 %p1, %r14, 0;
+        @%p1 bra AGAIN;"""
+    end = PUSH.replace("    barrier", "END:\n    barrier", 1)
+    run(kernel(told + end, 1, shared=SHARED), words(1), grid=2, cluster=2)
+    found = fault(kernel(PUSH, 1, shared=SHARED), words(1), grid=2, cluster=2)
+    assert found.kind == "race" and "has started" in str(found)
