@@ -98,7 +98,7 @@ class _Joiner(DecodedJoiner, ReducedJoiner):
             return None
         if anchor.operands[1] in middle.roots or not self._is_rows_of(middle, anchor):
             return None
-        first = next((g for g in self.groups if self._scores(g, middle)), None)
+        first = next((g for g in self._read_by(middle) if self._scores(g, middle)), None)
         if first is None or not self._share_rows(self.graph.nodes[first.anchor or 0], anchor):
             return None
         return first, middle
@@ -130,7 +130,7 @@ class _Joiner(DecodedJoiner, ReducedJoiner):
         softmax = find_softmax(self.graph, root, scores, middle.members, rounds)
         if softmax is None or not is_narrow(score, mix):
             return
-        masks = [g for g in self.groups if self._is_mask(g, middle)]
+        masks = [g for g in self._read_by(middle) if self._is_mask(g, middle)]
         packs = self._taken_as_stored(halves, first) or self._lying(score, mix)
         rows = rows_between(first, middle)
         rows.members.update(*(g.members for g in masks))
@@ -146,6 +146,11 @@ class _Joiner(DecodedJoiner, ReducedJoiner):
             self._say(ref, "its rows are summed as they come, and never stored")
         for group in masks:
             self._say(group.roots[0], "it is computed where scores are masked")
+
+    def _read_by(self, group: Group) -> list[Group]:
+        """The kernels whose results a kernel reads, in order."""
+        made = (self.maker.get(ref) for ref in sorted(group.loads(self.graph)))
+        return list(dict.fromkeys(g for g in made if g in self.groups))
 
     def _is_mask(self, group: Group, middle: Group) -> bool:
         """Whether a kernel makes no more than a cheap mask for row reductions."""

@@ -32,6 +32,8 @@ MOST_FLOPS = 200
 """Arithmetic of an element, which ptxas keeps in registers for several at a time."""
 MOST_REDUCED = 6
 """Reductions of rows: of many more ptxas takes seconds."""
+NEAR = 8
+"""Kernels before one that reads the same with which it is compared."""
 VECTOR = 16
 """Elements that lanes take at a time, at most."""
 SHORTEST = 32
@@ -51,6 +53,7 @@ class _Joining:
         self.decisions = list(found.decisions)
         self.order = nx.DiGraph()
         self.order.add_nodes_from(self.groups)
+        self.plain = {g for g in self.groups if self._is_plain(g)}
         self.readers: dict[Ref, list[Group]] = {}
         maker = {root: g for g in self.groups for root in g.roots}
         for group in self.groups:
@@ -70,8 +73,8 @@ class _Joining:
 
     def _join_readers(self, ref: Ref) -> None:
         known: list[Group] = []
-        for group in [g for g in self.readers[ref] if self._is_plain(g)]:
-            for other in known:
+        for group in [g for g in self.readers[ref] if g in self.plain]:
+            for other in known[-NEAR:]:
                 joined = self._joined(ref, other, group)
                 if joined is not None:
                     known[known.index(other)] = joined
@@ -231,6 +234,7 @@ class _Joining:
             if whole in readers or other in readers:
                 readers[:] = dict.fromkeys(made if g in (whole, other) else g for g in readers)
         made.roots = [r for r in made.roots if r in self.graph.results or self._is_read(r, made)]
+        self.plain.add(made)
         self._contract(whole, other, made)
         place = self.groups.index(other)
         self.groups[place] = made

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
+from stagefuse.compiler.groups import Group
+from stagefuse.compiler.join import _Joiner
 from stagefuse.dsl.dims import IntLike, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.points import Point, points
@@ -84,3 +86,23 @@ def test_a_part_of_a_concatenation_is_not_compared_with_all_others() -> None:
 
     few, many = proofs(15), proofs(45)
     assert many < 4 * few, (few, many)
+
+
+def test_attention_is_not_looked_for_among_all_kernels() -> None:
+    def pairs(layers: int) -> int:
+        asked = 0
+        ask = _Joiner._scores
+
+        def counted(joiner: _Joiner, first: Group, middle: Group) -> bool:
+            nonlocal asked
+            asked += 1
+            return ask(joiner, first, middle)
+
+        body = "    x = nn.attend(x, x, x)\n" * layers
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_Joiner, "_scores", counted)
+            sf.compile(f"import nn\n\npipeline p(x: f32[2, 4, T, 16]):\n{body}    x\n")
+        return asked
+
+    few, many = pairs(2), pairs(6)
+    assert 0 < many <= 3 * few, (few, many)
