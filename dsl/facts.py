@@ -9,6 +9,7 @@ from functools import cached_property
 from .dims import APPLY, Atom, Expr, IntLike, as_expr, const, divide, expr_of, sym
 from .frozen import frozen
 from .points import Point, is_negative_at, points
+from .quotients import unnested
 
 MOST_EXPRESSIONS = 200
 """How many expressions a proof may look at before the question is left open."""
@@ -174,6 +175,8 @@ class Facts:
             found = found or self.is_lifted(expr)
             if not found and (less := self._undivided(expr)) != expr:
                 found = self._prove_nonneg(less, MOST_FUEL, [MOST_EXPRESSIONS])
+            if not found and (flat := unnested(expr)) != expr:
+                found = self._prove_nonneg(flat, MOST_FUEL, [MOST_EXPRESSIONS])
             self._nonneg[expr] = found
         return found
 
@@ -329,7 +332,7 @@ class Facts:
         a, b = as_expr(a), as_expr(b)
         if a == b or self.simplify(a) == self.simplify(b):
             return True
-        return self.bounds(a - b) == (0, 0)
+        return self.bounds(a - b) == (0, 0) or unnested(a) == unnested(b)
 
     def simplify(self, expr: Expr) -> Expr:
         """The expression rebuilt with these facts."""

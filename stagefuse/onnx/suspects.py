@@ -52,13 +52,15 @@ def maxima(size: Expr) -> list[tuple[str, int]]:
 
 
 def quotients(size: Expr) -> dict[str, int]:
-    """The sizes that occur divided, with the number by which, 2 where it is none."""
+    """The sizes that occur divided, with the number by which (of 6*H by 4, 2), 2 for none."""
     atoms = [atom for monomial, _ in size.terms for atom, _ in monomial if atom.args]
     found: dict[str, int] = {}
     for atom in atoms:
         inner = [a for a in atom.args if isinstance(a, Expr)]
         for a in inner:
             by = inner[-1].as_int() or 2
+            shared = gcd(by, *(c for monomial, c in a.terms if monomial))
+            by = by // shared if shared < by else by
             found |= dict.fromkeys(a.symbols(), by) if atom.kind == "//" else quotients(a)
     return found
 

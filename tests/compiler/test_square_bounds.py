@@ -15,6 +15,8 @@ PROGRAMS = {
     "    z[a, b, c, d] = sum[k] x[c, a, k] * y[k, d] + x[0, a, b]\n",
     "batches of squares": "x: f32[M, K, M], y: f32[M, M]) -> (f32[M, K, M], f32[K, M, M]):\n"
     "    x @ y, transpose(x, [1, 0, 2]) @ transpose(y)\n",
+    "halves of halves": "x: f32[2, N], y: f32[1, (N + 3) // 4]) -> f32[3, (N + 3) // 4]:\n"
+    "    concat([x[:, ::2][:, ::2] + y, y], axis=0)\n",
     "products after a softmax": "q: f32[2, 3, M, 8], k: f32[2, 3, K, 8]) -> f32[2, 3, M, 8]\n"
     "where M in 0..=600, K in 0..=600:\n"
     "    s = q @ transpose(k, [0, 1, 3, 2])\n    e = exp(s - max(s, axis=3, keepdims=True))\n"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
-from stagefuse.dsl.dims import minimum, sym
+from stagefuse.dsl.dims import floordiv, minimum, sym
 from stagefuse.dsl.format import formatted
 from stagefuse.dsl.source import Source
 from stagefuse.onnx import OnnxError, import_model
-from stagefuse.onnx.suspects import equal_at
+from stagefuse.onnx.suspects import equal_at, quotients
 
 from . import models
 from .models import F32, I64, node
@@ -321,6 +321,14 @@ def test_sizes_that_are_taken_apart_are_multiples(
     want = {0: None, "b": 5, "t // 2": 6, "t // 3": 4}
     wanted = [n if (n := want.get(d, d)) is not None else x.shape[k] for k, d in enumerate(shape)]
     np.testing.assert_array_equal(sf.compile(found.text)(x=x), x.reshape(wanted))
+
+
+def test_multiples_are_the_least_ones() -> None:
+    """Halved, doubled and cut by 4: by 2 in all, beside the halves."""
+    half = floordiv(sym("h"), 2)
+    assert quotients(floordiv(half * 6, 4)) == {"h": 2}
+    assert quotients(floordiv(sym("h") * 6 + 1, 4)) == {"h": 2}
+    assert quotients(floordiv(sym("h") * 4, sym("w") * 4)) == {"h": 2, "w": 2}
 
 
 def test_a_multiple_of_several_sizes_asks_for_them() -> None:

@@ -1,0 +1,39 @@
+"""Quotients of quotients are one quotient, and equal to it."""
+
+from __future__ import annotations
+
+import random
+
+from stagefuse.dsl.dims import Expr, floordiv, sym
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.quotients import unnested
+
+N, M = sym("n"), sym("m")
+
+
+def nested(chance: random.Random, depth: int) -> Expr:
+    if depth == 0:
+        return chance.choice([N, M, N * M, N - M])
+    inside = nested(chance, depth - 1) * chance.choice([1, 1, 1, 2, -1])
+    more = chance.choice([M, nested(chance, depth - 1)]) * chance.randrange(-2, 3)
+    return floordiv(inside + more + chance.randrange(-3, 4), chance.randrange(1, 7))
+
+
+def test_quotients_of_quotients_keep_their_value(chance: random.Random) -> None:
+    fewer = 0
+    for _ in range(400):
+        expr = nested(chance, chance.randrange(1, 4))
+        flat = unnested(expr)
+        fewer += str(flat).count("//") < str(expr).count("//")
+        for _ in range(3):
+            at = {"n": chance.randrange(200), "m": chance.randrange(200)}
+            assert flat.evaluate(at) == expr.evaluate(at), (str(expr), str(flat), at)
+    assert fewer > 50
+
+
+def test_halves_of_halves_are_quarters() -> None:
+    half, facts = floordiv(N + 1, 2), Facts()
+    assert facts.prove_eq(floordiv(half + 1, 2), floordiv(N + 3, 4))
+    assert facts.is_nonneg(floordiv(N + 3, 4) - floordiv(half + 1, 2))
+    assert facts.prove_eq(floordiv(6 * N + 5, 4), floordiv(3 * N + 2, 2))
+    assert not facts.prove_eq(floordiv(half, 2), floordiv(N + 3, 4))
