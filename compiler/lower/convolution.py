@@ -32,8 +32,9 @@ STRETCH = 480
 """Columns of a step where any number will do: ten panels of 48, five vectors of AVX-512 in six."""
 SHALLOW = 512
 """Rows of the other matrix that stay in the first-level cache for all rows of a result."""
-ADJACENT = 512
-"""Columns of a step where rows are read where they lie: eight panels of 64."""
+ADJACENT, TOGETHER = 512, 4
+"""Columns of a step where rows are read where they lie, eight panels of 64; of few rows so many
+times as many."""
 BAND, BYTE_BAND = 32, 256
 """Rows of the other matrix that few rows take at a time; the same of 8 bits."""
 CLOSE, WAYS = 4096, 8
@@ -136,16 +137,36 @@ class _Direct(Stretches):
         return [close, maximum(WAYS - p.rows, -mod(self.step, FAR * apart, self.low.facts))]
 
     def lower(self) -> Parallel:
+        """Of few rows a step takes as many stretches of columns together as leave two steps: the
+        other matrix is read the faster the longer its rows are. Where that is not known, the step
+        of each stretch but the first of them is empty."""
         low, p = self.low, self.p
         panels = ADJACENT // self.width
-        stretch = panels * self.width
+        stretch, most = panels * self.width, self._together()
         pieces = floordiv(self.columns + (stretch - 1), stretch, low.facts)
+        together = minimum(maximum(floordiv(pieces, 2), 1), most, low.facts)
+        if known := together.as_int():
+            panels, stretch, together, most = panels * known, stretch * known, const(1), 1
+            pieces = floordiv(self.columns + (stretch - 1), stretch, low.facts)
         parallel = [*self.outer, self.blocks(), ("nb", pieces)]
         low.bind(parallel)
         first = sym("nb") * stretch
-        count = minimum(self.columns - first, const(stretch), low.facts)
+        count = minimum(self.columns - first, together * stretch, low.facts)
+        whole = [-mod(sym("nb"), together, low.facts)]
+        low.when(whole, lambda: self._step(first, count, most * panels))
+        return parallel, at_least_one(p.depth) * stretch
+
+    def _together(self) -> int:
+        """Stretches of columns that a step may take together: of many rows, of bytes, and with
+        AVX2 of what is converted to a band of scratch, one is as quick."""
+        alone = self.p.of_bytes or (self.converts and self.p.panel == LANES)
+        return TOGETHER if self.is_thin and not alone else 1
+
+    def _step(self, first: Expr, count: Expr, panels: int) -> None:
+        """Columns from `first` on, in at most so many panels."""
+        low, p = self.low, self.p
         left = low.buffer(p.operands[0], "in").name
-        name, base, step = self.read(first, stretch)
+        name, base, step = self.read(first, panels * self.width)
         tile, result = self.tile(panels if self.is_thin else 1), p.result(low)
         multiply = partial(self._multiply, _Operands(left, name, base, step, first), tile)
 
@@ -191,7 +212,6 @@ class _Direct(Stretches):
             self.tiles_of(count, lambda s, r, c, w: store(sym("p"), s, r, c, w))
         else:
             self.tiles_of(count, whole)
-        return parallel, at_least_one(p.depth) * stretch
 
     def _one_column(self, left: str, other: str, base: Expr, tile: str) -> None:
         """A tile of a matrix by a vector, whose elements are adjacent: dot products with rows."""

@@ -245,3 +245,15 @@ def test_matrices_of_one_column_in_a_batch(
         wanted = np.maximum(x.astype(float) @ y.astype(float) + b, 0)
         scale = np.abs(x).astype(float) @ np.abs(y).astype(float) + np.abs(b)
         assert np.all(np.abs(found - wanted) <= (k + 2) * UNIT[F32] * scale)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_few_rows_by_many_columns(level: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """A step takes up to four stretches of 512 columns, and leaves another step as many."""
+    pipe = CpuPipeline(plan_of(tmp_path / "p.pipe", BY_A_VECTOR.format(t="f32", b=""), level))
+    for m, n in ((1, 1023), (3, 1025), (1, 2049), (36, 3100), (2, 5000)):
+        x, y, b = (rng.standard_normal(s, np.float32) for s in ((m, 41), (41, n), n))
+        found = np.asarray(pipe(x=x, y=y, b=b))
+        wanted = np.maximum(x.astype(float) @ y.astype(float) + b, 0)
+        scale = np.abs(x).astype(float) @ np.abs(y).astype(float) + np.abs(b)
+        assert np.all(np.abs(found - wanted) <= 43 * UNIT[F32] * scale)
