@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+import stagefuse.compiler.gpu.compile  # noqa: F401  all of it, before a test changes a constant
 from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.plan import GpuPlan, PipelinePlan, Plan, TensorMapPlan
 from stagefuse.compiler.ptx import check, read_module
