@@ -53,6 +53,8 @@ class Product:
         known = self.columns.as_int()
         if known is not None and known % self.panel == 0:
             return const(self.panel)
+        if known is not None and known < self.panel:
+            return const(known)  # of the only one
         return minimum(self.columns - panel * self.panel, const(self.panel))
 
     @property
