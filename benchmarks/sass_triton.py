@@ -45,6 +45,50 @@ def layer_norm(x, g, b, y, N: tl.constexpr):
 
 
 @triton.jit
+def masked_softmax(x, m, y, N: tl.constexpr):
+    column = tl.arange(0, N)
+    at = tl.program_id(0) * N + column
+    keep = tl.load(m + column) != 0
+    v = tl.where(keep, tl.load(x + at).to(tl.float32), float("-inf"))
+    e = tl.where(keep, tl.exp(v - tl.max(v, axis=0)), 0.0)
+    tl.store(y + at, (e / tl.sum(e, axis=0)).to(y.dtype.element_ty))
+
+
+@triton.jit
+def cross_entropy(x, label, y, N: tl.constexpr, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0), tl.arange(0, BLOCK)
+    v = tl.load(x + row * N + column, mask=column < N, other=float("-inf")).to(tl.float32)
+    most = tl.max(v, axis=0)
+    total = most + tl.log(tl.sum(tl.exp(v - most), axis=0))
+    tl.store(y + row, total - tl.load(x + row * N + tl.load(label + row)).to(tl.float32))
+
+
+@triton.jit
+def swiglu(x, y, N: tl.constexpr):
+    column = tl.arange(0, N)
+    at = tl.program_id(0) * 2 * N + column
+    a, b = tl.load(x + at).to(tl.float32), tl.load(x + N + at).to(tl.float32)
+    found = a / (1.0 + tl.exp(-a)) * b
+    tl.store(y + tl.program_id(0) * N + column, found.to(y.dtype.element_ty))
+
+
+@triton.jit
+def quantise(x, q, s, N: tl.constexpr):
+    at = tl.program_id(0) * N + tl.arange(0, N)
+    v = tl.load(x + at).to(tl.float32)
+    scale = tl.max(tl.abs(v), axis=0) / 127.0 + 1e-6
+    tl.store(q + at, tl.extra.libdevice.rint(v / scale).to(tl.int8))
+    tl.store(s + tl.program_id(0), scale)
+
+
+@triton.jit
+def dequantise(q, s, y, N: tl.constexpr):
+    at = tl.program_id(0) * N + tl.arange(0, N)
+    found = tl.load(q + at).to(tl.float32) * tl.load(s + tl.program_id(0))
+    tl.store(y + at, found.to(y.dtype.element_ty))
+
+
+@triton.jit
 def matmul(a, b, c, m, N: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
            BK: tl.constexpr):  # fmt: skip
     row = tl.program_id(0) * BM + tl.arange(0, BM)
