@@ -397,14 +397,9 @@ def _lies_along_rows(low: Lowering, p: Product) -> bool:
 
 
 def part_of(low: Lowering, whole: Whole, part: str, depth: int) -> Whole:
-    """The same matrices from the depth on at which a part, so many deep, begins."""
-    _, along, _ = right_of(low, product_of_group(low, low.group.anchor))
-    begin, pixels = sym(part) * depth, whole.pixels
-    if pixels is not None:
-        pixels = replace(pixels, begin=begin)
-    matrix = left_of(low, product_of_group(low, low.group.anchor))
-    left, right = whole.left + begin * matrix.along, whole.right + begin * along
-    return replace(whole, left=left, right=right, cluster=1, pixels=pixels)
+    """The same matrices, of which a kernel takes a part of the depth, so many deep."""
+    p, begin = product_of_group(low, low.group.anchor), sym(part) * depth
+    return replace(whole, cluster=1, begin=begin, depth=p.depth)
 
 
 def whole_of(low: Lowering) -> Whole | None:

@@ -8,15 +8,17 @@ tiles, where all multiprocessors together could have read the matrix in 30.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
-from stagefuse.compiler.graph import Contract, Graph
+from stagefuse.compiler.graph import Contract, Graph, Node
 from stagefuse.compiler.groups import Group
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum
 from stagefuse.dsl.dtypes import F32, I32
 from stagefuse.dsl.facts import Facts
 
+from .any_depth import DEEP, FEW, cut_of, shared
 from .contract import operands_of
 from .few_tiles import MOST_SPLITS, Thin
 from .persistent import BLOCKS
@@ -39,6 +41,8 @@ ALL_DRAWN = 2300
 """The same of all of them."""
 START = 3000
 """Clocks of a kernel's start and end."""
+CLOCKS = 1.7
+"""In a nanosecond."""
 SUMMED = 2500
 """Bytes of parts that are stored or read again in a clock."""
 
@@ -65,9 +69,11 @@ def deeps_of(graph: Graph, group: Group) -> list[Deep]:
     rows, columns = (size_of([shape[a] for a in x]) for x in (product.rows, product.columns))
     depth, across = product.depth.as_int(), columns.as_int()
     stage = ROW_BYTES // kind.size
-    if depth is None or across is None or depth % stage or product.batch:
-        return []
     if node.type.dtype not in (F32, I32):
+        return []
+    if depth is None or product.batch:
+        return [] if group.apart or group.nest else _of_any_depth(graph, node, stage)
+    if across is None or depth % stage:
         return []
     found, below = list[Deep](), const(0)
     for most, (width, count) in _ways(rows, across, depth // stage, graph.facts):
@@ -80,6 +86,37 @@ def deeps_of(graph: Graph, group: Group) -> list[Deep]:
             found.append(Deep(width, split))
         below = within
     return found
+
+
+def _of_any_depth(graph: Graph, node: Node, stage: int) -> list[Deep]:
+    """How to split a product in a batch, or of any depth; `stage`: elements of its depth at a
+    time."""
+    product = node.primitive
+    assert isinstance(product, Contract)
+    known = product.depth.as_int() is not None
+    times = {width: partial(_time, width, stage, known) for width in WIDTHS}
+    cuts = {w: cut_of(graph, node, (ROWS, w), time) for w, time in times.items()}
+    found = {w: cut for w, cut in cuts.items() if cut is not None}
+    if not found:
+        return []
+    width = min(found, key=lambda w: times[w](FEW * WIDTHS[0] // w, DEEP, found[w].length))
+    cut = found[width]
+    return [Deep(width, Thin(cut.holds, const(0), cut.length, cut.count))]
+
+
+def _time(width: int, stage: int, known: bool, tiles: int, depth: int, length: int) -> float:
+    """The clocks of tiles of a width, of a depth in stretches of a length, or in one if that is 0;
+    as `clocks`, but for operands that tiles share."""
+    stages, long = -(-depth // stage), length // stage or -(-depth // stage)
+    blocks = tiles * -(-stages // long)
+    alone = long * max(4 * width, width * ROW_BYTES / DRAWN)
+    read = tiles * (ROWS + width) * stages * ROW_BYTES / ALL_DRAWN
+    time = START + max(-(-blocks // BLOCKS) * alone, read)
+    if not length:
+        return time
+    sums = tiles * ROWS * width
+    more = shared(sums, blocks // tiles, known) * CLOCKS
+    return time + START + 2 * blocks // tiles * sums * 4 / SUMMED + more
 
 
 def _ways(rows: Expr, columns: int, stages: int, facts: Facts) -> list[tuple[int, Way]]:

@@ -200,9 +200,9 @@ class KernelWriter(SplitWriter):
             self.facts = self.facts.with_ranges({"lane": (0, team.lanes - 1)})
         self.warp = thread.lshr(5)
         if team.across:
-            self.symbols["column"] = thread & (team.across - 1)
-            self.symbols["row"] = thread.lshr(team.across.bit_length() - 1)
-            ranges = {"column": (0, team.across - 1), "row": (0, team.down - 1)}
+            self.symbols["column'"] = thread & (team.across - 1)
+            self.symbols["row'"] = thread.lshr(team.across.bit_length() - 1)
+            ranges = {"column'": (0, team.across - 1), "row'": (0, team.down - 1)}
             self.facts = self.facts.with_ranges(ranges)
         kind = "i32" if self.is_small(self.count + team.per_block) else "i64"
         block = code.pure("cvt.u64.u32", "i64", block) if kind == "i64" else block

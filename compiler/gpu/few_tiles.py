@@ -6,18 +6,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stagefuse.compiler.graph import Contract, Graph, Ref
+from stagefuse.compiler.graph import Contract, Graph, Node, Ref
 from stagefuse.compiler.groups import Group
 from stagefuse.compiler.kernel_ir import Alloc, Buffer, Fold, Index, Load, Local, Store
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.product import Depth, Product, product_of_group
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.compiler.schedule import GPU
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.compiler.schedule import GPU, GPU_HALF
+from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32, I32
 from stagefuse.dsl.frozen import frozen
 
+from .any_depth import by_warps, cut_of
 from .contract import (
     PADDING,
     PANELS,
@@ -66,7 +67,7 @@ class Thin:
     few: Expr
     low: Expr
     depth: int
-    count: int
+    count: int | Expr
     number: int = 0
     """Tells the buffers of different splits of a product apart."""
 
@@ -82,12 +83,11 @@ def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
     product = node.primitive
     assert isinstance(product, Contract)
     depth = product.depth.as_int()
-    if (
-        depth is None
-        or depth < 2 * LEAST_DEPTH
-        or product.batch
-        or node.type.dtype not in (F32, I32)
-    ):
+    if node.type.dtype not in (F32, I32):
+        return None
+    if depth is None or product.batch:
+        return _of_any_depth(graph, group, node) if enough in (None, FULL) else None
+    if depth < 2 * LEAST_DEPTH:
         return None
     rows, columns = (
         size_of([node.type.shape[a] for a in axes]) for axes in (product.rows, product.columns)
@@ -123,6 +123,22 @@ def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
     return Thin(few, low, part, -(-depth // part))
 
 
+def _of_any_depth(graph: Graph, group: Group, node: Node) -> Thin | None:
+    """How to split a product in a batch, or of any depth, in tiles by `mma.sync`."""
+    product, kind = node.primitive, operands_of(graph, group)
+    assert isinstance(product, Contract)
+    if group.apart or group.nest or holds_codes(graph, group):
+        return None
+    panel, schedule = product.panel, GPU if kind is None else GPU_HALF
+    columns = size_of([node.type.shape[a] for a in product.columns]).as_int()
+    most = PANELS[panel] if columns is None else min(PANELS[panel], -(-columns // panel))
+    tile, size = (GPU.row_tile[panel], panel), 4 if kind is None else kind.size
+    whole = schedule.row_tile[panel] * panel * most
+    known = product.depth.as_int() is not None
+    cut = cut_of(graph, node, tile, by_warps(size, whole, tile[0] * panel, known))
+    return None if cut is None else Thin(cut.holds, const(0), cut.length, cut.count)
+
+
 def in_parts(graph: Graph, group: Group, count: int) -> Thin | None:
     """A group's product in so many parts for all sizes, if it may be split so."""
     assert group.anchor is not None
@@ -155,8 +171,8 @@ def are_few(graph: Graph, group: Group, split: Thin) -> bool:
     product = node.primitive
     assert isinstance(product, Contract)
     columns = size_of([node.type.shape[a] for a in product.columns]).as_int()
-    width = PANELS[product.panel] * product.panel
-    return columns is not None and -(-columns // width) * split.count < FULL
+    width, count = PANELS[product.panel] * product.panel, as_expr(split.count).as_int()
+    return columns is not None and count is not None and -(-columns // width) * count < FULL
 
 
 def low_rows(graph: Graph, group: Group, split: Thin) -> list[tuple[int, Expr]]:
@@ -185,7 +201,7 @@ def parts_of(ref: Ref, number: int = 0) -> Ref:
 
 
 def _parts(low: Lowering, p: Product, split: Thin, mode: str) -> Buffer:
-    shape = (const(split.count), p.rows, p.columns)
+    shape = (as_expr(split.count), *(e for _, e in p.batch), p.rows, p.columns)
     name = f"b{len(low.buffers)}"
     return low.buffers.setdefault(parts_of(p.ref, split.number), Buffer(name, p.dtype, shape, mode))
 
@@ -203,8 +219,8 @@ def lower_parts(low: Lowering, split: Thin, tile_rows: int = 0) -> Parallel:
     rows, depth = p.row_tile, split.depth
     blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)
-    parallel = [("mb", blocks), ("nb", groups)]
-    parallel.insert(0 if copied else 2, ("ks", const(split.count)))
+    parallel = [*p.batch, ("mb", blocks), ("nb", groups)]
+    parallel.insert(0 if copied else len(parallel), ("ks", as_expr(split.count)))
     low.bind(parallel)
     width = group * p.panel + PADDING
     tile = low.name("tile")
@@ -216,7 +232,7 @@ def lower_parts(low: Lowering, split: Thin, tile_rows: int = 0) -> Parallel:
     begin = sym("ks") * depth
     even = p.depth.as_int() == split.count * depth
     piece = Depth(begin, const(depth) if even else minimum(p.depth - begin, const(depth)))
-    first = sym("nb") * group
+    first, lead = sym("nb") * group, [sym(name) for name, _ in p.batch]
 
     def one_panel() -> None:
         target = (tile, (sym("p") - first) * p.panel, const(width))
@@ -224,7 +240,7 @@ def lower_parts(low: Lowering, split: Thin, tile_rows: int = 0) -> Parallel:
 
     def column() -> None:
         at = first * p.panel + sym("c")
-        places = (Index(sym("ks")), Index(start + sym("r")), Index(at))
+        places = (*map(Index, (sym("ks"), *lead, start + sym("r"), at)),)
         inside = Load(tile, (Index(sym("r")), Index(sym("c"))), p.dtype)
         low.when([p.columns - 1 - at], lambda: low.emit(Store(parts.name, places, inside)))
 
@@ -241,18 +257,19 @@ def lower_sum_of_parts(low: Lowering, split: Thin) -> Parallel:
     p = product_of_group(low, low.group.anchor)
     parts = _parts(low, p, split, "in")
     runs = floordiv(p.columns + (RUN - 1), RUN, low.facts)
-    parallel = [("row", p.rows), ("run", runs)]
+    parallel = [*p.batch, ("row", p.rows), ("run", runs)]
     low.bind(parallel)
     begin = sym("run") * RUN
     end = minimum(begin + RUN, p.columns)
 
     def element() -> None:
-        place = (Index(sym("k")), Index(sym("row")), Index(sym("c")))
+        lead = (sym(name) for name, _ in p.batch)
+        place = (*map(Index, (sym("k"), *lead, sym("row"), sym("c"))),)
         name = low.name("total")
         value = Load(parts.name, place, p.dtype)
-        low.emit(Fold(name, "sum", (("k", const(split.count)),), value, p.dtype))
+        low.emit(Fold(name, "sum", (("k", as_expr(split.count)),), value, p.dtype))
         with low.part(low.group, {p.ref: lambda _: Local(name, p.dtype)}):
             low.store(p.place(low, sym("row"), sym("c")))
 
     low.loop("c", begin, end, element, vector=True)
-    return parallel, const(RUN * split.count)
+    return parallel, as_expr(split.count) * RUN

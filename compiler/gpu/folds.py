@@ -199,7 +199,7 @@ class FoldWriter(VersionWriter):
         rest = replace(s, loops=(*s.loops[:longest], *s.loops[longest + 1 :]))
         extent = self.resolve(extent)
         kind = "i32" if self.is_small(extent + DEEP * self.team.down) else "i64"
-        start = self.index(sym("row"), kind)
+        start = self.index(sym("row'"), kind)
 
         def nest(depth: int, carry: Carry) -> Carry:
             if depth < len(rest.loops):
@@ -234,7 +234,7 @@ class FoldWriter(VersionWriter):
         if self.in_loop():
             code.line("bar.sync 0;")  # the last reductions here may not have been read
         lane = self.symbols["lane"]
-        column = start + self.symbols["column"] * (len(totals) * 8)
+        column = start + self.symbols["column'"] * (len(totals) * 8)
         first = (lane & (WARP - 1)).compare("lt", team.across)
         at = column + lane.lshr(5) * row
         raws = [self._raw(t) for t in totals]

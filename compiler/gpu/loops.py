@@ -166,7 +166,7 @@ class LoopWriter(BarrierWriter):
 
     def only_one(self) -> Value | None:
         """Of lanes that have the same element, the one that stores."""
-        return self.symbols["row"].compare("eq", 0) if self.team.across else None
+        return self.symbols["row'"].compare("eq", 0) if self.team.across else None
 
     def elements(self) -> Iterator[Scope]:
         """The scopes of the elements of this lane's slot, entered one after the other."""
@@ -395,7 +395,7 @@ class LoopWriter(BarrierWriter):
             total = self.resolve(end - lo)
         with self._together():
             for number in range(slots):
-                unit = sym("column" if self.team.across else "lane") + number * lanes
+                unit = sym("column'" if self.team.across else "lane") + number * lanes
                 mask = None
                 if not self.facts.is_nonneg(total - 1 - unit * width):
                     mask = self.holds("lt", unit * width, total)

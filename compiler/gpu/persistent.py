@@ -60,7 +60,8 @@ ENOUGH_STAGES = 4
 class Whole:
     """The matrices that a kernel's tiles are of: `rows`, `columns`, and the elements at which the
     left and the right one begin in their buffers. `cluster`: blocks that bring the right one
-    together. `pixels`: the left one as windows, if it is no matrix."""
+    together. `pixels`: the left one as windows, if it is no matrix. Of a kernel that takes a part
+    of the `depth`, `begin` is where that begins."""
 
     rows: Expr
     columns: Expr
@@ -68,6 +69,8 @@ class Whole:
     right: Expr
     cluster: int
     pixels: Pixels | None = None
+    begin: Expr = const(0)
+    depth: Expr | None = None
 
 
 def suits(whole: Whole, loops: Sequence[tuple[str, Expr]]) -> bool:
@@ -289,7 +292,7 @@ class PersistentWriter(PieceWriter):
         code, s = self.code, self.form.product
         (down, _), (across, _) = self.kernel.parallel[-2:]
         turn = ring.turn(filling=True)
-        depth, windows = self.index(s.depth, "i32"), self.whole.pixels
+        windows = self.whole.pixels
         left, right = self._left_map(), self._right_map()
         own = code.const(0, "i32")  # the first row of a stage's right operand that it brings
         if self.cluster > 1:
@@ -301,7 +304,8 @@ class PersistentWriter(PieceWriter):
             with self.choosing(s):
                 ends = [self._batch_place(offset) for offset in (self.whole.left, self.whole.right)]
             place = [] if windows is None else self._first_pixel(windows)
-            with self._depth(depth, self.depth) as k:
+            with self._depth(self.index(s.depth, "i32"), self.depth) as inside:
+                k = inside + self.index(self.whole.begin, "i32")
                 stage = turn.now()
                 wait(code, stage.empty, stage.parity)
                 expect(code, stage.full, self.copied)
@@ -332,9 +336,8 @@ class PersistentWriter(PieceWriter):
         self, windows: Pixels, map: Value, k: Value, place: Sequence[Value], stage: Stage
     ) -> None:
         """Starts to copy the windows of a tile at a depth."""
-        code, s = self.code, self.form.product
-        at = k + self.index(windows.begin, "i32")
-        with self.named(k=(at, windows.begin, windows.begin + s.depth - 1)):
+        code, begin = self.code, self.whole.begin
+        with self.named(k=(k, begin, begin + self.form.product.depth - 1)):
             channel = self.index(windows.channel, "i32")
             moves = [self.index(e, "i32") for e in reversed(windows.moves)]
         halves = [code.fresh("half") for _ in moves]
@@ -360,7 +363,7 @@ class PersistentWriter(PieceWriter):
 
     def _left_map(self) -> Value:
         s, whole = self.form.product, self.whole
-        box = (self.left_rows, self.depth)
+        box, depth = (self.left_rows, self.depth), whole.depth or s.depth
         if (windows := whole.pixels) is not None:
             inner = [product_of(windows.sizes[n:]) for n in range(1, len(windows.sizes))]
             return self.tensor_map(
@@ -371,17 +374,18 @@ class PersistentWriter(PieceWriter):
             )  # fmt: skip
         if self.is_turned:
             box = (self.depth, PANEL)
-            return self._map(s.a, whole.left, (s.depth, whole.rows), s.a_col, box)
-        return self._map(s.a, whole.left, (whole.rows, s.depth), s.a_row, box)
+            return self._map(s.a, whole.left, (depth, whole.rows), s.a_col, box)
+        return self._map(s.a, whole.left, (whole.rows, depth), s.a_row, box)
 
     def _right_map(self) -> Value:
         s, whole = self.form.product, self.whole
         assert s.panel_row is not None and s.panel_col is not None
+        depth = whole.depth or s.depth
         if self.is_deep:
             box = (self.box_rows, self.depth)
-            sizes = (whole.columns, s.depth)
+            sizes = (whole.columns, depth)
             return self._map(s.panel, whole.right, sizes, s.panel_col, box)
-        sizes = (s.depth, whole.columns)
+        sizes = (depth, whole.columns)
         return self._map(s.panel, whole.right, sizes, s.panel_row, (self.box_rows, PANEL))
 
     @contextmanager
@@ -414,7 +418,6 @@ class PersistentWriter(PieceWriter):
         parts = self.sums_of(kind, self.form.columns) if kind.is_rough else sums
         last = code.variable("i32", ring.barriers)  # the stage that was read last
         first_lane = self.first_lane()
-        depth = self.index(s.depth, "i32")
 
         def release(where: Value) -> None:
             if self.cluster == 1:
@@ -424,6 +427,7 @@ class PersistentWriter(PieceWriter):
 
         def one_tile() -> None:
             self.statements(self.form.first)
+            depth = self.index(s.depth, "i32")
             for total in sums if kind.is_rough else ():
                 code.set(total, zero)
             with self._depth(depth, self.depth) as k:

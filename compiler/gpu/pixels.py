@@ -33,7 +33,7 @@ class Pixels:
     `start` is the image and the pixel, outermost first, at which the window of row `i` begins,
     `moves` is what the depth `k` adds to the pixel, and `channel` the first one it reads. A map's
     bounding box begins `lower` beyond the first pixel and ends `upper` beyond the last, of which
-    every `steps`-th is taken. `begin`: the depth at which a kernel begins.
+    every `steps`-th is taken.
     """
 
     sizes: tuple[Expr, ...]
@@ -43,7 +43,6 @@ class Pixels:
     lower: tuple[int, ...]
     upper: tuple[int, ...]
     steps: tuple[int, ...]
-    begin: Expr = const(0)
 
 
 @frozen
