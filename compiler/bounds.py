@@ -121,6 +121,12 @@ def _follows(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
     """Whether goal >= 0 is proved: from the conditions, or from what they say together."""
     if any((condition.as_int() or 0) < 0 for condition in conditions):
         return True  # nothing meets them
+    sharp = sharpened(facts, conditions)
+    shorter = sharp.simplify(goal)
+    if shorter.length() < goal.length():  # ((W//4)*s + c) // (W//4) is s, where W is 4 at least
+        goal = shorter
+        if _Search(sharp, (), goal, BARE_GOALS).steps_to(goal):
+            return True
     simpler = opaque(goal, facts, conditions)
     if simpler is not None and _is_found(*simpler):
         return True
