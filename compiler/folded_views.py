@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dims import Atom, Expr
 from stagefuse.dsl.types import TensorType
 
 from .graph import Node, Ref, View
@@ -21,6 +21,17 @@ def is_tangled(indices: Iterable[Expr], limit: int = TANGLED) -> bool:
     """
     texts = map(str, indices)
     return sum(text.count("//") + text.count("%") for text in texts) > limit
+
+
+def divisions(indices: Iterable[Expr]) -> int:
+    """How many quotients and remainders an index map takes, each of them once."""
+    found: set[Atom] = set()
+    pending = list(indices)
+    while pending:
+        new = {atom for m, _ in pending.pop().terms for atom, _ in m if atom.args} - found
+        found |= new
+        pending += [arg for atom in new for arg in atom.args]
+    return sum(atom.kind in ("//", "%") for atom in found)
 
 
 def fold_views(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from stagefuse.dsl.dims import Expr, sym
 
 from .byte_operands import is_code
-from .folded_views import is_tangled
+from .folded_views import TANGLED, divisions
 from .fuse_rules import DEPTH_LIMIT, Rules
 from .graph import (
     Concat,
@@ -207,7 +207,7 @@ class _Partitioner(Rules):
         if not isinstance(node.primitive, View):
             return False
         accesses = (self._operand_access(node, 0, a) for a in group.accesses.get(node.id, []))
-        return any(access is not None and is_tangled(access) for access in accesses)
+        return any(access is not None and divisions(access) > TANGLED for access in accesses)
 
     def _free_fits(self, node: Node, groups: list[Group]) -> bool:
         if isinstance(node.primitive, Gather | Concat):

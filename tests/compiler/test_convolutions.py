@@ -232,6 +232,31 @@ pipeline p(x: f32[B, 4, H, W], w: f32[4, 1, 5, 5]):
     np.testing.assert_allclose(pipe(x=x, w=w), want, rtol=0, atol=1e-5)
 
 
+def test_windows_at_sizes_that_are_quotients_are_not_stored(rng: np.random.Generator) -> None:
+    """Their positions hold many divisions as text, and few that differ: those of the sizes."""
+    text = """
+import nn
+pipeline p(x: f32[B, 3, H, W], v: f32[6, 3, 4, 4], w: f32[5, 6, 2, 2]):
+    nn.convolve2d(nn.relu(nn.convolve2d(x, v, 4, 1, 1)), w, 2, 1, 1)
+"""
+    pipe = sf.compile(text)
+    assert len(pipe.report().kernels) == 2
+    v = rng.standard_normal((6, 3, 4, 4), np.float32)
+    w = rng.standard_normal((5, 6, 2, 2), np.float32)
+    for high, wide in ((8, 8), (27, 41)):
+        x = rng.standard_normal((2, 3, high, wide), np.float32)
+        want, most = x.astype(float), abs(x)
+        for kernel, step in ((v, 4), (w, 2)):
+            for k, values in enumerate((want, most)):
+                of = np.lib.stride_tricks.sliding_window_view(values, (step, step), axis=(2, 3))
+                of = of[:, :, ::step, ::step]
+                new = np.einsum("bchwij,ocij->bohw", of, kernel if k == 0 else abs(kernel))
+                want, most = (new, most) if k == 0 else (want, new)
+            want = np.maximum(want, 0) if step == 4 else want
+        bound = 76 * 2.0**-24 * most  # two sums, of 48 and 24: Higham 2002, section 3.1
+        assert np.all(abs(pipe(x=x, v=v, w=w) - want) <= bound)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_few_places_are_rows_and_weights_lie_in_panels(
     level: str, chance: random.Random, rng: np.random.Generator, tmp_path: Path
