@@ -147,7 +147,7 @@ class _Joining:
 
     def _inner_of(self, whole: Group, other: Group) -> tuple[int, ...]:
         """The last axes of a kernel's elements that another one reduces, of rows that are long."""
-        if whole.kind != "pointwise":
+        if whole.kind != "pointwise" or not whole.domain:
             return ()
         for member in sorted(other.members):
             primitive = self.graph.nodes[member].primitive

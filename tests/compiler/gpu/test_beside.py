@@ -59,6 +59,10 @@ CASES: dict[str, tuple[str, int, Callable[[np.ndarray, np.ndarray], Arrays]]] = 
     d * rsqrt(mean(d * d, axis=0, keepdims=True) + 0.5), a, x[0] @ a""", 2,
         lambda x, y: (_centred(2 * x[0], 0.5), 2 * x[0], 2 * (x[0] @ x[0])),
     ),
+    "a single element": (
+        "    x[0, 0] * 2.0, max(x, axis=1), sum(x)", 3,
+        lambda x, y: (2 * x[0, 0], x.max(1), x.sum()),
+    ),
     "another order of elements": (
         "    x + 1.0, transpose(x, [1, 0]) * 2.0", 2, lambda x, y: (x + 1, x.T * 2)
     ),
