@@ -134,9 +134,8 @@ class LoopWriter(BarrierWriter):
                 self.write_cell(memory, self.place(memory, s.indices), self.value(s.value))
             return
         if self.slot is not None:
-            with self.when(self.only_one()):
-                return self._store_group(s, memory)
-        with self.when(self.first_lane() if self.in_team else None):
+            return self._store_group(s, memory)
+        with self.by(self.first_lane() if self.in_team else None):
             at = self.address(memory, self.place(memory, s.indices))
             value = self.value(s.value)
             with self.when(self.exists):
@@ -149,18 +148,20 @@ class LoopWriter(BarrierWriter):
         """One store of all elements, if they are adjacent and aligned."""
         found = []
         self.fetched = {}
+        only = self.only_one()
         for _ in self.elements():
-            value = self.value(s.value)
-            place = self.place(memory, s.indices)
-            vector = self.vector_of(memory, place)
-            found.append((value, place[1], vector, self.address(memory, place)))
+            with self.by(only):
+                value = self.value(s.value)
+                place = self.place(memory, s.indices)
+                vector = self.vector_of(memory, place)
+                found.append((value, place[1], vector, self.address(memory, place)))
         self.fetched = None
         offsets = {o.text if o is not None else "" for _, o, _, _ in found}
         width = 1
         if len(found) > 1 and found[0][2] is not None and len(offsets) == 1:
             width = min(len(found), VECTOR_BYTES // memory.dtype.itemsize)
             width = min(width, 4) if memory.dtype.itemsize == 1 else width
-        with self.when(self.exists):
+        with self.when(only), self.when(self.exists):
             for n in range(0, len(found), width):
                 self.write(memory, found[n][3], [v for v, _, _, _ in found[n : n + width]])
 

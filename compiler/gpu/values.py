@@ -78,6 +78,13 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         finally:
             self.active = before
 
+    @contextmanager
+    def by(self, lane: Value | None) -> Iterator[None]:
+        """Memory is touched by a lane for others, where there is such a condition: what it read
+        they do not have, so that it is not known after."""
+        with self.when(lane), self.scope(self.scopes[-1] if lane is None else None):
+            yield
+
     # Values
 
     def _constant(self, value: Const) -> Value:

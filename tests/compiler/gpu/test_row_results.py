@@ -9,7 +9,7 @@ import pytest
 
 import stagefuse as sf
 
-from .gpu_run import Emulated, check_legal, compiled, launches
+from .gpu_run import ARCHES, Emulated, check_legal, compiled, launches
 
 QUANTIZED = """\
 pipeline p(x: f32[B, {n}], r: f32[B, {n}]) -> (i8[B, {n}], f32[B{one}]){where}:
@@ -62,3 +62,24 @@ def test_scales_of_rows_are_stored_beside_what_they_scale(
         close = 8 * 2.0**-23 * max(np.abs(wanted).max(), 127) + 0.5 * (source == QUANTIZED)
         assert np.abs(found.astype(np.float64) - wanted).max() <= close
         np.testing.assert_allclose(own.reshape(scales.shape), scales, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", ["13", "40", "N"])
+def test_what_one_lane_reads_for_its_row_is_read_by_all_for_its_elements(
+    n: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    text = f"""\
+pipeline p(x: f32[3, {n}], v: f32[3], w: f32[{n}]):
+    x + v[:, None], v + sum(x, axis=1), x * w, w - max(x, axis=0)
+"""
+    count = int(rng.integers(1, 300)) if n == "N" else int(n)
+    x = rng.normal(size=(3, count)).astype(np.float32)
+    v, w = (rng.normal(size=s).astype(np.float32) for s in (3, count))
+    plan = compiled(tmp_path / "p.pipe", text)
+    wanted = x + v[:, None], v + x.astype(np.float64).sum(1), x * w, w - x.max(0)
+    for arch in ARCHES:
+        given = {"x": x, "v": v, "w": w}
+        found = Emulated(plan, arch)(given, {"N": count} if n == "N" else {})
+        close = 2.0**-22 * count * np.abs(x).max()  # a rounding of the sum for each element
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2.0**-22, atol=close)
