@@ -323,6 +323,8 @@ class _Search:
                 order = sorted(options, key=lambda o: (len(o.terms), o.length()))
                 yield from ((o,) for o in order)
             return
+        if atom.kind == "//" and rising and self._plain(b):
+            yield (rest, a)  # for a >= 0 the quotient is not negative, by 0 neither
         if not self._positive(b):
             return
         if atom.kind == "%":

@@ -18,8 +18,8 @@ def opaque(
     goal: Expr, facts: Facts, conditions: Sequence[Expr], positions: bool = False
 ) -> tuple[Expr, Facts, tuple[Expr, ...]] | None:
     """A goal, facts and conditions in which the quotients of sizes are symbols, and from which the
-    ones given follow; None if they have no quotients. `positions`: those of positions too, of
-    which only what the conditions say is known then."""
+    ones given follow; None if they have no quotients. `positions`: those of positions too, and
+    remainders, of which only what the conditions say is known then."""
     ranges = reached((goal, *conditions), facts)
     ends = [as_expr(e) for pair in ranges.values() for e in pair if e is not None]
     table = {
@@ -45,12 +45,12 @@ def opaque(
 
 def _quotients(expr: Expr, positions: bool) -> Iterator[Atom]:
     """The outermost quotients of sizes alone, whose names begin with a capital; with `positions`
-    the innermost ones, of anything."""
+    the innermost ones and remainders, of anything."""
     for monomial, _ in expr.terms:
         for atom, _ in monomial:
-            sizes = all(name[0].isupper() for name in atom.symbols)
+            of_sizes = atom.kind == "//" and all(name[0].isupper() for name in atom.symbols)
             inner = [a for arg in atom.args for a in _quotients(arg, positions)]
-            if atom.kind == "//" and (sizes or (positions and not inner)):
+            if of_sizes or (positions and atom.kind in ("//", "%") and not inner):
                 yield atom
             else:
                 yield from inner
