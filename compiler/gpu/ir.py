@@ -112,6 +112,9 @@ class Value(Operators):
 class Code(Lines):
     """The body of one function being written."""
 
+    converts_long = False
+    """As the CPU's writer has it: i64 is divided as it is."""
+
     def __init__(self) -> None:
         super().__init__()
         self.contract = False  # whether a product and a sum may become one instruction
