@@ -45,7 +45,7 @@ def _without(name: str) -> Callable[[Any], Any]:
     return lambda join: partial(join, joins=ways)
 
 
-RULES, JOIN = "stagefuse.compiler.fuse_rules.Rules", "stagefuse.compiler.join.join"
+RULES, JOIN = "stagefuse.compiler.fusion.fuse_rules.Rules", "stagefuse.compiler.fusion.join.join"
 FORMS = {
     "elements": Form(
         "elements computed where they are used", f"{RULES}._map_refusal", _refused

@@ -33,8 +33,6 @@ from stagefuse.dsl.dtypes import BOOL, F32, F64, I32, I64, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
-from .bounds import Bounds, nonempty, positions, size_of
-from .byte_operands import is_byte
 from .errors import VerifyError
 from .graph import (
     Carried,
@@ -62,9 +60,11 @@ from .graph import (
     Within,
 )
 from .graph_text import place_of, print_node
+from .patterns.byte_operands import is_byte
+from .proofs.bounds import Bounds, nonempty, positions, size_of
+from .proofs.value_ranges import is_position
 from .recurrence import Nests, gathered_type
 from .scalar import FUNCTIONS
-from .value_ranges import is_position
 
 REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin")
 

@@ -26,7 +26,6 @@ from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from stagefuse.dsl.dtypes import BF16, BOOL, F16, F32, I32, I64, U32, DType
 from stagefuse.dsl.facts import Facts
 
-from .bounds import Bounds, size_of
 from .cpu.values import Unique, post_order
 from .errors import VerifyError
 from .graph_verify import REDUCTIONS
@@ -56,6 +55,7 @@ from .kernel_ir import (
     Value,
 )
 from .kernel_text import print_statement
+from .proofs.bounds import Bounds, size_of
 from .scalar import FUNCTIONS
 from .verify_products import tile_product
 from .verify_sorts import sort_digit, sort_row

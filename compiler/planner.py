@@ -13,7 +13,7 @@ from stagefuse.dsl.source import Span
 
 from .buffers import Buffers
 from .graph import Graph
-from .panel_width import width_for
+from .patterns.panel_width import width_for
 from .plan import (
     LEVELS,
     CheckPlan,
@@ -30,12 +30,12 @@ from .tuned import RULES, Choices, scheduled
 if TYPE_CHECKING:
     import numpy as np
 
-    from .bounds import Bounds
+    from .fusion.layers import Numbered
     from .gpu.compile import GpuCompiler
     from .kernel_ir import Kernel
-    from .layers import Numbered
     from .lower import Lowered, Sites
     from .plan_writing import Writing
+    from .proofs.bounds import Bounds
 
 
 @frozen
@@ -74,15 +74,15 @@ class Planner:
     def begin(self, pipeline: Pipeline, graph: Graph, write: Writing | None = None) -> Begun:
         """Runs the passes, and makes the kernels for GPUs: they take longest from here on. `write`
         begins once it is known which arrays they read, if they are the last that read any."""
-        from .byte_products import has_bytes
-        from .convolved import has_images
-        from .half_products import has_halves
         from .lower import Sites
-        from .narrow import has_narrow
         from .passes import pipeline_of
         from .passes.shorten_sorts import has_long_sorts
+        from .patterns.byte_products import has_bytes
+        from .patterns.convolved import has_images
+        from .patterns.half_products import has_halves
+        from .patterns.narrow import has_narrow
+        from .patterns.single_query import single_query_sums
         from .run_passes import bounds_of, run_passes
-        from .single_query import single_query_sums
 
         bounds = bounds_of(pipeline) if self.verify else None
         wants: dict[str, bool] = {}
@@ -147,12 +147,12 @@ class Planner:
 
     def _steps(self, begun: Begun) -> tuple[Buffers, list[StepPlan], tuple[LoopPlan, ...]]:
         """The buffers, steps and loops on the CPU."""
-        from .alike import Copies
-        from .fuse import partition
-        from .in_place import arrange
-        from .join import join
-        from .kernel_order import loops_of
-        from .layers import Layers
+        from .fusion.alike import Copies
+        from .fusion.fuse import partition
+        from .fusion.in_place import arrange
+        from .fusion.join import join
+        from .fusion.kernel_order import loops_of
+        from .fusion.layers import Layers
         from .lower import lower
         from .report import report
         from .schedule import CPU, CPU_NARROW

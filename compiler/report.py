@@ -8,8 +8,8 @@ from typing import Any
 from stagefuse.dsl.dims import Expr, const, minimum
 
 from .buffers import size_of
+from .fusion.groups import Decision, flops
 from .graph import Contract, Gather, Graph, Map, Node, Recurrence, Reduce, Ref, Scan, Update, View
-from .groups import Decision, flops
 from .kernel_ir import Buffer
 from .lower import Lowered
 

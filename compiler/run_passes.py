@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.program import Pipeline
 
-from .bounds import Bounds
 from .errors import InternalError, VerifyError
 from .graph import Graph
 from .graph_text import print_graph
@@ -19,6 +18,7 @@ from .kernel_text import print_kernel
 from .kernel_verify import verify_kernel
 from .passes import INVARIANTS, Pass
 from .passes.record import Place
+from .proofs.bounds import Bounds
 
 REPRODUCER_BYTES = 1 << 24
 """A reproducer holds the bytes of constants if they are no more than this."""

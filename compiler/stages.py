@@ -10,16 +10,16 @@ from stagefuse.dsl.diagnostics import CompileError
 from stagefuse.dsl.program import Pipeline
 
 from .build_graph import build_graph
-from .byte_products import has_bytes
 from .front import check_source
-from .fuse import partition
+from .fusion.fuse import partition
+from .fusion.in_place import arrange
+from .fusion.join import join
+from .fusion.layers import Layers
 from .graph_text import print_graph
-from .in_place import arrange
-from .join import join
 from .kernel_text import print_kernel
-from .layers import Layers
 from .lower import Sites, lower
 from .passes import Pass, pipeline_of
+from .patterns.byte_products import has_bytes
 from .run_passes import bounds_of, run_passes, verified_kernel
 from .schedule import CPU
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import BF16, F16, F32, F64, I32, I64
 
-from .bounds import size_of
-from .byte_operands import is_byte
 from .kernel_ir import Buffer, Checked, TileProduct
+from .patterns.byte_operands import is_byte
+from .proofs.bounds import size_of
 
 if TYPE_CHECKING:
     from .kernel_verify import Check, Scope

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from stagefuse.dsl.dims import Expr, as_expr, const
 from stagefuse.dsl.dtypes import I64, U8, U32
 
-from .bounds import size_of
 from .kernel_ir import Buffer, SortDigit, SortRow
+from .proofs.bounds import size_of
 
 if TYPE_CHECKING:
     from .kernel_verify import Check, Scope

@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stagefuse.compiler.bounds import Bounds
+from stagefuse.compiler.proofs.bounds import Bounds
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

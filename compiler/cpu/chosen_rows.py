@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from stagefuse.compiler.bounds import size_of
 from stagefuse.compiler.kernel_ir import Checked, For, Index, Load, Statement
 from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.compiler.proofs.bounds import size_of
 
 from .ahead import AheadWriter
 from .bodies import is_loop, values_of, walk

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from stagefuse.compiler.byte_operands import is_byte
 from stagefuse.compiler.kernel_ir import For, Kernel, TileProduct
+from stagefuse.compiler.patterns.byte_operands import is_byte
 from stagefuse.compiler.plan import CUT_ROWS
 from stagefuse.dsl.dims import Expr, const, floordiv, mod
 from stagefuse.dsl.dtypes import I32

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from stagefuse.compiler.byte_operands import is_byte
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Buffer,
@@ -13,6 +12,7 @@ from stagefuse.compiler.kernel_ir import (
     Statement,
     TileProduct,
 )
+from stagefuse.compiler.patterns.byte_operands import is_byte
 from stagefuse.compiler.plan import CUT_ROWS
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum
 from stagefuse.dsl.dtypes import F32, DType

@@ -13,10 +13,10 @@ position, so that equal keys keep their order.
 
 from __future__ import annotations
 
+from stagefuse.compiler.operators import BITS
+from stagefuse.compiler.sort_order import DIGITS, number_of
 from stagefuse.dsl.dtypes import DType
 
-from ..operators import BITS
-from ..sort_order import DIGITS, number_of
 from .ir import Code
 from .scalars import MEMORY
 

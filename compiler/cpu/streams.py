@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from stagefuse.compiler.bounds import size_of
 from stagefuse.compiler.kernel_ir import For, Index, Let, Load, Store
 from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.compiler.proofs.bounds import size_of
 from stagefuse.dsl.dims import const
 
 from . import scalars

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from stagefuse.compiler.bounds import size_of
 from stagefuse.compiler.kernel_ir import Checked, Index, Kernel, Load
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.compiler.kernel_text import values_of
+from stagefuse.compiler.proofs.bounds import size_of
 
 from .bodies import walk
 from .ir import Value

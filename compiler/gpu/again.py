@@ -12,7 +12,7 @@ from stagefuse.compiler.lower import Lowered
 from stagefuse.dsl.dims import Expr, const
 
 from .predict import UNLIMITED
-from .scatter import is_sparse
+from .sequences.scatter import is_sparse
 
 _COMPARED = 48
 """What an element costs at each of a sort's stages, as operations at full rate: from the 169 us

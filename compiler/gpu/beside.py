@@ -14,16 +14,16 @@ from dataclasses import replace
 
 import networkx as nx
 
-from stagefuse.compiler.fuse_rules import DEPTH_LIMIT
+from stagefuse.compiler.fusion.fuse_rules import DEPTH_LIMIT
+from stagefuse.compiler.fusion.groups import Access, Decision, Group, Partition, flops
+from stagefuse.compiler.fusion.join_reduced import reductions_of
+from stagefuse.compiler.fusion.kernel_order import ordered_groups
 from stagefuse.compiler.graph import Graph, Map, Node, Position, Reduce, Ref, Scalar, View
-from stagefuse.compiler.groups import Access, Decision, Group, Partition, flops
-from stagefuse.compiler.join_reduced import reductions_of
-from stagefuse.compiler.kernel_order import ordered_groups
 from stagefuse.compiler.lower.expressions import product_of
 from stagefuse.compiler.lower.pointwise import is_flat
 from stagefuse.dsl.dims import Expr, const, sym
 
-from .whole import LEAST
+from .reductions.split_reductions import LEAST
 
 PLAIN = (Map, Position, Reduce, Scalar, View)
 MOST_STORED, MOST_READ = 8, 12

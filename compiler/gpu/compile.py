@@ -9,15 +9,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from stagefuse.compiler.alike import Copies
 from stagefuse.compiler.buffers import Buffers, size_of
-from stagefuse.compiler.fuse import partition
+from stagefuse.compiler.fusion.alike import Copies
+from stagefuse.compiler.fusion.fuse import partition
+from stagefuse.compiler.fusion.groups import Decision, Group
+from stagefuse.compiler.fusion.in_place import arrange
+from stagefuse.compiler.fusion.join import join
+from stagefuse.compiler.fusion.layers import Layers, Numbered
 from stagefuse.compiler.graph import Contract, Graph, Node
-from stagefuse.compiler.groups import Decision, Group
-from stagefuse.compiler.in_place import arrange
-from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Kernel
-from stagefuse.compiler.layers import Layers, Numbered
 from stagefuse.compiler.lower import Lowered, Sites, finish
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, PipelinePlan, Plan, TensorMapPlan
 from stagefuse.compiler.report import describe, report
@@ -28,20 +28,21 @@ from stagefuse.dsl.program import Pipeline
 
 from .again import again
 from .assemble import Usage
-from .attend_roles import RolesWriter, attends
+from .attention.chain import LONGEST
+from .attention.warp_roles import RolesWriter, attends
 from .beside import beside
-from .chain import LONGEST
-from .contract import sums_roughly
 from .drafts import Draft, SourceLowering, drafts, families
 from .emit import Entry, KernelWriter
 from .flight import Flight, flight_of
 from .launches import Launches
-from .mma import EIGHTS
+from .matmul.decoded_first import UnfoldedWriter
+from .matmul.epilogue import form_of
+from .matmul.lowering import sums_roughly
+from .matmul.mma import EIGHTS
+from .matmul.persistent import PersistentWriter
 from .modules import Modules
-from .persistent import PersistentWriter
-from .pieces import form_of
 from .predict import largest
-from .recurrent import (
+from .recurrence.lowering import (
     TILES,
     TOO_LARGE,
     Resident,
@@ -52,11 +53,10 @@ from .recurrent import (
     start_kernel,
     start_launch,
 )
-from .stage import Unfit
+from .recurrence.stage import Unfit
 from .structures import candidates, made_by
 from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, loaded_ahead, occupancy
 from .tensor_maps import TensorMap
-from .unfolded import UnfoldedWriter
 
 JOINS = (
     "placed", "attended", "decoded", "chained", "gathered", "coded", "halved", "direct", "turned",

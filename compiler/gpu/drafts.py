@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from stagefuse.compiler.fusion.groups import Group
+from stagefuse.compiler.fusion.join_reduced import rows_reduced
 from stagefuse.compiler.graph import Contract, Gather, Graph, Node, Scan
-from stagefuse.compiler.groups import Group
-from stagefuse.compiler.join_reduced import rows_reduced
 from stagefuse.compiler.kernel_ir import Value
 from stagefuse.compiler.lower import FORMS, Sites
 from stagefuse.compiler.lower.blocks import Parallel
@@ -19,12 +19,13 @@ from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_CODES, GPU_HALF, GPU
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum
 from stagefuse.dsl.facts import Facts
 
-from .attention import heights, lower_attention, suits_groups
-from .attention_split import Split, lower_joined, lower_pieces, split_of
-from .boxes import Matrices
-from .chain import lower_chain
-from .columns import Written, lower_rows
-from .contract import (
+from .attention.chain import lower_chain
+from .attention.lowering import heights, lower_attention, suits_groups
+from .attention.split_keys import Split, lower_joined, lower_pieces, split_of
+from .emit import KernelWriter
+from .matmul.decoded_first import lower_unfolded, unfolded_of
+from .matmul.deep_split import Deep, deeps_of
+from .matmul.lowering import (
     holds_codes,
     lower_contract,
     matrices_of,
@@ -34,9 +35,10 @@ from .contract import (
     tile_widths,
     whole_of,
 )
-from .deep_parts import Deep, deeps_of
-from .emit import KernelWriter
-from .few_tiles import (
+from .matmul.norm_epilogue import lower_finished, not_split, tile_for
+from .matmul.persistent import Whole
+from .matmul.reduction_epilogue import cut_of, lower_rest, lower_tiles
+from .matmul.split_depth import (
     FEW_ROWS,
     Thin,
     are_few,
@@ -46,17 +48,15 @@ from .few_tiles import (
     lower_sum_of_parts,
     thin,
 )
-from .finished import lower_finished, not_split, tile_for
-from .long_sorts import scatter_forms, sort_forms
-from .persistent import Whole
-from .reduced import cut_of, lower_rest, lower_tiles
-from .split_rows import levels, lower_level, lower_rest_of_rows, share_of_rows
-from .split_scan import lower_stretch_scans, lower_stretches, splits
+from .matmul.tensor_loads import Matrices
+from .matmul.tf32_shapes import Choice, Shape, choices
+from .reductions.columns import Written, lower_rows
+from .reductions.split_reductions import lower_whole_parts, lower_whole_rest, share_of
+from .reductions.split_rows import levels, lower_level, lower_rest_of_rows, share_of_rows
+from .sequences.long_sorts import scatter_forms, sort_forms
+from .sequences.split_scan import lower_stretch_scans, lower_stretches, splits
 from .teams import PART_ROW, WARP_ROW
-from .tiles import Choice, Shape, choices
 from .transposed import lower_elements
-from .unfolded import lower_unfolded, unfolded_of
-from .whole import lower_whole_parts, lower_whole_rest, share_of
 
 SHORT_ROWS = (PART_ROW, 256, 1024, 4096)
 """Rows up to these lengths have kernels of their own, whose lanes need no more registers."""

@@ -19,16 +19,16 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 
-from .boxes import Matrices
 from .ir import Value, constant_text
 from .loops import Carry
+from .matmul.tensor_loads import Matrices
+from .matmul.tf32_roles import GROUP
+from .matmul.tf32_tiles import SplitWriter
 from .memory import Memory
 from .private import private_arrays, vector_width
-from .scan import scan_of, team_of
+from .sequences.scan import scan_of, team_of
 from .teams import WARP, Team, choose
 from .tensor_maps import MAP_ALIGNMENT, MAP_BYTES, TensorMap
-from .tf32 import SplitWriter
-from .tf32_roles import GROUP
 
 PTX_VERSION = "8.7"
 PARAMETER_LIMIT = 4096  # bytes of parameters of a kernel on every target

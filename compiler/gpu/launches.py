@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from stagefuse.compiler.buffers import Buffers
+from stagefuse.compiler.fusion.kernel_order import loops_of
 from stagefuse.compiler.graph import Graph
-from stagefuse.compiler.kernel_order import loops_of
 from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, LoopPlan
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dims_text import parse

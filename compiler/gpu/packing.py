@@ -14,7 +14,7 @@ from stagefuse.compiler.graph import Contract, Ref
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.pointwise import lower_pointwise as plain
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.compiler.windows import windows_of
+from stagefuse.compiler.patterns.windows import windows_of
 from stagefuse.dsl.dims import const, floordiv, minimum, sym
 
 MOST_ROWS = 9

@@ -11,17 +11,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from stagefuse.compiler.fusion.groups import Group
+from stagefuse.compiler.fusion.join_reduced import rows_reduced
 from stagefuse.compiler.graph import Contract, Graph
-from stagefuse.compiler.groups import Group
-from stagefuse.compiler.join_reduced import rows_reduced
 from stagefuse.compiler.lower import Sites
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.schedule import GPU, GPU_HALF, GPU_TMA
 from stagefuse.compiler.tuned import Changes
 from stagefuse.dsl.dims import Expr, const
 
-from .attention import suits_groups
-from .contract import holds_codes, operands_of, whole_of
+from .attention.lowering import suits_groups
 from .drafts import (
     GPU_FORMS,
     WGMMA,
@@ -33,10 +32,11 @@ from .drafts import (
     sum_draft,
     width_draft,
 )
-from .few_tiles import in_parts
-from .persistent import CLUSTER
-from .tiles import Shape, shapes_of
-from .widths import rounds_of, widths_of
+from .matmul.lowering import holds_codes, operands_of, whole_of
+from .matmul.persistent import CLUSTER
+from .matmul.split_depth import in_parts
+from .matmul.tf32_shapes import Shape, shapes_of
+from .matmul.tile_widths import rounds_of, widths_of
 
 TILES = 5
 """Tiles to be measured, those that are predicted to be quickest."""

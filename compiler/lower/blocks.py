@@ -6,23 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from stagefuse.dsl.dims import Expr, const
-from stagefuse.dsl.facts import Facts
-from stagefuse.dsl.source import Span
-
-from ..graph import (
+from stagefuse.compiler.fusion.groups import Group
+from stagefuse.compiler.graph import (
     Graph,
     Ref,
 )
-from ..groups import Group
-from ..kernel_ir import (
+from stagefuse.compiler.kernel_ir import (
     Buffer,
     For,
     If,
     Statement,
     Value,
 )
-from ..schedule import Schedule
+from stagefuse.compiler.schedule import Schedule
+from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.source import Span
+
 from .expressions import product_of
 
 Parallel: TypeAlias = tuple[list[tuple[str, Expr]], Expr]

@@ -11,13 +11,19 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from stagefuse.compiler.graph import flatten_index
+from stagefuse.compiler.kernel_ir import Alloc, Index, Store, TileProduct
+from stagefuse.compiler.patterns.filtering import filtering_of
+from stagefuse.compiler.patterns.panel_width import LANES, PANELS, panels_time
+from stagefuse.compiler.patterns.windows import (
+    FEW_ROWS,
+    Windows,
+    is_worth_it,
+    step_in_place,
+    windows_of,
+)
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 
-from ..filtering import filtering_of
-from ..graph import flatten_index
-from ..kernel_ir import Alloc, Index, Store, TileProduct
-from ..panel_width import LANES, PANELS, panels_time
-from ..windows import FEW_ROWS, Windows, is_worth_it, step_in_place, windows_of
 from .blocks import Parallel
 from .expressions import at_least_one, product_of
 from .few_rows import is_converted, lower_few_rows

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+from stagefuse.compiler.cpu.values import renamed
+from stagefuse.compiler.kernel_ir import For, Statement, Store
+from stagefuse.compiler.patterns.windows import cuts_of
 from stagefuse.dsl.dims import const, sym
 
-from ..cpu.values import renamed
-from ..kernel_ir import For, Statement, Store
-from ..windows import cuts_of
 from .blocks import Parallel
 from .expressions import exprs_of
 from .values import Lowering

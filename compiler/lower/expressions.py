@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from stagefuse.dsl.dims import Expr, as_expr, const, maximum, sym
-from stagefuse.dsl.dtypes import BOOL, I64, DType
-
-from ..kernel_ir import (
+from stagefuse.compiler.kernel_ir import (
     Alloc,
     Attend,
     Checked,
@@ -28,7 +25,9 @@ from ..kernel_ir import (
     TileProduct,
     Value,
 )
-from ..scalar import identity
+from stagefuse.compiler.scalar import identity
+from stagefuse.dsl.dims import Expr, as_expr, const, maximum, sym
+from stagefuse.dsl.dtypes import BOOL, I64, DType
 
 COMBINE = {
     "sum": "add",

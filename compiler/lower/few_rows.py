@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from stagefuse.compiler.graph import View
+from stagefuse.compiler.kernel_ir import Alloc, Index, Store
+from stagefuse.compiler.patterns.windows import converted
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 
-from ..graph import View
-from ..kernel_ir import Alloc, Index, Store
-from ..windows import converted
 from .blocks import Parallel
 from .expressions import as_dtype, at_least_one
 from .product import Depth, Lines, Matrix, Product

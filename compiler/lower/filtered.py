@@ -13,10 +13,20 @@ from dataclasses import replace
 from itertools import product as every
 from typing import TypeAlias
 
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
-from stagefuse.dsl.dtypes import BOOL
-
-from ..filtering import (
+from stagefuse.compiler.graph import flatten_index, split_index
+from stagefuse.compiler.kernel_ir import (
+    Alloc,
+    Const,
+    Fold,
+    Index,
+    Load,
+    Local,
+    Op,
+    Store,
+    TileProduct,
+    Value,
+)
+from stagefuse.compiler.patterns.filtering import (
     AFTER,
     BEFORE,
     LARGEST,
@@ -26,9 +36,10 @@ from ..filtering import (
     RESULTS,
     Filtering,
 )
-from ..graph import flatten_index, split_index
-from ..kernel_ir import Alloc, Const, Fold, Index, Load, Local, Op, Store, TileProduct, Value
-from ..panel_width import LANES, panels_time
+from stagefuse.compiler.patterns.panel_width import LANES, panels_time
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dtypes import BOOL
+
 from .blocks import Parallel
 from .expressions import at_least_one
 from .product import Product

@@ -7,20 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_args
 
+from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.fusion.groups import Group
+from stagefuse.compiler.graph import (
+    Graph,
+    Ref,
+)
+from stagefuse.compiler.kernel_ir import Checked, Kernel, Load, Operand, Statement, Value
+from stagefuse.compiler.kernel_text import values_of
+from stagefuse.compiler.schedule import Schedule
 from stagefuse.dsl.dims import Expr, const, floordiv
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.frozen import frozen
 
-from ..cpu.bodies import walk
-from ..cpu.values import post_order
-from ..graph import (
-    Graph,
-    Ref,
-)
-from ..groups import Group
-from ..kernel_ir import Checked, Kernel, Load, Operand, Statement, Value
-from ..kernel_text import values_of
-from ..schedule import Schedule
 from .blocks import Parallel, Sites
 from .convolution import lower_product
 from .digits import in_digits

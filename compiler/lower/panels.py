@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from stagefuse.compiler.graph import Map, View
+from stagefuse.compiler.kernel_ir import Alloc, Const, Index, Store, Value
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 
-from ..graph import Map, View
-from ..kernel_ir import Alloc, Const, Index, Store, Value
 from .expressions import as_dtype
 from .values import Lowering
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from stagefuse.compiler.cpu.bodies import UNROLLED
+from stagefuse.compiler.fusion.groups import Access, Group
+from stagefuse.compiler.graph import Node, Reduce, Ref, View
+from stagefuse.compiler.kernel_ir import Alloc, Const, Fold, Index, Load, Local, Op, Store, Value
+from stagefuse.compiler.patterns.windows import Digits, Windows, windows_at
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 from stagefuse.dsl.frozen import frozen
 
-from ..cpu.bodies import UNROLLED
-from ..graph import Node, Reduce, Ref, View
-from ..groups import Access, Group
-from ..kernel_ir import Alloc, Const, Fold, Index, Load, Local, Op, Store, Value
-from ..windows import Digits, Windows, windows_at
 from .blocks import Parallel
 from .expressions import COMBINE, as_dtype, at_least_one, product_of, start_of, symbols_of
 from .stripe import Stripe

@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
+from stagefuse.compiler.cpu.merging import as_one
+from stagefuse.compiler.graph import Concat, Gather, Graph, Map, Node, Scalar, View
+from stagefuse.compiler.kernel_ir import For
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 
-from ..cpu.merging import as_one
-from ..graph import Concat, Gather, Graph, Map, Node, Scalar, View
-from ..kernel_ir import For
 from .blocks import Parallel
 from .expressions import product_of
 from .values import Lowering

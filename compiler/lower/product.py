@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from stagefuse.compiler.graph import Contract, Ref, flatten_index, split_index
+from stagefuse.compiler.patterns.byte_operands import is_byte
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.frozen import frozen
 
-from ..byte_operands import is_byte
-from ..graph import Contract, Ref, flatten_index, split_index
 from .expressions import product_of
 from .values import Lowering
 

@@ -6,13 +6,13 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 
+from stagefuse.compiler.cpu.pieces import LEAST_COLUMNS, LEAST_DEPTH
+from stagefuse.compiler.graph import View
+from stagefuse.compiler.kernel_ir import Alloc, Index, Load, Store, TileProduct, Value
+from stagefuse.compiler.patterns.steps import lines_of
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import F32
 
-from ..cpu.pieces import LEAST_COLUMNS, LEAST_DEPTH
-from ..graph import View
-from ..kernel_ir import Alloc, Index, Load, Store, TileProduct, Value
-from ..steps import lines_of
 from .blocks import Parallel
 from .expressions import as_dtype, at_least_one
 from .panels import holds_codes, over_columns, pack, panel_scratch

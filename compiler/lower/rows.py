@@ -6,14 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
-from stagefuse.dsl.dtypes import BOOL, I64, DType
-
-from ..cpu.bodies import UNROLLED
-from ..cpu.values import renamed
-from ..graph import Map, Node, Reduce, Ref, Scalar, View, flatten_index
-from ..groups import flops
-from ..kernel_ir import (
+from stagefuse.compiler.cpu.bodies import UNROLLED
+from stagefuse.compiler.cpu.values import renamed
+from stagefuse.compiler.fusion.groups import flops
+from stagefuse.compiler.graph import Map, Node, Reduce, Ref, Scalar, View, flatten_index
+from stagefuse.compiler.kernel_ir import (
     Alloc,
     Const,
     Index,
@@ -22,6 +19,9 @@ from ..kernel_ir import (
     Store,
     Value,
 )
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dtypes import BOOL, I64, DType
+
 from .blocks import Parallel
 from .expressions import COMBINE, as_dtype, at_least_one, product_of, start_of
 from .planes import lower_plane, plane_of

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
-from stagefuse.dsl.dtypes import BOOL, I64, DType
-
-from ..first_read import first_read
-from ..graph import (
+from stagefuse.compiler.first_read import first_read
+from stagefuse.compiler.graph import (
     Node,
     Scan,
     Scatter,
     Sort,
 )
-from ..kernel_ir import (
+from stagefuse.compiler.kernel_ir import (
     Alloc,
     Checked,
     Const,
@@ -28,6 +25,9 @@ from ..kernel_ir import (
     Store,
     Value,
 )
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dtypes import BOOL, I64, DType
+
 from .blocks import Parallel
 from .expressions import COMBINE, as_dtype, at_least_one, start_of
 from .values import Lowering

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..graph import Graph, Map, Node, Reduce, Ref, View
-from ..kernel_ir import Op, Value
-from ..softmax import number, plain, viewed, weight
+from stagefuse.compiler.graph import Graph, Map, Node, Reduce, Ref, View
+from stagefuse.compiler.kernel_ir import Op, Value
+from stagefuse.compiler.patterns.softmax import number, plain, viewed, weight
 
 LEAST = 2.0**-60
 """Of a constant that bounds a divisor from below."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 
+from stagefuse.compiler.cpu.bodies import is_unrolled
+from stagefuse.compiler.cpu.turns import SIZES, place_of
+from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.graph import flatten_index
+from stagefuse.compiler.kernel_ir import Alloc, Fold, For, Index, Let, Load, Statement, Store
 from stagefuse.dsl.dims import const, floordiv, minimum, sym
 
-from ..cpu.bodies import is_unrolled
-from ..cpu.turns import SIZES, place_of
-from ..cpu.values import post_order
-from ..graph import flatten_index
-from ..kernel_ir import Alloc, Fold, For, Index, Let, Load, Statement, Store
 from .blocks import Parallel
 from .expressions import symbols_of
 from .squares import CPU_SQUARES, is_long, with_loads

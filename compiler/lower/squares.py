@@ -11,13 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
-from stagefuse.dsl.dtypes import BOOL, I64
-from stagefuse.dsl.frozen import frozen
-
-from ..cpu.turns import place_of
-from ..cpu.values import post_order
-from ..kernel_ir import (
+from stagefuse.compiler.cpu.turns import place_of
+from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.kernel_ir import (
     Alloc,
     Checked,
     Const,
@@ -31,7 +27,11 @@ from ..kernel_ir import (
     Statement,
     Store,
 )
-from ..kernel_ir import Value as KernelValue
+from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dtypes import BOOL, I64
+from stagefuse.dsl.frozen import frozen
+
 from .blocks import Parallel
 from .expressions import all_of
 from .values import Lowering

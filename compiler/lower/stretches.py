@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stagefuse.compiler.graph import split_index
+from stagefuse.compiler.kernel_ir import Alloc, Index, Load
+from stagefuse.compiler.patterns.windows import Windows
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 
-from ..graph import split_index
-from ..kernel_ir import Alloc, Index, Load
-from ..windows import Windows
 from .product import Product
 from .stripe import Stripe
 from .values import Lowering

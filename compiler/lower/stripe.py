@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from stagefuse.compiler.graph import Ref, flatten_index
+from stagefuse.compiler.kernel_ir import Alloc, Const, Index, Load, Op, Store, Value
+from stagefuse.compiler.patterns.windows import Axis, Windows
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from stagefuse.dsl.dtypes import DType
 
-from ..graph import Ref, flatten_index
-from ..kernel_ir import Alloc, Const, Index, Load, Op, Store, Value
-from ..windows import Axis, Windows
 from .expressions import COMBINE, as_dtype, product_of
 from .values import Lowering
 

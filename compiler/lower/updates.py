@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from stagefuse.compiler.graph import Indirect, Update
+from stagefuse.compiler.kernel_ir import Checked, Index, Op, Store, Value
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import I64
 
-from ..graph import Indirect, Update
-from ..kernel_ir import Checked, Index, Op, Store, Value
 from .blocks import Parallel
 from .expressions import as_dtype, product_of
 from .values import Lowering

@@ -8,11 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import accumulate
 
-from stagefuse.dsl.dims import Expr, const, sym
-from stagefuse.dsl.dtypes import BOOL, I64
-from stagefuse.dsl.points import Start
-
-from ..graph import (
+from stagefuse.compiler.fusion.groups import Group, flops
+from stagefuse.compiler.graph import (
     Concat,
     Gather,
     Graph,
@@ -26,8 +23,7 @@ from ..graph import (
     View,
     Within,
 )
-from ..groups import Group, flops
-from ..kernel_ir import (
+from stagefuse.compiler.kernel_ir import (
     Alloc,
     Checked,
     Const,
@@ -39,9 +35,13 @@ from ..kernel_ir import (
     Store,
     Value,
 )
-from ..schedule import Schedule
-from ..softmax import is_product
-from ..value_ranges import is_position
+from stagefuse.compiler.patterns.softmax import is_product
+from stagefuse.compiler.proofs.value_ranges import is_position
+from stagefuse.compiler.schedule import Schedule
+from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.dtypes import BOOL, I64
+from stagefuse.dsl.points import Start
+
 from .blocks import Blocks, Sites
 from .expressions import all_of, as_dtype, expand, minus, product_of, symbols_of
 from .shares import share, shared_sum

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from stagefuse.compiler.graph import Graph, Map, Node, Reduce, Ref, View
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.patterns.operand_matrices import total_of
+from stagefuse.compiler.patterns.single_query import single_query_sums
+from stagefuse.compiler.patterns.softmax import factors, plain, scores_of, viewed
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
-from ..graph import Graph, Map, Node, Reduce, Ref, View
-from ..graph_builder import Builder
-from ..operand_matrices import total_of
-from ..single_query import single_query_sums
-from ..softmax import factors, plain, scores_of, viewed
 from .record import Pass
 
 

@@ -6,11 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from stagefuse.dsl.dims import Expr, const, sym
-from stagefuse.dsl.frozen import frozen
-from stagefuse.dsl.types import TensorType
-
-from ..graph import (
+from stagefuse.compiler.graph import (
     Carried,
     Concat,
     Gather,
@@ -27,8 +23,12 @@ from ..graph import (
     Sort,
     View,
 )
-from ..graph_builder import Builder
-from ..recurrence import Nests, gathered_type, recurrence
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.recurrence import Nests, gathered_type, recurrence
+from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
+from stagefuse.dsl.types import TensorType
+
 from .record import Pass, Place
 from .simplify import Simplify
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeAlias, TypeVar
 
-from stagefuse.dsl.dims import Expr, const
-from stagefuse.dsl.frozen import frozen
-
-from ..convolved import Convolution, convolution_of, convolve, folded, last
-from ..graph import (
+from stagefuse.compiler.graph import (
     Concat,
     Constant,
     Contract,
@@ -23,7 +19,17 @@ from ..graph import (
     Weight,
     flatten_index,
 )
-from ..graph_builder import Builder
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.patterns.convolved import (
+    Convolution,
+    convolution_of,
+    convolve,
+    folded,
+    last,
+)
+from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.frozen import frozen
+
 from .record import Pass
 
 T = TypeVar("T")

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+from stagefuse.compiler.graph import Gather, Graph, Indirect, Node, Ref, Update, View
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.proofs.value_ranges import is_position
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
-from ..graph import Gather, Graph, Indirect, Node, Ref, Update, View
-from ..graph_builder import Builder
-from ..value_ranges import is_position
 from .record import Pass
 
 

@@ -6,15 +6,15 @@ from dataclasses import field
 from functools import partial
 from typing import ClassVar
 
+from stagefuse.compiler.graph import Graph, Node, Ref
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.patterns.byte_products import Load, product_of_bytes
+from stagefuse.compiler.patterns.contract import Rules, Sums, rebuild
+from stagefuse.compiler.patterns.half_products import product_of_halves
+from stagefuse.compiler.patterns.single_query import single_query_sums
+from stagefuse.compiler.patterns.softmax import attention_sums
 from stagefuse.dsl.frozen import frozen
 
-from ..byte_products import Load, product_of_bytes
-from ..contract import Rules, Sums, rebuild
-from ..graph import Graph, Node, Ref
-from ..graph_builder import Builder
-from ..half_products import product_of_halves
-from ..single_query import single_query_sums
-from ..softmax import attention_sums
 from .record import Pass
 
 

@@ -6,14 +6,14 @@ from typing import ClassVar
 
 import networkx as nx
 
+from stagefuse.compiler.folded_views import folded_view
+from stagefuse.compiler.fusion.inverse import inverse
+from stagefuse.compiler.graph import Contract, Graph, Map, Node, Reduce, Ref, View
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.patterns.convolved import folded
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.frozen import frozen
 
-from ..convolved import folded
-from ..folded_views import folded_view
-from ..graph import Contract, Graph, Map, Node, Reduce, Ref, View
-from ..graph_builder import Builder
-from ..inverse import inverse
 from .record import Pass
 
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from stagefuse.compiler.graph import Constant, Graph, Map, Node, Reduce, Ref, Scalar, View, Weight
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.patterns.contract import cast_of, through
 from stagefuse.dsl.dtypes import F32, I32, I64
 from stagefuse.dsl.frozen import frozen
 
-from ..contract import cast_of, through
-from ..graph import Constant, Graph, Map, Node, Reduce, Ref, Scalar, View, Weight
-from ..graph_builder import Builder
 from .record import Pass
 
 EXACT = 1 << 24

@@ -9,12 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stagefuse.dsl.dims import Expr, const, sym
-from stagefuse.dsl.frozen import frozen
-from stagefuse.dsl.types import TensorType
-
-from ..codes import kept_codes
-from ..graph import (
+from stagefuse.compiler.graph import (
     Constant,
     Contract,
     Graph,
@@ -27,11 +22,16 @@ from ..graph import (
     View,
     Weight,
 )
-from ..graph_builder import Builder
-from ..interpret import evaluate_node
-from ..narrow import widened
-from ..recurrence import Nests, symbols_of
-from ..scalar import apply, wide
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.interpret import evaluate_node
+from stagefuse.compiler.patterns.codes import kept_codes
+from stagefuse.compiler.patterns.narrow import widened
+from stagefuse.compiler.recurrence import Nests, symbols_of
+from stagefuse.compiler.scalar import apply, wide
+from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.frozen import frozen
+from stagefuse.dsl.types import TensorType
+
 from .record import Pass
 
 SOURCES = (Weight, Constant, Scalar, Position)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+from stagefuse.compiler.graph import Constant, Graph, Map, Node, Reduce, Ref, View, Weight
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.patterns.panel_width import panel_width
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
-from ..graph import Constant, Graph, Map, Node, Reduce, Ref, View, Weight
-from ..graph_builder import Builder
-from ..panel_width import panel_width
 from .record import Pass, Place
 
 

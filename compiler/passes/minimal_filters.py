@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from stagefuse.compiler.graph import Constant, Contract, Graph, Node, Ref, Weight
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.patterns.filtering import LARGEST, filtering_of
 from stagefuse.dsl.frozen import frozen
 
-from ..filtering import LARGEST, filtering_of
-from ..graph import Constant, Contract, Graph, Node, Ref, Weight
-from ..graph_builder import Builder
 from .record import Pass
 
 

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from stagefuse.compiler.graph import (
+    Constant,
+    Graph,
+    Input,
+    Node,
+    Ref,
+    Scalar,
+    State,
+    Update,
+    View,
+    Weight,
+)
 from stagefuse.dsl.dims import sym
 from stagefuse.dsl.frozen import frozen
 
-from ..graph import Constant, Graph, Input, Node, Ref, Scalar, State, Update, View, Weight
 from .record import Pass
 
 

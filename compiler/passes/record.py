@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, TypeAlias
 
+from stagefuse.compiler.graph import Graph
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.source import Span
-
-from ..graph import Graph
 
 INVARIANTS = {
     "simplified": "no rule of `compiler.rules` fits",

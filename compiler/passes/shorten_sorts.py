@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from stagefuse.compiler.first_read import first_read
+from stagefuse.compiler.graph import Graph, Indirect, Node, Ref, Sort
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.frozen import frozen
 
-from ..first_read import first_read
-from ..graph import Graph, Indirect, Node, Ref, Sort
-from ..graph_builder import Builder
 from .record import Pass, Place
 from .simplify import Simplify
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from stagefuse.compiler.graph import Graph, Map, Primitive, Ref
+from stagefuse.compiler.graph_builder import Builder
+from stagefuse.compiler.rules import RULES, Match, Rule
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
-from ..graph import Graph, Map, Primitive, Ref
-from ..graph_builder import Builder
-from ..rules import RULES, Match, Rule
 from .record import Pass
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
+from stagefuse.compiler import scalar
+from stagefuse.compiler.graph import Map, Ref
 from stagefuse.dsl.numpy_later import np
 
-from .. import scalar
-from ..graph import Map, Ref
 from .record import Made, Match, Rule
 
 MOST_FACTORS = 8

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 
+from stagefuse.compiler import scalar
+from stagefuse.compiler.graph import Map, Ref
+from stagefuse.compiler.scalar import FUNCTIONS, highest, lowest
 from stagefuse.dsl.dtypes import BOOL, F8E5M2, DType
 from stagefuse.dsl.numpy_later import np
 
-from .. import scalar
-from ..graph import Map, Ref
-from ..scalar import FUNCTIONS, highest, lowest
 from .record import Made, Match, Number, Rule
 
 COMMUTATIVE = tuple(name for name, f in FUNCTIONS.items() if f.commutative)

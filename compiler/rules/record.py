@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from stagefuse.compiler.graph import Map, Primitive, Ref, Scalar, View
+from stagefuse.compiler.graph_builder import Builder
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
-
-from ..graph import Map, Primitive, Ref, Scalar, View
-from ..graph_builder import Builder
 
 Number: TypeAlias = float | int | bool
 Made: TypeAlias = Ref | tuple[Ref, ...] | None

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from stagefuse.dsl.dims import Expr, const, sym
-from stagefuse.dsl.dtypes import I64
-from stagefuse.dsl.types import TensorType
-
-from ..folded_views import fold_views
-from ..graph import (
+from stagefuse.compiler.folded_views import fold_views
+from stagefuse.compiler.graph import (
     WIDE,
     Concat,
     Constant,
@@ -21,6 +17,10 @@ from ..graph import (
     Sort,
     View,
 )
+from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.dtypes import I64
+from stagefuse.dsl.types import TensorType
+
 from .record import Made, Match, Rule
 
 SPLAT_BYTES = 1 << 16

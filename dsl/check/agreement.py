@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .. import ast
-from ..dims import Expr
-from ..dtypes import DType, in_class
-from ..source import Span
-from ..types import TensorType
+from stagefuse.dsl import ast
+from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dtypes import DType, in_class
+from stagefuse.dsl.source import Span
+from stagefuse.dsl.types import TensorType
+
 from . import literals
 from .apply import Arg, not_a_tensor, whole
 from .declared import ConstantSpec, Signature, TensorSpec, conditions

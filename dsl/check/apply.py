@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from ..dims import Expr, const
-from ..dtypes import BOOL, F32, I64, DType
-from ..frozen import frozen
-from ..signature import REQUIRED, Builtin, OpError, Param
-from ..source import Span
+from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.dtypes import BOOL, F32, I64, DType
+from stagefuse.dsl.frozen import frozen
+from stagefuse.dsl.signature import REQUIRED, Builtin, OpError, Param
+from stagefuse.dsl.source import Span
+
 from . import literals, shapes
 from .record import Recorder, default_dtype
 from .report import Failed, nearest, text_of

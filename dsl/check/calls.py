@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .. import ast
-from ..signature import Builtin
-from ..source import Span
+from stagefuse.dsl import ast
+from stagefuse.dsl.signature import Builtin
+from stagefuse.dsl.source import Span
+
 from . import expressions
 from .apply import Arg, apply, bind, static, whole
 from .frame import Frame

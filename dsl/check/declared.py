@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .. import ast
-from ..dims import Expr, const, floordiv, maximum, minimum, mod, sym
-from ..dtypes import CLASSES, DTYPES, DType, dtype_named
-from ..facts import Facts
-from ..frozen import frozen
-from ..source import Span
+from stagefuse.dsl import ast
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
+from stagefuse.dsl.dtypes import CLASSES, DTYPES, DType, dtype_named
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
+from stagefuse.dsl.source import Span
+
 from . import expressions
 from .apply import size
 from .frame import Frame

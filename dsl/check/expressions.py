@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from .. import ast
-from ..dtypes import DType
-from ..types import TensorType
+from stagefuse.dsl import ast
+from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.types import TensorType
+
 from . import calls, notation, subscripts
 from .apply import Arg, apply, size
 from .frame import Frame

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..dims import Expr
-from ..dtypes import DType
-from ..source import Span
+from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.source import Span
+
 from .modules import Checker, ModuleScope
 from .record import Recorder
 from .report import Failed

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from ..dims import Expr, const, floordiv, maximum, minimum, sym
-from ..facts import Facts
-from ..frozen import frozen
-from ..source import Span
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
+from stagefuse.dsl.source import Span
+
 from .record import Recorder
 from .report import Failed
 from .unify import dimensions

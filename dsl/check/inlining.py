@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .. import ast
-from ..source import Span
+from stagefuse.dsl import ast
+from stagefuse.dsl.source import Span
+
 from . import expressions, statements
 from .agreement import Agreement, Parameter
 from .apply import Arg, Bound, bind

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..dims import Expr, const, floordiv, maximum, minimum, mod
-from ..dtypes import I64, DType
-from ..facts import Facts
-from ..signature import Builtin
-from ..source import Span
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod
+from stagefuse.dsl.dtypes import I64, DType
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.signature import Builtin
+from stagefuse.dsl.source import Span
+
 from .record import Recorder, default_dtype
 from .report import Failed
 from .values import Dim, Number, Scope, Space, Tensor, Value

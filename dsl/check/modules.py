@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .. import ast
-from ..dtypes import DTYPES, DType, dtype_named
-from ..facts import Facts
-from ..signature import Builtin
-from ..source import Source, Span
-from ..weights import WeightsError
+from stagefuse.dsl import ast
+from stagefuse.dsl.dtypes import DTYPES, DType, dtype_named
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.signature import Builtin
+from stagefuse.dsl.source import Source, Span
+from stagefuse.dsl.weights import WeightsError
+
 from .foreign import OTHER_NAMES
 from .record import Recorder
 from .report import Failed, Reporter, nearest
@@ -229,7 +230,7 @@ class Checker:
         return Scope(WeightsHandle(name, path, tensors, unread), "")
 
     def _import(self, item: ast.Import) -> Value:
-        from ..parser import parse, standard_items
+        from stagefuse.dsl.parser import parse, standard_items
 
         if item.name in self.importing:
             raise Failed("E0213", f"`{item.name}` imports itself", item.span)

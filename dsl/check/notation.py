@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import ast
-from ..dims import Expr, const, sym
-from ..signature import OpError
-from ..source import Span
+from stagefuse.dsl import ast
+from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.signature import OpError
+from stagefuse.dsl.source import Span
+
 from . import expressions, literals
 from .apply import Arg, size, unindexed
 from .frame import Frame
@@ -208,7 +209,7 @@ class Notation:
             low, stop = self.ranges[symbol]
             extent = facts.simplify(stop - low)
             if not facts.is_nonneg(extent):
-                from ..dims import maximum
+                from stagefuse.dsl.dims import maximum
 
                 extent = maximum(extent, 0, facts)
             added.append((symbol, extent))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from ..dims import Expr, as_expr, const, floordiv, maximum, minimum, sym
-from ..facts import Facts
-from ..frozen import frozen
-from ..source import Span
+from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, minimum, sym
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
+from stagefuse.dsl.source import Span
+
 from .unify import range_notes
 
 Range = tuple[Expr, Expr]

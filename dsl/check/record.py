@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..dims import Expr, const, maximum, minimum, sym
-from ..dtypes import BOOL, F32, I64, U64, DType
-from ..facts import Facts
-from ..frozen import frozen
-from ..program import Apply, Check, ValueId
-from ..source import Span
-from ..types import TensorType
+from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
+from stagefuse.dsl.dtypes import BOOL, F32, I64, U64, DType
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
+from stagefuse.dsl.program import Apply, Check, ValueId
+from stagefuse.dsl.source import Span
+from stagefuse.dsl.types import TensorType
+
 from .report import Failed
 from .values import Dim, Number, Scope, Space, Tensor
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from .. import ast
-from ..dims import Expr, const, maximum, sym
-from ..frozen import frozen
-from ..source import Span
-from ..types import TensorType
+from stagefuse.dsl import ast
+from stagefuse.dsl.dims import Expr, const, maximum, sym
+from stagefuse.dsl.frozen import frozen
+from stagefuse.dsl.source import Span
+from stagefuse.dsl.types import TensorType
+
 from . import expressions, literals, notation
 from .apply import size
 from .frame import Frame

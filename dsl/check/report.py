@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from ..diagnostics import CODES, Diagnostic, Label, error
-from ..diagnostics import nearest as nearest_of
-from ..source import Span
+from stagefuse.dsl.diagnostics import CODES, Diagnostic, Label, error
+from stagefuse.dsl.diagnostics import nearest as nearest_of
+from stagefuse.dsl.source import Span
 
 CODES.update(
     {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .. import ast
-from ..dtypes import DType
-from ..source import Span
-from ..types import TensorType
+from stagefuse.dsl import ast
+from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.source import Span
+from stagefuse.dsl.types import TensorType
+
 from . import literals
 from .agreement import Agreement, Explaining
 from .apply import Arg

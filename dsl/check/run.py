@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from .. import ast
-from ..diagnostics import Diagnostic
-from ..dims import Expr, sym
-from ..dtypes import F32, I64, DType
-from ..facts import Facts
-from ..program import NO_INPUTS, Pipeline, Program, State, ValueId
-from ..signature import Builtin
-from ..source import Source, Span
-from ..types import TensorType
+from stagefuse.dsl import ast
+from stagefuse.dsl.diagnostics import Diagnostic
+from stagefuse.dsl.dims import Expr, sym
+from stagefuse.dsl.dtypes import F32, I64, DType
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.program import NO_INPUTS, Pipeline, Program, State, ValueId
+from stagefuse.dsl.signature import Builtin
+from stagefuse.dsl.source import Source, Span
+from stagefuse.dsl.types import TensorType
+
 from . import literals, statements, subscripts, updates
 from .agreement import Agreement
 from .apply import Arg

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ..dims import Expr, const
-from ..facts import Facts
-from ..types import TensorType
+from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.types import TensorType
+
 from .report import Failed, text_of
 from .unify import differ_for_some, range_text
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .. import ast
+from stagefuse.dsl import ast
+
 from . import expressions, notation, recurrence, updates
 from .apply import size
 from .frame import Frame

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import ast
-from ..dims import Expr
-from ..source import Span
+from stagefuse.dsl import ast
+from stagefuse.dsl.dims import Expr
+from stagefuse.dsl.source import Span
+
 from . import expressions, indexing, notation
 from .apply import size, whole
 from .frame import Frame

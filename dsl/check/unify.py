@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ..dims import Expr, floordiv, mod
-from ..facts import Facts
-from ..frozen import frozen
+from stagefuse.dsl.dims import Expr, floordiv, mod
+from stagefuse.dsl.facts import Facts
+from stagefuse.dsl.frozen import frozen
 
 VARIABLE_PREFIX = "?"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .. import ast
+from stagefuse.dsl import ast
 
 MAX_DEPTH = 60
 """Functions that may call one another; what is deeper is not counted."""

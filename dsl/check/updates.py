@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import ast
-from ..dims import Expr, const, sym
-from ..dtypes import DType
-from ..source import Span
-from ..types import TensorType
+from stagefuse.dsl import ast
+from stagefuse.dsl.dims import Expr, const, sym
+from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.source import Span
+from stagefuse.dsl.types import TensorType
+
 from . import expressions, indexing, literals, subscripts
 from .apply import Arg, not_a_tensor
 from .frame import Frame

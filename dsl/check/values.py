@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from ..dims import Expr, const
-from ..dtypes import DType
-from ..frozen import frozen
-from ..program import ValueId
-from ..signature import Builtin
-from ..types import TensorType
+from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.dtypes import DType
+from stagefuse.dsl.frozen import frozen
+from stagefuse.dsl.program import ValueId
+from stagefuse.dsl.signature import Builtin
+from stagefuse.dsl.types import TensorType
 
 if TYPE_CHECKING:
-    from .. import ast
+    from stagefuse.dsl import ast
+
     from .modules import ModuleScope
 
 Axis: TypeAlias = tuple[str, Expr]

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from math import lcm
 
-from .. import ast
-from ..dims import Expr, as_expr, maximum, minimum
-from ..facts import Facts
+from stagefuse.dsl import ast
+from stagefuse.dsl.dims import Expr, as_expr, maximum, minimum
+from stagefuse.dsl.facts import Facts
+
 from .declared import Condition, Signature, Silent, conditions, range_ends
 from .record import Recorder, divided
 from .report import Failed

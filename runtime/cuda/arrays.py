@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..device_arrays import DeviceArray
-from ..drivers import Region
+from stagefuse.runtime.device_arrays import DeviceArray
+from stagefuse.runtime.drivers import Region
+
 from . import calls
 from .results import Users
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ..errors import DeviceError, OutOfMemory
+from stagefuse.runtime.errors import DeviceError, OutOfMemory
 
 HELP = '  = help: python -m pip install "stagefuse[gpu]"'
 

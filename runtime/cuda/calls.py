@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DeviceError, InputError, OutOfMemory
+from stagefuse.runtime.errors import DeviceError, InputError, OutOfMemory
+
 from . import dlpack
 from .bindings import HELP, call, check, cuda, raise_for, text_of
 from .maps import pixel_map as pixel_map

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from stagefuse.compiler.plan import Plan
+from stagefuse.runtime.drivers import MAP_BYTES, Launch, Memory, Region, TensorMap, closing, quietly
+from stagefuse.runtime.errors import InputError, PlanError
+from stagefuse.runtime.memory import pointer_to
 
-from ..drivers import MAP_BYTES, Launch, Memory, Region, TensorMap, closing, quietly
-from ..errors import InputError, PlanError
-from ..memory import pointer_to
 from . import calls, found, torch_tensors
 from .arrays import CudaArray
 from .results import ResultMemory

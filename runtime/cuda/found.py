@@ -12,8 +12,8 @@ import os
 
 from stagefuse.compiler.plan import GPU_ARCHES, TARGETS, Plan
 from stagefuse.dsl.frozen import frozen
+from stagefuse.runtime.errors import DeviceError
 
-from ..errors import DeviceError
 from . import calls
 
 

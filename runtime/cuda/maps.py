@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..drivers import MAP_BYTES
-from ..errors import DeviceError
+from stagefuse.runtime.drivers import MAP_BYTES
+from stagefuse.runtime.errors import DeviceError
+
 from .bindings import call, cuda, raise_for
 
 _TYPES = {  # CUtensorMapDataType; types that it lacks are moved as plain bytes

@@ -12,8 +12,9 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..drivers import Memory, quietly
-from ..errors import DeviceError, OutOfMemory
+from stagefuse.runtime.drivers import Memory, quietly
+from stagefuse.runtime.errors import DeviceError, OutOfMemory
+
 from . import calls
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import numpy as np
 
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.frozen import frozen
+from stagefuse.runtime.errors import InputError, OutOfMemory
 
-from ..errors import InputError, OutOfMemory
 from .dlpack import dense_strides
 
 _NAMES = {d.array: d.name for d in DTYPES.values()}

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
-from stagefuse.compiler.bounds import Bounds, size_of
 from stagefuse.compiler.kernel_ir import (
     Buffer,
     Const,
@@ -25,6 +24,7 @@ from stagefuse.compiler.kernel_ir import (
     Store,
     Value,
 )
+from stagefuse.compiler.proofs.bounds import Bounds, size_of
 from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
 from stagefuse.dsl.dtypes import I64
 from stagefuse.dsl.facts import Facts

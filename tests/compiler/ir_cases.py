@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.build_graph import build_graph
 from stagefuse.compiler.front import check_source, check_text
-from stagefuse.compiler.fuse import partition
+from stagefuse.compiler.fusion.fuse import partition
+from stagefuse.compiler.fusion.join import join
 from stagefuse.compiler.graph import Graph, Node, Primitive, Ref
-from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
 from stagefuse.compiler.kernel_verify import verify_kernel
 from stagefuse.compiler.lower import Sites, lower
 from stagefuse.compiler.passes import pipeline_of
+from stagefuse.compiler.proofs.bounds import Bounds
 from stagefuse.compiler.run_passes import bounds_of, run_passes
 from stagefuse.compiler.schedule import CPU
 from stagefuse.dsl.dtypes import F32, DType

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
-from stagefuse.compiler.fuse import partition
+from stagefuse.compiler.fusion.fuse import partition
+from stagefuse.compiler.fusion.join import join
 from stagefuse.compiler.graph_text import print_graph
-from stagefuse.compiler.join import join
 from stagefuse.compiler.passes import pipeline_of
 from stagefuse.compiler.run_passes import run_passes
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagefuse.compiler import alike
 from stagefuse.compiler.driver import compile_file
+from stagefuse.compiler.fusion import alike
 from stagefuse.compiler.gpu import modules
 from stagefuse.compiler.gpu.assemble import AssemblerMissing
 from stagefuse.compiler.plan import Plan

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagefuse.compiler import bounds
-from stagefuse.compiler.bounds import Bounds, _assign
+from stagefuse.compiler.proofs import bounds
+from stagefuse.compiler.proofs.bounds import Bounds, _assign
 from stagefuse.dsl.dims import Expr, IntLike, as_expr, maximum, minimum, sym
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.facts import Facts

@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.errors import VerifyError
-from stagefuse.compiler.fuse import partition
-from stagefuse.compiler.gathered import gathered_of
+from stagefuse.compiler.fusion.fuse import partition
+from stagefuse.compiler.fusion.join import join
 from stagefuse.compiler.gpu.compile import JOINS
-from stagefuse.compiler.gpu.contract import lower_contract
 from stagefuse.compiler.gpu.drafts import SourceLowering
+from stagefuse.compiler.gpu.matmul.lowering import lower_contract
 from stagefuse.compiler.graph import Contract, Graph
 from stagefuse.compiler.graph_verify import verify_graph
 from stagefuse.compiler.interpret import evaluate
-from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
 from stagefuse.compiler.kernel_verify import verify_kernel
 from stagefuse.compiler.lower import Sites, finish
 from stagefuse.compiler.passes import pipeline_of
+from stagefuse.compiler.patterns.gathered import gathered_of
+from stagefuse.compiler.proofs.bounds import Bounds
 from stagefuse.compiler.run_passes import run_passes
 from stagefuse.compiler.schedule import GPU, GPU_HALF
 from stagefuse.dsl.dtypes import F64

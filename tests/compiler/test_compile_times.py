@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
-from stagefuse.compiler.groups import Group
-from stagefuse.compiler.join import _Joiner
+from stagefuse.compiler.fusion.groups import Group
+from stagefuse.compiler.fusion.join import _Joiner
 from stagefuse.dsl.dims import IntLike, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.points import Point, points

@@ -11,9 +11,9 @@ import pytest
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.driver import compile_file
-from stagefuse.compiler.fuse import partition
+from stagefuse.compiler.fusion.fuse import partition
+from stagefuse.compiler.fusion.join import join
 from stagefuse.compiler.graph_builder import Builder
-from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Op
 from stagefuse.compiler.kernel_text import values_of
 from stagefuse.compiler.kernel_verify import verify_kernel

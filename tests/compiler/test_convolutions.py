@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 
 import stagefuse as sf
-from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.driver import compile_file
-from stagefuse.compiler.fuse import partition
+from stagefuse.compiler.fusion.fuse import partition
+from stagefuse.compiler.fusion.join import join
 from stagefuse.compiler.graph import Contract, Graph, Ref
 from stagefuse.compiler.graph_builder import Builder
-from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import For, Kernel, TileProduct
 from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
 from stagefuse.compiler.kernel_verify import verify_kernel
 from stagefuse.compiler.lower import Sites, lower
 from stagefuse.compiler.lower.convolution import _Striped
 from stagefuse.compiler.passes import pipeline_of
+from stagefuse.compiler.patterns.windows import Windows, windows_of
+from stagefuse.compiler.proofs.bounds import Bounds
 from stagefuse.compiler.run_passes import run_passes
 from stagefuse.compiler.schedule import CPU
-from stagefuse.compiler.windows import Windows, windows_of
 from stagefuse.dsl.dims import Expr, as_expr, floordiv, sym
 from stagefuse.dsl.dtypes import BF16, F32, F64, DType
 from stagefuse.dsl.facts import Facts

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from stagefuse.compiler import run_passes
-from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.graph import Graph
 from stagefuse.compiler.kernel_ir import Kernel
 from stagefuse.compiler.kernel_text import parse_kernel
+from stagefuse.compiler.proofs.bounds import Bounds
 from stagefuse.dsl.facts import Facts
 
 from .covered import uncovered

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagefuse.compiler import filtering
-from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.driver import compile_file
-from stagefuse.compiler.filtering import OF_ELEMENTS, OF_PRODUCTS, OF_TAPS
-from stagefuse.compiler.fuse import partition
-from stagefuse.compiler.join import join
+from stagefuse.compiler.fusion.fuse import partition
+from stagefuse.compiler.fusion.join import join
 from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
 from stagefuse.compiler.kernel_verify import verify_kernel
 from stagefuse.compiler.lower import Sites, lower
 from stagefuse.compiler.passes import minimal_filters, pipeline_of
+from stagefuse.compiler.patterns import filtering
+from stagefuse.compiler.patterns.filtering import OF_ELEMENTS, OF_PRODUCTS, OF_TAPS
 from stagefuse.compiler.plan import Plan
+from stagefuse.compiler.proofs.bounds import Bounds
 from stagefuse.compiler.run_passes import run_passes
 from stagefuse.compiler.schedule import CPU
 from stagefuse.runtime.cpu_pipeline import CpuPipeline

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagefuse.compiler.fuse import partition
+from stagefuse.compiler.fusion.fuse import partition
+from stagefuse.compiler.fusion.join import inverse, join
 from stagefuse.compiler.graph import Graph, Ref, View
 from stagefuse.compiler.graph_builder import Builder
-from stagefuse.compiler.join import inverse, join
 from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import F32
 from stagefuse.dsl.facts import Facts
@@ -60,7 +60,7 @@ def attention(heads: int = 3, width: int = 20, out: int = 20) -> Graph:
 
 
 def kinds(graph: Graph) -> list[str]:
-    from stagefuse.compiler.contract import Rules, rebuild
+    from stagefuse.compiler.patterns.contract import Rules, rebuild
 
     graph = rebuild(graph, Rules())
     return [g.kind for g in join(graph, partition(graph)).groups]

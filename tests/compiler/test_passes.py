@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from stagefuse import cli
 from stagefuse.compiler import driver, stages
-from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.errors import InternalError
 from stagefuse.compiler.graph import Graph, Map
 from stagefuse.compiler.graph_text import parse_graph, print_graph, same_graph
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.passes import INVARIANTS, Pass, discovered, pipeline_of
+from stagefuse.compiler.proofs.bounds import Bounds
 from stagefuse.compiler.run_passes import run_passes
 from stagefuse.dsl.frozen import frozen
 

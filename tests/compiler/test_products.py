@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler import driver
-from stagefuse.compiler.bounds import Bounds
-from stagefuse.compiler.fuse import partition
+from stagefuse.compiler.fusion.fuse import partition
+from stagefuse.compiler.fusion.join import join
 from stagefuse.compiler.graph import Contract, Graph
 from stagefuse.compiler.graph_builder import Builder
-from stagefuse.compiler.join import join
 from stagefuse.compiler.lower import Sites, lower
-from stagefuse.compiler.panel_width import width_for
 from stagefuse.compiler.passes import pipeline_of
+from stagefuse.compiler.patterns.panel_width import width_for
+from stagefuse.compiler.proofs.bounds import Bounds
 from stagefuse.compiler.run_passes import run_passes
 from stagefuse.compiler.schedule import CPU
 from stagefuse.dsl.dims import const, sym

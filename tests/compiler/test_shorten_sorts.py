@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagefuse.compiler.bounds import Bounds
 from stagefuse.compiler.graph import Graph, Ref, Sort
 from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.graph_verify import verify_graph
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.passes.shorten_sorts import SHORT, ShortenSorts, has_long_sorts
-from stagefuse.compiler.value_ranges import is_position
+from stagefuse.compiler.proofs.bounds import Bounds
+from stagefuse.compiler.proofs.value_ranges import is_position
 from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.facts import Facts

@@ -11,7 +11,7 @@ import stagefuse as sf
 from stagefuse.compiler.build_graph import build_graph
 from stagefuse.compiler.front import check_text
 from stagefuse.compiler.graph import Graph
-from stagefuse.compiler.value_ranges import is_position
+from stagefuse.compiler.proofs.value_ranges import is_position
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.source import Source
 

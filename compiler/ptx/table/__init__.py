@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from functools import cache, lru_cache
 from importlib import import_module
 
-from ..errors import PtxError
+from stagefuse.compiler.ptx.errors import PtxError
+
 from .record import SLOTS, Form, Match, OperandSpec
 
 __all__ = ["SLOTS", "Form", "Match", "OperandSpec", "forms", "matches"]

@@ -20,9 +20,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field
 from functools import cached_property
 
+from stagefuse.compiler.ptx.types import TYPES
 from stagefuse.dsl.frozen import frozen
-
-from ..types import TYPES
 
 SLOTS: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())

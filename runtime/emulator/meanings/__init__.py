@@ -21,14 +21,13 @@ import numpy as np
 from stagefuse.compiler.ptx import syntax as s
 from stagefuse.compiler.ptx.table import Match, OperandSpec
 from stagefuse.dsl.frozen import frozen
-
-from ..lanes import check_masks, check_whole
-from ..operands import Get, Put, elements, getter, putter, result_parts
-from ..program import Control, Run, Site, Step, slot_of
-from ..unwritten import check_guard, follow, settle
+from stagefuse.runtime.emulator.lanes import check_masks, check_whole
+from stagefuse.runtime.emulator.operands import Get, Put, elements, getter, putter, result_parts
+from stagefuse.runtime.emulator.program import Control, Run, Site, Step, slot_of
+from stagefuse.runtime.emulator.unwritten import check_guard, follow, settle
 
 if TYPE_CHECKING:
-    from ..machine import Group, Machine
+    from stagefuse.runtime.emulator.machine import Group, Machine
 
 PURE: dict[str, Callable[[Match], Callable[..., Any]]] = {}
 EFFECT: dict[str, Callable[[Site], Run]] = {}

@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx.types import TYPES
+from stagefuse.runtime.emulator import floats as fl
+from stagefuse.runtime.emulator.access import Part, places
+from stagefuse.runtime.emulator.errors import Stop
+from stagefuse.runtime.emulator.operands import address, elements, getter, putter
+from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.values import DTYPES
 
-from .. import floats as fl
-from ..access import Part, places
-from ..errors import Stop
-from ..operands import address, elements, getter, putter
-from ..program import Run, Site
-from ..values import DTYPES
 from . import effect
 from .memory import order_of, space_of
 
 if TYPE_CHECKING:
-    from ..machine import Group
+    from stagefuse.runtime.emulator.machine import Group
 
 Array = NDArray[Any]
 Update = Callable[[Array, Array], Array]

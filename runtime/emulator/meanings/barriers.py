@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..barriers import Barrier
-from ..lanes import check_masks
-from ..operands import Get, getter, putter
-from ..program import Control, Run, Site, Step
+from stagefuse.runtime.emulator.barriers import Barrier
+from stagefuse.runtime.emulator.lanes import check_masks
+from stagefuse.runtime.emulator.operands import Get, getter, putter
+from stagefuse.runtime.emulator.program import Control, Run, Site, Step
+
 from . import control, effect
 
 if TYPE_CHECKING:
-    from ..machine import Group, Machine
+    from stagefuse.runtime.emulator.machine import Group, Machine
 
 
 def _is_aligned(site: Site) -> bool:

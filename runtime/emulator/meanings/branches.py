@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stagefuse.compiler.ptx import syntax as s
+from stagefuse.runtime.emulator.errors import Stop
+from stagefuse.runtime.emulator.externals import EXTERNALS
+from stagefuse.runtime.emulator.layout import MOST_CALLS
+from stagefuse.runtime.emulator.operands import getter, putter, write
+from stagefuse.runtime.emulator.program import Control, Place, Run, Site, Step
 
-from ..errors import Stop
-from ..externals import EXTERNALS
-from ..layout import MOST_CALLS
-from ..operands import getter, putter, write
-from ..program import Control, Place, Run, Site, Step
 from . import control, effect
 from .stack import leave
 
 if TYPE_CHECKING:
-    from ..machine import Group, Machine
+    from stagefuse.runtime.emulator.machine import Group, Machine
 
 
 def _label(site: Site, name: str) -> int:

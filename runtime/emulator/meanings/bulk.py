@@ -14,11 +14,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ..access import Part, peer_blocks, places, shared_byte
-from ..errors import Stop
-from ..memory import RANK_BITS
-from ..operands import Get, address, elements, getter
-from ..order import (
+from stagefuse.runtime.emulator.access import Part, peer_blocks, places, shared_byte
+from stagefuse.runtime.emulator.errors import Stop
+from stagefuse.runtime.emulator.memory import RANK_BITS
+from stagefuse.runtime.emulator.operands import Get, address, elements, getter
+from stagefuse.runtime.emulator.order import (
     Agent,
     async_read,
     async_write,
@@ -27,14 +27,15 @@ from ..order import (
     bulk_commit,
     bulk_wait,
 )
-from ..program import Run, Site
-from ..region import Region, count, span
-from ..values import DTYPES
+from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.region import Region, count, span
+from stagefuse.runtime.emulator.values import DTYPES
+
 from . import effect
 from .mbarrier import advanced, counted_from, find, using
 
 if TYPE_CHECKING:
-    from ..machine import Batch, Group
+    from stagefuse.runtime.emulator.machine import Batch, Group
 
 Array = NDArray[Any]
 _OFFSET = (1 << RANK_BITS) - 1

@@ -7,17 +7,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..access import peer_blocks
-from ..errors import Stop
-from ..memory import RANK_BITS, SHARED_WINDOW
-from ..operands import getter, putter
-from ..order import Clock, acquire, join, publish, publish_initialisations, visits_end
-from ..program import Control, Run, Site, Step
-from ..special import cluster_rank
+from stagefuse.runtime.emulator.access import peer_blocks
+from stagefuse.runtime.emulator.errors import Stop
+from stagefuse.runtime.emulator.memory import RANK_BITS, SHARED_WINDOW
+from stagefuse.runtime.emulator.operands import getter, putter
+from stagefuse.runtime.emulator.order import (
+    Clock,
+    acquire,
+    join,
+    publish,
+    publish_initialisations,
+    visits_end,
+)
+from stagefuse.runtime.emulator.program import Control, Run, Site, Step
+from stagefuse.runtime.emulator.special import cluster_rank
+
 from . import control, effect
 
 if TYPE_CHECKING:
-    from ..machine import Batch, Group, Machine
+    from stagefuse.runtime.emulator.machine import Batch, Group, Machine
 
 Array = NDArray[Any]
 _OFFSET = (1 << RANK_BITS) - 1

@@ -10,9 +10,9 @@ import numpy as np
 
 from stagefuse.compiler.ptx.table import Match
 from stagefuse.compiler.ptx.types import TYPES
+from stagefuse.runtime.emulator import floats as fl
+from stagefuse.runtime.emulator.values import DTYPES
 
-from .. import floats as fl
-from ..values import DTYPES
 from . import pure
 
 Function = Callable[..., Any]

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx import syntax as s
+from stagefuse.runtime.emulator import access
+from stagefuse.runtime.emulator.arrays import distinct
+from stagefuse.runtime.emulator.memory import Arena
+from stagefuse.runtime.emulator.operands import address, getter
+from stagefuse.runtime.emulator.program import Run, Site
 
-from .. import access
-from ..arrays import distinct
-from ..memory import Arena
-from ..operands import address, getter
-from ..program import Run, Site
 from . import effect
 
 if TYPE_CHECKING:
-    from ..machine import Batch, Group
+    from stagefuse.runtime.emulator.machine import Batch, Group
 
 Array = NDArray[Any]
 

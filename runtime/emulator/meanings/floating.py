@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from stagefuse.compiler.ptx.table import Match
+from stagefuse.runtime.emulator import floats as fl
+from stagefuse.runtime.emulator.tensor_map import OUT_OF_BOUNDS_NAN
 
-from .. import floats as fl
-from ..tensor_map import OUT_OF_BOUNDS_NAN
 from . import pure
 
 Function = Callable[..., Any]

@@ -9,10 +9,10 @@ import numpy as np
 
 from stagefuse.compiler.ptx.table import Match
 from stagefuse.compiler.ptx.types import TYPES
+from stagefuse.runtime.emulator.operands import getter, putter
+from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.values import DTYPES
 
-from ..operands import getter, putter
-from ..program import Run, Site
-from ..values import DTYPES
 from . import effect, pure
 
 Function = Callable[..., Any]

@@ -9,15 +9,15 @@ import numpy as np
 
 from stagefuse.compiler.ptx.table import Match
 from stagefuse.compiler.ptx.types import TYPES
+from stagefuse.runtime.emulator import floats as fl
+from stagefuse.runtime.emulator.operands import elements, getter, putter
+from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.values import DTYPES
 
-from .. import floats as fl
-from ..operands import elements, getter, putter
-from ..program import Run, Site
-from ..values import DTYPES
 from . import effect, pure
 
 if TYPE_CHECKING:
-    from ..machine import Group
+    from stagefuse.runtime.emulator.machine import Group
 
 Function = Callable[..., Any]
 

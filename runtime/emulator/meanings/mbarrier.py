@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..access import places
-from ..barrier_object import BarrierMisuse, BarrierObject, pending_of, phase_of
-from ..errors import Stop
-from ..operands import Get, address, getter, putter
-from ..order import (
+from stagefuse.runtime.emulator.access import places
+from stagefuse.runtime.emulator.barrier_object import (
+    BarrierMisuse,
+    BarrierObject,
+    pending_of,
+    phase_of,
+)
+from stagefuse.runtime.emulator.errors import Stop
+from stagefuse.runtime.emulator.operands import Get, address, getter, putter
+from stagefuse.runtime.emulator.order import (
     Clock,
     acquire,
     comes_behind,
@@ -25,13 +30,14 @@ from ..order import (
     publish,
     visit,
 )
-from ..program import Control, Run, Site, Step
+from stagefuse.runtime.emulator.program import Control, Run, Site, Step
+
 from . import control, effect
 from .cluster import ClusterBarrier
 from .copies import copies_of
 
 if TYPE_CHECKING:
-    from ..machine import Batch, Group, Machine
+    from stagefuse.runtime.emulator.machine import Batch, Group, Machine
 
 Array = NDArray[Any]
 Object = BarrierObject[Clock]

@@ -11,10 +11,9 @@ import numpy as np
 from stagefuse.compiler.ptx import syntax as s
 from stagefuse.compiler.ptx.table import Match
 from stagefuse.compiler.ptx.types import TYPES
-
-from .. import access
-from ..errors import Stop
-from ..memory import (
+from stagefuse.runtime.emulator import access
+from stagefuse.runtime.emulator.errors import Stop
+from stagefuse.runtime.emulator.memory import (
     ALLOCATION_BITS,
     LOCAL_WINDOW,
     PARAM_WINDOW,
@@ -22,15 +21,22 @@ from ..memory import (
     SHARED_WINDOW,
     WINDOW_BITS,
 )
-from ..operands import address, elements, getter, is_generic_variable, putter
-from ..program import Run, Site
-from ..repacked import only_repacked
-from ..unwritten import read_unwritten
-from ..values import DTYPES
+from stagefuse.runtime.emulator.operands import (
+    address,
+    elements,
+    getter,
+    is_generic_variable,
+    putter,
+)
+from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.repacked import only_repacked
+from stagefuse.runtime.emulator.unwritten import read_unwritten
+from stagefuse.runtime.emulator.values import DTYPES
+
 from . import effect, pure
 
 if TYPE_CHECKING:
-    from ..machine import Group
+    from stagefuse.runtime.emulator.machine import Group
 
 _ELEMENT = {"b128": "b64"}
 ORDERS = ("relaxed", "acquire", "release", "acq_rel", "volatile")

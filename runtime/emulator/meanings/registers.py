@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx import syntax as s
+from stagefuse.runtime.emulator.arrays import warps_of
+from stagefuse.runtime.emulator.errors import Stop
+from stagefuse.runtime.emulator.program import Code, Control, Site, Step
 
-from ..arrays import warps_of
-from ..errors import Stop
-from ..program import Code, Control, Site, Step
 from . import control
 
 if TYPE_CHECKING:
-    from ..machine import Batch, Group, Machine
+    from stagefuse.runtime.emulator.machine import Batch, Group, Machine
 
 Array = NDArray[Any]
 FILE = 65536

@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx import syntax as s
+from stagefuse.runtime.emulator.errors import Stop
+from stagefuse.runtime.emulator.layout import STACK_BYTES
+from stagefuse.runtime.emulator.operands import getter, putter
+from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.values import DTYPES
 
-from ..errors import Stop
-from ..layout import STACK_BYTES
-from ..operands import getter, putter
-from ..program import Run, Site
-from ..values import DTYPES
 from . import effect
 
 if TYPE_CHECKING:
-    from ..machine import Batch, Group
+    from stagefuse.runtime.emulator.machine import Batch, Group
 
 Array = NDArray[Any]
 

@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx import syntax as s
 from stagefuse.compiler.ptx.types import TYPES
+from stagefuse.runtime.emulator import access
+from stagefuse.runtime.emulator import floats as fl
+from stagefuse.runtime.emulator.arrays import warps_of
+from stagefuse.runtime.emulator.operands import Get, address, elements, getter, putter
+from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.sparse import indices_of_rows, spread
 
-from .. import access
-from .. import floats as fl
-from ..arrays import warps_of
-from ..operands import Get, address, elements, getter, putter
-from ..program import Run, Site
-from ..sparse import indices_of_rows, spread
 from . import effect
 
 if TYPE_CHECKING:
-    from ..machine import Group
+    from stagefuse.runtime.emulator.machine import Group
 
 Array = NDArray[Any]
 

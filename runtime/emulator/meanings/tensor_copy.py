@@ -8,18 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx import syntax as s
+from stagefuse.runtime.emulator.access import places
+from stagefuse.runtime.emulator.errors import Stop
+from stagefuse.runtime.emulator.im2col import column
+from stagefuse.runtime.emulator.memory import ALLOCATION_BITS, Arena
+from stagefuse.runtime.emulator.operands import Get, address, elements, getter
+from stagefuse.runtime.emulator.order import async_read, async_write, bulk_agents
+from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.region import Region, span
+from stagefuse.runtime.emulator.swizzle import ALIGNMENT as SWIZZLE_ALIGNMENT
+from stagefuse.runtime.emulator.swizzle import swizzle
+from stagefuse.runtime.emulator.tensor_map import SIZE, EncodedMap, decode
 
-from ..access import places
-from ..errors import Stop
-from ..im2col import column
-from ..memory import ALLOCATION_BITS, Arena
-from ..operands import Get, address, elements, getter
-from ..order import async_read, async_write, bulk_agents
-from ..program import Run, Site
-from ..region import Region, span
-from ..swizzle import ALIGNMENT as SWIZZLE_ALIGNMENT
-from ..swizzle import swizzle
-from ..tensor_map import SIZE, EncodedMap, decode
 from . import effect
 from .bulk import (
     agent_of,
@@ -33,7 +33,7 @@ from .bulk import (
 )
 
 if TYPE_CHECKING:
-    from ..machine import Group
+    from stagefuse.runtime.emulator.machine import Group
 
 Array = NDArray[Any]
 _STEP = 16

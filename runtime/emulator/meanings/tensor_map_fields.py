@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..access import places
-from ..errors import Stop
-from ..operands import address, getter
-from ..program import Run, Site
-from ..region import Region, span
-from ..tensor_map import SIZE, replace
+from stagefuse.runtime.emulator.access import places
+from stagefuse.runtime.emulator.errors import Stop
+from stagefuse.runtime.emulator.operands import address, getter
+from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.region import Region, span
+from stagefuse.runtime.emulator.tensor_map import SIZE, replace
+
 from . import effect
 from .bulk import one_by_one, values
 
 if TYPE_CHECKING:
-    from ..machine import Group
+    from stagefuse.runtime.emulator.machine import Group
 
 Array = NDArray[Any]
 

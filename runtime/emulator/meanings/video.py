@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx.table import Match
+from stagefuse.runtime.emulator.values import DTYPES
 
-from ..values import DTYPES
 from . import pure
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {

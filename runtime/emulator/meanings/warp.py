@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import warps_of
-from ..operands import Get, getter, putter, result_parts
-from ..program import Run, Site
-from ..values import DTYPES
+from stagefuse.runtime.emulator.arrays import warps_of
+from stagefuse.runtime.emulator.operands import Get, getter, putter, result_parts
+from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.values import DTYPES
+
 from . import effect
 
 if TYPE_CHECKING:
-    from ..machine import Batch, Group
+    from stagefuse.runtime.emulator.machine import Batch, Group
 
 Array = NDArray[Any]
 UNDEFINED = np.uint32(0xCDCDCDCD)

@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx import syntax as s
 from stagefuse.dsl.frozen import frozen
+from stagefuse.runtime.emulator.errors import Stop
+from stagefuse.runtime.emulator.matrix_descriptor import K_BYTES, operand_addresses
+from stagefuse.runtime.emulator.operands import Get, elements, getter
+from stagefuse.runtime.emulator.order import acquire, async_read, product_agent
+from stagefuse.runtime.emulator.program import Code, Control, Run, Site, Step, slot_of
+from stagefuse.runtime.emulator.region import Region, count
+from stagefuse.runtime.emulator.sparse import indices_of_rows, spread
+from stagefuse.runtime.emulator.warpgroup_product import accumulate, decode, operand_from_registers
+from stagefuse.runtime.emulator.warpgroups import THREADS, Warpgroups
 
-from ..errors import Stop
-from ..matrix_descriptor import K_BYTES, operand_addresses
-from ..operands import Get, elements, getter
-from ..order import acquire, async_read, product_agent
-from ..program import Code, Control, Run, Site, Step, slot_of
-from ..region import Region, count
-from ..sparse import indices_of_rows, spread
-from ..warpgroup_product import accumulate, decode, operand_from_registers
-from ..warpgroups import THREADS, Warpgroups
 from . import control
 
 if TYPE_CHECKING:
-    from ..machine import Group, Machine
+    from stagefuse.runtime.emulator.machine import Group, Machine
 
 Array = NDArray[Any]
 Work = Callable[["Group", Warpgroups, Array, Array], None]

@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx.types import TYPES
+from stagefuse.runtime.emulator import access
+from stagefuse.runtime.emulator import floats as fl
+from stagefuse.runtime.emulator.arrays import warps_of
+from stagefuse.runtime.emulator.operands import address, elements, getter, putter
+from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.values import DTYPES
 
-from .. import access
-from .. import floats as fl
-from ..arrays import warps_of
-from ..operands import address, elements, getter, putter
-from ..program import Run, Site
-from ..values import DTYPES
 from . import effect
 from .tensor import unpacked, warp_rows
 
 if TYPE_CHECKING:
-    from ..machine import Group
+    from stagefuse.runtime.emulator.machine import Group
 
 Array = NDArray[Any]
 

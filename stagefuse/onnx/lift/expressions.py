@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..names import weight_path
-from ..text import literal
+from stagefuse.onnx.names import weight_path
+from stagefuse.onnx.text import literal
+
 from .plan import Plan
 from .program import Compute, Value, is_number
 from .terms import Term

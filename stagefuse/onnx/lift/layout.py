@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..names import Names, weight_path
+from stagefuse.onnx.names import Names, weight_path
+
 from .expressions import ATOM, PIPE, POSTFIX, RANGE, TermWriter, Text, number_text, path_text
 from .plan import WIDTH, Plan, is_link
 from .program import Apply, Compute, Loop, Statement, Value

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..names import safe_key
+from stagefuse.onnx.names import safe_key
+
 from .terms import Term
 
 Array: TypeAlias = "np.ndarray[Any, Any]"

@@ -11,10 +11,10 @@ from stagefuse.dsl import ast
 from stagefuse.dsl.dims import as_expr
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
+from stagefuse.onnx.body import Body, parsed
+from stagefuse.onnx.names import Names
+from stagefuse.onnx.text import type_text
 
-from ..body import Body, parsed
-from ..names import Names
-from ..text import type_text
 from . import activations, attention, layers, quantised, views
 from .layout import Layout
 from .program import Function, Program, Value, demanded, program_of, reachable

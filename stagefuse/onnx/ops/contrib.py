@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import Refused
-from ..node import Node, Val, axis_of
-from ..record import Written, op, records
-from ..text import listed, literal, size_text
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val, axis_of
+from stagefuse.onnx.record import Written, op, records
+from stagefuse.onnx.text import listed, literal, size_text
+
 from .norms import per_channel, standardized
 
 DOMAIN = "com.microsoft"

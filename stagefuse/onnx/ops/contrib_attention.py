@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.frozen import frozen
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import literal, size_text
 
-from ..errors import Refused
-from ..node import Node, Val
-from ..record import Written, op
-from ..text import literal, size_text
 from .contrib import DOMAIN
 from .quantised import less_zero, scale_of
 

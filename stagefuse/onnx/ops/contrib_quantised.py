@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..errors import Refused
-from ..node import Node
-from ..record import Written, op
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node
+from stagefuse.onnx.record import Written, op
+
 from .contrib import DOMAIN, channels_first, channels_last, standard
 from .quantised import less_zero, scale_of, stored_point
 from .recurrent import recurrent

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ..errors import Refused
-from ..node import Node, Val
-from ..record import Written, op
-from ..windows import Window, padded, window_of
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.windows import Window, padded, window_of
+
 from .norms import per_channel
 
 

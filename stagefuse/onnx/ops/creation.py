@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from stagefuse.dsl.dims import Expr, as_expr, floordiv
-
-from ..errors import Refused
-from ..node import Node, Val
-from ..reading import dtype_of
-from ..record import Written, op
-from ..text import listed, literal, size_text
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val
+from stagefuse.onnx.reading import dtype_of
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import listed, literal, size_text
 
 
 @op("Constant")
@@ -41,7 +40,7 @@ def _constant_of_shape(n: Node) -> str:
 
 
 def _number(dtype: np.dtype[np.generic]) -> int:
-    from ..reading import _NUMPY
+    from stagefuse.onnx.reading import _NUMPY
 
     return next(k for k, v in _NUMPY.items() if np.dtype(v) == dtype)
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import copysign, inf
 
-from ..errors import Refused
-from ..node import Node, Val
-from ..reading import HELD, dtype_of, type_name
-from ..record import op
-from ..text import literal
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val
+from stagefuse.onnx.reading import HELD, dtype_of, type_name
+from stagefuse.onnx.record import op
+from stagefuse.onnx.text import literal
+
 from .norms import per_channel
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stagefuse.dsl.dims import Expr
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, axis_of
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import listed, size_text
 
-from ..errors import Refused
-from ..node import Node, axis_of
-from ..record import Written, op
-from ..text import listed, size_text
 from .shapes import subscript
 
 

@@ -10,10 +10,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..beyond import STRINGS
-from ..errors import Refused
-from ..node import Node, Val
-from ..record import Written, op
+from stagefuse.onnx.beyond import STRINGS
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val
+from stagefuse.onnx.record import Written, op
 
 
 @op("TfIdfVectorizer", unread=["max_skip_count"])

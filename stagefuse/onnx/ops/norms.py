@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ..errors import Refused
-from ..node import Node, axis_of
-from ..record import Written, op
-from ..text import listed
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, axis_of
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import listed
+
 from .reductions import axis_text
 
 

@@ -6,11 +6,12 @@ from itertools import permutations
 
 import numpy as np
 
-from ..errors import Refused
-from ..node import Node
-from ..reading import dtype_of
-from ..record import op
-from ..text import listed
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node
+from stagefuse.onnx.reading import dtype_of
+from stagefuse.onnx.record import op
+from stagefuse.onnx.text import listed
+
 from .shapes import subscript
 
 MAX_DET = 4

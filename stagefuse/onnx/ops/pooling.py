@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from stagefuse.dsl.dims import Expr, as_expr, floordiv
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import size_text
+from stagefuse.onnx.windows import Window, padded, rounded_up, window_of
 
-from ..errors import Refused
-from ..node import Node, Val
-from ..record import Written, op
-from ..text import size_text
-from ..windows import Window, padded, rounded_up, window_of
 from .reductions import axis_text
 
 

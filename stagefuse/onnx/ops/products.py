@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import string
 
-from ..errors import Refused
-from ..node import Node
-from ..record import op
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node
+from stagefuse.onnx.record import op
 
 
 @op("MatMul")

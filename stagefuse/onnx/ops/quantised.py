@@ -8,12 +8,12 @@ import numpy as np
 from onnx import TensorProto
 
 from stagefuse.dsl.dtypes import DType
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val
+from stagefuse.onnx.reading import HELD, dtype_of, type_name
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.windows import padded, window_of
 
-from ..errors import Refused
-from ..node import Node, Val
-from ..reading import HELD, dtype_of, type_name
-from ..record import Written, op
-from ..windows import padded, window_of
 from .convolution import convolved, kernel_size
 from .elementwise import narrowed
 from .norms import per_channel

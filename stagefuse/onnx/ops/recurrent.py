@@ -6,11 +6,10 @@ Source: the definitions of RNN, GRU and LSTM in the ONNX operator reference.
 from __future__ import annotations
 
 from stagefuse.dsl.dims import Expr
-
-from ..errors import Refused
-from ..node import Node, Val
-from ..record import Written, op
-from ..text import literal, size_text
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import literal, size_text
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 USUAL = {"RNN": ["Tanh"], "GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}

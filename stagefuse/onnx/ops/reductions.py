@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..node import Node, Val, axis_of
-from ..record import Written, op
+from stagefuse.onnx.node import Node, Val, axis_of
+from stagefuse.onnx.record import Written, op
 
 
 def axis_text(axes: Sequence[int]) -> str:

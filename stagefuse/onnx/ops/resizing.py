@@ -13,10 +13,10 @@ import numpy as np
 
 from stagefuse.dsl.dims import Expr, as_expr
 from stagefuse.dsl.frozen import frozen
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val, axis_of
+from stagefuse.onnx.record import Written, op
 
-from ..errors import Refused
-from ..node import Node, Val, axis_of
-from ..record import Written, op
 from .indexing import ranged
 from .shapes import subscript
 from .stretching import Stretch, scaled, stretched

@@ -6,11 +6,11 @@ Source: the definitions of GridSample, RoiAlign and DeformConv in the ONNX opera
 from __future__ import annotations
 
 from stagefuse.dsl.dims import Expr
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import listed, size_text
 
-from ..errors import Refused
-from ..node import Node, Val
-from ..record import Written, op
-from ..text import listed, size_text
 from .indexing import ranged
 from .scattering import scattered
 from .shapes import product

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from stagefuse.dsl.dims import Expr
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val, axis_of
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import listed, size_text
 
-from ..errors import Refused
-from ..node import Node, Val, axis_of
-from ..record import Written, op
-from ..text import listed, size_text
 from .shapes import product
 
 KINDS = {"none": "scatter_set", "add": "scatter_add", "max": "scatter_max", "min": "scatter_max"}

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import Refused
-from ..node import Node, Rows, Val, axis_of
-from ..record import Written, op
-from ..text import literal, size_text
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Rows, Val, axis_of
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import literal, size_text
+
 from .shapes import subscript
 
 MANY = 1 << 31

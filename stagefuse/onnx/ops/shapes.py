@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from stagefuse.dsl.dims import Expr, as_expr, divide, floordiv, maximum, minimum
-
-from ..errors import Refused
-from ..node import Node, Val, axis_of
-from ..record import Written, op
-from ..text import listed, literal, pairs, size_text
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val, axis_of
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import listed, literal, pairs, size_text
 
 
 def subscript(rank: int, **cuts: str) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from stagefuse.dsl.dims import as_expr, floordiv
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val, axis_of
+from stagefuse.onnx.reading import dtype_of
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import pairs, size_text
 
-from ..errors import Refused
-from ..node import Node, Val, axis_of
-from ..reading import dtype_of
-from ..record import Written, op
-from ..text import pairs, size_text
 from .shapes import subscript
 
 MAX_LENGTH = 4096

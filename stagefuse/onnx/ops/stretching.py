@@ -10,10 +10,10 @@ from fractions import Fraction
 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum
 from stagefuse.dsl.frozen import frozen
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node
+from stagefuse.onnx.text import size_text
 
-from ..errors import Refused
-from ..node import Node
-from ..text import size_text
 from .shapes import subscript
 
 DENOMINATOR = 4096

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from stagefuse.dsl.dims import as_expr
 from stagefuse.dsl.frozen import frozen
+from stagefuse.onnx.errors import Refused
+from stagefuse.onnx.node import Node, Val
+from stagefuse.onnx.record import Written, op
+from stagefuse.onnx.text import pairs
+from stagefuse.onnx.windows import Window
 
-from ..errors import Refused
-from ..node import Node, Val
-from ..record import Written, op
-from ..text import pairs
-from ..windows import Window
 from .convolution import fixed, kernel_size
 from .norms import per_channel
 

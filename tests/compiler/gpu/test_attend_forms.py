@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stagefuse.compiler.gpu.attend_forms import forms_of
+from stagefuse.compiler.gpu.attention.forms import forms_of
 from stagefuse.compiler.kernel_ir import Const, Load, Local, Op
 from stagefuse.dsl.dtypes import F32
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler.errors import VerifyError
-from stagefuse.compiler.fuse import partition
-from stagefuse.compiler.gpu import attend_roles, attention
+from stagefuse.compiler.fusion.fuse import partition
+from stagefuse.compiler.fusion.join import join
+from stagefuse.compiler.gpu.attention import lowering as attention
+from stagefuse.compiler.gpu.attention import warp_roles
 from stagefuse.compiler.gpu.compile import JOINS
 from stagefuse.compiler.gpu.drafts import drafts
-from stagefuse.compiler.join import join
 from stagefuse.compiler.kernel_ir import Attend, Kernel, Local
 from stagefuse.compiler.kernel_text import parse_kernel, print_kernel
 from stagefuse.compiler.kernel_verify import verify_kernel
@@ -175,7 +176,7 @@ def test_attention_gives_what_float64_does(
 def test_blocks_stay_for_many_tiles(
     case: Case, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attend_roles, "BLOCKS", 3)
+    monkeypatch.setattr(warp_roles, "BLOCKS", 3)
     check(case, attend(case, tmp_path / "p.pipe"), rng)
 
 
@@ -183,7 +184,7 @@ def test_high_tiles_are_taken_where_they_need_fewer_rounds(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "BLOCKS", 3)
-    monkeypatch.setattr(attend_roles, "BLOCKS", 2)
+    monkeypatch.setattr(warp_roles, "BLOCKS", 2)
     case = Case("bf16", (1, 1, 1, 570, 140), 64, 64, "", "sm_90a")
     plan = attend(case, tmp_path / "p.pipe")
     sizes = {"B": 1, "T": 570, "S": 140}

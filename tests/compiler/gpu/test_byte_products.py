@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler.driver import compile_file
-from stagefuse.compiler.gpu import persistent, widths
 from stagefuse.compiler.gpu.assemble import AssemblerMissing, ptxas
+from stagefuse.compiler.gpu.matmul import persistent, tile_widths
 from stagefuse.compiler.plan import Plan
 from stagefuse.dsl.dtypes import DTYPES
 
@@ -122,7 +122,7 @@ def test_stages_of_tiles_that_follow_each_other(
     kind: str, width: int, tmp_path: Path, rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(widths, "few_widths", lambda _: (width,))
+    monkeypatch.setattr(tile_widths, "few_widths", lambda _: (width,))
     to = "f32" if kind.startswith("f8") else "i32"
     text = (
         f"pipeline p(x: {kind}[N, K], w: {kind}[272, K]) -> {to}[N, 272]\n"

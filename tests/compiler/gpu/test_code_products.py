@@ -175,7 +175,7 @@ def test_steps_of_a_recurrence(
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step reads codes."""
-    monkeypatch.setattr("stagefuse.compiler.codes.LEAST_IN_STEPS", 1 << 12)
+    monkeypatch.setattr("stagefuse.compiler.patterns.codes.LEAST_IN_STEPS", 1 << 12)
     few = rng.integers(-7, 8, (96, 96)).astype(np.int8)
     plan = compiled(
         "pipeline p(x: f32[T, B, 96]) -> f32[T, B, 96]:\n"
@@ -232,7 +232,7 @@ def test_many_rows_unfold_the_matrix(
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Once for all rows, in their dtype: what the product rounds to is the same."""
-    monkeypatch.setattr("stagefuse.compiler.gpu.unfolded._least_rows", lambda *_: 70)
+    monkeypatch.setattr("stagefuse.compiler.gpu.matmul.decoded_first._least_rows", lambda *_: 70)
     made, bits = FORMS[form]
     for name, size in (("N", columns), ("K // G", depth // group), ("K", depth), ("G", group)):
         made = re.sub(rf"\b{name}\b", str(size), made)
@@ -305,7 +305,7 @@ def test_layers_unfold_alike(
 ) -> None:
     """Each layer has its own matrix unfolded, by the same kernels; of a known number of rows no
     other way is in the plan."""
-    monkeypatch.setattr("stagefuse.compiler.gpu.unfolded._least_rows", lambda *_: 1)
+    monkeypatch.setattr("stagefuse.compiler.gpu.matmul.decoded_first._least_rows", lambda *_: 1)
     weights = {f"few{n}": rng.integers(-7, 8, (256, 256)).astype(np.int8) for n in range(2)}
     plan = compiled(
         "pipeline p(x: bf16[20, 256]) -> bf16[20, 256]:\n"
@@ -332,7 +332,7 @@ def test_layers_unfold_alike(
 def test_when_codes_are_unfolded() -> None:
     """From the rows on where a kernel more and the matrix in 16 bits are predicted to take less; of
     wide matrices, which have tiles enough, and small ones later."""
-    from stagefuse.compiler.gpu.unfolded import _least_rows
+    from stagefuse.compiler.gpu.matmul.decoded_first import _least_rows
 
     rows = sym("M")
     assert 64 < (_least_rows(rows, (4096, 4096, 64)) or 0) <= 128

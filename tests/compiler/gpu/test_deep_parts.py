@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagefuse.compiler.gpu.deep_parts import clocks
+from stagefuse.compiler.gpu.matmul.deep_split import clocks
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES
 

@@ -10,7 +10,7 @@ import pytest
 
 from stagefuse.compiler.build_graph import build_graph
 from stagefuse.compiler.front import check_source
-from stagefuse.compiler.gpu import few_tiles
+from stagefuse.compiler.gpu.matmul import split_depth
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.ops import BUILTINS
 from stagefuse.dsl.dtypes import DTYPES
@@ -159,7 +159,7 @@ def test_a_softmax_of_few_elements(
 def test_a_product_of_few_rows_and_one_of_many_are_the_same(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(few_tiles, "FULL", 1)
+    monkeypatch.setattr(split_depth, "FULL", 1)
     text = f"pipeline p{MORE['deep linear']}\n"
     emulated = Emulated(compiled(tmp_path / "p.pipe", text, ("sm_89",)), "sm_89")
     weights = rng.standard_normal((50, 200)).astype(np.float32)

@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from stagefuse.compiler.gpu import persistent, widths
 from stagefuse.compiler.gpu.assemble import AssemblerMissing, ptxas
+from stagefuse.compiler.gpu.matmul import persistent, tile_widths
 from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.facts import Facts
@@ -56,7 +56,7 @@ def test_tails(
     transposed: bool, rows: int, depth: int, width: int, tmp_path: Path, rng: np.random.Generator,
     few_blocks: None, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(widths, "few_widths", lambda _: (width,))
+    monkeypatch.setattr(tile_widths, "few_widths", lambda _: (width,))
     right, given = ("w", "K, 520") if not transposed else ("transpose(w, [1, 0])", "520, K")
     text = (
         f"pipeline p(x: bf16[N, K], w: bf16[{given}]) -> f32[N, 520]\n"
@@ -176,14 +176,14 @@ where N in 8192..=65536:
 
 def test_one_width_is_the_best_for_every_size() -> None:
     for columns, wide in ((const(4096), 256), (const(768), 192), (sym("M"), 256)):
-        found = widths.widths(sym("N"), columns, [], 1, Facts({}, {}))
+        found = tile_widths.widths(sym("N"), columns, [], 1, Facts({}, {}))
         assert [w for w, _ in found] == [wide, 64]
         for n in (1, 128, 129, 700, 1024, 2048, 4096, 10000):
             for m in (8, 300, 1024, 5000):
                 assert sum(best.evaluate({"N": n, "M": m}) for _, best in found) == 1
-    assert [w for w, _ in widths.widths(sym("N"), const(40), [], 1, Facts({}, {}))] == [48]
+    assert [w for w, _ in tile_widths.widths(sym("N"), const(40), [], 1, Facts({}, {}))] == [48]
     for size, width in ((1024, 64), (3072, 192), (4096, 256), (8192, 256)):
-        (only,) = widths.widths(const(size), const(size), [], 1, Facts({}, {}))
+        (only,) = tile_widths.widths(const(size), const(size), [], 1, Facts({}, {}))
         assert only == (width, const(1))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagefuse.compiler.gpu.dots import MOST_ROWS
+from stagefuse.compiler.gpu.recurrence.dots import MOST_ROWS
 from stagefuse.compiler.plan import Plan
 from stagefuse.runtime import emulator
 from stagefuse.runtime.device_pipeline import DevicePipeline

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stagefuse.compiler.gpu import tiles
-from stagefuse.compiler.gpu.tiles import Shape
+from stagefuse.compiler.gpu.matmul import tf32_shapes
+from stagefuse.compiler.gpu.matmul.tf32_shapes import Shape
 from stagefuse.dsl.dims_text import parse
 
 from .gpu_run import Emulated, check_legal, compiled, launches
@@ -37,7 +37,7 @@ def near(found: Floats, x: Floats, w: Floats, more: float = 0.0) -> None:
 def test_tiles_of_any_sizes(
     shape: Shape, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiles, "_shapes", lambda *_: [shape])
+    monkeypatch.setattr(tf32_shapes, "_shapes", lambda *_: [shape])
     plan = compiled(tmp_path / "p.pipe", TEXT, ("sm_90a",))
     check_legal(plan)
     assert "wgmma" in plan.ptx["sm_90a"] and "cp.async.bulk.tensor" in plan.ptx["sm_90a"]
@@ -58,7 +58,7 @@ def test_infinities_and_nan(
     split: int, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither survives being split: the blocks that meet one multiply the numbers as they are."""
-    monkeypatch.setattr(tiles, "_shapes", lambda *_: [Shape(64, 64, split)])
+    monkeypatch.setattr(tf32_shapes, "_shapes", lambda *_: [Shape(64, 64, split)])
     text = "pipeline p(x: f32[130, 136], w: f32[136, 68]) -> f32[130, 68]:\n    x @ w\n"
     emulated = Emulated(compiled(tmp_path / "p.pipe", text, ("sm_90a",)))
     x, w = (rng.standard_normal(s).astype(np.float32) for s in ((130, 136), (136, 68)))

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from stagefuse.compiler.driver import compile_file
-from stagefuse.compiler.gpu import few_tiles
+from stagefuse.compiler.gpu.matmul import split_depth
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES
 
@@ -220,8 +220,8 @@ def test_convolutions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if not few:
-        monkeypatch.setattr(few_tiles, "FULL", 0)
-        monkeypatch.setattr(few_tiles, "FEW_ROWS", 0)
+        monkeypatch.setattr(split_depth, "FULL", 0)
+        monkeypatch.setattr(split_depth, "FEW_ROWS", 0)
     channels, height, width, out, window, stride, padding, dilation, groups = case
     reach = dilation * (window - 1)
     tall, wide = ((n + 2 * padding - reach - 1) // stride + 1 for n in (height, width))

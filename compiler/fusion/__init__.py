@@ -1,0 +1,1 @@
+"""Which kernel computes each node, and in what order kernels run."""

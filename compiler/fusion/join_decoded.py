@@ -1,0 +1,110 @@
+"""Attention whose keys and values are computed of codes, or of whatever is narrower than they are.
+
+- *decoded*: for few queries keys and values are computed where they are brought, rather than stored
+  by a kernel and read again: attention of few queries takes as long as that. For GPUs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stagefuse.compiler.graph import Contract, Map, Node, Position, Ref, Scalar, View
+from stagefuse.compiler.patterns.attention import CHEAP_FLOPS
+from stagefuse.compiler.patterns.steps import CHUNK, steps_of
+from stagefuse.dsl.dims import Expr, const, sym
+
+from .groups import Group, count_of, flops
+from .join_stored import Storing
+
+REASON = (
+    "it is computed where attention brings its keys, of few queries; for more of them a kernel "
+    "stores it"
+)
+COMPUTED = (Map, Position, Scalar, View)
+NARROWER = 0.75
+"""The bytes that are read for an element, of its own, up to which lanes compute it."""
+WIDEST = 128
+"""Features of which a lane's registers hold what is under way."""
+TIMES = (1 << 10, 16, 8, 4, 2)
+"""How often an element of a smaller tensor is read at least, if that can be proved."""
+
+
+class DecodedJoiner(Storing):
+    """Joins of attention and what makes its keys and values."""
+
+    def _decoded(self, group: Group) -> None:
+        if group.kind != "attention" or group.nest or group.anchor is None or group.rows is None:
+            return
+        products = [self.graph.nodes[n or 0] for n in (group.rows.anchor, group.anchor)]
+        half = products[0].operands[0] in group.packs
+        found: list[Group] = []
+        for product, keys in zip(products, (True, False), strict=True):
+            maker = self._decoder(group, product, keys, half)
+            if maker is not None and maker not in found:
+                found.append(maker)
+        if not found:
+            return
+        members = group.members.union(*(maker.members for maker in found))
+        joined = replace(group, members=members, apart=(*found, group))
+        self._replace([*found, group], joined)
+        for maker in found:
+            for root in maker.roots:
+                del self.maker[root]
+                self._say(root, REASON)
+
+    def _decoder(self, group: Group, product: Node, keys: bool, half: bool) -> Group | None:
+        """The kernel that makes the keys, or the values, of an attention alone, of fewer bytes than
+        it stores, with the features beside each other."""
+        panels = ref = product.operands[1]
+        view = self.graph.nodes[panels.node]
+        if panels in group.packs:  # where they lie
+            ref = view.operands[0]
+        if half:
+            (ref,) = self.graph.nodes[ref.node].operands
+        steps, maker = steps_of(self.graph, panels, product), self.maker.get(ref)
+        if steps is None or maker is None or not _numbers_columns(view):
+            return None
+        across, contract = steps[1] if keys else steps[2], product.primitive
+        assert isinstance(contract, Contract)
+        features = contract.depth if keys else product.type.shape[-1]
+        if across != const(1) or not self.graph.facts.divides(features, CHUNK):
+            return None
+        if not self.graph.facts.prove_le(features, const(WIDEST)):
+            return None
+        count = product.type.shape[-1] if keys else contract.depth
+        return maker if self._decodes(maker, group, count) else None
+
+    def _decodes(self, maker: Group, reader: Group, count: Expr) -> bool:
+        """Whether a kernel does little, of little, for a reader alone, which has so many keys."""
+        if maker.kind != "pointwise" or maker.placed or maker.packs or maker.nest != reader.nest:
+            return False
+        if any(r in self.graph.results or self._readers(r) != [reader] for r in maker.roots):
+            return False
+        nodes = [self.graph.nodes[m] for m in maker.members]
+        if sum(map(flops, nodes)) > CHEAP_FLOPS * len(maker.roots):
+            return False
+        if not all(isinstance(n.primitive, COMPUTED) for n in nodes):
+            return False
+        root, own = maker.roots[0], sum(self.graph.type(r).dtype.bits for r in maker.roots)
+        read = sum(self._bits(r, root, count) for r in maker.loads(self.graph))
+        return read <= own * NARROWER
+
+    def _bits(self, ref: Ref, beside: Ref, count: Expr) -> float:
+        """Bits of a tensor for each element of another; none of one that is the same for keys,
+        which are so many."""
+        type, most = self.graph.type(ref), count_of(self.graph.type(beside).shape)
+        own, prove = count_of(type.shape), self.graph.facts.prove_le
+        if count.symbols() - own.symbols():
+            return 0.0
+        return type.dtype.bits / next((n for n in TIMES if prove(own * n, most)), 1)
+
+
+def _numbers_columns(node: Node) -> bool:
+    """Whether panels are cut from columns that a view numbers from one panel to the next."""
+    view = node.primitive
+    assert isinstance(view, View)
+    panel, _, column = view.symbols[-3:]
+    width = node.type.shape[-1]
+    whole = {panel: const(0), column: sym(panel) * width + sym(column)}
+    single = node.type.shape[-3].as_int() == 1
+    return single or all(e.substitute(whole) == e for e in view.indices)

@@ -1,0 +1,1 @@
+"""Recurrences as one kernel on GPUs."""

@@ -1,0 +1,1 @@
+"""Structures that are found in a graph, whatever they were written as: products, attention."""

@@ -1,0 +1,1 @@
+"""Proofs about sizes, positions and the elements of integer tensors."""
