@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,18 @@ def check_legal(plan: Plan) -> None:
 def launches(plan: Plan) -> list[Any]:
     """All launches of a plan, of every arch."""
     return [x for p in plan.pipelines for g in p.gpu for x in g.launches]
+
+
+def of_parts(found: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Of the launches of a pipeline those that store parts of sums, and those that sum them."""
+    pairs = [(a, b) for a, b in pairwise(found) if " parts" in a.label]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def between(gpu: GpuPlan) -> list[tuple[str, ...]]:
+    """The shapes of what kernels store for others, but for parts of sums."""
+    parts = {n for launch in of_parts(gpu.launches)[0] for n in launch.writes}
+    return [b.shape for n, b in enumerate(gpu.buffers) if b.slot is not None and n not in parts]
 
 
 class Emulated:

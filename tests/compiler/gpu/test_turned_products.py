@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from .gpu_run import Emulated, check_legal, compiled, launches
+from .gpu_run import Emulated, between, check_legal, compiled, launches
 
 DTYPES = {
     "f32": (np.dtype(np.float32), 2.0**-24),
@@ -54,7 +54,7 @@ where K in 0..=4096, K % {1 if straight else 8} == 0{", B in 1..=8" if batch els
     plan = compiled(tmp_path / "p.pipe", text, (arch,))
     check_legal(plan)
     (gpu,) = plan.pipelines[0].gpu
-    assert all(b.slot is None for b in gpu.buffers)
+    assert not between(gpu)
     assert not any(x.report["spill bytes"] for x in launches(plan))
     assert ("wgmma" if arch == "sm_90a" else "mma.sync") in plan.ptx[arch]
     for depth in (77 if straight else 200, *(() if dtype == "f32" else (8,))):
@@ -84,8 +84,7 @@ where K in 1..=4096:
              {"x": (90, 72), "y": (90, 48), "z": (72, 40), "w": (64, 72)}.items()}  # fmt: skip
     for number, pipeline in enumerate(plan.pipelines):
         (gpu,) = pipeline.gpu
-        stored = [b.shape for b in gpu.buffers if b.slot is not None]
-        assert stored == [("K", "72")]
+        assert between(gpu) == [("K", "72")]
         given = drawn if number == 0 else {**drawn, "x": drawn["x"][:, :64].copy()}
         found = Emulated(plan, arch, number)(given, {"K": 90})
         x, y = given["x"], drawn["y"]
