@@ -358,7 +358,8 @@ class _Search:
         for condition in self.conditions:
             if condition.symbols() & goal.symbols():
                 for times in _multiples(goal, condition):
-                    yield goal - condition * times
+                    if self._plain(times):
+                        yield goal - condition * times
 
 
 def _length(cases: tuple[Expr, ...]) -> int:
@@ -367,7 +368,7 @@ def _length(cases: tuple[Expr, ...]) -> int:
 
 
 def _multiples(expr: Expr, condition: Expr) -> tuple[Expr, ...]:
-    """Factors, none negative, by which a condition may be contained in an expression."""
+    """Factors by which a condition may be contained in an expression, with no term that falls."""
     found = {const(1): None}
     inside, outside = _slopes(condition), _slopes(expr)
     for name in sorted(inside.keys() & outside.keys()):

@@ -234,6 +234,22 @@ def test_false_bounds_have_a_counterexample(goal: str, guards: list[str]) -> Non
     assert expr.evaluate(found) < 0
 
 
+@pytest.mark.parametrize(
+    ("goal", "given", "ranges"),
+    [
+        ("N*i + N + 2", "N*N - 3", {"N": ("1", "3"), "i": ("0 - 2", "N - 1")}),
+        ("(0 - 1) // M*max(0 - 3, i) + 1", "N - 1",
+         {"N": ("0", "5"), "M": ("0", "20"), "i": ("0", "N - 1")}),
+    ],
+)  # fmt: skip
+def test_a_condition_times_what_may_be_negative_says_nothing(
+    goal: str, given: str, ranges: dict[str, tuple[str, str]]
+) -> None:
+    bounds = Bounds((parse(given),))
+    facts = Facts({n: (parse(low), parse(high)) for n, (low, high) in ranges.items()})
+    assert bounds.broken(parse(goal), facts, (), str) or bounds.open
+
+
 def test_conditions_on_sizes_hold_everywhere() -> None:
     facts = Facts({"T": (0, 512), "K": (0, 512)})
     goal = parse("T - K")
