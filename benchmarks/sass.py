@@ -118,6 +118,10 @@ class Pair:
 
 
 def pairs() -> list[Pair]:
+    return [*_of_memory(), *_of_products()]
+
+
+def _of_memory() -> list[Pair]:
     from . import sass_triton as t
 
     rows = {"x": "*bf16", "y": "*bf16", "n": "i32"}
@@ -169,13 +173,21 @@ def pairs() -> list[Pair]:
              "    bf16(f32(q) * s[:, None])\n",
              lambda a: theirs(t.dequantise, {"q": "*i8", "s": "*fp32", "y": "*bf16"},
                               {"N": 4096}, a, 8)),
+    ]  # fmt: skip
+
+
+def _of_products() -> list[Pair]:
+    from . import sass_triton as t
+
+    head = "pipeline p"
+    return [
         Pair("product, bf16, 4096 deep", "products",
              f"{head}(a: bf16[M, 4096], b: bf16[4096, 4096]) -> bf16[M, 4096]:\n    a @ b\n",
              lambda a: theirs(t.matmul, {"a": "*bf16", "b": "*bf16", "c": "*bf16", "m": "i32"},
                               {"N": 4096, "K": 4096, "BM": 128, "BN": 128, "BK": 32}, a, 4)),
         Pair("attention, bf16, heads of 128", "products",
-             f"{head}(q: bf16[B, 8, T, 128], k: bf16[B, 8, S, 128], v: bf16[B, 8, S, 128])"
-             " -> bf16[B, 8, T, 128]:\n    nn.attend(q, k, v)\n",
+             f"import nn\n\n{head}(q: bf16[B, 8, T, 128], k: bf16[B, 8, S, 128],"
+             " v: bf16[B, 8, S, 128]) -> bf16[B, 8, T, 128]:\n    nn.attend(q, k, v)\n",
              lambda a: theirs(t.attend, {"q": "*bf16", "k": "*bf16", "v": "*bf16", "o": "*bf16",
                                          "rows": "i32", "keys": "i32"},
                               {"D": 128, "BM": 64, "BN": 64}, a, 4, 2)),

@@ -12,13 +12,13 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from stagefuse.compiler.fusion.groups import Group
-from stagefuse.compiler.gpu.any_depth import DEEP, FEW, cut_of, shared
 from stagefuse.compiler.graph import Contract, Graph, Node
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum
 from stagefuse.dsl.dtypes import F32, I32
 from stagefuse.dsl.facts import Facts
 
+from .any_depth import DEEP, FEW, cut_of, shared
 from .epilogue import ROWS
 from .lowering import operands_of
 from .persistent import BLOCKS

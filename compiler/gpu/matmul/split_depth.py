@@ -7,7 +7,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stagefuse.compiler.fusion.groups import Group
-from stagefuse.compiler.gpu.any_depth import by_warps, cut_of
 from stagefuse.compiler.graph import Contract, Graph, Node, Ref
 from stagefuse.compiler.kernel_ir import Alloc, Buffer, Fold, Index, Load, Local, Store
 from stagefuse.compiler.lower.blocks import Parallel
@@ -19,6 +18,7 @@ from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import F32, I32
 from stagefuse.dsl.frozen import frozen
 
+from .any_depth import by_warps, cut_of
 from .few_rows import MOST_ROWS
 from .lowering import (
     PADDING,
