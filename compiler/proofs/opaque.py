@@ -49,8 +49,11 @@ def _quotients(expr: Expr, positions: bool) -> Iterator[Atom]:
     for monomial, _ in expr.terms:
         for atom, _ in monomial:
             of_sizes = atom.kind == "//" and all(name[0].isupper() for name in atom.symbols)
+            if of_sizes:
+                yield atom
+                continue
             inner = [a for arg in atom.args for a in _quotients(arg, positions)]
-            if of_sizes or (positions and atom.kind in ("//", "%") and not inner):
+            if positions and atom.kind in ("//", "%") and not inner:
                 yield atom
             else:
                 yield from inner
