@@ -50,7 +50,9 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.setswitchinterval(0.0002)  # threads that feed ptxas need little, and often
     gc.set_threshold(1_000_000)  # a command allocates much, frees little and ends soon
-    sys.exit(cli_exit.guarded(lambda: run_command(arguments), arguments))
+    code = cli_exit.guarded(lambda: run_command(arguments), arguments)
+    gc.freeze()  # the collector's last walks, over all that a compilation made, would free nothing
+    sys.exit(code)
 
 
 def run_command(arguments: Sequence[str]) -> Any:
