@@ -16,8 +16,8 @@ from ..workload import Family
 from .measure import Gpu
 from .plans import plan_of
 
-_CALLS = 5
-_LONGEST_NAME = 64  # of what is compared: the profiler may cut a name
+CALLS = 5
+LONGEST_NAME = 64  # of what is compared: the profiler may cut a name
 
 
 def described(name: str, arch: str) -> Target:
@@ -39,23 +39,23 @@ def timed(family: Family, seed: int, gpu: Gpu, arch: str, device: Target) -> lis
     sizes = binder.sizes(binder.arrays(workload.inputs))
     with open_plan(plan, None, str(gpu.device)) as pipe:
         inputs = {name: gpu.tensor(array) for name, array in workload.inputs.items()}
-        times = _profiled(gpu, lambda: pipe(**inputs))
+        times = profiled(gpu, lambda: pipe(**inputs))
     (code,) = (g for g in pipeline.gpu if g.arch == arch)
     rows: dict[str, dict[str, Any]] = {}
     for launch in code.launches:
-        found = times.get(launch.kernel[:_LONGEST_NAME])
+        found = times.get(launch.kernel[:LONGEST_NAME])
         said = predict(code, launch, sizes)
         if found is None or said is None or launch.kernel in rows:
             continue
         predicted, bound = said.devices[device.name]
         rows[launch.kernel] = {
-            "kernel": launch.kernel, "launches": len(found) // _CALLS, "measured": median(found),
+            "kernel": launch.kernel, "launches": len(found) // CALLS, "measured": median(found),
             "predicted": predicted, "bound": bound, "bytes": said.bytes, "flops": said.flops,
         }  # fmt: skip
     return sorted(rows.values(), key=lambda row: -row["measured"] * row["launches"])
 
 
-def _profiled(gpu: Gpu, call: Any) -> Mapping[str, list[float]]:
+def profiled(gpu: Gpu, call: Any) -> Mapping[str, list[float]]:
     """Microseconds of each kernel of some calls, by name, the caches overwritten before each."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -63,7 +63,7 @@ def _profiled(gpu: Gpu, call: Any) -> Mapping[str, list[float]]:
         call()
     gpu.torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
-        for _ in range(_CALLS):
+        for _ in range(CALLS):
             gpu.flush()
             gpu.torch.cuda.synchronize()
             call()
@@ -71,5 +71,5 @@ def _profiled(gpu: Gpu, call: Any) -> Mapping[str, list[float]]:
     found: dict[str, list[float]] = {}
     for event in recorded.events():
         if event.device_type.name == "CUDA":
-            found.setdefault(event.name[:_LONGEST_NAME], []).append(event.device_time)
+            found.setdefault(event.name[:LONGEST_NAME], []).append(event.device_time)
     return found

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from stagefuse.compiler.plan import Plan
 
@@ -27,16 +28,22 @@ def plan_of(workload: Workload, arch: str) -> Plan:
     return driver.compile_program(program, load, None, levels=(), targets=(arch,))
 
 
-def plans_of(sources: Sequence[str], arch: str) -> list[Plan]:
-    """The plans of source texts, each compiled in a process of its own where there are cores."""
+def plans_of(sources: Sequence[tuple[str, Mapping[str, Any]]], arch: str) -> list[Plan | Exception]:
+    """The plans of source texts and their constants, each compiled in a process of its own where
+    there are cores; what fails is given as it is."""
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         return list(pool.map(partial(_plan_of_source, arch=arch), sources))
 
 
-def _plan_of_source(source: str, arch: str) -> Plan:
+def _plan_of_source(source: tuple[str, Mapping[str, Any]], arch: str) -> Plan | Exception:
     from stagefuse.compiler.driver import compile_file
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "p.pipe")
-        path.write_text(source)
-        return compile_file(path, levels=(), targets=(arch,))
+    text, weights = source
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "p.pipe")
+            path.write_text(text)
+            given = {"w": weights} if weights else {}
+            return compile_file(path, levels=(), targets=(arch,), weights=given)
+    except Exception as failure:
+        return RuntimeError(str(failure))

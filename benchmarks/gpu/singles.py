@@ -1,72 +1,20 @@
-"""Single operations beside PyTorch's: sorts, scatters, gathers, running sums, reductions, index
-maps, and recurrences beside cuDNN's.
+"""Sorts, scatters, gathers, running sums, reductions, index maps, and recurrences beside cuDNN's.
 
-`python -m benchmarks.gpu.singles [--only sort]` prints a table in Markdown. Sizes are unknown
-while compiling, but for those that shape a kernel (k of `topk`, units of a recurrence). Random
-data, times on the GPU alone, medians, the L2 cache overwritten before each call, engines in turn;
-each result is compared with PyTorch's first, which sums in f64.
+Sizes are unknown while compiling, but for those that shape a kernel (k of `topk`, units of a
+recurrence). PyTorch's sums are of f64 where results are compared.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from stagefuse.compiler.plan import Plan
-from stagefuse.runtime.cuda import found
-from stagefuse.runtime.devices import open_plan
+from .cases import Case, Given, Integers, Normal, Uniform
 
-from .environment import clocks, environment
-from .measure import Gpu, Run, checked, in_turns
-from .plans import plans_of
-
-TOLERANCE = 2e-5
-"""Of the largest element of a result: f32 beside f64. Of what is only moved it is nothing."""
-
-
-@dataclass(frozen=True)
-class Floats:
-    """An input of f32 from 0 to 1, of a shape."""
-
-    shape: tuple[int, ...]
-
-    def made(self, gpu: Gpu) -> Any:
-        return gpu.torch.rand(self.shape, device=gpu.device)
-
-
-@dataclass(frozen=True)
-class Integers:
-    """An input of i64 from 0 to before `end`, of a shape."""
-
-    end: int
-    shape: tuple[int, ...]
-
-    def made(self, gpu: Gpu) -> Any:
-        return gpu.torch.randint(0, self.end, self.shape, device=gpu.device)
-
-
-@dataclass(frozen=True)
-class Given:
-    """An input that is a tensor on the GPU already."""
-
-    tensor: Any
-
-    def made(self, gpu: Gpu) -> Any:
-        return self.tensor
-
-
-@dataclass(frozen=True)
-class Case:
-    """`peer` is what PyTorch makes of the inputs, and `exact` the same in f64."""
-
-    name: str
-    source: str
-    inputs: Mapping[str, Floats | Integers | Given]
-    peer: Callable[..., Any]
-    exact: Callable[..., Any] | None = None
+TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i8": "int8",
+         "f8e4m3": "float8_e4m3fn"}  # fmt: skip
+"""Names of dtypes there."""
 
 
 def sorts(torch: Any) -> Iterator[Case]:
@@ -75,17 +23,21 @@ def sorts(torch: Any) -> Iterator[Case]:
 
     for count in (1000, 100_000, 1_000_000, 10_000_000):
         source = "pipeline p(x: f32[N]) -> f32[N]:\n    sort(x)\n"
-        yield Case(f"sort {count}", source, {"x": Floats((count,))}, sort)
+        yield Case(f"sort {count}", source, {"x": Uniform((count,))}, sort)
+    for kind, count in (("f16", 1_000_000), ("i64", 1_000_000)):
+        source = f"pipeline p(x: {kind}[N]) -> {kind}[N]:\n    sort(x)\n"
+        make = Normal((count,), TORCH[kind]) if kind == "f16" else Integers(1 << 62, (count,))
+        yield Case(f"sort {count} {kind}", source, {"x": make}, sort)
     for rows, length in ((4096, 256), (4096, 1024), (64, 100_000)):
         source = "pipeline p(x: f32[R, N]) -> f32[R, N]:\n    sort(x, axis=1)\n"
-        yield Case(f"sort {rows} x {length}", source, {"x": Floats((rows, length))}, sort)
+        yield Case(f"sort {rows} x {length}", source, {"x": Uniform((rows, length))}, sort)
     for rows, length in ((1, 1_000_000), (4, 131_072)):
         source = (
             "pipeline p(x: f32[R, N]) -> f32[R, 50] where N >= 50:\n"
             "    y, at = topk(x, 50)\n    y\n"
         )
         yield Case(
-            f"first 50 of {rows} x {length}", source, {"x": Floats((rows, length))},
+            f"first 50 of {rows} x {length}", source, {"x": Uniform((rows, length))},
             lambda x: torch.topk(x, 50)[0],
         )  # fmt: skip
 
@@ -100,8 +52,8 @@ def places(torch: Any) -> Iterator[Case]:
             "pipeline p(x: f32[N, D], i: i64[M], u: f32[M, D]) -> f32[N, D]:\n"
             "    scatter_add(x, i, u)\n",
             {
-                "x": Floats((target, width)), "i": Integers(target, (updates,)),
-                "u": Floats((updates, width)),
+                "x": Uniform((target, width)), "i": Integers(target, (updates,)),
+                "u": Uniform((updates, width)),
             },
             lambda x, i, u: x.index_add(0, i, u),
             lambda x, i, u: x.double().index_add(0, i, u.double()),
@@ -116,18 +68,21 @@ def places(torch: Any) -> Iterator[Case]:
             },
             lambda x, i, u: x.index_add(0, i, u),
         )  # fmt: skip
-    for rows, width, count in ((100_000, 64, 1_000_000), (50_000, 768, 16_384)):
+    for rows, width, count, kind in (
+        (100_000, 64, 1_000_000, "f32"), (50_000, 768, 16_384, "f32"), (50_000, 768, 16_384, "f16"),
+        (1_000_000, 1, 1_000_000, "f32"),
+    ):  # fmt: skip
         yield Case(
-            f"gather {count} of {rows} x {width}",
-            "pipeline p(x: f32[N, D], i: i64[M]) -> f32[M, D]:\n    x[i]\n",
-            {"x": Floats((rows, width)), "i": Integers(rows, (count,))},
+            f"gather {count} of {rows} x {width} {kind}",
+            f"pipeline p(x: {kind}[N, D], i: i64[M]) -> {kind}[M, D]:\n    x[i]\n",
+            {"x": Normal((rows, width), TORCH[kind]), "i": Integers(rows, (count,))},
             lambda x, i: x[i],
         )
 
 
 def rows(torch: Any) -> Iterator[Case]:
     for count, length in ((1, 10_000_000), (16, 1_000_000), (4096, 4096)):
-        make = {"x": Floats((count, length))}
+        make = {"x": Uniform((count, length))}
         for name, result in (("sum", "f32"), ("max", "f32"), ("argmax", "i64")):
             source = (
                 f"pipeline p(x: f32[R, N]) -> {result}[R] where N >= 1:\n    {name}(x, axis=1)\n"
@@ -135,21 +90,108 @@ def rows(torch: Any) -> Iterator[Case]:
             peer = partial(_along, getattr(torch, "amax" if name == "max" else name), 1)
             exact = partial(_exactly, torch.sum, 1) if name == "sum" else None
             yield Case(f"{name} of {count} x {length}", source, make, peer, exact)
-    for count, length in ((1, 10_000_000), (16, 1_000_000)):
+    for count, length in (
+        (1, 10_000_000), (16, 1_000_000), (32, 65_536), (4096, 4096), (16_384, 4096),
+    ):  # fmt: skip
         source = "import nn\npipeline p(x: f32[R, N]) -> f32[R, N]:\n    nn.softmax(x)\n"
         peer, exact = partial(_along, torch.softmax, 1), partial(_exactly, torch.softmax, 1)
         name = f"softmax of {count} x {length}"
-        yield Case(name, source, {"x": Floats((count, length))}, peer, exact)
-    for axis, count, length in ((1, 1, 10_000_000), (1, 4096, 4096), (0, 4096, 4096)):
+        yield Case(name, source, {"x": Uniform((count, length))}, peer, exact)
+    for axis, count, length in (
+        (1, 1, 10_000_000), (1, 4096, 4096), (0, 4096, 4096), (0, 100_000, 64),
+    ):  # fmt: skip
         source = f"pipeline p(x: f32[R, N]) -> f32[R, N]:\n    cumsum(x, axis={axis})\n"
         peer, exact = partial(_along, torch.cumsum, axis), partial(_exactly, torch.cumsum, axis)
         name = f"running sums of {count} x {length} along {axis}"
-        yield Case(name, source, {"x": Floats((count, length))}, peer, exact)
+        yield Case(name, source, {"x": Uniform((count, length))}, peer, exact)
+    for axis in (0, 1):
+        source = f"pipeline p(x: f32[R, N]) -> f32[{'RN'[1 - axis]}]:\n    sum(x, axis={axis})\n"
+        peer, exact = partial(_along, torch.sum, axis), partial(_exactly, torch.sum, axis)
+        yield Case(f"sums of 8192 x 8192 along {axis}", source, {"x": Uniform((8192, 8192))}, peer,
+                   exact)  # fmt: skip
+    for kind in ("f32", "f16"):
+        yield Case(
+            f"transpose 8192 x 8192 {kind}",
+            f"pipeline p(x: {kind}[R, N]) -> {kind}[N, R]:\n    transpose(x, [1, 0])\n",
+            {"x": Normal((8192, 8192), TORCH[kind])}, lambda x: x.t().contiguous(),
+        )  # fmt: skip
+
+
+def elements(torch: Any) -> Iterator[Case]:
+    """What memory bounds: operations on elements, norms, and kernels of several results."""
+    functional = torch.nn.functional
+    for size in (4096, 8192):
+        yield Case(
+            f"x + 1, {size} x {size}", "pipeline p(x: f32[M, N]) -> f32[M, N]:\n    x + 1.0\n",
+            {"x": Uniform((size, size))}, lambda x: x + 1.0,
+        )  # fmt: skip
+    for rows, width in ((4096, 4096), (4096, 11_008)):
+        yield Case(
+            f"silu(a) * b, {rows} x {width} bf16",
+            "import nn\npipeline p(a: bf16[M, N], b: bf16[M, N]) -> bf16[M, N]:\n"
+            "    bf16(nn.silu(f32(a)) * f32(b))\n",
+            {"a": Normal((rows, width), "bfloat16"), "b": Normal((rows, width), "bfloat16")},
+            lambda a, b: functional.silu(a) * b,
+            lambda a, b: functional.silu(a.double()) * b.double(), tolerance=2**-8,
+        )  # fmt: skip
+    for rows, width in ((4096, 1024), (4096, 4096), (65_536, 1024)):
+        yield Case(
+            f"layer norm of {rows} x {width}",
+            "pipeline p(x: f32[M, N], g: f32[N], b: f32[N]) -> f32[M, N]:\n"
+            "    c = x - mean(x, axis=1, keepdims=True)\n"
+            "    c * rsqrt(mean(c * c, axis=1, keepdims=True) + 1e-5) * g + b\n",
+            {"x": Uniform((rows, width)), "g": Uniform((width,)), "b": Uniform((width,))},
+            partial(_layer_norm, functional),
+            partial(_in_doubles, partial(_layer_norm, functional)),
+        )  # fmt: skip
     yield Case(
-        "transpose 8192 x 8192",
-        "pipeline p(x: f32[R, N]) -> f32[N, R]:\n    transpose(x, [1, 0])\n",
-        {"x": Floats((8192, 8192))}, lambda x: x.t().contiguous(),
+        "rows to i8 and scales, 4096 x 4096 bf16",
+        "pipeline p(x: bf16[M, N]) -> (i8[M, N], f32[M, 1]) where N >= 1:\n    y = f32(x)\n"
+        "    s = max(abs(y), axis=-1, keepdims=True) / 127.0 + 1e-6\n    i8(round(y / s)), s\n",
+        {"x": Normal((4096, 4096), "bfloat16")},
+        partial(_quantised, torch),
     )  # fmt: skip
+    yield Case(
+        "layer norm with mean and scale, 4096 x 4096",
+        "pipeline p(x: f32[M, N]) -> (f32[M, N], f32[M], f32[M]):\n"
+        "    m = mean(x, axis=1)\n    c = x - m[:, None]\n"
+        "    r = 1.0 / sqrt(mean(c * c, axis=1) + 1e-5)\n    (c * r[:, None], m, r)\n",
+        {"x": Uniform((4096, 4096))},
+        partial(_with_moments, torch), partial(_in_doubles, partial(_with_moments, torch)),
+        tolerance=5e-5,
+    )  # fmt: skip
+    yield Case(
+        "softmax with log of sums, 4096 x 4096",
+        "pipeline p(x: f32[M, N]) -> (f32[M, N], f32[M]) where N >= 1:\n"
+        "    m = max(x, axis=1)\n    e = exp(x - m[:, None])\n    s = sum(e, axis=1)\n"
+        "    (e / s[:, None], m + log(s))\n",
+        {"x": Uniform((4096, 4096))},
+        partial(_with_log, torch), partial(_in_doubles, partial(_with_log, torch)),
+    )  # fmt: skip
+
+
+def _layer_norm(functional: Any, x: Any, g: Any, b: Any) -> Any:
+    return functional.layer_norm(x, x.shape[1:], g, b, 1e-5)
+
+
+def _quantised(torch: Any, x: Any) -> Any:
+    x = x.float()
+    scale = x.abs().amax(-1, keepdim=True) / 127.0 + 1e-6
+    return torch.round(x / scale).to(torch.int8), scale
+
+
+def _with_moments(torch: Any, x: Any) -> Any:
+    variance, mean = torch.var_mean(x, 1, correction=0)
+    scale = torch.rsqrt(variance + 1e-5)
+    return (x - mean[:, None]) * scale[:, None], mean, scale
+
+
+def _with_log(torch: Any, x: Any) -> Any:
+    return torch.softmax(x, 1), torch.logsumexp(x, 1)
+
+
+def _in_doubles(operation: Any, **inputs: Any) -> Any:
+    return operation(**{name: tensor.double() for name, tensor in inputs.items()})
 
 
 def recurrences(torch: Any) -> Iterator[Case]:
@@ -163,7 +205,7 @@ def recurrences(torch: Any) -> Iterator[Case]:
             f"r: f32[{4 * units}, {units}], b: f32[{4 * units}], c: f32[{4 * units}])"
             f" -> f32[T, B, {units}]:\n"
             "    y, _, _ = nn.lstm_steps(x @ transpose(w, [1, 0]) + b + c, r)\n    y\n",
-            {"x": Floats((512, batch, units)), **weights},
+            {"x": Uniform((512, batch, units)), **weights},
             partial(_first, layer),
         )  # fmt: skip
 
@@ -180,44 +222,7 @@ def _exactly(operation: Any, axis: int, x: Any) -> Any:
     return operation(x.double(), axis)
 
 
-FAMILIES = {"sorts": sorts, "places": places, "rows": rows, "recurrences": recurrences}
-
-
-def measured(gpu: Gpu, case: Case, plan: Plan, rounds: int) -> dict[str, float]:
-    """Seconds of each engine. Raises ValueError for one whose result is wrong."""
-    given = {name: kind.made(gpu) for name, kind in case.inputs.items()}
-    wanted = (case.exact or case.peer)(**given)
-
-    def error(result: Any) -> float:
-        away = (result.double() - wanted.double()).abs().max()
-        return float(away / wanted.double().abs().max())
-
-    def runs() -> Iterator[tuple[str, Run]]:
-        pipe = open_plan(plan, None, "cuda:0")
-        out = gpu.torch.empty_like(case.peer(**given))
-        on = pipe.on(gpu.stream)
-        yield "stagefuse", lambda: on(out=out, **given)
-        yield "PyTorch", lambda: case.peer(**given)
-
-    return in_turns(gpu, checked(gpu, runs(), error, TOLERANCE), rounds, 5)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.singles", description=__doc__)
-    parser.add_argument("--only", type=lambda t: t.split(","), default=list(FAMILIES),
-                        help=f"of {', '.join(FAMILIES)}")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    gpu = Gpu("cuda:0")
-    print("; ".join(f"{k} {v}" for k, v in {**environment(), **clocks()}.items()), "\n")
-    print("| | stagefuse | PyTorch | ratio |\n|---|---|---|---|")
-    cases = [case for family in options.only for case in FAMILIES[family](gpu.torch)]
-    plans = plans_of([case.source for case in cases], found.arch_of(0))
-    for case, plan in zip(cases, plans, strict=True):
-        ours, theirs = measured(gpu, case, plan, options.rounds).values()
-        print(f"| {case.name} | {ours * 1e6:.1f} | {theirs * 1e6:.1f} | {ours / theirs:.2f} |",
-              flush=True)  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()
+FAMILIES = {
+    "sorts": sorts, "places": places, "rows": rows, "elements": elements,
+    "recurrences": recurrences,
+}  # fmt: skip
