@@ -46,6 +46,7 @@ from .matmul.split_depth import (
     low_rows,
     lower_parts,
     lower_sum_of_parts,
+    split_of_computed,
     thin,
 )
 from .matmul.tensor_loads import Matrices
@@ -73,6 +74,8 @@ at a depth of about 500, but there is also the time of the reduction."""
 REDUCED_COLUMNS = 128
 """Of tiles of 16 and 8 bits on warpgroups: an SM holds two, of which one multiplies while the other
 reduces."""
+TILE_ROWS = 64
+"""Of tiles of parts whose panels are computed, which take several of them."""
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
 GPU_FORMS: Forms = {
     **FORMS,
@@ -265,16 +268,19 @@ def _by_size(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) ->
     copied = whole_of(own(GPU_TMA)) if narrow and groups and not codes else None
     enough = enough_tiles(graph, group, copied) if narrow and groups and not codes else None
     split = thin(graph, group, enough)
-    others, summed = const(1), const(0)
+    others = const(1)
     deeps = [] if copied is None else deeps_of(graph, group)
     if any(deep.split.few == const(1) for deep in deeps):
         split = None
     if split is not None and deeps and are_few(graph, group, split):
         split = replace(split, low=const(0))
+    sums: list[tuple[Thin, Expr]] = []
     if split is not None and split.low != const(0):
-        summed, others = split.low, 1 - split.low
+        others = 1 - split.low
         for rows, share in low_rows(graph, group, split):
-            yield parts_draft(own(GPU), split, share, rows)
+            way = split if rows < FEW_ROWS else split_of_computed(graph, group, split)
+            yield parts_draft(own(GPU), way, share, rows)
+            sums.append((way, share))
     for deep in deeps:
         assert copied is not None
         share = graph.facts.simplify(deep.split.few * others)
@@ -288,10 +294,13 @@ def _by_size(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) ->
     if split is not None:
         few = split.few * others
         if few != const(0):
-            yield parts_draft(own(GPU), split, few)
-        others, summed = others - few, summed + few
-        if summed != const(0):
-            yield sum_draft(own(GPU), split, summed)
+            way = split_of_computed(graph, group, split)
+            yield parts_draft(own(GPU), way, few, 0 if way is split else TILE_ROWS)
+            sums.append((way, few))
+        others = others - few
+        for way in dict.fromkeys(way for way, _ in sums):
+            summed = sum((share for each, share in sums if each == way), const(0))
+            yield sum_draft(own(GPU), way, summed)
     if others == const(0):
         return
     if not narrow or not groups or codes:

@@ -58,3 +58,14 @@ def packed(code: Code, raw: Sequence[Value], dtype: DType) -> list[Value]:
             word = word | part.shl(n * dtype.bits)
         found.append(word)
     return found
+
+
+def suffix(count: int) -> str:
+    """What an instruction that moves so many registers is called by."""
+    return "" if count == 1 else f".v{count}"
+
+
+def listed(values: Sequence[Value]) -> str:
+    """Registers as such an instruction has them."""
+    texts = ", ".join(v.text for v in values)
+    return texts if len(values) == 1 else f"{{{texts}}}"

@@ -176,6 +176,8 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
     products = [s for s in statements if isinstance(s, TileProduct)]
     if products:
         tiles = max(max(s.mr // 64, -(-s.nr // 128)) for s in products)
+        if _are_computed(kernel, facts):
+            tiles = 2
         return Team(PRODUCT_LANES * max(1, tiles), 1)
     runs = [s for s in statements if isinstance(s, ForEqual)]
     if runs:
@@ -243,6 +245,26 @@ def _sorters(kernel: Kernel, most: int | None) -> Team:
     while lanes < 1024 and (not kernel.parallel if most is None else most > 4 * lanes):
         lanes *= 2
     return Team(lanes, 1)
+
+
+def _are_computed(kernel: Kernel, facts: Facts) -> bool:
+    """Whether a kernel is a product of few rows of 16 bits by panels that lanes compute, of which
+    there are enough columns for all warps of a larger block: computing takes more than multiplying
+    does."""
+    dtypes = {b.name: b.dtype for b in kernel.buffers}
+    found = [
+        (s, s.body[0]) for s in walk(kernel.body)
+        if isinstance(s, For) and len(s.body) == 1 and isinstance(s.body[0], TileProduct)
+    ]  # fmt: skip
+    for s, product in found:
+        assert isinstance(product, TileProduct)
+        left, most = dtypes.get(product.a), most_of(s.lo, s.hi, facts)
+        if product.element is None or left is None or left.bits >= 32 or most is None:
+            return False
+        across = PRODUCT_LANES // 16 // max(product.mr // 32, 1)  # warps beside each other
+        if product.mr not in (32, 64) or most * product.nr % (8 * across):
+            return False
+    return bool(found)
 
 
 def _by_digits(kernel: Kernel, s: SortDigit, facts: Facts) -> Team:

@@ -8,7 +8,7 @@ adjacent elements per lane (`Group`); accesses that are contiguous and aligned a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from stagefuse.compiler.cpu.values import parts
@@ -30,6 +30,7 @@ from stagefuse.dsl.facts import Facts
 from . import packed, scalars
 from .index import IndexWriter
 from .ir import Value
+from .lines import Scope as LineScope
 from .memory import Group, Memory, Place, Scope
 
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
@@ -305,13 +306,16 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
             place = self.without_carry(self.resolve(place[0]), self.group.width), place[1]
         return self.address(memory, place), 1, 0
 
-    def start_reading(self, load: Load) -> None:
-        """Reads what a load without guards does, which is taken apart where it is needed."""
+    def start_reading(
+        self, load: Load, read: Callable[[Memory, str, int], tuple[Value, ...]] | None = None
+    ) -> None:
+        """Reads what a load without guards does, if that is not known, to be taken apart later;
+        `read` gives registers for it, if that is not to be a load into new ones."""
         memory = self.memory[load.buffer]
         at, count, _ = self._access_of(memory, self.place(memory, load.indices), self._even(load))
         key = self._key_of(memory, at, count)
-        if key not in self.under_way:
-            self.under_way[key] = self._words(memory, at, count)
+        if key not in self.under_way and self._reads(memory, key) is None:
+            self.under_way[key] = (read or self.read_words)(memory, at, count)
 
     def vector_of(self, memory: Memory, place: Place) -> Expr | None:
         """The position of a group's first element, if the group is one aligned vector, or of the
@@ -405,10 +409,9 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         """Elements read from an address, in the types they are loaded in."""
         code = self.code
         key = self._key_of(memory, at, count)
-        if memory.constant:
-            for scope in code.scopes:
-                if (*key, "0") in scope.known:
-                    return tuple(scope.known[(*key, str(n))] for n in range(count))
+        scope = self._reads(memory, key)
+        if scope is not None:
+            return tuple(scope.known[(*key, str(n))] for n in range(count))
         if self.fetched is not None and not memory.constant:
             place = (*key, code.scopes[-1])
             if place not in self.fetched:
@@ -420,29 +423,37 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
             code.scopes[level].known.update({(*key, str(n)): v for n, v in enumerate(found)})
         return found
 
+    def _reads(self, memory: Memory, key: tuple[str, ...]) -> LineScope | None:
+        """The scope that knows what an access reads."""
+        scopes = self.code.scopes if memory.constant else []
+        return next((scope for scope in scopes if (*key, "0") in scope.known), None)
+
     def _key_of(self, memory: Memory, at: str, count: int) -> tuple[str, ...]:
         return "load", memory.name, at, str(count), self.active.text if self.active else ""
 
     def _loaded(self, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
         words = self.under_way.get(self._key_of(memory, at, count))
-        words = self._words(memory, at, count) if words is None else words
+        words = words or self.read_words(memory, at, count)
         if not packed.is_packed(memory.dtype, count):
             return words
         return packed.unpacked(self.code, words, memory.dtype)
 
-    def _words(self, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
-        """The registers that elements from an address are loaded into."""
+    def read_words(
+        self, memory: Memory, at: str, count: int, into: tuple[Value, ...] = ()
+    ) -> tuple[Value, ...]:
+        """The registers that elements from an address are loaded into: given or new ones."""
         code, dtype = self.code, memory.dtype
         is_packed = packed.is_packed(dtype, count)
         kind = "i32" if is_packed else scalars.RAW[dtype.name]
         number = count * dtype.itemsize // 4 if is_packed else count
-        found = tuple(code.fresh(kind) for _ in range(number))
+        found = into or tuple(code.fresh(kind) for _ in range(number))
         if self.active is not None and self.active.known != 1:
             for register in found:
                 code.set(register, code.const(0, kind))
         space = "global.nc" if memory.constant else memory.space
         name = "b32" if is_packed else scalars.ACCESS[dtype.name]
-        code.write(f"ld.{space}{_vector(number)}.{name}", _listed(found), at, guard=self.active)
+        form = f"ld.{space}{packed.suffix(number)}.{name}"
+        code.write(form, packed.listed(found), at, guard=self.active)
         return found
 
     def write(self, memory: Memory, at: str, values: Sequence[Value]) -> None:
@@ -452,8 +463,8 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         name = scalars.ACCESS[memory.dtype.name].replace("s", "b", 1)
         if packed.is_packed(memory.dtype, len(raw)):
             raw, name = packed.packed(code, raw, memory.dtype), "b32"
-        code.write(f"st.{memory.space}{_vector(len(raw))}.{name}", at, _listed(raw),
-                   guard=self.active)  # fmt: skip
+        form = f"st.{memory.space}{packed.suffix(len(raw))}.{name}"
+        code.write(form, at, packed.listed(raw), guard=self.active)
 
     def _held(self, value: Value) -> Value:
         """The value in a register."""
@@ -464,18 +475,15 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
 
     # Scratch in registers
 
-    def _cell(self, place: Place) -> object:
-        return self.resolve(place[0])
-
     def _read_cell(self, memory: Memory, place: Place) -> Value:
         kind = scalars.REGISTER[memory.dtype.compute.name]
-        cell = memory.cells.get(self._cell(place))
+        cell = memory.cells.get(self.resolve(place[0]))
         if cell is None:
             return self.code.const(0, kind)
         return self.code.variable(kind, cell)
 
     def write_cell(self, memory: Memory, place: Place, value: Value) -> None:
-        key = self._cell(place)
+        key = self.resolve(place[0])
         if memory.dtype.is_small_float:
             value = scalars.to_memory(self.code, value, memory.dtype)
             value = scalars.from_memory(self.code, value, memory.dtype)
@@ -488,12 +496,3 @@ def _as_expr(value: KernelValue) -> Expr | None:
     if isinstance(value, Const):
         return const(int(value.value))
     return value.expr if isinstance(value, Index) else None
-
-
-def _vector(count: int) -> str:
-    return "" if count == 1 else f".v{count}"
-
-
-def _listed(values: Sequence[Value]) -> str:
-    texts = ", ".join(v.text for v in values)
-    return texts if len(values) == 1 else f"{{{texts}}}"

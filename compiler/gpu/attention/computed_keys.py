@@ -12,7 +12,12 @@ from collections.abc import Iterator
 
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.gpu.ir import Value
-from stagefuse.compiler.gpu.matmul.computed_operands import rounded_pairs, vector
+from stagefuse.compiler.gpu.matmul.computed_operands import (
+    plain_loads,
+    rounded_pairs,
+    start_vector,
+    vector,
+)
 from stagefuse.compiler.gpu.memory import Memory, Slot
 from stagefuse.compiler.kernel_ir import Attend, Const, Index, Load, Op
 from stagefuse.compiler.kernel_ir import Value as KernelValue
@@ -89,7 +94,7 @@ class ComputingAttending(Attending):
 
     def _read_side(self, side: Side, element: KernelValue, behind: int, block: Expr) -> None:
         w, s, shape = self.w, self.s, self.shape
-        loads = [x for x in post_order(element) if isinstance(x, Load) and _is_plain(x)]
+        loads = plain_loads(element)
         width = math.gcd(WIDTH, side.features)
         x, y, *_ = self.first(side, width)
         at = self.ring + shape.start + behind
@@ -104,10 +109,7 @@ class ComputingAttending(Attending):
             offset = (down * side.pitch + along) * shape.size
             part = Part(element, w.resolve(key), slot, there, target, offset, own)
             self.pending.append(part)
-            with w.slot_of(slot, there), w.binding(**{s.key: part.key}):
-                for _ in w.elements():
-                    for load in loads:
-                        w.start_reading(load)
+            start_vector(w, loads, slot, {s.key: part.key}, there)
 
     def convert(self, stage: Value) -> None:
         """Computes what was read, and stores it in the stage at an offset."""
@@ -124,11 +126,6 @@ class ComputingAttending(Attending):
                     at = f"[{target.text}+{part.offset + n * 4}]"
                     w.write(memory, at, values[n : n + 4])
         self.pending, w.under_way = [], {}
-
-
-def _is_plain(load: Load) -> bool:
-    """Whether the position of a load is known before anything is read."""
-    return not load.guard and all(isinstance(i, Index) for i in load.indices)
 
 
 def _is_finite(value: KernelValue) -> bool:

@@ -242,8 +242,11 @@ class Copies:
         last = code.const((self.tile.stages - 1) * size, "i32")
         return reading.compare("eq", 0).select(last, reading - size)
 
+    def ready(self) -> None:
+        """Called when the first stages are issued: computes what is not copied of them."""
+
     def finish(self) -> None:
-        """Stores what `issue_next` computed, where not everything is copied."""
+        """Computes what is not copied of the stage that `issue_next` started."""
 
     def fill(self, number: Value, into: Value) -> None:
         """Computes what is not copied of the stage of this number into an offset of the ring."""

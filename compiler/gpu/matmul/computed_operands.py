@@ -1,31 +1,39 @@
 """Right operands of products that are computed on their way into shared memory: of codes, say.
 
-A lane computes some rows by a vector of adjacent columns of each stage. What it reads for the
-next stage is under way while the tensor cores multiply, and what it computed is stored after, so
-that a panel is never in memory.
+A lane computes some rows by a vector of adjacent columns of each stage, so that a panel is never in
+memory. What it reads for that it has in registers a whole stage before: it computes what was read,
+stores that in shared memory, and starts to read for the stage after, which is under way while the
+tensor cores multiply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
+from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.gpu.folds import FoldWriter
 from stagefuse.compiler.gpu.ir import Code, Value
 from stagefuse.compiler.gpu.memory import Memory, Slot
-from stagefuse.compiler.kernel_ir import TileProduct
+from stagefuse.compiler.kernel_ir import Index, Load, TileProduct
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
 from stagefuse.dsl.dtypes import F32, I32
 
 from .async_copies import Copies, Copy, Tile
 
-ROWS = 2
-"""Rows that a lane computes together, which share bytes of codes and scales."""
+ROWS = (4, 2)
+"""Rows that a lane may compute together, which share bytes of codes and scales."""
 WIDTHS = (8, 4)
 """Adjacent columns that it may take."""
+MOST_AHEAD = 32
+"""Registers that a lane has for what it reads a stage before; what takes more is read when it is
+computed."""
 STAGE = "stage'"
+
+Read = Callable[[Memory, str, int], tuple[Value, ...]]
+"""What gives the registers of so many elements from an address."""
 
 
 def vector(
@@ -35,14 +43,40 @@ def vector(
     """A value at adjacent elements, other indices being at places; where a mask does not hold 0,
     or what it makes of zeros if `any_outside` will do. So many places from a multiple of their
     number on share what is the same for them."""
-    before, w.together = w.together, together
-    with w.slot_of(slot, mask), w.binding(**at):
+    with _at(w, slot, at, mask, together):
         found = [w.value(value) for _ in w.elements()]
-    w.together = before
     if mask is None or mask.known == 1 or any_outside:
         return found
     zero = w.code.const(0.0, "float")
     return [mask.select(value, zero) for value in found]
+
+
+def start_vector(
+    w: FoldWriter, loads: Sequence[Load], slot: Slot, at: Mapping[str, Expr], mask: Value | None,
+    together: int = 1, read: Read | None = None,
+) -> None:  # fmt: skip
+    """Reads what `vector` takes apart later, by loads whose positions are known; into registers
+    that `read` gives, if it is given."""
+    with _at(w, slot, at, mask, together):
+        for _ in w.elements():
+            for load in loads:
+                w.start_reading(load, read)
+
+
+@contextmanager
+def _at(
+    w: FoldWriter, slot: Slot, at: Mapping[str, Expr], mask: Value | None, together: int
+) -> Iterator[None]:
+    before, w.together = w.together, together
+    with w.slot_of(slot, mask), w.binding(**at):
+        yield
+    w.together = before
+
+
+def plain_loads(value: KernelValue) -> list[Load]:
+    """The loads of a value whose positions are known before anything is read."""
+    loads = [x for x in post_order(value) if isinstance(x, Load)]
+    return [x for x in loads if not x.guard and all(isinstance(i, Index) for i in x.indices)]
 
 
 def row_of_panel(
@@ -73,21 +107,29 @@ class Computed(Copies):
     ) -> None:
         super().__init__(writer, tile, ring)
         self.ring, self.begin = ring, begin or const(0)
-        self.width = min(self.widths, key=lambda width: self._turns(width) * width)
-        self.pending = list[list[list[Value]]]()
-        self.into = ring
+        self.rows, self.width = min(
+            ((rows, width) for width in self.widths for rows in ROWS),
+            key=lambda each: self._turns(*each) * each[0] * each[1],
+        )
+        self.turns = range(self._turns(self.rows, self.width))
         depth = writer.resolve(tile.s.depth)
         self.whole = writer.divides(tile.depth, depth)
         stages = floordiv(depth + (tile.depth - 1), tile.depth)
         self.last = writer.resolve(maximum(stages - 1, 0, writer.facts))
         self.some = None if writer.facts.is_positive(depth) else writer.holds("gt", depth, const(0))
+        assert tile.s.element is not None
+        self.loads = plain_loads(tile.s.element)
+        self.first: list[tuple[Value, Value]] = []
+        self.next: tuple[Value, Value] | None = None
+        self.ahead: list[tuple[Value, ...]] = []
+        """Registers with what is read for the next stage."""
 
     def _right(self, ring: Value) -> list[Copy]:
         return []
 
-    def _turns(self, width: int) -> int:
+    def _turns(self, rows: int, width: int) -> int:
         """How often all lanes compute some rows by so many columns for a stage."""
-        units = self.tile.depth // ROWS * (self.tile.columns // width)
+        units = self.tile.depth // rows * (self.tile.columns // width)
         return -(-units // self.writer.team.lanes)
 
     # Stages
@@ -99,21 +141,63 @@ class Computed(Copies):
 
     def issue_next(self, some: Value, reading: Value, number: Value) -> None:
         super().issue_next(some, reading, number)
-        with self.at_stage(number):
-            turns = range(self._turns(self.width))
-            self.pending = [self._values(turn) for turn in turns]
-        self.into = self.before(reading)
+        self.next = number, self.before(reading)
 
     def finish(self) -> None:
-        for turn, values in enumerate(self.pending):
-            self._store(turn, values, self.into)
+        assert self.next is not None
+        self.fill(*self.next)
 
     def fill(self, number: Value, into: Value) -> None:
-        """Computes this lane's elements of a stage and stores them at an offset."""
-        for turn in range(self._turns(self.width)):
-            with self.at_stage(number):
-                found = self._values(turn)
-            self._store(turn, found, into)
+        """Computes this lane's elements of a stage and stores them at an offset, and starts to
+        read for the stage after; stages come in order. The first ones, whose numbers are known,
+        wait until all of them are read."""
+        if number.known is not None:
+            self.first.append((number, into))
+            return
+        w = self.writer
+        if self.ahead:
+            # the registers are loaded again while what is made of them here is still known
+            read = iter([tuple(w.code.variable(v.type, v) for v in x) for x in self.ahead])
+            self._start(number, lambda *_: next(read))
+            assert next(read, None) is None
+        self._compute(number, into)
+        w.under_way = {}
+        if self.ahead:
+            again = iter(self.ahead)
+            self._start(number + 1, lambda memory, at, n: w.read_words(memory, at, n, next(again)))
+            w.under_way = {}
+
+    def ready(self) -> None:
+        w = self.writer
+        for number, _ in self.first:
+            self._start(number)
+        words = sum(len(x) for x in w.under_way.values())
+        known = len(w.under_way)
+        if self.tile.stages > 1 and words <= MOST_AHEAD * len(self.first):
+            after = w.code.const(len(self.first), "i32")
+            self._start(w.code.variable("i32", after))
+            self.ahead = list(w.under_way.values())[known:]
+        for number, into in self.first:
+            self._compute(number, into)
+        w.under_way = {}
+
+    def _start(self, number: Value, read: Read | None = None) -> None:
+        """Starts to read for a stage."""
+        w, s = self.writer, self.tile.s
+        with self.at_stage(number):
+            for turn in self.turns:
+                for slot, k, mask in self._rows(turn):
+                    start_vector(w, self.loads, slot, {s.k: k}, mask, self.rows, read)
+
+    def _compute(self, number: Value, into: Value) -> None:
+        """Computes and stores what was read for a stage."""
+        w, s = self.writer, self.tile.s
+        assert s.element is not None
+        with self.at_stage(number):
+            for turn in self.turns:
+                for n, (slot, k, mask) in enumerate(self._rows(turn)):
+                    found = vector(w, s.element, slot, {s.k: k}, mask, together=self.rows)
+                    self._store(turn, n, found, into)
 
     @contextmanager
     def at_stage(self, number: Value) -> Iterator[None]:
@@ -134,40 +218,40 @@ class Computed(Copies):
         w, tile = self.writer, self.tile
         across = tile.columns // self.width
         flat = sym("lane") + turn * w.team.lanes
-        row, column = floordiv(flat, across) * ROWS, mod(flat, across) * self.width
+        row, column = floordiv(flat, across) * self.rows, mod(flat, across) * self.width
+        if tile.depth // self.rows * across == len(self.turns) * w.team.lanes:
+            return row, column, w.code.const(1, "i1")
         return row, column, w.holds("lt", row, const(tile.depth))
 
-    def _values(self, turn: int) -> list[list[Value]]:
-        """Some of this lane's elements of the stage at hand, those of a row together."""
+    def _rows(self, turn: int) -> Iterator[tuple[Slot, Expr, Value | None]]:
+        """Some of this lane's elements of the stage at hand, those of a row together: columns, row
+        of the panel, and whether it is one. Memory may be touched meanwhile if there are any."""
         w, tile, s = self.writer, self.tile, self.tile.s
         row, column, own = self._place(turn)
         panel, inside = floordiv(column, s.nr), mod(column, s.nr)
         # columns behind the last panel are never stored, whatever they are
         here = w.resolve(tile.lo + minimum(panel, tile.panels - 1))
-        found = []
-        with w.when(own), w.when(self.some), w.binding(**{tile.name: here}):
-            for n in range(ROWS):
+        slot = Slot(s.c, w.resolve(inside), self.width)
+        for n in range(self.rows):
+            with w.when(own), w.when(self.some), w.binding(**{tile.name: here}):
                 k = sym(STAGE) * tile.depth + row + n
                 mask = None if self.whole else w.holds("lt", k, s.depth)
-                place = self.begin + k
-                found.append(row_of_panel(w, s, place, inside, self.width, mask, ROWS))
-        return found
+                yield slot, w.resolve(self.begin + k), mask
 
-    def _store(self, turn: int, rows: list[list[Value]], into: Value) -> None:
-        """Stores elements at an offset; halves in pairs, which one instruction rounds."""
+    def _store(self, turn: int, n: int, values: list[Value], into: Value) -> None:
+        """Stores a row of elements at an offset; halves in pairs, which one instruction rounds."""
         w, tile = self.writer, self.tile
         dtype = w.memory[tile.s.a].dtype
         memory = Memory("stage", F32 if tile.size == 4 else I32, (), "shared", self.ring)
         row, column, own = self._place(turn)
-        for n, values in enumerate(rows):
-            if tile.size == 2:
-                values = rounded_pairs(w.code, values, dtype.name)
-            start, offset = self.target(row, column, n)
-            start = start + into
-            with w.when(own):
-                for first in range(0, len(values), 4):
-                    at = f"[{start.text}+{offset + first * 4}]"
-                    w.write(memory, at, values[first : first + 4])
+        if tile.size == 2:
+            values = rounded_pairs(w.code, values, dtype.name)
+        start, offset = self.target(row, column, n)
+        start = start + into
+        with w.when(own):
+            for first in range(0, len(values), 4):
+                at = f"[{start.text}+{offset + first * 4}]"
+                w.write(memory, at, values[first : first + 4])
 
     def target(self, row: Expr, column: Expr, n: int) -> tuple[Value, int]:
         """Where in the first stage an element n rows below another lies: address and offset."""

@@ -4,9 +4,9 @@ bring.
 
 Where lanes compute panels on their way into shared memory they do so anew for every tile below
 another. The matrix is computed once here, written and read again, mostly out of the L2 cache. Which
-of the two takes less `_clocks_of_codes` and `_clocks` predict; constants are fitted to an H200
-(benchmarks/results/gpu-nvidia-h200-20261127-products.md): 4096 x 4096 in four bits took 25, 79 and
-316 microseconds for 64, 256 and 4096 rows, at about 1.75 GHz.
+of the two takes less `_clocks_of_codes` and `_clocks` predict; constants of tiles are fitted to an
+H200 (benchmarks/results/gpu-nvidia-h200-20261127-products.md), where 4096 x 4096 in four bits took
+316 microseconds for 4096 rows, at about 1.75 GHz, before lanes read a stage ahead.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from stagefuse.dsl.types import TensorType
 
 from .deep_split import ALL_DRAWN, START, SUMMED, fewest_clocks
 from .lowering import PANELS, gathered_in, holds_codes, operands_of, stored_of
-from .split_depth import BLOCKS, FULL, LEAST_DEPTH, MOST_SPLITS
+from .split_depth import FULL, parts_of_computed
 from .tf32_shapes import CLOCKS_PER_FLOP, choices
 
 MOST_BYTES = 1 << 28
 """Of an unfolded matrix: it needs memory while a call has so many rows."""
 GAIN = 0.9
 """The part of the time at which another kernel and the memory are worth it."""
-COMPUTED = 1.3e-3
+COMPUTED = 0.6e-3
 """Clocks of all multiprocessors to compute an element, and to multiply 64 rows by it, in parts of
-the depth: between what 64 and 256 rows took."""
+the depth: 16 warps of a multiprocessor issue 223 instructions each for 64 x 128 elements of two
+blocks, by nvdisasm, and wait some 300 clocks. It has not been measured."""
 TILE, STAGE = 128, 1080
 """Rows and columns of a tile of one kernel, and clocks for 64 of its depth, by 4096 rows."""
 DEEP = 64
@@ -214,7 +215,7 @@ def _clocks_of_codes(rows: int, sizes: tuple[int, int, int]) -> float:
     columns, depth, panel = sizes
     across = -(-columns // (PANELS[panel] * panel))
     if -(-rows // SPLIT_ROWS) * across <= FULL:
-        parts = min(-(-BLOCKS // across), MOST_SPLITS, max(depth // LEAST_DEPTH, 1))
+        parts = parts_of_computed(columns, depth, panel)[1]
         each = COMPUTED * columns * depth
         if parts > 1:
             each += 2 * parts * SPLIT_ROWS * columns * 4 / SUMMED

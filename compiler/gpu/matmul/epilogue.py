@@ -218,7 +218,7 @@ class PieceWriter(KernelWriter):
             self.binding(r=row, c=column),
         ):
             for value, _ in zip(pair, self.elements(), strict=True):
-                memory.cells[self._cell((sym("r") * PITCH + sym("c"), None))] = value
+                memory.cells[self.resolve(sym("r") * PITCH + sym("c"))] = value
             with self.when(self._inside()):
                 for s in form.stores:
                     if isinstance(s, Let):

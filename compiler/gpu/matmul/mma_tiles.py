@@ -30,6 +30,9 @@ DEPTH = 16  # of a stage, and of sums that tensor cores make
 SHALLOW = 96  # depth that may come in one stage
 ONCE_BYTES = 48 << 10  # of that stage
 NARROW_BYTES = 64  # of a row of a stage of 16- and 8-bit operands
+COMPUTED_BYTES = 80 << 10
+"""Of stages twice as deep, where lanes compute the right operand: what they have under way is then
+twice as much, and an SM of an A100 holds two blocks."""
 TF32 = Kind("tf32", "tf32", 4, "f32")
 
 
@@ -88,6 +91,9 @@ class TensorWriter(NarrowWriter):
             t, s.hi - s.lo, most, first, step, s.index, s.lo, stages, depth, inside,
             left.dtype.itemsize, warps,
         )  # fmt: skip
+        if t.element is not None and found.size < 4:
+            twice = replace(found, depth=2 * depth)
+            return twice if twice.ring_bytes <= COMPUTED_BYTES else found
         deepest = self.facts.bounds(self.resolve(t.depth))[1]
         if deepest is None or not 0 < deepest <= SHALLOW or inside or found.size < 4:
             return found
@@ -128,11 +134,13 @@ class TensorWriter(NarrowWriter):
         if tile.stages == 1:
             code.line("bar.sync 0;")
             copies.issue(0, code.const(1, "i1"))
+            copies.ready()
             code.line("cp.async.wait_group 0;")
             code.line("bar.sync 0;")
             self._multiply_once(tile, ring, sums, across)
             code.line("bar.sync 0;")
             return self._store_tile(tile, base, sums, across)
+        copies.ready()
         step = code.variable("i32", code.const(0, "i32"))
         read = code.variable("i32", code.const(0, "i32"))
         head, done = code.label("depth"), code.label("summed")

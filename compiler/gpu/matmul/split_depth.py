@@ -50,6 +50,10 @@ MOST_SPLIT_COLUMNS = 6144
 """Columns up to which few rows are split too where tensor copies could bring operands: of more
 columns there are enough tiles of 64 to draw what memory gives."""
 LEAST_DEPTH = 96
+STAGE = 64
+"""Of the depth: of 16 bits, where the right operand is computed."""
+COMPUTED = 100
+"""Tells the parts of such products from others of the same product."""
 WORTH = 0.54
 """Tiles of 64 x 128 of 16 bits, for each element of a part's depth, up to which parts take less
 than whole tiles on an A100 by the model: a tile takes 23 ns for each element of its depth, at half
@@ -121,6 +125,32 @@ def thin(graph: Graph, group: Group, enough: int | None = None) -> Thin | None:
     if not by_rows:
         low = few * low  # else all that are low are few
     return Thin(few, low, part, -(-depth // part))
+
+
+def split_of_computed(graph: Graph, group: Group, split: Thin) -> Thin:
+    """How a product by codes is split where tensor cores multiply what lanes compute, in 16 bits.
+    Others are split as they are."""
+    if not holds_codes(graph, group) or operands_of(graph, group) is None:
+        return split
+    assert group.anchor is not None
+    node = graph.nodes[group.anchor]
+    product = node.primitive
+    assert isinstance(product, Contract)
+    columns = size_of([node.type.shape[a] for a in product.columns]).as_int()
+    depth = product.depth.as_int()
+    if columns is None or depth is None:
+        return split
+    part, count = parts_of_computed(columns, depth, product.panel)
+    return replace(split, depth=part, count=count, number=split.number + COMPUTED)
+
+
+def parts_of_computed(columns: int, depth: int, panel: int) -> tuple[int, int]:
+    """How deep parts of such a product are, and how many: whole stages, two of them at least, and
+    all blocks fit the device at once, two on each multiprocessor."""
+    across = -(-columns // (PANELS[panel] * panel))
+    most = min(max(2 * FULL // across, 1), MOST_SPLITS)
+    part = max(-(-depth // (most * STAGE)), 2) * STAGE
+    return part, -(-depth // part)
 
 
 def _of_any_depth(graph: Graph, group: Group, node: Node) -> Thin | None:
@@ -215,7 +245,7 @@ def lower_parts(low: Lowering, split: Thin, tile_rows: int = 0) -> Parallel:
         p, group = tile_of(low, p)
     elif tile_rows and moves_in_chunks(low, p):
         p = replace(p, row_tile=tile_rows)
-        group = PANELS[p.panel] if tile_rows == FEW_ROWS else 1
+        group = PANELS[p.panel] if tile_rows >= FEW_ROWS else 1
     rows, depth = p.row_tile, split.depth
     blocks = floordiv(p.rows + (rows - 1), rows, low.facts)
     groups = floordiv(p.panels + (group - 1), group, low.facts)

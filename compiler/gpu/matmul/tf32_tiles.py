@@ -117,6 +117,7 @@ class _SplitProduct:
         self.steps = w.index(floordiv(self.length + (DEPTH - 1), DEPTH), "i32")
         for n in range(tile.stages - 1):
             self._fetch(code.const(n, "i32"), code.const(n, "i32"))
+        self.copies.ready()
         count = tile.columns // 2
         self.sums = self._zeros("float", count)
         self.found = [self._zeros("float", count // tile.halves) for _ in range(2)]

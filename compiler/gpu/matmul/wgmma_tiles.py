@@ -150,6 +150,7 @@ class WgmmaWriter(AttendWriter):
         ahead = tile.stages - 2
         for n in range(ahead):
             copies.issue(n, code.const(n, "i32").compare("lt", steps))
+        copies.ready()
         sums = self.sums_of(kind, tile.columns)
         parts = self.sums_of(kind, tile.columns) if kind.is_rough else sums
         step = code.variable("i32", code.const(0, "i32"))

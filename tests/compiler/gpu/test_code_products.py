@@ -215,6 +215,42 @@ def test_layers_of_one_shape(rng: np.random.Generator, tmp_path: Path) -> None:
     assert np.all(np.abs(found - a * b / 8) <= 4 * 384 * 2.0**-24 * first * second / 8)
 
 
+AHEAD = [
+    ("groups", N, 704, 32, "bf16", "sm_80"),
+    ("a tensor's scale", 128, 768, 768, "f16", "sm_89"),
+    ("a channel's", 96, 712, 712, "bf16", "sm_90a"),
+]
+
+
+@pytest.mark.parametrize("form, columns, depth, group, dtype, arch", AHEAD)
+def test_codes_are_read_a_stage_before(
+    form: str, columns: int, depth: int, group: int, dtype: str, arch: str,
+    rng: np.random.Generator, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Where tensor cores multiply 16 bits: in the loop over a part's depth codes are read behind
+    all products of the stage, and what was read is in registers before."""
+    made, _ = FORMS[form]
+    for name, size in (("N", columns), ("K // G", depth // group), ("K", depth), ("G", group)):
+        made = re.sub(rf"\b{name}\b", str(size), made)
+    weights = weights_of(depth, group, rng, columns)
+    plan = compiled(
+        f"pipeline p(x: {dtype}[B, {depth}]) -> {dtype}[B, {columns}]\nwhere B in 17..=64:\n"
+        f"    m = {made}\n    x @ transpose({dtype}(m))\n",
+        weights, tmp_path, arch,
+    )  # fmt: skip
+    check_plan(plan, 16 * depth * -(-columns // 48) * 48)
+    parts = [x for x in plan.ptx[arch].split(".visible .entry ") if "mma.sync" in x]
+    assert len(parts) == 2  # tiles of 32 rows and of 64
+    for text in parts:
+        loop = text[text.index("$depth1:") : text.index("bra $depth1;")]
+        assert loop.rindex("mma.sync") < loop.index("ld.global")
+    kind = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}[dtype]
+    with open_plan(plan, None, "emulator") as pipe:
+        for count in (17, 64):
+            x = rng.standard_normal((count, depth)).astype(kind)
+            check(np.asarray(pipe(x=x)).astype(np.float64), x, matrix_of(form, weights), dtype)
+
+
 UNFOLDED = [
     ("a tensor's scale", N, 384, 384, "bf16"),
     ("a channel's", N, 392, 392, "f16"),
@@ -335,7 +371,7 @@ def test_when_codes_are_unfolded() -> None:
     from stagefuse.compiler.gpu.matmul.decoded_first import _least_rows
 
     rows = sym("M")
-    assert 64 < (_least_rows(rows, (4096, 4096, 64)) or 0) <= 128
+    assert 128 < (_least_rows(rows, (4096, 4096, 64)) or 0) <= 192
     assert 128 < (_least_rows(rows, (14336, 4096, 64)) or 0) <= 512
     assert _least_rows(const(4096), (4096, 4096, 64)) == 1
     assert _least_rows(const(16), (4096, 4096, 64)) is None
