@@ -61,11 +61,15 @@ def written_buffers(body: Sequence[Statement]) -> frozenset[str]:
 
 def work_of(body: Sequence[Statement]) -> int:
     """Operations of plain statements, by what they cost."""
+    return arithmetic(s.value for s in body if isinstance(s, Let | Store))
+
+
+def arithmetic(values: Iterable[KernelValue]) -> int:
+    """Operations of values, by what they cost."""
     return sum(
         FUNCTIONS[part.fn].flops if part.fn in FUNCTIONS else 1
-        for s in body
-        if isinstance(s, Let | Store)
-        for part in post_order(s.value)
+        for value in values
+        for part in post_order(value)
         if isinstance(part, Op)
     )
 

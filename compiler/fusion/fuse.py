@@ -233,6 +233,8 @@ class _Partitioner(Rules):
             if group.kind == "pointwise" and (of_rows or isinstance(node.primitive, Reduce)):
                 group.kind = "row"
                 group.row_axes = self.inner_axes(group, at[0])
+            if isinstance(node.primitive, Reduce):
+                self.reduced.setdefault(group, []).append(self.arithmetic(node))
             if isinstance(node.primitive, Contract):
                 group.kind, group.anchor = "contract", node.id
             else:

@@ -26,6 +26,10 @@ FEW_PARTS = 8
 """Of concatenations that are computed in the kernel that joins them."""
 DEPTH_LIMIT = 64
 """Nodes on a path inside one kernel; later phases recurse along it."""
+MANY, MOST_REDUCED, MOST_ARITHMETIC = 6, 16, 200
+"""Reductions of rows in one kernel at most, and the arithmetic of an element of theirs, as the
+scalar table counts it, if there are many: registers hold what each comes to until all are there,
+and the time of ptxas and LLVM grows with the square of what is in one kernel."""
 ROW_LIMIT = 1 << 16
 """Elements of a whole-tensor reduction that one thread may still handle with its users."""
 
@@ -35,6 +39,7 @@ class Rules:
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.nests, self.uses = graph, Nests(graph), graph.uses()
+        self.reduced: dict[Group, list[int]] = {}  # the arithmetic of each reduction of a kernel
 
     def inner_axes(self, group: Group, access: Access) -> tuple[int, ...]:
         """The axes that a reduction runs along, read there; one of size 1 only if all are, and the
@@ -180,7 +185,25 @@ class Rules:
         most = self.graph.facts.bounds(count_of(operand))[1]
         if not rows and (most is None or most > ROW_LIMIT):
             return "one thread would do all of it"
+        others = self.reduced.get(group, [])
+        work = sum(others) + self.arithmetic(node)
+        if len(others) >= MOST_REDUCED or (len(others) >= MANY and work > MOST_ARITHMETIC):
+            return "the kernel would hold too many reductions"
         return None
+
+    def arithmetic(self, node: Node) -> int:
+        """Arithmetic of an element that a node makes of what is stored, looked at up to
+        `MOST_ARITHMETIC`."""
+        total, pending, seen = 0, [node.id], {node.id}
+        while pending and total <= MOST_ARITHMETIC >= len(seen):
+            here = self.graph.nodes[pending.pop()]
+            total += flops(here)
+            for ref in here.operands:
+                above = self.graph.nodes[ref.node]
+                if ref.node not in seen and (isinstance(above.primitive, Map) or is_free(above)):
+                    seen.add(ref.node)
+                    pending.append(ref.node)
+        return total
 
     def _contract_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
         identity = own_position(group.domain)

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from stagefuse.compiler.cpu.bodies import is_short
+from stagefuse.compiler.cpu.bodies import arithmetic, is_short
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import Fold, Load, Statement
 from stagefuse.compiler.scalar import identity
@@ -30,6 +30,9 @@ NOWHERE = {"i32": (1 << 31) - 1, "i64": (1 << 63) - 1}
 FEW = 4
 DEEP = 8
 """Rows of a column that a lane has on the way at a time."""
+MOST_WORK = 200
+"""Operations of an element, up to which several vectors are under way: of more it is not the loads
+that take long, and ptxas takes seconds for all that are written out."""
 MOST_LOADS = 8
 """Of an element, up to which those of several vectors are under way; those of one vector are for
 twice as many."""
@@ -263,6 +266,7 @@ class FoldWriter(VersionWriter):
         outer, inner = self._divide(loops)
         arg = s.kind.startswith("arg")
         many, most = (any(self._reads_many(s, n * MOST_LOADS) for s in folds) for n in (1, 2))
+        heavy = arithmetic(s.value for s in folds) > MOST_WORK and not self._in_cells(folds)
         width = 1 if arg or most else self.width_of(inner)
         starts = [self._start(s) for s in folds]
         ends = list(itertools.accumulate(map(len, starts)))
@@ -278,7 +282,7 @@ class FoldWriter(VersionWriter):
         def nest(depth: int, carry: Carry) -> Carry:
             if depth == len(outer):
                 self.straight = True
-                unroll, at_once = (False, 1) if many else (True, UNROLL)
+                unroll, at_once = (False, 1) if many or heavy else (True, UNROLL)
                 carry = self.spread(inner, width, carry, visit, unroll, at_once)
                 self.straight = False
                 return carry
@@ -299,8 +303,13 @@ class FoldWriter(VersionWriter):
         """Whether an element takes more loads than that, as one does that is chosen among the parts
         of a concatenation: registers then hold those of one vector, or of one element, alone."""
         loads = [part for part in post_order(s.value) if isinstance(part, Load)]
-        spaces = {self.memory[load.buffer].space for load in loads}
-        return len(loads) > most and "registers" not in spaces
+        return len(loads) > most and not self._in_cells([s])
+
+    def _in_cells(self, folds: Sequence[Fold]) -> bool:
+        """Whether folds read scratch in registers, which only unrolled loops can."""
+        parts = (part for s in folds for part in post_order(s.value))
+        buffers = {part.buffer for part in parts if isinstance(part, Load)}
+        return any(self.memory[buffer].space == "registers" for buffer in buffers)
 
     def _divide(
         self, loops: list[tuple[str, Expr, Expr]]

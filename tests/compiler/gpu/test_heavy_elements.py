@@ -1,4 +1,5 @@
-"""Elements that take many operations are computed one after the other by a lane."""
+"""Elements that take many operations are computed one after the other by a lane, and kernels hold
+few reductions: ptxas takes a time that grows with the square of what is written out."""
 
 from __future__ import annotations
 
@@ -49,3 +50,29 @@ def test_positions_that_are_read_one_at_the_other(tmp_path: Path, rng: np.random
             wanted = table[wanted]
         given, sizes = {"table": table, "i": start}, {"V": 40, "N": count}
         np.testing.assert_array_equal(Emulated(plan, "sm_80")(given, sizes)[0], wanted)
+
+
+def test_many_reductions_are_several_kernels(tmp_path: Path, rng: np.random.Generator) -> None:
+    sums = " + ".join(f"(max(x * {n}.0 - {n * n}.0, axis=1) + {n}.0)" for n in range(30))
+    plan = compiled(tmp_path / "p.pipe", f"pipeline p(x: f32[B, D]):\n    {sums}\n", ("sm_80",))
+    check_legal(plan)
+    assert len(launches(plan)) > 2
+    assert all(launch.report["spill bytes"] == 0 for launch in launches(plan))
+    x = rng.integers(-20, 20, (3, 70)).astype(np.float32)
+    wanted = sum((x * n - n * n).max(axis=1) + n for n in range(30))
+    np.testing.assert_array_equal(Emulated(plan, "sm_80")({"x": x}, {"B": 3, "D": 70})[0], wanted)
+
+
+def test_a_reduction_of_heavy_elements_is_not_written_out(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """A lane has one vector of a row under way, or one element where rows are no whole vectors."""
+    body = " + ".join(f"sqrt(abs(x - {n}.0))" for n in range(40))
+    text = f"pipeline p(x: f32[B, D]) -> f32[B]:\n    sum({body}, axis=1)\n"
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80",))
+    check_legal(plan)
+    assert 0 < plan.ptx["sm_80"].count("sqrt.rn.f32") <= (4 + 1) * 40
+    x = rng.normal(0, 30, (5, 41)).astype(np.float32)
+    wanted = sum(np.sqrt(abs(x.astype(np.float64) - n)) for n in range(40)).sum(axis=1)
+    (found,) = Emulated(plan, "sm_80")({"x": x}, {"B": 5, "D": 41})
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
