@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .device_arrays import DeviceArray
-from .device_prepared import STATUS_BYTES, DeviceBucket, padded
-from .device_space import Space
+from .device_prepared import DeviceBucket, padded
 from .drivers import closing, quietly
 from .errors import InputError
 
@@ -47,7 +46,7 @@ def mapped(
 class _Lane:
     def __init__(self, pipeline: DevicePipeline) -> None:
         self.driver = pipeline.driver
-        self.space = Space(self.driver, pipeline._weights)
+        self.space = pipeline.new_space()
         self.pinned: np.ndarray[Any, Any] | None = None
         self.events: list[Any] = []
         try:
@@ -71,11 +70,6 @@ class _Lane:
         assert self.pinned is not None
         offset, size = bucket.places[buffer]
         return self.pinned[offset : offset + size]
-
-    @property
-    def status(self) -> np.ndarray[Any, Any]:
-        assert self.pinned is not None
-        return self.pinned[:STATUS_BYTES]
 
     def close(self) -> None:
         self.space.close()
@@ -159,7 +153,7 @@ class Lanes:
             here = lane.here(bucket, number)
             if here.nbytes:
                 driver.copy_out(here, lane.space.region(bucket, number), stream)
-        driver.copy_out(lane.status, lane.space.status, stream)
+        lane.space.copy_status(stream)
         driver.record(lane.space.done, stream)
 
     def _locked_result(self, lane: _Lane, bucket: DeviceBucket, convert: Any) -> Any:
@@ -171,7 +165,7 @@ class Lanes:
         pipeline = self.pipeline
         with self.driver.active():
             self.driver.finish_event(lane.space.done)
-            pipeline.report_status(lane.space, lane.status, bucket)
+            pipeline.report_status(lane.space, bucket)
         results = pipeline._fresh(bucket, False, None)
         for number, result in zip(pipeline._preparer.results, results, strict=True):
             here = lane.here(bucket, number)

@@ -204,11 +204,11 @@ class DevicePipeline(Pipeline):
 
     def _settle(self, space: Space, stream: Any, bucket: DeviceBucket) -> None:
         """Wait until the results are whole, and raise what the kernels reported."""
-        if self._plan.sites and space.status_host is not None:
-            self.driver.copy_out(space.status_host, space.status, stream)
+        if self._plan.sites:
+            space.copy_status(stream)
         self.driver.finish(stream)
         space.rest()
-        self.report_status(space, space.status_host, bucket)
+        self.report_status(space, bucket)
 
     def _operands(
         self, stream: Any, args: tuple[Any, ...], inputs: dict[str, Any]
@@ -307,11 +307,11 @@ class DevicePipeline(Pipeline):
             self.driver.trim()
             space.reserve(bucket)
 
-    def report_status(self, space: Space, status: Any, bucket: DeviceBucket) -> None:
+    def report_status(self, space: Space, bucket: DeviceBucket) -> None:
         """Raise what the kernels of a finished call reported."""
-        if not self._plan.sites:
+        if not self._plan.sites or space.status_host is None:
             return
-        site, value = (int(x) for x in status.view(np.int64))
+        site, value = (int(x) for x in space.status_host.view(np.int64))
         if site:
             space.clear_status()
             space.finish()
@@ -386,9 +386,13 @@ class DevicePipeline(Pipeline):
                 space = self._free.pop(0)
                 space.finish()
                 return space
-            space = Space(self.driver, self._weights)
+            space = self.new_space()
             self._spaces.append(space)
             return space
+
+    def new_space(self) -> Space:
+        is_status_read = any(launch.guarded for launch in self._preparer.gpu.launches)
+        return Space(self.driver, self._weights, is_status_read)
 
     def give_back(self, space: Space) -> None:
         space.mark()

@@ -11,7 +11,6 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from .device_prepared import DeviceBucket
-from .device_space import Space
 from .device_states import DeviceStates
 from .drivers import Region
 from .errors import InputError
@@ -57,7 +56,7 @@ def _measured(
     calls: int,
 ) -> list[dict[str, Any]]:
     driver = pipeline.driver
-    space = Space(driver, pipeline._weights)
+    space = pipeline.new_space()
     events = names_of(pipeline, f"launches on {pipeline.device}")
     try:
         space.reserve(bucket)

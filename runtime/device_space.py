@@ -24,11 +24,15 @@ class Space:
 
     `owners` keeps alive what work under way reads and writes, and `past` what earlier work did,
     each until an event. Where a space is not `idle`, there may be such work: behind what `done`
-    stands for, or on the stream `busy`, which `done` is not recorded on yet.
+    stands for, or on the stream `busy`, which `done` is not recorded on yet. The status lies in
+    this machine's memory unless kernels read it, so that no copy follows a call for it.
     """
 
-    def __init__(self, driver: Driver, weights: Mapping[int, Region]) -> None:
+    def __init__(
+        self, driver: Driver, weights: Mapping[int, Region], is_status_read: bool = True
+    ) -> None:
         self.driver, self.weights = driver, weights
+        self.seen: Memory | None = None  # `status_host` as kernels see it, if they only report
         self.stream: Any = None
         self.done: Any = None
         self.status_host: np.ndarray[Any, Any] | None = None
@@ -43,6 +47,9 @@ class Space:
             self.stream = driver.stream()
             self.done = driver.event()
             self.status_host = driver.pin(STATUS_BYTES, "a status")
+            if not is_status_read:
+                self.seen = driver.seen(self.status_host)
+                self.status_host[:] = 0
         except BaseException:
             self.close()
             raise
@@ -57,7 +64,8 @@ class Space:
             self.finish()
             self.driver.free(memory)
         self.memory = self.driver.allocate(padded(bucket.size), "intermediates")
-        self.clear_status()
+        if self.seen is None:
+            self.clear_status()
 
     def come_after(self, stream: Any) -> None:
         """Let what comes next on a stream find the space's memory free for it."""
@@ -100,6 +108,11 @@ class Space:
 
     def clear_status(self) -> None:
         """Zero the status, behind all work in the space; `done` then stands for that too."""
+        if self.seen is not None:
+            self.finish()
+            assert self.status_host is not None
+            self.status_host[:] = 0
+            return
         self.mark()
         self.driver.wait(self.stream, self.done)
         self.driver.clear(self.status, self.stream)
@@ -108,8 +121,15 @@ class Space:
 
     @property
     def status(self) -> Region:
-        assert self.memory is not None
-        return Region(self.memory, 0, STATUS_BYTES)
+        memory = self.seen or self.memory
+        assert memory is not None
+        return Region(memory, 0, STATUS_BYTES)
+
+    def copy_status(self, stream: Any) -> None:
+        """Have `status_host` say what kernels reported, once what is on the stream is done."""
+        if self.seen is None:
+            assert self.status_host is not None
+            self.driver.copy_out(self.status_host, self.status, stream)
 
     def region(self, bucket: DeviceBucket, buffer: int) -> Region:
         """Where a buffer lies in this memory."""
@@ -189,4 +209,4 @@ class Space:
             quietly((driver.close_event, self.done))
         if self.stream is not None:
             quietly((driver.close_stream, self.stream))
-        self.memory = self.status_host = self.done = self.stream = None
+        self.memory = self.seen = self.status_host = self.done = self.stream = None

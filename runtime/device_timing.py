@@ -7,7 +7,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .device_space import Space
 from .drivers import Launch, Region, quietly
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ class Timer:
         operands, _ = pipeline._bind((), dict(inputs))
         bucket = pipeline._bucket(operands, None)
         with self.driver.active():
-            self.space = Space(self.driver, pipeline._weights)
+            self.space = pipeline.new_space()
             self.graphs: list[tuple[str, Any]] = []
             self.marks: list[Any] = []
             self.flush = None

@@ -173,6 +173,9 @@ class Driver(Protocol):
     def pin(self, size: int, purpose: str) -> np.ndarray[Any, Any]:
         """Bytes of this machine's memory that copies read and write while a stream goes on."""
 
+    def seen(self, array: np.ndarray[Any, Any]) -> Memory:
+        """Pinned bytes as kernels see them: what these write there, this machine reads."""
+
     def unpin(self, array: np.ndarray[Any, Any]) -> None: ...
 
     def stream(self) -> Any: ...

@@ -107,6 +107,9 @@ class CudaDriver:
         address = calls.pin(size, purpose)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
+    def seen(self, array: np.ndarray[Any, Any]) -> Memory:
+        return Memory(pointer_to(array), array.nbytes, array)  # by unified addressing
+
     def unpin(self, array: np.ndarray[Any, Any]) -> None:
         calls.unpin(pointer_to(array))
 

@@ -60,7 +60,8 @@ class Ordered:
             raise Fault(fault)
 
     def _at(self, address: int, size: int) -> tuple[Block, int]:
-        for block in self.blocks.values():
+        """Where an address lies that the GPU uses: in its memory, or in what is page-locked."""
+        for block in (*self.blocks.values(), *self.pinned.values()):
             if block.address <= address < block.address + max(block.bytes.nbytes, 1):
                 begin = address - block.address
                 self._require(begin + size <= block.bytes.nbytes, "an access beyond its memory")

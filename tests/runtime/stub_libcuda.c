@@ -140,20 +140,17 @@ API cuKernelSetAttribute(int which, int value, Kernel *k, CUdevice d) {
   return good(k, KERNEL) && d == 0 && (which == 8 || which == 14) ? OK : INVALID_VALUE;
 }
 
-API cuMemAlloc_v2(CUdeviceptr *p, size_t n) {
-  if (!n) return INVALID_VALUE;
-  if (n > 1 << 26) return OUT_OF_MEMORY;
+static CUdeviceptr block_of(size_t n) {
   void *at = NULL;
-  if (posix_memalign(&at, 512, n)) return OUT_OF_MEMORY;
+  if (posix_memalign(&at, 512, n)) return 0;
   memset(at, 0xCB, n);
-  *p = (CUdeviceptr)at, held++;
   Block *block = calloc(1, sizeof *block);
-  *block = (Block){*p, n, blocks};
-  blocks = block;
-  return OK;
+  *block = (Block){(CUdeviceptr)at, n, blocks};
+  blocks = block, held++;
+  return block->base;
 }
-API cuMemFree_v2(CUdeviceptr p) {
-  for (Block **at = &blocks; *at && current; at = &(*at)->next) {
+static CUresult drop_block(CUdeviceptr p) {
+  for (Block **at = &blocks; *at; at = &(*at)->next) {
     Block *block = *at;
     if (block->base != p) continue;
     *at = block->next, held--;
@@ -162,7 +159,14 @@ API cuMemFree_v2(CUdeviceptr p) {
   }
   return INVALID_VALUE;
 }
-/* How many bytes there are from an address on; 0 outside of all memory. */
+API cuMemAlloc_v2(CUdeviceptr *p, size_t n) {
+  if (!n) return INVALID_VALUE;
+  if (n > 1 << 26) return OUT_OF_MEMORY;
+  *p = block_of(n);
+  return *p ? OK : OUT_OF_MEMORY;
+}
+API cuMemFree_v2(CUdeviceptr p) { return current ? drop_block(p) : INVALID_VALUE; }
+/* How many bytes there are from an address on that kernels may use; 0 outside of all memory. */
 __attribute__((visibility("default"))) uint64_t stub_room(uint64_t p) {
   for (Block *b = blocks; b; b = b->next)
     if (b->base <= p && p < b->base + b->size) return b->base + b->size - p;
@@ -170,10 +174,10 @@ __attribute__((visibility("default"))) uint64_t stub_room(uint64_t p) {
 }
 __attribute__((visibility("default"))) void stub_runner(Runner given) { runner = given; }
 API cuMemHostAlloc(void **p, size_t n, unsigned flags) {
-  *p = malloc(n), held++;
+  *p = (void *)block_of(n);
   return flags == 1 ? OK : INVALID_VALUE;
 }
-API cuMemFreeHost(void *p) { free(p), held--; return OK; }
+API cuMemFreeHost(void *p) { return drop_block((CUdeviceptr)p); }
 API cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t n, void *s) {
   if (!good(s, STREAM)) return INVALID_HANDLE;
   memcpy((void *)to, from, n);

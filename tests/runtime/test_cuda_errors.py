@@ -26,7 +26,7 @@ def affine(cuda: FakeCuda) -> Iterator[DevicePipeline]:
 
 
 @pytest.mark.parametrize(
-    "name", ["stream", "event", "pin", "copy_in", "graph", "replay", "copy_out", "record", "finish"]
+    "name", ["stream", "event", "pin", "copy_in", "graph", "replay", "copy_out", "finish"]
 )
 def test_an_error_belongs_to_its_call(affine: DevicePipeline, cuda: FakeCuda, name: str) -> None:
     cuda.fail[name] = sf.DeviceError(f"{name}: CUDA_ERROR_UNKNOWN")
