@@ -94,6 +94,13 @@ def round_to(code: Code, value: Value, dtype: DType) -> Value:
     """A float converted to a storage dtype, still in its compute dtype."""
     if not dtype.is_small_float or code.fields.has_bits(value, MANTISSA.get(dtype.name, 0)):
         return value
+    if dtype.name == "bf16" and code.stored.get(value.text, ("",))[0] != "bf16":
+        # two are rounded into a word at full rate, one of them by a unit that does few in a clock;
+        # ptxas drops whichever of these nothing uses
+        word = code.pure("cvt.rn.bf16x2.f32", "i32", value, code.const(0.0, "float"))
+        found = word.as_float("float")
+        code.stored[found.text] = ("bf16", to_memory(code, value, dtype))
+        return found
     value = cast(Value, shared.saturated(cast(Any, code), cast(Any, value), dtype))
     return from_memory(code, to_memory(code, value, dtype), dtype)
 

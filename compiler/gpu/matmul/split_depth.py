@@ -40,7 +40,9 @@ BLOCKS = 8 * FULL
 FEW_ROWS = 32
 """Rows of a tile for products of few rows."""
 VERY_FEW = (1, MOST_ROWS)
-"""Rows of tiles for products by codes, which lanes then multiply by what they compute."""
+"""Rows of tiles for products by codes, which lanes then multiply by what they compute; of 16 bits
+only one: four take a lane 13 instructions for each element, by nvdisasm, and a tile of 32 rows by
+`mma` six."""
 FED = 16
 """Blocks that draw what memory gives, where tensor copies bring their operands."""
 GATHERED_FED, GATHERED_DEEP = 40, 1024
@@ -216,7 +218,8 @@ def low_rows(graph: Graph, group: Group, split: Thin) -> list[tuple[int, Expr]]:
         return [(FEW_ROWS, split.low)]
     rows = size_of([node.type.shape[a] for a in product.rows])
     found, below = [], const(0)
-    for most in (*VERY_FEW, FEW_ROWS):
+    very_few = VERY_FEW if operands_of(graph, group) is None else VERY_FEW[:1]
+    for most in (*very_few, FEW_ROWS):
         within = 1 - minimum(floordiv(rows, most + 1), const(1))
         share = graph.facts.simplify(split.low * (within - below))
         below = within

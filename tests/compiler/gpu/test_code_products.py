@@ -299,8 +299,8 @@ def test_many_rows_unfold_the_matrix(
 def test_a_written_conversion_of_codes_rounds_for_any_number_of_rows(
     arch: str, dtype: str, depth: int, rng: np.random.Generator, tmp_path: Path
 ) -> None:
-    """What lanes multiply by themselves too, which are up to 4 rows, and where few codes are stored
-    as what they are rounded to."""
+    """What lanes multiply by themselves too, which is one row, and where few codes are stored as
+    what they are rounded to."""
     made, _ = FORMS["a channel's"]
     weights = weights_of(depth, 8, rng)
     plan = compiled(
