@@ -183,7 +183,8 @@ def windows_at(
     graph: Graph, domain: Sequence[Expr], node: Node, access: Sequence[Expr], digits: Digits
 ) -> Windows | None:
     """The windows that a view is where it is read at `access`, if they are: of the innermost axes
-    of a `domain` d0, d1... and of a tensor, with `digits` that move them, or along another axis."""
+    of a `domain` d0, d1..., wherever they lie in a tensor, with `digits` that move them, or along
+    another axis."""
     view = node.primitive
     assert isinstance(view, View)
     facts, here = _facts(graph, domain, digits), dict(zip(view.symbols, access, strict=True))
@@ -195,7 +196,7 @@ def windows_at(
     guards = [g for g in map(at, view.guard) if not facts.is_nonneg(g)]
     indices, source = tuple(map(at, view.indices)), node.operands[0]
     found = _windows(graph, source, domain, columns, indices, guards, digits, facts)
-    if found is None or found.axes[-1].source != len(indices) - 1:
+    if found is None or found.axes[-1].axis != columns[-1]:
         return None
     for name, size, _ in found.channels:
         moves = any(name in e.symbols() and len(e.symbols()) > 1 for e in indices)

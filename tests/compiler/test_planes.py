@@ -256,3 +256,28 @@ pipeline p(x: f32[2, 3, 9, 30], w: f32[9, 28, 3]):
     want = (windows * w).sum(-1)
     most = (abs(windows) * abs(w)).sum(-1)
     assert np.all(abs(sf.compile(text)(x=x, w=w) - want) <= 4 * 2.0**-24 * most)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_windows_of_a_tensor_whose_channels_lie_innermost(
+    level: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """As after a norm over channels; the result's lie outermost."""
+    text = """
+import nn
+pipeline p(x: f32[B, 13, 19, 6], w: f32[6, 1, 5, 7]):
+    y = pad(transpose(x, [0, 3, 1, 2]), [(0, 0), (0, 0), (2, 2), (3, 3)])
+    nn.relu(nn.convolve2d(y, w, 1, 1, 6))
+"""
+    assert all(has_stripe(kernel) for kernel in lowered(text))
+    (tmp_path / "p.pipe").write_text(text)
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=2)
+    w = rng.standard_normal((6, 1, 5, 7), np.float32)
+    for batch in (0, 1, 3):
+        x = rng.standard_normal((batch, 13, 19, 6), np.float32)
+        padded = np.pad(x.transpose(0, 3, 1, 2).astype(float), ((0, 0), (0, 0), (2, 2), (3, 3)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 7), axis=(2, 3))
+        want = np.einsum("bchwij,cij->bchw", windows, w[:, 0])
+        most = np.einsum("bchwij,cij->bchw", abs(windows), abs(w[:, 0]))
+        # Higham 2002, section 3.1
+        assert np.all(abs(pipe(x=x, w=w) - np.maximum(want, 0)) <= 36 * 2.0**-24 * most)
