@@ -66,7 +66,8 @@ class OperandJoiner(Storing):
         """A product together with what packs its panels."""
         packs = {**group.packs, panels: packer}
         joined = replace(group, members=group.members | packer.members, packs=packs)
-        self._replace([packer, group], joined)
+        unused = [packer] if self._readers(panels) == [group] else []
+        self._replace([*unused, group], joined)
         return joined
 
     def _thin(self, group: Group) -> None:
@@ -420,9 +421,11 @@ class OperandJoiner(Storing):
         return lies_in_chunks(self.graph, product, chunk)
 
     def _packs_well(self, packer: Group, panels: Ref, anchor: int, reader: Group) -> bool:
-        if packer.kind != "pointwise" or not self._private(packer, reader):
+        if packer.kind != "pointwise" or packer not in self.groups:
             return False
         node = self.graph.nodes[anchor]
+        if not self._private(packer, reader):
+            return self._sees_windows(packer, panels, anchor, reader)
         product = node.primitive
         assert isinstance(product, Contract)
         facts = self.graph.facts
@@ -440,6 +443,16 @@ class OperandJoiner(Storing):
         size = product.depth * (product.panel * node.type.dtype.itemsize)
         most = facts.bounds(size * self.graph.type(panels).shape[-3])[1]
         return most is not None and most <= PACKED_BYTES
+
+    def _sees_windows(self, packer: Group, panels: Ref, anchor: int, reader: Group) -> bool:
+        """Whether panels are windows that overlap, of which each of several convolutions copies
+        its own stripe: stored, they would be as many times as large as the image."""
+        if panels in self.graph.results or packer.nest != reader.nest:
+            return False
+        if reader.kind != "contract" or packer.placed or packer.members != {panels.node}:
+            return False
+        windows = windows_of(self.graph, anchor)
+        return windows is not None and windows.share
 
     def _ordered_anyway(self, packer: Group, panels: Ref, node: Node) -> bool:
         """Whether panels lie in lines of bytes: the product puts them in order itself."""

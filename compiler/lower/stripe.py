@@ -7,9 +7,10 @@ between its rows included, an element of all windows is a stretch that begins so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
-from stagefuse.compiler.graph import Ref, flatten_index
+from stagefuse.compiler.graph import Concat, Map, Ref, View, flatten_index
 from stagefuse.compiler.kernel_ir import Alloc, Const, Index, Load, Op, Store, Value
 from stagefuse.compiler.patterns.windows import Axis, Windows
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
@@ -20,6 +21,8 @@ from .values import Lowering
 
 TOGETHER = 4
 """Phases up to which a loop stores all of them."""
+LOOPS = 16
+"""For the parts of a concatenation, at most."""
 
 
 class Stripe:
@@ -137,7 +140,12 @@ class Stripe:
                 begin, stop = self.filled.inside(name, size)
                 if not self.joined:
                     self._clear_planes(name, [n for n, _ in rest], (begin, stop, size), around)
-                return low.loop(name, begin, stop, lambda: channels(rest))
+                for start, end in pairwise((begin, *self._cuts(source, name, size), stop)):
+                    low.loop(
+                        name, maximum(start, begin, low.facts), minimum(end, stop, low.facts),
+                        lambda: channels(rest),
+                    )  # fmt: skip
+                return None
             if seen is not None and not self.joined:
                 self._clear_rows(plane * self.phases, rows, seen, around)
             self._phases("v", self.across, band)
@@ -146,6 +154,35 @@ class Stripe:
         first = const(0) if self.joined else size
         self._clear(first, size + self.slack - first, around)
         channels([(n, size) for n, size, _ in self.filled.channels])
+
+    def _cuts(self, source: Ref, name: str, size: Expr) -> list[Expr]:
+        """Where a channel goes from one part of a concatenation to the next: in a loop over the
+        channels of each, nothing is chosen."""
+        cuts = sorted(cut for cut in self._parts(source, self.windows.indices, name) if cut > 0)
+        inside = [cut for cut in cuts if cut < (size.as_int() or 0)]
+        count = min(len(inside), LOOPS - 1)
+        return [const(inside[len(inside) * (n + 1) // (count + 1)]) for n in range(count)]
+
+    def _parts(self, ref: Ref, at: Sequence[Expr], name: str) -> set[int]:
+        """Where parts begin of concatenations that make a value read `at` some place."""
+        node = self.low.graph.nodes[ref.node]
+        primitive, found = node.primitive, set[int]()
+        if node.id not in self.low.group.members:
+            return found
+        if isinstance(primitive, View):
+            here = dict(zip(primitive.symbols, at, strict=True))
+            at = [e.substitute(here, self.low.facts) for e in primitive.indices]
+        if not isinstance(primitive, Concat):
+            inside = [(x, at) for x in node.operands] if isinstance(primitive, Map | View) else []
+        else:
+            axis, (starts, _) = primitive.axis, self.low.stretches(node)
+            before = [start - at[axis] + sym(name) for start in starts]
+            found |= {cut for e in before if (cut := e.as_int()) is not None}
+            inside = [
+                (x, [*at[:axis], at[axis] - start, *at[axis + 1 :]])
+                for x, start in zip(node.operands, starts, strict=True)
+            ]
+        return found.union(*(self._parts(x, place, name) for x, place in inside))
 
     def _row(self, source: Ref, at: dict[int, Expr], first: Expr, x0: Expr) -> None:
         """Copies what windows see of row `y` of a source, which is `at` some of its indices, into

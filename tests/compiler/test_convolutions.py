@@ -36,6 +36,7 @@ from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from .cpu_run import LEVELS
 from .graph_run import both, graph_of, native
+from .ir_cases import lowered
 
 Size = int | str | Expr
 
@@ -338,3 +339,64 @@ pipeline p(y: f32[B, {high}, {wide}, 3], w: f32[{out}, 3, 3, 9]) -> f32[B, {out}
         bound = 1.2 * (3 * 27 + 8) * 2.0**-24 * most
         assert np.all(abs(pipe(y=y, w=w) - gelu) <= bound)
     assert len(pipe.report().kernels) == 1
+
+
+def convolved(x: np.ndarray[Any, Any], w: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What a 3 x 3 convolution that keeps an image's size is, in float64."""
+    padded = np.pad(x.astype(float), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    return np.einsum("bchwij,ocij->bohw", windows, w.astype(float))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_convolutions_of_the_same_windows_copy_a_stripe_each(
+    level: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """The windows, nine times as many elements as the image has, are not stored for both."""
+    (tmp_path / "p.pipe").write_text("""
+import nn
+pipeline p(x: f32[B, 5, 19, 23], v: f32[20, 5, 3, 3], w: f32[33, 5, 3, 3]):
+    y = nn.relu(nn.convolve2d(pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)]), v, 1, 1, 1))
+    z = nn.silu(nn.convolve2d(pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)]), w, 1, 1, 1))
+    y, z
+""")
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=2)
+    assert len(pipe.report().kernels) == 2
+    v, w = (rng.standard_normal((n, 5, 3, 3), np.float32) for n in (20, 33))
+    for b in (0, 1, 3):
+        x = rng.standard_normal((b, 5, 19, 23), np.float32)
+        y, z = pipe(x=x, v=v, w=w)
+        # Higham 2002, section 3.1; silu's slope is at most 1.1, and it is off by few ulp
+        most = 2**-24 * convolved(abs(x), abs(v))
+        assert np.all(abs(y - np.maximum(convolved(x, v), 0)) <= 47 * most)
+        want, most = convolved(x, w), 2**-24 * convolved(abs(x), abs(w))
+        assert np.all(abs(z - want / (1 + np.exp(-want))) <= 1.1 * 55 * most)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("parts", [3, 20])
+def test_the_parts_of_a_concatenation_are_copied_one_after_the_other(
+    parts: int, level: str, chance: random.Random, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """No element of a stripe is chosen among three parts; of twenty, among two at most."""
+    counts = [chance.randrange(1, 5) for _ in range(parts)]
+    total = sum(counts)
+    given = ", ".join(f"x{n}: f32[B, {c}, 17, 13]" for n, c in enumerate(counts))
+    text = f"""
+import nn
+pipeline p({given}, w: f32[19, {total}, 3, 3]):
+    x = concat([{", ".join(f"x{n} + 1.0" for n in range(parts))}], 1)
+    nn.relu(nn.convolve2d(pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)]), w, 1, 1, 1))
+"""
+    kernels = lowered(text)
+    assert len(kernels) == 1 and ("select" in print_kernel(kernels[0])) == (parts > 16)
+    (tmp_path / "p.pipe").write_text(text)
+    pipe = CpuPipeline(compile_file(tmp_path / "p.pipe", levels=(level,)), threads=2)
+    w = rng.standard_normal((19, total, 3, 3), np.float32)
+    for b in (0, 1, 3):
+        x = [rng.standard_normal((b, c, 17, 13), np.float32) for c in counts]
+        whole = np.concatenate(x, 1).astype(float) + 1
+        want = np.maximum(convolved(whole, w), 0)
+        bound = (9 * total + 3) * 2.0**-24 * convolved(abs(np.concatenate(x, 1)) + 1.0, abs(w))
+        found = pipe(**{f"x{n}": a for n, a in enumerate(x)}, w=w)
+        assert np.all(abs(found - want) <= bound)
