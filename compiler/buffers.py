@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.program import Pipeline
 
 from .graph import Graph, Input, Node, Recurrence, Ref, State, Update, Weight
-from .plan import ArgumentPlan, BufferPlan, LoopPlan, StatePlan
+from .plan import AliasPlan, ArgumentPlan, BufferPlan, LoopPlan, StatePlan
 from .scalar import convert
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Buffers:
         self.pipeline, self.graph, self.stored, self.arrays = pipeline, graph, stored, arrays
         self.plans: list[BufferPlan] = []
         self.index: dict[Ref, int] = {}
+        self.aliases: list[AliasPlan] = []
         self.named: dict[Ref, tuple[str, str]] = {}  # the role and name of stored arrays
         self.inputs = self._inputs()
         self.results = self._results()
@@ -128,6 +129,11 @@ class Buffers:
         self.plans.append(BufferPlan(name, "i32", ("1",), "arena"))
         return len(self.plans) - 1
 
+    def alias(self, ref: Ref, of: Ref, when: Expr) -> None:
+        """Says that a value is another one at sizes at which an expression is 1, not 0: it is read
+        where that one lies, which lives as long."""
+        self.aliases.append(AliasPlan(self.of(ref), self.of(of), str(when)))
+
     def expected(self) -> dict[str, Array]:
         """`arrays` with those that nodes read: what it will be, unless a kernel does without."""
         used = {ref for node in self.graph.nodes.values() for ref in node.operands}
@@ -149,8 +155,9 @@ class Buffers:
         of the caches to the others. Gives the slots' sizes."""
         last: dict[int, int] = {}
         first: dict[int, int] = {}
+        stands = {alias.buffer: alias.of for alias in self.aliases}
         for number, buffers in enumerate(steps):
-            for used in buffers:
+            for used in with_stand_ins(buffers, stands):
                 last[used] = number
                 first.setdefault(used, number)
         for loop in reversed(loops):  # what lives into or out of a loop lives all through it
@@ -172,6 +179,15 @@ class Buffers:
             slots[slot : slot + 1] = [(has, last[index])]
             self.plans[index] = replace(buffer, slot=slot)
         return tuple(str(size) for size, _ in slots)
+
+
+def with_stand_ins(buffers: Sequence[int], stands: Mapping[int, int]) -> Iterator[int]:
+    """Buffers, and after each one that others may stand for those."""
+    for used in buffers:
+        yield used
+        while used in stands:
+            used = stands[used]
+            yield used
 
 
 def _fit(has: Expr, size: Expr, any_size: bool) -> tuple[int, int] | None:

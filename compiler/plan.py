@@ -215,12 +215,23 @@ class GpuLaunchPlan:
 
 
 @frozen
+class AliasPlan:
+    """A buffer of the arena that holds what the buffer `of` does at sizes at which `when`, an
+    expression over the dims, is 1, not 0. Launches use that one in its place there, and none that
+    would write it runs."""
+
+    buffer: int
+    of: int
+    when: str
+
+
+@frozen
 class GpuPlan:
     """A pipeline on one arch: its launches in an order that is right one after the other.
 
     The buffers with the role input are the pipeline's inputs, in order, those with the role result
     its results, those with the role state its states. `slots` are sizes in bytes of the arena's
-    parts, as a PipelinePlan's.
+    parts, as a PipelinePlan's. In `aliases` one that is of another's buffer comes after it.
     """
 
     arch: str
@@ -228,6 +239,7 @@ class GpuPlan:
     launches: tuple[GpuLaunchPlan, ...]
     slots: tuple[str, ...] = ()
     loops: tuple[LoopPlan, ...] = ()
+    aliases: tuple[AliasPlan, ...] = ()
 
 
 @frozen

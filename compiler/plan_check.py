@@ -273,11 +273,24 @@ class _Pipeline:
             types = [(a.dtype, a.shape) for a in arguments]
             if types != [(b.dtype, b.shape) for b in gpu.buffers if b.role == role]:
                 raise self.fault(f"{gpu.arch}: {role}s and buffers with that role differ")
+        for number in range(len(gpu.aliases)):
+            self.alias(gpu, number, f"{gpu.arch}, alias {number}")
         entries = dict(_ENTRY.findall(self.plan.ptx[gpu.arch]))
         around = self.loops(gpu.loops, len(gpu.launches), f"{gpu.arch}, ")
         for number, launch in enumerate(gpu.launches):
             what = f"{gpu.arch}, launch {number} ({launch.kernel})"
             self.launch(gpu, launch, what, entries, around[number])
+
+    def alias(self, gpu: GpuPlan, number: int, what: str) -> None:
+        alias = gpu.aliases[number]
+        if not all(0 <= n < len(gpu.buffers) for n in (alias.buffer, alias.of)):
+            raise self.fault(f"{what} uses a buffer that does not exist")
+        own, other = gpu.buffers[alias.buffer], gpu.buffers[alias.of]
+        if own.role != "arena" or other.role == "state" or own.dtype != other.dtype:
+            raise self.fault(f"{what}: {other.name} can't stand for {own.name}")
+        if alias.buffer in [alias.of, *(n for a in gpu.aliases[:number] for n in (a.buffer, a.of))]:
+            raise self.fault(f"{what}: {own.name} has a place already")
+        self.expression(alias.when, what)
 
     def launch(
         self, gpu: GpuPlan, launch: GpuLaunchPlan, what: str, entries: Mapping[str, str],

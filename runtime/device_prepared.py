@@ -24,6 +24,7 @@ from stagefuse.compiler.plan import (
 from stagefuse.compiler.plan_check import WRITTEN
 from stagefuse.dsl.dtypes import DTYPES
 
+from .aliases import in_place, stand_ins
 from .drivers import TensorMap
 from .errors import OutOfMemory, PlanError
 from .prepared import Evaluator, ResultSpec, larger_than_slot, result_specs, size_of
@@ -110,7 +111,8 @@ class DevicePreparer:
             size = size_of(self.gpu.buffers[number], evaluate, self.where)
             places[number] = (padded(total), size)
             total = padded(total) + size
-        turns = list(self._turns(0, len(self.gpu.launches), self.gpu.loops, values))
+        found = self._in_place(evaluate)
+        turns = list(self._turns(found, 0, len(found), self.gpu.loops, values))
         launches = [n for n, _ in turns]
         io_bytes = total
         total = self._arena(evaluate, launches, padded(total), places)
@@ -136,16 +138,28 @@ class DevicePreparer:
             io_bytes,
         )  # fmt: skip
 
+    def _in_place(self, evaluate: Evaluator) -> tuple[GpuLaunchPlan, ...]:
+        """The launches on the buffers that stand for others. Raises PlanError if one of them is
+        smaller than what it stands for."""
+        known = stand_ins(self.gpu, evaluate)
+        for number, other in known.items():
+            own, there = self.gpu.buffers[number], self.gpu.buffers[other]
+            if size_of(own, evaluate, self.where) > size_of(there, evaluate, self.where):
+                raise PlanError(f"{self.where}: {own.name} is larger than {there.name}, "
+                                "which stands for it")  # fmt: skip
+        return in_place(self.gpu, known)
+
     def _turns(
-        self, first: int, end: int, loops: Sequence[LoopPlan], values: dict[str, int]
+        self, launches: Sequence[GpuLaunchPlan], first: int, end: int,
+        loops: Sequence[LoopPlan], values: dict[str, int],
     ) -> Iterator[tuple[GpuLaunchPlan, Evaluator]]:
         """The launches that run, loops turn by turn, each with the sizes and turns it sees."""
         evaluate = Evaluator(values)
         while first < end:
             inside = [n for n, loop in enumerate(loops) if loop.first == first and loop.end <= end]
             if not inside:
-                if self._runs(self.gpu.launches[first], evaluate):
-                    yield self.gpu.launches[first], evaluate
+                if self._runs(launches[first], evaluate):
+                    yield launches[first], evaluate
                 first += 1
                 continue
             loop, inner = loops[inside[0]], loops[inside[0] + 1 :]
@@ -155,7 +169,8 @@ class DevicePreparer:
                     f"{self.where}: {count} steps are more launches than a graph should hold"
                 )
             for turn in range(count):
-                yield from self._turns(first, loop.end, inner, {**values, loop.step: turn})
+                own = {**values, loop.step: turn}
+                yield from self._turns(launches, first, loop.end, inner, own)
             first = loop.end
 
     def _runs(self, launch: GpuLaunchPlan, evaluate: Evaluator) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from stagefuse.compiler.plan import GpuPlan, PipelinePlan
 from stagefuse.dsl.frozen import frozen
 
+from .aliases import in_place, stand_ins
 from .signature import of_plan
 
 
@@ -51,11 +52,13 @@ class Report:
     ) -> Report:
         """With times predicted at sizes, or else at the largest that the pipeline takes."""
         from stagefuse.compiler.gpu.predict import largest, predict
+        from stagefuse.runtime.prepared import Evaluator
 
         at = largest(plan.dims) if sizes is None else dict(sizes)
         kernels = []
-        for n in gpu.launches:
-            found, notes = predict(gpu, n, at), dict(n.report)
+        evaluate = Evaluator(at)
+        for n, launched in zip(gpu.launches, in_place(gpu, stand_ins(gpu, evaluate)), strict=True):
+            found, notes = predict(gpu, launched, at), dict(n.report)
             if found is not None:
                 notes["predicted"] = {
                     "sizes": at, "bytes": found.bytes, "flops": found.flops,

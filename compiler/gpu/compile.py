@@ -27,6 +27,7 @@ from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.program import Pipeline
 
 from .again import again
+from .aliases import alias_of
 from .assemble import Usage
 from .attention.chain import LONGEST
 from .attention.warp_roles import RolesWriter, attends
@@ -127,7 +128,9 @@ class GpuCompiler:
                     Region(pipeline, graph, region, buffers, sites), reasons, passed, made, fresh
                 )
             for group in () if said is None else region:
-                own = layers.of(group)
+                own, stands = layers.of(group), alias_of(graph, group)
+                if stands is not None:
+                    buffers.alias(*stands)
                 alike = copies.of(own.graph, group)
                 if not alike.made:
                     alike.keep(self._kernels(pipeline, own.graph, group, sites, fresh))

@@ -46,9 +46,9 @@ class Launches:
         """The plan of each arch, its buffers in slots."""
         nests = [nest for _, nest in self._uses]
         slots = buffers.slots([used for used, _ in self._uses], loops_of(graph, nests))
-        plans = tuple(buffers.plans)
+        plans, aliases = tuple(buffers.plans), tuple(buffers.aliases)
         return tuple(
-            GpuPlan(arch, plans, tuple(found), slots, self._loops(graph, arch))
+            GpuPlan(arch, plans, tuple(found), slots, self._loops(graph, arch), aliases)
             for arch, found in self.made.items()
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from stagefuse.compiler.plan import (
     GPU_ARCHES,
+    AliasPlan,
     BufferPlan,
     Cubin,
     GpuLaunchPlan,
@@ -143,6 +144,23 @@ def affine(arch: str) -> GpuPlan:
             _launch("scale", (2, 4), (COUNT, "B*T"), 4, "affine.scale"),
         ),
         ("12*B*T",),
+    )
+
+
+def aliased(arch: str) -> GpuPlan:
+    """`affine` by way of t times B, which is t where B is 1."""
+    plan = affine(arch)
+    return replace(
+        plan,
+        buffers=(*plan.buffers, BufferPlan("u", "f32", handmade.F32_BT, "arena", slot=1)),
+        launches=(
+            plan.launches[0],
+            _launch("scale", (2, 5), (COUNT, "B"), 5, "affine.scale"),
+            _launch("scale", (5, 3), (COUNT, "1"), 3, "affine.scale"),
+            _launch("scale", (5, 4), (COUNT, "T"), 4, "affine.scale"),
+        ),
+        slots=("12*B*T", "12*B*T"),
+        aliases=(AliasPlan(5, 2, "1 - min(B - 1, 1)"),),
     )
 
 

@@ -126,6 +126,11 @@ def tensor_maps() -> None:
             x, w = batch((rows, 72)).astype(BF16), batch((72, 40)).astype(BF16)
             wide = x.astype(float) @ w.astype(float)
             np.testing.assert_allclose(pipe(x=x, w=w), wide, rtol=2**-8, atol=1e-3)
+    with open_plan(product("bf16", "K"), None, "cuda:0") as pipe:
+        for depth in (72, 71, 72):  # whose rows are moved if they are no multiple of 16 bytes
+            x, w = batch((130, depth)).astype(BF16), batch((depth, 40)).astype(BF16)
+            wide = x.astype(float) @ w.astype(float)
+            np.testing.assert_allclose(pipe(x=x, w=w), wide, rtol=2**-8, atol=1e-3)
     with open_plan(product("f16"), None, "cuda:0") as pipe:  # arrays that lie elsewhere each time
         w = batch((72, 40)).astype(np.float16)
         several = [batch((130, 72)).astype(np.float16) for _ in range(2)]
@@ -160,12 +165,13 @@ def windows() -> Any:
     return plan
 
 
-def product(dtype: str) -> Any:
+def product(dtype: str, depth: str = "72") -> Any:
     """The plan of a product whose kernels read by tensor maps."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "product.pipe"
         path.write_text(
-            f"pipeline product(x: {dtype}[B, 72], w: {dtype}[72, 40]) -> f32[B, 40]:\n"
+            f"pipeline product(x: {dtype}[B, {depth}], w: {dtype}[{depth}, 40])"
+            " -> f32[B, 40]:\n"
             "    f32(x @ w)\n"
         )
         return replace(compile_file(path, targets=["h100"]), cubins={})

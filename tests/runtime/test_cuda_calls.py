@@ -20,7 +20,7 @@ from stagefuse.runtime.cuda import driver
 from stagefuse.runtime.device_pipeline import DevicePipeline
 from stagefuse.runtime.devices import open_plan
 
-from . import handmade_gpu
+from . import handmade, handmade_gpu
 from .cuda_run import batch, check, opened, read
 from .fake_cuda import FakeCuda
 from .fake_order import Fault
@@ -56,6 +56,20 @@ def test_one_graph_a_bucket_one_launch_a_call(affine: DevicePipeline, cuda: Fake
     assert cuda.counts["graph"] == 2
     (*_, graph), _ = cuda.graphs, None
     assert [n.after for n in graph.nodes] == [(), (0,), (0,)]
+
+
+def test_a_buffer_that_another_stands_for(cuda: FakeCuda) -> None:
+    """Kernels wait for the one that writes what they read, wherever that is."""
+    one = replace(handmade.affine(), gpu=(handmade_gpu.aliased("sm_90a"),))
+    with open_plan(handmade_gpu.plan(one), None, "cuda:0") as pipeline:
+        for rows in (1, 2, 4, 1):  # by which each product is exact
+            x = batch((rows, 6))
+            check(pipeline(x=x), x)
+            check(pipeline(x=cuda.tensor(x)), x)
+        assert sorted(len(g.nodes) for g in cuda.graphs) == [3, 4, 4]
+        batches = [batch((1 + i % 2, 6)) for i in range(6)]
+        for result, x in zip(pipeline.map({"x": b} for b in batches), batches, strict=True):
+            check(result, x)
 
 
 def test_weights_are_uploaded_once(affine: DevicePipeline, cuda: FakeCuda) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,24 @@ def test_branches_do_not_wait_for_each_other() -> None:
     assert [n.dims for n in bucket.launches] == [(30,), (30, 2), (30, 10)]
     assert sorted(bucket.places) == [0, 2, 3, 4]
     assert all(offset % 256 == 0 for offset, _ in bucket.places.values())
+
+
+def test_launches_use_what_stands_for_a_buffer() -> None:
+    preparer = DevicePreparer(handmade.affine(), handmade_gpu.aliased("sm_80"))
+    there, stored = (preparer.prepare({"B": b, "T": 5}) for b in (1, 2))
+    assert [n.plan.buffers for n in there.launches] == [(0, 1, 2), (2, 3), (2, 4)]
+    assert [n.after for n in there.launches] == [(), (0,), (0,)]
+    assert 5 not in there.places
+    assert [n.plan.buffers for n in stored.launches] == [(0, 1, 2), (2, 5), (5, 3), (5, 4)]
+    assert [n.after for n in stored.launches] == [(), (0,), (1,), (1,)]
+
+
+def test_what_stands_for_a_buffer_is_as_large() -> None:
+    plan = handmade_gpu.aliased("sm_80")
+    small = replace(plan.buffers[2], shape=("B", "T"))
+    wrong = replace(plan, buffers=(*plan.buffers[:2], small, *plan.buffers[3:]))
+    with pytest.raises(PlanError, match="u is larger than t, which stands for it"):
+        DevicePreparer(handmade.affine(), wrong).prepare({"B": 1, "T": 5})
 
 
 def test_empty_launches_are_left_out() -> None:

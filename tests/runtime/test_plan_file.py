@@ -21,6 +21,7 @@ from stagefuse.compiler import plan_file
 from stagefuse.compiler.errors import PlanError
 from stagefuse.compiler.plan import (
     FORMAT_VERSION,
+    AliasPlan,
     ArgumentPlan,
     BufferPlan,
     Cubin,
@@ -276,6 +277,11 @@ SM_80 = handmade_gpu.affine("sm_80")
         (launch(block=(1, 1, 128)), "no block has"),
         (launch(cluster=(4, 8, 1)), "no cluster of"),
         (launch(cluster=(0, 1, 1)), "no cluster of"),
+        (gpu(aliases=(AliasPlan(2, 9, "1"),)), "alias 0 uses a buffer that does not exist"),
+        (gpu(aliases=(AliasPlan(3, 2, "1"),)), "t can't stand for y"),
+        (gpu(aliases=(AliasPlan(2, 0, "Q"),)), "unknown dim 'Q'"),
+        (gpu(aliases=(AliasPlan(2, 2, "1"),)), "t has a place already"),
+        (gpu(aliases=(AliasPlan(2, 0, "1"),) * 2), "t has a place already"),
         ({"gpu": (replace(SM_80, launches=(
             replace(SM_80.launches[0], cluster=(2, 1, 1)),)),)}, "sm_80 has no cluster"),
         ({"gpu": (SM_80, SM_80)}, "sm_80.*twice"),

@@ -61,6 +61,24 @@ def test_maps_follow_the_callers_memory(
         assert empty.shape == (0, 40)
 
 
+def test_rows_are_read_where_they_lie_if_they_are_whole(
+    cuda: FakeCuda, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    path = tmp_path / "product.pipe"
+    path.write_text(
+        "pipeline product(x: bf16[B, K], w: bf16[40, K]) -> bf16[B, 40]\n"
+        "where B in 0..=4096:\n    x @ transpose(w, [1, 0])\n"
+    )
+    plan = replace(compile_file(path, targets=["h100"]), cubins={})
+    with open_plan(plan, None, "cuda:0") as pipe:
+        for depth in (72, 71, 72):
+            for _ in range(2):
+                x, w = (rng.standard_normal((n, depth)).astype(ml_dtypes.bfloat16) for n in (5, 40))
+                agrees(pipe(x=x, w=w), x, w.T)
+                agrees(on_host(pipe(x=cuda.tensor(x), w=cuda.tensor(w))), x, w.T)
+        assert {len(g.nodes) for g in cuda.graphs} == {1, 3}
+
+
 def test_memory_that_is_not_aligned_is_copied(
     plan: Plan, cuda: FakeCuda, rng: np.random.Generator
 ) -> None:

@@ -17,6 +17,7 @@ from stagefuse.compiler.ptx import check, read_module
 from stagefuse.compiler.ptx.syntax import Instruction
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES
+from stagefuse.runtime.aliases import in_place, stand_ins
 
 ARCHES = {"sm_80": "a100", "sm_89": "l40", "sm_90a": "h200"}
 
@@ -95,7 +96,7 @@ class Emulated:
             else:
                 arrays.append(slots[buffer.slot or 0])
         self.status[:] = 0
-        for launch in self.gpu.launches:
+        for launch in in_place(self.gpu, stand_ins(self.gpu, size)):
             grid = tuple(size(n) for n in launch.grid)
             if 0 in grid:
                 continue
