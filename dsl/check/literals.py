@@ -154,9 +154,18 @@ def fold_sizes(name: str, values: Sequence[Value], facts: Facts, span: Span) -> 
     found: Expr | None = None
     if len(exprs) == 2 and name in _BINARY:
         found = _BINARY[name](exprs[0], exprs[1], facts)
+        if found and name in ("add", "sub") and _rests_on_a_divisor(exprs, found, facts):
+            return None
     elif len(exprs) == 1 and name == "neg":
         found = -exprs[0]
     return None if found is None else Dim(found, space)
+
+
+def _rests_on_a_divisor(exprs: Sequence[Expr], found: Expr, facts: Facts) -> bool:
+    """Whether M*(i // M) + i % M became i where M may be 0, by which both are 0."""
+    left = {atom for monomial, _ in found.terms for atom, _ in monomial}
+    gone = [a for e in exprs for monomial, _ in e.terms for a, _ in monomial if a not in left]
+    return any(a.kind == "%" and not facts.is_positive(a.args[1]) for a in gone)
 
 
 _BINARY: dict[str, Callable[[Expr, Expr, Facts], Expr | None]] = {

@@ -167,3 +167,10 @@ def test_integers_that_no_number_of_the_dtype_is_near(dtype: str) -> None:
         for value, said in ((10**400, "of 1329 bits"), (-(10**5000), "of 16610 bits")):
             with pytest.raises(sf.InputError, match=f"an integer {said}, but p takes {dtype}"):
                 pipe(x=value)
+
+
+def test_a_quotient_and_a_remainder_by_a_size_of_0_are_0() -> None:
+    text = "pipeline p(x: f32[M], n: f32[N]):\n    y[i in 0..N] = M * (i // M) + i % M\n    y\n"
+    with sf.compile(text) as pipe:
+        for m, found in ((0, [0] * 5), (3, [*range(5)])):
+            assert pipe(x=np.zeros(m, np.float32), n=np.zeros(5, np.float32)).tolist() == found
