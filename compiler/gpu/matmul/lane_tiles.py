@@ -9,6 +9,7 @@ from stagefuse.compiler.gpu.sequences.scatter import ScatterWriter
 from stagefuse.compiler.graph import flatten_index
 from stagefuse.compiler.kernel_ir import TileProduct
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
+from stagefuse.dsl.dtypes import DType
 
 from .computed_operands import row_of_panel
 
@@ -69,7 +70,13 @@ class ProductWriter(ScatterWriter):
     def _element(self, s: TileProduct, place: Expr) -> Value:
         memory = self.memory[s.a]
         (raw,) = self._access(memory, self.address(memory, (place, None)), 1)
-        return scalars.from_memory(self.code, raw, memory.dtype)
+        return self._operand(s, raw, memory.dtype)
+
+    def _operand(self, s: TileProduct, raw: Value, dtype: DType) -> Value:
+        """A stored element as what is multiplied: of integers as wide as their sums, or products
+        of 8 bits would wrap."""
+        value, sums = scalars.from_memory(self.code, raw, dtype), self.memory[s.dst].dtype
+        return value if dtype.is_float else scalars.convert(self.code, value, dtype, sums)
 
     def _vector(self, name: str, place: Expr) -> int:
         size = 16 // self.memory[name].dtype.itemsize
@@ -87,12 +94,13 @@ class ProductWriter(ScatterWriter):
                 place = s.panel_offset + k * s.panel_row + (column + n) * s.panel_col
                 with self.when(self.holds("lt", column + n, s.width or const(s.nr))):
                     (raw,) = self._access(memory, self.address(memory, (place, None)), 1)
-                    found.append(scalars.from_memory(self.code, raw, memory.dtype))
+                    found.append(self._operand(s, raw, memory.dtype))
             return found
         place = s.panel_offset + k * s.nr + column
         width = min(self._vector(s.panel, place), COLUMNS)
         for n in range(0, COLUMNS, width):
-            found += self._access(memory, self.address(memory, (place + n, None)), width)
+            raws = self._access(memory, self.address(memory, (place + n, None)), width)
+            found += [self._operand(s, raw, memory.dtype) for raw in raws]
         return found
 
     def _store_sums(self, s: TileProduct, place: Expr, sums: list[Value]) -> None:

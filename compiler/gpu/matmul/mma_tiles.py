@@ -78,7 +78,13 @@ class TensorWriter(NarrowWriter):
             return None
         if const(1) not in (t.a_row, t.a_col):
             return None
-        if t.mr % WARP_ROWS or not across or most * t.nr % (8 * across):
+        if t.mr % WARP_ROWS or not across:
+            return None
+        begins = t.dst_offset.substitute({s.index: s.lo}) == const(0)
+        room = (t.dst_row.as_int() or 0) // t.nr if begins and t.element is None else 0
+        while most * t.nr % (8 * across) and most < room:
+            most += 1  # by panels of zeros all warps have as many columns
+        if most * t.nr % (8 * across):
             return None
         first = t.panel_offset.substitute({s.index: s.lo})
         inside = left.space == "shared"

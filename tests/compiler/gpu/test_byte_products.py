@@ -11,7 +11,7 @@ import pytest
 
 from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.gpu.assemble import AssemblerMissing, ptxas
-from stagefuse.compiler.gpu.matmul import persistent, tile_widths
+from stagefuse.compiler.gpu.matmul import mma_tiles, persistent, tile_widths
 from stagefuse.compiler.plan import Plan
 from stagefuse.dsl.dtypes import DTYPES
 
@@ -252,6 +252,25 @@ def test_few_rows_are_split_along_the_depth(
         b = np.zeros(67, DTYPES[to].numpy)
         (y,) = Emulated(plan, arch)({"x": x, "w": w, "b": b}, {"N": 5})
         agree(y, x, w.T)
+
+
+@pytest.mark.parametrize("by_lanes", [False, True])
+def test_few_columns_in_parts_of_the_depth_are_summed_as_i32(
+    by_lanes: bool, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By tensor cores whatever the columns are, and by lanes: in i8 products would wrap."""
+    if by_lanes:
+        monkeypatch.setattr(mma_tiles.TensorWriter, "_tile_of", lambda *_: None)
+    text = (
+        "pipeline p(x: u8[M, 256], w: i8[N, 256]) -> i64[M, N]\nwhere M in 1..=8, N in 1..=1:\n"
+        "    y[i, j] = sum[k] i32(x[i, k]) * i32(w[j, k])\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80",))
+    assert [x.kernel for x in launches(plan)] == ["p_sum_parts_0", "p_sum_sum_1"]
+    assert ("mma.sync" in plan.ptx["sm_80"]) != by_lanes
+    x, w = drawn(rng, "u8", 5, 256), drawn(rng, "i8", 1, 256)
+    (y,) = Emulated(plan, "sm_80")({"x": x, "w": w}, {"M": 5, "N": 1})
+    agree(y, x, w.T)
 
 
 def test_sums_that_might_not_fit_are_no_products(tmp_path: Path) -> None:
