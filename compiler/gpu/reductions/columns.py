@@ -64,7 +64,7 @@ def lower_rows(low: Lowering) -> Parallel:
         low.writes_out = True
         return lower_windows(low, lambda at: _store(low, at))
     *outer, last = long
-    width = _width(low, read, domain[last])
+    width = column_width(low)
     blocks = floordiv(domain[last] + (width - 1), width, low.facts)
     parallel = [*low.axes(outer), ("block", blocks)]
     low.bind(parallel)
@@ -78,6 +78,21 @@ def reads_across(low: Lowering) -> bool:
     """Whether memory runs along the result of reductions."""
     long = [a for a, e in enumerate(low.group.domain) if e.as_int() != 1]
     return _read_across(low, long) is not None
+
+
+def column_blocks(low: Lowering) -> Expr:
+    """The blocks of such reductions."""
+    *outer, last = [e for e in low.group.domain if e.as_int() != 1]
+    width = column_width(low)
+    return size_of(outer) * floordiv(last + (width - 1), width)
+
+
+def column_width(low: Lowering) -> int:
+    """The columns of a block of such reductions."""
+    long = [a for a, e in enumerate(low.group.domain) if e.as_int() != 1]
+    read = _read_across(low, long)
+    assert read is not None
+    return _width(low, read, low.group.domain[long[-1]])
 
 
 def _read_across(low: Lowering, long: Sequence[int]) -> Ref | None:

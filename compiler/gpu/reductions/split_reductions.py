@@ -1,7 +1,9 @@
 """Long reductions on a GPU whose results are few: blocks reduce parts of them, a second kernel the
 parts.
 
-The parts are cut along one axis, where the order of the result is fixed by sizes alone. Of
+The parts are cut along one axis, or along several that lie one after the other as if they were one,
+so that the order of the result is fixed by sizes alone. Where memory runs along the result, as it
+does in sums of few columns, blocks have parts of the rows by some columns. Of
 positions (`argmax`, `argmin`) a part leaves its extreme and where that is: among equal ones the
 first is that of the first part. Both ways, split and in one go, are in the plan, and the sizes of a
 call make the grids of one of them empty.
@@ -10,32 +12,37 @@ call make the grids of one of them empty.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from stagefuse.compiler.fusion.fuse_rules import ROW_LIMIT
 from stagefuse.compiler.fusion.groups import Group
 from stagefuse.compiler.fusion.join_reduced import reductions_of
 from stagefuse.compiler.gpu.matmul.split_depth import parts_of
-from stagefuse.compiler.graph import Graph, Reduce, Ref
+from stagefuse.compiler.graph import Graph, Map, Reduce, Ref, Scalar, View
 from stagefuse.compiler.kernel_ir import Buffer, Const, Fold, Index, Load, Local, Op, Store, Value
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import as_dtype
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 from stagefuse.dsl.dtypes import BOOL, I64
 from stagefuse.dsl.frozen import frozen
 
-from .columns import Written, lower_rows, reads_across
+from .columns import Written, column_blocks, column_width, lower_rows, reads_across
 
 PARTS = 256
-"""Parts of what is reduced along several axes, at most."""
+"""Parts of what is reduced along several axes that are not taken as one, at most."""
 PART = 4096
 """Elements of a part of a row: lanes have all their loads of it under way at once."""
 FULL = 128
 """Rows from which on there are enough without cutting them."""
 LEAST = 4 * PART
 """Elements of a row from which on a second launch costs less than one block takes for it."""
+LEAST_ROWS = 8 * 1024
+"""The same of columns, which few blocks have."""
+PART_ROWS = 1024
+"""Rows of a part where columns are reduced: a block has several loads of each lane under way."""
 
 
 def whole(graph: Graph, group: Group) -> bool:
@@ -55,19 +62,24 @@ def share_of(low: Lowering) -> Expr:
         return const(0)
     if whole(graph, group):
         return const(1)
-    if any(n.type.shape != group.domain for n, _ in found) or not group.domain or reads_across(low):
+    if any(n.type.shape != group.domain for n, _ in found) or not group.domain:
         return const(0)
     node, reduce = found[0]
+    blocks, least = size_of(group.domain), LEAST
+    if reads_across(low):
+        blocks, least = column_blocks(low), LEAST_ROWS
     extents = [graph.type(node.operands[0]).shape[a] for a in reduce.axes]
-    few = 1 - minimum(floordiv(size_of(group.domain), FULL), const(1))
-    long = minimum(floordiv(size_of(extents), LEAST), const(1))
+    few = 1 - minimum(floordiv(blocks, FULL), const(1))
+    long = minimum(floordiv(size_of(extents), least), const(1))
     return graph.facts.simplify(few * long)
 
 
 @frozen
 class Cut:
-    """How a reduction is cut: `count` parts of `length` along `axis`, the others whole. `variant`
-    numbers the ways in which a plan cuts it."""
+    """How a reduction is cut: `count` parts of `length` along `axis`, the others whole; where all
+    axes are taken as one (`flat`) that is along the first of them. Of columns (`across`) parts
+    follow each other, of others those of an element. `variant` numbers the ways in which a plan
+    cuts it."""
 
     ref: Ref
     reduce: Reduce
@@ -76,6 +88,8 @@ class Cut:
     length: Expr
     count: Expr
     variant: int = 0
+    flat: bool = False
+    across: bool = False
 
     @property
     def kept(self) -> list[int]:
@@ -84,6 +98,16 @@ class Cut:
     @property
     def gives_places(self) -> bool:
         return self.reduce.kind.startswith("arg")
+
+    @property
+    def size(self) -> Expr:
+        """Of what is cut."""
+        axes = self.reduce.axes if self.flat else (self.axis,)
+        return size_of([self.shape[a] for a in axes])
+
+    def at(self, part: Expr, kept: Sequence[Value]) -> tuple[Value, ...]:
+        """Where a part's result lies, of an element of the results."""
+        return (Index(part), *kept) if self.across else (*kept, Index(part))
 
 
 def _cuts(low: Lowering) -> list[Cut]:
@@ -94,36 +118,97 @@ def _cuts(low: Lowering) -> list[Cut]:
     shape, axes = graph.type(node.operands[0]).shape, reduce.axes
     most = {a: graph.facts.bounds(shape[a])[1] for a in axes}
     axis = max(axes, key=lambda a: (most[a] is None, most[a] or 0))
-    if any(r.kind.startswith("arg") for _, r in found):  # places are counted along the first
-        axis = min(axes)
-    size = shape[axis]
-    length = const(PART) if len(axes) == 1 else floordiv(size, PARTS) + 1
-    count = floordiv(size + length - 1, length)
-    return [Cut(Ref(n.id), r, shape, axis, length, count) for n, r in found]
+    flat = len(axes) > 1 and all(_runs_on(low, n.operands[0], axes) for n, _ in found)
+    if flat or any(r.kind.startswith("arg") for _, r in found):
+        axis = min(axes)  # places are counted along it
+    across = bool(low.group.domain) and reads_across(low)
+    cut = Cut(Ref(node.id), reduce, shape, axis, const(1), const(1), 0, flat, across)
+    length = const(PART_ROWS if across else PART)
+    if len(axes) > 1 and not flat:
+        length = floordiv(cut.size, PARTS) + 1
+    count = floordiv(cut.size + length - 1, length)
+    return [replace(cut, ref=Ref(n.id), reduce=r, length=length, count=count) for n, r in found]
+
+
+def _runs_on(low: Lowering, ref: Ref, axes: Sequence[int]) -> bool:
+    """Whether some axes of a tensor follow each other, and all that it is computed of either is
+    read element by element or does not change along them: then they may be taken as one."""
+    if list(axes) != list(range(min(axes), max(axes) + 1)):
+        return False
+    node, shape = low.graph.nodes[ref.node], low.graph.type(ref).shape
+    if ref.node not in low.group.members or isinstance(node.primitive, Scalar):
+        return True
+    if isinstance(node.primitive, View):
+        view = node.primitive
+        names = {view.symbols[a] for a in axes}
+        if not any(names & e.symbols() for e in (*view.indices, *view.guard)):
+            return True
+        same = [e.as_symbol() for e in view.indices] == list(view.symbols) and not view.guard
+        own = low.graph.type(node.operands[0]).shape
+        return same and own == shape and _runs_on(low, node.operands[0], axes)
+    if not isinstance(node.primitive, Map):
+        return False
+    return all(
+        low.graph.type(x).shape in (shape, ()) and _runs_on(low, x, axes) for x in node.operands
+    )
 
 
 def lower_whole_parts(low: Lowering) -> Parallel:
-    """A part of an element of the results for each block or warp."""
+    """A part of an element of the results, or of some columns of them, for each block or warp."""
     cuts = _cuts(low)
     cut = cuts[0]
-    parallel = [*((f"d{n}", cut.shape[a]) for n, a in enumerate(cut.kept)), ("ks", cut.count)]
-    low.bind(parallel)
     begin = sym("ks") * cut.length
-    loops = [(f"f{a}", cut.shape[a]) for a in cut.reduce.axes]
-    loops[cut.reduce.axes.index(cut.axis)] = (
-        f"f{cut.axis}", minimum(cut.shape[cut.axis] - begin, cut.length)
-    )  # fmt: skip
-    names = {a: f"d{n}" for n, a in enumerate(cut.kept)}
-    place = [Index(sym(names.get(a, f"f{a}"))) for a in range(len(cut.shape))]
-    place[cut.axis] = Index(begin + sym(f"f{cut.axis}"))
+    long = [(f"d{n}", cut.shape[a]) for n, a in enumerate(cut.kept) if cut.shape[a] != const(1)]
+    kept = [const(0) if cut.shape[a] == const(1) else sym(f"d{n}") for n, a in enumerate(cut.kept)]
+    if not cut.across:
+        parallel = [*long, ("ks", cut.count)]
+        low.bind(parallel)
+        return parallel, _store_parts(low, cuts, kept, begin)
+    *outer, (name, columns) = long
+    width = column_width(low)
+    parallel = [("ks", cut.count), *outer, ("block", floordiv(columns + (width - 1), width))]
+    low.bind(parallel)
+    lo, work = sym("block") * width, [const(1)]
+
+    def column() -> None:
+        work.append(_store_parts(low, cuts, kept, begin) * width)
+
+    low.loop(name, lo, minimum(lo + width, columns), column, vector=True)
+    return parallel, work[-1]
+
+
+def _store_parts(low: Lowering, cuts: Sequence[Cut], kept: Sequence[Expr], begin: Expr) -> Expr:
+    """Folds a part that begins at a place, and stores what it comes to; gives its elements."""
+    cut = cuts[0]
+    stretch = minimum(cut.size - begin, cut.length)
+    axes = (cut.axis,) if cut.flat else cut.reduce.axes
+    loops = [(f"f{a}", stretch if a == cut.axis else cut.shape[a]) for a in axes]
+    place = [sym(f"f{a}") for a in range(len(cut.shape))]
+    for n, a in enumerate(cut.kept):
+        place[a] = kept[n]
+    place[cut.axis] = begin + place[cut.axis]
+    if cut.flat:
+        place = _unfolded(low, cut, place)
     for cut in cuts:
         before = low.facts
         low.facts = before.with_ranges({n: (0, e - 1) for n, e in loops})
-        value = low.value(low.graph.nodes[cut.ref.node].operands[0], tuple(place), ())
+        operand = low.graph.nodes[cut.ref.node].operands[0]
+        value = low.value(operand, tuple(map(Index, place)), ())
         low.facts = before
         for number, part in fold_part(low, cut, loops, value, begin):
-            _store(low, cut, number, part)
-    return parallel, size_of([e for _, e in loops])
+            at = cut.at(sym("ks"), [Index(e) for e in kept])
+            low.emit(Store(part_buffer(low, cut, number, "out").name, at, part))
+    return size_of([e for _, e in loops])
+
+
+def _unfolded(low: Lowering, cut: Cut, place: Sequence[Expr]) -> list[Expr]:
+    """The places along axes that are taken as one, of which the first has that of all."""
+    found, rest = list(place), place[cut.axis]
+    for a in reversed(cut.reduce.axes[1:]):
+        found[a] = mod(rest, cut.shape[a], low.facts)
+        rest = floordiv(rest, cut.shape[a], low.facts)
+    found[cut.axis] = rest
+    return found
 
 
 def fold_part(
@@ -172,18 +257,14 @@ def part_buffer(low: Lowering, cut: Cut, number: int, mode: str) -> Buffer:
     dtype = low.graph.type(cut.ref).dtype.compute
     if cut.gives_places and number == 0:
         dtype = low.graph.type(low.graph.nodes[cut.ref.node].operands[0]).dtype.compute
-    shape = (*(cut.shape[a] for a in cut.kept), cut.count)
+    kept = tuple(cut.shape[a] for a in cut.kept)
+    shape = (cut.count, *kept) if cut.across else (*kept, cut.count)
     name = f"b{len(low.buffers)}"
     return low.buffers.setdefault(
         parts_of(cut.ref, 2 * cut.variant + number), Buffer(name, dtype, shape, mode)
     )
 
 
-def _store(low: Lowering, cut: Cut, number: int, value: Value) -> None:
-    place = (*(Index(sym(f"d{n}")) for n in range(len(cut.kept))), Index(sym("ks")))
-    low.emit(Store(part_buffer(low, cut, number, "out").name, place, value))
-
-
 def _load(low: Lowering, cut: Cut, number: int, at: Sequence[Value]) -> Value:
     buffer = part_buffer(low, cut, number, "in")
-    return Load(buffer.name, (*at, Index(sym("k"))), buffer.dtype)
+    return Load(buffer.name, cut.at(sym("k"), at), buffer.dtype)

@@ -111,3 +111,73 @@ def test_what_is_computed_of_many_elements_is_reduced_in_parts(
         # the difference and the square are rounded, and no element passes 40 additions
         np.testing.assert_allclose(total, wanted, rtol=44 * np.finfo(np.float32).eps)
         assert most == np.abs(x).max() and least == (x + y).argmin()
+
+
+SEVERAL = """pipeline p(x: DTYPE[A, B, N], w: f32[N]) -> (f32, f32[A], DTYPE[A], DTYPE, f32[A]):
+    y = f32(x)
+    sum(y), sum(y * y, axis=(1, 2)), max(x, axis=(1, 2)), min(x), sum(y * w, axis=(1, 2))
+"""
+KNOWN = [("f32", ("3", "2", "8193")), ("f16", ("1", "70", "300")), ("f32", ("A", "B", "N"))]
+
+
+@pytest.mark.parametrize("dtype, sizes", KNOWN)
+def test_axes_that_follow_each_other_are_cut_as_one(
+    dtype: str, sizes: tuple[str, str, str], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """In parts of 4096, whichever of them is long, where nothing read changes along some of them
+    alone."""
+    source = SEVERAL.replace("DTYPE", dtype)
+    for name, size in zip("ABN", sizes, strict=True):
+        source = source.replace(f"[{name},", f"[{size},").replace(f" {name},", f" {size},")
+        source = source.replace(f"{name}]", f"{size}]")
+    plan = compiled(tmp_path / "p.pipe", source, ("sm_90a",))
+    check_legal(plan)
+    run, kind = Emulated(plan, "sm_90a"), np.dtype(dtype.replace("f", "float"))
+    given = [[int(s) for s in sizes]] if sizes[0] != "A" else [[5, 9, 401], [1, 3, 6007], [2, 0, 4]]
+    for a, b, n in given:
+        x = rng.standard_normal((a, b, n)).astype(kind)
+        w = rng.standard_normal(n).astype(np.float32)
+        total, squares, most, least, weighed = run({"x": x, "w": w}, {"A": a, "B": b, "N": n})
+        y, eps = x.astype(np.float64), np.finfo(np.float32).eps
+        # no element passes 60 additions, and products are rounded
+        assert abs(total - y.sum()) <= 60 * eps * np.abs(y).sum()
+        np.testing.assert_allclose(squares, (y * y).sum((1, 2)), rtol=61 * eps)
+        off = np.abs(weighed - (y * w).sum((1, 2)))
+        assert np.all(off <= 61 * eps * np.abs(y * w).sum((1, 2)))
+        low = np.finfo(kind).min if dtype == "f16" else -np.inf
+        if y.size:
+            assert least == x.min()
+            np.testing.assert_array_equal(most, x.max((1, 2), initial=low))
+
+
+COLUMNS = """pipeline p(x: DTYPE[R, S, C], m: f32[C]) -> (f32[C], DTYPE[C], f32[C])
+where R in 0..=4000, S in 1..=100:
+    y = f32(x)
+    d = y - m
+    sum(y, axis=(0, 1)), max(x, axis=(0, 1)), mean(d * d, axis=(0, 1))
+"""
+
+
+@pytest.mark.parametrize("arch, dtype, columns", [("sm_80", "f32", 3), ("sm_90a", "f16", 40)])
+def test_few_columns_of_many_rows(
+    arch: str, dtype: str, columns: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Blocks have parts of the rows, which several axes may be."""
+    text = COLUMNS.replace("DTYPE", dtype).replace("C]", f"{columns}]")
+    plan = compiled(tmp_path / "p.pipe", text, (arch,))
+    check_legal(plan)
+    assert any("parts" in x.kernel for x in launches(plan))
+    assert not any(x.report.get("spill bytes") for x in launches(plan))
+    run, kind = Emulated(plan, arch), np.dtype(dtype.replace("f", "float"))
+    for r, s in ((2100, 5), (5, 40), (821, 10), (0, 3)):
+        x = rng.standard_normal((r, s, columns)).astype(kind)
+        m = rng.standard_normal(columns).astype(np.float32)
+        total, most, mean = run({"x": x, "m": m}, {"R": r, "S": s})
+        y, eps = x.astype(np.float64).reshape(-1, columns), np.finfo(np.float32).eps
+        # no element passes 100 additions
+        assert np.all(np.abs(total - y.sum(0)) <= 100 * eps * np.abs(y).sum(0))
+        if not len(y):
+            continue
+        np.testing.assert_array_equal(most, x.reshape(-1, columns).max(0))
+        far = (np.abs(y) + np.abs(m)) ** 2  # the difference is rounded, and then squared
+        assert np.all(np.abs(mean - ((y - m) ** 2).mean(0)) <= 105 * eps * far.mean(0))
