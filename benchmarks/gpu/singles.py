@@ -132,7 +132,8 @@ def elements(torch: Any) -> Iterator[Case]:
             "    bf16(nn.silu(f32(a)) * f32(b))\n",
             {"a": Normal((rows, width), "bfloat16"), "b": Normal((rows, width), "bfloat16")},
             lambda a, b: functional.silu(a) * b,
-            lambda a, b: functional.silu(a.double()) * b.double(), tolerance=2**-8,
+            lambda a, b: functional.silu(a.double()) * b.double(),
+            tolerance=2**-7,  # PyTorch rounds twice
         )  # fmt: skip
     for rows, width in ((4096, 1024), (4096, 4096), (65_536, 1024)):
         yield Case(

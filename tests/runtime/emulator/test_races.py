@@ -275,6 +275,7 @@ def test_a_message_names_both_sides() -> None:
     assert found.thread == (40, 0, 0) and "block (0, 0, 0) thread" in found.message
 
 
+@pytest.mark.left_open
 def test_the_search_can_be_left_out() -> None:
     run(kernel("st.global.u32 [%d0], %r1;"), words(1), grid=2, block=1, races=False)
     text = kernel("ld.shared.u32 %r4, [s]; st.global.u32 [%d20], %r4;", shared=TILE)
