@@ -54,9 +54,9 @@ class _Joiner(DecodedJoiner, ReducedJoiner):
         self.halves = "halved" in joins
         for joined in (rules[name] for name in joins):
             for group in list(self.groups):
-                if group in self.groups:
+                if group in self.groups.present:
                     joined(group)
-        return Partition(self.groups, self.decisions)
+        return Partition(list(self.groups), list(self.decisions.values()))
 
     # The joins
 
@@ -138,7 +138,7 @@ class _Joiner(DecodedJoiner, ReducedJoiner):
         joined = replace(
             last, kind="attention", members=members, rows=rows, packs=packs, softmax=softmax
         )
-        makers = [g for ref in packs if (g := self.maker.get(ref)) in self.groups]
+        makers = [g for ref in packs if (g := self.maker.get(ref)) in self.groups.present]
         unused = [g for g in makers if self._private_to(g, {id(first), id(last)})]
         self._replace([first, middle, last, *masks, *unused], joined)
         self._drop_unread(*map(self._viewed, halves))
@@ -150,7 +150,7 @@ class _Joiner(DecodedJoiner, ReducedJoiner):
     def _read_by(self, group: Group) -> list[Group]:
         """The kernels whose results a kernel reads, in order."""
         made = (self.maker.get(ref) for ref in sorted(group.loads(self.graph)))
-        return list(dict.fromkeys(g for g in made if g in self.groups))
+        return list(dict.fromkeys(g for g in made if g in self.groups.present))
 
     def _is_mask(self, group: Group, middle: Group) -> bool:
         """Whether a kernel makes no more than a cheap mask for row reductions."""
@@ -164,7 +164,7 @@ class _Joiner(DecodedJoiner, ReducedJoiner):
         (ref, *others) = group.roots
         if others or ref in self.graph.results:
             return False
-        return {id(g) for g in self._readers(ref)} <= readers
+        return all(id(g) in readers for g in self._readers(ref))
 
     def _lying(self, *products: Node) -> dict[Ref, Group]:
         """The panels of products that are elements of a tensor in steps, with who packs them."""

@@ -58,10 +58,7 @@ class ChosenJoiner(OperandJoiner):
         if maker is None or rows is None or (not halved and self._converts(left)):
             return
         joined = self._take_table(group, left, ref, maker, ROWS)
-        place = self.groups.index(joined)
-        self.groups[place] = replace(joined, apart=(maker, group))
-        for root in joined.roots:
-            self.maker[root] = self.groups[place]
+        self._replace([joined], replace(joined, apart=(maker, group)))
 
     def _converts(self, left: Ref) -> bool:
         """Whether an operand is converted from what is gathered, by a kernel of its own."""

@@ -78,7 +78,7 @@ class DecodedJoiner(Storing):
         """Whether a kernel does little, of little, for a reader alone, which has so many keys."""
         if maker.kind != "pointwise" or maker.placed or maker.packs or maker.nest != reader.nest:
             return False
-        if any(r in self.graph.results or self._readers(r) != [reader] for r in maker.roots):
+        if any(r in self.graph.results or not self._reads_alone(reader, r) for r in maker.roots):
             return False
         nodes = [self.graph.nodes[m] for m in maker.members]
         if sum(map(flops, nodes)) > CHEAP_FLOPS * len(maker.roots):

@@ -66,7 +66,7 @@ class OperandJoiner(Storing):
         """A product together with what packs its panels."""
         packs = {**group.packs, panels: packer}
         joined = replace(group, members=group.members | packer.members, packs=packs)
-        unused = [packer] if self._readers(panels) == [group] else []
+        unused = [packer] if self._reads_alone(group, panels) else []
         self._replace([*unused, group], joined)
         return joined
 
@@ -99,19 +99,18 @@ class OperandJoiner(Storing):
             return  # the panels are as few
         found = [packer for packer in packers if packer is not None]
         packs = dict(zip((self.graph.nodes[a].operands[1] for a in anchors), found, strict=True))
-        stored = [packer for packer in found if packer in self.groups]
+        stored = [packer for packer in found if packer in self.groups.present]
         always = most is not None and most <= limit
         few = const(1) if always else minimum(maximum(size, 0), 1)
         members = group.members.union(*(packer.members for packer in found))
         thin = replace(group, members=members, packs=packs, when=few, thin=True)
         if always:
             return self._replace([*stored, group], thin)
-        many = {id(g): replace(g, when=1 - few) for g in (*stored, group)}
-        place = self.groups.index(group)
-        self.groups[place : place + 1] = [group, thin]
-        self.groups = [many.get(id(g), g) for g in self.groups]
-        for g in many.values():
-            self.maker.update((root, g) for root in g.roots)
+        many = replace(group, when=1 - few)
+        self.groups.replace([group], many, thin)
+        self.maker.update((root, many) for root in many.roots)
+        for packer in dict.fromkeys(stored):
+            self._replace([packer], replace(packer, when=1 - few))
         for panels in packs:
             self._say(panels, f"its panels are packed, but for up to {limit} rows")
 
@@ -192,8 +191,8 @@ class OperandJoiner(Storing):
                 members=group.members.union(*(g.members for g in packs.values())),
                 packs=packs,
             )
-            made = (g for g in packs.values() if g in self.groups)
-            unused = [g for g in made if all(self._readers(r) == [group] for r in g.roots)]
+            made = (g for g in packs.values() if g in self.groups.present)
+            unused = [g for g in made if all(self._reads_alone(group, r) for r in g.roots)]
             self._replace([*unused, group], joined)
             self._say(panels, "its panels are computed where they are multiplied")
             group = joined
@@ -257,7 +256,7 @@ class OperandJoiner(Storing):
             made[1] = part = self._part(panels, half)
             self._replace([packer], part)
         makers, turned = [m for m in made if m is not None], self._reads_turned(node)
-        unused = [m for m in makers if m in self.groups and self._private(m, group)]
+        unused = [m for m in makers if m in self.groups.present and self._private(m, group)]
         if turned is not None:
             makers[0] = replace(makers[0], members={left.node, turned.view.node})
         joined = replace(

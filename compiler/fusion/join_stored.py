@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from stagefuse.compiler.graph import Graph, Map, Ref, View
 from stagefuse.dsl.dtypes import BF16, F16
 
 from .groups import Decision, Group, Partition
+from .kernel_list import KernelList
 
 
 class Storing:
@@ -16,50 +17,51 @@ class Storing:
 
     def __init__(self, graph: Graph, found: Partition, longest: int | None) -> None:
         self.graph, self.longest = graph, longest
-        self.groups = list(found.groups)
-        self.decisions = list(found.decisions)
+        self.groups = KernelList(found.groups)
+        self.decisions = {d.node: d for d in found.decisions}
         self.maker = {root: g for g in self.groups for root in g.roots}
         self.users = {ref: frozenset(users) for ref, users in graph.uses().items()}
 
-    def _readers(self, ref: Ref) -> list[Group]:
-        """The kernels that read a stored result; members compute their operands' positions."""
-        users, maker = self.users.get(ref, frozenset()), self.maker.get(ref)
-        return [
-            g
-            for g in self.groups
-            if g is not maker
-            and ref not in g.packs
-            and ref.node not in g.members
-            and (not users.isdisjoint(g.members) or (g.placed and ref in g.reads(self.graph)))
-        ]
+    def _readers(self, ref: Ref) -> Iterator[Group]:
+        """The kernels that read a stored result, in no order, and some several times; members
+        compute their operands' positions."""
+        maker = self.maker.get(ref)
+        for group in self.groups.reading(ref, self.users.get(ref, ())):
+            if group is not maker and ref not in group.packs and ref.node not in group.members:
+                yield group
+
+    def _reads_alone(self, reader: Group, ref: Ref) -> bool:
+        """Whether one kernel reads a stored result, and no other."""
+        first = next(self._readers(ref), None)
+        return first is reader and all(group is reader for group in self._readers(ref))
 
     def _private(self, group: Group, reader: Group) -> bool:
         """Whether one kernel alone reads the only result of another, at the same steps."""
         (ref, *others) = group.roots
         if others or ref in self.graph.results or group.nest != reader.nest:
             return False
-        return self._readers(ref) == [reader]
+        return self._reads_alone(reader, ref)
 
     def _replace(self, old: Sequence[Group], new: Group) -> None:
         """Puts a kernel in the place of the last of several."""
-        place = max(self.groups.index(g) for g in old)
-        self.groups[place] = new
-        self.groups = [g for g in self.groups if g not in old]
+        self.groups.replace(old, new)
         for root in new.roots:
             self.maker[root] = new
 
     def _say(self, ref: Ref, reason: str, fused: bool = True) -> None:
-        self.decisions = [d for d in self.decisions if d.node != ref.node]
-        self.decisions.append(Decision(ref.node, fused, reason))
+        self.decisions.pop(ref.node, None)
+        self.decisions[ref.node] = Decision(ref.node, fused, reason)
 
     def _drop_unread(self, *refs: Ref) -> None:
         """Has no kernel make what all others compute for themselves."""
         for ref in refs:
             maker = self.maker.get(ref)
-            if maker not in self.groups or ref in self.graph.results or self._readers(ref):
+            if maker not in self.groups.present or ref in self.graph.results:
+                continue
+            if any(self._readers(ref)):
                 continue
             if maker.roots == [ref]:
-                self.groups.remove(maker)
+                self.groups.replace([maker])
             elif not maker.placed and maker.kind != "update":
                 self._replace([maker], self._without(maker, ref))
 
@@ -85,7 +87,7 @@ class Storing:
                 pending += [ref.node for ref in self.graph.nodes[here].operands]
         shape = self.graph.type(wanted).shape
         made = Group("pointwise", [wanted], shape, members, nest=reader.nest)
-        self.groups.insert(self.groups.index(reader), made)
+        self.groups.insert(made, reader)
         self.maker[wanted] = made
         return True
 
@@ -101,7 +103,7 @@ class Storing:
         if maker.placed or maker.kind == "update":
             return False
         more = replace(maker, roots=list(dict.fromkeys((wanted, *maker.roots))))
-        if source not in self.graph.results and self._readers(source) == [reader]:
+        if source not in self.graph.results and self._reads_alone(reader, source):
             del self.maker[source]
             more = self._without(more, source)
         self._replace([maker], more)
@@ -143,4 +145,3 @@ class Storing:
             return None
         source = node.operands[0]
         return source if self.graph.type(source).dtype in (F16, BF16) else None
-

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import pytest
 
 import stagefuse as sf
 from stagefuse.compiler.fusion.groups import Group
 from stagefuse.compiler.fusion.join import _Joiner
+from stagefuse.compiler.fusion.kernel_list import KernelList
+from stagefuse.compiler.graph import Ref
 from stagefuse.dsl.dims import IntLike, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.points import Point, points
@@ -106,3 +110,24 @@ def test_attention_is_not_looked_for_among_all_kernels() -> None:
 
     few, many = pairs(2), pairs(6)
     assert 0 < many <= 3 * few, (few, many)
+
+
+def test_readers_are_not_looked_for_among_all_kernels() -> None:
+    def looked_at(layers: int) -> int:
+        seen = 0
+        ask = KernelList.reading
+
+        def counted(kernels: KernelList, ref: Ref, users: Iterable[int]) -> Iterator[Group]:
+            nonlocal seen
+            for group in ask(kernels, ref, users):
+                seen += 1
+                yield group
+
+        body = "    x = x + sum(nn.softmax(x @ w, axis=1) @ w, axis=0)\n" * layers
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(KernelList, "reading", counted)
+            sf.compile(f"import nn\n\npipeline p(x: f32[T, 16], w: f32[16, 16]):\n{body}    x\n")
+        return seen
+
+    few, many = looked_at(3), looked_at(12)
+    assert 0 < many <= 5 * few, (few, many)
