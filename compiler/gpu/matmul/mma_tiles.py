@@ -11,6 +11,8 @@ result computes the tile again by multiply-adds. Fragments: PTX ISA 9.7.14.5, "m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import walk
@@ -147,14 +149,7 @@ class TensorWriter(NarrowWriter):
             code.line("bar.sync 0;")
             return self._store_tile(tile, base, sums, across)
         copies.ready()
-        step = code.variable("i32", code.const(0, "i32"))
-        read = code.variable("i32", code.const(0, "i32"))
-        head, done = code.label("depth"), code.label("summed")
-        with code.loop_scope(), self.scope():
-            code.start(head)
-            now = Value(code, step.text, "i32", code.depth)
-            at = Value(code, read.text, "i32", code.depth)
-            code.branch_if(now.compare("lt", steps), done, holds=False)
+        with self.over_stages(tile, steps) as (now, at):
             code.line(f"cp.async.wait_group {tile.stages - 2};")
             code.line("bar.sync 0;")
             later = now + (tile.stages - 1)
@@ -164,15 +159,30 @@ class TensorWriter(NarrowWriter):
             else:
                 self._multiply_stage(tile, ring, at, now, sums, across)
             copies.finish()
+        code.line("cp.async.wait_group 0;")
+        code.line("bar.sync 0;")
+        self._store_tile(tile, base, sums, across)
+
+    @contextmanager
+    def over_stages(self, tile: Tile, steps: Value) -> Iterator[tuple[Value, Value]]:
+        """A loop over the stages of a tile, so many: the number of one, and where it lies in the
+        ring."""
+        code = self.code
+        step = code.variable("i32", code.const(0, "i32"))
+        read = code.variable("i32", code.const(0, "i32"))
+        head, done = code.label("depth"), code.label("summed")
+        with code.loop_scope(), self.scope():
+            code.start(head)
+            now = Value(code, step.text, "i32", code.depth)
+            at = Value(code, read.text, "i32", code.depth)
+            code.branch_if(now.compare("lt", steps), done, holds=False)
+            yield now, at
             code.write("add.s32", step, step, code.const(1, "i32"))
             after = at + tile.stage_bytes
             wrapped = after.compare("ge", tile.stages * tile.stage_bytes)
             code.set(read, wrapped.select(code.const(0, "i32"), after))
             code.branch(head)
         code.start(done)
-        code.line("cp.async.wait_group 0;")
-        code.line("bar.sync 0;")
-        self._store_tile(tile, base, sums, across)
 
     def _multiply_stage(
         self, tile: Tile, ring: Value, at: Value, now: Value, sums: list[Value], across: int

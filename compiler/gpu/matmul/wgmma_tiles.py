@@ -153,14 +153,7 @@ class WgmmaWriter(AttendWriter):
         copies.ready()
         sums = self.sums_of(kind, tile.columns)
         parts = self.sums_of(kind, tile.columns) if kind.is_rough else sums
-        step = code.variable("i32", code.const(0, "i32"))
-        read = code.variable("i32", code.const(0, "i32"))
-        head, done = code.label("depth"), code.label("summed")
-        with code.loop_scope(), self.scope():
-            code.start(head)
-            now = Value(code, step.text, "i32", code.depth)
-            at = Value(code, read.text, "i32", code.depth)
-            code.branch_if(now.compare("lt", steps), done, holds=False)
+        with self.over_stages(tile, steps) as (now, at):
             code.line(f"cp.async.wait_group {ahead - 1};")
             code.line("fence.proxy.async.shared::cta;")
             code.line("bar.sync 0;")
@@ -172,11 +165,6 @@ class WgmmaWriter(AttendWriter):
             copies.fill(now + ahead, slot)
             code.line(f"wgmma.wait_group.sync.aligned {0 if kind.is_rough else 1};")
             self.add_parts(kind, sums, parts)
-            code.write("add.s32", step, step, code.const(1, "i32"))
-            after = at + tile.stage_bytes
-            code.set(read, after.compare("ge", end).select(code.const(0, "i32"), after))
-            code.branch(head)
-        code.start(done)
         code.line("wgmma.wait_group.sync.aligned 0;")
         code.line("cp.async.wait_group 0;")
         code.line("bar.sync 0;")
