@@ -232,30 +232,51 @@ class FoldWriter(VersionWriter):
         while step >= team.across:
             totals = [combine(code, s.kind, t, shuffled(code, t, step), s.dtype) for t in totals]
             step //= 2
-        warps, row = team.lanes // WARP, team.across * len(totals) * 8
-        start = self.shared_address(self.reserve(warps * row))
+        raws = [self._raw(t) for t in totals]
+        access = access_of(raws[0])
+        unit, count = 8 if access.endswith("64") else 4, team.across * len(totals)
+        row = count * unit
+        start = self.shared_address(self.reserve(team.lanes // WARP * row))
         if self.in_loop():
             code.line("bar.sync 0;")  # the last reductions here may not have been read
         lane = self.symbols["lane"]
-        column = start + self.symbols["column'"] * (len(totals) * 8)
+        column = start + self.symbols["column'"] * unit
         first = (lane & (WARP - 1)).compare("lt", team.across)
         at = column + lane.lshr(5) * row
-        raws = [self._raw(t) for t in totals]
         for number, raw in enumerate(raws):
-            code.write(f"st.shared.{access_of(raw)}", f"[{at.text}+{number * 8}]", raw, guard=first)
+            place = f"[{at.text}+{number * team.across * unit}]"
+            code.write(f"st.shared.{access}", place, raw, guard=first)
+        self.barrier()
+        for turn in range(0, count, team.lanes):
+            self._sum_of_warps(s, raws[0], start, (turn, count, unit))
         self.barrier()
         found: Carry = []
-        for number, (raw, total) in enumerate(zip(raws, totals, strict=True)):
-            whole: Value | None = None
-            for warp in range(warps):
-                read = code.fresh(raw.type)
-                place = f"[{column.text}+{warp * row + number * 8}]"
-                code.write(f"ld.shared.{access_of(raw)}", read, place)
-                value = read.compare("ne", 0) if total.type == "i1" else read
-                whole = value if whole is None else combine(code, s.kind, whole, value, s.dtype)
-            assert whole is not None
-            found.append(whole)
+        for number, total in enumerate(totals):
+            read = code.fresh(raws[0].type)
+            place = f"[{column.text}+{number * team.across * unit}]"
+            code.write(f"ld.shared.{access}", read, place)
+            found.append(read.compare("ne", 0) if total.type == "i1" else read)
         return found
+
+    def _sum_of_warps(self, s: Fold, raw: Value, start: Value, of: tuple[int, int, int]) -> None:
+        """What a lane's element of rows in shared memory comes to over the warps' rows, into the
+        first one. `of`: the first lane's element, how many there are, and their bytes."""
+        code, (turn, count, unit) = self.code, of
+        access, logical = access_of(raw), s.dtype.name == "bool"
+        lane = self.symbols["lane"] + turn
+        own = None if count - turn >= self.team.lanes else lane.compare("lt", count)
+        at, whole = start + lane * unit, None
+        for warp in range(self.team.lanes // WARP):
+            read = code.fresh(raw.type)
+            if own is not None:
+                code.set(read, code.const(0, raw.type))
+            code.write(
+                f"ld.shared.{access}", read, f"[{at.text}+{warp * count * unit}]", guard=own
+            )
+            value = read.compare("ne", 0) if logical else read
+            whole = value if whole is None else combine(code, s.kind, whole, value, s.dtype)
+        assert whole is not None
+        code.write(f"st.shared.{access}", f"[{at.text}]", self._raw(whole), guard=own)
 
     # A team
 
