@@ -52,7 +52,7 @@ from .matmul.split_depth import (
 from .matmul.tensor_loads import Matrices
 from .matmul.tf32_shapes import Choice, Shape, choices
 from .reductions.columns import Written, lower_rows
-from .reductions.split_reductions import lower_whole_parts, lower_whole_rest, share_of
+from .reductions.split_reductions import by_need, lower_whole_parts, lower_whole_rest, share_of
 from .reductions.split_rows import levels, lower_level, lower_rest_of_rows, share_of_rows
 from .sequences.long_sorts import scatter_forms, sort_forms
 from .sequences.split_scan import lower_stretch_scans, lower_stretches, splits
@@ -392,13 +392,17 @@ def _rows(graph: Graph, group: Group, sites: Sites) -> Iterator[Draft]:
     """The kernels of rows: of long ones in two, the others by how long they are."""
     own = partial(SourceLowering, graph, group, sites, GPU)
     split = splits(graph, group)
-    pair = (lower_stretches, "parts"), (lower_stretch_scans, "stretches")
+    steps: list[tuple[Callable[[Lowering], Parallel], str]]
+    steps = [(lower_stretches, "parts"), (lower_stretch_scans, "stretches")]
     if split is None:
         split = share_of(own())
-        rest = "" if split == const(1) else "of parts"
-        pair = (lower_whole_parts, "parts"), (lower_whole_rest, rest)
+        steps = [
+            (partial(lower_whole_parts, level=n), f"parts {n}" if n else "parts")
+            for n in range(len(by_need(graph, group)))
+        ]
+        steps.append((lower_whole_rest, "" if split == const(1) else "of parts"))
     if split != const(0):
-        for form, name in pair:
+        for form, name in steps:
             yield Draft(own(), {group.kind: form}, split, name)
     else:
         split = share_of_rows(graph, group)

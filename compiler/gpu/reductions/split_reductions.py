@@ -54,6 +54,20 @@ def whole(graph: Graph, group: Group) -> bool:
     return most is None or most > ROW_LIMIT
 
 
+def by_need(graph: Graph, group: Group) -> list[list[Ref]]:
+    """The reductions of a group by how many others they need, one after the other."""
+    depth: dict[int, int] = {}
+    found: list[list[Ref]] = []
+    for member in sorted(group.members):
+        node = graph.nodes[member]
+        depth[member] = max((depth.get(r.node, 0) for r in node.operands), default=0)
+        if isinstance(node.primitive, Reduce):
+            found += [[]] if depth[member] == len(found) else []
+            found[depth[member]].append(Ref(member))
+            depth[member] += 1
+    return found
+
+
 def share_of(low: Lowering) -> Expr:
     """1 for the sizes at which a group's reductions are split, else 0."""
     graph, group = low.graph, low.group
@@ -153,9 +167,14 @@ def _runs_on(low: Lowering, ref: Ref, axes: Sequence[int]) -> bool:
     )
 
 
-def lower_whole_parts(low: Lowering) -> Parallel:
-    """A part of an element of the results, or of some columns of them, for each block or warp."""
-    cuts = _cuts(low)
+def lower_whole_parts(low: Lowering, level: int = 0) -> Parallel:
+    """A part of an element of the results, or of some columns of them, for each block or warp; of
+    the reductions that need those of the levels before, of which it combines the parts."""
+    assert isinstance(low, Written)
+    needed = [ref for refs in by_need(low.graph, low.group)[:level] for ref in refs]
+    own = by_need(low.graph, low.group)[level]
+    low.parts.update({c.ref: partial(of_parts, low, c) for c in _cuts(low) if c.ref in needed})
+    cuts = [c for c in _cuts(low) if c.ref in own]
     cut = cuts[0]
     begin = sym("ks") * cut.length
     long = [(f"d{n}", cut.shape[a]) for n, a in enumerate(cut.kept) if cut.shape[a] != const(1)]

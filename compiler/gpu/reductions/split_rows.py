@@ -21,7 +21,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I64
 
 from .columns import Written
-from .split_reductions import PART
+from .split_reductions import PART, by_need
 
 FEW = 64
 """Rows from which on a block for each reads about as quickly as the memory gives."""
@@ -35,19 +35,13 @@ def levels(graph: Graph, group: Group) -> list[list[Ref]]:
     axis = len(group.domain) - 1
     if group.kind != "row" or tuple(group.row_axes or ()) != (axis,):
         return []
-    depth: dict[int, int] = {}
-    found: list[list[Ref]] = []
-    for member in sorted(group.members):
-        node = graph.nodes[member]
-        depth[member] = max((depth.get(r.node, 0) for r in node.operands), default=0)
-        if not isinstance(node.primitive, Reduce):
-            continue
+    found = by_need(graph, group)
+    for ref in (r for refs in found for r in refs):
+        node = graph.nodes[ref.node]
+        assert isinstance(node.primitive, Reduce)
         whole = graph.type(node.operands[0]).shape == group.domain
         if not whole or node.primitive.axes != (axis,) or node.primitive.kind.startswith("arg"):
             return []
-        found += [[]] if depth[member] == len(found) else []
-        found[depth[member]].append(Ref(member))
-        depth[member] += 1
     return found
 
 

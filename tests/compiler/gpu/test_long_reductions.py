@@ -181,3 +181,30 @@ def test_few_columns_of_many_rows(
         np.testing.assert_array_equal(most, x.reshape(-1, columns).max(0))
         far = (np.abs(y) + np.abs(m)) ** 2  # the difference is rounded, and then squared
         assert np.all(np.abs(mean - ((y - m) ** 2).mean(0)) <= 105 * eps * far.mean(0))
+
+
+@pytest.mark.parametrize("shape, axis", [((9001, 9), 0), ((2, 16500), 1), ((3, 23000), None)])
+def test_reductions_that_need_others_are_cut_level_by_level(
+    shape: tuple[int, int], axis: int | None, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """No block reduces more than its part of what the others need of it."""
+    rows, columns = shape
+    along = "" if axis is None else f", axis={axis}"
+    result = "f32" if axis is None else f"f32[{shape[1 - axis]}]"
+    text = f"""pipeline p(x: f32[{rows}, {columns}]) -> ({result}, {result}):
+    m = max(x{along}{"" if axis is None else ", keepdims=True"})
+    var(x{along}), log(sum(exp(x - m){along}))
+"""
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
+    check_legal(plan)
+    names = [x.kernel for x in launches(plan)]
+    assert any("parts_1" in name for name in names), names
+    x = (3 * rng.standard_normal(shape)).astype(np.float32)
+    found = Emulated(plan, "sm_90a")({"x": x}, {})
+    y, eps = x.astype(np.float64), np.finfo(np.float32).eps
+    keep = axis is not None
+    away = np.exp(y - y.max(axis, keepdims=keep)).sum(axis)
+    # no element passes 60 additions; the mean is off by as much of the mean of sizes
+    off = 60 * eps * (y.var(axis) + np.abs(y).mean(axis) * np.abs(y).max())
+    assert np.all(np.abs(found[0] - y.var(axis)) <= off)
+    np.testing.assert_allclose(found[1], np.log(away), atol=100 * eps, rtol=4 * eps)
