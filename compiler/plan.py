@@ -192,8 +192,6 @@ class GpuLaunchPlan:
     `writes` are those of `buffers` that it writes; () leaves it open, and then it may write each
     one that is not an input, a weight or a constant. One that `reports` may write the status; one
     that is `guarded` reads it, so that it comes after all before it that report.
-    An `early` one waits itself until all that it comes after is done, by an instruction that is its
-    first: it may be put on multiprocessors before.
     """
 
     kernel: str
@@ -211,7 +209,6 @@ class GpuLaunchPlan:
     maps: tuple[TensorMapPlan, ...] = ()
     stays: bool = False
     together: int = 0
-    early: bool = False
 
 
 @frozen

@@ -179,7 +179,7 @@ class Space:
                 Launch(
                     plan.kernel, prepared.grid, plan.block, plan.cluster, prepared.shared_bytes,
                     regions, prepared.writes, prepared.dims, self.status, prepared.after,
-                    plan.label, prepared.maps, bool(plan.together), plan.early,
+                    plan.label, prepared.maps, bool(plan.together),
                 )
             )  # fmt: skip
         return found

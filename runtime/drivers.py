@@ -89,7 +89,7 @@ class TensorMap:
 class Launch:
     """A launch with all numbers known. `after` are the launches of its graph that it waits for,
     `writes` says which of the regions it may write. All blocks of one that goes `together` are at
-    work at once. An `early` one waits itself for what it comes after.
+    work at once.
 
     The parameters are the regions' addresses, `dims` as s64, the address of `status`, and `maps`.
     """
@@ -107,7 +107,6 @@ class Launch:
     label: str = ""
     maps: tuple[TensorMap, ...] = ()
     together: bool = False
-    early: bool = False
 
 
 def quietly(*steps: tuple[Any, ...]) -> None:

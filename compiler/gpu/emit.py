@@ -347,21 +347,6 @@ def _bytes(s: Alloc) -> Expr:
     return floordiv(size + 15, 16) * 16
 
 
-def waits_itself(arch: str) -> bool:
-    """Whether kernels for an arch wait for what they depend on by an instruction of their own, as
-    devices from Hopper on have it."""
-    return arch == "sm_90a"
-
-
-_WAIT = """{
-	griddepcontrol.launch_dependents;
-	griddepcontrol.wait;"""
-"""What a kernel begins with where it waits itself (PTX ISA, griddepcontrol): those that depend on
-it may be put on multiprocessors as soon as all its blocks are there, and it touches no memory
-before all that it depends on is done and seen. Every thread waits, so that this holds along
-chains."""
-
-
 def module_text(entries: Sequence[Entry], arch: str, source_name: str) -> str:
     """The PTX module of entries for a target."""
     tables = frozenset[str]().union(*(e.tables for e in entries))
@@ -375,5 +360,4 @@ def module_text(entries: Sequence[Entry], arch: str, source_name: str) -> str:
         head.append(
             f".global .align 8 .f64 sf_two_over_pi[{len(listed)}] = {{{', '.join(listed)}}};"
         )
-    texts = [e.text.replace("{", _WAIT, 1) if waits_itself(arch) else e.text for e in entries]
-    return "\n".join([*head, "", "\n\n".join(texts), ""])
+    return "\n".join([*head, "", "\n\n".join(e.text for e in entries), ""])

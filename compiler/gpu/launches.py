@@ -13,8 +13,6 @@ from stagefuse.compiler.plan import GpuLaunchPlan, GpuPlan, LoopPlan
 from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dims_text import parse
 
-from .emit import waits_itself
-
 
 class Launches:
     """Launches in order, and the recurrences at whose steps each runs.
@@ -31,7 +29,7 @@ class Launches:
 
     def add(self, arches: Sequence[str], launch: GpuLaunchPlan, nest: tuple[str, ...]) -> None:
         for arch in arches:
-            self.made[arch].append(replace(launch, early=waits_itself(arch)))
+            self.made[arch].append(launch)
             self.nests[arch].append(nest)
 
     def settle(self, nest: tuple[str, ...]) -> None:

@@ -34,8 +34,7 @@ _DLPACK_CUDA = 2  # kDLCUDA
 class Node:
     """A kernel launch in a graph; `arguments` are the 8-byte values of its parameters, as u64, and
     `maps` those after them, as `tensor_map` makes them. All blocks of one that goes `together` are
-    at work at once, or the graph cannot be made. An `early` one waits itself for what it comes
-    after."""
+    at work at once, or the graph cannot be made."""
 
     kernel: Any
     grid: tuple[int, int, int]
@@ -47,7 +46,6 @@ class Node:
     label: str = ""
     maps: tuple[Any, ...] = ()
     together: bool = False
-    early: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,12 +283,7 @@ def finish_event(event: int) -> None:
 
 def graph(nodes: Sequence[Node], device: int) -> Graph:
     """The nodes as an instantiated graph. One for a single node too: it takes the processor less
-    than half of what a launch by itself does, on an H100 1.6 us to 3.6.
-
-    A node that waits itself, and comes after a single one, has a programmatic edge from that: its
-    blocks may be put on multiprocessors when all of the other's are (CUDA C++ programming guide,
-    programmatic dependent launch in CUDA graphs).
-    """
+    than half of what a launch by itself does, on an H100 1.6 us to 3.6."""
     definition = call("cuGraphCreate", "making a graph", 0)
     parameters, made, pointers = [], list[Any](), []
     try:
@@ -299,11 +292,9 @@ def graph(nodes: Sequence[Node], device: int) -> Graph:
             structure, addresses = _parameters(node)
             after = [made[i] for i in node.after]
             doing = f"adding the launch of {node.label}"
-            edge = _early_edge(node, nodes)
-            full = [] if edge else after
-            made.append(call("cuGraphAddKernelNode", doing, definition, full, len(full), structure))
-            if edge:
-                call("cuGraphAddDependencies", doing, definition, after, made[-1:], [edge], 1)
+            made.append(
+                call("cuGraphAddKernelNode", doing, definition, after, len(after), structure)
+            )
             _set_attributes(made[-1], node)
             parameters.append(structure)
             pointers.append(addresses)
@@ -315,18 +306,6 @@ def graph(nodes: Sequence[Node], device: int) -> Graph:
         tuple(nodes), tuple(parameters), tuple(made), definition, executable, tuple(pointers),
         tuple(list(n.maps) for n in nodes),
     )  # fmt: skip
-
-
-def _early_edge(node: Node, nodes: Sequence[Node]) -> Any:
-    """What makes the edge to a node programmatic; None where it is to be a full one. Launches whose
-    blocks are all at work at once have full ones."""
-    if not node.early or len(node.after) != 1 or node.together or nodes[node.after[0]].together:
-        return None
-    driver = cuda()
-    edge = driver.CUgraphEdgeData()
-    edge.from_port = driver.CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC
-    edge.type = driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC.value
-    return edge
 
 
 def update(

@@ -200,7 +200,7 @@ class CudaDriver:
             launch.shared_bytes, np.array(values, np.uint64), launch.after,
             launch.label or launch.kernel,
             tuple(_tensor_map(m, launch.regions[m.region]) for m in launch.maps),
-            launch.together, launch.early,
+            launch.together,
         )  # fmt: skip
 
     def view(self, value: Any, name: str, stream: int) -> CudaArray | None:

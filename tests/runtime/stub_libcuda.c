@@ -33,7 +33,7 @@ typedef struct Node {
   Params p;
   uint64_t values[64 * 16];
   unsigned cluster[3], together;
-  int deps, early;
+  int deps;
   struct Node *next;
 } Node;
 typedef struct { Handle h; Node *first, *last; } Graph;
@@ -302,18 +302,6 @@ API cuGraphAddKernelNode_v2(Node **to, Graph *g, Node *const *deps, size_t n, co
   g->last = made;
   return fill(made, p);
 }
-/* Edges of which each must be programmatic, to a node without others. */
-API cuGraphAddDependencies_v2(Graph *g, Node *const *from, Node *const *to,
-                              const unsigned char (*edges)[8], size_t n) {
-  if (!good(g, GRAPH)) return INVALID_HANDLE;
-  for (size_t i = 0; i < n; i++) {
-    if (!good(from[i], NODE) || !good(to[i], NODE)) return INVALID_HANDLE;
-    if (to[i]->deps++ || edges[i][0] != 1 || edges[i][1] || edges[i][2] != 1) return INVALID_VALUE;
-    if (from[i]->together || to[i]->together) return INVALID_VALUE;
-    to[i]->early = 1;
-  }
-  return OK;
-}
 API cuGraphKernelNodeSetAttribute(Node *n, int which, const unsigned *value) {
   if (!good(n, NODE)) return INVALID_VALUE;
   if (which == 2) n->together = *value; /* cooperative */
@@ -337,9 +325,9 @@ static CUresult launch(Node *n) {
   FILE *log = path ? fopen(path, "a") : NULL;
   if (!n->cluster[0]) n->cluster[0] = n->cluster[1] = n->cluster[2] = 1;
   if (log)
-    fprintf(log, "%s grid %u block %u shared %u cluster %u after %d%s%s\n", n->p.func->name,
+    fprintf(log, "%s grid %u block %u shared %u cluster %u after %d%s\n", n->p.func->name,
             n->p.grid[0], n->p.block[0], n->p.shared, n->cluster[0], n->deps,
-            n->together ? " together" : "", n->early ? " early" : "");
+            n->together ? " together" : "");
   if (log) fclose(log);
   if (!runner) return NOT_FOUND;
   return runner(n->p.func->home->text, n->p.func->name, n->p.grid, n->p.block, n->cluster,

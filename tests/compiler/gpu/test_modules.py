@@ -227,16 +227,3 @@ def test_predictions_follow_sizes_and_devices(tmp_path: Path) -> None:
         run = sum(p.flops for p in said if p is not None and p.devices[names[0]][0])
         product = 2 * 64 * 512 * 1536 * 384
         assert product < run < 1.1 * product  # by one of the kernels that share the sizes
-
-
-def test_kernels_of_hopper_wait_for_those_before_them(tmp_path: Path) -> None:
-    """Each begins by that, whatever it does then, and its launches say so; no other arch's do."""
-    plan = compiled(tmp_path / "p.pipe", TEXT)
-    for arch, text in plan.ptx.items():
-        bodies = text.split(".visible .entry")[1:]
-        begins = [" ".join(b.split("{", 1)[1].split()) for b in bodies]
-        waiting = "griddepcontrol.launch_dependents; griddepcontrol.wait;"
-        (gpu,) = [g for g in plan.pipelines[0].gpu if g.arch == arch]
-        early = {launch.early for launch in gpu.launches}
-        assert early == {arch == "sm_90a"}
-        assert all(b.startswith(waiting) == (arch == "sm_90a") for b in begins)
