@@ -18,6 +18,7 @@ from stagefuse.dsl.dtypes import DType
 
 from . import scalars
 from .fold_runs import runs
+from .index import INT32
 from .ir import Code, Value
 from .loops import UNROLL, Carry
 from .memory import Slot
@@ -39,13 +40,20 @@ twice as many."""
 
 
 class FoldWriter(VersionWriter):
-    """The body of a kernel, as far as its reductions go."""
+    """The body of a kernel, as far as its reductions go. `extremes`: those that `argmax` and
+    `argmin` found among the statements being written, each with its fold."""
+
+    extremes: tuple[tuple[Fold, Value], ...] = ()
 
     def statements(self, body: Sequence[Statement]) -> None:
+        before, self.extremes = self.extremes, ()
         for run in runs(body):
             folds = [s for s in run if isinstance(s, Fold)]
+            if not folds:
+                self.extremes = ()  # what they are of may be written
             if len(folds) == 1 or not self._fold_together(folds):
                 super().statements(run)
+        self.extremes = before
 
     def _fold_together(self, folds: Sequence[Fold]) -> bool:
         """Reduces in one loop what is over the same elements, if lanes share that."""
@@ -64,9 +72,15 @@ class FoldWriter(VersionWriter):
         return True
 
     def fold(self, s: Fold) -> None:
+        found = self._found_already(s)
+        if found is not None:
+            self.scopes[-1].locals[s.name] = found
+            return
         if self.in_team and not self._is_tiny(s):
             (total,) = self._fold_by_team([s])
             self.scopes[-1].locals[s.name] = self._finished(s, total)
+            if s.kind.startswith("arg"):
+                self.extremes += ((s, total[0]),)
             return
         if self.team.across and self.slot is not None and not is_short(s):
             return self._fold_columns([s], self.slot)
@@ -75,6 +89,14 @@ class FoldWriter(VersionWriter):
         for scope in self.elements():
             with self._alone():
                 scope.locals[s.name] = self._finished(s, self._fold_here(s))
+
+    def _found_already(self, s: Fold) -> Value | None:
+        """The extreme of values of which the place of the extreme was looked for before."""
+        for other, value in self.extremes:
+            same = self._unique(other.value) is self._unique(s.value) and other.loops == s.loops
+            if same and other.kind == f"arg{s.kind}":
+                return value
+        return None
 
     def _is_tiny(self, s: Fold) -> bool:
         """Whether each lane folds it all by itself: few elements, none in another's registers."""
@@ -93,10 +115,11 @@ class FoldWriter(VersionWriter):
 
     def _kind(self, s: Fold) -> str:
         """The type of a position in this fold."""
-        total = const(1)
+        most = 1
         for _, extent in s.loops:
-            total = total * extent
-        return "i32" if self.is_small(self.resolve(total)) else "i64"
+            size = self.most(extent)
+            most = INT32 + 1 if size is None else most * max(size, 0)
+        return "i32" if most <= INT32 else "i64"
 
     def _start(self, s: Fold) -> Carry:
         if not s.kind.startswith("arg"):
@@ -109,15 +132,15 @@ class FoldWriter(VersionWriter):
     def _step(self, s: Fold, total: Carry) -> Carry:
         """One more element, unless this lane has none here."""
         value = self.value(s.value)
+        if self.mask is not None:
+            value = self.mask.select(value, self._start(s)[0])
         if s.kind.startswith("arg"):
-            kind = self._kind(s)
             flat = const(0)
             for name, extent in s.loops:
                 flat = flat * extent + sym(name)
-            place = self.index(flat, kind)
-            return better(self.code, s.kind, total, [value, place], s.value.dtype, self.mask)
-        if self.mask is not None:
-            value = self.mask.select(value, self._start(s)[0])
+            place = self.index(flat, self._kind(s))
+            ahead = _ahead(s.kind, total[0], value, s.value.dtype)
+            return [ahead.select(value, total[0]), ahead.select(place, total[1])]
         return [combine(self.code, s.kind, total[0], value, s.dtype)]
 
     def _finished(self, s: Fold, total: Carry) -> Value:
@@ -285,10 +308,9 @@ class FoldWriter(VersionWriter):
         s = folds[0]
         loops = [(name, const(0), extent) for name, extent in s.loops]
         outer, inner = self._divide(loops)
-        arg = s.kind.startswith("arg")
         many, most = (any(self._reads_many(s, n * MOST_LOADS) for s in folds) for n in (1, 2))
         heavy = arithmetic(s.value for s in folds) > MOST_WORK and not self._in_cells(folds)
-        width = 1 if arg or most else self.width_of(inner)
+        width = 1 if most else self.width_of(inner)
         starts = [self._start(s) for s in folds]
         ends = list(itertools.accumulate(map(len, starts)))
 
@@ -315,8 +337,12 @@ class FoldWriter(VersionWriter):
         for s, start, end in zip(folds, starts, ends, strict=True):
             total = totals[end - len(start) : end]
             for number in range(1, width):
-                other = totals[number * ends[-1] + end - len(start)]
-                total = [combine(self.code, s.kind, total[0], other, s.dtype)]
+                first = number * ends[-1] + end - len(start)
+                other = totals[first : first + len(start)]
+                if len(total) > 1:
+                    total = better(s.kind, total, other, s.value.dtype)
+                else:
+                    total = [combine(self.code, s.kind, total[0], other[0], s.dtype)]
             found.append(self._across(s, total))
         return found
 
@@ -378,7 +404,7 @@ class FoldWriter(VersionWriter):
         while step:
             other = [shuffled(self.code, v, step) for v in total]
             if s.kind.startswith("arg"):
-                total = better(self.code, s.kind, total, other, s.value.dtype, None)
+                total = better(s.kind, total, other, s.value.dtype)
             else:
                 total = [combine(self.code, s.kind, total[0], other[0], s.dtype)]
             step //= 2
@@ -451,19 +477,20 @@ def combine(code: Code, kind: str, total: Value, value: Value, dtype: DType) -> 
     return scalars.extreme(code, total, value, dtype, kind)
 
 
-def better(
-    code: Code, kind: str, total: Carry, other: Carry, dtype: DType, mask: Value | None
-) -> Carry:
+def _ahead(kind: str, a: Value, b: Value, dtype: DType) -> Value:
+    """Whether a value is more extreme than another: NaN is more so than numbers are. It is not
+    where both are alike, so that of values in their order the first one stays."""
+    if dtype.is_float:
+        no_further = b.compare("le" if kind == "argmax" else "ge", a)
+        return (no_further | a.is_nan()) ^ 1
+    return b.compare("gt" if kind == "argmax" else "lt", a, dtype.kind == "uint" or dtype.is_bool)
+
+
+def better(kind: str, total: Carry, other: Carry, dtype: DType) -> Carry:
     """The more extreme of two (value, position): NaN first, then the earlier position."""
     a, b = total[0], other[0]
-    unsigned = dtype.kind == "uint" or dtype.is_bool
-    ahead = b.compare("gt" if kind == "argmax" else "lt", a, unsigned)
     same = b.compare("eq", a)
     if dtype.is_float:
-        odd, other_odd = a.is_nan(), b.is_nan()
-        ahead = ahead & (odd ^ 1) | other_odd & (odd ^ 1)
-        same = same | (odd & other_odd)
-    ahead = ahead | (same & other[1].compare("lt", total[1]))
-    if mask is not None:
-        ahead = ahead & mask
+        same = same | (a.is_nan() & b.is_nan())
+    ahead = _ahead(kind, a, b, dtype) | (same & other[1].compare("lt", total[1]))
     return [ahead.select(b, a), ahead.select(other[1], total[1])]

@@ -144,7 +144,10 @@ def vector_width(writer: LoopWriter, body: tuple[Statement, ...] | None = None) 
         return 1
     if writer.team.resident:  # it only reduces, and most bytes are of what is narrowest
         wide = VECTOR_BYTES // min(d.itemsize for d in found)
-        while wide > 1 and not all(writer.divides(wide, writer.resolve(e)) for e in ends):
+        known = [writer.resolve(e) for e in ends]
+        if all(isinstance(s, Fold | Let | Store) for s in body):  # sizes of whole vectors are a
+            known = [e for e in known if writer.divides(2, e) or not e.symbols()]  # version
+        while wide > 1 and not all(writer.divides(wide, e) for e in known):
             wide //= 2
         return wide
     width = VECTOR_BYTES // max(d.itemsize for d in found)

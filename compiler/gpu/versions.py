@@ -10,7 +10,7 @@ from stagefuse.dsl.dims import Expr, const, sym
 
 from .loops import Carry, Nest
 from .streams import StreamWriter
-from .teams import WARP, Team, shared_loops
+from .teams import WARP, Team, shared_loops, smaller_of
 
 SLOTS = 8
 """Vectors of a row that a lane has in its version for rows of usual lengths."""
@@ -85,10 +85,25 @@ class VersionWriter(StreamWriter):
         """The dimension that rows are long, if nobody knows whether it is a number of vectors."""
         if self.team.across or self.width & (self.width - 1) or not self._is_plain(body):
             return None
-        for name, nest in self._rows(body):
+        for name, nest in [*self._rows(body), *self._parts_of_rows(body)]:
             if self.width_of(nest) < self.width:
                 return name
         return None
+
+    def _parts_of_rows(self, body: Sequence[Statement]) -> list[tuple[str, Nest]]:
+        """The shared loops along parts of rows, which are whole vectors if rows are: up to so many
+        of the elements that are left of a dimension."""
+        found: list[tuple[str, Nest]] = []
+        for nest in shared_loops(body):
+            _, lo, hi = nest[-1]
+            ends = [self.resolve(end - lo) for end in smaller_of(self.resolve(hi))]
+            left = [e for e in ends if e.as_int() is None]
+            most = [e for e in ends if e.as_int() is not None]
+            if len(left) != 1 or not most or not all(self.divides(self.width, e) for e in most):
+                continue
+            names = sorted(left[0].symbols() & set(self.kernel.dims))
+            found += [(n, nest) for n in names if self.divides(self.width, left[0] - sym(n))]
+        return found
 
     def _rows(self, body: Sequence[Statement]) -> list[tuple[str, Nest]]:
         """The shared loops along rows that are as long as a dimension. One that nothing goes along

@@ -33,6 +33,22 @@ def test_few_long_rows(arch: str, dtype: str, tmp_path: Path, rng: np.random.Gen
     _check(run, x)
 
 
+def test_parts_of_any_rows_are_read_in_vectors(tmp_path: Path, rng: np.random.Generator) -> None:
+    """If they are whole vectors at a call, and all of a lane's are under way before it waits."""
+    source = "pipeline p(x: f32[R, N]) -> (i64[R], f32[R]) where N >= 1:\n"
+    source += "    argmax(x, axis=1), sum(x, axis=1)\n"
+    plan = compiled(tmp_path / "p.pipe", source, ("sm_90a",))
+    check_legal(plan)
+    (parts,) = (x for x in launches(plan) if x.kernel.endswith("_parts_0"))
+    assert int(parts.report["bytes ahead"]) >= 128
+    run = Emulated(plan, "sm_90a")
+    for shape in ((2, 16384 + 4), (1, 16384 + 3)):
+        x = np.full(shape, -np.inf, np.float32)
+        at, total = run({"x": x}, dict(zip("RN", shape, strict=True)))
+        np.testing.assert_array_equal(at, 0)
+        np.testing.assert_array_equal(total, -np.inf)
+
+
 def _check(run: Emulated, x: np.ndarray) -> None:
     total, root, most, at, least = run({"x": x}, dict(zip("RN", x.shape, strict=True)))
     y = x.astype(np.float64)
