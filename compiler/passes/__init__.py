@@ -51,6 +51,7 @@ def pipeline_of(
     from .join_products import JoinProducts
     from .minimal_filters import MinimalFilters
     from .own_results import OwnResults
+    from .seen_taps import SeenTaps
     from .shorten_sorts import ShortenSorts
     from .simplify import Simplify
 
@@ -60,6 +61,7 @@ def pipeline_of(
         *((ShortenSorts(),) if shorten_sorts else ()),
         JoinProducts(),
         AlignRows(single_queries),
+        *((SeenTaps(load),) if filters else ()),
         FindProducts(not channels_last, narrow, integers, single_queries, load, panel),
         *((FloatSums(),) if integers else ()),
         *((ChannelsLast(), FinishProducts()) if channels_last else ()),

@@ -139,7 +139,7 @@ def _product(
         return None
     if not node.type.dtype.is_float and rules.finder is None:
         return None
-    factors = _factors(b, operands[0])
+    factors = factors_of(b, operands[0])
     if factors is None or b.type(operands[0]).dtype.kind != node.type.dtype.kind:
         return None
     domain = b.type(operands[0]).shape
@@ -321,7 +321,7 @@ def _repeated(
     )  # fmt: skip
 
 
-def _factors(b: Builder, ref: Ref) -> tuple[Ref, Ref] | None:
+def factors_of(b: Builder, ref: Ref) -> tuple[Ref, Ref] | None:
     """The two factors of a product of elements, through a view of it that leaves nothing out.
 
     Sums over axes of size 1 have such a view: those of a convolution with a kernel of 1 x 1.
