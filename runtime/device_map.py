@@ -165,7 +165,7 @@ class Lanes:
         pipeline = self.pipeline
         with self.driver.active():
             self.driver.finish_event(lane.space.done)
-            pipeline.report_status(lane.space, bucket)
+            pipeline.report_status(lane.space, bucket.dims)
         results = pipeline._fresh(bucket, False, None)
         for number, result in zip(pipeline._preparer.results, results, strict=True):
             here = lane.here(bucket, number)

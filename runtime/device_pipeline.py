@@ -98,8 +98,8 @@ class DevicePipeline(Pipeline):
     def _new_states(self, types: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]) -> DeviceStates:
         return DeviceStates(self.driver, types)
 
-    def on(self, stream: Any) -> OnStream:
-        made = OnStream(self, self.driver.adopt(stream), stream)
+    def on(self, stream: Any, *, defer_errors: bool = False) -> OnStream:
+        made = OnStream(self, self.driver.adopt(stream), stream, defer_errors)
         with self._lock:
             self._bound.add(made)
         return made
@@ -151,8 +151,10 @@ class DevicePipeline(Pipeline):
             started = again.start(stream, session, out, inputs)
             if started is not None:
                 result, where = started
-                if stream is None or self._plan.sites:
+                if stream is None or (self._plan.sites and not space.defers):
                     self._settle(space, where, again.bucket)
+                elif self._plan.sites:
+                    space.leave(again.bucket)
                 return result
         space.again = None
         return self._run(space, stream, args, out, inputs, session)
@@ -181,9 +183,11 @@ class DevicePipeline(Pipeline):
             targets = self._targets(bucket, operands, given)
         ready = self._start(space, on, bucket, operands, targets, session)
         there = all(isinstance(x, DeviceArray) for x in (*operands, *targets))
-        if stream is None or self._plan.sites or not there:
+        if stream is None or (self._plan.sites and not space.defers) or not there:
             self._settle(space, on, bucket)
         else:
+            if self._plan.sites:
+                space.leave(bucket)
             for target in targets:
                 target.is_made_on(on)
         if given is not None:
@@ -208,7 +212,16 @@ class DevicePipeline(Pipeline):
             space.copy_status(stream)
         self.driver.finish(stream)
         space.rest()
-        self.report_status(space, bucket)
+        self.report_status(space, bucket.dims)
+
+    def report_noted(self, space: Space, stream: Any) -> None:
+        """Raise what kernels of calls that did not ask have reported until now."""
+        status = space.status_host
+        if space.unasked and status is not None and status.view(np.int64)[0]:
+            self.driver.finish(stream)
+            space.rest()
+            buckets, space.unasked = space.unasked, []
+            self.report_status(space, buckets[0].dims if len(buckets) == 1 else None)
 
     def _operands(
         self, stream: Any, args: tuple[Any, ...], inputs: dict[str, Any]
@@ -307,7 +320,7 @@ class DevicePipeline(Pipeline):
             self.driver.trim()
             space.reserve(bucket)
 
-    def report_status(self, space: Space, bucket: DeviceBucket) -> None:
+    def report_status(self, space: Space, dims: dict[str, int] | None) -> None:
         """Raise what the kernels of a finished call reported."""
         if not self._plan.sites or space.status_host is None:
             return
@@ -315,7 +328,7 @@ class DevicePipeline(Pipeline):
         if site:
             space.clear_status()
             space.finish()
-            raise self._out_of_range(site - 1, value, bucket.dims)
+            raise self._out_of_range(site - 1, value, dims)
 
     def _bucket(self, operands: Sequence[Operand], session: Session | None = None) -> DeviceBucket:
         key = tuple([a.shape for a in operands])

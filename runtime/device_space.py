@@ -33,6 +33,8 @@ class Space:
     ) -> None:
         self.driver, self.weights = driver, weights
         self.seen: Memory | None = None  # `status_host` as kernels see it, if they only report
+        self.defers = False  # whether calls leave what kernels report to later ones
+        self.unasked: list[DeviceBucket] = []  # of calls that did, two of them at most
         self.stream: Any = None
         self.done: Any = None
         self.status_host: np.ndarray[Any, Any] | None = None
@@ -124,6 +126,11 @@ class Space:
         memory = self.seen or self.memory
         assert memory is not None
         return Region(memory, 0, STATUS_BYTES)
+
+    def leave(self, bucket: DeviceBucket) -> None:
+        """Leave what the kernels of a call report to a later one."""
+        if len(self.unasked) < 2 and bucket not in self.unasked:
+            self.unasked.append(bucket)
 
     def copy_status(self, stream: Any) -> None:
         """Have `status_host` say what kernels reported, once what is on the stream is done."""

@@ -22,8 +22,10 @@ class OnStream:
     event between them, until nobody refers to it, or the pipeline is closed.
     """
 
-    def __init__(self, pipeline: DevicePipeline, stream: Any, owner: Any) -> None:
-        self.pipeline, self.stream = pipeline, stream
+    def __init__(
+        self, pipeline: DevicePipeline, stream: Any, owner: Any, defer_errors: bool = False
+    ) -> None:
+        self.pipeline, self.stream, self.defer_errors = pipeline, stream, defer_errors
         self.space: Space | None = None
         self._is_active = pipeline.driver.is_active
         self._owner = owner  # the caller's object, without which there may be no stream
@@ -41,7 +43,10 @@ class OnStream:
         if space is None:
             pipeline._require_open()  # closing waits for the lock, and then lets go
             space = self.space = pipeline.acquire()
+            space.defers = self.defer_errors and space.seen is not None
         try:
+            if space.defers:
+                pipeline.report_noted(space, self.stream)
             return pipeline.made(space, self.stream, args, out, inputs, None)
         except (InputError, IndexOutOfRange):
             raise
@@ -49,6 +54,17 @@ class OnStream:
             self.space = None
             pipeline.discard(space, self.stream)
             raise
+
+    def check(self) -> None:
+        """Wait for what is on the stream. Raises IndexOutOfRange of a call that did not wait."""
+        with self._lock, self.pipeline.driver.active():
+            if self.space is not None:
+                self._asked(self.space)
+
+    def _asked(self, space: Space) -> None:
+        self.pipeline.driver.finish(self.stream)
+        self.pipeline.report_noted(space, self.stream)
+        space.unasked = []
 
     def let_go(self) -> None:
         """Give the space back to the pipeline, as soon as no call is in it."""
@@ -58,6 +74,10 @@ class OnStream:
                 return
             with closing(self.pipeline.driver):
                 try:
+                    if space.defers:  # what nobody asked for is not the next call's
+                        with suppress(IndexOutOfRange):
+                            self._asked(space)
+                        space.defers = False
                     self.pipeline.give_back(space)
                 except DeviceError:  # such as for a stream that its owner has closed
                     self.pipeline.discard(space, None)

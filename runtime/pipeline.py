@@ -123,11 +123,14 @@ class Pipeline(ABC):
                 f"  = help: `session = pipeline.session({sizes})`, then `session(...)`"
             )
 
-    def on(self, stream: Any) -> Callable[..., Any]:
+    def on(self, stream: Any, *, defer_errors: bool = False) -> Callable[..., Any]:
         """The pipeline on a GPU's stream of the caller's, an object with `__cuda_stream__`.
 
         A call runs behind what is on the stream already, and returns as soon as it is under way
-        where inputs and results are arrays of the device and no index can be out of range.
+        where inputs and results are arrays of the device and no index can be out of range. With
+        `defer_errors` it does so too where one can, unless the pipeline keeps states: an index out
+        of range is then raised by a later call on the stream, or by `check()` of what this gives,
+        which waits; results of a call that met one are not to be used.
         Raises InputError where there are no streams.
         """
         raise InputError(f"{self.device} has no streams: call the pipeline itself")
@@ -189,11 +192,14 @@ class Pipeline(ABC):
             )
         return [(x, (view or _target_view)(x)) for x in items]
 
-    def _out_of_range(self, number: int, value: int, dims: dict[str, int]) -> Exception:
+    def _out_of_range(self, number: int, value: int, dims: dict[str, int] | None) -> Exception:
+        """`dims`: of the call; None if it is not known which of several it was."""
         if not 0 <= number < len(self._plan.sites):
             return InternalError(f"a kernel reported the unknown site {number}")
         site = self._plan.sites[number]
-        extent = f", the axis has size {Evaluator(dims)(site.extent)}" if site.extent else ""
+        extent = ""
+        if site.extent and dims is not None:
+            extent = f", the axis has size {Evaluator(dims)(site.extent)}"
         reason = site.message or "this index is out of range"
         lines = [f"{reason}: it is {value}{extent}", f"  --> {site.file}:{site.line}:{site.column}"]
         if site.text:

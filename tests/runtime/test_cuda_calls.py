@@ -220,6 +220,33 @@ def test_index_out_of_range(lookup: DevicePipeline, cuda: FakeCuda) -> None:
         lookup.on(cuda.foreign_stream())(table=at, ids=which)
 
 
+def test_an_index_out_of_range_that_is_told_later(lookup: DevicePipeline, cuda: FakeCuda) -> None:
+    """By the next call that finds it, or by `check`; not by calls of others."""
+    stream = cuda.foreign_stream()
+    on = lookup.on(stream, defer_errors=True)
+    table, good, bad = batch((5,)), np.array([4, 0]), np.array([1, 7])
+    at, right, wrong = (cuda.tensor(x) for x in (table, good, bad))
+    on(table=at, ids=wrong)
+    on(table=at, ids=right)  # the GPU has not come to the first
+    with pytest.raises(sf.IndexOutOfRange, match="it is 7, the axis has size 5"):
+        on.check()
+    on.check()
+    result = on(table=at, ids=right)
+    np.testing.assert_array_equal(read(result, stream), table[good])
+    on(table=at, ids=wrong)
+    cuda.finish_all()
+    with pytest.raises(sf.IndexOutOfRange, match="it is 7"):
+        on(table=at, ids=right)
+    on(table=at, ids=wrong)
+    on.let_go()
+    np.testing.assert_array_equal(lookup(table=table, ids=good), table[good])
+    longer = cuda.tensor(np.array([1, 9, 0]))
+    on(table=at, ids=right)
+    on(table=at, ids=longer)
+    with pytest.raises(sf.IndexOutOfRange, match=r"it is 9\n"):  # of which size is not said
+        on.check()
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
 def test_map(affine: DevicePipeline, cuda: FakeCuda, depth: int) -> None:
     batches = [batch((1 + i % 3, 3 * (1 + i % 4))) for i in range(11)]
