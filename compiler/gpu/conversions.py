@@ -68,14 +68,17 @@ def _unsigned_to_float(c: Code, value: Value, kind: str) -> Value:
 def _float_to_integer(c: Code, value: Value, kind: str) -> Value:
     """Saturating; NaN gives 0."""
     wide = "i64" if kind == "i64" else "i32"
-    result = c.pure(f"cvt.rzi.s{BITS[wide]}.{TYPE[value.type]}", wide, value)
+    result = c.wholes.get(value.text) if wide == "i32" else None
+    result = result or c.pure(f"cvt.rzi.s{BITS[wide]}.{TYPE[value.type]}", wide, value)
     if wide == "i64" or value.type == "double":  # only a conversion of f32 to 32 bits gives 0
         result = value.is_nan().select(c.const(0, wide), result)
     if kind in NARROW:
         top = (1 << (BITS[kind] - 1)) - 1
-        result = c.extreme("smin", c.extreme("smax", result, c.const(-top - 1, wide)),
-                           c.const(top, wide))  # fmt: skip
-        result = Value(c, result.text, kind, result.depth)
+        found = c.extreme("smin", c.extreme("smax", result, c.const(-top - 1, wide)),
+                          c.const(top, wide))  # fmt: skip
+        if kind == "i8":
+            c.clamped[found.text] = result
+        return Value(c, found.text, kind, found.depth)
     return result
 
 

@@ -121,6 +121,10 @@ class Code(Lines):
         self.tables: set[str] = set()
         self.stored: dict[str, tuple[str, Value]] = {}
         """Registers whose value is that of another one, with an element as it is stored."""
+        self.wholes: dict[str, Value] = {}
+        """f32 registers that are integers, as those of 32 bits that they are converted to."""
+        self.clamped: dict[str, Value] = {}
+        """Registers that are others of 32 bits, clamped to what i8 has."""
         self.fields = Fields(self)
         self._counts: dict[str, int] = {}
         self._integers: dict[tuple[int, str], Value] = {}
@@ -340,8 +344,8 @@ class Code(Lines):
     def intrinsic(self, name: str, *args: Value) -> Value:
         """LLVM's intrinsic of this name."""
         kind = args[0].type
-        if name in _ROUND:
-            return self.pure(f"cvt.{_ROUND[name]}.{TYPE[kind]}.{TYPE[kind]}", kind, *args)
+        if name in ROUND:
+            return self.pure(f"cvt.{ROUND[name]}.{TYPE[kind]}.{TYPE[kind]}", kind, *args)
         if name == "copysign":
             top = 1 << (BITS[kind] - 1)
             size, sign = args[0].bits() & (top - 1), args[1].bits() & top
@@ -404,4 +408,4 @@ _RELATION = {
     "eq": lambda x, y: x == y, "ne": lambda x, y: x != y, "lt": lambda x, y: x < y,
     "le": lambda x, y: x <= y, "gt": lambda x, y: x > y, "ge": lambda x, y: x >= y,
 }  # fmt: skip
-_ROUND = {"rint": "rni", "floor": "rmi", "ceil": "rpi", "trunc": "rzi"}
+ROUND = {"rint": "rni", "floor": "rmi", "ceil": "rpi", "trunc": "rzi"}

@@ -50,6 +50,9 @@ def packed(code: Code, raw: Sequence[Value], dtype: DType) -> list[Value]:
             code.write("mov.b32", word, f"{{{raw[2 * n].text}, {raw[2 * n + 1].text}}}")
         return words
     each = 32 // dtype.bits
+    if are_clamped(code, raw, dtype):
+        wide = [code.clamped[v.text] for v in raw]
+        return [_clamped(code, wide[n : n + each]) for n in range(0, len(wide), each)]
     found = []
     for first in range(0, len(raw), each):
         word = code.const(0, "i32")
@@ -58,6 +61,20 @@ def packed(code: Code, raw: Sequence[Value], dtype: DType) -> list[Value]:
             word = word | part.shl(n * dtype.bits)
         found.append(word)
     return found
+
+
+def are_clamped(code: Code, raw: Sequence[Value], dtype: DType) -> bool:
+    """Whether elements are whole words of integers that are clamped to i8."""
+    return dtype.name == "i8" and len(raw) % 4 == 0 and all(v.text in code.clamped for v in raw)
+
+
+def _clamped(code: Code, values: Sequence[Value]) -> Value:
+    """A word of four integers clamped to i8, the first in the lowest byte (PTX ISA 9.7.9.22,
+    "cvt.pack": two of them below the lower half of a word)."""
+    a, b, c, d = values
+    form = "cvt.pack.sat.s8.s32.b32"
+    upper = code.pure(form, "i32", d, c, code.const(0, "i32"))
+    return code.pure(form, "i32", b, a, upper)
 
 
 def suffix(count: int) -> str:

@@ -16,7 +16,7 @@ from stagefuse.compiler.operators import BITS, POWERS, power_by_products, unsign
 from stagefuse.dsl.dtypes import DTYPES, DType
 
 from . import quotients
-from .ir import Code, Value
+from .ir import ROUND, Code, Value
 
 REGISTER = shared.REGISTER
 Rule = Callable[[Code, Sequence[Value], DType], Value]
@@ -39,6 +39,7 @@ RAW = {
 E4M3_IN_F32 = 0x87F00000 - (1 << 32)
 E4M3_NAN = 480.0
 """What the bits that stand for NaN in f8e4m3 would be, as others are."""
+ROUNDED = {"round": "rint", "floor": "floor", "ceil": "ceil", "trunc": "trunc"}
 MANTISSA = {"f16": 11, "bf16": 8}
 """The bits of integers that floats hold exactly."""
 
@@ -139,7 +140,11 @@ def apply(code: Code, fn: str, args: Sequence[Value], dtype: DType) -> Value:
     rule = cast(Rule, shared.RULES[fn])
     if fn in ("floordiv", "mod") and dtype.is_float:
         return _formula(code, rule, args, dtype)
-    return rule(code, args, dtype)
+    found = rule(code, args, dtype)
+    if fn in ROUNDED and found.type == "float":  # ptxas drops it where nothing is converted
+        form = f"cvt.{ROUND[ROUNDED[fn]]}.s32.f32"
+        code.wholes[found.text] = code.pure(form, "i32", args[0])
+    return found
 
 
 def _formula(

@@ -461,7 +461,7 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         code = self.code
         raw = [self._held(scalars.to_memory(code, v, memory.dtype)) for v in values]
         name = scalars.ACCESS[memory.dtype.name].replace("s", "b", 1)
-        if packed.is_packed(memory.dtype, len(raw)):
+        if packed.is_packed(memory.dtype, len(raw)) or packed.are_clamped(code, raw, memory.dtype):
             raw, name = packed.packed(code, raw, memory.dtype), "b32"
         form = f"st.{memory.space}{packed.suffix(len(raw))}.{name}"
         code.write(form, at, packed.listed(raw), guard=self.active)
