@@ -33,8 +33,9 @@ SHORT = 12
 """From row to row of a stripe, below which rows are not told apart."""
 LONG = 64
 """Columns that fill their vectors well enough however they are counted."""
-SMALL, TALL = 16, 16
-"""Elements of a window, and of a column of one, up to which it is written out."""
+SMALL, TALL = 16, 8
+"""Elements of a window, and of a column of one or of a part of it, up to which it is written
+out."""
 VECTORS = 8
 """Vectors of short rows that are reduced side by side, at most, their sums in registers."""
 LINES, TAPS = 4, 200
@@ -162,6 +163,8 @@ class _Planes:
             self.windows = plane.windows.of_one_plane
         self.split = self._is_split()
         self.outer, self.inner = self._written_out()
+        self.parts = self._parts()
+        self.begin = 0
         self.stripe = stripe = Stripe(low, plane.windows, self.view.type.dtype.compute, joined)
         wide, pitch = stripe.columns(PIECE, PIECE)
         rows, self.lines = self._rows(pitch)
@@ -212,10 +215,8 @@ class _Planes:
     def _written_out(self) -> tuple[Digits, Digits]:
         """The digits of a window that are loops, and those that are written out: all of a small
         one, of a larger one those that go down, since rows of windows share what they read."""
-        digits = self.windows.digits
-        moves = {name for name, _ in self.windows.axes[-1].shifts}
-        along = tuple(d for d in digits if d[0] in moves)
-        down = tuple(d for d in digits if d[0] not in moves)
+        digits, along = self.windows.digits, self._along()
+        down = tuple(d for d in digits if d not in along)
         if self.split:
             return (), down
         for outer, inner, most in (
@@ -224,9 +225,29 @@ class _Planes:
             (down, along, UNROLLED),
         ):
             size = product_of([size for _, size, _ in inner]).as_int()
+            if size is not None and outer and outer == along and len(inner) == 1:
+                return outer, inner  # in parts
             if size is not None and size <= (most if outer or len(inner) > 1 else UNROLLED):
                 return outer, inner
         return digits, ()
+
+    def _parts(self) -> list[tuple[int, Digits]]:
+        """Where the parts of a window that are written out begin along its only digit, and that
+        with the size of each: a part is no higher than TALL."""
+        known = self.inner[0][1].as_int() if len(self.inner) == 1 and self.outer else None
+        if known is None or known <= TALL or self.outer[0] not in self._along():
+            return [(0, self.inner)]
+        ((name, _, step),) = self.inner
+        most = -(-known // -(-known // TALL))
+        return [
+            (begin, ((name, const(min(most, known - begin)), step),))
+            for begin in range(0, known, most)
+        ]
+
+    def _along(self) -> Digits:
+        """The digits of a window that move it along rows."""
+        moves = {name for name, _ in self.windows.axes[-1].shifts}
+        return tuple(d for d in self.windows.digits if d[0] in moves)
 
     def _rows(self, pitch: Expr) -> tuple[int, int]:
         """Rows of windows in a step, as many as a stripe has room for, evenly; and in a group."""
@@ -239,7 +260,7 @@ class _Planes:
         rows = -(-height // -(-height // most))
         if known < SHORT and not self.is_narrow:
             return rows, 1
-        size = product_of([size for _, size, _ in self.inner]).as_int() or 1
+        size = product_of([size for _, size, _ in self.parts[0][1]]).as_int() or 1
         lines = 2 * LINES if self.is_narrow else LINES
         lines = max(min(lines, rows, TAPS // size), 1)
         return -(-rows // lines) * lines, lines
@@ -295,11 +316,12 @@ class _Planes:
                 return columns(more)
             low.loop(rest[0][0], const(0), rest[0][1], lambda: nest(rest[1:]))
 
-        if self.outer:
-            columns(lambda *_: start_of(self.kind, self.dtype))
+        if not self.outer:
+            return columns(part)
+        columns(lambda *_: start_of(self.kind, self.dtype))
+        for begin, digits in self.parts:
+            self.begin, self.inner = begin, digits
             nest(self.outer)
-        else:
-            columns(part)
 
     def _reduce_rows(self) -> None:
         """Reduces the row of a window that begins at each place of the stripe."""
@@ -347,6 +369,12 @@ class _Planes:
         operand, inside = _element(low, self.plane, const(0))
         planes = {name: sym(name) for name, _, _ in self.windows.channels}
         place = stripe.place(planes) + line * self.apart + sym(COLUMN)
+        if self.begin:
+            moved = {name: sym(name) + self.begin for name, _, _ in self.inner}
+            place = place.substitute(moved)
+            inside = tuple(
+                Index(i.expr.substitute(moved)) if isinstance(i, Index) else i for i in inside
+            )
         load = Load(stripe.name, (Index(place),), stripe.dtype)
         before = low.facts
         low.facts = before.with_ranges({n: (const(0), size - 1) for n, size, _ in self.inner})
