@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import ClassVar
 
 from stagefuse.compiler.cpu.values import post_order
@@ -32,7 +33,9 @@ MOST_AHEAD = 32
 computed."""
 STAGE = "stage'"
 
-Read = Callable[[Memory, str, int], tuple[Value, ...]]
+Number = tuple[int, ...]
+"""Which of a lane's loads for a stage one is."""
+Read = Callable[[Number, Memory, str, int], tuple[Value, ...]]
 """What gives the registers of so many elements from an address."""
 
 
@@ -58,9 +61,9 @@ def start_vector(
     """Reads what `vector` takes apart later, by loads whose positions are known; into registers
     that `read` gives, if it is given."""
     with _at(w, slot, at, mask, together):
-        for _ in w.elements():
-            for load in loads:
-                w.start_reading(load, read)
+        for n, _ in enumerate(w.elements()):
+            for m, load in enumerate(loads):
+                w.start_reading(load, None if read is None else partial(read, (n, m)))
 
 
 @contextmanager
@@ -71,6 +74,11 @@ def _at(
     with w.slot_of(slot, mask), w.binding(**at):
         yield
     w.together = before
+
+
+def _numbered(read: Read, lead: Number) -> Read:
+    """The same for some of the loads, whose numbers begin so."""
+    return lambda which, memory, at, count: read((*lead, *which), memory, at, count)
 
 
 def plain_loads(value: KernelValue) -> list[Load]:
@@ -121,7 +129,7 @@ class Computed(Copies):
         self.loads = plain_loads(tile.s.element)
         self.first: list[tuple[Value, Value]] = []
         self.next: tuple[Value, Value] | None = None
-        self.ahead: list[tuple[Value, ...]] = []
+        self.ahead: dict[Number, tuple[Value, ...]] = {}
         """Registers with what is read for the next stage."""
 
     def _right(self, ring: Value) -> list[Copy]:
@@ -155,16 +163,21 @@ class Computed(Copies):
             self.first.append((number, into))
             return
         w = self.writer
-        if self.ahead:
-            # the registers are loaded again while what is made of them here is still known
-            read = iter([tuple(w.code.variable(v.type, v) for v in x) for x in self.ahead])
-            self._start(number, lambda *_: next(read))
-            assert next(read, None) is None
+        # the registers are loaded again while what is made of them here is still known
+        had = {n: tuple(w.code.variable(v.type, v) for v in x) for n, x in self.ahead.items()}
+
+        def found(which: Number, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
+            return had.get(which) or w.read_words(memory, at, count)
+
+        def again(which: Number, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
+            return w.read_words(memory, at, count, self.ahead.get(which, ()))
+
+        if had:
+            self._start(number, found)
         self._compute(number, into)
         w.under_way = {}
-        if self.ahead:
-            again = iter(self.ahead)
-            self._start(number + 1, lambda memory, at, n: w.read_words(memory, at, n, next(again)))
+        if had:
+            self._start(number + 1, again)
             w.under_way = {}
 
     def ready(self) -> None:
@@ -172,22 +185,26 @@ class Computed(Copies):
         for number, _ in self.first:
             self._start(number)
         words = sum(len(x) for x in w.under_way.values())
-        known = len(w.under_way)
         if self.tile.stages > 1 and words <= MOST_AHEAD * len(self.first):
             after = w.code.const(len(self.first), "i32")
-            self._start(w.code.variable("i32", after))
-            self.ahead = list(w.under_way.values())[known:]
+            self._start(w.code.variable("i32", after), self._keep)
         for number, into in self.first:
             self._compute(number, into)
         w.under_way = {}
+
+    def _keep(self, which: Number, memory: Memory, at: str, count: int) -> tuple[Value, ...]:
+        """Registers that a load is made into for every stage from this one on."""
+        self.ahead[which] = self.writer.read_words(memory, at, count)
+        return self.ahead[which]
 
     def _start(self, number: Value, read: Read | None = None) -> None:
         """Starts to read for a stage."""
         w, s = self.writer, self.tile.s
         with self.at_stage(number):
             for turn in self.turns:
-                for slot, k, mask in self._rows(turn):
-                    start_vector(w, self.loads, slot, {s.k: k}, mask, self.rows, read)
+                for n, (slot, k, mask) in enumerate(self._rows(turn)):
+                    own = None if read is None else _numbered(read, (turn, n))
+                    start_vector(w, self.loads, slot, {s.k: k}, mask, self.rows, own)
 
     def _compute(self, number: Value, into: Value) -> None:
         """Computes and stores what was read for a stage."""
