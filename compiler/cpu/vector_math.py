@@ -447,15 +447,6 @@ def pow_limits(c: Code, x: Value, y: Value, magnitude: Value) -> Value:
     return (x.compare("eq", 1.0) | y.compare("eq", 0.0)).select(one, result)
 
 
-def in_double(function: Function) -> Function:
-    """The f32 form of a function by way of f64."""
-
-    def wrapped(c: Code, x: Value) -> Value:
-        return function(c, x.to("fpext", "double")).to("fptrunc", "float")
-
-    return wrapped
-
-
 FUNCTIONS: dict[str, tuple[Function, int]] = {
     "exp": (exp, 1), "exp2": (exp2, 1), "log": (log, 1), "log2": (log2, 1), "log1p": (log1p, 1),
     "expm1": (expm1, 1), "tanh": (tanh, 1), "erf": (erf, 1), "gelu": (gelu, 1),
@@ -477,8 +468,3 @@ def definition(name: str, llvm_type: str) -> str:
     args = [code.value(f"%x{i}", llvm_type) for i in range(arity)]
     result = function(code, *args)
     return function_text(symbol(name, llvm_type), args, code, result)
-
-
-def needs_table(name: str, llvm_type: str) -> bool:
-    """Whether a function reads the table of 2/pi."""
-    return llvm_type == "double" and name in ("sin", "cos", "tan")

@@ -31,7 +31,6 @@ from .teams import WARP, Team, choose
 from .tensor_maps import MAP_ALIGNMENT, MAP_BYTES, TensorMap
 
 PTX_VERSION = "8.7"
-PARAMETER_LIMIT = 4096  # bytes of parameters of a kernel on every target
 MOST_BYTES = 1 << 42
 """No buffer of any GPU is larger."""
 ROUND_BLOCKS = 512

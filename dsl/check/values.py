@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import DType
@@ -177,13 +177,6 @@ class Special(Value):
 class Module(Value):
     name: str
     scope: ModuleScope
-
-
-@frozen
-class Keywords:
-    """Arguments given by name, in order, with what they were in the source."""
-
-    values: dict[str, Any]
 
 
 POISON = Poison()

@@ -12,7 +12,6 @@ others may write (a spin loop) lets others go first, each time round.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -493,6 +492,3 @@ class Machine:
             line=x.line, file=self.program.module.file(x.loc.file) if x.loc else "",
             source_line=x.loc.line if x.loc else 0, block=block, thread=within,
         )  # fmt: skip
-
-
-Sync = Callable[[Group], None]

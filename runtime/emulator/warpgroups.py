@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 THREADS = 128
-NEVER = np.iinfo(np.int64).max
 
 
 class Warpgroups:

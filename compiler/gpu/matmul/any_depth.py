@@ -22,6 +22,8 @@ FEW = 8
 """Tiles, and the depth, that lengths are chosen for where these are not known."""
 DEEP = 8192
 LENGTHS = (128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+"""Multiples of what a stage has of the depth, of bytes too: tensor copies bring whole stages, and
+what they brought of the next stretch would be added twice."""
 DEPTHS = tuple(n << m for m in range(8, 16) for n in (2, 3))
 GAIN = 0.85
 """The part of the time at which stretches are worth a second kernel."""

@@ -60,11 +60,6 @@ class StageWriter(KernelWriter):
         self._lanes()
         self._set_up()
 
-    def at_turn(self, step: str, value: Value) -> None:
-        """From now on a recurrence is at a step."""
-        self.symbols = {**self.symbols, step: value}
-        self._forget_bounds()
-
     def run(self, blocks: Value) -> None:
         """The stage at a step: its teams, shared by so many blocks."""
         code = self.code

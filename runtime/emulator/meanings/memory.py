@@ -38,7 +38,6 @@ from . import effect, pure
 if TYPE_CHECKING:
     from stagefuse.runtime.emulator.machine import Group
 
-_ELEMENT = {"b128": "b64"}
 ORDERS = ("relaxed", "acquire", "release", "acq_rel", "volatile")
 """Words of accesses that other threads may do at the same time (PTX ISA, "strong operations")."""
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stagefuse.runtime.emulator.arrays import warps_of
 from stagefuse.runtime.emulator.operands import Get, getter, putter, result_parts
 from stagefuse.runtime.emulator.program import Run, Site
 from stagefuse.runtime.emulator.values import DTYPES
@@ -16,7 +15,7 @@ from stagefuse.runtime.emulator.values import DTYPES
 from . import effect
 
 if TYPE_CHECKING:
-    from stagefuse.runtime.emulator.machine import Batch, Group
+    from stagefuse.runtime.emulator.machine import Group
 
 Array = NDArray[Any]
 UNDEFINED = np.uint32(0xCDCDCDCD)
@@ -208,8 +207,3 @@ def elect(site: Site) -> Run:
         also(g, chosen == g.threads() % 32)
 
     return _each_mask(mask, run)
-
-
-def whole_warps(batch: Batch, g: Group) -> Array:
-    """The warps of a group, all of whose lanes that exist are in it."""
-    return warps_of(g.threads())

@@ -259,10 +259,6 @@ def _log2(m: Maps, operands: Sequence[Tensor]) -> Tensor:
     return m.op("Div", m.op("Log", operands[0]), m.like(operands[0], math.log(2)))
 
 
-def _tan(m: Maps, operands: Sequence[Tensor]) -> Tensor:
-    return m.op("Tan", operands[0])
-
-
 def _gelu(m: Maps, operands: Sequence[Tensor]) -> Tensor:
     (x,) = operands
     if m.model.opset >= 20:
@@ -270,10 +266,6 @@ def _gelu(m: Maps, operands: Sequence[Tensor]) -> Tensor:
     scaled = m.op("Erf", m.op("Mul", x, m.like(x, math.sqrt(0.5))))
     half = m.op("Mul", x, m.like(x, 0.5))
     return m.op("Mul", half, m.op("Add", scaled, m.like(x, 1)))
-
-
-def _neg(m: Maps, operands: Sequence[Tensor]) -> Tensor:
-    return m.op("Neg", operands[0])
 
 
 def _plain(op: str) -> Writer:
