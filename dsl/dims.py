@@ -311,8 +311,13 @@ def _join_divisions(expr: Expr) -> Expr:
             if atom.kind != "%" or power != 1 or atom.args not in quotients:
                 continue
             a, b = atom.args
-            others = Expr(((tuple(p for p in monomial if p[0] != atom), coefficient),))
-            whole = others * b * expr_of(Atom("//", "", (a, b)))
+            rest = tuple([p for p in monomial if p[0] is not atom])
+            quotient, by = Atom("//", "", (a, b)), b.as_int()
+            wanted = (_times(rest, ((quotient, 1),)), coefficient * (by or 0))
+            if by is not None and wanted not in expr.terms:
+                continue
+            others = Expr(((rest, coefficient),))
+            whole = others * b * expr_of(quotient)
             if whole.terms and set(whole.terms) <= set(expr.terms):
                 left = tuple(t for t in expr.terms if t[0] != monomial and t not in whole.terms)
                 return Expr(left) + others * a

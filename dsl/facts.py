@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
 
-from .dims import APPLY, Atom, Expr, IntLike, as_expr, const, divide, expr_of, sym
+from .dims import APPLY, Atom, Expr, IntLike, Monomial, as_expr, const, divide, expr_of, sym
 from .frozen import frozen
 from .points import Point, is_negative_at, points
 from .quotients import unnested
@@ -114,14 +114,26 @@ class Facts:
         low: int | None = 0
         high: int | None = 0
         for monomial, coefficient in expr.terms:
-            span: tuple[int | None, int | None] = (coefficient, coefficient)
-            for atom, power in monomial:
-                around = self._ends_of(atom, depth)
-                for _ in range(power):
-                    span = _interval_product(span, around)
-            low = None if low is None or span[0] is None else low + span[0]
-            high = None if high is None or span[1] is None else high + span[1]
+            least, most = self._span(monomial, depth) if monomial else (1, 1)
+            if coefficient < 0:
+                least, most = most, least
+            low = None if low is None or least is None else low + coefficient * least
+            high = None if high is None or most is None else high + coefficient * most
         return low, high
+
+    def _span(self, monomial: Monomial, depth: int) -> tuple[int | None, int | None]:
+        """The interval of a product of atoms."""
+        (atom, power), *others = monomial
+        span = first = self._ends_of(atom, depth)
+        if power == 1 and not others:
+            return span
+        for _ in range(power - 1):
+            span = _interval_product(span, first)
+        for atom, power in others:
+            around = self._ends_of(atom, depth)
+            for _ in range(power):
+                span = _interval_product(span, around)
+        return span
 
     @cached_property
     def _ends(self) -> dict[tuple[Atom, int], tuple[int | None, int | None]]:

@@ -7,7 +7,7 @@ is a counterexample. Neither is possible too: then the bound is left open, and s
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -127,19 +127,22 @@ def _follows(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
         goal = shorter
         if _Search(sharp, (), goal, BARE_GOALS).steps_to(goal):
             return True
-    simpler = opaque(goal, facts, conditions)
-    if simpler is not None and _is_found(*simpler):
-        return True
-    if _is_found(goal, facts, conditions):
-        return True
-    least = opaque(goal, facts, conditions, positions=True)
-    return least is not None and _is_found(*least)
+    ways = [
+        way for way in (
+            opaque(goal, facts, conditions), (goal, facts, conditions),
+            opaque(goal, facts, conditions, positions=True),
+        ) if way is not None
+    ]  # fmt: skip
+    return any(_is_found(*way) for way in ways) or any(_is_found_together(*way) for way in ways)
 
 
 def _is_found(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
-    """Whether a proof is found: from the conditions, or from what they say together."""
-    if _Search(sharpened(facts, conditions), conditions, goal).proves(goal):
-        return True
+    """Whether a proof from the conditions is found: at a tenth of the price of one from more."""
+    return _Search(sharpened(facts, conditions), conditions, goal).proves(goal)
+
+
+def _is_found_together(goal: Expr, facts: Facts, conditions: Sequence[Expr]) -> bool:
+    """Whether a proof is found from the conditions and what they say together."""
     more = combined([goal], conditions, facts)
     if any(is_plain(-1 - condition, facts) for condition in more):
         return True
@@ -165,6 +168,7 @@ class _Search:
         self.failed: set[Expr] = set()
         self.left = goals
         self.plain = dict.fromkeys(conditions, True)
+        self.slopes = [(condition, _slopes(condition)) for condition in conditions]
         self.depths: dict[str, int] = {}
 
     def proves(self, goal: Expr) -> bool:
@@ -355,9 +359,10 @@ class _Search:
 
     def _without_conditions(self, goal: Expr) -> Iterator[Expr]:
         """The goal less a condition that holds: it follows from what is left."""
-        for condition in self.conditions:
-            if condition.symbols() & goal.symbols():
-                for times in _multiples(goal, condition):
+        outside = _slopes(goal)
+        for condition, inside in self.slopes:
+            if not inside.keys().isdisjoint(outside):
+                for times in _multiples(goal, inside, outside):
                     if self._plain(times):
                         yield goal - condition * times
 
@@ -367,15 +372,21 @@ def _length(cases: tuple[Expr, ...]) -> int:
     return sum([case.length() for case in cases])
 
 
-def _multiples(expr: Expr, condition: Expr) -> tuple[Expr, ...]:
-    """Factors by which a condition may be contained in an expression, with no term that falls."""
+def _multiples(
+    expr: Expr, inside: Mapping[str, int | None], outside: Mapping[str, int | None]
+) -> tuple[Expr, ...]:
+    """Factors by which a condition may be contained in an expression, with no term that falls,
+    given the slopes of both."""
     found = {const(1): None}
-    inside, outside = _slopes(condition), _slopes(expr)
     for name in sorted(inside.keys() & outside.keys()):
         own, wanted = inside[name], outside[name]
         if not own:
             continue
-        slope = expr.coefficient(name) if wanted is None else const(wanted)
+        if wanted is not None:
+            if wanted % own == 0 and wanted // own > 0:
+                found[const(wanted // own)] = None
+            continue
+        slope = expr.coefficient(name)
         if slope is not None:
             times, left = divide(slope, const(own))
             if times.terms and not left.terms and all(c > 0 for _, c in times.terms):

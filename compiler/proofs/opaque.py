@@ -30,7 +30,10 @@ def opaque(
     }
     if not table:
         return None
-    fresh = {name: (0, None) for size in table.values() for name in size.symbols()}
+    fresh = {
+        name: (0, facts.interval(expr_of(atom))[1] if positions else None)
+        for atom, size in table.items() for name in size.symbols()
+    }  # fmt: skip
     plain = Facts({**facts.ranges, **fresh})
     known = sharpened(plain, [c.with_atoms(table) for c in conditions])
     changed: dict[str, tuple[IntLike, IntLike | None]] = {

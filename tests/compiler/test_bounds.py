@@ -50,6 +50,22 @@ def test_quotients_of_sizes_are_as_good_as_sizes(h: str, w: str) -> None:
     assert not bounds.open
 
 
+def test_quotients_and_remainders_of_positions_are_bounded() -> None:
+    """A place in images of 7 x 7 in 16 channels, by the number of a row of panels of 48 places."""
+    ends = {
+        "p": ("0", "(64*B + 47) // 48 - 1"),
+        "s": ("6*p", "(min(48, 64*B - 48*p) + 7) // 8 + 6*p - 1"),
+        "c": ("max(0, 48*p - 8*s)", "min(7, min(8, min(48, 64*B - 48*p) + 48*p - 8*s)) - 1"),
+        "k": ("0", "31"),
+    }
+    facts = Facts({"B": (1, None), **{n: (parse(a), parse(b)) for n, (a, b) in ends.items()}})
+    guards = [parse("k % 2 + s % 8 - 1"), parse("-(k % 2) - s % 8 + 7")]
+    guards.append(parse(ends["c"][1]) - parse(ends["c"][0]))
+    bounds, place = Bounds(), parse("49*(k // 2) + 7*(k % 2 + s % 8 - 1) + c")
+    assert bounds.inside(place, as_expr(784), facts, guards, str) is None
+    assert not bounds.open
+
+
 @pytest.mark.parametrize(
     ("goal", "guards"),
     [
