@@ -19,7 +19,7 @@ def opaque(
 ) -> tuple[Expr, Facts, tuple[Expr, ...]] | None:
     """A goal, facts and conditions in which the quotients of sizes are symbols, and from which the
     ones given follow; None if they have no quotients. `positions`: those of positions too, and
-    remainders, of which only what the conditions say is known then."""
+    remainders, of which only what the conditions say is known then, and their greatest value."""
     ranges = reached((goal, *conditions), facts)
     ends = [as_expr(e) for pair in ranges.values() for e in pair if e is not None]
     table = {
