@@ -46,8 +46,9 @@ LEAST_KEYS = 512
 """Where rows may be more than a tile's."""
 CHUNK = 32
 """Columns of a row that the second kernel takes at a time."""
-TOGETHER = 8
-"""Pieces that a lane reads at a time."""
+TOGETHER = (8, 12)
+"""Pieces that a lane reads at a time, at least and at most: on an H200 a turn of 8 takes about a
+microsecond, in which it waits; of 17 a lane holds 146 registers, of 11 it holds 48."""
 PIECE = 256
 """Keys that a block has at least."""
 WAYS = 4
@@ -58,8 +59,8 @@ BLOCKS = 264
 @frozen
 class Split:
     """How a call is divided. `axis` of the batch: heads of queries, of which `together` share
-    keys; a tile has `queries` of each. `pieces` of the keys, each of `length`; both kernels run
-    where `few` is 1, and nothing does where it is 0."""
+    keys; a tile has `queries` of each. `pieces` of the keys, each of `length`, at most `most` of
+    them; both kernels run where `few` is 1, and nothing does where it is 0."""
 
     axis: int | None
     together: int
@@ -68,6 +69,13 @@ class Split:
     length: Expr
     few: Expr
     ways: int
+    most: int
+
+    @property
+    def at_once(self) -> int:
+        """The pieces that a lane reads at a time: all, or the same number in each turn."""
+        least, most = TOGETHER
+        return max(-(-self.most // -(-self.most // most)), least)
 
     @property
     def head(self) -> Expr:
@@ -95,7 +103,9 @@ def split_of(low: Lowering) -> Split | None:
     wanted = floordiv(const(BLOCKS), maximum(blocks, 1))
     pieces = maximum(minimum(wanted, floordiv(a.keys, PIECE)), 1)
     length = floordiv(a.keys + (pieces * unit - 1), pieces * unit) * unit
-    return Split(axis, together, queries, pieces * few, length, few, _ways(a))
+    once = blocks.evaluate(dict.fromkeys(blocks.symbols(), 1))  # of what may be many, one
+    most = max(BLOCKS // max(once, 1), 1)
+    return Split(axis, together, queries, pieces * few, length, few, _ways(a), most)
 
 
 def _sharing(a: Attention) -> tuple[int | None, int]:
@@ -297,10 +307,11 @@ def lower_joined(low: Lowering, split: Split) -> Parallel:
         return Op("mul", (weight(most, greatest), part(sums, sym("c"), k, 0.0)), F32)
 
     def element() -> None:
-        total = weighed(sym("k") * TOGETHER)
-        for n in range(1, TOGETHER):
-            total = Op("add", (total, weighed(sym("k") * TOGETHER + n)), F32)
-        own = folded("sum", total, floordiv(split.pieces + (TOGETHER - 1), TOGETHER))
+        count = split.at_once
+        total = weighed(sym("k") * count)
+        for n in range(1, count):
+            total = Op("add", (total, weighed(sym("k") * count + n)), F32)
+        own = folded("sum", total, floordiv(split.pieces + (count - 1), count))
         a.finish(own, Local(name, F32), sym("row"), sym("c"))
 
     begin = sym("cb") * CHUNK
