@@ -18,6 +18,8 @@ from functools import partial
 from stagefuse.compiler.fusion.fuse_rules import ROW_LIMIT
 from stagefuse.compiler.fusion.groups import Group
 from stagefuse.compiler.fusion.join_reduced import reductions_of
+from stagefuse.compiler.gpu.matmul.deep_split import DRAWN, SECOND
+from stagefuse.compiler.gpu.matmul.persistent import BLOCKS
 from stagefuse.compiler.gpu.matmul.split_depth import parts_of
 from stagefuse.compiler.graph import Graph, Map, Reduce, Ref, Scalar, View
 from stagefuse.compiler.kernel_ir import Buffer, Const, Fold, Index, Load, Local, Op, Store, Value
@@ -79,13 +81,27 @@ def share_of(low: Lowering) -> Expr:
     if any(n.type.shape != group.domain for n, _ in found) or not group.domain:
         return const(0)
     node, reduce = found[0]
+    extents = [graph.type(node.operands[0]).shape[a] for a in reduce.axes]
     blocks, least = size_of(group.domain), LEAST
     if reads_across(low):
         blocks, least = column_blocks(low), LEAST_ROWS
-    extents = [graph.type(node.operands[0]).shape[a] for a in reduce.axes]
+        row = column_width(low) * graph.type(node.operands[0]).dtype.itemsize
+        if _evens_out(blocks.as_int(), size_of(extents).as_int(), row):
+            return const(1)
     few = 1 - minimum(floordiv(blocks, FULL), const(1))
     long = minimum(floordiv(size_of(extents), least), const(1))
     return graph.facts.simplify(few * long)
+
+
+def _evens_out(blocks: int | None, rows: int | None, row: int) -> bool:
+    """Whether some multiprocessors have a block of columns more than others, and that takes much
+    more than a second kernel: parts of blocks are as many for each. `row`: bytes of a block's."""
+    if blocks is None or rows is None or not blocks or rows % PART_ROWS:
+        return False
+    parts = rows // PART_ROWS
+    most, even = -(-blocks // BLOCKS) * parts, -(-blocks * parts // BLOCKS)
+    spared = (most - even) * PART_ROWS * row / DRAWN
+    return spared > 2 * SECOND
 
 
 @frozen

@@ -224,3 +224,22 @@ def test_reductions_that_need_others_are_cut_level_by_level(
     off = 60 * eps * (y.var(axis) + np.abs(y).mean(axis) * np.abs(y).max())
     assert np.all(np.abs(found[0] - y.var(axis)) <= off)
     np.testing.assert_allclose(found[1], np.log(away), atol=100 * eps, rtol=4 * eps)
+
+
+@pytest.mark.parametrize(("dtype", "columns"), [("f32", 48), ("f16", 130)])
+def test_columns_are_cut_where_some_processors_had_more_of_them(
+    dtype: str, columns: int, tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Three blocks on two multiprocessors are four in two parts, of which each has three halves."""
+    monkeypatch.setattr("stagefuse.compiler.gpu.reductions.split_reductions.BLOCKS", 2)
+    text = (
+        f"pipeline p(x: {dtype}[1, 2048], w: {dtype}[2048, {columns}]) -> {dtype}[1, {columns}]:\n"
+        "    x @ w\n"
+    )
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80",))
+    assert [x.label for x in launches(plan)] == ["p.matmul parts", "p.matmul"]
+    x, w = (rng.integers(-1, 2, s).astype(dtype.replace("f", "float"))
+            for s in ((1, 2048), (2048, columns)))  # fmt: skip
+    (found,) = Emulated(plan, "sm_80")({"x": x, "w": w}, {})
+    assert (found == x.astype(float) @ w.astype(float)).all()  # of at most 2048, which is exact
