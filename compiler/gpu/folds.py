@@ -22,7 +22,7 @@ from .index import INT32
 from .ir import Code, Value
 from .loops import UNROLL, Carry
 from .memory import Slot
-from .private import is_fixed
+from .private import MOST_WORK, is_fixed
 from .teams import WARP
 from .tensor_maps import TensorMap
 from .versions import VersionWriter
@@ -31,9 +31,6 @@ NOWHERE = {"i32": (1 << 31) - 1, "i64": (1 << 63) - 1}
 FEW = 4
 DEEP = 8
 """Rows of a column that a lane has on the way at a time."""
-MOST_WORK = 200
-"""Operations of an element, up to which several vectors are under way: of more it is not the loads
-that take long, and ptxas takes seconds for all that are written out."""
 MOST_LOADS = 8
 """Of an element, up to which those of several vectors are under way; those of one vector are for
 twice as many."""

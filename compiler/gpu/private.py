@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from stagefuse.compiler.cpu.bodies import walk
+from stagefuse.compiler.cpu.bodies import arithmetic, walk
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.kernel_ir import (
     COMPUTED,
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 64
 """Elements of a fold of which lanes have several at once."""
+MOST_WORK = 200
+"""Operations of an element, up to which several vectors are under way: of more it is not the loads
+that take long, and ptxas takes seconds for all that are written out."""
 Nest = tuple[tuple[str, Expr, Expr], ...]
 
 
@@ -145,8 +148,10 @@ def vector_width(writer: LoopWriter, body: tuple[Statement, ...] | None = None) 
     if writer.team.resident:  # it only reduces, and most bytes are of what is narrowest
         wide = VECTOR_BYTES // min(d.itemsize for d in found)
         known = [writer.resolve(e) for e in ends]
-        if all(isinstance(s, Fold | Let | Store) for s in body):  # sizes of whole vectors are a
-            known = [e for e in known if writer.divides(2, e) or not e.symbols()]  # version
+        light = arithmetic(s.value for s in body if isinstance(s, Fold)) <= MOST_WORK
+        if light and all(isinstance(s, Fold | Let | Store) for s in body):
+            # rows of whole vectors are a version
+            known = [e for e in known if writer.divides(2, e) or not e.symbols()]
         while wide > 1 and not all(writer.divides(wide, e) for e in known):
             wide //= 2
         return wide
