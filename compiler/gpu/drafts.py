@@ -61,6 +61,8 @@ from .transposed import lower_elements
 
 SHORT_ROWS = (PART_ROW, 256, 1024, 4096)
 """Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
+FEW_ELEMENTS = 8
+"""Of a row that one lane moves from where data says."""
 WGMMA = ("sm_90a",)
 """Arches with warpgroup instructions."""
 FEW_REDUCED, MANY_REDUCED = 64, 1 << 20
@@ -447,7 +449,8 @@ def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]
     if group.kind == "scan":
         limits = [n for n in limits if n == WARP_ROW]
     elif group.kind == "pointwise":
-        limits = [n for n in limits if PART_ROW < n <= WARP_ROW]
+        limits = [n for n in (FEW_ELEMENTS, PART_ROW, WARP_ROW) if least <= n]
+        limits = [n for n in limits if most is None or n < most]
     found, above = [], const(1)
     for limit in limits:
         beyond = minimum(floordiv(length, limit + 1), const(1))

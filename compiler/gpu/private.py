@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from stagefuse.compiler.cpu.bodies import arithmetic, walk
-from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.cpu.values import parts, post_order
 from stagefuse.compiler.kernel_ir import (
     COMPUTED,
     Alloc,
     Attend,
+    Checked,
     Fold,
     For,
     ForEqual,
@@ -18,6 +19,7 @@ from stagefuse.compiler.kernel_ir import (
     Index,
     Let,
     Load,
+    Local,
     SortDigit,
     SortRow,
     Statement,
@@ -40,6 +42,7 @@ MOST_WORK = 200
 """Operations of an element, up to which several vectors are under way: of more it is not the loads
 that take long, and ptxas takes seconds for all that are written out."""
 Nest = tuple[tuple[str, Expr, Expr], ...]
+Guard = tuple[KernelValue, ...]
 
 
 @frozen
@@ -158,6 +161,34 @@ def vector_width(writer: LoopWriter, body: tuple[Statement, ...] | None = None) 
     width = VECTOR_BYTES // max(d.itemsize for d in found)
     narrow = any(d.itemsize == 1 or d.is_int and d.bits == 16 for d in found)
     return min(width, 4) if narrow else min(width, 8)
+
+
+def positions(body: Sequence[Statement]) -> dict[Checked, Guard]:
+    """The positions from data that each element of statements reads, in order, where what guards
+    them holds: not those that are read under other conditions too, nor what is bound there."""
+    bound, found = {s.name for s in body if isinstance(s, Let)}, dict[Checked, set[Guard]]()
+    for s in body:
+        roots = [s.value, *getattr(s, "indices", ())] if isinstance(s, Let | Store) else []
+        stack: list[tuple[KernelValue, Guard]] = [(root, ()) for root in reversed(roots)]
+        while stack:
+            part, guard = stack.pop()
+            if isinstance(part, Checked):
+                found.setdefault(part, set()).add(guard)
+                continue
+            if isinstance(part, Load) and part.guard:
+                stack += [(g, guard) for g in part.guard]
+                stack += [(i, (*guard, *part.guard)) for i in reversed(part.indices)]
+            else:
+                stack += [(p, guard) for p in reversed(parts(part))]
+    return {
+        part: next(iter(guards))
+        for part, guards in found.items()
+        if len(guards) == 1 and not bound & _locals((part, *next(iter(guards))))
+    }
+
+
+def _locals(values: Sequence[KernelValue]) -> set[str]:
+    return {p.name for v in values for p in post_order(v) if isinstance(p, Local)}
 
 
 def _steps_by_one(a: Access, shape: tuple[Expr, ...]) -> bool:

@@ -1,10 +1,13 @@
-"""Loops that a lane runs by itself along what the kernel only reads, as down a column.
+"""What loops read that is read before their elements.
 
-Several steps are written out, and all their loads come first: ptxas neither writes out such a loop
-nor moves its loads over its stores.
+Of loops that a lane runs by itself along what the kernel only reads, as down a column, several
+steps are written out, and all their loads come first: ptxas neither writes out such a loop nor
+moves its loads over its stores. Of rows that lie where data says, that is read once.
 """
 
 from __future__ import annotations
+
+from contextlib import ExitStack
 
 from stagefuse.compiler.cpu.bodies import work_of
 from stagefuse.compiler.cpu.values import post_order
@@ -12,7 +15,8 @@ from stagefuse.compiler.kernel_ir import For, Index, Let, Load, Store
 from stagefuse.dsl.dims import Expr
 
 from .loops import LIGHT, Carry, LoopWriter
-from .teams import most_of
+from .private import positions
+from .teams import most_of, nest_of
 
 AHEAD = 8
 """Steps that are written out."""
@@ -42,6 +46,28 @@ class StreamWriter(LoopWriter):
         self.straight = True
         self.strided(f"{s.index}'", start, last, 1, [], body, (s.lo, s.hi - 1), AHEAD, load)
         self.straight = False
+
+    def share(self, s: For) -> None:
+        before = self.noted
+        with self.noting_late(), self.scope():
+            if self.slot is None:
+                self._find_rows(nest_of(s))
+            found, self.noted = self.noted, before
+            super().share(s)
+            self.noted = found
+
+    def _find_rows(self, nest: list[For]) -> None:
+        """Reads the positions from data that all elements of a nest have."""
+        own = {f.index for f in nest}
+        for found, guard in positions(nest[-1].body).items():
+            values = [self._unique(v) for v in (found, *guard)]
+            if any(own & self.names(v) or self._is_volatile(v) for v in values):
+                continue
+            with ExitStack() as where:
+                for f in nest:
+                    where.enter_context(self.when(self.holds("gt", f.hi, f.lo)))
+                where.enter_context(self.when(self.all_of(guard)))
+                self.value(found)
 
     def _streamed(self, s: For) -> list[Load]:
         """What a loop with little to do reads at its position from what the kernel only reads;

@@ -217,17 +217,25 @@ def choose(kernel: Kernel, facts: Facts) -> Team:
 
 
 def _steps_alike(kernel: Kernel) -> bool:
-    """Whether a step reduces rows, and all steps run the same instructions, whatever their number
-    and data, and keep nothing in memory."""
+    """Whether a step reduces rows, or moves one from where data says, and all steps run the same
+    instructions, whatever their number and data, and keep nothing in memory."""
     outer = {name for name, _ in kernel.parallel}
     nests = list(shared_loops(kernel.body))
     ends = {n for nest in nests for _, lo, hi in nest for n in lo.symbols() | hi.symbols()}
-    if not outer or outer & ends or not any(isinstance(s, Fold) for s in kernel.body):
+    if not outer or outer & ends:
+        return False
+    if not any(isinstance(s, Fold) for s in kernel.body) and not _is_gathered(kernel):
         return False
     return all(
         isinstance(s, Fold | Let | Store) or (isinstance(s, For) and _plain(nest_of(s)[-1]))
         for s in kernel.body
     )
+
+
+def _is_gathered(kernel: Kernel) -> bool:
+    """Whether a step is elements that lie where data says."""
+    values = (s.value for s in walk(kernel.body) if isinstance(s, Let | Store))
+    return any(isinstance(part, Checked) for v in values for part in post_order(v))
 
 
 def _goes_along(kernel: Kernel) -> bool:

@@ -31,7 +31,10 @@ def test_gathers(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
     check_legal(plan)
     assert not any(x.report.get("spill bytes") for x in launches(plan))
     single, rows, wide, element = (Emulated(plan, arch, n) for n in range(4))
-    for n, m, d in ((5, 2100, 33), (700, 2048, 260), (1, 3, 1030), (9, 0, 4), (30, 70, 0)):
+    for n, m, d in (
+        (5, 2100, 33), (700, 2048, 260), (1, 3, 1030), (9, 0, 4), (30, 70, 0), (40, 301, 1),
+        (7, 33, 12),
+    ):  # fmt: skip
         dims = {"N": n, "M": m, "D": d}
         i, j = (rng.integers(-n, n, m) for _ in range(2))
         for bad in (False, True) if m else (False,):
@@ -64,3 +67,12 @@ def test_loads_of_rows_wait_for_no_branch(tmp_path: Path) -> None:
     loads = [m.start() for m in re.finditer(r"ld\.global\.nc\.v4", body)]
     notes = [m.start() for m in re.finditer(r"atom\.global\.cas", body)]
     assert loads and len(notes) == 1 and max(loads) < notes[0]
+
+
+def test_where_a_row_lies_is_read_once(tmp_path: Path) -> None:
+    """For all vectors of it that a lane has, which registers then have room for."""
+    source = TEXT.split("pipeline wide")[1].split("pipeline")[0]
+    plan = compiled(tmp_path / "p.pipe", f"pipeline wide{source}", ("sm_90a",))
+    for kernel in re.split(r"\.entry ", plan.ptx["sm_90a"])[1:]:
+        versions = 1 + kernel.count("$long") // 2
+        assert 2 <= len(re.findall(r"ld\.global\S*\.b64", kernel)) <= 2 * versions
