@@ -85,7 +85,9 @@ class VersionWriter(StreamWriter):
         """The dimension that rows are long, if nobody knows whether it is a number of vectors."""
         if self.team.across or self.width & (self.width - 1) or not self._is_plain(body):
             return None
-        for name, nest in [*self._rows(body), *self._parts_of_rows(body)]:
+        holds_tiles = any(isinstance(s, Alloc) for s in walk(body))
+        parts = [] if holds_tiles else self._parts_of_rows(body)
+        for name, nest in [*self._rows(body), *parts]:
             if self.width_of(nest) < self.width:
                 return name
         return None
