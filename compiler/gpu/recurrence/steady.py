@@ -26,6 +26,9 @@ HELD = 96
 
 ROWS = (1, 4, 16)
 """Rows that lanes sum together; there is a version for each."""
+FEWER, BESIDE = 8, 60
+"""As many at most where a lane holds more numbers of the columns than the second: beside 64, of
+four columns of 512, sums of 16 rows spilled."""
 
 
 class SteadyWriter(StageWriter):
@@ -79,10 +82,11 @@ class SteadyWriter(StageWriter):
         if not any(isinstance(x, Fold) for x in s.body):
             return super().share(s)
         code, extent, most = self.code, self.resolve(s.hi - s.lo), self.most(s.hi - s.lo)
+        rows = self._versions(s)
         done = code.label("done")
         code.branch_if(self.holds("gt", extent, const(0)), done, holds=False)
-        if most is None or most > ROWS[-1] or not self.settled:
-            at_once = ROWS[-1] if self.settled else ROWS[0]
+        if most is None or most > rows[-1] or not self.settled:
+            at_once = rows[-1] if self.settled else rows[0]
 
             def some(carry: Carry) -> Carry:
                 self._some_rows(s, sym("some"), at_once)
@@ -94,7 +98,7 @@ class SteadyWriter(StageWriter):
                 self._counted("some", start, end, step, ends, [], some)
             code.start(done)
             return
-        counts = [n for n in ROWS if n < most]
+        counts = [n for n in rows if n < most]
         for count in counts:
             more = code.label("more")
             code.branch_if(self.holds("le", extent, const(count)), more, holds=False)
@@ -103,8 +107,15 @@ class SteadyWriter(StageWriter):
             code.branch(done)
             code.start(more)
         with code.branch_scope(leaves=self.turn_depth):
-            self._some_rows(s, const(0), ROWS[len(counts)])
+            self._some_rows(s, const(0), rows[len(counts)])
         code.start(done)
+
+    def _versions(self, s: For) -> tuple[int, ...]:
+        """The numbers of rows that are summed together, the versions."""
+        folds = [x for x in s.body if isinstance(x, Fold)]
+        depths = [self.most(extent) for fold in folds for _, extent in fold.loops]
+        held = sum(-(-n // WARP) for n in depths if n is not None)
+        return ROWS if held <= BESIDE else (*ROWS[:-1], FEWER)
 
     def _some_rows(self, s: For, start: Expr, count: int) -> None:
         """At most `count` rows, a power of two, from a first one on."""

@@ -320,3 +320,15 @@ def test_lanes_wait_only_for_what_others_wrote(
         np.testing.assert_allclose(found[1], m, rtol=1e-5, atol=1e-6)
         found = found[0][-1]
     np.testing.assert_allclose(found, s, rtol=1e-5, atol=1e-6)
+
+
+def test_columns_of_four_gates_leave_room_for_rows(tmp_path: Path) -> None:
+    """A lane holds 64 numbers of an LSTM of 512 units: 16 rows of sums beside them would spill."""
+    text = """import nn
+
+pipeline p(x: f32[T, B, 2048], r: f32[2048, 512]) -> f32[T, B, 512]:
+    y, _, _ = nn.lstm_steps(x, r)
+    y
+"""
+    for launch in launches(compiled(tmp_path / "p.pipe", text, ("sm_90a",))):
+        assert launch.report["spill bytes"] == 0, launch.kernel
