@@ -212,7 +212,9 @@ class DevicePipeline(Pipeline):
             space.copy_status(stream)
         self.driver.finish(stream)
         space.rest()
-        self.report_status(space, bucket.dims)
+        if self._plan.sites:
+            space.leave(bucket)  # behind those of calls that did not wait
+            self._report_left(space)
 
     def report_noted(self, space: Space, stream: Any) -> None:
         """Raise what kernels of calls that did not ask have reported until now."""
@@ -220,8 +222,12 @@ class DevicePipeline(Pipeline):
         if space.unasked and status is not None and status.view(np.int64)[0]:
             self.driver.finish(stream)
             space.rest()
-            buckets, space.unasked = space.unasked, []
-            self.report_status(space, buckets[0].dims if len(buckets) == 1 else None)
+            self._report_left(space)
+
+    def _report_left(self, space: Space) -> None:
+        """Raise what kernels of the calls that are left, and done, reported."""
+        buckets, space.unasked = space.unasked, []
+        self.report_status(space, buckets[0].dims if len(buckets) == 1 else None)
 
     def _operands(
         self, stream: Any, args: tuple[Any, ...], inputs: dict[str, Any]

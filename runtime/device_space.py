@@ -28,9 +28,7 @@ class Space:
     this machine's memory unless kernels read it, so that no copy follows a call for it.
     """
 
-    def __init__(
-        self, driver: Driver, weights: Mapping[int, Region], is_status_read: bool = True
-    ) -> None:
+    def __init__(self, driver: Driver, weights: Mapping[int, Region], is_status_read: bool) -> None:
         self.driver, self.weights = driver, weights
         self.seen: Memory | None = None  # `status_host` as kernels see it, if they only report
         self.defers = False  # whether calls leave what kernels report to later ones

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .cases import Case, Integers, Normal
+from .cases import TORCH, Case, Integers, Normal
 
-TORCH = {"bf16": "bfloat16", "f16": "float16", "i8": "int8", "f8e4m3": "float8_e4m3fn"}
 TOLERANCE = {"bf16": 2**-6, "f16": 2**-9}
 """Of the largest element: weights and the result are rounded to 16 bits."""
 

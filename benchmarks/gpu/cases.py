@@ -26,6 +26,10 @@ from .kernels import CALLS, LONGEST_NAME, profiled
 from .measure import Gpu, Run, checked, in_turns
 from .plans import plans_of
 
+TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i8": "int8",
+         "f8e4m3": "float8_e4m3fn"}  # fmt: skip
+"""PyTorch's names of dtypes."""
+
 
 @dataclass(frozen=True)
 class Uniform:

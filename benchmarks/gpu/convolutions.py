@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from .cases import Case, Normal
+from .cases import TORCH, Case, Normal
 
 LAYERS = 4
 SIZES = [
@@ -16,7 +16,7 @@ SIZES = [
     (32, 64, 56, 3), (32, 128, 28, 3), (32, 256, 14, 3), (32, 512, 7, 3),
     (32, 256, 56, 1), (8, 96, 57, 5),
 ]  # fmt: skip
-KINDS = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
+KINDS = ("f16", "bf16", "f32")
 TOLERANCE = 2**-6  # of the largest element, each layer rounding to 16 bits
 Sizes = tuple[int, int, int, int]
 
@@ -57,11 +57,11 @@ def _last(torch: Any, x: Any) -> dict[str, Any]:
 def convolutions(torch: Any) -> Iterator[Case]:
     torch.backends.cudnn.benchmark = True
     for sizes in SIZES:
-        for kind, name in KINDS.items():
+        for kind in KINDS:
             batch, channels, places, window = sizes
             scale = (2 / (channels * window * window)) ** 0.5
             shape = (channels, channels, window, window)
-            dtype = getattr(torch, name)
+            dtype = getattr(torch, TORCH[kind])
             kernels = [(torch.randn(shape, device="cuda") * scale).to(dtype) for _ in range(LAYERS)]
             biases = [(torch.randn(channels, device="cuda") * 0.1).to(dtype) for _ in range(LAYERS)]
             last = [k.to(memory_format=torch.channels_last) for k in kernels]
@@ -70,7 +70,7 @@ def convolutions(torch: Any) -> Iterator[Case]:
             yield Case(
                 f"{kind} {', '.join(map(str, sizes))}",
                 source(sizes, kind),
-                {"x": Normal((batch, channels, places, places), name)},
+                {"x": Normal((batch, channels, places, places), TORCH[kind])},
                 partial(chain, torch, last, biases),
                 partial(_wide, torch, kernels, biases), for_peer=partial(_last, torch),
                 weights=weights, tolerance=TOLERANCE,

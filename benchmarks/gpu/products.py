@@ -13,11 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .cases import Case, Integers, Normal
+from .cases import TORCH, Case, Integers, Normal
 
-KINDS = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f8e4m3": "float8_e4m3fn",
-         "i8": "int8"}  # fmt: skip
-"""PyTorch's names."""
 RESULT = {"f8e4m3": "bf16", "i8": "i32"}
 TOLERANCE = {"bf16": 2**-7, "f16": 2**-10, "f32": 1e-5, "f8e4m3": 2**-6, "i8": 0.0}
 """Of the largest element: two units of a result rounded to 16 bits; f8 also keeps some 13 bits of
@@ -83,7 +80,7 @@ class Product:
         )
 
     def inputs(self) -> dict[str, Any]:
-        kind = KINDS[self.kind]
+        kind = TORCH[self.kind]
         x, w = self.shapes()
         if self.kind == "i8":
             return {"x": Integers(128, x, kind, -128), "w": Integers(128, w, kind, -128)}
@@ -203,13 +200,13 @@ def codes(torch: Any) -> Iterator[Case]:
     }  # fmt: skip
     for bits, (made, weights, matrix) in forms.items():
         for kind, rows in (("bf16", (1, 2, 4, 16, 32, 64, 256, 4096)), ("f32", (1, 16))):
-            right = torch.from_numpy(matrix).cuda().to(getattr(torch, KINDS[kind]))
+            right = torch.from_numpy(matrix).cuda().to(getattr(torch, TORCH[kind]))
             for m in rows:
                 yield Case(
                     f"{kind} {m} x {n} x {k}, {bits}",
                     f"weights w = 'w.npz'\npipeline p(x: {kind}[M, {k}]) -> {kind}[M, {n}]\n"
                     f"where M in 1..=8192:\n    m = {made}\n    x @ transpose({kind}(m))\n",
-                    {"x": Normal((m, k), KINDS[kind])}, partial(_by, right),
+                    {"x": Normal((m, k), TORCH[kind])}, partial(_by, right),
                     partial(_by, right.double()), weights=weights, tolerance=TOLERANCE[kind],
                     flops=2.0 * m * n * k,
                 )  # fmt: skip

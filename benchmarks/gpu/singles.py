@@ -10,11 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from .cases import Case, Given, Integers, Normal, Uniform
-
-TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i8": "int8",
-         "f8e4m3": "float8_e4m3fn"}  # fmt: skip
-"""Names of dtypes there."""
+from .cases import TORCH, Case, Given, Integers, Normal, Uniform
 
 
 def sorts(torch: Any) -> Iterator[Case]:

@@ -34,6 +34,16 @@ WAYS = {  # what a program starts with, the sizes among its shapes, and its step
 }
 
 
+def chosen(way: str, seed: int) -> tuple[Program, list[Node], str]:
+    """A random program, its results and its text, which is printed."""
+    first, sizes, steps = WAYS[way]
+    program = Program(seed, steps, consts=sizes, first=first)
+    results = program.results()
+    text = program.source(results)
+    print(text)
+    return program, results, text
+
+
 def dirty(wanted: m.Measured) -> Any:
     """An array for a result, full of what none of its elements is."""
     dtype = np.dtype(m.numpy_dtype(wanted.dtype))
@@ -65,11 +75,7 @@ def test_on_the_cpu(
     rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first, sizes, steps = WAYS[way]
-    program = Program(program_seed, steps, consts=sizes, first=first)
-    results = program.results()
-    text = program.source(results)
-    print(text)
+    program, results, text = chosen(way, program_seed)
     plan = compiled(text, ["cpu"], LEVELS)
     for level, threads, tiles in (("v3", 1, False), ("v4", 2, True), ("v4", 1, False)):
         if level > (native.detect_level() or ""):
@@ -85,11 +91,7 @@ def test_on_the_cpu(
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
 @pytest.mark.parametrize("way", WAYS)
 def test_in_the_emulator(way: str, arch: str, program_seed: int, rng: np.random.Generator) -> None:
-    first, sizes, steps = WAYS[way]
-    program = Program(program_seed, steps, consts=sizes, first=first)
-    results = program.results()
-    text = program.source(results)
-    print(text)
+    program, results, text = chosen(way, program_seed)
     with open_plan(compiled(text, [arch], LEVELS), None, f"emulator:{arch}") as pipe:
         for some in SIZES[:2]:
             assert not wrong(pipe, program, results, program.sizes(some), rng)

@@ -7,8 +7,8 @@ import pytest
 
 from stagefuse.runtime.cuda import found
 from stagefuse.runtime.devices import open_plan
-from tests.fuzz.programs import Program, compiled
-from tests.fuzz.test_random_programs import SIZES, WAYS, wrong
+from tests.fuzz.programs import compiled
+from tests.fuzz.test_random_programs import SIZES, WAYS, chosen, wrong
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,11 +19,7 @@ pytestmark = [
 @pytest.mark.parametrize("turn", range(20))
 @pytest.mark.parametrize("way", WAYS)
 def test_random_programs(way: str, turn: int, program_seed: int, rng: np.random.Generator) -> None:
-    first, sizes, steps = WAYS[way]
-    program = Program(program_seed, steps, consts=sizes, first=first)
-    results = program.results()
-    text = program.source(results)
-    print(text)
+    program, results, text = chosen(way, program_seed)
     with open_plan(compiled(text, [found.arch_of(0)], ()), None, "cuda:0") as pipe:
         for some in SIZES:
             assert not wrong(pipe, program, results, program.sizes(some), rng)

@@ -245,6 +245,9 @@ def test_an_index_out_of_range_that_is_told_later(lookup: DevicePipeline, cuda: 
     on(table=at, ids=longer)
     with pytest.raises(sf.IndexOutOfRange, match=r"it is 9\n"):  # of which size is not said
         on.check()
+    on(table=at, ids=longer)
+    with pytest.raises(sf.IndexOutOfRange, match=r"it is 9\n"):
+        on(table=batch((4,)), ids=good)  # waits, since its arrays are the host's
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
