@@ -271,8 +271,8 @@ def explain(
 ) -> None:
     """Show the kernels of FILE (.pipe or .fused): what each fuses, and why.
 
-    With sizes, also the bytes and operations of each. Of code for GPUs: registers, shared memory,
-    occupancy, and the time predicted for each device at these sizes, or else the largest.
+    Bytes and operations are those at the sizes given, or else at the largest. Of code for GPUs also
+    registers, shared memory, occupancy, and the time predicted for each device, with its bound.
 
     \b
     stagefuse explain model.fused --size B=8 --size T=128
@@ -284,30 +284,23 @@ def explain(
         return explain_ir(file, ir, weights, pipeline, as_json)
     from dataclasses import asdict
 
+    from stagefuse.compiler.gpu.predict import largest
     from stagefuse.runtime.report import Report
 
     plan = compiled(file, weights, target, pipeline)
     levels = "/".join(plan.objects)
     chosen = [p for p in plan.pipelines if pipeline in (None, p.name)]
-    at = sizes_of_each(chosen, sizes)
+    given = sizes_of_each(chosen, sizes)
+    at = {p.name: given[p.name] or largest(p.dims) for p in chosen}
     found = [(Report.of_plan(p, levels), at[p.name]) for p in chosen if levels or not p.gpu]
     found += [(Report.of_gpu(p, g, at[p.name]), at[p.name]) for p in chosen for g in p.gpu]
     if as_json:
         show_json(pipelines=[asdict(r) for r, _ in found])
         return
-    from rich.console import Console
-
     from . import tables
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     for report, numbers in found:
-        console.print(report.signature, markup=False, style="bold")
-        if report.level.startswith("sm_"):
-            console.print(tables.heading(report), markup=False)
-        console.print(tables.table(report, numbers))
-        console.print()
-        for line in tables.reasons(report):
-            console.print(line, markup=False, soft_wrap=True)
+        tables.show(report, numbers)
 
 
 def explain_ptx(

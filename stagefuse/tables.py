@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stagefuse.dsl.frozen import frozen
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 class Row:
     """The launches of one kernel: how many, where it comes from, and totals over the launches.
 
-    `turns` is how often the recurrences around it run, "" for a kernel in none.
+    `lines` are those of the source that it computes. `turns` is how often the recurrences around it
+    run, "" for a kernel in none.
 
     `bytes` and `flops` are what its buffers hold and what its operations count, for given sizes;
     None without sizes. `gpu` holds what is known of the launches on a GPU: registers of a thread,
     bytes of shared memory of a block, the share of an SM's threads that fit at once, predicted
-    microseconds over the launches on each of the arch's devices, and what bounds them on the first
-    of them; "" for what is not known.
+    microseconds over the launches on each of the arch's devices, and what bounds the longest of
+    them there; "" for what is not known.
     """
 
     symbol: str
@@ -38,33 +40,62 @@ class Row:
     turns: str = ""
 
 
+_WIDTH = 160
+"""Characters of a line in files and pipes."""
 _GPU_TITLES = ("regs", "shared", "occupancy", "us", "bound by")
 
 
 def rows(report: Report, sizes: Mapping[str, int] | None = None) -> list[Row]:
-    """One row a kernel, in the order of the first launch."""
+    """One row a kernel, in the order of the first launch, without those of `idle`."""
     launches: dict[str, list[Kernel]] = {}
     for kernel in report.kernels:
-        launches.setdefault(kernel.symbol, []).append(kernel)
+        if _runs(kernel):
+            launches.setdefault(kernel.symbol, []).append(kernel)
     return [_row(symbol, found, sizes, report.level) for symbol, found in launches.items()]
+
+
+def idle(report: Report) -> list[str]:
+    """Kernels of which nothing is launched at the sizes: others do their work there."""
+    running = {kernel.symbol for kernel in report.kernels if _runs(kernel)}
+    return [s for s in dict.fromkeys(k.symbol for k in report.kernels) if s not in running]
+
+
+def _runs(kernel: Kernel) -> bool:
+    """Whether the launch has blocks at the sizes for which times are predicted, if any are."""
+    devices = kernel.notes.get("predicted", {}).get("devices", {})
+    return not devices or any(one["microseconds"] for one in devices.values())
 
 
 def _row(
     symbol: str, launches: list[Kernel], sizes: Mapping[str, int] | None, level: str
 ) -> Row:
     first = launches[0]
-    lines = {line for kernel in launches for line in kernel.notes.get("lines", ())}
     return Row(
         symbol,
         first.label,
         len(launches),
         _counted(first.notes.get("fused", ())),
-        tuple(sorted(lines)),
+        _lines(launches),
         _total(launches, "bytes", sizes),
         _total(launches, "flops", sizes),
         _gpu(launches) if "sm_" in level else (),
         str(first.notes.get("turns", "")),
     )
+
+
+def _lines(launches: Sequence[Kernel]) -> tuple[int, ...]:
+    return tuple(sorted({n for kernel in launches for n in kernel.notes.get("lines", ())}))
+
+
+def _ranges(lines: Sequence[int]) -> str:
+    """`19, 22-24` for (19, 22, 23, 24)."""
+    found: list[list[int]] = []
+    for line in lines:
+        if found and line == found[-1][1] + 1:
+            found[-1][1] = line
+        else:
+            found.append([line, line])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
 
 
 def _gpu(launches: list[Kernel]) -> tuple[str, ...]:
@@ -74,17 +105,21 @@ def _gpu(launches: list[Kernel]) -> tuple[str, ...]:
     first = notes[0]
     spilled = f" +{first['spill bytes']} B spilled" if first.get("spill bytes") else ""
     times = _times(launches)
-    bounds = [note["predicted"]["devices"] for note in notes]
-    bound = max(
-        (next(iter(b.values())) for b in bounds), key=lambda one: float(one["microseconds"])
-    )["bound"]
+    bounds = [
+        max((note["predicted"]["devices"][device] for note in notes), key=_microseconds)["bound"]
+        for device in times
+    ]
     return (
         f"{first['registers']}{spilled}",
         str(first.get("shared bytes", "")),
         f"{100 * first.get('occupancy', 0):.0f} %",
         "/".join(f"{time:.1f}" for time in times.values()) if any(times.values()) else "",
-        str(bound),
+        "/".join(dict.fromkeys(bounds) if len(set(bounds)) == 1 else bounds),
     )
+
+
+def _microseconds(one: Mapping[str, Any]) -> float:
+    return float(one["microseconds"])
 
 
 def _times(launches: Sequence[Kernel]) -> dict[str, float]:
@@ -123,26 +158,50 @@ def _counted(names: Any) -> str:
 
 
 def reasons(report: Report) -> list[str]:
-    """Lines of text: for each kernel what was fused into it and what was not, and why."""
-    found: list[str] = []
-    seen: set[str] = set()
+    """Lines of text: for each kernel its place in the source, what was fused into it and what was
+    not, and why."""
+    launches: dict[str, list[Kernel]] = {}
     for kernel in report.kernels:
-        if kernel.symbol in seen:
-            continue
-        seen.add(kernel.symbol)
-        grouped: dict[tuple[bool, str], list[str]] = {}
-        for reason in kernel.notes.get("reasons", ()):
-            key = (bool(reason["fused"]), str(reason["because"]))
-            grouped.setdefault(key, []).append(reason["node"])
-        found.append(f"{kernel.symbol}  {kernel.label}")
-        changes = kernel.notes.get("tuned", {})
-        if changes:
-            said = ", ".join(f"{n} = {v}" for n, v in changes.items())
-            found.append(f"    tuned: {said}, from the lock file")
-        for (fused, because), names in grouped.items():
-            verb = "fused because" if fused else "not fused because"
-            found.append(f"    {_counted(names)}: {verb} {because}")
-    return found
+        launches.setdefault(kernel.symbol, []).append(kernel)
+    return [line for found in launches.values() for line in _reasons(found)]
+
+
+def _reasons(launches: Sequence[Kernel]) -> Iterator[str]:
+    first, lines = launches[0], _lines(launches)
+    where = f", line{'s' * (len(lines) > 1)} {_ranges(lines)}" if lines else ""
+    yield f"{first.symbol}  {first.label}{where}"
+    changes = first.notes.get("tuned", {})
+    if changes:
+        said = ", ".join(f"{n} = {v}" for n, v in changes.items())
+        yield f"    tuned: {said}, from the lock file"
+    grouped: dict[tuple[bool, str], list[str]] = {}
+    for reason in first.notes.get("reasons", ()):
+        key = (bool(reason["fused"]), str(reason["because"]))
+        grouped.setdefault(key, []).append(reason["node"])
+    for (fused, because), names in grouped.items():
+        verb = "fused because" if fused else "not fused because"
+        yield f"    {_counted(names)}: {verb} {because}"
+
+
+def show(report: Report, sizes: Mapping[str, int]) -> None:
+    """Prints what is known of a pipeline's kernels at some sizes; on a terminal that is too narrow
+    for the table, lines go on in the next one, and nothing is left out."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(highlight=False)
+    found = table(report, sizes)
+    least = Measurement.get(console, console.options, found).minimum
+    console.width = max(console.width if sys.stdout.isatty() else _WIDTH, least)
+    console.print(report.signature, markup=False, style="bold", soft_wrap=True)
+    console.print(heading(report, sizes), markup=False, soft_wrap=True)
+    console.print(found)
+    others = idle(report)
+    if others:
+        console.print(f"at other sizes: {', '.join(others)}", markup=False, soft_wrap=True)
+    console.print()
+    for line in reasons(report):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def table(
@@ -158,7 +217,8 @@ def table(
     on_gpu = report.level.startswith("sm_")
     if not on_gpu:  # there a kernel's name says it
         found.add_column("computes", no_wrap=True)
-    found.add_column("launches", justify="right")
+    found.add_column("lines", overflow="fold", min_width=8)
+    found.add_column("launches", justify="right", no_wrap=True)
     found.add_column("what it fuses", overflow="fold", min_width=16)
     for title in ("MB", "MFLOP") * (sizes is not None) + ("us",) * (seconds is not None):
         found.add_column(title, justify="right", no_wrap=True)
@@ -166,7 +226,7 @@ def table(
         found.add_column(title, justify="right", no_wrap=True)
     for row in rows(report, sizes):
         count = f"{row.launches} x {row.turns}" if row.turns else str(row.launches)
-        cells = [row.symbol, count, row.fused or "copy"]
+        cells = [row.symbol, _ranges(row.lines), count, row.fused or "copy"]
         if not on_gpu:
             cells.insert(1, row.label.partition(".")[2])
         if sizes is not None:
@@ -189,20 +249,15 @@ def _gpu_titles(report: Report) -> list[str]:
     return [named.get(title, title) for title in _GPU_TITLES]
 
 
-def heading(report: Report) -> str:
-    """For which arch the code is, and the times predicted for its devices, with the sizes."""
-    notes = next((k.notes["predicted"] for k in report.kernels if "predicted" in k.notes), None)
-    where = f"on {report.level}" + "".join(
+def heading(report: Report, sizes: Mapping[str, int]) -> str:
+    """What the code is for, the sizes of the table, and the times predicted at them."""
+    on_gpu = report.level.startswith("sm_")
+    where = f"on {report.level}" if on_gpu else f"on x86-64-{report.level}"
+    where += "".join(
         f", {count} of {len(report.kernels)} by the code of {arch}"
         for arch, count in Counter(k.notes.get("code of") for k in report.kernels).items()
         if arch is not None
     )
-    if notes is None:
-        return where
-    named = ", ".join(f"{name} = {size}" for name, size in sorted(notes["sizes"].items()))
-    times = _times(report.kernels).items()
-    return (
-        f"{where}, predicted: "
-        + ", ".join(f"{time:.0f} us on {name}" for name, time in times)
-        + (f" with {named}" if named else "")
-    )
+    times = ", ".join(f"{t:.0f} us on {name}" for name, t in _times(report.kernels).items())
+    at = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+    return where + (f", predicted: {times}" if times else "") + (f" with {at}" if at else "")

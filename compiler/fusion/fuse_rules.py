@@ -208,7 +208,7 @@ class Rules:
     def _contract_refusal(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
         identity = own_position(group.domain)
         if group.kind != "pointwise":
-            return f"a {group.kind} kernel holds no matrix product"
+            return f"a {group.kind} kernel reads it, and those hold no matrix products"
         if node.type.shape != group.domain:
             return "its tiles are not those of the result"
         if any(a != identity for a in accesses):

@@ -10,6 +10,8 @@ import pytest
 from ..runtime import handmade_gpu
 from .shell import Shell
 
+BOUNDS = {"start", "memory", "loads", "instructions", "arithmetic"}
+
 
 def test_doctor(shell: Shell) -> None:
     code, out, _ = shell("doctor", "--json")
@@ -67,6 +69,33 @@ def test_code_for_several_gpus_in_one_file(shell: Shell, tmp_path: Path) -> None
     assert shell("explain", path, "--ir", "ptx", "--target", "cpu,l20")[1].count(".target") == 1
     code, out, _ = shell("explain", path, "--target", "l40", "--json")
     assert [r["level"] for r in json.loads(out)["pipelines"]] == ["sm_89"]
+
+
+def test_explain_says_where_a_kernel_is_in_the_source_and_what_bounds_it(
+    shell: Shell, tmp_path: Path
+) -> None:
+    """In whole also where the output is no terminal, and of what the sizes launch only."""
+    path = tmp_path / "p.pipe"
+    path.write_text(
+        "import nn\n\npipeline project(x: f32[B, 64], w: f32[64, 384]) -> f32[B, 384]\n"
+        "where B in 1..=65536:\n    y = x @ w\n    nn.softmax(y * 2.0)\n"
+    )
+    shell("compile", path, "--target", "cpu,h100,a100")
+    code, out, err = shell("explain", path.with_suffix(".fused"), "--size", "B=8")
+    assert (code, err) == (0, "") and "…" not in out
+    on_cpu, *on_gpus = out.split("project(x:")[1:]
+    assert "on x86-64-v3/v4 with B = 8" in on_cpu and "MFLOP" in on_cpu
+    for found, devices in zip(on_gpus, ("a100", "h100/h200/h20"), strict=True):
+        table, reasons = found.split("\n\n", 1)
+        titles, *rows = (line.split() for line in table.splitlines()[2:])
+        assert {"lines", "MB", "MFLOP", "regs", "shared", "occupancy", devices} <= set(titles)
+        assert table.splitlines()[2].endswith("bound by")
+        kernels = [row for row in rows if row[0].startswith("project_")]
+        assert any(row[1] == "6" for row in kernels)
+        assert all({*row[-1].split("/")} <= BOUNDS for row in kernels)
+        for other in table.partition("at other sizes: ")[2].split(", "):
+            assert other not in [row[0] for row in kernels] and other in reasons
+        assert ", line 5\n" in reasons and "because" in reasons
 
 
 @pytest.mark.parametrize(
