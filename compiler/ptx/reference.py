@@ -59,7 +59,7 @@ except emulator.Fault as fault:
 shared ones dropped. Something that depends on a register that nothing wrote: an address, \
 a guard, global memory |
 | `race` | two accesses, one a write, that nothing orders; or a read before a copy was waited for |
-| `barrier` | a barrier that threads of the warp, or ended threads, do not reach; a wrong mask; \
+| `barrier` | a barrier that threads of the warp do not reach, or others pass by; a wrong mask; \
 a wrong use of an mbarrier or of `setmaxnreg` |
 | `deadlock` | threads that wait for what never happens |
 | `trap` | the kernel stopped itself, by `trap` or a failed assertion |

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Stop
+from .passed_by import passed_by
 
 if TYPE_CHECKING:
     from .machine import Batch, Group
@@ -92,15 +93,55 @@ class Barriers:
             raise Stop("barrier", f"more threads come to barrier {number} than it is for")
         if batch.machine.races is not None:
             batch.machine.races.arrive(batch, barrier, g.threads())
-        opened = came & (barrier.arrived == barrier.expected)
         if waits:
             barrier.parked.append(Parked(g, step, release))
+        opened = came & self._is_complete(barrier)
         if opened.any():
             self._open(barrier, opened)
         if not waits:
             g.pc += 1
             return True
         return False
+
+    def open_without_ended(self) -> None:
+        """Opens the barriers that waited only for threads that have ended."""
+        for barrier in self.known.values():
+            opened = (barrier.arrived > 0) & self._is_complete(barrier)
+            if opened.any():
+                self._open(barrier, opened)
+
+    def _is_complete(self, barrier: Barrier) -> Array:
+        """In which blocks all threads have come, or ended where no number was given.
+
+        Raises: Stop where a thread that ended passed the barrier by.
+        """
+        batch = self.batch
+        complete: Array = barrier.arrived == barrier.expected
+        if complete.all() or batch.alive_count == batch.blocks * batch.block_threads:
+            return complete
+        gone = batch.exists & ~batch.alive
+        ended = np.bincount(batch.block_of[gone], minlength=batch.blocks)
+        without = barrier.whole & (barrier.arrived + ended == barrier.expected)
+        for entry in barrier.parked:
+            passed = passed_by(batch, entry.group)
+            if passed is not None and without.any():
+                self._check_passed(barrier, entry, without, passed & gone)
+        complete |= without
+        return complete
+
+    def _check_passed(self, barrier: Barrier, entry: Parked, blocks: Array, passed: Array) -> None:
+        """Raises: Stop where threads of blocks in which a group waits passed the barrier by."""
+        own, threads = self.batch.block_of, entry.group.threads()
+        for block in np.unique(own[threads][blocks[own[threads]]]).tolist():
+            count = np.count_nonzero(passed & (own == block))
+            if count:
+                arrived, expected = int(barrier.arrived[block]), int(barrier.expected[block])
+                stop = Stop(
+                    "barrier", f"waits for {expected} threads, of which {arrived} came and {count} "
+                    "went on behind the barrier and ended", int(threads[own[threads] == block][0]),
+                )  # fmt: skip
+                stop.instruction = entry.step.instruction
+                raise stop
 
     def _open(self, barrier: Barrier, opened: Array) -> None:
         """Lets the threads of blocks go on whose barrier is complete."""
@@ -138,11 +179,6 @@ class Barriers:
                 thread = int(g.threads()[0])
                 block = int(self.batch.block_of[thread])
                 arrived, expected = int(barrier.arrived[block]), int(barrier.expected[block])
-                mine = self.batch.block_of == block
-                ended = int(np.count_nonzero((self.batch.exists & ~self.batch.alive)[mine]))
                 text = f"barrier {number} waits for {expected} threads, and {arrived} came"
-                if barrier.whole[block] and ended:
-                    text += f"; {ended} have ended"
-                    return Stop("barrier", text, thread), entry.step, g
                 return Stop("deadlock", text, thread), entry.step, g
         raise AssertionError("nothing waits")

@@ -211,6 +211,7 @@ class Batch:
         self.alive_count -= g.n
         self._exits += 1
         self.machine.progress += 1
+        self.wake()
 
     # warps
 
@@ -290,10 +291,12 @@ class Batch:
         if self._exits == self._seen_exits or not (self.waiting or self.barriers.is_waiting):
             return False
         self._seen_exits = self._exits
+        if self.barriers.is_waiting:
+            self.barriers.open_without_ended()
         parked, self.waiting = self.waiting, {}
         for g, _, _ in parked.values():
             self.push(g)
-        return bool(parked)
+        return bool(parked or self.ready)
 
     def places(self, most: int = 5) -> str:
         """Where threads stand, in words: what most of them wait at first."""

@@ -129,6 +129,7 @@ class Code:
     def make_ready(self, program: Program) -> None:
         """Gives each step what it runs."""
         from .meanings import compile_step, load_families
+        from .passed_by import note_steps_behind
         from .unwritten import find_open
 
         load_families()
@@ -138,7 +139,11 @@ class Code:
         for step, scope, known in pending:
             x = step.instruction
             compile_step(Site(program, self, scope, x, known, known.bound(x)), step)
+        if pending and self.function.is_entry:
+            note_steps_behind(program, self, [scope for _, scope, _ in pending])
 
+    barrier_sites: dict[int, int] = field(default_factory=dict)
+    """Steps of a kernel that wait for all threads of the block, with a number for each."""
     ready: list[tuple[Step, Scope, Decoded]] = field(default_factory=list)
     """Steps that were made ready."""
     open: frozenset[str] = frozenset()

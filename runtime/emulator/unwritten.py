@@ -22,6 +22,7 @@ from stagefuse.compiler.ptx import syntax as s
 from stagefuse.dsl.frozen import frozen
 
 from .errors import Stop
+from .flow import block_starts, following
 from .program import Code, Decoded, Run, Scope, Site, Step, slot_of
 from .repacked import PACKING
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Pending = Sequence[tuple[Step, Scope, Decoded]]
 """All steps of a function, with their scopes and what they are."""
-_ENDS = ("control.ret", "control.exit", "control.trap")
 _COMPUTING = ("tensor.mma", "tensor.mma_sparse")
 """Meanings beside pure ones whose results are open where an operand is."""
 
@@ -80,11 +80,7 @@ class _Flow:
         self.code, self.scopes = code, [scope for _, scope, _ in pending]
         self.uses = [uses_of(known, step.instruction) for step, _, known in pending]
         self.numbers: dict[str, int] = {}
-        leaders = {0, *code.labels}
-        for at, step in enumerate(code.steps):
-            if step.match.form.meaning.startswith("control."):
-                leaders.add(at + 1)
-        self.starts = sorted(at for at in leaders if at < len(code.steps))
+        self.starts = block_starts(code)
 
     def bit(self, name: str) -> int:
         return 1 << self.numbers.setdefault(name, len(self.numbers))
@@ -134,22 +130,7 @@ class _Flow:
             else:
                 key = guard.register.name, guard.negated
                 under[key] = under.get(key, 0) | now
-        return _Block(written, exposed, tuple(self.following(last - 1)))
-
-    def following(self, at: int) -> Iterator[int]:
-        step = self.code.steps[at]
-        meaning, goes_on = step.match.form.meaning, step.instruction.guard is not None
-        if meaning == "control.bra":
-            (target,) = step.instruction.operands
-            to = self.scopes[at].label(target.name) if isinstance(target, s.Symbol) else None
-            if to is not None:
-                yield to
-        elif meaning == "control.brx":
-            yield from self.code.labels
-        elif meaning not in _ENDS:
-            goes_on = True
-        if goes_on and at + 1 < len(self.code.steps):
-            yield at + 1
+        return _Block(written, exposed, tuple(following(self.code, self.scopes, last - 1)))
 
 
 def find_open(code: Code, pending: Pending) -> frozenset[str]:

@@ -283,11 +283,16 @@ def test_barriers_that_count() -> None:
 @pytest.mark.parametrize(
     ("body", "kind", "says"),
     [
-        ("setp.lt.u32 %p0, %r0, 16; @%p0 bra A; bra B;\nA: bar.sync 0;\nB:", "barrier",
-         "48 have ended"),
+        ("setp.lt.u32 %p0, %r0, 16; @!%p0 bra B;\nbar.sync 0;\nB: mov.u32 %r4, 0;", "barrier",
+         "16 came and 48 went on behind the barrier and ended"),
+        ("mov.u32 %r4, %r0;\nTOP: bar.sync 0; add.u32 %r4, %r4, 16; setp.lt.u32 %p0, %r4, 128;"
+         "@%p0 bra TOP; st.global.u32 [%d20], %r4;", "barrier",
+         "48 came and 16 went on behind the barrier and ended"),
         ("setp.lt.u32 %p0, %r0, 16; @%p0 bra A; bar.sync 0; bra B;\nA: bar.sync 0;\nB:",
          "barrier", "of the warp do not reach"),
-        ("setp.lt.u32 %p0, %r0, 32; @%p0 exit; bar.sync 0;", "barrier", "32 have ended"),
+        ("setp.lt.u32 %p0, %r0, 32; @%p0 exit; bar.sync 0, 64;", "deadlock", "and 32 came"),
+        ("setp.lt.u32 %p0, %r0, 32; @%p0 bra A; call f, ();\nA: mov.u32 %r4, 0;", "barrier",
+         "32 went on behind the barrier and ended"),
         ("setp.lt.u32 %p0, %r0, 32; @%p0 bra A; bar.sync 1; bra B;\nA: bar.sync 2;\nB:",
          "deadlock", "barrier 1 waits for 64 threads, and 32 came"),
         ("bar.sync 0, 33;", "barrier", "no number of warps"),
@@ -297,8 +302,52 @@ def test_barriers_that_count() -> None:
     ],
 )  # fmt: skip
 def test_what_never_ends(body: str, kind: str, says: str) -> None:
-    found = fault(kernel(body), words(64), block=64)
+    text = kernel(body, before=".func f()\n{\n    bar.sync 0;\n    ret;\n}")
+    found = fault(text, words(64), block=64)
     assert found.kind == kind and says in found.message, found
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "setp.ge.u32 %p0, %r0, 80; @%p0 ret; bar.sync 0; st.global.u32 [%d20], %r0;",
+        "setp.ge.u32 %p0, %r0, 80; @!%p0 bra A; bra B;\n"
+        "A: bar.sync 0; st.global.u32 [%d20], %r0;\nB:",
+        # those that end do so last, and let the barrier open
+        """setp.lt.u32 %p0, %r0, 80; mov.u32 %r4, 0; @%p0 bra A;
+        B: add.u32 %r4, %r4, 1; setp.lt.u32 %p1, %r4, 50; @%p1 bra B; ret;
+        A: bar.sync 0; bar.sync 0; st.global.u32 [%d20], %r0;""",
+        # threads return from a loop, each where its own work ends
+        """mov.u32 %r4, %r0;
+        TOP: setp.ge.u32 %p0, %r4, 128; @%p0 bra END; st.global.u32 [%d20], %r0;
+        setp.ge.u32 %p0, %r0, 80; @%p0 bra END; barrier.red.and.pred %p2, 0, !%p0; @!%p2 trap;
+        add.u32 %r4, %r4, 16; bra TOP;
+        END:""",
+        # a block that spins must not keep the other one's barrier shut
+        """setp.ne.u32 %p1, %r1, 0; @%p1 bra SPIN; setp.ge.u32 %p0, %r0, 80; @%p0 ret; bar.sync 0;
+        st.global.u32 [%d20], %r0; @%p0 bra END; st.release.gpu.global.u32 [%d1], 1; bra END;
+        SPIN: ld.acquire.gpu.global.u32 %r4, [%d1]; setp.eq.u32 %p2, %r4, 0; @%p2 bra SPIN;
+        END:""",
+    ],
+)  # fmt: skip
+def test_threads_that_return_before_a_barrier(body: str) -> None:
+    """Barriers of all threads wait for none that has ended (PTX ISA, `exit`)."""
+    out = words(128)
+    run(kernel(body, 2), out, words(1), block=128, grid=2 if "SPIN" in body else 1)
+    assert (out[:80] == np.arange(80)).all()
+
+
+def test_what_a_thread_wrote_that_returned_before_a_barrier() -> None:
+    """It was not at the barrier, which so orders nothing for it."""
+    text = kernel("""
+        mul.lo.u32 %r4, %r0, 4; mov.u32 %r5, s; add.u32 %r4, %r4, %r5;
+        st.shared.u32 [%r4], %r0;
+        setp.ge.u32 %p0, %r0, 32; @%p0 ret;
+        bar.sync 0;
+        ld.shared.u32 %r6, [%r4+128];
+        st.global.u32 [%d20], %r6;""", shared=".shared .b32 s[64];")
+    found = fault(text, words(64), block=64)
+    assert (found.kind, found.line) == ("race", line_of(text, "ld.shared"))
 
 
 def test_lanes_that_never_come() -> None:
