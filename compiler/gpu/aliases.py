@@ -34,8 +34,8 @@ class Alias(NamedTuple):
 
 
 def alias_of(graph: Graph, group: Group) -> Alias | None:
-    """The view that a kernel stores and nothing else, if it is its operand at some sizes, which
-    nothing overwrites."""
+    """The view that a kernel stores and nothing else, if it is its operand at some sizes, and
+    nothing overwrites either."""
     if len(group.members) != 1 or group.placed or group.packs or group.nest:
         return None
     (number,) = group.members
@@ -43,7 +43,9 @@ def alias_of(graph: Graph, group: Group) -> Alias | None:
     if not isinstance(node.primitive, View) or group.roots != [Ref(number)]:
         return None
     (operand,) = node.operands
-    if _is_overwritten(graph, operand) or Ref(number) in graph.results:
+    if Ref(number) in graph.results:
+        return None
+    if any(_is_overwritten(graph, ref) for ref in (operand, Ref(number))):
         return None
     offset = flatten_index(node.primitive.indices, graph.type(operand).shape)
     apart = _apart(offset, node.primitive.guard, node.type.shape, graph.facts)

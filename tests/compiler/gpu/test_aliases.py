@@ -121,3 +121,22 @@ pipeline values(x: f16[M, K], w: f16[K, K], row: f16[K]) -> (f16[M, K], f16[M, K
     assert (y == s @ w.T).all()
     s[0] = w[0]
     assert (updated == np.sort(s, axis=1)).all()
+
+
+@pytest.mark.parametrize("result", ["s", "sort(s, axis=1)"])
+def test_a_view_that_is_updated_is_what_it_is_of_no_more(
+    result: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Where its rows are whole ones it would be updated in the memory of those."""
+    plan = compiled(tmp_path / "p.pipe", f"""
+pipeline p(x: f16[M, K], row: f16[L]) -> f16[M, L] where L <= K, M >= 1:
+    s = x[:, :L]
+    s[0] = row
+    {result}
+""", ("sm_90a",))  # fmt: skip
+    assert not plan.pipelines[0].gpu[0].aliases
+    for wide, own in ((9, 7), (8, 8)):
+        x, row = (rng.standard_normal(shape).astype(np.float16) for shape in ((3, wide), own))
+        (found,) = Emulated(plan)({"x": x, "row": row}, {"M": 3, "K": wide, "L": own})
+        wanted = np.concatenate([row[None], x[1:, :own]])
+        assert (found == (wanted if result == "s" else np.sort(wanted, axis=1))).all()
