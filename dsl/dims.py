@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .facts import Facts
 
 IntLike: TypeAlias = Union["Expr", int]
+VARIABLE_PREFIX = "?"
+"""Stands before the name of a size that a call is solved for."""
 
 
 class Atom:
@@ -298,12 +300,20 @@ def _from_terms(terms: Mapping[Monomial, int]) -> Expr:
     if len(found) < 2:
         return Expr(tuple(found))
     found.sort()
-    return _join_divisions(Expr(tuple(found)))
+    return join_divisions(Expr(tuple(found)))
 
 
-def _join_divisions(expr: Expr) -> Expr:
-    """c * (b * (a // b) + a % b) is c * a."""
-    quotients = {a.args for monomial, _ in expr.terms for a, _ in monomial if a.kind == "//"}
+def join_divisions(expr: Expr, facts: Facts | None = None) -> Expr:
+    """c * (b * (a // b) + a % b) is c * a, for b that is not 0: by 0 both are 0.
+
+    Where there is a position, no axis that it is of is empty; sizes alone may all be 0.
+    """
+    quotients = {
+        a.args
+        for monomial, _ in expr.terms
+        for a, _ in monomial
+        if a.kind == "//" and (_has_position(a) or (facts and facts.is_positive(a.args[1])))
+    }
     if not quotients:
         return expr
     for monomial, coefficient in expr.terms:
@@ -322,6 +332,18 @@ def _join_divisions(expr: Expr) -> Expr:
                 left = tuple(t for t in expr.terms if t[0] != monomial and t not in whole.terms)
                 return Expr(left) + others * a
     return expr
+
+
+def _has_position(quotient: Atom) -> bool:
+    """Whether it is by a number, or has symbols that are no sizes, whose names are capitalised."""
+    if quotient.args[1].as_int() is not None:
+        return True
+    return not all(is_size(name) for name in quotient.symbols)
+
+
+def is_size(name: str) -> bool:
+    """Whether a symbol is a size: those alone are capitalised, also as variables of a call."""
+    return name.removeprefix(VARIABLE_PREFIX)[:1].isupper()
 
 
 def expr_of(atom: Atom) -> Expr:

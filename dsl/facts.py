@@ -6,7 +6,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
 
-from .dims import APPLY, Atom, Expr, IntLike, Monomial, as_expr, const, divide, expr_of, sym
+from .dims import (
+    APPLY,
+    Atom,
+    Expr,
+    IntLike,
+    Monomial,
+    as_expr,
+    const,
+    divide,
+    expr_of,
+    join_divisions,
+    sym,
+)
 from .frozen import frozen
 from .points import Point, is_negative_at, points
 from .quotients import unnested
@@ -363,7 +375,7 @@ class Facts:
                 for _ in range(power):
                     product = product * factor
             total = total + product
-        return self._undo_division(total)
+        return self._undo_division(join_divisions(total, self))
 
     def _fixed(self, names: frozenset[str]) -> dict[str, IntLike]:
         """The symbols that have one value."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from stagefuse.dsl.dims import Atom, Expr, IntLike, as_expr, expr_of, sym
+from stagefuse.dsl.dims import Atom, Expr, IntLike, as_expr, expr_of, is_size, sym
 from stagefuse.dsl.facts import Facts
 
 from .conditions import reached, sharpened
@@ -47,11 +47,11 @@ def opaque(
 
 
 def _quotients(expr: Expr, positions: bool) -> Iterator[Atom]:
-    """The outermost quotients of sizes alone, whose names begin with a capital; with `positions`
+    """The outermost quotients of sizes alone; with `positions`
     the innermost ones and remainders, of anything."""
     for monomial, _ in expr.terms:
         for atom, _ in monomial:
-            of_sizes = atom.kind == "//" and all(name[0].isupper() for name in atom.symbols)
+            of_sizes = atom.kind == "//" and all(map(is_size, atom.symbols))
             if of_sizes:
                 yield atom
                 continue

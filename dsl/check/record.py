@@ -284,12 +284,20 @@ class Recorder:
             message = self.shown(message)
             if self.facts.is_nonneg(expr):
                 return
-        found = Check(expr, relation, message, span)
-        if found not in self.checks:
-            self.checks.append(found)
+        self._at_call(Check(expr, relation, message, span))
         pair = divided(expr) if relation == "==0" else None
-        if pair is not None and pair not in self.facts.divisible:
+        if pair is None:
+            return
+        whole, by = pair
+        at_zero = maximum(1 - maximum(by, -by, self.facts), 0, self.facts) * whole
+        if self.facts.simplify(at_zero).terms:  # whole % 0 is 0, whatever whole is
+            self._at_call(Check(at_zero, "==0", f"{message}, where 0 divides 0 alone", span))
+        if pair not in self.facts.divisible:
             self.facts = Facts(self.facts.ranges, (*self.facts.divisible, pair))
+
+    def _at_call(self, check: Check) -> None:
+        if check not in self.checks:
+            self.checks.append(check)
 
 
 def divided(expr: Expr) -> tuple[Expr, Expr] | None:

@@ -120,8 +120,7 @@ class _Entry:
             return None
         dims = tuple(self.signature.variables)
         self._require_solvable([s.shape.before for _, s in specs], [t.shape for _, t in states])
-        facts = gather_facts(self.recorder, self.signature, self.node.where)
-        self.recorder.facts = facts
+        gather_facts(self.recorder, self.signature, self.node.where)
         self.frame.dims = {name: sym(name) for name in dims}
         inputs = []
         for param, spec in specs:
@@ -313,7 +312,7 @@ def _check_uncalled(checker: Checker, scope: ModuleScope, node: ast.Fn) -> None:
             args = _stand_ins(caller, signature, node)
             if args is None:
                 return
-            recorder.facts = gather_facts(recorder, signature, node.where)
+            gather_facts(recorder, signature, node.where)
             for name in signature.variables:
                 recorder.facts.ranges.setdefault(name, (0, None))  # type: ignore[attr-defined]
             recorder.hidden = 1

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from stagefuse.dsl.dims import Expr, floordiv, mod
+from stagefuse.dsl.dims import VARIABLE_PREFIX, Expr, floordiv, mod
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
-
-VARIABLE_PREFIX = "?"
 
 
 def variable(name: str) -> str:

@@ -44,9 +44,10 @@ def gather_facts(recorder: Recorder, signature: Signature, where: tuple[ast.Wher
                 continue
             for expr, relation, text, span in found:
                 if expr.as_int() is None:
-                    recorder.check(expr, relation, f"{text} must hold", span)
                     stated.append((expr, relation, text, span))
-    facts = Facts(_whole(ranges, divisible), tuple(divisible))
+    facts = recorder.facts = Facts(_whole(ranges, divisible), tuple(divisible))
+    for expr, relation, text, span in stated:
+        recorder.check(expr, relation, f"{text} must hold", span)
     _require_sizes(signature, facts, stated, wrong)
     return facts
 

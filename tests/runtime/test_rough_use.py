@@ -174,3 +174,34 @@ def test_a_quotient_and_a_remainder_by_a_size_of_0_are_0() -> None:
     with sf.compile(text) as pipe:
         for m, found in ((0, [0] * 5), (3, [*range(5)])):
             assert pipe(x=np.zeros(m, np.float32), n=np.zeros(5, np.float32)).tolist() == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pipeline p(x: f32[N], y: f32[M]) -> f32[M*(N//M) + N%M]:\n    x[:M * (N // M) + N % M]\n",
+        "pipeline p(x: f32[N], y: f32[M]) -> f32[M*(N//M) + N%M]:\n"
+        "    z[i in 0..M*(N//M) + N%M] = x[i]\n    z\n",
+    ],
+)
+def test_sizes_of_a_quotient_and_a_remainder_by_0_are_0(text: str) -> None:
+    x = np.arange(5, dtype=np.float32)
+    with sf.compile(text) as pipe:
+        for m in (0, 2, 7):
+            assert np.array_equal(pipe(x=x, y=np.zeros(m, np.float32)), x[: 5 if m else 0])
+
+
+@pytest.mark.parametrize(
+    "result, body",
+    [("M, N//M", "reshape(x, [M, N//M])"), ("M*(N//M)", "x"), ("M*(N//M) + N%M", "x")],
+)
+def test_a_size_of_0_divides_0_alone(result: str, body: str) -> None:
+    """What follows of `N % M == 0` does not hold where N is left out by a quotient by 0."""
+    head = f"pipeline p(x: f32[N], y: f32[M]) -> f32[{result}]\nwhere N % M == 0:\n"
+    text = f"{head}    {body} + 1.0\n"
+    with sf.compile(text) as pipe:
+        for n, m in ((6, 2), (0, 0), (6, 6)):
+            found = pipe(x=np.zeros(n, np.float32), y=np.zeros(m, np.float32))
+            assert found.size == n
+        with pytest.raises(sf.InputError, match="here N = 5, M = 0"):
+            pipe(x=np.zeros(5, np.float32), y=np.zeros(0, np.float32))
