@@ -8,9 +8,10 @@ from typing import Any
 from stagefuse.dsl.dims import Expr, const, minimum
 
 from .buffers import size_of
+from .cpu.bodies import walk
 from .fusion.groups import Decision, flops
 from .graph import Contract, Gather, Graph, Map, Node, Recurrence, Reduce, Ref, Scan, Update, View
-from .kernel_ir import Buffer
+from .kernel_ir import Buffer, Kernel, TileProduct
 from .lower import Lowered
 
 
@@ -22,7 +23,7 @@ def report(
     nest: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Bytes and arithmetic as expressions, lines, fused nodes, and the reasons for fusing them;
-    of a kernel in recurrences also how often it runs."""
+    of a kernel with products also their tiles, and of one in recurrences how often it runs."""
     nodes = [graph.nodes[n] for n in lowered.nodes]
     work, moved = work_of(graph, lowered)
     fused = [describe(n) for n in nodes if isinstance(n.primitive, Map | Reduce) or
@@ -40,8 +41,14 @@ def report(
     return {
         "bytes": str(moved), "flops": str(work), "lines": _lines(nodes), "fused": fused,
         "reasons": reasons,
+        **_structure(lowered.kernel),
         **({"turns": str(turns_of(graph, nest))} if nest else {}),
     }  # fmt: skip
+
+
+def _structure(kernel: Kernel) -> dict[str, str]:
+    tiles = [f"{s.mr} x {s.nr}" for s in walk(kernel.body) if isinstance(s, TileProduct)]
+    return {"structure": f"tiles of {' and '.join(dict.fromkeys(tiles))}"} if tiles else {}
 
 
 def _lines(nodes: Sequence[Node]) -> list[int]:

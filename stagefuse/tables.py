@@ -158,8 +158,8 @@ def _counted(names: Any) -> str:
 
 
 def reasons(report: Report) -> list[str]:
-    """Lines of text: for each kernel its place in the source, what was fused into it and what was
-    not, and why."""
+    """Lines of text: for each kernel its place in the source, how it computes products, what was
+    fused into it and what was not, and why."""
     launches: dict[str, list[Kernel]] = {}
     for kernel in report.kernels:
         launches.setdefault(kernel.symbol, []).append(kernel)
@@ -170,6 +170,8 @@ def _reasons(launches: Sequence[Kernel]) -> Iterator[str]:
     first, lines = launches[0], _lines(launches)
     where = f", line{'s' * (len(lines) > 1)} {_ranges(lines)}" if lines else ""
     yield f"{first.symbol}  {first.label}{where}"
+    if first.notes.get("structure"):
+        yield f"    how: {first.notes['structure']}"
     changes = first.notes.get("tuned", {})
     if changes:
         said = ", ".join(f"{n} = {v}" for n, v in changes.items())
@@ -202,6 +204,7 @@ def show(report: Report, sizes: Mapping[str, int]) -> None:
     console.print()
     for line in reasons(report):
         console.print(line, markup=False, soft_wrap=True)
+    console.print()
 
 
 def table(

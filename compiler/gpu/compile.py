@@ -141,6 +141,7 @@ class GpuCompiler:
                     for name, more in (("flops", work), ("bytes", moved)):
                         notes[name] = str(parse(notes[name]) + own.known(more))
                     notes.update(way.notes)
+                    notes.update(way.entry.said)
                     notes["reasons"] += said or ()
                     if way.why:
                         because = {"node": "matmul", "fused": False, "because": way.why}

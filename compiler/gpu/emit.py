@@ -45,6 +45,7 @@ class Entry:
     maps, passed after everything else. `stays`: its blocks share the work whatever their number,
     and how many registers they may have is settled. `cluster`: blocks that follow each other and
     share their memory. `together`: how many of one that `stays` an SM has room for, 0 for others.
+    `structure`: how its products and attention are computed, in words.
     """
 
     name: str
@@ -58,6 +59,12 @@ class Entry:
     stays: bool = False
     cluster: int = 1
     together: int = 0
+    structure: str = ""
+
+    @property
+    def said(self) -> dict[str, str]:
+        """Of how it computes, what goes into the report of its launches."""
+        return {"structure": self.structure} if self.structure else {}
 
     def with_room(self, hint: str) -> Entry:
         """The same with a directive on its registers, instead of another."""
@@ -131,6 +138,7 @@ class KernelWriter(SplitWriter):
         return Entry(
             name, "\n".join(lines), self.team, grid, self.shared, workspace,
             frozenset(code.tables), tuple(self.maps), self.stays, self.cluster,
+            structure="; ".join(dict.fromkeys(self.structure)),
         )  # fmt: skip
 
     def _steps(self) -> Expr:

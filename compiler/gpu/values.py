@@ -51,6 +51,8 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
         self.under_way: dict[tuple[str, ...], tuple[Value, ...]] = {}
         self.together = 1  # positions from a multiple of this on share what is the same for them
         self.lines: dict[int, int] = {}  # of the source, by unique value
+        self.structure: list[str] = []
+        """How its products and its attention are computed, in words, as they are written."""
         self.status: Value | None = None
         self.noted: list[tuple[Value, int, Value]] | None = None
         """Positions out of range that are to be noted later, and where they are."""

@@ -23,7 +23,7 @@ from stagefuse.dsl.dims import Expr, const, minimum, sym
 from stagefuse.dsl.facts import Facts
 
 from .forms import GROUP_ROWS
-from .warpgroup_tiles import GROUP, GroupAttending
+from .warpgroup_tiles import GROUP, STAGES, GroupAttending
 
 BLOCKS = 132
 """Blocks that stay: one for each SM of the largest device of the arch."""
@@ -59,7 +59,13 @@ class RolesWriter(KernelWriter):
         self.symbols = {**self.symbols, "thread": threads}
         kind = self.memory[s.queries.buffer].dtype.name
         self.attending = GroupAttending(self, s, kind, self.shared_limit)
-        readers = self.attending.form.readers
+        form = self.attending.form
+        readers = form.readers
+        self.structure.append(
+            f"wgmma of {kind}, {form.rows} queries by {form.keys} keys at a time, {STAGES} stages "
+            f"by a warpgroup of its own, {readers} others multiply{' in turns' * form.turns}"
+            + ", blocks stay for many tiles" * self.attending.stays
+        )
         self.facts = self.facts.with_ranges({"thread": (0, readers * GROUP - 1)})
         body, team = self.kernel.body, self.team
         if self.attending.stays:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 
 from stagefuse.compiler.gpu.ir import Value
-from stagefuse.compiler.gpu.matmul.mma import Kind, mma
+from stagefuse.compiler.gpu.matmul.mma import SPLIT, Kind, mma
 from stagefuse.compiler.gpu.matmul.mma_tiles import tf32_parts
 from stagefuse.compiler.kernel_ir import Attend
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
@@ -31,7 +31,13 @@ class AttendWriter(ExactAttendWriter):
 
     def attend(self, s: Attend) -> None:
         dtype = self.memory[s.queries.buffer].dtype
-        _Attention(self, s, shape_of(s, dtype.itemsize), dtype.name).write()
+        shape = shape_of(s, dtype.itemsize)
+        ways = f", each block of them shared by {shape.ways} warps" if shape.ways > 1 else ""
+        self.structure.append(
+            f"mma.sync of {SPLIT if dtype.itemsize == 4 else dtype.name}, {s.mr} queries by "
+            f"{shape.block} keys at a time, {shape.stages} stages by cp.async{ways}"
+        )
+        _Attention(self, s, shape, dtype.name).write()
 
 
 class _Attention(ComputingAttending):

@@ -98,6 +98,15 @@ class Tile:
     def ring_bytes(self) -> int:
         return self.stages * self.stage_bytes
 
+    def said(self, operation: str, copies: str = "cp.async") -> str:
+        """The product in words: what instructions of `operation` multiply."""
+        left = "the left operand in shared memory, " * self.in_scratch
+        right = ", the right operand computed by lanes" * (self.s.element is not None)
+        return (
+            f"{operation}, tiles of {self.rows} x {self.columns}, {left}{self.depth} of the depth "
+            f"in each of {self.stages} stages by {copies}{right}"
+        )
+
 
 @dataclass
 class Copy:

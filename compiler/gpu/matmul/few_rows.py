@@ -30,6 +30,7 @@ class FewRowsWriter(ProductWriter):
         if s.element is None or s.mr > MOST_ROWS:
             return super().product(s)
         code, lane = self.code, sym("lane")
+        self.structure.append(f"lanes multiply {s.mr} rows by {COLUMNS} columns that they compute")
         across = s.nr // COLUMNS
         down = self.team.lanes // across
         first, column = floordiv(lane, across), mod(lane, across) * COLUMNS

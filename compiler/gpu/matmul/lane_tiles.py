@@ -25,6 +25,8 @@ class ProductWriter(ScatterWriter):
 
     def _product(self, s: TileProduct) -> None:
         code, kind = self.code, scalars.REGISTER[self.memory[s.dst].dtype.name]
+        if not self.structure:  # else where tensor cores would lose infinities
+            self.structure.append(f"lanes multiply, tiles of {s.mr} x {s.nr}")
         across = s.nr // COLUMNS
         down = self.team.lanes // across
         count = -(-s.mr // down)

@@ -35,6 +35,9 @@ class Kind:
         """Elements of the depth that an instruction takes."""
         return BYTES // self.size
 
+    def __str__(self) -> str:
+        return self.left if self.left == self.right else f"{self.left} and {self.right}"
+
     @property
     def register(self) -> str:
         """The type of a sum."""
@@ -55,6 +58,8 @@ def kind_of(left: DType, right: DType) -> Kind:
 
 
 HALVES = Kind("f16", "f16", 2, "f32")
+SPLIT = "f32 as three products of tf32"
+"""What is multiplied where elements are split in two (tf32_split)."""
 
 
 def mma(

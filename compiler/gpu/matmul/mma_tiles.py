@@ -25,7 +25,7 @@ from stagefuse.dsl.dtypes import F32
 from .async_copies import WARP_ROWS, Copies, Tile
 from .computed_operands import Computed
 from .ldmatrix_tiles import NarrowWriter
-from .mma import NAMES, Kind, mma
+from .mma import NAMES, SPLIT, Kind, mma
 
 STAGES = 3  # of a product alone in its kernel
 DEPTH = 16  # of a stage, and of sums that tensor cores make
@@ -130,6 +130,8 @@ class TensorWriter(NarrowWriter):
 
     def _multiply(self, tile: Tile, base: Expr) -> None:
         code, s = self.code, tile.s
+        kind = SPLIT if tile.size == 4 else str(self.kind_in(tile))
+        self.structure.append(tile.said(f"mma.sync of {kind}"))
         ring = self._ring(tile)
         steps = self.index(floordiv(s.depth + (tile.depth - 1), tile.depth), "i32")
         copies = (Copies if s.element is None else Computed)(self, tile, ring)

@@ -21,6 +21,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from .async_copies import Copies, Tile
 from .clusters import ClusterWriter
 from .computed_operands import Computed
+from .mma import SPLIT
 from .tensor_loads import Matrices, Slot
 from .tf32_roles import RoleProduct
 from .tf32_split import (
@@ -72,6 +73,9 @@ class SplitWriter(ClusterWriter):
         if not isinstance(tile, SplitTile):
             return super()._multiply(tile, base)
         ring = self._ring(tile)
+        copies = "tensor copies" if isinstance(tile, BoxTile) else "cp.async"
+        shared = f", divided among {self.cluster} blocks of a cluster" if self.cluster > 1 else ""
+        self.structure.append(tile.said(f"wgmma of {SPLIT}", copies) + shared)
         if isinstance(tile, BoxTile):
             self.sums = RoleProduct(self, tile, ring).write()
         else:

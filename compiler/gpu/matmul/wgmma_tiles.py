@@ -145,6 +145,7 @@ class WgmmaWriter(AttendWriter):
         code, s = self.code, tile.s
         ring = self._ring(tile)
         kind = self.kind_in(tile)
+        self.structure.append(tile.said(f"wgmma of {kind}"))
         steps = self.index(floordiv(s.depth + (tile.depth - 1), tile.depth), "i32")
         copies = (SwizzledCopies if s.element is None else SwizzledComputed)(self, tile, ring)
         ahead = tile.stages - 2

@@ -169,7 +169,8 @@ def launch_of(
     return GpuLaunchPlan(
         entry.name, (grid, "1", "1"), (entry.team.threads, 1, 1), (1, 1, 1),
         str(entry.shared_bytes), (*found.buffers, *counters), found.writer.dims,
-        found.lowered[0].label, _report(graph, found, told), (*found.writes(), *counters),
+        found.lowered[0].label, {**_report(graph, found, told), **entry.said},
+        (*found.writes(), *counters),
         any(x.reports for x in found.lowered), stays=entry.stays,
         together=entry.together,
     )  # fmt: skip

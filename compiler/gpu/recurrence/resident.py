@@ -104,7 +104,14 @@ class ResidentWriter:
         return Entry(
             name, "\n".join(lines), Team(self.threads, 1), self.grid, shared, None,
             frozenset(code.tables), (), not self.apart, together=together if self.waits else 0,
+            structure=self._said(),
         )  # fmt: skip
+
+    def _said(self) -> str:
+        """The recurrence in words, and what of it multiplies."""
+        waits = ", blocks wait for each other between them" if self.waits else ""
+        inside = [text for writer in self.writers for text in writer.structure]
+        return "; ".join(dict.fromkeys([f"one launch for all steps{waits}", *inside]))
 
     def work(self) -> Expr:
         """The blocks that the stage with most teams has work for."""

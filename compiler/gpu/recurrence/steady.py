@@ -45,6 +45,7 @@ class SteadyWriter(StageWriter):
 
     def begin(self, team: Team, *args: Any) -> None:
         super().begin(team, *args)
+        self.structure.append("what no step changes stays in registers, as far as they go")
         first = self.team_number
         end = self.index(self.count, first.type)
         self.mine = first.compare("lt", end)
