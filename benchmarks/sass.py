@@ -3,7 +3,7 @@
 
 Both are assembled by the ptxas each comes with and read by nvdisasm, which Triton's package has.
 What counts is the instructions of a whole kernel, without the padding behind it, for the kernels
-that memory bounds, and those of the loop with the most tensor-core instructions for the others.
+that memory bounds, and those of the innermost loop with most work for tensor cores for others.
 """
 
 from __future__ import annotations
@@ -39,16 +39,28 @@ class Listing:
         return frozenset(x.split(".")[0].split()[-1] for x in self.instructions if "MMA" in x)
 
     def loop(self) -> tuple[int, int]:
-        """Instructions of the loop with the most tensor-core instructions, and how many."""
-        best = (0, 0)
+        """Instructions of the loop with most multiply-adds on tensor cores, of those with no such
+        loop inside, and how many of a warp or warpgroup these are."""
+        best, inside = (0, 0), list[int]()
         for end, text in enumerate(self.instructions):
             match = re.search(r"BRA.*?(\.L_x_\d+)", text)
             start = self.labels.get(match[1], end + 1) if match else end + 1
-            if start <= end:
-                body = self.instructions[start : end + 1]
-                tensor = sum("MMA" in x for x in body)
-                best = max(best, (tensor, len(body)), key=lambda b: b[0])
+            body = self.instructions[start : end + 1]
+            done = sum(map(multiply_adds, body))
+            if done and all(start > at for at in inside):
+                inside.append(end)
+                best = max(best, (done, len(body)), key=lambda b: b[0])
         return best[1], best[0]
+
+
+def multiply_adds(text: str) -> int:
+    """Those of one instruction, by the shape in its name: 64x128x16, or 16816 for 16 by 8 by 16."""
+    match = re.search(r"MMA\.(?:SP\.)?(?:(\d+)x(\d+)x(\d+)|16(8)(\d+))\b", text)
+    if not match:
+        return 0
+    if match[4]:
+        return 16 * 8 * int(match[5])
+    return int(match[1]) * int(match[2]) * int(match[3])
 
 
 def disassembled(cubin: bytes, kernel: str) -> Listing:
@@ -200,11 +212,12 @@ def table() -> str:
 
     lines = [
         f"Instructions of our kernels and of Triton {triton.__version__}'s, by nvdisasm: all of a",
-        "kernel, or those of the loop around its tensor-core instructions (mma). A lane has as",
-        "many elements in both. Ours divide and take roots and powers to 1 or 2 units in the last",
-        "place, as the reference does. The kernel to i8 takes more for quotients that are rounded",
-        "correctly and limited to what i8 holds, and silu for a sigmoid right to 3 units of",
-        "small numbers too. In cross entropy Triton fills a row up to a power of two.",
+        "kernel, or those of the innermost loop around its tensor-core instructions, and how many",
+        "thousands of multiply-adds of a warp or warpgroup those are, by which the ratio is taken.",
+        "Loops of attention have code for blocks that a mask cuts, which others jump over: 280 of",
+        "ours on sm_90a. A lane has as many elements in both. Ours divide and take roots, powers",
+        "of f32 to 1 or 2 units in the last place, exponentials of 16 bits to 2^-16. In cross",
+        "entropy Triton fills a row up to a power of two.",
         "",
         "| kernel | arch | ours | Triton | ours / Triton |",
         "|---|---|---|---|---|",
@@ -215,7 +228,7 @@ def table() -> str:
             texts, ratio = [str(own.whole), str(other.whole)], own.whole / other.whole
             if pair.bound == "products":
                 (a, mine), (b, its) = own.loop(), other.loop()
-                texts = [f"loop {a}, {mine} mma", f"loop {b}, {its} mma"]
+                texts = [f"loop {a}, {mine >> 10} K", f"loop {b}, {its >> 10} K"]
                 ratio = (a / mine) / (b / its) if own.tensor == other.tensor else 0.0
             shown = f"{ratio:.2f}" if ratio else "other instructions"
             lines.append(f"| {pair.name} | {arch} | {texts[0]} | {texts[1]} | {shown} |")

@@ -65,7 +65,8 @@ class Load:
 class Op:
     """A scalar function of `compiler.scalar`; `cast` converts to `dtype`, `round_to` rounds.
 
-    `round_to` (argument and result f32) rounds to the storage dtype `to` and back.
+    `round_to` (argument and result f32) rounds to the storage dtype `to` and back. The result of
+    another need be no more exact than `to`, where there is one.
     """
 
     fn: str

@@ -253,6 +253,8 @@ _TABLE = (
     ScalarFn("div", 2, FLOAT, later.divide, "a / b", identity=1, flops=4, ulp=ROUNDED),
     ScalarFn("reciprocal", 1, FLOAT, lambda x: 1 / x, "1 / x, where x is from 2^-60 to 2^60",
              flops=4, ulp=ROUNDED),
+    ScalarFn("ratio", 2, FLOAT, later.divide,
+             "a / b, where b is from 2^-100 to 2^125, infinite or NaN", identity=1, flops=2, ulp=1),
     ScalarFn("floordiv", 2, NUMBER, _floordiv,
              "the floor of a / b; on integers 0 where b is 0", flops=6, ulp=1),
     ScalarFn("mod", 2, NUMBER, _mod,

@@ -40,6 +40,8 @@ class Schedule:
     `packed`: elements of a pixel of 8 bits each that are read together, at most.
     `tile_columns`: columns of a tile that warpgroups compute, at most, 0 where none do.
     `tensor_copies`: whether tensor copies bring the operands of such tiles.
+    `short_forms`: whether quotients by what a row shares are products, and functions of 16-bit
+    floats need to be no more exact than those.
     """
 
     chunk: int = 4096
@@ -66,6 +68,7 @@ class Schedule:
     packed: int = 4
     tile_columns: int = 0
     tensor_copies: bool = False
+    short_forms: bool = False
 
 
 CPU = Schedule(row_tile=MappingProxyType({48: 32, 64: 32, 32: 32, 16: 32}))
@@ -96,6 +99,7 @@ GPU = Schedule(
     stage_flops=1 << 40,
     parts=8,
     packed=0,
+    short_forms=True,
 )
 """Nothing is staged: what registers hold is not computed twice, and what they cannot hold costs
 more to keep than to compute. A chunk is two vectors of 16 bytes of f32 for each of 256 lanes. A

@@ -348,6 +348,7 @@ RULES: dict[str, Rule] = {
     "mul": lambda c, a, t: a[0] * a[1],
     "div": lambda c, a, t: a[0] / a[1],
     "reciprocal": lambda c, a, t: 1.0 / a[0],
+    "ratio": lambda c, a, t: a[0] / a[1],
     "floordiv": _floordiv,
     "mod": _mod,
     "pow": _pow,

@@ -30,3 +30,10 @@ def exp_f32(code: Code, x: Value) -> Value:
     rest = fused("fma.rn.f32", x, LOG2_E - round_to_single(LOG2_E), rest)
     found = code.pure("ex2.approx.ftz.f32", "float", rest)
     return code.pure("mul.rn.f32", "float", found, whole.bits().shl(23).as_float("float"))
+
+
+def short_exp(code: Code, x: Value) -> Value:
+    """e^x within 2^-16 of itself: the square of its root, which is never subnormal where the square
+    is a number."""
+    root = code.pure("ex2.approx.ftz.f32", "float", x * (LOG2_E / 2))
+    return root * root

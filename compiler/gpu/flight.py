@@ -19,7 +19,7 @@ _EVENT = re.compile(
     re.MULTILINE,
 )
 _TURN = re.compile(r"^(?:(\$\w+):|\t(@!?%p\d+ )?bra (\$\w+);|\tret;)", re.MULTILINE)
-_DIVISIONS = {"\tdiv.u32": 20, "\tdiv.u64": 60}
+_DIVISIONS = {"\tdiv.u32": 20, "\tdiv.u64": 60, "\tdiv.rn.f32": 12}
 """Instructions of SASS that these are, by nvdisasm; of others one is one."""
 
 

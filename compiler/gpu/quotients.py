@@ -7,10 +7,19 @@ leaves exact, and the sizes that need more are known or are scaled.
 
 from __future__ import annotations
 
-from .exponent import exp_f32
+import struct
+from fractions import Fraction
+
+import numpy as np
+
+from stagefuse.compiler.cpu.ir import round_to_single
+
+from .exponent import exp_f32, short_exp
 from .ir import Code, Value
 
 LARGE = 2.0**64
+SATURATED = 80.0
+"""From here on a sigmoid is 1, and e^x finite."""
 
 
 def reciprocal(code: Code, x: Value) -> Value:
@@ -54,3 +63,38 @@ def sigmoid(code: Code, x: Value) -> Value:
     near = code.pure("rcp.approx.ftz.f32", "float", e + 1.0)
     found = above * near
     return code.fma(code.fma(-found, e, above - found), near, found)
+
+
+def short_sigmoid(code: Code, x: Value) -> Value:
+    """1 / (1 + e^-x) within 2^-16 of itself: e^x over 1 + e^x, of an x that keeps both finite."""
+    most = code.const(SATURATED, "float")
+    e = short_exp(code, code.pure("min.NaN.f32", "float", x, most))
+    return e * code.pure("rcp.approx.ftz.f32", "float", e + 1.0)
+
+
+def ratio(code: Code, a: Value, b: Value) -> Value:
+    """a / b, where b is from 2^-100 to 2^125, infinite or NaN, within 1/2 and 2^-22 ulp, from 2^100
+    on 2^-4; the quotient itself where that is a number of f32, and 1 ulp where it is subnormal.
+
+    1 / b is two numbers, the second above 0, so that an infinite a stays so.
+    """
+    if b.text.startswith("0f"):
+        first, rest = (code.const(part, "float") for part in _reciprocal_of(b.text))
+    else:
+        near = reciprocal(code, b)
+        below = (near.bits() - 1).as_float("float")
+        left = code.fma(-b, near, 1.0)
+        above = left.compare("le", 0.0)
+        first = above.select(below, near)
+        left = above.select(code.fma(-b, below, 1.0), left)
+        rest = code.pure("min.f32", "float", left, code.const(1.0, "float")) * near
+    return code.fma(a, first, a * rest)
+
+
+def _reciprocal_of(text: str) -> tuple[float, float]:
+    """The reciprocal of a constant as PTX writes it: the next number of f32 below, and the rest."""
+    (b,) = struct.unpack(">f", bytes.fromhex(text[2:]))
+    first = round_to_single(1 / b)
+    while Fraction(first) * Fraction(b) >= 1:
+        first = float(np.nextafter(np.float32(first), np.float32(0)))
+    return first, float(1 / Fraction(b) - Fraction(first))

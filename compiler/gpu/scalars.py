@@ -15,7 +15,7 @@ from stagefuse.compiler.cpu import vector_math
 from stagefuse.compiler.operators import BITS, POWERS, power_by_products, unsigned_power
 from stagefuse.dsl.dtypes import DTYPES, DType
 
-from . import quotients
+from . import exponent, quotients
 from .ir import ROUND, Code, Value
 
 REGISTER = shared.REGISTER
@@ -159,11 +159,14 @@ def _formula(
     return cast(Value, found)
 
 
-_OWN_F32 = {
+_OWN_F32: dict[str, Callable[..., Any]] = {
     "reciprocal": quotients.usual_reciprocal,
     "rsqrt": quotients.rsqrt,
     "sigmoid": quotients.sigmoid,
+    "ratio": quotients.ratio,
 }
+SHORT = {"exp": exponent.short_exp, "sigmoid": quotients.short_sigmoid}
+"""Of f32 that stand for 16 bits or fewer."""
 
 
 def _pow(code: Code, args: Sequence[Value], dtype: DType) -> Value:

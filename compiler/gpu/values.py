@@ -128,6 +128,8 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
             return scalars.convert(self.code, args[0], value.args[0].dtype, value.dtype)
         if value.fn == "round_to":
             return scalars.round_to(self.code, args[0], value.to or value.dtype)
+        if value.to is not None:
+            return scalars.SHORT[value.fn](self.code, args[0])
         return scalars.apply(self.code, value.fn, args, value.args[-1].dtype.compute)
 
     def _small_comparison(self, op: Op) -> Value | None:

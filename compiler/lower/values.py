@@ -44,7 +44,11 @@ from stagefuse.dsl.points import Start
 
 from .blocks import Blocks, Sites
 from .expressions import all_of, as_dtype, expand, minus, product_of, symbols_of
+from .ratios import is_ratio
 from .shares import share, shared_sum
+
+SHORT = ("exp", "sigmoid")
+"""Functions whose results in fewer than 32 bits need fewer instructions."""
 
 
 class Lowering(Blocks):
@@ -184,8 +188,11 @@ class Lowering(Blocks):
         args = tuple(self.value(ref, at, guard) for ref in node.operands)
         if shared_sum(self.graph, node) in self.group.members:
             return share(*args)
+        if self.schedule.short_forms and is_ratio(self.graph, self.group, node):
+            return Op("ratio", args, dtype.compute)
         if primitive.fn != "cast":
-            return Op(primitive.fn, args, dtype.compute)
+            short = self.schedule.short_forms and primitive.fn in SHORT and dtype.is_small_float
+            return Op(primitive.fn, args, dtype.compute, dtype if short else None)
         value = as_dtype(args[0], dtype.compute)
         rounds = dtype.is_small_float and not (self.keeps_f32 and is_product(self.graph, node))
         if rounds and self.graph.type(node.operands[0]).dtype != dtype:
