@@ -163,17 +163,6 @@ class PersistentWriter(PieceWriter):
             self.outgoing = ()
         return left if self.outgoing else stages
 
-    def _said(self) -> str:
-        """The product in words."""
-        both = f", the right operand for {self.cluster} blocks of a cluster at once"
-        return (
-            f"wgmma of {self.kind}, tiles of {ROWS} x {self.form.columns}, {self.depth} of the "
-            f"depth in each of {self.stages} stages by tensor copies of a warp of its own"
-            + both * (self.cluster > 1)
-            + ", results by tensor copies" * bool(self.outgoing)
-            + ", blocks stay for many tiles"
-        )
-
     def _pieces_bytes(self) -> int:
         """Of the pieces of all warps: of results that copies store, or else of sums."""
         return WARPS * (PLACES * self.outgoing_bytes if self.outgoing else PIECE_BYTES)
@@ -190,7 +179,12 @@ class PersistentWriter(PieceWriter):
 
     def _steps(self) -> Expr:
         code = self.code
-        self.structure.append(self._said())
+        both = f", of the right operand for {self.cluster} blocks at once" * (self.cluster > 1)
+        self.structure.append(
+            f"wgmma of {self.kind}, tiles of {ROWS} x {self.form.columns}, {self.depth} of the "
+            f"depth in each of {self.stages} stages by tensor copies{both}, blocks stay for many "
+            "tiles"
+        )
         thread = self.symbols["lane"]
         ring = Ring(self, self.ring_start, self.stages, self.stage_bytes, self.cluster)
         self._clear(ring, thread)
