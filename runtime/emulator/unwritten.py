@@ -164,7 +164,8 @@ def read_unwritten(
     site: Site, g: Group, results: Sequence[s.Operand], threads: Array,
     missing: Sequence[Array | None], stop: Stop,
 ) -> None:  # fmt: skip
-    """A load read elements of shared memory that nothing wrote: its results are open there.
+    """A load read elements of shared memory that nothing wrote, or a shuffle a lane that ended:
+    its results are open there.
 
     `missing` says for each result in which of the threads. From the first such load on, all that is
     computed from these registers is followed.

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stagefuse.compiler.ptx import syntax as s
+from stagefuse.runtime.emulator.errors import Stop
 from stagefuse.runtime.emulator.operands import Get, getter, putter, result_parts
 from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.unwritten import read_unwritten
 from stagefuse.runtime.emulator.values import DTYPES
 
 from . import effect
@@ -106,10 +109,23 @@ def shfl(site: Site) -> Run:
             lanes, within = _source_table(mode, int(bval), int(cval))
             source, inside = lanes[lane], within[lane]
         values = _full(g, a(g), UNDEFINED).reshape(-1)
-        put(g, values[threads - lane + source])
+        read = threads - lane + source
+        put(g, values[read])
         also(g, inside)
+        if g.batch.alive_count < g.batch.threads:
+            _read_ended(site, g, first, read)
 
     return run
+
+
+def _read_ended(site: Site, g: Group, result: s.Operand, read: Array) -> None:
+    """What was read of lanes that have ended, or never were, is as if nothing wrote it."""
+    late = ~g.batch.alive[read]
+    if late.any():
+        threads = g.threads()
+        stop = Stop("uninitialised", f"reads lane {int(read[late][0]) % 32}, which is none of this "
+                    "warp any more", int(threads[late][0]))  # fmt: skip
+        read_unwritten(site, g, [result], threads, [late], stop)
 
 
 def _sources(mode: str, lane: Array, b: Array, c: Array) -> tuple[Array, Array]:

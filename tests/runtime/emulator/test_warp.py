@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from .kernels import Array, fault, kernel, run, words
+from .kernels import Array, fault, kernel, line_of, run, words
 
 FULL = 0xFFFFFFFF
 
@@ -176,6 +176,24 @@ def test_what_a_lane_that_ended_has_is_not_known(rng: np.random.Generator) -> No
     data = rng.integers(0, 99, 32).astype(np.uint32)
     got = lanes(rng, """setp.ge.u32 %p0, %r0, 24; @%p0 exit;
         shfl.sync.down.b32 %r4, %r5, 8, 31, -1;
-        setp.ge.u32 %p1, %r0, 18; @%p1 mov.b32 %r4, %r5;""", data, block=32)  # fmt: skip
-    assert (got[:16] == data[8:24]).all() and (got[18:24] == data[18:24]).all()
-    assert (got[16:18] == 0xCDCDCDCD).all()
+        setp.ge.u32 %p1, %r0, 16; @%p1 mov.b32 %r4, %r5;""", data, block=32)  # fmt: skip
+    assert (got[:16] == data[8:24]).all() and (got[16:24] == data[16:24]).all()
+
+
+@pytest.mark.parametrize(
+    ("block", "does", "how"),
+    [
+        (32, "@%p0 exit; shfl.sync.down.b32 %r4, %r0, 8, 31, -1;", "is stored"),
+        (24, "shfl.sync.down.b32 %r4, %r0, 8, 31, -1;", "is stored"),
+        (32, "@%p0 exit; shfl.sync.bfly.b32 %r4, %r0, 8, 31, -1; add.u32 %r5, %r4, %r0;"
+         "shfl.sync.bfly.b32 %r4, %r5, 16, 31, -1;", "is used"),
+        (32, "@%p0 exit; shfl.sync.idx.b32 %r4, %r0, 30, 31, -1; setp.eq.u32 %p1, %r4, 0;"
+         "@%p1 bra END;", "decides"),
+    ],
+)  # fmt: skip
+def test_what_depends_on_a_lane_that_ended(block: int, does: str, how: str) -> None:
+    body = f"setp.ge.u32 %p0, %r0, 24; {does} st.global.u32 [%d20], %r4;\nEND:"
+    text = kernel(body.replace(";", ";\n"))
+    found = fault(text, words(32), block=block)
+    assert found.kind == "uninitialised" and how in found.message
+    assert found.line == line_of(text, "shfl")
