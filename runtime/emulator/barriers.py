@@ -84,6 +84,8 @@ class Barriers:
         if partial.any():
             raise Stop("barrier", f"barrier {number} is waited for with {expected} threads here "
                        f"and {int(barrier.expected[partial][0])} elsewhere")  # fmt: skip
+        if count is not None and batch.alive_count < batch.threads:
+            here += self._absent(g)
         barrier.expected[came] = expected
         barrier.whole[came] = count is None
         barrier.arrived += here
@@ -102,6 +104,20 @@ class Barriers:
             g.pc += 1
             return True
         return False
+
+    def _absent(self, g: Group) -> Array:
+        """For each block the lanes that ended, or never were, of warps that are all in a group.
+
+        Warps are what is counted: one has come when all its lanes have that have not ended (PTX
+        ISA, `barrier`: "marks warps' arrival").
+        """
+        batch = self.batch
+        alive = np.count_nonzero(batch.alive.reshape(-1, 32), axis=1)
+        absent = np.where(np.bincount(g.threads() // 32, minlength=batch.warps) == alive,
+                          32 - alive, 0)  # fmt: skip
+        absent[alive == 0] = 0
+        found: Array = absent.reshape(batch.blocks, -1).sum(axis=1)
+        return found
 
     def open_without_ended(self) -> None:
         """Opens the barriers that waited only for threads that have ended."""

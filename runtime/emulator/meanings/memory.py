@@ -219,7 +219,7 @@ def isspacep(site: Site) -> Run:
             found = (window == 0) & (np.isin(number, constants) == (word == "const"))
         else:
             found = window == _WINDOWS[word] >> WINDOW_BITS
-            if word == "shared::cta":
+            if word in ("shared", "shared::cta"):  # ISA: "if no sub-qualifier is specified, ::cta"
                 rank = (a & np.uint64(0xFFFFFFFF)) >> np.uint64(RANK_BITS)
                 own = g.special("%cluster_ctarank").astype(np.uint64) + np.uint64(1)
                 found = found & ((rank == 0) | (rank == own))

@@ -337,6 +337,19 @@ def test_threads_that_return_before_a_barrier(body: str) -> None:
     assert (out[:80] == np.arange(80)).all()
 
 
+@pytest.mark.parametrize("barrier", ["bar.sync 1, 64;", "barrier.sync 1, 64;",
+                                     "barrier.red.popc.u32 %r4, 1, 64, %p1;"])  # fmt: skip
+def test_a_count_of_threads_is_one_of_warps(barrier: str) -> None:
+    """Lanes that ended, or that a block's last warp never had, are counted with their warp."""
+    text = kernel(f"""
+        setp.lt.u32 %p0, %r0, 20; @%p0 ret; setp.ge.u32 %p1, %r0, 0;
+        {barrier}
+        st.global.u32 [%d20], %r0;""")
+    out = words(64)
+    run(text, out, block=50)
+    assert (out[20:50] == np.arange(20, 50)).all() and not out[:20].any()
+
+
 def test_what_a_thread_wrote_that_returned_before_a_barrier() -> None:
     """It was not at the barrier, which so orders nothing for it."""
     text = kernel("""

@@ -345,3 +345,22 @@ def test_kernels_of_a_module_do_not_share_their_memory() -> None:
         emulator.load(kernel("ld.shared.u32 %r4, [missing];"))
     with pytest.raises(PtxError, match="`NOWHERE` is not declared"):
         emulator.load(kernel("bra NOWHERE;"))
+
+
+def test_whose_shared_memory_an_address_is_in() -> None:
+    """`isspacep.shared` is `isspacep.shared::cta` (PTX ISA: "::cta is assumed by default")."""
+    text = kernel(
+        """
+        mov.u64 %d3, s; cvta.shared.u64 %d3, %d3;
+        mov.u32 %r5, %cluster_ctarank; xor.b32 %r5, %r5, 1;
+        mapa.u64 %d4, %d3, %r5;
+        isspacep.shared %p0, %d3; isspacep.shared %p1, %d4;
+        isspacep.shared::cta %p2, %d4; isspacep.shared::cluster %p3, %d4;
+        selp.u32 %r4, 1, 0, %p0; @%p1 add.u32 %r4, %r4, 10;
+        @%p2 add.u32 %r4, %r4, 100; @%p3 add.u32 %r4, %r4, 1000;
+        st.global.u32 [%d20], %r4;""",
+        shared=".shared .b32 s[4];",
+    )
+    out = words(64)
+    run(text, out, grid=2, cluster=2)
+    assert (out == 1001).all()
