@@ -7,7 +7,7 @@ along those of the result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import reduce
 
@@ -67,7 +67,7 @@ def in_squares(low: Lowering, made: Parallel, how: Squares) -> Parallel:
     for axis, (name, extent) in reversed(list(enumerate(parallel))):
         if not is_long(low, extent, how) or not is_long(low, loop.hi, how):
             continue
-        loads = _that_fit(_across(low, loop, name), how)
+        loads = _that_fit(_across(low, loop, name, how), how)
         if loads:
             low.scopes[0].body[:] = _squares(low, loop, name, extent, loads, how)
             count = [floordiv(e + (how.size - 1), how.size) for e in (extent, loop.hi)]
@@ -92,16 +92,19 @@ def is_long(low: Lowering, extent: Expr, how: Squares) -> bool:
     return most is None or most >= how.least
 
 
-def _across(low: Lowering, loop: For, name: str) -> list[Load]:
+def _across(low: Lowering, loop: For, name: str, how: Squares) -> list[Load]:
     """Loads, from what the kernel only reads, that step by one with an index outside the loop, and
-    by more with the loop's."""
+    by more with the loop's; guarded ones if a corner of a square tells whether all is read."""
     read = {b.name: b.shape for b in low.buffers.values() if b.mode == "in"}
     found: dict[Load, None] = {}
     for s in loop.body:
         assert isinstance(s, Let | Store)
         values = (*s.indices, s.value) if isinstance(s, Store) else (s.value,)
         for part in (p for v in values for p in post_order(v)):
-            if not isinstance(part, Load) or part.buffer not in read or part.guard:
+            if not isinstance(part, Load) or part.buffer not in read:
+                continue
+            first = _begins(loop, name, how.size)
+            if part.guard and not how.whole or None in (_least(g, first, 1) for g in part.guard):
                 continue
             place = place_of(part, read)
             if place is not None:
@@ -111,16 +114,38 @@ def _across(low: Lowering, loop: For, name: str) -> list[Load]:
     return list(found)
 
 
+def _least(guard: KernelValue, first: Mapping[str, Expr], size: int) -> Expr | None:
+    """What a test asks to be at least 0, where it is least in the square that begins there; None if
+    it is no sum of multiples of indices."""
+    if not isinstance(guard, Op) or guard.fn != "ge" or guard.args[1] != Const(0, I64):
+        return None
+    if not isinstance(guard.args[0], Index):
+        return None
+    expr, corner = guard.args[0].expr, {}
+    for name, start in first.items():
+        step = expr.coefficient(name)
+        times = None if step is None else step.as_int()
+        if times is None:
+            return None
+        corner[name] = start if times >= 0 else start + (size - 1)
+    return expr.substitute(corner)
+
+
+def _begins(loop: For, name: str, size: int) -> dict[str, Expr]:
+    """Where a square begins along both axes."""
+    return {x: sym(f"{x}s") * size for x in (name, loop.index)}
+
+
 def _squares(
     low: Lowering, loop: For, name: str, extent: Expr, loads: list[Load], how: Squares
 ) -> list[Statement]:
     """The step of a square: reads it, and then does what the loop did."""
     size = how.size
-    first = {name: sym(f"{name}s") * size, loop.index: sym(f"{loop.index}s") * size}
+    first = _begins(loop, name, size)
     ends = {name: extent, loop.index: loop.hi}
 
-    def tests(relation: str, rest: Mapping[str, Expr]) -> list[KernelValue]:
-        return [Op(relation, (Index(e), Const(0, I64)), BOOL) for e in rest.values()]
+    def tests(relation: str, rest: Iterable[Expr]) -> list[KernelValue]:
+        return [Op(relation, (Index(e), Const(0, I64)), BOOL) for e in rest]
 
     def square(outer: str, inner: str, body: list[Statement], tested: bool) -> For:
         def over(index: str, body: tuple[Statement, ...], vector: bool) -> For:
@@ -128,14 +153,14 @@ def _squares(
             stop = stop if how.whole else minimum(stop, ends[index], low.facts)
             return For(index, first[index], stop, body, vector)
 
-        inside = all_of(tests("ge", {x: e - 1 - sym(x) for x, e in ends.items()}))
+        inside = all_of(tests("ge", (e - 1 - sym(x) for x, e in ends.items())))
         own = (If(inside, tuple(body)),) if tested else tuple(body)
         return over(outer, (over(inner, own, True),), how.whole)
 
     found: list[Statement] = []
     place = (Index(sym(loop.index) - first[loop.index]), Index(sym(name) - first[name]))
     stands: dict[Load, Load] = {}
-    fills: list[Statement] = []
+    fills: list[Store] = []
     for load in loads:
         scratch = low.name("square")
         found.append(Alloc(scratch, load.stored, (const(size), const(size + how.gap))))
@@ -143,18 +168,22 @@ def _squares(
         stands[load] = Load(scratch, place, load.stored)
     body = [with_loads(s, stands) for s in loop.body]
 
+    plain = [replace(s, value=replace(x, guard=())) for s, x in zip(fills, loads, strict=True)]
+
     def both(tested: bool) -> tuple[Statement, ...]:
         return (
-            square(loop.index, name, fills, tested),
+            square(loop.index, name, [*(fills if tested or not how.whole else plain)], tested),
             square(name, loop.index, body, tested),
         )
 
     facts = low.graph.facts
-    if not how.whole or all(facts.divides(e, size) for e in ends.values()):
+    corners = [_least(g, first, size) for x in loads for g in x.guard]
+    behind = [e - first[x] - size for x, e in ends.items() if not facts.divides(e, size)]
+    behind += [e for e in dict.fromkeys(corners) if e is not None]
+    if not how.whole or not behind:
         return [*found, *both(False)]
     if any((facts.bounds(e)[1] or size) < size for e in ends.values()):
         return [*found, *both(True)]
-    behind = {x: e - first[x] - size for x, e in ends.items()}
     partial = reduce(lambda a, b: Op("or", (a, b), BOOL), tests("lt", behind))
     return [*found, If(all_of(tests("ge", behind)), both(False)), If(partial, both(True))]
 

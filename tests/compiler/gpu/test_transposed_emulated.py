@@ -27,6 +27,9 @@ pipeline several(x: f32[M, N], y: f32[M, N], z: i64[M, N]) -> f32[N, M]:
     t = transpose(x, [1, 0]) * transpose(y, [1, 0])
     t + transpose(f32(z), [1, 0]) - transpose(x, [1, 0])
 
+pipeline padded(x: f32[M, N]) -> f32[N + 3, M + 5]:
+    pad(transpose(x, [1, 0]), [(1, 2), (3, 2)], value=7)
+
 pipeline half(x: f16[64, 96]) -> f16[96, 64]:
     -transpose(x, [1, 0])
 """
@@ -41,6 +44,8 @@ def test_no_load_of_a_whole_square_waits(tmp_path: Path) -> None:
     plain = [x for x in entry.splitlines() if x.startswith("\tld.global.nc.f32")]
     assert len(plain) == 32
     assert len(re.findall(r"@%p\d+ ld\.global\.nc\.f32", entry)) == 32
+    entry = text[text.index(".entry padded_") :].split("\n}", 1)[0]
+    assert len(re.findall(r"^\tld\.global\.nc\.f32", entry, re.MULTILINE)) == 32
     entry = text[text.index(".entry half_") :].split("\n}", 1)[0]
     assert entry.count("ld.global.nc.v4.b32") == 4 and "@%p" not in entry.split("bra", 1)[1]
 
@@ -51,7 +56,7 @@ def test_squares(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
 
     plan = compiled(tmp_path / "p.pipe", TEXT, (arch,))
     check_legal(plan)
-    plain, sums, planes, turned, several, half = (Emulated(plan, arch, n) for n in range(6))
+    plain, sums, planes, turned, several, padded, half = (Emulated(plan, arch, n) for n in range(7))
     for gpu in (p.gpu[0] for p in plan.pipelines):
         used = [x.report["shared bytes"] for x in gpu.launches if x.report.get("registers")]
         assert all(0 < n <= 72 << 10 for n in used)
@@ -65,6 +70,8 @@ def test_squares(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(
             found, x.T * 2 + y.T.astype(np.float32) + z, rtol=1e-6, atol=1e-6
         )
+        wanted = np.pad(x.T, [(1, 2), (3, 2)], constant_values=7)
+        np.testing.assert_array_equal(padded({"x": x}, dims)[0], wanted)
         i = rng.integers(-9, 9, (m, n, 33))
         np.testing.assert_array_equal(turned({"x": i}, dims)[0], i.transpose(2, 0, 1))
         w, k = z.T.copy(), rng.integers(-9, 9, (m, n))
