@@ -148,6 +148,7 @@ class Planner:
     def _steps(self, begun: Begun) -> tuple[Buffers, list[StepPlan], tuple[LoopPlan, ...]]:
         """The buffers, steps and loops on the CPU."""
         from .fusion.alike import Copies
+        from .fusion.beside import beside
         from .fusion.fuse import partition
         from .fusion.in_place import arrange
         from .fusion.join import join
@@ -158,7 +159,9 @@ class Planner:
         from .schedule import CPU, CPU_NARROW
 
         bounds, schedule = begun.bounds, CPU if self.panel is None else CPU_NARROW
-        graph, found = arrange(begun.graph, lambda g, apart: join(g, partition(g, apart)))
+        graph, found = arrange(
+            begun.graph, lambda g, apart: beside(g, join(g, partition(g, apart)))
+        )
         buffers = self._buffers(begun.pipeline, graph)
         reasons = {d.node: d for d in found.decisions}
         steps: list[StepPlan] = []

@@ -11,6 +11,7 @@ from stagefuse.dsl.program import Pipeline
 
 from .build_graph import build_graph
 from .front import check_source
+from .fusion.beside import beside
 from .fusion.fuse import partition
 from .fusion.in_place import arrange
 from .fusion.join import join
@@ -64,7 +65,7 @@ def _text(pipeline: Pipeline, stage: str, load: Callable[[str, str], Any]) -> st
     if stage != "kernels":
         return print_graph(graph)
     sites, seen = Sites(), dict[str, str]()
-    graph, found = arrange(graph, lambda g, apart: join(g, partition(g, apart)))
+    graph, found = arrange(graph, lambda g, apart: beside(g, join(g, partition(g, apart))))
     layers = Layers(graph, found.groups)
     for group in found.groups:
         own = layers.of(group).graph

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from stagefuse.compiler.buffers import Buffers, size_of
 from stagefuse.compiler.fusion.alike import Copies
+from stagefuse.compiler.fusion.beside import beside
 from stagefuse.compiler.fusion.fuse import partition
 from stagefuse.compiler.fusion.groups import Decision, Group
 from stagefuse.compiler.fusion.in_place import arrange
@@ -31,7 +32,6 @@ from .aliases import alias_of
 from .assemble import Usage
 from .attention.chain import LONGEST
 from .attention.warp_roles import RolesWriter, attends
-from .beside import beside
 from .drafts import Draft, SourceLowering, drafts, families
 from .emit import Entry, KernelWriter
 from .flight import Flight, flight_of
@@ -55,6 +55,7 @@ from .recurrence.lowering import (
     start_launch,
 )
 from .recurrence.stage import Unfit
+from .reductions.split_reductions import LEAST
 from .structures import candidates, made_by
 from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, loaded_ahead, occupancy
 from .tensor_maps import TensorMap
@@ -115,7 +116,7 @@ class GpuCompiler:
         pipeline before had, each with the graph that it is of."""
         fresh: list[tuple[Kernel, Graph]] = []
         graph, found = arrange(
-            graph, lambda g, apart: beside(g, join(g, partition(g, apart), JOINS, LONGEST))
+            graph, lambda g, apart: beside(g, join(g, partition(g, apart), JOINS, LONGEST), LEAST)
         )
         buffers = buffers_of(graph)
         reasons = {d.node: d for d in found.decisions}

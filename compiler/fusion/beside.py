@@ -1,10 +1,9 @@
 """Kernels beside each other that read the same, as one: what both read comes from memory once.
 
 - Kernels of the same elements, or of the same rows, none of which needs what the other makes.
-- What there is one of for each row, beside the kernel that goes over the rows: computed of the
-  same rows, or of what they come to in that kernel, which then need not be stored.
-
-For GPUs, which run such kernels at the same time, each with memory traffic of its own.
+- On GPUs what there is one of for each row, beside the kernel that goes over the rows: computed
+  of the same rows, or of what they come to in that kernel, which then need not be stored. On the
+  CPU the rows are in a cache then, and loops over elements stay as simple as they are.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ from dataclasses import replace
 
 import networkx as nx
 
-from stagefuse.compiler.fusion.fuse_rules import DEPTH_LIMIT
-from stagefuse.compiler.fusion.groups import Access, Decision, Group, Partition, flops
-from stagefuse.compiler.fusion.join_reduced import reductions_of
-from stagefuse.compiler.fusion.kernel_order import ordered_groups
 from stagefuse.compiler.graph import Graph, Map, Node, Position, Reduce, Ref, Scalar, View
 from stagefuse.compiler.lower.expressions import product_of
 from stagefuse.compiler.lower.pointwise import is_flat
 from stagefuse.dsl.dims import Expr, const, sym
 
-from .reductions.split_reductions import LEAST
+from .fuse_rules import DEPTH_LIMIT
+from .groups import Access, Decision, Group, Partition, flops
+from .join_reduced import reductions_of
+from .kernel_order import ordered_groups
 
 PLAIN = (Map, Position, Reduce, Scalar, View)
 MOST_STORED, MOST_READ = 8, 12
@@ -42,14 +40,15 @@ REASON = "computed beside a kernel that reads the same"
 Places = Mapping[int, list[Access]]
 
 
-def beside(graph: Graph, found: Partition) -> Partition:
-    """The kernels, with those joined that read the same."""
-    return _Joining(graph, found).run()
+def beside(graph: Graph, found: Partition, cut: int | None = None) -> Partition:
+    """The kernels, with those joined that read the same. On GPUs `cut` is how many elements rows
+    have that are cut into parts; on the CPU it is None."""
+    return _Joining(graph, found, cut).run()
 
 
 class _Joining:
-    def __init__(self, graph: Graph, found: Partition) -> None:
-        self.graph, self.groups = graph, list(found.groups)
+    def __init__(self, graph: Graph, found: Partition, cut: int | None) -> None:
+        self.graph, self.groups, self.cut = graph, list(found.groups), cut
         self.decisions = list(found.decisions)
         self.order = nx.DiGraph()
         self.order.add_nodes_from(self.groups)
@@ -57,7 +56,9 @@ class _Joining:
         self.readers: dict[Ref, list[Group]] = {}
         maker = {root: g for g in self.groups for root in g.roots}
         for group in self.groups:
-            for ref in group.reads(graph) | group.loads(graph):
+            # What is computed in both, as a constant, is enough for GPUs: it is a launch less.
+            computed = group.reads(graph) if cut is not None else set[Ref]()
+            for ref in computed | group.loads(graph):
                 self.readers.setdefault(ref, []).append(group)
                 if maker.get(ref, group) is not group:
                     self.order.add_edge(maker[ref], group)
@@ -118,6 +119,8 @@ class _Joining:
             if other.kind == "row" != whole.kind or self._are_uneven(whole, other):
                 return None
             return other.accesses
+        if self.cut is None:
+            return None
         inner = self._inner(whole) or self._inner_of(whole, other)
         outer = [a for a in range(len(whole.domain)) if a not in inner]
         long = [[a for a in axes if of[a].as_int() != 1] for axes, of in
@@ -197,11 +200,13 @@ class _Joining:
 
     def _finds_far(self, node: Node) -> bool:
         """Whether a node gives places in rows that may be cut if nothing else is made of them."""
-        if not isinstance(node.primitive, Reduce) or not node.primitive.kind.startswith("arg"):
+        if self.cut is None or not isinstance(node.primitive, Reduce):
+            return False
+        if not node.primitive.kind.startswith("arg"):
             return False
         shape = self.graph.type(node.operands[0]).shape
         most = self.graph.facts.bounds(product_of([shape[a] for a in node.primitive.axes]))[1]
-        return most is None or most >= LEAST
+        return most is None or most >= self.cut
 
     def _are_uneven(self, *groups: Group) -> bool:
         """Whether only some of them take their elements in one stretch, and rows are no whole
