@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, maximum, minimum, sym
+from stagefuse.dsl.dims import Expr, as_expr, const, expr_of, floordiv, maximum, minimum, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.source import Span
@@ -105,16 +105,22 @@ class Ranges:
             pass
         for symbol, index in self.indices.items():
             if symbol not in self.found:
-                raise RangeProblem(
-                    f"the range of `{index.name}` cannot be found",
-                    index.span,
-                    "no access says how far it runs",
-                    help=f"state it: `{index.name} in 0..N`",
-                )
+                raise self._not_found(index)
         for number, use in enumerate(self.uses):
             if number not in self.kept:
                 self._verify(use)
         return self.found
+
+    def _not_found(self, index: Index) -> RangeProblem:
+        """No use bounds the index; one that has it, as `x[(i + 1) % N]`, shows a likely end."""
+        use = next((use for use in self.uses if index.symbol in use.expr.symbols()), None)
+        return RangeProblem(
+            f"the range of `{index.name}` cannot be found",
+            index.span,
+            "no access says how far it runs",
+            (use.span, f"no end of `{index.name}` follows from this") if use is not None else None,
+            help=f"state it: `{index.name} in 0..{use.extent if use is not None else 'N'}`",
+        )
 
     def _in(self, use: Use) -> set[str]:
         return {name for name in use.expr.symbols() if name in self.indices}
@@ -206,14 +212,50 @@ class Ranges:
         for symbol in sorted(expr.symbols()):
             if symbol not in self.indices and symbol not in self.steps:
                 continue
+            if symbol not in expr.symbols():
+                continue  # went with a quotient of several
             slope = expr.coefficient(symbol)
             factor = slope.as_int() if slope is not None else None
             if factor is None:
-                return None
+                found = self._quotient_extreme(expr, symbol, highest)
+                if found is None:
+                    return None
+                expr = found
+                continue
             low, stop = self._ends(symbol)
             at = stop - 1 if (factor > 0) == highest else low
             expr = expr.substitute({symbol: at}, self.facts)
         return expr
+
+    def _quotient_extreme(self, expr: Expr, symbol: str, highest: bool) -> Expr | None:
+        """The expression with its one quotient or remainder of the symbol at its end, which it
+        reaches whatever the rest of the expression is; None where that is not known."""
+        terms = [
+            (monomial, coefficient)
+            for monomial, coefficient in expr.terms
+            if any(symbol in atom.symbols for atom, _ in monomial)
+        ]
+        atom = terms[0][0][0][0]
+        if len(terms) != 1 or terms[0][0] != ((atom, 1),) or atom.kind not in ("//", "%"):
+            return None
+        inside, divisor = atom.args[0], atom.args[1].as_int()
+        rest = expr - terms[0][1] * expr_of(atom)
+        if divisor is None or divisor <= 0 or rest.symbols() & atom.symbols & self._running():
+            return None
+        upper = (terms[0][1] > 0) == highest
+        end: Expr | None
+        if atom.kind == "//":
+            end = self._extreme(inside, upper)
+            end = None if end is None else floordiv(end, divisor, self.facts)
+        else:  # all remainders, if the symbol runs over as many positions
+            low, stop = self._ends(symbol)
+            slope = inside.coefficient(symbol)
+            whole = slope in (const(1), const(-1)) and self.facts.prove_le(divisor, stop - low)
+            end = const(divisor - 1 if upper else 0) if whole else None
+        return None if end is None else rest + terms[0][1] * end
+
+    def _running(self) -> set[str]:
+        return {*self.indices, *self.steps}
 
     def _verify(self, use: Use) -> None:
         inner = self.facts.with_ranges(

@@ -143,6 +143,10 @@ for some sizes
         ("y[b, i] = x[b, i - 1]", "E0215", "x[b, i - 1]", "does not start at 0", "`i in a..b`"),
         ("y[b, i in 0..5] = x[b, i]", "E0215", "x[b, i]", "leaves the bounds of `x`", ""),
         ("y[b, i, j] = x[b, i]", "E0215", "j", "the range of `j` cannot be found", "0..N"),
+        ("y[b, i] = x[b, (i + 1) % 4]", "E0215", "i", "cannot be found", "in 0..4"),
+        # no k has both at their ends, and no end of the sum is known
+        ("y[b, i] = sum[k in 0..5] x[b, i + k // 3 + k % 3]", "E0215", "i", "not be found", ""),
+        ("y[b, i] = sum[k in 0..2] x[b, i + k % 3]", "E0215", "i", "cannot be found", "0..4"),
         ("y[b, b] = x[b, b]", "E0215", "b", "named twice", ""),
         ("y[b, i] = x[b][i]", "E0215", "x[b]", "", "`x[i, j]`"),
         ("y[b, i] = sum(x[b, i])", "E0215", "sum(x[b, i])", "cannot be applied inside", ""),
