@@ -14,6 +14,7 @@ from stagefuse.dsl.signature import REQUIRED, Builtin, OpError, Param
 from stagefuse.dsl.source import Span
 
 from . import literals, shapes
+from .foreign import OTHER_PARAMETERS
 from .record import Recorder, default_dtype
 from .report import Failed, nearest, text_of
 from .values import (
@@ -70,13 +71,14 @@ def bind(
         bound[name] = arg
     for name, arg in keywords.items():
         if name not in names:
-            near = nearest(name, names)
+            other = OTHER_PARAMETERS.get(name)
+            near = other if other in names else nearest(name, names)
             raise Failed(
                 "E0206",
                 f"{what} has no parameter `{name}`",
                 arg.keyword or arg.span,
                 notes=[f"the parameters are: {takes}"],
-                help=f"the nearest name is `{near}`" if near else None,
+                help=f"write `{near}=`" if near else None,
             )
         if name in bound:
             first = [(bound[name].span, f"`{name}` by its place")]
@@ -442,6 +444,8 @@ def not_a_tensor(what: str, arg: Arg) -> Failed:
             notes.append("it holds " + ", ".join(f"`{name}`" for name in names[:8]))
             if "weight" in names:
                 help_text = f"name the tensor: `{text_of(arg.span)}.weight`"
+    elif isinstance(arg.value, Items) and is_stackable(arg.value):
+        help_text = stacked(arg.span)
     return Failed(
         "E0204",
         f"{what} must be a tensor",
@@ -450,6 +454,18 @@ def not_a_tensor(what: str, arg: Arg) -> Failed:
         notes=notes,
         help=help_text,
     )
+
+
+def is_stackable(value: Value) -> bool:
+    """Whether it stands for a tensor in a list of tensors: a list, or a tuple of numbers."""
+    if not isinstance(value, Items):
+        return isinstance(value, Number)
+    return value.bracket == "[" or all(map(is_stackable, value.items))
+
+
+def stacked(span: Span) -> str:
+    """How items side by side become a tensor, for help."""
+    return f"make a tensor of it: `stack({text_of(span)})`"
 
 
 def unindexed(arg: Arg, tensor: Tensor) -> Failed:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stagefuse.dsl import ast
+from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.signature import Builtin
 from stagefuse.dsl.source import Span
 
 from . import expressions
-from .apply import Arg, apply, bind, static, whole
+from .apply import Arg, apply, bind, is_stackable, static, whole
 from .frame import Frame
 from .inlining import Inlining
 from .report import Failed
@@ -51,12 +54,14 @@ def call(
             pairwise = PAIRWISE.get(record.name)
             if pairwise and len(args) == 2 and isinstance(args[0].value, Number | Dim):
                 record = frame.checker.builtins[pairwise]
+            if record.params and record.params[0].kind == "tensors":
+                args = [_nested(frame, arg) for arg in args]
             if record.name == "full":
                 args, keywords, record = _full(frame, record, args, keywords, span)
             return apply(frame.recorder, record, args, keywords, span)
         case DTypeValue():
             bound = bind(f"`{function.dtype}`", ["x"], [], ["x"], args, keywords, span)
-            return expressions.cast(frame, function.dtype, Arg(bound["x"].value, span))
+            return _cast(frame, function.dtype, Arg(bound["x"].value, span))
         case Special():
             return _special(function.name, args, keywords, span)
         case Function():
@@ -65,6 +70,27 @@ def call(
     if isinstance(function, Scope):
         notes = ["weights are passed to a function: `nn.linear(x, w.layer)`"]
     raise Failed("E0204", "this cannot be called", callee.span, describe(function), notes=notes)
+
+
+def _cast(frame: Frame, dtype: DType, arg: Arg) -> Value:
+    """A value in a dtype; of a list a tensor, whose numbers are rounded once: `f16([0.1, 0.2])`."""
+    if not isinstance(arg.value, Items) or not is_stackable(arg.value):
+        return expressions.cast(frame, dtype, arg)
+    items = tuple(_cast(frame, dtype, Arg(item, arg.span)) for item in arg.value.items)
+    stack = frame.checker.builtins["stack"]
+    return apply(frame.recorder, stack, [Arg(Items(items, "["), arg.span)], {}, arg.span)
+
+
+def _nested(frame: Frame, arg: Arg) -> Arg:
+    """A list of tensors in which lists are tensors of what they hold: `stack([[1, 2], [3, 4]])`."""
+    if not isinstance(arg.value, Items):
+        return arg
+    items = list(arg.value.items)
+    for number, item in enumerate(items):
+        if isinstance(item, Items) and is_stackable(item):
+            inner, stack = _nested(frame, Arg(item, arg.span)), frame.checker.builtins["stack"]
+            items[number] = apply(frame.recorder, stack, [inner], {}, arg.span)
+    return replace(arg, value=replace(arg.value, items=tuple(items)))
 
 
 def _full(

@@ -10,9 +10,10 @@ from stagefuse.dsl.types import TensorType
 
 from . import calls, notation, subscripts
 from .apply import Arg, apply, size
+from .foreign import OTHER_NAMES
 from .frame import Frame
 from .literals import own_dtype
-from .report import Failed, nearest, text_of
+from .report import Failed, text_of
 from .values import (
     NONE,
     POISON,
@@ -40,7 +41,7 @@ BINARY = {
 UNARY = {"-": "neg", "~": "invert", "not": "not"}
 _METHODS = {
     "T": "`transpose({})`", "permute": "`transpose({}, [...])`", "view": "`reshape({}, [...])`",
-    "astype": "the dtype as a function: `f32({})`", "to": "the dtype as a function: `f32({})`",
+    **dict.fromkeys(("astype", "to", "type", "float"), "the dtype as a function: `f32({})`"),
 }  # fmt: skip
 """What is written for attributes of tensors in other libraries."""
 
@@ -118,13 +119,7 @@ def attribute(frame: Frame, node: ast.Attribute) -> Value:
         case Module():
             found = frame.checker.value(base.scope, node.name)
             if found is None:
-                near = nearest(node.name, base.scope.items)
-                raise Failed(
-                    "E0201",
-                    f"`{base.name}` has no `{node.name}`",
-                    node.name_span,
-                    help=f"the nearest name is `{near}`" if near else None,
-                )
+                raise frame.checker.missing(base, node.name, node.name_span)
             return found
         case Items() if node.name in base.names:
             return base.items[base.names.index(node.name)]
@@ -137,6 +132,8 @@ def attribute(frame: Frame, node: ast.Attribute) -> Value:
         help_text = f"write {_METHODS[node.name].format(text_of(node.base.span))}"
     elif isinstance(base, Tensor) and frame.checker.is_builtin(node.name):
         help_text = f"write `{node.name}({text_of(node.base.span)})`"
+    elif isinstance(base, Tensor):
+        help_text = OTHER_NAMES.get(node.name)
     raise Failed(
         "E0220",
         f"{describe(base)} has no attribute `{node.name}`",

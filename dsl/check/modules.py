@@ -260,16 +260,29 @@ class Checker:
     def unknown(self, name: str, span: Span, names: list[str]) -> Failed:
         if name in RESERVED:
             return Failed("E0212", f"`{name}` is reserved for later", span)
+        advice = None if dtype_named(name) else self._elsewhere(name)
         near = dtype_named(name) or nearest(name, names)
-        advice = f"the nearest name is `{near}`" if near else self._elsewhere(name)
-        if name in OTHER_NAMES and self.load_module(name) is None:
-            advice = OTHER_NAMES[name]
+        if advice is None and near is not None:
+            advice = f"the nearest name is `{near}`"
         return Failed("E0201", f"unknown name `{name}`", span, help=advice)
 
+    def missing(self, module: Module, name: str, span: Span) -> Failed:
+        """What a module lacks."""
+        near = nearest(name, module.scope.items)
+        if self.is_builtin(name):
+            advice: str | None = f"it is built in: write `{name}`"
+        elif near is not None:
+            advice = f"the nearest name is `{near}`"
+        else:
+            advice = self._elsewhere(name)
+        return Failed("E0201", f"`{module.name}` has no `{name}`", span, help=advice)
+
     def _elsewhere(self, name: str) -> str | None:
-        """Where the library has the name, for help."""
+        """Where the library has the name, or what is written for it, for help."""
         if self.load_module(name) is not None:
             return f"add `import {name}` at the top"
+        if name in OTHER_NAMES:
+            return OTHER_NAMES[name]
         for module in (*self.modules, "nn", "math", "image"):
             source = self.load_module(module)
             if source is not None and re.search(rf"^fn {re.escape(name)}\b", source.text, re.M):

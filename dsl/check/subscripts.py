@@ -9,7 +9,7 @@ from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.source import Span
 
 from . import expressions, indexing, notation
-from .apply import size, whole
+from .apply import is_stackable, size, stacked, whole
 from .frame import Frame
 from .report import Failed, nearest, text_of
 from .values import (
@@ -175,7 +175,8 @@ def _index_item(frame: Frame, node: ast.Expr) -> indexing.Item:
             notes=note,
             help=advice,
         )
-    raise Failed("E0216", "this is not an index", node.span, describe(value))
+    help_text = stacked(node.span) if isinstance(value, Items) and is_stackable(value) else None
+    raise Failed("E0216", "this is not an index", node.span, describe(value), help=help_text)
 
 
 def _slice(frame: Frame, node: ast.Slice) -> indexing.Cut | indexing.Run:

@@ -56,6 +56,9 @@ def of(expression: str, inputs: str = "x: f32[B, T, 8], ids: i64[N]", where: str
     ("expression", "expected"),
     [
         ("x + 1", "f32[B, T, 8]"),
+        ("stack([[1, 2], [3, 4]]) + stack(((1, 2), (3, 4)))", "i64[2, 2]"),
+        ("concat([[[1.0, 2.0]], stack([x[0, 0, :2], x[0, 0, 2:4]])])", "f32[3, 2]"),
+        ("f16([[0.5, 1.5, 2.5]])", "f16[1, 3]"),
         ("concat([x[1:], x[:1]]) + concat([x[-1:], x[:-1]])", "f32[B, T, 8]"),
         ("x[:, : min(T, 3)]", "f32[B, min(3, T), 8]"),
         ("full([max(2, 5)], 1.0)", "f32[5]"),

@@ -108,13 +108,20 @@ for some sizes
         ("np.exp(x)", "E0201", "np", "unknown name `np`", "built in"),
         ("float(ids)", "E0201", "float", "unknown name `float`", "`f32(x)`"),
         ("cat([x, x])", "E0201", "cat", "unknown name `cat`", "`concat("),
+        ("atan(x)", "E0201", "atan", "unknown name", "`math.atan`, after `import math`"),
+        ("arctan(x)", "E0201", "arctan", "unknown name", "`math.atan`, after `import math`"),
+        ("clip(x, 0, 1)", "E0201", "clip", "unknown name", "`clamp(x, lo, hi)`"),
+        ("x.masked_fill(x > 0, 0)", "E0220", "masked_fill", "no attribute", "`select("),
+        ("x - [1, 2]", "E0204", "[1, 2]", "must be a tensor", "`stack([1, 2])`"),
+        ("x[:, [0, 2]]", "E0216", "[0, 2]", "not an index", "`stack([0, 2])`"),
+        ("x - split(x, 4, axis=1)", "E0204", "split(x, 4, axis=1)", "must be a tensor", ""),
         ("zeros([sum(ids)])", "E0208", "[sum(ids)]", "a list of sizes", ""),
         ("x + None", "E0204", "None", "must be a tensor", ""),
         ("x + \"a\"", "E0204", "\"a\"", "must be a tensor", ""),
         ("exp", "E0205", "exp", "the result of a pipeline", ""),
         ("exp()", "E0206", "exp()", "needs `x`", ""),
         ("exp(x, x)", "E0206", "x", "1 positional argument; 2 given", ""),
-        ("sum(x, axs=1)", "E0206", "axs=1", "no parameter `axs`", "`axis`"),
+        ("sum(x, axs=1)", "E0206", "axs=1", "no parameter `axs`", "`axis=`"),
         ("ids / 2", "E0207", "ids / 2", "`/` on integers", "`ids // 2`"),
         ("B / 2", "E0207", "B / 2", "`/` on integers", "`B // 2`"),
         ("exp(ids)", "E0207", "ids", "takes floats", "`f32(ids)`"),
@@ -122,6 +129,8 @@ for some sizes
         ("pad(x, [(0, -1)])", "E0207", "[(0, -1)]", "cannot take away", "x[1:]"),
         ("pad(x, [(B, B - 9)])", "E0207", "[(B, B - 9)]", "cannot take", "B - 9 >= 0"),
         ("reshape(x, [3, 5])", "E0207", "[3, 5]", "number of elements", ""),
+        ("sum(x, dim=1)", "E0206", "dim=1", "no parameter `dim`", "`axis=`"),
+        ("sum(x, keepdim=True)", "E0206", "keepdim=True", "no parameter", "`keepdims=`"),
         ("sum(x, axis=5)", "E0207", "5", "axis 5 is out of range", ""),
         ("concat(x)", "E0204", "x", "a list of tensors", "`[x]`"),
         ("concat(x, x)", "E0204", "x, x", "a list of tensors", "`concat([x, x], ...)`"),
@@ -419,3 +428,9 @@ def test_a_result_that_is_right_for_empty_inputs_alone_is_wrong(line: str) -> No
     assert found.code == "E0205"
     assert found.notes[-1] == "where no size is 0 it must be N and is N - 1"
     assert not errors("pipeline p(x: f32[N]) -> f32[N]:\n    x[:9]\n")
+
+
+def test_what_a_module_lacks_is_where_it_is() -> None:
+    of = "import math\npipeline p(x: f32[N]):\n    "
+    assert "help: it is built in: write `exp`" in render(only(of + "math.exp(x)\n"))
+    assert "help: `nn` has it: `nn.relu`, after" in render(only(of + "math.relu(x)\n"))

@@ -35,6 +35,17 @@ def test_results_before_a_failing_batch_are_given(tmp_path: Path) -> None:
     assert len(found) == 2
 
 
+def test_numbers_in_lists_are_rounded_once_to_the_dtype_that_is_written(tmp_path: Path) -> None:
+    pipe = compiled(
+        tmp_path,
+        "pipeline p(x: f64) -> (f64[2, 2], f32[3]):\n"
+        "    f64([[0.1, x], [-x, 2]]), concat([[0.1], f32([7, 0.3])])\n",
+    )
+    matrix, row = pipe(x=np.float64(1 / 3))
+    assert matrix.tolist() == [[0.1, 1 / 3], [-1 / 3, 2.0]]
+    assert row.tolist() == np.float32([0.1, 7, 0.3]).tolist()
+
+
 def test_an_index_into_an_empty_dimension_is_refused(tmp_path: Path) -> None:
     pipe = compiled(tmp_path, "pipeline p(x: f32[V, D], ids: i64[T]):\n    x[ids]\n")
     empty = np.zeros((0, 2), np.float32)
