@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from stagefuse.compiler.kernel_ir import (
     Const,
@@ -23,6 +24,11 @@ from .bodies import at_most, folds_what_it_stores, is_adjacent, is_unrolled, val
 from .ir import Code, Value
 from .loops import SHORT_LOOP
 from .streams import StreamWriter
+
+PLACES = 256
+"""Elements of a part of a row, whose extreme is compared with those of the parts before."""
+Ends = tuple[Value, Value]
+Step = Callable[[Value, Value], Value]
 
 
 class FoldWriter(StreamWriter):
@@ -106,9 +112,10 @@ class FoldWriter(StreamWriter):
         return total
 
     def _fold_nest(
-        self, s: Fold, kind: str, dtype: DType, step: Callable[[Value, Value], Value]
+        self, s: Fold, kind: str, dtype: DType, step: Step, part: Ends | None = None
     ) -> Value:
-        """The loops of a fold around one accumulator; `step` also gets the flat position."""
+        """The loops of a fold around one accumulator; `step` also gets the flat position. Of a
+        fold of one loop a `part` is where it begins and ends."""
         code = self.code
         zero = code.const(0, "i64")
 
@@ -130,6 +137,8 @@ class FoldWriter(StreamWriter):
                     lo, hi, [start], body, ahead, bound, False, last, short and last, masked
                 )[0]
 
+            if part:
+                return fold(*part, total)
             return self._fold_row(s, size, total, fold) if last else fold(zero, size, total)
 
         start = code.const(identity(kind, dtype), scalars.REGISTER[dtype.name])
@@ -142,13 +151,14 @@ class FoldWriter(StreamWriter):
         return fold(self.code.const(0, "i64"), size, total)
 
     def _fold_position(self, s: Fold) -> Value:
-        """argmax and argmin in two passes that both vectorise: the extreme, then its place."""
+        """argmax and argmin: the extreme, then its place, among a part of a row if that is long."""
         code, dtype = self.code, s.value.dtype.compute
         kind = s.kind.removeprefix("arg")
-        extreme = self._fold_nest(
-            s, kind, dtype,
-            lambda total, at: combine(code, kind, total, self._folded(s.value, kind), dtype),
-        )  # fmt: skip
+        largest = partial(self._fold_nest, s, kind, dtype, partial(self._extreme, s, kind))
+        if len(s.loops) > 1 or not s.loops or at_most(s.loops[0][1], 2 * PLACES):
+            extreme, part = largest(), None
+        else:
+            extreme, part = self._fold_parts(s, kind, largest)
 
         def step(total: Value, at: Value) -> Value:
             value = self.value(s.value)
@@ -157,8 +167,36 @@ class FoldWriter(StreamWriter):
                 found = found | value.is_nan()
             return code.intrinsic("smin", total, found.select(at, (1 << 63) - 1))
 
-        place = self._fold_nest(s, "min", I64, step)
+        place = self._fold_nest(s, "min", I64, step, part)
         return place.compare("eq", (1 << 63) - 1).select(code.const(0, "i64"), place)
+
+    def _extreme(self, s: Fold, kind: str, total: Value, _: Value) -> Value:
+        return combine(self.code, kind, total, self._folded(s.value, kind), s.value.dtype.compute)
+
+    def _fold_parts(
+        self, s: Fold, kind: str, largest: Callable[[Ends], Value]
+    ) -> tuple[Value, Ends]:
+        """The extreme of a row, and the first part of it, `PLACES` elements or what is left, that
+        has it or a NaN."""
+        code, ((name, extent),), dtype = self.code, s.loops, s.value.dtype.compute
+        zero, size = code.const(0, "i64"), self.index(extent)
+        count = code.unsigned_division(size, code.const(PLACES, "i64"))
+
+        def body(lo: Value, hi: Value, found: list[Value]) -> list[Value]:
+            total, at = found
+            here = combine(code, kind, total, largest((lo, hi)), dtype)
+            ahead = here.compare("ne", total)
+            if here.is_float:  # behind a NaN nothing is
+                ahead = ahead & (total.is_nan() ^ 1)
+            return [here, ahead.select(lo, at)]
+
+        def whole(i: Value, found: list[Value]) -> list[Value]:
+            return body(i * PLACES, i * PLACES + PLACES, found)
+
+        start = [code.const(identity(kind, dtype), scalars.REGISTER[dtype.name]), zero]
+        found = self._loop(zero, count, start, whole, [], {name}, False, False)
+        extreme, lo = body(count * PLACES, size, found)
+        return extreme, (lo, code.intrinsic("smin", lo + PLACES, size))
 
 
 def combine(

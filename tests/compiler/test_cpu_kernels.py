@@ -266,6 +266,26 @@ def test_extremes_keep_nan_and_nothing_gives_the_identity(compiled: Compiled) ->
         assert list(y) == [want, want]
 
 
+@pytest.mark.parametrize("kind", ["argmax", "argmin"])
+@pytest.mark.parametrize("dtype", [F64, F32, BF16, I8, U8], ids=str)
+def test_places_in_long_rows(
+    compiled: Compiled, kind: str, dtype: DType, rng: np.random.Generator
+) -> None:
+    """The first of equal ones and of NaN, wherever parts of a row end."""
+    for n in (255, 256, 257, 511, 512, 513, 1009):
+        x = numbers(dtype, (40, n), seed=int(rng.integers(1 << 30)))
+        last = {"argmax": (1, np.inf), "argmin": (-1, -np.inf)}[kind]
+        for row in x[:30] if dtype.is_float else x[:0]:
+            at = rng.integers(0, n, 3)
+            row[at] = rng.choice([*last, np.nan, -last[1]], 3)
+        if dtype.is_float:
+            x[30] = -last[1]  # what the extreme of nothing is
+        places = np.zeros(len(x), np.int64)
+        compiled(f"{kind}.{dtype}", [x, places], {"M": len(x), "N": n})
+        wide = x.astype(np.float64) if dtype.is_float else x
+        assert np.array_equal(places, getattr(np, kind)(wide, 1))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_softmax_over_tails(compiled: Compiled, threads: int) -> None:
     for n in SIZES:
