@@ -23,6 +23,7 @@ from stagefuse.compiler.kernel_ir import (
     Buffer,
     Checked,
     Const,
+    Fold,
     Index,
     Let,
     Load,
@@ -36,7 +37,7 @@ from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.sequences import lower_sort, position_of
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.sort_order import DIGITS
-from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
+from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I64, U8, U32, DType
 from stagefuse.dsl.facts import Facts
 
@@ -51,6 +52,8 @@ NETWORK = 256
 """Elements up to which a network of comparisons is as quick."""
 FEW = 1024
 """Elements of rows that half as many lanes sort."""
+FEW_TILES = 128
+"""Tiles up to which each block adds up all their counts, 132 KB, in place of two kernels more."""
 WORK = 64
 """Operations that an element costs at each digit, with what counts cost."""
 MANY = 4096
@@ -59,6 +62,10 @@ of them; the kernels that sort them take about 35 at least."""
 KEYS, ORDER, DIGIT, BEFORE, RUNNING, STARTS = range(6)
 """The buffers between the kernels: elements of tiles, and their order and digits; counts. `SORTED`
 and `FROM` are elements sorted by the digits so far, and where they came from."""
+BY_TILE = 9
+"""The number of the buffer with counts as `BEFORE` has them, a tile's beside each other."""
+TOGETHER = 16
+"""Tiles whose counts a lane has on the way together."""
 
 
 class Form(NamedTuple):
@@ -80,7 +87,7 @@ def sort_forms(graph: Graph, group: Group) -> Iterator[Form]:
     long = graph.facts.simplify(minimum(floordiv(size, TILE + 1), const(1)))
     if long != const(0):
         for shift in range(0, bits, 8):
-            yield from _by_digit(shift, shift + 8 >= bits, long, graph.facts)
+            yield from _by_digit(shift, shift + 8 >= bits, size, long, graph.facts)
     for limit, facts, share in _short(size, graph.facts):
         if limit is None or limit <= NETWORK:
             yield Form(lower_sort, share, "", facts)
@@ -88,13 +95,23 @@ def sort_forms(graph: Graph, group: Group) -> Iterator[Form]:
             yield Form(lower_short, share, f"to {limit}", facts)
 
 
-def _by_digit(shift: int, last: bool, share: Expr, facts: Facts) -> Iterator[Form]:
-    """The kernels that sort long rows by a digit."""
+def _by_digit(
+    shift: int, last: bool, size: Expr, share: Expr, facts: Facts
+) -> Iterator[Form]:
+    """The kernels that sort long rows by a digit; counts of few tiles are added up where
+    elements are moved."""
     number = shift // 8
-    yield Form(partial(lower_tiles, shift=shift), share, f"digit {number} of tiles", facts)
-    yield Form(lower_running, share, "running counts", facts)
-    yield Form(lower_starts, share, "starts", facts)
-    yield Form(partial(lower_moved, last=last), share, f"moved by digit {number}", facts)
+    many = minimum(floordiv(size, FEW_TILES * TILE + 1), const(1))
+    few, many = (facts.simplify(share * s) for s in (1 - many, many))
+    tiles = partial(lower_tiles, shift=shift, few=few != const(0), many=many != const(0))
+    yield Form(tiles, share, f"digit {number} of tiles", facts)
+    moved, part = partial(lower_moved, last=last), f"moved by digit {number}"
+    if few != const(0):
+        yield Form(partial(moved, counted=False), few, f"counted and {part}", facts)
+    if many != const(0):
+        yield Form(lower_running, many, "running counts", facts)
+        yield Form(lower_starts, many, "starts", facts)
+        yield Form(partial(moved, counted=True), many, part, facts)
 
 
 def scatter_forms(graph: Graph, group: Group) -> Iterator[Form]:
@@ -115,7 +132,7 @@ def scatter_forms(graph: Graph, group: Group) -> Iterator[Form]:
             wide = minimum(floordiv(size, (1 << shift) + 1), const(1)) if shift else const(1)
             share = facts.simplify(many * wide)
             if share != const(0):
-                yield from _by_digit(shift, False, share, facts)
+                yield from _by_digit(shift, False, count, share, facts)
         yield Form(lower_copied, many, "copied", facts)
         yield Form(lower_runs, many, "runs", facts)
         wide = beside(group, node.primitive.axis)
@@ -250,8 +267,8 @@ def _store(
     low.emit(Store(found.name, places, Op("cast", (order,), I64)))
 
 
-def lower_tiles(low: Lowering, shift: int) -> Parallel:
-    """Tiles sorted by a digit, and their counts."""
+def lower_tiles(low: Lowering, shift: int, few: bool, many: bool) -> Parallel:
+    """Tiles sorted by a digit, and their counts, for rows of `few` tiles, of `many`, or both."""
     _, dtype, _, size, descending = _of(low)
     parallel, tiles, begin, count = _tiles(low)
     keys, order = _scratch(low, dtype, const(TILE))
@@ -277,9 +294,14 @@ def lower_tiles(low: Lowering, shift: int) -> Parallel:
             low.emit(Store(into, at, Load(name, here, kind)))
 
     def counts() -> None:
-        into = _buffer(low, BEFORE, U32, [const(DIGITS + 1), tiles], "out")
-        place = _row(low, _at("digit"), _at("tile"))
-        low.emit(Store(into, place, Load(before, (_at("digit"),), U32)))
+        count = Load(before, (_at("digit"),), U32)
+        across, along = (const(DIGITS + 1), _at("digit")), (tiles, _at("tile"))
+        for number, wanted, (a, b) in (
+            (BEFORE, many, (across, along)), (BY_TILE, few, (along, across))
+        ):  # fmt: skip
+            if wanted:
+                into = _buffer(low, number, U32, [a[0], b[0]], "out")
+                low.emit(Store(into, _row(low, a[1], b[1]), count))
 
     low.loop("i", const(0), count, fill, vector=True)
     low.emit(SortDigit(keys, order, count, const(shift), descending, digits, before))
@@ -343,8 +365,28 @@ def lower_starts(low: Lowering) -> Parallel:
     return parallel, const(DIGITS)
 
 
-def lower_moved(low: Lowering, last: bool) -> Parallel:
-    """The elements of tiles where they go in their row."""
+def _before_of_all(low: Lowering, tiles: Expr) -> KernelValue:
+    """Where a digit's elements of this tile go in the row: behind those of lower digits in all
+    tiles, and of this one in the tiles before. Those up to this one in tiles before and of lower
+    ones in others are as many; they are added up some tiles at a time."""
+    at = _buffer(low, BY_TILE, U32, [tiles, const(DIGITS + 1)], "in")
+    groups = floordiv(tiles + (TOGETHER - 1), TOGETHER)
+    low.facts = low.facts.with_ranges({"group": (0, groups - 1)})
+    found: KernelValue | None = None
+    for n in range(TOGETHER):
+        tile = sym("group") * TOGETHER + n
+        inside = Op("ge", (Index(tiles - 1 - tile), Const(0, I64)), BOOL)
+        digit = sym("digit") + maximum(minimum(sym("tile") - tile, 1), 0)
+        count = Load(at, _row(low, Index(tile), Index(digit)), U32, (inside,))
+        found = count if found is None else Op("add", (found, count), U32)
+    assert found is not None
+    total = low.name("total")
+    low.emit(Fold(total, "sum", (("group", groups),), found, U32))
+    return Local(total, U32)
+
+
+def lower_moved(low: Lowering, last: bool, counted: bool) -> Parallel:
+    """The elements of tiles where they go in their row; `counted`: counts are added up already."""
     _, dtype, _, size, _ = _of(low)
     parallel, tiles, begin, count = _tiles(low)
     offsets = low.name("offsets")
@@ -352,14 +394,19 @@ def lower_moved(low: Lowering, last: bool) -> Parallel:
 
     def offset() -> None:
         """Where a digit's elements go, less where they lie in the tile."""
-        running = _buffer(low, RUNNING, U32, [const(DIGITS), tiles], "in")
-        before = _buffer(low, BEFORE, U32, [const(DIGITS + 1), tiles], "in")
-        starts = _buffer(low, STARTS, U32, [const(DIGITS)], "in")
-        some = Op("gt", (_at("digit"), Const(0, I64)), BOOL)
-        up_to = Load(running, _row(low, _at("digit"), _at("tile")), U32)
-        end = Load(before, _row(low, Index(sym("digit") + 1), _at("tile")), U32)
-        lower = Load(starts, _row(low, Index(sym("digit") - 1)), U32, (some,))
-        value = Op("add", (Op("sub", (up_to, end), U32), lower), U32)
+        if not counted:
+            at = _buffer(low, BY_TILE, U32, [tiles, const(DIGITS + 1)], "in")
+            lower = Load(at, _row(low, _at("tile"), _at("digit")), U32)
+            value = Op("sub", (_before_of_all(low, tiles), lower), U32)
+        else:
+            running = _buffer(low, RUNNING, U32, [const(DIGITS), tiles], "in")
+            before = _buffer(low, BEFORE, U32, [const(DIGITS + 1), tiles], "in")
+            starts = _buffer(low, STARTS, U32, [const(DIGITS)], "in")
+            some = Op("gt", (_at("digit"), Const(0, I64)), BOOL)
+            up_to = Load(running, _row(low, _at("digit"), _at("tile")), U32)
+            end = Load(before, _row(low, Index(sym("digit") + 1), _at("tile")), U32)
+            lower = Load(starts, _row(low, Index(sym("digit") - 1)), U32, (some,))
+            value = Op("add", (Op("sub", (up_to, end), U32), lower), U32)
         low.emit(Store(offsets, (_at("digit"),), value))
 
     def move() -> None:
