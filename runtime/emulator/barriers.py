@@ -141,7 +141,7 @@ class Barriers:
         for entry in barrier.parked:
             passed = passed_by(batch, entry.group)
             if passed is not None and without.any():
-                self._check_passed(barrier, entry, without, passed & gone)
+                self._check_passed(barrier, entry, without, passed)
         complete |= without
         return complete
 

@@ -29,9 +29,9 @@ def following(code: Code, scopes: Sequence[Scope], at: int) -> Iterator[int]:
         yield at + 1
 
 
-def block_starts(code: Code, also: Iterator[int] | Sequence[int] = ()) -> list[int]:
-    """The first steps of parts without branches, in order; other parts begin at `also`."""
-    leaders = {0, *code.labels, *also}
+def block_starts(code: Code) -> list[int]:
+    """The first steps of parts without branches, in order."""
+    leaders = {0, *code.labels}
     for at, step in enumerate(code.steps):
         if step.match.form.meaning.startswith("control."):
             leaders.add(at + 1)

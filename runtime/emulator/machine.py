@@ -28,6 +28,7 @@ from .layout import Layout
 from .memory import Arena, Heap
 from .operands import Get
 from .order import exits
+from .passed_by import check_named
 from .program import Code, Program, Step, aligned
 from .special import RESERVED_BYTES, special_value
 
@@ -253,6 +254,8 @@ class Batch:
 
         Where some warps are complete, `g` keeps those, and the rest waits.
         """
+        if mask is not None and self.alive_count < self.blocks * self.block_threads:
+            check_named(self, g, mask(g))
         if g.n == self.alive_count:
             return True
         parked = self.waiting.pop(g.key, None)

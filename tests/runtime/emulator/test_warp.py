@@ -197,3 +197,17 @@ def test_what_depends_on_a_lane_that_ended(block: int, does: str, how: str) -> N
     found = fault(text, words(32), block=block)
     assert found.kind == "uninitialised" and how in found.message
     assert found.line == line_of(text, "shfl")
+
+
+@pytest.mark.parametrize("does", ["shfl.sync.idx.b32 %r4, %r2, 1, 31, -1;", "bar.warp.sync -1;",
+                                  "redux.sync.add.u32 %r4, %r0, -1;"])  # fmt: skip
+def test_lanes_of_a_mask_that_pass_by(does: str) -> None:
+    """A mask may name lanes that returned before, and none that go on behind what it is for."""
+    body = "mov.u32 %r4, 1; setp.ge.u32 %p0, %r0, 16; {0} {1} {2} st.global.u32 [%d20], %r4;"
+    out = words(32)
+    run(kernel(body.format("@%p0 ret;", does, "")), out)
+    assert out[:16].all() and not out[16:].any()
+    text = kernel(body.format("@%p0 bra OVER;\n", does, "\nOVER:"))
+    found = fault(text, out)
+    assert (found.kind, found.line) == ("barrier", line_of(text, does.split()[0]))
+    assert "names lane 31" in found.message
