@@ -176,6 +176,8 @@ class Facts:
             return max(known) if known else None, _both(max, a_hi, b_hi)
         if b_lo is None or b_lo < 0:
             return None, None
+        if b_hi is not None and b_hi < b_lo:  # of an empty range all holds
+            b_hi = b_lo
         if atom.kind == "%":
             limit = None if b_hi is None else max(b_hi - 1, 0)
             if a_lo is not None and a_lo >= 0 and a_hi is not None:

@@ -65,10 +65,30 @@ def differ_for_some(facts: Facts, a: Expr, b: Expr) -> bool:
     known = gap.as_int()
     if known is not None:
         return True
-    low, high = facts.bounds(gap)
-    if (low is not None and low > 0) or (high is not None and high < 0):
+    if _sign(facts, gap):
         return True
     return all(atom.kind == "sym" for monomial, _ in gap.terms for atom, _ in monomial)
+
+
+def _sign(facts: Facts, gap: Expr, choices: int = 4) -> int:
+    """1 or -1 where it is known to be above or below 0 for all sizes, else 0.
+
+    A minimum or a maximum is one of two expressions: both are tried, of up to so many.
+    """
+    low, high = facts.bounds(gap)
+    if low is not None and low > 0:
+        return 1
+    if high is not None and high < 0:
+        return -1
+    atoms = (atom for monomial, _ in gap.terms for atom, _ in monomial)
+    chosen = next((atom for atom in atoms if atom.kind in ("min", "max")), None)
+    if chosen is None or choices == 0:
+        return 0
+    first, second = (
+        _sign(facts, facts.simplify(gap.with_atoms({chosen: end}, facts)), choices - 1)
+        for end in chosen.args
+    )
+    return first if first == second else 0
 
 
 @dataclass
@@ -178,10 +198,11 @@ class Solver:
         if differ_for_some(self.facts, expected, actual):
             raise Mismatch(text, range_notes(self.facts, expected, actual))
         filled = _without_zero(self.facts, expected, actual)
-        low, high = filled.bounds(filled.simplify(expected - actual))
-        if (low is not None and low > 0) or (high is not None and high < 0):
+        if _sign(filled, filled.simplify(expected - actual)):
             want, found = filled.simplify(expected), filled.simplify(actual)
-            raise Mismatch(text, [f"where no size is 0 it must be {want} and is {found}"])
+            known = (want, found) == (expected, actual)
+            own = "they differ" if known else f"it must be {want} and is {found}"
+            raise Mismatch(text, [f"where no size is 0 {own}"])
         self.check(expected - actual, "==0", text)
 
 

@@ -422,6 +422,18 @@ def test_an_error_in_a_step_is_reported_once() -> None:
     assert found.code == "E0201"
 
 
+@pytest.mark.parametrize(
+    ("line", "where", "note"),
+    [
+        ("y[i] = x[i + 2]", "", "where no size is 0 they differ"),
+        ("y[i] = x[i + 2]", "\nwhere N in 1..=9", "N is in 1..=9"),
+    ],
+)
+def test_a_length_that_is_less_for_all_sizes_is_wrong(line: str, where: str, note: str) -> None:
+    found = only(f"pipeline p(x: f32[N]) -> f32[N]{where}:\n    {line}\n")
+    assert (found.code, found.notes[-1]) == ("E0205", note), render(found)
+
+
 @pytest.mark.parametrize("line", ["x[1:] - x[:-1]", "y[i] = x[i + 1] - x[i]", "x[:-1]"])
 def test_a_result_that_is_right_for_empty_inputs_alone_is_wrong(line: str) -> None:
     found = only(f"pipeline p(x: f32[N]) -> f32[N]:\n    {line}\n")

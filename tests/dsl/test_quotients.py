@@ -37,3 +37,8 @@ def test_halves_of_halves_are_quarters() -> None:
     assert facts.is_nonneg(floordiv(N + 3, 4) - floordiv(half + 1, 2))
     assert facts.prove_eq(floordiv(6 * N + 5, 4), floordiv(3 * N + 2, 2))
     assert not facts.prove_eq(floordiv(half, 2), floordiv(N + 3, 4))
+
+
+def test_quotients_have_ends_where_a_range_is_empty() -> None:
+    facts = Facts({"n": (0, 9), "m": (1, 0)})
+    assert facts.interval(floordiv(N, M)) == (0, 9)
