@@ -81,8 +81,19 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return nearest_of(name, names)
 
 
+_ABOUT_THE_LINE = {
+    "E0202": "convert what the call is given to one dtype; weights have that of their file",
+    **dict.fromkeys(("E0203", "E0207", "E0215", "E0222")),
+}
+"""Codes whose help is about the line where they are found, and the help where that line is not the
+user's own."""
+
+
 class Reporter:
     """The diagnostics found so far; the same place is reported once.
+
+    What is wrong in a function of the standard library is wrong with the call of it, and shown
+    there; the library's line is shown too.
 
     While `doubt` is set, the failures that it holds for are not reported.
     """
@@ -93,26 +104,30 @@ class Reporter:
 
     def report(self, failure: Failed, stack: Sequence[Span] = ()) -> None:
         """Keep a failure; `stack` are the calls that led to it, outermost first."""
-        span = failure.span
-        key = (failure.code, span.source.name, span.start, span.end)
+        span, others = failure.span, list(failure.others)
+        label, advice = failure.label, failure.help
+        calls = [c for c in reversed(stack) if c is not span]
+        own = next((n for n, c in enumerate(calls) if not c.source.is_standard), None)
+        if span.source.is_standard and own is not None:
+            others.insert(0, (span, label))
+            span, label = calls[own], ""
+            calls = calls[own + 1 :]
+            if failure.code in _ABOUT_THE_LINE:
+                advice = _ABOUT_THE_LINE[failure.code]
+        key = (failure.code, span.source.name, span.start, failure.span.end)
         if key in self.found or len(self.found) >= MAX_REPORTS:
             return
         if self.doubt is not None and self.doubt(failure):
             return
         notes = list(failure.notes)
-        for call in [c for c in reversed(stack) if c is not span][:4]:
+        for call in calls[:4]:
             line, column = call.source.position(call.start)
             notes.append(f"in the call `{_short(call)}` at {call.source.name}:{line}:{column}")
-        secondary = [Label(place, text) for place, text in failure.others]
+        secondary = [Label(place, text) for place, text in others]
         self.found[key] = error(
-            failure.code,
-            failure.message,
-            span,
-            failure.label,
-            secondary=secondary,
-            notes=notes,
-            help=failure.help,
-        )
+            failure.code, failure.message, span, label,
+            secondary=secondary, notes=notes, help=advice,
+        )  # fmt: skip
 
     def extend(self, diagnostics: Iterable[Diagnostic]) -> None:
         """Keep the diagnostics of another phase."""

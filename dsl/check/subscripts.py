@@ -112,6 +112,9 @@ def no_weight(frame: Frame, scope: Scope, name: str, span: Span) -> Failed:
     near = nearest(name, scope.children())
     leaf = scope.leaf
     notes = [f"`{scope.prefix}` is a tensor, {leaf}"] if leaf is not None else [holds(scope)]
+    advice = f"the nearest name is `{near}`" if near else None
+    if leaf is not None and "." in scope.prefix:
+        advice = f"name what holds it: `{scope.handle.name}.{scope.prefix.rpartition('.')[0]}`"
     if not frame.checker.weights:
         notes = []
     return Failed(
@@ -120,7 +123,7 @@ def no_weight(frame: Frame, scope: Scope, name: str, span: Span) -> Failed:
         span,
         "",
         notes=notes,
-        help=f"the nearest name is `{near}`" if near else None,
+        help=advice,
     )
 
 

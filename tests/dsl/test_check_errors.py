@@ -33,7 +33,9 @@ def headers(path: str) -> Mapping[str, tuple[DType, tuple[int, ...]]]:
 
 def load(name: str) -> Source | None:
     path = STD / f"{name}.pipe"
-    return Source(f"std/{name}.pipe", path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    return Source(f"std/{name}.pipe", path.read_text(), is_standard=True)
 
 
 def errors(text: str, **options: object) -> list[Diagnostic]:
@@ -369,6 +371,20 @@ def test_the_same_error_of_a_function_is_said_once_with_its_call() -> None:
     )
     assert found.primary.span.line == 2
     assert "in the call `f(x, y)` at t.pipe:4:5" in found.notes
+
+
+def test_what_is_wrong_in_the_library_is_shown_at_the_call_of_it() -> None:
+    found = errors(
+        "import math\n"
+        "fn long(x: f32[A, 3]):\n"
+        "    math.norm(x, axis=2) + math.std(x, axis=3)\n"
+        "pipeline p(x: f32[B, 3]):\n"
+        "    long(x)\n"
+    )
+    calls = ["math.norm(x, axis=2)", "math.std(x, axis=3)"]
+    assert [d.primary.span.text for d in found] == calls
+    assert found[0].secondary[0].span.source.name == "std/math.pipe"
+    assert found[0].notes[1:] == ("in the call `long(x)` at t.pipe:5:5",)
 
 
 @pytest.mark.parametrize(
