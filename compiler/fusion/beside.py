@@ -57,8 +57,9 @@ class _Joining:
         maker = {root: g for g in self.groups for root in g.roots}
         for group in self.groups:
             # What is computed in both, as a constant, is enough for GPUs: it is a launch less.
-            computed = group.reads(graph) if cut is not None else set[Ref]()
-            for ref in computed | group.loads(graph):
+            own = group.members if cut is None else frozenset[int]()
+            reads = {ref for ref in group.reads(graph) if ref.node not in own}
+            for ref in reads | group.loads(graph):
                 self.readers.setdefault(ref, []).append(group)
                 if maker.get(ref, group) is not group:
                     self.order.add_edge(maker[ref], group)
