@@ -16,6 +16,7 @@ from .dims import (
     const,
     divide,
     expr_of,
+    is_size,
     join_divisions,
     sym,
 )
@@ -27,6 +28,8 @@ MOST_EXPRESSIONS = 200
 """How many expressions a proof may look at before the question is left open."""
 MOST_FUEL = 5
 """How many atoms a proof may replace, one after the other."""
+MOST_RANGES = 12
+"""How many ranges the interval of a symbol is looked for through."""
 
 
 @frozen
@@ -93,10 +96,20 @@ class Facts:
     def bounds(self, expr: IntLike) -> tuple[int | None, int | None]:
         """The least and greatest value that can be proved; None where there is no bound."""
         expr = as_expr(expr)
+        if expr not in self._bounds:
+            self._bounds[expr] = self._bounds_of(expr)
+        return self._bounds[expr]
+
+    @cached_property
+    def _bounds(self) -> dict[Expr, tuple[int | None, int | None]]:
+        """What `bounds` found: ends replaced in another order lead to the same expression."""
+        return {}
+
+    def _bounds_of(self, expr: Expr) -> tuple[int | None, int | None]:
         low, high = self._interval(expr, 0)
         for name in sorted(expr.symbols(), reverse=True):
             for end in self.ranges.get(name, (0, None)):
-                if end is None or as_expr(end).as_int() is not None:
+                if end is None or not _is_open(end):
                     continue
                 slope = expr.coefficient(name)
                 sign = self._sign(slope) if slope is not None and slope.terms else None
@@ -160,8 +173,8 @@ class Facts:
         return self._ends[atom, depth]
 
     def _symbol(self, name: str, depth: int) -> tuple[int | None, int | None]:
-        if depth > 12:
-            return None, None
+        if depth > MOST_RANGES:
+            return 0 if is_size(name) else None, None
         low, high = self.ranges.get(name, (0, None))
         top = None if high is None else self._interval(as_expr(high), depth + 1)[1]
         return self._interval(as_expr(low), depth + 1)[0], top
@@ -306,12 +319,14 @@ class Facts:
     def _worst_cases(self, expr: Expr) -> Iterator[list[Expr]]:
         """Lists of expressions: where all of one list are not negative, neither is `expr`."""
         for name in sorted(expr.symbols(), reverse=True):
-            low, high = self.ranges.get(name, (0, None))
+            ends = self.ranges.get(name, (0, None))
+            if not any(map(_is_open, ends)):
+                continue
             slope = expr.coefficient(name)
             sign = self._sign(slope) if slope is not None and slope.terms else None
             if sign is not None:
-                end = low if sign > 0 else high
-                if end is not None and as_expr(end).as_int() is None:
+                end = ends[0] if sign > 0 else ends[1]
+                if end is not None and _is_open(end):
                     yield [expr.substitute({name: end})]
         for monomial, coefficient in expr.terms:
             for atom, power in monomial:
@@ -415,6 +430,11 @@ class Facts:
                 if not divide(as_expr(number) * quotient, by)[1].terms:
                     return True
         return False
+
+
+def _is_open(end: IntLike | None) -> bool:
+    """Whether an end of a range follows from other symbols."""
+    return isinstance(end, Expr) and end.as_int() is None
 
 
 def _both(choose: Callable[[int, int], int], a: int | None, b: int | None) -> int | None:

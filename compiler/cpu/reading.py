@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from functools import cached_property
 
 from stagefuse.compiler.kernel_ir import (
     Checked,
@@ -12,7 +13,7 @@ from stagefuse.compiler.kernel_ir import (
     Op,
 )
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.dsl.dims import Expr, Monomial, const
+from stagefuse.dsl.dims import Expr, const
 from stagefuse.dsl.dtypes import F32
 
 from . import scalars
@@ -49,13 +50,23 @@ class ValueWriter(WordWriter):
     def index(self, expr: Expr) -> Value:
         """The i64 value of an expression."""
         if len(expr.terms) > LONG:
-            sizes = Expr(tuple([term for term in expr.terms if self._is_size(term[0])]))
+            if expr not in self._parted:
+                self._parted[expr] = self._part(expr)
+            sizes, rest = self._parted[expr]
             if len(sizes.terms) > LONG:
-                return self._sum_of_sizes(sizes) + self.index(expr - sizes)
+                return self._sum_of_sizes(sizes) + self.index(rest)
         return self._in_full(expr)
 
-    def _is_size(self, monomial: Monomial) -> bool:
-        return len(monomial) == 1 and monomial[0][0].name in self.kernel.dims
+    @cached_property
+    def _parted(self) -> dict[Expr, tuple[Expr, Expr]]:
+        """Sums of many terms: the sizes in them, and the rest."""
+        return {}
+
+    def _part(self, expr: Expr) -> tuple[Expr, Expr]:
+        names = frozenset(self.kernel.dims)
+        own = [t for t in expr.terms if len(t[0]) == 1 and t[0][0][0].name in names]
+        sizes = Expr(tuple(own))
+        return sizes, expr - sizes
 
     def _sum_of_sizes(self, expr: Expr) -> Value:
         """What many sizes add up to, from the latest sum that differs by few: the parts of a

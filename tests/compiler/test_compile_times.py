@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from stagefuse.compiler.fusion.kernel_list import KernelList
 from stagefuse.compiler.graph import Ref
 from stagefuse.dsl.dims import IntLike, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.facts import Facts
-from stagefuse.dsl.points import Point, points
+from stagefuse.dsl.points import Point, is_negative_at, points
 
 SLICED = """\
 pipeline doubled(x: f32[N]) -> f32
@@ -69,6 +70,34 @@ def test_what_is_false_somewhere_is_not_proved() -> None:
     facts = Facts({"n": (2, 9), "m": (n + 1, n * 2)})
     assert facts.is_nonneg(m - n - 1) and facts.is_nonneg(2 * n - m)
     assert not facts.is_nonneg(m - n - 2) and not facts.is_nonneg(2 * n - m - 1)
+
+
+def test_chains_of_sizes_are_looked_through_once() -> None:
+    """Each is at least the one before it: differences of two lead to those of all before them."""
+    sizes = [sym(f"N{number}") for number in range(100)]
+    ranges: dict[str, tuple[IntLike, None]] = {"N0": (3, None)}
+    ranges |= {f"N{number + 1}": (size, None) for number, size in enumerate(sizes[:-1])}
+    facts = Facts(ranges)
+    assert facts.bounds(sizes[-1] - sizes[0]) == (0, None) == facts.bounds(sizes[60] - sizes[30])
+    assert facts.bounds(sizes[-1]) == (3, None) and facts.bounds(sizes[5] - sizes[40]) == (None, 0)
+    for point in points(ranges):
+        assert point["N99"] >= point["N50"] >= point["N0"] >= 3
+
+
+def test_what_is_below_some_of_many_sizes_is_refuted_by_a_point() -> None:
+    """Whichever sizes a chunk of a concatenation's elements is compared with."""
+    sizes = [sym(f"N{number}") for number in range(40)]
+    ranges: dict[str, tuple[IntLike, IntLike | None]] = {"N0": (0, None)}
+    ranges |= {f"N{number + 1}": (size, None) for number, size in enumerate(sizes[:-1])}
+    ends = list(accumulate(sizes))
+    chunk = sym("chunk")
+    ranges["chunk"] = (0, floordiv(ends[-1] + 4095, 4096) - 1)
+    for begin, end in pairwise(ends):
+        last = minimum(chunk * 4096 + 4096, end) - 1
+        inside = {**ranges, "d0": (maximum(begin, chunk * 4096), last)}
+        for goal in (chunk * 4096 - begin, sym("d0") - end, begin - 1 - sym("d0")):
+            found = [p for p in points(inside) if is_negative_at(goal, p)]
+            assert found and all(goal.evaluate(p) < 0 for p in found)
 
 
 def test_a_part_of_a_concatenation_is_not_compared_with_all_others() -> None:
