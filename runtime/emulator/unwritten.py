@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Pending = Sequence[tuple[Step, Scope, Decoded]]
 """All steps of a function, with their scopes and what they are."""
-_COMPUTING = ("tensor.mma", "tensor.mma_sparse")
+_COMPUTING = ("tensor.mma", "tensor.mma_quads", "tensor.mma_sparse")
 """Meanings beside pure ones whose results are open where an operand is."""
 
 

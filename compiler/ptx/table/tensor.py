@@ -52,7 +52,21 @@ def _sparse(shape: str, a: int, b: int, types: str, result: str, sat: str = "",
         )  # fmt: skip
 
 
+def _quads(result: str, before: str) -> Form:
+    """Four products of 8x8x4 in a warp, each by two groups of four lanes."""
+    d, c = ("f32*8" if kind == "f32" else "b32*4" for kind in (result, before))
+    return Form(
+        "mma", f"sync aligned m8n8k4 LA LB {result} f16 f16 {before}",
+        f">d:{d} a:b32*2 b:b32*2 c:{c}", "tensor.mma_quads", _SECTION,
+        {"LA": "row col", "LB": "row col"}, (6, 4), 70, effects=_CONVERGE,
+        summary="a * b + c, four times in a warp",
+    )  # fmt: skip
+
+
 FORMS = (
+    _quads("f32", "f32"),
+    _quads("f32", "f16"),
+    _quads("f16", "f16"),
     _mma("m16n8k8", 2, 1, 4, "f16", "f32", 75, (6, 5)),
     _mma("m16n8k16", 4, 2, 4, "f16", "f32", 80),
     _f16("m16n8k8", 2, 1, 2, 75, (6, 5)),

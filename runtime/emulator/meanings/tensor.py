@@ -76,7 +76,7 @@ def warp_rows(g: Group, values: Any, warps: Array) -> Array:
     return found
 
 
-def _registers(g: Group, gets: list[Get], warps: Array) -> Array:
+def registers(g: Group, gets: list[Get], warps: Array) -> Array:
     """Operands in several registers: warp, lane, register."""
     return np.stack(_columns(g, gets, warps), axis=2)
 
@@ -113,7 +113,7 @@ def _give_c(g: Group, puts: list[Any], matrices: Array, warps: Array) -> None:
     n, rows, width = matrices.shape
     words = matrices.reshape(n, rows // 8, 8, 4, width // 4)
     values = words.transpose(0, 2, 3, 1, 4).reshape(n, 32, -1)
-    _give(g, puts, values, warps)
+    give(g, puts, values, warps)
 
 
 def _columns(g: Group, gets: list[Get], warps: Array) -> list[Array]:
@@ -121,7 +121,7 @@ def _columns(g: Group, gets: list[Get], warps: Array) -> list[Array]:
     return [warp_rows(g, np.broadcast_to(get(g), (g.n,)), warps) for get in gets]
 
 
-def _give(g: Group, puts: list[Any], values: Array, warps: Array) -> None:
+def give(g: Group, puts: list[Any], values: Array, warps: Array) -> None:
     """Writes results: values by warp, lane, register."""
     if g.n == 32 * len(warps):
         flat = values.reshape(-1, values.shape[2])
@@ -154,7 +154,7 @@ def mma(site: Site) -> Run:
         if ones_differ:  # the number of bits that differ: a + b - 2ab for each
             product = a.sum(2)[:, :, None] + b.sum(1)[:, None, :] - 2 * product
         total = product + _c_matrices(_columns(g, gets["c"], warps), rows, c_kind)
-        _give_c(g, puts, _narrowed(total, d_kind, clamps), warps)
+        _give_c(g, puts, narrowed(total, d_kind, clamps), warps)
 
     return run
 
@@ -181,12 +181,12 @@ def mma_sparse(site: Site) -> Run:
         c = _c_matrices(_columns(g, gets["c"], warps), 16, kinds["c"])
         (words,) = _columns(g, [metadata], warps)
         whole = spread(a, indices_of_rows(words, kinds["a"], depth, chosen), kinds["a"])
-        _give_c(g, puts, _narrowed(np.matmul(whole, b) + c, kinds["c"], clamps), warps)
+        _give_c(g, puts, narrowed(np.matmul(whole, b) + c, kinds["c"], clamps), warps)
 
     return run
 
 
-def _narrowed(x: Array, kind: str, clamps: bool) -> Array:
+def narrowed(x: Array, kind: str, clamps: bool) -> Array:
     """Accumulators as registers hold them."""
     if kind == "f64":
         return x
@@ -238,7 +238,7 @@ def ldmatrix(site: Site) -> Run:
         if transposed:
             rows = rows.transpose(0, 1, 3, 2)
         pairs = np.ascontiguousarray(rows).view(np.uint32).reshape(len(warps), count, 32)
-        _give(g, puts, np.ascontiguousarray(pairs.transpose(0, 2, 1)), warps)
+        give(g, puts, np.ascontiguousarray(pairs.transpose(0, 2, 1)), warps)
 
     return run
 
@@ -252,7 +252,7 @@ def stmatrix(site: Site) -> Run:
     def run(g: Group) -> None:
         warps = warps_of(g.threads())
         index, threads, part = _row_places(g, at, warps, count, space)
-        words = _registers(g, gets, warps).transpose(0, 2, 1)
+        words = registers(g, gets, warps).transpose(0, 2, 1)
         rows = np.ascontiguousarray(words).view(np.uint16).reshape(len(warps), count, 8, 8)
         if transposed:
             rows = rows.transpose(0, 1, 3, 2)
@@ -275,9 +275,9 @@ def movmatrix(site: Site) -> Run:
 
     def run(g: Group) -> None:
         warps = warps_of(g.threads())
-        words = _registers(g, [get], warps).reshape(len(warps), 32)
+        words = registers(g, [get], warps).reshape(len(warps), 32)
         rows = words.view(np.uint16).reshape(-1, 8, 8).transpose(0, 2, 1)
         moved = np.ascontiguousarray(rows).view(np.uint32).reshape(len(warps), 32, 1)
-        _give(g, [put], moved, warps)
+        give(g, [put], moved, warps)
 
     return run

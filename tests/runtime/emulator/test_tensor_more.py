@@ -142,3 +142,36 @@ def test_products_of_sparse_matrices(
     found = product(name, [left, right, accumulators, meta], 4, f", {selector}")
     expected = results(a @ b.astype(np.float64) + c, 4)
     assert (found.view(dtype) == expected).all()
+
+
+@pytest.mark.parametrize("left", ["row", "col"])
+@pytest.mark.parametrize("right", ["row", "col"])
+@pytest.mark.parametrize(("result", "before"), [("f32", "f32"), ("f32", "f16"), ("f16", "f16")])
+def test_four_products_of_a_warp(
+    left: str, right: str, result: str, before: str, rng: np.random.Generator
+) -> None:
+    """`m8n8k4` of f16 as sm_70 has it, element by element from the ISA's formulas."""
+    shapes = {"a": (4, 8, 4), "b": (4, 4, 8), "c": (4, 8, 8)}
+    a, b, c = (rng.integers(-9, 9, s).astype(np.float64) for s in shapes.values())
+
+    def place(which: str, lane: int, i: int) -> tuple[int, int, int]:
+        quad, t, high = lane % 16 // 4, lane % 4, 4 * (lane >= 16)
+        if which == "a":
+            return (quad, t + high, i) if left == "row" else (quad, i + high, t)
+        if which == "b":
+            return (quad, t, i + high) if right == "row" else (quad, i, t + high)
+        if which == "f16":
+            return quad, t + high, i
+        return quad, (lane & 1) + (i & 2) + high, (i & 4) + (lane & 2) + (i & 1)
+
+    def words(x: Array, which: str, count: int, dtype: type) -> Array:
+        held = [[x[place(which, lane, i)] for i in range(count)] for lane in range(32)]
+        return np.array(held, dtype).view(np.uint32)
+
+    dtypes = {"f32": np.float32, "f16": np.float16}
+    inputs = [words(a, "a", 4, np.float16), words(b, "b", 4, np.float16),
+              words(c, before, 8, dtypes[before])]  # fmt: skip
+    expected = words(a @ b + c, result, 8, dtypes[result])
+    found = product(f"mma.sync.aligned.m8n8k4.{left}.{right}.{result}.f16.f16.{before}",
+                    inputs, expected.shape[1])  # fmt: skip
+    assert (found == expected).all()
