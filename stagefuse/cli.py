@@ -33,6 +33,7 @@ from .cli_shared import (
     named_weights,
     opened,
     read_inputs,
+    require_output,
     require_source,
     show_json,
     show_results,
@@ -125,8 +126,7 @@ def compile_command(
     """
     require_source(file, "compile")
     output = output or file.with_suffix(".fused")
-    if output.exists() and output.samefile(file):
-        raise click.UsageError(f"-o: {output} is the source itself")
+    require_output(output, ".fused", file)
     for option, value in (("--size", sizes), ("--threads", threads)):
         if value and not tune:
             raise click.UsageError(f"{option} is for --tune")

@@ -16,6 +16,7 @@ from .cli_shared import (
     is_whole,
     named_weights,
     pairs,
+    require_output,
     show_json,
     working,
 )
@@ -49,6 +50,8 @@ def import_command(
 
     Without --output both go to the current folder, called like the model.
     """
+    if output is not None:
+        require_output(output, ".pipe", file)
     with working(f"importing {file}"):
         from .onnx.importing import file_stem, import_to
 
@@ -117,6 +120,9 @@ def export_command(
     a file MODEL.data beside it.
     """
     target = output or file.with_suffix(".onnx")
+    require_output(target, ".onnx", file)
+    if output is None and target.exists():  # such as the model that FILE was imported from
+        raise click.UsageError(f"{target} is there already: give -o {target} to replace it")
     with working(f"exporting {file}"):
         from stagefuse.runtime.errors import InputError
 

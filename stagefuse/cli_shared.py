@@ -44,6 +44,10 @@ OUTPUT_DIR = click.option(
     "-o", "--output-dir", type=click.Path(file_okay=False, path_type=Path),
     help="A folder for the results, made if it is not there.",
 )
+ENDINGS = frozenset(
+    {".pipe", ".fused", ".onnx", ".safetensors", ".npz", ".npy", ".gguf", ".json", ".ptx"}
+)
+"""Of the files that are written and read."""
 
 
 @contextmanager
@@ -72,6 +76,15 @@ def working(text: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def require_output(output: Path, ending: str, source: Path) -> None:
+    """Raises UsageError for an output that is the source, or by its name something else that a
+    source may read, such as its weights."""
+    if output.exists() and output.samefile(source):
+        raise click.UsageError(f"-o: {output} is the source itself")
+    if output.suffix.lower() in ENDINGS - {ending}:
+        raise click.UsageError(f"-o: {output} is no name of a {ending} file")
 
 
 def show_json(**values: Any) -> None:

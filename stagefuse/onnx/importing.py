@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
@@ -81,7 +84,11 @@ def import_to(
     sizes: Sizes | None = None,
     plain: bool = False,
 ) -> Path:
-    """The same, to a `.pipe` file of any name. Nothing is written unless all can be imported."""
+    """The same, to a `.pipe` file of any name. Nothing is written unless all can be imported.
+
+    Source and weights are written under other names and renamed. Raises OSError, FileExistsError
+    for weights of the same name that are not those of an earlier import to the same file.
+    """
     path = Path(model)
     try:
         found = import_model(
@@ -91,13 +98,27 @@ def import_to(
     except OnnxError as error:
         raise OnnxError(error.problems, str(path)) from error
     target.parent.mkdir(parents=True, exist_ok=True)
-    if found.arrays:
-        from safetensors.numpy import save_file
+    weights = target.parent / found.weights_file
+    if found.arrays and weights.exists() and not _names(target, found.weights_file):
+        why = f"these weights were there before {target}: give another name with -o"
+        raise FileExistsError(errno.EEXIST, why, str(weights))
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".stagefuse-") as folder:
+        stored, source = Path(folder) / "weights", Path(folder) / "source"
+        if found.arrays:
+            from safetensors.numpy import save_file
 
-        whole = {k: np.ascontiguousarray(a).reshape(a.shape) for k, a in found.arrays.items()}
-        save_file(whole, target.parent / found.weights_file)
-    target.write_text(found.text, encoding="utf-8")
+            save_file({k: np.ascontiguousarray(a).reshape(a.shape)
+                       for k, a in found.arrays.items()}, stored)  # fmt: skip
+        source.write_text(found.text, encoding="utf-8")
+        if found.arrays:
+            os.replace(stored, weights)
+        os.replace(source, target)
     return target
+
+
+def _names(source: Path, file: str) -> bool:
+    """Whether a source, if it is there, reads a file."""
+    return source.is_file() and f'"{file}"' in source.read_text("utf-8", "replace")
 
 
 def file_stem(name: str) -> str:

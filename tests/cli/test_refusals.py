@@ -249,3 +249,29 @@ def test_one_of_several_pipelines_is_chosen_by_an_option(shell: Shell, tmp_path:
     np.save(tmp_path / "x.npy", np.zeros(3, np.float32))
     code, out, err = shell("run", path, "--input", tmp_path / "x.npy")
     assert (code, out) == (1, "") and "`--pipeline a`" in err
+
+
+@pytest.mark.parametrize("name", ["w.npz", "lib.pipe", "w.safetensors", "model.ONNX"])
+def test_an_output_that_is_called_like_what_a_source_reads_is_refused(
+    shell: Shell, good: Path, tmp_path: Path, name: str
+) -> None:
+    """It would take the place of weights, modules and models."""
+    other = tmp_path / name
+    other.write_bytes(b"mine")
+    for command in ("compile", "export", "import"):
+        if (command, other.suffix.lower()) in (("export", ".onnx"), ("import", ".pipe")):
+            continue
+        code, out, err = shell(command, good, "-o", other)
+        assert (code, out) == (2, "") and "is no name of a" in err
+    assert other.read_bytes() == b"mine"
+
+
+def test_a_model_is_not_replaced_by_the_export_of_what_was_imported_from_it(
+    shell: Shell, good: Path
+) -> None:
+    model = good.with_suffix(".onnx")
+    model.write_bytes(b"mine")
+    code, out, err = shell("export", good)
+    assert (code, out) == (2, "") and f"give -o {model} to replace it" in err
+    assert model.read_bytes() == b"mine"
+    assert shell("export", good, "-o", model)[0] == 0 and model.read_bytes() != b"mine"

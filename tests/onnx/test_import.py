@@ -198,6 +198,22 @@ def test_the_command_writes_both_files(rng: np.random.Generator, tmp_path: Path)
     assert 'weights w = "made.safetensors"' in (tmp_path / "made.pipe").read_text()
 
 
+def test_weights_of_others_are_not_replaced(rng: np.random.Generator, tmp_path: Path) -> None:
+    """Models often lie beside the weights that they were exported from, under the same name."""
+    onnx.save(models.mlp(rng), tmp_path / "net.onnx")
+    (tmp_path / "net.safetensors").write_bytes(b"mine")
+    for _ in range(2):
+        with pytest.raises(FileExistsError, match="these weights were there before"):
+            sf.import_onnx(tmp_path / "net.onnx", tmp_path)
+        assert (tmp_path / "net.safetensors").read_bytes() == b"mine"
+        assert not (tmp_path / "net.pipe").exists()
+    (tmp_path / "net.safetensors").unlink()
+    for _ in range(2):  # its own are
+        sf.import_onnx(tmp_path / "net.onnx", tmp_path)
+        files = sorted(path.name for path in tmp_path.iterdir())
+        assert files == ["net.onnx", "net.pipe", "net.safetensors"]
+
+
 def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"\xff" * 40)
     command = [sys.executable, "-m", "stagefuse", "import", str(tmp_path / "bad.onnx")]
