@@ -231,7 +231,10 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
             return ast.StepDef(span, base.name, base.span, at, indices, value)
         return ast.IndexDef(span, base.name, base.span, indices, value)
 
-    def _index_vars(self, items: tuple[Any, ...]) -> tuple[ast.IndexVar, ...] | None:
+    def _index_vars(
+        self, items: tuple[Any, ...], reduction: str | None = None
+    ) -> tuple[ast.IndexVar, ...] | None:
+        """Of a definition, or of a reduction of that name."""
         found: list[ast.IndexVar] = []
         for item in items:
             if isinstance(item, ast.Name):
@@ -246,10 +249,15 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
                 self._expr(item.range)
                 found.append(ast.IndexVar(item.span, item.name.name, item.range))
             else:
+                advice = "write `y[i, j in 0..3] = ...`, or positions and slices alone"
+                if reduction is not None:
+                    advice = (
+                        f"write `{reduction}[i, j in 0..3] ...`; no value is called `{reduction}`, "
+                        "which is built in"
+                    )
                 self._problem(
-                    "E0113", "an index is a name, with a range if it needs one", item.span,
-                    "write `y[i, j in 0..3] = ...`, or positions and slices alone",
-                )  # fmt: skip
+                    "E0113", "an index is a name, with a range if it needs one", item.span, advice
+                )
                 return None
         return tuple(found)
 
@@ -383,7 +391,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
         return ast.RangeExpr(span, self._expr(c[0]), self._expr(c[1]), True)
 
     def on_reduction(self, span: Span, c: Children) -> Any:
-        indices = self._index_vars(c[1]) or ()
+        indices = self._index_vars(c[1], str(c[0])) or ()
         return ast.Reduction(span, str(c[0]), indices, self._expr(c[2]))
 
 

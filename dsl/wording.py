@@ -53,6 +53,10 @@ def unexpected(
     span = Span(source, bad.start, bad.end) if bad else Span(source, tokens[-1].end, tokens[-1].end)
     before = tokens[at - 1] if at > 0 else None
     after = tokens[at + 1] if at + 1 < len(tokens) else None
+    if before is not None and before.kind == "RSQB" and (bad is None or bad.kind != "EQUAL"):
+        first = _opened(tokens, at - 1)
+        if tokens[first].kind == "REDUCE":
+            return _unreduced(source, tokens[first], before)
     if bad is None:
         return _at_end(tokens, span, accepted)
     foreign = _foreign(source, tokens, at, bad, before, after, span)
@@ -64,6 +68,27 @@ def unexpected(
         else ("a string is unexpected here")
     )
     return error("E0109", message, span, help=_advice(tokens, bad, before, accepted))
+
+
+def _opened(tokens: tuple[Token, ...], at: int) -> int:
+    """The place of the token before the bracket that `tokens[at]` closes, or 0."""
+    depth = 0
+    while at > 0:
+        depth += (tokens[at].kind == "RSQB") - (tokens[at].kind == "LSQB")
+        at -= 1
+        if depth == 0:
+            break
+    return at
+
+
+def _unreduced(source: Source, name: Token, end: Token) -> Diagnostic:
+    """A reduction of nothing: most likely items of a value that was given a built-in name."""
+    return error(
+        "E0109",
+        f"`{name.value}[...]` begins a reduction, and nothing follows that it reduces",
+        Span(source, name.start, end.end),
+        help=f"`{name.value}` is built in: name a value otherwise, such as `{name.value}_`",
+    )
 
 
 def _at_end(tokens: tuple[Token, ...], span: Span, accepted: Set[str]) -> Diagnostic:

@@ -131,7 +131,9 @@ def _special(name: str, args: list[Arg], keywords: dict[str, Arg], span: Span) -
             "`len` takes a tuple, a list or a weights scope",
             bound["x"].span,
             describe(value),
-        )
+            help="name the size in the type: `x: f32[B, T]` makes `B` and `T` known"
+            if isinstance(value, Tensor) else None,
+        )  # fmt: skip
     bound = bind("`has`", ["scope", "name"], [], ["scope", "name"], args, keywords, span)
     scope, key = bound["scope"].value, bound["name"].value
     if is_poison(scope) or is_poison(key):

@@ -79,6 +79,12 @@ def test_line_ends_and_a_byte_order_mark_are_accepted(ending: str) -> None:
         ("fn f(x: f32):\n    'x\n    1\n", "this string has no end"),
         ("fn f(x: f32):\n    x.y[0] = 1\n    x", "only items of a name can be assigned to"),
         ("fn f(x: f32):\n    all[i] = x[i]\n    x", "`all` is built in and cannot be redefined"),
+        *(
+            (f"fn f(x: f32):\n    {line}\n", "`max[...]` begins a reduction, and nothing follows "
+             "that it reduces")
+            for line in ("x - max[:, None]", "(x - max[x[0]]) * 2", "max[0] * x", "f(max[0], 1)")
+        ),
+        ("fn f(x: f32):\n    max[:1] + x", "an index is a name, with a range if it needs one"),
     ],
 )
 def test_errors_are_named(text: str, message: str) -> None:
