@@ -161,7 +161,7 @@ def test_export_writes_a_model(shell: Shell, good: Path, tmp_path: Path) -> None
     assert code == 0 and json.loads(out)["files"] == [str(tmp_path / "m.onnx")]
     code, _, err = shell("export", good, "-o", tmp_path / "m.onnx", "--opset", 3)
     assert code == 2 and "17 to" in err
-    code, _, err = shell("export", good, "--pipeline", "other")
+    code, _, err = shell("export", good, "-o", tmp_path / "m.onnx", "--pipeline", "other")
     assert code == 2 and "there is classify" in err
 
 
