@@ -1,4 +1,5 @@
-"""Attention whose keys and values are computed of codes, or of whatever is narrower than they are.
+"""Attention whose keys and values are computed of codes, or of whatever is narrower than they are,
+or joined of a cache and what is new.
 
 - *decoded*: for few queries keys and values are computed where they are brought, rather than stored
   by a kernel and read again: attention of few queries takes as long as that. For GPUs.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stagefuse.compiler.graph import Contract, Map, Node, Position, Ref, Scalar, View
+from stagefuse.compiler.graph import Concat, Contract, Map, Node, Position, Ref, Scalar, View
 from stagefuse.compiler.patterns.attention import CHEAP_FLOPS
 from stagefuse.compiler.patterns.steps import CHUNK, steps_of
 from stagefuse.dsl.dims import Expr, const, sym
@@ -83,11 +84,34 @@ class DecodedJoiner(Storing):
         nodes = [self.graph.nodes[m] for m in maker.members]
         if sum(map(flops, nodes)) > CHEAP_FLOPS * len(maker.roots):
             return False
-        if not all(isinstance(n.primitive, COMPUTED) for n in nodes):
+        joined = [n for n in nodes if isinstance(n.primitive, Concat)]
+        if not all(isinstance(n.primitive, COMPUTED) or n in joined for n in nodes):
             return False
         root, own = maker.roots[0], sum(self.graph.type(r).dtype.bits for r in maker.roots)
-        read = sum(self._bits(r, root, count) for r in maker.loads(self.graph))
+        read = self._reads(maker, joined, root, count)
+        if joined:  # which a kernel would read and write besides
+            return self._are_in_two(maker, joined) and read <= own
         return read <= own * NARROWER
+
+    def _are_in_two(self, maker: Group, joined: list[Node]) -> bool:
+        """Whether concatenations are of two parts, the first in memory, with whole keys or values
+        each."""
+        for node in joined:
+            first = self.graph.nodes[node.operands[0].node]
+            while first.id in maker.members and isinstance(first.primitive, View):
+                first = self.graph.nodes[first.operands[0].node]
+            assert isinstance(node.primitive, Concat)
+            rank = self.graph.type(maker.roots[0]).rank
+            along = node.primitive.axis == rank - 1
+            if len(node.operands) != 2 or along or first.id in maker.members:
+                return False
+        return True
+
+    def _reads(self, maker: Group, joined: list[Node], beside: Ref, count: Expr) -> float:
+        """Bits that are read for each element; one of several parts has it."""
+        bits = {r: self._bits(r, beside, count) for r in maker.loads(self.graph)}
+        parts = [[bits.pop(r) for r in n.operands if r in bits] for n in joined]
+        return sum(bits.values()) + sum(max(found) for found in parts if found)
 
     def _bits(self, ref: Ref, beside: Ref, count: Expr) -> float:
         """Bits of a tensor for each element of another; none of one that is the same for keys,

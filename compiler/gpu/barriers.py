@@ -22,11 +22,11 @@ from stagefuse.compiler.kernel_ir import (
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.facts import Facts
 
+from .ahead import AheadWriter
 from .teams import Team, is_shared
-from .values import ValueWriter
 
 
-class BarrierWriter(ValueWriter):
+class BarrierWriter(AheadWriter):
     """The body of a kernel, as far as the order of its lanes goes."""
 
     def __init__(self, kernel: Kernel, facts: Facts, team: Team) -> None:

@@ -8,7 +8,7 @@ adjacent elements per lane (`Group`); accesses that are contiguous and aligned a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from stagefuse.compiler.cpu.values import parts
@@ -309,17 +309,6 @@ class ValueWriter(IndexWriter, Evaluator[Value]):
             # what is the same for all elements of the group is read once
             place = self.without_carry(self.resolve(place[0]), self.group.width), place[1]
         return self.address(memory, place), 1, 0
-
-    def start_reading(
-        self, load: Load, read: Callable[[Memory, str, int], tuple[Value, ...]] | None = None
-    ) -> None:
-        """Reads what a load without guards does, if that is not known, to be taken apart later;
-        `read` gives registers for it, if that is not to be a load into new ones."""
-        memory = self.memory[load.buffer]
-        at, count, _ = self._access_of(memory, self.place(memory, load.indices), self._even(load))
-        key = self._key_of(memory, at, count)
-        if key not in self.under_way and self._reads(memory, key) is None:
-            self.under_way[key] = (read or self.read_words)(memory, at, count)
 
     def vector_of(self, memory: Memory, place: Place) -> Expr | None:
         """The position of a group's first element, if the group is one aligned vector, or of the

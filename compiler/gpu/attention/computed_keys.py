@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.gpu.ir import Value
 from stagefuse.compiler.gpu.matmul.computed_operands import (
+    joined_loads,
     plain_loads,
     rounded_pairs,
     start_vector,
@@ -94,7 +95,7 @@ class ComputingAttending(Attending):
 
     def _read_side(self, side: Side, element: KernelValue, behind: int, block: Expr) -> None:
         w, s, shape = self.w, self.s, self.shape
-        loads = plain_loads(element)
+        loads, joined = plain_loads(element), joined_loads(element)
         width = math.gcd(WIDTH, side.features)
         x, y, *_ = self.first(side, width)
         at = self.ring + shape.start + behind
@@ -109,7 +110,7 @@ class ComputingAttending(Attending):
             offset = (down * side.pitch + along) * shape.size
             part = Part(element, w.resolve(key), slot, there, target, offset, own)
             self.pending.append(part)
-            start_vector(w, loads, slot, {s.key: part.key}, there)
+            start_vector(w, loads, slot, {s.key: part.key}, there, joined=joined)
 
     def convert(self, stage: Value) -> None:
         """Computes what was read, and stores it in the stage at an offset."""

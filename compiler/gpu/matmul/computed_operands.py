@@ -17,10 +17,10 @@ from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.gpu.folds import FoldWriter
 from stagefuse.compiler.gpu.ir import Code, Value
 from stagefuse.compiler.gpu.memory import Memory, Slot
-from stagefuse.compiler.kernel_ir import Index, Load, TileProduct
+from stagefuse.compiler.kernel_ir import Const, Index, Load, Op, TileProduct
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, mod, sym
-from stagefuse.dsl.dtypes import F32, I32
+from stagefuse.dsl.dtypes import BOOL, F32, I32, I64
 
 from .async_copies import Copies, Copy, Tile
 
@@ -56,14 +56,16 @@ def vector(
 
 def start_vector(
     w: FoldWriter, loads: Sequence[Load], slot: Slot, at: Mapping[str, Expr], mask: Value | None,
-    together: int = 1, read: Read | None = None,
+    together: int = 1, read: Read | None = None, joined: Sequence[tuple[Load, ...]] = (),
 ) -> None:  # fmt: skip
-    """Reads what `vector` takes apart later, by loads whose positions are known; into registers
-    that `read` gives, if it is given."""
+    """Reads what `vector` takes apart later, by loads whose positions are known, or by one of those
+    that are joined; into registers that `read` gives, if it is given."""
     with _at(w, slot, at, mask, together):
         for n, _ in enumerate(w.elements()):
             for m, load in enumerate(loads):
                 w.start_reading(load, None if read is None else partial(read, (n, m)))
+            for some in joined:
+                w.start_reading_one(*some)
 
 
 @contextmanager
@@ -85,6 +87,35 @@ def plain_loads(value: KernelValue) -> list[Load]:
     """The loads of a value whose positions are known before anything is read."""
     loads = [x for x in post_order(value) if isinstance(x, Load)]
     return [x for x in loads if not x.guard and all(isinstance(i, Index) for i in x.indices)]
+
+
+def joined_loads(value: KernelValue) -> list[tuple[Load, ...]]:
+    """Loads of one dtype of which a value has one or another, or something else, as indices say."""
+    found = list[tuple[Load, ...]]()
+    for x in post_order(value):
+        if not isinstance(x, Op) or x.fn != "select":
+            continue
+        loads = [a for a in x.args[1:] if isinstance(a, Load) and a.guard and _is_known(a)]
+        alike = len({a.stored for a in loads}) == 1 and _are_apart(x.args[0], loads)
+        found += [tuple(loads)] if alike else [(a,) for a in loads]
+    return found
+
+
+def _are_apart(condition: KernelValue, loads: Sequence[Load]) -> bool:
+    """Whether one of two loads at most is done: one where an index is below an end, the other where
+    it is not."""
+    if len(loads) != 2 or condition not in loads[0].guard or not isinstance(condition, Op):
+        return False
+    low, end = condition.args
+    if condition.fn != "lt" or not (isinstance(low, Index) and isinstance(end, Index)):
+        return False
+    return Op("ge", (Index(low.expr - end.expr), Const(0, I64)), BOOL) in loads[1].guard
+
+
+def _is_known(load: Load) -> bool:
+    """Whether where a load reads, and whether it does, is known before anything is read."""
+    tests = [p for g in load.guard for p in (g.args if isinstance(g, Op) else (g,))]
+    return all(isinstance(p, Index | Const) for p in (*load.indices, *tests))
 
 
 def row_of_panel(

@@ -147,6 +147,53 @@ def test_few_queries_give_what_float64_does(
     check(case, codes, plan, rng)
 
 
+JOINED = """import nn
+
+pipeline p(q: {e}[B, {h}, T, {d}], k: {e}[B, {g}, S, {d}], v: {e}[B, {g}, S, {d}],
+    kn: {e}[B, {g}, N, {d}], vn: {e}[B, {g}, N, {d}]) -> {e}[B, {h}, T, {d}]
+where B in 0..=8, T in 1..=3, S in 0..=4096, N in 1..=9:
+    kk = concat([k, {kn}], axis=2)
+    vv = concat([v, {vn}], axis=2)
+    nn.attend(q, kk, vv{given})
+"""
+OLD_AND_NEW = [
+    (Case("bf16", (1, 4, 2, 2, 579), 128, 128, "causal", "sm_90a"), 1, "kn", "vn"),
+    (Case("f16", (2, 2, 1, 1, 75), 40, 40, "", "sm_80"), 9, "kn * 2.0", "-vn"),
+    (Case("f32", (1, 2, 2, 3, 90), 24, 24, "causal", "sm_89"), 3, "kn", "vn"),
+    (Case("bf16", (1, 2, 2, 1, 1), 16, 16, "", "sm_90a"), 1, "kn", "-vn"),
+]
+
+
+@pytest.mark.parametrize("case, new, kn, vn", OLD_AND_NEW, ids=[str(x[0]) for x in OLD_AND_NEW])
+def test_a_cache_and_what_is_new_are_read_where_they_lie(
+    case: Case, new: int, kn: str, vn: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Of each key by one load, a block ahead of where it is needed."""
+    b, h, g, t, s = case.sizes
+    given = ", causal=True" if "causal" in case.mask else ""
+    text = JOINED.format(e=case.dtype, h=h, g=g, d=case.head, kn=kn, vn=vn, given=given)
+    plan = compiled(tmp_path / "p.pipe", text, (case.arch,))
+    check_legal(plan)
+    assert {x.report["spill bytes"] for x in launches(plan)} == {0}
+    assert stored_keys(plan) == []
+    if (kn, vn) == ("kn", "vn"):
+        entry = plan.ptx[case.arch].split("_pieces_", 1)[1].split("$keys1:", 1)[1]
+        loop = entry.split("bra $keys1", 1)[0]
+        assert "ld.global.nc" not in loop.split("mma.sync", 1)[1]
+    kind = DTYPES[case.dtype]
+    q = rng.standard_normal((b, h, t, case.head)).astype(kind)
+    k, v = (rng.standard_normal((b, g, s, case.head)).astype(kind) for _ in "kv")
+    inputs = {"q": q, "k": k[:, :, : s - new], "v": v[:, :, : s - new]}
+    inputs |= {"kn": k[:, :, s - new :], "vn": v[:, :, s - new :]}
+    inputs = {name: np.ascontiguousarray(x) for name, x in inputs.items()}
+    (found,) = Emulated(plan, case.arch)(inputs, {"B": b, "T": t, "S": s - new, "N": new})
+    means = {"q": q, "k": k.astype(np.float64), "v": v.astype(np.float64)}
+    means["k"][:, :, s - new :] *= 2 if "2.0" in kn else 1
+    means["v"][:, :, s - new :] *= -1 if "-" in vn else 1
+    wanted, lost = expected(case, means)
+    assert np.all(abs(found.astype(np.float64) - wanted) <= lost)
+
+
 def test_the_sizes_of_a_call_say_whether_keys_are_stored(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
