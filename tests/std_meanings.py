@@ -351,14 +351,6 @@ def multiplied_at(x: Array, at: Array, updates: Array) -> Array:
     return found
 
 
-def overlapped(a: Array, b: Array) -> Array:
-    """The share of two boxes, of any corners, in what either covers."""
-    a, b = (np.sort(wide(z).reshape(-1, 2, 2), axis=1) for z in (a, b))
-    both = np.maximum(np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]), 0).prod(1)
-    own, other = ((z[:, 1] - z[:, 0]).prod(1) for z in (a, b))
-    return both / (own + other - both)
-
-
 def rotated(x: Array, c: Array, s: Array, beside: bool) -> Array:
     """The first 2 * R elements as R pairs, each turned."""
     found, count = wide(x).copy(), c.shape[-1]

@@ -19,14 +19,17 @@ MOST = np.array([3], np.int64)
 LIMIT, LEAST = np.array([0.4], np.float32), np.array([0.3], np.float32)
 
 
-def suppressed(boxes: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> list[list[int]]:
+def suppressed(
+    boxes: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], most: float = MOST[0],
+    least: float = LEAST[0],
+) -> list[list[int]]:  # fmt: skip
     """What the standard says, box by box."""
     found = []
     for b in range(scores.shape[0]):
         for c in range(scores.shape[1]):
             kept: list[int] = []
             for i in np.argsort(-scores[b, c], kind="stable"):
-                if scores[b, c, i] <= LEAST[0] or len(kept) == MOST[0]:
+                if scores[b, c, i] <= least or len(kept) == most:
                     continue
                 if all(_overlap(boxes[b, i], boxes[b, k]) <= LIMIT[0] for k in kept):
                     kept.append(int(i))
@@ -68,6 +71,30 @@ def test_the_first_rows_are_those_of_the_standard(
     want = suppressed(**given)
     assert rows.shape == (sizes[0] * sizes[1] * min(3, sizes[2]), 3)
     assert rows[: int(count)].tolist() == want and not rows[int(count) :].any()
+
+
+def test_boxes_without_a_limit_and_by_their_centres(rng: np.random.Generator) -> None:
+    """Of equal scores the first box comes first; of no boxes there are none."""
+    both = sf.compile(
+        """import onnx
+
+pipeline p(boxes: f32[B, N, 4], centred: f32[B, N, 4], scores: f32[B, C, N])
+where B >= 1, C >= 1:
+    a = onnx.non_max_suppression(boxes[..., ::-1], scores, 0.4)
+    b = onnx.non_max_suppression(centred, scores, 0.4, most=31, least=0.25, centred=True)
+    a[0], a[1], b[0], b[1]
+"""
+    )
+    for sizes in ((2, 2, 0), (1, 3, 7), (2, 1, 97)):
+        given = _drawn(rng, *sizes)
+        given["boxes"] = np.round(given["boxes"] * 8)  # no overlap is near the limit
+        given["scores"] = np.round(given["scores"], 1).astype(np.float32)
+        low, high = np.split(given["boxes"], 2, axis=-1)
+        rows, count, few, kept = both(
+            **given, centred=np.concatenate([(low + high) / 2, high - low], -1)
+        )
+        assert rows[: int(count)].tolist() == suppressed(**given, most=np.inf, least=-np.inf)
+        assert few[: int(kept)].tolist() == suppressed(**given, most=31, least=0.25)
 
 
 def test_what_takes_each_row_for_itself_follows(rng: np.random.Generator) -> None:
