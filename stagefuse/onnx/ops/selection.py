@@ -102,14 +102,16 @@ def _unique(n: Node) -> Written:
     moved = n.x(0) if order == sorted(order) else f"transpose({n.x(0)}, {order})"
     sizes = [value.shape[k] for k in order]
     rows = size_text(math.prod(sizes[: None if axis is None else 1], start=1))
-    width = 1 if axis is None else size_text(math.prod(sizes[1:], start=1))
-    flat = f"reshape({moved}, [{rows}, {width}])"
+    width = size_text(math.prod(sizes[1:], start=1))
+    flat = f"reshape({moved}, [{rows}])" if axis is None else f"reshape({moved}, [{rows}, {width}])"
     is_bool = value.dtype.is_bool
     flat = f"u8({flat})" if is_bool else flat
-    call = f"onnx.unique({flat}, {bool(n.attr('sorted', 1))})"
+    made = "unique_numbers" if axis is None else "unique"
+    call = f"onnx.{made}({flat}, {bool(n.attr('sorted', 1))})"
     y, first, which, often, count = n.many(["unique", "first", "which", "often", "count"], call)
-    text = f"reshape({y.text}, [{', '.join(map(size_text, sizes))}])" if axis is not None else (
-        f"reshape({y.text}, [{rows}])")
+    text = y.text
+    if axis is not None:
+        text = f"reshape({text}, [{', '.join(map(size_text, sizes))}])"
     back = [order.index(k) for k in range(value.rank)]
     if axis is not None and back != sorted(back):
         text = f"transpose({text}, {back})"
