@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from stagefuse.compiler.buffers import Buffers, size_of
 from stagefuse.compiler.fusion.alike import Copies
 from stagefuse.compiler.fusion.beside import beside
+from stagefuse.compiler.fusion.finish_wholes import finish_wholes
 from stagefuse.compiler.fusion.fuse import partition
-from stagefuse.compiler.fusion.groups import Decision, Group
+from stagefuse.compiler.fusion.groups import Decision, Group, Partition
 from stagefuse.compiler.fusion.in_place import arrange
 from stagefuse.compiler.fusion.join import join
 from stagefuse.compiler.fusion.layers import Layers, Numbered
@@ -55,7 +56,7 @@ from .recurrence.lowering import (
     start_launch,
 )
 from .recurrence.stage import Unfit
-from .reductions.split_reductions import LEAST
+from .reductions.split_reductions import LEAST, whole
 from .structures import candidates, made_by
 from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, loaded_ahead, occupancy
 from .tensor_maps import TensorMap
@@ -68,6 +69,12 @@ START = "sf_start"
 """The entry that sets a counter to 0."""
 TUNED = ("contract", "attention")
 """Groups whose structure can be measured."""
+
+
+def _kernels_of(graph: Graph, apart: frozenset[int]) -> Partition:
+    """What each kernel computes."""
+    found = beside(graph, join(graph, partition(graph, apart), JOINS, LONGEST), LEAST)
+    return finish_wholes(graph, found, whole)
 
 
 class Way(NamedTuple):
@@ -115,9 +122,7 @@ class GpuCompiler:
         """The plans of a pipeline whose graph has been through the passes, and the kernels that no
         pipeline before had, each with the graph that it is of."""
         fresh: list[tuple[Kernel, Graph]] = []
-        graph, found = arrange(
-            graph, lambda g, apart: beside(g, join(g, partition(g, apart), JOINS, LONGEST), LEAST)
-        )
+        graph, found = arrange(graph, _kernels_of)
         buffers = buffers_of(graph)
         reasons = {d.node: d for d in found.decisions}
         made = Launches(self.arches)

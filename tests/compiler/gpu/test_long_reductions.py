@@ -243,3 +243,37 @@ def test_columns_are_cut_where_some_processors_had_more_of_them(
             for s in ((1, 2048), (2048, columns)))  # fmt: skip
     (found,) = Emulated(plan, "sm_80")({"x": x, "w": w}, {})
     assert (found == x.astype(float) @ w.astype(float)).all()  # of at most 2048, which is exact
+
+
+FINISHED = """
+pipeline norm(x: f32[N]) -> f32:
+    sqrt(sum(x * x))
+
+pipeline loss(a: f32[M, N], b: f32[M, N]) -> (f32, f32, f32):
+    m = mean((a - b) * (a - b))
+    m, sqrt(m) * 2.0, max(abs(a - b))
+
+pipeline scaled(a: f32[N], g: f32) -> (f32, f32[N]):
+    s = sqrt(sum(a * a)) + g
+    s, a / s
+"""
+
+
+def test_what_follows_a_whole_reduction_is_no_kernel_more(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    plan = compiled(tmp_path / "p.pipe", FINISHED, ("sm_90a",))
+    check_legal(plan)
+    assert [len(p.gpu[0].launches) for p in plan.pipelines] == [2, 3, 3]  # a - b is stored
+    norm, loss, scaled = (Emulated(plan, "sm_90a", n) for n in range(3))
+    a, b = rng.standard_normal((2, 3, 23456)).astype(np.float32)
+    x, d = a.ravel().astype(float), a.astype(float) - b
+    close = {"rtol": 40 * float(np.finfo(np.float32).eps)}
+    (found,) = norm({"x": a.ravel()}, {"N": a.size})
+    np.testing.assert_allclose(found, np.sqrt((x * x).sum()), **close)
+    found = loss({"a": a, "b": b}, {"M": 3, "N": 23456})
+    mean = (d * d).mean()
+    np.testing.assert_allclose(found, [mean, np.sqrt(mean) * 2, abs(d).max()], **close)
+    total, quotients = scaled({"a": a.ravel(), "g": np.float32(3)}, {"N": a.size})
+    np.testing.assert_allclose(total, np.sqrt((x * x).sum()) + 3, **close)
+    np.testing.assert_allclose(quotients, x / (np.sqrt((x * x).sum()) + 3), **close)
