@@ -234,6 +234,7 @@ CONV = """padded = pad(i, [(0, 0), (0, 0), (1, 1), (2, 2)])
         ("reshape(i, [B, 6, 81])", ["Reshape"]),
         ("topk(z, 3, axis=0)", ["TopK"]),
         ("topk(i, 1, axis=1)[1]", ["TopK"]),
+        ("sort(i)[..., 4]", ["TopK", "Gather"]),
     ],
 )
 def test_ops_are_found_by_structure(body: str, ops: list[str], tmp_path: Path) -> None:

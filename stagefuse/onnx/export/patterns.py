@@ -102,9 +102,8 @@ def top(c: Context, node: Node) -> Form | None:
     if not isinstance(inner.primitive, Sort):
         return None
     view, sort, shape, part = node.primitive, inner.primitive, c.shape(ref), node.type.shape
-    if [d for n, d in enumerate(part) if n != sort.axis] != [
-        d for n, d in enumerate(shape) if n != sort.axis
-    ]:
+    others = [[d for n, d in enumerate(s) if n != sort.axis] for s in (part, shape)]
+    if len(part) != len(shape) or others[0] != others[1]:
         return None
     same = (i == sym(s) or i == const(0) and d.as_int() == 1
             for i, s, d in zip(view.indices, view.symbols, part, strict=True))  # fmt: skip
