@@ -16,6 +16,7 @@ from .dims import (
     const,
     divide,
     expr_of,
+    floordiv,
     is_size,
     join_divisions,
     sym,
@@ -216,6 +217,8 @@ class Facts:
                 found = self._prove_nonneg(less, MOST_FUEL, [MOST_EXPRESSIONS])
             if not found and (flat := unnested(expr)) != expr:
                 found = self._prove_nonneg(flat, MOST_FUEL, [MOST_EXPRESSIONS])
+            if not found and (whole := self._without_remainders(expr)) != expr:
+                found = self._prove_nonneg(whole, MOST_FUEL, [MOST_EXPRESSIONS])
             self._nonneg[expr] = found
         return found
 
@@ -273,6 +276,18 @@ class Facts:
     def _nonneg(self) -> dict[Expr, bool]:
         """What `is_nonneg` found."""
         return {}
+
+    def _without_remainders(self, expr: Expr) -> Expr:
+        """The same with a - b * (a // b) for a % b where that is taken away: j - j % 2 is
+        2 * (j // 2)."""
+        for monomial, c in expr.terms:
+            (atom, power), *others = monomial or ((None, 0),)
+            if c > 0 or atom is None or atom.kind != "%" or power != 1 or others:
+                continue
+            a, by = atom.args
+            if self._sign(by - 1) == 1:
+                expr = expr - c * expr_of(atom) + c * a - c * by * floordiv(a, by, self)
+        return expr
 
     def _prove_nonneg(self, expr: Expr, fuel: int, left: list[int]) -> bool:
         """Intervals first; then any one atom is replaced by its worst case, and again.

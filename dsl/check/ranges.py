@@ -9,7 +9,7 @@ from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.source import Span
 
-from .unify import range_notes
+from .unify import larger_sizes, range_notes
 
 Range = tuple[Expr, Expr]
 """First position and the one after the last."""
@@ -258,9 +258,7 @@ class Ranges:
         return {*self.indices, *self.steps}
 
     def _verify(self, use: Use) -> None:
-        inner = self.facts.with_ranges(
-            {symbol: (low, stop - 1) for symbol, (low, stop) in self.found.items()}
-        )
+        inner = self._within(self.facts)
         last = use.extent - 1
         for highest, gap in ((False, use.expr), (True, last - use.expr)):
             if inner.is_nonneg(gap):
@@ -282,9 +280,11 @@ class Ranges:
                 if margin is not None and not (margin.as_int() is not None):
                     self.later.append(Later(margin, message, use.span))
                     continue
-            self._refuse(use, indices, worst, highest)
+            self._refuse(use, indices, worst, highest, gap)
 
-    def _refuse(self, use: Use, indices: list[Index], worst: Expr | None, highest: bool) -> None:
+    def _refuse(
+        self, use: Use, indices: list[Index], worst: Expr | None, highest: bool, gap: Expr
+    ) -> None:
         if not indices:
             raise RangeProblem(
                 f"index {use.expr} is out of bounds", use.span, f"the axis has {use.extent}"
@@ -304,8 +304,13 @@ class Ranges:
             label,
             (index.span, f"`{index.name}` runs over {low}..{stop}"),
             range_notes(self.facts, use.extent, *([worst] if worst is not None else [])),
-            f"state a range of `{index.name}` within the bounds",
+            larger_sizes(self.facts, gap.symbols(), lambda f: self._within(f).is_nonneg(gap))
+            or f"state a range of `{index.name}` within the bounds",
         )
+
+    def _within(self, facts: Facts) -> Facts:
+        """Facts with the indices in their ranges."""
+        return facts.with_ranges({s: (low, stop - 1) for s, (low, stop) in self.found.items()})
 
 
 def positions(found: Mapping[str, Range]) -> dict[str, Expr]:

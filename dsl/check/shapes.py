@@ -10,7 +10,7 @@ from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.types import TensorType
 
 from .report import Failed, text_of
-from .unify import differ_for_some, range_text
+from .unify import differ_for_some, larger_sizes, range_text
 
 if TYPE_CHECKING:
     from .apply import Arg
@@ -62,10 +62,13 @@ def _mismatch(
 
     if isinstance(left.value, Tensor):
         left_type = TensorType(left.value.type.dtype, left_shape)
+    larger = None
     if not differ_for_some(facts, a, b):
+        larger = larger_sizes(facts, a.symbols() | b.symbols(), lambda f: f.prove_eq(a, b))
         facts = Facts()
-    help_text = _slice_help(facts, left, axis - rank + len(left_shape), a, b) or _slice_help(
-        facts, right, axis - rank + len(right_type.shape), b, a
+    help_text = larger or (
+        _slice_help(facts, left, axis - rank + len(left_shape), a, b)
+        or _slice_help(facts, right, axis - rank + len(right_type.shape), b, a)
     )
     return Failed(
         "E0203",

@@ -217,6 +217,23 @@ def dimensions(count: int) -> str:
     return "1 dimension" if count == 1 else f"{count} dimensions"
 
 
+def larger_sizes(facts: Facts, names: Iterable[str], holds: Callable[[Facts], bool]) -> str | None:
+    """Help for what holds where a size is a little larger than it may be; None for all else."""
+    ends = {name: facts.ranges.get(name, (0, None)) for name in sorted(names)}
+    for least in range(1, 9):
+        raised = {
+            name: (least, high)
+            for name, (low, high) in ends.items()
+            if isinstance(low, int) and low < least and (high is None or isinstance(high, int))
+        }
+        for chosen in (*({name: ends} for name, ends in raised.items()), raised):
+            if chosen and holds(facts.with_ranges(chosen)):
+                stated = [f"{n} in {least}..={high or 4096}" for n, (_, high) in chosen.items()]
+                noun = "size" if len(stated) == 1 else "sizes"
+                return f"state the range of the {noun}, such as `where {', '.join(stated)}`"
+    return None
+
+
 def range_notes(facts: Facts, *expressions: Expr) -> list[str]:
     """What is known of the sizes in the expressions: `T is in 1..=512`."""
     names = sorted({name for expr in expressions for name in expr.symbols()})

@@ -439,6 +439,23 @@ def test_an_error_in_a_step_is_reported_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "stated"),
+    [
+        ("x != concat([[0], x[: N - 1]])", "N in 1..=4096"),
+        ("x[1 : N - 1] + x[: N - 2]", "N in 2..=4096"),
+        ("y[i in 0..N] = sum[j in 0..3] x[(i + j + N - 1) % N]", "N in 1..=4096"),
+        ("y[i in 0..5] = x[i]", "N in 5..=4096"),
+        ("y[i in 0..N, j in 0..M] = x[(i + 1) % N] + z[j - j % 2]", "N in 1..=4096"),
+    ],
+)
+def test_the_range_that_is_missing_is_proposed(line: str, stated: str) -> None:
+    inputs = "x: i64[N], z: i64[M]"
+    found = only(f"pipeline p({inputs}):\n    {line}\n")
+    assert found.help is not None and found.help.text.endswith(f"such as `where {stated}`")
+    assert not errors(f"pipeline p({inputs}) where {stated}:\n    {line}\n")
+
+
+@pytest.mark.parametrize(
     ("line", "where", "note"),
     [
         ("y[i] = x[i + 2]", "", "where no size is 0 they differ"),

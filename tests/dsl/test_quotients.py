@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from stagefuse.dsl.dims import Expr, floordiv, sym
+from stagefuse.dsl.dims import Expr, floordiv, mod, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.quotients import unnested
 
@@ -42,3 +42,9 @@ def test_halves_of_halves_are_quarters() -> None:
 def test_quotients_have_ends_where_a_range_is_empty() -> None:
     facts = Facts({"n": (0, 9), "m": (1, 0)})
     assert facts.interval(floordiv(N, M)) == (0, 9)
+
+
+def test_what_is_left_of_a_position_without_its_remainder_is_not_negative() -> None:
+    facts = Facts({"n": (0, None), "m": (1, None)})
+    assert facts.is_nonneg(N - mod(N, 2)) and facts.is_nonneg(2 * N - 2 * mod(N, M))
+    assert not facts.is_nonneg(N - 2 * mod(N, 2)) and not facts.is_nonneg(N - mod(N + 1, M))
