@@ -37,13 +37,7 @@ def lower_pointwise(low: Lowering) -> Parallel:
     outer = [] if low.flat else low.axes(range(len(domain) - 1))
     index = "d0" if low.flat else f"d{len(domain) - 1}"
     lead = [sym(name) for name, _ in outer]
-    if outer:
-        parallel, lo, hi = outer, const(0), total
-    else:
-        chunk = low.schedule.chunk
-        parallel = [("chunk", floordiv(total + (chunk - 1), chunk, low.facts))]
-        lo = sym("chunk") * chunk
-        hi = minimum(lo + chunk, total)
+    parallel, lo, hi = (outer, const(0), total) if outer else _chunks(low, total)
     low.bind(parallel)
     work = (total if outer else const(low.schedule.chunk)) * max(1, low.cost())
     _by_parts(low, (index, lo, hi), lambda at: low.store((*lead, at)))
@@ -80,8 +74,8 @@ def in_blocks(low: Lowering, made: Parallel) -> Parallel:
 
 
 def _packed_axis(low: Lowering) -> int | None:
-    """A short axis whose elements lie side by side at positions that are read from data: the
-    channels of a pixel."""
+    """A short axis whose elements lie side by side at positions that are read from data, the
+    channels of a pixel; or the last one, where memory of what is read runs along another."""
     domain, found = low.group.domain, set()
     for member in low.group.members:
         node = low.graph.nodes[member]
@@ -96,17 +90,30 @@ def _packed_axis(low: Lowering) -> int | None:
                 return None
             found.add(last.substitute(dict(zip(gather.symbols, access, strict=True))))
     axes = [a for a, size in enumerate(domain) if found == {sym(f"d{a}")} and len(domain) > 1]
+    if not found and _turns(low):
+        axes = [len(domain) - 1]
     short = [a for a in axes if domain[a].as_int() in range(2, low.schedule.packed + 1)]
     return short[0] if short else None
 
 
+def _turns(low: Lowering) -> bool:
+    """Whether something is read along the axis before the last: a row of it is a column here."""
+    rank = len(low.group.domain)
+    if rank < 2:
+        return False
+    last = [sym(f"d{rank - n}") for n in (1, 2)]
+    read = [at for ref in low.group.loads(low.graph) for at in low.group.accesses.get(ref.node, [])]
+    return any(at is not None and last[0] in at and at[-1] == last[1] for at in read)
+
+
 def _together(low: Lowering, packed: int) -> Parallel:
     """Rows of the innermost axis but a packed one, whose elements are computed together: positions
-    are the same for all."""
+    are the same for all, or rows are read each along its memory."""
     domain, count = low.group.domain, low.group.domain[packed].as_int() or 1
     along = max(a for a in range(len(domain)) if a != packed)
     outer = low.axes([a for a in range(len(domain)) if a not in (along, packed)])
-    low.bind(outer)
+    parallel, lo, hi = (outer, const(0), domain[along]) if outer else _chunks(low, domain[along])
+    low.bind(parallel)
     at = [sym(f"d{a}") for a in range(len(domain))]
 
     def body() -> None:
@@ -114,8 +121,17 @@ def _together(low: Lowering, packed: int) -> Parallel:
             at[packed] = const(element)
             low.store(at)
 
-    low.loop(f"d{along}", const(0), domain[along], body, vector=True)
-    return outer, domain[along] * (count * max(1, low.cost()))
+    low.loop(f"d{along}", lo, hi, body, vector=True)
+    steps = domain[along] if outer else const(low.schedule.chunk)
+    return parallel, steps * (count * max(1, low.cost()))
+
+
+def _chunks(low: Lowering, total: Expr) -> tuple[list[tuple[str, Expr]], Expr, Expr]:
+    """Steps that take a stretch of so many elements, and where one begins and ends."""
+    chunk = low.schedule.chunk
+    lo = sym("chunk") * chunk
+    steps = [("chunk", floordiv(total + (chunk - 1), chunk, low.facts))]
+    return steps, lo, minimum(lo + chunk, total)
 
 
 def _by_parts(low: Lowering, loop: tuple[str, Expr, Expr], body: Callable[[Expr], None]) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import stagefuse
 from stagefuse.compiler.cpu.turns import turn_of
+from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.kernel_ir import For, Index, Load, Store
 from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import DTYPES, F16, F32, DType
 from stagefuse.runtime import native
+from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from .cpu_run import LEVELS
 
@@ -75,3 +78,38 @@ def test_what_is_a_turn() -> None:
     assert turn_of(copy(("r", "c"), ("r", "c"), F32), shapes) is None
     assert turn_of(copy(("c", "c"), ("r", "c"), F32), shapes) is None
     assert turn_of(copy(("c", "r"), ("r", "c"), F16), shapes) is None
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_few_columns_are_written_together(
+    rng: np.random.Generator, level: str, tmp_path: Path
+) -> None:
+    """Of two to four elements in a row, each read along memory, with what is the same for all."""
+    path = tmp_path / "p.pipe"
+    path.write_text(
+        """
+pipeline p(x: f32[B, 3, H, W], b: f32[3], y: u8[2, N], z: f64[4, B, N], s: f64[B, N, 4],
+           o: f32[3, N]):
+    image = u8(clamp(transpose(x, [0, 2, 3, 1]) * 99.5 + b, 0.0, 255.0))
+    pairs = transpose(y, [1, 0])
+    sums = transpose(z, [1, 2, 0]) + s
+    joined = concat([transpose(o, [1, 0]), f32(transpose(y[:1], [1, 0]))], axis=1)
+    image, pairs, sums, joined
+"""
+    )
+    pipe = CpuPipeline(compile_file(path, levels=(level,)), threads=2)
+    for batch, high, wide, many in (
+        (1, 1, 1, 1),
+        (2, 7, 31, 64),
+        (1, 13, 224, 20011),
+        (3, 0, 5, 0),
+    ):
+        x, o = (rng.random(s).astype(np.float32) for s in ((batch, 3, high, wide), (3, many)))
+        z, s = rng.random((4, batch, many)), rng.random((batch, many, 4))
+        b, y = rng.random(3).astype(np.float32), rng.integers(0, 255, (2, many)).astype(np.uint8)
+        image, pairs, sums, joined = pipe(x=x, b=b, y=y, z=z, s=s, o=o)
+        exact = x.transpose(0, 2, 3, 1).astype(np.float64) * 99.5 + b
+        assert np.all(abs(image - np.floor(exact)) <= (abs(exact - np.round(exact)) < 1e-4))
+        np.testing.assert_array_equal(pairs, y.T)
+        np.testing.assert_array_equal(sums, z.transpose(1, 2, 0) + s)
+        np.testing.assert_array_equal(joined, np.concatenate([o.T, y[:1].T], axis=1))
