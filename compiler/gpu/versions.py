@@ -99,9 +99,8 @@ class VersionWriter(StreamWriter):
         for nest in shared_loops(body):
             _, lo, hi = nest[-1]
             ends = [self.resolve(end - lo) for end in smaller_of(self.resolve(hi))]
-            left = [e for e in ends if e.as_int() is None]
-            most = [e for e in ends if e.as_int() is not None]
-            if len(left) != 1 or not most or not all(self.divides(self.width, e) for e in most):
+            left = [e for e in ends if not self.divides(self.width, e)]
+            if len(left) != 1 or len(ends) < 2:
                 continue
             names = sorted(left[0].symbols() & set(self.kernel.dims))
             found += [(n, nest) for n in names if self.divides(self.width, left[0] - sym(n))]
