@@ -57,6 +57,7 @@ from .recurrence.lowering import (
 )
 from .recurrence.stage import Unfit
 from .reductions.split_reductions import LEAST, whole
+from .sequences.long_sorts import without_orders
 from .structures import candidates, made_by
 from .targets import ARCHES, SHARED_LIMIT, arithmetic_of, loaded_ahead, occupancy
 from .tensor_maps import TensorMap
@@ -74,7 +75,7 @@ TUNED = ("contract", "attention")
 def _kernels_of(graph: Graph, apart: frozenset[int]) -> Partition:
     """What each kernel computes."""
     found = beside(graph, join(graph, partition(graph, apart), JOINS, LONGEST), LEAST)
-    return finish_wholes(graph, found, whole)
+    return without_orders(graph, finish_wholes(graph, found, whole))
 
 
 class Way(NamedTuple):

@@ -138,7 +138,7 @@ def lower_sort(low: Lowering) -> Parallel:
         low.emit(Store(keys, along, low.value(node.operands[0], here, ())))
 
     def spill() -> None:
-        for ref, name, kind in zip(low.group.roots, (keys, order), (dtype, I64), strict=True):
+        for ref, name, kind in zip(low.group.roots, (keys, order), (dtype, I64), strict=False):
             out = low.buffer(ref, "out")
             low.emit(Store(out.name, here, Load(name, along, kind)))
 

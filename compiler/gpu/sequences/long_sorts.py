@@ -12,10 +12,11 @@ device's memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from stagefuse.compiler.fusion.groups import Group
+from stagefuse.compiler.fusion.groups import Group, Partition
 from stagefuse.compiler.gpu.matmul.split_depth import parts_of
 from stagefuse.compiler.graph import Graph, Ref, Scatter, Sort
 from stagefuse.compiler.kernel_ir import (
@@ -191,6 +192,26 @@ def _of(low: Lowering) -> Rows:
     return Rows(ref, node.type.dtype, others, low.group.domain[axis], node.primitive.descending)
 
 
+def has_order(low: Lowering) -> bool:
+    """Whether it is wanted where elements come from."""
+    scatter = isinstance(low.graph.nodes[low.group.roots[0].node].primitive, Scatter)
+    return scatter or len(low.group.roots) > 1
+
+
+def without_orders(graph: Graph, found: Partition) -> Partition:
+    """The kernels, of which sorts do not say where elements come from if nobody wants that."""
+    uses = graph.uses()
+
+    def wanted(group: Group) -> Group:
+        if group.kind != "sort":
+            return group
+        first, *others = group.roots
+        kept = [r for r in others if uses.get(r) or r in graph.results]
+        return replace(group, roots=[first, *kept])
+
+    return Partition([wanted(g) for g in found.groups], found.decisions)
+
+
 def _axis(low: Lowering) -> int:
     primitive = low.graph.nodes[low.group.roots[0].node].primitive
     assert isinstance(primitive, Sort)
@@ -261,10 +282,9 @@ def _scratch(low: Lowering, dtype: DType, size: Expr) -> tuple[str, str]:
 def _store(
     low: Lowering, places: tuple[KernelValue, ...], key: KernelValue, order: KernelValue
 ) -> None:
-    """Stores an element of both results."""
-    values, found = (low.buffer(ref, "out") for ref in low.group.roots)
-    low.emit(Store(values.name, places, key))
-    low.emit(Store(found.name, places, Op("cast", (order,), I64)))
+    """Stores an element of both results, or of the first if nobody wants the other."""
+    for ref, value in zip(low.group.roots, (key, Op("cast", (order,), I64)), strict=False):
+        low.emit(Store(low.buffer(ref, "out").name, places, value))
 
 
 def lower_tiles(low: Lowering, shift: int, few: bool, many: bool) -> Parallel:
@@ -283,13 +303,16 @@ def lower_tiles(low: Lowering, shift: int, few: bool, many: bool) -> Parallel:
             number: KernelValue = Op("cast", (at,), U32)
         else:
             key = Load(_buffer(low, SORTED, dtype, [size], "in"), _row(low, at), dtype)
-            number = Load(_buffer(low, FROM, U32, [size], "in"), _row(low, at), U32)
+            number = Op("cast", (_at("i"),), U32)
+            if has_order(low):
+                number = Load(_buffer(low, FROM, U32, [size], "in"), _row(low, at), U32)
         low.emit(Store(keys, (here,), key))
         low.emit(Store(order, (here,), number))
 
     def spill() -> None:
         here, at = (_at("i"),), _row(low, Index(begin + sym("i")))
-        for number, name, kind in ((KEYS, keys, dtype), (ORDER, order, U32), (DIGIT, digits, U8)):
+        orders = [(ORDER, order, U32)] if has_order(low) else []
+        for number, name, kind in [(KEYS, keys, dtype), *orders, (DIGIT, digits, U8)]:
             into = _buffer(low, number, kind, [size], "out")
             low.emit(Store(into, at, Load(name, here, kind)))
 
@@ -415,13 +438,16 @@ def lower_moved(low: Lowering, last: bool, counted: bool) -> Parallel:
         offset = Load(offsets, (_inside(digit, const(DIGITS)),), U32)
         place = _inside(Op("add", (offset, Op("cast", (_at("i"),), U32)), U32), size)
         key = Load(_buffer(low, KEYS, dtype, [size], "in"), at, dtype)
-        order = Load(_buffer(low, ORDER, U32, [size], "in"), at, U32)
+        order: KernelValue = Const(0, U32)
+        if has_order(low):
+            order = Load(_buffer(low, ORDER, U32, [size], "in"), at, U32)
         if last:
             places: list[KernelValue] = [Index(sym(f"d{a}")) for a in range(len(low.group.domain))]
             places[_axis(low)] = place
             return _store(low, tuple(places), key, order)
         low.emit(Store(_buffer(low, SORTED, dtype, [size], "out"), _row(low, place), key))
-        low.emit(Store(_buffer(low, FROM, U32, [size], "out"), _row(low, place), order))
+        if has_order(low):
+            low.emit(Store(_buffer(low, FROM, U32, [size], "out"), _row(low, place), order))
 
     low.loop("digit", const(0), const(DIGITS), offset, vector=True)
     low.loop("i", const(0), count, move, vector=True)
