@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stagefuse.dsl.frozen import frozen
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
     from rich.table import Table
 
     from stagefuse.runtime.report import Kernel, Report
@@ -42,6 +43,7 @@ class Row:
 
 _WIDTH = 160
 """Characters of a line in files and pipes."""
+FUSES = "what it fuses"
 _GPU_TITLES = ("regs", "shared", "occupancy", "us", "bound by")
 
 
@@ -128,7 +130,9 @@ def _times(launches: Sequence[Kernel]) -> dict[str, float]:
 
     found: dict[str, float] = {}
     for kernel in launches:
-        notes = kernel.notes.get("predicted", {"devices": {}, "sizes": {}})
+        notes = kernel.notes.get("predicted")
+        if notes is None:
+            continue
         turns = max(parse(str(kernel.notes.get("turns", "1"))).evaluate(notes["sizes"]), 0)
         for name, one in notes["devices"].items():
             found[name] = found.get(name, 0.0) + one["microseconds"] * turns
@@ -193,7 +197,8 @@ def show(report: Report, sizes: Mapping[str, int]) -> None:
 
     console = Console(highlight=False)
     found = table(report, sizes)
-    least = Measurement.get(console, console.options, found).minimum
+    endless = console.options.update(max_width=1 << 16)
+    least = Measurement.get(console, endless, found).minimum
     console.width = max(console.width if sys.stdout.isatty() else _WIDTH, least)
     console.print(report.signature, markup=False, style="bold", soft_wrap=True)
     console.print(heading(report, sizes), markup=False, soft_wrap=True)
@@ -215,18 +220,11 @@ def table(
     """The rows as a rich table; `seconds` are times by kernel symbol, over its launches."""
     from rich.table import Table
 
-    found = Table(box=None, pad_edge=False, header_style="bold")
-    found.add_column("kernel", no_wrap=True)
     on_gpu = report.level.startswith("sm_")
-    if not on_gpu:  # there a kernel's name says it
-        found.add_column("computes", no_wrap=True)
-    found.add_column("lines", overflow="fold", min_width=8)
-    found.add_column("launches", justify="right", no_wrap=True)
-    found.add_column("what it fuses", overflow="fold", min_width=16)
-    for title in ("MB", "MFLOP") * (sizes is not None) + ("us",) * (seconds is not None):
-        found.add_column(title, justify="right", no_wrap=True)
-    for title in _gpu_titles(report) if on_gpu else ():
-        found.add_column(title, justify="right", no_wrap=True)
+    titles = ["kernel", *([] if on_gpu else ["computes"]), "lines", "launches", FUSES]
+    titles += ("MB", "MFLOP") * (sizes is not None) + ("us",) * (seconds is not None)
+    titles += _gpu_titles(report) if on_gpu else ()
+    lines: list[list[str]] = []
     for row in rows(report, sizes):
         count = f"{row.launches} x {row.turns}" if row.turns else str(row.launches)
         cells = [row.symbol, _ranges(row.lines), count, row.fused or "copy"]
@@ -236,7 +234,17 @@ def table(
             cells += [_millions(row.bytes), _millions(row.flops)]
         if seconds is not None:
             cells.append(f"{seconds.get(row.symbol, 0.0) * 1e6:.0f}")
-        found.add_row(*cells, *row.gpu)
+        lines.append([*cells, *row.gpu])
+    found = Table(box=None, pad_edge=False, header_style="bold")
+    for title, *cells in zip(titles, *lines, strict=True):
+        if title == FUSES:
+            found.add_column(title, overflow="fold", min_width=len(FUSES))
+        else:  # without a least width they are cut where the console is narrow
+            justify: JustifyMethod = "left" if title in ("kernel", "computes", "lines") else "right"
+            width = max(map(len, (title, *cells)))
+            found.add_column(title, justify=justify, no_wrap=True, min_width=width)
+    for cells in lines:
+        found.add_row(*cells)
     return found
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stagefuse.compiler.driver import compile_file
+
 from ..runtime import handmade_gpu
 from .shell import Shell
 
@@ -96,6 +98,32 @@ def test_explain_says_where_a_kernel_is_in_the_source_and_what_bounds_it(
         for other in table.partition("at other sizes: ")[2].split(", "):
             assert other not in [row[0] for row in kernels] and other in reasons
         assert ", line 5\n" in reasons and "because" in reasons
+
+
+def test_explain_cuts_nothing_off_on_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a recurrence too, whose kernels run as often as it has steps."""
+    from stagefuse import tables
+    from stagefuse.runtime.report import Report
+
+    path = tmp_path / "p.pipe"
+    path.write_text(
+        "pipeline p(x: f32[T, B, 128], r: f32[128, 128], h0: f32[B, 128]) -> f32[B, 128]\n"
+        "where T in 1..=64, B in 1..=8:\n"
+        "    scan t in 0..T with h = h0:\n        h = tanh(x[t] + h @ r)\n    h\n"
+    )
+    (pipeline,) = compile_file(path, targets=["cpu", "h200"]).pipelines
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    sizes = {"T": 9, "B": 2}
+    for report in (Report.of_plan(pipeline, "v3"), Report.of_gpu(pipeline, pipeline.gpu[0], sizes)):
+        tables.show(report, sizes)
+        out = capsys.readouterr().out
+        assert "…" not in out and "MFLOP" in out
+        for row in tables.rows(report, sizes):
+            assert row.symbol in out and all(cell in out for cell in row.gpu)
+    assert "bound by" in out and "with T = 9, B = 2" in out
 
 
 @pytest.mark.parametrize(
