@@ -59,6 +59,8 @@ _TARGET = re.compile(r"^\s*\.target\s+(\w+)", re.MULTILINE)
 WRITTEN = ("arena", "result", "state")
 """Roles of buffers that launches may write."""
 _MAX_EXPRESSION = 20_000
+"""Characters, each name counted as one: sizes have up to 2000 terms."""
+_WORD = re.compile(r"\w+")
 # CUDA programming guide, technical specifications per compute capability.
 _MAX_BLOCK = (1024, 1024, 64)
 _MAX_THREADS = 1024
@@ -144,7 +146,7 @@ class _Pipeline:
         """Checks an expression over the dims, and over the steps of loops around it."""
         if text in self.seen:
             return
-        if len(text) > _MAX_EXPRESSION:
+        if len(text) > _MAX_EXPRESSION and len(_WORD.sub("n", text)) > _MAX_EXPRESSION:
             raise self.fault(f"{what} is an expression of {len(text)} characters")
         try:
             expr = parse(text)

@@ -216,3 +216,12 @@ def test_a_size_of_0_divides_0_alone(result: str, body: str) -> None:
             assert found.size == n
         with pytest.raises(sf.InputError, match="here N = 5, M = 0"):
             pipe(x=np.zeros(5, np.float32), y=np.zeros(0, np.float32))
+
+
+def test_the_name_of_a_size_may_be_long(tmp_path: Path) -> None:
+    """Plans limit the length of formulas, in which a name counts as one character."""
+    name = "N" * 30_000
+    text = f"pipeline p(x: f32[{name}], y: f32[2 * {name} + 1]):\n    concat([x, y[1:]])\n"
+    with compiled(tmp_path, text) as pipe:
+        found = pipe(x=np.ones(2, np.float32), y=np.arange(5, dtype=np.float32))
+    assert found.tolist() == [1, 1, 1, 2, 3, 4]
