@@ -35,7 +35,11 @@ def load(
     """
     device = check_device(device)
     gpu = wants_gpu(device, threads)
-    plan = plan_file.read(_path_of(path), verify=verify, gpu=gpu)
+    path = _path_of(path)
+    if path.suffix == ".pipe" and path.is_file():
+        advice = f"compile it: `stagefuse.compile({str(path)!r})`"
+        raise PlanError(f"{path} is a source, not a plan\n  = help: {advice}")
+    plan = plan_file.read(path, verify=verify, gpu=gpu)
     return open_plan(plan, pipeline, device, threads)
 
 

@@ -55,6 +55,9 @@ def test_load(tmp_path: Path) -> None:
         sf.load(str(path))
     with pytest.raises(FileNotFoundError):
         sf.load(tmp_path / "none.fused")
+    (source := tmp_path / "m.pipe").write_text("pipeline p(x: f32[N]):\n    x\n")
+    with pytest.raises(sf.PlanError, match="is a source, not a plan\n.*stagefuse.compile"):
+        sf.load(source)
 
 
 @pytest.mark.parametrize(
