@@ -8,6 +8,7 @@ from typing import Any
 from stagefuse.compiler import interpret
 from stagefuse.compiler.graph import Ref
 from stagefuse.compiler.graph_builder import Builder
+from stagefuse.dsl.check.unify import larger_sizes
 from stagefuse.dsl.dims import Expr, as_expr
 from stagefuse.dsl.dtypes import I64
 from stagefuse.dsl.facts import Facts
@@ -70,13 +71,18 @@ def _topk_rule(args: Args, facts: Facts) -> Types:
     x, k = args["x"], as_expr(args["k"])
     axis = axis_of(args.get("axis", -1), x.rank, "`topk`")
     extent = x.shape[axis]
-    if not facts.is_nonneg(k) or not facts.prove_le(k, extent):
+
+    def fits(known: Facts) -> bool:
+        return known.is_nonneg(k) and known.prove_le(k, extent)
+
+    if not fits(facts):
         known = range_note((k, extent), facts)
+        advice = larger_sizes(facts, k.symbols() | extent.symbols(), fits)
+        if advice is None and extent.as_symbol() and k.as_int() is not None:
+            advice = f"state the range of the size, such as `where {extent} in {k}..=4096`"
         raise OpError(
             f"`topk` needs {k} of {extent} elements, which may be fewer", "k", str(k),
-            [f"x is {x}" + (f"; {known}" if known else "")],
-            f"state the range of the size, such as `where {extent} in {k}..=4096`"
-            if extent.as_symbol() and k.as_int() is not None else None,
+            [f"x is {x}" + (f"; {known}" if known else "")], advice,
         )  # fmt: skip
     type = TensorType(x.dtype, (*x.shape[:axis], k, *x.shape[axis + 1 :]))
     return (type, type.with_dtype(I64))

@@ -445,6 +445,7 @@ def test_an_error_in_a_step_is_reported_once() -> None:
         ("x[1 : N - 1] + x[: N - 2]", "N in 2..=4096"),
         ("y[i in 0..N] = sum[j in 0..3] x[(i + j + N - 1) % N]", "N in 1..=4096"),
         ("y[i in 0..5] = x[i]", "N in 5..=4096"),
+        ("topk(reshape(x[:, None] * z, [N * M]), N)", "M in 1..=4096"),
         ("y[i in 0..N, j in 0..M] = x[(i + 1) % N] + z[j - j % 2]", "N in 1..=4096"),
     ],
 )
