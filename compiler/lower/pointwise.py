@@ -75,7 +75,7 @@ def in_blocks(low: Lowering, made: Parallel) -> Parallel:
 
 def _packed_axis(low: Lowering) -> int | None:
     """A short axis whose elements lie side by side at positions that are read from data, the
-    channels of a pixel; or the last one, where memory of what is read runs along another."""
+    channels of a pixel; or one of what is `_turned`."""
     domain, found = low.group.domain, set()
     for member in low.group.members:
         node = low.graph.nodes[member]
@@ -90,25 +90,30 @@ def _packed_axis(low: Lowering) -> int | None:
                 return None
             found.add(last.substitute(dict(zip(gather.symbols, access, strict=True))))
     axes = [a for a, size in enumerate(domain) if found == {sym(f"d{a}")} and len(domain) > 1]
-    if not found and _turns(low):
-        axes = [len(domain) - 1]
+    if not found:
+        axes = _turned(low)
     short = [a for a in axes if domain[a].as_int() in range(2, low.schedule.packed + 1)]
     return short[0] if short else None
 
 
-def _turns(low: Lowering) -> bool:
-    """Whether something is read along the axis before the last: a row of it is a column here."""
-    rank = len(low.group.domain)
-    if rank < 2:
-        return False
-    last = [sym(f"d{rank - n}") for n in (1, 2)]
+def _turned(low: Lowering) -> list[int]:
+    """Axes of which one of the result and what is read has adjacent elements, where the other one
+    has rows: the last one, where something is read along the one before, and those along which
+    something is read."""
+    last = len(low.group.domain) - 1
     read = [at for ref in low.group.loads(low.graph) for at in low.group.accesses.get(ref.node, [])]
-    return any(at is not None and last[0] in at and at[-1] == last[1] for at in read)
+    found = []
+    for at in read:
+        axis = at[-1].as_symbol() if at and sym(f"d{last}") in at else None
+        if axis is not None and axis != f"d{last}":
+            found += [last] if axis == f"d{last - 1}" else []
+            found += [a for a in range(last) if axis == f"d{a}"]
+    return found
 
 
 def _together(low: Lowering, packed: int) -> Parallel:
     """Rows of the innermost axis but a packed one, whose elements are computed together: positions
-    are the same for all, or rows are read each along its memory."""
+    are the same for all, or rows of what is read or of the result are elements of the other."""
     domain, count = low.group.domain, low.group.domain[packed].as_int() or 1
     along = max(a for a in range(len(domain)) if a != packed)
     outer = low.axes([a for a in range(len(domain)) if a not in (along, packed)])

@@ -81,20 +81,22 @@ def test_what_is_a_turn() -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_few_columns_are_written_together(
+def test_a_few_elements_of_a_row_are_taken_together(
     rng: np.random.Generator, level: str, tmp_path: Path
 ) -> None:
-    """Of two to four elements in a row, each read along memory, with what is the same for all."""
+    """Two to four elements of a row that are read or written along another axis, with what is the
+    same for all."""
     path = tmp_path / "p.pipe"
     path.write_text(
         """
 pipeline p(x: f32[B, 3, H, W], b: f32[3], y: u8[2, N], z: f64[4, B, N], s: f64[B, N, 4],
-           o: f32[3, N]):
+           o: f32[3, N], c: u8[B, H, W, 3], q: f64[N, 4]):
     image = u8(clamp(transpose(x, [0, 2, 3, 1]) * 99.5 + b, 0.0, 255.0))
     pairs = transpose(y, [1, 0])
     sums = transpose(z, [1, 2, 0]) + s
     joined = concat([transpose(o, [1, 0]), f32(transpose(y[:1], [1, 0]))], axis=1)
-    image, pairs, sums, joined
+    planes = f32(transpose(c, [0, 3, 1, 2])) - b[:, None, None]
+    image, pairs, sums, joined, planes, transpose(q, [1, 0])
 """
     )
     pipe = CpuPipeline(compile_file(path, levels=(level,)), threads=2)
@@ -107,9 +109,13 @@ pipeline p(x: f32[B, 3, H, W], b: f32[3], y: u8[2, N], z: f64[4, B, N], s: f64[B
         x, o = (rng.random(s).astype(np.float32) for s in ((batch, 3, high, wide), (3, many)))
         z, s = rng.random((4, batch, many)), rng.random((batch, many, 4))
         b, y = rng.random(3).astype(np.float32), rng.integers(0, 255, (2, many)).astype(np.uint8)
-        image, pairs, sums, joined = pipe(x=x, b=b, y=y, z=z, s=s, o=o)
+        c = rng.integers(0, 255, (batch, high, wide, 3)).astype(np.uint8)
+        given = {"x": x, "b": b, "y": y, "z": z, "s": s, "o": o, "c": c, "q": rng.random((many, 4))}
+        image, pairs, sums, joined, planes, turned = pipe(**given)
         exact = x.transpose(0, 2, 3, 1).astype(np.float64) * 99.5 + b
         assert np.all(abs(image - np.floor(exact)) <= (abs(exact - np.round(exact)) < 1e-4))
         np.testing.assert_array_equal(pairs, y.T)
         np.testing.assert_array_equal(sums, z.transpose(1, 2, 0) + s)
         np.testing.assert_array_equal(joined, np.concatenate([o.T, y[:1].T], axis=1))
+        np.testing.assert_array_equal(planes, c.transpose(0, 3, 1, 2) - b[:, None, None])
+        np.testing.assert_array_equal(turned, given["q"].T)
