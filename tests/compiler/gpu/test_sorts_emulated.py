@@ -139,12 +139,15 @@ def test_places_beyond_two_to_the_31(tmp_path: Path, rng: np.random.Generator) -
 def test_elements_move_alone_if_nobody_wants_where_they_come_from(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    text = "pipeline p(x: f16[9000], y: f16[{n}]) -> (f16[9000], f16[{n}]):\n    sort(x), sort(y)\n"
-    for n in (500, 100):
-        plan = compiled(tmp_path / "p.pipe", text.format(n=n), ("sm_80",))
-        check_legal(plan)
-        (gpu,) = plan.pipelines[0].gpu
-        assert {b.dtype for b in gpu.buffers if b.shape == ("9000",)} == {"f16", "u8"}
-        x, y = (data(rng, "f16", (m,)) for m in (9000, n))
-        for ours, theirs in zip(Emulated(plan, "sm_80")({"x": x, "y": y}, {}), (x, y), strict=True):
-            np.testing.assert_array_equal(ours.astype(np.float32), wanted(theirs)[0])
+    sizes = {"x": 4100, "y": 500, "z": 100}
+    types = ", ".join(f"{name}: f16[{n}]" for name, n in sizes.items())
+    results = ", ".join(f"f16[{n}]" for n in sizes.values())
+    text = f"pipeline p({types}) -> ({results}):\n    sort(x), sort(y), sort(z)\n"
+    plan = compiled(tmp_path / "p.pipe", text, ("sm_80",))
+    check_legal(plan)
+    (gpu,) = plan.pipelines[0].gpu
+    assert {b.dtype for b in gpu.buffers if b.shape == ("4100",)} == {"f16", "u8"}
+    inputs = {name: data(rng, "f16", (n,)) for name, n in sizes.items()}
+    found = Emulated(plan, "sm_80")(inputs, {})
+    for ours, theirs in zip(found, inputs.values(), strict=True):
+        np.testing.assert_array_equal(ours.astype(np.float32), wanted(theirs)[0])
