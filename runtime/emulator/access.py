@@ -28,6 +28,7 @@ from .memory import (
     check_aligned,
 )
 from .special import cluster_rank
+from .turns import wrote
 
 if TYPE_CHECKING:
     from .machine import Batch, Group
@@ -325,6 +326,8 @@ def store(
                 machine.races.stored_together(g.batch, who)
         for j, value in enumerate(mine):
             arena.store(index + j * item if j else index, value)
+    if order and g.batch.ready:
+        wrote(g, addresses)
 
 
 def _picked(values: Any, where: Array) -> Any:

@@ -33,6 +33,8 @@ class BarrierObject(Generic[Clock]):
     pending: int = 0
     bytes: int = 0
     phase: int = 0
+    announced: int = 0
+    """The phase that those who wait were last told of."""
     serial: int = 0
     """Tells apart barriers that were in one place one after the other."""
     origin: Any = None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .errors import Stop
 from .passed_by import passed_by
+from .turns import let_others_run
 
 if TYPE_CHECKING:
     from .machine import Batch, Group
@@ -101,6 +102,7 @@ class Barriers:
         if opened.any():
             self._open(barrier, opened)
         if not waits:
+            let_others_run(g)
             g.pc += 1
             return True
         return False

@@ -31,6 +31,7 @@ from .order import exits
 from .passed_by import check_named
 from .program import Code, Program, Step, aligned
 from .special import RESERVED_BYTES, special_value
+from .turns import race_behind
 
 if TYPE_CHECKING:
     from .races import Races
@@ -94,6 +95,7 @@ class Batch:
         self.ready: dict[tuple[Any, ...], Group] = {}
         self.waiting: dict[tuple[Any, ...], tuple[Group, Step, Get | None]] = {}
         """Groups at an instruction of a warp, until the lanes it names have come."""
+        self.running: Group | None = None
         self._exits = 0
         self._seen_exits = 0
         self.state: dict[str, Any] = {}
@@ -129,8 +131,6 @@ class Batch:
             (within % bx, within // bx % by, within // (bx * by)),
         )
 
-    # scheduling
-
     def push(self, g: Group) -> None:
         """Makes a group ready, together with one that stands at the same place."""
         other = self.ready.get(g.key)
@@ -157,6 +157,7 @@ class Batch:
 
     def _run(self, g: Group) -> None:
         machine, steps, pc, ready = self.machine, g.frame.code.steps, g.pc, self.ready
+        self.running = g
         step = steps[pc]
         try:
             while True:
@@ -177,7 +178,7 @@ class Batch:
                     self.push(g)
                     return
         except Stop as stop:
-            raise machine.fault(stop, step, self, g) from None
+            raise race_behind(self, stop) or machine.fault(stop, step, self, g) from None
 
     def jump(self, g: Group, pc: int) -> bool:
         """Moves a group to an instruction; whether it goes on at once."""
@@ -214,8 +215,6 @@ class Batch:
         self.machine.progress += 1
         self.wake()
 
-    # warps
-
     def park(self, g: Group, step: Step) -> None:
         """Lets a group wait at its instruction until it is unparked, or threads end."""
         waiting = self.waiting.get(g.key)
@@ -224,7 +223,7 @@ class Batch:
         self.waiting[g.key] = (g, step, None)
 
     def unpark(self, *meanings: str) -> None:
-        """Lets the groups look again that wait at instructions of these meanings."""
+        """Lets the groups look again that wait at such instructions."""
         for key, (g, step, _) in list(self.waiting.items()):
             if step.match.form.meaning in meanings:
                 del self.waiting[key]

@@ -343,6 +343,11 @@ class Decoded:
         return found
 
 
+_SIGNALS = frozenset(("barrier.arrive", "mbarrier.arrive", "atomic.atom", "atomic.red",
+                      "atomic.cas"))  # fmt: skip
+"""Meanings of what may let others go on, who then get their turn."""
+
+
 class _Decode:
     """Decodes one function."""
 
@@ -374,6 +379,9 @@ class _Decode:
         self.instruction(s.Instruction("ret", (), line=line), scope)  # who comes to the end returns
         for at in self.code.labels:
             self.code.steps[at].is_leader = True
+        for at, step in enumerate(self.code.steps[:-1], 1):
+            if step.match.form.meaning in _SIGNALS:
+                self.code.steps[at].is_leader = True
         self.check_names()
 
     def param(self, scope: Scope, v: s.Variable) -> Place:

@@ -14,6 +14,7 @@ from stagefuse.runtime.emulator.access import Part, places
 from stagefuse.runtime.emulator.errors import Stop
 from stagefuse.runtime.emulator.operands import address, elements, getter, putter
 from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.turns import wrote
 from stagefuse.runtime.emulator.values import DTYPES
 
 from . import effect
@@ -137,6 +138,8 @@ def atomic(
         key = (part.space, "atomic")
         machine.traffic[key] = machine.traffic.get(key, 0) + len(part.index) * size
         act(part, part.where)
+    if g.batch.ready:
+        wrote(g, addresses)
 
 
 def _picked(x: Any, g: Group, where: Array | None) -> Array:

@@ -31,6 +31,7 @@ from stagefuse.runtime.emulator.order import (
     visit,
 )
 from stagefuse.runtime.emulator.program import Control, Run, Site, Step
+from stagefuse.runtime.emulator.turns import let_others_run
 
 from . import control, effect
 from .cluster import ClusterBarrier
@@ -125,10 +126,15 @@ def using(thread: int) -> Iterator[None]:
 
 
 def advanced(batch: Batch, barrier: Object) -> None:
-    """After a change of a barrier, lets those look again who wait for a phase to complete."""
+    """After a change of a barrier, lets those look again who wait for a phase to complete.
+
+    Where one is, they run before who completed it goes on.
+    """
     batch.machine.progress += 1
-    batch.unpark("mbarrier.try_wait")
-    batch.unpark("mbarrier.try_wait_parity")
+    batch.unpark("mbarrier.try_wait", "mbarrier.try_wait_parity")
+    if barrier.phase != barrier.announced:
+        barrier.announced = barrier.phase
+        let_others_run(batch.running)
 
 
 @effect("mbarrier.init")
