@@ -25,6 +25,9 @@ ROWS = 64
 """Of a block."""
 LEAST = 9
 """Elements of a row from which on it is worth it: of up to 8 LLVM makes shuffles by itself."""
+SHARED, LEAST_SHARED = 16, 8
+"""Steps along an axis that turned rows do not depend on, as of pairs of rows: they are turned once
+for so many, which is worth it from so many elements on."""
 
 
 def in_turned_rows(low: Lowering, made: Parallel) -> Parallel:
@@ -39,6 +42,9 @@ def in_turned_rows(low: Lowering, made: Parallel) -> Parallel:
     loads = {load: fold for fold in folds for load in _rows_of(low, fold, name)}
     if not is_long(low, extent, CPU_SQUARES) or any(f not in loads.values() for f in folds):
         return made
+    shared = [a for a in axes[:-1] if not any(a[0] in symbols_of((load,)) for load in loads)]
+    if any(_size(fold) < (LEAST_SHARED if shared else LEAST) for fold in folds):
+        return made
     first = sym(f"{name}s") * ROWS
     stop = minimum(first + ROWS, extent, low.facts)
     turned, stands = list[Statement](), dict[Load, Load]()
@@ -52,8 +58,16 @@ def in_turned_rows(low: Lowering, made: Parallel) -> Parallel:
         turned.append(Alloc(scratch, load.stored, (const(_size(fold)), const(ROWS))))
         turned.append(For(name, first, stop, (copy,)))
         stands[load] = Load(scratch, place, load.stored)
-    body[:] = [*turned, For(name, first, stop, tuple(with_loads(s, stands) for s in body), True)]
+    rows: Statement = For(name, first, stop, tuple(with_loads(s, stands) for s in body), True)
     blocks = [axis for axis in parallel if axis != axes[-1]]
+    if shared:
+        other, times = shared[-1]
+        begin = sym(f"{other}s") * SHARED
+        rows = For(other, begin, minimum(begin + SHARED, times, low.facts), (rows,), False)
+        count = floordiv(times + (SHARED - 1), SHARED, low.facts)
+        blocks[blocks.index(shared[-1])] = (f"{other}s", count)
+        work = work * SHARED
+    body[:] = [*turned, rows]
     blocks.append((f"{name}s", floordiv(extent + (ROWS - 1), ROWS, low.facts)))
     low.bind(blocks)
     return blocks, work * ROWS
@@ -71,7 +85,7 @@ def _rows_of(low: Lowering, fold: Fold, name: str) -> list[Load]:
     loops = [loop for loop in fold.loops if loop[1].as_int() != 1]
     along = flatten_index([sym(n) for n, _ in loops], [size for _, size in loops])
     found: dict[Load, None] = {}
-    if _size(fold) < LEAST or not is_unrolled(fold):
+    if not is_unrolled(fold):
         return []
     for part in post_order(fold.value):
         if not isinstance(part, Load) or name not in symbols_of((part,)):

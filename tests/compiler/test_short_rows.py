@@ -45,10 +45,32 @@ def test_rows_of_any_length(rng: np.random.Generator, level: str, tmp_path: Path
         np.testing.assert_array_equal(y, (x * w).sum(axes) - x.max(axes) * r)  # small integers
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_rows_that_pairs_are_made_of(rng: np.random.Generator, level: str, tmp_path: Path) -> None:
+    """Those of one side are turned once for several of the other, few or none of them too."""
+    path = tmp_path / "p.pipe"
+    path.write_text(
+        "pipeline p(x: f32[B, N, 9], z: f32[B, K, 9], v: i32[N, 8], w: i32[K, 8]) "
+        "-> (f32[B, N, K], i64[N, K]):\n"
+        "    near[b, n, k] = max[i] abs(x[b, n, i] - z[b, k, i])\n"
+        "    both[n, k] = sum[i] v[n, i] * minimum(v[n, i], w[k, i])\n"
+        "    near * 2.0, both\n"
+    )
+    pipe = CpuPipeline(compile_file(path, levels=(level,)), threads=2)
+    for n, k in [(0, 70), (70, 0), (1, 64), (17, 65), (33, 127), (16, 63)]:
+        x, z = (rng.integers(-9, 9, (2, rows, 9)).astype(np.float32) for rows in (n, k))
+        v, w = (rng.integers(-9, 9, (rows, 8)).astype(np.int32) for rows in (n, k))
+        near, both = pipe(x=x, z=z, v=v, w=w)
+        np.testing.assert_array_equal(near, np.abs(x[:, :, None] - z[:, None]).max(-1) * 2)
+        np.testing.assert_array_equal(both, (v[:, None] * np.minimum(v[:, None], w)).sum(-1))
+
+
 CASES = {
     "x: f32[B, 512, 7, 7]": ("mean(x, axis=(2, 3))", True),
     "x: f32[2, 16, 4, 4]": ("mean(x, axis=(2, 3), keepdims=True)", True),
     "x: f32[M, 9]": ("sum(x * x, axis=1)", True),
+    "x: f32[M, 8], y: f32[N, 8]": ("sum(abs(x[:, None] - y), axis=2)", True),
+    "x: f32[M, 7], y: f32[N, 7]": ("sum(abs(x[:, None] - y), axis=2)", False),  # few
     "x: f32[M, 8]": ("sum(x, axis=1)", False),  # few
     "x: f32[M, 100]": ("sum(x, axis=1)", False),  # many
     "x: f32[9, M]": ("sum(x, axis=0)", False),  # columns
