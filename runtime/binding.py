@@ -15,7 +15,7 @@ from stagefuse.dsl.dtypes import DTYPES, DType, from_numpy
 from . import interchange
 from .errors import InputError, OutOfMemory
 from .prepared import Evaluator
-from .signature import type_text
+from .signature import range_text, type_text
 
 _C_AND_ALIGNED = 0x0001 | 0x0100  # of `ndarray.flags.num`
 
@@ -181,10 +181,9 @@ class Binder:
             low = evaluate(dim.low)
             high = None if dim.high is None else evaluate(dim.high)
             if value < low or (high is not None and value > high):
-                span = f"{low}..={high}" if high is not None else f"{low}.."
                 raise InputError(
                     f"{name} is {value} by {origin[name]}, but {self.plan.name} takes "
-                    f"{name} in {span}"
+                    f"{range_text(name, low, high)}"
                 )
 
 

@@ -20,7 +20,7 @@ from stagefuse.dsl.dtypes import DTYPES, from_numpy
 
 from .errors import InputError
 from .prepared import Evaluator
-from .signature import type_text
+from .signature import range_text, type_text
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -215,10 +215,8 @@ def _checked_sizes(plan: PipelinePlan, given: Mapping[str, int]) -> dict[str, in
             low, high = _end(evaluate, dim.low), _end(evaluate, dim.high)
             value = sizes[dim.name]
             if (low is not None and value < low) or (high is not None and value > high):
-                span = f"{low}..={high}" if high is not None else f"{low}.."
-                raise InputError(
-                    f"{dim.name} is {value}, but {plan.name} takes {dim.name} in {span}"
-                )
+                wanted = range_text(dim.name, low, high)
+                raise InputError(f"{dim.name} is {value}, but {plan.name} takes {wanted}")
     return sizes
 
 

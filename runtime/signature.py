@@ -41,12 +41,19 @@ class Signature:
         if len(self.results) != 1 or self.results[0].name:
             results = f"({results})"
         where = ", ".join(
-            f"{name} in {low}..={high}" if high is not None else f"{name} in {low}.."
+            range_text(name, low, high)
             for name, low, high in self.ranges
             if high is not None or low != "0"
         )
         kept = f" state ({', '.join(map(str, self.states))})" if self.states else ""
         return f"{self.name}({inputs}) -> {results}{kept}" + (f" where {where}" if where else "")
+
+
+def range_text(name: str, low: object, high: object) -> str:
+    """A size's range as a source has it; None for an end that is not known, of one at most."""
+    if high is None:
+        return f"{name} >= {low}"
+    return f"{name} <= {high}" if low is None else f"{name} in {low}..={high}"
 
 
 def type_text(dtype: str, shape: tuple[object, ...]) -> str:

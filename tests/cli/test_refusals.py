@@ -98,7 +98,7 @@ def test_sizes_are_those_of_the_pipelines_that_have_them(shell: Shell, tmp_path:
 def test_explain_takes_the_sizes_of_a_call(shell: Shell, good: Path) -> None:
     code, out, err = shell("explain", good, "--size", "B=2", "--size", "N=0")
     assert (code, out) == (1, "")
-    assert "N is 0 by --size, but classify takes N in 1.." in err
+    assert "N is 0 by --size, but classify takes N >= 1" in err
 
 
 def test_a_plan_is_no_source(shell: Shell, good: Path, tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_signature_and_report(affine: CpuPipeline, lookup: CpuPipeline) -> None:
     assert str(affine.signature) == (
         "affine(x: f32[B, 3*T]) -> (y: f32[B, 3*T], z: f32[B, 3*T]) where B in 0..=64"
     )
-    assert str(lookup.signature) == ("lookup(table: f32[N], ids: i64[K]) -> f32[K] where N in 1..")
+    assert str(lookup.signature) == ("lookup(table: f32[N], ids: i64[K]) -> f32[K] where N >= 1")
     assert [k.label for k in affine.report().kernels] == ["affine.add"] + 2 * ["affine.scale"]
     assert "affine.add" in str(affine.report()) and "fused: no" in str(affine.report())
 
