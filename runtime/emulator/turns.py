@@ -58,7 +58,7 @@ def race_behind(batch: Batch, stop: Stop) -> Fault | None:
     Who reads too early finds, by whose turn it is, what was written too late or nothing at all.
     Without the group that read, the others go on for a while.
     """
-    if batch.state.get("read unwritten") is not stop or batch.state.get("was read early"):
+    if stop.kind != "uninitialised" or batch.state.get("was read early"):
         return None
     batch.state["was read early"] = True
     for _ in range(MOST_STEPS):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stagefuse.runtime import emulator
+
 from .kernels import fault, kernel, line_of, run, words
 
 RING = """
@@ -88,3 +90,23 @@ def test_a_ring_of_buffers(with_: dict[str, str]) -> None:
     assert (found.kind, found.line) == ("race", line_of(early, "st.shared.u32 [%r12]"))
     assert fault(text(wait_full=with_["wait_full"].split("\n")[0] if with_ is not NUMBERED else ""),
                  out, block=64).kind == "race"  # fmt: skip
+
+
+def test_what_is_read_before_another_block_writes_it() -> None:
+    """That is the race it is on a GPU, though nothing was written yet."""
+    text = kernel(
+        """
+        setp.ne.u32 %p0, %r1, 0; @%p0 bra READ;
+        mov.u32 %r4, 0;
+    LATE: nanosleep.u32 20; add.u32 %r4, %r4, 1; setp.lt.u32 %p1, %r4, 5; @%p1 bra LATE;
+        st.global.u32 [%d1], %r4;
+        ret;
+    READ: ld.global.u32 %r5, [%d1];
+        st.global.u32 [%d20], %r5;""",
+        2,
+    )
+    memory = emulator.uninitialised((1,), np.uint32)
+    found = fault(text, words(2), memory, grid=2, block=1)
+    assert (found.kind, found.line) == ("race", line_of(text, "st.global.u32 [%d1]"))
+    alone = fault(text.replace("st.global.u32 [%d1], %r4;", ""), words(2), memory, grid=2, block=1)
+    assert alone.kind == "uninitialised" and alone.instruction.startswith("ld.global")
