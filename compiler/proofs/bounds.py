@@ -65,7 +65,8 @@ class Bounds:
         if key in self.known:
             return None
         bare = _Search(facts, (), expr, BARE_GOALS).steps_to(expr)
-        if bare or _follows(expr, facts, expanded((*guards, *self.given), facts)):
+        assumed = expanded((*guards, *self.given), facts)
+        if bare or _follows(expr, facts, assumed) or facts.is_nonneg(expr):
             self.known.add(key)
             return None
         found = _counterexample(expr, facts, (*guards, *self.given))

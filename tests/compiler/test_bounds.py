@@ -356,3 +356,12 @@ def test_a_condition_is_its_own_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "_Search", None)
     assert Bounds().broken(begins, Facts(), (sym("K"), begins), str) is None
     assert Bounds((begins,)).broken(begins, Facts(), (), str) is None
+
+
+def test_a_stretch_of_a_scan_is_one_of_all() -> None:
+    """Their number is a quotient by one that is always 0."""
+    count = "(M + 64*(M // 16384) + 64) // (64*(M // 16384) + 64)"
+    facts = Facts({"M": (1, as_expr(600)), "ks": (0, parse(f"{count} - 1"))})
+    bounds = Bounds()
+    assert bounds.broken(parse(f"{count} - ks - 1"), facts, [parse(f"{count} - 1")], str) is None
+    assert not bounds.open
