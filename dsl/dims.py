@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
-from weakref import WeakValueDictionary
 
-from .dims_print import monomial_text, print_order, wrapped
+from .atoms import NONE
+from .atoms import Atom as Atom
+from .atoms import Monomial as Monomial
+from .dims_print import monomial_text, print_order
 
 if TYPE_CHECKING:
     from .facts import Facts
@@ -22,61 +23,6 @@ if TYPE_CHECKING:
 IntLike: TypeAlias = Union["Expr", int]
 VARIABLE_PREFIX = "?"
 """Stands before the name of a size that a call is solved for."""
-
-
-class Atom:
-    """A symbol (`kind` is "sym", `name` set) or a function of expressions.
-
-    Equal ones are one object, so that comparing and hashing what is made of them is quick.
-    """
-
-    __slots__ = ("__weakref__", "args", "key", "kind", "length", "name", "symbols", "text")
-    key: tuple[str, str, tuple[Expr, ...]]
-    kind: str
-    name: str
-    args: tuple[Expr, ...]
-    length: int  # terms inside
-    symbols: frozenset[str]
-    text: str | None
-
-    def __new__(cls, kind: str, name: str = "", args: tuple[Expr, ...] = ()) -> Atom:
-        key = (kind, name, args)
-        found = _atoms.get(key)
-        if found is None:
-            with _making:
-                found = _atoms.get(key)
-                if found is None:
-                    found = super().__new__(cls)
-                    found.key = found.kind, found.name, found.args = key
-                    found.text = name or None
-                    found.length = sum(map(Expr.length, args))
-                    found.symbols = _NONE.union([name] if name else (), *map(Expr.symbols, args))
-                    _atoms[key] = found
-        return found
-
-    def __lt__(self, other: Atom) -> bool:
-        return self.key < other.key
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Atom, self.key
-
-    def __repr__(self) -> str:
-        return f"Atom({self})"
-
-    def __str__(self) -> str:
-        if self.text is None:
-            a, b = self.args
-            if self.kind in ("min", "max"):
-                self.text = f"{self.kind}({a}, {b})"
-            else:
-                self.text = f"{wrapped(a)} {self.kind} {wrapped(b)}"
-        return self.text
-
-
-_atoms: WeakValueDictionary[tuple[str, str, tuple[Expr, ...]], Atom] = WeakValueDictionary()
-_making = Lock()
-_NONE: frozenset[str] = frozenset()
-Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
 
 
 class Expr:
@@ -201,7 +147,7 @@ class Expr:
     def symbols(self) -> frozenset[str]:
         """The names that occur anywhere in it."""
         if self._symbols is None:
-            self._symbols = _NONE.union(*[a.symbols for m, _ in self.terms for a, _ in m])
+            self._symbols = NONE.union(*[a.symbols for m, _ in self.terms for a, _ in m])
         return self._symbols
 
     def length(self) -> int:
