@@ -32,7 +32,8 @@ def panel_scratch(low: Lowering, p: Product, count: Expr, depth: Expr) -> str:
 
 
 def pack(low: Lowering, p: Product, scratch: str, panel: Expr, place: Expr, piece: Depth) -> None:
-    """Fills a panel of scratch with a stretch: what its columns read, zeros elsewhere."""
+    """Fills a panel of scratch with a stretch: what its columns read, elsewhere what the view has
+    there, such as the border of what is padded."""
     ref = p.operands[1]
     node = low.graph.nodes[ref.node]
     view = node.primitive
@@ -56,10 +57,11 @@ def pack(low: Lowering, p: Product, scratch: str, panel: Expr, place: Expr, piec
         return [g.substitute(at, low.facts) for g in guards]
 
     def one_k() -> None:
-        zero = Const(0 if p.stored.is_int else 0.0, p.stored.compute)
+        fill = int(view.fill) if p.stored.is_int else float(view.fill)
+        border = Const(fill, p.stored.compute)
         start = const(0) if guards else p.width(panel)
         if start != const(p.panel):
-            low.loop("c", start, const(p.panel), lambda: put(zero, sym("c")), vector=True)
+            low.loop("c", start, const(p.panel), lambda: put(border, sym("c")), vector=True)
         over_columns(low, p, panel, element, guards_at)
 
     with low.part(low.group.packs[ref], {}):

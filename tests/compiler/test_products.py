@@ -239,3 +239,33 @@ def test_products_of_known_sizes_with_nothing_after(
     for result, left, right in zip(found, (x, x, x[1]), (y, z, z), strict=True):
         wanted, parts = left.astype(float) @ right, np.abs(left).astype(float) @ np.abs(right)
         assert np.all(np.abs(result - wanted) <= (k + 1) * 2.0**-24 * parts)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_border_that_is_not_zero_is_multiplied(
+    level: str, known: bool, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Of right operands, whose panels the kernel packs, along the depth and the columns."""
+    sizes = {"M": 33, "K": 48, "N": 61}
+    m, k, n = (str(size) if known else name for name, size in sizes.items())
+    path = tmp_path / "p.pipe"
+    path.write_text(
+        f"pipeline p(x: f32[{m}, {k}], y: f32[{n}, {k}], c: i32[{m}, {k}])\n"
+        f"    -> (f32[{m}, {m}], f32[{m}, {n} + 3], i32[{m}, {m}]):\n"
+        "    a = pad(x, [(0, 0), (2, 3)], value=-1.5)\n"
+        "    b = pad(y, [(1, 2), (2, 3)], value=0.5)\n"
+        "    d = pad(c, [(0, 0), (1, 4)], value=2)\n"
+        "    a @ transpose(a, [1, 0]), a @ transpose(b, [1, 0]), d @ transpose(d, [1, 0])\n"
+    )
+    plan = driver.compile_file(path, levels=(level,))
+    x, y = (rng.integers(-4, 5, (sizes[s], 48)).astype(np.float32) for s in "MN")
+    c = rng.integers(-9, 10, x.shape).astype(np.int32)
+    found = CpuPipeline(plan, threads=1)(x=x, y=y, c=c)
+    a, b = (
+        np.pad(z.astype(float), pads, constant_values=value)
+        for z, pads, value in ((x, [(0, 0), (2, 3)], -1.5), (y, [(1, 2), (2, 3)], 0.5))
+    )
+    d = np.pad(c, [(0, 0), (1, 4)], constant_values=2)
+    for got, wanted in zip(found, (a @ a.T, a @ b.T, d @ d.T), strict=True):
+        np.testing.assert_array_equal(got, wanted)  # sums of few halves are exact
