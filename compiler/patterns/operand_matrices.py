@@ -50,11 +50,24 @@ def view_of(
     b: Builder, x: Ref, shape: Sequence[Expr], place: Callable[..., Sequence[Expr]],
     guard: Callable[..., Sequence[Expr]] | None, fill: float | int | bool = 0,
 ) -> Ref:  # fmt: skip
-    """A view of x, folded into x if that is one."""
+    """A view of x, folded into x if that is one. Where it is not, what is read at the first place
+    of an axis that may be empty is guarded."""
     made = b.view(x, shape, place, guard, fill)
+    if made == x:
+        return x
     node = b.graph.nodes[made.node]
-    folded = folded_view(b, node, node.operands) if made != x else None
-    return folded[0] if folded else made
+    folded = folded_view(b, node, node.operands)
+    if folded:
+        return folded[0]
+    assert isinstance(node.primitive, View)
+    empty = [
+        extent - 1
+        for index, extent in zip(node.primitive.indices, b.type(x).shape, strict=True)
+        if index == const(0) and not b.facts.is_positive(extent)
+    ]
+    if not empty:
+        return made
+    return b.view(x, shape, place, lambda *at: [*(guard(*at) if guard else ()), *empty], fill)
 
 
 def matrix_of(
