@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stagefuse.dsl.frozen import frozen
@@ -49,17 +49,21 @@ _GPU_TITLES = ("regs", "shared", "occupancy", "us", "bound by")
 
 def rows(report: Report, sizes: Mapping[str, int] | None = None) -> list[Row]:
     """One row a kernel, in the order of the first launch, without those of `idle`."""
-    launches: dict[str, list[Kernel]] = {}
-    for kernel in report.kernels:
-        if _runs(kernel):
-            launches.setdefault(kernel.symbol, []).append(kernel)
+    launches = _by_symbol(filter(_runs, report.kernels))
     return [_row(symbol, found, sizes, report.level) for symbol, found in launches.items()]
 
 
 def idle(report: Report) -> list[str]:
     """Kernels of which nothing is launched at the sizes: others do their work there."""
-    running = {kernel.symbol for kernel in report.kernels if _runs(kernel)}
-    return [s for s in dict.fromkeys(k.symbol for k in report.kernels) if s not in running]
+    launches = _by_symbol(report.kernels)
+    return [symbol for symbol, found in launches.items() if not any(map(_runs, found))]
+
+
+def _by_symbol(kernels: Iterable[Kernel]) -> dict[str, list[Kernel]]:
+    found: dict[str, list[Kernel]] = {}
+    for kernel in kernels:
+        found.setdefault(kernel.symbol, []).append(kernel)
+    return found
 
 
 def _runs(kernel: Kernel) -> bool:
@@ -116,7 +120,7 @@ def _gpu(launches: list[Kernel]) -> tuple[str, ...]:
         str(first.get("shared bytes", "")),
         f"{100 * first.get('occupancy', 0):.0f} %",
         "/".join(f"{time:.1f}" for time in times.values()) if any(times.values()) else "",
-        "/".join(dict.fromkeys(bounds) if len(set(bounds)) == 1 else bounds),
+        bounds[0] if len(set(bounds)) == 1 else "/".join(bounds),
     )
 
 
@@ -164,10 +168,7 @@ def _counted(names: Any) -> str:
 def reasons(report: Report) -> list[str]:
     """Lines of text: for each kernel its place in the source, how it computes products, what was
     fused into it and what was not, and why."""
-    launches: dict[str, list[Kernel]] = {}
-    for kernel in report.kernels:
-        launches.setdefault(kernel.symbol, []).append(kernel)
-    return [line for found in launches.values() for line in _reasons(found)]
+    return [line for found in _by_symbol(report.kernels).values() for line in _reasons(found)]
 
 
 def _reasons(launches: Sequence[Kernel]) -> Iterator[str]:
