@@ -10,7 +10,7 @@ Joins, tried in this order on the kernels that `fuse` found:
   computes a block of rows from end to end.
 - what `join_decoded` does, for attention whose keys and values another kernel only converts.
 - what `join_operands` and `join_chosen` do, for products whose operands other kernels only
-  prepare, and `join_reduced`, for those whose rows are only reduced.
+  prepare, and `join_reduced` and `join_pooled`, for those whose rows are only reduced.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from stagefuse.dsl.dims import const, sym
 from .groups import Group, Partition, flops
 from .inverse import inverse
 from .join_decoded import DecodedJoiner
-from .join_reduced import ReducedJoiner, along_row, rows_between
+from .join_pooled import PooledJoiner
+from .join_reduced import along_row, rows_between
 
 
 def join(
@@ -42,7 +43,7 @@ def join(
     return _Joiner(graph, found, longest).run(joins)
 
 
-class _Joiner(DecodedJoiner, ReducedJoiner):
+class _Joiner(DecodedJoiner, PooledJoiner):
     def run(self, joins: Sequence[str]) -> Partition:
         rules = {
             "placed": self._placed, "chained": self._chained, "packed": self._packed,
@@ -50,6 +51,7 @@ class _Joiner(DecodedJoiner, ReducedJoiner):
             "direct": self._direct, "halved": self._halved, "thin": self._thin,
             "attended": self._attended, "decoded": self._decoded, "coded": self._coded,
             "chosen": self._chosen, "reduced": self._reduced, "finished": self._finished,
+            "pooled": self._pooled,
         }  # fmt: skip
         self.halves = "halved" in joins
         for joined in (rules[name] for name in joins):

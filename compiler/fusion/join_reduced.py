@@ -99,14 +99,16 @@ class ReducedJoiner(ChosenJoiner):
         del self.maker[ref]
         self._say(ref, FINISHED)
 
-    def _product_of(self, rows: Group, shape: tuple[Expr, ...]) -> Group | None:
-        """The product of this shape, its columns along the last axis, that a kernel alone reads."""
-        made = [self.maker.get(ref) for ref in rows.loads(self.graph)]
-        found = [g for g in made if g is not None and g.kind == "contract" and g.domain == shape]
+    def _product_of(self, rows: Group, shape: tuple[Expr, ...] | None) -> Group | None:
+        """The product of this shape, or of any, its columns along the last axis, that a kernel
+        alone reads."""
+        made = [self.maker.get(ref) for ref in sorted(rows.loads(self.graph))]
+        found = [g for g in made if g is not None and g.kind == "contract"]
+        found = [g for g in found if shape in (None, g.domain)]
         if len(found) != 1 or found[0].apart or not self._private(found[0], rows):
             return None
         (product,) = found
-        last = len(shape) - 1
+        shape, last = product.domain, len(product.domain) - 1
         anchor = self.graph.nodes[-1 if product.anchor is None else product.anchor]
         contract = anchor.primitive
         assert isinstance(contract, Contract)

@@ -64,7 +64,7 @@ from .tensor_maps import TensorMap
 
 JOINS = (
     "placed", "attended", "decoded", "chained", "gathered", "coded", "halved", "direct", "turned",
-    "placed", "chosen", "reduced", "finished",
+    "placed", "chosen", "reduced", "finished", "pooled",
 )  # fmt: skip
 START = "sf_start"
 """The entry that sets a counter to 0."""

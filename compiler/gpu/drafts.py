@@ -9,15 +9,22 @@ from typing import Any, NamedTuple
 
 from stagefuse.compiler.fusion.groups import Group
 from stagefuse.compiler.fusion.join_reduced import rows_reduced
-from stagefuse.compiler.graph import Contract, Gather, Graph, Node, Scan
+from stagefuse.compiler.graph import Contract, Graph, Node
 from stagefuse.compiler.kernel_ir import Value
 from stagefuse.compiler.lower import FORMS, Sites
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.values import Lowering
-from stagefuse.compiler.schedule import GPU, GPU_CHAIN, GPU_CODES, GPU_HALF, GPU_TMA, GPU_WGMMA
-from stagefuse.dsl.dims import Expr, as_expr, const, floordiv, minimum
-from stagefuse.dsl.facts import Facts
+from stagefuse.compiler.schedule import (
+    GPU,
+    GPU_CHAIN,
+    GPU_CODES,
+    GPU_HALF,
+    GPU_TMA,
+    GPU_WGMMA,
+    Schedule,
+)
+from stagefuse.dsl.dims import Expr, const, floordiv, minimum
 
 from .attention.chain import lower_chain
 from .attention.lowering import heights, lower_attention, suits_groups
@@ -37,6 +44,7 @@ from .matmul.lowering import (
 )
 from .matmul.norm_epilogue import lower_finished, not_split, tile_for
 from .matmul.persistent import Whole
+from .matmul.pooled_epilogue import even_width, lower_pooled, pooling_of
 from .matmul.reduction_epilogue import cut_of, lower_rest, lower_tiles
 from .matmul.split_depth import (
     FEW_ROWS,
@@ -54,15 +62,11 @@ from .matmul.tf32_shapes import Choice, Shape, choices
 from .reductions.columns import Written, lower_rows
 from .reductions.split_reductions import by_need, lower_whole_parts, lower_whole_rest, share_of
 from .reductions.split_rows import levels, lower_level, lower_rest_of_rows, share_of_rows
+from .row_classes import classes_of_rows
 from .sequences.long_sorts import scatter_forms, sort_forms
 from .sequences.split_scan import lower_stretch_scans, lower_stretches, splits
-from .teams import PART_ROW, WARP_ROW
 from .transposed import lower_elements
 
-SHORT_ROWS = (PART_ROW, 256, 1024, 4096)
-"""Rows up to these lengths have kernels of their own, whose lanes need no more registers."""
-FEW_ELEMENTS = 8
-"""Of a row that one lane moves from where data says."""
 WGMMA = ("sm_90a",)
 """Arches with warpgroup instructions."""
 FEW_REDUCED, MANY_REDUCED = 64, 1 << 20
@@ -76,6 +80,10 @@ at a depth of about 500, but there is also the time of the reduction."""
 REDUCED_COLUMNS = 128
 """Of tiles of 16 and 8 bits on warpgroups: an SM holds two, of which one multiplies while the other
 reduces."""
+NOT_POOLED = (
+    "its windows are not pooled in its tiles: tensor copies, which bring them in the order of the "
+    "image, are faster by more than that saves"
+)
 TILE_ROWS = 64
 """Of tiles of parts whose panels are computed, which take several of them."""
 Forms = Mapping[str, Callable[[Lowering], Parallel]]
@@ -138,7 +146,9 @@ def families(graph: Graph, group: Group, arches: Sequence[str]) -> list[tuple[st
 
 def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
     """The kernels of a group on arches of one family."""
-    if group.kind == "contract" and group.rows is not None:
+    if pooling_of(graph, group) is not None:
+        yield from _pooled(graph, group, sites, arches)
+    elif group.kind == "contract" and group.rows is not None:
         yield from _finished(graph, group, sites, arches)
     elif rows_reduced(group) is not None:
         yield from _reduced(graph, group, sites, arches)
@@ -158,7 +168,7 @@ def drafts(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> I
             yield Draft(low, {group.kind: kernel.lower}, kernel.share, kernel.part)
     else:
         schedule = GPU_CHAIN if group.kind == "chain" else GPU
-        for facts, name, share in _classes_of_rows(graph, group) or [(graph.facts, "", const(1))]:
+        for facts, name, share in classes_of_rows(graph, group) or [(graph.facts, "", const(1))]:
             low = SourceLowering(graph, group, sites, schedule)
             low.sizes = facts
             yield Draft(low, GPU_FORMS, share, name)
@@ -219,28 +229,59 @@ def _reduced(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) ->
 
 
 def _finished(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
-    """A product whose rows are finished in tiles that have them whole, where it is not split along
-    its depth; else by a kernel that reads them."""
+    """A product whose rows are finished in tiles that have them whole."""
     own = partial(SourceLowering, graph, group, sites)
     groups, narrow = arches[0] in WGMMA, operands_of(graph, group) is not None
     copied = whole_of(own(GPU_TMA)) if narrow and groups else None
+    tile = tile_for(own(GPU_HALF if narrow else GPU), groups)
+    columns = group.domain[-1].as_int() or 0
+    yield from _in_tiles(
+        graph, group, sites, arches, lower_finished, "finished", copied, tile, columns
+    )
+
+
+def _pooled(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
+    """A product whose windows are pooled in tiles that have them whole; not where tensor copies
+    bring its operands, in the order of the image."""
+    own = partial(SourceLowering, graph, group, sites)
+    groups, narrow = arches[0] in WGMMA, operands_of(graph, group) is not None
+    schedule = GPU_HALF if narrow else GPU
+    if narrow and groups:
+        if whole_of(own(GPU_TMA)) is not None:
+            product, pool = (drafts(graph, part, sites, arches) for part in group.apart)
+            yield from product
+            yield from (draft._replace(why=NOT_POOLED) for draft in pool)
+            return
+        schedule = replace(GPU_WGMMA, tile_columns=even_width(group.domain[-1].as_int()))
+    tile = schedule, None
+    yield from _in_tiles(graph, group, sites, arches, lower_pooled, "pooled", None, tile)
+
+
+def _in_tiles(
+    graph: Graph, group: Group, sites: Sites, arches: Sequence[str],
+    lower: Callable[..., Parallel], part: str, copied: Whole | None,
+    tile: tuple[Schedule, Shape | None] | None, columns: int = 0,
+) -> Iterator[Draft]:  # fmt: skip
+    """A product that its tiles, of so many `columns` at least, finish where it is not split along
+    its depth; else kernels that do the same in two steps. `tile`: by which schedule and shape it
+    does so, other than f32 on warpgroups."""
+    own = partial(SourceLowering, graph, group, sites)
+    groups, narrow = arches[0] in WGMMA, operands_of(graph, group) is not None
     many = not_split(graph, group, copied, narrow and groups)
-    done, columns = const(0), group.domain[-1].as_int() or 0
+    done = const(0)
     found = choices(graph, group, columns) if groups and not narrow and many != const(0) else ()
     for choice in found:
         draft = shape_draft(own(GPU), replace(choice, holds=choice.holds * many))
-        form = partial(lower_finished, shape=choice.shape)
-        yield draft._replace(forms={"contract": form}, part="finished")
+        yield draft._replace(forms={"contract": partial(lower, shape=choice.shape)}, part=part)
         done = done + draft.share
-    tile = tile_for(own(GPU_HALF if narrow else GPU), groups)
     rest = graph.facts.simplify(many * (1 - sum((c.holds for c in found), const(0))))
     if tile is not None and rest != const(0):
-        form = partial(lower_finished, shape=tile[1])
-        yield Draft(own(tile[0]), {"contract": form}, rest, "finished")
+        schedule, shape = tile
+        yield Draft(own(schedule), {"contract": partial(lower, shape=shape)}, rest, part)
         done = done + rest
     others = graph.facts.simplify(1 - done)
-    for part in group.apart if others != const(0) else ():
-        for draft in drafts(graph, part, sites, arches):
+    for each in group.apart if others != const(0) else ():
+        for draft in drafts(graph, each, sites, arches):
             share = graph.facts.simplify(draft.share * others)
             if share != const(0):
                 yield draft._replace(share=share)
@@ -416,47 +457,7 @@ def _rows(graph: Graph, group: Group, sites: Sites) -> Iterator[Draft]:
     others = graph.facts.simplify(1 - split)
     if others == const(0):
         return
-    for facts, name, share in _classes_of_rows(graph, group) or [(graph.facts, "", const(1))]:
+    for facts, name, share in classes_of_rows(graph, group) or [(graph.facts, "", const(1))]:
         low = own()
         low.sizes = facts
         yield Draft(low, GPU_FORMS, share * others, name)
-
-
-def _classes_of_rows(graph: Graph, group: Group) -> list[tuple[Facts, str, Expr]]:
-    """For rows that may be short or long, of row kernels, scans and gathers: what is known of sizes
-    in each class of lengths, its name, and an expression that is 1 there and else 0."""
-    axes = tuple(group.row_axes or ())
-    if group.kind == "scan":
-        scan = graph.nodes[group.roots[0].node].primitive
-        axes = (scan.axis,) if isinstance(scan, Scan) and scan.axis == len(group.domain) - 1 else ()
-    if group.kind == "pointwise" and any(
-        isinstance(graph.nodes[m].primitive, Gather) for m in group.members
-    ):  # of a single element there are no rows
-        axes = (len(group.domain) - 1,) if group.domain else ()
-    if group.kind not in ("row", "scan", "pointwise") or len(axes) != 1:
-        return []
-    (axis,) = axes
-    length = group.domain[axis]
-    name = length.as_symbol()
-    if name is None or len(group.domain) == 1:
-        return []
-    low, high = graph.facts.ranges.get(name, (0, None))
-    most = None if high is None else graph.facts.bounds(as_expr(high))[1]
-    least = graph.facts.bounds(as_expr(low))[0]
-    if least is None:
-        return []
-    limits = [n for n in SHORT_ROWS if least <= n and (most is None or n < most)]
-    if group.kind == "scan":
-        limits = [n for n in limits if n == WARP_ROW]
-    elif group.kind == "pointwise":
-        limits = [n for n in (FEW_ELEMENTS, PART_ROW, WARP_ROW) if least <= n]
-        limits = [n for n in limits if most is None or n < most]
-    found, above = [], const(1)
-    for limit in limits:
-        beyond = minimum(floordiv(length, limit + 1), const(1))
-        facts = graph.facts.with_ranges({name: (low, limit)})
-        found.append((facts, f"to {limit}", above - beyond))
-        low, above = limit + 1, beyond
-    if found:
-        found.append((graph.facts.with_ranges({name: (low, high)}), "", above))
-    return found

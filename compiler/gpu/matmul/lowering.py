@@ -13,14 +13,7 @@ from dataclasses import field, replace
 from stagefuse.compiler.fusion.groups import Group
 from stagefuse.compiler.fusion.join_operands import is_coded
 from stagefuse.compiler.graph import Contract, Gather, Graph, Ref, View
-from stagefuse.compiler.kernel_ir import (
-    Alloc,
-    Index,
-    Load,
-    Op,
-    TileProduct,
-    Value,
-)
+from stagefuse.compiler.kernel_ir import Alloc, Index, Load, Op, TileProduct, Value
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import as_dtype
 from stagefuse.compiler.lower.expressions import product_of as size_of
@@ -48,6 +41,7 @@ from .tensor_loads import Matrices
 from .tf32_shapes import Shape
 from .tile_widths import widths
 from .wgmma_tiles import MOST_ROUGH_COLUMNS, ROW_BYTES
+from .window_rows import Windows
 
 PANELS = {48: 2, 64: 2, 32: 2, 16: 4}
 """Panels of a width that make a tile."""
@@ -213,8 +207,8 @@ def moves_in_chunks(low: Lowering, p: Product) -> bool:
     return all(low.graph.facts.divides(e, 4) for e in ends)
 
 
-def left_of(low: Lowering, p: Product) -> Left:
-    """The left operand where it is stored."""
+def left_of(low: Lowering, p: Product, windows: Windows | None = None) -> Left:
+    """The left operand where it is stored, its rows in the order of `windows` if they are given."""
     ref = p.operands[0]
     name = low.buffer(stored_of(low.graph, low.group, ref), "in").name
     turned = turned_in(low.graph, low.group, p.ref.node)
@@ -224,9 +218,10 @@ def left_of(low: Lowering, p: Product) -> Left:
     if found is None:
         return Left(name, p.base, p.primitive.row_stride)
     here = {name: sym(d) for name, (d, _) in zip(found.lead, p.batch, strict=True)}
-    here |= {found.row: sym("i"), found.depth: sym("k")}
+    row = sym("i") if windows is None else windows.row_at(sym("i"), low.facts)
+    here |= {found.row: row, found.depth: sym("k")}
     indices, guard = (
-        tuple(e.substitute(here) for e in exprs) for exprs in (found.indices, found.guard)
+        tuple(e.substitute(here, low.facts) for e in x) for x in (found.indices, found.guard)
     )
     if not chooses(low.graph, low.group, ref):
         return Left(name, const(0), const(0), indices, guard)
@@ -267,24 +262,29 @@ def gathered_in(graph: Graph, group: Group, anchor: int) -> Gathered | None:
 
 @frozen
 class RowOfTile:
-    """Row `r` of the tile `name` in scratch: the `row` of the product, from its column `first` on.
-    `number`: which tile of the row it is."""
+    """Row `r` of the tile `name` in scratch: the `row` of the product, from its column `first` on;
+    or of windows of rows, each of which lie after each other. `number`: which tile of the row it
+    is, `width`: its columns."""
 
     name: str
     row: Expr
     first: Expr
     number: Expr
+    width: int
 
 
 def lower_contract(
     low: Lowering,
     shape: Shape | None = None,
     by_row: Callable[[Lowering, Product, RowOfTile], None] | None = None,
+    windows: Windows | None = None,
 ) -> Parallel:
     """Tiles of rows by panels: computed, then stored with what follows. In a given shape, whose
     depth a cluster of blocks may share, each of them stores some of its rows. If it is given,
-    `by_row` does what there is to do with a row of a tile."""
-    p, group = tile_of(low, product_of_group(low, low.group.anchor), shape)
+    `by_row` does what there is to do with a row of a tile, or with each of the `windows` of rows
+    that follow each other there."""
+    p = product_of_group(low, low.group.anchor)
+    p, group = tile_of(low, p if windows is None else windows.rows_of(p), shape)
     rows, order = p.row_tile, _order(low, p, group, shape)
     parallel, ends = order.loops, (const(0), const(rows))
     if shape is not None and shape.split > 1:
@@ -297,10 +297,11 @@ def lower_contract(
     width = group * p.panel + (TURNED_PADDING if turned else PADDING)
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
-    matrix = left_of(low, p)
+    matrix = left_of(low, p, windows)
+    each = 1 if windows is None else windows.size
     first, start = order.column * group, order.row * rows
     count = minimum(p.rows - start, const(rows))
-    stretch = ends[0], minimum(p.rows - start, ends[1])
+    stretch = floordiv(ends[0], each), floordiv(minimum(p.rows - start, ends[1]), each)
 
     def one_panel() -> None:
         target = (tile, (sym("p") - first) * p.panel, const(width))
@@ -327,7 +328,8 @@ def lower_contract(
     def all_of_it() -> None:
         low.loop("p", first, minimum(first + group, p.panels), one_panel)
         if by_row is not None:
-            here = RowOfTile(tile, start + sym("r"), first * p.panel, order.column)
+            row = floordiv(start, each) + sym("r")
+            here = RowOfTile(tile, row, first * p.panel, order.column, group * p.panel)
             low.facts = low.facts.with_ranges({"r": (0, rows - 1)})
             return low.loop("r", *stretch, lambda: by_row(low, p, here), vector=True)
         if turned:
