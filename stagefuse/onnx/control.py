@@ -149,7 +149,7 @@ def _either(
 
     What is wrong in a branch, which may be for other sizes alone, says nothing of the sizes meant.
     """
-    condition, before, noted = env[proto.input[0]], len(owner.problems), owner.guesses()
+    condition, before, noted = env[proto.input[0]], len(owner.problems), owner.guesses.copy()
     assert condition is not None
 
     def refused(why: str) -> Refused:
@@ -164,7 +164,7 @@ def _either(
     if len(owner.problems) > before:
         inside = owner.problems[before]
         del owner.problems[before:]
-        owner.restore(noted)
+        owner.guesses = noted
         raise refused(f"of which a branch is refused: {inside.message} (in its node {inside.op})")
     for name, (a, b) in zip(proto.output, zip(*both, strict=True), strict=False):
         assert a is not None and b is not None

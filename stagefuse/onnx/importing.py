@@ -21,9 +21,10 @@ from stagefuse.dsl.source import Source
 
 from .body import Body
 from .errors import OnnxError, Problem
+from .guesses import Range
 from .names import Names, weights_name
 from .reading import check_model, read_model
-from .translate import Range, Translator
+from .translate import Translator
 from .writer import write_source
 
 Sizes: TypeAlias = Mapping[str, int | tuple[int, ...]]
@@ -195,25 +196,26 @@ def _inferred(
             return translator, _translated(translator, model), pipeline
         except OnnxError as error:
             shown = shown if (stepped or cut is None) and shown else error
-        cut = None if cut is None else cut | translator.cut
+        guesses = translator.guesses
+        cut = None if cut is None else cut | guesses.cut
         uneven = {
             name: step
-            for name, by in translator.uneven.items()
-            if (step := translator.range_of(name).step * by) <= MAX_STEP
+            for name, by in guesses.uneven.items()
+            if (step := guesses.range_of(name).step * by) <= MAX_STEP
             and given.get(name, Range()).step == 1
         }
         narrower = {
             name: range
-            for name, ends in translator.likely.items()
-            if (range := translator.range_of(name).within(*ends)) != translator.range_of(name)
+            for name, ends in guesses.likely.items()
+            if (range := guesses.range_of(name).within(*ends)) != guesses.range_of(name)
         }
-        if translator.meant.keys() - equal:
-            equal = translator.meant | equal
+        if guesses.meant.keys() - equal:
+            equal = guesses.meant | equal
         elif narrower:
             ranges = ranges | narrower
         elif uneven:
             stepped = True
-            longer = {n: replace(translator.range_of(n), step=by) for n, by in uneven.items()}
+            longer = {n: replace(guesses.range_of(n), step=by) for n, by in uneven.items()}
             ranges = ranges | longer
         elif cut:
             least = {n: given.get(n, Range()).within(low, None) for n, low in cut.items()}

@@ -5,27 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 
-from stagefuse.dsl.dims import Expr, as_expr, const, sym
+from stagefuse.dsl.dims import Expr, as_expr, sym
 from stagefuse.dsl.dtypes import DType, from_numpy
-from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from . import beyond, control, counted, schemas
 from .body import Body
 from .errors import OnnxError, Problem, Refused
 from .folding import fold
+from .guesses import Guesses, Range, elements, sizes_in
 from .names import Names, safe_key, weight_path
 from .node import Node, Rows, Val
 from .reading import HELD, array_of, dtype_of
 from .record import Written, records
-from .suspects import Ends, alike, at_least, equal_at, maxima, minima, quotients, solved, unfolded
 from .text import listed, literal, size_text
 
 MAX_UNFOLDED = 5_000
@@ -33,27 +31,6 @@ MAX_UNFOLDED = 5_000
 MAX_DEPTH = 40
 Env: TypeAlias = "dict[str, Val | None]"
 """Values by the model's names; None for one whose node could not be translated."""
-
-
-@frozen
-class Range:
-    """What a size of the model may be: multiples of `step` from `low` to `high`."""
-
-    low: int = 1
-    high: int | None = None
-    step: int = 1
-
-    @property
-    def factors(self) -> tuple[int, int | None]:
-        """The least and the greatest multiple, counted in steps."""
-        high = None if self.high is None else self.high // self.step
-        return -(-self.low // self.step), high
-
-    def within(self, low: int, high: int | None) -> Range:
-        """Those between two ends too; itself if there are none."""
-        highs = [h for h in (self.high, high) if h is not None]
-        found = replace(self, low=max(self.low, low), high=min(highs, default=None))
-        return self if found.high is not None and found.high < found.low else found
 
 
 @dataclass
@@ -71,11 +48,7 @@ class Translator:
     counts: dict[str, Rows] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    likely: dict[str, Ends] = field(default_factory=dict)
-    cut: dict[str, int] = field(default_factory=dict)
     equal: Mapping[str, Expr] = field(default_factory=dict)
-    meant: dict[str, Expr] = field(default_factory=dict)
-    uneven: dict[str, int] = field(default_factory=dict)
     functions: dict[tuple[str, str], onnx.FunctionProto] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -83,6 +56,9 @@ class Translator:
     lacking: dict[str, int] = field(default_factory=dict)
     count: int = 0
     most: int = MAX_UNFOLDED
+
+    def __post_init__(self) -> None:
+        self.guesses = Guesses(self.sizes, self.ranges)
 
     def model(self, model: onnx.ModelProto) -> Body:
         """The body of the main graph. Raises OnnxError with everything that is in the way."""
@@ -99,8 +75,7 @@ class Translator:
         env: Env = {}
         self.held = {t.name for t in graph.initializer}
         types = [(i, self._input_type(i)) for i in graph.input if i.name not in self.held]
-        ranges = {new: self.range_of(old).factors for old, new in self.sizes.items()}
-        self.body = Body.start(ranges, self.names.weights)
+        self.body = Body.start(self.guesses.factors(), self.names.weights)
         for info, type in types:
             env[info.name] = None if type is None else self._input(info.name, type)
         self.initializers(graph, env)
@@ -146,7 +121,7 @@ class Translator:
             return as_expr(dim.dim_value)
         named = any(c.isalnum() for c in dim.dim_param)
         wanted = dim.dim_param if named else place
-        known = self.range_of(wanted)
+        known = self.guesses.range_of(wanted)
         least, most = known.factors
         if least == most:
             return as_expr(least * known.step)
@@ -159,11 +134,7 @@ class Translator:
         """A size that varies, by its name in the source."""
         if size not in self.sizes:
             self.sizes[size] = self.names.size(size)
-        return sym(self.sizes[size]) * self.range_of(size).step
-
-    def range_of(self, size: str) -> Range:
-        """What one of the model's sizes may be."""
-        return self.ranges.get(size, Range())
+        return sym(self.sizes[size]) * self.guesses.range_of(size).step
 
     def _input(self, name: str, type: TensorType) -> Val | None:
         if name in self.fixed:
@@ -215,7 +186,7 @@ class Translator:
                 values = [v for i in node.input if i and (v := env.get(i)) is not None]
                 refusal.need = refusal.need or self._written_in(node, values)
                 self.problems.append(refusal.at(node.op_type, node.name or node.output[0]))
-                self._suspect(node, values)
+                self.guesses.note(node, values)
                 env.update({name: None for name in node.output if name})
 
     def node(self, proto: onnx.NodeProto, env: Env, depth: int) -> None:
@@ -246,8 +217,8 @@ class Translator:
         """What is needed where an exporter wrote what several sizes make into a reshape: them."""
         if proto.op_type != "Reshape" or len(values) < 2 or values[1].known is None:
             return ""
-        asked = _sizes_in(values[1].known)
-        rest = _product(values[0].shape) - _product(asked)
+        asked = sizes_in(values[1].known)
+        rest = elements(values[0].shape) - elements(asked)
         known = {new: old for old, new in self.sizes.items()}
         names = [f"`{known[n]}`" for n in sorted(rest.symbols()) if n in known]
         if len(names) < 2:
@@ -255,96 +226,6 @@ class Translator:
         if any(v.as_int() == -1 for v in asked):
             return f"multiples for `sizes=`: of one of {', '.join(names)}"
         return f"the sizes that it was exported for, as `sizes=`: of {', '.join(names)}"
-
-    def _suspect(self, proto: onnx.NodeProto, values: Sequence[Val]) -> None:
-        """Note what the shapes of something that does not fit say of the sizes that were meant.
-
-        `min(128, T)`: at most 128. `max(0, T - 4)`: at least 5. `(H + 1) // 2`: multiples of a
-        power of two. A reshape of [T, 8] to [9, 8]: T is 9, of [N, T] to [B, -1]: N is B, and of
-        [N, T] to [N, -1, 3]: multiples of 3. The greatest 20 of T: at least 20. [N] plus [P + T]:
-        N is P + T.
-        """
-        known = {new: old for old, new in self.sizes.items()}
-        told = len(values) > 1 and values[1].known is not None
-        asked = _sizes_in(values[1].known) if told and values[1].known is not None else []
-        fit: tuple[str, Ends] | None = None
-        divided, apart = dict[str, int](), False  # a size becomes two
-        if proto.op_type == "Reshape" and told:
-            if not any(a.name == "allowzero" and a.i for a in proto.attribute):  # 0: as it is
-                both = zip_longest(asked, values[0].shape[: len(asked)], fillvalue=const(1))
-                asked = [have if want.as_int() == 0 else want for want, have in both]
-            divided = unfolded(values[0].shape, asked)
-            for size in asked:
-                divided |= quotients(size)
-            apart = bool(divided) and len(asked) > len(values[0].shape)
-            if not apart and all(v.as_int() != 0 for v in asked):
-                fit = equal_at(_product(values[0].shape), _product(asked))
-        axis = next((a.i for a in proto.attribute if a.name == "axis"), -1)
-        chosen = proto.op_type == "TopK" and bool(values[0].shape)  # what else varies is as it is
-        sizes = [values[0].shape[axis]] if chosen else [d for v in values for d in v.shape]
-        for size in sizes:
-            for name, most in minima(size):
-                if fit is not None and fit[0] == name:
-                    continue  # the shape says more
-                if name in known and self.range_of(known[name]).high is None:
-                    self._narrow(known[name], (1, most))
-                    self.cut[known[name]] = max(most, self.cut.get(known[name], 1))
-            for name, low in maxima(size):
-                if name in known:
-                    self._narrow(known[name], (low, None))
-            divided |= quotients(size)
-        self.uneven |= {known[name]: by for name, by in divided.items() if name in known}
-        if len(values) > 1 and not apart:
-            for first, second in alike(proto.op_type, axis, [v.shape for v in values], asked):
-                self._equate(first, second)
-        if fit is not None and fit[0] in known:
-            self._narrow(known[fit[0]], fit[1])
-        if proto.op_type == "Squeeze":  # an axis that goes has one element
-            ones = [v.as_int() for v in asked] + [n for a in proto.attribute for n in a.ints]
-            for size in (values[0].shape[n] for n in ones if n is not None):
-                for name in size.symbols() & known.keys() if size.as_symbol() else ():
-                    self._narrow(known[name], (1, 1))
-        if not told:
-            return
-        if chosen and len(asked) == 1:
-            least = at_least(values[0].shape[axis], asked[0].as_int() or 0)
-            for name in () if least is None else least[0]:
-                self._narrow(known[name], (least[1] if least else 1, None))
-
-    def guesses(self) -> tuple[Any, ...]:
-        """What has been noted of the sizes that were meant."""
-        return dict(self.likely), dict(self.cut), dict(self.meant), dict(self.uneven)
-
-    def restore(self, guesses: tuple[Any, ...]) -> None:
-        self.likely, self.cut, self.meant, self.uneven = guesses
-
-    def _equate(self, a: Expr, b: Expr) -> None:
-        """Note that two sizes are likely the same: `Total` is `Past + Time`."""
-        known = {new: old for old, new in self.sizes.items()}
-        for name, other in () if 1 in (a.as_int(), b.as_int()) else solved(a, b):
-            used = other.symbols()
-            if name not in known or not used <= set(known):
-                continue
-            if self.range_of(known[name]) != Range():
-                continue
-            if not used:
-                self._narrow(known[name], (other.as_int() or 1,) * 2)
-            elif all(self.range_of(known[n]).step == 1 for n in used):
-                others = {n: sym(known[n]) for n in used}
-                settled = {known[n] for n in used} & self.meant.keys()
-                needed = any(known[name] in e.symbols() for e in self.meant.values())
-                if settled or needed:
-                    continue
-                self.meant.setdefault(known[name], other.substitute(others))
-            return
-
-    def _narrow(self, size: str, ends: Ends) -> None:
-        """Note that a size of the model is likely between two ends, counted in its steps."""
-        step = self.range_of(size).step
-        low, high = (None if end is None else end * step for end in ends)
-        before = self.likely.get(size, (1, None))
-        highs = [h for h in (high, before[1]) if h is not None]
-        self.likely[size] = max(low or 1, before[0]), min(highs, default=None)
 
     def _write(self, proto: onnx.NodeProto, node: Node, env: Env, depth: int) -> None:
         record = records().get(schemas.full_name(proto))
@@ -444,20 +325,6 @@ def _stacked(known: np.ndarray[Any, Any]) -> str:
         return f"reshape({items[0]}, {shape})"
     flat = f"stack([{', '.join(items)}])"
     return flat if known.ndim == 1 else f"reshape({flat}, {shape})"
-
-
-def _sizes_in(known: np.ndarray[Any, Any]) -> list[Expr]:
-    """The sizes of a known shape; none if it is something else."""
-    if known.dtype.kind not in "iO":
-        return []
-    return [v if isinstance(v, Expr) else as_expr(int(v)) for v in known.reshape(-1)]
-
-
-def _product(sizes: Iterable[Expr]) -> Expr:
-    total = const(1)
-    for size in sizes:
-        total = total * size
-    return total
 
 
 def needed(nodes: Sequence[onnx.NodeProto], wanted: Iterable[str]) -> list[onnx.NodeProto]:

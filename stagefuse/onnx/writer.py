@@ -138,9 +138,8 @@ def _signature(
         if len(results) > 1:
             gives = "(" + "".join(f"\n    {o}," for o in outputs) + "\n)"
         head = f"pipeline {pipeline}({wide}\n) -> {gives}"
-    ranges = {new: translator.range_of(old).factors for old, new in translator.sizes.items()}
     sizes = ", ".join(
         f"{name} >= {low}" if high is None else f"{name} in {low}..={high}"
-        for name, (low, high) in ranges.items()
+        for name, (low, high) in translator.guesses.factors().items()
     )
     return (head + (f"\nwhere {sizes}:" if sizes else ":")).split("\n")
