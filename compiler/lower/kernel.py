@@ -21,6 +21,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv
 from stagefuse.dsl.dtypes import DType
 from stagefuse.dsl.frozen import frozen
 
+from .bands import in_bands
 from .blocks import Parallel, Sites
 from .convolution import lower_product
 from .digits import in_digits
@@ -49,8 +50,8 @@ class Lowered:
 
 
 FORMS: dict[str, Callable[[Lowering], Parallel]] = {
-    "pointwise": lambda low: in_blocks(
-        low, in_digits(low, in_squares(low, lower_pointwise(low), CPU_SQUARES))
+    "pointwise": lambda low: in_bands(
+        low, in_blocks(low, in_digits(low, in_squares(low, lower_pointwise(low), CPU_SQUARES)))
     ),
     "row": lambda low: in_turned_rows(low, lower_row(low)),
     "contract": lower_product,
