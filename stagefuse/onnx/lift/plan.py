@@ -26,35 +26,38 @@ class Plan:
             for value in statement.reads:
                 readers.setdefault(value, []).append(n)
         self.inline: set[Value] = set()
-        sizes: dict[Value, int] = {}
-        links: dict[Value, int] = {}
-        named = set(results) | set(wanted)
-        bound = {v for s in body if isinstance(s, Compute) for v in _bound_operands(s)}
+        self._sizes: dict[Value, int] = {}
+        self._links: dict[Value, int] = {}
+        kept = set(results) | set(wanted)
+        kept |= {v for s in body if isinstance(s, Compute) for v in _bound_operands(s)}
         for statement in body:
-            size = _size(statement, sizes, self.inline)
             (value, *more) = statement.gives
             uses = readers.get(value, [])
-            if more or len(uses) != 1 or value in named or value in bound:
-                continue
-            reader = body[uses[0]]
-            if isinstance(statement, Loop) or isinstance(reader, Loop) or _is_stiff(statement):
-                continue
-            if isinstance(reader, Compute) and reader.term.kind == "block":
-                continue
-            is_first = reader.reads[0] is value
-            linked = is_first and is_link(reader) and is_link(statement)
-            chained = statement.reads and statement.reads[0] in self.inline and linked
-            links[value] = 1 + (links[statement.reads[0]] if chained else 0)
-            if links[value] >= LINKS:
-                continue
-            if not linked and size > INLINE or (is_first and linked and size > 3 * WIDTH):
-                continue
-            whole = _size(reader, {**sizes, value: size}, self.inline | {value})
-            if whole > WIDTH - 12 and not linked:
-                continue
-            self.inline.add(value)
-            sizes[value] = size
+            if not more and len(uses) == 1 and value not in kept:
+                self._place(statement, body[uses[0]])
         self.last = self._ends(body, readers, results)
+
+    def _place(self, statement: Statement, reader: Statement) -> None:
+        """Have the value of a statement written where its only reader reads it, if that stays
+        short: as an operand, or as a link of a chain."""
+        if isinstance(statement, Loop) or isinstance(reader, Loop) or _is_stiff(statement):
+            return
+        if isinstance(reader, Compute) and reader.term.kind == "block":
+            return
+        (value,) = statement.gives
+        is_first = reader.reads[0] is value
+        linked = is_first and is_link(reader) and is_link(statement)
+        chained = statement.reads and statement.reads[0] in self.inline and linked
+        self._links[value] = 1 + (self._links[statement.reads[0]] if chained else 0)
+        if self._links[value] >= LINKS:
+            return
+        size = _size(statement, self._sizes, self.inline)
+        if size > (3 * WIDTH if linked else INLINE):
+            return
+        whole = _size(reader, {**self._sizes, value: size}, self.inline | {value})
+        if linked or whole <= WIDTH - 12:
+            self.inline.add(value)
+            self._sizes[value] = size
 
     def _ends(self, body: Sequence[Statement], readers: dict[Value, list[int]],
               results: Sequence[Value]) -> dict[Value, int]:  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -90,6 +90,21 @@ class _Found:
         """Whether a shorter stretch occurs more than once in one of these."""
         begin, end = self.starts[0], self.starts[0] + self.length
         return sum(begin <= s and s + length <= end for s in starts) > 1
+
+
+@dataclass
+class _Turns:
+    """What a loop goes over: the names that it sets, and in each turn's row what they are."""
+
+    rows: list[list[Slot]]
+    targets: list[Value] = field(default_factory=list)
+
+    def add(self, target: Value, values: Sequence[Slot]) -> Value:
+        """Another name, with what it is in each turn."""
+        self.targets.append(target)
+        for row, value in zip(self.rows, values, strict=True):
+            row.append(value)
+        return target
 
 
 class _Folder:
@@ -239,60 +254,49 @@ class _Folder:
     def _loop(self, flow: Flow) -> None:
         groups = flow.scopes or []
         numbers, rest = flow.varying_numbers(), flow.loop_items()
-        targets: list[Value] = []
-        rows: list[list[Slot]] = [[] for _ in flow.starts]
+        count = range(len(flow.starts))
+        turns = _Turns([[] for _ in count])
+        bases = None if numbers or rest else self._counted(groups, turns)
+        if bases is None:
+            bases = [_scope_of(flow, group, turns) for group in groups]
         given: dict[Place, Value] = {}
-        indexed = [self._indexed(paths) for _, paths in groups]
-        bases: list[Value] = []
-        plain = not numbers and not rest and all(i is not None for i in indexed)
-        firsts = {i[1] for i in indexed if i is not None}
-        by_number = plain and len(firsts) == 1 and not (len(groups) == 1 and indexed[0][2])  # type: ignore[index]
-        if by_number:
-            index = Value(None, "i", name="index")
-            targets.append(index)
-            (first,) = firsts
-            for k in range(len(flow.starts)):
-                rows[k].append(Value(name=str(first + k)))
-            for scope, _, _ in (i for i in indexed if i is not None):
-                bases.append(Value(path=scope, base=index, is_scope=True))
-        else:
-            for members, paths in groups:
-                tensor = flow.is_tensor(members, paths)
-                type = flow.read(0, members[0]).type if tensor else None
-                base = Value(type, is_scope=not tensor)
-                base.hint = _word(paths[0])
-                bases.append(base)
-                targets.append(base)
-                for k, path in enumerate(paths):
-                    rows[k].append(Value(base.type, path=path, is_scope=not tensor))
-            for slots in rest:
-                values = [flow.read(k, slots[0]) for k in range(len(flow.starts))]
-                name = _shared_name(values) or parameter_name(values[0])
-                targets.append(Value(values[0].type, name))
-                given.update(dict.fromkeys(slots, targets[-1]))
-                for row, value in zip(rows, values, strict=True):
-                    row.append(value)
-        constants = []
-        for slot in numbers:
-            constants.append(_constant(flow, slot))
-            targets.append(constants[-1])
-            for k in range(len(flow.starts)):
-                rows[k].append(flow.number(k, slot))
+        for slots in rest:
+            values = [flow.read(k, slots[0]) for k in count]
+            name = _shared_name(values) or parameter_name(values[0])
+            given.update(dict.fromkeys(slots, turns.add(Value(values[0].type, name), values)))
+        constants = {
+            slot: turns.add(_constant(flow, slot), [flow.number(k, slot) for k in count])
+            for slot in numbers
+        }
         carried = []
         for slots, out in flow.carried():
             begin = flow.read(0, slots[0])
-            inside = Value(begin.type)
-            carried.append((begin, inside, out, slots))
+            carried.append((begin, Value(begin.type), out, slots))
         given.update({s: inside for _, inside, _, slots in carried for s in slots})
-        body = _copied(flow, groups, bases, dict(zip(numbers, constants, strict=True)), given)
+        body = _copied(flow, groups, bases, constants, given)
         last = flow.starts[-1]
         leaves = [body[t].gives[r] for t, r in flow.outs]
         gives = [flow.body[last + t].gives[r] for t, r in flow.outs]
         outer = [flow.read(0, s) for s in flow.invariant()]
-        loop = Loop(targets, rows,
+        loop = Loop(turns.targets, turns.rows,
                     [(b, i, body[o[0]].gives[o[1]]) for b, i, o, _ in carried],
                     body, leaves, gives, outer)  # fmt: skip
         self._replace(flow, {flow.starts[0]: loop})
+
+    def _counted(self, groups: list[Group], turns: _Turns) -> list[Value] | None:
+        """The scopes of a loop over numbers, `w.layers[i]`; None if they are not numbered alike. Of
+        a single one whose numbers are all used, the loop is over what it holds."""
+        indexed = [self._indexed(paths) for _, paths in groups]
+        found = [i for i in indexed if i is not None]
+        firsts = {first for _, first, _ in found}
+        if len(found) != len(indexed) or len(firsts) != 1:
+            return None
+        if len(found) == 1 and found[0][2]:
+            return None
+        (first,) = firsts
+        numbers = [Value(name=str(first + k)) for k in range(len(turns.rows))]
+        index = turns.add(Value(None, "i", name="index"), numbers)
+        return [Value(path=scope, base=index, is_scope=True) for scope, _, _ in found]
 
     def _replace(self, flow: Flow, new: dict[int, Statement]) -> None:
         gone = {s + t for s in flow.starts for t in range(flow.length)}
@@ -312,6 +316,15 @@ class _Folder:
         while name in taken:
             name, number = f"{word}{number}", number + 1
         return name
+
+
+def _scope_of(flow: Flow, group: Group, turns: _Turns) -> Value:
+    """What a loop calls the scope, or the tensor, that it goes over."""
+    members, paths = group
+    is_tensor = flow.is_tensor(members, paths)
+    base = Value(flow.read(0, members[0]).type if is_tensor else None, is_scope=not is_tensor)
+    base.hint = _word(paths[0])
+    return turns.add(base, [Value(base.type, path=p, is_scope=not is_tensor) for p in paths])
 
 
 def _word(path: str) -> str:
