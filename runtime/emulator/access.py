@@ -339,14 +339,15 @@ def count(g: Group, space: str, what: str, index: Array, size: int, threads: Arr
     key = (space, what)
     machine.traffic[key] = machine.traffic.get(key, 0) + len(index) * size
     if space == "shared":
-        machine.conflicts += bank_conflicts(index, size, threads)
+        machine.conflicts += bank_conflicts(index, size, threads, g.batch.stride)
 
 
-def bank_conflicts(index: Array, size: int, threads: Array) -> int:
+def bank_conflicts(index: Array, size: int, threads: Array, stride: int) -> int:
     """How many more cycles than needed an access to shared memory takes.
 
     32 banks of 4 bytes; lanes that want different words of a bank wait for each other. An access
-    of 8 or 16 bytes is done for half or a quarter of a warp at a time.
+    of 8 or 16 bytes is done for half or a quarter of a warp at a time. Blocks, of `stride` threads
+    each, mostly want what the first of them wants.
     """
     per = 32 if size <= 4 else 128 // size
     words = index >> 2
@@ -359,8 +360,11 @@ def bank_conflicts(index: Array, size: int, threads: Array) -> int:
         return _conflicts(words, threads // per, max(size // 4, 1))
     rows = words.reshape(-1, per)
     relative = rows - rows[:, :1]
-    if (relative == relative[0]).all():
-        return _of_one(relative[0].tobytes(), max(size // 4, 1)) * len(rows)
+    for period in (1, stride // per):
+        first = relative[:period]
+        if len(rows) % period == 0 and (relative.reshape(-1, *first.shape) == first).all():
+            each = sum(_of_one(row.tobytes(), max(size // 4, 1)) for row in first)
+            return each * (len(rows) // period)
     return _conflicts(words, np.arange(n) // per, max(size // 4, 1))
 
 

@@ -37,6 +37,8 @@ EVERY = np.arange(32)
 def lanes_by_warp(threads: Array) -> Iterator[tuple[int, Array]]:
     """Each warp of sorted threads, and which of its lanes are among them."""
     warps = threads >> 5
-    starts = np.flatnonzero(np.diff(warps, prepend=-1))
-    for start, end in zip(starts, np.r_[starts[1:], len(threads)], strict=True):
+    ends = [*(np.flatnonzero(warps[1:] != warps[:-1]) + 1).tolist(), len(threads)]
+    start = 0
+    for end in ends if len(threads) else ():
         yield int(warps[start]), threads[start:end] & 31
+        start = end

@@ -70,11 +70,11 @@ def stamp_of(races: Races, batch: Batch, thread: int) -> int:
 
 def is_behind(races: Races, batch: Batch, thread: int, stamp: int) -> bool:
     """Whether what a thread does now comes behind the initialisation that was remembered."""
-    if not _unordered(races, batch, [thread], stamp, False):
+    if _ordered(races, batch, [thread], np.array([stamp])).all():
         return True
     clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1
     block, within = number // batch.stride, number % batch.stride
-    return _is_known(races.clocks(batch), thread, block + INITIALISED, within, clock)
+    return bool(_is_known(races.clocks(batch), thread, block + INITIALISED, within, clock))
 
 
 def is_fenced(races: Races, batch: Batch, thread: int, stamp: int) -> bool:
@@ -87,11 +87,12 @@ def is_fenced(races: Races, batch: Batch, thread: int, stamp: int) -> bool:
                for key in (INITIALISED, PROXIED))  # fmt: skip
 
 
-def _is_known(clocks: Clocks, thread: int, block: int, within: int, clock: int) -> bool:
-    """Whether a thread knows what a thread of another block, or an agent, did at a clock."""
-    return knows(clocks.foreign.get(thread >> 5, {}), block, within, clock) or (
-        thread >> 5 in clocks.alone and knows(clocks.of_thread(thread), block, within, clock)
-    )
+def _is_known(clocks: Clocks, thread: int, block: int, within: Any, clock: Any) -> Any:
+    """Whether a thread knows what threads of another block, or an agent, did at clocks."""
+    found = knows(clocks.foreign.get(thread >> 5, {}), block, within, clock)
+    if thread >> 5 in clocks.alone:
+        found = found | knows(clocks.of_thread(thread), block, within, clock)
+    return found
 
 
 def initialisation_fence(races: Races, batch: Batch, threads: Array) -> None:
@@ -158,11 +159,12 @@ def block_ends(races: Races, batch: Batch, block: int, visits: Iterable[int]) ->
     threads = [warp * 32 for warp in warps]
     for warp in warps if races.clocks(batch).alone else ():
         races.clocks(batch).share(warp, batch.first + block)
-    for stamp in (*_strangers(batch, block), *visits):
-        if _unordered(races, batch, threads, stamp, False):
-            who = races.actor(batch, stamp)
-            raise Stop("race", f"the block ends and with it shared memory that {who} used, with "
-                       "nothing between that orders them", threads[0])  # fmt: skip
+    stamps = np.array([*_strangers(batch, block), *visits], np.int64)
+    late = ~_ordered(races, batch, threads, stamps)
+    if late.any():
+        who = races.actor(batch, int(stamps[late][0]))
+        raise Stop("race", f"the block ends and with it shared memory that {who} used, with "
+                   "nothing between that orders them", threads[0])  # fmt: skip
 
 
 def _strangers(batch: Batch, block: int) -> set[int]:
@@ -185,40 +187,73 @@ def _check(
     writes: bool, generic: bool = False,
 ) -> None:  # fmt: skip
     """Raises: Stop where an old access is unordered for all threads of one of the groups."""
-    first = int(old[0])
-    stamps = [first] if (old == first).all() else np.unique(old).tolist()
-    for stamp in stamps:
-        if stamp in (0, record) or stamp & record & 1:
+    first = old[:1]
+    stamps = first if (old == first).all() else old
+    stamps = stamps[(stamps != 0) & (stamps != record) & (stamps & record & 1 == 0)]
+    if not len(stamps):
+        return
+    is_write, parts = what == "written" and not generic, _by_block(stamps, batch.stride)
+    for threads in groups:
+        late = ~_ordered(races, batch, threads, stamps, parts, proxied=is_write)
+        if not late.any():
             continue
-        for threads in groups:
-            why = _unordered(races, batch, threads, stamp, what == "written" and not generic)
-            if why:
-                now = "written" if writes else "read"
-                who = races.actor(batch, stamp)
-                text = f"a place is {now} by an asynchronous copy or product and was {what} by "
-                raise Stop("race", f"{text}{who}, {why}", threads[0])
+        bad = stamps[late][:1]
+        fence = is_write and _ordered(races, batch, threads, bad).all()
+        missing = "no `fence.proxy.async`" if fence else "nothing"
+        text = (f"a place is {'written' if writes else 'read'} by an asynchronous copy or product "
+                f"and was {what} by {races.actor(batch, int(bad[0]))}, with {missing} between "
+                "that orders them")  # fmt: skip
+        raise Stop("race", text, threads[0])
 
 
-def _unordered(races: Races, batch: Batch, threads: list[int], stamp: int, is_write: bool) -> str:
-    """Why an access before is not ordered before what threads set going now, "" where it is."""
-    clocks, per = races.clocks(batch), batch.stride // 32
-    clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1
-    block, within = number // batch.stride, number % batch.stride
-    if is_write and block < AGENTS:
-        # a write that is behind a proxy fence is ordered as well
+def _ordered(
+    races: Races, batch: Batch, threads: list[int], stamps: Array,
+    parts: list[_Part] | None = None, proxied: bool = False,
+) -> Array:  # fmt: skip
+    """Which accesses before are ordered before what any of some threads sets going now.
+
+    With `proxied` writes of threads must be behind a proxy fence, too. `parts` are the accesses
+    by block, where these are known.
+    """
+    found = np.zeros(len(stamps), np.bool_)
+    for block, at, within, clock in parts or _by_block(stamps, batch.stride):
+        fenced = proxied and block < AGENTS
         for thread in threads:
-            if _is_known(clocks, thread, block + PROXIED, within, clock):
-                return ""
-        nothing = _unordered(races, batch, threads, stamp, False)
-        return nothing or "with no `fence.proxy.async` between that orders them"
-    for thread in threads:
-        warp = thread >> 5
-        mine = batch.first + warp // per
-        if _is_known(clocks, thread, block, within, clock):
-            return ""
-        if block == mine:
-            if within == thread % batch.stride or clock <= clocks.knows[warp, within >> 5]:
-                return ""
-            if within >> 5 == warp % per and clock < clocks.met[warp]:
-                return ""
-    return "with nothing between that orders them"
+            if fenced:
+                known = _is_known(races.clocks(batch), thread, block + PROXIED, within, clock)
+            else:
+                known = _comes_before(races, batch, thread, block, within, clock)
+            found[at] |= known
+    return found
+
+
+_Part = tuple[int, Any, Any, Any]
+"""A block, which of some accesses it made, their threads in it, their clocks."""
+
+
+def _by_block(stamps: Array, stride: int) -> list[_Part]:
+    """Accesses by the block that made them; of one access numbers, which are quicker."""
+    if len(stamps) == 1:
+        stamp = int(stamps[0])
+        first, inside = divmod(((stamp >> 1) & THREAD_MASK) - 1, stride)
+        return [(first, 0, inside, stamp >> CLOCK_BITS)]
+    clock, number = stamps >> CLOCK_BITS, ((stamps >> 1) & THREAD_MASK) - 1
+    blocks: Array = number // stride
+    within = number - blocks * stride
+    found = set(blocks.tolist())
+    if len(found) == 1:
+        return [(found.pop(), slice(None), within, clock)]
+    return [(block, at, within[at], clock[at]) for block in found for at in [blocks == block]]
+
+
+def _comes_before(
+    races: Races, batch: Batch, thread: int, block: int, within: Any, clock: Any
+) -> Any:
+    """Whether what threads of a block did at clocks comes before what a thread does now."""
+    clocks, per, warp = races.clocks(batch), batch.stride // 32, thread >> 5
+    known = _is_known(clocks, thread, block, within, clock)
+    if block == batch.first + warp // per:
+        known = known | (within == thread % batch.stride)
+        known = known | (clock <= clocks.knows[warp, within >> 5])
+        known = known | ((within >> 5 == warp % per) & (clock < clocks.met[warp]))
+    return known

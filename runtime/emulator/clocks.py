@@ -81,7 +81,8 @@ class Clocks:
             self.met[warp] = max(int(self.met[warp]), int(own[warp % per]) + 1)
         if len(known) > (own is not None):
             foreign = self.foreign.setdefault(warp, {})
-            join_known(foreign, {b: k for b, k in known.items() if b != block})
+            join_known(foreign, known)
+            foreign.pop(block, None)
 
     def of_lanes(self, warp: int, lanes: Any) -> list[Known]:
         """What some lanes of a warp learnt alone."""
@@ -126,15 +127,23 @@ class Gathering:
 
 
 def join_known(into: Known, other: Known) -> None:
+    """Adds what else is known. Clocks that are known are never changed in place, so that those
+    which travel from thread to thread stay the same arrays, and joining them again costs little."""
+    if not into:
+        into.update(other)
+        return
     for block, known in other.items():
         mine = into.get(block)
-        into[block] = known if mine is None else np.maximum(mine, known)
+        if mine is None:
+            into[block] = known
+        elif mine is not known:
+            into[block] = np.maximum(mine, known)
 
 
-def knows(known: Known, block: int, within: int, clock: int) -> bool:
-    """Whether what a thread of a block did at a clock is known, of its warp or of itself."""
+def knows(known: Known, block: int, within: Any, clock: Any) -> Any:
+    """Whether what a thread of a block did at a clock is known, of its warp or of itself; of
+    several threads and clocks for each."""
     warps, lanes = known.get(block), known.get(block + LANES)
-    return bool(
-        (warps is not None and clock <= warps[within >> 5])
-        or (lanes is not None and clock <= lanes[within])
+    return (warps is not None and clock <= warps[within >> 5]) | (
+        lanes is not None and clock <= lanes[within]
     )

@@ -196,7 +196,9 @@ def fma(a: Array, b: Array, c: Array, mode: str) -> Array:
     halfway = (np.atleast_1d(s).view(np.int64) & 0x1FFFFFFF) == 0x10000000
     if not halfway.any() and np.abs(y).min() > 2.0**-125:
         return y
-    risky = np.flatnonzero(halfway | (np.abs(s) < 2.0**-125))
+    risky = np.flatnonzero(halfway | (np.abs(s) < 2.0**-125) & (s != 0))
+    if not len(risky):
+        return y
     p, q = (np.broadcast_to(v, y.shape)[risky] for v in (product, c.astype(F64)))
     y[risky] = odd_sum(p, q).astype(F32)
     return y

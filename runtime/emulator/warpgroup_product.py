@@ -7,7 +7,6 @@ rounded once to the accumulator's type (the ISA leaves the order and the extra p
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
@@ -17,7 +16,7 @@ import numpy.typing as npt
 Bits = npt.NDArray[np.uint32]
 Floats = npt.NDArray[np.float64]
 
-THREADS, ROWS = 128, 64
+THREADS, WARPS, ROWS = 128, 4, 64
 
 _TYPES: dict[str, Any] = {
     "f16": np.float16,
@@ -44,33 +43,14 @@ def decode(raw: npt.NDArray[np.uint8], type_: str) -> Floats:
     return elements
 
 
-@lru_cache(maxsize=64)
-def accumulator_places(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Row and column of element `i` that thread `t` holds of D: two arrays `[128][n / 2]`."""
-    t, i = np.meshgrid(np.arange(THREADS), np.arange(n // 2), indexing="ij")
-    row = 16 * (t // 32) + t % 32 // 4 + 8 * (i >> 1 & 1)
-    return row, 8 * (i >> 2) + 2 * (t % 4) + (i & 1)
-
-
-@lru_cache(maxsize=8)
-def operand_places(size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Row and byte of K of each byte of A that thread `t` holds: two arrays `[128][16]`.
+def operand_from_registers(registers: Bits, type_: str) -> Floats:
+    """A `[64][K]` from the four registers of each thread, `[128][4]`.
 
     A register is 4 bytes along K. Registers 0 and 1 are 8 rows apart, 2 and 3 are 16 bytes along K
     from them: of every element size.
     """
-    t, b = np.meshgrid(np.arange(THREADS), np.arange(16), indexing="ij")
-    register = b >> 2
-    row = 16 * (t // 32) + t % 32 // 4 + 8 * (register & 1)
-    return row, 4 * (t % 4) + (b & 3) + 16 * (register >> 1)
-
-
-def operand_from_registers(registers: Bits, type_: str) -> Floats:
-    """A `[64][K]` from the four registers of each thread, `[128][4]`."""
-    row, byte = operand_places(bytes_of(type_))
-    raw = np.empty((ROWS, 32), np.uint8)
-    raw[row, byte] = np.ascontiguousarray(registers).view(np.uint8).reshape(THREADS, 16)
-    return decode(raw, type_)
+    words = np.ascontiguousarray(registers).reshape(WARPS, 8, 4, 2, 2)  # row, word, half of K, rows
+    return decode(words.transpose(0, 4, 1, 3, 2).reshape(ROWS, 8).view(np.uint8), type_)
 
 
 def accumulate(
@@ -80,9 +60,9 @@ def accumulate(
 
     `a` is `[64][K]`, `b` `[N][K]`; registers are `[128][N / 2]`, or `[128][N / 4]` of two f16.
     """
-    row, column = accumulator_places(len(b))
     with np.errstate(all="ignore"):
-        total = (a @ b.T)[row, column]
+        tiles = (a @ b.T).reshape(WARPS, 2, 8, -1, 4, 2)  # rows, row, columns, pair, column
+        total = tiles.transpose(0, 2, 4, 3, 1, 5).reshape(THREADS, -1)
         if dtype == "s32":
             exact = total.astype(np.int64)
             if before is not None:

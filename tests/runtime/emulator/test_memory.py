@@ -329,6 +329,27 @@ def test_the_record() -> None:
     assert record.total == sum(record.instructions.values())
 
 
+@pytest.mark.parametrize("pick", ["one", "block", "any"])
+def test_bank_conflicts(pick: str, rng: np.random.Generator) -> None:
+    """Words that all warps, or all blocks, want alike, and words that none does."""
+    shape = {"one": (1, 1, 32), "block": (1, 3, 32), "any": (4, 3, 32)}[pick]
+    words_of = np.broadcast_to(rng.integers(0, 256, shape), (4, 3, 32)).astype(np.uint32)
+    body = """
+    ld.global.u32 %r4, [%d20];
+    shl.b32 %r4, %r4, 2;
+    mov.u32 %r5, s;
+    add.u32 %r5, %r5, %r4;
+    ld.shared.u32 %r6, [%r5];
+    """
+    text = kernel(body, shared=".shared .align 4 .b32 s[256];")
+    record = run(text, words_of.reshape(-1).copy(), grid=4, block=96, unwritten=False)
+    expected = 0
+    for warp in words_of.reshape(-1, 32):
+        banks = [len({w for w in warp.tolist() if w % 32 == bank}) for bank in range(32)]
+        expected += max(banks) - 1
+    assert record.bank_conflicts == expected
+
+
 def test_kernels_of_a_module_do_not_share_their_memory() -> None:
     """Shared arrays of other kernels take no room, and names are looked for when loading."""
     one = kernel("st.shared.u32 [s], %r0; ld.shared.u32 %r4, [s+4096];", 1,
