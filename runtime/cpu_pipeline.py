@@ -12,7 +12,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from stagefuse.compiler.plan import PipelinePlan, Plan
 from . import interchange, native
 from .binding import Binder
 from .errors import DeviceError, InputError, PlanError
-from .memory import POOLED_BYTES, ResultPool, allocate, pointer_to
+from .memory import POOLED_BYTES, ResultPool, allocate, point_to
 from .pipeline import Pipeline, check_out, chosen
 from .prepared import Bucket, Preparer, Workspace
 from .report import Report
@@ -30,6 +30,8 @@ from .session import HostStates, Session
 _MAX_BUCKETS = 1024
 _MAX_THREADS = 64  # of the pool in generated code
 _MAX_FREE_WORKSPACES = 16
+_Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+_Array, _empty = np.ndarray, np.empty  # found quicker than in a module
 _DENSE = 0x0001 | 0x0100  # of `ndarray.flags.num`: C-contiguous and aligned
 
 
@@ -57,6 +59,7 @@ class _Code:
             self.run: Callable[[int, int, int], Any] = self._object.function(
                 "sf_run", None, *[ctypes.c_void_p] * 3  # which ctypes converts quickest
             )
+            self.start = self._object.function("sf_run", None)  # by what is converted already
         except (native.ObjectError, KeyError) as error:
             raise PlanError(f"the machine code of the plan does not load: {error}") from None
 
@@ -89,18 +92,19 @@ class CpuPipeline(Pipeline):
         one = chosen(plan, name)
         super().__init__(one, Binder(one), plan.arrays)
         self.threads = _thread_count(threads)
+        self._threads_given = ctypes.c_void_p.from_param(self.threads)
         self._code: _Code | None = _Code(plan, tiles)
         functions = self._code.addresses(self._plan)
         cutter = self._code if self._code.uses_tiles else None
         self._preparer = Preparer(self._plan, functions, plan.arrays, self.threads, cutter)
         self._expected = self._binder.expected
-        self._buckets: dict[tuple[tuple[int, ...], ...], Bucket] = {}
+        self._buckets: dict[_Shapes, Bucket] = {}
         self._free: list[Workspace] = []
         self._pool = ResultPool()
 
     def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
-        arrays, convert = self._in_order(args, inputs)
-        bucket = self._buckets.get(tuple([a.shape for a in arrays])) or self._bucket(arrays)
+        arrays, shapes, convert = self._in_order(args, inputs)
+        bucket = self._buckets.get(shapes) or self._bucket(arrays)
         if out is None and convert is None:  # the usual case at once
             results = self._fresh(bucket)
             self._execute(bucket, arrays, results)
@@ -110,32 +114,36 @@ class CpuPipeline(Pipeline):
     def _call_in(
         self, session: Session, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
     ) -> Any:
-        arrays, convert = self._in_order(args, inputs)
-        key = (session.key, *[a.shape for a in arrays])
+        arrays, shapes, convert = self._in_order(args, inputs)
+        key = (session.key, *shapes)
         bucket = self._buckets.get(key) or self._bucket(arrays, session)
         assert isinstance(session.states, HostStates)
         return self._called(bucket, arrays, convert, out, session.states.arrays)
 
     def _in_order(
         self, args: tuple[Any, ...], inputs: dict[str, Any]
-    ) -> tuple[list[np.ndarray[Any, Any]], interchange.Importer | None]:
-        """The inputs in order, and what makes results the caller's kind of arrays."""
+    ) -> tuple[list[np.ndarray[Any, Any]], _Shapes, interchange.Importer | None]:
+        """The inputs in order with their shapes, and what makes results the caller's kind of
+        arrays."""
         arrays: list[np.ndarray[Any, Any]] = []
+        shapes: list[tuple[int, ...]] = []
         try:
             for name, dtype in self._expected:
                 array = inputs[name]
                 if (
-                    type(array) is not np.ndarray
+                    type(array) is not _Array
                     or array.dtype is not dtype
                     or array.flags.num & _DENSE != _DENSE
                 ):
                     raise KeyError
                 arrays.append(array)
+                shapes.append(array.shape)
             if args or len(inputs) != len(arrays):
                 raise KeyError
-            return arrays, None
+            return arrays, tuple(shapes), None
         except KeyError:
-            return self._bind(args, inputs)
+            arrays, convert = self._bind(args, inputs)
+            return arrays, tuple([a.shape for a in arrays]), convert
 
     def _called(
         self,
@@ -191,7 +199,7 @@ class CpuPipeline(Pipeline):
 
     def _fresh(self, bucket: Bucket) -> list[np.ndarray[Any, Any]]:
         if bucket.small:
-            return [np.empty(shape, dtype) for shape, dtype in bucket.small]
+            return [_empty(shape, dtype) for shape, dtype in bucket.small]
         return [
             np.empty(spec.shape, spec.dtype)
             if spec.size < POOLED_BYTES
@@ -225,18 +233,19 @@ class CpuPipeline(Pipeline):
         results: list[np.ndarray[Any, Any]],
         states: Sequence[np.ndarray[Any, Any]] = (),
     ) -> None:
-        code = self._loaded()  # the reference keeps the code while it runs
+        code = self._code or self._loaded()  # the reference keeps the code while it runs
         try:
             workspace = self._free.pop()
         except IndexError:
             workspace = Workspace()
         bound = workspace._bound.get(bucket) or workspace.bind(bucket)
-        args, values = bound.args, [*arrays, *results, *states]
-        for place, slot in bucket.slots:
-            args[slot] = pointer_to(values[place])
+        point_to(bound.args, bucket.slots, [*arrays, *results, *states])
         if bound.count:
-            code.run(bound.address, bound.count, self.threads)
-        self._finish(workspace, bucket)
+            code.start(*bound.given, self._threads_given)
+        if workspace.status[0] or len(self._free) >= _MAX_FREE_WORKSPACES or self._code is None:
+            self._finish(workspace, bucket)
+        else:
+            self._free.append(workspace)
 
     def _finish(self, workspace: Workspace, bucket: Bucket) -> None:
         """Give the workspace back, and raise what the kernels reported."""

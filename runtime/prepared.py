@@ -11,6 +11,7 @@ inputs and results.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -288,13 +289,15 @@ def _sizes_text(values: dict[str, int]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """A bucket in a workspace: `args` is writable, the records hold addresses into both."""
+    """A bucket in a workspace: `args` is writable, the records hold addresses into both. `given`:
+    the records' address and count, as ctypes passes them on without a look."""
 
     args: memoryview
     table: np.ndarray[Any, Any]
     records: np.ndarray[Any, Any]
     address: int
     count: int
+    given: tuple[Any, Any]
 
 
 class Workspace:
@@ -338,6 +341,7 @@ class Workspace:
         records[:, _SCRATCH] = start + np.uint64(bucket.arena_bytes)
         records[:, _STATUS] = pointer_to(self._status)
         address = pointer_to(records) if len(records) else 0
-        bound = Bound(table.data, table, records, address, len(records))
+        given = ctypes.c_void_p.from_param(address), ctypes.c_void_p.from_param(len(records))
+        bound = Bound(table.data, table, records, address, len(records), given)
         self._bound[bucket] = bound
         return bound

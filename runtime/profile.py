@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import InputError
-from .memory import pointer_to
+from .memory import point_to
 from .prepared import Bound, Bucket, Workspace
 from .session import HostStates, Session
 
@@ -80,8 +80,7 @@ def _call(
     if session is not None and isinstance(session.states, HostStates):
         states = session.states.arrays
     values = [*arrays, *results, *states]
-    for place, slot in bucket.slots:
-        bound.args[slot] = pointer_to(values[place])
+    point_to(bound.args, bucket.slots, values)
     run = pipeline._loaded().run
     times = [perf_counter_ns()]
     order: list[int] = []
