@@ -42,6 +42,8 @@ from .matmul.epilogue import form_of
 from .matmul.lowering import sums_roughly
 from .matmul.mma import EIGHTS
 from .matmul.persistent import PersistentWriter
+from .matmul.pooled_epilogue import pooling_of
+from .matmul.pooled_tiles import PooledWriter
 from .modules import Modules
 from .predict import largest
 from .recurrence.lowering import (
@@ -301,9 +303,8 @@ class GpuCompiler:
             name = self._name(pipeline, label)
             limit = ARCHES["sm_90a"].block_shared if wide else SHARED_LIMIT
             if form is not None and low.whole is not None:
-                writer: KernelWriter = PersistentWriter(
-                    kernel, facts, limit, low.lines, form, low.whole
-                )
+                kind = PooledWriter if pooling_of(graph, low.group) else PersistentWriter
+                writer: KernelWriter = kind(kernel, facts, limit, low.lines, form, low.whole)
             elif wide and attends(kernel):
                 writer = RolesWriter(kernel, facts, limit, low.lines)
             elif low.unfolds:

@@ -44,7 +44,7 @@ from .matmul.lowering import (
 )
 from .matmul.norm_epilogue import lower_finished, not_split, tile_for
 from .matmul.persistent import Whole
-from .matmul.pooled_epilogue import even_width, lower_pooled, pooling_of
+from .matmul.pooled_epilogue import even_width, lower_pooled, pooling_of, windows_of
 from .matmul.reduction_epilogue import cut_of, lower_rest, lower_tiles
 from .matmul.split_depth import (
     FEW_ROWS,
@@ -81,8 +81,8 @@ REDUCED_COLUMNS = 128
 """Of tiles of 16 and 8 bits on warpgroups: an SM holds two, of which one multiplies while the other
 reduces."""
 NOT_POOLED = (
-    "its windows are not pooled in its tiles: tensor copies, which bring them in the order of the "
-    "image, are faster by more than that saves"
+    "its windows are not pooled in its tiles: tensor copies, which can bring them in the order of "
+    "the image alone, are faster by more than that saves"
 )
 TILE_ROWS = 64
 """Of tiles of parts whose panels are computed, which take several of them."""
@@ -242,19 +242,26 @@ def _finished(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -
 
 def _pooled(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
     """A product whose windows are pooled in tiles that have them whole; not where tensor copies
-    bring its operands, in the order of the image."""
+    can bring its operands in the order of the image alone."""
     own = partial(SourceLowering, graph, group, sites)
     groups, narrow = arches[0] in WGMMA, operands_of(graph, group) is not None
-    schedule = GPU_HALF if narrow else GPU
+    schedule, copied = GPU_HALF if narrow else GPU, None
     if narrow and groups:
-        if whole_of(own(GPU_TMA)) is not None:
+        low = own(replace(GPU_TMA, tile_columns=even_width(group.domain[-1].as_int())))
+        found = pooling_of(graph, group)
+        assert found is not None
+        copied = whole_of(low, windows_of(low, found))
+        if copied is None and whole_of(low) is not None:
             product, pool = (drafts(graph, part, sites, arches) for part in group.apart)
             yield from product
             yield from (draft._replace(why=NOT_POOLED) for draft in pool)
             return
-        schedule = replace(GPU_WGMMA, tile_columns=even_width(group.domain[-1].as_int()))
+        schedule = low.schedule if copied else replace(low.schedule, tensor_copies=False)
     tile = schedule, None
-    yield from _in_tiles(graph, group, sites, arches, lower_pooled, "pooled", None, tile)
+    for draft in _in_tiles(graph, group, sites, arches, lower_pooled, "pooled", copied, tile):
+        if draft.part == "pooled":
+            draft.low.whole = copied
+        yield draft
 
 
 def _in_tiles(

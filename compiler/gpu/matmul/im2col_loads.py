@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stagefuse.compiler.gpu.folds import FoldWriter
+from stagefuse.compiler.gpu.ir import Value
+from stagefuse.compiler.gpu.tensor_maps import TensorMap
 from stagefuse.compiler.graph import Contract, split_index
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.product import product_of_group
@@ -19,6 +22,11 @@ from stagefuse.compiler.patterns.windows import cuts_of
 from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
+
+from .epilogue import ROWS
+from .ring import Stage, copy_pixels
+from .wgmma_tiles import ROW_BYTES
+from .window_rows import Windows
 
 CORNERS = {3: 1 << 15, 4: 1 << 7, 5: 1 << 4}
 """Corners of a bounding box are at least minus this, and less than this, by rank."""
@@ -33,7 +41,8 @@ class Pixels:
     `start` is the image and the pixel, outermost first, at which the window of row `i` begins,
     `moves` is what the depth `k` adds to the pixel, and `channel` the first one it reads. A map's
     bounding box begins `lower` beyond the first pixel and ends `upper` beyond the last, of which
-    every `steps`-th is taken.
+    every `steps`-th is taken. A tile has as many columns of pixels as there are `shifts`, which are
+    added to the moves of each.
     """
 
     sizes: tuple[Expr, ...]
@@ -43,6 +52,49 @@ class Pixels:
     lower: tuple[int, ...]
     upper: tuple[int, ...]
     steps: tuple[int, ...]
+    shifts: tuple[tuple[int, ...], ...]
+
+
+class PixelCopies:
+    """The copies of the windows of tiles of so many rows, in boxes of `box` rows and channels;
+    the depth goes over a `stretch`."""
+
+    def __init__(
+        self, writer: FoldWriter, windows: Pixels, buffer: str, box: tuple[int, int],
+        stretch: tuple[Expr, Expr],
+    ) -> None:  # fmt: skip
+        self.w, self.windows, self.stretch = writer, windows, stretch
+        rows, channels = box
+        self.rows = rows // len(windows.shifts)
+        """Of a column of pixels."""
+        inner = [size_of(windows.sizes[n:]) for n in range(1, len(windows.sizes))]
+        self.map = writer.tensor_map(
+            TensorMap(
+                buffer, const(0), windows.sizes, tuple(inner), (self.rows, channels),
+                lower=windows.lower, upper=windows.upper, steps=windows.steps,
+            )
+        )  # fmt: skip
+        self.place: list[Value] = []
+
+    def begin_tile(self, tile: Expr) -> None:
+        """Finds the image and the pixel at which a tile's first window begins."""
+        w, count = self.w, ROWS // len(self.windows.shifts)
+        with w.binding(**{**w.bound, "i": tile * count}):
+            place = [w.index(e, "i32").to("trunc", "i32") for e in reversed(self.windows.start)]
+        self.place = place
+
+    def copy(self, k: Value, stage: Stage) -> None:
+        """Starts to copy the windows of a tile at a depth."""
+        w, code, windows = self.w, self.w.code, self.windows
+        with w.named(k=(k, *self.stretch)):
+            channel = w.index(windows.channel, "i32")
+            moves = [w.index(e, "i32") for e in reversed(windows.moves)]
+        for n, shift in enumerate(windows.shifts):
+            halves = [code.fresh("half") for _ in moves]
+            for half, move, more in zip(halves, moves, reversed(shift), strict=True):
+                code.write("cvt.u16.u32", half, move + more)
+            to = stage.start + n * self.rows * ROW_BYTES
+            copy_pixels(code, self.map, (channel, *self.place), halves, to, stage.full)
 
 
 @frozen
@@ -56,11 +108,17 @@ class _Axis:
 
 
 def pixels_of(
-    low: Lowering, shape: Sequence[Expr], indices: Sequence[Expr], guard: Sequence[Expr], stage: int
+    low: Lowering,
+    shape: Sequence[Expr],
+    indices: Sequence[Expr],
+    guard: Sequence[Expr],
+    stage: int,
+    pooled: Windows | None = None,
 ) -> Pixels | None:
     """The windows of the product of a kernel, if copies can take them: elements at `indices` over
     the row `i` and the depth `k` of a tensor of a `shape`, 0 unless each `guard` is at least 0.
-    `stage`: elements of the depth that come at a time."""
+    `stage`: elements of the depth that come at a time. Where others pool them, `i` is one of those,
+    and columns of pixels are of the first, the second... place of each."""
     p = product_of_group(low, low.group.anchor)
     assert isinstance(p.primitive, Contract)
     depth, facts = p.depth.as_int(), low.graph.facts
@@ -73,13 +131,19 @@ def pixels_of(
     ends = {e for n, x in zip(image, indices[1:-1], strict=True) for e in (x, (n or 0) - 1 - x)}
     if not ends.issuperset(guard):
         return None
-    places = [p.domain[a] for a in p.primitive.rows]
+    places, shifts = [p.domain[a] for a in p.primitive.rows], [tuple(0 for _ in image)]
+    if pooled is not None:
+        places = list(pooled.counts)
+        found = _shifts(indices, pooled, facts)
+        if found is None:
+            return None
+        indices, shifts = found
     if len(places) == len(image):
         places.insert(0, const(1))
     if len(places) != len(image) + 1:
         return None
     facts = facts.with_ranges({"i": (0, size_of(places) - 1)})
-    moved = _moves(indices, depth, stage)
+    moved = _moves(indices, depth, stage, max(map(max, shifts)))
     if moved is None or not _is_image(indices[0], places, facts):
         return None
     moves, least, channel = moved
@@ -87,23 +151,40 @@ def pixels_of(
         _axis(n or 0, place, x.substitute({"k": 0}) + m, places, facts)
         for n, place, x, m in zip(image, range(1, len(places)), indices[1:-1], least, strict=True)
     ]
-    found = [a for a in axes if a is not None]
-    if len(found) < len(axes) or not _fits(found, len(shape)):
+    taken = [a for a in axes if a is not None]
+    if len(taken) < len(axes) or not _fits(taken, len(shape)):
         return None
     rows = [e.substitute({"k": 0}) for e in indices[:-1]]
     start = (rows[0], *(e + m for e, m in zip(rows[1:], least, strict=True)))
     return Pixels(
-        tuple(shape), start, tuple(moves), channel, tuple(a.first for a in found),
-        tuple(a.first + (a.places - 1) * a.step - (a.size - 1) for a in found),
-        (1, *(a.step for a in found), 1),
+        tuple(shape), start, tuple(moves), channel, tuple(a.first for a in taken),
+        tuple(a.first + (a.places - 1) * a.step - (a.size - 1) for a in taken),
+        (1, *(a.step for a in taken), 1), tuple(shifts),
     )  # fmt: skip
 
 
+def _shifts(
+    indices: Sequence[Expr], pooled: Windows, facts: Facts
+) -> tuple[list[Expr], list[tuple[int, ...]]] | None:
+    """The indices of the first place of the pooling window `i`, and how much further each place
+    is along the axes of the image; None if that is not the same in all windows."""
+    facts = facts.with_ranges({"i": (0, pooled.count - 1)})
+    here = [pooled.at_place(indices, sym("i"), const(n), facts) for n in range(pooled.size)]
+    apart = [
+        [facts.simplify(e - first).as_int() for e, first in zip(each, here[0], strict=True)]
+        for each in here
+    ]
+    if any(None in x or (x[0], x[-1]) != (0, 0) or min(n or 0 for n in x) < 0 for x in apart):
+        return None
+    return here[0], [tuple(n or 0 for n in x[1:-1]) for x in apart]
+
+
 def _moves(
-    indices: Sequence[Expr], depth: int, stage: int
+    indices: Sequence[Expr], depth: int, stage: int, shift: int
 ) -> tuple[list[Expr], list[int], Expr] | None:
     """What the depth adds to each index of a pixel, from 0 on, how much less that begins at, and
-    the channel; None unless each stage is adjacent channels at one place of the window."""
+    the channel; None unless each stage is adjacent channels at one place of the window. `shift`:
+    how much more may be added."""
     parts = [e - e.substitute({"k": 0}) for e in indices[1:]]
     parts[-1] = indices[-1]
     if any(e.symbols() - {"k"} for e in parts):
@@ -117,7 +198,7 @@ def _moves(
         return None
     least = [min(v[n] for v in values) for n in range(len(parts) - 1)]
     most = [max(v[n] for v in values) - m for n, m in enumerate(least)]
-    if max(most) >= 2 * CORNERS[len(indices)]:
+    if max(most) + shift >= 2 * CORNERS[len(indices)]:
         return None
     return [e - m for e, m in zip(parts[:-1], least, strict=True)], least, parts[-1]
 

@@ -218,11 +218,13 @@ def left_of(low: Lowering, p: Product, windows: Windows | None = None) -> Left:
     if found is None:
         return Left(name, p.base, p.primitive.row_stride)
     here = {name: sym(d) for name, (d, _) in zip(found.lead, p.batch, strict=True)}
-    row = sym("i") if windows is None else windows.row_at(sym("i"), low.facts)
-    here |= {found.row: row, found.depth: sym("k")}
+    here |= {found.row: sym("i"), found.depth: sym("k")}
     indices, guard = (
-        tuple(e.substitute(here, low.facts) for e in x) for x in (found.indices, found.guard)
+        tuple(e.substitute(here) for e in exprs) for exprs in (found.indices, found.guard)
     )
+    if windows is not None:
+        indices, guard = (windows.in_order(x, low.facts) for x in (indices, guard))
+        guard = (*guard, *windows.beyond(low.facts))
     if not chooses(low.graph, low.group, ref):
         return Left(name, const(0), const(0), indices, guard)
     rows = chosen_rows(low.graph, low.graph.nodes[p.ref.node])
@@ -298,10 +300,11 @@ def lower_contract(
     tile = low.name("tile")
     low.emit(Alloc(tile, p.dtype, (const(rows), const(width))))
     matrix = left_of(low, p, windows)
-    each = 1 if windows is None else windows.size
+    each, total = (1, p.rows) if windows is None else (windows.size, windows.count)
     first, start = order.column * group, order.row * rows
     count = minimum(p.rows - start, const(rows))
-    stretch = floordiv(ends[0], each), floordiv(minimum(p.rows - start, ends[1]), each)
+    end = minimum(total - floordiv(start, each), floordiv(ends[1], each))
+    stretch = floordiv(ends[0], each), end
 
     def one_panel() -> None:
         target = (tile, (sym("p") - first) * p.panel, const(width))
@@ -404,9 +407,9 @@ def part_of(low: Lowering, whole: Whole, part: str, depth: int) -> Whole:
     return replace(whole, cluster=1, begin=begin, depth=p.depth)
 
 
-def whole_of(low: Lowering) -> Whole | None:
-    """The matrices of a product of narrow operands, if tensor copies can bring them; not where rows
-    are adjacent in the result, which tiles that are stored whole do better."""
+def whole_of(low: Lowering, windows: Windows | None = None) -> Whole | None:
+    """The matrices of a product of narrow operands, if tensor copies can bring them, in the order
+    of `windows` if there are any; not where rows are adjacent in the result: that suits tiles."""
     p = product_of_group(low, low.group.anchor)
     if _lies_along_rows(low, p):
         return None
@@ -416,10 +419,12 @@ def whole_of(low: Lowering) -> Whole | None:
     if gathered_in(low.graph, low.group, p.ref.node) is not None:
         found = left_of(low, p)
         shape = next(b.shape for b in low.buffers.values() if b.name == found.name)
-        pixels = pixels_of(low, shape, found.indices, found.guard, ROW_BYTES // kind.size)
+        stage = ROW_BYTES // kind.size
+        pixels = pixels_of(low, shape, found.indices, found.guard, stage, windows)
         if pixels is None or across == const(1):
             return None
-        return Whole(p.rows, p.columns, const(0), first, 1, pixels)
+        rows = p.rows if windows is None else windows.rows_of(p).rows
+        return Whole(rows, p.columns, const(0), first, 1, pixels)
     left = left_of(low, p)
     lines = left.step if left.along == const(1) else left.along
     strides = (lines, across if along == const(1) else along)

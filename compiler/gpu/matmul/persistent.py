@@ -24,15 +24,14 @@ from stagefuse.compiler.gpu.teams import WARP, Team
 from stagefuse.compiler.gpu.tensor_maps import TensorMap, in_steps, start_of
 from stagefuse.compiler.kernel_ir import Alloc, Checked, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
-from stagefuse.compiler.lower.expressions import product_of
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 
 from .epilogue import LIGHT, PIECE_BYTES, ROWS, Form, PieceWriter
-from .im2col_loads import Pixels
+from .im2col_loads import PixelCopies, Pixels
 from .mma import BYTES, kind_of, wgmma
-from .ring import Ring, Stage, arrive, arrive_in_all, copy_box, copy_pixels, elected, expect, wait
+from .ring import Ring, Stage, arrive, arrive_in_all, copy_box, elected, expect, wait
 from .tensor_stores import PLACES, await_copies, outgoing_of
 from .wgmma_tiles import CHUNK_BYTES, HIGH, PANEL, PANEL_BYTES, ROW_BYTES
 
@@ -298,8 +297,9 @@ class PersistentWriter(PieceWriter):
         code, s = self.code, self.form.product
         (down, _), (across, _) = self.kernel.parallel[-2:]
         turn = ring.turn(filling=True)
-        windows = self.whole.pixels
-        left, right = self._left_map(), self._right_map()
+        windows = self._windows()
+        left = None if windows else self._left_map()
+        right = self._right_map()
         own = code.const(0, "i32")  # the first row of a stage's right operand that it brings
         if self.cluster > 1:
             own = self._special("cluster_ctarank") * self.box_rows
@@ -309,14 +309,16 @@ class PersistentWriter(PieceWriter):
             row, column = row.to("trunc", "i32"), column.to("trunc", "i32")
             with self.choosing(s):
                 ends = [self._batch_place(offset) for offset in (self.whole.left, self.whole.right)]
-            place = [] if windows is None else self._first_pixel(windows)
+            if windows is not None:
+                windows.begin_tile(sym(down))
             with self._depth(self.index(s.depth, "i32"), self.depth) as inside:
                 k = inside + self.index(self.whole.begin, "i32")
                 stage = turn.now()
                 wait(code, stage.empty, stage.parity)
                 expect(code, stage.full, self.copied)
-                if windows is not None:
-                    self._copy_window(windows, left, k, place, stage)
+                if left is None:
+                    assert windows is not None
+                    windows.copy(k, stage)
                 elif self.is_turned:
                     for n in range(self.left_rows // PANEL):
                         to = stage.start + n * PANEL_BYTES
@@ -331,25 +333,6 @@ class PersistentWriter(PieceWriter):
                 turn.step(stage)
 
         self._each_tile(one_tile)
-
-    def _first_pixel(self, windows: Pixels) -> list[Value]:
-        """The image and the pixel at which a tile's first window begins, innermost first."""
-        (down, _), _ = self.kernel.parallel[-2:]
-        with self.binding(**{**self.bound, "i": sym(down) * ROWS}):
-            return [self.index(e, "i32").to("trunc", "i32") for e in reversed(windows.start)]
-
-    def _copy_window(
-        self, windows: Pixels, map: Value, k: Value, place: Sequence[Value], stage: Stage
-    ) -> None:
-        """Starts to copy the windows of a tile at a depth."""
-        code, begin = self.code, self.whole.begin
-        with self.named(k=(k, begin, begin + self.form.product.depth - 1)):
-            channel = self.index(windows.channel, "i32")
-            moves = [self.index(e, "i32") for e in reversed(windows.moves)]
-        halves = [code.fresh("half") for _ in moves]
-        for half, move in zip(halves, moves, strict=True):
-            code.write("cvt.u16.u32", half, move)
-        copy_pixels(code, map, (channel, *place), halves, stage.start, stage.full)
 
     def _batch_place(self, offset: Expr) -> list[Value]:
         """The indices of a map's outer dimensions, the innermost of them first."""
@@ -367,17 +350,17 @@ class PersistentWriter(PieceWriter):
             TensorMap(buffer, start, sizes, strides, (*(1 for _ in steps), *box))
         )
 
+    def _windows(self) -> PixelCopies | None:
+        """How the left operand comes, if it is windows."""
+        s, whole = self.form.product, self.whole
+        if whole.pixels is None:
+            return None
+        stretch = whole.begin, whole.begin + s.depth - 1
+        return PixelCopies(self, whole.pixels, s.a, (self.left_rows, self.depth), stretch)
+
     def _left_map(self) -> Value:
         s, whole = self.form.product, self.whole
         box, depth = (self.left_rows, self.depth), whole.depth or s.depth
-        if (windows := whole.pixels) is not None:
-            inner = [product_of(windows.sizes[n:]) for n in range(1, len(windows.sizes))]
-            return self.tensor_map(
-                TensorMap(
-                    s.a, const(0), windows.sizes, tuple(inner), box, lower=windows.lower,
-                    upper=windows.upper, steps=windows.steps,
-                )
-            )  # fmt: skip
         if self.is_turned:
             box = (self.depth, PANEL)
             return self._map(s.a, whole.left, (depth, whole.rows), s.a_col, box)

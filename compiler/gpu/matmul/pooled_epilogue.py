@@ -19,6 +19,7 @@ from stagefuse.compiler.lower.product import Product, product_of_group
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.dsl.dims import Expr, const, sym
 
+from .epilogue import ROWS
 from .lowering import RowOfTile, lower_contract
 from .tf32_shapes import Shape
 from .window_rows import Windows
@@ -42,11 +43,17 @@ def pooling_of(graph: Graph, group: Group) -> Pooled | None:
     return pooled_of(graph, rows, product.roots[0].node)
 
 
+def windows_of(low: Lowering, found: Pooled) -> Windows:
+    """The windows of a kernel's product, in the order in which its operands come."""
+    p = product_of_group(low, low.group.anchor)
+    return Windows.of(found, p, ROWS if low.schedule.tensor_copies else 0)
+
+
 def lower_pooled(low: Lowering, shape: Shape | None = None) -> Parallel:
     """Tiles of a product, of whose windows the reductions, and what follows, are stored."""
     found = pooling_of(low.graph, low.group)
     assert found is not None
-    windows = Windows.of(found, product_of_group(low, low.group.anchor))
+    windows = windows_of(low, found)
     return lower_contract(low, shape, partial(_pool_window, found, windows), windows)
 
 
@@ -66,8 +73,7 @@ def _pool_window(
             assert isinstance(index, Index)
             within.append(low.facts.simplify(index.expr - first * size))
         number = flatten_index(within, [const(n) for n in windows.places])
-        assert number.as_int() is not None
-        row = sym("r") * windows.size + number
+        row = windows.row_in_tile(sym("r"), number)
         return Load(tile.name, (Index(row), Index(sym("c"))), p.dtype)
 
     def element(column: Expr) -> None:
