@@ -11,12 +11,16 @@ mask must execute the same intrinsic").
 What tells them apart is the kernel's flow. Steps that a barrier may be followed by and that do not
 lead to it again are *behind* it; who was at one of them and is missed at the barrier passed it by.
 Branches and returns do not count: compilers give a kernel one `ret` for all that return.
+
+So it is within each function that is called, for what its threads do until they return: a thread
+that went on there and one that waits there must be in a call of one number from one place.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +33,7 @@ from .flow import block_starts, following
 from .program import Code, Program, Scope, Step
 
 if TYPE_CHECKING:
+    from .groups import Call, Frame
     from .machine import Batch, Group, Machine
 
 Array = NDArray[Any]
@@ -38,11 +43,11 @@ _WORD = 64
 
 
 def note_steps_behind(program: Program, code: Code, scopes: Sequence[Scope]) -> None:
-    """Lets steps of a kernel that are behind a barrier note which threads came there.
+    """Lets steps of a function that are behind a barrier note which threads came there.
 
     Barriers between which no branch is are passed by together, and have one number.
     """
-    names = _with_barriers(program)
+    names = _that_wait(program)
     sites = [at for at, step in enumerate(code.steps)
              if _waits_for_all(step) or _has_mask(step) or _calls(step, names)]  # fmt: skip
     if not sites:
@@ -70,20 +75,55 @@ def note_steps_behind(program: Program, code: Code, scopes: Sequence[Scope]) -> 
     for a, mask in marks.items():
         at = does[a]
         assert at is not None
-        _note(code.steps[at], mask, len(numbers))
+        _note(code.steps[at], mask)
+
+
+@dataclass
+class _Noted:
+    """What is known of the calls of a function from one place, for each thread."""
+
+    behind: Array
+    """Of its last call, bits of the sites that it was behind: `[words][threads]`."""
+    calls: Array
+    """How many there were."""
+
+    @classmethod
+    def of(cls, batch: Batch, frame: Frame, callers: tuple[Call, ...]) -> _Noted:
+        """What is noted of a frame with these callers."""
+        known: dict[tuple[Any, ...], _Noted] = batch.state.setdefault(_STATE, {})
+        key = (frame, *((caller, pc) for caller, pc, _ in callers))
+        if key not in known:
+            words = max(frame.code.barrier_sites.values(), default=0) // _WORD + 1
+            known[key] = cls(
+                np.zeros((words, batch.threads), np.uint64), np.zeros(batch.threads, np.int64)
+            )
+        return known[key]
+
+
+def called(g: Group) -> None:
+    """A group has come into a function: what it did in calls before counts no longer."""
+    if g.frame.code.barrier_sites:
+        noted, sel = _Noted.of(g.batch, g.frame, g.stack), slice(None) if g.sel is None else g.sel
+        noted.behind[:, sel] = 0
+        noted.calls[sel] += 1
 
 
 def passed_by(batch: Batch, g: Group) -> Array | None:
     """Which threads of a batch ended and passed by where a group waits; `None` for none."""
-    noted = batch.state.get(_STATE)
-    if noted is None:
-        return None
-    code, at = (g.stack[0][0].code, g.stack[0][1]) if g.stack else (g.frame.code, g.pc)
-    number = code.barrier_sites.get(at)
-    if number is None:
-        return None
-    word, bit = divmod(number, _WORD)
-    found: Array = (noted[word] >> np.uint64(bit) & np.uint64(1) != 0) & ~batch.alive
+    found: Array | None = None
+    here = [*((frame, pc) for frame, pc, _ in g.stack), (g.frame, g.pc)]
+    for depth, (frame, pc) in enumerate(here):
+        number = frame.code.barrier_sites.get(pc)
+        if number is None:
+            continue
+        noted, threads = _Noted.of(batch, frame, g.stack[:depth]), g.threads()
+        word, bit = divmod(number, _WORD)
+        passed = (noted.behind[word] >> np.uint64(bit) & np.uint64(1) != 0) & ~batch.alive
+        if depth:
+            calls = np.zeros(batch.blocks, np.int64)
+            calls[batch.block_of[threads]] = noted.calls[threads]
+            passed &= noted.calls == calls[batch.block_of]
+        found = passed if found is None else found | passed
     return found
 
 
@@ -115,21 +155,26 @@ def _waits_for_all(step: Step) -> bool:
     return len(step.instruction.operands) == operands
 
 
-def _with_barriers(program: Program) -> set[str]:
-    """Names of functions that wait for all threads of the block, or call some that do."""
-    codes = program.codes
-    found = {name for name, code in codes.items() if any(map(_waits_for_all, code.steps))}
-    size = -1
-    while found and size != len(found):
-        size = len(found)
-        found |= {name for name, code in codes.items() if not found.isdisjoint(code.mentions)}
-    return found
+def _that_wait(program: Program) -> set[str]:
+    """Names of functions that wait for threads of the block or a warp, or use some that do."""
+    if program.that_wait is None:
+        codes = program.codes
+        found = {name for name, code in codes.items()
+                 if any(_waits_for_all(x) or _has_mask(x) for x in code.steps)}  # fmt: skip
+        size = -1
+        while found and size != len(found):
+            size = len(found)
+            found |= {name for name, code in codes.items() if not found.isdisjoint(code.mentions)}
+        program.that_wait = found
+    return program.that_wait
 
 
 def _calls(step: Step, names: set[str]) -> bool:
+    """Whether a step calls one of some functions, or one that is not known."""
     if step.match.form.meaning != "control.call":
         return False
-    return any(isinstance(x, s.Symbol) and x.name in names for x in step.instruction.operands)
+    target = next(x for x in step.instruction.operands if isinstance(x, s.Symbol | s.Register))
+    return bool(names) if isinstance(target, s.Register) else target.name in names
 
 
 def _first_that_does(code: Code, first: int, last: int) -> int | None:
@@ -155,19 +200,15 @@ def _reached(edges: Mapping[int, Iterable[int]], start: int) -> set[int]:
     return found
 
 
-def _note(step: Step, mask: int, numbers: int) -> None:
+def _note(step: Step, mask: int) -> None:
     """Lets a step note that its threads came to it, for the barriers of a mask."""
-    words = [(n // _WORD, np.uint64(mask >> n & (1 << _WORD) - 1))
-             for n in range(0, numbers, _WORD)]  # fmt: skip
+    words = [(at, np.uint64(bits)) for at in range(-(-mask.bit_length() // _WORD))
+             if (bits := mask >> at * _WORD & (1 << _WORD) - 1)]  # fmt: skip
 
     def note(g: Group) -> None:
-        noted = g.batch.state.get(_STATE)
-        if noted is None:
-            noted = np.zeros((len(words), g.batch.threads), np.uint64)
-            g.batch.state[_STATE] = noted
+        noted = _Noted.of(g.batch, g.frame, g.stack)
         for word, bits in words:
-            if bits:
-                noted[word, slice(None) if g.sel is None else g.sel] |= bits
+            noted.behind[word, slice(None) if g.sel is None else g.sel] |= bits
 
     if step.run is not None:
         step.run = _then(note, step.run)

@@ -122,7 +122,7 @@ class Code:
     uses_stack: bool = False
     uses_reserved: bool = False
     """Whether it looks for the shared memory that the system keeps for itself."""
-    granules: Granules = field(default_factory=lambda: Granules())
+    granules: Granules = field(default_factory=Granules)
     pending: list[tuple[Step, Scope, Decoded]] = field(default_factory=list)
     """Steps that are made ready when the function is first used."""
 
@@ -139,11 +139,11 @@ class Code:
         for step, scope, known in pending:
             x = step.instruction
             compile_step(Site(program, self, scope, x, known, known.bound(x)), step)
-        if pending and self.function.is_entry:
+        if pending:
             note_steps_behind(program, self, [scope for _, scope, _ in pending])
 
     barrier_sites: dict[int, int] = field(default_factory=dict)
-    """Steps of a kernel that wait for all threads of the block, with a number for each."""
+    """Steps that wait for threads of the block or the warp, with a number for each."""
     ready: list[tuple[Step, Scope, Decoded]] = field(default_factory=list)
     """Steps that were made ready."""
     open: frozenset[str] = frozenset()
@@ -284,8 +284,8 @@ class Program:
         self.module = module
         self.codes: dict[str, Code] = {}
         self.externals: set[str] = set()
-        self.globals = Scope(0)
-        self._scopes = 0
+        self.globals, self._scopes = Scope(0), 0
+        self.that_wait: set[str] | None = None  # functions, found when first needed
         for v in module.variables:
             self._module_variable(v)
         for function in module.functions:

@@ -11,6 +11,7 @@ from stagefuse.runtime.emulator.errors import Stop
 from stagefuse.runtime.emulator.externals import EXTERNALS
 from stagefuse.runtime.emulator.layout import MOST_CALLS
 from stagefuse.runtime.emulator.operands import getter, putter, write
+from stagefuse.runtime.emulator.passed_by import called
 from stagefuse.runtime.emulator.program import Control, Place, Run, Site, Step
 
 from . import control, effect
@@ -157,6 +158,7 @@ def call(site: Site) -> Control:
             give(g, inner, formal)
         g.stack = (*g.stack, (frame, g.pc, takes))
         g.frame, g.regs, g.pc = inner, inner.regs, 0
+        called(g)
 
     def run(machine: Machine, g: Group, step: Step) -> bool:
         if chosen is None:

@@ -62,3 +62,47 @@ def test_what_a_thread_wrote_that_returned_before_a_barrier() -> None:
         st.global.u32 [%d20], %r6;""", shared=".shared .b32 s[64];")
     found = fault(text, words(64), block=64)
     assert (found.kind, found.line) == ("race", line_of(text, "ld.shared"))
+
+
+WAITS = """
+.func waits(.reg .b64 a, .reg .b32 v, .reg .b32 c)
+{
+    .reg .pred p;
+    setp.eq.u32 p, c, 0;
+    @p bra ON;
+    BARRIER
+ON:
+    st.global.u32 [a], v;
+    ret;
+}
+"""
+
+
+@pytest.mark.parametrize("barrier, message", [
+    ("bar.sync 0;", "waits for 64 threads, of which 40 came and 24 went on behind"),
+    ("bar.warp.sync -1;", "its mask names lane 31, which went on behind it"),
+])  # fmt: skip
+def test_a_barrier_in_a_function_that_some_threads_pass_by(barrier: str, message: str) -> None:
+    """The kernel itself does nothing behind the call."""
+    body = "setp.lt.u32 %p0, %r0, 40; selp.u32 %r4, 1, 0, %p0; call waits, (%d20, %r0, %r4);"
+    text = kernel(body, before=WAITS.replace("BARRIER", barrier))
+    found = fault(text, words(64), block=64)
+    assert (found.kind, found.line) == ("barrier", line_of(text, barrier[:8]))
+    assert message in str(found)
+
+
+@pytest.mark.parametrize("barrier", ["bar.sync 0;", "bar.warp.sync -1;"])
+def test_threads_that_end_between_calls_of_a_function_with_a_barrier(barrier: str) -> None:
+    """They were at the barrier in their calls, or no thread was in those of that number."""
+    text = kernel("""
+        mov.u32 %r4, 0;
+    TOP:
+        and.b32 %r5, %r4, 1;
+        call waits, (%d20, %r0, %r5);
+        add.u32 %r4, %r4, 1;
+        setp.eq.u32 %p0, %r4, 3; setp.ge.and.u32 %p0, %r0, 40, %p0; @%p0 bra END;
+        setp.lt.u32 %p1, %r4, 6; @%p1 bra TOP;
+    END:""", before=WAITS.replace("BARRIER", barrier))  # fmt: skip
+    out = words(64)
+    run(text, out, block=64)
+    assert (out == np.arange(64)).all()
