@@ -132,6 +132,10 @@ class Expr:
             return 0
         return terms[0][1] if len(terms) == 1 and not terms[0][0] else None
 
+    def constant(self) -> int:
+        """What is left where every other term is 0."""
+        return self.terms[0][1] if self.terms and not self.terms[0][0] else 0
+
     def as_symbol(self) -> str | None:
         """The name if this is a single symbol."""
         atom = self.as_atom()
@@ -327,6 +331,10 @@ def floordiv(a: IntLike, b: IntLike, facts: Facts | None = None) -> Expr:
         return quotient + floordiv(rest, b, facts)
     if facts and facts.is_nonneg(a) and facts.prove_lt(a, b):
         return const(0)
+    if facts and y is not None and (shift := a.constant()):
+        over = facts.remainder(a - shift, b)
+        if over is not None:
+            return floordiv(a - shift, b, facts) + (over + shift) // y
     return _whole(a, b) or expr_of(Atom("//", "", (a, b)))
 
 
@@ -351,8 +359,9 @@ def mod(a: IntLike, b: IntLike, facts: Facts | None = None) -> Expr:
         return const(0)
     if x is not None and y is not None:
         return const(x % y)
-    if facts and facts.divides(a, b):
-        return const(0)
+    over = facts.remainder(a, b) if facts else None
+    if over is not None:
+        return const(over)
     quotient, rest = divide(a, b)
     if quotient.terms and (y is not None or (facts and facts.is_positive(b))):
         return mod(rest, b, facts)

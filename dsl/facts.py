@@ -419,17 +419,29 @@ class Facts:
         return found
 
     def _undo_division(self, expr: Expr) -> Expr:
-        """b*(a // b) is a where b divides a."""
+        """b*(a // b) is a - a % b, where that is a number."""
         for monomial, coefficient in expr.terms:
             for atom, power in monomial:
-                if atom.kind == "//" and power == 1 and self.divides(*atom.args):
+                over = self.remainder(*atom.args) if atom.kind == "//" and power == 1 else None
+                if over is not None:
                     a, b = atom.args
                     others = tuple(p for p in monomial if p[0] != atom)
                     slope, remainder = divide(Expr(((others, coefficient),)), b)
                     if slope.terms and not remainder.terms:
                         rest = expr - Expr(((monomial, coefficient),))
-                        return self._undo_division(rest + slope * a)
+                        return self._undo_division(rest + slope * (a - over))
         return expr
+
+    def remainder(self, expr: Expr, by: Expr) -> int | None:
+        """What is proved to be left of `expr` by `by`: 1 of D + 1 by 2, where 2 divides D."""
+        if self.divides(expr, by):
+            return 0
+        number = by.as_int()
+        if number is None or number < 1:
+            return None
+        own = expr.constant()
+        tried = (own - known.constant() for known, _ in self.divisible)
+        return next((r % number for r in tried if self.divides(expr - r, by)), None)
 
     def divides(self, expr: IntLike, by: IntLike) -> bool:
         """Whether `by` is proved to divide `expr`."""
@@ -440,10 +452,11 @@ class Facts:
         if not rest.terms:
             return True
         for known, number in self.divisible:
-            quotient, left = divide(rest, known)
-            if quotient.terms and not left.terms:
-                if not divide(as_expr(number) * quotient, by)[1].terms:
-                    return True
+            for part in (rest, expr):
+                quotient, left = divide(part, known)
+                if quotient.terms and not left.terms:
+                    if not divide(as_expr(number) * quotient, by)[1].terms:
+                        return True
         return False
 
 

@@ -314,6 +314,10 @@ def cut_bounds(facts: Facts, cut: Cut, extent: Expr) -> tuple[Expr, Expr]:
         if facts.is_nonneg(-cut.start - 1):
             length = minimum(extent, -cut.start, facts)
             return extent - length, length
+    if step > 1 and cut.stop is None and cut.start is not None:
+        first = cut.start.as_int()
+        if first is not None and 0 <= first < step:  # an axis that ends before it has no element
+            return cut.start, facts.simplify(floordiv(extent + (step - 1 - first), step, facts))
     low, high = (0, 0) if step > 0 else (-1, -1)
     start = const(0) if step > 0 else extent - 1
     stop = extent if step > 0 else const(-1)

@@ -133,13 +133,14 @@ class Ranges:
         for number, use in plain:
             if not self.facts.prove_eq(first.extent, use.extent):
                 name = self.indices[symbol].name
+                least = minimum(first.extent, use.extent, self.facts)
                 raise RangeProblem(
                     f"the index `{name}` has two sizes",
                     use.span,
                     f"{use.extent} here",
                     (first.span, f"{first.extent} here"),
                     range_notes(self.facts, first.extent, use.extent),
-                    f"state its range: `{name} in 0..{first.extent}`",
+                    f"state its range: `{name} in 0..{least}`",
                 )
             self.kept.add(number)
         self.found[symbol] = (const(0), first.extent)

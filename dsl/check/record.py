@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from stagefuse.dsl.dims import Expr, const, maximum, minimum, sym
+from stagefuse.dsl.dims import Expr, const, expr_of, maximum, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, F32, I64, U64, DType
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
@@ -301,14 +301,16 @@ class Recorder:
 
 
 def divided(expr: Expr) -> tuple[Expr, Expr] | None:
-    """a and b where the expression is a % b, which is to be 0."""
-    if len(expr.terms) != 1:
-        return None
-    monomial, coefficient = expr.terms[0]
-    if abs(coefficient) != 1 or len(monomial) != 1 or monomial[0][1] != 1:
-        return None
-    atom = monomial[0][0]
-    return (atom.args[0], atom.args[1]) if atom.kind == "%" else None
+    """a and b where the expression, which is to be 0, says that b divides a: D - 2 and 4 of
+    D % 4 - 2."""
+    for monomial, coefficient in expr.terms:
+        if abs(coefficient) != 1 or len(monomial) != 1 or monomial[0][1] != 1:
+            continue
+        atom = monomial[0][0]
+        left = (expr_of(atom) - expr * coefficient).as_int()
+        if atom.kind == "%" and left is not None:
+            return atom.args[0] - left, atom.args[1]
+    return None
 
 
 def default_dtype(number: Number) -> DType:

@@ -242,4 +242,6 @@ def range_notes(facts: Facts, *expressions: Expr) -> list[str]:
 
 def range_text(facts: Facts, name: str) -> str:
     low, high = facts.ranges.get(name, (0, None))
-    return f"in {low}..={high}" if high is not None else f"any size from {low}"
+    text = f"in {low}..={high}" if high is not None else f"any size from {low}"
+    by = [str(number) for known, number in facts.divisible if known.as_symbol() == name]
+    return f"{text}, a multiple of {' and '.join(by)}" if by else text

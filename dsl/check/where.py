@@ -189,29 +189,32 @@ def _add_equality(ranges: Ranges, divisible: list[tuple[Expr, Expr | int]], expr
 
 
 def _whole(ranges: Ranges, divisible: Sequence[tuple[Expr, Expr | int]]) -> Ranges:
-    """Ranges that end at multiples, of sizes that are multiples of a number."""
+    """Ranges that end at multiples, of sizes that with a number more are multiples of another."""
     found = dict(ranges)
     for expr, by in divisible:
-        name, number = expr.as_symbol(), as_expr(by).as_int()
+        more = expr.constant()
+        name, number = (expr - more).as_symbol(), as_expr(by).as_int()
         if name is None or name not in found or number is None or number < 1:
             continue
         low, high = found[name]
-        low = _rounded(low, number, True)
-        high = None if high is None else _rounded(high, number, False)
+        low = _rounded(low, number, more, True)
+        high = None if high is None else _rounded(high, number, more, False)
         least, most = as_expr(low).as_int(), None if high is None else as_expr(high).as_int()
         if least is None or most is None or least <= most:
             found[name] = (low, high)
     return found
 
 
-def _rounded(end: Expr | int, number: int, is_low: bool) -> Expr | int:
-    """The first multiple within an end that is a number, or one of several ends."""
+def _rounded(end: Expr | int, number: int, more: int, is_low: bool) -> Expr | int:
+    """The first within an end that with `more` is a multiple; the end is a number, or one of
+    several ends."""
     value, atom = as_expr(end).as_int(), as_expr(end).as_atom()
     if value is not None:
-        return -(-value // number) * number if is_low else value // number * number
+        past = (value + more) % number
+        return value - past + (number if is_low and past else 0)
     if atom is None or atom.kind != ("max" if is_low else "min"):
         return end
-    ends = [as_expr(_rounded(each, number, is_low)) for each in atom.args]
+    ends = [as_expr(_rounded(each, number, more, is_low)) for each in atom.args]
     return reduce(maximum if is_low else minimum, ends)
 
 

@@ -150,7 +150,7 @@ for some sizes
         ("x[0.5]", "E0216", "0.5", "not an index", ""),
         ("x[sum(x)]", "E0216", "sum(x)", "a tensor index holds integers", "i64(sum(x))"),
         ("y[b] = x[b]", "E0215", "x[b]", "1 index for 2 dimensions", ""),
-        ("y[b, i] = x[b, i] + ids[i]", "E0215", "ids[i]", "`i` has two sizes", "in 0..4"),
+        ("y[b, i] = x[b, i] + ids[i]", "E0215", "ids[i]", "`i` has two sizes", "in 0..min(4, N)"),
         ("y[b, i] = x[b, i - 1]", "E0215", "x[b, i - 1]", "does not start at 0", "`i in a..b`"),
         ("y[b, i in 0..5] = x[b, i]", "E0215", "x[b, i]", "leaves the bounds of `x`", ""),
         ("y[b, i, j] = x[b, i]", "E0215", "j", "the range of `j` cannot be found", "0..N"),

@@ -67,3 +67,36 @@ where K in 1..=602, K % 16 == 0, N <= K, N >= 1, T in 1..=60, T % 4 == 0, T <= N
     x[16:, 0], transpose(x[0, 1:], [1, 0])
 """
     assert errors(text) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "ends"),
+    [("D % 2 == 0", "[::2], [1::2]"), ("D % 6 == 0", "[::3], [1::3], [2::3]"), ("D % 4 == 2", "[::2], [1::2]")],
+)  # fmt: skip
+def test_parts_of_a_multiple_have_one_size(where: str, ends: str) -> None:
+    """What is left of a size by a number is known: every second of an even number are half."""
+    parts = [f"x{end.strip()}" for end in ends.split(",")]
+    text = f"""\
+pipeline p(x: f32[D]) -> f32[{len(parts)}, D // {len(parts)}]
+where {where}:
+    stack([{", ".join(parts)}])
+"""
+    assert errors(text) == []
+
+
+def test_a_size_of_which_a_remainder_is_stated_is_cut_without_a_rest() -> None:
+    text = """\
+pipeline p(x: f32[D], y: f32[D // 8 * 8]) -> (f32[D - 3], f32[(D + 5) // 8])
+where D % 8 == 3:
+    x[3:] + y, x[::8]
+"""
+    assert errors(text) == []
+
+
+def test_a_note_on_a_size_says_what_divides_it() -> None:
+    text = """\
+pipeline p(x: f32[D], y: f32[E]) -> f32[D]
+where D % 2 == 0, D in 2..=256:
+    x + y
+"""
+    assert "D is in 2..=256, a multiple of 2" in render_all(errors(text))
