@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeAlias
 
 from stagefuse.compiler.cpu.bodies import UNROLLED
 from stagefuse.compiler.cpu.values import renamed
 from stagefuse.compiler.fusion.groups import flops
-from stagefuse.compiler.graph import Map, Node, Reduce, Ref, Scalar, View, flatten_index
+from stagefuse.compiler.graph import (
+    Gather,
+    Indirect,
+    Map,
+    Node,
+    Reduce,
+    Ref,
+    Scalar,
+    View,
+    flatten_index,
+)
 from stagefuse.compiler.kernel_ir import (
     Alloc,
     Const,
@@ -120,19 +130,36 @@ def _runs_along_kept(low: Lowering) -> bool | None:
     """Whether what reductions read is adjacent along the last axis of the domain, and not along
     what is reduced; None if it is neither, or along both as in a window."""
     last, found = f"d{len(low.group.domain) - 1}", None
-    for ref in low.group.loads(low.graph):
-        for access in low.group.accesses.get(ref.node, []):
-            symbols = [e.symbols() for e in access or ()]
-            reduced = [any(name.startswith("f") for name in s) for s in symbols]
-            if not access or not any(reduced):
-                continue
-            if reduced[-1] and last in symbols[-1]:
-                return None
-            if reduced[-1] and any(last in s for s in symbols):
-                return False
-            if not reduced[-1] and access[-1].coefficient(last) == const(1):
-                found = True
+    for access in _accesses(low):
+        symbols = [e.symbols() for e in access]
+        reduced = [any(name.startswith("f") for name in s) for s in symbols]
+        if not any(reduced):
+            continue
+        if reduced[-1] and last in symbols[-1]:
+            return None
+        if reduced[-1] and any(last in s for s in symbols):
+            return False
+        if not reduced[-1] and access[-1].coefficient(last) == const(1):
+            found = True
     return found
+
+
+def _accesses(low: Lowering) -> Iterator[tuple[Expr, ...]]:
+    """Where memory is read: a position from data stands as a square of each of its own indices."""
+    for ref in sorted(low.group.loads(low.graph)):
+        yield from filter(None, low.group.accesses.get(ref.node, []))
+    for node in (low.graph.nodes[member] for member in sorted(low.group.members)):
+        gather = node.primitive
+        if not isinstance(gather, Gather) or node.operands[0].node in low.group.members:
+            continue
+        for access in filter(None, low.group.accesses[node.id]):
+            at = dict(zip(gather.symbols, access, strict=True))
+            yield tuple(
+                sum((e * e for e in i.indices), const(0)).substitute(at)
+                if isinstance(i, Indirect)
+                else i.substitute(at)
+                for i in gather.indices
+            )
 
 
 def _is_large_window(low: Lowering, node: Node) -> bool:
@@ -316,8 +343,7 @@ def _combined(
 
 
 def _is_cheap(low: Lowering, ref: Ref) -> bool:
-    """Whether an element of several rows at a time is little code, and reads nothing at positions
-    from data."""
+    """Whether an element of several rows at a time is little code."""
     cost, seen, pending = 0, set[int](), [ref.node]
     while pending:
         node = low.graph.nodes[pending.pop()]
@@ -326,7 +352,8 @@ def _is_cheap(low: Lowering, ref: Ref) -> bool:
         seen.add(node.id)
         if isinstance(node.primitive, Reduce):
             continue
-        if not isinstance(node.primitive, Map | Scalar | View) or node.id in low.staged:
+        known = isinstance(node.primitive, Map | Scalar | View | Gather)
+        if not known or node.id in low.staged:
             return False
         cost += flops(node)
         pending += [operand.node for operand in node.operands]

@@ -24,6 +24,7 @@ from .ir_cases import kernels_of, of_text
 Array = np.ndarray[Any, Any]
 MATRICES = "pipeline main(x: f32[M, N], y: f32[N, M]):\n"
 HEADS = "pipeline main(p: f32[1, 3, 1, N], v: f32[1, 3, N, 40], k: f32[1, 3, N, 40]):\n"
+EXPERTS = "pipeline main(x: f32[T, D], at: i64[T], w: f32[E, D, N], v: f32[D, E]):\n"
 CASES = {
     "down": (MATRICES, "sum(x, axis=0)", True),
     "down, kept": (MATRICES, "sum(x, axis=0, keepdims=True)", True),
@@ -35,6 +36,9 @@ CASES = {
     "both ways": (MATRICES, "sum(x + transpose(y, [1, 0]), axis=0)", False),
     "weights by rows": (HEADS, "p @ v", True),
     "rows by keys": (HEADS, "v[:, :, :1] @ transpose(k, [0, 1, 3, 2])", False),
+    "matrices of a table": (EXPERTS, "y[t, n] = sum[d] x[t, d] * w[at[t], d, n]", True),
+    "rows of a table": (EXPERTS, "y[d, n] = sum[t] w[at[t], d, n]", True),
+    "columns of a table": (EXPERTS, "y[t] = sum[d] x[t, d] * v[d, at[t]]", False),
 }
 
 
@@ -55,6 +59,26 @@ def test_results(name: str, rng: np.random.Generator) -> None:
         wanted = eval(CASES[name][1], wide | {"transpose": np.transpose})
         # each addition is off by half a unit of a sum that is well below 64
         np.testing.assert_allclose(pipe(x=x, y=y), wanted, rtol=0, atol=(m + n) * 2**-19)
+
+
+def test_rows_by_matrices_of_a_table(rng: np.random.Generator) -> None:
+    text = f"""{EXPERTS}    y[t, n] = sum[d] x[t, d] * w[at[t], d, n]
+    z[d, n] = sum[t] w[at[t], d, n]
+    y, z
+"""
+    pipe = stagefuse.compile(text, device="cpu")
+    for t, d, n in ((1, 1, 1), (3, 7, 257), (17, 33, 8), (0, 5, 9), (4, 0, 3), (4, 5, 3)):
+        x, w = rng.normal(0, 1, (t, d)).astype("f4"), rng.normal(0, 1, (3, d, n)).astype("f4")
+        at = rng.integers(-3, 3, t)
+        y, z = pipe(x=x, at=at, w=w, v=np.zeros((d, 3), "f4"))
+        wanted = np.einsum("td,tdn->tn", x.astype("f8"), w[at].astype("f8"))
+        # each addition is off by half a unit of a sum that is well below 64
+        np.testing.assert_allclose(y, wanted, rtol=0, atol=d * 2**-19)
+        np.testing.assert_allclose(z, w[at].astype("f8").sum(0), rtol=0, atol=t * 2**-19)
+        for place in range(t if d else 0):  # one of several rows that are read at a time
+            wrong = np.where(np.arange(t) == place, 7, at)
+            with pytest.raises(stagefuse.IndexOutOfRange, match="it is 7, the axis has size 3"):
+                pipe(x=x, at=wrong, w=w, v=np.zeros((d, 3), "f4"))
 
 
 def test_products_of_one_row(rng: np.random.Generator) -> None:

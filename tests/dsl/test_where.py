@@ -71,8 +71,12 @@ where K in 1..=602, K % 16 == 0, N <= K, N >= 1, T in 1..=60, T % 4 == 0, T <= N
 
 @pytest.mark.parametrize(
     ("where", "ends"),
-    [("D % 2 == 0", "[::2], [1::2]"), ("D % 6 == 0", "[::3], [1::3], [2::3]"), ("D % 4 == 2", "[::2], [1::2]")],
-)  # fmt: skip
+    [
+        ("D % 2 == 0", "[::2], [1::2]"),
+        ("D % 6 == 0", "[::3], [1::3], [2::3]"),
+        ("D % 4 == 2", "[::2], [1::2]"),
+    ],
+)
 def test_parts_of_a_multiple_have_one_size(where: str, ends: str) -> None:
     """What is left of a size by a number is known: every second of an even number are half."""
     parts = [f"x{end.strip()}" for end in ends.split(",")]
