@@ -33,7 +33,8 @@ CONTINUES = frozenset(
 )  # fmt: skip
 _HINTS = {
     ";": "write one statement a line", "{": "blocks are indented, lists are `[...]`",
-    "!": "write `not`", "\u00a0": "write a plain space", "\u2212": "write `-`",
+    "!": "write `not`", "?": "write `select(condition, a, b)`",
+    "\u00a0": "write a plain space", "\u2212": "write `-`",
     "\u2013": "write `-`", "\u00d7": "write `*`", "\u2192": "write `->`", "\u2264": "write `<=`",
     "\u2265": "write `>=`", "\u2260": "write `!=`", "\u201c": "write `\"`", "\u201d": "write `\"`",
     "\u2018": "write `'`", "\u2019": "write `'`", "\u2026": "write `...`",

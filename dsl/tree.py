@@ -375,10 +375,7 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
         if isinstance(left, ast.Binary) and str(left.op) in _COMPARISONS:
             inside = span.source.text[span.start : left.span.start]
             if "(" not in inside and left.span.start == span.start:
-                self._problem(
-                    "E0112", "comparisons are not chained", span,
-                    "write `a < b and b < c`",
-                )  # fmt: skip
+                self._problem("E0112", "comparisons are not chained", span, _unchained(left.right))
         return self.on_binary(span, c)
 
     def on_pipe(self, span: Span, c: Children) -> Any:
@@ -396,3 +393,13 @@ class _Builder(Transformer_NonRecursive):  # type: ignore[type-arg]
 
 
 _COMPARISONS = frozenset(("==", "!=", "<", "<=", ">", ">="))
+
+
+def _unchained(middle: ast.Expr) -> str:
+    """What is written instead of `a < middle < c`."""
+    if isinstance(middle, ast.Binary) and str(middle.op) in ("&", "|"):
+        word = "and" if str(middle.op) == "&" else "or"
+        return f"`{middle.op}` binds tighter than comparisons: write `a < b {word} c < d`"
+    if isinstance(middle, ast.Name) and middle.name[:1].isupper():
+        return f"write `a < b and b < c`, or in a `where` a range: `{middle.name} in 1..=512`"
+    return "write `a < b and b < c`"

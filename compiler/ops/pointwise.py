@@ -34,6 +34,8 @@ def _help(fn: ScalarFn, type: TensorType) -> str:
         return "convert: `f32(x)`"
     if type.dtype.is_bool:
         return "convert: `f32(x)` or `i64(x)`"
+    if fn.name == "bitxor":
+        return "a power is written `x ** 2`; for bits convert: `i64(x)`"
     return "convert: `i64(x)`" if type.dtype.is_float else "convert it first"
 
 

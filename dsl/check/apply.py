@@ -446,6 +446,10 @@ def not_a_tensor(what: str, arg: Arg) -> Failed:
                 help_text = f"name the tensor: `{text_of(arg.span)}.weight`"
     elif isinstance(arg.value, Items) and is_stackable(arg.value):
         help_text = stacked(arg.span)
+    elif isinstance(arg.value, Items) and arg.value.bracket != "[":
+        letters = [chr(ord("a") + n) for n in range(min(len(arg.value.items), 26))]
+        given = [n or a for n, a in zip(arg.value.names, letters, strict=False)] or letters
+        help_text = f"bind what it holds: `{', '.join(given)} = {text_of(arg.span)}`"
     return Failed(
         "E0204",
         f"{what} must be a tensor",

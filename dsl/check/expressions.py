@@ -10,7 +10,6 @@ from stagefuse.dsl.types import TensorType
 
 from . import calls, notation, subscripts
 from .apply import Arg, apply, size
-from .foreign import OTHER_NAMES
 from .frame import Frame
 from .literals import own_dtype
 from .report import Failed, text_of
@@ -133,7 +132,7 @@ def attribute(frame: Frame, node: ast.Attribute) -> Value:
     elif isinstance(base, Tensor) and frame.checker.is_builtin(node.name):
         help_text = f"write `{node.name}({text_of(node.base.span)})`"
     elif isinstance(base, Tensor):
-        help_text = OTHER_NAMES.get(node.name)
+        help_text = frame.checker.elsewhere(node.name)
     raise Failed(
         "E0220",
         f"{describe(base)} has no attribute `{node.name}`",

@@ -260,7 +260,7 @@ class Checker:
     def unknown(self, name: str, span: Span, names: list[str]) -> Failed:
         if name in RESERVED:
             return Failed("E0212", f"`{name}` is reserved for later", span)
-        advice = None if dtype_named(name) else self._elsewhere(name)
+        advice = None if dtype_named(name) else self.elsewhere(name)
         near = dtype_named(name) or nearest(name, names)
         if advice is None and near is not None:
             advice = f"the nearest name is `{near}`"
@@ -274,10 +274,10 @@ class Checker:
         elif near is not None:
             advice = f"the nearest name is `{near}`"
         else:
-            advice = self._elsewhere(name)
+            advice = self.elsewhere(name)
         return Failed("E0201", f"`{module.name}` has no `{name}`", span, help=advice)
 
-    def _elsewhere(self, name: str) -> str | None:
+    def elsewhere(self, name: str) -> str | None:
         """Where the library has the name, or what is written for it, for help."""
         if self.load_module(name) is not None:
             return f"add `import {name}` at the top"

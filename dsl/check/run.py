@@ -216,6 +216,8 @@ class _Entry:
                 f"{spec.kind} is a constant of the compilation",
                 help=f"a scalar input is `{param.name}: {hint}`"
                 if hint
+                else f'write `const {param.name} = "..."`, or give it to a `fn`'
+                if spec.kind == "str"
                 else 'declare `weights w = "file.safetensors"` at the top',
             )
         if spec.shape.rest is not None:

@@ -58,6 +58,20 @@ def test_every_construct_parses() -> None:
     assert definition.value.op == "+" and isinstance(definition.value.left, ast.Reduction)
 
 
+@pytest.mark.parametrize(
+    ("text", "help"),
+    [
+        ("fn f(x: f32):\n    0 < x < 1\n", "write `a < b and b < c`"),
+        ("fn f(x: f32):\n    x > 0 & x < 1\n", "`&` binds tighter than comparisons"),
+        ("fn f(x: f32[N])\nwhere 1 <= N <= 8:\n    x\n", "`N in 1..=512`"),
+        ("fn f(x: f32):\n    x > 0 ? x : 1\n", "`select(condition, a, b)`"),
+    ],
+)
+def test_help_says_what_is_written_instead(text: str, help: str) -> None:
+    (problem,) = parse(Source("f.pipe", text))[1]
+    assert problem.help is not None and help in problem.help.text
+
+
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_line_ends_and_a_byte_order_mark_are_accepted(ending: str) -> None:
     text = "\ufeff" + EXAMPLE.replace("\n", ending)
