@@ -56,7 +56,13 @@ def places(g: Group, space: str, addresses: Array, size: int, threads: Array) ->
 
     Raises: Stop where an access is misaligned or out of bounds.
     """
-    check_aligned(addresses, size, threads)
+    try:
+        check_aligned(addresses, size, threads)
+    except Stop as stop:
+        bad = int(addresses[np.flatnonzero(addresses & (size - 1))[0]])
+        found = g.batch.machine.heap.place(bad) if space in ("", "global", "const") else ""
+        stop.message += f" ({found})" if found else ""
+        raise
     return _in_space(g, space, addresses, size, threads)
 
 
@@ -106,12 +112,13 @@ def _global(g: Group, addresses: Array, size: int, threads: Array) -> list[Part]
     number = low >> ALLOCATION_BITS
     if number == high >> ALLOCATION_BITS:
         if not 0 < number <= len(heap.arenas):
-            raise Stop("out-of-bounds", f"no memory at {low & ((1 << 64) - 1):#x}",
-                       int(threads[int(addresses.argmin())]))  # fmt: skip
+            at = f"no memory at {low & ((1 << 64) - 1):#x}"
+            raise Stop("out-of-bounds", at + heap.nearest(low), int(threads[addresses.argmin()]))
         arena = heap.arenas[number - 1]
         base = number << ALLOCATION_BITS
         if high - base + size > arena.limit:
-            raise _outside(arena, addresses - base, size, threads)
+            stop = _outside(arena, addresses - base, size, threads)
+            raise Stop(stop.kind, stop.message + heap.nearest(high), stop.thread)
         space = "const" if arena.constant else "global"
         return [Part(arena, addresses - base, None, threads, space)]
     parts = []
@@ -126,7 +133,7 @@ def _global(g: Group, addresses: Array, size: int, threads: Array) -> list[Part]
 def _outside(arena: Arena, offsets: Array, size: int, threads: Array) -> Stop:
     bad = (offsets < 0) | (offsets + size > arena.limit)
     at = int(np.flatnonzero(bad)[0])
-    text = (f"{size} bytes at offset {int(offsets[at])} of {arena.name}, which has "
+    text = (f"{size} bytes at offset {int(offsets[at])} of {arena.title}, which has "
             f"{arena.limit} bytes")  # fmt: skip
     return Stop("out-of-bounds", text, int(threads[at]))
 
@@ -296,8 +303,7 @@ def check_written(
         missing = arena.untouched(index + offset, each)
         if missing is not None:
             at = int(np.flatnonzero(missing)[0])
-            within = int(index[at]) % arena.stride if arena.stride else int(index[at])
-            raise Stop("uninitialised", f"nothing wrote offset {within + offset} of {arena.name}",
+            raise Stop("uninitialised", f"nothing wrote {arena.place(int(index[at]) + offset)}",
                        int(threads[at]))  # fmt: skip
 
 

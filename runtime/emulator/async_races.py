@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,10 +139,14 @@ def async_access(
     number, time = agent
     record = (time << CLOCK_BITS) | ((AGENTS + number) * batch.stride + 1) << 1 | int(strong)
     who = [[thread] for thread in threads] if every else [list(threads)]
-    _check(races, batch, who, shadow.writes[at], record, "written", writes, generic)
+
+    def place(where: int) -> str:
+        return region.arena.place(int(at[where]) * shadow.granule)
+
+    _check(races, batch, who, shadow.writes[at], record, "written", writes, place, generic)
     if writes:
-        _check(races, batch, who, shadow.reads[at], record, "read", True)
-        _check(races, batch, who, shadow.others[at], record, "read", True)
+        _check(races, batch, who, shadow.reads[at], record, "read", True, place)
+        _check(races, batch, who, shadow.others[at], record, "read", True, place)
         shadow.write(at, record)
     else:
         shadow.read(at, record)
@@ -184,9 +188,12 @@ def _strangers(batch: Batch, block: int) -> set[int]:
 
 def _check(
     races: Races, batch: Batch, groups: list[list[int]], old: Array, record: int, what: str,
-    writes: bool, generic: bool = False,
+    writes: bool, place: Callable[[int], str], generic: bool = False,
 ) -> None:  # fmt: skip
-    """Raises: Stop where an old access is unordered for all threads of one of the groups."""
+    """`place` says in words where one of the accesses was.
+
+    Raises: Stop where an old access is unordered for all threads of one of the groups.
+    """
     first = old[:1]
     stamps = first if (old == first).all() else old
     stamps = stamps[(stamps != 0) & (stamps != record) & (stamps & record & 1 == 0)]
@@ -200,7 +207,8 @@ def _check(
         bad = stamps[late][:1]
         fence = is_write and _ordered(races, batch, threads, bad).all()
         missing = "no `fence.proxy.async`" if fence else "nothing"
-        text = (f"a place is {'written' if writes else 'read'} by an asynchronous copy or product "
+        where = place(int(np.flatnonzero(old == bad)[0]))
+        text = (f"{where} is {'written' if writes else 'read'} by an asynchronous copy or product "
                 f"and was {what} by {races.actor(batch, int(bad[0]))}, with {missing} between "
                 "that orders them")  # fmt: skip
         raise Stop("race", text, threads[0])

@@ -31,6 +31,15 @@ class Layout:
     granules: Granules
     uses_reserved: bool
 
+    def shared_variable(self, offset: int) -> str:
+        """What lies at an offset of shared memory, in words; "" where there is but one thing."""
+        places = {key.rsplit(":", 1)[-1]: at for key, at in self.shared.items()}
+        if not places:
+            return ""
+        places["dynamic shared memory"] = self.dynamic_offset
+        name = max((n for n, at in places.items() if at <= offset), key=places.__getitem__)
+        return f"{name} + {offset - places[name]}"
+
 
 def lay_out(program: Program, entry: Code) -> Layout:
     """The layout of a kernel: only what it, and what it calls, names takes part."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stagefuse.compiler.ptx import print_instruction
 
 from .barriers import Barriers
-from .errors import Fault, Stop, shortened
+from .errors import Fault, Stop, callers_of, shortened
 from .groups import Frame, Geometry, compact, merge
 from .groups import Group as Group
 from .layout import Layout
@@ -80,6 +80,7 @@ class Batch:
             "shared", count * machine.shared_stride, valid=not machine.looks_for_unwritten,
             limit=machine.shared_bytes, stride=machine.shared_stride,
         )  # fmt: skip
+        self.shared.variable_at = machine.layout.shared_variable
         self.shared_base: Array = self.block_of * machine.shared_stride
         if machine.layout.uses_reserved:  # it starts with zeros
             at = np.arange(machine.reserved_offset, machine.shared_bytes, 8)
@@ -489,11 +490,11 @@ class Machine:
         x = stop.instruction or step.instruction
         thread = stop.thread if stop.thread is not None else int(g.threads()[0])
         block, within = batch.position(thread)
-        message = stop.message
-        if stop.kind == "deadlock" and (places := batch.places()):
-            message += f"; threads stand so: {places};"
+        places = batch.places() if stop.kind == "deadlock" else ""
+        message = stop.message + (f"; threads stand so: {places};" if places else "")
         return Fault(
             stop.kind, message, kernel=self.entry.name, instruction=print_instruction(x),
             line=x.line, file=self.program.module.file(x.loc.file) if x.loc else "",
             source_line=x.loc.line if x.loc else 0, block=block, thread=within,
+            callers=tuple(callers_of(g.frame.code, x, g.stack, self.program.module)),
         )  # fmt: skip

@@ -9,6 +9,7 @@ an offset in the block's own, or, from 2^24 on, one of the cluster: rank + 1, th
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,10 +55,23 @@ class Arena:
         self.stride = stride
         self.shadow: Any = None
         """What the race detector knows of these bytes."""
+        self.variable_at: Callable[[int], str] | None = None
+        """What lies at an offset, in words, where parts have names."""
         self.constant = False
         self.held: Array | None = None
         """Which eight bytes are mbarriers, once there were any."""
         self._views: dict[Any, Array] = {}
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return f"{self.name} memory" if self.name in ("shared", "local") else self.name
+
+    def place(self, index: int) -> str:
+        """A position among its bytes in words."""
+        offset = index % self.stride if self.stride else index
+        variable = self.variable_at(offset) if self.variable_at else ""
+        return f"offset {offset} of {self.title}" + (f" ({variable})" if variable else "")
 
     def view(self, dtype: np.dtype[Any]) -> Array:
         """The bytes as elements; a rest that is no whole element is left out."""
@@ -175,6 +189,19 @@ class Heap:
         """The address of an arena that becomes part of this memory."""
         self.arenas.append(arena)
         return len(self.arenas) << ALLOCATION_BITS
+
+    def place(self, address: int) -> str:
+        """What an address of an allocation is in words, "" for another one."""
+        number, offset = address >> ALLOCATION_BITS, address & ((1 << ALLOCATION_BITS) - 1)
+        return self.arenas[number - 1].place(offset) if 0 < number <= len(self.arenas) else ""
+
+    def nearest(self, address: int) -> str:
+        """How far an address that is in no allocation lies before the next one, in words."""
+        number = (address >> ALLOCATION_BITS) + 1
+        distance = (number << ALLOCATION_BITS) - address
+        if not 0 < number <= len(self.arenas) or distance > 1 << (ALLOCATION_BITS - 1):
+            return ""
+        return f", {distance} bytes before {self.arenas[number - 1].title}"
 
     def address_of(self, array: Array, name: str) -> int:
         """The address of an array's first byte, which lies in an allocation of its own."""

@@ -130,7 +130,7 @@ class Races(HappensBefore):
         if arena.constant:
             return
         shadow = self.shadow(arena)
-        now = _Now(self._records(batch, threads, not weak), threads, narrow)
+        now = _Now(self._records(batch, threads, not weak), threads, arena, index, narrow)
         records = now.records
         for at in self._granules(shadow.granule, index, size):
             if shadow.was_written:
@@ -151,8 +151,9 @@ class Races(HappensBefore):
         for at in self._granules(shadow.granule, index, size) if shadow.was_written else ():
             written = shadow.writes[at] != 0
             if written.any():
-                raise Stop("race", "a place is read by `ld.global.nc`, which is for what no thread "
-                           "of the launch writes, and was written before",
+                place = arena.place(int(index[written][0]))
+                raise Stop("race", f"{place} is read by `ld.global.nc`, which is for what no "
+                           "thread of the launch writes, and was written before",
                            int(threads[written][0]))  # fmt: skip
 
     def stored_together(self, batch: Batch, threads: Array) -> None:
@@ -197,7 +198,7 @@ class Races(HappensBefore):
     ) -> None:  # fmt: skip
         """Threads write `size` bytes each, the elements in `values`."""
         shadow = self.shadow(arena)
-        now = _Now(self._records(batch, threads, not weak), threads, narrow)
+        now = _Now(self._records(batch, threads, not weak), threads, arena, index, narrow)
         new = Written(arena, index, values, len(threads))
         for at in self._granules(shadow.granule, index, size):
             for old, what in shadow.used():
@@ -219,9 +220,9 @@ class Races(HappensBefore):
         twins = at[order][1:] == at[order][:-1]
         different = twins & new.differ(order[1:], order[:-1])
         if different.any():
-            who = int(threads[order[1:][different][0]])
-            raise Stop("race", "threads of one instruction write different values to one place",
-                       who)  # fmt: skip
+            first = order[1:][different][0]
+            raise Stop("race", "threads of one instruction write different values to one place, "
+                       + new.arena.place(int(new.index[first])), int(threads[first]))  # fmt: skip
 
     def atomic(
         self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, order: str,
@@ -231,7 +232,7 @@ class Races(HappensBefore):
         shadow = self.shadow(arena)
         if order in ("release", "acq_rel"):
             self.release(batch, threads, narrow)
-        now = _Now(self._records(batch, threads, True), threads, narrow)
+        now = _Now(self._records(batch, threads, True), threads, arena, index, narrow)
         for at in self._granules(shadow.granule, index, size):
             for old, what in shadow.used():
                 self._conflicts(batch, old[at], now, "written", what)
@@ -249,7 +250,7 @@ class Races(HappensBefore):
     def launched(self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array) -> None:
         """Copies in the background begin, which will write these bytes at a time not known."""
         shadow = self.shadow(arena)
-        now = _Now(self._records(batch, threads, False), threads, False)
+        now = _Now(self._records(batch, threads, False), threads, arena, index)
         for at in self._granules(shadow.granule, index, size):
             for old, what in shadow.used():
                 self._conflicts(batch, old[at], now, "written", what)
@@ -385,7 +386,8 @@ class Races(HappensBefore):
         else:
             text = (f"is {does} here and was {did} by {self.actor(batch, int(old[at]))}, "
                     "with nothing between that orders them")  # fmt: skip
-        raise Stop("race", f"a place {text}", int(now.threads[at]))
+        place = now.arena.place(int(now.index[at]))
+        raise Stop("race", f"{place} {text}", int(now.threads[at]))
 
     def actor(self, batch: Batch, stamp: int) -> str:
         """Who made the access that is remembered as `stamp`, in words."""
@@ -412,11 +414,14 @@ def _phase(batch: Batch, index: int, serial: int, phase: int) -> str:
 
 @frozen
 class _Now:
-    """An access that is made: its records, its threads, whether its scope is the block."""
+    """An access that is made: its records, its threads, where it goes, whether its scope is the
+    block."""
 
     records: Array
     threads: Array
-    narrow: bool
+    arena: Arena
+    index: Array
+    narrow: bool = False
 
 
 def _pick(at: Any, held: Array) -> Array:

@@ -52,9 +52,7 @@ class Region:
         missing = self.arena.unwritten(self.index, self.unit)
         if missing is not None:
             at = int(self.index.reshape(-1)[int(np.argmax(missing))])
-            within = at % self.arena.stride if self.arena.stride else at
-            raise Stop("uninitialised", f"nothing wrote offset {within} of {self.arena.name}",
-                       thread)  # fmt: skip
+            raise Stop("uninitialised", f"nothing wrote {self.arena.place(at)}", thread)
 
     def _check_free(self, thread: int) -> None:
         """Raises: Stop where an mbarrier lies there."""

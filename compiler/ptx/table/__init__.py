@@ -28,6 +28,15 @@ def forms() -> dict[str, tuple[Form, ...]]:
     return {opcode: tuple(rows) for opcode, rows in found.items()}
 
 
+_ABSENT = {
+    **dict.fromkeys(("tex", "tld4", "txq", "istypep"), "textures"),
+    **dict.fromkeys(("suld", "sust", "sured", "suq"), "surfaces"),
+    "multimem": "addresses of several devices",
+    **dict.fromkeys(("tcgen05", "clusterlaunchcontrol"), "instructions since sm_100"),
+}
+"""Opcodes of the ISA that no row has, and what they are for."""
+
+
 def families() -> tuple[str, ...]:
     """The modules of the table, sorted by name."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
@@ -43,7 +52,9 @@ def matches(opcode: str, modifiers: tuple[str, ...]) -> tuple[Match, ...]:
     name = ".".join((opcode, *modifiers))
     rows = forms().get(opcode)
     if rows is None:
-        raise PtxError(f"unknown instruction `{name}`: there is no `{opcode}`")
+        why = _ABSENT.get(opcode.split(".")[0])
+        raise PtxError(f"unknown instruction `{name}`: " + (
+            f"{why} are not in the table" if why else f"there is no `{opcode}`"))  # fmt: skip
     found = [match for form in rows if (match := form.match(modifiers)) is not None]
     if not found:  # ptxas takes modifiers in any order, and headers and libraries rely on it
         found = [match for form in rows if (match := form.match_unordered(modifiers)) is not None]

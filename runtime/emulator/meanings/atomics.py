@@ -126,15 +126,15 @@ def atomic(
     for part in places(g, site_space, addresses, size, threads):
         arena = part.arena
         if arena.constant or part.space not in ("global", "shared"):
-            raise Stop("out-of-bounds", f"an atomic on {arena.name}", int(part.threads[0]))
+            raise Stop("out-of-bounds", f"an atomic on {arena.title}", int(part.threads[0]))
         arena.check_free(part.index, size, part.threads)
         if machine.races is not None:
             machine.races.atomic(g.batch, arena, part.index, size, part.threads, order, narrow)
         missing = arena.unwritten(part.index, size) if size <= 8 else None
         if missing is not None:
             at = int(np.flatnonzero(missing)[0])
-            raise Stop("uninitialised", f"nothing wrote offset {int(part.index[at])} of "
-                       f"{arena.name}", int(part.threads[at]))  # fmt: skip
+            raise Stop("uninitialised", f"nothing wrote {arena.place(int(part.index[at]))}",
+                       int(part.threads[at]))  # fmt: skip
         key = (part.space, "atomic")
         machine.traffic[key] = machine.traffic.get(key, 0) + len(part.index) * size
         act(part, part.where)

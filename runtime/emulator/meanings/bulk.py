@@ -92,7 +92,7 @@ def place(g: Group, space: str, at: int, size: int, thread: int, align: int = AL
     start = int(part.index[0])
     within = start % part.arena.stride if part.arena.stride else start
     if within + size > part.arena.limit:
-        raise Stop("out-of-bounds", f"{size} bytes at offset {within} of {part.arena.name}, which "
+        raise Stop("out-of-bounds", f"{size} bytes at offset {within} of {part.arena.title}, which "
                    f"has {part.arena.limit} bytes", thread)  # fmt: skip
     return part
 

@@ -66,11 +66,11 @@ def test_attention_over_pages(rng: np.random.Generator) -> None:
 BUGS = {
     # the kernel, a line of its PTX, what it becomes, and words of the text of the fault
     "the tile's number is overwritten": (
-        "convolution", r"bar\.warp\.sync\s+-1;", "", "race: a place is written here and was read"),
+        "convolution", r"bar\.warp\.sync\s+-1;", "", "is written here and was read"),
     "the pixels' bytes are not expected": (
         "convolution", r"(expect_tx.*), %r\d+;", r"\1, 8192;", "8192 bytes more came than"),
     "scales are overwritten": (
-        "pages", r"bar\.sync 2, 256;", "", "race: a place is written here and was read"),
+        "pages", r"bar\.sync 2, 256;", "", "is written here and was read"),
     "weights have no proxy fence": (
         "pages", r"fence\.proxy\.async\.shared::cta;", "", "with no `fence.proxy.async`"),
 }  # fmt: skip

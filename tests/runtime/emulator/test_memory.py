@@ -304,7 +304,7 @@ def test_moves_of_parts(rng: np.random.Generator) -> None:
 
 
 def test_unknown_instructions_are_named() -> None:
-    with pytest.raises(PtxError, match="unknown instruction `tex.1d.v4.f32.f32`") as caught:
+    with pytest.raises(PtxError, match="`tex.1d.v4.f32.f32`: textures are not in") as caught:
         emulator.load(kernel("tex.1d.v4.f32.f32 {%f0, %f1, %f2, %f3}, [%d0, {%f0}];"))
     assert caught.value.line == 21
 
@@ -348,6 +348,37 @@ def test_bank_conflicts(pick: str, rng: np.random.Generator) -> None:
         banks = [len({w for w in warp.tolist() if w % 32 == bank}) for bank in range(32)]
         expected += max(banks) - 1
     assert record.bank_conflicts == expected
+
+
+FOR_PLACES = """
+.func store(.reg .b64 a)
+{
+    .loc 1 7 3
+    st.global.u32 [a], 1;
+    ret;
+}
+"""
+
+
+@pytest.mark.parametrize("body, words_of_it", [
+    ("add.u64 %d1, %d1, 8192;", "offset 8192 of p1, which has 4096 bytes"),
+    ("sub.u64 %d1, %d0, 8192;", "no memory at 0x1ffffe000, 8192 bytes before p0"),
+    ("add.u64 %d1, %d0, 2;", "is no multiple of 4 (offset 2 of p0)"),
+])  # fmt: skip
+def test_faults_name_the_place_and_its_callers(body: str, words_of_it: str) -> None:
+    call = "call store, (%d1);"
+    loc = ".loc 1 20 5, function_name $L__name0, inlined_at 1 30 9"
+    text = kernel(f"{body}\n{loc}\n{call}", 2, before='.file 1 "k.cu"\n' + FOR_PLACES)
+    found = fault(text, words(1024), words(1024))
+    assert words_of_it in str(found) and (found.file, found.source_line) == ("k.cu", 7)
+    called = f"called at PTX line {line_of(text, call)} (k.cu:20)"
+    assert found.callers == (called, "inlined at k.cu:30") and called in str(found)
+
+
+def test_races_name_the_variable() -> None:
+    body = "setp.eq.u32 %p0, %r0, 0; @%p0 st.shared.u32 [s+12], %r0; ld.shared.u32 %r5, [s+12];"
+    text = kernel(body, shared=".shared .align 16 .b32 t[4], s[8];")
+    assert "offset 28 of shared memory (s + 12) is read here" in str(fault(text, words(32)))
 
 
 def test_kernels_of_a_module_do_not_share_their_memory() -> None:
