@@ -5,6 +5,8 @@ Hypothesis makes) are the same in each run: their seeds come of the test's own n
 MINUTES` they are fresh too, and only the tests that have some run, again and again. A failure
 prints the seeds; set in the environment, they give the same numbers and the same program again.
 
+With `--soft-tiles` products use AMX on machines that have none; see `soft_tiles`.
+
 In tests a bound that the verifiers can neither prove nor break is a failure.
 """
 
@@ -20,11 +22,17 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler.proofs.bounds import Bounds
+from stagefuse.runtime import native
+
+from . import soft_tiles
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz", type=float, metavar="MINUTES", help="run tests of random programs on fresh ones"
+    )
+    parser.addoption(
+        "--soft-tiles", action="store_true", help="have products use AMX, in software if need be"
     )
 
 
@@ -72,6 +80,23 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
                 raise session.Interrupted(session.shouldstop)
             if is_last:
                 return True
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tiles_everywhere(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.option.soft_tiles and not native.may_use_tiles():
+            soft_tiles.use(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiles() -> Iterator[None]:
+    """The machine's AMX, or that in software where there is AVX-512, within a module of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        if native.detect_level() == "v4" and not native.may_use_tiles():
+            soft_tiles.use(patch)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
