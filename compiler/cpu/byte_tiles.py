@@ -63,8 +63,8 @@ class ByteProduct:
     def texts(self, level: str) -> dict[str, str]:
         """The functions that it is made of, by name. Its own is `symbol(dst, dst_row, a, a_row,
         panel, step, places, rows, depth, width, add, room, units)`: as `tile.tile_text`'s, for
-        bytes and an i32 dst, of which whole slabs of rows are there to be overwritten, and all
-        columns; `units` are bits of `plan.UNITS`."""
+        bytes and an i32 dst, of which all columns are there to be overwritten; `units` are bits of
+        `plan.UNITS`."""
         kind, columns = f"pairs.{self.right}", self.columns
         found = {
             self.symbol: _driver(self, level),
@@ -77,6 +77,7 @@ class ByteProduct:
             )
             found[self.quads.symbol] = tile_text(self.quads, level)
             found[_amx_symbol(self)] = _amx(self)
+            found[_kept_symbol(columns)] = _kept(columns)
             if self.flips:
                 found[_shift_symbol(self)] = _shift(self)
                 found[_moved_symbol(columns)] = _moved(columns)
@@ -84,8 +85,9 @@ class ByteProduct:
 
 
 def room(columns: int) -> int:
-    """Bytes of scratch that it needs: lines, a panel, its shifts, and ends of rows."""
-    return SLAB * DEPTH + columns * DEPTH + 4 * 64 + 4 * 64
+    """Bytes of scratch that it needs: lines, a panel, its shifts, ends of rows, and the sums of a
+    slab."""
+    return SLAB * DEPTH + columns * DEPTH + 4 * 64 + 4 * 64 + 4 * SLAB * columns
 
 
 def is_symbol(name: str) -> bool:
@@ -108,6 +110,7 @@ def _driver(p: ByteProduct, level: str) -> str:
         f"  %right = getelementptr i8, ptr %room, i64 {SLAB * DEPTH}",
         f"  %shift = getelementptr i8, ptr %right, i64 {p.columns * DEPTH}",
         "  %spare = getelementptr i8, ptr %shift, i64 256",
+        "  %sums = getelementptr i8, ptr %spare, i64 256",
         f"  %has_tiles = and i32 %units, {UNITS['tiles']}",
         f"  %has_quads = and i32 %units, {UNITS['quads']}",
         "  %tiles_on = icmp ne i32 %has_tiles, 0",
@@ -259,15 +262,18 @@ def _by_quads(p: ByteProduct) -> list[str]:
 
 
 def _by_tiles(p: ByteProduct) -> list[str]:
-    """A slab by tiles: rows where they lie, but for the end of each; all of fewer rows copied."""
-    call = f"  call void @{_amx_symbol(p)}(ptr %to, i64 %dst_row"
+    """A slab by tiles: rows where they lie, but for the end of each; all of fewer rows copied, and
+    the sums of those too, since tiles are stored whole."""
+    call = f"  call void @{_amx_symbol(p)}"
     return [
         "by_tiles:",
         "  br i1 %less, label %copy_all, label %in_place",
         "copy_all:",
         _lined("plain"),
-        f"{call}, ptr %room, i64 {DEPTH}, i64 %padded, ptr %room, i64 %padded, ptr %right,"
-        " i64 %high, i1 %adds)",
+        f"{call}(ptr %sums, i64 {p.columns}, ptr %room, i64 {DEPTH}, i64 %padded, ptr %room,"
+        " i64 %padded, ptr %right, i64 %high, i1 false)",
+        f"  call void @{_kept_symbol(p.columns)}(ptr %to, i64 %dst_row, i64 %high, ptr %sums,"
+        " i1 %adds)",
         "  br label %slab_done",
         "in_place:",
         f"  %whole = and i64 %length, {-STEP}",
@@ -279,8 +285,8 @@ def _by_tiles(p: ByteProduct) -> list[str]:
         _lined("plain", "%ends_from", "%over", STEP),
         "  br label %ready",
         "ready:",
-        f"{call}, ptr %from, i64 %a_row, i64 %whole, ptr %room, i64 %padded, ptr %right,"
-        " i64 %high, i1 %adds)",
+        f"{call}(ptr %to, i64 %dst_row, ptr %from, i64 %a_row, i64 %whole, ptr %room,"
+        " i64 %padded, ptr %right, i64 %high, i1 %adds)",
         "  br label %slab_done",
     ]
 
@@ -395,6 +401,41 @@ def _shift(p: ByteProduct) -> str:
         "store:",
         *stores,
         "  br label %return",
+        "return:",
+        "  ret void",
+        "}",
+    ])  # fmt: skip
+
+
+def _kept_symbol(columns: int) -> str:
+    return f"sf.bytes.kept.{columns}"
+
+
+def _kept(columns: int) -> str:
+    """The function `symbol(to, to_row, rows, sums, add)`, which stores sums, or adds them."""
+    kind = "<16 x i32>"
+    body = [
+        "  %skip = mul i64 %r, %to_row",
+        "  %row = getelementptr i32, ptr %to, i64 %skip",
+        f"  %from_skip = mul i64 %r, {columns}",
+        "  %from = getelementptr i32, ptr %sums, i64 %from_skip",
+    ]
+    for v in range(columns // 16):
+        body += [
+            f"  %p{v} = getelementptr i32, ptr %row, i64 {16 * v}",
+            f"  %q{v} = getelementptr i32, ptr %from, i64 {16 * v}",
+            f"  %x{v} = load {kind}, ptr %q{v}, align 4",
+            f"  %w{v} = load {kind}, ptr %p{v}, align 4",
+            f"  %o{v} = select i1 %add, {kind} %w{v}, {kind} zeroinitializer",
+            f"  %y{v} = add {kind} %x{v}, %o{v}",
+            f"  store {kind} %y{v}, ptr %p{v}, align 4",
+        ]
+    return "\n".join([
+        f"define void @{_kept_symbol(columns)}(ptr %to, i64 %to_row, i64 %rows,"
+        " ptr readonly %sums, i1 %add) noinline nounwind {",
+        "entry:",
+        "  br label %r.do",
+        *loop("r", "entry", "%rows", 1, body, "return"),
         "return:",
         "  ret void",
         "}",

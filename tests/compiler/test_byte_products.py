@@ -20,6 +20,8 @@ from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from .cpu_run import LEVELS, Compiled
 
+pytestmark = pytest.mark.usefixtures("tiles")
+
 Array = np.ndarray
 SIGNS = [(I8, I8), (I8, U8), (U8, I8), (U8, U8)]
 SIZES = [
@@ -59,7 +61,7 @@ def kernel(left: object, right: object, rows: str) -> Kernel:
     return Kernel(
         f"{left}.{right}.{rows}",
         (Buffer("a", left, (m, k), "in"), Buffer("p", right, (k * 101 + 150,), "in"),
-         Buffer("y", I32, (m + 31, const(48)), "inout")),
+         Buffer("y", I32, (m + 1, const(48)), "inout")),
         ("K", "M", "N"), (),
         (TileProduct("y", const(0), const(48), "a", const(0), k, const(1), "p", const(1), m, k,
                      1024, 48, rows == "packed", n, **where),),
@@ -84,7 +86,8 @@ def test_panels_wherever_their_rows_lie(rng: np.random.Generator, level: str, ro
             for m, k, n in SIZES:
                 n = min(n, 48)
                 a, p = some(rng, left, m, k), some(rng, right, k * 101 + 150)
-                y = rng.integers(-(2**31), 2**31, (m + 31, 48)).astype(np.int32)
+                y = rng.integers(-(2**31), 2**31, (m + 1, 48)).astype(np.int32)
+                below = y[m].copy()
                 at = np.arange(k)[:, None]
                 row = {"packed": at * 48, "steps": at * 101, "places": at // 2 + at % 2 * 50}
                 panel = p[1 + row[rows] + np.arange(n)]
@@ -93,6 +96,7 @@ def test_panels_wherever_their_rows_lie(rng: np.random.Generator, level: str, ro
                     wanted = wanted + y[:m, :n]
                 code(f"{left}.{right}.{rows}", [a, p, y], {"K": k, "M": m, "N": n})
                 np.testing.assert_array_equal(y[:m, :n], wanted)
+                np.testing.assert_array_equal(y[m], below)
 
 
 PLAIN = """
