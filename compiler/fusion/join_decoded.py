@@ -24,8 +24,9 @@ REASON = (
 COMPUTED = (Map, Position, Scalar, View)
 NARROWER = 0.75
 """The bytes that are read for an element, of its own, up to which lanes compute it."""
-WIDEST = 128
-"""Features of which a lane's registers hold what is under way."""
+WIDE, WIDEST = 128, 256
+"""Features of which a lane's registers hold what is under way, and the sums of those of values; and
+those of which they hold so half at a time."""
 TIMES = (1 << 10, 16, 8, 4, 2)
 """How often an element of a smaller tensor is read at least, if that can be proved."""
 
@@ -68,9 +69,11 @@ class DecodedJoiner(Storing):
         across, contract = steps[1] if keys else steps[2], product.primitive
         assert isinstance(contract, Contract)
         features = contract.depth if keys else product.type.shape[-1]
-        if across != const(1) or not self.graph.facts.divides(features, CHUNK):
+        facts = self.graph.facts
+        unit = CHUNK if facts.prove_le(features, const(WIDE)) else 2 * CHUNK
+        if across != const(1) or not facts.divides(features, unit):
             return None
-        if not self.graph.facts.prove_le(features, const(WIDEST)):
+        if not facts.prove_le(features, const(WIDEST)):
             return None
         count = product.type.shape[-1] if keys else contract.depth
         return maker if self._decodes(maker, group, count) else None

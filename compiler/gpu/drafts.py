@@ -404,7 +404,7 @@ def _attentions(graph: Graph, group: Group, sites: Sites, arches: Sequence[str])
     """The kernels of attention: of few queries in two, which may compute keys and values, the
     others in one, after the kernels that store those."""
     *makers, whole = group.apart or (group,)
-    split = split_of(SourceLowering(graph, whole, Sites(), GPU))
+    split = split_of(SourceLowering(graph, whole, Sites(), GPU), bool(makers))
     others = const(1)
     if split is not None:
         others = 1 - split.few

@@ -8,7 +8,8 @@ would have left it, so that nothing wider than the codes is ever read or written
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from stagefuse.compiler.cpu.values import post_order
 from stagefuse.compiler.gpu.ir import Value
@@ -22,6 +23,7 @@ from stagefuse.compiler.gpu.matmul.computed_operands import (
 from stagefuse.compiler.gpu.memory import Memory, Slot
 from stagefuse.compiler.kernel_ir import Attend, Const, Index, Load, Op
 from stagefuse.compiler.kernel_ir import Value as KernelValue
+from stagefuse.compiler.lower.expressions import symbols_of
 from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import F32, I32
 from stagefuse.dsl.frozen import frozen
@@ -33,6 +35,9 @@ from .online_softmax import Attending
 WIDTH = 8
 """Adjacent features that a lane computes: 16 bytes of shared memory in 16 bits, so that lanes
 beside each other write to different banks."""
+WIDE, WORDS = 128, {2: 48, 4: 32}
+"""Features from which on no more is read at a time than so many registers hold, by the bytes of an
+element: products of f32 need more of them."""
 FINITE = ("add", "bitand", "bitor", "bitxor", "cast", "mul", "neg", "round_to", "shl", "shr", "sub")
 """Functions that make no infinity and no NaN of zeros."""
 
@@ -58,6 +63,7 @@ class ComputingAttending(Attending):
         super().__init__(writer, s, kind, shape.block, shape.bytes)
         self.shape = shape
         self.pending: list[Part] = []
+        self.waiting: list[list[Callable[[], None]]] = []
 
     @property
     def computed(self) -> list[tuple[Side, KernelValue, int]]:
@@ -89,11 +95,58 @@ class ComputingAttending(Attending):
         return mod(sym("lane"), wide) * chunk, floordiv(sym("lane"), wide), wide, lanes // wide
 
     def read_ahead(self, block: Expr) -> None:
-        """Starts to read what a lane computes of a block of keys."""
-        for side, element, behind in self.computed:
-            self._read_side(side, element, behind, block)
+        """Starts to read what a lane computes of a block of keys, or as much of it as registers
+        hold if heads are wide."""
+        self.waiting = self._groups(block)
+        self._read_next()
 
-    def _read_side(self, side: Side, element: KernelValue, behind: int, block: Expr) -> None:
+    def convert(self, stage: Value) -> None:
+        """Computes what was read, stores it in the stage at an offset, and reads more of a block
+        if there is more."""
+        self._convert(stage)
+        self._read_next()
+
+    def convert_all(self, stage: Value) -> None:
+        """The same until there is no more."""
+        while self.pending:
+            self.convert(stage)
+
+    def _read_next(self) -> None:
+        for start in self.waiting.pop(0) if self.waiting else ():
+            start()
+
+    def _groups(self, block: Expr) -> list[list[Callable[[], None]]]:
+        """What starts to read chunks of a block of keys, of which some together are under way."""
+        groups = list[list[Callable[[], None]]]()
+        room = 0
+        for side, element, behind in self.computed:
+            words = self._words(element)
+            for start in self._chunks(side, element, behind, block):
+                if not groups or (self.is_wide and room < words):
+                    groups.append([])
+                    room = WORDS[self.shape.size]
+                groups[-1].append(start)
+                room -= words
+        return groups
+
+    @property
+    def is_wide(self) -> bool:
+        return max(self.s.depth, self.s.columns) > WIDE
+
+    def _words(self, element: KernelValue) -> int:
+        """Registers that what is read for a chunk takes, about."""
+
+        def words(load: Load) -> int:
+            size = self.w.memory[load.buffer].dtype.itemsize
+            return max(WIDTH * size // 4, 1) if self.s.feature in symbols_of(load.indices) else 1
+
+        single = sum(map(words, plain_loads(element)))
+        return single + sum(max(map(words, some)) for some in joined_loads(element))
+
+    def _chunks(
+        self, side: Side, element: KernelValue, behind: int, block: Expr
+    ) -> Iterator[Callable[[], None]]:
+        """What starts to read each of a lane's chunks of an operand."""
         w, s, shape = self.w, self.s, self.shape
         loads, joined = plain_loads(element), joined_loads(element)
         width = math.gcd(WIDTH, side.features)
@@ -109,11 +162,16 @@ class ComputingAttending(Attending):
             slot = Slot(s.feature, w.resolve(feature), width)
             offset = (down * side.pitch + along) * shape.size
             part = Part(element, w.resolve(key), slot, there, target, offset, own)
-            self.pending.append(part)
-            start_vector(w, loads, slot, {s.key: part.key}, there, joined=joined)
+            yield partial(self._start, part, loads, joined)
 
-    def convert(self, stage: Value) -> None:
-        """Computes what was read, and stores it in the stage at an offset."""
+    def _start(
+        self, part: Part, loads: Sequence[Load], joined: Sequence[tuple[Load, ...]]
+    ) -> None:
+        self.pending.append(part)
+        key = {self.s.key: part.key}
+        start_vector(self.w, loads, part.slot, key, part.there, joined=joined)
+
+    def _convert(self, stage: Value) -> None:
         w, code = self.w, self.code
         memory = Memory("stage", I32 if self.half else F32, (), "shared", self.ring)
         for part in self.pending:

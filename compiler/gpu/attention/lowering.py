@@ -80,18 +80,22 @@ class Attention:
         low.facts = before
         return score, keep
 
-    def elements(self, place: Mapping[str, Expr]) -> tuple[Value | None, Value | None]:
+    def elements(
+        self, place: Mapping[str, Expr], begin: Expr, columns: int
+    ) -> tuple[Value | None, Value | None]:
         """Elements of keys and of values, where those are computed, at the key j and the feature
-        f, with indices of the batch at a place."""
+        f, of values the f-th of some from `begin` on, with indices of the batch at a place."""
         key, feature = sym("j"), sym("f")
+        own = begin + feature
         return (
-            self._element(self.keys_at, self.first, (feature, key), place),
-            self._element(self.values_at, self.last, (key, feature), place),
+            self._element(self.keys_at, self.first, (feature, key), self.depth, place),
+            self._element(self.values_at, self.last, (key, own), columns, place),
         )
 
     def _element(
-        self, at: Operand, p: Product, inner: tuple[Expr, Expr], place: Mapping[str, Expr]
-    ) -> Value | None:
+        self, at: Operand, p: Product, inner: tuple[Expr, Expr], extent: int,
+        place: Mapping[str, Expr],
+    ) -> Value | None:  # fmt: skip
         low = self.low
         if at != COMPUTED:
             return None
@@ -100,7 +104,7 @@ class Attention:
         here = dict(zip(view.symbols[-3:], (const(0), *inner), strict=True))
         here.update(zip(view.symbols, names, strict=False))
         low.facts = (before := low.facts).with_ranges(
-            {"j": (0, self.keys - 1), "f": (0, max(self.depth, self.columns) - 1)}
+            {"j": (0, self.keys - 1), "f": (0, extent - 1)}
         )
         where = tuple(Index(e.substitute(here, low.facts)) for e in view.indices)
         with low.elsewhere():

@@ -52,6 +52,8 @@ microsecond, in which it waits; of 17 a lane holds 146 registers, of 11 it holds
 PIECE = 256
 """Keys that a block has at least."""
 WAYS = 4
+WIDE = 128
+"""Features of values of which a lane has the sums in registers, beside what it computes."""
 BLOCKS = 264
 """Two for each multiprocessor of the largest devices."""
 
@@ -70,6 +72,7 @@ class Split:
     few: Expr
     ways: int
     most: int
+    passes: int
 
     @property
     def at_once(self) -> int:
@@ -83,9 +86,9 @@ class Split:
         return sym("heads") * self.together + mod(sym("r"), self.together)
 
 
-def split_of(low: Lowering) -> Split | None:
+def split_of(low: Lowering, computes: bool = False) -> Split | None:
     """How to divide a group's attention among pieces of the keys, if sizes may be such that it
-    is worth it. `low` is only asked."""
+    is worth it; whether it `computes` keys or values. `low` is only asked."""
     a = attention_of(low)
     facts = low.facts
     axis, together = _sharing(a)
@@ -105,7 +108,8 @@ def split_of(low: Lowering) -> Split | None:
     length = floordiv(a.keys + (pieces * unit - 1), pieces * unit) * unit
     once = blocks.evaluate(dict.fromkeys(blocks.symbols(), 1))  # of what may be many, one
     most = max(BLOCKS // max(once, 1), 1)
-    return Split(axis, together, queries, pieces * few, length, few, _ways(a), most)
+    passes = 2 if computes and a.columns > WIDE else 1
+    return Split(axis, together, queries, pieces * few, length, few, _ways(a), most, passes)
 
 
 def _sharing(a: Attention) -> tuple[int | None, int]:
@@ -128,7 +132,7 @@ def _ways(a: Attention) -> int:
     """Warps that divide the keys of a block: each takes whole steps of its products."""
     unit = 16 if a.half else 8
     widest = max(a.depth, a.columns)
-    ways = WAYS if widest <= 128 else 2
+    ways = WAYS if widest <= WIDE else 2
     while any(x.panel % (unit * ways) for x in (a.keys_at, a.values_at)):
         ways //= 2
     return ways
@@ -152,6 +156,10 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
         for axis, (name, extent) in axes
     ]
     parallel.append(("mb", floordiv(first.rows + (queries - 1), queries, low.facts)))
+    columns, number = a.columns // split.passes, const(0)
+    if split.passes > 1:
+        parallel.append(("cb", const(split.passes)))
+        number = sym("cb")
     low.bind(parallel)
     name = f"d{split.axis}"
     begin_row = sym("mb") * queries
@@ -163,6 +171,9 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
         x if x == COMPUTED else replace(x, offset=x.offset.substitute(place_of_keys, low.facts))
         for x in (a.queries, a.keys_at, a.values_at)
     )
+    own = number * columns
+    if values_at != COMPUTED:
+        values_at = replace(values_at, offset=values_at.offset + own * values_at.across)
 
     def along(where: list[Expr]) -> list[Expr]:
         """A place of a row."""
@@ -171,7 +182,7 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
     made = [low.name(n) for n in ("totals", "most", "factors")]
     totals, most, factors = made
     tile, height = low.name("tile"), ROWS * split.ways
-    pitch = const(-(-a.columns // 8) * 8 + PADDING)
+    pitch = const(-(-columns // 8) * 8 + PADDING)
     for scratch in made:
         low.emit(Alloc(scratch, F32, (const(height),)))
     low.emit(Alloc(tile, F32, (const(height), pitch)))
@@ -180,14 +191,14 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
     begin = sym("ks") * split.length
     lo, hi = maximum(lo, begin), minimum(hi, begin + split.length)
     step = a.queries.offset.coefficient(name) if split.axis is not None else None
-    computed = a.elements(place_of_keys)
+    computed = a.elements(place_of_keys, own, columns)
     q = replace(q, offset=q.offset + begin_row * q.along)
     if step is not None:
         q = replace(q, step=step, run=together)
     low.emit(
         Attend(
             tile, pitch, totals, q, keys_at, values_at, rows, ROWS, lo, hi,
-            a.depth, a.columns, "r", "j", "raw", score, keep, most, split.ways, None,
+            a.depth, columns, "r", "j", "raw", score, keep, most, split.ways, None,
             "f" if any(computed) else "", *computed,
         )
     )  # fmt: skip
@@ -198,26 +209,29 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
         batch = along([sym(n) for n, _ in first.batch])
         return tuple(map(Index, (sym("ks"), *batch, row, of)))
 
-    _ways_joined(low, split, rows, a.columns, (tile, *made), (figures.name, sums.name), place)
-    return parallel, split.length * (ROWS * (a.depth + a.columns))
+    names = (tile, *made), (figures.name, sums.name)
+    _ways_joined(low, split, rows, (own, columns), *names, place)
+    return parallel, split.length * (ROWS * (a.depth + columns))
 
 
 def _ways_joined(
     low: Lowering,
     split: Split,
     rows: Expr,
-    columns: int,
+    features: tuple[Expr, int],
     scratch: Sequence[str],
     results: tuple[str, str],
     place: Callable[[Expr], tuple[Value, ...]],
 ) -> None:
-    """What the ways of a piece found together: greatest scores and totals, and sums, of all rows.
+    """What the ways of a piece found together: greatest scores and totals, and sums, of all rows;
+    sums of some features from a first one on, and the others with the first of all.
 
     `scratch` are the sums, totals, greatest scores and factors of each way; `results` the buffers
     of figures and sums, in which `place` finds a row's.
     """
     tile, totals, most, factors = scratch
     figures, sums = results
+    first, columns = features
 
     def way(name: str, number: int) -> Value:
         return Load(name, (Index(sym("r") + number * ROWS),), F32)
@@ -231,8 +245,12 @@ def _ways_joined(
             factor = weight(way(most, n), greatest)
             low.emit(Store(factors, (Index(sym("r") + n * ROWS),), factor))
             total = Op("add", (total, Op("mul", (factor, way(totals, n)), F32)), F32)
-        low.emit(Store(figures, place(const(0)), greatest))
-        low.emit(Store(figures, place(const(1)), total))
+
+        def store() -> None:
+            low.emit(Store(figures, place(const(0)), greatest))
+            low.emit(Store(figures, place(const(1)), total))
+
+        low.when([-first] if first != const(0) else [], store)
 
     def element() -> None:
         total: Value | None = None
@@ -241,7 +259,7 @@ def _ways_joined(
             part = Op("mul", (way(factors, n), Load(tile, at, F32)), F32)
             total = part if total is None else Op("add", (total, part), F32)
         assert total is not None
-        low.emit(Store(sums, place(sym("c")), total))
+        low.emit(Store(sums, place(first + sym("c")), total))
 
     def elements() -> None:
         low.loop("c", const(0), const(columns), element, vector=True)

@@ -61,7 +61,7 @@ class _Attention(ComputingAttending):
             at_n = code.const(n * shape.stage_bytes, "i32")
             self.fetch(first + n, at_n, (start + n).compare("lt", end))
             self.read_ahead(first + n)
-            self.convert(at_n)
+            self.convert_all(at_n)
         if shape.held and shape.start:
             held = self.hold(ahead)
         self.begin_sums()
@@ -80,10 +80,14 @@ class _Attention(ComputingAttending):
                 self.fetch(sym("kb'") + ahead, free, (now + ahead).compare("lt", end))
                 self.read_ahead(sym("kb'") + ahead)
                 scores = self.scores(at, held)
+                if self.waiting:
+                    self.convert(free)
                 self.weigh(scores)
                 self.correct()
+                if self.waiting:
+                    self.convert(free)
                 self.sum_values(at, scores)
-                self.convert(free)
+                self.convert_all(free)
             code.write("add.s32", block, block, code.const(1, "i32"))
             last = at.compare("eq", around)
             code.set(stage, last.select(code.const(0, "i32"), at + shape.stage_bytes))

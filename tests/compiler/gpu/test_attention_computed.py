@@ -133,6 +133,9 @@ CASES = [
     (Case("f32", (1, 2, 1, 2, 33), 24, 24, "", "sm_80"), HALVES),
     (Case("f16", (1, 2, 1, 1, 77), 32, 32, "", "sm_90a"), NIBBLES),
     (Case("bf16", (1, 2, 2, 1, 0), 16, 16), BY_TOKEN),
+    (Case("bf16", (1, 2, 1, 2, 70), 256, 256, "causal", "sm_90a"), BY_CHANNEL),
+    (Case("f16", (1, 2, 2, 1, 75), 256, 256, "", "sm_80"), NIBBLES),
+    (Case("f32", (1, 2, 2, 1, 43), 144, 144, "", "sm_89"), BY_TOKEN),
 ]
 
 
@@ -161,6 +164,7 @@ OLD_AND_NEW = [
     (Case("f16", (2, 2, 1, 1, 75), 40, 40, "", "sm_80"), 9, "kn * 2.0", "-vn"),
     (Case("f32", (1, 2, 2, 3, 90), 24, 24, "causal", "sm_89"), 3, "kn", "vn"),
     (Case("bf16", (1, 2, 2, 1, 1), 16, 16, "", "sm_90a"), 1, "kn", "-vn"),
+    (Case("f32", (1, 2, 1, 1, 50), 256, 256, "causal", "sm_80"), 2, "kn * 2.0", "-vn"),
 ]
 
 
@@ -219,7 +223,7 @@ def test_nothing_wide_is_stored_for_a_single_query(tmp_path: Path) -> None:
 def test_wide_keys_are_stored_and_fit_whatever_panels_they_are_in(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    case = Case("f32", (1, 2, 2, 2, 75), 256, 256, "", "sm_89")
+    case = Case("f32", (1, 2, 2, 2, 75), 248, 248, "", "sm_89")
     plan = compiled(tmp_path / "p.pipe", source(case, HALVES, "1..=3"), (case.arch,))
     assert len(launches(plan)) == 4
     assert all(x.report["blocks per SM"] > 0 for x in launches(plan))
