@@ -130,7 +130,8 @@ def _runs_along_kept(low: Lowering) -> bool | None:
     """Whether what reductions read is adjacent along the last axis of the domain, and not along
     what is reduced; None if it is neither, or along both as in a window."""
     last, found = f"d{len(low.group.domain) - 1}", None
-    for access in _accesses(low):
+    read = sorted(low.group.loads(low.graph))
+    for access in (access for ref in read for access in places_read(low, ref)):
         symbols = [e.symbols() for e in access]
         reduced = [any(name.startswith("f") for name in s) for s in symbols]
         if not any(reduced):
@@ -144,13 +145,13 @@ def _runs_along_kept(low: Lowering) -> bool | None:
     return found
 
 
-def _accesses(low: Lowering) -> Iterator[tuple[Expr, ...]]:
-    """Where memory is read: a position from data stands as a square of each of its own indices."""
-    for ref in sorted(low.group.loads(low.graph)):
-        yield from filter(None, low.group.accesses.get(ref.node, []))
+def places_read(low: Lowering, ref: Ref) -> Iterator[tuple[Expr, ...]]:
+    """Where a tensor in memory is read: a position from data stands as the squares of what it is
+    looked up by."""
+    yield from filter(None, low.group.accesses.get(ref.node, []))
     for node in (low.graph.nodes[member] for member in sorted(low.group.members)):
         gather = node.primitive
-        if not isinstance(gather, Gather) or node.operands[0].node in low.group.members:
+        if not isinstance(gather, Gather) or node.operands[0] != ref:
             continue
         for access in filter(None, low.group.accesses[node.id]):
             at = dict(zip(gather.symbols, access, strict=True))

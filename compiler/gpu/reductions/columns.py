@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from stagefuse.compiler.fusion.groups import Group
-from stagefuse.compiler.graph import Graph, Reduce, Ref, flatten_index
+from stagefuse.compiler.graph import Gather, Graph, Reduce, Ref, flatten_index
 from stagefuse.compiler.kernel_ir import Value
 from stagefuse.compiler.lower.blocks import Parallel, Sites
 from stagefuse.compiler.lower.expressions import product_of as size_of
-from stagefuse.compiler.lower.rows import lower_row
+from stagefuse.compiler.lower.rows import lower_row, places_read
 from stagefuse.compiler.lower.values import Lowering
 from stagefuse.compiler.schedule import Schedule
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
@@ -119,12 +119,15 @@ def _store(low: Lowering, position: Sequence[Expr]) -> None:
 
 
 def _greatest(low: Lowering) -> Ref | None:
-    """The greatest tensor that is read; a size without a bound counts as the greatest."""
+    """The greatest tensor that is read; a size without a bound counts as the greatest, and of such
+    tensors a table at positions from data."""
     facts, graph = low.graph.facts, low.graph
+    nodes = [graph.nodes[member] for member in low.group.members]
+    tables = {node.operands[0] for node in nodes if isinstance(node.primitive, Gather)}
 
-    def size(ref: Ref) -> tuple[bool, int, int]:
+    def size(ref: Ref) -> tuple[bool, int, bool, int]:
         most = facts.bounds(size_of(graph.type(ref).shape))[1]
-        return most is None, most or 0, -ref.node
+        return most is None, most or 0, ref in tables, -ref.node
 
     return max(low.group.loads(graph), key=size, default=None)
 
@@ -140,5 +143,5 @@ def _runs_along(low: Lowering, read: Ref, name: str) -> bool:
         if isinstance(primitive, Reduce) and primitive.kind.startswith("arg"):
             return False
     shape = low.graph.type(read).shape
-    found = [a for a in low.group.accesses.get(read.node, []) if a is not None]
-    return any(flatten_index(a, shape).coefficient(name) == const(1) for a in found)
+    places = places_read(low, read)
+    return any(flatten_index(a, shape).coefficient(name) == const(1) for a in places)

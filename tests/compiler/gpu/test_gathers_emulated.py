@@ -76,3 +76,39 @@ def test_where_a_row_lies_is_read_once(tmp_path: Path) -> None:
     for kernel in re.split(r"\.entry ", plan.ptx["sm_90a"])[1:]:
         versions = 1 + kernel.count("$long") // 2
         assert 2 <= len(re.findall(r"ld\.global\S*\.b64", kernel)) <= 2 * versions
+
+
+SUMS = """
+pipeline bags(w: f32[N, D], i: i64[B, T]) -> f32[B, D]:
+    sum(w[i], axis=1)
+
+pipeline experts(w: f32[N, K, D], i: i64[B], x: f32[B, K]) -> f32[B, D]:
+    y[b, d] = sum[k] x[b, k] * w[i[b], k, d]
+"""
+
+
+def test_sums_of_a_tables_rows_are_by_columns(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Lanes read adjacent elements of a row, not one of each."""
+    plan = compiled(tmp_path / "p.pipe", SUMS, ("sm_90a",))
+    check_legal(plan)
+    assert not any(x.report.get("spill bytes") for x in launches(plan))
+    for pipeline in plan.pipelines:
+        whole = [x for g in pipeline.gpu for x in g.launches if "part" not in x.label]
+        assert all("(D + 31) // 32" in x.grid[0] for x in whole), [x.grid for x in whole]
+    bags, experts = (Emulated(plan, "sm_90a", n) for n in range(2))
+    for n, b, t, d in ((7, 3, 70, 33), (2, 1, 0, 8), (2, 1, 8200, 9)):
+        dims = {"N": n, "B": b, "T": t, "K": t, "D": d}
+        i, at = rng.integers(-n, n, (b, t)), rng.integers(-n, n, b)
+        table = rng.standard_normal((n, t, d)).astype(np.float32)
+        x, w = rng.standard_normal((b, t)).astype(np.float32), table[:, 0] if t else table.sum(1)
+        (found,) = bags({"w": w, "i": i}, dims)
+        # each addition is off by half a unit of a sum that is well below 64
+        np.testing.assert_allclose(found, w.astype("f8")[i].sum(1), rtol=0, atol=t * 2**-18)
+        (found,) = experts({"w": table, "i": at, "x": x}, dims)
+        wanted = np.einsum("bk,bkd->bd", x.astype("f8"), table[at].astype("f8"))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=t * 2**-18)
+        if t:
+            i[-1, -1] = at[-1] = n
+            bags({"w": w, "i": i}, dims)
+            experts({"w": table, "i": at, "x": x}, dims)
+            assert list(bags.status) == list(experts.status) == [1, n]
