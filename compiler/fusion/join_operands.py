@@ -48,6 +48,8 @@ THIN = 36
 """Rows of a product that read the other matrix faster in place than packed: one tile."""
 THIN_CONVERTED = 15
 """The same where the kernel that multiplies converts it, for which packing costs no more."""
+CONVERTED_ONCE = 32
+"""The same where another kernel converts and packs it: rows of two tiles would convert it twice."""
 
 
 class OperandJoiner(Storing):
@@ -88,7 +90,7 @@ class OperandJoiner(Storing):
         most = self.graph.facts.bounds(rows)[1]
         converts = all(len(p.members) > 1 for p in packers if p)
         inside = all(p in group.packs.values() for p in packers)
-        limit = THIN_CONVERTED if converts and inside else THIN
+        limit = THIN if not converts else THIN_CONVERTED if inside else CONVERTED_ONCE
         size = limit + 1 - rows
         facts = self.graph.facts
         if group.kind == "contract" and not converts and not facts.prove_le(const(2), columns):

@@ -32,6 +32,7 @@ from .rows import lower_row
 from .sequences import lower_scan, lower_scatter, lower_sort
 from .short_rows import in_turned_rows
 from .squares import CPU_SQUARES, in_squares
+from .turned_panels import in_turned_panels
 from .updates import lower_update
 from .values import Lowering
 
@@ -50,9 +51,7 @@ class Lowered:
 
 
 FORMS: dict[str, Callable[[Lowering], Parallel]] = {
-    "pointwise": lambda low: in_bands(
-        low, in_blocks(low, in_digits(low, in_squares(low, lower_pointwise(low), CPU_SQUARES)))
-    ),
+    "pointwise": lambda low: _pointwise(low, lower_pointwise(low)),
     "row": lambda low: in_turned_rows(low, lower_row(low)),
     "contract": lower_product,
     "chain": lower_chain,
@@ -61,6 +60,13 @@ FORMS: dict[str, Callable[[Lowering], Parallel]] = {
     "scatter": lower_scatter,
     "update": lower_update,
 }
+
+
+def _pointwise(low: Lowering, made: Parallel) -> Parallel:
+    """A pointwise kernel that was made, in the forms that help."""
+    made = in_turned_panels(low, made)
+    made = in_digits(low, in_squares(low, made, CPU_SQUARES))
+    return in_bands(low, in_blocks(low, made))
 
 
 def lower(graph: Graph, group: Group, sites: Sites, schedule: Schedule) -> Lowered:

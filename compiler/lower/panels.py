@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from stagefuse.compiler.cpu.turns import SIZES
 from stagefuse.compiler.graph import Map, View
-from stagefuse.compiler.kernel_ir import Alloc, Const, Index, Store, Value
+from stagefuse.compiler.kernel_ir import Alloc, Const, Index, Load, Store, Value
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 
 from .expressions import as_dtype
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 TOGETHER = (8, 4, 2, 1)
 """Rows of a panel that are computed of codes at a time, the first of these that divides."""
+
+
+LINE = 128
+"""Elements that are computed at a time of rows that become columns of a panel: 32 KB of f32."""
+Body: TypeAlias = Callable[[], None]
 
 
 def holds_codes(low: Lowering, p: Product) -> bool:
@@ -40,8 +46,11 @@ def pack(low: Lowering, p: Product, scratch: str, panel: Expr, place: Expr, piec
     if holds_codes(low, p):
         return _unfold(low, p, scratch, panel, place, piece)
     assert isinstance(view, View)
-    lead = [*(sym(n) for n, _ in p.batch), panel, piece.begin + sym("k")]
     guards = [g for g in view.guard if not _is_tail(g, view, p)]
+    turned = not guards and _lies_along_depth(view)
+    if turned and _is_computed(low, p):
+        return _turn(low, p, scratch, panel, place, piece)
+    lead = [*(sym(n) for n, _ in p.batch), panel, piece.begin + sym("k")]
     spot = (Index(place), Index(sym("k")))
 
     def put(value: Value, column: Expr) -> None:
@@ -56,16 +65,78 @@ def pack(low: Lowering, p: Product, scratch: str, panel: Expr, place: Expr, piec
         at = dict(zip(view.symbols, (*lead, column), strict=True))
         return [g.substitute(at, low.facts) for g in guards]
 
-    def one_k() -> None:
+    def outside() -> None:
         fill = int(view.fill) if p.stored.is_int else float(view.fill)
         border = Const(fill, p.stored.compute)
         start = const(0) if guards else p.width(panel)
         if start != const(p.panel):
             low.loop("c", start, const(p.panel), lambda: put(border, sym("c")), vector=True)
+
+    def inside() -> None:
         over_columns(low, p, panel, element, guards_at)
 
+    def both() -> None:
+        outside()
+        inside()
+
     with low.part(low.group.packs[ref], {}):
-        low.loop("k", const(0), piece.length, one_k)
+        if turned:  # by a loop of its own, which is then made of shuffles
+            for part in (outside, inside):
+                low.loop("k", const(0), piece.length, part)
+        else:
+            low.loop("k", const(0), piece.length, both)
+
+
+def _is_computed(low: Lowering, p: Product) -> bool:
+    """Whether the kernel computes or converts elements for its panels, to what can be turned."""
+    source = low.graph.nodes[p.operands[1].node].operands[0]
+    own = source.node in low.group.packs[p.operands[1]].members
+    return p.stored.itemsize in SIZES and (own or low.graph.type(source).dtype != p.stored)
+
+
+def _lies_along_depth(view: View) -> bool:
+    """Whether columns of panels are rows of what they are packed from."""
+    *_, k, column = view.symbols
+    used = [e.symbols() for e in view.indices]
+    along = view.indices[-1].coefficient(k) if view.indices else None
+    return along == const(1) and column not in used[-1] and not any(k in x for x in used[:-1])
+
+
+def _turn(
+    low: Lowering, p: Product, scratch: str, panel: Expr, place: Expr, piece: Depth
+) -> None:
+    """Fills a panel of scratch with a stretch, of rows that become its columns: so many elements of
+    each are computed side by side, in lines of scratch of their own."""
+    node = low.graph.nodes[p.operands[1].node]
+    view, width = node.primitive, p.width(panel)
+    assert isinstance(view, View)
+    lines, first = low.name("lines"), sym("l") * LINE
+    lead = [*(sym(n) for n, _ in p.batch), panel, piece.begin + sym("k"), sym("c")]
+    here = dict(zip(view.symbols, map(Index, lead), strict=True))
+    line = (Index(sym("c")), Index(sym("k") - first))
+    spot = (Index(place), Index(sym("k")), Index(sym("c")))
+    border = Const(float(view.fill), p.stored.compute)
+
+    def compute() -> None:
+        at = tuple(low.index(e, here) for e in view.indices)
+        value = as_dtype(low.value(node.operands[0], at, ()), p.stored.compute)
+        low.emit(Store(lines, line, value))
+
+    def over(outer: tuple[str, Expr, Expr], inner: tuple[str, Expr, Expr], body: Body) -> None:
+        low.loop(*outer, lambda: low.loop(*inner, body, vector=True))
+
+    def some() -> None:
+        along = ("k", first, minimum(first + LINE, piece.length))
+        across = ("c", const(0), width)
+        over(across, along, compute)
+        over(along, across, lambda: low.emit(Store(scratch, spot, Load(lines, line, p.stored))))
+        if width != const(p.panel):
+            rest = ("c", width, const(p.panel))
+            over(along, rest, lambda: low.emit(Store(scratch, spot, border)))
+
+    low.emit(Alloc(lines, p.stored, (const(p.panel), const(LINE))))
+    with low.part(low.group.packs[p.operands[1]], {}):
+        low.loop("l", const(0), floordiv(piece.length + (LINE - 1), LINE, low.facts), some)
 
 
 def _unfold(
