@@ -170,10 +170,9 @@ def discard(site: Site) -> Run:
     def run(g: Group) -> None:
         for part in access.places(g, space_of(site), at(g), count, g.threads()):
             arena = part.arena
-            if arena.valid is None:
-                continue
-            for index in part.index:
-                arena.valid[int(index) : int(index) + count] = 0
+            if arena.valid is None:  # a buffer that was written whole
+                arena.valid = np.ones(arena.bytes.size, np.uint8)
+            arena.forget(part.index, count)
 
     return run
 

@@ -115,6 +115,8 @@ class _Product:
     scale: Get
     metadata: Get | None
     selector: int
+    in_order: bool
+    """Whether the assembler lets nothing run beside products: of code for a debugger."""
 
     @property
     def deep(self) -> int:
@@ -142,7 +144,8 @@ class _Product:
             assert register is not None
             register.view(np.uint32)[flat] = columns[:, j]
         groups.used[numbers] = True
-        groups.mark(g, flat, self.results, self.a_slots)
+        if not self.in_order:
+            groups.mark(g, flat, self.results, self.a_slots)
 
     def _check(self, g: Group, groups: Warpgroups, numbers: Array, threads: Array) -> None:
         if not groups.fenced[numbers].all():
@@ -199,6 +202,7 @@ def _mma_async(site: Site) -> Control:
         scale=getter(site, site.operand("scale_d"), "pred"),
         metadata=getter(site, site.operand("e"), "b32") if sparse else None,
         selector=_selector(site, site.word("A")) if sparse else 0,
+        in_order="debug" in site.program.module.target,
     )
     return _together(product.run)
 

@@ -203,6 +203,18 @@ def test_pipelined_product_with_a_bug(variant: str, kind: str, rng: np.random.Ge
     fault(kind, f"gemm_hopper.{variant}", "gemm", *args, **sizes)
 
 
+def test_accumulators_of_code_for_a_debugger(rng: np.random.Generator) -> None:
+    """`nvcc -G` stores accumulators at once; `ptxas` serialises such products."""
+    text = (HERE / "gemm_hopper.EARLY_ACCUMULATOR.ptx").read_text()
+    assert ".target sm_90a\n" in text
+    a, b, c, args = gemm_arguments(128, 64, 128, rng)
+    module = emulator.load(text.replace(".target sm_90a\n", ".target sm_90a, debug\n"))
+    module.launch("gemm", grid=1, block=384, shared_bytes=GEMM_SHARED, args=args)
+    wide = a.astype(np.float64), b.astype(np.float64).T
+    expected = wide[0] @ wide[1]
+    close(c, expected, product_error(*wide) + 2.0**-8 * np.abs(expected))
+
+
 def test_product_with_multicast(rng: np.random.Generator) -> None:
     m, n, k = 128, 64, 256
     a, b = (rng.uniform(-1, 1, s).astype(BF16) for s in ((k, m), (k, n)))

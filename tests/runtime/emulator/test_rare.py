@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .kernels import Array, kernel, run, words
+from .kernels import Array, fault, kernel, run, words
 
 
 def each(body: str, *inputs: Array, out: Array | None = None) -> Array:
@@ -115,3 +115,14 @@ def test_policies_of_a_range() -> None:
         st.global.L2::cache_hint.u32 [%d20], %r0, %d3;"""
     run(kernel(body), x)
     assert (x == np.arange(32)).all()
+
+
+def test_discarded_bytes_may_not_be_read() -> None:
+    text = kernel("""
+        setp.ne.u32 %p0, %r0, 0; @%p0 ret;
+        discard.global.L2 [%d0+128], 128;
+        ld.global.u32 %r4, [%d0+AT];
+        st.global.u32 [%d0+256], %r4;""")
+    run(text.replace("AT", "124"), words(96))
+    found = fault(text.replace("AT", "252"), words(96))
+    assert found.kind == "uninitialised" and "offset 252 of p0" in str(found)
