@@ -404,16 +404,17 @@ def test_every_function_is_covered() -> None:
         assert not missing, f"{path.name}: {missing}"
 
 
-def test_max_pool_pads_with_what_is_below_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_max_pool_pads_with_what_is_below_everything(tmp_path: Path, dtype: str) -> None:
     path = tmp_path / "p.pipe"
     path.write_text(
-        "import nn\npipeline p(x: f32[1, 1, 3, 3]):\n    nn.max_pool(x, 3, stride=2, padding=1)\n"
+        f"import nn\npipeline p(x: {dtype}[1, 1, 3, 3]):\n"
+        "    nn.max_pool(x, 3, stride=2, padding=1)\n"
     )
-    x = np.full((1, 1, 3, 3), -np.inf, np.float32)
+    x = np.full((1, 1, 3, 3), -np.inf, {"f32": np.float32, "f64": np.float64}[dtype])
     x[0, 0, 0, 0] = -3e38
-    np.testing.assert_array_equal(
-        sf.compile(path)(x=x)[0, 0], np.array([[-3e38, -np.inf], [-np.inf, -np.inf]], np.float32)
-    )
+    want = np.array([[-3e38, -np.inf], [-np.inf, -np.inf]], x.dtype)
+    np.testing.assert_array_equal(sf.compile(path)(x=x)[0, 0], want)
 
 
 def test_mish_of_numbers_of_any_size(tmp_path: Path) -> None:
