@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
 
+from .chains import Edges, difference, edges_of, is_ordered
 from .dims import (
     APPLY,
     Atom,
@@ -22,6 +23,7 @@ from .dims import (
     sym,
 )
 from .frozen import frozen
+from .intervals import Interval, chosen, is_open, product, within_both
 from .points import Point, is_negative_at, points
 from .quotients import unnested
 
@@ -29,6 +31,8 @@ MOST_EXPRESSIONS = 200
 """How many expressions a proof may look at before the question is left open."""
 MOST_FUEL = 5
 """How many atoms a proof may replace, one after the other."""
+MOST_BOUNDS, MOST_DEEP = 400, 120
+"""How many bounds a bound may be found by, and how many of them within each other."""
 MOST_RANGES = 12
 """How many ranges the interval of a symbol is looked for through."""
 
@@ -94,37 +98,44 @@ class Facts:
         """What `replaced` made."""
         return {}
 
-    def bounds(self, expr: IntLike) -> tuple[int | None, int | None]:
+    def bounds(self, expr: IntLike) -> Interval:
         """The least and greatest value that can be proved; None where there is no bound."""
-        expr = as_expr(expr)
-        if expr not in self._bounds:
-            self._bounds[expr] = self._bounds_of(expr)
-        return self._bounds[expr]
+        return self._bounds_of(as_expr(expr), [MOST_BOUNDS], MOST_DEEP)
 
     @cached_property
-    def _bounds(self) -> dict[Expr, tuple[int | None, int | None]]:
+    def _bounds(self) -> dict[Expr, Interval]:
         """What `bounds` found: ends replaced in another order lead to the same expression."""
         return {}
 
-    def _bounds_of(self, expr: Expr) -> tuple[int | None, int | None]:
+    def _bounds_of(self, expr: Expr, left: list[int], depth: int) -> Interval:
+        """`left` counts down the expressions that are looked at, `depth` those within another."""
+        if expr in self._bounds:
+            return self._bounds[expr]
         low, high = self._interval(expr, 0)
+        left[0] = max(left[0] - 1, 0) if depth else 0
+        if not left[0]:
+            return low, high
+        known = self._with_fixed(expr)
+        if known != expr:
+            return within_both((low, high), self._bounds_of(known, left, depth - 1))
         for name in sorted(expr.symbols(), reverse=True):
             for end in self.ranges.get(name, (0, None)):
-                if end is None or not _is_open(end):
+                if end is None or not is_open(end):
                     continue
                 slope = expr.coefficient(name)
                 sign = self._sign(slope) if slope is not None and slope.terms else None
                 if sign is None:
                     continue
-                a, b = self.bounds(expr.substitute({name: end}))
+                a, b = self._bounds_of(expr.substitute({name: end}), left, depth - 1)
                 is_upper = end is self.ranges[name][1]
-                if is_upper == (sign > 0):
-                    high = b if high is None or (b is not None and b < high) else high
-                else:
-                    low = a if low is None or (a is not None and a > low) else low
+                ends = (None, b) if is_upper == (sign > 0) else (a, None)
+                low, high = within_both((low, high), ends)
+                if not left[0]:
+                    return low, high
+        self._bounds[expr] = low, high
         return low, high
 
-    def interval(self, expr: Expr) -> tuple[int | None, int | None]:
+    def interval(self, expr: Expr) -> Interval:
         """Ends between which it lies, by interval arithmetic alone: quick, and often wide."""
         return self._interval(expr, 0)
 
@@ -136,7 +147,7 @@ class Facts:
             return -1
         return None
 
-    def _interval(self, expr: Expr, depth: int) -> tuple[int | None, int | None]:
+    def _interval(self, expr: Expr, depth: int) -> Interval:
         low: int | None = 0
         high: int | None = 0
         for monomial, coefficient in expr.terms:
@@ -147,47 +158,47 @@ class Facts:
             high = None if high is None or most is None else high + coefficient * most
         return low, high
 
-    def _span(self, monomial: Monomial, depth: int) -> tuple[int | None, int | None]:
+    def _span(self, monomial: Monomial, depth: int) -> Interval:
         """The interval of a product of atoms."""
         (atom, power), *others = monomial
         span = first = self._ends_of(atom, depth)
         if power == 1 and not others:
             return span
         for _ in range(power - 1):
-            span = _interval_product(span, first)
+            span = product(span, first)
         for atom, power in others:
             around = self._ends_of(atom, depth)
             for _ in range(power):
-                span = _interval_product(span, around)
+                span = product(span, around)
         return span
 
     @cached_property
-    def _ends(self) -> dict[tuple[Atom, int], tuple[int | None, int | None]]:
+    def _ends(self) -> dict[tuple[Atom, int], Interval]:
         """What `_ends_of` found: sizes that nest, each read twice, take no power of two."""
         return {}
 
-    def _ends_of(self, atom: Atom, depth: int) -> tuple[int | None, int | None]:
+    def _ends_of(self, atom: Atom, depth: int) -> Interval:
         """The interval of an atom; `depth` counts the ranges that it was reached through."""
         if (atom, depth) not in self._ends:
             made = self._symbol(atom.name, depth) if atom.kind == "sym" else self._of(atom, depth)
             self._ends[atom, depth] = made
         return self._ends[atom, depth]
 
-    def _symbol(self, name: str, depth: int) -> tuple[int | None, int | None]:
+    def _symbol(self, name: str, depth: int) -> Interval:
         if depth > MOST_RANGES:
             return 0 if is_size(name) else None, None
         low, high = self.ranges.get(name, (0, None))
         top = None if high is None else self._interval(as_expr(high), depth + 1)[1]
         return self._interval(as_expr(low), depth + 1)[0], top
 
-    def _of(self, atom: Atom, depth: int) -> tuple[int | None, int | None]:
+    def _of(self, atom: Atom, depth: int) -> Interval:
         (a_lo, a_hi), (b_lo, b_hi) = (self._interval(arg, depth) for arg in atom.args)
         if atom.kind == "min":
             known = [v for v in (a_hi, b_hi) if v is not None]
-            return _both(min, a_lo, b_lo), min(known) if known else None
+            return chosen(min, a_lo, b_lo), min(known) if known else None
         if atom.kind == "max":
             known = [v for v in (a_lo, b_lo) if v is not None]
-            return max(known) if known else None, _both(max, a_hi, b_hi)
+            return max(known) if known else None, chosen(max, a_hi, b_hi)
         if b_lo is None or b_lo < 0:
             return None, None
         if b_hi is not None and b_hi < b_lo:  # of an empty range all holds
@@ -211,7 +222,7 @@ class Facts:
         expr = as_expr(expr)
         found = self._nonneg.get(expr)
         if found is None:
-            found = self._prove_nonneg(expr, MOST_FUEL, [MOST_EXPRESSIONS])
+            found = self.is_chained(expr) or self._prove_nonneg(expr, MOST_FUEL, [MOST_EXPRESSIONS])
             found = found or self.is_lifted(expr)
             if not found and (less := self._undivided(expr)) != expr:
                 found = self._prove_nonneg(less, MOST_FUEL, [MOST_EXPRESSIONS])
@@ -221,6 +232,17 @@ class Facts:
                 found = self._prove_nonneg(whole, MOST_FUEL, [MOST_EXPRESSIONS])
             self._nonneg[expr] = found
         return found
+
+    def is_chained(self, goal: Expr) -> bool:
+        """Whether a chain of ranges, each of which ends at the next symbol, says that it is at
+        least 0."""
+        ends = difference(goal)
+        return ends is not None and is_ordered(self._chains, *ends)
+
+    @cached_property
+    def _chains(self) -> Edges:
+        """Which symbols the ranges bound by each other."""
+        return edges_of(self.ranges)
 
     def is_lifted(self, goal: Expr) -> bool:
         """Whether intervals say that it is at least 0 once every factor is its least value, which
@@ -335,13 +357,13 @@ class Facts:
         """Lists of expressions: where all of one list are not negative, neither is `expr`."""
         for name in sorted(expr.symbols(), reverse=True):
             ends = self.ranges.get(name, (0, None))
-            if not any(map(_is_open, ends)):
+            if not any(map(is_open, ends)):
                 continue
             slope = expr.coefficient(name)
             sign = self._sign(slope) if slope is not None and slope.terms else None
             if sign is not None:
                 end = ends[0] if sign > 0 else ends[1]
-                if end is not None and _is_open(end):
+                if end is not None and is_open(end):
                     yield [expr.substitute({name: end})]
         for monomial, coefficient in expr.terms:
             for atom, power in monomial:
@@ -392,16 +414,15 @@ class Facts:
 
     def simplify(self, expr: Expr) -> Expr:
         """The expression rebuilt with these facts."""
-        fixed = self._fixed(expr.symbols())
-        if not fixed and not any(atom.args for monomial, _ in expr.terms for atom, _ in monomial):
+        expr = self._with_fixed(expr)
+        if not any(atom.args for monomial, _ in expr.terms for atom, _ in monomial):
             return expr  # a sum of products of symbols
         total = const(0)
         for monomial, coefficient in expr.terms:
             product = const(coefficient)
             for atom, power in monomial:
-                if atom.kind == "sym":
-                    factor = as_expr(fixed.get(atom.name, expr_of(atom)))
-                else:
+                factor = expr_of(atom)
+                if atom.kind != "sym":
                     a, b = (self.simplify(arg) for arg in atom.args)
                     factor = APPLY[atom.kind](a, b, self)
                 for _ in range(power):
@@ -409,14 +430,32 @@ class Facts:
             total = total + product
         return self._undo_division(join_divisions(total, self))
 
-    def _fixed(self, names: frozenset[str]) -> dict[str, IntLike]:
-        """The symbols that have one value."""
-        found: dict[str, IntLike] = {}
-        for name in names:
-            low, high = self.ranges.get(name, (0, None))
-            if high is not None and low == high:
-                found[name] = low
-        return found
+    def _with_fixed(self, expr: Expr) -> Expr:
+        """The expression without the symbols that have one value."""
+        found = {n: value for n in expr.symbols() if (value := self._fixed(n)) is not None}
+        return expr.substitute(found, self) if found else expr
+
+    def _fixed(self, name: str) -> Expr | None:
+        """What a symbol is that has one value, in symbols that have not; None for these."""
+        pending = [name]
+        while pending:
+            low, high = self.ranges.get(pending[-1], (0, None))
+            value = as_expr(low) if high is not None and low == high else None
+            parts = [] if value is None else sorted(value.symbols())
+            left = [n for n in parts if n not in self._known and n not in pending]
+            if left:
+                pending += left
+                continue
+            if value is not None:
+                known = {n: v for n in parts if (v := self._known.get(n)) is not None}
+                value = value.substitute(known, self)
+            self._known[pending.pop()] = value
+        return self._known[name]
+
+    @cached_property
+    def _known(self) -> dict[str, Expr | None]:
+        """What `_fixed` found."""
+        return {}
 
     def _undo_division(self, expr: Expr) -> Expr:
         """b*(a // b) is a - a % b, where that is a number."""
@@ -458,30 +497,3 @@ class Facts:
                     if not divide(as_expr(number) * quotient, by)[1].terms:
                         return True
         return False
-
-
-def _is_open(end: IntLike | None) -> bool:
-    """Whether an end of a range follows from other symbols."""
-    return isinstance(end, Expr) and end.as_int() is None
-
-
-def _both(choose: Callable[[int, int], int], a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else choose(a, b)
-
-
-def _interval_product(
-    x: tuple[int | None, int | None], y: tuple[int | None, int | None]
-) -> tuple[int | None, int | None]:
-    """The interval of a product; None stands for minus infinity below and infinity above."""
-    (a, b), (c, d) = x, y
-    if a is not None and c is not None and b is not None and d is not None:
-        if a >= 0 and c >= 0:
-            return a * c, b * d
-        ends = (a * c, a * d, b * c, b * d)
-        return min(ends), max(ends)
-    inf = float("inf")
-    ends_x = (-inf if x[0] is None else x[0], inf if x[1] is None else x[1])
-    ends_y = (-inf if y[0] is None else y[0], inf if y[1] is None else y[1])
-    corners = [0 if a == 0 or b == 0 else a * b for a in ends_x for b in ends_y]
-    low, high = min(corners), max(corners)
-    return (None if low == -inf else int(low), None if high == inf else int(high))

@@ -61,6 +61,8 @@ class Bounds:
         """
         if is_plain(expr, facts) or expr in guards or expr in self.given:
             return None
+        if facts.is_chained(expr):
+            return None
         key = (expr, tuple(guards), _ranges_of((expr, *guards), facts))
         if key in self.known:
             return None

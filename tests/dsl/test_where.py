@@ -104,3 +104,28 @@ where D % 2 == 0, D in 2..=256:
     x + y
 """
     assert "D is in 2..=256, a multiple of 2" in render_all(errors(text))
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        [f"N{i + 1} == N{i} + 1" for i in range(60)],
+        [f"N{i + 2} == N{i} + N{i + 1}" for i in range(58)],
+        [f"N{i + 2} >= N{i} + N{i + 1}" for i in range(12)],
+    ],
+)
+def test_sizes_in_chains_are_what_they_are(conditions: list[str]) -> None:
+    """However many equalities a size leads through, it equals itself."""
+    inputs = ", ".join(f"x{i}: f32[N{i}]" for i in range(61))
+    text = f"pipeline p({inputs}) -> f32[N0] where {', '.join(conditions)}:\n    x0\n"
+    assert errors(text) == []
+
+
+@pytest.mark.parametrize("count", [9, 60])
+def test_the_ends_of_a_chain_of_sizes_are_compared(count: int) -> None:
+    inputs = ", ".join(f"x{i}: f32[N{i}]" for i in range(count))
+    where = ", ".join(f"N{i + 1} >= N{i}" for i in range(count - 1))
+    text = f"pipeline p({inputs}) -> f32[N0] where {where}:\n    x0 + x{count - 1}[:N0]\n"
+    assert errors(text) == []
+    found = only(text.replace(f"N{count - 2} >= ", f"N{count - 2} + 1 >= "))
+    assert found.code == "E0203"
