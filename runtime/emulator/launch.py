@@ -91,7 +91,7 @@ class Module:
         check_launch(self.syntax.target[0], code, layout, *sizes, shared_bytes)
         heap = Heap()
         for arena in self._arenas.values():
-            arena.shadow = None
+            arena.shadow, arena.maps = None, {}
         variables = {v: heap.add(arena) for v, arena in self._arenas.items()}
         params = self._params(code, heap, args)
         search = Races(layout.granules) if races else None

@@ -55,6 +55,8 @@ class Arena:
         self.stride = stride
         self.shadow: Any = None
         """What the race detector knows of these bytes."""
+        self.maps: dict[int, int] = {}
+        """How often this launch changed the tensor maps that begin at some bytes."""
         self.variable_at: Callable[[int], str] | None = None
         """What lies at an offset, in words, where parts have names."""
         self.constant = False

@@ -60,10 +60,47 @@ def map_at(g: Group, at: int, thread: int) -> EncodedMap:
         raise Stop("out-of-bounds", "a tensor map has 128 bytes", thread)
     place = span(part.arena, start, SIZE)
     place.check_written(thread)
+    _check_seen(g, place, thread)
     found = decode(place.read().tobytes())
     if found is None:
         raise Stop("uninitialised", f"no tensor map at {at:#x}", thread)
     return found
+
+
+def _changes(place: Region) -> tuple[int, bytes]:
+    """What tells of the changes that this launch made to a map: none is `(0, b"")`."""
+    shadow, stamps = place.arena.shadow, b""
+    if shadow is not None and shadow.was_written:
+        written = shadow.writes[place.granules(shadow.granule)]
+        stamps = written.tobytes() if written.any() else b""
+    return place.arena.maps.get(int(place.index[0]), 0), stamps
+
+
+def _seen(g: Group, place: Region, thread: int) -> tuple[dict[Any, Any], tuple[int, int, int]]:
+    """What blocks acquired of maps, and the place of this block's there."""
+    key = int(g.batch.block_of[thread]), id(place.arena), int(place.index[0])
+    return g.batch.state.setdefault("maps", {}), key
+
+
+def note_seen(g: Group, place: Region, thread: int) -> None:
+    """A thread acquires a tensor map, for its block."""
+    known, key = _seen(g, place, thread)
+    known[key] = _changes(place)
+
+
+def _check_seen(g: Group, place: Region, thread: int) -> None:
+    """Raises: Stop where the launch changed a map and the block has not acquired what it is now.
+
+    PTX ISA, "fence.proxy.tensormap": copies read maps through a proxy of their own.
+    """
+    changes = _changes(place)
+    if g.batch.machine.races is None or changes == (0, b""):
+        return
+    known, key = _seen(g, place, thread)
+    if known.get(key) != changes:
+        raise Stop("race", f"the tensor map at {place.arena.place(int(place.index[0]))} was "
+                   "changed by this launch, and this block has no "
+                   "`fence.proxy.tensormap::generic.acquire` since", thread)  # fmt: skip
 
 
 class Box:

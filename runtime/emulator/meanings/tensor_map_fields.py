@@ -16,6 +16,7 @@ from stagefuse.runtime.emulator.tensor_map import SIZE, replace
 
 from . import effect
 from .bulk import one_by_one, values
+from .tensor_copy import note_seen
 
 if TYPE_CHECKING:
     from stagefuse.runtime.emulator.machine import Group
@@ -46,7 +47,7 @@ def _replace(site: Site) -> Run:
         for i, thread in one_by_one(g):
             place = _map_bytes(g, space, int(at[i]), thread)
             changed = replace(place.read().tobytes(), field, int(which[i]), int(new[i]))
-            place.write(np.frombuffer(changed, np.uint8), thread)
+            _write(place, np.frombuffer(changed, np.uint8), thread)
 
     return run
 
@@ -62,11 +63,29 @@ def _publish(site: Site) -> Run:
             if i and int(to_[i]) == int(to_[i - 1]):
                 continue
             place = _map_bytes(g, "shared", int(from_[i]), thread)
-            _map_bytes(g, "global", int(to_[i]), thread).write(place.read(), thread)
+            _write(_map_bytes(g, "global", int(to_[i]), thread), place.read(), thread)
 
     return run
 
 
 @effect("bulk.fence_map")
 def _fence(site: Site) -> Run:
-    return lambda g: None
+    """One that acquires lets the block's copies use what the map is now; see `map_at`."""
+    if not site.has("a"):
+        return lambda g: None
+    where = address(site, "a")
+
+    def run(g: Group) -> None:
+        at = where(g)
+        for i, thread in one_by_one(g):
+            if not i or int(at[i]) != int(at[i - 1]):
+                note_seen(g, _map_bytes(g, "generic", int(at[i]), thread), thread)
+
+    return run
+
+
+def _write(place: Region, values: Array, thread: int) -> None:
+    """Writes a tensor map, whole or with a field changed."""
+    place.write(values, thread)
+    start = int(place.index[0])
+    place.arena.maps[start] = place.arena.maps.get(start, 0) + 1

@@ -1,12 +1,14 @@
 """Triton's PTX for sm_80, sm_89 and sm_90a, against NumPy."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from stagefuse.runtime import emulator
 
-from .fixtures import Array, close, launch, product_error
+from .fixtures import HERE, Array, close, launch, product_error
 
 BF16, E4M3 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
 SCRATCH = (np.uint64(0), np.uint64(0))
@@ -147,6 +149,21 @@ def test_persistent_matmul_that_makes_its_tensor_maps(rng: np.random.Generator) 
     wide = a.astype(np.float64), b.astype(np.float64).T
     expected = wide[0] @ wide[1]
     close(c, expected, product_error(*wide) + 2.0**-11 * np.abs(expected))
+
+
+@pytest.mark.parametrize("which", [0, 2])
+def test_a_changed_tensor_map_that_is_not_acquired(which: int) -> None:
+    text = (HERE / "triton.matmul_own_maps.sm_90a.ptx").read_text()
+    fences = re.findall(r".*fence\.proxy\.tensormap::generic\.acquire.*\n", text)
+    a, b = np.ones((128, 64), np.float16), np.ones((64, 64), np.float16)
+    args = (a, b, np.zeros((128, 64), np.float16), *np.int32([128, 64, 64]))
+    scratch = np.zeros((4, 128), np.uint8), np.uint64(0)
+    module = emulator.load(text.replace(fences[which], "\n", 1))
+    sizes = {"grid": 1, "block": 384, "shared_bytes": 90712}
+    missing = "no `fence.proxy.tensormap::generic.acquire`"
+    with pytest.raises(emulator.Fault, match=missing) as found:
+        module.launch("matmul_own_maps", args=[*args, *scratch], **sizes)
+    assert found.value.kind == "race"
 
 
 def test_matmul_over_a_cluster(rng: np.random.Generator) -> None:
