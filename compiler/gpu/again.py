@@ -1,4 +1,5 @@
-"""What kernels compute and read again and again: what `report` says of them counts it once."""
+"""What kernels compute and read again and again, and what they never read: `report` counts all of
+their buffers once."""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ from collections.abc import Sequence
 from stagefuse.compiler.buffers import size_of
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.graph import Graph, Scatter, Sort
-from stagefuse.compiler.kernel_ir import For, SortDigit, SortRow, Statement
+from stagefuse.compiler.kernel_ir import For, Index, SortDigit, SortRow, Statement
 from stagefuse.compiler.lower import Lowered
 from stagefuse.dsl.dims import Expr, const
 
 from .predict import UNLIMITED
+from .private import accesses
 from .sequences.scatter import is_sparse
 
 _COMPARED = 48
@@ -24,7 +26,8 @@ _POSITION = 8  # bytes
 
 
 def again(graph: Graph, lowered: Lowered, in_memory: bool) -> tuple[Expr, Expr]:
-    """The operations, and the bytes from and to memory, of what is done more than once.
+    """The operations, and the bytes from and to memory, of what is done more than once, less what
+    is not done at all.
 
     A sort goes over its elements once for each digit, or each stage of a network, then beyond
     shared memory if `in_memory`; each range of a scatter reads all positions.
@@ -53,7 +56,25 @@ def again(graph: Graph, lowered: Lowered, in_memory: bool) -> tuple[Expr, Expr]:
                 continue
             teams = size_of([extent for _, extent in lowered.kernel.parallel])
             moved = moved + teams * count * _POSITION
-    return work, moved
+    return work, moved - _unread(lowered)
+
+
+def _unread(lowered: Lowered) -> Expr:
+    """The bytes that a kernel leaves of what others make for it: along an axis on which it reads
+    the same places in all of its loops, all others."""
+    dims, left = set(lowered.kernel.dims), const(0)
+    found = list(accesses(lowered.kernel.body))
+    for ref, buffer in zip(lowered.values, lowered.kernel.buffers, strict=True):
+        own = [a for a in found if a.buffer == buffer.name]
+        if ref.node >= 0 or buffer.mode != "in" or not own or not all(a.indices for a in own):
+            continue
+        read = const(1)
+        for axis, extent in enumerate(buffer.shape):
+            places = {a.indices[axis] for a in own}
+            fixed = all(isinstance(at, Index) and at.expr.symbols() <= dims for at in places)
+            read = read * (const(len(places)) if fixed else extent)
+        left = left + (size_of(buffer.shape) - read) * buffer.dtype.itemsize
+    return left
 
 
 def _digits(statements: Sequence[Statement]) -> int:

@@ -132,9 +132,10 @@ def predicted(
 
     Memory is as fast as the threads that run at once keep loads under way (Little's law): `ahead`
     bytes each, if that is known, of the `read` ones; otherwise so much of all by copies. An SM
-    computes at full rate from two blocks on. Where blocks do not all fit at once, a round of them
-    takes what a load does and what issuing their `instructions` does. `cached` bytes of those moved
-    may be in the L2 cache. No blocks take no time: another kernel does the work.
+    computes at full rate from two blocks on. A round of the blocks that fit at once, of which
+    there is one at least, takes what a load does and what issuing their `instructions` does.
+    `cached` bytes of those moved may be in the L2 cache. No blocks take no time: another kernel
+    does the work.
     """
     if not grid:
         return 0.0, "nothing to do"
@@ -143,13 +144,14 @@ def predicted(
     kept = 1.0 if ahead else min(at_once * threads * _IN_FLIGHT / most, 1.0)
     filled = min(at_once / (target.sms * min(resident, 2)), 1.0)
     far = moved - cached + cached / _CACHED if cached <= target.cache << 19 else moved
-    rounds = grid / (target.sms * resident)
-    issue = resident * -(-threads // 32) * instructions / (_SCHEDULERS * target.clock * 1e3)
+    rounds = max(grid / (target.sms * resident), 1.0)
+    beside = min(resident, -(-grid // target.sms))
+    issue = beside * -(-threads // 32) * instructions / (_SCHEDULERS * target.clock * 1e3)
     times = {
         "start": target.start,
         "memory": far / (target.bandwidth * 1e3 * _REACHED * kept),
         "loads": read * _LOADED / (at_once * threads * ahead) * far / max(moved, 1) if ahead else 0,
-        "instructions": rounds * (_LOADED + issue) if ahead and rounds > 1 else 0,
+        "instructions": rounds * (_LOADED + issue) if ahead else 0,
         "arithmetic": flops / (target.rate(arithmetic) * 1e6 * filled),
     }
     bound = max(times, key=lambda name: times[name])

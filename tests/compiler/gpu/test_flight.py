@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from stagefuse.compiler.gpu.flight import Flight, flight_of
-from stagefuse.compiler.gpu.targets import loaded_ahead
+from stagefuse.compiler.gpu.targets import TARGETS, loaded_ahead, predicted
+
+from .gpu_run import compiled, launches
 
 ENTRY = """.visible .entry k(
 \t.param .u64 k_0
@@ -57,3 +61,22 @@ def test_the_shortest_way_counts() -> None:
 def test_registers_bound_what_is_loaded_ahead() -> None:
     assert loaded_ahead(128, 32) == 96
     assert loaded_ahead(64, 40) == 64
+
+
+def test_one_round_waits_for_its_loads_and_issues_its_instructions() -> None:
+    h200 = TARGETS["h200"]
+
+    def time(grid: int, ahead: int = 16) -> float:
+        return predicted(h200, 1024, 0, grid, 256, 4, read=512, ahead=ahead, instructions=99)[0]
+
+    assert time(1, 0) < h200.start + 0.1
+    assert time(132) == time(1) > h200.start + 0.6
+    assert time(1) < time(2 * 132) < time(4 * 132) < time(5 * 132)
+
+
+def test_what_a_kernel_never_reads_counts_nothing(tmp_path: Path) -> None:
+    """Of the counts of all tiles, where digits start is in those of the last one."""
+    text = "pipeline p(x: f32[N]) -> f32[N]\nwhere N in 0..=20000000:\n    sort(x)\n"
+    found = launches(compiled(tmp_path / "p.pipe", text, ("sm_90a",)))
+    starts = [x for x in found if "starts" in x.kernel]
+    assert starts and all(x.report["bytes"] == str(2 * 256 * 4) for x in starts)
