@@ -14,6 +14,8 @@ VPDPBUSD.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stagefuse.compiler.plan import UNITS
 from stagefuse.dsl.frozen import frozen
 
@@ -415,8 +417,6 @@ def _kept(columns: int) -> str:
     """The function `symbol(to, to_row, rows, sums, add)`, which stores sums, or adds them."""
     kind = "<16 x i32>"
     body = [
-        "  %skip = mul i64 %r, %to_row",
-        "  %row = getelementptr i32, ptr %to, i64 %skip",
         f"  %from_skip = mul i64 %r, {columns}",
         "  %from = getelementptr i32, ptr %sums, i64 %from_skip",
     ]
@@ -430,16 +430,7 @@ def _kept(columns: int) -> str:
             f"  %y{v} = add {kind} %x{v}, %o{v}",
             f"  store {kind} %y{v}, ptr %p{v}, align 4",
         ]
-    return "\n".join([
-        f"define void @{_kept_symbol(columns)}(ptr %to, i64 %to_row, i64 %rows,"
-        " ptr readonly %sums, i1 %add) noinline nounwind {",
-        "entry:",
-        "  br label %r.do",
-        *loop("r", "entry", "%rows", 1, body, "return"),
-        "return:",
-        "  ret void",
-        "}",
-    ])  # fmt: skip
+    return _rows_changed(_kept_symbol(columns), "ptr readonly %sums, i1 %add", [], body)
 
 
 def _moved_symbol(columns: int) -> str:
@@ -462,12 +453,18 @@ def _moved(columns: int) -> str:
             f"  %y{v} = add {kind} %x{v}, %m{v}",
             f"  store {kind} %y{v}, ptr %p{v}, align 4",
         ]
+    return _rows_changed(_moved_symbol(columns), "ptr readonly %shift", loads, body)
+
+
+def _rows_changed(symbol: str, parameters: str, before: Sequence[str], body: Sequence[str]) -> str:
+    """The function `symbol(to, to_row, rows, parameters)`, whose `body` is for the `row` at hand,
+    the one of the number `r`."""
     head = ["  %skip = mul i64 %r, %to_row", "  %row = getelementptr i32, ptr %to, i64 %skip"]
     return "\n".join([
-        f"define void @{_moved_symbol(columns)}(ptr %to, i64 %to_row, i64 %rows,"
-        " ptr readonly %shift) noinline nounwind {",
+        f"define void @{symbol}(ptr %to, i64 %to_row, i64 %rows, {parameters})"
+        " noinline nounwind {",
         "entry:",
-        *loads,
+        *before,
         "  br label %r.do",
         *loop("r", "entry", "%rows", 1, [*head, *body], "return"),
         "return:",

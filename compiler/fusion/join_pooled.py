@@ -7,7 +7,6 @@ stored. For GPUs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import prod
 
 from stagefuse.compiler.graph import Contract, Graph, View
@@ -16,7 +15,7 @@ from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.frozen import frozen
 
 from .groups import Access, Group
-from .join_reduced import ReducedJoiner, reductions_of, rows_between
+from .join_reduced import ReducedJoiner, reductions_of
 
 SIZES = (2, 4, 8)
 """Places of a window: tiles, and the parts of them that blocks of a cluster store, have a multiple
@@ -89,13 +88,7 @@ class PooledJoiner(ReducedJoiner):
             return
         if prod(found.places) not in SIZES or found.places[-1] != 1 or found.axes[-1] is None:
             return
-        rows = rows_between(product, group)
-        joined = replace(
-            product, roots=group.roots, members=rows.members, rows=rows, apart=(product, group)
-        )
-        self._replace([product, group], joined)
-        del self.maker[ref]
-        self._say(ref, REASON)
+        self._reduce(product, group, REASON)
 
     def _gathers_alone(self, product: Group) -> bool:
         """Whether a product's rows are windows that are gathered, of no batch."""

@@ -91,13 +91,17 @@ class ReducedJoiner(ChosenJoiner):
             return
         if any(self.graph.type(r).shape != group.domain for r in group.roots):
             return
-        rows = rows_between(product, group)
+        self._reduce(product, group, FINISHED)
+
+    def _reduce(self, product: Group, group: Group, why: str) -> None:
+        """Has a product's kernel store what a kernel of rows makes of it."""
+        rows, (ref,) = rows_between(product, group), product.roots
         joined = replace(
             product, roots=group.roots, members=rows.members, rows=rows, apart=(product, group)
         )
         self._replace([product, group], joined)
         del self.maker[ref]
-        self._say(ref, FINISHED)
+        self._say(ref, why)
 
     def _product_of(self, rows: Group, shape: tuple[Expr, ...] | None) -> Group | None:
         """The product of this shape, or of any, its columns along the last axis, that a kernel
