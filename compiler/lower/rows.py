@@ -39,8 +39,10 @@ from .values import Lowering
 
 CHEAP_FLOPS = 4
 """Arithmetic of an element of which several are computed together."""
-MOST_COLUMNS = 1024
-"""Columns of a block at most: what is accumulated of them takes 4 KB of the first-level cache."""
+WIDE, WIDEST, UNCACHED = 4 << 10, 16 << 10, 1 << 25
+"""Bytes of a block's columns, of one row: where two blocks are left for threads to share; and where
+four are, and rows are so many bytes in all that they come from memory. What is accumulated of them
+stays in the first-level cache: in the third, sums of 64 x 32000 would take 1.08 of the time so."""
 Place: TypeAlias = tuple[Ref, Sequence[Expr]]
 """A root and where in it an element is stored."""
 WINDOW, WINDOW_WIDTH = 64, 16
@@ -221,14 +223,18 @@ def _columns(low: Lowering, inner: Sequence[int]) -> Parallel:
 
 def _width(low: Lowering, rows: Sequence[int]) -> int:
     """The columns of a block. Where each row is read but once, longer stretches of it are read
-    sooner; two blocks are left for threads to share."""
+    sooner."""
     width, known = low.schedule.columns, low.group.domain[-1].as_int()
     reductions = [m for m in low.group.members if isinstance(low.graph.nodes[m].primitive, Reduce)]
     once = not rows and len(reductions) == 1 and not _finds_places(low)
     if not once or known is None or not low.schedule.columns_by_memory:
         return width
-    while width < MOST_COLUMNS and 7 * width <= 2 * known:
-        width *= 2
+    reduced = low.graph.nodes[reductions[0]]
+    size = reduced.type.dtype.compute.itemsize
+    total = product_of(low.graph.type(reduced.operands[0]).shape).as_int() or 0
+    for most, blocks in ((WIDE, 2), (WIDEST if total * size >= UNCACHED else 0, 4)):
+        while width * size < most and 7 * blocks * width <= 4 * known:
+            width *= 2
     return width
 
 

@@ -187,3 +187,22 @@ def test_places_of_a_small_image_are_one_block() -> None:
     assert [name for name, _ in kernel.parallel] == ["d0"]
     loops = [s for s in walk(merged(kernel).body) if isinstance(s, For) and s.vector]
     assert all(s.hi == const(49) for s in loops)
+
+
+@pytest.mark.parametrize(
+    "rows, columns, dtype, block",
+    [
+        (4096, 4096, "f32", 1024),
+        (1024, 14336, "f32", 4096),
+        (64, 14336, "f32", 1024),
+        (1024, 14336, "f64", 2048),
+        (1024, 8192, "f32", 2048),
+        (4096, 300, "f32", 256),
+    ],
+)
+def test_blocks_of_columns(rows: int, columns: int, dtype: str, block: int) -> None:
+    """They are longer where that leaves enough for threads, longest of what no cache holds."""
+    text = f"pipeline main(x: {dtype}[{rows}, {columns}]):\n    sum(x, axis=0)\n"
+    (kernel,) = kernels_of(of_text(text).passed())
+    (scratch,) = (s for s in kernel.body if isinstance(s, Alloc))
+    assert scratch.shape[-1] == const(block)
