@@ -166,11 +166,31 @@ class Layers(Growing):
                 lambda s, a, c: m.rounded(*m.corners(np.add, a, c), dtype),
             )
         if r.random() < 0.5:
-            self._relu(y)
+            y = self._relu(y)
+        high, wide = r.choice([1, 2]), r.choice([2, 2, 4])
+        if rows >= high and columns >= wide and r.random() < 0.5:
+            self._pooled(y, (high, wide), (rows // high, columns // wide))
 
-    def _relu(self, x: Node) -> None:
+    def _pooled(self, x: Node, size: tuple[int, int], count: tuple[int, int]) -> None:
+        """The greatest of windows that share nothing and may leave some places out."""
+        (high, wide), (rows, columns) = size, count
+
+        def pool(z: Any) -> Any:
+            part = z[:, :, : rows * high, : columns * wide]
+            return part.reshape(*z.shape[:2], rows, high, columns, wide).max((3, 5))
+
+        self.add(
+            f"{{name}}[b, c, i in 0..{rows}, j in 0..{columns}] = max[m in 0..{high}, "
+            f"n in 0..{wide}] {x.name}[b, c, i * {high} + m, j * {wide} + n]",
+            (*x.shape[:2], Dim.of(rows), Dim.of(columns)),
+            x.dtype,
+            [x],
+            lambda s, a: Measured(pool(a.v), pool(a.e), a.dtype),
+        )
+
+    def _relu(self, x: Node) -> Node:
         text = f"maximum({x.name}, 0.0)"
-        self.add(text, x.shape, x.dtype, [x], lambda s, a: pointwise("relu", a))
+        return self.add(text, x.shape, x.dtype, [x], lambda s, a: pointwise("relu", a))
 
 
 def _where(keep: Any, a: Measured, low: float) -> Measured:
