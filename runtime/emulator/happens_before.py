@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .memory import Arena
 
 Array = NDArray[Any]
+Without = tuple[Array, int]
+"""The clocks of a block's lanes with those left out that a warp's lanes had alone, and how many
+these are."""
 
 
 class HappensBefore:
@@ -182,6 +185,7 @@ class HappensBefore:
         clocks, per = self.clocks(batch), batch.stride // 32
         if not (clocks.near_fenced or clocks.seen or clocks.relayed):
             return
+        far, near = dict[int, Without](), dict[int, Without]()
         for at, thread in zip(index.tolist(), threads.tolist(), strict=True):
             warp = thread >> 5
             block = batch.first + warp // per
@@ -192,26 +196,36 @@ class HappensBefore:
                     place.version += 1
             known = None if narrow else clocks.fenced.get(warp)
             if known is not None:
-                known = self._of_lane(batch, known, block, thread)
+                known = self._of_lane(batch, known, block, thread, far)
                 self.released.setdefault((id(arena), at, ALL), Released()).add(known)
             known = clocks.near_fenced.get(warp)
             if known is not None:
-                known = self._of_lane(batch, known, block, thread)
+                known = self._of_lane(batch, known, block, thread, near)
                 self.released.setdefault((id(arena), at, block), Released()).add(known)
 
-    def _of_lane(self, batch: Batch, known: Known, block: int, thread: int) -> Known:
-        """What one lane hands over: of the fences of other lanes only those before they met."""
+    def _of_lane(
+        self, batch: Batch, known: Known, block: int, thread: int, without: dict[int, Without]
+    ) -> Known:
+        """What one lane hands over: of the fences of other lanes only those before they met.
+
+        `without` keeps, for this instruction, what warps know without lanes' own fences.
+        """
         clocks, warp = self.clocks(batch), thread >> 5
-        first = warp * 32 % batch.stride
-        mine = known[block + LANES]
-        lanes = mine[first : first + 32]
-        met = max(int(clocks.met[warp]), int(clocks.joined[warp]) + 1)
-        kept = (lanes < met) | (np.arange(32) == thread % 32)
-        if kept.all():
+        first, mine = warp * 32 % batch.stride, known[block + LANES]
+        found = without.get(warp)
+        if found is None:
+            met = max(int(clocks.met[warp]), int(clocks.joined[warp]) + 1)
+            late = mine[first : first + 32] >= met
+            base = mine.copy()
+            base[first : first + 32][late] = 0
+            found = without[warp] = base, int(np.count_nonzero(late))
+        base, count = found
+        at = first + thread % 32
+        if count == int(base[at] != mine[at]):  # no other lane has a fence since
             return known
-        mine = mine.copy()
-        mine[first : first + 32][~kept] = 0
-        return {**known, block + LANES: mine}
+        row = base.copy()
+        row[at] = mine[at]
+        return {**known, block + LANES: row}
 
     def observe(
         self, batch: Batch, arena: Arena, index: Array, threads: Array, narrow: bool = False

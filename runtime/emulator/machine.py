@@ -189,8 +189,9 @@ class Batch:
         g.rounds += 1
         if g.rounds % LONG_LOOP == 0:
             self.machine.check_time(self, g)
-            self._look_at_loop(g)
-        if not g.looks:
+            if not g.looks and not self._is_idle_loop(g):
+                return True
+        elif not g.looks:
             return True
         g.turn += 1
         g.looks = False
@@ -198,14 +199,12 @@ class Batch:
         self.push(g)
         return False
 
-    def _look_at_loop(self, g: Group) -> None:
-        """Makes a loop one that waits for others, where nothing changed since a long while."""
-        now = self.machine.progress, g.checksum()
-        if g.seen == now:
-            g.looks = True
-            g.rounds -= 1  # from now on each time
-        else:
-            g.seen = now
+    def _is_idle_loop(self, g: Group) -> bool:
+        """Whether a loop waits for others, since nothing changed since a long while."""
+        now, before = (self.machine.progress, g.checksum()), g.seen
+        g.seen = now
+        g.rounds -= before == now  # from then on each time
+        return before == now
 
     def exit(self, g: Group) -> None:
         """Ends the threads of a group."""
@@ -311,8 +310,8 @@ class Batch:
             if g.pc < len(steps):
                 block, thread = self.position(int(g.threads()[0]))
                 line, x = steps[g.pc].instruction.line, shortened(str(steps[g.pc]))
-                others = " and others" if g.n > 1 else ""
-                found.append(f"{g.n} at line {line} `{x}` (block {block} thread {thread}{others})")
+                who = f"block {block} thread {thread}" + " and others" * (g.n > 1)
+                found.append(f"{g.n} at line {line} `{x}` ({who})")
         more = f", and {len(found) - most} groups more" if len(found) > most else ""
         return ", ".join(found[:most]) + more
 
@@ -488,13 +487,13 @@ class Machine:
     def fault(self, stop: Stop, step: Step, batch: Batch, g: Group) -> Fault:
         """A stop with the place where it happened."""
         x = stop.instruction or step.instruction
-        thread = stop.thread if stop.thread is not None else int(g.threads()[0])
+        thread = int(g.threads()[0]) if stop.thread is None else stop.thread
         block, within = batch.position(thread)
-        places = batch.places() if stop.kind == "deadlock" else ""
-        message = stop.message + (f"; threads stand so: {places};" if places else "")
+        places = stop.kind == "deadlock" and batch.places()
         return Fault(
-            stop.kind, message, kernel=self.entry.name, instruction=print_instruction(x),
-            line=x.line, file=self.program.module.file(x.loc.file) if x.loc else "",
+            stop.kind, stop.message + (f"; threads stand so: {places};" if places else ""),
+            kernel=self.entry.name, instruction=print_instruction(x), line=x.line,
+            file=self.program.module.file(x.loc.file) if x.loc else "",
             source_line=x.loc.line if x.loc else 0, block=block, thread=within,
             callers=tuple(callers_of(g.frame.code, x, g.stack, self.program.module)),
         )  # fmt: skip
