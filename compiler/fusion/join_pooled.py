@@ -21,8 +21,8 @@ SIZES = (2, 4, 8)
 """Places of a window: tiles, and the parts of them that blocks of a cluster store, have a multiple
 of rows."""
 REASON = (
-    "its windows are pooled in its tiles, so that it is not stored, where there are enough tiles "
-    "without splitting its depth and no tensor copies bring its operands"
+    "its places are pooled in its tiles, so that it is not stored, where there are enough tiles "
+    "without splitting its depth"
 )
 
 
