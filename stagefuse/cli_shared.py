@@ -295,7 +295,7 @@ def require_sizes(known: Sequence[str], sizes: dict[str, int]) -> None:
             raise click.UsageError(f"no dimension is called {name!r}; there is {listed}")
     missing = [name for name in known if name not in sizes]
     if missing:
-        raise click.UsageError("give " + " and ".join(f"--size {name}=N" for name in missing))
+        raise click.UsageError("give " + " and ".join(f"--size {name}=..." for name in missing))
 
 
 def sizes_of_each(

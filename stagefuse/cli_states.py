@@ -64,7 +64,7 @@ def session_of(
         sizes = {**sizes_of(pipe._plan, kept), **sizes}
     missing = [name for name in names if name not in sizes]
     if missing:
-        raise click.UsageError("give " + " and ".join(f"--size {name}=N" for name in missing))
+        raise click.UsageError("give " + " and ".join(f"--size {name}=..." for name in missing))
     session = pipe.session(**sizes)
     if kept is not None:
         session.restore(kept)

@@ -62,7 +62,7 @@ def test_what_is_wrong(shell: Shell, source: Path, tmp_path: Path) -> None:
     x, other = tmp_path / "x.npy", tmp_path / "other.npz"
     call = ("run", source, "--input", x)
     code, _, err = shell(*call)
-    assert code == 2 and "give --size N=N and --size S=N" in err
+    assert code == 2 and "give --size N=... and --size S=..." in err
     code, _, err = shell(*call, "--size", "S=0", "--size", "N=3")
     assert code == 1 and "S is 0, but total takes S in 1..=99" in err
     code, _, err = shell(*call, "--size", "T=0", "--size", "S=1", "--size", "N=3")
