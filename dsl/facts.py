@@ -25,7 +25,7 @@ from .dims import (
 from .frozen import frozen
 from .intervals import Interval, chosen, is_open, product, within_both
 from .points import Point, is_negative_at, points
-from .quotients import unnested
+from .quotients import quotients_of, unfolded, unnested
 
 MOST_EXPRESSIONS = 200
 """How many expressions a proof may look at before the question is left open."""
@@ -410,7 +410,8 @@ class Facts:
         a, b = as_expr(a), as_expr(b)
         if a == b or self.simplify(a) == self.simplify(b):
             return True
-        return self.bounds(a - b) == (0, 0) or unnested(a) == unnested(b)
+        same = self.bounds(a - b) == (0, 0) or unnested(a) == unnested(b)
+        return same or unfolded(a) == unfolded(b)
 
     def simplify(self, expr: Expr) -> Expr:
         """The expression rebuilt with these facts."""
@@ -496,4 +497,6 @@ class Facts:
                 if quotient.terms and not left.terms:
                     if not divide(as_expr(number) * quotient, by)[1].terms:
                         return True
-        return False
+        if self.divisible and any(self.divides(a, b * by) for a, b in quotients_of(rest)):
+            return True  # as 2 divides N // 2 where 4 divides N
+        return not divide(unfolded(expr), by)[1].terms

@@ -22,6 +22,26 @@ def unnested(expr: Expr) -> Expr:
     return expr.with_atoms(found) if found else expr
 
 
+def unfolded(expr: Expr) -> Expr:
+    """The same for every size with a - b * (a // b) for remainders a % b by numbers above 0, and
+    quotients of what is taken away as those of what is not: -N // b is -((N + b - 1) // b)."""
+    found = {}
+    for atom in {atom for monomial, _ in expr.terms for atom, _ in monomial}:
+        by = atom.args[1].as_int() if atom.kind in ("//", "%") else None
+        if by is not None and by > 0:
+            a = unfolded(atom.args[0])
+            down = all(coefficient < 0 for monomial, coefficient in a.terms if monomial)
+            quotient = -floordiv(by - 1 - a, by) if down else floordiv(a, by)
+            found[atom] = quotient if atom.kind == "//" else a - quotient * by
+    return expr.with_atoms(found) if found else expr
+
+
+def quotients_of(expr: Expr) -> list[tuple[Expr, Expr]]:
+    """What is divided by what, other than 0, in the quotients that a product is of."""
+    product = [atom for atom, _ in expr.terms[0][0]] if len(expr.terms) == 1 else []
+    return [(a.args[0], a.args[1]) for a in product if a.kind == "//" and a.args[1].as_int()]
+
+
 def _of(atom: Atom) -> Expr | None:
     """A quotient without those inside it, or None where it is that."""
     inside, by = unnested(atom.args[0]), atom.args[1].as_int()

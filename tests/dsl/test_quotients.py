@@ -6,7 +6,7 @@ import random
 
 from stagefuse.dsl.dims import Expr, floordiv, mod, sym
 from stagefuse.dsl.facts import Facts
-from stagefuse.dsl.quotients import unnested
+from stagefuse.dsl.quotients import unfolded, unnested
 
 N, M = sym("n"), sym("m")
 
@@ -48,3 +48,28 @@ def test_what_is_left_of_a_position_without_its_remainder_is_not_negative() -> N
     facts = Facts({"n": (0, None), "m": (1, None)})
     assert facts.is_nonneg(N - mod(N, 2)) and facts.is_nonneg(2 * N - 2 * mod(N, M))
     assert not facts.is_nonneg(N - 2 * mod(N, 2)) and not facts.is_nonneg(N - mod(N + 1, M))
+
+
+def test_remainders_as_quotients_keep_their_value(chance: random.Random) -> None:
+    for _ in range(300):
+        inner = nested(chance, chance.randrange(0, 3)) * chance.choice([1, -1, 2])
+        expr = N + mod(inner + chance.randrange(-3, 4), chance.randrange(2, 7)) * M
+        flat = unfolded(expr)
+        assert "%" not in str(flat)
+        for _ in range(3):
+            at = {"n": chance.randrange(200), "m": chance.randrange(200)}
+            assert flat.evaluate(at) == expr.evaluate(at), (str(expr), str(flat), at)
+
+
+def test_what_is_filled_to_a_multiple_is_one() -> None:
+    facts = Facts()
+    assert facts.divides(N + mod(-N, 16), 16) and facts.divides(N + mod(N, 2), 2)
+    assert facts.prove_eq(N + mod(-N, 16), floordiv(N + 15, 16) * 16)
+    assert not facts.divides(N + mod(-N, 16), 32) and not facts.divides(N - mod(-N, 16), 16)
+
+
+def test_a_half_of_a_multiple_of_four_is_even() -> None:
+    facts = Facts({}, ((N, 4),))
+    assert facts.divides(floordiv(N, 2), 2) and not facts.divides(floordiv(N, 2), 4)
+    assert not facts.divides(floordiv(N, 3), 2)
+    assert facts.simplify(floordiv(floordiv(N, 2) + 1, 2)) == floordiv(floordiv(N, 2), 2)

@@ -97,6 +97,28 @@ where D % 8 == 3:
     assert errors(text) == []
 
 
+@pytest.mark.parametrize(
+    ("result", "lines"),
+    [
+        ("f32[(N + 15) // 16, 16]", "reshape(pad(x, [(0, -N % 16)]), [-1, 16])"),
+        ("f32[N]", "reshape(reshape(pad(x, [(0, -N % 16)]), [-1, 16]), [-1])[:N]"),
+        ("f32[(N + 1) // 2]", "y = pad(x, [(0, N % 2)])\n    y[::2] + y[1::2]"),
+    ],
+)
+def test_an_axis_is_filled_to_a_multiple(result: str, lines: str) -> None:
+    assert errors(f"pipeline p(x: f32[N]) -> {result}:\n    {lines}\n") == []
+
+
+def test_halves_of_halves_of_a_multiple_have_one_size() -> None:
+    text = """\
+pipeline p(x: f32[N]) -> f32[N // 4]
+where N % 4 == 0:
+    y = x[::2] + x[1::2]
+    y[::2] + y[1::2] + x[2::4]
+"""
+    assert errors(text) == []
+
+
 def test_a_note_on_a_size_says_what_divides_it() -> None:
     text = """\
 pipeline p(x: f32[D], y: f32[E]) -> f32[D]
