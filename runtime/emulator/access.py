@@ -368,7 +368,9 @@ def bank_conflicts(index: Array, size: int, threads: Array, stride: int) -> int:
     relative = rows - rows[:, :1]
     for period in (1, stride // per):
         first = relative[:period]
-        if len(rows) % period == 0 and (relative.reshape(-1, *first.shape) == first).all():
+        if period > 1 and len(rows) < 4 * period or len(rows) % period:
+            continue
+        if (relative.reshape(-1, *first.shape) == first).all():
             each = sum(_of_one(row.tobytes(), max(size // 4, 1)) for row in first)
             return each * (len(rows) // period)
     return _conflicts(words, np.arange(n) // per, max(size // 4, 1))
