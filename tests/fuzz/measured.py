@@ -35,6 +35,9 @@ INTS = {
     "u8": np.uint8,
 }
 UNKNOWN = np.inf
+TF32_PARTS = 2.0**-136
+"""What a factor of an f32 product may lose where it is two tf32 numbers: a tf32 has 10 bits behind
+the point and the exponents of f32, so that the second one's least bit is that."""
 
 
 def numpy_dtype(name: str) -> Any:
@@ -231,6 +234,10 @@ def _ends(a: Measured, axes: Any, keep: bool, f: Any, start: float) -> tuple[Arr
     return v, np.where(np.isinf(a.e).any(axes, keepdims=keep), UNKNOWN, e)
 
 
+factor_error = 0.0
+"""Of f32 products, on the device that is looked at."""
+
+
 def product(
     f: Callable[[Array, Array], Array],
     a: Measured,
@@ -239,12 +246,14 @@ def product(
     dtype: str,
     roundings: float = 2.0,
 ) -> Measured:
-    """A sum of products, f bilinear; each sum has so many terms."""
+    """A sum of products, f bilinear; each sum has so many terms. Factors of f32 may be off by
+    `factor_error`."""
     with np.errstate(all="ignore"):
         av, bv = a.v.astype(np.float64), b.v.astype(np.float64)
         v = f(av, bv)
         fa, fb = (np.where(np.isfinite(x), np.abs(x), 0.0) for x in (av, bv))
-        ea, eb = (np.where(np.isinf(x.e), 0.0, x.e) for x in (a, b))
+        own = factor_error if dtype == "f32" else 0.0
+        ea, eb = (np.where(np.isinf(x.e), 0.0, x.e) + own for x in (a, b))
         size = f(fa + ea, fb + eb)
         e = size - f(fa, fb) + size * (4 * (terms + 8) * unit(accumulator(dtype)))
         e = e + terms * 2.0 ** (FLOATS[accumulator(dtype)][2] - 1)  # of products that underflow

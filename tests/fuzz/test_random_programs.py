@@ -90,7 +90,14 @@ def test_on_the_cpu(
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
 @pytest.mark.parametrize("way", WAYS)
-def test_in_the_emulator(way: str, arch: str, program_seed: int, rng: np.random.Generator) -> None:
+def test_in_the_emulator(
+    way: str,
+    arch: str,
+    program_seed: int,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(m, "factor_error", m.TF32_PARTS)
     program, results, text = chosen(way, program_seed)
     with open_plan(compiled(text, [arch], LEVELS), None, f"emulator:{arch}") as pipe:
         for some in SIZES[:2]:
