@@ -127,8 +127,7 @@ class Facts:
                 if sign is None:
                     continue
                 a, b = self._bounds_of(expr.substitute({name: end}), left, depth - 1)
-                is_upper = end is self.ranges[name][1]
-                ends = (None, b) if is_upper == (sign > 0) else (a, None)
+                ends = (None, b) if (end is self.ranges[name][1]) == (sign > 0) else (a, None)
                 low, high = within_both((low, high), ends)
                 if not left[0]:
                     return low, high
@@ -479,8 +478,7 @@ class Facts:
         number = by.as_int()
         if number is None or number < 1:
             return None
-        own = expr.constant()
-        tried = (own - known.constant() for known, _ in self.divisible)
+        tried = (expr.constant() - known.constant() for known, _ in self.divisible)
         return next((r % number for r in tried if self.divides(expr - r, by)), None)
 
     def divides(self, expr: IntLike, by: IntLike) -> bool:

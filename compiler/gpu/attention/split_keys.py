@@ -149,18 +149,9 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
     a = attention_of(low)
     first, last = a.first, a.last
     together, queries = split.together, split.queries
-    axes = list(zip(first.primitive.batch, first.batch, strict=True))
-    parallel = [("ks", split.pieces)]  # first, so that no index is a remainder of their number
-    parallel += [
-        ("heads", floordiv(extent, together, low.facts)) if axis == split.axis else (name, extent)
-        for axis, (name, extent) in axes
-    ]
-    parallel.append(("mb", floordiv(first.rows + (queries - 1), queries, low.facts)))
-    columns, number = a.columns // split.passes, const(0)
-    if split.passes > 1:
-        parallel.append(("cb", const(split.passes)))
-        number = sym("cb")
+    parallel = _pieces(low, first, split)
     low.bind(parallel)
+    columns, number = a.columns // split.passes, sym("cb") if split.passes > 1 else const(0)
     name = f"d{split.axis}"
     begin_row = sym("mb") * queries
     rows = minimum(first.rows - begin_row, const(queries)) * together
@@ -212,6 +203,19 @@ def lower_pieces(low: Lowering, split: Split) -> Parallel:
     names = (tile, *made), (figures.name, sums.name)
     _ways_joined(low, split, rows, (own, columns), *names, place)
     return parallel, split.length * (ROWS * (a.depth + columns))
+
+
+def _pieces(low: Lowering, first: Product, split: Split) -> list[tuple[str, Expr]]:
+    """The loops over blocks: pieces of the keys, first, so that no index is a remainder of their
+    number, heads, blocks of queries, and passes over the features."""
+    together, queries = split.together, split.queries
+    heads = [
+        ("heads", floordiv(extent, together, low.facts)) if axis == split.axis else (name, extent)
+        for axis, (name, extent) in zip(first.primitive.batch, first.batch, strict=True)
+    ]
+    blocks = floordiv(first.rows + (queries - 1), queries, low.facts)
+    passes = [("cb", const(split.passes))] if split.passes > 1 else []
+    return [("ks", split.pieces), *heads, ("mb", blocks), *passes]
 
 
 def _ways_joined(

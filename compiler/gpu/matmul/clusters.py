@@ -16,6 +16,7 @@ from .wgmma_tiles import WgmmaWriter
 
 RANK = "rank"
 VECTOR = 4
+Loops = list[tuple[str, Expr]]
 
 
 class ClusterWriter(WgmmaWriter):
@@ -81,3 +82,11 @@ class ClusterWriter(WgmmaWriter):
         self.code.line("barrier.cluster.arrive.aligned;")
         self.code.line("barrier.cluster.wait.aligned;")
         self.unread, self.unwritten = set(), set()
+
+
+def in_cluster(loops: Loops, rows: int, split: int) -> tuple[Loops, tuple[Expr, Expr]]:
+    """The loops over blocks, of which `split` share a tile, and the rows of it that one stores."""
+    if split == 1:
+        return loops, (const(0), const(rows))
+    own = rows // split
+    return [*loops, (RANK, const(split))], (sym(RANK) * own, sym(RANK) * own + own)

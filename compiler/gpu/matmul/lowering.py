@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
+from functools import partial
 
 from stagefuse.compiler.fusion.groups import Group
 from stagefuse.compiler.fusion.join_operands import is_coded
@@ -31,7 +32,7 @@ from stagefuse.compiler.patterns.gathered import Gathered, Turned, gathered_of, 
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
 from stagefuse.dsl.frozen import frozen
 
-from .clusters import RANK
+from .clusters import in_cluster
 from .epilogue import ROWS
 from .few_rows import MOST_ROWS
 from .im2col_loads import pixels_of
@@ -288,11 +289,7 @@ def lower_contract(
     p = product_of_group(low, low.group.anchor)
     p, group = tile_of(low, p if windows is None else windows.rows_of(p), shape)
     rows, order = p.row_tile, _order(low, p, group, shape)
-    parallel, ends = order.loops, (const(0), const(rows))
-    if shape is not None and shape.split > 1:
-        parallel = [*parallel, (RANK, const(shape.split))]
-        own = rows // shape.split
-        ends = sym(RANK) * own, sym(RANK) * own + own
+    parallel, ends = in_cluster(order.loops, rows, 1 if shape is None else shape.split)
     low.bind(parallel)
     turned = by_row is None and not low.schedule.tensor_copies and shape is None
     turned = turned and _lies_along_rows(low, p)
@@ -303,8 +300,8 @@ def lower_contract(
     each, total = (1, p.rows) if windows is None else (windows.size, windows.count)
     first, start = order.column * group, order.row * rows
     count = minimum(p.rows - start, const(rows))
-    end = minimum(total - floordiv(start, each), floordiv(ends[1], each))
-    stretch = floordiv(ends[0], each), end
+    begin, last = (floordiv(end, each) for end in ends)
+    stretch = begin, minimum(total - floordiv(start, each), last)
 
     def one_panel() -> None:
         target = (tile, (sym("p") - first) * p.panel, const(width))
@@ -318,9 +315,6 @@ def lower_contract(
         at = first * p.panel + sym("c")
         low.facts = low.facts.with_ranges({"r": (0, rows - 1)})
         low.when([p.columns - 1 - at], lambda: element(at))
-
-    def down() -> None:
-        low.loop("r", *stretch, column, vector=True)
 
     def element(at: Expr) -> None:
         # only columns of the product get here, which split_index may use
@@ -336,6 +330,7 @@ def lower_contract(
             low.facts = low.facts.with_ranges({"r": (0, rows - 1)})
             return low.loop("r", *stretch, lambda: by_row(low, p, here), vector=True)
         if turned:
+            down = partial(low.loop, "r", *stretch, column, vector=True)
             return low.loop("c", const(0), const(group * p.panel), down, vector=True)
         low.loop("r", *stretch, finish, vector=True)
 
