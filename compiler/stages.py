@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from stagefuse.dsl.diagnostics import CompileError
 from stagefuse.dsl.program import Pipeline
 
 from .build_graph import build_graph
+from .driver import gpu_arches
 from .front import check_source
 from .fusion.beside import beside
 from .fusion.fuse import partition
@@ -40,14 +41,47 @@ def names() -> tuple[str, ...]:
 
 
 def text_after(
-    path: Path, stage: str, weights: Mapping[str, Any], only: str | None = None
+    path: Path,
+    stage: str,
+    weights: Mapping[str, Any],
+    only: str | None = None,
+    targets: Sequence[str] = ("cpu",),
 ) -> list[tuple[str, str]]:
-    """Each pipeline's name, and its text after a stage. Raises CompileError, OSError."""
+    """Each pipeline's name, and its text after a stage; of kernels, those for the targets, a kernel
+    of several GPUs or pipelines once. Raises CompileError, OSError."""
     program, found, load = check_source(path, weights)
     if found:
         raise CompileError(found)
     chosen = [p for p in program.pipelines if only in (None, p.name)]
-    return [(p.name, _text(p, stage, load)) for p in chosen]
+    arches = gpu_arches(targets) if stage == "kernels" else ()
+    if not arches:
+        return [(p.name, _text(p, stage, load)) for p in chosen]
+    texts = _on_gpus(chosen, arches, load, program.source.name)
+    if "cpu" in targets:
+        texts = [_text(p, stage, load) + "\n" + text for p, text in zip(chosen, texts, strict=True)]
+    return [(p.name, text) for p, text in zip(chosen, texts, strict=True)]
+
+
+def _on_gpus(
+    pipelines: Sequence[Pipeline],
+    arches: Sequence[str],
+    load: Callable[[str, str], Any],
+    source: str,
+) -> list[str]:
+    """The kernels of each pipeline for GPUs that none before it has."""
+    from .gpu.compile import GpuCompiler
+    from .planner import Planner
+
+    gpu = GpuCompiler(arches, source)
+    try:
+        planner, texts = Planner(load, True, gpu, cpu=False), list[str]()
+        for pipeline in pipelines:
+            planner.begin(pipeline, build_graph(pipeline))
+            texts.append("\n".join(print_kernel(kernel) for kernel, *_ in planner.unverified))
+            planner.verify_kernels()
+        return texts
+    finally:
+        gpu.stop()
 
 
 def _text(pipeline: Pipeline, stage: str, load: Callable[[str, str], Any]) -> str:

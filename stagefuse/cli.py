@@ -247,7 +247,7 @@ def list_passes(context: click.Context, option: click.Parameter, wanted: bool) -
 @SIZES
 @click.option(
     "--ir", metavar="STAGE",
-    help="Print the text after a stage: graph, a pass, kernels, or ptx (of --target).",
+    help="Print the text after a stage: graph, a pass, or kernels or ptx (of --target).",
 )
 @click.option(
     "--passes", is_flag=True, is_eager=True, expose_value=False, callback=list_passes,
@@ -281,7 +281,7 @@ def explain(
     if ir == "ptx":
         return explain_ptx(file, target, weights, pipeline, as_json)
     if ir is not None:
-        return explain_ir(file, ir, weights, pipeline, as_json)
+        return explain_ir(file, ir, target, weights, pipeline, as_json)
     from dataclasses import asdict
 
     from stagefuse.compiler.gpu.predict import largest
@@ -316,10 +316,16 @@ def explain_ptx(
 
 
 def explain_ir(
-    file: Path, stage: str, weights: tuple[str, ...], pipeline: str | None, as_json: bool
+    file: Path,
+    stage: str,
+    target: str,
+    weights: tuple[str, ...],
+    pipeline: str | None,
+    as_json: bool,
 ) -> None:
     """Prints the text of the IR after a stage."""
     from stagefuse.compiler import stages
+    from stagefuse.runtime.devices import check_target
 
     if stage not in stages.names():
         known = ", ".join(stages.names())
@@ -327,7 +333,9 @@ def explain_ir(
     if is_plan(file):
         raise click.UsageError("--ir is for sources; a .fused file holds machine code")
     with working(f"compiling {file}"):
-        texts = stages.text_after(file, stage, named_weights(weights), pipeline)
+        texts = stages.text_after(
+            file, stage, named_weights(weights), pipeline, check_target(target)
+        )
     if as_json:
         return show_json(pipelines=[{"name": name, "ir": text} for name, text in texts])
     click.echo("\n".join(text for _, text in texts), nl=False)

@@ -136,6 +136,18 @@ def test_every_stage_prints(stage: str) -> None:
         assert print_graph(parse_graph(found.output)).startswith("stagefuse graph 1\n")
 
 
+def test_kernels_are_those_of_the_targets() -> None:
+    def shown(targets: str) -> str:
+        arguments = ["explain", str(EXAMPLES[0]), "--ir", "kernels", "--target", targets]
+        found = CliRunner().invoke(cli.commands, arguments)
+        assert found.exit_code == 0, found.output
+        return found.output
+
+    cpu, gpu = shown("cpu"), shown("h200,a100")
+    assert cpu != gpu and gpu.startswith("stagefuse kernel 1\n")
+    assert shown("cpu,a100,h200") == cpu + "\n" + gpu
+
+
 def test_an_unknown_stage_is_a_usage_error() -> None:
     found = CliRunner().invoke(cli.commands, ["explain", str(EXAMPLES[0]), "--ir", "smplify"])
     assert found.exit_code == 2
