@@ -5,9 +5,10 @@ A map is a parameter of 128 bytes, which the runtime makes when it knows where t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from stagefuse.dsl.dims import Expr, const
+from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 
 MAP_BYTES = 128
@@ -47,6 +48,12 @@ def in_steps(offset: Expr, loops: Loops) -> list[tuple[str, Expr, Expr]] | None:
         if step != const(0):
             found.append((name, extent, step))
     return found
+
+
+def are_steps(strides: Iterable[Expr], facts: Facts) -> bool:
+    """Whether a map can go by these: along each dimension it goes on, not back, as through what is
+    flipped (`cuTensorMapEncodeTiled` takes unsigned strides)."""
+    return all(facts.is_nonneg(stride) for stride in strides)
 
 
 def start_of(offset: Expr, loops: Loops) -> Expr:

@@ -27,7 +27,7 @@ from stagefuse.compiler.gpu.matmul.ring import (
     wait,
 )
 from stagefuse.compiler.gpu.teams import WARP
-from stagefuse.compiler.gpu.tensor_maps import Loops, TensorMap, start_of
+from stagefuse.compiler.gpu.tensor_maps import Loops, TensorMap, are_steps, start_of
 from stagefuse.compiler.kernel_ir import Attend, Operand
 from stagefuse.dsl.dims import Atom, Expr, const, floordiv, mod, sym
 from stagefuse.dsl.facts import Facts
@@ -101,7 +101,14 @@ def takes_groups(
     if not all(x.lies_well(facts) for x in sides):
         return False
     steps = [steps_of(x.operand.offset, loops) for x in sides[1:]]
-    return all(found is not None and len(found) <= MOST_STEPS for found in steps)
+    if not are_steps([x.strides[0] for x in sides[1:]], facts):
+        return False
+    return all(
+        found is not None
+        and len(found) <= MOST_STEPS
+        and are_steps([step for *_, step in found], facts)
+        for found in steps
+    )
 
 
 def steps_of(offset: Expr, loops: Loops) -> list[tuple[Expr, Expr, Expr]] | None:

@@ -421,11 +421,16 @@ def whole_of(low: Lowering, windows: Windows | None = None) -> Whole | None:
         rows = p.rows if windows is None else windows.rows_of(p).rows
         return Whole(rows, p.columns, const(0), first, 1, pixels)
     left = left_of(low, p)
-    lines = left.step if left.along == const(1) else left.along
-    strides = (lines, across if along == const(1) else along)
+    strides = _lines(left, along, across)
     cluster = cluster_of(p.rows, strides, kind.size, low.facts)
     whole = Whole(p.rows, p.columns, left.start, first, cluster)
-    return whole if suits(whole, loops_of(low, p)) else None
+    return whole if suits(whole, strides, loops_of(low, p), low.facts) else None
+
+
+def _lines(left: Left, along: Expr, across: Expr) -> tuple[Expr, Expr]:
+    """How far apart the lines of adjacent elements of both operands are."""
+    lines = left.step if left.along == const(1) else left.along
+    return lines, across if along == const(1) else along
 
 
 def loops_of(low: Lowering, p: Product) -> list[tuple[str, Expr]]:
@@ -449,9 +454,9 @@ def matrices_of(low: Lowering, shape: Shape) -> Matrices | None:
         return None
     if gathered_in(low.graph, low.group, p.ref.node) is not None:
         return None
-    first, _, _ = right_of(low, p)
-    left = left_of(low, p)
-    if not suits(Whole(p.rows, p.columns, left.start, first, 1), loops_of(low, p)):
+    left, (first, along, across) = left_of(low, p), right_of(low, p)
+    lines, whole = _lines(left, along, across), Whole(p.rows, p.columns, left.start, first, 1)
+    if not suits(whole, lines, loops_of(low, p), low.facts):
         return None
     order = _order(low, p, shape.columns // p.panel, shape)
     row, column = order.row * shape.rows, order.column * shape.columns

@@ -21,7 +21,7 @@ from stagefuse.compiler.cpu.bodies import work_of
 from stagefuse.compiler.gpu.ir import Value
 from stagefuse.compiler.gpu.private import vector_width
 from stagefuse.compiler.gpu.teams import WARP, Team
-from stagefuse.compiler.gpu.tensor_maps import TensorMap, in_steps, start_of
+from stagefuse.compiler.gpu.tensor_maps import TensorMap, are_steps, in_steps, start_of
 from stagefuse.compiler.kernel_ir import Alloc, Checked, Kernel
 from stagefuse.compiler.kernel_ir import Value as KernelValue
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum, sym
@@ -72,11 +72,15 @@ class Whole:
     depth: Expr | None = None
 
 
-def suits(whole: Whole, loops: Sequence[tuple[str, Expr]]) -> bool:
-    """Whether tensor maps can have the operands of a product in a batch of these loops."""
-    return all(
-        (steps := in_steps(offset, loops)) is not None and len(steps) <= 3
-        for offset in (whole.left, whole.right)
+def suits(
+    whole: Whole, strides: Sequence[Expr], loops: Sequence[tuple[str, Expr]], facts: Facts
+) -> bool:
+    """Whether tensor maps can have the operands of a product, whose lines are `strides` apart, in a
+    batch of these loops."""
+    found = [in_steps(offset, loops) for offset in (whole.left, whole.right)]
+    return are_steps(strides, facts) and all(
+        steps is not None and len(steps) <= 3 and are_steps([step for *_, step in steps], facts)
+        for steps in found
     )
 
 
