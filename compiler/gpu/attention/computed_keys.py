@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from stagefuse.compiler.cpu.values import post_order
+from stagefuse.compiler.fusion.join_decoded import WIDE
 from stagefuse.compiler.gpu.ir import Value
 from stagefuse.compiler.gpu.matmul.computed_operands import (
     joined_loads,
@@ -35,9 +36,9 @@ from .online_softmax import Attending
 WIDTH = 8
 """Adjacent features that a lane computes: 16 bytes of shared memory in 16 bits, so that lanes
 beside each other write to different banks."""
-WIDE, WORDS = 128, {2: 48, 4: 32}
-"""Features from which on no more is read at a time than so many registers hold, by the bytes of an
-element: products of f32 need more of them."""
+WORDS = {2: 48, 4: 32}
+"""Registers of what is read at a time of heads that are wide, by the bytes of an element: products
+of f32 need more of them."""
 FINITE = ("add", "bitand", "bitor", "bitxor", "cast", "mul", "neg", "round_to", "shl", "shr", "sub")
 """Functions that make no infinity and no NaN of zeros."""
 

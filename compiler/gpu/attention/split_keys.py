@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from stagefuse.compiler.fusion.join_decoded import WIDE
 from stagefuse.compiler.gpu.matmul.split_depth import parts_of
 from stagefuse.compiler.kernel_ir import (
     COMPUTED,
@@ -52,8 +53,6 @@ microsecond, in which it waits; of 17 a lane holds 146 registers, of 11 it holds
 PIECE = 256
 """Keys that a block has at least."""
 WAYS = 4
-WIDE = 128
-"""Features of values of which a lane has the sums in registers, beside what it computes."""
 BLOCKS = 264
 """Two for each multiprocessor of the largest devices."""
 
