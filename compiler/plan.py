@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ABI_VERSION = 1  # of kernels and of `sf_run`, see StepPlan and GpuLaunchPlan
 LEVELS = ("v3", "v4")  # x86-64 levels that objects are compiled for
 GPU_ARCHES = ("sm_80", "sm_89", "sm_90a")

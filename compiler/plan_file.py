@@ -1,15 +1,18 @@
 """The file format of plans: a zip with stored, aligned members, read by mapping it.
 
     weights.safetensors  weights and constants; each tensor's data starts at a multiple of 64
+    pipelines.json       the PipelinePlans, without those for GPUs
     cpu/<level>.o        machine code for an x86-64 level
     gpu.json             the GpuPlans of each pipeline by name; with them
     kernels/<arch>.ptx   the GPU kernels of all pipelines, as text
     kernels/<arch>.<n>.cubin  some of them assembled, where it could be; plan.json tells which, and
                          which arches run it
     report.json          what the compiler decided
-    plan.json            format version, pipelines, source, hashes and sizes of the other members
+    plan.json            format version, source, hashes and sizes of the other members
 
-The zip's comment holds the hash of plan.json, plan.json those of the rest. The same plan gives
+The zip's comment holds the hash of plan.json, plan.json those of the rest. Behind machine code for
+CPUs, and behind PTX, stands the hash of the steps and launches that it was made for: with others
+it could write anywhere. The same plan gives
 the same bytes: no times, a fixed order. A file is written under another name and then renamed, so
 a reader sees the old file or the new one.
 """
@@ -22,7 +25,7 @@ import mmap
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -49,11 +52,12 @@ from .plan_json import decode, encode, fields_of
 
 ALIGNMENT = 64
 PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
-GPU = "gpu.json"
+PIPELINES, GPU = "pipelines.json", "gpu.json"
 _COMMENT = "stagefuse plan, sha256 of plan.json: "
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _PADDING_FIELD = 0xD935  # the extra field that Android's zipalign uses
 _MAX_HEADER = 100_000_000
+_PIPELINES: Any = tuple[PipelinePlan, ...]
 _GPU_PLANS: Any = tuple[GpuPlan, ...]
 
 
@@ -119,11 +123,18 @@ class _Written:
         self.manifest[WEIGHTS]["header_sha256"] = hashlib.sha256(header).hexdigest()
 
     def add_rest(self, plan: Plan) -> None:
+        self.add(PIPELINES, [encode([_without_gpu(p) for p in plan.pipelines])])
+        if any(p.gpu for p in plan.pipelines):
+            self.add(GPU, [encode({p.name: p.gpu for p in plan.pipelines})])
+        mark = _made_for(self.manifest)
         for level in LEVELS:
             if level in plan.objects:
-                self.add(f"cpu/{level}.o", [plan.objects[level]])
-        for name, data in _gpu_members(plan):
-            self.add(name, [data])
+                self.add(f"cpu/{level}.o", [plan.objects[level], mark])
+        for arch in GPU_ARCHES:
+            if arch in plan.ptx:
+                self.add(f"kernels/{arch}.ptx", [plan.ptx[arch].encode(), mark])
+        for cubin, name in _cubin_names(plan).items():
+            self.add(name, [cubin.code])
         self.add(REPORT, [encode(plan.report)])
         document = encode(
             {
@@ -131,7 +142,6 @@ class _Written:
                 "abi": ABI_VERSION,
                 "source_name": plan.source_name,
                 "source": plan.source,
-                "pipelines": [_without_gpu(p) for p in plan.pipelines],
                 "cubins": _cubin_parts(plan),
                 "members": self.manifest,
             }
@@ -149,14 +159,10 @@ class _Written:
         _write_member(self.archive, self.file, name, chunks)
 
 
-def _gpu_members(plan: Plan) -> Iterator[tuple[str, bytes]]:
-    if any(p.gpu for p in plan.pipelines):
-        yield GPU, encode({p.name: p.gpu for p in plan.pipelines})
-    for arch in GPU_ARCHES:
-        if arch in plan.ptx:
-            yield f"kernels/{arch}.ptx", plan.ptx[arch].encode()
-    for cubin, name in _cubin_names(plan).items():
-        yield name, cubin.code
+def _made_for(manifest: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """What stands behind code: the hash of the steps and launches, as a comment in PTX."""
+    hashes = [str(manifest[name].get("sha256")) for name in (PIPELINES, GPU) if name in manifest]
+    return f"\n// made for {hashlib.sha256(''.join(hashes).encode()).hexdigest()}\n".encode()
 
 
 def _cubin_names(plan: Plan) -> dict[Cubin, str]:
@@ -301,28 +307,32 @@ class _Reader:
         if not isinstance(manifest, dict):
             raise PlanError("plan.json: `members` is missing")
         self.manifest(manifest, verify)
-        pipelines = document.get("pipelines")
-        if not isinstance(pipelines, list):
-            raise PlanError("plan.json: `pipelines` is missing")
+        mark = _made_for(manifest)
+        objects = self.matching("cpu/", ".o")
+        ptx = self.matching("kernels/", ".ptx", gpu)
         plan = Plan(
-            pipelines=self.pipelines(pipelines, gpu),
-            objects={k: bytes(v) for k, v in self.matching("cpu/", ".o").items()},
+            pipelines=self.pipelines(gpu),
+            objects={k: bytes(v[: -len(mark)]) for k, v in objects.items()},
             arrays=self.arrays(),
             source=_text(document, "source"),
             source_name=_text(document, "source_name"),
             report=_load_json(self.member(REPORT), REPORT),
-            ptx={k: _ptx(k, v) for k, v in self.matching("kernels/", ".ptx", gpu).items()},
+            ptx={k: _ptx(k, v[: -len(mark)]) for k, v in ptx.items()},
             cubins=self.cubins(document.get("cubins")) if gpu else {},
         )
         check(plan)
+        for name, code in {**objects, **ptx}.items():
+            if code[-len(mark) :] != mark:
+                raise PlanError(f"the code for {name} was made for other steps than the plan has")
         return plan
 
-    def pipelines(self, encoded: list[Any], with_gpu: bool) -> tuple[PipelinePlan, ...]:
-        found = [decode(PipelinePlan, p, f"pipelines[{i}]") for i, p in enumerate(encoded)]
+    def pipelines(self, with_gpu: bool) -> tuple[PipelinePlan, ...]:
+        encoded = _load_json(self.member(PIPELINES), PIPELINES, list)
+        found: tuple[PipelinePlan, ...] = decode(_PIPELINES, encoded, "pipelines")
         if any(p.gpu for p in found):
-            raise PlanError(f"plan.json: the code for GPUs belongs into {GPU}")
+            raise PlanError(f"{PIPELINES}: the code for GPUs belongs into {GPU}")
         if GPU not in self.members or not with_gpu:
-            return tuple(found)
+            return found
         gpu = _load_json(self.member(GPU), GPU)
         if list(gpu) != [p.name for p in found]:
             raise PlanError(f"{GPU}: its pipelines are not those of plan.json")
@@ -353,7 +363,7 @@ class _Reader:
     def document(self) -> dict[str, Any]:
         data = self.member(PLAN)
         # The version first: a newer format may keep its hash elsewhere.
-        document = _load_json(data, PLAN)
+        document: dict[str, Any] = _load_json(data, PLAN)
         for field, ours in (("format", FORMAT_VERSION), ("abi", ABI_VERSION)):
             found = document.get(field)
             if type(found) is not int:
@@ -426,13 +436,13 @@ def _array(body: memoryview, name: str, entry: Any) -> np.ndarray[Any, Any]:
     return np.ndarray(tuple(shape), dtype, buffer=body[begin:end])
 
 
-def _load_json(data: memoryview | bytes, name: str) -> dict[str, Any]:
+def _load_json(data: memoryview | bytes, name: str, kind: type[Any] = dict) -> Any:
     try:
         value = json.loads(bytes(data).decode())
     except (ValueError, RecursionError):
         raise PlanError(f"{name} is damaged: not JSON") from None
-    if not isinstance(value, dict):
-        raise PlanError(f"{name} is damaged: not a JSON object")
+    if not isinstance(value, kind):
+        raise PlanError(f"{name} is damaged: not a JSON {'object' if kind is dict else 'array'}")
     return value
 
 

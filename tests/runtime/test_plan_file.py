@@ -324,9 +324,9 @@ def test_rules_of_gpu_code(changes: dict[str, Any], message: str, tmp_path: Path
 def test_misfits_are_named(tmp_path: Path) -> None:
     file = tmp_path / "model.fused"
     for name, keys, value, message in (
-        ("plan.json", ("pipelines", 0, "steps", 1, "count"), 3,
+        ("pipelines.json", (0, "steps", 1, "count"), 3,
          r"pipelines\[0\].steps\[1\].count: expected str, found int"),
-        ("plan.json", ("pipelines", 1, "dims", 0, "nome"), "N",
+        ("pipelines.json", (1, "dims", 0, "nome"), "N",
          r"pipelines\[1\].dims\[0\]: unknown field 'nome'"),
         ("gpu.json", ("affine", 2, "launches", 0, "block"), [1, 2],
          r"affine\[2\].launches\[0\].block: expected 3 items, found 2"),
@@ -343,9 +343,9 @@ def test_misfits_are_named(tmp_path: Path) -> None:
 
 
 def test_gpu_plans_belong_into_their_own_member(file: Path) -> None:
-    document = handmade_document(file)
-    document["pipelines"][0]["gpu"] = json.loads(plan_file.encode((GpuPlan("sm_80", (), ()),)))
-    rewritten(file, document)
+    document = handmade_document(file, "pipelines.json")
+    document[0]["gpu"] = json.loads(plan_file.encode((GpuPlan("sm_80", (), ()),)))
+    rewritten(file, document, "pipelines.json")
     with pytest.raises(PlanError, match="belongs into gpu.json"):
         plan_file.read(file)
 
@@ -367,7 +367,7 @@ def test_what_fails_while_a_plan_is_made_keeps_its_name(tmp_path: Path) -> None:
 
 
 def rewritten(file: Path, document: Any, name: str = "plan.json") -> None:
-    """The plan with another plan.json or gpu.json, all hashes right."""
+    """The plan with another member of JSON, all hashes of members right."""
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     members[name] = json.dumps(document).encode()
@@ -393,7 +393,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["plan.json", "gpu.json"])
+@pytest.mark.parametrize("name", ["plan.json", "pipelines.json", "gpu.json"])
 def test_a_foreign_document_is_a_plan_error_at_worst(name: str, tmp_path: Path) -> None:
     file = tmp_path / "model.fused"
     plan_file.write(handmade_gpu.plan(), file)
@@ -416,3 +416,28 @@ def test_a_foreign_document_is_a_plan_error_at_worst(name: str, tmp_path: Path) 
 def handmade_document(file: Path, name: str = "plan.json") -> Any:
     with zipfile.ZipFile(file) as archive:
         return json.loads(archive.read(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value"),
+    [
+        ("pipelines.json", (0, "steps", 0, "buffers"), [0, 1, 1]),
+        ("pipelines.json", (0, "steps", 0, "count"), "4*B*T"),
+        ("pipelines.json", (0, "steps", 0, "scratch_bytes"), "0"),
+        ("pipelines.json", (0, "dims", 0, "high"), None),
+        ("gpu.json", ("affine", 0, "launches", 0, "grid"), ["9", "1", "1"]),
+    ],
+)
+def test_code_runs_no_other_steps(
+    name: str, keys: tuple[Any, ...], value: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.fused"
+    plan_file.write(handmade_gpu.plan(), file)
+    document = at = handmade_document(file, name)
+    for key in keys[:-1]:
+        at = at[key]
+    assert at[keys[-1]] != value
+    at[keys[-1]] = value
+    rewritten(file, document, name)
+    with pytest.raises(PlanError, match="the code for .* was made for other steps"):
+        plan_file.read(file)
