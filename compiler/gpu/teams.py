@@ -164,36 +164,55 @@ def _reads(stores: Sequence[Store]) -> set[str]:
 def choose(kernel: Kernel, facts: Facts) -> Team:
     """The team for a kernel, by how much there is for it to share."""
     statements = list(walk(kernel.body))
-    sorts = [s for s in statements if isinstance(s, SortRow)]
-    if sorts:
-        return _sorters(kernel, facts.bounds(sorts[0].count)[1])
-    digits = [s for s in statements if isinstance(s, SortDigit)]
-    if digits:
-        return _by_digits(kernel, digits[0], facts)
-    attends = [s for s in statements if isinstance(s, Attend)]
-    if attends:
-        return Team(2 * attends[0].mr * attends[0].ways, 1)  # 16 rows a warp
-    products = [s for s in statements if isinstance(s, TileProduct)]
-    if products:
-        tiles = max(max(s.mr // 64, -(-s.nr // 128)) for s in products)
-        if _are_computed(kernel, facts):
-            tiles = 2
-        return Team(PRODUCT_LANES * max(1, tiles), 1)
-    runs = [s for s in statements if isinstance(s, ForEqual)]
-    if runs:
-        return WARP_TEAM if max(s.ahead for s in runs) > WARP else LANE
+    team = _of_statements(kernel, statements, facts)
+    if team is not None:
+        return team
+    loops = list(shared_loops(kernel.body))
+    arrays = any(isinstance(s, Alloc) and s.shape for s in statements)
+    if loops:
+        return _of_loops(kernel, loops, arrays, facts)
+    if arrays:
+        return WARP_TEAM
+    light = kernel.parallel and _goes_along(kernel)
+    return replace(LANE, resident=LOADING // LANE.threads) if light else LANE
+
+
+def _of_statements(kernel: Kernel, statements: Sequence[Statement], facts: Facts) -> Team | None:
+    """The team of a kernel by a statement of it that all lanes take part in, or that no two may
+    do at once; None where it has only loops."""
+    first = {type(s): s for s in reversed(statements)}
+    if isinstance(s := first.get(SortRow), SortRow):
+        return _sorters(kernel, facts.bounds(s.count)[1])
+    if isinstance(s := first.get(SortDigit), SortDigit):
+        return _by_digits(kernel, s, facts)
+    if isinstance(s := first.get(Attend), Attend):
+        return Team(2 * s.mr * s.ways, 1)  # 16 rows a warp
+    if TileProduct in first:
+        return _multipliers(kernel, statements, facts)
+    if ForEqual in first:
+        far = any(isinstance(s, ForEqual) and s.ahead > WARP for s in statements)
+        return WARP_TEAM if far else LANE
     if any(isinstance(s, Store) and s.by for s in statements):
         return LANE
     if kernel.parallel and any(b.mode == "inout" for b in kernel.buffers):
         return WARP_TEAM  # a scatter
-    loops = list(shared_loops(kernel.body))
-    arrays = any(isinstance(s, Alloc) and s.shape for s in statements)
-    if not loops and not arrays:
-        light = kernel.parallel and _goes_along(kernel)
-        return replace(LANE, resident=LOADING // LANE.threads) if light else LANE
-    if not loops:
-        return WARP_TEAM
-    most = max((_most(nest, facts) for nest in loops), default=0)
+    return None
+
+
+def _multipliers(kernel: Kernel, statements: Sequence[Statement], facts: Facts) -> Team:
+    """The team of a product: lanes for each 64 rows or 128 columns of its largest tile."""
+    products = [s for s in statements if isinstance(s, TileProduct)]
+    tiles = max(1, *(max(s.mr // 64, -(-s.nr // 128)) for s in products))
+    if _are_computed(kernel, facts):
+        tiles = 2
+    return Team(PRODUCT_LANES * tiles, 1)
+
+
+def _of_loops(
+    kernel: Kernel, loops: Sequence[tuple[tuple[str, Expr, Expr], ...]], arrays: bool, facts: Facts
+) -> Team:
+    """The team of a kernel whose step is shared loops. `arrays`: it has scratch."""
+    most = max(_most(nest, facts) for nest in loops)
     columns = None if arrays else _columns(kernel, facts)
     if columns is not None:
         return columns
