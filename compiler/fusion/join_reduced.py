@@ -16,7 +16,7 @@ from stagefuse.dsl.dims import Expr, const, sym
 
 from .groups import Access, Group
 from .join_chosen import ChosenJoiner
-from .join_operands import is_coded
+from .join_narrow import is_coded
 
 DEEPEST = 2048
 """Depth up to which what is saved is some part of the time."""

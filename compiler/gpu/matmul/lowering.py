@@ -12,7 +12,7 @@ from dataclasses import field, replace
 from functools import partial
 
 from stagefuse.compiler.fusion.groups import Group
-from stagefuse.compiler.fusion.join_operands import is_coded
+from stagefuse.compiler.fusion.join_narrow import is_coded
 from stagefuse.compiler.graph import Contract, Gather, Graph, Ref, View
 from stagefuse.compiler.kernel_ir import Alloc, Index, Load, Op, TileProduct, Value
 from stagefuse.compiler.lower.blocks import Parallel

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import combinations
 
 from stagefuse.compiler.fusion.groups import Group, flops
-from stagefuse.compiler.fusion.join_operands import is_coded
+from stagefuse.compiler.fusion.join_narrow import is_coded
 from stagefuse.compiler.gpu.attention.forms import GROUP_ROWS
 from stagefuse.compiler.graph import Contract, Graph, Node, View
 from stagefuse.compiler.lower.expressions import product_of as size_of
