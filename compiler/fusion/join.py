@@ -9,8 +9,8 @@ Joins, tried in this order on the kernels that `fuse` found:
 - *chained*: a product whose rows go through row reductions into another product (attention)
   computes a block of rows from end to end.
 - what `join_decoded` does, for attention whose keys and values another kernel only converts.
-- what `join_operands`, `join_narrow` and `join_chosen` do, for products whose operands other kernels only
-  prepare, and `join_reduced` and `join_pooled`, for those whose rows are only reduced.
+- what `join_operands`, `join_narrow` and `join_chosen` do, for products whose operands other
+  kernels only prepare, and `join_reduced` and `join_pooled`, for those whose rows are only reduced.
 """
 
 from __future__ import annotations

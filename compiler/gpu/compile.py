@@ -33,7 +33,8 @@ from .aliases import alias_of
 from .assemble import Usage
 from .attention.chain import LONGEST
 from .attention.warp_roles import RolesWriter, attends
-from .drafts import Draft, SourceLowering, drafts, families
+from .draft import Draft, SourceLowering
+from .drafts import drafts, families
 from .emit import Entry, KernelWriter
 from .flight import Flight, flight_of
 from .launches import Launches

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
 
 from stagefuse.compiler.fusion.groups import Group
 from stagefuse.compiler.fusion.join_reduced import rows_reduced
-from stagefuse.compiler.graph import Contract, Graph, Node
-from stagefuse.compiler.kernel_ir import Value
-from stagefuse.compiler.lower import FORMS, Sites
+from stagefuse.compiler.graph import Contract, Graph
+from stagefuse.compiler.lower import Sites
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.expressions import product_of as size_of
 from stagefuse.compiler.lower.values import Lowering
@@ -26,18 +24,26 @@ from stagefuse.compiler.schedule import (
 )
 from stagefuse.dsl.dims import Expr, const, floordiv, minimum
 
-from .attention.chain import lower_chain
-from .attention.lowering import heights, lower_attention, suits_groups
-from .attention.split_keys import Split, lower_joined, lower_pieces, split_of
-from .emit import KernelWriter
+from .attention.lowering import heights, suits_groups
+from .attention.split_keys import split_of
+from .draft import (
+    GPU_FORMS,
+    WGMMA,
+    Draft,
+    SourceLowering,
+    attended_draft,
+    deep_draft,
+    parts_draft,
+    pieces_drafts,
+    shape_draft,
+    sum_draft,
+    width_draft,
+)
 from .matmul.decoded_first import lower_unfolded, unfolded_of
-from .matmul.deep_split import Deep, deeps_of
+from .matmul.deep_split import deeps_of
 from .matmul.lowering import (
     holds_codes,
-    lower_contract,
-    matrices_of,
     operands_of,
-    part_of,
     sums_roughly,
     tile_widths,
     whole_of,
@@ -52,23 +58,16 @@ from .matmul.split_depth import (
     are_few,
     enough_tiles,
     low_rows,
-    lower_parts,
-    lower_sum_of_parts,
     split_of_computed,
     thin,
 )
-from .matmul.tensor_loads import Matrices
-from .matmul.tf32_shapes import Choice, Shape, choices
-from .reductions.columns import Written, lower_rows
+from .matmul.tf32_shapes import Shape, choices
 from .reductions.split_reductions import by_need, lower_whole_parts, lower_whole_rest, share_of
 from .reductions.split_rows import levels, lower_level, lower_rest_of_rows, share_of_rows
 from .row_classes import classes_of_rows
 from .sequences.long_sorts import scatter_forms, sort_forms
 from .sequences.split_scan import lower_stretch_scans, lower_stretches, splits
-from .transposed import lower_elements
 
-WGMMA = ("sm_90a",)
-"""Arches with warpgroup instructions."""
 FEW_REDUCED, MANY_REDUCED = 64, 1 << 20
 """Rows, and elements of a product, from which on its tiles reduce its rows: fewer rows have tiles
 of their own, and fewer elements are read again from the L2 cache."""
@@ -86,49 +85,6 @@ NOT_POOLED = (
 )
 TILE_ROWS = 64
 """Of tiles of parts whose panels are computed, which take several of them."""
-Forms = Mapping[str, Callable[[Lowering], Parallel]]
-GPU_FORMS: Forms = {
-    **FORMS,
-    "pointwise": lower_elements,
-    "contract": lower_contract,
-    "row": lower_rows,
-    "chain": lower_chain,
-    "attention": lower_attention,
-}
-
-
-class SourceLowering(Written):
-    """A lowering that remembers the line that each value comes from. `whole`: the matrices of a
-    product whose operands come by tensor copies."""
-
-    whole: Whole | None = None
-
-    def __init__(self, *args: Any) -> None:
-        self.lines: dict[Value, int] = {}
-        self.warpgroups = self.unfolds = False
-        self.boxes: Matrices | None = None
-        self.eights = KernelWriter.eights
-        super().__init__(*args)
-        self.sizes = self.graph.facts
-
-    def map(self, node: Node, at: tuple[Value, ...], guard: tuple[Value, ...]) -> Value:
-        value = super().map(node, at, guard)
-        if node.span is not None:
-            self.lines.setdefault(value, node.span.line)
-        return value
-
-
-class Draft(NamedTuple):
-    """A kernel to be lowered by forms, a factor of its grid that is 1 or 0, what part of its group
-    it is, and why there is one beside the others, if that needs to be said."""
-
-    low: SourceLowering
-    forms: Forms
-    share: Expr
-    part: str
-    why: str = ""
-
-
 def families(graph: Graph, group: Group, arches: Sequence[str]) -> list[tuple[str, ...]]:
     """The arches by what kernels of a group they have in common."""
     if sums_roughly(graph, group):
@@ -312,92 +268,99 @@ def _products(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -
 def _by_size(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
     """The kernels of a product: tiles by warpgroups or warps, or parts of the depth and their
     sum."""
-    own = partial(SourceLowering, graph, group, sites)
-    groups, codes = arches[0] in WGMMA, holds_codes(graph, group)
-    narrow = operands_of(graph, group) is not None
-    copied = whole_of(own(GPU_TMA)) if narrow and groups and not codes else None
-    enough = enough_tiles(graph, group, copied) if narrow and groups and not codes else None
-    split = thin(graph, group, enough)
-    others = const(1)
-    deeps = [] if copied is None else deeps_of(graph, group)
-    if any(deep.split.few == const(1) for deep in deeps):
-        split = None
-    if split is not None and deeps and are_few(graph, group, split):
-        split = replace(split, low=const(0))
-    sums: list[tuple[Thin, Expr]] = []
-    if split is not None and split.low != const(0):
-        others = 1 - split.low
-        for rows, share in low_rows(graph, group, split):
-            way = split if rows < FEW_ROWS else split_of_computed(graph, group, split)
-            yield parts_draft(own(GPU), way, share, rows)
-            sums.append((way, share))
-    for deep in deeps:
-        assert copied is not None
-        share = graph.facts.simplify(deep.split.few * others)
-        others = others - share
-        yield deep_draft(own(replace(GPU_TMA, tile_columns=deep.width)), deep, copied, share)
-        yield sum_draft(own(GPU), deep.split, share)
-    found = choices(graph, group) if groups and not narrow and others != const(0) else ()
-    for choice in found:
-        yield shape_draft(own(GPU), replace(choice, holds=choice.holds * others))
-    others = others * (1 - sum((c.holds for c in found), const(0)))
-    if split is not None:
-        few = split.few * others
+    return _Sizes(graph, group, sites, arches[0] in WGMMA).drafts()
+
+
+class _Sizes:
+    """The kernels of a product, found one after the other. `others`: 1 for the sizes that none of
+    those found so far runs for, else 0. `sums`: how parts are cut that are still to be added up,
+    and for which sizes."""
+
+    def __init__(self, graph: Graph, group: Group, sites: Sites, groups: bool) -> None:
+        self.graph, self.group, self.sites = graph, group, sites
+        self.own = partial(SourceLowering, graph, group, sites)
+        self.narrow = operands_of(graph, group) is not None
+        self.shaped = groups and not self.narrow
+        """Whether it is a product of f32 on warpgroups, in tiles of the shapes of `choices`."""
+        self.by_width = groups and self.narrow and not holds_codes(graph, group)
+        """Whether it is one of narrow operands on warpgroups, in tiles of several widths."""
+        self.half = GPU_CODES if groups else GPU_HALF
+        self.copied = whole_of(self.own(GPU_TMA)) if self.by_width else None
+        enough = enough_tiles(graph, group, self.copied) if self.by_width else None
+        self.deeps = [] if self.copied is None else deeps_of(graph, group)
+        self.split = self._split(thin(graph, group, enough))
+        self.sums: list[tuple[Thin, Expr]] = []
+        self.others = const(1)
+
+    def _split(self, split: Thin | None) -> Thin | None:
+        """How products of few tiles are split, but for those that are split deep anyway."""
+        if split is None or any(deep.split.few == const(1) for deep in self.deeps):
+            return None
+        if self.deeps and are_few(self.graph, self.group, split):
+            return replace(split, low=const(0))
+        return split
+
+    def drafts(self) -> Iterator[Draft]:
+        if self.split is not None:
+            yield from self._of_few_rows(self.split)
+        yield from self._deep()
+        yield from self._of_shapes()
+        if self.split is not None:
+            yield from self._of_few_tiles(self.split)
+        if self.others == const(0):
+            return
+        if self.by_width:
+            yield from self._of_widths()
+        else:
+            yield Draft(self.own(self.half if self.narrow else GPU), GPU_FORMS, self.others, "")
+
+    def _of_few_rows(self, split: Thin) -> Iterator[Draft]:
+        """Parts in tiles as low as the product."""
+        if split.low == const(0):
+            return
+        self.others = 1 - split.low
+        for rows, share in low_rows(self.graph, self.group, split):
+            computed = rows >= FEW_ROWS
+            way = split_of_computed(self.graph, self.group, split) if computed else split
+            yield parts_draft(self.own(GPU), way, share, rows)
+            self.sums.append((way, share))
+
+    def _deep(self) -> Iterator[Draft]:
+        """Parts by warpgroups, and their sums."""
+        for deep in self.deeps:
+            assert self.copied is not None
+            share = self.graph.facts.simplify(deep.split.few * self.others)
+            self.others = self.others - share
+            low = self.own(replace(GPU_TMA, tile_columns=deep.width))
+            yield deep_draft(low, deep, self.copied, share)
+            yield sum_draft(self.own(GPU), deep.split, share)
+
+    def _of_shapes(self) -> Iterator[Draft]:
+        """Tiles of f32 by warpgroups."""
+        wanted = self.shaped and self.others != const(0)
+        found = choices(self.graph, self.group) if wanted else ()
+        for choice in found:
+            yield shape_draft(self.own(GPU), replace(choice, holds=choice.holds * self.others))
+        self.others = self.others * (1 - sum((c.holds for c in found), const(0)))
+
+    def _of_few_tiles(self, split: Thin) -> Iterator[Draft]:
+        """Parts of what has few tiles, then the sums of all parts."""
+        few = split.few * self.others
         if few != const(0):
-            way = split_of_computed(graph, group, split)
-            yield parts_draft(own(GPU), way, few, 0 if way is split else TILE_ROWS)
-            sums.append((way, few))
-        others = others - few
-        for way in dict.fromkeys(way for way, _ in sums):
-            summed = sum((share for each, share in sums if each == way), const(0))
-            yield sum_draft(own(GPU), way, summed)
-    if others == const(0):
-        return
-    if not narrow or not groups or codes:
-        schedule = GPU_HALF if narrow else GPU
-        if narrow and groups:
-            schedule = GPU_CODES
-        yield Draft(own(schedule), GPU_FORMS, others, "")
-        return
-    for width, best in tile_widths(graph, group, 1 if copied is None else copied.cluster):
-        yield width_draft(graph, group, sites, width, copied, others * best)
+            way = split_of_computed(self.graph, self.group, split)
+            yield parts_draft(self.own(GPU), way, few, 0 if way is split else TILE_ROWS)
+            self.sums.append((way, few))
+        self.others = self.others - few
+        for way in dict.fromkeys(way for way, _ in self.sums):
+            summed = sum((share for each, share in self.sums if each == way), const(0))
+            yield sum_draft(self.own(GPU), way, summed)
 
-
-def parts_draft(low: SourceLowering, split: Thin, share: Expr, rows: int = 0) -> Draft:
-    """The products of parts of the depth, in tiles of some rows."""
-    return Draft(
-        low, {"contract": partial(lower_parts, split=split, tile_rows=rows)}, share, "parts"
-    )
-
-
-def deep_draft(low: SourceLowering, deep: Deep, whole: Whole, share: Expr) -> Draft:
-    """The products of parts of the depth, by warpgroups whose operands come by tensor copies."""
-    low.whole = part_of(low, whole, "ks", deep.split.depth)
-    form = partial(lower_parts, split=deep.split)
-    return Draft(low, {"contract": form}, share, f"parts by {deep.width}")
-
-
-def sum_draft(low: SourceLowering, split: Thin, share: Expr) -> Draft:
-    """The sum of such parts, and what follows."""
-    return Draft(low, {"contract": partial(lower_sum_of_parts, split=split)}, share, "sum")
-
-
-def shape_draft(low: SourceLowering, choice: Choice) -> Draft:
-    """An f32 product on warpgroups in tiles of a shape."""
-    low.warpgroups, low.sizes = True, choice.facts
-    low.boxes = matrices_of(low, choice.shape)
-    return Draft(low, {"contract": partial(lower_contract, shape=choice.shape)}, choice.holds, "")
-
-
-def width_draft(
-    graph: Graph, group: Group, sites: Sites, width: int, copied: Whole | None, share: Expr
-) -> Draft:
-    """A product of narrow operands on warpgroups in tiles of a width, whose operands come by tensor
-    copies if `copied` says of which matrices."""
-    base = GPU_WGMMA if copied is None else GPU_TMA
-    low = SourceLowering(graph, group, sites, replace(base, tile_columns=width))
-    low.whole = copied
-    return Draft(low, GPU_FORMS, graph.facts.simplify(share), f"by {width}")
+    def _of_widths(self) -> Iterator[Draft]:
+        """Tiles of narrow operands by warpgroups."""
+        cluster = 1 if self.copied is None else self.copied.cluster
+        for width, best in tile_widths(self.graph, self.group, cluster):
+            share = self.others * best
+            yield width_draft(self.graph, self.group, self.sites, width, self.copied, share)
 
 
 def _attentions(graph: Graph, group: Group, sites: Sites, arches: Sequence[str]) -> Iterator[Draft]:
@@ -419,23 +382,6 @@ def _attentions(graph: Graph, group: Group, sites: Sites, arches: Sequence[str])
             return
         for rows, best in heights(low):
             yield attended_draft(graph, whole, sites, rows, graph.facts.simplify(others * best))
-
-
-def pieces_drafts(graph: Graph, group: Group, sites: Sites, split: Split) -> Iterator[Draft]:
-    """Attention by pieces of the keys, and what puts them together."""
-    for part, name in ((lower_pieces, "pieces"), (lower_joined, "joined")):
-        low = SourceLowering(graph, group, sites, GPU)
-        share = const(1) if name == "pieces" else split.few  # no piece, no block
-        yield Draft(low, {"attention": partial(part, split=split)}, share, name)
-
-
-def attended_draft(
-    graph: Graph, group: Group, sites: Sites, rows: int | None, share: Expr
-) -> Draft:
-    """Attention in one kernel, by warpgroups in blocks of so many rows, or by warps."""
-    low = SourceLowering(graph, group, sites, GPU if rows is None else GPU_WGMMA)
-    form = partial(lower_attention, rows=rows)
-    return Draft(low, {"attention": form}, share, "" if rows is None else f"by {rows}")
 
 
 def _rows(graph: Graph, group: Group, sites: Sites) -> Iterator[Draft]:

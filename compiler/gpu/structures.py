@@ -21,7 +21,7 @@ from stagefuse.compiler.tuned import Changes
 from stagefuse.dsl.dims import Expr, const
 
 from .attention.lowering import suits_groups
-from .drafts import (
+from .draft import (
     GPU_FORMS,
     WGMMA,
     Draft,

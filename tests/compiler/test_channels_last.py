@@ -11,7 +11,7 @@ from stagefuse.compiler.errors import VerifyError
 from stagefuse.compiler.fusion.fuse import partition
 from stagefuse.compiler.fusion.join import join
 from stagefuse.compiler.gpu.compile import JOINS
-from stagefuse.compiler.gpu.drafts import SourceLowering
+from stagefuse.compiler.gpu.draft import SourceLowering
 from stagefuse.compiler.gpu.matmul.lowering import lower_contract
 from stagefuse.compiler.graph import Contract, Graph
 from stagefuse.compiler.graph_verify import verify_graph

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stagefuse.compiler.fusion.groups import Access, Group, count_of
-from stagefuse.compiler.gpu.drafts import SourceLowering
+from stagefuse.compiler.gpu.draft import SourceLowering
 from stagefuse.compiler.graph import Contract, Graph, Ref, split_index
 from stagefuse.compiler.kernel_ir import Fold, Index, Local, Op, Value
 from stagefuse.compiler.lower.blocks import Parallel

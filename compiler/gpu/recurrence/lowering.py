@@ -8,7 +8,7 @@ from typing import Any
 
 from stagefuse.compiler.buffers import size_of
 from stagefuse.compiler.fusion.groups import Group
-from stagefuse.compiler.gpu.drafts import GPU_FORMS, SourceLowering
+from stagefuse.compiler.gpu.draft import GPU_FORMS, SourceLowering
 from stagefuse.compiler.gpu.emit import Entry
 from stagefuse.compiler.gpu.reductions.split_reductions import whole
 from stagefuse.compiler.gpu.sequences.split_scan import splits
