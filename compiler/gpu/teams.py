@@ -190,7 +190,7 @@ def _of_statements(kernel: Kernel, statements: Sequence[Statement], facts: Facts
     if TileProduct in first:
         return _multipliers(kernel, statements, facts)
     if ForEqual in first:
-        far = any(isinstance(s, ForEqual) and s.ahead > WARP for s in statements)
+        far = any(isinstance(s, ForEqual) and s.ahead >= WARP for s in statements)
         return WARP_TEAM if far else LANE
     if any(isinstance(s, Store) and s.by for s in statements):
         return LANE

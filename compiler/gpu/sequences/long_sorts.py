@@ -42,7 +42,8 @@ from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I64, U8, U32, DType
 from stagefuse.dsl.facts import Facts
 
-from .runs import FROM, SORTED, beside, lower_copied, lower_long_runs, lower_runs
+from .row_runs import ordered
+from .runs import FROM, SORTED
 from .scatter import lower_ranges
 from .unordered import FEW as FEW_ELEMENTS
 from .unordered import unordered
@@ -134,14 +135,10 @@ def scatter_forms(graph: Graph, group: Group) -> Iterator[Form]:
             share = facts.simplify(many * wide)
             if share != const(0):
                 yield from _by_digit(shift, False, count, share, facts)
-        yield Form(lower_copied, many, "copied", facts)
-        yield Form(lower_runs, many, "runs", facts)
-        wide = beside(group, node.primitive.axis)
-        for by_warps, of_these in ((True, 1 - wide), (False, wide)):
-            share = facts.simplify(many * of_these)
+        for lower, part, these in ordered(group, node.primitive.axis):
+            share = facts.simplify(many * these)
             if share != const(0):
-                part = f"long runs by {'warps' if by_warps else 'lanes'}"
-                yield Form(partial(lower_long_runs, by_warps=by_warps), share, part, facts)
+                yield Form(lower, share, part, facts)
     others = facts.simplify(1 - many)
     for lower, part, these in free or [(lower_ranges, "", const(1))]:
         share = facts.simplify(others * these)

@@ -68,7 +68,7 @@ def _members(low: Lowering, ref: Ref) -> set[int]:
 
 def lower_runs(low: Lowering) -> Parallel:
     """Runs of a few updates."""
-    runs = _Runs(low)
+    runs = Runs(low)
     parallel = runs.parallel("k", runs.count)
     place = Index(sym("k"))
     key = runs.key(place)
@@ -86,7 +86,7 @@ def beside(group: Group, axis: int) -> Expr:
 
 def lower_long_runs(low: Lowering, by_warps: bool) -> Parallel:
     """Runs of more, each by a warp or by a lane."""
-    runs = _Runs(low)
+    runs = Runs(low)
     parallel = runs.parallel("mark", floordiv(runs.count + (SHORT - 1), SHORT))
     mark, ahead = sym("mark") * SHORT, FAR_AHEAD[by_warps]
     key = runs.key(Index(mark))
@@ -137,13 +137,8 @@ class Scattered:
         return [*([] if known else [is_some(self.size)]), *conditions]
 
 
-class _Runs(Scattered):
+class Runs(Scattered):
     """The runs of a scatter's sorted positions."""
-
-    def __init__(self, low: Lowering) -> None:
-        super().__init__(low)
-        self.total = low.name("total")
-        low.emit(Alloc(self.total, self.node.type.dtype, ()))
 
     def _places(self, number: int) -> Buffer:
         made = Buffer(f"b{len(self.low.buffers)}", U32, (self.count,), "in")
@@ -151,35 +146,44 @@ class _Runs(Scattered):
 
     def key(self, place: KernelValue) -> KernelValue:
         """The position at a place of the sorted ones."""
-        return Load(self._places(SORTED).name, (place,), U32)
+        return Load(self.keys(), (place,), U32)
+
+    def keys(self) -> str:
+        """The name of the buffer with sorted positions."""
+        return self._places(SORTED).name
+
+    def position(self, key: KernelValue) -> KernelValue:
+        """A sorted position as one in the axis."""
+        return Checked(Op("cast", (key,), I64), self.size, 0, proved=True)
+
+    def source(self, place: KernelValue) -> KernelValue:
+        """Where the update at a place of the sorted ones comes from."""
+        return Op("cast", (Load(self._places(FROM).name, (place,), U32),), I64)
 
     def same(self, place: KernelValue, key: KernelValue) -> KernelValue:
         """Whether there is such a place, and it has a position."""
         inside = all_of([
             Op("ge", (place, Const(0, I64)), BOOL), Op("lt", (place, Index(self.count)), BOOL)
         ])  # fmt: skip
-        there = Load(self._places(SORTED).name, (place,), U32, (inside,))
+        there = Load(self.keys(), (place,), U32, (inside,))
         return Op("and", (inside, Op("eq", (there, key), BOOL)), BOOL)
 
     def combine(self, first: KernelValue, key: KernelValue, ahead: int) -> None:
         """The element of a run that begins at a place, with all its updates."""
         low, dtype = self.low, self.node.type.dtype
-        at = Checked(Op("cast", (key,), I64), self.size, 0, proved=True)
-        place = self.along(at)
+        place, total = self.along(self.position(key)), low.name("total")
         out = low.buffer(self.ref, "inout").name
-        low.emit(Store(self.total, (), Load(out, place, dtype)))
+        low.emit(Alloc(total, dtype, ()))
+        low.emit(Store(total, (), Load(out, place, dtype)))
         low.facts = low.facts.with_ranges({"run": (0, self.count - 1)})
-        sources, update = self._places(FROM).name, low.name("update")
+        update = low.name("update")
         low.scopes.append(Scope(low.scopes[-1].bound | {"run"}))
-        source = Op("cast", (Load(sources, (Index(sym("run")),), U32),), I64)
-        value = low.value(
-            self.node.operands[2], self.along(Checked(source, self.count, 0, proved=True)), ()
-        )
-        so_far, name = Load(self.total, (), dtype), low.name("v")
+        source = Checked(self.source(Index(sym("run"))), self.count, 0, proved=True)
+        value = low.value(self.node.operands[2], self.along(source), ())
+        so_far, name = Load(total, (), dtype), low.name("v")
         low.emit(Let(update, value))
         low.emit(Let(name, combined(self.kind, so_far, Local(update, value.dtype), dtype)))
-        low.emit(Store(self.total, (), Local(name, dtype.compute)))
+        low.emit(Store(total, (), Local(name, dtype.compute)))
         body = tuple(low.scopes.pop().body)
-        keys = self._places(SORTED).name
-        low.emit(ForEqual("run", keys, self.count, first, ahead, body))
+        low.emit(ForEqual("run", self.keys(), self.count, first, ahead, body))
         low.emit(Store(out, place, so_far))

@@ -29,7 +29,8 @@ FEW = 256
 other, which took 265 us for PyTorch's 1,000,000 into 256 on an H200."""
 Lower = Callable[[Lowering], Parallel]
 LATEST = 8
-"""The number of the buffer with one more than the last update of each position, or 0."""
+"""The number of the buffer with one more than the last update of each position, or than the place
+of the first one among sorted ones, or 0."""
 
 
 def unordered(graph: Graph, group: Group) -> Iterator[tuple[Lower, str, Expr]]:
@@ -62,7 +63,7 @@ def lower_unset(low: Lowering) -> Parallel:
     """No position has an update yet."""
     parallel = [("n", Scattered(low).size)]
     low.bind(parallel)
-    low.emit(Store(_latest(low, "out"), (Index(sym("n")),), Const(0, U32)))
+    low.emit(Store(latest(low, "out"), (Index(sym("n")),), Const(0, U32)))
     return parallel, const(1)
 
 
@@ -73,7 +74,7 @@ def lower_latest(low: Lowering) -> Parallel:
     low.bind(parallel)
     at = _position(low)
     number = Op("cast", (Index(sym("u") + 1),), U32)
-    _where(low, scattered.some(), Store(_latest(low, "inout"), (at,), number, "max"))
+    _where(low, scattered.some(), Store(latest(low, "inout"), (at,), number, "max"))
     return parallel, const(1)
 
 
@@ -84,7 +85,7 @@ def lower_chosen(low: Lowering, by_lanes: bool) -> Parallel:
 
     def chosen(at: tuple[KernelValue, ...]) -> KernelValue:
         axis, count = scattered.axis, scattered.count
-        last = Load(_latest(low, "in"), (at[axis],), U32)
+        last = Load(latest(low, "in"), (at[axis],), U32)
         conditions: list[KernelValue] = [Op("ne", (last, Const(0, U32)), BOOL)]
         if not low.facts.is_positive(count):
             conditions.append(is_some(count))
@@ -115,7 +116,8 @@ def _where(low: Lowering, conditions: list[KernelValue], store: Store) -> None:
     low.branch(all_of(conditions), lambda: low.emit(store))
 
 
-def _latest(low: Lowering, mode: str) -> str:
+def latest(low: Lowering, mode: str) -> str:
+    """The name of the buffer with one number for each position."""
     scattered = Scattered(low)
     made = Buffer(f"b{len(low.buffers)}", U32, (scattered.size,), mode)
     return low.buffers.setdefault(parts_of(scattered.ref, LATEST), made).name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -201,7 +202,7 @@ where M in 4097..=5000:
 
 
 def test_runs_of_rows_of_unknown_width(tmp_path: Path, rng: np.random.Generator) -> None:
-    """Long runs by warps where rows are short, and else by lanes beside each other."""
+    """By lanes and, of long runs, by warps where rows are short, and else by warps alone."""
     plan = compiled(tmp_path / "p.pipe", BROAD, ("sm_90a",))
     check_legal(plan)
     assert not any(x.report.get("spill bytes") for x in launches(plan))
@@ -211,3 +212,28 @@ def test_runs_of_rows_of_unknown_width(tmp_path: Path, rng: np.random.Generator)
         x, u = (rng.standard_normal((n, width)).astype(np.float32) for n in (50, m))
         (found,) = run({"x": x, "i": i, "u": u}, {"N": 50, "M": m, "D": width})
         np.testing.assert_array_equal(found, _added(x, i, u, 0, np.add))
+
+
+ROWS = """
+pipeline planes(x: bf16[2, N, 40], i: i64[4097], u: bf16[2, 4097, 40]) -> bf16[2, N, 40]:
+    scatter_add(x, i, u, axis=1)
+
+pipeline squares(x: f32[N, 6, 7], i: i64[4097], u: f32[4097, 6, 7]) -> f32[N, 6, 7]:
+    scatter_add(x, i, u, axis=0)
+"""
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_updates_of_rows(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """A warp goes through all updates of its columns of a row, in runs of any length; of elements
+    that are many beside each other, but in short rows, lanes have one each."""
+    plan = compiled(tmp_path / "p.pipe", ROWS, (arch,))
+    check_legal(plan)
+    assert not any(x.report.get("spill bytes") for x in launches(plan))
+    lengths = [1, 31, 32, 33, 63, 64, 65, 97]
+    for n, dtype, axis, own in ((0, ml_dtypes.bfloat16, 1, (2, 40)), (1, np.float32, 0, (6, 7))):
+        run, i = Emulated(plan, arch, n), _runs(60, lengths, 4097, rng)
+        shapes = ((*own[:axis], count, *own[axis:]) for count in (60, 4097))
+        x, u = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+        (found,) = run({"x": x, "i": i, "u": u}, {"N": 60})
+        np.testing.assert_array_equal(found, _added(x, i, u, axis, np.add))
