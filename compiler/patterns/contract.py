@@ -131,55 +131,87 @@ def axes_of(graph: Graph, ref: Ref) -> frozenset[int]:
     return frozenset(n for n, d in enumerate(node.type.shape) if d.as_int() != 1)
 
 
+@frozen
+class _Sides:
+    """The factors of a product as its left and right one, and the axes along which each varies.
+    `last`: the one along which elements of a panel lie. `places`: rows are those of images."""
+
+    left: Ref
+    right: Ref
+    left_axes: frozenset[int]
+    right_axes: frozenset[int]
+    last: int
+    places: bool
+
+
 def _product(
     b: Builder, node: Node, operands: Sequence[Ref], rules: Rules
 ) -> tuple[Ref, ...] | None:
+    """The result of sums of products by another node; None where they are no matrix product."""
     reduce = node.primitive
     if not isinstance(reduce, Reduce) or reduce.kind != "sum":
         return None
-    if not node.type.dtype.is_float and rules.finder is None:
+    dtype, summed = node.type.dtype, b.type(operands[0])
+    if summed.dtype.kind != dtype.kind or not (dtype.is_float or rules.finder):
         return None
     factors = factors_of(b, operands[0])
-    if factors is None or b.type(operands[0]).dtype.kind != node.type.dtype.kind:
+    if factors is None or any(summed.shape[a].as_int() == 0 for a in reduce.axes):
         return None
-    domain = b.type(operands[0]).shape
-    u, v = factors
-    k = tuple(a for a in reduce.axes if domain[a].as_int() != 1)
-    if not k or any(domain[a].as_int() == 0 for a in k):
+    outer = [a for a in range(len(summed.shape)) if a not in reduce.axes]
+    long = [a for a, size in enumerate(summed.shape) if size.as_int() != 1]
+    if not set(long) & set(outer) or not set(long) & set(reduce.axes):
         return None
-    outer = [a for a in range(len(domain)) if a not in reduce.axes]
-    last = next((a for a in reversed(outer) if domain[a].as_int() != 1), None)
-    if last is None:
-        return None
-    if last in axes_of(b.graph, u):
-        u, v = v, u
-    left, right = axes_of(b.graph, u), axes_of(b.graph, v)
-    places = rules.few_places and _has_few_places(
-        b, (u, v), domain, (left - right).difference(k), (right - left).difference(k)
-    )
-    if places:
-        u, v, left, right = v, u, right, left
-        last = max(right - left)
-    repeated = [a for a in outer if a not in left | right and domain[a].as_int() != 1]
+    sides = _sides(b, factors, summed.shape, outer, long, rules.few_places)
+    repeated = [a for a in outer if a in long and a not in sides.left_axes | sides.right_axes]
     if repeated:
-        return _repeated(b, node, (u, v), repeated, rules)
-    if not (set(k) <= left & right) or last in left or last not in right:
+        return _repeated(b, node, (sides.left, sides.right), repeated, rules)
+    sums = _sums(b, sides, summed.shape, outer, long, rules.single_rows)
+    if sums is None:
         return None
-    m = tuple(a for a in outer if a in left - right)
-    n = tuple(a for a in outer if a in right - left)
-    batch = tuple(a for a in outer if a in left & right)
-    if not n or not (m or rules.single_rows or is_quantised(b.graph, v)):
-        return None
-    narrow = total_of(domain, n).as_int()
-    if narrow is not None and narrow < NARROW:
-        return None
-    sums = Sums(u, v, domain, tuple(outer), batch, m, n, k)
     found = None if rules.finder is None else rules.finder(b, node, sums)
     if found is not None:
         return (found,)
-    if not node.type.dtype.is_float or b.type(operands[0]).dtype != node.type.dtype:
+    if not dtype.is_float or summed.dtype != dtype:
         return None
-    return (_plain(b, node, sums, places, rules.panel),)
+    return (_plain(b, node, sums, sides.places, rules.panel),)
+
+
+def _sides(
+    b: Builder, factors: tuple[Ref, Ref], domain: Sequence[Expr], outer: Sequence[int],
+    long: Sequence[int], few_places: bool,
+) -> _Sides:  # fmt: skip
+    """The right factor is the one that varies along the last of the result's long axes, or else
+    the constant one of two if few places of an image would be the columns."""
+    last = max(a for a in outer if a in long)
+    u, v = factors
+    if last in axes_of(b.graph, u):
+        u, v = v, u
+    left, right = axes_of(b.graph, u), axes_of(b.graph, v)
+    depth = set(long).difference(outer)
+    rows, columns = (left - right) - depth, (right - left) - depth
+    if few_places and _has_few_places(b, (u, v), domain, rows, columns):
+        return _Sides(v, u, right, left, max(left - right), True)
+    return _Sides(u, v, left, right, last, False)
+
+
+def _sums(
+    b: Builder, s: _Sides, domain: tuple[Expr, ...], outer: Sequence[int], long: Sequence[int],
+    single_rows: bool,
+) -> Sums | None:  # fmt: skip
+    """The sums with axes told apart; None where they are better reduced as they are."""
+    left, right = s.left_axes, s.right_axes
+    depth = tuple(a for a in long if a not in outer)
+    if not left & right >= set(depth) or s.last in left or s.last not in right:
+        return None
+    rows = tuple(a for a in outer if a in left - right)
+    columns = tuple(a for a in outer if a in right - left)
+    batch = tuple(a for a in outer if a in left & right)
+    if not columns or not (rows or single_rows or is_quantised(b.graph, s.right)):
+        return None
+    narrow = total_of(domain, columns).as_int()
+    if narrow is not None and narrow < NARROW:
+        return None
+    return Sums(s.left, s.right, domain, tuple(outer), batch, rows, columns, depth)
 
 
 def _plain(b: Builder, node: Node, s: Sums, places: bool, panel: int | None) -> Ref:
