@@ -143,7 +143,8 @@ def async_access(
     def place(where: int) -> str:
         return region.arena.place(int(at[where]) * shadow.granule)
 
-    _check(races, batch, who, shadow.writes[at], record, "written", writes, place, generic)
+    for held in shadow.written():
+        _check(races, batch, who, held[at], record, "written", writes, place, generic)
     if writes:
         _check(races, batch, who, shadow.reads[at], record, "read", True, place)
         _check(races, batch, who, shadow.others[at], record, "read", True, place)
@@ -178,7 +179,7 @@ def _strangers(batch: Batch, block: int) -> set[int]:
         return set()
     first, last = (n * arena.stride // shadow.granule for n in (block, block + 1))
     found: set[int] = set()
-    for remembered in (shadow.writes, shadow.reads, shadow.others):
+    for remembered in (*shadow.written(), shadow.reads, shadow.others):
         old = remembered[first:last]
         within = ((old >> 1) & THREAD_MASK) - 1 - (batch.first + block) * batch.stride
         far = old[(within.view(np.uint64) >= np.uint64(batch.stride)) & (old != 0)]

@@ -61,8 +61,8 @@ class Granules:
     shared: int = 16
     globals: int = 16
 
-    def joined(self, other: Granules) -> Granules:
-        return Granules(min(self.shared, other.shared), min(self.globals, other.globals))
+    def joined(self, o: Granules) -> Granules:
+        return Granules(min(self.shared, o.shared), min(self.globals, o.globals))
 
     def with_access(self, match: Match, operands: dict[str, s.Operand | None]) -> Granules:
         """These, and what an instruction accesses."""
@@ -70,8 +70,7 @@ class Granules:
         addresses = [spec for spec in form.specs if spec.kind == "address"]
         if not addresses:
             return self
-        words = [TYPES[word].size_bytes for word in match.slots.values() if word in TYPES]
-        size = min([4, *words])
+        size = min([4, *(TYPES[w].size_bytes for w in match.slots.values() if w in TYPES)])
         if "T" in match:
             size = TYPES[match.get("T")].size_bytes * int(match.get("vec", "v1")[1:])
         elif form.opcode in ("ldmatrix", "stmatrix"):
@@ -154,8 +153,9 @@ class Code:
     """Registers that are open for no other reason than such a load, by number."""
     watched: frozenset[str] | None = None
     """Registers that belong to asynchronous products, once they were looked for."""
+    reads: frozenset[str] | None = None
+    """Registers that are read, and those below that are not only put into words in memory."""
     looked_at: frozenset[str] | None = None
-    """Registers that are not only put into words in memory, once they were looked for."""
 
     @property
     def name(self) -> str:
@@ -231,8 +231,8 @@ class Site:
 
     def error(self, message: str) -> PtxError:
         """An error that names this instruction."""
-        shown = print_instruction(self.instruction)
-        return PtxError(f"`{shown}`: {message}", line=self.instruction.line)
+        x = self.instruction
+        return PtxError(f"`{print_instruction(x)}`: {message}", line=x.line)
 
 
 @dataclass
@@ -485,8 +485,8 @@ class _Decode:
         known = {*code.tables, *code.prototypes, *program.codes, *program.externals}
         for name, x, scope in self.outside:
             if name not in known and scope.label(name) is None:
-                shown = print_instruction(x)
-                raise PtxError(f"`{shown}`: `{name}` is not declared", line=x.line)
+                text = f"`{print_instruction(x)}`: `{name}` is not declared"
+                raise PtxError(text, line=x.line)
 
 
 def slot_of(site: Site, register: s.Register) -> int:

@@ -12,8 +12,9 @@ S. Freund, PLDI 2009); an access whose clock is beyond that is unordered. Lanes 
 ordered by the clock at which their warp last met, and where one of them releases, the clocks of
 single threads are handed over, too.
 
-A reader is remembered in two places, so of three readers and more one may be forgotten: a race
-can be missed there, and none is made up. Writes of the value that is already there do not count.
+A reader is remembered in two places, so of three readers and more one may be forgotten, and so it
+is with strong writers: a race can be missed there, and none is made up. Writes of the value that is
+already there do not count.
 """
 
 from __future__ import annotations
@@ -42,21 +43,53 @@ PENDING = np.int64((1 << 62) | (THREAD_MASK << 1))
 
 
 class Shadow:
-    """What accesses to an arena are remembered: the last write, and up to two readers."""
+    """What accesses to an arena are remembered: the last write, and up to two readers.
+
+    Strong writes have no order among themselves, so behind them two more writes are remembered:
+    the last weak one, and a strong one of another thread.
+    """
 
     def __init__(self, size: int, granule: int) -> None:
         count = -(-size // granule) + 1
         self.granule = granule
         self.writes = np.zeros(count, np.int64)
+        self.weak = np.zeros(count, np.int64)
+        self.strong = np.zeros(count, np.int64)
         self.reads = np.zeros(count, np.int64)
         self.others = np.zeros(count, np.int64)
-        self.was_written = self.was_read = self.has_others = False
+        self.was_written = self.was_read = self.has_others = self.has_behind = False
         """Whether anything is in these: most memory is only read, or only written."""
 
-    def write(self, at: Any, records: Any) -> None:
-        """Remembers writes."""
+    def write(self, at: Any, records: Any, sees: bool = False) -> None:
+        """Remembers writes. Who `sees` what was there comes behind its last writers in the order
+        of writes to one place, which all threads agree on (PTX ISA, "Coherence order")."""
+        is_strong = bool((records if np.ndim(records) == 0 else records[0]) & 1)
+        if is_strong and self.was_written:
+            self._keep(at, records, sees)
+        elif self.has_behind:
+            self.weak[at] = self.strong[at] = 0
         self.writes[at] = records
         self.was_written = True
+        if is_strong and not sees and not isinstance(at, slice):
+            lost = self.writes[at] != records
+            if lost.any():  # of threads of one instruction
+                self.strong[at[lost]] = records[lost] if np.ndim(records) else records
+                self.has_behind = True
+
+    def _keep(self, at: Any, records: Any, sees: bool) -> None:
+        """Remembers what strong writes are about to cover."""
+        old = self.writes[at]
+        is_weak = (old & 1 == 0) & (old != 0)
+        if is_weak.any():
+            self.weak[pick(at, is_weak)] = old[is_weak]
+            self.has_behind = True
+        if sees:
+            self.strong[at] = 0
+            return
+        moved = (old & 1 == 1) & ((old ^ records) & (THREAD_MASK << 1) != 0)
+        if moved.any():
+            self.strong[pick(at, moved)] = old[moved]
+            self.has_behind = True
 
     def read(self, at: Any, records: Any) -> None:
         """Remembers reads; those of other threads before go to the second place."""
@@ -64,15 +97,23 @@ class Shadow:
             old = self.reads[at]
             moved = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
             if moved.any():
-                self.others[_pick(at, moved)] = old[moved]
+                self.others[pick(at, moved)] = old[moved]
                 self.has_others = True
         self.reads[at] = records
         self.was_read = True
 
+    def written(self) -> Iterator[Array]:
+        """What holds writes."""
+        if self.was_written:
+            yield self.writes
+        if self.has_behind:
+            yield self.weak
+            yield self.strong
+
     def used(self) -> Iterator[tuple[Array, str]]:
         """What holds accesses, and what these did."""
-        if self.was_written:
-            yield self.writes, "written"
+        for held in self.written():
+            yield held, "written"
         if self.was_read:
             yield self.reads, "read"
         if self.has_others:
@@ -133,8 +174,8 @@ class Races(HappensBefore):
         now = _Now(self._records(batch, threads, not weak), threads, arena, index, narrow)
         records = now.records
         for at in self._granules(shadow.granule, index, size):
-            if shadow.was_written:
-                self._conflicts(batch, shadow.writes[at], now, "read", "written")
+            for held in shadow.written():
+                self._conflicts(batch, held[at], now, "read", "written")
             shadow.read(at, records)
             if not isinstance(at, slice):
                 lost = shadow.reads[at] != records
@@ -226,9 +267,12 @@ class Races(HappensBefore):
 
     def atomic(
         self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, order: str,
-        narrow: bool = False,
+        narrow: bool = False, sees: bool = True,
     ) -> None:  # fmt: skip
-        """Threads do atomic operations, with an order of "", relaxed, acquire, ..."""
+        """Threads do atomic operations, with an order of "", relaxed, acquire, ...
+
+        `sees` says that the program looks at what was there.
+        """
         shadow = self.shadow(arena)
         if order in ("release", "acq_rel"):
             self.release(batch, threads, narrow)
@@ -236,7 +280,7 @@ class Races(HappensBefore):
         for at in self._granules(shadow.granule, index, size):
             for old, what in shadow.used():
                 self._conflicts(batch, old[at], now, "written", what)
-            shadow.write(at, now.records)
+            shadow.write(at, now.records, sees)
             if narrow:  # and other blocks at the same time
                 far = ~self._is_near(batch, shadow.writes[at], threads)
                 if far.any():
@@ -424,9 +468,10 @@ class _Now:
     narrow: bool = False
 
 
-def _pick(at: Any, held: Array) -> Array:
+def pick(at: Any, held: Array) -> Array:
+    """The positions of `at` that are held."""
     if isinstance(at, slice):
-        found: Array = np.flatnonzero(held) * at.step + at.start
+        found: Array = np.flatnonzero(held) * (at.step or 1) + at.start
         return found
     picked: Array = at[held]
     return picked

@@ -59,6 +59,16 @@ def uses_of(known: Decoded, x: s.Instruction) -> Uses:
     return Uses(tuple(reads), tuple(writes))
 
 
+def is_read(code: Code, x: s.Operand) -> bool:
+    """Whether a function reads a register anywhere, by its name."""
+    if code.reads is None:
+        steps = code.ready or code.pending
+        code.reads = frozenset(
+            name for step, _, known in steps for name in uses_of(known, step.instruction).reads
+        ) | {step.instruction.guard.register.name for step, _, _ in steps if step.instruction.guard}
+    return isinstance(x, s.Register) and x.name in code.reads
+
+
 def _is_result(known: Decoded, name: str) -> bool:
     return known.specs[name].is_result or name == "results"
 

@@ -15,6 +15,7 @@ from stagefuse.runtime.emulator.errors import Stop
 from stagefuse.runtime.emulator.operands import address, elements, getter, putter
 from stagefuse.runtime.emulator.program import Run, Site
 from stagefuse.runtime.emulator.turns import wrote
+from stagefuse.runtime.emulator.unwritten import is_read
 from stagefuse.runtime.emulator.values import DTYPES
 
 from . import effect
@@ -117,9 +118,12 @@ def _apply(memory: Array, at: Array, operands: list[Array], op: str, update: Any
 
 def atomic(
     g: Group, site_space: str, order: str, narrow: bool, addresses: Array, size: int,
-    act: Callable[[Part, Array | None], None],
+    act: Callable[[Part, Array | None], None], sees: bool = True,
 ) -> None:  # fmt: skip
-    """Runs `act` on each part of memory that atomics go to, with what all of them share."""
+    """Runs `act` on each part of memory that atomics go to, with what all of them share.
+
+    `sees` says whether the program looks at what was there.
+    """
     machine = g.batch.machine
     g.look(addresses)
     threads = g.threads()
@@ -129,7 +133,9 @@ def atomic(
             raise Stop("out-of-bounds", f"an atomic on {arena.title}", int(part.threads[0]))
         arena.check_free(part.index, size, part.threads)
         if machine.races is not None:
-            machine.races.atomic(g.batch, arena, part.index, size, part.threads, order, narrow)
+            machine.races.atomic(
+                g.batch, arena, part.index, size, part.threads, order, narrow, sees
+            )
         missing = arena.unwritten(part.index, size) if size <= 8 else None
         if missing is not None:
             at = int(np.flatnonzero(missing)[0])
@@ -160,6 +166,7 @@ def atom(site: Site) -> Run:
     has_result = site.match.form.opcode == "atom"
     results = elements(site.operand("d")) if has_result else ()
     puts = [putter(site, x, kind) for x in results]
+    sees = any(is_read(site.code, x) for x in results)
     if kind == "b128":
         dtype = DTYPES["b128"]
 
@@ -179,7 +186,7 @@ def atom(site: Site) -> Run:
                     old[j, where] = found
             g.batch.machine.progress += 1
 
-        atomic(g, space, order, narrow, at(g), size * len(gets), act)
+        atomic(g, space, order, narrow, at(g), size * len(gets), act, sees)
         for put, before in zip(puts, old, strict=bool(puts)):
             put(g, before.view(DTYPES[kind]))
 

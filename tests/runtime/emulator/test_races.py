@@ -108,6 +108,40 @@ def test_atomics_and_plain_accesses_race() -> None:
     run(text.replace("ld.global", "ld.volatile.global"), words(1), grid=2, block=1)
 
 
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        # its own atomic operation does not hide how a thread made the counter
+        ("@%p0 st.shared.u32 [s], 0; @%p0 red.shared.add.u32 [s], 5;",
+         "@%p1 red.shared.add.u32 [s], 1;"),
+        ("@%p0 st.shared.u32 [s], 0; @%p0 atom.shared.add.u32 %r5, [s], 5;",
+         "@%p1 ld.relaxed.cta.shared.u32 %r4, [s];"),
+        # nor does it come behind those of others, which it does not look at
+        ("@%p1 red.shared.add.u32 [s], 5; @%p0 red.shared.add.u32 [s], 5;",
+         "@%p0 ld.shared.u32 %r4, [s];"),
+        ("@%p1 red.shared.add.u32 [s], 5; @%p0 atom.shared.add.u32 %r5, [s], 5;",
+         "@%p0 st.shared.u32 [s], 9;"),
+        ("@%p1 st.relaxed.cta.shared.u32 [s], 5; @%p0 st.relaxed.cta.shared.u32 [s], 4;",
+         "@%p0 ld.shared.u32 %r4, [s];"),
+        ("red.shared.add.u32 [s], 5;", "@%p1 ld.shared.u32 %r4, [s];"),
+    ],
+)  # fmt: skip
+def test_what_atomic_operations_cover(before: str, after: str) -> None:
+    head = "setp.eq.u32 %p0, %r0, 0; setp.eq.u32 %p1, %r0, 63; setp.eq.u32 %p2, %r0, 7;\n"
+    head += "@%p2 st.shared.u32 [s], 0; bar.sync 0;\n"
+    run(kernel(f"{head}{before} bar.sync 0; {after}", shared=TILE), words(1), block=64)
+    assert fault(kernel(f"{head}{before} {after}", shared=TILE), words(1), block=64).kind == "race"
+
+
+def test_who_takes_the_last_ticket_comes_behind_the_others() -> None:
+    """As it resets a counter that it read: writes to one place have an order."""
+    text = kernel("atom.global.add.u32 %r5, [%d0], 1; setp.eq.u32 %p0, %r5, 3;\n"
+                  "@%p0 st.global.u32 [%d0], 0;")  # fmt: skip
+    out = words(1)
+    run(text, out, grid=2, block=2)
+    assert out[0] == 0
+
+
 def test_a_compare_and_swap_may_begin_with_a_plain_read() -> None:
     """As CUDA's programming guide writes atomics that do not exist."""
     text = kernel("""
