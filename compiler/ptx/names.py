@@ -10,8 +10,10 @@ from . import syntax as s
 from .errors import PtxError
 from .shapes import Written
 
+_AXES = re.compile(r"%(n?tid|n?ctaid|cluster_n?ctaid|n?clusterid)")
+"""Special registers that are vectors of four, whose last element is 0."""
 _SPECIAL = re.compile(
-    r"%(n?tid|n?ctaid|(cluster_n?ctaid)|n?clusterid)\.[xyz]|%(laneid|n?warpid|n?smid|gridid"
+    _AXES.pattern + r"\.[xyzw]|%(laneid|n?warpid|n?smid|gridid"
     r"|is_explicit_cluster|cluster_n?ctarank|lanemask_(eq|le|lt|ge|gt)|clock|clock_hi|clock64"
     r"|globaltimer(_lo|_hi)?|total_smem_size|aggr_smem_size|dynamic_smem_size|current_graph_exec"
     r"|reserved_smem_offset_(begin|end|cap|0|1)|pm\d(_64)?|envreg\d+)"
@@ -171,6 +173,8 @@ class Resolve:
         if vector is not None:
             return vector
         if name[0] == "%":
+            if _AXES.fullmatch(name):
+                return s.Vector(tuple(s.Special(f"{name}.{axis}") for axis in "xyzw"))
             if not _SPECIAL.fullmatch(name):
                 stem, _, part = name.partition(".")
                 if _PARTS.fullmatch(part) and self.type_of(stem) is not None:

@@ -27,6 +27,8 @@ def special_value(batch: Batch, name: str) -> Array:
     within = batch.within
     block = batch.first + batch.block_of
     stem, _, axis = name[1:].partition(".")
+    if axis == "w":
+        return np.zeros(batch.threads, np.uint32)
     if stem == "tid":
         key = (batch.blocks, name)
         if key not in machine.specials:

@@ -112,6 +112,11 @@ FORMS = (
          {"T": "pred b16 b32 b64 u16 u32 u64 s16 s32 s64 f32 f64"},
          summary="a, or the address of a variable or function"),
     Form("mov", "b128", ">d:b128 a:b128", "move.mov", _MOVE, {}, (8, 3), 70, summary="a"),
+    *(
+        Form("mov", "vec T", ">d:T*vec~ a:T*vec", "move.vector", _MOVE, {"vec": vec, "T": types},
+             summary="the elements of a, such as those of `%tid`")
+        for vec, types in (("v2 v4", "b16 b32 u16 u32 s16 s32 f32"), ("v2", "b64 u64 s64 f64"))
+    ),
     Form("mov", "T", ">d:T a:any*N", "move.pack", _MOVE, {"T": "b16 b32 b64"},
          summary="elements joined, the first one lowest"),
     Form("mov", "T", ">d:any*N a:T", "move.unpack", _MOVE, {"T": "b16 b32 b64"},

@@ -275,6 +275,21 @@ def pack(match: Match) -> Function:
     return join
 
 
+@effect("move.vector")
+def vector(site: Site) -> Run:
+    """Several values, all read before the first is written."""
+    kind = site.word("T")
+    gets = [getter(site, x, kind) for x in elements(site.operand("a"))]
+    puts = [putter(site, x, kind) for x in elements(site.operand("d"))]
+
+    def run(g: Group) -> None:
+        values = [np.array(get(g)) for get in gets]
+        for put, value in zip(puts, values, strict=True):
+            put(g, value)
+
+    return run
+
+
 @effect("move.unpack")
 def unpack(site: Site) -> Run:
     """A value taken apart, the lowest bits first."""

@@ -102,7 +102,7 @@ def test_what_is_read() -> None:
     ("old", "new", "says"),
     [
         ("mov.u32 %r4, %tid.x", "mov.u32 %r25, %tid.x", "`%r25` is not declared"),
-        ("mov.u32 %r4, %tid.x", "mov.u32 %r4, %tid.w", "`%tid.w` is not declared"),
+        ("mov.u32 %r4, %tid.x", "mov.u32 %r4, %tid.v", "`%tid.v` is not declared"),
         ("mov.u32 %r4, %tid.x", "mov.u32 %r4, %r5+4", "`%r5+4`: a number is added to a register"),
         ("mov.u32 %r4, %tid.x", "mov.u32 %r4, %r5+-4", "`%r5-4`: a number is added to a register"),
         ("mov.u32 %r4, %tid.x", "vadd.u32.u32.u32 %r4, %r5.b0, %r6.h1",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from .apply import apply, check, dtype_of, numbers, same
+from .kernels import kernel, run, words
 from .test_integer import trial, unsigned, wrapped
 
 
@@ -175,3 +176,24 @@ def test_mov(rng: np.random.Generator, kind: str) -> None:
     a = numbers(rng, kind)
     assert same(apply(f"mov.{kind}", [(kind, a)], kind), a)
     assert dtype_of(kind) == a.dtype and unsigned(-1, 4) == 15
+
+
+def test_moves_of_vectors() -> None:
+    """All is read before anything is written; special registers are vectors, too."""
+    text = kernel("""
+        mov.v4.u32 {%r4, %r5, %r6, %r7}, %tid;
+        mov.v2.u32 {%r4, %r5}, {%r5, %r4};
+        .reg .v4 .u32 %v;
+        mov.v4.u32 %v, %ntid;
+        add.u32 %r6, %r6, %v.w;
+        mov.u32 %r7, %tid.w;
+        setp.eq.u32 %p0, %r4, 1;
+        mul.wide.u32 %d1, %v.x, 16;
+        @!%p0 mov.u64 %d1, 0;
+        add.u64 %d0, %d0, %d1;
+        mul.wide.u32 %d1, %r5, 16;
+        add.u64 %d0, %d0, %d1;
+        st.global.v4.u32 [%d0], {%r4, %r5, %r6, %r7};""")
+    out = words(2 * 5 * 4)
+    run(text, out, block=(5, 2, 1))
+    assert (out.reshape(2, 5, 4) == [[[y, x, 0, 0] for x in range(5)] for y in range(2)]).all()
