@@ -122,7 +122,7 @@ def compile_graphs(
         planner.verify_kernels()
         plan = Plan(plans, {}, planner.arrays, source.text, source.name, {})
         if build is not None:
-            plan = replace(plan, objects=build.objects())
+            plan = replace(plan, objects=build.objects(), call=build.call())
         if gpu is not None:
             plan = gpu.finish(plan)
         if write is not None and plans:

@@ -294,7 +294,8 @@ class Plan:
 
     `objects` maps an instruction-set level to one ELF object with the kernels of all pipelines
     and `sf_run`; `arrays` are weights and constants by name. `ptx` maps an arch to one module with
-    the GPU kernels of all pipelines, `cubins` to the same kernels assembled, in parts.
+    the GPU kernels of all pipelines, `cubins` to the same kernels assembled, in parts. `call` is an
+    ELF object with what calls them from Python, the same in each plan (`cpu.native_calls`).
     """
 
     pipelines: tuple[PipelinePlan, ...]
@@ -305,6 +306,7 @@ class Plan:
     report: Mapping[str, Any] = field(default_factory=dict)
     ptx: Mapping[str, str] = field(default_factory=dict)
     cubins: Mapping[str, tuple[Cubin, ...]] = field(default_factory=dict)
+    call: bytes = b""
 
     @cached_property
     def names(self) -> tuple[str, ...]:

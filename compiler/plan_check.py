@@ -80,6 +80,8 @@ def check(plan: Plan) -> None:
             raise PlanError(f"object of an unknown level {level!r}")
         if bytes(code[:4]) != b"\x7fELF":
             raise PlanError(f"the object for level {level} is not an ELF file")
+    if plan.call and bytes(plan.call[:4]) != b"\x7fELF":
+        raise PlanError("the object for calls is not an ELF file")
     _gpu_code(plan)
     for pipeline in plan.pipelines:
         _Pipeline(plan, pipeline).check()

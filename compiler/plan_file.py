@@ -3,6 +3,7 @@
     weights.safetensors  weights and constants; each tensor's data starts at a multiple of 64
     pipelines.json       the PipelinePlans, without those for GPUs
     cpu/<level>.o        machine code for an x86-64 level
+    cpu/call.o           what calls that from Python
     gpu.json             the GpuPlans of each pipeline by name; with them
     kernels/<arch>.ptx   the GPU kernels of all pipelines, as text
     kernels/<arch>.<n>.cubin  some of them assembled, where it could be; plan.json tells which, and
@@ -53,6 +54,7 @@ from .plan_json import decode, encode, fields_of
 ALIGNMENT = 64
 PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
 PIPELINES, GPU = "pipelines.json", "gpu.json"
+CALL = "cpu/call.o"
 _COMMENT = "stagefuse plan, sha256 of plan.json: "
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _PADDING_FIELD = 0xD935  # the extra field that Android's zipalign uses
@@ -130,6 +132,8 @@ class _Written:
         for level in LEVELS:
             if level in plan.objects:
                 self.add(f"cpu/{level}.o", [plan.objects[level], mark])
+        if plan.call:
+            self.add(CALL, [plan.call])
         for arch in GPU_ARCHES:
             if arch in plan.ptx:
                 self.add(f"kernels/{arch}.ptx", [plan.ptx[arch].encode(), mark])
@@ -309,6 +313,7 @@ class _Reader:
         self.manifest(manifest, verify)
         mark = _made_for(manifest)
         objects = self.matching("cpu/", ".o")
+        call = objects.pop("call", b"")
         ptx = self.matching("kernels/", ".ptx", gpu)
         plan = Plan(
             pipelines=self.pipelines(gpu),
@@ -319,6 +324,7 @@ class _Reader:
             report=_load_json(self.member(REPORT), REPORT),
             ptx={k: _ptx(k, v[: -len(mark)]) for k, v in ptx.items()},
             cubins=self.cubins(document.get("cubins")) if gpu else {},
+            call=bytes(call),
         )
         check(plan)
         for name, code in {**objects, **ptx}.items():

@@ -2,6 +2,7 @@
 
 A call with known shapes does no more than look up its bucket, write the addresses of inputs and
 results into a free workspace's argument slots and enter `sf_run`, which holds no lock of Python's.
+From its second time on a short one is native code altogether, see `native_calls`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -26,6 +28,9 @@ from .pipeline import Pipeline, check_out, chosen
 from .prepared import Bucket, Preparer, Workspace
 from .report import Report
 from .session import HostStates, Session
+
+if TYPE_CHECKING:
+    from .native_calls import CallTable
 
 _MAX_BUCKETS = 1024
 _MAX_THREADS = 64  # of the pool in generated code
@@ -60,6 +65,7 @@ class _Code:
                 "sf_run", None, *[ctypes.c_void_p] * 3  # which ctypes converts quickest
             )
             self.start = self._object.function("sf_run", None)  # by what is converted already
+            self.entry = self._object.address("sf_run")
         except (native.ObjectError, KeyError) as error:
             raise PlanError(f"the machine code of the plan does not load: {error}") from None
 
@@ -101,15 +107,29 @@ class CpuPipeline(Pipeline):
         self._buckets: dict[_Shapes, Bucket] = {}
         self._free: list[Workspace] = []
         self._pool = ResultPool()
+        self._native = plan.call
+        self._waiting: set[Bucket] = set()  # for their second call
+        self._calls: CallTable | None = None
+        self._ending: list[CallTable] = []
+        self._native_lock = threading.RLock()
+        # Re-entrant: a garbage collection inside may call the pipeline.
 
     def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
         arrays, shapes, convert = self._in_order(args, inputs)
-        bucket = self._buckets.get(shapes) or self._bucket(arrays)
+        bucket = self._buckets.get(shapes)
+        if bucket is None:
+            bucket = self._bucket(arrays)
+        elif bucket in self._waiting:
+            self._quicken(bucket, shapes)
         if out is None and convert is None:  # the usual case at once
             results = self._fresh(bucket)
             self._execute(bucket, arrays, results)
             return results[0] if self._tuple is None else self._tuple(*results)
         return self._called(bucket, arrays, convert, out, ())
+
+    _in_python = __call__
+    _table = 0
+    """The address of the table of native calls; 0: there is none."""
 
     def _call_in(
         self, session: Session, args: tuple[Any, ...], out: Any, inputs: dict[str, Any]
@@ -192,10 +212,67 @@ class CpuPipeline(Pipeline):
         bucket = self._preparer.prepare(self._binder.sizes(arrays, sizes))
         if len(self._buckets) >= _MAX_BUCKETS:
             self._buckets = {}
+            self._forget_native()
+        if session is None and self._native and bucket.small:
+            self._waiting.add(bucket)
         key = tuple([a.shape for a in arrays])
         self._buckets[key if session is None else (session.key, *key)] = bucket
         self._last = bucket.dims
         return bucket
+
+    def _quicken(self, bucket: Bucket, shapes: _Shapes) -> None:
+        """Have native code do calls of these shapes from now on."""
+        from . import native_calls
+
+        with self._native_lock:
+            self._waiting.discard(bucket)
+            if not native_calls.suits(bucket, len(shapes)):
+                return
+            if self._calls is None:
+                self._begin_native(bucket, shapes)
+            if self._calls is not None and not self._calls.add(bucket, shapes):
+                self._waiting.add(bucket)
+
+    def _begin_native(self, bucket: Bucket, shapes: _Shapes) -> None:
+        """A table for native calls, if this interpreter suits them."""
+        from . import native_calls
+
+        kind = native_calls.with_native_call(CpuPipeline, self._native)
+        if kind is None:
+            self._native = b""
+            self._waiting.clear()
+            return
+        code = self._loaded()
+        inputs = [(n, d, len(s)) for (n, d), s in zip(self._expected, shapes, strict=True)]
+        results = [(spec.dtype, len(spec.shape)) for spec in bucket.results]
+        run = code.entry, self.threads
+        calls = native_calls.CallTable(inputs, results, self._tuple, run, code)
+        self._end_native()  # if a garbage collection in between called the pipeline
+        self._calls, self._table, self.__class__ = calls, calls.address, kind
+
+    def _end_native(self) -> None:
+        """Native code does no more calls. What it uses stays while one runs."""
+        with self._native_lock:
+            self.__class__ = CpuPipeline
+            self._table = 0
+            if self._calls is not None:
+                self._calls.close()
+                self._ending.append(self._calls)
+                self._calls = None
+            self._ending = [calls for calls in self._ending if calls.busy]
+
+    def _forget_native(self) -> None:
+        self._native = b"" if self._code is None else self._native
+        self._waiting.clear()
+        self._end_native()
+
+    def _after(self) -> None:
+        """A native call reported something, or its table was closed meanwhile."""
+        with self._native_lock:
+            if self._calls is not None and self._calls.failed:
+                self._waiting.update(self._calls.buckets)
+                self._end_native()
+            self._ending = [calls for calls in self._ending if calls.busy]
 
     def _fresh(self, bucket: Bucket) -> list[np.ndarray[Any, Any]]:
         if bucket.small:
@@ -271,6 +348,7 @@ class CpuPipeline(Pipeline):
 
     def _release(self) -> None:
         self._code = None
+        self._forget_native()
         self._buckets, self._free = {}, []
         self._pool.clear()
 

@@ -305,11 +305,18 @@ class Workspace:
 
     _MAX_BOUND = 256
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 0) -> None:
+        """`size`: bytes of intermediates and scratch at first."""
         self._status = np.zeros(8, np.int64)
         self.status = self._status.data
-        self._memory = allocate(0, "intermediates")
+        self.status_address = pointer_to(self._status)
+        self._memory = allocate(size, "intermediates")
         self._bound: dict[Bucket, Bound] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes of intermediates and scratch memory that there are now."""
+        return self._memory.nbytes
 
     def forget(self) -> None:
         """Drop what is bound: the next call binds again."""
@@ -339,7 +346,7 @@ class Workspace:
         records = bucket.records.copy()
         records[:, _ARGS] += np.uint64(pointer_to(table))
         records[:, _SCRATCH] = start + np.uint64(bucket.arena_bytes)
-        records[:, _STATUS] = pointer_to(self._status)
+        records[:, _STATUS] = self.status_address
         address = pointer_to(records) if len(records) else 0
         given = ctypes.c_void_p.from_param(address), ctypes.c_void_p.from_param(len(records))
         bound = Bound(table.data, table, records, address, len(records), given)

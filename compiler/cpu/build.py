@@ -18,6 +18,7 @@ from stagefuse.compiler.plan import LEVELS
 from stagefuse.dsl import cache
 
 from .emit import AS_WRITTEN, module_text
+from .native_calls import calls_text
 from .wide_math import INLINED, KEPT
 
 TRIPLE = "x86_64-unknown-linux-gnu"
@@ -165,6 +166,10 @@ class LevelBuild:
                 output = compile_text(self.texts[level], level)
             found[level] = output
         return {level: found[level] for level in self.texts}
+
+    def call(self) -> bytes:
+        """The object file of what calls pipelines from Python."""
+        return compile_text(calls_text(), LEVELS[0])
 
     def stop(self) -> None:
         """Ends processes that are not waited for."""

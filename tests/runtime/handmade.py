@@ -195,6 +195,14 @@ def lookup() -> PipelinePlan:
     )
 
 
+@lru_cache(maxsize=1)
+def native_call() -> bytes:
+    from stagefuse.compiler.cpu.build import compile_text
+    from stagefuse.compiler.cpu.native_calls import calls_text
+
+    return compile_text(calls_text(), "v3")
+
+
 def plan(*pipelines: PipelinePlan, **changes: Any) -> Plan:
     """A plan of the pipelines above, or of given ones."""
     fields: dict[str, Any] = {
@@ -206,6 +214,7 @@ def plan(*pipelines: PipelinePlan, **changes: Any) -> Plan:
     }
     if "objects" not in changes:
         fields["objects"] = {"v3": machine_code(), "v4": machine_code()}
+        fields["call"] = native_call()
     return Plan(**{**fields, **changes})
 
 
