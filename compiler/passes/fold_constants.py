@@ -23,7 +23,7 @@ from stagefuse.compiler.graph import (
     Weight,
 )
 from stagefuse.compiler.graph_builder import Builder
-from stagefuse.compiler.interpret import evaluate_node
+from stagefuse.compiler.interpret import OutOfRange, evaluate_node
 from stagefuse.compiler.patterns.codes import kept_codes
 from stagefuse.compiler.patterns.narrow import widened
 from stagefuse.compiler.recurrence import Nests, symbols_of
@@ -68,9 +68,27 @@ def fold_constants(
 ) -> Graph:
     """The graph with constant tensors in place of the nodes that compute them.
 
-    Only the last node of a constant chain is stored; a broadcast is left to the kernels.
+    Only the last node of a constant chain is stored; a broadcast is left to the kernels, and so is
+    what takes an item that is not there: they report it.
     """
     known = _constant_nodes(graph)
+    while True:
+        try:
+            return _folded(graph, set(known), load, narrow)
+        except OutOfRange as found:
+            known -= {found.node.id}
+            for node in graph.nodes.values():
+                if not known.issuperset(ref.node for ref in node.operands):
+                    known.discard(node.id)
+
+
+def _folded(
+    graph: Graph,
+    known: set[int],
+    load: Callable[[str, str], np.ndarray[Any, Any]],
+    narrow: bool,
+) -> Graph:
+    """The graph with constants in place of known nodes. Raises OutOfRange."""
     builder = Builder(graph.facts)
     new: dict[Ref, Ref] = {}
     cache: dict[Ref, np.ndarray[Any, Any]] = {}

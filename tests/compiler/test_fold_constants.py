@@ -136,3 +136,19 @@ pipeline p(x: {dtype}[1]) -> {dtype}[7]:
     unit = {"bf16": 2.0**-8, "f16": 2.0**-11, "f32": 2.0**-24}[dtype]
     wanted = products.sum(1)
     assert np.all(np.abs(found - wanted) <= lost + unit * np.abs(wanted))
+
+
+def test_an_item_of_a_weight_that_is_not_there_is_reported_by_a_call() -> None:
+    text = """
+weights w = "w.npz"
+
+pipeline p(x: f32[N, 3]) -> (f32[N, 3], f32[3])
+where N in 1..=4:
+    x + (w.table[w.at] * 2)[1], w.table[w.well[0]] * 2
+"""
+    weights = {
+        "table": np.ones((4, 3), np.float32), "at": np.array([1, 9]), "well": np.array([3]),
+    }  # fmt: skip
+    pipe = sf.compile(text, weights={"w": weights})
+    with pytest.raises(sf.IndexOutOfRange, match="it is 9, the axis has size 4"):
+        pipe(x=np.zeros((2, 3), np.float32))
