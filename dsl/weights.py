@@ -101,7 +101,7 @@ class WeightsFile:
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 return self._native(np.asarray(archive[header.key]), header)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # NumPy and zipfile raise what they like for damaged files
             raise WeightsError(f"{self.path}: `{header.key}` is damaged: {error}") from error
 
     @staticmethod
@@ -148,17 +148,9 @@ def _read(path: Path, reader: Callable[[IO[bytes], int], Found]) -> Found:
         raise WeightsError(f"there is no file `{path}`") from error
     except OSError as error:
         raise WeightsError(f"`{path}` cannot be read: {error.strerror or error}") from error
-    except (
-        ValueError,
-        RecursionError,
-        zipfile.BadZipFile,
-        struct.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        SyntaxError,
-        MemoryError,
-    ) as error:
+    except WeightsError:
+        raise
+    except Exception as error:  # zipfile and what decompresses raise what they like
         raise WeightsError(f"`{path}` is damaged: {error}") from error
 
 

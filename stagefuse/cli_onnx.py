@@ -16,6 +16,7 @@ from .cli_shared import (
     is_whole,
     named_weights,
     pairs,
+    read_array,
     require_output,
     show_json,
     working,
@@ -87,7 +88,7 @@ def fixed_values(options: Sequence[str]) -> dict[str, Any]:
     for name, text in pairs(options, "--fix").items():
         try:
             if text.endswith(".npy"):
-                found[name] = np.load(text, allow_pickle=False)
+                found[name] = read_array(f"--fix {name}", text)
                 continue
             parts = text.strip("[]").split(",")
             whole = all(p.strip().lstrip("-").isdigit() for p in parts)

@@ -267,7 +267,7 @@ def read_array(option: str, path: str) -> np.ndarray[Any, Any]:
             raise click.UsageError(f"{option}: {path!r} is no .npy file")
     try:
         array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # NumPy raises what it likes for damaged files
         raise click.UsageError(f"{option}: {path!r} cannot be read: {error}") from error
     return array
 

@@ -40,6 +40,8 @@ VECTORS = 8
 """Vectors of short rows that are reduced side by side, at most, their sums in registers."""
 LINES, TAPS = 4, 200
 """Rows that share what they read, at most, and elements that are written out for all of them."""
+HIGHEST = 128
+"""Elements of a column that is written out in parts, at most: the text grows with each."""
 SPLIT = ("sum", "max", "min")
 """Reductions of windows of which rows may be reduced before columns."""
 LANES, HALF = 16, 8
@@ -225,9 +227,11 @@ class _Planes:
             (down, along, UNROLLED),
         ):
             size = product_of([size for _, size, _ in inner]).as_int()
-            if size is not None and outer and outer == along and len(inner) == 1:
+            if size is None:
+                continue
+            if outer and outer == along and len(inner) == 1 and size <= HIGHEST:
                 return outer, inner  # in parts
-            if size is not None and size <= (most if outer or len(inner) > 1 else UNROLLED):
+            if size <= (most if outer or len(inner) > 1 else UNROLLED):
                 return outer, inner
         return digits, ()
 

@@ -167,8 +167,9 @@ def _either(
         owner.guesses = noted
         raise refused(f"of which a branch is refused: {inside.message} (in its node {inside.op})")
     for name, (a, b) in zip(proto.output, zip(*both, strict=True), strict=False):
-        assert a is not None and b is not None
-        if (a.type, a.held) != (b.type, b.held) or a.rows or b.rows:
+        if a is None or b is None:  # of what was refused before
+            env[name] = None
+        elif (a.type, a.held) != (b.type, b.held) or a.rows or b.rows:
             raise refused(f"whose branches give {a.type} and {b.type}")
         else:
             scalar = owner.constant("scalar", np.zeros(0, np.int64))
@@ -245,6 +246,8 @@ def _scan(owner: Translator, proto: onnx.NodeProto, env: Env, depth: int) -> Non
     if batched and proto.input[0]:
         raise Refused("sequences of different lengths", "all of one length")
     values = [v for i in proto.input if i and (v := env[i]) is not None]
+    if not 1 <= number <= len(values):
+        raise Refused(f"a scan over {number} of its {len(values)} inputs")
     states, sources = values[: len(values) - number], values[len(values) - number :]
     outputs = len(graph.output) - len(states)
 

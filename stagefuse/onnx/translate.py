@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -202,8 +203,9 @@ class Translator:
             env.update({name: None for name in proto.output if name})
             return  # what is wrong with that input has been said
         counted.refuse_branches(proto, env)
-        if control.translate(self, proto, env, depth):
-            return
+        with _faults_refused():
+            if control.translate(self, proto, env, depth):
+                return
         node = self._node(proto, env)
         counted.refuse_size(node)
         folded = fold(node)
@@ -238,13 +240,8 @@ class Translator:
                 return control.inline(self, function, proto, env, depth)
             why = beyond.reason(proto.op_type)
             raise Refused(why or "this op is not supported", "" if why else "a record for it")
-        try:
+        with _faults_refused():
             written = record.write(node)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise Refused(
-                f"translating it failed with {type(error).__name__}: {error}",
-                "a node as the standard has it; if it is one, this is a fault of stagefuse",
-            ) from error
         given = {a.name for a in proto.attribute}
         schemas.require_read(node, given - record.unread)
         self._bind(proto, env, counted.carried(node, self._values(node, written)))
@@ -355,3 +352,17 @@ def _layer_of(proto: onnx.NodeProto, output: str) -> str:
 
 
 DTYPE_OF_SIZES: DType = from_numpy(np.int64)  # type: ignore[assignment]
+
+
+@contextmanager
+def _faults_refused() -> Iterator[None]:
+    """What a node that is none of the standard's may raise, as Refused."""
+    try:
+        yield
+    except OnnxError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Refused(
+            f"translating it failed with {type(error).__name__}: {error}",
+            "a node as the standard has it; if it is one, this is a fault of stagefuse",
+        ) from error

@@ -242,6 +242,18 @@ def test_a_file_that_says_it_is_larger_than_memory(
     assert (code, out) == (2, "") and "cannot be read" in err
 
 
+@pytest.mark.parametrize("header", ["{'shape': (", "(" * 99, "{'descr': '<f4', 'shape': (True,)}"])
+def test_a_file_whose_header_is_none(
+    shell: Shell, good: Path, tmp_path: Path, header: str
+) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode())
+    code, out, err = shell("run", good, "--input", path)
+    assert (code, out) == (2, "") and "cannot be read" in err
+    code, out, err = shell("import", tmp_path / "m.onnx", "--fix", f"x={path}")
+    assert (code, out) == (2, "")
+
+
 def test_one_of_several_pipelines_is_chosen_by_an_option(shell: Shell, tmp_path: Path) -> None:
     path = tmp_path / "two.pipe"
     one = "(x: f32[N]) -> f32[N]:\n    x * 2.0\n"

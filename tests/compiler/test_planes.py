@@ -284,3 +284,16 @@ pipeline p(x: f32[B, 13, 19, 6], w: f32[6, 1, 5, 7]):
         most = np.einsum("bchwij,cij->bchw", abs(windows), abs(w[:, 0]))
         # Higham 2002, section 3.1
         assert np.all(abs(pipe(x=x, w=w) - np.maximum(want, 0)) <= 36 * 2.0**-24 * most)
+
+
+def test_high_windows_are_not_written_out(rng: np.random.Generator) -> None:
+    text = """
+pipeline p(x: f32[1, 1300, 20]) -> f32[1, 101, 18]:
+    y[b, i, j] = max[m in 0..1200, n in 0..3] x[b, i + m, j + n]
+    y
+"""
+    (kernel,) = lowered(text)
+    assert len(str(kernel.body)) < 100_000
+    x = rng.standard_normal((1, 1300, 20), np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (1200, 3), axis=(1, 2))
+    np.testing.assert_array_equal(sf.compile(text)(x=x), windows.max(axis=(-2, -1)))

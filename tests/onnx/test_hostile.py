@@ -128,6 +128,39 @@ def test_a_huge_constant_is_not_made_while_importing() -> None:
     assert "full([1048576, 1048576], 0.0, f32)" in import_model(made).text
 
 
+@pytest.mark.parametrize("shape", [(2, 1 << 40), (2, 0), (2, 4)])
+def test_positions_along_axes_that_are_not_there_are_refused(shape: tuple[int, ...]) -> None:
+    made = models.model([node("GatherND", ["x", "at"], ["y"], batch_dims=1)],
+                        {"x": (F32, [2, 3, 4]), "at": (models.I64, shape)}, ["y"])  # fmt: skip
+    with pytest.raises(OnnxError, match=f"positions along {shape[1]} axes of an input of 3"):
+        import_model(made)
+
+
+def test_a_scan_over_more_than_it_is_given_is_refused() -> None:
+    x, y = (helper.make_tensor_value_info(name, F32, []) for name in "xy")
+    body = helper.make_graph([node("Neg", ["x"], ["y"])], "body", [x], [y])
+    made = models.model([node("Scan", ["v"], ["all"], body=body, num_scan_inputs=3)],
+                        {"v": (F32, [4])}, ["all"])  # fmt: skip
+    with pytest.raises(OnnxError, match="a scan over 3 of its 1 inputs"):
+        import_model(made)
+
+
+def test_a_branch_without_a_value_is_not_chosen() -> None:
+    """What it lacks was refused before."""
+    branches = {
+        f"{which}_branch": helper.make_graph([node("Neg", [of], [f"{which}_y"])], which, [],
+                        [helper.make_tensor_value_info(f"{which}_y", F32, [4])])
+        for which, of in (("then", "x"), ("else", "none"))
+    }  # fmt: skip
+    made = models.model(
+        [node("Unknown", ["x"], ["none"]), node("ReduceMax", ["x"], ["most"], keepdims=0),
+         node("Less", ["most", "most"], ["c"]), node("If", ["c"], ["y"], **branches)],
+        {"x": (F32, [4])}, ["y"],
+    )  # fmt: skip
+    with pytest.raises(OnnxError, match="Unknown"):
+        import_model(made)
+
+
 def test_sizes_that_are_squared_without_end_are_refused() -> None:
     names = [f"s{k}" for k in range(8)]
     for shape in ([1 << 20], names):

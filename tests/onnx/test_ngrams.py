@@ -60,13 +60,15 @@ def test_sequences_are_counted_and_weighed(
     "more, words",
     [({"ngram_indexes": [0] * 7}, "two in one place"), ({"weights": [1.0]}, "1 weights for 7"),
      ({"pool_strings": ["a"]}, "strings are out of scope"),
-     ({"ngram_indexes": [0, 1]}, "fewer places than sequences")],
+     ({"ngram_indexes": [0, 1]}, "fewer places than sequences"),
+     ({"ngram_indexes": [0, 1, 2, 3, 4, 5, 1 << 40]}, "a result of 1099511627777 columns"),
+     ({"max_skip_count": 1 << 40}, "sequences with 8999 distances")],
 )  # fmt: skip
 def test_a_pool_that_does_not_fit_is_refused(more: dict[str, object], words: str) -> None:
     made = model(
         [node("TfIdfVectorizer", ["x"], ["y"], mode="TFIDF", min_gram_length=1, max_gram_length=2,
-              max_skip_count=0, **{**attributes(), **more})],
-        {"x": (I64, [9])}, ["y"],
+              **{"max_skip_count": 0, **attributes(), **more})],
+        {"x": (I64, [9000])}, ["y"],
     )  # fmt: skip
     with pytest.raises(OnnxError, match=words):
         import_model(made)

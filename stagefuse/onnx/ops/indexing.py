@@ -46,6 +46,8 @@ def _gather_nd(n: Node) -> Written:
     depth = ids.shape[-1].as_int()
     if depth is None:
         raise Refused("positions of a number of axes that varies", "a constant last size")
+    if not 0 <= batch < min(ids.rank, value.rank) or not 1 <= depth <= value.rank - batch:
+        raise Refused(f"positions along {depth} axes of an input of {value.rank}, behind {batch}")
     if depth == 1 and not batch and value.rank > 1:
         rows = f"reshape({n.x(1)}, {listed(ids.shape[:-1])})"
         return f"{n.bound(value)}[{rows}{', :' * (value.rank - 1)}]"

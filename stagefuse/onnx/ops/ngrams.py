@@ -15,6 +15,9 @@ from stagefuse.onnx.errors import Refused
 from stagefuse.onnx.node import Node, Val
 from stagefuse.onnx.record import Written, op
 
+MOST_COLUMNS = 1 << 22
+MOST_DISTANCES = 256
+
 
 @op("TfIdfVectorizer", unread=["max_skip_count"])
 def _tf_idf(n: Node) -> Written:
@@ -30,9 +33,12 @@ def _tf_idf(n: Node) -> Written:
     if len(set(indexes)) != len(indexes) or min(indexes, default=-1) < 0:
         raise Refused("no sequences, or two in one place", attribute="ngram_indexes")
     columns = max(indexes) + 1
+    if columns > MOST_COLUMNS:
+        raise Refused(f"a result of {columns} columns", attribute="ngram_indexes")
     counts = counts or [f"zeros([{rows.shape[0]}, 0], f32)"]
     table = n.let("counts", f"concat([{', '.join(counts)}], axis=1)").text
-    order = [places.index(k) if k in places else len(places) for k in range(columns)]
+    at = {place: k for k, place in enumerate(places)}
+    order = [at.get(k, len(places)) for k in range(columns)]
     if len(places) in order:  # a sequence of a length that is not counted
         table = n.let("counts", f"pad({table}, [(0, 0), (0, 1)])").text
     if order != list(range(len(places))):
@@ -61,14 +67,15 @@ def _counted(n: Node, rows: Val, grams: np.ndarray[tuple[int, ...], np.dtype[np.
         raise Refused("rows of a length that varies", "a constant length")
     table = n.bound(n.constant(f"{n.hint}.grams{length}", grams), "grams")
     terms = []
-    for apart in range(1, (n.attr("max_skip_count") if length > 1 else 0) + 2):
-        starts = size - (length - 1) * apart
-        if starts > 0:
-            same = " and ".join(
-                f"{rows.text}[b, p + {k * apart}] == {table}[g, {k}]" for k in range(length)
-            )
-            count = f"sum[p in 0..{starts}] f32({same})"
-            terms.append(n.define("count", ["b", "g"], count).text)
+    distances = min(n.attr("max_skip_count") + 1, (size - 1) // (length - 1)) if length > 1 else 1
+    if distances > MOST_DISTANCES:
+        raise Refused(f"sequences with {distances} distances", attribute="max_skip_count")
+    for apart in range(1, distances + 1):
+        same = " and ".join(
+            f"{rows.text}[b, p + {k * apart}] == {table}[g, {k}]" for k in range(length)
+        )
+        count = f"sum[p in 0..{size - (length - 1) * apart}] f32({same})"
+        terms.append(n.define("count", ["b", "g"], count).text)
     return " + ".join(terms) or f"zeros([{rows.shape[0]}, {len(grams)}], f32)"
 
 
