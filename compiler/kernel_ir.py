@@ -339,7 +339,7 @@ class SortRow:
 @frozen
 class SortDigit:
     """Sorts `count` scratch elements of `keys` in place, stably, by eight bits of each, and `order`
-    (u32) with them.
+    (u32), if given, with them.
 
     The bits are those from `shift` on of a key's number in the order of its dtype: its own bits, of
     a signed one with the sign turned; of a float those of its magnitude below or above 0.0, which

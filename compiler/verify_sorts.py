@@ -26,17 +26,18 @@ def sort_row(check: Check, s: SortRow, scope: Scope) -> None:
 
 
 def sort_digit(check: Check, s: SortDigit, scope: Scope) -> None:
-    keys, order = (check.buffer(scope, name) for name in (s.keys, s.order))
+    keys = check.buffer(scope, s.keys)
     for expr in (s.count, s.shift):
         check.symbols(scope, expr)
-    if order.dtype != U32 or {keys.mode, order.mode} != {"scratch"}:
-        check.fail(7, "a sort by a digit has scratch keys and scratch u32 order")
+    if keys.mode != "scratch":
+        check.fail(7, f"`{s.keys}`, which is sorted by a digit, is no scratch")
     last = const(keys.dtype.bits - 7)
     why = check.bounds.inside(s.shift, last, scope.facts, scope.guards, check.text)
     if why is not None:
         check.fail(7, f"{keys.dtype} has no such digit: {why}")
-    _large_enough(check, s.count, (keys, order), scope)
-    for name, dtype, size in ((s.digits, U8, s.count), (s.before, U32, const(257))):
+    _large_enough(check, s.count, (keys,), scope)
+    own = (s.order, U32, s.count), (s.digits, U8, s.count), (s.before, U32, const(257))
+    for name, dtype, size in own:
         made = check.buffer(scope, name) if name else None
         if made is not None and (made.dtype != dtype or made.mode != "scratch"):
             check.fail(7, f"`{name}` is {made.dtype}, not scratch of {dtype}")

@@ -55,7 +55,7 @@ def written_buffers(body: Sequence[Statement]) -> frozenset[str]:
         elif isinstance(s, SortRow):
             found |= {s.keys, s.order}
         elif isinstance(s, SortDigit):
-            found |= {s.keys, s.order, *filter(None, (s.digits, s.before))}
+            found |= {s.keys, *filter(None, (s.order, s.digits, s.before))}
     return frozenset(found)
 
 

@@ -19,8 +19,8 @@ from .sequences.scatter import is_sparse
 _COMPARED = 48
 """What an element costs at each of a sort's stages, as operations at full rate: from the 169 us
 that 4096 rows of 1024 took on an H100."""
-_DIGIT = 220
-"""What an element costs at each digit of a sort: 110 instructions on `sm_90a` by nvdisasm, each of
+_DIGIT = 152
+"""What an element costs at each digit of a sort: 76 instructions on `sm_90a` by nvdisasm, each of
 which takes as long as two operations."""
 _POSITION = 8  # bytes
 

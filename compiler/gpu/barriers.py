@@ -68,7 +68,7 @@ class BarrierWriter(AheadWriter):
             elif isinstance(x, SortRow):
                 writes |= {x.keys, x.order}
             elif isinstance(x, SortDigit):
-                writes |= {x.keys, x.order, *filter(None, (x.digits, x.before))}
+                writes |= {x.keys, *filter(None, (x.order, x.digits, x.before))}
             elif isinstance(x, Store):
                 writes.add(x.buffer)
             for value in _values(x):

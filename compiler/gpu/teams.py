@@ -294,10 +294,15 @@ def _are_computed(kernel: Kernel, facts: Facts) -> bool:
     return bool(found)
 
 
+def lanes_for(most: int) -> int:
+    """Lanes of a block that sorts up to so many elements by digits."""
+    return 256 if most <= 1024 else 512
+
+
 def _by_digits(kernel: Kernel, s: SortDigit, facts: Facts) -> Team:
     """The team of a sort by digits: up to 8 elements for a lane, all of them in registers, of which
     half of an SM's threads have enough if elements are of 8 bytes."""
-    lanes = 256 if (facts.bounds(s.count)[1] or UNKNOWN) <= 1024 else 512
+    lanes = lanes_for(facts.bounds(s.count)[1] or UNKNOWN)
     sizes = {x.name: x.dtype.itemsize for x in walk(kernel.body) if isinstance(x, Alloc)}
     threads = LOADING if sizes[s.keys] < 8 else LOADING // 2
     return Team(lanes, 1, resident=threads // lanes)

@@ -51,6 +51,7 @@ RIGHT = [
     "alloc k : f32[M]\nalloc o : i64[M]\nsort_row keys=k order=o count=M descending=false",
     "alloc k : f16[M]\nalloc o : u32[M]\nalloc d : u8[M]\nalloc b : u32[257]\nfor i in 0..2\n"
     "  sort_digit keys=k order=o count=M shift=8*i descending=true digits=d before=b",
+    'alloc k : i64[M]\nsort_digit keys=k order="" count=M shift=56 descending=false',
 ]
 
 EQUAL = (

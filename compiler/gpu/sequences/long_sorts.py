@@ -42,6 +42,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import BOOL, I64, U8, U32, DType
 from stagefuse.dsl.facts import Facts
 
+from .digits import room_for
 from .row_runs import ordered
 from .runs import FROM, SORTED
 from .scatter import lower_ranges
@@ -94,7 +95,7 @@ def sort_forms(graph: Graph, group: Group) -> Iterator[Form]:
         if limit is None or limit <= NETWORK:
             yield Form(lower_sort, share, "", facts)
         else:
-            yield Form(lower_short, share, f"to {limit}", facts)
+            yield Form(partial(lower_short, most=limit), share, f"to {limit}", facts)
 
 
 def _by_digit(
@@ -243,25 +244,26 @@ def _at(name: str) -> Index:
     return Index(sym(name))
 
 
-def lower_short(low: Lowering) -> Parallel:
-    """Rows that are sorted in shared memory by all digits."""
+def lower_short(low: Lowering, most: int) -> Parallel:
+    """Rows of up to so many elements that are sorted in shared memory by all digits."""
     _, dtype, others, size, descending = _of(low)
     axis = _axis(low)
     parallel = low.axes(others)
     low.bind(parallel)
-    keys, order = _scratch(low, dtype, size)
+    keys, order = _scratch(low, dtype, maximum(size, const(room_for(most))))
     places = tuple(Index(sym(f"d{a}")) for a in range(len(low.group.domain)))
 
     def fill() -> None:
         low.emit(Store(keys, (places[axis],), _key(low, sym(f"d{axis}"))))
-        low.emit(Store(order, (places[axis],), Op("cast", (places[axis],), U32)))
+        if order:
+            low.emit(Store(order, (places[axis],), Op("cast", (places[axis],), U32)))
 
     def by_digit() -> None:
         low.emit(SortDigit(keys, order, size, sym("n") * 8, descending))
 
     def spill() -> None:
-        found = (Load(keys, (places[axis],), dtype), Load(order, (places[axis],), U32))
-        _store(low, places, *found)
+        number = Load(order, (places[axis],), U32) if order else Const(0, U32)
+        _store(low, places, Load(keys, (places[axis],), dtype), number)
 
     low.loop(f"d{axis}", const(0), size, fill, vector=True)
     low.loop("n", const(0), const(dtype.bits // 8), by_digit)
@@ -270,9 +272,11 @@ def lower_short(low: Lowering) -> Parallel:
 
 
 def _scratch(low: Lowering, dtype: DType, size: Expr) -> tuple[str, str]:
-    keys, order = low.name("keys"), low.name("order")
+    """Scratch for elements, and for where they come from if that is wanted."""
+    keys, order = low.name("keys"), low.name("order") if has_order(low) else ""
     low.emit(Alloc(keys, dtype, (size,)))
-    low.emit(Alloc(order, U32, (size,)))
+    if order:
+        low.emit(Alloc(order, U32, (size,)))
     return keys, order
 
 
@@ -300,15 +304,15 @@ def lower_tiles(low: Lowering, shift: int, few: bool, many: bool) -> Parallel:
             number: KernelValue = Op("cast", (at,), U32)
         else:
             key = Load(_buffer(low, SORTED, dtype, [size], "in"), _row(low, at), dtype)
-            number = Op("cast", (_at("i"),), U32)
-            if has_order(low):
-                number = Load(_buffer(low, FROM, U32, [size], "in"), _row(low, at), U32)
         low.emit(Store(keys, (here,), key))
-        low.emit(Store(order, (here,), number))
+        if order and shift:
+            number = Load(_buffer(low, FROM, U32, [size], "in"), _row(low, at), U32)
+        if order:
+            low.emit(Store(order, (here,), number))
 
     def spill() -> None:
         here, at = (_at("i"),), _row(low, Index(begin + sym("i")))
-        orders = [(ORDER, order, U32)] if has_order(low) else []
+        orders = [(ORDER, order, U32)] if order else []
         for number, name, kind in [(KEYS, keys, dtype), *orders, (DIGIT, digits, U8)]:
             into = _buffer(low, number, kind, [size], "out")
             low.emit(Store(into, at, Load(name, here, kind)))
