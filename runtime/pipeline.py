@@ -45,8 +45,9 @@ class Pipeline(ABC):
         self._plan, self._binder = plan, binder
         self._arrays = {s.array: arrays[s.array] for s in plan.states if s.array is not None}
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self._closed = False
+        self._closing = self._closed = False  # calls that are submitted end in between
         self._executor: ThreadPoolExecutor | None = None
+        self._own: set[int] = set()  # the executor's threads
         self._lock = threading.Lock()
         self._tuple = _result_type(plan)
         self._last: dict[str, int] | None = None  # sizes of the latest new combination of shapes
@@ -88,10 +89,15 @@ class Pipeline(ABC):
 
         if not self._plan.states:
             raise InputError(f"{self.name} keeps nothing between calls: call the pipeline itself")
-        with self._lock:
-            self._require_open()
+        self._require_open(new=True)
         made = Session(self, sizes)
-        self._sessions.add(made)
+        try:
+            with self._lock:
+                self._require_open(new=True)
+                self._sessions.add(made)
+        except InputError:
+            made.close()
+            raise
         return made
 
     @abstractmethod
@@ -168,8 +174,9 @@ class Pipeline(ABC):
                 return arrays, interchange.importer(value)
         return arrays, None
 
-    def _require_open(self) -> None:
-        if self._closed:
+    def _require_open(self, new: bool = False) -> None:
+        """Raise InputError for calls of a closed pipeline, and for `new` ones once it closes."""
+        if self._closed or (new and self._closing):
             raise InputError(f"the pipeline {self.name} is closed")
 
     def _given(self, out: Any, view: Callable[[Any], Any] | None = None) -> list[tuple[Any, Any]]:
@@ -215,9 +222,10 @@ class Pipeline(ABC):
         """
         self._require_session()
         with self._lock:
-            self._require_open()
+            self._require_open(new=True)
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(4, thread_name_prefix=f"stagefuse-{self.name}")
+                name = f"stagefuse-{self.name}"
+                self._executor = ThreadPoolExecutor(4, name, _note_thread, (self._own,))
             return self._executor.submit(self, out=out, **inputs)
 
     def map(self, batches: Iterable[Mapping[str, Any]], *, depth: int = 3) -> Iterator[Any]:
@@ -246,13 +254,17 @@ class Pipeline(ABC):
                 future.cancel()
 
     def close(self) -> None:
-        """Give back threads and memory; calls under way finish first, later ones are refused."""
+        """Give back threads and memory; calls under way finish first, later ones are refused.
+
+        In a callback of a submitted call, submitted ones that have not begun are refused too.
+        """
         with self._lock:
-            executor, self._executor = self._executor, None
+            self._closing = True
+            executor = self._executor
         if executor is not None:
-            executor.shutdown(wait=True)
+            executor.shutdown(wait=threading.get_ident() not in self._own)
         with self._lock:
-            closed, self._closed = self._closed, True
+            closed, self._closed, self._executor = self._closed, True, None
         if not closed:
             for session in list(self._sessions):
                 session.close()
@@ -263,6 +275,10 @@ class Pipeline(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _note_thread(threads: set[int]) -> None:
+    threads.add(threading.get_ident())
 
 
 def _to_first_error(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -334,6 +335,46 @@ def test_closed_pipelines_refuse(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match="closed"):
             attempt()
+
+
+class _Waiting(CpuPipeline):
+    """Whose calls begin when they may."""
+
+    def __init__(self) -> None:
+        super().__init__(handmade.plan(), "affine")
+        self.may = threading.Event()
+
+    def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
+        assert self.may.wait(10)
+        return super().__call__(*args, out=out, **inputs)
+
+
+def test_closing_in_a_callback_of_a_call() -> None:
+    pipeline, closed = _Waiting(), threading.Event()
+    done = pipeline.submit(x=ramp(2, 3))
+    done.add_done_callback(lambda _: (pipeline.close(), closed.set()))  # type: ignore[func-returns-value]
+    pipeline.may.set()
+    assert closed.wait(10)
+    np.testing.assert_array_equal(done.result().y, handmade.expected(ramp(2, 3))[0])
+    with pytest.raises(InputError, match="closed"):
+        pipeline(x=ramp(2, 3))
+
+
+def test_calls_under_way_finish_and_none_is_taken_any_more() -> None:
+    pipeline = _Waiting()
+    done = [pipeline.submit(x=ramp(2, 3)) for _ in range(6)]  # by four threads
+    closing = [threading.Thread(target=pipeline.close) for _ in range(2)]
+    for thread in closing:
+        thread.start()
+    while not pipeline._closing:
+        time.sleep(0.001)
+    with pytest.raises(InputError, match="closed"):
+        pipeline.submit(x=ramp(2, 3))
+    pipeline.may.set()
+    for thread in closing:
+        thread.join(10)
+    for future in done:
+        np.testing.assert_array_equal(future.result(0).y, handmade.expected(ramp(2, 3))[0])
 
 
 def test_choosing_a_pipeline() -> None:
