@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 
 from stagefuse.compiler.plan import PipelinePlan, Plan
 
-from . import interchange, native
+from . import forks, interchange, native
 from .binding import Binder
 from .errors import DeviceError, InputError, PlanError
 from .memory import POOLED_BYTES, ResultPool, allocate, point_to
@@ -107,12 +106,11 @@ class CpuPipeline(Pipeline):
         self._buckets: dict[_Shapes, Bucket] = {}
         self._free: list[Workspace] = []
         self._pool = ResultPool()
-        self._native = plan.call
+        self._native = plan.call if type(self) is CpuPipeline else b""
         self._waiting: set[Bucket] = set()  # for their second call
         self._calls: CallTable | None = None
         self._ending: list[CallTable] = []
-        self._native_lock = threading.RLock()
-        # Re-entrant: a garbage collection inside may call the pipeline.
+        self._native_lock = forks.lock()
 
     def __call__(self, /, *args: Any, out: Any = None, **inputs: Any) -> Any:
         arrays, shapes, convert = self._in_order(args, inputs)

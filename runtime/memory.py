@@ -9,13 +9,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import forks
 from .errors import OutOfMemory
 
 ALIGNMENT = 64
@@ -164,8 +164,7 @@ class ResultPool:
         self.limit = limit
         self._blocks: dict[tuple[tuple[int, ...], np.dtype[Any]], deque[_Block]] = {}
         self._bytes = 0
-        # Re-entrant: a garbage collection inside may call a pipeline.
-        self._lock = threading.RLock()
+        self._lock = forks.lock()
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> Any:
         """An array with arbitrary contents that owns its memory alone."""

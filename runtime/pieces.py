@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from stagefuse.compiler.plan import PipelinePlan, cut_bytes
 
+from . import forks
 from .memory import allocate, pointer_to
 
 
@@ -49,7 +49,7 @@ class Pieces:
                         self._places[name] = self._size
                         self._size += size
         self._memory: np.ndarray[Any, Any] | None = None
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self.wanted: set[str] = set()
         self.made: set[str] = set()
 

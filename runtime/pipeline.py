@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from stagefuse.compiler.plan import PipelinePlan, Plan, StatePlan
 from stagefuse.compiler.plan_check import session_dims
 from stagefuse.dsl.dtypes import DTYPES
 
-from . import interchange
+from . import forks, interchange
 from .binding import Binder
 from .errors import IndexOutOfRange, InputError, InternalError, OutOfMemory
 from .memory import overlaps_itself
@@ -48,7 +49,8 @@ class Pipeline(ABC):
         self._closing = self._closed = False  # calls that are submitted end in between
         self._executor: ThreadPoolExecutor | None = None
         self._own: set[int] = set()  # the executor's threads
-        self._lock = threading.Lock()
+        _pipelines.add(self)
+        self._lock = forks.lock()
         self._tuple = _result_type(plan)
         self._last: dict[str, int] | None = None  # sizes of the latest new combination of shapes
 
@@ -275,6 +277,18 @@ class Pipeline(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+def _without_threads() -> None:
+    """A child made by `fork` has none of the executors' threads."""
+    for pipeline in list(_pipelines):
+        pipeline._executor, pipeline._own = None, set()
+
+
+os.register_at_fork(after_in_child=_without_threads)
 
 
 def _note_thread(threads: set[int]) -> None:

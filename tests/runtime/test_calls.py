@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
+import operator
+import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -432,3 +435,44 @@ def test_weights_of_any_layout() -> None:
     strided = np.array([1, 9, 2, 9, 3, 9], np.float32)[::2]
     with CpuPipeline(handmade.plan(handmade.affine(), arrays={"w": strided})) as pipeline:
         check(pipeline, ramp(2, 6))
+
+
+def in_a_child(work: Callable[[], bool]) -> int:
+    """How a child process ends that does some work; -1 if it hangs."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if work() else 1)
+        finally:
+            os._exit(2)
+    for _ in range(1000):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return -1
+
+
+@pytest.mark.parametrize("lock", ["_pool._lock", "_lock", "_native_lock"])
+def test_a_child_calls_whatever_threads_of_its_parent_do(lock: str, lookup: CpuPipeline) -> None:
+    """Results are large: their memory is from a pool."""
+    given = {"table": ramp(1, 4)[0], "ids": np.arange(50_000) % 4}
+    expected, held = given["table"][given["ids"]], threading.Event()
+
+    def hold() -> None:
+        with operator.attrgetter(lock)(lookup):
+            held.set()
+            time.sleep(0.05)
+
+    def results() -> bool:
+        found = lookup.submit(**given).result(2), lookup(**given)
+        return all(np.array_equal(x, expected) for x in found)
+
+    lookup.submit(**given).result()  # by a thread that a child has not
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(10)
+    assert in_a_child(results) == 0
+    holder.join()
