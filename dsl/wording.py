@@ -140,7 +140,7 @@ def _foreign(
     if bad.kind == "FOR":
         return other(
             "there are no comprehensions in this language",
-            "write `y[i] = ...` for a tensor, or a `for` statement over constants",
+            "write `y[i] = ...` for a tensor; in a `for` over constants, `xs = xs + [x]` makes a list",
         )
     if bad.value == "where":
         return other("`where` belongs to a header", "of two values: `select(condition, a, b)`")

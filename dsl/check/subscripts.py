@@ -14,6 +14,7 @@ from .frame import Frame
 from .report import Failed, nearest, text_of
 from .values import (
     POISON,
+    Dim,
     Items,
     NoneValue,
     Poison,
@@ -43,6 +44,8 @@ def subscript(frame: Frame, node: ast.Subscript) -> Value:
         base = frame.recorder.weight(base, node.base.span)
     if isinstance(base, Items):
         return _item(frame, base, node)
+    if isinstance(base, Dim):
+        base = frame.recorder.dim(base, node.base.span)
     if not isinstance(base, Tensor):
         raise Failed("E0216", "this value cannot be indexed", node.base.span, describe(base))
     if base.space:

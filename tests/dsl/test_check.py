@@ -113,6 +113,8 @@ def test_types_of_operators_and_built_ins(expression: str, expected: str) -> Non
         ("x[ids[:, None], ids]", "f32[N, N, 8]"),
         ("x[ids, None]", "f32[N, 1, T, 8]"),
         ("x[0, :, ids]", "f32[N, T]"),
+        ("(T + 1)[None]", "i64[1]"),
+        ("T[None, ..., None]", "i64[1, 1]"),
     ],
 )
 def test_numpy_indexing(expression: str, expected: str) -> None:
