@@ -140,7 +140,8 @@ def _foreign(
     if bad.kind == "FOR":
         return other(
             "there are no comprehensions in this language",
-            "write `y[i] = ...` for a tensor; in a `for` over constants, `xs = xs + [x]` makes a list",
+            "write `y[i] = ...` for a tensor; in a `for` over constants a list is made by "
+            "`xs = xs + [x]`",
         )
     if bad.value == "where":
         return other("`where` belongs to a header", "of two values: `select(condition, a, b)`")

@@ -21,6 +21,8 @@ from stagefuse.dsl.frozen import frozen
 
 from .record import Pass
 
+LONGEST = 1 << 16
+"""Places of an image, at most, of which each is looked at."""
 MOST = 64
 """Taps that are told apart."""
 GAIN, ADD = 0.85, 16
@@ -170,8 +172,10 @@ def _size(range_: Range) -> int:
 def _line(tap: _Tap, places: int) -> tuple[int, int] | None:
     """The slope and the first of the taps that each place is seen by alone, if they lie in a line
     over two places or more; None if not."""
+    if not 2 <= places <= LONGEST or sum(map(_size, tap.seen)) != places:
+        return None
     seen = sorted((place, n) for n, r in enumerate(tap.seen) for place in range(*r))
-    if len(seen) < 2 or [place for place, _ in seen] != list(range(places)):
+    if [place for place, _ in seen] != list(range(places)):
         return None
     first, slope = seen[0][1], seen[1][1] - seen[0][1]
     return (slope, first) if all(n == slope * place + first for place, n in seen) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from stagefuse.dsl.dims import Expr, as_expr, const, expr_of, floordiv, maximum, minimum, sym
+from stagefuse.dsl.dims import Expr, as_expr, const, expr_of, floordiv, maximum, minimum, mod, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.source import Span
@@ -248,10 +248,12 @@ class Ranges:
         if atom.kind == "//":
             end = self._extreme(inside, upper)
             end = None if end is None else floordiv(end, divisor, self.facts)
-        else:  # all remainders, if the symbol runs over as many positions
+        else:  # all remainders, if the symbol runs over as many positions, or a multiple of them
             low, stop = self._ends(symbol)
-            slope = inside.coefficient(symbol)
-            whole = slope in (const(1), const(-1)) and self.facts.prove_le(divisor, stop - low)
+            slope, count = inside.coefficient(symbol), self.facts.simplify(stop - low)
+            whole = slope in (const(1), const(-1)) and (
+                self.facts.prove_le(divisor, count) or mod(count, divisor) == const(0)
+            )
             end = const(divisor - 1 if upper else 0) if whole else None
         return None if end is None else rest + terms[0][1] * end
 

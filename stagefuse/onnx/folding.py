@@ -186,6 +186,8 @@ def _unsqueeze(node: Node, x: Array, *rest: Array) -> Array:
     axes = _axes(node, rest) or []
     rank = x.ndim + len(axes)
     wanted = {a % rank for a in axes}
+    if len(wanted) != len(axes):
+        raise ValueError("an axis is there twice")
     source = iter(x.shape)
     return x.reshape([1 if n in wanted else next(source) for n in range(rank)])
 

@@ -140,6 +140,7 @@ def test_a_slice_to_a_smaller_size_has_that_size() -> None:
         ("x: f32[5]", "y[i] = x[i // 2]", "f32[10]"),
         ("x: f32[5]", "y[i in 0..20] = x[i % 5]", "f32[20]"),
         ("x: f32[9, 7]", "y[i, j, k in 0..9] = x[i + k // 3, j + 2 - k % 3]", "f32[7, 5, 9]"),
+        ("x: f32[4 * C, H]", "y[c, i] = x[4*c + 2 * (i % 2) + 1, i // 2]", "f32[C, 2*H]"),
         ("x: f32[9]", "y[i] = sum[k in 0..3, l in 0..3] x[i + (2*k + l) // 2]", "f32[6]"),
         ("x: f32[C, T], w: f32[C, 3]", "y[t] = sum[c, k] x[c, t + k] * w[c, k]",
          "f32[max(0, T - 2)]"),

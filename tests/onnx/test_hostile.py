@@ -136,6 +136,21 @@ def test_positions_along_axes_that_are_not_there_are_refused(shape: tuple[int, .
         import_model(made)
 
 
+def test_a_side_of_too_many_positions_is_not_resized() -> None:
+    made = models.model([node("Resize", ["x", "", "", "sizes"], ["y"], mode="cubic")],
+                        {"x": (F32, [1, 1, 4, 4])}, ["y"],
+                        {"sizes": np.array([1, 1, 1 << 32, 4])})  # fmt: skip
+    with pytest.raises(OnnxError, match="a side of 4294967296 positions"):
+        import_model(made)
+
+
+def test_an_axis_that_is_added_twice_is_refused() -> None:
+    made = models.model([node("Unsqueeze", ["x", "axes"], ["y"])], {}, ["y"],
+                        {"x": np.zeros((2, 3)), "axes": np.array([1, 1])})  # fmt: skip
+    with pytest.raises(OnnxError, match="Unsqueeze"):
+        import_model(made)
+
+
 def test_a_scan_over_more_than_it_is_given_is_refused() -> None:
     x, y = (helper.make_tensor_value_info(name, F32, []) for name in "xy")
     body = helper.make_graph([node("Neg", ["x"], ["y"])], "body", [x], [y])

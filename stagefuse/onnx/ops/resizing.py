@@ -21,6 +21,8 @@ from .indexing import ranged
 from .shapes import subscript
 from .stretching import Stretch, scaled, stretched
 
+LONGEST = 1 << 20
+"""Positions of a side, at most: those of each are written down."""
 WRITTEN = 4
 """Taps of an axis that are written out, at most: two, or four of a cubic."""
 MODES = ("nearest", "linear", "cubic")
@@ -246,6 +248,9 @@ def _resized(
         return value
     if mode != "nearest" and dtype.name != "f32":
         text = n.let("wide", f"f32({text})").text
+    longest = max((max(a.size, a.new) for a in axes if isinstance(a, Axis)), default=0)
+    if longest > LONGEST:
+        raise Refused(f"a side of {longest} positions")
     names = [f"i{k}" for k in range(value.rank)]
     shape = list(value.shape)
     outside = []
