@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stagefuse.compiler import plan_check, plan_file
 from stagefuse.compiler.plan import LEVELS, Plan
@@ -64,8 +67,8 @@ def compile(
 
     A string with a line break is the text itself. `target` lists what to make code for, such as
     "h200,cpu"; without it, that is what `device` needs. `weights` gives files or arrays by name
-    instead of what the source names. `pipeline` chooses one of several. Entries of the lock file
-    that no longer fit are warnings.
+    instead of what the source names; such arrays may change afterwards. `pipeline` chooses one of
+    several. Entries of the lock file that no longer fit are warnings.
 
     Raises CompileError, DeviceError, InputError, OSError; PlanError for a file that is compiled
     already, TypeError for weights of another kind and for what is no path.
@@ -90,7 +93,19 @@ def compile(
     except PlanError as error:
         raise InternalError(f"the compiler made a plan that breaks its rules: {error}") from error
     require_code(plan, targets)
-    return open_plan(plan, pipeline, device, threads)
+    return open_plan(_apart_from(weights or {}, plan), pipeline, device, threads)
+
+
+def _apart_from(weights: Mapping[str, Any], plan: Plan) -> Plan:
+    """The plan, whose arrays are none that the caller can write to: others were made of them."""
+    found = (x for given in weights.values() if isinstance(given, Mapping) for x in given.values())
+    given = [x for x in map(np.asarray, found) if x.flags.writeable]
+    shared = {
+        name: array.copy()
+        for name, array in plan.arrays.items()
+        if any(np.may_share_memory(array, x) for x in given)
+    }
+    return replace(plan, arrays={**plan.arrays, **shared})
 
 
 def _compiled_text(

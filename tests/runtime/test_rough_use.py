@@ -103,6 +103,13 @@ def test_weights_of_foreign_byte_order_are_read(tmp_path: Path) -> None:
     assert pipe(x=np.ones(4, np.float32)).tolist() == [0, 1, 2, 3]
 
 
+def test_weights_may_change_once_they_are_compiled() -> None:
+    a, x = np.arange(4, dtype=np.float32), np.ones(4, np.float32)
+    with sf.compile(SCALED, weights={"w": {"a": a[::1]}}) as pipe:
+        a[:] = -1
+        assert pipe(x=x).tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
