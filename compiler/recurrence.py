@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from stagefuse.dsl.dims import Expr, const, mod, sym
 from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
-from .graph import Carried, Graph, Primitive, Recurrence, Ref
+from .graph import Carried, Constant, Graph, Primitive, Recurrence, Ref
 from .graph_builder import Builder
 
 
@@ -94,9 +94,14 @@ def held_values(graph: Graph, nests: Nests) -> dict[Ref, list[Held]]:
     return found
 
 
-@cache
 def symbols_of(primitive: Primitive) -> frozenset[str]:
     """Every symbol in the expressions of a primitive."""
+    # A constant is its bytes, which are not to be kept.
+    return frozenset() if isinstance(primitive, Constant) else _symbols_of(primitive)
+
+
+@lru_cache(maxsize=1 << 12)
+def _symbols_of(primitive: Primitive) -> frozenset[str]:
     return frozenset[str]().union(*(e.symbols() for e in _exprs(primitive)))
 
 

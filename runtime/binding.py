@@ -10,6 +10,7 @@ import numpy as np
 
 from stagefuse.compiler.plan import ArgumentPlan, PipelinePlan
 from stagefuse.compiler.plan_check import session_dims, solve_order
+from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES, DType, from_numpy
 
 from . import interchange
@@ -163,7 +164,7 @@ class Binder:
             for axis, text in enumerate(argument.shape):
                 wanted, found = evaluate(text), array.shape[axis]
                 if wanted != found:
-                    names = sorted(evaluate.parse(text).symbols())
+                    names = sorted(parse(text).symbols())
                     why = "".join(f"; {n} is {values[n]} by {origin[n]}" for n in names)
                     raise InputError(
                         f"dimension {axis} of `{argument.name}` is {found}, but "

@@ -26,7 +26,6 @@ from stagefuse.compiler.plan import (
     PipelinePlan,
     StepPlan,
 )
-from stagefuse.dsl.dims import Expr
 from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES
 from stagefuse.dsl.frozen import frozen
@@ -84,24 +83,14 @@ class Bucket:
 class Evaluator:
     """Values of the plan's expressions for one combination of sizes, each computed once."""
 
-    _parsed: dict[str, Expr] = {}
-
     def __init__(self, values: dict[str, int]) -> None:
         self.values = values
         self._known: dict[str, int] = {}
 
-    @classmethod
-    def parse(cls, text: str) -> Expr:
-        """The expression, parsed once in this process."""
-        expr = cls._parsed.get(text)
-        if expr is None:
-            expr = cls._parsed[text] = parse(text)
-        return expr
-
     def __call__(self, text: str) -> int:
         value = self._known.get(text)
         if value is None:
-            value = self._known[text] = self.parse(text).evaluate(self.values)
+            value = self._known[text] = parse(text).evaluate(self.values)
         return value
 
     def shape(self, texts: tuple[str, ...]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from stagefuse.compiler.plan import ArgumentPlan, PipelinePlan
 from stagefuse.compiler.plan_check import session_dims, solve_order
+from stagefuse.dsl.dims_text import parse
 from stagefuse.dsl.dtypes import DTYPES, from_numpy
 
 from .errors import InputError
@@ -233,7 +234,7 @@ def sizes_of(plan: PipelinePlan, snapshot: Mapping[str, Any]) -> dict[str, int]:
 
 def _end(evaluate: Evaluator, text: str | None) -> int | None:
     """An end of a range, if the sizes of a session decide it."""
-    if text is None or not evaluate.parse(text).symbols() <= evaluate.values.keys():
+    if text is None or not parse(text).symbols() <= evaluate.values.keys():
         return None
     return evaluate(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,27 @@ from stagefuse import tables
 from stagefuse.compiler.build_graph import build_graph
 from stagefuse.compiler.driver import check_file, compile_file
 from stagefuse.compiler.errors import PlanError, VerifyError
-from stagefuse.compiler.graph import Carried, Contract, Graph, Recurrence
+from stagefuse.compiler.graph import Carried, Constant, Contract, Graph, Recurrence
 from stagefuse.compiler.graph_text import parse_graph, print_graph, same_graph
 from stagefuse.compiler.graph_verify import verify_graph
 from stagefuse.compiler.interpret import evaluate
 from stagefuse.compiler.passes import pipeline_of
 from stagefuse.compiler.plan import LoopPlan, read, write
 from stagefuse.compiler.plan_check import check as check_plan
+from stagefuse.compiler.recurrence import symbols_of
 from stagefuse.compiler.run_passes import bounds_of, run_passes
 from stagefuse.dsl.program import Pipeline
 from stagefuse.runtime.errors import IndexOutOfRange, OutOfMemory
 
 from .ir_cases import no_weights, with_node
 from .recurrences import CASES, SIZES, Case
+
+
+def test_bytes_of_constants_are_not_kept() -> None:
+    data = np.arange(999.0).tobytes()
+    before = sys.getrefcount(data)
+    assert symbols_of(Constant(data)) == frozenset()
+    assert sys.getrefcount(data) == before
 
 
 def checked(source: str, folder: Path) -> tuple[Path, Pipeline]:
