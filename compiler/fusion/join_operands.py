@@ -28,10 +28,12 @@ PACKED_BYTES = 1 << 20
 FEW_ROWS, TWICE = 1024, 384
 THIN = 36
 """Rows of a product that read the other matrix faster in place than packed: one tile."""
+THIN_NARROW = 256
+"""The same by narrow panels, of which bands are copied. AMX may multiply wide ones, if packed."""
 THIN_CONVERTED = 15
 """The same where the kernel that multiplies converts it, for which packing costs no more."""
 CONVERTED_ONCE = 32
-"""The same where another kernel converts and packs it: rows of two tiles would convert it twice."""
+"""The same where another kernel converts and packs it: two tiles would convert it twice."""
 
 
 class OperandJoiner(NarrowJoiner):
@@ -72,9 +74,11 @@ class OperandJoiner(NarrowJoiner):
         most = self.graph.facts.bounds(rows)[1]
         converts = all(len(p.members) > 1 for p in packers if p)
         inside = all(p in group.packs.values() for p in packers)
-        limit = THIN if not converts else THIN_CONVERTED if inside else CONVERTED_ONCE
-        size = limit + 1 - rows
-        facts = self.graph.facts
+        narrow = group.kind == "contract" and node.primitive.panel == LANES
+        limit = THIN_NARROW if narrow and self._lies_in_lines(node) else THIN
+        if converts:
+            limit = THIN_CONVERTED if inside else CONVERTED_ONCE
+        size, facts = limit + 1 - rows, self.graph.facts
         if group.kind == "contract" and not converts and not facts.prove_le(const(2), columns):
             size = maximum(size, 2 - columns)
         if facts.prove_le(size, const(0)):
@@ -123,13 +127,14 @@ class OperandJoiner(NarrowJoiner):
         lines = lines_of(self.graph, node)
         if lines is not None and (not converts or (group.kind, lines[1]) == ("contract", const(1))):
             return True
-        windows = windows_of(self.graph, anchor) if group.kind == "contract" else None
-        stored = self.graph.type(node.operands[1]).dtype
+        return group.kind == "contract" and self._lies_in_lines(node, 1 if converts else 2)
+
+    def _lies_in_lines(self, node: Node, axes: int = 1) -> bool:
+        """Whether columns, along so many axes, are adjacent in a tensor of the panels' dtype."""
+        windows, stored = windows_of(self.graph, node.id), self.graph.type(node.operands[1]).dtype
         if windows is None or self.graph.type(windows.source).dtype != stored:
             return False
-        if converts and len(windows.axes) > 1:
-            return False
-        return step_in_place(self.graph, windows) is not None
+        return len(windows.axes) <= axes and step_in_place(self.graph, windows) is not None
 
     def _direct(self, group: Group) -> None:
         """Panels that are elements of a tensor in steps need not be packed at all."""

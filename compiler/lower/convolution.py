@@ -8,9 +8,9 @@ source whose rows are adjacent anyway is read where it lies.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
+from stagefuse.compiler.fusion.join_operands import THIN, THIN_NARROW
 from stagefuse.compiler.graph import flatten_index
 from stagefuse.compiler.kernel_ir import Alloc, Index, Store, TileProduct
 from stagefuse.compiler.patterns.filtering import filtering_of
@@ -28,7 +28,7 @@ from .blocks import Parallel
 from .expressions import at_least_one, product_of
 from .few_rows import is_converted, lower_few_rows
 from .filtered import Filtered
-from .product import Matrix, Product, product_of_group
+from .product import Depth, Matrix, Product, product_of_group
 from .products import either, lower_contract
 from .stretches import STEPS, STRIPE, Stretches
 from .stripe import Stripe
@@ -50,6 +50,11 @@ FEWEST, FAR = 2, 4
 """Rows of a product for which bands are so short with AVX-512; how many times CLOSE is very far."""
 NEAR = 1 << 12
 """Elements of the other matrix up to which it stays in the first-level cache without bands."""
+COPIED, COPIED_CLOSE, COPIED_CLOSE_NARROW, LINE = 40, 32, 12, 64
+"""Rows of a product for which bands of the other matrix are copied; where its rows displace each
+other in the cache, and where panels are narrow too; bytes of a line of the cache."""
+COPIED_BAND = 64
+"""Rows of a band that is copied."""
 SPREAD = 8
 """Shifts along a row that may lie in planes of their own."""
 HIGH = 64
@@ -84,13 +89,15 @@ def lower_product(low: Lowering) -> Parallel:
 
 class _Operands(NamedTuple):
     """The buffers of the left matrix and of the other one, of whose columns those from `first` on
-    are taken: column 0 of its first row is at `base`, rows are `step` apart."""
+    are taken: column 0 of its first row is at `base`, rows are `step` apart. Where it is `copied`,
+    that is a band of scratch for those columns of some rows."""
 
     left: str
     other: str
     base: Expr
     step: Expr
     first: Expr
+    copied: bool = False
 
 
 class _Direct(Stretches):
@@ -108,13 +115,17 @@ class _Direct(Stretches):
         self.p = p.tiled(low, self.width)
         most = low.facts.bounds(p.rows)[1]
         self.converts = is_converted(low, p)
-        in_bands = most is None or most <= self.p.row_tile
+        alone = len(windows.axes) == 1
+        in_bands = most is None or most <= (FEW_ROWS if alone else self.p.row_tile)
         in_bands = in_bands or (low.group.thin and most is not None and most > FEW_ROWS)
         depth, columns = p.depth.as_int(), self.columns.as_int()
         is_near = depth is not None and columns is not None and depth * columns <= NEAR
         is_near = is_near or (depth is not None and depth <= self.band)
         self.is_thin = (in_bands and not is_near) or self.converts
-        self.tiles = 1 if self.is_thin else -(-FEW_ROWS // self.p.row_tile)
+        highest = FEW_ROWS if most is None or not self.is_thin else min(most, FEW_ROWS)
+        if self.is_thin and low.group.thin:
+            highest = min(highest, THIN_NARROW if p.panel == LANES else THIN)
+        self.tiles = max(1, -(-highest // self.p.row_tile))
 
     @property
     def band(self) -> int:
@@ -130,160 +141,199 @@ class _Direct(Stretches):
             return widths[0]
         return min(widths, key=lambda width: panels_time(columns, width))
 
+    def _apart(self, lines: int = 1) -> Expr:
+        """What is 0 where rows of the other matrix are a multiple of so many times CLOSE apart, and
+        less elsewhere."""
+        return -mod(self.step, lines * CLOSE // self.p.dtype.itemsize, self.low.facts)
+
     def _are_close(self) -> list[Expr]:
         """What is at least 0 where rows of the other matrix displace each other in the cache, and a
         band of as many as it has ways takes less time: of few rows, since a short band makes tiles
         of more rows dear; with AVX2, whose tiles read a line of each row at a time, of any number
         where the rows are very far apart."""
-        p = self.p
-        apart = CLOSE // p.dtype.itemsize
-        close = -mod(self.step, apart, self.low.facts)
-        if p.panel != LANES:
-            return [close, FEWEST - p.rows]
-        return [close, maximum(WAYS - p.rows, -mod(self.step, FAR * apart, self.low.facts))]
+        rows, facts = self.p.rows, self.low.facts
+        if self.p.panel != LANES:
+            return [self._apart(), FEWEST - rows]
+        return [self._apart(), maximum(WAYS - rows, self._apart(FAR), facts)]
+
+    def _is_copied(self) -> Expr:
+        """What is at least 0 where a band of the other matrix is copied to scratch first."""
+        rows, facts = self.p.rows, self.low.facts
+        least = COPIED_CLOSE_NARROW if self.p.panel == LANES else COPIED_CLOSE
+        return maximum(rows - COPIED, minimum(rows - least, self._apart(), facts), facts)
 
     def lower(self) -> Parallel:
         """Of few rows a step takes as many stretches of columns together as leave two steps: the
         other matrix is read the faster the longer its rows are. Where that is not known, the step
         of each stretch but the first of them is empty."""
         low, p = self.low, self.p
-        panels = ADJACENT // self.width
-        stretch, most = panels * self.width, self._together()
+        stretch, most = ADJACENT // self.width * self.width, self._together()
         pieces = floordiv(self.columns + (stretch - 1), stretch, low.facts)
-        together = minimum(maximum(floordiv(pieces, 2), 1), most, low.facts)
+        few = maximum(const(1), minimum(const(most), THIN + most - p.rows, low.facts), low.facts)
+        together = minimum(maximum(floordiv(pieces, 2), 1), few, low.facts)
         if known := together.as_int():
-            panels, stretch, together, most = panels * known, stretch * known, const(1), 1
+            stretch, together, most = stretch * known, const(1), 1
             pieces = floordiv(self.columns + (stretch - 1), stretch, low.facts)
         parallel = [*self.outer, self.blocks(), ("nb", pieces)]
         low.bind(parallel)
         first = sym("nb") * stretch
-        count = minimum(self.columns - first, together * stretch, low.facts)
         whole = [-mod(sym("nb"), together, low.facts)]
-        low.when(whole, lambda: self._step(first, count, most * panels))
+        count = minimum(self.columns - first, together * stretch, low.facts)
+        low.when(whole, lambda: self._step(first, count, most * stretch))
         return parallel, at_least_one(p.depth) * stretch
 
     def _together(self) -> int:
-        """Stretches of columns that a step may take together: of many rows, of bytes, and with
-        AVX2 of what is converted to a band of scratch, one is as quick."""
+        """Stretches of columns that a step of few rows may take together: of many, of bytes, and
+        with AVX2 of what is converted to a band of scratch, one is as quick."""
         alone = self.p.of_bytes or (self.converts and self.p.panel == LANES)
         return TOGETHER if self.is_thin and not alone else 1
 
-    def _step(self, first: Expr, count: Expr, panels: int) -> None:
-        """Columns from `first` on, in at most so many panels."""
-        low, p = self.low, self.p
-        left = low.buffer(p.operands[0], "in").name
-        name, base, step = self.read(first, panels * self.width)
-        tile, result = self.tile(panels if self.is_thin else 1), p.result(low)
-        multiply = partial(self._multiply, _Operands(left, name, base, step, first), tile)
+    def _step(self, first: Expr, count: Expr, most: int) -> None:
+        """So many columns from `first` on, `most` at most."""
+        left = self.low.buffer(self.p.operands[0], "in").name
+        there = _Operands(left, *self.read(), first)
+        if self.is_thin:
+            self._by_bands(there, count, most)
+        else:
+            self._whole(there, count)
 
-        def store(place: Expr, start: Expr, rows: Expr, column: Expr, wanted: Expr) -> None:
-            wide = self.windows.axes[-1].size
-            zero = (const(0), const(0))
-            self.finish((tile, place), start, rows, first + column, wanted, wide, wide, zero)
+    def _whole(self, there: _Operands, count: Expr) -> None:
+        """Products over the whole depth, stored in the result at once where that may be."""
+        low, p, width = self.low, self.p, const(self.width)
+        tile, result, first = self.tile(), p.result(low), there.first
 
-        def whole(start: Expr, rows: Expr, column: Expr, wanted: Expr) -> None:
-            def product(to: Matrix | None = None) -> None:
-                multiply(const(0), start, rows, column, wanted, const(0), p.depth, False, to)
-
+        def product(start: Expr, rows: Expr, column: Expr, wanted: Expr) -> None:
             def in_tile() -> None:
-                product()
-                store(const(0), start, rows, column, wanted)
+                sums = Matrix(tile, -start * width - column, width)
+                self._multiply(there, sums, start, rows, column, wanted, p.all_of_it)
+                self._store(tile, start, rows, first + column, wanted)
 
             if result is None:
                 return in_tile()
-            either(low, [wanted - self.width], lambda: product(result), in_tile)
+            to = replace(result, start=result.start + first)
+            either(
+                low, [wanted - self.width],
+                lambda: self._multiply(there, to, start, rows, column, wanted, p.all_of_it),
+                in_tile,
+            )  # fmt: skip
 
-        def band(size: int, begin: Expr, adds: bool) -> None:
-            depth = minimum(p.depth - begin, const(size), low.facts)
-            if self.converts:
-                self.convert(name, begin, depth, first, count)
+        self.tiles_of(count, product)
+
+    def _by_bands(self, there: _Operands, count: Expr, most: int) -> None:
+        """Products by bands of the depth. What they add up to is in rows of scratch, of `most`
+        columns and a line, so that these do not displace each other in the cache either."""
+        low, p, first = self.low, self.p, there.first
+        name, wide = low.name("sums"), most + LINE // p.dtype.itemsize
+        block = p.row_tile * self.tiles
+        low.emit(Alloc(name, p.dtype, (const(1), const(block), const(wide))))
+        top = sym("mb") * block
+        sums = Matrix(name, -top * wide, const(wide))
+
+        def band(operands: _Operands, piece: Depth) -> None:
+            if operands.copied:
+                self.copy(operands, piece, count)
             self.tiles_of(
-                count, lambda s, r, c, w: multiply(sym("p"), s, r, c, w, begin, depth, adds)
+                count, lambda s, r, c, w: self._multiply(operands, sums, s, r, c, w, piece)
             )
 
-        def in_bands(size: int) -> None:
-            band(size, const(0), False)
+        def in_bands(operands: _Operands, size: int) -> None:
+            def piece(begin: Expr, adds: bool) -> Depth:
+                return Depth(begin, minimum(p.depth - begin, const(size), low.facts), adds=adds)
+
+            band(operands, piece(const(0), False))
             bands = floordiv(p.depth + (size - 1), size, low.facts)
-            low.loop("kb", const(1), bands, lambda: band(size, sym("kb") * size, True))
+            low.loop("kb", const(1), bands, lambda: band(operands, piece(sym("kb") * size, True)))
 
-        def many() -> None:
-            either(low, self._are_close(), lambda: in_bands(WAYS), lambda: in_bands(self.band))
+        def copied() -> None:
+            in_bands(self.band_of(there, wide), COPIED_BAND)
 
-        if self.is_thin:
-            if p.of_bytes or self.converts:
-                in_bands(self.band)
-            else:
-                alone = [1 - self.columns, 1 - self.step]
-                either(low, alone, lambda: self._one_column(left, name, base, tile), many)
-            self.tiles_of(count, lambda s, r, c, w: store(sym("p"), s, r, c, w))
+        def in_place() -> None:
+            either(
+                low, self._are_close(), lambda: in_bands(there, WAYS),
+                lambda: in_bands(there, self.band),
+            )  # fmt: skip
+
+        def by_rows() -> None:
+            alone = low.group.thin and p.panel != LANES
+            if len(self.windows.axes) > 1 or alone:
+                return in_place()
+            either(low, [self._is_copied()], copied, in_place)
+
+        def one_column() -> None:
+            self.tiles_of(const(1), lambda s, r, c, w: self._one_column(there, sums, s, r))
+
+        if self.converts:
+            copied()
+        elif p.of_bytes:
+            in_bands(there, self.band)
         else:
-            self.tiles_of(count, whole)
+            either(low, [1 - self.columns, 1 - there.step], one_column, by_rows)
+        rows = minimum(p.rows - top, const(block), low.facts)
+        self._store(name, top, rows, first, count)
 
-    def _one_column(self, left: str, other: str, base: Expr, tile: str) -> None:
-        """A tile of a matrix by a vector, whose elements are adjacent: dot products with rows."""
+    def _store(self, sums: str, start: Expr, rows: Expr, column: Expr, count: Expr) -> None:
+        """What the kernel stores of rows from `start` of scratch, `count` columns from `column`."""
+        wide, zero = self.windows.axes[-1].size, (const(0), const(0))
+        self.finish((sums, const(0)), start, rows, column, count, wide, wide, zero)
+
+    def _one_column(self, read: _Operands, to: Matrix, start: Expr, rows: Expr) -> None:
+        """A matrix by a vector, whose elements are adjacent: dot products with rows."""
         p, stride = self.p, self.p.primitive.row_stride
-        start = sym("mb") * p.row_tile
-        rows = minimum(p.rows - start, const(p.row_tile), self.low.facts)
         self.low.emit(
             TileProduct(
-                tile, const(0), const(self.width), left, p.base + start * stride, stride, const(1),
-                other, base, rows, p.depth, p.row_tile, self.width, False, const(1), const(1),
-                p.depth,
+                to.name, to.start + start * to.step, to.step, read.left, p.base + start * stride,
+                stride, const(1), read.other, read.base, rows, p.depth, p.row_tile, self.width,
+                False, const(1), const(1), p.depth,
             )
         )  # fmt: skip
 
     def _multiply(
-        self, read: _Operands, tile: str, place: Expr, start: Expr, rows: Expr, column: Expr,
-        wanted: Expr, begin: Expr, depth: Expr, adds: bool, to: Matrix | None = None,
+        self, read: _Operands, to: Matrix, start: Expr, rows: Expr, column: Expr, wanted: Expr,
+        piece: Depth,
     ) -> None:  # fmt: skip
-        """A stretch of the depth of one tile, which is a `place` of scratch, or in the result."""
+        """A stretch of the depth of one tile."""
         p, stride = self.p, self.p.primitive.row_stride
-        target = (tile, place * (p.row_tile * self.width), const(self.width))
-        if to is not None:
-            target = (to.name, to.start + start * to.step + read.first + column, to.step)
-        at = read.base + read.first + column + (begin - self.skipped(begin)) * read.step
+        skipped = const(0) if read.copied else piece.begin * read.step
         self.low.emit(
             TileProduct(
-                *target, read.left, p.base + start * stride + begin, stride, const(1),
-                read.other, at, rows, depth, p.row_tile, self.width, adds, wanted, read.step,
-                const(1),
+                to.name, to.start + start * to.step + column, to.step, read.left,
+                p.base + start * stride + piece.begin, stride, const(1), read.other,
+                read.base + read.first + column + skipped, rows, piece.length, p.row_tile,
+                self.width, piece.adds, wanted, read.step, const(1),
             )
         )  # fmt: skip
 
-    def read(self, first: Expr, stretch: int) -> tuple[str, Expr, Expr]:
-        """Where the rows of the other matrix lie: in the source, or in scratch for a band of them,
-        `stretch` columns from `first` on; the place of column 0 of the first row, and the step
-        from row to row."""
+    def read(self) -> tuple[str, Expr, Expr]:
+        """Where the rows of the other matrix lie in the source: the place of column 0 of the first
+        row, and the step from row to row."""
         low, windows = self.low, self.windows
-        if self.converts:
-            name, step = low.name("band"), const(stretch)
-            low.emit(Alloc(name, self.p.dtype, (const(self.band), step)))
-            return name, -first, step
         offset = flatten_index(windows.indices, low.graph.type(windows.source).shape)
         at_first = {f"d{a.axis}": 0 for a in windows.axes} | {n: 0 for n, _, _ in windows.digits}
         return low.buffer(windows.source, "in").name, offset.substitute(at_first), self.step
 
-    def skipped(self, begin: Expr) -> Expr:
-        """Rows of the other matrix before those at hand."""
-        return begin if self.converts else const(0)
+    def band_of(self, there: _Operands, step: int) -> _Operands:
+        """The other matrix with a band of scratch for some of its rows, which are `step` apart."""
+        name = self.low.name("band")
+        self.low.emit(Alloc(name, self.p.dtype, (const(COPIED_BAND), const(step))))
+        return there._replace(other=name, base=-there.first, step=const(step), copied=True)
 
-    def convert(self, band: str, begin: Expr, depth: Expr, first: Expr, count: Expr) -> None:
-        """Fills a band of scratch with rows of the other matrix, `count` columns from `first`."""
+    def copy(self, band: _Operands, piece: Depth, count: Expr) -> None:
+        """Fills a band of scratch with rows of the other matrix, and converts them."""
         low, windows = self.low, self.windows
         (axis,) = windows.axes
         row, column = sym("k"), sym("c")
 
         def element() -> None:
-            here = {**windows.at(begin + row), f"d{axis.axis}": first + column}
+            here = {**windows.at(piece.begin + row), f"d{axis.axis}": band.first + column}
             place = tuple(Index(e.substitute(here, low.facts)) for e in windows.indices)
             value = low.value(windows.source, place, ())
-            low.emit(Store(band, (Index(row), Index(column)), value))
+            low.emit(Store(band.other, (Index(row), Index(column)), value))
 
         def one_row() -> None:
             low.loop("c", const(0), count, element, vector=True)
 
         with low.part(low.group.packs[self.p.operands[1]], {}):
-            low.loop("k", const(0), depth, one_row)
+            low.loop("k", const(0), piece.length, one_row)
 
 
 class _Striped(Stretches):

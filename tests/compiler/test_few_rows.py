@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler import driver
+from stagefuse.compiler.fusion.join_operands import THIN, THIN_NARROW
 from stagefuse.compiler.kernel_ir import Alloc, Buffer, For, Index, Kernel, Load, Store, TileProduct
 from stagefuse.compiler.plan import Plan
 from stagefuse.dsl.dims import const, sym
@@ -222,15 +223,16 @@ def test_a_matrix_of_one_column_is_read_where_it_lies(
 ) -> None:
     """Its products are dot products with rows, however many there are."""
     plan = plan_of(tmp_path / "p.pipe", BY_A_VECTOR.format(t=dtype, b=""), level)
-    pipe = CpuPipeline(plan, threads=2)
-    for m, k, n in ((1, 17, 1), (36, 300, 1), (101, 37, 1), (40, 0, 1), (70, 1, 1), (70, 33, 2)):
+    pipe, limit = CpuPipeline(plan, threads=2), THIN_NARROW if level == "v3" else THIN
+    sizes = ((1, 17, 1), (36, 300, 1), (101, 37, 1), (40, 0, 1), (70, 1, 1), (70, 33, 2))
+    for m, k, n in (*sizes, (257, 33, 2)):
         x, y, b = (rng.standard_normal(s).astype(dtype.numpy) for s in ((m, k), (k, n), n))
         found = np.asarray(pipe(x=x, y=y, b=b))
         wanted = np.maximum(x.astype(np.longdouble) @ y.astype(np.longdouble) + b, 0)
         scale = np.abs(x).astype(float) @ np.abs(y).astype(float) + np.abs(b)
         assert np.all(np.abs(found - wanted) <= (k + 2) * UNIT[dtype] * scale)
         packs = sum(running(plan, {"M": m, "K": k, "N": n})) > 1
-        assert packs == (n > 1 and m > 36)
+        assert packs == (n > 1 and m > limit)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -257,3 +259,22 @@ def test_few_rows_by_many_columns(level: str, tmp_path: Path, rng: np.random.Gen
         wanted = np.maximum(x.astype(float) @ y.astype(float) + b, 0)
         scale = np.abs(x).astype(float) @ np.abs(y).astype(float) + np.abs(b)
         assert np.all(np.abs(found - wanted) <= 43 * UNIT[F32] * scale)
+
+
+@pytest.mark.parametrize("m", ["M", 13, 33, 256])
+@pytest.mark.parametrize("level", LEVELS)
+def test_bands_of_a_matrix_are_copied(
+    level: str, m: str | int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """For some dozens of rows, of fewer where the matrix's rows lie a multiple of 4 KB apart."""
+    text = f"pipeline main(x: f32[{m}, K], y: f32[K, N]) -> f32[{m}, N]:\n    x @ y\n"
+    pipe = CpuPipeline(plan_of(tmp_path / "p.pipe", text, level), threads=2)
+    for rows in (11, 13, 40, 41, 97, 256) if m == "M" else (int(m),):
+        for k, n in ((0, 1024), (1, 1024), (63, 2048), (65, 1024), (129, 701), (64, 512), (191, 1)):
+            x, y = (
+                rng.standard_normal((rows, k), np.float32),
+                rng.standard_normal((k, n), np.float32),
+            )
+            wanted = x.astype(float) @ y.astype(float)
+            scale = np.abs(x).astype(float) @ np.abs(y).astype(float)
+            assert np.all(np.abs(pipe(x=x, y=y) - wanted) <= (k + 1) * UNIT[F32] * scale)

@@ -11,6 +11,7 @@ import pytest
 from stagefuse.compiler import driver
 from stagefuse.compiler.fusion.fuse import partition
 from stagefuse.compiler.fusion.join import join
+from stagefuse.compiler.fusion.join_operands import THIN
 from stagefuse.compiler.graph import Contract, Graph
 from stagefuse.compiler.graph_builder import Builder
 from stagefuse.compiler.lower import Sites, lower
@@ -132,7 +133,7 @@ def test_few_rows_of_a_matrix_pack_nothing(
     graph, pipe = compiled
     dtype = graph.type(graph.results[0]).dtype
     unit = 2.0 ** (-24 if dtype.bits == 32 else -53)
-    for m in (1, 9, 35, 36, 37):
+    for m in (1, 9, 35, 36, 37, 40, 129, 256, 257):
         for k, n in ((15, 17), (16, 480), (33, 481), (100, 975)):
             feeds = {
                 "x": rng.standard_normal((m, k)).astype(dtype.numpy),
@@ -145,8 +146,8 @@ def test_few_rows_of_a_matrix_pack_nothing(
     groups = join(optimized, partition(optimized)).groups
     counts = [lower(optimized, g, Sites(), CPU).count for g in groups]
     sizes = {"K": 100, "N": 97}
-    for m in (1, 36, 37):
-        runs = [m > 36, m > 36, m <= 36]
+    for m in (1, THIN, THIN + 1):
+        runs = [m > THIN, m > THIN, m <= THIN]
         assert [c.evaluate({"M": m, **sizes}) > 0 for c in counts] == runs
 
 
