@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from stagefuse.dsl.frozen import frozen
 
-from .program import Code, Granules, aligned, alignment, byte_size
+from .granules import Granules
+from .program import Code, aligned, alignment, byte_size
 
 if TYPE_CHECKING:
     from .program import Program

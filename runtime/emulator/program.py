@@ -17,6 +17,8 @@ from stagefuse.compiler.ptx.table import Match, OperandSpec
 from stagefuse.compiler.ptx.types import TYPES
 from stagefuse.dsl.frozen import frozen
 
+from .granules import Granules
+
 if TYPE_CHECKING:
     from .machine import Group, Machine
 
@@ -51,43 +53,6 @@ class Place:
     variable: s.Variable
     key: str = ""
     """For shared memory, whose offsets depend on the kernel: what tells the variable apart."""
-
-
-@frozen
-class Granules:
-    """Bytes of the smallest accesses of a kernel to shared and to global memory, at most 16: how
-    finely races are looked for."""
-
-    shared: int = 16
-    globals: int = 16
-
-    def joined(self, o: Granules) -> Granules:
-        return Granules(min(self.shared, o.shared), min(self.globals, o.globals))
-
-    def with_access(self, match: Match, operands: dict[str, s.Operand | None]) -> Granules:
-        """These, and what an instruction accesses."""
-        form = match.form
-        addresses = [spec for spec in form.specs if spec.kind == "address"]
-        if not addresses:
-            return self
-        size = min([4, *(TYPES[w].size_bytes for w in match.slots.values() if w in TYPES)])
-        if "T" in match:
-            size = TYPES[match.get("T")].size_bytes * int(match.get("vec", "v1")[1:])
-        elif form.opcode in ("ldmatrix", "stmatrix"):
-            size = 16
-        elif form.meaning.startswith("async.copy"):
-            whole = operands["size"] if operands.get("n") is None else None
-            size = whole.value if isinstance(whole, s.Immediate) else 4
-        elif form.effects & {"async", "barrier"}:
-            size = 8
-        named = {match.get("space"), *(spec.space for spec in addresses)} - {""}
-        if named and named <= {"param", "param::entry", "local", "const"}:
-            return self
-        if all(name.startswith("shared") for name in named) and named:
-            return self.joined(Granules(size, 16))
-        if named and not any(name.startswith("shared") for name in named):
-            return self.joined(Granules(16, size))
-        return self.joined(Granules(size, size))
 
 
 @dataclass(eq=False)
@@ -231,8 +196,8 @@ class Site:
 
     def error(self, message: str) -> PtxError:
         """An error that names this instruction."""
-        x = self.instruction
-        return PtxError(f"`{print_instruction(x)}`: {message}", line=x.line)
+        shown = print_instruction(self.instruction)
+        return PtxError(f"`{shown}`: {message}", line=self.instruction.line)
 
 
 @dataclass
@@ -485,8 +450,8 @@ class _Decode:
         known = {*code.tables, *code.prototypes, *program.codes, *program.externals}
         for name, x, scope in self.outside:
             if name not in known and scope.label(name) is None:
-                text = f"`{print_instruction(x)}`: `{name}` is not declared"
-                raise PtxError(text, line=x.line)
+                shown = print_instruction(x)
+                raise PtxError(f"`{shown}`: `{name}` is not declared", line=x.line)
 
 
 def slot_of(site: Site, register: s.Register) -> int:

@@ -33,9 +33,9 @@ from .happens_before import HappensBefore
 from .written import Written
 
 if TYPE_CHECKING:
+    from .granules import Granules
     from .machine import Batch
     from .memory import Arena
-    from .program import Granules
 
 Array = NDArray[Any]
 PENDING = np.int64((1 << 62) | (THREAD_MASK << 1))
