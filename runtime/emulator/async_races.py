@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,8 @@ from .clocks import (
     knows,
 )
 from .errors import Stop
-from .races import PENDING, Races
+from .races import NEVER, PENDING, Races
+from .trail import WRITES, accessor
 
 if TYPE_CHECKING:
     from .machine import Batch
@@ -140,17 +141,15 @@ def async_access(
     record = (time << CLOCK_BITS) | ((AGENTS + number) * batch.stride + 1) << 1 | int(strong)
     who = [[thread] for thread in threads] if every else [list(threads)]
 
-    def place(where: int) -> str:
-        return region.arena.place(int(at[where]) * shadow.granule)
-
-    for held in shadow.written():
-        _check(races, batch, who, held[at], record, "written", writes, place, generic)
+    for old in shadow.written(at):
+        _check(races, batch, who, old, record, "written", writes, region, generic)
     if writes:
-        _check(races, batch, who, shadow.reads[at], record, "read", True, place)
-        _check(races, batch, who, shadow.others[at], record, "read", True, place)
-        shadow.write(at, record)
+        _check(races, batch, who, shadow.reads[at], record, "read", True, region)
+        _check(races, batch, who, shadow.others[at], record, "read", True, region)
+        shadow.write(at, record, NEVER)
     else:
-        shadow.read(at, record)
+        shadow.read(at, record, NEVER)
+    races.trail.note(batch, shadow, [at], record, WRITES * writes + strong)
 
 
 def block_ends(races: Races, batch: Batch, block: int, visits: Iterable[int]) -> None:
@@ -167,9 +166,12 @@ def block_ends(races: Races, batch: Batch, block: int, visits: Iterable[int]) ->
     stamps = np.array([*_strangers(batch, block), *visits], np.int64)
     late = ~_ordered(races, batch, threads, stamps)
     if late.any():
-        who = races.actor(batch, int(stamps[late][0]))
+        stamp, shadow = int(stamps[late][0]), races.shadow(batch.shared)
+        find = races.trail.find
+        step = find(batch, shadow, stamp, WRITES) or find(batch, shadow, stamp, 0)
+        who = accessor(races, batch, stamp, step)
         raise Stop("race", f"the block ends and with it shared memory that {who} used, with "
-                   "nothing between that orders them", threads[0])  # fmt: skip
+                   "nothing between that orders them", threads[0], step)  # fmt: skip
 
 
 def _strangers(batch: Batch, block: int) -> set[int]:
@@ -179,7 +181,8 @@ def _strangers(batch: Batch, block: int) -> set[int]:
         return set()
     first, last = (n * arena.stride // shadow.granule for n in (block, block + 1))
     found: set[int] = set()
-    for remembered in (*shadow.written(), shadow.reads, shadow.others):
+    held = (shadow.writes, shadow.weak, shadow.strong, shadow.reads, shadow.others)
+    for remembered in held:
         old = remembered[first:last]
         within = ((old >> 1) & THREAD_MASK) - 1 - (batch.first + block) * batch.stride
         far = old[(within.view(np.uint64) >= np.uint64(batch.stride)) & (old != 0)]
@@ -189,11 +192,11 @@ def _strangers(batch: Batch, block: int) -> set[int]:
 
 def _check(
     races: Races, batch: Batch, groups: list[list[int]], old: Array, record: int, what: str,
-    writes: bool, place: Callable[[int], str], generic: bool = False,
+    writes: bool, region: Region, generic: bool = False,
 ) -> None:  # fmt: skip
-    """`place` says in words where one of the accesses was.
+    """`old` are accesses that were made to the granules of a region.
 
-    Raises: Stop where an old access is unordered for all threads of one of the groups.
+    Raises: Stop where one is unordered for all threads of one of the groups.
     """
     first, stamps = int(old[0]), old[:1]
     if (old != first).any():
@@ -210,11 +213,14 @@ def _check(
         bad = stamps[late][:1]
         fence = is_write and _ordered(races, batch, threads, bad).all()
         missing = "no `fence.proxy.async`" if fence else "nothing"
-        where = place(int(np.flatnonzero(old == bad)[0]))
+        shadow, stamp = races.shadow(region.arena), int(bad[0])
+        granule = int(region.granules(shadow.granule)[np.flatnonzero(old == bad)[0]])
+        where = region.arena.place(granule * shadow.granule)
+        step = races.trail.find(batch, shadow, stamp, WRITES * (what == "written"), granule)
         text = (f"{where} is {'written' if writes else 'read'} by an asynchronous copy or product "
-                f"and was {what} by {races.actor(batch, int(bad[0]))}, with {missing} between "
+                f"and was {what} by {accessor(races, batch, stamp, step)}, with {missing} between "
                 "that orders them")  # fmt: skip
-        raise Stop("race", text, threads[0])
+        raise Stop("race", text, threads[0], step)
 
 
 def _ordered(

@@ -63,6 +63,10 @@ class Clocks:
     stamps: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     floor: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     """For each thread a clock up to which it is behind all warps of its block."""
+    low: int = 0
+    """A clock up to which all are behind all warps of their blocks."""
+    high: int = 0
+    """The highest clock of a warp."""
     first: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     """For each thread the number of its block's first thread, as records have it."""
     numbers: Array | None = None

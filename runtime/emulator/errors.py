@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from stagefuse.compiler.ptx.syntax import Instruction, Module
 
     from .groups import Call
-    from .program import Code
+    from .program import Code, Step
 
 _LONG_LIST = re.compile(r"\{([^,{}]+), ([^,{}]+)(?:, [^,{}]+){7,}, ([^,{}]+)\}")
 KINDS = ("out-of-bounds", "misaligned", "uninitialised", "race", "barrier", "deadlock", "trap")
@@ -33,12 +33,14 @@ class Fault(RuntimeError):
     there; `file` and `source_line` are the source position that its `.loc` says, "" and 0 without
     one; `callers` are the places in words where its function was inlined, or called from, inner
     ones first; `block` and `thread` are indices of the first thread that did it, or `None`.
+    `other_line` is the line of a race's other access, 0 where it is not known.
     """
 
     def __init__(
         self, kind: str, message: str, *, kernel: str = "", instruction: str = "", line: int = 0,
         file: str = "", source_line: int = 0, block: tuple[int, int, int] | None = None,
         thread: tuple[int, int, int] | None = None, callers: tuple[str, ...] = (),
+        other: Instruction | None = None,
     ) -> None:  # fmt: skip
         where = [f"PTX line {line}"] if line else []
         where += [f"{file}:{source_line}"] if source_line else []
@@ -52,6 +54,7 @@ class Fault(RuntimeError):
         self.instruction, self.line = instruction, line
         self.file, self.source_line = file, source_line
         self.block, self.thread, self.callers = block, thread, callers
+        self.other_line = other.line if other is not None else 0
 
 
 MOST_CALLERS = 4
@@ -80,11 +83,14 @@ class Stop(Exception):
     """A fault before it is known where: the machine adds the instruction and raises `Fault`.
 
     `thread` is the index within the batch of the first thread that did it, `instruction` what
-    did it, where that is another one than the machine runs.
+    did it, where that is another one than the machine runs. `other` made the other access of a
+    race, where that is known.
     """
 
     instruction: Instruction | None = None
 
-    def __init__(self, kind: str, message: str, thread: int | None = None) -> None:
+    def __init__(
+        self, kind: str, message: str, thread: int | None = None, other: Step | None = None
+    ) -> None:
         super().__init__(message)
-        self.kind, self.message, self.thread = kind, message, thread
+        self.kind, self.message, self.thread, self.other = kind, message, thread, other

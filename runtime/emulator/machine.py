@@ -97,8 +97,8 @@ class Batch:
         self.waiting: dict[tuple[Any, ...], tuple[Group, Step, Get | None]] = {}
         """Groups at an instruction of a warp, until the lanes it names have come."""
         self.running: Group | None = None
-        self._exits = 0
-        self._seen_exits = 0
+        self.at: Step = machine.entry.steps[0]
+        self._exits = self._seen_exits = 0
         self.state: dict[str, Any] = {}
         """What families of instructions keep for these blocks, by a name of theirs."""
         frame = self.frame(machine.entry, 0, 0)
@@ -163,7 +163,7 @@ class Batch:
         try:
             while True:
                 step.lanes += g.n
-                run = step.run
+                self.at, run = step, step.run
                 if run is not None:
                     run(g)
                     pc += 1
@@ -325,9 +325,8 @@ class Batch:
             kind = "barrier" if is_barrier else "deadlock"
             what = "a barrier that other threads of the warp do not reach" if is_barrier else (
                 "lanes of its mask that never come")  # fmt: skip
-            return self.machine.fault(
-                Stop(kind, f"waits for {what}", int(g.threads()[0])), step, self, g
-            )
+            found = Stop(kind, f"waits for {what}", int(g.threads()[0]))
+            return self.machine.fault(found, step, self, g)
         stop, step, g = self.barriers.why()
         return self.machine.fault(stop, step, self, g)
 
@@ -496,4 +495,5 @@ class Machine:
             file=self.program.module.file(x.loc.file) if x.loc else "",
             source_line=x.loc.line if x.loc else 0, block=block, thread=within,
             callers=tuple(callers_of(g.frame.code, x, g.stack, self.program.module)),
+            other=stop.other.instruction if stop.other else None,
         )  # fmt: skip

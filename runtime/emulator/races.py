@@ -27,17 +27,21 @@ from numpy.typing import NDArray
 
 from stagefuse.dsl.frozen import frozen
 
-from .clocks import AGENTS, CLOCK_BITS, LANES, THREAD_MASK, Clocks, knows
+from .clocks import CLOCK_BITS, LANES, THREAD_MASK, Clocks, knows
 from .errors import Stop
 from .happens_before import HappensBefore
+from .trail import WRITES, Trail, accessor, placed
 from .written import Written
 
 if TYPE_CHECKING:
     from .granules import Granules
     from .machine import Batch
     from .memory import Arena
+    from .program import Step
 
 Array = NDArray[Any]
+NEVER = 1 << 62
+"""A clock that nobody comes behind."""
 PENDING = np.int64((1 << 62) | (THREAD_MASK << 1))
 """The mark of bytes that a copy in the background will write: nothing is ordered with it."""
 
@@ -59,17 +63,23 @@ class Shadow:
         self.others = np.zeros(count, np.int64)
         self.was_written = self.was_read = self.has_others = self.has_behind = False
         """Whether anything is in these: most memory is only read, or only written."""
+        self.written_upto = self.read_upto = 0
+        """The highest clocks of what is remembered."""
+        self.pending = 0
+        """Granules that copies in the background will write."""
 
-    def write(self, at: Any, records: Any, sees: bool = False) -> None:
-        """Remembers writes. Who `sees` what was there comes behind its last writers in the order
-        of writes to one place, which all threads agree on (PTX ISA, "Coherence order")."""
+    def write(self, at: Any, records: Any, clock: int, sees: bool = False) -> None:
+        """Remembers writes, at a clock or before it.
+
+        Who `sees` what was there comes behind its last writers in the order of writes to one
+        place, which all threads agree on (PTX ISA, "Coherence order").
+        """
         is_strong = bool((records if np.ndim(records) == 0 else records[0]) & 1)
         if is_strong and self.was_written:
             self._keep(at, records, sees)
-        elif self.has_behind:
-            self.weak[at] = self.strong[at] = 0
         self.writes[at] = records
         self.was_written = True
+        self.written_upto = max(self.written_upto, clock)
         if is_strong and not sees and not isinstance(at, slice):
             lost = self.writes[at] != records
             if lost.any():  # of threads of one instruction
@@ -81,7 +91,8 @@ class Shadow:
         old = self.writes[at]
         is_weak = (old & 1 == 0) & (old != 0)
         if is_weak.any():
-            self.weak[pick(at, is_weak)] = old[is_weak]
+            covered = pick(at, is_weak)
+            self.weak[covered], self.strong[covered] = old[is_weak], 0
             self.has_behind = True
         if sees:
             self.strong[at] = 0
@@ -91,8 +102,9 @@ class Shadow:
             self.strong[pick(at, moved)] = old[moved]
             self.has_behind = True
 
-    def read(self, at: Any, records: Any) -> None:
-        """Remembers reads; those of other threads before go to the second place."""
+    def read(self, at: Any, records: Any, clock: int) -> None:
+        """Remembers reads, at a clock or before it; those of other threads go to the second
+        place."""
         if self.was_read:
             old = self.reads[at]
             moved = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
@@ -101,23 +113,26 @@ class Shadow:
                 self.has_others = True
         self.reads[at] = records
         self.was_read = True
+        self.read_upto = max(self.read_upto, clock)
 
-    def written(self) -> Iterator[Array]:
-        """What holds writes."""
-        if self.was_written:
-            yield self.writes
-        if self.has_behind:
-            yield self.weak
-            yield self.strong
+    def written(self, at: Any, low: int = -1) -> Iterator[Array]:
+        """The writes that are remembered of some granules, but for those up to a clock; behind
+        weak ones is nothing."""
+        if self.was_written and (self.written_upto > low or self.pending):
+            yield (last := self.writes[at])
+            if self.has_behind and (last & 1).any():
+                yield self.weak[at]
+                yield self.strong[at]
 
-    def used(self) -> Iterator[tuple[Array, str]]:
-        """What holds accesses, and what these did."""
-        for held in self.written():
-            yield held, "written"
-        if self.was_read:
-            yield self.reads, "read"
-        if self.has_others:
-            yield self.others, "read"
+    def used(self, at: Any, low: int = -1) -> Iterator[tuple[Array, str]]:
+        """The accesses that are remembered of some granules, but for those up to a clock, and
+        what they did."""
+        for old in self.written(at, low):
+            yield old, "written"
+        if self.was_read and self.read_upto > low:
+            yield self.reads[at], "read"
+            if self.has_others:
+                yield self.others[at], "read"
 
 
 class Races(HappensBefore):
@@ -128,6 +143,7 @@ class Races(HappensBefore):
         self.granules = granules
         self.agents: dict[tuple[Any, ...], int] = {}
         """Numbers of the agents of asynchronous work, by what they are."""
+        self.trail = Trail()
 
     # the state of a batch
 
@@ -157,7 +173,9 @@ class Races(HappensBefore):
             passed = clocks.knows.copy()
             within = np.arange(batch.warps) % passed.shape[1]
             passed[np.arange(batch.warps), within] = clocks.met - 1
-            clocks.floor = np.repeat(passed.min(axis=1), 32)
+            floor = passed.min(axis=1)
+            clocks.floor = np.repeat(floor, 32)
+            clocks.low, clocks.high = int(floor.min()), int(clocks.clock.max())
             clocks.stamped_at = clocks.ticks
         return clocks.stamps
 
@@ -173,15 +191,18 @@ class Races(HappensBefore):
         shadow = self.shadow(arena)
         now = _Now(self._records(batch, threads, not weak), threads, arena, index, narrow)
         records = now.records
-        for at in self._granules(shadow.granule, index, size):
-            for held in shadow.written():
-                self._conflicts(batch, held[at], now, "read", "written")
-            shadow.read(at, records)
+        places = self._granules(shadow.granule, index, size)
+        low, clock = self._settled(batch, arena), self.clocks(batch).high
+        for at in places:
+            for old in shadow.written(at, low):
+                self._conflicts(batch, old, at, now, "read", "written")
+            shadow.read(at, records, clock)
             if not isinstance(at, slice):
                 lost = shadow.reads[at] != records
                 if lost.any():
                     shadow.others[at[lost]] = records[lost]
                     shadow.has_others = True
+        self.trail.note(batch, shadow, places, threads, not weak)
 
     def check_unchanged(self, arena: Arena, index: Array, size: int, threads: Array) -> None:
         """Raises: Stop where threads read by `ld.global.nc` what this launch wrote.
@@ -241,12 +262,15 @@ class Races(HappensBefore):
         shadow = self.shadow(arena)
         now = _Now(self._records(batch, threads, not weak), threads, arena, index, narrow)
         new = Written(arena, index, values, len(threads))
-        for at in self._granules(shadow.granule, index, size):
-            for old, what in shadow.used():
-                self._conflicts(batch, old[at], now, "written", what, new)
-            shadow.write(at, now.records)
+        places = self._granules(shadow.granule, index, size)
+        low, clock = self._settled(batch, arena), self.clocks(batch).high
+        for at in places:
+            for old, what in shadow.used(at, low):
+                self._conflicts(batch, old, at, now, "written", what, new)
+            shadow.write(at, now.records, clock)
             if not isinstance(at, slice):
                 self._same_place(shadow, at, now.records, threads, new)
+        self.trail.note(batch, shadow, places, threads, WRITES + (not weak))
         if not weak:
             self._publish(batch, arena, index, threads, narrow)
 
@@ -277,15 +301,18 @@ class Races(HappensBefore):
         if order in ("release", "acq_rel"):
             self.release(batch, threads, narrow)
         now = _Now(self._records(batch, threads, True), threads, arena, index, narrow)
-        for at in self._granules(shadow.granule, index, size):
-            for old, what in shadow.used():
-                self._conflicts(batch, old[at], now, "written", what)
-            shadow.write(at, now.records, sees)
+        places = self._granules(shadow.granule, index, size)
+        low, clock = self._settled(batch, arena), self.clocks(batch).high
+        for at in places:
+            for old, what in shadow.used(at, low):
+                self._conflicts(batch, old, at, now, "written", what)
+            shadow.write(at, now.records, clock, sees)
             if narrow:  # and other blocks at the same time
                 far = ~self._is_near(batch, shadow.writes[at], threads)
                 if far.any():
                     raise Stop("race", "threads of other blocks do atomic operations of scope "
                                "`.cta` at one place", int(threads[far][0]))  # fmt: skip
+        self.trail.note(batch, shadow, places, threads, WRITES + 1)
         self._publish(batch, arena, index, threads, narrow)
         self.observe(batch, arena, index, threads, narrow)
         if order in ("acquire", "acq_rel"):
@@ -295,17 +322,26 @@ class Races(HappensBefore):
         """Copies in the background begin, which will write these bytes at a time not known."""
         shadow = self.shadow(arena)
         now = _Now(self._records(batch, threads, False), threads, arena, index)
-        for at in self._granules(shadow.granule, index, size):
-            for old, what in shadow.used():
-                self._conflicts(batch, old[at], now, "written", what)
-            shadow.write(at, PENDING)
+        places = self._granules(shadow.granule, index, size)
+        low, clock = self._settled(batch, arena), self.clocks(batch).high
+        for at in places:
+            for old, what in shadow.used(at, low):
+                self._conflicts(batch, old, at, now, "written", what)
+            shadow.write(at, PENDING, clock)
+            shadow.pending += len(threads)
+        self.trail.note(batch, shadow, places, int(PENDING), WRITES)
 
-    def landed(self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array) -> None:
-        """Copies of threads are done, and these threads know it."""
+    def landed(
+        self, batch: Batch, arena: Arena, index: Array, size: int, threads: Array, step: Step
+    ) -> None:
+        """Copies of threads, begun by a step, are done, and these threads know it."""
         shadow = self.shadow(arena)
         records = self._records(batch, threads, False)
-        for at in self._granules(shadow.granule, index, size):
-            shadow.write(at, records)
+        places = self._granules(shadow.granule, index, size)
+        for at in places:
+            shadow.write(at, records, self.clocks(batch).high)
+            shadow.pending -= len(threads)
+        self.trail.note(batch, shadow, places, threads, WRITES, step)
 
     def _granules(self, granule: int, index: Array, size: int) -> list[Any]:
         """Positions in the shadow of accesses: one for each granule, as slices if they can be."""
@@ -323,6 +359,12 @@ class Races(HappensBefore):
         return [first + j for j in steps]
 
     # what is ordered
+
+    def _settled(self, batch: Batch, arena: Arena) -> int:
+        """A clock up to which accesses to an arena need no look, since all that reach it are
+        behind them; of global memory, and what a cluster shares, none is known."""
+        private = arena is batch.shared and batch.machine.cluster == (1, 1, 1)
+        return self.clocks(batch).low if private else -1
 
     def _unordered(self, batch: Batch, old: Array, now: _Now) -> Array | None:
         """Which old accesses are not ordered before those that are made now."""
@@ -414,7 +456,7 @@ class Races(HappensBefore):
         return result
 
     def _conflicts(
-        self, batch: Batch, old: Array, now: _Now, does: str, did: str,
+        self, batch: Batch, old: Array, where: Any, now: _Now, does: str, did: str,
         values: Written | None = None,
     ) -> None:  # fmt: skip
         bad = self._unordered(batch, old, now)
@@ -425,35 +467,16 @@ class Races(HappensBefore):
             if not len(bad):
                 return
         at = int(bad[0])
-        if old[at] == PENDING:
-            text = f"is {does} while a copy to it is on its way"
+        granule = where.start + at * where.step if isinstance(where, slice) else int(where[at])
+        stamp, shadow = int(old[at]), self.shadow(now.arena)
+        step = self.trail.find(batch, shadow, stamp, WRITES * (did == "written"), granule)
+        if stamp == PENDING:
+            text = f"is {does} while a copy to it{placed(batch, step)} is on its way"
         else:
-            text = (f"is {does} here and was {did} by {self.actor(batch, int(old[at]))}, "
+            text = (f"is {does} here and was {did} by {accessor(self, batch, stamp, step)}, "
                     "with nothing between that orders them")  # fmt: skip
         place = now.arena.place(int(now.index[at]))
-        raise Stop("race", f"{place} {text}", int(now.threads[at]))
-
-    def actor(self, batch: Batch, stamp: int) -> str:
-        """Who made the access that is remembered as `stamp`, in words."""
-        clock, number = stamp >> CLOCK_BITS, ((stamp >> 1) & THREAD_MASK) - 1
-        block = number // batch.stride
-        if block < AGENTS:
-            at, thread = batch.position(number - batch.first * batch.stride)
-            return f"block {at} thread {thread}"
-        names = {n: name for name, n in self.agents.items()}
-        _, kind, *rest = names.get(block - AGENTS, (0, "cp.async"))
-        if kind == "mbarrier":
-            kind += _phase(batch, rest[0], rest[1], clock - 1)
-        return f"an asynchronous copy or product ({kind})"
-
-
-def _phase(batch: Batch, index: int, serial: int, phase: int) -> str:
-    """Which phase of an mbarrier a copy counts in, and what its bytes then say of it."""
-    found = batch.state["mbarriers"].get(index)
-    text = f" at {index % batch.shared.stride:#x}, phase {phase}"
-    if found is None or found.serial != serial or found.bytes >= 0:
-        return text
-    return f"{text}, where {-found.bytes} bytes more came than are expected"
+        raise Stop("race", f"{place} {text}", int(now.threads[at]), step)
 
 
 @frozen

@@ -13,7 +13,7 @@ from stagefuse.runtime.emulator import access
 from stagefuse.runtime.emulator.arrays import distinct
 from stagefuse.runtime.emulator.memory import Arena
 from stagefuse.runtime.emulator.operands import address, getter
-from stagefuse.runtime.emulator.program import Run, Site
+from stagefuse.runtime.emulator.program import Run, Site, Step
 
 from . import effect
 
@@ -33,6 +33,7 @@ class Flight:
     threads: Array
     number: Array
     """Of each thread, how many groups it had committed before."""
+    step: Step
 
 
 @dataclass
@@ -57,8 +58,10 @@ class Copies:
                 _land(batch, flight, done)
             if not done.all():
                 rest = ~done
-                left.append(Flight(flight.arena, flight.index[rest], flight.rows[rest],
-                                   flight.threads[rest], flight.number[rest]))  # fmt: skip
+                left.append(
+                    Flight(flight.arena, flight.index[rest], flight.rows[rest],
+                           flight.threads[rest], flight.number[rest], flight.step)
+                )  # fmt: skip
         self.flights = left
 
 
@@ -67,7 +70,7 @@ def _land(batch: Batch, flight: Flight, done: Array) -> None:
     machine = batch.machine
     machine.progress += 1
     if machine.races is not None:
-        machine.races.landed(batch, flight.arena, index, rows.shape[1], threads)
+        machine.races.landed(batch, flight.arena, index, rows.shape[1], threads, flight.step)
     words = np.ascontiguousarray(rows).view(np.uint32)
     for j in range(words.shape[1]):
         flight.arena.store(index + 4 * j, np.ascontiguousarray(words[:, j]))
@@ -101,7 +104,8 @@ def _begin(g: Group, to: Array, source: Array, size: int, sizes: Array) -> None:
     if part.arena.valid is not None:  # whoever looks before the wait sees nothing
         part.arena.forget(part.index, size)
     copies = copies_of(batch)
-    copies.flights.append(Flight(part.arena, part.index, rows, threads, copies.committed[threads]))
+    number = copies.committed[threads]
+    copies.flights.append(Flight(part.arena, part.index, rows, threads, number, batch.at))
 
 
 def _read(g: Group, source: Array, threads: Array, count: int, rows: Array, which: Array) -> None:

@@ -307,6 +307,9 @@ def test_a_message_names_both_sides() -> None:
     found = fault(text, words(1), block=64)
     assert found.kind == "race" and "written here and was" in found.message
     assert found.thread == (40, 0, 0) and "block (0, 0, 0) thread" in found.message
+    line = line_of(text, "st.shared.u32 [s], %r1")
+    assert found.other_line == line
+    assert f"in `ld.shared.u32 %r4, [s];` (PTX line {line})" in found.message
 
 
 @pytest.mark.left_open
