@@ -26,8 +26,9 @@ class Schedule:
     computes, at most; the tiles' rows of the left operand are no more than `block_bytes`, so that
     they stay in the second-level cache. `packed_tiles`: tiles down where a step packs its panels
     itself.
-    `deep_tiles`, `deep_panels`: tiles down and panels across where four tiles are too many bytes;
-    `depth_block` of the sum is then done at a time for all of them, and `codes_block` where panels
+    `deep_tiles`, `deep_panels`: tiles down and panels across where four tiles are too many bytes,
+    half of the tiles if there would be fewer than `deep_steps` then; `depth_block` of the sum is
+    done at a time for all of them, and `codes_block` where panels
     are computed of codes, whose part then stays in the first-level cache.
     `columns_by_memory`: whether reductions whose memory runs along a kept axis accumulate columns
     side by side whatever axis they are written along.
@@ -55,10 +56,11 @@ class Schedule:
     tiles_per_block: int = 8
     block_bytes: int = 800_000
     packed_tiles: int = 8
-    deep_tiles: int = 8
+    deep_tiles: int = 16
     deep_panels: int = 4
+    deep_steps: int = 32
     panel_group: int = 1
-    depth_block: int = 512
+    depth_block: int = 1024
     codes_block: int = 128
     direct: bool = True
     stage_flops: int = 8
@@ -131,9 +133,9 @@ TRIALS: Mapping[str, Mapping[str, tuple[int, ...]]] = MappingProxyType(
             "tiles_per_block": (3, 4, 16),
             "block_bytes": (200_000, 400_000, 1_600_000),
             "packed_tiles": (4, 16),
-            "deep_tiles": (4, 16),
+            "deep_tiles": (8, 32),
             "deep_panels": (2, 8),
-            "depth_block": (256, 1024),
+            "depth_block": (512, 2048),
             "panel_group": (2,),
             "chunk": (1024, 16384),
             "columns": (64, 512),

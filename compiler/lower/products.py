@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from stagefuse.compiler.cpu.pieces import LEAST_COLUMNS, LEAST_DEPTH
 from stagefuse.compiler.graph import View
 from stagefuse.compiler.kernel_ir import Alloc, Index, Load, Store, TileProduct, Value
 from stagefuse.compiler.patterns.steps import lines_of
+from stagefuse.compiler.schedule import Schedule
 from stagefuse.dsl.dims import Expr, const, floordiv, maximum, minimum, sym
 from stagefuse.dsl.dtypes import F32
 
@@ -215,7 +217,22 @@ def _blocking(low: Lowering, p: Product, packs: bool) -> tuple[int, bool]:
         if tiles >= -(-min(4, schedule.tiles_per_block) // high):
             return tiles, True
     whole = depth is not None and depth <= _stretch(low, p)
-    return max(1, (schedule.packed_tiles if packs else schedule.deep_tiles) // high), whole
+    if packs:
+        return max(1, schedule.packed_tiles // high), whole
+    tiles = max(1, schedule.deep_tiles // high)
+    if _steps(schedule, p, tiles) < schedule.deep_steps:
+        tiles = max(1, tiles // 2)
+    return tiles, whole
+
+
+def _steps(schedule: Schedule, p: Product, tiles: int) -> float:
+    """The steps of a product that takes so many tiles down; infinite where that is unknown."""
+    rows, panels = p.rows.as_int(), p.panels.as_int()
+    batch = [extent.as_int() for _, extent in p.batch]
+    if rows is None or panels is None:
+        return math.inf
+    across, down = -(-panels // schedule.deep_panels), -(-rows // (p.row_tile * tiles))
+    return across * down * math.prod(1 if extent is None else extent for extent in batch)
 
 
 def _stretch(low: Lowering, p: Product) -> int:
