@@ -19,7 +19,7 @@ from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.gpu.ir import Code, Value
 from stagefuse.compiler.gpu.teams import most_of
 from stagefuse.compiler.kernel_ir import Alloc, For, TileProduct
-from stagefuse.dsl.dims import Expr, const, floordiv
+from stagefuse.dsl.dims import Expr, const, floordiv, mod, sym
 from stagefuse.dsl.dtypes import F32
 
 from .async_copies import WARP_ROWS, Copies, Tile
@@ -46,10 +46,13 @@ class TensorWriter(NarrowWriter):
     """The body of a kernel, as far as its products by tensor cores go."""
 
     ring: tuple[Expr, int] | None = None
+    by_lanes: frozenset[str] = frozenset()
+    """The scratch of products that lanes compute."""
 
     def plain(self, s: For) -> None:
         tile = self._tile_of(s)
         if tile is None:
+            self.by_lanes |= {t.dst for t in s.body if isinstance(t, TileProduct)}
             return super().plain(s)
         with self.choosing(tile.s):
             self._multiply(tile, tile.s.dst_offset.substitute({s.index: s.lo}))
@@ -133,6 +136,8 @@ class TensorWriter(NarrowWriter):
         kind = SPLIT if tile.size == 4 else str(self.kind_in(tile))
         self.structure.append(tile.said(f"mma.sync of {kind}"))
         ring = self._ring(tile)
+        if s.a in self.by_lanes:
+            self._fill_left(tile)
         steps = self.index(floordiv(s.depth + (tile.depth - 1), tile.depth), "i32")
         copies = (Copies if s.element is None else Computed)(self, tile, ring)
         for n in range(tile.stages - 1):
@@ -266,6 +271,21 @@ class TensorWriter(NarrowWriter):
                 mma(code, TF32, found, [r[x] for r in a], [c[y] for c in b])
         for total, part in zip(sums, found, strict=True):
             code.write("add.rn.f32", total, total, part)
+
+    def _fill_left(self, tile: Tile) -> None:
+        """Zeros beyond the rows and the depth of a left operand in scratch: lanes compute no more
+        than there is, and whole fragments are read."""
+        s, memory, code = tile.s, self.memory[tile.s.a], self.code
+        deepest, pitch = (self.facts.bounds(self.resolve(e))[1] for e in (s.depth, s.a_row))
+        assert memory.start is not None and pitch is not None
+        wide = min(-(-(deepest or pitch) // tile.depth) * tile.depth, pitch)
+        for n in range(-(-tile.rows * wide // self.team.lanes)):
+            flat = sym("lane") + n * self.team.lanes
+            row, k = floordiv(flat, wide), mod(flat, wide)
+            none = self.holds("ge", row, s.rows) | self.holds("ge", k, s.depth)
+            none = none & self.holds("lt", row, const(tile.rows))
+            place = memory.start + self.index((s.a_offset + row * s.a_row + k) * 4, "i32")
+            code.write("st.shared.f32", f"[{place.text}]", code.const(0.0, "float"), guard=none)
 
     def _left_rows(self, tile: Tile, ring: Value, at: Value, now: Value) -> list[tuple[Value, int]]:
         """Where this lane's four rows of the left operand begin, as address and offset."""

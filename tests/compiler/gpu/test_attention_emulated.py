@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import stagefuse as sf
 from stagefuse.compiler.errors import VerifyError
 from stagefuse.compiler.fusion.fuse import partition
 from stagefuse.compiler.fusion.join import join
@@ -402,3 +403,22 @@ pipeline p(q: f16[B, H, T, 128], k: f16[B, H, T, 128], v: f16[B, H, T, 128]) -> 
     plan = compiled(tmp_path / "p.pipe", text, ("sm_90a",))
     assert not any(x.report["spill bytes"] for x in launches(plan))
     assert "setmaxnreg.dec.sync.aligned.u32 56;" in plan.ptx["sm_90a"]
+
+
+@pytest.mark.parametrize("t, s, d", [(5, 7, 6), (20, 40, 3), (33, 1, 50)])
+def test_heads_of_a_size_that_varies(t: int, s: int, d: int, rng: np.random.Generator) -> None:
+    """Lanes make the scores, of which tensor cores read whole fragments, beyond the last too."""
+    text = """
+import nn
+
+pipeline p(q: f32[B, T, D], k: f32[B, S, D]) -> f32[B, T, D]
+where T in 1..=64, S in 1..=48, D in 1..=64:
+    nn.softmax(q @ transpose(k, [0, 2, 1])) @ k
+"""
+    q, k = (rng.standard_normal((2, n, d), np.float32) for n in (t, s))
+    found = sf.compile(text, target="sm_80", device="emulator")(q=q, k=k)
+    scores = q.astype(float) @ k.swapaxes(1, 2)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    wanted = weights / weights.sum(-1, keepdims=True) @ k
+    scale = (abs(q) @ abs(k).swapaxes(1, 2)).max() + abs(k).max()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=64 * 2.0**-24 * scale)
