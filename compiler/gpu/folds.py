@@ -6,7 +6,7 @@ Warps of a block meet in shared memory. The order of a reduction depends on size
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import arithmetic, is_short
@@ -17,12 +17,14 @@ from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import DType
 
 from . import scalars
+from .flat_folds import Flat, flat_of, places_of
 from .fold_runs import runs
 from .index import INT32
 from .ir import Code, Value
 from .loops import UNROLL, Carry
 from .memory import Slot
 from .private import MOST_WORK, is_fixed
+from .shuffles import access_of, shuffled
 from .teams import WARP
 from .tensor_maps import TensorMap
 from .versions import VersionWriter
@@ -163,7 +165,7 @@ class FoldWriter(VersionWriter):
     def _fold_unrolled(self, s: Fold) -> Carry:
         """A fold over a few positions, written out."""
         total = self._start(s)
-        for place in _places(s):
+        for place in places_of(s):
             with self.binding(**place), self.scope():
                 total = self._step(s, total)
         return total
@@ -188,7 +190,7 @@ class FoldWriter(VersionWriter):
         before, self.mask = self.mask, None
         totals = self._start(s) * slot.width
         if is_short(s):
-            for place in _places(s):
+            for place in places_of(s):
                 with self.binding(**place):
                     totals = self._turn([s], slot, totals)
         else:
@@ -214,31 +216,53 @@ class FoldWriter(VersionWriter):
 
     def _fold_columns(self, folds: Sequence[Fold], slot: Slot) -> None:
         """Folds for each element of a slot, all at once: lanes that have the same elements share
-        their longest loop."""
+        their loops, if these are one, or the longest."""
+        flat = flat_of(self, folds)
+        if flat is not None:
+            return self._fold_shared(folds, slot, flat)
         s = folds[0]
         sizes = [self.most(extent) for _, extent in s.loops]
         longest = max(range(len(sizes)), key=lambda n: (sizes[n] is None, sizes[n] or 0))
         name, extent = s.loops[longest]
-        rest = replace(s, loops=(*s.loops[:longest], *s.loops[longest + 1 :]))
-        extent = self.resolve(extent)
+        rest = [(n, self.resolve(e)) for at, (n, e) in enumerate(s.loops) if at != longest]
+        one = Flat(((name, self.resolve(extent)),), self.resolve(extent), self.facts)
+        self._fold_shared(folds, slot, one, rest)
+
+    def _fold_shared(
+        self, folds: Sequence[Fold], slot: Slot, one: Flat, rest: Sequence[tuple[str, Expr]] = ()
+    ) -> None:
+        """Folds of which lanes share one loop, in which they all do the rest."""
+        name, extent = one.loops[0][0], one.extent
         kind = "i32" if self.is_small(extent + DEEP * self.team.down) else "i64"
-        start = self.index(sym("row'"), kind)
+        start, deep = self.index(sym("row'"), kind), 1 if rest else DEEP
 
         def nest(depth: int, carry: Carry) -> Carry:
-            if depth < len(rest.loops):
-                inner, size = rest.loops[depth]
-                return self.loop(inner, const(0), size, carry, lambda c: nest(depth + 1, c))
-            return self._turn(folds, slot, carry)
+            if depth == len(rest):
+                return self._turn(folds, slot, carry)
+            inner, size = rest[depth]
+
+            def step(at: Expr, present: Carry) -> Carry:
+                with self.binding(**{inner: at}):
+                    return nest(depth + 1, present)
+
+            many = DEEP if depth == len(rest) - 1 else 1
+            zero = self.index(const(0), "i32" if self.is_small(size + DEEP) else "i64")
+            return self.strided(
+                f"{inner}'", zero, size, 1, carry, step, (const(0), size - 1), many
+            )
 
         def body(place: Expr, carry: Carry) -> Carry:
-            with self.binding(**{name: place}):
+            with self.binding(**one.at(place)):
                 return nest(0, carry)
 
         before, self.mask = self.mask, None
+        known, self.facts = self.facts, one.facts
+        self._forget_bounds()
         ends = (const(0), extent - 1)
         carry = [total for s in folds for total in self._start(s) * slot.width]
-        totals = self.strided(f"{name}'", start, extent, self.team.down, carry, body, ends, DEEP)
-        self.mask = before
+        totals = self.strided(f"{name}'", start, extent, self.team.down, carry, body, ends, deep)
+        self.mask, self.facts = before, known
+        self._forget_bounds()
         for place, s in enumerate(folds):
             own = totals[place * slot.width : (place + 1) * slot.width]
             for scope, total in zip(self.elements(), self._meet(s, own), strict=True):
@@ -423,39 +447,6 @@ class FoldWriter(VersionWriter):
     def in_loop(self) -> bool:
         """Whether what is written now may run again."""
         return self.code.depth > 0
-
-
-def _places(s: Fold) -> Iterator[dict[str, Expr]]:
-    """The places of a fold whose extents are known, in order."""
-    extents = [range(extent.as_int() or 0) for _, extent in s.loops]
-    for place in itertools.product(*extents):
-        yield {name: const(p) for (name, _), p in zip(s.loops, place, strict=True)}
-
-
-def access_of(value: Value) -> str:
-    return {"i64": "b64", "float": "f32", "double": "f64"}.get(value.type, "b32")
-
-
-def shuffled(code: Code, value: Value, step: int) -> Value:
-    """The value of the lane whose number differs in one bit."""
-    if value.type == "i1":
-        return shuffled(code, value.to("zext", "i32"), step).compare("ne", 0)
-    if value.type in ("i64", "double"):
-        low, high = code.fresh("i32"), code.fresh("i32")
-        code.write("mov.b64", f"{{{low.text}, {high.text}}}", code_held(code, value))
-        low, high = shuffled(code, low, step), shuffled(code, high, step)
-        result = code.fresh(value.type)
-        code.write("mov.b64", result, f"{{{low.text}, {high.text}}}")
-        return result
-    result = code.fresh(value.type)
-    held = code_held(code, value)
-    code.line(f"shfl.sync.bfly.b32 {result.text}, {held.text}, {step}, 31, 0xffffffff;")
-    return result
-
-
-def code_held(code: Code, value: Value) -> Value:
-    """The value in a register."""
-    return value if value.text[0] == "%" else code.variable(value.type, value)
 
 
 def combine(code: Code, kind: str, total: Value, value: Value, dtype: DType) -> Value:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from stagefuse.compiler.cpu.values import post_order
-from stagefuse.compiler.gpu.folds import combine, shuffled
+from stagefuse.compiler.gpu.folds import combine
 from stagefuse.compiler.gpu.ir import Value
 from stagefuse.compiler.gpu.loops import Carry
 from stagefuse.compiler.gpu.memory import VECTOR_BYTES, Memory
+from stagefuse.compiler.gpu.shuffles import shuffled
 from stagefuse.compiler.gpu.teams import WARP, WARP_TEAM, Team
 from stagefuse.compiler.kernel_ir import Fold, For, Index, Load, Statement, Store
 from stagefuse.dsl.dims import Expr, const, minimum, mod, sym

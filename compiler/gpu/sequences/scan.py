@@ -7,10 +7,11 @@ in shared memory; then each element is combined with what came before it.
 from __future__ import annotations
 
 from stagefuse.compiler.gpu import scalars
-from stagefuse.compiler.gpu.folds import FoldWriter, access_of, code_held
+from stagefuse.compiler.gpu.folds import FoldWriter
 from stagefuse.compiler.gpu.ir import Code, Value
 from stagefuse.compiler.gpu.loops import Carry, Visit
 from stagefuse.compiler.gpu.memory import VECTOR_BYTES, Slot
+from stagefuse.compiler.gpu.shuffles import access_of, code_held
 from stagefuse.compiler.gpu.teams import (
     BLOCK_LANES,
     UNKNOWN,

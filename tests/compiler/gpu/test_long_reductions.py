@@ -277,3 +277,34 @@ def test_what_follows_a_whole_reduction_is_no_kernel_more(
     total, quotients = scaled({"a": a.ravel(), "g": np.float32(3)}, {"N": a.size})
     np.testing.assert_allclose(total, np.sqrt((x * x).sum()) + 3, **close)
     np.testing.assert_allclose(quotients, x / (np.sqrt((x * x).sum()) + 3), **close)
+
+
+IMAGES = """
+pipeline plain(x: f32[B, H, W, 24]) -> f32[B, 24]
+where B >= 1, H in 1..=64, W in 1..=64:
+    mean(x, axis=(1, 2))
+
+pipeline weighed(x: f32[B, H, W, 24], y: f32[W]) -> (f32[B, 24], f32[H, 24])
+where B >= 1, H in 1..=64, W in 1..=64:
+    sum(x * y[None, None, :, None], axis=(1, 2)), max(x, axis=(0, 2))
+"""
+
+
+def test_eight_places_of_an_image_are_under_way(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Lanes share all places, in one loop, where all that is read lies in their order, else the
+    longest loop."""
+    plan = compiled(tmp_path / "p.pipe", IMAGES, ("sm_90a",))
+    check_legal(plan)
+    assert not any(x.report["spill bytes"] for x in launches(plan))
+    assert [x.report["bytes ahead"] for x in launches(plan)][:2] == [8 * 16, 8 * (16 + 4)]
+    plain, weighed = (Emulated(plan, pipeline=n) for n in range(2))
+    for b, h, w in ((2, 7, 13), (1, 1, 1), (1, 40, 3)):
+        x = rng.standard_normal((b, h, w, 24)).astype(np.float32)
+        y = rng.standard_normal(w).astype(np.float32)
+        (mean,) = plain({"x": x}, {"B": b, "H": h, "W": w})
+        total, most = weighed({"x": x, "y": y}, {"B": b, "H": h, "W": w})
+        np.testing.assert_array_equal(most, x.max((0, 2)))
+        wide, off = x.astype(np.float64), h * w * 2.0**-24
+        assert np.all(np.abs(mean - wide.mean((1, 2))) <= off * np.abs(wide).sum((1, 2)))
+        wide = wide * y[:, None]
+        assert np.all(np.abs(total - wide.sum((1, 2))) <= 2 * off * np.abs(wide).sum((1, 2)))
