@@ -194,11 +194,24 @@ def _check_started(batch: Batch, threads: Array, blocks: Array) -> None:
 
 def shared_byte(batch: Batch, address: int, size: int, thread: int) -> int:
     """Where the shared memory of one access of a thread begins, in that of the batch."""
-    if not address % size and 0 <= address <= min(batch.shared.limit - size, (1 << RANK_BITS) - 1):
-        return address + thread // batch.stride * batch.shared.stride
+    rank, offset = divmod(address, 1 << RANK_BITS)
+    peers: dict[tuple[int, int], int] = batch.state.setdefault("peers", {})
+    if not address % size and rank >= 0 and offset <= batch.shared.limit - size:
+        own = thread // batch.stride
+        block = peers.get((own, rank), -1) if rank else own
+        if block == own or block >= 0 and _is_running(batch, block):
+            if block != own:
+                _check_started(batch, np.array([thread]), np.array([block]))
+            return offset + block * batch.shared.stride
     one, who = np.array([address], np.int64), np.array([thread])
     check_aligned(one, size, who)
-    return int(_shared(batch, one, size, who).index[0])
+    index = int(_shared(batch, one, size, who).index[0])
+    peers[thread // batch.stride, rank] = index // batch.shared.stride
+    return index
+
+
+def _is_running(batch: Batch, block: int) -> bool:
+    return bool(batch.alive[block * batch.stride : (block + 1) * batch.stride].any())
 
 
 def peer_blocks(batch: Batch, threads: Array, ranks: Array) -> Array:

@@ -102,10 +102,10 @@ class Shadow:
             self.strong[pick(at, moved)] = old[moved]
             self.has_behind = True
 
-    def read(self, at: Any, records: Any, clock: int) -> None:
-        """Remembers reads, at a clock or before it; those of other threads go to the second
-        place."""
-        if self.was_read:
+    def read(self, at: Any, records: Any, clock: int, low: int = -1) -> None:
+        """Remembers reads, at a clock or before it. Those of other threads go to the second
+        place, but for those up to a clock that all have passed."""
+        if self.was_read and self.read_upto > low:
             old = self.reads[at]
             moved = ((old ^ records) & (THREAD_MASK << 1) != 0) & (old != 0)
             if moved.any():
@@ -196,7 +196,7 @@ class Races(HappensBefore):
         for at in places:
             for old in shadow.written(at, low):
                 self._conflicts(batch, old, at, now, "read", "written")
-            shadow.read(at, records, clock)
+            shadow.read(at, records, clock, low)
             if not isinstance(at, slice):
                 lost = shadow.reads[at] != records
                 if lost.any():

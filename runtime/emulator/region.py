@@ -33,7 +33,8 @@ class Region:
 
     def read(self) -> Array:
         """Its units as unsigned integers, in its order and shape."""
-        found: Array = self.arena.view(np.dtype(f"u{self.unit}"))[self.index // self.unit]
+        at = self.index >> (self.unit.bit_length() - 1)
+        found: Array = self.arena.view(np.dtype(f"u{self.unit}"))[at]
         return found
 
     def write(self, values: Array, thread: int) -> None:
@@ -62,7 +63,7 @@ class Region:
 
     def granules(self, granule: int) -> Array:
         """The numbers of the granules that it touches; some may come more than once."""
-        first: Array = self.index.reshape(-1) // granule
+        first: Array = self.index.reshape(-1) >> (granule.bit_length() - 1)  # a power of two
         if self.unit <= granule:
             return first
         steps = np.arange(self.unit // granule)
