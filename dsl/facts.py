@@ -23,7 +23,7 @@ from .dims import (
     sym,
 )
 from .frozen import frozen
-from .intervals import Interval, chosen, is_open, product, within_both
+from .intervals import BY_KIND, Interval, is_open, product, within_both
 from .points import Point, is_negative_at, points
 from .quotients import quotients_of, unfolded, unnested
 
@@ -191,30 +191,8 @@ class Facts:
         return self._interval(as_expr(low), depth + 1)[0], top
 
     def _of(self, atom: Atom, depth: int) -> Interval:
-        (a_lo, a_hi), (b_lo, b_hi) = (self._interval(arg, depth) for arg in atom.args)
-        if atom.kind == "min":
-            known = [v for v in (a_hi, b_hi) if v is not None]
-            return chosen(min, a_lo, b_lo), min(known) if known else None
-        if atom.kind == "max":
-            known = [v for v in (a_lo, b_lo) if v is not None]
-            return max(known) if known else None, chosen(max, a_hi, b_hi)
-        if b_lo is None or b_lo < 0:
-            return None, None
-        if b_hi is not None and b_hi < b_lo:  # of an empty range all holds
-            b_hi = b_lo
-        if atom.kind == "%":
-            limit = None if b_hi is None else max(b_hi - 1, 0)
-            if a_lo is not None and a_lo >= 0 and a_hi is not None:
-                limit = a_hi if limit is None else min(limit, a_hi)
-            return 0, limit
-        if a_lo is None or a_lo < 0:
-            bottom = None if a_lo is None else (a_lo if b_lo == 0 else a_lo // b_lo)
-        else:
-            bottom = 0 if b_hi is None or b_lo == 0 else a_lo // b_hi
-        top = None if a_hi is None else max(a_hi // max(b_lo, 1), 0 if b_lo == 0 else a_hi)
-        if a_hi is not None and b_lo > 0:
-            top = a_hi // b_lo if a_hi >= 0 else (0 if b_hi is None else a_hi // b_hi)
-        return bottom, top
+        a, b = (self._interval(arg, depth) for arg in atom.args)
+        return BY_KIND[atom.kind](a, b)
 
     def is_nonneg(self, expr: IntLike) -> bool:
         """Whether it is proved to be at least 0."""
