@@ -19,7 +19,7 @@ from stagefuse.dsl.dtypes import F32, DType
 from stagefuse.dsl.frozen import frozen
 
 from . import byte_tiles, cutting, pieces
-from .bodies import walk, written_buffers
+from .bodies import walk
 
 SCRATCH_ALIGN = 64
 ROW_ELEMENTS = pieces.ROWS * cutting.STEP
@@ -107,39 +107,56 @@ def caches_of(kernel: Kernel) -> dict[Source, Cache]:
     packed or, for a matrix that stays in the cache, placed."""
     scratch = {s.name: s for s in walk(kernel.body) if isinstance(s, Alloc)}
     inputs = {b.name: b for b in kernel.buffers if b.mode == "in"}
-    written = written_buffers(kernel.body)
-    found: dict[Source, Cache] = {}
     products = [s for s in walk(kernel.body) if isinstance(s, TileProduct)]
     deep = {source_of(s) for s in products if s.accumulate}
+    found: dict[Source, Cache] = {}
     for s in products:
-        if (
-            s.panel_row is not None
-            or s.a not in inputs
-            or inputs[s.a].dtype != F32
-            or s.a in written
-            or s.a_col != const(1)
-            or (s.mr, s.nr % 16) != (pieces.ROWS, 0)
-            or (s.dst not in scratch and s.rows != const(pieces.ROWS))
-            or (s.dst in scratch and len(scratch[s.dst].shape) != 3)
-            or (s.panel_place is not None and not _pays(inputs[s.a], s.depth))
-            or ((across := _across(s, inputs, scratch, kernel)) and _is_narrow(across))
-        ):
+        if source_of(s) in found or not _is_of_pieces(s, inputs, scratch):
             continue
-        if source_of(s) not in found:
-            known, entries, rows, down = s.depth.as_int(), pieces.ENTRIES, None, None
-            if known is not None and source_of(s) not in deep:
-                fits = CUT_BYTES // max(1, known * cutting.row_bytes(3) // cutting.STEP)
-                entries = min(max(1, fits), entries)
-            panels = inputs[s.panel].shape if s.panel in inputs and s.panel_place is None else ()
-            if len(panels) > 2 and panels[-1] == const(s.nr):
-                *batch, _, whole, _ = panels
-                if whole.as_int():
-                    rows = floordiv(_count(inputs[s.a].shape), whole)
-                else:
-                    each = maximum(_count([*batch, whole]), const(1))
-                    down = floordiv(_count(inputs[s.a].shape), each)
+        across = _across(s, inputs, scratch, kernel)
+        if across is None or not _is_narrow(across):
+            rows, down = _rows_of(s, inputs)
+            entries = _entries(s, source_of(s) in deep)
             found[source_of(s)] = Cache(s.nr, s.depth, entries, rows, down, across)
     return found
+
+
+def _is_of_pieces(
+    s: TileProduct, inputs: Mapping[str, Buffer], scratch: Mapping[str, Alloc]
+) -> bool:
+    """Whether a product is of rows of an f32 input by whole tiles."""
+    matrix, to = inputs.get(s.a), scratch.get(s.dst)
+    if matrix is None or matrix.dtype != F32 or s.a_col != const(1) or s.panel_row is not None:
+        return False
+    if (s.mr, s.nr % 16) != (pieces.ROWS, 0):
+        return False
+    if to is None and s.rows != const(pieces.ROWS) or to is not None and len(to.shape) != 3:
+        return False
+    return s.panel_place is None or _pays(matrix, s.depth)
+
+
+def _entries(s: TileProduct, is_deep: bool) -> int:
+    """How many tiles of rows a cache holds; `is_deep`: of parts of the depth."""
+    known = s.depth.as_int()
+    if known is None or is_deep:
+        return pieces.ENTRIES
+    fits = CUT_BYTES // max(1, known * cutting.row_bytes(3) // cutting.STEP)
+    return min(max(1, fits), pieces.ENTRIES)
+
+
+def _rows_of(
+    s: TileProduct, inputs: Mapping[str, Buffer]
+) -> tuple[Expr | None, Expr | None]:
+    """What `rows` and `down` of a product's cache are: one of them, where its panels are an input
+    that is packed for it; they are cut beforehand if their depth is known."""
+    panels = inputs[s.panel].shape if s.panel in inputs and s.panel_place is None else ()
+    if len(panels) < 3 or panels[-1] != const(s.nr):
+        return None, None
+    *batch, _, whole, _ = panels
+    count = _count(inputs[s.a].shape)
+    if whole.as_int():
+        return floordiv(count, whole), None
+    return None, floordiv(count, maximum(_count([*batch, whole]), const(1)))
 
 
 def _across(
