@@ -69,40 +69,49 @@ def _bits_dtype(kind: str) -> np.dtype[Any]:
     return np.dtype(np.uint16) if kind == "f16" else DTYPES[kind]
 
 
-def serve(memory: Array, at: Array, operands: list[Array], update: Callable[..., Array]) -> Array:
+def serve(
+    memory: Array, at: Array, operands: list[Array], update: Callable[..., Array],
+    scan: np.ufunc | None = None,
+) -> Array:  # fmt: skip
     """Applies updates to `memory[at]` in the order of threads; gives the old values.
 
-    Threads are served in rounds: in each, the next thread of every address.
+    Threads are served in rounds: in each, the next thread of every address. Where few addresses
+    have many threads, each has one running total instead, if `scan` makes those of the update.
     """
-    order = np.argsort(at, kind="stable")
+    order = _by_address(at)
     sorted_at = at[order]
     starts = np.flatnonzero(np.r_[True, sorted_at[1:] != sorted_at[:-1]])
     if len(starts) == len(at):
         old = memory[at]
         memory[at] = update(old, *operands)
         return old
-    lengths = np.diff(np.r_[starts, len(at)])
+    ends = np.r_[starts[1:], len(at)]
     old_sorted = np.empty(len(at), memory.dtype)
-    for k in range(int(lengths.max())):
-        active = starts[lengths > k] + k
-        who, cell = order[active], sorted_at[active]
-        values = memory[cell]
-        old_sorted[active] = values
-        memory[cell] = update(values, *[x[who] for x in operands])
+    if scan is not None and len(starts) <= 64 < len(at):
+        b = operands[0][order]
+        for cell, first, last in zip(sorted_at[starts].tolist(), starts, ends, strict=True):
+            chain = scan.accumulate(np.r_[memory[cell], b[first:last]], dtype=memory.dtype)
+            old_sorted[first:last] = chain[:-1]
+            memory[cell] = chain[-1]
+    else:
+        lengths = ends - starts
+        for k in range(int(lengths.max())):
+            active = starts[lengths > k] + k
+            who, cells = order[active], sorted_at[active]
+            values = memory[cells]
+            old_sorted[active] = values
+            memory[cells] = update(values, *[x[who] for x in operands])
     result = np.empty_like(old_sorted)
     result[order] = old_sorted
     return result
 
 
-def _scan(memory: Array, at: Array, b: Array, ufunc: np.ufunc) -> Array:
-    """As `serve`, for few addresses: one running total each."""
-    old = np.empty(len(at), memory.dtype)
-    for cell in np.unique(at):
-        who = np.flatnonzero(at == cell)
-        chain = ufunc.accumulate(np.r_[memory[cell], b[who]], dtype=memory.dtype)
-        old[who] = chain[:-1]
-        memory[cell] = chain[-1]
-    return old
+def _by_address(at: Array) -> Array:
+    """The order of addresses, and of threads at one; short numbers are sorted digit by digit."""
+    low = int(at.min())
+    near = int(at.max()) - low < 1 << 16
+    order: Array = np.argsort((at - low).astype(np.uint16) if near else at, kind="stable")
+    return order
 
 
 _SCANS: dict[str, np.ufunc] = {"add": np.add, "min": np.minimum, "max": np.maximum,
@@ -111,9 +120,8 @@ _SCANS: dict[str, np.ufunc] = {"add": np.add, "min": np.minimum, "max": np.maxim
 
 
 def _apply(memory: Array, at: Array, operands: list[Array], op: str, update: Any) -> Array:
-    if update is _SCANS.get(op) and len(at) > 64 and len(np.unique(at)) <= 64:
-        return _scan(memory, at, operands[0], _SCANS[op])
-    return serve(memory, at, operands, update)
+    scan = _SCANS.get(op)
+    return serve(memory, at, operands, update, scan if update is scan else None)
 
 
 def atomic(
