@@ -38,6 +38,7 @@ EXTERNAL = frozenset(
 STUB = 16  # bytes of a jump to an external function
 _V3 = frozenset("avx avx2 bmi1 bmi2 f16c fma abm movbe xsave".split())
 _AMX = frozenset("amx_tile amx_bf16 amx_int8".split())
+_ZEN_5 = 26  # the family, of Zen 4: 25; Linux, arch/x86/kernel/cpu/amd.c
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 _V4 = _V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
 
@@ -84,7 +85,7 @@ def _words(name: str, cpuinfo: str) -> set[str]:
     return set()
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _own_words(name: str) -> set[str]:
     """What is said of this machine's processor."""
     try:
@@ -98,16 +99,24 @@ def units(level: str = "v4", tiles: bool = True) -> int:
     """Which of `plan.UNITS` code of a level may use on this machine; no AMX without `tiles`.
 
     Prefetching ends with a page on Intel's processors (Intel 64 and IA-32 Optimization Reference
-    Manual, chapter 9, Hardware Prefetching of Data), not on AMD's of Zen 4, as measured; those
-    divide a vector of 512 bits in 7 cycles, Intel's in 16.
+    Manual, chapter 9, Hardware Prefetching of Data), and as measured on AMD's of Zen 5 but not of
+    Zen 4; AMD's divide a vector of 512 bits in 7 cycles, Intel's in 16.
     """
-    pages = UNITS["pages"] if "GenuineIntel" in _own_words("vendor_id") else 0
+    vendor = _own_words("vendor_id")
+    is_amd = "AuthenticAMD" in vendor
+    ends = "GenuineIntel" in vendor or (is_amd and _family() >= _ZEN_5)
+    pages = UNITS["pages"] if ends else 0
     if level != "v4":
         return pages
-    pages |= UNITS["quotients"] if "AuthenticAMD" in _own_words("vendor_id") else 0
+    pages |= UNITS["quotients"] if is_amd else 0
     flags = {"quads": "avx512_vnni", "halves": "avx512_bf16"}
     found = sum(UNITS[name] for name, flag in flags.items() if flag in _own_words("flags"))
     return pages | found | (UNITS["tiles"] if tiles and may_use_tiles() else 0)
+
+
+def _family() -> int:
+    """The processor's family; 0 if it is not said."""
+    return max((int(word) for word in _own_words("cpu family") if word.isdecimal()), default=0)
 
 
 @lru_cache(maxsize=1)

@@ -19,8 +19,10 @@ import pytest
 from stagefuse.compiler.cpu.build import build, compile_text, target_machine
 from stagefuse.compiler.cpu.pool import MAX_THREADS, STEP_BYTES, pack_steps
 from stagefuse.compiler.kernel_ir import Buffer, Const, For, Index, Kernel, Load, Op, Store
+from stagefuse.compiler.plan import UNITS
 from stagefuse.dsl.dims import const, sym
 from stagefuse.dsl.dtypes import F32, I64
+from stagefuse.runtime import native
 from stagefuse.runtime.native import NativeObject, ObjectError, detect_level
 
 i = sym("i")
@@ -184,6 +186,22 @@ def test_levels() -> None:
     assert detect_level("flags : sse2") is None and detect_level("") is None
     with pytest.raises(ValueError, match="level"):
         target_machine("v5")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "used"),
+    [
+        ("GenuineIntel", "6", {"pages"}), ("AuthenticAMD", "25", {"quotients"}),
+        ("AuthenticAMD", "26", {"pages", "quotients"}), ("HygonGenuine", "24", set()),
+    ],
+)  # fmt: skip
+def test_what_is_measured_to_gain_on_a_processor_is_used_there(
+    vendor: str, family: str, used: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"vendor_id": {vendor}, "cpu family": {family}, "flags": set()}
+    monkeypatch.setattr(native, "_own_words", said.__getitem__)
+    assert native.units("v4", tiles=False) == sum(UNITS[name] for name in used)
+    assert native.units("v3") == sum(UNITS[name] for name in used - {"quotients"})
 
 
 def test_levels_built_together_are_the_levels_built_alone(monkeypatch: pytest.MonkeyPatch) -> None:
