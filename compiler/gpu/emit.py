@@ -19,6 +19,7 @@ from stagefuse.dsl.dims import Expr, const, floordiv, minimum, mod, sym
 from stagefuse.dsl.facts import Facts
 from stagefuse.dsl.frozen import frozen
 
+from .fold_order import by_memory
 from .ir import Value, constant_text
 from .loops import Carry
 from .matmul.tensor_loads import Matrices
@@ -86,6 +87,7 @@ class KernelWriter(SplitWriter):
         has_wgmma: bool = False,
         tiled: Matrices | None = None,
     ) -> None:
+        kernel = by_memory(kernel)
         names = [name for name, _ in kernel.parallel]
         extents = [extent for _, extent in kernel.parallel]
         facts = facts.at_element(names, extents)

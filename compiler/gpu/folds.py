@@ -21,7 +21,7 @@ from .flat_folds import Flat, flat_of, places_of
 from .fold_runs import runs
 from .index import INT32
 from .ir import Code, Value
-from .loops import UNROLL, Carry
+from .loops import UNROLL, Carry, Visit
 from .memory import Slot
 from .private import MOST_WORK, is_fixed
 from .shuffles import access_of, shuffled
@@ -173,10 +173,22 @@ class FoldWriter(VersionWriter):
     def _fold_nest(self, s: Fold, depth: int, total: Carry) -> Carry:
         if depth == len(s.loops):
             return self._step(s, total)
-        name, extent = s.loops[depth]
-        return self.loop(
-            name, const(0), extent, total, lambda carry: self._fold_nest(s, depth + 1, carry)
+        many = UNROLL if depth == len(s.loops) - 1 else 1
+        return self._several(
+            *s.loops[depth], total, lambda carry: self._fold_nest(s, depth + 1, carry), many
         )
+
+    def _several(self, name: str, extent: Expr, carry: Carry, body: Visit, many: int) -> Carry:
+        """A loop that every lane runs by itself, so many steps at a time."""
+
+        def step(at: Expr, present: Carry) -> Carry:
+            with self.binding(**{name: at}):
+                return body(present)
+
+        size = self.resolve(extent)
+        zero = self.code.const(0, "i32" if self.is_small(size + many) else "i64")
+        ends = (const(0), size - 1)
+        return self.strided(f"{name}'", zero, size, 1, carry, step, ends, many)
 
     def _fold_slot(self, s: Fold, slot: Slot) -> None:
         """A fold for each element of a slot, all at once, so that they are read together."""
@@ -224,7 +236,7 @@ class FoldWriter(VersionWriter):
         sizes = [self.most(extent) for _, extent in s.loops]
         longest = max(range(len(sizes)), key=lambda n: (sizes[n] is None, sizes[n] or 0))
         name, extent = s.loops[longest]
-        rest = [(n, self.resolve(e)) for at, (n, e) in enumerate(s.loops) if at != longest]
+        rest = (*s.loops[:longest], *s.loops[longest + 1 :])
         one = Flat(((name, self.resolve(extent)),), self.resolve(extent), self.facts)
         self._fold_shared(folds, slot, one, rest)
 
@@ -239,17 +251,8 @@ class FoldWriter(VersionWriter):
         def nest(depth: int, carry: Carry) -> Carry:
             if depth == len(rest):
                 return self._turn(folds, slot, carry)
-            inner, size = rest[depth]
-
-            def step(at: Expr, present: Carry) -> Carry:
-                with self.binding(**{inner: at}):
-                    return nest(depth + 1, present)
-
             many = DEEP if depth == len(rest) - 1 else 1
-            zero = self.index(const(0), "i32" if self.is_small(size + DEEP) else "i64")
-            return self.strided(
-                f"{inner}'", zero, size, 1, carry, step, (const(0), size - 1), many
-            )
+            return self._several(*rest[depth], carry, lambda c: nest(depth + 1, c), many)
 
         def body(place: Expr, carry: Carry) -> Carry:
             with self.binding(**one.at(place)):

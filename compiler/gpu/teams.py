@@ -95,8 +95,11 @@ REDUCERS = 1 << 17
 """Lanes that keep a device's memory busy with reductions of rows."""
 LOADS = 8
 """Vectors that a lane should have of a row to make sharing it with more lanes worth it."""
-WINDOW, SLIDING = 32, 64
-"""Elements of a window that one lane reduces by itself, and of one that moves along with lanes."""
+WINDOW, SLIDING, LINE = 32, 64, 1024
+"""Elements of a window that one lane reduces by itself, of one that moves along with lanes, and of
+one that does so along a single axis, where there are many."""
+SHARED = 8
+"""Windows that share an element, about: so many fewer lanes keep memory busy."""
 
 
 def shared_loops(body: Sequence[Statement]) -> Iterator[tuple[tuple[str, Expr, Expr], ...]]:
@@ -218,13 +221,13 @@ def _of_loops(
         return columns
     if not kernel.parallel and most > 1024:
         return Team(1024, 1)
-    if not arrays and most <= _by_one_lane(kernel.body):
+    if not arrays and most <= _by_one_lane(kernel, facts):
         return LANE
     if most <= PART_ROW and _steps_alike(kernel):
         lanes = 1 << (-(-most // PART_ELEMENTS) - 1).bit_length()
         return Team(max(lanes, 4), BLOCK_LANES // max(lanes, 4))
     if not arrays and all(isinstance(s, Fold | Let | Store) for s in kernel.body):
-        return _reducers(kernel, most, facts)
+        return _by_windows(kernel, facts) or _reducers(kernel, most, facts)
     if most * _rows_of_a_step(kernel) <= WARP_ROW:
         return WARP_TEAM
     lanes = next(lanes for limit, lanes in BLOCKS if most <= limit)
@@ -376,12 +379,14 @@ def _vector_of_columns(kernel: Kernel, loop: For, folds: Sequence[Fold], facts: 
     return width
 
 
-def _by_one_lane(body: Sequence[Statement]) -> int:
+def _by_one_lane(kernel: Kernel, facts: Facts) -> int:
     """Elements that one lane folds by itself: more of them where they are of windows, along which
-    memory does not run: which several axes have, or which others overlap."""
-    folds = [s for s in walk(body) if isinstance(s, Fold)]
+    memory does not run: which several axes have, or which others overlap; many of those of a
+    line that are so many that single lanes keep memory busy."""
+    folds = [s for s in walk(kernel.body) if isinstance(s, Fold)]
     if folds and all(_slides(s) for s in folds):
-        return SLIDING
+        lines = all(len(s.loops) == 1 for s in folds)
+        return LINE if lines and _rows(kernel, facts) * SHARED >= REDUCERS else SLIDING
     return WINDOW if all(sum(e.as_int() != 1 for _, e in s.loops) > 1 for s in folds) else 8
 
 
@@ -393,12 +398,31 @@ def _slides(s: Fold) -> bool:
     return any(names & own and names - own for names in places)
 
 
-def _reducers(kernel: Kernel, most: int, facts: Facts) -> Team:
-    """The team of a kernel that only reduces rows: a warp, or more where rows are few."""
+def _rows(kernel: Kernel, facts: Facts) -> int:
+    """The steps that a kernel has at least."""
     rows = const(1)
     for _, extent in kernel.parallel:
         rows = rows * extent
-    count, lanes = facts.bounds(rows)[0] or 1, WARP
+    return facts.bounds(rows)[0] or 1
+
+
+def _by_windows(kernel: Kernel, facts: Facts) -> Team | None:
+    """The team of a kernel that only reduces windows, along whose last axis memory runs, where they
+    are so many that parts of warps, with the channels of a place each, keep memory busy."""
+    folds = [s for s in kernel.body if isinstance(s, Fold)]
+    most = max(s.loops[-1][1].as_int() or PART_ROW + 1 for s in folds)
+    lanes = max(2, 1 << (-(-most // PART_ELEMENTS) - 1).bit_length())
+    fills = _rows(kernel, facts) * lanes * SHARED >= REDUCERS
+    if most > PART_ROW or most < 4 or not fills or not _steps_alike(kernel):
+        return None
+    if not all(len(s.loops) > 1 and _slides(s) for s in folds):
+        return None
+    return Team(lanes, BLOCK_LANES // lanes)
+
+
+def _reducers(kernel: Kernel, most: int, facts: Facts) -> Team:
+    """The team of a kernel that only reduces rows: a warp, or more where rows are few."""
+    count, lanes = _rows(kernel, facts), WARP
     while lanes < 1024 and count * lanes < REDUCERS and most > lanes * 4 * LOADS:
         lanes *= 2
     team = Team(lanes, 1) if lanes > WARP else Team(WARP, 2)  # of small blocks few idle at the end
