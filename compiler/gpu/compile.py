@@ -40,8 +40,8 @@ from .flight import Flight, flight_of
 from .launches import Launches
 from .matmul.decoded_first import UnfoldedWriter
 from .matmul.epilogue import form_of
-from .matmul.lowering import sums_roughly
 from .matmul.mma import EIGHTS
+from .matmul.operands import sums_roughly
 from .matmul.persistent import PersistentWriter
 from .matmul.pooled_epilogue import pooling_of
 from .matmul.pooled_tiles import PooledWriter

@@ -41,14 +41,9 @@ from .draft import (
 )
 from .matmul.decoded_first import lower_unfolded, unfolded_of
 from .matmul.deep_split import deeps_of
-from .matmul.lowering import (
-    holds_codes,
-    operands_of,
-    sums_roughly,
-    tile_widths,
-    whole_of,
-)
+from .matmul.lowering import tile_widths, whole_of
 from .matmul.norm_epilogue import lower_finished, not_split, tile_for
+from .matmul.operands import holds_codes, operands_of, sums_roughly
 from .matmul.persistent import Whole
 from .matmul.pooled_epilogue import even_width, lower_pooled, pooling_of, windows_of
 from .matmul.reduction_epilogue import cut_of, lower_rest, lower_tiles

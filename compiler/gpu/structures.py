@@ -32,7 +32,8 @@ from .draft import (
     sum_draft,
     width_draft,
 )
-from .matmul.lowering import holds_codes, operands_of, whole_of
+from .matmul.lowering import whole_of
+from .matmul.operands import holds_codes, operands_of
 from .matmul.persistent import CLUSTER
 from .matmul.split_depth import in_parts
 from .matmul.tf32_shapes import Shape, shapes_of

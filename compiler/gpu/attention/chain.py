@@ -6,7 +6,8 @@ where a warp a row reduces them; the second product reads them there.
 
 from __future__ import annotations
 
-from stagefuse.compiler.gpu.matmul.lowering import PADDING, PANELS, Left, multiply
+from stagefuse.compiler.gpu.matmul.lowering import PADDING, PANELS
+from stagefuse.compiler.gpu.matmul.operands import Left, multiply
 from stagefuse.compiler.kernel_ir import Alloc, Index, Load
 from stagefuse.compiler.lower.blocks import Parallel
 from stagefuse.compiler.lower.product import product_of_group

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stagefuse.compiler.fusion.groups import Group
-from stagefuse.compiler.gpu.matmul.lowering import left_of
+from stagefuse.compiler.gpu.matmul.operands import left_of
 from stagefuse.compiler.gpu.matmul.persistent import BLOCKS
 from stagefuse.compiler.gpu.matmul.tile_widths import best_of
 from stagefuse.compiler.graph import Graph, Ref, View

@@ -31,7 +31,8 @@ from stagefuse.dsl.frozen import frozen
 from stagefuse.dsl.types import TensorType
 
 from .deep_split import ALL_DRAWN, START, SUMMED, fewest_clocks
-from .lowering import PANELS, gathered_in, holds_codes, operands_of, stored_of
+from .lowering import PANELS
+from .operands import gathered_in, holds_codes, operands_of, stored_of
 from .split_depth import FULL, parts_of_computed
 from .tf32_shapes import CLOCKS_PER_FLOP, choices
 

@@ -20,7 +20,7 @@ from stagefuse.dsl.facts import Facts
 
 from .any_depth import DEEP, FEW, cut_of, shared
 from .epilogue import ROWS
-from .lowering import operands_of
+from .operands import operands_of
 from .persistent import BLOCKS
 from .split_depth import MOST_SPLITS, Thin
 from .wgmma_tiles import ROW_BYTES

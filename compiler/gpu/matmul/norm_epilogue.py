@@ -19,7 +19,8 @@ from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import F32, I32
 
 from .deep_split import deeps_of
-from .lowering import RowOfTile, lower_contract, moves_in_chunks, operands_of, tile_of
+from .lowering import RowOfTile, lower_contract, tile_of
+from .operands import moves_in_chunks, operands_of
 from .persistent import Whole
 from .split_depth import FULL, enough_tiles, thin
 from .tf32_shapes import Shape

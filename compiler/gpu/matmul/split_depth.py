@@ -20,17 +20,8 @@ from stagefuse.dsl.frozen import frozen
 
 from .any_depth import by_warps, cut_of
 from .few_rows import MOST_ROWS
-from .lowering import (
-    PADDING,
-    PANELS,
-    gathered_in,
-    holds_codes,
-    left_of,
-    moves_in_chunks,
-    multiply,
-    operands_of,
-    tile_of,
-)
+from .lowering import PADDING, PANELS, tile_of
+from .operands import gathered_in, holds_codes, left_of, moves_in_chunks, multiply, operands_of
 from .persistent import Whole
 
 FULL = 132
