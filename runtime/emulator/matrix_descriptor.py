@@ -68,3 +68,13 @@ def operand_addresses(
     found = matrix.mn_major(rows, deep) if mn_major else matrix.k_major(rows, deep)
     found.flags.writeable = False
     return found
+
+
+@lru_cache(maxsize=1024)
+def operand_words(
+    bits: int, rows: int, mn_major: bool, deep: int = K_BYTES
+) -> npt.NDArray[np.int64]:
+    """The addresses of the words of 8 bytes that hold an operand, which fill these wholly: eight
+    rows, or eight bytes of K, are one after the other."""
+    at = operand_addresses(bits, rows, mn_major, deep)
+    return np.unique(at >> 3) << 3 if mn_major else at

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stagefuse.compiler.ptx import syntax as s
 from stagefuse.dsl.frozen import frozen
 from stagefuse.runtime.emulator.errors import Stop
-from stagefuse.runtime.emulator.matrix_descriptor import K_BYTES, operand_addresses
+from stagefuse.runtime.emulator.matrix_descriptor import K_BYTES, operand_addresses, operand_words
 from stagefuse.runtime.emulator.operands import Get, elements, getter
 from stagefuse.runtime.emulator.order import acquire, async_read, product_agent
 from stagefuse.runtime.emulator.program import Code, Control, Run, Site, Step, slot_of
@@ -262,18 +262,20 @@ class _Reader:
         if int(at.max()) + unit > arena.limit:
             raise Stop("out-of-bounds", f"an operand ends at byte {int(at.max()) + unit} of shared "
                        f"memory with {arena.limit}", thread)  # fmt: skip
-        region = Region(arena, at + int(batch.block_of[thread]) * arena.stride, unit)
+        base = int(batch.block_of[thread]) * arena.stride
+        region = Region(arena, at + base, unit)
+        words = Region(arena, operand_words(bits, rows, bool(flip), deep) + base, 8)
         agent = product_agent(batch, self.number, int(self.groups.open[self.number]))
         leaders = self.threads[::32].tolist()
         try:
-            async_read(batch, leaders, region, agent, every=True)
+            async_read(batch, leaders, words, agent, every=True)
         except Stop:
             if not is_a:
                 raise
             # a warp reads its own 16 rows of A, and need not come behind who wrote the others
             for leader, part in zip(leaders, np.split(region.index, len(leaders)), strict=True):
                 async_read(batch, (leader,), Region(arena, part, unit), agent)
-        region.check_written(thread)
+        words.check_written(thread)
         count(batch.machine, "shared", "read", region.size)
         return decode(region.read().view(np.uint8), type_)
 
