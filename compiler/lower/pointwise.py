@@ -20,7 +20,7 @@ ROWS = 64
 """Of a block of rows that are one stretch."""
 LIGHT = 16
 """Operations of all parts of a concatenation that are done for each element, at most."""
-LOOPS = 128
+LOOPS = 512
 """For the parts of a concatenation, at most."""
 
 
@@ -174,7 +174,8 @@ def _parts(low: Lowering) -> tuple[str, list[tuple[Expr, Expr]]]:
         return "", []
     node = max(found, key=lambda n: len(n.operands))
     assert isinstance(node.primitive, Concat)
-    starts, ends = low.stretches(node)
+    ends = _ends(low, node, const(0))
+    starts = [const(0), *ends[:-1]]
     each = low.schedule.parts if low.cost() <= LIGHT else 1  # else all would be computed
     count = min(-(-len(ends) // each), LOOPS)
     if count == 1:
@@ -185,6 +186,20 @@ def _parts(low: Lowering) -> tuple[str, list[tuple[Expr, Expr]]]:
     if not low.facts.prove_le(size, ends[-1]):  # who reads it may be longer: padded
         stretches.append((ends[-1], size))
     return f"d{node.primitive.axis}", stretches
+
+
+def _ends(low: Lowering, node: Node, start: Expr) -> list[Expr]:
+    """Where the parts of a concatenation end that begins at `start`, and those of a part that is
+    one itself, in the same kernel: if it is of known size, or there would be ever longer sums."""
+    assert isinstance(node.primitive, Concat)
+    found: list[Expr] = []
+    for ref, begin, end in zip(node.operands, *low.stretches(node), strict=True):
+        inner, is_known = low.graph.nodes[ref.node], (end - begin).as_int() is not None
+        if is_known and ref.node in low.group.members and inner.primitive == node.primitive:
+            found += _ends(low, inner, start + begin)
+        else:
+            found.append(start + end)
+    return found
 
 
 def _is_whole(low: Lowering, node: Node) -> bool:

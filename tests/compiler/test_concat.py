@@ -27,6 +27,7 @@ from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from .cpu_run import LEVELS
 from .graph_run import graph_of
+from .ir_cases import of_text
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -158,11 +159,17 @@ def test_many_parts(
         np.testing.assert_array_equal(pipe(x=x), np.concatenate([x * f for f in factors], axis))
 
 
-def test_a_loop_has_several_of_very_many_parts(rng: np.random.Generator, tmp_path: Path) -> None:
+def test_each_of_very_many_parts_has_a_loop(rng: np.random.Generator, tmp_path: Path) -> None:
     inputs = ", ".join(f"x{n}: f32[A, {n % 3 + 1}]" for n in range(150))
     parts = ", ".join(f"x{n}" for n in range(150))
+    text = f"pipeline p({inputs}):\n    concat([{parts}], axis=1) + 1.0\n"
+    graph = of_text(text).passed()
+    (group,) = join(graph, partition(graph)).groups
+    kernel = lower(graph, group, Sites(), CPU).kernel
+    values = [v for s in walk(kernel.body) for value in values_of(s) for v in post_order(value)]
+    assert values and "select" not in {v.fn for v in values if isinstance(v, Op)}
     source = tmp_path / "p.pipe"
-    source.write_text(f"pipeline p({inputs}):\n    concat([{parts}], axis=1) + 1.0\n")
+    source.write_text(text)
     pipe = CpuPipeline(compile_file(source, levels=("v3",)), threads=1)
     given = {f"x{n}": rng.standard_normal((3, n % 3 + 1), np.float32) for n in range(150)}
     np.testing.assert_array_equal(pipe(**given), np.concatenate([*given.values()], 1) + 1)
