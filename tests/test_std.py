@@ -376,6 +376,16 @@ CASES = [
            f"onnx.rotated(x, c, s, interleaved={beside})",
            lambda x, c, s, beside=beside: rotated(x, c, s, beside),
            {"x": Q, "c": normal(5, 3), "s": normal(5, 3, seed=4)}) for beside in (False, True)),
+    *(Case("onnx.leaves", "x: f32[B, 7]",
+           "onnx.leaves(x, i32([0, 3]), i32([1, 0, 0, 0]), f32([0.5, 0.0, 0.0, 0.0]), "
+           f'i32([1, 1, 2, 3]), i32([2, 1, 2, 3]), 1, compare="{compare}"{missing})',
+           lambda x, of=of, missing=missing: np.stack(
+               [np.where(of(x[:, 1], 0.5) | (missing != "") & np.isnan(x[:, 1]), 1, 2),
+                np.full(len(x), 3)], axis=1),
+           {"x": np.append(X, [[0.5] * 7, [np.nan] * 7], axis=0).astype(np.float32)})
+      for compare, of in (("<=", np.less_equal), ("<", np.less), (">=", np.greater_equal),
+                          (">", np.greater), ("==", np.equal), ("!=", np.not_equal))
+      for missing in ("", ", missing=iota(4) == 0")),
     Case("onnx.dynamic_quantized", "x: f32[B, 7]",
          "q, s, z = onnx.dynamic_quantized(x)\n(f32(q) - f32(z)) * s", requantized, {"x": X}),
 ]  # fmt: skip
