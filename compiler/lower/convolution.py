@@ -7,12 +7,14 @@ source whose rows are adjacent anyway is read where it lies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from stagefuse.compiler.cpu.values import renamed
 from stagefuse.compiler.fusion.join_operands import THIN, THIN_NARROW
-from stagefuse.compiler.graph import flatten_index
-from stagefuse.compiler.kernel_ir import Alloc, Index, Store, TileProduct
+from stagefuse.compiler.graph import flatten_index, split_index
+from stagefuse.compiler.kernel_ir import Alloc, Const, Index, Load, Op, Store, TileProduct, Value
 from stagefuse.compiler.patterns.filtering import filtering_of
 from stagefuse.compiler.patterns.panel_width import LANES, PANELS, panels_time
 from stagefuse.compiler.patterns.windows import (
@@ -254,6 +256,8 @@ class _Direct(Stretches):
             )  # fmt: skip
 
         def by_rows() -> None:
+            if self.converts:
+                return copied()
             alone = low.group.thin and p.panel != LANES
             if len(self.windows.axes) > 1 or alone:
                 return in_place()
@@ -262,14 +266,56 @@ class _Direct(Stretches):
         def one_column() -> None:
             self.tiles_of(const(1), lambda s, r, c, w: self._one_column(there, sums, s, r))
 
-        if self.converts:
-            copied()
-        elif p.of_bytes:
+        def some_columns() -> None:
+            if len(self.windows.axes) > 1:
+                return by_rows()
+            either(low, [1 - p.rows], lambda: self._one_row(there, name, top, count), by_rows)
+
+        if p.of_bytes:
             in_bands(there, self.band)
+        elif self.converts:
+            some_columns()
         else:
-            either(low, [1 - self.columns, 1 - there.step], one_column, by_rows)
+            either(low, [1 - self.columns, 1 - there.step], one_column, some_columns)
         rows = minimum(p.rows - top, const(block), low.facts)
         self._store(name, top, rows, first, count)
+
+    def _one_row(self, there: _Operands, sums: str, top: Expr, count: Expr) -> None:
+        """A row by a matrix, of which several rows are added up side by side."""
+        low, p, many = self.low, self.p, self.low.schedule.rows_together
+        left = there.left
+        shape = low.graph.type(p.operands[0]).shape
+        here = (const(0), const(0), sym("c"))
+        total = Load(sums, tuple(map(Index, here)), p.dtype)
+
+        def put(value: Value) -> None:
+            low.emit(Store(sums, tuple(map(Index, here)), value))
+
+        def product() -> Value:
+            at = p.base + top * p.primitive.row_stride + sym("k")
+            x = Load(left, tuple(map(Index, split_index(at, shape, low.facts))), p.dtype)
+            return Op("mul", (x, self._element(sym("k"), there.first + sym("c"))), p.dtype)
+
+        def step() -> None:
+            put(Op("add", (total, product()), p.dtype))
+
+        def steps() -> None:
+            turns, low.facts = low.facts, low.facts.with_ranges({"k": (0, p.depth - 1)})
+            value = product()
+            low.facts = turns
+            found = [renamed(value, {"k": sym("k") * many + n}) for n in range(many)]
+            while len(found) > 1:
+                pairs = zip(found[::2], found[1::2], strict=True)
+                found = [Op("add", pair, p.dtype) for pair in pairs]
+            put(Op("add", (total, found[0]), p.dtype))
+
+        def over_columns(body: Callable[[], None]) -> None:
+            low.loop("c", const(0), count, body, vector=True)
+
+        over_columns(lambda: put(Const(0.0, p.dtype)))
+        whole = floordiv(p.depth, const(many), low.facts)
+        low.loop("k", const(0), whole, lambda: over_columns(steps))
+        low.loop("k", whole * many, p.depth, lambda: over_columns(step))
 
     def _store(self, sums: str, start: Expr, rows: Expr, column: Expr, count: Expr) -> None:
         """What the kernel stores of rows from `start` of scratch, `count` columns from `column`."""
@@ -319,21 +365,24 @@ class _Direct(Stretches):
 
     def copy(self, band: _Operands, piece: Depth, count: Expr) -> None:
         """Fills a band of scratch with rows of the other matrix, and converts them."""
-        low, windows = self.low, self.windows
-        (axis,) = windows.axes
         row, column = sym("k"), sym("c")
 
         def element() -> None:
-            here = {**windows.at(piece.begin + row), f"d{axis.axis}": band.first + column}
-            place = tuple(Index(e.substitute(here, low.facts)) for e in windows.indices)
-            value = low.value(windows.source, place, ())
-            low.emit(Store(band.other, (Index(row), Index(column)), value))
+            value = self._element(piece.begin + row, band.first + column)
+            self.low.emit(Store(band.other, (Index(row), Index(column)), value))
 
         def one_row() -> None:
-            low.loop("c", const(0), count, element, vector=True)
+            self.low.loop("c", const(0), count, element, vector=True)
 
+        self.low.loop("k", const(0), piece.length, one_row)
+
+    def _element(self, row: Expr, column: Expr) -> Value:
+        """An element of the other matrix, converted."""
+        low, (axis,) = self.low, self.windows.axes
+        here = {**self.windows.at(row), f"d{axis.axis}": column}
+        place = tuple(Index(e.substitute(here, low.facts)) for e in self.windows.indices)
         with low.part(low.group.packs[self.p.operands[1]], {}):
-            low.loop("k", const(0), piece.length, one_row)
+            return low.value(self.windows.source, place, ())
 
 
 class _Striped(Stretches):

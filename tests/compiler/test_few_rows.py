@@ -14,7 +14,7 @@ from stagefuse.compiler.fusion.join_operands import THIN, THIN_NARROW
 from stagefuse.compiler.kernel_ir import Alloc, Buffer, For, Index, Kernel, Load, Store, TileProduct
 from stagefuse.compiler.plan import Plan
 from stagefuse.dsl.dims import const, sym
-from stagefuse.dsl.dtypes import F32, F64, DType
+from stagefuse.dsl.dtypes import F16, F32, F64, DType
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
 from stagefuse.runtime.native import detect_level
 from stagefuse.runtime.prepared import Evaluator
@@ -278,3 +278,22 @@ def test_bands_of_a_matrix_are_copied(
             wanted = x.astype(float) @ y.astype(float)
             scale = np.abs(x).astype(float) @ np.abs(y).astype(float)
             assert np.all(np.abs(pipe(x=x, y=y) - wanted) <= (k + 1) * UNIT[F32] * scale)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, F16])
+@pytest.mark.parametrize("level", LEVELS)
+def test_one_row_adds_up_rows_of_the_matrix(
+    level: str, dtype: DType, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Of as many matrices as there are, whatever follows."""
+    text = BY_A_VECTOR.format(t=dtype, b="B, ")
+    pipe = CpuPipeline(plan_of(tmp_path / "p.pipe", text, level), threads=2)
+    rounding = 2 * 2.0**-11 if dtype == F16 else 0  # of the product and of the sum with z
+    sums = UNIT[F32 if dtype == F16 else dtype]
+    for b, k, n in ((0, 3, 5), (2, 0, 7), (3, 1, 2), (2, 8, 1031), (1, 37, 513), (2, 100, 64)):
+        x, y, z = (rng.standard_normal(s).astype(dtype.numpy) for s in ((b, 1, k), (b, k, n), (n,)))
+        product = x.astype(np.longdouble) @ y.astype(np.longdouble)
+        wanted = np.maximum(product + z, 0)
+        scale = np.abs(x).astype(float) @ np.abs(y).astype(float) + np.abs(z)
+        error = np.abs(np.asarray(pipe(x=x, y=y, b=z)).astype(np.longdouble) - wanted)
+        assert np.all(error <= ((k + 2) * sums + rounding) * scale + rounding * 2.0**-14)
