@@ -80,3 +80,34 @@ def test_two_rows_of_a_warp_are_under_way(tmp_path: Path) -> None:
     version = entry[entry.index("$long2:") :].split("$done", 1)[0]
     assert version.count("ld.global.nc.v4.f32") == 4
     assert version.count("div.u64") == 1
+
+
+PLANES = """
+pipeline centred(x: f32[B, 5, H, W], m: f32[B, H, W], s: f32[B, 5]) -> f32[B, 5, H, W]
+where B >= 1, H >= 0, W >= 0:
+    (x - m[:, None]) * s[:, :, None, None]
+
+pipeline heads(x: f16[B, T, N, 24]) -> f16[B, N, T, 24]
+where B >= 1:
+    transpose(x, [0, 2, 1, 3])
+"""
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_rows_of_planes_together(arch: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """A step has several short rows, whose elements are those of one where they lie so."""
+    plan = compiled(tmp_path / "p.pipe", PLANES, (arch,))
+    check_legal(plan)
+    assert not any(x.report["spill bytes"] for x in launches(plan))
+    centred, heads = (Emulated(plan, arch, n) for n in range(2))
+    sizes = ((2, 7, 7), (1, 70, 12), (1, 3, 700), (2, 1, 1), (1, 0, 4), (1, 4, 0), (1, 9, 31))
+    for b, h, w in sizes:
+        x = rng.standard_normal((b, 5, h, w)).astype(np.float32)
+        m = rng.standard_normal((b, h, w)).astype(np.float32)
+        s = rng.standard_normal((b, 5)).astype(np.float32)
+        (found,) = centred({"x": x, "m": m, "s": s}, {"B": b, "H": h, "W": w})
+        np.testing.assert_array_equal(found, (x - m[:, None]) * s[:, :, None, None])
+    for b, t, n in ((1, 100, 3), (2, 5, 7), (1, 0, 2)):
+        x = rng.standard_normal((b, t, n, 24)).astype(np.float16)
+        (found,) = heads({"x": x}, {"B": b, "T": t, "N": n})
+        np.testing.assert_array_equal(found, x.transpose(0, 2, 1, 3))
