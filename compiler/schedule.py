@@ -60,7 +60,7 @@ class Schedule:
     deep_panels: int = 4
     deep_steps: int = 32
     panel_group: int = 1
-    depth_block: int = 1024
+    depth_block: int = 2048
     codes_block: int = 128
     direct: bool = True
     stage_flops: int = 8
@@ -75,12 +75,13 @@ class Schedule:
 
 CPU = Schedule(row_tile=MappingProxyType({48: 32, 64: 32, 32: 32, 16: 32}))
 """Row tiles are whole tiles of AMX, come close to whole register tiles of AVX-512 and AVX2, and
-fit the first-level cache: 32 x 48 f32 are 6 KB. So do 256 columns."""
+fit the first-level cache: 32 x 48 f32 are 6 KB. So do 256 columns. A panel of 2048 rows is 393 KB
+and shares the second-level cache with a tile's rows of the left operand."""
 
-CPU_NARROW = replace(CPU, lone_tile=MappingProxyType({16: 96}), depth_block=2048)
+CPU_NARROW = replace(CPU, lone_tile=MappingProxyType({16: 96}))
 """Where all panels have 16 columns, as for AVX2 alone. 96 x 16 f32 are 6 KB too, and 16 whole
-register tiles; a panel of 2048 rows is 128 KB. On Zen 4 products of 1024 each way take 0.92 of the
-time that tiles of 32 rows and stretches of 512 take, of 2048 0.91."""
+register tiles. On Zen 4 products of 1024 each way take 0.92 of the time that tiles of 32 rows and
+stretches of 512 take, of 2048 0.91."""
 
 GPU = Schedule(
     chunk=2048,
@@ -135,7 +136,7 @@ TRIALS: Mapping[str, Mapping[str, tuple[int, ...]]] = MappingProxyType(
             "packed_tiles": (4, 16),
             "deep_tiles": (8, 32),
             "deep_panels": (2, 8),
-            "depth_block": (512, 2048),
+            "depth_block": (512, 1024),
             "panel_group": (2,),
             "chunk": (1024, 16384),
             "columns": (64, 512),
