@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class EmulatorDriver:
         self._text = plan.ptx[self.arch]
         self._module: Any = None
         self._new: Any = None
-        self._lock = Lock()  # a module runs one launch at a time
+        self._lock = RLock()  # one launch at a time, and what a collection in it calls
         self.records: list[tuple[Launch, Any]] = []
 
     def is_active(self) -> bool:

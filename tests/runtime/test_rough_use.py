@@ -5,12 +5,14 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 
 import stagefuse as sf
+from stagefuse.runtime.emulator_driver import EmulatorDriver
 
 
 def compiled(tmp_path: Path, source: str) -> Any:
@@ -232,3 +234,22 @@ def test_the_name_of_a_size_may_be_long(tmp_path: Path) -> None:
     with compiled(tmp_path, text) as pipe:
         found = pipe(x=np.ones(2, np.float32), y=np.arange(5, dtype=np.float32))
     assert found.tolist() == [1, 1, 1, 2, 3, 4]
+
+
+def test_a_garbage_collection_during_a_call_makes_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an object does that calls a pipeline when it goes."""
+    pipe = sf.compile("pipeline p(x: f32[4]):\n    x + 1.0\n", device="emulator")
+    run, found = EmulatorDriver._run, list[list[float]]()
+
+    def collects(driver: EmulatorDriver, launch: Any) -> Any:
+        if not found:
+            found.append([])
+            found[0] = pipe(x=np.ones(4, np.float32)).tolist()
+        return run(driver, launch)
+
+    monkeypatch.setattr(EmulatorDriver, "_run", collects)
+    zeros = np.zeros(4, np.float32)
+    call = Thread(target=lambda: found.append(pipe(x=zeros).tolist()), daemon=True)
+    call.start()
+    call.join(10)
+    assert found == [[2.0] * 4, [1.0] * 4]
