@@ -20,7 +20,8 @@ from stagefuse import cli, cli_exit
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+(?: \w+)?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ def blocks(document: Path) -> list[Block]:
 def prose(document: Path) -> str:
     """A document without its code blocks."""
     return BLOCK.sub("", document.read_text(encoding="utf-8"))
+
+
+def places(document: Path) -> set[str]:
+    """What links into a document can name: its headings, in small letters and with hyphens."""
+    headings = (re.sub(r"[^\w\- ]", "", h).lower() for h in HEADING.findall(prose(document)))
+    return {heading.replace(" ", "-") for heading in headings}
 
 
 def shown(path: Path) -> str:
@@ -81,8 +88,10 @@ def test_blocks(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in LINK.findall(prose(document)):
-        assert (document.parent / target).exists(), target
+    for target, place in LINK.findall(prose(document)):
+        found = document.parent / target if target else document
+        assert found.exists(), target
+        assert not place or place in places(found), f"{target}#{place}"
 
 
 def test_every_built_in_is_documented() -> None:
