@@ -361,7 +361,9 @@ def _faults_refused() -> Iterator[None]:
         yield
     except OnnxError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError,
+    ) as error:
         raise Refused(
             f"translating it failed with {type(error).__name__}: {error}",
             "a node as the standard has it; if it is one, this is a fault of stagefuse",

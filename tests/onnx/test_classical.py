@@ -99,13 +99,15 @@ def test_trees_of_classes(ids: list[int], transform: str, rng: np.random.Generat
     ({"nodes_modes": lambda v: ["BRANCH_GT", *v[1:]]}, "branches BRANCH_GT, BRANCH_LEQ"),
     ({"nodes_truenodeids": lambda v: [0, *v[1:]]}, "no trees"),
     ({"nodes_featureids": lambda v: [9, *v[1:]]}, "beyond 5 features"),
+    ({"n_targets": lambda v: 1 << 40}, "nodes with 1099511627776 weights each"),
     ({"nodes_falsenodeids": lambda v: [77, *v[1:]]}, "failed with KeyError"),
 ])  # fmt: skip
 def test_what_are_no_trees(change: Any, words: str, rng: np.random.Generator) -> None:
     trees = forest(rng, deep=4)
     ((name, changed),) = change.items()
-    nodes = {**trees["nodes"], name: changed(trees["nodes"][name])}
-    model = made("TreeEnsembleRegressor", 1, n_targets=1, **nodes,
+    nodes = {"n_targets": 1, **trees["nodes"]}
+    nodes[name] = changed(nodes[name])
+    model = made("TreeEnsembleRegressor", 1, **nodes,
                  **weights("target", trees["leaves"], [0], rng.standard_normal))  # fmt: skip
     with pytest.raises(OnnxError, match=words):
         import_model(model)

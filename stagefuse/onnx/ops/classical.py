@@ -22,6 +22,8 @@ BRANCHES = {
     "BRANCH_NEQ": "!=",
 }  # fmt: skip
 LEAF = "LEAF"
+MOST = 1 << 28
+"""Weights of all nodes together."""
 LEAST = 1e-30
 """What is divided by at least, where rows are normalized."""
 
@@ -188,6 +190,8 @@ def _forest(n: Node) -> Forest:
 def _sums(n: Node, kind: str, count: int, reduction: str) -> str:
     """The weights of the leaves that rows lead to, over all trees: [rows, count]."""
     forest, x = _forest(n), n.let("x", _floats(n)).text
+    if not 1 <= count <= MOST // max(len(forest.feature), 1):
+        raise Refused(f"{len(forest.feature)} nodes with {count} weights each")
     weights = np.zeros((len(forest.feature), count), np.float32)
     keys = zip(n.attr(f"{kind}_treeids"), n.attr(f"{kind}_nodeids"), strict=True)
     for key, column, weight in zip(keys, n.attr(f"{kind}_ids"), n.attr(f"{kind}_weights"),
