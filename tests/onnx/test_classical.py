@@ -113,6 +113,23 @@ def test_what_are_no_trees(change: Any, words: str, rng: np.random.Generator) ->
         import_model(model)
 
 
+LEAF: Any = {
+    "nodes_treeids": [0], "nodes_nodeids": [0], "nodes_modes": ["LEAF"], "nodes_featureids": [0],
+    "nodes_values": [0.0], "nodes_truenodeids": [0], "nodes_falsenodeids": [0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op, attributes, words", [
+    ("TreeEnsembleRegressor", {**LEAF, **weights("target", [(0, 0)], [-1], np.ones)}, "of -1"),
+    ("LinearClassifier", {"coefficients": [1.0] * 10, "classlabels_ints": [0, 1, 2]}, "2 classes"),
+    ("LinearClassifier", {"coefficients": [1.0] * 5, "classlabels_ints": [0]}, "scores of 1"),
+    ("FeatureVectorizer", {"inputdimensions": [-1]}, "-1 features"),
+])  # fmt: skip
+def test_numbers_that_do_not_fit(op: str, attributes: Any, words: str) -> None:
+    with pytest.raises(OnnxError, match=words):
+        import_model(made(op, 2 if op.endswith("Classifier") else 1, **attributes))
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_linear_models(rows: int, rng: np.random.Generator) -> None:
     drawn = {"coefficients": rng.standard_normal(5 * rows), "intercepts": rng.standard_normal(rows)}

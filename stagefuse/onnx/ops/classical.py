@@ -83,6 +83,8 @@ def _feature_vectorizer(n: Node) -> str:
         own = 1 if value.rank == 1 else value.shape[1].as_int()
         if own is None:
             raise Refused("a number of features that varies")
+        if width < 0:
+            raise Refused(f"{width} features", attribute="inputdimensions")
         text = f"({text})[:, :{width}]" if own > width else text
         parts.append(f"pad({text}, [(0, 0), (0, {width - own})])" if own < width else text)
     return f"concat([{', '.join(parts)}], axis=1)"
@@ -117,9 +119,9 @@ def _linear_classifier(n: Node) -> Written:
         raise Refused("a number of features that varies")
     rows = len(n.attr("coefficients")) // max(width, 1)
     scores = n.let("scores", _linear(n, rows)).text
+    if rows != (len(labels) if rows > 1 else len(labels) - 1):
+        raise Refused(f"scores of {rows} classes for {len(labels)}", attribute="coefficients")
     if rows == 1:
-        if len(labels) != 2:
-            raise Refused(f"one score for {len(labels)} classes")
         scores = n.let("scores", f"concat([-{scores}, {scores}], axis=1)").text
     return _chosen(n, labels, _finished(n, scores))
 
@@ -196,6 +198,8 @@ def _sums(n: Node, kind: str, count: int, reduction: str) -> str:
     keys = zip(n.attr(f"{kind}_treeids"), n.attr(f"{kind}_nodeids"), strict=True)
     for key, column, weight in zip(keys, n.attr(f"{kind}_ids"), n.attr(f"{kind}_weights"),
                                    strict=True):  # fmt: skip
+        if not 0 <= column < count:
+            raise Refused(f"a weight of {column}, of {count}", attribute=f"{kind}_ids")
         weights[forest.places[key], column] += weight
     width = n.val(0).shape[1].as_int()
     if width is not None and not all(0 <= f < width for f in forest.feature):
