@@ -251,14 +251,14 @@ def _call_params(g: Group, addresses: Array, size: int, threads: Array) -> list[
 
 def load(
     g: Group, space: str, addresses: Array, dtype: np.dtype[Any], many: int, *,
-    order: str = "", narrow: bool = False, repacks: Callable[[], bool] = lambda: False,
+    order: str = "", narrow: bool = False, repacks: Callable[[Part], bool] = lambda part: False,
     read_only: bool = False, unread: Callable[[Part, Stop], None] | None = None,
 ) -> list[Array]:  # fmt: skip
     """Elements from memory: `many` of them one after the other, for each thread.
 
     `read_only` says that the launch may not have written them, `repacks` whether the program only
-    puts them into words in memory: elements of local memory that nothing wrote may be read for
-    that. `unread` is told of elements of shared memory that nothing wrote, which are read then.
+    puts those that nothing wrote into words in memory: in local memory they may be read for that.
+    `unread` is told of elements of shared memory that nothing wrote, which are read then.
     """
     item = dtype.itemsize
     threads = g.threads()
@@ -287,7 +287,7 @@ def load(
             except Stop as stop:
                 if kind == "shared" and unread is not None:
                     unread(part, stop)
-                elif kind != "local" or not repacks():
+                elif kind != "local" or not repacks(part):
                     raise
         at = index // item
         view = arena.view(dtype)

@@ -26,6 +26,18 @@ def only_repacked(code: Code, registers: Iterable[s.Operand]) -> bool:
     return all(not isinstance(x, s.Register) or x.name not in code.looked_at for x in registers)
 
 
+def is_passed(code: Code, x: s.Operand) -> bool:
+    """Whether a register is an argument or a result of a call, and no part of a struct."""
+    for step, scope, _ in code.ready:
+        to = step.instruction.operands[0] if step.match.form.meaning == "memory.st" else None
+        if isinstance(to, s.Address) and isinstance(to.base, s.Symbol):
+            place = scope.place(to.base.name)
+            if place is not None and place.space == "call" and not place.variable.shape:
+                if isinstance(x, s.Register) and x.name in _values(step):
+                    return True
+    return False
+
+
 def _find(code: Code) -> frozenset[str]:
     """Names of registers that are looked at, or packed into one that is."""
     into: dict[str, set[str]] = {}

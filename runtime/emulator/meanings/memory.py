@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,8 +29,8 @@ from stagefuse.runtime.emulator.operands import (
     putter,
 )
 from stagefuse.runtime.emulator.program import Run, Site
-from stagefuse.runtime.emulator.repacked import only_repacked
-from stagefuse.runtime.emulator.unwritten import read_unwritten
+from stagefuse.runtime.emulator.repacked import is_passed, only_repacked
+from stagefuse.runtime.emulator.unwritten import is_read, read_unwritten
 from stagefuse.runtime.emulator.values import DTYPES
 
 from . import effect, pure
@@ -77,10 +77,23 @@ def ld(site: Site) -> Run:
     if guess:  # the first read of a compare-and-swap loop, which programs leave weak
         order = "relaxed"
 
+    @cache
+    def is_repacked(x: s.Operand) -> bool:
+        # without optimisations, code also passes words on, and loads what it then drops
+        is_plain = space == "generic" or not is_passed(site.code, x)
+        is_used = space == "generic" or count > 1 or is_read(site.code, x)
+        return is_plain and is_used and only_repacked(site.code, [x])
+
+    def missing(part: access.Part) -> list[Any]:
+        return [part.arena.untouched(part.index + j * dtype.itemsize, dtype.itemsize)
+                for j in range(count)]  # fmt: skip
+
+    def repacks(part: access.Part) -> bool:
+        found = zip(results, missing(part), strict=True)
+        return all(late is None or is_repacked(x) for x, late in found)
+
     def unread(g: Group, part: access.Part, stop: Stop) -> None:
-        missing = [part.arena.untouched(part.index + j * dtype.itemsize, dtype.itemsize)
-                   for j in range(count)]  # fmt: skip
-        read_unwritten(site, g, results, part.threads, missing, stop)
+        read_unwritten(site, g, results, part.threads, missing(part), stop)
 
     def run(g: Group) -> None:
         addresses = at(g)
@@ -88,8 +101,7 @@ def ld(site: Site) -> Run:
             g.look(addresses)
         values = access.load(
             g, space, addresses, dtype, count, order=order, narrow=narrow,
-            repacks=lambda: space == "generic" and only_repacked(site.code, results),
-            read_only=read_only, unread=None if order else partial(unread, g),
+            repacks=repacks, read_only=read_only, unread=None if order else partial(unread, g),
         )  # fmt: skip
         for put, value in zip(puts, values, strict=True):
             put(g, value)

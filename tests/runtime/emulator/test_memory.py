@@ -261,12 +261,16 @@ def test_bits_that_are_put_into_a_word_that_nothing_wrote(does: str, kind: str |
         "    ld.u8 %r7, [%d2]; st.global.u32 [%d20], %r7;",
         shared=".local .align 4 .b32 l[2];",
     )
-    if kind is not None:
-        assert fault(text, words(32)).kind == kind
-        return
-    out = words(32)
-    run(text, out)
-    assert (out == np.arange(32)).all()
+    inferred = text.replace("ld.u32 %r4, [%d2]", "ld.local.u32 %r4, [l]")
+    if "%r4" not in does:
+        assert fault(inferred, words(32)).kind == "uninitialised"
+    for each in (text, inferred) if "%r4" in does else (text,):
+        if kind is not None:
+            assert fault(each, words(32)).kind == kind
+            continue
+        out = words(32)
+        run(each, out)
+        assert (out == np.arange(32)).all()
 
 
 def test_sixteen_bytes() -> None:
