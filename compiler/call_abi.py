@@ -18,10 +18,10 @@ results, or 0; the first records of inputs and results, and the first of the add
 buckets."""
 INPUT = ("name", "dtype", "rank")
 RESULT = ("dtype", "rank")
-BUCKET = ("steps", "count", "status", "places", "place", "shapes", "result shapes")
+BUCKET = ("steps", "count", "status", "places", "place", "shapes", "result shapes", "makers")
 """The steps for `sf_run` and where they leave a status; the first of `places` pairs, each the
 number of an input or result and the slot for the address of its elements; all extents of the
-inputs, and of the results."""
+inputs, and of the results; for each result what is called for its array, or 0 for a new one."""
 MOST = 64
 """Inputs and results together."""
 ARRAY = {"type": 8, "elements": 16, "rank": 24, "shape": 32, "dtype": 56, "flags": 64}

@@ -2,7 +2,7 @@
 
 A call with known shapes does no more than look up its bucket, write the addresses of inputs and
 results into a free workspace's argument slots and enter `sf_run`, which holds no lock of Python's.
-From its second time on a short one is native code altogether, see `native_calls`.
+From its second time on it is native code altogether, see `native_calls`.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class CpuPipeline(Pipeline):
         if len(self._buckets) >= _MAX_BUCKETS:
             self._buckets = {}
             self._forget_native()
-        if session is None and self._native and bucket.small:
+        if session is None and self._native:
             self._waiting.add(bucket)
         key = tuple([a.shape for a in arrays])
         self._buckets[key if session is None else (session.key, *key)] = bucket
@@ -244,7 +244,7 @@ class CpuPipeline(Pipeline):
         inputs = [(n, d, len(s)) for (n, d), s in zip(self._expected, shapes, strict=True)]
         results = [(spec.dtype, len(spec.shape)) for spec in bucket.results]
         run = code.entry, self.threads
-        calls = native_calls.CallTable(inputs, results, self._tuple, run, code)
+        calls = native_calls.CallTable(inputs, results, self._tuple, run, code, self._pool)
         self._end_native()  # if a garbage collection in between called the pipeline
         self._calls, self._table, self.__class__ = calls, calls.address, kind
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -17,8 +18,8 @@ import numpy as np
 from stagefuse.compiler.call_abi import API, ARRAY, BUCKET, DENSE, MOST, TABLE
 
 from . import native
-from .memory import pointer_to
-from .prepared import Bucket, Workspace
+from .memory import POOLED_BYTES, ResultPool, pointer_to
+from .prepared import Bucket, ResultSpec, Workspace
 
 MAX_BUCKETS = 32
 """They are looked through one after another."""
@@ -122,7 +123,7 @@ def _word(address: int) -> int:
 def suits(bucket: Bucket, inputs: int) -> bool:
     """Whether calls of a combination of shapes, of which there are so many, are short enough."""
     small = bucket.arena_bytes <= MAX_BYTES and bucket.scratch_bytes <= MAX_SCRATCH
-    return bool(bucket.small) and small and 0 < inputs <= MOST - len(bucket.results)
+    return small and 0 < inputs <= MOST - len(bucket.results)
 
 
 class CallTable:
@@ -135,9 +136,12 @@ class CallTable:
         class_: Callable[..., Any] | None,
         run: tuple[int, int],
         code: object,
+        pool: ResultPool,
     ) -> None:
         """Inputs with name, dtype and rank, and results; the class of several results; the address
-        of `sf_run` and how many threads it has; what must live as long as calls run."""
+        of `sf_run` and how many threads it has; what must live as long as calls run; the memory of
+        large results."""
+        self._pool = pool
         names = [sys.intern(name) for name, _, _ in inputs]
         self._workspaces = [Workspace()]
         named = zip(names, inputs, strict=True)
@@ -179,18 +183,26 @@ class CallTable:
         pairs = _words(w for number, slot in bucket.slots for w in (number, slots + 8 * slot))
         extents = _words(chain.from_iterable(shapes))
         made = _words(chain.from_iterable(spec.shape for spec in bucket.results))
+        takers = [self._pooled(spec) for spec in bucket.results]
+        makers = _words(0 if taker is None else id(taker) for taker in takers)
         fields = {
             "steps": bound.address, "count": bound.count, "status": workspace.status_address,
             "places": len(bucket.slots),
             "place": pointer_to(pairs), "shapes": pointer_to(extents),
-            "result shapes": pointer_to(made),
+            "result shapes": pointer_to(made), "makers": pointer_to(makers),
         }  # fmt: skip
         record = _words(fields[name] for name in BUCKET)
-        self._kept.append((bound, pairs, extents, made, record))
+        self._kept.append((bound, pairs, extents, made, takers, makers, record))
         self._bucket[count] = pointer_to(record)
         self.buckets.append(bucket)
         self._table[TABLE.index("buckets")] = count + 1
         return True
+
+    def _pooled(self, spec: ResultSpec) -> Callable[[], Any] | None:
+        """What gives an array for a result, where that is not a new one."""
+        if spec.size < POOLED_BYTES:
+            return None
+        return partial(self._pool.array, spec.shape, spec.dtype, spec.size)
 
     def close(self) -> None:
         """Take no more calls. What one that runs refers to lives on in this object."""

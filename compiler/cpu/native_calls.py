@@ -242,14 +242,22 @@ def _made() -> str:
     table, bucket, objects = f.given("table", "bucket", "objects")
     records, count = f.field(TABLE, table, "result", "ptr"), f.field(TABLE, table, "results")
     shapes = f.field(BUCKET, bucket, "result shapes", "ptr")
-    done = f.words()
+    makers = f.field(BUCKET, bucket, "makers", "ptr")
+    done, place = f.words(), f.words()
     f.store(done, 0)
     with f.each(count) as number:
         record = f.at(records, number, 8 * len(RESULT))
         dtype, rank = f.field(RESULT, record, "dtype", "ptr"), f.field(RESULT, record, "rank")
-        f.ask("Py_IncRef", dtype, returns="void")
-        shape = f.at(shapes, f.load(done, "i64"))
-        array = f.ask("PyArray_Empty", rank.to("trunc", "i32"), shape, dtype, f.const(0, "i32"))
+        maker = f.load(f.at(makers, number))
+        with f.when(f.missing(maker)):
+            f.ask("Py_IncRef", dtype, returns="void")
+            shape, order = f.at(shapes, f.load(done, "i64")), f.const(0, "i32")
+            new = f.ask("PyArray_Empty", rank.to("trunc", "i32"), shape, dtype, order)
+            f.store(place, new)
+        with f.when(maker.compare("ne", f.null)):
+            none = f.const(0, "i64")
+            f.store(place, f.ask("PyObject_Vectorcall", maker, f.null, none, f.null))
+        array = f.load(place)
         with f.when(f.missing(array)):
             f.ask("PyErr_Clear", returns="void")
             f.drop(objects, number)
@@ -264,8 +272,7 @@ def _run() -> str:
     """Runs the steps of a bucket on the elements of `objects`."""
     f = _Function("sf.enter", "void", "table", "bucket", "objects")
     table, bucket, objects = f.given("table", "bucket", "objects")
-    busy, pairs = f.at(table, TABLE.index("busy")), f.field(BUCKET, bucket, "place", "ptr")
-    f.store(busy, 1)
+    pairs = f.field(BUCKET, bucket, "place", "ptr")
     with f.each(f.field(BUCKET, bucket, "places")) as number:
         pair = f.at(pairs, number, 16)
         array = f.load(f.at(objects, f.load(pair, "i64")))
@@ -275,7 +282,6 @@ def _run() -> str:
     run = f.field(TABLE, table, "run", "ptr")
     f.enter(run, *steps, f.field(TABLE, table, "threads"), returns="i64")
     f.ask("PyEval_RestoreThread", thread, returns="void")
-    f.store(busy, 0)
     f.line("ret void")
     return f.finished()
 
@@ -303,9 +309,13 @@ def _call() -> str:
     only_if(f.part("sf.suit", table, args, names, objects))
     bucket = f.part("sf.seen", table, objects, returns="ptr")
     only_if(bucket.compare("ne", f.null))
-    made = f.at(objects, inputs)
-    only_if(f.part("sf.made", table, bucket, made))
+    made, busy = f.at(objects, inputs), f.at(table, TABLE.index("busy"))
+    f.store(busy, 1)  # what makes results may be Python, during which other threads run
+    with f.when(f.part("sf.made", table, bucket, made).compare("eq", 0)):
+        f.store(busy, 0)
+        f.give(f.part("sf.in_python", *whole, returns="ptr"))
     f.part("sf.enter", table, bucket, objects, returns="void")
+    f.store(busy, 0)
     failed = f.load(f.field(BUCKET, bucket, "status", "ptr"), "i64").compare("ne", 0)
     with f.when(failed | f.field(TABLE, table, "buckets").compare("eq", 0)):
         ended = f.part("sf.after", this)

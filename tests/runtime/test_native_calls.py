@@ -53,11 +53,12 @@ def of_both(rng: np.random.Generator, m: int, n: int) -> dict[str, Array]:
     return {"x": x, "y": y, "s": np.array(rng.standard_normal(), np.float32)}
 
 
-def check(pipe: Any, given: dict[str, Array]) -> None:
+def check(pipe: Any, given: dict[str, Array], large: bool = False) -> None:
     found = pipe(**given)
     np.testing.assert_array_equal(found.sum, given["x"] + given["y"])
     np.testing.assert_array_equal(found.scaled, given["x"].T * given["s"])
-    assert type(found.sum) is np.ndarray and found.sum.flags.owndata and found.sum.flags.writeable
+    assert type(found.sum) is np.ndarray and found.sum.flags.writeable
+    assert found.sum.flags.owndata or large
 
 
 @pytest.fixture()
@@ -169,6 +170,40 @@ def test_one_result_is_an_array_and_no_class(rng: np.random.Generator) -> None:
             found = pipe(x=x)
             assert type(found) is np.ndarray and found.shape == () and found == x.sum()
         assert is_native(pipe)
+
+
+def test_large_results_take_memory_that_nothing_uses(rng: np.random.Generator) -> None:
+    with sf.compile(BOTH, threads=1) as pipe:
+        given = of_both(rng, 211, 307)  # of which each result has 259 KB
+        kept = [pipe(**given) for _ in range(4)]
+        assert is_native(pipe)
+        places = {result.ctypes.data for found in kept for result in found}
+        assert len(places) == 8
+        for found in kept:
+            np.testing.assert_array_equal(found.sum, given["x"] + given["y"])
+        del kept, found
+        again = pipe(**given)
+        assert {result.ctypes.data for result in again} <= places
+
+
+def test_memory_that_is_not_there_is_said(
+    both: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise sf.OutOfMemory("no memory for a result")
+
+    given = of_both(rng, 211, 307)
+    for _ in range(2):
+        check(both, given, large=True)
+    calls = both._calls
+    monkeypatch.setattr(type(both._pool), "_another", none)
+    kept = [both(**given)]
+    with pytest.raises(sf.OutOfMemory, match="no memory for a result"):
+        for _ in range(9):
+            kept.append(both(**given))
+    assert both._calls is calls and not calls.busy
+    kept.clear()
+    check(both, given, large=True)
 
 
 def test_threads_share_a_table(pick: Any, rng: np.random.Generator) -> None:
