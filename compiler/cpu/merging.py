@@ -49,7 +49,7 @@ def _statement(s: Statement, shapes: Shapes) -> Statement:
     if isinstance(s, If):
         return replace(s, body=_statements(s.body, shapes))
     if isinstance(s, Fold):
-        return _fold(s, shapes)
+        return fold_as_one(s, shapes)
     if not isinstance(s, For):
         return s
     s = replace(s, body=_statements(s.body, shapes))
@@ -86,7 +86,8 @@ def _sides(expr: Expr, kind: str) -> tuple[Expr, Expr] | None:
     return None
 
 
-def _fold(s: Fold, shapes: Shapes) -> Fold:
+def fold_as_one(s: Fold, shapes: Shapes) -> Fold:
+    """A fold whose last loops are one, as far as they lie so."""
     while len(s.loops) > 1 and not is_unrolled(s):
         *lead, (outer, count), (name, extent) = s.loops
         if not _lie_so([s.value], (outer, name, extent), shapes):

@@ -6,7 +6,7 @@ Warps of a block meet in shared memory. The order of a reduction depends on size
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from stagefuse.compiler.cpu.bodies import arithmetic, is_short
@@ -17,7 +17,6 @@ from stagefuse.dsl.dims import Expr, const, sym
 from stagefuse.dsl.dtypes import DType
 
 from . import scalars
-from .flat_folds import Flat, flat_of, places_of
 from .fold_runs import runs
 from .index import INT32
 from .ir import Code, Value
@@ -165,7 +164,7 @@ class FoldWriter(VersionWriter):
     def _fold_unrolled(self, s: Fold) -> Carry:
         """A fold over a few positions, written out."""
         total = self._start(s)
-        for place in places_of(s):
+        for place in _places(s):
             with self.binding(**place), self.scope():
                 total = self._step(s, total)
         return total
@@ -202,7 +201,7 @@ class FoldWriter(VersionWriter):
         before, self.mask = self.mask, None
         totals = self._start(s) * slot.width
         if is_short(s):
-            for place in places_of(s):
+            for place in _places(s):
                 with self.binding(**place):
                     totals = self._turn([s], slot, totals)
         else:
@@ -228,23 +227,13 @@ class FoldWriter(VersionWriter):
 
     def _fold_columns(self, folds: Sequence[Fold], slot: Slot) -> None:
         """Folds for each element of a slot, all at once: lanes that have the same elements share
-        their loops, if these are one, or the longest."""
-        flat = flat_of(self, folds)
-        if flat is not None:
-            return self._fold_shared(folds, slot, flat)
+        their longest loop."""
         s = folds[0]
         sizes = [self.most(extent) for _, extent in s.loops]
         longest = max(range(len(sizes)), key=lambda n: (sizes[n] is None, sizes[n] or 0))
         name, extent = s.loops[longest]
         rest = (*s.loops[:longest], *s.loops[longest + 1 :])
-        one = Flat(((name, self.resolve(extent)),), self.resolve(extent), self.facts)
-        self._fold_shared(folds, slot, one, rest)
-
-    def _fold_shared(
-        self, folds: Sequence[Fold], slot: Slot, one: Flat, rest: Sequence[tuple[str, Expr]] = ()
-    ) -> None:
-        """Folds of which lanes share one loop, in which they all do the rest."""
-        name, extent = one.loops[0][0], one.extent
+        extent = self.resolve(extent)
         kind = "i32" if self.is_small(extent + DEEP * self.team.down) else "i64"
         start, deep = self.index(sym("row'"), kind), 1 if rest else DEEP
 
@@ -255,17 +244,14 @@ class FoldWriter(VersionWriter):
             return self._several(*rest[depth], carry, lambda c: nest(depth + 1, c), many)
 
         def body(place: Expr, carry: Carry) -> Carry:
-            with self.binding(**one.at(place)):
+            with self.binding(**{name: place}):
                 return nest(0, carry)
 
         before, self.mask = self.mask, None
-        known, self.facts = self.facts, one.facts
-        self._forget_bounds()
         ends = (const(0), extent - 1)
         carry = [total for s in folds for total in self._start(s) * slot.width]
         totals = self.strided(f"{name}'", start, extent, self.team.down, carry, body, ends, deep)
-        self.mask, self.facts = before, known
-        self._forget_bounds()
+        self.mask = before
         for place, s in enumerate(folds):
             own = totals[place * slot.width : (place + 1) * slot.width]
             for scope, total in zip(self.elements(), self._meet(s, own), strict=True):
@@ -450,6 +436,13 @@ class FoldWriter(VersionWriter):
     def in_loop(self) -> bool:
         """Whether what is written now may run again."""
         return self.code.depth > 0
+
+
+def _places(s: Fold) -> Iterator[dict[str, Expr]]:
+    """The places of a fold whose extents are known, in order."""
+    extents = [range(extent.as_int() or 0) for _, extent in s.loops]
+    for place in itertools.product(*extents):
+        yield {name: const(p) for (name, _), p in zip(s.loops, place, strict=True)}
 
 
 def combine(code: Code, kind: str, total: Value, value: Value, dtype: DType) -> Value:

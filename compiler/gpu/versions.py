@@ -87,7 +87,7 @@ class VersionWriter(StreamWriter):
             return None
         holds_tiles = any(isinstance(s, Alloc) for s in walk(body))
         parts = [] if holds_tiles else self._parts_of_rows(body)
-        for name, nest in [*self._rows(body), *parts]:
+        for name, nest in [*self._rows(body), *self._areas(body), *parts]:
             if self.width_of(nest) < self.width:
                 return name
         return None
@@ -117,6 +117,17 @@ class VersionWriter(StreamWriter):
             if name in self.kernel.dims and name is not None
             and (names.count(name) > 1 or len(names) == 1)
         ]  # fmt: skip
+
+    def _areas(self, body: Sequence[Statement]) -> list[tuple[str, Nest]]:
+        """The shared loops that are as long as a product of dimensions, and the last of these: they
+        are whole vectors if it is."""
+        found: list[tuple[str, Nest]] = []
+        for nest in shared_loops(body):
+            extent = self.resolve(nest[-1][2] - nest[-1][1])
+            names = [name for name in self.kernel.dims if name in extent.symbols()]
+            if len(extent.terms) == 1 and len(names) > 1:
+                found.append((names[-1], nest))
+        return found
 
     def _is_plain(self, body: Sequence[Statement]) -> bool:
         return all(isinstance(s, For | Fold | Store | Let | Alloc) for s in body)

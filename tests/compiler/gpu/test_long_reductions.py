@@ -287,6 +287,11 @@ where B >= 1, H in 1..=64, W in 1..=64:
 pipeline weighed(x: f32[B, H, W, 24], y: f32[W]) -> (f32[B, 24], f32[H, 24])
 where B >= 1, H in 1..=64, W in 1..=64:
     sum(x * y[None, None, :, None], axis=(1, 2)), max(x, axis=(0, 2))
+
+pipeline first(x: f32[B, 24, H, W], r: f32[B, 24, H, W]) -> (f32[B, 24], f32[B, 24, H, W])
+where B >= 1, H >= 1, W >= 1:
+    m = mean(x + r, axis=(2, 3))
+    m, x - m[:, :, None, None]
 """
 
 
@@ -297,14 +302,18 @@ def test_eight_places_of_an_image_are_under_way(tmp_path: Path, rng: np.random.G
     check_legal(plan)
     assert not any(x.report["spill bytes"] for x in launches(plan))
     assert [x.report["bytes ahead"] for x in launches(plan)][:2] == [8 * 16, 8 * (16 + 4)]
-    plain, weighed = (Emulated(plan, pipeline=n) for n in range(2))
-    for b, h, w in ((2, 7, 13), (1, 1, 1), (1, 40, 3)):
+    plain, weighed, first = (Emulated(plan, pipeline=n) for n in range(3))
+    for b, h, w in ((2, 7, 13), (1, 1, 1), (1, 40, 3), (1, 9, 8)):
         x = rng.standard_normal((b, h, w, 24)).astype(np.float32)
         y = rng.standard_normal(w).astype(np.float32)
         (mean,) = plain({"x": x}, {"B": b, "H": h, "W": w})
         total, most = weighed({"x": x, "y": y}, {"B": b, "H": h, "W": w})
         np.testing.assert_array_equal(most, x.max((0, 2)))
         wide, off = x.astype(np.float64), h * w * 2.0**-24
+        turned = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        means, centred = first({"x": turned, "r": 0 * turned}, {"B": b, "H": h, "W": w})
+        assert np.all(np.abs(means - wide.mean((1, 2))) <= off * np.abs(wide).sum((1, 2)))
+        np.testing.assert_array_equal(centred, turned - means[:, :, None, None])
         assert np.all(np.abs(mean - wide.mean((1, 2))) <= off * np.abs(wide).sum((1, 2)))
         wide = wide * y[:, None]
         assert np.all(np.abs(total - wide.sum((1, 2))) <= 2 * off * np.abs(wide).sum((1, 2)))
