@@ -18,7 +18,7 @@ from stagefuse.compiler.patterns.byte_operands import codes_of, is_byte
 from stagefuse.compiler.patterns.panel_width import LANES
 from stagefuse.compiler.patterns.steps import count_of, lines_of, steps_of
 from stagefuse.compiler.patterns.windows import converted, is_worth_it, step_in_place, windows_of
-from stagefuse.dsl.dims import const, maximum, minimum
+from stagefuse.dsl.dims import const, floordiv, maximum, minimum
 
 from .groups import Group
 from .join_narrow import NarrowJoiner
@@ -30,6 +30,9 @@ THIN = 36
 """Rows of a product that read the other matrix faster in place than packed: one tile."""
 THIN_NARROW = 256
 """The same by narrow panels, of which bands are copied. AMX may multiply wide ones, if packed."""
+THIN_DEPTH = 4
+"""Steps of the sum for each row, at least, where the other matrix's rows lie along the depth: dot
+products of fewer are mostly their vectors' own sums."""
 THIN_CONVERTED = 15
 """The same where the kernel that multiplies converts it, for which packing costs no more."""
 CONVERTED_ONCE = 32
@@ -71,7 +74,6 @@ class OperandJoiner(NarrowJoiner):
             count_of([node.type.shape[a] for a in axes])
             for axes in (node.primitive.rows, node.primitive.columns)
         )
-        most = self.graph.facts.bounds(rows)[1]
         converts = all(len(p.members) > 1 for p in packers if p)
         inside = all(p in group.packs.values() for p in packers)
         narrow = group.kind == "contract" and node.primitive.panel == LANES
@@ -79,6 +81,10 @@ class OperandJoiner(NarrowJoiner):
         if converts:
             limit = THIN_CONVERTED if inside else CONVERTED_ONCE
         size, facts = limit + 1 - rows, self.graph.facts
+        lines = None if converts or group.kind != "contract" else lines_of(self.graph, node)
+        if lines is not None and lines[1] == const(1):
+            deep = maximum(floordiv(node.primitive.depth, THIN_DEPTH, facts), 1, facts)
+            size = minimum(size, deep + 1 - rows, facts)
         if group.kind == "contract" and not converts and not facts.prove_le(const(2), columns):
             size = maximum(size, 2 - columns)
         if facts.prove_le(size, const(0)):
@@ -88,7 +94,7 @@ class OperandJoiner(NarrowJoiner):
         found = [packer for packer in packers if packer is not None]
         packs = dict(zip((self.graph.nodes[a].operands[1] for a in anchors), found, strict=True))
         stored = [packer for packer in found if packer in self.groups.present]
-        always = most is not None and most <= limit
+        always = facts.prove_le(const(1), size)
         few = const(1) if always else minimum(maximum(size, 0), 1)
         members = group.members.union(*(packer.members for packer in found))
         thin = replace(group, members=members, packs=packs, when=few, thin=True)

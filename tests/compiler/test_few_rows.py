@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stagefuse.compiler import driver
-from stagefuse.compiler.fusion.join_operands import THIN, THIN_NARROW
+from stagefuse.compiler.fusion.join_operands import THIN, THIN_DEPTH, THIN_NARROW
 from stagefuse.compiler.kernel_ir import Alloc, Buffer, For, Index, Kernel, Load, Store, TileProduct
 from stagefuse.compiler.plan import Plan
 from stagefuse.dsl.dims import const, sym
@@ -96,9 +96,11 @@ def test_few_rows_by_rows(
             scale = np.abs(x).astype(float) @ np.abs(y).astype(float).T + np.abs(b)
             error = np.abs(pipe(x=x, y=y, b=b) - wanted)
             assert np.all(error <= (k + 2) * UNIT[dtype] * scale)
-    few, many = (running(plan, {"M": m, "N": 97, "K": 65}) for m in (36, 37))
-    assert few == ([True] if where else [False, False, True])
-    assert where or many == [True, True, False]
+    for m, k in ((1, 3), (2, 3), (16, 65), (17, 65), (36, 145), (37, 145)):
+        few = m <= min(THIN, max(k // THIN_DEPTH, 1))
+        if m <= 36 or not where:
+            packing = [] if where else [not few]
+            assert running(plan, {"M": m, "N": 97, "K": k}) == [*packing, not few, few]
 
 
 BATCHED = """pipeline main(x: f32[B, M, K], y: f32[B, K, N], t: f32[B, N, K])
