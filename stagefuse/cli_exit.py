@@ -93,9 +93,11 @@ def classify(error: BaseException) -> tuple[int, str]:
             f"error: the package `{error.name}` is not installed\n"
             f"  = help: python -m pip install {str(error.name).partition('.')[0]}"
         )
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f"{error.filename}: " if error.filename else ""
         return MISSING, f"error: {where}{error.strerror}\n  = help: free some of the disk"
+    if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
+        return MISSING, f"error: {where}{error.strerror}"  # of the disk, or of what is mounted
     if isinstance(error, OSError) and error.filename is not None:
         return WRONG_PROGRAM, f"error: {error.filename}: {error.strerror or error}"
     return OUR_FAULT, str(error)

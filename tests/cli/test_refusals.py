@@ -215,6 +215,13 @@ def test_a_full_disk_and_a_missing_folder_are_named(
     assert code == 3 and str(target) in err and list(tmp_path.glob(".*")) == []
 
 
+@pytest.mark.parametrize("command", ["check", "compile", "fmt", "explain"])
+def test_a_source_that_cannot_be_read(shell: Shell, command: str) -> None:
+    """Linux gives no byte at address 0 of a process: an error of input, without a name."""
+    code, out, err = shell(command, "/proc/self/mem")
+    assert code in (1, 3) and out == "" and err.startswith("error: ")
+
+
 def test_a_result_that_finds_no_room_is_named(
     shell: Shell, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
