@@ -167,6 +167,51 @@ def elements(torch: Any) -> Iterator[Case]:
     )  # fmt: skip
 
 
+def images(torch: Any) -> Iterator[Case]:
+    """Images of unknown sizes: norms and means over some axes, axes that change places, windows
+    that give one number each."""
+    yield Case(
+        "layer norm over 192 channels, first, 8 x 56 x 56",
+        "pipeline p(x: f32[B, 192, H, W]) -> f32[B, 192, H, W]:\n"
+        "    c = x - mean(x, axis=1, keepdims=True)\n"
+        "    c * rsqrt(mean(c * c, axis=1, keepdims=True) + 1e-6)\n",
+        {"x": Uniform((8, 192, 56, 56))},
+        partial(_channel_norm, torch), partial(_in_doubles, partial(_channel_norm, torch)),
+    )  # fmt: skip
+    for dims, shape, axes in (
+        ("H, W, 384", (8, 23, 46, 384), (1, 2)), ("512, H, W", (32, 512, 7, 7), (2, 3)),
+    ):  # fmt: skip
+        channels = dims.replace("H, W", "").strip(", ")
+        yield Case(
+            f"means of images {' x '.join(map(str, shape))} along {axes}",
+            f"pipeline p(x: f32[B, {dims}]) -> f32[B, {channels}]:\n    mean(x, axis={axes})\n",
+            {"x": Uniform(shape)},
+            partial(_along, torch.mean, axes), partial(_exactly, torch.mean, axes),
+        )  # fmt: skip
+    yield Case(
+        "heads and tokens of 8 x 1024 x 16 x 64 f16 change places",
+        "pipeline p(x: f16[B, T, N, 64]) -> f16[B, N, T, 64]:\n    transpose(x, [0, 2, 1, 3])\n",
+        {"x": Normal((8, 1024, 16, 64), "float16")}, lambda x: x.transpose(1, 2).contiguous(),
+    )  # fmt: skip
+    yield Case(
+        "one channel of windows of 7 x 3 x 32, 64 images of 178 x 90",
+        "pipeline p(x: f32[B, 178, 90, 32], w: f32[7, 3, 32]) -> f32[B, 172, 88]:\n"
+        "    y[b, i, j] = sum[c, m, n] (x[b, i + m, j + n, c] * w[m, n, c])\n    y\n",
+        {"x": Uniform((64, 178, 90, 32)), "w": Uniform((7, 3, 32))},
+        partial(_one_channel, torch), partial(_in_doubles, partial(_one_channel, torch)),
+    )  # fmt: skip
+
+
+def _channel_norm(torch: Any, x: Any) -> Any:
+    centred = x - x.mean(1, keepdim=True)
+    return centred * torch.rsqrt((centred * centred).mean(1, keepdim=True) + 1e-6)
+
+
+def _one_channel(torch: Any, x: Any, w: Any) -> Any:
+    found = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), w.permute(2, 0, 1)[None])
+    return found[:, 0]
+
+
 def _layer_norm(functional: Any, x: Any, g: Any, b: Any) -> Any:
     return functional.layer_norm(x, x.shape[1:], g, b, 1e-5)
 
@@ -211,15 +256,15 @@ def _first(layer: Any, x: Any, **weights: Any) -> Any:
     return layer(x)[0]
 
 
-def _along(operation: Any, axis: int, x: Any) -> Any:
+def _along(operation: Any, axis: Any, x: Any) -> Any:
     return operation(x, axis)
 
 
-def _exactly(operation: Any, axis: int, x: Any) -> Any:
+def _exactly(operation: Any, axis: Any, x: Any) -> Any:
     return operation(x.double(), axis)
 
 
 FAMILIES = {
     "sorts": sorts, "places": places, "rows": rows, "elements": elements,
-    "recurrences": recurrences,
+    "images": images, "recurrences": recurrences,
 }  # fmt: skip
