@@ -62,31 +62,56 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
     tail = f'attributes #0 = {{ nounwind "prefer-vector-width"="{width}" {SCALAR_LOADS} }}'
     body = "\n".join(functions)
     helpers = [module.helpers[name] for name in sorted(module.helpers)]
-    called = [
+    called, wide = _called(body, level)
+    helpers = _with_math(body, helpers, called, wide, level)
+    declared, apart = _micro_kernels(module, level)
+    helpers += declared
+    if units.are_used(body):
+        helpers.append(units.TEXT)
+    text = "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
+    if wide:
+        text += wide_math.INLINED + wide_math.definitions(wide, level)
+    return text + AS_WRITTEN + "\n\n".join(apart) + "\n" if apart else text
+
+
+def _called(body: str, level: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """The functions of mathematics that kernels call, with their types, and those that have a wide
+    form."""
+    found = [
         (name, kind)
         for name in {**vector_math.FUNCTIONS, **wide_math.FUNCTIONS}
         for kind in ("float", "double")
         if f"@{vector_math.symbol(name, kind)}(" in body
     ]
-    wide = [name for name, kind in called if wide_math.is_wide(name, kind, level)]
-    helpers += [
-        vector_math.definition(name, kind)
-        for name, kind in called
-        if not wide_math.is_wide(name, kind, level)
-    ]
+    wide = [name for name, kind in found if wide_math.is_wide(name, kind, level)]
+    return [x for x in found if not wide_math.is_wide(*x, level)], wide
+
+
+def _with_math(
+    body: str, helpers: Sequence[str], called: Sequence[tuple[str, str]], wide: Sequence[str],
+    level: str,
+) -> list[str]:  # fmt: skip
+    """Helpers with the functions that kernels call, declared where they are wide, and what those
+    need."""
+    found = [*helpers, *(vector_math.definition(name, kind) for name, kind in called)]
     if wide:
-        helpers.append(wide_math.declarations(wide))
-    helpers += [
+        found.append(wide_math.declarations(wide))
+    found += [
         vector_math.scale_text(kind, level)
         for kind, suffix in vector_math.SUFFIX.items()
-        if any(f"@sf.scale.{suffix}(" in text for text in helpers)
+        if any(f"@sf.scale.{suffix}(" in text for text in found)
     ]
     if "@sf.pow.i64(" in body:
-        helpers.append(scalars.INTEGER_POW)
-    if any("@sf.two_over_pi" in text for text in helpers):
-        helpers.insert(0, trigonometry.table_text())
+        found.append(scalars.INTEGER_POW)
+    if any("@sf.two_over_pi" in text for text in found):
+        found.insert(0, trigonometry.table_text())
+    return found
+
+
+def _micro_kernels(module: Module, level: str) -> tuple[list[str], list[str]]:
+    """What the module declares of micro-kernels, and their texts with what they share."""
     apart = [module.micro_kernels[name] for name in sorted(module.micro_kernels)]
-    helpers += map(declaration, apart)
+    helpers = [*map(declaration, apart)]
     of_pieces = any(map(pieces.is_symbol, module.micro_kernels))
     of_bytes = any(map(byte_tiles.is_symbol, module.micro_kernels))
     if of_bytes:
@@ -97,12 +122,7 @@ def module_text(kernels: Sequence[Kernel], level: str) -> str:
     if of_pieces or (of_bytes and level == "v4"):
         apart.append(pieces.tiles_text())
         helpers.append(pieces.DECLARATIONS)
-    if units.are_used(body):
-        helpers.append(units.TEXT)
-    text = "\n\n".join([pool_text(), *helpers, body, tail, "\n".join(module.metadata), ""])
-    if wide:
-        text += wide_math.INLINED + wide_math.definitions(wide, level)
-    return text + AS_WRITTEN + "\n\n".join(apart) + "\n" if apart else text
+    return helpers, apart
 
 
 class KernelWriter(ProductWriter):

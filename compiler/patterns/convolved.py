@@ -109,7 +109,21 @@ def convolution_of(graph: Graph, node: Node) -> Convolution | None:
         return None
     if any(size.as_int() is None for _, size, _ in windows.digits) or len(windows.channels) > 1:
         return None
-    shape = graph.type(windows.source).shape
+    found = _channels_of(windows, graph.type(windows.source).shape, product.batch)
+    if found is None:
+        return None
+    axis, channel, count, whole = found
+    moves = any(a.shifts or a.step > 1 for a in windows.axes)
+    codes = codes_of(graph, node) is not None
+    packed = steps_of(graph, node.operands[1], node) is None
+    return Convolution(windows, node.operands[0], axis, channel, count, whole, moves, codes, packed)
+
+
+def _channels_of(
+    windows: Windows, shape: Sequence[Expr], batch: Sequence[int]
+) -> tuple[int, str, int, bool] | None:
+    """The axis of the image that has the channels, the symbol of those of a window ("" if there is
+    one), their number, and whether they are all; else they are a group for each product."""
     spatial = {a.source for a in windows.axes}
     channel, count = "", 1
     if windows.channels:
@@ -117,21 +131,17 @@ def convolution_of(graph: Graph, node: Node) -> Convolution | None:
         places = [n for n, e in enumerate(windows.indices) if channel in e.symbols()]
     else:
         places = [n for n, size in enumerate(shape) if size.as_int() == 1 and n not in spatial][-1:]
-    batch = {f"d{a}" for a in product.batch}
     if len(places) != 1 or places[0] in spatial:
         return None
     (axis,) = places
     index, total = windows.indices[axis], shape[axis].as_int()
     rest = index - sym(channel) if channel else index
-    if total is None or rest.symbols() - batch or channel in rest.symbols():
+    if total is None or rest.symbols() - {f"d{a}" for a in batch} or channel in rest.symbols():
         return None
     whole = rest == const(0)
     if not whole and (total % count or _in_groups(rest, count, count) is None):
         return None
-    moves = any(a.shifts or a.step > 1 for a in windows.axes)
-    codes = codes_of(graph, node) is not None
-    packed = steps_of(graph, node.operands[1], node) is None
-    return Convolution(windows, node.operands[0], axis, channel, count, whole, moves, codes, packed)
+    return axis, channel, count, whole
 
 
 def _in_groups(first: Expr, count: int, padded: int) -> Expr | None:
