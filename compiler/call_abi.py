@@ -1,13 +1,14 @@
 """What native code of calls and the runtime agree on; see `cpu.native_calls`.
 
-All records are words of 8 bytes; an address is one.
+All records are words of 8 bytes; an address is one. Files hold code that was made for what stands
+here: a change is one of `plan.ABI_VERSION`.
 """
 
 from __future__ import annotations
 
 API = (
     "PyObject_GetAttr", "PyLong_AsVoidPtr", "Py_IncRef", "Py_DecRef", "PyTuple_Size",
-    "PyTuple_GetItem", "PyErr_Clear", "PyObject_Vectorcall", "PyEval_SaveThread",
+    "PyTuple_GetItem", "PyErr_Clear", "PyErr_Occurred", "PyObject_Vectorcall", "PyEval_SaveThread",
     "PyEval_RestoreThread", "PyArray_Empty", "ndarray", "_table", "_in_python", "_after",
 )  # fmt: skip
 """Functions of CPython and NumPy, the type of arrays, and names of attributes as strings."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMAT_VERSION = 4
-ABI_VERSION = 1  # of kernels and of `sf_run`, see StepPlan and GpuLaunchPlan
+ABI_VERSION = 1  # of kernels, `sf_run` and calls: StepPlan, GpuLaunchPlan, call_abi
 LEVELS = ("v3", "v4")  # x86-64 levels that objects are compiled for
 GPU_ARCHES = ("sm_80", "sm_89", "sm_90a")
 TARGETS = {  # what a caller names: what code is made for

@@ -254,12 +254,13 @@ def _made() -> str:
             shape, order = f.at(shapes, f.load(done, "i64")), f.const(0, "i32")
             new = f.ask("PyArray_Empty", rank.to("trunc", "i32"), shape, dtype, order)
             f.store(place, new)
+            with f.when(f.missing(new)):
+                f.ask("PyErr_Clear", returns="void")  # Python says what lacks memory
         with f.when(maker.compare("ne", f.null)):
             none = f.const(0, "i64")
             f.store(place, f.ask("PyObject_Vectorcall", maker, f.null, none, f.null))
         array = f.load(place)
         with f.when(f.missing(array)):
-            f.ask("PyErr_Clear", returns="void")
             f.drop(objects, number)
             f.give(0)
         f.store(f.at(objects, number), array)
@@ -313,6 +314,8 @@ def _call() -> str:
     f.store(busy, 1)  # what makes results may be Python, during which other threads run
     with f.when(f.part("sf.made", table, bucket, made).compare("eq", 0)):
         f.store(busy, 0)
+        with f.when(f.ask("PyErr_Occurred").compare("ne", f.null)):
+            f.give(f.null)
         f.give(f.part("sf.in_python", *whole, returns="ptr"))
     f.part("sf.enter", table, bucket, objects, returns="void")
     f.store(busy, 0)
