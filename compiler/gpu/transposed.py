@@ -33,8 +33,11 @@ def lower_elements(low: Lowering) -> Parallel:
 
 def _in_rows(low: Lowering, made: Parallel) -> Parallel:
     """Rows that may be short, such as those of images, some at a time where they lie behind each
-    other in all that is read and written: their elements are those of one row then."""
+    other in all that is read and written: their elements are those of one row then. A step of a
+    recurrence has few elements, and its rows stay apart."""
     parallel, work = made
+    if low.group.nest:
+        return made
     match low.scopes[0].body:
         case [For(vector=True) as loop] if loop.lo == const(0) and parallel and not low.flat:
             pass
