@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from stagefuse.dsl.numpy_later import np
 from stagefuse.dsl.program import Pipeline
 
 from .graph import Graph, Input, Node, Recurrence, Ref, State, Update, Weight
-from .plan import AliasPlan, ArgumentPlan, BufferPlan, LoopPlan, StatePlan
+from .plan import AliasPlan, ArgumentPlan, BufferPlan, LoopPlan, StatePlan, constant_name
 from .scalar import convert
 
 if TYPE_CHECKING:
@@ -205,10 +204,7 @@ def _role_and_name(node: Node, array: Array) -> tuple[str, str]:
     """What a stored array is, and its name: of a constant, by its content."""
     if isinstance(node.primitive, Weight):
         return "weight", f"{node.primitive.weights}/{node.primitive.key}"
-    kind = f"{array.dtype}{array.shape}"  # zeros of i32 have the bytes of zeros of f32
-    digest = hashlib.sha256(kind.encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return "constant", f"constant/{digest.hexdigest()[:16]}"
+    return "constant", constant_name(array)
 
 
 def size_of(shape: Sequence[Expr]) -> Expr:

@@ -7,6 +7,7 @@ that a plan must keep.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import field
 from functools import cached_property
@@ -277,6 +278,20 @@ class PipelinePlan:
     gpu: tuple[GpuPlan, ...] = ()
     loops: tuple[LoopPlan, ...] = ()
     states: tuple[StatePlan, ...] = ()
+
+
+CONSTANT = "constant/"
+"""Before the names of arrays that are called by what is in them."""
+
+
+def constant_name(array: np.ndarray[Any, Any]) -> str:
+    """The name of a constant, by its content."""
+    import numpy as np
+
+    kind = f"{array.dtype}{array.shape}"  # zeros of i32 have the bytes of zeros of f32
+    digest = hashlib.sha256(kind.encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return f"{CONSTANT}{digest.hexdigest()[:16]}"
 
 
 @frozen

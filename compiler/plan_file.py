@@ -40,6 +40,7 @@ from stagefuse.dsl.frozen import frozen
 from .errors import PlanError
 from .plan import (
     ABI_VERSION,
+    CONSTANT,
     FORMAT_VERSION,
     GPU_ARCHES,
     LEVELS,
@@ -47,6 +48,7 @@ from .plan import (
     GpuPlan,
     PipelinePlan,
     Plan,
+    constant_name,
 )
 from .plan_check import check
 from .plan_json import decode, encode, fields_of
@@ -59,6 +61,7 @@ _COMMENT = "stagefuse plan, sha256 of plan.json: "
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _PADDING_FIELD = 0xD935  # the extra field that Android's zipalign uses
 _MAX_HEADER = 100_000_000
+_SMALL_BYTES = 1 << 16
 _PIPELINES: Any = tuple[PipelinePlan, ...]
 _GPU_PLANS: Any = tuple[GpuPlan, ...]
 
@@ -330,6 +333,9 @@ class _Reader:
         for name, code in {**objects, **ptx}.items():
             if code[-len(mark) :] != mark:
                 raise PlanError(f"the code for {name} was made for other steps than the plan has")
+        for name, array in plan.arrays.items():
+            if name.startswith(CONSTANT) and _may_index(array) and constant_name(array) != name:
+                raise PlanError(f"the array {name} is damaged: its hash differs")
         return plan
 
     def pipelines(self, with_gpu: bool) -> tuple[PipelinePlan, ...]:
@@ -408,6 +414,13 @@ class _Reader:
             if not name.startswith(("__padding__", "__metadata__")):
                 arrays[name] = _array(body, name, entry)
         return arrays
+
+
+def _may_index(array: np.ndarray[Any, Any]) -> bool:
+    """Whether an array may hold positions, which kernels take for what they were while compiling;
+    8 bits hold few, and large arrays of them are weights."""
+    small = array.nbytes <= _SMALL_BYTES
+    return array.dtype.kind in "iu" and (array.dtype.itemsize > 1 or small)
 
 
 def _ptx(arch: str, data: memoryview) -> str:

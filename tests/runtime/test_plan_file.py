@@ -18,6 +18,7 @@ import pytest
 from safetensors import safe_open
 
 from stagefuse.compiler import plan_file
+from stagefuse.compiler.driver import compile_file
 from stagefuse.compiler.errors import PlanError
 from stagefuse.compiler.plan import (
     FORMAT_VERSION,
@@ -440,4 +441,21 @@ def test_code_runs_no_other_steps(
     at[keys[-1]] = value
     rewritten(file, document, name)
     with pytest.raises(PlanError, match="the code for .* was made for other steps"):
+        plan_file.read(file)
+
+
+def test_positions_that_are_not_those_compiled_for_are_refused(tmp_path: Path) -> None:
+    """Kernels read at them without a look: all are known to be within bounds."""
+    at = np.random.default_rng().integers(0, 8, 1000)
+    source, file = tmp_path / "p.pipe", tmp_path / "p.fused"
+    np.savez(tmp_path / "w.npz", at=at)
+    source.write_text(
+        'weights w = "w.npz"\npipeline p(x: f32[16]) -> f32[1000]:\n    x[w.at * 2]\n'
+    )
+    plan_file.write(compile_file(source, levels=("v3",)), file)
+    content = bytearray(file.read_bytes())
+    content[content.index((at * 2).tobytes()) + 5] = 0x7F
+    plan_file.read(file)
+    file.write_bytes(content)
+    with pytest.raises(PlanError, match="the array constant/.* is damaged"):
         plan_file.read(file)
