@@ -189,14 +189,13 @@ class Barriers:
         if races is not None:
             races.closed(barrier, opened)
 
-    def why(self) -> tuple[Stop, Step, Group]:
-        """Why the first group that waits at a barrier does."""
+    def why(self) -> list[tuple[Group, Step, str]]:
+        """The groups that wait at barriers, where, and how many threads the barriers lack."""
+        found = []
         for number, barrier in self.known.items():
             for entry in barrier.parked:
-                g = entry.group
-                thread = int(g.threads()[0])
-                block = int(self.batch.block_of[thread])
-                arrived, expected = int(barrier.arrived[block]), int(barrier.expected[block])
-                text = f"barrier {number} waits for {expected} threads, and {arrived} came"
-                return Stop("deadlock", text, thread), entry.step, g
-        raise AssertionError("nothing waits")
+                block = self.batch.block_of[int(entry.group.threads()[0])]
+                why = (f"barrier {number} waits for {barrier.expected[block]} threads, and "
+                       f"{barrier.arrived[block]} came")  # fmt: skip
+                found.append((entry.group, entry.step, why))
+        return found

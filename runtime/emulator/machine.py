@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stagefuse.compiler.ptx import print_instruction
 
 from .barriers import Barriers
-from .errors import Fault, Stop, callers_of, shortened
+from .errors import Fault, Stop, callers_of
 from .groups import Frame, Geometry, compact, merge
 from .groups import Group as Group
 from .layout import Layout
@@ -31,6 +31,7 @@ from .order import exits
 from .passed_by import check_named
 from .program import Code, Program, Step, aligned
 from .special import RESERVED_BYTES, special_value
+from .stuck import places, stuck
 from .turns import race_behind
 
 if TYPE_CHECKING:
@@ -300,50 +301,6 @@ class Batch:
             self.push(g)
         return bool(parked or self.ready)
 
-    def places(self, most: int = 5) -> str:
-        """Where threads stand, in words: what most of them wait at first."""
-        groups = [*self.ready.values(), *(g for g, _, _ in self.waiting.values())]
-        groups += [entry.group for b in self.barriers.known.values() for entry in b.parked]
-        found = []
-        for g in sorted(groups, key=lambda g: -g.n):
-            steps = g.frame.code.steps
-            if g.pc < len(steps):
-                block, thread = self.position(int(g.threads()[0]))
-                line, x = steps[g.pc].instruction.line, shortened(str(steps[g.pc]))
-                who = f"block {block} thread {thread}" + " and others" * (g.n > 1)
-                found.append(f"{g.n} at line {line} `{x}` ({who})")
-        more = f", and {len(found) - most} groups more" if len(found) > most else ""
-        return ", ".join(found[:most]) + more
-
-    def stuck(self) -> Fault:
-        """The fault when no group can go on: why the first one waits."""
-        for g, step, _ in self.waiting.values():
-            why = waiting_reason(g, step)
-            if why is not None:
-                return self.machine.fault(Stop("deadlock", why, int(g.threads()[0])), step, self, g)
-            is_barrier = "barrier" in step.match.form.meaning
-            kind = "barrier" if is_barrier else "deadlock"
-            what = "a barrier that other threads of the warp do not reach" if is_barrier else (
-                "lanes of its mask that never come")  # fmt: skip
-            found = Stop(kind, f"waits for {what}", int(g.threads()[0]))
-            return self.machine.fault(found, step, self, g)
-        stop, step, g = self.barriers.why()
-        return self.machine.fault(stop, step, self, g)
-
-
-_REASONS = {
-    "mbarrier": "waits for a phase of an mbarrier that never completes",
-    "cluster": "waits for threads of the cluster that never come",
-    "registers": "waits for registers that no warp gives back",
-    "wgmma": "waits for warps of the warpgroup that never come",
-}
-
-
-def waiting_reason(g: Group, step: Step) -> str | None:
-    """What a group that cannot go on waits for, where it is none of a warp's lanes."""
-    explain = g.batch.state.get("why", {}).get(id(step))
-    return explain(g) if explain else _REASONS.get(step.match.form.meaning.split(".")[0])
-
 
 class Machine:
     """One launch."""
@@ -417,10 +374,10 @@ class Machine:
             idle = self._idle
             if not batch.step() and not batch.wake():
                 if not others:
-                    raise batch.stuck()
+                    raise stuck(batch)
                 self._idle += 1
                 if self._idle > STUCK_TURNS:
-                    raise batch.stuck()
+                    raise stuck(batch)
                 return False
             if self._idle > idle:
                 if self._idle > STUCK_TURNS:
@@ -442,7 +399,7 @@ class Machine:
             return
         if g is not None:
             batch.push(g)
-        raise TimeoutError(f"{self.entry.name} has not ended: {batch.places()}")
+        raise TimeoutError(f"{self.entry.name} has not ended: {places(batch)}")
 
     def turned(self, g: Group) -> None:
         """Counts a loop that came round while nothing changed: no memory, nor where it looks."""
@@ -461,7 +418,7 @@ class Machine:
 
     def _spinning(self, batch: Batch) -> Fault:
         if not batch.ready:
-            return batch.stuck()
+            return stuck(batch)
         g = next(iter(batch.ready.values()))
         step = g.frame.code.steps[g.pc]
         stop = Stop("deadlock", "loops for something that never happens", int(g.threads()[0]))
@@ -488,9 +445,9 @@ class Machine:
         x = stop.instruction or step.instruction
         thread = int(g.threads()[0]) if stop.thread is None else stop.thread
         block, within = batch.position(thread)
-        places = stop.kind == "deadlock" and batch.places()
+        where = stop.kind == "deadlock" and places(batch, stop.message)
         return Fault(
-            stop.kind, stop.message + (f"; threads stand so: {places};" if places else ""),
+            stop.kind, stop.message + (f"; threads stand so: {where};" if where else ""),
             kernel=self.entry.name, instruction=print_instruction(x), line=x.line,
             file=self.program.module.file(x.loc.file) if x.loc else "",
             source_line=x.loc.line if x.loc else 0, block=block, thread=within,

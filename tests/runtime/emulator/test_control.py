@@ -445,6 +445,7 @@ def test_a_deadlock_says_where_threads_stand() -> None:
         line = line_of(text, f"barrier.sync {number}")
         where = f"32 at line {line} `barrier.sync {number}, 64;` (block (0, 0, 0) thread ({thread}"
         assert where in found.message
+        assert f"barrier {number} waits for 64 threads, and 32 came" in found.message
 
 
 def test_a_launch_that_takes_too_long() -> None:
