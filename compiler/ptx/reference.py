@@ -62,7 +62,8 @@ a guard, global memory |
 | `barrier` | a barrier that threads of the warp do not reach, or others pass by; a wrong mask; \
 a wrong use of an mbarrier or of `setmaxnreg` |
 | `deadlock` | threads that wait for what never happens |
-| `trap` | the kernel stopped itself, by `trap` or a failed assertion |
+| `trap` | the kernel stopped itself, by `trap` or a failed assertion; \
+or the metadata of `mma.sp` makes no sense |
 
 ## How to read the tables
 

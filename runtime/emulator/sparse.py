@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from stagefuse.compiler.ptx.types import TYPES
 
+from .errors import Stop
+
 Array = NDArray[Any]
 
 
@@ -42,10 +44,14 @@ def indices_of_rows(words: Array, kind: str, columns: int, selector: int) -> Arr
 
 
 def spread(values: Array, numbers: Array, kind: str) -> Array:
-    """A matrix `[...][rows][K]` from the half of it that is stored and where that belongs."""
+    """A matrix `[...][rows][K]` from the half of it that is stored and where that belongs.
+
+    Raises: Stop where numbers give elements no place of their own.
+    """
     first, second = numbers & 3, numbers >> 2
     group = np.arange(numbers.shape[-1])
     bits = TYPES[kind].bits
+    _check_numbers(values, numbers, bits)
     if bits == 32:
         columns = (2 * group + first // 2)[..., None]
     elif bits == 4:
@@ -56,3 +62,21 @@ def spread(values: Array, numbers: Array, kind: str) -> Array:
     whole = np.zeros((*values.shape[:-1], 2 * values.shape[-1]))
     np.put_along_axis(whole, columns.reshape(values.shape), values, -1)
     return whole
+
+
+def _check_numbers(values: Array, numbers: Array, bits: int) -> None:
+    """Zeros may have any place: that of an empty group is often left as it is.
+
+    Raises: Stop where two units would be at one place, or halves of tf32 are torn apart (there
+    only 0b0100 and 0b1110 mean something).
+    """
+    wrong = (numbers & 3) == (numbers >> 2)
+    if bits == 32:
+        wrong = (numbers != 0b0100) & (numbers != 0b1110)
+    if not wrong.any():
+        return
+    wrong = wrong & (values.reshape(*numbers.shape, -1) != 0).any(-1)
+    if wrong.any():
+        at = tuple(np.argwhere(wrong)[0])
+        raise Stop("trap", f"metadata {int(numbers[at]):#06b} for group {at[-1]} of row {at[-2]} "
+                   "of the sparse matrix gives its elements no place of their own")  # fmt: skip

@@ -429,23 +429,21 @@ def test_a_loop_in_which_nothing_changes_is_a_deadlock() -> None:
 
 
 def test_a_deadlock_says_where_threads_stand() -> None:
-    text = kernel(
-        """
+    text = kernel("""
         setp.lt.u32 %p0, %r0, 32;
         @%p0 bra ONE;
         barrier.sync 1, 64;
         bra END;
     ONE:
         barrier.sync 2, 64;
-    END:"""
-    )
+    END:""")
     found = fault(text, words(1), block=64)
     assert found.kind == "deadlock"
     for number, thread in ((1, 32), (2, 0)):
         line = line_of(text, f"barrier.sync {number}")
         where = f"32 at line {line} `barrier.sync {number}, 64;` (block (0, 0, 0) thread ({thread}"
-        assert where in found.message
-        assert f"barrier {number} waits for 64 threads, and 32 came" in found.message
+        why = f"barrier {number} waits for 64 threads, and 32 came"
+        assert where in found.message and why in found.message
 
 
 def test_a_launch_that_takes_too_long() -> None:

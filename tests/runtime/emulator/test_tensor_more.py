@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from stagefuse.runtime import emulator
+
 from .kernels import Array, kernel, run
 from .test_tensor import BITS, matrix, sizes, words_of
 
@@ -142,6 +144,25 @@ def test_products_of_sparse_matrices(
     found = product(name, [left, right, accumulators, meta], 4, f", {selector}")
     expected = results(a @ b.astype(np.float64) + c, 4)
     assert (found.view(dtype) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "number", "is_right"),
+    [("f16", "m16n8k16", 0, False), ("f16", "m16n8k16", 0b0100, True),
+     ("tf32", "m16n8k8", 0b1101, False), ("tf32", "m16n8k8", 0b1110, True)],
+)  # fmt: skip
+@pytest.mark.parametrize("is_zero", [False, True])
+def test_metadata_without_a_place(
+    kind: str, shape: str, number: int, is_right: bool, is_zero: bool
+) -> None:
+    half = np.full((32, 2), 0 if is_zero else 0x3F803F80, np.uint32)
+    c, meta = np.zeros((32, 4), np.uint32), np.full((32, 1), number * 0x11111111, np.uint32)
+    name = f"mma.sp::ordered_metadata.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32"
+    if is_right or is_zero:
+        product(name, [half, half, c, meta], 4, ", 0")
+        return
+    with pytest.raises(emulator.Fault, match=rf"metadata {number:#06b} for group 0 of row 0"):
+        product(name, [half, half, c, meta], 4, ", 0")
 
 
 @pytest.mark.parametrize("left", ["row", "col"])
