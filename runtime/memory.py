@@ -11,7 +11,7 @@ import mmap
 import sys
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,9 @@ _HUGE_PAGES, _COLLAPSE = 14, 25
 POOLED_BYTES = 128 * 1024  # results from this size on come from a pool
 MAX_BYTES = 1 << 46
 LOOKS = 4  # at blocks that may be in use, before there is another
+KEYS = 64
+"""Combinations of shape and dtype asked for last whose blocks a pool keeps, and up to as many more.
+"""
 
 _LIBC = ctypes.CDLL(None)
 _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -156,20 +159,30 @@ def _uses_of_a_free_one() -> int:
 _FREE = _uses_of_a_free_one()
 
 
+_Key: TypeAlias = tuple[tuple[int, ...], np.dtype[Any]]
+
+
 class ResultPool:
     """Blocks of memory for results, by shape and dtype. At most `limit` bytes are kept, in use or
-    not."""
+    not, of the combinations that were asked for lately.
+
+    They are in two generations, so that asking again for what is in the younger one costs nothing
+    more. When that has KEYS combinations it becomes the older one, whose blocks go.
+    """
 
     def __init__(self, limit: int = 1 << 30) -> None:
         self.limit = limit
-        self._blocks: dict[tuple[tuple[int, ...], np.dtype[Any]], deque[_Block]] = {}
+        self._younger: dict[_Key, deque[_Block]] = {}
+        self._older: dict[_Key, deque[_Block]] = {}
         self._bytes = 0
         self._lock = forks.lock()
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> Any:
         """An array with arbitrary contents that owns its memory alone."""
         with self._lock:
-            blocks = self._blocks.get((shape, dtype)) or deque()
+            blocks = self._younger.get((shape, dtype))
+            if blocks is None:
+                blocks = self._blocks((shape, dtype))
             for _ in range(min(len(blocks), LOOKS)):
                 block = blocks.popleft()
                 result = block.whole.view() if _uses(block) == _FREE else None
@@ -177,6 +190,17 @@ class ResultPool:
                 if result is not None:
                     return result
         return self._another(shape, dtype, size)
+
+    def _blocks(self, key: _Key) -> deque[_Block]:
+        """The blocks of a combination, which is in the younger generation from then on."""
+        blocks = self._younger.get(key)
+        if blocks is None:
+            blocks = self._older.pop(key, None) or deque()
+            if len(self._younger) >= KEYS:
+                self._bytes -= sum(b.whole.nbytes for x in self._older.values() for b in x)
+                self._older, self._younger = self._younger, {}
+            self._younger[key] = blocks
+        return blocks
 
     def _another(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> Any:
         """The same, of a new block."""
@@ -186,26 +210,27 @@ class ResultPool:
             if self._bytes + size > self.limit:
                 self._let_go(self._bytes + size - self.limit)
             if _FREE and self._bytes + size <= self.limit:
-                self._blocks.setdefault((shape, dtype), deque()).append(block)
+                self._blocks((shape, dtype)).append(block)
                 self._bytes += size
         return result
 
     def _let_go(self, excess: int) -> None:
         """Frees blocks that nothing uses, up to so many bytes."""
-        for key, blocks in list(self._blocks.items()):
-            for _ in range(len(blocks)):
-                block = blocks.popleft()
-                if excess > 0 and _uses(block) == _FREE:
-                    excess -= block.whole.nbytes
-                    self._bytes -= block.whole.nbytes
-                else:
-                    blocks.append(block)
-            if not blocks:
-                del self._blocks[key]
+        for generation in (self._older, self._younger):
+            for key, blocks in list(generation.items()):
+                for _ in range(len(blocks)):
+                    block = blocks.popleft()
+                    if excess > 0 and _uses(block) == _FREE:
+                        excess -= block.whole.nbytes
+                        self._bytes -= block.whole.nbytes
+                    else:
+                        blocks.append(block)
+                if not blocks:
+                    del generation[key]
 
     def clear(self) -> None:
         """Free what waits, and keep nothing from now on."""
         with self._lock:
             self.limit = -1
-            self._blocks.clear()
+            self._younger, self._older = {}, {}
             self._bytes = 0
