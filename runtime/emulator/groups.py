@@ -47,7 +47,7 @@ class Group:
     """Threads of a batch at the same instruction. `sel` is `None` for all of the batch's."""
 
     __slots__ = ("batch", "frame", "regs", "pc", "stack", "sel", "n", "turn", "looks", "rounds",
-                 "seen", "places")  # fmt: skip
+                 "seen", "places", "gave_way")  # fmt: skip
 
     def __init__(
         self, batch: Batch, frame: Frame, pc: int, stack: tuple[Call, ...],
@@ -58,6 +58,8 @@ class Group:
         self.sel, self.n, self.turn = sel, n, turn
         self.looks = False
         """Whether it looked at memory that others may write, since its last turn."""
+        self.gave_way = False
+        """Whether others ran before the release at which it stands."""
         self.places: set[Any] = set()
         """What it looked at since loops were last looked at: addresses, or barriers."""
         self.rounds = 0

@@ -18,6 +18,7 @@ from stagefuse.compiler.ptx.types import TYPES
 from stagefuse.dsl.frozen import frozen
 
 from .granules import Granules
+from .turns import releases
 
 if TYPE_CHECKING:
     from .machine import Group, Machine
@@ -36,6 +37,8 @@ class Step:
     run: Run | None = None
     control: Control | None = None
     is_leader: bool = False
+    is_release: bool = False
+    """Whether it tells other blocks of what was done before: others run before it, once."""
     lanes: int = 0
     """How many threads executed it, in the current launch."""
     traffic: dict[str, int] = field(default_factory=dict)
@@ -347,6 +350,9 @@ class _Decode:
         for at, step in enumerate(self.code.steps[:-1], 1):
             if step.match.form.meaning in _SIGNALS:
                 self.code.steps[at].is_leader = True
+        for step in self.code.steps:
+            if releases(step.instruction):
+                step.is_leader = step.is_release = True
         self.check_names()
 
     def param(self, scope: Scope, v: s.Variable) -> Place:

@@ -16,12 +16,29 @@ from numpy.typing import NDArray
 from .errors import Fault, Stop
 
 if TYPE_CHECKING:
+    from stagefuse.compiler.ptx.syntax import Instruction
+
     from .groups import Group
     from .machine import Batch
 
 Array = NDArray[Any]
 MOST_STEPS = 200
 """How many turns others get, at most, to come to what was read too early."""
+
+
+_WIDE = frozenset(("gpu", "gl", "sys"))
+
+
+def releases(x: Instruction) -> bool:
+    """Whether an instruction orders what was done before for threads of other blocks.
+
+    A release, or the fence that stands before a relaxed one.
+    """
+    words = set(x.modifiers)
+    if x.opcode in ("membar", "fence"):
+        return bool(words & _WIDE) and "acquire" not in words
+    return x.opcode in ("st", "red", "atom") and bool(words & {"release", "acq_rel"}) and (
+        bool(words & _WIDE))  # fmt: skip
 
 
 def wrote(g: Group, addresses: Array) -> None:

@@ -110,3 +110,31 @@ def test_what_is_read_before_another_block_writes_it() -> None:
     assert (found.kind, found.line) == ("race", line_of(text, "st.global.u32 [%d1]"))
     alone = fault(text.replace("st.global.u32 [%d1], %r4;", ""), words(2), memory, grid=2, block=1)
     assert alone.kind == "uninitialised" and alone.instruction.startswith("ld.global")
+
+
+@pytest.mark.parametrize("signal", [
+    "st.release.gpu.global.u32 [%d1], 1;", "red.release.gpu.global.add.u32 [%d1], 1;",
+    "membar.gl; red.global.add.u32 [%d1], 1;",
+])  # fmt: skip
+@pytest.mark.parametrize("want", [0, 1])
+def test_who_looks_once_may_come_before_a_release(signal: str, want: int) -> None:
+    text = kernel(f"""
+        setp.eq.u32 %p0, %r1, 0;
+        @%p0 bra READ;
+        st.global.u32 [%d0], 7;
+        {signal}
+        bra END;
+    READ:
+        ld.acquire.gpu.global.u32 %r4, [%d1];
+        setp.lt.u32 %p1, %r4, {want};
+        @%p1 bra READ;
+        ld.global.u32 %r5, [%d0];
+        st.global.u32 [%d2], %r5;
+    END:""", 3)
+    data, flag, out = words(1), words(1), words(1)
+    if want:
+        run(text, data, flag, out, grid=2, block=1)
+        assert out[0] == 7
+    else:
+        found = fault(text, data, flag, out, grid=2, block=1)
+        assert found.kind == "race" and "nothing between" in found.message
