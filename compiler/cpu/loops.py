@@ -176,14 +176,14 @@ class LoopWriter(CheckWriter):
         if masked and not short and innermost and self._leaves_rest(lo, hi):
             span = hi - lo  # less than 0 where a part of a row begins after the row's end
             span = span.compare("gt", 0).select(span, code.const(0, "i64"))
-            middle = lo + (span & -SHORT_LOOP)
+            middle = lo + (span & -(LANES if self._vectors(lo, hi) else SHORT_LOOP))
             start = self._loop(lo, middle, start, body, ahead, bound, parallel, True)
             return self._loop(middle, hi, start, body, ahead, bound, parallel, True, True, True)
         masked = masked and short and self.module.level == "v4"
         with_group = parallel and innermost
 
         def metadata(group: str) -> str:
-            return self._loop_metadata(group, innermost, short, masked)
+            return self._loop_metadata(group, innermost, short, masked, self._vectors(lo, hi))
 
         return self._counted((lo, hi), start, body, ahead, bound, masked, with_group, metadata)
 
@@ -267,13 +267,24 @@ class LoopWriter(CheckWriter):
             for first, result in zip(start, results, strict=True)
         ]
 
+    def _vectors(self, lo: Value, hi: Value) -> int | None:
+        """How many vectors there are in a loop of known size that is better not divided into four
+        at a time and a rest: of 5 to 15 vectors alone, or of 6 or 10 and one of fewer lanes."""
+        if self.module.level != "v4" or not (lo.text.isdigit() and hi.text.isdigit()):
+            return None
+        vectors, rest = divmod(int(hi.text) - int(lo.text), LANES)
+        fits = 4 < vectors < 16 if rest == 0 else vectors in (6, 10) and rest & (rest - 1) == 0
+        return vectors if fits else None
+
     def _leaves_rest(self, lo: Value, hi: Value) -> bool:
         """Whether a loop may do other than whole vectors, on a target that has masks."""
         known = lo.text.isdigit() and hi.text.isdigit()
         whole = known and (int(hi.text) - int(lo.text)) % LANES == 0
         return self.module.level == "v4" and not whole
 
-    def _loop_metadata(self, group: str, innermost: bool, short: bool, masked: bool) -> str:
+    def _loop_metadata(
+        self, group: str, innermost: bool, short: bool, masked: bool, vectors: int | None = None
+    ) -> str:
         if not innermost:
             return ""
         properties = []
@@ -285,6 +296,9 @@ class LoopWriter(CheckWriter):
             if masked:
                 name = "llvm.loop.vectorize.predicate.enable"
                 properties.append(self.module.node(f'!{{!"{name}", i1 true}}'))
+        elif vectors:  # as many at a time as leave no rest
+            count = next((n for n in (4, 2) if vectors % n == 0), 1)
+            properties.append(self.module.node(f'!{{!"llvm.loop.interleave.count", i32 {count}}}'))
         else:  # a third of the compile time, for loops that the vectoriser interleaves
             properties.append(self.module.node('!{!"llvm.loop.unroll.runtime.disable"}'))
         return f", !llvm.loop {self.module.loop(properties)}"
