@@ -16,7 +16,8 @@ Lock: TypeAlias = "threading.RLock"
 PATIENCE_S = 1.0
 """For a lock whose owner may itself wait for one that the thread which forks has."""
 
-_locks: weakref.WeakSet[Lock] = weakref.WeakSet()
+_locks: weakref.WeakValueDictionary[int, Lock] = weakref.WeakValueDictionary()
+"""By identity: other threads may make some while these are listed, which a set does not bear."""
 _forking = threading.local()
 """Of each thread: the locks that it took to fork."""
 
@@ -24,12 +25,13 @@ _forking = threading.local()
 def lock() -> Lock:
     """A lock for short work. Re-entrant, as a garbage collection inside may call a pipeline."""
     made = threading.RLock()
-    _locks.add(made)
+    _locks[id(made)] = made
     return made
 
 
 def _before() -> None:
-    _forking.held = [x for x in list(_locks) if x.acquire(timeout=PATIENCE_S)]
+    known = [ref() for ref in _locks.valuerefs()]
+    _forking.held = [x for x in known if x is not None and x.acquire(timeout=PATIENCE_S)]
 
 
 def _after() -> None:

@@ -7,6 +7,7 @@ import json
 import operator
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import pytest
 from ml_dtypes import bfloat16
 
 from stagefuse.compiler import plan_file
+from stagefuse.runtime import forks
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
 from stagefuse.runtime.errors import (
     DeviceError,
@@ -476,3 +478,26 @@ def test_a_child_calls_whatever_threads_of_its_parent_do(lock: str, lookup: CpuP
     assert held.wait(10)
     assert in_a_child(results) == 0
     holder.join()
+
+
+def test_locks_are_made_while_a_thread_forks() -> None:
+    """Those that were there before are taken all the same."""
+    there, ended = [forks.lock() for _ in range(1000)], threading.Event()
+
+    def make() -> None:
+        while not ended.is_set():
+            forks.lock()
+
+    maker, before = threading.Thread(target=make), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    maker.start()
+    try:
+        for _ in range(50):
+            forks._before()
+            taken = {id(x) for x in forks._forking.held}
+            forks._after()
+            assert taken >= {id(x) for x in there}
+    finally:
+        sys.setswitchinterval(before)
+        ended.set()
+        maker.join()
