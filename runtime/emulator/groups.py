@@ -58,8 +58,8 @@ class Group:
         self.sel, self.n, self.turn = sel, n, turn
         self.looks = False
         """Whether it looked at memory that others may write, since its last turn."""
-        self.gave_way = False
-        """Whether others ran before the release at which it stands."""
+        self.gave_way: tuple[int, ...] = ()
+        """The progress each time that others ran before the release at which it stands."""
         self.places: set[Any] = set()
         """What it looked at since loops were last looked at: addresses, or barriers."""
         self.rounds = 0

@@ -32,7 +32,7 @@ from .passed_by import check_named
 from .program import Code, Program, Step, aligned
 from .special import RESERVED_BYTES, special_value
 from .stuck import places, stuck
-from .turns import let_others_run, race_behind
+from .turns import gives_way, race_behind
 
 if TYPE_CHECKING:
     from .races import Races
@@ -161,12 +161,10 @@ class Batch:
         machine, steps, pc, ready = self.machine, g.frame.code.steps, g.pc, self.ready
         self.running = g
         step = steps[pc]
-        if step.is_release and ready and not g.gave_way:
-            g.gave_way = True
-            let_others_run(g)
+        if step.is_release and ready and gives_way(g):
             self.push(g)
             return
-        g.gave_way = False
+        g.gave_way = ()
         try:
             while True:
                 step.lanes += g.n

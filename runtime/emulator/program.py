@@ -38,7 +38,7 @@ class Step:
     control: Control | None = None
     is_leader: bool = False
     is_release: bool = False
-    """Whether it tells other blocks of what was done before: others run before it, once."""
+    """Whether it tells other blocks of what was done before: they run before it."""
     lanes: int = 0
     """How many threads executed it, in the current launch."""
     traffic: dict[str, int] = field(default_factory=dict)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .machine import Batch
 
 Array = NDArray[Any]
+MOST_WAYS = 16
+"""How often others run before a release, at most."""
 MOST_STEPS = 200
 """How many turns others get, at most, to come to what was read too early."""
 
@@ -39,6 +41,16 @@ def releases(x: Instruction) -> bool:
         return bool(words & _WIDE) and "acquire" not in words
     return x.opcode in ("st", "red", "atom") and bool(words & {"release", "acq_rel"}) and (
         bool(words & _WIDE))  # fmt: skip
+
+
+def gives_way(g: Group) -> bool:
+    """Lets groups run before a release at which one stands, as long as that changes anything."""
+    progress = g.batch.machine.progress
+    if len(g.gave_way) == MOST_WAYS or progress in g.gave_way:
+        return False
+    g.gave_way += (progress,)
+    let_others_run(g)
+    return True
 
 
 def wrote(g: Group, addresses: Array) -> None:

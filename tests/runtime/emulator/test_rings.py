@@ -120,21 +120,25 @@ def test_what_is_read_before_another_block_writes_it() -> None:
 def test_who_looks_once_may_come_before_a_release(signal: str, want: int) -> None:
     text = kernel(f"""
         setp.eq.u32 %p0, %r1, 0;
-        @%p0 bra READ;
+        @%p0 bra LATE;
         st.global.u32 [%d0], 7;
         {signal}
         bra END;
+    LATE:
+        atom.global.add.u32 %r6, [%d3], 1;
+        setp.lt.u32 %p2, %r6, 5;
+        @%p2 bra LATE;
     READ:
         ld.acquire.gpu.global.u32 %r4, [%d1];
         setp.lt.u32 %p1, %r4, {want};
         @%p1 bra READ;
         ld.global.u32 %r5, [%d0];
         st.global.u32 [%d2], %r5;
-    END:""", 3)
-    data, flag, out = words(1), words(1), words(1)
+    END:""", 4)
+    data, flag, out, late = (words(1) for _ in range(4))
     if want:
-        run(text, data, flag, out, grid=2, block=1)
+        run(text, data, flag, out, late, grid=2, block=1)
         assert out[0] == 7
     else:
-        found = fault(text, data, flag, out, grid=2, block=1)
+        found = fault(text, data, flag, out, late, grid=2, block=1)
         assert found.kind == "race" and "nothing between" in found.message
