@@ -60,7 +60,7 @@ class FoldWriter(StreamWriter):
         masked = is_adjacent(values_of(loop.body), loop.index) and is_adjacent([fold.value], name)
         (total,) = self._loop(
             self.index(loop.lo), self.index(loop.hi), [start], body, ahead, {loop.index, name},
-            True, True, short, masked,
+            True, True, short, masked, (start, self._join(fold, fold.kind, fold.dtype)),
         )  # fmt: skip
         self.scopes[-1].locals[fold.name] = total
 
@@ -80,6 +80,11 @@ class FoldWriter(StreamWriter):
     def _step(self, s: Fold, total: Value) -> Value:
         loses = s.name in self.lost_nans
         return combine(self.code, s.kind, total, self._folded(s.value, s.kind), s.dtype, loses)
+
+    def _join(self, s: Fold, kind: str, dtype: DType) -> Step:
+        """How the results of two parts of a fold become that of both."""
+        loses = s.name in self.lost_nans
+        return lambda one, other: combine(self.code, kind, one, other, dtype, loses)
 
     def _folded(self, value: KernelValue, kind: str) -> Value:
         """The element of a fold.
@@ -118,6 +123,8 @@ class FoldWriter(StreamWriter):
         fold of one loop a `part` is where it begins and ends."""
         code = self.code
         zero = code.const(0, "i64")
+        start = code.const(identity(kind, dtype), scalars.REGISTER[dtype.name])
+        joined = (start, self._join(s, kind, dtype))
 
         def nest(number: int, total: Value, position: Value) -> Value:
             name, extent = s.loops[number]
@@ -132,16 +139,15 @@ class FoldWriter(StreamWriter):
             bound, ahead = {n for n, _ in s.loops[number:]}, [s.value]
             short, masked = at_most(extent, SHORT_LOOP), last and is_adjacent(ahead, name)
 
-            def fold(lo: Value, hi: Value, start: Value) -> Value:
+            def fold(lo: Value, hi: Value, begin: Value) -> Value:
                 return self._loop(
-                    lo, hi, [start], body, ahead, bound, False, last, short and last, masked
+                    lo, hi, [begin], body, ahead, bound, False, last, short and last, masked, joined
                 )[0]
 
             if part:
                 return fold(*part, total)
             return self._fold_row(s, size, total, fold) if last else fold(zero, size, total)
 
-        start = code.const(identity(kind, dtype), scalars.REGISTER[dtype.name])
         return nest(0, start, zero) if s.loops else step(start, zero)
 
     def _fold_row(

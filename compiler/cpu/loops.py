@@ -32,6 +32,8 @@ HALF = 8
 MANY_LOOPS = 16
 """A concatenation has a loop for each part."""
 Body = Callable[[Value, list[Value]], list[Value]]
+Joined = tuple[Value, Callable[[Value, Value], Value]]
+"""Of an accumulator: what it may begin with anywhere, and how the results of two parts are one."""
 Case = AbstractContextManager[None]
 
 
@@ -158,15 +160,17 @@ class LoopWriter(CheckWriter):
         innermost: bool,
         short: bool = False,
         masked: bool = False,
+        joined: Joined | None = None,
     ) -> list[Value]:
         """A counted loop with accumulators; checks among `ahead` that it does not change go
         before it. A `short` loop is widened once, not interleaved. Where a loop may be `masked`,
         what is left over of whole vectors is done under a mask and not one by one: in a short loop
-        after it, if it is not short itself."""
+        after it, if it is not short itself. An accumulator that can be `joined` begins anew there,
+        so that the lanes of both loops are added up side by side and not in turn."""
         code = self.code
         if innermost:
             again = partial(
-                self._loop, lo, hi, start, body, ahead, bound, parallel, True, short, masked
+                self._loop, lo, hi, start, body, ahead, bound, parallel, True, short, masked, joined
             )
             if fit := self._words_fit(ahead, bound):
                 return self._either(fit, self._fitting, again)
@@ -177,8 +181,10 @@ class LoopWriter(CheckWriter):
             span = hi - lo  # less than 0 where a part of a row begins after the row's end
             span = span.compare("gt", 0).select(span, code.const(0, "i64"))
             middle = lo + (span & -(LANES if self._vectors(lo, hi) else SHORT_LOOP))
-            start = self._loop(lo, middle, start, body, ahead, bound, parallel, True)
-            return self._loop(middle, hi, start, body, ahead, bound, parallel, True, True, True)
+            whole = self._loop(lo, middle, start, body, ahead, bound, parallel, True)
+            begin = [joined[0]] if joined else whole
+            rest = self._loop(middle, hi, begin, body, ahead, bound, parallel, True, True, True)
+            return [joined[1](whole[0], rest[0])] if joined else rest
         masked = masked and short and self.module.level == "v4"
         with_group = parallel and innermost
 

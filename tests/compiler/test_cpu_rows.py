@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,12 @@ def test_a_loop_and_the_sum_of_what_it_stores_are_one(name: str) -> None:
     # `y` may be streamed, and then its loop is written twice
     apart = loops(kernel("mirrored"))
     assert loops(kernel(name)) == apart - (name not in ("mirrored",))
+
+
+def test_what_whole_vectors_leave_is_not_added_to_their_sum_in_turn() -> None:
+    accumulators = re.findall(r"phi float \[ (\S+), %enter", module_text([kernel("softmax")], "v4"))
+    least, zero = "0xFFF0000000000000", "0x0000000000000000"
+    assert accumulators == [least, least, zero, zero]  # each loop begins anew
 
 
 @pytest.mark.parametrize("level", LEVELS)
