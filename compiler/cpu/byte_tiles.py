@@ -21,7 +21,8 @@ from stagefuse.dsl.frozen import frozen
 
 from .byte_lines import STEP, ZEROS, lines_symbol, lines_text, loop, panel_symbol, panel_text
 from .pieces import begin_sums
-from .tile import QUADS, TileShape, tile_text
+from .tile import tile_text
+from .tile_sums import QUADS, TileShape
 
 SLAB = 32
 """Rows that are put in order at a time: two tiles of AMX."""

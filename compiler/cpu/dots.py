@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 
-from .tile import REGISTERS, SUFFIX, WIDTH
+from .tile import REGISTERS
+from .tile_sums import SUFFIX, WIDTH
 
 COLUMNS = 4
 HEIGHTS: dict[str, dict[int, tuple[int, ...]]] = {

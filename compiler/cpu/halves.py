@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from .byte_lines import loop
 from .cutting import FLOATS, STEP, WORDS, panel_bytes, row_bytes
+from .tile_sums import STRETCH
 
 ROWS = 8
 """Of a register tile: rows are cut with zeros up to 16, so that they always come in eights."""
@@ -113,21 +114,24 @@ def _addresses(wide: int) -> list[str]:
 
 
 def _tile(wide: int, columns: int) -> list[str]:
-    """Eight rows by some vectors of a panel: all steps of the depth, in pairs."""
+    """Eight rows by some vectors of a panel: stretches of the depth, in pairs."""
     return [
         *_addresses(wide),
-        "  br i1 %add, label %adds, label %begin",
-        "adds:",
-        *(f"  %g{x} = load {FLOATS}, ptr %w{x}, align 4" for x in _cells(wide)),
         "  br label %begin",
         "begin:",
-        *_phis(wide, "h", "zeroinitializer, %r.do", "%g{}, %adds"),
+        "  %from = phi i64 [ 0, %r.do ], [ %k1, %store ]",
+        "  %adds = phi i1 [ %add, %r.do ], [ true, %store ]",
+        "  %l0 = phi ptr [ %first, %r.do ], [ %l1, %store ]",
+        "  %p0 = phi ptr [ %base, %r.do ], [ %p1, %store ]",
+        f"  %far = add i64 %from, {STRETCH}",
+        "  %near = icmp slt i64 %far, %depth",
+        "  %last = select i1 %near, i64 %far, i64 %depth",
         "  br label %step",
         "step:",
-        "  %k = phi i64 [ 0, %begin ], [ %k1, %stepped ]",
-        "  %l = phi ptr [ %first, %begin ], [ %l1, %stepped ]",
-        "  %p = phi ptr [ %base, %begin ], [ %p1, %stepped ]",
-        *_phis(wide, "t", "%h{}, %begin", "%n{}, %stepped"),
+        "  %k = phi i64 [ %from, %begin ], [ %k1, %stepped ]",
+        "  %l = phi ptr [ %l0, %begin ], [ %l1, %stepped ]",
+        "  %p = phi ptr [ %p0, %begin ], [ %p1, %stepped ]",
+        *_phis(wide, "t", "zeroinitializer, %begin", "%n{}, %stepped"),
         "  br label %pair",
         "pair:",
         "  %j = phi i64 [ 0, %step ], [ %j1, %pair ]",
@@ -140,10 +144,19 @@ def _tile(wide: int, columns: int) -> list[str]:
         f"  %l1 = getelementptr i8, ptr %l, i64 {row_bytes(1)}",
         f"  %p1 = getelementptr i8, ptr %p, i64 {panel_bytes(columns, 1)}",
         f"  %k1 = add nuw nsw i64 %k, {STEP}",
-        "  %more_steps = icmp slt i64 %k1, %depth",
-        "  br i1 %more_steps, label %step, label %stored",
+        "  %more_steps = icmp slt i64 %k1, %last",
+        "  br i1 %more_steps, label %step, label %stop",
+        "stop:",
+        "  br i1 %adds, label %sum, label %store",
+        "sum:",
+        *(f"  %g{x} = load {FLOATS}, ptr %w{x}, align 4" for x in _cells(wide)),
+        *(f"  %h{x} = fadd {FLOATS} %g{x}, %n{x}" for x in _cells(wide)),
+        "  br label %store",
+        "store:",
+        *_phis(wide, "z", "%n{}, %stop", "%h{}, %sum"),
+        *(f"  store {FLOATS} %z{x}, ptr %w{x}, align 4" for x in _cells(wide)),
+        "  br i1 %near, label %begin, label %stored",
         "stored:",
-        *(f"  store {FLOATS} %n{x}, ptr %w{x}, align 4" for x in _cells(wide)),
     ]
 
 

@@ -30,7 +30,8 @@ from .scratch import (
     source_of,
 )
 from .streams import LARGE_BYTES
-from .tile import TileShape, tile_text
+from .tile import tile_text
+from .tile_sums import TileShape
 from .turns import Turn, turn_of, turn_text
 from .turns import symbol as symbol_of_turn
 
