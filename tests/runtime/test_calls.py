@@ -486,7 +486,8 @@ def test_locks_are_made_while_a_thread_forks() -> None:
 
     def make() -> None:
         while not ended.is_set():
-            forks.lock()
+            kept = [forks.lock() for _ in range(100)]
+            kept.clear()
 
     maker, before = threading.Thread(target=make), sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
