@@ -94,7 +94,7 @@ def lower_rows(low: Lowering) -> Parallel:
         low.emit(Let(name, result))
         low.emit(Store(total, cell, Local(name, dtype.compute)))
 
-    def spill() -> None:
+    def store() -> None:
         out = low.buffer(runs.ref, "out").name
         low.emit(Store(out, here, Load(total, cell, dtype)))
 
@@ -115,5 +115,5 @@ def lower_rows(low: Lowering) -> Parallel:
     if not low.facts.is_positive(runs.count):
         conditions.append(is_some(runs.count))
     low.branch(all_of(conditions), run)
-    columns(spill)
+    columns(store)
     return parallel, const(width)
