@@ -264,12 +264,26 @@ class CpuPipeline(Pipeline):
         self._waiting.clear()
         self._end_native()
 
+    def _renew(self) -> None:
+        """Have another table of native calls, from each bucket's next call on."""
+        if self._calls is not None:
+            self._waiting.update(self._calls.buckets)
+            self._end_native()
+
+    def _forked(self) -> None:
+        super()._forked()
+        # A thread that is no more would leave its table busy for ever. Its lock was taken to fork,
+        # if that did not take too long.
+        busy = self._calls is not None and self._calls.busy
+        if busy and self._native_lock.acquire(blocking=False):
+            self._renew()
+            self._native_lock.release()
+
     def _after(self) -> None:
         """A native call reported something, or its table was closed meanwhile."""
         with self._native_lock:
             if self._calls is not None and self._calls.failed:
-                self._waiting.update(self._calls.buckets)
-                self._end_native()
+                self._renew()
             self._ending = [calls for calls in self._ending if calls.busy]
 
     def _fresh(self, bucket: Bucket) -> list[np.ndarray[Any, Any]]:

@@ -272,6 +272,10 @@ class Pipeline(ABC):
                 session.close()
             self._release()
 
+    def _forked(self) -> None:
+        """This is a child made by `fork`: it has the thread that made it alone."""
+        self._executor, self._own = None, set()
+
     def __enter__(self) -> Pipeline:
         return self
 
@@ -282,13 +286,12 @@ class Pipeline(ABC):
 _pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
 
-def _without_threads() -> None:
-    """A child made by `fork` has none of the executors' threads."""
+def _after_fork() -> None:
     for pipeline in list(_pipelines):
-        pipeline._executor, pipeline._own = None, set()
+        pipeline._forked()
 
 
-os.register_at_fork(after_in_child=_without_threads)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _note_thread(threads: set[int]) -> None:

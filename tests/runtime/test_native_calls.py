@@ -21,6 +21,7 @@ from stagefuse.runtime import native_calls
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from . import handmade
+from .test_calls import in_a_child
 
 Array = np.ndarray[Any, Any]
 BOTH = """pipeline both(x: f32[M, N], y: f32[M, N], s: f32) -> (sum: f32[M, N], scaled: f32[N, M]):
@@ -258,6 +259,41 @@ def test_a_child_process_calls_too(pick: Any) -> None:
     if child == 0:
         os._exit(0 if (pick(x=x, at=at) == x[at]).all() else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_child_made_during_a_native_call_has_native_calls(
+    both: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = of_both(rng, 211, 307)  # whose results are the pool's, which Python asks for memory
+    kept = [both(**given) for _ in range(6)]
+    assert is_native(both)
+    main, within, forked = threading.get_ident(), threading.Event(), threading.Event()
+    another = type(both._pool)._another
+
+    def slowly(*args: Any) -> Any:
+        if threading.get_ident() != main:
+            within.set()
+            forked.wait(9)
+        return another(*args)
+
+    def works() -> bool:
+        for _ in range(2):
+            check(both, given, large=True)
+        counted = python_calls(both, monkeypatch)
+        check(both, given, large=True)
+        return is_native(both) and not counted
+
+    monkeypatch.setattr(type(both._pool), "_another", slowly)
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(check, both, given, large=True)
+        try:
+            assert within.wait(9) and both._calls.busy
+            assert in_a_child(works) == 0
+            assert both._calls.busy  # here
+        finally:
+            forked.set()
+        call.result()
+    assert not both._calls.busy and len(kept) == 6
 
 
 def test_signature_and_name(pick: Any) -> None:
