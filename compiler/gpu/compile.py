@@ -320,7 +320,7 @@ class GpuCompiler:
     def _describe(self, entry: Entry) -> None:
         """Keeps what predictions need of an entry's text."""
         self.arithmetic[entry.name] = arithmetic_of(entry.text)
-        self.flights[entry.name] = flight_of(entry.text)
+        self.flights[entry.name] = flight_of(entry.text, entry.turns)
 
     def _name(self, pipeline: Pipeline, label: str) -> str:
         """A name from the source, numbered in the order of the file."""
@@ -405,6 +405,7 @@ class GpuCompiler:
         shared = parse(launch.shared_bytes).evaluate(sizes) + used.shared
         resident, limit = occupancy(ARCHES[arch], launch.block[0], used.registers, shared)
         flight = self.flights[launch.kernel]
+        issued = flight.instructions.as_int()
         return {
             "registers": used.registers,
             "spill bytes": used.spill_stores + used.spill_loads,
@@ -414,7 +415,7 @@ class GpuCompiler:
             "occupancy limit": limit,
             "arithmetic": self.arithmetic[launch.kernel],
             "bytes ahead": loaded_ahead(flight.ahead, used.registers),
-            "instructions": flight.instructions,
+            "instructions": issued if issued is not None else str(flight.instructions),
             **({} if code == arch else {"code of": code}),
         }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import field, replace
 
 from stagefuse.compiler.cpu.bodies import walk
 from stagefuse.compiler.cpu.trigonometry import two_over_pi_table
@@ -46,7 +46,8 @@ class Entry:
     maps, passed after everything else. `stays`: its blocks share the work whatever their number,
     and how many registers they may have is settled. `cluster`: blocks that follow each other and
     share their memory. `together`: how many of one that `stays` an SM has room for, 0 for others.
-    `structure`: how its products and attention are computed, in words.
+    `structure`: how its products and attention are computed, in words. `turns`: how often the body
+    of a loop runs, by the label of its head, where sizes tell.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Entry:
     cluster: int = 1
     together: int = 0
     structure: str = ""
+    turns: Mapping[str, Expr] = field(default_factory=dict)
 
     @property
     def said(self) -> dict[str, str]:
@@ -140,7 +142,7 @@ class KernelWriter(SplitWriter):
         return Entry(
             name, "\n".join(lines), self.team, grid, self.shared, workspace,
             frozenset(code.tables), tuple(self.maps), self.stays, self.cluster,
-            structure="; ".join(dict.fromkeys(self.structure)),
+            structure="; ".join(dict.fromkeys(self.structure)), turns=code.turns,
         )  # fmt: skip
 
     def _steps(self) -> Expr:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from stagefuse.compiler.cpu import scalars as shared
-from stagefuse.dsl.dims import Atom, Expr, as_expr, const, floordiv, mod, sym
+from stagefuse.dsl.dims import Atom, Expr, as_expr, const, floordiv, is_size, mod, sym
 from stagefuse.dsl.facts import Facts
 
 from .ir import Code, Value
@@ -68,6 +68,17 @@ class IndexWriter:
     def resolve(self, expr: Expr) -> Expr:
         """An expression over registers alone."""
         return self.facts.replaced(expr, self.bound)
+
+    def note_turns(
+        self, head: str, ends: tuple[Expr, Expr], step: int | None, turns: Expr | None
+    ) -> None:
+        """Keeps how often a loop runs, if the sizes of a call alone say it: `turns` times, or else
+        once for each step from the first to the last of `ends`."""
+        if turns is None and step:
+            turns = floordiv(ends[1] - ends[0] + step, step)
+        turns = None if turns is None else self.resolve(turns)
+        if turns is not None and all(map(is_size, turns.symbols())):
+            self.code.turns[head] = turns
 
     # Facts
 

@@ -15,6 +15,7 @@ from typing import TypeAlias, Union
 
 from stagefuse.compiler.cpu.ir import round_to_single
 from stagefuse.compiler.operators import BITS, FLOATS, Operators
+from stagefuse.dsl.dims import Expr
 
 from .fields import Fields
 from .lines import Line, Lines
@@ -119,6 +120,8 @@ class Code(Lines):
         super().__init__()
         self.contract = False  # whether a product and a sum may become one instruction
         self.tables: set[str] = set()
+        self.turns: dict[str, Expr] = {}
+        """How often the body of a loop runs, by the label of its head, where sizes tell."""
         self.stored: dict[str, tuple[str, Value]] = {}
         """Registers whose value is that of another one, with an element as it is stored."""
         self.wholes: dict[str, Value] = {}

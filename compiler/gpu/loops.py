@@ -253,11 +253,13 @@ class LoopWriter(BarrierWriter):
                         present = body(sym(name) + n * step, present)
             return present
 
+        extent, whole = ends[1] + 1 - ends[0], step * unroll
+        turns = floordiv(extent, whole), floordiv(mod(extent, whole) + (step - 1), step)
         carry, at = self._counted(
-            name, start, last - step * (unroll - 1), many, ends, carry, several
+            name, start, last - step * (unroll - 1), many, ends, carry, several, turns[0]
         )
         rest, _ = self._counted(
-            name, at, last, step_value, ends, carry, lambda c: body(sym(name), c)
+            name, at, last, step_value, ends, carry, lambda c: body(sym(name), c), turns[1]
         )
         return rest
 
@@ -270,12 +272,15 @@ class LoopWriter(BarrierWriter):
         ends: tuple[Expr, Expr],
         carry: Carry,
         body: Visit,
+        turns: Expr | None = None,
     ) -> tuple[Carry, Value]:
-        """A loop from `start` while below `end`; gives what it carries, and where it ended."""
+        """A loop from `start` while below `end`, `turns` times or as often as steps are between
+        the ends; gives what it carries, and where it ended."""
         code = self.code
         counter = code.variable(start.type, start)
         totals = [code.variable(v.type, v) for v in carry]
         head, done = code.label("loop"), code.label("end")
+        self.note_turns(head, ends, step.known, turns)
         with code.loop_scope(), self.scope():
             code.start(head)
             inner = Value(code, counter.text, counter.type, code.depth)

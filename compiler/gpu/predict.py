@@ -62,6 +62,7 @@ def predict(gpu: GpuPlan, launch: GpuLaunchPlan, sizes: Mapping[str, int]) -> Pr
         known[loop.step] = max(parse(loop.count).evaluate(known) - 1, 0) // 2
     x, y, z = (max(parse(side).evaluate(known), 0) for side in launch.grid)
     moved, flops = (parse(str(notes[key])).evaluate(known) for key in ("bytes", "flops"))
+    issued = max(parse(str(notes.get("instructions", 0))).evaluate(known), 0)
     threads = launch.block[0] * launch.block[1] * launch.block[2]
     own = {b: gpu.buffers[b] for b in launch.buffers}
     handed = sum(_bytes(b, known) for b in own.values() if b.slot is not None)
@@ -70,7 +71,7 @@ def predict(gpu: GpuPlan, launch: GpuLaunchPlan, sizes: Mapping[str, int]) -> Pr
         device.name: predicted(
             device, moved, flops, x * y * z, threads, int(notes["blocks per SM"]),
             str(notes.get("arithmetic", "f32")), min(handed, moved), max(moved - written, 0),
-            int(notes.get("bytes ahead", 0)), int(notes.get("instructions", 0)),
+            int(notes.get("bytes ahead", 0)), issued,
         )
         for device in devices_of(gpu.arch)
     }  # fmt: skip

@@ -194,7 +194,7 @@ class ScatterWriter(ScanWriter):
             return carry
 
         one, ends = self.code.const(1, "i32"), (const(0), const(WARP - 1))
-        self._counted(HIT, self.code.const(0, "i32"), left, one, ends, [], body)
+        self._counted(HIT, self.code.const(0, "i32"), left, one, ends, [], body, const(1))
 
     def _lane_of_run(
         self,

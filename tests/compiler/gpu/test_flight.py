@@ -6,6 +6,8 @@ from pathlib import Path
 
 from stagefuse.compiler.gpu.flight import Flight, flight_of
 from stagefuse.compiler.gpu.targets import TARGETS, loaded_ahead, predicted
+from stagefuse.dsl.dims import const, sym
+from stagefuse.dsl.dims_text import parse
 
 from .gpu_run import compiled, launches
 
@@ -26,7 +28,7 @@ $end:
 
 def _flight(*lines: str) -> Flight:
     text = "\n".join(x if x.startswith("$") else f"\t{x}" for x in lines)
-    return flight_of(ENTRY.format(text))
+    return flight_of(ENTRY.format(text), {"$loop7": sym("N")})
 
 
 LOAD = "ld.global.nc.v4.f32 {%f1, %f2, %f3, %f4}, [%rd1];"
@@ -34,7 +36,7 @@ STORE = "st.shared.f32 [%r1], %f1;"
 
 
 def test_loads_that_only_some_lanes_do_wait_for_each_other() -> None:
-    assert _flight(LOAD, STORE, LOAD, STORE) == Flight(32, 6)
+    assert _flight(LOAD, STORE, LOAD, STORE) == Flight(32, const(6))
     some = [f"@%p1 {x}" for x in (LOAD, STORE)]
     assert _flight(*some, *some).ahead == 16
     assert _flight(some[0], some[0], some[1]).ahead == 32
@@ -51,11 +53,26 @@ def test_the_shortest_way_counts() -> None:
     found = _flight(
         "@!%p1 bra $else2;", LOAD, "bra $done1;", "$else2:", LOAD, LOAD, STORE, STORE, "$done1:"
     )
-    assert found == Flight(32, 5)
-    assert _flight("@%p1 bra $else1;", LOAD, STORE, "$else1:").instructions == 3
+    assert found == Flight(32, const(5))
+    assert _flight("@%p1 bra $else1;", LOAD, STORE, "$else1:").instructions == const(3)
     loop = _flight("$loop1:", "@!%p1 bra $end1;", LOAD, "bra $loop1;", "$end1:")
-    assert loop == Flight(16, 5)
-    assert _flight("div.u32 %r1, %r2, %r3;").instructions == 23
+    assert loop == Flight(16, const(5))
+    assert _flight("div.u32 %r1, %r2, %r3;").instructions == const(23)
+
+
+def test_loops_count_as_often_as_sizes_say() -> None:
+    loop = ["$loop7:", "@!%p1 bra $end1;", LOAD, "bra $loop7;", "$end1:"]
+    assert _flight(*loop).instructions == 2 + 3 * sym("N")
+    assert _flight("@!%p1 bra $end2;", *loop, "$end2:").instructions == 3 + 3 * sym("N")
+
+
+def test_a_lane_loops_over_what_it_sums(tmp_path: Path) -> None:
+    """Twice as many elements are nearly twice as many instructions of each lane."""
+    text = "pipeline p(x: f32[A, 128, 512]) -> f32[128]:\n    sum(x, axis=(0, 2))\n"
+    (launch,) = launches(compiled(tmp_path / "p.pipe", text, ("sm_90a",)))[:1]
+    issued = parse(str(launch.report["instructions"]))
+    assert issued.symbols() == {"A"}
+    assert issued.evaluate({"A": 1 << 15}) > 1.9 * issued.evaluate({"A": 1 << 14})
 
 
 def test_registers_bound_what_is_loaded_ahead() -> None:
