@@ -21,7 +21,7 @@ from stagefuse.runtime import native_calls
 from stagefuse.runtime.cpu_pipeline import CpuPipeline
 
 from . import handmade
-from .test_calls import in_a_child
+from .test_forks import in_a_child
 
 Array = np.ndarray[Any, Any]
 BOTH = """pipeline both(x: f32[M, N], y: f32[M, N], s: f32) -> (sum: f32[M, N], scaled: f32[N, M]):
