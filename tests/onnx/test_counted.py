@@ -40,6 +40,8 @@ def suppressed(
 def _overlap(p: np.ndarray[Any, Any], q: np.ndarray[Any, Any]) -> float:
     sides = np.minimum(p[2:], q[2:]) - np.maximum(p[:2], q[:2])
     shared = float(np.prod(np.maximum(sides, 0)))
+    if shared == 0:  # also of boxes without any area
+        return 0.0
     return shared / float(np.prod(p[2:] - p[:2]) + np.prod(q[2:] - q[:2]) - shared)
 
 

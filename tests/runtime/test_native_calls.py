@@ -229,7 +229,7 @@ def test_threads_share_a_table(pick: Any, rng: np.random.Generator) -> None:
 
 def test_closing_while_calls_run(rng: np.random.Generator) -> None:
     x = rng.standard_normal((16, 1000), np.float32)
-    for _ in range(5):
+    for _ in range(2):
         pipe: Any = sf.compile("pipeline p(x: f32[M, N]) -> f32[M]:\n    sum(sin(x) * cos(x), 1)\n")
         expected = [pipe(x=x) for _ in range(3)][0]
         assert is_native(pipe)
