@@ -260,7 +260,6 @@ class CpuPipeline(Pipeline):
             self._ending = [calls for calls in self._ending if calls.busy]
 
     def _forget_native(self) -> None:
-        self._native = b"" if self._code is None else self._native
         self._waiting.clear()
         self._end_native()
 
@@ -359,7 +358,7 @@ class CpuPipeline(Pipeline):
         return profile.write_trace(self, path, calls, inputs, session)
 
     def _release(self) -> None:
-        self._code = None
+        self._code, self._native = None, b""
         self._forget_native()
         self._buckets, self._free = {}, []
         self._pool.clear()

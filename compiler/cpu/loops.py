@@ -276,17 +276,17 @@ class LoopWriter(CheckWriter):
     def _vectors(self, lo: Value, hi: Value) -> int | None:
         """How many vectors there are in a loop of known size that is better not divided into four
         at a time and a rest: of 5 to 15 vectors alone, or of 6 or 10 and one of fewer lanes."""
-        if self.module.level != "v4" or not (lo.text.isdigit() and hi.text.isdigit()):
+        size = _known_size(lo, hi)
+        if self.module.level != "v4" or size is None:
             return None
-        vectors, rest = divmod(int(hi.text) - int(lo.text), LANES)
+        vectors, rest = divmod(size, LANES)
         fits = 4 < vectors < 16 if rest == 0 else vectors in (6, 10) and rest & (rest - 1) == 0
         return vectors if fits else None
 
     def _leaves_rest(self, lo: Value, hi: Value) -> bool:
         """Whether a loop may do other than whole vectors, on a target that has masks."""
-        known = lo.text.isdigit() and hi.text.isdigit()
-        whole = known and (int(hi.text) - int(lo.text)) % LANES == 0
-        return self.module.level == "v4" and not whole
+        size = _known_size(lo, hi)
+        return self.module.level == "v4" and (size is None or size % LANES != 0)
 
     def _loop_metadata(
         self, group: str, innermost: bool, short: bool, masked: bool, vectors: int | None = None
@@ -308,3 +308,10 @@ class LoopWriter(CheckWriter):
         else:  # a third of the compile time, for loops that the vectoriser interleaves
             properties.append(self.module.node('!{!"llvm.loop.unroll.runtime.disable"}'))
         return f", !llvm.loop {self.module.loop(properties)}"
+
+
+def _known_size(lo: Value, hi: Value) -> int | None:
+    """The turns of a loop between two constants."""
+    if not (lo.text.isdigit() and hi.text.isdigit()):
+        return None
+    return int(hi.text) - int(lo.text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ def written(path: Path, header: Any, data: bytes) -> Path:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return path
+
+
+def damaged(good: bytes, rng: np.random.Generator) -> Iterator[bytes]:
+    """A file 300 times, with another byte somewhere."""
+    for _ in range(300):
+        bad = bytearray(good)
+        bad[rng.integers(len(bad))] = rng.integers(256)
+        yield bytes(bad)
 
 
 def test_tensors_may_begin_at_any_byte(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -60,9 +69,7 @@ def test_any_byte_may_be_wrong(tmp_path: Path, rng: np.random.Generator) -> None
         path.write_bytes(good[:length])
         with pytest.raises(WeightsError):
             open_weights(path)
-    for _ in range(300):
-        bad = bytearray(good)
-        bad[rng.integers(len(bad))] = rng.integers(256)
+    for bad in damaged(good, rng):
         path.write_bytes(bad)
         try:
             file = open_weights(path)
@@ -141,9 +148,7 @@ def test_any_byte_of_a_compressed_file_may_be_wrong(
     path = tmp_path / "w.npz"
     np.savez_compressed(path, a=rng.standard_normal(50), b=np.arange(99.0))
     good = path.read_bytes()
-    for _ in range(300):
-        bad = bytearray(good)
-        bad[rng.integers(len(bad))] = rng.integers(256)
+    for bad in damaged(good, rng):
         path.write_bytes(bad)
         try:
             file = open_weights(path)
